@@ -1,0 +1,76 @@
+"""PostgreSQL refuses to run as root. As root it runs as a system user of ours, on files that this user can reach."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pwd
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+from typing import TypedDict
+
+SYSTEM_USER = "ballast"
+REACHABLE_FOLDER = Path("/var/lib/ballast")
+
+
+class Identity(TypedDict, total=False):
+    """Arguments for subprocess.Popen; empty when we are not root."""
+
+    user: int
+    group: int
+    extra_groups: list[int]
+
+
+def is_root() -> bool:
+    return os.geteuid() == 0
+
+
+def identity() -> Identity:
+    """Who PostgreSQL's processes run as. Makes the system user on first use."""
+    if not is_root():
+        return {}
+    user = _system_user()
+    return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+
+
+def reachable(path: Path) -> Path:
+    """`path`, or its stand-in below /var/lib/ballast when a private parent folder hides it from the system user."""
+    if not is_root() or all(parent.stat().st_mode & stat.S_IXOTH for parent in path.absolute().parents if parent.exists()):
+        return path
+    digest = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:12]
+    return REACHABLE_FOLDER / f"{path.name}-{digest}"
+
+
+def reachable_copy(folder: Path) -> Path:
+    """Like `reachable`, with the folder's files copied to the stand-in."""
+    place = reachable(folder)
+    if place != folder and not place.exists():
+        unfinished = place.with_suffix(f".{os.getpid()}")
+        shutil.copytree(folder, unfinished, symlinks=True)
+        unfinished.rename(place)
+    return place
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder that only the one who runs PostgreSQL may enter."""
+    path.mkdir(parents=True, exist_ok=True, mode=0o755)
+    path.chmod(0o700)
+    give(path)
+
+
+def give(path: Path) -> None:
+    """Hands a file or folder to the system user; nothing to do when we are not root."""
+    if is_root():
+        user = _system_user()
+        os.chown(path, user.pw_uid, user.pw_gid)
+
+
+def _system_user() -> pwd.struct_passwd:
+    try:
+        return pwd.getpwnam(SYSTEM_USER)
+    except KeyError:
+        subprocess.run(["useradd", "--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin", SYSTEM_USER],
+                       check=True, capture_output=True)
+        return pwd.getpwnam(SYSTEM_USER)

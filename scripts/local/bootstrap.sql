@@ -1,0 +1,73 @@
+-- What hosted Supabase has before any migration of ours runs: its roles, schemas and default privileges.
+-- Run once, as the superuser supabase_admin, in the database postgres. Passwords are set by scripts/local/postgres.py.
+
+-- postgres is powerful on hosted Supabase, but no superuser: what works here works there.
+create role postgres login createrole createdb replication bypassrls;
+create role anon nologin noinherit;
+create role authenticated nologin noinherit;
+create role service_role nologin noinherit bypassrls;
+create role authenticator login noinherit;
+grant anon, authenticated, service_role to authenticator;
+grant anon, authenticated, service_role, authenticator to postgres with admin option;
+grant pg_monitor, pg_read_all_data, pg_signal_backend to postgres;
+
+-- The Data API logs in as authenticator and becomes one of the three roles; a runaway query ends by itself.
+alter role anon set statement_timeout = '3s';
+alter role authenticated set statement_timeout = '8s';
+alter role authenticator set statement_timeout = '8s';
+alter role postgres set search_path = "$user", public, extensions;
+
+alter database postgres owner to postgres;
+alter schema public owner to pg_database_owner;
+grant all on schema public to postgres;
+grant usage on schema public to anon, authenticated, service_role;
+
+create schema extensions authorization postgres;
+grant usage on schema extensions to anon, authenticated, service_role;
+
+-- Lite re-creates these at every start, so the role it logs in as must own them.
+create schema auth authorization authenticator;
+grant usage on schema auth to anon, authenticated, service_role, postgres;
+grant create on database postgres to authenticator;
+set role authenticator;
+create function auth.uid() returns uuid language sql stable
+as $$ select nullif(current_setting('request.jwt.claims', true)::jsonb ->> 'sub', '')::uuid $$;
+create function auth.role() returns text language sql stable
+as $$ select nullif(current_setting('request.jwt.claims', true)::jsonb ->> 'role', '') $$;
+create function auth.email() returns text language sql stable
+as $$ select nullif(current_setting('request.jwt.claims', true)::jsonb ->> 'email', '') $$;
+create function auth.jwt() returns jsonb language sql stable
+as $$ select coalesce(nullif(current_setting('request.jwt.claims', true), ''), '{}')::jsonb $$;
+reset role;
+
+-- Realtime's side of the contract: policies of ours refer to realtime.messages and realtime.topic().
+create schema realtime;
+create table realtime.messages (
+  topic text not null,
+  extension text not null,
+  payload jsonb,
+  event text,
+  private boolean default false,
+  updated_at timestamp not null default now(),
+  inserted_at timestamp not null default now(),
+  id uuid not null default gen_random_uuid(),
+  primary key (id, inserted_at)
+) partition by range (inserted_at);
+create table realtime.messages_default partition of realtime.messages default;
+alter table realtime.messages enable row level security;
+create function realtime.topic() returns text language sql stable
+as $$ select nullif(current_setting('realtime.topic', true), '') $$;
+grant usage on schema realtime to postgres, anon, authenticated, service_role;
+grant select, insert, update on realtime.messages to postgres, anon, authenticated, service_role;
+
+-- Both the Supabase CLI and we record migrations here; Lite insists on adding its own columns.
+create schema supabase_migrations authorization postgres;
+grant usage on schema supabase_migrations to authenticator;
+
+-- Hosted Supabase grants everything on new objects in public to the three roles. Our first migration takes that back.
+alter default privileges for role postgres in schema public grant all on tables to anon, authenticated, service_role;
+alter default privileges for role postgres in schema public grant all on sequences to anon, authenticated, service_role;
+alter default privileges for role postgres in schema public grant all on functions to anon, authenticated, service_role;
+
+-- For Lite only: lets its login role, which inherits nothing, see that tables exist. It gives no access to data.
+alter default privileges for role postgres grant references on tables to authenticator;

