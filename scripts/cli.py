@@ -1,0 +1,74 @@
+"""The `ballast` command. Each verb's module is imported only when that verb is used, so that `ballast --help` is quick."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import click
+
+from scripts.failure import Failure
+
+
+class Verb(NamedTuple):
+    """Where a verb lives (`module:command`) and the line `ballast --help` says about it."""
+
+    place: str
+    help: str
+
+
+VERBS = {
+    "up": Verb("scripts.stack:up", "Start everything: Postgres, the Data API, Clerk's stand-in, Redis and the service."),
+    "down": Verb("scripts.stack:down", "Stop everything that `ballast up` started."),
+    "status": Verb("scripts.stack:status", "Show which parts are running, and where."),
+    "env": Verb("scripts.stack:env", "Print the environment of the running stack as export lines."),
+    "reset": Verb("scripts.stack:reset", "Stop the stack and delete its data."),
+    "token": Verb("scripts.token:token", "Print a session token as Clerk would issue it."),
+    "clerk": Verb("scripts.clerk:clerk", "Send signed Clerk events to the service."),
+    "seed": Verb("scripts.seed:seed", "Fill the database with the example tenants, or with bulk data."),
+    "migrate": Verb("scripts.migrate:migrate", "Apply, check or make migrations."),
+    "inbox": Verb("scripts.inbox:inbox", "List, show or retry the Clerk events that were received."),
+    "bench": Verb("scripts.bench:bench", "Measure policies and webhooks against their aims."),
+}
+
+
+class LazyGroup(click.Group):
+    """Resolves verbs on use, and is the one place where our errors become a line on stderr and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        verb = VERBS.get(cmd_name)
+        if verb is None:
+            return None
+        module, _, attribute = verb.place.partition(":")
+        command = getattr(import_module(module), attribute)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{verb.place} is not a click command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, verb.help) for name, verb in VERBS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Failure as failure:
+            click.echo(f"ballast: {failure}", err=True)
+            ctx.exit(failure.exit_code)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ballast")
+def ballast() -> None:
+    """A Supabase-native backend for B2B SaaS whose users sign in with Clerk.
+
+    Start with `ballast up`. State lives in BALLAST_HOME (default: .local in the checkout), ports start at
+    BALLAST_PORT_BASE + 1 (default: 54320 + 1), so that several stacks can run next to each other.
+    """
+
+
+if __name__ == "__main__":
+    ballast()
