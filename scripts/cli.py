@@ -1,4 +1,4 @@
-"""The `ballast` command. Each verb's module is imported only when that verb is used, so that `ballast --help` is quick."""
+"""The `ballast` command. A verb's module is imported only when it is used, so that `ballast --help` is quick."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "up": Verb("scripts.stack:up", "Start everything: Postgres, the Data API, Clerk's stand-in, Redis and the service."),
+    "up": Verb("scripts.stack:up", "Start everything: Postgres, the Data API, Clerk's stand-in, Redis, the service."),
     "down": Verb("scripts.stack:down", "Stop everything that `ballast up` started."),
     "status": Verb("scripts.stack:status", "Show which parts are running, and where."),
     "env": Verb("scripts.stack:env", "Print the environment of the running stack as export lines."),
@@ -35,10 +35,10 @@ VERBS = {
 class LazyGroup(click.Group):
     """Resolves verbs on use, and is the one place where our errors become a line on stderr and an exit code."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(VERBS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         verb = VERBS.get(cmd_name)
         if verb is None:
             return None
@@ -48,7 +48,7 @@ class LazyGroup(click.Group):
             raise TypeError(f"{verb.place} is not a click command")
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
             formatter.write_dl([(name, verb.help) for name, verb in VERBS.items()])
 

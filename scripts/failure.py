@@ -1,4 +1,4 @@
-"""The base of every error that ends a command: its message is one line that says what went wrong and what to do next."""
+"""The base of every error that ends a command: one line that says what went wrong and what to do next."""
 
 from __future__ import annotations
 
