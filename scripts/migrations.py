@@ -1,0 +1,379 @@
+"""Brings a database to what the files say: migrations/ in version order, then functions/ and policies/ that changed.
+
+One transaction under an advisory lock: everything is applied, or nothing. Migrations are recorded in
+supabase_migrations.schema_migrations as the Supabase CLI records them, sources by checksum in app.applied_sources.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, LiteralString, NamedTuple
+
+import psycopg
+from psycopg import errors, sql
+
+from scripts.failure import Failure
+from scripts.statements import Statement, split
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Chosen once, at random; two deployers must agree on it. Shown by pg_locks as classid 0 and objid.
+ADVISORY_LOCK = 733_140_617
+# A deployment must not queue behind a long query and hold up everyone behind itself; long index builds are fine.
+LOCK_TIMEOUT = "10s"
+STATEMENT_TIMEOUT = "15min"
+
+# The words of github.com/supabase/cli pkg/migration/history.go, so that either tool finds what the other made.
+HISTORY_TABLE: tuple[LiteralString, ...] = (
+    "create schema if not exists supabase_migrations",
+    "create table if not exists supabase_migrations.schema_migrations (version text not null primary key)",
+    "alter table supabase_migrations.schema_migrations add column if not exists statements text[]",
+    "alter table supabase_migrations.schema_migrations add column if not exists name text",
+)
+
+_MIGRATION_NAME = re.compile(r"(?P<version>\d{14})_(?P<name>[a-z0-9_]+)\.sql")
+_TRANSACTION_CONTROL = {"begin", "start", "commit", "end", "rollback", "abort", "savepoint", "release", "prepare"}
+
+Connection = psycopg.Connection[Any]
+Tell = Callable[[str], None]
+
+
+class DatabaseUnreachable(Failure):
+    """No connection to the database could be made."""
+
+
+class FilesInvalid(Failure):
+    """A file of migrations/, functions/ or policies/ has a name that says nothing, or cannot be read."""
+
+
+class HistoryDisagrees(Failure):
+    """The applied migrations are not the files: one was edited, is missing, or came too late."""
+
+
+class StatementFailed(Failure):
+    """The server refused a statement; says file, line and the server's words. Nothing was applied."""
+
+
+class Migration(NamedTuple):
+    """A file of migrations/. `path` is relative to the root, as in every message."""
+
+    version: str
+    name: str
+    path: str
+    text: str
+
+    def statements(self) -> list[str]:
+        return [statement.text for statement in split(self.text)]
+
+
+class Source(NamedTuple):
+    """A file of functions/ or policies/. `table` is the (schema, table) that a policies file defines."""
+
+    path: str
+    text: str
+    checksum: str
+    table: tuple[str, str] | None
+
+
+@dataclass(frozen=True)
+class Files:
+    """What the checkout declares, in the order of application."""
+
+    migrations: tuple[Migration, ...]
+    sources: tuple[Source, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What stands between the files and the database. `removed` holds source paths that have no file any more."""
+
+    files: Files
+    migrations: tuple[Migration, ...]
+    sources: tuple[Source, ...]
+    removed: tuple[str, ...]
+
+    @property
+    def empty(self) -> bool:
+        return not (self.migrations or self.sources or self.removed)
+
+
+def up(database_url: str, *, root: Path = ROOT, dry_run: bool = False, tell: Tell = lambda _: None) -> Plan:
+    """Applies what is new or changed and returns it; with `dry_run` everything runs and is rolled back.
+
+    `tell` gets a line when another deployer is waited for, and the server's warnings. Raises a Failure, and then
+    nothing was applied.
+    """
+    files = read_files(root)
+    with connected(database_url, tell) as connection, connection.transaction(force_rollback=dry_run):
+        lock(connection, tell)
+        plan = make_plan(connection, files)
+        apply(connection, plan)
+        if not plan.empty:
+            # Finds a deferred constraint that fails while there is still somebody to tell.
+            connection.execute("set constraints all immediate")
+            connection.execute("notify pgrst, 'reload schema'")
+    return plan
+
+
+@contextmanager
+def connected(database_url: str, tell: Tell = lambda _: None) -> Iterator[Connection]:
+    """A connection whose warnings go to `tell`. Raises DatabaseUnreachable without the URL's password."""
+    try:
+        connection: Connection = psycopg.connect(
+            database_url,
+            autocommit=True,
+            prepare_threshold=None,  # A transaction pooler knows no prepared statements
+            connect_timeout=10,
+            application_name="ballast migrate",
+        )
+    except psycopg.Error as error:
+        reason = str(error).strip().splitlines()[-1]
+        message = f"The database does not answer: {reason}\nCheck DATABASE_URL, or run `ballast up`."
+        raise DatabaseUnreachable(message) from None
+    with connection:
+        connection.add_notice_handler(lambda notice: tell(f"{notice.severity}: {notice.message_primary}"))
+        connection.execute("set client_min_messages = warning")
+        yield connection
+
+
+def lock(connection: Connection, tell: Tell) -> None:
+    """Takes the deployers' lock until the transaction ends; waits, and says so, while another holds it."""
+    free = connection.execute("select pg_try_advisory_xact_lock(%s)", [ADVISORY_LOCK]).fetchone()
+    if free != (True,):
+        tell("Another deployment is running on this database; waiting for it to end ...")
+        connection.execute("set local lock_timeout = 0")
+        connection.execute("set local statement_timeout = 0")
+        connection.execute("select pg_advisory_xact_lock(%s)", [ADVISORY_LOCK])
+
+
+def read_files(root: Path) -> Files:
+    """Reads the three folders. Raises FilesInvalid for a name that says nothing or a version used twice."""
+    migrations = [_read_migration(path) for path in _sql_files(root / "migrations")]
+    for earlier, later in pairwise(migrations):
+        if earlier.version == later.version:
+            raise FilesInvalid(f"{earlier.path} and {later.path} have one version: give the newer another timestamp.")
+    sources = [_read_source(path) for folder in ("functions", "policies") for path in _sql_files(root / folder)]
+    return Files(tuple(migrations), tuple(sources))
+
+
+def _sql_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.sql"))
+
+
+def _read_text(path: Path) -> str:
+    # Not read_text(): it changes line ends, and the Supabase CLI records them as they are.
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise FilesInvalid(f"{_name(path)} is not UTF-8 (byte {error.start}): save it as UTF-8.") from None
+
+
+def _name(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
+
+
+def _read_migration(path: Path) -> Migration:
+    match = _MIGRATION_NAME.fullmatch(path.name)
+    if match is None:
+        raise FilesInvalid(
+            f"{_name(path)} is not named <14 digits>_<lower_case_name>.sql: rename it (`ballast migrate new` does)."
+        )
+    return Migration(match["version"], match["name"], _name(path), _read_text(path))
+
+
+def _read_source(path: Path) -> Source:
+    text = _read_text(path)
+    checksum = hashlib.sha256(text.encode()).hexdigest()
+    return Source(_name(path), text, checksum, policy_table(_name(path)))
+
+
+def policy_table(path: str) -> tuple[str, str] | None:
+    """The table that policies/<table>.sql or policies/<schema>.<table>.sql defines; None for another folder's file."""
+    folder, _, file_name = path.partition("/")
+    if folder != "policies":
+        return None
+    schema, _, table = file_name.removesuffix(".sql").rpartition(".")
+    return schema or "public", table
+
+
+def make_plan(connection: Connection, files: Files) -> Plan:
+    """Compares files and database. HistoryDisagrees: an applied migration was edited, is missing or came late."""
+    applied = applied_migrations(connection)
+    _check_history(files.migrations, applied)
+    checksums = applied_sources(connection)
+    return Plan(
+        files,
+        tuple(migration for migration in files.migrations if migration.version not in applied),
+        tuple(source for source in files.sources if checksums.get(source.path) != source.checksum),
+        tuple(sorted(checksums.keys() - {source.path for source in files.sources})),
+    )
+
+
+def applied_migrations(connection: Connection) -> dict[str, tuple[str, list[str] | None]]:
+    """Version → (name, statements) of what is recorded; empty for a database that was never migrated."""
+    if not _exists(connection, "supabase_migrations.schema_migrations"):
+        return {}
+    query = "select version, coalesce(name, ''), statements from supabase_migrations.schema_migrations order by version"
+    return {version: (name, statements) for version, name, statements in connection.execute(query)}
+
+
+def applied_sources(connection: Connection) -> dict[str, str]:
+    """Path → checksum; empty before the first migration."""
+    if not _exists(connection, "app.applied_sources"):
+        return {}
+    return dict(connection.execute("select path, checksum from app.applied_sources").fetchall())
+
+
+def _exists(connection: Connection, table: str) -> bool:
+    return connection.execute("select to_regclass(%s) is not null", [table]).fetchone() == (True,)
+
+
+def _check_history(migrations: tuple[Migration, ...], applied: dict[str, tuple[str, list[str] | None]]) -> None:
+    problems = []
+    known = {migration.version for migration in migrations}
+    for version in sorted(applied.keys() - known):
+        problems.append(
+            f"migrations/{version}_{applied[version][0]}.sql is applied but missing here: get it back from version "
+            f"control (or, if it should never have been: supabase migration repair --status reverted {version})."
+        )
+    newest = max(applied, default="")
+    for migration in migrations:
+        if migration.version not in applied:
+            if migration.version < newest:
+                problems.append(
+                    f"{migration.path} is older than {newest}, which is already applied: "
+                    "give it a new timestamp, so that every database applies them in one order."
+                )
+        elif applied[migration.version][1] not in (None, migration.statements()):
+            problems.append(
+                f"{migration.path} was edited after it was applied: undo the edit and put the change into a new "
+                "migration (`ballast migrate new NAME`)."
+            )
+    if problems:
+        raise HistoryDisagrees("\n".join(problems))
+
+
+def apply(connection: Connection, plan: Plan) -> None:
+    """Runs a plan inside the caller's transaction. Raises StatementFailed."""
+    reset_session(connection)
+    if plan.migrations:
+        for statement in HISTORY_TABLE:
+            connection.execute(statement)
+    for migration in plan.migrations:
+        reset_session(connection)
+        run_file(connection, migration.path, migration.text)
+        connection.execute(
+            "insert into supabase_migrations.schema_migrations (version, name, statements) values (%s, %s, %s)",
+            [migration.version, migration.name, migration.statements()],
+        )
+    if (plan.sources or plan.removed) and not _exists(connection, "app.applied_sources"):
+        raise FilesInvalid(
+            "There is no table app.applied_sources, to record sources in: the first migration must make it."
+        )
+    for path in plan.removed:
+        _forget(connection, path)
+    for source in plan.sources:
+        apply_source(connection, source)
+        connection.execute(
+            "insert into app.applied_sources (path, checksum, applied_at) values (%s, %s, now()) "
+            "on conflict (path) do update set checksum = excluded.checksum, applied_at = excluded.applied_at",
+            [source.path, source.checksum],
+        )
+
+
+def reset_session(connection: Connection) -> None:
+    """As the Supabase CLI does before each file: it must not feel what an earlier one has set."""
+    connection.execute("reset role")
+    connection.execute("reset all")
+    connection.execute("set client_min_messages = warning")
+    connection.execute(f"set local lock_timeout = '{LOCK_TIMEOUT}'")
+    connection.execute(f"set local statement_timeout = '{STATEMENT_TIMEOUT}'")
+
+
+def _forget(connection: Connection, path: str) -> None:
+    table = policy_table(path)
+    if table is not None and table_exists(connection, table):
+        clear_table(connection, table)
+    connection.execute("delete from app.applied_sources where path = %s", [path])
+
+
+def apply_source(connection: Connection, source: Source) -> None:
+    """Makes the database agree with one file of functions/ or policies/."""
+    reset_session(connection)
+    if source.table is not None:
+        if not table_exists(connection, source.table):
+            name = ".".join(source.table)
+            raise FilesInvalid(f"{source.path}: there is no table {name}. Rename the file, or make the table.")
+        clear_table(connection, source.table)
+    run_file(connection, source.path, source.text)
+
+
+def table_exists(connection: Connection, table: tuple[str, str]) -> bool:
+    return _exists(connection, sql.Identifier(*table).as_string())
+
+
+def clear_table(connection: Connection, table: tuple[str, str]) -> None:
+    """Takes every policy, and every grant to the API's roles, from a table or view.
+
+    Another owner's grants (realtime.messages is Supabase's) stay: they are not ours to take, nor to declare.
+    """
+    name = sql.Identifier(*table)
+    policies = connection.execute("select policyname from pg_policies where (schemaname, tablename) = (%s, %s)", table)
+    for (policy,) in policies.fetchall():
+        connection.execute(sql.SQL("drop policy {} on {}").format(sql.Identifier(policy), name))
+    ours = "select pg_has_role(relowner, 'usage') from pg_class where oid = %s::regclass"
+    if connection.execute(ours, [name.as_string()]).fetchone() == (True,):
+        # Takes the columns' grants too.
+        connection.execute(sql.SQL("revoke all on {} from public, anon, authenticated, service_role").format(name))
+
+
+def run_file(connection: Connection, path: str, text: str) -> None:
+    """Runs a file's statements. Raises StatementFailed with file, line and the server's words."""
+    for statement in split(text):
+        if statement.words[:1] and statement.words[0] in _TRANSACTION_CONTROL:
+            raise StatementFailed(
+                f"{path}:{_line(text, statement.start or 0)}: `{statement.words[0]}` is not possible here: "
+                "all files are applied in one transaction. Delete the line.\nNothing was applied."
+            )
+        try:
+            connection.execute(statement.text.encode())
+        except psycopg.Error as error:
+            raise _refusal(path, text, statement, error) from error
+
+
+def _refusal(path: str, text: str, statement: Statement, error: psycopg.Error) -> StatementFailed:
+    said = error.diag
+    offset = statement.start if statement.start is not None else statement.offset
+    if said.statement_position is not None:
+        offset = statement.offset + int(said.statement_position) - 1
+    lines = [f"{path}:{_line(text, offset)}: {said.message_primary or error}"]
+    for title, words in (("Detail", said.message_detail), ("Hint", said.message_hint)):
+        if words:
+            lines.append(f"{title}: {words}")
+    if said.context and said.statement_position is None:
+        lines.append(f"Where: {said.context}")
+    if isinstance(error, errors.ActiveSqlTransaction):
+        lines.append("All files are applied in one transaction: use a form that can run in one (no `concurrently`).")
+    return StatementFailed("\n".join([*lines, "Nothing was applied."]))
+
+
+def _line(text: str, offset: int) -> int:
+    return text.count("\n", 0, offset) + 1
+
+
+def new(name: str, *, root: Path = ROOT, now: datetime | None = None) -> Path:
+    """Writes an empty migration with the present UTC time as its version. Raises FilesInvalid for a bad name."""
+    if not re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", name):
+        raise FilesInvalid(f"{name!r} cannot name a migration: use lower-case words joined by _, such as add_projects.")
+    version = f"{now or datetime.now(UTC):%Y%m%d%H%M%S}"
+    path = root / "migrations" / f"{version}_{name}.sql"
+    with path.open("x") as file:
+        file.write("-- Why this change is needed, in a sentence.\n")
+    return path

@@ -1,0 +1,115 @@
+"""Splits a file of SQL into its statements, where PostgreSQL's own psql would: after each semicolon that ends one.
+
+No library fits: sqlparse loses nested comments and SQL-standard bodies, pglast is GPL and knows one server version.
+The rules are those of psql's scanner (src/fe_utils/psqlscan.l) with standard_conforming_strings on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+# What cannot hold a statement's end is read as one token. An unterminated token reaches to the end of the file: the
+# server then says what is wrong with it.
+_TOKEN = re.compile(
+    r"""
+      (?P<comment> --[^\r\n]* )
+    | (?P<block> /\* )
+    | [eE] ' (?: [^'\\] | \\. | '' )* (?: ' (?: \s*\n\s* ' (?: [^'\\] | \\. | '' )* ' )* | \Z )
+    | ' [^']* (?: '' [^']* )* (?: ' | \Z )
+    | " [^"]* (?: "" [^"]* )* (?: " | \Z )
+    | \$ (?P<tag> (?: [^\W\d] \w* )? ) \$ .*? (?: \$ (?P=tag) \$ | \Z )
+    | (?P<word> [^\W\d] [\w$]* )
+    | (?P<mark> [();] )
+    | (?P<space> \s+ )
+    | \d+ | .
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_COMMENT_MARK = re.compile(r"/\*|\*/")
+
+
+@dataclass(frozen=True)
+class Statement:
+    """`text` without surrounding space and semicolon; `offset` is where it starts in the file, in characters.
+
+    `words` are its first words outside comments and quotes, in lower case, at most four: enough to tell its kind.
+    `start` is the offset of its first token that is no comment; None when it holds nothing but comments.
+    """
+
+    text: str
+    offset: int
+    start: int | None
+    words: tuple[str, ...]
+
+
+def split(sql: str) -> Iterator[Statement]:
+    """A file's statements in order, as the Supabase CLI records them: comments stay, empty statements are dropped."""
+    begin, position = 0, 0
+    while begin < len(sql):
+        scan = _Scan()
+        position = scan.run(sql, begin)
+        text = sql[begin:position].rstrip(";").strip()
+        if text:
+            offset = begin + len(sql[begin:position]) - len(sql[begin:position].lstrip())
+            yield Statement(text, offset, scan.start, tuple(scan.words))
+        begin = position
+
+
+class _Scan:
+    """The state of reading one statement: how deep in parentheses and in `begin atomic … end` bodies."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+        self.start: int | None = None
+        self.parentheses = 0
+        self.bodies = 0
+
+    def run(self, sql: str, position: int) -> int:
+        """Returns the position after the statement that starts at `position`, its semicolon included."""
+        while position < len(sql):
+            token = _TOKEN.match(sql, position)
+            if token is None:  # Every character matches `.`
+                raise AssertionError(position)
+            position = token.end()
+            if token["block"]:
+                position = _end_of_comment(sql, position)
+            elif token["comment"] is None and token["space"] is None:
+                if token["mark"] == ";" and self.parentheses == 0 and self.bodies == 0:
+                    return position
+                if self.start is None:
+                    self.start = token.start()
+                self._note(token["word"], token["mark"])
+        return position
+
+    def _note(self, word: str | None, mark: str | None) -> None:
+        if mark == "(":
+            self.parentheses += 1
+        elif mark == ")":
+            self.parentheses = max(0, self.parentheses - 1)
+        elif word is not None:
+            if len(self.words) < 4:
+                self.words.append(word.lower())
+            if self.parentheses == 0 and self._creates_routine():
+                self._note_body(word.lower())
+
+    def _creates_routine(self) -> bool:
+        words = [word for word in self.words if word not in ("or", "replace")]
+        return words[0] == "create" and words[1:2] in (["function"], ["procedure"])
+
+    def _note_body(self, word: str) -> None:
+        if word == "begin" or (word == "case" and self.bodies):
+            self.bodies += 1
+        elif word == "end" and self.bodies:
+            self.bodies -= 1
+
+
+def _end_of_comment(sql: str, position: int) -> int:
+    """Where the block comment opened before `position` ends; block comments nest."""
+    depth = 1
+    for mark in _COMMENT_MARK.finditer(sql, position):
+        depth += 1 if mark.group() == "/*" else -1
+        if depth == 0:
+            return mark.end()
+    return len(sql)
