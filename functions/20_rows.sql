@@ -1,0 +1,49 @@
+-- What tables need from functions: defaults and triggers.
+
+-- Only called when a value changed: each trigger's condition says so.
+create or replace function app.touch() returns trigger
+language plpgsql volatile parallel safe set search_path = pg_catalog, pg_temp
+as $$
+begin
+  new.updated_at := now();
+  return new;
+end;
+$$;
+comment on function app.touch is 'Stamps updated_at.';
+
+create or replace trigger touch before update on public.organizations
+for each row when (old.* is distinct from new.*) execute function app.touch();
+create or replace trigger touch before update on public.organization_memberships
+for each row when (old.* is distinct from new.*) execute function app.touch();
+create or replace trigger touch before update on public.organization_invitations
+for each row when (old.* is distinct from new.*) execute function app.touch();
+create or replace trigger touch before update on public.projects
+for each row when (old.* is distinct from new.*) execute function app.touch();
+-- Being seen is no change of a profile.
+create or replace trigger touch before update on public.profiles
+for each row when (to_jsonb(old) - 'last_seen_at' is distinct from to_jsonb(new) - 'last_seen_at') execute function app.touch();
+
+create or replace function app.mfa_required() returns boolean
+language sql stable parallel safe security definer set search_path = pg_catalog, pg_temp
+as $$
+  select s.mfa_required from app.settings as s;
+$$;
+comment on function app.mfa_required is 'What a new organization starts with. Definer: a column default may run as any role, app.settings is private.';
+
+alter table public.organizations alter column mfa_required set default app.mfa_required();
+alter table public.projects alter column created_by set default app.user_id();
+
+-- Who leaves an organization does not go on working in it.
+create or replace function app.leave_organization() returns trigger
+language plpgsql volatile parallel safe security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  update public.profiles set current_organization_id = null
+  where id = old.user_id and current_organization_id = old.organization_id;
+  return null;
+end;
+$$;
+comment on function app.leave_organization is 'Clears current_organization_id. Definer: whoever ends a membership need not be able to write profiles.';
+
+create or replace trigger leave_organization after delete on public.organization_memberships
+for each row execute function app.leave_organization();

@@ -1,0 +1,25 @@
+-- Projects are the example business entity: copy this shape for yours.
+create table public.projects (
+  id uuid primary key default gen_random_uuid(),
+  organization_id uuid not null references public.organizations on delete cascade,
+  created_by uuid references public.profiles on delete set null,
+  title text not null check (length(title) between 1 and 200),
+  description text check (length(description) <= 10000),
+  status text not null default 'active' check (status in ('active', 'archived', 'deleted')),
+  metadata jsonb not null default '{}' check (jsonb_typeof(metadata) = 'object' and octet_length(metadata::text) <= 65536),
+  created_at timestamptz not null default now(),
+  updated_at timestamptz not null default now()
+);
+comment on table public.projects is 'Example business entity, scoped to an organization.';
+comment on column public.projects.id is 'Our id.';
+comment on column public.projects.organization_id is 'The organization it belongs to, for good.';
+comment on column public.projects.created_by is 'Who made it: the caller. Null once that person is erased.';
+comment on column public.projects.title is 'Title, 1 to 200 characters.';
+comment on column public.projects.description is 'Free text.';
+comment on column public.projects.status is 'active, archived or deleted (in the bin).';
+comment on column public.projects.metadata is 'Whatever the product adds, an object of at most 64 KiB.';
+comment on column public.projects.created_at is 'When it was made.';
+comment on column public.projects.updated_at is 'When a value last changed.';
+create index projects_organization_id_created_at_idx on public.projects (organization_id, created_at desc);
+create index projects_created_by_idx on public.projects (created_by);
+alter table public.projects enable row level security, force row level security;

@@ -1,0 +1,101 @@
+-- What Clerk told us: every message, and per object the newest we know.
+
+-- The inbox. A message is here before Clerk gets its answer, whatever became of it.
+create table app.webhook_events (
+  message_id text primary key check (length(message_id) between 1 and 256),
+  type text not null,
+  event jsonb not null,
+  outcome text not null check (outcome in ('processed', 'stale', 'ignored', 'failed')),
+  error text,
+  attempts integer not null default 1,
+  next_attempt_at timestamptz,
+  received_at timestamptz not null default now(),
+  applied_at timestamptz
+);
+comment on table app.webhook_events is 'Inbox of Clerk''s webhooks: one row a message, stored and applied in one transaction.';
+comment on column app.webhook_events.message_id is 'The svix-id header: the same on every delivery of a message.';
+comment on column app.webhook_events.type is 'Clerk''s event type, such as user.created.';
+comment on column app.webhook_events.event is 'The whole event as received. Personal data.';
+comment on column app.webhook_events.outcome is 'processed; stale: something newer was known; ignored: not a type we handle; failed: see error.';
+comment on column app.webhook_events.error is 'Why it failed or was ignored.';
+comment on column app.webhook_events.attempts is 'How often it was applied or tried.';
+comment on column app.webhook_events.next_attempt_at is 'When a failed event is due again.';
+comment on column app.webhook_events.received_at is 'When the first delivery arrived.';
+comment on column app.webhook_events.applied_at is 'When it got its outcome; null while failed.';
+create index webhook_events_next_attempt_at_idx on app.webhook_events (next_attempt_at) where outcome = 'failed';
+alter table app.webhook_events enable row level security, force row level security;
+
+-- The order of all writes to one object, compared from left to right. The same events in any order leave the greatest.
+create type app.clerk_stamp as (
+  is_real boolean,
+  source_updated_at timestamptz,
+  is_own boolean,
+  event_at timestamptz,
+  fingerprint bytea
+);
+comment on type app.clerk_stamp is
+  'A real record over a stub; then the object''s updated_at; then its own event over a copy inside another; then the event''s time; then a hash.';
+
+-- The newest write per object of Clerk's. The rows in public are computed from these and from the tombstones.
+create table app.clerk_records (
+  kind text not null,
+  clerk_id text not null,
+  organization_id text,
+  user_id text,
+  stamp app.clerk_stamp not null,
+  fields jsonb not null,
+  primary key (kind, clerk_id)
+);
+comment on table app.clerk_records is 'Last writer wins, per object of Clerk''s: the fields we use and the stamp they came with.';
+comment on column app.clerk_records.kind is 'user, organization, membership, invitation, role, permission, subscription or subscription_item.';
+comment on column app.clerk_records.clerk_id is 'Clerk''s id. A membership known from a session token only: session:ORGANIZATION:USER.';
+comment on column app.clerk_records.organization_id is 'Clerk''s id of the organization the object belongs to.';
+comment on column app.clerk_records.user_id is 'Clerk''s id of the person a membership belongs to.';
+comment on column app.clerk_records.stamp is 'Orders the writes; see app.clerk_stamp.';
+comment on column app.clerk_records.fields is 'The fields we use. Personal data for users and invitations.';
+create index clerk_records_organization_id_idx on app.clerk_records (organization_id, kind, user_id) where organization_id is not null;
+alter table app.clerk_records enable row level security, force row level security;
+
+-- What Clerk deleted. Ids are never reused, so a tombstone stays and late events change nothing.
+create table app.clerk_tombstones (
+  kind text not null,
+  clerk_id text not null,
+  organization_id text,
+  user_id text,
+  deleted_at timestamptz not null,
+  primary key (kind, clerk_id)
+);
+comment on table app.clerk_tombstones is 'Deleted objects of Clerk''s; only ever grows.';
+comment on column app.clerk_tombstones.kind is 'As in app.clerk_records.';
+comment on column app.clerk_tombstones.clerk_id is 'Clerk''s id.';
+comment on column app.clerk_tombstones.organization_id is 'For a membership: its organization.';
+comment on column app.clerk_tombstones.user_id is 'For a membership: its person.';
+comment on column app.clerk_tombstones.deleted_at is 'When Clerk deleted it: the newest time we were told.';
+create index clerk_tombstones_pair_idx on app.clerk_tombstones (organization_id, user_id) where organization_id is not null;
+alter table app.clerk_tombstones enable row level security, force row level security;
+
+-- Clerk's role keys are the customer's own words. Those not listed here mean viewer.
+create table app.clerk_roles (
+  key text primary key,
+  role text not null check (role in ('owner', 'admin', 'member', 'viewer'))
+);
+comment on table app.clerk_roles is 'What a role key of Clerk''s means here. A change takes effect on existing members at once.';
+comment on column app.clerk_roles.key is 'Clerk''s role key, such as org:admin.';
+comment on column app.clerk_roles.role is 'The role of ours.';
+alter table app.clerk_roles enable row level security, force row level security;
+insert into app.clerk_roles (key, role) values
+  ('org:owner', 'owner'), ('org:admin', 'admin'), ('org:member', 'member'), ('org:viewer', 'viewer'),
+  ('admin', 'admin'), ('basic_member', 'member'), ('guest_member', 'viewer');
+
+-- Clerk's plan slugs are the customer's own words too. Those not listed here leave the tier as it is.
+create table app.clerk_plans (
+  slug text primary key,
+  tier text not null check (tier in ('free', 'starter', 'pro', 'enterprise'))
+);
+comment on table app.clerk_plans is 'Which tier a plan of Clerk''s billing means.';
+comment on column app.clerk_plans.slug is 'The plan''s slug in Clerk.';
+comment on column app.clerk_plans.tier is 'The tier of ours.';
+alter table app.clerk_plans enable row level security, force row level security;
+insert into app.clerk_plans (slug, tier)
+select tier || suffix, tier
+from unnest(array['free', 'starter', 'pro', 'enterprise']) as tier, unnest(array['', '-plan', '_plan', '_org']) as suffix;

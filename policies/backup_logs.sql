@@ -1,0 +1,1 @@
+-- Nobody reaches this table through the API: it is written and read by functions for the service.
