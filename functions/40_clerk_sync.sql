@@ -52,7 +52,7 @@ create or replace function app.show_organization(clerk_id text, fields jsonb, be
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
-  seats numeric := case when fields ? 'max_seats' then (fields -> 'max_seats')::numeric end;
+  seats numeric := (fields ->> 'max_seats')::numeric; -- none sent: the default; 0: no limit
   seat_limit integer := case when seats is null then 5 when seats between 1 and 1e9 then floor(seats)::integer end;
   organization uuid;
 begin

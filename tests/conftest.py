@@ -1,0 +1,136 @@
+"""What tests stand on: one PostgreSQL of their own, shaped like hosted Supabase, and one whole running stack."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from scripts import migrations
+from scripts.local.postgres import Postgres, stop
+
+ROOT = Path(__file__).parents[1]
+Claims = dict[str, Any]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--postgres", metavar="BIN", type=Path, help="bin folder of the PostgreSQL that database tests run on")
+    parser.addoption("--histories", type=int, default=300, help="how many histories the convergence test delivers")
+
+
+def free_port_block(size: int = 10) -> int:
+    """A base B such that the ports B+1 … B+size-1 are free now."""
+    while True:
+        base = secrets.randbelow(20_000) + 20_000
+        with contextlib.ExitStack() as sockets, contextlib.suppress(OSError):
+            for port in range(base, base + size):
+                sockets.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return base
+
+
+@pytest.fixture(scope="session")
+def home() -> Iterator[Path]:
+    """A folder outside pytest's own, which only root may enter when we are root."""
+    with tempfile.TemporaryDirectory(prefix="ballast-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def server(home: Path, request: pytest.FixtureRequest) -> Iterator[Postgres]:
+    """A migrated PostgreSQL for tests that need no API; durable settings off."""
+    postgres = Postgres(home / "server", free_port_block(), "test", request.config.getoption("--postgres"))
+    process = postgres.start(fsync="off", max_connections="60")
+    try:
+        migrations.up(postgres.url())
+        yield postgres
+    finally:
+        stop(process)
+
+
+@dataclass(frozen=True)
+class Database:
+    """A connection as postgres inside a transaction that is rolled back, and a way to act as somebody else in it."""
+
+    connection: psycopg.Connection[Any]
+
+    @contextlib.contextmanager
+    def acting(self, role: str, claims: Claims | str | None = None) -> Iterator[None]:
+        """As the Data API does it: set the role and the claims, run, set them back. Text is sent as it is."""
+        text = claims if isinstance(claims, str) else json.dumps(claims) if claims is not None else ""
+        with self.connection.transaction():
+            self.execute("select set_config('request.jwt.claims', %s, true)", text)
+            self.execute(f"set local role {role}")
+            yield
+            self.execute("reset role")
+
+    def execute(self, statement: str, *values: object) -> psycopg.Cursor[Any]:
+        return self.connection.execute(statement, values or None)  # type: ignore[call-overload, no-any-return]
+
+    def value(self, statement: str, *values: object) -> Any:
+        row = self.execute(statement, *values).fetchone()
+        return row[0] if row else None
+
+    def rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        return self.execute(statement, *values).fetchall()
+
+
+@pytest.fixture
+def database(server: Postgres) -> Iterator[Database]:
+    with psycopg.connect(server.url()) as connection:
+        yield Database(connection)
+        connection.rollback()
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A running embedded stack: `environment` as `ballast env` prints it."""
+
+    home: Path
+    environment: dict[str, str]
+
+    def ballast(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Runs the command against this stack and returns what it printed."""
+        return subprocess.run(
+            [Path(sys.executable).with_name("ballast"), *arguments],
+            cwd=ROOT, env=os.environ | self.environment, capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+
+    def token(self, user: str, organization: str | None = None, *options: str) -> str:
+        """A session token of a seeded person. Fails the test with the command's words when there is none."""
+        chosen = ["--org", organization] if organization else []
+        result = self.ballast("token", "--user", user, *chosen, *options)
+        assert result.returncode == 0, result.stderr
+        return result.stdout.strip()
+
+
+@pytest.fixture(scope="session")
+def stack(home: Path) -> Iterator[Stack]:
+    """The seeded stack, started once for all tests that go through the API."""
+    place = {"BALLAST_HOME": str(home / "stack"), "BALLAST_PORT_BASE": str(free_port_block())}
+    starting = Stack(home / "stack", place)
+    started = starting.ballast("up", "--detach")
+    assert started.returncode == 0, started.stdout + started.stderr
+    try:
+        environment = json.loads(starting.ballast("env", "--json").stdout)
+        yield Stack(home / "stack", place | environment)
+    finally:
+        assert starting.ballast("down").returncode == 0
+
+
+@pytest.fixture(scope="session")
+def connect(server: Postgres) -> Callable[[], psycopg.Connection[Any]]:
+    """Opens a connection of its own as postgres, with autocommit: for tests about concurrency."""
+    return lambda: psycopg.connect(server.url(), autocommit=True)
