@@ -37,7 +37,8 @@ def identity() -> Identity:
 
 def reachable(path: Path) -> Path:
     """`path`, or its stand-in below /var/lib/ballast when a private parent folder hides it from the system user."""
-    if not is_root() or all(parent.stat().st_mode & stat.S_IXOTH for parent in path.absolute().parents if parent.exists()):
+    parents = [parent for parent in path.absolute().parents if parent.exists()]
+    if not is_root() or all(parent.stat().st_mode & stat.S_IXOTH for parent in parents):
         return path
     digest = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:12]
     return REACHABLE_FOLDER / f"{path.name}-{digest}"
@@ -71,6 +72,6 @@ def _system_user() -> pwd.struct_passwd:
     try:
         return pwd.getpwnam(SYSTEM_USER)
     except KeyError:
-        subprocess.run(["useradd", "--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin", SYSTEM_USER],
-                       check=True, capture_output=True)
+        options = ["--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin"]
+        subprocess.run(["useradd", *options, SYSTEM_USER], check=True, capture_output=True)
         return pwd.getpwnam(SYSTEM_USER)

@@ -25,20 +25,17 @@ grant usage on schema public to anon, authenticated, service_role;
 create schema extensions authorization postgres;
 grant usage on schema extensions to anon, authenticated, service_role;
 
--- Lite re-creates these at every start, so the role it logs in as must own them.
-create schema auth authorization authenticator;
+-- Owned by the superuser, as on hosted Supabase; uid() raises on a Clerk id, so nothing of ours calls it.
+create schema auth;
 grant usage on schema auth to anon, authenticated, service_role, postgres;
-grant create on database postgres to authenticator;
-set role authenticator;
-create function auth.uid() returns uuid language sql stable
-as $$ select nullif(current_setting('request.jwt.claims', true)::jsonb ->> 'sub', '')::uuid $$;
-create function auth.role() returns text language sql stable
-as $$ select nullif(current_setting('request.jwt.claims', true)::jsonb ->> 'role', '') $$;
-create function auth.email() returns text language sql stable
-as $$ select nullif(current_setting('request.jwt.claims', true)::jsonb ->> 'email', '') $$;
 create function auth.jwt() returns jsonb language sql stable
 as $$ select coalesce(nullif(current_setting('request.jwt.claims', true), ''), '{}')::jsonb $$;
-reset role;
+create function auth.uid() returns uuid language sql stable
+as $$ select (auth.jwt() ->> 'sub')::uuid $$;
+create function auth.role() returns text language sql stable
+as $$ select auth.jwt() ->> 'role' $$;
+create function auth.email() returns text language sql stable
+as $$ select auth.jwt() ->> 'email' $$;
 
 -- Realtime's side of the contract: policies of ours refer to realtime.messages and realtime.topic().
 create schema realtime;
@@ -60,14 +57,13 @@ as $$ select nullif(current_setting('realtime.topic', true), '') $$;
 grant usage on schema realtime to postgres, anon, authenticated, service_role;
 grant select, insert, update on realtime.messages to postgres, anon, authenticated, service_role;
 
--- Both the Supabase CLI and we record migrations here; Lite insists on adding its own columns.
-create schema supabase_migrations authorization postgres;
-grant usage on schema supabase_migrations to authenticator;
+-- The Data API forgets what it knew of the tables whenever a statement changes them.
+create function extensions.pgrst_ddl_watch() returns event_trigger language plpgsql
+as $$ begin notify pgrst, 'reload schema'; end $$;
+create event trigger pgrst_ddl_watch on ddl_command_end execute function extensions.pgrst_ddl_watch();
+create event trigger pgrst_drop_watch on sql_drop execute function extensions.pgrst_ddl_watch();
 
 -- Hosted Supabase grants everything on new objects in public to the three roles. Our first migration takes that back.
 alter default privileges for role postgres in schema public grant all on tables to anon, authenticated, service_role;
 alter default privileges for role postgres in schema public grant all on sequences to anon, authenticated, service_role;
 alter default privileges for role postgres in schema public grant all on functions to anon, authenticated, service_role;
-
--- For Lite only: lets its login role, which inherits nothing, see that tables exist. It gives no access to data.
-alter default privileges for role postgres grant references on tables to authenticator;

@@ -12,6 +12,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
+from scripts.failure import Failure
 from scripts.local import account
 
 BOOTSTRAP = Path(__file__).with_name("bootstrap.sql")
@@ -26,7 +27,7 @@ SETTINGS = {
 }
 
 
-class ServerDidNotStart(RuntimeError):
+class ServerDidNotStart(Failure):
     """PostgreSQL ended, or stayed silent, while we waited for its first answer."""
 
 
@@ -59,7 +60,7 @@ class Postgres:
         return [self._program("postgres"), "-D", str(self.folder / "data"), "-p", str(self.port), *options]
 
     def create(self) -> None:
-        """Makes the cluster with supabase_admin as its only superuser. Raises CalledProcessError with initdb's words."""
+        """Makes the cluster, supabase_admin its only superuser. Raises CalledProcessError with initdb's words."""
         account.make_folder(self.folder)
         password_file = self.folder / "password"
         password_file.touch(mode=0o600)
@@ -67,16 +68,25 @@ class Postgres:
         password_file.write_text(self.password)
         try:
             subprocess.run(
-                [self._program("initdb"), "-D", str(self.folder / "data"), "-U", "supabase_admin", "--pwfile", str(password_file),
-                 "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"],
-                check=True, capture_output=True, text=True, cwd="/", **account.identity(),
-            )  # fmt: skip
+                [
+                    *(self._program("initdb"), "-D", str(self.folder / "data"), "-U", "supabase_admin"),
+                    *("--pwfile", str(password_file), "--auth=scram-sha-256"),
+                    *("--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"),
+                ],
+                check=True,
+                capture_output=True,
+                text=True,
+                cwd="/",
+                **account.identity(),
+            )
         finally:
             password_file.unlink()
 
     def bootstrap(self) -> None:
-        """Gives a new cluster hosted Supabase's roles, schemas and default privileges."""
-        with psycopg.connect(self.url("supabase_admin"), autocommit=True) as connection:
+        """Gives a new cluster hosted Supabase's roles, schemas and default privileges. Does nothing twice."""
+        with psycopg.connect(self.url("supabase_admin")) as connection:
+            if connection.execute("select from pg_roles where rolname = 'authenticator'").rowcount:
+                return
             connection.execute(BOOTSTRAP.read_bytes())
             for role in ("postgres", "authenticator"):
                 statement = sql.SQL("alter role {} password {}")
@@ -84,17 +94,20 @@ class Postgres:
 
     def start(self, **settings: str) -> subprocess.Popen[bytes]:
         """Makes the server if it is new, starts it, waits for its first answer and returns its process."""
-        new = not self.exists()
-        if new:
+        if not self.exists():
             self.create()
         with (self.folder / "server.log").open("ab") as log:
             process = subprocess.Popen(
-                self.command(**settings), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", **account.identity()
+                self.command(**settings),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                **account.identity(),
             )
         try:
             self.wait_until_ready(process)
-            if new:
-                self.bootstrap()
+            self.bootstrap()
         except BaseException:
             stop(process)
             raise
@@ -105,12 +118,17 @@ class Postgres:
         deadline = time.monotonic() + seconds
         while process.poll() is None and time.monotonic() < deadline:
             try:
-                with psycopg.connect(self.url("supabase_admin"), connect_timeout=2) as connection:
-                    connection.execute("select 1")
-                return
+                self.ask()
             except psycopg.OperationalError:
                 time.sleep(0.05)
+            else:
+                return
         raise ServerDidNotStart(f"PostgreSQL on port {self.port} did not answer. Its log: {self.folder / 'server.log'}")
+
+    def ask(self) -> None:
+        """Runs a query. Raises psycopg.OperationalError when the server does not answer."""
+        with psycopg.connect(self.url("supabase_admin"), connect_timeout=2) as connection:
+            connection.execute("select 1")
 
     def _program(self, name: str) -> str:
         if self.programs is not None:

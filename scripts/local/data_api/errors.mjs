@@ -1,0 +1,20 @@
+// PostgREST's answer to each SQLSTATE, after the table in its documentation ("Errors: HTTP Status Codes").
+
+const BY_CODE = { 23503: 409, 23505: 409, 25006: 405, 53400: 500, "57P01": 503, P0001: 400, "42883": 404, "42P01": 404, "42P17": 500 };
+
+const BY_CLASS = {
+  "08": 503, "09": 500, "0L": 403, "0P": 403, 21: 500, 25: 500, 28: 403, "2D": 500, 38: 500, 39: 500, "3B": 500, 40: 500,
+  53: 503, 54: 413, 55: 500, 57: 500, 58: 500, F0: 500, HV: 500, P0: 500, XX: 500,
+};
+
+/**
+ * The answer to an error of the database for a caller of that role: {status, headers, body}. Undefined for errors that
+ * are not the database's, and for the codes PGRST and PTxxx, by which SQL chooses its own answer and which Lite knows.
+ */
+export function answerFor(error, role) {
+  const code = error?.code;
+  if (typeof code !== "string" || !/^[0-9A-Z]{5}$/.test(code) || code === "PGRST" || code.startsWith("PT")) return undefined;
+  const status = code === "42501" ? (role === "anon" ? 401 : 403) : (BY_CODE[code] ?? BY_CLASS[code.slice(0, 2)] ?? 400);
+  const headers = status === 401 ? { "WWW-Authenticate": "Bearer" } : {};
+  return { status, headers, body: { code, details: error.detail ?? null, hint: error.hint ?? null, message: error.message } };
+}

@@ -1,0 +1,142 @@
+"""The one door of the local Supabase (API URL): checks the API key, as hosted Supabase does, and forwards."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+import aiohttp
+import jwt
+from aiohttp import web
+
+from scripts.failure import Failure
+from scripts.local.stack import Stack
+
+# Who each path belongs to. The Data API serves both of today's paths.
+ROUTES: Final = ("/rest/v1", "/auth/v1")
+TOKEN_SECONDS = 300
+HOP_BY_HOP = {"connection", "keep-alive", "te", "trailers", "transfer-encoding", "upgrade"} | {
+    "proxy-authenticate",
+    "proxy-authorization",
+}
+CORS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Expose-Headers": "Content-Range, Content-Location, Preference-Applied",
+}
+
+
+class KeyRefused(Failure):
+    """The request carries no API key, or one that is not ours."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.body = {"message": message, "hint": hint}
+
+
+class Gateway:
+    """Forwards requests to the Data API, with a short-lived token in place of the API key."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._roles = {stack.secrets.publishable_key: "anon", stack.secrets.secret_key: "service_role"}
+        self._jwt_secret = stack.secrets.jwt_secret
+        self._upstream = f"http://127.0.0.1:{stack.data_api_port}"
+        self._tokens: dict[str, tuple[float, str]] = {}
+        self._session: aiohttp.ClientSession | None = None
+
+    def application(self) -> web.Application:
+        application = web.Application()
+        application.on_startup.append(self._open)
+        application.on_cleanup.append(self._close)
+        for path in ROUTES:
+            application.router.add_route("*", path + "{rest:(/.*)?}", self.forward)
+        return application
+
+    async def forward(self, request: web.Request) -> web.StreamResponse:
+        if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+            return web.Response(headers=_preflight(request))
+        try:
+            authorization = self._authorization(request)
+        except KeyRefused as refusal:
+            return web.json_response(refusal.body, status=401, headers=CORS)
+        try:
+            return await self._stream(request, authorization)
+        except aiohttp.ClientConnectionError:
+            body = {"message": "The Data API does not answer", "hint": "See `ballast status`."}
+            return web.json_response(body, status=503, headers=CORS)
+
+    def _authorization(self, request: web.Request) -> str:
+        """The Authorization header for the Data API: the caller's own token, or one for the API key's role."""
+        key = request.headers.get("apikey") or request.query.get("apikey")
+        if not key:
+            raise KeyRefused("No API key found in request", "No `apikey` request header or url param was found.")
+        role = self._roles.get(key)
+        if role is None:
+            raise KeyRefused("Invalid API key", "Double check your Supabase `anon` or `service_role` API key.")
+        if role == "service_role" and request.headers.get("User-Agent", "").startswith("Mozilla/"):
+            raise KeyRefused("Forbidden use of secret API key in browser", "Use the publishable key in a browser.")
+        given = request.headers.get("Authorization")
+        if given is None or given == f"Bearer {key}":
+            return f"Bearer {self._token(role)}"
+        return given
+
+    def _token(self, role: str) -> str:
+        """A token of our own for an API key's role, made anew when half its life is over."""
+        now = time.time()
+        made_at, token = self._tokens.get(role, (0.0, ""))
+        if now - made_at > TOKEN_SECONDS / 2:
+            claims = {"iss": "supabase", "role": role, "iat": int(now), "exp": int(now) + TOKEN_SECONDS}
+            token = jwt.encode(claims, self._jwt_secret, algorithm="HS256")
+            self._tokens[role] = (now, token)
+        return token
+
+    async def _stream(self, request: web.Request, authorization: str) -> web.StreamResponse:
+        if self._session is None:
+            raise RuntimeError("The gateway has not been started.")
+        async with self._session.request(
+            request.method,
+            self._upstream + request.raw_path,
+            headers=_forwarded_headers(request, authorization),
+            data=request.content if request.body_exists else None,
+            allow_redirects=False,
+        ) as answer:
+            headers = {name: value for name, value in answer.headers.items() if name.lower() not in HOP_BY_HOP}
+            response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers | CORS)
+            await response.prepare(request)
+            async for chunk in answer.content.iter_any():
+                await response.write(chunk)
+            await response.write_eof()
+            return response
+
+    async def _open(self, _: web.Application) -> None:
+        self._session = aiohttp.ClientSession(
+            auto_decompress=False, timeout=aiohttp.ClientTimeout(total=60), connector=aiohttp.TCPConnector(limit=0)
+        )
+
+    async def _close(self, _: web.Application) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+
+def _forwarded_headers(request: web.Request, authorization: str) -> dict[str, str]:
+    """The caller's headers without its API key, which the database must not see, and with where it came from."""
+    dropped = HOP_BY_HOP | {"host", "apikey", "authorization"}
+    headers = {name: value for name, value in request.headers.items() if name.lower() not in dropped}
+    came_from = [request.headers.get("X-Forwarded-For"), request.remote]
+    headers["X-Forwarded-For"] = ", ".join(filter(None, came_from))
+    headers["X-Forwarded-Host"] = request.host
+    headers["X-Forwarded-Proto"] = request.headers.get("X-Forwarded-Proto", "http")
+    headers["Authorization"] = authorization
+    return headers
+
+
+def _preflight(request: web.Request) -> dict[str, str]:
+    return CORS | {
+        "Access-Control-Allow-Methods": "GET, HEAD, PUT, PATCH, POST, DELETE, OPTIONS",
+        "Access-Control-Allow-Headers": request.headers.get("Access-Control-Request-Headers", "authorization, apikey"),
+        "Access-Control-Max-Age": "3600",
+    }
+
+
+if __name__ == "__main__":
+    stack = Stack.from_environment()
+    web.run_app(Gateway(stack).application(), host="127.0.0.1", port=stack.gateway_port, access_log=None, print=None)

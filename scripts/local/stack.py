@@ -1,0 +1,136 @@
+"""What one local stack is: its folder, its ports, its secrets, and the environment that its clients read."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import secrets
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from scripts.failure import Failure
+from scripts.local.postgres import Postgres
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+DEFAULT_PORT_BASE = 54320
+LAST_PORT_OFFSET = 7
+
+
+class InvalidPortBase(Failure):
+    """BALLAST_PORT_BASE is no number that leaves room for our ports."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """Random values, made at the first start of a stack and kept in its folder."""
+
+    postgres_password: str
+    jwt_secret: str
+    publishable_key: str
+    secret_key: str
+    webhook_secret: str
+    upstash_token: str
+
+    @classmethod
+    def make(cls) -> Secrets:
+        return cls(
+            postgres_password=secrets.token_urlsafe(24),
+            jwt_secret=secrets.token_urlsafe(48),
+            publishable_key=f"sb_publishable_{secrets.token_urlsafe(24)}",
+            secret_key=f"sb_secret_{secrets.token_urlsafe(24)}",
+            webhook_secret=f"whsec_{base64.b64encode(secrets.token_bytes(24)).decode()}",
+            upstash_token=secrets.token_urlsafe(32),
+        )
+
+    @classmethod
+    def of(cls, home: Path) -> Secrets:
+        """The secrets kept in `home`. If there are none, they are made: readable by the owner only."""
+        file = home / "secrets.json"
+        if not file.exists():
+            home.mkdir(parents=True, exist_ok=True)
+            unfinished = home / f"secrets.json.{os.getpid()}"
+            unfinished.touch(mode=0o600)
+            unfinished.write_text(json.dumps(asdict(cls.make()), indent=2) + "\n")
+            unfinished.replace(file)
+        kept = json.loads(file.read_text())
+        return cls(**{field.name: kept[field.name] for field in fields(cls)})
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One stack. `home` holds its data, logs and keys; its ports are `port_base` + 1 to + 7, on 127.0.0.1."""
+
+    home: Path
+    port_base: int
+    secrets: Secrets
+
+    @classmethod
+    def from_environment(cls) -> Stack:
+        """The stack that BALLAST_HOME and BALLAST_PORT_BASE name. Raises InvalidPortBase."""
+        home = Path(os.environ.get("BALLAST_HOME") or CHECKOUT / ".local").absolute()
+        text = os.environ.get("BALLAST_PORT_BASE") or str(DEFAULT_PORT_BASE)
+        if not text.isascii() or not text.isdigit() or not 1023 <= int(text) <= 65535 - LAST_PORT_OFFSET:
+            raise InvalidPortBase(f"BALLAST_PORT_BASE must be a number from 1023 to 65528, not {text!r}.")
+        return cls(home, int(text), Secrets.of(home))
+
+    @property
+    def gateway_port(self) -> int:
+        return self.port_base + 1
+
+    @property
+    def postgres_port(self) -> int:
+        return self.port_base + 2
+
+    @property
+    def service_port(self) -> int:
+        return self.port_base + 3
+
+    @property
+    def clerk_port(self) -> int:
+        return self.port_base + 4
+
+    @property
+    def upstash_port(self) -> int:
+        return self.port_base + 5
+
+    @property
+    def data_api_port(self) -> int:
+        return self.port_base + 6
+
+    @property
+    def logs(self) -> Path:
+        return self.home / "logs"
+
+    @property
+    def clerk_folder(self) -> Path:
+        return self.home / "clerk"
+
+    @property
+    def postgres(self) -> Postgres:
+        return Postgres(self.home / "postgres", self.postgres_port, self.secrets.postgres_password)
+
+    def environment(self) -> dict[str, str]:
+        """The variables that the service, the tests and `ballast env` agree on; `.env.example` explains each."""
+        service_url = _url(self.service_port)
+        return {
+            "ENVIRONMENT": "local",
+            "BALLAST_HOME": str(self.home),
+            "BALLAST_PORT_BASE": str(self.port_base),
+            "SUPABASE_URL": _url(self.gateway_port),
+            "SUPABASE_PUBLISHABLE_KEY": self.secrets.publishable_key,
+            "SUPABASE_SECRET_KEY": self.secrets.secret_key,
+            "DATABASE_URL": self.postgres.url(),
+            "CLERK_ISSUER": _url(self.clerk_port),
+            "CLERK_WEBHOOK_SECRETS": self.secrets.webhook_secret,
+            "CLERK_AUTHORIZED_PARTIES": service_url,
+            "UPSTASH_REDIS_REST_URL": _url(self.upstash_port),
+            "UPSTASH_REDIS_REST_TOKEN": self.secrets.upstash_token,
+            "SERVICE_URL": service_url,
+        }
+
+
+def _url(port: int) -> str:
+    return f"http://127.0.0.1:{port}"
