@@ -1,0 +1,41 @@
+"""How gunicorn runs the service: `gunicorn` in this folder is the whole command."""
+
+import os
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from service.settings import SettingsInvalid, load
+
+try:
+    settings = load()
+except SettingsInvalid as error:
+    sys.exit(str(error))  # here, in the master: one line, instead of a traceback from each worker
+
+# Only a platform's proxy should reach us from outside, and it says on which PORT.
+local = settings.environment in {"local", "test"}
+own_port = urlsplit(os.environ.get("SERVICE_URL", "")).port if local else None
+bind = f"{'127.0.0.1' if local else '0.0.0.0'}:{own_port or os.environ.get('PORT', '8000')}"  # noqa: S104
+
+wsgi_app = "service.app:create_app()"
+worker_class = "gthread"
+workers = 2
+threads = 8
+timeout = 30  # twice what Svix waits for
+graceful_timeout = 20  # a request takes 14 s at most: Ctrl-C and a deployment let it end
+keepalive = 75  # longer than a load balancer's 60 s, so that it never sends into a connection we are closing
+
+accesslog = None  # service/logs.py writes one line a request
+errorlog = "-"
+logconfig_dict = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"json": {"()": "service.logs.JsonLines"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+    "root": {"level": "WARNING", "handlers": ["stderr"]},
+    "loggers": {"gunicorn.error": {"level": "INFO", "handlers": ["stderr"], "propagate": False}},
+}
+
+if Path("/dev/shm").is_dir():  # noqa: S108 - a worker's sign of life must not wait for a disk
+    worker_tmp_dir = "/dev/shm"  # noqa: S108
+control_socket_disable = True  # nobody uses it

@@ -1,0 +1,37 @@
+"""The Flask application: `create_app()` puts settings, parts, routes and errors together."""
+
+from __future__ import annotations
+
+from flask import Flask, Response
+
+from service import logs, problems
+from service.health import health
+from service.me import me
+from service.openapi import openapi
+from service.parts import assemble
+from service.settings import Settings, load
+from service.webhooks import webhooks
+
+MAX_BODY_BYTES = 64 * 1024  # a route that takes more says so itself
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """The service, with the environment's settings unless others are given. Raises SettingsInvalid."""
+    logs.configure()
+    app = Flask(__name__, static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    assemble(app, settings or load())
+    logs.register(app)
+    problems.register(app)
+    app.after_request(_guard)
+    for blueprint in (health, webhooks, me, openapi):
+        app.register_blueprint(blueprint)
+    return app
+
+
+def _guard(response: Response) -> Response:
+    response.headers.setdefault("Cache-Control", "no-store")
+    response.headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+    response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    return response

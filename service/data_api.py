@@ -1,0 +1,75 @@
+"""Supabase's Data API (PostgREST): functions called as the service role, or as the person whose token it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+from postgrest import APIError, SyncPostgrestClient
+from supabase.lib.client_options import SyncClientOptions
+
+from service.settings import Settings
+from supabase import create_client
+
+# Together below the 15 s after which Svix counts a delivery as failed.
+TIMEOUT = httpx.Timeout(connect=2, read=8, write=2, pool=2)
+PROBE_TIMEOUT = httpx.Timeout(2)
+
+
+class CallFailed(Exception):  # noqa: N818 - named after what went wrong
+    """A call had no answer, or one that is not 2xx. `code` is a SQLSTATE or PostgREST's own, None without an answer.
+
+    `message` and `hint` are the database's words. They are not part of str(), which is for logs: they may quote data.
+    """
+
+    def __init__(self, function: str, reason: str, code: str | None = None, message: str = "", hint: str = "") -> None:
+        super().__init__(f"{function}: {code or reason}")
+        self.code = code
+        self.message = message
+        self.hint = hint
+
+
+class DataApi:
+    """One per process: its connections are kept and shared by all threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._publishable_key = settings.supabase_publishable_key.get_secret_value()
+        secret_key = settings.supabase_secret_key.get_secret_value()
+        self._http = httpx.Client(timeout=TIMEOUT)
+        self._supabase = create_client(
+            settings.supabase_url,
+            secret_key,
+            SyncClientOptions(httpx_client=self._http, auto_refresh_token=False, persist_session=False),
+        )
+        self._probe = self._postgrest(secret_key, secret_key, httpx.Client(timeout=PROBE_TIMEOUT))
+
+    def call(self, function: str, arguments: Mapping[str, Any]) -> object:
+        """Calls `function` as the service role and returns its JSON. Raises CallFailed."""
+        return _call(self._supabase.postgrest, function, arguments)
+
+    def call_as(self, token: str, function: str, arguments: Mapping[str, Any]) -> object:
+        """Calls `function` as the person whose session token this is. Raises CallFailed."""
+        # A client of its own, on the shared connections: another thread must never see this caller's headers.
+        return _call(self._postgrest(self._publishable_key, token, self._http), function, arguments)
+
+    def ready(self) -> bool:
+        """Whether the database answers a query through the Data API within two seconds."""
+        try:
+            return _call(self._probe, "ready", {}) is True
+        except CallFailed:
+            return False
+
+    def _postgrest(self, api_key: str, token: str, http: httpx.Client) -> SyncPostgrestClient:
+        headers = {"apikey": api_key, "Authorization": f"Bearer {token}"}
+        return SyncPostgrestClient(str(self._supabase.rest_url), headers=headers, http_client=http)
+
+
+def _call(postgrest: SyncPostgrestClient, function: str, arguments: Mapping[str, Any]) -> object:
+    try:
+        return postgrest.rpc(function, dict(arguments)).execute().data
+    except APIError as error:
+        failed = CallFailed(function, "refused", error.code, error.message or "", error.hint or "")
+    except httpx.HTTPError as error:
+        failed = CallFailed(function, type(error).__name__)
+    raise failed

@@ -1,0 +1,49 @@
+"""Two questions of the platform: is the process alive, and could it do its work now?"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+import httpx
+from flask import Blueprint, jsonify
+from flask.typing import ResponseReturnValue
+from upstash_redis import Redis
+from upstash_redis.errors import UpstashError
+
+from service.parts import parts
+from service.problems import Problem
+
+health = Blueprint("health", __name__)
+
+
+class NotReady(Problem):
+    """A part that the service needs does not answer."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    slug = "not-ready"
+    title = "The service is not ready"
+    headers = {"Retry-After": "5"}  # noqa: RUF012 - never changed
+
+
+@health.get("/healthz")
+def alive() -> ResponseReturnValue:
+    """The process answers. Asks nobody else."""
+    return jsonify(status="ok")
+
+
+@health.get("/readyz")
+def ready() -> ResponseReturnValue:
+    """The database and Redis answer too."""
+    answers = {"data_api": parts().data_api.ready(), "redis": redis_answers(parts().redis)}
+    down = [name for name, answered in answers.items() if not answered]
+    if down:
+        raise NotReady(f"No answer from: {', '.join(down)}.", down=down)
+    return jsonify(status="ok")
+
+
+def redis_answers(redis: Redis) -> bool:
+    """Whether Redis answers a PING within two seconds."""
+    try:
+        return redis.ping() == "PONG"
+    except (UpstashError, httpx.HTTPError, ValueError):  # ValueError: the answer is not JSON
+        return False

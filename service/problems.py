@@ -1,0 +1,71 @@
+"""Everything that goes wrong as one kind of answer, RFC 9457's: the only place where errors become HTTP."""
+
+from __future__ import annotations
+
+import traceback
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+from flask import Flask, Response, g, json, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from service.logs import log
+
+
+class Problem(Exception):  # noqa: N818 - subclasses are named after what went wrong
+    """An error a caller may see: no secret and no personal data in its `detail`. `more` adds members to the document.
+
+    A subclass sets `slug`, which names its kind to machines, and `title`, which does so to people.
+    """
+
+    status: ClassVar[HTTPStatus]
+    slug: ClassVar[str]
+    title: ClassVar[str]
+    headers: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, detail: str, **more: object) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.more = more
+
+
+def register(app: Flask) -> None:
+    """Makes every error of `app` a problem document."""
+    app.register_error_handler(Problem, _problem)
+    app.register_error_handler(HTTPException, _http_error)
+    app.register_error_handler(Exception, _unexpected)
+
+
+def _document(status: int, title: str, detail: str, kind: str = "about:blank", **more: object) -> Response:
+    document: dict[str, Any] = {"type": kind, "title": title, "status": status, "detail": detail, **more}
+    document["request_id"] = g.request_id
+    return Response(json.dumps(document), status, content_type="application/problem+json")
+
+
+def _problem(error: Problem) -> Response:
+    if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.error("problem", extra={"problem": error.slug, "cause": str(error.__cause__ or "")})
+    kind = f"urn:problem:ballast:{error.slug}"
+    response = _document(error.status, error.title, error.detail, kind, **error.more)
+    response.headers.update(error.headers)
+    return response
+
+
+def _http_error(error: HTTPException) -> Response | HTTPException:
+    if error.code is None or error.code < HTTPStatus.BAD_REQUEST:
+        return error  # a redirect is not an error
+    # Werkzeug's description may repeat what the client sent: the status' own words do not.
+    status = HTTPStatus(error.code)
+    response = _document(status, status.phrase, status.description or status.phrase)
+    if isinstance(error, MethodNotAllowed) and error.valid_methods:
+        response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
+    return response
+
+
+def _unexpected(error: Exception) -> Response:
+    # An exception's text may hold somebody's data: log its class and where it was, never its message.
+    frames = traceback.extract_tb(error.__traceback__)
+    where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames[-8:]]
+    log.error("unexpected error", extra={"error": type(error).__name__, "where": where, "method": request.method})
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    return _document(status, status.phrase, "Something went wrong on our side. Quote the request_id to report it.")

@@ -1,0 +1,99 @@
+"""What the service must be told, from the environment. A mistake stops the start with one line that names it."""
+
+from __future__ import annotations
+
+import base64
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class SettingsInvalid(Exception):  # noqa: N818 - named after what went wrong
+    """One line naming each variable that is missing or malformed, never its value."""
+
+
+def _items(text: object) -> object:
+    return tuple(item.strip() for item in text.split(",") if item.strip()) if isinstance(text, str) else text
+
+
+def _origin(text: str) -> str:
+    url = urlsplit(text.strip().rstrip("/"))
+    if url.scheme not in {"http", "https"} or not url.hostname or url.path or url.query or url.fragment or url.username:
+        raise ValueError("must be a URL like https://name.example, without a path")
+    return url.geturl()
+
+
+def _webhook_secret(secret: SecretStr) -> SecretStr:
+    prefix, _, key = secret.get_secret_value().partition("_")
+    try:
+        size = len(base64.b64decode(key + "=" * (-len(key) % 4), validate=True))
+    except ValueError:
+        size = 0
+    if prefix != "whsec" or not 16 <= size <= 64:
+        raise ValueError("must be signing secrets as Clerk shows them (whsec_…), separated by commas")
+    return secret
+
+
+def _api_key(prefix: str) -> AfterValidator:
+    def check(key: SecretStr) -> SecretStr:
+        # Before they had prefixes, Supabase's keys were JWTs: those still work on older projects.
+        if not key.get_secret_value().startswith((prefix, "eyJ")):
+            raise ValueError(f"must be a Supabase API key that starts with {prefix}")
+        return key
+
+    return AfterValidator(check)
+
+
+Origin = Annotated[str, AfterValidator(_origin)]
+Items = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_items)]
+WebhookSecret = Annotated[SecretStr, AfterValidator(_webhook_secret)]
+
+
+class Settings(BaseSettings):
+    """Each variable has its field's name in capitals; `.env.example` explains it. An empty one counts as missing."""
+
+    model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, str_strip_whitespace=True)
+
+    environment: Literal["local", "test", "staging", "production"]
+    supabase_url: Origin
+    supabase_publishable_key: Annotated[SecretStr, _api_key("sb_publishable_")]
+    supabase_secret_key: Annotated[SecretStr, _api_key("sb_secret_")]
+    clerk_issuer: Origin
+    clerk_webhook_secrets: Annotated[tuple[WebhookSecret, ...], NoDecode, BeforeValidator(_items)]
+    clerk_authorized_parties: Items = ()
+    upstash_redis_rest_url: Origin
+    upstash_redis_rest_token: SecretStr
+
+    @field_validator("supabase_url", "clerk_issuer", "upstash_redis_rest_url")
+    @classmethod
+    def _private_on_the_wire(cls, url: str, info: ValidationInfo) -> str:
+        if info.data.get("environment") in {"staging", "production"} and not url.startswith("https://"):
+            raise ValueError("must use https outside local and test")
+        return url
+
+    @field_validator("clerk_webhook_secrets")
+    @classmethod
+    def _at_least_one(cls, secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if not secrets:
+            raise ValueError("must name at least one signing secret")
+        return secrets
+
+
+def load() -> Settings:
+    """Reads the environment. Raises SettingsInvalid."""
+    try:
+        return Settings()  # type: ignore[call-arg]
+    except ValidationError as error:
+        mistakes = error.errors(include_input=False)
+        wrong = {str(item["loc"][0]).upper(): _reason(item["type"], item["msg"]) for item in mistakes}
+        reasons = "; ".join(f"{name} {reason}" for name, reason in wrong.items())
+    # Outside the except block: pydantic's error holds the values, and a chained traceback would print them.
+    raise SettingsInvalid(f"The service cannot start: {reasons}. See .env.example.")
+
+
+def _reason(kind: str, message: str) -> str:
+    if kind == "missing":
+        return "is missing"
+    return message.removeprefix("Value error, ").replace("Input should be", "must be")
