@@ -104,7 +104,7 @@ end;
 $$;
 comment on function app.visible_profile_ids is 'The caller and their co-members. Definer: it reads memberships for the policy on profiles.';
 
-create or replace function app.my_permissions() returns table (organization_id uuid, role text, permissions text [])
+create or replace function app.my_permissions() returns table (organization_id uuid, role text, permissions text[])
 language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -123,7 +123,7 @@ as $$
 $$;
 comment on function public.has_permission is 'Whether the caller holds the permission in the organization.';
 
-create or replace function public.my_permissions() returns table (organization_id uuid, role text, permissions text [])
+create or replace function public.my_permissions() returns table (organization_id uuid, role text, permissions text[])
 language sql stable parallel safe security invoker set search_path = pg_catalog, pg_temp
 as $$
   select p.organization_id, p.role, p.permissions from app.my_permissions() as p;

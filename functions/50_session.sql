@@ -110,7 +110,7 @@ as $$
   select app.start_session();
 $$;
 comment on function public.start_session is
-  'Call it after sign-in: the caller''s profile, and per organization the role, the permissions that count now and what limits them (second_factor).';
+'Call it after sign-in: the caller''s profile, and per organization the role, the permissions that count now and what limits them (second_factor).';
 
 grant execute on function app.start_session(), public.start_session() to authenticated;
 

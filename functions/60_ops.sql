@@ -14,5 +14,5 @@ select
 from app.clerk_records as r
 left join app.clerk_roles as c on c.key = r.fields ->> 'key'
 where r.kind = 'role'
-order by 1;
+order by key;
 comment on view ops.clerk_roles is 'Roles that exist in Clerk and what each means here; insert into app.clerk_roles to map one.';

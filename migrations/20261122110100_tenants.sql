@@ -12,14 +12,14 @@ comment on column public.role_permissions.permission is 'resource:action, such a
 alter table public.role_permissions enable row level security, force row level security;
 
 insert into public.role_permissions (role, permission) values
-  ('owner', 'projects:create'), ('owner', 'projects:read'), ('owner', 'projects:update'), ('owner', 'projects:delete'),
-  ('owner', 'members:read'), ('owner', 'members:invite'), ('owner', 'members:remove'), ('owner', 'audit:read'),
-  ('owner', 'billing:manage'), ('owner', 'organization:update'), ('owner', 'organization:delete'),
-  ('admin', 'projects:create'), ('admin', 'projects:read'), ('admin', 'projects:update'), ('admin', 'projects:delete'),
-  ('admin', 'members:read'), ('admin', 'members:invite'), ('admin', 'members:remove'), ('admin', 'audit:read'),
-  ('admin', 'organization:update'),
-  ('member', 'projects:create'), ('member', 'projects:read'), ('member', 'projects:update'), ('member', 'members:read'),
-  ('viewer', 'projects:read'), ('viewer', 'members:read');
+('owner', 'projects:create'), ('owner', 'projects:read'), ('owner', 'projects:update'), ('owner', 'projects:delete'),
+('owner', 'members:read'), ('owner', 'members:invite'), ('owner', 'members:remove'), ('owner', 'audit:read'),
+('owner', 'billing:manage'), ('owner', 'organization:update'), ('owner', 'organization:delete'),
+('admin', 'projects:create'), ('admin', 'projects:read'), ('admin', 'projects:update'), ('admin', 'projects:delete'),
+('admin', 'members:read'), ('admin', 'members:invite'), ('admin', 'members:remove'), ('admin', 'audit:read'),
+('admin', 'organization:update'),
+('member', 'projects:create'), ('member', 'projects:read'), ('member', 'projects:update'), ('member', 'members:read'),
+('viewer', 'projects:read'), ('viewer', 'members:read');
 
 -- Tenants. Clerk is their source; only name and settings may be changed here.
 create table public.organizations (

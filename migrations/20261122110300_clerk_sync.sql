@@ -34,7 +34,7 @@ create type app.clerk_stamp as (
   fingerprint bytea
 );
 comment on type app.clerk_stamp is
-  'A real record over a stub; then the object''s updated_at; then its own event over a copy inside another; then the event''s time; then a hash.';
+'A real record over a stub; then the object''s updated_at; then its own event over a copy inside another; then the event''s time; then a hash.';
 
 -- The newest write per object of Clerk's. The rows in public are computed from these and from the tombstones.
 create table app.clerk_records (
@@ -84,8 +84,8 @@ comment on column app.clerk_roles.key is 'Clerk''s role key, such as org:admin.'
 comment on column app.clerk_roles.role is 'The role of ours.';
 alter table app.clerk_roles enable row level security, force row level security;
 insert into app.clerk_roles (key, role) values
-  ('org:owner', 'owner'), ('org:admin', 'admin'), ('org:member', 'member'), ('org:viewer', 'viewer'),
-  ('admin', 'admin'), ('basic_member', 'member'), ('guest_member', 'viewer');
+('org:owner', 'owner'), ('org:admin', 'admin'), ('org:member', 'member'), ('org:viewer', 'viewer'),
+('admin', 'admin'), ('basic_member', 'member'), ('guest_member', 'viewer');
 
 -- Clerk's plan slugs are the customer's own words too. Those not listed here leave the tier as it is.
 create table app.clerk_plans (

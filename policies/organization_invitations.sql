@@ -2,4 +2,4 @@
 grant select on public.organization_invitations to authenticated;
 
 create policy "read with members:read" on public.organization_invitations for select to authenticated
-using (organization_id = any((select app.org_ids('members:read'))::uuid []));
+using (organization_id = any((select app.org_ids('members:read'))::uuid[]));

@@ -1,0 +1,161 @@
+-- The sync: any order and any repetition of the same events ends in the same rows.
+--
+-- Each event is a set of writes to objects of Clerk's, each with a stamp. app.clerk_records keeps the greatest write per object,
+-- app.clerk_tombstones what was deleted. Both only move in one direction, whatever the order of arrival. The rows in public are
+-- computed from the two, never from an event. This file computes the rows, 41_clerk_records.sql keeps the two tables,
+-- 42_clerk_events.sql turns events into writes.
+
+create or replace function app.clerk_role(key text, is_creator boolean) returns text
+language sql stable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+  select case when r.role = 'admin' and is_creator then 'owner' else coalesce(r.role, 'viewer') end
+  from (select) as one left join app.clerk_roles as r on r.key = clerk_role.key;
+$$;
+comment on function app.clerk_role is 'Our role for a role key of Clerk''s. Clerk has no owner: it is the creator, with an admin role.';
+
+-- A value that a person may change here is written only when it changed in Clerk, so that their change lasts.
+create or replace function app.show_user(clerk_id text, fields jsonb, before jsonb) returns void
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+begin
+  insert into public.profiles as p (clerk_user_id, email, full_name, avatar_url, banned, created_at)
+  values (
+    clerk_id, fields ->> 'email', fields ->> 'full_name', fields ->> 'avatar_url', (fields -> 'banned')::boolean,
+    coalesce(app.clerk_time(fields -> 'created_at'), now())
+  )
+  on conflict (clerk_user_id) do update set
+    email = excluded.email,
+    full_name = case when fields -> 'full_name' = before -> 'full_name' then p.full_name else excluded.full_name end,
+    avatar_url = case when fields -> 'avatar_url' = before -> 'avatar_url' then p.avatar_url else excluded.avatar_url end,
+    banned = excluded.banned,
+    created_at = coalesce(app.clerk_time(fields -> 'created_at'), p.created_at);
+end;
+$$;
+comment on function app.show_user is 'Writes a person''s profile from the fields that count now and those that counted before (null for none).';
+
+create or replace function app.show_organization(clerk_id text, fields jsonb, before jsonb) returns void
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  seats numeric := (fields ->> 'max_seats')::numeric; -- none sent: the default; 0: no limit
+  seat_limit integer := case when seats is null then 5 when seats between 1 and 1e9 then floor(seats)::integer end;
+  organization uuid;
+begin
+  insert into public.organizations as o (clerk_org_id, name, slug, max_seats, created_at, deleted_at)
+  values (
+    clerk_id, fields ->> 'name', fields ->> 'slug', seat_limit, coalesce(app.clerk_time(fields -> 'created_at'), now()),
+    (select t.deleted_at from app.clerk_tombstones as t where t.kind = 'organization' and t.clerk_id = show_organization.clerk_id)
+  )
+  on conflict (clerk_org_id) do update set
+    name = case when fields -> 'name' = before -> 'name' then o.name else excluded.name end,
+    slug = excluded.slug,
+    max_seats = excluded.max_seats,
+    created_at = coalesce(app.clerk_time(fields -> 'created_at'), o.created_at)
+  returning o.id into organization;
+
+  if before is null then
+    perform app.show_billing(clerk_id);
+  elsif fields -> 'created_by' is distinct from before -> 'created_by' then
+    update public.organization_memberships as m
+    set role = app.clerk_role(m.clerk_role, p.clerk_user_id = fields ->> 'created_by')
+    from public.profiles as p
+    where m.organization_id = organization and p.id = m.user_id and p.clerk_user_id in (fields ->> 'created_by', before ->> 'created_by');
+  end if;
+end;
+$$;
+comment on function app.show_organization is 'Writes an organization from the fields that count now and those that counted before (null for none).';
+
+-- Who leaves and rejoins has a new membership id, so a pair may have several memberships. One that only a session token told of
+-- counts while Clerk's own have not arrived, and unless the pair was parted after the token was issued.
+create or replace function app.show_membership(organization text, person text) returns void
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  membership app.clerk_records;
+  creator boolean;
+begin
+  select r.* into membership
+  from app.clerk_records as r
+  where r.organization_id = organization and r.kind = 'membership' and r.user_id = person
+    and not exists (select from app.clerk_tombstones as t where t.kind = 'organization' and t.clerk_id = organization)
+    and ((r.stamp).is_real or not exists (
+      select from app.clerk_tombstones as t
+      where t.organization_id = organization and t.user_id = person and t.deleted_at >= (r.stamp).source_updated_at
+    ))
+  order by r.stamp desc
+  limit 1;
+
+  if membership.clerk_id is null then
+    delete from public.organization_memberships as m
+    using public.organizations as o, public.profiles as p
+    where o.clerk_org_id = organization and p.clerk_user_id = person and m.organization_id = o.id and m.user_id = p.id;
+    return;
+  end if;
+
+  creator := coalesce((
+    select r.fields ->> 'created_by' = person from app.clerk_records as r where r.kind = 'organization' and r.clerk_id = organization
+  ), false);
+  insert into public.organization_memberships as m (organization_id, user_id, role, clerk_role, clerk_membership_id, joined_at)
+  select
+    o.id, p.id, app.clerk_role(membership.fields ->> 'role', creator), membership.fields ->> 'role',
+    case when (membership.stamp).is_real then membership.clerk_id end, coalesce(app.clerk_time(membership.fields -> 'created_at'), now())
+  from public.organizations as o, public.profiles as p
+  where o.clerk_org_id = organization and p.clerk_user_id = person
+  on conflict (user_id, organization_id) do update set
+    role = excluded.role, clerk_role = excluded.clerk_role, clerk_membership_id = excluded.clerk_membership_id, joined_at = excluded.joined_at
+  where (m.role, m.clerk_role, m.clerk_membership_id, m.joined_at)
+    is distinct from (excluded.role, excluded.clerk_role, excluded.clerk_membership_id, excluded.joined_at);
+end;
+$$;
+comment on function app.show_membership is 'Writes or removes the membership of a pair, given by Clerk''s ids.';
+
+create or replace function app.show_invitation(clerk_id text, organization text, fields jsonb) returns void
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if fields ->> 'status' is distinct from 'pending' or fields ->> 'email' is null then
+    delete from public.organization_invitations as i where i.clerk_invitation_id = clerk_id;
+    return;
+  end if;
+  insert into public.organization_invitations as i
+  (organization_id, clerk_invitation_id, email, role, clerk_role, expires_at, created_at)
+  select
+    o.id, clerk_id, fields ->> 'email', app.clerk_role(fields ->> 'role', false), fields ->> 'role',
+    app.clerk_time(fields -> 'expires_at'), coalesce(app.clerk_time(fields -> 'created_at'), now())
+  from public.organizations as o
+  where o.clerk_org_id = organization and o.deleted_at is null
+  on conflict (clerk_invitation_id) do update set
+    email = excluded.email, role = excluded.role, clerk_role = excluded.clerk_role,
+    expires_at = excluded.expires_at, created_at = excluded.created_at;
+end;
+$$;
+comment on function app.show_invitation is 'Writes an invitation while it is pending and removes it afterwards.';
+
+-- The newest item that is in force gives the tier, the newest subscription the state.
+create or replace function app.show_billing(organization text) returns void
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  tier text;
+  status text;
+begin
+  select p.tier into tier
+  from app.clerk_records as r
+  join app.clerk_plans as p on p.slug = r.fields ->> 'plan'
+  where r.organization_id = organization and r.kind = 'subscription_item' and r.fields ->> 'status' in ('active', 'past_due', 'canceled')
+  order by r.stamp desc
+  limit 1;
+
+  select case r.fields ->> 'status' when 'active' then 'active' when 'past_due' then 'past_due' else 'cancelled' end into status
+  from app.clerk_records as r
+  where r.organization_id = organization and r.kind = 'subscription' and r.fields ->> 'status' is not null
+  order by r.stamp desc
+  limit 1;
+
+  update public.organizations as o
+  set subscription_tier = coalesce(tier, 'free'), subscription_status = coalesce(status, 'active')
+  where o.clerk_org_id = organization
+    and (o.subscription_tier, o.subscription_status) is distinct from (coalesce(tier, 'free'), coalesce(status, 'active'));
+end;
+$$;
+comment on function app.show_billing is 'Writes an organization''s tier and status from its subscription.';

@@ -1,0 +1,98 @@
+-- What we know of Clerk's objects: app.clerk_records and app.clerk_tombstones. Both functions expect the objects to be locked.
+
+-- Objects are locked in one order, so that concurrent deliveries wait for each other and never deadlock.
+create or replace function app.lock_clerk_objects(clerk_ids text[]) returns void
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  key bigint;
+begin
+  for key in select distinct hashtextextended(clerk_id, 0) from unnest(clerk_ids) as clerk_id where clerk_id <> '' order by 1 loop
+    perform pg_advisory_xact_lock(key);
+  end loop;
+end;
+$$;
+comment on function app.lock_clerk_objects is 'Holds the objects with these Clerk ids until the transaction ends.';
+
+create or replace function app.learn(
+  kind text, clerk_id text, stamp app.clerk_stamp, fields jsonb, organization text default null, person text default null
+) returns boolean
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  known app.clerk_records;
+begin
+  stamp.fingerprint := sha256(convert_to(fields::text, 'UTF8'));
+  select r.* into known from app.clerk_records as r where r.kind = learn.kind and r.clerk_id = learn.clerk_id;
+  if known.stamp >= stamp then
+    return false;
+  end if;
+  -- A deleted organization goes on learning, hidden, so that it ends the same whenever its deletion arrives.
+  if learn.kind <> 'organization' and exists (
+    select from app.clerk_tombstones as t where t.kind = learn.kind and t.clerk_id = learn.clerk_id
+  ) then
+    return false;
+  end if;
+
+  if known.clerk_id is null then
+    insert into app.clerk_records (kind, clerk_id, organization_id, user_id, stamp, fields)
+    values (learn.kind, learn.clerk_id, organization, person, learn.stamp, learn.fields);
+  else
+    update app.clerk_records as r set stamp = learn.stamp, fields = learn.fields
+    where r.kind = learn.kind and r.clerk_id = learn.clerk_id;
+  end if;
+
+  -- Of memberships and subscriptions the newest counts, so a new stamp alone may change what shows.
+  if learn.kind = 'membership' then
+    perform app.show_membership(organization, person);
+  elsif learn.kind in ('subscription', 'subscription_item') then
+    perform app.show_billing(organization);
+  elsif known.fields is distinct from learn.fields then
+    case learn.kind
+      when 'user' then perform app.show_user(learn.clerk_id, learn.fields, known.fields);
+      when 'organization' then perform app.show_organization(learn.clerk_id, learn.fields, known.fields);
+      when 'invitation' then perform app.show_invitation(learn.clerk_id, organization, learn.fields);
+      else null; -- roles and permissions are only remembered
+    end case;
+  end if;
+  return true;
+end;
+$$;
+comment on function app.learn is 'Keeps a write if it is greater than the one known, and shows what it changed. False: something greater was known.';
+
+create or replace function app.bury(
+  kind text, clerk_id text, deleted_at timestamptz, organization text default null, person text default null
+) returns boolean
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  buried boolean;
+begin
+  insert into app.clerk_tombstones as t (kind, clerk_id, organization_id, user_id, deleted_at)
+  values (bury.kind, bury.clerk_id, organization, person, bury.deleted_at)
+  on conflict on constraint clerk_tombstones_pkey do update set deleted_at = excluded.deleted_at where excluded.deleted_at > t.deleted_at
+  returning true into buried;
+  if buried is null then
+    return false;
+  end if;
+
+  if bury.kind <> 'organization' then
+    delete from app.clerk_records as r where r.kind = bury.kind and r.clerk_id = bury.clerk_id;
+  end if;
+  case bury.kind
+    when 'user' then
+      delete from public.profiles as p where p.clerk_user_id = bury.clerk_id;
+    when 'organization' then
+      update public.organizations as o set deleted_at = bury.deleted_at where o.clerk_org_id = bury.clerk_id;
+      delete from public.organization_memberships as m using public.organizations as o
+      where o.clerk_org_id = bury.clerk_id and m.organization_id = o.id;
+      delete from public.organization_invitations as i using public.organizations as o
+      where o.clerk_org_id = bury.clerk_id and i.organization_id = o.id;
+    when 'membership' then
+      perform app.show_membership(organization, person);
+    else null; -- roles and permissions show nowhere
+  end case;
+  return true;
+end;
+$$;
+comment on function app.bury is 'Remembers a deletion for good and removes what it removes. False: it was known.';

@@ -1,0 +1,233 @@
+-- From an event to writes, and the inbox around it.
+
+create or replace function app.apply_clerk_membership(data jsonb, stamp app.clerk_stamp, deleted boolean) returns boolean
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  membership text := app.clerk_text(data -> 'id');
+  organization text := app.clerk_text(data -> 'organization' -> 'id');
+  person text := app.clerk_text(data -> 'public_user_data' -> 'user_id');
+  organization_updated_at timestamptz := app.clerk_time(data -> 'organization' -> 'updated_at');
+  news boolean := false;
+begin
+  if organization is null or person is null then
+    raise exception 'the membership names no organization or no user';
+  end if;
+  -- The person inside is a sketch; the organization inside is whole where it carries its own updated_at.
+  if app.learn(
+    'user', person, (false, stamp.source_updated_at, false, stamp.event_at, null), app.clerk_user_fields(data -> 'public_user_data')
+  ) then
+    news := true;
+  end if;
+  if app.learn(
+    'organization', organization,
+    (organization_updated_at is not null, coalesce(organization_updated_at, stamp.source_updated_at), false, stamp.event_at, null),
+    app.clerk_organization_fields(data -> 'organization')
+  ) then
+    news := true;
+  end if;
+  if deleted then
+    return app.bury('membership', membership, stamp.event_at, organization, person) or news;
+  end if;
+  return app.learn('membership', membership, stamp, app.clerk_membership_fields(data), organization, person) or news;
+end;
+$$;
+comment on function app.apply_clerk_membership is 'Applies a membership event, the copies of the person and the organization inside it first.';
+
+-- An organization known by its id only; anything else that is ever said of it counts more.
+create or replace function app.mention_organization(clerk_id text, name text) returns void
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform app.learn(
+    'organization', clerk_id, (false, '-infinity', false, '-infinity', null),
+    app.clerk_organization_fields(jsonb_build_object('id', clerk_id, 'name', name))
+  );
+end;
+$$;
+comment on function app.mention_organization is 'Makes sure that there is a row for an organization that another object refers to.';
+
+-- The items inside a subscription are copies of objects with events of their own.
+create or replace function app.apply_clerk_subscription(data jsonb, stamp app.clerk_stamp, organization text) returns boolean
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  item jsonb;
+  item_id text;
+  news boolean := app.learn('subscription', app.clerk_text(data -> 'id'), stamp, app.clerk_subscription_fields(data), organization);
+begin
+  for item in select jsonb_path_query(data, '$.items[*]') loop
+    item_id := app.clerk_text(item -> 'id');
+    if item_id is not null and app.learn(
+      'subscription_item', item_id,
+      (true, coalesce(app.clerk_time(item -> 'updated_at'), stamp.source_updated_at), false, stamp.event_at, null),
+      app.clerk_subscription_fields(item), organization
+    ) then
+      news := true;
+    end if;
+  end loop;
+  return news;
+end;
+$$;
+comment on function app.apply_clerk_subscription is 'Applies a subscription event and the items inside it.';
+
+-- Says 'ignored' for what we do not handle, 'stale' when all of it was known or older than what is known. Raises on a broken payload.
+create or replace function app.apply_clerk_event(event jsonb) returns text
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  subject text := split_part(event ->> 'type', '.', 1);
+  action text := split_part(event ->> 'type', '.', 2);
+  data jsonb := event -> 'data';
+  id text := app.clerk_text(data -> 'id');
+  payer jsonb := data -> 'payer';
+  organization text := coalesce(app.clerk_text(data -> 'organization_id'), app.clerk_text(payer -> 'organization_id'));
+  event_at timestamptz := coalesce(app.clerk_time(event -> 'timestamp'), app.clerk_time(data -> 'updated_at'), '-infinity');
+  stamp app.clerk_stamp := (true, coalesce(app.clerk_time(data -> 'updated_at'), event_at), true, event_at, null);
+  news boolean;
+begin
+  if not (
+    subject in ('user', 'organization', 'organizationMembership', 'role', 'permission') and action in ('created', 'updated', 'deleted')
+    or subject = 'organizationInvitation'
+    or subject in ('subscription', 'subscriptionItem') and organization is not null -- people may subscribe too
+  ) then
+    return 'ignored';
+  end if;
+  if id is null then
+    raise exception 'the event names no object: data.id is missing';
+  end if;
+  perform app.lock_clerk_objects(array[
+    id, organization, data -> 'organization' ->> 'id', data -> 'public_user_data' ->> 'user_id'
+  ]);
+
+  if subject = 'organizationMembership' then
+    news := app.apply_clerk_membership(data, stamp, action = 'deleted');
+  elsif action = 'deleted' then
+    news := app.bury(subject, id, event_at);
+  elsif subject = 'user' then
+    news := app.learn('user', id, stamp, app.clerk_user_fields(data));
+  elsif subject = 'organization' then
+    news := app.learn('organization', id, stamp, app.clerk_organization_fields(data));
+  elsif subject in ('role', 'permission') then
+    news := app.learn(subject, id, stamp, app.clerk_role_fields(data));
+  elsif organization is null then
+    raise exception 'the invitation names no organization';
+  else
+    perform app.mention_organization(organization, payer ->> 'organization_name');
+    news := case subject
+      when 'organizationInvitation' then app.learn('invitation', id, stamp, app.clerk_invitation_fields(data), organization)
+      when 'subscription' then app.apply_clerk_subscription(data, stamp, organization)
+      else app.learn('subscription_item', id, stamp, app.clerk_subscription_fields(data), organization)
+    end;
+  end if;
+  return case when news then 'processed' else 'stale' end;
+end;
+$$;
+comment on function app.apply_clerk_event is 'Applies one event: processed, stale or ignored.';
+
+-- A broken event must not lose the message, nor a development instance write into production.
+create or replace function app.try_clerk_event(event jsonb, out outcome text, out error text)
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  pinned_instance text := (select s.clerk_instance_id from app.settings as s);
+begin
+  if event ->> 'instance_id' <> pinned_instance then
+    outcome := 'ignored';
+    error := 'instance_id is not the one in app.settings';
+    return;
+  end if;
+  outcome := app.apply_clerk_event(event);
+exception when others then
+  outcome := 'failed';
+  error := sqlstate || ': ' || sqlerrm;
+end;
+$$;
+comment on function app.try_clerk_event is 'Applies one event; a failure becomes the outcome and leaves nothing half done.';
+
+create or replace function app.receive_clerk_event(message_id text, event jsonb) returns jsonb
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+  known text;
+  outcome text;
+  failure text;
+begin
+  if message_id is null or jsonb_typeof(event) <> 'object' or jsonb_typeof(event -> 'type') is distinct from 'string' then
+    raise sqlstate 'PT400' using message = 'A message needs an id, and an event that is an object with a type.';
+  end if;
+  perform pg_advisory_xact_lock(hashtextextended(message_id, 0));
+  select e.outcome into known from app.webhook_events as e where e.message_id = receive_clerk_event.message_id;
+
+  if known is null then
+    select t.outcome, t.error into outcome, failure from app.try_clerk_event(event) as t;
+    insert into app.webhook_events (message_id, type, event, outcome, error, next_attempt_at, applied_at)
+    values (
+      receive_clerk_event.message_id, event ->> 'type', event, outcome, failure,
+      case when outcome = 'failed' then now() + interval '30 seconds' end, case when outcome <> 'failed' then now() end
+    );
+  elsif known = 'failed' then
+    outcome := app.retry_clerk_event(message_id);
+  else
+    outcome := 'duplicate';
+  end if;
+  return jsonb_build_object('message_id', message_id, 'type', event ->> 'type', 'outcome', outcome);
+end;
+$$;
+comment on function app.receive_clerk_event is 'Stores a message and applies it, once. Definer: service_role has no access to the tables.';
+
+-- The wait doubles from half a minute to about four hours.
+create or replace function app.retry_clerk_event(message_id text) returns text
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  stored app.webhook_events;
+  outcome text;
+  failure text;
+begin
+  select e.* into stored from app.webhook_events as e where e.message_id = retry_clerk_event.message_id for update;
+  if stored.message_id is null or stored.outcome <> 'failed' then
+    return stored.outcome;
+  end if;
+  select t.outcome, t.error into outcome, failure from app.try_clerk_event(stored.event) as t;
+  update app.webhook_events as e
+  set
+    outcome = retry.outcome, error = retry.failure, attempts = e.attempts + 1,
+    next_attempt_at = case when retry.outcome = 'failed' then now() + interval '30 seconds' * power(2, least(e.attempts, 9)) end,
+    applied_at = case when retry.outcome <> 'failed' then now() end
+  from (select outcome, failure) as retry
+  where e.message_id = stored.message_id;
+  return outcome;
+end;
+$$;
+comment on function app.retry_clerk_event is 'Applies a failed message again and says its outcome; null when there is no such message.';
+
+create or replace function public.receive_clerk_event(message_id text, event jsonb) returns jsonb
+language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
+as $$
+  select app.receive_clerk_event(receive_clerk_event.message_id, receive_clerk_event.event);
+$$;
+comment on function public.receive_clerk_event is 'For the service: stores a webhook of Clerk''s and applies it, both or neither, once.';
+
+grant execute on function app.receive_clerk_event(text, jsonb) to service_role;
+grant execute on function public.receive_clerk_event(text, jsonb) to service_role;
+
+-- A new meaning of a role key holds at once for those who have it.
+create or replace function app.apply_clerk_roles() returns trigger
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+begin
+  update public.organization_memberships as m
+  set role = app.clerk_role(m.clerk_role, coalesce(r.fields ->> 'created_by' = p.clerk_user_id, false))
+  from public.organizations as o
+  cross join public.profiles as p
+  left join app.clerk_records as r on r.kind = 'organization' and r.clerk_id = o.clerk_org_id
+  where o.id = m.organization_id and p.id = m.user_id
+    and m.role <> app.clerk_role(m.clerk_role, coalesce(r.fields ->> 'created_by' = p.clerk_user_id, false));
+  return null;
+end;
+$$;
+comment on function app.apply_clerk_roles is 'Gives every membership the role that app.clerk_roles now says.';
+
+create or replace trigger apply_clerk_roles after insert or update or delete on app.clerk_roles
+for each statement execute function app.apply_clerk_roles();
