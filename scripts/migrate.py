@@ -2,41 +2,77 @@
 
 from __future__ import annotations
 
-import os
+import json
+import sys
 
 import click
+from rich.console import Console
+from rich.table import Table
 
-from scripts import migrations
-from scripts.failure import Failure
+from scripts import database, drift, migrations
 
-
-class DatabaseUnknown(Failure):
-    """No --database-url, no DATABASE_URL."""
-
-
-def chosen(given: str | None) -> str:
-    """The option, else the environment. Raises DatabaseUnknown."""
-    url = given or os.environ.get("DATABASE_URL")
-    if not url:
-        raise DatabaseUnknown("Which database? Set DATABASE_URL, or pass --database-url.")
-    return url
-
-
-url_option = click.option("--database-url", metavar="URL", help="Default: DATABASE_URL.")
+WORRYING = {"edited", "missing", "late", "undeclared", "different"}
 
 
 @click.group()
 def migrate() -> None:
-    """Bring a database to what migrations/, functions/ and policies/ say."""
+    """Bring a database to what migrations/, functions/ and policies/ say.
+
+    A migration is applied once, in the order of its timestamp. A file of functions/ or policies/ is applied again
+    whenever it changed. The Supabase CLI and this command see the same history.
+    """
 
 
 @migrate.command()
-@url_option
+@database.url_option
 @click.option("--dry-run", is_flag=True, help="Do everything, roll it back, and say what it would have been.")
-def up(database_url: str | None, dry_run: bool) -> None:
+def up(url: str | None, dry_run: bool) -> None:
     """Apply new migrations and changed functions and policies, in one transaction."""
-    plan = migrations.up(chosen(database_url), dry_run=dry_run, tell=lambda line: click.echo(line, err=True))
-    _print_plan(plan, dry_run=dry_run)
+    plan = migrations.up(database.choose(url), dry_run=dry_run, tell=database.say)
+    if plan.empty:
+        click.echo(f"Nothing to do: {_current(plan)}.")
+        return
+    for path in plan.paths:
+        click.echo(f"{'Would apply' if dry_run else 'Applied'} {path}")
+    for path in plan.removed:
+        click.echo(f"{'Would forget' if dry_run else 'Forgot'} {path}, which has no file any more{_leftovers(path)}")
+
+
+@migrate.command()
+@database.url_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def status(url: str | None, as_json: bool) -> None:
+    """Show every migration and source with its state. Changes and locks nothing."""
+    entries = migrations.status(database.choose(url), tell=database.say)
+    if as_json:
+        click.echo(json.dumps([entry._asdict() for entry in entries], indent=2))
+        return
+    _print_table(["File", "State"], [list(entry) for entry in entries])
+
+
+@migrate.command()
+@database.url_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def check(url: str | None, as_json: bool) -> None:
+    """Fail when something is pending, or when the database holds what no file says.
+
+    Compares functions, views, triggers, column defaults, policies and grants of the schemas public, app and ops. Tries
+    every file in a transaction that is rolled back: tables are locked for that moment.
+    """
+    plan, found = drift.check(database.choose(url), tell=database.say)
+    if as_json:
+        pending = [*plan.paths, *plan.removed]
+        click.echo(json.dumps({"pending": pending, "drift": [entry._asdict() for entry in found]}, indent=2))
+    elif found:
+        _print_table(["Kind", "Name", "In the database"], [list(entry) for entry in found])
+        database.say("Put what should stay into functions/ or policies/; `undeclared` objects can be dropped.")
+    if not as_json and not plan.empty:
+        database.say("\n".join(f"Pending: {path}" for path in (*plan.paths, *plan.removed)))
+        database.say("Apply it with `ballast migrate up`.")
+    if found or not plan.empty:
+        sys.exit(1)
+    if not as_json:
+        click.echo(f"No drift: {_current(plan)}.")
 
 
 @migrate.command()
@@ -46,18 +82,24 @@ def new(name: str) -> None:
     click.echo(migrations.new(name).relative_to(migrations.ROOT))
 
 
-def _print_plan(plan: migrations.Plan, *, dry_run: bool) -> None:
-    if plan.empty:
-        files = plan.files
-        migration_count, source_count = _count(len(files.migrations), "migration"), _count(len(files.sources), "source")
-        click.echo(f"Nothing to do: {migration_count}, {source_count} are current.")
-        return
-    verb = "Would apply" if dry_run else "Applied"
-    for path in (*(migration.path for migration in plan.migrations), *(source.path for source in plan.sources)):
-        click.echo(f"{verb} {path}")
-    for path in plan.removed:
-        click.echo(f"{'Would forget' if dry_run else 'Forgot'} {path}, which has no file any more")
+def _current(plan: migrations.Plan) -> str:
+    files = plan.files
+    return f"{_count(len(files.migrations), 'migration')}, {_count(len(files.sources), 'source')} are current"
 
 
 def _count(number: int, thing: str) -> str:
     return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def _leftovers(path: str) -> str:
+    return "; `ballast migrate check` lists what it leaves behind" if path.startswith("functions/") else ""
+
+
+def _print_table(columns: list[str], rows: list[list[str]]) -> None:
+    table = Table(*columns)
+    for *cells, state in rows:
+        style = "red" if state in WORRYING else "green" if state in ("applied", "current") else "yellow"
+        table.add_row(*cells, f"[{style}]{state}[/]")
+    console = Console()
+    # A pipe has no width of its own; a cut path would be of no use there.
+    console.print(table, soft_wrap=not console.is_terminal)

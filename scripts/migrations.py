@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, LiteralString, NamedTuple
+from typing import LiteralString, NamedTuple
 
 import psycopg
 from psycopg import errors, sql
 
+from scripts.database import Connection, Tell, connected
 from scripts.failure import Failure
 from scripts.statements import Statement, split
 
@@ -38,15 +37,17 @@ HISTORY_TABLE: tuple[LiteralString, ...] = (
     "alter table supabase_migrations.schema_migrations add column if not exists name text",
 )
 
+ADVICE = {
+    "edited": "was edited after it was applied: undo the edit, and make the change in a new migration "
+    "(`ballast migrate new NAME`).",
+    "missing": "is applied but has no file: get it back from version control (or, if it should never have been: "
+    "`supabase migration repair VERSION --status reverted`).",
+    "late": "is older than a migration that is already applied: give its file a new timestamp, so that every "
+    "database applies them in the same order.",
+}
+
 _MIGRATION_NAME = re.compile(r"(?P<version>\d{14})_(?P<name>[a-z0-9_]+)\.sql")
 _TRANSACTION_CONTROL = {"begin", "start", "commit", "end", "rollback", "abort", "savepoint", "release", "prepare"}
-
-Connection = psycopg.Connection[Any]
-Tell = Callable[[str], None]
-
-
-class DatabaseUnreachable(Failure):
-    """No connection to the database could be made."""
 
 
 class FilesInvalid(Failure):
@@ -74,12 +75,30 @@ class Migration(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A file of functions/ or policies/. `table` is the (schema, table) that a policies file defines."""
+    """A file of functions/ or policies/. `table` is the name, as SQL, of what a policies file defines."""
 
     path: str
     text: str
     checksum: str
-    table: tuple[str, str] | None
+    table: str | None
+
+
+class AppliedMigration(NamedTuple):
+    """A row of supabase_migrations.schema_migrations."""
+
+    name: str
+    statements: list[str] | None
+
+
+class FileState(NamedTuple):
+    """How a file stands to the database.
+
+    A migration is applied, pending, edited (since applied), missing (no file) or late (older than one applied);
+    a source is current, changed (since applied), pending or removed (applied, but no file any more).
+    """
+
+    path: str
+    state: str
 
 
 @dataclass(frozen=True)
@@ -100,8 +119,13 @@ class Plan:
     removed: tuple[str, ...]
 
     @property
+    def paths(self) -> list[str]:
+        """The files to apply, in order."""
+        return [*(migration.path for migration in self.migrations), *(source.path for source in self.sources)]
+
+    @property
     def empty(self) -> bool:
-        return not (self.migrations or self.sources or self.removed)
+        return not (self.paths or self.removed)
 
 
 def up(database_url: str, *, root: Path = ROOT, dry_run: bool = False, tell: Tell = lambda _: None) -> Plan:
@@ -122,25 +146,11 @@ def up(database_url: str, *, root: Path = ROOT, dry_run: bool = False, tell: Tel
     return plan
 
 
-@contextmanager
-def connected(database_url: str, tell: Tell = lambda _: None) -> Iterator[Connection]:
-    """A connection whose warnings go to `tell`. Raises DatabaseUnreachable without the URL's password."""
-    try:
-        connection: Connection = psycopg.connect(
-            database_url,
-            autocommit=True,
-            prepare_threshold=None,  # A transaction pooler knows no prepared statements
-            connect_timeout=10,
-            application_name="ballast migrate",
-        )
-    except psycopg.Error as error:
-        reason = str(error).strip().splitlines()[-1]
-        message = f"The database does not answer: {reason}\nCheck DATABASE_URL, or run `ballast up`."
-        raise DatabaseUnreachable(message) from None
-    with connection:
-        connection.add_notice_handler(lambda notice: tell(f"{notice.severity}: {notice.message_primary}"))
-        connection.execute("set client_min_messages = warning")
-        yield connection
+def status(database_url: str, *, root: Path = ROOT, tell: Tell = lambda _: None) -> list[FileState]:
+    """Every file with its state, migrations first. Takes no lock. Raises DatabaseUnreachable and FilesInvalid."""
+    files = read_files(root)
+    with connected(database_url, tell) as connection:
+        return read_history(connection, files) + source_states(connection, files)
 
 
 def lock(connection: Connection, tell: Tell) -> None:
@@ -194,34 +204,67 @@ def _read_source(path: Path) -> Source:
     return Source(_name(path), text, checksum, policy_table(_name(path)))
 
 
-def policy_table(path: str) -> tuple[str, str] | None:
+def policy_table(path: str) -> str | None:
     """The table that policies/<table>.sql or policies/<schema>.<table>.sql defines; None for another folder's file."""
     folder, _, file_name = path.partition("/")
     if folder != "policies":
         return None
     schema, _, table = file_name.removesuffix(".sql").rpartition(".")
-    return schema or "public", table
+    return sql.Identifier(schema or "public", table).as_string()
 
 
 def make_plan(connection: Connection, files: Files) -> Plan:
-    """Compares files and database. HistoryDisagrees: an applied migration was edited, is missing or came late."""
-    applied = applied_migrations(connection)
-    _check_history(files.migrations, applied)
-    checksums = applied_sources(connection)
+    """Compares files and database. Raises HistoryDisagrees when a migration is edited, missing or late."""
+    history = dict(read_history(connection, files))
+    if wrong := [f"{path} {ADVICE[state]}" for path, state in history.items() if state in ADVICE]:
+        raise HistoryDisagrees("\n".join(wrong))
+    sources = dict(source_states(connection, files))
     return Plan(
         files,
-        tuple(migration for migration in files.migrations if migration.version not in applied),
-        tuple(source for source in files.sources if checksums.get(source.path) != source.checksum),
-        tuple(sorted(checksums.keys() - {source.path for source in files.sources})),
+        tuple(migration for migration in files.migrations if history[migration.path] == "pending"),
+        tuple(source for source in files.sources if sources[source.path] != "current"),
+        tuple(path for path, state in sources.items() if state == "removed"),
     )
 
 
-def applied_migrations(connection: Connection) -> dict[str, tuple[str, list[str] | None]]:
-    """Version → (name, statements) of what is recorded; empty for a database that was never migrated."""
+def read_history(connection: Connection, files: Files) -> list[FileState]:
+    """Every migration that has a file or is recorded, in version order."""
+    applied = applied_migrations(connection)
+    newest = max(applied, default="")
+    history = [FileState(file.path, _migration_state(file, applied, newest)) for file in files.migrations]
+    for version in applied.keys() - {migration.version for migration in files.migrations}:
+        history.append(FileState(f"migrations/{version}_{applied[version].name}.sql", "missing"))
+    return sorted(history)
+
+
+def _migration_state(migration: Migration, applied: dict[str, AppliedMigration], newest: str) -> str:
+    if migration.version not in applied:
+        return "late" if migration.version < newest else "pending"
+    recorded = applied[migration.version].statements
+    # `supabase migration repair` of a file that it did not find records no statements.
+    return "applied" if recorded in (None, migration.statements()) else "edited"
+
+
+def source_states(connection: Connection, files: Files) -> list[FileState]:
+    """Every source in order of application, then the removed ones."""
+    checksums = applied_sources(connection)
+    states = [FileState(source.path, _source_state(source, checksums.get(source.path))) for source in files.sources]
+    removed = checksums.keys() - {source.path for source in files.sources}
+    return states + [FileState(path, "removed") for path in sorted(removed)]
+
+
+def _source_state(source: Source, applied: str | None) -> str:
+    if applied is None:
+        return "pending"
+    return "current" if applied == source.checksum else "changed"
+
+
+def applied_migrations(connection: Connection) -> dict[str, AppliedMigration]:
+    """Version → what is recorded; empty for a database that was never migrated."""
     if not _exists(connection, "supabase_migrations.schema_migrations"):
         return {}
-    query = "select version, coalesce(name, ''), statements from supabase_migrations.schema_migrations order by version"
-    return {version: (name, statements) for version, name, statements in connection.execute(query)}
+    query = "select version, coalesce(name, ''), statements from supabase_migrations.schema_migrations"
+    return {version: AppliedMigration(name, statements) for version, name, statements in connection.execute(query)}
 
 
 def applied_sources(connection: Connection) -> dict[str, str]:
@@ -233,31 +276,6 @@ def applied_sources(connection: Connection) -> dict[str, str]:
 
 def _exists(connection: Connection, table: str) -> bool:
     return connection.execute("select to_regclass(%s) is not null", [table]).fetchone() == (True,)
-
-
-def _check_history(migrations: tuple[Migration, ...], applied: dict[str, tuple[str, list[str] | None]]) -> None:
-    problems = []
-    known = {migration.version for migration in migrations}
-    for version in sorted(applied.keys() - known):
-        problems.append(
-            f"migrations/{version}_{applied[version][0]}.sql is applied but missing here: get it back from version "
-            f"control (or, if it should never have been: supabase migration repair --status reverted {version})."
-        )
-    newest = max(applied, default="")
-    for migration in migrations:
-        if migration.version not in applied:
-            if migration.version < newest:
-                problems.append(
-                    f"{migration.path} is older than {newest}, which is already applied: "
-                    "give it a new timestamp, so that every database applies them in one order."
-                )
-        elif applied[migration.version][1] not in (None, migration.statements()):
-            problems.append(
-                f"{migration.path} was edited after it was applied: undo the edit and put the change into a new "
-                "migration (`ballast migrate new NAME`)."
-            )
-    if problems:
-        raise HistoryDisagrees("\n".join(problems))
 
 
 def apply(connection: Connection, plan: Plan) -> None:
@@ -299,7 +317,7 @@ def reset_session(connection: Connection) -> None:
 
 def _forget(connection: Connection, path: str) -> None:
     table = policy_table(path)
-    if table is not None and table_exists(connection, table):
+    if table is not None and _exists(connection, table):
         clear_table(connection, table)
     connection.execute("delete from app.applied_sources where path = %s", [path])
 
@@ -308,30 +326,53 @@ def apply_source(connection: Connection, source: Source) -> None:
     """Makes the database agree with one file of functions/ or policies/."""
     reset_session(connection)
     if source.table is not None:
-        if not table_exists(connection, source.table):
-            name = ".".join(source.table)
-            raise FilesInvalid(f"{source.path}: there is no table {name}. Rename the file, or make the table.")
+        if not _exists(connection, source.table):
+            raise FilesInvalid(f"{source.path}: there is no table {source.table}. Rename the file, or make the table.")
         clear_table(connection, source.table)
+        run_file(connection, source.path, source.text)
+        return
+    before = _routines(connection)
+    run_file(connection, source.path, source.text)
+    # `create or replace` keeps grants: without this, one that the file no longer states would stay. The second run
+    # also proves that the file can be run on a database that has it already.
+    for routine in _routines(connection) - before:
+        revoke_routine(connection, routine.signature)
     run_file(connection, source.path, source.text)
 
 
-def table_exists(connection: Connection, table: tuple[str, str]) -> bool:
-    return _exists(connection, sql.Identifier(*table).as_string())
+def revoke_routine(connection: Connection, signature: str) -> None:
+    """Takes every grant to the API's roles from a function; `signature` is quoted SQL: schema.name(arguments)."""
+    connection.execute(f"revoke all on routine {signature} from public, anon, authenticated, service_role".encode())
 
 
-def clear_table(connection: Connection, table: tuple[str, str]) -> None:
-    """Takes every policy, and every grant to the API's roles, from a table or view.
+class _Routine(NamedTuple):
+    """A version of a function; `ctid` changes whenever it is created or replaced."""
+
+    signature: str
+    ctid: str
+
+
+def _routines(connection: Connection) -> set[_Routine]:
+    query = """
+        select format('%I.%I(%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)), p.ctid::text
+        from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace
+        where n.nspname !~ '^pg_' and pg_has_role(p.proowner, 'usage')
+    """
+    return {_Routine(*row) for row in connection.execute(query)}
+
+
+def clear_table(connection: Connection, table: str) -> None:
+    """Takes every policy, and every grant to the API's roles, from a table or view; `table` is its name as SQL.
 
     Another owner's grants (realtime.messages is Supabase's) stay: they are not ours to take, nor to declare.
     """
-    name = sql.Identifier(*table)
-    policies = connection.execute("select policyname from pg_policies where (schemaname, tablename) = (%s, %s)", table)
+    policies = connection.execute("select quote_ident(polname) from pg_policy where polrelid = %s::regclass", [table])
     for (policy,) in policies.fetchall():
-        connection.execute(sql.SQL("drop policy {} on {}").format(sql.Identifier(policy), name))
+        connection.execute(f"drop policy {policy} on {table}".encode())
     ours = "select pg_has_role(relowner, 'usage') from pg_class where oid = %s::regclass"
-    if connection.execute(ours, [name.as_string()]).fetchone() == (True,):
+    if connection.execute(ours, [table]).fetchone() == (True,):
         # Takes the columns' grants too.
-        connection.execute(sql.SQL("revoke all on {} from public, anon, authenticated, service_role").format(name))
+        connection.execute(f"revoke all on {table} from public, anon, authenticated, service_role".encode())
 
 
 def run_file(connection: Connection, path: str, text: str) -> None:
