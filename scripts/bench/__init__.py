@@ -1,0 +1,19 @@
+"""`ballast bench`: measures on scratch servers of its own, and says which aims are met."""
+
+from __future__ import annotations
+
+import click
+
+from scripts.bench.rls import rls
+
+
+@click.group()
+def bench() -> None:
+    """Measure policies and webhooks against their aims, on scratch servers that are removed again.
+
+    \b
+    Example: ballast bench rls --quick
+    """
+
+
+bench.add_command(rls)

@@ -1,0 +1,58 @@
+-- Tenants for `ballast bench rls`, and one role per way to protect public.projects: the rows, indexes and caches are the same for all.
+-- Sizes come in settings bench.organizations, bench.users, bench.memberships (per user) and bench.projects.
+
+-- Loading rows one foreign key and one trigger at a time would only cost time: what is loaded is consistent.
+set session_replication_role = replica;
+
+insert into public.organizations (clerk_org_id, name)
+select 'org_' || i, 'Organization ' || i from generate_series(1, current_setting('bench.organizations')::integer) as i;
+
+insert into public.profiles (clerk_user_id, full_name)
+select 'user_' || i, 'Person ' || i from generate_series(1, current_setting('bench.users')::integer) as i;
+
+-- Everyone may do everything that is measured: owners and admins, with a second factor in their claims.
+insert into public.organization_memberships (organization_id, user_id, role)
+select o.id, p.id, case when i % 2 = 0 then 'owner' else 'admin' end
+from generate_series(1, current_setting('bench.users')::integer) as i
+cross join generate_series(0, current_setting('bench.memberships')::integer - 1) as n
+join public.profiles as p on p.clerk_user_id = 'user_' || i
+join public.organizations as o on o.clerk_org_id = 'org_' || 1 + (i * 7 + n * 311) % current_setting('bench.organizations')::integer
+on conflict do nothing;
+
+-- Spread over time and organizations at random, each at a time of its own so that "the newest 50" has one answer.
+insert into public.projects (organization_id, title, description, created_at)
+select o.ids[1 + floor(random() * cardinality(o.ids))], 'Project ' || i, repeat('What it is about. ', 5), now() - i * interval '1 second'
+from (select array_agg(id) as ids from public.organizations) as o, generate_series(1, current_setting('bench.projects')::integer) as i;
+
+reset session_replication_role;
+
+-- No RLS: what an application does that knows its caller's organizations and never forgets to name them.
+create role bench_by_hand nologin bypassrls;
+grant bench_by_hand to authenticator;
+grant usage on schema public, app to bench_by_hand;
+grant select, insert on public.projects to bench_by_hand;
+grant execute on function app.user_id() to bench_by_hand;
+
+-- The specification's policies, with app.user_id() in place of auth.uid(), which raises on Clerk's ids, and called once
+-- instead of once a row; on memberships without its recursion, which PostgreSQL refuses.
+create role bench_exists nologin;
+grant bench_exists to authenticator;
+grant usage on schema public, app to bench_exists;
+grant select, insert on public.projects to bench_exists;
+grant select on public.organization_memberships to bench_exists;
+grant execute on function app.user_id(), app.claims() to bench_exists;
+
+create policy "bench: own memberships" on public.organization_memberships for select to bench_exists
+using (user_id = (select app.user_id()));
+
+create policy "bench: viewable by members" on public.projects for select to bench_exists
+using (exists (
+  select from public.organization_memberships as m
+  where m.organization_id = projects.organization_id and m.user_id = (select app.user_id())
+));
+
+create policy "bench: manageable by members" on public.projects for all to bench_exists
+using (exists (
+  select from public.organization_memberships as m
+  where m.organization_id = projects.organization_id and m.user_id = (select app.user_id()) and m.role in ('owner', 'admin', 'member')
+));
