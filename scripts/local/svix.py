@@ -1,0 +1,83 @@
+"""Webhooks as Svix sends them for Clerk: signed, once more on each failure, with growing pauses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import aiohttp
+from standardwebhooks import Webhook
+
+# Seconds before each attempt (https://docs.svix.com/retries): at once, 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 10 h.
+RETRY_PAUSES = (0, 5, 300, 1800, 7200, 18_000, 36_000, 36_000)
+ATTEMPT_SECONDS = 15
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where deliveries go, and the `whsec_…` that signs them."""
+
+    url: str
+    secret: str
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One delivery: the receiver's status (None when there was no answer in time) and the start of what it said."""
+
+    number: int
+    status: int | None
+    answer: str
+
+    @property
+    def succeeded(self) -> bool:
+        """Only 2xx counts: a redirection is a failure."""
+        return self.status is not None and 200 <= self.status < 300
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def body_of(event: dict[str, Any]) -> bytes:
+    """The bytes that are sent, and signed, for an event."""
+    return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def signed_headers(secret: str, message_id: str, body: bytes, at: datetime | None = None) -> dict[str, str]:
+    """The headers of one attempt. `secret` is a `whsec_…`; `at` is now unless a test says otherwise."""
+    at = at or datetime.now(UTC)
+    return {
+        "content-type": "application/json",
+        "user-agent": "Svix-Webhooks/1.24 (sender-9YMgn; +https://www.svix.com/http-sender/)",
+        "svix-id": message_id,
+        "svix-timestamp": str(int(at.timestamp())),
+        "svix-signature": Webhook(secret).sign(message_id, at, body.decode()),
+    }
+
+
+async def deliver(
+    session: aiohttp.ClientSession, endpoint: Endpoint, message_id: str, body: bytes, *, speed: float = 1
+) -> AsyncIterator[Attempt]:
+    """Attempts until one succeeds or the schedule ends; pauses are divided by `speed`. Yields each one once made."""
+    for number, pause in enumerate(RETRY_PAUSES, start=1):
+        await asyncio.sleep(pause / speed)
+        headers = signed_headers(endpoint.secret, message_id, body)
+        attempt = await _attempt(session, endpoint.url, number, headers, body)
+        yield attempt
+        if attempt.succeeded:
+            return
+
+
+async def _attempt(
+    session: aiohttp.ClientSession, url: str, number: int, headers: dict[str, str], body: bytes
+) -> Attempt:
+    timeout = aiohttp.ClientTimeout(total=ATTEMPT_SECONDS)
+    try:
+        async with session.post(url, data=body, headers=headers, allow_redirects=False, timeout=timeout) as answer:
+            return Attempt(number, answer.status, (await answer.text(errors="replace"))[:2000])
+    except (aiohttp.ClientError, TimeoutError) as error:
+        return Attempt(number, None, str(error) or "no answer in time")
