@@ -1,7 +1,8 @@
 -- Who is asking, and what they may do. Policies call these once per statement and they may never raise:
 -- on Supabase Realtime one raising policy stops delivery to everyone. So: no casts of text a client wrote.
 
--- The caller's signed claims. Whatever else stands in the setting counts as no claims.
+-- The caller's signed claims. Whatever else stands in the setting counts as no claims. So does text over 8 kB (Clerk's tokens stay
+-- below 4): nested deeply enough it would exhaust the server's stack.
 create or replace function app.claims() returns jsonb
 language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -9,7 +10,9 @@ declare
   setting text := current_setting('request.jwt.claims', true);
   claims jsonb;
 begin
-  if current_setting('server_version_num')::integer >= 160000 then
+  if length(setting) > 8192 then
+    return '{}';
+  elsif current_setting('server_version_num')::integer >= 160000 then
     if pg_input_is_valid(setting, 'jsonb') then
       claims := setting::jsonb;
     end if;

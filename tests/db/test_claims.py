@@ -1,0 +1,150 @@
+"""Whatever a client sends as claims, a policy answers with rows or with none: it never raises."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import Claims, Database
+
+READABLE = (
+    "organizations", "profiles", "organization_memberships", "organization_invitations", "projects", "audit_logs", "role_permissions",
+)  # fmt: skip
+
+ODD_CLAIMS: list[str] = [
+    "", "null", "true", "0", '"text"', "[]", "[1, 2]", "not json", "{", "{}", '{"sub": "user_ada"', "\ufffd",
+    '{"sub": null}', '{"sub": []}', '{"sub": {}}', '{"sub": 12}', '{"sub": ""}', '{"sub": "\'; drop table profiles; --"}',
+    '{"sub": "user_ada", "o": []}', '{"sub": "user_ada", "o": "x"}', '{"sub": "user_ada", "o": {"id": {}}}',
+    '{"sub": "user_ada", "fva": {}}', '{"sub": "user_ada", "fva": "x"}', '{"sub": "user_ada", "fva": [1]}',
+    '{"sub": "user_ada", "fva": ["a", "b"]}', '{"sub": "user_ada", "fva": [0, 1e400]}', '{"sub": "user_ada", "fva": [0, null]}',
+    '{"sub": "user_ada", "sts": []}', '{"sub": "user_ada", "iat": "x"}', '{"sub": "' + "u" * 100_000 + '"}',
+    '{"sub": "\\u0000"}', '{"sub": "\\ud800"}', "[" * 20_000,
+]  # fmt: skip
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+claim_names = st.sampled_from(["sub", "sts", "o", "fva", "iat", "role", "org_id", "org_role", "act", "v"])
+
+
+@pytest.fixture
+def ada(database: Database) -> Claims:
+    """A person who owns an organization with one project, and her claims with a second factor."""
+    database.execute("insert into public.profiles (clerk_user_id) values ('user_ada')")
+    database.execute("insert into public.organizations (clerk_org_id, name) values ('org_acme', 'Acme')")
+    database.execute(
+        "insert into public.organization_memberships (organization_id, user_id, role) "
+        "select o.id, p.id, 'owner' from public.organizations as o, public.profiles as p"
+    )
+    database.execute("insert into public.projects (organization_id, title) select id, 'Apollo' from public.organizations")
+    return {"sub": "user_ada", "role": "authenticated", "fva": [0, 0]}
+
+
+def touch_everything(database: Database, claims: str) -> dict[str, int]:
+    """Reads, updates and deletes wherever a policy decides, then tries an insert. Returns the rows seen per table."""
+    seen = {}
+    with database.acting("authenticated", claims):
+        for table in READABLE:
+            seen[table] = database.value(f"select count(*) from public.{table}")
+        for statement in (
+            "update public.projects set title = title",
+            "update public.profiles set full_name = full_name",
+            "update public.organizations set name = name",
+            "delete from public.projects where false",
+        ):
+            database.execute(statement)
+        database.execute("select * from public.my_permissions()")
+        assert database.value("select public.has_permission(gen_random_uuid(), 'projects:read')") is False
+    return seen
+
+
+def nothing(seen: dict[str, int]) -> bool:
+    return all(count == 0 for table, count in seen.items() if table != "role_permissions")
+
+
+def test_the_owner_sees_her_rows(database: Database, ada: Claims) -> None:
+    assert touch_everything(database, json.dumps(ada)) | {"role_permissions": 0} == {
+        "organizations": 1, "profiles": 1, "organization_memberships": 1, "organization_invitations": 0, "projects": 1,
+        "audit_logs": 0, "role_permissions": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("claims", ODD_CLAIMS, ids=lambda claims: claims[:40].encode("unicode_escape").decode())
+def test_odd_claims_never_make_a_policy_raise(database: Database, ada: Claims, claims: str) -> None:
+    touch_everything(database, claims)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(claims=st.dictionaries(claim_names, json_values, max_size=5))
+def test_no_claims_make_a_policy_raise_or_show_what_is_not_theirs(database: Database, claims: dict[str, Any]) -> None:
+    assert nothing(touch_everything(database, json.dumps(claims)))
+
+
+@pytest.mark.parametrize("claims", ["", "null", "{}", "[]", "not json"])
+def test_an_insert_without_an_identity_is_refused_not_broken(database: Database, ada: Claims, claims: str) -> None:
+    organization = database.value("select id from public.organizations")
+    with (
+        pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security"),
+        database.acting("authenticated", claims),
+    ):
+        database.execute("insert into public.projects (organization_id, title) values (%s, 'x')", organization)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"sub": "user_nobody"}, "unknown person"),
+        ({"sub": "USER_ADA"}, "another spelling"),
+        ({"sts": "pending"}, "unfinished sign-in"),
+    ],
+)
+def test_a_token_of_nobody_shows_nothing(database: Database, ada: Claims, changed: Claims, reason: str) -> None:
+    assert nothing(touch_everything(database, json.dumps(ada | changed))), reason
+
+
+def test_a_banned_person_sees_nothing(database: Database, ada: Claims) -> None:
+    database.execute("update public.profiles set banned = true")
+    assert nothing(touch_everything(database, json.dumps(ada)))
+
+
+@pytest.mark.parametrize("fva", [[0, -1], [0], None, "0", [0, None]])
+def test_an_owner_without_a_second_factor_may_what_a_viewer_may(database: Database, ada: Claims, fva: object) -> None:
+    organization = database.value("select id from public.organizations")
+    with database.acting("authenticated", ada | {"fva": fva}):
+        assert database.value("select public.has_permission(%s, 'projects:read')", organization)
+        assert not database.value("select public.has_permission(%s, 'projects:create')", organization)
+        assert database.execute("update public.projects set title = 'Gemini'").rowcount == 0
+    database.execute("update public.organizations set mfa_required = false")
+    with database.acting("authenticated", ada | {"fva": fva}):
+        assert database.value("select public.has_permission(%s, 'projects:create')", organization)
+
+
+def test_a_new_organization_takes_the_installations_choice_about_mfa(database: Database) -> None:
+    database.execute("update app.settings set mfa_required = false")
+    assert database.value("insert into public.organizations (clerk_org_id, name) values ('org_x', 'X') returning mfa_required") is False
+
+
+def test_anon_reaches_nothing(database: Database, ada: Claims) -> None:
+    for table in (*READABLE, "backup_logs"):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege), database.acting("anon", ada):
+            database.execute(f"select from public.{table}")
+
+
+def test_an_update_without_a_change_does_not_bump_updated_at(database: Database, ada: Claims) -> None:
+    database.execute("update public.projects set updated_at = '2020-01-01'")
+    before = database.value("update public.projects set updated_at = '2020-01-01', title = 'Mercury' returning updated_at")
+    assert database.value("update public.projects set title = title returning updated_at") == before
+    assert database.value("update public.profiles set last_seen_at = '2020-01-01' returning updated_at = now()")
+
+
+def test_who_leaves_an_organization_stops_working_in_it(database: Database, ada: Claims) -> None:
+    database.execute("update public.profiles set current_organization_id = (select id from public.organizations)")
+    database.execute("delete from public.organization_memberships")
+    assert database.value("select current_organization_id from public.profiles") is None

@@ -1,0 +1,97 @@
+"""The rules of the schema, read from the catalogue: a new table or function that breaks one is named here."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.conftest import Database
+
+OURS = "('public', 'app', 'ops')"
+
+RULES = {
+    "row level security is enabled and forced on every table": f"""
+        select c.oid::regclass::text from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
+        where n.nspname in {OURS} and c.relkind in ('r', 'p') and not (c.relrowsecurity and c.relforcerowsecurity)""",
+    "every table has a primary key": f"""
+        select c.oid::regclass::text from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
+        where n.nspname in {OURS} and c.relkind in ('r', 'p')
+          and not exists (select from pg_index as i where i.indrelid = c.oid and i.indisprimary)""",
+    "every foreign key has an index that begins with its columns": f"""
+        select k.conrelid::regclass || '.' || k.conname from pg_constraint as k join pg_namespace as n on n.oid = k.connamespace
+        where n.nspname in {OURS} and k.contype = 'f' and k.conparentid = 0 and not exists (
+          select from pg_index as i
+          where i.indrelid = k.conrelid and (i.indkey::smallint[])[0:cardinality(k.conkey) - 1] @> k.conkey)""",
+    "every foreign key says what a deletion does": f"""
+        select k.conrelid::regclass || '.' || k.conname from pg_constraint as k join pg_namespace as n on n.oid = k.connamespace
+        where n.nspname in {OURS} and k.contype = 'f' and k.confdeltype = 'a'""",
+    "every table, view and column has a comment": f"""
+        select c.oid::regclass || coalesce('.' || a.attname, '')
+        from pg_class as c
+        join pg_namespace as n on n.oid = c.relnamespace
+        left join lateral (
+          select attname, attnum from pg_attribute where attrelid = c.oid and attnum > 0 and not attisdropped and c.relkind <> 'v'
+          union all select null, 0
+        ) as a on true
+        where n.nspname in {OURS} and c.relkind in ('r', 'p', 'v') and not c.relispartition
+          and col_description(c.oid, a.attnum) is null and not (a.attnum = 0 and obj_description(c.oid, 'pg_class') is not null)""",
+    "every function has a comment": f"""
+        select p.oid::regprocedure::text from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace
+        where n.nspname in {OURS} and obj_description(p.oid, 'pg_proc') is null""",
+    "every function pins its search path": f"""
+        select p.oid::regprocedure::text from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace
+        where n.nspname in {OURS} and not coalesce(p.proconfig @> '{{"search_path=pg_catalog, pg_temp"}}', false)""",
+    "definer functions live in app only, and their comment says why they must be": f"""
+        select p.oid::regprocedure::text from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace
+        where n.nspname in {OURS} and p.prosecdef
+          and (n.nspname <> 'app' or obj_description(p.oid, 'pg_proc') not like '%Definer:%')""",
+    "nothing is granted to anon or to everybody": f"""
+        select 'table ' || c.oid::regclass from pg_class as c join pg_namespace as n on n.oid = c.relnamespace,
+          aclexplode(c.relacl) as g where n.nspname in {OURS} and g.grantee in (0, 'anon'::regrole)
+        union all
+        select 'function ' || p.oid::regprocedure from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace,
+          aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) as g
+        where n.nspname in {OURS} and g.grantee in (0, 'anon'::regrole)""",
+    "no table of app or ops is granted to a role of the API": """
+        select c.oid::regclass || ' to ' || g.grantee::regrole from pg_class as c join pg_namespace as n on n.oid = c.relnamespace,
+          aclexplode(c.relacl) as g
+        where n.nspname in ('app', 'ops') and g.grantee in ('authenticated'::regrole, 'service_role'::regrole)""",
+    "a table, command and role have at most one permissive policy": """
+        select polrelid::regclass || ' ' || polcmd::text from pg_policy where polpermissive group by polrelid, polcmd, polroles having count(*) > 1
+        union all
+        select polrelid::regclass || ' for all' from pg_policy where polcmd = '*'""",
+    "no policy is open to everybody": "select polrelid::regclass || ' ' || polname from pg_policy where 0 = any(polroles)",
+    "no function or policy calls what raises on a Clerk id": f"""
+        select p.oid::regprocedure::text from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace
+        where n.nspname in {OURS} and p.prosrc ~ 'auth\\.(uid|role|email|jwt)'
+        union all
+        select tablename || ' ' || policyname from pg_policies where coalesce(qual, '') || coalesce(with_check, '') ~ 'auth\\.uid'""",
+    "what policies call is stable, so that it runs once per statement": """
+        select p.oid::regprocedure::text from pg_proc as p
+        join pg_namespace as n on n.oid = p.pronamespace
+        join pg_depend as d on d.refobjid = p.oid and d.refclassid = 'pg_proc'::regclass and d.classid = 'pg_policy'::regclass
+        where n.nspname = 'app' and p.provolatile <> 's'""",
+    "every constraint is valid": f"""
+        select k.conname::text from pg_constraint as k join pg_namespace as n on n.oid = k.connamespace
+        where n.nspname in {OURS} and not k.convalidated""",
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rule(database: Database, rule: str) -> None:
+    assert [row[0] for row in database.rows(RULES[rule])] == [], rule
+
+
+def test_migrations_ran_as_a_postgres_that_is_no_superuser(database: Database) -> None:
+    assert database.value("select not rolsuper and rolbypassrls from pg_roles where rolname = current_user")
+    owners = database.rows(
+        f"select distinct pg_get_userbyid(relowner) from pg_class where relnamespace::regnamespace::text in {OURS}"
+    )
+    assert owners == [("postgres",)]
+
+
+def test_a_new_table_is_closed_until_its_policies_file_opens_it(database: Database) -> None:
+    database.execute("create table public.probe (id integer primary key)")
+    database.execute("create function public.probe_function() returns integer language sql as 'select 1'")
+    for role in ("anon", "authenticated", "service_role"):
+        assert not database.value("select has_table_privilege(%s, 'public.probe', 'select, insert, update, delete')", role)
+        assert not database.value("select has_function_privilege(%s, 'public.probe_function()', 'execute')", role)
