@@ -1,0 +1,198 @@
+"""Every role × table × command, own tenant and another's, through the Data API with supabase-py.
+
+What a role may do is read from public.role_permissions; which permission a command on a table needs is said here, once.
+A table of the API that is missing here fails the first test.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+import pytest
+from postgrest.exceptions import APIError
+from psycopg.rows import dict_row
+from supabase import Client, ClientOptions, create_client
+
+from tests.conftest import Stack
+
+COMMANDS = ("select", "insert", "update", "delete")
+SIGNED_IN = "(being signed in)"
+BELONGING = "(belonging to the organization)"
+
+
+@dataclass(frozen=True)
+class Access:
+    """What each command on a table needs: a permission, or one of the two above; a missing command is for nobody.
+
+    `row` makes a row of the given organization to act on (or finds one), `new` and `changed` are what a client sends.
+    """
+
+    needs: dict[str, str]
+    row: str
+    new: dict[str, Any]
+    changed: dict[str, Any]
+
+
+ORGANIZATION = "(select id from public.organizations where clerk_org_id = %(organization)s)"
+ACCESS = {
+    "projects": Access(
+        needs={
+            "select": "projects:read", "insert": "projects:create", "update": "projects:update", "delete": "projects:delete",
+        },
+        row=f"insert into public.projects (organization_id, title) values ({ORGANIZATION}, 'A target') returning *",
+        new={"title": "A new one"}, changed={"title": "Changed"},
+    ),
+    "organizations": Access(
+        needs={"select": BELONGING, "update": "organization:update"},
+        row="select * from public.organizations where clerk_org_id = %(organization)s",
+        new={"clerk_org_id": "org_forged", "name": "Forged", "organization_id": None}, changed={"settings": {"theme": "dark"}},
+    ),
+    "profiles": Access(
+        needs={"select": "members:read"},
+        row=f"""select p.* from public.profiles as p join public.organization_memberships as m on m.user_id = p.id
+            where m.organization_id = {ORGANIZATION} and p.clerk_user_id not in (%(person)s, 'user_ada') limit 1""",
+        new={"clerk_user_id": "user_forged", "organization_id": None}, changed={"full_name": "Somebody else"},
+    ),
+    "organization_memberships": Access(
+        needs={"select": "members:read"},
+        row=f"select * from public.organization_memberships where organization_id = {ORGANIZATION} limit 1",
+        new={"role": "owner"}, changed={"role": "owner"},
+    ),
+    "organization_invitations": Access(
+        needs={"select": "members:read"},
+        row=f"""insert into public.organization_invitations (organization_id, clerk_invitation_id, email, role)
+            values ({ORGANIZATION}, 'orginv_' || gen_random_uuid(), 'guest@example.com', 'member') returning *""",
+        new={"clerk_invitation_id": "orginv_forged", "email": "x@example.com", "role": "owner"}, changed={"role": "owner"},
+    ),
+    "audit_logs": Access(
+        needs={"select": "audit:read"},
+        row=f"""insert into public.audit_logs (organization_id, action, resource_type)
+            values ({ORGANIZATION}, 'test.done', 'test') returning *""",
+        new={"action": "forged", "resource_type": "x"}, changed={"action": "forged"},
+    ),
+    "backup_logs": Access(
+        needs={},
+        row="insert into public.backup_logs (filename, backup_type, status) values ('x', 'manual', 'started') returning *",
+        new={"filename": "y", "backup_type": "manual", "status": "started", "organization_id": None}, changed={"status": "failed"},
+    ),
+    "role_permissions": Access(
+        needs={"select": SIGNED_IN},
+        row="select * from public.role_permissions limit 1",
+        new={"role": "viewer", "permission": "projects:forge", "organization_id": None}, changed={"permission": "projects:forge"},
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Person:
+    """Somebody who asks: the role that counts, and whose token or which key they send."""
+
+    name: str
+    role: str | None
+    user: str | None = None
+    home: str = "org_acme"
+    other: str = "org_globex"
+    options: tuple[str, ...] = ()
+
+
+PEOPLE = (
+    Person("owner", "owner", "user_eve", "org_globex", "org_acme"),
+    Person("admin", "admin", "user_ben"),
+    Person("member", "member", "user_cleo"),
+    Person("viewer", "viewer", "user_dee"),
+    Person("owner without second factor", "viewer", "user_eve", "org_globex", "org_acme", ("--no-second-factor",)),
+    Person("admin without second factor", "viewer", "user_ben", options=("--no-second-factor",)),
+    Person("nobody signed in", None),
+    Person("the service's own key", None),
+)
+
+
+@pytest.fixture(scope="module")
+def database(stack: Stack) -> Iterator[psycopg.Connection[dict[str, Any]]]:
+    with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True, row_factory=dict_row) as connection:
+        yield connection
+
+
+def client(stack: Stack, person: Person) -> Client:
+    key = "SUPABASE_SECRET_KEY" if person.name == "the service's own key" else "SUPABASE_PUBLISHABLE_KEY"
+    headers = {}
+    if person.user:
+        headers["Authorization"] = f"Bearer {stack.token(person.user, person.home, *person.options)}"
+    return create_client(stack.environment["SUPABASE_URL"], stack.environment[key], ClientOptions(headers=headers))
+
+
+def allowed(database: psycopg.Connection[dict[str, Any]], person: Person, need: str | None, tenant: str) -> bool:
+    if person.role is None or need is None:
+        return False
+    if need == SIGNED_IN:
+        return True
+    if tenant != person.home:
+        return False
+    return need == BELONGING or bool(
+        database.execute("select from public.role_permissions where role = %s and permission = %s", (person.role, need)).rowcount
+    )
+
+
+def succeeds(asking: Client, table: str, command: str, row: dict[str, Any], tenant_id: str) -> bool:
+    """Whether the command did what it says. A refusal is an empty answer or 42501, and nothing else."""
+    access = ACCESS[table]
+    key = "id" if "id" in row else "permission"
+    try:
+        match command:
+            case "select":
+                answer = asking.table(table).select("*").eq(key, row[key]).execute()
+            case "insert":
+                new = {"organization_id": tenant_id} | access.new
+                answer = asking.table(table).insert({name: value for name, value in new.items() if value is not None}).execute()
+            case "update":
+                answer = asking.table(table).update(access.changed).eq(key, row[key]).execute()
+            case _:
+                answer = asking.table(table).delete().eq(key, row[key]).execute()
+    except APIError as refusal:
+        assert refusal.code == "42501", refusal
+        return False
+    return len(answer.data) > 0
+
+
+def count(database: psycopg.Connection[dict[str, Any]], table: str) -> int:
+    rows = database.execute(f"select count(*) as rows from public.{table}").fetchone()  # type: ignore[arg-type]
+    assert rows is not None
+    return int(rows["rows"])
+
+
+def test_every_table_of_the_api_is_in_the_matrix(database: psycopg.Connection[dict[str, Any]]) -> None:
+    tables = database.execute(
+        "select relname from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'p', 'v', 'm', 'f')"
+    )
+    assert {row["relname"] for row in tables} == set(ACCESS)
+
+
+@pytest.mark.parametrize(
+    ("person", "table", "command"),
+    itertools.product(PEOPLE, ACCESS, COMMANDS),
+    ids=lambda value: value.name if isinstance(value, Person) else value,
+)
+@pytest.mark.parametrize("tenant", ["own", "another"])
+def test_access(
+    stack: Stack, database: psycopg.Connection[dict[str, Any]], person: Person, table: str, command: str, tenant: str
+) -> None:
+    organization = person.home if tenant == "own" else person.other
+    access = ACCESS[table]
+    values = {"organization": organization, "person": person.user}
+    row = database.execute(access.row, values).fetchone()  # type: ignore[arg-type]
+    assert row is not None
+    tenant_id = database.execute("select id::text from public.organizations where clerk_org_id = %s", (organization,)).fetchone()
+    assert tenant_id is not None
+    rows = count(database, table)
+
+    did = succeeds(client(stack, person), table, command, row, tenant_id["id"])
+
+    assert did == allowed(database, person, access.needs.get(command), organization)
+    if not did or command == "select":
+        assert count(database, table) == rows
+        key = "id" if "id" in row else "permission"
+        assert database.execute(f"select * from public.{table} where {key} = %s", (row[key],)).fetchone() == row  # type: ignore[arg-type]

@@ -1,0 +1,40 @@
+"""Supabase's own lints (`supabase db advisors`) find nothing but what accepted_advice.toml explains."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tomllib
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.local.postgres import Postgres
+from tests.conftest import ROOT
+
+ACCEPTED = tomllib.loads(Path(__file__).with_name("accepted_advice.toml").read_text())["accepted"]
+
+
+@pytest.fixture(scope="module")
+def advice(server: Postgres) -> list[dict[str, Any]]:
+    """What the advisors say about the migrated database, down to level info."""
+    command = [ROOT / "node_modules/.bin/supabase", "db", "advisors", "--db-url", f"{server.url()}?sslmode=disable"]
+    output = subprocess.run([*command, "--level", "info", "--output-format", "json"], capture_output=True, text=True, check=True).stdout
+    results: list[dict[str, Any]] = json.loads(output)["results"]
+    return results
+
+
+def is_accepted(entry: dict[str, str], finding: dict[str, Any]) -> bool:
+    place = f"{finding['metadata']['schema']}.{finding['metadata']['name']}"
+    return entry["advice"] == finding["name"] and fnmatchcase(place, entry["on"])
+
+
+def test_the_advisors_find_nothing_unexplained(advice: list[dict[str, Any]]) -> None:
+    assert [found["detail"] for found in advice if not any(is_accepted(entry, found) for entry in ACCEPTED)] == []
+
+
+@pytest.mark.parametrize("entry", ACCEPTED, ids=lambda entry: f"{entry['advice']} {entry['on']}")
+def test_every_accepted_advice_is_still_given(advice: list[dict[str, Any]], entry: dict[str, str]) -> None:
+    assert any(is_accepted(entry, found) for found in advice)
