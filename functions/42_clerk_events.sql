@@ -97,7 +97,7 @@ begin
     raise exception 'the event names no object: data.id is missing';
   end if;
   perform app.lock_clerk_objects(array[
-    id, organization, data -> 'organization' ->> 'id', data -> 'public_user_data' ->> 'user_id'
+    id, organization, app.clerk_text(data -> 'organization' -> 'id'), app.clerk_text(data -> 'public_user_data' -> 'user_id')
   ]);
 
   if subject = 'organizationMembership' then

@@ -13,6 +13,7 @@ $$;
 comment on function app.claimed_organization is 'The active organization of a session token, or nulls.';
 
 -- A stub counts less than anything Clerk sends. A tombstone newer than the token wins over it (see app.show_membership).
+-- Only Clerk's ids: a project may have other issuers, Supabase Auth for one, where anybody may sign up.
 create or replace function app.provision(claims jsonb) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -21,7 +22,7 @@ declare
   issued_at timestamptz := app.clerk_time(claims -> 'iat');
   organization record := app.claimed_organization(claims);
 begin
-  if issued_at is null then
+  if issued_at is null or person not like 'user\_%' then
     return;
   end if;
   perform app.lock_clerk_objects(array[person, organization.clerk_id]);
