@@ -57,7 +57,7 @@ def connected(url: str, tell: Tell = lambda _: None) -> Iterator[Connection]:
             application_name="ballast",
         )
     except psycopg.Error as error:
-        reason = str(error).strip().splitlines()[-1]
+        reason = " ".join(str(error).split())
         message = f"The database does not answer: {reason}\nCheck DATABASE_URL, or run `ballast up`."
         raise DatabaseUnreachable(message) from None
     with connection:

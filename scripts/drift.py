@@ -61,7 +61,11 @@ def find(connection: Connection, files: Files) -> list[Drift]:
     for source in files.sources:
         migrations.apply_source(connection, source)
     after = _objects(connection)
-    drift = [Drift(*identity, _problem(before.get(identity), after.get(identity))) for identity in before | after]
+    drift = [
+        Drift(*identity, _problem(before.get(identity), after.get(identity)))
+        for identity in before | after
+        if identity.kind != "table"
+    ]
     drift += [
         Drift(*identity, "undeclared")
         for identity, definition in after.items()

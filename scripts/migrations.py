@@ -140,8 +140,7 @@ def up(database_url: str, *, root: Path = ROOT, dry_run: bool = False, tell: Tel
         plan = make_plan(connection, files)
         apply(connection, plan)
         if not plan.empty:
-            # Finds a deferred constraint that fails while there is still somebody to tell.
-            connection.execute("set constraints all immediate")
+            _check_deferred_constraints(connection)
             connection.execute("notify pgrst, 'reload schema'")
     return plan
 
@@ -285,7 +284,6 @@ def apply(connection: Connection, plan: Plan) -> None:
         for statement in HISTORY_TABLE:
             connection.execute(statement)
     for migration in plan.migrations:
-        reset_session(connection)
         run_file(connection, migration.path, migration.text)
         connection.execute(
             "insert into supabase_migrations.schema_migrations (version, name, statements) values (%s, %s, %s)",
@@ -306,8 +304,16 @@ def apply(connection: Connection, plan: Plan) -> None:
         )
 
 
+def _check_deferred_constraints(connection: Connection) -> None:
+    """Now rather than at the commit, which a dry run does not reach."""
+    try:
+        connection.execute("set constraints all immediate")
+    except psycopg.Error as error:
+        raise StatementFailed(f"A deferred constraint fails: {error}\nNothing was applied.") from error
+
+
 def reset_session(connection: Connection) -> None:
-    """As the Supabase CLI does before each file: it must not feel what an earlier one has set."""
+    """As the Supabase CLI does for each file: what one has set, the next must not feel, nor we."""
     connection.execute("reset role")
     connection.execute("reset all")
     connection.execute("set client_min_messages = warning")
@@ -324,7 +330,6 @@ def _forget(connection: Connection, path: str) -> None:
 
 def apply_source(connection: Connection, source: Source) -> None:
     """Makes the database agree with one file of functions/ or policies/."""
-    reset_session(connection)
     if source.table is not None:
         if not _exists(connection, source.table):
             raise FilesInvalid(f"{source.path}: there is no table {source.table}. Rename the file, or make the table.")
@@ -337,7 +342,11 @@ def apply_source(connection: Connection, source: Source) -> None:
     # also proves that the file can be run on a database that has it already.
     for routine in _routines(connection) - before:
         revoke_routine(connection, routine.signature)
-    run_file(connection, source.path, source.text)
+    try:
+        run_file(connection, source.path, source.text)
+    except StatementFailed as failure:
+        message = f"{source.path} cannot be run twice (use `create or replace`, `if not exists`, `on conflict`):\n"
+        raise StatementFailed(f"{message}{failure}") from failure
 
 
 def revoke_routine(connection: Connection, signature: str) -> None:
@@ -387,6 +396,7 @@ def run_file(connection: Connection, path: str, text: str) -> None:
             connection.execute(statement.text.encode())
         except psycopg.Error as error:
             raise _refusal(path, text, statement, error) from error
+    reset_session(connection)
 
 
 def _refusal(path: str, text: str, statement: Statement, error: psycopg.Error) -> StatementFailed:

@@ -96,7 +96,7 @@ class _Scan:
 
     def _creates_routine(self) -> bool:
         words = [word for word in self.words if word not in ("or", "replace")]
-        return words[0] == "create" and words[1:2] in (["function"], ["procedure"])
+        return words[:2] in (["create", "function"], ["create", "procedure"])
 
     def _note_body(self, word: str) -> None:
         if word == "begin" or (word == "case" and self.bodies):

@@ -1,0 +1,614 @@
+"""`ballast migrate`: what it applies, what it refuses, and that the Supabase CLI agrees with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from click.testing import CliRunner, Result
+
+from scripts import drift, migrations
+from scripts.cli import ballast
+from scripts.database import DatabaseUnreachable
+from scripts.local.postgres import Postgres
+from scripts.migrations import FilesInvalid, FileState, HistoryDisagrees, Plan, StatementFailed
+
+ROOT = Path(__file__).parents[2]
+
+FOUNDATION = """\
+-- As the real one: closed by default; it's where sources are recorded.
+alter default privileges revoke execute on functions from public;
+alter default privileges in schema public revoke all on functions from anon, authenticated, service_role;
+alter default privileges in schema public revoke all on tables from anon, authenticated, service_role;
+create schema app; create schema ops;
+create table app.applied_sources (path text primary key, checksum text not null, applied_at timestamptz not null);
+create table public.notes (id int primary key, body text default 'a;b');
+alter table public.notes enable row level security, force row level security;
+"""
+CALLER = """\
+-- Who asks.
+create or replace function app.caller() returns text language sql stable
+begin atomic
+  select current_user::text;
+end;
+grant execute on function app.caller() to authenticated, service_role;
+create or replace view ops.note_count as select count(*) from public.notes;
+"""
+ROWS = """\
+create or replace function app.touch() returns trigger language plpgsql as $$ begin return new; end $$;
+create or replace trigger touch before update on public.notes for each row execute function app.touch();
+"""
+NOTES = """\
+grant select on public.notes to authenticated;
+grant insert (body) on public.notes to authenticated;
+create policy "read all" on public.notes for select to authenticated using (true);
+"""
+
+
+@dataclass(frozen=True)
+class Project:
+    """A checkout with a database of its own."""
+
+    root: Path
+    url: str
+
+    def write(self, path: str, text: str) -> None:
+        file = self.root / path
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(text.encode())
+
+    def up(self, **options: Any) -> Plan:
+        return migrations.up(self.url, root=self.root, **options)
+
+    def check(self) -> list[tuple[str, str, str]]:
+        return [tuple(found) for found in drift.check(self.url, root=self.root)[1]]
+
+    def query(self, statement: str) -> list[tuple[Any, ...]]:
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            cursor = connection.execute(statement.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    def grants(self) -> set[str]:
+        with psycopg.connect(self.url) as connection:
+            return {found.name for found in drift._objects(connection) if found.kind == "grant"}
+
+    def history(self) -> list[tuple[Any, ...]]:
+        return self.query("select version, name, statements from supabase_migrations.schema_migrations order by 1")
+
+
+@pytest.fixture
+def new_database(server: Postgres) -> Iterator[Callable[[], str]]:
+    """Makes empty databases, owned by postgres and as open by default as hosted Supabase's."""
+    names = []
+
+    def make() -> str:
+        names.append(f"scratch_{secrets.token_hex(6)}")
+        administrator.execute(f"create database {names[-1]}")
+        with psycopg.connect(server.url(database=names[-1]), autocommit=True) as connection:
+            for kind in ("tables", "sequences", "functions"):
+                grant = f"grant all on {kind} to anon, authenticated, service_role"
+                connection.execute(f"alter default privileges in schema public {grant}".encode())
+        return server.url(database=names[-1])
+
+    with psycopg.connect(server.url(), autocommit=True) as administrator:
+        yield make
+        for name in names:
+            administrator.execute(f"drop database {name} with (force)")
+
+
+@pytest.fixture
+def empty(new_database: Callable[[], str], tmp_path: Path) -> Project:
+    return Project(tmp_path, new_database())
+
+
+@pytest.fixture
+def project(empty: Project) -> Project:
+    """Not yet applied."""
+    empty.write("migrations/20260101000000_foundation.sql", FOUNDATION)
+    empty.write("functions/10_caller.sql", CALLER)
+    empty.write("functions/20_rows.sql", ROWS)
+    empty.write("policies/notes.sql", NOTES)
+    return empty
+
+
+@pytest.fixture
+def applied(project: Project) -> Project:
+    project.up()
+    return project
+
+
+class TestUp:
+    def test_everything_is_applied_in_order(self, project: Project) -> None:
+        assert project.up().paths == [
+            "migrations/20260101000000_foundation.sql",
+            "functions/10_caller.sql",
+            "functions/20_rows.sql",
+            "policies/notes.sql",
+        ]
+        assert project.query("select path from app.applied_sources order by path") == [
+            ("functions/10_caller.sql",),
+            ("functions/20_rows.sql",),
+            ("policies/notes.sql",),
+        ]
+        assert project.query("select policyname from pg_policies where schemaname = 'public'") == [("read all",)]
+
+    def test_the_second_time_there_is_nothing_to_do(self, applied: Project) -> None:
+        before = applied.query("select * from app.applied_sources order by path")
+        assert applied.up().empty
+        assert applied.query("select * from app.applied_sources order by path") == before
+
+    def test_only_the_changed_source_is_applied_again(self, applied: Project) -> None:
+        applied.write("functions/20_rows.sql", ROWS + "-- changed\n")
+        assert applied.up().paths == ["functions/20_rows.sql"]
+
+    def test_only_the_new_migration_is_applied(self, applied: Project) -> None:
+        applied.write("migrations/20260102000000_more.sql", "alter table public.notes add column more int;")
+        assert applied.up().paths == ["migrations/20260102000000_more.sql"]
+
+    def test_a_policies_file_is_the_whole_truth_about_its_table(self, applied: Project) -> None:
+        applied.query("grant all on public.notes to anon, service_role, public")
+        applied.query("grant update (body) on public.notes to anon")
+        applied.query("create policy other on public.notes using (true)")
+        applied.write("policies/notes.sql", "grant select (id) on public.notes to authenticated;")
+        applied.up()
+        assert applied.query("select policyname from pg_policies where schemaname = 'public'") == []
+        assert {grant for grant in applied.grants() if "public.notes" in grant} == {
+            "select (id) on public.notes to authenticated"
+        }
+
+    def test_a_removed_policies_file_closes_its_table(self, applied: Project) -> None:
+        (applied.root / "policies/notes.sql").unlink()
+        assert applied.up().removed == ("policies/notes.sql",)
+        assert applied.query("select policyname from pg_policies where schemaname = 'public'") == []
+        assert not {grant for grant in applied.grants() if "public.notes" in grant}
+        assert applied.up().empty
+
+    def test_a_policies_file_may_go_together_with_its_table(self, applied: Project) -> None:
+        (applied.root / "policies/notes.sql").unlink()
+        (applied.root / "functions/20_rows.sql").unlink()
+        applied.write("migrations/20260102000000_drop.sql", "drop table public.notes cascade;")
+        assert applied.up().removed == ("functions/20_rows.sql", "policies/notes.sql")
+        assert applied.up().empty
+
+    def test_a_policies_file_may_name_a_schema(self, applied: Project) -> None:
+        applied.write("migrations/20260102000000_odd.sql", 'create table app."Odd Table" (id int);')
+        applied.write("policies/app.Odd Table.sql", 'grant select on app."Odd Table" to service_role;')
+        applied.up()
+        applied.write("policies/app.Odd Table.sql", "-- Nobody.")
+        applied.up()
+        assert not {grant for grant in applied.grants() if "Odd" in grant}
+
+    def test_a_policies_file_without_a_table_is_named(self, project: Project) -> None:
+        project.write("policies/nots.sql", "")
+        with pytest.raises(FilesInvalid, match=r"policies/nots\.sql: there is no table"):
+            project.up()
+
+    def test_a_grant_that_a_functions_file_no_longer_states_is_revoked(self, applied: Project) -> None:
+        applied.write("functions/10_caller.sql", CALLER.replace("authenticated, service_role", "service_role"))
+        applied.up()
+        assert {grant for grant in applied.grants() if "app.caller" in grant} == {
+            "execute on app.caller() to service_role"
+        }
+
+    def test_a_functions_file_that_could_not_be_applied_again_is_refused_the_first_time(self, project: Project) -> None:
+        project.write("functions/30_once.sql", "create view ops.once as select 1 as one;")
+        with pytest.raises(StatementFailed, match=r"functions/30_once\.sql cannot be run twice(.|\n)*already exists"):
+            project.up()
+
+    def test_a_file_does_not_feel_the_settings_of_another(self, project: Project) -> None:
+        project.write(
+            "migrations/20260102000000_odd.sql",
+            "set search_path = ops; set role service_role; set local lock_timeout = 1;",
+        )
+        project.write(
+            "functions/05_settings.sql",
+            "create table if not exists settings as select current_user, current_setting('lock_timeout');",
+        )
+        project.up()
+        assert project.query("select * from public.settings") == [("postgres", "10s")]
+
+    def test_it_runs_as_a_role_that_is_no_superuser(self, applied: Project) -> None:
+        assert applied.query("select rolsuper from pg_roles where rolname = current_user") == [(False,)]
+
+    def test_the_data_api_is_told_to_read_the_schema_again(self, project: Project) -> None:
+        with psycopg.connect(project.url, autocommit=True) as listener:
+            listener.execute("listen pgrst")
+            project.up()
+            assert [heard.payload for heard in listener.notifies(timeout=2, stop_after=1)] == ["reload schema"]
+
+    def test_warnings_of_the_server_are_passed_on(self, project: Project) -> None:
+        project.write(
+            "migrations/20260102000000_warn.sql", "do $$ begin raise warning 'look out'; raise notice 'no'; end $$;"
+        )
+        told: list[str] = []
+        project.up(tell=told.append)
+        assert told == ["WARNING: look out"]
+
+
+class TestDryRun:
+    def test_it_says_what_would_be_applied_and_changes_nothing(self, project: Project) -> None:
+        assert len(project.up(dry_run=True).paths) == 4
+        assert project.query("select to_regclass('public.notes'), to_regnamespace('supabase_migrations')") == [
+            (None, None)
+        ]
+
+    def test_it_finds_what_would_fail(self, project: Project) -> None:
+        project.write("policies/notes.sql", "grant select on public.noets to authenticated;")
+        with pytest.raises(StatementFailed, match=r"policies/notes\.sql:1: relation"):
+            project.up(dry_run=True)
+
+    def test_it_finds_a_deferred_constraint_that_would_fail(self, project: Project) -> None:
+        project.write(
+            "migrations/20260102000000_deferred.sql",
+            "create table a (id int primary key); create table b (a int references a deferrable initially deferred);\n"
+            "insert into b values (1);",
+        )
+        for dry_run in (True, False):
+            with pytest.raises(StatementFailed, match="violates foreign key constraint"):
+                project.up(dry_run=dry_run)
+
+
+class TestFailure:
+    @pytest.mark.parametrize(
+        ("text", "line", "words"),
+        [
+            ("select 1;\n\n-- why\nselect\n  nope;", 5, 'column "nope" does not exist'),
+            ("select 1;\r\nselect 'ö;';\r\nselct 2;", 3, 'syntax error at or near "selct"'),
+            ("select 1;\n-- why\ncreate table public.notes ();", 3, 'relation "notes" already exists'),
+            ("select 1;\n\nselect 'never ends", 3, "unterminated quoted string"),
+            ("create function f() returns int language sql as $$\n  select 1;\n  select nope;\n$$;", 3,
+             'column "nope" does not exist'),
+            ("do $$\nbegin\n  perform 1 / 0;\nend $$;", 1, "division by zero"),
+        ],
+    )  # fmt: skip
+    def test_it_is_reported_with_file_line_and_the_servers_words(
+        self, project: Project, text: str, line: int, words: str
+    ) -> None:
+        project.write("migrations/20260102000000_broken.sql", text)
+        with pytest.raises(StatementFailed) as failure:
+            project.up()
+        first, *_, last = str(failure.value).splitlines()
+        assert first.startswith(f"migrations/20260102000000_broken.sql:{line}: {words}")
+        assert last == "Nothing was applied."
+        assert project.query("select to_regclass('public.notes')") == [(None,)]
+
+    def test_a_failing_policy_undoes_the_migrations_before_it(self, applied: Project) -> None:
+        applied.write("migrations/20260102000000_more.sql", "create table public.more (id int);")
+        applied.write("policies/more.sql", "\ncreate policy p on public.more using (nope);")
+        with pytest.raises(StatementFailed, match=r"policies/more\.sql:2: column"):
+            applied.up()
+        assert len(applied.history()) == 1
+        assert applied.query("select to_regclass('public.more')") == [(None,)]
+
+    def test_detail_and_hint_are_passed_on(self, project: Project) -> None:
+        project.write(
+            "migrations/20260102000000_x.sql", "do $$ begin raise 'no' using detail = 'because', hint = 'try'; end $$"
+        )
+        with pytest.raises(StatementFailed, match=r"no\nDetail: because\nHint: try\nWhere: PL/pgSQL"):
+            project.up()
+
+    def test_an_index_made_concurrently_is_refused_with_advice(self, project: Project) -> None:
+        project.write("migrations/20260102000000_index.sql", "create index concurrently on public.notes (body);")
+        with pytest.raises(StatementFailed, match=r"index\.sql:1: (.|\n)*All files are applied in one transaction"):
+            project.up()
+
+    @pytest.mark.parametrize("word", ["begin", "COMMIT", "rollback", "end", "start transaction", "savepoint a"])
+    def test_a_file_cannot_end_the_transaction(self, project: Project, word: str) -> None:
+        project.write("migrations/20260102000000_commit.sql", f"create table a ();\n/* so */ {word};")
+        with pytest.raises(StatementFailed, match=r"commit\.sql:2: (.|\n)*one transaction"):
+            project.up()
+        assert project.query("select to_regclass('public.notes')") == [(None,)]
+
+    def test_a_lock_held_by_a_long_query_is_given_up_after_a_while(
+        self, applied: Project, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(migrations, "LOCK_TIMEOUT", "100ms")
+        applied.write("migrations/20260102000000_more.sql", "alter table public.notes add column more int;")
+        with psycopg.connect(applied.url) as reader:
+            reader.execute("select * from public.notes")
+            with pytest.raises(StatementFailed, match=r"more\.sql:1: canceling statement due to lock timeout"):
+                applied.up()
+
+    def test_a_database_that_does_not_answer_is_named_without_its_password(self) -> None:
+        with pytest.raises(DatabaseUnreachable) as failure:
+            migrations.up("postgresql://postgres:geheim@127.0.0.1:1/postgres")
+        assert "127.0.0.1" in str(failure.value)
+        assert "geheim" not in str(failure.value)
+
+    def test_sources_need_their_table(self, empty: Project) -> None:
+        empty.write("functions/a.sql", "select 1;")
+        with pytest.raises(FilesInvalid, match=r"no table app\.applied_sources"):
+            empty.up()
+
+
+class TestHistory:
+    def test_an_edited_migration_is_named(self, applied: Project) -> None:
+        applied.write("migrations/20260101000000_foundation.sql", FOUNDATION.replace("a;b", "a;c"))
+        with pytest.raises(HistoryDisagrees, match=r"migrations/20260101000000_foundation\.sql was edited"):
+            applied.up()
+
+    def test_a_missing_migration_is_named(self, applied: Project) -> None:
+        (applied.root / "migrations/20260101000000_foundation.sql").unlink()
+        with pytest.raises(
+            HistoryDisagrees, match=r"migrations/20260101000000_foundation\.sql is applied but has no file"
+        ):
+            applied.up()
+
+    def test_a_late_migration_is_named(self, applied: Project) -> None:
+        applied.write("migrations/20251231000000_late.sql", "select 1;")
+        with pytest.raises(HistoryDisagrees, match=r"migrations/20251231000000_late\.sql is older"):
+            applied.up()
+
+    def test_every_disagreement_is_listed_at_once(self, applied: Project) -> None:
+        applied.write("migrations/20260101000000_foundation.sql", "select 1;")
+        applied.write("migrations/20251231000000_late.sql", "select 1;")
+        with pytest.raises(HistoryDisagrees) as failure:
+            applied.up()
+        assert len(str(failure.value).splitlines()) == 2
+
+    @pytest.mark.parametrize("name", ["2026_short.sql", "20260102000000_Upper.sql", "20260102000000_.sql", "notes.sql"])
+    def test_a_bad_file_name_is_refused(self, applied: Project, name: str) -> None:
+        applied.write(f"migrations/{name}", "select 1;")
+        with pytest.raises(FilesInvalid, match=f"migrations/{name} is not named"):
+            applied.up()
+
+    def test_two_files_cannot_share_a_version(self, applied: Project) -> None:
+        applied.write("migrations/20260101000000_other.sql", "select 1;")
+        with pytest.raises(FilesInvalid, match="have one version"):
+            applied.up()
+
+    def test_a_file_that_is_not_utf_8_is_named(self, applied: Project) -> None:
+        (applied.root / "functions/latin.sql").write_bytes(b"-- caf\xe9")
+        with pytest.raises(FilesInvalid, match=r"functions/latin\.sql is not UTF-8 \(byte 6\)"):
+            applied.up()
+
+
+class TestTwoDeployers:
+    def test_the_second_waits_says_so_and_finds_nothing_to_do(self, project: Project) -> None:
+        project.write("migrations/20260102000000_slow.sql", "select pg_sleep(1);")
+        waiting = threading.Event()
+        plans: list[Plan] = []
+        told: list[str] = []
+
+        def deploy(project: Project) -> None:
+            plans.append(project.up(tell=lambda line: (told.append(line), waiting.set())))
+
+        deployers = [threading.Thread(target=deploy, args=[project]) for _ in range(4)]
+        for deployer in deployers:
+            deployer.start()
+        for deployer in deployers:
+            deployer.join(timeout=30)
+        assert sorted(len(plan.paths) for plan in plans) == [0, 0, 0, 5]
+        assert told == ["Another deployment is running on this database; waiting for it to end ..."] * 3
+
+    def test_a_failed_deployer_leaves_the_work_to_the_one_that_waits(self, project: Project) -> None:
+        broken = Project(project.root / "broken", project.url)
+        broken.root.mkdir()
+        broken.write("migrations/20260101000000_foundation.sql", FOUNDATION + "select pg_sleep(0.5); select nope;")
+        failure: list[BaseException] = []
+        started = threading.Event()
+
+        def deploy() -> None:
+            started.set()
+            try:
+                broken.up()
+            except StatementFailed as error:
+                failure.append(error)
+
+        first = threading.Thread(target=deploy)
+        first.start()
+        started.wait()
+        with psycopg.connect(project.url) as watcher:
+            while watcher.execute("select count(*) from pg_locks where locktype = 'advisory'").fetchone() == (0,):
+                watcher.rollback()
+        assert len(project.up().paths) == 4
+        first.join()
+        assert failure
+
+
+class TestStatus:
+    def test_each_file_has_its_state(self, applied: Project) -> None:
+        applied.write("migrations/20251231000000_late.sql", "select 1;")
+        applied.write("migrations/20260102000000_new.sql", "select 1;")
+        applied.write("functions/20_rows.sql", ROWS + "-- changed")
+        applied.write("functions/30_new.sql", "")
+        (applied.root / "policies/notes.sql").unlink()
+        assert migrations.status(applied.url, root=applied.root) == [
+            FileState("migrations/20251231000000_late.sql", "late"),
+            FileState("migrations/20260101000000_foundation.sql", "applied"),
+            FileState("migrations/20260102000000_new.sql", "pending"),
+            FileState("functions/10_caller.sql", "current"),
+            FileState("functions/20_rows.sql", "changed"),
+            FileState("functions/30_new.sql", "pending"),
+            FileState("policies/notes.sql", "removed"),
+        ]
+
+    def test_a_new_database_is_only_looked_at(self, project: Project) -> None:
+        assert {entry.state for entry in migrations.status(project.url, root=project.root)} == {"pending"}
+        assert project.query("select to_regnamespace('supabase_migrations')") == [(None,)]
+
+
+class TestCheck:
+    def test_a_database_just_migrated_has_no_drift(self, applied: Project) -> None:
+        assert applied.check() == []
+
+    @pytest.mark.parametrize(
+        ("tampering", "found"),
+        [
+            ("create function public.f(a int, out b int) language sql as 'select 1'",
+             [("function", "public.f(a integer, OUT b integer)", "undeclared")]),
+            ("create or replace function app.touch() returns trigger language plpgsql as $$ begin return old; end $$",
+             [("function", "app.touch()", "different")]),
+            ("create view public.v as select 1", [("view", "public.v", "undeclared")]),
+            ("create or replace view ops.note_count as select count(*) from public.notes where true",
+             [("view", "ops.note_count", "different")]),
+            ("drop view ops.note_count", [("view", "ops.note_count", "missing")]),
+            ("create trigger extra before insert on public.notes for each row execute function app.touch()",
+             [("trigger", "extra on public.notes", "undeclared")]),
+            ("drop trigger touch on public.notes", [("trigger", "touch on public.notes", "missing")]),
+            ("alter table public.notes disable trigger touch", [("trigger", "touch on public.notes", "different")]),
+            ("create policy extra on public.notes for delete using (true)",
+             [("policy", "extra on public.notes", "undeclared")]),
+            ("create policy extra on app.applied_sources using (true)",
+             [("policy", "extra on app.applied_sources", "undeclared")]),
+            ('alter policy "read all" on public.notes using (id > 0)',
+             [("policy", '"read all" on public.notes', "different")]),
+            ('alter policy "read all" on public.notes to anon',
+             [("policy", '"read all" on public.notes', "different")]),
+            ('drop policy "read all" on public.notes', [("policy", '"read all" on public.notes', "missing")]),
+            ("grant delete on public.notes to anon", [("grant", "delete on public.notes to anon", "undeclared")]),
+            ("grant update (body) on public.notes to public",
+             [("grant", "update (body) on public.notes to public", "undeclared")]),
+            ("grant select on ops.note_count to anon", [("grant", "select on ops.note_count to anon", "undeclared")]),
+            ("grant execute on function app.touch() to public",
+             [("grant", "execute on app.touch() to public", "undeclared")]),
+            ("grant execute on function app.caller() to authenticated with grant option",
+             [("grant", "execute on app.caller() to authenticated", "different")]),
+            ("revoke select on public.notes from authenticated",
+             [("grant", "select on public.notes to authenticated", "missing")]),
+        ],
+    )  # fmt: skip
+    def test_tampering_is_found_and_stays_as_it_was(
+        self, applied: Project, tampering: str, found: list[tuple[str, str, str]]
+    ) -> None:
+        applied.query(tampering)
+        assert applied.check() == found
+        assert applied.check() == found
+
+    def test_what_a_removed_functions_file_leaves_behind_is_listed(self, applied: Project) -> None:
+        (applied.root / "functions/20_rows.sql").unlink()
+        applied.up()
+        assert applied.check() == [
+            ("function", "app.touch()", "undeclared"),
+            ("trigger", "touch on public.notes", "undeclared"),
+        ]
+
+    def test_what_is_pending_is_listed(self, applied: Project) -> None:
+        applied.write("migrations/20260102000000_new.sql", "select 1;")
+        plan, found = drift.check(applied.url, root=applied.root)
+        assert plan.paths == ["migrations/20260102000000_new.sql"]
+        assert found == []
+
+    def test_disagreeing_history_is_an_error(self, applied: Project) -> None:
+        applied.write("migrations/20260101000000_foundation.sql", "select 1;")
+        with pytest.raises(HistoryDisagrees):
+            applied.check()
+
+
+class TestNew:
+    def test_it_writes_a_migration_named_by_the_time_in_utc(self, applied: Project) -> None:
+        path = migrations.new("add_more", root=applied.root, now=datetime(2026, 5, 6, 7, 8, 9, tzinfo=UTC))
+        assert path.name == "20260506070809_add_more.sql"
+        assert applied.up().paths == ["migrations/20260506070809_add_more.sql"]
+
+    @pytest.mark.parametrize("name", ["", "Add", "add more", "../x", "a__b", "x.sql"])
+    def test_a_bad_name_is_refused(self, tmp_path: Path, name: str) -> None:
+        with pytest.raises(FilesInvalid, match="cannot name a migration"):
+            migrations.new(name, root=tmp_path)
+
+
+class TestSupabaseCli:
+    """The CLI of the lock file, on the same database and the same files."""
+
+    TRAPS = (
+        "-- It's a header;\ncreate table a (b text default ';', \"c;d\" int); /* ; /* ; */ ; */\r\n"
+        "create function f() returns text language sql as $f$ select 'a;b$$'; $f$;\n;;\n"
+        "create function g() returns int language sql begin atomic select 1; select (2); end;\n"
+        "insert into a values ('it''s;') ;\n\ncomment on table a is E'x\\ny;' -- last;\n"
+    )
+
+    def supabase(self, project: Project, *arguments: str) -> str:
+        folder = project.root / "supabase"
+        if not folder.exists():
+            folder.mkdir()
+            (folder / "migrations").symlink_to("../migrations")
+            (folder / "config.toml").write_bytes((ROOT / "supabase/config.toml").read_bytes())
+        result = subprocess.run(
+            [ROOT / "node_modules/.bin/supabase", *arguments, "--db-url", f"{project.url}?sslmode=disable", "--yes"],
+            cwd=project.root, env=os.environ | {"DO_NOT_TRACK": "1", "SUPABASE_TELEMETRY_DISABLED": "1"},
+            capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout + result.stderr
+
+    def test_it_records_what_we_record(self, project: Project, new_database: Callable[[], str]) -> None:
+        project.write("migrations/20260102000000_traps.sql", self.TRAPS)
+        project.up()
+        theirs = Project(project.root, new_database())
+        self.supabase(theirs, "migration", "up")
+        assert theirs.history() == project.history()
+
+    def test_it_finds_nothing_to_do_after_us(self, project: Project) -> None:
+        project.write("migrations/20260102000000_traps.sql", self.TRAPS)
+        project.up()
+        rows = [line.split("|") for line in self.supabase(project, "migration", "list").splitlines() if "`2026" in line]
+        assert [(local.strip(" `"), remote.strip(" `")) for local, remote, _ in rows] == [
+            ("20260101000000", "20260101000000"),
+            ("20260102000000", "20260102000000"),
+        ]
+        assert "up to date" in self.supabase(project, "db", "push")
+
+    def test_we_find_only_the_sources_to_do_after_it(self, project: Project) -> None:
+        self.supabase(project, "db", "push")
+        assert project.up().paths == ["functions/10_caller.sql", "functions/20_rows.sql", "policies/notes.sql"]
+
+
+class TestCommand:
+    """On the files of this checkout."""
+
+    def run(self, url: str, *arguments: str) -> Result:
+        return CliRunner().invoke(ballast, ["migrate", *arguments], env={"DATABASE_URL": url})
+
+    def test_up_check_and_status_agree(self, new_database: Callable[[], str]) -> None:
+        url = new_database()
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("create schema realtime")
+        dry = self.run(url, "up", "--dry-run")
+        assert dry.exit_code == 0, dry.output
+        assert self.run(url, "check").exit_code == 1
+        up = self.run(url, "up")
+        assert up.stdout == dry.stdout.replace("Would apply", "Applied")
+        files = migrations.read_files(ROOT)
+        current = f"{len(files.migrations)} migrations, {len(files.sources)} sources are current"
+        assert self.run(url, "up").stdout == f"Nothing to do: {current}.\n"
+        check = self.run(url, "check")
+        assert (check.stdout, check.exit_code) == (f"No drift: {current}.\n", 0)
+        states = json.loads(self.run(url, "status", "--json").stdout)
+        assert {entry["state"] for entry in states} == {"applied", "current"}
+        assert files.sources[0].path in self.run(url, "status").stdout
+
+    def test_drift_fails_the_check_and_is_shown(self, new_database: Callable[[], str]) -> None:
+        url = new_database()
+        self.run(url, "up")
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("create view ops.extra as select 1 as one")
+        check = self.run(url, "check")
+        assert check.exit_code == 1
+        assert "ops.extra" in check.stdout
+        as_json = self.run(url, "check", "--json")
+        assert as_json.exit_code == 1
+        assert json.loads(as_json.stdout) == {
+            "pending": [],
+            "drift": [{"kind": "view", "name": "ops.extra", "problem": "undeclared"}],
+        }
+
+    def test_a_failure_is_a_line_on_stderr_and_exit_code_1(self) -> None:
+        result = self.run("postgresql://postgres@127.0.0.1:1/postgres", "up")
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr.startswith("ballast: The database does not answer")
+
+    def test_without_a_database_it_says_what_to_set(self, tmp_path: Path) -> None:
+        environment = {"DATABASE_URL": "", "BALLAST_HOME": str(tmp_path)}
+        result = CliRunner().invoke(ballast, ["migrate", "status"], env=environment)
+        assert result.exit_code == 1
+        assert "DATABASE_URL" in result.stderr
