@@ -38,14 +38,15 @@ class Unknown(Failure):
 
 
 class Directory:
-    """Kept in memory, and in `file` after every change. Times are milliseconds, as in Clerk's objects."""
+    """Kept in memory and, when there is one, in `file`. Times are milliseconds, as in Clerk's objects."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path | None = None) -> None:
         self._file = file
-        kept = json.loads(file.read_text()) if file.exists() else {}
+        kept = json.loads(file.read_text()) if file and file.exists() else {}
         self.users: dict[str, Object] = kept.get("users", {})
         self.organizations: dict[str, Object] = kept.get("organizations", {})
         self.memberships: dict[str, Object] = kept.get("memberships", {})
+        self.deleted: list[str] = kept.get("deleted", [])
 
     def user(self, user_id: str) -> Object:
         """The user object. Raises Unknown with the ids there are."""
@@ -83,25 +84,30 @@ class Directory:
         return data
 
     def learn(self, event_type: str, data: Object) -> None:
-        """Applies a complete event, and keeps the result."""
-        match event_type.split("."):
-            case ["user", "deleted"]:
-                self.users.pop(data["id"], None)
-                self._forget_memberships(lambda each: each["public_user_data"]["user_id"] == data["id"])
-            case ["user", _]:
-                self.users[data["id"]] = data
-            case ["organization", "deleted"]:
-                self.organizations.pop(data["id"], None)
-                self._forget_memberships(lambda each: each["organization"]["id"] == data["id"])
-            case ["organization", _]:
-                self.organizations[data["id"]] = data
-            case ["organizationMembership", "deleted"]:
-                self.memberships.pop(data["id"], None)
-            case ["organizationMembership", _]:
-                self.memberships[data["id"]] = data
-            case _:
-                return
+        """Applies a complete event, unless something newer is known, and keeps the result."""
+        subject, _, what = event_type.partition(".")
+        kept = {
+            "user": self.users,
+            "organization": self.organizations,
+            "organizationMembership": self.memberships,
+        }.get(subject)
+        if kept is None or data["id"] in self.deleted:
+            return
+        if what == "deleted":
+            self.deleted.append(data["id"])
+            self._forget(data["id"])
+        elif kept.get(data["id"], {}).get("updated_at", 0) <= data["updated_at"]:
+            kept[data["id"]] = data
         self._keep()
+
+    def _forget(self, gone: str) -> None:
+        self.users.pop(gone, None)
+        self.organizations.pop(gone, None)
+        self.memberships = {
+            key: each
+            for key, each in self.memberships.items()
+            if gone not in (key, each["public_user_data"]["user_id"], each["organization"]["id"])
+        }
 
     def _whole_user(self, data: Object) -> Object:
         user_id = data.get("id") or f"user_{_random_id()}"
@@ -166,11 +172,15 @@ class Directory:
         pairs = (each for each in self.memberships.values() if each["public_user_data"]["user_id"] == user_id)
         return next((each for each in pairs if each["organization"]["id"] == organization_id), None)
 
-    def _forget_memberships(self, gone: Any) -> None:
-        self.memberships = {key: each for key, each in self.memberships.items() if not gone(each)}
-
     def _keep(self) -> None:
-        kept = {"users": self.users, "organizations": self.organizations, "memberships": self.memberships}
+        if self._file is None:
+            return
+        kept = {
+            "users": self.users,
+            "organizations": self.organizations,
+            "memberships": self.memberships,
+            "deleted": self.deleted,
+        }
         unfinished = self._file.with_suffix(f".{os.getpid()}")
         unfinished.write_text(json.dumps(kept, indent=1))
         unfinished.replace(self._file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import signal
 import subprocess
 import time
@@ -62,6 +63,8 @@ class Postgres:
     def create(self) -> None:
         """Makes the cluster, supabase_admin its only superuser. Raises CalledProcessError with initdb's words."""
         account.make_folder(self.folder)
+        unfinished = self.folder / "unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
         password_file = self.folder / "password"
         password_file.touch(mode=0o600)
         account.give(password_file)
@@ -69,7 +72,7 @@ class Postgres:
         try:
             subprocess.run(
                 [
-                    *(self._program("initdb"), "-D", str(self.folder / "data"), "-U", "supabase_admin"),
+                    *(self._program("initdb"), "-D", str(unfinished), "-U", "supabase_admin"),
                     *("--pwfile", str(password_file), "--auth=scram-sha-256"),
                     *("--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"),
                 ],
@@ -77,10 +80,12 @@ class Postgres:
                 capture_output=True,
                 text=True,
                 cwd="/",
+                start_new_session=True,  # Ctrl-C must not end it halfway
                 **account.identity(),
             )
         finally:
             password_file.unlink()
+        unfinished.rename(self.folder / "data")
 
     def bootstrap(self) -> None:
         """Gives a new cluster hosted Supabase's roles, schemas and default privileges. Does nothing twice."""

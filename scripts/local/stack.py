@@ -132,5 +132,11 @@ class Stack:
         }
 
 
+def client_environment() -> dict[str, str]:
+    """What a command works against: the local stack's variables, each of which the real environment may replace."""
+    environment = Stack.from_environment().environment()
+    return environment | {name: os.environ[name] for name in environment if os.environ.get(name)}
+
+
 def _url(port: int) -> str:
     return f"http://127.0.0.1:{port}"

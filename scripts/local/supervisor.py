@@ -1,0 +1,225 @@
+"""Runs a stack: starts each part when what it needs is healthy, watches them all, stops them in reverse order."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+import click
+
+from scripts.failure import Failure
+from scripts.local.parts import Part
+from scripts.local.processes import ProcessRecord, RunRecord, require_free
+from scripts.local.stack import CHECKOUT, Stack
+
+READY_SECONDS = 120.0
+TAIL_LINES = 30
+COLOURS = ("blue", "magenta", "green", "yellow", "red", "cyan", "bright_blue", "bright_magenta", "bright_green")
+
+
+class AlreadyRunning(Failure):
+    """Another `ballast up` is in charge of this folder."""
+
+
+class PartEnded(Failure):
+    """A part ended by itself, or never became healthy. The message ends with its log."""
+
+
+class Running:
+    """A part that was started: its process, and a thread that copies its output to the log and to the screen."""
+
+    def __init__(self, part: Part, stack: Stack, colour: str) -> None:
+        self.part = part
+        self.healthy = False
+        self.process = subprocess.Popen(
+            part.command(),
+            cwd=part.folder,
+            env=os.environ | stack.environment() | {"PYTHONUNBUFFERED": "1"} | part.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches us only, and we stop the parts in order
+            **part.run_as,
+        )
+        self.record = ProcessRecord.of(self.process.pid, part.stop_signal)
+        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._prefix = click.style(f"{part.name:>9} │ ", fg=colour)
+        self._log = stack.logs / f"{part.name}.log"
+        self._copying = threading.Thread(target=self._copy, daemon=True)
+        self._copying.start()
+
+    def has_ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def stop(self) -> None:
+        self.record.stop()
+        self.process.wait()
+        self._copying.join(timeout=1)
+
+    def ended(self) -> PartEnded:
+        """The error that names this part, tells how it ended and shows the end of its log."""
+        self._copying.join(timeout=1)
+        how = f"ended with exit code {self.process.returncode}" if self.has_ended() else "did not become healthy"
+        lines = "\n".join(f"  {line}" for line in self.tail) or "  (it said nothing)"
+        return PartEnded(f"{self.part.name} {how}. The end of {self._log}:\n{lines}")
+
+    def _copy(self) -> None:
+        output: IO[bytes] | None = self.process.stdout
+        if output is None:
+            return
+        with self._log.open("wb") as log:
+            for line in output:
+                log.write(line)
+                log.flush()
+                text = line.decode(errors="replace").rstrip()
+                self.tail.append(text)
+                with suppress(OSError):  # nobody reads our output any more; the part must not be stopped by that
+                    click.echo(self._prefix + text)
+
+
+class Supervisor:
+    """One run of a stack's parts, from the first start to the last stop."""
+
+    def __init__(self, stack: Stack, parts: list[Part]) -> None:
+        self._stack = stack
+        self._parts = parts
+        self._running: list[Running] = []
+        self._run = RunRecord(stack.home / "run.json")
+        self._asked_to_stop = threading.Event()
+
+    def run(self, when_ready: Callable[[], None]) -> None:
+        """Blocks until somebody asks to stop. Raises PartEnded, AlreadyRunning or PortTaken."""
+        with _only_one(self._stack.home), _signals_set(self._asked_to_stop):
+            require_startable(self._stack, self._parts)
+            self._stack.logs.mkdir(parents=True, exist_ok=True)
+            self._run.supervisor = ProcessRecord.of(os.getpid())
+            self._run.write()
+            try:
+                if self._start():
+                    self._run.ready = True
+                    self._run.write()
+                    when_ready()
+                    self._watch()
+            finally:
+                self._stop()
+
+    def _start(self) -> bool:
+        """Whether all parts are healthy, and nobody asked to stop meanwhile."""
+        waiting = list(self._parts)
+        colours = itertools.cycle(COLOURS)
+        deadline = time.monotonic() + READY_SECONDS
+        while waiting or not all(running.healthy for running in self._running):
+            healthy = {running.part.name for running in self._running if running.healthy}
+            for part in [part for part in waiting if healthy.issuperset(part.needs)]:
+                if self._asked_to_stop.is_set():
+                    return False
+                waiting.remove(part)
+                if part.is_wanted():
+                    part.before()
+                    self._running.append(Running(part, self._stack, next(colours)))
+                    self._run.parts[part.name] = self._running[-1].record
+                    self._run.write()
+            for running in self._running:
+                self._check(running)
+                if not running.healthy and time.monotonic() > deadline:
+                    raise running.ended()
+            if self._asked_to_stop.wait(0.1):
+                return False
+        return True
+
+    def _check(self, running: Running) -> None:
+        """Notes that a starting part has become healthy. Raises PartEnded when it cannot any more."""
+        if running.has_ended():
+            if not running.part.once or running.process.returncode != 0:
+                raise running.ended()
+            running.healthy = True
+        elif not running.part.once and not running.healthy and running.part.is_healthy():
+            running.part.after()
+            running.healthy = True
+
+    def _watch(self) -> None:
+        while not self._asked_to_stop.wait(0.2):
+            for running in self._running:
+                self._check(running)
+
+    def _stop(self) -> None:
+        for running in reversed(self._running):
+            running.stop()
+        self._run.file.unlink(missing_ok=True)
+
+
+def require_startable(stack: Stack, parts: list[Part]) -> None:
+    """Cleans up after a supervisor that was killed. Raises AlreadyRunning or PortTaken."""
+    record = RunRecord.read(stack.home)
+    if record.running() and record.supervisor and record.supervisor.pid != os.getpid():
+        raise AlreadyRunning(f"The stack in {stack.home} is running already: see `ballast status`, or `ballast down`.")
+    record.stop_parts()
+    for part in parts:
+        if part.port is not None:
+            require_free(part.port, part.name)
+
+
+def start_detached(stack: Stack, parts: list[Part]) -> None:
+    """Starts a supervisor of its own, that outlives this process, and returns once all is healthy. Raises PartEnded."""
+    require_startable(stack, parts)
+    stack.logs.mkdir(parents=True, exist_ok=True)
+    complaint = stack.logs / "supervisor.err"
+    with (stack.logs / "supervisor.log").open("wb") as output, complaint.open("wb") as errors:
+        supervisor = subprocess.Popen(
+            [sys.executable, "-m", "scripts.cli", "up"],
+            cwd=CHECKOUT,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=errors,
+            start_new_session=True,
+        )
+    try:
+        while supervisor.poll() is None:
+            record = RunRecord.read(stack.home)
+            if record.ready and record.supervisor and record.supervisor.pid == supervisor.pid:
+                return
+            time.sleep(0.05)
+    except KeyboardInterrupt:
+        supervisor.terminate()
+        supervisor.wait()
+        raise
+    raise PartEnded(complaint.read_text(errors="replace").strip().removeprefix("ballast: "))
+
+
+@contextmanager
+def _only_one(home: Path) -> Iterator[None]:
+    """Holds the folder's lock, which ends with this process however it ends."""
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyRunning(f"The stack in {home} is running already: see `ballast status`.") from None
+        yield
+
+
+@contextmanager
+def _signals_set(event: threading.Event) -> Iterator[None]:
+    """Ctrl-C, SIGTERM and a closed terminal are requests to stop in order; further ones change nothing."""
+
+    def set_event(_number: int, _frame: FrameType | None) -> None:
+        event.set()
+
+    before = {number: signal.signal(number, set_event) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)

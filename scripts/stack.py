@@ -1,0 +1,126 @@
+"""`ballast up`, `down`, `status`, `env` and `reset`: the local stack as a whole."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from scripts.local import supervisor
+from scripts.local.parts import Part, parts_of
+from scripts.local.processes import RunRecord
+from scripts.local.stack import Stack
+
+
+@click.command()
+@click.option("--detach", is_flag=True, help="Return once everything is healthy, and leave it running.")
+def up(detach: bool) -> None:
+    """Start everything, seed an empty database, print URLs and keys, and stay in front until Ctrl-C."""
+    stack = Stack.from_environment()
+    parts = parts_of(stack)
+    began = time.monotonic()
+
+    def show() -> None:
+        _show(stack, time.monotonic() - began)
+
+    if detach:
+        supervisor.start_detached(stack, parts)
+        show()
+    else:
+        supervisor.Supervisor(stack, parts).run(when_ready=show)
+
+
+@click.command()
+def down() -> None:
+    """Stop everything that `ballast up` started, also what a killed `up` left behind."""
+    stopped = RunRecord.read(Stack.from_environment().home).stop()
+    click.echo(f"Stopped {', '.join(stopped)}." if stopped else "Nothing was running.", err=True)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(as_json: bool) -> None:
+    """Ask every part whether it is healthy. Exits with 1 unless all are."""
+    stack = Stack.from_environment()
+    record = RunRecord.read(stack.home)
+    states = [_state(part, record) for part in parts_of(stack) if not part.once]
+    if as_json:
+        parts = [asdict(state) for state in states]
+        click.echo(json.dumps({"home": str(stack.home), "running": record.running(), "parts": parts}, indent=2))
+    else:
+        table = Table("part", "state", "process", "address", box=None)
+        for state in states:
+            table.add_row(state.name, state.state, str(state.pid or ""), state.address)
+        Console().print(table)
+    if any(state.state != "healthy" for state in states):
+        raise click.exceptions.Exit(1)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def env(as_json: bool) -> None:
+    """Print the stack's environment: eval "$(ballast env)" points a shell at it."""
+    environment = Stack.from_environment().environment()
+    if as_json:
+        click.echo(json.dumps(environment, indent=2))
+    else:
+        for name, value in environment.items():
+            click.echo(f"export {name}={shlex.quote(value)}")
+
+
+@click.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def reset(yes: bool) -> None:
+    """Stop the stack and delete its data. Its keys stay, so that whoever has them need not change."""
+    stack = Stack.from_environment()
+    if not yes:
+        click.confirm(f"Delete the database and everything else in {stack.home}?", abort=True)
+    RunRecord.read(stack.home).stop()
+    for folder in (stack.postgres.home, stack.postgres.folder, stack.clerk_folder, stack.logs):
+        shutil.rmtree(folder, ignore_errors=True)
+    click.echo("Deleted. `ballast up` starts afresh.", err=True)
+
+
+@dataclass(frozen=True)
+class State:
+    """A part's row of `ballast status`."""
+
+    name: str
+    state: Literal["healthy", "not answering", "down"]
+    pid: int | None
+    address: str
+
+
+def _state(part: Part, record: RunRecord) -> State:
+    recorded = record.parts.get(part.name)
+    process = recorded.process() if recorded else None
+    if process is None:
+        return State(part.name, "down", None, part.address)
+    return State(part.name, "healthy" if part.is_healthy() else "not answering", process.pid, part.address)
+
+
+def _show(stack: Stack, seconds: float) -> None:
+    """What a person needs next: where things are, and how to be someone."""
+    environment = stack.environment()
+    click.secho(f"\nReady in {seconds:.1f} s.\n", bold=True)
+    for label, name in {
+        "Supabase API": "SUPABASE_URL",
+        "publishable key": "SUPABASE_PUBLISHABLE_KEY",
+        "secret key": "SUPABASE_SECRET_KEY",
+        "database": "DATABASE_URL",
+        "service": "SERVICE_URL",
+        "Clerk issuer": "CLERK_ISSUER",
+        "webhook secret": "CLERK_WEBHOOK_SECRETS",
+        "Upstash REST": "UPSTASH_REDIS_REST_URL",
+    }.items():
+        click.echo(f"{label:>16}  {environment[name]}")
+    click.echo(f"{'logs':>16}  {stack.logs}\n")
+    click.echo("Be someone:  ballast token --user user_ada --org org_acme")
+    click.echo('Be Clerk:    ballast clerk send user.created --data \'{"id": "user_zoe"}\'\n')
