@@ -1,0 +1,319 @@
+"""A small Clerk in memory: operations change it, it sends what Clerk would send, and it knows what all should see.
+
+It shares no line with our SQL, so its `visible()` is what the sync's rows are held against.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from tests import events
+from tests.events import SECOND, START, Json
+
+Row = tuple[Any, ...]
+Rows = dict[str, list[Row]]
+
+PREFIX = "~"  # in every id; whoever delivers replaces it, so that histories do not meet
+ROLES = ("org:admin", "org:member", "org:billing_manager")  # the last one is the customer's own: unknown to us
+PLANS = ("pro", "enterprise", "made_to_measure")  # likewise
+OUR_ROLE = {"org:admin": "admin", "org:member": "member"}
+OUR_STATUS = {"active": "active", "past_due": "past_due", "ended": "cancelled"}
+
+
+@dataclass(frozen=True)
+class Message:
+    number: int
+    event: Json
+
+    def __str__(self) -> str:
+        data = self.event["data"]
+        names = ("organization_id", "role", "status", "name", "first_name", "banned", "created_by", "updated_at")
+        details = {name: data[name] for name in names if data.get(name)}
+        if "public_user_data" in data:
+            details |= {"organization": data["organization"]["id"], "user": data["public_user_data"]["user_id"]}
+        return f"{self.number}: {self.event['timestamp']} {self.event['type']} {data['id']} {details}"
+
+
+@dataclass(frozen=True)
+class Session:
+    """A token's claims, with which a browser may start a session at any moment."""
+
+    claims: Json
+
+    def __str__(self) -> str:
+        return f"start_session {self.claims}"
+
+
+@dataclass
+class Clerk:
+    """Each operation takes two numbers: the first chooses among what exists, the second what happens to it."""
+
+    coarse: bool = False  # envelopes carry seconds, as in Clerk's published examples, so that many events tie
+    now: int = START
+    sent_at: int = START
+    ids: int = 0
+    messages: list[Message] = field(default_factory=list)
+    sessions: list[Session] = field(default_factory=list)
+    users: dict[str, Json] = field(default_factory=dict)
+    organizations: dict[str, Json] = field(default_factory=dict)
+    memberships: dict[str, Json] = field(default_factory=dict)
+    invitations: dict[str, Json] = field(default_factory=dict)
+    subscriptions: dict[str, Json] = field(default_factory=dict)  # by organization
+    items: dict[str, Json] = field(default_factory=dict)  # the one in force, by organization
+    everyone: list[str] = field(default_factory=list)
+    everywhere: list[str] = field(default_factory=list)
+
+    def send(self, kind: str, data: Json) -> None:
+        """Each message has a later time than the one before, even when the object's updated_at has not moved."""
+        self.sent_at = max(self.now, self.sent_at + 1)
+        sent_at = self.sent_at // SECOND if self.coarse else self.sent_at
+        subject, action = kind.split(".")
+        bare = action == "deleted" and subject in {"user", "organization"}
+        event = events.deleted(subject, data["id"], sent_at) if bare else events.event(kind, data, sent_at)
+        self.messages.append(Message(len(self.messages), json.loads(json.dumps(event))))
+
+    def new_id(self, kind: str) -> str:
+        self.ids += 1
+        return f"{kind}_{PREFIX}{self.ids}"
+
+    # People
+
+    def sign_up(self, a: int, b: int) -> None:
+        email = f"{a}@example.com" if b % 3 else None
+        person = events.user(self.new_id("user"), self.now, email, created_at=self.now)
+        self.users[person["id"]] = person
+        self.everyone.append(person["id"])
+        self.send("user.created", person)
+
+    def change_user(self, a: int, b: int) -> None:
+        if person := chosen(self.users, a):
+            changes: tuple[Json, ...] = (
+                {"first_name": f"Name {b}"},
+                {"first_name": None, "last_name": None},
+                {"banned": not person["banned"]},
+                {"last_sign_in_at": self.now},
+                {"primary_email_address_id": "idn_other" if b > 5 else None},
+                {"image_url": f"https://img.clerk.com/{b}"},
+            )
+            person |= changes[b % 6] | {"updated_at": self.now}
+            self.send("user.updated", person)
+
+    def delete_user(self, a: int, b: int) -> None:
+        if person := chosen(self.users, a):
+            self.end_memberships("user", person["id"], told=b % 2 == 0)
+            del self.users[person["id"]]
+            self.send("user.deleted", person)
+
+    def start_session(self, a: int, b: int) -> None:
+        """A token as of now; when the browser uses it is another matter."""
+        if person := chosen(self.users, a):
+            claims = {"sub": person["id"], "iat": self.now // SECOND, "v": 2}
+            mine = {key: known for key, known in self.memberships.items() if known["user"] == person["id"]}
+            if known := chosen(mine, b):
+                claims["o"] = {"id": known["org"], "rol": known["role"].removeprefix("org:"), "slg": "acme"}
+            self.sessions.append(Session(claims))
+
+    # Organizations and who belongs to them
+
+    def found(self, a: int, b: int) -> None:
+        if person := chosen(self.users, a):
+            org = events.organization(self.new_id("org"), self.now, person["id"], name=f"Org {b}", created_at=self.now)
+            self.organizations[org["id"]] = org
+            self.everywhere.append(org["id"])
+            self.send("organization.created", org)
+            self.join(org, person, "org:admin")
+
+    def change_organization(self, a: int, b: int) -> None:
+        if org := chosen(self.organizations, a):
+            changes: tuple[Json, ...] = (
+                {"name": f"Renamed {b}"},
+                {"slug": None},
+                {"max_allowed_memberships": b},
+                {"members_count": b},
+            )
+            org |= changes[b % 4] | {"updated_at": self.now}
+            self.send("organization.updated", org)
+
+    def delete_organization(self, a: int, b: int) -> None:
+        if org := chosen(self.organizations, a):
+            self.end_memberships("org", org["id"], told=b % 2 == 0)
+            del self.organizations[org["id"]]
+            self.send("organization.deleted", org)
+
+    def join(self, org: Json, person: Json, role: str) -> None:
+        known = {"id": self.new_id("orgmem"), "org": org["id"], "user": person["id"], "role": role}
+        known |= {"created_at": self.now, "updated_at": self.now}
+        self.memberships[known["id"]] = known
+        org["members_count"] += 1
+        self.send_membership("created", known)
+
+    def send_membership(self, action: str, known: Json) -> None:
+        data = events.membership(
+            known["id"], self.organizations[known["org"]], self.users[known["user"]], known["role"],
+            known["updated_at"], created_at=known["created_at"],
+        )  # fmt: skip
+        self.send(f"organizationMembership.{action}", data)
+
+    def belongs(self, person: Json, org: Json) -> bool:
+        return any((known["org"], known["user"]) == (org["id"], person["id"]) for known in self.memberships.values())
+
+    def add_member(self, a: int, b: int) -> None:
+        org, person = chosen(self.organizations, a), chosen(self.users, b)
+        if org and person and not self.belongs(person, org):
+            self.join(org, person, ROLES[(a + b) % 3])
+
+    def change_role(self, a: int, b: int) -> None:
+        if known := chosen(self.memberships, a):
+            known |= {"role": ROLES[b % 3], "updated_at": self.now}
+            self.send_membership("updated", known)
+
+    def leave(self, known: Json) -> None:
+        self.send_membership("deleted", known)
+        del self.memberships[known["id"]]
+
+    def remove_member(self, a: int, _b: int) -> None:
+        if known := chosen(self.memberships, a):
+            self.leave(known)
+
+    def rejoin(self, a: int, b: int) -> None:
+        if known := chosen(self.memberships, a):
+            self.leave(known)
+            self.join(self.organizations[known["org"]], self.users[known["user"]], ROLES[b % 3])
+
+    def end_memberships(self, side: str, clerk_id: str, *, told: bool) -> None:
+        """Nobody states whether Clerk sends these events when it deletes a person or an organization."""
+        for known in [known for known in self.memberships.values() if known[side] == clerk_id]:
+            if told:
+                self.leave(known)
+            else:
+                del self.memberships[known["id"]]
+
+    def invite(self, a: int, b: int) -> None:
+        if org := chosen(self.organizations, a):
+            sent = events.invitation(
+                self.new_id("orginv"), org["id"], "pending", self.now, created_at=self.now,
+                role=ROLES[b % 3], email_address=f"{b}@example.com", expires_at=self.now + SECOND if b % 4 else None,
+            )  # fmt: skip
+            self.invitations[sent["id"]] = sent
+            self.send("organizationInvitation.created", sent)
+
+    def waiting(self) -> dict[str, Json]:
+        return {key: sent for key, sent in self.invitations.items() if sent["organization_id"] in self.organizations}
+
+    def revoke_invitation(self, a: int, _b: int) -> None:
+        if sent := chosen(self.waiting(), a):
+            self.send("organizationInvitation.revoked", sent | {"status": "revoked", "updated_at": self.now})
+            del self.invitations[sent["id"]]
+
+    def accept_invitation(self, a: int, b: int) -> None:
+        sent, person = chosen(self.waiting(), a), chosen(self.users, b)
+        if sent and person and not self.belongs(person, self.organizations[sent["organization_id"]]):
+            answer = {"status": "accepted", "user_id": person["id"], "updated_at": self.now}
+            self.send("organizationInvitation.accepted", sent | answer)
+            del self.invitations[sent["id"]]
+            self.join(self.organizations[sent["organization_id"]], person, sent["role"])
+
+    # Billing: one subscription an organization, one item in force
+
+    def subscribe(self, a: int, b: int) -> None:
+        """To the first plan, or to another: the item in force ends and a new one begins."""
+        if org := chosen(self.organizations, a):
+            payer = org["id"]
+            first = payer not in self.subscriptions
+            if first:
+                self.subscriptions[payer] = events.subscription(self.new_id("csub"), events.payer(payer))
+            self.change_item(payer, "ended")
+            new = events.subscription_item(self.new_id("csub_item"), PLANS[b % 3], created_at=self.now)
+            self.items[payer] = new | {"payer": events.payer(payer)}
+            self.change_item(payer, "active")
+            self.change_subscription(payer, "created" if first else "updated", "active")
+
+    def miss_payment(self, a: int, _b: int) -> None:
+        if payer := chosen_payer(self.items, a):
+            self.change_item(payer, "past_due")
+            self.change_subscription(payer, "pastDue", "past_due")
+
+    def pay(self, a: int, _b: int) -> None:
+        if payer := chosen_payer(self.items, a):
+            self.change_item(payer, "active")
+            self.change_subscription(payer, "active", "active")
+
+    def unsubscribe(self, a: int, b: int) -> None:
+        """Cancelled, an item stays in force until the period ends, which may be at once."""
+        if payer := chosen_payer(self.items, a):
+            self.change_item(payer, "canceled")
+            if b % 2:
+                self.change_item(payer, "ended")
+                self.change_subscription(payer, "updated", "ended")
+
+    def change_item(self, payer: str, status: str) -> None:
+        if item := self.items.get(payer):
+            item |= {"status": status, "updated_at": self.now}
+            self.send(f"subscriptionItem.{status.replace('past_due', 'pastDue')}", item)
+            if status == "ended":
+                del self.items[payer]
+
+    def change_subscription(self, payer: str, action: str, status: str) -> None:
+        items = [self.items[payer]] if payer in self.items else []
+        self.subscriptions[payer] |= {"status": status, "updated_at": self.now, "items": items}
+        self.send(f"subscription.{action}", self.subscriptions[payer])
+
+    # What everybody should see
+
+    def visible(self) -> Rows:
+        return {
+            "profiles": in_order(seen_user(person) for person in self.users.values()),
+            "organizations": in_order(self.seen_organization(org) for org in self.organizations.values()),
+            "memberships": in_order(self.seen_membership(known) for known in self.memberships.values()),
+            "invitations": in_order(seen_invitation(sent) for sent in self.waiting().values()),
+        }
+
+    def seen_organization(self, org: Json) -> Row:
+        plan = self.items[org["id"]]["plan"]["slug"] if org["id"] in self.items else None
+        return (
+            org["id"], org["name"], org["slug"], org["max_allowed_memberships"] or None, at(org["created_at"]),
+            plan if plan in {"pro", "enterprise"} else "free",
+            OUR_STATUS[self.subscriptions[org["id"]]["status"]] if org["id"] in self.subscriptions else "active",
+        )  # fmt: skip
+
+    def seen_membership(self, known: Json) -> Row:
+        creator = self.organizations[known["org"]]["created_by"] == known["user"]
+        role = "owner" if creator and known["role"] == "org:admin" else OUR_ROLE.get(known["role"], "viewer")
+        return (known["id"], known["org"], known["user"], role, known["role"], at(known["created_at"]))
+
+
+def seen_user(person: Json) -> Row:
+    addresses = {entry["id"]: entry["email_address"] for entry in person["email_addresses"]}
+    return (
+        person["id"], addresses.get(person["primary_email_address_id"]),
+        " ".join(filter(None, (person["first_name"], person["last_name"]))) or None,
+        person["image_url"], person["banned"], at(person["created_at"]),
+    )  # fmt: skip
+
+
+def seen_invitation(sent: Json) -> Row:
+    return (
+        sent["id"], sent["organization_id"], sent["email_address"], OUR_ROLE.get(sent["role"], "viewer"), sent["role"],
+        at(sent["expires_at"]), at(sent["created_at"]),
+    )  # fmt: skip
+
+
+def in_order(rows: Iterable[Row]) -> list[Row]:
+    """By their text, because columns may be null."""
+    return sorted(rows, key=str)
+
+
+def at(milliseconds: int | None) -> datetime | None:
+    return None if milliseconds is None else datetime.fromtimestamp(milliseconds / SECOND, UTC)
+
+
+def chosen(things: dict[str, Json], number: int) -> Json | None:
+    return list(things.values())[number % len(things)] if things else None
+
+
+def chosen_payer(items: dict[str, Json], number: int) -> str | None:
+    return list(items)[number % len(items)] if items else None
