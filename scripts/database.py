@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import click
 import psycopg
+from rich.console import Console
+from rich.table import Table
 
 from scripts.failure import Failure
 from scripts.local.stack import Stack
@@ -29,9 +32,19 @@ class DatabaseUnreachable(Failure):
     """No connection to the database could be made."""
 
 
+class DatabaseRefused(Failure):
+    """A statement of ours failed: the role may not do it, or the connection was lost."""
+
+
 def say(line: str) -> None:
     """A `Tell` for commands: to stderr, so that a result on stdout stays readable for programs."""
     click.echo(line, err=True)
+
+
+def print_table(table: Table) -> None:
+    """Prints a table; into a pipe or file in its full width, for there is nobody to make the window wider."""
+    console = Console() if sys.stdout.isatty() else Console(width=1000)
+    console.print(table)
 
 
 def choose(url: str | None) -> str:
@@ -47,7 +60,10 @@ def choose(url: str | None) -> str:
 
 @contextmanager
 def connected(url: str, tell: Tell = lambda _: None) -> Iterator[Connection]:
-    """A connection in autocommit mode whose warnings go to `tell`. Raises DatabaseUnreachable, without the password."""
+    """A connection in autocommit mode whose warnings go to `tell`.
+
+    Raises DatabaseUnreachable, without the password, and DatabaseRefused for an error that nobody else handles.
+    """
     try:
         connection: Connection = psycopg.connect(
             url,
@@ -62,4 +78,7 @@ def connected(url: str, tell: Tell = lambda _: None) -> Iterator[Connection]:
         raise DatabaseUnreachable(message) from None
     with connection:
         connection.add_notice_handler(lambda notice: tell(f"{notice.severity}: {notice.message_primary}"))
-        yield connection
+        try:
+            yield connection
+        except psycopg.Error as error:
+            raise DatabaseRefused(f"The database refused: {error}") from error

@@ -55,12 +55,12 @@ def check(database_url: str, *, root: Path = ROOT, tell: Tell = lambda _: None) 
 def find(connection: Connection, files: Files) -> list[Drift]:
     """Compares, in the caller's transaction, which must be rolled back afterwards."""
     migrations.reset_session(connection)
-    before = _objects(connection)
+    before = objects(connection)
     _clear(connection, before)
-    cleared = _objects(connection)
+    cleared = objects(connection)
     for source in files.sources:
         migrations.apply_source(connection, source)
-    after = _objects(connection)
+    after = objects(connection)
     drift = [
         Drift(*identity, _problem(before.get(identity), after.get(identity)))
         for identity in before | after
@@ -82,7 +82,8 @@ def _problem(before: Definition | None, after: Definition | None) -> str:
     return "" if before.text == after.text else "different"
 
 
-def _objects(connection: Connection) -> dict[Identity, Definition]:
+def objects(connection: Connection) -> dict[Identity, Definition]:
+    """Everything of ours in public, app and ops that files declare, and the tables."""
     rows = connection.execute(OBJECTS.read_bytes())
     return {Identity(kind, name): Definition(text, place) for kind, name, text, place in rows}
 

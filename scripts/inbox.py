@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 from psycopg.rows import dict_row
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 
 from scripts import database
 from scripts.database import Connection
@@ -18,6 +20,10 @@ from scripts.failure import Failure
 
 # Without `event`: it is personal data, shown only when asked for by name.
 COLUMNS = "message_id, type, outcome, attempts, received_at, applied_at, next_attempt_at, error"
+
+
+class NoInbox(Failure):
+    """The database was never migrated."""
 
 
 class NoSuchMessage(Failure):
@@ -36,7 +42,7 @@ def inbox() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def list_(url: str | None, failed: bool, limit: int, as_json: bool) -> None:
     """List events, newest first."""
-    with database.connected(database.choose(url)) as connection:
+    with opened(url) as connection:
         messages = received(connection, failed=failed, limit=limit)
     if as_json:
         click.echo(json.dumps(messages, indent=2, default=str))
@@ -53,7 +59,7 @@ def list_(url: str | None, failed: bool, limit: int, as_json: bool) -> None:
 def show(url: str | None, payload: bool, message_id: str) -> None:
     """Print what is known about one event, as JSON."""
     columns = f"{COLUMNS}, event" if payload else COLUMNS
-    with database.connected(database.choose(url)) as connection:
+    with opened(url) as connection:
         query = f"select {columns} from app.webhook_events where message_id = %s"  # noqa: S608 - columns are ours
         message = connection.cursor(row_factory=dict_row).execute(query.encode(), [message_id]).fetchone()
     if message is None:
@@ -69,7 +75,7 @@ def retry(url: str | None, all_failed: bool, message_ids: tuple[str, ...]) -> No
     """Apply failed events again. Exits with 1 when one still fails."""
     if all_failed == bool(message_ids):
         raise click.UsageError("Name messages, or pass --all-failed.")
-    with database.connected(database.choose(url)) as connection:
+    with opened(url) as connection:
         chosen = failed_ids(connection) if all_failed else list(message_ids)
         if not chosen:
             click.echo("No event has failed.")
@@ -81,9 +87,18 @@ def retry(url: str | None, all_failed: bool, message_ids: tuple[str, ...]) -> No
         }
     for message_id, outcome in outcomes.items():
         click.echo(f"{message_id} {outcome or 'unknown: no such message was received'}")
-    if not all(outcome not in (None, "failed") for outcome in outcomes.values()):
+    if any(outcome in (None, "failed") for outcome in outcomes.values()):
         database.say("`ballast inbox list` shows why an event failed.")
         sys.exit(1)
+
+
+@contextmanager
+def opened(url: str | None) -> Iterator[Connection]:
+    """A connection to a database that has an inbox. Raises NoInbox."""
+    with database.connected(database.choose(url)) as connection:
+        if connection.execute("select to_regclass('app.webhook_events')").fetchone() == (None,):
+            raise NoInbox("This database has no inbox yet: run `ballast migrate up`.")
+        yield connection
 
 
 def received(connection: Connection, *, failed: bool, limit: int) -> list[dict[str, Any]]:
@@ -108,20 +123,14 @@ def retried(connection: Connection, message_id: str) -> str | None:
 
 
 def _print_table(messages: list[dict[str, Any]]) -> None:
-    table = Table("Message", "Type", "Outcome", "Attempts", "Received", "Next attempt", "Error")
+    table = Table(Column("Message", no_wrap=True), "Type", "Outcome", "Attempts", "Received", "Error")
     for message in messages:
         table.add_row(
             message["message_id"],
             message["type"],
             message["outcome"],
             str(message["attempts"]),
-            _moment(message["received_at"]),
-            _moment(message["next_attempt_at"]),
+            f"{message['received_at']:%Y-%m-%d %H:%M:%S%z}",
             message["error"],
         )
-    console = Console()
-    console.print(table, soft_wrap=not console.is_terminal)
-
-
-def _moment(value: Any) -> str:
-    return f"{value:%Y-%m-%d %H:%M:%S %Z}" if value else ""
+    database.print_table(table)

@@ -6,7 +6,6 @@ import json
 import sys
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from scripts import database, drift, migrations
@@ -100,6 +99,4 @@ def _print_table(columns: list[str], rows: list[list[str]]) -> None:
     for *cells, state in rows:
         style = "red" if state in WORRYING else "green" if state in ("applied", "current") else "yellow"
         table.add_row(*cells, f"[{style}]{state}[/]")
-    console = Console()
-    # A pipe has no width of its own; a cut path would be of no use there.
-    console.print(table, soft_wrap=not console.is_terminal)
+    database.print_table(table)

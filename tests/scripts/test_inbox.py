@@ -1,0 +1,138 @@
+"""`ballast inbox`: a person sees which events failed and why, and tries them again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+import pytest
+from click.testing import CliRunner, Result
+
+from scripts import migrations
+from scripts.cli import ballast
+
+SECRET_NAME = "Adelheid"
+
+
+@dataclass(frozen=True)
+class Inbox:
+    """A migrated database with an inbox of its own, and the command on it."""
+
+    url: str
+
+    def run(self, *arguments: str) -> Result:
+        return CliRunner().invoke(ballast, ["inbox", *arguments], env={"DATABASE_URL": self.url})
+
+    def receive(self, message_id: str, event: dict[str, Any]) -> str:
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            row = connection.execute(
+                "select public.receive_clerk_event(%s, %s)", [message_id, json.dumps(event)]
+            ).fetchone()
+        assert row
+        return str(row[0]["outcome"])
+
+
+@pytest.fixture(scope="module")
+def migrated(new_database: Callable[..., str]) -> str:
+    url = new_database()
+    migrations.up(url)
+    return url
+
+
+@pytest.fixture
+def inbox(migrated: str, new_database: Callable[..., str]) -> Inbox:
+    return Inbox(new_database(migrated))
+
+
+@pytest.fixture
+def failed(inbox: Inbox) -> Inbox:
+    """One event was processed, one ignored, two failed."""
+    assert inbox.receive("msg_ok", user_event(id="user_x", first_name=SECRET_NAME)) == "processed"
+    assert inbox.receive("msg_sms", {"type": "sms.created", "data": {}}) == "ignored"
+    assert inbox.receive("msg_bad", user_event(first_name=SECRET_NAME)) == "failed"
+    assert inbox.receive("msg_worse", {"type": "organization.created", "data": {}}) == "failed"
+    return inbox
+
+
+def user_event(**data: str) -> dict[str, Any]:
+    return {"type": "user.created", "timestamp": 1_700_000_000_000, "data": {"updated_at": 1_700_000_000_000} | data}
+
+
+def test_failed_events_are_listed_with_their_error(failed: Inbox) -> None:
+    listed = failed.run("list")
+    assert listed.exit_code == 0
+    assert "msg_bad" in listed.stdout
+    assert "msg_worse" in listed.stdout
+    assert "data.id is missing" in listed.stdout
+    assert "msg_ok" not in listed.stdout
+
+
+def test_all_events_are_listed_newest_first(failed: Inbox) -> None:
+    listed = json.loads(failed.run("list", "--all", "--json").stdout)
+    assert [(entry["message_id"], entry["outcome"]) for entry in listed] == [
+        ("msg_worse", "failed"),
+        ("msg_bad", "failed"),
+        ("msg_sms", "ignored"),
+        ("msg_ok", "processed"),
+    ]
+
+
+def test_a_list_can_be_limited(failed: Inbox) -> None:
+    assert len(json.loads(failed.run("list", "--all", "--limit", "3", "--json").stdout)) == 3
+    assert failed.run("list", "--limit", "0").exit_code == 2
+
+
+def test_an_empty_inbox_says_so(inbox: Inbox) -> None:
+    assert inbox.run("list").stdout == "No event has failed.\n"
+    assert inbox.run("list", "--all").stdout == "No event was received yet.\n"
+    retried = inbox.run("retry", "--all-failed")
+    assert (retried.stdout, retried.exit_code) == ("No event has failed.\n", 0)
+
+
+def test_personal_data_is_shown_only_when_asked_for(failed: Inbox) -> None:
+    for arguments in (["list"], ["list", "--all"], ["list", "--all", "--json"], ["show", "msg_bad"]):
+        assert SECRET_NAME not in failed.run(*arguments).output
+    shown = json.loads(failed.run("show", "msg_bad", "--payload").stdout)
+    assert shown["event"]["data"]["first_name"] == SECRET_NAME
+    assert "data.id is missing" in shown["error"]
+
+
+def test_an_unknown_message_is_an_error(failed: Inbox) -> None:
+    shown = failed.run("show", "msg_none")
+    assert shown.exit_code == 1
+    assert "msg_none" in shown.stderr
+    retried = failed.run("retry", "msg_none")
+    assert retried.exit_code == 1
+    assert "no such message" in retried.stdout
+
+
+def test_an_event_that_still_fails_fails_the_command(failed: Inbox) -> None:
+    retried = failed.run("retry", "msg_bad")
+    assert (retried.stdout, retried.exit_code) == ("msg_bad failed\n", 1)
+    assert json.loads(failed.run("show", "msg_bad").stdout)["attempts"] == 2
+
+
+def test_all_failed_events_are_applied_again_oldest_first(failed: Inbox) -> None:
+    with psycopg.connect(failed.url, autocommit=True) as connection:
+        connection.execute("""
+            update app.webhook_events
+            set event = jsonb_set(event, '{data,id}', to_jsonb(replace(type, '.created', '_y')))
+            where outcome = 'failed'
+        """)
+    retried = failed.run("retry", "--all-failed")
+    assert (retried.stdout, retried.exit_code) == ("msg_bad processed\nmsg_worse processed\n", 0)
+    assert failed.run("list").stdout == "No event has failed.\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["msg_bad", "--all-failed"]])
+def test_what_to_retry_must_be_said(inbox: Inbox, arguments: list[str]) -> None:
+    assert inbox.run("retry", *arguments).exit_code == 2
+
+
+def test_a_database_without_an_inbox_says_what_to_do(new_database: Callable[..., str]) -> None:
+    result = Inbox(new_database()).run("list")
+    assert result.exit_code == 1
+    assert "ballast migrate up" in result.stderr
