@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from scripts.bench.rls import rls
+from scripts.bench.rls import bench_rls
 
 
 @click.group()
@@ -16,4 +16,4 @@ def bench() -> None:
     """
 
 
-bench.add_command(rls)
+bench.add_command(bench_rls)

@@ -51,7 +51,9 @@ class Report:
             print(json.dumps(asdict(self), indent=2))
             return
         console = Console()
-        console.print(_table("Case", "median ms", "p95 ms", "n", "ratio", rows=[_case_row(case) for case in self.cases]))
+        console.print(
+            _table("Case", "median ms", "p95 ms", "n", "ratio", rows=[_case_row(case) for case in self.cases])
+        )
         console.print(_table("Aim", "value", "limit", "met", rows=[_aim_row(aim) for aim in self.aims]))
         console.print(self.machine, highlight=False)
 
