@@ -6,6 +6,7 @@ A table of the API that is missing here fails the first test.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -54,7 +55,8 @@ ACCESS = {
     "profiles": Access(
         needs={"select": "members:read"},
         row=f"""select p.* from public.profiles as p join public.organization_memberships as m on m.user_id = p.id
-            where m.organization_id = {ORGANIZATION} and p.clerk_user_id not in (%(person)s, 'user_ada') limit 1""",
+            where m.organization_id = {ORGANIZATION} and p.clerk_user_id is distinct from %(person)s
+            order by p.clerk_user_id = 'user_ada' limit 1""",
         new={"clerk_user_id": "user_forged", "organization_id": None}, changed={"full_name": "Somebody else"},
     ),
     "organization_memberships": Access(
@@ -115,14 +117,23 @@ PEOPLE = (
 def database(stack: Stack) -> Iterator[psycopg.Connection[dict[str, Any]]]:
     with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True, row_factory=dict_row) as connection:
         yield connection
+        connection.execute("delete from public.projects where title in ('A target', 'A new one', 'Changed')")
+        connection.execute("delete from public.organization_invitations")
+        connection.execute("delete from public.audit_logs")
+        connection.execute("delete from public.backup_logs")
 
 
 def client(stack: Stack, person: Person) -> Client:
     key = "SUPABASE_SECRET_KEY" if person.name == "the service's own key" else "SUPABASE_PUBLISHABLE_KEY"
-    headers = {}
-    if person.user:
-        headers["Authorization"] = f"Bearer {stack.token(person.user, person.home, *person.options)}"
-    return create_client(stack.environment["SUPABASE_URL"], stack.environment[key], ClientOptions(headers=headers))
+    token = stack.token(person.user, person.home, *person.options) if person.user else None
+    return client_with(stack.environment["SUPABASE_URL"], stack.environment[key], token)
+
+
+@functools.cache
+def client_with(url: str, key: str, token: str | None) -> Client:
+    """Making a client takes longer than most requests, so people keep theirs while their token lasts."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return create_client(url, key, ClientOptions(headers=headers))
 
 
 def allowed(database: psycopg.Connection[dict[str, Any]], person: Person, need: str | None, tenant: str) -> bool:
@@ -173,7 +184,7 @@ def test_every_table_of_the_api_is_in_the_matrix(database: psycopg.Connection[di
 
 @pytest.mark.parametrize(
     ("person", "table", "command"),
-    itertools.product(PEOPLE, ACCESS, COMMANDS),
+    list(itertools.product(PEOPLE, ACCESS, COMMANDS)),
     ids=lambda value: value.name if isinstance(value, Person) else value,
 )
 @pytest.mark.parametrize("tenant", ["own", "another"])
