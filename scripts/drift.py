@@ -94,4 +94,4 @@ def _clear(connection: Connection, objects: Iterable[Identity]) -> None:
         if kind == "table":
             migrations.clear_table(connection, name)
         elif kind == "function":
-            migrations.revoke_routine(connection, name)
+            migrations.revoke(connection, f"routine {name}")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -198,6 +200,8 @@ def _read_migration(path: Path) -> Migration:
 
 
 def _read_source(path: Path) -> Source:
+    if path.parent.name == "policies" and path.name.startswith("public."):
+        raise FilesInvalid(f"{_name(path)}: leave out the `public.`, so that each table has one file name.")
     text = _read_text(path)
     checksum = hashlib.sha256(text.encode()).hexdigest()
     return Source(_name(path), text, checksum, policy_table(_name(path)))
@@ -324,24 +328,34 @@ def reset_session(connection: Connection) -> None:
 def _forget(connection: Connection, path: str) -> None:
     table = policy_table(path)
     if table is not None and _exists(connection, table):
-        clear_table(connection, table)
+        with _blaming(path):
+            clear_table(connection, table)
     connection.execute("delete from app.applied_sources where path = %s", [path])
 
 
 def apply_source(connection: Connection, source: Source) -> None:
-    """Makes the database agree with one file of functions/ or policies/."""
-    if source.table is not None:
-        if not _exists(connection, source.table):
-            raise FilesInvalid(f"{source.path}: there is no table {source.table}. Rename the file, or make the table.")
-        clear_table(connection, source.table)
-        run_file(connection, source.path, source.text)
+    """Makes the database agree with one file of functions/ or policies/. Raises FilesInvalid and StatementFailed."""
+    if source.table is None:
+        _apply_functions(connection, source)
         return
-    before = _routines(connection)
+    if not _exists(connection, source.table):
+        raise FilesInvalid(f"{source.path}: there is no table {source.table}. Rename the file, or make the table.")
+    with _blaming(source.path):
+        clear_table(connection, source.table)
     run_file(connection, source.path, source.text)
-    # `create or replace` keeps grants: without this, one that the file no longer states would stay. The second run
-    # also proves that the file can be run on a database that has it already.
-    for routine in _routines(connection) - before:
-        revoke_routine(connection, routine.signature)
+
+
+def _apply_functions(connection: Connection, source: Source) -> None:
+    """Runs a file, closes what it made, and runs it again.
+
+    `create or replace` keeps grants: one that the file no longer states would stay. The second run also proves, when
+    it is new, that the file can be applied to a database that has it already.
+    """
+    before = _replaceable(connection)
+    run_file(connection, source.path, source.text)
+    with _blaming(source.path):
+        for made in _replaceable(connection) - before:
+            revoke(connection, f"{made.kind} {made.name}")
     try:
         run_file(connection, source.path, source.text)
     except StatementFailed as failure:
@@ -349,25 +363,31 @@ def apply_source(connection: Connection, source: Source) -> None:
         raise StatementFailed(f"{message}{failure}") from failure
 
 
-def revoke_routine(connection: Connection, signature: str) -> None:
-    """Takes every grant to the API's roles from a function; `signature` is quoted SQL: schema.name(arguments)."""
-    connection.execute(f"revoke all on routine {signature} from public, anon, authenticated, service_role".encode())
+class _Replaceable(NamedTuple):
+    """A function or view as SQL names it; its `place` in the catalogue changes whenever it is created or replaced."""
+
+    kind: str
+    name: str
+    place: str
 
 
-class _Routine(NamedTuple):
-    """A version of a function; `ctid` changes whenever it is created or replaced."""
-
-    signature: str
-    ctid: str
-
-
-def _routines(connection: Connection) -> set[_Routine]:
+def _replaceable(connection: Connection) -> set[_Replaceable]:
     query = """
-        select format('%I.%I(%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)), p.ctid::text
+        select 'routine', format('%I.%I(%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)),
+          p.ctid::text
         from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace
-        where n.nspname !~ '^pg_' and pg_has_role(p.proowner, 'usage')
+        where pg_has_role(p.proowner, 'usage')
+        union all
+        select 'table', format('%I.%I', n.nspname, c.relname), r.ctid::text
+        from pg_class as c join pg_namespace as n on n.oid = c.relnamespace join pg_rewrite as r on r.ev_class = c.oid
+        where pg_has_role(c.relowner, 'usage') and c.relkind = 'v'
     """
-    return {_Routine(*row) for row in connection.execute(query)}
+    return {_Replaceable(*row) for row in connection.execute(query)}
+
+
+def revoke(connection: Connection, thing: str) -> None:
+    """Takes every grant of the API's roles from a thing as SQL names it, such as `table public.projects`."""
+    connection.execute(f"revoke all on {thing} from public, anon, authenticated, service_role".encode())
 
 
 def clear_table(connection: Connection, table: str) -> None:
@@ -381,7 +401,7 @@ def clear_table(connection: Connection, table: str) -> None:
     ours = "select pg_has_role(relowner, 'usage') from pg_class where oid = %s::regclass"
     if connection.execute(ours, [table]).fetchone() == (True,):
         # Takes the columns' grants too.
-        connection.execute(f"revoke all on {table} from public, anon, authenticated, service_role".encode())
+        revoke(connection, f"table {table}")
 
 
 def run_file(connection: Connection, path: str, text: str) -> None:
@@ -397,6 +417,15 @@ def run_file(connection: Connection, path: str, text: str) -> None:
         except psycopg.Error as error:
             raise _refusal(path, text, statement, error) from error
     reset_session(connection)
+
+
+@contextmanager
+def _blaming(path: str) -> Iterator[None]:
+    """Names the file for whose sake a statement of ours was run, when the server refuses it."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise StatementFailed(f"{path}: {error}\nNothing was applied.") from error
 
 
 def _refusal(path: str, text: str, statement: Statement, error: psycopg.Error) -> StatementFailed:

@@ -181,6 +181,11 @@ class TestUp:
         applied.up()
         assert not {grant for grant in applied.grants() if "Odd" in grant}
 
+    def test_a_table_cannot_have_two_policies_files(self, project: Project) -> None:
+        project.write("policies/public.notes.sql", NOTES)
+        with pytest.raises(FilesInvalid, match=r"policies/public\.notes\.sql: leave out"):
+            project.up()
+
     def test_a_policies_file_without_a_table_is_named(self, project: Project) -> None:
         project.write("policies/nots.sql", "")
         with pytest.raises(FilesInvalid, match=r"policies/nots\.sql: there is no table"):
@@ -192,6 +197,14 @@ class TestUp:
         assert {grant for grant in applied.grants() if "app.caller" in grant} == {
             "execute on app.caller() to service_role"
         }
+
+    def test_a_grant_on_a_view_that_its_file_no_longer_states_is_revoked(self, applied: Project) -> None:
+        applied.write("functions/10_caller.sql", CALLER + "grant select on ops.note_count to service_role;")
+        applied.up()
+        assert "select on ops.note_count to service_role" in applied.grants()
+        applied.write("functions/10_caller.sql", CALLER)
+        applied.up()
+        assert "select on ops.note_count to service_role" not in applied.grants()
 
     def test_a_functions_file_that_could_not_be_applied_again_is_refused_the_first_time(self, project: Project) -> None:
         project.write("functions/30_once.sql", "create view ops.once as select 1 as one;")
@@ -310,6 +323,16 @@ class TestFailure:
         with psycopg.connect(applied.url) as reader:
             reader.execute("select * from public.notes")
             with pytest.raises(StatementFailed, match=r"more\.sql:1: canceling statement due to lock timeout"):
+                applied.up()
+
+    def test_a_lock_that_a_policies_file_waits_for_in_vain_is_blamed_on_it(
+        self, applied: Project, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(migrations, "LOCK_TIMEOUT", "100ms")
+        applied.write("policies/notes.sql", NOTES + "-- changed")
+        with psycopg.connect(applied.url) as reader:
+            reader.execute("select * from public.notes")
+            with pytest.raises(StatementFailed, match=r"policies/notes\.sql: canceling statement due to lock timeout"):
                 applied.up()
 
     def test_a_database_that_does_not_answer_is_named_without_its_password(self) -> None:
