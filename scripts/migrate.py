@@ -26,7 +26,7 @@ def migrate() -> None:
 @database.url_option
 @click.option("--dry-run", is_flag=True, help="Do everything, roll it back, and say what it would have been.")
 def up(url: str | None, dry_run: bool) -> None:
-    """Apply new migrations and changed functions and policies, in one transaction."""
+    """Apply what is new or changed, in one transaction."""
     plan = migrations.up(database.choose(url), dry_run=dry_run, tell=database.say)
     if plan.empty:
         click.echo(f"Nothing to do: {_current(plan)}.")
@@ -41,7 +41,7 @@ def up(url: str | None, dry_run: bool) -> None:
 @database.url_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def status(url: str | None, as_json: bool) -> None:
-    """Show every migration and source with its state. Changes and locks nothing."""
+    """Show every file with its state. Changes and locks nothing."""
     entries = migrations.status(database.choose(url), tell=database.say)
     if as_json:
         click.echo(json.dumps([entry._asdict() for entry in entries], indent=2))
@@ -53,7 +53,7 @@ def status(url: str | None, as_json: bool) -> None:
 @database.url_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def check(url: str | None, as_json: bool) -> None:
-    """Fail when something is pending, or when the database holds what no file says.
+    """Fail when something is pending or has drifted.
 
     Compares functions, views, triggers, column defaults, policies and grants of the schemas public, app and ops. Tries
     every file in a transaction that is rolled back: tables are locked for that moment.
