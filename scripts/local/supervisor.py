@@ -24,7 +24,7 @@ from scripts.local.parts import Part
 from scripts.local.processes import ProcessRecord, RunRecord, require_free
 from scripts.local.stack import CHECKOUT, Stack
 
-READY_SECONDS = 120.0
+READY_SECONDS = 60.0
 TAIL_LINES = 30
 COLOURS = ("blue", "magenta", "green", "yellow", "red", "cyan", "bright_blue", "bright_magenta", "bright_green")
 

@@ -1,0 +1,247 @@
+"""Clerk's stand-in speaks as Clerk does: keys, version 2 tokens, whole events, Svix's signatures and schedule."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import httpx
+import jwt
+import pytest
+from aiohttp import web
+from standardwebhooks import Webhook
+
+from scripts.local import svix
+from scripts.local.clerk_directory import Directory, IncompleteData
+from tests.conftest import Stack
+
+
+def _issued(stack: Stack, *options: str) -> dict[str, Any]:
+    result = stack.ballast("token", "--json", *options)
+    assert result.returncode == 0, result.stderr
+    issued: dict[str, Any] = json.loads(result.stdout)
+    return issued
+
+
+# --- tokens ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_token_verifies_with_the_published_key(stack: Stack) -> None:
+    issuer = stack.environment["CLERK_ISSUER"]
+    token = _issued(stack, "--user", "user_ada", "--org", "org_acme")["token"]
+    key = jwt.PyJWKClient(f"{issuer}/.well-known/jwks.json").get_signing_key_from_jwt(token)
+    required = ["azp", "exp", "fva", "iat", "iss", "jti", "nbf", "sid", "sts", "sub", "v"]
+    claims = jwt.decode(token, key, algorithms=["RS256"], issuer=issuer, options={"require": required})
+    assert claims["sub"] == "user_ada"
+    assert claims["v"] == 2
+    assert claims["role"] == "authenticated"
+    assert claims["sts"] == "active"
+    assert claims["exp"] - claims["iat"] == 60
+    assert claims["iat"] - claims["nbf"] == 5
+    assert claims["azp"] == stack.environment["CLERK_AUTHORIZED_PARTIES"]
+
+
+def test_the_active_organization_has_its_role_without_prefix_and_no_system_permissions(stack: Stack) -> None:
+    claims = _issued(stack, "--user", "user_dee", "--org", "org_acme")["claims"]
+    assert claims["o"] == {"id": "org_acme", "slg": "acme", "rol": "viewer", "per": "read", "fpm": "1"}
+    assert claims["fea"] == "o:projects"
+
+
+def test_without_an_active_organization_there_is_no_organization_claim(stack: Stack) -> None:
+    assert "o" not in _issued(stack, "--user", "user_ada")["claims"]
+
+
+def test_the_second_factor_is_verified_unless_told_otherwise(stack: Stack) -> None:
+    assert _issued(stack, "--user", "user_ada")["claims"]["fva"] == [0, 0]
+    assert _issued(stack, "--user", "user_ada", "--no-second-factor")["claims"]["fva"] == [0, -1]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--user", "user_nobody"], "knows no user user_nobody"),
+        (["--user", "user_ada", "--org", "org_nowhere"], "knows no organization org_nowhere"),
+        (["--user", "user_eve", "--org", "org_acme"], "user_eve is no member of org_acme"),
+    ],
+)
+def test_nobody_gets_a_token_for_what_clerk_does_not_know(stack: Stack, options: list[str], complaint: str) -> None:
+    result = stack.ballast("token", *options)
+    assert result.returncode == 1
+    assert complaint in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+# --- events ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_sent_person_can_be_someone_at_once(stack: Stack) -> None:
+    sent = stack.ballast("clerk", "send", "user.created", "--data", '{"id": "user_zoe"}', "--message-id", "msg_zoe_1")
+    assert (sent.returncode, sent.stdout) == (0, "user.created msg_zoe_1: processed\n")
+    again = stack.ballast("clerk", "send", "user.created", "--data", '{"id": "user_zoe"}', "--message-id", "msg_zoe_1")
+    assert (again.returncode, again.stdout) == (0, "user.created msg_zoe_1: duplicate\n")
+    membership = '{"organization": {"id": "org_globex"}, "public_user_data": {"user_id": "user_zoe"}}'
+    assert stack.ballast("clerk", "send", "organizationMembership.created", "--data", membership).returncode == 0
+    assert _issued(stack, "--user", "user_zoe", "--org", "org_globex")["claims"]["o"]["rol"] == "member"
+    assert stack.ballast("clerk", "send", "user.deleted", "--data", '{"id": "user_zoe"}').returncode == 0
+    assert stack.ballast("token", "--user", "user_zoe").returncode == 1
+
+
+def test_data_comes_from_a_file_or_standard_input_too(stack: Stack, tmp_path: Path) -> None:
+    file = tmp_path / "event.json"
+    file.write_text(json.dumps({"object": "event", "data": {"object": "thing", "id": "thing_1"}}))
+    sent = stack.ballast("clerk", "send", "thing.made", "--data", f"@{file}", "--json")
+    assert json.loads(sent.stdout)["outcome"] == "ignored"
+
+
+@pytest.mark.parametrize("data", ["{", "[]", "@/nowhere"])
+def test_data_that_is_no_object_is_a_usage_error(stack: Stack, data: str) -> None:
+    sent = stack.ballast("clerk", "send", "user.created", "--data", data)
+    assert (sent.returncode, sent.stdout) == (2, "")
+
+
+def test_an_event_that_is_not_stored_fails_the_command(stack: Stack) -> None:
+    other_secret = Stack(stack.home, stack.environment | {"CLERK_WEBHOOK_SECRETS": "whsec_" + "b3RoZXIgc2VjcmV0IQ=="})
+    sent = other_secret.ballast("clerk", "send", "thing.made")
+    assert sent.returncode == 1
+    assert "401" in sent.stderr
+
+
+def test_the_stand_in_delivers_to_the_service_by_itself(stack: Stack) -> None:
+    url = f"{stack.environment['CLERK_ISSUER']}/stand-in/events"
+    told = httpx.post(url, json={"type": "thing.made", "data": {"id": "thing_2"}, "deliver": True}, timeout=30).json()
+    [attempt] = told["attempts"]
+    assert (attempt["number"], attempt["status"]) == (1, 200)
+    assert json.loads(attempt["answer"])["message_id"] == told["message_id"]
+
+
+def test_what_is_missing_in_an_event_is_filled_in() -> None:
+    directory = Directory()
+    user = directory.complete("user.created", {"id": "user_zoe"})
+    directory.learn("user.created", user)
+    organization = directory.complete("organization.created", {"id": "org_new_co", "created_by": "user_zoe"})
+    directory.learn("organization.created", organization)
+    pair = {"organization": {"id": "org_new_co"}, "public_user_data": {"user_id": "user_zoe"}}
+    membership = directory.complete("organizationMembership.created", pair)
+    assert user["email_addresses"][0]["email_address"] == "zoe@example.com"
+    assert user["primary_email_address_id"] == user["email_addresses"][0]["id"]
+    assert (organization["name"], organization["slug"]) == ("New Co", "new-co")
+    assert membership["organization"] == organization
+    assert membership["public_user_data"]["identifier"] == "zoe@example.com"
+    assert membership["id"].startswith("orgmem_")
+    assert directory.complete("organization.deleted", {"id": "org_new_co"})["slug"] == "new-co"
+
+
+def test_a_change_is_always_newer_than_what_was_known() -> None:
+    directory = Directory()
+    future = int(time.time() * 1000) + 1_000_000
+    directory.learn("user.created", directory.complete("user.created", {"id": "user_zoe", "updated_at": future}))
+    assert directory.complete("user.updated", {"id": "user_zoe"})["updated_at"] > future
+
+
+def test_old_news_and_news_of_the_deleted_are_not_learnt() -> None:
+    directory = Directory()
+    user = directory.complete("user.created", {"id": "user_zoe", "first_name": "Zoe"})
+    directory.learn("user.updated", user)
+    directory.learn("user.updated", user | {"first_name": "Old", "updated_at": user["updated_at"] - 1})
+    assert directory.user("user_zoe")["first_name"] == "Zoe"
+    directory.learn("user.deleted", {"id": "user_zoe"})
+    directory.learn("user.updated", user)
+    assert directory.users == {}
+
+
+def test_an_event_that_nothing_can_be_made_up_for_is_refused() -> None:
+    for event_type in ("user.deleted", "organizationMembership.created", "organizationInvitation.created"):
+        with pytest.raises(IncompleteData):
+            Directory().complete(event_type, {})
+
+
+def test_a_directory_outlives_its_process(tmp_path: Path) -> None:
+    directory = Directory(tmp_path / "directory.json")
+    directory.learn("user.created", directory.complete("user.created", {"id": "user_zoe"}))
+    assert Directory(tmp_path / "directory.json").users == directory.users
+
+
+# --- Svix ------------------------------------------------------------------------------------------------------------
+
+
+def test_signatures_match_svixs_published_vector() -> None:
+    headers = svix.signed_headers(
+        "whsec_plJ3nmyCDGBKInavdOK15jsl",
+        "msg_loFOjxBNrRLzqYUf",
+        b'{"event_type":"ping","data":{"success":true}}',
+        datetime.fromtimestamp(1731705121, UTC),
+    )
+    assert headers["svix-signature"] == "v1,rAvfW3dJ/X/qxhsaXPOyyCGmRKsaKWcsNccKXlIktD0="
+    assert headers["svix-timestamp"] == "1731705121"
+
+
+def test_signatures_cover_what_is_sent() -> None:
+    secret, body = "whsec_plJ3nmyCDGBKInavdOK15jsl", svix.body_of({"data": {"name": "Zoë"}})
+    headers = {name.replace("svix", "webhook"): each for name, each in svix.signed_headers(secret, "m", body).items()}
+    Webhook(secret).verify(body, headers)
+
+
+def _deliver_to(statuses: Iterable[int]) -> tuple[list[svix.Attempt], list[tuple[float, str, str]]]:
+    """Delivers, a million times faster than Svix, to a receiver that answers with these statuses."""
+    remaining = list(statuses)
+    received: list[tuple[float, str, str]] = []
+
+    async def receive(request: web.Request) -> web.Response:
+        received.append((time.monotonic(), request.headers["svix-id"], request.headers["svix-signature"]))
+        return web.Response(status=remaining.pop(0), headers={"Location": "/elsewhere"})
+
+    async def run() -> list[svix.Attempt]:
+        application = web.Application()
+        application.router.add_post("/", receive)
+        runner = web.AppRunner(application)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        [address] = runner.addresses
+        endpoint = svix.Endpoint(f"http://127.0.0.1:{address[1]}/", "whsec_plJ3nmyCDGBKInavdOK15jsl")
+        try:
+            async with aiohttp.ClientSession() as session:
+                return [each async for each in svix.deliver(session, endpoint, "msg_1", b"{}", speed=1_000_000)]
+        finally:
+            await runner.cleanup()
+
+    return asyncio.run(run()), received
+
+
+def test_a_failed_delivery_is_tried_again_under_the_same_id_until_it_succeeds() -> None:
+    attempts, received = _deliver_to([500, 302, 404, 204])
+    assert [attempt.status for attempt in attempts] == [500, 302, 404, 204]
+    assert {message_id for _, message_id, _ in received} == {"msg_1"}
+
+
+def test_deliveries_end_with_svixs_schedule() -> None:
+    attempts, _ = _deliver_to([500] * 9)
+    assert len(attempts) == 8
+    assert not any(attempt.succeeded for attempt in attempts)
+    assert svix.RETRY_PAUSES == (0, 5, 5 * 60, 30 * 60, 2 * 3600, 5 * 3600, 10 * 3600, 10 * 3600)
+    assert svix.ATTEMPT_SECONDS == 15
+
+
+def test_an_absent_receiver_is_a_failed_attempt() -> None:
+    async def run() -> svix.Attempt:
+        async with aiohttp.ClientSession() as session:
+            endpoint = svix.Endpoint("http://127.0.0.1:9/", "whsec_plJ3nmyCDGBKInavdOK15jsl")
+            return await anext(svix.deliver(session, endpoint, "msg_1", b"{}"))
+
+    assert asyncio.run(run()).status is None
+
+
+# --- seeds -----------------------------------------------------------------------------------------------------------
+
+
+def test_seeding_again_changes_nothing_and_says_so(stack: Stack) -> None:
+    again: subprocess.CompletedProcess[str] = stack.ballast("seed")
+    assert again.returncode == 0
+    assert "nothing changed" in again.stderr

@@ -1,0 +1,361 @@
+"""The local Data API against the promises of hosted Supabase's PostgREST, through supabase-py."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import jwt
+import psycopg
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from postgrest.exceptions import APIError
+
+from supabase import Client, ClientOptions, create_client
+from tests.conftest import Stack
+
+SCRATCH = """
+create table public.scratch (
+  id integer primary key,
+  at timestamptz not null default '2026-11-22 08:40:06.5Z',
+  local_time timestamp not null default '2026-11-22 08:40:06',
+  price numeric(10, 2) not null default 1.50,
+  ratio double precision not null default 0.25,
+  bytes bytea not null default '\\x00ff',
+  note jsonb,
+  name text unique,
+  path text not null default current_setting('request.path'),
+  method text not null default current_setting('request.method')
+);
+alter table public.scratch enable row level security, force row level security;
+grant all on public.scratch to service_role;
+grant select on public.scratch to authenticated;
+create policy "odd ones" on public.scratch for select to authenticated using (id % 2 = 1);
+
+create function public.scratch_echo(value jsonb, label text default '') returns jsonb language sql
+as $$ select jsonb_build_object('type', jsonb_typeof(value), 'value', value, 'label', label) $$;
+create function public.scratch_raise(code text) returns void language plpgsql
+as $$ begin raise exception using errcode = code, message = 'what', detail = 'why', hint = 'what now'; end $$;
+create function public.scratch_caller() returns jsonb language sql as $$
+  select jsonb_build_object('role', current_user, 'timeout', current_setting('statement_timeout'),
+    'claims', current_setting('request.jwt.claims')::jsonb, 'headers', current_setting('request.headers')::jsonb,
+    'sub', auth.jwt() ->> 'sub', 'auth_role', auth.role())
+$$;
+create function public.scratch_refused() returns void language sql as $$ select $$;
+grant execute on function public.scratch_echo, public.scratch_raise, public.scratch_caller
+to anon, authenticated, service_role;
+grant execute on function public.scratch_refused to anon, authenticated;
+revoke execute on function public.scratch_refused from public, anon, authenticated;
+"""
+SCRAPPED = """
+drop table if exists public.scratch, public.scratch_later;
+drop function if exists public.scratch_echo, public.scratch_raise, public.scratch_caller, public.scratch_refused;
+"""
+
+
+@pytest.fixture(scope="module")
+def api(stack: Stack) -> Iterator[Stack]:
+    """The stack with a scratch table and functions in it."""
+    with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
+        connection.execute(SCRAPPED)
+        connection.execute(SCRATCH)
+        _wait_for_table(stack, "scratch")
+        yield stack
+        connection.execute(SCRAPPED)
+
+
+def _wait_for_table(stack: Stack, table: str) -> None:
+    for _ in range(50):
+        if _get(stack, f"/rest/v1/{table}?limit=0", _secret(stack)).status_code == httpx.codes.OK:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{table} did not appear")
+
+
+def _secret(stack: Stack) -> dict[str, str]:
+    return {"apikey": stack.environment["SUPABASE_SECRET_KEY"]}
+
+
+def _public(stack: Stack, token: str | None = None) -> dict[str, str]:
+    authorization = {"Authorization": f"Bearer {token}"} if token else {}
+    return {"apikey": stack.environment["SUPABASE_PUBLISHABLE_KEY"]} | authorization
+
+
+def _get(stack: Stack, path: str, headers: dict[str, str]) -> httpx.Response:
+    return httpx.get(stack.environment["SUPABASE_URL"] + path, headers=headers)
+
+
+def _caller(stack: Stack, headers: dict[str, str]) -> dict[str, Any]:
+    answer = httpx.post(f"{stack.environment['SUPABASE_URL']}/rest/v1/rpc/scratch_caller", headers=headers, json={})
+    assert answer.status_code == httpx.codes.OK, answer.text
+    caller: dict[str, Any] = answer.json()
+    return caller
+
+
+def _admin(stack: Stack) -> Client:
+    return create_client(stack.environment["SUPABASE_URL"], stack.environment["SUPABASE_SECRET_KEY"])
+
+
+def _person(stack: Stack, token: str) -> Client:
+    options = ClientOptions(headers={"Authorization": f"Bearer {token}"})
+    return create_client(
+        stack.environment["SUPABASE_URL"], stack.environment["SUPABASE_PUBLISHABLE_KEY"], options=options
+    )
+
+
+def _minted(stack: Stack, **wishes: Any) -> str:
+    url = f"{stack.environment['CLERK_ISSUER']}/stand-in/tokens"
+    return str(httpx.post(url, json={"user_id": "user_ada"} | wishes).json()["token"])
+
+
+def _jwt_secret(stack: Stack) -> str:
+    return str(json.loads((stack.home / "secrets.json").read_text())["jwt_secret"])
+
+
+# --- values ----------------------------------------------------------------------------------------------------------
+
+
+def test_values_are_printed_as_postgrest_prints_them(api: Stack) -> None:
+    row = _admin(api).table("scratch").insert({"id": 1, "note": {"a": [1, None]}}).execute().data[0]
+    assert row == {
+        "id": 1,
+        "at": "2026-11-22T08:40:06.5+00:00",
+        "local_time": "2026-11-22T08:40:06",
+        "price": 1.5,
+        "ratio": 0.25,
+        "bytes": "\\x00ff",
+        "note": {"a": [1, None]},
+        "name": None,
+        "path": "/scratch",
+        "method": "POST",
+    }
+
+
+@pytest.mark.parametrize("value", [{"a": [1]}, [1, "a"], "text", "123", '{"a": 1}', "", 5, 1.5, True, False])
+def test_a_json_argument_arrives_as_it_was_sent(api: Stack, value: object) -> None:
+    echoed = _admin(api).rpc("scratch_echo", {"value": value, "label": "123"}).execute().data
+    assert echoed["value"] == value
+    assert echoed["label"] == "123"
+
+
+def test_a_json_argument_of_a_get_request_is_json_text(api: Stack) -> None:
+    answer = _get(api, '/rest/v1/rpc/scratch_echo?value={"a":"1"}', _secret(api))
+    assert answer.json()["value"] == {"a": "1"}
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        *(("P0001", 400), ("22P02", 400), ("23514", 400), ("23502", 400), ("23503", 409), ("23505", 409)),
+        *(("25006", 405), ("28000", 403), ("0L000", 403), ("40001", 500), ("42P17", 500), ("42P01", 404)),
+        *(("53300", 503), ("54001", 413), ("55P03", 500), ("57014", 500), ("P0002", 500), ("XX000", 500)),
+        *(("42501", 401), ("PT403", 403), ("PT429", 429)),
+    ],
+)
+def test_a_sqlstate_gets_postgrests_status_and_body(api: Stack, code: str, status: int) -> None:
+    url = f"{api.environment['SUPABASE_URL']}/rest/v1/rpc/scratch_raise"
+    answer = httpx.post(url, headers=_public(api), json={"code": code})
+    assert answer.status_code == status
+    assert answer.json() == {"code": code, "message": "what", "details": "why", "hint": "what now"}
+
+
+def test_a_conflict_names_the_key(api: Stack) -> None:
+    admin = _admin(api)
+    admin.table("scratch").upsert({"id": 2, "name": "taken"}).execute()
+    with pytest.raises(APIError) as refusal:
+        admin.table("scratch").insert({"id": 4, "name": "taken"}).execute()
+    assert refusal.value.code == "23505"
+    assert refusal.value.details == "Key (name)=(taken) already exists."
+
+
+# --- who may do what -------------------------------------------------------------------------------------------------
+
+
+def test_a_role_without_a_grant_is_refused(api: Stack) -> None:
+    answer = _get(api, "/rest/v1/scratch", _public(api))
+    assert (answer.status_code, answer.json()["code"]) == (401, "42501")
+
+
+def test_a_revoked_function_is_refused(api: Stack) -> None:
+    with pytest.raises(APIError) as refusal:
+        _person(api, _minted(api)).rpc("scratch_refused").execute()
+    assert refusal.value.code == "42501"
+
+
+def test_policies_decide_what_a_person_sees_and_grants_what_it_writes(api: Stack) -> None:
+    _admin(api).table("scratch").upsert([{"id": 11}, {"id": 12}]).execute()
+    person = _person(api, _minted(api))
+    assert [row["id"] for row in person.table("scratch").select("id").in_("id", [11, 12]).execute().data] == [11]
+    with pytest.raises(APIError) as refusal:
+        person.table("scratch").insert({"id": 13}).execute()
+    assert refusal.value.code == "42501"
+
+
+def test_a_persons_token_makes_the_caller_with_its_claims(api: Stack) -> None:
+    caller = _caller(api, _public(api, _minted(api, organization_id="org_acme")))
+    assert (caller["role"], caller["auth_role"], caller["sub"]) == ("authenticated", "authenticated", "user_ada")
+    assert caller["claims"]["o"]["id"] == "org_acme"
+    assert caller["timeout"] == "8s"
+
+
+def test_a_persons_token_wins_over_the_secret_key(api: Stack) -> None:
+    token = _minted(api)
+    assert _caller(api, _secret(api) | {"Authorization": f"Bearer {token}"})["role"] == "authenticated"
+
+
+def test_a_clerk_token_without_a_role_is_anonymous(api: Stack) -> None:
+    assert _caller(api, _public(api, _minted(api, claims={"role": None})))["role"] == "anon"
+
+
+@pytest.mark.parametrize("role", ["service_role", "postgres", "authenticator", "supabase_admin", "nobody"])
+def test_a_clerk_token_cannot_choose_another_role(api: Stack, role: str) -> None:
+    answer = _get(api, "/rest/v1/scratch", _public(api, _minted(api, claims={"role": role})))
+    assert (answer.status_code, answer.json()["code"]) == (403, "42501")
+
+
+@pytest.mark.parametrize("role", ["postgres", "supabase_admin", "pg_read_all_data"])
+def test_even_a_token_of_the_gateway_cannot_become_a_powerful_role(api: Stack, role: str) -> None:
+    token = jwt.encode({"role": role, "exp": time.time() + 60}, _jwt_secret(api))
+    answer = _get(api, "/rest/v1/scratch", _public(api, token))
+    assert (answer.status_code, answer.json()["code"]) == (403, "42501")
+
+
+def test_tokens_that_do_not_verify_are_refused(api: Stack) -> None:
+    issuer = api.environment["CLERK_ISSUER"]
+    claims = {"iss": issuer, "sub": "user_ada", "role": "authenticated", "iat": int(time.time()) - 1}
+    claims["exp"] = claims["iat"] + 60
+    stranger = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    [key] = httpx.get(f"{issuer}/.well-known/jwks.json").json()["keys"]
+    kid = {"kid": key["kid"]}
+    modulus = base64.urlsafe_b64decode(key["n"] + "==")
+    tricks = {
+        "not a token": "abc",
+        "an empty part": "a..b",
+        "a secret key of another project": "sb_secret_other",
+        "another key": jwt.encode(claims, stranger, algorithm="RS256", headers=kid),
+        "no signature": jwt.encode(claims, None, algorithm="none", headers=kid),
+        "the public key as a shared secret": jwt.encode(claims, modulus, algorithm="HS256", headers=kid),
+        "another issuer": _minted(api, claims={"iss": f"{issuer}/"}),
+        "no issuer": _minted(api, claims={"iss": None}),
+        "no subject": _minted(api, claims={"sub": None}),
+        "no expiry": _minted(api, claims={"exp": None}),
+        "not yet valid": _minted(api, claims={"nbf": int(time.time()) + 60}),
+    }
+    answers = {name: _get(api, "/rest/v1/scratch", _public(api, token)) for name, token in tricks.items()}
+    refused = {name: (answer.status_code, answer.json()["code"]) for name, answer in answers.items()}
+    assert refused == dict.fromkeys(tricks, (401, "PGRST301"))
+
+
+def test_an_expired_token_is_told_so(api: Stack) -> None:
+    answer = _get(api, "/rest/v1/scratch", _public(api, _minted(api, lifetime=-1)))
+    assert (answer.status_code, answer.json()["code"], answer.json()["message"]) == (401, "PGRST303", "JWT expired")
+
+
+# --- the schema ------------------------------------------------------------------------------------------------------
+
+
+def test_only_public_is_exposed(api: Stack) -> None:
+    for schema in ("app", "ops", "auth", "supabase_migrations", "pg_catalog"):
+        answer = _get(api, "/rest/v1/webhook_events", _secret(api) | {"Accept-Profile": schema})
+        assert (answer.status_code, answer.json()["code"]) == (406, "PGRST106"), schema
+    assert _get(api, "/rest/v1/webhook_events", _secret(api)).json()["code"] == "PGRST205"
+
+
+def test_a_new_table_is_served_without_a_restart(api: Stack) -> None:
+    with psycopg.connect(api.environment["DATABASE_URL"], autocommit=True) as connection:
+        connection.execute("create table public.scratch_later (id int primary key)")
+        connection.execute("grant select on public.scratch_later to service_role")
+    _wait_for_table(api, "scratch_later")
+
+
+def test_the_data_api_left_the_database_alone(api: Stack) -> None:
+    with psycopg.connect(api.environment["DATABASE_URL"]) as connection:
+        owner, columns = connection.execute(
+            """select c.relowner::regrole::text, array_agg(a.attname::text order by a.attname)
+            from pg_class as c join pg_attribute as a on a.attrelid = c.oid and a.attnum > 0
+            where c.oid = 'supabase_migrations.schema_migrations'::regclass group by 1"""
+        ).fetchall()[0]
+        assert owner == "postgres"
+        assert set(columns) <= {"version", "name", "statements"}
+        assert connection.execute("select from pg_class where relowner = 'authenticator'::regrole").rowcount == 0
+        assert connection.execute("select from pg_class where relnamespace = 'auth'::regnamespace").rowcount == 0
+        grants = "select from pg_class as c, aclexplode(relacl) where grantee = 'authenticator'::regrole"
+        assert connection.execute(grants).rowcount == 0
+
+
+# --- the gateway -----------------------------------------------------------------------------------------------------
+
+
+def test_each_key_gives_its_role(api: Stack) -> None:
+    anonymous, service = _caller(api, _public(api)), _caller(api, _secret(api))
+    assert (anonymous["role"], anonymous["timeout"]) == ("anon", "3s")
+    assert (service["role"], service["timeout"]) == ("service_role", "8s")
+
+
+def test_a_key_may_come_in_the_query(api: Stack) -> None:
+    key = api.environment["SUPABASE_SECRET_KEY"]
+    assert _get(api, f"/rest/v1/scratch?limit=0&apikey={key}", {}).status_code == httpx.codes.OK
+
+
+def test_a_key_repeated_as_bearer_is_that_key(api: Stack) -> None:
+    key = api.environment["SUPABASE_SECRET_KEY"]
+    assert _caller(api, {"apikey": key, "Authorization": f"Bearer {key}"})["role"] == "service_role"
+
+
+def test_a_key_as_bearer_of_another_key_is_refused(api: Stack) -> None:
+    headers = _public(api, api.environment["SUPABASE_SECRET_KEY"])
+    assert _get(api, "/rest/v1/scratch", headers).json()["code"] == "PGRST301"
+
+
+def test_without_a_key_nothing_is_answered(api: Stack) -> None:
+    token = _minted(api)
+    for headers, message in (
+        ({}, "No API key found in request"),
+        ({"Authorization": f"Bearer {token}"}, "No API key found in request"),
+        ({"apikey": "sb_secret_wrong"}, "Invalid API key"),
+        ({"apikey": token}, "Invalid API key"),
+    ):
+        answer = _get(api, "/rest/v1/scratch", headers)
+        assert (answer.status_code, answer.json()["message"]) == (401, message)
+
+
+def test_a_secret_key_is_refused_in_a_browser(api: Stack) -> None:
+    answer = _get(api, "/rest/v1/scratch", _secret(api) | {"User-Agent": "Mozilla/5.0 (X11; Linux x86_64)"})
+    assert answer.status_code == httpx.codes.UNAUTHORIZED
+
+
+def test_the_database_sees_where_a_request_came_from_and_no_key(api: Stack) -> None:
+    headers = _caller(api, _public(api) | {"X-Forwarded-For": "203.0.113.9", "X-Custom": "yes"})["headers"]
+    assert headers["x-forwarded-for"] == "203.0.113.9, 127.0.0.1"
+    assert headers["x-custom"] == "yes"
+    assert "apikey" not in headers
+
+
+def test_browsers_of_any_origin_may_call(api: Stack) -> None:
+    asked = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
+    url = f"{api.environment['SUPABASE_URL']}/rest/v1/scratch"
+    preflight = httpx.options(url, headers=asked | {"Access-Control-Request-Headers": "apikey,prefer"})
+    assert preflight.status_code == httpx.codes.OK
+    assert preflight.headers["access-control-allow-origin"] == "*"
+    assert preflight.headers["access-control-allow-headers"] == "apikey,prefer"
+    refused = _get(api, "/rest/v1/scratch", {"Origin": "https://app.example"})
+    assert refused.headers["access-control-allow-origin"] == "*"
+
+
+def test_nobody_signs_up_past_clerk(api: Stack) -> None:
+    url = f"{api.environment['SUPABASE_URL']}/auth/v1/signup"
+    answer = httpx.post(url, headers=_public(api), json={"email": "a@example.com", "password": "long enough 1"})
+    assert answer.json()["error_code"] == "signup_disabled"
+
+
+def test_only_the_apis_are_served(api: Stack) -> None:
+    for port in (1, 6):
+        base = int(api.environment["BALLAST_PORT_BASE"]) + port
+        assert httpx.get(f"http://127.0.0.1:{base}/_system/config").status_code == httpx.codes.NOT_FOUND
