@@ -59,6 +59,8 @@ def status(as_json: bool) -> None:
         for state in states:
             table.add_row(state.name, state.state, str(state.pid or ""), state.address)
         Console().print(table)
+        if not record.running():
+            click.echo(supervisor.last_words(stack), err=True, nl=False)
     if any(state.state != "healthy" for state in states):
         raise click.exceptions.Exit(1)
 

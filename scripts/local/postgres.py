@@ -61,7 +61,7 @@ class Postgres:
         return [self._program("postgres"), "-D", str(self.folder / "data"), "-p", str(self.port), *options]
 
     def create(self) -> None:
-        """Makes the cluster, supabase_admin its only superuser. Raises CalledProcessError with initdb's words."""
+        """Makes the cluster, supabase_admin its only superuser. Raises ServerDidNotStart with initdb's words."""
         account.make_folder(self.folder)
         unfinished = self.folder / "unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -83,6 +83,8 @@ class Postgres:
                 start_new_session=True,  # Ctrl-C must not end it halfway
                 **account.identity(),
             )
+        except subprocess.CalledProcessError as error:
+            raise ServerDidNotStart(f"initdb failed: {error.stderr.strip()}") from None
         finally:
             password_file.unlink()
         unfinished.rename(self.folder / "data")

@@ -19,6 +19,7 @@ from scripts.failure import Failure
 # psutil derives start times from the clock, which may be set while a stack runs.
 CLOCK_TOLERANCE = 2.0
 GRACE_SECONDS = 15.0
+PASSING_SECONDS = 5.0
 
 
 class PortTaken(Failure):
@@ -121,31 +122,42 @@ class RunRecord:
 
 def require_free(port: int, wanted_by: str) -> None:
     """Raises PortTaken, naming who listens on 127.0.0.1:`port`."""
+    deadline = time.monotonic() + PASSING_SECONDS
+    while not _is_free(port):
+        holder = _listener(port)
+        if holder is None and time.monotonic() < deadline:
+            time.sleep(0.1)  # the near end of somebody's connection: those pass
+            continue
+        raise PortTaken(
+            f"Port {port}, which {wanted_by} needs, is taken by {holder or 'an open connection'}."
+            " Stop that, or choose other ports with BALLAST_PORT_BASE."
+        )
+
+
+def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
-            raise PortTaken(
-                f"Port {port}, which {wanted_by} needs, is taken by {_holder(port)}."
-                " Stop that, or choose other ports with BALLAST_PORT_BASE."
-            ) from None
+            return False
+        return True
 
 
-def _holder(port: int) -> str:
-    unknown = "a process of another user"
+def _listener(port: int) -> str | None:
+    """Who listens there, in words; None when nobody does."""
     try:
         connections = psutil.net_connections(kind="tcp")
     except psutil.AccessDenied:
-        return unknown
+        return "a process that only an administrator may see"
     for connection in connections:
         if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN:
             if connection.pid is None:
-                return unknown
+                return "a process of another user"
             with contextlib.suppress(psutil.NoSuchProcess):
                 command = " ".join(psutil.Process(connection.pid).cmdline())
                 return f"process {connection.pid} ({command[:120]})"
-    return unknown
+    return None
 
 
 def _is_zombie(pid: int) -> bool:

@@ -33,6 +33,10 @@ class AlreadyRunning(Failure):
     """Another `ballast up` is in charge of this folder."""
 
 
+class CannotStart(Failure):
+    """A part's program is missing, or may not be run."""
+
+
 class PartEnded(Failure):
     """A part ended by itself, or never became healthy. The message ends with its log."""
 
@@ -127,10 +131,7 @@ class Supervisor:
                     return False
                 waiting.remove(part)
                 if part.is_wanted():
-                    part.before()
-                    self._running.append(Running(part, self._stack, next(colours)))
-                    self._run.parts[part.name] = self._running[-1].record
-                    self._run.write()
+                    self._launch(part, next(colours))
             for running in self._running:
                 self._check(running)
                 if not running.healthy and time.monotonic() > deadline:
@@ -138,6 +139,17 @@ class Supervisor:
             if self._asked_to_stop.wait(0.1):
                 return False
         return True
+
+    def _launch(self, part: Part, colour: str) -> None:
+        part.before()
+        try:
+            self._running.append(Running(part, self._stack, colour))
+        except OSError as error:
+            raise CannotStart(
+                f"{part.name} cannot be started: {error}. ./scripts/up installs what is missing."
+            ) from None
+        self._run.parts[part.name] = self._running[-1].record
+        self._run.write()
 
     def _check(self, running: Running) -> None:
         """Notes that a starting part has become healthy. Raises PartEnded when it cannot any more."""
@@ -175,8 +187,7 @@ def start_detached(stack: Stack, parts: list[Part]) -> None:
     """Starts a supervisor of its own, that outlives this process, and returns once all is healthy. Raises PartEnded."""
     require_startable(stack, parts)
     stack.logs.mkdir(parents=True, exist_ok=True)
-    complaint = stack.logs / "supervisor.err"
-    with (stack.logs / "supervisor.log").open("wb") as output, complaint.open("wb") as errors:
+    with (stack.logs / "supervisor.log").open("wb") as output, _complaints(stack).open("wb") as errors:
         supervisor = subprocess.Popen(
             [sys.executable, "-m", "scripts.cli", "up"],
             cwd=CHECKOUT,
@@ -195,7 +206,16 @@ def start_detached(stack: Stack, parts: list[Part]) -> None:
         supervisor.terminate()
         supervisor.wait()
         raise
-    raise PartEnded(complaint.read_text(errors="replace").strip().removeprefix("ballast: "))
+    raise PartEnded(last_words(stack).strip().removeprefix("ballast: "))
+
+
+def last_words(stack: Stack) -> str:
+    """Why the last detached supervisor ended; empty when it was asked to, or there was none."""
+    return _complaints(stack).read_text(errors="replace") if _complaints(stack).exists() else ""
+
+
+def _complaints(stack: Stack) -> Path:
+    return stack.logs / "supervisor.err"
 
 
 @contextmanager

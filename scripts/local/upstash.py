@@ -52,11 +52,11 @@ class UpstashRest:
         return _answer(_shown(reply, request), failed=isinstance(reply, redis.ResponseError))
 
     async def pipeline(self, request: web.Request) -> web.Response:
-        replies = await self._run([_command(command) for command in await request.json()])
+        replies = await self._run(_commands(await request.json()))
         return _answer([_shown(reply, request) for reply in replies])
 
     async def multi_exec(self, request: web.Request) -> web.Response:
-        commands = [_command(command) for command in await request.json()]
+        commands = _commands(await request.json())
         reply = (await self._run([["MULTI"], *commands, ["EXEC"]]))[-1]
         if isinstance(reply, redis.ResponseError):
             return _answer(_shown(reply, request), failed=True)
@@ -81,7 +81,7 @@ class UpstashRest:
             return web.json_response({"error": "Unauthorized"}, status=401)
         try:
             answer: web.StreamResponse = await handler(request)
-        except (json.JSONDecodeError, UnicodeDecodeError, TypeError, MalformedCommand):
+        except (json.JSONDecodeError, UnicodeDecodeError, MalformedCommand):
             return web.json_response({"error": "ERR failed to parse command"}, status=400)
         return answer
 
@@ -91,6 +91,13 @@ async def _reply(connection: redis.asyncio.Connection) -> Reply:
         return await connection.read_response()
     except redis.ResponseError as error:
         return error
+
+
+def _commands(given: object) -> list[Command]:
+    """A list of commands. Raises MalformedCommand."""
+    if not isinstance(given, list):
+        raise MalformedCommand("A pipeline is a list of commands.")
+    return [_command(command) for command in given]
 
 
 def _command(given: object) -> Command:

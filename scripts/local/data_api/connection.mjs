@@ -36,10 +36,20 @@ const options = (application_name, max) => ({ max, types, onnotice: () => {}, co
 
 // Lite looks for tables in information_schema, which hides what a role has no grant on; PostgREST sees all of them.
 // Only the reading of the catalog happens as postgres: no statement of a caller does.
+// A migration may end while the catalog is being read: what was read before it is not kept.
 function readCatalogAs(catalog, connection) {
-  connection.introspect = async (how) => (connection.introspection = await catalog.introspect(how));
+  let changes = 0;
+  connection.introspect = async (how) => {
+    for (;;) {
+      const before = changes;
+      const introspection = await catalog.introspect(how);
+      if (before === changes) return (connection.introspection = introspection);
+      await catalog.clearSchemaCache();
+    }
+  };
   connection.viewOptionsMetadata = (view, schema) => catalog.viewOptionsMetadata(view, schema);
   connection.clearSchemaCache = async () => {
+    changes += 1;
     connection.introspection = undefined;
     await catalog.clearSchemaCache();
   };

@@ -1,0 +1,78 @@
+"""The example tenants arrive by every way, bulk data quickly; and never twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from scripts import bulk, examples
+from scripts.local.postgres import Postgres
+from tests.conftest import ROOT, Stack
+
+SEED_SQL = ROOT / "supabase" / "seed.sql"
+WHO_IS_WHAT = """
+select p.clerk_user_id, o.clerk_org_id, m.role from public.organization_memberships as m
+join public.profiles as p on p.id = m.user_id join public.organizations as o on o.id = m.organization_id
+where p.clerk_user_id = any (%s) order by 1, 2
+"""
+ROLES = [
+    ("user_ada", "org_acme", "owner"),
+    ("user_ada", "org_globex", "viewer"),
+    ("user_ben", "org_acme", "admin"),
+    ("user_cleo", "org_acme", "member"),
+    ("user_dee", "org_acme", "viewer"),
+    ("user_eve", "org_globex", "owner"),
+]
+PROJECTS = """
+select o.clerk_org_id, p.clerk_user_id, t.title from public.projects as t
+join public.organizations as o on o.id = t.organization_id join public.profiles as p on p.id = t.created_by
+where o.clerk_org_id in ('org_acme', 'org_globex')
+"""
+EXAMPLE_PROJECTS = {
+    (organization, user, title) for (organization, user), titles in examples.PROJECTS.items() for title in titles
+}
+
+
+@pytest.fixture
+def connection(server: Postgres) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(server.url()) as connection:
+        yield connection
+        connection.rollback()
+
+
+def test_the_stack_starts_with_the_example_tenants(stack: Stack) -> None:
+    with psycopg.connect(stack.environment["DATABASE_URL"]) as connection:
+        assert connection.execute(WHO_IS_WHAT, [list(examples.PEOPLE)]).fetchall() == ROLES
+        assert set(connection.execute(PROJECTS).fetchall()) >= EXAMPLE_PROJECTS
+
+
+def test_acme_has_25_projects_and_globex_10() -> None:
+    per_tenant = [organization for organization, _, _ in EXAMPLE_PROJECTS]
+    assert (per_tenant.count("org_acme"), per_tenant.count("org_globex")) == (25, 10)
+
+
+def test_the_supabase_clis_seed_is_the_same_and_changes_nothing_twice(connection: psycopg.Connection[Any]) -> None:
+    for _ in range(2):
+        connection.execute(SEED_SQL.read_bytes())
+        assert connection.execute(WHO_IS_WHAT, [list(examples.PEOPLE)]).fetchall() == ROLES
+        rows = connection.execute(PROJECTS).fetchall()
+        assert (len(rows), set(rows)) == (35, EXAMPLE_PROJECTS)
+
+
+def test_the_supabase_clis_seed_is_current() -> None:
+    assert SEED_SQL.read_text() == examples.as_sql(), "run: ballast seed --sql > supabase/seed.sql"
+
+
+def test_bulk_data_has_the_asked_size_and_changes_nothing_twice(connection: psycopg.Connection[Any]) -> None:
+    size = bulk.Size(organizations=60, members=4, projects=3)
+    assert sum(rows for _, rows in bulk.fill(connection, size)) == 60 + 240 + 240 + 180
+    assert sum(rows for _, rows in bulk.fill(connection, size)) == 0
+    roles = """select m.role, count(*) from public.organization_memberships as m
+        join public.organizations as o on o.id = m.organization_id
+        where o.clerk_org_id like 'org\\_bulk\\_%' group by 1 order by 1"""
+    assert connection.execute(roles).fetchall() == [("admin", 60), ("member", 60), ("owner", 60), ("viewer", 60)]
+    first = "select count(*) from public.organizations where clerk_org_id = 'org_bulk_000001'"
+    assert connection.execute(first).fetchall() == [(1,)]

@@ -1,0 +1,253 @@
+"""The supervisor's promises, kept with small real processes; and two whole stacks next to each other."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from click.testing import CliRunner
+
+from scripts.cli import VERBS, ballast
+from scripts.local.parts import Part
+from scripts.local.processes import PortTaken, ProcessRecord, RunRecord, require_free
+from scripts.local.stack import Secrets, Stack
+from scripts.local.supervisor import AlreadyRunning, CannotStart, PartEnded, Supervisor
+from tests.conftest import ROOT, free_port_block
+from tests.conftest import Stack as RunningStack
+
+SLEEP = "import time; print('awake', flush=True); time.sleep(600)"
+SLEEP_WITH_CHILD = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SLEEP!r}]); {SLEEP}"
+
+
+def _part(name: str, code: str, *needs: str, once: bool = False) -> Part:
+    return Part(name, lambda: [sys.executable, "-c", code], needs=needs, once=once)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Stack:
+    return Stack(tmp_path, free_port_block(), Secrets.of(tmp_path))
+
+
+def _children() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def _when(true: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def _stop_soon() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+# --- a run -----------------------------------------------------------------------------------------------------------
+
+
+def test_parts_start_when_what_they_need_is_healthy_and_stop_in_reverse_order(small: Stack, tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    code = f"""
+import signal, sys, time
+def note(word): open({str(journal)!r}, 'a').write(word + sys.argv[1] + ' ')
+signal.signal(signal.SIGTERM, lambda *_: (note('-'), sys.exit()))
+note('+')
+time.sleep(600)
+"""
+
+    def part(name: str, *needs: str) -> Part:
+        return Part(
+            name,
+            lambda: [sys.executable, "-c", code, name],
+            is_healthy=lambda: journal.exists() and f"+{name}" in journal.read_text(),
+            needs=needs,
+        )
+
+    Supervisor(small, [part("a"), part("b", "a"), part("c", "b")]).run(when_ready=_stop_soon)
+    assert journal.read_text().split() == ["+a", "+b", "+c", "-c", "-b", "-a"]
+
+
+def test_stopping_leaves_nothing(small: Stack) -> None:
+    before = set(_children())
+    Supervisor(small, [_part("family", SLEEP_WITH_CHILD)]).run(when_ready=_stop_soon)
+    assert set(_children()) == before
+    assert not (small.home / "run.json").exists()
+
+
+def test_a_crashed_part_is_named_and_ends_the_run_with_its_log(small: Stack) -> None:
+    before = set(_children())
+    crash = "import sys, time; print('the reason', flush=True); time.sleep(0.3); sys.exit(7)"
+    with pytest.raises(PartEnded, match=r"(?s)fragile ended with exit code 7.*fragile\.log.*the reason"):
+        Supervisor(small, [_part("steady", SLEEP), _part("fragile", crash)]).run(when_ready=lambda: None)
+    assert set(_children()) == before
+
+
+def test_a_part_whose_program_is_missing_is_named(small: Stack) -> None:
+    before = set(_children())
+    parts = [_part("steady", SLEEP), Part("absent", lambda: ["/nowhere/program"], needs=("steady",))]
+    with pytest.raises(CannotStart, match="absent cannot be started: .*/nowhere/program"):
+        Supervisor(small, parts).run(when_ready=lambda: None)
+    assert set(_children()) == before
+
+
+def test_a_step_that_fails_ends_the_start(small: Stack) -> None:
+    parts = [_part("step", "print('no'); exit(3)", once=True), _part("next", SLEEP, "step")]
+    with pytest.raises(PartEnded, match="step ended with exit code 3"):
+        Supervisor(small, parts).run(when_ready=lambda: None)
+    assert not (small.logs / "next.log").exists()
+
+
+def test_a_second_supervisor_is_refused(small: Stack) -> None:
+    refusals: list[BaseException] = []
+
+    def try_another() -> None:
+        with pytest.raises(AlreadyRunning) as refusal:
+            Supervisor(small, [_part("other", SLEEP)]).run(when_ready=lambda: None)
+        refusals.append(refusal.value)
+        _stop_soon()
+
+    Supervisor(small, [_part("one", SLEEP)]).run(when_ready=try_another)
+    assert len(refusals) == 1
+
+
+def test_output_is_shown_with_the_parts_name_and_kept_in_its_log(
+    small: Stack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop_when_awake() -> None:
+        _when((small.logs / "sleeper.log").read_text)  # type: ignore[arg-type]
+        _stop_soon()
+
+    Supervisor(small, [_part("sleeper", SLEEP)]).run(when_ready=stop_when_awake)
+    assert "  sleeper │ awake\n" in capsys.readouterr().out
+    assert (small.logs / "sleeper.log").read_text() == "awake\n"
+
+
+# --- what survives ---------------------------------------------------------------------------------------------------
+
+
+def test_what_a_killed_supervisor_left_is_cleaned_up(small: Stack) -> None:
+    program = f"""
+import sys
+from scripts.local.parts import Part
+from scripts.local.stack import Stack
+from scripts.local.supervisor import Supervisor
+Supervisor(Stack.from_environment(), [Part("family", lambda: [sys.executable, "-c", {SLEEP_WITH_CHILD!r}])]).run(
+    when_ready=lambda: print("ready", flush=True))
+"""
+    place = {"BALLAST_HOME": str(small.home), "BALLAST_PORT_BASE": str(small.port_base)}
+    supervisor = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=os.environ | place)
+    _when(lambda: RunRecord.read(small.home).ready)
+    record = RunRecord.read(small.home).parts["family"]
+    _when(lambda: len(record.group()) == 2)
+    supervisor.kill()
+    supervisor.wait()
+    assert len(record.group()) == 2
+    assert RunRecord.read(small.home).stop() == ["family"]
+    assert record.group() == []
+    assert RunRecord.read(small.home).stop() == []
+
+
+def test_a_stranger_with_a_recycled_id_is_left_alone() -> None:
+    with subprocess.Popen([sys.executable, "-c", SLEEP], start_new_session=True) as stranger:
+        own = ProcessRecord.of(stranger.pid)
+        ProcessRecord(own.pid, own.started - 60).stop()
+        assert stranger.poll() is None
+        own.stop()
+        assert stranger.wait() == -signal.SIGTERM
+
+
+def test_a_part_that_ignores_the_request_is_killed() -> None:
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True) as stubborn:
+        assert stubborn.stdout is not None
+        stubborn.stdout.readline()
+        reaper = threading.Thread(target=stubborn.wait)
+        reaper.start()
+        ProcessRecord.of(stubborn.pid).stop(seconds=0.2)
+        reaper.join()
+        assert stubborn.returncode == -signal.SIGKILL
+
+
+def test_a_taken_port_is_named_with_who_holds_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(PortTaken, match=rf"Port {port}, which the gateway needs, .* process {os.getpid()} \("):
+            require_free(port, "the gateway")
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_verb_without_loading_one() -> None:
+    program = (
+        "import sys; from scripts.cli import ballast; ballast(['--help'], standalone_mode=False); print(*sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    usage, _, modules = shown.rpartition("\n\n") if "\n\n" in shown.rstrip() else ("", "", shown)
+    assert all(f"  {verb}" in shown for verb in VERBS), usage
+    assert not {"psycopg", "httpx", "rich", "aiohttp"} & set(modules.split())
+
+
+def test_a_malformed_port_base_is_a_usage_error(tmp_path: Path) -> None:
+    for base in ("abc", "-1", "80", "65535", "1e4"):
+        environment = {"BALLAST_HOME": str(tmp_path), "BALLAST_PORT_BASE": base}
+        result = CliRunner().invoke(ballast, ["status"], env=environment)
+        assert (result.exit_code, result.output.count("\n")) == (2, 1), base
+        assert "BALLAST_PORT_BASE" in result.output
+
+
+@pytest.fixture
+def second(home: Path) -> Iterator[RunningStack]:
+    """A place for another whole stack."""
+    place = {"BALLAST_HOME": str(home / "second"), "BALLAST_PORT_BASE": str(free_port_block())}
+    stack = RunningStack(home / "second", place)
+    yield stack
+    stack.ballast("down")
+
+
+def test_a_stack_does_not_start_on_the_ports_of_another(stack: RunningStack, second: RunningStack) -> None:
+    ports = {"BALLAST_PORT_BASE": stack.environment["BALLAST_PORT_BASE"]}
+    up = RunningStack(second.home, second.environment | ports).ballast("up", "--detach")
+    assert up.returncode == 1
+    assert "is taken by process" in up.stderr
+
+
+def test_two_stacks_run_next_to_each_other_and_one_goes_without_a_trace(
+    stack: RunningStack, second: RunningStack
+) -> None:
+    assert second.ballast("status").returncode == 1
+    up = second.ballast("up", "--detach")
+    assert up.returncode == 0, up.stderr
+    again = second.ballast("up", "--detach")
+    assert (again.returncode, again.stderr.count("\n")) == (1, 1)
+    assert "running already" in again.stderr
+    status = json.loads(second.ballast("status", "--json").stdout)
+    assert {part["state"] for part in status["parts"]} == {"healthy"}
+    assert stack.ballast("status").returncode == 0
+    processes = [psutil.Process(part["pid"]) for part in status["parts"]]
+    families = [child for each in processes for child in [each, *each.children(recursive=True)]]
+
+    RunRecord.read(second.home).parts["redis"].stop()
+    _when(lambda: "redis ended" in second.ballast("status").stderr)
+    assert second.ballast("up", "--detach").returncode == 0
+    record = RunRecord.read(second.home)
+    assert record.supervisor is not None
+    os.kill(record.supervisor.pid, signal.SIGKILL)
+    assert second.ballast("up", "--detach").returncode == 0
+    assert second.ballast("reset", "--yes").returncode == 0
+
+    assert not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in families)
+    assert sorted(file.name for file in second.home.iterdir()) == ["lock", "secrets.json"]
+    assert second.ballast("status").returncode == 1
+    assert stack.ballast("status").returncode == 0
