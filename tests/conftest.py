@@ -129,9 +129,9 @@ def stack(home: Path) -> Iterator[Stack]:
     """The seeded stack, started once for all tests that go through the API."""
     place = {"BALLAST_HOME": str(home / "stack"), "BALLAST_PORT_BASE": str(free_port_block())}
     starting = Stack(home / "stack", place)
-    started = starting.ballast("up", "--detach")
-    assert started.returncode == 0, started.stdout + started.stderr
     try:
+        started = starting.ballast("up", "--detach")
+        assert started.returncode == 0, started.stdout + started.stderr
         environment = json.loads(starting.ballast("env", "--json").stdout)
         yield Stack(home / "stack", place | environment)
     finally:

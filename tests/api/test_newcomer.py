@@ -1,0 +1,131 @@
+"""The README's story, step by step, against a freshly started stack: seeds, a signed event, a token, both clients."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+from postgrest.exceptions import APIError
+from supabase import Client, ClientOptions, create_client
+
+from tests.conftest import ROOT, Stack
+
+
+@pytest.fixture(scope="module")
+def database(stack: Stack) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
+        yield connection
+
+
+def signed_in(stack: Stack, user: str, organization: str | None = None) -> Client:
+    headers = {"Authorization": f"Bearer {stack.token(user, organization)}"}
+    return create_client(
+        stack.environment["SUPABASE_URL"], stack.environment["SUPABASE_PUBLISHABLE_KEY"], ClientOptions(headers=headers)
+    )
+
+
+def organization_id(database: psycopg.Connection[Any], clerk_id: str) -> str:
+    row = database.execute("select id::text from public.organizations where clerk_org_id = %s", [clerk_id]).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+def test_the_seeds_came_in_as_signed_events(database: psycopg.Connection[Any]) -> None:
+    roles = database.execute(
+        "select p.clerk_user_id, o.clerk_org_id, m.role from public.organization_memberships as m "
+        "join public.profiles as p on p.id = m.user_id join public.organizations as o on o.id = m.organization_id "
+        "where p.clerk_user_id in ('user_ada', 'user_ben', 'user_cleo', 'user_dee', 'user_eve')"
+    )
+    assert set(roles.fetchall()) == {
+        ("user_ada", "org_acme", "owner"),
+        ("user_ben", "org_acme", "admin"),
+        ("user_cleo", "org_acme", "member"),
+        ("user_dee", "org_acme", "viewer"),
+        ("user_eve", "org_globex", "owner"),
+        ("user_ada", "org_globex", "viewer"),
+    }
+    types = database.execute("select type, count(*) from app.webhook_events where outcome = 'processed' group by type").fetchall()
+    assert {"user.created": 5, "organization.created": 2, "organizationMembership.created": 6}.items() <= dict(types).items()
+
+
+def test_seeding_again_changes_nothing(stack: Stack, database: psycopg.Connection[Any]) -> None:
+    count = "select (select count(*) from public.projects), (select count(*) from app.webhook_events)"
+    before = database.execute(count).fetchone()
+    assert stack.ballast("seed").returncode == 0
+    assert database.execute(count).fetchone() == before
+
+
+def test_a_member_lists_creates_and_cannot_leave_their_tenant(stack: Stack, database: psycopg.Connection[Any]) -> None:
+    cleo = signed_in(stack, "user_cleo", "org_acme")
+    globex = organization_id(database, "org_globex")
+
+    listed = cleo.table("projects").select("*, organization:organizations(clerk_org_id)").execute().data
+    assert len(listed) >= 25
+    assert {project["organization"]["clerk_org_id"] for project in listed} == {"org_acme"}
+
+    created = cleo.table("projects").insert({"organization_id": listed[0]["organization_id"], "title": "Mine"}).execute().data[0]
+    author = database.execute("select clerk_user_id from public.profiles where id = %s", [created["created_by"]]).fetchone()
+    assert author == ("user_cleo",)
+
+    with pytest.raises(APIError, match="row-level security"):
+        cleo.table("projects").insert({"organization_id": globex, "title": "Not mine"}).execute()
+    with pytest.raises(APIError, match="permission denied"):
+        cleo.table("projects").update({"organization_id": globex}).eq("id", created["id"]).execute()
+    assert cleo.table("projects").select("id").eq("organization_id", globex).execute().data == []
+    database.execute("delete from public.projects where id = %s", [created["id"]])
+
+
+def test_supabase_js_sees_the_same(stack: Stack, database: psycopg.Connection[Any]) -> None:
+    environment = {
+        "TOKEN": stack.token("user_cleo", "org_acme"),
+        "OWN_ORGANIZATION": organization_id(database, "org_acme"),
+        "OTHER_ORGANIZATION": organization_id(database, "org_globex"),
+    }
+    output = subprocess.run(
+        ["node", "tests/api/projects.mjs"], cwd=ROOT, env=os.environ | stack.environment | environment, capture_output=True, check=True
+    ).stdout
+    answers = json.loads(output)
+
+    assert answers["session"]["data"]["profile"]["clerk_user_id"] == "user_cleo"
+    assert {project["organization"]["name"] for project in answers["listed"]["data"]} == {"Acme"}
+    assert answers["created"]["status"] == 201
+    assert (answers["foreign"]["status"], answers["foreign"]["error"]["code"]) == (403, "42501")
+    assert answers["others"]["data"] == []
+    assert answers["gone"]["data"] == [], "a member may not delete"
+    database.execute("delete from public.projects where id = %s", [answers["created"]["data"]["id"]])
+
+
+def test_a_new_person_is_there_once_clerk_has_told(stack: Stack) -> None:
+    told = stack.ballast("clerk", "send", "user.created", "--data", '{"id": "user_zoe", "first_name": "Zoe"}')
+    assert (told.returncode, "processed" in told.stdout) == (0, True), told.stdout + told.stderr
+
+    headers = {"Authorization": f"Bearer {stack.token('user_zoe')}"}
+    me = httpx.get(f"{stack.environment['SERVICE_URL']}/api/v1/me", headers=headers).json()
+    assert (me["profile"]["full_name"], me["organizations"]) == ("Zoe", [])
+
+
+def test_people_change_their_own_profile_only(stack: Stack, database: psycopg.Connection[Any]) -> None:
+    dee = signed_in(stack, "user_dee", "org_acme")
+    acme, globex = organization_id(database, "org_acme"), organization_id(database, "org_globex")
+
+    own = dee.table("profiles").update({"preferences": {"theme": "dark"}, "current_organization_id": acme})
+    assert len(own.eq("clerk_user_id", "user_dee").execute().data) == 1
+    assert dee.table("profiles").update({"full_name": "Taken"}).eq("clerk_user_id", "user_ben").execute().data == []
+    with pytest.raises(APIError, match="row-level security"):
+        dee.table("profiles").update({"current_organization_id": globex}).eq("clerk_user_id", "user_dee").execute()
+    with pytest.raises(APIError, match="permission denied"):
+        dee.table("profiles").update({"banned": False}).eq("clerk_user_id", "user_dee").execute()
+
+
+def test_a_missing_second_factor_is_named(stack: Stack) -> None:
+    headers = {"Authorization": f"Bearer {stack.token('user_ada', 'org_acme', '--no-second-factor')}"}
+    me = httpx.get(f"{stack.environment['SERVICE_URL']}/api/v1/me", headers=headers).json()
+    acme = next(organization for organization in me["organizations"] if organization["clerk_org_id"] == "org_acme")
+    assert (acme["role"], acme["limited_by"]) == ("owner", "second_factor")
+    assert acme["permissions"] == ["members:read", "projects:read"]
