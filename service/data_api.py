@@ -18,13 +18,14 @@ PROBE_TIMEOUT = httpx.Timeout(2)
 
 
 class CallFailed(Exception):  # noqa: N818 - named after what went wrong
-    """A call had no answer, or one that is not 2xx. `code` is a SQLSTATE or PostgREST's own, None without an answer.
+    """A call had no answer, or one that is not 2xx.
 
-    `message` and `hint` are the database's words. They are not part of str(), which is for logs: they may quote data.
+    `code` is a SQLSTATE, PostgREST's own code, the HTTP status, or what went wrong on the way ("ConnectTimeout").
+    `message` and `hint` are the database's words: they may quote data, so str(), which ends in logs, leaves them out.
     """
 
-    def __init__(self, function: str, reason: str, code: str | None = None, message: str = "", hint: str = "") -> None:
-        super().__init__(f"{function}: {code or reason}")
+    def __init__(self, function: str, code: str, message: str = "", hint: str = "") -> None:
+        super().__init__(f"{function}: {code}")
         self.code = code
         self.message = message
         self.hint = hint
@@ -69,7 +70,7 @@ def _call(postgrest: SyncPostgrestClient, function: str, arguments: Mapping[str,
     try:
         return postgrest.rpc(function, dict(arguments)).execute().data
     except APIError as error:
-        failed = CallFailed(function, "refused", error.code, error.message or "", error.hint or "")
+        failed = CallFailed(function, error.code or "no code", error.message or "", error.hint or "")
     except httpx.HTTPError as error:
         failed = CallFailed(function, type(error).__name__)
     raise failed

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.client import HTTPException
+from time import monotonic
 from typing import Any
 
 import jwt
@@ -81,10 +81,9 @@ class Caller:
 class SigningKeys:
     """Clerk's public keys by their id: fetched when first needed, kept five minutes. Safe to share between threads."""
 
-    def __init__(self, issuer: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, issuer: str) -> None:
         address = f"{issuer}/.well-known/jwks.json"
         self._client = PyJWKClient(address, cache_jwk_set=False, timeout=FETCH_TIMEOUT_SECONDS)
-        self._clock = clock
         self._lock = threading.Lock()
         self._keys: Mapping[str, PyJWK] = {}
         self._fetched_at = -float("inf")
@@ -94,7 +93,7 @@ class SigningKeys:
         """The keys, at most five minutes old. Raises KeysUnavailable."""
         if self._expired():
             with self._lock:
-                if self._expired() and self._clock() - self._tried_at >= FAILED_FETCH_SECONDS:
+                if self._expired() and monotonic() - self._tried_at >= FAILED_FETCH_SECONDS:
                     self._fetch()
         if self._expired():
             raise KeysUnavailable("Clerk's public keys cannot be fetched.")
@@ -103,21 +102,21 @@ class SigningKeys:
     def refreshed(self) -> Mapping[str, PyJWK]:
         """The keys as they are now, if the last fetch is long enough ago; else those we have."""
         with self._lock:
-            if self._clock() - self._tried_at >= EARLY_FETCH_SECONDS:
+            if monotonic() - self._tried_at >= EARLY_FETCH_SECONDS:
                 self._fetch()
         return self._keys
 
     def _expired(self) -> bool:
-        return self._clock() - self._fetched_at > KEYS_LIVE_SECONDS
+        return monotonic() - self._fetched_at > KEYS_LIVE_SECONDS
 
     def _fetch(self) -> None:
-        self._tried_at = self._clock()
+        self._tried_at = monotonic()
         try:
             keys = self._client.get_signing_keys(refresh=True)
-        except (jwt.PyJWTError, OSError, HTTPException, ValueError):  # ValueError: the answer is not JSON
+        except (jwt.PyJWTError, OSError, HTTPException, ValueError, RecursionError):  # the last two: not JSON
             return
         self._keys = {key.key_id: key for key in keys if key.key_id}
-        self._fetched_at = self._clock()
+        self._fetched_at = monotonic()
 
 
 class SessionTokens:

@@ -41,7 +41,8 @@ def configure() -> None:
     """Sends every logger's warnings, and our own information, to stderr as JSON. Calling it again changes nothing."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    logging.root.handlers = [handler]
+    unformatted = [other for other in logging.root.handlers if not isinstance(other.formatter, JsonLines)]
+    logging.root.handlers = [*unformatted, handler]
     logging.root.setLevel(logging.WARNING)
     log.setLevel(logging.INFO)
 

@@ -50,5 +50,5 @@ def start_session(data_api: DataApi, caller: Caller) -> object:
         if failure.code in TOKEN_REFUSED:
             raise TokenInvalid(failure.message) from failure
         if failure.code == "PT403":
-            raise SessionRefused(failure.message, hint=failure.hint) from failure
+            raise SessionRefused(f"{failure.message} {failure.hint}".strip()) from failure
         raise DatabaseUnavailable("Try again in a few seconds.") from failure

@@ -44,7 +44,8 @@ def _document(status: int, title: str, detail: str, kind: str = "about:blank", *
 
 def _problem(error: Problem) -> Response:
     if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        log.error("problem", extra={"problem": error.slug, "cause": str(error.__cause__ or "")})
+        code = getattr(error.__cause__, "code", None)
+        log.error("problem", extra={"problem": error.slug, "code": code} | error.more)
     kind = f"urn:problem:ballast:{error.slug}"
     response = _document(error.status, error.title, error.detail, kind, **error.more)
     response.headers.update(error.headers)

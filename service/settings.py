@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import re
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.IGNORECASE)
 
 
 class SettingsInvalid(Exception):  # noqa: N818 - named after what went wrong
@@ -19,10 +21,9 @@ def _items(text: object) -> object:
 
 
 def _origin(text: str) -> str:
-    url = urlsplit(text.strip().rstrip("/"))
-    if url.scheme not in {"http", "https"} or not url.hostname or url.path or url.query or url.fragment or url.username:
+    if ORIGIN.fullmatch(text.rstrip("/")) is None:
         raise ValueError("must be a URL like https://name.example, without a path")
-    return url.geturl()
+    return text.rstrip("/")
 
 
 def _webhook_secret(secret: SecretStr) -> SecretStr:

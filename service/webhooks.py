@@ -29,7 +29,8 @@ PREFIXES = ("svix", "webhook")
 
 # What jsonb refuses inside a string: the zero character, and halves of surrogate pairs.
 UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\Z)|[\[\]{}]', re.DOTALL)
+# Texts, finished or not, and brackets. Whatever follows a quote matches, so that no text is looked at twice.
+STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 MAX_LEVELS = 100
 
 webhooks = Blueprint("webhooks", __name__, url_prefix="/webhooks")

@@ -1,0 +1,108 @@
+"""The service under test: on the running stack where it should succeed, on failing stand-ins where it should not."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Callable, Iterator
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from service import logs
+from service.app import create_app
+from service.logs import JsonLines
+from tests.conftest import Stack
+from tests.service.outside import OLD_SECRET, SECRET, Issuer, Outside, running_outside
+
+NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens there
+
+ENVIRONMENT = {
+    "ENVIRONMENT": "test",
+    "SUPABASE_URL": NOBODY,
+    "SUPABASE_PUBLISHABLE_KEY": "sb_publishable_test",
+    "SUPABASE_SECRET_KEY": "sb_secret_test",
+    "CLERK_ISSUER": NOBODY,
+    "CLERK_WEBHOOK_SECRETS": f"{SECRET},{OLD_SECRET}",
+    "UPSTASH_REDIS_REST_URL": NOBODY,
+    "UPSTASH_REDIS_REST_TOKEN": "test",
+}
+
+MakeApp = Callable[..., Flask]
+
+
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    """What the service logs. That this is stderr is for test_gunicorn.py to show."""
+    yield io.StringIO()
+    for handler in our_handlers():
+        logging.root.removeHandler(handler)
+
+
+def our_handlers() -> list[logging.StreamHandler[io.StringIO]]:
+    return [handler for handler in logging.root.handlers if isinstance(handler.formatter, JsonLines)]
+
+
+def made_in(environment: dict[str, str | None]) -> Flask:
+    """The app in that environment, where None removes a variable."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            if value is None:
+                patch.delenv(name, raising=False)
+            else:
+                patch.setenv(name, value)
+        return create_app()
+
+
+@pytest.fixture
+def make_app(log: io.StringIO) -> MakeApp:
+    """Makes the app in our environment with changes."""
+
+    def make(**changes: str | None) -> Flask:
+        app = made_in(ENVIRONMENT | changes)
+        for handler in our_handlers():
+            handler.setStream(log)
+        return app
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def lonely_app() -> Flask:
+    return made_in(ENVIRONMENT)
+
+
+@pytest.fixture
+def offline(lonely_app: Flask, log: io.StringIO) -> FlaskClient:
+    """The service with nothing around it."""
+    logs.configure()
+    for handler in our_handlers():
+        handler.setStream(log)
+    return lonely_app.test_client()
+
+
+@pytest.fixture
+def online(make_app: MakeApp, stack: Stack) -> FlaskClient:
+    """The service on the running stack; Svix's published secret is one of its secrets."""
+    secrets = f"{stack.environment['CLERK_WEBHOOK_SECRETS']},{SECRET},{OLD_SECRET}"
+    return make_app(**(stack.environment | {"CLERK_WEBHOOK_SECRETS": secrets})).test_client()
+
+
+@pytest.fixture
+def outside() -> Iterator[Outside]:
+    with running_outside() as server:
+        yield server
+
+
+@pytest.fixture
+def issuer() -> Iterator[Issuer]:
+    with running_outside() as server:
+        yield Issuer(server)
+
+
+@pytest.fixture
+def log_lines(log: io.StringIO) -> Callable[[], list[dict[str, object]]]:
+    """Reads what was logged so far."""
+    return lambda: [json.loads(line) for line in log.getvalue().splitlines()]

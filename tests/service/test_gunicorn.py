@@ -1,0 +1,164 @@
+"""The service as it is really run: the repository's gunicorn configuration, over a socket."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.webhooks import MAX_BODY_BYTES
+from tests.conftest import free_port_block
+from tests.service.conftest import ENVIRONMENT
+from tests.service.outside import Answer, Outside, event, rest_answer, running_outside, signed
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Running:
+    process: subprocess.Popen[str]
+    url: str
+    database: Outside
+    log: Path
+
+    def lines(self) -> list[dict[str, object]]:
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+
+@contextmanager
+def started(folder: Path) -> Iterator[Running]:
+    with running_outside() as database, (folder / "log").open("w") as log:
+        database.answer = lambda *_: rest_answer({"outcome": "processed"})
+        url = f"http://127.0.0.1:{free_port_block() + 1}"
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name("gunicorn")],
+            cwd=ROOT, stderr=log, text=True,
+            env=os.environ | ENVIRONMENT | {"SUPABASE_URL": database.url, "SERVICE_URL": url, "PORT": "1"},
+        )  # fmt: skip
+        try:
+            wait_until_alive(url)
+            yield Running(process, url, database, folder / "log")
+        finally:
+            process.terminate()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with started(tmp_path_factory.mktemp("gunicorn")) as service:
+        yield service
+
+
+def wait_until_alive(url: str) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            assert httpx.get(f"{url}/healthz").status_code == 200
+        except httpx.TransportError:
+            time.sleep(0.05)
+        else:
+            return
+    raise AssertionError("gunicorn did not answer")
+
+
+def in_chunks(size: int) -> Iterator[bytes]:
+    """A body that httpx sends without a Content-Length."""
+    for start in range(0, size, 65_536):
+        yield b" " * min(65_536, size - start)
+
+
+def test_a_signed_event_goes_through(running: Running) -> None:
+    body = event()
+    assert httpx.post(f"{running.url}/webhooks/clerk", content=body, headers=signed(body)).status_code == 200
+
+
+def test_a_body_over_512_kb_without_a_declared_size_is_refused(running: Running) -> None:
+    url, headers = f"{running.url}/webhooks/clerk", signed(b"")
+    sizes = (MAX_BODY_BYTES, MAX_BODY_BYTES + 1, 3 * MAX_BODY_BYTES)
+    answers = [httpx.post(url, content=in_chunks(size), headers=headers) for size in sizes]
+    assert [answer.status_code for answer in answers] == [401, 413, 413]
+    assert answers[1].headers["Content-Type"] == "application/problem+json"
+
+
+def test_an_event_sent_in_chunks_is_accepted(running: Running) -> None:
+    body = event(text="x" * 100_000)
+    chunks = (body[start : start + 10_000] for start in range(0, len(body), 10_000))
+    assert httpx.post(f"{running.url}/webhooks/clerk", content=chunks, headers=signed(body)).status_code == 200
+
+
+def test_only_this_machine_reaches_a_local_service(running: Running) -> None:
+    host = socket.gethostbyname(socket.gethostname())
+    if host.startswith("127."):
+        pytest.skip("this machine has no other address")
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(running.url.replace("127.0.0.1", host))
+
+
+def test_every_line_of_the_log_is_json_and_a_request_is_one(running: Running) -> None:
+    httpx.get(f"{running.url}/healthz?token=5ecret", headers={"X-Request-Id": "mine"})
+    requests = [line for line in running.lines() if line.get("request_id") == "mine"]
+    assert [(line["route"], line["status"]) for line in requests] == [("/healthz", 200)]
+    assert "5ecret" not in running.log.read_text()
+
+
+def test_a_request_under_way_is_finished_when_the_service_is_told_to_stop(tmp_path: Path) -> None:
+    asked = threading.Event()
+
+    def slow(*_: object) -> Answer:
+        asked.set()
+        time.sleep(1)
+        return rest_answer({"outcome": "processed"})
+
+    with started(tmp_path) as service, ThreadPoolExecutor() as threads:
+        service.database.answer = slow
+        body = event()
+        url = f"{service.url}/webhooks/clerk"
+        answer = threads.submit(httpx.post, url, content=body, headers=signed(body), timeout=20)
+        assert asked.wait(10)
+        service.process.send_signal(signal.SIGTERM)
+        assert answer.result().status_code == 200
+        assert service.process.wait(10) == 0
+
+
+def configured(**changes: str) -> str:
+    """The address that gunicorn would bind."""
+    environment = ENVIRONMENT | {
+        "SUPABASE_URL": "https://project.supabase.co",
+        "CLERK_ISSUER": "https://clerk.app.example",
+        "UPSTASH_REDIS_REST_URL": "https://cache.upstash.io",
+    }
+    shown = subprocess.run(
+        [Path(sys.executable).with_name("gunicorn"), "--print-config"],
+        cwd=ROOT, env=environment | changes, capture_output=True, text=True, check=True, timeout=30,
+    )  # fmt: skip
+    found = re.search(r"^bind\s*= \['(.*)'\]$", shown.stdout, re.MULTILINE)
+    assert found, shown.stdout
+    return found[1]
+
+
+@pytest.mark.parametrize(
+    ("environment", "address"),
+    [
+        ({"ENVIRONMENT": "local", "SERVICE_URL": "http://127.0.0.1:54323", "PORT": "9"}, "127.0.0.1:54323"),
+        ({"ENVIRONMENT": "local", "PORT": "9000"}, "127.0.0.1:9000"),
+        ({"ENVIRONMENT": "test"}, "127.0.0.1:8000"),
+        ({"ENVIRONMENT": "production", "SERVICE_URL": "https://api.app.example", "PORT": "9000"}, "0.0.0.0:9000"),
+        ({"ENVIRONMENT": "staging"}, "0.0.0.0:8000"),
+    ],
+)
+def test_the_address_follows_the_environment(environment: dict[str, str], address: str) -> None:
+    assert configured(**environment) == address

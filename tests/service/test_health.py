@@ -1,0 +1,67 @@
+"""What the platform learns when it asks how the service is."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import httpx
+import pytest
+from flask.testing import FlaskClient
+
+from tests.service.conftest import MakeApp
+from tests.service.outside import HANG_UP, Answer, Outside, rest_answer
+
+
+def test_a_process_is_alive_whatever_else_is_down(offline: FlaskClient) -> None:
+    response = offline.get("/healthz")
+    assert (response.status_code, response.json) == (200, {"status": "ok"})
+
+
+def test_on_the_running_stack_the_service_is_ready(online: FlaskClient) -> None:
+    response = online.get("/readyz")
+    assert (response.status_code, response.json) == (200, {"status": "ok"})
+
+
+def working(path: str, *_: Any) -> Answer:
+    return rest_answer(True) if path == "/rest/v1/rpc/ready" else rest_answer({"result": "UE9ORw=="})  # PONG
+
+
+def slow(*_: Any) -> Answer:
+    time.sleep(0.6)
+    return rest_answer(True)
+
+
+BROKEN = {
+    "hangs up": lambda *_: HANG_UP,
+    "slow": slow,
+    "500": lambda *_: rest_answer({"code": "XX000", "message": "m"}, 500),
+    "401": lambda *_: rest_answer({"error": "Unauthorized"}, 401),
+    "page": lambda *_: (200, {"Content-Type": "text/html"}, b"<html>a secret</html>"),
+    "other JSON": lambda *_: rest_answer({"result": "false"}),
+    "list": lambda *_: rest_answer([]),
+    "text": lambda *_: rest_answer("text"),
+    "null": lambda *_: rest_answer(None),
+    "not base64": lambda *_: rest_answer({"result": "%"}),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+@pytest.mark.parametrize("down", ["data_api", "redis"])
+def test_the_part_that_is_down_is_named_without_details(
+    make_app: MakeApp, outside: Outside, monkeypatch: pytest.MonkeyPatch, broken: str, down: str
+) -> None:
+    monkeypatch.setattr("service.data_api.PROBE_TIMEOUT", httpx.Timeout(0.3))
+    monkeypatch.setattr("service.parts.REDIS_TIMEOUT", httpx.Timeout(0.3))
+    outside.answer = lambda path, *rest: (
+        BROKEN[broken](path, *rest) if path.startswith("/rest") == (down == "data_api") else working(path)
+    )
+    response = make_app(SUPABASE_URL=outside.url, UPSTASH_REDIS_REST_URL=outside.url).test_client().get("/readyz")
+    assert (response.status_code, response.json["down"]) == (503, [down])
+    assert response.json["detail"] == f"No answer from: {down}."
+    assert response.json["type"] == "urn:problem:ballast:not-ready"
+    assert len(outside.requests) == 2
+
+
+def test_both_parts_may_be_down(offline: FlaskClient) -> None:
+    assert offline.get("/readyz").json["down"] == ["data_api", "redis"]

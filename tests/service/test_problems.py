@@ -1,0 +1,173 @@
+"""What every answer and every line of the log looks like, whatever went wrong."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from datetime import datetime
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from werkzeug.exceptions import Gone
+
+from service.problems import Problem
+from tests.service.conftest import MakeApp
+
+LogLines = Callable[[], list[dict[str, object]]]
+PRIVATE = "ada@example.com"
+
+
+@pytest.fixture
+def failing(make_app: MakeApp) -> FlaskClient:
+    """The service with routes that go wrong."""
+    app = make_app()
+
+    def raising(error: Exception) -> Callable[[], str]:
+        def view() -> str:
+            raise error
+
+        return view
+
+    for name, error in {"boom": RuntimeError(PRIVATE), "gone": Gone(PRIVATE)}.items():
+        app.add_url_rule(f"/{name}", name, raising(error))
+    app.add_url_rule("/people/<name>", "person", lambda name: name)
+    app.add_url_rule("/logging", "logging", logs_an_exception)
+    return app.test_client()
+
+
+def logs_an_exception() -> str:
+    try:
+        raise KeyError(PRIVATE)  # noqa: TRY301
+    except KeyError:
+        logging.getLogger("some.library").exception("it failed")
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "title"),
+    [
+        ("GET", f"/nobody/{PRIVATE}", 404, "Not Found"),
+        ("DELETE", "/webhooks/clerk", 405, "Method Not Allowed"),
+        ("GET", "/webhooks/clerk", 405, "Method Not Allowed"),
+        ("BREW", "/healthz", 405, "Method Not Allowed"),
+        ("GET", "/gone", 410, "Gone"),
+        ("GET", "/boom", 500, "Internal Server Error"),
+    ],
+)
+def test_every_error_is_a_problem_document_without_traces_or_personal_data(
+    failing: FlaskClient, method: str, path: str, status: int, title: str
+) -> None:
+    response = failing.open(path, method=method)
+    assert response.content_type == "application/problem+json"
+    assert response.json == {
+        "type": "about:blank",
+        "title": title,
+        "status": status,
+        "detail": response.json["detail"],
+        "request_id": response.headers["X-Request-Id"],
+    }
+    assert response.status_code == status
+    assert PRIVATE not in response.text
+    assert "Traceback" not in response.text
+
+
+def test_a_wrong_method_is_told_the_right_ones(offline: FlaskClient) -> None:
+    assert offline.delete("/webhooks/clerk").headers["Allow"] == "OPTIONS, POST"
+
+
+def test_a_redirect_is_not_an_error(offline: FlaskClient) -> None:
+    response = offline.get("/api//v1/me")
+    assert (response.status_code, response.headers["Location"]) == (308, "http://localhost/api/v1/me")
+
+
+def test_an_unexpected_error_is_logged_with_its_place_and_without_its_text(
+    failing: FlaskClient, log_lines: LogLines
+) -> None:
+    failing.get("/boom")
+    error, request = log_lines()
+    assert (error["message"], error["error"], request["status"]) == ("unexpected error", "RuntimeError", 500)
+    assert "test_problems.py" in str(error["where"])
+    assert PRIVATE not in str(error)
+    assert error["request_id"] == request["request_id"]
+
+
+def test_other_loggers_write_json_too_and_no_exceptions_text(failing: FlaskClient, log_lines: LogLines) -> None:
+    failing.get("/logging")
+    line = log_lines()[0]
+    assert (line["logger"], line["level"], line["message"], line["error"]) == (
+        "some.library",
+        "error",
+        "it failed",
+        "KeyError",
+    )
+    assert PRIVATE not in str(line)
+
+
+def test_a_request_is_one_line_that_names_the_route_and_not_the_path_or_the_query(
+    failing: FlaskClient, log_lines: LogLines
+) -> None:
+    failing.post("/people/ada?token=5ecret", data=PRIVATE)
+    failing.get(f"/people/{PRIVATE}?token=5ecret", headers={"X-Request-Id": "abc"})
+    refused, line = log_lines()
+    assert refused["status"] == 405
+    assert line.keys() == {
+        "time", "level", "logger", "message", "request_id", "method", "route", "status", "duration_ms",
+    }  # fmt: skip
+    assert (line["method"], line["route"], line["status"], line["request_id"]) == ("GET", "/people/<name>", 200, "abc")
+    assert 0 <= float(str(line["duration_ms"])) < 1000
+    assert datetime.fromisoformat(str(line["time"])).tzinfo is not None
+    assert not re.search(f"{PRIVATE}|5ecret", str([refused, line]))
+
+
+def test_the_log_outside_a_request_has_no_request_id(offline: FlaskClient, log_lines: LogLines) -> None:
+    logging.getLogger("service").info("started")
+    assert "request_id" not in log_lines()[0]
+
+
+@pytest.mark.parametrize("given", ["a", "Az09._-", "x" * 64])
+def test_a_sane_request_id_is_kept(offline: FlaskClient, given: str) -> None:
+    assert offline.get("/healthz", headers={"X-Request-Id": given}).headers["X-Request-Id"] == given
+
+
+@pytest.mark.parametrize("given", ["", "x" * 65, "two words", 'quote"', "\xe9", "a/b", "a,b", "<b>"])
+def test_another_request_id_is_replaced(offline: FlaskClient, given: str) -> None:
+    made = [offline.get("/healthz", headers={"X-Request-Id": given}).headers["X-Request-Id"] for _ in range(2)]
+    assert re.fullmatch("[0-9a-f]{32}", made[0])
+    assert len({given, *made}) == 3
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/openapi.json", "/nothing", "/boom", "/api/v1/me"])
+def test_every_answer_is_neither_stored_nor_guessed_at_nor_framed(failing: FlaskClient, path: str) -> None:
+    headers = failing.get(path).headers
+    assert headers["Cache-Control"] == "no-store"
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+
+
+def problem_classes() -> set[type[Problem]]:
+    return set(Problem.__subclasses__())
+
+
+def test_every_kind_of_problem_has_a_name_of_its_own() -> None:
+    assert len({problem.slug for problem in problem_classes()}) == len(problem_classes()) > 5
+
+
+def test_the_openapi_document_names_the_routes_there_are_and_no_others(make_app: MakeApp) -> None:
+    app: Flask = make_app()
+    document = app.test_client().get("/openapi.json").json
+    described = {(path, method) for path, methods in document["paths"].items() for method in methods}
+    routed = {
+        (rule.rule, method.lower())
+        for rule in app.url_map.iter_rules()
+        for method in rule.methods or set()
+        if method not in {"HEAD", "OPTIONS"}
+    }
+    assert described == routed
+
+
+def test_the_openapi_document_refers_to_nothing_that_it_does_not_have(offline: FlaskClient) -> None:
+    response = offline.get("/openapi.json")
+    schemas = response.json["components"]["schemas"]
+    assert set(re.findall(r"#/components/schemas/(\w+)", response.text)) == schemas.keys()

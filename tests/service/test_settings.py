@@ -1,0 +1,120 @@
+"""A service that is told wrong things does not start, and says in one line which."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from flask import Flask
+
+from service.parts import parts
+from service.settings import Settings, SettingsInvalid
+from tests.service.conftest import ENVIRONMENT, MakeApp
+from tests.service.outside import SECRET
+
+ROOT = Path(__file__).parents[2]
+HTTPS = {
+    "SUPABASE_URL": "https://project.supabase.co",
+    "CLERK_ISSUER": "https://clerk.app.example",
+    "UPSTASH_REDIS_REST_URL": "https://cache.upstash.io",
+}
+
+
+@pytest.mark.parametrize("name", ENVIRONMENT)
+@pytest.mark.parametrize("value", [None, ""])
+def test_a_missing_or_empty_variable_stops_the_start_with_one_line_naming_it(
+    make_app: MakeApp, name: str, value: str | None
+) -> None:
+    with pytest.raises(SettingsInvalid) as stopped:
+        make_app(**{name: value})
+    assert str(stopped.value) == f"The service cannot start: {name} is missing. See .env.example."
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ENVIRONMENT", "prod-5ecret"),
+        ("SUPABASE_URL", "project-5ecret.supabase.co"),
+        ("SUPABASE_URL", "https://project.supabase.co/rest/v1/5ecret"),
+        ("SUPABASE_URL", "ftp://5ecret.example"),
+        ("SUPABASE_URL", "https://user:5ecret@project.supabase.co"),
+        ("SUPABASE_URL", "https://[5ecret"),
+        ("SUPABASE_URL", "https://5ecret.example:port"),
+        ("SUPABASE_URL", "https://5ecret example"),
+        ("SUPABASE_PUBLISHABLE_KEY", "sb_secret_5ecret"),
+        ("SUPABASE_SECRET_KEY", "sb_publishable_5ecret"),
+        ("CLERK_ISSUER", "https://"),
+        ("CLERK_WEBHOOK_SECRETS", "5ecret"),
+        ("CLERK_WEBHOOK_SECRETS", "whsec_5ecret!!!!!!!!!!!!!!!!!!!!!!!!!!!!"),
+        ("CLERK_WEBHOOK_SECRETS", "whsec_5ecret"),
+        ("CLERK_WEBHOOK_SECRETS", f"{SECRET},5ecret"),
+        ("CLERK_WEBHOOK_SECRETS", ","),
+        ("UPSTASH_REDIS_REST_URL", "redis://5ecret"),
+    ],
+)
+def test_a_malformed_variable_stops_the_start_with_one_line_naming_it_and_never_its_value(
+    make_app: MakeApp, name: str, value: str
+) -> None:
+    with pytest.raises(SettingsInvalid) as stopped:
+        make_app(**{name: value})
+    line = str(stopped.value)
+    assert re.fullmatch(rf"The service cannot start: {name} must [^\n;]+\. See \.env\.example\.", line)
+    assert "5ecret" not in line
+    assert stopped.value.__cause__ is stopped.value.__context__ is None
+
+
+def test_every_mistake_is_named_in_the_same_line(make_app: MakeApp) -> None:
+    with pytest.raises(
+        SettingsInvalid, match=r"^[^\n]*CLERK_ISSUER must be[^\n]*; UPSTASH_REDIS_REST_TOKEN is missing[^\n]*$"
+    ):
+        make_app(CLERK_ISSUER="x", UPSTASH_REDIS_REST_TOKEN=None)
+
+
+@pytest.mark.parametrize("environment", ["staging", "production"])
+@pytest.mark.parametrize("name", HTTPS)
+def test_outside_local_and_test_addresses_are_https(make_app: MakeApp, environment: str, name: str) -> None:
+    with pytest.raises(SettingsInvalid, match=f"{name} must use https"):
+        make_app(**(HTTPS | {"ENVIRONMENT": environment, name: "http://plain.example"}))
+    make_app(**HTTPS, ENVIRONMENT=environment)
+
+
+def test_lists_are_separated_by_commas_and_may_have_spaces(make_app: MakeApp) -> None:
+    parties, secrets = " https://a.example , https://b.example,", f"{SECRET} , {SECRET}"
+    settings = settings_of(make_app(CLERK_AUTHORIZED_PARTIES=parties, CLERK_WEBHOOK_SECRETS=secrets))
+    assert settings.clerk_authorized_parties == ("https://a.example", "https://b.example")
+    assert [secret.get_secret_value() for secret in settings.clerk_webhook_secrets] == [SECRET, SECRET]
+
+
+def test_a_slash_at_the_end_of_an_address_does_not_matter(make_app: MakeApp) -> None:
+    assert settings_of(make_app(CLERK_ISSUER="http://clerk.example/")).clerk_issuer == "http://clerk.example"
+
+
+def test_printing_the_settings_shows_no_secret(make_app: MakeApp) -> None:
+    settings = settings_of(make_app())
+    shown = repr(settings) + str(settings)
+    assert not [secret for secret in ("sb_secret_test", "whsec_", "sb_publishable_test") if secret in shown]
+
+
+def settings_of(app: Flask) -> Settings:
+    with app.app_context():
+        return parts().settings
+
+
+def test_gunicorn_ends_with_that_one_line_and_no_traceback() -> None:
+    gunicorn = Path(sys.executable).with_name("gunicorn")
+    ended = subprocess.run([gunicorn], cwd=ROOT, env={}, capture_output=True, text=True, check=False, timeout=30)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("The service cannot start: ENVIRONMENT is missing; SUPABASE_URL is missing; ")
+    assert len(ended.stderr.strip().splitlines()) == 1
+
+
+def test_the_example_environment_explains_every_variable() -> None:
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    named = {
+        line.partition("=")[0]: lines[number - 1] for number, line in enumerate(lines) if re.match(r"[A-Z_]+=", line)
+    }
+    assert named.keys() == ENVIRONMENT.keys() | {"CLERK_AUTHORIZED_PARTIES", "DATABASE_URL", "SERVICE_URL"}
+    assert all(above.startswith("# ") for above in named.values())

@@ -1,0 +1,447 @@
+"""What the service promises Clerk: a signed event is stored once, and nobody else gets anything in."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import json
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+from flask.testing import FlaskClient
+from pydantic import SecretStr
+from werkzeug.datastructures import Headers
+
+from service.webhooks import (
+    MAX_BODY_BYTES,
+    HeadersMalformed,
+    SignatureInvalid,
+    check_signature,
+    delivery_in,
+    event_in,
+    without_depths,
+)
+from tests.conftest import Stack
+from tests.service.conftest import MakeApp
+from tests.service.outside import (
+    HANG_UP,
+    OLD_SECRET,
+    SECRET,
+    Answer,
+    Outside,
+    event,
+    new_message_id,
+    rest_answer,
+    signature,
+    signed,
+)
+
+URL = "/webhooks/clerk"
+BODY = event()
+VECTOR = {
+    "svix-id": "msg_loFOjxBNrRLzqYUf",
+    "svix-timestamp": "1731705121",
+    "svix-signature": "v1,rAvfW3dJ/X/qxhsaXPOyyCGmRKsaKWcsNccKXlIktD0=",
+}
+VECTOR_BODY = '{"event_type":"ping","data":{"success":true}}'
+
+
+def secret_list(*texts: str) -> list[SecretStr]:
+    return [SecretStr(text) for text in texts]
+
+
+def kind(response: Any) -> str:
+    """The slug of a problem document."""
+    assert response.content_type == "application/problem+json"
+    return str(response.json["type"]).rpartition(":")[2]
+
+
+# --- the signature ---
+
+
+@pytest.fixture
+def at_the_vectors_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Then(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> datetime.datetime:
+            return datetime.datetime.fromtimestamp(1731705121, tz)
+
+    monkeypatch.setattr("standardwebhooks.webhooks.datetime", Then)
+
+
+@pytest.mark.usefixtures("at_the_vectors_time")
+def test_the_signature_that_svix_publishes_is_accepted() -> None:
+    check_signature(VECTOR_BODY, delivery_in(Headers(VECTOR)), secret_list(SECRET))
+
+
+@pytest.mark.usefixtures("at_the_vectors_time")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"svix-id": "msg_loFOjxBNrRLzqYUg"},
+        {"svix-timestamp": "1731705122"},
+        {"svix-signature": "v1,rAvfW3dJ/X/qxhsbXPOyyCGmRKsaKWcsNccKXlIktD0="},
+    ],
+)
+def test_the_published_signature_is_refused_once_a_header_is_changed(change: dict[str, str]) -> None:
+    changed = VECTOR | change
+    with pytest.raises(SignatureInvalid):
+        check_signature(VECTOR_BODY, delivery_in(Headers(changed)), secret_list(SECRET))
+
+
+@pytest.mark.usefixtures("at_the_vectors_time")
+def test_the_published_signature_is_refused_once_the_body_is_changed() -> None:
+    with pytest.raises(SignatureInvalid):
+        check_signature(VECTOR_BODY + " ", delivery_in(Headers(VECTOR)), secret_list(SECRET))
+
+
+def test_while_secrets_rotate_both_are_accepted(online: FlaskClient) -> None:
+    for secret in (SECRET, OLD_SECRET):
+        assert online.post(URL, data=BODY, headers=signed(BODY, secret)).status_code == 200
+
+
+def test_a_message_signed_with_two_secrets_is_accepted_when_one_of_them_is_ours(online: FlaskClient) -> None:
+    headers = signed(BODY)
+    foreign = signature(BODY, headers["svix-id"], headers["svix-timestamp"], "whsec_" + "AAAA" * 8)
+    headers["svix-signature"] = f"{foreign} v2,unknown {headers['svix-signature']}"
+    assert online.post(URL, data=BODY, headers=headers).status_code == 200
+
+
+def test_a_secret_that_is_not_ours_is_refused(offline: FlaskClient) -> None:
+    response = offline.post(URL, data=BODY, headers=signed(BODY, "whsec_" + "AAAA" * 8))
+    assert (response.status_code, kind(response)) == (401, "webhook-signature-invalid")
+
+
+@pytest.mark.parametrize("age", [301, 86_400, -310])
+def test_a_replay_outside_the_tolerance_is_refused_with_the_words_of_a_bad_signature(
+    offline: FlaskClient, age: int
+) -> None:
+    replayed = offline.post(URL, data=BODY, headers=signed(BODY, age=age))
+    forged = offline.post(URL, data=BODY, headers=signed(BODY) | {"svix-signature": "v1,AAAA"})
+    assert replayed.status_code == forged.status_code == 401
+    assert replayed.json["detail"] == forged.json["detail"]
+
+
+@pytest.mark.parametrize("age", [0, 290, -290])
+def test_clocks_may_differ_by_almost_five_minutes(online: FlaskClient, age: int) -> None:
+    assert online.post(URL, data=BODY, headers=signed(BODY, age=age)).status_code == 200
+
+
+def test_the_bytes_count_not_the_json_they_mean(offline: FlaskClient) -> None:
+    headers = signed(BODY)
+    assert offline.post(URL, data=json.dumps(json.loads(BODY), indent=1), headers=headers).status_code == 401
+
+
+# --- the headers ---
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("svix-id", None),
+        ("svix-timestamp", None),
+        ("svix-signature", None),
+        ("svix-id", ""),
+        ("svix-timestamp", ""),
+        ("svix-signature", ""),
+        ("svix-id", "a" * 257),
+        ("svix-id", "msg_\xe9"),
+        ("svix-id", "two words"),
+        ("svix-timestamp", "soon"),
+        ("svix-timestamp", "-1731705121"),
+        ("svix-timestamp", "1731705121.5"),
+        ("svix-timestamp", "1e9"),
+        ("svix-timestamp", "nan"),
+        ("svix-timestamp", "inf"),
+        ("svix-timestamp", "\xb2\xb3"),
+        ("svix-timestamp", "9" * 13),
+        ("svix-timestamp", "9" * 4000),
+        ("svix-signature", "no comma"),
+        ("svix-signature", "v1,a,b"),
+        ("svix-signature", "v1"),
+        ("svix-signature", "v1,abcde"),
+        ("svix-signature", "v1,\xe9\xe9\xe9\xe9"),
+        ("svix-signature", "v1,AAAA  v1,AAAA"),
+        ("svix-signature", "v1,AAAA,v1,AAAA"),
+    ],
+)
+def test_missing_and_malformed_headers_are_the_senders_mistake(
+    offline: FlaskClient, name: str, value: str | None
+) -> None:
+    headers = {**signed(BODY), name: value}
+    response = offline.post(
+        URL, data=BODY, headers={name: value for name, value in headers.items() if value is not None}
+    )
+    assert (response.status_code, kind(response)) == (400, "webhook-headers-malformed")
+
+
+@pytest.mark.parametrize("timestamp", ["0", "1", "9" * 11, "9" * 12])
+def test_a_timestamp_far_away_is_refused_and_does_not_break_the_calendar(offline: FlaskClient, timestamp: str) -> None:
+    assert offline.post(URL, data=BODY, headers=signed(BODY) | {"svix-timestamp": timestamp}).status_code == 401
+
+
+@pytest.mark.parametrize("signature", ["v1,", "v1,!!!!", "v1,AAAA", "v1a,AAAA", "v2,AAAA", ",", "v1,AAAA v1,AAAA"])
+def test_a_signature_that_proves_nothing_is_refused(offline: FlaskClient, signature: str) -> None:
+    assert offline.post(URL, data=BODY, headers=signed(BODY) | {"svix-signature": signature}).status_code == 401
+
+
+def test_headers_are_checked_before_the_signature_and_the_signature_before_the_body(offline: FlaskClient) -> None:
+    assert kind(offline.post(URL, data=b"no json")) == "webhook-headers-malformed"
+    assert kind(offline.post(URL, data=b"no json", headers=signed(BODY))) == "webhook-signature-invalid"
+    assert kind(offline.post(URL, data=b"no json", headers=signed(b"no json"))) == "webhook-event-malformed"
+
+
+def test_a_message_id_may_have_256_characters(online: FlaskClient) -> None:
+    message_id = new_message_id().ljust(256, "x")
+    response = online.post(URL, data=BODY, headers=signed(BODY, message_id=message_id))
+    assert (response.status_code, response.json["message_id"]) == (200, message_id)
+
+
+def test_the_standard_names_of_the_headers_serve_as_well(online: FlaskClient) -> None:
+    headers = {name.replace("svix-", "webhook-"): value for name, value in signed(BODY).items()}
+    assert online.post(URL, data=BODY, headers=headers).status_code == 200
+
+
+def test_the_two_sets_of_names_are_not_mixed() -> None:
+    headers = signed(BODY)
+    headers["webhook-signature"] = headers.pop("svix-signature")
+    with pytest.raises(HeadersMalformed):
+        delivery_in(Headers(headers))
+
+
+# --- the body ---
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"no json",
+        b"\xff\xfe",
+        b'{"type": "a", "data": {"name": "\xe9"}}',
+        b'\xef\xbb\xbf{"type": "a", "data": {}}',
+        b'{"type": "a", "data": {}} {}',
+        b'{"type": "a", "data": {"n": NaN}}',
+        b'{"type": "a", "data": {"n": Infinity}}',
+        b'{"type": "a", "data": {"n": -Infinity}}',
+        b'{"type": "a", "data": {"n": 1e999}}',
+        b'{"type": "a", "data": {"n": ' + b"9" * 5000 + b"}}",
+        b'{"type": "a", "data": ' + b"[" * 100_000,
+        b"]" * 100_000,
+        b"[" * 100_000 + b"]" * 100_000,
+        b"null",
+        b"[]",
+        b'"text"',
+        b"{}",
+        b'{"type": "a"}',
+        b'{"data": {}}',
+        b'{"type": "", "data": {}}',
+        b'{"type": 1, "data": {}}',
+        b'{"type": null, "data": {}}',
+        b'{"type": ["a"], "data": {}}',
+        b'{"type": "a", "data": null}',
+        b'{"type": "a", "data": []}',
+        b'{"type": "a", "data": "text"}',
+    ],
+    ids=lambda body: repr(body[:48]),
+)
+def test_a_signed_body_that_is_no_event_is_refused(offline: FlaskClient, body: bytes) -> None:
+    response = offline.post(URL, data=body, headers=signed(body) if body[:1] != b"\xff" else signed(BODY))
+    assert (response.status_code, kind(response)) == (400, "webhook-event-malformed")
+
+
+def test_a_body_over_512_kb_is_refused_by_its_declared_size(offline: FlaskClient) -> None:
+    response = offline.post(URL, data=b" " * (MAX_BODY_BYTES + 1), headers=signed(BODY))
+    assert (response.status_code, response.json["title"]) == (413, "Request Entity Too Large")
+
+
+def test_a_body_of_exactly_512_kb_is_read(offline: FlaskClient) -> None:
+    assert offline.post(URL, data=b" " * MAX_BODY_BYTES, headers=signed(BODY)).status_code == 401
+
+
+def test_of_a_key_that_comes_twice_the_last_counts_as_in_jsonb() -> None:
+    assert event_in('{"type": "a", "type": "b", "data": {}}')["type"] == "b"
+
+
+def test_what_jsonb_cannot_hold_becomes_the_replacement_character() -> None:
+    text = r'{"type": "a\u0000", "data": {"\ud800": ["\udc00\ud800", "\ud83d\ude00", "\\u0000"], "n": [1, 1.5, true]}}'
+    assert event_in(text) == {
+        "type": "a\ufffd",
+        "data": {"\ufffd": ["\ufffd\ufffd", "\U0001f600", "\\u0000"], "n": [1, 1.5, True]},
+    }
+
+
+@pytest.mark.parametrize("levels", [300, 600, 5_000, 100_000])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"]": ', "}")])
+def test_an_event_is_not_lost_because_a_person_nested_their_metadata_deeply(
+    levels: int, opening: str, closing: str
+) -> None:
+    nested = opening * levels + "1" + closing * levels
+    text = f'{{"type": "user.updated", "data": {{"banned": true, "unsafe_metadata": {nested}, "id": "user_1"}}}}'
+    found = event_in(text)
+    assert found["type"] == "user.updated"
+    assert (found["data"]["banned"], found["data"]["id"]) == (True, "user_1")
+    json.dumps(found)
+
+
+def test_only_what_is_nested_too_deeply_is_cut() -> None:
+    shallow, deep = "[" * 100 + '"]["' + "]" * 100, "[" * 101 + "]" * 101
+    assert without_depths(shallow) == shallow
+    assert without_depths(deep) == "[" * 100 + "null" + "]" * 100
+
+
+def test_cutting_hostile_text_takes_no_time() -> None:
+    began = time.perf_counter()
+    for text in ('"\\' * 250_000, '"' * 500_000, "[" * 500_000, '["' * 250_000):
+        without_depths(text)
+    assert time.perf_counter() - began < 3
+
+
+# --- storing ---
+
+
+def stored(stack: Stack, message_id: str) -> Any:
+    with psycopg.connect(stack.environment["DATABASE_URL"]) as connection:
+        query = "select event, outcome from app.webhook_events where message_id = %s"
+        return connection.execute(query, (message_id,)).fetchone()
+
+
+def test_a_signed_event_is_stored_and_its_outcome_told(online: FlaskClient, stack: Stack) -> None:
+    user_id = f"user_{secrets.token_hex(8)}"
+    body = event("user.created", id=user_id, email_addresses=[], first_name="Grace", created_at=1, updated_at=1)
+    headers = signed(body)
+    response = online.post(URL, data=body, headers=headers)
+    assert response.status_code == 200
+    assert response.json == {"message_id": headers["svix-id"], "type": "user.created", "outcome": "processed"}
+    assert stored(stack, headers["svix-id"]) == (json.loads(body), "processed")
+
+
+def test_a_redelivery_is_answered_as_a_duplicate(online: FlaskClient) -> None:
+    message_id = new_message_id()
+    first, again = (online.post(URL, data=BODY, headers=signed(BODY, message_id=message_id)) for _ in range(2))
+    assert (first.status_code, first.json["outcome"]) == (200, "ignored")
+    assert (again.status_code, again.json["outcome"]) == (200, "duplicate")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r'{"type": "email.created", "data": {"subject": "a\u0000b", "\ud800": "\udfff"}}',
+        '{"type": "email.created", "data": {"deep": ' + "[" * 4_000 + "]" * 4_000 + "}}",
+        '{"type": "email.created", "data": {"deep": ' + "[" * 300 + "]" * 300 + "}}",
+        '{"type": "email.created", "data": {"big": 123456789012345678901234567890, "small": 1e-300}}',
+        '{"type": "email.created", "data": {"text": "\U0001f600 \u2028 \x7f"}}',
+    ],
+)
+def test_an_event_that_jsonb_could_not_hold_as_it_is_is_stored_nevertheless(
+    online: FlaskClient, stack: Stack, text: str
+) -> None:
+    headers = signed(text.encode())
+    assert online.post(URL, data=text.encode(), headers=headers).status_code == 200
+    assert stored(stack, headers["svix-id"]) is not None
+
+
+def test_an_event_as_large_as_svix_sends_is_stored(online: FlaskClient) -> None:
+    body = event(text="x" * 350_000)
+    assert online.post(URL, data=body, headers=signed(body)).status_code == 200
+
+
+# --- outages ---
+
+
+def slow(*_: object) -> Answer:
+    time.sleep(0.6)
+    return rest_answer({"outcome": "processed"})
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda *_: HANG_UP,
+        slow,
+        lambda *_: rest_answer({"code": "XX000", "message": "Ada's address", "hint": None, "details": None}, 500),
+        lambda *_: rest_answer({"code": "PGRST301", "message": "m"}, 401),
+        lambda *_: rest_answer({"code": "PGRST202", "message": "m"}, 404),
+        lambda *_: rest_answer({"message": "m"}, 400),
+        lambda *_: (502, {"Content-Type": "text/html"}, b"<html>Ada's address</html>"),
+        lambda *_: (302, {"Location": "/elsewhere"}, b""),
+        lambda *_: (200, {"Content-Type": "text/html"}, b"<html>welcome</html>"),
+        lambda *_: (200, {"Content-Length": "400"}, b"{"),
+        lambda *_: (200, {"Content-Encoding": "gzip"}, b"not gzip"),
+        lambda *_: (204, {"Content-Length": "0"}, b""),
+        lambda *_: rest_answer(None),
+        lambda *_: rest_answer([]),
+        lambda *_: rest_answer({"outcome": None}),
+    ],
+    ids=[
+        "hangs up",
+        "slow",
+        "500",
+        "401",
+        "404",
+        "no code",
+        "502",
+        "302",
+        "html",
+        "cut",
+        "not gzip",
+        "204",
+        "null",
+        "[]",
+        "{}",
+    ],
+)
+def test_an_event_that_is_not_known_to_be_stored_is_asked_for_again(
+    make_app: MakeApp,
+    outside: Outside,
+    monkeypatch: pytest.MonkeyPatch,
+    log_lines: Callable[[], list[dict[str, object]]],
+    answer: Callable[..., Answer | None],
+) -> None:
+    monkeypatch.setattr("service.data_api.TIMEOUT", httpx.Timeout(0.3))
+    outside.answer = answer
+    response = make_app(SUPABASE_URL=outside.url).test_client().post(URL, data=BODY, headers=signed(BODY))
+    assert (response.status_code, kind(response)) == (503, "webhook-event-not-stored")
+    assert int(response.headers["Retry-After"]) > 0
+    assert "Ada" not in response.text + json.dumps(log_lines())
+
+
+def test_a_database_that_is_not_there_is_an_outage_too(offline: FlaskClient) -> None:
+    assert kind(offline.post(URL, data=BODY, headers=signed(BODY))) == "webhook-event-not-stored"
+
+
+def test_connections_to_the_data_api_are_reused(make_app: MakeApp, outside: Outside) -> None:
+    outside.answer = lambda *_: rest_answer({"outcome": "processed"})
+    client = make_app(SUPABASE_URL=outside.url).test_client()
+    for _ in range(5):
+        assert client.post(URL, data=BODY, headers=signed(BODY)).status_code == 200
+    assert (len(outside.requests), outside.connections) == (5, 1)
+
+
+def test_the_data_api_is_asked_with_the_secret_key_and_given_the_event_once(
+    make_app: MakeApp, outside: Outside
+) -> None:
+    seen = []
+
+    def answer(path: str, headers: Any, body: bytes) -> Answer:
+        seen.append((path, headers["apikey"], json.loads(body)))
+        return rest_answer({"outcome": "processed"})
+
+    outside.answer = answer
+    headers = signed(BODY)
+    make_app(SUPABASE_URL=outside.url).test_client().post(URL, data=BODY, headers=headers)
+    arguments = {"message_id": headers["svix-id"], "event": json.loads(BODY)}
+    assert seen == [("/rest/v1/rpc/receive_clerk_event", "sb_secret_test", arguments)]
+
+
+def test_no_answer_to_a_forger_holds_a_trace_or_a_part_of_what_was_sent(offline: FlaskClient) -> None:
+    marker = base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
+    for headers in ({"svix-id": marker}, signed(BODY) | {"svix-signature": f"v1,{marker}"}, signed(marker.encode())):
+        text = offline.post(URL, data=marker.encode(), headers=headers).text
+        assert marker not in text
+        assert "Traceback" not in text
