@@ -19,7 +19,6 @@ from scripts.failure import Failure
 from scripts.local import account
 from scripts.local.stack import CHECKOUT, Stack
 
-PROGRAMS = Path(sys.executable).parent
 QUESTION_SECONDS = 3.0
 READY = "/rest/v1/rpc/ready"
 
@@ -182,7 +181,7 @@ def _service(stack: Stack) -> Part:
     address = stack.environment()["SERVICE_URL"]
     return Part(
         "service",
-        lambda: [str(PROGRAMS / "gunicorn")],
+        _module("gunicorn"),
         lambda: _answers("GET", f"{address}/readyz"),
         needs=("postgres",),
         port=stack.service_port,

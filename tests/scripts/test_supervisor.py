@@ -96,7 +96,7 @@ def test_a_crashed_part_is_named_and_ends_the_run_with_its_log(small: Stack) -> 
 def test_a_part_whose_program_is_missing_is_named(small: Stack) -> None:
     before = set(_children())
     parts = [_part("steady", SLEEP), Part("absent", lambda: ["/nowhere/program"], needs=("steady",))]
-    with pytest.raises(CannotStart, match="absent cannot be started: .*/nowhere/program"):
+    with pytest.raises(CannotStart, match=r"absent cannot be started: .*/nowhere/program"):
         Supervisor(small, parts).run(when_ready=lambda: None)
     assert set(_children()) == before
 
