@@ -137,7 +137,12 @@ def _redis(stack: Stack) -> Part:
 
     def answers() -> bool:
         question = [_redis_program("redis-cli"), "-s", socket, "ping"]
-        answer = subprocess.run(question, cwd=stack.home, capture_output=True, timeout=QUESTION_SECONDS, check=False)
+        try:
+            answer = subprocess.run(
+                question, cwd=stack.home, capture_output=True, timeout=QUESTION_SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return False
         return answer.stdout.strip() == b"PONG"
 
     return Part(

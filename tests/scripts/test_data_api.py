@@ -6,6 +6,7 @@ import base64
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -208,6 +209,18 @@ def test_a_persons_token_makes_the_caller_with_its_claims(api: Stack) -> None:
 def test_a_persons_token_wins_over_the_secret_key(api: Stack) -> None:
     token = _minted(api)
     assert _caller(api, _secret(api) | {"Authorization": f"Bearer {token}"})["role"] == "authenticated"
+
+
+def test_callers_at_the_same_time_are_never_mixed_up(api: Stack) -> None:
+    tokens = {user: _minted(api, user_id=user) for user in ("user_ada", "user_ben", "user_eve")}
+
+    def who_am_i(user: str) -> tuple[str, str, str]:
+        headers = _public(api, tokens[user]) | {"X-User": user}
+        caller = _caller(api, headers)
+        return user, caller["sub"], caller["headers"]["x-user"]
+
+    with ThreadPoolExecutor(12) as threads:
+        assert all(user == sub == header for user, sub, header in threads.map(who_am_i, [*tokens] * 20))
 
 
 def test_a_clerk_token_without_a_role_is_anonymous(api: Stack) -> None:

@@ -3,6 +3,10 @@
 // `lite start` is not used: it records itself in supabase_migrations, re-creates auth.* and grants at every start.
 // The embedded App only reads the catalog and runs the statements of its callers, as the role their token names.
 //
+// What remains different, so that nothing of ours may rely on it: integers above 2^53 lose digits, a string that holds
+// JSON is parsed when it is inserted into a json column, Prefer: missing=default and tx=rollback are ignored, DELETE
+// ignores limit, count=planned counts exactly, there are no aggregates, EXPLAIN plans or OpenAPI description.
+//
 // Environment: PORT, DATABASE_URL (as authenticator), CATALOG_URL (as postgres), JWT_SECRET (shared with the gateway),
 // CLERK_ISSUER. API keys are the gateway's business; what arrives here carries a token or is anonymous.
 import { serve } from "@hono/node-server";
