@@ -15,6 +15,8 @@ from flask import Flask, Response, g, has_request_context, request
 log = logging.getLogger("service")
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# gunicorn quotes the address and the first line of a request that it does not understand.
+QUOTED_REQUEST = re.compile(r"^(Invalid request|Error handling request)\b.*", re.DOTALL)
 STANDARD_FIELDS = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "color_message"}
 
 
@@ -26,7 +28,7 @@ class JsonLines(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": QUOTED_REQUEST.sub(r"\1", record.getMessage()),
         }
         if has_request_context():
             line["request_id"] = g.request_id

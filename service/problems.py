@@ -52,11 +52,9 @@ def _problem(error: Problem) -> Response:
     return response
 
 
-def _http_error(error: HTTPException) -> Response | HTTPException:
-    if error.code is None or error.code < HTTPStatus.BAD_REQUEST:
-        return error  # a redirect is not an error
+def _http_error(error: HTTPException) -> Response:
     # Werkzeug's description may repeat what the client sent: the status' own words do not.
-    status = HTTPStatus(error.code)
+    status = HTTPStatus(error.code or HTTPStatus.INTERNAL_SERVER_ERROR)
     response = _document(status, status.phrase, status.description or status.phrase)
     if isinstance(error, MethodNotAllowed) and error.valid_methods:
         response.headers["Allow"] = ", ".join(sorted(error.valid_methods))

@@ -15,7 +15,7 @@ from flask.typing import ResponseReturnValue
 from pydantic import SecretStr
 from standardwebhooks import Webhook, WebhookVerificationError
 from werkzeug.datastructures import Headers
-from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from service.data_api import CallFailed, DataApi
 from service.parts import parts
@@ -50,6 +50,14 @@ class SignatureInvalid(Problem):
     status = HTTPStatus.UNAUTHORIZED
     slug = "webhook-signature-invalid"
     title = "Webhook signature is not valid"
+
+
+class BodyUnreadable(Problem):
+    """The body ends, or breaks, before it should."""
+
+    status = HTTPStatus.BAD_REQUEST
+    slug = "webhook-body-unreadable"
+    title = "Webhook body cannot be read"
 
 
 class EventMalformed(Problem):
@@ -87,10 +95,15 @@ def receive() -> ResponseReturnValue:
 
 
 def raw_body() -> bytes:
-    """The request's body, byte for byte. Raises RequestEntityTooLarge."""
+    """The request's body, byte for byte. Raises RequestEntityTooLarge or BodyUnreadable."""
     # A chunked body has no Content-Length, and Werkzeug cuts it at the limit without a word: leave room to notice.
     request.max_content_length = MAX_BODY_BYTES + 1
-    body = request.get_data()
+    try:
+        body = request.get_data()
+    except HTTPException:
+        raise
+    except Exception as error:  # a broken chunk: each web server has an error of its own for it
+        raise BodyUnreadable("The body does not follow its own Transfer-Encoding.") from error
     if len(body) > MAX_BODY_BYTES:
         raise RequestEntityTooLarge
     return body

@@ -100,12 +100,52 @@ def test_an_event_sent_in_chunks_is_accepted(running: Running) -> None:
     assert httpx.post(f"{running.url}/webhooks/clerk", content=chunks, headers=signed(body)).status_code == 200
 
 
-def test_only_this_machine_reaches_a_local_service(running: Running) -> None:
-    host = socket.gethostbyname(socket.gethostname())
-    if host.startswith("127."):
-        pytest.skip("this machine has no other address")
+def test_a_local_service_listens_on_the_loopback_address_only(running: Running) -> None:
     with pytest.raises(httpx.ConnectError):
-        httpx.get(running.url.replace("127.0.0.1", host))
+        httpx.get(running.url.replace("127.0.0.1", "127.0.0.2"))
+
+
+HEADERS = b"Host: x\r\nsvix-id: a\r\nsvix-timestamp: 1\r\nsvix-signature: v1,AAAA\r\n"
+
+
+@pytest.mark.parametrize(
+    ("framing", "body"),
+    [
+        (b"Transfer-Encoding: chunked", b"zz\r\nabc\r\n"),
+        (b"Transfer-Encoding: chunked", b"5\r\nabc"),
+        (b"Transfer-Encoding: chunked", b"3\r\nabcdef\r\n0\r\n\r\n"),
+        (b"Content-Length: 1000", b"abc"),
+        (b"Content-Length: -1", b"abc"),
+        (b"Content-Length: 3\r\nTransfer-Encoding: chunked", b"abc"),
+    ],
+)
+def test_a_body_that_breaks_off_is_the_senders_mistake(running: Running, framing: bytes, body: bytes) -> None:
+    answer = sent(running, b"POST /webhooks/clerk HTTP/1.1\r\n" + HEADERS + framing + b"\r\n\r\n" + body)
+    assert re.match(rb"HTTP/1.1 40[01] ", answer)
+
+
+@pytest.mark.parametrize(
+    "request_text",
+    [
+        b"GET /?email=ada@example.com HTTP/9.9\r\n\r\n",
+        b"GET /ada@example.com/\xff HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nada@example.com: x\r\n\r\n",
+    ],
+)
+def test_a_request_that_is_no_http_is_logged_without_its_words_and_sender(
+    running: Running, request_text: bytes
+) -> None:
+    assert sent(running, request_text).startswith(b"HTTP/1.1 400 ")
+    assert running.lines()[-1]["message"] == "Invalid request"
+    assert "example.com" not in running.log.read_text()
+
+
+def sent(running: Running, request: bytes) -> bytes:
+    """The answer to these very bytes, after which the sender sends no more."""
+    with socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2])), timeout=10) as connection:
+        connection.sendall(request)
+        connection.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: connection.recv(65_536), b""))
 
 
 def test_every_line_of_the_log_is_json_and_a_request_is_one(running: Running) -> None:
