@@ -26,7 +26,7 @@ from scripts.local.stack import CHECKOUT, Stack
 
 READY_SECONDS = 60.0
 TAIL_LINES = 30
-COLOURS = ("blue", "magenta", "green", "yellow", "red", "cyan", "bright_blue", "bright_magenta", "bright_green")
+COLOURS = ("blue", "magenta", "green", "yellow", "cyan", "bright_blue", "bright_magenta", "bright_green")
 
 
 class AlreadyRunning(Failure):
