@@ -7,10 +7,10 @@ from typing import Any
 
 import httpx
 from postgrest import APIError, SyncPostgrestClient
+from supabase import create_client
 from supabase.lib.client_options import SyncClientOptions
 
 from service.settings import Settings
-from supabase import create_client
 
 # Together below the 15 s after which Svix counts a delivery as failed.
 TIMEOUT = httpx.Timeout(connect=2, read=8, write=2, pool=2)

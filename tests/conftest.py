@@ -28,7 +28,9 @@ TOKEN_LIFE_SECONDS = 60
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--postgres", metavar="BIN", type=Path, help="bin folder of the PostgreSQL that database tests run on")
+    parser.addoption(
+        "--postgres", metavar="BIN", type=Path, help="bin folder of the PostgreSQL that database tests run on"
+    )
     parser.addoption("--histories", type=int, default=300, help="how many histories the convergence test delivers")
 
 

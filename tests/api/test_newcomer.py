@@ -50,8 +50,12 @@ def test_the_seeds_came_in_as_signed_events(database: psycopg.Connection[Any]) -
         ("user_eve", "org_globex", "owner"),
         ("user_ada", "org_globex", "viewer"),
     }
-    types = database.execute("select type, count(*) from app.webhook_events where outcome = 'processed' group by type").fetchall()
-    assert {"user.created": 5, "organization.created": 2, "organizationMembership.created": 6}.items() <= dict(types).items()
+    types = database.execute(
+        "select type, count(*) from app.webhook_events where outcome = 'processed' group by type"
+    ).fetchall()
+    assert {"user.created": 5, "organization.created": 2, "organizationMembership.created": 6}.items() <= dict(
+        types
+    ).items()
 
 
 def test_seeding_again_changes_nothing(stack: Stack, database: psycopg.Connection[Any]) -> None:
@@ -69,8 +73,15 @@ def test_a_member_lists_creates_and_cannot_leave_their_tenant(stack: Stack, data
     assert len(listed) >= 25
     assert {project["organization"]["clerk_org_id"] for project in listed} == {"org_acme"}
 
-    created = cleo.table("projects").insert({"organization_id": listed[0]["organization_id"], "title": "Mine"}).execute().data[0]
-    author = database.execute("select clerk_user_id from public.profiles where id = %s", [created["created_by"]]).fetchone()
+    created = (
+        cleo.table("projects")
+        .insert({"organization_id": listed[0]["organization_id"], "title": "Mine"})
+        .execute()
+        .data[0]
+    )
+    author = database.execute(
+        "select clerk_user_id from public.profiles where id = %s", [created["created_by"]]
+    ).fetchone()
     assert author == ("user_cleo",)
 
     with pytest.raises(APIError, match="row-level security"):
@@ -88,7 +99,11 @@ def test_supabase_js_sees_the_same(stack: Stack, database: psycopg.Connection[An
         "OTHER_ORGANIZATION": organization_id(database, "org_globex"),
     }
     output = subprocess.run(
-        ["node", "tests/api/projects.mjs"], cwd=ROOT, env=os.environ | stack.environment | environment, capture_output=True, check=True
+        ["node", "tests/api/projects.mjs"],
+        cwd=ROOT,
+        env=os.environ | stack.environment | environment,
+        capture_output=True,
+        check=True,
     ).stdout
     answers = json.loads(output)
 

@@ -43,7 +43,9 @@ def ada(database: Database) -> Claims:
         "insert into public.organization_memberships (organization_id, user_id, role) "
         "select o.id, p.id, 'owner' from public.organizations as o, public.profiles as p"
     )
-    database.execute("insert into public.projects (organization_id, title) select id, 'Apollo' from public.organizations")
+    database.execute(
+        "insert into public.projects (organization_id, title) select id, 'Apollo' from public.organizations"
+    )
     return {"sub": "user_ada", "role": "authenticated", "fva": [0, 0]}
 
 
@@ -128,7 +130,12 @@ def test_an_owner_without_a_second_factor_may_what_a_viewer_may(database: Databa
 
 def test_a_new_organization_takes_the_installations_choice_about_mfa(database: Database) -> None:
     database.execute("update app.settings set mfa_required = false")
-    assert database.value("insert into public.organizations (clerk_org_id, name) values ('org_x', 'X') returning mfa_required") is False
+    assert (
+        database.value(
+            "insert into public.organizations (clerk_org_id, name) values ('org_x', 'X') returning mfa_required"
+        )
+        is False
+    )
 
 
 def test_anon_reaches_nothing(database: Database, ada: Claims) -> None:
@@ -139,7 +146,9 @@ def test_anon_reaches_nothing(database: Database, ada: Claims) -> None:
 
 def test_an_update_without_a_change_does_not_bump_updated_at(database: Database, ada: Claims) -> None:
     database.execute("update public.projects set updated_at = '2020-01-01'")
-    before = database.value("update public.projects set updated_at = '2020-01-01', title = 'Mercury' returning updated_at")
+    before = database.value(
+        "update public.projects set updated_at = '2020-01-01', title = 'Mercury' returning updated_at"
+    )
     assert database.value("update public.projects set title = title returning updated_at") == before
     assert database.value("update public.profiles set last_seen_at = '2020-01-01' returning updated_at = now()")
 

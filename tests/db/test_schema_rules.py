@@ -93,5 +93,7 @@ def test_a_new_table_is_closed_until_its_policies_file_opens_it(database: Databa
     database.execute("create table public.probe (id integer primary key)")
     database.execute("create function public.probe_function() returns integer language sql as 'select 1'")
     for role in ("anon", "authenticated", "service_role"):
-        assert not database.value("select has_table_privilege(%s, 'public.probe', 'select, insert, update, delete')", role)
+        assert not database.value(
+            "select has_table_privilege(%s, 'public.probe', 'select, insert, update, delete')", role
+        )
         assert not database.value("select has_function_privilege(%s, 'public.probe_function()', 'execute')", role)

@@ -15,8 +15,8 @@ import psycopg
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from postgrest.exceptions import APIError
-
 from supabase import Client, ClientOptions, create_client
+
 from tests.conftest import Stack
 
 SCRATCH = """
