@@ -33,7 +33,7 @@ language sql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
   select app.clerk_text(e -> 'email_address', 320)
   from jsonb_array_elements(case when jsonb_typeof(data -> 'email_addresses') = 'array' then data -> 'email_addresses' else '[]' end) as e
-  where e -> 'id' = data -> 'primary_email_address_id'
+  where e ->> 'id' = data ->> 'primary_email_address_id'
   limit 1;
 $$;
 comment on function app.clerk_primary_email is 'The address whose id is primary_email_address_id, or null.';
@@ -76,14 +76,13 @@ create or replace function app.clerk_invitation_fields(data jsonb) returns jsonb
 language sql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
   select jsonb_build_object(
-    'email', case when data ->> 'status' = 'pending' then app.clerk_text(data -> 'email_address', 320) end,
+    'email', app.clerk_text(data -> 'email_address', 320),
     'role', app.clerk_text(data -> 'role'),
-    'status', app.clerk_text(data -> 'status'),
     'expires_at', app.clerk_number(data -> 'expires_at'),
     'created_at', app.clerk_number(data -> 'created_at')
   );
 $$;
-comment on function app.clerk_invitation_fields is 'What we keep of a Clerk invitation: the address only while it is pending.';
+comment on function app.clerk_invitation_fields is 'What we keep of a Clerk invitation while it is pending.';
 
 -- Roles and permissions of Clerk's, for whoever decides in app.clerk_roles what a role means here.
 create or replace function app.clerk_role_fields(data jsonb) returns jsonb

@@ -82,7 +82,7 @@ begin
       select from app.clerk_tombstones as t
       where t.organization_id = organization and t.user_id = person and t.deleted_at >= (r.stamp).source_updated_at
     ))
-  order by r.stamp desc
+  order by r.stamp desc, r.clerk_id desc
   limit 1;
 
   if membership.clerk_id is null then
@@ -113,7 +113,7 @@ create or replace function app.show_invitation(clerk_id text, organization text,
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if fields ->> 'status' is distinct from 'pending' or fields ->> 'email' is null then
+  if fields ->> 'email' is null then
     delete from public.organization_invitations as i where i.clerk_invitation_id = clerk_id;
     return;
   end if;
@@ -129,7 +129,7 @@ begin
     expires_at = excluded.expires_at, created_at = excluded.created_at;
 end;
 $$;
-comment on function app.show_invitation is 'Writes an invitation while it is pending and removes it afterwards.';
+comment on function app.show_invitation is 'Writes a pending invitation.';
 
 -- The newest item that is in force gives the tier, the newest subscription the state.
 create or replace function app.show_billing(organization text) returns void

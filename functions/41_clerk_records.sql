@@ -81,6 +81,9 @@ begin
   end if;
   case bury.kind
     when 'user' then
+      -- Memberships before the person, as an organization's deletion does: the other way round the two could deadlock.
+      delete from public.organization_memberships as m using public.profiles as p
+      where p.clerk_user_id = bury.clerk_id and m.user_id = p.id;
       delete from public.profiles as p where p.clerk_user_id = bury.clerk_id;
     when 'organization' then
       update public.organizations as o set deleted_at = bury.deleted_at where o.clerk_org_id = bury.clerk_id;
@@ -90,6 +93,8 @@ begin
       where o.clerk_org_id = bury.clerk_id and i.organization_id = o.id;
     when 'membership' then
       perform app.show_membership(organization, person);
+    when 'invitation' then
+      delete from public.organization_invitations as i where i.clerk_invitation_id = bury.clerk_id;
     else null; -- roles and permissions show nowhere
   end case;
   return true;

@@ -104,6 +104,8 @@ begin
     news := app.apply_clerk_membership(data, stamp, action = 'deleted');
   elsif action = 'deleted' then
     news := app.bury(subject, id, event_at);
+  elsif subject = 'organizationInvitation' and (action in ('accepted', 'revoked') or data ->> 'status' <> 'pending') then
+    news := app.bury('invitation', id, event_at); -- an answer is final, and the address no longer needed
   elsif subject = 'user' then
     news := app.learn('user', id, stamp, app.clerk_user_fields(data));
   elsif subject = 'organization' then
@@ -212,7 +214,7 @@ comment on function public.receive_clerk_event is 'For the service: stores a web
 grant execute on function app.receive_clerk_event(text, jsonb) to service_role;
 grant execute on function public.receive_clerk_event(text, jsonb) to service_role;
 
--- A new meaning of a role key holds at once for those who have it.
+-- A new meaning of a role key holds at once for those who have it or are invited to it.
 create or replace function app.apply_clerk_roles() returns trigger
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -224,10 +226,12 @@ begin
   left join app.clerk_records as r on r.kind = 'organization' and r.clerk_id = o.clerk_org_id
   where o.id = m.organization_id and p.id = m.user_id
     and m.role <> app.clerk_role(m.clerk_role, coalesce(r.fields ->> 'created_by' = p.clerk_user_id, false));
+  update public.organization_invitations as i set role = app.clerk_role(i.clerk_role, false)
+  where i.role <> app.clerk_role(i.clerk_role, false);
   return null;
 end;
 $$;
-comment on function app.apply_clerk_roles is 'Gives every membership the role that app.clerk_roles now says.';
+comment on function app.apply_clerk_roles is 'Gives every membership and invitation the role that app.clerk_roles now says.';
 
 create or replace trigger apply_clerk_roles after insert or update or delete on app.clerk_roles
 for each statement execute function app.apply_clerk_roles();

@@ -22,7 +22,7 @@ declare
   issued_at timestamptz := app.clerk_time(claims -> 'iat');
   organization record := app.claimed_organization(claims);
 begin
-  if issued_at is null or person not like 'user\_%' then
+  if issued_at is null or person not like 'user\_%' or length(person) > 256 then
     return;
   end if;
   perform app.lock_clerk_objects(array[person, organization.clerk_id]);

@@ -60,7 +60,7 @@ class History:
 @st.composite
 def histories(draw: st.DrawFn, *, sessions: bool) -> History:
     """An organization of two to begin with, then 4 to 14 operations: about 8 to 25 events."""
-    clerk = Clerk(coarse=not sessions and draw(st.sampled_from((False,) * 5 + (True,))))
+    clerk = Clerk(coarse=not sessions and draw(st.sampled_from((False,) * 5 + (True,))), sketchy=draw(st.booleans()))
     clerk.sign_up(0, 1)
     clerk.sign_up(1, 1)
     clerk.found(0, 0)
@@ -86,24 +86,22 @@ def send(connection: Connection, item: Message | Session, prefix: str) -> None:
     """Delivers as the Data API would. To be turned away, banned or deleted, is a fine answer to a session."""
     if isinstance(item, Message):
         event = json.dumps(item.event).replace(PREFIX, prefix)
-        with connection.transaction():
-            connection.execute("set local role service_role")
-            connection.execute("select public.receive_clerk_event(%s, %s)", (f"msg_{prefix}_{item.number}", event))
-            connection.execute("reset role")
+        connection.execute("select public.receive_clerk_event(%s, %s)", (f"msg_{prefix}_{item.number}", event))
         return
     claims = json.dumps(item.claims).replace(PREFIX, prefix)
     try:
         with connection.transaction():
-            connection.execute("select set_config('request.jwt.claims', %s, true)", (claims,))
             connection.execute("set local role authenticated")
+            connection.execute("select set_config('request.jwt.claims', %s, true)", (claims,))
             connection.execute("select public.start_session()")
-            connection.execute("reset role")
+            connection.execute("set local role service_role")
     except psycopg.DatabaseError as error:
         if error.sqlstate != "PT403":
             raise
 
 
 def deliver(connection: Connection, delivery: Delivery, prefix: str) -> None:
+    """The connection acts as service_role, in autocommit or in a transaction of the caller's."""
     for item in delivery:
         send(connection, item, prefix)
 
@@ -173,7 +171,9 @@ class Replay:
         """The rows after a delivery. One delivered alone is rolled back, so that the same ids serve again."""
         if name != TOGETHER:
             with self.alone.transaction(force_rollback=True):
+                self.alone.execute("set local role service_role")
                 deliver(self.alone, delivery, prefix)
+                self.alone.execute("reset role")
                 return visible(self.alone, history, prefix)
         parts = [delivery[number::CONNECTIONS] for number in range(CONNECTIONS)]
         running = [self.threads.submit(deliver, *each, prefix) for each in zip(self.together, parts, strict=True)]
@@ -185,8 +185,13 @@ class Replay:
 @pytest.fixture(scope="module")
 def replay(connect: Callable[[], Connection]) -> Iterator[Replay]:
     together = [connect() for _ in range(CONNECTIONS)]
+    for connection in together:
+        connection.execute("set role service_role")
     with connect() as alone, ThreadPoolExecutor(CONNECTIONS) as threads:
         yield Replay(alone, together, threads)
+    with connect() as last:
+        last.execute("truncate public.profiles, public.organizations cascade")
+        last.execute("truncate app.webhook_events, app.clerk_records, app.clerk_tombstones")
     for connection in together:
         connection.close()
 
