@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Failure(Exception):  # noqa: N818 - subclasses are named after what went wrong
+class Failure(Exception):
     """Subclass it per thing that can go wrong; `scripts/cli.py` prints the message and exits with `exit_code`."""
 
     exit_code = 1

@@ -12,7 +12,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from service.logs import log
 
 
-class Problem(Exception):  # noqa: N818 - subclasses are named after what went wrong
+class Problem(Exception):
     """An error a caller may see: no secret and no personal data in its `detail`. `more` adds members to the document.
 
     A subclass sets `slug`, which names its kind to machines, and `title`, which does so to people.

@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.IGNORECASE)
 
 
-class SettingsInvalid(Exception):  # noqa: N818 - named after what went wrong
+class SettingsInvalid(Exception):
     """One line naming each variable that is missing or malformed, never its value."""
 
 

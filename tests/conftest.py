@@ -35,9 +35,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def free_port_block(size: int = 10) -> int:
-    """A base B such that the ports B+1 … B+size-1 are free now."""
+    """A base B such that the ports B to B+size-1 are free now; below the range from which systems take their own."""
     while True:
-        base = secrets.randbelow(20_000) + 20_000
+        base = secrets.randbelow(12_000) + 20_000
         with contextlib.ExitStack() as sockets, contextlib.suppress(OSError):
             for port in range(base, base + size):
                 sockets.enter_context(socket.socket()).bind(("127.0.0.1", port))
