@@ -1,72 +1,87 @@
 -- Who is asking, and what they may do. Policies call these once per statement and they may never raise:
 -- on Supabase Realtime one raising policy stops delivery to everyone. So: no casts of text a client wrote.
 
--- The caller's signed claims. Whatever else stands in the setting counts as no claims. So does text over 8 kB (Clerk's tokens stay
--- below 4): nested deeply enough it would exhaust the server's stack.
-create or replace function app.claims() returns jsonb
-language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
-as $$
-declare
-  setting text := current_setting('request.jwt.claims', true);
-  claims jsonb;
+-- The caller's signed claims, in one row: null when the setting holds anything but a JSON object, or more than 8 kB (Clerk's tokens
+-- stay below 4), which nested deeply enough would exhaust the server's stack.
+-- This and what follows are views, so that each function below is one query that reads the claims once: every statement of a browser
+-- waits for them (`ballast bench rls`).
+do $$
 begin
-  if length(setting) > 8192 then
-    return '{}';
-  elsif current_setting('server_version_num')::integer >= 160000 then
-    if pg_input_is_valid(setting, 'jsonb') then
-      claims := setting::jsonb;
-    end if;
+  if current_setting('server_version_num')::integer >= 160000 then
+    -- "offset 0" keeps the planner from reading the claims again wherever a column is used.
+    create or replace view app.token as
+    select case
+      when starts_with(ltrim(s.claims, e' \t\r\n'), '{') and octet_length(s.claims) <= 8192 and pg_input_is_valid(s.claims, 'jsonb')
+        then s.claims::jsonb
+    end as claims
+    from (select current_setting('request.jwt.claims', true) as claims) as s
+    offset 0;
   else
+    -- PostgreSQL 15 cannot ask whether text is JSON, only try.
+    create or replace function app.try_claims() returns jsonb
+    language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp
+    as $try$
+    declare
+      setting text := current_setting('request.jwt.claims', true);
     begin
-      claims := nullif(setting, '')::jsonb;
+      return case when starts_with(ltrim(setting, e' \t\r\n'), '{') and octet_length(setting) <= 8192 then setting::jsonb end;
     exception when others then
-      claims := null;
+      return null;
     end;
+    $try$;
+    comment on function app.try_claims is 'The setting as JSON, or null. PostgreSQL 15 only.';
+    create or replace view app.token as select app.try_claims() as claims offset 0;
   end if;
-  return case when jsonb_typeof(claims) = 'object' then claims else '{}' end;
 end;
 $$;
-comment on function app.claims is 'The token''s claims, or an empty object.';
+comment on view app.token is 'The token''s claims, or null. Only definer functions read it.';
 
--- Clerk writes fva as [minutes since the first factor, minutes since the second], -1 for never.
-create or replace function app.second_factor() returns boolean
-language sql stable parallel safe set search_path = pg_catalog, pg_temp
+create or replace function app.claims() returns jsonb
+language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp
 as $$
-  select coalesce(
-    case when jsonb_typeof(app.claims() -> 'fva' -> 1) = 'number' then (app.claims() -> 'fva' -> 1)::numeric >= 0 end,
-    false
-  );
+begin
+  return coalesce((select t.claims from app.token as t), '{}');
+end;
 $$;
-comment on function app.second_factor is 'Whether this session was verified with a second factor.';
+comment on function app.claims is 'The token''s claims, or an empty object. Definer: it reads app.token.';
 
--- A pending session is a valid token of somebody who has not finished signing in: nobody, to us.
+-- The caller, if they are somebody to us: a pending session is a valid token of a person who has not finished signing in.
+-- Clerk writes fva as [minutes since the first factor, minutes since the second], -1 for never.
+create or replace view app.caller as
+select p.id, coalesce(t.claims @? 'strict $.fva[1] ? (@ >= 0)', false) as second_factor
+from app.token as t
+join public.profiles as p on t.claims ->> 'sub' = p.clerk_user_id
+where not p.banned and t.claims ->> 'sts' is distinct from 'pending';
+comment on view app.caller is 'The caller''s profile and whether the session has a second factor; no row for nobody. Only definer functions read it.';
+
+create or replace function app.second_factor() returns boolean
+language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return exists (select from app.caller as c where c.second_factor);
+end;
+$$;
+comment on function app.second_factor is 'Whether this session was verified with a second factor. Definer: it reads app.caller.';
+
 create or replace function app.user_id() returns uuid
 language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp
 as $$
-declare
-  claims jsonb := app.claims();
 begin
-  return (
-    select p.id
-    from public.profiles as p
-    where p.clerk_user_id = claims ->> 'sub' and not p.banned and claims ->> 'sts' is distinct from 'pending'
-  );
+  return (select c.id from app.caller as c);
 end;
 $$;
 comment on function app.user_id is 'The caller''s profile, or null. Definer: the policy on profiles needs it before it can read profiles.';
 
 -- Where the caller belongs, as what. Owners and admins without the second factor their organization asks for act as viewers.
-create or replace view app.caller_memberships with (security_barrier) as
+create or replace view app.caller_memberships as
 select
   m.organization_id,
   m.role as granted_role,
-  case
-    when m.role in ('owner', 'admin') and o.mfa_required and not (select app.second_factor()) then 'viewer'
-    else m.role
-  end as role
-from public.organization_memberships as m
+  case when m.role in ('owner', 'admin') and o.mfa_required and not c.second_factor then 'viewer' else m.role end as role
+from app.caller as c
+join public.organization_memberships as m on c.id = m.user_id
 join public.organizations as o on m.organization_id = o.id
-where m.user_id = (select app.user_id()) and o.deleted_at is null;
+where o.deleted_at is null;
 comment on view app.caller_memberships is 'The caller''s memberships with the role that counts now. Only definer functions read it.';
 
 create or replace function app.own_org_ids() returns uuid[]
@@ -85,8 +100,7 @@ begin
   return array(
     select m.organization_id
     from app.caller_memberships as m
-    join public.role_permissions as rp on m.role = rp.role
-    where rp.permission = org_ids.permission
+    where m.role = any(array(select rp.role from public.role_permissions as rp where rp.permission = org_ids.permission))
   );
 end;
 $$;
@@ -97,11 +111,11 @@ language plpgsql stable parallel safe security definer set search_path = pg_cata
 as $$
 begin
   return array(
-    select app.user_id()
+    select c.id from app.caller as c
     union
     select m.user_id
     from public.organization_memberships as m
-    where m.organization_id = any(app.org_ids('members:read'))
+    where m.organization_id = any((select app.org_ids('members:read'))::uuid[])
   );
 end;
 $$;
@@ -137,7 +151,7 @@ grant execute on function app.claims(), app.second_factor(), app.user_id(), app.
 app.visible_profile_ids(), app.my_permissions() to authenticated, service_role;
 grant execute on function public.has_permission(uuid, text), public.my_permissions() to authenticated;
 
--- PostgreSQL 15 has no pg_input_is_valid, and what takes its place there cannot run in a parallel plan.
+-- On PostgreSQL 15 all of these end in app.try_claims(), which cannot run in a parallel plan.
 do $$
 declare
   helper regprocedure;
