@@ -93,8 +93,11 @@ QUERIES = (
         "insert returning",
         "insert into public.projects (organization_id, title) values (%(organization)s, 'Benchmark')"
         " returning organization_id, created_by, title",
+        # Without policies the statement itself has to ask whether the caller may create here.
         "insert into public.projects (organization_id, created_by, title)"
-        " values (%(organization)s, %(user)s, 'Benchmark') returning organization_id, created_by, title",
+        " select organization_id, user_id, 'Benchmark' from public.organization_memberships"
+        " where organization_id = %(organization)s and user_id = %(user)s and role in ('owner', 'admin', 'member')"
+        " returning organization_id, created_by, title",
     ),
 )
 
