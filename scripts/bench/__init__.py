@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from scripts.bench.rls import bench_rls
+from scripts.bench.webhooks import bench_webhooks
 
 
 @click.group()
@@ -17,3 +18,4 @@ def bench() -> None:
 
 
 bench.add_command(bench_rls)
+bench.add_command(bench_webhooks)

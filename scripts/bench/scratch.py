@@ -1,18 +1,26 @@
-"""A PostgreSQL that exists for one benchmark: made in a temporary folder, migrated, and removed again."""
+"""Servers that exist for one benchmark: made in a temporary folder on free ports, and removed again."""
 
 from __future__ import annotations
 
+import os
 import secrets
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from scripts import migrations
+from scripts.failure import Failure
 from scripts.local.postgres import Postgres, stop
+from scripts.local.stack import CHECKOUT, LAST_PORT_OFFSET, Secrets, Stack
+
+
+class StackDidNotStart(Failure):
+    """`ballast up` gave up; its own words say why."""
 
 
 @contextmanager
@@ -27,7 +35,7 @@ def scratch_folder() -> Iterator[Path]:
 @contextmanager
 def scratch_postgres(folder: Path, **settings: str) -> Iterator[Postgres]:
     """A migrated server in `folder`, durable as in production, with `settings` on top."""
-    server = Postgres(folder / "server", _free_port(), secrets.token_urlsafe(16))
+    server = Postgres(folder / "server", _free_ports(1), secrets.token_urlsafe(16))
     process = server.start(**settings)
     try:
         migrations.up(server.url())
@@ -36,8 +44,37 @@ def scratch_postgres(folder: Path, **settings: str) -> Iterator[Postgres]:
         stop(process)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+@contextmanager
+def scratch_stack(folder: Path, service_workers: int) -> Iterator[Stack]:
+    """A whole running stack in `folder`. Raises StackDidNotStart."""
+    home = folder / "stack"
+    stack = Stack(home, _free_ports(LAST_PORT_OFFSET) - 1, Secrets.of(home))
+    try:
+        started = _ballast(stack, "up", "--detach", GUNICORN_CMD_ARGS=f"--workers={service_workers}")
+        if started.returncode:
+            raise StackDidNotStart(started.stderr.strip() or started.stdout.strip())
+        yield stack
+    finally:
+        _ballast(stack, "down")
+
+
+def _ballast(stack: Stack, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    place = {"BALLAST_HOME": str(stack.home), "BALLAST_PORT_BASE": str(stack.port_base)}
+    return subprocess.run(
+        [sys.executable, "-m", "scripts.cli", *words],
+        cwd=CHECKOUT,
+        env=os.environ | place | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def _free_ports(number: int) -> int:
+    """The first of `number` ports in a row that are free now; below the range from which systems take their own."""
+    while True:
+        first = 20_000 + secrets.randbelow(12_000)
+        with ExitStack() as probes, suppress(OSError):
+            for port in range(first, first + number):
+                probes.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
