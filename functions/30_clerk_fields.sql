@@ -1,105 +1,128 @@
 -- Reading Clerk's objects. Nothing here raises, whatever the payload holds.
+-- In plpgsql, not in SQL: before version 18, PostgreSQL plans a function in SQL anew for every statement that calls it.
 
 -- Real deliveries carry milliseconds, Clerk's published examples seconds: below 1e11 it is seconds.
 create or replace function app.clerk_time(value jsonb) returns timestamptz
-language sql immutable parallel safe set search_path = pg_catalog, pg_temp
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
-  select case
+begin
+  return case
     when jsonb_typeof(value) <> 'number' then null
     when value::numeric between 1 and 1e11 then to_timestamp(value::numeric::double precision)
     when value::numeric between 1e11 and 2e14 then to_timestamp((value::numeric / 1000)::double precision)
   end;
+end;
 $$;
 comment on function app.clerk_time is 'A time of Clerk''s, in seconds or milliseconds since 1970; null when it is none.';
 
 -- Clerk leaves out what it does not know, or sends null or an empty string.
 create or replace function app.clerk_text(value jsonb, max_length integer default 256) returns text
-language sql immutable parallel safe set search_path = pg_catalog, pg_temp
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
-  select case when jsonb_typeof(value) = 'string' then nullif(left(btrim(value #>> '{}'), max_length), '') end;
+begin
+  return case when jsonb_typeof(value) = 'string' then nullif(left(btrim(value #>> '{}'), max_length), '') end;
+end;
 $$;
 comment on function app.clerk_text is 'A string of Clerk''s without surrounding blanks, cut to length; null when empty or no string.';
 
 create or replace function app.clerk_number(value jsonb) returns jsonb
-language sql immutable parallel safe set search_path = pg_catalog, pg_temp
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
-  select case when jsonb_typeof(value) = 'number' then value end;
+begin
+  return case when jsonb_typeof(value) = 'number' then value end;
+end;
 $$;
 comment on function app.clerk_number is 'The value if it is a number, else null.';
 
 -- The first of a list of e-mail addresses is not the primary one.
 create or replace function app.clerk_primary_email(data jsonb) returns text
-language sql immutable parallel safe set search_path = pg_catalog, pg_temp
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
-  select app.clerk_text(e -> 'email_address', 320)
-  from jsonb_array_elements(case when jsonb_typeof(data -> 'email_addresses') = 'array' then data -> 'email_addresses' else '[]' end) as e
-  where e ->> 'id' = data ->> 'primary_email_address_id'
-  limit 1;
+begin
+  return (
+    select app.clerk_text(e -> 'email_address', 320)
+    from jsonb_array_elements(case when jsonb_typeof(data -> 'email_addresses') = 'array' then data -> 'email_addresses' else '[]' end) as e
+    where e ->> 'id' = data ->> 'primary_email_address_id'
+    limit 1
+  );
+end;
 $$;
 comment on function app.clerk_primary_email is 'The address whose id is primary_email_address_id, or null.';
 
 -- Takes a user, or the public_user_data inside a membership, which has no e-mail addresses.
 create or replace function app.clerk_user_fields(data jsonb) returns jsonb
-language sql immutable parallel safe set search_path = pg_catalog, pg_temp
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
-  select jsonb_build_object(
+begin
+  return jsonb_build_object(
     'email', app.clerk_primary_email(data),
     'full_name', app.clerk_text(to_jsonb(concat_ws(' ', app.clerk_text(data -> 'first_name'), app.clerk_text(data -> 'last_name')))),
     'avatar_url', substring(app.clerk_text(data -> 'image_url', 2048) from '^https?://.*'),
     'banned', coalesce(data -> 'banned' = 'true', false),
     'created_at', app.clerk_number(data -> 'created_at')
   );
+end;
 $$;
 comment on function app.clerk_user_fields is 'What we keep of a Clerk user.';
 
 create or replace function app.clerk_organization_fields(data jsonb) returns jsonb
-language sql immutable parallel safe set search_path = pg_catalog, pg_temp
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
-  select jsonb_build_object(
+begin
+  return jsonb_build_object(
     'name', coalesce(app.clerk_text(data -> 'name'), app.clerk_text(data -> 'slug'), app.clerk_text(data -> 'id')),
     'slug', app.clerk_text(data -> 'slug'),
     'max_seats', app.clerk_number(data -> 'max_allowed_memberships'),
     'created_by', app.clerk_text(data -> 'created_by'),
     'created_at', app.clerk_number(data -> 'created_at')
   );
+end;
 $$;
 comment on function app.clerk_organization_fields is 'What we keep of a Clerk organization.';
 
 create or replace function app.clerk_membership_fields(data jsonb) returns jsonb
-language sql immutable parallel safe set search_path = pg_catalog, pg_temp
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
-  select jsonb_build_object('role', app.clerk_text(data -> 'role'), 'created_at', app.clerk_number(data -> 'created_at'));
+begin
+  return jsonb_build_object('role', app.clerk_text(data -> 'role'), 'created_at', app.clerk_number(data -> 'created_at'));
+end;
 $$;
 comment on function app.clerk_membership_fields is 'What we keep of a Clerk membership.';
 
 create or replace function app.clerk_invitation_fields(data jsonb) returns jsonb
-language sql immutable parallel safe set search_path = pg_catalog, pg_temp
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
-  select jsonb_build_object(
+begin
+  return jsonb_build_object(
     'email', app.clerk_text(data -> 'email_address', 320),
     'role', app.clerk_text(data -> 'role'),
     'expires_at', app.clerk_number(data -> 'expires_at'),
     'created_at', app.clerk_number(data -> 'created_at')
   );
+end;
 $$;
 comment on function app.clerk_invitation_fields is 'What we keep of a Clerk invitation while it is pending.';
 
 -- Roles and permissions of Clerk's, for whoever decides in app.clerk_roles what a role means here.
 create or replace function app.clerk_role_fields(data jsonb) returns jsonb
-language sql immutable parallel safe set search_path = pg_catalog, pg_temp
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
-  select jsonb_build_object(
+begin
+  return jsonb_build_object(
     'key', app.clerk_text(data -> 'key'),
     'name', app.clerk_text(data -> 'name'),
     'description', app.clerk_text(data -> 'description', 1000),
     'permissions', jsonb_path_query_array(data, '$.permissions[*].key')
   );
+end;
 $$;
 comment on function app.clerk_role_fields is 'What we keep of a Clerk role or permission.';
 
 create or replace function app.clerk_subscription_fields(data jsonb) returns jsonb
-language sql immutable parallel safe set search_path = pg_catalog, pg_temp
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
-  select jsonb_build_object('status', app.clerk_text(data -> 'status'), 'plan', app.clerk_text(data -> 'plan' -> 'slug'));
+begin
+  return jsonb_build_object('status', app.clerk_text(data -> 'status'), 'plan', app.clerk_text(data -> 'plan' -> 'slug'));
+end;
 $$;
 comment on function app.clerk_subscription_fields is 'What we keep of a Clerk subscription (status) or of one of its items (status and plan).';

@@ -53,9 +53,7 @@ begin
     created_at = coalesce(app.clerk_time(fields -> 'created_at'), o.created_at)
   returning o.id into organization;
 
-  if before is null then
-    perform app.show_billing(clerk_id);
-  elsif fields -> 'created_by' is distinct from before -> 'created_by' then
+  if fields -> 'created_by' is distinct from before -> 'created_by' then
     update public.organization_memberships as m
     set role = app.clerk_role(m.clerk_role, p.clerk_user_id = fields ->> 'created_by')
     from public.profiles as p

@@ -235,3 +235,18 @@ comment on function app.apply_clerk_roles is 'Gives every membership and invitat
 
 create or replace trigger apply_clerk_roles after insert or update or delete on app.clerk_roles
 for each statement execute function app.apply_clerk_roles();
+
+-- Likewise what a plan means.
+create or replace function app.apply_clerk_plans() returns trigger
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform app.show_billing(r.organization_id)
+  from (select distinct organization_id from app.clerk_records where kind = 'subscription_item') as r;
+  return null;
+end;
+$$;
+comment on function app.apply_clerk_plans is 'Gives every organization the tier that app.clerk_plans now says.';
+
+create or replace trigger apply_clerk_plans after insert or update or delete on app.clerk_plans
+for each statement execute function app.apply_clerk_plans();

@@ -87,12 +87,12 @@ insert into app.clerk_roles (key, role) values
 ('org:owner', 'owner'), ('org:admin', 'admin'), ('org:member', 'member'), ('org:viewer', 'viewer'),
 ('admin', 'admin'), ('basic_member', 'member'), ('guest_member', 'viewer');
 
--- Clerk's plan slugs are the customer's own words too. Those not listed here leave the tier as it is.
+-- Clerk's plan slugs are the customer's own words too. Those not listed here count for nothing.
 create table app.clerk_plans (
   slug text primary key,
   tier text not null check (tier in ('free', 'starter', 'pro', 'enterprise'))
 );
-comment on table app.clerk_plans is 'Which tier a plan of Clerk''s billing means.';
+comment on table app.clerk_plans is 'Which tier a plan of Clerk''s billing means. A change takes effect at once.';
 comment on column app.clerk_plans.slug is 'The plan''s slug in Clerk.';
 comment on column app.clerk_plans.tier is 'The tier of ours.';
 alter table app.clerk_plans enable row level security, force row level security;

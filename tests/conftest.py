@@ -81,7 +81,7 @@ class Database:
             self.execute("reset role")
 
     def execute(self, statement: str, *values: object) -> psycopg.Cursor[Any]:
-        return self.connection.execute(statement, values or None)  # type: ignore[call-overload, no-any-return]
+        return self.connection.execute(statement, values or None)  # type: ignore[call-overload]
 
     def value(self, statement: str, *values: object) -> Any:
         row = self.execute(statement, *values).fetchone()
@@ -93,9 +93,8 @@ class Database:
 
 @pytest.fixture
 def database(server: Postgres) -> Iterator[Database]:
-    with psycopg.connect(server.url()) as connection:
+    with psycopg.connect(server.url()) as connection, connection.transaction(force_rollback=True):
         yield Database(connection)
-        connection.rollback()
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,8 @@ numbers = itertools.count()
 
 
 @pytest.fixture
-def clerk(database: Database) -> Iterator[Clerk]:
-    with database.connection.transaction(force_rollback=True):
-        yield Clerk(database)
+def clerk(database: Database) -> Clerk:
+    return Clerk(database)
 
 
 class Clerk:
@@ -827,6 +826,13 @@ def test_another_plan_takes_the_place_of_the_one_that_ended_in_any_order(clerk: 
             for event in order:
                 clerk.deliver(event)
             assert clerk.billing() == ("enterprise", "active")
+
+
+def test_a_new_meaning_of_a_plan_holds_at_once(clerk: Clerk) -> None:
+    clerk.send("subscription.created", subscription(item("gold")))
+    assert clerk.billing() == ("free", "active")
+    clerk.database.execute("insert into app.clerk_plans (slug, tier) values ('gold', 'enterprise')")
+    assert clerk.billing() == ("enterprise", "active")
 
 
 def test_a_persons_own_subscription_is_ignored(clerk: Clerk) -> None:

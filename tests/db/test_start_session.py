@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -23,9 +22,8 @@ numbers = itertools.count()
 
 
 @pytest.fixture
-def clerk(database: Database) -> Iterator[Clerk]:
-    with database.connection.transaction(force_rollback=True):
-        yield Clerk(database)
+def clerk(database: Database) -> Clerk:
+    return Clerk(database)
 
 
 class Clerk:
