@@ -37,12 +37,12 @@ class Event:
     timestamp: int | None = None
 
 
-@click.group()
+@click.group(epilog="Example: ballast clerk send user.created")
 def clerk() -> None:
     """Send signed Clerk events to the service."""
 
 
-@clerk.command("send")
+@clerk.command("send", epilog="""Example: ballast clerk send user.created --data '{"id": "user_zoe"}'""")
 @click.argument("event_type", metavar="TYPE")
 @click.option("--data", default="{}", help="The event's data as JSON, @FILE, or - for standard input.")
 @click.option("--message-id", help="Svix's id of the message. The same id again is a redelivery.")

@@ -12,7 +12,7 @@ AT = 1_767_603_600_000
 MESSAGE_PREFIX = "msg_seed_"
 
 PEOPLE = {
-    "user_ada": ("Ada", "Lovelace"),
+    "user_ada": ("Ada", "Winter"),
     "user_ben": ("Ben", "Okafor"),
     "user_cleo": ("Cleo", "Santos"),
     "user_dee": ("Dee", "Lindqvist"),

@@ -30,12 +30,12 @@ class NoSuchMessage(Failure):
     """No event with this message id was received."""
 
 
-@click.group()
+@click.group(epilog="Example: ballast inbox list")
 def inbox() -> None:
     """List, show or retry the Clerk events that were received."""
 
 
-@inbox.command("list")
+@inbox.command("list", epilog="Example: ballast inbox list --failed")
 @database.url_option
 @click.option("--failed/--all", default=True, help="Only failed events (the default), or all.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="How many, newest first.")
@@ -52,7 +52,7 @@ def list_(url: str | None, failed: bool, limit: int, as_json: bool) -> None:
         click.echo("No event has failed." if failed else "No event was received yet.")
 
 
-@inbox.command()
+@inbox.command(epilog="Example: ballast inbox show msg_2abc")
 @database.url_option
 @click.option("--payload", is_flag=True, help="Also print the event. It is personal data.")
 @click.argument("message_id")
@@ -67,7 +67,7 @@ def show(url: str | None, payload: bool, message_id: str) -> None:
     click.echo(json.dumps(message, indent=2, default=str))
 
 
-@inbox.command()
+@inbox.command(epilog="Example: ballast inbox retry --all-failed")
 @database.url_option
 @click.option("--all-failed", is_flag=True, help="Every event that failed, oldest first.")
 @click.argument("message_ids", metavar="[MESSAGE_ID]...", nargs=-1)

@@ -13,7 +13,7 @@ from scripts import database, drift, migrations
 WORRYING = {"edited", "missing", "late", "undeclared", "different"}
 
 
-@click.group()
+@click.group(epilog="Example: ballast migrate up")
 def migrate() -> None:
     """Bring a database to what migrations/, functions/ and policies/ say.
 
@@ -22,7 +22,7 @@ def migrate() -> None:
     """
 
 
-@migrate.command()
+@migrate.command(epilog="Example: ballast migrate up --dry-run")
 @database.url_option
 @click.option("--dry-run", is_flag=True, help="Do everything, roll it back, and say what it would have been.")
 def up(url: str | None, dry_run: bool) -> None:
@@ -37,7 +37,7 @@ def up(url: str | None, dry_run: bool) -> None:
         click.echo(f"{'Would forget' if dry_run else 'Forgot'} {path}, which has no file any more{_leftovers(path)}")
 
 
-@migrate.command()
+@migrate.command(epilog="Example: ballast migrate status --json")
 @database.url_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def status(url: str | None, as_json: bool) -> None:
@@ -49,7 +49,7 @@ def status(url: str | None, as_json: bool) -> None:
     _print_table(["File", "State"], [list(entry) for entry in entries])
 
 
-@migrate.command()
+@migrate.command(epilog="Example: ballast migrate check")
 @database.url_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def check(url: str | None, as_json: bool) -> None:
@@ -74,7 +74,7 @@ def check(url: str | None, as_json: bool) -> None:
         click.echo(f"No drift: {_current(plan)}.")
 
 
-@migrate.command()
+@migrate.command(epilog="Example: ballast migrate new add_invoices")
 @click.argument("name")
 def new(name: str) -> None:
     """Write an empty migration and print its path."""

@@ -20,7 +20,7 @@ class NotSeeded(Failure):
     """An example was refused."""
 
 
-@click.command()
+@click.command(epilog="Example: ballast seed --organizations 100 --members 10 --projects 50")
 @click.option("--organizations", type=click.IntRange(1), metavar="N", help="Bulk data: this many organizations ...")
 @click.option(
     "--members", type=click.IntRange(1), default=10, show_default=True, help="... each with these members ..."

@@ -19,7 +19,7 @@ from scripts.local.processes import RunRecord
 from scripts.local.stack import Stack
 
 
-@click.command()
+@click.command(epilog="Example: ballast up --detach")
 @click.option("--detach", is_flag=True, help="Return once everything is healthy, and leave it running.")
 def up(detach: bool) -> None:
     """Start everything, seed an empty database, print URLs and keys, and stay in front until Ctrl-C."""
@@ -37,14 +37,14 @@ def up(detach: bool) -> None:
         supervisor.Supervisor(stack, parts).run(when_ready=show)
 
 
-@click.command()
+@click.command(epilog="Example: ballast down")
 def down() -> None:
     """Stop everything that `ballast up` started, also what a killed `up` left behind."""
     stopped = RunRecord.read(Stack.from_environment().home).stop()
     click.echo(f"Stopped {', '.join(stopped)}." if stopped else "Nothing was running.", err=True)
 
 
-@click.command()
+@click.command(epilog="Example: ballast status --json")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(as_json: bool) -> None:
     """Ask every part whether it is healthy. Exits with 1 unless all are."""
@@ -65,7 +65,7 @@ def status(as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-@click.command()
+@click.command(epilog="Example: ballast env --json")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def env(as_json: bool) -> None:
     """Print the stack's environment: eval "$(ballast env)" points a shell at it."""
@@ -77,7 +77,7 @@ def env(as_json: bool) -> None:
             click.echo(f"export {name}={shlex.quote(value)}")
 
 
-@click.command()
+@click.command(epilog="Example: ballast reset --yes")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def reset(yes: bool) -> None:
     """Stop the stack and delete its data. Its keys stay, so that whoever has them need not change."""

@@ -10,7 +10,7 @@ from scripts.local.clerk_client import ClerkClient
 from scripts.local.stack import client_environment
 
 
-@click.command()
+@click.command(epilog="Example: ballast token --user user_ada --org org_acme")
 @click.option("--user", "user_id", required=True, metavar="ID", help="Whose session, for example user_ada.")
 @click.option("--org", "organization_id", metavar="ID", help="The session's active organization, for example org_acme.")
 @click.option("--second-factor/--no-second-factor", default=True, help="Whether a second factor was verified just now.")

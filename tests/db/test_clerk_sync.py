@@ -122,7 +122,7 @@ def test_the_answer_names_message_type_and_outcome(clerk: Clerk) -> None:
 def test_a_message_delivered_twice_is_applied_once(clerk: Clerk) -> None:
     clerk.deliver(events.event("user.created", ADA), "msg_a")
     assert clerk.deliver(events.event("user.created", ADA | {"first_name": "Eve"}), "msg_a") == "duplicate"
-    assert clerk.profile()["full_name"] == "Ada Lovelace"
+    assert clerk.profile()["full_name"] == "Ada Winter"
     assert clerk.inbox("msg_a")["attempts"] == 1
 
 
@@ -376,7 +376,7 @@ def test_a_person_is_shown_as_clerk_has_them(clerk: Clerk) -> None:
     shown = clerk.profile()
     assert {key: shown[key] for key in ("email", "full_name", "avatar_url", "banned")} == {
         "email": "ada@example.com",
-        "full_name": "Ada Lovelace",
+        "full_name": "Ada Winter",
         "avatar_url": "https://img.clerk.com/ada",
         "banned": False,
     }
@@ -412,7 +412,7 @@ def test_an_address_without_an_id_is_never_the_primary_one(clerk: Clerk) -> None
 
 @pytest.mark.parametrize(
     ("first", "last", "full"),
-    [(None, None, None), ("Ada", None, "Ada"), (None, "Lovelace", "Lovelace"), ("", " ", None)],
+    [(None, None, None), ("Ada", None, "Ada"), (None, "Winter", "Winter"), ("", " ", None)],
 )
 def test_names_may_be_missing(clerk: Clerk, first: str | None, last: str | None, full: str | None) -> None:
     clerk.send("user.created", ADA | {"first_name": first, "last_name": last})
@@ -451,7 +451,7 @@ def test_a_name_changed_here_lasts_until_it_changes_in_clerk(clerk: Clerk) -> No
     assert (shown["full_name"], shown["avatar_url"], shown["email"]) == ("Countess", "https://ada.example", None)
     clerk.send("user.updated", ADA | {"updated_at": MUCH_LATER, "first_name": "Augusta"})
     shown = clerk.profile()
-    assert (shown["full_name"], shown["avatar_url"]) == ("Augusta Lovelace", "https://ada.example")
+    assert (shown["full_name"], shown["avatar_url"]) == ("Augusta Winter", "https://ada.example")
 
 
 def test_an_organizations_name_changed_here_lasts_until_it_changes_in_clerk(clerk: Clerk) -> None:
@@ -473,14 +473,14 @@ def test_deletions_are_timed_in_seconds_or_milliseconds(clerk: Clerk, unit: int)
 def test_an_older_event_changes_nothing(clerk: Clerk) -> None:
     clerk.send("user.updated", ADA | {"updated_at": LATER, "first_name": "Augusta"})
     assert clerk.send("user.created", ADA) == "stale"
-    assert clerk.profile()["full_name"] == "Augusta Lovelace"
+    assert clerk.profile()["full_name"] == "Augusta Winter"
 
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_of_two_events_with_one_updated_at_the_later_sent_counts(clerk: Clerk, flip: bool) -> None:
     for name in "BA" if flip else "AB":
         clerk.send("user.updated", ADA | {"first_name": name}, START + ord(name))
-    assert clerk.profile()["full_name"] == "B Lovelace"
+    assert clerk.profile()["full_name"] == "B Winter"
 
 
 def test_events_that_tie_in_every_time_end_the_same_in_both_orders(clerk: Clerk) -> None:
@@ -543,7 +543,7 @@ def test_a_banned_persons_token_counts_for_nobody(clerk: Clerk) -> None:
 def test_a_membership_that_comes_first_brings_the_person_and_the_organization(clerk: Clerk) -> None:
     assert clerk.send("organizationMembership.created", member(ADA)) == "processed"
     assert clerk.members() == [("user_ada", "member", "orgmem_1")]
-    assert (clerk.profile()["full_name"], clerk.profile()["email"]) == ("Ada Lovelace", None)
+    assert (clerk.profile()["full_name"], clerk.profile()["email"]) == ("Ada Winter", None)
     assert clerk.organization()["name"] == "Acme"
 
 
@@ -556,13 +556,13 @@ def test_the_identifier_inside_a_membership_is_not_taken_for_an_email(clerk: Cle
 def test_the_real_person_replaces_the_stub_even_when_older(clerk: Clerk) -> None:
     clerk.send("organizationMembership.created", member(ADA | {"first_name": "Sketch"}, at=LATER))
     clerk.send("user.created", ADA)
-    assert (clerk.profile()["full_name"], clerk.profile()["email"]) == ("Ada Lovelace", "ada@example.com")
+    assert (clerk.profile()["full_name"], clerk.profile()["email"]) == ("Ada Winter", "ada@example.com")
 
 
 def test_a_stub_never_overwrites_the_real_person(clerk: Clerk) -> None:
     clerk.send("user.created", ADA)
     clerk.send("organizationMembership.created", member(ADA | {"first_name": "Sketch"}, at=LATER))
-    assert (clerk.profile()["full_name"], clerk.profile()["email"]) == ("Ada Lovelace", "ada@example.com")
+    assert (clerk.profile()["full_name"], clerk.profile()["email"]) == ("Ada Winter", "ada@example.com")
 
 
 def test_the_newest_copy_of_an_organization_counts_wherever_it_stands(clerk: Clerk) -> None:

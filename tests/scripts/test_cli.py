@@ -1,0 +1,38 @@
+"""What every verb of `ballast` owes a person: a line of help, and an example."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from scripts.cli import VERBS, ballast
+
+
+def commands(command: click.Command, *words: str) -> Iterator[tuple[str, ...]]:
+    """The words of a command and of all below it."""
+    yield words
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            yield from commands(below, *words, name)
+
+
+@pytest.mark.parametrize("words", list(commands(ballast))[1:], ids=" ".join)
+def test_every_verb_shows_an_example_of_itself(words: tuple[str, ...]) -> None:
+    shown = CliRunner().invoke(ballast, [*words, "--help"])
+    assert shown.exit_code == 0
+    assert f"Example: {' '.join(['ballast', *words])}" in " ".join(shown.output.split())
+
+
+def test_help_lists_every_verb() -> None:
+    shown = CliRunner().invoke(ballast, ["--help"]).output
+    assert all(verb in shown for verb in VERBS)
+
+
+def test_an_unknown_verb_is_a_usage_error() -> None:
+    assert CliRunner().invoke(ballast, ["dance"]).exit_code == 2
