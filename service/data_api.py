@@ -17,7 +17,7 @@ TIMEOUT = httpx.Timeout(connect=2, read=8, write=2, pool=2)
 PROBE_TIMEOUT = httpx.Timeout(2)
 
 
-class CallFailed(Exception):  # noqa: N818 - named after what went wrong
+class CallFailed(Exception):
     """A call had no answer, or one that is not 2xx.
 
     `code` is a SQLSTATE, PostgREST's own code, the HTTP status, or what went wrong on the way ("ConnectTimeout").

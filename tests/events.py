@@ -36,7 +36,7 @@ def user(clerk_id: str, updated_at: int = START, email: str | None = "ada@exampl
         "object": "user",
         "id": clerk_id,
         "first_name": "Ada",
-        "last_name": "Lovelace",
+        "last_name": "Winter",
         "username": None,
         "image_url": "https://img.clerk.com/ada",
         "primary_email_address_id": "idn_primary" if email else None,

@@ -86,7 +86,7 @@ def test_a_known_person_learns_who_they_are_and_what_they_may_do(clerk: Clerk) -
     assert session["second_factor"] is True
     profile = session["profile"]
     assert {key: profile[key] for key in profile if key != "id"} == {
-        "clerk_user_id": "user_ada", "email": "ada@example.com", "full_name": "Ada Lovelace",
+        "clerk_user_id": "user_ada", "email": "ada@example.com", "full_name": "Ada Winter",
         "avatar_url": "https://img.clerk.com/ada", "current_organization_id": None, "preferences": {},
     }  # fmt: skip
     [organization] = session["organizations"]
