@@ -27,8 +27,9 @@ from scripts.local.clerk_directory import Directory, now
 from scripts.local.stack import Stack
 from scripts.local.svix import body_of, signed_headers
 
-CLIENTS = 4
-SERVICE_WORKERS = 4
+# One client shows what an event costs, several what a machine of few cores can take.
+SQL_CLIENTS = (1, 4)
+HTTP_CLIENTS = SERVICE_WORKERS = 4
 ORGANIZATIONS, QUICK_ORGANIZATIONS = 500, 100
 PEOPLE = 5  # in each organization
 REPEATED = 2  # of each organization's messages
@@ -40,7 +41,8 @@ LEAST_EVENTS_PER_SECOND = 1_000
 LARGEST_RATIO = 2.0
 
 BARE, FUNCTION = "bare durable insert", "SQL function"
-DATA_API, SERVICE = "through the Data API", f"through the service, {SERVICE_WORKERS} workers"
+DATA_API = f"through the Data API, {HTTP_CLIENTS} clients"
+SERVICE = f"through the service with {SERVICE_WORKERS} workers, {HTTP_CLIENTS} clients"
 
 Send = Callable[["Delivery"], str]
 
@@ -91,10 +93,12 @@ def measure(organizations: int) -> report.Report:
             admin.execute("create schema bench create table events (message_id text primary key, event jsonb not null)")
             admin.execute("grant usage on schema bench to service_role")
             admin.execute("grant insert on bench.events to service_role")
-        cases = time_sql(stack, organizations, console)
+        cases: dict[str, Case] = {}
+        for clients in SQL_CLIENTS:
+            cases |= time_sql(stack, clients, organizations, console)
         for name, connect in {DATA_API: data_api_client, SERVICE: service_client}.items():
             cases[name] = time_http(stack, name, connect, max(TURN, organizations // HTTP_SHARE), console)
-    return report.Report("webhooks", machine, _rows(cases), _aims(cases))
+    return report.Report("webhooks", machine, _rows(cases), list(_aims(cases)))
 
 
 def deliveries(organizations: int, run: str) -> Iterator[list[Delivery]]:
@@ -133,22 +137,29 @@ def deliveries(organizations: int, run: str) -> Iterator[list[Delivery]]:
         yield [*messages, messages[0], messages[-1]]
 
 
-def time_sql(stack: Stack, organizations: int, console: Console) -> dict[str, Case]:
-    """The bare insert and the function, in turns, on the same events."""
-    cases = {BARE: Case(), FUNCTION: Case()}
-    connect = {BARE: bare_client, FUNCTION: function_client}
+def time_sql(stack: Stack, number: int, organizations: int, console: Console) -> dict[str, Case]:
+    """The bare insert and the function, in turns, on the same events, with `number` clients each."""
+    names = {BARE: sql_name(BARE, number), FUNCTION: sql_name(FUNCTION, number)}
+    connect = {names[BARE]: bare_client, names[FUNCTION]: function_client}
+    cases, ids = {name: Case() for name in connect}, f"sql{number}"
     with ExitStack() as connections, Progress(console=console) as progress:
-        clients = {name: [connections.enter_context(connect[name](stack)) for _ in range(CLIENTS)] for name in cases}
-        warm_up = next(_turns(deliveries(TURN, "warm")))
+        clients = {
+            name: [connections.enter_context(client(stack)) for _ in range(number)] for name, client in connect.items()
+        }
+        warm_up = next(_turns(deliveries(TURN, f"warm{ids}")))
         for name in cases:
             run(clients[name], warm_up, Case())
-        bar = progress.add_task("SQL", total=organizations // TURN)
-        for turn in _turns(deliveries(organizations, "sql")):
+        bar = progress.add_task(sql_name("SQL", number), total=organizations // TURN)
+        for turn in _turns(deliveries(organizations, ids)):
             for name, case in cases.items():
                 run(clients[name], turn, case)
             progress.advance(bar)
-    require_complete(stack, FUNCTION, "sql", organizations, cases[FUNCTION])
+    require_complete(stack, names[FUNCTION], ids, organizations, cases[names[FUNCTION]])
     return cases
+
+
+def sql_name(name: str, clients: int) -> str:
+    return f"{name}, {clients} client{'s' if clients > 1 else ''}"
 
 
 def time_http(
@@ -161,7 +172,7 @@ def time_http(
     """One way through HTTP, on events of its own."""
     case, ids = Case(), "".join(filter(str.isalpha, name))
     with ExitStack() as connections, Progress(console=console) as progress:
-        clients = [connections.enter_context(connect(stack)) for _ in range(CLIENTS)]
+        clients = [connections.enter_context(connect(stack)) for _ in range(HTTP_CLIENTS)]
         run(clients, next(_turns(deliveries(1, f"warm{ids}"))), Case())
         bar = progress.add_task(name, total=organizations // TURN)
         for turn in _turns(deliveries(organizations, ids)):
@@ -284,13 +295,22 @@ def _rate(case: Case) -> float:
 
 
 def _rows(cases: dict[str, Case]) -> list[report.Case]:
-    bare = cases[BARE].seconds
-    return [report.case(f"{name} ({_rate(case):,.0f} events/s)", case.seconds, bare) for name, case in cases.items()]
-
-
-def _aims(cases: dict[str, Case]) -> list[report.Aim]:
-    function = report.case(FUNCTION, cases[FUNCTION].seconds, cases[BARE].seconds)
+    """Each next to the bare insert with as many clients."""
     return [
-        report.at_least(f"{FUNCTION}: events per second at least", _rate(cases[FUNCTION]), LEAST_EVENTS_PER_SECOND),
-        report.at_most(f"{FUNCTION}: ratio at most", function.ratio or 0.0, LARGEST_RATIO),
+        report.case(f"{name} ({_rate(case):,.0f} events/s)", case.seconds, cases[_baseline(name)].seconds)
+        for name, case in cases.items()
     ]
+
+
+def _baseline(name: str) -> str:
+    one = sql_name(BARE, 1)
+    return one if name in {one, sql_name(FUNCTION, 1)} else sql_name(BARE, HTTP_CLIENTS)
+
+
+def _aims(cases: dict[str, Case]) -> Iterator[report.Aim]:
+    many = sql_name(FUNCTION, SQL_CLIENTS[-1])
+    yield report.at_least(f"{many}: events per second at least", _rate(cases[many]), LEAST_EVENTS_PER_SECOND)
+    for clients in SQL_CLIENTS:
+        name = sql_name(FUNCTION, clients)
+        ratio = report.case(name, cases[name].seconds, cases[sql_name(BARE, clients)].seconds).ratio
+        yield report.at_most(f"{name}: ratio at most", ratio or 0.0, LARGEST_RATIO)
