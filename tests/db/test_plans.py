@@ -1,0 +1,149 @@
+"""How the tenant policies run on a table of some size: the caller's organizations are an index condition, asked for once.
+
+The plans are those of `explain (analyze, costs off, format json)` as authenticated. What must not be in them: a SubPlan, which runs
+once a row, and a filter that calls a function, which does so too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from scripts import migrations
+from scripts.bench.rls import claims, fill
+from scripts.local.postgres import Postgres, stop
+from tests.conftest import Database, free_port_block
+
+Plan = dict[str, Any]
+
+PROJECTS = 100_000
+INVITATIONS = 20_000
+AUDIT_ENTRIES = 50_000
+
+
+@pytest.fixture(scope="module")
+def tenants(home: Path, request: pytest.FixtureRequest) -> Iterator[Postgres]:
+    """A server of its own, with 100 organizations: planners of other tests must not see these rows."""
+    server = Postgres(home / "plans", free_port_block(), "test", request.config.getoption("--postgres"))
+    process = server.start(fsync="off")
+    try:
+        migrations.up(server.url())
+        with psycopg.connect(server.url("supabase_admin")) as admin:
+            fill(admin, PROJECTS)
+            admin.execute(
+                "insert into public.organization_invitations (organization_id, clerk_invitation_id, email, role) "
+                "select o.ids[1 + i %% cardinality(o.ids)], 'orginv_' || i, 'x@example.com', 'member' "
+                "from (select array_agg(id) as ids from public.organizations) as o, generate_series(1, %s) as i",
+                [INVITATIONS],
+            )
+            admin.execute(
+                "insert into public.audit_logs (organization_id, action, resource_type) "
+                "select o.ids[1 + i %% cardinality(o.ids)], 'project.updated', 'project' "
+                "from (select array_agg(id) as ids from public.organizations) as o, generate_series(1, %s) as i",
+                [AUDIT_ENTRIES],
+            )
+        with psycopg.connect(server.url("supabase_admin"), autocommit=True) as admin:
+            admin.execute("vacuum (analyze)")
+        yield server
+    finally:
+        stop(process)
+
+
+@pytest.fixture
+def explain(tenants: Postgres) -> Iterator[Any]:
+    """Runs a statement as a member of three organizations, rolls it back, and returns every node of its plan."""
+    with psycopg.connect(tenants.url()) as connection:
+        database = Database(connection)
+        database.execute("set search_path = pg_catalog")  # so that plans name the schema of what is ours
+
+        def plan_of(statement: str) -> list[Plan]:
+            with database.acting("authenticated", claims("user_17", "org_1")):
+                explained = database.value(
+                    f"explain (analyze, costs off, timing off, verbose, format json) {statement}"
+                )
+            return list(nodes(explained[0]["Plan"]))
+
+        yield plan_of
+        connection.rollback()
+
+
+def nodes(plan: Plan) -> Iterator[Plan]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from nodes(child)
+
+
+def conditions(plan: list[Plan], *kinds: str) -> list[str]:
+    """The texts of the given kinds of conditions, wherever they stand in the plan."""
+    return [node[kind] for node in plan for kind in kinds if kind in node]
+
+
+def calls_of_ours(text: str) -> bool:
+    return re.search(r"\b(app|public)\.\w+\(", text) is not None
+
+
+TENANT_STATEMENTS = {
+    "read projects": ("select * from public.projects", "organization_id"),
+    "read the newest projects": ("select * from public.projects order by created_at desc limit 50", "organization_id"),
+    "count projects": ("select count(*) from public.projects", "organization_id"),
+    "update projects": ("update public.projects set title = 'x' where status = 'archived'", "organization_id"),
+    "delete projects": ("delete from public.projects where status = 'archived'", "organization_id"),
+    "read members": ("select * from public.organization_memberships", "organization_id"),
+    "read invitations": ("select * from public.organization_invitations", "organization_id"),
+    "read the audit log": ("select * from public.audit_logs", "organization_id"),
+}
+
+# Few enough rows that PostgreSQL may rather read them all.
+SMALL_STATEMENTS = {
+    "read profiles": "select * from public.profiles",
+    "read organizations": "select * from public.organizations",
+    "update organizations": "update public.organizations set name = 'x'",
+    "update the own profile": "update public.profiles set full_name = 'x'",
+    "insert a project": "insert into public.projects (organization_id, title) select id, 'x' from public.organizations returning id",
+}
+
+EVERY_STATEMENT = {name: statement for name, (statement, _) in TENANT_STATEMENTS.items()} | SMALL_STATEMENTS
+
+
+@pytest.mark.parametrize(("statement", "column"), TENANT_STATEMENTS.values(), ids=TENANT_STATEMENTS)
+def test_the_callers_organizations_are_an_index_condition(explain: Any, statement: str, column: str) -> None:
+    plan = explain(statement)
+    found = conditions(plan, "Index Cond")
+    assert any(re.search(rf"\b{column} = ANY \(", condition) for condition in found), plan
+    assert not any(node["Node Type"] == "Seq Scan" for node in plan), plan
+
+
+@pytest.mark.parametrize("statement", EVERY_STATEMENT.values(), ids=EVERY_STATEMENT)
+def test_the_callers_organizations_are_asked_for_once(explain: Any, statement: str) -> None:
+    asked = [node for node in explain(statement) if node.get("Parent Relationship") == "InitPlan"]
+    assert asked
+    assert all(node["Actual Loops"] <= 1 for node in asked), asked
+
+
+@pytest.mark.parametrize("statement", EVERY_STATEMENT.values(), ids=EVERY_STATEMENT)
+def test_nothing_is_asked_once_a_row(explain: Any, statement: str) -> None:
+    plan = explain(statement)
+    assert not [node for node in plan if node.get("Parent Relationship") == "SubPlan"], plan
+    filters = conditions(plan, "Filter", "Join Filter", "Index Cond", "Recheck Cond", "One-Time Filter")
+    assert not [each for each in filters if calls_of_ours(each)], filters
+
+
+def test_a_caller_with_many_projects_is_answered_by_the_index_alone(explain: Any) -> None:
+    plan = explain("select count(*) from public.projects")
+    assert [node["Node Type"] for node in plan if node["Node Type"].startswith(("Index", "Bitmap"))] == [
+        "Index Only Scan"
+    ], plan
+
+
+def test_every_tenant_table_has_its_plan_tested(database: Database) -> None:
+    tables = database.rows(
+        "select distinct tablename from pg_policies where schemaname = 'public' and 'authenticated' = any(roles) "
+        "and coalesce(qual, with_check) <> 'true'"
+    )
+    untested = [table for (table,) in tables if not any(f"public.{table}" in each for each in EVERY_STATEMENT.values())]
+    assert not untested
