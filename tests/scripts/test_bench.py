@@ -1,0 +1,131 @@
+"""`ballast bench`: what it prints for machines, what it refuses to measure, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg
+import pytest
+
+from scripts.bench import report, rls, webhooks
+
+RLS = ("rls", "--projects", "5000", "--quick", "--json")
+WEBHOOKS = ("webhooks", "--organizations", "10", "--json")
+
+
+def bench(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """Starts a benchmark with `folder` as its place for temporary files, in a process group of its own."""
+    folder.chmod(0o755)
+    return subprocess.Popen(
+        [Path(sys.executable).with_name("ballast"), "bench", *words],
+        env=os.environ | {"TMPDIR": str(folder)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out
+
+
+def left_behind(folder: Path) -> list[str]:
+    """Commands of processes that work in `folder`, and what is still in it."""
+    commands = [" ".join(each.info["cmdline"] or []) for each in psutil.process_iter(["cmdline"])]
+    return [command for command in commands if str(folder) in command] + [path.name for path in folder.iterdir()]
+
+
+@pytest.fixture
+def folder() -> Any:
+    """Outside pytest's own folders, which PostgreSQL's system user cannot enter when we are root."""
+    with tempfile.TemporaryDirectory(prefix="ballast-test-bench-") as place:
+        yield Path(place)
+
+
+@pytest.mark.parametrize("words", [RLS, WEBHOOKS], ids=["rls", "webhooks"])
+def test_json_has_the_promised_shape_and_nothing_stays_behind(folder: Path, words: tuple[str, ...]) -> None:
+    printed = json.loads(finished(bench(folder, *words)))
+
+    assert list(printed) == ["benchmark", "machine", "cases", "aims"]
+    assert printed["benchmark"] == words[0]
+    assert "PostgreSQL" in printed["machine"]
+    for case in printed["cases"]:
+        assert list(case) == ["name", "median_ms", "p95_ms", "n", "ratio"]
+        assert 0 < case["median_ms"] <= case["p95_ms"]
+        assert case["n"] > 0
+        assert case["ratio"] > 0
+    for aim in printed["aims"]:
+        assert list(aim) == ["name", "value", "limit", "met"]
+        assert aim["met"] == (
+            aim["value"] >= aim["limit"] if "at least" in aim["name"] else aim["value"] <= aim["limit"]
+        )
+    if words is RLS:
+        assert {case["name"] for case in printed["cases"]} == {
+            f"{query.name}: {variant.name}" for query in rls.QUERIES for variant in (rls.BY_HAND, rls.OURS, rls.EXISTS)
+        }
+    assert left_behind(folder) == []
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_a_benchmark_that_is_stopped_leaves_nothing_behind(folder: Path, signal_number: int) -> None:
+    process = bench(folder, "rls", "--projects", "200000", "--json")
+    deadline = time.monotonic() + 30
+    while not list(folder.glob("*/server*/data/postmaster.pid")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1)
+    process.send_signal(signal_number)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert out == ""
+    assert left_behind(folder) == []
+
+
+def test_people_get_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    cases, aims = [report.case("by id", [0.002], [0.001])], [report.at_most("by id: ratio at most", 2.0, 1.3)]
+    report.Report("rls", "a machine", cases, aims).show(as_json=False)
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("by id", "2.000", "2.00", "1.3", "no", "a machine"))
+
+
+def test_variants_that_find_different_rows_are_not_compared() -> None:
+    with pytest.raises(rls.ResultsDiffer, match="count visible"):
+        rls.require_equal(rls.QUERIES[2], {rls.BY_HAND: [(3,)], rls.OURS: [(4,)]})
+
+
+def test_a_query_that_finds_nothing_is_not_measured() -> None:
+    with pytest.raises(rls.ResultsDiffer):
+        rls.require_equal(rls.QUERIES[0], {rls.BY_HAND: [], rls.OURS: []})
+
+
+@pytest.mark.parametrize("outcome", ["failed", "ignored"])
+def test_events_that_are_not_applied_are_not_measured(outcome: str) -> None:
+    case = webhooks.Case()
+    webhooks.run([lambda _: outcome], [webhooks.Delivery("msg_1", {})], case)
+    with pytest.raises(webhooks.EventsLost, match=outcome):
+        webhooks.require_applied("SQL function", 1, case)
+
+
+def test_an_organizations_messages_are_twenty_and_two_come_twice() -> None:
+    (messages,) = webhooks.deliveries(1, "test")
+    assert len(messages) == 20
+    assert len({message.message_id for message in messages}) == 18
+
+
+def test_a_case_sums_up_what_was_timed() -> None:
+    summed = report.case("x", [0.002, 0.004, 0.006], [0.002])
+    assert (summed.median_ms, summed.n, summed.ratio) == (4.0, 3, 2.0)
+
+
+def test_the_machine_is_described_in_one_line(database: Any) -> None:
+    connection: psycopg.Connection[Any] = database.connection
+    described = report.machine(connection)
+    assert f"{os.cpu_count()} cores" in described
+    assert "\n" not in described
