@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import track
 
 from scripts.bench import report
+from scripts.bench.awake import awake_cores
 from scripts.bench.scratch import scratch_folder, scratch_postgres
 from scripts.failure import Failure
 from scripts.local.postgres import Postgres
@@ -126,7 +127,8 @@ def measure(projects: int, rounds: int) -> report.Report:
             admin.execute("vacuum (analyze)")
             machine = report.machine(admin)
             requests = choose_requests(admin, rounds)
-        timings = time_queries(server, requests, console)
+        with awake_cores():
+            timings = time_queries(server, requests, console)
     return report.Report("rls", machine, list(_cases(timings)), list(_aims(timings)))
 
 
