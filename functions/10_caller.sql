@@ -51,7 +51,7 @@ create or replace view app.caller as
 select p.id, coalesce(t.claims @? 'strict $.fva[1] ? (@ >= 0)', false) as second_factor
 from app.token as t
 join public.profiles as p on t.claims ->> 'sub' = p.clerk_user_id
-where not p.banned and t.claims ->> 'sts' is distinct from 'pending';
+where not p.banned and coalesce(t.claims ->> 'sts', 'active') = 'active';
 comment on view app.caller is 'The caller''s profile and whether the session has a second factor; no row for nobody. Only definer functions read it.';
 
 create or replace function app.second_factor() returns boolean

@@ -32,18 +32,3 @@ comment on function app.mfa_required is 'What a new organization starts with. De
 
 alter table public.organizations alter column mfa_required set default app.mfa_required();
 alter table public.projects alter column created_by set default app.user_id();
-
--- Who leaves an organization does not go on working in it.
-create or replace function app.leave_organization() returns trigger
-language plpgsql volatile parallel safe security definer set search_path = pg_catalog, pg_temp
-as $$
-begin
-  update public.profiles set current_organization_id = null
-  where id = old.user_id and current_organization_id = old.organization_id;
-  return null;
-end;
-$$;
-comment on function app.leave_organization is 'Clears current_organization_id. Definer: whoever ends a membership need not be able to write profiles.';
-
-create or replace trigger leave_organization after delete on public.organization_memberships
-for each row execute function app.leave_organization();

@@ -63,8 +63,9 @@ end;
 $$;
 comment on function app.show_organization is 'Writes an organization from the fields that count now and those that counted before (null for none).';
 
--- Who leaves and rejoins has a new membership id, so a pair may have several memberships. One that only a session token told of
--- counts while Clerk's own have not arrived, and unless the pair was parted after the token was issued.
+-- Who leaves and rejoins has a new membership id, so a pair may have several memberships, of which the newest counts: once that is
+-- deleted, an older one whose deletion is late does not come back. One that only a session token told of counts while Clerk's own
+-- have not arrived, and unless the pair was parted after the token was issued.
 create or replace function app.show_membership(organization text, person text) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -76,10 +77,13 @@ begin
   from app.clerk_records as r
   where r.organization_id = organization and r.kind = 'membership' and r.user_id = person
     and not exists (select from app.clerk_tombstones as t where t.kind = 'organization' and t.clerk_id = organization)
-    and ((r.stamp).is_real or not exists (
+    and not exists (
       select from app.clerk_tombstones as t
-      where t.organization_id = organization and t.user_id = person and t.deleted_at >= (r.stamp).source_updated_at
-    ))
+      where t.organization_id = organization and t.user_id = person and case
+        when (r.stamp).is_real then t.began_at > app.clerk_time(r.fields -> 'created_at')
+        else t.deleted_at >= (r.stamp).source_updated_at
+      end
+    )
   order by r.stamp desc, r.clerk_id desc
   limit 1;
 

@@ -1,12 +1,14 @@
 -- What we know of Clerk's objects: app.clerk_records and app.clerk_tombstones. Both functions expect the objects to be locked.
 
--- Objects are locked in one order, so that concurrent deliveries wait for each other and never deadlock.
+-- Objects are locked in one order, so that concurrent deliveries wait for each other and never deadlock. The meaning of roles and
+-- plans is locked too, shared: whoever changes it waits for deliveries under way, and later ones see the change.
 create or replace function app.lock_clerk_objects(clerk_ids text[]) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
   key bigint;
 begin
+  perform pg_advisory_xact_lock_shared('app.clerk_roles'::regclass::oid::integer, 0);
   for key in select distinct hashtextextended(clerk_id, 0) from unnest(clerk_ids) as clerk_id where clerk_id <> '' order by 1 loop
     perform pg_advisory_xact_lock(key);
   end loop;
@@ -61,15 +63,16 @@ $$;
 comment on function app.learn is 'Keeps a write if it is greater than the one known, and shows what it changed. False: something greater was known.';
 
 create or replace function app.bury(
-  kind text, clerk_id text, deleted_at timestamptz, organization text default null, person text default null
+  kind text, clerk_id text, deleted_at timestamptz, organization text default null, person text default null,
+  began_at timestamptz default null
 ) returns boolean
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
   buried boolean;
 begin
-  insert into app.clerk_tombstones as t (kind, clerk_id, organization_id, user_id, deleted_at)
-  values (bury.kind, bury.clerk_id, organization, person, bury.deleted_at)
+  insert into app.clerk_tombstones as t (kind, clerk_id, organization_id, user_id, began_at, deleted_at)
+  values (bury.kind, bury.clerk_id, organization, person, bury.began_at, bury.deleted_at)
   on conflict on constraint clerk_tombstones_pkey do update set deleted_at = excluded.deleted_at where excluded.deleted_at > t.deleted_at
   returning true into buried;
   if buried is null then

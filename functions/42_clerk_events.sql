@@ -8,12 +8,13 @@ declare
   organization text := app.clerk_text(data -> 'organization' -> 'id');
   person text := app.clerk_text(data -> 'public_user_data' -> 'user_id');
   organization_updated_at timestamptz := app.clerk_time(data -> 'organization' -> 'updated_at');
+  is_whole boolean := organization_updated_at is not null and data -> 'organization' ?& array['created_by', 'max_allowed_memberships'];
   news boolean := false;
 begin
   if organization is null or person is null then
     raise exception 'the membership names no organization or no user';
   end if;
-  -- The person inside is a sketch; the organization inside is whole where it carries its own updated_at.
+  -- The person inside is a sketch. So is the organization, unless it has its own updated_at and all the fields we use.
   if app.learn(
     'user', person, (false, stamp.source_updated_at, false, stamp.event_at, null), app.clerk_user_fields(data -> 'public_user_data')
   ) then
@@ -21,13 +22,13 @@ begin
   end if;
   if app.learn(
     'organization', organization,
-    (organization_updated_at is not null, coalesce(organization_updated_at, stamp.source_updated_at), false, stamp.event_at, null),
+    (is_whole, coalesce(organization_updated_at, stamp.source_updated_at), false, stamp.event_at, null),
     app.clerk_organization_fields(data -> 'organization')
   ) then
     news := true;
   end if;
   if deleted then
-    return app.bury('membership', membership, stamp.event_at, organization, person) or news;
+    return app.bury('membership', membership, stamp.event_at, organization, person, app.clerk_time(data -> 'created_at')) or news;
   end if;
   return app.learn('membership', membership, stamp, app.clerk_membership_fields(data), organization, person) or news;
 end;
@@ -141,6 +142,10 @@ begin
   end if;
   outcome := app.apply_clerk_event(event);
 exception when others then
+  -- Passing trouble (a deadlock, no memory, a shutdown) is no property of the event: it is not stored, and Clerk sends it again.
+  if sqlstate ~ '^(40|53|55|57)' then
+    raise;
+  end if;
   outcome := 'failed';
   error := sqlstate || ': ' || sqlerrm;
 end;
@@ -158,7 +163,7 @@ begin
   if message_id is null or jsonb_typeof(event) <> 'object' or jsonb_typeof(event -> 'type') is distinct from 'string' then
     raise sqlstate 'PT400' using message = 'A message needs an id, and an event that is an object with a type.';
   end if;
-  perform pg_advisory_xact_lock(hashtextextended(message_id, 0));
+  perform pg_advisory_xact_lock(hashtextextended(message_id, 1)); -- objects have the seed 0
   select e.outcome into known from app.webhook_events as e where e.message_id = receive_clerk_event.message_id;
 
   if known is null then
@@ -219,6 +224,7 @@ create or replace function app.apply_clerk_roles() returns trigger
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 begin
+  perform pg_advisory_xact_lock('app.clerk_roles'::regclass::oid::integer, 0);
   update public.organization_memberships as m
   set role = app.clerk_role(m.clerk_role, coalesce(r.fields ->> 'created_by' = p.clerk_user_id, false))
   from public.organizations as o
@@ -241,6 +247,7 @@ create or replace function app.apply_clerk_plans() returns trigger
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 begin
+  perform pg_advisory_xact_lock('app.clerk_roles'::regclass::oid::integer, 0);
   perform app.show_billing(r.organization_id)
   from (select distinct organization_id from app.clerk_records where kind = 'subscription_item') as r;
   return null;

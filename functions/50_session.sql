@@ -67,7 +67,7 @@ declare
 begin
   if coalesce(claims ->> 'sub', '') = '' then
     raise sqlstate 'PT401' using message = 'Nobody is signed in.', hint = 'Send a Clerk session token as the bearer token.';
-  elsif claims ->> 'sts' = 'pending' then
+  elsif coalesce(claims ->> 'sts', 'active') <> 'active' then
     raise sqlstate 'PT403' using message = 'The sign-in is not finished.', hint = 'Finish the tasks that Clerk shows, then try again.';
   end if;
   if not app.is_provisioned(claims) then

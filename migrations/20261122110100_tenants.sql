@@ -60,7 +60,7 @@ create table public.profiles (
   full_name text check (length(full_name) between 1 and 256),
   avatar_url text check (avatar_url ~ '^https?://' and length(avatar_url) <= 2048),
   banned boolean not null default false,
-  current_organization_id uuid references public.organizations on delete set null,
+  current_organization_id uuid,
   preferences jsonb not null default '{}' check (jsonb_typeof(preferences) = 'object' and octet_length(preferences::text) <= 65536),
   last_seen_at timestamptz,
   created_at timestamptz not null default now(),
@@ -78,7 +78,7 @@ comment on column public.profiles.preferences is 'The person''s own settings, an
 comment on column public.profiles.last_seen_at is 'Last start of a session, to the minute.';
 comment on column public.profiles.created_at is 'When the person signed up.';
 comment on column public.profiles.updated_at is 'When a value other than last_seen_at last changed.';
-create index profiles_current_organization_id_idx on public.profiles (current_organization_id);
+create index profiles_current_organization_id_idx on public.profiles (current_organization_id, id);
 create index profiles_email_idx on public.profiles (email);
 alter table public.profiles enable row level security, force row level security;
 
@@ -103,6 +103,10 @@ comment on column public.organization_memberships.clerk_role is 'Clerk''s key as
 comment on column public.organization_memberships.clerk_membership_id is 'Clerk''s id, orgmem_…; null while only a session token told of it.';
 comment on column public.organization_memberships.joined_at is 'When the person joined.';
 comment on column public.organization_memberships.updated_at is 'When a value last changed.';
+-- Who leaves an organization stops working in it, however the two happen at once.
+alter table public.profiles add constraint profiles_current_organization_id_fkey
+foreign key (current_organization_id, id) references public.organization_memberships (organization_id, user_id)
+on delete set null (current_organization_id);
 create index organization_memberships_organization_id_idx on public.organization_memberships (organization_id);
 alter table public.organization_memberships enable row level security, force row level security;
 

@@ -62,6 +62,7 @@ create table app.clerk_tombstones (
   clerk_id text not null,
   organization_id text,
   user_id text,
+  began_at timestamptz,
   deleted_at timestamptz not null,
   primary key (kind, clerk_id)
 );
@@ -70,6 +71,7 @@ comment on column app.clerk_tombstones.kind is 'As in app.clerk_records.';
 comment on column app.clerk_tombstones.clerk_id is 'Clerk''s id.';
 comment on column app.clerk_tombstones.organization_id is 'For a membership: its organization.';
 comment on column app.clerk_tombstones.user_id is 'For a membership: its person.';
+comment on column app.clerk_tombstones.began_at is 'For a membership: when it began.';
 comment on column app.clerk_tombstones.deleted_at is 'When Clerk deleted it: the newest time we were told.';
 create index clerk_tombstones_pair_idx on app.clerk_tombstones (organization_id, user_id) where organization_id is not null;
 alter table app.clerk_tombstones enable row level security, force row level security;

@@ -29,13 +29,15 @@ BELONGING = "(belonging to the organization)"
 class Access:
     """What each command on a table needs: a permission, or one of the two above; a missing command is for nobody.
 
-    `row` makes a row of the given organization to act on (or finds one), `new` and `changed` are what a client sends.
+    `row` makes a row of the given organization to act on (or finds one), `new` and `changed` are what a client sends,
+    `columns` what it asks for.
     """
 
     needs: dict[str, str]
     row: str
     new: dict[str, Any]
     changed: dict[str, Any]
+    columns: str = "*"
 
 
 ORGANIZATION = "(select id from public.organizations where clerk_org_id = %(organization)s)"
@@ -57,7 +59,7 @@ ACCESS = {
         row=f"""select p.* from public.profiles as p join public.organization_memberships as m on m.user_id = p.id
             where m.organization_id = {ORGANIZATION} and p.clerk_user_id is distinct from %(person)s
             order by p.clerk_user_id = 'user_ada' limit 1""",
-        new={"clerk_user_id": "user_forged", "organization_id": None}, changed={"full_name": "Somebody else"},
+        new={"clerk_user_id": "user_forged", "organization_id": None}, changed={"full_name": "Somebody else"}, columns="id, full_name",
     ),
     "organization_memberships": Access(
         needs={"select": "members:read"},
@@ -157,7 +159,7 @@ def succeeds(asking: Client, table: str, command: str, row: dict[str, Any], tena
     try:
         match command:
             case "select":
-                answer = asking.table(table).select("*").eq(key, row[key]).execute()
+                answer = asking.table(table).select(access.columns).eq(key, row[key]).execute()
             case "insert":
                 new = {"organization_id": tenant_id} | access.new
                 answer = (

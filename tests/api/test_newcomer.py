@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
+from postgrest import ReturnMethod
 from postgrest.exceptions import APIError
 from supabase import Client, ClientOptions, create_client
 
@@ -129,13 +130,27 @@ def test_people_change_their_own_profile_only(stack: Stack, database: psycopg.Co
     dee = signed_in(stack, "user_dee", "org_acme")
     acme, globex = organization_id(database, "org_acme"), organization_id(database, "org_globex")
 
-    own = dee.table("profiles").update({"preferences": {"theme": "dark"}, "current_organization_id": acme})
-    assert len(own.eq("clerk_user_id", "user_dee").execute().data) == 1
-    assert dee.table("profiles").update({"full_name": "Taken"}).eq("clerk_user_id", "user_ben").execute().data == []
-    with pytest.raises(APIError, match="row-level security"):
-        dee.table("profiles").update({"current_organization_id": globex}).eq("clerk_user_id", "user_dee").execute()
+    def update(whom: str, change: dict[str, Any]) -> None:
+        dee.table("profiles").update(change, returning=ReturnMethod.minimal).eq("clerk_user_id", whom).execute()
+
+    update("user_dee", {"preferences": {"theme": "dark"}, "current_organization_id": acme})
+    own = dee.rpc("start_session").execute().data["profile"]
+    assert (own["preferences"], own["current_organization_id"]) == ({"theme": "dark"}, acme)
+
+    update("user_ben", {"full_name": "Taken"})
+    assert database.execute("select from public.profiles where full_name = 'Taken'").rowcount == 0
+    with pytest.raises(APIError, match="profiles_current_organization_id_fkey"):
+        update("user_dee", {"current_organization_id": globex})
     with pytest.raises(APIError, match="permission denied"):
-        dee.table("profiles").update({"banned": False}).eq("clerk_user_id", "user_dee").execute()
+        update("user_dee", {"banned": False})
+
+
+def test_co_members_do_not_see_where_else_somebody_works(stack: Stack) -> None:
+    eve = signed_in(stack, "user_eve", "org_globex")
+    assert eve.table("profiles").select("full_name").eq("clerk_user_id", "user_ada").execute().data
+    for private in ("current_organization_id", "preferences", "last_seen_at"):
+        with pytest.raises(APIError, match="permission denied"):
+            eve.table("profiles").select(private).execute()
 
 
 def test_a_missing_second_factor_is_named(stack: Stack) -> None:

@@ -105,6 +105,7 @@ def test_an_insert_without_an_identity_is_refused_not_broken(database: Database,
         ({"sub": "user_nobody"}, "unknown person"),
         ({"sub": "USER_ADA"}, "another spelling"),
         ({"sts": "pending"}, "unfinished sign-in"),
+        ({"sts": "blocked"}, "a status nobody knows yet"),
     ],
 )
 def test_a_token_of_nobody_shows_nothing(database: Database, ada: Claims, changed: Claims, reason: str) -> None:

@@ -145,6 +145,21 @@ def test_a_failed_event_is_kept_with_its_error(clerk: Clerk, broken: None) -> No
     assert stored["event"]["data"] == ADA
 
 
+def test_passing_trouble_is_not_stored_so_that_clerk_sends_the_event_again(clerk: Clerk) -> None:
+    clerk.database.execute(
+        "create function public.trouble() returns trigger language plpgsql "
+        "as $$ begin raise sqlstate '40P01' using message = 'deadlock detected'; end $$"
+    )
+    clerk.database.execute(
+        "create trigger trouble before insert on public.profiles for each row execute function public.trouble()"
+    )
+    with pytest.raises(psycopg.errors.DeadlockDetected):
+        clerk.deliver(events.event("user.created", ADA), "msg_a")
+    assert clerk.database.value("select count(*) from app.webhook_events") == 0
+    clerk.database.execute("drop trigger trouble on public.profiles")
+    assert clerk.deliver(events.event("user.created", ADA), "msg_a") == "processed"
+
+
 def test_a_failed_event_leaves_nothing_half_done(clerk: Clerk, broken: None) -> None:
     clerk.send("user.created", ADA)
     assert clerk.database.rows("select * from app.clerk_records") == []
@@ -615,6 +630,24 @@ def test_a_deleted_membership_is_gone_and_stays_gone(clerk: Clerk) -> None:
     assert clerk.members() == []
 
 
+def test_a_removed_person_does_not_get_an_older_role_back_while_its_deletion_is_late(clerk: Clerk) -> None:
+    former, later = member(ADA, "org:admin"), member(ADA, "org:viewer", LATER, "orgmem_2") | {"created_at": LATER}
+    clerk.send("organizationMembership.created", former)
+    clerk.send("organizationMembership.created", later)
+    clerk.send("organizationMembership.deleted", later, MUCH_LATER)
+    assert clerk.members() == []
+    clerk.send("organizationMembership.deleted", former, MUCH_LATER)
+    assert clerk.members() == []
+
+
+def test_a_copy_of_an_organization_without_all_fields_is_a_sketch(clerk: Clerk) -> None:
+    clerk.send("organization.created", ACME | {"max_allowed_memberships": 50})
+    membership = member(ADA, at=LATER, updated_at=LATER)
+    del membership["organization"]["max_allowed_memberships"]
+    clerk.send("organizationMembership.created", membership)
+    assert clerk.organization()["max_seats"] == 50
+
+
 def test_who_leaves_does_not_go_on_working_there(clerk: Clerk) -> None:
     clerk.send("organizationMembership.created", member(ADA))
     clerk.database.execute("update public.profiles set current_organization_id = (select id from public.organizations)")
@@ -882,3 +915,40 @@ def test_an_organization_and_a_person_who_works_in_it_may_be_deleted_at_once(con
             wait_until_it_waits(holder, connection)
     outcomes = holder.execute("select outcome, error from app.webhook_events").fetchall()
     assert outcomes == [("processed", None)] * 3
+
+
+def test_a_new_meaning_of_a_role_reaches_a_membership_under_way(connections: list[Connection]) -> None:
+    sync, administrator, observer = connections
+    event = json.dumps(events.event("organizationMembership.created", member(ADA, "org:member")))
+    with ThreadPoolExecutor(1) as threads:
+        with sync.transaction():
+            sync.execute("select app.receive_clerk_event('msg_0', %s)", (event,))
+            change = "update app.clerk_roles set role = 'viewer' where key = 'org:member'"
+            changed = threads.submit(administrator.execute, change)
+            wait_until_it_waits(observer, administrator)
+        changed.result()
+    try:
+        assert observer.execute("select role from public.organization_memberships").fetchall() == [("viewer",)]
+    finally:
+        observer.execute("update app.clerk_roles set role = 'member' where key = 'org:member'")
+
+
+def test_whoever_is_removed_while_choosing_the_organization_is_not_left_in_it(connections: list[Connection]) -> None:
+    client, sync, observer = connections
+    observer.execute("select app.receive_clerk_event('msg_0', %s)", (member_event("created", START),))
+    with ThreadPoolExecutor(1) as threads:
+        with client.transaction():
+            client.execute("update public.profiles set current_organization_id = (select id from public.organizations)")
+            removal = threads.submit(
+                sync.execute, "select app.receive_clerk_event('msg_1', %s)", (member_event("deleted", LATER),)
+            )
+            wait_until_it_waits(observer, sync)
+        removal.result()
+    assert observer.execute("select outcome from app.webhook_events where message_id = 'msg_1'").fetchone() == (
+        "processed",
+    )
+    assert observer.execute("select current_organization_id from public.profiles").fetchone() == (None,)
+
+
+def member_event(action: str, timestamp: int) -> str:
+    return json.dumps(events.event(f"organizationMembership.{action}", member(ADA), timestamp))

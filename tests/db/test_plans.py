@@ -100,7 +100,7 @@ TENANT_STATEMENTS = {
 
 # Few enough rows that PostgreSQL may rather read them all.
 SMALL_STATEMENTS = {
-    "read profiles": "select * from public.profiles",
+    "read profiles": "select id, full_name from public.profiles",
     "read organizations": "select * from public.organizations",
     "update organizations": "update public.organizations set name = 'x'",
     "update the own profile": "update public.profiles set full_name = 'x'",
