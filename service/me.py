@@ -17,6 +17,8 @@ me = Blueprint("me", __name__, url_prefix="/api/v1")
 # PostgREST's own answers to a token it does not take: malformed, none, expired.
 TOKEN_REFUSED = frozenset({"PGRST301", "PGRST302", "PGRST303", "PT401"})
 
+WITHOUT_ROLE = "The token's role is not authenticated: activate Clerk's Supabase integration."
+
 
 class SessionRefused(Problem):
     """The token is good, and its owner may not come in: banned, deleted or pending."""
@@ -49,6 +51,8 @@ def start_session(data_api: DataApi, caller: Caller) -> object:
     except CallFailed as failure:
         if failure.code in TOKEN_REFUSED:
             raise TokenInvalid(failure.message) from failure
+        if failure.code == "42501":
+            raise SessionRefused(WITHOUT_ROLE) from failure
         if failure.code == "PT403":
             raise SessionRefused(f"{failure.message} {failure.hint}".strip()) from failure
         raise DatabaseUnavailable("Try again in a few seconds.") from failure

@@ -32,6 +32,7 @@ UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 # Texts, finished or not, and brackets. Whatever follows a quote matches, so that no text is looked at twice.
 STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 MAX_LEVELS = 100
+MAX_DIGITS = 4000  # Python reads no whole number of more than 4,300
 
 webhooks = Blueprint("webhooks", __name__, url_prefix="/webhooks")
 
@@ -158,7 +159,7 @@ def event_in(text: str) -> dict[str, Any]:
     """The JSON in `text`, changed where Postgres could not hold it. Raises EventMalformed.
 
     A signed event must not be lost because of what a person put into their own metadata: characters that jsonb refuses
-    become U+FFFD, and what is nested too deeply for a parser becomes null.
+    become U+FFFD, and what is nested too deeply or is too large a number for a parser becomes null.
     """
     try:
         try:
@@ -214,15 +215,17 @@ def without_depths(text: str) -> str:
 
 
 def _parsed(text: str) -> Any:
-    return json.loads(text, parse_constant=_refused, parse_float=_finite)
+    return json.loads(text, parse_constant=_refused, parse_float=_finite, parse_int=_readable)
 
 
 def _refused(constant: str) -> float:
     raise ValueError(f"{constant} is not JSON")
 
 
-def _finite(digits: str) -> float:
+def _finite(digits: str) -> float | None:
     number = float(digits)
-    if math.isinf(number):
-        raise ValueError("a number out of range")
-    return number
+    return number if math.isfinite(number) else None
+
+
+def _readable(digits: str) -> int | None:
+    return int(digits) if len(digits) <= MAX_DIGITS else None

@@ -44,12 +44,16 @@ def reachable(path: Path) -> Path:
     return REACHABLE_FOLDER / f"{path.name}-{digest}"
 
 
-def reachable_copy(folder: Path) -> Path:
-    """Like `reachable`, with the folder's files copied to the stand-in."""
-    place = reachable(folder)
-    if place != folder and not place.exists():
+def reachable_copy(folder: Path, *names: str) -> Path:
+    """`folder`, or a stand-in with a copy of the folders `names` in it; a newer version of them is copied anew."""
+    if reachable(folder / names[0]) == folder / names[0]:
+        return folder
+    made = "-".join(str((folder / name).stat().st_mtime_ns) for name in names)
+    place = reachable(folder / made)
+    if not place.exists():
         unfinished = place.with_suffix(f".{os.getpid()}")
-        shutil.copytree(folder, unfinished, symlinks=True)
+        for name in names:
+            shutil.copytree(folder / name, unfinished / name, symlinks=True)
         unfinished.rename(place)
     return place
 

@@ -66,7 +66,7 @@ class ClerkStandIn:
         self._endpoint = endpoint
 
     def application(self) -> web.Application:
-        application = web.Application(middlewares=[_failures_as_clerk_reports_them])
+        application = web.Application(middlewares=[_no_web_pages, _failures_as_clerk_reports_them])
         application.router.add_get("/.well-known/jwks.json", self.jwks)
         application.router.add_post("/stand-in/tokens", self.tokens)
         application.router.add_post("/stand-in/events", self.events)
@@ -165,6 +165,16 @@ def _make_key(file: Path) -> None:
     unfinished.touch(mode=0o600)
     unfinished.write_bytes(text)
     unfinished.replace(file)
+
+
+@web.middleware
+async def _no_web_pages(request: web.Request, handler: Any) -> web.StreamResponse:
+    """Keeps any page in a browser on this machine from minting tokens: by a form, or by a host name that leads here."""
+    is_json = request.method != "POST" or request.content_type == "application/json"
+    if not is_json or request.url.host not in {"127.0.0.1", "localhost"}:
+        return _errors("authorization_invalid", "The stand-in takes JSON, on 127.0.0.1 only.", 403)
+    response: web.StreamResponse = await handler(request)
+    return response
 
 
 @web.middleware

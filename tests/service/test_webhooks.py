@@ -229,8 +229,6 @@ def test_the_two_sets_of_names_are_not_mixed() -> None:
         b'{"type": "a", "data": {"n": NaN}}',
         b'{"type": "a", "data": {"n": Infinity}}',
         b'{"type": "a", "data": {"n": -Infinity}}',
-        b'{"type": "a", "data": {"n": 1e999}}',
-        b'{"type": "a", "data": {"n": ' + b"9" * 5000 + b"}}",
         b'{"type": "a", "data": ' + b"[" * 100_000,
         b"]" * 100_000,
         b"[" * 100_000 + b"]" * 100_000,
@@ -274,6 +272,12 @@ def test_what_jsonb_cannot_hold_becomes_the_replacement_character() -> None:
         "type": "a\ufffd",
         "data": {"\ufffd": ["\ufffd\ufffd", "\U0001f600", "\\u0000"], "n": [1, 1.5, True]},
     }
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "9" * 5000])
+def test_an_event_is_not_lost_because_of_a_number_that_no_parser_reads(number: str) -> None:
+    event = event_in(f'{{"type": "user.updated", "data": {{"banned": true, "unsafe_metadata": {{"n": {number}}}}}}}')
+    assert event["data"] == {"banned": True, "unsafe_metadata": {"n": None}}
 
 
 @pytest.mark.parametrize("levels", [300, 600, 5_000, 100_000])
