@@ -1,8 +1,8 @@
 """Keeps the cores from going to sleep while something is measured.
 
 A virtual machine's core that waits is halted, and waking it takes as long as a short query. Whether a wait is long
-enough for that is chance: the same query took 0.33 ms on one connection and 0.46 on the next. The cores of a server with
-other work are awake. Not for what waits for a disk: Linux lets such a wait end at the next tick of idle work only.
+enough for that is chance: the same query took 0.33 ms on one connection and 0.46 on the next. The cores of a server
+with other work are awake. Not for what waits for a disk: each such wait then lasted a scheduler's tick, 4 ms.
 """
 
 from __future__ import annotations
