@@ -116,5 +116,7 @@ def test_the_example_environment_explains_every_variable() -> None:
     named = {
         line.partition("=")[0]: lines[number - 1] for number, line in enumerate(lines) if re.match(r"[A-Z_]+=", line)
     }
-    assert named.keys() == ENVIRONMENT.keys() | {"CLERK_AUTHORIZED_PARTIES", "DATABASE_URL", "SERVICE_URL"}
+    assert named.keys() == ENVIRONMENT.keys() | {
+        "CLERK_AUTHORIZED_PARTIES", "DATABASE_URL", "SERVICE_URL", "BALLAST_HOME", "BALLAST_PORT_BASE",
+    }  # fmt: skip
     assert all(above.startswith("# ") for above in named.values())
