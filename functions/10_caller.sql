@@ -147,8 +147,8 @@ as $$
 $$;
 comment on function public.my_permissions is 'The caller''s role and permissions in each organization they belong to.';
 
-grant execute on function app.claims(), app.second_factor(), app.user_id(), app.own_org_ids(), app.org_ids(text),
-app.visible_profile_ids(), app.my_permissions() to authenticated, service_role;
+grant execute on function app.user_id(), app.own_org_ids(), app.org_ids(text), app.visible_profile_ids(), app.my_permissions()
+to authenticated;
 grant execute on function public.has_permission(uuid, text), public.my_permissions() to authenticated;
 
 -- On PostgreSQL 15 all of these end in app.try_claims(), which cannot run in a parallel plan.

@@ -5,11 +5,12 @@
 create or replace function app.clerk_time(value jsonb) returns timestamptz
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
+declare
+  number numeric := case when jsonb_typeof(value) = 'number' then value::numeric end;
 begin
   return case
-    when jsonb_typeof(value) <> 'number' then null
-    when value::numeric between 1 and 1e11 then to_timestamp(value::numeric::double precision)
-    when value::numeric between 1e11 and 2e14 then to_timestamp((value::numeric / 1000)::double precision)
+    when number between 1 and 1e11 then to_timestamp(number::double precision)
+    when number between 1e11 and 2e14 then to_timestamp((number / 1000)::double precision)
   end;
 end;
 $$;
@@ -126,3 +127,20 @@ begin
 end;
 $$;
 comment on function app.clerk_subscription_fields is 'What we keep of a Clerk subscription (status) or of one of its items (status and plan).';
+
+create or replace function app.clerk_fields(kind text, data jsonb) returns jsonb
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return case kind
+    when 'user' then app.clerk_user_fields(data)
+    when 'organization' then app.clerk_organization_fields(data)
+    when 'membership' then app.clerk_membership_fields(data)
+    when 'invitation' then app.clerk_invitation_fields(data)
+    when 'subscription' then app.clerk_subscription_fields(data)
+    when 'subscription_item' then app.clerk_subscription_fields(data)
+    else app.clerk_role_fields(data)
+  end;
+end;
+$$;
+comment on function app.clerk_fields is 'What we keep of an object of Clerk''s; its kind as in app.clerk_records.';

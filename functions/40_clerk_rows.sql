@@ -71,12 +71,10 @@ language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
   membership app.clerk_records;
-  creator boolean;
 begin
   select r.* into membership
   from app.clerk_records as r
   where r.organization_id = organization and r.kind = 'membership' and r.user_id = person
-    and not exists (select from app.clerk_tombstones as t where t.kind = 'organization' and t.clerk_id = organization)
     and not exists (
       select from app.clerk_tombstones as t
       where t.organization_id = organization and t.user_id = person and case
@@ -94,15 +92,14 @@ begin
     return;
   end if;
 
-  creator := coalesce((
-    select r.fields ->> 'created_by' = person from app.clerk_records as r where r.kind = 'organization' and r.clerk_id = organization
-  ), false);
   insert into public.organization_memberships as m (organization_id, user_id, role, clerk_role, clerk_membership_id, joined_at)
   select
-    o.id, p.id, app.clerk_role(membership.fields ->> 'role', creator), membership.fields ->> 'role',
+    o.id, p.id, app.clerk_role(membership.fields ->> 'role', r.fields ->> 'created_by' = person), membership.fields ->> 'role',
     case when (membership.stamp).is_real then membership.clerk_id end, coalesce(app.clerk_time(membership.fields -> 'created_at'), now())
-  from public.organizations as o, public.profiles as p
-  where o.clerk_org_id = organization and p.clerk_user_id = person
+  from public.organizations as o
+  cross join public.profiles as p
+  left join app.clerk_records as r on r.kind = 'organization' and r.clerk_id = o.clerk_org_id
+  where o.clerk_org_id = organization and o.deleted_at is null and p.clerk_user_id = person
   on conflict (user_id, organization_id) do update set
     role = excluded.role, clerk_role = excluded.clerk_role, clerk_membership_id = excluded.clerk_membership_id, joined_at = excluded.joined_at
   where (m.role, m.clerk_role, m.clerk_membership_id, m.joined_at)

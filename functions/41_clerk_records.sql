@@ -17,30 +17,36 @@ $$;
 comment on function app.lock_clerk_objects is 'Holds the objects with these Clerk ids until the transaction ends.';
 
 create or replace function app.learn(
-  kind text, clerk_id text, stamp app.clerk_stamp, fields jsonb, organization text default null, person text default null
+  kind text, clerk_id text, stamp app.clerk_stamp, data jsonb, organization text default null, person text default null
 ) returns boolean
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
   known app.clerk_records;
+  newest jsonb;
 begin
-  stamp.fingerprint := sha256(convert_to(fields::text, 'UTF8'));
   select r.* into known from app.clerk_records as r where r.kind = learn.kind and r.clerk_id = learn.clerk_id;
-  if known.stamp >= stamp then
+  -- Without a fingerprint a stamp is greater than with one: most copies and sketches lose here, before their fields are read.
+  if known.stamp > stamp then
     return false;
   end if;
-  -- A deleted organization goes on learning, hidden, so that it ends the same whenever its deletion arrives.
-  if learn.kind <> 'organization' and exists (
-    select from app.clerk_tombstones as t where t.kind = learn.kind and t.clerk_id = learn.clerk_id
-  ) then
+  newest := app.clerk_fields(kind, data);
+  stamp.fingerprint := sha256(convert_to(newest::text, 'UTF8'));
+  if known.stamp >= stamp then
     return false;
   end if;
 
   if known.clerk_id is null then
+    -- A deleted organization goes on learning, hidden, so that it ends the same whenever its deletion arrives.
+    if learn.kind <> 'organization' and exists (
+      select from app.clerk_tombstones as t where t.kind = learn.kind and t.clerk_id = learn.clerk_id
+    ) then
+      return false;
+    end if;
     insert into app.clerk_records (kind, clerk_id, organization_id, user_id, stamp, fields)
-    values (learn.kind, learn.clerk_id, organization, person, learn.stamp, learn.fields);
+    values (learn.kind, learn.clerk_id, organization, person, learn.stamp, newest);
   else
-    update app.clerk_records as r set stamp = learn.stamp, fields = learn.fields
+    update app.clerk_records as r set stamp = learn.stamp, fields = newest
     where r.kind = learn.kind and r.clerk_id = learn.clerk_id;
   end if;
 
@@ -49,11 +55,11 @@ begin
     perform app.show_membership(organization, person);
   elsif learn.kind in ('subscription', 'subscription_item') then
     perform app.show_billing(organization);
-  elsif known.fields is distinct from learn.fields then
+  elsif known.fields is distinct from newest then
     case learn.kind
-      when 'user' then perform app.show_user(learn.clerk_id, learn.fields, known.fields);
-      when 'organization' then perform app.show_organization(learn.clerk_id, learn.fields, known.fields);
-      when 'invitation' then perform app.show_invitation(learn.clerk_id, organization, learn.fields);
+      when 'user' then perform app.show_user(learn.clerk_id, newest, known.fields);
+      when 'organization' then perform app.show_organization(learn.clerk_id, newest, known.fields);
+      when 'invitation' then perform app.show_invitation(learn.clerk_id, organization, newest);
       else null; -- roles and permissions are only remembered
     end case;
   end if;

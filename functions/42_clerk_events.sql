@@ -15,22 +15,19 @@ begin
     raise exception 'the membership names no organization or no user';
   end if;
   -- The person inside is a sketch. So is the organization, unless it has its own updated_at and all the fields we use.
-  if app.learn(
-    'user', person, (false, stamp.source_updated_at, false, stamp.event_at, null), app.clerk_user_fields(data -> 'public_user_data')
-  ) then
+  if app.learn('user', person, (false, stamp.source_updated_at, false, stamp.event_at, null), data -> 'public_user_data') then
     news := true;
   end if;
   if app.learn(
     'organization', organization,
-    (is_whole, coalesce(organization_updated_at, stamp.source_updated_at), false, stamp.event_at, null),
-    app.clerk_organization_fields(data -> 'organization')
+    (is_whole, coalesce(organization_updated_at, stamp.source_updated_at), false, stamp.event_at, null), data -> 'organization'
   ) then
     news := true;
   end if;
   if deleted then
     return app.bury('membership', membership, stamp.event_at, organization, person, app.clerk_time(data -> 'created_at')) or news;
   end if;
-  return app.learn('membership', membership, stamp, app.clerk_membership_fields(data), organization, person) or news;
+  return app.learn('membership', membership, stamp, data, organization, person) or news;
 end;
 $$;
 comment on function app.apply_clerk_membership is 'Applies a membership event, the copies of the person and the organization inside it first.';
@@ -42,7 +39,7 @@ as $$
 begin
   perform app.learn(
     'organization', clerk_id, (false, '-infinity', false, '-infinity', null),
-    app.clerk_organization_fields(jsonb_build_object('id', clerk_id, 'name', name))
+    jsonb_build_object('id', clerk_id, 'name', name)
   );
 end;
 $$;
@@ -55,14 +52,14 @@ as $$
 declare
   item jsonb;
   item_id text;
-  news boolean := app.learn('subscription', app.clerk_text(data -> 'id'), stamp, app.clerk_subscription_fields(data), organization);
+  news boolean := app.learn('subscription', app.clerk_text(data -> 'id'), stamp, data, organization);
 begin
   for item in select jsonb_path_query(data, '$.items[*]') loop
     item_id := app.clerk_text(item -> 'id');
     if item_id is not null and app.learn(
       'subscription_item', item_id,
       (true, coalesce(app.clerk_time(item -> 'updated_at'), stamp.source_updated_at), false, stamp.event_at, null),
-      app.clerk_subscription_fields(item), organization
+      item, organization
     ) then
       news := true;
     end if;
@@ -89,8 +86,8 @@ declare
 begin
   if not (
     subject in ('user', 'organization', 'organizationMembership', 'role', 'permission') and action in ('created', 'updated', 'deleted')
-    or subject = 'organizationInvitation'
-    or subject in ('subscription', 'subscriptionItem') and organization is not null -- people may subscribe too
+    or subject = 'organizationInvitation' and action <> 'deleted' -- Clerk deletes none of these: they end by their status
+    or subject in ('subscription', 'subscriptionItem') and action <> 'deleted' and organization is not null -- people may subscribe too
   ) then
     return 'ignored';
   end if;
@@ -108,19 +105,19 @@ begin
   elsif subject = 'organizationInvitation' and (action in ('accepted', 'revoked') or data ->> 'status' <> 'pending') then
     news := app.bury('invitation', id, event_at); -- an answer is final, and the address no longer needed
   elsif subject = 'user' then
-    news := app.learn('user', id, stamp, app.clerk_user_fields(data));
+    news := app.learn('user', id, stamp, data);
   elsif subject = 'organization' then
-    news := app.learn('organization', id, stamp, app.clerk_organization_fields(data));
+    news := app.learn('organization', id, stamp, data);
   elsif subject in ('role', 'permission') then
-    news := app.learn(subject, id, stamp, app.clerk_role_fields(data));
+    news := app.learn(subject, id, stamp, data);
   elsif organization is null then
     raise exception 'the invitation names no organization';
   else
     perform app.mention_organization(organization, payer ->> 'organization_name');
     news := case subject
-      when 'organizationInvitation' then app.learn('invitation', id, stamp, app.clerk_invitation_fields(data), organization)
+      when 'organizationInvitation' then app.learn('invitation', id, stamp, data, organization)
       when 'subscription' then app.apply_clerk_subscription(data, stamp, organization)
-      else app.learn('subscription_item', id, stamp, app.clerk_subscription_fields(data), organization)
+      else app.learn('subscription_item', id, stamp, data, organization)
     end;
   end if;
   return case when news then 'processed' else 'stale' end;
@@ -183,7 +180,8 @@ end;
 $$;
 comment on function app.receive_clerk_event is 'Stores a message and applies it, once. Definer: service_role has no access to the tables.';
 
--- The wait doubles from half a minute to about four hours.
+-- When it is due again: the wait doubles from half a minute to about four hours. So far a person retries (`ballast inbox retry`), or
+-- Clerk by a redelivery.
 create or replace function app.retry_clerk_event(message_id text) returns text
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$

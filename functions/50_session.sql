@@ -26,15 +26,15 @@ begin
     return;
   end if;
   perform app.lock_clerk_objects(array[person, organization.clerk_id]);
-  perform app.learn('user', person, (false, '-infinity', false, '-infinity', null), app.clerk_user_fields('{}'));
+  perform app.learn('user', person, (false, '-infinity', false, '-infinity', null), '{}');
   if organization.clerk_id is not null then
     perform app.learn(
       'organization', organization.clerk_id, (false, '-infinity', false, '-infinity', null),
-      app.clerk_organization_fields(jsonb_build_object('id', organization.clerk_id, 'slug', organization.slug))
+      jsonb_build_object('id', organization.clerk_id, 'slug', organization.slug)
     );
     perform app.learn(
       'membership', format('session:%s:%s', organization.clerk_id, person), (false, issued_at, false, issued_at, null),
-      app.clerk_membership_fields(jsonb_build_object('role', organization.clerk_role, 'created_at', claims -> 'iat')),
+      jsonb_build_object('role', organization.clerk_role, 'created_at', claims -> 'iat'),
       organization.clerk_id, person
     );
   end if;

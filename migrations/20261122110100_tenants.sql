@@ -74,7 +74,7 @@ comment on column public.profiles.full_name is 'Display name. A change here last
 comment on column public.profiles.avatar_url is 'Picture, http or https.';
 comment on column public.profiles.banned is 'Clerk has banned the person: no token of theirs counts.';
 comment on column public.profiles.current_organization_id is 'The organization the person works in; one they belong to.';
-comment on column public.profiles.preferences is 'The person''s own settings, an object of at most 64 KiB. Co-members can read it.';
+comment on column public.profiles.preferences is 'The person''s own settings, an object of at most 64 KiB. Only start_session shows them, to their owner.';
 comment on column public.profiles.last_seen_at is 'Last start of a session, to the minute.';
 comment on column public.profiles.created_at is 'When the person signed up.';
 comment on column public.profiles.updated_at is 'When a value other than last_seen_at last changed.';

@@ -19,7 +19,7 @@ comment on column app.webhook_events.event is 'The whole event as received. Pers
 comment on column app.webhook_events.outcome is 'processed; stale: something newer was known; ignored: not a type we handle; failed: see error.';
 comment on column app.webhook_events.error is 'Why it failed or was ignored.';
 comment on column app.webhook_events.attempts is 'How often it was applied or tried.';
-comment on column app.webhook_events.next_attempt_at is 'When a failed event is due again.';
+comment on column app.webhook_events.next_attempt_at is 'When a failed event is due again. Nothing retries by itself yet: `ballast inbox retry`.';
 comment on column app.webhook_events.received_at is 'When the first delivery arrived.';
 comment on column app.webhook_events.applied_at is 'When it got its outcome; null while failed.';
 create index webhook_events_next_attempt_at_idx on app.webhook_events (next_attempt_at) where outcome = 'failed';

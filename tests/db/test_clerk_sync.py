@@ -210,8 +210,12 @@ def test_retrying_what_did_not_fail_changes_nothing(clerk: Clerk) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["session.created", "email.created", "user.createdAtEdge", "organizationDomain.created", "x", ""]
-)
+    "kind",
+    [
+        "session.created", "email.created", "user.createdAtEdge", "organizationDomain.created", "organizationInvitation.deleted",
+        "subscription.deleted", "subscriptionItem.deleted", "x", "",
+    ],
+)  # fmt: skip
 def test_a_type_we_do_not_handle_is_stored_as_ignored(clerk: Clerk, kind: str) -> None:
     assert clerk.deliver(events.event(kind, {"id": "any", "updated_at": START}), "msg_a") == "ignored"
     assert clerk.inbox("msg_a")["outcome"] == "ignored"
