@@ -171,6 +171,8 @@ def read_files(root: Path) -> Files:
         if earlier.version == later.version:
             raise FilesInvalid(f"{earlier.path} and {later.path} have one version: give the newer another timestamp.")
     sources = [_read_source(path) for folder in ("functions", "policies") for path in _sql_files(root / folder)]
+    if not migrations and not sources:
+        raise FilesInvalid(f"There are no migrations in {root}: run `.venv/bin/ballast` of a checkout.")
     return Files(tuple(migrations), tuple(sources))
 
 

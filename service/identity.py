@@ -66,7 +66,8 @@ class Caller:
     """The person behind a request, as Clerk signed it.
 
     `organization_role` is Clerk's key with its prefix ("org:admin"), whichever version the token has. A factor's age is
-    the minutes since it was last verified, None when never or not said.
+    the minutes since it was last verified, None when never or not said. Today only `token` is used; the rest is for
+    routes that act in the session's organization or ask for a recent factor.
     """
 
     user_id: str

@@ -103,7 +103,7 @@ QUERIES = (
 )
 
 
-@click.command("rls")
+@click.command("rls", short_help="What our policies cost.")
 @click.option("--quick", is_flag=True, help=f"{QUICK_PROJECTS:,} projects: under a minute, with the same checks.")
 @click.option("--projects", type=click.IntRange(5_000), help=f"How many projects. Default: {PROJECTS:,}.")
 @click.option("--json", "as_json", is_flag=True, help="Print only JSON.")

@@ -40,7 +40,7 @@ grant bench_exists to authenticator;
 grant usage on schema public, app to bench_exists;
 grant select, insert on public.projects to bench_exists;
 grant select on public.organization_memberships to bench_exists;
-grant execute on function app.user_id(), app.claims() to bench_exists;
+grant execute on function app.user_id() to bench_exists;
 
 create policy "bench: own memberships" on public.organization_memberships for select to bench_exists
 using (user_id = (select app.user_id()));

@@ -33,7 +33,7 @@ HTTP_CLIENTS = SERVICE_WORKERS = 4
 ORGANIZATIONS, QUICK_ORGANIZATIONS = 500, 100
 PEOPLE = 5  # in each organization
 REPEATED = 2  # of each organization's messages
-# Node's stand-in for PostgREST takes some 100 requests a second: a tenth of the events shows that just as well.
+# Node's stand-in for PostgREST takes some 150 requests a second: a tenth of the events shows that just as well.
 HTTP_SHARE = 10
 # The cases of SQL take turns, this many organizations at a time, so that noise hits both.
 TURN = 10
@@ -67,7 +67,7 @@ class Case:
     outcomes: Counter[str] = field(default_factory=Counter)
 
 
-@click.command("webhooks")
+@click.command("webhooks", short_help="How fast Clerk's events are taken in.")
 @click.option(
     "--quick", is_flag=True, help=f"{QUICK_ORGANIZATIONS} organizations: under a minute, with the same checks."
 )
@@ -319,4 +319,5 @@ def _aims(cases: dict[str, Case]) -> Iterator[report.Aim]:
     for clients in SQL_CLIENTS:
         name = sql_name(FUNCTION, clients)
         ratio = report.case(name, cases[name].seconds, cases[sql_name(BARE, clients)].seconds).ratio
-        yield report.at_most(f"{name}: ratio at most", ratio or 0.0, LARGEST_RATIO)
+        if ratio is not None:
+            yield report.at_most(f"{name}: ratio at most", ratio, LARGEST_RATIO)

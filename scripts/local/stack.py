@@ -14,7 +14,7 @@ from scripts.local.postgres import Postgres
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DEFAULT_PORT_BASE = 54320
-LAST_PORT_OFFSET = 7
+LAST_PORT_OFFSET = 6
 
 
 class InvalidPortBase(Failure):
@@ -61,7 +61,7 @@ class Secrets:
 
 @dataclass(frozen=True)
 class Stack:
-    """One stack. `home` holds its data, logs and keys; its ports are `port_base` + 1 to + 7, on 127.0.0.1."""
+    """One stack. `home` holds its data, logs and keys; its ports are `port_base` + 1 to + 6, on 127.0.0.1."""
 
     home: Path
     port_base: int
@@ -73,7 +73,9 @@ class Stack:
         home = Path(os.environ.get("BALLAST_HOME") or CHECKOUT / ".local").absolute()
         text = os.environ.get("BALLAST_PORT_BASE") or str(DEFAULT_PORT_BASE)
         if not text.isascii() or not text.isdigit() or not 1023 <= int(text) <= 65535 - LAST_PORT_OFFSET:
-            raise InvalidPortBase(f"BALLAST_PORT_BASE must be a number from 1023 to 65528, not {text!r}.")
+            raise InvalidPortBase(
+                f"BALLAST_PORT_BASE must be a number from 1023 to {65535 - LAST_PORT_OFFSET}, not {text!r}."
+            )
         return cls(home, int(text), Secrets.of(home))
 
     @property

@@ -51,6 +51,11 @@ RULES = {
         select 'function ' || p.oid::regprocedure from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace,
           aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) as g
         where n.nspname in {OURS} and g.grantee in (0, 'anon'::regrole)""",
+    "no column is granted to anon or to everybody": f"""
+        select c.oid::regclass || '.' || a.attname from pg_attribute as a
+        join pg_class as c on c.oid = a.attrelid join pg_namespace as n on n.oid = c.relnamespace,
+          aclexplode(a.attacl) as g where n.nspname in {OURS} and g.grantee in (0, 'anon'::regrole)""",
+    "no extension is needed": "select extname::text from pg_extension where extname <> 'plpgsql'",
     "no table of app or ops is granted to a role of the API": """
         select c.oid::regclass || ' to ' || g.grantee::regrole from pg_class as c join pg_namespace as n on n.oid = c.relnamespace,
           aclexplode(c.relacl) as g
@@ -97,3 +102,15 @@ def test_a_new_table_is_closed_until_its_policies_file_opens_it(database: Databa
             "select has_table_privilege(%s, 'public.probe', 'select, insert, update, delete')", role
         )
         assert not database.value("select has_function_privilege(%s, 'public.probe_function()', 'execute')", role)
+
+
+def test_the_matrix_is_the_specifications(database: Database) -> None:
+    """Whoever widens a role has to say so here too: everything else reads the matrix from the database."""
+    viewer = {"projects:read", "members:read"}
+    member = viewer | {"projects:create", "projects:update"}
+    admin = member | {"projects:delete", "members:invite", "members:remove", "organization:update", "audit:read"}
+    owner = admin | {"billing:manage", "organization:delete"}
+    rows = database.rows("select role, array_agg(permission) from public.role_permissions group by role")
+    assert {role: set(permissions) for role, permissions in rows} == {
+        "viewer": viewer, "member": member, "admin": admin, "owner": owner,
+    }  # fmt: skip
