@@ -79,7 +79,10 @@ declare
 begin
   insert into app.clerk_tombstones as t (kind, clerk_id, organization_id, user_id, began_at, deleted_at)
   values (bury.kind, bury.clerk_id, organization, person, bury.began_at, bury.deleted_at)
-  on conflict on constraint clerk_tombstones_pkey do update set deleted_at = excluded.deleted_at where excluded.deleted_at > t.deleted_at
+  on conflict on constraint clerk_tombstones_pkey do update
+  set began_at = greatest(t.began_at, excluded.began_at), deleted_at = greatest(t.deleted_at, excluded.deleted_at)
+  where (t.began_at, t.deleted_at)
+    is distinct from (greatest(t.began_at, excluded.began_at), greatest(t.deleted_at, excluded.deleted_at))
   returning true into buried;
   if buried is null then
     return false;

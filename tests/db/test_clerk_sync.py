@@ -644,6 +644,19 @@ def test_a_removed_person_does_not_get_an_older_role_back_while_its_deletion_is_
     assert clerk.members() == []
 
 
+@pytest.mark.parametrize("flip", [False, True])
+def test_of_two_deletions_of_a_membership_each_adds_what_it_knows_in_both_orders(clerk: Clerk, flip: bool) -> None:
+    later = member(ADA, "org:viewer", LATER, "orgmem_2")
+    deletions = [(later | {"created_at": None}, MUCH_LATER), (later | {"created_at": LATER}, LATER)]
+    clerk.send("organizationMembership.created", member(ADA, "org:admin"))
+    for data, timestamp in reversed(deletions) if flip else deletions:
+        assert clerk.send("organizationMembership.deleted", data, timestamp) == "processed"
+    assert clerk.members() == []
+    known = "select began_at, deleted_at from app.clerk_tombstones where clerk_id = 'orgmem_2'"
+    expected = "select to_timestamp(%s / 1000.0), to_timestamp(%s / 1000.0)"
+    assert clerk.database.rows(known) == clerk.database.rows(expected, LATER, MUCH_LATER)
+
+
 def test_a_copy_of_an_organization_without_all_fields_is_a_sketch(clerk: Clerk) -> None:
     clerk.send("organization.created", ACME | {"max_allowed_memberships": 50})
     membership = member(ADA, at=LATER, updated_at=LATER)
