@@ -6,11 +6,10 @@ from collections import Counter
 
 import click
 import httpx
-import psycopg
 from rich.console import Console
 from rich.progress import Progress
 
-from scripts import bulk, clerk, examples
+from scripts import bulk, clerk, database, examples
 from scripts.failure import Failure
 from scripts.local.clerk_client import ClerkClient, NotRunning
 from scripts.local.stack import client_environment
@@ -91,17 +90,14 @@ def _rows(api: httpx.Client, path: str, query: dict[str, str]) -> list[dict[str,
 
 
 def _seed_bulk(size: bulk.Size) -> None:
-    url = client_environment()["DATABASE_URL"]
     added = 0
-    try:
-        with (
-            psycopg.connect(url, autocommit=True) as connection,
-            Progress(console=Console(stderr=True), transient=True) as progress,
-        ):
-            task = progress.add_task("organizations", total=size.organizations)
-            for done, rows in bulk.fill(connection, size):
-                added += rows
-                progress.update(task, completed=done)
-    except psycopg.OperationalError as error:
-        raise NotRunning(f"The database does not answer ({error}): see `ballast status`.") from None
+    console = Console(stderr=True)
+    with (
+        database.connected(client_environment()["DATABASE_URL"]) as connection,
+        Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
+    ):
+        task = progress.add_task("organizations", total=size.organizations)
+        for done, rows in bulk.fill(connection, size):
+            added += rows
+            progress.update(task, completed=done)
     click.echo(f"Added {added} rows." if added else "All of it is there already: nothing changed.", err=True)

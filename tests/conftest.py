@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +19,8 @@ import pytest
 
 from scripts import migrations
 from scripts.local.postgres import Postgres, stop
+from scripts.local.processes import free_ports
+from scripts.local.stack import LAST_PORT_OFFSET
 
 ROOT = Path(__file__).parents[1]
 Claims = dict[str, Any]
@@ -34,14 +34,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--histories", type=int, default=300, help="how many histories the convergence test delivers")
 
 
-def free_port_block(size: int = 10) -> int:
-    """A base B such that the ports B to B+size-1 are free now; below the range from which systems take their own."""
-    while True:
-        base = secrets.randbelow(12_000) + 20_000
-        with contextlib.ExitStack() as sockets, contextlib.suppress(OSError):
-            for port in range(base, base + size):
-                sockets.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            return base
+def free_port_block() -> int:
+    """A base B such that the ports B to B+6, all that a stack may use, are free now."""
+    return free_ports(LAST_PORT_OFFSET + 1)
 
 
 @pytest.fixture(scope="session")

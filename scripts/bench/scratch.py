@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from scripts import migrations
 from scripts.failure import Failure
 from scripts.local.postgres import Postgres, stop
+from scripts.local.processes import free_ports
 from scripts.local.stack import CHECKOUT, LAST_PORT_OFFSET, Secrets, Stack
 
 
@@ -35,7 +35,7 @@ def scratch_folder() -> Iterator[Path]:
 @contextmanager
 def scratch_postgres(folder: Path, **settings: str) -> Iterator[Postgres]:
     """A migrated server in `folder`, durable as in production, with `settings` on top."""
-    server = Postgres(folder / "server", _free_ports(1), secrets.token_urlsafe(16))
+    server = Postgres(folder / "server", free_ports(1), secrets.token_urlsafe(16))
     process = server.start(**settings)
     try:
         migrations.up(server.url())
@@ -48,7 +48,7 @@ def scratch_postgres(folder: Path, **settings: str) -> Iterator[Postgres]:
 def scratch_stack(folder: Path, service_workers: int) -> Iterator[Stack]:
     """A whole running stack in `folder`. Raises StackDidNotStart."""
     home = folder / "stack"
-    stack = Stack(home, _free_ports(LAST_PORT_OFFSET) - 1, Secrets.of(home))
+    stack = Stack(home, free_ports(LAST_PORT_OFFSET) - 1, Secrets.of(home))
     try:
         started = _ballast(stack, "up", "--detach", GUNICORN_CMD_ARGS=f"--workers={service_workers}")
         if started.returncode:
@@ -68,13 +68,3 @@ def _ballast(stack: Stack, *words: str, **variables: str) -> subprocess.Complete
         text=True,
         check=False,
     )
-
-
-def _free_ports(number: int) -> int:
-    """The first of `number` ports in a row that are free now; below the range from which systems take their own."""
-    while True:
-        first = 20_000 + secrets.randbelow(12_000)
-        with ExitStack() as probes, suppress(OSError):
-            for port in range(first, first + number):
-                probes.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            return first

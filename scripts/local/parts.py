@@ -17,7 +17,7 @@ import psycopg
 
 from scripts.failure import Failure
 from scripts.local import account
-from scripts.local.stack import CHECKOUT, Stack
+from scripts.local.stack import CHECKOUT, REDIS_SOCKET, Stack
 
 QUESTION_SECONDS = 3.0
 READY = "/rest/v1/rpc/ready"
@@ -131,12 +131,10 @@ def _clerk(stack: Stack) -> Part:
 
 
 def _redis(stack: Stack) -> Part:
-    # Relative to the stack's folder: the whole path of a socket may have 107 bytes only.
-    socket = "redis.sock"
-    listen = ["--port", "0", "--unixsocket", socket, "--unixsocketperm", "700"]
+    listen = ["--port", "0", "--unixsocket", REDIS_SOCKET, "--unixsocketperm", "700"]
 
     def answers() -> bool:
-        question = [_redis_program("redis-cli"), "-s", socket, "ping"]
+        question = [_redis_program("redis-cli"), "-s", REDIS_SOCKET, "ping"]
         try:
             answer = subprocess.run(
                 question, cwd=stack.home, capture_output=True, timeout=QUESTION_SECONDS, check=False
@@ -150,7 +148,7 @@ def _redis(stack: Stack) -> Part:
         lambda: [_redis_program("redis-server"), *listen, "--save", "", "--appendonly", "no", "--loglevel", "warning"],
         answers,
         folder=stack.home,
-        address=socket,
+        address=REDIS_SOCKET,
     )
 
 

@@ -15,6 +15,8 @@ from scripts.local.postgres import Postgres
 CHECKOUT = Path(__file__).resolve().parents[2]
 DEFAULT_PORT_BASE = 54320
 LAST_PORT_OFFSET = 6
+# Relative to the stack's folder, where both of its processes run: the name of a socket may have 107 bytes only.
+REDIS_SOCKET = "redis.sock"
 
 
 class InvalidPortBase(Failure):

@@ -18,10 +18,7 @@ from aiohttp import web
 from redis.asyncio.connection import UnixDomainSocketConnection
 
 from scripts.failure import Failure
-from scripts.local.stack import Stack
-
-# Relative to the stack's folder, where both processes run: the name of a socket may have 107 bytes only.
-SOCKET = "redis.sock"
+from scripts.local.stack import REDIS_SOCKET, Stack
 
 Command = list[str]
 Reply = Any  # str, bytes, int, None, a list of these, or the redis.ResponseError that a command ended in
@@ -132,5 +129,5 @@ def _answer(body: object, *, failed: bool = False) -> web.Response:
 
 if __name__ == "__main__":
     stack = Stack.from_environment()
-    rest = UpstashRest(stack.secrets.upstash_token, Path(SOCKET))
+    rest = UpstashRest(stack.secrets.upstash_token, Path(REDIS_SOCKET))
     web.run_app(rest.application(), host="127.0.0.1", port=stack.upstash_port, access_log=None, print=None)

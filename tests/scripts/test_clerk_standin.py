@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -244,12 +243,3 @@ def test_an_absent_receiver_is_a_failed_attempt() -> None:
             return await anext(svix.deliver(session, endpoint, "msg_1", b"{}"))
 
     assert asyncio.run(run()).status is None
-
-
-# --- seeds -----------------------------------------------------------------------------------------------------------
-
-
-def test_seeding_again_changes_nothing_and_says_so(stack: Stack) -> None:
-    again: subprocess.CompletedProcess[str] = stack.ballast("seed")
-    assert again.returncode == 0
-    assert "nothing changed" in again.stderr
