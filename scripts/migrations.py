@@ -400,7 +400,7 @@ def clear_table(connection: Connection, table: str) -> None:
     policies = connection.execute("select quote_ident(polname) from pg_policy where polrelid = %s::regclass", [table])
     for (policy,) in policies.fetchall():
         connection.execute(f"drop policy {policy} on {table}".encode())
-    ours = "select pg_has_role(relowner, 'usage') from pg_class where oid = %s::regclass"
+    ours = "select relowner = current_user::regrole from pg_class where oid = %s::regclass"
     if connection.execute(ours, [table]).fetchone() == (True,):
         # Takes the columns' grants too.
         revoke(connection, f"table {table}")

@@ -37,26 +37,6 @@ as $$ select auth.jwt() ->> 'role' $$;
 create function auth.email() returns text language sql stable
 as $$ select auth.jwt() ->> 'email' $$;
 
--- Realtime's side of the contract: policies of ours refer to realtime.messages and realtime.topic().
-create schema realtime;
-create table realtime.messages (
-  topic text not null,
-  extension text not null,
-  payload jsonb,
-  event text,
-  private boolean default false,
-  updated_at timestamp not null default now(),
-  inserted_at timestamp not null default now(),
-  id uuid not null default gen_random_uuid(),
-  primary key (id, inserted_at)
-) partition by range (inserted_at);
-create table realtime.messages_default partition of realtime.messages default;
-alter table realtime.messages enable row level security;
-create function realtime.topic() returns text language sql stable
-as $$ select nullif(current_setting('realtime.topic', true), '') $$;
-grant usage on schema realtime to postgres, anon, authenticated, service_role;
-grant select, insert, update on realtime.messages to postgres, anon, authenticated, service_role;
-
 -- The Data API forgets what it knew of the tables whenever a statement changes them.
 create function extensions.pgrst_ddl_watch() returns event_trigger language plpgsql
 as $$ begin notify pgrst, 'reload schema'; end $$;

@@ -17,6 +17,7 @@ from scripts.failure import Failure
 from scripts.local import account
 
 BOOTSTRAP = Path(__file__).with_name("bootstrap.sql")
+REALTIME = Path(__file__).with_name("realtime") / "schema.sql"
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
@@ -90,14 +91,14 @@ class Postgres:
         unfinished.rename(self.folder / "data")
 
     def bootstrap(self) -> None:
-        """Gives a new cluster hosted Supabase's roles, schemas and default privileges. Does nothing twice."""
+        """Gives a new cluster hosted Supabase's roles, schemas and default privileges; and every cluster Realtime's."""
         with psycopg.connect(self.url("supabase_admin")) as connection:
-            if connection.execute("select from pg_roles where rolname = 'authenticator'").rowcount:
-                return
-            connection.execute(BOOTSTRAP.read_bytes())
-            for role in ("postgres", "authenticator"):
-                statement = sql.SQL("alter role {} password {}")
-                connection.execute(statement.format(sql.Identifier(role), sql.Literal(self.password)))
+            if not connection.execute("select from pg_roles where rolname = 'authenticator'").rowcount:
+                connection.execute(BOOTSTRAP.read_bytes())
+                for role in ("postgres", "authenticator"):
+                    statement = sql.SQL("alter role {} password {}")
+                    connection.execute(statement.format(sql.Identifier(role), sql.Literal(self.password)))
+            connection.execute(REALTIME.read_bytes())
 
     def start(self, **settings: str) -> subprocess.Popen[bytes]:
         """Makes the server if it is new, starts it, waits for its first answer and returns its process."""

@@ -1,0 +1,109 @@
+-- Live changes: what is written to a tenant table is broadcast to those who may read it. The next table is one line, at the end.
+
+-- Who may read projects receives org:<organization id>; a table that needs another permission has a topic of its own next to it.
+create or replace function app.org_topic(organization_id uuid, permission text) returns text
+language sql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+  select concat_ws(':', 'org', organization_id, nullif(permission, 'projects:read'));
+$$;
+comment on function app.org_topic is 'The private topic on which rows of an organization that need the permission are broadcast.';
+
+create or replace function app.topics() returns text[]
+language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return array(
+    select topic
+    from app.caller_memberships as m
+    join public.role_permissions as rp on rp.role = m.role
+    cross join lateral (
+      values (app.org_topic(m.organization_id, rp.permission)),
+      (case when rp.permission = 'projects:read' then app.org_topic(m.organization_id, 'presence') end)
+    ) as t (topic)
+    where rp.permission like '%:read' and topic is not null
+  );
+end;
+$$;
+comment on function app.topics is 'The private topics that the caller may listen to. Definer: it reads app.caller_memberships.';
+
+-- What a statement wrote, as messages: only columns that people may select leave the database. An update tells what people can see
+-- to have changed; to those who stay, a row that moved to another tenant is deleted. Of a deleted row only its key is told.
+-- One insert per statement, however many rows: docs/decisions/0006-one-insert-broadcasts-a-statement.md.
+create or replace function app.broadcast_changes() returns trigger
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+  permission text := tg_argv[0];
+  change jsonb := jsonb_build_object('schema', tg_table_schema, 'table', tg_table_name, 'operation', tg_op, 'record', null, 'old_record', null);
+  deletion jsonb := change || '{"operation": "DELETE"}';
+  hidden text[];
+  not_key text[];
+begin
+  select
+    coalesce(array_agg(a.attname) filter (where not has_column_privilege('authenticated', tg_relid, a.attnum, 'select')), '{}'),
+    coalesce(array_agg(a.attname) filter (where a.attnum <> all(i.indkey)), '{}')
+  into hidden, not_key
+  from pg_attribute as a
+  join pg_index as i on a.attrelid = i.indrelid and i.indisprimary
+  where a.attrelid = tg_relid and a.attnum > 0 and not a.attisdropped;
+
+  if tg_op = 'INSERT' then
+    insert into realtime.messages (topic, extension, event, private, payload)
+    select app.org_topic(n.organization_id, permission), 'broadcast', 'INSERT', true, change || jsonb_build_object('record', to_jsonb(n) - hidden)
+    from new_rows as n;
+  elsif tg_op = 'UPDATE' then
+    insert into realtime.messages (topic, extension, event, private, payload)
+    select app.org_topic(c.organization_id, permission), 'broadcast', 'UPDATE', true, change || jsonb_build_object('record', c.record)
+    from (
+      select n.organization_id, to_jsonb(n) - hidden as record from new_rows as n
+      except
+      select o.organization_id, to_jsonb(o) - hidden from old_rows as o
+    ) as c;
+    insert into realtime.messages (topic, extension, event, private, payload)
+    select app.org_topic(c.organization_id, permission), 'broadcast', 'DELETE', true, deletion || jsonb_build_object('old_record', c.key)
+    from (
+      select o.organization_id, to_jsonb(o) - not_key as key from old_rows as o
+      except
+      select n.organization_id, to_jsonb(n) - not_key from new_rows as n
+    ) as c;
+  else
+    insert into realtime.messages (topic, extension, event, private, payload)
+    select app.org_topic(o.organization_id, permission), 'broadcast', 'DELETE', true, deletion || jsonb_build_object('old_record', to_jsonb(o) - not_key)
+    from old_rows as o;
+  end if;
+  return null;
+exception when others then
+  -- A write never fails because nobody could be told of it.
+  raise warning 'A change of % was not broadcast (%).', tg_relid::regclass, sqlstate;
+  return null;
+end;
+$$;
+comment on function app.broadcast_changes is
+'Broadcasts what a statement wrote on the topic of each row''s organization. Definer: nobody but the database may send there.';
+
+create or replace function app.broadcast(relation regclass, permission text default 'projects:read') returns void
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+begin
+  execute format(
+    'create or replace trigger broadcast_insert after insert on %s referencing new table as new_rows
+     for each statement execute function app.broadcast_changes(%L)', relation, permission
+  );
+  execute format(
+    'create or replace trigger broadcast_update after update on %s referencing old table as old_rows new table as new_rows
+     for each statement execute function app.broadcast_changes(%L)', relation, permission
+  );
+  execute format(
+    'create or replace trigger broadcast_delete after delete on %s referencing old table as old_rows
+     for each statement execute function app.broadcast_changes(%L)', relation, permission
+  );
+end;
+$$;
+comment on function app.broadcast is
+'Turns broadcasts on for a tenant table: its rows have an organization_id and are read with the permission. May be called again.';
+
+grant execute on function app.topics() to authenticated;
+
+select app.broadcast('public.projects');
+select app.broadcast('public.organization_memberships', 'members:read');
+select app.broadcast('public.organization_invitations', 'members:read');

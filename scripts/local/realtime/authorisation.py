@@ -1,0 +1,85 @@
+"""Who may use a private channel: asked of the policies on realtime.messages, as the caller, and rolled back."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg_pool import AsyncConnectionPool
+
+from scripts.local.realtime.protocol import encoded
+from scripts.local.realtime.tokens import Claims
+
+log = logging.getLogger(__name__)
+Pool = AsyncConnectionPool[psycopg.AsyncConnection[Any]]
+EXTENSIONS = ("broadcast", "presence")
+INSERT = "insert into realtime.messages (id, topic, extension) values (%s, %s, %s)"
+
+
+@dataclass(frozen=True)
+class Access:
+    """Which of a channel's two extensions are open to somebody."""
+
+    broadcast: bool
+    presence: bool
+
+
+NONE, ALL = Access(broadcast=False, presence=False), Access(broadcast=True, presence=True)
+
+
+class Authorisation:
+    """Asks the database. What a policy refuses, or fails to answer, is closed."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def reading(self, claims: Claims, topic: str) -> Access:
+        """What the caller receives on a topic: which of two probing messages they can see."""
+        probes = {uuid.uuid4(): extension for extension in EXTENSIONS}
+        async with self._pool.connection() as connection, connection.transaction(force_rollback=True):
+            for identifier, extension in probes.items():
+                await connection.execute(INSERT, [identifier, topic, extension])
+            await _become(connection, claims, topic)
+            try:
+                rows = await connection.execute(
+                    "select id from realtime.messages where topic = %s and id = any(%s)", [topic, list(probes)]
+                )
+                seen = {probes[identifier] for (identifier,) in await rows.fetchall()}
+            except psycopg.Error as error:
+                _complain("select", error)
+                return NONE
+        return Access("broadcast" in seen, "presence" in seen)
+
+    async def writing(self, claims: Claims, topic: str) -> Access:
+        """What the caller may send to a topic: which of two messages they could insert."""
+        async with self._pool.connection() as connection, connection.transaction(force_rollback=True):
+            await _become(connection, claims, topic)
+            return Access(*[await _may_insert(connection, topic, extension) for extension in EXTENSIONS])
+
+
+async def _become(connection: psycopg.AsyncConnection[Any], claims: Claims, topic: str) -> None:
+    await connection.execute(
+        "select set_config('role', %s, true), set_config('realtime.topic', %s, true),"
+        " set_config('request.jwt.claims', %s, true), set_config('request.headers', '{}', true)",
+        [claims["role"], topic, encoded(claims)],
+    )
+
+
+async def _may_insert(connection: psycopg.AsyncConnection[Any], topic: str, extension: str) -> bool:
+    try:
+        async with connection.transaction(force_rollback=True):
+            await connection.execute(INSERT, [uuid.uuid4(), topic, extension])
+    except psycopg.errors.InsufficientPrivilege:
+        return False
+    except psycopg.Error as error:
+        _complain("insert", error)
+        return False
+    return True
+
+
+def _complain(command: str, error: psycopg.Error) -> None:
+    """Without the server's message: it may quote claims."""
+    log.error("A POLICY RAISES: %s on realtime.messages, SQLSTATE %s. The caller is refused.", command, error.sqlstate)

@@ -1,0 +1,212 @@
+"""Postgres Changes: which subscriber is told of which change, and what of it, as row level security decides."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+from scripts.local.realtime.authorisation import Pool
+from scripts.local.realtime.filters import Filter, FilterInvalid, parse
+from scripts.local.realtime.protocol import Json, encoded
+from scripts.local.realtime.replication import Change, Connection
+from scripts.local.realtime.tokens import Claims
+
+log = logging.getLogger(__name__)
+PUBLICATION: Final = "supabase_realtime"
+LARGEST_PAYLOAD: Final = 1024 * 1024
+LARGEST_KEPT_VALUE: Final = 64
+# Subscribers are told in groups: the first need not wait until the last one's policies have been asked.
+GROUP: Final = 25
+
+TABLES = """
+    select c.oid::bigint
+    from pg_publication_tables as p
+    join pg_class as c on c.relname = p.tablename and c.relnamespace = to_regnamespace(quote_ident(p.schemaname))
+    where p.pubname = %(publication)s
+      and %(schema)s::text in ('*', p.schemaname::text) and %(table)s::text in ('*', p.tablename::text)
+"""
+READABLE = """
+    select exists (
+      select from pg_attribute as a
+      where a.attrelid = %(table)s::oid and a.attname = %(column)s and a.attnum > 0 and not a.attisdropped
+        and has_column_privilege(%(role)s::name, a.attrelid, a.attnum, 'select')
+    )
+"""
+
+
+class SubscriptionRefused(Exception):
+    """What a client asks for cannot be; str() is what it reads."""
+
+
+@dataclass(eq=False)
+class Subscription:
+    """One entry of a channel's `postgres_changes`. `number` is what both sides call it by."""
+
+    number: int
+    wanted: Json
+    claims: Claims
+    tables: frozenset[int] = frozenset()
+    filters: list[Filter] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, wanted: Json, claims: Claims) -> Subscription:
+        return cls(zlib.crc32(encoded(wanted).encode()) & 0x7FFFFFF, wanted, claims)
+
+    @property
+    def event(self) -> str:
+        return str(self.wanted.get("event", "*")).upper()
+
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """The columns asked for; None for all."""
+        chosen = self.wanted.get("select")
+        return tuple(map(str, chosen)) if isinstance(chosen, list) and chosen else None
+
+    def covers(self, change: Change) -> bool:
+        return change.relation.oid in self.tables and self.event in ("*", change.kind)
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What is told to some subscriptions: `data` is JSON text, the same for all of them."""
+
+    data: str
+    subscriptions: Sequence[Subscription]
+
+
+@dataclass(frozen=True)
+class Visible:
+    """What realtime.visible_change() answers."""
+
+    new: Json | None
+    old: Json | None
+    key: list[str]
+    columns: dict[str, list[Json]]
+    told: dict[str, str | None]
+    raised: list[str]
+
+
+class Changes:
+    """Finds the tables of subscriptions, and the subscriptions of changes."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def resolve(self, subscription: Subscription) -> None:
+        """Finds the tables and checks the filters. Raises SubscriptionRefused."""
+        wanted = subscription.wanted
+        schema, table = wanted.get("schema", "public" if "table" in wanted else None), wanted.get("table", "*")
+        if schema is None:
+            raise SubscriptionRefused(
+                "No subscription params provided. Please provide at least a `schema` or `table` to subscribe to."
+            )
+        try:
+            filters = parse(wanted.get("filter"))
+        except FilterInvalid as error:
+            raise SubscriptionRefused(str(error)) from None
+        unable = "Unable to subscribe to changes with given parameters."
+        async with self._pool.connection() as connection:
+            names = {"publication": PUBLICATION, "schema": str(schema), "table": str(table)}
+            rows = await (await connection.execute(TABLES, names)).fetchall()
+            if not rows:
+                raise SubscriptionRefused(
+                    f"{unable} Please check Realtime is enabled for the given connect parameters: {encoded(wanted)}"
+                )
+            for (oid,), one in itertools.product(rows, filters):
+                if reason := await _objection(connection, oid, one, subscription.claims["role"]):
+                    raise SubscriptionRefused(f"{unable} {reason}: {encoded(wanted)}")
+        subscription.tables, subscription.filters = frozenset(oid for (oid,) in rows), filters
+
+    async def notices(
+        self, connection: Connection, change: Change, subscriptions: Sequence[Subscription]
+    ) -> list[Notice]:
+        """What each of the subscriptions, all of which cover the change, may be told. One query for all of them."""
+        asked = [
+            {"id": number, "role": each.claims["role"], "claims": each.claims, "filters": each.filters}
+            for number, each in enumerate(subscriptions)
+        ]
+        answer = await connection.execute(
+            "select realtime.visible_change(%s::oid, %s, %s, %s, %s)",
+            [change.relation.oid, change.kind, _json(change.new), _json(change.old), Jsonb(asked)],
+        )
+        row = await answer.fetchone()
+        visible = Visible(**row[0]) if row else Visible(None, None, [], {}, {}, [])
+        for sqlstate in visible.raised:
+            log.error(
+                "A POLICY RAISES: select on %s.%s, SQLSTATE %s. Its subscriber is told nothing.",
+                change.relation.schema, change.relation.name, sqlstate,
+            )  # fmt: skip
+        return list(_notices(change, visible, subscriptions))
+
+
+async def _objection(connection: Connection, table: int, condition: Filter, role: str) -> str | None:
+    """Why a filter cannot be: its column is not there or may not be read, or its value does not fit."""
+    names = {"table": table, "column": condition.column, "role": role}
+    if await (await connection.execute(READABLE, names)).fetchone() != (True,):
+        return f"invalid column for filter {condition.column}"
+    try:
+        nothing = Jsonb({condition.column: None})
+        await connection.execute("select realtime.passes(%s::oid, %s, %s)", [table, nothing, Jsonb([condition])])
+    except psycopg.Error:
+        return f"invalid value for filter {condition.column}"
+    return None
+
+
+def _json(row: Any) -> Jsonb | None:
+    return None if row is None else Jsonb(row)
+
+
+def _notices(change: Change, visible: Visible, subscriptions: Sequence[Subscription]) -> Iterator[Notice]:
+    """Subscriptions that see the same are told together."""
+    alike = defaultdict(list)
+    for number, error in visible.told.items():
+        subscription = subscriptions[int(number)]
+        alike[subscription.claims["role"], subscription.columns, error].append(subscription)
+    for (role, chosen, error), group in alike.items():
+        data = _refusal(change, error) if error else _data(change, visible, role, chosen)
+        yield Notice(encoded(data), group)
+
+
+def _refusal(change: Change, error: str) -> Json:
+    nothing: Json = {"commit_timestamp": None, "columns": [], "record": {}, "old_record": {}}
+    return _head(change) | nothing | {"errors": [error]}
+
+
+def _data(change: Change, visible: Visible, role: str, chosen: tuple[str, ...] | None) -> Json:
+    columns = [
+        each
+        for each in visible.columns[role]
+        if chosen is None or each["name"] in chosen or each["name"] in visible.key
+    ]
+    names = {each["name"] for each in columns}
+    too_large = len(encoded([visible.new, visible.old])) > LARGEST_PAYLOAD
+
+    def part(row: Json | None) -> Json:
+        return {
+            name: value
+            for name, value in (row or {}).items()
+            if name in names and not (too_large and len(encoded(value)) > LARGEST_KEPT_VALUE)
+        }
+
+    data = _head(change) | {
+        "commit_timestamp": change.committed_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "columns": columns,
+        "errors": ["Error 413: Payload Too Large"] if too_large else None,
+    }
+    if change.kind != "DELETE":
+        data["record"] = part({**(visible.old or {}), **(visible.new or {})})
+    if change.kind != "INSERT":
+        data["old_record"] = part(visible.old)
+    return data
+
+
+def _head(change: Change) -> Json:
+    return {"schema": change.relation.schema, "table": change.relation.name, "type": change.kind}

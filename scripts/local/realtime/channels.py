@@ -1,0 +1,389 @@
+"""Channels: joining, leaving, tokens, broadcasts and presence, as Supabase Realtime's clients expect them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import psycopg
+from aiohttp import web
+from psycopg_pool import PoolTimeout
+
+from scripts.local.realtime.authorisation import ALL, NONE, Access, Authorisation
+from scripts.local.realtime.changes import GROUP, Changes, Subscription, SubscriptionRefused
+from scripts.local.realtime.presence import Presence, Room
+from scripts.local.realtime.protocol import HEARTBEAT_TOPIC, Broadcast, Frame, Json, Message, Wire, encoded
+from scripts.local.realtime.replication import Change, Connection
+from scripts.local.realtime.tokens import Claims, TokenRefused, Tokens
+
+log = logging.getLogger(__name__)
+PREFIX: Final = "realtime:"
+SUBSCRIBED: Final = "Subscribed to PostgreSQL"
+NO_DATABASE: Final = "Realtime was unable to connect to the project database"
+STREAM_SECONDS: Final = 5.0
+# A client that takes nothing for so long is cut off: it connects again and reads what it missed.
+LONGEST_QUEUE: Final = 20_000
+LONGEST_TIMER: Final = 3600.0
+
+
+class Refused(Exception):
+    """A channel that cannot be joined, or not be kept; str() is what the client reads."""
+
+
+class Socket:
+    """One client: its connection, the token it came with, its channels, and what waits to be sent to it."""
+
+    def __init__(self, connection: web.WebSocketResponse, wire: Wire, token: str) -> None:
+        self.connection = connection
+        self.wire = wire
+        self.token = token
+        self.channels: dict[str, Channel] = {}
+        self._queue = asyncio.Queue[Frame]()
+
+    def send(self, frame: Frame | None) -> None:
+        if frame is not None and self._queue.qsize() <= LONGEST_QUEUE:
+            self._queue.put_nowait(frame)
+
+    async def write(self) -> None:
+        """Sends what waits, until cancelled, the connection ends, or too much waits."""
+        while self._queue.qsize() < LONGEST_QUEUE:
+            frame = await self._queue.get()
+            if isinstance(frame, str):
+                await self.connection.send_str(frame)
+            else:
+                await self.connection.send_bytes(frame)
+        await self.connection.close(code=1013)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a client asks for when it joins."""
+
+    private: bool
+    echo: bool
+    acknowledge: bool
+    presence: bool
+    presence_key: str
+    changes: tuple[Json, ...]
+
+    @classmethod
+    def of(cls, payload: Json) -> Settings:
+        config = _object(payload.get("config"))
+        broadcast, presence = _object(config.get("broadcast")), _object(config.get("presence"))
+        changes = config.get("postgres_changes")
+        return cls(
+            private=_true(config.get("private")),
+            echo=_true(broadcast.get("self")),
+            acknowledge=_true(broadcast.get("ack")),
+            presence=_true(presence.get("enabled")),
+            presence_key=str(presence.get("key") or uuid.uuid4()),
+            changes=tuple(each for each in changes if isinstance(each, dict)) if isinstance(changes, list) else (),
+        )
+
+
+@dataclass(eq=False)
+class Channel:
+    """A client's place in a room. `writing` is asked for when it first sends."""
+
+    socket: Socket
+    topic: str
+    join_ref: str | None
+    settings: Settings
+    token: str
+    claims: Claims = field(default_factory=dict)
+    reading: Access = ALL
+    writing: Access | None = None
+    sees_presence: bool = False
+    meta: Json | None = None
+    subscriptions: list[Subscription] = field(default_factory=list)
+    timer: asyncio.TimerHandle | None = None
+
+    @property
+    def name(self) -> str:
+        return self.topic.removeprefix(PREFIX)
+
+    @property
+    def room(self) -> Room:
+        return Room(self.name, self.settings.private)
+
+    def push(self, event: str, payload: str, ref: str | None = None) -> None:
+        self.socket.send(self.socket.wire.push(self.topic, event, payload, ref, self.join_ref))
+
+    def reply(self, ref: str | None, status: str = "ok", response: Json | None = None) -> None:
+        self.push("phx_reply", encoded({"status": status, "response": response or {}}), ref)
+
+    def tell(self, extension: str, status: str, message: str) -> None:
+        """A `system` message."""
+        told = {"extension": extension, "status": status, "message": message, "channel": self.name}
+        self.push("system", encoded(told))
+
+
+class Channels:
+    """Every channel of every client. `stream_ready` is set while Postgres tells of changes."""
+
+    def __init__(
+        self, tokens: Tokens, authorisation: Authorisation, changes: Changes, stream_ready: asyncio.Event
+    ) -> None:
+        self._tokens = tokens
+        self._authorisation = authorisation
+        self._changes = changes
+        self._stream_ready = stream_ready
+        self._presence = Presence()
+        self._rooms: dict[Room, dict[Channel, None]] = defaultdict(dict)
+
+    # --- what clients send
+
+    async def handle(self, socket: Socket, message: Message) -> None:
+        """Answers one message of a client."""
+        channel = socket.channels.get(message.topic)
+        if message.topic == HEARTBEAT_TOPIC or (channel is None and message.event == "phx_leave"):
+            _reply(socket, message)
+        elif message.event == "phx_join":
+            await self._join(socket, message)
+        elif channel is None:
+            _reply(socket, message, "error", {"reason": "unmatched topic"})
+        elif message.event == "phx_leave":
+            channel.reply(message.ref)
+            self._close(channel)
+        elif message.event == "access_token":
+            await self._renew(channel, message.payload.get("access_token"))
+        elif message.broadcast is not None:
+            await self._send(channel, message.ref, message.broadcast)
+        elif message.event == "presence":
+            await self._presence_event(channel, message)
+
+    def disconnected(self, socket: Socket) -> None:
+        """A client is gone, and all its channels with it."""
+        for channel in list(socket.channels.values()):
+            self._forget(channel)
+
+    async def _join(self, socket: Socket, message: Message) -> None:
+        if message.topic in socket.channels:
+            self._close(socket.channels[message.topic])
+        given = message.payload.get("user_token") or message.payload.get("access_token")
+        token = given if isinstance(given, str) and not given.startswith("sb_") else socket.token
+        channel = Channel(
+            socket, message.topic, message.join_ref or message.ref, Settings.of(message.payload), token
+        )  # fmt: skip
+        try:
+            await self._admit(channel)
+        except Refused as refusal:
+            _reply(socket, message, "error", {"reason": str(refusal)})
+            return
+        socket.channels[channel.topic] = channel
+        self._rooms[channel.room][channel] = None
+        self._watch_expiry(channel)
+        problem = await self._subscribe(channel)
+        described = [each.wanted | {"id": each.number} for each in channel.subscriptions]
+        channel.reply(message.ref, response={"postgres_changes": described})
+        if channel.subscriptions:
+            channel.tell("postgres_changes", "error" if problem else "ok", problem or SUBSCRIBED)
+        channel.sees_presence = channel.settings.presence
+        self._show_presence(channel)
+
+    async def _admit(self, channel: Channel) -> None:
+        """Checks token and policies. Raises Refused."""
+        if not channel.topic.startswith(PREFIX):
+            raise Refused("unmatched topic")
+        if not channel.name:
+            raise Refused("TopicNameRequired: You must provide a topic name")
+        try:
+            channel.claims = await self._tokens.claims(channel.token)
+        except TokenRefused as refusal:
+            raise Refused(refusal.reason) from None
+        channel.reading = await self._reading(channel)
+        if channel.reading == NONE:
+            raise Refused(f"Unauthorized: You do not have permissions to read from this Channel topic: {channel.name}")
+
+    async def _subscribe(self, channel: Channel) -> str | None:
+        """Resolves what the channel wants of Postgres Changes once there is a stream. Returns why it cannot be."""
+        channel.subscriptions = [Subscription.of(wanted, channel.claims) for wanted in channel.settings.changes]
+        try:
+            if channel.subscriptions:
+                await asyncio.wait_for(self._stream_ready.wait(), STREAM_SECONDS)
+            for subscription in channel.subscriptions:
+                await self._changes.resolve(subscription)
+        except SubscriptionRefused as refusal:
+            return str(refusal)
+        except (psycopg.Error, PoolTimeout, TimeoutError):
+            return NO_DATABASE
+        return None
+
+    async def _renew(self, channel: Channel, token: object) -> None:
+        """A new token: what it may is asked anew; a channel that may no longer be read is closed."""
+        if not isinstance(token, str) or token.startswith("sb_") or token == channel.token:
+            return
+        before = channel.reading
+        channel.token, channel.writing = token, None
+        try:
+            channel.claims = await self._tokens.claims(token)
+            channel.reading = await self._reading(channel)
+        except (TokenRefused, Refused) as refusal:
+            self._shut(channel, str(refusal))
+            return
+        if before.broadcast > channel.reading.broadcast or before.presence > channel.reading.presence:
+            self._shut(channel, f"You no longer have permission to read from this Channel topic: {channel.name}")
+            return
+        for subscription in channel.subscriptions:
+            subscription.claims = channel.claims
+        self._watch_expiry(channel)
+        if channel.subscriptions:
+            channel.tell("postgres_changes", "ok", SUBSCRIBED)
+
+    async def _send(self, channel: Channel, ref: str | None, broadcast: Broadcast) -> None:
+        if not (await self._writing(channel)).broadcast:
+            return  # as Realtime does: no reply, so that an acknowledgement times out
+        self.broadcast(channel.room, broadcast, skip=None if channel.settings.echo else channel)
+        if channel.settings.acknowledge:
+            channel.reply(ref)
+
+    async def _presence_event(self, channel: Channel, message: Message) -> None:
+        event, payload = str(message.payload.get("event", "")).lower(), message.payload.get("payload", {})
+        if event == "track":
+            if not (await self._writing(channel)).presence:
+                channel.reply(message.ref, "error")
+                return
+            if not isinstance(payload, dict):
+                channel.reply(message.ref, "error", {"reason": "Presence track payload must be a map"})
+                return
+            self._track(channel, payload)
+        elif event == "untrack":
+            self._untrack(channel)
+        channel.reply(message.ref, "ok" if event in ("track", "untrack") else "error")
+        if event == "track" and not channel.sees_presence:
+            channel.sees_presence = True
+            self._show_presence(channel)
+
+    # --- what is sent to clients
+
+    def broadcast(self, room: Room, broadcast: Broadcast, skip: Channel | None = None) -> None:
+        """Hands a broadcast to everybody in the room who may read it."""
+        frames: dict[type[Wire], Frame | None] = {}
+        for channel in self._readers(room):
+            if channel is not skip and channel.reading.broadcast:
+                wire = channel.socket.wire
+                if type(wire) not in frames:
+                    frames[type(wire)] = wire.broadcast(channel.topic, broadcast)
+                channel.socket.send(frames[type(wire)])
+
+    async def may_broadcast(self, claims: Claims, topic: str) -> bool:
+        """Whether somebody may send to a private topic, by REST. Raises psycopg.Error when the database is away."""
+        return (await self._authorisation.writing(claims, topic)).broadcast
+
+    async def tell_change(self, connection: Connection, change: Change) -> None:
+        """Tells a change to the subscriptions that may see it."""
+        channels = itertools.chain.from_iterable(list(room) for room in list(self._rooms.values()))
+        wanted = {each: channel for channel in channels for each in channel.subscriptions if each.covers(change)}
+        waiting = iter(wanted)
+        while group := list(itertools.islice(waiting, GROUP)):
+            for notice in await self._changes.notices(connection, change, group):
+                numbers = defaultdict(list)
+                for subscription in notice.subscriptions:
+                    numbers[wanted[subscription]].append(subscription.number)
+                for channel, ids in numbers.items():
+                    channel.push("postgres_changes", f'{{"ids":{encoded(ids)},"data":{notice.data}}}')
+
+    def stream_began(self) -> None:
+        """Postgres tells of changes again: what happened meanwhile is lost, so clients are told to read again."""
+        for channel in itertools.chain.from_iterable(self._rooms.values()):
+            if channel.subscriptions:
+                channel.tell("postgres_changes", "ok", SUBSCRIBED)
+
+    # --- keeping and closing
+
+    async def _reading(self, channel: Channel) -> Access:
+        if not channel.settings.private:
+            return ALL
+        try:
+            return await self._authorisation.reading(channel.claims, channel.name)
+        except (psycopg.Error, PoolTimeout):
+            raise Refused(NO_DATABASE) from None
+
+    async def _writing(self, channel: Channel) -> Access:
+        if not channel.settings.private:
+            return ALL
+        if channel.writing is None:
+            try:
+                channel.writing = await self._authorisation.writing(channel.claims, channel.name)
+            except (psycopg.Error, PoolTimeout):
+                return NONE  # for this message; the next one asks again
+        return channel.writing
+
+    def _watch_expiry(self, channel: Channel) -> None:
+        """Closes the channel when its token's time is over, unless a newer one has come."""
+        if channel.timer is not None:
+            channel.timer.cancel()
+        left = channel.claims["exp"] - time.time()
+        loop = asyncio.get_running_loop()
+        if left > LONGEST_TIMER:
+            channel.timer = loop.call_later(LONGEST_TIMER, self._watch_expiry, channel)
+        else:
+            channel.timer = loop.call_later(max(0, left), self._expire, channel)
+
+    def _expire(self, channel: Channel) -> None:
+        self._shut(channel, f"Token has expired {max(0, int(time.time() - channel.claims['exp']))} seconds ago")
+
+    def _shut(self, channel: Channel, reason: str) -> None:
+        channel.tell("system", "error", reason)
+        self._close(channel)
+
+    def _close(self, channel: Channel) -> None:
+        self._forget(channel)
+        channel.push("phx_close", "{}", channel.join_ref)
+
+    def _forget(self, channel: Channel) -> None:
+        if channel.timer is not None:
+            channel.timer.cancel()
+        if channel.socket.channels.get(channel.topic) is channel:
+            del channel.socket.channels[channel.topic]
+        room = self._rooms[channel.room]
+        room.pop(channel, None)
+        if not room:
+            del self._rooms[channel.room]
+        self._untrack(channel)
+
+    # --- presence
+
+    def _show_presence(self, channel: Channel) -> None:
+        if channel.sees_presence and channel.reading.presence:
+            channel.push("presence_state", encoded(self._presence.state(channel.room)))
+
+    def _track(self, channel: Channel, payload: Json) -> None:
+        key = channel.settings.presence_key
+        channel.meta, diff = self._presence.track(channel.room, key, payload, channel.meta)
+        self._show_difference(channel.room, diff)
+
+    def _untrack(self, channel: Channel) -> None:
+        if channel.meta is not None:
+            diff = self._presence.untrack(channel.room, channel.settings.presence_key, channel.meta)
+            channel.meta = None
+            self._show_difference(channel.room, diff)
+
+    def _show_difference(self, room: Room, diff: Json) -> None:
+        text = encoded(diff)
+        for channel in self._readers(room):
+            if channel.reading.presence:
+                channel.socket.send(channel.socket.wire.push(channel.topic, "presence_diff", text))
+
+    def _readers(self, room: Room) -> Iterator[Channel]:
+        return iter(list(self._rooms[room])) if room in self._rooms else iter(())
+
+
+def _reply(socket: Socket, message: Message, status: str = "ok", response: Json | None = None) -> None:
+    payload = encoded({"status": status, "response": response or {}})
+    socket.send(socket.wire.push(message.topic, "phx_reply", payload, message.ref, message.join_ref))
+
+
+def _object(value: Any) -> Json:
+    return value if isinstance(value, dict) else {}
+
+
+def _true(value: object) -> bool:
+    return value is True or (isinstance(value, str) and value.lower() == "true")

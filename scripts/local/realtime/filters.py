@@ -1,0 +1,53 @@
+"""The filters of Postgres Changes: `column=operator.value`, several of them separated by commas."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+OPERATORS: Final = {
+    "eq": "=", "neq": "!=", "lt": "<", "lte": "<=", "gt": ">", "gte": ">=",
+    "like": "~~", "ilike": "~~*", "match": "~", "imatch": "~*", "in": "in", "is": "is", "isdistinct": "isdistinct",
+}  # fmt: skip
+CONDITION: Final = re.compile(r"\s*([^=]+)=(not\.)?([a-z]+)\.(.*?)\s*", re.DOTALL)
+# A comma separates conditions, unless it stands in parentheses or quotes.
+PART: Final = re.compile(r'(?:[^,("]|\([^)]*\)|"(?:\\.|[^"\\])*")+')
+TRUTHS: Final = ("null", "true", "false", "unknown")
+
+
+class FilterInvalid(Exception):
+    """A filter that cannot be understood; str() is what the client reads."""
+
+
+class Filter(NamedTuple):
+    """One condition, as realtime.passes() takes it: `operator` is SQL's, or one of in, is, isdistinct."""
+
+    column: str
+    operator: str
+    value: str
+    negated: bool
+
+
+def parse(text: object) -> list[Filter]:
+    """Raises FilterInvalid."""
+    return [_condition(part) for part in PART.findall(text)] if isinstance(text, str) else []
+
+
+def _condition(part: str) -> Filter:
+    match = CONDITION.fullmatch(part)
+    if match is None or match[3] not in OPERATORS:
+        raise FilterInvalid(f'Error parsing `filter` params: ["{part}"]')
+    column, negated, name, value = match.groups()
+    return Filter(column.strip(), OPERATORS[name], _value(name, value), bool(negated))
+
+
+def _value(operator: str, value: str) -> str:
+    if operator == "in":
+        if not (value.startswith("(") and value.endswith(")")):
+            raise FilterInvalid("Error parsing `filter` params: `in` filter value must be wrapped by parentheses")
+        return f"{{{value[1:-1]}}}"
+    if operator == "is" and value not in TRUTHS:
+        raise FilterInvalid("invalid value for is filter: must be null, true, false, or unknown")
+    if len(value) > 1 and value[0] == value[-1] == '"':
+        return re.sub(r"\\(.)", r"\1", value[1:-1])
+    return value

@@ -1,0 +1,162 @@
+"""Frames of Supabase Realtime in its two wire versions: what clients send, and how everything sent to them is written.
+
+Version 1 is JSON objects, version 2 JSON arrays and, for broadcasts, a binary form. Read from the sources of the
+server and of its clients (https://github.com/supabase/realtime, realtime-js, realtime-py).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+Json = dict[str, Any]
+Frame = str | bytes
+
+LARGEST_FRAME: Final = 5_000_000
+HEARTBEAT_TOPIC: Final = "phoenix"
+_PUSH, _BROADCAST = 3, 4
+_JSON, _BINARY = 1, 0
+
+
+class Malformed(Exception):
+    """A client sent something that is no frame of the protocol."""
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """What somebody sends to a channel: `body` is JSON text, or binary. `meta` is the server's own, such as an id."""
+
+    event: str
+    body: bytes
+    is_json: bool = True
+    meta: Json | None = None
+
+
+@dataclass(frozen=True)
+class Message:
+    """A client's message. A version 2 broadcast arrives as `broadcast`, with an empty payload."""
+
+    join_ref: str | None
+    ref: str | None
+    topic: str
+    event: str
+    payload: Json
+    broadcast: Broadcast | None = None
+
+
+class Wire(Protocol):
+    """A version of the protocol."""
+
+    def read(self, frame: Frame) -> Message:
+        """Raises Malformed."""
+
+    def push(self, topic: str, event: str, payload: str, ref: str | None = None, join_ref: str | None = None) -> Frame:
+        """`payload` is JSON text, so that it is written once for many receivers."""
+
+    def broadcast(self, topic: str, broadcast: Broadcast) -> Frame | None:
+        """None when this version has no form for it."""
+
+
+class Version1:
+    """JSON objects. Clients written in Python speak it."""
+
+    def read(self, frame: Frame) -> Message:
+        if isinstance(frame, bytes):
+            raise Malformed("version 1 has no binary frames")
+        given = _parsed(frame)
+        if not isinstance(given, dict):
+            raise Malformed("a frame is an object")
+        return _message(*(given.get(name) for name in ("join_ref", "ref", "topic", "event", "payload")))
+
+    def push(self, topic: str, event: str, payload: str, ref: str | None = None, join_ref: str | None = None) -> str:  # noqa: ARG002
+        return f'{{"topic":{encoded(topic)},"event":{encoded(event)},"payload":{payload},"ref":{encoded(ref)}}}'
+
+    def broadcast(self, topic: str, broadcast: Broadcast) -> str | None:
+        return self.push(topic, "broadcast", _as_payload(broadcast)) if broadcast.is_json else None
+
+
+class Version2:
+    """JSON arrays, and binary frames for broadcasts. supabase-js speaks it."""
+
+    def read(self, frame: Frame) -> Message:
+        if isinstance(frame, bytes):
+            return _binary_message(frame)
+        given = _parsed(frame)
+        if not isinstance(given, list) or len(given) != 5:
+            raise Malformed("a frame is an array of five")
+        return _message(*given)
+
+    def push(self, topic: str, event: str, payload: str, ref: str | None = None, join_ref: str | None = None) -> str:
+        return f"[{encoded(join_ref)},{encoded(ref)},{encoded(topic)},{encoded(event)},{payload}]"
+
+    def broadcast(self, topic: str, broadcast: Broadcast) -> Frame | None:
+        meta = encoded(broadcast.meta).encode() if broadcast.meta else b""
+        parts = (topic.encode(), broadcast.event.encode(), meta)
+        if any(len(part) > 255 for part in parts):  # a length is one byte
+            return self.push(topic, "broadcast", _as_payload(broadcast)) if broadcast.is_json else None
+        head = bytes([_BROADCAST, *map(len, parts), _JSON if broadcast.is_json else _BINARY])
+        return head + b"".join(parts) + broadcast.body
+
+
+def wire(version: str) -> Wire:
+    """The version that a client's `vsn` names. Without one, the older."""
+    return Version2() if version.startswith("2.") else Version1()
+
+
+def encoded(value: object) -> str:
+    """Compact JSON."""
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _as_payload(broadcast: Broadcast) -> str:
+    meta = f',"meta":{encoded(broadcast.meta)}' if broadcast.meta else ""
+    return f'{{"type":"broadcast","event":{encoded(broadcast.event)},"payload":{broadcast.body.decode()}{meta}}}'
+
+
+def _parsed(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise Malformed("a frame is JSON") from None
+
+
+def _message(join_ref: object, ref: object, topic: object, event: object, payload: object) -> Message:
+    if not isinstance(topic, str) or not isinstance(event, str):
+        raise Malformed("a frame names a topic and an event")
+    fields = payload if isinstance(payload, dict) else {}
+    sent = _broadcast(fields) if event == "broadcast" else None
+    return Message(_reference(join_ref), _reference(ref), topic, event, fields, sent)
+
+
+def _reference(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _broadcast(payload: Json) -> Broadcast:
+    return Broadcast(str(payload.get("event", "")), encoded(payload.get("payload", {})).encode())
+
+
+def _binary_message(frame: bytes) -> Message:
+    """Kind, five lengths, encoding; then join_ref, ref, topic, event, metadata; the rest is the payload."""
+    if len(frame) < 7 or frame[0] != _PUSH:
+        raise Malformed("a binary frame is a broadcast")
+    start, texts = 7, []
+    for length in frame[1:6]:
+        texts.append(frame[start : start + length])
+        start += length
+    try:
+        join_ref, ref, topic, event, _ = (text.decode() for text in texts)
+    except UnicodeDecodeError:
+        raise Malformed("names are UTF-8") from None
+    sent = Broadcast(event, frame[start:], is_json=frame[6] == _JSON)
+    if sent.is_json:
+        _require_json(sent.body)
+    return Message(join_ref or None, ref or None, topic, "broadcast", {}, sent)
+
+
+def _require_json(body: bytes) -> None:
+    try:
+        json.loads(body)
+    except (ValueError, RecursionError):
+        raise Malformed("a payload that is said to be JSON is JSON") from None

@@ -1,0 +1,213 @@
+-- Supabase Realtime's side of the database: realtime.messages, whose policies open private channels, and how SQL sends.
+-- Run as the superuser at each start of the server, before migrations; every statement may run again.
+
+do $$
+begin
+  if not exists (select from pg_roles where rolname = 'supabase_realtime_admin') then
+    create role supabase_realtime_admin nologin noinherit;
+  end if;
+  -- It owns the messages; postgres declares policies on them through it.
+  grant supabase_realtime_admin to postgres;
+end;
+$$;
+
+create schema if not exists realtime;
+grant usage on schema realtime to postgres, anon, authenticated, service_role;
+
+create table if not exists realtime.messages (
+  topic text not null,
+  extension text not null,
+  payload jsonb,
+  event text,
+  private boolean default false,
+  updated_at timestamp not null default now(),
+  inserted_at timestamp not null default now(),
+  id uuid not null default gen_random_uuid(),
+  primary key (id, inserted_at)
+) partition by range (inserted_at);
+alter table realtime.messages add column if not exists binary_payload bytea;
+create table if not exists realtime.messages_default partition of realtime.messages default;
+alter table realtime.messages owner to supabase_realtime_admin;
+alter table realtime.messages enable row level security;
+grant select, insert, update on realtime.messages to postgres, anon, authenticated, service_role;
+
+create or replace function realtime.topic() returns text language sql stable
+as $$ select nullif(current_setting('realtime.topic', true), '') $$;
+
+-- Sends as the caller. A message that cannot be sent is a warning and never fails what sent it.
+create or replace function realtime.send(payload jsonb, event text, topic text, private boolean default true) returns void
+language plpgsql as $$
+declare
+  message uuid := gen_random_uuid();
+begin
+  perform set_config('realtime.topic', topic, true);
+  insert into realtime.messages (id, payload, event, topic, private, extension)
+  values (
+    message, case when payload ? 'id' then payload else payload || jsonb_build_object('id', message) end, event, topic, private, 'broadcast'
+  );
+exception when others then
+  raise warning 'The broadcast could not be sent: %', sqlerrm;
+end;
+$$;
+
+-- For row triggers: it sends both rows whole, whoever may read which column.
+create or replace function realtime.broadcast_changes(
+  topic_name text, event_name text, operation text, table_name text, table_schema text, new record, old record, level text default 'ROW'
+) returns void
+language plpgsql as $$
+begin
+  if level = 'STATEMENT' then
+    raise exception 'realtime.broadcast_changes is for row triggers';
+  end if;
+  perform realtime.send(
+    jsonb_build_object('schema', table_schema, 'table', table_name, 'operation', operation, 'record', new, 'old_record', old),
+    event_name, topic_name
+  );
+end;
+$$;
+
+do $$
+begin
+  if not exists (select from pg_publication where pubname = 'supabase_realtime_messages_publication') then
+    create publication supabase_realtime_messages_publication for table realtime.messages;
+  end if;
+  -- The one that tables are added to; hosted projects have it from the beginning.
+  if not exists (select from pg_publication where pubname = 'supabase_realtime') then
+    create publication supabase_realtime;
+    alter publication supabase_realtime owner to postgres;
+  end if;
+end;
+$$;
+
+-- What follows is our server's own; hosted Realtime has its own functions for the same.
+
+-- The stream may hand over a commit that new snapshots do not see yet.
+create or replace function realtime.wait_until_visible(xid xid8) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+begin
+  for attempt in 1 .. 10000 loop
+    exit when pg_visible_in_snapshot(xid, pg_current_snapshot());
+    perform pg_sleep(0.0005);
+  end loop;
+end;
+$$;
+
+-- A row of the stream (column: text) with the values as PostgREST writes them.
+create or replace function realtime.row_as_json(relation oid, texts jsonb) returns jsonb
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  pairs text;
+  result jsonb;
+begin
+  select string_agg(
+    format(
+      '%L, to_jsonb(%L::%s)', a.attname, texts ->> a.attname,
+      case when a.atttypid = 'bytea'::regtype then 'text' else format_type(a.atttypid, a.atttypmod) end
+    ), ', '
+  ) into pairs
+  from pg_attribute as a
+  where a.attrelid = relation and a.attnum > 0 and not a.attisdropped and texts ? a.attname;
+  if pairs is not null then
+    execute format('select jsonb_build_object(%s)', pairs) into result;
+  end if;
+  return result;
+end;
+$$;
+
+-- Whether a row passes filters, each [column, operator, value, negated]. A column the row lacks passes none.
+create or replace function realtime.passes(relation oid, texts jsonb, filters jsonb) returns boolean
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  filter jsonb;
+  kind text;
+  passed boolean;
+begin
+  for filter in select * from jsonb_array_elements(filters) loop
+    if texts is null or not texts ? (filter ->> 0) then
+      return false;
+    end if;
+    select format_type(a.atttypid, a.atttypmod) into kind
+    from pg_attribute as a where a.attrelid = relation and a.attname = filter ->> 0;
+    execute format('select %L::%s ', texts ->> (filter ->> 0), kind) || case filter ->> 1
+      when 'is' then format('is %s', filter ->> 2)
+      when 'isdistinct' then format('is distinct from %L::%s', filter ->> 2, kind)
+      when 'in' then format('= any(%L::%s[])', filter ->> 2, kind)
+      else format('%s %L::%s', filter ->> 1, filter ->> 2, kind)
+    end into passed;
+    if (case when (filter ->> 3)::boolean then not passed else passed end) is not true then
+      return false;
+    end if;
+  end loop;
+  return true;
+end;
+$$;
+
+-- Who may be told of a change, and what of it. Subscribers: [{"id", "role", "claims", "filters"}]. Answers
+-- {"new", "old": the rows, "key": [column], "columns": {role: [{"name", "type"}]}, "told": {id: null or an error}, "raised": [SQLSTATE]}.
+create or replace function realtime.visible_change(relation oid, kind text, new_texts jsonb, old_texts jsonb, subscribers jsonb)
+returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+  secured boolean;
+  key_columns text[];
+  probe text;
+  columns jsonb := '{}';
+  told jsonb := '{}';
+  raised text[] := '{}';
+  caller record;
+  subscription jsonb;
+  refusal text;
+  visible boolean;
+begin
+  select c.relrowsecurity and kind <> 'DELETE' into secured from pg_class as c where c.oid = relation;
+  select coalesce(array_agg(a.attname::text order by a.attnum), '{}') into key_columns
+  from pg_index as i join pg_attribute as a on a.attrelid = i.indrelid and a.attnum = any(i.indkey)
+  where i.indrelid = relation and i.indisprimary;
+  select format('select exists (select from %s where %s)', relation::regclass, string_agg(format('%I = %L', k, new_texts ->> k), ' and '))
+  into probe from unnest(key_columns) as k;
+
+  for caller in
+    select s.value ->> 'role' as role, array_agg(s.value) as subscriptions
+    from jsonb_array_elements(subscribers) as s group by 1
+  loop
+    columns := columns || jsonb_build_object(caller.role, (
+      select coalesce(jsonb_agg(jsonb_build_object('name', a.attname, 'type', t.typname) order by a.attnum), '[]')
+      from pg_attribute as a join pg_type as t on t.oid = a.atttypid
+      where a.attrelid = relation and a.attnum > 0 and not a.attisdropped
+        and has_column_privilege(caller.role, relation, a.attnum, 'select')
+    ));
+    refusal := case
+      when kind = 'DELETE' then null
+      when key_columns = '{}' then 'Error 400: Bad Request, no primary key'
+      when exists (select from unnest(key_columns) as k where not has_column_privilege(caller.role, relation, k, 'select'))
+        then 'Error 401: Unauthorized'
+    end;
+    foreach subscription in array caller.subscriptions loop
+      -- A policy or a filter may raise on what one subscriber sent: that is theirs alone.
+      begin
+        visible := realtime.passes(relation, new_texts, subscription -> 'filters')
+          or (kind = 'DELETE' and realtime.passes(relation, old_texts, subscription -> 'filters'));
+        if visible and secured and refusal is null then
+          perform set_config('request.jwt.claims', subscription ->> 'claims', true), set_config('role', caller.role, true);
+          execute probe into visible;
+          perform set_config('role', 'none', true);
+        end if;
+        if visible then
+          told := told || jsonb_build_object(subscription ->> 'id', refusal);
+        end if;
+      exception when others then
+        raised := raised || sqlstate;
+      end;
+    end loop;
+  end loop;
+  return jsonb_build_object(
+    'new', realtime.row_as_json(relation, new_texts), 'old', realtime.row_as_json(relation, old_texts),
+    'key', key_columns, 'columns', columns, 'told', told, 'raised', raised
+  );
+end;
+$$;
+
+revoke execute on function
+  realtime.wait_until_visible(xid8), realtime.row_as_json(oid, jsonb), realtime.passes(oid, jsonb, jsonb),
+  realtime.visible_change(oid, text, jsonb, jsonb, jsonb)
+from public;

@@ -1,0 +1,214 @@
+"""Supabase Realtime for the local stack: the real protocol on the gateway's port, on Postgres' own replication."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from typing import Any, Final
+
+import psycopg
+from aiohttp import WSMsgType, web
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from scripts.local.realtime import changes
+from scripts.local.realtime.authorisation import Authorisation
+from scripts.local.realtime.changes import Changes
+from scripts.local.realtime.channels import Channels, Socket
+from scripts.local.realtime.presence import Room
+from scripts.local.realtime.protocol import LARGEST_FRAME, Broadcast, Json, Malformed, encoded, wire
+from scripts.local.realtime.replication import Change, Connection, Stream
+from scripts.local.realtime.tokens import Claims, TokenRefused, Tokens
+from scripts.local.stack import Stack
+
+log = logging.getLogger(__name__)
+MESSAGES_PUBLICATION: Final = "supabase_realtime_messages_publication"
+FORGET_EVERY_SECONDS: Final = 3600
+FORGET = "delete from realtime.messages where inserted_at < now() - interval '3 days'"
+CORS: Final = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Headers": "authorization, x-client-info, apikey, content-type",
+    "Access-Control-Allow-Methods": "POST, OPTIONS",
+}
+
+
+class Realtime:
+    """The server. It logs in as the superuser, as hosted Realtime does, and asks policies as the caller."""
+
+    def __init__(self, stack: Stack) -> None:
+        url = stack.postgres.url("supabase_admin")
+        self._tokens = Tokens(stack.secrets, stack.environment()["CLERK_ISSUER"])
+        self._pool = AsyncConnectionPool[psycopg.AsyncConnection[Any]](
+            url, min_size=1, max_size=4, open=False, timeout=5, kwargs={"autocommit": True},
+            check=AsyncConnectionPool.check_connection,
+        )  # fmt: skip
+        self._tables = Stream(url, changes.PUBLICATION, self._tell_change, self._stream_began)
+        self._messages = Stream(url, MESSAGES_PUBLICATION, self._tell_message)
+        self._channels = Channels(
+            self._tokens, Authorisation(self._pool), Changes(self._pool), self._tables.ready
+        )  # fmt: skip
+        self._sockets: set[Socket] = set()
+
+    def add_to(self, application: web.Application) -> None:
+        """Serves at /realtime/v1 while the application runs."""
+        application.cleanup_ctx.append(self._lifetime)
+        application.on_shutdown.append(self._hang_up)
+        router = application.router
+        router.add_get("/realtime/v1/websocket", self.websocket)
+        router.add_get("/realtime/v1/health", self.health)
+        for path in ("/realtime/v1/api/broadcast", "/realtime/v1/api/broadcast/{topic}/events/{event}"):
+            router.add_options(path, self.preflight)
+        router.add_post("/realtime/v1/api/broadcast", self.broadcast_many)
+        router.add_post("/realtime/v1/api/broadcast/{topic}/events/{event}", self.broadcast_one)
+
+    # --- the websocket
+
+    async def websocket(self, request: web.Request) -> web.StreamResponse:
+        key = request.headers.get("x-api-key") or request.query.get("apikey")
+        try:
+            token = await self._tokens.of_key(key)
+        except TokenRefused as refusal:
+            return web.json_response({"error": str(refusal).partition(" seconds ago")[0]}, status=401)
+        connection = web.WebSocketResponse(max_msg_size=LARGEST_FRAME)
+        await connection.prepare(request)
+        socket = Socket(connection, wire(request.query.get("vsn", "1.0.0")), token)
+        self._sockets.add(socket)
+        writing = asyncio.create_task(socket.write())
+        try:
+            await self._converse(socket)
+        finally:
+            self._sockets.discard(socket)
+            self._channels.disconnected(socket)
+            writing.cancel()
+            with suppress(asyncio.CancelledError, OSError):
+                await writing
+        return connection
+
+    async def _converse(self, socket: Socket) -> None:
+        async for frame in socket.connection:
+            if frame.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
+                continue
+            try:
+                await self._channels.handle(socket, socket.wire.read(frame.data))
+            except Malformed as malformed:
+                await socket.connection.close(code=1007, message=str(malformed).encode())
+
+    # --- REST
+
+    async def preflight(self, _: web.Request) -> web.Response:
+        return web.Response(headers=CORS)
+
+    async def broadcast_many(self, request: web.Request) -> web.Response:
+        """Sends `{"messages": [{topic, event, payload, private?}]}`; leaves out what the caller may not send."""
+        return await self._answered(request, self._broadcast_many)
+
+    async def broadcast_one(self, request: web.Request) -> web.Response:
+        """Sends the body to one topic, as JSON or, as application/octet-stream, in binary."""
+        return await self._answered(request, self._broadcast_one)
+
+    async def _answered(
+        self, request: web.Request, answer: Callable[[web.Request, Claims], Awaitable[web.Response]]
+    ) -> web.Response:
+        try:
+            response = await answer(request, await self._claims(request))
+        except TokenRefused:
+            response = web.json_response({"message": "Unauthorized"}, status=401)
+        except (psycopg.Error, PoolTimeout):
+            response = web.json_response({"message": "The database does not answer"}, status=503)
+        response.headers.update(CORS)
+        return response
+
+    async def _broadcast_many(self, request: web.Request, claims: Claims) -> web.Response:
+        try:
+            given = await request.json()
+        except ValueError:
+            given = None
+        messages = given.get("messages") if isinstance(given, dict) else None
+        if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
+            return _unprocessable("messages")
+        for message in messages:
+            private = message.get("private") is True
+            if not private or await self._channels.may_broadcast(claims, message["topic"]):
+                sent = Broadcast(message["event"], encoded(message["payload"]).encode())
+                self._channels.broadcast(Room(message["topic"], private), sent)
+        return web.Response(status=202)
+
+    async def _broadcast_one(self, request: web.Request, claims: Claims) -> web.Response:
+        topic, event = request.match_info["topic"], request.match_info["event"]
+        private, is_json = request.query.get("private") == "true", request.content_type != "application/octet-stream"
+        if private and not await self._channels.may_broadcast(claims, topic):
+            return web.json_response({"message": "Unauthorized"}, status=403)
+        try:
+            if is_json:
+                await request.json()
+        except ValueError:
+            return _unprocessable("payload")
+        self._channels.broadcast(Room(topic, private), Broadcast(event, await request.read(), is_json))
+        return web.Response(status=202)
+
+    async def _claims(self, request: web.Request) -> Claims:
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        given = token.strip() if scheme.lower() == "bearer" else request.headers.get("apikey", "")
+        return await self._tokens.claims(await self._tokens.of_key(given))
+
+    async def health(self, _: web.Request) -> web.Response:
+        """Whether both streams run."""
+        streams = {"postgres_changes": self._tables, "broadcast": self._messages}
+        down = [name for name, stream in streams.items() if not stream.ready.is_set()]
+        return web.json_response({"down": down}, status=503 if down else 200)
+
+    # --- what Postgres tells
+
+    def _stream_began(self) -> None:
+        self._channels.stream_began()
+
+    async def _tell_change(self, connection: Connection, change: Change) -> None:
+        await self._channels.tell_change(connection, change)
+
+    async def _tell_message(self, _: Connection, change: Change) -> None:
+        """A row of realtime.messages is a broadcast from the database."""
+        message = change.new
+        if change.kind != "INSERT" or message is None or message["extension"] != "broadcast":
+            return
+        topic, event, private = message["topic"], message["event"], message["private"]
+        binary, payload = message.get("binary_payload"), message["payload"]
+        if topic is None or event is None or private is None or (binary is None and payload is None):
+            return
+        body = bytes.fromhex(binary.removeprefix("\\x")) if binary is not None else (payload or "").encode()
+        sent = Broadcast(event, body, is_json=binary is None, meta={"id": message["id"]})
+        self._channels.broadcast(Room(topic, private == "t"), sent)
+
+    # --- life
+
+    async def _lifetime(self, _: web.Application) -> AsyncIterator[None]:
+        await self._pool.open(wait=False)
+        tasks = [asyncio.create_task(work) for work in (self._tables.run(), self._messages.run(), self._forget())]
+        yield
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._pool.close()
+
+    async def _forget(self) -> None:
+        """Deletes messages after three days, as hosted Realtime does."""
+        while True:
+            await self._messages.ready.wait()
+            with suppress(psycopg.Error, PoolTimeout):
+                async with self._pool.connection() as connection:
+                    await connection.execute(FORGET)
+            await asyncio.sleep(FORGET_EVERY_SECONDS)
+
+    async def _hang_up(self, _: web.Application) -> None:
+        for socket in list(self._sockets):
+            await socket.connection.close(code=1001)
+
+
+def _is_message(message: Json) -> bool:
+    if not isinstance(message, dict) or not isinstance(message.get("payload"), dict):
+        return False
+    return all(isinstance(message.get(name), str) and message[name] for name in ("topic", "event"))
+
+
+def _unprocessable(field: str) -> web.Response:
+    return web.json_response({"errors": {field: ["is invalid"]}}, status=422)
