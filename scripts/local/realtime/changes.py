@@ -88,6 +88,7 @@ class Visible:
 
     new: Json | None
     old: Json | None
+    secured: bool
     key: list[str]
     columns: dict[str, list[Json]]
     told: dict[str, str | None]
@@ -137,8 +138,8 @@ class Changes:
             "select realtime.visible_change(%s::oid, %s, %s, %s, %s)",
             [change.relation.oid, change.kind, _json(change.new), _json(change.old), Jsonb(asked)],
         )
-        row = await answer.fetchone()
-        visible = Visible(**row[0]) if row else Visible(None, None, [], {}, {}, [])
+        [[told]] = await answer.fetchall()
+        visible = Visible(**told)
         for sqlstate in visible.raised:
             log.error(
                 "A POLICY RAISES: select on %s.%s, SQLSTATE %s. Its subscriber is told nothing.",
@@ -204,7 +205,10 @@ def _data(change: Change, visible: Visible, role: str, chosen: tuple[str, ...] |
     if change.kind != "DELETE":
         data["record"] = part({**(visible.old or {}), **(visible.new or {})})
     if change.kind != "INSERT":
-        data["old_record"] = part(visible.old)
+        # A deletion is told to everybody, as nobody's policy can be asked about a row that is gone: so no more than its key.
+        only_key = change.kind == "DELETE" and visible.secured
+        old = visible.old or {}
+        data["old_record"] = part({name: old[name] for name in old if name in visible.key or not only_key})
     return data
 
 

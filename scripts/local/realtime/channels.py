@@ -101,6 +101,7 @@ class Channel:
     reading: Access = ALL
     writing: Access | None = None
     sees_presence: bool = False
+    tracked: Json | None = None
     meta: Json | None = None
     subscriptions: list[Subscription] = field(default_factory=list)
     timer: asyncio.TimerHandle | None = None
@@ -207,7 +208,8 @@ class Channels:
         channel.subscriptions = [Subscription.of(wanted, channel.claims) for wanted in channel.settings.changes]
         try:
             if channel.subscriptions:
-                await asyncio.wait_for(self._stream_ready.wait(), STREAM_SECONDS)
+                async with asyncio.timeout(STREAM_SECONDS):
+                    await self._stream_ready.wait()
             for subscription in channel.subscriptions:
                 await self._changes.resolve(subscription)
         except SubscriptionRefused as refusal:
@@ -356,6 +358,9 @@ class Channels:
             channel.push("presence_state", encoded(self._presence.state(channel.room)))
 
     def _track(self, channel: Channel, payload: Json) -> None:
+        if payload == channel.tracked:
+            return
+        channel.tracked = payload
         key = channel.settings.presence_key
         channel.meta, diff = self._presence.track(channel.room, key, payload, channel.meta)
         self._show_difference(channel.room, diff)
@@ -363,7 +368,7 @@ class Channels:
     def _untrack(self, channel: Channel) -> None:
         if channel.meta is not None:
             diff = self._presence.untrack(channel.room, channel.settings.presence_key, channel.meta)
-            channel.meta = None
+            channel.tracked = channel.meta = None
             self._show_difference(channel.room, diff)
 
     def _show_difference(self, room: Room, diff: Json) -> None:

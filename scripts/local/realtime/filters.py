@@ -11,7 +11,7 @@ OPERATORS: Final = {
 }  # fmt: skip
 CONDITION: Final = re.compile(r"\s*([^=]+)=(not\.)?([a-z]+)\.(.*?)\s*", re.DOTALL)
 # A comma separates conditions, unless it stands in parentheses or quotes.
-PART: Final = re.compile(r'(?:[^,("]|\([^)]*\)|"(?:\\.|[^"\\])*")+')
+PART: Final = re.compile(r'(?:\([^)]*\)|"(?:\\.|[^"\\])*"|[^,])+')
 TRUTHS: Final = ("null", "true", "false", "unknown")
 
 

@@ -214,15 +214,14 @@ class _Wal:
                 last_status = time.monotonic()
             if size == 0:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._arrival(), STATUS_SECONDS)
+                    async with asyncio.timeout(STATUS_SECONDS):
+                        await self._arrival()
 
     def _note(self, message: bytes) -> bool:
         """Remembers how far the stream is. Returns whether the server asks for a confirmation."""
-        if message[:1] == b"w":
-            _, self._received = struct.unpack_from(">QQ", message, 1)
-            return False
-        self._received, _, asked = struct.unpack_from(">QqB", message, 1)
-        return bool(asked)
+        (position,) = struct.unpack_from(">Q", message, 1)
+        self._received = max(self._received, position)
+        return message[:1] == b"k" and message[17] == 1
 
     def _confirm(self) -> None:
         status = struct.pack(">cQQQqB", b"r", self._received, self._received, self._received, 0, 0)

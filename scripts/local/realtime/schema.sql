@@ -143,7 +143,7 @@ end;
 $$;
 
 -- Who may be told of a change, and what of it. Subscribers: [{"id", "role", "claims", "filters"}]. Answers
--- {"new", "old": the rows, "key": [column], "columns": {role: [{"name", "type"}]}, "told": {id: null or an error}, "raised": [SQLSTATE]}.
+-- {"new", "old": the rows, "secured": has the table RLS?, "key": [column], "columns": {role: [{"name", "type"}]}, "told": {id: null or an error}, "raised": [SQLSTATE]}.
 create or replace function realtime.visible_change(relation oid, kind text, new_texts jsonb, old_texts jsonb, subscribers jsonb)
 returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
@@ -159,7 +159,7 @@ declare
   refusal text;
   visible boolean;
 begin
-  select c.relrowsecurity and kind <> 'DELETE' into secured from pg_class as c where c.oid = relation;
+  select c.relrowsecurity into secured from pg_class as c where c.oid = relation;
   select coalesce(array_agg(a.attname::text order by a.attnum), '{}') into key_columns
   from pg_index as i join pg_attribute as a on a.attrelid = i.indrelid and a.attnum = any(i.indkey)
   where i.indrelid = relation and i.indisprimary;
@@ -187,7 +187,7 @@ begin
       begin
         visible := realtime.passes(relation, new_texts, subscription -> 'filters')
           or (kind = 'DELETE' and realtime.passes(relation, old_texts, subscription -> 'filters'));
-        if visible and secured and refusal is null then
+        if visible and secured and kind <> 'DELETE' and refusal is null then
           perform set_config('request.jwt.claims', subscription ->> 'claims', true), set_config('role', caller.role, true);
           execute probe into visible;
           perform set_config('role', 'none', true);
@@ -202,7 +202,7 @@ begin
   end loop;
   return jsonb_build_object(
     'new', realtime.row_as_json(relation, new_texts), 'old', realtime.row_as_json(relation, old_texts),
-    'key', key_columns, 'columns', columns, 'told', told, 'raised', raised
+    'secured', secured, 'key', key_columns, 'columns', columns, 'told', told, 'raised', raised
   );
 end;
 $$;

@@ -183,20 +183,25 @@ class Realtime:
 
     async def _lifetime(self, _: web.Application) -> AsyncIterator[None]:
         await self._pool.open(wait=False)
-        tasks = [asyncio.create_task(work) for work in (self._tables.run(), self._messages.run(), self._forget())]
+        tasks = [
+            asyncio.create_task(work) for work in (self._tables.run(), self._messages.run(), self._keep_forgetting())
+        ]
         yield
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._pool.close()
 
-    async def _forget(self) -> None:
+    async def forget(self) -> None:
         """Deletes messages after three days, as hosted Realtime does."""
+        async with self._pool.connection() as connection:
+            await connection.execute(FORGET)
+
+    async def _keep_forgetting(self) -> None:
         while True:
             await self._messages.ready.wait()
             with suppress(psycopg.Error, PoolTimeout):
-                async with self._pool.connection() as connection:
-                    await connection.execute(FORGET)
+                await self.forget()
             await asyncio.sleep(FORGET_EVERY_SECONDS)
 
     async def _hang_up(self, _: web.Application) -> None:

@@ -1,0 +1,354 @@
+"""Postgres Changes: who is told of which change, and exactly what."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.realtime.conftest import Client, Json, Server
+
+NOTES = {"event": "*", "schema": "probe", "table": "notes"}
+OPEN = {"event": "*", "schema": "probe", "table": "open"}
+COLUMNS = [
+    {"name": "id", "type": "int4"}, {"name": "owner", "type": "text"}, {"name": "title", "type": "text"},
+    {"name": "amount", "type": "numeric"}, {"name": "at", "type": "timestamptz"}, {"name": "day", "type": "date"},
+    {"name": "tags", "type": "_text"}, {"name": "doc", "type": "jsonb"}, {"name": "raw", "type": "bytea"},
+    {"name": "done", "type": "bool"}, {"name": "filled", "type": "text"},
+]  # fmt: skip
+EMPTY = dict.fromkeys(column["name"] for column in COLUMNS)
+
+
+def reader(server: Server, sub: str = "user_ada", *wanted: Json, version: int = 2) -> Client:
+    """A person who is subscribed on the channel `db`."""
+    client = server.client(server.project_token(sub=sub), version=version)
+    assert client.subscribe("db", *(wanted or (NOTES,)))["status"] == "ok"
+    return client
+
+
+def test_the_reply_repeats_what_was_wanted_with_a_number_each(server: Server, version: int) -> None:
+    client = server.client(server.project_token(sub="user_ada"), version=version)
+    wanted = [NOTES, {"event": "INSERT", "schema": "probe", "table": "open", "filter": "id=eq.1"}]
+    reply = client.join("db", postgres_changes=wanted)
+    answered = reply["response"]["postgres_changes"]
+    assert [{key: value for key, value in each.items() if key != "id"} for each in answered] == wanted
+    assert all(type(each["id"]) is int for each in answered)
+    assert client.event("system", "db") == {
+        "extension": "postgres_changes", "status": "ok", "message": "Subscribed to PostgreSQL", "channel": "db",
+    }  # fmt: skip
+
+
+def test_an_insert_has_a_record_an_update_both_and_a_deletion_the_key(server: Server, version: int) -> None:
+    client = reader(server, version=version)
+    server.sql("insert into probe.notes (id, owner, title, secret) values (1, 'user_ada', 'One', 'hidden')")
+    insert = client.change("db")
+    server.sql("update probe.notes set title = 'Two'")
+    update = client.change("db")
+    server.sql("delete from probe.notes")
+    delete = client.change("db")
+    times = [change.pop("commit_timestamp") for change in (insert, update, delete)]
+    head = {"schema": "probe", "table": "notes", "columns": COLUMNS, "errors": None}
+    record = EMPTY | {"id": 1, "owner": "user_ada", "title": "One"}
+    assert insert == head | {"type": "INSERT", "record": record}
+    assert update == head | {"type": "UPDATE", "record": record | {"title": "Two"}, "old_record": {"id": 1}}
+    assert delete == head | {"type": "DELETE", "old_record": {"id": 1}}
+    assert all(len(time) == len("2026-01-01T00:00:00.000Z") and time.endswith("Z") for time in times)
+    assert times == sorted(times)
+
+
+def test_values_are_written_as_the_data_api_writes_them(server: Server) -> None:
+    client = reader(server)
+    server.sql(
+        "insert into probe.notes (id, owner, amount, at, day, tags, doc, raw, done) values (1, 'user_ada', 12345678901234567890.5, "
+        "'2026-03-29 01:30:00+01', '2026-02-28', '{a,\"b,c\",null}', '{\"deep\": [1, null, \"é\"]}', '\\x00ff', true)"
+    )
+    record = client.change("db")["record"]
+    assert record == EMPTY | {
+        "id": 1, "owner": "user_ada", "amount": 12345678901234567890.5, "at": "2026-03-29T00:30:00+00:00", "day": "2026-02-28",
+        "tags": ["a", "b,c", None], "doc": {"deep": [1, None, "é"]}, "raw": "\\x00ff", "done": True,
+    }  # fmt: skip
+
+
+def test_row_level_security_decides_who_is_told(server: Server) -> None:
+    ada, ben = reader(server, "user_ada"), reader(server, "user_ben")
+    for number, owner in enumerate(("user_ben", "user_ada", "user_ben", "user_ada")):
+        server.sql("insert into probe.notes (id, owner) values (%s, %s)", number, owner)
+    assert [ada.change("db")["record"]["id"] for _ in range(2)] == [1, 3]
+    assert [ben.change("db")["record"]["id"] for _ in range(2)] == [0, 2]
+
+
+def test_a_row_that_becomes_visible_is_told_and_one_that_goes_is_not(server: Server) -> None:
+    ada, ben = reader(server, "user_ada"), reader(server, "user_ben")
+    server.sql("insert into probe.notes (id, owner) values (1, 'user_ada')")
+    assert ada.change("db")["record"]["id"] == 1
+    server.sql("update probe.notes set owner = 'user_ben'")
+    server.sql("insert into probe.notes (id, owner) values (2, 'user_ada')")
+    assert ada.change("db")["record"]["id"] == 2
+    assert ben.change("db")["type"] == "UPDATE"
+
+
+def test_a_row_that_is_gone_by_the_time_of_asking_is_told_as_deleted_only(server: Server) -> None:
+    """Policies are asked about the row as it is now. Here it comes and goes within one transaction."""
+    client = reader(server)
+    server.sql(
+        "with written as (insert into probe.notes (id, owner) values (1, 'user_ada') returning id) select from written; delete from probe.notes"
+    )
+    assert client.change("db")["type"] == "DELETE"
+
+
+def test_a_deletion_is_told_to_everybody_with_no_more_than_the_key(server: Server) -> None:
+    """Nobody's policy can be asked about a row that is gone. docs/realtime.md says what follows from this."""
+    full = {"event": "*", "schema": "probe", "table": "full_identity"}
+    ben = reader(server, "user_ben", NOTES, full)
+    server.sql("insert into probe.notes (id, owner, title) values (1, 'user_ada', 'secret')")
+    server.sql("delete from probe.notes")
+    assert ben.change("db")["old_record"] == {"id": 1}
+    server.sql("insert into probe.full_identity values (2, 'secret')")
+    assert ben.change("db")["record"] == {"id": 2, "title": "secret"}
+    server.sql("delete from probe.full_identity")
+    assert ben.change("db")["old_record"] == {"id": 2}
+
+
+def test_without_row_level_security_the_whole_identity_is_told(server: Server) -> None:
+    client = server.client()
+    client.subscribe("db", OPEN)
+    server.sql("insert into probe.open values (1, 'One', 'hidden')")
+    server.sql("update probe.open set title = 'Two'")
+    server.sql("delete from probe.open")
+    changes = [client.change("db") for _ in range(3)]
+    assert [(change.get("old_record"), change.get("record")) for change in changes] == [
+        (None, {"id": 1, "title": "One"}), ({"id": 1, "title": "One"}, {"id": 1, "title": "Two"}), ({"id": 1, "title": "Two"}, None),
+    ]  # fmt: skip
+
+
+def test_only_granted_columns_are_told(server: Server) -> None:
+    client = server.client()
+    client.subscribe("db", OPEN)
+    server.sql("insert into probe.open values (1, 'One', 'hidden')")
+    change = client.change("db")
+    assert change["record"] == {"id": 1, "title": "One"}
+    assert [column["name"] for column in change["columns"]] == ["id", "title"]
+
+
+def test_selected_columns_are_told_with_the_key(server: Server) -> None:
+    client = reader(server, "user_ada", NOTES | {"select": ["title", "secret"]})
+    server.sql("insert into probe.notes (id, owner, title, secret) values (1, 'user_ada', 'One', 'hidden')")
+    change = client.change("db")
+    assert change["record"] == {"id": 1, "title": "One"}
+    assert [column["name"] for column in change["columns"]] == ["id", "title"]
+
+
+@pytest.mark.parametrize(
+    ("table", "error"),
+    [("keyless", "Error 400: Bad Request, no primary key"), ("unreadable_key", "Error 401: Unauthorized")],
+)
+def test_a_table_whose_key_cannot_be_read_tells_an_error_and_no_values(server: Server, table: str, error: str) -> None:
+    client = reader(server, "user_ada", {"event": "*", "schema": "probe", "table": table})
+    server.sql(
+        f"insert into probe.{table} (title) values ('One')"
+        if table == "keyless"
+        else f"insert into probe.{table} values (1, 'One')"
+    )
+    change = client.change("db")
+    assert change["errors"] == [error]
+    assert "One" not in str(change)
+
+
+def test_a_change_beyond_a_mebibyte_leaves_large_values_out(server: Server) -> None:
+    client = reader(server)
+    server.sql(
+        "insert into probe.notes (id, owner, title, filled) values (1, 'user_ada', 'Small', repeat('x', 1100000))"
+    )
+    change = client.change("db")
+    assert change["errors"] == ["Error 413: Payload Too Large"]
+    assert change["record"] == {
+        name: value
+        for name, value in (EMPTY | {"id": 1, "owner": "user_ada", "title": "Small"}).items()
+        if name != "filled"
+    }
+
+
+def test_a_large_value_that_did_not_change_is_not_in_the_stream(server: Server) -> None:
+    client = reader(server)
+    server.sql(
+        "insert into probe.notes (id, owner, filled) select 1, 'user_ada', string_agg(md5(i::text), '') from generate_series(1, 3000) as i"
+    )
+    assert len(client.change("db")["record"]["filled"]) == 96_000
+    server.sql("update probe.notes set title = 'New'")
+    record = client.change("db")["record"]
+    assert (record["title"], "filled" in record) == ("New", False)
+
+
+@pytest.mark.parametrize(
+    ("condition", "ids"),
+    [
+        ("id=eq.2", [2]), ("id=neq.2", [1, 3, 4]), ("id=lt.2", [1]), ("id=lte.2", [1, 2]), ("id=gt.3", [4]), ("id=gte.3", [3, 4]),
+        ("id=in.(1,4)", [1, 4]), ('title=in.("a,b",plain)', [1, 2]), ("title=like.%lai%", [2]), ("title=ilike.%LAI%", [2]),
+        ("title=match.^p", [2]), ("title=imatch.^P", [2]), ("title=is.null", [4]), ("done=is.true", [1]), ("done=is.unknown", [3, 4]),
+        ("title=isdistinct.plain", [1, 3, 4]), ("title=not.eq.plain", [1, 3]), ("id=not.in.(1,2)", [3, 4]), ("title=not.is.null", [1, 2, 3]),
+        ("id=gt.1,done=eq.false", [2]), ('title=eq."a,b"', [1]), ("title=eq.x=y", [3]), ("id=eq.999", []), ("", [1, 2, 3, 4]),
+        ("day=gte.2026-01-02", [2]),
+    ],
+)  # fmt: skip
+def test_a_filter_lets_through_what_its_operator_says(server: Server, condition: str, ids: list[int]) -> None:
+    client = reader(server, "user_ada", NOTES | {"filter": condition, "event": "INSERT"}, NOTES | {"event": "UPDATE"})
+    server.sql(
+        "insert into probe.notes (id, owner, title, done, day) values (1, 'user_ada', 'a,b', true, '2026-01-01'), "
+        "(2, 'user_ada', 'plain', false, '2026-01-02'), (3, 'user_ada', 'x=y', null, null), (4, 'user_ada', null, null, null)"
+    )
+    server.sql("update probe.notes set filled = 'end' where id = 1")
+    told = []
+    while (change := client.change("db"))["type"] == "INSERT":
+        told.append(change["record"]["id"])
+    assert told == ids
+
+
+def test_a_deletion_passes_a_filter_on_its_key_only(server: Server) -> None:
+    client = reader(
+        server,
+        "user_ada",
+        NOTES | {"event": "DELETE", "filter": "title=eq.One"},
+        NOTES | {"event": "DELETE", "filter": "id=eq.2"},
+    )
+    server.sql("insert into probe.notes (id, owner, title) values (1, 'user_ada', 'One'), (2, 'user_ada', 'Two')")
+    server.sql("delete from probe.notes where id = 1")
+    server.sql("delete from probe.notes where id = 2")
+    assert client.change("db")["old_record"] == {"id": 2}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"event": "*"}, "No subscription params provided"),
+        ({"event": "*", "schema": "probe", "table": "unpublished"}, "Please check Realtime is enabled"),
+        ({"event": "*", "schema": "probe", "table": "no'such"}, "Please check Realtime is enabled"),
+        (NOTES | {"filter": "nonsense"}, "Error parsing `filter` params"),
+        (NOTES | {"filter": "id=contains.1"}, "Error parsing `filter` params"),
+        (NOTES | {"filter": "id=in.1,2"}, "must be wrapped by parentheses"),
+        (NOTES | {"filter": "done=is.maybe"}, "invalid value for is filter"),
+        (NOTES | {"filter": "secret=eq.x"}, "invalid column for filter secret"),
+        (NOTES | {"filter": "absent=eq.x"}, "invalid column for filter absent"),
+        (NOTES | {"filter": "id=eq.one"}, "invalid value for filter id"),
+        (NOTES | {"filter": "id=eq.1'; drop table probe.notes; --"}, "invalid value for filter id"),
+    ],
+)
+def test_what_cannot_be_subscribed_to_is_said(server: Server, wanted: Json, message: str) -> None:
+    client = server.client(server.project_token(sub="user_ada"))
+    told = client.subscribe("db", wanted)
+    assert (told["extension"], told["status"]) == ("postgres_changes", "error")
+    assert message in told["message"]
+
+
+def test_a_schema_can_be_subscribed_to_as_a_whole(server: Server) -> None:
+    client = reader(server, "user_ada", {"event": "INSERT", "schema": "probe"})
+    server.sql("insert into probe.notes (id, owner) values (1, 'user_ada')")
+    server.sql("insert into probe.open values (1, 'One')")
+    assert [client.change("db")["table"] for _ in range(2)] == ["notes", "open"]
+
+
+def test_one_change_is_told_once_to_a_channel_with_all_its_numbers(server: Server) -> None:
+    client = server.client(server.project_token(sub="user_ada"))
+    reply = client.join("db", postgres_changes=[NOTES, NOTES | {"event": "INSERT"}, NOTES | {"event": "DELETE"}])
+    numbers = [each["id"] for each in reply["response"]["postgres_changes"]]
+    server.sql("insert into probe.notes (id, owner) values (1, 'user_ada')")
+    assert sorted(client.event("postgres_changes", "db")["ids"]) == sorted(numbers[:2])
+
+
+def test_a_policy_that_raises_silences_its_own_subscriber_and_is_logged(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    ada, odd = reader(server), server.client(server.project_token(sub="user_ada", divisor="not a number"))
+    odd.subscribe("db", NOTES)
+    server.sql("insert into probe.notes (id, owner) values (1, 'user_ada')")
+    assert ada.change("db")["record"]["id"] == 1
+    server.sql("delete from probe.notes")
+    assert odd.change("db")["type"] == "DELETE"
+    [record] = [each for each in caplog.records if each.levelno == logging.ERROR]
+    assert "A POLICY RAISES" in record.message
+    assert "probe.notes" in record.message
+    assert "22P02" in record.message
+    assert "not a number" not in caplog.text
+
+
+def test_a_filter_that_raises_silences_its_own_subscriber(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    ada, odd = (
+        reader(server),
+        reader(server, "user_ada", NOTES | {"filter": "title=match.("}, NOTES | {"event": "DELETE"}),
+    )
+    server.sql("insert into probe.notes (id, owner, title) values (1, 'user_ada', 'One')")
+    assert ada.change("db")["record"]["id"] == 1
+    server.sql("delete from probe.notes")
+    assert odd.change("db")["type"] == "DELETE"
+    assert "2201B" in caplog.text
+
+
+def test_what_is_rolled_back_is_not_told(server: Server) -> None:
+    client = reader(server)
+    with psycopg.connect(server.stack.postgres.url()) as connection:
+        connection.execute("insert into probe.notes (id, owner) values (1, 'user_ada')")
+        connection.rollback()
+    server.sql("insert into probe.notes (id, owner) values (2, 'user_ada')")
+    assert client.change("db")["record"]["id"] == 2
+
+
+def test_truncating_is_not_told_and_disturbs_nothing(server: Server) -> None:
+    client = reader(server)
+    server.sql("truncate probe.notes")
+    server.sql("insert into probe.notes (id, owner) values (1, 'user_ada')")
+    assert client.change("db")["record"]["id"] == 1
+
+
+def test_a_table_may_change_while_it_is_subscribed_to(server: Server) -> None:
+    client = reader(server)
+    server.sql(
+        "alter table probe.notes add column later text default 'new'; grant select (later) on probe.notes to authenticated"
+    )
+    try:
+        server.sql("insert into probe.notes (id, owner) values (1, 'user_ada')")
+        assert client.change("db")["record"]["later"] == "new"
+    finally:
+        server.sql("alter table probe.notes drop column later")
+    server.sql("update probe.notes set title = 'x'")
+    assert "later" not in client.change("db")["record"]
+
+
+def test_no_commit_is_told_before_it_is_visible_and_none_is_lost(server: Server) -> None:
+    """Four writers at once; every policy is asked on a new snapshot, so a commit told too early would be lost."""
+    client = reader(server)
+    number = 500
+
+    def write(first: int) -> None:
+        with psycopg.connect(server.stack.postgres.url(), autocommit=True) as connection:
+            for row in range(first, number, 4):
+                connection.execute("insert into probe.notes (id, owner) values (%s, 'user_ada')", [row])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    told = [client.change("db")["record"]["id"] for _ in range(number)]
+    assert sorted(told) == list(range(number))
+    assert all([row for row in told if row % 4 == writer] == list(range(writer, number, 4)) for writer in range(4))
+
+
+def test_many_people_are_told_each_of_their_own(server: Server) -> None:
+    """More than one group of changes.GROUP."""
+    people = [reader(server, f"user_{number}") for number in range(60)]
+    server.sql("insert into probe.notes (id, owner) select i, 'user_' || i from generate_series(0, 59) as i")
+    assert [person.change("db")["record"]["id"] for person in people] == list(range(60))
+
+
+def test_the_legacy_keys_see_what_their_roles_see(server: Server) -> None:
+    anonymous, service = (
+        server.client(server.project_token("anon")),
+        server.client(server.project_token("service_role")),
+    )
+    for client in (anonymous, service):
+        client.subscribe("db", OPEN, NOTES)
+    server.sql("insert into probe.notes (id, owner) values (1, 'user_ada')")
+    server.sql("insert into probe.open values (1, 'One')")
+    seen: list[Any] = [client.change("db")["errors"] for client in (anonymous, service)]
+    assert seen == [["Error 401: Unauthorized"], ["Error 401: Unauthorized"]]
+    assert anonymous.change("db")["record"] == {"id": 1, "title": "One"}
+    assert service.change("db")["errors"] == ["Error 401: Unauthorized"]

@@ -1,0 +1,152 @@
+"""Tokens: Clerk's and the project's, while a channel is open: renewed, expired, taken away."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import jwt
+import pytest
+
+from scripts.local.clerk import Keys
+from tests.realtime.conftest import Client, Server
+
+NOTES = {"event": "*", "schema": "probe", "table": "notes"}
+
+
+def renew(client: Client, name: str, token: object) -> None:
+    """Sends a token, which has no reply, and waits until it has been read."""
+    client.send(f"realtime:{name}", "access_token", {"access_token": token})
+    client.ask("phoenix", "heartbeat", {})
+
+
+def reason(client: Client, token: str) -> str:
+    reply = client.join("room", token=token)
+    assert reply["status"] == "error"
+    return str(reply["response"]["reason"])
+
+
+def test_clerks_tokens_are_taken_by_their_public_keys(server: Server, version: int) -> None:
+    client = server.client(server.clerk_token("user_ada"), version=version)
+    client.subscribe("db", NOTES)
+    server.sql("insert into probe.notes (id, owner) values (1, 'user_ben'), (2, 'user_ada')")
+    assert client.change("db")["record"]["id"] == 2
+
+
+def test_a_token_that_does_not_count_says_why(server: Server) -> None:
+    client = server.client()
+    assert reason(client, "nonsense") == "MalformedJWT: The token provided is not a valid JWT"
+    assert (
+        reason(client, server.clerk_token("user_ada", lifetime=-7))
+        == "InvalidJWTToken: Token has expired 7 seconds ago"
+    )
+    assert reason(client, server.clerk_token("user_ada", role="service_role")) == (
+        "InvalidJWTToken: Fields `role` and `exp` are required in JWT"
+    )
+    assert reason(client, server.clerk_token("user_ada", iss="https://clerk.example.com")) == (
+        "JwtSignatureError: Failed to validate JWT signature"
+    )
+
+
+def test_a_token_of_another_clerk_instance_is_refused(server: Server, tmp_path: Path) -> None:
+    claims = {
+        "role": "authenticated",
+        "exp": int(time.time()) + 60,
+        "iss": server.stack.environment()["CLERK_ISSUER"],
+        "sub": "user_ada",
+    }
+    stranger = Keys(tmp_path)
+    assert reason(server.client(), stranger.sign(claims)).startswith("JwtSignatureError")
+    same_name = jwt.encode(claims, stranger.private, "RS256", headers={"kid": server.clerk.keys.id})
+    assert reason(server.client(), same_name) == "JwtSignatureError: Failed to validate JWT signature"
+
+
+def test_the_public_key_is_no_secret_to_sign_with(server: Server) -> None:
+    """The old confusion of HS256 and RS256: a token signed with what everybody can fetch."""
+    public = str(server.clerk.keys.jwks["keys"][0]["n"])
+    forged = jwt.encode(
+        {"role": "service_role", "exp": int(time.time()) + 60}, public, "HS256", headers={"kid": server.clerk.keys.id}
+    )
+    assert reason(server.client(), forged) == "JwtSignatureError: Failed to validate JWT signature"
+    unsigned = jwt.encode({"role": "service_role", "exp": int(time.time()) + 60}, None, "none")
+    assert reason(server.client(), unsigned) in {
+        "JwtSignatureError: Failed to validate JWT signature", "MalformedJWT: The token provided is not a valid JWT",
+    }  # fmt: skip
+
+
+def test_an_api_key_stands_for_the_connections_token(server: Server) -> None:
+    assert server.client().join("room", token="sb_publishable_anything")["status"] == "ok"
+
+
+def test_a_channel_ends_with_its_token(server: Server, version: int) -> None:
+    client = server.client(server.clerk_token("user_ada", lifetime=2), version=version)
+    client.join("room")
+    told = client.event("system", "room")
+    assert (told["extension"], told["status"]) == ("system", "error")
+    assert told["message"].startswith("Token has expired")
+    client.event("phx_close", "room")
+    assert client.ask("phoenix", "heartbeat", {})["status"] == "ok"
+
+
+def test_a_renewed_token_keeps_the_channel_and_its_claims_count(server: Server) -> None:
+    client = server.client(server.clerk_token("user_ada", lifetime=3))
+    client.subscribe("db", NOTES)
+    renew(client, "db", server.clerk_token("user_ben"))
+    assert client.event("system", "db")["message"] == "Subscribed to PostgreSQL"
+    server.sql("insert into probe.notes (id, owner) values (1, 'user_ada'), (2, 'user_ben')")
+    assert client.change("db")["record"]["id"] == 2
+    short = server.client(server.clerk_token("user_ada", lifetime=1))
+    short.join("room")
+    short.event("phx_close", "room")  # so the second of `client`'s first token is over as well
+    short.join("later", token=server.clerk_token("user_ada", lifetime=2))
+    short.event("phx_close", "later")
+    assert client.unread("phx_close") == []
+    assert client.ask("realtime:db", "phx_leave", {})["status"] == "ok"
+
+
+@pytest.mark.parametrize("token", [None, 7, "sb_publishable_x", "the same"])
+def test_a_token_that_is_none_changes_nothing(server: Server, token: object) -> None:
+    own = server.project_token(sub="user_ada")
+    client = server.client(own)
+    client.subscribe("db", NOTES)
+    renew(client, "db", own if token == "the same" else token)
+    assert client.unread("system") == []
+    server.sql("insert into probe.notes (id, owner) values (1, 'user_ada')")
+    assert client.change("db")["record"]["id"] == 1
+
+
+def test_a_renewed_token_that_does_not_count_ends_the_channel(server: Server) -> None:
+    client = server.client(server.project_token(sub="user_ada"))
+    client.join("room")
+    renew(client, "room", server.project_token(sub="user_ada", lifetime=-3))
+    assert client.event("system", "room")["message"] == "Token has expired 3 seconds ago"
+    client.event("phx_close", "room")
+
+
+def test_a_renewed_token_that_may_no_longer_read_ends_the_channel(server: Server) -> None:
+    client = server.client(server.project_token(sub="user_ada"))
+    client.join("own:user_ada", private=True)
+    renew(client, "own:user_ada", server.project_token(sub="user_ben"))
+    assert client.event("system", "own:user_ada")["message"] == (
+        "You no longer have permission to read from this Channel topic: own:user_ada"
+    )
+    client.event("phx_close", "own:user_ada")
+    server.sql("select realtime.send('{}', 'said', 'own:user_ada')")
+    client.join("own:user_ben", private=True, token=server.project_token(sub="user_ben"))
+    server.sql("select realtime.send('{}', 'marker', 'own:user_ben')")
+    client.broadcast("own:user_ben")
+    assert client.unread("broadcast") == []
+
+
+def test_a_renewed_token_may_no_longer_send(server: Server) -> None:
+    server.sql("create policy ada_only on realtime.messages as restrictive for insert to authenticated "
+               "with check (current_setting('request.jwt.claims')::jsonb ->> 'sub' = 'user_ada')")  # fmt: skip
+    try:
+        client = server.client(server.project_token(sub="user_ada"))
+        client.join("write:1", private=True)
+        track = {"event": "track", "payload": {}}
+        assert client.ask("realtime:write:1", "presence", track)["status"] == "ok"
+        renew(client, "write:1", server.project_token(sub="user_ben"))
+        assert client.ask("realtime:write:1", "presence", track)["status"] == "error"
+    finally:
+        server.sql("drop policy ada_only on realtime.messages")
