@@ -113,9 +113,9 @@ class Server:
         self.clients.append(client)
         return client
 
-    def sql(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
-        """Runs a statement as postgres and commits it."""
-        with psycopg.connect(self.stack.postgres.url(), autocommit=True) as connection:
+    def sql(self, statement: str, *values: object, user: str = "postgres") -> list[tuple[Any, ...]]:
+        """Runs a statement as `user` and commits it."""
+        with psycopg.connect(self.stack.postgres.url(user), autocommit=True) as connection:
             cursor = connection.execute(statement, values or None)  # type: ignore[call-overload]
             return list(cursor.fetchall()) if cursor.description else []
 

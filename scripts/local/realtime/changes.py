@@ -205,7 +205,7 @@ def _data(change: Change, visible: Visible, role: str, chosen: tuple[str, ...] |
     if change.kind != "DELETE":
         data["record"] = part({**(visible.old or {}), **(visible.new or {})})
     if change.kind != "INSERT":
-        # A deletion is told to everybody, as nobody's policy can be asked about a row that is gone: so no more than its key.
+        # A deletion is told to everybody, as no policy can be asked about a row that is gone: so only its key.
         only_key = change.kind == "DELETE" and visible.secured
         old = visible.old or {}
         data["old_record"] = part({name: old[name] for name in old if name in visible.key or not only_key})

@@ -28,7 +28,6 @@ PREFIX: Final = "realtime:"
 SUBSCRIBED: Final = "Subscribed to PostgreSQL"
 NO_DATABASE: Final = "Realtime was unable to connect to the project database"
 STREAM_SECONDS: Final = 5.0
-# A client that takes nothing for so long is cut off: it connects again and reads what it missed.
 LONGEST_QUEUE: Final = 20_000
 LONGEST_TIMER: Final = 3600.0
 
@@ -40,26 +39,31 @@ class Refused(Exception):
 class Socket:
     """One client: its connection, the token it came with, its channels, and what waits to be sent to it."""
 
-    def __init__(self, connection: web.WebSocketResponse, wire: Wire, token: str) -> None:
+    def __init__(self, connection: web.WebSocketResponse, transport: asyncio.Transport, wire: Wire, token: str) -> None:
         self.connection = connection
         self.wire = wire
         self.token = token
         self.channels: dict[str, Channel] = {}
-        self._queue = asyncio.Queue[Frame]()
+        self._transport = transport
+        self._queue = asyncio.Queue[Frame](LONGEST_QUEUE)
 
     def send(self, frame: Frame | None) -> None:
-        if frame is not None and self._queue.qsize() <= LONGEST_QUEUE:
+        """Queues a frame. A client with a full queue is cut off: it connects again and reads what it missed."""
+        if frame is None:
+            return
+        try:
             self._queue.put_nowait(frame)
+        except asyncio.QueueFull:
+            self._transport.abort()
 
     async def write(self) -> None:
-        """Sends what waits, until cancelled, the connection ends, or too much waits."""
-        while self._queue.qsize() < LONGEST_QUEUE:
+        """Sends what waits, until cancelled."""
+        while True:
             frame = await self._queue.get()
             if isinstance(frame, str):
                 await self.connection.send_str(frame)
             else:
                 await self.connection.send_bytes(frame)
-        await self.connection.close(code=1013)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import psycopg
 from aiohttp import WSMsgType, web
@@ -72,7 +72,8 @@ class Realtime:
             return web.json_response({"error": str(refusal).partition(" seconds ago")[0]}, status=401)
         connection = web.WebSocketResponse(max_msg_size=LARGEST_FRAME)
         await connection.prepare(request)
-        socket = Socket(connection, wire(request.query.get("vsn", "1.0.0")), token)
+        transport = cast("asyncio.Transport", request.transport)  # None only once the connection is lost
+        socket = Socket(connection, transport, wire(request.query.get("vsn", "1.0.0")), token)
         self._sockets.add(socket)
         writing = asyncio.create_task(socket.write())
         try:

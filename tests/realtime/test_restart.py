@@ -1,0 +1,116 @@
+"""What Realtime survives: its database going away and coming back, slow clients, broken streams."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from scripts.local.postgres import stop
+from tests.realtime.conftest import PATIENCE, Client, Server, running
+
+NOTES = {"event": "*", "schema": "probe", "table": "notes"}
+
+
+@pytest.fixture(scope="module")
+def own_server(home: Path) -> Iterator[Server]:
+    """A server whose Postgres a test may stop."""
+    with running(home / "restarted") as server:
+        yield server
+
+
+def ready(server: Server, status: int) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while httpx.get(f"{server.url}/realtime/v1/health").status_code != status:
+        assert time.monotonic() < deadline, f"health is not {status}"
+        time.sleep(0.02)
+
+
+def member(server: Server) -> Client:
+    client = server.client(server.project_token(sub="user_ada"))
+    client.subscribe("db", NOTES)
+    client.join("write:1", private=True)
+    return client
+
+
+def test_clients_stay_and_are_told_again_after_a_restart(own_server: Server) -> None:
+    server, client = own_server, member(own_server)
+    stop(server.process)
+    ready(server, 503)
+    assert client.ask("phoenix", "heartbeat", {})["status"] == "ok"
+    refused = client.join("read:1", private=True)
+    assert refused["response"]["reason"] == "Realtime was unable to connect to the project database"
+    told = server.client(server.project_token(sub="user_ada")).subscribe("db", NOTES)
+    assert (told["status"], told["message"]) == ("error", "Realtime was unable to connect to the project database")
+    public, other = server.client(), server.client()
+    for each in (public, other):
+        each.join("room")
+    public.send("realtime:room", "broadcast", {"event": "said", "payload": {}})
+    assert other.broadcast("room")["event"] == "said"  # needs no database
+
+    server.process = server.stack.postgres.start(fsync="off")
+    assert (
+        client.event("system", "db")["message"] == "Subscribed to PostgreSQL"
+    )  # so clients know that they must read again
+    ready(server, 200)
+    server.sql("insert into probe.notes (id, owner) values (1, 'user_ada')")
+    assert client.change("db")["record"]["id"] == 1
+    server.sql("select realtime.send('{}', 'said', 'write:1')")
+    assert client.broadcast("write:1")["event"] == "said"
+    assert client.join("read:1", private=True)["status"] == "ok"
+
+
+def test_a_stream_that_is_cut_begins_again(own_server: Server) -> None:
+    client = member(own_server)
+    own_server.sql("select pg_terminate_backend(pid) from pg_stat_replication", user="supabase_admin")
+    assert client.event("system", "db")["message"] == "Subscribed to PostgreSQL"
+    own_server.sql("insert into probe.notes (id, owner) values (2, 'user_ada')")
+    assert client.change("db")["record"]["id"] == 2
+
+
+def test_a_table_that_is_gone_when_its_change_is_read_tells_an_error(own_server: Server) -> None:
+    client = member(own_server)
+    own_server.sql(
+        "create table probe.gone (id integer primary key); alter publication supabase_realtime add table probe.gone"
+    )
+    client.subscribe("gone", {"event": "*", "schema": "probe", "table": "gone"})
+    own_server.sql("insert into probe.gone values (1); drop table probe.gone")
+    assert client.change("gone")["errors"] == ["Error 400: Bad Request, no primary key"]
+
+
+def test_a_change_that_cannot_be_told_is_logged_and_does_not_stop_the_next(
+    own_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = member(own_server)
+    own_server.sql("alter function realtime.row_as_json(oid, jsonb) rename to away", user="supabase_admin")
+    own_server.sql("insert into probe.notes (id, owner) values (3, 'user_ada')")
+    own_server.sql("select realtime.send('{}', 'marker', 'write:1')")
+    client.broadcast("write:1")
+    deadline = time.monotonic() + PATIENCE
+    while "A change of probe.notes could not be told: SQLSTATE 42883." not in caplog.text:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    own_server.sql("alter function realtime.away(oid, jsonb) rename to row_as_json", user="supabase_admin")
+    own_server.sql("insert into probe.notes (id, owner) values (4, 'user_ada')")
+    assert client.change("db")["record"]["id"] == 4
+
+
+def test_a_client_that_takes_nothing_is_cut_off_and_others_are_served(
+    own_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scripts.local.realtime.channels.LONGEST_QUEUE", 20)
+    slow, other, sender = own_server.client(), own_server.client(), own_server.client()
+    for each in (slow, other):
+        each.join("room")
+    sender.join("room", broadcast={"ack": True})
+    filler = {"event": "said", "payload": {"filler": "x" * 500_000}}
+    for _ in range(100):
+        assert sender.ask("realtime:room", "broadcast", filler)["status"] == "ok"
+        assert other.broadcast("room")["event"] == "said"
+    with pytest.raises(ConnectionClosed):
+        for _ in range(100):
+            slow.connection.recv(timeout=PATIENCE)
