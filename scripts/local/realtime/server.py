@@ -70,7 +70,7 @@ class Realtime:
             token = await self._tokens.of_key(key)
         except TokenRefused as refusal:
             return web.json_response({"error": str(refusal).partition(" seconds ago")[0]}, status=401)
-        connection = web.WebSocketResponse(max_msg_size=LARGEST_FRAME)
+        connection = web.WebSocketResponse(max_msg_size=LARGEST_FRAME, compress=False)
         await connection.prepare(request)
         transport = cast("asyncio.Transport", request.transport)  # None only once the connection is lost
         socket = Socket(connection, transport, wire(request.query.get("vsn", "1.0.0")), token)
