@@ -146,11 +146,13 @@ $$;
 -- {"new", "old": the rows, "secured": has the table RLS?, "key": [column], "columns": {role: [{"name", "type"}]}, "told": {id: null or an error}, "raised": [SQLSTATE]}.
 create or replace function realtime.visible_change(relation oid, kind text, new_texts jsonb, old_texts jsonb, subscribers jsonb)
 returns jsonb
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
   secured boolean;
   key_columns text[];
+  key_values text;
   probe text;
+  prepared text;
   columns jsonb := '{}';
   told jsonb := '{}';
   raised text[] := '{}';
@@ -163,8 +165,10 @@ begin
   select coalesce(array_agg(a.attname::text order by a.attnum), '{}') into key_columns
   from pg_index as i join pg_attribute as a on a.attrelid = i.indrelid and a.attnum = any(i.indkey)
   where i.indrelid = relation and i.indisprimary;
-  select format('select exists (select from %s where %s)', relation::regclass, string_agg(format('%I = %L', k, new_texts ->> k), ' and '))
-  into probe from unnest(key_columns) as k;
+  select
+    format('select exists (select from %s where %s)', relation::regclass, string_agg(format('%I = $%s', k, n), ' and ')),
+    string_agg(quote_nullable(new_texts ->> k), ', ' order by n)
+  into probe, key_values from unnest(key_columns) with ordinality as u (k, n);
 
   for caller in
     select s.value ->> 'role' as role, array_agg(s.value) as subscriptions
@@ -182,6 +186,12 @@ begin
       when exists (select from unnest(key_columns) as k where not has_column_privilege(caller.role, relation, k, 'select'))
         then 'Error 401: Unauthorized'
     end;
+    -- Planned once: that takes as long as the policy. A plan is one role's, as row level security is part of it; and no sequential
+    -- scan, which would be kept when the table, small today, has grown.
+    prepared := 'visible_' || md5(caller.role || probe);
+    if secured and refusal is null and not exists (select from pg_prepared_statements as p where p.name = prepared) then
+      execute format('prepare %I as %s', prepared, probe);
+    end if;
     foreach subscription in array caller.subscriptions loop
       -- A policy or a filter may raise on what one subscriber sent: that is theirs alone.
       begin
@@ -189,7 +199,7 @@ begin
           or (kind = 'DELETE' and realtime.passes(relation, old_texts, subscription -> 'filters'));
         if visible and secured and kind <> 'DELETE' and refusal is null then
           perform set_config('request.jwt.claims', subscription ->> 'claims', true), set_config('role', caller.role, true);
-          execute probe into visible;
+          execute format('execute %I (%s)', prepared, key_values) into visible;
           perform set_config('role', 'none', true);
         end if;
         if visible then
