@@ -16,6 +16,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 from scripts import migrations
 from scripts.local.postgres import Postgres, stop
@@ -25,6 +26,10 @@ from scripts.local.stack import LAST_PORT_OFFSET
 ROOT = Path(__file__).parents[1]
 Claims = dict[str, Any]
 TOKEN_LIFE_SECONDS = 60
+QUIET_CHROMIUM = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -138,3 +143,21 @@ def stack(home: Path) -> Iterator[Stack]:
 def connect(server: Postgres) -> Callable[[], psycopg.Connection[Any]]:
     """Opens a connection of its own as postgres, with autocommit: for tests about concurrency."""
     return lambda: psycopg.connect(server.url(), autocommit=True)
+
+
+@pytest.fixture(scope="session")
+def chromium_path() -> str:
+    """Where Chromium is. Without one the browser tests are skipped, or fail where they must not be (.ci/run)."""
+    found = subprocess.run([ROOT / "scripts/chromium"], capture_output=True, text=True, check=False)
+    if found.returncode:
+        (pytest.fail if os.environ.get("CHROMIUM_REQUIRED") else pytest.skip)(found.stderr.strip())
+    return found.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def chromium(chromium_path: str) -> Iterator[Browser]:
+    """A headless Chromium. Not for the session: while it lives, Playwright's event loop keeps tests from running their own."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium_path, args=QUIET_CHROMIUM)
+        yield browser
+        browser.close()

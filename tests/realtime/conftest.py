@@ -109,7 +109,7 @@ class Server:
         """A connected client, which joins with `token` or, without one, with the publishable key."""
         query = urlencode({"apikey": self.key, "vsn": VERSIONS[version]})
         address = f"{self.url.replace('http', 'ws')}/realtime/v1/websocket?{query}"
-        client = Client(open_websocket(address, max_size=None), version, token)
+        client = Client(open_websocket(address, max_size=None, close_timeout=0.5), version, token)
         self.clients.append(client)
         return client
 
@@ -118,6 +118,12 @@ class Server:
         with psycopg.connect(self.stack.postgres.url(user), autocommit=True) as connection:
             cursor = connection.execute(statement, values or None)  # type: ignore[call-overload]
             return list(cursor.fetchall()) if cursor.description else []
+
+    def hang_up(self) -> None:
+        """Closes every client: each has threads."""
+        for client in self.clients:
+            client.connection.close()
+        self.clients.clear()
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self.loop).result(PATIENCE)
@@ -248,6 +254,7 @@ def running(home: Path) -> Iterator[Server]:
         server.sql(TABLES)
         runners = asyncio.run_coroutine_threadsafe(serve(server), loop).result(PATIENCE)
         yield server
+        server.hang_up()
         for runner in runners:
             server.run(runner.cleanup())
     finally:
@@ -267,9 +274,7 @@ def shared_server(home: Path) -> Iterator[Server]:
 def server(shared_server: Server) -> Iterator[Server]:
     """The server, with no client and no row of the last test's."""
     yield shared_server
-    for client in shared_server.clients:
-        client.connection.close()
-    shared_server.clients.clear()
+    shared_server.hang_up()
     shared_server.sql("truncate probe.notes, probe.open, probe.keyless, probe.unreadable_key, probe.full_identity")
 
 

@@ -40,7 +40,7 @@ class Realtime:
         url = stack.postgres.url("supabase_admin")
         self._tokens = Tokens(stack.secrets, stack.environment()["CLERK_ISSUER"])
         self._pool = AsyncConnectionPool[psycopg.AsyncConnection[Any]](
-            url, min_size=1, max_size=4, open=False, timeout=5, kwargs={"autocommit": True},
+            url, min_size=1, max_size=4, open=False, timeout=2, kwargs={"autocommit": True},
             check=AsyncConnectionPool.check_connection,
         )  # fmt: skip
         self._tables = Stream(url, changes.PUBLICATION, self._tell_change, self._stream_began)
@@ -53,7 +53,7 @@ class Realtime:
     def add_to(self, application: web.Application) -> None:
         """Serves at /realtime/v1 while the application runs."""
         application.cleanup_ctx.append(self._lifetime)
-        application.on_shutdown.append(self._hang_up)
+        application.on_shutdown.append(self.hang_up)
         router = application.router
         router.add_get("/realtime/v1/websocket", self.websocket)
         router.add_get("/realtime/v1/health", self.health)
@@ -205,7 +205,8 @@ class Realtime:
                 await self.forget()
             await asyncio.sleep(FORGET_EVERY_SECONDS)
 
-    async def _hang_up(self, _: web.Application) -> None:
+    async def hang_up(self, _: web.Application | None = None) -> None:
+        """Closes every connection; clients connect again."""
         for socket in list(self._sockets):
             await socket.connection.close(code=1001)
 

@@ -1,0 +1,289 @@
+"""The real clients, unchanged: PyPI's supabase and realtime, and supabase-js in Chromium."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page
+from realtime import AsyncRealtimeChannel, AsyncRealtimeClient, RealtimeSubscribeStates
+from supabase import acreate_client
+
+from tests.conftest import ROOT
+from tests.realtime.conftest import PATIENCE, Json, Server
+
+SUPABASE_JS = ROOT / "node_modules/@supabase/supabase-js/dist/umd/supabase.js"
+NOTES = {"schema": "probe", "table": "notes"}
+
+
+# --- Python
+
+
+class Heard:
+    """What callbacks were called with, to be awaited. A callback that raises would silence the client."""
+
+    def __init__(self) -> None:
+        self._queue = asyncio.Queue[Any]()
+
+    def __call__(self, *told: Any) -> None:
+        self._queue.put_nowait(told[0] if len(told) == 1 else told)
+
+    async def next(self) -> Any:
+        async with asyncio.timeout(PATIENCE):
+            return await self._queue.get()
+
+
+async def subscribed(channel: AsyncRealtimeChannel) -> AsyncRealtimeChannel:
+    heard = Heard()
+    await channel.subscribe(heard)
+    state, error = await heard.next()
+    assert (state, error) == (RealtimeSubscribeStates.SUBSCRIBED, None)
+    return channel
+
+
+def with_python(server: Server, story: Callable[[AsyncRealtimeClient], Awaitable[None]], sub: str = "user_ada") -> None:
+    """Tells a story with supabase-py's asynchronous client of a person whom Clerk has signed in."""
+
+    async def run() -> None:
+        supabase = await acreate_client(server.url, server.key)
+        await supabase.realtime.set_auth(server.clerk_token(sub))
+        try:
+            await story(supabase.realtime)
+        finally:
+            await supabase.realtime.close()
+
+    asyncio.run(run())
+
+
+def test_python_hears_of_changes(server: Server) -> None:
+    async def story(realtime: AsyncRealtimeClient) -> None:
+        heard = Heard()
+        channel = realtime.channel("db").on_postgres_changes(
+            "*", heard, table="notes", schema="probe", filter="id=lt.10"
+        )
+        await subscribed(channel)
+        server.sql(
+            "insert into probe.notes (id, owner, title) values (1, 'user_ada', 'One'), (2, 'user_ben', 'x'), (11, 'user_ada', 'x')"
+        )
+        data = (await heard.next())["data"]
+        assert (data["type"], data["record"]["title"]) == ("INSERT", "One")
+        server.sql("update probe.notes set title = 'Two' where id = 1")
+        data = (await heard.next())["data"]
+        assert (data["type"], data["record"]["title"], data["old_record"]) == ("UPDATE", "Two", {"id": 1})
+        server.sql("delete from probe.notes where id = 1")
+        data = (await heard.next())["data"]
+        assert (data["type"], data["old_record"]) == ("DELETE", {"id": 1})
+
+    with_python(server, story)
+
+
+def test_python_sends_and_hears_broadcasts(server: Server) -> None:
+    async def story(realtime: AsyncRealtimeClient) -> None:
+        heard, settings = (
+            Heard(),
+            {"config": {"private": True, "broadcast": {"self": True, "ack": True}, "presence": None}},
+        )
+        channel = await subscribed(realtime.channel("write:1", settings).on_broadcast("said", heard))  # type: ignore[arg-type]
+        await channel.send_broadcast("said", {"a": 1})
+        assert (await heard.next())["payload"] == {"a": 1}
+        server.sql("select realtime.send('{\"b\": 2}', 'said', 'write:1')")
+        assert (await heard.next())["payload"]["b"] == 2
+
+    with_python(server, story)
+
+
+def test_python_is_told_when_a_channel_is_closed_to_it(server: Server) -> None:
+    async def story(realtime: AsyncRealtimeClient) -> None:
+        heard = Heard()
+        await realtime.channel(
+            "own:user_ben", {"config": {"private": True, "broadcast": None, "presence": None}}
+        ).subscribe(heard)
+        state, error = await heard.next()
+        assert state == RealtimeSubscribeStates.CHANNEL_ERROR
+        assert "You do not have permissions to read" in str(error)
+
+    with_python(server, story)
+
+
+def test_python_sees_who_is_present(server: Server) -> None:
+    async def story(realtime: AsyncRealtimeClient) -> None:
+        synced, joined, left = Heard(), Heard(), Heard()
+        channel = realtime.channel("room").on_presence_sync(synced).on_presence_join(joined).on_presence_leave(left)
+        await subscribed(channel)
+        await channel.track({"name": "Ada"})
+        key, _, [meta] = await joined.next()
+        assert meta["name"] == "Ada"
+        other = server.client()
+        other.join("room", presence={"key": "ben", "enabled": True})
+        other.ask("realtime:room", "presence", {"event": "track", "payload": {"name": "Ben"}})
+        assert (await joined.next())[0] == "ben"
+        assert channel.presence_state().keys() == {key, "ben"}
+        other.connection.close()
+        assert (await left.next())[0] == "ben"
+
+    with_python(server, story)
+
+
+def test_python_keeps_a_channel_by_a_new_token_and_loses_it_with_an_old_one(server: Server) -> None:
+    async def story(realtime: AsyncRealtimeClient) -> None:
+        heard, states = Heard(), Heard()
+        await realtime.set_auth(server.clerk_token("user_ada", lifetime=2))
+        channel = realtime.channel("db").on_postgres_changes("*", heard, table="notes", schema="probe")
+        await channel.subscribe(states)
+        assert (await states.next())[0] == RealtimeSubscribeStates.SUBSCRIBED
+        await realtime.set_auth(server.clerk_token("user_ada", lifetime=3))
+        await asyncio.sleep(2)  # the first token's life, of which only the clock can tell
+        server.sql("insert into probe.notes (id, owner) values (1, 'user_ada')")
+        assert (await heard.next())["data"]["record"]["id"] == 1
+        assert (await states.next())[0] in (RealtimeSubscribeStates.CHANNEL_ERROR, RealtimeSubscribeStates.CLOSED)
+
+    with_python(server, story)
+
+
+# --- supabase-js
+
+
+@pytest.fixture
+def page(server: Server, chromium: Browser) -> Iterator[Page]:
+    """An empty page with supabase-js, which keeps in `heard` whatever its callbacks were told, and a client `supabase`."""
+    context = chromium.new_context()
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE * 1000)
+    page.add_script_tag(path=SUPABASE_JS)
+    page.evaluate(
+        """([url, key, token]) => {
+          globalThis.token = token;
+          globalThis.heard = [];
+          globalThis.client = supabase.createClient(url, key, { accessToken: async () => globalThis.token });
+          globalThis.hear = (kind) => (told) => heard.push({ kind, told });
+        }""",
+        [server.url, server.key, server.clerk_token("user_ada")],
+    )
+    yield page
+    context.close()
+
+
+def subscribe(page: Page, setup: str) -> None:
+    """Makes `channel` by an expression in `client` and `hear`, and waits until it is subscribed."""
+    page.evaluate(
+        f"globalThis.channel = {setup}; channel.subscribe((state, error) => hear('state')({{ state, error: error?.message }}))"
+    )
+    assert next_heard(page, "state")["state"] == "SUBSCRIBED"
+
+
+def next_heard(page: Page, kind: str) -> Any:
+    """What the next such callback was told."""
+    page.wait_for_function("kind => heard.some((each) => each.kind === kind)", arg=kind)
+    return page.evaluate("kind => heard.splice(heard.findIndex((each) => each.kind === kind), 1)[0].told", kind)
+
+
+def test_javascript_hears_of_changes(server: Server, page: Page) -> None:
+    wanted = json.dumps(NOTES | {"event": "*", "filter": "id=lt.10"})
+    subscribe(page, f"client.channel('db').on('postgres_changes', {wanted}, hear('change'))")
+    server.sql(
+        "insert into probe.notes (id, owner, title) values (1, 'user_ada', 'One'), (2, 'user_ben', 'x'), (11, 'user_ada', 'x')"
+    )
+    change = next_heard(page, "change")
+    assert (change["eventType"], change["new"]["title"], change["errors"]) == ("INSERT", "One", None)
+    server.sql("update probe.notes set amount = 1.5, tags = '{a,b}', done = true where id = 1")
+    change = next_heard(page, "change")
+    assert (change["new"]["amount"], change["new"]["tags"], change["new"]["done"], change["old"]) == (
+        1.5,
+        ["a", "b"],
+        True,
+        {"id": 1},
+    )
+    server.sql("delete from probe.notes where id = 1")
+    change = next_heard(page, "change")
+    assert (change["eventType"], change["old"], change["new"]) == ("DELETE", {"id": 1}, {})
+
+
+def test_javascript_sends_and_hears_broadcasts_in_text_and_binary(server: Server, page: Page) -> None:
+    other = server.client(server.project_token(sub="user_ben"), version=1)
+    other.join("write:1", private=True)
+    settings = "{ config: { private: true, broadcast: { self: true, ack: true } } }"
+    subscribe(page, f"client.channel('write:1', {settings}).on('broadcast', {{ event: '*' }}, hear('broadcast'))")
+    assert page.evaluate("channel.send({ type: 'broadcast', event: 'said', payload: { a: 'é' } })") == "ok"
+    assert next_heard(page, "broadcast")["payload"] == {"a": "é"}
+    assert other.broadcast("write:1")["payload"] == {"a": "é"}
+    other.send("realtime:write:1", "broadcast", {"type": "broadcast", "event": "answered", "payload": {"b": 1}})
+    assert next_heard(page, "broadcast")["event"] == "answered"
+    assert (
+        page.evaluate("channel.send({ type: 'broadcast', event: 'bytes', payload: new Uint8Array([0, 255]).buffer })")
+        == "ok"
+    )
+    page.wait_for_function("heard.some((each) => each.kind === 'broadcast')")
+    assert page.evaluate("[...new Uint8Array(heard.shift().told.payload)]") == [0, 255]
+    server.sql("select realtime.send('{\"c\": 3}', 'told', 'write:1')")
+    told = next_heard(page, "broadcast")
+    assert (told["event"], told["payload"]["c"], told["meta"].keys()) == ("told", 3, {"id"})
+
+
+def test_javascript_sends_by_rest_before_it_has_joined(server: Server, page: Page) -> None:
+    other = server.client(server.project_token(sub="user_ben"))
+    other.join("write:1", private=True)
+    sent = page.evaluate("client.channel('write:1', { config: { private: true } }).httpSend('said', { a: 1 })")
+    assert sent["success"] is True
+    assert other.broadcast("write:1")["payload"] == {"a": 1}
+
+
+def test_javascript_is_told_when_a_channel_is_closed_to_it(page: Page) -> None:
+    page.evaluate(
+        "client.channel('own:user_ben', { config: { private: true } }).subscribe((state, error) => hear('state')({ state, error: error?.message }))"
+    )
+    told = next_heard(page, "state")
+    assert told["state"] == "CHANNEL_ERROR"
+    assert "You do not have permissions to read" in told["error"]
+
+
+def test_javascript_sees_who_is_present(server: Server, page: Page) -> None:
+    subscribe(
+        page,
+        "client.channel('room', { config: { presence: { key: 'ada' } } })"
+        ".on('presence', { event: 'join' }, hear('join')).on('presence', { event: 'leave' }, hear('leave'))",
+    )
+    assert page.evaluate("channel.track({ name: 'Ada' })") == "ok"
+    assert next_heard(page, "join")["newPresences"][0]["name"] == "Ada"
+    other = server.client()
+    other.join("room", presence={"key": "ben", "enabled": True})
+    assert other.event("presence_state", "room").keys() == {"ada"}
+    other.ask("realtime:room", "presence", {"event": "track", "payload": {}})
+    assert next_heard(page, "join")["key"] == "ben"
+    other.connection.close()
+    assert next_heard(page, "leave")["key"] == "ben"
+    assert page.evaluate("Object.keys(channel.presenceState())") == ["ada"]
+
+
+def test_javascript_keeps_a_channel_by_new_tokens(server: Server, page: Page) -> None:
+    wanted = json.dumps(NOTES | {"event": "*"})
+    page.evaluate("token => { globalThis.token = token }", server.clerk_token("user_ada", lifetime=2))
+    subscribe(
+        page,
+        f"client.channel('db').on('postgres_changes', {wanted}, hear('change')).on('system', {{}}, hear('system'))",
+    )
+    page.evaluate(
+        "token => { globalThis.token = token; return client.realtime.setAuth() }",
+        server.clerk_token("user_ada", lifetime=4),
+    )
+    page.wait_for_timeout(2000)  # the first token's life, of which only the clock can tell
+    server.sql("insert into probe.notes (id, owner) values (1, 'user_ada')")
+    assert next_heard(page, "change")["new"]["id"] == 1
+    told: Json = {}
+    while told.get("status") != "error":
+        told = next_heard(page, "system")
+    assert told["message"].startswith("Token has expired")
+    assert next_heard(page, "state")["state"] in ("CHANNEL_ERROR", "CLOSED")
+
+
+def test_javascript_connects_again_by_itself(server: Server, page: Page) -> None:
+    wanted = json.dumps(NOTES | {"event": "*"})
+    subscribe(page, f"client.channel('db').on('postgres_changes', {wanted}, hear('change'))")
+    server.run(server.realtime.hang_up())
+    states = [next_heard(page, "state")["state"]]
+    while states[-1] != "SUBSCRIBED":
+        states.append(next_heard(page, "state")["state"])
+    server.sql("insert into probe.notes (id, owner) values (1, 'user_ada')")
+    assert next_heard(page, "change")["new"]["id"] == 1
