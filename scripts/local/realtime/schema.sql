@@ -28,6 +28,7 @@ create table if not exists realtime.messages (
 alter table realtime.messages add column if not exists binary_payload bytea;
 create table if not exists realtime.messages_default partition of realtime.messages default;
 alter table realtime.messages owner to supabase_realtime_admin;
+alter table realtime.messages_default owner to supabase_realtime_admin;
 alter table realtime.messages enable row level security;
 grant select, insert, update on realtime.messages to postgres, anon, authenticated, service_role;
 

@@ -1,0 +1,322 @@
+"""What the product broadcasts: which rows, which columns, on which topic; and who may listen, send and be present."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+
+from scripts.migrations import ROOT
+from tests.conftest import Claims, Database
+
+MIGRATION = (ROOT / "migrations/20261124060000_realtime.sql").read_text()
+Message = tuple[str, str, dict[str, Any]]
+
+
+@pytest.fixture
+def tenants(database: Database) -> dict[str, str]:
+    """Acme with Ada (owner), Cleo (member) and Dee (viewer), and Globex with Eve: their organizations' ids by name."""
+    database.execute(
+        "insert into public.organizations (clerk_org_id, name) values ('org_acme', 'Acme'), ('org_globex', 'Globex')"
+    )
+    database.execute(
+        "with people (name, org, role) as (values ('ada', 'org_acme', 'owner'), ('cleo', 'org_acme', 'member'), "
+        "('dee', 'org_acme', 'viewer'), ('eve', 'org_globex', 'owner')), "
+        "profile as (insert into public.profiles (clerk_user_id) select 'user_' || name from people returning id, clerk_user_id) "
+        "insert into public.organization_memberships (organization_id, user_id, role) "
+        "select o.id, profile.id, people.role from people join profile on clerk_user_id = 'user_' || name "
+        "join public.organizations as o on o.clerk_org_id = people.org"
+    )
+    forget(database)
+    return dict(database.rows("select name, id::text from public.organizations"))
+
+
+def claims(person: str, *, second_factor: bool = True) -> Claims:
+    return {"sub": f"user_{person}", "role": "authenticated", "fva": [0, 0 if second_factor else -1]}
+
+
+def forget(database: Database) -> None:
+    database.execute("create temporary table if not exists heard (id uuid) on commit drop")
+    database.execute("insert into heard select id from realtime.messages")
+
+
+def told(database: Database) -> list[Message]:
+    """The messages since forget() or the last call, in the order of sending."""
+    rows = database.rows(
+        "select topic, event, payload from realtime.messages where extension = 'broadcast' and private "
+        "and id not in (select id from heard) order by inserted_at"
+    )
+    forget(database)
+    return rows  # type: ignore[return-value]
+
+
+def create(database: Database, organization: str, *titles: str) -> None:
+    database.execute(
+        "insert into public.projects (organization_id, title) select %s, unnest(%s::text[])", organization, list(titles)
+    )
+
+
+# --- what is sent
+
+
+def test_a_new_row_is_told_with_its_readable_columns_on_its_organizations_topic(
+    database: Database, tenants: dict[str, str]
+) -> None:
+    create(database, tenants["Acme"], "Apollo")
+    row = database.value("select to_jsonb(p) from public.projects as p")
+    assert told(database) == [
+        (
+            f"org:{tenants['Acme']}",
+            "INSERT",
+            {"schema": "public", "table": "projects", "operation": "INSERT", "record": row, "old_record": None},
+        )
+    ]
+
+
+def test_columns_that_people_may_not_select_are_never_sent(database: Database, tenants: dict[str, str]) -> None:
+    database.execute("revoke select on public.projects from authenticated")
+    database.execute("grant select (id, title) on public.projects to authenticated")
+    create(database, tenants["Acme"], "Apollo")
+    database.execute("update public.projects set title = 'Gemini', description = 'secret'")
+    records = [payload["record"].keys() for _, _, payload in told(database)]
+    assert records == [{"id", "title"}, {"id", "title"}]
+
+
+def test_a_deleted_row_is_told_by_its_key_alone(database: Database, tenants: dict[str, str]) -> None:
+    create(database, tenants["Acme"], "Apollo")
+    [identifier] = [payload["record"]["id"] for _, _, payload in told(database)]
+    database.execute("delete from public.projects")
+    assert told(database) == [
+        (
+            f"org:{tenants['Acme']}",
+            "DELETE",
+            {
+                "schema": "public",
+                "table": "projects",
+                "operation": "DELETE",
+                "record": None,
+                "old_record": {"id": identifier},
+            },
+        )
+    ]
+
+
+def test_an_update_is_told_where_somebody_could_see_it(database: Database, tenants: dict[str, str]) -> None:
+    create(database, tenants["Acme"], "Apollo", "Gemini")
+    told(database)
+    database.execute("update public.projects set title = title")
+    assert told(database) == []
+    database.execute("update public.projects set title = 'Mercury' where title in ('Apollo', 'Mercury')")
+    [(_, event, payload)] = told(database)
+    assert (event, payload["record"]["title"], payload["old_record"]) == ("UPDATE", "Mercury", None)
+    database.execute("revoke select on public.projects from authenticated")
+    database.execute("grant select (id) on public.projects to authenticated")
+    database.execute("update public.projects set description = 'hidden'")
+    assert told(database) == []
+
+
+def test_a_row_that_moves_to_another_tenant_is_deleted_for_the_first(
+    database: Database, tenants: dict[str, str]
+) -> None:
+    create(database, tenants["Acme"], "Apollo")
+    told(database)
+    database.execute("update public.projects set organization_id = %s", tenants["Globex"])
+    heard = {(topic, event): payload for topic, event, payload in told(database)}
+    assert heard.keys() == {(f"org:{tenants['Globex']}", "UPDATE"), (f"org:{tenants['Acme']}", "DELETE")}
+    assert heard[f"org:{tenants['Acme']}", "DELETE"]["record"] is None
+
+
+def test_one_statement_tells_each_tenant_of_its_own_rows(database: Database, tenants: dict[str, str]) -> None:
+    database.execute("insert into public.projects (organization_id, title) select id, name from public.organizations")
+    assert {(topic, payload["record"]["title"]) for topic, _, payload in told(database)} == {
+        (f"org:{identifier}", name) for name, identifier in tenants.items()
+    }
+
+
+def test_a_thousand_rows_are_one_insert_of_messages(database: Database, tenants: dict[str, str]) -> None:
+    database.execute("select set_config('probe.inserts', '0', true)")
+    database.execute(
+        "create function public.count_inserts() returns trigger language plpgsql as $$ begin "
+        "perform set_config('probe.inserts', (current_setting('probe.inserts')::integer + 1)::text, true); return null; end $$"
+    )
+    database.execute(
+        "create trigger count after insert on realtime.messages for each statement execute function public.count_inserts()"
+    )
+    create(database, tenants["Acme"], *(f"Project {number}" for number in range(1000)))
+    assert (len(told(database)), database.value("select current_setting('probe.inserts')")) == (1000, "1")
+
+
+def test_a_write_through_the_api_is_told_too(database: Database, tenants: dict[str, str]) -> None:
+    with database.acting("authenticated", claims("cleo")):
+        create(database, tenants["Acme"], "Apollo")
+    assert [event for _, event, _ in told(database)] == ["INSERT"]
+
+
+def test_members_and_invitations_are_told_to_who_may_read_members(database: Database, tenants: dict[str, str]) -> None:
+    topic = f"org:{tenants['Acme']}:members:read"
+    database.execute("update public.organization_memberships set role = 'viewer' where role = 'member'")
+    [(where, event, payload)] = told(database)
+    assert (where, event, payload["table"], payload["record"]["role"]) == (
+        topic,
+        "UPDATE",
+        "organization_memberships",
+        "viewer",
+    )
+    database.execute(
+        "insert into public.organization_invitations (organization_id, clerk_invitation_id, email, role) values (%s, 'orginv_1', 'x@example.com', 'member')",
+        tenants["Acme"],
+    )
+    assert [(where, payload["table"]) for where, _, payload in told(database)] == [(topic, "organization_invitations")]
+
+
+def test_an_organization_that_is_purged_takes_its_projects_with_it(database: Database, tenants: dict[str, str]) -> None:
+    create(database, tenants["Acme"], "Apollo")
+    told(database)
+    database.execute("delete from public.organizations where name = 'Acme'")
+    assert {(payload["table"], event) for _, event, payload in told(database)} == {
+        ("projects", "DELETE"), ("organization_memberships", "DELETE"),
+    }  # fmt: skip
+
+
+def test_a_broadcast_that_fails_never_fails_the_write(database: Database, tenants: dict[str, str]) -> None:
+    warnings: list[str] = []
+    database.connection.add_notice_handler(lambda notice: warnings.append(notice.message_primary or ""))
+    database.execute("alter table realtime.messages add constraint full_up check (false) not valid")
+    create(database, tenants["Acme"], "Apollo")
+    database.execute("update public.projects set title = 'Gemini'")
+    assert database.value("select title from public.projects") == "Gemini"
+    assert warnings == ["A change of public.projects was not broadcast (23514)."] * 2
+
+
+def test_the_next_table_is_one_line(database: Database, tenants: dict[str, str]) -> None:
+    database.execute(
+        "create table public.invoices (number integer, organization_id uuid references public.organizations, total numeric, "
+        "primary key (organization_id, number))"
+    )
+    database.execute("grant select on public.invoices to authenticated")
+    for _ in range(2):
+        database.execute("select app.broadcast('public.invoices', 'billing:read')")
+    database.execute("insert into public.invoices values (1, %s, 9.5)", tenants["Acme"])
+    database.execute("delete from public.invoices")
+    key = {"organization_id": tenants["Acme"], "number": 1}
+    topic = f"org:{tenants['Acme']}:billing:read"
+    assert [(where, event, payload["record"], payload["old_record"]) for where, event, payload in told(database)] == [
+        (topic, "INSERT", key | {"total": 9.5}, None), (topic, "DELETE", None, key),
+    ]  # fmt: skip
+
+
+# --- who listens, sends, is present
+
+
+def may(database: Database, command: str, person: str, topic: str, extension: str = "broadcast", **how: bool) -> bool:
+    """Asks as Realtime does: a message on the topic that the person could read, or one that they could insert."""
+    probe = "insert into realtime.messages (topic, extension) values (%s, %s)"
+    if command == "read":
+        database.execute(probe, topic, extension)
+    try:
+        with database.acting("authenticated", claims(person, **how)):
+            database.execute("select set_config('realtime.topic', %s, true)", topic)
+            if command == "read":
+                return bool(
+                    database.value(
+                        "select count(*) from realtime.messages where topic = %s and extension = %s", topic, extension
+                    )
+                )
+            database.execute(probe, topic, extension)
+            return True
+    except psycopg.errors.InsufficientPrivilege:
+        return False
+
+
+@pytest.mark.parametrize("extension", ["broadcast", "presence"])
+@pytest.mark.parametrize("suffix", ["", ":members:read", ":presence"])
+@pytest.mark.parametrize("person", ["ada", "cleo", "dee", "eve", "nobody"])
+def test_members_listen_to_their_own_organization(
+    database: Database, tenants: dict[str, str], person: str, suffix: str, extension: str
+) -> None:
+    assert may(database, "read", person, f"org:{tenants['Acme']}{suffix}", extension) == (
+        person in ("ada", "cleo", "dee")
+    )
+
+
+def test_who_lacks_a_permission_does_not_hear_what_needs_it(database: Database, tenants: dict[str, str]) -> None:
+    audit = f"org:{tenants['Acme']}:audit:read"
+    assert may(database, "read", "ada", audit)
+    assert not may(database, "read", "ada", audit, second_factor=False)
+    assert not may(database, "read", "dee", audit)
+    database.execute("delete from public.role_permissions where role = 'viewer' and permission = 'projects:read'")
+    assert not may(database, "read", "dee", f"org:{tenants['Acme']}")
+    assert not may(database, "read", "dee", f"org:{tenants['Acme']}:presence")
+    assert may(database, "read", "dee", f"org:{tenants['Acme']}:members:read")
+
+
+@pytest.mark.parametrize("person", ["ada", "cleo", "dee", "eve"])
+@pytest.mark.parametrize("suffix", ["", ":members:read", ":audit:read", ":presence", ":projects:read", ":else"])
+def test_nobody_but_the_database_sends(database: Database, tenants: dict[str, str], person: str, suffix: str) -> None:
+    assert not may(database, "write", person, f"org:{tenants['Acme']}{suffix}")
+
+
+@pytest.mark.parametrize(("person", "present"), [("ada", True), ("dee", True), ("eve", False), ("nobody", False)])
+def test_members_are_present_on_the_presence_topic_only(
+    database: Database, tenants: dict[str, str], person: str, present: bool
+) -> None:
+    assert may(database, "write", person, f"org:{tenants['Acme']}:presence", "presence") == present
+    for suffix in ("", ":members:read"):
+        assert not may(database, "write", person, f"org:{tenants['Acme']}{suffix}", "presence")
+
+
+@pytest.mark.parametrize(
+    "topic",
+    ["", "org:", "org::presence", ":presence", "org:null", "org:%", "org:org_acme", "room", "a'b\\", "\ud7ff" * 2000],
+)
+def test_no_topic_makes_a_policy_raise_or_opens(database: Database, tenants: dict[str, str], topic: str) -> None:
+    for command in ("read", "write"):
+        for extension in ("broadcast", "presence"):
+            assert not may(database, command, "ada", topic, extension)
+
+
+def test_anon_neither_listens_nor_sends(database: Database, tenants: dict[str, str]) -> None:
+    create(database, tenants["Acme"], "Apollo")
+    with database.acting("anon", claims("ada")):
+        assert database.value("select count(*) from realtime.messages") == 0
+    with pytest.raises(psycopg.errors.InsufficientPrivilege), database.acting("anon", claims("ada")):
+        database.execute(
+            "insert into realtime.messages (topic, extension) values (%s, 'broadcast')", f"org:{tenants['Acme']}"
+        )
+
+
+def test_messages_cannot_be_changed_by_people(database: Database, tenants: dict[str, str]) -> None:
+    create(database, tenants["Acme"], "Apollo")
+    with database.acting("authenticated", claims("ada")):
+        assert database.execute("update realtime.messages set payload = '{}'").rowcount == 0
+    with pytest.raises(psycopg.errors.InsufficientPrivilege), database.acting("authenticated", claims("ada")):
+        database.execute("delete from realtime.messages")
+
+
+# --- the publication
+
+
+def published(database: Database) -> bool:
+    return bool(
+        database.value(
+            "select count(*) from pg_publication_tables where pubname = 'supabase_realtime' and tablename = 'projects'"
+        )
+    )
+
+
+def test_projects_are_published(database: Database) -> None:
+    assert published(database)
+
+
+@pytest.mark.parametrize(
+    "before",
+    ["", "drop publication supabase_realtime", "alter publication supabase_realtime drop table public.projects",
+     "drop publication supabase_realtime; create publication supabase_realtime for table public.organizations"],
+)  # fmt: skip
+def test_the_migration_finds_what_a_project_may_have(database: Database, before: str) -> None:
+    if before:
+        database.execute(before)
+    for _ in range(2):
+        database.execute(MIGRATION)
+        assert published(database)

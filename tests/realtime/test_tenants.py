@@ -1,0 +1,200 @@
+"""Two tenants of the product, on everything that Realtime has: neither hears of the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.realtime.conftest import Client, Json, Server
+
+PROJECTS = {"event": "*", "schema": "public", "table": "projects"}
+
+
+@dataclass
+class Tenants:
+    """Acme, where Cleo works, and Globex, where Eve does."""
+
+    server: Server
+    acme: str
+    globex: str
+
+    def create(self, organization: str, title: str) -> str:
+        [(identifier,)] = self.server.sql(
+            "insert into public.projects (organization_id, title) values (%s, %s) returning id::text",
+            organization,
+            title,
+        )
+        return str(identifier)
+
+    def person(self, name: str, *topics: str, lifetime: int = 60) -> Client:
+        """A person who listens to Postgres Changes on the channel `db`, and to private topics, as present there as possible."""
+        client = self.server.client(self.token(name, lifetime))
+        assert client.subscribe("db", PROJECTS)["status"] == "ok"
+        for topic in topics:
+            joined = client.join(topic, private=True, presence={"key": name, "enabled": True})
+            assert joined["status"] == "ok", joined
+        return client
+
+    def token(self, name: str, lifetime: int = 60) -> str:
+        return self.server.clerk_token(f"user_{name}", lifetime)
+
+
+@pytest.fixture
+def tenants(server: Server) -> Iterator[Tenants]:
+    organizations = dict(
+        server.sql(
+            "insert into public.organizations (clerk_org_id, name) values ('org_acme', 'Acme'), ('org_globex', 'Globex') returning name, id::text"
+        )
+    )
+    server.sql("insert into public.profiles (clerk_user_id) values ('user_cleo'), ('user_eve')")
+    server.sql(
+        "insert into public.organization_memberships (organization_id, user_id, role) select o.id, p.id, 'member' "
+        "from public.organizations as o join public.profiles as p "
+        "on (o.name, p.clerk_user_id) in (('Acme', 'user_cleo'), ('Globex', 'user_eve'))"
+    )
+    yield Tenants(server, organizations["Acme"], organizations["Globex"])
+    server.hang_up()
+    server.sql("delete from public.organizations")
+    server.sql("delete from public.profiles")
+
+
+def titles(client: Client, number: int) -> list[str]:
+    return [client.change("db")["record"]["title"] for _ in range(number)]
+
+
+def heard(client: Client, topic: str) -> Json:
+    """The payload of the topic's next broadcast."""
+    payload: Json = client.broadcast(topic)["payload"]
+    return payload
+
+
+def test_each_tenant_is_told_of_its_own_rows_by_postgres_changes(tenants: Tenants) -> None:
+    cleo, eve = tenants.person("cleo"), tenants.person("eve")
+    tenants.create(tenants.acme, "Acme's")
+    tenants.create(tenants.globex, "Globex'")
+    tenants.server.sql("update public.projects set title = title || ' changed'")
+    for client, name in ((cleo, "Acme's"), (eve, "Globex'")):
+        told = [client.change("db") for _ in range(2)]
+        assert [change["record"]["title"].split(" ")[0] for change in told] == [name, name]
+    tenants.create(tenants.acme, "marker")
+    tenants.create(tenants.globex, "marker")
+    assert titles(cleo, 1) == titles(eve, 1) == ["marker"]
+
+
+def test_a_deletion_by_postgres_changes_reveals_an_id_and_nothing_else(tenants: Tenants) -> None:
+    """What Supabase promises no more than: docs/realtime.md. Whoever minds listens to the broadcasts instead."""
+    eve = tenants.person("eve")
+    identifier = tenants.create(tenants.acme, "Acme's")
+    tenants.server.sql("delete from public.projects")
+    told = eve.change("db")
+    assert (told["type"], told["old_record"], "record" in told) == ("DELETE", {"id": identifier}, False)
+
+
+def test_each_tenant_hears_the_broadcasts_of_its_own_rows(tenants: Tenants) -> None:
+    acme, globex = f"org:{tenants.acme}", f"org:{tenants.globex}"
+    cleo, eve = tenants.person("cleo", acme), tenants.person("eve", globex)
+    for organization, name in ((tenants.acme, "Acme's"), (tenants.globex, "Globex'")):
+        tenants.create(organization, name)
+    tenants.server.sql("update public.projects set status = 'archived'")
+    tenants.server.sql("delete from public.projects")
+    for client, topic, name in ((cleo, acme, "Acme's"), (eve, globex, "Globex'")):
+        insert, update, delete = (heard(client, topic) for _ in range(3))
+        assert (insert["record"]["title"], update["record"]["title"]) == (name, name)
+        assert (insert["operation"], update["operation"], delete["operation"]) == ("INSERT", "UPDATE", "DELETE")
+        assert (delete["record"], delete["old_record"]) == (None, {"id": insert["record"]["id"]})
+        client.ask("phoenix", "heartbeat", {})
+        assert client.unread("broadcast") == []
+
+
+def test_the_other_tenants_topics_cannot_be_joined(tenants: Tenants) -> None:
+    eve = tenants.person("eve")
+    for suffix in ("", ":members:read", ":audit:read", ":presence"):
+        reply = eve.join(f"org:{tenants.acme}{suffix}", private=True)
+        assert reply["status"] == "error"
+        assert reply["response"]["reason"].startswith("Unauthorized")
+
+
+def test_a_public_channel_of_the_same_name_hears_nothing_of_the_database(tenants: Tenants) -> None:
+    eve = tenants.person("eve", f"org:{tenants.globex}")
+    eve.join(f"org:{tenants.acme}")
+    tenants.create(tenants.acme, "Acme's")
+    tenants.create(tenants.globex, "Globex'")
+    assert heard(eve, f"org:{tenants.globex}")["record"]["title"] == "Globex'"
+    eve.ask("phoenix", "heartbeat", {})
+    assert eve.unread("broadcast") == []
+
+
+def test_nobody_forges_an_event_on_an_organizations_topic(tenants: Tenants) -> None:
+    topic = f"org:{tenants.acme}"
+    cleo, another = tenants.person("cleo", topic), tenants.person("cleo", topic)
+    forged = {"operation": "INSERT", "record": {"title": "forged"}}
+    cleo.send(f"realtime:{topic}", "broadcast", {"type": "broadcast", "event": "INSERT", "payload": forged})
+    public = tenants.person("eve")
+    public.join(topic)
+    public.send(f"realtime:{topic}", "broadcast", {"type": "broadcast", "event": "INSERT", "payload": forged})
+    public.ask("phoenix", "heartbeat", {})
+    cleo.ask("phoenix", "heartbeat", {})
+    tenants.create(tenants.acme, "real")
+    assert heard(another, topic)["record"]["title"] == "real"
+
+
+def test_presence_stays_within_the_tenant(tenants: Tenants) -> None:
+    acme, globex = f"org:{tenants.acme}:presence", f"org:{tenants.globex}:presence"
+    cleo, eve = tenants.person("cleo", acme), tenants.person("eve", globex)
+    for client, topic in ((cleo, acme), (eve, globex)):
+        track = {"event": "track", "payload": {"name": topic}}
+        assert client.ask(f"realtime:{topic}", "presence", track)["status"] == "ok"
+        assert client.event("presence_diff", topic)["joins"].keys() == {"cleo" if topic == acme else "eve"}
+        client.ask("phoenix", "heartbeat", {})
+        assert client.unread("presence_diff") == []
+    another = tenants.person("cleo", acme)
+    assert another.event("presence_state", acme).keys() == {"cleo"}
+
+
+def test_who_is_removed_hears_nothing_more_within_one_tokens_life(tenants: Tenants) -> None:
+    """Postgres Changes ask at every event; a private channel asks when a token is renewed, and ends when it is not."""
+    topic, presence = f"org:{tenants.acme}", f"org:{tenants.acme}:presence"
+    cleo, expiring = tenants.person("cleo", topic, presence), tenants.person("cleo", topic, presence, lifetime=4)
+    tenants.create(tenants.acme, "before")
+    for client in (cleo, expiring):
+        assert heard(client, topic)["record"]["title"] == "before"
+        assert titles(client, 1) == ["before"]
+
+    tenants.server.sql("delete from public.organization_memberships where organization_id = %s", tenants.acme)
+    tenants.create(tenants.acme, "after the removal")
+    for name in (topic, presence):
+        cleo.send(f"realtime:{name}", "access_token", {"access_token": tenants.token("cleo", 55)})
+        assert "no longer have permission" in cleo.event("system", name)["message"]
+        cleo.event("phx_close", name)
+        assert cleo.join(name, private=True, token=tenants.token("cleo"))["status"] == "error"
+        expiring.event("phx_close", name)
+    for client in (cleo, expiring):
+        client.waiting.clear()
+    watcher = tenants.person("eve", f"org:{tenants.globex}")
+    tenants.create(tenants.acme, "much later")
+    tenants.create(tenants.globex, "marker")
+    assert heard(watcher, f"org:{tenants.globex}")["record"]["title"] == "marker"
+    for client in (cleo, expiring):
+        client.ask("phoenix", "heartbeat", {})
+        assert (client.unread("broadcast"), client.unread("postgres_changes")) == ([], [])
+
+
+def test_a_change_after_the_removal_is_not_told_by_postgres_changes_at_all(tenants: Tenants) -> None:
+    cleo, eve = tenants.person("cleo"), tenants.person("eve")
+    tenants.server.sql("delete from public.organization_memberships where organization_id = %s", tenants.acme)
+    tenants.create(tenants.acme, "after the removal")
+    tenants.create(tenants.globex, "marker")
+    assert titles(eve, 1) == ["marker"]
+    cleo.ask("phoenix", "heartbeat", {})
+    assert cleo.unread("postgres_changes") == []
+
+
+def test_a_banned_person_and_a_pending_session_hear_nothing(tenants: Tenants) -> None:
+    topic = f"org:{tenants.acme}"
+    pending = tenants.server.client(tenants.server.clerk_token("user_cleo", sts="pending"))
+    assert pending.join(topic, private=True)["status"] == "error"
+    tenants.server.sql("update public.profiles set banned = true where clerk_user_id = 'user_cleo'")
+    banned = tenants.server.client(tenants.token("cleo"))
+    assert banned.join(topic, private=True)["status"] == "error"
