@@ -5,6 +5,7 @@ from __future__ import annotations
 from flask import Flask, Response
 
 from service import logs, problems
+from service.demo import demo
 from service.health import health
 from service.me import me
 from service.openapi import openapi
@@ -22,12 +23,15 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.url_map.merge_slashes = False  # it redirects to whatever host the request names
-    assemble(app, settings or load())
+    settings = settings or load()
+    assemble(app, settings)
     logs.register(app)
     problems.register(app)
     app.after_request(_guard)
     for blueprint in (health, webhooks, me, openapi):
         app.register_blueprint(blueprint)
+    if settings.environment == "local":
+        app.register_blueprint(demo)
     return app
 
 

@@ -1,11 +1,12 @@
 """Clerk's stand-in: its public key, session tokens for people it knows, signed events.
 
   GET  /.well-known/jwks.json  as Clerk serves it
+  GET  /stand-in/people        -> {people: [{user_id, name, organizations: [{organization_id, name, role}]}]}
   POST /stand-in/tokens        {user_id, organization_id?, second_factor?, lifetime?, claims?} -> {token, claims}
   POST /stand-in/events        {type, data?, timestamp?, message_id?, deliver?, speed?} -> {message_id, event, attempts}
 
 An event is completed and remembered. With `deliver` it is also sent to the service, on Svix's schedule made `speed`
-times faster; the answer then comes after the last attempt.
+times faster; the answer then comes after the last attempt. Of all web pages only the application's own may ask.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import aiohttp
 import jwt
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
@@ -66,14 +68,19 @@ class ClerkStandIn:
         self._endpoint = endpoint
 
     def application(self) -> web.Application:
-        application = web.Application(middlewares=[_no_web_pages, _failures_as_clerk_reports_them])
+        middlewares = [_no_web_pages_but(self._party), _failures_as_clerk_reports_them]
+        application = web.Application(middlewares=middlewares)
         application.router.add_get("/.well-known/jwks.json", self.jwks)
+        application.router.add_get("/stand-in/people", self.people)
         application.router.add_post("/stand-in/tokens", self.tokens)
         application.router.add_post("/stand-in/events", self.events)
         return application
 
     async def jwks(self, _: web.Request) -> web.Response:
         return web.json_response(self.keys.jwks)
+
+    async def people(self, _: web.Request) -> web.Response:
+        return web.json_response({"people": self.directory.people()})
 
     async def tokens(self, request: web.Request) -> web.Response:
         wanted = await request.json()
@@ -167,20 +174,33 @@ def _make_key(file: Path) -> None:
     unfinished.replace(file)
 
 
-@web.middleware
-async def _no_web_pages(request: web.Request, handler: Any) -> web.StreamResponse:
-    """Keeps any page in a browser on this machine from minting tokens: by a form, or by a host name that leads here."""
-    is_json = request.method != "POST" or request.content_type == "application/json"
-    if not is_json or request.url.host not in {"127.0.0.1", "localhost"}:
-        return _errors("authorization_invalid", "The stand-in takes JSON, on 127.0.0.1 only.", 403)
-    response: web.StreamResponse = await handler(request)
-    return response
+def _no_web_pages_but(party: str) -> Middleware:
+    """Keeps pages in a browser on this machine from minting tokens: by a form, by a host name that leads here, or by
+    a script of another origin. `party` is the one origin that may, as Clerk's own client may on the customer's pages.
+    """
+    allowed = {"Access-Control-Allow-Origin": party, "Vary": "Origin", "X-Content-Type-Options": "nosniff"}
+    preflight = {"Access-Control-Allow-Methods": "GET, POST", "Access-Control-Allow-Headers": "content-type"}
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        is_json = request.method != "POST" or request.content_type == "application/json"
+        if not is_json or request.url.host not in {"127.0.0.1", "localhost"}:
+            return _errors("authorization_invalid", "The stand-in takes JSON, on 127.0.0.1 only.", 403)
+        if request.headers.get("Origin", party) != party:
+            return _errors("origin_invalid", f"Of all web pages only those of {party} may ask.", 403)
+        if request.method == "OPTIONS":
+            return web.Response(status=204, headers=allowed | preflight)
+        response = await handler(request)
+        response.headers.update(allowed)
+        return response
+
+    return guard
 
 
 @web.middleware
-async def _failures_as_clerk_reports_them(request: web.Request, handler: Any) -> web.StreamResponse:
+async def _failures_as_clerk_reports_them(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
-        response: web.StreamResponse = await handler(request)
+        response = await handler(request)
     except Unknown as failure:
         return _errors("resource_not_found", str(failure), 404)
     except Failure as failure:

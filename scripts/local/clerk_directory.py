@@ -70,6 +70,25 @@ class Directory:
             raise Unknown(f"{user_id} is no member of {organization_id}: send organizationMembership.created first.")
         return membership
 
+    def people(self) -> list[Object]:
+        """Everybody, for a page to sign in as: {user_id, name, organizations: [{organization_id, name, role}]}."""
+        return [
+            {
+                "user_id": user_id,
+                "name": " ".join(filter(None, (user["first_name"], user["last_name"]))) or user_id,
+                "organizations": [
+                    {
+                        "organization_id": each["organization"]["id"],
+                        "name": self.organizations.get(each["organization"]["id"], each["organization"])["name"],
+                        "role": each["role"],
+                    }
+                    for each in self.memberships.values()
+                    if each["public_user_data"]["user_id"] == user_id
+                ],
+            }
+            for user_id, user in self.users.items()
+        ]
+
     def complete(self, event_type: str, data: Object) -> Object:
         """`data` with what a receiver may expect in an event of that type. Raises IncompleteData."""
         subject, _, what = event_type.partition(".")

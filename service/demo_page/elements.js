@@ -1,0 +1,34 @@
+// What the parts of the page share. Data becomes text, never markup.
+
+export const element = (id) => document.getElementById(id);
+
+/** A copy of a template's one element. */
+export const copyOf = (templateId) => element(templateId).content.firstElementChild.cloneNode(true);
+
+/** Puts text into the descendants that are marked with data-slot. */
+export function fill(parent, texts) {
+  for (const [slot, text] of Object.entries(texts)) parent.querySelector(`[data-slot="${slot}"]`).textContent = text;
+}
+
+/** Makes the elements of a list those of `rows`, in their order: kept by `key`, made by `make(row)`, drawn by `draw(item, row)`. */
+export function drawList(list, rows, { key, make, draw }) {
+  const there = new Map([...list.children].map((item) => [item.dataset.key, item]));
+  rows.forEach((row, position) => {
+    const item = there.get(key(row)) ?? make(row);
+    there.delete(key(row));
+    item.dataset.key = key(row);
+    draw(item, row);
+    // Only what is out of place moves: whoever is moved loses the focus.
+    if (list.children[position] !== item) list.insertBefore(item, list.children[position] ?? null);
+  });
+  for (const item of there.values()) item.remove();
+}
+
+export function initialsOf(name) {
+  const words = name.match(/[\p{L}\p{N}]+/gu) ?? ["?"];
+  return (words[0][0] + (words.length > 1 ? words.at(-1)[0] : "")).toUpperCase();
+}
+
+const moment = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+
+export const momentOf = (timestamp) => moment.format(new Date(timestamp));

@@ -1,0 +1,130 @@
+// The demo page: who one is, and in which organization. Data comes straight from Supabase; this page has no server of its own.
+
+import { Clerk, ClerkError } from "./clerk.js";
+import { copyOf, element, fill, initialsOf } from "./elements.js";
+import { Live } from "./live.js";
+import { Refresh } from "./refresh.js";
+import { Workspace } from "./workspace.js";
+
+const LIVE = { connecting: "Connecting", live: "Live", lost: "Connection lost, reconnecting" };
+
+const config = await (await fetch("/demo/config.json")).json();
+const clerk = new Clerk(config.clerk_issuer);
+
+let leave = () => {}; // ends what shows now
+
+function show() {
+  leave();
+  leave = clerk.session ? showSession() : showSignIn();
+}
+
+function showSignIn() {
+  element("sign-in").hidden = false;
+  clerk.people().then(drawPeople, (error) => alertWith(`Clerk’s stand-in does not answer: ${error.message}`));
+  return () => {
+    element("sign-in").hidden = true;
+    alertWith("");
+  };
+}
+
+function drawPeople(people) {
+  const buttons = people.map(({ user_id: id, name, organizations }) => {
+    const item = copyOf("person-button");
+    const places = organizations.map((each) => `${each.name} (${each.role.replace("org:", "")})`);
+    fill(item, { name, initials: initialsOf(name), organizations: places.join(", ") || "no organization" });
+    item.querySelector("button").addEventListener("click", () => {
+      clerk.signIn({
+        user: { id, fullName: name },
+        organization: organizations[0]?.organization_id ?? null,
+        secondFactor: element("second-factor").checked,
+      });
+      show();
+      element("main").focus();
+    });
+    return item;
+  });
+  element("people").replaceChildren(...buttons);
+}
+
+function showSession() {
+  const supabase = globalThis.supabase.createClient(config.supabase_url, config.supabase_publishable_key, {
+    accessToken: () => clerk.session?.getToken() ?? null,
+    realtime: { heartbeatIntervalMs: 15_000 }, // with each, supabase-js asks for a token: Clerk's live 60 s
+  });
+  const live = new Live(supabase, drawLive);
+  let workspace = null;
+
+  const refresh = new Refresh(async () => {
+    const { data: session } = await supabase.rpc("start_session").throwOnError();
+    enter(session);
+    alertWith("");
+  }, failed);
+
+  /** Shows the active organization, or another one of the person's when they have left it. */
+  function enter({ profile, organizations }) {
+    const active = organizations.find((each) => each.clerk_org_id === clerk.organization?.id) ?? organizations[0];
+    drawOrganizations(organizations, active);
+    if (workspace && workspace.organizationId === active?.id) {
+      workspace.permit(active);
+      return;
+    }
+    workspace?.close();
+    workspace = null;
+    element("workspace").hidden = !active;
+    if (!active) {
+      alertWith("You belong to no organization. As soon as Clerk says otherwise, sign in again.");
+      return;
+    }
+    if (clerk.organization?.id !== active.clerk_org_id) clerk.setActive({ organization: active.clerk_org_id });
+    workspace = new Workspace({ supabase, live, organization: active, profileId: profile.id, onAccess: () => refresh.ask() });
+  }
+
+  function failed(error) {
+    if (error instanceof ClerkError) signOut(); // Clerk no longer knows the person
+    alertWith(error.message);
+  }
+
+  function switchOrganization({ target }) {
+    clerk.setActive({ organization: target.value });
+    refresh.ask();
+  }
+
+  element("session").hidden = false;
+  fill(element("session"), { name: clerk.user.fullName, initials: initialsOf(clerk.user.fullName) });
+  element("organization").addEventListener("change", switchOrganization);
+  drawLive(live.state);
+  refresh.ask();
+
+  return () => {
+    refresh.stop();
+    workspace?.close();
+    supabase.removeAllChannels();
+    element("organization").removeEventListener("change", switchOrganization);
+    element("organization").replaceChildren();
+    element("session").hidden = true;
+    element("workspace").hidden = true;
+  };
+}
+
+function signOut() {
+  clerk.signOut();
+  show();
+}
+
+function drawOrganizations(organizations, active) {
+  const options = organizations.map(({ name, clerk_org_id: id }) => new Option(name, id, false, id === active.clerk_org_id));
+  element("organization").replaceChildren(...options);
+}
+
+function drawLive(state) {
+  element("live").dataset.state = state;
+  element("live").textContent = LIVE[state];
+}
+
+function alertWith(text) {
+  element("alert").textContent = text;
+  element("alert").hidden = !text;
+}
+
+element("sign-out").addEventListener("click", signOut);
+show();

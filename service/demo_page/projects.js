@@ -1,0 +1,150 @@
+// The projects of one organization: pages of rows from the Data API, kept current by broadcasts. Knows nothing of the page's elements.
+
+const PAGE_ROWS = 10;
+const MOST_ROWS = 999; // Supabase answers with 1,000 at most; one more row than we show says whether there are more
+const COLUMNS = "id, title, status, created_at";
+
+export class Projects {
+  #supabase;
+  #organizationId;
+  #onChange;
+  #rows = new Map(); // by id
+  #cursor = null; // the last row of the last page; older rows have not been asked for
+  #arrived = null; // broadcasts since the query under way began
+  #tasks = Promise.resolve(); // one query at a time
+  #closing = new AbortController();
+
+  /** `onChange(change)` runs after each change: null after a query, else the broadcast's {operation, id, before, after}. */
+  constructor(supabase, organizationId, onChange) {
+    this.#supabase = supabase;
+    this.#organizationId = organizationId;
+    this.#onChange = onChange;
+  }
+
+  /** Newest first. */
+  get rows() {
+    return [...this.#rows.values()].sort(newestFirst);
+  }
+
+  get hasMore() {
+    return this.#cursor !== null;
+  }
+
+  /** Forgets answers that are under way: the page shows another organization. */
+  close() {
+    this.#closing.abort();
+  }
+
+  /** Reads anew as many rows as are shown. Throws what the Data API answers. */
+  reload() {
+    return this.#query(async () => {
+      const wanted = Math.min(Math.max(PAGE_ROWS, this.#rows.size), MOST_ROWS);
+      const page = await this.#read(wanted, null);
+      this.#rows.clear();
+      this.#take(page, wanted);
+    });
+  }
+
+  /** Reads the next page. Throws what the Data API answers. */
+  more() {
+    return this.#query(async () => {
+      if (this.#cursor) this.#take(await this.#read(PAGE_ROWS, this.#cursor), PAGE_ROWS);
+    });
+  }
+
+  /** A broadcast about a project: {operation, record, old_record}. */
+  receive(broadcast) {
+    this.#arrived?.push(broadcast);
+    const change = this.#apply(broadcast);
+    if (change) this.#onChange(change);
+  }
+
+  // What follows changes no row here: the broadcast does, in every window alike.
+
+  create(title) {
+    return this.#write(this.#table.insert({ title, organization_id: this.#organizationId }));
+  }
+
+  update(id, values) {
+    return this.#write(this.#table.update(values).eq("id", id));
+  }
+
+  delete(id) {
+    return this.#write(this.#table.delete().eq("id", id));
+  }
+
+  get #table() {
+    return this.#supabase.from("projects");
+  }
+
+  /** Returns how many rows were written: row level security hides rows from an update or delete, it raises for an insert. */
+  async #write(statement) {
+    const { data } = await statement.select("id").throwOnError();
+    return data.length;
+  }
+
+  /**
+   * Runs one query after the other. What was broadcast meanwhile may be newer than the answer, so it is applied again on
+   * top of it, in order. Where it was older, the broadcasts that follow make up for it: they come in the order of commits.
+   */
+  #query(read) {
+    const task = this.#tasks.then(async () => {
+      if (this.#closing.signal.aborted) return;
+      this.#arrived = [];
+      try {
+        await read();
+        for (const broadcast of this.#arrived) this.#apply(broadcast);
+        this.#onChange(null);
+      } catch (error) {
+        if (!this.#closing.signal.aborted) throw error;
+      } finally {
+        this.#arrived = null;
+      }
+    });
+    this.#tasks = task.catch(() => {});
+    return task;
+  }
+
+  /** One row more than `limit` when there are more, from behind `cursor`: rows of one moment are told apart by their id. */
+  async #read(limit, cursor) {
+    let query = this.#table.select(COLUMNS).eq("organization_id", this.#organizationId);
+    if (cursor) {
+      const { created_at: at, id } = cursor;
+      query = query.or(`created_at.lt."${at}",and(created_at.eq."${at}",id.lt.${id})`);
+    }
+    const { data } = await query
+      .order("created_at", { ascending: false })
+      .order("id", { ascending: false })
+      .limit(limit + 1)
+      .abortSignal(this.#closing.signal)
+      .throwOnError();
+    this.#closing.signal.throwIfAborted();
+    return data;
+  }
+
+  #take(rows, limit) {
+    for (const row of rows.slice(0, limit)) this.#rows.set(row.id, row);
+    this.#cursor = rows.length > limit ? rows[limit - 1] : null;
+  }
+
+  #apply({ operation, record, old_record: key }) {
+    const id = (record ?? key).id;
+    const before = this.#rows.get(id);
+    // A row behind the cursor comes with its page.
+    const isShown = record && !(this.#cursor && newestFirst(record, this.#cursor) > 0);
+    if (!isShown && !before) return null;
+    if (isShown) this.#rows.set(id, record);
+    else this.#rows.delete(id);
+    return { operation, id, before, after: isShown ? record : undefined };
+  }
+}
+
+function newestFirst(a, b) {
+  return microseconds(b.created_at) - microseconds(a.created_at) || (a.id < b.id ? 1 : a.id > b.id ? -1 : 0);
+}
+
+/** A timestamp of Postgres has microseconds, and the offset of the session that wrote it; a Date has milliseconds. */
+function microseconds(timestamp) {
+  const digits = /\.(\d+)/.exec(timestamp)?.[1] ?? "";
+  return Date.parse(timestamp) * 1000 + Number(digits.slice(3).padEnd(3, "0"));
+}
