@@ -5,6 +5,11 @@ export const element = (id) => document.getElementById(id);
 /** A copy of a template's one element. */
 export const copyOf = (templateId) => element(templateId).content.firstElementChild.cloneNode(true);
 
+/** Shows a text in "alert", or tells it to screen readers in "status". */
+export function say(where, text) {
+  element(where).textContent = text;
+}
+
 /** Puts text into the descendants that are marked with data-slot. */
 export function fill(parent, texts) {
   for (const [slot, text] of Object.entries(texts)) parent.querySelector(`[data-slot="${slot}"]`).textContent = text;

@@ -74,7 +74,7 @@ export class Live {
   }
 
   /** Leaves all topics but these. */
-  keep(topics = []) {
+  keep(topics) {
     for (const topic of [...this.#memberships.keys()]) {
       if (!topics.includes(topic)) this.leave(topic);
     }
@@ -82,7 +82,7 @@ export class Live {
 
   #report() {
     const states = [...this.#memberships.values()].map((membership) => membership.state);
-    const state = ["lost", "connecting"].find((worse) => states.includes(worse)) ?? "live";
+    const state = ["lost", "connecting"].find((worse) => states.includes(worse)) ?? (states.length ? "live" : "connecting");
     if (state === this.state) return;
     this.state = state;
     this.#onState(state);

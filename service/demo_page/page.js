@@ -1,7 +1,7 @@
 // The demo page: who one is, and in which organization. Data comes straight from Supabase; this page has no server of its own.
 
-import { Clerk, ClerkError } from "./clerk.js";
-import { copyOf, element, fill, initialsOf } from "./elements.js";
+import { Clerk } from "./clerk.js";
+import { copyOf, element, fill, initialsOf, say } from "./elements.js";
 import { Live } from "./live.js";
 import { Refresh } from "./refresh.js";
 import { Workspace } from "./workspace.js";
@@ -16,14 +16,15 @@ let leave = () => {}; // ends what shows now
 function show() {
   leave();
   leave = clerk.session ? showSession() : showSignIn();
+  element("main").focus();
 }
 
 function showSignIn() {
   element("sign-in").hidden = false;
-  clerk.people().then(drawPeople, (error) => alertWith(`Clerk’s stand-in does not answer: ${error.message}`));
+  clerk.people().then(drawPeople, (error) => say("alert", `Clerk’s stand-in does not answer: ${error.message}`));
   return () => {
     element("sign-in").hidden = true;
-    alertWith("");
+    say("alert", "");
   };
 }
 
@@ -39,7 +40,6 @@ function drawPeople(people) {
         secondFactor: element("second-factor").checked,
       });
       show();
-      element("main").focus();
     });
     return item;
   });
@@ -52,12 +52,14 @@ function showSession() {
     realtime: { heartbeatIntervalMs: 15_000 }, // with each, supabase-js asks for a token: Clerk's live 60 s
   });
   const live = new Live(supabase, drawLive);
+  const closing = new AbortController();
   let workspace = null;
 
   const refresh = new Refresh(async () => {
-    const { data: session } = await supabase.rpc("start_session").throwOnError();
+    const { data: session } = await supabase.rpc("start_session").abortSignal(closing.signal).throwOnError();
+    if (closing.signal.aborted) return;
+    say("alert", "");
     enter(session);
-    alertWith("");
   }, failed);
 
   /** Shows the active organization, or another one of the person's when they have left it. */
@@ -72,7 +74,7 @@ function showSession() {
     workspace = null;
     element("workspace").hidden = !active;
     if (!active) {
-      alertWith("You belong to no organization. As soon as Clerk says otherwise, sign in again.");
+      say("alert", "You belong to no organization. Once Clerk has told of one, sign in again.");
       return;
     }
     if (clerk.organization?.id !== active.clerk_org_id) clerk.setActive({ organization: active.clerk_org_id });
@@ -80,8 +82,8 @@ function showSession() {
   }
 
   function failed(error) {
-    if (error instanceof ClerkError) signOut(); // Clerk no longer knows the person
-    alertWith(error.message);
+    if (error.code === "resource_not_found") signOut(); // Clerk no longer knows the person
+    say("alert", error.message);
   }
 
   function switchOrganization({ target }) {
@@ -91,15 +93,15 @@ function showSession() {
 
   element("session").hidden = false;
   fill(element("session"), { name: clerk.user.fullName, initials: initialsOf(clerk.user.fullName) });
-  element("organization").addEventListener("change", switchOrganization);
+  element("organization").addEventListener("change", switchOrganization, { signal: closing.signal });
   drawLive(live.state);
   refresh.ask();
 
   return () => {
+    closing.abort();
     refresh.stop();
     workspace?.close();
     supabase.removeAllChannels();
-    element("organization").removeEventListener("change", switchOrganization);
     element("organization").replaceChildren();
     element("session").hidden = true;
     element("workspace").hidden = true;
@@ -119,11 +121,6 @@ function drawOrganizations(organizations, active) {
 function drawLive(state) {
   element("live").dataset.state = state;
   element("live").textContent = LIVE[state];
-}
-
-function alertWith(text) {
-  element("alert").textContent = text;
-  element("alert").hidden = !text;
 }
 
 element("sign-out").addEventListener("click", signOut);

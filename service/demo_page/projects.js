@@ -12,6 +12,7 @@ export class Projects {
   #cursor = null; // the last row of the last page; older rows have not been asked for
   #arrived = null; // broadcasts since the query under way began
   #tasks = Promise.resolve(); // one query at a time
+  isLoaded = false;
   #closing = new AbortController();
 
   /** `onChange(change)` runs after each change: null after a query, else the broadcast's {operation, id, before, after}. */
@@ -42,6 +43,7 @@ export class Projects {
       const page = await this.#read(wanted, null);
       this.#rows.clear();
       this.#take(page, wanted);
+      this.isLoaded = true;
     });
   }
 

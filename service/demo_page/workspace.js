@@ -1,6 +1,6 @@
 // One organization on the page: its projects, its members and who is here, its audit log; and what this person may do there.
 
-import { drawList, copyOf, element, fill, initialsOf, momentOf } from "./elements.js";
+import { copyOf, drawList, element, fill, initialsOf, momentOf, say } from "./elements.js";
 import { ProjectList } from "./project_list.js";
 import { Projects } from "./projects.js";
 import { Refresh } from "./refresh.js";
@@ -168,20 +168,17 @@ export class Workspace {
   #listenToPage() {
     const options = { signal: this.#closing.signal }; // closing the workspace takes its listeners away
     this.#list = new ProjectList(element("projects"), {
-      rename: (project, title) =>
-        this.#write("projects:update", `Renamed to ${title}.`, () => this.#projects.update(project.id, { title })),
-      setStatus: (project, status) =>
-        this.#write("projects:update", `${project.title} is ${status}.`, () => this.#projects.update(project.id, { status })),
-      delete: async (project) => {
-        const deleted = await this.#write("projects:delete", `Deleted ${project.title}.`, () => this.#projects.delete(project.id));
-        if (deleted) element("projects-title").focus();
+      rename: ({ id }, title) => this.#write("projects:update", () => this.#projects.update(id, { title })),
+      setStatus: ({ id }, status) => this.#write("projects:update", () => this.#projects.update(id, { status })),
+      delete: async ({ id }) => {
+        if (await this.#write("projects:delete", () => this.#projects.delete(id))) element("projects-title").focus();
       },
     });
     const form = element("create");
     form.addEventListener("submit", async (event) => {
       event.preventDefault();
       const title = form.elements.title.value.trim();
-      if (await this.#write("projects:create", `Created ${title}.`, () => this.#projects.create(title))) form.reset();
+      if (await this.#write("projects:create", () => this.#projects.create(title))) form.reset();
     }, options);
     element("more").addEventListener("click", () => this.#projects.more().catch((error) => say("alert", error.message)), options);
     element("offer-all").addEventListener("change", () => {
@@ -191,14 +188,13 @@ export class Workspace {
   }
 
   /** Runs a write and says what became of it. Returns whether a row was written. */
-  async #write(permission, done, write) {
-    const { name, role } = this.#organization;
-    const needed = this.#has(permission) ? "" : ` It needs the permission ${permission}, which you do not have in ${name} (${role}).`;
+  async #write(permission, write) {
+    const { name } = this.#organization;
+    const needed = this.#has(permission) ? "" : ` It needs the permission ${permission}, which you do not have in ${name} now.`;
     try {
       const rows = await write();
       // Row level security raises for an insert only. Rows that one may not update or delete are not there for the statement.
       say("alert", rows ? "" : `The database changed no row.${needed || " Perhaps somebody was faster."}`);
-      if (rows) say("status", done);
       if (this.#live.state !== "live") this.#refresh.projects.ask(); // nobody will tell us
       return rows > 0;
     } catch (error) {
@@ -220,7 +216,7 @@ export class Workspace {
     element("role").textContent = role;
     element("limited").hidden = limit !== "second_factor";
     element("limited").textContent =
-      `This session reads only: ${name} asks its owners and admins for a second factor, and this session has none.`;
+      `This session reads only: ${name} asks its owners and admins for a second factor, and this session has none. Sign in with it to write.`;
     drawList(element("permissions"), permissions, {
       key: (permission) => permission,
       make: () => document.createElement("li"),
@@ -238,10 +234,10 @@ export class Workspace {
   }
 
   #drawProjects() {
-    const { rows, hasMore } = this.#projects;
+    const { rows, hasMore, isLoaded } = this.#projects;
     this.#list.draw(rows, this.#offers);
-    element("project-count").textContent = hasMore ? `The newest ${rows.length}` : `${rows.length} in all`;
-    element("no-projects").hidden = rows.length > 0;
+    element("project-count").textContent = hasMore ? `The newest ${rows.length}` : isLoaded ? `${rows.length} in all` : "";
+    element("no-projects").hidden = !isLoaded || rows.length > 0;
     element("more").hidden = !hasMore;
   }
 
@@ -258,9 +254,4 @@ export class Workspace {
       },
     });
   }
-}
-
-function say(where, text) {
-  element(where).textContent = text;
-  if (where === "alert") element(where).hidden = !text;
 }

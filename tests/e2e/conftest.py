@@ -1,0 +1,181 @@
+"""The demo page in Chromium, window by window, each its own person; every test leaves the database as it found it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+import pytest
+from playwright.sync_api import Browser, Locator, Page, Playwright, expect, sync_playwright
+
+from tests.conftest import ROOT, Stack
+
+SCREENSHOTS = ROOT / "artefacts/screenshots"
+QUIET = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    " --disable-component-update --disable-sync"
+).split()
+
+
+@pytest.fixture(scope="session")
+def chromium_path() -> str:
+    """Where Chromium is. Without one the browser tests are skipped, or fail where they must not be (.ci/run)."""
+    found = subprocess.run([ROOT / "scripts/chromium"], capture_output=True, text=True, check=False)
+    if found.returncode:
+        (pytest.fail if os.environ.get("CHROMIUM_REQUIRED") else pytest.skip)(found.stderr.strip())
+    return found.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def playwright() -> Iterator[Playwright]:
+    # Not for the session: while it lives, its event loop keeps other tests from running their own.
+    with sync_playwright() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def chromium(playwright: Playwright, chromium_path: str) -> Iterator[Browser]:
+    browser = playwright.chromium.launch(executable_path=chromium_path, args=QUIET)
+    yield browser
+    browser.close()
+
+
+@dataclass
+class Window:
+    """A window with the demo page. `complaints` are errors and warnings of the console, breaches of its policy among them."""
+
+    page: Page
+    complaints: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.page.on("console", lambda said: self._hear(said.type, said.text))
+        self.page.on("pageerror", lambda error: self._hear("error", str(error)))
+
+    def _hear(self, kind: str, text: str) -> None:
+        if kind in {"error", "warning"}:
+            self.complaints.append(text)
+
+    def open(self) -> Window:
+        self.page.goto("/")
+        return self
+
+    def sign_in(self, name: str, *, second_factor: bool = True) -> Window:
+        """Signs in and waits until the page is live and has its projects."""
+        switch = self.page.get_by_role("switch", name="Second factor verified")
+        switch.set_checked(second_factor)
+        self.page.get_by_role("button", name=name).click()
+        self.expect_live()
+        return self
+
+    def expect_live(self) -> None:
+        expect(self.live).to_have_text("Live")
+        expect(self.page.locator("#project-count")).not_to_be_empty()
+
+    @property
+    def live(self) -> Locator:
+        return self.page.locator("#live")
+
+    @property
+    def alert(self) -> Locator:
+        return self.page.get_by_role("alert")
+
+    @property
+    def titles(self) -> Locator:
+        return self.page.locator("#projects [data-slot=title]")
+
+    def project(self, title: str) -> Locator:
+        exactly = self.page.locator("[data-slot=title]", has_text=re.compile(f"^{re.escape(title)}$"))
+        return self.page.locator("#projects > li").filter(has=exactly)
+
+    def member(self, name: str) -> Locator:
+        return self.page.locator("#members > li").filter(has_text=name)
+
+    def create(self, title: str) -> None:
+        self.page.get_by_label("Title of the new project").fill(title)
+        self.page.get_by_role("button", name="Create").click()
+
+    def rename(self, title: str, to: str) -> None:
+        row = self.project(title)
+        row.get_by_role("button", name="Rename").click()
+        renaming = self.page.locator("#projects > li[data-mode=renaming]")
+        renaming.get_by_label("New title").fill(to)
+        renaming.get_by_role("button", name="Save").click()
+
+    def delete(self, title: str) -> None:
+        row = self.project(title)
+        row.get_by_role("button", name=f"Delete {title}").click()
+        row.get_by_role("button", name="Delete", exact=True).click()
+
+    def switch_to(self, organization: str) -> None:
+        self.page.get_by_label("Organization", exact=True).select_option(organization)
+
+    def offer_everything(self) -> None:
+        self.page.get_by_role("switch", name="Also offer what I may not do").check()
+
+
+OpenWindow = Callable[..., Window]
+
+
+@pytest.fixture
+def window(chromium: Browser, stack: Stack, request: pytest.FixtureRequest) -> Iterator[OpenWindow]:
+    """Opens windows; options are those of Playwright's new_context. How each looked at the end is kept as a picture."""
+    windows: list[Window] = []
+
+    def make(**options: Any) -> Window:
+        context = chromium.new_context(base_url=stack.environment["SERVICE_URL"], **options)
+        opened = Window(context.new_page())
+        windows.append(opened)
+        return opened
+
+    yield make
+    for number, each in enumerate(windows, 1):
+        each.page.screenshot(path=SCREENSHOTS / f"{request.node.name}-{number}.png")
+        each.page.context.close()
+
+
+@pytest.fixture
+def database(stack: Stack) -> Iterator[psycopg.Connection[Any]]:
+    """As postgres, with autocommit. Afterwards new projects are gone, and the others are as they were."""
+    everything = "select id::text, to_jsonb(p) from public.projects as p"
+    with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
+        before = dict(connection.execute(everything).fetchall())
+        yield connection
+        connection.execute("delete from public.projects where id::text <> all(%s)", [list(before)])
+        assert dict(connection.execute(everything).fetchall()) == before
+
+
+@pytest.fixture
+def clerk(stack: Stack) -> Callable[..., None]:
+    """Sends one of Clerk's signed events."""
+
+    def send(event_type: str, **data: Any) -> None:
+        sent = stack.ballast("clerk", "send", event_type, "--data", json.dumps(data))
+        assert (sent.returncode, "processed" in sent.stdout) == (0, True), sent.stdout + sent.stderr
+
+    return send
+
+
+def organization_id(database: psycopg.Connection[Any], clerk_id: str) -> str:
+    row = database.execute("select id::text from public.organizations where clerk_org_id = %s", [clerk_id]).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+def titles_in(database: psycopg.Connection[Any], organization: str, limit: int = 1000) -> list[str]:
+    """The organization's titles, newest first."""
+    rows = database.execute(
+        "select title from public.projects where organization_id = %s order by created_at desc, id desc limit %s",
+        [organization, limit],
+    )
+    return [title for (title,) in rows.fetchall()]
+
+
+def membership(user: str, organization: str, **more: Any) -> dict[str, Any]:
+    """The data of an event about this membership."""
+    return {"public_user_data": {"user_id": user}, "organization": {"id": organization}, **more}

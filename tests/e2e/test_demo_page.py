@@ -1,0 +1,146 @@
+"""The newcomer's path through the demo page, and what the page does for people who may do less."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+from playwright.sync_api import expect
+
+from tests.e2e.conftest import OpenWindow, membership, organization_id, titles_in
+
+Connection = psycopg.Connection[Any]
+
+
+def test_what_one_person_does_another_sees_at_once(window: OpenWindow, database: Connection) -> None:
+    ada, cleo = window().open().sign_in("Ada Winter"), window().open().sign_in("Cleo Santos")
+    for each in (ada, cleo):
+        expect(each.member("Ada Winter")).to_contain_text("here now")
+        expect(each.member("Cleo Santos")).to_contain_text("here now")
+        expect(each.page.locator("#present-count")).to_have_text("2 here now")
+
+    cleo.create("Apollo")
+    expect(ada.titles.first).to_have_text("Apollo")
+    expect(ada.page.locator("#status")).to_have_text("Apollo was added.")
+
+    ada.rename("Apollo", "Artemis")
+    expect(cleo.project("Artemis")).to_be_visible()
+    cleo.project("Artemis").get_by_role("button", name="Archive").click()
+    expect(ada.project("Artemis").locator("[data-slot=status]")).to_have_text("archived")
+    ada.project("Artemis").get_by_role("button", name="Restore").click()
+    expect(cleo.project("Artemis").get_by_role("button", name="Archive")).to_be_visible()
+    expect(cleo.project("Artemis").get_by_role("button", name="Delete")).to_have_count(0)
+
+    ada.delete("Artemis")
+    expect(cleo.project("Artemis")).to_have_count(0)
+
+    cleo.page.get_by_role("button", name="Sign out").click()
+    expect(ada.page.locator("#present-count")).to_have_text("1 here now")
+    expect(cleo.page.get_by_role("heading", name="Who would you like to be?")).to_be_visible()
+    assert (ada.complaints, cleo.complaints) == ([], [])
+
+
+def test_titles_and_names_are_text_whatever_they_hold(
+    window: OpenWindow, database: Connection, clerk: Callable[..., None]
+) -> None:
+    image = "<img src=x onerror=alert(1)>"
+    clerk("user.created", id="user_mallory", first_name=image, last_name="Mallory")
+    clerk("organizationMembership.created", **membership("user_mallory", "org_acme"))
+    try:
+        mallory = window().open().sign_in(f"{image} Mallory")
+        mallory.create(image)
+        expect(mallory.project(image)).to_be_visible()
+        expect(mallory.member(image)).to_be_visible()
+        expect(mallory.page.locator(".person")).to_contain_text(image)
+        expect(mallory.page.locator("img[src=x]")).to_have_count(0)
+        mallory.rename(image, f"{image} twice")
+        expect(mallory.page.locator("#status")).to_have_text(f"{image} twice was changed.")
+        assert mallory.complaints == []
+    finally:
+        clerk("user.deleted", id="user_mallory")
+
+
+def test_a_viewer_has_no_buttons_and_is_refused_when_offered_them(window: OpenWindow, database: Connection) -> None:
+    acme = organization_id(database, "org_acme")
+    before = titles_in(database, acme)
+    newest = before[0]
+    dee = window().open().sign_in("Dee Lindqvist")
+    expect(dee.titles.first).to_have_text(newest)
+    workspace = dee.page.locator(".projects")
+    for act in ("Create", "Rename", "Archive", "Delete"):
+        expect(workspace.get_by_role("button", name=act)).to_have_count(0)
+
+    dee.offer_everything()
+    dee.create("Not mine to make")
+    expect(dee.alert).to_contain_text("The database refused (42501): new row violates row-level security policy")
+    expect(dee.alert).to_contain_text("projects:create")
+    dee.rename(newest, "Not mine to name")
+    expect(dee.alert).to_have_text(refusal("projects:update"))
+    dee.delete(newest)
+    expect(dee.alert).to_have_text(refusal("projects:delete"))
+    dee.project(newest).get_by_role("button", name="Archive").click()
+    expect(dee.alert).to_have_text(refusal("projects:update"))
+    assert titles_in(database, acme) == before
+
+
+def refusal(permission: str) -> str:
+    return f"The database changed no row. It needs the permission {permission}, which you do not have in Acme now."
+
+
+def test_an_owner_without_a_second_factor_reads_only_and_is_told_why(window: OpenWindow) -> None:
+    ada = window().open().sign_in("Ada Winter", second_factor=False)
+    expect(ada.page.locator("#role")).to_have_text("owner")
+    expect(ada.page.locator("#limited")).to_contain_text("Acme asks its owners and admins for a second factor")
+    expect(ada.page.locator("#permissions li")).to_have_text(["members:read", "projects:read"])
+    expect(ada.page.get_by_role("button", name="Rename")).to_have_count(0)
+    expect(ada.page.get_by_role("heading", name="Audit log")).to_have_count(0)
+
+
+def test_owners_have_an_audit_log_that_says_that_it_is_empty(window: OpenWindow) -> None:
+    ada = window().open().sign_in("Ada Winter")
+    expect(ada.page.get_by_text("Nothing is recorded yet.")).to_be_visible()
+
+
+def test_a_webhook_adds_a_member_without_a_reload(window: OpenWindow, clerk: Callable[..., None]) -> None:
+    ada = window().open().sign_in("Ada Winter")
+    expect(ada.member("Dee Lindqvist")).to_be_visible()
+    clerk("user.created", id="user_fay", first_name="Fay", last_name="Novak")
+    try:
+        clerk("organizationMembership.created", **membership("user_fay", "org_acme"))
+        expect(ada.member("Fay Novak")).to_contain_text("member")
+    finally:
+        clerk("user.deleted", id="user_fay")
+    expect(ada.member("Fay Novak")).to_have_count(0)
+
+
+def test_a_changed_role_changes_ones_own_buttons(window: OpenWindow, clerk: Callable[..., None]) -> None:
+    cleo = window().open().sign_in("Cleo Santos")
+    renames = cleo.page.get_by_role("button", name="Rename")
+    expect(renames.first).to_be_visible()
+    try:
+        clerk("organizationMembership.updated", **membership("user_cleo", "org_acme", role="org:viewer"))
+        expect(cleo.page.locator("#role")).to_have_text("viewer")
+        expect(renames).to_have_count(0)
+    finally:
+        clerk("organizationMembership.updated", **membership("user_cleo", "org_acme", role="org:member"))
+    expect(renames.first).to_be_visible()
+
+
+def test_more_pages_follow_until_everything_is_there(window: OpenWindow, database: Connection) -> None:
+    acme = organization_id(database, "org_acme")
+    database.execute(
+        "insert into public.projects (organization_id, title, created_at)"
+        " select %s, 'Bulk ' || n, '2026-01-01' from generate_series(1, 15) as n",
+        [acme],
+    )
+    cleo = window().open().sign_in("Cleo Santos")
+    expected = titles_in(database, acme)
+    more = cleo.page.get_by_role("button", name="Show more")
+    for shown in range(20, len(expected), 10):
+        more.click()
+        expect(cleo.titles).to_have_text(expected[:shown])
+    more.click()
+    expect(cleo.titles).to_have_text(expected)
+    expect(more).to_have_count(0)
+    expect(cleo.page.locator("#project-count")).to_have_text(f"{len(expected)} in all")
