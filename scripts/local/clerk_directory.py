@@ -79,7 +79,7 @@ class Directory:
                 "organizations": [
                     {
                         "organization_id": each["organization"]["id"],
-                        "name": self.organizations.get(each["organization"]["id"], each["organization"])["name"],
+                        "name": (self.organizations.get(each["organization"]["id"]) or each["organization"])["name"],
                         "role": each["role"],
                     }
                     for each in self.memberships.values()

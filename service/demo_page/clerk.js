@@ -1,4 +1,4 @@
-// Clerk's client as far as a page with Supabase needs it, in Clerk's words. With Clerk's own package the rest stays the same.
+// Clerk's client as far as a page with Supabase needs it, in Clerk's words: with Clerk's own, the rest stays the same.
 // A session is this tab's: another tab may be somebody else.
 
 const KEPT = "clerk-session";

@@ -15,7 +15,7 @@ export function fill(parent, texts) {
   for (const [slot, text] of Object.entries(texts)) parent.querySelector(`[data-slot="${slot}"]`).textContent = text;
 }
 
-/** Makes the elements of a list those of `rows`, in their order: kept by `key`, made by `make(row)`, drawn by `draw(item, row)`. */
+/** Makes the items of a list those of `rows`, in that order: told apart by `key(row)`, made and drawn by the others. */
 export function drawList(list, rows, { key, make, draw }) {
   const there = new Map([...list.children].map((item) => [item.dataset.key, item]));
   rows.forEach((row, position) => {

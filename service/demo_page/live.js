@@ -1,5 +1,6 @@
 // Keeps private channels joined for as long as the page wants them: the only module that knows how Realtime loses them.
 
+const EVENTS = ["INSERT", "UPDATE", "DELETE"];
 const BACKOFF = [200, 1000, 2000, 5000, 10000]; // milliseconds
 
 /**
@@ -21,11 +22,12 @@ export class Live {
   /**
    * Joins a private channel, and again whenever it was lost.
    *
-   * - `listen(channel)` binds callbacks to each new channel;
-   * - `onSubscribed(channel)` runs each time it is joined: nobody repeats what was sent before, so read again;
+   * - `onSubscribed()` runs each time it is joined: nobody repeats what was sent before, so read again;
+   * - `onBroadcast(payload)` runs for each change that the database broadcasts;
+   * - `onPresence(keys)` runs when somebody comes or goes; we are there ourselves as `presenceKey`;
    * - `onRefused()` runs each time Realtime closes or refuses it: perhaps the person has lost a permission.
    */
-  join(topic, { config = {}, listen, onSubscribed, onRefused }) {
+  join(topic, { onSubscribed, onBroadcast, onPresence, presenceKey, onRefused }) {
     if (this.#memberships.has(topic)) return;
     const membership = { state: "connecting", closings: 0, channel: null, timer: null };
     this.#memberships.set(topic, membership);
@@ -35,37 +37,62 @@ export class Live {
       await this.#leaving.get(topic);
       await this.#supabase.realtime.setAuth(); // the token of now, not that of the last heartbeat
       if (this.#memberships.get(topic) !== membership) return;
-      const channel = this.#supabase.channel(topic, { config: { ...config, private: true } });
+      const channel = this.#supabase.channel(topic, { config: { private: true, presence: { key: presenceKey } } });
       membership.channel = channel;
-      listen(channel);
-      channel.subscribe((status, error) => {
-        if (membership.channel !== channel || this.#memberships.get(topic) !== membership) return;
-        membership.state = status === "SUBSCRIBED" ? "live" : "lost";
-        this.#report();
-        if (status === "SUBSCRIBED") {
-          membership.closings = 0;
-          onSubscribed(channel);
-        } else if (status === "CLOSED") {
-          // Its token is too old, or may no longer read the topic. supabase-js has given the channel up: make another.
-          membership.timer = setTimeout(open, BACKOFF[Math.min(membership.closings++, BACKOFF.length - 1)]);
-          onRefused();
-        } else {
-          // supabase-js joins again by itself, with the newest token it knows: let it know one of now.
-          this.#supabase.realtime.setAuth();
-          if (error?.message.includes("Unauthorized")) onRefused();
-        }
-      });
+      // A channel that is being left still speaks for a moment: about an organization that no longer shows.
+      const current = (listener) => (message) => {
+        if (membership.channel === channel && this.#memberships.get(topic) === membership) listener(message);
+      };
+      for (const event of EVENTS)
+        channel.on(
+          "broadcast",
+          { event },
+          current(({ payload }) => onBroadcast?.(payload)),
+        );
+      if (onPresence) {
+        channel.on(
+          "presence",
+          { event: "sync" },
+          current(() => onPresence(Object.keys(channel.presenceState()))),
+        );
+      }
+      channel.subscribe((status, error) => current(() => heard(status, error))());
     };
+
+    const heard = (status, error) => {
+      membership.state = status === "SUBSCRIBED" ? "live" : "lost";
+      this.#report();
+      if (status === "SUBSCRIBED") {
+        membership.closings = 0;
+        if (presenceKey) membership.channel.track({});
+        onSubscribed?.();
+      } else if (status === "CLOSED") {
+        // Its token is too old, or may no longer read the topic. supabase-js has given the channel up: make another.
+        membership.timer = setTimeout(open, BACKOFF[Math.min(membership.closings++, BACKOFF.length - 1)]);
+        onRefused();
+      } else {
+        // supabase-js joins again by itself, with the newest token it knows: let it know one of now.
+        this.#supabase.realtime.setAuth();
+        if (error?.message.includes("Unauthorized")) onRefused();
+      }
+    };
+
     open();
   }
 
-  leave(topic) {
-    const membership = this.#memberships.get(topic);
-    if (!membership) return;
+  /** Leaves all topics but these. */
+  keep(topics) {
+    for (const topic of [...this.#memberships.keys()]) {
+      if (!topics.includes(topic)) this.#leave(topic);
+    }
+  }
+
+  #leave(topic) {
+    const { timer, channel } = this.#memberships.get(topic);
     this.#memberships.delete(topic);
-    clearTimeout(membership.timer);
-    if (membership.channel) {
-      const left = this.#supabase.removeChannel(membership.channel).finally(() => {
+    clearTimeout(timer);
+    if (channel) {
+      const left = this.#supabase.removeChannel(channel).finally(() => {
         if (this.#leaving.get(topic) === left) this.#leaving.delete(topic);
       });
       this.#leaving.set(topic, left);
@@ -73,16 +100,10 @@ export class Live {
     this.#report();
   }
 
-  /** Leaves all topics but these. */
-  keep(topics) {
-    for (const topic of [...this.#memberships.keys()]) {
-      if (!topics.includes(topic)) this.leave(topic);
-    }
-  }
-
   #report() {
     const states = [...this.#memberships.values()].map((membership) => membership.state);
-    const state = ["lost", "connecting"].find((worse) => states.includes(worse)) ?? (states.length ? "live" : "connecting");
+    const worst = ["lost", "connecting"].find((bad) => states.includes(bad));
+    const state = worst ?? (states.length ? "live" : "connecting");
     if (state === this.state) return;
     this.state = state;
     this.#onState(state);

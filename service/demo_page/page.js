@@ -1,4 +1,4 @@
-// The demo page: who one is, and in which organization. Data comes straight from Supabase; this page has no server of its own.
+// The demo page: who one is, and in which organization. Its data comes straight from Supabase, not through our service.
 
 import { Clerk } from "./clerk.js";
 import { copyOf, element, fill, initialsOf, say } from "./elements.js";
@@ -55,12 +55,12 @@ function showSession() {
   const closing = new AbortController();
   let workspace = null;
 
-  const refresh = new Refresh(async () => {
+  const refresh = new Refresh(startSession, failed, () => say("alert", ""));
+
+  async function startSession() {
     const { data: session } = await supabase.rpc("start_session").abortSignal(closing.signal).throwOnError();
-    if (closing.signal.aborted) return;
-    say("alert", "");
-    enter(session);
-  }, failed);
+    if (!closing.signal.aborted) enter(session);
+  }
 
   /** Shows the active organization, or another one of the person's when they have left it. */
   function enter({ profile, organizations }) {
@@ -78,7 +78,13 @@ function showSession() {
       return;
     }
     if (clerk.organization?.id !== active.clerk_org_id) clerk.setActive({ organization: active.clerk_org_id });
-    workspace = new Workspace({ supabase, live, organization: active, profileId: profile.id, onAccess: () => refresh.ask() });
+    workspace = new Workspace({
+      supabase,
+      live,
+      organization: active,
+      profileId: profile.id,
+      onAccess: () => refresh.ask(),
+    });
   }
 
   function failed(error) {
@@ -114,7 +120,9 @@ function signOut() {
 }
 
 function drawOrganizations(organizations, active) {
-  const options = organizations.map(({ name, clerk_org_id: id }) => new Option(name, id, false, id === active.clerk_org_id));
+  const options = organizations.map(
+    ({ name, clerk_org_id: id }) => new Option(name, id, false, id === active.clerk_org_id),
+  );
   element("organization").replaceChildren(...options);
 }
 

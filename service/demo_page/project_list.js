@@ -1,4 +1,4 @@
-// The list of projects on the page. Rows are changed in place, so that focus and a half-typed title survive what others do.
+// The list of projects on the page. Rows change in place, so that focus and a half-typed title survive what others do.
 
 import { copyOf, drawList, fill, momentOf } from "./elements.js";
 

@@ -1,4 +1,4 @@
-// The projects of one organization: pages of rows from the Data API, kept current by broadcasts. Knows nothing of the page's elements.
+// The projects of one organization: pages of rows from the Data API, kept current by broadcasts. Draws nothing.
 
 const PAGE_ROWS = 10;
 const MOST_ROWS = 999; // Supabase answers with 1,000 at most; one more row than we show says whether there are more
@@ -13,13 +13,17 @@ export class Projects {
   #arrived = null; // broadcasts since the query under way began
   #tasks = Promise.resolve(); // one query at a time
   isLoaded = false;
-  #closing = new AbortController();
+  #signal;
 
-  /** `onChange(change)` runs after each change: null after a query, else the broadcast's {operation, id, before, after}. */
-  constructor(supabase, organizationId, onChange) {
+  /**
+   * `onChange(change)` runs after each query, and after each broadcast with what it changed: {id, before, after}.
+   * After `signal` answers are forgotten: the page shows another organization.
+   */
+  constructor(supabase, organizationId, onChange, signal) {
     this.#supabase = supabase;
     this.#organizationId = organizationId;
     this.#onChange = onChange;
+    this.#signal = signal;
   }
 
   /** Newest first. */
@@ -29,11 +33,6 @@ export class Projects {
 
   get hasMore() {
     return this.#cursor !== null;
-  }
-
-  /** Forgets answers that are under way: the page shows another organization. */
-  close() {
-    this.#closing.abort();
   }
 
   /** Reads anew as many rows as are shown. Throws what the Data API answers. */
@@ -54,7 +53,7 @@ export class Projects {
     });
   }
 
-  /** A broadcast about a project: {operation, record, old_record}. */
+  /** A broadcast about a project: `record`, or for a deletion the key in `old_record`. */
   receive(broadcast) {
     this.#arrived?.push(broadcast);
     const change = this.#apply(broadcast);
@@ -79,26 +78,26 @@ export class Projects {
     return this.#supabase.from("projects");
   }
 
-  /** Returns how many rows were written: row level security hides rows from an update or delete, it raises for an insert. */
+  /** Returns how many rows were written. Row level security raises for an insert, and hides rows from the others. */
   async #write(statement) {
     const { data } = await statement.select("id").throwOnError();
     return data.length;
   }
 
   /**
-   * Runs one query after the other. What was broadcast meanwhile may be newer than the answer, so it is applied again on
-   * top of it, in order. Where it was older, the broadcasts that follow make up for it: they come in the order of commits.
+   * Runs one query after the other. What was broadcast meanwhile may be newer than the answer: it is applied again on
+   * top. Where it was older, the broadcasts that follow make up for it, since they come in the order of commits.
    */
   #query(read) {
     const task = this.#tasks.then(async () => {
-      if (this.#closing.signal.aborted) return;
+      if (this.#signal.aborted) return;
       this.#arrived = [];
       try {
         await read();
         for (const broadcast of this.#arrived) this.#apply(broadcast);
-        this.#onChange(null);
+        this.#onChange();
       } catch (error) {
-        if (!this.#closing.signal.aborted) throw error;
+        if (!this.#signal.aborted) throw error;
       } finally {
         this.#arrived = null;
       }
@@ -107,7 +106,7 @@ export class Projects {
     return task;
   }
 
-  /** One row more than `limit` when there are more, from behind `cursor`: rows of one moment are told apart by their id. */
+  /** Rows behind `cursor`, one more than `limit` if there are more. Those of one moment are ordered by their ids. */
   async #read(limit, cursor) {
     let query = this.#table.select(COLUMNS).eq("organization_id", this.#organizationId);
     if (cursor) {
@@ -118,9 +117,9 @@ export class Projects {
       .order("created_at", { ascending: false })
       .order("id", { ascending: false })
       .limit(limit + 1)
-      .abortSignal(this.#closing.signal)
+      .abortSignal(this.#signal)
       .throwOnError();
-    this.#closing.signal.throwIfAborted();
+    this.#signal.throwIfAborted();
     return data;
   }
 
@@ -129,7 +128,7 @@ export class Projects {
     this.#cursor = rows.length > limit ? rows[limit - 1] : null;
   }
 
-  #apply({ operation, record, old_record: key }) {
+  #apply({ record, old_record: key }) {
     const id = (record ?? key).id;
     const before = this.#rows.get(id);
     // A row behind the cursor comes with its page.
@@ -137,7 +136,7 @@ export class Projects {
     if (!isShown && !before) return null;
     if (isShown) this.#rows.set(id, record);
     else this.#rows.delete(id);
-    return { operation, id, before, after: isShown ? record : undefined };
+    return { id, before, after: isShown ? record : undefined };
   }
 }
 

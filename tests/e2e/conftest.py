@@ -17,10 +17,10 @@ from playwright.sync_api import Browser, Locator, Page, Playwright, expect, sync
 from tests.conftest import ROOT, Stack
 
 SCREENSHOTS = ROOT / "artefacts/screenshots"
-QUIET = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    " --disable-component-update --disable-sync"
-).split()
+QUIET = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
