@@ -39,6 +39,7 @@ export class ProjectList {
       rename: () => {
         show(item, "renaming");
         form.elements.title.value = project().title;
+        form.elements.title.focus();
         form.elements.title.select();
       },
       archive: () => this.#actions.setStatus(project(), project().status === "active" ? "archived" : "active"),

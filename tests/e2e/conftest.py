@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,14 @@ QUIET = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+# An indicator that changes twice within a moment is not seen by who looks now and then.
+REMEMBER_LIVE_STATES = """
+  globalThis.liveStates = [];
+  addEventListener("DOMContentLoaded", () => {
+    const live = document.getElementById("live");
+    new MutationObserver(() => liveStates.push(live.textContent)).observe(live, { childList: true });
+  });
+"""
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +65,7 @@ class Window:
     def __post_init__(self) -> None:
         self.page.on("console", lambda said: self._hear(said.type, said.text))
         self.page.on("pageerror", lambda error: self._hear("error", str(error)))
+        self.page.add_init_script(REMEMBER_LIVE_STATES)
 
     def _hear(self, kind: str, text: str) -> None:
         if kind in {"error", "warning"}:
@@ -76,6 +86,18 @@ class Window:
     def expect_live(self) -> None:
         expect(self.live).to_have_text("Live")
         expect(self.page.locator("#project-count")).not_to_be_empty()
+
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        """Lets the page go on until the condition holds, for what Playwright itself cannot wait for."""
+        deadline = time.monotonic() + 15
+        while not condition():
+            assert time.monotonic() < deadline, "what was waited for did not come"
+            self.page.wait_for_timeout(20)
+
+    def live_states(self) -> list[str]:
+        """What the live indicator has said since the page was opened."""
+        states: list[str] = self.page.evaluate("globalThis.liveStates")
+        return states
 
     @property
     def live(self) -> Locator:
@@ -113,7 +135,7 @@ class Window:
         row.get_by_role("button", name="Delete", exact=True).click()
 
     def switch_to(self, organization: str) -> None:
-        self.page.get_by_label("Organization", exact=True).select_option(organization)
+        self.page.get_by_role("combobox", name="Organization").select_option(organization)
 
     def offer_everything(self) -> None:
         self.page.get_by_role("switch", name="Also offer what I may not do").check()
