@@ -122,7 +122,8 @@ def _show(stack: Stack, seconds: float) -> None:
         "webhook secret": "CLERK_WEBHOOK_SECRETS",
         "Upstash REST": "UPSTASH_REDIS_REST_URL",
     }.items():
-        click.echo(f"{label:>16}  {environment[name]}")
+        note = " (open it: the demo page)" if name == "SERVICE_URL" else ""
+        click.echo(f"{label:>16}  {environment[name]}{note}")
     click.echo(f"{'logs':>16}  {stack.logs}\n")
     click.echo("Be someone:  ballast token --user user_ada --org org_acme")
     click.echo('Be Clerk:    ballast clerk send user.created --data \'{"id": "user_zoe"}\'\n')

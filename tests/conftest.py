@@ -36,6 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--postgres", metavar="BIN", type=Path, help="bin folder of the PostgreSQL that database tests run on"
     )
+    parser.addoption("--renew-readme-picture", action="store_true", help="write docs/demo.png (tests/e2e)")
     parser.addoption("--histories", type=int, default=300, help="how many histories the convergence test delivers")
 
 

@@ -71,6 +71,7 @@ export class ProjectList {
 function drawItem(item, { title, status, created_at: createdAt }, may) {
   const archive = status === "active" ? "Archive" : "Restore";
   fill(item, { title, created: momentOf(createdAt), status, archive });
+  item.querySelector("time").dateTime = createdAt;
   item.dataset.status = status;
   for (const [act, label, permission] of [
     ["rename", "Rename", "projects:update"],

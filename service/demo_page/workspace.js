@@ -157,11 +157,7 @@ export class Workspace {
     element("limited").hidden = limit !== "second_factor";
     element("limited").textContent =
       `This session reads only: ${name} asks its owners and admins for a second factor, and this session has none.`;
-    drawList(element("permissions"), permissions, {
-      key: (permission) => permission,
-      make: () => document.createElement("li"),
-      draw: (item, permission) => (item.textContent = permission),
-    });
+    drawPermissions(permissions);
     element("audit").hidden = !this.#has("audit:read");
     element("create").hidden = !this.#offers("projects:create");
   }
@@ -169,10 +165,28 @@ export class Workspace {
   #drawProjects() {
     const { rows, hasMore, isLoaded } = this.#projects;
     this.#list.draw(rows, this.#offers);
-    element("project-count").textContent = isLoaded ? `${rows.length}${hasMore ? " newest" : " in all"}` : "";
+    element("project-count").textContent = isLoaded
+      ? hasMore
+        ? `Newest ${rows.length}`
+        : `${rows.length} in all`
+      : "";
     element("no-projects").hidden = !isLoaded || rows.length > 0;
     element("more").hidden = !hasMore;
   }
+}
+
+/** A line for each resource: "projects: create, read". */
+function drawPermissions(permissions) {
+  const actions = new Map();
+  for (const permission of permissions) {
+    const [resource, action] = permission.split(":");
+    actions.set(resource, [...(actions.get(resource) ?? []), action]);
+  }
+  drawList(element("permissions"), [...actions], {
+    key: ([resource]) => resource,
+    make: () => document.createElement("li"),
+    draw: (item, [resource, allowed]) => (item.textContent = `${resource}: ${allowed.join(", ")}`),
+  });
 }
 
 function cannotRead(error) {

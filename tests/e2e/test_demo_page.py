@@ -92,7 +92,7 @@ def test_an_owner_without_a_second_factor_reads_only_and_is_told_why(window: Ope
     ada = window().open().sign_in("Ada Winter", second_factor=False)
     expect(ada.page.locator("#role")).to_have_text("owner")
     expect(ada.page.locator("#limited")).to_contain_text("Acme asks its owners and admins for a second factor")
-    expect(ada.page.locator("#permissions li")).to_have_text(["members:read", "projects:read"])
+    expect(ada.page.locator("#permissions li")).to_have_text(["members: read", "projects: read"])
     expect(ada.page.get_by_role("button", name="Rename")).to_have_count(0)
     expect(ada.page.get_by_role("heading", name="Audit log")).to_have_count(0)
 

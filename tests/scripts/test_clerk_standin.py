@@ -120,12 +120,57 @@ def test_the_stand_in_delivers_to_the_service_by_itself(stack: Stack) -> None:
     assert json.loads(attempt["answer"])["message_id"] == told["message_id"]
 
 
+# --- web pages -------------------------------------------------------------------------------------------------------
+
+
+def test_everybody_can_be_chosen_with_the_organizations_they_are_in(stack: Stack) -> None:
+    people = httpx.get(f"{stack.environment['CLERK_ISSUER']}/stand-in/people").json()["people"]
+    ada = next(person for person in people if person["user_id"] == "user_ada")
+    assert ada == {
+        "user_id": "user_ada",
+        "name": "Ada Winter",
+        "organizations": [
+            {"organization_id": "org_acme", "name": "Acme", "role": "org:admin"},
+            {"organization_id": "org_globex", "name": "Globex", "role": "org:viewer"},
+        ],
+    }
+
+
+def test_the_applications_own_pages_may_ask(stack: Stack) -> None:
+    url, origin = f"{stack.environment['CLERK_ISSUER']}/stand-in/tokens", stack.environment["CLERK_AUTHORIZED_PARTIES"]
+    wish = {"Origin": origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+    preflight = httpx.options(url, headers=wish)
+    assert preflight.status_code == 204
+    assert preflight.headers["Access-Control-Allow-Headers"] == "content-type"
+    issued = httpx.post(url, json={"user_id": "user_ada"}, headers={"Origin": origin})
+    refused = httpx.post(url, json={"user_id": "user_nobody"}, headers={"Origin": origin})
+    assert (issued.status_code, refused.status_code) == (200, 404)
+    for answer in (preflight, issued, refused):
+        assert answer.headers["Access-Control-Allow-Origin"] == origin
+        assert answer.headers["Vary"] == "Origin"
+        assert "Access-Control-Allow-Credentials" not in answer.headers
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1", "http://localhost"])
+@pytest.mark.parametrize(
+    ("method", "path"), [("OPTIONS", "tokens"), ("POST", "tokens"), ("POST", "events"), ("GET", "people")]
+)
+def test_no_other_page_may_ask(stack: Stack, origin: str, method: str, path: str) -> None:
+    url = f"{stack.environment['CLERK_ISSUER']}/stand-in/{path}"
+    answer = httpx.request(method, url, json={"user_id": "user_ada"}, headers={"Origin": origin})
+    assert answer.status_code == 403
+    assert "Access-Control-Allow-Origin" not in answer.headers
+
+
 @pytest.mark.parametrize(
     "headers", [{"Content-Type": "text/plain"}, {"Content-Type": "application/json", "Host": "evil.example"}]
 )
 def test_a_web_page_cannot_mint_tokens(stack: Stack, headers: dict[str, str]) -> None:
     url = f"{stack.environment['CLERK_ISSUER']}/stand-in/tokens"
     assert httpx.post(url, content=b'{"user_id": "user_ada"}', headers=headers).status_code == 403
+
+
+# --- the directory ---------------------------------------------------------------------------------------------------
 
 
 def test_what_is_missing_in_an_event_is_filled_in() -> None:

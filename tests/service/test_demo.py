@@ -1,0 +1,92 @@
+"""The demo page: only where ENVIRONMENT is local, with a tight policy, and with nothing secret in it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from flask.testing import FlaskClient
+
+from service import demo
+from tests.service.conftest import NOBODY, MakeApp
+
+HTTPS = dict.fromkeys(("SUPABASE_URL", "CLERK_ISSUER", "UPSTASH_REDIS_REST_URL"), "https://outside.example")
+FILES = sorted(file.name for file in demo.FOLDER.iterdir())
+
+
+@pytest.fixture
+def local(make_app: MakeApp) -> FlaskClient:
+    return make_app(ENVIRONMENT="local", CLERK_ISSUER="http://127.0.0.1:10").test_client()
+
+
+@pytest.mark.parametrize("environment", ["test", "staging", "production"])
+@pytest.mark.parametrize("path", ["/", "/demo/config.json", "/demo/page.js", "/demo/supabase.js"])
+def test_elsewhere_there_is_no_demo_page(make_app: MakeApp, environment: str, path: str) -> None:
+    response = make_app(**HTTPS, ENVIRONMENT=environment).test_client().get(path)
+    assert (response.status_code, response.content_type) == (404, "application/problem+json")
+
+
+def test_the_page_runs_its_own_files_and_talks_to_supabase_and_clerk_only(local: FlaskClient) -> None:
+    response = local.get("/")
+    assert (response.status_code, response.content_type) == (200, "text/html; charset=utf-8")
+    policy = dict(each.split(" ", 1) for each in response.headers["Content-Security-Policy"].split("; "))
+    assert policy == {
+        "default-src": "'none'",
+        "script-src": "'self'",
+        "style-src": "'self'",
+        "img-src": "'self' data:",
+        "connect-src": f"'self' {NOBODY} {NOBODY.replace('http', 'ws')} http://127.0.0.1:10",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+        "require-trusted-types-for": "'script'",
+    }
+    assert response.headers["Cache-Control"] == "no-store"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert not re.search(r"<script(?![^>]* src=)|<style|\son\w+=|\sstyle=|https?://", response.text)
+
+
+@pytest.mark.parametrize("name", [*FILES, "supabase.js"])
+def test_every_file_of_the_page_is_served_with_its_type(local: FlaskClient, name: str) -> None:
+    response = local.get(f"/demo/{name}")
+    types = {".js": "text/javascript", ".css": "text/css", ".html": "text/html", ".svg": "image/svg+xml"}
+    assert (response.status_code, response.mimetype) == (200, types[Path(name).suffix])
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert "frame-ancestors 'none'" in response.headers["Content-Security-Policy"]
+
+
+def test_the_configuration_holds_the_publishable_key_and_no_secret(local: FlaskClient) -> None:
+    response = local.get("/demo/config.json")
+    assert response.json == {
+        "supabase_url": NOBODY,
+        "supabase_publishable_key": "sb_publishable_test",
+        "clerk_issuer": "http://127.0.0.1:10",
+    }
+    assert response.headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["../demo.py", "..%2fdemo.py", "%2e%2e/demo.py", "..\\demo.py", "/etc/passwd", "%2fetc%2fpasswd", "%00", "."],
+)
+def test_no_other_file_is_served(local: FlaskClient, path: str) -> None:
+    assert local.get(f"/demo/{path}").status_code == 404
+
+
+def test_who_comes_by_another_name_is_sent_to_the_origin_that_clerk_knows(make_app: MakeApp) -> None:
+    origin = "http://127.0.0.1:54323"
+    client = make_app(ENVIRONMENT="local", CLERK_AUTHORIZED_PARTIES=origin).test_client()
+    response = client.get("/", base_url="http://localhost:54323")
+    assert (response.status_code, response.headers["Location"]) == (302, f"{origin}/")
+    assert client.get("/", base_url=origin).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/demo/supabase.js"])
+def test_without_supabase_js_a_problem_says_how_to_get_it(
+    local: FlaskClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(demo, "SUPABASE_JS", tmp_path)
+    response = local.get(path)
+    assert (response.status_code, response.content_type) == (503, "application/problem+json")
+    assert "./scripts/setup" in response.json["detail"]
