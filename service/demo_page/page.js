@@ -70,8 +70,7 @@ function showSession() {
       workspace.permit(active);
       return;
     }
-    workspace?.close();
-    workspace = null;
+    close();
     element("workspace").hidden = !active;
     if (!active) {
       say("alert", "You belong to no organization. Once Clerk has told of one, sign in again.");
@@ -87,7 +86,14 @@ function showSession() {
     });
   }
 
+  function close() {
+    workspace?.close();
+    workspace = null;
+    element("workspace").hidden = true;
+  }
+
   function failed(error) {
+    if (error.code === "PT403") close(); // banned or deleted: what shows was read before
     if (error.code === "resource_not_found") signOut(); // Clerk no longer knows the person
     say("alert", error.message);
   }
@@ -106,11 +112,10 @@ function showSession() {
   return () => {
     closing.abort();
     refresh.stop();
-    workspace?.close();
+    close();
     supabase.removeAllChannels();
     element("organization").replaceChildren();
     element("session").hidden = true;
-    element("workspace").hidden = true;
   };
 }
 

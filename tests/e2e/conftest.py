@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -15,6 +14,7 @@ import psycopg
 import pytest
 from playwright.sync_api import Browser, Locator, Page, Playwright, expect, sync_playwright
 
+from scripts import clerk as sending
 from tests.conftest import ROOT, Stack
 
 SCREENSHOTS = ROOT / "artefacts/screenshots"
@@ -174,11 +174,11 @@ def database(stack: Stack) -> Iterator[psycopg.Connection[Any]]:
 
 @pytest.fixture
 def clerk(stack: Stack) -> Callable[..., None]:
-    """Sends one of Clerk's signed events."""
+    """Sends one of Clerk's signed events, as `ballast clerk send` does."""
 
     def send(event_type: str, **data: Any) -> None:
-        sent = stack.ballast("clerk", "send", event_type, "--data", json.dumps(data))
-        assert (sent.returncode, "processed" in sent.stdout) == (0, True), sent.stdout + sent.stderr
+        answer = sending.send(stack.environment, sending.Event(event_type, data))
+        assert answer["outcome"] == "processed"
 
     return send
 

@@ -102,18 +102,24 @@ def test_what_happens_during_a_query_is_not_lost_to_its_older_answer(
     expect(cleo.titles).to_have_text(expected)
 
 
-def test_the_page_outlives_its_tokens(window: OpenWindow, database: Connection, stack: Stack) -> None:
-    acme = organization_id(database, "org_acme")
-    cleo = window()
+def short_tokens(window: Window, stack: Stack) -> list[str]:
+    """From now on the window's tokens live 5 s, not 60. Returns the list of them, which grows."""
     issued: list[str] = []
 
-    def short_lived(route: Route) -> None:
+    def shortened(route: Route) -> None:
         wanted = json.loads(route.request.post_data or "{}") | {"lifetime": 5}
         response = route.fetch(post_data=json.dumps(wanted))
         issued.append(response.json()["token"])
         route.fulfill(response=response)
 
-    cleo.page.route(f"{stack.environment['CLERK_ISSUER']}/stand-in/tokens", short_lived)
+    window.page.route(f"{stack.environment['CLERK_ISSUER']}/stand-in/tokens", shortened)
+    return issued
+
+
+def test_the_page_outlives_its_tokens(window: OpenWindow, database: Connection, stack: Stack) -> None:
+    acme = organization_id(database, "org_acme")
+    cleo = window()
+    issued = short_tokens(cleo, stack)
     cleo.open().sign_in("Cleo Santos")
     first = len(issued)
     # supabase-js asks for a token every 15 s, so Realtime closes the channels of these, and the page joins anew.
@@ -204,6 +210,20 @@ def test_who_is_removed_from_an_organization_sees_it_no_longer(window: OpenWindo
     expect(gus.alert).to_contain_text("You belong to no organization")
     expect(gus.titles).to_have_count(0)
     clerk("user.deleted", id="user_gus")
+
+
+def test_who_is_banned_sees_nothing_once_the_token_is_over(
+    window: OpenWindow, clerk: Callable[..., None], stack: Stack
+) -> None:
+    clerk("user.created", id="user_hal", first_name="Hal")
+    clerk("organizationMembership.created", **membership("user_hal", "org_acme"))
+    hal = window()
+    short_tokens(hal, stack)
+    hal.open().sign_in("Hal")
+    clerk("user.updated", id="user_hal", banned=True)
+    expect(hal.alert).to_contain_text("banned or deleted", timeout=10_000)
+    expect(hal.page.locator("#projects > li, #members > li")).to_have_count(0)
+    clerk("user.deleted", id="user_hal")
 
 
 class Wire:
