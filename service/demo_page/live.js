@@ -11,7 +11,6 @@ export class Live {
   #supabase;
   #onState;
   #memberships = new Map(); // by topic
-  #leaving = new Map(); // promises by topic: supabase-js has one channel a topic, also while it is being left
   state = "connecting";
 
   constructor(supabase, onState) {
@@ -34,7 +33,6 @@ export class Live {
     this.#report();
 
     const open = async () => {
-      await this.#leaving.get(topic);
       await this.#supabase.realtime.setAuth(); // the token of now, not that of the last heartbeat
       if (this.#memberships.get(topic) !== membership) return;
       const channel = this.#supabase.channel(topic, { config: { private: true, presence: { key: presenceKey } } });
@@ -91,12 +89,7 @@ export class Live {
     const { timer, channel } = this.#memberships.get(topic);
     this.#memberships.delete(topic);
     clearTimeout(timer);
-    if (channel) {
-      const left = this.#supabase.removeChannel(channel).finally(() => {
-        if (this.#leaving.get(topic) === left) this.#leaving.delete(topic);
-      });
-      this.#leaving.set(topic, left);
-    }
+    if (channel) this.#supabase.removeChannel(channel);
     this.#report();
   }
 

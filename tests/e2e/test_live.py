@@ -179,6 +179,25 @@ def test_after_a_switch_only_the_new_organization_shows_and_is_listened_to(
     ada.wait_until(lambda: not wire.joined())
 
 
+JOIN_LEAVE_JOIN = """async ([url, key, token, topic]) => {
+  const { Live } = await import("/demo/live.js");
+  const live = new Live(supabase.createClient(url, key, { accessToken: async () => token }), () => {});
+  const joined = () => new Promise((resolve) => live.join(topic, { onSubscribed: () => resolve(true), onRefused() {} }));
+  await joined();
+  live.keep([]);
+  return await Promise.race([joined(), new Promise((resolve) => setTimeout(() => resolve(false), 5000))]);
+}"""
+
+
+def test_a_topic_may_be_joined_again_while_it_is_still_being_left(
+    window: OpenWindow, database: Connection, stack: Stack
+) -> None:
+    page = window().open().page
+    topic = f"org:{organization_id(database, 'org_acme')}"
+    project = [stack.environment[name] for name in ("SUPABASE_URL", "SUPABASE_PUBLISHABLE_KEY")]
+    assert page.evaluate(JOIN_LEAVE_JOIN, [*project, stack.token("user_cleo", "org_acme"), topic])
+
+
 def test_an_answer_that_comes_after_a_switch_is_not_shown(
     window: OpenWindow, database: Connection, stack: Stack
 ) -> None:
