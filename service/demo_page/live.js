@@ -38,26 +38,15 @@ export class Live {
       const channel = this.#supabase.channel(topic, { config: { private: true, presence: { key: presenceKey } } });
       membership.channel = channel;
       // A channel that is being left still speaks for a moment: about an organization that no longer shows.
-      const current = (listener) => (message) => {
-        if (membership.channel === channel && this.#memberships.get(topic) === membership) listener(message);
-      };
-      for (const event of EVENTS)
-        channel.on(
-          "broadcast",
-          { event },
-          current(({ payload }) => onBroadcast?.(payload)),
-        );
-      if (onPresence) {
-        channel.on(
-          "presence",
-          { event: "sync" },
-          current(() => onPresence(Object.keys(channel.presenceState()))),
-        );
-      }
-      channel.subscribe((status, error) => current(() => heard(status, error))());
+      const isCurrent = () => membership.channel === channel && this.#memberships.get(topic) === membership;
+      const heardChange = ({ payload }) => isCurrent() && onBroadcast?.(payload);
+      const heardPresence = () => isCurrent() && onPresence(Object.keys(channel.presenceState()));
+      for (const event of EVENTS) channel.on("broadcast", { event }, heardChange);
+      if (onPresence) channel.on("presence", { event: "sync" }, heardPresence);
+      channel.subscribe((status, error) => isCurrent() && heardStatus(status, error));
     };
 
-    const heard = (status, error) => {
+    const heardStatus = (status, error) => {
       membership.state = status === "SUBSCRIBED" ? "live" : "lost";
       this.#report();
       if (status === "SUBSCRIBED") {

@@ -18,7 +18,7 @@ export class Workspace {
   #members;
   #refresh;
 
-  /** `onAccess()` runs when the person's access may have changed: call start_session(), and `permit()` with its answer. */
+  /** `onAccess()` runs when the person's access may have changed: ask start_session(), and `permit()` what it says. */
   constructor({ supabase, live, organization, profileId, onAccess }) {
     const { id } = organization;
     const { signal } = this.#closing;
@@ -106,9 +106,7 @@ export class Workspace {
     this.#list = new ProjectList(element("projects"), {
       rename: ({ id }, title) => this.#write("projects:update", () => this.#projects.update(id, { title })),
       setStatus: ({ id }, status) => this.#write("projects:update", () => this.#projects.update(id, { status })),
-      delete: async ({ id }) => {
-        if (await this.#write("projects:delete", () => this.#projects.delete(id))) element("projects-title").focus();
-      },
+      delete: ({ id }) => this.#write("projects:delete", () => this.#projects.delete(id)),
     });
     listen("create", "submit", async (event) => {
       event.preventDefault();
@@ -164,7 +162,10 @@ export class Workspace {
 
   #drawProjects() {
     const { rows, hasMore, isLoaded } = this.#projects;
+    const list = element("projects");
+    const hadFocus = list.contains(document.activeElement);
     this.#list.draw(rows, this.#offers);
+    if (hadFocus && !list.contains(document.activeElement)) element("projects-title").focus(); // its row is gone
     element("project-count").textContent = isLoaded
       ? hasMore
         ? `Newest ${rows.length}`
