@@ -4,11 +4,11 @@ import { copyOf, drawList, element, fill, momentOf } from "./elements.js";
 
 const ROWS = 8;
 
-/** Reads and draws them, unless `signal` comes first. `nameOf(profileId)` says who somebody is. */
-export async function showAuditLog(supabase, organizationId, nameOf, signal) {
+/** Reads and draws them, unless `signal` comes first. */
+export async function showAuditLog(supabase, organizationId, signal) {
   const { data } = await supabase
     .from("audit_logs")
-    .select("id, action, user_id, created_at")
+    .select("id, action, created_at, profile:profiles(full_name)")
     .eq("organization_id", organizationId)
     .order("created_at", { ascending: false })
     .limit(ROWS)
@@ -19,8 +19,9 @@ export async function showAuditLog(supabase, organizationId, nameOf, signal) {
   drawList(element("audit-entries"), data, {
     key: (entry) => entry.id,
     make: () => copyOf("audit-row"),
-    draw: (item, { action, user_id: profileId, created_at: createdAt }) => {
-      fill(item, { what: `${nameOf(profileId) ?? "The system"}: ${action}`, when: momentOf(createdAt) });
+    draw: (item, { action, created_at: createdAt, profile }) => {
+      const who = profile?.full_name ?? "The system, or a former member";
+      fill(item, { what: `${who}: ${action}`, when: momentOf(createdAt) });
     },
   });
 }

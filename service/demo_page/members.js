@@ -49,10 +49,6 @@ export class Members {
     return record ? record.user_id === this.#profileId : key.id === own?.id;
   }
 
-  nameOf(profileId) {
-    return this.#members.find((member) => member.profileId === profileId)?.name;
-  }
-
   #draw() {
     const isHere = (member) => this.#present.includes(member.profileId);
     element("present-count").textContent = `${this.#members.filter(isHere).length} here now`;

@@ -28,11 +28,10 @@ export class Workspace {
     this.#onAccess = onAccess;
     this.#projects = new Projects(supabase, id, (change) => this.#projectsChanged(change), signal);
     this.#members = new Members(supabase, id, profileId, signal);
-    const nameOf = (somebody) => this.#members.nameOf(somebody);
     this.#refresh = {
       projects: new Refresh(() => this.#projects.reload(), cannotRead, canRead),
       members: new Refresh(() => this.#members.read(), cannotRead, canRead),
-      audit: new Refresh(() => showAuditLog(supabase, id, nameOf, signal), cannotRead, canRead),
+      audit: new Refresh(() => showAuditLog(supabase, id, signal), cannotRead, canRead),
     };
     this.#listenToPage();
     this.permit(organization);

@@ -97,9 +97,20 @@ def test_an_owner_without_a_second_factor_reads_only_and_is_told_why(window: Ope
     expect(ada.page.get_by_role("heading", name="Audit log")).to_have_count(0)
 
 
-def test_owners_have_an_audit_log_that_says_that_it_is_empty(window: OpenWindow) -> None:
+def test_owners_read_the_audit_log_and_are_told_when_it_is_empty(window: OpenWindow, database: Connection) -> None:
     ada = window().open().sign_in("Ada Winter")
     expect(ada.page.get_by_text("Nothing is recorded yet.")).to_be_visible()
+    database.execute(
+        "insert into public.audit_logs (organization_id, user_id, action, resource_type)"
+        " select %s, id, 'project.created', 'project' from public.profiles where clerk_user_id = 'user_cleo'",
+        [organization_id(database, "org_acme")],
+    )
+    try:
+        ada.page.reload()
+        expect(ada.page.locator("#audit-entries > li")).to_contain_text("Cleo Santos: project.created")
+        expect(ada.page.get_by_text("Nothing is recorded yet.")).to_be_hidden()
+    finally:
+        database.execute("delete from public.audit_logs where action = 'project.created'")
 
 
 def test_a_webhook_adds_a_member_without_a_reload(window: OpenWindow, clerk: Callable[..., None]) -> None:
