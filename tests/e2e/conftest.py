@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,16 +10,12 @@ from typing import Any
 
 import psycopg
 import pytest
-from playwright.sync_api import Browser, Locator, Page, Playwright, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from scripts import clerk as sending
 from tests.conftest import ROOT, Stack
 
 SCREENSHOTS = ROOT / "artefacts/screenshots"
-QUIET = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 # An indicator that changes twice within a moment is not seen by who looks now and then.
 REMEMBER_LIVE_STATES = """
   globalThis.liveStates = [];
@@ -30,29 +24,6 @@ REMEMBER_LIVE_STATES = """
     new MutationObserver(() => liveStates.push(live.textContent)).observe(live, { childList: true });
   });
 """
-
-
-@pytest.fixture(scope="session")
-def chromium_path() -> str:
-    """Where Chromium is. Without one the browser tests are skipped, or fail where they must not be (.ci/run)."""
-    found = subprocess.run([ROOT / "scripts/chromium"], capture_output=True, text=True, check=False)
-    if found.returncode:
-        (pytest.fail if os.environ.get("CHROMIUM_REQUIRED") else pytest.skip)(found.stderr.strip())
-    return found.stdout.strip()
-
-
-@pytest.fixture(scope="module")
-def playwright() -> Iterator[Playwright]:
-    # Not for the session: while it lives, its event loop keeps other tests from running their own.
-    with sync_playwright() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def chromium(playwright: Playwright, chromium_path: str) -> Iterator[Browser]:
-    browser = playwright.chromium.launch(executable_path=chromium_path, args=QUIET)
-    yield browser
-    browser.close()
 
 
 @dataclass
