@@ -22,6 +22,7 @@ class Case:
     name: str
     median_ms: float
     p95_ms: float
+    p99_ms: float
     n: int
     ratio: float | None
 
@@ -52,7 +53,7 @@ class Report:
             return
         console = Console()
         console.print(
-            _table("Case", "median ms", "p95 ms", "n", "ratio", rows=[_case_row(case) for case in self.cases])
+            _table("Case", "median ms", "p95 ms", "p99 ms", "n", "ratio", rows=[_case_row(case) for case in self.cases])
         )
         console.print(_table("Aim", "value", "limit", "met", rows=[_aim_row(aim) for aim in self.aims]))
         console.print(self.machine, highlight=False)
@@ -60,10 +61,10 @@ class Report:
 
 def case(name: str, seconds: Sequence[float], baseline: Sequence[float] | None) -> Case:
     """Summarises timings in seconds; the ratio is that of the medians."""
-    median = statistics.median(seconds)
-    p95 = statistics.quantiles(seconds, n=20, method="inclusive")[-1] if len(seconds) > 1 else median
-    ratio = round(median / statistics.median(baseline), 2) if baseline else None
-    return Case(name, round(median * 1000, 3), round(p95 * 1000, 3), len(seconds), ratio)
+    percentiles = statistics.quantiles(seconds, n=100, method="inclusive") if len(seconds) > 1 else [seconds[0]] * 99
+    median, p95, p99 = (round(percentiles[percent - 1] * 1000, 3) for percent in (50, 95, 99))
+    ratio = round(statistics.median(seconds) / statistics.median(baseline), 2) if baseline else None
+    return Case(name, median, p95, p99, len(seconds), ratio)
 
 
 def at_most(name: str, value: float, limit: float) -> Aim:
@@ -103,7 +104,8 @@ def _table(first: str, *others: str, rows: list[list[str]]) -> Table:
 
 def _case_row(case: Case) -> list[str]:
     ratio = "" if case.ratio is None else f"{case.ratio:.2f}"
-    return [case.name, f"{case.median_ms:.3f}", f"{case.p95_ms:.3f}", str(case.n), ratio]
+    times = (f"{each:.3f}" for each in (case.median_ms, case.p95_ms, case.p99_ms))
+    return [case.name, *times, str(case.n), ratio]
 
 
 def _aim_row(aim: Aim) -> list[str]:
