@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
+from scripts.bench.realtime import bench_realtime
 from scripts.bench.rls import bench_rls
 from scripts.bench.webhooks import bench_webhooks
 
 
 @click.group()
 def bench() -> None:
-    """Measure policies and webhooks against their aims, on scratch servers that are removed again.
+    """Measure policies, webhooks and Realtime against their aims, on scratch servers that are removed again.
 
     \b
     Example: ballast bench rls --quick
@@ -19,3 +20,4 @@ def bench() -> None:
 
 bench.add_command(bench_rls)
 bench.add_command(bench_webhooks)
+bench.add_command(bench_realtime)

@@ -1,0 +1,36 @@
+-- What `ballast bench realtime` compares our statement trigger with: triggers of their own, which a transaction turns on.
+-- Definer, as ours: the caller may not send on these topics.
+
+create schema bench;
+
+-- Supabase's documented way: the whole row, by a call for each.
+create function bench.broadcast_row() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  perform realtime.broadcast_changes('org:' || new.organization_id, tg_op, tg_op, tg_table_name, tg_table_schema, new, old);
+  return null;
+end;
+$$;
+
+-- A statement trigger that still sends row by row.
+create function bench.send_each() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  perform realtime.send(
+    jsonb_build_object('schema', tg_table_schema, 'table', tg_table_name, 'operation', tg_op, 'record', to_jsonb(n)),
+    tg_op, 'org:' || n.organization_id
+  )
+  from new_rows as n;
+  return null;
+end;
+$$;
+
+create trigger bench_row after insert on public.projects
+for each row execute function bench.broadcast_row();
+
+create trigger bench_send after insert on public.projects referencing new table as new_rows
+for each statement execute function bench.send_each();
+
+alter table public.projects disable trigger bench_row;
+alter table public.projects disable trigger bench_send;
+alter table public.projects disable trigger broadcast_insert;
