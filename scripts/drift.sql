@@ -1,4 +1,5 @@
 -- Every object of ours in public, app and ops as (kind, name, definition, place). A table has no definition: migrations make it.
+-- realtime.messages is Supabase's, and its policies are ours.
 -- `place` is where the catalogue keeps what a file must make again; it changes with each `create or replace`.
 with extension_member as (
   select classid, objid from pg_depend where deptype = 'e'
@@ -6,8 +7,10 @@ with extension_member as (
   select c.oid, c.relkind, c.relacl, c.relowner, c.reloptions, format('%I.%I', n.nspname, c.relname) as name
   from pg_class as c
   join pg_namespace as n on n.oid = c.relnamespace
-  where n.nspname in ('public', 'app', 'ops') and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
-    and pg_has_role(c.relowner, 'usage') and ('pg_class'::regclass, c.oid) not in (table extension_member)
+  where (
+      n.nspname in ('public', 'app', 'ops') and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S') and pg_has_role(c.relowner, 'usage')
+      or n.nspname = 'realtime' and c.relname = 'messages'
+    ) and ('pg_class'::regclass, c.oid) not in (table extension_member)
 ), routine as (
   select p.oid, p.ctid, p.prokind, p.proacl, p.proowner,
     format('%I.%I(%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)) as name

@@ -181,6 +181,21 @@ class TestUp:
         applied.up()
         assert not {grant for grant in applied.grants() if "Odd" in grant}
 
+    def test_a_table_of_supabases_keeps_its_grants_and_gets_our_policies(self, applied: Project) -> None:
+        policies = "select polname from pg_policy where polrelid = 'realtime.messages'::regclass"
+        before = {grant for grant in applied.grants() if "realtime.messages" in grant}
+        applied.query("create policy theirs on realtime.messages for select using (true)")
+        applied.write(
+            "policies/realtime.messages.sql", "create policy ours on realtime.messages for select using (true);"
+        )
+        applied.up()
+        assert applied.query(policies) == [("ours",)]
+        assert applied.check() == []
+        (applied.root / "policies/realtime.messages.sql").unlink()
+        applied.up()
+        assert applied.query(policies) == []
+        assert before == {grant for grant in applied.grants() if "realtime.messages" in grant} != set()
+
     def test_a_table_cannot_have_two_policies_files(self, project: Project) -> None:
         project.write("policies/public.notes.sql", NOTES)
         with pytest.raises(FilesInvalid, match=r"policies/public\.notes\.sql: leave out"):
@@ -496,6 +511,8 @@ class TestCheck:
              [("grant", "execute on app.caller() to authenticated", "different")]),
             ("revoke select on public.notes from authenticated",
              [("grant", "select on public.notes to authenticated", "missing")]),
+            ("create policy extra on realtime.messages for select using (true)",
+             [("policy", "extra on realtime.messages", "undeclared")]),
         ],
     )  # fmt: skip
     def test_tampering_is_found(self, model: Project, tampering: str, found: list[tuple[str, str, str]]) -> None:
