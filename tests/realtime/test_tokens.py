@@ -150,3 +150,21 @@ def test_a_renewed_token_may_no_longer_send(server: Server) -> None:
         assert client.ask("realtime:write:1", "presence", track)["status"] == "error"
     finally:
         server.sql("drop policy ada_only on realtime.messages")
+
+
+def test_who_is_closed_out_while_a_policy_is_asked_is_not_left_in_the_room(server: Server) -> None:
+    server.sql(
+        "create policy slow on realtime.messages as restrictive for insert to authenticated with check (pg_sleep(1)::text is not null)"
+    )
+    try:
+        client = server.client(server.clerk_token("user_ada", lifetime=2))
+        presence = {"enabled": True, "key": "ada"}
+        client.join("write:1", private=True, presence=presence)
+        client.send("realtime:write:1", "presence", {"event": "track", "payload": {}})
+        client.event("phx_close", "write:1")
+        client.ask("phoenix", "heartbeat", {})  # answered after the track, as one client's messages are
+        other = server.client(server.project_token(sub="user_ben"))
+        other.join("write:1", private=True, presence=presence | {"key": "ben"})
+        assert other.event("presence_state", "write:1") == {}
+    finally:
+        server.sql("drop policy slow on realtime.messages")

@@ -31,7 +31,10 @@ NONE, ALL = Access(broadcast=False, presence=False), Access(broadcast=True, pres
 
 
 class Authorisation:
-    """Asks the database. What a policy refuses, or fails to answer, is closed."""
+    """Asks the database. What a policy refuses, or fails to answer, is closed.
+
+    Raises psycopg.OperationalError or PoolTimeout when the database is away.
+    """
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -48,6 +51,8 @@ class Authorisation:
                     "select id from realtime.messages where topic = %s and id = any(%s)", [topic, list(probes)]
                 )
                 seen = {probes[identifier] for (identifier,) in await rows.fetchall()}
+            except psycopg.OperationalError:
+                raise
             except psycopg.Error as error:
                 _complain("select", error)
                 return NONE
@@ -74,6 +79,8 @@ async def _may_insert(connection: psycopg.AsyncConnection[Any], topic: str, exte
             await connection.execute(INSERT, [uuid.uuid4(), topic, extension])
     except psycopg.errors.InsufficientPrivilege:
         return False
+    except psycopg.OperationalError:
+        raise
     except psycopg.Error as error:
         _complain("insert", error)
         return False

@@ -111,6 +111,11 @@ class Channel:
     timer: asyncio.TimerHandle | None = None
 
     @property
+    def is_open(self) -> bool:
+        """Whether it still is: a token may run out, or a client hang up, while the database is asked."""
+        return self.socket.channels.get(self.topic) is self
+
+    @property
     def name(self) -> str:
         return self.topic.removeprefix(PREFIX)
 
@@ -186,6 +191,8 @@ class Channels:
         self._rooms[channel.room][channel] = None
         self._watch_expiry(channel)
         problem = await self._subscribe(channel)
+        if not channel.is_open:
+            return
         described = [each.wanted | {"id": each.number} for each in channel.subscriptions]
         channel.reply(message.ref, response={"postgres_changes": described})
         if channel.subscriptions:
@@ -218,7 +225,7 @@ class Channels:
                 await self._changes.resolve(subscription)
         except SubscriptionRefused as refusal:
             return str(refusal)
-        except (psycopg.Error, PoolTimeout, TimeoutError):
+        except (psycopg.OperationalError, PoolTimeout, TimeoutError):
             return NO_DATABASE
         return None
 
@@ -232,7 +239,10 @@ class Channels:
             channel.claims = await self._tokens.claims(token)
             channel.reading = await self._reading(channel)
         except (TokenRefused, Refused) as refusal:
-            self._shut(channel, str(refusal))
+            if channel.is_open:
+                self._shut(channel, str(refusal))
+            return
+        if not channel.is_open:
             return
         if before.broadcast > channel.reading.broadcast or before.presence > channel.reading.presence:
             self._shut(channel, f"You no longer have permission to read from this Channel topic: {channel.name}")
@@ -253,7 +263,10 @@ class Channels:
     async def _presence_event(self, channel: Channel, message: Message) -> None:
         event, payload = str(message.payload.get("event", "")).lower(), message.payload.get("payload", {})
         if event == "track":
-            if not (await self._writing(channel)).presence:
+            may = await self._writing(channel)
+            if not channel.is_open:
+                return
+            if not may.presence:
                 channel.reply(message.ref, "error")
                 return
             if not isinstance(payload, dict):
@@ -280,7 +293,7 @@ class Channels:
                 channel.socket.send(frames[type(wire)])
 
     async def may_broadcast(self, claims: Claims, topic: str) -> bool:
-        """Whether somebody may send to a private topic, by REST. Raises psycopg.Error when the database is away."""
+        """Whether somebody may send to a private topic, by REST. Raises psycopg.OperationalError or PoolTimeout."""
         return (await self._authorisation.writing(claims, topic)).broadcast
 
     async def tell_change(self, connection: Connection, change: Change) -> None:
@@ -294,7 +307,8 @@ class Channels:
                 for subscription in notice.subscriptions:
                     numbers[wanted[subscription]].append(subscription.number)
                 for channel, ids in numbers.items():
-                    channel.push("postgres_changes", f'{{"ids":{encoded(ids)},"data":{notice.data}}}')
+                    if channel.is_open:
+                        channel.push("postgres_changes", f'{{"ids":{encoded(ids)},"data":{notice.data}}}')
 
     def stream_began(self) -> None:
         """Postgres tells of changes again: what happened meanwhile is lost, so clients are told to read again."""
@@ -309,7 +323,7 @@ class Channels:
             return ALL
         try:
             return await self._authorisation.reading(channel.claims, channel.name)
-        except (psycopg.Error, PoolTimeout):
+        except (psycopg.OperationalError, PoolTimeout):
             raise Refused(NO_DATABASE) from None
 
     async def _writing(self, channel: Channel) -> Access:
@@ -318,7 +332,7 @@ class Channels:
         if channel.writing is None:
             try:
                 channel.writing = await self._authorisation.writing(channel.claims, channel.name)
-            except (psycopg.Error, PoolTimeout):
+            except (psycopg.OperationalError, PoolTimeout):
                 return NONE  # for this message; the next one asks again
         return channel.writing
 
@@ -326,7 +340,7 @@ class Channels:
         """Closes the channel when its token's time is over, unless a newer one has come."""
         if channel.timer is not None:
             channel.timer.cancel()
-        left = channel.claims["exp"] - time.time()
+        left = int(channel.claims["exp"]) - time.time()
         loop = asyncio.get_running_loop()
         if left > LONGEST_TIMER:
             channel.timer = loop.call_later(LONGEST_TIMER, self._watch_expiry, channel)
@@ -334,7 +348,7 @@ class Channels:
             channel.timer = loop.call_later(max(0, left), self._expire, channel)
 
     def _expire(self, channel: Channel) -> None:
-        self._shut(channel, f"Token has expired {max(0, int(time.time() - channel.claims['exp']))} seconds ago")
+        self._shut(channel, f"Token has expired {max(0, int(time.time()) - int(channel.claims['exp']))} seconds ago")
 
     def _shut(self, channel: Channel, reason: str) -> None:
         channel.tell("system", "error", reason)

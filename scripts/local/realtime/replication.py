@@ -123,7 +123,7 @@ class Stream:
         while True:
             try:
                 await self._session()
-            except* (psycopg.Error, StreamEnded, OSError) as group:
+            except* Exception as group:  # whatever it is, the stream begins again
                 names = {type(error).__name__ for error in group.exceptions}
                 log.warning("The stream of %s broke (%s): connecting again.", self._publication, ", ".join(names))
             finally:
@@ -160,11 +160,11 @@ class Stream:
                     await asking.execute("select realtime.wait_until_visible(%s::text::xid8)", [str(change.xid)])
                     visible = change.xid
                 await self._deliver(asking, change)
-            except psycopg.Error as error:
+            except Exception as error:
                 if asking.closed:
                     raise
-                table = f"{change.relation.schema}.{change.relation.name}"
-                log.error("A change of %s could not be told: SQLSTATE %s.", table, error.sqlstate)  # noqa: TRY400 - no values
+                table, name = f"{change.relation.schema}.{change.relation.name}", type(error).__name__
+                log.error("A change of %s could not be told: %s.", table, name)  # noqa: TRY400 - a message may hold values
 
 
 @asynccontextmanager

@@ -94,6 +94,9 @@ class Realtime:
                 await self._channels.handle(socket, socket.wire.read(frame.data))
             except Malformed as malformed:
                 await socket.connection.close(code=1007, message=str(malformed).encode())
+            except Exception as error:
+                log.error("A message could not be handled: %s.", type(error).__name__)  # noqa: TRY400 - it may hold values
+                await socket.connection.close(code=1011)
 
     # --- REST
 
@@ -115,7 +118,7 @@ class Realtime:
             response = await answer(request, await self._claims(request))
         except TokenRefused:
             response = web.json_response({"message": "Unauthorized"}, status=401)
-        except (psycopg.Error, PoolTimeout):
+        except (psycopg.OperationalError, PoolTimeout):
             response = web.json_response({"message": "The database does not answer"}, status=503)
         response.headers.update(CORS)
         return response

@@ -76,4 +76,4 @@ class Tokens:
 
 def _expired(token: str) -> TokenRefused:
     expired = jwt.decode(token, options={"verify_signature": False})["exp"]
-    return TokenRefused("InvalidJWTToken", f"Token has expired {int(time.time() - expired)} seconds ago")
+    return TokenRefused("InvalidJWTToken", f"Token has expired {int(time.time()) - int(expired)} seconds ago")
