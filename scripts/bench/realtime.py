@@ -201,7 +201,8 @@ def time_write(admin: Admin, organization: UUID, write: Write) -> float:
         start = time.perf_counter()
         admin.execute(INSERT, [organization, 1, write.rows])
         seconds = time.perf_counter() - start
-        [[messages]] = admin.execute("select count(*) from realtime.messages").fetchall()
+        count = "select count(*) from realtime.messages where topic = %s"
+        [[messages]] = admin.execute(count, [f"org:{organization}"]).fetchall()
     if messages != (2 * write.rows if trigger else 0):
         raise EventsLost(f"{write.trigger}: two inserts of {_rows(write.rows)} sent {messages} messages.")
     return seconds

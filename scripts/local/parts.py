@@ -21,6 +21,7 @@ from scripts.local.stack import CHECKOUT, REDIS_SOCKET, Stack
 
 QUESTION_SECONDS = 3.0
 READY = "/rest/v1/rpc/ready"
+REALTIME = "/realtime/v1/health"
 
 
 class PackageMissing(Failure):
@@ -170,10 +171,11 @@ def _upstash(stack: Stack) -> Part:
 def _gateway(stack: Stack) -> Part:
     environment = stack.environment()
     address = environment["SUPABASE_URL"]
+    key = {"apikey": environment["SUPABASE_SECRET_KEY"]}
     return Part(
         "gateway",
         _module("scripts.local.gateway"),
-        lambda: _answers("POST", f"{address}{READY}", headers={"apikey": environment["SUPABASE_SECRET_KEY"]}),
+        lambda: _answers("GET", f"{address}{REALTIME}") and _answers("POST", f"{address}{READY}", headers=key),
         needs=("postgres",),
         port=stack.gateway_port,
         address=address,
