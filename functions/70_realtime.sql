@@ -29,46 +29,51 @@ comment on function app.topics is 'The private topics that the caller may listen
 -- What a statement wrote, as messages: only columns that people may select leave the database. An update tells what people can see
 -- to have changed; to those who stay, a row that moved to another tenant is deleted. Of a deleted row only its key is told.
 -- One insert per statement, however many rows: docs/decisions/0006-one-insert-broadcasts-a-statement.md.
+-- A table may have columns of any name: ours win, and n.* is the row whatever its columns are called.
 create or replace function app.broadcast_changes() returns trigger
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
+#variable_conflict use_variable
 declare
   permission text := tg_argv[0];
   change jsonb := jsonb_build_object('schema', tg_table_schema, 'table', tg_table_name, 'operation', tg_op, 'record', null, 'old_record', null);
   deletion jsonb := change || '{"operation": "DELETE"}';
-  hidden text[];
-  not_key text[];
+  hidden text[] := array(
+    select a.attname::text
+    from pg_attribute as a
+    where a.attrelid = tg_relid and a.attnum > 0 and not a.attisdropped
+      and not has_column_privilege('authenticated', tg_relid, a.attnum, 'select')
+  );
+  not_key text[] := hidden || array(
+    select a.attname::text
+    from pg_attribute as a
+    where a.attrelid = tg_relid and a.attnum > 0 and not a.attisdropped and not exists (
+      select from pg_constraint as k where k.conrelid = tg_relid and k.contype = 'p' and a.attnum = any(k.conkey)
+    )
+  );
 begin
-  select
-    coalesce(array_agg(a.attname) filter (where not has_column_privilege('authenticated', tg_relid, a.attnum, 'select')), '{}'),
-    coalesce(array_agg(a.attname) filter (where a.attnum <> all(i.indkey)), '{}')
-  into hidden, not_key
-  from pg_attribute as a
-  join pg_index as i on a.attrelid = i.indrelid and i.indisprimary
-  where a.attrelid = tg_relid and a.attnum > 0 and not a.attisdropped;
-
   if tg_op = 'INSERT' then
     insert into realtime.messages (topic, extension, event, private, payload)
-    select app.org_topic(n.organization_id, permission), 'broadcast', 'INSERT', true, change || jsonb_build_object('record', to_jsonb(n) - hidden)
+    select app.org_topic(n.organization_id, permission), 'broadcast', 'INSERT', true, change || jsonb_build_object('record', to_jsonb(n.*) - hidden)
     from new_rows as n;
   elsif tg_op = 'UPDATE' then
     insert into realtime.messages (topic, extension, event, private, payload)
     select app.org_topic(c.organization_id, permission), 'broadcast', 'UPDATE', true, change || jsonb_build_object('record', c.record)
     from (
-      select n.organization_id, to_jsonb(n) - hidden as record from new_rows as n
+      select n.organization_id, to_jsonb(n.*) - hidden as record from new_rows as n
       except
-      select o.organization_id, to_jsonb(o) - hidden from old_rows as o
+      select o.organization_id, to_jsonb(o.*) - hidden from old_rows as o
     ) as c;
     insert into realtime.messages (topic, extension, event, private, payload)
     select app.org_topic(c.organization_id, permission), 'broadcast', 'DELETE', true, deletion || jsonb_build_object('old_record', c.key)
     from (
-      select o.organization_id, to_jsonb(o) - not_key as key from old_rows as o
+      select o.organization_id, to_jsonb(o.*) - not_key as key from old_rows as o
       except
-      select n.organization_id, to_jsonb(n) - not_key from new_rows as n
+      select n.organization_id, to_jsonb(n.*) - not_key from new_rows as n
     ) as c;
   else
     insert into realtime.messages (topic, extension, event, private, payload)
-    select app.org_topic(o.organization_id, permission), 'broadcast', 'DELETE', true, deletion || jsonb_build_object('old_record', to_jsonb(o) - not_key)
+    select app.org_topic(o.organization_id, permission), 'broadcast', 'DELETE', true, deletion || jsonb_build_object('old_record', to_jsonb(o.*) - not_key)
     from old_rows as o;
   end if;
   return null;
@@ -81,10 +86,19 @@ $$;
 comment on function app.broadcast_changes is
 'Broadcasts what a statement wrote on the topic of each row''s organization. Definer: nobody but the database may send there.';
 
-create or replace function app.broadcast(relation regclass, permission text default 'projects:read') returns void
+create or replace function app.broadcast(relation regclass, permission text) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 begin
+  if not exists (select from pg_constraint as k where k.conrelid = relation and k.contype = 'p') then
+    raise exception '% has no primary key, by which a deletion is told.', relation;
+  elsif not exists (
+    select from pg_attribute as a where a.attrelid = relation and a.attname = 'organization_id' and a.atttypid = 'uuid'::regtype
+  ) then
+    raise exception '% has no organization_id of type uuid, which says who is told.', relation;
+  elsif not exists (select from public.role_permissions as rp where rp.permission = broadcast.permission) then
+    raise exception 'No role has the permission %.', permission;
+  end if;
   execute format(
     'create or replace trigger broadcast_insert after insert on %s referencing new table as new_rows
      for each statement execute function app.broadcast_changes(%L)', relation, permission
@@ -104,6 +118,6 @@ comment on function app.broadcast is
 
 grant execute on function app.topics() to authenticated;
 
-select app.broadcast('public.projects');
+select app.broadcast('public.projects', 'projects:read');
 select app.broadcast('public.organization_memberships', 'members:read');
 select app.broadcast('public.organization_invitations', 'members:read');

@@ -89,8 +89,11 @@ def objects(connection: Connection) -> dict[Identity, Definition]:
 
 
 def _clear(connection: Connection, objects: Iterable[Identity]) -> None:
-    """Takes every grant of the API's roles and every policy: only what files state comes back."""
-    for kind, name in objects:
+    """Takes every grant of the API's roles and every policy: only what files state comes back.
+
+    In the order in which a write locks: tables of ours, then what its triggers write.
+    """
+    for kind, name in sorted(objects, key=lambda each: each.name.startswith("realtime.")):
         if kind == "table":
             migrations.clear_table(connection, name)
         elif kind == "function":

@@ -341,10 +341,16 @@ def apply_source(connection: Connection, source: Source) -> None:
         _apply_functions(connection, source)
         return
     if not _exists(connection, source.table):
-        raise FilesInvalid(f"{source.path}: there is no table {source.table}. Rename the file, or make the table.")
+        raise FilesInvalid(f"{source.path}: there is no table {source.table}. {_remedy(source.table)}")
     with _blaming(source.path):
         clear_table(connection, source.table)
     run_file(connection, source.path, source.text)
+
+
+def _remedy(missing_table: str) -> str:
+    if missing_table.startswith('"realtime".'):
+        return "Supabase Realtime makes it when it is first asked: open the dashboard's Realtime Inspector once."
+    return "Rename the file, or make the table."
 
 
 def _apply_functions(connection: Connection, source: Source) -> None:
@@ -395,13 +401,13 @@ def revoke(connection: Connection, thing: str) -> None:
 def clear_table(connection: Connection, table: str) -> None:
     """Takes every policy, and every grant to the API's roles, from a table or view; `table` is its name as SQL.
 
-    Another owner's grants (realtime.messages is Supabase's) stay: they are not ours to take, nor to declare.
+    The grants on realtime.messages stay: that table is Supabase's, they are not ours to take, nor to declare.
     """
     policies = connection.execute("select quote_ident(polname) from pg_policy where polrelid = %s::regclass", [table])
     for (policy,) in policies.fetchall():
         connection.execute(f"drop policy {policy} on {table}".encode())
-    ours = "select relowner = current_user::regrole from pg_class where oid = %s::regclass"
-    if connection.execute(ours, [table]).fetchone() == (True,):
+    theirs = "select relnamespace = to_regnamespace('realtime') from pg_class where oid = %s::regclass"
+    if connection.execute(theirs, [table]).fetchone() != (True,):
         # Takes the columns' grants too.
         revoke(connection, f"table {table}")
 

@@ -14,6 +14,7 @@ import jwt
 from aiohttp import web
 
 from scripts.failure import Failure
+from scripts.local.realtime.protocol import LARGEST_FRAME
 from scripts.local.realtime.server import Realtime
 from scripts.local.stack import Stack
 
@@ -49,7 +50,7 @@ class Gateway:
         self._session: aiohttp.ClientSession | None = None
 
     def application(self) -> web.Application:
-        application = web.Application()
+        application = web.Application(client_max_size=LARGEST_FRAME)
         application.on_startup.append(self._open)
         application.on_cleanup.append(self._close)
         for path in ROUTES:

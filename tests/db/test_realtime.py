@@ -42,10 +42,10 @@ def forget(database: Database) -> None:
 
 
 def told(database: Database) -> list[Message]:
-    """The messages since forget() or the last call, in the order of sending."""
+    """The messages since forget() or the last call. Those of one transaction have one time: their order is not told."""
     rows = database.rows(
         "select topic, event, payload from realtime.messages where extension = 'broadcast' and private "
-        "and id not in (select id from heard) order by inserted_at"
+        "and id not in (select id from heard) order by event = 'DELETE', event, payload -> 'record' ->> 'title'"
     )
     forget(database)
     return rows  # type: ignore[return-value]
@@ -195,6 +195,7 @@ def test_the_next_table_is_one_line(database: Database, tenants: dict[str, str])
         "primary key (organization_id, number))"
     )
     database.execute("grant select on public.invoices to authenticated")
+    database.execute("insert into public.role_permissions (role, permission) values ('owner', 'billing:read')")
     for _ in range(2):
         database.execute("select app.broadcast('public.invoices', 'billing:read')")
     database.execute("insert into public.invoices values (1, %s, 9.5)", tenants["Acme"])
@@ -320,3 +321,65 @@ def test_the_migration_finds_what_a_project_may_have(database: Database, before:
     for _ in range(2):
         database.execute(MIGRATION)
         assert published(database)
+
+
+# --- tables of any shape
+
+
+def heard_of(database: Database, definition: str, granted: str, *statements: str) -> list[dict[str, Any]]:
+    """What a table of that shape broadcasts of the statements."""
+    database.execute(f"create table public.shaped ({definition})")
+    database.execute(f"grant select ({granted}) on public.shaped to authenticated")
+    database.execute("select app.broadcast('public.shaped', 'projects:read')")
+    for statement in statements:
+        database.execute(statement)
+    return [payload for _, _, payload in told(database)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["n", "o", "hidden", "not_key", "permission", "change", "deletion", "record", "topic", "payload", "new_rows"],
+)
+@pytest.mark.parametrize(
+    ("kind", "value"), [("jsonb", '{"secret": "LEAK"}'), ("text", "LEAK"), ("boolean", "true"), ("integer", "5")]
+)
+def test_a_column_of_any_name_neither_leaks_nor_silences(
+    database: Database, tenants: dict[str, str], name: str, kind: str, value: str
+) -> None:
+    payloads = heard_of(
+        database, f"id integer primary key, organization_id uuid, {name} {kind}", "id, organization_id",
+        f"insert into public.shaped values (1, '{tenants['Acme']}', '{value}')",
+        "update public.shaped set id = 2", "delete from public.shaped",
+    )  # fmt: skip
+    record = {"id": 1, "organization_id": tenants["Acme"]}
+    assert [(payload["operation"], payload["record"], payload["old_record"]) for payload in payloads if payload["operation"] != "DELETE"] == [
+        ("INSERT", record, None), ("UPDATE", record | {"id": 2}, None),
+    ]  # fmt: skip
+    assert sorted(payload["old_record"]["id"] for payload in payloads if payload["operation"] == "DELETE") == [1, 2]
+
+
+def test_a_deletion_tells_no_included_and_no_hidden_column_of_the_key(
+    database: Database, tenants: dict[str, str]
+) -> None:
+    insert = f"insert into public.shaped values (1, 2, '{tenants['Acme']}', 'LEAK')"
+    definition = "id integer, part integer, organization_id uuid, secret text, primary key (id, part) include (secret)"
+    payloads = heard_of(database, definition, "id, organization_id", insert, "delete from public.shaped")
+    assert payloads[1]["old_record"] == {"id": 1}
+    assert "LEAK" not in str(payloads)
+
+
+@pytest.mark.parametrize(
+    ("definition", "permission", "reason"),
+    [
+        ("organization_id uuid, secret text", "projects:read", "no primary key"),
+        ("id integer primary key", "projects:read", "no organization_id"),
+        ("id integer primary key, organization_id text", "projects:read", "no organization_id"),
+        ("id integer primary key, organization_id uuid", "invoices:reed", "No role has the permission"),
+    ],
+)
+def test_a_table_that_cannot_be_broadcast_is_refused_at_once(
+    database: Database, definition: str, permission: str, reason: str
+) -> None:
+    database.execute(f"create table public.shaped ({definition})")
+    with pytest.raises(psycopg.errors.RaiseException, match=reason):
+        database.execute("select app.broadcast('public.shaped', %s)", permission)

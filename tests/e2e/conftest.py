@@ -16,6 +16,8 @@ from scripts import clerk as sending
 from tests.conftest import ROOT, Stack
 
 SCREENSHOTS = ROOT / "artefacts/screenshots"
+SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+expect.set_options(timeout=15_000)  # supabase-js waits up to 5 s before it tries again
 # An indicator that changes twice within a moment is not seen by who looks now and then.
 REMEMBER_LIVE_STATES = """
   globalThis.liveStates = [];

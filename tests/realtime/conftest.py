@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import subprocess
 import threading
 import time
@@ -25,6 +26,7 @@ from scripts import migrations
 from scripts.local import svix
 from scripts.local.clerk import ClerkStandIn
 from scripts.local.postgres import stop
+from scripts.local.realtime.protocol import LARGEST_FRAME
 from scripts.local.realtime.server import Realtime
 from scripts.local.stack import Secrets, Stack
 from tests.conftest import free_port_block
@@ -95,14 +97,20 @@ class Server:
 
     def project_token(self, role: str = "authenticated", lifetime: int = 600, **claims: object) -> str:
         """A token signed with the project's secret."""
-        wanted = {"role": role, "exp": int(time.time()) + lifetime, "divisor": 1} | claims
+        wanted = {"role": role, "exp": math.ceil(time.time()) + lifetime, "divisor": 1} | claims
         given = {name: value for name, value in wanted.items() if value is not None}
         return jwt.encode(given, self.stack.secrets.jwt_secret, "HS256")
 
     def clerk_token(self, sub: str, lifetime: int = 60, **claims: object) -> str:
         """A token as Clerk signs it."""
         issuer = self.stack.environment()["CLERK_ISSUER"]
-        wanted = {"role": "authenticated", "exp": int(time.time()) + lifetime, "iss": issuer, "sub": sub, "fva": [0, 0]}
+        wanted = {
+            "role": "authenticated",
+            "exp": math.ceil(time.time()) + lifetime,
+            "iss": issuer,
+            "sub": sub,
+            "fva": [0, 0],
+        }
         return self.clerk.keys.sign(wanted | {"divisor": 1} | claims)
 
     def client(self, token: str | None = None, *, version: int = 2) -> Client:
@@ -227,7 +235,7 @@ def parsed(frame: str | bytes) -> tuple[str | None, str, str, Any]:
 
 
 async def serve(server: Server) -> list[web.AppRunner]:
-    application = web.Application()
+    application = web.Application(client_max_size=LARGEST_FRAME)
     server.realtime.add_to(application)
     places = ((application, server.stack.gateway_port), (server.clerk.application(), server.stack.clerk_port))
     runners = []

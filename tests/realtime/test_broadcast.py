@@ -133,7 +133,8 @@ def test_who_may_write_is_heard(server: Server) -> None:
 
 def test_asking_leaves_no_message_behind(server: Server) -> None:
     before = server.sql("select count(*) from realtime.messages")
-    send(member(server, "write:1", private=True), "write:1")
+    asking = member(server, "write:1", private=True, broadcast={"ack": True})
+    assert asking.ask("realtime:write:1", "broadcast", {"event": "said", "payload": {}})["status"] == "ok"
     assert server.sql("select count(*) from realtime.messages") == before
 
 
@@ -175,7 +176,8 @@ def test_many_messages_are_sent_at_once(server: Server) -> None:
 @pytest.mark.parametrize(
     "body",
     ["", "x", "[]", "{}", '{"messages": []}', '{"messages": {}}', '{"messages": [1]}', '{"messages": [{"topic": "room", "event": "x"}]}',
-     '{"messages": [{"topic": "", "event": "x", "payload": {}}]}', '{"messages": [{"topic": "room", "event": 1, "payload": {}}]}'],
+     "[" * 100_000, '{"messages": [{"topic": "a\\u0000", "event": "x", "payload": {}}]}', '{"messages": [{"topic": "a", "event": "\\ud800", "payload": {}}]}',
+     '{"messages": [{"topic": "a", "event": "x", "payload": {"n": NaN}}]}', '{"messages": [{"topic": "", "event": "x", "payload": {}}]}', '{"messages": [{"topic": "room", "event": 1, "payload": {}}]}'],
 )  # fmt: skip
 def test_messages_that_are_none_are_refused_as_a_whole(server: Server, body: str) -> None:
     assert post(server, content=body, headers={"Content-Type": "application/json"}).status_code == 422
@@ -321,3 +323,40 @@ def test_old_messages_are_forgotten(server: Server) -> None:
     )
     server.run(server.realtime.forget())
     assert server.sql("select count(*) from realtime.messages where inserted_at < now() - interval '3 days'") == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "content_type"),
+    [
+        ("/room/events/x", b"[" * 100_000, "application/json"), ("/room/events/x", b"{}\xff", "application/json; charset=bogus"),
+        ("/room/events/x", b'"\xe9"', "application/json; charset=latin-1"), ("/room/events/x", '{"a":1}'.encode("utf-16"), "application/json"),
+        ("/a%00/events/x?private=true", b"{}", "application/json"), ("/room/events/x", b'{"a":NaN}', "application/json"),
+    ],
+)  # fmt: skip
+def test_a_body_or_a_name_that_nobody_could_read_is_refused(
+    server: Server, path: str, content: bytes, content_type: str
+) -> None:
+    room = member(server)
+    answer = post(
+        server,
+        path,
+        token=server.project_token(sub="user_ada"),
+        content=content,
+        headers={"Content-Type": content_type},
+    )
+    assert (answer.status_code, answer.headers["Access-Control-Allow-Origin"]) == (422, "*")
+    assert post(server, "/room/events/marker", json={}).status_code == 202
+    assert room.broadcast("room")["event"] == "marker"
+
+
+def test_a_large_body_is_a_broadcast_like_any_other(server: Server) -> None:
+    room = member(server)
+    assert post(server, "/room/events/said", json={"filler": "x" * 2_000_000}).status_code == 202
+    assert len(room.broadcast("room")["payload"]["filler"]) == 2_000_000
+
+
+def test_text_that_only_looks_like_json_ends_its_senders_connection_and_reaches_nobody(server: Server) -> None:
+    sender, old, new = member(server), member(server, version=1), member(server)
+    sender.connection.send(binary_push("room", "said", '{"a":1}'.encode("utf-16"), is_json=True))
+    send(old, event="marker")
+    assert new.broadcast("room")["event"] == "marker"

@@ -130,12 +130,12 @@ def test_python_sees_who_is_present(server: Server) -> None:
 def test_python_keeps_a_channel_by_a_new_token_and_loses_it_with_an_old_one(server: Server) -> None:
     async def story(realtime: AsyncRealtimeClient) -> None:
         heard, states = Heard(), Heard()
-        await realtime.set_auth(server.clerk_token("user_ada", lifetime=2))
+        await realtime.set_auth(server.clerk_token("user_ada", lifetime=3))
         channel = realtime.channel("db").on_postgres_changes("*", heard, table="notes", schema="probe")
         await channel.subscribe(states)
         assert (await states.next())[0] == RealtimeSubscribeStates.SUBSCRIBED
-        await realtime.set_auth(server.clerk_token("user_ada", lifetime=3))
-        await asyncio.sleep(2)  # the first token's life, of which only the clock can tell
+        await realtime.set_auth(server.clerk_token("user_ada", lifetime=9))
+        await asyncio.sleep(4)  # the first token's life, of which only the clock can tell
         server.sql("insert into probe.notes (id, owner) values (1, 'user_ada')")
         assert (await heard.next())["data"]["record"]["id"] == 1
         assert (await states.next())[0] in (RealtimeSubscribeStates.CHANNEL_ERROR, RealtimeSubscribeStates.CLOSED)

@@ -35,7 +35,8 @@ def test_a_key_that_is_none_is_refused(server: Server, key: str) -> None:
 
 
 def test_an_expired_token_is_no_key(server: Server) -> None:
-    assert refusal(server, f"?apikey={server.project_token(lifetime=-10)}") == (401, "Token has expired 10")
+    told = refusal(server, f"?apikey={server.project_token(lifetime=-10)}")
+    assert told in {(401, f"Token has expired {age}") for age in (9, 10, 11)}
 
 
 def test_a_token_without_a_role_or_an_end_is_no_key(server: Server) -> None:

@@ -352,3 +352,68 @@ def test_the_legacy_keys_see_what_their_roles_see(server: Server) -> None:
     assert seen == [["Error 401: Unauthorized"], ["Error 401: Unauthorized"]]
     assert anonymous.change("db")["record"] == {"id": 1, "title": "One"}
     assert service.change("db")["errors"] == ["Error 401: Unauthorized"]
+
+
+def test_a_token_that_changes_the_role_while_a_policy_is_asked_costs_nobody_the_change(server: Server) -> None:
+    ada, other = reader(server), reader(server)
+    server.sql(
+        "create policy slow on probe.notes as restrictive for select to authenticated using (pg_sleep(0.5)::text is not null)"
+    )
+    try:
+        server.sql("insert into probe.notes (id, owner) values (1, 'user_ada')")
+        other.send("realtime:db", "access_token", {"access_token": server.project_token("anon")})
+        assert ada.change("db")["record"]["id"] == 1
+    finally:
+        server.sql("drop policy slow on probe.notes")
+
+
+def test_a_subscription_that_was_refused_is_not_said_to_be_well_later(server: Server) -> None:
+    client = server.client(server.project_token(sub="user_ada"))
+    assert client.subscribe("db", NOTES | {"filter": "absent=eq.1"})["status"] == "error"
+    client.send("realtime:db", "access_token", {"access_token": server.project_token(sub="user_ada", lifetime=601)})
+    assert client.event("system", "db")["status"] == "error"
+
+
+def test_a_table_of_many_columns_is_told(server: Server) -> None:
+    names = ", ".join(f"c{number} integer default {number}" for number in range(120))
+    server.sql(
+        f"create table probe.wide (id integer primary key, {names}); grant select on probe.wide to authenticated"
+    )
+    server.sql("alter publication supabase_realtime add table probe.wide")
+    try:
+        client = reader(server, "user_ada", {"event": "*", "schema": "probe", "table": "wide"})
+        server.sql("insert into probe.wide (id) values (1)")
+        assert client.change("db")["record"] == {"id": 1} | {f"c{number}": number for number in range(120)}
+    finally:
+        server.sql("drop table probe.wide")
+
+
+def test_a_number_that_python_cannot_read_is_told_all_the_same(server: Server) -> None:
+    client = reader(server)
+    server.sql(
+        "insert into probe.notes (id, owner, doc) values (1, 'user_ada', '{\"n\": ' || repeat('9', 5000)::text || '}')".replace(
+            "'{", "('{", 1
+        ).replace("'}')", "'}')::jsonb)")
+    )
+    text = ""
+    while '"postgres_changes"' not in text:
+        text = str(client.connection.recv(timeout=5))
+    assert "9" * 5000 in text
+
+
+def test_a_long_filter_is_refused_before_it_costs_anything(server: Server) -> None:
+    client = server.client(server.project_token(sub="user_ada"))
+    for condition in (" " * 1_000_000, "id=eq." + " " * 1_000_000 + "x", "(" * 1_000_000):
+        told = client.subscribe("db", NOTES | {"filter": condition})
+        assert "at most" in told["message"]
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [{"schema": "a\0"}, {"schema": "a\ud800"}, {"schema": "probe", "table": "\0"}, NOTES | {"filter": "title=eq.\0"}],
+)
+def test_what_postgres_cannot_hold_is_refused_and_nothing_else_ends(server: Server, wanted: Json) -> None:
+    client = server.client(server.project_token(sub="user_ada"))
+    client.join("room")
+    assert client.subscribe("db", {"event": "*"} | wanted)["status"] == "error"
+    assert client.ask("phoenix", "heartbeat", {})["status"] == "ok"

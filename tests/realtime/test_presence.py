@@ -108,3 +108,19 @@ def test_who_may_not_read_presence_sees_nobody(server: Server) -> None:
         assert (ben.unread("presence_diff"), ben.unread("presence_state")) == ([], [])
     finally:
         server.sql("drop policy only_broadcast on realtime.messages")
+
+
+def test_a_payload_nested_too_deeply_leaves_nobody_behind(server: Server) -> None:
+    watcher = present(server, "watcher")
+    for depth in (900, 930, 950, 970, 976, 980, 985, 2_000):
+        client = present(server, "ghost")
+        assert track(client, {"depth": depth})["status"] == "ok"
+        nested = "[" * depth + "]" * depth
+        client.connection.send(f'["1","99","realtime:room","presence",{{"event":"track","payload":{{"a":{nested}}}}}]')
+        client.connection.close()
+    late = present(server, "late")
+    while (state := late.event("presence_state", "room")) != {}:
+        assert state.keys() <= {"ghost"}  # the last one's hanging up has not been noticed yet
+        late.ask("realtime:room", "phx_leave", {})
+        late.join("room", presence={"key": "late", "enabled": True})
+    assert watcher.ask("phoenix", "heartbeat", {})["status"] == "ok"

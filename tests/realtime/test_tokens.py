@@ -36,10 +36,9 @@ def test_clerks_tokens_are_taken_by_their_public_keys(server: Server, version: i
 def test_a_token_that_does_not_count_says_why(server: Server) -> None:
     client = server.client()
     assert reason(client, "nonsense") == "MalformedJWT: The token provided is not a valid JWT"
-    assert (
-        reason(client, server.clerk_token("user_ada", lifetime=-7))
-        == "InvalidJWTToken: Token has expired 7 seconds ago"
-    )
+    assert reason(client, server.clerk_token("user_ada", lifetime=-7)) in {
+        f"InvalidJWTToken: Token has expired {age} seconds ago" for age in (6, 7, 8)
+    }
     assert reason(client, server.clerk_token("user_ada", role="service_role")) == (
         "InvalidJWTToken: Fields `role` and `exp` are required in JWT"
     )
@@ -119,7 +118,7 @@ def test_a_renewed_token_that_does_not_count_ends_the_channel(server: Server) ->
     client = server.client(server.project_token(sub="user_ada"))
     client.join("room")
     renew(client, "room", server.project_token(sub="user_ada", lifetime=-3))
-    assert client.event("system", "room")["message"] == "Token has expired 3 seconds ago"
+    assert client.event("system", "room")["message"] in {f"Token has expired {age} seconds ago" for age in (2, 3, 4)}
     client.event("phx_close", "room")
 
 

@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 from scripts import drift, migrations
 from scripts.cli import ballast
 from scripts.database import DatabaseRefused, DatabaseUnreachable, connected
+from scripts.local.postgres import Postgres
 from scripts.migrations import FilesInvalid, FileState, HistoryDisagrees, Plan, StatementFailed
 
 ROOT = Path(__file__).parents[2]
@@ -520,6 +521,20 @@ class TestCheck:
         with connected(model.url) as connection, connection.transaction(force_rollback=True):
             connection.execute(tampering.encode())
             assert drift.find(connection, files) == found
+
+    def test_a_member_of_the_owner_finds_the_same(self, applied: Project, bare_server: Postgres) -> None:
+        name = applied.url.rpartition("/")[2]
+        applied.query("grant update on public.notes to authenticated")
+        found = applied.check()
+        assert found
+        with psycopg.connect(bare_server.url("supabase_admin", name), autocommit=True) as admin:
+            admin.execute("create role deployer login superuser password 'test'")
+            try:
+                assert [
+                    tuple(each) for each in drift.check(bare_server.url("deployer", name), root=applied.root)[1]
+                ] == found
+            finally:
+                admin.execute("drop role deployer")
 
     def test_a_check_changes_nothing(self, applied: Project) -> None:
         applied.query("create policy extra on public.notes using (true); revoke all on public.notes from authenticated")

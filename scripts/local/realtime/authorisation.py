@@ -51,9 +51,9 @@ class Authorisation:
                     "select id from realtime.messages where topic = %s and id = any(%s)", [topic, list(probes)]
                 )
                 seen = {probes[identifier] for (identifier,) in await rows.fetchall()}
-            except psycopg.OperationalError:
-                raise
             except psycopg.Error as error:
+                if connection.closed:
+                    raise
                 _complain("select", error)
                 return NONE
         return Access("broadcast" in seen, "presence" in seen)
@@ -79,9 +79,9 @@ async def _may_insert(connection: psycopg.AsyncConnection[Any], topic: str, exte
             await connection.execute(INSERT, [uuid.uuid4(), topic, extension])
     except psycopg.errors.InsufficientPrivilege:
         return False
-    except psycopg.OperationalError:
-        raise
     except psycopg.Error as error:
+        if connection.closed:
+            raise
         _complain("insert", error)
         return False
     return True

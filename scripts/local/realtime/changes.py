@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 
 from scripts.local.realtime.authorisation import Pool
 from scripts.local.realtime.filters import Filter, FilterInvalid, parse
-from scripts.local.realtime.protocol import Json, encoded
+from scripts.local.realtime.protocol import Json, encoded, is_writable
 from scripts.local.realtime.replication import Change, Connection
 from scripts.local.realtime.tokens import Claims
 
@@ -84,10 +84,10 @@ class Notice:
 
 @dataclass(frozen=True)
 class Visible:
-    """What realtime.visible_change() answers."""
+    """What realtime.visible_change() answers. The values of rows are JSON text."""
 
-    new: Json | None
-    old: Json | None
+    new: dict[str, str] | None
+    old: dict[str, str] | None
     secured: bool
     key: list[str]
     columns: dict[str, list[Json]]
@@ -114,6 +114,8 @@ class Changes:
         except FilterInvalid as error:
             raise SubscriptionRefused(str(error)) from None
         unable = "Unable to subscribe to changes with given parameters."
+        if not is_writable(f"{schema}{table}{wanted.get('filter')}"):
+            raise SubscriptionRefused(f"{unable} No name or value has such characters.")
         async with self._pool.connection() as connection:
             names = {"publication": PUBLICATION, "schema": str(schema), "table": str(table)}
             rows = await (await connection.execute(TABLES, names)).fetchall()
@@ -145,7 +147,8 @@ class Changes:
                 "A POLICY RAISES: select on %s.%s, SQLSTATE %s. Its subscriber is told nothing.",
                 change.relation.schema, change.relation.name, sqlstate,
             )  # fmt: skip
-        return list(_notices(change, visible, subscriptions))
+        roles = [each["role"] for each in asked]  # as asked: a token may have been renewed meanwhile
+        return list(_notices(change, visible, subscriptions, roles))
 
 
 async def _objection(connection: Connection, table: int, condition: Filter, role: str) -> str | None:
@@ -165,51 +168,52 @@ def _json(row: Any) -> Jsonb | None:
     return None if row is None else Jsonb(row)
 
 
-def _notices(change: Change, visible: Visible, subscriptions: Sequence[Subscription]) -> Iterator[Notice]:
+def _notices(
+    change: Change, visible: Visible, subscriptions: Sequence[Subscription], roles: Sequence[str]
+) -> Iterator[Notice]:
     """Subscriptions that see the same are told together."""
     alike = defaultdict(list)
     for number, error in visible.told.items():
         subscription = subscriptions[int(number)]
-        alike[subscription.claims["role"], subscription.columns, error].append(subscription)
+        alike[roles[int(number)], subscription.columns, error].append(subscription)
     for (role, chosen, error), group in alike.items():
-        data = _refusal(change, error) if error else _data(change, visible, role, chosen)
-        yield Notice(encoded(data), group)
+        yield Notice(_refusal(change, error) if error else _data(change, visible, role, chosen), group)
 
 
-def _refusal(change: Change, error: str) -> Json:
+def _refusal(change: Change, error: str) -> str:
     nothing: Json = {"commit_timestamp": None, "columns": [], "record": {}, "old_record": {}}
-    return _head(change) | nothing | {"errors": [error]}
+    return encoded(_head(change) | nothing | {"errors": [error]})
 
 
-def _data(change: Change, visible: Visible, role: str, chosen: tuple[str, ...] | None) -> Json:
-    columns = [
-        each
-        for each in visible.columns[role]
-        if chosen is None or each["name"] in chosen or each["name"] in visible.key
-    ]
+def _data(change: Change, visible: Visible, role: str, chosen: tuple[str, ...] | None) -> str:
+    shown = None if chosen is None else {*chosen, *visible.key}
+    columns = [each for each in visible.columns[role] if shown is None or each["name"] in shown]
     names = {each["name"] for each in columns}
-    too_large = len(encoded([visible.new, visible.old])) > LARGEST_PAYLOAD
+    new, old = visible.new or {}, visible.old or {}
+    too_large = sum(len(value) for row in (new, old) for value in row.values()) > LARGEST_PAYLOAD
 
-    def part(row: Json | None) -> Json:
-        return {
-            name: value
-            for name, value in (row or {}).items()
-            if name in names and not (too_large and len(encoded(value)) > LARGEST_KEPT_VALUE)
-        }
+    def part(row: dict[str, str]) -> str:
+        """The row as JSON: its values are that already."""
+        values = (
+            f"{encoded(name)}:{value}"
+            for name, value in row.items()
+            if name in names and not (too_large and len(value) > LARGEST_KEPT_VALUE)
+        )
+        return f"{{{','.join(values)}}}"
 
-    data = _head(change) | {
+    head = _head(change) | {
         "commit_timestamp": change.committed_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "columns": columns,
         "errors": ["Error 413: Payload Too Large"] if too_large else None,
     }
+    rows = []
     if change.kind != "DELETE":
-        data["record"] = part({**(visible.old or {}), **(visible.new or {})})
+        rows.append(f'"record":{part(old | new)}')
     if change.kind != "INSERT":
         # A deletion is told to everybody, as no policy can be asked about a row that is gone: so only its key.
         only_key = change.kind == "DELETE" and visible.secured
-        old = visible.old or {}
-        data["old_record"] = part({name: old[name] for name in old if name in visible.key or not only_key})
-    return data
+        rows.append(f'"old_record":{part({name: old[name] for name in old if name in visible.key or not only_key})}')
+    return f"{encoded(head)[:-1]},{','.join(rows)}}}"
 
 
 def _head(change: Change) -> Json:

@@ -28,7 +28,9 @@ PREFIX: Final = "realtime:"
 SUBSCRIBED: Final = "Subscribed to PostgreSQL"
 NO_DATABASE: Final = "Realtime was unable to connect to the project database"
 STREAM_SECONDS: Final = 5.0
-LONGEST_QUEUE: Final = 20_000
+RETRY_SECONDS: Final = 0.5
+LARGEST_BACKLOG: Final = 64_000_000
+FRAME_OVERHEAD: Final = 200
 LONGEST_TIMER: Final = 3600.0
 
 
@@ -45,16 +47,18 @@ class Socket:
         self.token = token
         self.channels: dict[str, Channel] = {}
         self._transport = transport
-        self._queue = asyncio.Queue[Frame](LONGEST_QUEUE)
+        self._queue = asyncio.Queue[Frame]()
+        self._backlog = 0
 
     def send(self, frame: Frame | None) -> None:
-        """Queues a frame. A client with a full queue is cut off: it connects again and reads what it missed."""
+        """Queues a frame. A client that takes too little is cut off: it connects again and reads what it missed."""
         if frame is None:
             return
-        try:
-            self._queue.put_nowait(frame)
-        except asyncio.QueueFull:
+        self._backlog += len(frame) + FRAME_OVERHEAD
+        if self._backlog > LARGEST_BACKLOG:
             self._transport.abort()
+        else:
+            self._queue.put_nowait(frame)
 
     async def write(self) -> None:
         """Sends what waits, until cancelled."""
@@ -64,6 +68,7 @@ class Socket:
                 await self.connection.send_str(frame)
             else:
                 await self.connection.send_bytes(frame)
+            self._backlog -= len(frame) + FRAME_OVERHEAD
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,7 @@ class Channels:
         self._stream_ready = stream_ready
         self._presence = Presence()
         self._rooms: dict[Room, dict[Channel, None]] = defaultdict(dict)
+        self._tasks: set[asyncio.Task[None]] = set()
 
     # --- what clients send
 
@@ -171,8 +177,11 @@ class Channels:
 
     def disconnected(self, socket: Socket) -> None:
         """A client is gone, and all its channels with it."""
-        for channel in list(socket.channels.values()):
-            self._forget(channel)
+        gone = list(socket.channels.values())
+        for channel in gone:
+            self._leave_room(channel)
+        for channel in gone:
+            self._untrack(channel)
 
     async def _join(self, socket: Socket, message: Message) -> None:
         if message.topic in socket.channels:
@@ -190,13 +199,16 @@ class Channels:
         socket.channels[channel.topic] = channel
         self._rooms[channel.room][channel] = None
         self._watch_expiry(channel)
-        problem = await self._subscribe(channel)
+        channel.subscriptions = [Subscription.of(wanted, channel.claims) for wanted in channel.settings.changes]
+        problem = await self._resolve(channel)
         if not channel.is_open:
             return
         described = [each.wanted | {"id": each.number} for each in channel.subscriptions]
         channel.reply(message.ref, response={"postgres_changes": described})
         if channel.subscriptions:
             channel.tell("postgres_changes", "error" if problem else "ok", problem or SUBSCRIBED)
+        if problem == NO_DATABASE:
+            self._resolve_later(channel)
         channel.sees_presence = channel.settings.presence
         self._show_presence(channel)
 
@@ -214,20 +226,31 @@ class Channels:
         if channel.reading == NONE:
             raise Refused(f"Unauthorized: You do not have permissions to read from this Channel topic: {channel.name}")
 
-    async def _subscribe(self, channel: Channel) -> str | None:
-        """Resolves what the channel wants of Postgres Changes once there is a stream. Returns why it cannot be."""
-        channel.subscriptions = [Subscription.of(wanted, channel.claims) for wanted in channel.settings.changes]
-        try:
-            if channel.subscriptions:
+    async def _resolve(self, channel: Channel) -> str | None:
+        """Finds what the channel wants of Postgres Changes, once there is a stream. Returns why it cannot be."""
+        for subscription in channel.subscriptions:
+            try:
                 async with asyncio.timeout(STREAM_SECONDS):
                     await self._stream_ready.wait()
-            for subscription in channel.subscriptions:
                 await self._changes.resolve(subscription)
-        except SubscriptionRefused as refusal:
-            return str(refusal)
-        except (psycopg.OperationalError, PoolTimeout, TimeoutError):
-            return NO_DATABASE
+            except SubscriptionRefused as refusal:
+                subscription.tables = frozenset()
+                return str(refusal)
+            except (psycopg.OperationalError, PoolTimeout, TimeoutError):
+                return NO_DATABASE
         return None
+
+    def _resolve_later(self, channel: Channel) -> None:
+        """Resolves again, as soon as the database answers, and tells what came of it."""
+        task = asyncio.create_task(self._resolve_until_answered(channel))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _resolve_until_answered(self, channel: Channel) -> None:
+        while (problem := await self._resolve(channel)) == NO_DATABASE and channel.is_open:
+            await asyncio.sleep(RETRY_SECONDS)
+        if channel.is_open:
+            channel.tell("postgres_changes", "error" if problem else "ok", problem or SUBSCRIBED)
 
     async def _renew(self, channel: Channel, token: object) -> None:
         """A new token: what it may is asked anew; a channel that may no longer be read is closed."""
@@ -251,7 +274,7 @@ class Channels:
             subscription.claims = channel.claims
         self._watch_expiry(channel)
         if channel.subscriptions:
-            channel.tell("postgres_changes", "ok", SUBSCRIBED)
+            self._resolve_later(channel)
 
     async def _send(self, channel: Channel, ref: str | None, broadcast: Broadcast) -> None:
         if not (await self._writing(channel)).broadcast:
@@ -310,11 +333,18 @@ class Channels:
                     if channel.is_open:
                         channel.push("postgres_changes", f'{{"ids":{encoded(ids)},"data":{notice.data}}}')
 
-    def stream_began(self) -> None:
+    def changes_began(self) -> None:
         """Postgres tells of changes again: what happened meanwhile is lost, so clients are told to read again."""
         for channel in itertools.chain.from_iterable(self._rooms.values()):
             if channel.subscriptions:
-                channel.tell("postgres_changes", "ok", SUBSCRIBED)
+                self._resolve_later(channel)
+
+    def messages_began(self) -> None:
+        """Postgres tells of its broadcasts again: private channels have lost some. Clients join again, and read."""
+        for channel in list(itertools.chain.from_iterable(self._rooms.values())):
+            if channel.settings.private:
+                self._forget(channel)
+                channel.push("phx_error", "{}", channel.join_ref)
 
     # --- keeping and closing
 
@@ -359,6 +389,10 @@ class Channels:
         channel.push("phx_close", "{}", channel.join_ref)
 
     def _forget(self, channel: Channel) -> None:
+        self._leave_room(channel)
+        self._untrack(channel)
+
+    def _leave_room(self, channel: Channel) -> None:
         if channel.timer is not None:
             channel.timer.cancel()
         if channel.socket.channels.get(channel.topic) is channel:
@@ -367,7 +401,6 @@ class Channels:
         room.pop(channel, None)
         if not room:
             del self._rooms[channel.room]
-        self._untrack(channel)
 
     # --- presence
 

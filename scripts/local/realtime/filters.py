@@ -9,7 +9,8 @@ OPERATORS: Final = {
     "eq": "=", "neq": "!=", "lt": "<", "lte": "<=", "gt": ">", "gte": ">=",
     "like": "~~", "ilike": "~~*", "match": "~", "imatch": "~*", "in": "in", "is": "is", "isdistinct": "isdistinct",
 }  # fmt: skip
-CONDITION: Final = re.compile(r"\s*([^=]+)=(not\.)?([a-z]+)\.(.*?)\s*", re.DOTALL)
+LONGEST: Final = 4096
+CONDITION: Final = re.compile(r"([^=]+)=(not\.)?([a-z]+)\.(.*)", re.DOTALL)
 # A comma separates conditions, unless it stands in parentheses or quotes.
 PART: Final = re.compile(r'(?:\([^)]*\)|"(?:\\.|[^"\\])*"|[^,])+')
 TRUTHS: Final = ("null", "true", "false", "unknown")
@@ -30,7 +31,11 @@ class Filter(NamedTuple):
 
 def parse(text: object) -> list[Filter]:
     """Raises FilterInvalid."""
-    return [_condition(part) for part in PART.findall(text)] if isinstance(text, str) else []
+    if not isinstance(text, str):
+        return []
+    if len(text) > LONGEST:
+        raise FilterInvalid(f"Error parsing `filter` params: at most {LONGEST} characters")
+    return [_condition(part.strip()) for part in PART.findall(text)]
 
 
 def _condition(part: str) -> Filter:

@@ -7,6 +7,7 @@ server and of its clients (https://github.com/supabase/realtime, realtime-js, re
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -17,6 +18,10 @@ LARGEST_FRAME: Final = 5_000_000
 HEARTBEAT_TOPIC: Final = "phoenix"
 _PUSH, _BROADCAST = 3, 4
 _JSON, _BINARY = 1, 0
+# What is written around a payload adds less than this to its depth.
+_SPARE_DEPTH: Final = 50
+# What JSON can say and a text of Postgres, or UTF-8, cannot hold.
+_UNWRITABLE: Final = re.compile("[\0\ud800-\udfff]")
 
 
 class Malformed(Exception):
@@ -64,7 +69,7 @@ class Version1:
     def read(self, frame: Frame) -> Message:
         if isinstance(frame, bytes):
             raise Malformed("version 1 has no binary frames")
-        given = _parsed(frame)
+        given = parsed(frame)
         if not isinstance(given, dict):
             raise Malformed("a frame is an object")
         return _message(*(given.get(name) for name in ("join_ref", "ref", "topic", "event", "payload")))
@@ -82,7 +87,7 @@ class Version2:
     def read(self, frame: Frame) -> Message:
         if isinstance(frame, bytes):
             return _binary_message(frame)
-        given = _parsed(frame)
+        given = parsed(frame)
         if not isinstance(given, list) or len(given) != 5:
             raise Malformed("a frame is an array of five")
         return _message(*given)
@@ -109,20 +114,43 @@ def encoded(value: object) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
+def parsed(text: str) -> object:
+    """What JSON text says; nesting that could not be written again is refused too. Raises Malformed."""
+    try:
+        value: object = json.loads(text, parse_constant=_refused)
+        deeper = value
+        for _ in range(_SPARE_DEPTH):
+            deeper = [deeper]
+        encoded(deeper)
+    except (ValueError, RecursionError):
+        raise Malformed("what is said to be JSON is not, or is nested too deeply") from None
+    return value
+
+
+def json_body(body: bytes) -> object:
+    """What UTF-8 JSON says. Raises Malformed."""
+    try:
+        return parsed(body.decode())
+    except UnicodeDecodeError:
+        raise Malformed("JSON is UTF-8") from None
+
+
+def is_writable(text: str) -> bool:
+    """Whether Postgres can hold the text."""
+    return _UNWRITABLE.search(text) is None
+
+
+def _refused(constant: str) -> object:
+    raise ValueError(constant)  # NaN and Infinity are no JSON, whatever Python says
+
+
 def _as_payload(broadcast: Broadcast) -> str:
     meta = f',"meta":{encoded(broadcast.meta)}' if broadcast.meta else ""
     return f'{{"type":"broadcast","event":{encoded(broadcast.event)},"payload":{broadcast.body.decode()}{meta}}}'
 
 
-def _parsed(text: str) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise Malformed("a frame is JSON") from None
-
-
 def _message(join_ref: object, ref: object, topic: object, event: object, payload: object) -> Message:
-    if not isinstance(topic, str) or not isinstance(event, str):
+    if not isinstance(topic, str) or not isinstance(event, str) or not is_writable(topic + event):
         raise Malformed("a frame names a topic and an event")
     fields = payload if isinstance(payload, dict) else {}
     sent = _broadcast(fields) if event == "broadcast" else None
@@ -151,12 +179,5 @@ def _binary_message(frame: bytes) -> Message:
         raise Malformed("names are UTF-8") from None
     sent = Broadcast(event, frame[start:], is_json=frame[6] == _JSON)
     if sent.is_json:
-        _require_json(sent.body)
+        json_body(sent.body)
     return Message(join_ref or None, ref or None, topic, "broadcast", {}, sent)
-
-
-def _require_json(body: bytes) -> None:
-    try:
-        json.loads(body)
-    except (ValueError, RecursionError):
-        raise Malformed("a payload that is said to be JSON is JSON") from None

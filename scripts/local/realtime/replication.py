@@ -28,6 +28,10 @@ Connection = psycopg.AsyncConnection[Any]
 RECONNECT_SECONDS = 0.5
 STATUS_SECONDS = 5.0
 CONNECT_SECONDS = 5
+# Further behind than this, subscribers had better read again.
+LONGEST_QUEUE = 100_000
+# A policy that waits, for a lock or for ever, must not hold up the others' changes for longer.
+ASK_OPTIONS = "-c statement_timeout=10s"
 KINDS: dict[bytes, Kind] = {b"I": "INSERT", b"U": "UPDATE", b"D": "DELETE"}
 POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 WAL_HEADER_BYTES = 25
@@ -131,7 +135,10 @@ class Stream:
             await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _session(self) -> None:
-        async with _connected(self._url) as asking, _connected(f"{self._url}?replication=database") as streaming:
+        async with (
+            _connected(self._url, options=ASK_OPTIONS) as asking,
+            _connected(self._url, replication="database") as streaming,
+        ):
             wal = _Wal(streaming.pgconn)
             slot = f"realtime_{os.getpid()}_{next(slots)}"
             await wal.command(
@@ -168,9 +175,10 @@ class Stream:
 
 
 @asynccontextmanager
-async def _connected(url: str) -> AsyncIterator[Connection]:
+async def _connected(url: str, **how: str) -> AsyncIterator[Connection]:
     """Closes without a word more: a connection that streams takes no commands."""
-    connection = await psycopg.AsyncConnection.connect(url, autocommit=True, connect_timeout=CONNECT_SECONDS)
+    address = psycopg.conninfo.make_conninfo(url, connect_timeout=CONNECT_SECONDS, **how)
+    connection = await psycopg.AsyncConnection.connect(address, autocommit=True)
     try:
         yield connection
     finally:
@@ -207,6 +215,8 @@ class _Wal:
             if size > 0:
                 message = bytes(data)
                 asked = self._note(message)
+                if queue.qsize() > LONGEST_QUEUE:
+                    raise StreamEnded("too far behind")
                 if message[:1] == b"w":
                     queue.put_nowait(message[WAL_HEADER_BYTES:])
             if asked or time.monotonic() - last_status > STATUS_SECONDS:

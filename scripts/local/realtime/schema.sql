@@ -6,7 +6,8 @@ begin
   if not exists (select from pg_roles where rolname = 'supabase_realtime_admin') then
     create role supabase_realtime_admin nologin noinherit;
   end if;
-  -- It owns the messages; postgres declares policies on them through it.
+  -- It owns the messages; postgres declares policies on them through it. Where hosted Supabase lets postgres do that without being a
+  -- member, postgres may do nothing else with the table: no migration of ours may rely on more.
   grant supabase_realtime_admin to postgres;
 end;
 $$;
@@ -93,7 +94,8 @@ begin
 end;
 $$;
 
--- A row of the stream (column: text) with the values as PostgREST writes them.
+-- A row of the stream (column: text) with the values as PostgREST writes them. Each value is JSON text of its own: a client of the
+-- Data API can store numbers that not every program can read.
 create or replace function realtime.row_as_json(relation oid, texts jsonb) returns jsonb
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
@@ -102,14 +104,14 @@ declare
 begin
   select string_agg(
     format(
-      '%L, to_jsonb(%L::%s)', a.attname, texts ->> a.attname,
+      '(%L, coalesce(to_jsonb(%L::%s)::text, ''null''))', a.attname, texts ->> a.attname,
       case when a.atttypid = 'bytea'::regtype then 'text' else format_type(a.atttypid, a.atttypmod) end
     ), ', '
   ) into pairs
   from pg_attribute as a
   where a.attrelid = relation and a.attnum > 0 and not a.attisdropped and texts ? a.attname;
   if pairs is not null then
-    execute format('select jsonb_build_object(%s)', pairs) into result;
+    execute format('select jsonb_object_agg(v.name, v.value) from (values %s) as v (name, value)', pairs) into result;
   end if;
   return result;
 end;
@@ -164,8 +166,8 @@ declare
 begin
   select c.relrowsecurity into secured from pg_class as c where c.oid = relation;
   select coalesce(array_agg(a.attname::text order by a.attnum), '{}') into key_columns
-  from pg_index as i join pg_attribute as a on a.attrelid = i.indrelid and a.attnum = any(i.indkey)
-  where i.indrelid = relation and i.indisprimary;
+  from pg_constraint as k join pg_attribute as a on a.attrelid = k.conrelid and a.attnum = any(k.conkey)
+  where k.conrelid = relation and k.contype = 'p';
   select
     format('select exists (select from %s where %s)', relation::regclass, string_agg(format('%I = $%s', k, n), ' and ')),
     string_agg(quote_nullable(new_texts ->> k), ', ' order by n)

@@ -10,20 +10,30 @@ from typing import Any, Final, cast
 
 import psycopg
 from aiohttp import WSMsgType, web
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from psycopg_pool import AsyncNullConnectionPool, PoolTimeout
 
 from scripts.local.realtime import changes
 from scripts.local.realtime.authorisation import Authorisation
 from scripts.local.realtime.changes import Changes
 from scripts.local.realtime.channels import Channels, Socket
 from scripts.local.realtime.presence import Room
-from scripts.local.realtime.protocol import LARGEST_FRAME, Broadcast, Json, Malformed, encoded, wire
-from scripts.local.realtime.replication import Change, Connection, Stream
+from scripts.local.realtime.protocol import (
+    LARGEST_FRAME,
+    Broadcast,
+    Malformed,
+    encoded,
+    is_writable,
+    json_body,
+    wire,
+)
+from scripts.local.realtime.replication import ASK_OPTIONS, Change, Connection, Stream
 from scripts.local.realtime.tokens import Claims, TokenRefused, Tokens
 from scripts.local.stack import Stack
 
 log = logging.getLogger(__name__)
 MESSAGES_PUBLICATION: Final = "supabase_realtime_messages_publication"
+# A client that sends nothing, not even heartbeats, is gone.
+SILENCE_SECONDS: Final = 75
 FORGET_EVERY_SECONDS: Final = 3600
 FORGET = "delete from realtime.messages where inserted_at < now() - interval '3 days'"
 CORS: Final = {
@@ -39,12 +49,12 @@ class Realtime:
     def __init__(self, stack: Stack) -> None:
         url = stack.postgres.url("supabase_admin")
         self._tokens = Tokens(stack.secrets, stack.environment()["CLERK_ISSUER"])
-        self._pool = AsyncConnectionPool[psycopg.AsyncConnection[Any]](
-            url, min_size=1, max_size=4, open=False, timeout=2, kwargs={"autocommit": True},
-            check=AsyncConnectionPool.check_connection,
-        )  # fmt: skip
-        self._tables = Stream(url, changes.PUBLICATION, self._tell_change, self._stream_began)
-        self._messages = Stream(url, MESSAGES_PUBLICATION, self._tell_message)
+        # Nothing is kept open, so that nothing has to recover when Postgres was away.
+        self._pool = AsyncNullConnectionPool[psycopg.AsyncConnection[Any]](
+            url, max_size=8, open=False, timeout=2, kwargs={"autocommit": True, "options": ASK_OPTIONS}
+        )
+        self._tables = Stream(url, changes.PUBLICATION, self._tell_change, self._changes_began)
+        self._messages = Stream(url, MESSAGES_PUBLICATION, self._tell_message, self._messages_began)
         self._channels = Channels(
             self._tokens, Authorisation(self._pool), Changes(self._pool), self._tables.ready
         )  # fmt: skip
@@ -70,18 +80,19 @@ class Realtime:
             token = await self._tokens.of_key(key)
         except TokenRefused as refusal:
             return web.json_response({"error": str(refusal).partition(" seconds ago")[0]}, status=401)
-        connection = web.WebSocketResponse(max_msg_size=LARGEST_FRAME, compress=False)
+        connection = web.WebSocketResponse(max_msg_size=LARGEST_FRAME, compress=False, receive_timeout=SILENCE_SECONDS)
         await connection.prepare(request)
         transport = cast("asyncio.Transport", request.transport)  # None only once the connection is lost
         socket = Socket(connection, transport, wire(request.query.get("vsn", "1.0.0")), token)
         self._sockets.add(socket)
         writing = asyncio.create_task(socket.write())
         try:
-            await self._converse(socket)
+            with suppress(TimeoutError):
+                await self._converse(socket)
         finally:
+            writing.cancel()
             self._sockets.discard(socket)
             self._channels.disconnected(socket)
-            writing.cancel()
             with suppress(asyncio.CancelledError, OSError):
                 await writing
         return connection
@@ -118,19 +129,18 @@ class Realtime:
             response = await answer(request, await self._claims(request))
         except TokenRefused:
             response = web.json_response({"message": "Unauthorized"}, status=401)
+        except Malformed as malformed:
+            response = web.json_response({"errors": {"body": [str(malformed)]}}, status=422)
         except (psycopg.OperationalError, PoolTimeout):
             response = web.json_response({"message": "The database does not answer"}, status=503)
         response.headers.update(CORS)
         return response
 
     async def _broadcast_many(self, request: web.Request, claims: Claims) -> web.Response:
-        try:
-            given = await request.json()
-        except ValueError:
-            given = None
+        given = json_body(await request.read())
         messages = given.get("messages") if isinstance(given, dict) else None
         if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
-            return _unprocessable("messages")
+            raise Malformed("messages are a list of {topic, event, payload}")
         for message in messages:
             private = message.get("private") is True
             if not private or await self._channels.may_broadcast(claims, message["topic"]):
@@ -141,14 +151,14 @@ class Realtime:
     async def _broadcast_one(self, request: web.Request, claims: Claims) -> web.Response:
         topic, event = request.match_info["topic"], request.match_info["event"]
         private, is_json = request.query.get("private") == "true", request.content_type != "application/octet-stream"
+        body = await request.read()
+        if is_json:
+            json_body(body)
+        if not is_writable(topic + event):
+            raise Malformed("no topic or event has such characters")
         if private and not await self._channels.may_broadcast(claims, topic):
             return web.json_response({"message": "Unauthorized"}, status=403)
-        try:
-            if is_json:
-                await request.json()
-        except ValueError:
-            return _unprocessable("payload")
-        self._channels.broadcast(Room(topic, private), Broadcast(event, await request.read(), is_json))
+        self._channels.broadcast(Room(topic, private), Broadcast(event, body, is_json))
         return web.Response(status=202)
 
     async def _claims(self, request: web.Request) -> Claims:
@@ -164,8 +174,11 @@ class Realtime:
 
     # --- what Postgres tells
 
-    def _stream_began(self) -> None:
-        self._channels.stream_began()
+    def _changes_began(self) -> None:
+        self._channels.changes_began()
+
+    def _messages_began(self) -> None:
+        self._channels.messages_began()
 
     async def _tell_change(self, connection: Connection, change: Change) -> None:
         await self._channels.tell_change(connection, change)
@@ -214,11 +227,8 @@ class Realtime:
             await socket.connection.close(code=1001)
 
 
-def _is_message(message: Json) -> bool:
+def _is_message(message: Any) -> bool:
     if not isinstance(message, dict) or not isinstance(message.get("payload"), dict):
         return False
-    return all(isinstance(message.get(name), str) and message[name] for name in ("topic", "event"))
-
-
-def _unprocessable(field: str) -> web.Response:
-    return web.json_response({"errors": {field: ["is invalid"]}}, status=422)
+    names = (message.get("topic"), message.get("event"))
+    return all(isinstance(name, str) and name and is_writable(name) for name in names)
