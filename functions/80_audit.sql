@@ -1,0 +1,223 @@
+-- The audit trail: what triggers record of every write to a tenant table, and what callers add. The next table is one line, at the end.
+
+-- Text that a client wrote, as an address, or null. Tried rather than asked: PostgreSQL 15 cannot ask.
+create or replace function app.try_inet(text_ text) returns inet
+language plpgsql immutable parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return case when text_ ~ '^[0-9a-fA-F.:]{2,45}$' then text_::inet end;
+exception when others then
+  return null;
+end;
+$$;
+comment on function app.try_inet is 'The address that a text is, or null.';
+
+create or replace function app.request_headers() returns jsonb
+language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return nullif(current_setting('request.headers', true), '')::jsonb;
+exception when others then
+  return null;
+end;
+$$;
+comment on function app.request_headers is 'The headers of the request, as the Data API passes them; null when there are none, or no JSON.';
+
+create or replace function app.picked(content jsonb, names text[]) returns jsonb
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return coalesce((select jsonb_object_agg(n.name, content -> n.name) from unnest(names) as n (name)), '{}');
+end;
+$$;
+comment on function app.picked is 'These members of an object.';
+
+-- An entry that says who acts, and from where, and nothing else yet. A person is who the token says. Who holds the secret key may say
+-- what it is called (x-actor), and functions of ours do (app.actor). x-forwarded-for is the client's own word where no proxy of ours
+-- replaces it.
+create or replace function app.acting() returns public.audit_logs
+language plpgsql stable parallel unsafe security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+  entry public.audit_logs;
+  claims jsonb := (select t.claims from app.token as t);
+  headers jsonb := app.request_headers();
+begin
+  if claims ->> 'sub' is not null then
+    entry.user_id := (select c.id from app.caller as c);
+    entry.impersonator := left(claims -> 'act' ->> 'sub', 256);
+  end if;
+  if entry.user_id is null then
+    entry.actor := coalesce(
+      nullif(left(current_setting('app.actor', true), 100), ''),
+      case when claims ->> 'role' = 'service_role' then coalesce(nullif(left(headers ->> 'x-actor', 100), ''), 'service') end,
+      'system'
+    );
+  end if;
+  entry.ip_address := app.try_inet(trim(split_part(headers ->> 'x-forwarded-for', ',', 1)));
+  entry.user_agent := left(headers ->> 'user-agent', 512);
+  entry.request_id := left(headers ->> 'x-request-id', 200);
+  return entry;
+end;
+$$;
+comment on function app.acting is 'Who acts, on whose behalf and from where, as an entry to complete. Never raises. Definer: it reads app.token and app.caller.';
+
+-- One insert, however many rows a statement wrote. The arguments are those of app.audit().
+-- Without nested loops: the plan is made for the first statement of a session, of one row, and kept for those of thousands. What that
+-- seems to cost must not make PostgreSQL compile it.
+create or replace function app.record_changes() returns trigger
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp set enable_nestloop = off set jit = off
+as $$
+declare
+  resource text := tg_argv[0];
+  verbs text[] := tg_argv[1];
+  tenant text := tg_argv[2];
+  named text[] := tg_argv[3];
+  redacted text[] := tg_argv[4];
+  ignored text[] := tg_argv[5];
+  who public.audit_logs := app.acting();
+begin
+  if tg_op <> 'UPDATE' then
+    insert into public.audit_logs (
+      user_id, actor, impersonator, ip_address, user_agent, request_id,
+      organization_id, action, resource_type, resource_id, metadata, changes
+    )
+    select
+      who.user_id, who.actor, who.impersonator, who.ip_address, who.user_agent, who.request_id,
+      (r.content ->> tenant)::uuid, concat(resource, '.', verbs[case tg_op when 'INSERT' then 1 else 3 end]), resource,
+      r.content ->> 'id', app.picked(r.content, named),
+      jsonb_build_object(
+        case tg_op when 'INSERT' then 'after' else 'before' end, jsonb_strip_nulls(r.content) - ignored - redacted, 'redacted', redacted
+      )
+    from (select to_jsonb(w) as content from written_rows as w) as r;
+  else
+    insert into public.audit_logs (
+      user_id, actor, impersonator, ip_address, user_agent, request_id,
+      organization_id, action, resource_type, resource_id, metadata, changes
+    )
+    select
+      who.user_id, who.actor, who.impersonator, who.ip_address, who.user_agent, who.request_id,
+      -- Hidden now and purged later: to people that is the deletion.
+      (r.new ->> tenant)::uuid, concat(resource, '.', verbs[case when c.after ->> 'deleted_at' is null then 2 else 3 end]), resource,
+      r.new ->> 'id', app.picked(r.new, named),
+      jsonb_build_object(
+        'before', c.before - redacted, 'after', c.after - redacted,
+        'redacted', array(select u.name from unnest(redacted) as u (name) where c.after ? u.name)
+      )
+    from (select to_jsonb(n) as new, to_jsonb(o) as old from new_rows as n join old_rows as o on n.id = o.id) as r
+    cross join lateral (
+      select jsonb_object_agg(e.key, r.old -> e.key) as before, jsonb_object_agg(e.key, e.value) as after
+      from jsonb_each(r.new - ignored) as e
+      where e.value <> r.old -> e.key
+    ) as c
+    where c.after is not null;
+  end if;
+  return null;
+exception when others then
+  -- A write never fails because of its record. The server's log says that one is missing.
+  raise warning 'A change of % is not in the audit trail (%).', tg_relid::regclass, sqlstate;
+  return null;
+end;
+$$;
+comment on function app.record_changes is 'Records what a statement wrote. Definer: nobody else writes the audit trail.';
+
+-- Turns the audit trail on for a table with a primary key `id`; called again, it changes how.
+create or replace function app.audit(
+  relation regclass,
+  resource text default null, -- projects are recorded as project.created and so on
+  verbs text[] default '{created,updated,deleted}',
+  tenant text default 'organization_id', -- the column with the organization
+  named text[] default '{}', -- columns that each entry repeats, so that a reader knows what it is about
+  redacted text[] default '{}', -- columns whose values are not recorded, only that they changed
+  ignored text[] default '{updated_at}' -- columns whose changes do not count
+) returns void
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  singular text := coalesce(resource, (select rtrim(c.relname, 's') from pg_class as c where c.oid = relation));
+  event record;
+begin
+  for event in
+    values
+      ('insert', 'new table as written_rows'), ('update', 'old table as old_rows new table as new_rows'), ('delete', 'old table as written_rows')
+  loop
+    execute format(
+      'create or replace trigger audit_%s after %s on %s referencing %s
+       for each statement execute function app.record_changes(%L, %L, %L, %L, %L, %L)',
+      event.column1, event.column1, relation, event.column2, singular, verbs, tenant, named, redacted, ignored
+    );
+  end loop;
+end;
+$$;
+comment on function app.audit is 'Turns the audit trail on for a table, or changes how it is audited.';
+
+-- What no table tells, such as that a report was exported. The actor is the caller; only the service may name somebody else.
+create or replace function app.log_audit_event(
+  p_organization_id uuid, p_user_id uuid, p_action text, p_resource_type text, p_resource_id text, p_metadata jsonb
+) returns uuid
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+  entry public.audit_logs := app.acting();
+  prefix text := substring(p_action from '^[^.]*\.');
+begin
+  if coalesce((select t.claims ->> 'role' from app.token as t), '') = 'service_role' then
+    entry.user_id := p_user_id;
+    entry.actor := case when p_user_id is null then coalesce(entry.actor, 'service') end;
+  elsif entry.user_id is null or p_user_id <> entry.user_id then
+    raise sqlstate 'PT403' using message = 'The actor of an audit event is the caller.', hint = 'Leave p_user_id out.';
+  elsif p_organization_id is null or p_organization_id <> all(app.own_org_ids()) then
+    raise sqlstate 'PT403' using message = 'You do not belong to this organization.';
+  elsif not exists (select from app.audit_prefixes as a where a.prefix = log_audit_event.prefix) then
+    raise sqlstate 'PT403' using
+      message = 'Clients may not log this action.', hint = 'Use client.<what>, or add a prefix to app.audit_prefixes.';
+  end if;
+  if not coalesce(
+    length(p_action) <= 100 and length(p_resource_type) between 1 and 100 and coalesce(length(p_resource_id), 0) <= 200
+      and jsonb_typeof(p_metadata) = 'object' and octet_length(p_metadata::text) <= 8192,
+    false
+  ) then
+    raise sqlstate 'PT400' using
+      message = 'The audit event is too large or not complete.',
+      hint = 'Action and resource type have at most 100 characters, the resource id 200, the metadata is an object of at most 8 kB.';
+  end if;
+  entry.id := gen_random_uuid();
+  entry.created_at := now();
+  entry.organization_id := p_organization_id;
+  entry.action := p_action;
+  entry.resource_type := p_resource_type;
+  entry.resource_id := p_resource_id;
+  entry.metadata := p_metadata;
+  insert into public.audit_logs select (entry).*;
+  return entry.id;
+end;
+$$;
+comment on function app.log_audit_event is 'See public.log_audit_event. Definer: nobody else writes the audit trail.';
+
+create or replace function public.log_audit_event(
+  p_organization_id uuid, p_action text, p_resource_type text, p_resource_id text default null, p_metadata jsonb default '{}',
+  p_user_id uuid default null
+) returns uuid
+language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
+as $$
+  select app.log_audit_event(p_organization_id, p_user_id, p_action, p_resource_type, p_resource_id, p_metadata);
+$$;
+comment on function public.log_audit_event is
+'Adds an entry to the audit trail, by the caller, about an organization of theirs; returns its id. Actions begin with a prefix of app.audit_prefixes.';
+
+grant execute on function app.log_audit_event(uuid, uuid, text, text, text, jsonb) to authenticated, service_role;
+grant execute on function public.log_audit_event(uuid, text, text, text, jsonb, uuid) to authenticated, service_role;
+
+-- Clerk is who acts when its events are applied, whoever handed them in.
+select app.audit('public.projects', named => '{title}');
+select app.audit(
+  'public.organizations', tenant => 'id', named => '{name}', ignored => '{updated_at}'
+);
+select app.audit(
+  'public.organization_memberships', 'member', '{joined,role_changed,left}', named => '{user_id,role}',
+  ignored => '{updated_at,clerk_role,clerk_membership_id,joined_at}'
+);
+select app.audit('public.organization_invitations', 'invitation', named => '{role}', redacted => '{email}');
+select app.audit(
+  'public.profiles', redacted => '{email,full_name,avatar_url,preferences}', tenant => '', ignored => '{updated_at,last_seen_at}'
+);

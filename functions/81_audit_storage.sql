@@ -1,0 +1,174 @@
+-- How the audit trail is kept: a partition a month, made ahead; nothing is changed or deleted but by the two functions here that may.
+
+-- Privileges refuse everybody but the owner already. This refuses the owner too, so that nobody does it by mistake; who does it on
+-- purpose is found by the seals.
+create or replace function app.refuse_change() returns trigger
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if coalesce(current_setting('app.audit_intervention', true), '') <> 'on' then
+    raise sqlstate '42501' using message = 'The audit trail is append-only.', hint = 'Retention and erasure have functions of their own.';
+  end if;
+  return case tg_op when 'DELETE' then old when 'UPDATE' then new end;
+end;
+$$;
+comment on function app.refuse_change is 'Keeps the audit trail as it is.';
+
+create or replace trigger append_only before update or delete on public.audit_logs
+for each row execute function app.refuse_change();
+create or replace trigger no_truncate before truncate on public.audit_logs
+for each statement execute function app.refuse_change();
+
+-- A month, in UTC whatever the session's time zone: months of other zones have gaps where clocks change.
+create or replace function app.month_start(moment timestamptz) returns timestamptz
+language sql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+  select date_trunc('month', moment at time zone 'UTC') at time zone 'UTC';
+$$;
+comment on function app.month_start is 'The first moment of the month, in UTC.';
+
+create or replace function app.next_month(moment timestamptz) returns timestamptz
+language sql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+  select (date_trunc('month', moment at time zone 'UTC') + interval '1 month') at time zone 'UTC';
+$$;
+comment on function app.next_month is 'The first moment of the next month, in UTC.';
+
+-- The month's partition, with what the default one holds of it. Attaching does not block those who read or write meanwhile.
+create or replace function app.make_audit_partition(month timestamptz) returns boolean
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  first timestamptz := app.month_start(month);
+  last timestamptz := app.next_month(month);
+  name text := 'audit_logs_' || to_char(month at time zone 'UTC', 'YYYY_MM');
+  moved bigint;
+begin
+  if to_regclass('app.' || name) is not null then
+    return false;
+  end if;
+  execute format('create table app.%I (like public.audit_logs including all)', name);
+  execute format('alter table app.%I enable row level security, force row level security', name);
+  execute format('comment on table app.%I is %L', name, 'Audit entries of one month.');
+  perform set_config('app.audit_intervention', 'on', true);
+  execute format(
+    'with moved as (delete from app.audit_logs_default where created_at >= $1 and created_at < $2 returning *) insert into app.%I select * from moved',
+    name
+  ) using first, last;
+  get diagnostics moved = row_count;
+  perform set_config('app.audit_intervention', '', true);
+  execute format('alter table public.audit_logs attach partition app.%I for values from (%L) to (%L)', name, first, last);
+  execute format(
+    'create trigger no_truncate before truncate on app.%I for each statement execute function app.refuse_change()', name
+  );
+  if moved > 0 then
+    raise warning '% audit entries of % were in the default partition.', moved, name;
+  end if;
+  return true;
+end;
+$$;
+comment on function app.make_audit_partition is 'Makes the partition of a month, unless it is there, and moves into it what the default one holds. Returns whether it did.';
+
+create or replace function app.make_audit_partitions(ahead integer default 3) returns integer
+language sql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+  select count(*) filter (where app.make_audit_partition(m.month))::integer
+  from (
+    select now() + i * interval '1 month' as month from generate_series(0, ahead) as i
+    union
+    select app.month_start(d.created_at) from app.audit_logs_default as d
+  ) as m;
+$$;
+comment on function app.make_audit_partitions is 'A job, daily: this month''s partition, those of the months ahead, and of whatever the default one holds. Returns how many were made.';
+
+-- Whole months whose last moment is older than the installation keeps entries.
+create or replace function app.drop_audit_partitions() returns integer
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  kept_from timestamptz := now() - (select s.audit_retention from app.settings as s);
+  month record;
+  entries bigint;
+  dropped integer := 0;
+begin
+  for month in
+    select c.oid::regclass as partition, to_timestamp(right(c.relname, 7) || '+00', 'YYYY_MMTZH') as first
+    from pg_inherits as i
+    join pg_class as c on c.oid = i.inhrelid
+    where i.inhparent = 'public.audit_logs'::regclass and c.relname ~ '^audit_logs_\d{4}_\d{2}$'
+    order by c.relname
+  loop
+    continue when app.next_month(month.first) > kept_from;
+    execute format('select count(*) from %s', month.partition) into entries;
+    if entries > 0 then
+      insert into app.audit_interventions (kind, range_start, range_end, entries)
+      values ('retention', month.first, app.next_month(month.first), entries);
+    end if;
+    execute format('alter table public.audit_logs detach partition %s', month.partition);
+    execute format('drop table %s', month.partition);
+    dropped := dropped + 1;
+  end loop;
+  return dropped;
+end;
+$$;
+comment on function app.drop_audit_partitions is 'A job, daily: drops months that are older than app.settings.audit_retention, and records that it did. Returns how many.';
+
+-- What an entry says, in a form that does not depend on settings or on columns to come.
+create or replace function app.audit_hash(entry public.audit_logs) returns bytea
+language sql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+  select sha256(convert_to(
+    jsonb_build_array(
+      entry.id, extract(epoch from entry.created_at), entry.organization_id, entry.user_id, entry.actor, entry.impersonator, entry.action,
+      entry.resource_type, entry.resource_id, entry.metadata, entry.changes, host(entry.ip_address), entry.user_agent, entry.request_id
+    )::text, 'UTF8'
+  ));
+$$;
+comment on function app.audit_hash is 'SHA-256 of an entry.';
+
+-- Erasure keeps that something was done, and loses who did it. In batches, because a busy person has many entries.
+create or replace function app.erase_audit_actor(person uuid, batch integer default 5000) returns integer
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  erased integer;
+begin
+  perform set_config('app.audit_intervention', 'on', true);
+  with found as materialized (
+    select a.id, a.created_at, app.audit_hash(a) as original from public.audit_logs as a where a.user_id = person limit batch
+  ), intervention as (
+    insert into app.audit_interventions (kind, range_start, range_end, entries)
+    select 'erasure', min(f.created_at), max(f.created_at), count(*) from found as f having count(*) > 0
+    returning id
+  ), changed as (
+    update public.audit_logs as a
+    set user_id = null, impersonator = null, ip_address = null, user_agent = null
+    from found as f
+    where a.id = f.id and a.created_at = f.created_at
+    returning a.id, a.created_at, f.original, app.audit_hash(a) as remaining
+  )
+  insert into app.audit_erasures (entry_id, entry_created_at, original, remaining, intervention_id)
+  select c.id, c.created_at, c.original, c.remaining, i.id from changed as c cross join intervention as i
+  on conflict (entry_id, entry_created_at) do update set remaining = excluded.remaining, intervention_id = excluded.intervention_id;
+  get diagnostics erased = row_count;
+  perform set_config('app.audit_intervention', '', true);
+  return erased;
+end;
+$$;
+comment on function app.erase_audit_actor is
+'Takes a person from up to `batch` of the entries of what they did, and records it. Returns how many: call it until that is 0.';
+
+select app.make_audit_partitions();
+
+-- Each partition can be truncated by itself; what guards the parent against that does not reach it.
+do $$
+declare
+  partition regclass;
+begin
+  for partition in select i.inhrelid from pg_inherits as i where i.inhparent = 'public.audit_logs'::regclass loop
+    execute format(
+      'create or replace trigger no_truncate before truncate on %s for each statement execute function app.refuse_change()', partition
+    );
+  end loop;
+end;
+$$;
