@@ -137,6 +137,7 @@ begin
     error := 'instance_id is not the one in app.settings';
     return;
   end if;
+  perform set_config('app.actor', 'clerk', true); -- for the audit trail: whoever handed it in, Clerk says so
   outcome := app.apply_clerk_event(event);
 exception when others then
   -- Passing trouble (a deadlock, no memory, a shutdown) is no property of the event: it is not stored, and Clerk sends it again.

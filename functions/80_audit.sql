@@ -159,7 +159,7 @@ language plpgsql volatile parallel unsafe security definer set search_path = pg_
 as $$
 declare
   entry public.audit_logs := app.acting();
-  prefix text := substring(p_action from '^[^.]*\.');
+  namespace text := substring(p_action from '^[^.]*\.');
 begin
   if coalesce((select t.claims ->> 'role' from app.token as t), '') = 'service_role' then
     entry.user_id := p_user_id;
@@ -168,7 +168,7 @@ begin
     raise sqlstate 'PT403' using message = 'The actor of an audit event is the caller.', hint = 'Leave p_user_id out.';
   elsif p_organization_id is null or p_organization_id <> all(app.own_org_ids()) then
     raise sqlstate 'PT403' using message = 'You do not belong to this organization.';
-  elsif not exists (select from app.audit_prefixes as a where a.prefix = log_audit_event.prefix) then
+  elsif not exists (select from app.audit_prefixes as a where a.prefix = namespace) then
     raise sqlstate 'PT403' using
       message = 'Clients may not log this action.', hint = 'Use client.<what>, or add a prefix to app.audit_prefixes.';
   end if;
@@ -208,7 +208,6 @@ comment on function public.log_audit_event is
 grant execute on function app.log_audit_event(uuid, uuid, text, text, text, jsonb) to authenticated, service_role;
 grant execute on function public.log_audit_event(uuid, text, text, text, jsonb, uuid) to authenticated, service_role;
 
--- Clerk is who acts when its events are applied, whoever handed them in.
 select app.audit('public.projects', named => '{title}');
 select app.audit(
   'public.organizations', tenant => 'id', named => '{name}', ignored => '{updated_at}'

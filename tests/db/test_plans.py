@@ -115,7 +115,12 @@ def test_the_callers_organizations_are_an_index_condition(explain: Any, statemen
     plan = explain(statement)
     found = conditions(plan, "Index Cond")
     assert any(re.search(rf"\b{column} = ANY \(", condition) for condition in found), plan
-    assert not any(node["Node Type"] == "Seq Scan" for node in plan), plan
+    assert not any(node["Node Type"] == "Seq Scan" for node in plan if not is_of_nothing(node)), plan
+
+
+def is_of_nothing(scan: Plan) -> bool:
+    """A month of the audit trail that has no entries yet is read as a whole."""
+    return scan["Actual Rows"] + scan.get("Rows Removed by Filter", 0) == 0
 
 
 @pytest.mark.parametrize("statement", EVERY_STATEMENT.values(), ids=EVERY_STATEMENT)

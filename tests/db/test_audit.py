@@ -1,0 +1,413 @@
+"""The audit trail: what is recorded of whom, what is refused, and that no write ever fails because of it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.conftest import Claims, Database
+from tests.events import event as clerk_event
+from tests.events import user as clerk_user
+
+Entry = dict[str, Any]
+
+
+@pytest.fixture
+def acme(database: Database) -> str:
+    """An organization with Ada as owner, Cleo as member and Dee as viewer; and Globex, with Eve. Nothing recorded yet."""
+    database.execute(
+        "insert into public.organizations (clerk_org_id, name) values ('org_acme', 'Acme'), ('org_globex', 'Globex')"
+    )
+    database.execute(
+        "insert into public.profiles (clerk_user_id, full_name) select 'user_' || lower(name), name from unnest('{Ada,Cleo,Dee,Eve}'::text[]) as name"
+    )
+    database.execute(
+        "insert into public.organization_memberships (organization_id, user_id, role) select o.id, p.id, m.role "
+        "from (values ('user_ada', 'Acme', 'owner'), ('user_cleo', 'Acme', 'member'), ('user_dee', 'Acme', 'viewer'), ('user_eve', 'Globex', 'owner')) "
+        "as m (person, org, role) join public.profiles as p on p.clerk_user_id = m.person join public.organizations as o on o.name = m.org"
+    )
+    database.execute("create temporary table told on commit drop as select id from public.audit_logs")
+    return str(database.value("select id from public.organizations where name = 'Acme'"))
+
+
+def person(database: Database, name: str) -> Any:
+    return database.value("select id from public.profiles where clerk_user_id = %s", f"user_{name}")
+
+
+def claims(name: str, **more: Any) -> Claims:
+    return {"sub": f"user_{name}", "role": "authenticated", "fva": [0, 0]} | more
+
+
+def told(database: Database) -> list[Entry]:
+    """The entries since the last call."""
+    rows = database.rows(
+        "with recent as (insert into told select id from public.audit_logs where id not in (select id from told) returning id) "
+        "select to_jsonb(a) from public.audit_logs as a join recent using (id) order by a.action, a.resource_id"
+    )
+    return [row for (row,) in rows]
+
+
+def create(database: Database, organization: str, *titles: str) -> None:
+    database.execute(
+        "insert into public.projects (organization_id, title) select %s, unnest(%s::text[])", organization, list(titles)
+    )
+
+
+def headers(database: Database, **values: str) -> None:
+    named = {name.replace("_", "-"): value for name, value in values.items()}
+    database.execute("select set_config('request.headers', %s, true)", json.dumps(named))
+
+
+# --- who
+
+
+def test_a_person_is_who_their_token_says(database: Database, acme: str) -> None:
+    headers(
+        database,
+        x_forwarded_for="203.0.113.9, 10.0.0.1",
+        user_agent="Firefox",
+        x_request_id="req-1",
+        x_actor="somebody else",
+    )
+    with database.acting("authenticated", claims("cleo", act={"sub": "user_support"})):
+        create(database, acme, "Apollo")
+    [entry] = told(database)
+    assert (entry["user_id"], entry["actor"], entry["impersonator"]) == (
+        str(person(database, "cleo")),
+        None,
+        "user_support",
+    )
+    assert (entry["ip_address"], entry["user_agent"], entry["request_id"]) == ("203.0.113.9", "Firefox", "req-1")
+    assert (entry["organization_id"], entry["action"], entry["resource_type"]) == (acme, "project.created", "project")
+    assert entry["metadata"] == {"title": "Apollo"}
+
+
+@pytest.mark.parametrize(("named", "actor"), [({}, "service"), ({"x_actor": "nightly import"}, "nightly import")])
+def test_the_service_is_called_what_it_says(database: Database, acme: str, named: dict[str, str], actor: str) -> None:
+    headers(database, **named)
+    database.execute("""select set_config('request.jwt.claims', '{"role": "service_role"}', true)""")
+    create(database, acme, "Apollo")
+    [entry] = told(database)
+    assert (entry["user_id"], entry["actor"]) == (None, actor)
+
+
+def test_whoever_is_nobody_is_the_system(database: Database, acme: str) -> None:
+    headers(database, x_actor="somebody else")
+    create(database, acme, "Apollo")
+    assert [entry["actor"] for entry in told(database)] == ["system"]
+
+
+def test_clerk_is_who_acts_by_its_events(database: Database, acme: str) -> None:
+    database.execute("""select set_config('request.jwt.claims', '{"role": "service_role"}', true)""")
+    event = clerk_event("user.created", clerk_user("user_zoe", first_name="Zoe"))
+    database.execute("select public.receive_clerk_event('msg_zoe', %s)", json.dumps(event))
+    [entry] = told(database)
+    assert (entry["action"], entry["actor"], entry["organization_id"]) == ("profile.created", "clerk", None)
+    assert "Zoe" not in json.dumps(entry)
+    assert "ada@example.com" not in json.dumps(entry)
+
+
+# --- what
+
+
+def test_every_command_on_every_table_is_recorded(database: Database, acme: str) -> None:
+    create(database, acme, "Apollo")
+    database.execute("update public.projects set title = 'Gemini', description = 'Twins'")
+    database.execute("delete from public.projects")
+    database.execute("update public.organizations set name = 'Acme Corp' where id = %s", acme)
+    database.execute("update public.organization_memberships set role = 'admin' where role = 'viewer'")
+    database.execute("delete from public.organization_memberships where role = 'member'")
+    database.execute(
+        "insert into public.organization_invitations (organization_id, clerk_invitation_id, email, role) values (%s, 'orginv_1', 'guest@example.com', 'member')",
+        acme,
+    )
+    database.execute("update public.profiles set full_name = 'Adele' where clerk_user_id = 'user_ada'")
+    database.execute("update public.organizations set deleted_at = now() where id = %s", acme)
+    database.execute("delete from public.organizations where id = %s", acme)
+    entries = told(database)
+    assert {entry["action"] for entry in entries} == {
+        "project.created", "project.updated", "project.deleted", "organization.updated", "organization.deleted", "member.role_changed",
+        "member.left", "invitation.created", "invitation.deleted", "profile.updated",
+    }  # fmt: skip
+    changes = {
+        entry["action"]: entry["changes"]
+        for entry in entries
+        if entry["resource_type"] not in ("member", "organization")
+    }
+    assert changes["project.updated"] == {
+        "before": {"title": "Apollo", "description": None}, "after": {"title": "Gemini", "description": "Twins"}, "redacted": [],
+    }  # fmt: skip
+    assert changes["project.created"]["after"]["title"] == "Apollo"
+    assert changes["project.deleted"]["before"]["title"] == "Gemini"
+    assert changes["profile.updated"] == {"before": {}, "after": {}, "redacted": ["full_name"]}
+    assert "guest@example.com" not in json.dumps(entries)
+    assert "Adele" not in json.dumps(entries)
+
+
+def test_nothing_is_recorded_where_nothing_changed(database: Database, acme: str) -> None:
+    create(database, acme, "Apollo")
+    told(database)
+    database.execute("update public.projects set title = title")
+    database.execute("update public.projects set updated_at = now() + interval '1 hour'")
+    database.execute("update public.profiles set last_seen_at = now()")
+    database.execute("update public.projects set title = 'x' where false")
+    assert told(database) == []
+
+
+def test_a_bulk_statement_is_an_entry_a_row(database: Database, acme: str) -> None:
+    create(database, acme, *(f"Project {number}" for number in range(1000)))
+    assert len(told(database)) == 1000
+    database.execute("update public.projects set status = 'archived' where title like '%%7'")
+    assert len(told(database)) == 100
+
+
+def test_the_next_table_is_one_line(database: Database, acme: str) -> None:
+    database.execute(
+        "create table public.invoices (id uuid primary key default gen_random_uuid(), organization_id uuid, total numeric, iban text)"
+    )
+    for _ in range(2):
+        database.execute("select app.audit('public.invoices', named => '{total}', redacted => '{iban}')")
+    database.execute("insert into public.invoices (organization_id, total, iban) values (%s, 9.5, 'DE00')", acme)
+    [entry] = told(database)
+    assert (entry["action"], entry["organization_id"], entry["metadata"]) == ("invoice.created", acme, {"total": 9.5})
+    assert "DE00" not in json.dumps(entry)
+
+
+# --- hostile
+
+
+HOSTILE: list[str] = [
+    "", "null", "[]", "3", "not json", "{", '{"x-forwarded-for": 3}', '{"x-forwarded-for": null, "user-agent": []}', "[" * 20_000,
+    '{"user-agent": "\\u0000"}', '{"user-agent": "\\ud800"}',
+    *(json.dumps({"x-forwarded-for": value, "user-agent": value, "x-request-id": value, "x-actor": value}) for value in (
+        "x" * 65_536, "'; drop table audit_logs; --", "999.999.999.999", "::ffff:1.2.3.4%eth0", "1.2.3.4/33", ":" * 45, "..", ",", " , ", "\u202e\u2028é😀",
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: text[:30].encode("unicode_escape").decode())
+@pytest.mark.parametrize("role", ["authenticated", "service_role"])
+def test_no_header_makes_a_write_fail_or_go_unrecorded(database: Database, acme: str, text: str, role: str) -> None:
+    database.execute("select set_config('request.headers', %s, true)", text)
+    with database.acting("authenticated", claims("cleo")):
+        create(database, acme, "Apollo")
+    database.execute("select set_config('request.jwt.claims', %s, true)", json.dumps({"role": role}))
+    create(database, acme, "Gemini")
+    entries = told(database)
+    assert len(entries) == 2
+    assert all(len(entry["user_agent"] or "") <= 512 and len(entry["request_id"] or "") <= 200 for entry in entries)
+
+
+def test_a_write_never_fails_because_of_its_record(database: Database, acme: str) -> None:
+    warnings: list[str] = []
+    database.connection.add_notice_handler(lambda notice: warnings.append(notice.message_primary or ""))
+    database.execute(
+        "alter table public.audit_logs add constraint full_up check (action <> 'project.created') not valid"
+    )
+    create(database, acme, "Apollo")
+    assert database.value("select count(*) from public.projects") == 1
+    assert warnings == ["A change of public.projects is not in the audit trail (23514)."]
+
+
+# --- log_audit_event
+
+
+LOG = "select public.log_audit_event(p_organization_id => %s, p_action => %s, p_resource_type => 'report', p_resource_id => '7')"
+
+
+def test_a_member_logs_what_they_did_in_their_own_name(database: Database, acme: str) -> None:
+    with database.acting("authenticated", claims("dee")):
+        identifier = database.value(LOG, acme, "client.exported")
+    [entry] = told(database)
+    assert (entry["id"], entry["user_id"]) == (str(identifier), str(person(database, "dee")))
+    assert (entry["action"], entry["resource_type"], entry["resource_id"]) == ("client.exported", "report", "7")
+
+
+@pytest.mark.parametrize(
+    ("who", "changed"),
+    [
+        ("cleo", {"p_user_id": "ada"}), ("cleo", {"p_organization_id": "globex"}), ("cleo", {"p_organization_id": None}),
+        ("cleo", {"p_action": "project.deleted"}), ("cleo", {"p_action": "client"}), ("cleo", {"p_action": None}), ("cleo", {"p_action": ""}),
+        ("cleo", {"p_action": "client." + "x" * 200}), ("cleo", {"p_resource_type": ""}), ("cleo", {"p_resource_type": None}),
+        ("cleo", {"p_resource_id": "x" * 201}), ("cleo", {"p_metadata": [1]}), ("cleo", {"p_metadata": None}),
+        ("cleo", {"p_metadata": {"x": "y" * 9000}}), ("eve", {}), ("nobody", {}),
+    ],
+)  # fmt: skip
+def test_a_forged_or_oversized_event_is_refused(
+    database: Database, acme: str, who: str, changed: dict[str, Any]
+) -> None:
+    values: dict[str, Any] = {
+        "p_organization_id": acme, "p_action": "client.exported", "p_resource_type": "report", "p_resource_id": "7", "p_metadata": {}, "p_user_id": None,
+    } | changed  # fmt: skip
+    if values["p_organization_id"] == "globex":
+        values["p_organization_id"] = database.value("select id from public.organizations where name = 'Globex'")
+    if values["p_user_id"]:
+        values["p_user_id"] = person(database, values["p_user_id"])
+    values["p_metadata"] = json.dumps(values["p_metadata"]) if values["p_metadata"] is not None else None
+    named = ", ".join(f"{name} => %s" for name in values)
+    with pytest.raises(psycopg.DatabaseError) as refused, database.acting("authenticated", claims(who)):
+        database.execute(f"select public.log_audit_event({named})", *values.values())
+    assert refused.value.sqlstate in ("PT403", "PT400")
+    assert told(database) == []
+
+
+def test_the_service_may_name_who_acted(database: Database, acme: str) -> None:
+    ada = person(database, "ada")
+    with database.acting("service_role", {"role": "service_role"}):
+        database.execute(LOG.replace("p_resource_id", "p_user_id => %s, p_resource_id"), acme, "billing.paid", ada)
+        database.execute(LOG, acme, "billing.failed")
+    assert [(entry["action"], entry["user_id"], entry["actor"]) for entry in told(database)] == [
+        ("billing.failed", None, "service"), ("billing.paid", str(ada), None),
+    ]  # fmt: skip
+
+
+# --- who reads, and that nobody rewrites
+
+
+@pytest.mark.parametrize(
+    ("name", "second_factor", "sees"),
+    [("ada", True, True), ("ada", False, False), ("cleo", True, False), ("eve", True, False)],
+)
+def test_owners_and_admins_read_their_own_tenants_entries(
+    database: Database, acme: str, name: str, second_factor: bool, sees: bool
+) -> None:
+    create(database, acme, "Apollo")
+    with database.acting("authenticated", claims(name, fva=[0, 0 if second_factor else -1])):
+        seen = database.value("select count(*) from public.audit_logs where action = 'project.created'")
+    assert seen == int(sees)
+
+
+CHANGES = ("update public.audit_logs set action = 'x'", "delete from public.audit_logs", "truncate public.audit_logs")
+
+
+@pytest.mark.parametrize(
+    "command", [*CHANGES, "insert into public.audit_logs (action, resource_type) values ('x', 'y')"]
+)
+@pytest.mark.parametrize("role", ["anon", "authenticated", "service_role"])
+def test_no_role_of_the_api_writes_the_trail(database: Database, acme: str, role: str, command: str) -> None:
+    with pytest.raises(psycopg.errors.InsufficientPrivilege), database.acting(role, claims("ada", role=role)):
+        database.execute(command)
+
+
+@pytest.mark.parametrize("command", CHANGES)
+@pytest.mark.parametrize("partition", [False, True])
+def test_the_owner_does_not_change_it_by_mistake(database: Database, acme: str, command: str, partition: bool) -> None:
+    place = database.value("select max(tableoid::regclass::text) from public.audit_logs")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege, match="append-only"), database.connection.transaction():
+        database.execute(command.replace("public.audit_logs", place) if partition else command)
+
+
+# --- months
+
+
+def insert_at(database: Database, *moments: str) -> None:
+    database.execute(
+        "insert into public.audit_logs (action, resource_type, created_at) select 'test.done', 'test', m from unnest(%s::timestamptz[]) as m",
+        list(moments),
+    )
+
+
+def place_of(database: Database, moment: str) -> str:
+    return str(database.value("select tableoid::regclass::text from public.audit_logs where created_at = %s", moment))
+
+
+def test_the_months_ahead_are_there(database: Database) -> None:
+    names = {
+        name
+        for (name,) in database.rows(
+            "select relname::text from pg_class where relname like 'audit_logs\\_20%%' and relkind = 'r'"
+        )
+    }
+    for month in range(4):
+        assert (
+            database.value(
+                "select 'audit_logs_' || to_char((now() at time zone 'UTC') + %s * interval '1 month', 'YYYY_MM')",
+                month,
+            )
+            in names
+        )
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "America/New_York", "Pacific/Kiritimati", "Asia/Kolkata"])
+def test_a_month_begins_at_midnight_utc_whatever_the_sessions_zone(database: Database, zone: str) -> None:
+    database.execute("select set_config('TimeZone', %s, true)", zone)
+    for month in ("2031-03-15", "2031-10-15", "2032-02-15", "2031-12-15"):
+        database.execute("select app.make_audit_partition(%s::timestamptz)", f"{month} 12:00+00")
+    moments = {
+        "2031-03-01 00:00:00+00": "app.audit_logs_2031_03", "2031-03-31 23:59:59.999999+00": "app.audit_logs_2031_03",
+        "2031-10-26 00:30:00+00": "app.audit_logs_2031_10", "2032-02-29 23:59:59.999999+00": "app.audit_logs_2032_02",
+        "2031-12-31 23:59:59.999999+00": "app.audit_logs_2031_12", "2032-01-01 00:00:00+00": "app.audit_logs_default",
+    }  # fmt: skip
+    insert_at(database, *moments)
+    assert {moment: place_of(database, moment) for moment in moments} == moments
+
+
+def test_what_fell_outside_is_kept_and_moved_with_a_warning(database: Database) -> None:
+    warnings: list[str] = []
+    database.connection.add_notice_handler(lambda notice: warnings.append(notice.message_primary or ""))
+    insert_at(database, "2019-05-05 00:00+00", "2019-05-06 00:00+00", "2040-01-01 00:00+00")
+    assert place_of(database, "2019-05-05 00:00+00") == "app.audit_logs_default"
+    database.execute("select app.make_audit_partitions()")
+    assert place_of(database, "2019-05-05 00:00+00") == "app.audit_logs_2019_05"
+    assert place_of(database, "2040-01-01 00:00+00") == "app.audit_logs_2040_01"
+    assert sorted(warnings) == [
+        "1 audit entries of audit_logs_2040_01 were in the default partition.",
+        "2 audit entries of audit_logs_2019_05 were in the default partition.",
+    ]
+
+
+def test_a_new_months_partition_is_as_closed_as_the_others(database: Database) -> None:
+    database.execute("select app.make_audit_partition('2035-06-01')")
+    assert database.value(
+        "select relrowsecurity and relforcerowsecurity from pg_class where oid = 'app.audit_logs_2035_06'::regclass"
+    )
+    for role in ("anon", "authenticated", "service_role"):
+        assert not database.value(
+            "select has_table_privilege(%s, 'app.audit_logs_2035_06', 'select, insert, update, delete, truncate')", role
+        )
+    with pytest.raises(psycopg.errors.InsufficientPrivilege, match="append-only"), database.connection.transaction():
+        database.execute("truncate app.audit_logs_2035_06")
+
+
+def test_retention_drops_whole_months_and_says_so(database: Database) -> None:
+    for month in ("2019-05-01", "2019-06-01"):
+        database.execute("select app.make_audit_partition(%s)", month)
+    insert_at(database, "2019-05-05 00:00+00", "2019-05-06 00:00+00")
+    assert database.value("select app.drop_audit_partitions()") == 2
+    assert database.value("select to_regclass('app.audit_logs_2019_05')") is None
+    assert database.rows("select kind, range_start::text, range_end::text, entries from app.audit_interventions") == [
+        ("retention", "2019-05-01 00:00:00+00", "2019-06-01 00:00:00+00", 2)
+    ]
+    assert database.value("select app.drop_audit_partitions()") == 0
+
+
+# --- erasure
+
+
+def test_erasure_keeps_the_act_and_loses_the_person(database: Database, acme: str) -> None:
+    headers(database, x_forwarded_for="203.0.113.9", user_agent="Firefox")
+    with database.acting("authenticated", claims("cleo", act={"sub": "user_support"})):
+        create(database, acme, "Apollo", "Gemini", "Mercury")
+    told(database)
+    cleo = person(database, "cleo")
+    assert [database.value("select app.erase_audit_actor(%s, 2)", cleo) for _ in range(3)] == [2, 1, 0]
+    rows = database.rows(
+        "select user_id, actor, impersonator, ip_address, user_agent from public.audit_logs where action = 'project.created'"
+    )
+    assert rows == [(None, None, None, None, None)] * 3
+    assert database.rows("select kind, entries from app.audit_interventions order by id") == [
+        ("erasure", 2),
+        ("erasure", 1),
+    ]
+    assert database.value("select count(*) from app.audit_erasures") == 3
+    with pytest.raises(psycopg.errors.InsufficientPrivilege), database.connection.transaction():
+        database.execute("delete from public.audit_logs")
+
+
+def test_a_purged_tenant_leaves_its_entries(database: Database, acme: str) -> None:
+    create(database, acme, "Apollo")
+    database.execute("delete from public.organizations where id = %s", acme)
+    assert "project.created" in {entry["action"] for entry in told(database) if entry["organization_id"] == acme}
