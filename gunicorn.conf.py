@@ -22,7 +22,7 @@ worker_class = "gthread"
 workers = 2
 threads = 8
 timeout = 30  # twice what Svix waits for
-graceful_timeout = 20  # a request takes 14 s at most: Ctrl-C and a deployment let it end
+graceful_timeout = 20  # Ctrl-C and a deployment let a request end: 14 s at most, but for exports
 keepalive = 75  # longer than a load balancer's 60 s, so that it never sends into a connection we are closing
 
 accesslog = None  # service/logs.py writes one line a request

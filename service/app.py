@@ -5,6 +5,7 @@ from __future__ import annotations
 from flask import Flask, Response
 
 from service import logs, problems
+from service.audit import audit
 from service.demo import demo
 from service.health import health
 from service.me import me
@@ -28,7 +29,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     logs.register(app)
     problems.register(app)
     app.after_request(_guard)
-    for blueprint in (health, webhooks, me, openapi):
+    for blueprint in (health, webhooks, me, audit, openapi):
         app.register_blueprint(blueprint)
     if settings.environment == "local":
         app.register_blueprint(demo)

@@ -49,10 +49,15 @@ def start_session(data_api: DataApi, caller: Caller) -> object:
     try:
         return data_api.call_as(caller.token, "start_session", {})
     except CallFailed as failure:
-        if failure.code in TOKEN_REFUSED:
-            raise TokenInvalid(failure.message) from failure
-        if failure.code == "42501":
-            raise SessionRefused(WITHOUT_ROLE) from failure
-        if failure.code == "PT403":
-            raise SessionRefused(f"{failure.message} {failure.hint}".strip()) from failure
-        raise DatabaseUnavailable("Try again in a few seconds.") from failure
+        raise refusal(failure) from failure
+
+
+def refusal(failure: CallFailed) -> Problem:
+    """What it means to the caller that the database, asked in their name, did not do it."""
+    if failure.code in TOKEN_REFUSED:
+        return TokenInvalid(failure.message)
+    if failure.code == "42501":
+        return SessionRefused(WITHOUT_ROLE)
+    if failure.code == "PT403":
+        return SessionRefused(f"{failure.message} {failure.hint}".strip())
+    return DatabaseUnavailable("Try again in a few seconds.")

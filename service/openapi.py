@@ -35,6 +35,15 @@ def _header(name: str, description: str) -> dict[str, Any]:
     return {"name": name, "in": "header", "required": True, "description": description, "schema": {"type": "string"}}
 
 
+def _time(name: str, description: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": "query",
+        "description": description,
+        "schema": {"type": "string", "format": "date-time"},
+    }
+
+
 STATUS = {"type": "object", "required": ["status"], "properties": {"status": {"const": "ok"}}}
 
 DOCUMENT: dict[str, Any] = {
@@ -83,6 +92,32 @@ DOCUMENT: dict[str, Any] = {
                 | _problems(
                     s401="No token, or not a valid one.",
                     s403="The person is banned or deleted, or the session has unfinished tasks.",
+                    s503="The database or Clerk does not answer.",
+                ),
+            }
+        },
+        "/api/v1/organizations/{organization_id}/audit.csv": {
+            "get": {
+                "summary": "The organization's audit trail as CSV, newest first.",
+                "description": "A body without its last chunk is not complete: the database failed midway. Ask again.",
+                "security": [{"clerk": []}],
+                "parameters": [
+                    {
+                        "name": "organization_id",
+                        "in": "path",
+                        "required": True,
+                        "schema": {"type": "string", "format": "uuid"},
+                    },
+                    _time("from", "The first moment; 30 days before the end unless given."),
+                    _time("to", "The end, which the range does not include; now unless given."),
+                ],
+                "responses": {
+                    "200": {"description": "The entries.", "content": {"text/csv": {"schema": {"type": "string"}}}}
+                }
+                | _problems(
+                    s400="`from` or `to` is malformed, or the range ends before it begins.",
+                    s401="No token, or not a valid one.",
+                    s403="The caller lacks audit:read there, or there is no such organization.",
                     s503="The database or Clerk does not answer.",
                 ),
             }

@@ -40,14 +40,14 @@ class Running:
 
 
 @contextmanager
-def started(folder: Path) -> Iterator[Running]:
+def started(folder: Path, **changes: str) -> Iterator[Running]:
     with running_outside() as database, (folder / "log").open("w") as log:
         database.answer = lambda *_: rest_answer({"outcome": "processed"})
         url = f"http://127.0.0.1:{free_port_block() + 1}"
         process = subprocess.Popen(
             [Path(sys.executable).with_name("gunicorn")],
             cwd=ROOT, stderr=log, text=True,
-            env=os.environ | ENVIRONMENT | {"SUPABASE_URL": database.url, "SERVICE_URL": url, "PORT": "1"},
+            env=os.environ | ENVIRONMENT | {"SUPABASE_URL": database.url, "SERVICE_URL": url, "PORT": "1"} | changes,
         )  # fmt: skip
         try:
             wait_until_alive(url)

@@ -159,7 +159,7 @@ def test_the_openapi_document_names_the_routes_there_are_and_no_others(make_app:
     document = app.test_client().get("/openapi.json").json
     described = {(path, method) for path, methods in document["paths"].items() for method in methods}
     routed = {
-        (rule.rule, method.lower())
+        (re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule), method.lower())
         for rule in app.url_map.iter_rules()
         for method in rule.methods or set()
         if method not in {"HEAD", "OPTIONS"}

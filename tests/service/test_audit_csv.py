@@ -1,0 +1,260 @@
+"""`GET /api/v1/organizations/{id}/audit.csv`: who gets it, what is in it, and that half of it never looks whole."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tracemalloc
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import psycopg
+import pytest
+from flask.testing import FlaskClient
+
+from service.audit import COLUMNS, PAGE
+from tests.conftest import Stack
+from tests.service.conftest import MakeApp
+from tests.service.outside import HANG_UP, Answer, Issuer, Outside, rest_answer
+from tests.service.test_gunicorn import started
+
+NOWHERE = "/api/v1/organizations/00000000-0000-4000-8000-000000000000/audit.csv"
+
+
+def as_caller(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+# --- on the running stack ---
+
+
+@pytest.fixture
+def database(stack: Stack) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def acme(database: psycopg.Connection[Any]) -> str:
+    found = database.execute("select id::text from public.organizations where clerk_org_id = 'org_acme'").fetchone()
+    assert found
+    return str(found[0])
+
+
+@pytest.fixture
+def url(acme: str) -> str:
+    return f"/api/v1/organizations/{acme}/audit.csv"
+
+
+@pytest.mark.parametrize("person", ["user_ada", "user_ben"])
+def test_owners_and_admins_read_who_did_what(
+    online: FlaskClient, stack: Stack, acme: str, url: str, person: str
+) -> None:
+    response = online.get(url, headers=as_caller(stack.token(person, "org_acme")))
+    assert (response.status_code, response.content_type) == (200, "text/csv; charset=utf-8")
+    assert response.headers["Content-Disposition"].startswith('attachment; filename="audit-')
+    entries = rows(response.text)
+    assert tuple(entries[0]) == COLUMNS
+    assert {entry["organization_id"] for entry in entries} == {acme}
+    assert {("Cleo Santos", "project.created", "Rocket skates"), ("clerk", "organization.created", None)} <= {
+        (entry["actor"], entry["action"], json.loads(entry["metadata"]).get("title")) for entry in entries
+    }
+    moments = [(datetime.fromisoformat(entry["created_at"]), entry["id"]) for entry in entries]
+    assert moments == sorted(moments, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("person", "tenant", "options"),
+    [
+        ("user_cleo", "org_acme", ()),
+        ("user_dee", "org_acme", ()),
+        ("user_ada", "org_acme", ("--no-second-factor",)),
+        ("user_eve", "org_globex", ()),
+    ],
+)
+def test_nobody_else_does(
+    online: FlaskClient, stack: Stack, url: str, person: str, tenant: str, options: tuple[str, ...]
+) -> None:
+    response = online.get(url, headers=as_caller(stack.token(person, tenant, *options)))
+    assert (response.status_code, response.json["type"]) == (403, "urn:problem:ballast:audit-refused")
+
+
+def test_another_tenant_and_none_are_not_told_apart(online: FlaskClient, stack: Stack, url: str) -> None:
+    headers = as_caller(stack.token("user_eve", "org_globex"))
+    another, nowhere = (online.get(each, headers=headers).json for each in (url, NOWHERE))
+    assert another | {"request_id": ""} == nowhere | {"request_id": ""}
+
+
+def test_what_a_spreadsheet_would_run_is_text(
+    online: FlaskClient, stack: Stack, database: psycopg.Connection[Any], acme: str, url: str
+) -> None:
+    formula, spaced, harmless = '=HYPERLINK("http://evil.example","Click")', " '=1+1", 'say "no", twice'
+    for text in (formula, spaced, harmless):
+        database.execute(
+            "insert into public.audit_logs (organization_id, action, resource_type) values (%s, 'client.done', %s)",
+            [acme, text],
+        )
+    database.execute("insert into public.projects (organization_id, title) values (%s, %s)", [acme, formula])
+    database.execute("delete from public.projects where title = %s", [formula])
+    response = online.get(url, headers=as_caller(stack.token("user_ada", "org_acme")))
+    assert response.text.count(f"{json.dumps({'title': formula})}".replace('"', '""')) == 2  # which no spreadsheet runs
+    kinds = {entry["resource_type"] for entry in rows(response.text)}
+    assert {f"'{formula}", "' '=1+1", harmless} <= kinds
+    assert not {formula, spaced} & kinds
+
+
+def test_a_range_has_its_first_moment_and_not_its_last(
+    online: FlaskClient, stack: Stack, database: psycopg.Connection[Any], acme: str, url: str
+) -> None:
+    database.execute(
+        "insert into public.audit_logs (organization_id, action, resource_type, resource_id, created_at)"
+        " select %s, 'client.done', 'test', n, '2021-05-01Z'::timestamptz + n * interval '1 hour' from generate_series(0, 4) as n",
+        [acme],
+    )
+    asked = f"{url}?from={quote('2021-05-01T03:00:00+02:00')}&to=2021-05-01T03:00:00Z"
+    response = online.get(asked, headers=as_caller(stack.token("user_ada", "org_acme")))
+    assert [entry["resource_id"] for entry in rows(response.text)] == ["2", "1"]
+    assert 'filename="audit-20210501T010000Z-20210501T030000Z.csv"' in response.headers["Content-Disposition"]
+
+
+def test_2500_entries_of_few_moments_come_once_each_and_in_order(
+    online: FlaskClient, stack: Stack, database: psycopg.Connection[Any], acme: str, url: str
+) -> None:
+    database.execute(
+        "insert into public.audit_logs (organization_id, action, resource_type, created_at)"
+        " select %s, 'client.done', 'test', '2020-02-29Z'::timestamptz + n / 700 * interval '1 microsecond'"
+        " from generate_series(1, 2500) as n",
+        [acme],
+    )
+    asked = f"{url}?from=2020-01-01T00:00:00Z&to=2020-12-31T00:00:00Z"
+    response = online.get(asked, headers=as_caller(stack.token("user_ada", "org_acme")))
+    expected = database.execute(
+        "select id::text from public.audit_logs where organization_id = %s and created_at between '2020-01-01Z' and '2020-12-31Z'"
+        " order by created_at desc, id desc",
+        [acme],
+    ).fetchall()
+    assert len(expected) >= 2500
+    assert [entry["id"] for entry in rows(response.text)] == [each for (each,) in expected]
+
+
+@pytest.mark.parametrize("key", ["SUPABASE_PUBLISHABLE_KEY", "a person's token"])
+def test_only_the_service_may_ask_for_pages(stack: Stack, acme: str, key: str) -> None:
+    headers = {"apikey": stack.environment["SUPABASE_PUBLISHABLE_KEY"]}
+    if key == "a person's token":
+        headers |= as_caller(stack.token("user_ada", "org_acme"))
+    page = {"organization_id": acme, "from_": "-infinity", "before_time": "infinity", "before_id": acme, "page": 1}
+    refused = httpx.post(f"{stack.environment['SUPABASE_URL']}/rest/v1/rpc/audit_page", json=page, headers=headers)
+    assert (refused.is_success, refused.json()["code"]) == (False, "42501")
+
+
+# --- on stand-ins ---
+
+
+@pytest.fixture
+def client(make_app: MakeApp, outside: Outside, issuer: Issuer) -> FlaskClient:
+    return make_app(SUPABASE_URL=outside.url, CLERK_ISSUER=issuer.url).test_client()
+
+
+def data_api(pages: int, last: Answer | None = HANG_UP) -> Callable[[str, Any, bytes], Answer | None]:
+    """Permits everybody, and has that many full pages before its last answer."""
+    served = 0
+
+    def answer(path: str, headers: Any, body: bytes) -> Answer | None:
+        nonlocal served
+        if path.endswith("has_permission"):
+            return rest_answer(True)
+        served += 1
+        return rest_answer(FULL_PAGE) if served <= pages else last
+
+    return answer
+
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+FULL_PAGE = [
+    dict.fromkeys(COLUMNS) | {"id": str(n), "created_at": (START - timedelta(seconds=n)).isoformat()}
+    for n in range(PAGE)
+]
+
+
+def test_without_a_token_nothing_is_asked(client: FlaskClient, outside: Outside) -> None:
+    assert client.get(NOWHERE).status_code == 401
+    assert outside.requests == []
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "from=yesterday", "from=", "to=2026-01-01", "to=2026-01-01T00:00:00", "from=2026-01-01T00:00:00+01:00",
+        "from=2026-02-30T00:00:00Z", "from=2026-02-01T00:00:00Z&to=2026-01-01T00:00:00Z", "from=9999-01-01T00:00:00Z",
+        "to=0001-01-01T00:00:00Z", "from=0001-01-01T00:00:00%2B14:00", "from=%00",
+    ],
+)  # fmt: skip
+def test_a_range_that_is_none_is_the_callers_mistake(
+    client: FlaskClient, outside: Outside, issuer: Issuer, query: str
+) -> None:
+    response = client.get(f"{NOWHERE}?{query}", headers=as_caller(issuer.token()))
+    assert (response.status_code, response.json["type"]) == (400, "urn:problem:ballast:range-invalid")
+    assert outside.requests == []
+
+
+@pytest.mark.parametrize("pages", [0, -1])
+def test_a_database_that_does_not_begin_is_an_ordinary_problem(
+    client: FlaskClient, outside: Outside, issuer: Issuer, pages: int
+) -> None:
+    outside.answer = data_api(0) if pages == 0 else lambda *_: HANG_UP
+    response = client.get(NOWHERE, headers=as_caller(issuer.token()))
+    assert (response.status_code, response.json["type"]) == (503, "urn:problem:ballast:database-unavailable")
+
+
+def test_a_page_is_asked_for_when_the_one_before_was_taken_and_memory_stays(
+    client: FlaskClient, outside: Outside, issuer: Issuer, log_lines: Callable[[], list[dict[str, object]]]
+) -> None:
+    outside.answer = data_api(95, rest_answer([]))
+    answer = client.get(NOWHERE, headers=as_caller(issuer.token()) | {"X-Request-Id": "mine"})
+    pieces = iter(answer.response)
+    assert len(outside.requests) == 2  # the permission, the first page
+    for _ in range(5):
+        next(pieces)
+    assert len(outside.requests) == 2 + 3
+    tracemalloc.start()
+    try:
+        for _ in range(10):
+            next(pieces)
+        _, most_of_ten_pages = tracemalloc.get_traced_memory()
+        for _ in pieces:
+            pass
+        _, most_of_all = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most_of_all < 3 * most_of_ten_pages  # of nine times as many
+    assert [(line["message"], line["request_id"]) for line in log_lines()] == [
+        ("request", "mine"),
+        ("audit export", "mine"),
+    ]
+    assert log_lines()[-1]["entries"] == 95 * PAGE
+
+
+def test_a_database_that_dies_midway_leaves_a_body_without_an_end(tmp_path: Path, issuer: Issuer) -> None:
+    with started(tmp_path, CLERK_ISSUER=issuer.url) as service:
+        service.database.answer = data_api(2)
+        received: list[bytes] = []
+        with httpx.stream("GET", service.url + NOWHERE, headers=as_caller(issuer.token())) as response:
+            assert response.status_code == 200
+            assert response.headers["Transfer-Encoding"] == "chunked"
+            assert response.headers["Cache-Control"] == "no-store"
+            with pytest.raises(httpx.RemoteProtocolError, match="incomplete chunked read"):
+                received.extend(response.iter_bytes())
+        assert b"".join(received).count(b"\r\n") == 1 + 2 * PAGE
+        [broken] = [line for line in service.lines() if line["message"] == "audit export broke off"]
+        assert (broken["level"], broken["entries"], broken["request_id"]) == (
+            "error", 2 * PAGE, response.headers["X-Request-Id"],
+        )  # fmt: skip
