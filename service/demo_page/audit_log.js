@@ -1,27 +1,91 @@
-// The latest entries of one organization's audit log.
+// The latest entries of one organization's audit trail, in plain words.
 
 import { copyOf, drawList, element, fill, momentOf } from "./elements.js";
 
 const ROWS = 8;
+const COLUMNS = "id, user_id, actor, impersonator, action, resource_type, resource_id, metadata, changes, created_at";
+const ACTORS = { clerk: "Clerk", service: "The service", system: "The system" };
 
 /** Reads and draws them, unless `signal` comes first. */
 export async function showAuditLog(supabase, organizationId, signal) {
-  const { data } = await supabase
+  const { data: entries } = await supabase
     .from("audit_logs")
-    .select("id, action, created_at, profile:profiles(full_name)")
+    .select(COLUMNS)
     .eq("organization_id", organizationId)
     .order("created_at", { ascending: false })
+    .order("id", { ascending: false })
     .limit(ROWS)
     .abortSignal(signal)
     .throwOnError();
+  const names = await namesIn(entries, supabase, signal);
   if (signal.aborted) return;
-  element("no-audit-entries").hidden = data.length > 0;
-  drawList(element("audit-entries"), data, {
+  element("no-audit-entries").hidden = entries.length > 0;
+  drawList(element("audit-entries"), entries, {
     key: (entry) => entry.id,
     make: () => copyOf("audit-row"),
-    draw: (item, { action, created_at: createdAt, profile }) => {
-      const who = profile?.full_name ?? "The system, or a former member";
-      fill(item, { what: `${who}: ${action}`, when: momentOf(createdAt) });
+    draw: (item, entry) => {
+      fill(item, { what: `${actorOf(entry, names)} ${deedOf(entry, names)}`, when: momentOf(entry.created_at) });
     },
   });
+}
+
+/** The names of who did something and of whom it was done to, by id: the trail outlives people and refers to none. */
+async function namesIn(entries, supabase, signal) {
+  const ids = entries.flatMap(({ user_id: id, action, metadata }) => [
+    id,
+    action.startsWith("member.") && metadata.user_id,
+  ]);
+  const { data } = await supabase
+    .from("profiles")
+    .select("id, full_name, email")
+    .in("id", [...new Set(ids.filter(Boolean))])
+    .abortSignal(signal)
+    .throwOnError();
+  return new Map(data.map(({ id, full_name: name, email }) => [id, name ?? email ?? "Somebody"]));
+}
+
+function actorOf({ user_id: id, actor, impersonator }, names) {
+  const person = actor ? (ACTORS[actor] ?? actor) : id ? (names.get(id) ?? "A former member") : "An erased person";
+  return impersonator ? `${impersonator} (on behalf of ${person})` : person;
+}
+
+// What has words of its own. A function that returns nothing leaves it to VERBS.
+const DEEDS = {
+  "project.updated": ({ before, after, resource }) =>
+    renamed("project", before.title, after.title) ?? STATUS[after.status]?.(resource),
+  "organization.updated": ({ before, after }) => renamed("organization", before.name, after.name),
+  "member.joined": ({ member, role }) => `added ${member} as ${role}`,
+  "member.role_changed": ({ member, before, after }) =>
+    after.role && `changed the role of ${member} from ${before.role} to ${after.role}`,
+  "member.left": ({ member }) => `removed ${member}`,
+  "invitation.created": ({ role }) => `invited somebody as ${role}`,
+  "invitation.deleted": ({ role }) => `ended an invitation as ${role}`,
+};
+const STATUS = {
+  archived: (project) => `archived ${project}`,
+  active: (project) => `restored ${project}`,
+};
+const VERBS = {
+  created: ({ resource }) => `created ${resource}`,
+  updated: ({ resource, columns }) => `changed ${columns} of ${resource}`,
+  deleted: ({ resource }) => `deleted ${resource}`,
+};
+
+/** What was done: "renamed project Apollo to Gemini". */
+function deedOf({ action, resource_type: type, resource_id: id, metadata, changes }, names) {
+  const { before = {}, after = {}, redacted = [] } = changes ?? {};
+  const known = {
+    before,
+    after,
+    resource: [type, metadata.title ?? metadata.name ?? id].filter(Boolean).join(" "),
+    member: names.get(metadata.user_id) ?? "a former member",
+    role: metadata.role,
+    columns: [...Object.keys(after), ...redacted].map((column) => column.replaceAll("_", " ")).join(", "),
+  };
+  const verb = changes && VERBS[action.split(".")[1]]; // without changes, a client or the service logged it
+  return DEEDS[action]?.(known) || verb?.(known) || `logged ${action} about ${known.resource}`;
+}
+
+function renamed(type, before, after) {
+  return after === undefined ? undefined : `renamed ${type} ${before} to ${after}`;
 }

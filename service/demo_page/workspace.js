@@ -53,7 +53,7 @@ export class Workspace {
     }
     this.#refresh.projects.ask();
     this.#refresh.members.ask();
-    if (this.#has("audit:read")) this.#refresh.audit.ask();
+    this.#askAudit();
   }
 
   close() {
@@ -67,22 +67,36 @@ export class Workspace {
   /** What to listen to. functions/70_realtime.sql broadcasts it, policies/realtime.messages.sql says who may listen. */
   #topics() {
     const name = `org:${this.#organization.id}`;
-    const { projects, members, audit } = this.#refresh;
+    const { projects, members } = this.#refresh;
     const topics = {
-      [name]: { onSubscribed: () => projects.ask(), onBroadcast: (payload) => this.#projects.receive(payload) },
+      [name]: {
+        onSubscribed: () => this.#ask(projects),
+        onBroadcast: (payload) => {
+          this.#projects.receive(payload);
+          this.#askAudit();
+        },
+      },
       [`${name}:presence`]: { presenceKey: this.#profileId, onPresence: (keys) => this.#members.setPresent(keys) },
     };
     if (this.#has("members:read")) {
       const onBroadcast = (payload) => this.#membershipChanged(payload);
-      topics[`${name}:members:read`] = { onSubscribed: () => members.ask(), onBroadcast };
-    }
-    if (this.#has("audit:read")) {
-      topics[`${name}:audit:read`] = { onSubscribed: () => audit.ask(), onBroadcast: () => audit.ask() };
+      topics[`${name}:members:read`] = { onSubscribed: () => this.#ask(members), onBroadcast };
     }
     return topics;
   }
 
+  #ask(refresh) {
+    refresh.ask();
+    this.#askAudit();
+  }
+
+  /** The audit trail is not broadcast. What is, it records in the same transaction. */
+  #askAudit() {
+    if (this.#has("audit:read")) this.#refresh.audit.ask();
+  }
+
   #membershipChanged(payload) {
+    this.#askAudit();
     if (payload.table !== "organization_memberships") return;
     this.#refresh.members.ask();
     if (this.#members.isOwn(payload)) this.#onAccess();
@@ -136,6 +150,7 @@ export class Workspace {
     }
     if (this.#closing.signal.aborted) return false;
     say("alert", refusal);
+    if (rows) this.#askAudit();
     if (this.#live.state !== "live") this.#refresh.projects.ask(); // nobody else will tell us
     return rows > 0;
   }

@@ -1,4 +1,4 @@
-"""The demo page in Chromium, window by window, each its own person; every test leaves the database as it found it."""
+"""The demo page in Chromium, window by window, each its own person; every test leaves the database as it found it, but for the audit trail."""
 
 from __future__ import annotations
 

@@ -97,20 +97,53 @@ def test_an_owner_without_a_second_factor_reads_only_and_is_told_why(window: Ope
     expect(ada.page.get_by_role("heading", name="Audit log")).to_have_count(0)
 
 
-def test_owners_read_the_audit_log_and_are_told_when_it_is_empty(window: OpenWindow, database: Connection) -> None:
-    ada = window().open().sign_in("Ada Winter")
-    expect(ada.page.get_by_text("Nothing is recorded yet.")).to_be_visible()
+def test_owners_read_live_who_did_what(window: OpenWindow, database: Connection, clerk: Callable[..., None]) -> None:
+    ada, cleo = window().open().sign_in("Ada Winter"), window().open().sign_in("Cleo Santos")
+    newest = ada.page.locator("#audit-entries > li").first
+    expect(ada.page.locator("#audit-entries > li")).to_have_count(8)
+    expect(cleo.page.get_by_role("heading", name="Audit log")).to_have_count(0)
+
+    cleo.create("Apollo")
+    expect(newest).to_contain_text("Cleo Santos created project Apollo")
+    ada.rename("Apollo", "Gemini")
+    expect(newest).to_contain_text("Ada Winter renamed project Apollo to Gemini")
+    ada.project("Gemini").get_by_role("button", name="Archive").click()
+    expect(newest).to_contain_text("Ada Winter archived project Gemini")
+    database.execute("update public.projects set description = 'To the moon' where title = 'Gemini'")
+    expect(newest).to_contain_text("The system changed description of project Gemini")
+    ada.delete("Gemini")
+    expect(newest).to_contain_text("Ada Winter deleted project Gemini")
+
+    clerk("user.created", id="user_zoe", first_name="Zoe", last_name="Lang")
+    clerk("organizationMembership.created", **membership("user_zoe", "org_acme"))
+    expect(newest).to_contain_text("Clerk added Zoe Lang as member")
+    clerk("organizationMembership.updated", **membership("user_zoe", "org_acme", role="org:viewer"))
+    expect(newest).to_contain_text("Clerk changed the role of Zoe Lang from member to viewer")
+    clerk("user.deleted", id="user_zoe")
+    expect(newest).to_contain_text("Clerk removed a former member")
+    assert (ada.complaints, cleo.complaints) == ([], [])
+
+
+def test_the_audit_log_says_who_it_does_not_know_and_on_whose_behalf(window: OpenWindow, database: Connection) -> None:
+    acme = organization_id(database, "org_acme")
     database.execute(
-        "insert into public.audit_logs (organization_id, user_id, action, resource_type)"
-        " select %s, id, 'project.created', 'project' from public.profiles where clerk_user_id = 'user_cleo'",
-        [organization_id(database, "org_acme")],
+        """
+        insert into public.audit_logs (organization_id, user_id, actor, impersonator, action, resource_type, resource_id)
+        select %s, case when who.is_ada then p.id else who.user_id end, who.actor, who.impersonator, 'client.exported', 'report', '7'
+        from (values
+          (true, null::uuid, null, 'user_support'),
+          (false, gen_random_uuid(), null, null),
+          (false, null, null, null),
+          (false, null, 'import 3', null)
+        ) as who (is_ada, user_id, actor, impersonator)
+        cross join public.profiles as p where p.clerk_user_id = 'user_ada'
+        """,
+        [acme],
     )
-    try:
-        ada.page.reload()
-        expect(ada.page.locator("#audit-entries > li")).to_contain_text("Cleo Santos: project.created")
-        expect(ada.page.get_by_text("Nothing is recorded yet.")).to_be_hidden()
-    finally:
-        database.execute("delete from public.audit_logs where action = 'project.created'")
+    ada = window().open().sign_in("Ada Winter")
+    entries = ada.page.locator("#audit-entries")
+    for who in ("user_support (on behalf of Ada Winter)", "A former member", "An erased person", "import 3"):
+        expect(entries).to_contain_text(f"{who} logged client.exported about report 7")
 
 
 def test_a_webhook_adds_a_member_without_a_reload(window: OpenWindow, clerk: Callable[..., None]) -> None:
