@@ -121,7 +121,6 @@ def database(stack: Stack) -> Iterator[psycopg.Connection[dict[str, Any]]]:
         yield connection
         connection.execute("delete from public.projects where title in ('A target', 'A new one', 'Changed')")
         connection.execute("delete from public.organization_invitations")
-        connection.execute("delete from public.audit_logs")
         connection.execute("delete from public.backup_logs")
 
 
