@@ -78,14 +78,7 @@ declare
 begin
   for s in select * from app.audit_seals as a order by a.sequence loop
     now_ := app.audit_digest(s.range_start, s.range_end);
-    sequence := s.sequence;
-    range_start := s.range_start;
-    range_end := s.range_end;
-    sealed := s.entries;
-    found := now_.entries;
-    erased := now_.erased;
-    seal := s.seal;
-    state := case
+    return query select s.sequence, s.range_start, s.range_end, s.entries, now_.entries, now_.erased, case
       when s.sequence <> coalesce(previous.sequence, 0) + 1 or s.range_start <> coalesce(previous.range_end, s.range_start)
         or s.seal <> app.chained(previous.seal, s.range_start, s.range_end, s.entries, s.digest) then 'seal broken'
       when now_.digest = s.digest and now_.erased > 0 then 'erased'
@@ -95,8 +88,7 @@ begin
         where i.kind = 'retention' and i.range_start <= s.range_start and i.range_end >= s.range_end
       ) then 'dropped'
       else 'broken'
-    end;
-    return next;
+    end, s.seal;
     previous := s;
   end loop;
 end;
