@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from scripts.bench.audit import bench_audit
 from scripts.bench.realtime import bench_realtime
 from scripts.bench.rls import bench_rls
 from scripts.bench.webhooks import bench_webhooks
@@ -11,7 +12,7 @@ from scripts.bench.webhooks import bench_webhooks
 
 @click.group()
 def bench() -> None:
-    """Measure policies, webhooks and Realtime against their aims, on scratch servers that are removed again.
+    """Measure policies, webhooks, Realtime and the audit trail against their aims, on scratch servers of its own.
 
     \b
     Example: ballast bench rls --quick
@@ -21,3 +22,4 @@ def bench() -> None:
 bench.add_command(bench_rls)
 bench.add_command(bench_webhooks)
 bench.add_command(bench_realtime)
+bench.add_command(bench_audit)

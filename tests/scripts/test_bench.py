@@ -9,6 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,13 @@ import psutil
 import psycopg
 import pytest
 
-from scripts.bench import realtime, report, rls, webhooks
+from scripts import migrations
+from scripts.bench import audit, realtime, report, rls, webhooks
 from scripts.bench.subscribers import CHANGES, Event, EventsLost
 
 RLS = ("rls", "--projects", "5000", "--quick", "--json")
 WEBHOOKS = ("webhooks", "--organizations", "10", "--json")
+AUDIT = ("audit", "--entries", "2000", "--json")
 REALTIME = ("realtime", "--events", "2", "--json")
 
 
@@ -52,7 +56,7 @@ def folder() -> Any:
         yield Path(place)
 
 
-@pytest.mark.parametrize("words", [RLS, WEBHOOKS, REALTIME], ids=["rls", "webhooks", "realtime"])
+@pytest.mark.parametrize("words", [RLS, WEBHOOKS, REALTIME, AUDIT], ids=["rls", "webhooks", "realtime", "audit"])
 def test_json_has_the_promised_shape_and_nothing_stays_behind(folder: Path, words: tuple[str, ...]) -> None:
     printed = json.loads(finished(bench(folder, *words)))
 
@@ -142,6 +146,35 @@ def test_a_write_that_sends_too_few_messages_is_not_measured(database: Any) -> N
     )
     with pytest.raises(EventsLost, match="two inserts of 1 row sent 0 messages"):
         realtime.time_write(database.connection, organization, write)
+
+
+@pytest.fixture(scope="module")
+def audited(new_database: Callable[..., str]) -> Iterator[audit.Tenant]:
+    url = new_database()
+    migrations.up(url)
+    with (
+        psycopg.connect(url.replace("//postgres:", "//supabase_admin:"), autocommit=True) as admin,
+        psycopg.connect(url.replace("//postgres:", "//authenticator:"), autocommit=True) as caller,
+    ):
+        yield audit.set_up(admin, caller)
+
+
+@pytest.mark.parametrize("variant", [audit.OURS, audit.GENERIC])
+def test_a_write_that_is_not_recorded_once_is_not_measured(audited: audit.Tenant, variant: str) -> None:
+    write = audit.Write(0, "update", 1, variant)
+    assert len(audit.time_turn(audited, write)) == audit.TURN[1]
+
+    with (
+        audit.triggers_on(audited.admin, {audit.OURS: audit.GENERIC, audit.GENERIC: audit.OURS}[variant]),
+        pytest.raises(audit.EntriesWrong, match="11 entries"),
+    ):
+        audit.time_turn(audited, write)
+
+
+def test_a_page_that_is_not_full_is_not_measured(audited: audit.Tenant) -> None:
+    nobody = replace(audited, claims="{}")
+    with pytest.raises(audit.EntriesWrong, match="has 0 entries, and not 50"):
+        audit.time_pages(nobody, 1)
 
 
 def test_an_organizations_messages_are_twenty_and_two_come_twice() -> None:
