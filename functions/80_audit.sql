@@ -64,7 +64,7 @@ comment on function app.acting is 'Who acts, on whose behalf and from where, as 
 
 -- One insert, however many rows a statement wrote. The arguments are those of app.audit().
 -- Without nested loops: the plan is made for the first statement of a session, of one row, and kept for those of thousands. What that
--- seems to cost must not make PostgreSQL compile it.
+-- seems to cost must not make PostgreSQL compile it. "offset 0" keeps it from making the row's object again wherever one is used.
 create or replace function app.record_changes() returns trigger
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp set enable_nestloop = off set jit = off
 as $$
@@ -89,7 +89,7 @@ begin
       jsonb_build_object(
         case tg_op when 'INSERT' then 'after' else 'before' end, jsonb_strip_nulls(r.content) - ignored - redacted, 'redacted', redacted
       )
-    from (select to_jsonb(w) as content from written_rows as w) as r;
+    from (select to_jsonb(w) as content from written_rows as w offset 0) as r;
   else
     insert into public.audit_logs (
       user_id, actor, impersonator, ip_address, user_agent, request_id,
@@ -104,7 +104,7 @@ begin
         'before', c.before - redacted, 'after', c.after - redacted,
         'redacted', array(select u.name from unnest(redacted) as u (name) where c.after ? u.name)
       )
-    from (select to_jsonb(n) as new, to_jsonb(o) as old from new_rows as n join old_rows as o on n.id = o.id) as r
+    from (select to_jsonb(n) as new, to_jsonb(o) as old from new_rows as n join old_rows as o on n.id = o.id offset 0) as r
     cross join lateral (
       select jsonb_object_agg(e.key, r.old -> e.key) as before, jsonb_object_agg(e.key, e.value) as after
       from jsonb_each(r.new - ignored) as e
