@@ -48,11 +48,11 @@ comment on function app.claims is 'The token''s claims, or an empty object. Defi
 -- The caller, if they are somebody to us: a pending session is a valid token of a person who has not finished signing in.
 -- Clerk writes fva as [minutes since the first factor, minutes since the second], -1 for never.
 create or replace view app.caller as
-select p.id, coalesce(t.claims @? 'strict $.fva[1] ? (@ >= 0)', false) as second_factor
+select p.id, coalesce(t.claims @? 'strict $.fva[1] ? (@ >= 0)', false) as second_factor, t.claims
 from app.token as t
 join public.profiles as p on t.claims ->> 'sub' = p.clerk_user_id
 where not p.banned and coalesce(t.claims ->> 'sts', 'active') = 'active';
-comment on view app.caller is 'The caller''s profile and whether the session has a second factor; no row for nobody. Only definer functions read it.';
+comment on view app.caller is 'The caller''s profile, whether the session has a second factor, and the claims; no row for nobody. Only definer functions read it.';
 
 create or replace function app.second_factor() returns boolean
 language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp

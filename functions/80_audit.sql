@@ -1,37 +1,5 @@
 -- The audit trail: what triggers record of every write to a tenant table, and what callers add. The next table is one line, at the end.
 
--- Text that a client wrote, as an address, or null. Tried rather than asked: PostgreSQL 15 cannot ask.
-create or replace function app.try_inet(text_ text) returns inet
-language plpgsql immutable parallel unsafe set search_path = pg_catalog, pg_temp
-as $$
-begin
-  return case when text_ ~ '^[0-9a-fA-F.:]{2,45}$' then text_::inet end;
-exception when others then
-  return null;
-end;
-$$;
-comment on function app.try_inet is 'The address that a text is, or null.';
-
-create or replace function app.request_headers() returns jsonb
-language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp
-as $$
-begin
-  return nullif(current_setting('request.headers', true), '')::jsonb;
-exception when others then
-  return null;
-end;
-$$;
-comment on function app.request_headers is 'The headers of the request, as the Data API passes them; null when there are none, or no JSON.';
-
-create or replace function app.picked(content jsonb, names text[]) returns jsonb
-language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
-as $$
-begin
-  return coalesce((select jsonb_object_agg(n.name, content -> n.name) from unnest(names) as n (name)), '{}');
-end;
-$$;
-comment on function app.picked is 'These members of an object.';
-
 -- An entry that says who acts, and from where, and nothing else yet. A person is who the token says. Who holds the secret key may say
 -- what it is called (x-actor), and functions of ours do (app.actor). x-forwarded-for is the client's own word where no proxy of ours
 -- replaces it.
@@ -40,23 +8,30 @@ language plpgsql stable parallel unsafe security definer set search_path = pg_ca
 as $$
 declare
   entry public.audit_logs;
-  claims jsonb := (select t.claims from app.token as t);
-  headers jsonb := app.request_headers();
+  claims jsonb;
+  headers jsonb;
+  address text;
 begin
-  if claims ->> 'sub' is not null then
-    entry.user_id := (select c.id from app.caller as c);
-    entry.impersonator := left(claims -> 'act' ->> 'sub', 256);
-  end if;
+  select c.id, c.claims into entry.user_id, claims from app.caller as c;
+  -- Tried rather than asked, the address last: PostgreSQL 15 cannot ask whether text is JSON or an address.
+  begin
+    headers := nullif(current_setting('request.headers', true), '')::jsonb;
+    entry.user_agent := left(headers ->> 'user-agent', 512);
+    entry.request_id := left(headers ->> 'x-request-id', 200);
+    address := trim(split_part(headers ->> 'x-forwarded-for', ',', 1));
+    entry.ip_address := case when address ~ '^[0-9a-fA-F.:]{2,45}$' then address::inet end;
+  exception when others then
+    null;
+  end;
   if entry.user_id is null then
+    claims := (select t.claims from app.token as t);
     entry.actor := coalesce(
       nullif(left(current_setting('app.actor', true), 100), ''),
       case when claims ->> 'role' = 'service_role' then coalesce(nullif(left(headers ->> 'x-actor', 100), ''), 'service') end,
       'system'
     );
   end if;
-  entry.ip_address := app.try_inet(trim(split_part(headers ->> 'x-forwarded-for', ',', 1)));
-  entry.user_agent := left(headers ->> 'user-agent', 512);
-  entry.request_id := left(headers ->> 'x-request-id', 200);
+  entry.impersonator := left(claims -> 'act' ->> 'sub', 256);
   return entry;
 end;
 $$;
@@ -85,7 +60,7 @@ begin
     select
       who.user_id, who.actor, who.impersonator, who.ip_address, who.user_agent, who.request_id,
       (r.content ->> tenant)::uuid, concat(resource, '.', verbs[case tg_op when 'INSERT' then 1 else 3 end]), resource,
-      r.content ->> 'id', app.picked(r.content, named),
+      r.content ->> 'id', (select coalesce(jsonb_object_agg(u.name, r.content -> u.name), '{}') from unnest(named) as u (name)),
       jsonb_build_object(
         case tg_op when 'INSERT' then 'after' else 'before' end, jsonb_strip_nulls(r.content) - ignored - redacted, 'redacted', redacted
       )
@@ -99,7 +74,7 @@ begin
       who.user_id, who.actor, who.impersonator, who.ip_address, who.user_agent, who.request_id,
       -- Hidden now and purged later: to people that is the deletion.
       (r.new ->> tenant)::uuid, concat(resource, '.', verbs[case when c.after ->> 'deleted_at' is null then 2 else 3 end]), resource,
-      r.new ->> 'id', app.picked(r.new, named),
+      r.new ->> 'id', (select coalesce(jsonb_object_agg(u.name, r.new -> u.name), '{}') from unnest(named) as u (name)),
       jsonb_build_object(
         'before', c.before - redacted, 'after', c.after - redacted,
         'redacted', array(select u.name from unnest(redacted) as u (name) where c.after ? u.name)
