@@ -19,12 +19,12 @@ comment on view ops.clerk_roles is 'Roles that exist in Clerk and what each mean
 
 create or replace view ops.audit_activity with (security_invoker) as
 select
-  o.name as organization, coalesce(p.full_name, a.actor, 'an erased person') as actor, a.impersonator, a.action, count(*) as entries,
-  min(a.created_at) as first_at, max(a.created_at) as last_at
+  o.name as organization, coalesce(p.full_name, p.email, a.actor, 'an erased person') as actor, a.impersonator, a.action,
+  count(*) as entries, min(a.created_at) as first_at, max(a.created_at) as last_at
 from public.audit_logs as a
 left join public.organizations as o on a.organization_id = o.id
 left join public.profiles as p on a.user_id = p.id
 where a.created_at >= now() - interval '30 days'
-group by o.name, coalesce(p.full_name, a.actor, 'an erased person'), a.impersonator, a.action
+group by o.name, coalesce(p.full_name, p.email, a.actor, 'an erased person'), a.impersonator, a.action
 order by max(a.created_at) desc;
 comment on view ops.audit_activity is 'Who did what how often in which organization, in the last 30 days.';

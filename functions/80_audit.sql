@@ -43,6 +43,7 @@ comment on function app.acting is 'Who acts, on whose behalf and from where, as 
 create or replace function app.record_changes() returns trigger
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp set enable_nestloop = off set jit = off
 as $$
+#variable_conflict use_variable
 declare
   resource text := tg_argv[0];
   verbs text[] := tg_argv[1];
@@ -62,9 +63,9 @@ begin
       (r.content ->> tenant)::uuid, concat(resource, '.', verbs[case tg_op when 'INSERT' then 1 else 3 end]), resource,
       r.content ->> 'id', (select coalesce(jsonb_object_agg(u.name, r.content -> u.name), '{}') from unnest(named) as u (name)),
       jsonb_build_object(
-        case tg_op when 'INSERT' then 'after' else 'before' end, jsonb_strip_nulls(r.content) - ignored - redacted, 'redacted', redacted
+        case tg_op when 'INSERT' then 'after' else 'before' end, r.content - ignored - redacted, 'redacted', redacted
       )
-    from (select to_jsonb(w) as content from written_rows as w offset 0) as r;
+    from (select to_jsonb(w.*) as content from written_rows as w offset 0) as r;
   else
     insert into public.audit_logs (
       user_id, actor, impersonator, ip_address, user_agent, request_id,
@@ -79,7 +80,7 @@ begin
         'before', c.before - redacted, 'after', c.after - redacted,
         'redacted', array(select u.name from unnest(redacted) as u (name) where c.after ? u.name)
       )
-    from (select to_jsonb(n) as new, to_jsonb(o) as old from new_rows as n join old_rows as o on n.id = o.id offset 0) as r
+    from (select to_jsonb(n.*) as new, to_jsonb(o.*) as old from new_rows as n join old_rows as o on n.id = o.id offset 0) as r
     cross join lateral (
       select jsonb_object_agg(e.key, r.old -> e.key) as before, jsonb_object_agg(e.key, e.value) as after
       from jsonb_each(r.new - ignored) as e
@@ -112,6 +113,17 @@ declare
   singular text := coalesce(resource, (select rtrim(c.relname, 's') from pg_class as c where c.oid = relation));
   event record;
 begin
+  if not exists (
+    select from pg_constraint as k where k.conrelid = relation and k.contype = 'p' and k.conkey = array(
+      select a.attnum from pg_attribute as a where a.attrelid = relation and a.attname = 'id'
+    )
+  ) then
+    raise exception '% has no primary key `id`, by which its entries are found.', relation;
+  elsif tenant <> '' and not exists (
+    select from pg_attribute as a where a.attrelid = relation and a.attname = tenant and a.atttypid = 'uuid'::regtype
+  ) then
+    raise exception '% has no column % of type uuid, which says whose entries they are.', relation, tenant;
+  end if;
   for event in
     values
       ('insert', 'new table as written_rows'), ('update', 'old table as old_rows new table as new_rows'), ('delete', 'old table as written_rows')

@@ -176,6 +176,36 @@ def test_the_next_table_is_one_line(database: Database, acme: str) -> None:
     assert "DE00" not in json.dumps(entry)
 
 
+@pytest.mark.parametrize(
+    "name", ["n", "o", "w", "named", "redacted", "ignored", "who", "changes", "written_rows", "content"]
+)
+def test_a_column_of_any_name_is_recorded_like_others(database: Database, acme: str, name: str) -> None:
+    database.execute(
+        f"create table public.shapes (id uuid primary key default gen_random_uuid(), organization_id uuid, {name} jsonb, iban text)"
+    )
+    database.execute("select app.audit('public.shapes', redacted => '{iban}')")
+    database.execute(
+        f"insert into public.shapes (organization_id, {name}, iban) values (%s, '{{\"a\": null}}', 'DE00')", acme
+    )
+    database.execute(f"update public.shapes set {name} = '[2]', iban = 'DE01'")
+    database.execute("delete from public.shapes")
+    created, deleted, updated = told(database)
+    assert (created["changes"]["after"][name], deleted["changes"]["before"][name]) == ({"a": None}, [2])
+    assert updated["changes"] == {"before": {name: {"a": None}}, "after": {name: [2]}, "redacted": ["iban"]}
+    assert "DE0" not in json.dumps([created, deleted, updated])
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [("id uuid, organization_id uuid", "no primary key"), ("id uuid primary key, organization_id text", "no column organization_id"),
+     ("number integer primary key, organization_id uuid", "no primary key"), ("id uuid primary key", "no column organization_id")],
+)  # fmt: skip
+def test_a_table_that_cannot_be_audited_is_refused_at_once(database: Database, columns: str, reason: str) -> None:
+    database.execute(f"create table public.shapes ({columns})")
+    with pytest.raises(psycopg.errors.RaiseException, match=reason):
+        database.execute("select app.audit('public.shapes')")
+
+
 # --- hostile
 
 
