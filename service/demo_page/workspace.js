@@ -7,6 +7,8 @@ import { ProjectList } from "./project_list.js";
 import { Projects } from "./projects.js";
 import { Refresh } from "./refresh.js";
 
+const MOST_MARKED = 20;
+
 export class Workspace {
   #live;
   #organization; // as start_session() returns it
@@ -14,6 +16,7 @@ export class Workspace {
   #onAccess;
   #closing = new AbortController();
   #projects;
+  #changes = []; // not drawn yet
   #list;
   #members;
   #refresh;
@@ -102,11 +105,20 @@ export class Workspace {
     if (this.#members.isOwn(payload)) this.#onAccess();
   }
 
+  /** Draws once a frame, however many changes one statement of somebody's made. */
   #projectsChanged(change) {
+    this.#changes.push(change);
+    if (this.#changes.length === 1) requestAnimationFrame(() => this.#showChanges());
+  }
+
+  #showChanges() {
+    const changes = this.#changes.splice(0).filter(Boolean);
+    if (this.#closing.signal.aborted) return;
     this.#drawProjects();
-    if (!change) return;
-    const { id, before, after } = change;
-    this.#list.mark(id);
+    for (const { id } of changes.slice(-MOST_MARKED)) this.#list.mark(id);
+    if (changes.length > 1) say("status", `${changes.length} projects have changed.`);
+    if (changes.length !== 1) return;
+    const [{ before, after }] = changes;
     say("status", `${(after ?? before).title} was ${after ? (before ? "changed" : "added") : "deleted"}.`);
   }
 

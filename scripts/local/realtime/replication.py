@@ -26,7 +26,8 @@ Row = dict[str, str | None]
 Connection = psycopg.AsyncConnection[Any]
 
 RECONNECT_SECONDS = 0.5
-STATUS_SECONDS = 5.0
+# Also how late a commit may be told: PostgreSQL 18's sender was seen to sleep on a commit until the client wrote to it.
+STATUS_SECONDS = 0.1
 CONNECT_SECONDS = 5
 # Further behind than this, subscribers had better read again.
 LONGEST_QUEUE = 100_000
