@@ -114,12 +114,12 @@ def test_owners_read_live_who_did_what(window: OpenWindow, database: Connection,
     ada.delete("Gemini")
     expect(newest).to_contain_text("Ada Winter deleted project Gemini")
 
-    clerk("user.created", id="user_zoe", first_name="Zoe", last_name="Lang")
-    clerk("organizationMembership.created", **membership("user_zoe", "org_acme"))
+    clerk("user.created", id="user_zoe_lang", first_name="Zoe", last_name="Lang")
+    clerk("organizationMembership.created", **membership("user_zoe_lang", "org_acme"))
     expect(newest).to_contain_text("Clerk added Zoe Lang as member")
-    clerk("organizationMembership.updated", **membership("user_zoe", "org_acme", role="org:viewer"))
+    clerk("organizationMembership.updated", **membership("user_zoe_lang", "org_acme", role="org:viewer"))
     expect(newest).to_contain_text("Clerk changed the role of Zoe Lang from member to viewer")
-    clerk("user.deleted", id="user_zoe")
+    clerk("user.deleted", id="user_zoe_lang")
     expect(newest).to_contain_text("Clerk removed a former member")
     assert (ada.complaints, cleo.complaints) == ([], [])
 
