@@ -113,7 +113,22 @@ def test_clerk_is_who_acts_by_its_events(database: Database, acme: str) -> None:
 # --- what
 
 
-def test_every_command_on_every_table_is_recorded(database: Database, acme: str) -> None:
+ACTORS: dict[str, tuple[Claims | None, str, str | None]] = {
+    "a person": (claims("eve"), "", None), "the service": ({"role": "service_role"}, "", "service"),
+    "Clerk": ({"role": "service_role"}, "clerk", "clerk"), "the system": (None, "", "system"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("who", "name", "actor"), ACTORS.values(), ids=ACTORS)
+def test_every_command_on_every_table_is_recorded_with_who_did_it(
+    database: Database, acme: str, who: Claims | None, name: str, actor: str | None
+) -> None:
+    """As functions of ours write: with the caller's claims, and the owner's privileges."""
+    database.execute(
+        "select set_config('request.jwt.claims', %s, true), set_config('app.actor', %s, true)",
+        json.dumps(who) if who else "",
+        name,
+    )
     create(database, acme, "Apollo")
     database.execute("update public.projects set title = 'Gemini', description = 'Twins'")
     database.execute("delete from public.projects")
@@ -128,6 +143,8 @@ def test_every_command_on_every_table_is_recorded(database: Database, acme: str)
     database.execute("update public.organizations set deleted_at = now() where id = %s", acme)
     database.execute("delete from public.organizations where id = %s", acme)
     entries = told(database)
+    eve = None if actor else str(person(database, "eve"))
+    assert {(entry["user_id"], entry["actor"]) for entry in entries} == {(eve, actor)}
     assert {entry["action"] for entry in entries} == {
         "project.created", "project.updated", "project.deleted", "organization.updated", "organization.deleted", "member.role_changed",
         "member.left", "invitation.created", "invitation.deleted", "profile.updated",
