@@ -38,20 +38,23 @@ declare
   permission text := tg_argv[0];
   change jsonb := jsonb_build_object('schema', tg_table_schema, 'table', tg_table_name, 'operation', tg_op, 'record', null, 'old_record', null);
   deletion jsonb := change || '{"operation": "DELETE"}';
-  hidden text[] := array(
+  hidden text[];
+  not_key text[];
+begin
+  -- Not where they are declared: what fails there, the exception block does not catch.
+  hidden := array(
     select a.attname::text
     from pg_attribute as a
     where a.attrelid = tg_relid and a.attnum > 0 and not a.attisdropped
       and not has_column_privilege('authenticated', tg_relid, a.attnum, 'select')
   );
-  not_key text[] := hidden || array(
+  not_key := hidden || array(
     select a.attname::text
     from pg_attribute as a
     where a.attrelid = tg_relid and a.attnum > 0 and not a.attisdropped and not exists (
       select from pg_constraint as k where k.conrelid = tg_relid and k.contype = 'p' and a.attnum = any(k.conkey)
     )
   );
-begin
   if tg_op = 'INSERT' then
     insert into realtime.messages (topic, extension, event, private, payload)
     select app.org_topic(n.organization_id, permission), 'broadcast', 'INSERT', true, change || jsonb_build_object('record', to_jsonb(n.*) - hidden)
@@ -89,6 +92,8 @@ comment on function app.broadcast_changes is
 create or replace function app.broadcast(relation regclass, permission text) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
+declare
+  event record;
 begin
   if not exists (select from pg_constraint as k where k.conrelid = relation and k.contype = 'p') then
     raise exception '% has no primary key, by which a deletion is told.', relation;
@@ -99,18 +104,14 @@ begin
   elsif not exists (select from public.role_permissions as rp where rp.permission = broadcast.permission) then
     raise exception 'No role has the permission %.', permission;
   end if;
-  execute format(
-    'create or replace trigger broadcast_insert after insert on %s referencing new table as new_rows
-     for each statement execute function app.broadcast_changes(%L)', relation, permission
-  );
-  execute format(
-    'create or replace trigger broadcast_update after update on %s referencing old table as old_rows new table as new_rows
-     for each statement execute function app.broadcast_changes(%L)', relation, permission
-  );
-  execute format(
-    'create or replace trigger broadcast_delete after delete on %s referencing old table as old_rows
-     for each statement execute function app.broadcast_changes(%L)', relation, permission
-  );
+  for event in
+    values ('insert', 'new table as new_rows'), ('update', 'old table as old_rows new table as new_rows'), ('delete', 'old table as old_rows')
+  loop
+    execute format(
+      'create or replace trigger broadcast_%s after %s on %s referencing %s for each statement execute function app.broadcast_changes(%L)',
+      event.column1, event.column1, relation, event.column2, permission
+    );
+  end loop;
 end;
 $$;
 comment on function app.broadcast is

@@ -51,8 +51,9 @@ declare
   named text[] := tg_argv[3];
   redacted text[] := tg_argv[4];
   ignored text[] := tg_argv[5];
-  who public.audit_logs := app.acting();
+  who public.audit_logs;
 begin
+  who := app.acting(); -- not where it is declared: what fails there, the exception block does not catch
   if tg_op <> 'UPDATE' then
     insert into public.audit_logs (
       user_id, actor, impersonator, ip_address, user_agent, request_id,

@@ -34,7 +34,8 @@ as $$
 $$;
 comment on function app.next_month is 'The first moment of the next month, in UTC.';
 
--- The month's partition, with what the default one holds of it. Attaching does not block those who read or write meanwhile.
+-- The month's partition, with what the default one holds of it. Attaching locks the default partition for
+-- a moment, so who reads every month waits; who writes to a month that is there does not.
 create or replace function app.make_audit_partition(month timestamptz) returns boolean
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$

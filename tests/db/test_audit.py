@@ -259,6 +259,15 @@ def test_a_write_never_fails_because_of_its_record(database: Database, acme: str
     assert warnings == ["A change of public.projects is not in the audit trail (23514)."]
 
 
+def test_a_write_does_not_fail_either_where_nobody_can_say_who_acts(database: Database, acme: str) -> None:
+    warnings: list[str] = []
+    database.connection.add_notice_handler(lambda notice: warnings.append(notice.message_primary or ""))
+    database.execute("alter function app.acting() rename to away")
+    create(database, acme, "Apollo")
+    assert database.value("select count(*) from public.projects") == 1
+    assert warnings == ["A change of public.projects is not in the audit trail (42883)."]
+
+
 # --- log_audit_event
 
 

@@ -189,6 +189,17 @@ def test_a_broadcast_that_fails_never_fails_the_write(database: Database, tenant
     assert warnings == ["A change of public.projects was not broadcast (23514)."] * 2
 
 
+def test_a_write_does_not_fail_either_where_there_is_no_role_of_the_api(
+    database: Database, tenants: dict[str, str]
+) -> None:
+    warnings: list[str] = []
+    database.connection.add_notice_handler(lambda notice: warnings.append(notice.message_primary or ""))
+    database.execute("alter role authenticated rename to somebody_else")
+    create(database, tenants["Acme"], "Apollo")
+    assert database.value("select count(*) from public.projects") == 1
+    assert warnings == ["A change of public.projects was not broadcast (42704)."]
+
+
 def test_the_next_table_is_one_line(database: Database, tenants: dict[str, str]) -> None:
     database.execute(
         "create table public.invoices (number integer, organization_id uuid references public.organizations, total numeric, "

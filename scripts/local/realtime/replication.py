@@ -115,7 +115,7 @@ class Stream:
         url: str,
         publication: str,
         deliver: Callable[[Connection, Change], Awaitable[None]],
-        when_ready: Callable[[], None] = lambda: None,
+        when_ready: Callable[[], None],
     ) -> None:
         self.ready = asyncio.Event()
         self._url = url

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 MESSAGES_PUBLICATION: Final = "supabase_realtime_messages_publication"
 # A client that sends nothing, not even heartbeats, is gone.
 SILENCE_SECONDS: Final = 75
+# How long we wait for a client's goodbye.
+CLOSE_SECONDS: Final = 2
 FORGET_EVERY_SECONDS: Final = 3600
 FORGET = "delete from realtime.messages where inserted_at < now() - interval '3 days'"
 CORS: Final = {
@@ -80,7 +82,9 @@ class Realtime:
             token = await self._tokens.of_key(key)
         except TokenRefused as refusal:
             return web.json_response({"error": str(refusal).partition(" seconds ago")[0]}, status=401)
-        connection = web.WebSocketResponse(max_msg_size=LARGEST_FRAME, compress=False, receive_timeout=SILENCE_SECONDS)
+        connection = web.WebSocketResponse(
+            max_msg_size=LARGEST_FRAME, compress=False, receive_timeout=SILENCE_SECONDS, timeout=CLOSE_SECONDS
+        )
         await connection.prepare(request)
         transport = cast("asyncio.Transport", request.transport)  # None only once the connection is lost
         socket = Socket(connection, transport, wire(request.query.get("vsn", "1.0.0")), token)
@@ -223,8 +227,8 @@ class Realtime:
 
     async def hang_up(self, _: web.Application | None = None) -> None:
         """Closes every connection; clients connect again."""
-        for socket in list(self._sockets):
-            await socket.connection.close(code=1001)
+        closing = [socket.connection.close(code=1001) for socket in self._sockets]
+        await asyncio.gather(*closing, return_exceptions=True)
 
 
 def _is_message(message: Any) -> bool:
