@@ -144,3 +144,17 @@ begin
 end;
 $$;
 comment on function app.clerk_fields is 'What we keep of an object of Clerk''s; its kind as in app.clerk_records.';
+
+-- Whom an event is about or names, to find it by when they ask for their data or to be erased.
+create or replace function app.clerk_mentions(event jsonb) returns text[]
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return array(
+    select distinct case when m.value like '%@%' then lower(m.value) else m.value end
+    from (select v #>> '{}' as value from jsonb_path_query(event, 'strict $.** ? (@ like_regex "^user_|@")') as v) as m
+    where length(m.value) <= 320
+  );
+end;
+$$;
+comment on function app.clerk_mentions is 'Clerk''s ids of users, and e-mail addresses in lower case, that an event holds as whole texts.';

@@ -16,6 +16,24 @@ end;
 $$;
 comment on function app.lock_clerk_objects is 'Holds the objects with these Clerk ids until the transaction ends.';
 
+create or replace function app.person_hash(clerk_user_id text) returns text
+language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (select encode(sha256(s.erasure_salt || convert_to(clerk_user_id, 'UTF8')), 'hex') from app.settings as s);
+end;
+$$;
+comment on function app.person_hash is 'What is kept of an erased person: a salted hash of Clerk''s id. Definer: app.settings is private.';
+
+create or replace function app.is_erased(clerk_user_id text) returns boolean
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return exists (select from app.clerk_tombstones as t where t.kind = 'user' and t.clerk_id = app.person_hash(clerk_user_id));
+end;
+$$;
+comment on function app.is_erased is 'Whether the person was deleted at Clerk or erased here. They never come back: Clerk uses no id twice.';
+
 create or replace function app.learn(
   kind text, clerk_id text, stamp app.clerk_stamp, data jsonb, organization text default null, person text default null
 ) returns boolean
@@ -35,11 +53,16 @@ begin
   if known.stamp >= stamp then
     return false;
   end if;
+  -- Clerk goes on naming an organization's creator after they are gone.
+  if kind = 'organization' and app.is_erased(newest ->> 'created_by') then
+    newest := newest || '{"created_by": null}';
+  end if;
 
   if known.clerk_id is null then
     -- A deleted organization goes on learning, hidden, so that it ends the same whenever its deletion arrives.
-    if learn.kind <> 'organization' and exists (
-      select from app.clerk_tombstones as t where t.kind = learn.kind and t.clerk_id = learn.clerk_id
+    if kind <> 'organization' and (
+      app.is_erased(case kind when 'user' then clerk_id else person end)
+      or exists (select from app.clerk_tombstones as t where t.kind = learn.kind and t.clerk_id = learn.clerk_id)
     ) then
       return false;
     end if;
@@ -77,8 +100,14 @@ as $$
 declare
   buried boolean;
 begin
+  if app.is_erased(person) then
+    return false; -- nothing of theirs can come back: a membership's tombstone would only say that they were here
+  end if;
   insert into app.clerk_tombstones as t (kind, clerk_id, organization_id, user_id, began_at, deleted_at)
-  values (bury.kind, bury.clerk_id, organization, person, bury.began_at, bury.deleted_at)
+  values (
+    bury.kind, case bury.kind when 'user' then app.person_hash(bury.clerk_id) else bury.clerk_id end,
+    organization, person, bury.began_at, bury.deleted_at
+  )
   on conflict on constraint clerk_tombstones_pkey do update
   set began_at = greatest(t.began_at, excluded.began_at), deleted_at = greatest(t.deleted_at, excluded.deleted_at)
   where (t.began_at, t.deleted_at)
@@ -88,15 +117,12 @@ begin
     return false;
   end if;
 
-  if bury.kind <> 'organization' then
+  if bury.kind not in ('organization', 'user') then
     delete from app.clerk_records as r where r.kind = bury.kind and r.clerk_id = bury.clerk_id;
   end if;
   case bury.kind
     when 'user' then
-      -- Memberships before the person, as an organization's deletion does: the other way round the two could deadlock.
-      delete from public.organization_memberships as m using public.profiles as p
-      where p.clerk_user_id = bury.clerk_id and m.user_id = p.id;
-      delete from public.profiles as p where p.clerk_user_id = bury.clerk_id;
+      perform app.erase_deleted_user(bury.clerk_id);
     when 'organization' then
       update public.organizations as o set deleted_at = bury.deleted_at where o.clerk_org_id = bury.clerk_id;
       delete from public.organization_memberships as m using public.organizations as o

@@ -94,10 +94,6 @@ begin
   if id is null then
     raise exception 'the event names no object: data.id is missing';
   end if;
-  perform app.lock_clerk_objects(array[
-    id, organization, app.clerk_text(data -> 'organization' -> 'id'), app.clerk_text(data -> 'public_user_data' -> 'user_id')
-  ]);
-
   if subject = 'organizationMembership' then
     news := app.apply_clerk_membership(data, stamp, action = 'deleted');
   elsif action = 'deleted' then
@@ -124,6 +120,21 @@ begin
 end;
 $$;
 comment on function app.apply_clerk_event is 'Applies one event: processed, stale or ignored.';
+
+-- Before the attempt, whose failure would let go of them: so that whom an event names is erased before it or after it, not meanwhile.
+create or replace function app.lock_clerk_event(event jsonb, mentions text[]) returns void
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  data jsonb := event -> 'data';
+begin
+  perform app.lock_clerk_objects(mentions || array[
+    app.clerk_text(data -> 'id'), app.clerk_text(data -> 'organization_id'), app.clerk_text(data -> 'payer' -> 'organization_id'),
+    app.clerk_text(data -> 'organization' -> 'id'), app.clerk_text(data -> 'public_user_data' -> 'user_id')
+  ]);
+end;
+$$;
+comment on function app.lock_clerk_event is 'Holds all objects that an event is about or names until the transaction ends.';
 
 -- A broken event must not lose the message, nor a development instance write into production.
 create or replace function app.try_clerk_event(event jsonb, out outcome text, out error text)
@@ -157,6 +168,7 @@ declare
   known text;
   outcome text;
   failure text;
+  mentions text[];
 begin
   if message_id is null or jsonb_typeof(event) <> 'object' or jsonb_typeof(event -> 'type') is distinct from 'string' then
     raise sqlstate 'PT400' using message = 'A message needs an id, and an event that is an object with a type.';
@@ -165,12 +177,15 @@ begin
   select e.outcome into known from app.webhook_events as e where e.message_id = receive_clerk_event.message_id;
 
   if known is null then
+    mentions := app.clerk_mentions(event);
+    perform app.lock_clerk_event(event, mentions);
     select t.outcome, t.error into outcome, failure from app.try_clerk_event(event) as t;
-    insert into app.webhook_events (message_id, type, event, outcome, error, next_attempt_at, applied_at)
+    insert into app.webhook_events (message_id, type, event, mentions, outcome, error, next_attempt_at, applied_at)
     values (
-      receive_clerk_event.message_id, event ->> 'type', event, outcome, failure,
+      receive_clerk_event.message_id, event ->> 'type', event, mentions, outcome, failure,
       case when outcome = 'failed' then now() + interval '30 seconds' end, case when outcome <> 'failed' then now() end
     );
+    perform app.erase_news_of_the_erased(receive_clerk_event.message_id, mentions);
   elsif known = 'failed' then
     outcome := app.retry_clerk_event(message_id);
   else
@@ -191,6 +206,8 @@ declare
   outcome text;
   failure text;
 begin
+  select e.* into stored from app.webhook_events as e where e.message_id = retry_clerk_event.message_id;
+  perform app.lock_clerk_event(stored.event, stored.mentions);
   select e.* into stored from app.webhook_events as e where e.message_id = retry_clerk_event.message_id for update;
   if stored.message_id is null or stored.outcome <> 'failed' then
     return stored.outcome;
@@ -203,6 +220,7 @@ begin
     applied_at = case when retry.outcome <> 'failed' then now() end
   from (select outcome, failure) as retry
   where e.message_id = stored.message_id;
+  perform app.erase_news_of_the_erased(stored.message_id, stored.mentions);
   return outcome;
 end;
 $$;

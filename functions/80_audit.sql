@@ -37,7 +37,7 @@ end;
 $$;
 comment on function app.acting is 'Who acts, on whose behalf and from where, as an entry to complete. Never raises. Definer: it reads app.token and app.caller.';
 
--- One insert, however many rows a statement wrote. The arguments are those of app.audit().
+-- One insert, however many rows a statement wrote. The arguments are those of app.audit(), and the columns that point at people.
 -- Without nested loops: the plan is made for the first statement of a session, of one row, and kept for those of thousands. What that
 -- seems to cost must not make PostgreSQL compile it. "offset 0" keeps it from making the row's object again wherever one is used.
 create or replace function app.record_changes() returns trigger
@@ -51,18 +51,28 @@ declare
   named text[] := tg_argv[3];
   redacted text[] := tg_argv[4];
   ignored text[] := tg_argv[5];
+  people text[] := tg_argv[6];
   who public.audit_logs;
 begin
+  -- What erasure and retention do row by row is recorded by them, once.
+  if current_setting('app.unaudited', true) = 'on' then
+    return null;
+  end if;
   who := app.acting(); -- not where it is declared: what fails there, the exception block does not catch
   if tg_op <> 'UPDATE' then
     insert into public.audit_logs (
       user_id, actor, impersonator, ip_address, user_agent, request_id,
-      organization_id, action, resource_type, resource_id, metadata, changes
+      organization_id, action, resource_type, resource_id, metadata, subject_ids, changes
     )
     select
       who.user_id, who.actor, who.impersonator, who.ip_address, who.user_agent, who.request_id,
       (r.content ->> tenant)::uuid, concat(resource, '.', verbs[case tg_op when 'INSERT' then 1 else 3 end]), resource,
       r.content ->> 'id', (select coalesce(jsonb_object_agg(u.name, r.content -> u.name), '{}') from unnest(named) as u (name)),
+      (
+        select array_agg(distinct u.id)
+        from unnest(people) as p (name), lateral (select (r.content ->> p.name)::uuid as id) as u
+        where u.id is not null and u.id is distinct from who.user_id
+      ),
       jsonb_build_object(
         case tg_op when 'INSERT' then 'after' else 'before' end, r.content - ignored - redacted, 'redacted', redacted
       )
@@ -70,13 +80,18 @@ begin
   else
     insert into public.audit_logs (
       user_id, actor, impersonator, ip_address, user_agent, request_id,
-      organization_id, action, resource_type, resource_id, metadata, changes
+      organization_id, action, resource_type, resource_id, metadata, subject_ids, changes
     )
     select
       who.user_id, who.actor, who.impersonator, who.ip_address, who.user_agent, who.request_id,
       -- Hidden now and purged later: to people that is the deletion.
       (r.new ->> tenant)::uuid, concat(resource, '.', verbs[case when c.after ->> 'deleted_at' is null then 2 else 3 end]), resource,
       r.new ->> 'id', (select coalesce(jsonb_object_agg(u.name, r.new -> u.name), '{}') from unnest(named) as u (name)),
+      (
+        select array_agg(distinct u.id)
+        from unnest(people) as p (name), lateral (values ((r.new ->> p.name)::uuid), ((r.old ->> p.name)::uuid)) as u (id)
+        where (c.after ? p.name or p.name = 'id' or p.name = any(named)) and u.id is not null and u.id is distinct from who.user_id
+      ),
       jsonb_build_object(
         'before', c.before - redacted, 'after', c.after - redacted,
         'redacted', array(select u.name from unnest(redacted) as u (name) where c.after ? u.name)
@@ -112,6 +127,15 @@ language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
   singular text := coalesce(resource, (select rtrim(c.relname, 's') from pg_class as c where c.oid = relation));
+  -- The columns that point at people: an entry is found by whom it names.
+  people text[] := array(
+    select a.attname::text
+    from pg_constraint as k
+    join pg_attribute as a on a.attrelid = k.conrelid and a.attnum = k.conkey[1]
+    where k.conrelid = relation and k.contype = 'f' and k.confrelid = 'public.profiles'::regclass
+    union all
+    select 'id' where relation = 'public.profiles'::regclass
+  );
   event record;
 begin
   if not exists (
@@ -131,13 +155,29 @@ begin
   loop
     execute format(
       'create or replace trigger audit_%s after %s on %s referencing %s
-       for each statement execute function app.record_changes(%L, %L, %L, %L, %L, %L)',
-      event.column1, event.column1, relation, event.column2, singular, verbs, tenant, named, redacted, ignored
+       for each statement execute function app.record_changes(%L, %L, %L, %L, %L, %L, %L)',
+      event.column1, event.column1, relation, event.column2, singular, verbs, tenant, named, redacted, ignored, people
     );
   end loop;
 end;
 $$;
 comment on function app.audit is 'Turns the audit trail on for a table, or changes how it is audited.';
+
+create or replace function app.people_named(value jsonb, besides uuid) returns uuid[]
+language sql stable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+  with texts as materialized (
+    select v #>> '{}' as text from jsonb_path_query(value, 'strict $.** ? (@.type() == "string")') as v
+  )
+  select array_agg(distinct p.id)
+  from public.profiles as p
+  where p.id is distinct from besides and (
+    p.id = any(array(select t.text::uuid from texts as t where t.text ~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'))
+    or p.clerk_user_id = any(array(select t.text from texts as t))
+    or p.email = any(array(select t.text from texts as t union select lower(t.text) from texts as t))
+  );
+$$;
+comment on function app.people_named is 'People whose ids or e-mail address are texts in the value, other than one; null for none.';
 
 -- What no table tells, such as that a report was exported. The actor is the caller; only the service may name somebody else.
 create or replace function app.log_audit_event(
@@ -176,6 +216,7 @@ begin
   entry.resource_type := p_resource_type;
   entry.resource_id := p_resource_id;
   entry.metadata := p_metadata;
+  entry.subject_ids := app.people_named(p_metadata || jsonb_build_object('resource', p_resource_id), entry.user_id);
   insert into public.audit_logs select (entry).*;
   return entry.id;
 end;

@@ -127,23 +127,38 @@ as $$
 $$;
 comment on function app.audit_hash is 'SHA-256 of an entry.';
 
--- Erasure keeps that something was done, and loses who did it. In batches, because a busy person has many entries.
-create or replace function app.erase_audit_actor(person uuid, batch integer default 5000) returns integer
+-- Erasure keeps that something was done, and loses who did it or whom it was done to. In batches, because a busy person has many entries.
+create or replace function app.erase_audit_entries(person app.person, batch integer) returns integer
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
+  pattern text := app.person_pattern(person);
   erased integer;
 begin
   perform set_config('app.audit_intervention', 'on', true);
   with found as materialized (
-    select a.id, a.created_at, app.audit_hash(a) as original from public.audit_logs as a where a.user_id = person limit batch
+    (select a.id, a.created_at, app.audit_hash(a) as original from public.audit_logs as a where a.user_id = person.id limit batch)
+    union
+    (select a.id, a.created_at, app.audit_hash(a) from public.audit_logs as a where a.subject_ids @> array[person.id] limit batch)
+    union
+    (select a.id, a.created_at, app.audit_hash(a) from public.audit_logs as a where a.impersonator = person.clerk_user_id limit batch)
+    limit batch
   ), intervention as (
     insert into app.audit_interventions (kind, range_start, range_end, entries)
     select 'erasure', min(f.created_at), max(f.created_at), count(*) from found as f having count(*) > 0
     returning id
   ), changed as (
     update public.audit_logs as a
-    set user_id = null, impersonator = null, ip_address = null, user_agent = null
+    set
+      user_id = nullif(a.user_id, person.id),
+      impersonator = case when a.user_id = person.id then null else nullif(a.impersonator, person.clerk_user_id) end,
+      -- An address and a browser are whose who sat there: the impersonator's, if there was one.
+      ip_address = case when a.user_id is distinct from person.id and a.impersonator is distinct from person.clerk_user_id then a.ip_address end,
+      user_agent = case when a.user_id is distinct from person.id and a.impersonator is distinct from person.clerk_user_id then a.user_agent end,
+      subject_ids = nullif(array_remove(a.subject_ids, person.id), '{}'),
+      resource_id = case when a.resource_id ~* pattern then null else a.resource_id end,
+      metadata = app.without_person(a.metadata, pattern),
+      changes = app.without_person(a.changes, pattern)
     from found as f
     where a.id = f.id and a.created_at = f.created_at
     returning a.id, a.created_at, f.original, app.audit_hash(a) as remaining
@@ -156,8 +171,8 @@ begin
   return erased;
 end;
 $$;
-comment on function app.erase_audit_actor is
-'Takes a person from up to `batch` of the entries of what they did, and records it. Returns how many: call it until that is 0.';
+comment on function app.erase_audit_entries is
+'Takes a person from up to `batch` of the entries that they made or that are about them, and records it. Returns how many: call it until that is 0.';
 
 select app.make_audit_partitions();
 

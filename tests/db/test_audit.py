@@ -449,16 +449,22 @@ def test_erasure_keeps_the_act_and_loses_the_person(database: Database, acme: st
         create(database, acme, "Apollo", "Gemini", "Mercury")
     told(database)
     cleo = person(database, "cleo")
-    assert [database.value("select app.erase_audit_actor(%s, 2)", cleo) for _ in range(3)] == [2, 1, 0]
+    erase = "select app.erase_audit_entries((%s, 'user_cleo', '{}')::app.person, 2)"
+    # Besides the three: that she was made known, and joined.
+    assert [database.value(erase, cleo) for _ in range(4)] == [2, 2, 1, 0]
     rows = database.rows(
         "select user_id, actor, impersonator, ip_address, user_agent from public.audit_logs where action = 'project.created'"
     )
     assert rows == [(None, None, None, None, None)] * 3
     assert database.rows("select kind, entries from app.audit_interventions order by id") == [
         ("erasure", 2),
+        ("erasure", 2),
         ("erasure", 1),
     ]
-    assert database.value("select count(*) from app.audit_erasures") == 3
+    assert database.value("select count(*) from app.audit_erasures") == 5
+    assert not database.value(
+        "select exists (select from public.audit_logs as a where a::text like '%%' || %s || '%%')", str(cleo)
+    )
     with pytest.raises(psycopg.errors.InsufficientPrivilege), database.connection.transaction():
         database.execute("delete from public.audit_logs")
 

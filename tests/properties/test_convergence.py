@@ -191,7 +191,7 @@ def replay(connect: Callable[[], Connection]) -> Iterator[Replay]:
         yield Replay(alone, together, threads)
     with connect() as last:
         last.execute("truncate public.profiles, public.organizations cascade")
-        last.execute("truncate app.webhook_events, app.clerk_records, app.clerk_tombstones")
+        last.execute("truncate app.webhook_events, app.clerk_records, app.clerk_tombstones, app.erasure_log")
     for connection in together:
         connection.close()
 

@@ -16,6 +16,7 @@ from scripts import migrations
 from scripts.cli import ballast
 
 PERSON = UUID("00000000-0000-4000-8000-000000000001")
+ERASE = f"select app.erase_audit_entries(('{PERSON}', 'user_erased', '{{}}')::app.person, 1000)"
 # The fourth entry of March, the month in the middle; its seal is the second of five.
 VICTIM = "id = (select id from public.audit_logs where resource_id = '2026-03-04')"
 
@@ -196,14 +197,14 @@ def test_a_copy_proves_that_the_last_seal_was_removed(sealed: Trail) -> None:
 
 
 def test_an_erasure_is_no_tampering(sealed: Trail) -> None:
-    assert sealed.execute(f"select app.erase_audit_actor('{PERSON}')") == [(3,)]
+    assert sealed.execute(ERASE) == [(3,)]
     assert sealed.problems() == []
     assert sealed.states()[:4] == ["erased", "erased", "erased", "intact"]
     assert sealed.run("verify").exit_code == 0
 
 
 def test_tampering_with_an_erased_entry_is_found(sealed: Trail) -> None:
-    sealed.execute(f"select app.erase_audit_actor('{PERSON}')")
+    sealed.execute(ERASE)
     sealed.execute("update public.audit_logs set action = 'project.deleted' where resource_id = '2026-03-01'")
     assert sealed.states()[:4] == ["erased", "broken", "erased", "intact"]
 

@@ -1,0 +1,108 @@
+-- The people in the data: whom a row is of, by what app.personal_data says. 91 exports, 92 and 93 erase, 94 forgets; 99 declares.
+
+-- An address that another account has too finds that person's rows as well: it finds nobody's.
+create or replace function app.person_of(clerk_user_id text) returns app.person
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  person app.person := (null, clerk_user_id, '{}');
+begin
+  select p.id into person.id from public.profiles as p where p.clerk_user_id = person_of.clerk_user_id;
+  person.emails := array(
+    select e.email
+    from (
+      select lower(p.email) as email from public.profiles as p where p.id = person.id
+      union
+      select lower(r.fields ->> 'email') from app.clerk_records as r where r.kind = 'user' and r.clerk_id = person_of.clerk_user_id
+      union
+      select lower(a.address #>> '{}')
+      from app.webhook_events as w, jsonb_path_query(w.event, '$.data.email_addresses[*].email_address ? (@.type() == "string")') as a (address)
+      where w.mentions @> array[person_of.clerk_user_id] and w.type like 'user.%' and w.event -> 'data' ->> 'id' = person_of.clerk_user_id
+    ) as e
+    where e.email <> '' and not exists (
+      select from public.profiles as other where other.email in (e.email, lower(e.email)) and other.clerk_user_id <> person_of.clerk_user_id
+    )
+  );
+  return person;
+end;
+$$;
+comment on function app.person_of is 'What a person can be found by. Of somebody unknown it is Clerk''s id alone.';
+
+-- In no organization's trail: it is nobody's business but the person's and ours.
+create or replace function app.record_request(person_id uuid, by_person boolean, action text, metadata jsonb) returns void
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  who public.audit_logs := app.acting();
+begin
+  insert into public.audit_logs (
+    user_id, actor, impersonator, ip_address, user_agent, request_id, action, resource_type, metadata, subject_ids
+  )
+  values (
+    case when by_person then person_id else who.user_id end, case when not by_person then coalesce(who.actor, 'system') end,
+    who.impersonator, case when not by_person then who.ip_address end, case when not by_person then who.user_agent end, who.request_id,
+    record_request.action, 'personal_data', record_request.metadata, case when not by_person then array[person_id] end
+  );
+end;
+$$;
+comment on function app.record_request is 'Records that a person, or somebody else, asked for their data or its erasure.';
+
+-- How long, in words. An expression of the registry is ours, so it may be run.
+create or replace function app.kept_for(rule app.personal_data) returns interval
+language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  kept interval;
+begin
+  if rule.kept_for is not null then
+    execute 'select ' || rule.kept_for into kept;
+  end if;
+  return kept;
+end;
+$$;
+comment on function app.kept_for is 'After which time the rows of a rule of app.personal_data go; null when something else says so.';
+
+create or replace view ops.personal_data_map with (security_invoker) as
+select
+  d.relation, d.path, d.category, d.data, d.purpose, d.lawful_basis, d.erasure, d.domain as exported_as,
+  concat_ws(' ', app.kept_for(d)::text, d.retention) as retention
+from app.personal_data as d
+order by d.position;
+comment on view ops.personal_data_map is 'Where personal data is, what for, on which basis, how long, and what an erasure does with it.';
+
+-- For the privacy page: what a visitor asks, not where it lies.
+create or replace function app.privacy_notice() returns jsonb
+language plpgsql stable parallel unsafe security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (
+    select coalesce(jsonb_agg(n.line order by n.position), '[]')
+    from (
+      select
+        min(d.position) as position,
+        jsonb_build_object(
+          'category', d.category, 'data', d.data, 'purpose', d.purpose, 'lawful_basis', d.lawful_basis,
+          'retention', upper(left(r.words, 1)) || substr(r.words, 2),
+          'erasure', case d.erasure
+            when 'delete' then 'Deleted' when 'set null' then 'Unlinked from you' when 'pseudonymise' then 'Made anonymous' else 'Kept'
+          end
+        ) as line
+      from app.personal_data as d
+      cross join lateral (select concat_ws(' ', app.kept_for(d)::text, d.retention) as words) as r
+      where d.erasure <> 'none'
+      group by d.category, d.data, d.purpose, d.lawful_basis, d.erasure, r.words
+    ) as n
+  );
+end;
+$$;
+comment on function app.privacy_notice is 'See public.privacy_notice. Definer: the registry is private.';
+
+create or replace function public.privacy_notice() returns jsonb
+language sql stable parallel unsafe security invoker set search_path = pg_catalog, pg_temp
+as $$
+  select app.privacy_notice();
+$$;
+comment on function public.privacy_notice is
+'For the privacy page: objects with category, data, purpose, lawful_basis, retention and erasure, in the order of app.personal_data.';
+
+grant execute on function app.privacy_notice(), public.privacy_notice() to service_role;

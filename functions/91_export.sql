@@ -1,0 +1,164 @@
+-- Access and portability: what is held of a person, in pages that neither the database nor the service has to hold at once.
+
+-- One an hour, unless the last one failed; one of which no page was read for a minute has. An administrator need not wait.
+create or replace function app.begin_export(clerk_user_id text, requested_by text) returns jsonb
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  person app.person := app.person_of(clerk_user_id);
+  free_at timestamptz;
+  export app.exports;
+begin
+  perform from public.profiles as p where p.id = person.id for update; -- of two requests at once, one is later
+  if not found then
+    raise sqlstate 'PT404' using message = 'Nothing is held of this person.', hint = 'Check the id: user_…, as Clerk shows it.';
+  end if;
+  select max(case e.outcome when 'finished' then e.started_at + interval '1 hour' else e.touched_at + interval '1 minute' end) into free_at
+  from app.exports as e
+  where e.person_id = person.id and e.requested_by = 'person' and e.outcome <> 'failed';
+  if requested_by = 'person' and free_at > now() then
+    return jsonb_build_object('retry_after', ceil(extract(epoch from free_at - now())));
+  end if;
+
+  insert into app.exports (person_id, requested_by) values (person.id, requested_by) returning * into export;
+  perform app.record_request(
+    person.id, requested_by = 'person', 'personal_data.exported', jsonb_build_object('export_id', export.id)
+  );
+  return jsonb_build_object(
+    'export_id', export.id, 'schema_version', 1, 'generated_at', export.started_at,
+    'domains', (
+      select jsonb_agg(jsonb_build_object('name', d.domain, 'description', d.data) order by d.position)
+      from app.personal_data as d
+      where d.domain is not null
+    )
+  );
+end;
+$$;
+comment on function app.begin_export is 'See public.begin_export. Definer: the service has no privilege on tables.';
+
+-- Pages by key, each up to 2 MB and the row that makes it so. The key is compared only where there is one, and its first column once
+-- more by itself: so that a partition behind it is not read.
+create or replace function app.export_query(rule app.personal_data, is_first boolean) returns text
+language sql stable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+  select format(
+    $query$
+      with fetched as materialized (
+        select row_to_json(x)::text as line, jsonb_build_array(%1$s) as key
+        from %2$s as t
+        cross join (select ($1).*) as person
+        cross join lateral (select %3$s) as x
+        where (%4$s) and %5$s and %6$s
+        order by %1$s
+        limit $4
+      ), measured as (
+        select f.line, f.key, row_number() over w as place, sum(length(f.line)) over w - length(f.line) as before
+        from fetched as f
+        window w as (rows unbounded preceding)
+      )
+      select json_build_object(
+        'content', coalesce(string_agg(m.line, e',\n' order by m.place), ''), 'entries', count(*),
+        'next', case
+          when count(*) = $4 or count(*) < (select count(*) from fetched) then (array_agg(m.key order by m.place desc))[1]
+        end
+      )
+      from measured as m
+      where m.before < 2000000
+    $query$,
+    k.columns, rule.relation, array_to_string(rule.exported, ', '), rule.subject, coalesce(rule.made_at || ' <= $2', 'true'),
+    case when is_first then 'true' else format('(%s) > (%s) and %s >= %s', k.columns, k.after, k.first_column, k.first_after) end
+  )
+  from (
+    select
+      string_agg(c.name, ', ' order by c.place) as columns, string_agg(c.after, ', ' order by c.place) as after,
+      min(c.name) filter (where c.place = 1) as first_column, min(c.after) filter (where c.place = 1) as first_after
+    from (
+      select
+        o.place, format('t.%I', o.name) as name,
+        format('($3 ->> %s)::%s', o.place - 1, format_type(a.atttypid, a.atttypmod)) as after
+      from unnest(rule.ordered_by) with ordinality as o (name, place)
+      join pg_attribute as a on a.attrelid = rule.relation::regclass and a.attname = o.name
+    ) as c
+  ) as k;
+$$;
+comment on function app.export_query is 'The query for a page of a domain: $1 the person, $2 the moment of the export, $3 the last key, $4 the number of rows.';
+
+create or replace function app.export_total(export_id uuid) returns bigint
+language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  export app.exports := (select e from app.exports as e where e.id = export_total.export_id);
+  person app.person := app.person_of((select p.clerk_user_id from public.profiles as p where p.id = export.person_id));
+  rule app.personal_data;
+  counted bigint;
+  total bigint := 0;
+begin
+  for rule in select d.* from app.personal_data as d where d.domain is not null loop
+    execute format(
+      'select count(*) from %s as t cross join (select ($1).*) as person where (%s) and %s',
+      rule.relation, rule.subject, coalesce(rule.made_at || ' <= $2', 'true')
+    ) into counted using person, export.started_at;
+    total := total + counted;
+  end loop;
+  return total;
+end;
+$$;
+comment on function app.export_total is 'How many rows an export has, for a progress bar.';
+
+create or replace function app.export_page(export_id uuid, domain text, after jsonb, page integer) returns json
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  export app.exports;
+  rule app.personal_data;
+  found_rows json;
+begin
+  update app.exports as e set touched_at = clock_timestamp() where e.id = export_id and e.outcome = 'running' returning * into export;
+  select d.* into rule from app.personal_data as d where d.domain = domain;
+  if export.id is null or rule.domain is null then
+    raise sqlstate 'PT404' using message = 'There is no such export, or no such domain in it.';
+  end if;
+  execute app.export_query(rule, after is null) into found_rows
+  using app.person_of((select p.clerk_user_id from public.profiles as p where p.id = export.person_id)), export.started_at, after, page;
+  return found_rows;
+end;
+$$;
+comment on function app.export_page is 'See public.export_page. Definer: the service has no privilege on tables.';
+
+create or replace function app.end_export(export_id uuid, failed boolean) returns void
+language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+as $$
+  update app.exports as e set outcome = case when failed then 'failed' else 'finished' end, touched_at = now()
+  where e.id = export_id and e.outcome = 'running';
+$$;
+comment on function app.end_export is 'See public.end_export. Definer: the service has no privilege on tables.';
+
+create or replace function public.begin_export(clerk_user_id text) returns jsonb
+language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
+as $$
+  select app.begin_export(begin_export.clerk_user_id, 'person');
+$$;
+comment on function public.begin_export is
+'For the service, which knows that it is the person who asks: {export_id, schema_version, generated_at, domains}, or {retry_after} in seconds.';
+
+create or replace function public.export_page(export_id uuid, domain text, after jsonb, page integer) returns json
+language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
+as $$
+  select app.export_page(export_page.export_id, export_page.domain, export_page.after, export_page.page);
+$$;
+comment on function public.export_page is
+'Up to `page` rows of a domain: {content, entries, next}; content holds JSON objects with commas between, next is for `after`, null at the end.';
+
+create or replace function public.end_export(export_id uuid, failed boolean) returns void
+language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
+as $$
+  select app.end_export(end_export.export_id, end_export.failed);
+$$;
+comment on function public.end_export is 'Ends an export: after one that failed, the person may ask again at once.';
+
+grant execute on function
+app.begin_export(text, text), app.export_page(uuid, text, jsonb, integer), app.end_export(uuid, boolean),
+public.begin_export(text), public.export_page(uuid, text, jsonb, integer), public.end_export(uuid, boolean)
+to service_role;

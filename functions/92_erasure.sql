@@ -1,0 +1,170 @@
+-- How a person is taken out of the rows, by what app.personal_data says. 93_erasures.sql says when, and remembers it.
+
+-- Texts that contain an id or an address of the person, not those of somebody whose id merely begins alike.
+create or replace function app.person_pattern(person app.person) returns text
+language sql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+  select '(?<![\w.+%-])(' || string_agg(regexp_replace(substr(t.escaped, 2, length(t.escaped) - 2), '([^[:alnum:]_@-])', '\\\1', 'g'), '|') || ')(?![\w-])'
+  from (
+    select to_json(i.value)::text as escaped
+    from unnest(array[person.id::text, person.clerk_user_id] || person.emails) as i (value)
+    where i.value <> ''
+  ) as t;
+$$;
+comment on function app.person_pattern is 'A regular expression for the person''s ids and addresses inside JSON.';
+
+create or replace function app.without_person(value jsonb, pattern text) returns jsonb
+language sql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+  select case when value::text ~* pattern then regexp_replace(value::text, pattern, 'erased', 'gi')::jsonb else value end;
+$$;
+comment on function app.without_person is 'The value with "erased" for each id and address of the person.';
+
+create or replace function app.is_about(event jsonb, person app.person) returns boolean
+language sql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(
+    person.clerk_user_id in (event -> 'data' ->> 'id', event -> 'data' ->> 'user_id', event -> 'data' -> 'public_user_data' ->> 'user_id')
+    or app.clerk_mentions(event) && person.emails,
+    false
+  );
+$$;
+comment on function app.is_about is 'Whether a person, and not just their id, is in an event of Clerk''s.';
+
+-- A message that was applied has done its work: nothing but its type is kept. One that failed may be needed for what else it tells,
+-- unless it is about the person.
+create or replace function app.erase_message(message app.webhook_events, person app.person) returns void
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  is_about boolean := app.is_about(message.event, person);
+  remaining jsonb;
+begin
+  remaining := case
+    when message.outcome = 'failed' and not is_about then app.without_person(message.event, app.person_pattern(person))
+    else jsonb_build_object('type', message.type, 'data', jsonb_build_object(), 'erased', true)
+  end;
+  update app.webhook_events as e
+  set
+    event = remaining, mentions = app.clerk_mentions(remaining),
+    outcome = case when is_about and e.outcome = 'failed' then 'ignored' else e.outcome end,
+    applied_at = case when is_about then coalesce(e.applied_at, now()) else e.applied_at end,
+    next_attempt_at = case when not is_about then e.next_attempt_at end,
+    error = case when is_about and e.outcome = 'failed' then 'the person it is about was erased' when e.outcome = 'failed' then e.error end
+  where e.message_id = message.message_id;
+end;
+$$;
+comment on function app.erase_message is 'Takes a person out of a message of Clerk''s.';
+
+create or replace function app.erase_messages(person app.person, batch integer) returns integer
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  message app.webhook_events;
+  erased integer := 0;
+begin
+  for message in
+    select e.* from app.webhook_events as e where e.mentions && (person.emails || person.clerk_user_id) limit batch for update
+  loop
+    perform app.erase_message(message, person);
+    erased := erased + 1;
+  end loop;
+  return erased;
+end;
+$$;
+comment on function app.erase_messages is 'Takes a person out of up to `batch` messages of Clerk''s. Returns how many.';
+
+-- Clerk goes on telling of whom it has deleted: memberships that end, organizations they founded.
+create or replace function app.erase_news_of_the_erased(message_id text, mentions text[]) returns void
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  clerk_user_id text;
+begin
+  foreach clerk_user_id in array mentions loop
+    if clerk_user_id like 'user\_%' and app.is_erased(clerk_user_id) then
+      perform app.erase_message(e, (null, clerk_user_id, '{}')::app.person)
+      from app.webhook_events as e where e.message_id = erase_news_of_the_erased.message_id;
+    end if;
+  end loop;
+end;
+$$;
+comment on function app.erase_news_of_the_erased is 'Takes those who were erased out of a message that has just come in.';
+
+-- Invitations are Clerk's objects: a late event must not bring one back.
+create or replace function app.erase_invitations(person app.person, batch integer) returns integer
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  clerk_ids text[] := array(
+    select i.clerk_invitation_id from public.organization_invitations as i where lower(i.email) = any(person.emails)
+    union
+    select r.clerk_id from app.clerk_records as r where r.kind = 'invitation' and lower(r.fields ->> 'email') = any(person.emails)
+    limit batch
+  );
+begin
+  perform app.lock_clerk_objects(clerk_ids);
+  perform app.bury('invitation', i.clerk_id, now()) from unnest(clerk_ids) as i (clerk_id);
+  delete from public.organization_invitations as i where i.clerk_invitation_id = any(clerk_ids);
+  delete from app.clerk_records as r where r.kind = 'invitation' and r.clerk_id = any(clerk_ids);
+  return cardinality(clerk_ids);
+end;
+$$;
+comment on function app.erase_invitations is 'Removes up to `batch` invitations to a person''s addresses, for good. Returns how many.';
+
+create or replace function app.erase_batch(rule app.personal_data, person app.person, batch integer) returns integer
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  changed integer;
+begin
+  if rule.erased_by is not null then
+    execute format('select %s($1, $2)', rule.erased_by) into changed using person, batch;
+    return changed;
+  end if;
+  perform set_config('app.unaudited', case rule.erasure when 'set null' then 'on' else '' end, true);
+  execute format(
+    'with batch as materialized (select t.ctid as place from %1$s as t cross join (select ($1).*) as person where %2$s limit $2) '
+    || case rule.erasure
+      when 'delete' then 'delete from %1$s as t using batch where t.ctid = batch.place'
+      when 'set null' then 'update %1$s as t set %3$I = null from batch where t.ctid = batch.place'
+      else 'update %1$s as t set %4$s from batch cross join (select ($1).*) as person where t.ctid = batch.place'
+    end,
+    rule.relation, rule.subject, rule.path, rule.replacements
+  ) using person, batch;
+  get diagnostics changed = row_count;
+  perform set_config('app.unaudited', '', true);
+  return changed;
+end;
+$$;
+comment on function app.erase_batch is 'Does what a rule of app.personal_data says to up to `batch` rows of a person. Returns how many.';
+
+-- Half a second, and a batch more.
+create or replace function app.erase_some(person app.person, inout counts jsonb, out erased integer, out finished boolean)
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  batch constant integer := 1000;
+  enough constant timestamptz := clock_timestamp() + interval '500 milliseconds';
+  rule app.personal_data;
+  changed integer;
+begin
+  erased := 0;
+  finished := false;
+  for rule in select d.* from app.personal_data as d where d.erasure not in ('keep', 'none') order by d.position desc loop
+    loop
+      changed := app.erase_batch(rule, person, batch);
+      erased := erased + changed;
+      if changed > 0 then
+        counts := counts || jsonb_build_object(rule.relation, coalesce((counts ->> rule.relation)::bigint, 0) + changed);
+      end if;
+      if clock_timestamp() > enough then
+        return;
+      end if;
+      exit when changed < batch;
+    end loop;
+  end loop;
+  finished := true;
+end;
+$$;
+comment on function app.erase_some is 'Erases for half a second, in the opposite order of app.personal_data: profiles come last. finished: it came to the end.';

@@ -1,0 +1,106 @@
+-- What is old goes: rows by what app.personal_data says, organizations that were deleted with all they had, months of the audit trail.
+
+-- Rows of a deleted organization, table by table: in one statement, a large one would take minutes.
+create or replace function app.purge_organizations(batch integer) returns integer
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  gone public.organizations;
+  child record;
+  purged integer := 0;
+begin
+  select o.* into gone from public.organizations as o
+  where o.deleted_at < now() - (select app.kept_for(d) from app.personal_data as d where d.relation = 'public.organizations')
+  order by o.deleted_at limit 1 for update skip locked;
+  if not found then
+    return 0;
+  end if;
+  perform app.lock_clerk_objects(array[gone.clerk_org_id]);
+  perform set_config('app.unaudited', 'on', true);
+  for child in
+    select k.conrelid::regclass as relation, a.attname as name
+    from pg_constraint as k
+    join pg_attribute as a on a.attrelid = k.conrelid and a.attnum = k.conkey[1]
+    where k.contype = 'f' and k.confrelid = 'public.organizations'::regclass and cardinality(k.conkey) = 1
+  loop
+    execute format(
+      'delete from %1$s as t where t.ctid = any(array(select c.ctid from %1$s as c where c.%2$I = $1 limit $2))', child.relation, child.name
+    ) using gone.id, batch;
+    get diagnostics purged = row_count;
+    exit when purged > 0;
+  end loop;
+  if purged > 0 then
+    perform set_config('app.unaudited', '', true);
+    return purged;
+  end if;
+  delete from app.clerk_records as r
+  where r.ctid = any(array(select c.ctid from app.clerk_records as c where c.organization_id = gone.clerk_org_id limit batch));
+  get diagnostics purged = row_count;
+  if purged = 0 then
+    delete from app.clerk_records as r where r.kind = 'organization' and r.clerk_id = gone.clerk_org_id;
+    delete from public.organizations as o where o.id = gone.id;
+    insert into public.audit_logs (organization_id, actor, action, resource_type, resource_id, metadata)
+    values (gone.id, 'retention', 'organization.purged', 'organization', gone.id::text, jsonb_build_object('deleted_at', gone.deleted_at));
+    purged := 1;
+  end if;
+  perform set_config('app.unaudited', '', true);
+  return purged;
+end;
+$$;
+comment on function app.purge_organizations is 'Deletes up to `batch` rows of an organization whose grace period is over, itself at last. Returns how many.';
+
+create or replace function app.purge_batch(rule app.personal_data, batch integer) returns integer
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  purged integer;
+begin
+  execute format(
+    'delete from %1$s as t where t.ctid = any(array(select t.ctid from %1$s as t where %2$s limit $2))', rule.relation, rule.expired
+  ) using now() - app.kept_for(rule), batch;
+  get diagnostics purged = row_count;
+  return purged;
+end;
+$$;
+comment on function app.purge_batch is 'Deletes up to `batch` rows that a rule of app.personal_data no longer keeps. Returns how many.';
+
+-- Half a second, and a batch more. The audit trail goes by whole months, when the rest is done.
+create or replace function app.run_retention() returns jsonb
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+  batch constant integer := 1000;
+  enough constant timestamptz := clock_timestamp() + interval '500 milliseconds';
+  rule app.personal_data;
+  purged integer;
+  counts jsonb := '{}';
+begin
+  for rule in
+    select d.* from app.personal_data as d where d.expired is not null or d.relation = 'public.organizations' order by d.position
+  loop
+    loop
+      purged := case rule.relation when 'public.organizations' then app.purge_organizations(batch) else app.purge_batch(rule, batch) end;
+      if purged > 0 then
+        counts := counts || jsonb_build_object(rule.relation, coalesce((counts ->> rule.relation)::bigint, 0) + purged);
+      end if;
+      if clock_timestamp() > enough then
+        return jsonb_build_object('done', false, 'purged', counts);
+      end if;
+      exit when purged = 0;
+    end loop;
+  end loop;
+  perform app.make_audit_partitions();
+  return jsonb_build_object('done', true, 'purged', counts, 'dropped_audit_months', app.drop_audit_partitions());
+end;
+$$;
+comment on function app.run_retention is 'See public.run_retention. Definer: the service has no privilege on tables.';
+
+create or replace function public.run_retention() returns jsonb
+language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
+as $$
+  select app.run_retention();
+$$;
+comment on function public.run_retention is
+'A step of the job that purges what is old: {done, purged: {table: rows}, dropped_audit_months}. Call it until done, each time a transaction of its own.';
+
+grant execute on function app.run_retention(), public.run_retention() to service_role;

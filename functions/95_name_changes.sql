@@ -1,0 +1,86 @@
+-- Rectification: people change their name here, by the policy on profiles. Clerk is told, or its next change of the person would bring
+-- the old name back.
+
+create or replace function app.note_name_change() returns trigger
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if app.user_id() = new.id then
+    insert into app.name_changes (person_id) values (new.id)
+    on conflict (person_id) do update set changed_at = now(), attempts = 0, next_attempt_at = now(), error = null;
+  end if;
+  return null;
+end;
+$$;
+comment on function app.note_name_change is 'Remembers that Clerk has to be told of a name. Definer: people write their profile, not this list.';
+
+create or replace trigger note_name_change after update of full_name on public.profiles
+for each row when (old.full_name is distinct from new.full_name) execute function app.note_name_change();
+
+-- Whoever claims one has a minute; nobody else gets it meanwhile.
+create or replace function app.claim_name_changes() returns jsonb
+language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+as $$
+  with due as (
+    select n.person_id from app.name_changes as n where n.next_attempt_at <= now() order by n.next_attempt_at limit 20 for update skip locked
+  ), claimed as (
+    update app.name_changes as n set attempts = n.attempts + 1, next_attempt_at = now() + interval '1 minute'
+    from due where n.person_id = due.person_id
+    returning n.person_id, n.changed_at
+  )
+  select coalesce(jsonb_agg(jsonb_build_object(
+    'clerk_user_id', p.clerk_user_id, 'changed_at', c.changed_at,
+    'first_name', coalesce(substring(p.full_name from '^\s*(\S+)'), ''), 'last_name', coalesce(substring(p.full_name from '^\s*\S+\s+(.*\S)'), '')
+  )), '[]')
+  from claimed as c
+  join public.profiles as p on p.id = c.person_id;
+$$;
+comment on function app.claim_name_changes is 'See public.claim_name_changes. Definer: the service has no privilege on tables.';
+
+create or replace function app.end_name_change(clerk_user_id text, changed_at timestamptz, error text, is_final boolean) returns void
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  -- Only the change that Clerk was told of: there may be a newer one.
+  if error is null then
+    delete from app.name_changes as n using public.profiles as p
+    where p.clerk_user_id = clerk_user_id and n.person_id = p.id and n.changed_at = changed_at;
+  else
+    update app.name_changes as n
+    set
+      error = left(error, 200),
+      next_attempt_at = case when is_final then 'infinity' else now() + interval '30 seconds' * power(2, least(n.attempts, 9)) end
+    from public.profiles as p
+    where p.clerk_user_id = clerk_user_id and n.person_id = p.id and n.changed_at = changed_at;
+  end if;
+end;
+$$;
+comment on function app.end_name_change is 'See public.end_name_change. Definer: the service has no privilege on tables.';
+
+create or replace function public.claim_name_changes() returns jsonb
+language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
+as $$
+  select app.claim_name_changes();
+$$;
+comment on function public.claim_name_changes is
+'Up to 20 names that Clerk has to be told of, for a minute: [{clerk_user_id, first_name, last_name, changed_at}].';
+
+create or replace function public.end_name_change(clerk_user_id text, changed_at timestamptz, error text, is_final boolean) returns void
+language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
+as $$
+  select app.end_name_change(end_name_change.clerk_user_id, end_name_change.changed_at, end_name_change.error, end_name_change.is_final);
+$$;
+comment on function public.end_name_change is 'Clerk has the name (error null), refuses it (is_final), or failed and is asked again later.';
+
+grant execute on function
+app.claim_name_changes(), app.end_name_change(text, timestamptz, text, boolean),
+public.claim_name_changes(), public.end_name_change(text, timestamptz, text, boolean)
+to service_role;
+
+create or replace view ops.refused_names with (security_invoker) as
+select n.person_id, n.changed_at, n.attempts, n.error
+from app.name_changes as n
+where n.error is not null
+order by n.changed_at;
+comment on view ops.refused_names is 'Names that people gave themselves here and Clerk did not take.';

@@ -1,0 +1,302 @@
+"""After an erasure a scan of all tables finds nothing of the person, and everything of everybody else."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests import events, people
+from tests.conftest import Database
+from tests.people import ADA, ADA_EMAILS, ALIKE, BEN, FAR, call, identifiers, rows_with, scan
+
+# Supabase drops these by itself, days later.
+ON_THE_WAY = {"realtime.messages"}
+
+
+@pytest.fixture
+def world(database: Database) -> Database:
+    people.world(database)
+    return database
+
+
+def erased(database: Database, receipt: str) -> dict[str, Any]:
+    """Continues until it is erased, as the service does; each step would be a transaction of its own."""
+    for _ in range(20):
+        step: dict[str, Any] = call(database, "continue_erasure", receipt=receipt)
+        if step["state"] != "running":
+            return step
+    raise AssertionError(step)
+
+
+def erase(database: Database, user_id: str = ADA) -> dict[str, Any]:
+    asked = call(database, "request_erasure", clerk_user_id=user_id, requested_by="person")
+    step = erased(database, asked["receipt"])
+    call(database, "end_erasure", receipt=asked["receipt"], is_stored=True)
+    return step
+
+
+def found(database: Database, texts: list[str]) -> dict[str, int]:
+    return {table: rows for table, rows in scan(database, *texts).items() if table not in ON_THE_WAY}
+
+
+def others(database: Database) -> dict[str, set[str]]:
+    """Every row that does not name Ada, of tables in which people are."""
+    hers = identifiers(database)
+    return {
+        table: {text for (text,) in database.rows(f"select t::text from {table} as t")} - set(rows_with(database, table, *hers))
+        for table in scan(database, *hers)
+    }  # fmt: skip
+
+
+def test_nothing_is_left(world: Database) -> None:
+    texts = identifiers(world)
+    assert len(scan(world, *texts)) >= 10
+    counts = erase(world)["counts"]
+    assert found(world, texts) == {}
+    assert counts.keys() >= {
+        "public.profiles",
+        "public.projects",
+        "public.audit_logs",
+        "app.webhook_events",
+        "app.clerk_records",
+    }
+
+
+def test_rows_that_do_not_name_the_person_stay_as_they_are(world: Database) -> None:
+    before = others(world)
+    assert {"public.profiles", "public.projects", "public.audit_logs", "app.webhook_events"} <= before.keys()
+    erase(world)
+    gone = {
+        table: rows - {text for (text,) in world.rows(f"select t::text from {table} as t")}
+        for table, rows in before.items()
+    }
+    assert gone == {table: set() for table in before}
+
+
+def test_whose_ids_and_addresses_are_like_hers_stay_whole(world: Database) -> None:
+    def mentions() -> list[int]:
+        return [
+            world.value("select count(*) from public.audit_logs as a where position(%s in a::text) > 0", text)
+            for text in (*ALIKE, *ALIKE.values())
+        ]  # fmt: skip
+
+    before = mentions()
+    assert all(before)
+    erase(world)
+    assert mentions() == before
+
+
+def test_an_act_stays_and_loses_who(world: Database) -> None:
+    def acts() -> list[tuple[str, int]]:
+        recorded = "action not like 'personal_data.%%' and action not in ('member.left', 'profile.deleted', 'invitation.deleted')"
+        return world.rows(f"select action, count(*) from public.audit_logs where {recorded} group by 1 order by 1")  # type: ignore[return-value]
+
+    before = acts()
+    erase(world)
+    assert acts() == before
+    deleted = world.rows(
+        "select user_id, changes -> 'before' ->> 'created_by' from public.audit_logs where action = 'project.deleted'"
+    )
+    assert deleted == [(world.value("select id from public.profiles where clerk_user_id = %s", BEN), "erased")]
+    # Who acted in her name, and in whose name she acted, keep what is theirs.
+    support = world.rows(
+        "select impersonator, user_id is null, ip_address is null from public.audit_logs where metadata ->> 'title' = 'Ada as support'"
+    )
+    assert support == [(None, False, True)]
+
+
+def test_the_seals_still_hold(world: Database) -> None:
+    erase(world)
+    wrong = world.rows(
+        "select e.entry_id from app.audit_erasures as e join public.audit_logs as a on a.id = e.entry_id and a.created_at = e.entry_created_at "
+        "where e.remaining <> app.audit_hash(a)"
+    )
+    assert wrong == []
+
+
+def test_hidden_at_once_and_erased_in_steps(world: Database) -> None:
+    asked = call(world, "request_erasure", clerk_user_id=ADA, requested_by="person")
+    assert asked["state"] == "running"
+    assert world.rows(
+        "select email, full_name, avatar_url, banned from public.profiles where clerk_user_id = %s", ADA
+    ) == [(None, None, None, True)]
+    with pytest.raises(psycopg.DatabaseError) as refused, world.connection.transaction():
+        people.act(world, ADA, "select public.start_session()", iat=FAR // 1000)
+    assert refused.value.sqlstate == "PT403"
+    assert (
+        world.value(
+            "select count(*) from public.organization_memberships as m join public.profiles as p on p.id = m.user_id where p.clerk_user_id = %s",
+            ADA,
+        )
+        == 0
+    )
+
+
+def test_asking_again_gives_the_same_receipt_and_changes_nothing(world: Database) -> None:
+    first = call(world, "request_erasure", clerk_user_id=ADA, requested_by="person")["receipt"]
+    assert call(world, "request_erasure", clerk_user_id=ADA, requested_by="person")["receipt"] == first
+    erased(world, first)
+    call(world, "end_erasure", receipt=first, is_stored=False)
+    again = call(world, "request_erasure", clerk_user_id=ADA, requested_by="administrator")
+    assert (again["receipt"], again["state"]) == (first, "complete")
+    assert erased(world, first)["state"] == "complete"
+
+
+def test_the_receipt_tells_how_far_it_is_and_not_who(world: Database) -> None:
+    receipt = erase(world)["receipt"]
+    shown = call(world, "erasure_receipt", receipt=receipt)
+    assert shown.keys() == {"receipt", "state", "requested_at", "erased_at", "clerk_deleted_at", "counts"}
+    assert shown["state"] == "complete"
+    assert world.rows("select state, requested_by, stored_at is null from ops.erasures") == [
+        ("complete", "person", False)
+    ]
+
+
+def test_a_sole_owner_is_told_of_which_organizations(world: Database) -> None:
+    world.execute(
+        "delete from public.organization_memberships where role = 'owner' and user_id <> (select id from public.profiles where clerk_user_id = %s)",
+        ADA,
+    )
+    asked = call(world, "request_erasure", clerk_user_id=ADA, requested_by="person")
+    assert [each["name"] for each in asked["sole_owner_of"]] == ["Acme"]
+    assert world.value("select count(*) from app.erasure_log") == 0
+    world.execute("update public.organizations set deleted_at = now() where name = 'Acme'")
+    assert "receipt" in call(world, "request_erasure", clerk_user_id=ADA, requested_by="person")
+
+
+def test_nothing_is_erased_of_a_stranger(database: Database) -> None:
+    with pytest.raises(psycopg.DatabaseError) as refused:
+        call(database, "request_erasure", clerk_user_id="user_nobody", requested_by="person")
+    assert refused.value.sqlstate == "PT404"
+
+
+# --- Clerk
+
+
+def test_who_is_deleted_at_clerk_is_erased_too(world: Database) -> None:
+    texts = identifiers(world)
+    people.Sender(world, first=500).send(
+        "user.deleted", {"object": "user", "id": ADA, "deleted": True}, FAR, expected="processed"
+    )
+    [(receipt, requested_by)] = world.rows("select receipt::text, requested_by from app.erasure_log")
+    assert requested_by == "clerk"
+    # The account is gone there: nobody has to ask Clerk.
+    assert erased(world, receipt)["to_delete_at_clerk"] is None
+    call(world, "end_erasure", receipt=receipt, is_stored=True)
+    assert found(world, texts) == {}
+
+
+def test_what_clerk_goes_on_telling_leaves_no_trace(world: Database) -> None:
+    texts = identifiers(world)
+    erase(world)
+    late = people.Sender(world, first=500)
+    user = events.user(ADA, email=ADA_EMAILS[0], updated_at=FAR)
+    acme = events.organization("org_acme", created_by=ADA, updated_at=FAR, name="Acme after Ada")
+    late.send("user.deleted", {"object": "user", "id": ADA, "deleted": True}, FAR)
+    late.send("user.updated", user, expected="stale")
+    late.send("organization.updated", acme, expected="processed")
+    late.send("organizationMembership.deleted", events.membership("orgmem_0", acme, user, "org:admin", updated_at=FAR))
+    late.send("organizationMembership.created", events.membership("orgmem_99", acme, user, "org:admin", updated_at=FAR))
+    late.send("session.removed", {"id": "sess_1", "user_id": ADA}, FAR, expected="ignored")
+    assert found(world, texts) == {}
+    # What else they tell is not lost.
+    assert world.value("select name from public.organizations where clerk_org_id = 'org_acme'") == "Acme after Ada"
+    assert world.value("select count(*) from public.profiles where clerk_user_id = %s", ADA) == 0
+
+
+def test_a_message_that_failed_and_is_of_others_can_still_be_applied(world: Database) -> None:
+    [[message_id]] = world.rows(
+        "select message_id from app.webhook_events where outcome = 'failed' and type = 'organization.updated'"
+    )
+    erase(world)
+    assert world.rows("select outcome from app.webhook_events where type = 'user.updated'") == [("ignored",)]
+    assert world.value("select app.retry_clerk_event(%s)", message_id) == "processed"
+    assert world.value("select name from public.organizations where clerk_org_id = 'org_acme'") == "Broken"
+
+
+def test_clerk_is_to_be_asked_until_it_is_done(world: Database) -> None:
+    receipt = call(world, "request_erasure", clerk_user_id=ADA, requested_by="person")["receipt"]
+    step = erased(world, receipt)
+    assert (step["state"], step["to_delete_at_clerk"]) == ("erased", ADA)
+    assert world.rows("select * from app.pending_erasures()") == [(UUID(receipt),)]
+    call(world, "postpone_erasure", receipt=receipt, error="ClerkCallFailed: 503")
+    assert world.rows("select * from app.pending_erasures()") == []
+    assert world.rows("select attempts, error, next_attempt_at > now() from ops.erasures") == [
+        (1, "ClerkCallFailed: 503", True)
+    ]
+    assert call(world, "continue_erasure", receipt=receipt)["to_delete_at_clerk"] == ADA
+
+
+# --- backups
+
+
+def test_a_restored_backup_forgets_again_whom_the_ledger_names(world: Database) -> None:
+    texts = identifiers(world)
+    ledger: list[dict[str, Any]] = []
+    with world.connection.transaction(force_rollback=True):  # the backup is from before
+        ledger.append(erase(world))
+    assert len(scan(world, *texts)) >= 10
+    ledger += [
+        ledger[0] | {"receipt": "00000000-0000-4000-8000-00000000000a", "subject_hash": "ab" * 32}
+    ]  # of somebody it never knew
+    returned = world.rows("select app.replay_erasures(%s)::text", json.dumps(ledger))
+    assert returned == [(ledger[0]["receipt"],)]
+    erased(world, ledger[0]["receipt"])
+    call(world, "end_erasure", receipt=ledger[0]["receipt"], is_stored=True)
+    assert found(world, texts) == {}
+    assert world.rows("select clerk_id from app.clerk_tombstones where clerk_id = %s", "ab" * 32) == [("ab" * 32,)]
+    assert world.rows("select app.replay_erasures(%s)", json.dumps(ledger)) == []
+
+
+def test_a_backup_from_before_there_was_a_salt_is_understood(world: Database) -> None:
+    texts = identifiers(world)
+    with world.connection.transaction(force_rollback=True):
+        entry = erase(world)
+    world.execute("update app.settings set erasure_salt = decode(repeat('ab', 32), 'hex')")
+    [[receipt]] = world.rows("select app.replay_erasures(%s)::text", json.dumps([entry]))
+    erased(world, receipt)
+    call(world, "end_erasure", receipt=receipt, is_stored=True)
+    assert found(world, texts) == {}
+
+
+# --- what the rest stands on
+
+ODD = st.text(st.characters(codec="ascii", categories=("L", "N", "P", "S")), min_size=1, max_size=12)
+
+
+@settings(deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    local=ODD,
+    value=st.recursive(
+        st.text(max_size=8),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    ),
+)
+def test_any_json_stays_json_and_loses_any_address(database: Database, local: str, value: object) -> None:
+    address = f"{local}@example.com".lower()
+    document = json.dumps({"who": address, address: [f"to {address}, please"], "rest": value}).replace("\\u0000", "")
+    person = "(%s::uuid, 'user_x', array[%s])::app.person"
+    left = database.value(
+        f"select app.without_person(%s::jsonb, app.person_pattern({person}))",
+        document, "00000000-0000-4000-8000-000000000001", address,
+    )  # fmt: skip
+    assert left["who"] == "erased"
+    assert left["erased"] == ["to erased, please"]
+
+
+def test_erasure_finds_its_rows_by_index(world: Database) -> None:
+    world.execute("set local enable_seqscan = off")
+    for relation, subject in world.rows("select relation, subject from app.personal_data where subject is not null"):
+        plan = "\n".join(
+            line for (line,) in world.rows(
+                f"explain select t.* from {relation} as t cross join (select ($1).*) as person where {subject}".replace(
+                    "($1).*", "(('00000000-0000-4000-8000-000000000001', 'user_x', '{a@example.com}')::app.person).*")
+            )
+        )  # fmt: skip
+        assert "Seq Scan" not in plan, plan

@@ -1,0 +1,362 @@
+"""The registry knows where people are; an export has all of it and nothing of others; retention forgets what is old."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests import people
+from tests.conftest import Database
+from tests.people import ADA, ADA_EMAILS, ALIKE, BEN, CLEO, SECRET, call, identifiers, scan, tables
+
+# Rows of hers that are no part of an export: on their way to her colleagues, and gone by themselves.
+ON_THE_WAY = {"realtime.messages"}
+
+
+@pytest.fixture
+def world(database: Database) -> Database:
+    people.world(database)
+    return database
+
+
+def pages(database: Database, export_id: str, domain: str, page: int) -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = []
+    after = None
+    while True:
+        answer = call(
+            database,
+            "export_page",
+            export_id=export_id,
+            domain=domain,
+            after=json.dumps(after) if after else None,
+            page=page,
+        )
+        found = json.loads(f"[{answer['content']}]")
+        assert len(found) == answer["entries"]
+        records += found
+        after = answer["next"]
+        if after is None:
+            return records
+
+
+def exported(database: Database, user_id: str = ADA, page: int = 1000) -> dict[str, list[dict[str, Any]]]:
+    begun = call(database, "begin_export", clerk_user_id=user_id, requested_by="administrator")
+    return {each["name"]: pages(database, begun["export_id"], each["name"], page) for each in begun["domains"]}
+
+
+# --- the registry
+
+
+def test_every_table_of_ours_is_registered_or_declared_free_of_personal_data(database: Database) -> None:
+    registered = {relation for (relation,) in database.rows("select relation from app.personal_data")}
+    assert registered == set(tables(database)) - {"realtime.subscription", "realtime.schema_migrations"}
+
+
+def test_every_reference_to_a_person_is_registered(database: Database) -> None:
+    assert database.rows(
+        "select k.conrelid::regclass::text, a.attname from pg_constraint as k "
+        "join pg_attribute as a on a.attrelid = k.conrelid and a.attnum = any(k.conkey) "
+        "where k.contype = 'f' and k.confrelid = 'public.profiles'::regclass and not exists (select from app.personal_data as d "
+        "where d.relation::regclass = k.conrelid and d.path = a.attname)"
+    ) == []  # fmt: skip
+
+
+def test_every_column_said_to_be_personal_is_registered(database: Database) -> None:
+    said = database.rows(
+        "select a.attrelid::regclass::text as relation, a.attname from pg_attribute as a join pg_class as c on c.oid = a.attrelid "
+        "where c.relnamespace in ('public'::regnamespace, 'app'::regnamespace) and c.relkind in ('r', 'p') and not c.relispartition "
+        "and col_description(a.attrelid, a.attnum) ~* 'personal data'"
+    )
+    assert ("app.webhook_events", "event") in said
+    unregistered = [
+        (relation, column) for relation, column in said
+        if not database.value("select exists (select from app.personal_data as d where d.relation = %s and d.erasure <> 'none')", relation)
+    ]  # fmt: skip
+    assert [each for each in unregistered if each[0] != "app.personal_data"] == []
+
+
+def test_every_path_begins_with_a_column(database: Database) -> None:
+    assert database.rows(
+        "select d.relation, d.path from app.personal_data as d where d.path <> '' and not exists (select from pg_attribute as a "
+        "where a.attrelid = d.relation::regclass and a.attname = split_part(d.path, '.', 1))"
+    ) == []  # fmt: skip
+
+
+def test_administrators_and_visitors_read_where_data_is(database: Database) -> None:
+    assert (
+        database.value("select retention from ops.personal_data_map where path = 'impersonator'")
+        == "400 days from the day it was done"
+    )
+    with database.acting("service_role", {"role": "service_role"}):
+        notice = database.value("select public.privacy_notice()")
+    assert [*notice[0]]
+    assert {*notice[0]} == {"category", "data", "purpose", "lawful_basis", "retention", "erasure"}
+    assert all(line[field] for line in notice for field in line)
+    assert "30 days after a message was applied" in {line["retention"] for line in notice}
+    assert len(notice) == database.value("select count(*) from app.personal_data where erasure <> 'none'")
+
+
+@pytest.mark.parametrize("function", [
+    "privacy_notice()", "begin_export('user_x')", "end_export(gen_random_uuid(), true)", "export_page(gen_random_uuid(), 'profile', null, 1)",
+    "request_erasure('user_x')", "continue_erasure(gen_random_uuid())", "end_erasure(gen_random_uuid(), true)",
+    "postpone_erasure(gen_random_uuid(), '')", "pending_erasures()", "erasure_receipt(gen_random_uuid())", "run_retention()",
+    "claim_name_changes()", "end_name_change('user_x', now(), null, true)",
+])  # fmt: skip
+@pytest.mark.parametrize("role", ["anon", "authenticated"])
+def test_only_the_service_may_call(world: Database, role: str, function: str) -> None:
+    with (
+        pytest.raises(psycopg.errors.InsufficientPrivilege),
+        world.connection.transaction(),
+        world.acting(role, {"sub": ADA, "role": role}),
+    ):
+        world.execute(f"select public.{function}")
+
+
+def test_nobody_may_call_what_is_behind_them(database: Database) -> None:
+    assert database.rows(
+        "select p.oid::regprocedure::text from pg_proc as p where p.pronamespace = 'app'::regnamespace "
+        "and p.proname ~ 'eras|export|retention|purge|person|name_change|privacy' and has_function_privilege('authenticated', p.oid, 'execute')"
+    ) == []  # fmt: skip
+
+
+# --- export
+
+
+def test_an_export_has_every_row_that_a_scan_of_all_tables_finds(world: Database) -> None:
+    found = scan(world, *identifiers(world))
+    records = exported(world)
+    relations = dict(world.rows("select domain, relation from app.personal_data where domain is not null"))
+    counted: Counter[str] = Counter()
+    for domain, rows in records.items():
+        counted[relations[domain]] += len(rows)
+    # The request itself is recorded, and known, too.
+    found["app.exports"] += 1
+    found["public.audit_logs"] += 1
+    assert +counted == {table: rows for table, rows in found.items() if table not in ON_THE_WAY}
+    assert [domain for domain, rows in records.items() if not rows] == []
+
+
+def test_no_row_is_exported_twice(world: Database) -> None:
+    records = exported(world)
+    entries = [
+        row["id"] for domain in ("activity", "activity_for_others", "activity_about_you") for row in records[domain]
+    ]
+    assert len(entries) == len(set(entries))
+
+
+def test_an_export_says_nothing_of_others(world: Database) -> None:
+    text = json.dumps(exported(world)).lower()
+    ids = [str(id) for (id,) in world.rows("select id from public.profiles where clerk_user_id <> %s", ADA)]
+    others = [
+        *ids,
+        BEN,
+        CLEO,
+        *ALIKE,
+        "ben@example",
+        "cleo@example",
+        *ALIKE.values(),
+        "203.0.113.2",
+        "Browser of Ben",
+        SECRET,
+    ]
+    assert [each for each in others if each.lower() in text] == []
+    assert "203.0.113.1" in text
+    assert "browser of ada" in text
+
+
+def test_pages_of_any_size_make_the_same_export(world: Database) -> None:
+    def without_the_request(records: dict[str, list[dict[str, Any]]]) -> dict[str, list[str]]:
+        return {
+            domain: sorted(json.dumps(row) for row in rows if row.get("action") != "personal_data.exported")
+            for domain, rows in records.items() if domain != "exports"
+        }  # fmt: skip
+
+    assert (
+        without_the_request(exported(world, page=1))
+        == without_the_request(exported(world, page=3))
+        == without_the_request(exported(world))
+    )
+
+
+def test_a_page_ends_at_two_megabytes(world: Database) -> None:
+    world.execute(
+        "insert into public.projects (organization_id, created_by, title, metadata) "
+        "select o.id, p.id, 'Large', jsonb_build_object('text', repeat('x', 60000)) "
+        "from public.organizations as o, public.profiles as p, generate_series(1, 100) where o.name = 'Acme' and p.clerk_user_id = %s", ADA
+    )  # fmt: skip
+    begun = call(world, "begin_export", clerk_user_id=ADA, requested_by="administrator")
+    first = call(world, "export_page", export_id=begun["export_id"], domain="projects", after=None, page=1000)
+    assert 2_000_000 < len(first["content"]) < 2_100_000
+    assert len(pages(world, begun["export_id"], "projects", 1000)) == 102
+
+
+def test_what_comes_later_is_not_in_it(world: Database) -> None:
+    begun = call(world, "begin_export", clerk_user_id=ADA, requested_by="administrator")
+    world.execute(
+        "insert into public.projects (organization_id, created_by, title, created_at) "
+        "select o.id, p.id, 'Tomorrow', now() + interval '1 day' "
+        "from public.organizations as o, public.profiles as p where o.name = 'Acme' and p.clerk_user_id = %s", ADA
+    )  # fmt: skip
+    assert "Tomorrow" not in {row["title"] for row in pages(world, begun["export_id"], "projects", 1000)}
+
+
+def test_a_person_may_ask_once_an_hour_unless_it_failed(world: Database) -> None:
+    def ask() -> Any:
+        return call(world, "begin_export", clerk_user_id=ADA, requested_by="person")
+
+    first = ask()
+    assert 0 < ask()["retry_after"] <= 60  # it is running
+    world.execute("update app.exports set touched_at = now() - interval '61 seconds'")
+    second = ask()  # the first one died
+    assert second["export_id"] != first["export_id"]
+    call(world, "end_export", export_id=second["export_id"], failed=True)
+    world.execute("update app.exports set outcome = 'failed' where outcome = 'running'")
+    third = ask()
+    call(world, "end_export", export_id=third["export_id"], failed=False)
+    assert 3500 < ask()["retry_after"] <= 3600
+    assert "export_id" in call(world, "begin_export", clerk_user_id=BEN, requested_by="person")
+    assert "export_id" in call(world, "begin_export", clerk_user_id=ADA, requested_by="administrator")
+    world.execute(
+        "update app.exports set started_at = now() - interval '61 minutes', touched_at = now() - interval '61 minutes'"
+    )
+    assert "export_id" in ask()
+
+
+def test_each_request_is_in_the_audit_trail(world: Database) -> None:
+    begun = call(world, "begin_export", clerk_user_id=ADA, requested_by="person")
+    assert world.rows(
+        "select p.clerk_user_id, a.actor, a.organization_id from public.audit_logs as a join public.profiles as p on p.id = a.user_id "
+        "where a.action = 'personal_data.exported' and a.metadata ->> 'export_id' = %s", begun["export_id"]
+    ) == [(ADA, None, None)]  # fmt: skip
+
+
+def test_of_an_ended_export_there_are_no_pages(world: Database) -> None:
+    begun = call(world, "begin_export", clerk_user_id=ADA, requested_by="person")
+    call(world, "end_export", export_id=begun["export_id"], failed=False)
+    with pytest.raises(psycopg.DatabaseError) as refused:
+        call(world, "export_page", export_id=begun["export_id"], domain="profile", after=None, page=10)
+    assert refused.value.sqlstate == "PT404"
+
+
+def test_nothing_is_exported_of_a_stranger(database: Database) -> None:
+    with pytest.raises(psycopg.DatabaseError) as refused:
+        call(database, "begin_export", clerk_user_id="user_nobody", requested_by="person")
+    assert refused.value.sqlstate == "PT404"
+
+
+def test_an_address_that_two_accounts_have_finds_nobody(world: Database) -> None:
+    world.execute("update public.profiles set email = %s where clerk_user_id = %s", ADA_EMAILS[1], CLEO)
+    assert ADA_EMAILS[1] not in world.value("select (app.person_of(%s)).emails", ADA)
+
+
+# --- retention
+
+
+def test_retention_purges_what_the_registry_says(world: Database) -> None:
+    before = dict(world.rows("select outcome, count(*) from app.webhook_events group by outcome"))
+    world.execute(
+        "update app.webhook_events set applied_at = applied_at - interval '31 days' where outcome <> 'failed'"
+    )
+    world.execute("update app.webhook_events set received_at = received_at - interval '31 days'")
+    world.execute("update app.exports set started_at = now() - interval '31 days'")
+    world.execute(
+        "update public.organization_invitations set expires_at = now() - interval '31 days' where email like 'ben%%'"
+    )
+    report = call(world, "run_retention")
+    assert report["done"]
+    applied = sum(count for outcome, count in before.items() if outcome != "failed")
+    assert report["purged"] == {"app.webhook_events": applied, "app.exports": 1, "public.organization_invitations": 1}
+    # A message that could not be applied is not lost.
+    assert world.value("select count(*) from app.webhook_events") == before["failed"] == 2
+
+
+def test_an_invitation_that_lapsed_is_forgotten_in_what_clerk_told_too(world: Database) -> None:
+    world.execute(
+        """update app.clerk_records set fields = fields || '{"expires_at": 1500000000000}' where kind = 'invitation' and fields ->> 'email' like 'ben%%'"""
+    )
+    assert call(world, "run_retention")["purged"] == {"app.clerk_records": 1}
+
+
+def test_a_deleted_organization_goes_with_all_its_rows_after_its_grace_period(world: Database) -> None:
+    acme = str(world.value("select id from public.organizations where name = 'Acme'"))
+    everywhere = scan(world, acme, "org_acme")
+    assert {"public.projects", "public.organization_memberships", "app.clerk_records"} <= everywhere.keys()
+    world.execute("update public.organizations set deleted_at = now() - interval '29 days' where id = %s", acme)
+    assert call(world, "run_retention")["purged"] == {}
+    world.execute("update public.organizations set deleted_at = now() - interval '31 days' where id = %s", acme)
+    entries = world.value("select count(*) from public.audit_logs")
+    assert call(world, "run_retention")["purged"].keys() == {"public.organizations"}
+    # What was done there stays on record, and one entry says that it was purged; messages have their own 30 days.
+    left = scan(world, acme, "org_acme").keys()
+    assert left <= {"public.audit_logs", "app.webhook_events", "realtime.messages"}
+    assert world.value("select count(*) from public.audit_logs") == entries + 1
+    assert world.value("select count(*) from public.projects where title = 'Hers in Globex'") == 1
+
+
+def test_a_large_organization_goes_in_batches(world: Database) -> None:
+    acme = world.value("select id from public.organizations where name = 'Acme'")
+    world.execute(
+        "insert into public.projects (organization_id, title) select %s, 'Many' from generate_series(1, 2500)", acme
+    )
+    world.execute("update public.organizations set deleted_at = now() - interval '31 days' where id = %s", acme)
+    batches = list(iter(lambda: call(world, "purge_organizations", batch=1000), 0))
+    assert max(batches) == 1000
+    assert sum(batches) > 2500
+    assert scan(world, str(acme)).keys() <= {"public.audit_logs", "realtime.messages"}
+
+
+# --- rectification
+
+
+def test_clerk_is_told_of_a_name_that_a_person_changed(world: Database) -> None:
+    with world.acting("service_role", {"role": "service_role"}):
+        [change] = world.value("select public.claim_name_changes()")
+        assert (change["clerk_user_id"], change["first_name"], change["last_name"]) == (ADA, "Ada", "Summer")
+        assert world.value("select public.claim_name_changes()") == []  # somebody is at it
+        world.execute("select public.end_name_change(%s, %s, null, false)", ADA, change["changed_at"])
+    assert world.value("select count(*) from app.name_changes") == 0
+
+
+@pytest.mark.parametrize(("name", "names"), [
+    ("Ada", ("Ada", "")), ("  Ada   de la  Cruz ", ("Ada", "de la  Cruz")), (None, ("", "")),
+])  # fmt: skip
+def test_a_name_is_what_comes_first_and_the_rest(world: Database, name: str | None, names: tuple[str, str]) -> None:
+    people.act(world, ADA, "update public.profiles set full_name = %s", name)
+    [change] = call(world, "claim_name_changes")
+    assert (change["first_name"], change["last_name"]) == names
+
+
+def test_what_clerk_itself_changed_is_not_sent_back(world: Database) -> None:
+    world.execute("delete from app.name_changes")
+    user = people.events.user(BEN, updated_at=people.FAR, first_name="Benjamin")
+    world.execute(
+        "select public.receive_clerk_event('msg_renamed', %s)", json.dumps(people.events.event("user.updated", user))
+    )
+    assert world.value("select full_name from public.profiles where clerk_user_id = %s", BEN) == "Benjamin Winter"
+    assert world.value("select count(*) from app.name_changes") == 0
+
+
+def test_a_newer_change_outlives_the_answer_to_the_one_before(world: Database) -> None:
+    [change] = call(world, "claim_name_changes")
+    world.execute("update app.name_changes set changed_at = changed_at + interval '1 second'")
+    call(world, "end_name_change", clerk_user_id=ADA, changed_at=change["changed_at"], error=None, is_final=False)
+    assert world.value("select count(*) from app.name_changes") == 1
+
+
+def test_what_clerk_refuses_is_not_sent_again_and_shows(world: Database) -> None:
+    [change] = call(world, "claim_name_changes")
+    call(
+        world,
+        "end_name_change",
+        clerk_user_id=ADA,
+        changed_at=change["changed_at"],
+        error="form_param_invalid",
+        is_final=True,
+    )
+    assert world.rows("select error from ops.refused_names") == [("form_param_invalid",)]
+    world.execute("update app.name_changes set next_attempt_at = now() where next_attempt_at < 'infinity'")
+    assert call(world, "claim_name_changes") == []

@@ -1,0 +1,155 @@
+"""A small world with one person in every corner of it, and a scan that finds them: by the catalogue, not by our registry."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tests import events
+from tests.conftest import Claims, Database
+from tests.events import MINUTE, START, Json
+
+ADA = "user_2AdaWinterAdaWinter"
+ADA_EMAILS = ("Ada.Winter@example.com", "ada-at-home@example.org")
+BEN, CLEO = "user_2BenBenBenBen", "user_2CleoCleoCleo"
+# Ids and addresses that begin or end like hers: of other people.
+ALIKE = {f"{ADA}s": "x.ada.winter@example.com", f"{ADA}-2": "ada.winter@example.community"}
+FAR = START + 1_000_000 * MINUTE
+SECRET = "whatever-the-product-keeps-secret"
+
+
+def world(database: Database) -> None:
+    """Ada founded Acme, which Ben owns with her, and belongs to Globex too; Initech invites her. There is no table without her."""
+    sender = Sender(database)
+    database.execute("insert into app.clerk_roles values ('org:boss', 'owner')")
+    people = {ADA: ADA_EMAILS[0], BEN: "ben@example.com", CLEO: "cleo@example.com"} | ALIKE
+    users = {user_id: _user(user_id, email) for user_id, email in people.items()}
+    users[ADA]["email_addresses"].append({"id": "idn_home", "object": "email_address", "email_address": ADA_EMAILS[1]})
+    users[ADA]["private_metadata"] = {"note": SECRET}
+    acme = events.organization("org_acme", created_by=ADA)
+    globex = events.organization("org_globex", created_by=BEN, name="Globex", slug="globex")
+    initech = events.organization("org_initech", created_by=CLEO, name="Initech", slug="initech")
+    for user in users.values():
+        sender.send("user.created", user)
+    for organization in (acme, globex, initech):
+        sender.send("organization.created", organization)
+    members = [
+        (acme, ADA, "org:admin"), (acme, BEN, "org:boss"), (acme, CLEO, "org:member"), (globex, ADA, "org:admin"),
+        (globex, BEN, "org:admin"), (initech, CLEO, "org:admin"), (initech, ADA, "org:member"), *((acme, each, "org:member") for each in ALIKE),
+    ]  # fmt: skip
+    memberships = [
+        events.membership(f"orgmem_{number}", organization, users[user_id], role)
+        for number, (organization, user_id, role) in enumerate(members)
+    ]
+    for membership in memberships:
+        sender.send("organizationMembership.created", membership)
+    sender.send(
+        "organizationMembership.deleted", memberships[6], START + MINUTE
+    )  # Ada left Initech, which wants her back
+    for number, email in enumerate([ADA_EMAILS[1].upper(), "ben@example.net"]):
+        invitation = events.invitation(f"orginv_{number}", "org_initech", email_address=email, expires_at=FAR)
+        sender.send("organizationInvitation.created", invitation)
+    # Types that nobody handles are kept too.
+    sender.send("session.created", {"id": "sess_1", "user_id": ADA, "client_id": "client_1"}, START)
+    sender.send(
+        "email.created", {"id": "ema_1", "to_email_address": ADA_EMAILS[0], "data": {"otp_code": SECRET}}, START
+    )
+
+    act(
+        database,
+        ADA,
+        "insert into public.projects (organization_id, title) select id, 'Hers in ' || name from public.organizations",
+    )
+    act(database, BEN, "update public.projects set title = 'Ben was here' where title = 'Hers in Acme'")
+    act(database, ADA, "update public.profiles set full_name = 'Ada Summer'")
+    act(database, ADA, "insert into public.projects (organization_id, title) select id, 'For support' from public.organizations where name = 'Acme'",
+        act={"sub": BEN})  # fmt: skip
+    act(database, BEN, "insert into public.projects (organization_id, title) select id, 'Ada as support' from public.organizations where name = 'Acme'",
+        act={"sub": ADA})  # fmt: skip
+    act(database, BEN, "delete from public.projects where title = 'Ben was here'")
+    act(database, BEN, "select public.log_audit_event(id, 'client.reminded', 'mail', %s, %s) from public.organizations where name = 'Acme'",
+        ADA, json.dumps({"to": ADA_EMAILS[0], "copies": [CLEO, *ALIKE.values()]}))  # fmt: skip
+    act(
+        database,
+        BEN,
+        "insert into public.projects (organization_id, title) select id, 'Not hers' from public.organizations",
+    )
+    # Broken, and yet to be applied again: one about her, one that just names her.
+    database.execute("alter table public.organizations add constraint broken check (name <> 'Broken') not valid")
+    sender.send("organization.updated", acme | {"name": "Broken", "updated_at": START + 2 * MINUTE}, expected="failed")
+    database.execute("alter table public.profiles add constraint broken check (full_name <> 'Broken Broken') not valid")
+    broken = {"first_name": "Broken", "last_name": "Broken", "updated_at": START + 2 * MINUTE}
+    sender.send("user.updated", users[ADA] | broken, expected="failed")
+    database.execute("alter table public.organizations drop constraint broken")
+    database.execute("alter table public.profiles drop constraint broken")
+    call(database, "begin_export", clerk_user_id=ADA, requested_by="administrator")
+
+
+def act(database: Database, user_id: str, statement: str, *values: object, **claims: Any) -> None:
+    """As that person, through the Data API, from an address of their own."""
+    address = f"203.0.113.{1 + [ADA, BEN, CLEO].index(user_id)}"
+    headers = {"x-forwarded-for": address, "user-agent": f"Browser of {user_id[6:9]}", "x-request-id": "r"}
+    token: Claims = {"sub": user_id, "role": "authenticated", "fva": [0, 0]} | claims
+    with database.acting("authenticated", token):
+        database.execute("select set_config('request.headers', %s, true)", json.dumps(headers))
+        database.execute(statement, *values)
+    database.execute("select set_config('request.headers', '', true), set_config('request.jwt.claims', '', true)")
+
+
+def call(database: Database, function: str, **arguments: object) -> Any:
+    """A function of app, by name."""
+    named = ", ".join(f"{name} => %s" for name in arguments)
+    return database.value(f"select app.{function}({named})", *arguments.values())
+
+
+def scan(database: Database, *texts: str) -> dict[str, int]:
+    """How many rows of each table hold one of the texts anywhere, in whatever case; tables without one are left out."""
+    return {table: len(rows) for table in tables(database) if (rows := rows_with(database, table, *texts))}
+
+
+def rows_with(database: Database, table: str, *texts: str) -> list[str]:
+    """The table's rows, as text, that hold one of the texts. What is ALIKE does not count."""
+    row = "lower(t::text)"
+    for alike in map(str.lower, (*ALIKE, *ALIKE.values())):
+        row = f"replace({row}, '{alike}', '')"
+    query = f"select t::text from {table} as t where exists (select from unnest(%s::text[]) as x where position(lower(x) in {row}) > 0)"
+    return [text for (text,) in database.rows(query, list(texts))]
+
+
+def tables(database: Database) -> list[str]:
+    """Every table with data of ours, of whatever schema; a partitioned one once."""
+    rows = database.rows(
+        "select c.oid::regclass::text from pg_class as c where c.relkind in ('r', 'p') and not c.relispartition "
+        "and c.relnamespace = any('{public,app,ops,realtime}'::regnamespace[]) order by 1"
+    )
+    return [table if "." in table else f"public.{table}" for (table,) in rows]
+
+
+def identifiers(database: Database) -> list[str]:
+    """All that Ada can be known by."""
+    return [str(database.value("select id from public.profiles where clerk_user_id = %s", ADA)), ADA, *ADA_EMAILS]
+
+
+def _user(user_id: str, email: str) -> Json:
+    return events.user(user_id, email=email, first_name=user_id[6:9], last_name="Winter", email_addresses=[
+        {"id": "idn_primary", "object": "email_address", "email_address": email}
+    ])  # fmt: skip
+
+
+class Sender:
+    """Clerk's messages, handed over as the service does."""
+
+    def __init__(self, database: Database, first: int = 0) -> None:
+        self.database = database
+        self.number = first
+
+    def send(self, kind: str, data: Json, timestamp: int | None = None, expected: str | None = None) -> str:
+        """Sends one and returns its message id; its outcome is asserted when it is `expected`."""
+        self.number += 1
+        event = events.event(kind, data, timestamp)
+        message_id = f"msg_world_{self.number}"
+        outcome = self.database.value(
+            "select public.receive_clerk_event(%s, %s) ->> 'outcome'", message_id, json.dumps(event)
+        )
+        assert outcome == expected if expected else outcome != "failed", (kind, outcome)
+        return message_id
