@@ -29,6 +29,7 @@ VERBS = {
     "migrate": Verb("scripts.migrate:migrate", "Apply, check or make migrations."),
     "inbox": Verb("scripts.inbox:inbox", "List, show or retry the Clerk events that were received."),
     "audit": Verb("scripts.audit:audit", "Seal the audit trail, verify it, and keep its months in order."),
+    "person": Verb("scripts.person:person", "Give people a copy of their data, or erase them."),
     "bench": Verb("scripts.bench:bench", "Measure policies, webhooks, Realtime and the audit trail."),
 }
 

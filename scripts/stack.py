@@ -85,7 +85,7 @@ def reset(yes: bool) -> None:
     if not yes:
         click.confirm(f"Delete the database and everything else in {stack.home}?", abort=True)
     RunRecord.read(stack.home).stop()
-    for folder in (stack.postgres.home, stack.postgres.folder, stack.clerk_folder, stack.logs):
+    for folder in (stack.postgres.home, stack.postgres.folder, stack.clerk_folder, stack.backups, stack.logs):
         shutil.rmtree(folder, ignore_errors=True)
     click.echo("Deleted. `ballast up` starts afresh.", err=True)
 

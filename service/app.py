@@ -8,9 +8,11 @@ from service import logs, problems
 from service.audit import audit
 from service.demo import demo
 from service.health import health
+from service.jobs import jobs
 from service.me import me
 from service.openapi import openapi
 from service.parts import assemble
+from service.personal_data import personal_data
 from service.settings import Settings, load
 from service.webhooks import webhooks
 
@@ -29,7 +31,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     logs.register(app)
     problems.register(app)
     app.after_request(_guard)
-    for blueprint in (health, webhooks, me, audit, openapi):
+    for blueprint in (health, webhooks, me, audit, personal_data, jobs, openapi):
         app.register_blueprint(blueprint)
     if settings.environment == "local":
         app.register_blueprint(demo)

@@ -66,8 +66,8 @@ class Caller:
     """The person behind a request, as Clerk signed it.
 
     `organization_role` is Clerk's key with its prefix ("org:admin"), whichever version the token has. A factor's age is
-    the minutes since it was last verified, None when never or not said. Today only `token` is used; the rest is for
-    routes that act in the session's organization or ask for a recent factor.
+    the minutes since it was last verified, None when never or not said. Of an impersonated session (the act claim)
+    the caller is whom it is about, not who sits there. What is of the organization is for routes to come.
     """
 
     user_id: str
@@ -77,6 +77,7 @@ class Caller:
     organization_role: str | None = None
     first_factor_age_minutes: int | None = None
     second_factor_age_minutes: int | None = None
+    is_impersonated: bool = False
 
 
 class SigningKeys:
@@ -201,6 +202,7 @@ def caller_of(claims: Mapping[str, Any], token: str) -> Caller:
         organization_role=role if organization_id else None,
         first_factor_age_minutes=first,
         second_factor_age_minutes=second,
+        is_impersonated=claims.get("act") is not None,
     )
 
 

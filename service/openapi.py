@@ -7,6 +7,9 @@ from typing import Any
 from flask import Blueprint, jsonify
 from flask.typing import ResponseReturnValue
 
+from service.jobs import JOBS
+from service.personal_data import CONFIRMATION
+
 openapi = Blueprint("openapi", __name__)
 
 
@@ -122,10 +125,117 @@ DOCUMENT: dict[str, Any] = {
                 ),
             }
         },
+        "/api/v1/gdpr/export": {
+            "get": {
+                "summary": "All that is held of the caller, as a file.",
+                "description": "A body without its last chunk is not complete: the database failed midway. Ask again.",
+                "security": [{"clerk": []}],
+                "responses": {
+                    "200": {
+                        "description": "An array per kind of record; or, where it is accepted rather, a ZIP of such.",
+                        "content": {
+                            "application/json": {"schema": {"$ref": "#/components/schemas/Export"}},
+                            "application/zip": {"schema": {"type": "string", "format": "binary"}},
+                        },
+                    }
+                }
+                | _problems(
+                    s401="No token, or not a valid one.",
+                    s403="Somebody acts in the person's name, or the session has unfinished tasks.",
+                    s404="Nothing is held of the person.",
+                    s429="There is one export an hour; Retry-After says when the next may be asked for.",
+                    s503="The database or Clerk does not answer.",
+                ),
+            }
+        },
+        "/api/v1/gdpr/erasure": {
+            "post": {
+                "summary": "Erase the caller, here and at Clerk, for good.",
+                "description": "Hidden at once, erased within moments. Asked again, it answers with the same receipt.",
+                "security": [{"clerk": []}],
+                "requestBody": {
+                    "required": True,
+                    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Confirmation"}}},
+                },
+                "responses": {"202": _answer("It has begun.", {"$ref": "#/components/schemas/Receipt"})["200"]}
+                | _problems(
+                    s400="The confirmation is missing.",
+                    s401="No token, or not a valid one.",
+                    s403="The first factor is older than ten minutes, or somebody acts in the person's name.",
+                    s404="Nothing is held of the person.",
+                    s409="The caller is the only owner of `organizations`.",
+                    s503="The database or Clerk does not answer.",
+                ),
+            }
+        },
+        "/api/v1/gdpr/erasure/{receipt}": {
+            "get": {
+                "summary": "How far an erasure is. The receipt is enough.",
+                "parameters": [
+                    {
+                        "name": "receipt",
+                        "in": "path",
+                        "required": True,
+                        "schema": {"type": "string", "format": "uuid"},
+                    }
+                ],
+                "responses": _answer("The erasure.", {"$ref": "#/components/schemas/Receipt"})
+                | _problems(s404="There is no such receipt.", s503="The database does not answer."),
+            }
+        },
+        "/jobs/{name}": {
+            "post": {
+                "summary": "Run a job, for the scheduler.",
+                "security": [{"jobs": []}],
+                "parameters": [
+                    {
+                        "name": "name",
+                        "in": "path",
+                        "required": True,
+                        "schema": {"enum": list(JOBS)},
+                    }
+                ],
+                "responses": _answer("The job's report.", {"type": "object"})
+                | _problems(
+                    s401="Not the jobs' token.",
+                    s404="There is no such job.",
+                    s503="The database does not answer: the job is not done.",
+                ),
+            }
+        },
     },
     "components": {
-        "securitySchemes": {"clerk": {"type": "http", "scheme": "bearer", "bearerFormat": "Clerk session token"}},
+        "securitySchemes": {
+            "clerk": {"type": "http", "scheme": "bearer", "bearerFormat": "Clerk session token"},
+            "jobs": {"type": "http", "scheme": "bearer", "bearerFormat": "JOBS_TOKEN"},
+        },
         "schemas": {
+            "Export": {
+                "type": "object",
+                "required": ["schema_version", "generated_at"],
+                "properties": {
+                    "schema_version": {"const": 1},
+                    "generated_at": {"type": "string", "format": "date-time"},
+                },
+                "additionalProperties": {"type": "array", "items": {"type": "object"}},
+            },
+            "Confirmation": {
+                "type": "object",
+                "required": ["confirmation"],
+                "properties": {"confirmation": {"const": CONFIRMATION}},
+            },
+            "Receipt": {
+                "type": "object",
+                "required": ["receipt", "state", "requested_at", "erased_at", "clerk_deleted_at", "counts"],
+                "properties": {
+                    "receipt": {"type": "string", "format": "uuid"},
+                    "state": {"enum": ["running", "erased", "complete"]},
+                    "requested_at": {"type": "string", "format": "date-time"},
+                    "erased_at": {"type": ["string", "null"], "format": "date-time"},
+                    "clerk_deleted_at": {"type": ["string", "null"], "format": "date-time"},
+                    "counts": {"type": "object", "additionalProperties": {"type": "integer"}},
+                },
+            },
             "Problem": {
                 "type": "object",
                 "required": ["type", "title", "status", "detail", "request_id"],

@@ -9,7 +9,10 @@ import httpx
 from flask import Flask, current_app
 from upstash_redis import Redis
 
+from service.clerk_api import ClerkApi
 from service.data_api import DataApi
+from service.erasure import Eraser
+from service.erasure_ledger import LedgerStore
 from service.identity import SessionTokens
 from service.settings import Settings
 
@@ -24,15 +27,22 @@ class Parts:
     data_api: DataApi
     redis: Redis
     session_tokens: SessionTokens
+    clerk: ClerkApi
+    eraser: Eraser
 
 
 def assemble(app: Flask, settings: Settings) -> None:
     """Makes the parts and keeps them with `app`. Connects to nothing yet."""
+    data_api = DataApi(settings)
+    clerk = ClerkApi(settings.clerk_api_url, settings.clerk_secret_key.get_secret_value())
+    ledger = LedgerStore(settings.backup_url) if settings.backup_url else None
     app.extensions["ballast"] = Parts(
         settings=settings,
-        data_api=DataApi(settings),
+        data_api=data_api,
         redis=_redis(settings),
         session_tokens=SessionTokens(settings.clerk_issuer, settings.clerk_authorized_parties),
+        clerk=clerk,
+        eraser=Eraser(data_api.call, clerk, ledger),
     )
 
 

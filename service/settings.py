@@ -9,6 +9,10 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+SHORTEST_SECRET = 32
+CLERK_KEY = re.compile(r"sk_(test|live)_[!-~]+")
+# No place for a user or a password: both are AWS's own variables.
+BACKUP_PLACE = re.compile(r"(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]|file:///)[A-Za-z0-9._~%+=/-]*")
 ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.IGNORECASE)
 
 
@@ -35,6 +39,24 @@ def _webhook_secret(secret: SecretStr) -> SecretStr:
     if prefix != "whsec" or not 16 <= size <= 64:
         raise ValueError("must be signing secrets as Clerk shows them (whsec_…), separated by commas")
     return secret
+
+
+def _clerk_key(key: SecretStr) -> SecretStr:
+    if CLERK_KEY.fullmatch(key.get_secret_value()) is None:
+        raise ValueError("must be a Clerk secret key that starts with sk_live_ or sk_test_")
+    return key
+
+
+def _long_secret(secret: SecretStr) -> SecretStr:
+    if len(secret.get_secret_value()) < SHORTEST_SECRET:
+        raise ValueError(f"must be a random text of {SHORTEST_SECRET} characters at least")
+    return secret
+
+
+def _backup_place(url: str) -> str:
+    if BACKUP_PLACE.fullmatch(url) is None:
+        raise ValueError("must be a place for backups like s3://bucket/prefix or file:///folder")
+    return url
 
 
 def _api_key(prefix: str) -> AfterValidator:
@@ -64,10 +86,14 @@ class Settings(BaseSettings):
     clerk_issuer: Origin
     clerk_webhook_secrets: Annotated[tuple[WebhookSecret, ...], NoDecode, BeforeValidator(_items)]
     clerk_authorized_parties: Items = ()
+    clerk_secret_key: Annotated[SecretStr, AfterValidator(_clerk_key)]
+    clerk_api_url: Origin = "https://api.clerk.com"
+    jobs_token: Annotated[SecretStr, AfterValidator(_long_secret)]
     upstash_redis_rest_url: Origin
     upstash_redis_rest_token: SecretStr
+    backup_url: Annotated[str, AfterValidator(_backup_place)] | None = None
 
-    @field_validator("supabase_url", "clerk_issuer", "upstash_redis_rest_url")
+    @field_validator("supabase_url", "clerk_issuer", "clerk_api_url", "upstash_redis_rest_url")
     @classmethod
     def _private_on_the_wire(cls, url: str, info: ValidationInfo) -> str:
         if info.data.get("environment") in {"staging", "production"} and not url.startswith("https://"):

@@ -6,7 +6,9 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -18,6 +20,7 @@ from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from service.data_api import CallFailed, DataApi
+from service.erasure import Eraser
 from service.parts import parts
 from service.problems import Problem
 
@@ -92,7 +95,16 @@ def receive() -> ResponseReturnValue:
     """Stores one event of Clerk's and answers with what became of it."""
     delivery = delivery_in(request.headers)
     event = signed_event(raw_body(), delivery, parts().settings.clerk_webhook_secrets)
-    return jsonify(store(parts().data_api, delivery.message_id, event))
+    answer = jsonify(store(parts().data_api, delivery.message_id, event))
+    if event["type"] == "user.deleted":
+        answer.call_on_close(partial(finish_erasures, parts().eraser))
+    return answer
+
+
+def finish_erasures(eraser: Eraser) -> None:
+    """What the database did not erase at once. If it fails, the job takes it up."""
+    with suppress(CallFailed):
+        eraser.carry_out_pending()
 
 
 def raw_body() -> bytes:

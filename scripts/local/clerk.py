@@ -1,6 +1,7 @@
-"""Clerk's stand-in: its public key, session tokens for people it knows, signed events.
+"""Clerk's stand-in: its public key, session tokens for people it knows, signed events, its Backend API.
 
   GET  /.well-known/jwks.json  as Clerk serves it
+  ...  /v1/...                 its Backend API, see clerk_backend.py
   GET  /stand-in/people        -> {people: [{user_id, name, organizations: [{organization_id, name, role}]}]}
   POST /stand-in/tokens        {user_id, organization_id?, second_factor?, lifetime?, claims?} -> {token, claims}
   POST /stand-in/events        {type, data?, timestamp?, message_id?, deliver?, speed?} -> {message_id, event, attempts}
@@ -26,13 +27,23 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
 
 from scripts.failure import Failure
-from scripts.local import svix
+from scripts.local import clerk_backend, svix
+from scripts.local.clerk_backend import BackendApi
 from scripts.local.clerk_directory import Directory, Object, Unknown, now
 from scripts.local.stack import Stack
 
 TOKEN_SECONDS = 60
 NOT_BEFORE_SECONDS = 5
 AN_HOUR_IN_A_SECOND = 3600
+# The code and status under which Clerk reports a failure. A class stands before those it is derived from.
+REPORTS: dict[type[Failure], tuple[str, int]] = {
+    Unknown: ("resource_not_found", 404),
+    clerk_backend.KeyInvalid: ("clerk_key_invalid", 401),
+    clerk_backend.BodyUnreadable: ("request_body_invalid", 400),
+    clerk_backend.ParameterUnknown: ("form_param_unknown", 422),
+    clerk_backend.ParameterMalformed: ("form_param_format_invalid", 422),
+    Failure: ("form_param_missing", 422),
+}
 
 
 class Keys:
@@ -60,12 +71,14 @@ class Keys:
 class ClerkStandIn:
     """The server. `issuer` is its own URL, `party` the application that tokens are issued to."""
 
-    def __init__(self, folder: Path, issuer: str, party: str, endpoint: svix.Endpoint) -> None:
+    def __init__(self, folder: Path, issuer: str, party: str, endpoint: svix.Endpoint, secret_key: str) -> None:
         self.keys = Keys(folder)
         self.directory = Directory(folder / "directory.json")
         self._issuer = issuer
         self._party = party
         self._endpoint = endpoint
+        self._deliveries = svix.Deliveries(endpoint)
+        self._backend = BackendApi(self.directory, secret_key, self.announce)
 
     def application(self) -> web.Application:
         middlewares = [_no_web_pages_but(self._party), _failures_as_clerk_reports_them]
@@ -74,6 +87,8 @@ class ClerkStandIn:
         application.router.add_get("/stand-in/people", self.people)
         application.router.add_post("/stand-in/tokens", self.tokens)
         application.router.add_post("/stand-in/events", self.events)
+        application.add_subapp("/v1/", self._backend.application())
+        application.on_shutdown.append(lambda _: self._deliveries.stop())
         return application
 
     async def jwks(self, _: web.Request) -> web.Response:
@@ -97,8 +112,7 @@ class ClerkStandIn:
     async def events(self, request: web.Request) -> web.Response:
         wanted = await request.json()
         event = self.event(wanted["type"], wanted.get("data", {}), wanted.get("timestamp"))
-        self.directory.learn(event["type"], event["data"])
-        message_id = wanted.get("message_id") or f"msg_{secrets.token_urlsafe(20)}"
+        message_id = wanted.get("message_id") or _new_message_id()
         attempts: list[Object] = []
         if wanted.get("deliver"):
             speed = wanted.get("speed", AN_HOUR_IN_A_SECOND)
@@ -108,10 +122,16 @@ class ClerkStandIn:
                 attempts = [attempt.as_json() async for attempt in deliveries]
         return web.json_response({"message_id": message_id, "event": event, "attempts": attempts})
 
+    def announce(self, event_type: str, data: Object) -> None:
+        """Makes an event of `data` and lets it reach the service in the background."""
+        self._deliveries.begin(_new_message_id(), svix.body_of(self.event(event_type, data)))
+
     def event(self, event_type: str, data: Object, timestamp: int | None = None) -> Object:
-        """The envelope around `data`, completed. `timestamp` is in milliseconds. Raises IncompleteData."""
+        """The envelope around `data`, completed and learnt. `timestamp` is in milliseconds. Raises IncompleteData."""
+        whole = self.directory.complete(event_type, data)
+        self.directory.learn(event_type, whole)
         return {
-            "data": self.directory.complete(event_type, data),
+            "data": whole,
             "event_attributes": {"http_request": {"client_ip": "192.0.2.1", "user_agent": "Clerk stand-in"}},
             "instance_id": self.keys.id,
             "object": "event",
@@ -163,6 +183,10 @@ def _organization_claims(membership: Object, organization: Object) -> Object:
     return {"o": claim, "fea": ",".join(f"o:{feature}" for feature in features)}
 
 
+def _new_message_id() -> str:
+    return f"msg_{secrets.token_urlsafe(20)}"
+
+
 def _make_key(file: Path) -> None:
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     text = key.private_bytes(
@@ -201,17 +225,17 @@ def _no_web_pages_but(party: str) -> Middleware:
 async def _failures_as_clerk_reports_them(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         response = await handler(request)
-    except Unknown as failure:
-        return _errors("resource_not_found", str(failure), 404)
     except Failure as failure:
-        return _errors("form_param_missing", str(failure), 422)
+        code, status = next(report for kind, report in REPORTS.items() if isinstance(failure, kind))
+        return _errors(code, str(failure), status)
     except KeyError as missing:
         return _errors("form_param_missing", f"{missing.args[0]} is missing", 422)
     return response
 
 
 def _errors(code: str, message: str, status: int) -> web.Response:
-    return web.json_response({"errors": [{"code": code, "message": message}]}, status=status)
+    error = {"code": code, "message": message, "long_message": message}
+    return web.json_response({"errors": [error], "clerk_trace_id": secrets.token_hex(16)}, status=status)
 
 
 if __name__ == "__main__":
@@ -222,5 +246,6 @@ if __name__ == "__main__":
         issuer=environment["CLERK_ISSUER"],
         party=environment["CLERK_AUTHORIZED_PARTIES"],
         endpoint=svix.Endpoint(f"{environment['SERVICE_URL']}/webhooks/clerk", stack.secrets.webhook_secret),
+        secret_key=stack.secrets.clerk_secret_key,
     )
     web.run_app(stand_in.application(), host="127.0.0.1", port=stack.clerk_port, access_log=None, print=None)

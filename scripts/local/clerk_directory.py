@@ -70,6 +70,10 @@ class Directory:
             raise Unknown(f"{user_id} is no member of {organization_id}: send organizationMembership.created first.")
         return membership
 
+    def memberships_of(self, user_id: str) -> list[Object]:
+        """The user's memberships, of which a stranger has none."""
+        return [each for each in self.memberships.values() if each["public_user_data"]["user_id"] == user_id]
+
     def people(self) -> list[Object]:
         """Everybody, for a page to sign in as: {user_id, name, organizations: [{organization_id, name, role}]}."""
         return [
@@ -82,8 +86,7 @@ class Directory:
                         "name": (self.organizations.get(each["organization"]["id"]) or each["organization"])["name"],
                         "role": each["role"],
                     }
-                    for each in self.memberships.values()
-                    if each["public_user_data"]["user_id"] == user_id
+                    for each in self.memberships_of(user_id)
                 ],
             }
             for user_id, user in self.users.items()
@@ -117,7 +120,15 @@ class Directory:
             self._forget(data["id"])
         elif kept.get(data["id"], {}).get("updated_at", 0) <= data["updated_at"]:
             kept[data["id"]] = data
+            if subject == "user":
+                self._renew_copies(data["id"])
         self._keep()
+
+    def _renew_copies(self, user_id: str) -> None:
+        """A membership carries a copy of its user, which follows the original."""
+        public = self._public_user_data(user_id)
+        for each in self.memberships_of(user_id):
+            self.memberships[each["id"]] = each | {"public_user_data": each["public_user_data"] | public}
 
     def _forget(self, gone: str) -> None:
         self.users.pop(gone, None)
@@ -169,7 +180,7 @@ class Directory:
 
     def _public_user_data(self, user_id: str) -> Object:
         user = self.users.get(user_id) or _new_user(user_id)
-        addresses = {each["id"]: each["email_address"] for each in user["email_addresses"]}
+        addresses = {each.get("id"): each.get("email_address") for each in user["email_addresses"]}
         return {
             "user_id": user_id,
             "first_name": user["first_name"],
@@ -188,7 +199,7 @@ class Directory:
         return {"object": kind, "deleted": True} | slug | data
 
     def _membership_of(self, user_id: str, organization_id: str) -> Object | None:
-        pairs = (each for each in self.memberships.values() if each["public_user_data"]["user_id"] == user_id)
+        pairs = self.memberships_of(user_id)
         return next((each for each in pairs if each["organization"]["id"] == organization_id), None)
 
     def _keep(self) -> None:

@@ -191,6 +191,7 @@ def _service(stack: Stack) -> Part:
         needs=("postgres",),
         port=stack.service_port,
         address=address,
+        before=lambda: stack.backups.mkdir(mode=0o700, exist_ok=True),
     )
 
 

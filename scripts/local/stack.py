@@ -27,13 +27,15 @@ class InvalidPortBase(Failure):
 
 @dataclass(frozen=True)
 class Secrets:
-    """Random values, made at the first start of a stack and kept in its folder."""
+    """Random values, made at the first start of a stack that wants them and kept in its folder."""
 
     postgres_password: str
     jwt_secret: str
     publishable_key: str
     secret_key: str
     webhook_secret: str
+    clerk_secret_key: str
+    jobs_token: str
     upstash_token: str
 
     @classmethod
@@ -44,20 +46,23 @@ class Secrets:
             publishable_key=f"sb_publishable_{secrets.token_urlsafe(24)}",
             secret_key=f"sb_secret_{secrets.token_urlsafe(24)}",
             webhook_secret=f"whsec_{base64.b64encode(secrets.token_bytes(24)).decode()}",
+            clerk_secret_key=f"sk_test_{secrets.token_urlsafe(32)}",
+            jobs_token=secrets.token_urlsafe(32),
             upstash_token=secrets.token_urlsafe(32),
         )
 
     @classmethod
     def of(cls, home: Path) -> Secrets:
-        """The secrets kept in `home`. If there are none, they are made: readable by the owner only."""
+        """The secrets kept in `home`. Those that are not there yet are made: readable by the owner only."""
         file = home / "secrets.json"
-        if not file.exists():
+        kept = json.loads(file.read_text()) if file.exists() else {}
+        if not kept.keys() >= {field.name for field in fields(cls)}:
             home.mkdir(parents=True, exist_ok=True)
             unfinished = home / f"secrets.json.{os.getpid()}"
             unfinished.touch(mode=0o600)
-            unfinished.write_text(json.dumps(asdict(cls.make()), indent=2) + "\n")
+            unfinished.write_text(json.dumps(asdict(cls.make()) | kept, indent=2) + "\n")
             unfinished.replace(file)
-        kept = json.loads(file.read_text())
+            kept = json.loads(file.read_text())
         return cls(**{field.name: kept[field.name] for field in fields(cls)})
 
 
@@ -113,6 +118,10 @@ class Stack:
         return self.home / "clerk"
 
     @property
+    def backups(self) -> Path:
+        return self.home / "backups"
+
+    @property
     def postgres(self) -> Postgres:
         return Postgres(self.home / "postgres", self.postgres_port, self.secrets.postgres_password)
 
@@ -130,8 +139,12 @@ class Stack:
             "CLERK_ISSUER": _url(self.clerk_port),
             "CLERK_WEBHOOK_SECRETS": self.secrets.webhook_secret,
             "CLERK_AUTHORIZED_PARTIES": service_url,
+            "CLERK_SECRET_KEY": self.secrets.clerk_secret_key,
+            "CLERK_API_URL": _url(self.clerk_port),
+            "JOBS_TOKEN": self.secrets.jobs_token,
             "UPSTASH_REDIS_REST_URL": _url(self.upstash_port),
             "UPSTASH_REDIS_REST_TOKEN": self.secrets.upstash_token,
+            "BACKUP_URL": self.backups.as_uri(),
             "SERVICE_URL": service_url,
         }
 

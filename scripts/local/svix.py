@@ -72,6 +72,33 @@ async def deliver(
             return
 
 
+class Deliveries:
+    """Messages on their way in the background. What is not delivered by the time of `stop` never is."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        # Held here, because the event loop itself would let them be collected.
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self, message_id: str, body: bytes) -> None:
+        """Starts a message on its way, on Svix's schedule, and returns at once."""
+        task = asyncio.create_task(self._deliver(message_id, body))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def stop(self) -> None:
+        """Gives up what is on its way, and returns once it has ended."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _deliver(self, message_id: str, body: bytes) -> None:
+        async with aiohttp.ClientSession() as session:
+            async for _ in deliver(session, self._endpoint, message_id, body):
+                pass
+
+
 async def _attempt(
     session: aiohttp.ClientSession, url: str, number: int, headers: dict[str, str], body: bytes
 ) -> Attempt:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ from typing import Any
 import aiohttp
 import httpx
 import jwt
+import psycopg
 import pytest
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from standardwebhooks import Webhook
 
 from scripts.local import svix
+from scripts.local.clerk import ClerkStandIn
 from scripts.local.clerk_directory import Directory, IncompleteData
 from tests.conftest import Stack
 
@@ -170,6 +174,182 @@ def test_a_web_page_cannot_mint_tokens(stack: Stack, headers: dict[str, str]) ->
     assert httpx.post(url, content=b'{"user_id": "user_ada"}', headers=headers).status_code == 403
 
 
+# --- the Backend API -------------------------------------------------------------------------------------------------
+
+KEY = "sk_test_key"
+NOTHING: dict[str, str] = {}
+
+
+def _backend(stack: Stack, method: str, user_id: str, **request: Any) -> httpx.Response:
+    """What Clerk's Backend API answers to the holder of the secret key."""
+    headers = {"Authorization": f"Bearer {stack.environment['CLERK_SECRET_KEY']}"}
+    url = f"{stack.environment['CLERK_API_URL']}/v1/users/{user_id}"
+    return httpx.request(method, url, **({"headers": headers} | request))
+
+
+def _new_user(stack: Stack) -> str:
+    user_id = f"user_{secrets.token_hex(8)}"
+    sent = stack.ballast("clerk", "send", "user.created", "--data", json.dumps({"id": user_id}))
+    assert sent.returncode == 0, sent.stderr
+    return user_id
+
+
+def _wait_until_named(stack: Stack, user_id: str, expected: str | None) -> None:
+    """Until the person's profile has that name; None waits until there is no profile."""
+    deadline = time.monotonic() + 10
+    found: Any = "not asked"
+    with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
+        while time.monotonic() < deadline:
+            query = "select full_name from public.profiles where clerk_user_id = %s"
+            row = connection.execute(query, [user_id]).fetchone()
+            found = row[0] if row else None
+            if found == expected:
+                return
+            time.sleep(0.05)
+    pytest.fail(f"{user_id} should be {expected}, but is {found}")
+
+
+@pytest.mark.parametrize("method", ["GET", "PATCH", "DELETE"])
+@pytest.mark.parametrize(
+    "headers", [NOTHING, {"Authorization": "Bearer sk_test_wrong"}, {"Authorization": "sk_test_ü"}]
+)
+def test_without_the_secret_key_the_backend_api_does_nothing(
+    stack: Stack, method: str, headers: dict[str, str]
+) -> None:
+    encoded = {name: value.encode() for name, value in headers.items()}
+    answer = _backend(stack, method, "user_ada", headers=encoded, json={"first_name": "Eve"})
+    assert answer.status_code == 401
+    assert answer.json().keys() == {"errors", "clerk_trace_id"}
+    [error] = answer.json()["errors"]
+    assert error.keys() == {"message", "long_message", "code"}
+    assert error["code"] == "clerk_key_invalid"
+
+
+@pytest.mark.parametrize("method", ["GET", "PATCH", "DELETE"])
+def test_the_backend_api_does_not_find_whom_clerk_does_not_know(stack: Stack, method: str) -> None:
+    answer = _backend(stack, method, "user_nobody", json={})
+    assert (answer.status_code, answer.json()["errors"][0]["code"]) == (404, "resource_not_found")
+
+
+@pytest.mark.parametrize("method", ["OPTIONS", "GET", "PATCH", "DELETE"])
+def test_no_other_page_may_use_the_backend_api(stack: Stack, method: str) -> None:
+    headers = {"Authorization": f"Bearer {stack.environment['CLERK_SECRET_KEY']}", "Origin": "https://evil.example"}
+    assert _backend(stack, method, "user_nobody", headers=headers).status_code == 403
+
+
+def test_a_user_is_read_whole(stack: Stack) -> None:
+    user = _backend(stack, "GET", "user_ada").json()
+    assert (user["object"], user["id"], user["first_name"], user["last_name"]) == ("user", "user_ada", "Ada", "Winter")
+    assert user["email_addresses"][0]["id"] == user["primary_email_address_id"]
+
+
+def test_a_renamed_user_is_renamed_in_the_database_by_a_webhook(stack: Stack) -> None:
+    user_id = _new_user(stack)
+    before = _backend(stack, "GET", user_id).json()
+    renamed = _backend(stack, "PATCH", user_id, json={"first_name": "Zoë", "last_name": "Nowak"}).json()
+    changed = {"first_name": "Zoë", "last_name": "Nowak", "updated_at": renamed["updated_at"]}
+    assert renamed == before | changed
+    assert renamed["updated_at"] > before["updated_at"]
+    assert _backend(stack, "GET", user_id).json() == renamed
+    _wait_until_named(stack, user_id, "Zoë Nowak")
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "code"),
+    [
+        ("", 400, "request_body_invalid"),
+        ("[]", 400, "request_body_invalid"),
+        ('{"first_name": 5}', 422, "form_param_format_invalid"),
+        ('{"first_name": "Eve", "nickname": "E"}', 422, "form_param_unknown"),
+    ],
+)
+def test_what_cannot_be_changed_changes_nothing(stack: Stack, content: str, status: int, code: str) -> None:
+    answer = _backend(stack, "PATCH", "user_ada", content=content)
+    assert (answer.status_code, answer.json()["errors"][0]["code"]) == (status, code)
+    assert _backend(stack, "GET", "user_ada").json()["first_name"] == "Ada"
+
+
+def test_a_deleted_user_is_gone_from_the_database_by_a_webhook(stack: Stack) -> None:
+    user_id = _new_user(stack)
+    _wait_until_named(stack, user_id, user_id.removeprefix("user_").title())
+    answer = _backend(stack, "DELETE", user_id)
+    assert (answer.status_code, answer.json()) == (200, {"object": "user", "id": user_id, "deleted": True})
+    _wait_until_named(stack, user_id, None)
+    assert _backend(stack, "DELETE", user_id).status_code == 404
+    assert stack.ballast("token", "--user", user_id).returncode == 1
+
+
+async def _served(application: web.Application) -> tuple[web.AppRunner, str]:
+    runner = web.AppRunner(application, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    return runner, f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+
+def _with_zoe(folder: Path, receive: Handler, act: Callable[[aiohttp.ClientSession], Awaitable[None]]) -> None:
+    """Runs a stand-in that knows Zoe, a member of Acme, and delivers to `receive`; then ends it."""
+
+    async def run() -> None:
+        receiving = web.Application()
+        receiving.router.add_post("/", receive)
+        receiver, url = await _served(receiving)
+        stand_in = ClerkStandIn(folder, "", "", svix.Endpoint(f"{url}/", "whsec_plJ3nmyCDGBKInavdOK15jsl"), KEY)
+        pair = {"organization": {"id": "org_acme"}, "public_user_data": {"user_id": "user_zoe"}}
+        for event_type, data in (("user.created", {"id": "user_zoe"}), ("organizationMembership.created", pair)):
+            stand_in.event(event_type, data)
+        clerk, address = await _served(stand_in.application())
+        try:
+            async with aiohttp.ClientSession(address, headers={"Authorization": f"Bearer {KEY}"}) as session:
+                await act(session)
+        finally:
+            await clerk.cleanup()
+            await receiver.cleanup()
+
+    asyncio.run(run())
+
+
+def test_a_deletion_is_told_of_the_person_and_of_each_membership(tmp_path: Path) -> None:
+    received: list[dict[str, Any]] = []
+    whole = asyncio.Event()
+
+    async def receive(request: web.Request) -> web.Response:
+        headers = {name.lower().replace("svix", "webhook"): value for name, value in request.headers.items()}
+        body = await request.text()
+        Webhook("whsec_plJ3nmyCDGBKInavdOK15jsl").verify(body, headers)
+        received.append(json.loads(body))
+        if len(received) == 2:
+            whole.set()
+        return web.Response()
+
+    async def act(session: aiohttp.ClientSession) -> None:
+        async with session.delete("/v1/users/user_zoe") as answer:
+            assert answer.status == 200
+        await asyncio.wait_for(whole.wait(), 10)
+
+    _with_zoe(tmp_path, receive, act)
+    told = {event["type"]: event["data"] for event in received}
+    assert told["user.deleted"] == {"object": "user", "id": "user_zoe", "deleted": True}
+    membership = told["organizationMembership.deleted"]
+    assert membership["object"] == "organization_membership"
+    assert membership["public_user_data"]["user_id"] == "user_zoe"
+    assert membership["organization"]["id"] == "org_acme"
+
+
+def test_a_change_is_answered_before_its_webhook_is_and_ends_with_the_stand_in(tmp_path: Path) -> None:
+    async def receive(_: web.Request) -> web.Response:
+        await asyncio.sleep(60)
+        return web.Response()
+
+    async def act(session: aiohttp.ClientSession) -> None:
+        async with session.patch("/v1/users/user_zoe", json={"first_name": "Zoë"}) as answer:
+            assert (await answer.json())["first_name"] == "Zoë"
+        await asyncio.sleep(0.1)  # for the webhook to be on its way
+
+    began = time.monotonic()
+    _with_zoe(tmp_path, receive, act)
+    assert time.monotonic() - began < 5
+
+
 # --- the directory ---------------------------------------------------------------------------------------------------
 
 
@@ -206,6 +386,23 @@ def test_old_news_and_news_of_the_deleted_are_not_learnt() -> None:
     directory.learn("user.deleted", {"id": "user_zoe"})
     directory.learn("user.updated", user)
     assert directory.users == {}
+
+
+def test_a_membership_shows_its_user_as_renamed() -> None:
+    directory = Directory()
+    pair = {
+        "organization": {"id": "org_acme"},
+        "public_user_data": {"user_id": "user_zoe", "identifier": "z@example.com"},
+    }
+    for event_type, data in (
+        ("user.created", {"id": "user_zoe"}),
+        ("organizationMembership.created", pair),
+        ("user.updated", {"id": "user_zoe", "first_name": "Zoë", "last_name": "Nowak"}),
+    ):
+        directory.learn(event_type, directory.complete(event_type, data))
+    [membership] = directory.memberships_of("user_zoe")
+    public = membership["public_user_data"]
+    assert (public["first_name"], public["last_name"], public["identifier"]) == ("Zoë", "Nowak", "zoe@example.com")
 
 
 def test_an_event_that_nothing_can_be_made_up_for_is_refused() -> None:
@@ -288,3 +485,15 @@ def test_an_absent_receiver_is_a_failed_attempt() -> None:
             return await anext(svix.deliver(session, endpoint, "msg_1", b"{}"))
 
     assert asyncio.run(run()).status is None
+
+
+def test_what_is_on_its_way_in_the_background_ends_when_told_to() -> None:
+    async def run() -> None:
+        deliveries = svix.Deliveries(svix.Endpoint("http://127.0.0.1:9/", "whsec_plJ3nmyCDGBKInavdOK15jsl"))
+        deliveries.begin("msg_1", b"{}")
+        await asyncio.sleep(0.1)
+        assert len(asyncio.all_tasks()) == 2
+        await deliveries.stop()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(run())

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -205,6 +206,18 @@ def test_a_malformed_port_base_is_a_usage_error(tmp_path: Path) -> None:
         result = CliRunner().invoke(ballast, ["status"], env=environment)
         assert (result.exit_code, result.output.count("\n")) == (2, 1), base
         assert "BALLAST_PORT_BASE" in result.output
+
+
+def test_an_older_stack_keeps_its_secrets_and_gets_those_that_it_lacks(tmp_path: Path) -> None:
+    first, file = Secrets.of(tmp_path), tmp_path / "secrets.json"
+    older = json.loads(file.read_text())
+    del older["clerk_secret_key"]
+    file.write_text(json.dumps(older))
+    completed = Secrets.of(tmp_path)
+    assert completed.clerk_secret_key not in {"", first.clerk_secret_key}
+    assert completed == replace(first, clerk_secret_key=completed.clerk_secret_key)
+    assert Secrets.of(tmp_path) == completed
+    assert file.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.fixture

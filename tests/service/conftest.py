@@ -26,6 +26,9 @@ ENVIRONMENT = {
     "SUPABASE_SECRET_KEY": "sb_secret_test",
     "CLERK_ISSUER": NOBODY,
     "CLERK_WEBHOOK_SECRETS": f"{SECRET},{OLD_SECRET}",
+    "CLERK_SECRET_KEY": "sk_test_key",
+    "CLERK_API_URL": NOBODY,
+    "JOBS_TOKEN": "the scheduler's token, 32 and more",
     "UPSTASH_REDIS_REST_URL": NOBODY,
     "UPSTASH_REDIS_REST_TOKEN": "test",
 }

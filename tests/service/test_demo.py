@@ -11,7 +11,9 @@ from flask.testing import FlaskClient
 from service import demo
 from tests.service.conftest import NOBODY, MakeApp
 
-HTTPS = dict.fromkeys(("SUPABASE_URL", "CLERK_ISSUER", "UPSTASH_REDIS_REST_URL"), "https://outside.example")
+HTTPS = dict.fromkeys(
+    ("SUPABASE_URL", "CLERK_ISSUER", "CLERK_API_URL", "UPSTASH_REDIS_REST_URL"), "https://outside.example"
+)
 FILES = sorted(file.name for file in demo.FOLDER.iterdir())
 
 

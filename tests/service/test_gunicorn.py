@@ -179,6 +179,7 @@ def configured(**changes: str) -> str:
     environment = ENVIRONMENT | {
         "SUPABASE_URL": "https://project.supabase.co",
         "CLERK_ISSUER": "https://clerk.app.example",
+        "CLERK_API_URL": "https://api.clerk.com",
         "UPSTASH_REDIS_REST_URL": "https://cache.upstash.io",
     }
     shown = subprocess.run(

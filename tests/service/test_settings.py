@@ -16,14 +16,16 @@ from tests.service.conftest import ENVIRONMENT, MakeApp
 from tests.service.outside import SECRET
 
 ROOT = Path(__file__).parents[2]
+OPTIONAL = {"CLERK_API_URL"}
 HTTPS = {
     "SUPABASE_URL": "https://project.supabase.co",
     "CLERK_ISSUER": "https://clerk.app.example",
+    "CLERK_API_URL": "https://api.clerk.com",
     "UPSTASH_REDIS_REST_URL": "https://cache.upstash.io",
 }
 
 
-@pytest.mark.parametrize("name", ENVIRONMENT)
+@pytest.mark.parametrize("name", sorted(ENVIRONMENT.keys() - OPTIONAL))
 @pytest.mark.parametrize("value", [None, ""])
 def test_a_missing_or_empty_variable_stops_the_start_with_one_line_naming_it(
     make_app: MakeApp, name: str, value: str | None
@@ -52,7 +54,19 @@ def test_a_missing_or_empty_variable_stops_the_start_with_one_line_naming_it(
         ("CLERK_WEBHOOK_SECRETS", "whsec_5ecret"),
         ("CLERK_WEBHOOK_SECRETS", f"{SECRET},5ecret"),
         ("CLERK_WEBHOOK_SECRETS", ","),
+        ("CLERK_SECRET_KEY", "pk_test_5ecret"),
+        ("CLERK_SECRET_KEY", "sk_5ecret"),
+        ("CLERK_SECRET_KEY", "sk_live_"),
+        ("CLERK_SECRET_KEY", "sk_live_5ecret\nHost: elsewhere"),
+        ("CLERK_SECRET_KEY", "sk_live_5ecret…"),
+        ("CLERK_API_URL", "https://api.clerk.com/v1/5ecret"),
         ("UPSTASH_REDIS_REST_URL", "redis://5ecret"),
+        ("BACKUP_URL", "5ecret"),
+        ("BACKUP_URL", "/var/5ecret"),
+        ("BACKUP_URL", "file://5ecret/folder"),
+        ("BACKUP_URL", "s3://key:5ecret@bucket/prefix"),
+        ("BACKUP_URL", "s3://bucket/prefix?secret=5ecret"),
+        ("BACKUP_URL", "https://5ecret.example/bucket"),
     ],
 )
 def test_a_malformed_variable_stops_the_start_with_one_line_naming_it_and_never_its_value(
@@ -88,6 +102,16 @@ def test_lists_are_separated_by_commas_and_may_have_spaces(make_app: MakeApp) ->
     assert [secret.get_secret_value() for secret in settings.clerk_webhook_secrets] == [SECRET, SECRET]
 
 
+def test_clerks_own_address_and_no_backups_are_what_is_not_said(make_app: MakeApp) -> None:
+    settings = settings_of(make_app(CLERK_API_URL=None, BACKUP_URL=""))
+    assert (settings.clerk_api_url, settings.backup_url) == ("https://api.clerk.com", None)
+
+
+@pytest.mark.parametrize("place", ["s3://backups", "s3://my-backups.eu/one/prefix/", "file:///mnt/back%20ups"])
+def test_backups_are_in_a_bucket_or_a_folder(make_app: MakeApp, place: str) -> None:
+    assert settings_of(make_app(BACKUP_URL=place)).backup_url == place
+
+
 def test_a_slash_at_the_end_of_an_address_does_not_matter(make_app: MakeApp) -> None:
     assert settings_of(make_app(CLERK_ISSUER="http://clerk.example/")).clerk_issuer == "http://clerk.example"
 
@@ -95,7 +119,7 @@ def test_a_slash_at_the_end_of_an_address_does_not_matter(make_app: MakeApp) -> 
 def test_printing_the_settings_shows_no_secret(make_app: MakeApp) -> None:
     settings = settings_of(make_app())
     shown = repr(settings) + str(settings)
-    assert not [secret for secret in ("sb_secret_test", "whsec_", "sb_publishable_test") if secret in shown]
+    assert not [secret for secret in ("sb_secret_test", "whsec_", "sb_publishable_test", "sk_test_") if secret in shown]
 
 
 def settings_of(app: Flask) -> Settings:
@@ -117,6 +141,6 @@ def test_the_example_environment_explains_every_variable() -> None:
         line.partition("=")[0]: lines[number - 1] for number, line in enumerate(lines) if re.match(r"[A-Z_]+=", line)
     }
     assert named.keys() == ENVIRONMENT.keys() | {
-        "CLERK_AUTHORIZED_PARTIES", "DATABASE_URL", "SERVICE_URL", "BALLAST_HOME", "BALLAST_PORT_BASE",
+        "CLERK_AUTHORIZED_PARTIES", "BACKUP_URL", "DATABASE_URL", "SERVICE_URL", "BALLAST_HOME", "BALLAST_PORT_BASE",
     }  # fmt: skip
     assert all(above.startswith("# ") for above in named.values())

@@ -1,0 +1,96 @@
+"""Clerk's Backend API, as much of it as we need: a person is deleted, or renamed, where their account is.
+
+Nothing is tried again here: what has to happen stands in a row of Postgres, and the job that reads it knows when.
+"""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from urllib.parse import quote
+
+import httpx
+
+API_VERSION = "2025-11-10"  # https://clerk.com/docs/upgrade-guides/overview
+TIMEOUT = httpx.Timeout(connect=2, read=8, write=2, pool=2)
+# Statuses of 4xx that say "not now" rather than "never".
+PASSING = {
+    HTTPStatus.REQUEST_TIMEOUT,
+    HTTPStatus.CONFLICT,
+    HTTPStatus.TOO_EARLY,
+    HTTPStatus.TOO_MANY_REQUESTS,
+}
+NOT_FOUND = "resource_not_found"
+CODE = re.compile(r"[a-z0-9_]{1,100}")
+SECONDS = re.compile(r"[0-9]{1,9}")
+LONGEST_WAIT_SECONDS = 24 * 60 * 60
+
+
+class ClerkCallFailed(Exception):
+    """A call had no answer, or one that is not 2xx. str(), which ends in logs, names no person and no secret.
+
+    `code` is Clerk's own ("clerk_key_invalid"), else the HTTP status, else what went wrong on the way ("ReadTimeout").
+    `status` is None without an answer; `retry_after_seconds` is what Clerk asked us to wait, a day at most.
+    """
+
+    def __init__(self, call: str, code: str, status: int | None = None, retry_after_seconds: int | None = None) -> None:
+        super().__init__(f"{call}: {code}")
+        self.code = code
+        self.status = status
+        self.retry_after_seconds = retry_after_seconds
+
+    @property
+    def is_permanent(self) -> bool:
+        """Whether the same call would fail again, however often it is made, until somebody changes something."""
+        return self.status is not None and 400 <= self.status < 500 and self.status not in PASSING
+
+
+class ClerkApi:
+    """One per process: its connections are kept and shared by all threads."""
+
+    def __init__(self, url: str, secret_key: str) -> None:
+        headers = {"Authorization": f"Bearer {secret_key}", "Clerk-API-Version": API_VERSION}
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT)
+
+    def delete_user(self, user_id: str) -> None:
+        """Deletes the account. Returns when there is none, too. Raises ClerkCallFailed."""
+        self._call("delete_user", "DELETE", user_id)
+
+    def rename_user(self, user_id: str, first_name: str | None, last_name: str | None) -> bool:
+        """Sets the names; None or "" takes one away. False when there is no such account. Raises ClerkCallFailed."""
+        return self._call("rename_user", "PATCH", user_id, {"first_name": first_name, "last_name": last_name})
+
+    def _call(self, call: str, method: str, user_id: str, body: dict[str, str | None] | None = None) -> bool:
+        """Whether Clerk knows the user. Raises ClerkCallFailed."""
+        try:
+            answer = self._http.request(method, f"/v1/users/{_segment(user_id)}", json=body)
+        except httpx.HTTPError as error:
+            failed = ClerkCallFailed(call, type(error).__name__)
+        else:
+            if answer.is_success:
+                return True
+            code = _code(answer)
+            # A proxy or a wrong address has 404s too: only Clerk's own means that the person is gone.
+            if answer.status_code == HTTPStatus.NOT_FOUND and code == NOT_FOUND:
+                return False
+            failed = ClerkCallFailed(call, code, answer.status_code, _retry_after(answer))
+        # Outside the except block: httpx's error holds the request, with its key and the person's id.
+        raise failed
+
+
+def _segment(user_id: str) -> str:
+    # Dots too: an id of two of them would name the folder above.
+    return quote(user_id, safe="").replace(".", "%2E")
+
+
+def _code(answer: httpx.Response) -> str:
+    try:
+        code = answer.json()["errors"][0]["code"]
+    except (ValueError, LookupError, TypeError):
+        code = None
+    return code if isinstance(code, str) and CODE.fullmatch(code) else str(answer.status_code)
+
+
+def _retry_after(answer: httpx.Response) -> int | None:
+    text = answer.headers.get("Retry-After", "")
+    return min(int(text), LONGEST_WAIT_SECONDS) if SECONDS.fullmatch(text) else None

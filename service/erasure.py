@@ -1,0 +1,75 @@
+"""Carries erasures out: step by step in the database, then the ledger beside the backups, then Clerk.
+
+Each of these may be done again and again: whoever continues, after whatever crash, ends in the same state.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from service.clerk_api import ClerkApi, ClerkCallFailed
+from service.data_api import CallFailed
+from service.erasure_ledger import LedgerStore, LedgerUnavailable
+from service.logs import log
+
+# What is not done by then is left to the job: a thread of the service is not for minutes.
+WORK_SECONDS = 20.0
+PAUSE_SECONDS = 0.1
+KEPT_IN_LEDGER = ("receipt", "subject_hash", "salt", "requested_at", "erased_at", "counts")
+
+Call = Callable[[str, dict[str, Any]], Any]
+
+
+@dataclass(frozen=True)
+class Eraser:
+    """`call(function, arguments)` is DataApi.call, or does what it does. Without a ledger the database remembers."""
+
+    call: Call
+    clerk: ClerkApi
+    ledger: LedgerStore | None
+
+    def carry_out(self, receipt: str, told: Callable[[dict[str, Any]], None] = lambda _: None) -> str:
+        """Works on an erasure for WORK_SECONDS at most, and returns its state: running, erased or complete.
+
+        `told` hears of each step, as public.continue_erasure() returns it. What fails is noted and due again later.
+        """
+        deadline = time.monotonic() + WORK_SECONDS
+        state = "running"
+        try:
+            step: dict[str, Any] = {}
+            while state == "running" and time.monotonic() < deadline:
+                before, step = step, self.call("continue_erasure", {"receipt": receipt})
+                state = step["state"]
+                told(step)
+                if step == before:
+                    time.sleep(PAUSE_SECONDS)  # it waits for transactions of others, or somebody else is at it
+            if state == "erased":
+                self._follow_up(step)
+                state = "complete"
+        except (CallFailed, ClerkCallFailed, LedgerUnavailable) as failure:
+            log.error("erasure postponed", extra={"failure": type(failure).__name__, "code": failure.code})
+            with suppress(CallFailed):
+                error = f"{type(failure).__name__}: {failure.code}"
+                self.call("postpone_erasure", {"receipt": receipt, "error": error})
+        return state
+
+    def carry_out_pending(self) -> dict[str, int]:
+        """Works on whatever is due, oldest first. Returns how many are in which state now. Raises CallFailed."""
+        deadline = time.monotonic() + WORK_SECONDS
+        states: Counter[str] = Counter()
+        for receipt in self.call("pending_erasures", {}):
+            states["waiting" if time.monotonic() > deadline else self.carry_out(receipt)] += 1
+        return dict(states)
+
+    def _follow_up(self, step: dict[str, Any]) -> None:
+        """Outside the database. Raises LedgerUnavailable, ClerkCallFailed, CallFailed."""
+        if self.ledger is not None:
+            self.ledger.put(step["receipt"], {name: step[name] for name in KEPT_IN_LEDGER})
+        if step["to_delete_at_clerk"] is not None:
+            self.clerk.delete_user(step["to_delete_at_clerk"])
+        self.call("end_erasure", {"receipt": step["receipt"], "is_stored": self.ledger is not None})

@@ -1,0 +1,105 @@
+"""The ledger of erasures, kept beside the backups: whoever restores one reads here whom to erase again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from functools import cached_property, partial
+from typing import Any, TypeVar
+
+from obstore.exceptions import BaseError
+from obstore.store import ObjectStore, from_url
+
+FOLDER = "erasures"
+RECEIPT = re.compile(r"[A-Za-z0-9_-]{1,128}")
+# Together eight seconds, and a little more for what is slow to begin: a store that hangs must not hold a thread.
+ATTEMPT_SECONDS = 4
+RETRIES = 1
+
+# What obstore's texts say in a known form: the store's answer, or what went wrong on the way ("Connect", "Timeout").
+REASON = re.compile(r"status code: ([1-5][0-9]{2})|kind: ([A-Z][A-Za-z]{1,30})")
+
+Result = TypeVar("Result")
+
+
+class LedgerUnavailable(Exception):
+    """The ledger cannot be written or read. `code` says why in one word: the store's own may quote its keys."""
+
+    def __init__(self, deed: str, url: str, code: str) -> None:
+        super().__init__(f"Cannot {deed} in {url}: {code}.")
+        self.code = code
+
+
+class EntryMalformed(ValueError):
+    """A file of the ledger holds JSON, but no object."""
+
+
+class LedgerStore:
+    """The ledger below `url`: s3://bucket/prefix or file:///folder, of which bucket and folder must exist.
+
+    Keys, region and endpoint of a bucket are AWS_ACCESS_KEY_ID and the other variables that AWS gave names to.
+    Nothing is opened before it is needed. Threads may share one.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def put(self, receipt: str, entry: Mapping[str, object]) -> None:
+        """Writes one entry; with the same receipt again, over the first. Raises LedgerUnavailable."""
+        if RECEIPT.fullmatch(receipt) is None:
+            raise ValueError("A receipt names a file: letters, digits, _ and - only.")
+        body = json.dumps(entry, sort_keys=True).encode()
+        path = f"{FOLDER}/{receipt}.json"
+        self._attempt(f"write {path}", lambda store: store.put(path, body))
+
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """All entries, by receipt. Raises LedgerUnavailable, also for one that is unreadable: it may not be skipped."""
+        for path in self._attempt(f"list {FOLDER}", _paths):
+            yield self._attempt(f"read {path}", partial(_entry, path=path))
+
+    def _attempt(self, deed: str, act: Callable[[ObjectStore], Result]) -> Result:
+        try:
+            return act(self._store)
+        except (BaseError, OSError, ValueError) as error:
+            failed = LedgerUnavailable(deed, self._url, _code(error))
+        # Outside the except block, as in data_api: a chained traceback would print what the store said.
+        raise failed
+
+    @cached_property
+    def _store(self) -> ObjectStore:
+        if self._url.startswith("file:"):
+            # Never made here: an empty folder where the backups should be would be a ledger without erasures.
+            return from_url(self._url)
+        return from_url(
+            self._url,
+            # Naming any option makes obstore forget that the environment may allow http.
+            client_options={
+                "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true",
+                "connect_timeout": "2s",
+                "timeout": f"{ATTEMPT_SECONDS}s",
+            },
+            retry_config={
+                "max_retries": RETRIES,
+                "retry_timeout": timedelta(seconds=ATTEMPT_SECONDS * (RETRIES + 1)),
+            },
+        )
+
+
+def _code(error: Exception) -> str:
+    found = REASON.search(str(error))
+    return (found[1] or found[2]) if found else type(error).__name__
+
+
+def _paths(store: ObjectStore) -> list[str]:
+    found = (each["path"] for batch in store.list(FOLDER) for each in batch)
+    return sorted(path for path in found if path.endswith(".json"))
+
+
+def _entry(store: ObjectStore, path: str) -> dict[str, Any]:
+    entry = json.loads(bytes(store.get(path).bytes()))
+    if not isinstance(entry, dict):
+        raise EntryMalformed
+    return entry

@@ -1,0 +1,188 @@
+"""A person's rights: a copy of what is held of them, and their erasure. Nobody has them in somebody else's name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from http import HTTPStatus
+from typing import Any, cast
+from uuid import UUID
+
+from flask import Blueprint, Response, jsonify, request, stream_with_context
+from flask.typing import ResponseReturnValue
+
+from service.data_api import CallFailed
+from service.export import Export, as_json, as_zip
+from service.identity import Caller
+from service.logs import log
+from service.me import DatabaseUnavailable
+from service.parts import parts
+from service.problems import Problem
+
+personal_data = Blueprint("personal_data", __name__, url_prefix="/api/v1/gdpr")
+
+CONFIRMATION = "erase my account"
+FIRST_FACTOR_MINUTES = 10
+FORMATS = {"application/json": ("json", as_json), "application/zip": ("zip", as_zip)}
+
+
+class Impersonated(Problem):
+    """The token was made for somebody who acts in the person's name (its act claim)."""
+
+    status = HTTPStatus.FORBIDDEN
+    slug = "impersonated"
+    title = "Only the person may do this"
+
+
+class NothingHeld(Problem):
+    """There is no profile of the caller: they never came in, or were erased."""
+
+    status = HTTPStatus.NOT_FOUND
+    slug = "nothing-held"
+    title = "Nothing is held of this person"
+
+
+class ExportTooSoon(Problem):
+    """The last export began less than an hour ago, or is still running."""
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    slug = "export-too-soon"
+    title = "One export an hour"
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__("The last export is too recent, or still running.", retry_after=retry_after)
+        self.headers = {"Retry-After": str(retry_after)}
+
+
+class ReverificationRequired(Problem):
+    """The caller has not proved lately who they are. `clerk_error` is what Clerk's `useReverification` looks for.
+
+    Source: https://clerk.com/docs/guides/secure/reverification
+    """
+
+    status = HTTPStatus.FORBIDDEN
+    slug = "reverification-required"
+    title = "Prove once more who you are"
+
+    def __init__(self) -> None:
+        wanted = {"level": "first_factor", "afterMinutes": FIRST_FACTOR_MINUTES}
+        super().__init__(
+            f"The first factor must have been verified in the last {FIRST_FACTOR_MINUTES} minutes.",
+            clerk_error={"type": "forbidden", "reason": "reverification-error", "metadata": {"reverification": wanted}},
+        )
+
+
+class ConfirmationMissing(Problem):
+    """The body does not say that the caller means it."""
+
+    status = HTTPStatus.BAD_REQUEST
+    slug = "confirmation-missing"
+    title = "The erasure is not confirmed"
+
+
+class SoleOwner(Problem):
+    """`organizations` would be without an owner: [{id, clerk_org_id, name}]."""
+
+    status = HTTPStatus.CONFLICT
+    slug = "sole-owner"
+    title = "Organizations would be without an owner"
+
+
+class ReceiptUnknown(Problem):
+    """No erasure has this receipt."""
+
+    status = HTTPStatus.NOT_FOUND
+    slug = "receipt-unknown"
+    title = "There is no such receipt"
+
+
+@personal_data.get("/export")
+def export() -> ResponseReturnValue:
+    """All that is held of the caller, as JSON, or as a ZIP where that is accepted rather."""
+    begun = _called("begin_export", {"clerk_user_id": _person().user_id})
+    if "retry_after" in begun:
+        raise ExportTooSoon(begun["retry_after"])
+    running = Export.of(parts().data_api.call, begun)
+    content_type = request.accept_mimetypes.best_match(FORMATS, "application/json")
+    ending, written = FORMATS[content_type]
+    pieces = _to_its_end(running, written(running))
+    try:
+        first = next(pieces)  # before the answer begins: what fails here is still an ordinary problem
+    except CallFailed as failure:
+        raise DatabaseUnavailable("Try again in a few seconds.") from failure
+    filename = f"user-data-{running.generated_at[:10]}.{ending}"
+    return Response(
+        stream_with_context(_after(first, pieces)),
+        content_type=content_type,
+        headers={"Content-Disposition": f'attachment; filename="{filename}"', "Vary": "Accept"},
+    )
+
+
+@personal_data.post("/erasure")
+def erase() -> ResponseReturnValue:
+    """Erases the caller: hidden when this is answered, erased soon after, then deleted at Clerk."""
+    caller = _person()
+    if caller.first_factor_age_minutes is None or caller.first_factor_age_minutes > FIRST_FACTOR_MINUTES:
+        raise ReverificationRequired
+    body = request.get_json(silent=True)
+    if not isinstance(body, dict) or body.get("confirmation") != CONFIRMATION:
+        raise ConfirmationMissing(f'This cannot be undone. Send {{"confirmation": "{CONFIRMATION}"}} as JSON.')
+    asked = _called("request_erasure", {"clerk_user_id": caller.user_id})
+    if "sole_owner_of" in asked:
+        raise SoleOwner(
+            "Make somebody else an owner of each, or delete it; then ask again.", organizations=asked["sole_owner_of"]
+        )
+    answer = jsonify(asked)
+    answer.headers["Location"] = f"{personal_data.url_prefix}/erasure/{asked['receipt']}"
+    # In this thread, once the person has the receipt. What a crash interrupts, the job takes up.
+    answer.call_on_close(partial(parts().eraser.carry_out, asked["receipt"]))
+    return answer, HTTPStatus.ACCEPTED
+
+
+@personal_data.get("/erasure/<uuid:receipt>")
+def show_erasure(receipt: UUID) -> ResponseReturnValue:
+    """How far an erasure is. Whoever has been erased cannot sign in, so the receipt is enough."""
+    found = _called("erasure_receipt", {"receipt": str(receipt)})
+    if found is None:
+        raise ReceiptUnknown("Check the receipt that was given when the erasure was asked for.")
+    return jsonify(found)
+
+
+def _person() -> Caller:
+    """The caller, who is the person. Raises Impersonated, and what SessionTokens.caller() raises."""
+    caller = parts().session_tokens.caller(request.headers.get("Authorization"))
+    if caller.is_impersonated:
+        raise Impersonated("Who acts in somebody's name may neither take their data nor erase them.")
+    return caller
+
+
+def _called(function: str, arguments: dict[str, Any]) -> Any:
+    """Raises NothingHeld and DatabaseUnavailable."""
+    try:
+        return parts().data_api.call(function, arguments)
+    except CallFailed as failure:
+        if failure.code == "PT404":
+            raise NothingHeld("Sign in to the product once; who was erased has nothing here any more.") from failure
+        raise DatabaseUnavailable("Try again in a few seconds.") from failure
+
+
+def _to_its_end(running: Export, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The pieces; and the database is told how it ended, also when the caller has gone."""
+    failed = True
+    try:
+        yield from pieces
+        failed = False
+    finally:
+        with suppress(CallFailed):
+            running.end(failed=failed)
+        log.info("personal data export", extra={"failed": failed})
+
+
+def _after(first: bytes, others: Iterator[bytes]) -> Iterator[bytes]:
+    """A failure leaves the body without its last chunk, which a client sees as a broken transfer: as in audit.csv."""
+    try:
+        yield first
+        yield from others
+    finally:
+        cast("Any", others).close()

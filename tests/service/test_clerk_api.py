@@ -1,0 +1,189 @@
+"""Clerk's Backend API: a person deleted or renamed there, and what each failure means for the next attempt."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+import time
+from typing import Any
+
+import httpx
+import pytest
+from flask.testing import FlaskClient
+
+from service.clerk_api import API_VERSION, ClerkApi, ClerkCallFailed
+from service.parts import parts
+from tests.conftest import Stack
+from tests.service.conftest import NOBODY, MakeApp
+from tests.service.outside import HANG_UP, Answer, Outside, rest_answer
+
+PERSON = "user_ada"
+
+
+# --- on the running stack ---
+
+
+@pytest.fixture
+def clerk(online: FlaskClient) -> ClerkApi:
+    with online.application.app_context():
+        return parts().clerk
+
+
+@pytest.fixture
+def user_id(stack: Stack) -> str:
+    """Somebody whom only this test knows."""
+    user_id = f"user_{secrets.token_hex(8)}"
+    sent = stack.ballast("clerk", "send", "user.created", "--data", json.dumps({"id": user_id}))
+    assert sent.returncode == 0, sent.stderr
+    return user_id
+
+
+def user_at_clerk(stack: Stack, user_id: str) -> httpx.Response:
+    headers = {"Authorization": f"Bearer {stack.environment['CLERK_SECRET_KEY']}"}
+    return httpx.get(f"{stack.environment['CLERK_API_URL']}/v1/users/{user_id}", headers=headers)
+
+
+def test_a_deleted_person_has_no_account_any_more_and_can_be_deleted_again(
+    clerk: ClerkApi, stack: Stack, user_id: str
+) -> None:
+    clerk.delete_user(user_id)
+    assert user_at_clerk(stack, user_id).status_code == 404
+    clerk.delete_user(user_id)
+
+
+@pytest.mark.parametrize("last_name", ["Łukasiewicz", "", None])
+def test_a_renamed_person_has_the_new_names_at_clerk(
+    clerk: ClerkApi, stack: Stack, user_id: str, last_name: str | None
+) -> None:
+    assert clerk.rename_user(user_id, "Zoë", last_name) is True
+    user = user_at_clerk(stack, user_id).json()
+    assert (user["first_name"], user["last_name"]) == ("Zoë", last_name)
+
+
+def test_nobody_can_be_renamed_who_is_gone(clerk: ClerkApi) -> None:
+    assert clerk.rename_user("user_gone", "Zoe", None) is False
+
+
+def test_a_wrong_key_is_a_permanent_failure(make_app: MakeApp, stack: Stack) -> None:
+    app = make_app(**(stack.environment | {"CLERK_SECRET_KEY": "sk_test_wrong"}))
+    with app.app_context(), pytest.raises(ClerkCallFailed) as failed:
+        parts().clerk.delete_user(PERSON)
+    assert (failed.value.status, failed.value.code, failed.value.is_permanent) == (401, "clerk_key_invalid", True)
+
+
+# --- on a server that fails ---
+
+
+@pytest.fixture
+def failing(make_app: MakeApp, outside: Outside) -> ClerkApi:
+    with make_app(CLERK_API_URL=outside.url).app_context():
+        return parts().clerk
+
+
+def error(status: int, code: object = "some_code", **headers: str) -> Answer:
+    told = [{"message": "about Ada", "long_message": "No user was found with id user_ada", "code": code}]
+    return status, headers, json.dumps({"errors": told, "clerk_trace_id": "t"}).encode()
+
+
+def failure_of(clerk: ClerkApi, outside: Outside, answer: Answer | None) -> ClerkCallFailed:
+    outside.answer = lambda *_: answer
+    with pytest.raises(ClerkCallFailed) as failed:
+        clerk.delete_user(PERSON)
+    return failed.value
+
+
+def test_clerk_is_asked_with_the_key_and_a_version_of_its_api(failing: ClerkApi, outside: Outside) -> None:
+    seen: list[Any] = []
+
+    def answer(path: str, headers: Any, body: bytes) -> Answer:
+        seen.append((path, headers["Authorization"], headers["Clerk-API-Version"], json.loads(body)))
+        return rest_answer({})
+
+    outside.answer = answer
+    assert failing.rename_user(PERSON, "Ada", "")
+    names = {"first_name": "Ada", "last_name": ""}
+    assert seen == [("/v1/users/user_ada", "Bearer sk_test_key", API_VERSION, names)]
+
+
+@pytest.mark.parametrize(
+    ("user_id", "path"),
+    [
+        ("..", "/v1/users/%2E%2E"),
+        ("a/../b?c#d", "/v1/users/a%2F%2E%2E%2Fb%3Fc%23d"),
+        ("user ü", "/v1/users/user%20%C3%BC"),
+    ],
+)
+def test_an_id_never_leads_to_another_address(failing: ClerkApi, outside: Outside, user_id: str, path: str) -> None:
+    outside.answer = lambda *_: rest_answer({})
+    failing.delete_user(user_id)
+    assert outside.requests == [path]
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 422])
+def test_a_refusal_is_permanent(failing: ClerkApi, outside: Outside, status: int) -> None:
+    failed = failure_of(failing, outside, error(status))
+    assert (failed.status, failed.code, failed.is_permanent) == (status, "some_code", True)
+
+
+@pytest.mark.parametrize("status", [302, 408, 409, 425, 429, 500, 502, 503, 504])
+def test_what_may_pass_is_not_permanent(failing: ClerkApi, outside: Outside, status: int) -> None:
+    failed = failure_of(failing, outside, error(status, Location="/"))
+    assert (failed.status, failed.code, failed.is_permanent) == (status, "some_code", False)
+    assert len(outside.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("told", "seconds"),
+    [("17", 17), ("0", 0), ("999999", 86_400), ("", None), ("-1", None), ("soon", None), ("9" * 5000, None)],
+)
+def test_how_long_clerk_wants_us_to_wait_is_known(
+    failing: ClerkApi, outside: Outside, told: str, seconds: int | None
+) -> None:
+    headers = {"Retry-After": told} if told else {}
+    for status in (429, 503):
+        assert failure_of(failing, outside, error(status, **headers)).retry_after_seconds == seconds
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"\xff", b"[]", b'{"errors": []}', b'{"errors": {"code": "x"}}'])
+def test_a_404_that_is_not_clerks_does_not_mean_that_the_person_is_gone(
+    failing: ClerkApi, outside: Outside, body: bytes
+) -> None:
+    failed = failure_of(failing, outside, (404, {}, body))
+    assert (failed.code, failed.is_permanent) == ("404", True)
+
+
+@pytest.mark.parametrize("code", [None, 5, ["x"], "", "ada@example.com", "x" * 101])
+def test_a_code_that_is_none_of_clerks_is_not_repeated(failing: ClerkApi, outside: Outside, code: object) -> None:
+    assert failure_of(failing, outside, error(422, code)).code == "422"
+
+
+def test_no_answer_is_a_failure_that_may_pass(failing: ClerkApi, outside: Outside, make_app: MakeApp) -> None:
+    hung_up = failure_of(failing, outside, HANG_UP)
+    with make_app(CLERK_API_URL=NOBODY).app_context(), pytest.raises(ClerkCallFailed) as absent:
+        parts().clerk.delete_user(PERSON)
+    for failed, code in ((hung_up, "RemoteProtocolError"), (absent.value, "ConnectError")):
+        assert (failed.status, failed.code, failed.is_permanent) == (None, code, False)
+
+
+def test_a_clerk_that_never_answers_holds_nobody_for_more_than_ten_seconds(failing: ClerkApi, outside: Outside) -> None:
+    given_up = threading.Event()
+
+    def answer(*_: object) -> None:
+        given_up.wait(20)
+
+    outside.answer = answer
+    began = time.monotonic()
+    with pytest.raises(ClerkCallFailed) as failed:
+        failing.delete_user(PERSON)
+    given_up.set()
+    assert (failed.value.code, failed.value.is_permanent) == ("ReadTimeout", False)
+    assert time.monotonic() - began < 10
+
+
+def test_a_failure_says_nothing_about_person_or_key(failing: ClerkApi, outside: Outside) -> None:
+    for answer in (error(422), (404, {}, b"ada"), HANG_UP):
+        failed = failure_of(failing, outside, answer)
+        assert "ada" not in str(failed).lower() + repr(failed).lower()
+        assert "sk_test_key" not in str(failed) + repr(failed)
+        assert failed.__cause__ is failed.__context__ is None

@@ -1,0 +1,109 @@
+"""`POST /jobs/<name>`: who may run a job, and what it reports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from flask.testing import FlaskClient
+
+from service.jobs import JOBS
+from tests.conftest import Stack
+from tests.service.conftest import ENVIRONMENT, MakeApp
+from tests.service.outside import Outside
+from tests.service.test_personal_data import as_caller
+
+
+@pytest.fixture
+def database(stack: Stack) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
+        yield connection
+
+
+def run(client: FlaskClient, stack: Stack, job: str) -> Any:
+    response = client.post(f"/jobs/{job}", headers=as_caller(stack.environment["JOBS_TOKEN"]))
+    assert response.status_code == 200, response.json
+    return response.json
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["", "Bearer", "Bearer wrong", ENVIRONMENT["JOBS_TOKEN"], f"bearer  {ENVIRONMENT['JOBS_TOKEN']}", "Bearer \xe9"],
+)
+def test_without_the_token_no_job_runs(offline: FlaskClient, given: str) -> None:
+    response = offline.post("/jobs/retention", headers={"Authorization": given} if given else {})
+    assert (response.status_code, response.json["type"]) == (401, "urn:problem:ballast:job-refused")
+
+
+def test_an_unknown_job_is_told_which_there_are(offline: FlaskClient) -> None:
+    response = offline.post("/jobs/nothing", headers=as_caller(ENVIRONMENT["JOBS_TOKEN"] or ""))
+    assert response.status_code == 404
+    assert all(job in response.json["detail"] for job in JOBS)
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_job_without_a_database_is_not_done(offline: FlaskClient, job: str) -> None:
+    response = offline.post(f"/jobs/{job}", headers=as_caller(ENVIRONMENT["JOBS_TOKEN"] or ""))
+    assert (response.status_code, response.json["type"]) == (503, "urn:problem:ballast:database-unavailable")
+
+
+def test_retention_goes_on_until_all_is_purged(
+    online: FlaskClient, stack: Stack, database: psycopg.Connection[Any]
+) -> None:
+    database.execute(
+        "insert into app.webhook_events (message_id, type, event, outcome, applied_at) "
+        "select 'msg_old_' || n, 'email.created', '{}', 'ignored', now() - interval '31 days' from generate_series(1, 30000) as n"
+    )
+    report = run(online, stack, "retention")
+    assert report == {"done": True, "purged": {"app.webhook_events": 30000}, "dropped_audit_months": 0}
+    assert run(online, stack, "retention")["purged"] == {}
+
+
+def test_a_name_that_a_person_changed_is_at_clerk_and_stays(
+    online: FlaskClient, stack: Stack, database: psycopg.Connection[Any]
+) -> None:
+    sent = stack.ballast(
+        "clerk",
+        "send",
+        "user.created",
+        "--data",
+        json.dumps({"id": "user_rename", "first_name": "Old", "last_name": "Name"}),
+    )
+    assert sent.returncode == 0
+    with database.transaction():
+        claims = json.dumps({"sub": "user_rename", "role": "authenticated"})
+        database.execute("select set_config('request.jwt.claims', %s, true)", [claims])
+        database.execute("set local role authenticated")
+        database.execute("update public.profiles set full_name = 'New Name of Two' where id = app.user_id()")
+    assert run(online, stack, "name-changes") == {"told": 1, "refused": 0, "failed": 0}
+    assert run(online, stack, "name-changes") == {"told": 0, "refused": 0, "failed": 0}
+    # The next message of Clerk's agrees.
+    assert stack.ballast("clerk", "send", "user.updated", "--data", '{"id": "user_rename"}').returncode == 0
+    told = database.execute(
+        "select fields ->> 'full_name' from app.clerk_records where clerk_id = 'user_rename'"
+    ).fetchall()
+    shown = database.execute("select full_name from public.profiles where clerk_user_id = 'user_rename'").fetchall()
+    assert told == shown == [("New Name of Two",)]
+
+
+@pytest.mark.parametrize(("status", "report", "due"), [(422, "refused", False), (503, "failed", True)])
+def test_what_clerk_does_not_take_is_kept(
+    make_app: MakeApp,
+    stack: Stack,
+    database: psycopg.Connection[Any],
+    outside: Outside,
+    status: int,
+    report: str,
+    due: bool,
+) -> None:
+    database.execute(
+        "insert into app.name_changes (person_id) select id from public.profiles where clerk_user_id = 'user_ada'"
+    )
+    outside.answer = lambda *_: (status, {}, b"{}")
+    client = make_app(**(stack.environment | {"CLERK_API_URL": outside.url})).test_client()
+    assert run(client, stack, "name-changes") == {"told": 0, "refused": 0, "failed": 0} | {report: 1}
+    kept = database.execute("delete from app.name_changes returning error, next_attempt_at < 'infinity'").fetchall()
+    assert kept == [(str(status), due)]

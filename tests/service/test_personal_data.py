@@ -1,0 +1,328 @@
+"""`/api/v1/gdpr`: who gets a copy and who is erased, that half an export never looks whole, that a crash changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import secrets
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+from flask.testing import FlaskClient
+
+from service.personal_data import CONFIRMATION, FIRST_FACTOR_MINUTES
+from tests.conftest import Stack
+from tests.service.conftest import MakeApp
+from tests.service.outside import HANG_UP, Issuer, Outside, rest_answer
+from tests.service.test_gunicorn import started
+
+EXPORT, ERASURE = "/api/v1/gdpr/export", "/api/v1/gdpr/erasure"
+CONFIRMED = {"confirmation": CONFIRMATION}
+Connection = psycopg.Connection[Any]
+NewPerson = Callable[..., str]
+
+
+def as_caller(token: str, **headers: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"} | headers
+
+
+@pytest.fixture
+def database(stack: Stack) -> Iterator[Connection]:
+    with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def new_person(stack: Stack) -> NewPerson:
+    """Signs somebody up at Clerk, as a member of Acme with some projects, and returns Clerk's id."""
+
+    def sign_up(projects: int = 3) -> str:
+        user_id = f"user_{secrets.token_hex(8)}"
+        membership = {"organization": {"id": "org_acme"}, "public_user_data": {"user_id": user_id}}
+        for kind, data in [("user.created", {"id": user_id}), ("organizationMembership.created", membership)]:
+            sent = stack.ballast("clerk", "send", kind, "--data", json.dumps(data))
+            assert sent.returncode == 0, sent.stderr
+        with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
+            connection.execute(
+                "insert into public.projects (organization_id, created_by, title) select o.id, p.id, 'Hers ' || n "
+                "from public.organizations as o, public.profiles as p, generate_series(1, %s) as n "
+                "where o.clerk_org_id = 'org_acme' and p.clerk_user_id = %s",
+                [projects, user_id],
+            )
+        return user_id
+
+    return sign_up
+
+
+def mentions(database: Connection, *texts: str) -> dict[str, int]:
+    """How many rows of each table hold one of the texts."""
+    tables = database.execute(
+        "select c.oid::regclass::text from pg_class as c where c.relkind in ('r', 'p') and not c.relispartition "
+        "and c.relnamespace = any('{public,app}'::regnamespace[])"
+    ).fetchall()
+    query = "select count(*) from {} as t where exists (select from unnest(%s::text[]) as x where position(x in t::text) > 0)"
+    counts = {
+        table: database.execute(query.format(table).encode(), [list(texts)]).fetchall()[0][0] for (table,) in tables
+    }
+    return {table: count for table, count in counts.items() if count}
+
+
+def wait_until_complete(client: FlaskClient, receipt: str) -> dict[str, Any]:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        shown: dict[str, Any] = client.get(f"{ERASURE}/{receipt}").json
+        if shown["state"] == "complete":
+            return shown
+        time.sleep(0.05)
+    raise AssertionError(shown)
+
+
+# --- export, on the running stack
+
+
+def test_a_person_gets_all_that_is_held_of_them(online: FlaskClient, stack: Stack, new_person: NewPerson) -> None:
+    person = new_person()
+    response = online.get(EXPORT, headers=as_caller(stack.token(person)))
+    assert (response.status_code, response.content_type) == (200, "application/json")
+    assert response.headers["Content-Disposition"].startswith('attachment; filename="user-data-')
+    document = response.json
+    assert list(document)[:3] == ["schema_version", "generated_at", "profile"]
+    assert [row["clerk_user_id"] for row in document["profile"]] == [person]
+    assert sorted(row["title"] for row in document["projects"]) == ["Hers 1", "Hers 2", "Hers 3"]
+    assert [row["organization"] for row in document["memberships"]] == ["Acme"]
+    assert {row["action"] for row in document["activity_about_you"]} >= {
+        "profile.created",
+        "member.joined",
+        "project.created",
+    }
+    assert "personal_data.exported" in {row["action"] for row in document["activity"]}
+
+
+def test_a_zip_has_a_file_per_kind_a_manifest_and_a_readme(
+    online: FlaskClient, stack: Stack, new_person: NewPerson
+) -> None:
+    person = new_person()
+    response = online.get(EXPORT, headers=as_caller(stack.token(person), Accept="application/zip"))
+    assert (response.status_code, response.content_type) == (200, "application/zip")
+    with zipfile.ZipFile(io.BytesIO(response.data)) as archive:
+        assert archive.testzip() is None
+        manifest = json.loads(archive.read("manifest.json"))
+        assert set(archive.namelist()) == {*manifest["files"], "manifest.json", "README.txt"}
+        for name, told in manifest["files"].items():
+            content = archive.read(name)
+            assert (len(json.loads(content)), hashlib.sha256(content).hexdigest()) == (told["records"], told["sha256"])
+        assert manifest["files"]["projects.json"]["records"] == 3
+        readme = archive.read("README.txt").decode()
+    assert "projects.json" in readme
+    assert manifest["generated_at"] in readme
+
+
+def test_the_next_export_is_in_an_hour(online: FlaskClient, stack: Stack, new_person: NewPerson) -> None:
+    token = stack.token(new_person())
+    assert online.get(EXPORT, headers=as_caller(token)).json["profile"]
+    refused = online.get(EXPORT, headers=as_caller(token))
+    assert (refused.status_code, refused.json["type"]) == (429, "urn:problem:ballast:export-too-soon")
+    assert 3500 < int(refused.headers["Retry-After"]) <= 3600
+
+
+def test_who_went_away_midway_may_ask_again(online: FlaskClient, stack: Stack, new_person: NewPerson) -> None:
+    token = stack.token(new_person())
+    broken_off = online.get(EXPORT, headers=as_caller(token), buffered=False)
+    next(iter(broken_off.response))
+    broken_off.close()
+    assert online.get(EXPORT, headers=as_caller(token)).status_code == 200
+
+
+def test_a_stranger_has_nothing_here(make_app: MakeApp, stack: Stack, issuer: Issuer) -> None:
+    client = make_app(
+        **(stack.environment | {"CLERK_ISSUER": issuer.url, "CLERK_AUTHORIZED_PARTIES": ""})
+    ).test_client()
+    for response in (
+        client.get(EXPORT, headers=as_caller(issuer.token(sub="user_nobody_ever"))),
+        client.post(ERASURE, headers=as_caller(issuer.token(sub="user_nobody_ever", fva=[0, -1])), json=CONFIRMED),
+    ):
+        assert (response.status_code, response.json["type"]) == (404, "urn:problem:ballast:nothing-held")
+
+
+# --- who may
+
+
+@pytest.fixture
+def refusing(make_app: MakeApp, outside: Outside, issuer: Issuer) -> Callable[..., Any]:
+    """Asks, with claims, a service whose database would do anything."""
+    outside.answer = lambda *_: pytest.fail("the database was asked")
+    client = make_app(SUPABASE_URL=outside.url, CLERK_ISSUER=issuer.url).test_client()
+
+    def ask(method: str, path: str, body: object = None, **claims: object) -> Any:
+        return client.open(path, method=method, headers=as_caller(issuer.token(**claims)), json=body)
+
+    return ask
+
+
+@pytest.mark.parametrize("fva", [[FIRST_FACTOR_MINUTES + 1, 0], [-1, -1], None, "0", [0]])
+def test_a_stale_first_factor_is_refused_in_the_words_that_clerks_components_know(refusing: Any, fva: object) -> None:
+    response = refusing("POST", ERASURE, CONFIRMED, fva=fva)
+    assert (response.status_code, response.json["type"]) == (403, "urn:problem:ballast:reverification-required")
+    assert response.json["clerk_error"] == {
+        "type": "forbidden", "reason": "reverification-error",
+        "metadata": {"reverification": {"level": "first_factor", "afterMinutes": FIRST_FACTOR_MINUTES}},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("body", [None, {}, [], "erase my account", {"confirmation": True}, {"confirmation": "yes"}])
+def test_without_the_confirmation_nothing_is_erased(refusing: Any, body: object) -> None:
+    response = refusing("POST", ERASURE, body, fva=[FIRST_FACTOR_MINUTES, -1])
+    assert (response.status_code, response.json["type"]) == (400, "urn:problem:ballast:confirmation-missing")
+    assert CONFIRMATION in response.json["detail"]
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", EXPORT), ("POST", ERASURE)])
+def test_who_acts_in_somebodys_name_has_none_of_their_rights(refusing: Any, method: str, path: str) -> None:
+    response = refusing(method, path, CONFIRMED, act={"sub": "user_support"}, fva=[0, 0])
+    assert (response.status_code, response.json["type"]) == (403, "urn:problem:ballast:impersonated")
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", EXPORT), ("POST", ERASURE)])
+def test_without_a_token_nobody_is_anybody(offline: FlaskClient, method: str, path: str) -> None:
+    assert offline.open(path, method=method, json=CONFIRMED).status_code == 401
+
+
+def test_an_unknown_receipt_tells_nothing(online: FlaskClient) -> None:
+    assert (
+        online.get(f"{ERASURE}/00000000-0000-4000-8000-000000000000").json["type"]
+        == "urn:problem:ballast:receipt-unknown"
+    )
+    assert online.get(f"{ERASURE}/not-a-receipt").status_code == 404
+
+
+# --- erasure, on the running stack
+
+
+def test_a_person_is_erased_here_and_at_clerk(
+    online: FlaskClient, stack: Stack, database: Connection, new_person: NewPerson
+) -> None:
+    person = new_person()
+    [[profile_id]] = database.execute(
+        "select id::text from public.profiles where clerk_user_id = %s", [person]
+    ).fetchall()
+    assert len(mentions(database, person, profile_id)) >= 6
+    response = online.post(ERASURE, headers=as_caller(stack.token(person)), json=CONFIRMED)
+    assert response.status_code == 202
+    receipt = response.json["receipt"]
+    assert response.headers["Location"] == f"{ERASURE}/{receipt}"
+    response.close()  # a real server does so when the answer is sent, and then goes to work
+    shown = wait_until_complete(online, receipt)
+    assert shown["counts"]["public.projects"] == 3
+    asked = httpx.get(
+        f"{stack.environment['CLERK_API_URL']}/v1/users/{person}", headers={"Authorization": f"Bearer {stack.environment['CLERK_SECRET_KEY']}"}
+    )  # fmt: skip
+    assert asked.status_code == 404
+    # Clerk's own messages about it come in meanwhile.
+    deadline = time.monotonic() + 10
+    while (
+        time.monotonic() < deadline
+        and not database.execute(
+            "select from app.webhook_events where type = 'user.deleted' and received_at >= %s", [shown["requested_at"]]
+        ).rowcount
+    ):
+        time.sleep(0.1)
+    assert mentions(database, person, profile_id) == {}
+    entry = json.loads((stack.home / "backups/erasures" / f"{receipt}.json").read_text())
+    assert entry.keys() == {"receipt", "subject_hash", "salt", "requested_at", "erased_at", "counts"}
+    assert person not in json.dumps(entry)
+
+
+def test_a_sole_owner_is_told_what_to_do_first(online: FlaskClient, stack: Stack) -> None:
+    response = online.post(ERASURE, headers=as_caller(stack.token("user_eve", "org_globex")), json=CONFIRMED)
+    assert (response.status_code, response.json["type"]) == (409, "urn:problem:ballast:sole-owner")
+    assert [each["name"] for each in response.json["organizations"]] == ["Globex"]
+
+
+def test_the_log_names_nobody(online: FlaskClient, stack: Stack, new_person: NewPerson, log: io.StringIO) -> None:
+    person = new_person()
+    online.get(EXPORT, headers=as_caller(stack.token(person)))
+    online.post(ERASURE, headers=as_caller(stack.token(person)), json=CONFIRMED).close()
+    assert person not in log.getvalue()
+    assert "@example.com" not in log.getvalue()
+
+
+# --- when something fails
+
+
+def database_with(pages: Callable[[dict[str, Any]], object], told: list[str]) -> Callable[[str, Any, bytes], Any]:
+    """An answer for a database that has begun an export, whose pages are as given."""
+
+    def answer(path: str, _headers: Any, body: bytes) -> Any:
+        function, arguments = path.rpartition("/")[2], json.loads(body or b"{}")
+        told.append(f"{function} {arguments.get('failed', '')}".strip())
+        if function == "begin_export":
+            domains = [{"name": name, "description": ""} for name in ("profile", "projects")]
+            return rest_answer(
+                {"export_id": "x", "schema_version": 1, "generated_at": "2026-01-01T00:00:00+00:00", "domains": domains}
+            )
+        return pages(arguments) if function == "export_page" else rest_answer(None)
+
+    return answer
+
+
+def page(entries: int, following: object) -> Any:
+    return rest_answer({"content": ",\n".join(['{"a":1}'] * entries), "entries": entries, "next": following})
+
+
+def test_an_export_that_fails_at_its_first_page_is_an_ordinary_problem(
+    make_app: MakeApp, outside: Outside, issuer: Issuer
+) -> None:
+    told: list[str] = []
+    outside.answer = database_with(lambda _: HANG_UP, told)
+    client = make_app(SUPABASE_URL=outside.url, CLERK_ISSUER=issuer.url).test_client()
+    response = client.get(EXPORT, headers=as_caller(issuer.token()))
+    assert (response.status_code, response.content_type) == (503, "application/problem+json")
+    assert told[-1] == "end_export True"
+
+
+@pytest.mark.parametrize("accept", ["application/json", "application/zip"])
+def test_half_an_export_is_a_broken_transfer(tmp_path: Path, issuer: Issuer, accept: str) -> None:
+    told: list[str] = []
+    with started(tmp_path, CLERK_ISSUER=issuer.url) as running:
+        running.database.answer = database_with(
+            lambda asked: HANG_UP if asked["domain"] == "projects" else page(2, None), told
+        )
+        headers = as_caller(issuer.token(), Accept=accept)
+        with httpx.stream("GET", f"{running.url}{EXPORT}", headers=headers) as response:
+            assert response.status_code == 200
+            with pytest.raises(httpx.RemoteProtocolError):
+                response.read()
+    assert told[-1] == "end_export True"
+
+
+def test_what_clerk_or_the_store_refuses_is_postponed(
+    make_app: MakeApp, stack: Stack, database: Connection, new_person: NewPerson, outside: Outside
+) -> None:
+    person = new_person()
+    outside.answer = lambda *_: (503, {}, b"{}")
+    client = make_app(**(stack.environment | {"CLERK_API_URL": outside.url})).test_client()
+    response = client.post(ERASURE, headers=as_caller(stack.token(person)), json=CONFIRMED)
+    response.close()
+    receipt = response.json["receipt"]
+    assert client.get(f"{ERASURE}/{receipt}").json["state"] == "erased"
+    assert outside.requests == [f"/v1/users/{person}"]
+    [[error, attempts]] = database.execute(
+        "select error, attempts from ops.erasures where receipt = %s", [receipt]
+    ).fetchall()
+    assert (error, attempts) == ("ClerkCallFailed: 503", 1)
+    # Nothing but Clerk's id is left, in the one place that has to know it.
+    assert mentions(database, person) == {"app.erasure_log": 1}
+
+    database.execute("update app.erasure_log set next_attempt_at = now() where receipt = %s", [receipt])
+    whole = make_app(**stack.environment).test_client()
+    job = whole.post("/jobs/erasures", headers=as_caller(stack.environment["JOBS_TOKEN"]))
+    assert job.json["complete"] >= 1
+    assert wait_until_complete(whole, receipt)["clerk_deleted_at"]
+    assert mentions(database, person) == {}
