@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from rich.table import Table
 from scripts import database
 from scripts.database import Connection
 from scripts.failure import Failure
-from scripts.local.stack import client_environment
-from service.clerk_api import ClerkApi
+from scripts.local.stack import Stack
+from service.clerk_api import CLERK_API_URL, ClerkApi
 from service.erasure import Call, Eraser
 from service.erasure_ledger import LedgerStore, LedgerUnavailable
 from service.export import Export, as_json, as_zip
@@ -50,6 +51,10 @@ class SoleOwner(Failure):
 
 class NotComplete(Failure):
     """An erasure has yet to be carried on: something outside the database failed, or others' transactions still run."""
+
+
+class ClerkUnknown(Failure):
+    """Nobody says which Clerk the person is to be deleted at."""
 
 
 class LedgerMissing(Failure):
@@ -93,6 +98,7 @@ def erase_command(url: str | None, yes: bool, as_json: bool, clerk_user_id: str)
 
     Exits with 1 when it is not complete yet; `ballast person resume` carries on.
     """
+    clerk_and_store = outside(url)
     with opened(url) as connection:
         if not yes:
             click.confirm(f"Erase {clerk_user_id} for good?", abort=True, err=True)
@@ -104,7 +110,7 @@ def erase_command(url: str | None, yes: bool, as_json: bool, clerk_user_id: str)
             raise SoleOwner(
                 f"The only owner of {names}. Make somebody else an owner, or delete it in Clerk; then repeat."
             )
-        [done] = carried_out(connection, [asked["receipt"]])
+        [done] = carried_out(connection, clerk_and_store, [asked["receipt"]])
     _show([done], as_json=as_json)
 
 
@@ -120,7 +126,7 @@ def resume(url: str | None, as_json: bool) -> None:
         unfinished = connection.execute(
             "select receipt::text from app.erasure_log where state <> 'complete' order by requested_at"
         ).fetchall()
-        done = carried_out(connection, [receipt for (receipt,) in unfinished])
+        done = carried_out(connection, outside(url), [receipt for (receipt,) in unfinished])
     _show(done, as_json=as_json)
 
 
@@ -129,16 +135,16 @@ def resume(url: str | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def replay(url: str | None, as_json: bool) -> None:
     """Erase again whoever a restored backup brought back, by the ledger beside the backups (BACKUP_URL)."""
-    place = client_environment().get("BACKUP_URL")
-    if not place:
+    clerk_and_store = outside(url)
+    if clerk_and_store.ledger is None:
         raise LedgerMissing("Set BACKUP_URL: the ledger of erasures lies beside the backups.")
     try:
-        ledger = list(LedgerStore(place).entries())
+        ledger = list(clerk_and_store.ledger.entries())
     except LedgerUnavailable as failure:
         raise LedgerMissing(f"{failure} Nothing was erased.") from None
     with opened(url) as connection:
         returned = connection.execute("select app.replay_erasures(%s)::text", [Jsonb(ledger)]).fetchall()
-        done = carried_out(connection, [receipt for (receipt,) in returned])
+        done = carried_out(connection, clerk_and_store, [receipt for (receipt,) in returned])
     database.say(f"{len(ledger):,} in the ledger, {len(done):,} of them in this database.")
     _show(done, as_json=as_json)
 
@@ -182,15 +188,33 @@ def exported(connection: Connection, clerk_user_id: str, file: Path) -> int:
     return records
 
 
-def carried_out(connection: Connection, receipts: list[str]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Outside:
+    """What an erasure ends with. Without a ledger, a restored backup would not know of it."""
+
+    clerk: ClerkApi
+    ledger: LedgerStore | None
+
+
+def outside(url: str | None) -> Outside:
+    """The Clerk and the store that go with the database: the stand-ins only with their own. Raises ClerkUnknown."""
+    stack = Stack.from_environment()
+    is_local = database.choose(url) == stack.postgres.url()
+    environment = (stack.environment() if is_local else {}) | {
+        name: value for name, value in os.environ.items() if value
+    }
+    if "CLERK_SECRET_KEY" not in environment:
+        raise ClerkUnknown("Set CLERK_SECRET_KEY: who is erased is deleted at Clerk too.")
+    clerk = ClerkApi(environment.get("CLERK_API_URL", CLERK_API_URL), environment["CLERK_SECRET_KEY"])
+    return Outside(clerk, LedgerStore(environment["BACKUP_URL"]) if "BACKUP_URL" in environment else None)
+
+
+def carried_out(connection: Connection, clerk_and_store: Outside, receipts: list[str]) -> list[dict[str, Any]]:
     """Carries erasures out as far as it goes, and returns their receipts."""
-    environment = client_environment()
+    if clerk_and_store.ledger is None:
+        database.say("BACKUP_URL is not set: a backup that is restored will not know of this.")
     call = _called(connection)
-    eraser = Eraser(
-        call,
-        ClerkApi(environment.get("CLERK_API_URL") or "https://api.clerk.com", environment["CLERK_SECRET_KEY"]),
-        LedgerStore(environment["BACKUP_URL"]) if environment.get("BACKUP_URL") else None,
-    )
+    eraser = Eraser(call, clerk_and_store.clerk, clerk_and_store.ledger)
     with Console(stderr=True).status("Erasing …") as status:
 
         def told(step: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import httpx
 
+CLERK_API_URL = "https://api.clerk.com"
 API_VERSION = "2025-11-10"  # https://clerk.com/docs/upgrade-guides/overview
 TIMEOUT = httpx.Timeout(connect=2, read=8, write=2, pool=2)
 # Statuses of 4xx that say "not now" rather than "never".

@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.clerk_api import CLERK_API_URL
+
 SHORTEST_SECRET = 32
 CLERK_KEY = re.compile(r"sk_(test|live)_[!-~]+")
 # No place for a user or a password: both are AWS's own variables.
@@ -87,7 +89,7 @@ class Settings(BaseSettings):
     clerk_webhook_secrets: Annotated[tuple[WebhookSecret, ...], NoDecode, BeforeValidator(_items)]
     clerk_authorized_parties: Items = ()
     clerk_secret_key: Annotated[SecretStr, AfterValidator(_clerk_key)]
-    clerk_api_url: Origin = "https://api.clerk.com"
+    clerk_api_url: Origin = CLERK_API_URL
     jobs_token: Annotated[SecretStr, AfterValidator(_long_secret)]
     upstash_redis_rest_url: Origin
     upstash_redis_rest_token: SecretStr

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import psycopg
 import pytest
 from flask.testing import FlaskClient
@@ -41,11 +42,11 @@ def database(stack: Stack) -> Iterator[Connection]:
 
 @pytest.fixture
 def new_person(stack: Stack) -> NewPerson:
-    """Signs somebody up at Clerk, as a member of Acme with some projects, and returns Clerk's id."""
+    """Signs somebody up at Clerk, as a member of an organization, with some projects, and returns Clerk's id."""
 
     def sign_up(projects: int = 3) -> str:
         user_id = f"user_{secrets.token_hex(8)}"
-        membership = {"organization": {"id": "org_acme"}, "public_user_data": {"user_id": user_id}}
+        membership = {"organization": {"id": "org_rights"}, "public_user_data": {"user_id": user_id}}
         for kind, data in [("user.created", {"id": user_id}), ("organizationMembership.created", membership)]:
             sent = stack.ballast("clerk", "send", kind, "--data", json.dumps(data))
             assert sent.returncode == 0, sent.stderr
@@ -53,7 +54,7 @@ def new_person(stack: Stack) -> NewPerson:
             connection.execute(
                 "insert into public.projects (organization_id, created_by, title) select o.id, p.id, 'Hers ' || n "
                 "from public.organizations as o, public.profiles as p, generate_series(1, %s) as n "
-                "where o.clerk_org_id = 'org_acme' and p.clerk_user_id = %s",
+                "where o.clerk_org_id = 'org_rights' and p.clerk_user_id = %s",
                 [projects, user_id],
             )
         return user_id
@@ -84,6 +85,17 @@ def wait_until_complete(client: FlaskClient, receipt: str) -> dict[str, Any]:
     raise AssertionError(shown)
 
 
+def wait_for_webhook(database: Connection, receipt: str) -> None:
+    """Clerk's own message about the deletion comes in meanwhile."""
+    query = """
+        select from app.webhook_events as e, app.erasure_log as l
+        where e.type = 'user.deleted' and e.received_at >= l.erased_at and l.receipt = %s
+    """
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and not database.execute(query, [receipt]).rowcount:
+        time.sleep(0.1)
+
+
 # --- export, on the running stack
 
 
@@ -96,7 +108,7 @@ def test_a_person_gets_all_that_is_held_of_them(online: FlaskClient, stack: Stac
     assert list(document)[:3] == ["schema_version", "generated_at", "profile"]
     assert [row["clerk_user_id"] for row in document["profile"]] == [person]
     assert sorted(row["title"] for row in document["projects"]) == ["Hers 1", "Hers 2", "Hers 3"]
-    assert [row["organization"] for row in document["memberships"]] == ["Acme"]
+    assert [row["organization"] for row in document["memberships"]] == ["Rights"]
     assert {row["action"] for row in document["activity_about_you"]} >= {
         "profile.created",
         "member.joined",
@@ -224,15 +236,7 @@ def test_a_person_is_erased_here_and_at_clerk(
         f"{stack.environment['CLERK_API_URL']}/v1/users/{person}", headers={"Authorization": f"Bearer {stack.environment['CLERK_SECRET_KEY']}"}
     )  # fmt: skip
     assert asked.status_code == 404
-    # Clerk's own messages about it come in meanwhile.
-    deadline = time.monotonic() + 10
-    while (
-        time.monotonic() < deadline
-        and not database.execute(
-            "select from app.webhook_events where type = 'user.deleted' and received_at >= %s", [shown["requested_at"]]
-        ).rowcount
-    ):
-        time.sleep(0.1)
+    wait_for_webhook(database, receipt)
     assert mentions(database, person, profile_id) == {}
     entry = json.loads((stack.home / "backups/erasures" / f"{receipt}.json").read_text())
     assert entry.keys() == {"receipt", "subject_hash", "salt", "requested_at", "erased_at", "counts"}
@@ -326,3 +330,26 @@ def test_what_clerk_or_the_store_refuses_is_postponed(
     assert job.json["complete"] >= 1
     assert wait_until_complete(whole, receipt)["clerk_deleted_at"]
     assert mentions(database, person) == {}
+
+
+@pytest.mark.parametrize("delay", [0.05, 0.6, 1.2])
+def test_a_service_that_is_killed_midway_ends_in_the_same_state(
+    tmp_path: Path, online: FlaskClient, stack: Stack, database: Connection, new_person: NewPerson, delay: float
+) -> None:
+    person = new_person(projects=4000)
+    [[profile_id]] = database.execute(
+        "select id::text from public.profiles where clerk_user_id = %s", [person]
+    ).fetchall()
+    elsewhere = {name: value for name, value in stack.environment.items() if name != "SERVICE_URL"}
+    with started(tmp_path, **elsewhere) as running:
+        response = httpx.post(f"{running.url}{ERASURE}", headers=as_caller(stack.token(person)), json=CONFIRMED)
+        receipt = response.json()["receipt"]
+        time.sleep(delay)
+        for process in [running.process, *psutil.Process(running.process.pid).children()]:
+            process.kill()
+    assert response.status_code == 202
+    for _ in range(3):  # what was under way in the database ends by itself; the scheduler comes again
+        assert online.post("/jobs/erasures", headers=as_caller(stack.environment["JOBS_TOKEN"])).status_code == 200
+    assert wait_until_complete(online, receipt)["counts"]["public.projects"] == 4000
+    wait_for_webhook(database, receipt)
+    assert mentions(database, person, profile_id) == {}

@@ -1,0 +1,330 @@
+"""`ballast person`: what it writes, whom it erases, and that a crash at any moment changes nothing about the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import stat
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg
+import pytest
+from click.testing import CliRunner, Result
+
+from scripts import migrations
+from scripts.cli import ballast
+from scripts.local.postgres import Postgres, stop
+from tests import people
+from tests.conftest import Database, free_port_block
+from tests.people import ADA, ADA_EMAILS
+from tests.service.outside import Outside, running_outside
+
+Clerk = Outside
+# What a person leaves in rows that stay: each without what differs from one erasure to the next.
+REMAINS = {
+    "profiles": "select clerk_user_id, email, full_name from public.profiles order by 1",
+    "projects": "select id, title, created_by from public.projects order by 1",
+    "members": "select id, user_id, role from public.organization_memberships order by 1",
+    "audit": "select id, user_id, impersonator, ip_address, subject_ids, resource_id, metadata, changes from public.audit_logs where actor is null order by 1",
+    "messages": "select message_id, event, outcome from app.webhook_events order by 1",
+    "records": "select kind, clerk_id, fields from app.clerk_records order by 1, 2",
+    "erasures": "select state, counts ->> 'public.projects' from app.erasure_log",
+}
+
+
+@dataclass(frozen=True)
+class World:
+    """A database with people in it, and the outside."""
+
+    url: str
+    home: Path
+    clerk: Clerk
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "BALLAST_HOME": str(self.home), "DATABASE_URL": self.url, "CLERK_API_URL": self.clerk.url,
+            "CLERK_SECRET_KEY": "sk_test_person", "BACKUP_URL": self.home.as_uri(),
+        }  # fmt: skip
+
+    def run(self, *words: str, **changes: str | None) -> Result:
+        return CliRunner().invoke(ballast, ["person", *words], env=self.environment | changes)
+
+    def database(self) -> psycopg.Connection[Any]:
+        return psycopg.connect(self.url, autocommit=True)
+
+    def left(self) -> dict[str, int]:
+        """What a scan finds of Ada."""
+        with self.database() as connection:
+            return people.scan(Database(connection), ADA, *ADA_EMAILS)
+
+    def remains(self) -> dict[str, list[tuple[Any, ...]]]:
+        with self.database() as connection:
+            return {name: connection.execute(query.encode()).fetchall() for name, query in REMAINS.items()}
+
+
+@pytest.fixture(scope="module")
+def peopled(new_database: Callable[..., str]) -> str:
+    """A database with Ada in every corner, and 6,000 audit entries and 3,000 projects of hers besides."""
+    url = new_database()
+    migrations.up(url)
+    fill(url)
+    return url
+
+
+def fill(url: str) -> None:
+    with psycopg.connect(url) as connection:
+        people.world(Database(connection))
+        for statement in (
+            "insert into public.audit_logs (user_id, action, resource_type, changes, ip_address) select p.id, 'client.done', 'test', "
+            "jsonb_build_object('after', jsonb_build_object('by', p.id, 'n', n)), '203.0.113.1' "
+            "from public.profiles as p, generate_series(1, 6000) as n where p.clerk_user_id = %s",
+            "insert into public.projects (organization_id, created_by, title) select o.id, p.id, 'Hers ' || n "
+            "from public.profiles as p, public.organizations as o, generate_series(1, 3000) as n where o.name = 'Acme' and p.clerk_user_id = %s",
+        ):  # fmt: skip
+            connection.execute(statement, [ADA])
+        connection.execute("delete from realtime.messages")
+
+
+@pytest.fixture
+def clerk() -> Iterator[Clerk]:
+    with running_outside() as server:
+        server.answer = lambda *_: (200, {}, b'{"deleted": true}')
+        yield server
+
+
+@pytest.fixture
+def world(peopled: str, new_database: Callable[..., str], tmp_path: Path, clerk: Clerk) -> World:
+    return World(new_database(peopled), tmp_path, clerk)
+
+
+# --- export
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".json"])
+def test_everything_is_in_a_file_that_only_the_caller_may_read(world: World, tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"ada{suffix}"
+    result = world.run("export", ADA, "--output", str(file))
+    assert result.exit_code == 0, result.output
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    if suffix == ".zip":
+        with zipfile.ZipFile(file) as archive:
+            records = {name: json.loads(archive.read(name)) for name in archive.namelist() if name.endswith(".json")}
+            counted = sum(told["records"] for told in records.pop("manifest.json")["files"].values())
+            titles = {row["title"] for row in records["projects.json"]}
+    else:
+        document = json.loads(file.read_text())
+        counted = sum(len(rows) for rows in document.values() if isinstance(rows, list))
+        titles = {row["title"] for row in document["projects"]}
+    assert result.stdout == f"{file}: {counted:,} records\n"
+    assert counted > 9000
+    assert {f"Hers {n}" for n in range(1, 3001)} <= titles
+
+
+def test_the_person_is_told_that_an_administrator_asked(world: World, tmp_path: Path) -> None:
+    world.run("export", ADA, "--output", str(tmp_path / "one.json"))
+    world.run("export", ADA, "--output", str(tmp_path / "two.json"))
+    document = json.loads((tmp_path / "two.json").read_text())
+    assert "administrator" in {row["requested_by"] for row in document["exports"]}
+    assert "personal_data.exported" in {row["action"] for row in document["activity_about_you"]}
+
+
+def test_half_an_export_is_no_file(world: World, tmp_path: Path) -> None:
+    with world.database() as connection:
+        connection.execute(
+            "update app.personal_data set subject = '1 / (random() * 0)::integer = 1' where domain = 'messages_from_clerk'"
+        )
+    result = world.run("export", ADA, "--output", str(tmp_path / "ada.json"))
+    assert result.exit_code == 1
+    assert list(tmp_path.glob("ada.json*")) == []
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (("export", "user_nobody"), "Nothing is held of this person"), (("erase", "user_nobody", "--yes"), "Nothing is held of this person"),
+    (("export", ADA, "--output", "ada.txt"), "neither .zip nor .json"),
+])  # fmt: skip
+def test_a_mistake_is_one_line(world: World, words: tuple[str, ...], said: str) -> None:
+    result = world.run(*words)
+    assert result.exit_code in (1, 2)
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [("export", ADA), ("erase", ADA, "--yes"), ("resume",)])
+def test_a_database_that_was_never_migrated_is_told(
+    world: World, new_database: Callable[..., str], words: tuple[str, ...]
+) -> None:
+    assert "ballast migrate up" in world.run(*words, DATABASE_URL=new_database()).stderr
+
+
+# --- erasure
+
+
+def test_somebody_is_erased_here_at_clerk_and_in_the_ledger(world: World) -> None:
+    result = world.run("erase", ADA, "--json", "--yes")
+    assert result.exit_code == 0, result.output
+    [receipt] = json.loads(result.stdout)
+    assert receipt["state"] == "complete"
+    assert world.clerk.requests == [f"/v1/users/{ADA}"]
+    assert world.left() == {}
+    assert [file.stem for file in (world.home / "erasures").iterdir()] == [receipt["receipt"]]
+    assert "Nothing to erase" in world.run("resume").stdout
+
+
+def test_without_a_yes_nobody_is_erased(world: World) -> None:
+    assert world.run("erase", ADA).exit_code == 1
+    assert world.left()
+
+
+def test_what_clerk_does_not_do_is_resumed(world: World) -> None:
+    world.clerk.answer = lambda *_: (500, {}, b"{}")
+    result = world.run("erase", ADA, "--yes")
+    assert (result.exit_code, "ballast person resume" in result.stderr) == (1, True)
+    assert world.left() == {"app.erasure_log": 1}
+    world.clerk.answer = lambda *_: (404, {}, b'{"errors": [{"code": "resource_not_found"}]}')
+    assert world.run("resume").exit_code == 0
+    assert world.left() == {}
+
+
+def test_a_sole_owner_is_not_erased(world: World) -> None:
+    with world.database() as connection:
+        connection.execute(
+            "delete from public.organization_memberships where role = 'owner' and user_id in (select id from public.profiles where clerk_user_id = %s)",
+            [people.BEN],
+        )
+    result = world.run("erase", ADA, "--yes")
+    assert (result.exit_code, "Acme (org_acme)" in result.stderr) == (1, True)
+    assert world.clerk.requests == []
+
+
+def test_a_database_elsewhere_is_never_paired_with_the_stand_in(world: World) -> None:
+    result = world.run("erase", ADA, "--yes", CLERK_SECRET_KEY=None)
+    assert (result.exit_code, "Set CLERK_SECRET_KEY" in result.stderr) == (1, True)
+    assert world.left().keys() >= {"public.profiles"}
+
+
+def test_a_restored_backup_forgets_again(world: World, peopled: str, new_database: Callable[..., str]) -> None:
+    assert world.run("erase", ADA, "--yes").exit_code == 0
+    restored = World(new_database(peopled), world.home, world.clerk)
+    assert restored.left()
+    with restored.database() as connection, world.database() as original:
+        [[salt]] = original.execute("select erasure_salt from app.settings").fetchall()
+        assert connection.execute("select erasure_salt from app.settings").fetchall() == [(salt,)]
+    result = restored.run("replay", "--json")
+    assert result.exit_code == 0, result.output
+    assert "1 in the ledger, 1 of them in this database" in result.stderr
+    assert restored.left() == {}
+    again = restored.run("replay")
+    assert "1 in the ledger, 0 of them" in again.stderr
+
+
+def test_no_ledger_is_no_empty_ledger(world: World) -> None:
+    assert "Set BACKUP_URL" in world.run("replay", BACKUP_URL=None).stderr
+    missing = world.run("replay", BACKUP_URL=(world.home / "missing").as_uri())
+    assert (missing.exit_code, "Nothing was erased" in missing.stderr) == (1, True)
+
+
+# --- crashes
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    peopled: str, new_database: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[tuple[Any, ...]]]:
+    """What remains after an erasure that nothing disturbed."""
+    with running_outside() as clerk:
+        clerk.answer = lambda *_: (200, {}, b"{}")
+        world = World(new_database(peopled), tmp_path_factory.mktemp("uninterrupted"), clerk)
+        assert world.run("erase", ADA, "--yes").exit_code == 0
+        return world.remains()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_command_that_is_killed_again_and_again_ends_in_the_same_rows(
+    world: World, uninterrupted: dict[str, list[tuple[Any, ...]]], seed: int
+) -> None:
+    moments = random.Random(seed)  # noqa: S311 - no secret
+    ask(world)
+    for _ in range(3):
+        command = resuming(world)
+        wait_for_progress(world, command)
+        time.sleep(moments.uniform(0, 0.4))
+        command.kill()
+        command.wait()
+    wait_for_others(world)
+    assert world.run("resume").exit_code == 0
+    assert world.left() == {}
+    assert world.remains() == uninterrupted
+
+
+def test_a_database_that_is_killed_again_and_again_ends_in_the_same_rows(
+    home: Path, tmp_path: Path, clerk: Clerk, request: pytest.FixtureRequest
+) -> None:
+    moments = random.Random(7)  # noqa: S311 - no secret
+    postgres = Postgres(home / "crashing", free_port_block(), "test", request.config.getoption("--postgres"))
+    server = postgres.start()
+    try:
+        migrations.up(postgres.url())
+        fill(postgres.url())
+        undisturbed = World(postgres.url(database="undisturbed"), tmp_path, clerk)
+        with psycopg.connect(postgres.url(database="template1"), autocommit=True) as connection:
+            connection.execute("create database undisturbed template postgres")
+        assert undisturbed.run("erase", ADA, "--yes").exit_code == 0
+        world = World(postgres.url(), tmp_path, clerk)
+        ask(world)
+        for _ in range(3):
+            command = resuming(world)
+            wait_for_progress(world, command)
+            time.sleep(moments.uniform(0, 0.4))
+            for process in [psutil.Process(server.pid), *psutil.Process(server.pid).children()]:
+                process.kill()
+            server.wait()
+            assert command.wait() in (0, 1)
+            server = postgres.start()
+        wait_for_others(world)
+        assert world.run("resume").exit_code == 0
+        assert world.left() == {}
+        assert world.remains() == undisturbed.remains()
+    finally:
+        stop(server)
+
+
+def ask(world: World) -> None:
+    with world.database() as connection:
+        connection.execute("select app.request_erasure(%s, 'administrator')", [ADA])
+
+
+def resuming(world: World) -> subprocess.Popen[bytes]:
+    command = [Path(sys.executable).with_name("ballast"), "person", "resume"]
+    return subprocess.Popen(
+        command, env=os.environ | world.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+def wait_for_progress(world: World, command: subprocess.Popen[bytes]) -> None:
+    """Until a step was committed that erased something, or the command has ended."""
+    query = "select counts from app.erasure_log"
+    with world.database() as connection:
+        before = connection.execute(query).fetchall()
+        while command.poll() is None and connection.execute(query).fetchall() == before:
+            time.sleep(0.01)
+
+
+def wait_for_others(world: World) -> None:
+    """Until the server has noticed that nobody listens any more."""
+    others = (
+        "select from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() "
+        "and backend_type = 'client backend'"
+    )
+    with world.database() as connection:
+        while connection.execute(others).rowcount:
+            time.sleep(0.05)
