@@ -37,42 +37,39 @@ end;
 $$;
 comment on function app.begin_export is 'See public.begin_export. Definer: the service has no privilege on tables.';
 
--- Pages by key, each up to 2 MB and the row that makes it so. The key is compared only where there is one, and its first column once
--- more by itself: so that a partition behind it is not read.
+-- Rows by key, up to a number and up to 2 MB and the row that makes it so. The key is compared only where there is one, and its first
+-- column once more by itself: so that a partition behind it is not read.
 create or replace function app.export_query(rule app.personal_data, is_first boolean) returns text
 language sql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
   select format(
     $query$
       with fetched as materialized (
-        select row_to_json(x)::text as line, jsonb_build_array(%1$s) as key
+        select row_to_json(x)::text as line, %1$s
         from %2$s as t
         cross join (select ($1).*) as person
         cross join lateral (select %3$s) as x
         where (%4$s) and %5$s and %6$s
-        order by %1$s
+        order by %7$s
         limit $4
       ), measured as (
-        select f.line, f.key, row_number() over w as place, sum(length(f.line)) over w - length(f.line) as before
-        from fetched as f
-        window w as (rows unbounded preceding)
+        select f.*, sum(octet_length(f.line)) over (rows unbounded preceding) - octet_length(f.line) as before from fetched as f
       )
-      select json_build_object(
-        'content', coalesce(string_agg(m.line, e',\n' order by m.place), ''), 'entries', count(*),
-        'next', case
-          when count(*) = $4 or count(*) < (select count(*) from fetched) then (array_agg(m.key order by m.place desc))[1]
-        end
-      )
+      select
+        coalesce(string_agg(m.line, e',\n'), ''), count(*)::integer,
+        case when count(*) = $4 or count(*) < (select count(*) from fetched) then jsonb_build_array(%8$s) end
       from measured as m
       where m.before < 2000000
     $query$,
     k.columns, rule.relation, array_to_string(rule.exported, ', '), rule.subject, coalesce(rule.made_at || ' <= $2', 'true'),
-    case when is_first then 'true' else format('(%s) > (%s) and %s >= %s', k.columns, k.after, k.first_column, k.first_after) end
+    case when is_first then 'true' else format('(%s) > (%s) and %s >= %s', k.names, k.after, k.first_name, k.first_after) end,
+    k.names, k.last
   )
   from (
     select
-      string_agg(c.name, ', ' order by c.place) as columns, string_agg(c.after, ', ' order by c.place) as after,
-      min(c.name) filter (where c.place = 1) as first_column, min(c.after) filter (where c.place = 1) as first_after
+      string_agg(c.name || ' as k' || c.place, ', ' order by c.place) as columns, string_agg(c.name, ', ' order by c.place) as names,
+      string_agg(c.after, ', ' order by c.place) as after, string_agg(format('(array_agg(m.k%s))[count(*)]', c.place), ', ' order by c.place) as last,
+      min(c.name) filter (where c.place = 1) as first_name, min(c.after) filter (where c.place = 1) as first_after
     from (
       select
         o.place, format('t.%I', o.name) as name,
@@ -82,7 +79,8 @@ as $$
     ) as c
   ) as k;
 $$;
-comment on function app.export_query is 'The query for a page of a domain: $1 the person, $2 the moment of the export, $3 the last key, $4 the number of rows.';
+comment on function app.export_query is
+'The query for rows of a domain, as text, number and key of the last (null at the end): $1 the person, $2 the moment of the export, $3 the key before, $4 how many.';
 
 create or replace function app.export_total(export_id uuid) returns bigint
 language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp
@@ -106,23 +104,46 @@ end;
 $$;
 comment on function app.export_total is 'How many rows an export has, for a progress bar.';
 
-create or replace function app.export_page(export_id uuid, domain text, after jsonb, page integer) returns json
+-- A page goes through as many domains as fit: most people have few rows.
+create or replace function app.export_page(export_id uuid, after jsonb, page integer)
+returns table (domain text, content text, entries integer, next jsonb)
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 declare
   export app.exports;
+  person app.person;
   rule app.personal_data;
-  found_rows json;
+  key jsonb := after -> 'key';
+  room integer := page;
+  bytes integer := 0;
 begin
-  update app.exports as e set touched_at = clock_timestamp() where e.id = export_id and e.outcome = 'running' returning * into export;
-  select d.* into rule from app.personal_data as d where d.domain = domain;
-  if export.id is null or rule.domain is null then
-    raise sqlstate 'PT404' using message = 'There is no such export, or no such domain in it.';
+  update app.exports as e set touched_at = clock_timestamp() where e.id = export_id and e.outcome = 'running' returning e.* into export;
+  if export.id is null then
+    raise sqlstate 'PT404' using message = 'There is no such export, or it has ended.';
   end if;
-  execute app.export_query(rule, after is null) into found_rows
-  using app.person_of((select p.clerk_user_id from public.profiles as p where p.id = export.person_id)), export.started_at, after, page;
-  return found_rows;
+  person := app.person_of((select p.clerk_user_id from public.profiles as p where p.id = export.person_id));
+  for rule in
+    select d.* from app.personal_data as d
+    where d.domain is not null
+      and d.position >= coalesce((select f.position from app.personal_data as f where f.domain = after ->> 'domain'), 0)
+    order by d.position
+  loop
+    domain := rule.domain;
+    if room <= 0 or bytes >= 2000000 then
+      content := '';
+      entries := 0;
+      next := jsonb_build_object('domain', domain, 'key', null);
+      return next;
+      return;
+    end if;
+    execute app.export_query(rule, coalesce(key, 'null') = 'null') into content, entries, key using person, export.started_at, key, room;
+    next := case when key is not null then jsonb_build_object('domain', domain, 'key', key) end;
+    return next;
+    exit when next is not null;
+    room := room - entries;
+    bytes := bytes + octet_length(content);
+  end loop;
 end;
 $$;
 comment on function app.export_page is 'See public.export_page. Definer: the service has no privilege on tables.';
@@ -143,13 +164,14 @@ $$;
 comment on function public.begin_export is
 'For the service, which knows that it is the person who asks: {export_id, schema_version, generated_at, domains}, or {retry_after} in seconds.';
 
-create or replace function public.export_page(export_id uuid, domain text, after jsonb, page integer) returns json
+create or replace function public.export_page(export_id uuid, after jsonb, page integer)
+returns table (domain text, content text, entries integer, next jsonb)
 language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
 as $$
-  select app.export_page(export_page.export_id, export_page.domain, export_page.after, export_page.page);
+  select * from app.export_page(export_page.export_id, export_page.after, export_page.page);
 $$;
 comment on function public.export_page is
-'Up to `page` rows of a domain: {content, entries, next}; content holds JSON objects with commas between, next is for `after`, null at the end.';
+'Up to `page` records, in the order of the domains: content holds JSON objects with commas between; the last row''s next is for `after`, null at the end.';
 
 create or replace function public.end_export(export_id uuid, failed boolean) returns void
 language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
@@ -159,6 +181,6 @@ $$;
 comment on function public.end_export is 'Ends an export: after one that failed, the person may ask again at once.';
 
 grant execute on function
-app.begin_export(text, text), app.export_page(uuid, text, jsonb, integer), app.end_export(uuid, boolean),
-public.begin_export(text), public.export_page(uuid, text, jsonb, integer), public.end_export(uuid, boolean)
+app.begin_export(text, text), app.export_page(uuid, jsonb, integer), app.end_export(uuid, boolean),
+public.begin_export(text), public.export_page(uuid, jsonb, integer), public.end_export(uuid, boolean)
 to service_role;

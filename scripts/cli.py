@@ -30,7 +30,7 @@ VERBS = {
     "inbox": Verb("scripts.inbox:inbox", "List, show or retry the Clerk events that were received."),
     "audit": Verb("scripts.audit:audit", "Seal the audit trail, verify it, and keep its months in order."),
     "person": Verb("scripts.person:person", "Give people a copy of their data, or erase them."),
-    "bench": Verb("scripts.bench:bench", "Measure policies, webhooks, Realtime and the audit trail."),
+    "bench": Verb("scripts.bench:bench", "Measure policies, webhooks, Realtime, the audit trail and exports."),
 }
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import click
 import psycopg
 from psycopg import sql
+from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 from rich.console import Console
 from rich.progress import Progress
@@ -240,15 +241,16 @@ def _called(connection: Connection) -> Call:
 
     def call(function: str, arguments: dict[str, Any]) -> Any:
         named = sql.SQL(", ").join(sql.SQL("{} => %s").format(sql.Identifier(name)) for name in arguments)
-        query = sql.SQL("select {}({})").format(sql.Identifier("app", function), named)
+        query = sql.SQL("select * from {}({})").format(sql.Identifier("app", function), named)
         values = [Jsonb(value) if isinstance(value, list | dict) else value for value in arguments.values()]
         try:
-            row = connection.execute(query, values).fetchone()
+            rows = connection.cursor(row_factory=dict_row).execute(query, values).fetchall()
         except psycopg.Error as error:
             if error.sqlstate != NOT_FOUND:
                 raise
             raise NothingHeld(f"{error.diag.message_primary} {error.diag.message_hint}") from None
-        return row[0] if row else None
+        # A function that returns a value is a table of one column with its own name.
+        return rows[0][function] if rows and function in rows[0] else rows
 
     return call
 

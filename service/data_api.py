@@ -7,8 +7,6 @@ from typing import Any
 
 import httpx
 from postgrest import APIError, SyncPostgrestClient
-from supabase import create_client
-from supabase.lib.client_options import SyncClientOptions
 
 from service.settings import Settings
 
@@ -35,19 +33,16 @@ class DataApi:
     """One per process: its connections are kept and shared by all threads."""
 
     def __init__(self, settings: Settings) -> None:
+        self._url = f"{settings.supabase_url}/rest/v1"
         self._publishable_key = settings.supabase_publishable_key.get_secret_value()
         secret_key = settings.supabase_secret_key.get_secret_value()
         self._http = httpx.Client(timeout=TIMEOUT)
-        self._supabase = create_client(
-            settings.supabase_url,
-            secret_key,
-            SyncClientOptions(httpx_client=self._http, auto_refresh_token=False, persist_session=False),
-        )
+        self._service = self._postgrest(secret_key, secret_key, self._http)
         self._probe = self._postgrest(secret_key, secret_key, httpx.Client(timeout=PROBE_TIMEOUT))
 
     def call(self, function: str, arguments: Mapping[str, Any]) -> object:
         """Calls `function` as the service role and returns its JSON. Raises CallFailed."""
-        return _call(self._supabase.postgrest, function, arguments)
+        return _call(self._service, function, arguments)
 
     def call_as(self, token: str, function: str, arguments: Mapping[str, Any]) -> object:
         """Calls `function` as the person whose session token this is. Raises CallFailed."""
@@ -63,7 +58,7 @@ class DataApi:
 
     def _postgrest(self, api_key: str, token: str, http: httpx.Client) -> SyncPostgrestClient:
         headers = {"apikey": api_key, "Authorization": f"Bearer {token}"}
-        return SyncPostgrestClient(str(self._supabase.rest_url), headers=headers, http_client=http)
+        return SyncPostgrestClient(self._url, headers=headers, http_client=http)
 
 
 def _call(postgrest: SyncPostgrestClient, function: str, arguments: Mapping[str, Any]) -> object:

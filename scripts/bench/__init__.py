@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from scripts.bench.audit import bench_audit
+from scripts.bench.export import bench_export
 from scripts.bench.realtime import bench_realtime
 from scripts.bench.rls import bench_rls
 from scripts.bench.webhooks import bench_webhooks
@@ -12,7 +13,7 @@ from scripts.bench.webhooks import bench_webhooks
 
 @click.group()
 def bench() -> None:
-    """Measure policies, webhooks, Realtime and the audit trail against their aims, on scratch servers of its own.
+    """Measure policies, webhooks, Realtime, the audit trail and exports against their aims, on scratch servers.
 
     \b
     Example: ballast bench rls --quick
@@ -23,3 +24,4 @@ bench.add_command(bench_rls)
 bench.add_command(bench_webhooks)
 bench.add_command(bench_realtime)
 bench.add_command(bench_audit)
+bench.add_command(bench_export)

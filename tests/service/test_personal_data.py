@@ -277,7 +277,8 @@ def database_with(pages: Callable[[dict[str, Any]], object], told: list[str]) ->
 
 
 def page(entries: int, following: object) -> Any:
-    return rest_answer({"content": ",\n".join(['{"a":1}'] * entries), "entries": entries, "next": following})
+    content = ",\n".join(['{"a":1}'] * entries)
+    return rest_answer([{"domain": "profile", "content": content, "entries": entries, "next": following}])
 
 
 def test_an_export_that_fails_at_its_first_page_is_an_ordinary_problem(
@@ -296,7 +297,7 @@ def test_half_an_export_is_a_broken_transfer(tmp_path: Path, issuer: Issuer, acc
     told: list[str] = []
     with started(tmp_path, CLERK_ISSUER=issuer.url) as running:
         running.database.answer = database_with(
-            lambda asked: HANG_UP if asked["domain"] == "projects" else page(2, None), told
+            lambda asked: HANG_UP if asked["after"] else page(2, {"domain": "projects", "key": None}), told
         )
         headers = as_caller(issuer.token(), Accept=accept)
         with httpx.stream("GET", f"{running.url}{EXPORT}", headers=headers) as response:
