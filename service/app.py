@@ -9,6 +9,7 @@ from service.audit import audit
 from service.demo import demo
 from service.health import health
 from service.jobs import jobs
+from service.legal import legal
 from service.me import me
 from service.openapi import openapi
 from service.parts import assemble
@@ -31,7 +32,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     logs.register(app)
     problems.register(app)
     app.after_request(_guard)
-    for blueprint in (health, webhooks, me, audit, personal_data, jobs, openapi):
+    for blueprint in (health, webhooks, me, audit, personal_data, legal, jobs, openapi):
         app.register_blueprint(blueprint)
     if settings.environment == "local":
         app.register_blueprint(demo)

@@ -34,6 +34,10 @@ def _answer(description: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"200": {"description": description, "content": {"application/json": {"schema": schema}}}}
 
 
+def _document(content_type: str) -> dict[str, Any]:
+    return {"200": {"description": "It.", "content": {content_type: {"schema": {"type": "string"}}}}}
+
+
 def _header(name: str, description: str) -> dict[str, Any]:
     return {"name": name, "in": "header", "required": True, "description": description, "schema": {"type": "string"}}
 
@@ -183,6 +187,15 @@ DOCUMENT: dict[str, Any] = {
                 | _problems(s404="There is no such receipt.", s503="The database does not answer."),
             }
         },
+        "/legal/privacy": {
+            "get": {
+                "summary": "The privacy page, made from the registry of personal data.",
+                "responses": _document("text/html") | _problems(s503="The database does not answer."),
+            }
+        },
+        "/legal/terms": {"get": {"summary": "The terms of service.", "responses": _document("text/html")}},
+        "/legal/style.css": {"get": {"summary": "How the pages look.", "responses": _document("text/css")}},
+        "/consent.js": {"get": {"summary": "The consent banner.", "responses": _document("text/javascript")}},
         "/jobs/{name}": {
             "post": {
                 "summary": "Run a job, for the scheduler.",

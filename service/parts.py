@@ -14,6 +14,7 @@ from service.data_api import DataApi
 from service.erasure import Eraser
 from service.erasure_ledger import LedgerStore
 from service.identity import SessionTokens
+from service.privacy_notice import PrivacyNotice
 from service.settings import Settings
 
 REDIS_TIMEOUT = httpx.Timeout(2)
@@ -29,6 +30,7 @@ class Parts:
     session_tokens: SessionTokens
     clerk: ClerkApi
     eraser: Eraser
+    privacy_notice: PrivacyNotice
 
 
 def assemble(app: Flask, settings: Settings) -> None:
@@ -43,6 +45,7 @@ def assemble(app: Flask, settings: Settings) -> None:
         session_tokens=SessionTokens(settings.clerk_issuer, settings.clerk_authorized_parties),
         clerk=clerk,
         eraser=Eraser(data_api.call, clerk, ledger),
+        privacy_notice=PrivacyNotice(data_api),
     )
 
 

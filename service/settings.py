@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from datetime import date
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr, ValidationError, ValidationInfo, field_validator
@@ -12,10 +13,15 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from service.clerk_api import CLERK_API_URL
 
 SHORTEST_SECRET = 32
+ADDRESS = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 CLERK_KEY = re.compile(r"sk_(test|live)_[!-~]+")
 # No place for a user or a password: both are AWS's own variables.
 BACKUP_PLACE = re.compile(r"(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]|file:///)[A-Za-z0-9._~%+=/-]*")
 ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.IGNORECASE)
+
+
+# What the privacy page and the terms say of whoever runs this.
+LEGAL_SETTINGS = ("legal_company", "legal_address", "legal_contact", "legal_effective_date")
 
 
 class SettingsInvalid(Exception):
@@ -55,6 +61,12 @@ def _long_secret(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _address(text: str) -> str:
+    if ADDRESS.fullmatch(text) is None:
+        raise ValueError("must be an e-mail address")
+    return text
+
+
 def _backup_place(url: str) -> str:
     if BACKUP_PLACE.fullmatch(url) is None:
         raise ValueError("must be a place for backups like s3://bucket/prefix or file:///folder")
@@ -79,7 +91,9 @@ WebhookSecret = Annotated[SecretStr, AfterValidator(_webhook_secret)]
 class Settings(BaseSettings):
     """Each variable has its field's name in capitals; `.env.example` explains it. An empty one counts as missing."""
 
-    model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, str_strip_whitespace=True)
+    model_config = SettingsConfigDict(
+        frozen=True, env_ignore_empty=True, str_strip_whitespace=True, validate_default=True
+    )
 
     environment: Literal["local", "test", "staging", "production"]
     supabase_url: Origin
@@ -94,6 +108,10 @@ class Settings(BaseSettings):
     upstash_redis_rest_url: Origin
     upstash_redis_rest_token: SecretStr
     backup_url: Annotated[str, AfterValidator(_backup_place)] | None = None
+    legal_company: str | None = None
+    legal_address: str | None = None
+    legal_contact: Annotated[str, AfterValidator(_address)] | None = None
+    legal_effective_date: date | None = None
 
     @field_validator("supabase_url", "clerk_issuer", "clerk_api_url", "upstash_redis_rest_url")
     @classmethod
@@ -101,6 +119,13 @@ class Settings(BaseSettings):
         if info.data.get("environment") in {"staging", "production"} and not url.startswith("https://"):
             raise ValueError("must use https outside local and test")
         return url
+
+    @field_validator(*LEGAL_SETTINGS, mode="after", check_fields=False)
+    @classmethod
+    def _named_to_the_public(cls, value: object, info: ValidationInfo) -> object:
+        if value is None and info.data.get("environment") == "production":
+            raise ValueError("is missing")
+        return value
 
     @field_validator("clerk_webhook_secrets")
     @classmethod

@@ -33,6 +33,14 @@ ENVIRONMENT = {
     "UPSTASH_REDIS_REST_TOKEN": "test",
 }
 
+# Only production insists on these.
+LEGAL = {
+    "LEGAL_COMPANY": "Ballast & Sons Ltd",
+    "LEGAL_ADDRESS": "1 Dock Road, 12345 Harbour",
+    "LEGAL_CONTACT": "privacy@ballast.example",
+    "LEGAL_EFFECTIVE_DATE": "2026-01-31",
+}
+
 MakeApp = Callable[..., Flask]
 
 
@@ -64,7 +72,7 @@ def make_app(log: io.StringIO) -> MakeApp:
     """Makes the app in our environment with changes."""
 
     def make(**changes: str | None) -> Flask:
-        app = made_in(ENVIRONMENT | changes)
+        app = made_in(ENVIRONMENT | LEGAL | changes)
         for handler in our_handlers():
             handler.setStream(log)
         return app
@@ -74,7 +82,7 @@ def make_app(log: io.StringIO) -> MakeApp:
 
 @pytest.fixture(scope="session")
 def lonely_app() -> Flask:
-    return made_in(ENVIRONMENT)
+    return made_in(ENVIRONMENT | LEGAL)
 
 
 @pytest.fixture

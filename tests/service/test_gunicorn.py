@@ -22,7 +22,7 @@ import pytest
 
 from service.webhooks import MAX_BODY_BYTES
 from tests.conftest import free_port_block
-from tests.service.conftest import ENVIRONMENT
+from tests.service.conftest import ENVIRONMENT, LEGAL
 from tests.service.outside import Answer, Outside, event, rest_answer, running_outside, signed
 
 ROOT = Path(__file__).parents[2]
@@ -197,7 +197,10 @@ def configured(**changes: str) -> str:
         ({"ENVIRONMENT": "local", "SERVICE_URL": "http://127.0.0.1:54323", "PORT": "9"}, "127.0.0.1:54323"),
         ({"ENVIRONMENT": "local", "PORT": "9000"}, "127.0.0.1:9000"),
         ({"ENVIRONMENT": "test"}, "127.0.0.1:8000"),
-        ({"ENVIRONMENT": "production", "SERVICE_URL": "https://api.app.example", "PORT": "9000"}, "0.0.0.0:9000"),
+        (
+            LEGAL | {"ENVIRONMENT": "production", "SERVICE_URL": "https://api.app.example", "PORT": "9000"},
+            "0.0.0.0:9000",
+        ),
         ({"ENVIRONMENT": "staging"}, "0.0.0.0:8000"),
     ],
 )

@@ -12,7 +12,7 @@ from flask import Flask
 
 from service.parts import parts
 from service.settings import Settings, SettingsInvalid
-from tests.service.conftest import ENVIRONMENT, MakeApp
+from tests.service.conftest import ENVIRONMENT, LEGAL, MakeApp
 from tests.service.outside import SECRET
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +61,7 @@ def test_a_missing_or_empty_variable_stops_the_start_with_one_line_naming_it(
         ("CLERK_SECRET_KEY", "sk_live_5ecret…"),
         ("CLERK_API_URL", "https://api.clerk.com/v1/5ecret"),
         ("UPSTASH_REDIS_REST_URL", "redis://5ecret"),
+        ("LEGAL_CONTACT", "5ecret"),
         ("BACKUP_URL", "5ecret"),
         ("BACKUP_URL", "/var/5ecret"),
         ("BACKUP_URL", "file://5ecret/folder"),
@@ -127,6 +128,17 @@ def settings_of(app: Flask) -> Settings:
         return parts().settings
 
 
+def test_production_names_itself_to_the_public(make_app: MakeApp) -> None:
+    addresses = ("SUPABASE_URL", "CLERK_ISSUER", "CLERK_API_URL", "UPSTASH_REDIS_REST_URL")
+    elsewhere = dict.fromkeys(addresses, "https://elsewhere.example")
+    make_app(ENVIRONMENT="production", **elsewhere)
+    unnamed = dict.fromkeys(("LEGAL_COMPANY", "LEGAL_CONTACT"))
+    with pytest.raises(SettingsInvalid) as stopped:
+        make_app(ENVIRONMENT="production", **elsewhere, **unnamed)
+    assert "start: LEGAL_COMPANY is missing; LEGAL_CONTACT is missing. See" in str(stopped.value)
+    make_app(ENVIRONMENT="staging", **elsewhere, **unnamed)
+
+
 def test_gunicorn_ends_with_that_one_line_and_no_traceback() -> None:
     gunicorn = Path(sys.executable).with_name("gunicorn")
     ended = subprocess.run([gunicorn], cwd=ROOT, env={}, capture_output=True, text=True, check=False, timeout=30)
@@ -140,7 +152,7 @@ def test_the_example_environment_explains_every_variable() -> None:
     named = {
         line.partition("=")[0]: lines[number - 1] for number, line in enumerate(lines) if re.match(r"[A-Z_]+=", line)
     }
-    assert named.keys() == ENVIRONMENT.keys() | {
+    assert named.keys() == ENVIRONMENT.keys() | LEGAL.keys() | {
         "CLERK_AUTHORIZED_PARTIES", "BACKUP_URL", "DATABASE_URL", "SERVICE_URL", "BALLAST_HOME", "BALLAST_PORT_BASE",
     }  # fmt: skip
     assert all(above.startswith("# ") for above in named.values())

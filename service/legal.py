@@ -1,0 +1,93 @@
+"""The pages that the law asks for, from templates, settings and the registry of personal data; the consent banner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from flask import Blueprint, Response, make_response, render_template, send_from_directory
+from flask.typing import ResponseReturnValue
+
+from service.data_api import CallFailed
+from service.me import DatabaseUnavailable
+from service.parts import parts
+from service.settings import LEGAL_SETTINGS
+
+FOLDER = Path(__file__).with_name("legal_pages")
+SCRIPT_LIVES_SECONDS = 3600
+
+legal = Blueprint("legal", __name__, template_folder=FOLDER)
+
+
+@dataclass(frozen=True)
+class Processor:
+    """Who processes personal data for us, as its own privacy policy says."""
+
+    name: str
+    purpose: str
+    data: str
+    policy: str
+
+
+PROCESSORS = (
+    Processor("Clerk", "Sign-in and organizations", "Account, organizations, invitations", "https://clerk.com/legal/privacy"),
+    Processor("Supabase", "Database and live updates", "All of the above", "https://supabase.com/privacy"),
+    Processor("Upstash", "Short-lived cache and rate limits", "Identifiers of people and requests", "https://upstash.com/trust/privacy.pdf"),
+    Processor("Resend", "E-mail", "Address, and what the e-mail says", "https://resend.com/legal/privacy-policy"),
+    Processor("Sentry", "Reports of errors", "A pseudonymous identifier; no names, no content", "https://sentry.io/privacy/"),
+    Processor("Amazon Web Services (S3)", "Encrypted backups", "All of the above", "https://aws.amazon.com/privacy/"),
+)  # fmt: skip
+
+
+@legal.get("/legal/privacy")
+def privacy() -> ResponseReturnValue:
+    """Which data, why, on which basis, how long, by whom; and what people may ask for."""
+    try:
+        categories = parts().privacy_notice.categories()
+    except CallFailed as failure:
+        raise DatabaseUnavailable("Try again in a few seconds.") from failure
+    return _page("privacy.html", categories=categories, processors=PROCESSORS)
+
+
+@legal.get("/legal/terms")
+def terms() -> ResponseReturnValue:
+    """The terms of service: a template to adapt."""
+    return _page("terms.html")
+
+
+@legal.get("/legal/style.css")
+def style() -> ResponseReturnValue:
+    """How the pages look."""
+    return _shared(send_from_directory(FOLDER, "style.css"))
+
+
+@legal.get("/consent.js")
+def consent() -> ResponseReturnValue:
+    """The banner, for any page: `<script src="…/consent.js" defer data-categories="analytics" data-version="1">`."""
+    response = _shared(send_from_directory(FOLDER, "consent.js", mimetype="text/javascript"))
+    response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
+    return response
+
+
+def _page(template: str, **context: object) -> Response:
+    settings = parts().settings
+    missing = [name.upper() for name in LEGAL_SETTINGS if not getattr(settings, name)]
+    response = make_response(render_template(template, settings=settings, missing=missing, **context))
+    response.headers["Content-Security-Policy"] = "; ".join(
+        (
+            "default-src 'none'",
+            "script-src 'self'",
+            "style-src 'self'",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+            "require-trusted-types-for 'script'",
+        )
+    )
+    return response
+
+
+def _shared(response: Response) -> Response:
+    """For everybody's cache: nothing of a caller's is in it."""
+    response.headers["Cache-Control"] = f"public, max-age={SCRIPT_LIVES_SECONDS}"
+    return response

@@ -1,0 +1,122 @@
+"""The privacy page, the terms and the consent banner as the service serves them. What a browser makes of them: tests/e2e/test_consent.py."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+
+from service import privacy_notice
+from service.legal import PROCESSORS
+from tests.service.conftest import MakeApp
+from tests.service.outside import HANG_UP, Outside, rest_answer
+
+LINE = {
+    "category": "Account", "data": "Name <b>& address</b>", "purpose": "To know you", "lawful_basis": "Contract",
+    "retention": "30 days", "erasure": "Deleted",
+}  # fmt: skip
+PAGES = ["/legal/privacy", "/legal/terms"]
+
+
+@pytest.fixture
+def client(make_app: MakeApp, outside: Outside) -> FlaskClient:
+    """The service, whose database has one line for the privacy page."""
+    outside.answer = lambda *_: rest_answer([LINE])
+    return make_app(SUPABASE_URL=outside.url).test_client()
+
+
+def test_the_privacy_page_says_what_the_registry_says(online: FlaskClient) -> None:
+    text = online.get("/legal/privacy").text
+    assert all(
+        said in text
+        for said in (
+            "Name, e-mail address, picture, preferences", "400 days from the day it was done", "Legitimate interest in security",
+            "Made anonymous", "30 days after a message was applied",
+        )
+    )  # fmt: skip
+    assert all(each.name in text and each.policy in text for each in PROCESSORS)
+    assert {each.name.split()[0] for each in PROCESSORS} == {
+        "Clerk",
+        "Supabase",
+        "Upstash",
+        "Resend",
+        "Sentry",
+        "Amazon",
+    }
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_names_who_is_responsible(client: FlaskClient, path: str) -> None:
+    text = client.get(path).text
+    assert all(
+        said in text
+        for said in ("Ballast &amp; Sons Ltd", "1 Dock Road", "mailto:privacy@ballast.example", "31 January 2026")
+    )
+    assert "not complete" not in text
+
+
+def test_what_the_registry_says_is_text_and_never_markup(client: FlaskClient) -> None:
+    assert "Name &lt;b&gt;&amp; address&lt;/b&gt;" in client.get("/legal/privacy").text
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_what_is_missing_is_said_where_it_cannot_be_overlooked(make_app: MakeApp, outside: Outside, path: str) -> None:
+    outside.answer = lambda *_: rest_answer([LINE])
+    incomplete = make_app(SUPABASE_URL=outside.url, LEGAL_ADDRESS=None, LEGAL_EFFECTIVE_DATE=None).test_client()
+    text = incomplete.get(path).text
+    assert "not complete: set LEGAL_ADDRESS, LEGAL_EFFECTIVE_DATE" in text
+    assert text.index("not complete") < text.index("<h1>")
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_allows_nothing_but_its_own_files(client: FlaskClient, path: str) -> None:
+    response = client.get(path)
+    policy = response.headers["Content-Security-Policy"]
+    assert response.content_type == "text/html; charset=utf-8"
+    assert all(
+        rule in policy
+        for rule in ("default-src 'none'", "script-src 'self'", "style-src 'self'", "frame-ancestors 'none'")
+    )
+    assert "unsafe" not in policy
+    assert not re.search(r"<style|<script>|style=|\son\w+=", response.text)
+
+
+def test_visitors_do_not_all_ask_the_database(client: FlaskClient, outside: Outside) -> None:
+    for _ in range(3):
+        assert client.get("/legal/privacy").status_code == 200
+    assert len(outside.requests) == 1
+
+
+def test_an_old_page_is_better_than_none(
+    client: FlaskClient, outside: Outside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert client.get("/legal/privacy").status_code == 200
+    monkeypatch.setattr(privacy_notice, "LIVES_SECONDS", -1)
+    outside.answer = lambda *_: HANG_UP
+    assert "To know you" in client.get("/legal/privacy").text
+    outside.answer = lambda *_: rest_answer([LINE | {"purpose": "To know you better"}])
+    assert "To know you better" in client.get("/legal/privacy").text
+
+
+def test_without_a_database_there_is_no_privacy_page_yet(offline: FlaskClient) -> None:
+    response = offline.get("/legal/privacy")
+    assert (response.status_code, response.json["type"]) == (503, "urn:problem:ballast:database-unavailable")
+    assert offline.get("/legal/terms").status_code == 200
+
+
+@pytest.mark.parametrize(("path", "kind"), [("/consent.js", "text/javascript"), ("/legal/style.css", "text/css")])
+def test_files_are_kept_by_caches_and_asked_for_again_by_their_mark(offline: FlaskClient, path: str, kind: str) -> None:
+    first = offline.get(path)
+    assert first.content_type.split(";")[0] == kind
+    assert first.headers["Cache-Control"] == "public, max-age=3600"
+    again = offline.get(path, headers={"If-None-Match": first.headers["ETag"]})
+    assert (again.status_code, again.data) == (304, b"")
+
+
+def test_the_banner_is_small_and_may_be_embedded(offline: FlaskClient) -> None:
+    response: Any = offline.get("/consent.js")
+    assert len(response.data) < 8192
+    assert response.headers["Cross-Origin-Resource-Policy"] == "cross-origin"
+    assert not re.search(r"innerHTML|document\.write|eval\(|import ", response.text)
