@@ -81,11 +81,9 @@ as $$
 declare
   clerk_user_id text;
 begin
-  foreach clerk_user_id in array mentions loop
-    if clerk_user_id like 'user\_%' and app.is_erased(clerk_user_id) then
-      perform app.erase_message(e, (null, clerk_user_id, '{}')::app.person)
-      from app.webhook_events as e where e.message_id = erase_news_of_the_erased.message_id;
-    end if;
+  foreach clerk_user_id in array app.erased_among(mentions) loop
+    perform app.erase_message(e, (null, clerk_user_id, '{}')::app.person)
+    from app.webhook_events as e where e.message_id = erase_news_of_the_erased.message_id;
   end loop;
 end;
 $$;
