@@ -21,22 +21,59 @@ legal = Blueprint("legal", __name__, template_folder=FOLDER)
 
 @dataclass(frozen=True)
 class Processor:
-    """Who processes personal data for us, as its own privacy policy says."""
+    """Who processes personal data for us; where, as its own documentation says."""
 
     name: str
     purpose: str
     data: str
+    where: str
     policy: str
 
 
 PROCESSORS = (
-    Processor("Clerk", "Sign-in and organizations", "Account, organizations, invitations", "https://clerk.com/legal/privacy"),
-    Processor("Supabase", "Database and live updates", "All of the above", "https://supabase.com/privacy"),
-    Processor("Upstash", "Short-lived cache and rate limits", "Identifiers of people and requests", "https://upstash.com/trust/privacy.pdf"),
-    Processor("Resend", "E-mail", "Address, and what the e-mail says", "https://resend.com/legal/privacy-policy"),
-    Processor("Sentry", "Reports of errors", "A pseudonymous identifier; no names, no content", "https://sentry.io/privacy/"),
-    Processor("Amazon Web Services (S3)", "Encrypted backups", "All of the above", "https://aws.amazon.com/privacy/"),
-)  # fmt: skip
+    Processor(
+        name="Clerk",
+        purpose="Sign-in and organizations",
+        data="Accounts, organizations, invitations",
+        where="United States",
+        policy="https://clerk.com/legal/privacy",
+    ),
+    Processor(
+        name="Supabase",
+        purpose="Database and live updates",
+        data="All that is listed above",
+        where="The region of the project",
+        policy="https://supabase.com/privacy",
+    ),
+    Processor(
+        name="Upstash",
+        purpose="Counters and short-lived answers",
+        data="Identifiers of people and requests",
+        where="The region of the database",
+        policy="https://upstash.com/trust/privacy.pdf",
+    ),
+    Processor(
+        name="Resend",
+        purpose="E-mail",
+        data="The address, and what the e-mail says",
+        where="United States",
+        policy="https://resend.com/legal/privacy-policy",
+    ),
+    Processor(
+        name="Sentry",
+        purpose="Reports of errors",
+        data="Where it failed; no names, no content",
+        where="Germany or the United States, as chosen for the account",
+        policy="https://sentry.io/privacy/",
+    ),
+    Processor(
+        name="Amazon Web Services (S3)",
+        purpose="Backups",
+        data="All that is listed above",
+        where="The region of the bucket",
+        policy="https://aws.amazon.com/privacy/",
+    ),
+)
 
 
 @legal.get("/legal/privacy")

@@ -45,7 +45,7 @@ def assemble(app: Flask, settings: Settings) -> None:
         session_tokens=SessionTokens(settings.clerk_issuer, settings.clerk_authorized_parties),
         clerk=clerk,
         eraser=Eraser(data_api.call, clerk, ledger),
-        privacy_notice=PrivacyNotice(data_api),
+        privacy_notice=PrivacyNotice(data_api.call),
     )
 
 

@@ -3,42 +3,55 @@
 from __future__ import annotations
 
 import threading
-from itertools import groupby
+from collections.abc import Callable
 from time import monotonic
-from typing import cast
+from typing import Any, cast
 
-from service.data_api import CallFailed, DataApi
+from service.data_api import CallFailed
 from service.logs import log
 
 LIVES_SECONDS = 300
+RETRY_SECONDS = 5  # what DatabaseUnavailable tells a visitor to wait
 
 Line = dict[str, str]
+Call = Callable[[str, dict[str, Any]], object]
 
 
 class PrivacyNotice:
-    """What public.privacy_notice() says, kept for five minutes; an old one is better than none. For all threads."""
+    """What public.privacy_notice() says, kept for five minutes; an old one is better than none. Threads may share it.
 
-    def __init__(self, data_api: DataApi) -> None:
-        self._data_api = data_api
-        self._lock = threading.Lock()
+    `call(function, arguments)` is DataApi.call, or does what it does; `now()` is a time in seconds.
+    """
+
+    def __init__(self, call: Call, now: Callable[[], float] = monotonic) -> None:
+        self._call = call
+        self._now = now
+        self._asking = threading.Lock()
         self._lines: list[Line] = []
-        self._asked_at = -float("inf")
+        self._failure = ""
+        self._ask_again_at = -float("inf")
 
     def categories(self) -> list[tuple[str, list[Line]]]:
-        """The lines by category, in the registry's order. Raises CallFailed when there is none yet."""
-        with self._lock:
-            if monotonic() - self._asked_at > LIVES_SECONDS:
-                self._ask()
-            lines = self._lines
-        return [(category, list(of_it)) for category, of_it in groupby(lines, lambda line: line["category"])]
+        """The lines by category, in the order in which each first comes. Raises CallFailed when there is none yet."""
+        # Who finds a kept answer does not wait for whoever asks: a slow database would hold up every thread.
+        if self._asking.acquire(blocking=not self._lines):
+            try:
+                if self._now() >= self._ask_again_at:
+                    self._ask()
+            finally:
+                self._asking.release()
+        if not self._lines:
+            raise CallFailed("privacy_notice", self._failure)
+        found: dict[str, list[Line]] = {}
+        for line in self._lines:
+            found.setdefault(line["category"], []).append(line)
+        return list(found.items())
 
     def _ask(self) -> None:
         try:
-            lines = cast("list[Line]", self._data_api.call("privacy_notice", {}))
+            self._lines = cast("list[Line]", self._call("privacy_notice", {}))
+            self._ask_again_at = self._now() + LIVES_SECONDS
         except CallFailed as failure:
-            if not self._lines:
-                raise
-            log.warning("privacy notice is old", extra={"code": failure.code})
-        else:
-            self._lines = lines
-        self._asked_at = monotonic()
+            self._failure = failure.code
+            self._ask_again_at = self._now() + RETRY_SECONDS
+            log.warning("privacy notice not read", extra={"code": failure.code, "is_kept": bool(self._lines)})

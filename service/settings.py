@@ -13,13 +13,11 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from service.clerk_api import CLERK_API_URL
 
 SHORTEST_SECRET = 32
-ADDRESS = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
+EMAIL_ADDRESS = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 CLERK_KEY = re.compile(r"sk_(test|live)_[!-~]+")
 # No place for a user or a password: both are AWS's own variables.
 BACKUP_PLACE = re.compile(r"(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]|file:///)[A-Za-z0-9._~%+=/-]*")
 ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.IGNORECASE)
-
-
 # What the privacy page and the terms say of whoever runs this.
 LEGAL_SETTINGS = ("legal_company", "legal_address", "legal_contact", "legal_effective_date")
 
@@ -61,8 +59,8 @@ def _long_secret(secret: SecretStr) -> SecretStr:
     return secret
 
 
-def _address(text: str) -> str:
-    if ADDRESS.fullmatch(text) is None:
+def _email_address(text: str) -> str:
+    if EMAIL_ADDRESS.fullmatch(text) is None:
         raise ValueError("must be an e-mail address")
     return text
 
@@ -110,7 +108,7 @@ class Settings(BaseSettings):
     backup_url: Annotated[str, AfterValidator(_backup_place)] | None = None
     legal_company: str | None = None
     legal_address: str | None = None
-    legal_contact: Annotated[str, AfterValidator(_address)] | None = None
+    legal_contact: Annotated[str, AfterValidator(_email_address)] | None = None
     legal_effective_date: date | None = None
 
     @field_validator("supabase_url", "clerk_issuer", "clerk_api_url", "upstash_redis_rest_url")
@@ -123,7 +121,7 @@ class Settings(BaseSettings):
     @field_validator(*LEGAL_SETTINGS, mode="after", check_fields=False)
     @classmethod
     def _named_to_the_public(cls, value: object, info: ValidationInfo) -> object:
-        if value is None and info.data.get("environment") == "production":
+        if not value and info.data.get("environment") == "production":
             raise ValueError("is missing")
         return value
 

@@ -4,6 +4,7 @@ import { copyOf, drawList, element, fill, momentOf } from "./elements.js";
 
 const ROWS = 8;
 const COLUMNS = "id, user_id, actor, impersonator, action, resource_type, resource_id, metadata, changes, created_at";
+const ERASED = "erased"; // what functions/92_erasure.sql puts in the place of an id
 const ACTORS = { clerk: "Clerk", service: "The service", system: "The system" };
 
 /** Reads and draws them, unless `signal` comes first. */
@@ -38,7 +39,7 @@ async function namesIn(entries, supabase, signal) {
   const { data } = await supabase
     .from("profiles")
     .select("id, full_name, email")
-    .in("id", [...new Set(ids.filter(Boolean))])
+    .in("id", [...new Set(ids.filter((id) => id && id !== ERASED))])
     .abortSignal(signal)
     .throwOnError();
   return new Map(data.map(({ id, full_name: name, email }) => [id, name ?? email ?? "Somebody"]));

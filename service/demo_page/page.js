@@ -5,6 +5,7 @@ import { copyOf, element, fill, initialsOf, say } from "./elements.js";
 import { Live } from "./live.js";
 import { Refresh } from "./refresh.js";
 import { Workspace } from "./workspace.js";
+import { offerYourData } from "./your_data.js";
 
 const LIVE = { connecting: "Connecting", live: "Live", lost: "Connection lost, reconnecting" };
 
@@ -106,6 +107,7 @@ function showSession() {
   element("session").hidden = false;
   fill(element("session"), { name: clerk.user.fullName, initials: initialsOf(clerk.user.fullName) });
   element("organization").addEventListener("change", switchOrganization, { signal: closing.signal });
+  offerYourData(clerk, closing.signal, signOut);
   drawLive(live.state);
   refresh.ask();
 

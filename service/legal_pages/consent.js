@@ -1,54 +1,79 @@
 // A consent banner for any page, without dependencies:
-//   <script src="https://api.example.com/consent.js" defer data-categories="analytics,marketing" data-version="1"
-//     data-privacy="/legal/privacy"></script>
-// Before an answer nothing is stored, and consent.allows("analytics") is false. The answer is kept in localStorage under
-// "consent" as {version, at, choices}; another data-version asks again. Other scripts listen to the event "consent" of the
-// document, whose detail is the choices. Elements with data-consent-open show the dialog again.
+//   <script src="https://api.example.com/consent.js" defer data-categories="analytics,marketing" data-version="1"></script>
+// Until somebody answers, nothing is stored and consent.allows("analytics") is false. localStorage keeps the answer as
+// "consent": {version, at, choices}; another data-version asks again. Scripts ask consent.allows(), and listen to the
+// document's event "consent" with the choices in its detail. Elements with data-consent-open reopen the dialog.
 (() => {
   const KEY = "consent";
-  const { categories = "", version = "1", privacy } = document.currentScript.dataset;
-  const names = categories.split(",").map((name) => name.trim()).filter(Boolean);
+  const { src, dataset } = document.currentScript;
+  const { categories = "", version = "1", privacy = "/legal/privacy" } = dataset;
+  const names = categories.split(",").map((name) => name.trim()).filter((name) => name && name !== "essential");
+  const ABOUT = {
+    essential: "Signing in, and this choice. Always on.",
+    analytics: "How this site is used",
+    marketing: "Advertising, and whether it works",
+  };
   const style = new CSSStyleSheet();
   style.replaceSync(`
-    :host { all: initial; --surface: #fff; --text: #16191d; --muted: #596068; --line: #868e96; --accent: #0b5f58; --ink: #fff; }
+    :host { all: initial !important; --surface: #fff; --text: #16191d; --muted: #596068; --line: #868e96;
+      --accent: #0f766e; --ink: #fff; --link: #0b5f58; }
     @media (prefers-color-scheme: dark) {
-      :host { --surface: #1d2125; --text: #eceef0; --muted: #a0a8b0; --line: #7b848d; --accent: #5eead4; --ink: #04201d; }
+      :host { --surface: #1d2125; --text: #eceef0; --muted: #a0a8b0; --line: #7b848d; --accent: #2dd4bf;
+        --ink: #04201d; --link: #5eead4; }
     }
-    [role="dialog"] { position: fixed; z-index: 2147483647; inset: auto 16px 16px auto; box-sizing: border-box;
-      width: min(420px, calc(100vw - 32px)); max-height: calc(100vh - 32px); overflow: auto; padding: 20px; border-radius: 14px;
-      background: var(--surface); color: var(--text); font: 15px/1.5 system-ui, sans-serif;
-      box-shadow: 0 0 0 1px rgb(0 0 0 / 12%), 0 12px 40px rgb(0 0 0 / 22%); }
+    @media print { :host { display: none !important; } }
+    * { box-sizing: border-box; }
     [hidden] { display: none !important; }
-    h2 { margin: 0 0 6px; font-size: 17px; line-height: 1.3; }
-    p { margin: 0 0 14px; color: var(--muted); }
-    a { color: var(--accent); }
-    label { display: flex; justify-content: space-between; gap: 16px; padding: 8px 0; text-transform: capitalize; }
-    input { width: 20px; height: 20px; margin: 0; accent-color: var(--accent); }
-    fieldset { margin: 0 0 12px; padding: 0; border: 0; }
+    .dialog { position: fixed; z-index: 2147483647; right: 16px; bottom: 16px; width: min(400px, 100% - 32px);
+      max-height: calc(100dvh - 32px); overflow: auto; padding: 20px; border-radius: 14px; background: var(--surface);
+      color: var(--text); font: 15px/1.5 system-ui, sans-serif; border: 1px solid #8885;
+      box-shadow: 0 12px 40px #0004; }
+    h2 { margin: 0 0 4px; font-size: 17px; }
+    p { margin: 0 0 16px; color: var(--muted); }
+    a { color: var(--link); }
+    fieldset { margin: 0 0 16px; padding: 0; border: 0; }
+    label { display: flex; justify-content: space-between; align-items: center; gap: 16px; padding: 8px 0; font-weight: 500; }
+    small { display: block; color: var(--muted); font-size: 13px; font-weight: 400; }
+    input { appearance: none; flex: none; position: relative; width: 38px; height: 22px; margin: 0; border-radius: 99px;
+      background: var(--line); forced-color-adjust: none; }
+    input::after { content: ""; position: absolute; inset: 3px auto 3px 3px; width: 16px; border-radius: 50%;
+      background: var(--surface); }
+    input:checked { background: var(--accent); }
+    input:checked::after { translate: 16px; }
+    input:disabled { opacity: .5; }
     .equal { display: grid; grid-template-columns: 1fr 1fr; gap: 10px; }
-    button { padding: 10px 12px; border: 1px solid var(--line); border-radius: 9px; background: none; color: inherit;
-      font: inherit; font-weight: 600; cursor: pointer; }
-    .equal button { border-color: var(--accent); background: var(--accent); color: var(--ink); }
-    [role="status"] { position: absolute; width: 1px; height: 1px; margin: 0; overflow: hidden; clip-path: inset(50%); }
-    .wide { width: 100%; margin-top: 10px; }
-    :focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
+    button { padding: 9px 12px; border: 1px solid var(--accent); border-radius: 10px; background: var(--accent);
+      color: var(--ink); font: inherit; font-weight: 600; cursor: pointer; }
+    .choose { width: 100%; margin-top: 10px; border-color: var(--line); background: none; color: var(--text); }
+    :focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
+    .status { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
     @media (prefers-reduced-motion: no-preference) {
-      [role="dialog"] { animation: rise 0.2s ease-out; }
-      @keyframes rise { from { opacity: 0; transform: translateY(8px); } }
+      .dialog { animation: rise .2s; }
+      @keyframes rise { from { opacity: 0; translate: 0 8px; } }
     }
   `);
 
-  function make(tag, properties = {}, ...children) {
-    const element = Object.assign(document.createElement(tag), properties);
+  function make(tag, attributes, ...children) {
+    const element = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
     element.append(...children);
     return element;
   }
 
-  /** What was answered, or null: for another version, when somebody wrote nonsense there, or where storage is blocked. */
+  const makeButton = (text, onclick) => Object.assign(make("button", { type: "button" }, text), { onclick });
+
+  function makeSwitch(name, attributes) {
+    const input = make("input", { type: "checkbox", role: "switch", ...attributes });
+    const about = ABOUT[name] ? [make("small", {}, ABOUT[name])] : [];
+    fieldset.append(make("label", {}, make("span", {}, name[0].toUpperCase() + name.slice(1), ...about), input));
+    return input;
+  }
+
+  /** The kept answer: none for another version, for nonsense, and where storage is blocked. */
   function kept() {
     try {
-      const answer = JSON.parse(localStorage.getItem(KEY));
-      return answer.version === version && typeof answer.choices === "object" ? answer : null;
+      const found = JSON.parse(localStorage.getItem(KEY));
+      return found.version === version && Object(found.choices) === found.choices ? found : null;
     } catch {
       return null;
     }
@@ -57,64 +82,33 @@
   let answer = kept();
   let opener = null;
 
-  const choices = () => Object.fromEntries(names.map((name) => [name, answer?.choices?.[name] === true]));
+  const allows = (name) => name === "essential" || (names.includes(name) && answer?.choices?.[name] === true);
+  const byName = (value) => Object.fromEntries(names.map((name) => [name, value(name)]));
+  const choices = () => byName(allows);
   const tell = () => document.dispatchEvent(new CustomEvent(KEY, { detail: choices() }));
 
-  function decide(allowed) {
-    answer = { version, at: new Date().toISOString(), choices: Object.fromEntries(names.map((name) => [name, allowed(name)])) };
+  function decide(choice) {
+    answer = { version, at: new Date().toISOString(), choices: byName(choice) };
     try {
       localStorage.setItem(KEY, JSON.stringify(answer));
     } catch {
-      // Blocked: the answer holds until the page is left, and is asked for again.
+      // Blocked: the answer holds for this page only.
     }
     close();
     status.textContent = "Your choice is saved.";
     tell();
   }
 
-  const switches = new Map(names.map((name) => [name, make("input", { type: "checkbox" })]));
-  const options = make(
-    "fieldset", { hidden: true },
-    make("label", {}, "Essential, always on", make("input", { type: "checkbox", checked: true, disabled: true })),
-    ...names.map((name) => make("label", {}, name, switches.get(name))),
-  );
-  const choose = make("button", { type: "button", className: "wide", onclick: () => (options.hidden ? expand() : save()) });
-  const save = () => decide((name) => switches.get(name).checked);
-  const dialog = make(
-    "div", { hidden: true, tabIndex: -1 },
-    make("h2", { id: "title" }, "Your privacy"),
-    make(
-      "p", { id: "text" }, "We store what this site needs to work. Anything else only if you agree. ",
-      ...(privacy ? [make("a", { href: privacy }, "More about it")] : []),
-    ),
-    options,
-    make(
-      "div", { className: "equal" },
-      make("button", { type: "button", onclick: () => decide(() => false) }, "Refuse all"),
-      make("button", { type: "button", onclick: () => decide(() => true) }, "Accept all"),
-    ),
-    choose,
-  );
-  for (const input of options.querySelectorAll("input")) input.setAttribute("role", "switch");
-  for (const [name, value] of [["role", "dialog"], ["aria-labelledby", "title"], ["aria-describedby", "text"]]) {
-    dialog.setAttribute(name, value);
-  }
-  dialog.addEventListener("keydown", ({ key }) => key === "Escape" && answer && close());
-  const status = make("p");
-  status.setAttribute("role", "status");
-
-  function expand() {
-    options.hidden = false;
-    choose.textContent = "Save my choice";
-    (switches.values().next().value ?? choose).focus();
-  }
-
-  function show() {
-    options.hidden = true;
-    choose.textContent = "Choose";
-    choose.hidden = !names.length;
-    for (const [name, input] of switches) input.checked = choices()[name];
+  function show(expanded) {
+    for (const name of names) switches[name].checked = allows(name);
+    expand(expanded);
     dialog.hidden = false;
+    status.textContent = "";
+  }
+
+  function expand(expanded) {
+    fieldset.hidden = !expanded;
+    choose.textContent = expanded ? "Save my choice" : "Choose";
   }
 
   function close() {
@@ -123,23 +117,66 @@
     opener = null;
   }
 
-  function open() {
-    opener = document.activeElement;
-    show();
+  /** Asked for, it takes the focus and shows the answer. Escape gives the focus back. */
+  function open(from) {
+    if (from !== host) opener = from;
+    show(answer !== null);
     dialog.focus();
   }
 
-  const host = make("div");
+  const fieldset = make("fieldset", { "aria-label": "What you allow" });
+  makeSwitch("essential", { checked: "", disabled: "" });
+  const switches = byName((name) => makeSwitch(name));
+  const choose = makeButton("", () => {
+    if (!fieldset.hidden) return decide((name) => switches[name].checked);
+    expand(true);
+    switches[names[0]]?.focus();
+  });
+  choose.className = "choose";
+  const refuse = makeButton("Refuse all", () => decide(() => false));
+  const accept = makeButton("Accept all", () => decide(() => true));
+  const link = make("a", { href: new URL(privacy, src).href }, "More about it");
+  const dialog = make(
+    "div",
+    { class: "dialog", role: "dialog", "aria-labelledby": "title", "aria-describedby": "text", tabindex: "-1", hidden: "" },
+    make("h2", { id: "title" }, "Your privacy"),
+    make("p", { id: "text" }, "We store what this site needs to work. Anything else only if you agree. ", link),
+    fieldset,
+    make("div", { class: "equal" }, refuse, accept),
+    choose,
+  );
+  dialog.addEventListener("keydown", ({ key }) => key === "Escape" && (answer ? close() : opener?.focus()));
+
+  const status = make("p", { class: "status", role: "status" });
+  const host = make("div", { lang: "en" });
   const root = host.attachShadow({ mode: "open" });
   root.adoptedStyleSheets = [style];
   root.append(dialog, status);
-  document.body.prepend(host); // first to be reached with the keyboard
-  document.addEventListener("click", ({ target }) => target.closest?.("[data-consent-open]") && open());
-  window.consent = { open, get choices() { return choices(); }, allows: (name) => name === "essential" || choices()[name] === true };
-  if (answer) {
+  document.body.prepend(host); // the first that Tab reaches
+
+  document.addEventListener("click", (event) => {
+    const from = event.target.closest?.("[data-consent-open]");
+    if (!from) return;
+    event.preventDefault(); // it may be a link
+    open(from);
+  });
+  addEventListener("storage", ({ key }) => {
+    if (key !== KEY && key !== null) return;
+    answer = kept(); // another tab has answered
+    if (answer) close();
     tell();
-  } else {
-    show();
-    status.textContent = "This site asks for your privacy choices, at the top of the page.";
+  });
+  window.consent = { allows, open: () => open(document.activeElement), get choices() { return choices(); } };
+
+  if (answer) {
+    // By then all scripts listen.
+    if (document.readyState === "complete") tell();
+    else addEventListener("load", tell);
+  } else if (names.length) {
+    show(false);
+    // It takes no focus: screen readers are told, once they know the element.
+    setTimeout(() => {
+      if (!dialog.hidden) status.textContent = "This site asks for your privacy choices, at the top of the page.";
+    }, 500);
   }
 })();

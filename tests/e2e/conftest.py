@@ -28,6 +28,12 @@ REMEMBER_LIVE_STATES = """
 """
 
 
+# The consent banner was answered before; tests/e2e/test_consent.py begins without.
+REFUSED = """
+  localStorage.setItem("consent", JSON.stringify({ version: "1", at: "2026-01-01T00:00:00.000Z", choices: {} }));
+"""
+
+
 @dataclass
 class Window:
     """A window with the demo page. `complaints` are errors and warnings of the console, breaches of its policy among them."""
@@ -38,7 +44,7 @@ class Window:
     def __post_init__(self) -> None:
         self.page.on("console", lambda said: self._hear(said.type, said.text))
         self.page.on("pageerror", lambda error: self._hear("error", str(error)))
-        self.page.add_init_script(REMEMBER_LIVE_STATES)
+        self.page.add_init_script(REMEMBER_LIVE_STATES + REFUSED)
 
     def _hear(self, kind: str, text: str) -> None:
         if kind in {"error", "warning"}:

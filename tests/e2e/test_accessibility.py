@@ -18,7 +18,7 @@ UNLABELLED = """() => [...document.querySelectorAll("input, select, textarea, bu
   .map((each) => each.outerHTML)"""
 
 # WCAG's contrast of each visible text with the first opaque background behind it.
-ILLEGIBLE = """() => {
+ILLEGIBLE = """(within) => {
   const rgba = (color) => color.match(/[\\d.]+/g).map(Number);
   const light = (channel) => (channel /= 255) <= 0.04045 ? channel / 12.92 : ((channel + 0.055) / 1.055) ** 2.4;
   const luminance = ([r, g, b]) => 0.2126 * light(r) + 0.7152 * light(g) + 0.0722 * light(b);
@@ -27,7 +27,7 @@ ILLEGIBLE = """() => {
     return color.length === 3 || color[3] === 1 ? color : each.parentElement ? behind(each.parentElement) : [255, 255, 255];
   };
   const hasText = (each) => [...each.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
-  return [...document.querySelectorAll("body *")]
+  return [...(within ?? document.body).querySelectorAll("*")]
     .filter((each) => hasText(each) && each.checkVisibility())
     .map((each) => {
       const [a, b] = [luminance(rgba(getComputedStyle(each).color)), luminance(behind(each))];

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
 
-from service import privacy_notice
+from service.data_api import CallFailed, DataApi
 from service.legal import PROCESSORS
+from service.privacy_notice import LIVES_SECONDS, RETRY_SECONDS, PrivacyNotice
 from tests.service.conftest import MakeApp
 from tests.service.outside import HANG_UP, Outside, rest_answer
+from tests.service.test_settings import settings_of
 
 LINE = {
     "category": "Account", "data": "Name <b>& address</b>", "purpose": "To know you", "lawful_basis": "Contract",
@@ -36,7 +40,7 @@ def test_the_privacy_page_says_what_the_registry_says(online: FlaskClient) -> No
             "Made anonymous", "30 days after a message was applied",
         )
     )  # fmt: skip
-    assert all(each.name in text and each.policy in text for each in PROCESSORS)
+    assert all(each.name in text and each.where in text and each.policy in text for each in PROCESSORS)
     assert {each.name.split()[0] for each in PROCESSORS} == {
         "Clerk",
         "Supabase",
@@ -55,6 +59,21 @@ def test_a_page_names_who_is_responsible(client: FlaskClient, path: str) -> None
         for said in ("Ballast &amp; Sons Ltd", "1 Dock Road", "mailto:privacy@ballast.example", "31 January 2026")
     )
     assert "not complete" not in text
+
+
+def test_lines_of_one_category_are_told_together(client: FlaskClient, outside: Outside) -> None:
+    others = [LINE | {"category": "Your work", "data": "Projects"}, LINE | {"data": "When you were here"}]
+    outside.answer = lambda *_: rest_answer([LINE, *others])
+    text = client.get("/legal/privacy").text
+    assert re.findall(r'class="category"[^>]*>(.+)</th>', text) == ["Account", "Your work"]
+    assert text.index("When you were here") < text.index("Your work") < text.index("Projects")
+
+
+@pytest.mark.parametrize(
+    "right", ["/api/v1/gdpr/export", "/api/v1/gdpr/erasure", "Correction", "Objection", "complaint"]
+)
+def test_the_privacy_page_says_what_people_may_ask_for(client: FlaskClient, right: str) -> None:
+    assert right in client.get("/legal/privacy").text
 
 
 def test_what_the_registry_says_is_text_and_never_markup(client: FlaskClient) -> None:
@@ -89,15 +108,56 @@ def test_visitors_do_not_all_ask_the_database(client: FlaskClient, outside: Outs
     assert len(outside.requests) == 1
 
 
-def test_an_old_page_is_better_than_none(
-    client: FlaskClient, outside: Outside, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert client.get("/legal/privacy").status_code == 200
-    monkeypatch.setattr(privacy_notice, "LIVES_SECONDS", -1)
+def test_the_page_outlives_a_database_that_goes_down(make_app: MakeApp, outside: Outside) -> None:
+    outside.answer = lambda *_: rest_answer([LINE])
+    app = make_app(SUPABASE_URL=outside.url)
+    now = 0.0
+    kept = PrivacyNotice(DataApi(settings_of(app)).call, lambda: now)
+    assert kept.categories() == [("Account", [LINE])]
+
     outside.answer = lambda *_: HANG_UP
-    assert "To know you" in client.get("/legal/privacy").text
-    outside.answer = lambda *_: rest_answer([LINE | {"purpose": "To know you better"}])
-    assert "To know you better" in client.get("/legal/privacy").text
+    now = LIVES_SECONDS + 1
+    assert kept.categories() == kept.categories() == [("Account", [LINE])]
+    assert len(outside.requests) == 2  # and not once a visitor
+
+    outside.answer = lambda *_: rest_answer([LINE | {"category": "New"}])
+    now += RETRY_SECONDS
+    assert kept.categories()[0][0] == "New"
+
+
+def test_a_database_that_never_answered_is_not_asked_by_every_visitor() -> None:
+    asked = []
+
+    def call(function: str, _: object) -> object:
+        asked.append(function)
+        raise CallFailed(function, "ConnectError")
+
+    notice = PrivacyNotice(call)
+    for _ in range(3):
+        with pytest.raises(CallFailed, match="privacy_notice: ConnectError"):
+            notice.categories()
+    assert asked == ["privacy_notice"]
+
+
+def test_whoever_finds_a_kept_page_does_not_wait_for_a_slow_database() -> None:
+    now = 0.0
+    is_asked, may_answer = threading.Event(), threading.Event()
+
+    def call(*_: object) -> object:
+        if now:
+            is_asked.set()
+            assert may_answer.wait(10)
+        return [LINE | {"category": f"At {now}"}]
+
+    notice = PrivacyNotice(call, lambda: now)
+    notice.categories()
+    now = LIVES_SECONDS + 1.0
+    with ThreadPoolExecutor() as threads:
+        slow = threads.submit(notice.categories)
+        assert is_asked.wait(10)
+        assert notice.categories()[0][0] == "At 0.0"
+        may_answer.set()
+        assert slow.result()[0][0] == f"At {now}"
 
 
 def test_without_a_database_there_is_no_privacy_page_yet(offline: FlaskClient) -> None:

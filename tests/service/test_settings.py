@@ -62,6 +62,9 @@ def test_a_missing_or_empty_variable_stops_the_start_with_one_line_naming_it(
         ("CLERK_API_URL", "https://api.clerk.com/v1/5ecret"),
         ("UPSTASH_REDIS_REST_URL", "redis://5ecret"),
         ("LEGAL_CONTACT", "5ecret"),
+        ("LEGAL_CONTACT", "5ecret@nowhere"),
+        ("LEGAL_EFFECTIVE_DATE", "5ecret"),
+        ("LEGAL_EFFECTIVE_DATE", "2026-02-30"),
         ("BACKUP_URL", "5ecret"),
         ("BACKUP_URL", "/var/5ecret"),
         ("BACKUP_URL", "file://5ecret/folder"),
@@ -132,7 +135,7 @@ def test_production_names_itself_to_the_public(make_app: MakeApp) -> None:
     addresses = ("SUPABASE_URL", "CLERK_ISSUER", "CLERK_API_URL", "UPSTASH_REDIS_REST_URL")
     elsewhere = dict.fromkeys(addresses, "https://elsewhere.example")
     make_app(ENVIRONMENT="production", **elsewhere)
-    unnamed = dict.fromkeys(("LEGAL_COMPANY", "LEGAL_CONTACT"))
+    unnamed = {"LEGAL_COMPANY": "  ", "LEGAL_CONTACT": None}
     with pytest.raises(SettingsInvalid) as stopped:
         make_app(ENVIRONMENT="production", **elsewhere, **unnamed)
     assert "start: LEGAL_COMPANY is missing; LEGAL_CONTACT is missing. See" in str(stopped.value)

@@ -1,0 +1,343 @@
+"""The consent banner in Chromium, on the demo page, on the legal pages and on a page of somebody else; and a person's own data."""
+
+from __future__ import annotations
+
+import json
+import threading
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import psycopg
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect
+
+from tests.conftest import Stack
+from tests.e2e.conftest import SCREENSHOTS, OpenWindow, membership
+from tests.e2e.test_accessibility import ILLEGIBLE, PHONE
+
+LISTEN = """
+  globalThis.told = [];
+  document.addEventListener("consent", ({ detail }) => told.push(detail));
+  globalThis.breaches = [];
+  document.addEventListener("securitypolicyviolation", ({ blockedURI, violatedDirective }) => breaches.push([violatedDirective, blockedURI]));
+"""
+LEGAL_PAGES = ["/legal/privacy", "/legal/terms"]
+NOTHING = {"analytics": False, "marketing": False}
+
+
+@pytest.fixture
+def page(chromium: Browser, stack: Stack) -> Iterator[Page]:
+    """A window in which nobody has answered."""
+    with chromium.new_context(base_url=stack.environment["SERVICE_URL"]) as context:
+        context.add_init_script(LISTEN)
+        yield context.new_page()
+
+
+def dialog(page: Page) -> Locator:
+    return page.get_by_role("dialog", name="Your privacy")
+
+
+def stored(page: Page) -> Any:
+    return json.loads(page.evaluate("localStorage.getItem('consent')") or "null")
+
+
+def press(page: Page, name: str) -> None:
+    dialog(page).get_by_role("button", name=name).click()
+
+
+# --- the choice
+
+
+@pytest.mark.parametrize("path", ["/", *LEGAL_PAGES])
+def test_before_an_answer_nothing_is_stored_or_allowed(page: Page, path: str) -> None:
+    page.goto(path)
+    expect(dialog(page)).to_be_visible()
+    assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
+    assert page.evaluate("['analytics', 'marketing', 'essential', 'other'].map(consent.allows)") == [
+        False,
+        False,
+        True,
+        False,
+    ]
+    assert page.evaluate("told") == []
+    assert page.evaluate("breaches") == []
+
+
+@pytest.mark.parametrize(("button", "allowed"), [("Refuse all", False), ("Accept all", True)])
+def test_one_click_refuses_or_accepts_and_is_remembered(page: Page, button: str, allowed: bool) -> None:
+    page.goto("/legal/terms")
+    press(page, button)
+    expect(dialog(page)).to_be_hidden()
+    choices = dict.fromkeys(NOTHING, allowed)
+    kept = stored(page)
+    assert (kept["version"], kept["choices"]) == ("1", choices)
+    assert kept["at"].endswith("Z")
+    assert page.evaluate("told") == [choices]
+    page.reload()
+    expect(dialog(page)).to_be_hidden()
+    assert page.evaluate("[told, consent.choices]") == [[choices], choices]
+
+
+def test_refusing_weighs_as_much_as_accepting(page: Page) -> None:
+    page.goto("/legal/terms")
+    looks = "(each) => { const { color, backgroundColor, fontSize, fontWeight, border, padding } = getComputedStyle(each); return [color, backgroundColor, fontSize, fontWeight, border, padding, each.offsetWidth, each.offsetHeight]; }"
+    refuse, accept = (dialog(page).get_by_role("button", name=name) for name in ("Refuse all", "Accept all"))
+    assert refuse.evaluate(looks) == accept.evaluate(looks)
+
+
+def test_categories_are_chosen_one_by_one_and_are_off_at_first(page: Page) -> None:
+    page.goto("/legal/terms")
+    press(page, "Choose")
+    switches = dialog(page).get_by_role("switch")
+    assert [each.is_checked() for each in switches.all()] == [True, False, False]
+    expect(dialog(page).get_by_role("switch", name="Essential")).to_be_disabled()
+    dialog(page).get_by_role("switch", name="analytics").check()
+    press(page, "Save my choice")
+    assert stored(page)["choices"] == NOTHING | {"analytics": True}
+    assert page.evaluate("[consent.allows('analytics'), consent.allows('marketing')]") == [True, False]
+
+
+def test_another_version_asks_again(page: Page) -> None:
+    page.add_init_script(
+        "localStorage.setItem('consent', JSON.stringify({version: '0', at: '', choices: {analytics: true}}))"
+    )
+    page.goto("/legal/terms")
+    expect(dialog(page)).to_be_visible()
+    assert page.evaluate("consent.allows('analytics')") is False
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    ["", "null", "7", "{", '{"version": "1"}', '{"version": "1", "choices": null}', '{"version": "1", "choices": 7}'],
+)
+def test_nonsense_in_the_storage_is_no_answer(page: Page, nonsense: str) -> None:
+    page.add_init_script(
+        f"if (!sessionStorage.seen) localStorage.setItem('consent', {json.dumps(nonsense)}); sessionStorage.seen = 1;"
+    )
+    page.goto("/legal/terms")
+    expect(dialog(page)).to_be_visible()
+    press(page, "Refuse all")
+    page.reload()
+    expect(dialog(page)).to_be_hidden()
+
+
+def test_where_storage_is_blocked_the_answer_holds_for_the_page(page: Page) -> None:
+    page.add_init_script(
+        "Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('blocked', 'SecurityError'); } });"
+    )
+    page.goto("/legal/terms")
+    press(page, "Accept all")
+    expect(dialog(page)).to_be_hidden()
+    assert page.evaluate("consent.allows('analytics')") is True
+
+
+# --- everybody can use it
+
+
+def test_the_keyboard_reaches_it_first_and_is_enough(page: Page) -> None:
+    page.goto("/legal/privacy")
+    assert page.evaluate("document.activeElement === document.body")  # nobody's focus is taken
+    focused = "document.activeElement.shadowRoot?.activeElement?.textContent ?? document.activeElement.textContent"
+    reached = []
+    for _ in range(4):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate(focused))
+    assert reached == ["More about it", "Refuse all", "Accept all", "Choose"]
+    page.keyboard.press("Enter")
+    page.keyboard.press("Space")  # the first switch has the focus
+    for _ in range(4):
+        page.keyboard.press("Tab")
+    assert page.evaluate(focused) == "Save my choice"
+    page.keyboard.press("Enter")
+    assert stored(page)["choices"] == NOTHING | {"analytics": True}
+
+
+def test_it_opens_again_and_escape_changes_nothing(page: Page) -> None:
+    page.goto("/legal/privacy")
+    page.keyboard.press("Escape")
+    expect(dialog(page)).to_be_visible()  # no answer is none
+    press(page, "Refuse all")
+    before = stored(page)
+    opener = page.get_by_role("button", name="Privacy choices")
+    opener.focus()
+    page.keyboard.press("Enter")
+    expect(dialog(page)).to_be_focused()
+    dialog(page).get_by_role("switch", name="marketing").check()
+    page.keyboard.press("Escape")
+    expect(dialog(page)).to_be_hidden()
+    expect(opener).to_be_focused()
+    assert stored(page) == before
+    assert page.evaluate("told.length") == 1
+    assert page.evaluate("breaches") == []
+
+
+def test_before_an_answer_escape_gives_the_focus_back_and_still_asks(page: Page) -> None:
+    page.goto("/legal/privacy")
+    opener = page.get_by_role("button", name="Privacy choices")
+    opener.focus()
+    page.keyboard.press("Enter")
+    expect(dialog(page)).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(opener).to_be_focused()
+    expect(dialog(page)).to_be_visible()
+
+
+def test_opened_again_it_shows_what_was_chosen_and_takes_it_back(page: Page) -> None:
+    page.goto("/legal/privacy")
+    press(page, "Accept all")
+    page.evaluate("consent.open()")
+    switches = dialog(page).get_by_role("switch")
+    assert [each.is_checked() for each in switches.all()] == [True, True, True]
+    press(page, "Refuse all")
+    assert stored(page)["choices"] == NOTHING
+    assert page.evaluate("told") == [dict.fromkeys(NOTHING, True), NOTHING]
+
+
+def test_what_one_tab_answers_holds_in_the_others(page: Page) -> None:
+    other = page.context.new_page()
+    for each in (page, other):
+        each.goto("/legal/terms")
+    press(other, "Accept all")
+    expect(dialog(page)).to_be_hidden()
+    assert page.evaluate("[told, consent.allows('marketing')]") == [[dict.fromkeys(NOTHING, True)], True]
+
+
+@pytest.mark.parametrize(("motion", "animation"), [("reduce", "none"), ("no-preference", "rise")])
+def test_it_moves_only_where_people_like_that(page: Page, motion: Any, animation: str) -> None:
+    page.emulate_media(reduced_motion=motion)
+    page.goto("/legal/terms")
+    assert dialog(page).evaluate("(each) => getComputedStyle(each).animationName") == animation
+
+
+def test_screen_readers_are_told(page: Page) -> None:
+    page.goto("/legal/terms")
+    expect(page.get_by_role("status")).to_have_text("This site asks for your privacy choices, at the top of the page.")
+    expect(dialog(page)).to_have_accessible_description(
+        "We store what this site needs to work. Anything else only if you agree. More about it"
+    )
+    press(page, "Refuse all")
+    expect(page.get_by_role("status")).to_have_text("Your choice is saved.")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", ["desktop", "phone"])
+def test_it_and_the_pages_look_right(chromium: Browser, stack: Stack, scheme: Any, size: str) -> None:
+    viewport: Any = PHONE if size == "phone" else {"width": 1200, "height": 800}
+    with chromium.new_context(
+        base_url=stack.environment["SERVICE_URL"], color_scheme=scheme, viewport=viewport, reduced_motion="reduce"
+    ) as context:
+        page = context.new_page()
+        page.goto("/legal/privacy")
+        page.screenshot(path=SCREENSHOTS / f"consent-{size}-{scheme}-asks.png")
+        press(page, "Choose")
+        page.screenshot(path=SCREENSHOTS / f"consent-{size}-{scheme}.png")
+        assert dialog(page).evaluate(ILLEGIBLE) == []
+        press(page, "Save my choice")
+        for path in LEGAL_PAGES:
+            page.goto(path)
+            page.screenshot(path=SCREENSHOTS / f"{path.rpartition('/')[2]}-{size}-{scheme}.png", full_page=True)
+            assert page.evaluate(ILLEGIBLE) == []
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+# --- elsewhere
+
+
+@contextmanager
+def somebody_elses_page(script: str) -> Iterator[str]:
+    """A page of another origin with the banner on it."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = f'<!doctype html><title>Shop</title><p>Shop</p><a href="#" data-consent-open>Cookies</a>{script}'.encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Silence."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def test_any_page_may_have_it_with_categories_of_its_own(page: Page, stack: Stack) -> None:
+    source = f"{stack.environment['SERVICE_URL']}/consent.js"
+    with somebody_elses_page(
+        f'<script src="{source}" defer data-categories="maps, chat" data-version="2026"></script>'
+    ) as url:
+        page.goto(url)
+        link = dialog(page).get_by_role("link", name="More about it")
+        expect(link).to_have_attribute("href", f"{stack.environment['SERVICE_URL']}/legal/privacy")
+        press(page, "Accept all")
+        assert stored(page)["choices"] == {"maps": True, "chat": True}
+        assert stored(page)["version"] == "2026"
+        page.get_by_role("link", name="Cookies").click()
+        expect(dialog(page)).to_be_visible()
+
+
+def test_the_demo_page_reopens_it_within_its_policy(window: OpenWindow) -> None:
+    opened = window().open()
+    opened.page.get_by_role("button", name="Privacy choices").click()
+    press(opened.page, "Accept all")
+    assert opened.page.evaluate("consent.choices") == dict.fromkeys(NOTHING, True)
+    assert opened.complaints == []
+
+
+# --- a person's own data, on the demo page
+
+
+def test_a_person_downloads_their_data_once(window: OpenWindow, clerk: Any) -> None:
+    clerk("user.created", id="user_ivy", first_name="Ivy", last_name="Stone")
+    clerk("organizationMembership.created", **membership("user_ivy", "org_acme"))
+    ivy = window().open().sign_in("Ivy Stone")
+    with ivy.page.expect_download() as waiting:
+        ivy.page.get_by_role("button", name="Download my data").click()
+    with zipfile.ZipFile(waiting.value.path()) as archive:
+        assert [row["full_name"] for row in json.loads(archive.read("profile.json"))] == ["Ivy Stone"]
+    told = ivy.page.locator("#your-data-told")
+    expect(told).to_have_text(f"{waiting.value.suggested_filename} is on its way.")
+    assert ivy.complaints == []
+    ivy.page.get_by_role("button", name="Download my data").click()
+    expect(told).to_have_text("The last export is too recent, or still running.")
+    clerk("user.deleted", id="user_ivy")
+
+
+def test_a_sole_owner_is_told_on_the_page(window: OpenWindow) -> None:
+    eve = window().open().sign_in("Eve Moreau")
+    eve.page.get_by_role("button", name="Erase me").click()
+    expect(eve.page.get_by_role("button", name="Keep")).to_be_focused()
+    eve.page.get_by_role("button", name="Erase", exact=True).click()
+    expect(eve.page.locator("#your-data-told")).to_contain_text("You are the only owner of Globex.")
+
+
+def test_a_person_erases_themselves_and_is_gone_for_the_others(
+    window: OpenWindow, clerk: Any, database: psycopg.Connection[Any]
+) -> None:
+    clerk("user.created", id="user_gone", first_name="Gone", last_name="Tomorrow")
+    clerk("organizationMembership.created", **membership("user_gone", "org_acme"))
+    ben = window().open().sign_in("Ben Okafor")
+    gone = window().open().sign_in("Gone Tomorrow")
+    expect(ben.member("Gone Tomorrow")).to_be_visible()
+    gone.page.get_by_role("button", name="Erase me").click()
+    gone.page.get_by_role("button", name="Erase", exact=True).click()
+    expect(gone.page.get_by_role("heading", name="Who would you like to be?")).to_be_visible()
+    expect(gone.page.locator("#receipt")).to_be_focused()
+    receipt = (gone.page.locator("#receipt").text_content() or "").rpartition(" ")[2]
+    gone.wait_until(
+        lambda: (
+            gone.page.evaluate(f"fetch('/api/v1/gdpr/erasure/{receipt}').then((answer) => answer.json())")["state"]
+            == "complete"
+        )
+    )
+    expect(ben.member("Gone Tomorrow")).to_be_hidden()
+    assert database.execute("select from public.profiles where clerk_user_id = 'user_gone'").rowcount == 0
+    expect(ben.page.locator("#audit-entries")).to_contain_text("removed a former member")
+    expect(ben.alert).to_be_empty()
