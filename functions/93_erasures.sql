@@ -99,9 +99,10 @@ as $$
 $$;
 comment on function app.erasure_receipt is 'See public.erasure_receipt. Definer: the service has no privilege on tables.';
 
--- One at a time per erasure: who comes second does nothing.
+-- One at a time per erasure: who comes second does nothing. A row that somebody else holds is waited for, for a while: the step fails
+-- then, and is taken again.
 create or replace function app.continue_erasure(receipt uuid) returns jsonb
-language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp set lock_timeout = '5s'
 as $$
 #variable_conflict use_variable
 declare

@@ -1,8 +1,6 @@
-// A consent banner for any page, without dependencies:
+// A consent banner for any page; docs/personal-data.md says how to embed it and how to ask it.
 //   <script src="https://api.example.com/consent.js" defer data-categories="analytics,marketing" data-version="1"></script>
-// Until somebody answers, nothing is stored and consent.allows("analytics") is false. localStorage keeps the answer as
-// "consent": {version, at, choices}; another data-version asks again. Scripts ask consent.allows(), and listen to the
-// document's event "consent" with the choices in its detail. Elements with data-consent-open reopen the dialog.
+// Until somebody answers, nothing is stored. localStorage keeps the answer as "consent": {version, at, choices}.
 (() => {
   const KEY = "consent";
   const { src, dataset } = document.currentScript;

@@ -11,6 +11,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from click.testing import CliRunner, Result
 from scripts import migrations
 from scripts.cli import ballast
 from scripts.local.postgres import Postgres, stop
-from tests import people
+from tests import events, people
 from tests.conftest import Database, free_port_block
 from tests.people import ADA, ADA_EMAILS
 from tests.service.outside import Outside, running_outside
@@ -48,6 +49,16 @@ class World:
     url: str
     home: Path
     clerk: Clerk
+    person_id: str
+
+    @classmethod
+    def of(cls, url: str, home: Path, clerk: Clerk) -> World:
+        """One in which Ada still is."""
+        with psycopg.connect(url) as connection:
+            [[person_id]] = connection.execute(
+                "select id::text from public.profiles where clerk_user_id = %s", [ADA]
+            ).fetchall()
+        return cls(url, home, clerk, person_id)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -65,7 +76,7 @@ class World:
     def left(self) -> dict[str, int]:
         """What a scan finds of Ada."""
         with self.database() as connection:
-            return people.scan(Database(connection), ADA, *ADA_EMAILS)
+            return people.scan(Database(connection), self.person_id, ADA, *ADA_EMAILS)
 
     def remains(self) -> dict[str, list[tuple[Any, ...]]]:
         with self.database() as connection:
@@ -104,7 +115,7 @@ def clerk() -> Iterator[Clerk]:
 
 @pytest.fixture
 def world(peopled: str, new_database: Callable[..., str], tmp_path: Path, clerk: Clerk) -> World:
-    return World(new_database(peopled), tmp_path, clerk)
+    return World.of(new_database(peopled), tmp_path, clerk)
 
 
 # --- export
@@ -214,7 +225,7 @@ def test_a_database_elsewhere_is_never_paired_with_the_stand_in(world: World) ->
 
 def test_a_restored_backup_forgets_again(world: World, peopled: str, new_database: Callable[..., str]) -> None:
     assert world.run("erase", ADA, "--yes").exit_code == 0
-    restored = World(new_database(peopled), world.home, world.clerk)
+    restored = World.of(new_database(peopled), world.home, world.clerk)
     assert restored.left()
     with restored.database() as connection, world.database() as original:
         [[salt]] = original.execute("select erasure_salt from app.settings").fetchall()
@@ -233,6 +244,56 @@ def test_no_ledger_is_no_empty_ledger(world: World) -> None:
     assert (missing.exit_code, "Nothing was erased" in missing.stderr) == (1, True)
 
 
+# --- what happens meanwhile
+
+
+def test_what_a_request_writes_that_began_before_is_erased_too(world: World) -> None:
+    with world.database() as request, world.database() as eraser:
+        with request.transaction():
+            claims = json.dumps({"sub": ADA, "role": "authenticated", "fva": [0, 0]})
+            request.execute("select set_config('request.jwt.claims', %s, true)", [claims])
+            request.execute("set local role authenticated")
+            request.execute(
+                "select public.log_audit_event(id, 'client.done', 'test') from public.organizations where name = 'Globex'"
+            )
+            ask(world)
+            [[receipt]] = eraser.execute("select receipt from app.erasure_log").fetchall()
+            for _ in range(20):  # it could be done long since
+                [[step]] = eraser.execute("select app.continue_erasure(%s)", [receipt]).fetchall()
+                assert step["state"] == "running"
+            assert world.left().keys() == {"app.erasure_log"}
+        assert "public.audit_logs" in world.left()
+    assert world.run("resume").exit_code == 0
+    assert world.left() == {}
+
+
+def test_what_clerk_tells_meanwhile_leaves_no_trace(world: World) -> None:
+    acme = events.organization("org_acme", created_by=ADA, updated_at=people.FAR)
+    user = events.user(ADA, email=ADA_EMAILS[0], updated_at=people.FAR)
+    member = events.membership("orgmem_0", acme, user, "org:admin", updated_at=people.FAR)
+    told = [
+        events.event("user.updated", user), events.event("organization.updated", acme), events.deleted("user", ADA, people.FAR),
+        events.event("organizationMembership.updated", member), events.event("organizationMembership.deleted", member),
+        events.event("session.created", {"id": "sess_9", "user_id": ADA}, people.FAR),
+    ]  # fmt: skip
+
+    def tell(number: int) -> None:
+        with world.database() as connection:
+            for turn in range(15):
+                event = json.dumps(told[(turn + number) % len(told)])
+                connection.execute("select public.receive_clerk_event(%s, %s)", [f"msg_{number}_{turn}", event])
+
+    ask(world)
+    with ThreadPoolExecutor(3) as threads:
+        telling = [threads.submit(tell, number) for number in range(3)]
+        erasing = resuming(world)
+        for each in telling:
+            each.result()
+        erasing.wait()
+    assert world.run("resume").exit_code == 0
+    assert world.left() == {}
+
+
 # --- crashes
 
 
@@ -243,7 +304,7 @@ def uninterrupted(
     """What remains after an erasure that nothing disturbed."""
     with running_outside() as clerk:
         clerk.answer = lambda *_: (200, {}, b"{}")
-        world = World(new_database(peopled), tmp_path_factory.mktemp("uninterrupted"), clerk)
+        world = World.of(new_database(peopled), tmp_path_factory.mktemp("uninterrupted"), clerk)
         assert world.run("erase", ADA, "--yes").exit_code == 0
         return world.remains()
 
@@ -275,11 +336,11 @@ def test_a_database_that_is_killed_again_and_again_ends_in_the_same_rows(
     try:
         migrations.up(postgres.url())
         fill(postgres.url())
-        undisturbed = World(postgres.url(database="undisturbed"), tmp_path, clerk)
         with psycopg.connect(postgres.url(database="template1"), autocommit=True) as connection:
             connection.execute("create database undisturbed template postgres")
+        undisturbed = World.of(postgres.url(database="undisturbed"), tmp_path, clerk)
         assert undisturbed.run("erase", ADA, "--yes").exit_code == 0
-        world = World(postgres.url(), tmp_path, clerk)
+        world = World.of(postgres.url(), tmp_path, clerk)
         ask(world)
         for _ in range(3):
             command = resuming(world)

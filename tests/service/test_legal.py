@@ -177,6 +177,6 @@ def test_files_are_kept_by_caches_and_asked_for_again_by_their_mark(offline: Fla
 
 def test_the_banner_is_small_and_may_be_embedded(offline: FlaskClient) -> None:
     response: Any = offline.get("/consent.js")
-    assert len(response.data) < 8192
+    assert len(response.data) < 8000
     assert response.headers["Cross-Origin-Resource-Policy"] == "cross-origin"
     assert not re.search(r"innerHTML|document\.write|eval\(|import ", response.text)
