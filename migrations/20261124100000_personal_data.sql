@@ -203,14 +203,20 @@ create index clerk_records_email_idx on app.clerk_records (lower(fields ->> 'ema
 create index clerk_tombstones_user_id_idx on app.clerk_tombstones (user_id) where user_id is not null;
 
 -- Who was deleted before has yet to be erased: of them there may be messages, audit entries and memberships.
-with deleted as (
+with profiles as (
+  select
+    a.changes -> 'before' ->> 'clerk_user_id' as clerk_id,
+    min(a.resource_id)::uuid as id
+  from public.audit_logs as a
+  where a.resource_type = 'profile' and a.action = 'profile.deleted'
+  group by a.changes -> 'before' ->> 'clerk_user_id'
+),
+
+deleted as (
   select
     t.clerk_id,
+    o.id,
     encode(sha256(s.erasure_salt || convert_to(t.clerk_id, 'UTF8')), 'hex') as hash,
-    (
-      select min(a.resource_id)::uuid from public.audit_logs as a
-      where a.action = 'profile.deleted' and a.changes -> 'before' ->> 'clerk_user_id' = t.clerk_id
-    ) as id,
     (
       select coalesce(array_agg(distinct m.value), '{}')
       from app.webhook_events as e
@@ -222,6 +228,7 @@ with deleted as (
     ) as emails
   from app.clerk_tombstones as t
   cross join app.settings as s
+  left join profiles as o on t.clerk_id = o.clerk_id
   where t.kind = 'user'
 )
 
