@@ -95,12 +95,12 @@ def as_json(export: Export, told: Callable[[int], None] = lambda _: None) -> Ite
     Nothing comes before the first page is there: what fails by then is no broken file.
     """
     head = {"schema_version": export.schema_version, "generated_at": export.generated_at}
-    pending = json.dumps(head)[:-1]
+    before = json.dumps(head)[:-1]
     for domain, parts in groupby(export.parts(), lambda part: part.domain):
-        pending += f",\n{json.dumps(domain)}: "
+        yield f"{before},\n{json.dumps(domain)}: ".encode()
+        before = ""
         for piece, entries in _array(parts):
-            yield (pending + piece).encode()
-            pending = ""
+            yield piece
             told(entries)
     yield b"}\n"
 
@@ -115,9 +115,8 @@ def as_zip(export: Export, told: Callable[[int], None] = lambda _: None) -> Iter
             records, digest = 0, hashlib.sha256()
             with archive.open(_entry(f"{domain}.json", made_at), "w", force_zip64=True) as file:
                 for piece, entries in _array(parts):
-                    encoded = piece.encode()
-                    file.write(encoded)
-                    digest.update(encoded)
+                    file.write(piece)
+                    digest.update(piece)
                     records += entries
                     told(entries)
                     yield output.taken()
@@ -128,14 +127,15 @@ def as_zip(export: Export, told: Callable[[int], None] = lambda _: None) -> Iter
     yield output.taken()
 
 
-def _array(parts: Iterator[Part]) -> Iterator[tuple[str, int]]:
+def _array(parts: Iterator[Part]) -> Iterator[tuple[bytes, int]]:
     """A JSON array in pieces, each with the number of its records."""
-    before = "["
+    before = b"[\n"
     for part in parts:
         if part.entries:
-            yield f"{before}\n{part.content}", part.entries
-            before = ","
-    yield ("[]" if before == "[" else "\n]"), 0
+            yield before, 0
+            yield part.content.encode(), part.entries
+            before = b",\n"
+    yield (b"[]" if before == b"[\n" else b"\n]"), 0
 
 
 def _entry(name: str, made_at: Any) -> zipfile.ZipInfo:
