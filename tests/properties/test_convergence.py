@@ -124,6 +124,9 @@ QUERIES = {
         select i.clerk_invitation_id, o.clerk_org_id, i.email, i.role, i.clerk_role, i.expires_at, i.created_at
         from public.organization_invitations as i join public.organizations as o on o.id = i.organization_id
         where o.clerk_org_id = any(%(everywhere)s)""",
+    "records": """
+        select kind, clerk_id, organization_id, user_id, fields::text from app.clerk_records
+        where clerk_id not like 'session:%%' and (clerk_id = any(%(everyone)s) or clerk_id = any(%(everywhere)s) or organization_id = any(%(everywhere)s))""",
     "failures": """
         select type, error from app.webhook_events
         where outcome <> all('{processed, stale}') and message_id = any(%(messages)s)""",
@@ -161,8 +164,14 @@ class Replay:
     def check(self, history: History) -> None:
         prefix = f"h{next(self.numbers)}x"
         expected = history.expected
+        known: list[Row] | None = None
         for name, delivery in history.deliveries.items():
             end = self.end(name, delivery, history, prefix)
+            records = end.pop(
+                "records"
+            )  # of those who were deleted there is none, in whatever order Clerk told of them
+            known = records if known is None else known
+            assert records == known, name
             expected = end if expected is None else expected
             note(f"{name}: {end}")
             assert end == expected, name
