@@ -8,8 +8,9 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from service.clerk_api import ClerkApi, ClerkCallFailed
@@ -17,9 +18,10 @@ from service.data_api import CallFailed
 from service.erasure_ledger import LedgerStore, LedgerUnavailable
 from service.logs import log
 
-# What is not done by then is left to the job: a thread of the service is not for minutes.
+# What is not done by then is left to the job.
 WORK_SECONDS = 20.0
 PAUSE_SECONDS = 0.1
+THREADS = 2
 KEPT_IN_LEDGER = ("receipt", "subject_hash", "salt", "requested_at", "erased_at", "counts")
 
 Call = Callable[[str, dict[str, Any]], Any]
@@ -32,6 +34,15 @@ class Eraser:
     call: Call
     clerk: ClerkApi
     ledger: LedgerStore | None
+    _threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(THREADS, "erasure"), repr=False)
+
+    def begin(self, receipt: str) -> None:
+        """Works on an erasure while its request is answered. What a crash interrupts, the job takes up."""
+        self._threads.submit(self.carry_out, receipt).add_done_callback(_told)
+
+    def begin_pending(self) -> None:
+        """Works on whatever is due, likewise."""
+        self._threads.submit(self.carry_out_pending).add_done_callback(_told)
 
     def carry_out(self, receipt: str, told: Callable[[dict[str, Any]], None] = lambda _: None) -> str:
         """Works on an erasure for WORK_SECONDS at most, and returns its state: running, erased or complete.
@@ -73,3 +84,10 @@ class Eraser:
         if step["to_delete_at_clerk"] is not None:
             self.clerk.delete_user(step["to_delete_at_clerk"])
         self.call("end_erasure", {"receipt": step["receipt"], "is_stored": self.ledger is not None})
+
+
+def _told(work: Future[Any]) -> None:
+    """Nobody waits for it: what went wrong would be lost."""
+    error = work.exception()
+    if error is not None:
+        log.error("erasure broke off", extra={"error": type(error).__name__})

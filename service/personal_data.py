@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import partial
 from http import HTTPStatus
 from typing import Any, cast
 from uuid import UUID
@@ -135,8 +134,7 @@ def erase() -> ResponseReturnValue:
         )
     answer = jsonify(asked)
     answer.headers["Location"] = f"{personal_data.url_prefix}/erasure/{asked['receipt']}"
-    # In this thread, once the person has the receipt. What a crash interrupts, the job takes up.
-    answer.call_on_close(partial(parts().eraser.carry_out, asked["receipt"]))
+    parts().eraser.begin(asked["receipt"])
     return answer, HTTPStatus.ACCEPTED
 
 

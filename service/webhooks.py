@@ -6,9 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -20,7 +18,6 @@ from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from service.data_api import CallFailed, DataApi
-from service.erasure import Eraser
 from service.parts import parts
 from service.problems import Problem
 
@@ -97,14 +94,8 @@ def receive() -> ResponseReturnValue:
     event = signed_event(raw_body(), delivery, parts().settings.clerk_webhook_secrets)
     answer = jsonify(store(parts().data_api, delivery.message_id, event))
     if event["type"] == "user.deleted":
-        answer.call_on_close(partial(finish_erasures, parts().eraser))
+        parts().eraser.begin_pending()  # what the database did not erase at once
     return answer
-
-
-def finish_erasures(eraser: Eraser) -> None:
-    """What the database did not erase at once. If it fails, the job takes it up."""
-    with suppress(CallFailed):
-        eraser.carry_out_pending()
 
 
 def raw_body() -> bytes:
