@@ -72,7 +72,7 @@ begin
     return false;
   end if;
   -- Clerk goes on naming an organization's creator after they are gone.
-  if kind = 'organization' and app.is_erased(newest ->> 'created_by') then
+  if kind = 'organization' and (newest ->> 'created_by' = 'erased' or app.is_erased(newest ->> 'created_by')) then
     newest := newest || '{"created_by": null}';
   end if;
 

@@ -128,7 +128,7 @@ as $$
 declare
   data jsonb := event -> 'data';
 begin
-  perform app.lock_clerk_objects(mentions || array[
+  perform app.lock_clerk_objects(array(select m.id from unnest(mentions) as m (id) where m.id like 'user\_%') || array[
     app.clerk_text(data -> 'id'), app.clerk_text(data -> 'organization_id'), app.clerk_text(data -> 'payer' -> 'organization_id'),
     app.clerk_text(data -> 'organization' -> 'id'), app.clerk_text(data -> 'public_user_data' -> 'user_id')
   ]);

@@ -31,7 +31,9 @@ begin
       'system'
     );
   end if;
-  entry.impersonator := left(claims -> 'act' ->> 'sub', 256);
+  if claims ? 'act' and not app.is_erased(claims -> 'act' ->> 'sub') then
+    entry.impersonator := left(claims -> 'act' ->> 'sub', 256);
+  end if;
   return entry;
 end;
 $$;
@@ -174,7 +176,7 @@ as $$
   where p.id is distinct from besides and (
     p.id = any(array(select t.text::uuid from texts as t where t.text ~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'))
     or p.clerk_user_id = any(array(select t.text from texts as t))
-    or p.email = any(array(select t.text from texts as t union select lower(t.text) from texts as t))
+    or lower(p.email) = any(array(select lower(t.text) from texts as t))
   );
 $$;
 comment on function app.people_named is 'People whose ids or e-mail address are texts in the value, other than one; null for none.';
@@ -190,8 +192,8 @@ declare
   namespace text := substring(p_action from '^[^.]*\.');
 begin
   if coalesce((select t.claims ->> 'role' from app.token as t), '') = 'service_role' then
-    entry.user_id := p_user_id;
-    entry.actor := case when p_user_id is null then coalesce(entry.actor, 'service') end;
+    entry.user_id := (select p.id from public.profiles as p where p.id = p_user_id); -- nobody who was erased
+    entry.actor := case when entry.user_id is null then coalesce(entry.actor, 'service') end;
   elsif entry.user_id is null or p_user_id <> entry.user_id then
     raise sqlstate 'PT403' using message = 'The actor of an audit event is the caller.', hint = 'Leave p_user_id out.';
   elsif p_organization_id is null or p_organization_id <> all(app.own_org_ids()) then

@@ -1,6 +1,18 @@
 -- The people in the data: whom a row is of, by what app.personal_data says. 91 exports, 92 and 93 erase, 94 forgets; 99 declares.
 
 -- An address that another account has too finds that person's rows as well: it finds nobody's.
+create or replace function app.own_addresses(emails text[], clerk_user_id text) returns text[]
+language sql stable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(array_agg(distinct lower(e.email)), '{}')
+  from unnest(emails) as e (email)
+  where e.email <> '' and not exists (
+    select from public.profiles as other where lower(other.email) = lower(e.email) and other.clerk_user_id <> own_addresses.clerk_user_id
+  );
+$$;
+comment on function app.own_addresses is 'Those of the addresses, in lower case, that no other account has.';
+
+-- Only what Clerk has verified: everybody may type in somebody else's address.
 create or replace function app.person_of(clerk_user_id text) returns app.person
 language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -8,21 +20,17 @@ declare
   person app.person := (null, clerk_user_id, '{}');
 begin
   select p.id into person.id from public.profiles as p where p.clerk_user_id = person_of.clerk_user_id;
-  person.emails := array(
-    select e.email
-    from (
-      select lower(p.email) as email from public.profiles as p where p.id = person.id
+  person.emails := app.own_addresses(array(
+      select p.email from public.profiles as p where p.id = person.id
       union
-      select lower(r.fields ->> 'email') from app.clerk_records as r where r.kind = 'user' and r.clerk_id = person_of.clerk_user_id
+      select r.fields ->> 'email' from app.clerk_records as r where r.kind = 'user' and r.clerk_id = person_of.clerk_user_id
       union
-      select lower(a.address #>> '{}')
-      from app.webhook_events as w, jsonb_path_query(w.event, '$.data.email_addresses[*].email_address ? (@.type() == "string")') as a (address)
+      select a.address #>> '{}'
+      from
+        app.webhook_events as w,
+        jsonb_path_query(w.event, '$.data.email_addresses[*] ? (@.verification.status == "verified").email_address') as a (address)
       where w.mentions @> array[person_of.clerk_user_id] and w.type like 'user.%' and w.event -> 'data' ->> 'id' = person_of.clerk_user_id
-    ) as e
-    where e.email <> '' and not exists (
-      select from public.profiles as other where other.email in (e.email, lower(e.email)) and other.clerk_user_id <> person_of.clerk_user_id
-    )
-  );
+  ), clerk_user_id);
   return person;
 end;
 $$;

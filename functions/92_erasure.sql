@@ -1,22 +1,51 @@
 -- How a person is taken out of the rows, by what app.personal_data says. 93_erasures.sql says when, and remembers it.
 
--- Texts that contain an id or an address of the person, not those of somebody whose id merely begins alike.
+-- Texts that contain an id or an address of the person, not those of somebody whose id merely begins or ends alike.
 create or replace function app.person_pattern(person app.person) returns text
 language sql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
-  select '(?<![\w.+%-])(' || string_agg(regexp_replace(substr(t.escaped, 2, length(t.escaped) - 2), '([^[:alnum:]_@-])', '\\\1', 'g'), '|') || ')(?![\w-])'
-  from (
-    select to_json(i.value)::text as escaped
-    from unnest(array[person.id::text, person.clerk_user_id] || person.emails) as i (value)
-    where i.value <> ''
-  ) as t;
+  select '(?<![\w.+%-])(' || string_agg(regexp_replace(i.value, '([^[:alnum:]_@-])', '\\\1', 'g'), '|') || ')(?![\w-]|\.\w)'
+  from unnest(array[person.id::text, person.clerk_user_id] || person.emails) as i (value)
+  where i.value <> '';
 $$;
-comment on function app.person_pattern is 'A regular expression for the person''s ids and addresses inside JSON.';
+comment on function app.person_pattern is 'A regular expression for the person''s ids and addresses inside a text.';
 
-create or replace function app.without_person(value jsonb, pattern text) returns jsonb
-language sql immutable parallel safe set search_path = pg_catalog, pg_temp
+-- Text by text, never in the JSON around them: there a line break is a letter.
+create or replace function app.without_matches(value jsonb, pattern text) returns jsonb
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
-  select case when value::text ~* pattern then regexp_replace(value::text, pattern, 'erased', 'gi')::jsonb else value end;
+begin
+  return case jsonb_typeof(value)
+    when 'string' then to_jsonb(regexp_replace(value #>> '{}', pattern, 'erased', 'gi'))
+    when 'array' then (
+      select coalesce(jsonb_agg(app.without_matches(e.value, pattern) order by e.place), '[]')
+      from jsonb_array_elements(without_matches.value) with ordinality as e (value, place)
+    )
+    when 'object' then (
+      select coalesce(jsonb_object_agg(regexp_replace(e.key, pattern, 'erased', 'gi'), app.without_matches(e.value, pattern)), '{}')
+      from jsonb_each(without_matches.value) as e
+    )
+    else value
+  end;
+end;
+$$;
+comment on function app.without_matches is 'The value with "erased" for whatever in its texts and names matches.';
+
+-- Most values hold nothing of the person: that is quick to see.
+create or replace function app.without_person(value jsonb, person app.person) returns jsonb
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  text text := lower(value::text);
+begin
+  if exists (
+    select from unnest(array[person.id::text, person.clerk_user_id] || person.emails) as i (id)
+    where i.id <> '' and strpos(text, lower(btrim(to_json(i.id)::text, '"'))) > 0
+  ) then
+    return app.without_matches(value, app.person_pattern(person));
+  end if;
+  return value;
+end;
 $$;
 comment on function app.without_person is 'The value with "erased" for each id and address of the person.';
 
@@ -25,7 +54,7 @@ language sql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
   select coalesce(
     person.clerk_user_id in (event -> 'data' ->> 'id', event -> 'data' ->> 'user_id', event -> 'data' -> 'public_user_data' ->> 'user_id')
-    or app.clerk_mentions(event) && person.emails,
+    or event ->> 'type' ~ '^(user|organizationInvitation|email|sms|waitlistEntry)\.' and app.clerk_mentions(event) && person.emails,
     false
   );
 $$;
@@ -41,7 +70,7 @@ declare
   remaining jsonb;
 begin
   remaining := case
-    when message.outcome = 'failed' and not is_about then app.without_person(message.event, app.person_pattern(person))
+    when message.outcome = 'failed' and not is_about then app.without_person(message.event, person)
     else jsonb_build_object('type', message.type, 'data', jsonb_build_object(), 'erased', true)
   end;
   update app.webhook_events as e
@@ -122,11 +151,11 @@ begin
   end if;
   perform set_config('app.unaudited', case rule.erasure when 'set null' then 'on' else '' end, true);
   execute format(
-    'with batch as materialized (select t.ctid as place from %1$s as t cross join (select ($1).*) as person where %2$s limit $2) '
+    'with batch as materialized (select t.tableoid as part, t.ctid as place from %1$s as t cross join (select ($1).*) as person where %2$s limit $2) '
     || case rule.erasure
-      when 'delete' then 'delete from %1$s as t using batch where t.ctid = batch.place'
-      when 'set null' then 'update %1$s as t set %3$I = null from batch where t.ctid = batch.place'
-      else 'update %1$s as t set %4$s from batch cross join (select ($1).*) as person where t.ctid = batch.place'
+      when 'delete' then 'delete from %1$s as t using batch where t.tableoid = batch.part and t.ctid = batch.place'
+      when 'set null' then 'update %1$s as t set %3$I = null from batch where t.tableoid = batch.part and t.ctid = batch.place'
+      else 'update %1$s as t set %4$s from batch cross join (select ($1).*) as person where t.tableoid = batch.part and t.ctid = batch.place'
     end,
     rule.relation, rule.subject, rule.path, rule.replacements
   ) using person, batch;
@@ -142,7 +171,7 @@ create or replace function app.erase_some(person app.person, inout counts jsonb,
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
-  batch constant integer := 1000;
+  batch constant integer := 200;
   enough constant timestamptz := clock_timestamp() + interval '500 milliseconds';
   rule app.personal_data;
   changed integer;

@@ -192,6 +192,8 @@ set mentions = array(
 );
 
 -- squawk-ignore require-concurrent-index-creation
+create index profiles_lower_email_idx on public.profiles (lower(email));
+-- squawk-ignore require-concurrent-index-creation
 create index organization_invitations_email_idx on public.organization_invitations (lower(email));
 -- squawk-ignore require-concurrent-index-creation
 create index clerk_records_user_id_idx on app.clerk_records (user_id) where user_id is not null;
@@ -218,12 +220,12 @@ deleted as (
     o.id,
     encode(sha256(s.erasure_salt || convert_to(t.clerk_id, 'UTF8')), 'hex') as hash,
     (
-      select coalesce(array_agg(distinct m.value), '{}')
+      select coalesce(array_agg(distinct lower(m.value #>> '{}')), '{}')
       from app.webhook_events as e
-      cross join unnest(e.mentions) as m (value)
-      left join public.profiles as p on m.value = lower(p.email)
+      cross join jsonb_path_query(e.event, '$.data.email_addresses[*] ? (@.verification.status == "verified").email_address') as m (value)
+      left join public.profiles as p on lower(m.value #>> '{}') = lower(p.email)
       where
-        e.mentions @> array[t.clerk_id] and e.event -> 'data' ->> 'id' = t.clerk_id and m.value like '%@%'
+        e.mentions @> array[t.clerk_id] and e.type like 'user.%' and e.event -> 'data' ->> 'id' = t.clerk_id
         and p.id is null
     ) as emails
   from app.clerk_tombstones as t

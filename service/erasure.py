@@ -21,6 +21,7 @@ from service.logs import log
 # What is not done by then is left to the job.
 WORK_SECONDS = 20.0
 PAUSE_SECONDS = 0.1
+MOST_PAUSES = 10
 THREADS = 2
 KEPT_IN_LEDGER = ("receipt", "subject_hash", "salt", "requested_at", "erased_at", "counts")
 
@@ -53,11 +54,13 @@ class Eraser:
         state = "running"
         try:
             step: dict[str, Any] = {}
-            while state == "running" and time.monotonic() < deadline:
+            pauses = 0
+            while state == "running" and time.monotonic() < deadline and pauses < MOST_PAUSES:
                 before, step = step, self.call("continue_erasure", {"receipt": receipt})
                 state = step["state"]
                 told(step)
                 if step == before:
+                    pauses += 1
                     time.sleep(PAUSE_SECONDS)  # it waits for transactions of others, or somebody else is at it
             if state == "erased":
                 self._follow_up(step)

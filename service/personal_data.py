@@ -10,6 +10,7 @@ from uuid import UUID
 
 from flask import Blueprint, Response, jsonify, request, stream_with_context
 from flask.typing import ResponseReturnValue
+from werkzeug.exceptions import MethodNotAllowed
 
 from service.data_api import CallFailed
 from service.export import Export, as_json, as_zip
@@ -99,6 +100,8 @@ class ReceiptUnknown(Problem):
 @personal_data.get("/export")
 def export() -> ResponseReturnValue:
     """All that is held of the caller, as JSON, or as a ZIP where that is accepted rather."""
+    if request.method == "HEAD":
+        raise MethodNotAllowed(["GET"])  # Flask would make the whole export, to throw it away
     begun = _called("begin_export", {"clerk_user_id": _person().user_id})
     if "retry_after" in begun:
         raise ExportTooSoon(begun["retry_after"])

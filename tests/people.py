@@ -24,7 +24,9 @@ def world(database: Database) -> None:
     database.execute("insert into app.clerk_roles values ('org:boss', 'owner')")
     people = {ADA: ADA_EMAILS[0], BEN: "ben@example.com", CLEO: "cleo@example.com"} | ALIKE
     users = {user_id: _user(user_id, email) for user_id, email in people.items()}
-    users[ADA]["email_addresses"].append({"id": "idn_home", "object": "email_address", "email_address": ADA_EMAILS[1]})
+    users[ADA]["email_addresses"].append(
+        {"id": "idn_home", "email_address": ADA_EMAILS[1], "verification": {"status": "verified"}}
+    )
     users[ADA]["private_metadata"] = {"note": SECRET}
     acme = events.organization("org_acme", created_by=ADA)
     globex = events.organization("org_globex", created_by=BEN, name="Globex", slug="globex")

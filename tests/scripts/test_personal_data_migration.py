@@ -14,13 +14,18 @@ from tests.conftest import Database
 
 MIGRATIONS = sorted((ROOT / "migrations").glob("*.sql"))
 REGISTRY = next(file for file in MIGRATIONS if file.stem.endswith("_personal_data"))
+VERIFIED = {"email_address": "Gone@Example.com", "verification": {"status": "verified"}}
 ADA, BEN = "00000000-0000-4000-8000-00000000000a", "00000000-0000-4000-8000-00000000000b"
 
 
 def test_an_installation_with_data_becomes_one_that_can_export_and_erase(new_database: Callable[..., str]) -> None:
     event = {
         "type": "user.created",
-        "data": {"id": "user_gone", "email_addresses": [{"email_address": "Gone@Example.com"}]},
+        "data": {
+            "id": "user_gone",
+            "email_addresses": [VERIFIED, {"email_address": "typed@example.com"}],
+            "unsafe_metadata": {"referred_by": "carol@example.com"},
+        },
     }
     with psycopg.connect(new_database()) as connection:
         for file in MIGRATIONS[: MIGRATIONS.index(REGISTRY)]:
@@ -46,7 +51,7 @@ def test_an_installation_with_data_becomes_one_that_can_export_and_erase(new_dat
             ("project.deleted", [ADA]),
         ]
         [(mentions,)] = connection.execute("select mentions from app.webhook_events").fetchall()
-        assert sorted(mentions) == ["gone@example.com", "user_gone"]
+        assert sorted(mentions) == ["carol@example.com", "gone@example.com", "typed@example.com", "user_gone"]
         [(salt,)] = connection.execute("select erasure_salt from app.settings").fetchall()
         gone = hashlib.sha256(salt + b"user_gone").hexdigest()
         tombstones = connection.execute("select clerk_id from app.clerk_tombstones where kind = 'user'").fetchall()
