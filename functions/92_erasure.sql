@@ -171,7 +171,7 @@ create or replace function app.erase_some(person app.person, inout counts jsonb,
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
-  batch constant integer := 200;
+  batch constant integer := 500;
   enough constant timestamptz := clock_timestamp() + interval '500 milliseconds';
   rule app.personal_data;
   changed integer;
