@@ -21,15 +21,15 @@ declare
 begin
   select p.id into person.id from public.profiles as p where p.clerk_user_id = person_of.clerk_user_id;
   person.emails := app.own_addresses(array(
-      select p.email from public.profiles as p where p.id = person.id
-      union
-      select r.fields ->> 'email' from app.clerk_records as r where r.kind = 'user' and r.clerk_id = person_of.clerk_user_id
-      union
-      select a.address #>> '{}'
-      from
-        app.webhook_events as w,
-        jsonb_path_query(w.event, '$.data.email_addresses[*] ? (@.verification.status == "verified").email_address') as a (address)
-      where w.mentions @> array[person_of.clerk_user_id] and w.type like 'user.%' and w.event -> 'data' ->> 'id' = person_of.clerk_user_id
+    select p.email from public.profiles as p where p.id = person.id
+    union
+    select r.fields ->> 'email' from app.clerk_records as r where r.kind = 'user' and r.clerk_id = person_of.clerk_user_id
+    union
+    select a.address #>> '{}'
+    from
+      app.webhook_events as w,
+      jsonb_path_query(w.event, '$.data.email_addresses[*] ? (@.verification.status == "verified").email_address') as a (address)
+    where w.mentions @> array[person_of.clerk_user_id] and w.type like 'user.%' and w.event -> 'data' ->> 'id' = person_of.clerk_user_id
   ), clerk_user_id);
   return person;
 end;
@@ -49,7 +49,7 @@ begin
   values (
     case when by_person then person_id else who.user_id end, case when not by_person then coalesce(who.actor, 'system') end,
     who.impersonator, case when not by_person then who.ip_address end, case when not by_person then who.user_agent end, who.request_id,
-    record_request.action, 'personal_data', record_request.metadata, case when not by_person then array[person_id] end
+    record_request.action, 'personal_data', record_request.metadata, case when not by_person and person_id is not null then array[person_id] end
   );
 end;
 $$;

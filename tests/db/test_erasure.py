@@ -315,6 +315,20 @@ def test_a_token_in_the_name_of_whom_an_erased_person_helped_names_nobody(world:
     assert found(world, texts) == {}
 
 
+def test_a_failed_message_about_others_is_not_lost_with_an_address_in_it(world: Database) -> None:
+    world.execute("alter table public.organizations add constraint broken check (name <> 'Umbrella') not valid")
+    umbrella = events.organization(
+        "org_umbrella", created_by=BEN, name="Umbrella", public_metadata={"billing": ADA_EMAILS[0]}
+    )
+    message_id = people.Sender(world, first=500).send("organization.created", umbrella, expected="failed")
+    world.execute("alter table public.organizations drop constraint broken")
+    texts = identifiers(world)
+    erase(world)
+    assert found(world, texts) == {}
+    assert world.value("select app.retry_clerk_event(%s)", message_id) == "processed"
+    assert world.value("select count(*) from public.organizations where name = 'Umbrella'") == 1
+
+
 def test_a_locked_row_does_not_keep_clerks_deletion_from_hiding_the_person(world: Database) -> None:
     world.execute(
         "create function public.fail() returns trigger language plpgsql as $$ begin raise lock_not_available; end $$"

@@ -294,6 +294,27 @@ def test_what_clerk_tells_meanwhile_leaves_no_trace(world: World) -> None:
     assert world.left() == {}
 
 
+def test_of_two_owners_who_leave_at_once_one_stays(world: World) -> None:
+    query = "select app.request_erasure(%s, 'person')"
+    with world.database() as one, world.database() as two, ThreadPoolExecutor(1) as threads:
+        with one.transaction():
+            assert "receipt" in one.execute(query, [ADA]).fetchall()[0][0]
+            second = threads.submit(lambda: two.execute(query, [people.BEN]).fetchall()[0][0])
+            time.sleep(0.3)
+            assert not second.done()
+        assert "Acme" in [each["name"] for each in second.result()["sole_owner_of"]]
+
+
+def test_retention_does_not_make_writers_wait_for_readers(world: World) -> None:
+    with world.database() as reader, world.database() as job:
+        job.execute("update app.settings set audit_retention = '31 days'")
+        job.execute("select app.make_audit_partition(now() - interval '3 months')")
+        with reader.transaction():
+            reader.execute("select from public.audit_logs limit 1")
+            assert job.execute("select app.run_retention()").fetchall()[0][0]["dropped_audit_months"] is None
+        assert job.execute("select app.run_retention()").fetchall()[0][0]["dropped_audit_months"] == 1
+
+
 # --- crashes
 
 

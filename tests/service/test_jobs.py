@@ -89,7 +89,9 @@ def test_a_name_that_a_person_changed_is_at_clerk_and_stays(
     assert told == shown == [("New Name of Two",)]
 
 
-@pytest.mark.parametrize(("status", "report", "due"), [(422, "refused", False), (503, "failed", True)])
+@pytest.mark.parametrize(
+    ("status", "report", "due"), [(422, "refused", False), (503, "failed", True), (401, "failed", True)]
+)
 def test_what_clerk_does_not_take_is_kept(
     make_app: MakeApp,
     stack: Stack,

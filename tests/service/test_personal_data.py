@@ -18,6 +18,7 @@ import psycopg
 import pytest
 from flask.testing import FlaskClient
 
+from service.erasure import MOST_PAUSES, Eraser
 from service.personal_data import CONFIRMATION, FIRST_FACTOR_MINUTES
 from tests.conftest import Stack
 from tests.service.conftest import MakeApp
@@ -212,6 +213,22 @@ def test_an_unknown_receipt_tells_nothing(online: FlaskClient) -> None:
         == "urn:problem:ballast:receipt-unknown"
     )
     assert online.get(f"{ERASURE}/not-a-receipt").status_code == 404
+
+
+def test_a_question_for_the_headers_makes_no_export(refusing: Any) -> None:
+    assert refusing("HEAD", EXPORT).status_code == 405
+
+
+def test_an_erasure_that_waits_for_others_is_left_to_the_next_run() -> None:
+    steps: list[str] = []
+
+    def call(function: str, _arguments: dict[str, Any]) -> Any:
+        steps.append(function)
+        return {"state": "running"}
+
+    waiting: Any = None  # neither Clerk nor the ledger is asked
+    assert Eraser(call, waiting, None).carry_out("00000000-0000-4000-8000-000000000000") == "running"
+    assert steps == ["continue_erasure"] * (MOST_PAUSES + 1)
 
 
 # --- erasure, on the running stack
