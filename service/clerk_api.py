@@ -14,36 +14,28 @@ import httpx
 CLERK_API_URL = "https://api.clerk.com"
 API_VERSION = "2025-11-10"  # https://clerk.com/docs/upgrade-guides/overview
 TIMEOUT = httpx.Timeout(connect=2, read=8, write=2, pool=2)
-# Statuses of 4xx that say "not now" rather than "never".
-PASSING = {
-    HTTPStatus.REQUEST_TIMEOUT,
-    HTTPStatus.CONFLICT,
-    HTTPStatus.TOO_EARLY,
-    HTTPStatus.TOO_MANY_REQUESTS,
-}
+# By these Clerk says that it does not want what it was told. A wrong key or address is ours to mend.
+REFUSALS = {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY}
 NOT_FOUND = "resource_not_found"
 CODE = re.compile(r"[a-z0-9_]{1,100}")
-SECONDS = re.compile(r"[0-9]{1,9}")
-LONGEST_WAIT_SECONDS = 24 * 60 * 60
 
 
 class ClerkCallFailed(Exception):
     """A call had no answer, or one that is not 2xx. str(), which ends in logs, names no person and no secret.
 
     `code` is Clerk's own ("clerk_key_invalid"), else the HTTP status, else what went wrong on the way ("ReadTimeout").
-    `status` is None without an answer; `retry_after_seconds` is what Clerk asked us to wait, a day at most.
+    `status` is None without an answer.
     """
 
-    def __init__(self, call: str, code: str, status: int | None = None, retry_after_seconds: int | None = None) -> None:
+    def __init__(self, call: str, code: str, status: int | None = None) -> None:
         super().__init__(f"{call}: {code}")
         self.code = code
         self.status = status
-        self.retry_after_seconds = retry_after_seconds
 
     @property
-    def is_permanent(self) -> bool:
-        """Whether the same call would fail again, however often it is made, until somebody changes something."""
-        return self.status is not None and 400 <= self.status < 500 and self.status not in PASSING
+    def is_refusal(self) -> bool:
+        """Whether the same call would fail however often it is made."""
+        return self.status in REFUSALS
 
 
 class ClerkApi:
@@ -74,7 +66,7 @@ class ClerkApi:
             # A proxy or a wrong address has 404s too: only Clerk's own means that the person is gone.
             if answer.status_code == HTTPStatus.NOT_FOUND and code == NOT_FOUND:
                 return False
-            failed = ClerkCallFailed(call, code, answer.status_code, _retry_after(answer))
+            failed = ClerkCallFailed(call, code, answer.status_code)
         # Outside the except block: httpx's error holds the request, with its key and the person's id.
         raise failed
 
@@ -90,8 +82,3 @@ def _code(answer: httpx.Response) -> str:
     except (ValueError, LookupError, TypeError):
         code = None
     return code if isinstance(code, str) and CODE.fullmatch(code) else str(answer.status_code)
-
-
-def _retry_after(answer: httpx.Response) -> int | None:
-    text = answer.headers.get("Retry-After", "")
-    return min(int(text), LONGEST_WAIT_SECONDS) if SECONDS.fullmatch(text) else None

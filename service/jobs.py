@@ -22,9 +22,6 @@ jobs = Blueprint("jobs", __name__, url_prefix="/jobs")
 
 WORK_SECONDS = 20.0
 
-# By these Clerk says that it does not want the name.
-REFUSALS = {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY}
-
 Report = dict[str, Any]
 
 
@@ -86,7 +83,7 @@ def name_changes(tools: Parts) -> Report:
             tools.clerk.rename_user(change["clerk_user_id"], change["first_name"], change["last_name"])
             report["told"] += 1
         except ClerkCallFailed as failure:
-            error, is_final = failure.code, failure.status in REFUSALS  # a wrong key is ours to mend
+            error, is_final = failure.code, failure.is_refusal
             report["refused" if is_final else "failed"] += 1
         outcome = {"error": error, "is_final": is_final}
         named = {name: change[name] for name in ("clerk_user_id", "changed_at")}
