@@ -30,6 +30,7 @@ VERBS = {
     "inbox": Verb("scripts.inbox:inbox", "List, show or retry the Clerk events that were received."),
     "audit": Verb("scripts.audit:audit", "Seal the audit trail, verify it, and keep its months in order."),
     "person": Verb("scripts.person:person", "Give people a copy of their data, or erase them."),
+    "backup": Verb("scripts.backup:backup", "Back the database up, prove backups by restoring them, restore."),
     "bench": Verb("scripts.bench:bench", "Measure policies, webhooks, Realtime, the audit trail and exports."),
 }
 

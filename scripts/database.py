@@ -58,6 +58,14 @@ def choose(url: str | None) -> str:
     return postgres.url()
 
 
+def environment(url: str | None) -> dict[str, str]:
+    """The variables that go with a database; the local stack's stand-ins only with its own, and the real ones first."""
+    stack = Stack.from_environment()
+    local = stack.postgres.url()
+    is_local = (url or os.environ.get("DATABASE_URL") or local) == local
+    return (stack.environment() if is_local else {}) | {name: value for name, value in os.environ.items() if value}
+
+
 @contextmanager
 def connected(url: str, tell: Tell = lambda _: None) -> Iterator[Connection]:
     """A connection in autocommit mode whose warnings go to `tell`.

@@ -22,7 +22,6 @@ from rich.table import Table
 from scripts import database
 from scripts.database import Connection
 from scripts.failure import Failure
-from scripts.local.stack import Stack
 from service.clerk_api import CLERK_API_URL, ClerkApi
 from service.erasure import Call, Eraser
 from service.erasure_ledger import LedgerStore, LedgerUnavailable
@@ -199,11 +198,7 @@ class Outside:
 
 def outside(url: str | None) -> Outside:
     """The Clerk and the store that go with the database: the stand-ins only with their own. Raises ClerkUnknown."""
-    stack = Stack.from_environment()
-    is_local = database.choose(url) == stack.postgres.url()
-    environment = (stack.environment() if is_local else {}) | {
-        name: value for name, value in os.environ.items() if value
-    }
+    environment = database.environment(url)
     if "CLERK_SECRET_KEY" not in environment:
         raise ClerkUnknown("Set CLERK_SECRET_KEY: who is erased is deleted at Clerk too.")
     clerk = ClerkApi(environment.get("CLERK_API_URL", CLERK_API_URL), environment["CLERK_SECRET_KEY"])

@@ -6,6 +6,7 @@ from flask import Flask, Response
 
 from service import logs, problems
 from service.audit import audit
+from service.backup_routes import backup_routes
 from service.demo import demo
 from service.health import health
 from service.jobs import jobs
@@ -32,7 +33,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     logs.register(app)
     problems.register(app)
     app.after_request(_guard)
-    for blueprint in (health, webhooks, me, audit, personal_data, legal, jobs, openapi):
+    for blueprint in (health, webhooks, me, audit, personal_data, backup_routes, legal, jobs, openapi):
         app.register_blueprint(blueprint)
     if settings.environment == "local":
         app.register_blueprint(demo)

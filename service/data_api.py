@@ -8,8 +8,6 @@ from typing import Any
 import httpx
 from postgrest import APIError, SyncPostgrestClient
 
-from service.settings import Settings
-
 # Together below the 15 s after which Svix counts a delivery as failed.
 TIMEOUT = httpx.Timeout(connect=2, read=8, write=2, pool=2)
 PROBE_TIMEOUT = httpx.Timeout(2)
@@ -30,12 +28,11 @@ class CallFailed(Exception):
 
 
 class DataApi:
-    """One per process: its connections are kept and shared by all threads."""
+    """One per process: its connections are kept and shared by all threads. Only call_as() needs the publishable key."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._url = f"{settings.supabase_url}/rest/v1"
-        self._publishable_key = settings.supabase_publishable_key.get_secret_value()
-        secret_key = settings.supabase_secret_key.get_secret_value()
+    def __init__(self, supabase_url: str, secret_key: str, publishable_key: str = "") -> None:
+        self._url = f"{supabase_url}/rest/v1"
+        self._publishable_key = publishable_key
         self._http = httpx.Client(timeout=TIMEOUT)
         self._service = self._postgrest(secret_key, secret_key, self._http)
         self._probe = self._postgrest(secret_key, secret_key, httpx.Client(timeout=PROBE_TIMEOUT))

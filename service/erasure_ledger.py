@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from datetime import timedelta
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
 from obstore.exceptions import BaseError
-from obstore.store import ObjectStore, from_url
+from obstore.store import ObjectStore
+
+from service import object_store
 
 FOLDER = "erasures"
 RECEIPT = re.compile(r"[A-Za-z0-9_-]{1,128}")
 # Together eight seconds, and a little more for what is slow to begin: a store that hangs must not hold a thread.
 ATTEMPT_SECONDS = 4
 RETRIES = 1
-
-# What obstore's texts say in a known form: the store's answer, or what went wrong on the way ("Connect", "Timeout").
-REASON = re.compile(r"status code: ([1-5][0-9]{2})|kind: ([A-Z][A-Za-z]{1,30})")
 
 Result = TypeVar("Result")
 
@@ -38,10 +35,9 @@ class EntryMalformed(ValueError):
 
 
 class LedgerStore:
-    """The ledger below `url`: s3://bucket/prefix or file:///folder, of which bucket and folder must exist.
+    """The ledger below `url`, as object_store.opened() takes it. Nothing is opened before it is needed.
 
-    Keys, region and endpoint of a bucket are AWS_ACCESS_KEY_ID and the other variables that AWS gave names to.
-    Nothing is opened before it is needed. Threads may share one.
+    Threads may share one.
     """
 
     def __init__(self, url: str) -> None:
@@ -64,33 +60,13 @@ class LedgerStore:
         try:
             return act(self._store)
         except (BaseError, OSError, ValueError) as error:
-            failed = LedgerUnavailable(deed, self._url, _code(error))
+            failed = LedgerUnavailable(deed, self._url, object_store.reason(error))
         # Outside the except block, as in data_api: a chained traceback would print what the store said.
         raise failed
 
     @cached_property
     def _store(self) -> ObjectStore:
-        if self._url.startswith("file:"):
-            # Never made here: an empty folder where the backups should be would be a ledger without erasures.
-            return from_url(self._url)
-        return from_url(
-            self._url,
-            # Naming any option makes obstore forget that the environment may allow http.
-            client_options={
-                "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true",
-                "connect_timeout": "2s",
-                "timeout": f"{ATTEMPT_SECONDS}s",
-            },
-            retry_config={
-                "max_retries": RETRIES,
-                "retry_timeout": timedelta(seconds=ATTEMPT_SECONDS * (RETRIES + 1)),
-            },
-        )
-
-
-def _code(error: Exception) -> str:
-    found = REASON.search(str(error))
-    return (found[1] or found[2]) if found else type(error).__name__
+        return object_store.opened(self._url, attempt_seconds=ATTEMPT_SECONDS, retries=RETRIES)
 
 
 def _paths(store: ObjectStore) -> list[str]:

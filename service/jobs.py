@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import hmac
 import time
 from collections import Counter
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
-from flask import Blueprint, jsonify, request
+from flask import Blueprint, jsonify
 from flask.typing import ResponseReturnValue
 
+from service.backups import BackupRunning, BackupsUnconfigured
+from service.bearer import carries
 from service.clerk_api import ClerkCallFailed
 from service.data_api import CallFailed
 from service.me import DatabaseUnavailable
@@ -45,8 +46,7 @@ class JobUnknown(Problem):
 @jobs.post("/<name>")
 def run(name: str) -> ResponseReturnValue:
     """Runs a job and answers with its report."""
-    token = parts().settings.jobs_token.get_secret_value()
-    if not hmac.compare_digest(request.headers.get("Authorization", "").encode(), f"Bearer {token}".encode()):
+    if not carries(parts().settings.jobs_token):
         raise JobRefused("Send the jobs' token: Authorization: Bearer <JOBS_TOKEN>.")
     if name not in JOBS:
         raise JobUnknown(f"The jobs are {', '.join(JOBS)}.")
@@ -91,6 +91,16 @@ def name_changes(tools: Parts) -> Report:
     return dict(report)
 
 
+def backup(tools: Parts) -> Report:
+    """Starts a backup: the id of the one it started, or running where one is, or the variables that are not set."""
+    try:
+        return {"started": tools.backups.start("automated")["id"]}
+    except BackupRunning:
+        return {"running": True}
+    except BackupsUnconfigured as refusal:
+        return {"unconfigured": refusal.missing}
+
+
 def _list(answer: object) -> list[dict[str, Any]]:
     if not isinstance(answer, list):
         raise TypeError("the database returned no list")
@@ -101,4 +111,5 @@ JOBS: dict[str, Callable[[Parts], Report]] = {
     "retention": retention,
     "erasures": erasures,
     "name-changes": name_changes,
+    "backup": backup,
 }

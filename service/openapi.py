@@ -53,6 +53,22 @@ def _time(name: str, description: str) -> dict[str, Any]:
 
 STATUS = {"type": "object", "required": ["status"], "properties": {"status": {"const": "ok"}}}
 
+BACKUP: dict[str, Any] = {
+    "id": {"type": "string", "format": "uuid"},
+    "filename": {"type": "string"},
+    "backup_type": {"enum": ["automated", "manual"]},
+    "status": {"enum": ["started", "completed", "failed", "interrupted"]},
+    "created_at": {"type": "string", "format": "date-time"},
+}
+BACKUP_END: dict[str, Any] = {
+    "size_bytes": {"type": ["integer", "null"]},
+    "duration_seconds": {"type": ["number", "null"]},
+    "checksum": {"type": ["string", "null"], "description": "SHA-256 of the stored dump, in hexadecimal."},
+    "error_message": {"type": ["string", "null"]},
+    "drilled_at": {"type": ["string", "null"], "format": "date-time"},
+    "drill_passed": {"type": ["boolean", "null"]},
+}
+
 DOCUMENT: dict[str, Any] = {
     "openapi": "3.1.0",
     "info": {
@@ -187,6 +203,32 @@ DOCUMENT: dict[str, Any] = {
                 | _problems(s404="There is no such receipt.", s503="The database does not answer."),
             }
         },
+        "/api/v1/backups": {
+            "post": {
+                "summary": "Start a backup, for operators.",
+                "description": "It is made after this is answered: GET tells how it ends.",
+                "security": [{"operator": []}],
+                "responses": {"202": _answer("It has begun.", {"$ref": "#/components/schemas/BackupBegun"})["200"]}
+                | _problems(
+                    s401="Not the operator's token.",
+                    s409="A backup is running.",
+                    s503="The database does not answer, or the variables in `missing` are not set.",
+                ),
+            },
+            "get": {
+                "summary": "The newest hundred backups, newest first, for operators.",
+                "security": [{"operator": []}],
+                "responses": _answer(
+                    "The backups.",
+                    {
+                        "type": "object",
+                        "required": ["backups"],
+                        "properties": {"backups": {"type": "array", "items": {"$ref": "#/components/schemas/Backup"}}},
+                    },
+                )
+                | _problems(s401="Not the operator's token.", s503="The database does not answer."),
+            },
+        },
         "/legal/privacy": {
             "get": {
                 "summary": "The privacy page, made from the registry of personal data.",
@@ -220,6 +262,7 @@ DOCUMENT: dict[str, Any] = {
     "components": {
         "securitySchemes": {
             "clerk": {"type": "http", "scheme": "bearer", "bearerFormat": "Clerk session token"},
+            "operator": {"type": "http", "scheme": "bearer", "bearerFormat": "OPERATOR_TOKEN"},
             "jobs": {"type": "http", "scheme": "bearer", "bearerFormat": "JOBS_TOKEN"},
         },
         "schemas": {
@@ -248,6 +291,16 @@ DOCUMENT: dict[str, Any] = {
                     "clerk_deleted_at": {"type": ["string", "null"], "format": "date-time"},
                     "counts": {"type": "object", "additionalProperties": {"type": "integer"}},
                 },
+            },
+            "BackupBegun": {
+                "type": "object",
+                "required": list(BACKUP),
+                "properties": BACKUP | {"status": {"const": "started"}},
+            },
+            "Backup": {
+                "type": "object",
+                "required": [*BACKUP, *BACKUP_END],
+                "properties": BACKUP | BACKUP_END,
             },
             "Problem": {
                 "type": "object",

@@ -9,6 +9,7 @@ import httpx
 from flask import Flask, current_app
 from upstash_redis import Redis
 
+from service.backups import BackupRunner
 from service.clerk_api import ClerkApi
 from service.data_api import DataApi
 from service.erasure import Eraser
@@ -30,12 +31,17 @@ class Parts:
     session_tokens: SessionTokens
     clerk: ClerkApi
     eraser: Eraser
+    backups: BackupRunner
     privacy_notice: PrivacyNotice
 
 
 def assemble(app: Flask, settings: Settings) -> None:
     """Makes the parts and keeps them with `app`. Connects to nothing yet."""
-    data_api = DataApi(settings)
+    data_api = DataApi(
+        settings.supabase_url,
+        settings.supabase_secret_key.get_secret_value(),
+        settings.supabase_publishable_key.get_secret_value(),
+    )
     clerk = ClerkApi(settings.clerk_api_url, settings.clerk_secret_key.get_secret_value())
     ledger = LedgerStore(settings.backup_url) if settings.backup_url else None
     app.extensions["ballast"] = Parts(
@@ -45,6 +51,7 @@ def assemble(app: Flask, settings: Settings) -> None:
         session_tokens=SessionTokens(settings.clerk_issuer, settings.clerk_authorized_parties),
         clerk=clerk,
         eraser=Eraser(data_api.call, clerk, ledger),
+        backups=BackupRunner(data_api.call, settings.missing_for_backups()),
         privacy_notice=PrivacyNotice(data_api.call),
     )
 

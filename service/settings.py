@@ -18,6 +18,10 @@ CLERK_KEY = re.compile(r"sk_(test|live)_[!-~]+")
 # No place for a user or a password: both are AWS's own variables.
 BACKUP_PLACE = re.compile(r"(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]|file:///)[A-Za-z0-9._~%+=/-]*")
 ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.IGNORECASE)
+# As age writes them, or as the public keys of SSH are kept in a file. What it decrypts with is never here.
+RECIPIENT = re.compile(r"age1[0-9a-z]{58,}|ssh-(ed25519|rsa) [A-Za-z0-9+/]+={0,2}( [ -~]*)?")
+# Where the data is somebody's.
+GUARDED = frozenset({"staging", "production"})
 # What the privacy page and the terms say of whoever runs this.
 LEGAL_SETTINGS = ("legal_company", "legal_address", "legal_contact", "legal_effective_date")
 
@@ -71,6 +75,18 @@ def _backup_place(url: str) -> str:
     return url
 
 
+def _database_url(url: SecretStr) -> SecretStr:
+    if not url.get_secret_value().startswith(("postgresql://", "postgres://")):
+        raise ValueError("must be a URL like postgresql://user:password@host:5432/postgres")
+    return url
+
+
+def _recipients(keys: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(RECIPIENT.fullmatch(key) for key in keys):
+        raise ValueError("must be age recipients (age1…) or SSH public keys, separated by commas")
+    return keys
+
+
 def _api_key(prefix: str) -> AfterValidator:
     def check(key: SecretStr) -> SecretStr:
         # Before they had prefixes, Supabase's keys were JWTs: those still work on older projects.
@@ -105,7 +121,10 @@ class Settings(BaseSettings):
     jobs_token: Annotated[SecretStr, AfterValidator(_long_secret)]
     upstash_redis_rest_url: Origin
     upstash_redis_rest_token: SecretStr
+    operator_token: Annotated[SecretStr, AfterValidator(_long_secret)] | None = None
+    database_url: Annotated[SecretStr, AfterValidator(_database_url)] | None = None
     backup_url: Annotated[str, AfterValidator(_backup_place)] | None = None
+    backup_recipients: Annotated[Items, AfterValidator(_recipients)] = ()
     legal_company: str | None = None
     legal_address: str | None = None
     legal_contact: Annotated[str, AfterValidator(_email_address)] | None = None
@@ -114,7 +133,7 @@ class Settings(BaseSettings):
     @field_validator("supabase_url", "clerk_issuer", "clerk_api_url", "upstash_redis_rest_url")
     @classmethod
     def _private_on_the_wire(cls, url: str, info: ValidationInfo) -> str:
-        if info.data.get("environment") in {"staging", "production"} and not url.startswith("https://"):
+        if info.data.get("environment") in GUARDED and not url.startswith("https://"):
             raise ValueError("must use https outside local and test")
         return url
 
@@ -125,12 +144,25 @@ class Settings(BaseSettings):
             raise ValueError("is missing")
         return value
 
+    @field_validator("backup_recipients")
+    @classmethod
+    def _encrypted_in_the_store(cls, keys: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        makes_backups = info.data.get("backup_url") and info.data.get("database_url")
+        if makes_backups and not keys and info.data.get("environment") in GUARDED:
+            raise ValueError("is missing: backups outside local and test are encrypted")
+        return keys
+
     @field_validator("clerk_webhook_secrets")
     @classmethod
     def _at_least_one(cls, secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         if not secrets:
             raise ValueError("must name at least one signing secret")
         return secrets
+
+    def missing_for_backups(self) -> tuple[str, ...]:
+        """The variables without which the service makes no backup."""
+        needed = ("database_url", "backup_url", *(["backup_recipients"] if self.environment in GUARDED else []))
+        return tuple(name.upper() for name in needed if not getattr(self, name))
 
 
 def load() -> Settings:

@@ -25,8 +25,9 @@ from rich.progress import track
 from scripts import bulk
 from scripts.bench import report, rls
 from scripts.bench.awake import awake_cores
-from scripts.bench.scratch import scratch_folder, scratch_postgres
+from scripts.bench.scratch import scratch_postgres
 from scripts.failure import Failure
+from scripts.local.scratch import scratch_folder
 
 ENTRIES, QUICK_ENTRIES, FULL_ENTRIES = 1_000_000, 100_000, 10_000_000
 TURNS, QUICK_TURNS = 40, 8
@@ -141,7 +142,7 @@ def measure(sizes: list[int], turns: int) -> report.Report:
     writes: Timings = {}
     pages: dict[int, list[float]] = {}
     with (
-        scratch_folder() as folder,
+        scratch_folder("bench") as folder,
         scratch_postgres(folder, shared_buffers="512MB", max_wal_size="4GB") as server,
         psycopg.connect(server.url("supabase_admin"), autocommit=True) as admin,
         psycopg.connect(server.url("authenticator"), autocommit=True, prepare_threshold=None) as caller,

@@ -19,10 +19,11 @@ from rich.console import Console
 from rich.progress import track
 
 from scripts.bench import report
-from scripts.bench.scratch import scratch_folder, scratch_stack
+from scripts.bench.scratch import scratch_stack
 from scripts.failure import Failure
 from scripts.local.clerk_client import ClerkClient
 from scripts.local.processes import RunRecord
+from scripts.local.scratch import scratch_folder
 from scripts.local.stack import Stack
 from scripts.person import exported
 
@@ -111,7 +112,7 @@ def measure(sizes: tuple[int, ...]) -> report.Report:
     console = Console(stderr=True)
     measured: dict[int, Measured] = {}
     with (
-        scratch_folder() as folder,
+        scratch_folder("bench") as folder,
         scratch_stack(folder, service_workers=1) as stack,
         psycopg.connect(stack.postgres.url("supabase_admin"), autocommit=True) as admin,
     ):

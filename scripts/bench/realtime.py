@@ -22,9 +22,10 @@ from rich.progress import track
 from scripts import bulk
 from scripts.bench import report, rls
 from scripts.bench.awake import awake_cores
-from scripts.bench.scratch import scratch_folder, scratch_postgres, scratch_stack
+from scripts.bench.scratch import scratch_postgres, scratch_stack
 from scripts.bench.subscribers import BROADCAST, CHANGES, Audience, Event, EventsLost, listening
 from scripts.local.clerk import Keys
+from scripts.local.scratch import scratch_folder
 from scripts.local.stack import Stack
 
 EVENTS, QUICK_EVENTS = 300, 50
@@ -113,7 +114,7 @@ def bench_realtime(quick: bool, events: int | None, as_json: bool) -> None:
 def measure(events: int) -> report.Report:
     """Times so many writes for each audience, and with each trigger. Raises EventsLost."""
     console, number = Console(stderr=True), {1: events, MANY_ROWS: max(1, events // MANY_ROWS_SHARE)}
-    with scratch_folder() as folder, ExitStack() as servers:
+    with scratch_folder("bench") as folder, ExitStack() as servers:
         with scratch_postgres(folder) as server, psycopg.connect(server.url(), autocommit=True) as admin:
             machine = report.machine(admin)
             writes = time_writes(admin, number, console)

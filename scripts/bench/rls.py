@@ -20,9 +20,10 @@ from rich.progress import track
 
 from scripts.bench import report
 from scripts.bench.awake import awake_cores
-from scripts.bench.scratch import scratch_folder, scratch_postgres
+from scripts.bench.scratch import scratch_postgres
 from scripts.failure import Failure
 from scripts.local.postgres import Postgres
+from scripts.local.scratch import scratch_folder
 
 PROJECTS, QUICK_PROJECTS = 1_000_000, 100_000
 PROJECTS_PER_ORGANIZATION = 1_000
@@ -120,7 +121,7 @@ def bench_rls(quick: bool, projects: int | None, as_json: bool) -> None:
 def measure(projects: int, rounds: int) -> report.Report:
     """Fills a scratch server with `projects` rows and times each query `rounds` times. Raises ResultsDiffer."""
     console = Console(stderr=True)
-    with scratch_folder() as folder, scratch_postgres(folder, shared_buffers="512MB") as server:
+    with scratch_folder("bench") as folder, scratch_postgres(folder, shared_buffers="512MB") as server:
         with console.status(f"Making {projects:,} projects …"), psycopg.connect(server.url("supabase_admin")) as admin:
             fill(admin, projects)
         with psycopg.connect(server.url("supabase_admin"), autocommit=True) as admin:

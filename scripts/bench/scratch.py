@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import secrets
-import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from scripts import migrations
 from scripts.failure import Failure
-from scripts.local.postgres import Postgres, stop
+from scripts.local.postgres import Postgres
 from scripts.local.processes import free_ports
+from scripts.local.scratch import scratch_server
 from scripts.local.stack import CHECKOUT, LAST_PORT_OFFSET, Secrets, Stack
 
 
@@ -24,24 +22,11 @@ class StackDidNotStart(Failure):
 
 
 @contextmanager
-def scratch_folder() -> Iterator[Path]:
-    """A folder that goes however the benchmark ends: Ctrl-C, an error, or a polite kill."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with tempfile.TemporaryDirectory(prefix="ballast-bench-", ignore_cleanup_errors=True) as folder:
-        Path(folder).chmod(0o755)  # so that PostgreSQL's system user can reach its own folder in it
-        yield Path(folder)
-
-
-@contextmanager
 def scratch_postgres(folder: Path, **settings: str) -> Iterator[Postgres]:
     """A migrated server in `folder`, durable as in production, with `settings` on top."""
-    server = Postgres(folder / "server", free_ports(1), secrets.token_urlsafe(16))
-    process = server.start(**settings)
-    try:
+    with scratch_server(folder, **settings) as server:
         migrations.up(server.url())
         yield server
-    finally:
-        stop(process)
 
 
 @contextmanager

@@ -21,9 +21,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from scripts.bench import report
-from scripts.bench.scratch import scratch_folder, scratch_stack
+from scripts.bench.scratch import scratch_stack
 from scripts.failure import Failure
 from scripts.local.clerk_directory import Directory, now
+from scripts.local.scratch import scratch_folder
 from scripts.local.stack import Stack
 from scripts.local.svix import body_of, signed_headers
 
@@ -85,7 +86,7 @@ def bench_webhooks(quick: bool, organizations: int | None, as_json: bool) -> Non
 def measure(organizations: int) -> report.Report:
     """Sends the events of so many organizations to a scratch stack. Raises EventsLost."""
     console = Console(stderr=True)
-    with scratch_folder() as folder, ExitStack() as servers:
+    with scratch_folder("bench") as folder, ExitStack() as servers:
         with console.status("Starting a stack …"):
             stack = servers.enter_context(scratch_stack(folder, SERVICE_WORKERS))
         with psycopg.connect(stack.postgres.url(), autocommit=True) as admin:

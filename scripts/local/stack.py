@@ -9,6 +9,8 @@ import secrets
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import pyrage
+
 from scripts.failure import Failure
 from scripts.local.postgres import Postgres
 
@@ -37,6 +39,8 @@ class Secrets:
     clerk_secret_key: str
     jobs_token: str
     upstash_token: str
+    operator_token: str
+    backup_identity: str
 
     @classmethod
     def make(cls) -> Secrets:
@@ -49,6 +53,8 @@ class Secrets:
             clerk_secret_key=f"sk_test_{secrets.token_urlsafe(32)}",
             jobs_token=secrets.token_urlsafe(32),
             upstash_token=secrets.token_urlsafe(32),
+            operator_token=secrets.token_urlsafe(32),
+            backup_identity=str(pyrage.x25519.Identity.generate()),
         )
 
     @classmethod
@@ -142,9 +148,12 @@ class Stack:
             "CLERK_SECRET_KEY": self.secrets.clerk_secret_key,
             "CLERK_API_URL": _url(self.clerk_port),
             "JOBS_TOKEN": self.secrets.jobs_token,
+            "OPERATOR_TOKEN": self.secrets.operator_token,
             "UPSTASH_REDIS_REST_URL": _url(self.upstash_port),
             "UPSTASH_REDIS_REST_TOKEN": self.secrets.upstash_token,
             "BACKUP_URL": self.backups.as_uri(),
+            "BACKUP_RECIPIENTS": str(pyrage.x25519.Identity.from_str(self.secrets.backup_identity).to_public()),
+            "BACKUP_IDENTITY": self.secrets.backup_identity,
             "SERVICE_URL": service_url,
         }
 

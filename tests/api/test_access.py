@@ -80,7 +80,7 @@ ACCESS = {
     ),
     "backup_logs": Access(
         needs={},
-        row="insert into public.backup_logs (filename, backup_type, status) values ('x', 'manual', 'started') returning *",
+        row="insert into public.backup_logs (filename, backup_type, status) values (gen_random_uuid()::text, 'manual', 'started') returning *",
         new={"filename": "y", "backup_type": "manual", "status": "started", "organization_id": None}, changed={"status": "failed"},
     ),
     "role_permissions": Access(

@@ -1,16 +1,25 @@
-"""A PostgreSQL that has what hosted Supabase has and nothing of ours, to copy databases from."""
+"""A PostgreSQL that has what hosted Supabase has and nothing of ours, to copy databases from; and databases with backups."""
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psycopg
+import pyrage
 import pytest
+from click.testing import CliRunner, Result
 
+from scripts import migrations
+from scripts.backup.store import BackupStore
+from scripts.cli import ballast
 from scripts.local.postgres import Postgres, stop
-from tests.conftest import free_port_block
+from tests import people
+from tests.conftest import Database, free_port_block
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +41,73 @@ def new_database(bare_server: Postgres) -> Iterator[Callable[..., str]]:
             return bare_server.url(database=name)
 
         yield make
+
+
+@pytest.fixture(scope="session")
+def inhabited(new_database: Callable[..., str]) -> str:
+    """A migrated database with people of several organizations in every table. Copy it: never change it."""
+    url = new_database()
+    migrations.up(url)
+    with psycopg.connect(url) as connection:
+        people.world(Database(connection))
+        connection.execute("select app.seal_audit()")
+    return url
+
+
+@dataclass(frozen=True)
+class Vault:
+    """A database and a place for its backups, and the command on both. Nothing records them: there is no Data API."""
+
+    url: str
+    backup_url: str
+    home: Path
+    identity: str = field(default_factory=lambda: str(pyrage.x25519.Identity.generate()))
+
+    @property
+    def environment(self) -> dict[str, str | None]:
+        key = pyrage.x25519.Identity.from_str(self.identity)
+        return {
+            "ENVIRONMENT": "test", "BALLAST_HOME": str(self.home), "DATABASE_URL": self.url, "BACKUP_URL": self.backup_url,
+            "BACKUP_RECIPIENTS": str(key.to_public()), "BACKUP_IDENTITY": self.identity, "SUPABASE_URL": None, "SENTRY_DSN": None,
+        }  # fmt: skip
+
+    def run(self, *words: str, **changes: str | None) -> Result:
+        """`ballast backup …`; None removes a variable."""
+        return CliRunner().invoke(ballast, ["backup", *words], env=self.environment | changes)
+
+    def done(self, *words: str, **changes: str | None) -> Result:
+        """The same, when it has to end well."""
+        result = self.run(*words, **changes)
+        assert result.exit_code == 0, result.output
+        return result
+
+    def backed_up(self) -> str:
+        """Makes a backup, and returns its name."""
+        return str(json.loads(self.done("run", "--json").stdout)["name"])
+
+    @property
+    def store(self) -> BackupStore:
+        return BackupStore(self.backup_url)
+
+    def connect(self) -> psycopg.Connection[Any]:
+        return psycopg.connect(self.url, autocommit=True)
+
+
+@pytest.fixture
+def folder_vault(inhabited: str, new_database: Callable[..., str], tmp_path: Path) -> Vault:
+    """Backups in a folder."""
+    folder = tmp_path / "the backups ü"
+    folder.mkdir()
+    return Vault(new_database(inhabited), folder.as_uri(), tmp_path)
+
+
+@pytest.fixture
+def bucket_vault(inhabited: str, new_database: Callable[..., str], tmp_path: Path, bucket: str) -> Vault:
+    """Backups in a bucket, through S3's own protocol."""
+    return Vault(new_database(inhabited), f"s3://{bucket}/some/prefix", tmp_path)
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def vault(request: pytest.FixtureRequest) -> Vault:
+    """In a folder and in a bucket."""
+    return request.getfixturevalue(f"{request.param}_vault")  # type: ignore[no-any-return]

@@ -8,12 +8,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from moto.server import ThreadedMotoServer
 
 from service.erasure_ledger import ATTEMPT_SECONDS, RETRIES, LedgerStore, LedgerUnavailable
 from service.parts import parts
@@ -23,34 +21,6 @@ from tests.service.outside import Outside
 
 ADA = {"person": "hash of ada", "erased_at": "2026-11-24T10:00:00Z"}
 EVE = {"person": "hash of eve", "erased_at": "2026-11-24T11:00:00Z", "reason": "zażądała"}
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """An S3 that speaks the real protocol."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def bucket(s3: str, aws: pytest.MonkeyPatch) -> str:
-    name = f"backups-{secrets.token_hex(8)}"
-    assert httpx.put(f"{s3}/{name}").is_success
-    aws.setenv("AWS_ENDPOINT_URL", s3)
-    return name
-
-
-@pytest.fixture
-def aws(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """The environment of somebody who may use a bucket."""
-    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "the-key-id")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "5ecret")
-    monkeypatch.setenv("AWS_REGION", "eu-central-1")
-    return monkeypatch
 
 
 @pytest.fixture(params=["folder", "bucket", "whole bucket"])

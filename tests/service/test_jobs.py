@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -14,6 +16,7 @@ from service.jobs import JOBS
 from tests.conftest import Stack
 from tests.service.conftest import ENVIRONMENT, MakeApp
 from tests.service.outside import Outside
+from tests.service.test_backups import until, with_command
 from tests.service.test_personal_data import as_caller
 
 
@@ -45,8 +48,9 @@ def test_an_unknown_job_is_told_which_there_are(offline: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_a_job_without_a_database_is_not_done(offline: FlaskClient, job: str) -> None:
-    response = offline.post(f"/jobs/{job}", headers=as_caller(ENVIRONMENT["JOBS_TOKEN"] or ""))
+def test_a_job_without_a_database_is_not_done(make_app: MakeApp, job: str) -> None:
+    client = make_app(DATABASE_URL="postgresql://nobody", BACKUP_URL="s3://backups").test_client()
+    response = client.post(f"/jobs/{job}", headers=as_caller(ENVIRONMENT["JOBS_TOKEN"] or ""))
     assert (response.status_code, response.json["type"]) == (503, "urn:problem:ballast:database-unavailable")
 
 
@@ -109,3 +113,23 @@ def test_what_clerk_does_not_take_is_kept(
     assert run(client, stack, "name-changes") == {"told": 0, "refused": 0, "failed": 0} | {report: 1}
     kept = database.execute("delete from app.name_changes returning error, next_attempt_at < 'infinity'").fetchall()
     assert kept == [(str(status), due)]
+
+
+def test_a_backup_is_begun_and_not_a_second_one(
+    make_app: MakeApp, stack: Stack, database: psycopg.Connection[Any], tmp_path: Path
+) -> None:
+    database.execute("delete from public.backup_logs")
+    told = f"import sys; open({str(tmp_path / 'told')!r}, 'w').write(' '.join(sys.argv[1:]) + ' end')"
+    client = with_command(make_app(**stack.environment), (sys.executable, "-c", told))
+    report = run(client, stack, "backup")
+    assert run(client, stack, "backup") == {"running": True}
+    deleted = database.execute("delete from public.backup_logs returning id::text, backup_type, status").fetchall()
+    assert deleted == [(report["started"], "automated", "started")]
+    arguments = until(lambda: (tmp_path / "told").exists() and (tmp_path / "told").read_text())
+    assert arguments.startswith(f"--log {report['started']} --name 20")
+    assert until(lambda: (tmp_path / "told").read_text().endswith(" --type automated --json end"))
+
+
+def test_where_backups_are_not_configured_the_job_says_what_is_missing(make_app: MakeApp, stack: Stack) -> None:
+    client = make_app(**(stack.environment | {"DATABASE_URL": None, "BACKUP_URL": None})).test_client()
+    assert run(client, stack, "backup") == {"unconfigured": ["DATABASE_URL", "BACKUP_URL"]}

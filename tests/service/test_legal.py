@@ -15,7 +15,6 @@ from service.legal import PROCESSORS
 from service.privacy_notice import LIVES_SECONDS, RETRY_SECONDS, PrivacyNotice
 from tests.service.conftest import MakeApp
 from tests.service.outside import HANG_UP, Outside, rest_answer
-from tests.service.test_settings import settings_of
 
 LINE = {
     "category": "Account", "data": "Name <b>& address</b>", "purpose": "To know you", "lawful_basis": "Contract",
@@ -108,11 +107,10 @@ def test_visitors_do_not_all_ask_the_database(client: FlaskClient, outside: Outs
     assert len(outside.requests) == 1
 
 
-def test_the_page_outlives_a_database_that_goes_down(make_app: MakeApp, outside: Outside) -> None:
+def test_the_page_outlives_a_database_that_goes_down(outside: Outside) -> None:
     outside.answer = lambda *_: rest_answer([LINE])
-    app = make_app(SUPABASE_URL=outside.url)
     now = 0.0
-    kept = PrivacyNotice(DataApi(settings_of(app)).call, lambda: now)
+    kept = PrivacyNotice(DataApi(outside.url, "sb_secret_test").call, lambda: now)
     assert kept.categories() == [("Account", [LINE])]
 
     outside.answer = lambda *_: HANG_UP

@@ -17,6 +17,7 @@ from tests.service.outside import SECRET
 
 ROOT = Path(__file__).parents[2]
 OPTIONAL = {"CLERK_API_URL"}
+RECIPIENT = f"age1{'q' * 58}"
 HTTPS = {
     "SUPABASE_URL": "https://project.supabase.co",
     "CLERK_ISSUER": "https://clerk.app.example",
@@ -71,6 +72,14 @@ def test_a_missing_or_empty_variable_stops_the_start_with_one_line_naming_it(
         ("BACKUP_URL", "s3://key:5ecret@bucket/prefix"),
         ("BACKUP_URL", "s3://bucket/prefix?secret=5ecret"),
         ("BACKUP_URL", "https://5ecret.example/bucket"),
+        ("OPERATOR_TOKEN", "5ecret"),
+        ("DATABASE_URL", "mysql://user:5ecret@host/database"),
+        ("DATABASE_URL", "host=localhost password=5ecret"),
+        ("BACKUP_RECIPIENTS", "5ecret"),
+        ("BACKUP_RECIPIENTS", f"AGE-SECRET-KEY-1{'5ECRET' * 10}5ecret"),
+        ("BACKUP_RECIPIENTS", f"{RECIPIENT}, age15ecret"),
+        ("BACKUP_RECIPIENTS", "ecdsa-sha2-nistp256 5ecret"),
+        ("BACKUP_RECIPIENTS", "ssh-ed25519 5ecret!"),
     ],
 )
 def test_a_malformed_variable_stops_the_start_with_one_line_naming_it_and_never_its_value(
@@ -116,14 +125,44 @@ def test_backups_are_in_a_bucket_or_a_folder(make_app: MakeApp, place: str) -> N
     assert settings_of(make_app(BACKUP_URL=place)).backup_url == place
 
 
+def test_backups_are_encrypted_for_ages_and_sshs_keys(make_app: MakeApp) -> None:
+    keys = (RECIPIENT, "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZ1 ops@example.com", "ssh-rsa AAAAB3NzaC1yc2E=")
+    assert settings_of(make_app(BACKUP_RECIPIENTS=", ".join(keys))).backup_recipients == keys
+    assert settings_of(make_app(BACKUP_RECIPIENTS="")).backup_recipients == ()
+
+
+PLACES = {"BACKUP_URL": "s3://backups", "DATABASE_URL": "postgresql://postgres:5ecret@db.example:5432/postgres"}
+
+
+@pytest.mark.parametrize("environment", ["staging", "production"])
+def test_outside_local_and_test_no_backup_is_made_in_the_clear(make_app: MakeApp, environment: str) -> None:
+    with pytest.raises(SettingsInvalid, match=r"start: BACKUP_RECIPIENTS is missing: backups outside .* are encrypted"):
+        make_app(**HTTPS, **PLACES, ENVIRONMENT=environment)
+    make_app(**HTTPS, **PLACES, ENVIRONMENT=environment, BACKUP_RECIPIENTS=RECIPIENT)
+    for place in PLACES:  # then the service makes none, and the ledger of erasures needs no key
+        make_app(**(HTTPS | PLACES | {place: None}), ENVIRONMENT=environment)
+
+
+def test_what_backups_lack_is_named(make_app: MakeApp) -> None:
+    assert settings_of(make_app()).missing_for_backups() == ("DATABASE_URL", "BACKUP_URL")
+    assert settings_of(make_app(**PLACES)).missing_for_backups() == ()
+    in_production = settings_of(make_app(**HTTPS, ENVIRONMENT="production", BACKUP_URL="s3://backups"))
+    assert in_production.missing_for_backups() == ("DATABASE_URL", "BACKUP_RECIPIENTS")
+
+
 def test_a_slash_at_the_end_of_an_address_does_not_matter(make_app: MakeApp) -> None:
     assert settings_of(make_app(CLERK_ISSUER="http://clerk.example/")).clerk_issuer == "http://clerk.example"
 
 
 def test_printing_the_settings_shows_no_secret(make_app: MakeApp) -> None:
-    settings = settings_of(make_app())
+    private = {"OPERATOR_TOKEN": "5ecret of the operator's, 32 and more", "DATABASE_URL": PLACES["DATABASE_URL"]}
+    settings = settings_of(make_app(**private))
     shown = repr(settings) + str(settings)
-    assert not [secret for secret in ("sb_secret_test", "whsec_", "sb_publishable_test", "sk_test_") if secret in shown]
+    assert not [
+        secret
+        for secret in ("sb_secret_test", "whsec_", "sb_publishable_test", "sk_test_", "5ecret")
+        if secret in shown
+    ]
 
 
 def settings_of(app: Flask) -> Settings:
@@ -156,6 +195,7 @@ def test_the_example_environment_explains_every_variable() -> None:
         line.partition("=")[0]: lines[number - 1] for number, line in enumerate(lines) if re.match(r"[A-Z_]+=", line)
     }
     assert named.keys() == ENVIRONMENT.keys() | LEGAL.keys() | {
-        "CLERK_AUTHORIZED_PARTIES", "BACKUP_URL", "DATABASE_URL", "SERVICE_URL", "BALLAST_HOME", "BALLAST_PORT_BASE",
+        "CLERK_AUTHORIZED_PARTIES", "OPERATOR_TOKEN", "BACKUP_URL", "BACKUP_RECIPIENTS", "BACKUP_IDENTITY", "DATABASE_URL", "PG_BIN", "SENTRY_DSN",
+        "SERVICE_URL", "BALLAST_HOME", "BALLAST_PORT_BASE",
     }  # fmt: skip
     assert all(above.startswith("# ") for above in named.values())

@@ -1,0 +1,58 @@
+"""Sentry's cron monitors: they raise an alarm when a backup or a drill fails, and when none comes at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import sentry_sdk
+from sentry_sdk.crons import capture_checkin
+from sentry_sdk.crons.consts import MonitorStatus
+from sentry_sdk.types import MonitorConfig
+
+# As .github/workflows/ schedules them, in minutes.
+MONITORS: Final[dict[str, MonitorConfig]] = {
+    "ballast-backup": {
+        "schedule": {"type": "crontab", "value": "0 2 * * *"},
+        "timezone": "UTC",
+        "checkin_margin": 60,
+        "max_runtime": 120,
+    },
+    "ballast-restore-drill": {
+        "schedule": {"type": "crontab", "value": "0 4 * * 0"},
+        "timezone": "UTC",
+        "checkin_margin": 60,
+        "max_runtime": 240,
+    },
+}
+
+
+@contextmanager
+def monitored(slug: str) -> Iterator[None]:
+    """Checks in before the block and after it, with ok or, when it raises, error. Nothing without SENTRY_DSN.
+
+    Nothing but the check-in is sent: no integrations, no tags of this machine, no traceback.
+    """
+    dsn = os.environ.get("SENTRY_DSN")
+    if not dsn:
+        yield
+        return
+    with sentry_sdk.isolation_scope():
+        sentry_sdk.init(
+            dsn,
+            environment=os.environ.get("ENVIRONMENT", "production"),
+            default_integrations=False,
+            auto_enabling_integrations=False,
+            server_name="",
+        )
+        check_in = capture_checkin(slug, status=MonitorStatus.IN_PROGRESS, monitor_config=MONITORS[slug])
+        status = MonitorStatus.ERROR
+        try:
+            yield
+            status = MonitorStatus.OK
+        finally:
+            capture_checkin(slug, check_in_id=check_in, status=status, monitor_config=MONITORS[slug])
+            sentry_sdk.flush(timeout=5)
+            sentry_sdk.get_client().close()

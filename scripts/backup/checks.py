@@ -1,0 +1,210 @@
+"""What proves a restored database: everything that a weaker check would take for granted."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from scripts.backup import snapshot
+from scripts.backup.manifest import SCHEMAS, Manifest
+from scripts.database import Connection
+from scripts.failure import Failure
+
+MOST_NAMED = 3
+# People of real tenants as whom a drill looks at others' rows.
+MOST_PEOPLE = 20
+STEP_SECONDS = 0.05
+MOST_WAITS = 100
+
+FUNCTIONS = """
+    select p.oid::regprocedure::text, format('select %%s(%%s)', l.lanvalidator::regproc, p.oid)
+    from pg_proc as p
+    join pg_language as l on l.oid = p.prolang
+    where p.pronamespace::regnamespace::text = any(%(schemas)s) and p.prokind <> 'a' and l.lanvalidator <> 0
+    order by 1
+"""
+# Where a row belongs to an organization, by which column, and people may read some of them.
+TENANT_TABLES = """
+    select c.oid::regclass::text, a.attname::text
+    from pg_class as c
+    join pg_attribute as a on a.attrelid = c.oid and not a.attisdropped
+    where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p')
+        and a.attname = case when c.relname = 'organizations' then 'id' else 'organization_id' end
+        and has_column_privilege('authenticated', c.oid, a.attnum, 'select')
+    order by 1
+"""
+# Two tenants, of which the first has somebody in it; gone again when the transaction is rolled back.
+STRANGERS = """
+    with organization as (
+        insert into public.organizations (clerk_org_id, name) values ('org_drill_one', 'One'), ('org_drill_two', 'Two')
+        returning id, clerk_org_id
+    ), person as (
+        insert into public.profiles (clerk_user_id) values ('user_drill') returning id
+    ), membership as (
+        insert into public.organization_memberships (organization_id, user_id, role)
+        select o.id, p.id, 'viewer' from organization as o, person as p where o.clerk_org_id = 'org_drill_one'
+    )
+    insert into public.projects (organization_id, title) select id, clerk_org_id from organization
+"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was compared, whether it is as it should be, and in words what was found."""
+
+    name: str
+    passed: bool
+    detail: str
+    seconds: float
+
+
+class CheckFailed(Failure):
+    """A restored database is not what was backed up."""
+
+
+Answer = tuple[bool, str]
+
+
+def compared(connection: Connection, manifest: Manifest) -> Iterator[Check]:
+    """The database just restored, before anything changed it, with what was backed up."""
+    yield _check("row counts", lambda: _rows(connection, manifest))
+    yield _check("structure", lambda: _structure(connection, manifest))
+    yield _check("functions", lambda: _functions(connection))
+    yield _check("audit seal", lambda: _seal(connection, manifest))
+
+
+def erased_again(connection: Connection, ledger: Callable[[], list[dict[str, Any]]]) -> Check:
+    """Erases whoever the backup brought back, by the ledger beside the backups."""
+    return _check("erasures replayed", lambda: _erasures(connection, ledger()))
+
+
+def denied(connection: Connection) -> Check:
+    """Tries as people to read what is not theirs. Everything is rolled back."""
+    return _check("other tenants denied", lambda: _denials(connection))
+
+
+def _check(name: str, ask: Callable[[], Answer]) -> Check:
+    began = time.monotonic()
+    try:
+        passed, detail = ask()
+    except psycopg.Error as error:
+        passed, detail = False, f"{type(error).__name__} {error.sqlstate}"
+    except Failure as failure:
+        passed, detail = False, str(failure)
+    return Check(name, passed, detail, round(time.monotonic() - began, 3))
+
+
+def _rows(connection: Connection, manifest: Manifest) -> Answer:
+    found = snapshot.counted(connection)
+    wrong = [
+        f"{table} has {found.get(table, 0):,} rows and not {manifest.rows.get(table, 0):,}"
+        for table in sorted(found.keys() | manifest.rows.keys())
+        if found.get(table) != manifest.rows.get(table)
+    ]
+    total = sum(manifest.rows.values())
+    return not wrong, _named(wrong) or f"{total:,} rows in {len(manifest.rows)} tables, each as counted"
+
+
+def _structure(connection: Connection, manifest: Manifest) -> Answer:
+    found = snapshot.described(connection)
+    wrong: list[str] = []
+    for kind in sorted(found.keys() | manifest.structure.keys()):
+        is_there, should_be = found.get(kind, {}), manifest.structure.get(kind, {})
+        wrong += [f"{kind} {name} is missing" for name in sorted(should_be.keys() - is_there.keys())]
+        wrong += [f"{kind} {name} is new" for name in sorted(is_there.keys() - should_be.keys())]
+        both = sorted(is_there.keys() & should_be.keys())
+        wrong += [f"{kind} {name} differs" for name in both if is_there[name] != should_be[name]]
+    migration = snapshot.newest_migration(connection)
+    if migration != manifest.migration:
+        wrong.append(f"the migration is {migration} and not {manifest.migration}")
+    objects = sum(len(names) for names in manifest.structure.values())
+    return not wrong, _named(wrong) or f"{objects:,} objects of {len(manifest.structure)} kinds, each as described"
+
+
+def _functions(connection: Connection) -> Answer:
+    """A restore switches the checks of functions off: each is asked now whether it can still be understood."""
+    wrong = []
+    functions = connection.execute(FUNCTIONS, {"schemas": list(SCHEMAS)}).fetchall()
+    for name, question in functions:
+        try:
+            with connection.transaction():
+                connection.execute(question.encode())
+        except psycopg.Error as error:
+            wrong.append(f"{name}: {error.diag.message_primary}")
+    return not wrong, _named(wrong) or f"{len(functions)} functions are valid"
+
+
+def _seal(connection: Connection, manifest: Manifest) -> Answer:
+    seal = snapshot.last_seal(connection)
+    if seal != manifest.audit_seal:
+        return False, "The last seal of the audit trail is not the one that was backed up"
+    return True, f"seal {seal.sequence} is the last, as backed up" if seal else "the audit trail was not sealed"
+
+
+def _erasures(connection: Connection, ledger: list[dict[str, Any]]) -> Answer:
+    if connection.execute("select to_regproc('app.replay_erasures')").fetchone() == (None,):
+        return not ledger, f"{len(ledger):,} in the ledger, and the backup is older than erasures: migrate, then replay"
+    returned = connection.execute("select app.replay_erasures(%s)", [Jsonb(ledger)]).fetchall()
+    unfinished = [receipt for (receipt,) in returned if not _erased(connection, receipt)]
+    if unfinished:
+        return False, f"{len(unfinished):,} of {len(returned):,} are not erased yet: run `ballast person resume`"
+    return True, f"{len(ledger):,} in the ledger, {len(returned):,} of them were back, and are erased"
+
+
+def _erased(connection: Connection, receipt: str) -> bool:
+    step: object = None
+    waits = 0
+    while waits < MOST_WAITS:
+        before, [[step]] = step, connection.execute("select app.continue_erasure(%s)", [receipt]).fetchall()
+        if step["state"] != "running":  # type: ignore[index]
+            return True
+        if step == before:  # others' transactions still run
+            waits += 1
+            time.sleep(STEP_SECONDS)
+    return False
+
+
+def _denials(connection: Connection) -> Answer:
+    with connection.transaction(force_rollback=True):
+        connection.execute(STRANGERS)
+        tables = connection.execute(TENANT_TABLES).fetchall()
+        people = connection.execute(
+            """
+            select p.clerk_user_id, array_agg(m.organization_id)
+            from public.profiles as p
+            join public.organization_memberships as m on m.user_id = p.id
+            where p.clerk_user_id is not null and not p.banned
+            group by p.id, p.clerk_user_id
+            order by p.clerk_user_id <> 'user_drill', count(*) desc
+            limit %s
+            """,
+            [MOST_PEOPLE],
+        ).fetchall()
+        own = others = 0
+        for user_id, organizations in people:
+            claims = json.dumps({"sub": user_id, "role": "authenticated", "fva": [0, 0]})
+            connection.execute("select set_config('request.jwt.claims', %s, true)", [claims])
+            connection.execute("set local role authenticated")
+            for table, column in tables:
+                query = sql.SQL(
+                    "select count(*) filter (where {column} = any(%(own)s)),"
+                    " count(*) filter (where {column} <> all(%(own)s)) from {table}"
+                ).format(column=sql.Identifier(column), table=sql.SQL(table))
+                [[mine, theirs]] = connection.execute(query, {"own": organizations}).fetchall()
+                own, others = own + mine, others + theirs
+            connection.execute("reset role")
+    if others or not own:
+        return False, f"as {len(people)} people: {own:,} rows of their own tenants, {others:,} of others"
+    return True, f"{len(people)} people saw {own:,} rows of their own tenants and none of others"
+
+
+def _named(wrong: list[str]) -> str:
+    rest = f", and {len(wrong) - MOST_NAMED:,} more" if len(wrong) > MOST_NAMED else ""
+    return "; ".join(wrong[:MOST_NAMED]) + rest

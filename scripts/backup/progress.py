@@ -1,0 +1,62 @@
+"""How a long piece of work is going: its stage, bytes and rate, on a terminal only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A progress bar whose work has stages."""
+
+    progress: Progress
+    task: TaskID
+
+    def stage(self, name: str, total_bytes: int | None = None) -> None:
+        """The next stage begins; of how many bytes, when that is known."""
+        self.progress.reset(self.task, description=name, total=total_bytes)
+
+    def advance_to(self, done_bytes: int) -> None:
+        self.progress.update(self.task, completed=done_bytes)
+
+
+class Silence(Bar):
+    """For work that nobody watches."""
+
+    def __init__(self) -> None:
+        progress = Progress(disable=True)
+        super().__init__(progress, progress.add_task("", total=None))
+
+
+@contextmanager
+def progress_bar() -> Iterator[Bar]:
+    """On stderr, and gone when the block ends."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description:>12}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield Bar(progress, progress.add_task("", total=None))
+
+
+def size(number: int) -> str:
+    """Bytes as people read them: 1.4 GB."""
+    return decimal(number)

@@ -1,0 +1,83 @@
+"""What becomes of backups, in public.backup_logs: written through the Data API, as everything of the service is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from scripts import database
+from scripts.backup.manifest import Manifest
+from service.data_api import CallFailed, DataApi
+
+# A database that was just restarted answers again within so long.
+PATIENCE_SECONDS = 30.0
+PAUSE_SECONDS = 1.0
+
+
+class Records:
+    """Of one database. What cannot be recorded is said, and stops nothing: the store knows what there is."""
+
+    def __init__(self, data_api: DataApi | None) -> None:
+        self._data_api = data_api
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> Records:
+        """By SUPABASE_URL and SUPABASE_SECRET_KEY."""
+        url, key = environment.get("SUPABASE_URL"), environment.get("SUPABASE_SECRET_KEY")
+        if url and key:
+            return cls(DataApi(url.rstrip("/"), key))
+        database.say("SUPABASE_URL and SUPABASE_SECRET_KEY are not set: public.backup_logs will not know of this.")
+        return cls(None)
+
+    def begin(self, backup_id: str, filename: str, backup_type: str) -> None:
+        """Marks what a crash left as interrupted, and this one as started."""
+        self._call("begin_backup", {"id": backup_id, "filename": filename, "backup_type": backup_type}, patience=0)
+
+    def complete(self, manifest: Manifest) -> None:
+        self._end(manifest.id, "completed", manifest.size_bytes, manifest.files[manifest.dump].sha256, None)
+
+    def fail(self, backup_id: str, reason: str) -> None:
+        self._end(backup_id, "failed", None, None, reason)
+
+    def drill(self, manifest: Manifest, filename: str, report: Mapping[str, Any]) -> None:
+        backup = {
+            "id": manifest.id,
+            "filename": filename,
+            "backup_type": manifest.backup_type,
+            "size_bytes": manifest.size_bytes,
+            "checksum": manifest.files[manifest.dump].sha256,
+            "created_at": manifest.created_at.isoformat(),
+        }
+        self._call("record_drill", {"backup": backup, "report": dict(report)})
+
+    def _end(
+        self,
+        backup_id: str,
+        status: Literal["completed", "failed"],
+        size_bytes: int | None,
+        checksum: str | None,
+        error_message: str | None,
+    ) -> None:
+        arguments = {
+            "id": backup_id,
+            "status": status,
+            "size_bytes": size_bytes,
+            "checksum": checksum,
+            "error_message": error_message,
+        }
+        self._call("end_backup", arguments)
+
+    def _call(self, function: str, arguments: Mapping[str, Any], patience: float = PATIENCE_SECONDS) -> None:
+        if self._data_api is None:
+            return
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                self._data_api.call(function, arguments)
+            except CallFailed as failure:
+                if time.monotonic() < deadline:
+                    time.sleep(PAUSE_SECONDS)
+                    continue
+                database.say(f"public.backup_logs does not know of this: {failure}.")
+            return

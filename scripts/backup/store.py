@@ -1,0 +1,296 @@
+"""Backups in their store: a folder each, `database/<name>/`, which counts as a backup once its manifest is there."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import ObjectStore
+from pydantic import ValidationError
+
+from scripts.backup.manifest import MANIFEST, Manifest
+from scripts.failure import Failure
+from service import object_store
+from service.backups import FOLDER
+
+NAME = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
+DRILLS = "drills"
+MEGABYTE = 1 << 20
+# S3 takes 10,000 parts, and refuses parts below 5 MiB: so 160 GB at most, in 48 MiB of memory.
+PART_BYTES = 16 * MEGABYTE
+PARTS_AT_ONCE = 2
+READ_BYTES = 4 * MEGABYTE
+# Of one request: a part of 16 MiB over 2 Mbit/s. What hangs longer must not keep a transaction open for days.
+ATTEMPT_SECONDS = 90
+RETRIES = 3
+
+Result = TypeVar("Result")
+
+
+class StoreUnavailable(Failure):
+    """The store cannot be read or written. `code` says why in one word: the store's own words may quote its keys."""
+
+    def __init__(self, deed: str, url: str, code: str) -> None:
+        super().__init__(f"Cannot {deed} in {url}: {code}. Check BACKUP_URL and the variables AWS_….")
+        self.code = code
+
+
+class BackupUnknown(Failure):
+    """There is no backup of this name."""
+
+
+class ManifestInvalid(Failure):
+    """A manifest is no manifest, or that of another backup."""
+
+
+class Sink(Protocol):
+    """What a stream is written to."""
+
+    def write(self, piece: bytes, /) -> int: ...
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """Something that an interrupted run left in the store: it never became a backup."""
+
+    path: str
+    size_bytes: int
+    began_at: datetime
+    upload_id: str | None = None
+
+
+class BackupStore:
+    """The backups below `url`, as object_store.opened() takes it. Nothing is opened before it is needed.
+
+    Every method raises StoreUnavailable.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    # --- reading ---
+
+    def names(self) -> list[str]:
+        """Of all backups, oldest first."""
+        ending = f"/{MANIFEST}"
+        found = (path.removesuffix(ending).rpartition("/")[2] for path in self._paths() if path.endswith(ending))
+        return sorted(name for name in found if NAME.fullmatch(name))
+
+    def find(self, wanted: str) -> str:
+        """The name of a backup: itself, its end, or `latest`. Raises BackupUnknown."""
+        names = self.names()
+        found = names[-1:] if wanted == "latest" else [name for name in names if wanted in {name, name[-8:]}]
+        if not found:
+            raise BackupUnknown(f"There is no backup {wanted!r} in {self.url}: `ballast backup list` shows them.")
+        return found[0]
+
+    def manifest(self, name: str) -> Manifest:
+        """What a backup says of itself. Raises ManifestInvalid."""
+        body = self._attempt(f"read the manifest of {name}", lambda store: store.get(_path(name, MANIFEST)).bytes())
+        try:
+            manifest = Manifest.model_validate_json(bytes(body))
+        except ValidationError as error:
+            [first, *_] = error.errors(include_input=False)
+            place = ".".join(str(part) for part in first["loc"])
+            raise ManifestInvalid(f"The manifest of {name} is damaged: {place}: {first['msg']}.") from None
+        if manifest.name != name:
+            raise ManifestInvalid(f"The manifest in {FOLDER}/{name} is that of {manifest.name}: do not trust either.")
+        return manifest
+
+    def read(self, name: str, file: str) -> bytes:
+        """A small file of a backup, whole."""
+        return bytes(self._attempt(f"read {file} of {name}", lambda store: store.get(_path(name, file)).bytes()))
+
+    def stream(self, name: str, file: str) -> Iterator[bytes]:
+        """A file of a backup in pieces, one after the other."""
+        pieces = self._attempt(
+            f"read {file} of {name}", lambda store: iter(store.get(_path(name, file)).stream(min_chunk_size=READ_BYTES))
+        )
+        while (piece := self._attempt(f"read {file} of {name}", lambda _: next(pieces, None))) is not None:
+            yield bytes(piece)
+
+    def drills(self) -> dict[str, list[str]]:
+        """Backup → the files with the reports of its drills, oldest first."""
+        found: dict[str, list[str]] = {}
+        for path in sorted(self._paths()):
+            name, _, file = path.removeprefix(f"{FOLDER}/").partition("/")
+            if file.startswith(f"{DRILLS}/") and file.endswith(".json"):
+                found.setdefault(name, []).append(file)
+        return found
+
+    # --- writing ---
+
+    @contextmanager
+    def writer(self, name: str, file: str) -> Iterator[Sink]:
+        """Writes a file of unknown length in parts. When the block raises, nothing of it stays."""
+        deed = f"write {file} of {name}"
+        opened = self._attempt(
+            deed,
+            lambda store: obstore.open_writer(
+                store, _path(name, file), buffer_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE
+            ),
+        )
+        writing = _Guarded(opened, lambda act: self._attempt(deed, lambda _: act()))
+        try:
+            yield writing
+        except BaseException as failure:
+            # obstore aborts an upload whose block it sees fail; what the store says of that helps nobody.
+            with suppress(BaseError, OSError, ValueError, RuntimeError):
+                opened.__exit__(type(failure), failure, failure.__traceback__)
+            raise
+        self._attempt(deed, lambda _: opened.close())
+        self._sync(_path(name, file))
+
+    def put(self, name: str, file: str, body: bytes) -> None:
+        """Writes a small file, never over another."""
+        path = _path(name, file)
+        self._attempt(f"write {file} of {name}", lambda store: store.put(path, body, mode="create"))
+        self._sync(path)
+
+    def discard(self, name: str) -> None:
+        """Deletes a backup: the manifest first, so that what is left of a half deletion is no backup."""
+        folder = f"{FOLDER}/{name}/"
+        paths = [path for path in self._paths() if path.startswith(folder)]
+        for path in sorted(paths, key=lambda path: not path.endswith(f"/{MANIFEST}")):
+            self._attempt(f"delete {path}", partial(_delete, path=path))
+
+    # --- what interrupted runs left ---
+
+    def leftovers(self, older_than: timedelta) -> list[Leftover]:
+        """Unfinished uploads, and folders without a manifest, that nobody wrote to for so long."""
+        before = datetime.now(UTC) - older_than
+        return [each for each in [*self._unfinished_folders(), *self._uploads()] if each.began_at < before]
+
+    def remove(self, leftover: Leftover) -> None:
+        """Deletes or aborts it."""
+        if leftover.upload_id is None:
+            self.discard(leftover.path.removeprefix(f"{FOLDER}/"))
+        else:
+            self._bucket_call(
+                "abort an upload",
+                "abort_multipart_upload",
+                Key=self._key(leftover.path),
+                UploadId=leftover.upload_id,
+            )
+
+    def _unfinished_folders(self) -> Iterator[Leftover]:
+        whole = set(self.names())
+        folders: dict[str, list[tuple[int, datetime]]] = {}
+        for path, size, written_at in self._objects():
+            name = path.removeprefix(f"{FOLDER}/").partition("/")[0]
+            if NAME.fullmatch(name) and name not in whole:
+                folders.setdefault(name, []).append((size, written_at))
+        for name, files in folders.items():
+            yield Leftover(f"{FOLDER}/{name}", sum(size for size, _ in files), max(moment for _, moment in files))
+
+    def _uploads(self) -> Iterator[Leftover]:
+        """Multipart uploads that were never completed. Other clouds than S3 forget theirs by themselves."""
+        if not self.url.startswith("s3:"):
+            return
+        marks: dict[str, str] = {}
+        while True:
+            answer = self._bucket_call(
+                "list unfinished uploads", "list_multipart_uploads", Prefix=self._key(f"{FOLDER}/"), **marks
+            )
+            for each in answer.get("Uploads", []):
+                path = each["Key"].removeprefix(self._key(""))
+                yield Leftover(path, 0, each["Initiated"], each["UploadId"])
+            if not answer.get("IsTruncated"):
+                return
+            marks = {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer["NextUploadIdMarker"]}
+
+    # --- how ---
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder, where the store is one."""
+        parts = urlsplit(self.url)
+        return Path(unquote(parts.path)) if parts.scheme == "file" else None
+
+    def path(self, name: str, file: str) -> Path | None:
+        """Where a file of a backup lies on this machine, when it does."""
+        return self.folder / _path(name, file) if self.folder is not None else None
+
+    def _key(self, path: str) -> str:
+        prefix = urlsplit(self.url).path.strip("/")
+        return f"{prefix}/{path}" if prefix else path
+
+    def _bucket_call(self, deed: str, method: str, **arguments: str) -> dict[str, Any]:
+        import boto3  # noqa: PLC0415 - half a second, which only this needs
+        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+
+        try:
+            client = boto3.client("s3")
+            answer: dict[str, Any] = getattr(client, method)(Bucket=urlsplit(self.url).netloc, **arguments)
+        except ClientError as error:
+            code = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "ClientError"))
+        except BotoCoreError as error:
+            code = type(error).__name__
+        else:
+            return answer
+        raise StoreUnavailable(deed, self.url, code)
+
+    def _paths(self) -> list[str]:
+        return [path for path, _, _ in self._objects()]
+
+    def _objects(self) -> list[tuple[str, int, datetime]]:
+        def listed(store: ObjectStore) -> list[tuple[str, int, datetime]]:
+            batches = store.list(FOLDER)
+            return [(each["path"], each["size"], each["last_modified"]) for batch in batches for each in batch]
+
+        return self._attempt(f"list {FOLDER}", listed)
+
+    def _attempt(self, deed: str, act: Callable[[ObjectStore], Result]) -> Result:
+        try:
+            return act(self._store)
+        except AlreadyExistsError:
+            code = "AlreadyExists"
+        except (BaseError, OSError, ValueError) as error:
+            code = object_store.reason(error)
+        # Outside the except block: a chained traceback would print what the store said.
+        raise StoreUnavailable(deed, self.url, code)
+
+    def _sync(self, path: str) -> None:
+        """A folder's file is there also after the power failed: obstore renames it, and leaves the rest to the disk."""
+        if self.folder is None:
+            return
+        for place in (self.folder / path, (self.folder / path).parent):
+            descriptor = os.open(place, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    @cached_property
+    def _store(self) -> ObjectStore:
+        return object_store.opened(self.url, attempt_seconds=ATTEMPT_SECONDS, retries=RETRIES)
+
+
+class _Guarded:
+    """A writer whose failures are the store's."""
+
+    def __init__(self, opened: obstore.WritableFile, guard: Callable[[Callable[[], object]], object]) -> None:
+        self._opened = opened
+        self._guard = guard
+
+    def write(self, piece: bytes, /) -> int:
+        self._guard(lambda: self._opened.write(piece))
+        return len(piece)
+
+
+def _path(name: str, file: str) -> str:
+    return f"{FOLDER}/{name}/{file}"
+
+
+def _delete(store: ObjectStore, path: str) -> None:
+    store.delete(path)

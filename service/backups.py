@@ -1,0 +1,91 @@
+"""Starts backups, each in a process of its own: neither its memory nor a worker's restart matters to the service."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+from uuid import UUID, uuid4
+
+from service.data_api import CallFailed
+from service.logs import log
+
+FOLDER = "database"
+COMMAND = (sys.executable, "-m", "scripts.cli", "backup", "run")
+
+BackupType = Literal["automated", "manual"]
+Call = Callable[[str, dict[str, Any]], Any]
+
+
+class BackupsUnconfigured(Exception):
+    """`missing` names the variables without which no backup can be made."""
+
+    def __init__(self, missing: tuple[str, ...]) -> None:
+        super().__init__(f"No backup without {', '.join(missing)}.")
+        self.missing = missing
+
+
+class BackupRunning(Exception):
+    """One is being made, or was asked for a moment ago."""
+
+
+def new_name(backup: UUID, moment: datetime) -> str:
+    """The name of a backup of that moment: 20261124T120000Z-1a2b3c4d. Names sort by time."""
+    return f"{moment.astimezone(UTC):%Y%m%dT%H%M%SZ}-{backup.hex[:8]}"
+
+
+def filename_of(name: str) -> str:
+    """Where the store keeps it, as backup_logs says."""
+    return f"{FOLDER}/{name}"
+
+
+@dataclass(frozen=True)
+class BackupRunner:
+    """`call(function, arguments)` is DataApi.call, or does what it does. The process reads the environment itself."""
+
+    call: Call
+    missing: tuple[str, ...] = ()
+    command: tuple[str, ...] = COMMAND
+
+    def start(self, backup_type: BackupType) -> dict[str, Any]:
+        """Begins a backup and returns its row: {id, filename, backup_type, status, created_at}.
+
+        Raises BackupsUnconfigured, BackupRunning, CallFailed, and OSError when the system gives no process.
+        """
+        if self.missing:
+            raise BackupsUnconfigured(self.missing)
+        backup = uuid4()
+        name = new_name(backup, datetime.now(UTC))
+        arguments = {"id": str(backup), "filename": filename_of(name), "backup_type": backup_type}
+        row: dict[str, Any] | None = self.call("request_backup", arguments)
+        if row is None:
+            raise BackupRunning
+        told = ("--log", str(backup), "--name", name, "--type", backup_type)
+        try:
+            # What it complains of joins our log; its session is its own, so that what stops us does not stop it.
+            process = subprocess.Popen(
+                (*self.command, *told), start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            )
+        except OSError:
+            self._failed(row["id"], "The backup process could not be started.")
+            raise
+        log.info("backup started", extra={"backup": row["id"]})
+        threading.Thread(target=self._wait, args=(row["id"], process), name="backup", daemon=True).start()
+        return row
+
+    def _wait(self, backup: str, process: subprocess.Popen[bytes]) -> None:
+        """A process that died could not say so. One that did has its own reason recorded, which stays."""
+        code = process.wait()
+        log.log(logging.ERROR if code else logging.INFO, "backup ended", extra={"backup": backup, "code": code})
+        if code:
+            self._failed(backup, f"The backup process ended with code {code}.")
+
+    def _failed(self, backup: str, reason: str) -> None:
+        with suppress(CallFailed):  # the next run finds it
+            self.call("end_backup", {"id": backup, "status": "failed", "error_message": reason})

@@ -1,0 +1,423 @@
+"""The record of backups: who may write it, what it remembers of runs and drills, and when it calls for somebody."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+
+from tests.conftest import Database
+
+LOCK = 733140620
+CHECKSUM = "0f" * 32
+Connect = Callable[[], psycopg.Connection[Any]]
+
+
+def call(database: Database, function: str, **arguments: object) -> Any:
+    """As the service calls it."""
+    named = ", ".join(f"{name} => %s" for name in arguments)
+    with database.acting("service_role", {"role": "service_role"}):
+        return database.value(f"select public.{function}({named})", *arguments.values())
+
+
+def begin(database: Database, backup_type: str = "automated") -> UUID:
+    backup = uuid4()
+    call(database, "begin_backup", id=backup, filename=f"database/{backup}", backup_type=backup_type)
+    return backup
+
+
+def end(database: Database, backup: UUID, status: str = "completed", **more: object) -> None:
+    call(database, "end_backup", id=backup, status=status, **more)
+
+
+def drill(database: Database, backup: UUID, **report: object) -> None:
+    described = {
+        "id": str(backup), "filename": f"database/{backup}", "backup_type": "automated", "size_bytes": 1000, "checksum": CHECKSUM,
+        "created_at": "2026-11-24T02:00:00Z",
+    }  # fmt: skip
+    call(database, "record_drill", backup=json.dumps(described), report=json.dumps({"passed": True} | report))
+
+
+def row(database: Database, backup: UUID, *columns: str) -> tuple[Any, ...]:
+    (found,) = database.rows(f"select {', '.join(columns)} from public.backup_logs where id = %s", backup)
+    return found
+
+
+def aged(database: Database, backup: UUID, age: str, column: str = "created_at") -> None:
+    database.execute(f"update public.backup_logs set {column} = now() - %s::interval where id = %s", age, backup)
+
+
+def health(database: Database, *columns: str) -> tuple[Any, ...]:
+    (found,) = database.rows(f"select {', '.join(columns)} from ops.backup_health")
+    return found
+
+
+@pytest.fixture
+def running(connect: Connect) -> Callable[[int], psycopg.Connection[Any]]:
+    """Opens a transaction that holds the lock of that number."""
+
+    def hold(lock: int) -> psycopg.Connection[Any]:
+        connection = connect()
+        connection.execute("begin isolation level repeatable read read only")
+        assert connection.execute("select pg_try_advisory_xact_lock(%s)", [lock]).fetchone() == (True,)
+        return connection
+
+    return hold
+
+
+# --- who may
+
+
+@pytest.mark.parametrize("function", [
+    "backup_is_running()", "request_backup(gen_random_uuid(), 'x', 'manual')", "begin_backup(gen_random_uuid(), 'x', 'manual')",
+    "end_backup(gen_random_uuid(), 'failed')", "record_drill('{}', '{}')", "backups()",
+])  # fmt: skip
+@pytest.mark.parametrize("role", ["anon", "authenticated"])
+def test_only_the_service_may_call(database: Database, role: str, function: str) -> None:
+    with pytest.raises(psycopg.errors.InsufficientPrivilege), database.acting(role, {"sub": "user_ada", "role": role}):
+        database.execute(f"select public.{function}")
+
+
+@pytest.mark.parametrize("role", ["anon", "authenticated", "service_role"])
+@pytest.mark.parametrize("place", ["public.backup_logs", "ops.backup_health"])
+def test_nobody_reads_the_record_itself(database: Database, role: str, place: str) -> None:
+    with pytest.raises(psycopg.errors.InsufficientPrivilege), database.acting(role, {"role": role}):
+        database.execute(f"select from {place}")
+
+
+# --- runs
+
+
+def test_a_run_is_noticed_by_its_lock_until_it_ends_however_it_ends(
+    database: Database, running: Callable[[int], psycopg.Connection[Any]]
+) -> None:
+    assert call(database, "backup_is_running") is False
+    with running(LOCK):
+        assert call(database, "backup_is_running") is True
+    assert call(database, "backup_is_running") is False
+
+
+@pytest.mark.parametrize("lock", [LOCK + 1, LOCK + 2**32])
+def test_another_lock_is_no_run(
+    database: Database, running: Callable[[int], psycopg.Connection[Any]], lock: int
+) -> None:
+    with running(lock):
+        assert call(database, "backup_is_running") is False
+
+
+def test_a_run_in_another_database_is_no_run_here(database: Database, server: Any) -> None:
+    with psycopg.connect(server.url().rpartition("/")[0] + "/template1", autocommit=True) as elsewhere:
+        elsewhere.execute("select pg_advisory_lock(%s)", [LOCK])
+        assert call(database, "backup_is_running") is False
+
+
+def request(database: Database) -> dict[str, Any] | None:
+    backup = uuid4()
+    answer: dict[str, Any] | None = call(
+        database, "request_backup", id=backup, filename=f"database/{backup}", backup_type="manual"
+    )
+    return answer
+
+
+def test_the_service_asks_for_a_backup_and_gets_its_row(database: Database) -> None:
+    asked = request(database)
+    assert asked is not None
+    assert list(asked) == ["id", "status", "filename", "created_at", "backup_type"]
+    assert asked["status"] == "started"
+    assert row(database, UUID(asked["id"]), "filename", "backup_type", "status") == (
+        f"database/{asked['id']}", "manual", "started",
+    )  # fmt: skip
+
+
+def test_none_is_begun_while_one_runs(database: Database, running: Callable[[int], psycopg.Connection[Any]]) -> None:
+    with running(LOCK):
+        assert request(database) is None
+    assert database.value("select count(*) from public.backup_logs") == 0
+
+
+def test_of_two_who_ask_at_once_one_gets_a_backup(database: Database) -> None:
+    first = request(database)
+    assert first is not None
+    assert request(database) is None
+    aged(database, UUID(first["id"]), "11 seconds")  # its process never came
+    assert request(database) is not None
+
+
+def test_one_that_just_ended_is_no_reason_to_wait(database: Database) -> None:
+    end(database, begin(database), "failed")
+    assert request(database) is not None
+
+
+def test_a_run_keeps_the_row_that_the_service_made(database: Database) -> None:
+    asked = request(database)
+    assert asked is not None
+    again = {name: asked[name] for name in ("id", "filename", "backup_type")}
+    call(database, "begin_backup", **again)
+    assert row(database, UUID(asked["id"]), "status", "backup_type") == ("started", "manual")
+    assert database.value("select count(*) from public.backup_logs") == 1
+
+
+def test_a_crash_is_found_by_the_next_run(database: Database) -> None:
+    crashed, finished = begin(database), begin(database)
+    end(database, finished)
+    following = begin(database)
+    columns = ("status", "finished_at is not null", "error_message")
+    assert row(database, crashed, *columns) == ("interrupted", True, "The process ended without a word.")
+    assert row(database, finished, *columns) == ("completed", True, None)
+    assert row(database, following, *columns) == ("started", False, None)
+
+
+def test_one_that_was_taken_for_crashed_may_still_begin_and_end(database: Database) -> None:
+    late = begin(database)
+    begin(database)
+    call(database, "begin_backup", id=late, filename=f"database/{late}", backup_type="automated")
+    assert row(database, late, "status", "finished_at", "error_message") == ("started", None, None)
+    begin(database)
+    end(database, late)
+    assert row(database, late, "status") == ("completed",)
+
+
+def test_an_end_is_kept_with_what_the_store_holds(database: Database) -> None:
+    backup = begin(database)
+    end(database, backup, size_bytes=2**40, checksum=CHECKSUM)
+    columns = ("status", "size_bytes", "checksum", "error_message", "finished_at is not null")
+    assert row(database, backup, *columns) == ("completed", 2**40, CHECKSUM, None, True)
+
+
+@pytest.mark.parametrize(("first", "second"), [("completed", "failed"), ("failed", "completed")])
+def test_the_first_end_counts(database: Database, first: str, second: str) -> None:
+    backup = begin(database)
+    end(database, backup, first, error_message="The first.")
+    aged(database, backup, "1 hour", "finished_at")
+    before = row(database, backup, "status", "error_message", "finished_at")
+    end(database, backup, second, error_message="The second.")
+    end(database, backup, first, error_message="The third.")
+    assert row(database, backup, "status", "error_message", "finished_at") == before
+
+
+def test_a_failure_begins_again_for_nobody(database: Database) -> None:
+    backup = begin(database)
+    end(database, backup, "failed", error_message="The disk is full.")
+    call(database, "begin_backup", id=backup, filename=f"database/{backup}", backup_type="automated")
+    assert row(database, backup, "status", "error_message") == ("failed", "The disk is full.")
+
+
+def test_a_long_reason_is_cut(database: Database) -> None:
+    backup = begin(database)
+    end(database, backup, "failed", error_message="ü" * 501)
+    assert row(database, backup, "error_message") == ("ü" * 500,)
+
+
+@pytest.mark.parametrize("status", ["started", "interrupted", "", None])
+def test_it_ends_as_completed_or_failed(database: Database, status: str | None) -> None:
+    backup = begin(database)
+    with pytest.raises(psycopg.Error, match="completed or failed"), database.connection.transaction():
+        call(database, "end_backup", id=backup, status=status)
+
+
+def test_two_backups_never_have_one_name(database: Database) -> None:
+    call(database, "begin_backup", id=uuid4(), filename="database/a", backup_type="manual")
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        call(database, "begin_backup", id=uuid4(), filename="database/a", backup_type="manual")
+
+
+# --- drills
+
+
+def test_a_drill_is_kept_with_its_backup(database: Database) -> None:
+    backup = begin(database)
+    end(database, backup, size_bytes=5, checksum="aa" * 32)
+    drill(database, backup, passed=False, checks=[{"name": "counts", "passed": False}])
+    report = {"passed": False, "checks": [{"name": "counts", "passed": False}]}
+    columns = ("status", "size_bytes", "checksum", "drilled_at = now()", "drill_passed", "drill_report")
+    assert row(database, backup, *columns) == ("completed", 5, "aa" * 32, True, False, report)
+    drill(database, backup)
+    assert row(database, backup, *columns) == ("completed", 5, "aa" * 32, True, True, {"passed": True})
+
+
+def test_a_drill_brings_back_the_record_of_a_backup(database: Database) -> None:
+    backup = uuid4()
+    drill(database, backup, rto_seconds=40)
+    columns = (
+        "filename",
+        "backup_type",
+        "status",
+        "size_bytes",
+        "checksum",
+        "created_at = '2026-11-24 02:00Z'",
+        "finished_at",
+    )
+    assert row(database, backup, *columns) == (
+        f"database/{backup}", "automated", "completed", 1000, CHECKSUM, True, None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("lost", ["started", "interrupted", "failed"])
+def test_what_was_restored_is_complete_though_its_end_was_missed(database: Database, lost: str) -> None:
+    backup = begin(database)
+    database.execute(
+        "update public.backup_logs set status = %s, error_message = 'No answer.' where id = %s", lost, backup
+    )
+    columns = ("status", "size_bytes", "checksum", "error_message", "drill_passed")
+    drill(database, backup, passed=False)
+    assert row(database, backup, *columns) == (lost, None, None, "No answer.", False)
+    drill(database, backup)
+    assert row(database, backup, *columns) == ("completed", 1000, CHECKSUM, None, True)
+
+
+def test_a_report_that_does_not_say_that_it_passed_did_not(database: Database) -> None:
+    backup = uuid4()
+    for passed in (None, "true", 1):
+        drill(database, backup, passed=passed)
+        assert row(database, backup, "drill_passed") == (False,)
+
+
+# --- reading
+
+
+def test_backups_are_listed_newest_first(database: Database) -> None:
+    assert call(database, "backups") == []
+    old, crashed, new = begin(database), begin(database), begin(database)
+    aged(database, old, "2 days")
+    aged(database, crashed, "1 day")
+    end(database, new, size_bytes=7, checksum=CHECKSUM)
+    drill(database, new)
+    database.execute(
+        "update public.backup_logs set finished_at = created_at + interval '90 seconds' where id = %s", new
+    )
+    listed = call(database, "backups")
+    assert [each["id"] for each in listed] == [str(new), str(crashed), str(old)]
+    assert [each["duration_seconds"] for each in listed] == [90, None, None]
+    assert call(database, "backups", newest=1) == listed[:1]
+    expected = {
+        "id": str(new), "filename": f"database/{new}", "backup_type": "automated", "status": "completed", "size_bytes": 7,
+        "checksum": CHECKSUM, "error_message": None, "drill_passed": True, "duration_seconds": 90,
+    }  # fmt: skip
+    assert listed[0].keys() == expected.keys() | {"created_at", "drilled_at"}
+    assert expected.items() <= listed[0].items()
+
+
+# --- health
+
+
+def verdict(database: Database) -> str:
+    status, advice = health(database, "status", "advice")
+    assert advice.endswith(".")
+    return str(status)
+
+
+@pytest.fixture
+def proven(database: Database) -> UUID:
+    """A backup of an hour ago, drilled half an hour ago."""
+    backup = begin(database)
+    end(database, backup, size_bytes=1000, checksum=CHECKSUM)
+    drill(database, backup, rto_seconds=40.5)
+    aged(database, backup, "1 hour")
+    aged(database, backup, "30 minutes", "drilled_at")
+    return backup
+
+
+def test_without_a_backup_it_is_red_and_says_what_to_do(database: Database) -> None:
+    columns = (
+        "last_success_at",
+        "rpo_now",
+        "rpo_target::text",
+        "rto",
+        "last_failure",
+        "running_since",
+        "status",
+        "advice",
+    )
+    assert health(database, *columns) == (
+        None, None, "24:00:00", None, None, None, "red", "There is no backup: run `ballast backup run` now.",
+    )  # fmt: skip
+
+
+def test_a_proven_recent_backup_is_green(database: Database, proven: UUID) -> None:
+    database.execute("update public.backup_logs set finished_at = created_at + interval '20 seconds'")
+    columns = (
+        "last_filename",
+        "size_bytes",
+        "duration::text",
+        "rpo_now::text",
+        "last_drill_passed",
+        "rto::text",
+        "last_failure_at",
+    )
+    assert health(database, *columns) == (
+        f"database/{proven}", 1000, "00:00:20", "01:00:00", True, "00:00:40.5", None,
+    )  # fmt: skip
+    assert health(database, "status", "advice") == ("green", "Nothing is to be done.")
+
+
+@pytest.mark.parametrize(
+    ("age", "colour"),
+    [("24 hours", "green"), ("24 hours 1 second", "yellow"), ("26 hours", "yellow"), ("26 hours 1 second", "red")],
+)
+def test_it_warns_when_a_backup_is_late_and_alarms_two_hours_later(
+    database: Database, proven: UUID, age: str, colour: str
+) -> None:
+    aged(database, proven, age)
+    assert verdict(database) == colour
+
+
+def test_the_targets_are_the_installations(database: Database, proven: UUID) -> None:
+    database.execute("update app.settings set backup_rpo = '30 minutes'")
+    assert verdict(database) == "yellow"
+    database.execute("update app.settings set backup_rpo = '4 hours', drill_every = '1 hour'")
+    aged(database, proven, "1 day 2 hours", "drilled_at")
+    assert verdict(database) == "yellow"
+    with pytest.raises(psycopg.errors.CheckViolation), database.connection.transaction():
+        database.execute("update app.settings set backup_rpo = '0'")
+
+
+@pytest.mark.parametrize(("age", "colour"), [("8 days", "green"), ("8 days 1 second", "yellow")])
+def test_a_proof_that_is_a_day_late_is_a_warning(database: Database, proven: UUID, age: str, colour: str) -> None:
+    aged(database, proven, age, "drilled_at")
+    assert verdict(database) == colour
+
+
+def test_a_backup_that_was_never_restored_is_a_warning(database: Database) -> None:
+    end(database, begin(database))
+    assert verdict(database) == "yellow"
+
+
+def test_the_newest_drill_counts_whichever_backup_it_restored(database: Database, proven: UUID) -> None:
+    end(database, newer := begin(database))
+    assert verdict(database) == "green"
+    drill(database, newer, passed=False, rto_seconds="unknown")
+    assert health(database, "status", "last_drill_passed", "rto") == ("red", False, None)
+    drill(database, newer)
+    assert verdict(database) == "green"
+
+
+@pytest.mark.parametrize("how", ["failed", "interrupted", "unnoticed"])
+def test_a_failure_since_the_last_backup_is_a_warning(database: Database, proven: UUID, how: str) -> None:
+    backup = begin(database)
+    if how == "failed":
+        end(database, backup, "failed", error_message="The store said 403.")
+    elif how == "interrupted":
+        database.execute("update public.backup_logs set status = 'interrupted' where id = %s", backup)
+    aged(database, backup, "2 minutes")
+    reason = "The store said 403." if how == "failed" else "The process ended without a word."
+    assert health(database, "status", "last_failure") == ("yellow", reason)
+    end(database, begin(database))
+    assert verdict(database) == "green"
+
+
+def test_a_run_is_no_failure_however_long_it_takes(
+    database: Database, proven: UUID, running: Callable[[int], psycopg.Connection[Any]]
+) -> None:
+    backup = begin(database)
+    aged(database, backup, "20 minutes")
+    with running(LOCK):
+        assert health(database, "status", "(now() - running_since)::text", "last_failure_at") == (
+            "green",
+            "00:20:00",
+            None,
+        )
+    assert health(database, "status", "running_since") == ("yellow", None)

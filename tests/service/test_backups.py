@@ -1,0 +1,285 @@
+"""`/api/v1/backups`: only operators, one at a time, and made by a process of its own, whatever becomes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from psycopg.rows import dict_row
+
+from service.backups import BackupRunner, new_name
+from service.parts import Parts
+from tests.conftest import Stack
+from tests.service.conftest import MakeApp
+from tests.service.outside import HANG_UP, Outside, rest_answer
+from tests.service.test_personal_data import as_caller
+from tests.service.test_settings import HTTPS
+
+LOCK = 733140620
+OPERATOR_TOKEN = "the operator's token, 32 and more"
+CONFIGURED = {
+    "OPERATOR_TOKEN": OPERATOR_TOKEN,
+    "DATABASE_URL": "postgresql://postgres:5ecret@db.example:5432/postgres",
+    "BACKUP_URL": "s3://backups",
+}
+OPERATOR = as_caller(OPERATOR_TOKEN)
+PATH = "/api/v1/backups"
+LogLines = Callable[[], list[dict[str, object]]]
+Database = psycopg.Connection[dict[str, Any]]
+
+# What stands in for the backup: it says what it was given, and ends as it is told.
+STAND_IN = """
+import json, os, sys
+told = {"arguments": sys.argv[1:], "leads_session": os.getsid(0) == os.getpid(), "input": sys.stdin.read(), "token": os.environ.get("X")}
+with open(FOLDER + "/new", "w") as file:
+    json.dump(told, file)
+os.rename(FOLDER + "/new", FOLDER + "/told")
+END
+"""
+
+
+@pytest.fixture
+def database(stack: Stack) -> Iterator[Database]:
+    with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True, row_factory=dict_row) as connection:
+        connection.execute("delete from public.backup_logs")
+        yield connection
+        connection.execute("delete from public.backup_logs")
+
+
+def with_command(app: Flask, command: tuple[str, ...]) -> FlaskClient:
+    tools: Parts = app.extensions["ballast"]
+    runner = BackupRunner(tools.data_api.call, tools.settings.missing_for_backups(), command)
+    app.extensions["ballast"] = dataclasses.replace(tools, backups=runner)
+    return app.test_client()
+
+
+@pytest.fixture
+def backing(make_app: MakeApp, stack: Stack, tmp_path: Path) -> Callable[[str], FlaskClient]:
+    """The service on the running stack, whose backups are a process that ends with that statement."""
+
+    def make(end: str = "") -> FlaskClient:
+        code = STAND_IN.replace("FOLDER", repr(str(tmp_path))).replace("END", end)
+        app = make_app(**(stack.environment | {"OPERATOR_TOKEN": OPERATOR_TOKEN}))
+        return with_command(app, (sys.executable, "-c", code))
+
+    return make
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.02)
+    raise AssertionError("it did not happen in 20 s")
+
+
+def row(database: Database, backup: str) -> dict[str, Any]:
+    found = database.execute("select * from public.backup_logs where id = %s", [backup]).fetchone()
+    assert found is not None
+    return found
+
+
+# --- who may
+
+
+@pytest.mark.parametrize(
+    "given", ["", "Bearer", "Bearer ", "Bearer wrong", OPERATOR_TOKEN, f"bearer  {OPERATOR_TOKEN}", "Bearer \xe9"]
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_without_the_operators_token_nothing_is_told_or_started(make_app: MakeApp, method: str, given: str) -> None:
+    client = make_app(**CONFIGURED).test_client()
+    response = client.open(PATH, method=method, headers={"Authorization": given} if given else {})
+    assert (response.status_code, response.json["type"]) == (401, "urn:problem:ballast:operator-refused")
+    assert response.headers["WWW-Authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("given", ["", "Bearer", "Bearer ", "Bearer None", f"Bearer {OPERATOR_TOKEN}"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_where_no_token_is_configured_nobody_is_an_operator(make_app: MakeApp, method: str, given: str) -> None:
+    client = make_app(**(CONFIGURED | {"OPERATOR_TOKEN": None})).test_client()
+    response = client.open(PATH, method=method, headers={"Authorization": given} if given else {})
+    assert (response.status_code, response.json["type"]) == (401, "urn:problem:ballast:operator-refused")
+
+
+def test_the_jobs_token_is_not_the_operators(make_app: MakeApp, stack: Stack) -> None:
+    client = make_app(**(stack.environment | {"OPERATOR_TOKEN": OPERATOR_TOKEN})).test_client()
+    assert client.get(PATH, headers=as_caller(stack.environment["JOBS_TOKEN"])).status_code == 401
+    assert client.post("/jobs/backup", headers=OPERATOR).status_code == 401
+
+
+# --- starting
+
+
+def test_a_backup_is_begun_by_a_process_of_its_own(
+    backing: Callable[..., FlaskClient],
+    database: Database,
+    tmp_path: Path,
+    log_lines: LogLines,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("X", "the environment as it is")
+    before = datetime.now(UTC)
+    answer = backing().post(PATH, headers=OPERATOR)
+    assert answer.status_code == 202
+    begun = answer.json
+    assert begun.keys() == {"id", "filename", "backup_type", "status", "created_at"}
+    assert (begun["backup_type"], begun["status"]) == ("manual", "started")
+    assert abs(datetime.fromisoformat(begun["created_at"]) - before) < timedelta(seconds=10)
+    assert row(database, begun["id"])["filename"] == begun["filename"]
+
+    folder, _, name = begun["filename"].partition("/")
+    assert folder == "database"
+    assert re.fullmatch(rf"20\d{{6}}T\d{{6}}Z-{begun['id'][:8]}", name)
+    told = json.loads(until(lambda: (tmp_path / "told").exists() and (tmp_path / "told").read_text()))
+    assert told == {
+        "arguments": ["--log", begun["id"], "--name", name, "--type", "manual"],
+        "leads_session": True, "input": "", "token": "the environment as it is",
+    }  # fmt: skip
+    ended = until(lambda: [line for line in log_lines() if line["message"] == "backup ended"])
+    assert [(line["level"], line["backup"], line["code"]) for line in ended] == [("info", begun["id"], 0)]
+    assert row(database, begun["id"])["status"] == "started"  # how it ended is the process' own word
+
+
+@pytest.mark.parametrize(
+    ("end", "code"), [("sys.exit(3)", 3), ("raise RuntimeError", 1), ("os.kill(os.getpid(), 9)", -9)]
+)
+def test_a_process_that_fails_without_a_word_is_recorded(
+    backing: Callable[..., FlaskClient], database: Database, log_lines: LogLines, end: str, code: int
+) -> None:
+    backup = backing(end).post(PATH, headers=OPERATOR).json["id"]
+    until(lambda: row(database, backup)["status"] == "failed")
+    assert row(database, backup)["error_message"] == f"The backup process ended with code {code}."
+    (ended,) = [line for line in log_lines() if line["message"] == "backup ended"]
+    assert (ended["level"], ended["code"]) == ("error", code)
+
+
+def test_a_reason_that_the_process_recorded_stays(
+    backing: Callable[..., FlaskClient], stack: Stack, database: Database, log_lines: LogLines
+) -> None:
+    said = f"""
+import psycopg
+with psycopg.connect({stack.environment["DATABASE_URL"]!r}) as connection:
+    connection.execute("select public.end_backup(%s, 'failed', error_message => 'The disk is full.')", [sys.argv[2]])
+sys.exit(4)
+"""
+    backup = backing(said).post(PATH, headers=OPERATOR).json["id"]
+    until(lambda: [line for line in log_lines() if line["message"] == "backup ended"])
+    time.sleep(0.5)
+    assert (row(database, backup)["status"], row(database, backup)["error_message"]) == ("failed", "The disk is full.")
+
+
+def test_a_process_that_cannot_be_started_is_recorded(
+    make_app: MakeApp, stack: Stack, database: Database, tmp_path: Path
+) -> None:
+    app = make_app(**(stack.environment | {"OPERATOR_TOKEN": OPERATOR_TOKEN}))
+    answer = with_command(app, (str(tmp_path / "nothing"),)).post(PATH, headers=OPERATOR)
+    assert (answer.status_code, answer.json["title"]) == (500, "Internal Server Error")
+    recorded = database.execute("select status, error_message from public.backup_logs").fetchall()
+    assert recorded == [{"status": "failed", "error_message": "The backup process could not be started."}]
+
+
+def test_a_second_one_is_refused_while_one_runs(
+    backing: Callable[..., FlaskClient], stack: Stack, database: Database, tmp_path: Path
+) -> None:
+    client = backing()
+    with psycopg.connect(stack.environment["DATABASE_URL"]) as elsewhere:
+        elsewhere.execute("select pg_try_advisory_xact_lock(%s)", [LOCK])
+        answer = client.post(PATH, headers=OPERATOR)
+    assert (answer.status_code, answer.json["type"]) == (409, "urn:problem:ballast:backup-running")
+    assert database.execute("select from public.backup_logs").rowcount == 0
+    assert not (tmp_path / "told").exists()
+    assert [client.post(PATH, headers=OPERATOR).status_code for _ in range(2)] == [202, 409]
+
+
+@pytest.mark.parametrize(
+    ("environment", "missing"),
+    [
+        ({"DATABASE_URL": None}, ["DATABASE_URL"]),
+        ({"BACKUP_URL": None}, ["BACKUP_URL"]),
+        ({"DATABASE_URL": None, "BACKUP_URL": None}, ["DATABASE_URL", "BACKUP_URL"]),
+        (HTTPS | {"ENVIRONMENT": "production", "BACKUP_URL": None}, ["BACKUP_URL", "BACKUP_RECIPIENTS"]),
+    ],
+)
+def test_what_is_not_configured_is_named(
+    make_app: MakeApp, environment: dict[str, str | None], missing: list[str]
+) -> None:
+    answer = make_app(**(CONFIGURED | environment)).test_client().post(PATH, headers=OPERATOR)
+    assert (answer.status_code, answer.json["type"]) == (503, "urn:problem:ballast:backups-unconfigured")
+    assert answer.json["missing"] == missing
+    assert all(name in answer.json["detail"] for name in missing)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_without_a_database_it_says_so_and_starts_nothing(make_app: MakeApp, method: str, tmp_path: Path) -> None:
+    client = with_command(make_app(**CONFIGURED), (sys.executable, "-c", f"open({str(tmp_path / 'told')!r}, 'w')"))
+    answer = client.open(PATH, method=method, headers=OPERATOR)
+    assert (answer.status_code, answer.json["type"]) == (503, "urn:problem:ballast:database-unavailable")
+    time.sleep(0.3)
+    assert not (tmp_path / "told").exists()
+
+
+def test_a_database_that_goes_away_meanwhile_leaves_the_end_to_the_next_run(
+    make_app: MakeApp, outside: Outside, log_lines: LogLines
+) -> None:
+    begun = {"id": str(uuid4()), "filename": "database/x", "backup_type": "manual", "status": "started"}
+    outside.answer = lambda path, *_: rest_answer(begun) if path.endswith("/request_backup") else HANG_UP
+    app = make_app(**CONFIGURED, SUPABASE_URL=outside.url)
+    client = with_command(app, (sys.executable, "-c", "raise SystemExit(5)"))
+    assert client.post(PATH, headers=OPERATOR).status_code == 202
+    until(lambda: [path for path in outside.requests if path.endswith("/end_backup")])
+    assert [line["code"] for line in log_lines() if line["message"] == "backup ended"] == [5]
+
+
+def test_neither_log_nor_answers_hold_a_secret(
+    backing: Callable[..., FlaskClient], make_app: MakeApp, stack: Stack, database: Database, log_lines: LogLines
+) -> None:
+    answers = [make_app(**(CONFIGURED | {"BACKUP_URL": None})).test_client().post(PATH, headers=OPERATOR)]
+    client = backing("sys.exit(3)")
+    answers += [client.post(PATH, headers=OPERATOR), client.get(PATH, headers=OPERATOR), client.post(PATH)]
+    until(lambda: [line for line in log_lines() if line["message"] == "backup ended"])
+    told = json.dumps(log_lines()) + "".join(answer.text for answer in answers)
+    password = stack.environment["DATABASE_URL"].partition("@")[0].rpartition(":")[2]
+    for secret in (OPERATOR_TOKEN, stack.environment["SUPABASE_SECRET_KEY"], password, "5ecret"):
+        assert secret not in told
+
+
+# --- listing
+
+
+def test_backups_are_listed_newest_first(backing: Callable[..., FlaskClient], database: Database) -> None:
+    client = backing()
+    assert client.get(PATH, headers=OPERATOR).json == {"backups": []}
+    database.execute(
+        "insert into public.backup_logs (filename, backup_type, status, created_at) "
+        "select 'database/' || n, 'automated', 'completed', now() - n * interval '1 day' from generate_series(1, 150) as n"
+    )
+    listed = client.get(PATH, headers=OPERATOR).json["backups"]
+    assert [each["filename"] for each in listed] == [f"database/{number}" for number in range(1, 101)]
+    assert listed[0].keys() == {
+        "id", "filename", "backup_type", "status", "size_bytes", "duration_seconds", "checksum", "error_message",
+        "created_at", "drilled_at", "drill_passed",
+    }  # fmt: skip
+
+
+# --- names
+
+
+def test_a_name_says_the_time_in_utc_and_sorts_by_it() -> None:
+    backup = UUID("1a2b3c4d-0000-4000-8000-000000000000")
+    noon = datetime(2026, 11, 24, 13, 0, 0, 999999, timezone(timedelta(hours=1)))
+    assert new_name(backup, noon) == "20261124T120000Z-1a2b3c4d"
+    assert new_name(uuid4(), noon) < new_name(uuid4(), noon + timedelta(seconds=1))
