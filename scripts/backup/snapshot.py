@@ -133,7 +133,7 @@ def described(connection: Connection) -> Structure:
 
 def normal(kind: str, definition: str) -> str:
     """The definition in one spelling: since PostgreSQL 16 a view names a column's table only where it must."""
-    return re.sub(r"\b[a-z_]\w*\.(?=[a-z_])", "", " ".join(definition.split())) if kind == "view" else definition
+    return re.sub(r"\b[a-z_]\w*\.(?=[\"a-z_])", "", " ".join(definition.split())) if kind == "view" else definition
 
 
 def newest_migration(connection: Connection) -> str | None:

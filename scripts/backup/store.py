@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -47,6 +48,10 @@ class StoreUnavailable(Failure):
 
 class BackupUnknown(Failure):
     """There is no backup of this name."""
+
+
+class NameTaken(Failure):
+    """There is something of this name already."""
 
 
 class ManifestInvalid(Failure):
@@ -130,6 +135,11 @@ class BackupStore:
 
     # --- writing ---
 
+    def require_unused(self, name: str) -> None:
+        """Raises NameTaken: a backup is never written over another, nor cleaned up in its place."""
+        if any(path.startswith(f"{FOLDER}/{name}/") for path in self._paths()):
+            raise NameTaken(f"{name} is there already in {self.url}: run it again, for another name.")
+
     @contextmanager
     def writer(self, name: str, file: str) -> Iterator[Sink]:
         """Writes a file of unknown length in parts. When the block raises, nothing of it stays."""
@@ -173,7 +183,10 @@ class BackupStore:
 
     def remove(self, leftover: Leftover) -> None:
         """Deletes or aborts it."""
-        if leftover.upload_id is None:
+        if self.folder is not None:
+            place = self.folder / leftover.path
+            self._attempt(f"delete {leftover.path}", lambda _: shutil.rmtree(place))
+        elif leftover.upload_id is None:
             self.discard(leftover.path.removeprefix(f"{FOLDER}/"))
         else:
             self._bucket_call(
@@ -186,12 +199,25 @@ class BackupStore:
     def _unfinished_folders(self) -> Iterator[Leftover]:
         whole = set(self.names())
         folders: dict[str, list[tuple[int, datetime]]] = {}
-        for path, size, written_at in self._objects():
+        for path, size, written_at in self._objects() if self.folder is None else self._on_disk(self.folder):
             name = path.removeprefix(f"{FOLDER}/").partition("/")[0]
             if NAME.fullmatch(name) and name not in whole:
                 folders.setdefault(name, []).append((size, written_at))
         for name, files in folders.items():
             yield Leftover(f"{FOLDER}/{name}", sum(size for size, _ in files), max(moment for _, moment in files))
+
+    def _on_disk(self, folder: Path) -> list[tuple[str, int, datetime]]:
+        """As _objects(), and also what obstore does not show: `dump…#1`, which it still wrote, and empty folders."""
+
+        def walked() -> Iterator[tuple[str, int, datetime]]:
+            for place, _, files in os.walk(folder / FOLDER):
+                for found in (Path(place), *(Path(place, file) for file in files)):
+                    with suppress(FileNotFoundError):  # somebody finished or deleted it meanwhile
+                        status = found.stat()
+                        size = 0 if found.is_dir() else status.st_size
+                        yield found.relative_to(folder).as_posix(), size, datetime.fromtimestamp(status.st_mtime, UTC)
+
+        return self._attempt(f"list {FOLDER}", lambda _: list(walked()))
 
     def _uploads(self) -> Iterator[Leftover]:
         """Multipart uploads that were never completed. Other clouds than S3 forget theirs by themselves."""
@@ -222,7 +248,7 @@ class BackupStore:
         return self.folder / _path(name, file) if self.folder is not None else None
 
     def _key(self, path: str) -> str:
-        prefix = urlsplit(self.url).path.strip("/")
+        prefix = unquote(urlsplit(self.url).path).strip("/")
         return f"{prefix}/{path}" if prefix else path
 
     def _bucket_call(self, deed: str, method: str, **arguments: str) -> dict[str, Any]:

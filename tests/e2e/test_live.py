@@ -13,7 +13,7 @@ from playwright.sync_api import APIResponse, Route, WebSocket, expect
 
 from tests.conftest import Stack
 from tests.e2e.conftest import OpenWindow, Window, membership, organization_id, titles_in
-from tests.e2e.relay import Relay, relay_to
+from tests.relay import Relay, relay_to
 
 Connection = psycopg.Connection[Any]
 LOST = "Connection lost, reconnecting"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +18,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from scripts import migrations
+from scripts.backup import programs
 from scripts.backup.store import BackupStore
 from scripts.cli import ballast
 from scripts.local.postgres import Postgres, stop
 from tests import people
-from tests.conftest import Database, free_port_block
+from tests.conftest import ROOT, Database, free_port_block
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +65,7 @@ class Vault:
     url: str
     backup_url: str
     home: Path
-    identity: str = field(default_factory=lambda: str(pyrage.x25519.Identity.generate()))
+    identity: str = field(default_factory=lambda: str(pyrage.x25519.Identity.generate()), repr=False)
 
     @property
     def environment(self) -> dict[str, str | None]:
@@ -84,6 +88,15 @@ class Vault:
     def backed_up(self) -> str:
         """Makes a backup, and returns its name."""
         return str(json.loads(self.done("run", "--json").stdout)["name"])
+
+    def start(self, *words: str, **changes: str | None) -> subprocess.Popen[str]:
+        """The command as a process of its own, to be killed."""
+        variables = os.environ | self.environment | changes
+        return subprocess.Popen(
+            [sys.executable, "-m", "scripts.cli", "backup", *words],
+            cwd=ROOT, env={name: value for name, value in variables.items() if value is not None},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
 
     @property
     def store(self) -> BackupStore:
@@ -111,3 +124,34 @@ def bucket_vault(inhabited: str, new_database: Callable[..., str], tmp_path: Pat
 def vault(request: pytest.FixtureRequest) -> Vault:
     """In a folder and in a bucket."""
     return request.getfixturevalue(f"{request.param}_vault")  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="session")
+def heavy(inhabited: str, new_database: Callable[..., str], bare_server: Postgres) -> str:
+    """The same with 64 MB of what cannot be compressed much: its backup is uploaded in parts. Copy it."""
+    url = new_database(inhabited)
+    with psycopg.connect(bare_server.url("supabase_admin", url.rpartition("/")[2])) as connection:
+        connection.execute("set session_replication_role = replica")
+        connection.execute(
+            "insert into public.audit_logs (action, resource_type, metadata) select 'client.filled', 'test', jsonb_build_object('n', n, "
+            "'filling', (select string_agg(md5(random()::text), '') from generate_series(1, 31250 + 0 * n))) from generate_series(1, 64) as n"
+        )
+    return url
+
+
+@pytest.fixture
+def wrapped(tmp_path: Path) -> Callable[..., str]:
+    """Makes a PG_BIN in which some programs are scripts; `$REAL` in them is the folder of the real ones."""
+
+    def make(**scripts: str) -> str:
+        folder = tmp_path / f"bin-{secrets.token_hex(4)}"
+        folder.mkdir()
+        real = programs.embedded()
+        for name in programs.NAMES:
+            script = scripts.get(name, f'exec "$REAL/{name}" "$@"')
+            version = f'[[ "$*" == --version ]] && exec "$REAL/{name}" --version'
+            (folder / name).write_text(f"#!/bin/bash\nREAL={real}\n{version}\n{script}\n")
+            (folder / name).chmod(0o755)
+        return str(folder)
+
+    return make

@@ -1,18 +1,564 @@
-"""`ballast backup run`: what it stores, and that whatever fails leaves nothing that looks like a backup."""
+"""`ballast backup run`: one moment of the database, whole; and whatever fails leaves nothing that looks like a backup."""
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import io
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
 
+import boto3
+import psycopg
+import pyrage
+import pytest
+
+from scripts import migrations
+from scripts.backup import programs, snapshot
+from scripts.backup.progress import Silence
+from scripts.backup.restoring import Backup
+from scripts.local.postgres import Postgres, stop
+from service import object_store
+from tests.conftest import free_port_block
+from tests.relay import Relay, relay_to
 from tests.scripts.conftest import Vault
+from tests.service.outside import running_outside
+
+FILES = ("after.sql", "before.sql", "dump.pgc.zst.age", "manifest.json")
+# Half of a dump and then: $PPID is the command.
+HALF = '"$REAL/pg_dump" "$@" | head -c 300000;'
 
 
-def test_a_backup_is_four_files_and_the_last_says_what_they_are(vault: Vault) -> None:
+def objects(vault: Vault) -> list[str]:
+    """Every path in the store, staging files of a folder included."""
+    folder = vault.store.folder
+    if folder is not None:
+        return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    store = object_store.opened(vault.backup_url, attempt_seconds=5, retries=0)
+    return sorted(each["path"] for batch in store.list() for each in batch)
+
+
+def uploads(vault: Vault) -> list[str]:
+    """Multipart uploads that were begun and neither completed nor aborted."""
+    if vault.store.folder is not None:
+        return []
+    answer = boto3.client("s3").list_multipart_uploads(Bucket=urlsplit(vault.backup_url).netloc)
+    return [each["Key"] for each in answer.get("Uploads", [])]
+
+
+def sessions(vault: Vault) -> int:
+    """How many sessions of ours the database still has."""
+    with vault.connect() as connection:
+        [[count]] = connection.execute(
+            "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'"
+        ).fetchall()
+    return int(count)
+
+
+def left_nothing(vault: Vault) -> bool:
+    deadline = time.monotonic() + 10
+    while sessions(vault) and time.monotonic() < deadline:  # the server notices in a moment that pg_dump is gone
+        time.sleep(0.05)
+    return (objects(vault), uploads(vault), sessions(vault)) == ([], [], 0)
+
+
+# --- what is stored ---
+
+
+def test_a_backup_is_four_files_and_the_last_says_what_the_others_are(vault: Vault) -> None:
     manifest = json.loads(vault.done("run", "--json").stdout)
-    assert vault.store.names() == [manifest["name"]]
+    assert objects(vault) == [f"database/{manifest['name']}/{file}" for file in FILES]
+    assert manifest["files"].keys() == set(FILES) - {"manifest.json"}
+    for file, told in manifest["files"].items():
+        body = vault.store.read(manifest["name"], file)
+        assert (len(body), hashlib.sha256(body).hexdigest()) == (told["size_bytes"], told["sha256"])
+    assert json.loads(vault.store.read(manifest["name"], "manifest.json")) == manifest
 
 
-def test_a_drill_proves_it(vault: Vault) -> None:
-    name = vault.backed_up()
-    result = vault.done("drill", name)
-    assert "proven" in result.stdout
+def test_the_manifest_counts_and_describes_what_is_there(folder_vault: Vault) -> None:
+    manifest = json.loads(folder_vault.done("run", "--json").stdout)
+    with folder_vault.connect() as connection:
+        assert manifest["rows"] == snapshot.counted(connection)
+        assert manifest["structure"] == snapshot.described(connection)
+        [[migration, seal]] = connection.execute(
+            "select (select max(version) from supabase_migrations.schema_migrations), "
+            "(select encode(seal, 'hex') from app.audit_seals order by sequence desc limit 1)"
+        ).fetchall()
+        assert manifest["server_version"] == connection.info.server_version
+    assert (manifest["migration"], manifest["audit_seal"]["seal"]) == (migration, seal)
+    assert {"postgres", "anon", "authenticated", "service_role"} <= set(manifest["roles"])
+    assert sum(manifest["rows"].values()) > 100
+    assert manifest["structure"].keys() >= {"table", "policy", "grant", "function", "trigger", "constraint", "index"}
+
+
+def test_only_who_has_the_key_can_read_it(folder_vault: Vault) -> None:
+    name = folder_vault.backed_up()
+    sealed = folder_vault.store.read(name, "dump.pgc.zst.age")
+    assert sealed.startswith(b"age-encryption.org/v1")
+    with pytest.raises(pyrage.DecryptError):
+        pyrage.decrypt(sealed, [pyrage.x25519.Identity.generate()])
+    assert pyrage.decrypt(sealed, [pyrage.x25519.Identity.from_str(folder_vault.identity)])
+
+
+def test_each_of_several_recipients_can_open_it(folder_vault: Vault) -> None:
+    offline = pyrage.x25519.Identity.generate()
+    both = f"{folder_vault.environment['BACKUP_RECIPIENTS']}, {offline.to_public()}"
+    folder_vault.done("run", BACKUP_RECIPIENTS=both)
+    for identity in (folder_vault.identity, str(offline)):
+        folder_vault.done("drill", BACKUP_IDENTITY=f"# made by age-keygen\n{identity}\n")
+
+
+def test_two_backups_of_one_moment_do_not_overwrite_each_other(vault: Vault) -> None:
+    first = vault.backed_up()
+    again = vault.run("run", "--name", first, "--log", "00000000-0000-0000-0000-000000000000")
+    assert again.exit_code == 1
+    assert "there already" in again.stderr
+    assert vault.store.names() == [first]
+    vault.done("drill", first)
+    assert len({vault.backed_up() for _ in range(3)}) == 3
+
+
+def test_while_others_write_the_counts_are_those_of_the_dump(folder_vault: Vault, wrapped: Callable[..., str]) -> None:
+    done = threading.Event()
+    written = 0
+
+    def hammer() -> None:
+        nonlocal written
+        with folder_vault.connect() as connection:
+            while not done.is_set():
+                connection.execute(
+                    "insert into public.projects (organization_id, title) select id, 'Hammered' from public.organizations"
+                )
+                connection.execute("delete from public.projects where title = 'Hammered' and random() < 0.3")
+                written += 1
+
+    writers = [threading.Thread(target=hammer) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    try:
+        late = wrapped(pg_dump='sleep 0.5; exec "$REAL/pg_dump" "$@"')
+        names = [json.loads(folder_vault.done("run", "--json", PG_BIN=late).stdout)["name"] for _ in range(2)]
+    finally:
+        done.set()
+        for writer in writers:
+            writer.join()
+    assert written > 20
+    for name in names:
+        checks = {
+            check["name"]: check for check in json.loads(folder_vault.done("drill", name, "--json").stdout)["checks"]
+        }
+        assert checks["row counts"]["passed"]
+    first, second = (folder_vault.store.manifest(name).rows for name in names)
+    assert first != second
+
+
+def test_a_line_says_what_was_made(folder_vault: Vault) -> None:
+    said = folder_vault.done("run").stdout
+    assert said.startswith(folder_vault.store.names()[0])
+    assert " rows, " in said
+
+
+# --- what is refused ---
+
+
+def test_in_production_no_backup_is_made_that_anybody_could_read(folder_vault: Vault) -> None:
+    for environment in ("production", "staging", None):
+        refused = folder_vault.run("run", ENVIRONMENT=environment, BACKUP_RECIPIENTS=None)
+        assert refused.exit_code == 2
+        assert "Set BACKUP_RECIPIENTS" in refused.stderr
+    assert objects(folder_vault) == []
+
+
+def test_elsewhere_it_is_made_with_a_warning_and_can_be_restored(folder_vault: Vault) -> None:
+    made = folder_vault.done("run", BACKUP_RECIPIENTS=None)
+    assert "BACKUP_RECIPIENTS is not set" in made.stderr
+    assert "not encrypted" in made.stdout
+    folder_vault.done("drill", BACKUP_IDENTITY=None)
+
+
+@pytest.mark.parametrize("key", ["age1nonsense", "AGE-SECRET-KEY-1NONSENSE", "ssh-ed25519 AAAA"])
+def test_a_wrong_recipient_is_refused_and_not_repeated(folder_vault: Vault, key: str) -> None:
+    refused = folder_vault.run("run", BACKUP_RECIPIENTS=key)
+    assert refused.exit_code == 2
+    assert key not in refused.output
+    assert objects(folder_vault) == []
+
+
+def test_without_a_place_it_says_what_to_set(folder_vault: Vault) -> None:
+    refused = folder_vault.run("run", BACKUP_URL=None)
+    assert refused.exit_code == 2
+    assert "Set BACKUP_URL" in refused.stderr
+
+
+def test_a_database_without_ours_is_no_empty_backup(folder_vault: Vault, new_database: Callable[..., str]) -> None:
+    refused = folder_vault.run("run", DATABASE_URL=new_database())
+    assert refused.exit_code == 1
+    assert "ballast migrate up" in refused.stderr
+    assert objects(folder_vault) == []
+
+
+def test_a_role_that_sees_less_than_there_is_makes_no_backup(folder_vault: Vault, bare_server: Postgres) -> None:
+    """Such as --enable-row-security would: 0 rows, and all looks well."""
+    database = folder_vault.url.rpartition("/")[2]
+    with psycopg.connect(bare_server.url("supabase_admin", database), autocommit=True) as admin:
+        if not admin.execute("select from pg_roles where rolname = 'weak'").rowcount:
+            admin.execute("create role weak login password 'test'")
+            admin.execute("grant pg_read_all_data to weak")
+    refused = folder_vault.run("run", DATABASE_URL=bare_server.url("weak", database))
+    assert refused.exit_code == 1
+    assert "row-level security" in refused.stderr
+    assert left_nothing(folder_vault)
+
+
+def test_one_runs_at_a_time_and_the_second_says_so(folder_vault: Vault) -> None:
+    with folder_vault.connect() as connection, connection.transaction():
+        connection.execute("select pg_advisory_xact_lock(%s)", [snapshot.ADVISORY_LOCK])
+        refused = folder_vault.run("run")
+    assert refused.exit_code == 1
+    assert "running already" in refused.stderr
+    assert objects(folder_vault) == []
+    folder_vault.backed_up()
+
+
+def test_no_password_stands_in_a_command_line() -> None:
+    target, environment = programs.without_password(
+        "postgresql://postgres:5ecret@db.example:5432/postgres?sslmode=require"
+    )
+    assert "5ecret" not in target
+    assert "sslmode=require" in target
+    assert environment["PGPASSWORD"] == "5ecret"
+
+
+# --- what fails ---
+
+
+@pytest.mark.parametrize(
+    ("pg_dump", "reason"),
+    [
+        (f"{HALF} kill -9 $$", "signal 9"),
+        (f"{HALF} exit 1", "code 1"),
+        ('"$REAL/pg_dump" "$@"; exit 3', "code 3"),
+        ("echo 'pg_dump: error: no space' >&2; echo 'DETAIL: ada@example.com' >&2; exit 1", "code 1: no space"),
+        ("exit 0", "nothing"),
+    ],
+    ids=["killed", "half", "whole but failed", "said why", "empty"],
+)
+def test_a_dump_that_does_not_end_well_is_no_backup(
+    vault: Vault, wrapped: Callable[..., str], pg_dump: str, reason: str
+) -> None:
+    failed = vault.run("run", PG_BIN=wrapped(pg_dump=pg_dump))
+    assert failed.exit_code == 1
+    assert reason in failed.stderr
+    assert "ada@example.com" not in failed.output
+    assert left_nothing(vault)
+    vault.backed_up()
+
+
+def test_a_store_that_is_not_there_ends_it(folder_vault: Vault, aws: pytest.MonkeyPatch) -> None:
+    aws.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    failed = folder_vault.run("run", BACKUP_URL="s3://bucket")
+    assert failed.exit_code == 1
+    assert "Cannot list database in s3://bucket: Connect." in failed.stderr
+    assert left_nothing(folder_vault)
+    missing = folder_vault.run("run", BACKUP_URL=f"{folder_vault.backup_url}/not-mounted")
+    assert missing.exit_code == 1
+    assert left_nothing(folder_vault)
+
+
+def test_a_store_that_refuses_says_nothing_of_its_keys(folder_vault: Vault, aws: pytest.MonkeyPatch) -> None:
+    with running_outside() as outside:
+        outside.answer = lambda *_: (403, {}, b"<Error><AWSAccessKeyId>the-key-id</AWSAccessKeyId>5ecret</Error>")
+        aws.setenv("AWS_ENDPOINT_URL", outside.url)
+        failed = folder_vault.run("run", BACKUP_URL="s3://bucket")
+    assert failed.exit_code == 1
+    assert "403" in failed.stderr
+    assert not [word for word in ("the-key-id", "5ecret") if word in failed.output]
+
+
+def test_a_full_disk_leaves_nothing(heavy: str, new_database: Callable[..., str], folder_vault: Vault) -> None:
+    """A file may not grow beyond 8 MB: what a full disk answers, too, is an error to a write."""
+    full = Vault(new_database(heavy), folder_vault.backup_url, folder_vault.home, folder_vault.identity)
+    variables = {name: value for name, value in (os.environ | full.environment).items() if value is not None}
+    failed = subprocess.run(
+        ["bash", "-c", 'ulimit -f 8192; exec "$0" "$@"', sys.executable, "-m", "scripts.cli", "backup", "run"],
+        env=variables, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert failed.returncode == 1, failed.stderr
+    assert "Cannot write dump.pgc.zst.age" in failed.stderr
+    assert left_nothing(full)
+
+
+def test_an_encryption_that_breaks_leaves_nothing(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(reader: io.BytesIO, writer: io.BytesIO, _keys: object) -> None:
+        writer.write(reader.read(8192))
+        raise pyrage.EncryptError("no more entropy")
+
+    monkeypatch.setattr(pyrage, "encrypt_io", breaks)
+    failed = vault.run("run")
+    assert failed.exit_code == 1
+    assert "no more entropy" in failed.stderr
+    assert left_nothing(vault)
+
+
+@pytest.fixture
+def cable(bucket_vault: Vault, s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
+    """What the bucket is reached through."""
+    with relay_to(urlsplit(s3).port or 0) as relay:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{relay.port}")
+        yield relay
+
+
+def test_a_network_that_is_cut_midway_leaves_no_backup(
+    heavy: str,
+    new_database: Callable[..., str],
+    bucket_vault: Vault,
+    cable: Relay,
+    monkeypatch: pytest.MonkeyPatch,
+    s3: str,
+) -> None:
+    large = Vault(new_database(heavy), bucket_vault.backup_url, bucket_vault.home, bucket_vault.identity)
+    cable.hears = lambda data: cable.cut() if b"partNumber=2" in data else None
+    failed = large.run("run")
+    assert failed.exit_code == 1
+    assert "Cannot write dump.pgc.zst.age" in failed.stderr
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
+    assert objects(large) == []
+    assert sessions(large) == 0
+
+
+def test_a_network_that_was_away_for_a_moment_is_not_noticed(bucket_vault: Vault, cable: Relay) -> None:
+    was_cut = threading.Event()
+
+    def cut_once(data: bytes) -> None:
+        if b"before.sql" in data and not was_cut.is_set():
+            was_cut.set()
+            cable.cut()
+            cable.mend()
+
+    cable.hears = cut_once
+    bucket_vault.done("drill", bucket_vault.backed_up())
+    assert was_cut.is_set()
+
+
+def test_a_database_that_restarts_meanwhile_ends_it(
+    home: Path, folder_vault: Vault, wrapped: Callable[..., str]
+) -> None:
+    server = Postgres(home / "restarted", free_port_block(), "test")
+    process = server.start(fsync="off")
+    try:
+        migrations.up(server.url())
+        vault = Vault(server.url(), folder_vault.backup_url, folder_vault.home)
+        running = vault.start(
+            "run", PG_BIN=wrapped(pg_dump=f'touch "{folder_vault.home}/dumping"; sleep 2; exec "$REAL/pg_dump" "$@"')
+        )
+        while not (folder_vault.home / "dumping").exists():
+            time.sleep(0.02)
+        stop(process)
+        process = server.start(fsync="off")
+        _, said = running.communicate(timeout=60)
+        assert running.returncode == 1, said
+        assert "pg_dump ended with code 1" in said
+        assert left_nothing(vault)
+        vault.backed_up()
+    finally:
+        stop(process)
+
+
+# --- kill -9 ---
+
+
+def whole(vault: Vault) -> list[str]:
+    """Every backup in the store; each must be whole."""
+    names = vault.store.names()
+    for name in names:
+        manifest = vault.store.manifest(name)
+        backup = Backup(vault.store, manifest, [pyrage.x25519.Identity.from_str(vault.identity)], vault.home)
+        backup.open_into(io.BytesIO(), backup.dump(Silence()), Silence())
+        assert backup.script("before.sql")
+        assert backup.script("after.sql")
+    return names
+
+
+STAGES = ("partNumber=1&", "partNumber=2&", "before.sql", "after.sql", "manifest.json")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_at_any_stage_of_an_upload_it_leaves_no_backup(
+    heavy: str,
+    new_database: Callable[..., str],
+    bucket_vault: Vault,
+    cable: Relay,
+    monkeypatch: pytest.MonkeyPatch,
+    s3: str,
+    stage: str,
+) -> None:
+    large = Vault(new_database(heavy), bucket_vault.backup_url, bucket_vault.home, bucket_vault.identity)
+    running = large.start("run")
+    killed = threading.Event()
+
+    def kill(data: bytes) -> None:
+        if data.startswith(b"PUT") and stage.encode() in data.partition(b"\r\n")[0] and not killed.is_set():
+            running.send_signal(signal.SIGKILL)
+            killed.set()
+            raise OSError  # and nothing of it arrives
+
+    cable.hears = kill
+    running.communicate(timeout=60)
+    assert killed.is_set()
+    assert running.returncode == -signal.SIGKILL
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
+    assert whole(large) == []
+    deadline = time.monotonic() + 20
+    while sessions(large) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert sessions(large) == 0
+    name = large.backed_up()
+    assert whole(large) == [name]
+
+
+def test_killed_while_it_dumps_it_leaves_no_backup(folder_vault: Vault, wrapped: Callable[..., str]) -> None:
+    running = folder_vault.start("run", PG_BIN=wrapped(pg_dump=f"{HALF} kill -9 $PPID; sleep 0.2"))
+    running.communicate(timeout=60)
+    assert running.returncode == -signal.SIGKILL
+    assert whole(folder_vault) == []
+    assert sessions(folder_vault) == 0
+    name = folder_vault.backed_up()
+    assert whole(folder_vault) == [name]
+
+
+def test_killed_at_any_moment_a_folder_holds_only_whole_backups(folder_vault: Vault) -> None:
+    began = time.monotonic()
+    folder_vault.start("run").communicate(timeout=60)
+    usual = time.monotonic() - began
+    for share in (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95):
+        running = folder_vault.start("run")
+        time.sleep(usual * share)
+        running.kill()
+        running.communicate(timeout=60)
+        whole(folder_vault)
+    name = folder_vault.backed_up()
+    assert name in whole(folder_vault)
+
+
+def test_asked_politely_to_stop_it_cleans_up(folder_vault: Vault, wrapped: Callable[..., str]) -> None:
+    running = folder_vault.start("run", PG_BIN=wrapped(pg_dump=f"{HALF} kill -TERM $PPID; sleep 20"))
+    running.communicate(timeout=60)
+    assert running.returncode == 128 + signal.SIGTERM
+    assert left_nothing(folder_vault)
+
+
+# --- the alarm ---
+
+
+@dataclass
+class Sentry:
+    """What reached Sentry: the lines of each envelope."""
+
+    dsn: str
+    lines: list[bytes] = field(default_factory=list)
+
+    def hear(self, _path: str, _headers: object, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        self.lines += (gzip.decompress(body) if body.startswith(b"\x1f\x8b") else body).splitlines()
+        return 200, {}, b"{}"
+
+    def check_ins(self) -> list[tuple[str, str]]:
+        """(monitor, status) of each."""
+        items = [json.loads(line) for line in self.lines if b"monitor_slug" in line]
+        return [(item["monitor_slug"], item["status"]) for item in items]
+
+
+@pytest.fixture
+def sentry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sentry]:
+    with running_outside() as server:
+        heard = Sentry(f"http://public@127.0.0.1:{urlsplit(server.url).port}/1")
+        server.answer = heard.hear
+        monkeypatch.setenv("SENTRY_DSN", heard.dsn)
+        yield heard
+
+
+def test_sentry_hears_of_a_backup_and_of_one_that_failed(
+    folder_vault: Vault, sentry: Sentry, wrapped: Callable[..., str]
+) -> None:
+    name = json.loads(folder_vault.done("run", "--json", SENTRY_DSN=sentry.dsn).stdout)["name"]
+    folder_vault.run("run", SENTRY_DSN=sentry.dsn, PG_BIN=wrapped(pg_dump="exit 1"))
+    folder_vault.done("drill", name, SENTRY_DSN=sentry.dsn)
+    folder_vault.run("drill", "nothing", SENTRY_DSN=sentry.dsn)
+    assert sentry.check_ins() == [
+        (f"ballast-{monitor}", status)
+        for monitor, end in [("backup", "ok"), ("backup", "error"), ("restore-drill", "ok"), ("restore-drill", "error")]
+        for status in ("in_progress", end)
+    ]
+    told = b"".join(sentry.lines)
+    secret = (
+        folder_vault.identity,
+        "postgresql://",
+        os.uname().nodename,
+        "example.com",
+        str(folder_vault.home),
+        "pg_dump",
+    )
+    assert not [word for word in secret if word.encode() in told]
+
+
+# --- the programs ---
+
+
+class Server:
+    """As much of a connection as the choice of programs looks at."""
+
+    def __init__(self, version: int, *, tls: bool = False) -> None:
+        self.info = type("Info", (), {"server_version": version * 10_000})
+        self.pgconn = type("Pgconn", (), {"ssl_in_use": tls})
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Puts programs of these versions on PATH, and no others anywhere but the embedded ones."""
+
+    def install(*versions: int) -> None:
+        for version in versions:
+            folder = tmp_path / str(version)
+            folder.mkdir()
+            for name in programs.NAMES:
+                (folder / name).write_text(f"#!/bin/sh\necho '{name} (PostgreSQL) {version}.1'\n")
+                (folder / name).chmod(0o755)
+        monkeypatch.setattr(programs, "PLACES", ())
+        monkeypatch.setenv("PATH", os.pathsep.join(str(tmp_path / str(version)) for version in versions))
+
+    return install
+
+
+def test_the_oldest_programs_that_fit_are_chosen(installed: Callable[..., None]) -> None:
+    installed(17, 15, 16, 14)
+    assert programs.fitting(Server(15)).version == 15  # type: ignore[arg-type]
+    assert programs.fitting(Server(16)).version == 16  # type: ignore[arg-type]
+    assert programs.fitting(Server(15), at_least=17).version == 17  # type: ignore[arg-type]
+
+
+def test_a_server_with_tls_is_not_talked_to_by_programs_without(installed: Callable[..., None]) -> None:
+    installed(15)
+    assert programs.fitting(Server(17)).folder == programs.embedded()  # type: ignore[arg-type]
+    with pytest.raises(
+        programs.ProgramsMissing, match=r"17 or newer with TLS .*18 in .* without TLS.*postgresql-client-17"
+    ):
+        programs.fitting(Server(17, tls=True))  # type: ignore[arg-type]
+
+
+def test_a_folder_that_is_named_is_the_only_one(
+    installed: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    installed(15, 17)
+    monkeypatch.setenv("PG_BIN", str(tmp_path / "17"))
+    assert programs.fitting(Server(15)).version == 17  # type: ignore[arg-type]
+    monkeypatch.setenv("PG_BIN", str(tmp_path / "nothing"))
+    with pytest.raises(programs.ProgramsMissing, match="found: none"):
+        programs.fitting(Server(15))  # type: ignore[arg-type]

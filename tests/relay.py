@@ -6,16 +6,20 @@ import contextlib
 import select
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 CHUNK = 65_536
 
 
 class Relay:
-    """Listens on a free port and carries bytes both ways. Cut, it closes every connection and takes no new one."""
+    """Listens on a free port and carries bytes both ways. Cut, it closes every connection and takes no new one.
 
-    def __init__(self, target_port: int) -> None:
+    `hears` is told what a client sends, before it is carried on.
+    """
+
+    def __init__(self, target_port: int, hears: Callable[[bytes], None] = lambda _: None) -> None:
         self._target_port = target_port
+        self.hears = hears
         self._connections: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._listener = self._listen(0)
@@ -54,6 +58,8 @@ class Relay:
                     data = source.recv(CHUNK)
                     if not data:
                         return
+                    if source is client:
+                        self.hears(data)
                     other[source].sendall(data)
 
 

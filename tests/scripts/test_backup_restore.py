@@ -1,0 +1,447 @@
+"""`ballast backup restore` and `drill`: all of it comes back, or nothing; and a drill finds what is wrong with a backup."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from scripts import migrations
+from scripts.backup import snapshot
+from scripts.local.postgres import Postgres, stop
+from tests import people
+from tests.conftest import Database, free_port_block
+from tests.people import ADA, ADA_EMAILS
+from tests.scripts.conftest import Vault
+
+OLDEST = Path("/usr/lib/postgresql/15/bin")
+CHECKS = ["row counts", "structure", "functions", "audit seal", "erasures replayed"]
+Change = Callable[[dict[str, Any]], None]
+
+
+def contents(url: str) -> dict[str, str]:
+    """Each of our tables → a hash of all that is in it."""
+    with psycopg.connect(url) as connection:
+        return {
+            table: connection.execute(
+                sql.SQL("select md5(coalesce(string_agg(t::text, ',' order by t::text), '')) from only {} as t").format(
+                    sql.Identifier(*table.split("."))
+                )
+            ).fetchall()[0][0]
+            for table in snapshot.counted(connection)
+        }
+
+
+def drilled(vault: Vault, *words: str, **changes: str | None) -> dict[str, Any]:
+    """The report of a drill, and each of its checks by name."""
+    result = vault.run("drill", *words, "--json", **changes)
+    report: dict[str, Any] = json.loads(result.stdout)
+    assert result.exit_code == (0 if report["passed"] else 1), result.output
+    return report | {"checks": {check["name"]: check for check in report["checks"]}}
+
+
+def failed(report: dict[str, Any]) -> list[str]:
+    return [name for name, check in report["checks"].items() if not check["passed"]]
+
+
+def rewritten(vault: Vault, name: str, change: Change) -> None:
+    """Somebody changes the manifest of a backup in a folder."""
+    place = vault.store.path(name, "manifest.json")
+    assert place is not None
+    manifest = json.loads(place.read_text())
+    change(manifest)
+    place.write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def empty(new_database: Callable[..., str]) -> str:
+    """A database as a new Supabase project hands it out."""
+    return new_database()
+
+
+# --- restore ---
+
+
+def test_everything_is_again_as_it_was(vault: Vault, empty: str) -> None:
+    name = vault.backed_up()
+    before = contents(vault.url)
+    restored = vault.done("restore", name, "--to", empty, "--json")
+    assert [(check["name"], check["passed"]) for check in json.loads(restored.stdout)] == [
+        (check, True) for check in CHECKS
+    ]
+    assert contents(empty) == before
+    with psycopg.connect(empty) as connection:
+        assert people.scan(Database(connection), ADA)
+        [[statistics]] = connection.execute("select count(*) from pg_stats where schemaname = 'public'").fetchall()
+    assert statistics > 20
+
+
+def test_an_id_may_be_the_latest_or_its_end(folder_vault: Vault, new_database: Callable[..., str]) -> None:
+    names = [folder_vault.backed_up() for _ in range(2)]
+    for wanted in ("latest", names[1], names[1][-8:]):
+        folder_vault.done("restore", wanted, "--to", new_database())
+    unknown = folder_vault.run("restore", "20200101T000000Z-00000000", "--to", new_database())
+    assert unknown.exit_code == 1
+    assert "ballast backup list" in unknown.stderr
+
+
+def test_what_is_restored_is_closed_to_whom_it_was_closed(folder_vault: Vault, empty: str) -> None:
+    """A new project grants everything on new tables of public to anon, and a dump does not say that it may not."""
+    with psycopg.connect(empty) as connection:
+        connection.execute("create table public.trap (id int)")
+        assert connection.execute("select has_table_privilege('anon', 'public.trap', 'select')").fetchone() == (True,)
+        connection.rollback()
+    folder_vault.done("restore", folder_vault.backed_up(), "--to", empty)
+    with psycopg.connect(empty) as connection:
+        open_to_anon = connection.execute(
+            "select c.relname from pg_class as c where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p', 'v') "
+            "and has_table_privilege('anon', c.oid, 'select, insert, update, delete')"
+        ).fetchall()
+        assert open_to_anon == []
+        connection.execute("create function public.later() returns int language sql as 'select 1'")
+        connection.execute("create table public.later (id int)")
+        new = connection.execute(
+            "select has_function_privilege('anon', 'public.later()', 'execute'), has_table_privilege('anon', 'public.later', 'select')"
+        ).fetchall()
+    assert new == [(False, False)]
+
+
+def test_our_policies_on_tables_of_others_are_there_and_who_publishes_ours(folder_vault: Vault, empty: str) -> None:
+    question = (
+        "select (select count(*) from pg_policies where schemaname = 'realtime'), "
+        "(select array_agg(tablename::text) from pg_publication_tables where pubname = 'supabase_realtime')"
+    )
+    with psycopg.connect(empty) as connection:
+        assert connection.execute(question).fetchall() == [(0, None)]
+    folder_vault.done("restore", folder_vault.backed_up(), "--to", empty)
+    with psycopg.connect(empty) as connection:
+        assert connection.execute(question).fetchall() == [(2, ["projects"])]
+
+
+def test_it_says_what_is_left_to_do(folder_vault: Vault, empty: str) -> None:
+    said = folder_vault.done("restore", folder_vault.backed_up(), "--to", empty).stderr
+    for words in ("FLUSHDB", "ballast person resume", "ballast migrate up", "Clerk"):
+        assert words in said
+
+
+def test_the_migrations_find_nothing_to_do_afterwards(folder_vault: Vault, empty: str) -> None:
+    folder_vault.done("restore", folder_vault.backed_up(), "--to", empty)
+    assert migrations.up(empty, dry_run=True).empty
+
+
+def test_data_is_never_written_over_without_being_asked(folder_vault: Vault, new_database: Callable[..., str]) -> None:
+    name = folder_vault.backed_up()
+    target = new_database(folder_vault.url)
+    with psycopg.connect(target) as connection:
+        connection.execute("update public.projects set title = 'Later'")
+        connection.execute("create table public.newer (id int)")
+    before = contents(target)
+    project = target.rpartition("/")[2]
+    refused = folder_vault.run("restore", name, "--to", target)
+    assert refused.exit_code == 1
+    assert f"--replace {project}" in refused.stderr
+    mistyped = folder_vault.run("restore", name, "--to", target, "--replace", "postgres")
+    assert mistyped.exit_code == 2
+    assert repr(project) in mistyped.stderr
+    assert contents(target) == before
+    folder_vault.done("restore", name, "--to", target, "--replace", project)
+    assert contents(target) == contents(folder_vault.url)
+
+
+@pytest.mark.parametrize(
+    ("host", "user", "project"),
+    [
+        ("db.abcdefghijklmnopqrst.supabase.co", "postgres", "abcdefghijklmnopqrst"),
+        ("aws-0-eu-central-1.pooler.supabase.com", "postgres.abcdefghijklmnopqrst", "abcdefghijklmnopqrst"),
+        ("127.0.0.1", "postgres", "postgres"),
+    ],
+)
+def test_a_project_is_named_as_supabase_names_it(host: str, user: str, project: str) -> None:
+    from scripts.backup.restore import project_of  # noqa: PLC0415
+
+    connection: Any = type(
+        "Connection", (), {"info": type("Info", (), {"host": host, "user": user, "dbname": "postgres"})}
+    )
+    assert project_of(connection) == project
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.parametrize("end", ["exit 1", "kill -9 $PPID", "exit 0"])
+def test_a_restore_that_breaks_off_changes_nothing(
+    folder_vault: Vault, new_database: Callable[..., str], wrapped: Callable[..., str], end: str, replaced: bool
+) -> None:
+    """Half of the dump is restored, then it fails, or the command is killed, or all looks well."""
+    name = folder_vault.backed_up()
+    target = new_database(folder_vault.url) if replaced else new_database()
+    before = contents(target)
+    half = f'[[ "$*" == *--list* ]] && exec "$REAL/pg_restore" "$@"; "$REAL/pg_restore" "$@" | head -c 400000; {end}'
+    words = ["--replace", target.rpartition("/")[2]] if replaced else []
+    running = folder_vault.start("restore", name, "--to", target, *words, PG_BIN=wrapped(pg_restore=half))
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == (-signal.SIGKILL if "kill" in end else 1), said
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with psycopg.connect(target) as connection:
+            if not connection.execute(
+                "select from pg_stat_activity where application_name = 'ballast' and datname = current_database()"
+            ).rowcount:
+                break
+        time.sleep(0.1)
+    assert contents(target) == before
+    folder_vault.done("restore", name, "--to", target, *words)
+    assert contents(target) == contents(folder_vault.url)
+
+
+def test_what_the_database_refuses_is_said_without_the_data(
+    folder_vault: Vault, new_database: Callable[..., str], bare_server: Postgres
+) -> None:
+    target = new_database()
+    with psycopg.connect(bare_server.url("supabase_admin", target.rpartition("/")[2])) as admin:
+        admin.execute("create schema app")
+        admin.execute("create schema hidden")
+    refused = folder_vault.run("restore", folder_vault.backed_up(), "--to", target)
+    assert refused.exit_code == 1
+    assert 'Nothing was restored. ERROR:  schema "app" already exists' in refused.stderr
+    with psycopg.connect(target) as connection:
+        assert snapshot.counted(connection) == {}
+
+
+def test_default_privileges_of_other_roles_stay_theirs(home: Path, folder_vault: Vault) -> None:
+    """Hosted Supabase has some of supabase_admin's in public, which a dump holds and postgres may not restore."""
+    servers = [Postgres(home / f"hosted-{number}", free_port_block(), "test") for number in (1, 2)]
+    processes = []
+    try:
+        for server in servers:
+            processes.append(server.start(fsync="off"))
+            with psycopg.connect(server.url("supabase_admin")) as admin:
+                admin.execute(
+                    "alter default privileges for role supabase_admin in schema public grant all on tables to anon, authenticated"
+                )
+        migrations.up(servers[0].url())
+        vault = Vault(servers[0].url(), folder_vault.backup_url, folder_vault.home, folder_vault.identity)
+        vault.done("restore", vault.backed_up(), "--to", servers[1].url())
+    finally:
+        for process in processes:
+            stop(process)
+
+
+# --- erasures ---
+
+
+def test_who_was_erased_since_is_erased_again(folder_vault: Vault, empty: str) -> None:
+    name = folder_vault.backed_up()
+    with folder_vault.connect() as connection:
+        [[person]] = connection.execute(
+            "select id::text from public.profiles where clerk_user_id = %s", [ADA]
+        ).fetchall()
+        # Erased in the live database, and in the ledger beside the backups.
+        [[receipt]] = connection.execute("select app.begin_erasure(%s, 'administrator')", [ADA]).fetchall()
+        step: dict[str, Any] = {"state": "running"}
+        while step["state"] == "running":
+            [[step]] = connection.execute("select app.continue_erasure(%s)", [receipt]).fetchall()
+    folder = folder_vault.store.folder
+    assert folder is not None
+    (folder / "erasures").mkdir()
+    (folder / f"erasures/{receipt}.json").write_text(json.dumps(step))
+    folder_vault.done("restore", name, "--to", empty)
+    with psycopg.connect(empty) as connection:
+        left = people.scan(Database(connection), person, ADA, *ADA_EMAILS)
+        assert left.keys() <= {"app.erasure_log"}  # until Clerk is told, which `ballast person resume` does
+        assert connection.execute("select state from app.erasure_log").fetchall() == [("erased",)]
+    report = drilled(folder_vault, name)
+    assert report["checks"]["erasures replayed"]["detail"] == "1 in the ledger, 1 of them were back, and are erased"
+
+
+def test_a_ledger_that_cannot_be_read_is_not_an_empty_one(folder_vault: Vault, empty: str) -> None:
+    name = folder_vault.backed_up()
+    folder = folder_vault.store.folder
+    assert folder is not None
+    (folder / "erasures").mkdir()
+    (folder / "erasures/broken.json").write_text("{")
+    restored = folder_vault.run("restore", name, "--to", empty)
+    assert restored.exit_code == 1
+    assert "Cannot read erasures/broken.json" in re.sub(r"\s+", " ", restored.stdout)
+
+
+# --- drill ---
+
+
+def test_a_drill_reports_each_check_how_long_it_took_and_how_old_the_data_are(vault: Vault) -> None:
+    name = vault.backed_up()
+    report = drilled(vault)
+    assert (report["backup"], report["passed"]) == (name, True)
+    assert list(report["checks"]) == [*CHECKS, "other tenants denied"]
+    assert 0 < report["rto_seconds"] < 60
+    assert 0 < report["rpo_seconds"] < 60
+    [kept] = vault.store.drills()[name]
+    assert json.loads(vault.store.read(name, kept))["passed"] is True
+
+
+def test_a_drill_leaves_no_server_and_no_files_behind(
+    folder_vault: Vault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    place = home / "drills"
+    place.mkdir()
+    place.chmod(0o755)
+    monkeypatch.setenv("TMPDIR", str(place))
+    folder_vault.backed_up()
+    running = folder_vault.start("drill", TMPDIR=str(place))
+    assert running.wait(60) == 0
+    assert list(place.iterdir()) == []
+
+
+def test_a_drill_of_nothing_fails(folder_vault: Vault) -> None:
+    none = folder_vault.run("drill")
+    assert none.exit_code == 1
+    assert "no backup 'latest'" in none.stderr
+
+
+def test_without_the_key_it_says_how_to_give_it(folder_vault: Vault, tmp_path: Path) -> None:
+    folder_vault.backed_up()
+    without = folder_vault.run("drill", BACKUP_IDENTITY=None)
+    assert without.exit_code == 2
+    assert "--identity" in without.stderr
+    key = tmp_path / "key.txt"
+    key.write_text(f"# created: today\n{folder_vault.identity}\n")
+    folder_vault.done("drill", "--identity", str(key), BACKUP_IDENTITY=None)
+
+
+def test_a_backup_for_another_key_is_not_proven(folder_vault: Vault, tmp_path: Path) -> None:
+    folder_vault.backed_up()
+    other = Vault(folder_vault.url, folder_vault.backup_url, tmp_path)
+    report = drilled(other)
+    assert failed(report) == ["restore"]
+    assert "not encrypted for this key" in report["checks"]["restore"]["detail"]
+
+
+@pytest.mark.parametrize("where", [0.0, 0.3, 0.6, 0.999])
+@pytest.mark.parametrize("damage", ["flipped", "cut"])
+def test_a_damaged_dump_is_never_restored(folder_vault: Vault, empty: str, damage: str, where: float) -> None:
+    name = folder_vault.backed_up()
+    place = folder_vault.store.path(name, "dump.pgc.zst.age")
+    assert place is not None
+    body = bytearray(place.read_bytes())
+    position = int(len(body) * where)
+    if damage == "cut":
+        del body[position:]
+    else:
+        body[position] ^= 1
+    place.write_bytes(body)
+    refused = folder_vault.run("restore", name, "--to", empty)
+    assert refused.exit_code == 1
+    assert "dump.pgc.zst.age" in refused.stderr
+    assert "is damaged" in refused.stderr
+    # Also when whoever damaged it wrote a manifest for it.
+    told = {"size_bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}
+    rewritten(folder_vault, name, lambda manifest: manifest["files"].update({"dump.pgc.zst.age": told}))
+    assert failed(drilled(folder_vault, name)) == ["restore"]
+    assert folder_vault.run("restore", name, "--to", empty).exit_code == 1
+    with psycopg.connect(empty) as connection:
+        assert snapshot.counted(connection) == {}
+
+
+def test_a_manifest_of_another_backup_is_not_believed(folder_vault: Vault) -> None:
+    first, second = folder_vault.backed_up(), folder_vault.backed_up()
+    places = [folder_vault.store.path(name, "manifest.json") for name in (first, second)]
+    shutil.copy(*places)  # type: ignore[arg-type]
+    swapped = folder_vault.run("drill", second)
+    assert swapped.exit_code == 1
+    assert f"is that of {first}" in swapped.stderr
+    rewritten(folder_vault, second, lambda manifest: manifest.update(name=second))
+    assert failed(drilled(folder_vault, second)) == ["restore"]
+
+
+def test_a_manifest_that_is_none_is_named(folder_vault: Vault) -> None:
+    name = folder_vault.backed_up()
+    rewritten(folder_vault, name, lambda manifest: manifest.pop("rows"))
+    damaged = folder_vault.run("drill", name)
+    assert damaged.exit_code == 1
+    assert f"manifest of {name} is damaged: rows: Field required" in damaged.stderr
+
+
+FORGERIES: dict[str, tuple[Change, str, str]] = {
+    "a row too few": (lambda m: m["rows"].update({"public.projects": m["rows"]["public.projects"] + 1}), "row counts", "public.projects has"),
+    "a table is gone": (lambda m: m["rows"].update({"public.gone": 3}), "row counts", "public.gone has 0 rows and not 3"),
+    "a policy is gone": (lambda m: m["structure"]["policy"].update({"gone on public.projects": "0" * 16}), "structure", "policy gone on public.projects is missing"),
+    "a grant is new": (lambda m: m["structure"]["grant"].pop("select on public.projects to authenticated"), "structure", "is new"),
+    "a function differs": (lambda m: m["structure"]["function"].update({"app.user_id()": "0" * 16}), "structure", "function app.user_id() differs"),
+    "another migration": (lambda m: m.update(migration="20200101000000"), "structure", "the migration is"),
+    "another seal": (lambda m: m["audit_seal"].update(seal="0" * 64), "audit seal", "not the one"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_a_drill_notices_any_difference(folder_vault: Vault, forgery: str) -> None:
+    change, check, detail = FORGERIES[forgery]
+    name = folder_vault.backed_up()
+    rewritten(folder_vault, name, change)
+    report = drilled(folder_vault, name)
+    assert failed(report) == [check]
+    assert detail in report["checks"][check]["detail"]
+    [kept] = folder_vault.store.drills()[name]
+    assert json.loads(folder_vault.store.read(name, kept))["passed"] is False
+
+
+WEAKNESSES = {
+    "create policy \"everybody's\" on public.projects for select to authenticated using (true)": "other tenants denied",
+    "alter table public.projects disable row level security": "other tenants denied",
+    "create function app.broken() returns bigint language sql set search_path = pg_catalog as 'select count(*) from public.to_go'; "
+    "drop table public.to_go": "functions",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("weakness", WEAKNESSES)
+def test_a_drill_notices_what_was_wrong_already_when_it_was_backed_up(folder_vault: Vault, weakness: str) -> None:
+    with folder_vault.connect() as connection:
+        connection.execute("create table public.to_go (id int)")
+        connection.execute(weakness.encode())
+    folder_vault.backed_up()
+    assert failed(drilled(folder_vault)) == [WEAKNESSES[weakness]]
+
+
+# --- other versions of PostgreSQL ---
+
+
+@pytest.fixture(scope="module")
+def old(home: Path) -> Iterator[Postgres]:
+    """The oldest that Supabase hosts."""
+    if not (OLDEST / "postgres").exists():
+        pytest.skip(f"PostgreSQL 15 is not installed in {OLDEST}")
+    server = Postgres(home / "old", free_port_block(), "test", OLDEST)
+    process = server.start(fsync="off")
+    migrations.up(server.url())
+    with psycopg.connect(server.url()) as connection:
+        people.world(Database(connection))
+    yield server
+    stop(process)
+
+
+def test_a_backup_of_an_older_server_is_proven_on_a_newer_one(old: Postgres, folder_vault: Vault) -> None:
+    vault = Vault(old.url(), folder_vault.backup_url, folder_vault.home, folder_vault.identity)
+    name = vault.backed_up()
+    assert (vault.store.manifest(name).dump_version, vault.store.manifest(name).server_version // 10_000) == (15, 15)
+    report = drilled(vault)
+    assert failed(report) == [], report["checks"]
+
+
+def test_programs_of_a_newer_version_serve_an_older_server(
+    old: Postgres, folder_vault: Vault, wrapped: Callable[..., str]
+) -> None:
+    """As where only the newest client is installed: pg_restore 18 sets what a server of version 15 does not know."""
+    vault = Vault(old.url(), folder_vault.backup_url, folder_vault.home, folder_vault.identity)
+    newest = wrapped()
+    name = json.loads(vault.done("run", "--json", PG_BIN=newest).stdout)["name"]
+    assert vault.store.manifest(name).dump_version == 18
+    before = contents(old.url())
+    vault.done("restore", name, "--to", old.url(), "--replace", "postgres", PG_BIN=newest)
+    assert contents(old.url()) == before
