@@ -129,18 +129,25 @@ class Stack:
         return token
 
 
-@pytest.fixture(scope="session")
-def stack(home: Path) -> Iterator[Stack]:
-    """The seeded stack, started once for all tests that go through the API."""
-    place = {"BALLAST_HOME": str(home / "stack"), "BALLAST_PORT_BASE": str(free_port_block())}
-    starting = Stack(home / "stack", place)
+@contextlib.contextmanager
+def running_stack(home: Path) -> Iterator[Stack]:
+    """A seeded stack of its own in `home`, on free ports."""
+    place = {"BALLAST_HOME": str(home), "BALLAST_PORT_BASE": str(free_port_block())}
+    starting = Stack(home, place)
     try:
         started = starting.ballast("up", "--detach")
         assert started.returncode == 0, started.stdout + started.stderr
         environment = json.loads(starting.ballast("env", "--json").stdout)
-        yield Stack(home / "stack", place | environment)
+        yield Stack(home, place | environment)
     finally:
         assert starting.ballast("down").returncode == 0
+
+
+@pytest.fixture(scope="session")
+def stack(home: Path) -> Iterator[Stack]:
+    """The seeded stack, started once for all tests that go through the API."""
+    with running_stack(home / "stack") as stack:
+        yield stack
 
 
 @pytest.fixture(scope="session")

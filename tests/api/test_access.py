@@ -1,4 +1,4 @@
-"""Every role, table and command, own tenant and another's, through the Data API with supabase-py.
+"""Every role, table and command, own tenant and another's, through the Data API with supabase-py; also on a restored database.
 
 What a role may do is read from public.role_permissions; which permission a command on a table needs is said here, once.
 A table of the API that is missing here fails the first test.
@@ -10,6 +10,7 @@ import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -18,7 +19,7 @@ from postgrest.exceptions import APIError
 from psycopg.rows import dict_row
 from supabase import Client, ClientOptions, create_client
 
-from tests.conftest import Stack
+from tests.conftest import Stack, running_stack
 
 COMMANDS = ("select", "insert", "update", "delete")
 SIGNED_IN = "(being signed in)"
@@ -113,6 +114,22 @@ PEOPLE = (
     Person("nobody signed in", None),
     Person("the service's own key", None),
 )
+
+
+@pytest.fixture(scope="module", params=["live", "restored"])
+def stack(request: pytest.FixtureRequest, stack: Stack, home: Path) -> Iterator[Stack]:
+    """The running stack; and another, whose database is replaced by a backup of it."""
+    if request.param == "live":
+        yield stack
+        return
+    with running_stack(home / "restored") as other:
+        target = other.environment["DATABASE_URL"]
+        with psycopg.connect(target, autocommit=True) as connection:
+            connection.execute("delete from public.organizations")
+        for words in (["run"], ["restore", "latest", "--to", target, "--replace", "postgres"]):
+            done = stack.ballast("backup", *words)
+            assert done.returncode == 0, done.stdout + done.stderr
+        yield other
 
 
 @pytest.fixture(scope="module")
