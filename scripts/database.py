@@ -61,8 +61,8 @@ def choose(url: str | None) -> str:
 def environment(url: str | None) -> dict[str, str]:
     """The variables that go with a database; the local stack's stand-ins only with its own, and the real ones first."""
     stack = Stack.from_environment()
-    local = stack.postgres.url()
-    is_local = (url or os.environ.get("DATABASE_URL") or local) == local
+    chosen = url or os.environ.get("DATABASE_URL")
+    is_local = chosen == stack.postgres.url() if chosen else stack.postgres.exists()
     return (stack.environment() if is_local else {}) | {name: value for name, value in os.environ.items() if value}
 
 

@@ -8,8 +8,9 @@ from datetime import timedelta
 
 from obstore.store import ObjectStore, from_url
 
-# What obstore's texts say in a known form: the store's answer, or what went wrong on the way ("Connect", "Timeout").
-REASON = re.compile(r"status code: ([1-5][0-9]{2})|kind: ([A-Z][A-Za-z]{1,30})")
+# What obstore's texts say in a known form: the store's answer, its code ("AccessDenied"), or what went wrong on the way
+# ("Connect", "Timeout").
+REASON = re.compile(r"status code: ([1-5][0-9]{2})|\(code: ([A-Z][A-Za-z]{1,30})\)|kind: ([A-Z][A-Za-z]{1,30})")
 
 
 def opened(url: str, *, attempt_seconds: float, retries: int) -> ObjectStore:
@@ -18,6 +19,8 @@ def opened(url: str, *, attempt_seconds: float, retries: int) -> ObjectStore:
     Keys, region and endpoint of a bucket are AWS_ACCESS_KEY_ID and the other variables that AWS gave names to.
     `attempt_seconds` are for one request, of which `retries` more are made. Raises obstore's errors and ValueError.
     """
+    for name in [name for name, value in os.environ.items() if name.startswith("AWS_") and not value]:
+        del os.environ[name]  # counts as missing: obstore takes an empty address for one, and panics
     if url.startswith("file:"):
         # Never made here: an empty folder where the backups should be would be a ledger without erasures.
         return from_url(url)
@@ -41,4 +44,4 @@ def http_is_allowed() -> bool:
 def reason(error: Exception) -> str:
     """Why it failed, in one word: the store's own words may quote its keys."""
     found = REASON.search(str(error))
-    return (found[1] or found[2]) if found else type(error).__name__
+    return str(found[found.lastindex or 0]) if found else type(error).__name__

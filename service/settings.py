@@ -16,10 +16,10 @@ SHORTEST_SECRET = 32
 EMAIL_ADDRESS = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 CLERK_KEY = re.compile(r"sk_(test|live)_[!-~]+")
 # No place for a user or a password: both are AWS's own variables.
-BACKUP_PLACE = re.compile(r"(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]|file:///)[A-Za-z0-9._~%+=/-]*")
+BACKUP_PLACE = re.compile(r"((s3|gs|az)://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]|file:///)[A-Za-z0-9._~%+=/-]*")
 ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.IGNORECASE)
-# As age writes them, or as the public keys of SSH are kept in a file. What it decrypts with is never here.
-RECIPIENT = re.compile(r"age1[0-9a-z]{58,}|ssh-(ed25519|rsa) [A-Za-z0-9+/]+={0,2}( [ -~]*)?")
+# As age-keygen writes public keys. What it decrypts with is never here.
+RECIPIENT = re.compile(r"age1[0-9a-z]{58}")
 # Where the data is somebody's.
 GUARDED = frozenset({"staging", "production"})
 # What the privacy page and the terms say of whoever runs this.
@@ -83,7 +83,7 @@ def _database_url(url: SecretStr) -> SecretStr:
 
 def _recipients(keys: tuple[str, ...]) -> tuple[str, ...]:
     if not all(RECIPIENT.fullmatch(key) for key in keys):
-        raise ValueError("must be age recipients (age1…) or SSH public keys, separated by commas")
+        raise ValueError("must be age's public keys (age1…), separated by commas")
     return keys
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import click
 
 from scripts.backup.drill import drill
+from scripts.backup.extract import extract
+from scripts.backup.keeping import list_command, prune
 from scripts.backup.restore import restore
 from scripts.backup.run import run
+from scripts.backup.verify import verify
 
 
 @click.group(epilog="Example: ballast backup run")
@@ -17,3 +20,7 @@ def backup() -> None:
 backup.add_command(run)
 backup.add_command(restore)
 backup.add_command(drill)
+backup.add_command(list_command)
+backup.add_command(prune)
+backup.add_command(verify)
+backup.add_command(extract)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
 
 MANIFEST = "manifest.json"
 DUMP = "dump.pgc.zst"
@@ -47,7 +46,7 @@ class Manifest(BaseModel):
     id: str
     name: str
     backup_type: Literal["automated", "manual"]
-    created_at: datetime
+    created_at: AwareDatetime
     duration_seconds: float
     server_version: int
     dump_version: int
@@ -58,6 +57,13 @@ class Manifest(BaseModel):
     audit_seal: Seal | None
     dump_bytes: int
     files: dict[str, File]
+
+    @field_validator("files")
+    @classmethod
+    def _all_that_a_restore_needs(cls, files: dict[str, File]) -> dict[str, File]:
+        if not files.keys() >= {BEFORE, AFTER} or not files.keys() & {DUMP, SEALED_DUMP}:
+            raise ValueError("a file is not named")
+        return files
 
     @property
     def dump(self) -> str:

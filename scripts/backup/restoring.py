@@ -20,7 +20,7 @@ from scripts.backup.archive import ArchiveDamaged, Key
 from scripts.backup.manifest import AFTER, BEFORE, SCHEMAS, File, Manifest
 from scripts.backup.programs import Programs
 from scripts.backup.progress import Bar, Silence
-from scripts.backup.store import BackupStore, Sink
+from scripts.backup.store import MISSING, BackupStore, Sink, StoreUnavailable
 from scripts.database import Connection
 from scripts.failure import Failure
 
@@ -58,22 +58,24 @@ class Backup:
         """The dump on this machine, still sealed: byte for byte what was written. Raises ArchiveDamaged."""
         file = self.manifest.dump
         bar.stage("Fetching", self.manifest.files[file].size_bytes)
-        place = self.store.path(self.manifest.name, file)
-        if place is None:
-            place = self.folder / file
-            done = 0
-            with place.open("wb") as output:
-                for piece in self.store.stream(self.manifest.name, file):
-                    done += output.write(piece)
-                    bar.advance_to(done)
-        with place.open("rb") as sealed:
-            found = File(size_bytes=place.stat().st_size, sha256=hashlib.file_digest(sealed, "sha256").hexdigest())
+        with self._missing_is_damage(file):
+            place = self.store.path(self.manifest.name, file)
+            if place is None:
+                place = self.folder / file
+                done = 0
+                with place.open("wb") as output:
+                    for piece in self.store.stream(self.manifest.name, file):
+                        done += output.write(piece)
+                        bar.advance_to(done)
+            with place.open("rb") as sealed:
+                found = File(size_bytes=place.stat().st_size, sha256=hashlib.file_digest(sealed, "sha256").hexdigest())
         self._require(file, found)
         return place
 
     def script(self, file: str) -> bytes:
         """before.sql or after.sql. Raises ArchiveDamaged."""
-        body = self.store.read(self.manifest.name, file)
+        with self._missing_is_damage(file):
+            body = self.store.read(self.manifest.name, file)
         self._require(file, File(size_bytes=len(body), sha256=hashlib.sha256(body).hexdigest()))
         return body
 
@@ -85,6 +87,19 @@ class Backup:
         decompressed.finish()
         if decompressed.bytes_written != self.manifest.dump_bytes:
             raise ArchiveDamaged("The dump is not as long as its manifest says.")
+
+    @contextmanager
+    def _missing_is_damage(self, file: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            pass
+        except StoreUnavailable as failure:
+            if failure.code not in MISSING:
+                raise
+        else:
+            return
+        raise ArchiveDamaged(f"{file} of {self.manifest.name} is missing from the store. Restore another backup.")
 
     def _require(self, file: str, found: File) -> None:
         wanted = self.manifest.files.get(file)

@@ -27,6 +27,7 @@ from scripts.backup.snapshot import Snapshot
 from scripts.backup.store import BackupStore, StoreUnavailable
 from scripts.failure import Failure
 from service.backups import BackupType, filename_of, new_name
+from service.settings import BACKUP_PLACE
 
 # pg_dump waits so long for a table that a deployment has locked.
 LOCK_WAIT = "5min"
@@ -110,10 +111,14 @@ def run(url: str | None, backup_type: BackupType, as_json: bool, backup_id: UUID
 
 
 def store_of(environment: dict[str, str]) -> BackupStore:
-    """By BACKUP_URL. Raises NowhereToStore."""
-    if "BACKUP_URL" not in environment:
-        raise NowhereToStore("Where are backups kept? Set BACKUP_URL: s3://bucket/prefix or file:///folder.")
-    return BackupStore(environment["BACKUP_URL"].rstrip("/"))
+    """By BACKUP_URL. Raises NowhereToStore, which does not repeat what may hold a password."""
+    url = environment.get("BACKUP_URL", "")
+    if BACKUP_PLACE.fullmatch(url) is None:
+        raise NowhereToStore(
+            "Where are backups kept? Set BACKUP_URL to s3://bucket/prefix or file:///folder (gs:// and az:// work too);"
+            " a user or a password has no place in it."
+        )
+    return BackupStore(url.rstrip("/"))
 
 
 def recipients_of(environment: dict[str, str]) -> tuple[str, ...]:

@@ -35,6 +35,9 @@ READ_BYTES = 4 * MEGABYTE
 ATTEMPT_SECONDS = 90
 RETRIES = 3
 
+# What object_store.reason() calls that something is not there: a bucket's answer, and a folder's.
+MISSING = {"404", "NotFound"}
+
 Result = TypeVar("Result")
 
 
@@ -173,6 +176,8 @@ class BackupStore:
         paths = [path for path in self._paths() if path.startswith(folder)]
         for path in sorted(paths, key=lambda path: not path.endswith(f"/{MANIFEST}")):
             self._attempt(f"delete {path}", partial(_delete, path=path))
+        if self.folder is not None:  # also what obstore does not show: `dump…#1`, which it still wrote, and the folder
+            shutil.rmtree(self.folder / folder, ignore_errors=True)
 
     # --- what interrupted runs left ---
 
@@ -183,18 +188,15 @@ class BackupStore:
 
     def remove(self, leftover: Leftover) -> None:
         """Deletes or aborts it."""
-        if self.folder is not None:
-            place = self.folder / leftover.path
-            self._attempt(f"delete {leftover.path}", lambda _: shutil.rmtree(place))
-        elif leftover.upload_id is None:
+        if leftover.upload_id is None:
             self.discard(leftover.path.removeprefix(f"{FOLDER}/"))
-        else:
-            self._bucket_call(
-                "abort an upload",
-                "abort_multipart_upload",
-                Key=self._key(leftover.path),
-                UploadId=leftover.upload_id,
-            )
+            return
+        try:
+            key = self._key(leftover.path)
+            self._bucket_call("abort an upload", "abort_multipart_upload", Key=key, UploadId=leftover.upload_id)
+        except StoreUnavailable as failure:
+            if failure.code not in MISSING:  # it has ended meanwhile
+                raise
 
     def _unfinished_folders(self) -> Iterator[Leftover]:
         whole = set(self.names())
@@ -256,7 +258,8 @@ class BackupStore:
         from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
 
         try:
-            client = boto3.client("s3")
+            # obstore reads AWS_REGION, boto3 only AWS_DEFAULT_REGION.
+            client = boto3.client("s3", region_name=os.environ.get("AWS_REGION"))
             answer: dict[str, Any] = getattr(client, method)(Bucket=urlsplit(self.url).netloc, **arguments)
         except ClientError as error:
             code = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "ClientError"))

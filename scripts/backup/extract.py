@@ -1,0 +1,454 @@
+"""`ballast backup extract`: one tenant's rows out of a backup, as a script or as CSV, to put back what was lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal, LiteralString
+
+import click
+from psycopg import sql
+from psycopg.rows import class_row
+from rich.table import Table
+
+from scripts import database
+from scripts.backup.drill import HASTY
+from scripts.backup.progress import Bar, progress_bar
+from scripts.backup.restore import identity_option, keys_of, opened, restored
+from scripts.backup.restoring import Backup, Target
+from scripts.backup.run import store_of
+from scripts.database import Connection
+from scripts.failure import Failure
+from scripts.local.scratch import scratch_folder, scratch_server
+
+ORGANIZATIONS, PROFILES = "organizations", "profiles"
+OWNER = "organization_id"
+ONLY_MINE = 0o600
+DATABASE = '"$DATABASE_URL"'
+# How values are written, so that every server reads the same.
+WRITTEN = "set client_encoding = 'UTF8'; set datestyle = 'ISO, YMD'; set intervalstyle = 'postgres'"
+BEGUN = r"""
+\set ON_ERROR_STOP on
+begin;
+set local client_encoding = 'UTF8';
+set local datestyle = 'ISO, YMD';
+set local intervalstyle = 'postgres';
+set local statement_timeout = 0;
+"""
+ENDED = b"\ncommit;\n"
+UNUSUAL = re.compile("[^A-Za-z0-9_-]")
+# A partition's foreign keys and rows are its parent's.
+REFERENCES = """
+    select c.relname::text as table, tn.nspname::text as target_schema, t.relname::text as target,
+        array(
+            select a.attname::text from unnest(k.conkey) with ordinality as u (number, position)
+            join pg_attribute as a on a.attrelid = k.conrelid and a.attnum = u.number order by u.position
+        ) as columns,
+        array(
+            select a.attname::text from unnest(k.confkey) with ordinality as u (number, position)
+            join pg_attribute as a on a.attrelid = k.confrelid and a.attnum = u.number order by u.position
+        ) as target_columns,
+        array(
+            select a.attname::text from pg_attribute as a
+            where a.attrelid = k.conrelid and a.attnum = any(k.conkey) and not a.attnotnull and a.attgenerated = ''
+        ) as nullable
+    from pg_constraint as k
+    join pg_class as c on c.oid = k.conrelid
+    join pg_class as t on t.oid = k.confrelid
+    join pg_namespace as tn on tn.oid = t.relnamespace
+    where k.contype = 'f' and k.conparentid = 0 and c.relnamespace = 'public'::regnamespace and not c.relispartition
+    order by c.relname, k.conname
+"""
+COLUMNS = """
+    select c.relname::text, array_agg(a.attname::text order by a.attnum)
+    from pg_class as c
+    join pg_attribute as a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''
+    where c.relnamespace = 'public'::regnamespace and c.relname = any(%s)
+    group by c.relname
+"""
+
+Format = Literal["sql", "csv"]
+Query = sql.SQL | sql.Composed
+
+
+class OrganizationUnknown(Failure):
+    """The backup holds no such organization."""
+
+
+class BackupUnsound(Failure):
+    """The backup was restored, but is not what was backed up."""
+
+
+class OutputRefused(Failure):
+    """The extract cannot be written where it was asked for."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A foreign key of a table of schema public; `nullable` are those of its columns that may be null."""
+
+    table: str
+    target_schema: str
+    target: str
+    columns: list[str]
+    target_columns: list[str]
+    nullable: list[str]
+
+    def is_to(self, tables: Collection[str]) -> bool:
+        """Whether its target is one of these tables of schema public."""
+        return self.target_schema == "public" and self.target in tables
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Which tables an extract has, with the columns that can be written, and how they depend on each other."""
+
+    columns: dict[str, list[str]]
+    references: list[Reference]
+
+    @classmethod
+    def of(cls, connection: Connection) -> Shape:
+        """Of the tenants of a database: the organization, what refers to it, and the people whom that refers to."""
+        everything = connection.cursor(row_factory=class_row(Reference)).execute(REFERENCES).fetchall()
+        tables = {ORGANIZATIONS, PROFILES, *(each.table for each in everything if each.is_to({ORGANIZATIONS}))}
+        columns = dict(connection.execute(COLUMNS, [sorted(tables)]).fetchall())
+        return cls(columns, [each for each in everything if each.table in columns])
+
+    def owner(self, table: str) -> Reference:
+        """The foreign key that says whose a row is: organization_id, where there are several."""
+        found = [each for each in self.references if each.table == table and each.is_to({ORGANIZATIONS})]
+        return min(found, key=lambda each: each.columns != [OWNER])
+
+    def groups(self) -> list[list[str]]:
+        """Parents before children; tables that refer to each other in a circle are one group."""
+        above = {table: {table} for table in self.columns}
+        for _ in above:
+            for each in self.references:
+                if each.is_to(above):
+                    above[each.table] |= above[each.target]
+        order = sorted(above, key=lambda table: (len(above[table]), sorted(above[table]), table))
+        groups: list[list[str]] = []
+        for table in order:
+            if groups and above[groups[-1][0]] == above[table]:
+                groups[-1].append(table)
+            else:
+                groups.append([table])
+        return groups
+
+
+@dataclass(frozen=True)
+class Extract:
+    """What was written: rows by table, in the order in which they are put back."""
+
+    backup: str
+    organization: str
+    format: Format
+    output: str
+    rows: dict[str, int]
+
+
+@click.command(epilog="Example: ballast backup extract latest --organization org_2abc --output acme.sql")
+@click.argument("wanted", metavar="ID")
+@click.option("--organization", metavar="ORG", required=True, help="Its uuid, or its id in Clerk (org_…).")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    required=True,
+    help="The script to write, or with csv the folder. It must not exist.",
+)
+@click.option(
+    "--format",
+    "written_as",
+    type=click.Choice(["sql", "csv"]),
+    default="sql",
+    show_default=True,
+    help="One script for psql, or a folder with a file per table.",
+)
+@identity_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def extract(  # noqa: PLR0913, PLR0917 - an argument per option
+    wanted: str, organization: str, output: Path, written_as: Format, identity: Path | None, as_json: bool
+) -> None:
+    """Write one organization's rows of a backup (its ID, or `latest`) to PATH, which only you may read.
+
+    The backup is restored into a scratch PostgreSQL, checked, and whoever was erased since is erased there too. Put
+    the rows back with psql: what is missing comes back, and what is there is not touched, however often.
+    """
+    environment = database.environment(None)
+    _require_free(output)
+    with scratch_folder("extract") as folder, progress_bar() as bar:
+        backup = opened(store_of(environment), wanted, keys_of(environment, identity), folder)
+        with _checked(backup, bar) as connection:
+            rows = Rows.of(connection, organization, bar)
+            with _whole(output) as place:
+                WRITERS[written_as](rows, place, f"Of the backup {backup.manifest.name}")
+            done = Extract(backup.manifest.name, rows.organization, written_as, str(output), rows.counted())
+    _show(done, as_json=as_json)
+
+
+@contextmanager
+def _checked(backup: Backup, bar: Bar) -> Iterator[Connection]:
+    """The backup in a scratch database, its erasures carried out again. Raises BackupUnsound."""
+    bar.stage("Starting")
+    with (
+        scratch_server(backup.folder, **HASTY) as server,
+        database.connected(server.url(), tell=database.say) as connection,
+    ):
+        for check in restored(backup, Target(server.url(), connection), bar):
+            if not check.passed:
+                raise BackupUnsound(f"Nothing was extracted: {check.name} of {backup.manifest.name}: {check.detail}.")
+        yield connection
+
+
+# --- the rows, in temporary tables of the scratch database ---
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One organization's rows, in temporary tables named by _kept(). Reading them moves the bar."""
+
+    connection: Connection
+    organization: str
+    shape: Shape
+    bar: Bar
+
+    @classmethod
+    def of(cls, connection: Connection, organization: str, bar: Bar) -> Rows:
+        """By the organization's uuid or its id in Clerk. Raises OrganizationUnknown."""
+        connection.execute(WRITTEN)
+        query = "select id::text from public.organizations where id::text = lower(%(id)s) or clerk_org_id = %(id)s"
+        found = connection.execute(query, {"id": organization}).fetchone()
+        if found is None:
+            raise OrganizationUnknown(f"The backup has no organization {organization!r}: another one may.")
+        shape = Shape.of(connection)
+        _collect(connection, shape, str(found[0]))
+        return cls(connection, str(found[0]), shape, bar)
+
+    def counted(self) -> dict[str, int]:
+        """By table, in the order in which they are put back."""
+        query = sql.SQL("select count(*) from {}")
+        ordered = [table for group in self.shape.groups() for table in group]
+        found = [self.connection.execute(query.format(_kept(table))).fetchall() for table in ordered]
+        return {table: rows for table, [[rows]] in zip(ordered, found, strict=True)}
+
+    def write(self, table: str, options: LiteralString, file: BinaryIO) -> None:
+        """Copies a table into a file."""
+        query = sql.SQL("copy {} ({}) to stdout with {}").format(
+            _kept(table), _names(self.shape.columns[table]), sql.SQL(options)
+        )
+        done = 0
+        self.bar.stage("Extracting")
+        with self.connection.cursor().copy(query) as pieces:
+            for piece in pieces:
+                done += file.write(piece)
+                self.bar.advance_to(done)
+
+
+def _collect(connection: Connection, shape: Shape, organization: str) -> None:
+    """The organization, what belongs to it, and whom that names."""
+
+    def keep(table: str, condition: Query) -> None:
+        query = sql.SQL("create temporary table {} as select {} from {} as t where {}")
+        connection.execute(query.format(_kept(table), _names(shape.columns[table], "t"), _public(table), condition))
+
+    keep(ORGANIZATIONS, sql.SQL("t.id = {}").format(organization))
+    for table in sorted(shape.columns.keys() - {ORGANIZATIONS, PROFILES}):
+        owner = shape.owner(table)
+        keep(table, _is_among(owner.columns, ORGANIZATIONS, owner.target_columns))
+    naming = [each for each in shape.references if each.is_to({PROFILES}) and each.table != PROFILES]
+    named = [_is_among(each.target_columns, each.table, each.columns) for each in naming]
+    keep(PROFILES, sql.SQL(" or ").join(named) if named else sql.SQL("false"))
+    for reference in shape.references:
+        if reference.is_to(shape.columns):
+            _forget_outsiders(connection, shape, reference)
+
+
+def _forget_outsiders(connection: Connection, shape: Shape, reference: Reference) -> None:
+    """Sets to null what refers to rows that are not in the extract, such as another organization's."""
+    fixed = [] if reference.table in {ORGANIZATIONS, PROFILES} else shape.owner(reference.table).columns
+    forgotten = [name for name in reference.nullable if name not in fixed]
+    if not forgotten:
+        return
+    query = sql.SQL(
+        "update {} as t set {} where row({}) is not null and not exists (select from {} as r where ({}) = ({}))"
+    )
+    connection.execute(
+        query.format(
+            _kept(reference.table),
+            sql.SQL(", ").join(sql.SQL("{} = null").format(sql.Identifier(name)) for name in forgotten),
+            _names(reference.columns, "t"),
+            _kept(reference.target),
+            _names(reference.target_columns, "r"),
+            _names(reference.columns, "t"),
+        )
+    )
+
+
+def _is_among(columns: list[str], table: str, others: list[str]) -> Query:
+    """Whether a row's columns are those of a row that is in the extract."""
+    return sql.SQL("({}) in (select {} from {} as r)").format(_names(columns, "t"), _names(others, "r"), _kept(table))
+
+
+# --- what is written ---
+
+
+def _write_script(rows: Rows, place: Path, source: str) -> None:
+    with _private(place) as script:
+        script.write(_heading(rows, source, f"psql {DATABASE} --file={shlex.quote(place.name)}"))
+        for group in rows.shape.groups():
+            for table in group:
+                script.write(_emptied(rows.shape, table))
+                script.write(f"copy {_into(rows.shape, table)} from stdin;\n".encode())
+                rows.write(table, "(format text)", script)
+                script.write(b"\\.\n")
+            script.write(_put_back(rows.shape, group))
+        script.write(ENDED)
+
+
+def _write_folder(rows: Rows, place: Path, source: str) -> None:
+    place.mkdir(mode=0o700)
+    number = 0
+    with _private(place / "put-back.sql") as script:
+        script.write(_heading(rows, source, f"In this folder: psql {DATABASE} --file=put-back.sql"))
+        for group in rows.shape.groups():
+            for table in group:
+                number += 1
+                name = f"{number:02}-{UNUSUAL.sub('_', table)}.csv"
+                with _private(place / name) as file:
+                    rows.write(table, "(format csv, header)", file)
+                script.write(_emptied(rows.shape, table))
+                into = _into(rows.shape, table)
+                script.write(f"\\copy {into} from '{name}' with (format csv, header)\n".encode())
+            script.write(_put_back(rows.shape, group))
+        script.write(ENDED)
+
+
+WRITERS = {"sql": _write_script, "csv": _write_folder}
+
+
+def _heading(rows: Rows, source: str, command: str) -> bytes:
+    what = f"{source}: the organization {rows.organization}. What is missing comes back, and what is there stays."
+    return f"-- {what}\n--   {command}\n{BEGUN}".encode()
+
+
+def _into(shape: Shape, table: str) -> str:
+    return _text(sql.SQL("{} ({})").format(_kept(table), _names(shape.columns[table])))
+
+
+def _emptied(shape: Shape, table: str) -> bytes:
+    """A table for the rows as they were written, without constraints."""
+    query = sql.SQL("create temporary table {} on commit drop as select {} from {} with no data")
+    return f"\n{_text(query.format(_kept(table), _names(shape.columns[table]), _public(table)))};\n".encode()
+
+
+def _put_back(shape: Shape, group: list[str]) -> bytes:
+    """Inserts what is missing, a group in one statement: foreign keys are checked at its end."""
+    inserts = [_inserted(shape, table) for table in group]
+    named = [f"{_text(sql.Identifier(table))} as (\n{insert}\n)" for table, insert in zip(group, inserts, strict=True)]
+    before = f"with {', '.join(named[:-1])}\n" if len(group) > 1 else ""
+    return f"{before}{inserts[-1]};\n".encode()
+
+
+def _inserted(shape: Shape, table: str) -> str:
+    columns = shape.columns[table]
+    values = sql.SQL(", ").join(_value(shape, table, name) for name in columns)
+    query = sql.SQL(
+        "insert into {} ({}) overriding system value\nselect {}\nfrom {} as t\non conflict do nothing"
+    ).format(_public(table), _names(columns), values, _kept(table))
+    return _text(query)
+
+
+def _value(shape: Shape, table: str, column: str) -> Query:
+    """A column; null, where it refers to what all tenants share and which is no longer there."""
+    conditions = [
+        sql.SQL("({} or exists (select from {} as r where ({}) = ({})))").format(
+            sql.SQL(" or ").join(sql.SQL("{} is null").format(sql.Identifier("t", name)) for name in each.columns),
+            sql.Identifier(each.target_schema, each.target),
+            _names(each.target_columns, "r"),
+            _names(each.columns, "t"),
+        )
+        for each in shape.references
+        if each.table == table and column in each.nullable and not each.is_to(shape.columns)
+    ]
+    value = sql.SQL("{}").format(sql.Identifier("t", column))
+    if not conditions:
+        return value
+    return sql.SQL("case when {} then {} end").format(sql.SQL(" and ").join(conditions), value)
+
+
+def _kept(table: str) -> sql.Identifier:
+    """The temporary table: not of the same name, which functions without a search path would mistake for theirs."""
+    return sql.Identifier("pg_temp", f"extract_{table}")
+
+
+def _public(table: str) -> sql.Identifier:
+    return sql.Identifier("public", table)
+
+
+def _names(columns: list[str], of: str | None = None) -> Query:
+    parts = ((of, name) if of else (name,) for name in columns)
+    return sql.SQL(", ").join(sql.Identifier(*part) for part in parts)
+
+
+def _text(query: sql.Composable) -> str:
+    return query.as_string()
+
+
+# --- where it is written to ---
+
+
+def _require_free(output: Path) -> None:
+    """Before the work, which takes a while."""
+    if output.exists():
+        raise OutputRefused(f"{output} is there already: name a path that does not exist.")
+    if not output.parent.is_dir():
+        raise OutputRefused(f"The folder {output.parent} does not exist.")
+
+
+@contextmanager
+def _whole(output: Path) -> Iterator[Path]:
+    """A path that becomes `output` once the block ends well, and otherwise leaves nothing."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=".extract-", dir=output.parent) as folder:
+            place = Path(folder) / output.name
+            yield place
+            place.rename(output)
+    except OSError as error:
+        raise OutputRefused(f"Cannot write {output}: {error.strerror}.") from None
+
+
+@contextmanager
+def _private(place: Path) -> Iterator[BinaryIO]:
+    """A new file that only its owner may read, and that is on the disk when the block ends."""
+    place.touch(mode=ONLY_MINE, exist_ok=False)
+    with place.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _show(done: Extract, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(asdict(done), indent=2))
+        return
+    table = Table("Table", "Rows")
+    for name, rows in done.rows.items():
+        table.add_row(f"public.{name}", f"{rows:,}")
+    database.print_table(table)
+    path = shlex.quote(done.output)
+    how = (
+        f"psql {DATABASE} --file={path}"
+        if done.format == "sql"
+        else f"cd {path} && psql {DATABASE} --file=put-back.sql"
+    )
+    click.echo(f"{sum(done.rows.values()):,} rows of {done.organization}. Put back what is missing: {how}")

@@ -1,0 +1,353 @@
+"""`ballast backup extract`: what one tenant lost comes back, and nothing else changes or is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.backup import programs
+from scripts.backup.extract import Reference, Shape
+from service.erasure_ledger import LedgerStore
+from tests import people
+from tests.conftest import Database
+from tests.scripts.conftest import Vault
+
+STRANGERS = ("Globex", "Initech", "org_globex", "org_initech")
+IDS_OF_OTHERS = """
+    select id::text from public.organizations where clerk_org_id <> 'org_acme'
+    union all select id::text from public.projects where organization_id <> (select id from public.organizations where clerk_org_id = 'org_acme')
+    union all select id::text from public.organization_memberships where organization_id <> (select id from public.organizations where clerk_org_id = 'org_acme')
+    union all select id::text from public.organization_invitations where organization_id <> (select id from public.organizations where clerk_org_id = 'org_acme')
+    union all select id::text from public.audit_logs where organization_id is distinct from (select id from public.organizations where clerk_org_id = 'org_acme')
+"""
+
+
+def contents(vault: Vault, condition: str = "true", besides: tuple[str, ...] = ()) -> dict[str, set[str]]:
+    """Every row of schema public as text, by table."""
+    tables = [
+        "organizations",
+        "profiles",
+        "organization_memberships",
+        "organization_invitations",
+        "projects",
+        "audit_logs",
+    ]
+    with vault.connect() as connection:
+        return {
+            table: {
+                text for (text,) in connection.execute(f"select t::text from public.{table} as t where {condition}")
+            }
+            for table in tables
+            if table not in besides
+        }
+
+
+def execute(vault: Vault, *statements: str) -> None:
+    with vault.connect() as connection:
+        for statement in statements:
+            connection.execute(statement.encode())
+
+
+def extracted(vault: Vault, backup: str, output: Path, *options: str) -> dict[str, Any]:
+    words = ["extract", backup, "--organization", "org_acme", "--output", str(output), "--json", *options]
+    report: dict[str, Any] = json.loads(vault.done(*words).stdout)
+    return report
+
+
+def put_back(vault: Vault, output: Path) -> None:
+    """As a person would: with psql, in the folder."""
+    with vault.connect() as connection:
+        psql = programs.fitting(connection)["psql"]
+    folder, script = (output, "put-back.sql") if output.is_dir() else (output.parent, output.name)
+    done = subprocess.run(
+        [psql, "--no-psqlrc", "--quiet", f"--dbname={vault.url}", f"--file={script}"],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def text_of(output: Path) -> str:
+    files = sorted(output.iterdir()) if output.is_dir() else [output]
+    return "".join(file.read_text() for file in files)
+
+
+def acme(table: str) -> str:
+    return f"delete from public.{table} where organization_id = (select id from public.organizations where clerk_org_id = 'org_acme')"
+
+
+# What may be new once rows were put back: the record of that.
+RECORD = ("audit_logs",)
+
+
+@pytest.mark.parametrize("written_as", ["sql", "csv"])
+def test_what_was_deleted_comes_back_as_it_was(folder_vault: Vault, tmp_path: Path, written_as: str) -> None:
+    execute(
+        folder_vault,
+        "update public.projects set description = E'a\\tb\\nc\\\\d \"quoted\", ü', metadata = '{\"deep\": [1, null, \"x\\\\ny\"]}' where title = 'Not hers'",
+        "update public.projects set description = '' where title = 'For support'",
+        "update public.profiles as p set current_organization_id = m.organization_id from public.organization_memberships as m"
+        " join public.organizations as o on o.id = m.organization_id where m.user_id = p.id and o.clerk_org_id = 'org_acme'",
+    )
+    before = contents(folder_vault, besides=RECORD)
+    backup = folder_vault.backed_up()
+    execute(folder_vault, acme("projects"), acme("organization_memberships"),
+        f"delete from public.profiles where clerk_user_id = '{people.ADA}s'")  # fmt: skip
+    # Whoever left works nowhere: that is no loss of a row, and stays.
+    lost = contents(folder_vault, besides=RECORD)
+    assert lost != before
+    extracted(folder_vault, backup, tmp_path / "acme", "--format", written_as)
+    put_back(folder_vault, tmp_path / "acme")
+    after = contents(folder_vault, besides=(*RECORD, "profiles"))
+    assert after == {table: rows for table, rows in before.items() if table != "profiles"}
+    profile = f"clerk_user_id = '{people.ADA}s'"
+    with folder_vault.connect() as connection:
+        back = connection.execute(f"select t::text from public.profiles as t where {profile}".encode()).fetchall()
+    assert {text for (text,) in back} <= before["profiles"]
+    assert len(back) == 1
+
+
+@pytest.mark.parametrize("written_as", ["sql", "csv"])
+def test_a_whole_organization_comes_back(folder_vault: Vault, tmp_path: Path, written_as: str) -> None:
+    before = contents(folder_vault)
+    backup = folder_vault.backed_up()
+    execute(folder_vault, "delete from public.organizations where clerk_org_id = 'org_acme'")
+    extracted(folder_vault, backup, tmp_path / "acme", "--format", written_as)
+    put_back(folder_vault, tmp_path / "acme")
+    after = contents(folder_vault)
+    # Its entries in the audit trail were never gone, and both the loss and the return are recorded.
+    assert after.pop("audit_logs") > before.pop("audit_logs")
+    assert after == before
+
+
+def test_what_changed_since_and_what_is_others_stays_as_it_is(folder_vault: Vault, tmp_path: Path) -> None:
+    backup = folder_vault.backed_up()
+    execute(
+        folder_vault,
+        "update public.organizations set name = name || ' renamed'",
+        "update public.projects set title = title || ' changed' where title = 'Not hers'",
+        "update public.profiles set full_name = full_name || ' changed'",
+        "delete from public.projects where title = 'For support'",
+        "delete from public.projects where title = 'Hers in Globex'",
+    )
+    before = contents(folder_vault, besides=RECORD)
+    extracted(folder_vault, backup, tmp_path / "acme.sql")
+    put_back(folder_vault, tmp_path / "acme.sql")
+    after = contents(folder_vault, besides=RECORD)
+    [back] = after.pop("projects") - before.pop("projects")
+    assert "For support" in back
+    assert after == before
+
+
+def test_putting_back_twice_changes_nothing(folder_vault: Vault, tmp_path: Path) -> None:
+    backup = folder_vault.backed_up()
+    execute(folder_vault, acme("projects"), acme("organization_memberships"))
+    extracted(folder_vault, backup, tmp_path / "acme.sql")
+    put_back(folder_vault, tmp_path / "acme.sql")
+    once = contents(folder_vault)
+    put_back(folder_vault, tmp_path / "acme.sql")
+    assert contents(folder_vault) == once
+
+
+@pytest.mark.parametrize("written_as", ["sql", "csv"])
+def test_nothing_of_another_tenant_is_told(folder_vault: Vault, tmp_path: Path, written_as: str) -> None:
+    # A member of both works in the other one.
+    execute(
+        folder_vault,
+        "update public.profiles as p set current_organization_id = m.organization_id from public.organization_memberships as m"
+        " join public.organizations as o on o.id = m.organization_id where m.user_id = p.id and o.clerk_org_id = 'org_globex'",
+        "insert into public.profiles (clerk_user_id, email) values ('user_of_nobody', 'nobody@example.net')",
+    )
+    with folder_vault.connect() as connection:
+        others = [name for (name,) in connection.execute(IDS_OF_OTHERS)]
+    extracted(folder_vault, folder_vault.backed_up(), tmp_path / "acme", "--format", written_as)
+    told = text_of(tmp_path / "acme")
+    assert "Not hers" in told
+    assert others
+    assert [each for each in (*STRANGERS, "user_of_nobody", *others) if each in told] == []
+
+
+def test_a_member_who_works_elsewhere_can_be_put_back(folder_vault: Vault, tmp_path: Path) -> None:
+    execute(
+        folder_vault,
+        "update public.profiles as p set current_organization_id = m.organization_id from public.organization_memberships as m"
+        " join public.organizations as o on o.id = m.organization_id where m.user_id = p.id and o.clerk_org_id = 'org_globex'",
+    )
+    backup = folder_vault.backed_up()
+    execute(folder_vault, f"delete from public.profiles where clerk_user_id = '{people.BEN}'")
+    extracted(folder_vault, backup, tmp_path / "acme.sql")
+    put_back(folder_vault, tmp_path / "acme.sql")
+    with folder_vault.connect() as connection:
+        found = connection.execute(
+            "select o.clerk_org_id, p.current_organization_id from public.profiles as p"
+            " join public.organization_memberships as m on m.user_id = p.id join public.organizations as o on o.id = m.organization_id"
+            " where p.clerk_user_id = %s", [people.BEN],
+        ).fetchall()  # fmt: skip
+    assert found == [("org_acme", None)]
+
+
+def test_whoever_was_erased_since_is_not_in_it(folder_vault: Vault, tmp_path: Path) -> None:
+    backup = folder_vault.backed_up()
+    with folder_vault.connect() as connection:
+        database = Database(connection)
+        names = people.identifiers(database)
+        receipt = people.call(database, "begin_erasure", clerk_user_id=people.ADA, requested_by="administrator")
+        while (step := people.call(database, "continue_erasure", receipt=receipt))["state"] == "running":
+            pass
+        LedgerStore(folder_vault.backup_url).put(str(receipt), step)
+    extracted(folder_vault, backup, tmp_path / "acme.sql")
+    told = text_of(tmp_path / "acme.sql").lower()
+    for alike in map(str.lower, (*people.ALIKE, *people.ALIKE.values())):
+        told = told.replace(alike, "")
+    assert "not hers" in told
+    assert [name for name in names if name.lower() in told] == []
+    # Nor is anything that only the scratch database did.
+    before = contents(folder_vault)["audit_logs"]
+    put_back(folder_vault, tmp_path / "acme.sql")
+    assert contents(folder_vault)["audit_logs"] == before
+
+
+def test_only_the_caller_may_read_it(folder_vault: Vault, tmp_path: Path) -> None:
+    backup = folder_vault.backed_up()
+    old = os.umask(0)
+    try:
+        extracted(folder_vault, backup, tmp_path / "acme.sql")
+        extracted(folder_vault, backup, tmp_path / "acme", "--format", "csv")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "acme.sql").stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "acme").stat().st_mode) == 0o700
+    assert {stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "acme").iterdir()} == {0o600}
+
+
+def test_csv_is_a_file_a_table_with_the_parents_first(bucket_vault: Vault, tmp_path: Path) -> None:
+    with bucket_vault.connect() as connection:
+        [[acme_id]] = connection.execute(
+            "select id::text from public.organizations where clerk_org_id = 'org_acme'"
+        ).fetchall()
+    result = bucket_vault.done(
+        "extract",
+        bucket_vault.backed_up(),
+        "--organization",
+        acme_id.upper(),
+        "--output",
+        str(tmp_path / "a b"),
+        "--format",
+        "csv",
+    )
+    names = sorted(file.name for file in (tmp_path / "a b").iterdir())
+    assert names[0] == "01-organizations.csv"
+    assert names[-1] == "put-back.sql"
+    assert {name[3:] for name in names[:-1]} == {
+        "organizations.csv", "organization_invitations.csv", "organization_memberships.csv", "profiles.csv", "projects.csv",
+    }  # fmt: skip
+    assert (tmp_path / "a b" / names[0]).read_text().startswith("id,clerk_org_id,name,")
+    assert "public.projects" in result.stdout
+
+
+def test_an_organization_that_the_backup_does_not_hold_leaves_no_file(folder_vault: Vault, tmp_path: Path) -> None:
+    backup = folder_vault.backed_up()
+    output = tmp_path / "x.sql"
+    result = folder_vault.run("extract", backup, "--organization", "org_nobody", "--output", str(output))
+    assert result.exit_code == 1
+    assert "no organization 'org_nobody'" in result.stderr
+    assert not output.exists()
+    assert not list(tmp_path.glob(".extract-*"))
+
+
+def test_what_is_there_is_never_written_over(folder_vault: Vault, tmp_path: Path) -> None:
+    output = tmp_path / "x.sql"
+    output.write_text("mine")
+    result = folder_vault.run("extract", "latest", "--organization", "org_acme", "--output", str(output))
+    assert result.exit_code == 2
+    assert output.read_text() == "mine"
+
+
+def test_a_backup_that_is_not_what_it_says_is_not_extracted(folder_vault: Vault, tmp_path: Path) -> None:
+    backup = folder_vault.backed_up()
+    manifest = folder_vault.store.path(backup, "manifest.json")
+    assert manifest is not None
+    body = json.loads(manifest.read_text())
+    body["rows"]["public.projects"] += 1
+    manifest.write_text(json.dumps(body))
+    result = folder_vault.run("extract", backup, "--organization", "org_acme", "--output", str(tmp_path / "x.sql"))
+    assert result.exit_code == 1
+    assert "row counts" in result.stderr
+    assert not (tmp_path / "x.sql").exists()
+
+
+# A table of tenants that has everything that makes it hard.
+HARD = """
+    create table public.colours (name text primary key);
+    insert into public.colours values ('red'), ('blue');
+    create table public."Odd tasks" (
+        id bigint generated always as identity primary key,
+        organization_id uuid not null references public.organizations on delete cascade,
+        partner_id uuid references public.organizations on delete set null,
+        parent_id bigint references public."Odd tasks" on delete set null,
+        colour text references public.colours on delete set null,
+        "the 'name'" text not null,
+        shout text generated always as (upper("the 'name'")) stored not null,
+        due interval, at timestamptz, day date, bytes bytea, words text[], ratio double precision
+    );
+    insert into public."Odd tasks" (organization_id, partner_id, parent_id, colour, "the 'name'", due, at, day, bytes, words, ratio)
+    select o.id, p.id, null, c.name, 'task ' || c.name || ' of ' || o.name, '-1 day 02:03', now(), '2026-02-01', '\\x00ff', array['a,b', null, '"'], 0.1
+    from public.organizations as o cross join public.colours as c join public.organizations as p on p.name = 'Globex';
+    update public."Odd tasks" as t set parent_id = (
+        select u.id from public."Odd tasks" as u where u.organization_id = t.organization_id and u.colour = 'blue'
+    ) where t.colour = 'red';
+    create table public.visits (
+        id uuid default gen_random_uuid(), organization_id uuid not null references public.organizations on delete cascade,
+        at date, task bigint references public."Odd tasks" on delete cascade, primary key (id, at)
+    ) partition by range (at);
+    create table public.visits_2025 partition of public.visits for values from ('2025-01-01') to ('2026-01-01');
+    create table app.visits_else partition of public.visits default;
+    insert into public.visits (organization_id, at, task)
+    select t.organization_id, d.day, t.id from public."Odd tasks" as t cross join unnest('{2025-05-05,2026-05-05}'::date[]) as d (day);
+"""
+
+
+@pytest.mark.parametrize("written_as", ["sql", "csv"])
+def test_any_table_of_tenants_is_found_by_its_foreign_key(folder_vault: Vault, tmp_path: Path, written_as: str) -> None:
+    execute(folder_vault, HARD)
+    query = """
+        select id, parent_id, shout, due, at, day, bytes, words, ratio, colour from public."Odd tasks" order by id
+    """
+    visits = "select tableoid, id, organization_id, at, task from public.visits order by id"
+    with folder_vault.connect() as connection:
+        before, visits_before = connection.execute(query).fetchall(), connection.execute(visits).fetchall()
+        backup = folder_vault.backed_up()
+        execute(folder_vault, acme('"Odd tasks"'))
+        connection.execute("delete from public.colours where name = 'red'")
+        connection.execute("update public.\"Odd tasks\" set colour = 'blue'")
+        report = extracted(folder_vault, backup, tmp_path / "acme", "--format", written_as)
+        put_back(folder_vault, tmp_path / "acme")
+        after = connection.execute(query).fetchall()
+        [[partners]] = connection.execute(
+            "select count(t.partner_id) from public.\"Odd tasks\" as t join public.organizations as o on o.id = t.organization_id where o.name = 'Acme'"
+        ).fetchall()
+        assert connection.execute(visits).fetchall() == visits_before
+    assert report["rows"]["Odd tasks"] == 2
+    assert report["rows"]["visits"] == 4
+    assert list(report["rows"]).index("visits") > list(report["rows"]).index("Odd tasks")
+    assert "visits_2025" not in report["rows"]
+    assert [row[:-1] for row in after] == [row[:-1] for row in before]
+    assert {row[-1] for row in after} == {"blue", None}
+    assert partners == 0
+
+
+def reference(table: str, target: str) -> Reference:
+    return Reference(table, "public", target, ["x"], ["id"], [])
+
+
+def test_parents_come_before_children_and_a_circle_is_one_group() -> None:
+    names = ["organizations", "profiles", "memberships", "a_leaf", "z_root"]
+    links = [("memberships", "organizations"), ("memberships", "profiles"), ("profiles", "memberships"),
+        ("a_leaf", "z_root"), ("a_leaf", "a_leaf"), ("z_root", "organizations"), ("a_leaf", "profiles")]  # fmt: skip
+    shape = Shape({name: ["id"] for name in names}, [reference(*link) for link in links])
+    assert shape.groups() == [["organizations"], ["z_root"], ["memberships", "profiles"], ["a_leaf"]]

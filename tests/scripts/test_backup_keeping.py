@@ -1,0 +1,495 @@
+"""`ballast backup list` and `prune`: what is told of the store, what stays in it, and that nothing else is touched."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import parse_qs, urlsplit
+from uuid import uuid4
+from xml.sax.saxutils import escape
+
+import boto3
+import httpx
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scripts.backup.keeping import DAY, Policy, Stored, kept
+from scripts.backup.manifest import MANIFEST, File, Manifest
+from scripts.backup.store import BackupStore, Leftover
+from scripts.cli import ballast
+from service.backups import new_name
+from service.erasure_ledger import LedgerStore
+from tests.scripts.conftest import Vault
+
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+USUAL = Policy(7, 4, 12)
+
+
+def manifest(created_at: datetime, **changes: Any) -> Manifest:
+    backup_id = uuid4()
+    values = {
+        "id": str(backup_id), "name": new_name(backup_id, created_at), "backup_type": "automated", "created_at": created_at,
+        "duration_seconds": 1.0, "server_version": 180006, "dump_version": 18, "migration": None, "roles": [],
+        "rows": {"public.projects": 1200}, "structure": {}, "audit_seal": None, "dump_bytes": 5_000,
+        "files": {
+            "dump.pgc.zst.age": File(size_bytes=2_000, sha256="0" * 64),
+            **{name: File(size_bytes=0, sha256="0" * 64) for name in ("before.sql", "after.sql")},
+        },
+    }  # fmt: skip
+    return Manifest.model_validate(values | changes)
+
+
+def stored(created_at: datetime, *, is_proven: bool = False) -> Stored:
+    found = manifest(created_at)
+    return Stored(found.name, found, None, created_at if is_proven else None)
+
+
+# --- which stay ---
+
+moments = (st.timedeltas(timedelta(0), 2 * DAY) | st.timedeltas(timedelta(0), 700 * DAY)).map(lambda age: NOW - age)
+shelves = st.lists(st.tuples(moments, st.booleans()).map(lambda pair: stored(pair[0], is_proven=pair[1])), max_size=60)
+policies = st.builds(Policy, *[st.integers(0, 15)] * 3)
+
+
+@given(shelves, policies)
+def test_the_last_proven_backup_is_never_pruned(shelf: list[Stored], policy: Policy) -> None:
+    proven = [each for each in shelf if each.is_proven]
+    if proven:
+        assert max(proven, key=lambda each: (each.manifest.created_at, each.name)).name in kept(shelf, NOW, policy)  # type: ignore[union-attr]
+
+
+@given(shelves, policies)
+def test_the_newest_backup_is_never_pruned(shelf: list[Stored], policy: Policy) -> None:
+    assert bool(kept(shelf, NOW, policy)) == bool(shelf)
+    if shelf:
+        newest = max(shelf, key=lambda each: (each.manifest.created_at, each.name))  # type: ignore[union-attr]
+        assert newest.name in kept(shelf, NOW, policy)
+
+
+@given(shelves, policies)
+def test_nothing_younger_than_a_day_is_pruned(shelf: list[Stored], policy: Policy) -> None:
+    young = {each.name for each in shelf if each.created_at and NOW - each.created_at < DAY}
+    assert young <= kept(shelf, NOW, policy).keys()
+
+
+@given(shelves, policies)
+def test_no_more_stay_than_the_policy_says(shelf: list[Stored], policy: Policy) -> None:
+    reasons = kept(shelf, NOW, policy).values()
+    for kind, number in (("day", policy.daily), ("week", policy.weekly), ("month", policy.monthly)):
+        assert sum(f"{kind} 20" in reason for reason in reasons) <= number
+    besides = [reason for reason in reasons if not re.search("(day|week|month) 20", reason)]
+    assert all(reason.startswith(("the newest", "younger")) for reason in besides)
+
+
+@given(shelves, policies)
+def test_each_of_the_last_days_weeks_and_months_with_backups_keeps_its_newest(
+    shelf: list[Stored], policy: Policy
+) -> None:
+    staying = kept(shelf, NOW, policy)
+    for written, number in (("%Y-%m-%d", policy.daily), ("%G-W%V", policy.weekly), ("%Y-%m", policy.monthly)):
+        newest: dict[str, Stored] = {}
+        for each in sorted(shelf, key=lambda each: (each.created_at, each.name)):
+            newest[f"{each.created_at:{written}}"] = each
+        for period in sorted(newest, reverse=True)[:number]:
+            assert newest[period].name in staying
+
+
+@given(shelves, policies)
+def test_pruning_again_changes_nothing(shelf: list[Stored], policy: Policy) -> None:
+    staying = kept(shelf, NOW, policy)
+    assert kept([each for each in shelf if each.name in staying], NOW, policy) == staying
+
+
+def test_what_cannot_be_read_stays() -> None:
+    shelf = [Stored("20200101T000000Z-00000000", None, "damaged"), stored(NOW)]
+    assert "damaged" in kept(shelf, NOW, Policy(0, 0, 0))["20200101T000000Z-00000000"]
+
+
+def test_a_backup_that_a_later_drill_refuted_is_not_proven() -> None:
+    older, refuted = stored(NOW - 60 * DAY, is_proven=True), stored(NOW - 50 * DAY)
+    refuted = Stored(refuted.name, refuted.manifest, None, NOW - 50 * DAY, is_refuted=True)
+    assert kept([older, refuted, stored(NOW)], NOW, Policy(1, 0, 0)).keys() >= {older.name}
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 3))
+def test_a_year_of_daily_backups_leaves_some_twenty_of_them(first: int, a_day: int) -> None:
+    shelf: list[Stored] = []
+    for number in range(400 * a_day):
+        now = NOW - first * DAY + number * DAY / a_day
+        shelf.append(stored(now, is_proven=number % (7 * a_day) == 0))
+        staying = kept(shelf, now, USUAL)
+        shelf = [each for each in shelf if each.name in staying]
+    # At least 7 days, 2 weeks before them, and 11 months before, of which two may end with those weeks. At most one for
+    # each day, week and month, the proven one, and those of the last 24 hours.
+    assert 7 + 2 + 11 - 2 <= len(shelf) <= 7 + 4 + 12 + 1 + a_day
+    months = {f"{each.created_at:%Y-%m}" for each in shelf}
+    assert len(months) >= 12
+
+
+# --- in a store ---
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    (tmp_path / "the backups").mkdir()
+    return (tmp_path / "the backups").as_uri()
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def url(request: pytest.FixtureRequest) -> str:
+    """Where there are no backups yet."""
+    if request.param == "folder":
+        return str(request.getfixturevalue("folder"))
+    return f"s3://{request.getfixturevalue('bucket')}/a%20prefix"
+
+
+def run(url: str, *words: str, **environment: str | None) -> Result:
+    """Without any database."""
+    nothing = {"DATABASE_URL": None, "BALLAST_HOME": "/nonexistent", "BACKUP_URL": url}
+    return CliRunner().invoke(ballast, ["backup", *words], env=nothing | environment)
+
+
+def done(url: str, *words: str) -> Any:
+    result = run(url, *words, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def put(url: str, age: timedelta, **changes: Any) -> str:
+    """A backup of that age, whose dump nobody will open."""
+    made = manifest(datetime.now(UTC) - age, **changes)
+    store = BackupStore(url)
+    store.put(made.name, "dump.pgc.zst.age", b"sealed")
+    store.put(made.name, MANIFEST, made.model_dump_json().encode())
+    return made.name
+
+
+def drilled(url: str, name: str, day: int, *, passed: bool) -> None:
+    report = {"passed": passed, "started_at": f"2026-10-{day:02}T00:00:00+00:00", "checks": []}
+    BackupStore(url).put(name, f"drills/202610{day:02}T000000000000Z.json", json.dumps(report).encode())
+
+
+def test_a_list_is_newest_first_and_says_what_each_is_worth(url: str) -> None:
+    old, new = put(url, 40 * DAY), put(url, timedelta(hours=3))
+    drilled(url, old, 1, passed=True)
+    listed = done(url, "list")
+    assert [each["id"] for each in listed] == [new, old]
+    assert [each["proven_at"] for each in listed] == [None, "2026-10-01T00:00:00+00:00"]
+    assert listed[0] | {"created_at": 0, "age_seconds": 0} == {
+        "id": new, "created_at": 0, "age_seconds": 0, "size_bytes": 2_000, "rows": 1200, "encrypted": True,
+        "proven_at": None, "last_drill_failed": False, "damage": None,
+    }  # fmt: skip
+    table = run(url, "list").stdout
+    assert re.search(rf"{new} .* 3 hours .* 2.0 kB .* 1,200 .* yes .* never", table)
+    assert re.search(rf"{old} .* 40 days ", table)
+
+
+def test_a_failed_last_drill_is_red_and_an_older_proof_is_still_named(url: str) -> None:
+    name = put(url, timedelta(hours=1))
+    drilled(url, name, 1, passed=True)
+    drilled(url, name, 2, passed=False)
+    [listed] = done(url, "list")
+    assert (listed["proven_at"], listed["last_drill_failed"]) == ("2026-10-01T00:00:00+00:00", True)
+    assert "FAILED" in red(url)
+    drilled(url, name, 3, passed=True)
+    [listed] = done(url, "list")
+    assert (listed["proven_at"], listed["last_drill_failed"]) == ("2026-10-03T00:00:00+00:00", False)
+
+
+@pytest.mark.parametrize(
+    "report", [b"", b"{}", b'{"passed": "yes", "started_at": "2026-10-01T00:00:00Z"}', b"[]", b"\xff"]
+)
+def test_a_damaged_report_proves_nothing(folder: str, report: bytes) -> None:
+    BackupStore(folder).put(put(folder, DAY), "drills/20261001T000000000000Z.json", report)
+    [listed] = done(folder, "list")
+    assert (listed["proven_at"], listed["last_drill_failed"]) == (None, True)
+
+
+def test_a_latest_backup_that_is_late_is_red(folder: str) -> None:
+    put(folder, timedelta(hours=23))
+    assert red(folder) == ""
+    late = BackupStore(folder)
+    late.discard(late.find("latest"))
+    put(folder, timedelta(hours=25))
+    put(folder, timedelta(days=3))
+    assert red(folder).split() == ["1", "day"]
+    late.put("20991231T000000Z-00000000", MANIFEST, b"damaged")
+    assert "1 day" in red(folder)
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"\xff\xfe", b'{"format": 2}', b"null"])
+def test_a_damaged_manifest_is_one_row_in_red(url: str, body: bytes) -> None:
+    good = put(url, timedelta(hours=1))
+    BackupStore(url).put("20200101T000000Z-00000000", MANIFEST, body)
+    foreign = manifest(NOW)
+    BackupStore(url).put("20200102T000000Z-00000000", MANIFEST, foreign.model_dump_json().encode())
+    listed = done(url, "list")
+    assert [each["id"] for each in listed] == [good, "20200102T000000Z-00000000", "20200101T000000Z-00000000"]
+    assert foreign.name in listed[1]["damage"]
+    assert "damaged" in listed[2]["damage"]
+    assert "20200101T000000Z-00000000" in red(url)
+
+
+def test_a_drill_is_what_proves_a_backup(vault: Vault) -> None:
+    first, second = vault.backed_up(), vault.backed_up()
+    vault.done("drill", first)
+    listed = {each["id"]: each["proven_at"] is not None for each in done(vault.backup_url, "list")}
+    assert listed == {first: True, second: False}
+
+
+def test_an_empty_store_is_no_error(url: str) -> None:
+    assert done(url, "list") == []
+    assert "There is no backup in" in run(url, "list").stdout
+    assert "0 deleted, 0 kept." in run(url, "prune").stdout
+
+
+def test_each_manifest_is_read_once(bucket: str, caplog: pytest.LogCaptureFixture) -> None:
+    url = f"s3://{bucket}"
+    names = {put(url, number * DAY) for number in range(5)}
+    caplog.clear()
+    done(url, "list")
+    read = [match[1] for line in caplog.messages if (match := re.search(r'"GET \S+/(\S+)/manifest.json', line))]
+    assert sorted(read) == sorted(names)
+
+
+def red(url: str) -> str:
+    """What the table has in red."""
+    shown = run(url, "list", FORCE_COLOR="1", TERM="xterm", NO_COLOR=None).stdout
+    return " ".join(re.findall(r"\x1b\[31m(.*?)\x1b\[0m", shown))
+
+
+# --- pruning one ---
+
+
+def test_what_no_rule_keeps_is_gone_and_the_rest_is_whole(url: str) -> None:
+    ages = [timedelta(hours=2), timedelta(hours=5), *(number * DAY for number in range(2, 60))]
+    names = [put(url, age) for age in ages]
+    proven = names[-1]
+    drilled(url, proven, 1, passed=True)
+    before = done(url, "prune", "--dry-run", "--daily", "3", "--weekly", "2", "--monthly", "1")
+    assert len(BackupStore(url).names()) == 60
+    report = done(url, "prune", "--daily", "3", "--weekly", "2", "--monthly", "1")
+    assert report == before | {"dry_run": False}
+    assert BackupStore(url).names() == sorted(report["kept"])
+    assert {names[0], names[1], proven} <= report["kept"].keys()
+    assert 5 <= len(report["kept"]) <= 9
+    assert "the newest proven" in report["kept"][proven]
+    assert done(url, "prune", "--daily", "3", "--weekly", "2", "--monthly", "1")["going"] == []
+
+
+def test_a_dry_run_changes_nothing_and_says_what_would_go(url: str) -> None:
+    new, old = put(url, timedelta(hours=2)), put(url, 50 * DAY)
+    result = run(url, "prune", "--dry-run", "--daily", "1", "--weekly", "0", "--monthly", "0")
+    assert re.search(rf"{new} .* stays .* the newest, younger than a day, day 20", result.stdout)
+    assert re.search(rf"{old} .* goes .* 50 days old", result.stdout)
+    assert "deleted" not in result.stdout
+    assert BackupStore(url).names() == [old, new]
+
+
+def test_the_ledger_of_erasures_is_never_touched(url: str) -> None:
+    ledger = LedgerStore(url)
+    entries = [{"receipt": f"receipt-{number}"} for number in range(3)]
+    for entry in entries:
+        ledger.put(entry["receipt"], entry)
+    put(url, timedelta(hours=2))
+    put(url, 50 * DAY)
+    unfinished(url)
+    report = done(url, "prune", "--daily", "0", "--weekly", "0", "--monthly", "0")
+    assert len(report["going"]) == 1
+    for leftover in BackupStore(url).leftovers(timedelta(0)):
+        BackupStore(url).remove(leftover)
+    assert list(ledger.entries()) == entries
+
+
+def test_a_damaged_backup_stays_and_is_said_to_be(url: str) -> None:
+    put(url, timedelta(hours=2))
+    BackupStore(url).put("20200101T000000Z-00000000", MANIFEST, b"{}")
+    result = run(url, "prune", "--daily", "0", "--weekly", "0", "--monthly", "0")
+    assert re.search(r"20200101T000000Z-00000000 .* stays .* not readable", result.stdout)
+    assert "20200101T000000Z-00000000" in BackupStore(url).names()
+
+
+def test_what_the_bucket_locks_is_named_and_the_others_go(bucket: str) -> None:
+    url = f"s3://{bucket}/a%20prefix"
+    put(url, timedelta(hours=2))
+    free, locked, later = put(url, 50 * DAY), put(url, 40 * DAY), put(url, 30 * DAY)
+    rule = {"Effect": "Deny", "Principal": "*", "Action": "s3:DeleteObject",
+        "Resource": f"arn:aws:s3:::{bucket}/a prefix/database/{locked}/*"}  # fmt: skip
+    boto3.client("s3").put_bucket_policy(
+        Bucket=bucket, Policy=json.dumps({"Version": "2012-10-17", "Statement": [rule]})
+    )
+    result = run(url, "prune", "--daily", "0", "--weekly", "0", "--monthly", "0")
+    assert result.exit_code == 1
+    assert f"{locked} could not be deleted: " in result.stderr
+    assert "2 deleted, 1 kept." in result.stdout
+    names = BackupStore(url).names()
+    assert locked in names
+    assert not {free, later} & set(names)
+
+
+# --- leftovers ---
+
+
+def unfinished(url: str) -> str:
+    """A backup whose run was killed before its manifest."""
+    name = new_name(uuid4(), datetime.now(UTC))
+    BackupStore(url).put(name, "before.sql", b"select 1;")
+    return name
+
+
+def upload(bucket: str, key: str) -> str:
+    """A multipart upload that was begun, and never ended."""
+    client = boto3.client("s3")
+    upload_id = str(client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"])
+    client.upload_part(Bucket=bucket, Key=key, UploadId=upload_id, PartNumber=1, Body=b"a part")
+    return upload_id
+
+
+def uploads(bucket: str) -> set[str]:
+    return {each["UploadId"] for each in boto3.client("s3").list_multipart_uploads(Bucket=bucket).get("Uploads", [])}
+
+
+def remove_all(url: str, older_than: timedelta = timedelta(0)) -> list[Leftover]:
+    found = BackupStore(url).leftovers(older_than)
+    for leftover in found:
+        BackupStore(url).remove(leftover)
+    return found
+
+
+def test_a_folder_without_a_manifest_goes_after_its_time_and_backups_stay(url: str) -> None:
+    name, whole = unfinished(url), put(url, 50 * DAY)
+    assert remove_all(url, DAY) == []
+    assert [(each.path, each.size_bytes) for each in remove_all(url)] == [(f"database/{name}", 9)]
+    assert BackupStore(url).names() == [whole]
+    assert BackupStore(url).leftovers(timedelta(0)) == []
+
+
+def test_what_obstore_still_wrote_in_a_folder_goes_too(folder: str) -> None:
+    store = BackupStore(folder)
+    name = new_name(uuid4(), datetime.now(UTC))
+    staging = store.path(name, "dump.pgc.zst.age#1")
+    assert staging is not None
+    staging.parent.mkdir(parents=True)
+    staging.write_bytes(b"half")
+    for place in (staging, staging.parent):
+        os.utime(place, ((datetime.now(UTC) - 2 * DAY).timestamp(),) * 2)
+    assert done(folder, "prune")["leftovers"] == [f"database/{name}"]
+    assert not staging.parent.exists()
+
+
+def test_a_run_that_still_writes_is_left_alone(folder: str) -> None:
+    store = BackupStore(folder)
+    name = new_name(uuid4(), datetime.now(UTC))
+    with store.writer(name, "dump.pgc.zst") as writer:
+        writer.write(b"x" * (20 << 20))
+        path = store.path(name, "")
+        assert path is not None
+        os.utime(path, (0, 0))  # the folder is old: the file in it is not
+        assert done(folder, "prune")["leftovers"] == []
+        writer.write(b"more")
+    assert store.read(name, "dump.pgc.zst").endswith(b"more")
+
+
+def test_unfinished_uploads_are_aborted_after_a_day_and_those_of_others_stay(bucket: str) -> None:
+    url = f"s3://{bucket}/a%20prefix"
+    name = put(url, timedelta(hours=1))
+    ours = upload(bucket, f"a prefix/database/{new_name(uuid4(), NOW)}/dump.pgc.zst.age")
+    others = {
+        upload(bucket, "a prefix/erasures/x.json"),
+        upload(bucket, "else/database/dump"),
+        upload(bucket, "a prefixed/database/dump"),
+    }
+    assert BackupStore(url).leftovers(timedelta(days=36_500)) == []  # moto began them in 2010
+    report = done(url, "prune", "--dry-run")
+    assert len(report["leftovers"]) == 1
+    assert uploads(bucket) == {ours} | others
+    assert "an upload that never ended" in run(url, "prune").stdout
+    assert uploads(bucket) == others
+    assert BackupStore(url).names() == [name]
+
+
+def test_uploads_at_the_root_of_a_bucket_are_found(bucket: str) -> None:
+    upload(bucket, "database/20260101T000000Z-00000000/dump.pgc.zst")
+    assert [each.path for each in remove_all(f"s3://{bucket}")] == ["database/20260101T000000Z-00000000/dump.pgc.zst"]
+    assert uploads(bucket) == set()
+
+
+def test_all_pages_of_uploads_are_read(s3: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = {upload(bucket, f"x/database/20260101T000000Z-0000000{number}/dump") for number in (1, 1, 2, 3, 3)}
+    with pages_of_two(s3) as (endpoint, pages):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        found = BackupStore(f"s3://{bucket}/x").leftovers(timedelta(0))
+    assert {each.upload_id for each in found} == begun
+    assert len(found) == 5
+    assert len(pages) == 3
+
+
+def test_all_pages_of_objects_are_read(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "3")
+    url = f"s3://{bucket}"
+    whole, unended = [put(url, number * DAY) for number in range(3)], [unfinished(url) for _ in range(3)]
+    caplog.clear()
+    assert sorted(each.path for each in remove_all(url)) == sorted(f"database/{name}" for name in unended)
+    assert any("continuation-token" in line for line in caplog.messages)
+    assert BackupStore(url).names() == sorted(whole)
+
+
+@contextmanager
+def pages_of_two(s3: str) -> Iterator[tuple[str, list[str]]]:
+    """An S3 that lists two unfinished uploads at once, as real ones do a thousand: moto lists all."""
+
+    class Paging(BaseHTTPRequestHandler):
+        pages: ClassVar[list[str]] = []
+
+        def do_GET(self) -> None:
+            asked = {
+                name: values[0] for name, values in parse_qs(urlsplit(self.path).query, keep_blank_values=True).items()
+            }
+            answer = httpx.get(s3 + self.path).text
+            if "uploads" in asked:
+                answer = self.page(answer, asked)
+            body = answer.encode()
+            self.send_response(200)
+            self.send_header("content-type", "application/xml")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def page(self, answer: str, asked: dict[str, str]) -> str:
+            self.pages.append(self.path)
+            after = (asked.get("key-marker", ""), asked.get("upload-id-marker", ""))
+            found = [(re.search("<Key>(.*?)<", each)[1], re.search("<UploadId>(.*?)<", each)[1], each)  # type: ignore[index]
+                for each in re.findall("<Upload>.*?</Upload>", answer, re.DOTALL)]  # fmt: skip
+            rest = [each for each in sorted(found) if each[:2] > after]
+            marks = "".join(
+                f"<{name}>{escape(value)}</{name}>"
+                for name, value in zip(
+                    ("NextKeyMarker", "NextUploadIdMarker"), rest[1][:2] if len(rest) > 2 else (), strict=False
+                )
+            )
+            inside = "".join(each[2] for each in rest[:2])
+            return f"<ListMultipartUploadsResult><IsTruncated>{str(len(rest) > 2).lower()}</IsTruncated>{marks}{inside}</ListMultipartUploadsResult>"
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Paging)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", Paging.pages
+    finally:
+        server.shutdown()
+        server.server_close()

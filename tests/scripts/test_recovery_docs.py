@@ -1,0 +1,511 @@
+"""docs/recovery.md, followed: every command as it stands there, a section in one shell, on real databases and real backups."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+import httpx
+import psycopg
+import pytest
+from botocore.exceptions import ClientError
+from click.testing import CliRunner
+from moto.core.authorization import enable_iam_authentication
+from psycopg import sql
+from pyrage import x25519
+
+from scripts.backup import checks, programs
+from scripts.backup.manifest import SCHEMAS
+from scripts.backup.store import BackupStore
+from scripts.cli import ballast
+from tests.conftest import ROOT, Database, Stack
+from tests.people import ADA, ADA_EMAILS, scan
+from tests.scripts.conftest import Vault
+from tests.service.outside import Outside, running_outside
+
+PAGE = (ROOT / "docs/recovery.md").read_text()
+FENCED = re.compile(r"^ *```([^\n]+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+SETTING_UP = "Setting it up"
+ROWS = "Rows of a table, or of one customer"
+NEW_PROJECT = "Into a new project"
+SAME_PROJECT = "Over the existing project"
+AFTERWARDS = "After every restore"
+WITHOUT_BALLAST = "Without Ballast"
+DRILLS = "Drills"
+KEYS = "Keys"
+
+
+def sections() -> dict[str, str]:
+    """Heading → text."""
+    return dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
+
+
+def blocks(text: str, language: str) -> dict[str, str]:
+    """The fenced blocks of a language: name (what follows the language, or a number) → body without its indentation."""
+    found = [(tag.split(), textwrap.dedent(body)) for tag, body in FENCED.findall(text)]
+    chosen = [(words[1:], body) for words, body in found if words[0] == language]
+    return {" ".join(name) or str(number): body for number, (name, body) in enumerate(chosen)}
+
+
+@pytest.fixture(scope="session")
+def tools() -> None:
+    """Age and zstd. Without them these tests are skipped, or fail where they must not be (.ci/run)."""
+    found = subprocess.run([ROOT / "scripts/recovery-tools"], capture_output=True, text=True, check=False)
+    if found.returncode:
+        (pytest.fail if os.environ.get("RECOVERY_TOOLS_REQUIRED") else pytest.skip)(found.stderr.strip())
+
+
+@pytest.fixture
+def clerk() -> Iterator[Outside]:
+    with running_outside() as server:
+        server.answer = lambda *_: (200, {}, b'{"deleted": true}')
+        yield server
+
+
+@dataclass(frozen=True)
+class Operator:
+    """Somebody in a folder with a key, who follows the page. `target` is an empty project."""
+
+    vault: Vault
+    folder: Path
+    target: str
+    clerk: Outside
+    has_ballast: bool = True
+
+    @property
+    def environment(self) -> dict[str, str]:
+        with psycopg.connect(self.vault.url) as connection:
+            place = programs.fitting(connection).folder
+        own = [str(Path(sys.executable).parent)] if self.has_ballast else []
+        given = {name: value for name, value in self.vault.environment.items() if value is not None}
+        path = os.pathsep.join([str(place), *own, "/usr/local/bin", "/usr/bin", "/bin"])
+        without = {"BACKUP_IDENTITY", "SUPABASE_URL", "SENTRY_DSN"}
+        return {name: value for name, value in (os.environ | given).items() if name not in without} | {
+            "PATH": path, "NEW_DATABASE_URL": self.target, "CLERK_API_URL": self.clerk.url, "CLERK_SECRET_KEY": "sk_test_recovery",
+        }  # fmt: skip
+
+    def try_to_follow(
+        self, heading: str, *, change: tuple[str, str] = ("", ""), **more: str
+    ) -> subprocess.CompletedProcess[str]:
+        commands = "\n".join(blocks(sections()[heading], "sh").values())
+        assert commands
+        return subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", re.sub(*change, commands) if change[0] else commands],
+            cwd=self.folder, env=self.environment | more, capture_output=True, text=True, check=False, timeout=300,
+        )  # fmt: skip
+
+    def follow(self, heading: str, **more: str) -> str:
+        """Runs a section's commands, which have to end well; returns what they printed."""
+        ran = self.try_to_follow(heading, **more)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        return ran.stdout + ran.stderr
+
+    def erase_ada(self) -> None:
+        words = ["person", "erase", ADA, "--yes"]
+        result = CliRunner().invoke(ballast, words, env=self.environment)
+        assert result.exit_code == 0, result.output
+
+
+@pytest.fixture
+def operator(
+    tools: None, folder_vault: Vault, new_database: Callable[..., str], tmp_path: Path, clerk: Outside
+) -> Operator:
+    return _operator(folder_vault, new_database(), tmp_path, clerk)
+
+
+@pytest.fixture
+def operator_with_a_bucket(
+    tools: None, bucket_vault: Vault, new_database: Callable[..., str], tmp_path: Path, clerk: Outside
+) -> Operator:
+    return _operator(bucket_vault, new_database(), tmp_path, clerk)
+
+
+def _operator(vault: Vault, target: str, tmp_path: Path, clerk: Outside) -> Operator:
+    folder = tmp_path / "operator"
+    folder.mkdir()
+    (folder / "backup-key.txt").write_text(f"# as age-keygen writes it\n{vault.identity}\n")
+    return Operator(vault, folder, target, clerk)
+
+
+def rows(url: str, table: str = "public.projects") -> list[tuple[Any, ...]]:
+    with psycopg.connect(url) as connection:
+        return connection.execute(f"select t::text from {table} as t order by 1".encode()).fetchall()
+
+
+def change(url: str, *statements: str) -> None:
+    with psycopg.connect(url) as connection:
+        for statement in statements:
+            connection.execute(statement.encode())
+
+
+def traces_of_ada(url: str) -> dict[str, int]:
+    with psycopg.connect(url) as connection:
+        return scan(Database(connection), ADA, *ADA_EMAILS)
+
+
+def require_anon_is_refused(url: str) -> None:
+    """Whoever holds the publishable key asks for every table and view of public."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        names = connection.execute(
+            "select relname from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'p', 'v', 'm')"
+        ).fetchall()
+        assert len(names) >= 8
+        connection.execute("set role anon")
+        for (name,) in names:
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(sql.SQL("select count(*) from public.{}").format(sql.Identifier(name)))
+
+
+# --- the page itself
+
+
+def test_every_command_of_the_page_is_followed_here() -> None:
+    followed = {SETTING_UP, ROWS, NEW_PROJECT, SAME_PROJECT, AFTERWARDS, WITHOUT_BALLAST, DRILLS, KEYS}
+    assert {heading for heading, text in sections().items() if blocks(text, "sh")} == followed
+    fences = len(re.findall(r"^ *```", PAGE, re.MULTILINE))
+    assert fences % 2 == 0
+    known = sum(len(blocks(PAGE, language)) for language in ("sh", "sql", "json", "console"))
+    assert known == fences // 2 - 1  # and the drawing of what the store holds
+
+
+def test_what_the_page_says_of_an_error_is_said_by_the_code() -> None:
+    said = re.findall(r"^\| `([^`]+)` \|", sections()["When something fails"], re.MULTILINE)
+    assert len(said) > 10
+    places = [*(ROOT / "scripts/backup").glob("*.py"), ROOT / "scripts/database.py"]
+    source = "\n".join(place.read_text() for place in places)
+    assert [words for words in said if words not in source] == []
+
+
+def test_every_link_of_the_page_leads_somewhere() -> None:
+    def anchors(text: str) -> set[str]:
+        headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+        return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+    for target in re.findall(r"\]\(([^)]+)\)", PAGE):
+        file, _, anchor = target.partition("#")
+        text = (ROOT / "docs" / file).read_text() if file else PAGE
+        assert not anchor or anchor in anchors(text), target
+
+
+def test_the_queries_of_the_page_answer(inhabited: str, new_database: Callable[..., str]) -> None:
+    with psycopg.connect(new_database(inhabited)) as connection:
+        query, setting = blocks(PAGE, "sql").values()
+        [[status, *_]] = connection.execute(query.encode()).fetchall()
+        assert status == "red"  # no backup was recorded
+        connection.execute(setting.encode())
+
+
+def test_who_has_no_age_is_told_how_to_get_it(tmp_path: Path) -> None:
+    words = [shutil.which("bash") or "bash", ROOT / "scripts/recovery-tools"]
+    ran = subprocess.run(words, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert "install the packages age and zstd" in ran.stderr
+
+
+# --- the procedures
+
+
+def test_setting_up_makes_a_backup_that_either_key_opens(operator_with_a_bucket: Operator) -> None:
+    operator = operator_with_a_bucket
+    for file in operator.folder.iterdir():
+        file.unlink()
+    said = operator.follow(SETTING_UP, ENVIRONMENT="production", BACKUP_RECIPIENTS="")
+    assert "proven" in said
+    [name] = operator.vault.store.names()
+    sealed = b"".join(operator.vault.store.stream(name, "dump.pgc.zst.age"))
+    for key in ("backup-key.txt", "offline-key.txt"):
+        assert (operator.folder / key).stat().st_mode & 0o077 == 0
+        opened = subprocess.run(
+            ["age", "--decrypt", "--identity", operator.folder / key], input=sealed, capture_output=True, check=False
+        )
+        assert opened.returncode == 0, opened.stderr
+
+
+def test_rows_that_were_deleted_are_back_and_what_was_written_since_stays(operator: Operator) -> None:
+    url = operator.vault.url
+    before, members = rows(url), rows(url, "public.organization_memberships")
+    backup = operator.vault.backed_up()
+    change(
+        url,
+        "delete from public.projects",
+        "insert into public.projects (organization_id, title) select id, 'Written since' from public.organizations where name = 'Globex'",
+    )
+    assert before
+    operator.follow(ROWS, BACKUP=backup)
+    after = rows(url)
+    assert set(before) < set(after)
+    assert len(after) == len(before) + 1
+    assert rows(url, "public.organization_memberships") == members
+
+
+def test_a_damaged_database_is_restored_into_a_new_project(operator: Operator) -> None:
+    url, target = operator.vault.url, operator.target
+    backup = operator.vault.backed_up()
+    before = rows(url, "public.organizations")
+    operator.erase_ada()
+    change(url, "delete from public.projects")
+    operator.follow(NEW_PROJECT, BACKUP=backup)
+    assert rows(target, "public.organizations") == before
+    assert rows(target)
+    assert traces_of_ada(target).keys() <= {"app.erasure_log"}
+    require_anon_is_refused(target)
+
+
+def test_a_backup_replaces_what_is_there(operator: Operator) -> None:
+    url = operator.vault.url
+    before = rows(url)
+    backup = operator.vault.backed_up()
+    change(url, "drop table public.projects cascade", "create table public.unwanted ()")
+    said = operator.follow(SAME_PROJECT, BACKUP=backup, PROJECT=url.rpartition("/")[2])
+    assert len(operator.vault.store.names()) == 2, said
+    assert rows(url) == before
+    with psycopg.connect(url) as connection:
+        assert connection.execute("select to_regclass('public.unwanted')").fetchone() == (None,)
+    require_anon_is_refused(url)
+
+
+def test_after_a_restore_the_erased_are_erased_and_nothing_old_is_cached(
+    operator: Operator, inhabited: str, new_database: Callable[..., str], stack: Stack
+) -> None:
+    operator.erase_ada()
+    operator.clerk.requests.clear()
+    restored = new_database(inhabited)
+    change(restored, "delete from realtime.messages")  # which Realtime forgets by itself
+    assert len(traces_of_ada(restored)) > 3
+    redis = {name: stack.environment[name] for name in ("UPSTASH_REDIS_REST_URL", "UPSTASH_REDIS_REST_TOKEN")}
+    assert ask_redis(redis, "SET", "old", "1") == "OK"
+    said = operator.follow(AFTERWARDS, NEW_DATABASE_URL=restored, **redis)
+    assert traces_of_ada(restored) == {}
+    assert operator.clerk.requests == [f"/v1/users/{ADA}"]
+    assert ask_redis(redis, "EXISTS", "old") == 0
+    assert "proven" in said
+
+
+def ask_redis(environment: dict[str, str], *command: str) -> Any:
+    headers = {"Authorization": f"Bearer {environment['UPSTASH_REDIS_REST_TOKEN']}"}
+    return httpx.post(environment["UPSTASH_REDIS_REST_URL"], headers=headers, json=command).json()["result"]
+
+
+def test_a_drill_by_hand_proves_the_backup(operator: Operator) -> None:
+    operator.vault.backed_up()
+    assert "proven" in operator.follow(DRILLS)
+
+
+def test_rotated_keys_open_the_new_backup_and_the_old_one(operator: Operator) -> None:
+    old = operator.vault.backed_up()
+    (operator.folder / "offline-key.txt").write_text(str(x25519.Identity.generate()))
+    said = operator.follow(KEYS, BACKUP=old)
+    assert said.count(": proven") == 2
+    [new] = set(operator.vault.store.names()) - {old}
+    refused = operator.vault.run("verify", new)  # with the old key
+    assert "not encrypted for this key" in refused.stderr
+
+
+# --- without Ballast
+
+
+@pytest.fixture
+def bystander(operator_with_a_bucket: Operator) -> Operator:
+    """Somebody with the key, the bucket's content, and no Ballast. Ada was erased after the backup."""
+    vault, folder = operator_with_a_bucket.vault, operator_with_a_bucket.folder
+    name = vault.backed_up()
+    operator_with_a_bucket.erase_ada()
+    bucket, prefix = vault.backup_url.removeprefix("s3://").split("/", 1)
+    fetch(bucket, f"{prefix}/database/{name}/", folder / "backup")
+    fetch(bucket, f"{prefix}/erasures/", folder / "erasures")
+    vault.store.discard(name)
+    own = operator_with_a_bucket
+    return Operator(vault, folder, own.target, own.clerk, has_ballast=False)
+
+
+def fetch(bucket: str, prefix: str, folder: Path) -> None:
+    """As `aws s3 cp --recursive` does."""
+    folder.mkdir()
+    client = boto3.client("s3")
+    for each in client.list_objects_v2(Bucket=bucket, Prefix=prefix)["Contents"]:
+        client.download_file(bucket, each["Key"], str(folder / each["Key"].removeprefix(prefix)))
+
+
+def test_a_backup_is_recovered_with_programs_from_packages_only(bystander: Operator) -> None:
+    assert shutil.which("ballast", path=bystander.environment["PATH"]) is None
+    said = bystander.follow(WITHOUT_BALLAST)
+    assert said.count('"sha256"') == 3
+    assert "differs" not in said
+    assert "open" not in said
+    backup = bystander.folder / "backup"
+    manifest = json.loads((backup / "manifest.json").read_text())
+    assert len((backup / "counts").read_text().splitlines()) == len(manifest["rows"])
+    with psycopg.connect(bystander.target) as connection:
+        hidden = "select banned, full_name from public.profiles where clerk_user_id = %s"
+        assert connection.execute(hidden, [ADA]).fetchall() in ([], [(True, None)])
+    require_anon_is_refused(bystander.target)
+    finished = bystander.vault.environment | {
+        "CLERK_API_URL": bystander.clerk.url,
+        "CLERK_SECRET_KEY": "sk_test_recovery",
+    }
+    result = CliRunner().invoke(ballast, ["person", "replay", "--database-url", bystander.target], env=finished)
+    assert result.exit_code == 0, result.output
+
+
+def test_what_is_recovered_without_ballast_passes_a_drills_checks(bystander: Operator) -> None:
+    for entry in (bystander.folder / "erasures").iterdir():  # which would change what is compared
+        entry.write_text('{"salt": "", "subject_hash": "", "requested_at": "2026-01-01T00:00:00Z", "receipt": null}')
+    bystander.follow(WITHOUT_BALLAST)
+    manifest = checks.Manifest.model_validate_json((bystander.folder / "backup/manifest.json").read_bytes())
+    assert manifest.structure.keys() > {"grant", "policy"}
+    with psycopg.connect(bystander.target, autocommit=True) as connection:
+        done = [*checks.compared(connection, manifest), checks.denied(connection)]
+    assert [(each.name, each.detail) for each in done if not each.passed] == []
+
+
+def test_without_the_first_script_every_table_is_open_and_the_page_notices(bystander: Operator) -> None:
+    ran = bystander.try_to_follow(WITHOUT_BALLAST, change=(r"psql .*--file before.sql\n", ""))
+    assert ran.returncode == 0, ran.stderr
+    assert "open: organizations" in ran.stdout
+    assert "differs" not in ran.stdout
+    with psycopg.connect(bystander.target) as connection:
+        connection.execute("set role anon")
+        connection.execute("select count(*) from public.organizations")
+
+
+def test_a_damaged_file_stops_the_recovery(bystander: Operator) -> None:
+    dump = bystander.folder / "backup/dump.pgc.zst.age"
+    body = bytearray(dump.read_bytes())
+    body[len(body) // 2] ^= 1
+    dump.write_bytes(body)
+    noticed = bystander.try_to_follow(WITHOUT_BALLAST)
+    assert (noticed.returncode, noticed.stdout) == (1, "")
+    unnoticed = bystander.try_to_follow(WITHOUT_BALLAST, change=(r"(?s)for file.*?done\n", ""))
+    assert "failed to decrypt" in unnoticed.stderr
+    assert unnoticed.returncode == 1
+    with psycopg.connect(bystander.target) as connection:
+        assert connection.execute("select from pg_namespace where nspname = any(%s)", [[*SCHEMAS[1:]]]).fetchall() == []
+
+
+# --- the store
+
+
+def test_the_rules_of_the_bucket_are_rules_of_s3(s3: str, aws: pytest.MonkeyPatch) -> None:
+    aws.setenv("AWS_ENDPOINT_URL", s3)
+    given = {name: json.loads(body) for name, body in blocks(PAGE, "json").items()}
+    client = boto3.client("s3")
+    place = {"LocationConstraint": "eu-central-1"}
+    name = f"backups-{secrets.token_hex(8)}"
+    client.create_bucket(Bucket=name, ObjectLockEnabledForBucket=True, CreateBucketConfiguration=place)
+    client.put_object_lock_configuration(Bucket=name, ObjectLockConfiguration=given["lock.json"])
+    client.put_bucket_lifecycle_configuration(Bucket=name, LifecycleConfiguration=given["lifecycle.json"])
+    stored = client.get_bucket_lifecycle_configuration(Bucket=name)["Rules"]
+    assert [rule["ID"] for rule in stored] == [rule["ID"] for rule in given["lifecycle.json"]["Rules"]]
+    locked_days = given["lock.json"]["Rule"]["DefaultRetention"]["Days"]
+    assert given["lifecycle.json"]["Rules"][1]["NoncurrentVersionExpiration"]["NoncurrentDays"] > locked_days
+
+
+@dataclass(frozen=True)
+class Account:
+    """A bucket, and the page's two users, of whom it takes only what their policies allow."""
+
+    vault: Vault
+    bucket: str
+    keys: dict[str, dict[str, str]]
+
+    def run(self, user: str, *words: str) -> subprocess.CompletedProcess[str]:
+        """`ballast backup …` in a process of its own: boto3 keeps the first keys that it saw."""
+        given = {name: value or "" for name, value in (os.environ | self.vault.environment).items()} | self.keys[user]
+        command = [Path(sys.executable).with_name("ballast"), "backup", *words]
+        return subprocess.run(command, env=given, capture_output=True, text=True, check=False, timeout=300)
+
+    def client(self, user: str) -> Any:
+        keys = self.keys[user]
+        return boto3.client(
+            "s3",
+            region_name="eu-central-1",
+            aws_access_key_id=keys["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=keys["AWS_SECRET_ACCESS_KEY"],
+        )
+
+
+@pytest.fixture
+def account(bucket: str, inhabited: str, new_database: Callable[..., str], tmp_path: Path) -> Iterator[Account]:
+    iam = boto3.client("iam", region_name="us-east-1")
+    keys: dict[str, dict[str, str]] = {}
+    for name in ("writer", "reader"):
+        user = f"{name}-{bucket}"
+        policy = json.loads(blocks(PAGE, "json")[f"{name}.json"].replace("your-backups", bucket))
+        for statement in policy["Statement"]:
+            # Of a request that deletes several objects moto asks about the bucket, where S3 asks about each object.
+            if "s3:DeleteObject" in statement["Action"]:
+                statement["Resource"] = [statement["Resource"], f"arn:aws:s3:::{bucket}"]
+        iam.create_user(UserName=user)
+        iam.put_user_policy(UserName=user, PolicyName=name, PolicyDocument=json.dumps(policy))
+        key = iam.create_access_key(UserName=user)["AccessKey"]
+        keys[name] = {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
+    with enable_iam_authentication():
+        yield Account(Vault(new_database(inhabited), f"s3://{bucket}/production", tmp_path), bucket, keys)
+
+
+def test_the_two_users_may_do_what_the_page_says_they_do(account: Account, tmp_path: Path) -> None:
+    commands = [
+        ("writer", "run"), ("writer", "list"), ("reader", "list"), ("reader", "verify"), ("reader", "drill"),
+        ("reader", "extract", "latest", "--organization", "org_acme", "--output", str(tmp_path / "acme.sql")),
+        ("writer", "run"),
+    ]  # fmt: skip
+    for user, *words in commands:
+        done = account.run(user, *words)
+        assert done.returncode == 0, (user, words, done.stdout, done.stderr)
+
+
+def test_the_writer_deletes_what_is_too_old_and_ends_uploads_that_failed(account: Account) -> None:
+    made = json.loads(account.run("writer", "run", "--json").stdout)
+    old = "20200101T020003Z-1a2b3c4d"
+    client = account.client("writer")
+    manifest = json.dumps(made | {"name": old, "created_at": "2020-01-01T02:00:03Z"})
+    client.put_object(Bucket=account.bucket, Key=f"production/database/{old}/manifest.json", Body=manifest)
+    client.create_multipart_upload(Bucket=account.bucket, Key=f"production/database/{old}/dump.pgc.zst.age")
+    assert len(client.list_multipart_uploads(Bucket=account.bucket)["Uploads"]) == 1  # since 2010, says moto of each
+    done = account.run("writer", "prune", "--daily", "1", "--weekly", "0", "--monthly", "0", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["going"] == [old]
+    left = account.run("writer", "list").stdout
+    assert made["name"] in left
+    assert old not in left
+    assert "Uploads" not in client.list_multipart_uploads(Bucket=account.bucket)
+
+
+def test_the_writer_cannot_read_a_dump_and_the_reader_cannot_make_or_delete_a_backup(account: Account) -> None:
+    made = json.loads(account.run("writer", "run", "--json").stdout)
+    for user, words in (("writer", ("verify",)), ("reader", ("run",))):
+        refused = account.run(user, *words)
+        assert refused.returncode == 1
+        assert ": 403." in refused.stderr, refused.stderr
+    key = f"production/database/{made['name']}/manifest.json"
+    for forbidden in (account.client("reader").delete_object, account.client("reader").put_object):
+        with pytest.raises(ClientError, match="AccessDenied"):
+            forbidden(Bucket=account.bucket, Key=key)
+
+
+def test_uploads_carry_the_checksum_that_a_locked_bucket_asks_for(aws: pytest.MonkeyPatch) -> None:
+    sent: list[str | None] = []
+
+    def answer(_: str, headers: Any, __: bytes) -> tuple[int, dict[str, str], bytes]:
+        sent.append(headers.get("x-amz-checksum-sha256"))
+        return 200, {"ETag": '"1"'}, b""
+
+    with running_outside() as server:
+        server.answer = answer
+        aws.setenv("AWS_ENDPOINT_URL", server.url)
+        aws.setenv("AWS_CHECKSUM_ALGORITHM", "SHA256")
+        BackupStore("s3://bucket/prefix").put("20261124T020003Z-1a2b3c4d", "before.sql", b"select 1;")
+    assert sent == [base64.b64encode(hashlib.sha256(b"select 1;").digest()).decode()]

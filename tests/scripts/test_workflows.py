@@ -1,0 +1,194 @@
+"""The scheduled workflows: what they may do, what they are given, and that each `ballast` line of theirs works with just that."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scripts.backup.alarm import MONITORS
+from tests.conftest import ROOT, Stack
+from tests.service.outside import running_outside
+
+FOLDER = ROOT / ".github/workflows"
+MONITOR_OF = {"backup.yml": "ballast-backup", "restore-drill.yml": "ballast-restore-drill"}
+EXPRESSION = re.compile(r"\$\{\{ *(.*?) *\}\}")
+NAMED = re.compile(r"\b(?:secrets|vars)\.(\w+)")
+Step = dict[str, Any]
+
+
+def workflow(name: str) -> dict[str, Any]:
+    # YAML 1.1 takes the key `on` for true.
+    return {"on" if key is True else key: value for key, value in yaml.safe_load((FOLDER / name).read_text()).items()}
+
+
+def job_of(name: str) -> dict[str, Any]:
+    [job] = workflow(name)["jobs"].values()
+    return dict(job)
+
+
+def steps_of(name: str) -> list[Step]:
+    return list(job_of(name)["steps"])
+
+
+def ballast_steps(name: str) -> list[Step]:
+    return [step for step in steps_of(name) if step.get("run", "").startswith("ballast ")]
+
+
+each_workflow = pytest.mark.parametrize("name", sorted(MONITOR_OF))
+
+
+def test_every_workflow_is_examined() -> None:
+    assert {file.name for file in FOLDER.iterdir()} == MONITOR_OF.keys()
+
+
+@each_workflow
+def test_a_workflow_runs_when_its_monitor_expects_it_and_by_hand(name: str) -> None:
+    monitor = MONITORS[MONITOR_OF[name]]
+    assert workflow(name)["on"] == {"schedule": [{"cron": monitor["schedule"]["value"]}], "workflow_dispatch": None}
+    [minutes] = [step["timeout-minutes"] for step in ballast_steps(name)][:1]
+    assert minutes <= monitor["max_runtime"]
+
+
+@each_workflow
+def test_a_workflow_may_read_the_code_and_nothing_else(name: str) -> None:
+    assert workflow(name)["permissions"] == {"contents": "read"}
+    assert "permissions" not in job_of(name)
+    assert job_of(name)["environment"] == "production"
+    [checkout] = [step for step in steps_of(name) if step.get("uses", "").startswith("actions/checkout@")]
+    assert checkout["with"] == {"persist-credentials": False}
+
+
+@each_workflow
+def test_actions_are_pinned_by_commit_and_named_by_version(name: str) -> None:
+    lines = re.findall(r"uses: *(.*)", (FOLDER / name).read_text())
+    assert lines
+    assert [line for line in lines if not re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line)] == []
+
+
+@each_workflow
+def test_one_runs_at_a_time_and_its_steps_end_before_the_job_is_cancelled(name: str) -> None:
+    assert workflow(name)["concurrency"] == {"group": name.removesuffix(".yml"), "cancel-in-progress": False}
+    running = [step for step in steps_of(name) if "run" in step]
+    assert sum(step["timeout-minutes"] for step in running) < job_of(name)["timeout-minutes"]
+
+
+@each_workflow
+def test_no_script_of_a_workflow_has_an_expression_in_it(name: str) -> None:
+    assert [step["run"] for step in steps_of(name) if "${{" in step.get("run", "")] == []
+    assert {key for step in steps_of(name) for key in step} <= {
+        "name",
+        "uses",
+        "with",
+        "run",
+        "env",
+        "if",
+        "timeout-minutes",
+    }
+
+
+@each_workflow
+def test_whatever_a_workflow_is_given_is_documented(name: str) -> None:
+    documented = (ROOT / "docs/recovery.md").read_text()
+    asked = set(NAMED.findall((FOLDER / name).read_text()))
+    assert [each for each in sorted(asked) if f"`{each}`" not in documented] == []
+
+
+def test_who_makes_backups_cannot_open_them_and_who_opens_them_cannot_write_to_the_database() -> None:
+    given = {name: set(NAMED.findall((FOLDER / name).read_text())) for name in MONITOR_OF}
+    assert "BACKUP_IDENTITY" not in given["backup.yml"]
+    assert not given["restore-drill.yml"] & {"DATABASE_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+
+
+# --- executed
+
+
+def given(step: Step, secrets: dict[str, str], variables: dict[str, str]) -> dict[str, str]:
+    """A step's environment as GitHub makes it: what is not set is empty, `a || format(…)` takes what is not empty."""
+
+    def value(expression: str) -> str:
+        first, *fallback = expression.split(" || ")
+        kind, _, name = first.partition(".")
+        found = {"secrets": secrets, "vars": variables}[kind].get(name, "")
+        if found or not fallback:
+            return found
+        form = re.fullmatch(r"format\('([^']+)', vars\.(\w+)\)", fallback[0])
+        assert form, expression
+        return form[1].format(variables.get(form[2], ""))
+
+    return {name: EXPRESSION.sub(lambda found: value(found[1]), text) for name, text in step.get("env", {}).items()}
+
+
+def ran(step: Step, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """As a runner does it, on a machine that knows nothing else."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), "/usr/local/bin", "/usr/bin", "/bin"])
+    kept = {name: value for name, value in os.environ.items() if name.startswith(("COVERAGE", "PYTHON"))}
+    return subprocess.run(
+        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
+        cwd=ROOT, env={"PATH": path, "CI": "true"} | kept | environment, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+
+
+def test_the_commands_of_both_workflows_work_with_what_they_are_given(
+    stack: Stack, tmp_path: Path, bucket: str, s3: str
+) -> None:
+    secrets = stack.environment | {
+        "BACKUP_URL": f"s3://{bucket}/production", "AWS_ACCESS_KEY_ID": "writer", "AWS_SECRET_ACCESS_KEY": "5ecret",
+        "DRILL_AWS_ACCESS_KEY_ID": "reader", "DRILL_AWS_SECRET_ACCESS_KEY": "5ecret",
+    }  # fmt: skip
+    variables = {"AWS_REGION": "eu-central-1", "AWS_ENDPOINT_URL": s3}
+    machine = {"BALLAST_HOME": str(tmp_path / "nothing"), "HOME": str(tmp_path), "AWS_ALLOW_HTTP": "true"}
+    commands = []
+    for name in ("backup.yml", "restore-drill.yml"):
+        for step in ballast_steps(name):
+            done = ran(step, machine | given(step, secrets, variables))
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert "does not know of this" not in done.stderr
+            commands.append(step["run"])
+    assert commands == ["ballast backup run --type automated", "ballast backup prune", "ballast backup drill latest"]
+    [newest] = json.loads(backups(stack))[:1]
+    assert (newest["backup_type"], newest["status"], newest["drill_passed"]) == ("automated", "completed", True)
+
+
+def backups(stack: Stack) -> str:
+    """What public.backup_logs says, through the service."""
+    url, token = stack.environment["SERVICE_URL"], stack.environment["OPERATOR_TOKEN"]
+    words = ["curl", "--silent", "--fail", f"{url}/api/v1/backups", "-H", f"Authorization: Bearer {token}"]
+    answered = subprocess.run(words, capture_output=True, text=True, check=True)
+    return json.dumps(json.loads(answered.stdout)["backups"])
+
+
+def test_without_its_secrets_no_command_looks_as_if_it_had_worked(tmp_path: Path) -> None:
+    machine = {"BALLAST_HOME": str(tmp_path / "nothing"), "HOME": str(tmp_path)}
+    for name in MONITOR_OF:
+        for step in ballast_steps(name):
+            done = ran(step, machine | given(step, {}, {}))
+            assert done.returncode != 0, (step["run"], done.stdout)
+            assert "Traceback" not in done.stderr
+
+
+@each_workflow
+def test_a_failure_is_told_where_somebody_reads_it(name: str) -> None:
+    [step] = [step for step in steps_of(name) if step.get("if") == "failure()"]
+    assert step == steps_of(name)[-1]
+    github = {
+        "GITHUB_SERVER_URL": "https://github.example", "GITHUB_REPOSITORY": "acme/backend", "GITHUB_RUN_ID": "7",
+        "GITHUB_WORKFLOW": workflow(name)["name"],
+    }  # fmt: skip
+    told: list[bytes] = []
+    with running_outside() as channel:
+        channel.answer = lambda _, __, body: told.append(body) or (200, {}, b"ok")  # type: ignore[func-returns-value]
+        done = ran(step, github | given(step, {"ALERT_WEBHOOK_URL": f"{channel.url}/services/T0/B0"}, {}))
+        assert done.returncode == 0, done.stderr
+        assert channel.requests == ["/services/T0/B0"]
+    [body] = told
+    text = f"{workflow(name)['name']} of acme/backend failed: https://github.example/acme/backend/actions/runs/7"
+    assert json.loads(body) == {"text": text}
+    assert ran(step, github | given(step, {}, {})).returncode == 0  # nobody wants to hear
