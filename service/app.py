@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flask import Flask, Response
 
-from service import logs, problems
+from service import logs, problems, sentry
 from service.audit import audit
 from service.backup_routes import backup_routes
 from service.demo import demo
@@ -29,6 +29,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.url_map.merge_slashes = False  # it redirects to whatever host the request names
     settings = settings or load()
+    sentry.start(settings)
     assemble(app, settings)
     logs.register(app)
     problems.register(app)

@@ -14,6 +14,7 @@ from typing import Any
 import jwt
 from jwt import PyJWK, PyJWKClient
 
+from service import sentry
 from service.problems import Problem
 
 ALGORITHM = "RS256"
@@ -143,7 +144,9 @@ class SessionTokens:
         # Absent means active: tokens had no status before Clerk had tasks.
         if claims.get("sts", "active") != "active":
             raise SessionPending("Finish signing in: the session has unfinished tasks.")
-        return caller_of(claims, bearer[1])
+        caller = caller_of(claims, bearer[1])
+        sentry.identify(self._issuer, caller.user_id, caller.organization_id)
+        return caller
 
     def _claims(self, token: str) -> dict[str, Any]:
         try:

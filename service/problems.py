@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from flask import Flask, Response, g, json, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
+from service import sentry
 from service.logs import log
 
 
@@ -46,6 +47,7 @@ def _problem(error: Problem) -> Response:
     if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         code = getattr(error.__cause__, "code", None)
         log.error("problem", extra={"problem": error.slug, "code": code} | error.more)
+        sentry.report(error, problem=error.slug, code=code, request_id=g.request_id)
     kind = f"urn:problem:ballast:{error.slug}"
     response = _document(error.status, error.title, error.detail, kind, **error.more)
     response.headers.update(error.headers)
@@ -66,5 +68,6 @@ def _unexpected(error: Exception) -> Response:
     frames = traceback.extract_tb(error.__traceback__)
     where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames[-8:]]
     log.error("unexpected error", extra={"error": type(error).__name__, "where": where, "method": request.method})
+    sentry.report(error, request_id=g.request_id)
     status = HTTPStatus.INTERNAL_SERVER_ERROR
     return _document(status, status.phrase, "Something went wrong on our side. Quote the request_id to report it.")

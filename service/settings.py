@@ -7,7 +7,7 @@ import re
 from datetime import date
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.clerk_api import CLERK_API_URL
@@ -20,6 +20,8 @@ BACKUP_PLACE = re.compile(r"((s3|gs|az)://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]|file:
 ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.IGNORECASE)
 # As age-keygen writes public keys. What it decrypts with is never here.
 RECIPIENT = re.compile(r"age1[0-9a-z]{58}")
+SENTRY_DSN = re.compile(r"https?://[A-Za-z0-9]+@[A-Za-z0-9.:-]+(/[A-Za-z0-9/-]*)?/[0-9]+")
+RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.@+_-]{0,199}")
 # Where the data is somebody's.
 GUARDED = frozenset({"staging", "production"})
 # What the privacy page and the terms say of whoever runs this.
@@ -87,6 +89,18 @@ def _recipients(keys: tuple[str, ...]) -> tuple[str, ...]:
     return keys
 
 
+def _sentry_dsn(dsn: SecretStr) -> SecretStr:
+    if SENTRY_DSN.fullmatch(dsn.get_secret_value()) is None:
+        raise ValueError("must be a DSN as Sentry shows it: https://key@host/project")
+    return dsn
+
+
+def _release(text: str) -> str:
+    if RELEASE.fullmatch(text) is None:
+        raise ValueError("must be a version, such as 1.4.0 or a commit's hash")
+    return text
+
+
 def _api_key(prefix: str) -> AfterValidator:
     def check(key: SecretStr) -> SecretStr:
         # Before they had prefixes, Supabase's keys were JWTs: those still work on older projects.
@@ -125,6 +139,9 @@ class Settings(BaseSettings):
     database_url: Annotated[SecretStr, AfterValidator(_database_url)] | None = None
     backup_url: Annotated[str, AfterValidator(_backup_place)] | None = None
     backup_recipients: Annotated[Items, AfterValidator(_recipients)] = ()
+    sentry_dsn: Annotated[SecretStr, AfterValidator(_sentry_dsn)] | None = None
+    sentry_traces_sample_rate: Annotated[float, Field(ge=0, le=1)] = 0
+    release: Annotated[str, AfterValidator(_release)] | None = None
     legal_company: str | None = None
     legal_address: str | None = None
     legal_contact: Annotated[str, AfterValidator(_email_address)] | None = None

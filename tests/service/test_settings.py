@@ -197,7 +197,7 @@ def test_the_example_environment_explains_every_variable() -> None:
         line.partition("=")[0]: lines[number - 1] for number, line in enumerate(lines) if re.match(r"[A-Z_]+=", line)
     }
     assert named.keys() == ENVIRONMENT.keys() | LEGAL.keys() | {
-        "CLERK_AUTHORIZED_PARTIES", "OPERATOR_TOKEN", "BACKUP_URL", "BACKUP_RECIPIENTS", "BACKUP_IDENTITY", "DATABASE_URL", "PG_BIN", "SENTRY_DSN",
+        "CLERK_AUTHORIZED_PARTIES", "OPERATOR_TOKEN", "BACKUP_URL", "BACKUP_RECIPIENTS", "BACKUP_IDENTITY", "DATABASE_URL", "PG_BIN", "SENTRY_DSN", "SENTRY_TRACES_SAMPLE_RATE", "RELEASE",
         "SERVICE_URL", "BALLAST_HOME", "BALLAST_PORT_BASE",
     }  # fmt: skip
     assert all(above.startswith("# ") for above in named.values())

@@ -1,0 +1,142 @@
+"""What Sentry hears of an error and of a request: where and for which organization, and nothing that is somebody's."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import sentry_sdk
+from flask import Flask, request
+
+from service.data_api import CallFailed
+from service.me import DatabaseUnavailable
+from service.parts import parts
+from tests.service.conftest import MakeApp
+from tests.service.outside import Issuer, running_outside
+
+PRIVATE = (
+    "ada@example.com",
+    "Ada Winter",
+    "203.0.113.9",
+    "5ecret",
+    "cookie-of-ada",
+    "user_test",
+    "the payload",
+    "sb_secret_test",
+)
+
+
+@dataclass
+class Sink:
+    """Sentry's door: the envelopes that came in."""
+
+    dsn: str
+    raw: list[bytes] = field(default_factory=list)
+
+    def hear(self, _path: str, _headers: object, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        self.raw.append(gzip.decompress(body) if body.startswith(b"\x1f\x8b") else body)
+        return 200, {}, b"{}"
+
+    def items(self, kind: str) -> list[dict[str, Any]]:
+        """The events (`event`) or traces (`transaction`) in them."""
+        sentry_sdk.flush(timeout=5)
+        found = []
+        for envelope in self.raw:
+            lines = envelope.splitlines()[1:]
+            for header, item in zip(lines[::2], lines[1::2], strict=False):
+                if json.loads(header)["type"] == kind:
+                    found.append(json.loads(item))
+        return found
+
+
+@pytest.fixture
+def sink() -> Iterator[Sink]:
+    with running_outside() as server:
+        heard = Sink(f"http://public@127.0.0.1:{urlsplit(server.url).port}/1")
+        server.answer = heard.hear
+        yield heard
+        sentry_sdk.flush(timeout=2)
+        sentry_sdk.get_client().close()
+        sentry_sdk.get_global_scope().set_client(None)
+
+
+@pytest.fixture
+def app(make_app: MakeApp, sink: Sink, issuer: Issuer) -> Flask:
+    """The service with routes that fail, each while it holds what is private."""
+    app = make_app(SENTRY_DSN=sink.dsn, SENTRY_TRACES_SAMPLE_RATE="1", RELEASE="1.2.3", CLERK_ISSUER=issuer.url)
+
+    def boom(name: str) -> str:
+        local = "Ada Winter"
+        parts().session_tokens.caller(request.headers.get("Authorization"))
+        raise RuntimeError(f"{name} {local} ada@example.com 5ecret {request.get_data(as_text=True)}")
+
+    def unavailable(name: str) -> str:
+        raise DatabaseUnavailable("Try again.") from CallFailed("f", "ConnectTimeout", f"{name} 5ecret")
+
+    app.add_url_rule("/people/<name>/boom", "boom", boom, methods=["POST"])
+    app.add_url_rule("/people/<name>/unavailable", "unavailable", unavailable)
+    return app
+
+
+def ask(app: Flask, issuer: Issuer, method: str, path: str) -> int:
+    headers = {
+        "Authorization": f"Bearer {issuer.token(email='ada@example.com')}", "Cookie": "session=cookie-of-ada", "X-Forwarded-For": "203.0.113.9",
+        "User-Agent": "Browser of Ada Winter", "X-Request-Id": "r-1",
+    }  # fmt: skip
+    client = app.test_client(use_cookies=False)
+    return client.open(path + "?email=ada@example.com", method=method, headers=headers, data="the payload").status_code
+
+
+def test_an_unexpected_error_says_where_it_was_and_for_which_organization(
+    app: Flask, sink: Sink, issuer: Issuer
+) -> None:
+    assert ask(app, issuer, "POST", "/people/ada@example.com/boom") == 500
+    [event] = sink.items("event")
+    [error] = event["exception"]["values"]
+    assert error["type"] == "RuntimeError"
+    assert error["stacktrace"]["frames"][-1]["function"] == "boom"
+    assert (event["release"], event["environment"]) == ("1.2.3", "test")
+    assert event["transaction"] == "/people/<name>/boom"
+    assert event["tags"] == {"organization": "org_test", "request_id": "r-1"}
+    assert len(event["user"]["id"]) == 16
+
+
+def test_what_callers_are_told_is_our_fault_is_reported_with_its_kind(app: Flask, sink: Sink, issuer: Issuer) -> None:
+    assert ask(app, issuer, "GET", "/people/ada@example.com/unavailable") == 503
+    [event] = sink.items("event")
+    assert [each["type"] for each in event["exception"]["values"]] == ["CallFailed", "DatabaseUnavailable"]
+    assert event["tags"] == {"problem": "database-unavailable", "code": "ConnectTimeout", "request_id": "r-1"}
+
+
+def test_what_callers_did_wrong_is_not_reported(app: Flask, sink: Sink) -> None:
+    client = app.test_client()
+    assert [client.get(path).status_code for path in ("/nothing", "/api/v1/me")] == [404, 401]
+    assert client.post("/webhooks/clerk").status_code == 400
+    assert sink.items("event") == []
+
+
+def test_traces_name_routes_and_not_paths(app: Flask, sink: Sink, issuer: Issuer) -> None:
+    ask(app, issuer, "POST", "/people/ada@example.com/boom")
+    app.test_client().get("/healthz")
+    assert [trace["transaction"] for trace in sink.items("transaction")] == ["/people/<name>/boom", "/healthz"]
+
+
+def test_nothing_private_leaves_the_service(app: Flask, sink: Sink, issuer: Issuer) -> None:
+    token = issuer.token()
+    ask(app, issuer, "POST", "/people/ada@example.com/boom")
+    ask(app, issuer, "GET", "/people/ada@example.com/unavailable")
+    app.test_client().get("/ada@example.com/5ecret")
+    sink.items("event")
+    told = b"\n".join(sink.raw).decode()
+    assert len(sink.raw) >= 4
+    assert not [word for word in (*PRIVATE, token) if word in told]
+
+
+def test_without_a_dsn_nothing_is_sent(make_app: MakeApp) -> None:
+    make_app()
+    assert not sentry_sdk.is_initialized()
