@@ -10,16 +10,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
-from uuid import UUID, uuid4
+from typing import Any
+from uuid import uuid4
 
+from service.backup_names import BackupType, filename_of, new_name
 from service.data_api import CallFailed
 from service.logs import log
 
-FOLDER = "database"
 COMMAND = (sys.executable, "-m", "scripts.cli", "backup", "run")
 
-BackupType = Literal["automated", "manual"]
 Call = Callable[[str, dict[str, Any]], Any]
 
 
@@ -33,16 +32,6 @@ class BackupsUnconfigured(Exception):
 
 class BackupRunning(Exception):
     """One is being made, or was asked for a moment ago."""
-
-
-def new_name(backup: UUID, moment: datetime) -> str:
-    """The name of a backup of that moment: 20261124T120000Z-1a2b3c4d. Names sort by time."""
-    return f"{moment.astimezone(UTC):%Y%m%dT%H%M%SZ}-{backup.hex[:8]}"
-
-
-def filename_of(name: str) -> str:
-    """Where the store keeps it, as backup_logs says."""
-    return f"{FOLDER}/{name}"
 
 
 @dataclass(frozen=True)

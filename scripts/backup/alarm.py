@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import sentry_sdk
-from sentry_sdk.crons import capture_checkin
-from sentry_sdk.crons.consts import MonitorStatus
-from sentry_sdk.types import MonitorConfig
+if TYPE_CHECKING:
+    from sentry_sdk.types import MonitorConfig
 
 # As .github/workflows/ schedules them, in minutes.
 MONITORS: Final[dict[str, MonitorConfig]] = {
@@ -39,6 +37,10 @@ def monitored(slug: str) -> Iterator[None]:
     if not dsn:
         yield
         return
+    import sentry_sdk  # noqa: PLC0415 - a tenth of a second and 10 MB, which most do without
+    from sentry_sdk.crons import capture_checkin  # noqa: PLC0415
+    from sentry_sdk.crons.consts import MonitorStatus  # noqa: PLC0415
+
     with sentry_sdk.isolation_scope():
         sentry_sdk.init(
             dsn,

@@ -21,7 +21,7 @@ else:
     from backports import zstd
 
 COMPRESSION: dict[int, int] = {
-    zstd.CompressionParameter.compression_level: 3,
+    zstd.CompressionParameter.compression_level: 2,
     zstd.CompressionParameter.checksum_flag: 1,
 }
 PIECE_BYTES = 1 << 20

@@ -23,7 +23,7 @@ from scripts.backup.run import store_of
 from scripts.backup.store import DRILLS
 from scripts.failure import Failure
 from scripts.local.scratch import scratch_folder, scratch_server
-from service.backups import filename_of
+from service.backup_names import filename_of
 
 # Nothing of it has to survive a power failure.
 HASTY = {
@@ -35,6 +35,7 @@ HASTY = {
     "max_wal_size": "4GB",
     "autovacuum": "off",
     "shared_buffers": "256MB",
+    "default_statistics_target": "10",
 }
 
 

@@ -140,7 +140,7 @@ def analyze(connection: Connection) -> None:
         select n.nspname, c.relname
         from pg_class as c
         join pg_namespace as n on n.oid = c.relnamespace
-        where n.nspname = any(%s) and c.relkind in ('r', 'p', 'm')
+        where n.nspname = any(%s) and c.relkind in ('r', 'p', 'm') and not c.relispartition
         """,
         [list(SCHEMAS)],
     ).fetchall()

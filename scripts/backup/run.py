@@ -26,7 +26,7 @@ from scripts.backup.records import Records
 from scripts.backup.snapshot import Snapshot
 from scripts.backup.store import BackupStore, StoreUnavailable
 from scripts.failure import Failure
-from service.backups import BackupType, filename_of, new_name
+from service.backup_names import BackupType, filename_of, new_name
 from service.settings import BACKUP_PLACE
 
 # pg_dump waits so long for a table that a deployment has locked.

@@ -22,13 +22,13 @@ from pydantic import ValidationError
 from scripts.backup.manifest import MANIFEST, Manifest
 from scripts.failure import Failure
 from service import object_store
-from service.backups import FOLDER
+from service.backup_names import FOLDER
 
 NAME = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
 DRILLS = "drills"
 MEGABYTE = 1 << 20
-# S3 takes 10,000 parts, and refuses parts below 5 MiB: so 160 GB at most, in 48 MiB of memory.
-PART_BYTES = 16 * MEGABYTE
+# S3 takes 10,000 parts: so 80 GB at most, compressed, in 24 MiB of memory.
+PART_BYTES = 8 * MEGABYTE
 PARTS_AT_ONCE = 2
 READ_BYTES = 4 * MEGABYTE
 # Of one request: a part of 16 MiB over 2 Mbit/s. What hangs longer must not keep a transaction open for days.

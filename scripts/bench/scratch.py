@@ -35,7 +35,8 @@ def scratch_stack(folder: Path, service_workers: int) -> Iterator[Stack]:
     home = folder / "stack"
     stack = Stack(home, free_ports(LAST_PORT_OFFSET) - 1, Secrets.of(home))
     try:
-        started = _ballast(stack, "up", "--detach", GUNICORN_CMD_ARGS=f"--workers={service_workers}")
+        workers = f"--workers={service_workers}"
+        started = _ballast(stack, "up", "--detach", GUNICORN_CMD_ARGS=workers, TRUSTED_PROXIES="1")
         if started.returncode:
             raise StackDidNotStart(started.stderr.strip() or started.stdout.strip())
         yield stack

@@ -409,6 +409,15 @@ def test_a_drill_notices_what_was_wrong_already_when_it_was_backed_up(folder_vau
     assert failed(drilled(folder_vault)) == [WEAKNESSES[weakness]]
 
 
+def test_a_view_that_postgres_writes_differently_when_it_is_made_again_is_the_same(folder_vault: Vault) -> None:
+    with folder_vault.connect() as connection:
+        connection.execute(
+            "create view ops.odd as select 'a'::text as name, p.id from public.projects as p union all select 'b'::text, o.id from public.organizations as o"
+        )
+    folder_vault.backed_up()
+    assert failed(drilled(folder_vault)) == []
+
+
 # --- other versions of PostgreSQL ---
 
 

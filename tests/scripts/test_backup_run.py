@@ -65,10 +65,11 @@ def sessions(vault: Vault) -> int:
 
 
 def left_nothing(vault: Vault) -> bool:
-    deadline = time.monotonic() + 10
-    while sessions(vault) and time.monotonic() < deadline:  # the server notices in a moment that pg_dump is gone
-        time.sleep(0.05)
-    return (objects(vault), uploads(vault), sessions(vault)) == ([], [], 0)
+    """Nothing is in the store, and no session of ours in the database, as soon as the server noticed that pg_dump is gone."""
+    deadline = time.monotonic() + 30
+    while (left := (objects(vault), uploads(vault), sessions(vault))) != ([], [], 0) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left == ([], [], 0)
 
 
 # --- what is stored ---

@@ -26,6 +26,7 @@ RLS = ("rls", "--projects", "5000", "--quick", "--json")
 WEBHOOKS = ("webhooks", "--organizations", "10", "--json")
 AUDIT = ("audit", "--entries", "2000", "--json")
 EXPORT = ("export", "--rows", "300", "--json")
+BACKUP = ("backup", "--megabytes", "1", "--json")
 REALTIME = ("realtime", "--events", "2", "--json")
 
 
@@ -57,7 +58,7 @@ def folder() -> Any:
         yield Path(place)
 
 
-@pytest.mark.parametrize("words", [RLS, WEBHOOKS, REALTIME, AUDIT, EXPORT], ids=lambda words: words[0])
+@pytest.mark.parametrize("words", [RLS, WEBHOOKS, REALTIME, AUDIT, EXPORT, BACKUP], ids=lambda words: words[0])
 def test_json_has_the_promised_shape_and_nothing_stays_behind(folder: Path, words: tuple[str, ...]) -> None:
     printed = json.loads(finished(bench(folder, *words)))
 

@@ -19,7 +19,8 @@ from flask import Flask
 from flask.testing import FlaskClient
 from psycopg.rows import dict_row
 
-from service.backups import BackupRunner, new_name
+from service.backup_names import new_name
+from service.backups import BackupRunner
 from service.parts import Parts
 from tests.conftest import Stack
 from tests.service.conftest import MakeApp
