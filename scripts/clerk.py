@@ -1,4 +1,6 @@
-"""`ballast clerk send`: an event, signed as Svix signs it, to the service; and what became of it."""
+"""`ballast clerk`: an event, signed as Svix signs it, sent to the service, and what became of it; and the two commands
+that read Clerk's directory: backfill.py, reconcile.py.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,12 @@ from typing import Any
 import click
 import httpx
 
+from scripts.backfill import backfill_command
 from scripts.failure import Failure
 from scripts.local import svix
 from scripts.local.clerk_client import ClerkClient, NotRunning
 from scripts.local.stack import client_environment
+from scripts.reconcile import reconcile_command
 
 
 class NotStored(Failure):
@@ -39,7 +43,11 @@ class Event:
 
 @click.group(epilog="Example: ballast clerk send user.created")
 def clerk() -> None:
-    """Send signed Clerk events to the service."""
+    """Send signed Clerk events to the service, load Clerk's directory, compare with it."""
+
+
+clerk.add_command(backfill_command)
+clerk.add_command(reconcile_command)
 
 
 @clerk.command("send", epilog="""Example: ballast clerk send user.created --data '{"id": "user_zoe"}'""")

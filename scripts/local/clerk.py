@@ -1,7 +1,7 @@
 """Clerk's stand-in: its public key, session tokens for people it knows, signed events, its Backend API.
 
   GET  /.well-known/jwks.json  as Clerk serves it
-  ...  /v1/...                 its Backend API, see clerk_backend.py
+  ...  /v1/...                 its Backend API, see clerk_backend.py and clerk_lists.py
   GET  /stand-in/people        -> {people: [{user_id, name, organizations: [{organization_id, name, role}]}]}
   POST /stand-in/tokens        {user_id, organization_id?, second_factor?, lifetime?, claims?} -> {token, claims}
   POST /stand-in/events        {type, data?, timestamp?, message_id?, deliver?, speed?} -> {message_id, event, attempts}
@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
 
 from scripts.failure import Failure
-from scripts.local import clerk_backend, svix
+from scripts.local import clerk_backend, clerk_lists, svix
 from scripts.local.clerk_backend import BackendApi
 from scripts.local.clerk_directory import Directory, Object, Unknown, now
 from scripts.local.stack import Stack
@@ -42,6 +42,9 @@ REPORTS: dict[type[Failure], tuple[str, int]] = {
     clerk_backend.BodyUnreadable: ("request_body_invalid", 400),
     clerk_backend.ParameterUnknown: ("form_param_unknown", 422),
     clerk_backend.ParameterMalformed: ("form_param_format_invalid", 422),
+    clerk_backend.InviterIsNoAdmin: ("not_an_admin_in_organization", 403),
+    clerk_backend.AlreadyMember: ("already_a_member_in_organization", 403),
+    clerk_lists.PageInvalid: ("form_param_format_invalid", 422),
     Failure: ("form_param_missing", 422),
 }
 
@@ -78,7 +81,7 @@ class ClerkStandIn:
         self._party = party
         self._endpoint = endpoint
         self._deliveries = svix.Deliveries(endpoint)
-        self._backend = BackendApi(self.directory, secret_key, self.announce)
+        self._backend = BackendApi(self.directory, secret_key, self.announce, self.keys.id)
 
     def application(self) -> web.Application:
         middlewares = [_no_web_pages_but(self._party), _failures_as_clerk_reports_them]

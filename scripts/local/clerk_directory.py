@@ -1,4 +1,4 @@
-"""What the Clerk stand-in knows: users, organizations and memberships, in the shapes of Clerk's webhooks.
+"""What the Clerk stand-in knows: users, organizations, memberships and invitations, in the shapes of Clerk's webhooks.
 
 It learns from the events that are sent through it, and fills in what their sender left out, so that
 `ballast clerk send user.created --data '{"id": "user_zoe"}'` sends a whole user.
@@ -46,6 +46,7 @@ class Directory:
         self.users: dict[str, Object] = kept.get("users", {})
         self.organizations: dict[str, Object] = kept.get("organizations", {})
         self.memberships: dict[str, Object] = kept.get("memberships", {})
+        self.invitations: dict[str, Object] = kept.get("invitations", {})
         self.deleted: list[str] = kept.get("deleted", [])
 
     def user(self, user_id: str) -> Object:
@@ -112,6 +113,7 @@ class Directory:
             "user": self.users,
             "organization": self.organizations,
             "organizationMembership": self.memberships,
+            "organizationInvitation": self.invitations,
         }.get(subject)
         if kept is None or data["id"] in self.deleted:
             return
@@ -133,6 +135,7 @@ class Directory:
     def _forget(self, gone: str) -> None:
         self.users.pop(gone, None)
         self.organizations.pop(gone, None)
+        self.invitations = {key: each for key, each in self.invitations.items() if each["organization_id"] != gone}
         self.memberships = {
             key: each
             for key, each in self.memberships.items()
@@ -209,6 +212,7 @@ class Directory:
             "users": self.users,
             "organizations": self.organizations,
             "memberships": self.memberships,
+            "invitations": self.invitations,
             "deleted": self.deleted,
         }
         unfinished = self._file.with_suffix(f".{os.getpid()}")

@@ -1,0 +1,207 @@
+-- The sync in bulk: pages of Clerk's Backend API. Each object on a page counts as an event that Clerk sent when it was asked, so a page
+-- takes part in the order of all writes: what a webhook told later, or tells later, wins over it. For `ballast clerk backfill`,
+-- as the role postgres.
+
+create or replace function app.clerk_page_event(kind text, object jsonb, asked_at timestamptz) returns jsonb
+language sql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+  select jsonb_build_object(
+    'type', case kind when 'membership' then 'organizationMembership' when 'invitation' then 'organizationInvitation' else kind end || '.updated',
+    'data', object, 'timestamp', floor(extract(epoch from asked_at) * 1000)
+  );
+$$;
+comment on function app.clerk_page_event is 'The event that an object of a page counts as; its kind as in app.clerk_records.';
+
+-- Triggers are told by whom, and that what is news to the database is none to people: nobody is welcomed years later.
+create or replace function app.begin_clerk_page(actor text) returns void
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform set_config('app.actor', actor, true), set_config('app.no_mail', 'on', true);
+end;
+$$;
+comment on function app.begin_clerk_page is 'Says until the transaction ends who writes, for the audit trail, and that no mail is wanted.';
+
+create or replace function app.clerk_page_fields(kind text, object jsonb) returns jsonb
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  fields jsonb := app.clerk_fields(kind, object);
+begin
+  if kind = 'organization' and app.is_erased(fields ->> 'created_by') then
+    return fields || '{"created_by": null}';
+  end if;
+  return fields;
+end;
+$$;
+comment on function app.clerk_page_fields is 'What app.learn would keep of an object of a page.';
+
+-- Whoever holds these holds whom the objects name, too: nobody is erased in the middle of a merge.
+create or replace function app.lock_clerk_page(page jsonb) returns void
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform app.lock_clerk_objects(array(
+    select app.clerk_text(i.id)
+    from jsonb_array_elements(page) as o (object)
+    cross join lateral (
+      values (o.object -> 'id'), (o.object -> 'created_by'), (o.object -> 'organization_id'), (o.object -> 'organization' -> 'id'),
+        (o.object -> 'organization' -> 'created_by'), (o.object -> 'public_user_data' -> 'user_id')
+    ) as i (id)
+  ));
+end;
+$$;
+comment on function app.lock_clerk_page is 'Holds all objects of a page and those they name until the transaction ends.';
+
+-- Most of a page is known when it is read again, and told by one query. That is safe without a lock: what is known only grows.
+-- An object whose fields are known keeps the stamp it has, although the page's may be greater: the event that brought them is there, or
+-- on its way, and is greater than any before it.
+create or replace function app.clerk_page_news(kind text, page jsonb) returns jsonb
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  return (
+    select coalesce(jsonb_agg(o.object), '[]')
+    from jsonb_array_elements(page) as o (object)
+    left join app.clerk_records as r on r.kind = kind and r.clerk_id = app.clerk_text(o.object -> 'id')
+    cross join lateral (select app.clerk_time(o.object -> 'updated_at') as updated_at) as u
+    where not coalesce(
+      (r.stamp).is_real and (
+        (r.stamp).source_updated_at > u.updated_at
+        or (r.stamp).source_updated_at = u.updated_at and (r.stamp).is_own and r.fields = app.clerk_page_fields(kind, o.object)
+      ),
+      false
+    )
+  );
+end;
+$$;
+comment on function app.clerk_page_news is 'The objects of a page of which a merge may change something.';
+
+-- Of whom nothing is known, there is nothing to compare with: a first backfill is two inserts a page instead of hundreds, and each
+-- trigger of the audit trail runs once. Everybody else is left to app.learn. tests/scripts/test_backfill.py holds the two ways equal.
+create or replace function app.learn_new_users(page jsonb, asked_at timestamptz) returns text[]
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  learnt text[];
+begin
+  with listed as materialized (
+    select distinct on (u.id) u.id, coalesce(app.clerk_time(e.object -> 'updated_at'), asked_at) as updated_at, app.clerk_fields('user', e.object) as fields
+    from jsonb_array_elements(page) as e (object)
+    cross join lateral (select app.clerk_text(e.object -> 'id') as id) as u
+    where not exists (select from app.clerk_records as r where r.kind = 'user' and r.clerk_id = u.id)
+      and not exists (select from public.profiles as p where p.clerk_user_id = u.id)
+    order by u.id
+  ), erased as materialized (
+    select app.erased_among(array(select l.id from listed as l)) as ids
+  ), fresh as materialized (
+    select l.* from listed as l cross join erased as e where l.id <> all(e.ids)
+  ), shown as (
+    insert into public.profiles (clerk_user_id, email, full_name, avatar_url, banned, created_at)
+    select
+      f.id, f.fields ->> 'email', f.fields ->> 'full_name', f.fields ->> 'avatar_url', (f.fields -> 'banned')::boolean,
+      coalesce(app.clerk_time(f.fields -> 'created_at'), now())
+    from fresh as f
+  ), kept as (
+    insert into app.clerk_records as r (kind, clerk_id, stamp, fields)
+    select 'user', f.id, (true, f.updated_at, true, asked_at, sha256(convert_to(f.fields::text, 'UTF8')))::app.clerk_stamp, f.fields
+    from fresh as f
+    returning r.clerk_id
+  )
+  select coalesce(array_agg(k.clerk_id), '{}') into learnt from kept as k;
+  return learnt;
+end;
+$$;
+comment on function app.learn_new_users is 'Keeps and shows those of a page of whom nothing is known. Returns their ids.';
+
+-- Only where person and organization are known better than from the copies inside, and nothing was ever known of the two together.
+create or replace function app.learn_new_memberships(page jsonb, asked_at timestamptz) returns text[]
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  learnt text[];
+begin
+  with listed as materialized (
+    select distinct on (i.organization, i.person)
+      i.id, i.organization, i.person, coalesce(app.clerk_time(e.object -> 'updated_at'), asked_at) as updated_at,
+      app.clerk_fields('membership', e.object) as fields,
+      coalesce(app.clerk_time(e.object -> 'organization' -> 'updated_at'), '-infinity') as organization_updated_at
+    from jsonb_array_elements(page) as e (object)
+    cross join lateral (
+      select
+        app.clerk_text(e.object -> 'id') as id, app.clerk_text(e.object -> 'organization' -> 'id') as organization,
+        app.clerk_text(e.object -> 'public_user_data' -> 'user_id') as person
+    ) as i
+    where i.id is not null
+      and not exists (select from app.clerk_records as r where r.kind = 'membership' and r.clerk_id = i.id)
+      and not exists (
+        select from app.clerk_records as r where r.kind = 'membership' and r.organization_id = i.organization and r.user_id = i.person
+      )
+      and not exists (select from app.clerk_tombstones as t where t.kind = 'membership' and t.clerk_id = i.id)
+      and not exists (select from app.clerk_tombstones as t where t.organization_id = i.organization and t.user_id = i.person)
+    order by i.organization, i.person
+  ), erased as materialized (
+    select app.erased_among(array(select l.person from listed as l)) as ids
+  ), fresh as materialized (
+    select l.*, o.id as organization_id, p.id as user_id, app.clerk_role(l.fields ->> 'role', ro.fields ->> 'created_by' = l.person) as role
+    from listed as l
+    cross join erased as e
+    join public.organizations as o on o.clerk_org_id = l.organization and o.deleted_at is null
+    join public.profiles as p on p.clerk_user_id = l.person
+    join app.clerk_records as ru on ru.kind = 'user' and ru.clerk_id = l.person and (ru.stamp).is_real
+    join app.clerk_records as ro on ro.kind = 'organization' and ro.clerk_id = l.organization
+      and (ro.stamp).is_real and (ro.stamp).is_own and (ro.stamp).source_updated_at >= l.organization_updated_at
+    where l.person <> all(e.ids)
+      and not exists (select from public.organization_memberships as m where m.organization_id = o.id and m.user_id = p.id)
+  ), shown as (
+    insert into public.organization_memberships (organization_id, user_id, role, clerk_role, clerk_membership_id, joined_at)
+    select
+      f.organization_id, f.user_id, f.role, f.fields ->> 'role', f.id, coalesce(app.clerk_time(f.fields -> 'created_at'), now())
+    from fresh as f
+  ), kept as (
+    insert into app.clerk_records as r (kind, clerk_id, organization_id, user_id, stamp, fields)
+    select
+      'membership', f.id, f.organization, f.person,
+      (true, f.updated_at, true, asked_at, sha256(convert_to(f.fields::text, 'UTF8')))::app.clerk_stamp, f.fields
+    from fresh as f
+    returning r.clerk_id
+  )
+  select coalesce(array_agg(k.clerk_id), '{}') into learnt from kept as k;
+  return learnt;
+end;
+$$;
+comment on function app.learn_new_memberships is 'Keeps and shows those of a page of whose person in the organization nothing is known. Returns their ids.';
+
+create or replace function app.merge_clerk_page(kind text, page jsonb, asked_at timestamptz, actor text) returns integer
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  moment timestamptz := date_trunc('milliseconds', asked_at); -- as events have it
+  news jsonb := app.clerk_page_news(merge_clerk_page.kind, page);
+  learnt text[] := '{}';
+  object jsonb;
+  changed integer;
+begin
+  if news = '[]' then
+    return 0;
+  end if;
+  perform app.lock_clerk_page(news);
+  perform app.begin_clerk_page(actor);
+  if merge_clerk_page.kind = 'user' then
+    learnt := app.learn_new_users(news, moment);
+  elsif merge_clerk_page.kind = 'membership' then
+    learnt := app.learn_new_memberships(news, moment);
+  end if;
+  changed := cardinality(learnt);
+  for object in
+    select e.object from jsonb_array_elements(news) as e (object) where coalesce(app.clerk_text(e.object -> 'id') <> all(learnt), true)
+  loop
+    if app.apply_clerk_event(app.clerk_page_event(merge_clerk_page.kind, object, moment)) = 'processed' then
+      changed := changed + 1;
+    end if;
+  end loop;
+  return changed;
+end;
+$$;
+comment on function app.merge_clerk_page is 'Merges a page of Clerk''s, read not before asked_at. Returns how many objects changed what is known.';

@@ -1,0 +1,118 @@
+"""Clerk's Backend API over real HTTP: the stand-in's, in a thread, with a directory that a test fills and failures it chooses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from scripts.local.clerk import _failures_as_clerk_reports_them
+from scripts.local.clerk_backend import BackendApi
+from scripts.local.clerk_directory import Directory
+from tests import events
+from tests.events import Json
+from tests.simulated_clerk import Clerk
+
+SECRET_KEY = "sk_test_MotherOfAllKeys0123456789"
+INSTANCE = "ins_test"
+
+
+@dataclass
+class ClerkServer:
+    """`before` sees each request and may answer it itself."""
+
+    url: str = ""
+    directory: Directory = field(default_factory=Directory)
+    requests: list[str] = field(default_factory=list)
+    before: Callable[[web.Request], web.Response | None] = lambda _: None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"CLERK_API_URL": self.url, "CLERK_SECRET_KEY": SECRET_KEY}
+
+    def put(self, *objects: Json) -> None:
+        """Lets Clerk have these objects, of any kind, and tells nobody."""
+        places = {
+            "user": self.directory.users,
+            "organization": self.directory.organizations,
+            "organization_membership": self.directory.memberships,
+            "organization_invitation": self.directory.invitations,
+        }
+        for each in objects:
+            places[each["object"]][each["id"]] = json.loads(json.dumps(each))
+
+    def forget(self, clerk_id: str) -> None:
+        """Lets Clerk delete an object and what belongs to it, and tells nobody."""
+        self.directory._forget(clerk_id)
+        self.directory.invitations.pop(clerk_id, None)
+
+    def become(self, clerk: Clerk, prefix: str) -> None:
+        """Has what a simulated Clerk has now."""
+        self.directory = Directory()
+        everything = [each for objects in listed(clerk).values() for each in objects]
+        self.put(*json.loads(json.dumps(everything).replace("~", prefix)))
+
+
+def listed(clerk: Clerk) -> dict[str, list[Json]]:
+    """What a simulated Clerk would list, by kind."""
+    memberships = [
+        events.membership(
+            known["id"], clerk.organizations[known["org"]], clerk.users[known["user"]], known["role"],
+            known["updated_at"], created_at=known["created_at"],
+        )
+        for known in clerk.memberships.values()
+    ]  # fmt: skip
+    return {
+        "user": list(clerk.users.values()),
+        "organization": list(clerk.organizations.values()),
+        "membership": memberships,
+        "invitation": list(clerk.waiting().values()),
+    }
+
+
+@contextmanager
+def running_clerk(limit: Middleware | None = None) -> Iterator[ClerkServer]:
+    server = ClerkServer()
+    loop = asyncio.new_event_loop()
+
+    @web.middleware
+    async def watched(request: web.Request, handler: Handler) -> web.StreamResponse:
+        server.requests.append(request.path_qs)
+        return server.before(request) or await handler(request)
+
+    async def start() -> web.AppRunner:
+        application = web.Application(middlewares=[watched, _failures_as_clerk_reports_them])
+        backend = BackendApi(_Current(server), SECRET_KEY, lambda *_: None, INSTANCE, limit)  # type: ignore[arg-type]
+        application.add_subapp("/v1/", backend.application())
+        runner = web.AppRunner(application, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        return runner
+
+    runner = loop.run_until_complete(start())
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        yield server
+    finally:
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+class _Current:
+    """The directory that the server has now."""
+
+    def __init__(self, server: ClerkServer) -> None:
+        self._server = server
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._server.directory, name)

@@ -1,0 +1,619 @@
+"""`ballast clerk backfill`: what Clerk lists, merged as if its webhooks had told of it, whatever else happens meanwhile."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+from aiohttp import web
+from click.testing import CliRunner, Result
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
+from psycopg.types.json import Jsonb
+
+from scripts import migrations
+from scripts.clerk_listing import USERS, ClerkListing, ClerkUnavailable, KeyRefused, RequestRefused
+from scripts.cli import ballast
+from scripts.local.clerk_lists import at_most
+from tests import events
+from tests.clerk_server import INSTANCE, SECRET_KEY, ClerkServer, listed, running_clerk
+from tests.conftest import ROOT, Stack
+from tests.events import MINUTE, START, Json
+from tests.properties.test_convergence import OFTEN, PAUSES, QUERIES, RARELY
+from tests.service.outside import HANG_UP, Outside, OutsideHandler, rest_answer, running_outside
+from tests.simulated_clerk import PREFIX, Clerk, Message, Rows, in_order
+
+Connection = psycopg.Connection[Any]
+Row = tuple[Any, ...]
+numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def migrated(new_database: Callable[..., str]) -> str:
+    url = new_database()
+    migrations.up(url)
+    return url
+
+
+@pytest.fixture
+def clerk() -> Iterator[ClerkServer]:
+    with running_clerk() as server:
+        yield server
+
+
+@dataclass(frozen=True)
+class Backfill:
+    """A migrated database of its own, and the command on it."""
+
+    url: str
+
+    def run(self, clerk: ClerkServer | dict[str, str], *words: str) -> Result:
+        environment = clerk if isinstance(clerk, dict) else clerk.environment
+        return CliRunner().invoke(
+            ballast,
+            ["clerk", "backfill", *words],
+            env={"DATABASE_URL": self.url, "BALLAST_HOME": "/nowhere"} | environment,
+        )
+
+    def done(self, clerk: ClerkServer) -> dict[str, tuple[int, int]]:
+        """By kind: how many Clerk listed, how many of them were news."""
+        result = self.run(clerk, "--json")
+        assert result.exit_code == 0, result.output
+        return {each["kind"]: (each["listed"], each["changed"]) for each in json.loads(result.stdout)["kinds"]}
+
+    def connect(self) -> Connection:
+        return psycopg.connect(self.url, autocommit=True)
+
+    def rows(self, query: str, *values: object) -> list[Row]:
+        with self.connect() as connection:
+            return connection.execute(query.encode(), values or None).fetchall()
+
+    def receive(self, *told: Json) -> None:
+        with self.connect() as connection:
+            for each in told:
+                receive(connection, each)
+
+
+def receive(connection: Connection, event: Json) -> str:
+    row = connection.execute(
+        "select app.receive_clerk_event(%s, %s) ->> 'outcome'", [f"msg_{next(numbers)}", Jsonb(event)]
+    ).fetchone()
+    assert row
+    return str(row[0])
+
+
+@pytest.fixture
+def backfill(migrated: str, new_database: Callable[..., str]) -> Backfill:
+    return Backfill(new_database(migrated))
+
+
+ADA, BEN = events.user("user_ada"), events.user("user_ben", email="ben@example.com", first_name="Ben")
+ACME = events.organization("org_acme")
+ADA_IN_ACME = events.membership("orgmem_ada", ACME, ADA, "org:admin")
+BEN_IN_ACME = events.membership("orgmem_ben", ACME, BEN, "org:member")
+CLEO_INVITED = events.invitation("orginv_cleo", "org_acme")
+EVERYTHING = (ADA, BEN, ACME, ADA_IN_ACME, BEN_IN_ACME, CLEO_INVITED)
+SHOWN = """
+    select 'profile', clerk_user_id, email, full_name from public.profiles
+    union all select 'organization', clerk_org_id, name, slug from public.organizations
+    union all select 'membership', clerk_membership_id, role, clerk_role from public.organization_memberships
+    union all select 'invitation', clerk_invitation_id, email, role from public.organization_invitations
+    order by 1, 2"""
+EVERYTHING_SHOWN = [
+    ("invitation", "orginv_cleo", "cleo@example.com", "member"),
+    ("membership", "orgmem_ada", "owner", "org:admin"),
+    ("membership", "orgmem_ben", "member", "org:member"),
+    ("organization", "org_acme", "Acme", "acme"),
+    ("profile", "user_ada", "ada@example.com", "Ada Winter"),
+    ("profile", "user_ben", "ben@example.com", "Ben Winter"),
+]
+
+
+def people(count: int) -> list[Json]:
+    return [events.user(f"user_{n:05}", email=f"{n}@example.com", created_at=START + n) for n in range(count)]
+
+
+# What is loaded ------------------------------------------------------------------------------------------------------
+
+
+def test_everything_that_clerk_has_is_loaded(backfill: Backfill, clerk: ClerkServer) -> None:
+    clerk.put(*EVERYTHING)
+    result = backfill.run(clerk)
+    assert result.exit_code == 0, result.output
+    assert backfill.rows(SHOWN) == EVERYTHING_SHOWN
+
+
+def test_a_backfilled_database_equals_one_that_got_the_events(
+    migrated: str, new_database: Callable[..., str], clerk: ClerkServer
+) -> None:
+    """The same life, told by webhooks in order, and listed at its end."""
+    simulated = Clerk()
+    chance = random.Random(7)  # noqa: S311 - a history, no secret
+    operations = (*OFTEN * 3, Clerk.sign_up, Clerk.found, Clerk.remove_member, Clerk.accept_invitation, *RARELY)
+    for _ in range(20):
+        simulated.sign_up(chance.randrange(99), chance.randrange(99))
+    for _ in range(300):
+        simulated.now += chance.choice(PAUSES)
+        chance.choice(operations)(simulated, chance.randrange(99), chance.randrange(99))
+    told, loaded = Backfill(new_database(migrated)), Backfill(new_database(migrated))
+    told.receive(*(json.loads(json.dumps(message.event).replace(PREFIX, "x")) for message in simulated.messages))
+    clerk.become(simulated, "x")
+    loaded.done(clerk)
+    [expected, found] = [end(each, simulated, "x") for each in (told, loaded)]
+    assert len(expected["profiles"]) > 8
+    assert len(expected["memberships"]) > 8
+    assert found == expected
+    assert [found[name] for name in simulated.visible()] == [
+        in_order(
+            tuple(value.replace(PREFIX, "x") if isinstance(value, str) else value for value in row) for row in rows
+        )
+        for rows in simulated.visible().values()
+    ]
+
+
+def end(backfill: Backfill, simulated: Clerk, prefix: str) -> Rows:
+    """What the convergence test compares, of those who are still there; and what is known of them.
+
+    Who founded an organization and was deleted is forgotten by a database that knew them, and unknown to the other.
+    """
+    ids = {
+        "everyone": [each.replace(PREFIX, prefix) for each in simulated.users],
+        "everywhere": [each.replace(PREFIX, prefix) for each in simulated.organizations],
+        "messages": [],
+    }
+    with backfill.connect() as connection:
+        rows = {name: in_order(connection.execute(query, ids)) for name, query in QUERIES.items() if name != "failures"}
+    gone = {each.replace(PREFIX, prefix) for each in simulated.everyone} - set(ids["everyone"])
+    rows["records"] = [(*row[:-1], json.loads(row[-1])) for row in rows["records"]]
+    for row in rows["records"]:
+        if row[-1].get("created_by") in gone:
+            row[-1]["created_by"] = None
+    return rows
+
+
+def test_a_large_directory_is_loaded_over_many_pages(backfill: Backfill, clerk: ClerkServer) -> None:
+    clerk.put(*people(1234), ACME)
+    assert backfill.done(clerk)["user"] == (1234, 1234)
+    assert backfill.rows("select count(*) from public.profiles") == [(1234,)]
+
+
+def test_the_audit_trail_says_who_loaded_it(backfill: Backfill, clerk: ClerkServer) -> None:
+    clerk.put(*EVERYTHING)
+    backfill.done(clerk)
+    assert backfill.rows("select distinct actor from public.audit_logs") == [("backfill",)]
+    assert backfill.rows("select count(*) from public.audit_logs where action = 'member.joined'") == [(2,)]
+
+
+def test_nobody_gets_mail(backfill: Backfill, clerk: ClerkServer) -> None:
+    with backfill.connect() as connection:
+        connection.execute("update app.settings set mail_enabled = true")
+    today = {"created_at": int(time.time() * 1000)}
+    clerk.put(ADA | today, BEN | today, ACME, ADA_IN_ACME | today, BEN_IN_ACME | today)
+    backfill.done(clerk)
+    assert backfill.rows("select template from app.email_outbox") == []
+    backfill.receive(events.event("user.created", events.user("user_dee", email="dee@example.com", **today)))
+    assert backfill.rows("select template from app.email_outbox") == [("welcome",)]
+
+
+def test_the_local_stack_is_loaded_from_its_own_clerk(stack: Stack) -> None:
+    loaded = stack.ballast("clerk", "backfill", "--json")
+    assert loaded.returncode == 0, loaded.stderr
+    assert json.loads(loaded.stdout)["kinds"][0]["listed"] > 3
+    compared = stack.ballast("clerk", "reconcile")
+    assert (compared.returncode, compared.stderr) == (0, ""), compared.stdout
+
+
+# Again, and meanwhile ------------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_writes_nothing(backfill: Backfill, clerk: ClerkServer) -> None:
+    clerk.put(*EVERYTHING, *people(300))
+    backfill.done(clerk)
+    versions = """
+        select xmin::text, ctid::text from app.clerk_records union all select xmin::text, ctid::text from public.profiles
+        union all select xmin::text, ctid::text from public.organization_memberships order by 1, 2"""
+    before = backfill.rows(versions), backfill.rows("select count(*) from public.audit_logs")
+    assert {changed for _, changed in backfill.done(clerk).values()} == {0}
+    assert (backfill.rows(versions), backfill.rows("select count(*) from public.audit_logs")) == before
+
+
+def test_a_second_run_finds_what_changed(backfill: Backfill, clerk: ClerkServer) -> None:
+    clerk.put(*EVERYTHING)
+    backfill.done(clerk)
+    clerk.put(BEN | {"first_name": "Benjamin", "updated_at": START + MINUTE})
+    assert backfill.done(clerk) == {"user": (2, 1), "organization": (1, 0), "membership": (2, 0), "invitation": (1, 0)}
+    assert ("profile", "user_ben", "ben@example.com", "Benjamin Winter") in backfill.rows(SHOWN)
+
+
+def test_a_change_that_did_not_move_updated_at_is_found_too(backfill: Backfill, clerk: ClerkServer) -> None:
+    backfill.receive(events.event("user.created", ADA))
+    clerk.put(ADA | {"banned": True})
+    backfill.done(clerk)
+    assert backfill.rows("select banned from public.profiles") == [(True,)]
+
+
+def test_a_page_that_is_older_than_a_webhook_changes_nothing(backfill: Backfill, clerk: ClerkServer) -> None:
+    clerk.put(*EVERYTHING)
+    newer = ADA | {"first_name": "Augusta", "updated_at": START + MINUTE}
+    backfill.receive(
+        events.event("user.updated", newer),
+        events.event("organization.updated", ACME | {"name": "Acme & Co", "updated_at": START + MINUTE}),
+        events.event(
+            "organizationMembership.updated", ADA_IN_ACME | {"role": "org:member", "updated_at": START + MINUTE}
+        ),
+    )
+    shown = backfill.rows(SHOWN)
+    backfill.done(clerk)
+    for row in shown:
+        assert row in backfill.rows(SHOWN)
+
+
+@pytest.mark.parametrize(
+    ("deletion", "gone"),
+    [
+        (events.deleted("user", "user_ben", START + MINUTE), {"user_ben", "orgmem_ben"}),
+        (events.deleted("organization", "org_acme", START + MINUTE), {"orgmem_ada", "orgmem_ben", "orginv_cleo"}),
+        (events.event("organizationMembership.deleted", BEN_IN_ACME, START + MINUTE), {"orgmem_ben"}),
+        (events.event("organizationInvitation.revoked", CLEO_INVITED | {"status": "revoked"}), {"orginv_cleo"}),
+    ],
+)
+@pytest.mark.parametrize("known", [True, False])
+def test_what_was_deleted_does_not_come_back_by_an_older_page(
+    backfill: Backfill, clerk: ClerkServer, deletion: Json, gone: set[str], known: bool
+) -> None:
+    clerk.put(*EVERYTHING)
+    if known:
+        backfill.done(clerk)
+    backfill.receive(deletion)
+    backfill.done(clerk)
+    shown = {row[1] for row in backfill.rows(SHOWN)}
+    assert not gone & shown
+    assert "user_ada" in shown
+
+
+def test_the_person_who_founded_an_organization_may_be_gone(backfill: Backfill, clerk: ClerkServer) -> None:
+    backfill.receive(events.deleted("user", "user_ada", START + MINUTE))
+    clerk.put(BEN, ACME, BEN_IN_ACME)
+    backfill.done(clerk)
+    assert backfill.rows("select count(*) from app.clerk_records where fields::text like '%%user_ada%%'") == [(0,)]
+    assert backfill.done(clerk)["organization"] == (1, 0)
+
+
+def test_whoever_is_deleted_while_pages_are_read_hides_nobody(backfill: Backfill, clerk: ClerkServer) -> None:
+    """What follows moves up in Clerk's list, over the border of a page that was read already."""
+    clerk.put(*people(1600))
+    pages = itertools.count()
+
+    def delete(request: web.Request) -> None:
+        if request.path == "/v1/users" and request.query["limit"] == "500" and next(pages) == 2:
+            for number in range(700):
+                clerk.forget(f"user_{number:05}")
+
+    clerk.before = delete
+    backfill.done(clerk)
+    assert backfill.rows("select count(*) from public.profiles where clerk_user_id >= 'user_00700'") == [(900,)]
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A page as Clerk answered it at some moment of a history, to be merged at any later one."""
+
+    kind: str
+    objects: list[Json]
+    asked_at: int
+
+    def __str__(self) -> str:
+        return f"page of {self.kind} at {self.asked_at}: {[each['id'] for each in self.objects]}"
+
+
+def invite(clerk: Clerk, a: int, b: int) -> None:
+    """Nobody who was ever here: who is erased takes along the invitations to their address."""
+    clerk.invite(a, b + 12)
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> tuple[Clerk, Sequence[Message | Listed]]:
+    """A life with pages read in the middle of it, and all of its messages and pages in any order."""
+    clerk = Clerk(sketchy=draw(st.booleans()))
+    clerk.sign_up(0, 1)
+    clerk.sign_up(1, 1)
+    clerk.found(0, 0)
+    clerk.add_member(0, 1)
+    pages: list[Listed] = []
+    often = [each for each in OFTEN if each is not Clerk.invite] * 3
+    operations = (*often, invite, Clerk.sign_up, Clerk.found, Clerk.remove_member, Clerk.accept_invitation, *RARELY)
+    steps = st.tuples(
+        st.sampled_from(operations), st.integers(0, 11), st.integers(0, 11), st.sampled_from(PAUSES), st.booleans()
+    )
+    for operation, a, b, pause, is_read in draw(st.lists(steps, min_size=3, max_size=12)):
+        clerk.now += pause
+        operation(clerk, a, b)
+        if is_read:
+            now = json.loads(json.dumps(listed(clerk)))
+            pages += [Listed(kind, objects, clerk.sent_at) for kind, objects in now.items() if objects]
+    everything: list[Message | Listed] = [*clerk.messages, *pages]
+    return clerk, draw(st.permutations(everything))
+
+
+def test_pages_and_webhooks_in_any_order_end_in_the_same_rows(
+    backfill: Backfill, request: pytest.FixtureRequest
+) -> None:
+    with backfill.connect() as connection:
+
+        def check(history: tuple[Clerk, Sequence[Message | Listed]]) -> None:
+            clerk, delivery = history
+            note("\n".join(map(str, delivery)))
+            ids = {"everyone": clerk.everyone, "everywhere": clerk.everywhere, "messages": []}
+            with connection.transaction(force_rollback=True):
+                for each in delivery:
+                    if isinstance(each, Message):
+                        assert receive(connection, each.event) in {"processed", "stale"}
+                    else:
+                        connection.execute(
+                            "select app.merge_clerk_page(%s, %s, to_timestamp(%s / 1000.0), 'backfill')",
+                            [each.kind, Jsonb(each.objects), each.asked_at],
+                        )
+                found = {name: in_order(connection.execute(QUERIES[name], ids)) for name in clerk.visible()}
+            expected = clerk.visible()
+            differing = {name: set(found[name]) ^ set(expected[name]) for name in found}
+            assert not any(differing.values()), differing
+            assert found == expected
+
+        thoroughly = settings(
+            max_examples=max(20, request.config.getoption("--histories") // 3), deadline=None, database=None,
+            suppress_health_check=[HealthCheck.too_slow],
+        )  # fmt: skip
+        thoroughly(given(histories())(check))()
+
+
+# Clerk in trouble ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def outside() -> Iterator[Outside]:
+    with running_outside() as server:
+        yield server
+
+
+def listing(outside: Outside, waits: list[float]) -> ClerkListing:
+    return ClerkListing(outside.url, SECRET_KEY, waits.append)
+
+
+def answers(outside: Outside, *given_answers: Any) -> None:
+    """One after the other, the last for ever."""
+    left = list(given_answers)
+    outside.answer = lambda *_: left.pop(0) if len(left) > 1 else left[0]
+
+
+GOOD = rest_answer([{"id": "user_ada"}])
+HALF_A_PAGE = (200, {"Content-Length": "1000"}, b'[{"id": "user_')
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        (500, {}, b""),
+        (502, {}, b"<html>"),
+        (503, {}, b"{}"),
+        HANG_UP,
+        HALF_A_PAGE,
+        (200, {}, b"<html>it works</html>"),
+        (200, {}, b"[1, 2]"),
+        (200, {}, b'{"users": []}'),
+        (200, {}, b'[{"id": null}]'),
+    ],
+)
+def test_clerk_is_asked_again_when_its_answer_is_none(outside: Outside, trouble: Any) -> None:
+    waits: list[float] = []
+    if trouble == HALF_A_PAGE:
+        connections = itertools.count()
+
+        def half(*_: object) -> Any:
+            return HALF_A_PAGE if next(connections) < 1 else GOOD
+
+        outside.answer = half
+        # Closes after each answer, so that the half page ends.
+        outside.RequestHandlerClass = type("Closing", (OutsideHandler,), {"protocol_version": "HTTP/1.0"})
+    else:
+        answers(outside, trouble, trouble, GOOD)
+    assert [each.objects for each in listing(outside, waits).pages(USERS)] == [[{"id": "user_ada"}]]
+    assert waits in ([0.5, 1.0], [0.5])
+
+
+def test_clerk_is_not_asked_for_ever(outside: Outside) -> None:
+    waits: list[float] = []
+    answers(outside, (500, {}, b""))
+    with pytest.raises(ClerkUnavailable, match="run this again"):
+        list(listing(outside, waits).pages(USERS))
+    assert len(outside.requests) == 8
+    assert waits == [0.5, 1, 2, 4, 8, 16, 30]
+
+
+def test_nobody_there_is_trouble_too() -> None:
+    with pytest.raises(ClerkUnavailable, match="ConnectError"):
+        ClerkListing("http://127.0.0.1:9", SECRET_KEY, lambda _: None).count(USERS)
+
+
+@pytest.mark.parametrize(("told", "seconds"), [("7", 7.0), ("0", 0.0), ("", 0.5), ("soon", 0.5)])
+def test_a_limit_is_waited_for_as_long_as_clerk_says(outside: Outside, told: str, seconds: float) -> None:
+    waits: list[float] = []
+    answers(outside, (429, {"Retry-After": told} if told else {}, b"{}"), GOOD)
+    list(listing(outside, waits).pages(USERS))
+    assert waits == [seconds]
+
+
+def test_an_hour_is_not_waited(outside: Outside) -> None:
+    answers(outside, (429, {"Retry-After": "3600"}, b"{}"))
+    with pytest.raises(ClerkUnavailable, match="3600 seconds"):
+        list(listing(outside, []).pages(USERS))
+
+
+def test_a_rate_limit_slows_a_backfill_down_and_no_more(backfill: Backfill) -> None:
+    with running_clerk(at_most(4, 1.0)) as clerk:
+        clerk.put(*EVERYTHING, *people(600))
+        assert backfill.done(clerk)["user"] == (602, 602)
+        assert len(clerk.requests) > 9  # eight that were answered, and some that were not
+    assert len(backfill.rows(SHOWN)) == len(EVERYTHING) + 600
+
+
+@pytest.mark.parametrize(
+    ("answer", "failure"),
+    [
+        (rest_answer({"errors": [{"code": "clerk_key_invalid"}]}, 401), KeyRefused),
+        ((403, {}, b""), KeyRefused),
+        (rest_answer({"errors": [{"code": "resource_not_found"}]}, 404), RequestRefused),
+        ((404, {}, b"nginx"), RequestRefused),
+        ((302, {"Location": "/elsewhere"}, b""), RequestRefused),
+        ((422, {}, b"{}"), RequestRefused),
+    ],
+)
+def test_a_refusal_is_final(outside: Outside, answer: Any, failure: type[Exception]) -> None:
+    answers(outside, answer)
+    with pytest.raises(failure):
+        list(listing(outside, []).pages(USERS))
+    assert len(outside.requests) == 1
+
+
+def test_clerks_version_and_largest_page_are_asked_for(outside: Outside) -> None:
+    seen: list[Any] = []
+
+    def answer(path: str, headers: Any, _: bytes) -> Any:
+        seen.append((path, headers["Clerk-API-Version"], headers["Authorization"]))
+        return GOOD
+
+    outside.answer = answer
+    list(listing(outside, []).pages(USERS))
+    assert seen == [("/v1/users?order_by=%2Bcreated_at&limit=500&offset=0", "2025-11-10", f"Bearer {SECRET_KEY}")]
+
+
+@pytest.mark.parametrize(
+    ("key", "complaint"),
+    [
+        ("sk_test_AnotherKey", "Clerk refuses the key in CLERK_SECRET_KEY (401 clerk_key_invalid)"),
+        ("pk_test_Publishable", "CLERK_SECRET_KEY is no secret key of Clerk's"),
+        ("sk_test_with\nbreak", "CLERK_SECRET_KEY is no secret key of Clerk's"),
+        ("", "Set CLERK_SECRET_KEY"),
+    ],
+)
+def test_a_wrong_key_is_said_and_never_shown(backfill: Backfill, clerk: ClerkServer, key: str, complaint: str) -> None:
+    result = backfill.run({"CLERK_API_URL": clerk.url, "CLERK_SECRET_KEY": key})
+    assert result.exit_code == 1
+    assert complaint in result.stderr
+    assert not key or key not in result.output
+    assert result.stderr.count("\n") == 1
+
+
+# The database in trouble ---------------------------------------------------------------------------------------------
+
+
+def test_an_object_that_the_database_refuses_is_named_and_the_others_loaded(
+    backfill: Backfill, clerk: ClerkServer
+) -> None:
+    with backfill.connect() as connection:
+        connection.execute("alter table public.profiles add constraint broken check (email <> 'ben@example.com')")
+    clerk.put(ADA, BEN, *people(40), ACME, ADA_IN_ACME)
+    result = backfill.run(clerk)
+    assert result.exit_code == 1
+    assert "user user_ben: 23514" in result.stderr
+    assert "ben@example.com" not in result.output
+    assert backfill.rows("select count(*) from public.profiles") == [(41,)]
+    assert backfill.rows("select count(*) from public.organization_memberships") == [(1,)]
+
+
+def test_a_killed_run_leaves_whole_batches_and_the_next_one_finishes(backfill: Backfill, clerk: ClerkServer) -> None:
+    clerk.put(*EVERYTHING, *people(3000))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scripts.cli", "clerk", "backfill"],
+        cwd=ROOT, env=os.environ | clerk.environment | {"DATABASE_URL": backfill.url}, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    loaded = 0
+    until = time.monotonic() + 60
+    while not loaded and time.monotonic() < until:
+        [(loaded,)] = backfill.rows("select count(*) from public.profiles")
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert loaded > 0
+    [(records, profiles)] = backfill.rows(
+        "select (select count(*) from app.clerk_records), (select count(*) from public.profiles)"
+    )
+    assert records == profiles < 3002
+    assert backfill.done(clerk)["user"][0] == 3002
+    assert len(backfill.rows(SHOWN)) == len(EVERYTHING) + 3000
+
+
+def test_webhooks_during_a_backfill_wait_and_do_not_deadlock(backfill: Backfill, clerk: ClerkServer) -> None:
+    """Deliveries about the same people, one after the other, while pages of them are merged."""
+    clerk.put(*people(2000), ACME)
+    told = 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scripts.cli", "clerk", "backfill"],
+        cwd=ROOT, env=os.environ | clerk.environment | {"DATABASE_URL": backfill.url}, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    with backfill.connect() as connection:
+        while process.poll() is None:
+            person = people(2000)[(told * 37) % 2000] | {"first_name": "New", "updated_at": START + MINUTE}
+            assert receive(connection, events.event("user.updated", person)) in {"processed", "stale"}
+            told += 1
+    assert process.returncode == 0
+    assert told
+    expected = min(told, 2000)
+    assert backfill.rows("select count(*) from public.profiles where full_name = 'New Winter'") == [(expected,)]
+
+
+def test_another_instance_is_refused(backfill: Backfill, clerk: ClerkServer) -> None:
+    clerk.put(*EVERYTHING)
+    with backfill.connect() as connection:
+        connection.execute("update app.settings set clerk_instance_id = 'ins_production'")
+    result = backfill.run(clerk)
+    assert result.exit_code == 1
+    assert f"instance ins_production (app.settings), the key to {INSTANCE}" in result.stderr
+    assert backfill.rows(SHOWN) == []
+    with backfill.connect() as connection:
+        connection.execute("update app.settings set clerk_instance_id = %s", [INSTANCE])
+    assert backfill.done(clerk)["user"] == (2, 2)
+
+
+def test_a_database_that_was_never_migrated_is_told_what_to_do(
+    new_database: Callable[..., str], clerk: ClerkServer
+) -> None:
+    result = Backfill(new_database()).run(clerk)
+    assert result.exit_code == 1
+    assert "ballast migrate up" in result.stderr
+
+
+# The stand-in speaks as Clerk does -----------------------------------------------------------------------------------
+
+
+def test_the_stand_in_refuses_pages_that_clerk_refuses(clerk: ClerkServer) -> None:
+    headers = {"Authorization": f"Bearer {SECRET_KEY}"}
+    for query in ("limit=501", "limit=0", "offset=-1", "limit=x", "order_by=shoe_size"):
+        answer = httpx.get(f"{clerk.url}/v1/users?{query}", headers=headers)
+        assert (answer.status_code, answer.json()["errors"][0]["code"]) == (422, "form_param_format_invalid")
+    assert httpx.get(f"{clerk.url}/v1/users").status_code == 401
+
+
+def test_the_stand_in_lists_the_newest_ten_unless_asked(clerk: ClerkServer) -> None:
+    clerk.put(*people(30), ACME, ADA_IN_ACME)
+    get = httpx.Client(base_url=clerk.url, headers={"Authorization": f"Bearer {SECRET_KEY}"}).get
+    assert [each["id"] for each in get("/v1/users").json()] == [f"user_{n:05}" for n in range(29, 19, -1)]
+    assert [each["id"] for each in get("/v1/users?order_by=created_at&limit=2&offset=3").json()] == [
+        "user_00003",
+        "user_00004",
+    ]
+    assert get("/v1/users/count").json() == {"object": "total_count", "total_count": 30}
+    assert get("/v1/organizations").json() == {"data": [ACME], "total_count": 1}
+    assert get("/v1/organization_memberships").json() == {"data": [ADA_IN_ACME], "total_count": 1}
+    assert get("/v1/organizations/org_acme/memberships?user_id=user_ben").json() == {"data": [], "total_count": 0}

@@ -1,0 +1,462 @@
+"""`ballast clerk reconcile`: it names what differs from Clerk, mends it when asked, and removes nothing by mistake."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+import pytest
+from aiohttp import web
+from click.testing import CliRunner, Result
+
+from scripts import migrations
+from scripts.cli import ballast
+from tests import events
+from tests.clerk_server import ClerkServer, running_clerk
+from tests.events import MINUTE, START, Json
+from tests.scripts.test_backfill import ACME, ADA, BEN, EVERYTHING, SHOWN, people, receive
+
+Row = tuple[Any, ...]
+
+
+@pytest.fixture(scope="module")
+def migrated(new_database: Callable[..., str]) -> str:
+    url = new_database()
+    migrations.up(url)
+    return url
+
+
+@dataclass(frozen=True)
+class Reconcile:
+    """A Clerk and a database that had the same, and the command on both."""
+
+    url: str
+    clerk: ClerkServer
+
+    def ballast(self, *words: str) -> Result:
+        environment = {"DATABASE_URL": self.url, "BALLAST_HOME": "/nowhere"} | self.clerk.environment
+        return CliRunner().invoke(ballast, ["clerk", *words], env=environment)
+
+    def run(self, *words: str) -> Result:
+        return self.ballast("reconcile", *words)
+
+    def found(self, *words: str) -> set[Row]:
+        """(kind, Clerk's id, difference) of each."""
+        result = self.run("--json", *words)
+        report = json.loads(result.stdout)
+        assert result.exit_code == (1 if report["remaining"] else 0), result.output
+        return {(each["kind"], each["clerk_id"], each["difference"]) for each in report["differences"]}
+
+    def mended(self, *words: str) -> set[Row]:
+        """The same with --fix, after which nothing may differ."""
+        found = self.found("--fix", *words)
+        assert self.found() == set()
+        return found
+
+    def execute(self, statement: str, *values: object) -> list[Row]:
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            cursor = connection.execute(statement.encode(), values or None)
+            return cursor.fetchall() if cursor.description else []
+
+    def receive(self, event: Json) -> None:
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            receive(connection, event)
+
+    def ids(self) -> set[str]:
+        return {row[1] for row in self.execute(SHOWN)}
+
+
+@pytest.fixture
+def reconcile(migrated: str, new_database: Callable[..., str]) -> Iterator[Reconcile]:
+    with running_clerk() as clerk:
+        clerk.put(*EVERYTHING)
+        both = Reconcile(new_database(migrated), clerk)
+        result = both.ballast("backfill")
+        assert result.exit_code == 0, result.output
+        yield both
+
+
+def test_nothing_differs_after_a_backfill(reconcile: Reconcile) -> None:
+    result = reconcile.run()
+    assert result.exit_code == 0, result.output
+    assert reconcile.found() == set()
+
+
+# What is found, and mended -------------------------------------------------------------------------------------------
+
+NEW_ACME = events.organization("org_new", created_by="user_new")
+NEW = events.user("user_new", email="new@example.com")
+
+
+def test_what_no_event_told_of_is_missing(reconcile: Reconcile) -> None:
+    reconcile.clerk.put(
+        NEW,
+        NEW_ACME,
+        events.membership("orgmem_new", NEW_ACME, NEW, "org:admin"),
+        events.invitation("orginv_new", "org_new"),
+    )
+    missing = {
+        ("user", "user_new", "missing"),
+        ("organization", "org_new", "missing"),
+        ("membership", "orgmem_new", "missing"),
+        ("invitation", "orginv_new", "missing"),
+    }
+    assert reconcile.found() == missing
+    assert "user_new" not in reconcile.ids()
+    reconcile.mended()
+    assert {"user_new", "org_new", "orgmem_new", "orginv_new"} <= reconcile.ids()
+    assert ("membership", "orgmem_new", "owner", "org:admin") in reconcile.execute(SHOWN)
+
+
+@pytest.mark.parametrize(
+    ("loss", "missing"),
+    [
+        (
+            "delete from public.organization_memberships where clerk_membership_id = 'orgmem_ben'",
+            ("membership", "orgmem_ben"),
+        ),
+        ("delete from public.organization_invitations", ("invitation", "orginv_cleo")),
+        ("delete from public.profiles where clerk_user_id = 'user_ben'", ("user", "user_ben")),
+        ("delete from public.organizations", ("organization", "org_acme")),
+    ],
+)
+def test_a_row_that_was_lost_is_missing(reconcile: Reconcile, loss: str, missing: Row) -> None:
+    """Everything is known, and nothing is shown: a merge alone would find nothing new."""
+    before = reconcile.execute(SHOWN)
+    reconcile.execute(loss)
+    assert (*missing, "missing") in reconcile.found()
+    assert (*missing, "missing") in reconcile.mended()
+    assert reconcile.execute(SHOWN) == before
+
+
+LATER = START + MINUTE
+
+
+@pytest.mark.parametrize(
+    ("change", "column"),
+    [
+        ({"first_name": "Augusta"}, "full_name"),
+        ({"image_url": "https://img.clerk.com/new"}, "avatar_url"),
+        ({"primary_email_address_id": "idn_other"}, "email"),
+        ({"banned": True}, "banned"),
+    ],
+)
+@pytest.mark.parametrize("updated_at", [START, LATER], ids=["in silence", "later"])
+def test_a_person_who_changed_in_clerk_is_stale(
+    reconcile: Reconcile, change: Json, column: str, updated_at: int
+) -> None:
+    reconcile.clerk.put(ADA | change | {"updated_at": updated_at})
+    report = json.loads(reconcile.run("--json").stdout)
+    [difference] = report["differences"]
+    assert (difference["clerk_id"], difference["difference"], difference["columns"]) == ("user_ada", "stale", [column])
+    assert reconcile.mended() == {("user", "user_ada", "stale")}
+
+
+@pytest.mark.parametrize("change", [{"name": "Acme & Co"}, {"slug": "co"}, {"max_allowed_memberships": 0}])
+def test_an_organization_that_changed_in_clerk_is_stale(reconcile: Reconcile, change: Json) -> None:
+    reconcile.clerk.put(ACME | change | {"updated_at": LATER})
+    assert reconcile.mended() == {("organization", "org_acme", "stale")}
+
+
+@pytest.mark.parametrize(
+    ("meddling", "found"),
+    [
+        (
+            "update public.profiles set email = 'x@example.com' where clerk_user_id = 'user_ben'",
+            ("user", "user_ben", "stale"),
+        ),
+        ("update public.profiles set banned = true where clerk_user_id = 'user_ben'", ("user", "user_ben", "stale")),
+        ("update public.organizations set slug = 'x'", ("organization", "org_acme", "stale")),
+        (
+            "update public.organization_memberships set role = 'owner' where clerk_membership_id = 'orgmem_ben'",
+            ("membership", "orgmem_ben", "wrong role"),
+        ),
+        (
+            "update public.organization_memberships set clerk_role = 'org:x' where clerk_membership_id = 'orgmem_ben'",
+            ("membership", "orgmem_ben", "wrong role"),
+        ),
+        ("update public.organization_invitations set role = 'owner'", ("invitation", "orginv_cleo", "stale")),
+    ],
+)
+def test_a_row_that_somebody_changed_by_hand_differs(reconcile: Reconcile, meddling: str, found: Row) -> None:
+    before = reconcile.execute(SHOWN)
+    reconcile.execute(meddling)
+    assert reconcile.mended() == {found}
+    assert reconcile.execute(SHOWN) == before
+
+
+def test_a_role_that_changed_in_clerk_is_wrong(reconcile: Reconcile) -> None:
+    known = reconcile.clerk.directory.memberships["orgmem_ben"]
+    reconcile.clerk.put(known | {"role": "org:admin", "updated_at": LATER})
+    assert reconcile.mended() == {("membership", "orgmem_ben", "wrong role")}
+    assert ("membership", "orgmem_ben", "admin", "org:admin") in reconcile.execute(SHOWN)
+
+
+def test_who_left_and_came_back_is_stale(reconcile: Reconcile) -> None:
+    known = reconcile.clerk.directory.memberships.pop("orgmem_ben")
+    reconcile.clerk.put(known | {"id": "orgmem_again", "created_at": LATER, "updated_at": LATER})
+    assert reconcile.mended() == {("membership", "orgmem_again", "stale")}
+    assert "orgmem_ben" not in reconcile.ids()
+
+
+def test_what_people_may_change_here_does_not_differ(reconcile: Reconcile) -> None:
+    reconcile.execute(
+        "update public.profiles set full_name = 'Ada of Acme', avatar_url = null, preferences = '{\"a\": 1}'"
+    )
+    reconcile.execute("update public.organizations set name = 'Our Acme', settings = '{\"a\": 1}'")
+    before = reconcile.execute(SHOWN)
+    assert reconcile.found("--fix") == set()
+    reconcile.clerk.put(ADA | {"banned": True, "updated_at": LATER}, ACME | {"slug": "new", "updated_at": LATER})
+    reconcile.mended()
+    assert [row[2] for row in reconcile.execute(SHOWN)] == [row[2] for row in before]
+
+
+def test_what_a_webhook_told_since_is_no_difference(reconcile: Reconcile) -> None:
+    """Clerk's list is older than the event: nothing is wrong here, and nothing may be turned back."""
+    reconcile.receive(events.event("user.updated", ADA | {"first_name": "Augusta", "updated_at": LATER}))
+    assert reconcile.found("--fix") == set()
+    assert ("profile", "user_ada", "ada@example.com", "Augusta Winter") in reconcile.execute(SHOWN)
+
+
+# What Clerk does not have any more -----------------------------------------------------------------------------------
+
+
+def test_an_orphaned_person_is_erased_as_if_clerk_had_told(reconcile: Reconcile) -> None:
+    reconcile.clerk.forget("user_ben")
+    orphans = {("user", "user_ben", "orphaned"), ("membership", "orgmem_ben", "orphaned")}
+    assert reconcile.found() == orphans
+    assert "user_ben" in reconcile.ids()
+    assert reconcile.mended() == {("user", "user_ben", "orphaned")}
+    assert not {"user_ben", "orgmem_ben"} & reconcile.ids()
+    assert reconcile.execute("select requested_by, clerk_deleted_at is not null from app.erasure_log") == [
+        ("clerk", True)
+    ]
+    assert reconcile.execute(
+        "select count(*) from app.clerk_records where user_id = 'user_ben' or clerk_id = 'user_ben'"
+    ) == [(0,)]
+    reconcile.receive(events.event("user.updated", BEN | {"updated_at": LATER}))
+    assert "user_ben" not in reconcile.ids()
+
+
+def test_an_orphaned_organization_is_hidden(reconcile: Reconcile) -> None:
+    other = events.organization("org_other")
+    reconcile.clerk.put(other)
+    reconcile.receive(events.event("organization.created", other))
+    reconcile.clerk.forget("org_acme")
+    assert ("organization", "org_acme", "orphaned") in reconcile.found()
+    reconcile.mended("--yes-delete-many")
+    assert reconcile.execute("select clerk_org_id from public.organizations where deleted_at is null") == [
+        ("org_other",)
+    ]
+    assert not {"orgmem_ada", "orgmem_ben", "orginv_cleo"} & reconcile.ids()
+
+
+def test_an_orphaned_membership_ends(reconcile: Reconcile) -> None:
+    reconcile.clerk.forget("orgmem_ben")
+    assert reconcile.mended() == {("membership", "orgmem_ben", "orphaned")}
+    assert "orgmem_ben" not in reconcile.ids()
+    assert "user_ben" in reconcile.ids()
+    again = events.membership("orgmem_again", ACME, BEN, "org:member", LATER, created_at=LATER)
+    reconcile.receive(events.event("organizationMembership.created", again))
+    assert "orgmem_again" in reconcile.ids()
+
+
+@pytest.mark.parametrize("status", [None, "revoked", "accepted", "expired"])
+def test_an_invitation_that_waits_no_more_ends(reconcile: Reconcile, status: str | None) -> None:
+    other = events.invitation("orginv_other", "org_acme")
+    reconcile.clerk.put(other)
+    reconcile.receive(events.event("organizationInvitation.created", other))
+    if status:
+        reconcile.clerk.directory.invitations["orginv_cleo"]["status"] = status
+    else:
+        reconcile.clerk.forget("orginv_cleo")
+    assert reconcile.mended() == {("invitation", "orginv_cleo", "orphaned")}
+    assert "orginv_cleo" not in reconcile.ids()
+
+
+def start_session(reconcile: Reconcile, person: str, seconds: int) -> None:
+    claims = {"sub": person, "iat": seconds, "v": 2, "o": {"id": "org_acme", "rol": "member", "slg": "acme"}}
+    with psycopg.connect(reconcile.url) as connection:
+        connection.execute("set local role authenticated")
+        connection.execute("select set_config('request.jwt.claims', %s, true)", [json.dumps(claims)])
+        connection.execute("select public.start_session()")
+
+
+def test_a_membership_that_only_a_token_told_of_ends_too(reconcile: Reconcile) -> None:
+    dee = events.user("user_dee", email="dee@example.com")
+    reconcile.clerk.put(dee)
+    start_session(reconcile, "user_dee", START // 1000)
+    assert reconcile.mended() == {("user", "user_dee", "stale"), ("membership", None, "orphaned")}
+    assert reconcile.execute("select count(*) from public.organization_memberships") == [(2,)]
+    start_session(reconcile, "user_dee", START // 1000)
+    assert reconcile.execute("select count(*) from public.organization_memberships") == [(2,)]
+    start_session(reconcile, "user_dee", 4_000_000_000)
+    assert reconcile.execute("select count(*) from public.organization_memberships") == [(3,)]
+
+
+# Nothing is removed by mistake ---------------------------------------------------------------------------------------
+
+
+def hide(clerk: ClerkServer, *hidden: str) -> None:
+    """Clerk leaves some out of its lists of users, as if they had been made since."""
+
+    def before(request: web.Request) -> web.Response | None:
+        if request.path != "/v1/users":
+            return None
+        users = [each for each in clerk.directory.users.values() if each["id"] not in hidden]
+        offset, limit = int(request.query["offset"]), int(request.query["limit"])
+        return web.json_response(users[offset : offset + limit])
+
+    clerk.before = before
+
+
+def test_who_came_while_clerk_was_asked_is_no_orphan(reconcile: Reconcile) -> None:
+    hide(reconcile.clerk, "user_ben")
+    assert reconcile.found("--fix") == set()
+    assert "user_ben" in reconcile.ids()
+
+
+@pytest.mark.parametrize("answer", [(404, "nginx"), (404, "{}"), (400, "{}"), (500, ""), (410, "{}")])
+def test_only_clerks_own_no_removes_somebody(
+    reconcile: Reconcile, answer: tuple[int, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scripts.clerk_listing.FIRST_WAIT_SECONDS", 0)
+    reconcile.clerk.forget("user_ben")
+
+    def before(request: web.Request) -> web.Response | None:
+        return web.Response(status=answer[0], text=answer[1]) if request.path == "/v1/users/user_ben" else None
+
+    reconcile.clerk.before = before
+    result = reconcile.run("--fix")
+    assert result.exit_code == 1
+    assert "Clerk does not answer" in result.stderr
+    assert "user_ben" in reconcile.ids()
+
+
+def test_nothing_is_removed_when_clerk_is_down(reconcile: Reconcile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scripts.clerk_listing.FIRST_WAIT_SECONDS", 0)
+    reconcile.clerk.before = lambda _: web.Response(status=503)
+    before = reconcile.execute(SHOWN)
+    result = reconcile.run("--fix", "--yes-delete-many")
+    assert result.exit_code == 1
+    assert "Clerk does not answer" in result.stderr
+    assert reconcile.execute(SHOWN) == before
+
+
+def test_nothing_is_removed_when_clerk_is_empty(reconcile: Reconcile) -> None:
+    reconcile.clerk.directory = type(reconcile.clerk.directory)()
+    before = reconcile.execute(SHOWN)
+    result = reconcile.run("--fix", "--yes-delete-many")
+    assert result.exit_code == 1
+    assert "Clerk knows nobody" in result.stderr
+    assert reconcile.execute(SHOWN) == before
+
+
+def test_nobody_is_removed_when_clerk_knows_only_others(reconcile: Reconcile) -> None:
+    """Another instance, and so small that few would be removed."""
+    reconcile.clerk.directory = type(reconcile.clerk.directory)()
+    reconcile.clerk.put(*people(3))
+    before = reconcile.ids()
+    result = reconcile.run("--fix")
+    assert result.exit_code == 1
+    assert "2 of 2 are not in Clerk" in result.stderr
+    assert before < reconcile.ids()
+
+
+def with_people(reconcile: Reconcile, count: int) -> None:
+    reconcile.clerk.put(*people(count))
+    assert reconcile.ballast("backfill").exit_code == 0
+
+
+def test_many_are_removed_only_if_that_is_said(reconcile: Reconcile) -> None:
+    with_people(reconcile, 98)  # and two
+    for number in range(11):
+        reconcile.clerk.forget(f"user_{number:05}")
+    refused = reconcile.run("--fix")
+    assert refused.exit_code == 1
+    assert "11 of 100 are not in Clerk" in refused.stderr
+    assert "--yes-delete-many" in refused.stderr
+    assert reconcile.execute("select count(*) from public.profiles") == [(100,)]
+    assert len(reconcile.mended("--yes-delete-many")) == 11
+    assert reconcile.execute("select count(*) from public.profiles") == [(89,)]
+
+
+@pytest.mark.parametrize(("count", "gone"), [(98, 10), (298, 15)])
+def test_a_few_are_removed_without_a_word(reconcile: Reconcile, count: int, gone: int) -> None:
+    with_people(reconcile, count)
+    for number in range(gone):
+        reconcile.clerk.forget(f"user_{number:05}")
+    assert len(reconcile.mended()) == gone
+
+
+def test_nobody_is_removed_whom_clerk_has_told_of_since(reconcile: Reconcile) -> None:
+    """Clerk's list may lag behind its events."""
+    far = 4_000_000_000_000
+    reconcile.receive(events.event("user.created", events.user("user_zoe", email="zoe@example.com"), far))
+    assert reconcile.found("--fix") == {("user", "user_zoe", "orphaned")}
+    assert "user_zoe" in reconcile.ids()
+    assert "Clerk has told of it since" in reconcile.run("--fix").stderr
+
+
+def test_whoever_was_erased_here_stays_so_although_clerk_has_them(reconcile: Reconcile) -> None:
+    """Clerk has yet to be told."""
+    reconcile.execute("select app.begin_erasure('user_ben', 'person')")
+    assert reconcile.found("--fix") == set()
+    assert reconcile.execute("select email from public.profiles where clerk_user_id = 'user_ben'") in ([], [(None,)])
+
+
+# A sample, and how it is told ----------------------------------------------------------------------------------------
+
+
+def test_a_sample_finds_what_it_sees_and_removes_nothing(reconcile: Reconcile) -> None:
+    reconcile.clerk.put(ADA | {"banned": True, "updated_at": LATER}, NEW)
+    reconcile.clerk.forget("user_ben")
+    found = reconcile.found("--sample", "50")
+    assert found == {
+        ("user", "user_ada", "stale"),
+        ("user", "user_new", "missing"),
+        ("user", "user_ben", "orphaned"),
+        ("membership", "orgmem_ben", "orphaned"),
+    }
+    assert reconcile.found("--sample", "50", "--fix") == found
+    assert reconcile.found() == {("user", "user_ben", "orphaned"), ("membership", "orgmem_ben", "orphaned")}
+
+
+def test_a_sample_asks_little_of_clerk(reconcile: Reconcile) -> None:
+    with_people(reconcile, 800)
+    reconcile.clerk.requests.clear()
+    assert reconcile.found("--sample", "5") == set()
+    assert len(reconcile.clerk.requests) <= 4 * 2 + 3 * 5
+
+
+def test_the_report_counts_by_kind_and_names_ids_and_columns_only(reconcile: Reconcile) -> None:
+    reconcile.clerk.put(ADA | {"first_name": "Augusta", "updated_at": LATER}, NEW)
+    reconcile.clerk.forget("orgmem_ben")
+    for words in ((), ("--json",), ("--fix",)):
+        output = reconcile.run(*words).output
+        assert "user_ada" in output
+        assert not any(secret in output for secret in ("Augusta", "Winter", "example.com"))
+    told = reconcile.run()
+    assert (told.exit_code, told.output.count("user_")) == (0, 0)
+
+
+def test_the_table_says_how_many_of_each(reconcile: Reconcile) -> None:
+    reconcile.clerk.put(ADA | {"first_name": "Augusta", "updated_at": LATER}, NEW)
+    told = reconcile.run().stdout
+    [users] = [line for line in told.splitlines() if line.startswith("│ user")]
+    assert [cell.strip() for cell in users.strip("│").split("│")] == ["user", "3", "1", "1", "0", "0"]
+    assert "user user_ada: stale (full_name)" in told
+    assert "user user_new: missing" in told
+
+
+def test_an_object_that_the_database_refuses_stays_a_difference(reconcile: Reconcile) -> None:
+    reconcile.execute("alter table public.profiles add constraint broken check (email <> 'new@example.com')")
+    reconcile.clerk.put(NEW, ADA | {"banned": True, "updated_at": LATER})
+    result = reconcile.run("--fix")
+    assert result.exit_code == 1
+    assert "user: 23514" in result.stderr
+    assert "new@example.com" not in result.output
+    assert reconcile.found() == {("user", "user_new", "missing")}
