@@ -1,7 +1,9 @@
 """How gunicorn runs the service: `gunicorn` in this folder is the whole command."""
 
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,6 +18,15 @@ except SettingsInvalid as error:
 local = settings.environment in {"local", "test"}
 own_port = urlsplit(os.environ.get("SERVICE_URL", "")).port if local else None
 bind = f"{'127.0.0.1' if local else '0.0.0.0'}:{own_port or os.environ.get('PORT', '8000')}"  # noqa: S104
+
+# Here the workers' counts come together, until the service stops. The package looks for it when it is imported.
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts = tempfile.mkdtemp(prefix="ballast-metrics-")
+
+
+def on_exit(_server: object) -> None:
+    """The counts go with the service."""
+    shutil.rmtree(counts, ignore_errors=True)
+
 
 wsgi_app = "service.app:create_app()"
 worker_class = "gthread"

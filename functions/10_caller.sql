@@ -81,7 +81,7 @@ select
 from app.caller as c
 join public.organization_memberships as m on c.id = m.user_id
 join public.organizations as o on m.organization_id = o.id
-where o.deleted_at is null;
+where o.deleted_at is null and o.suspended_at is null;
 comment on view app.caller_memberships is 'The caller''s memberships with the role that counts now. Only definer functions read it.';
 
 create or replace function app.own_org_ids() returns uuid[]

@@ -143,6 +143,30 @@ values
   $$interval '30 days'$$, 't.started_at < $1', 'after the request'
 ),
 (
+  'app.email_outbox', 'person_id', 't.person_id = person.id', 'mail', '{t.id,t.template,t.state,t.created_at,t.sent_at}', '{id}',
+  't.created_at', 'delete', null, null,
+  'E-mail', 'Which e-mails we sent you, when, and whether they arrived', 'To send each once, and to find out why one did not arrive',
+  'Contract, Art. 6(1)(b) GDPR', $$interval '30 days'$$, $$t.created_at < $1 and t.state not in ('queued', 'sending')$$,
+  'after it was written'
+),
+(
+  'app.email_outbox', 'about_id', 't.about_id = person.id and t.person_id is distinct from person.id', 'mail_about_you',
+  '{t.id,t.template,t.organization_id,t.created_at}', '{id}', 't.created_at', 'delete', null, null,
+  'E-mail', 'That we told the owners of an organization that you joined', 'So that they know who has access',
+  'Legitimate interest in access control, Art. 6(1)(f) GDPR', $$interval '30 days'$$, null, 'after it was written'
+),
+(
+  'app.mail_suppressions', 'person_id', 't.person_id = person.id', 'mail_suppressions', '{t.address,t.reason,t.suppressed_at}',
+  '{person_id}', 't.suppressed_at', 'delete', null, null,
+  'E-mail', 'That e-mail to your address came back, or that you reported it as spam', 'To send it nothing that you can do without',
+  'Legitimate interest in deliverable e-mail, Art. 6(1)(f) GDPR', null, null, 'as long as you have an account'
+),
+(
+  'app.email_outbox', 'recipient', null, null, null, null, null, 'keep', null, null,
+  'Your rights', 'Your e-mail address, while you are being erased', 'To tell you once that you have been erased',
+  'Legal obligation, Art. 6(1)(c) GDPR', null, null, 'until that e-mail is sent, or given up a day after the erasure'
+),
+(
   'app.erasure_log', 'person', null, null, null, null, null, 'keep', null, null,
   'Your rights', 'A hash that shows that you were erased, and when',
   'To prove the erasure, and to erase you again should a backup bring you back. While an erasure runs it also holds whom to erase',
@@ -159,6 +183,12 @@ values
   'Legitimate interest in security, Art. 6(1)(f) GDPR', null, null, 'for good'
 ),
 (
+  'app.rate_limits', 'caller', 't.caller = app.rate_limit_caller(person.clerk_user_id)', null, null, null, null, 'delete', null, null,
+  'Your work', 'A hash of your account, and how much you wrote in the last seconds',
+  'So that nobody writes so much that others wait. Not in an export: it is over before it could be read',
+  'Legitimate interest in security, Art. 6(1)(f) GDPR', $$interval '1 hour'$$, 't.refilled_at < $1', 'after you last wrote'
+),
+(
   'realtime.messages', 'payload', null, null, null, null, null, 'keep', null, null,
   'Your work', 'Changes of projects on their way to the members, with who created them',
   'To show changes at once. Supabase drops them by itself', 'Contract, Art. 6(1)(b) GDPR', $$interval '3 days'$$, null, 'after the change'
@@ -170,6 +200,7 @@ values
 ('public.role_permissions', '', 'none', 'What roles may do', null, null),
 ('public.backup_logs', '', 'none', 'When backups were made', null, null),
 ('app.applied_sources', '', 'none', 'Names of files', null, null),
+('app.job_runs', '', 'none', 'How jobs ended: counts', null, null),
 ('app.settings', '', 'none', 'Choices of the installation', null, null),
 ('app.clerk_roles', '', 'none', 'What roles of Clerk''s mean', null, null),
 ('app.clerk_plans', '', 'none', 'What plans of Clerk''s mean', null, null),

@@ -20,7 +20,8 @@ class Verb(NamedTuple):
 VERBS = {
     "up": Verb("scripts.stack:up", "Start everything: Postgres, the Data API, Clerk's stand-in, Redis, the service."),
     "down": Verb("scripts.stack:down", "Stop everything that `ballast up` started."),
-    "status": Verb("scripts.stack:status", "Show which parts are running, and where."),
+    "status": Verb("scripts.stack:status", "Show how the database goes, and which local parts run where."),
+    "doctor": Verb("scripts.doctor:doctor", "Check that Supabase, Clerk, the service and backups fit together."),
     "env": Verb("scripts.stack:env", "Print the environment of the running stack as export lines."),
     "reset": Verb("scripts.stack:reset", "Stop the stack and delete its data."),
     "token": Verb("scripts.token:token", "Print a session token as Clerk would issue it."),
@@ -31,7 +32,7 @@ VERBS = {
     "audit": Verb("scripts.audit:audit", "Seal the audit trail, verify it, and keep its months in order."),
     "person": Verb("scripts.person:person", "Give people a copy of their data, or erase them."),
     "backup": Verb("scripts.backup:backup", "Back the database up, prove backups by restoring them, restore."),
-    "bench": Verb("scripts.bench:bench", "Measure policies, webhooks, Realtime, the audit trail and exports."),
+    "bench": Verb("scripts.bench:bench", "Measure policies, webhooks, Realtime, the audit trail, exports and backups."),
 }
 
 

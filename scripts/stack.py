@@ -1,8 +1,9 @@
-"""`ballast up`, `down`, `status`, `env` and `reset`: the local stack as a whole."""
+"""`ballast up`, `down`, `status`, `env` and `reset`: the local stack as a whole, and how any database goes."""
 
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import time
@@ -11,8 +12,10 @@ from typing import Literal
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from scripts import database, health
 from scripts.local import supervisor
 from scripts.local.parts import Part, parts_of
 from scripts.local.processes import RunRecord
@@ -45,23 +48,33 @@ def down() -> None:
 
 
 @click.command(epilog="Example: ballast status --json")
+@database.url_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def status(as_json: bool) -> None:
-    """Ask every part whether it is healthy. Exits with 1 unless all are."""
+def status(url: str | None, as_json: bool) -> None:
+    """Show how the database goes, in traffic lights, and the local stack's parts. Exits with 1 when something is red.
+
+    The parts are shown where a local stack runs, and when no other database is named; each has to be healthy.
+    """
     stack = Stack.from_environment()
     record = RunRecord.read(stack.home)
-    states = [_state(part, record) for part in parts_of(stack) if not part.once]
+    chosen = url or os.environ.get("DATABASE_URL") or (stack.postgres.url() if stack.postgres.exists() else None)
+    is_local = chosen in {None, stack.postgres.url()}
+    has_parts = is_local or record.running()
+    states = [_state(part, record) for part in parts_of(stack) if not part.once] if has_parts else []
+    found = health.checks(chosen, is_local=is_local) if chosen else []
     if as_json:
-        parts = [asdict(state) for state in states]
-        click.echo(json.dumps({"home": str(stack.home), "running": record.running(), "parts": parts}, indent=2))
+        shown = {
+            "home": str(stack.home),
+            "running": record.running(),
+            "parts": [asdict(state) for state in states],
+            "status": health.worst(found),
+            "checks": [health.as_dict(check) for check in found],
+        }
+        click.echo(json.dumps(shown, indent=2, default=str))
     else:
-        table = Table("part", "state", "process", "address", box=None)
-        for state in states:
-            table.add_row(state.name, state.state, str(state.pid or ""), state.address)
-        Console().print(table)
-        if not record.running():
-            click.echo(supervisor.last_words(stack), err=True, nl=False)
-    if any(state.state != "healthy" for state in states):
+        _show_parts(stack, states, is_running=record.running())
+        _show_checks(found)
+    if any(state.state != "healthy" for state in states) or health.worst(found) == "red":
         raise click.exceptions.Exit(1)
 
 
@@ -106,6 +119,29 @@ def _state(part: Part, record: RunRecord) -> State:
     if process is None:
         return State(part.name, "down", None, part.address)
     return State(part.name, "healthy" if part.is_healthy() else "not answering", process.pid, part.address)
+
+
+def _show_parts(stack: Stack, states: list[State], *, is_running: bool) -> None:
+    if not states:
+        return
+    table = Table("part", "state", "process", "address", box=None)
+    for state in states:
+        table.add_row(state.name, state.state, str(state.pid or ""), state.address)
+    Console().print(table)
+    if not is_running:
+        click.echo(supervisor.last_words(stack), err=True, nl=False)
+
+
+def _show_checks(found: list[health.Check]) -> None:
+    if not found:
+        return
+    table = Table("", "check", "found", "what to do", box=None)
+    for check in found:
+        light = f"[{check.status}]●[/] {check.status}"
+        advice = escape(check.advice) if check.status != "green" else ""
+        table.add_row(light, check.name, escape(health.in_words(check.facts)), advice)
+    click.echo()
+    database.print_table(table)
 
 
 def _show(stack: Stack, seconds: float) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from flask import Flask, Response
 
-from service import logs, problems, sentry
+from service import limits, logs, metrics, problems, sentry
 from service.audit import audit
 from service.backup_routes import backup_routes
 from service.demo import demo
 from service.health import health
 from service.jobs import jobs
 from service.legal import legal
+from service.mail_routes import dev_mail, mail_routes
 from service.me import me
+from service.members import members
 from service.openapi import openapi
 from service.parts import assemble
 from service.personal_data import personal_data
@@ -33,11 +35,17 @@ def create_app(settings: Settings | None = None) -> Flask:
     assemble(app, settings)
     logs.register(app)
     problems.register(app)
+    metrics.register(app)
+    limits.register(app, settings.trusted_proxies)
     app.after_request(_guard)
-    for blueprint in (health, webhooks, me, audit, personal_data, backup_routes, legal, jobs, openapi):
+    for blueprint in (
+        health, webhooks, me, members, audit, personal_data, backup_routes, legal, mail_routes, jobs,
+        metrics.metrics, openapi,
+    ):  # fmt: skip
         app.register_blueprint(blueprint)
     if settings.environment == "local":
         app.register_blueprint(demo)
+        app.register_blueprint(dev_mail)
     return app
 
 

@@ -30,11 +30,15 @@ Call = Callable[[str, dict[str, Any]], Any]
 
 @dataclass(frozen=True)
 class Eraser:
-    """`call(function, arguments)` is DataApi.call, or does what it does. Without a ledger the database remembers."""
+    """`call(function, arguments)` is DataApi.call, or does what it does. Without a ledger the database remembers.
+
+    `forget` hears Clerk's id of whoever has been erased.
+    """
 
     call: Call
     clerk: ClerkApi
     ledger: LedgerStore | None
+    forget: Callable[[str], None] = lambda _: None
     _threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(THREADS, "erasure"), repr=False)
 
     def begin(self, receipt: str) -> None:
@@ -85,6 +89,7 @@ class Eraser:
         if self.ledger is not None:
             self.ledger.put(step["receipt"], {name: step[name] for name in KEPT_IN_LEDGER})
         if step["to_delete_at_clerk"] is not None:
+            self.forget(step["to_delete_at_clerk"])
             self.clerk.delete_user(step["to_delete_at_clerk"])
         self.call("end_erasure", {"receipt": step["receipt"], "is_stored": self.ledger is not None})
 

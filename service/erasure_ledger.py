@@ -35,26 +35,34 @@ class EntryMalformed(ValueError):
 
 
 class LedgerStore:
-    """The ledger below `url`, as object_store.opened() takes it. Nothing is opened before it is needed.
+    """The ledger in `folder` below `url`, as object_store.opened() takes it. Nothing is opened before it is needed.
 
     Threads may share one.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, folder: str = FOLDER) -> None:
         self._url = url
+        self._folder = folder
 
     def put(self, receipt: str, entry: Mapping[str, object]) -> None:
         """Writes one entry; with the same receipt again, over the first. Raises LedgerUnavailable."""
         if RECEIPT.fullmatch(receipt) is None:
             raise ValueError("A receipt names a file: letters, digits, _ and - only.")
         body = json.dumps(entry, sort_keys=True).encode()
-        path = f"{FOLDER}/{receipt}.json"
+        path = f"{self._folder}/{receipt}.json"
         self._attempt(f"write {path}", lambda store: store.put(path, body))
 
     def entries(self) -> Iterator[dict[str, Any]]:
         """All entries, by receipt. Raises LedgerUnavailable, also for one that is unreadable: it may not be skipped."""
-        for path in self._attempt(f"list {FOLDER}", _paths):
+        for path in self._listed():
             yield self._attempt(f"read {path}", partial(_entry, path=path))
+
+    def receipts(self) -> list[str]:
+        """Of all entries. Raises LedgerUnavailable."""
+        return [path.rpartition("/")[2].removesuffix(".json") for path in self._listed()]
+
+    def _listed(self) -> list[str]:
+        return self._attempt(f"list {self._folder}", partial(_paths, folder=self._folder))
 
     def _attempt(self, deed: str, act: Callable[[ObjectStore], Result]) -> Result:
         try:
@@ -69,8 +77,8 @@ class LedgerStore:
         return object_store.opened(self._url, attempt_seconds=ATTEMPT_SECONDS, retries=RETRIES)
 
 
-def _paths(store: ObjectStore) -> list[str]:
-    found = (each["path"] for batch in store.list(FOLDER) for each in batch)
+def _paths(store: ObjectStore, folder: str) -> list[str]:
+    found = (each["path"] for batch in store.list(folder) for each in batch)
     return sorted(path for path in found if path.endswith(".json"))
 
 

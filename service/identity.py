@@ -80,6 +80,11 @@ class Caller:
     second_factor_age_minutes: int | None = None
     is_impersonated: bool = False
 
+    @property
+    def has_second_factor(self) -> bool:
+        """Whether the session was verified with a second factor, as app.second_factor() has it."""
+        return self.second_factor_age_minutes is not None
+
 
 class SigningKeys:
     """Clerk's public keys by their id: fetched when first needed, kept five minutes. Safe to share between threads."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
@@ -15,6 +16,7 @@ from service.backups import BackupRunning, BackupsUnconfigured
 from service.bearer import carries
 from service.clerk_api import ClerkCallFailed
 from service.data_api import CallFailed
+from service.erasure_ledger import LedgerUnavailable
 from service.me import DatabaseUnavailable
 from service.parts import Parts, parts
 from service.problems import Problem
@@ -22,6 +24,7 @@ from service.problems import Problem
 jobs = Blueprint("jobs", __name__, url_prefix="/jobs")
 
 WORK_SECONDS = 20.0
+NO_SEALS_AFTER = 2**62
 
 Report = dict[str, Any]
 
@@ -43,6 +46,15 @@ class JobUnknown(Problem):
     title = "There is no such job"
 
 
+class StoreUnavailable(Problem):
+    """The store of backups does not take what belongs beside them."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    slug = "store-unavailable"
+    title = "The store does not answer"
+    headers = {"Retry-After": "300"}  # noqa: RUF012 - never changed
+
+
 @jobs.post("/<name>")
 def run(name: str) -> ResponseReturnValue:
     """Runs a job and answers with its report."""
@@ -50,10 +62,23 @@ def run(name: str) -> ResponseReturnValue:
         raise JobRefused("Send the jobs' token: Authorization: Bearer <JOBS_TOKEN>.")
     if name not in JOBS:
         raise JobUnknown(f"The jobs are {', '.join(JOBS)}.")
+    began = time.monotonic()
     try:
-        return jsonify(JOBS[name](parts()))
-    except CallFailed as failure:
-        raise DatabaseUnavailable("The job is not done: run it again.") from failure
+        report = JOBS[name](parts())
+    except Exception as failure:
+        record(parts(), name, {"error": type(failure).__name__}, ok=False, began=began)
+        if isinstance(failure, CallFailed):
+            raise DatabaseUnavailable("The job is not done: run it again.") from failure
+        raise
+    record(parts(), name, report, ok=True, began=began)
+    return jsonify(report)
+
+
+def record(tools: Parts, name: str, report: Report, *, ok: bool, began: float) -> None:
+    """Tells ops.jobs how a job ended. What it did is done, whether or not that can be recorded."""
+    duration_ms = round((time.monotonic() - began) * 1000)
+    with suppress(CallFailed):
+        tools.data_api.call("record_job", {"name": name, "report": report, "ok": ok, "duration_ms": duration_ms})
 
 
 def retention(tools: Parts) -> Report:
@@ -101,6 +126,43 @@ def backup(tools: Parts) -> Report:
         return {"unconfigured": refusal.missing}
 
 
+def retry_events(tools: Parts) -> Report:
+    """Applies what failed of Clerk's events again, those that are due: how many ended in which outcome."""
+    deadline = time.monotonic() + WORK_SECONDS
+    report: Counter[str] = Counter()
+    while time.monotonic() < deadline:
+        outcome = tools.data_api.call("retry_due_event", {})
+        if not isinstance(outcome, str):
+            break
+        report[outcome] += 1
+    return dict(report)
+
+
+def partitions(tools: Parts) -> Report:
+    """Makes the audit trail's partitions of the months ahead: how many were new. Retention drops the old ones."""
+    return {"made": tools.data_api.call("keep_partitions", {})}
+
+
+def seals(tools: Parts) -> Report:
+    """Seals the audit trail, and keeps the new seals beside the backups, out of its administrators' reach."""
+    if tools.seals is None:
+        tools.data_api.call("seals_after", {"newest": NO_SEALS_AFTER})
+        return {"stored": 0, "unconfigured": ["BACKUP_URL"]}
+    try:
+        newest = max(map(int, tools.seals.receipts()), default=0)
+        new = _list(tools.data_api.call("seals_after", {"newest": newest}))
+        for seal in new:
+            tools.seals.put(f"{seal['sequence']:012}", seal)
+    except LedgerUnavailable as failure:
+        raise StoreUnavailable("The seals are in the database, and not beside the backups.") from failure
+    return {"stored": len(new)}
+
+
+def mail(tools: Parts) -> Report:
+    """Sends what waits in the outbox: how many were sent, postponed, or given up (failed)."""
+    return tools.mailer.send_due()
+
+
 def _list(answer: object) -> list[dict[str, Any]]:
     if not isinstance(answer, list):
         raise TypeError("the database returned no list")
@@ -108,8 +170,12 @@ def _list(answer: object) -> list[dict[str, Any]]:
 
 
 JOBS: dict[str, Callable[[Parts], Report]] = {
+    "retry-events": retry_events,
+    "partitions": partitions,
+    "seals": seals,
     "retention": retention,
     "erasures": erasures,
     "name-changes": name_changes,
     "backup": backup,
+    "mail": mail,
 }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from http import HTTPStatus
+from typing import Any
 
 from flask import Blueprint, jsonify, request
 from flask.typing import ResponseReturnValue
 
+from service.cache import Scope, Shelf, organization, person
 from service.data_api import CallFailed, DataApi
 from service.identity import Caller, TokenInvalid
 from service.parts import parts
@@ -16,6 +18,10 @@ me = Blueprint("me", __name__, url_prefix="/api/v1")
 
 # PostgREST's own answers to a token it does not take: malformed, none, expired.
 TOKEN_REFUSED = frozenset({"PGRST301", "PGRST302", "PGRST303", "PT401"})
+
+# What public.start_session() returns: {profile, second_factor, organizations}.
+Session = dict[str, Any]
+SESSIONS: Shelf[Session] = Shelf("session", 1)
 
 WITHOUT_ROLE = "The token's role is not authenticated: activate Clerk's Supabase integration."
 
@@ -39,17 +45,48 @@ class DatabaseUnavailable(Problem):
 
 @me.get("/me")
 def show() -> ResponseReturnValue:
-    """Who the caller is and what they may do where."""
+    """Who the caller is and what they may do where, as of now or at most a minute ago: see docs/limits.md."""
     caller = parts().session_tokens.caller(request.headers.get("Authorization"))
-    return jsonify(start_session(parts().data_api, caller))
+    return jsonify(session_of(caller, anew=bool(request.cache_control.no_cache)))
 
 
-def start_session(data_api: DataApi, caller: Caller) -> object:
+def session_of(caller: Caller, *, anew: bool = False) -> Session:
+    """The caller's session, from the cache unless `anew`. Raises TokenInvalid, SessionRefused, DatabaseUnavailable."""
+    # All that the answer depends on besides the database's rows.
+    facts = (caller.user_id, caller.has_second_factor, caller.organization_id, caller.organization_role)
+    return parts().cache.fetch(
+        SESSIONS,
+        facts,
+        lambda: start_session(parts().data_api, caller),
+        lambda session: scopes_of(session, caller),
+        anew=anew,
+    )
+
+
+def scopes_of(session: Session, caller: Caller) -> list[Scope] | None:
+    """What a session speaks of: the person and each organization. None for one that is not this caller's, or will not
+    stay so: whose token knows of a membership that the database has yet to hear of.
+    """
+    try:
+        organizations = [each["clerk_org_id"] for each in session["organizations"]]
+        is_theirs = session["profile"]["clerk_user_id"] == caller.user_id
+        is_settled = caller.organization_id is None or caller.organization_id in organizations
+        if is_theirs and is_settled and session["second_factor"] is caller.has_second_factor:
+            return [person(caller.user_id), *map(organization, organizations)]
+    except (KeyError, TypeError):
+        pass
+    return None
+
+
+def start_session(data_api: DataApi, caller: Caller) -> Session:
     """The session as `public.start_session()` returns it. Raises TokenInvalid, SessionRefused, DatabaseUnavailable."""
     try:
-        return data_api.call_as(caller.token, "start_session", {})
+        answer = data_api.call_as(caller.token, "start_session", {})
     except CallFailed as failure:
         raise refusal(failure) from failure
+    if not isinstance(answer, dict):
+        raise DatabaseUnavailable("Try again in a few seconds.")
+    return answer
 
 
 def refusal(failure: CallFailed) -> Problem:

@@ -8,6 +8,7 @@ from flask import Blueprint, jsonify
 from flask.typing import ResponseReturnValue
 
 from service.jobs import JOBS
+from service.members import ROLES as INVITED_ROLES
 from service.personal_data import CONFIRMATION
 
 openapi = Blueprint("openapi", __name__)
@@ -51,6 +52,15 @@ def _time(name: str, description: str) -> dict[str, Any]:
     }
 
 
+def _id(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}
+
+
+_LINK = [
+    {"name": name, "in": "query", "required": True, "schema": {"type": "string"}}
+    for name in ("person", "kind", "signature")
+]
+
 STATUS = {"type": "object", "required": ["status"], "properties": {"status": {"const": "ok"}}}
 
 BACKUP: dict[str, Any] = {
@@ -74,7 +84,8 @@ DOCUMENT: dict[str, Any] = {
     "info": {
         "title": "Ballast",
         "version": "1",
-        "description": "What SQL cannot do. Data is read and written through Supabase, not here.",
+        "description": "What SQL cannot do. Data is read and written through Supabase, not here. RateLimit-Limit, "
+        "RateLimit-Remaining and RateLimit-Reset (in seconds) say how much is left of a limit.",
     },
     "paths": {
         "/healthz": {"get": {"summary": "Is the process alive?", "responses": _answer("It is.", STATUS)}},
@@ -115,6 +126,43 @@ DOCUMENT: dict[str, Any] = {
                 | _problems(
                     s401="No token, or not a valid one.",
                     s403="The person is banned or deleted, or the session has unfinished tasks.",
+                    s503="The database or Clerk does not answer.",
+                ),
+            }
+        },
+        "/api/v1/organizations/{organization_id}/invitations": {
+            "post": {
+                "summary": "Have Clerk invite somebody to the organization.",
+                "description": "Takes members:invite. Clerk sends the e-mail and tells of the invitation by a webhook.",
+                "security": [{"clerk": []}],
+                "parameters": [_id("organization_id")],
+                "requestBody": {
+                    "required": True,
+                    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Invitation"}}},
+                },
+                "responses": {"202": _answer("Clerk has it.", {"$ref": "#/components/schemas/InvitationSent"})["200"]}
+                | _problems(
+                    s400="The body is not an invitation.",
+                    s401="No token, or not a valid one.",
+                    s403="The caller lacks members:invite there; `limited_by` says whether a second factor would help.",
+                    s422="Clerk refuses it; `clerk_code` says why.",
+                    s503="The database or Clerk does not answer.",
+                ),
+            }
+        },
+        "/api/v1/organizations/{organization_id}/members/{profile_id}": {
+            "delete": {
+                "summary": "Have Clerk end somebody's membership.",
+                "description": "Takes members:remove; only an owner removes an owner. The webhook ends the access.",
+                "security": [{"clerk": []}],
+                "parameters": [_id("organization_id"), _id("profile_id")],
+                "responses": {"204": {"description": "Clerk has ended it."}}
+                | _problems(
+                    s401="No token, or not a valid one.",
+                    s403="The caller lacks members:remove there, or the member is an owner and the caller is none.",
+                    s404="There is no such member.",
+                    s409="The organization would be without an owner.",
+                    s422="Clerk refuses it; `clerk_code` says why.",
                     s503="The database or Clerk does not answer.",
                 ),
             }
@@ -229,6 +277,47 @@ DOCUMENT: dict[str, Any] = {
                 | _problems(s401="Not the operator's token.", s503="The database does not answer."),
             },
         },
+        "/webhooks/resend": {
+            "post": {
+                "summary": "Receive what became of a mail, signed by Resend's Svix.",
+                "parameters": [
+                    _header("svix-id", "The message's id, the same on every attempt."),
+                    _header("svix-timestamp", "Seconds since 1970, within 300 s of now."),
+                    _header("svix-signature", "One or more `v1,<base64>`, separated by a space."),
+                ],
+                "requestBody": {
+                    "required": True,
+                    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Event"}}},
+                },
+                "responses": _answer(
+                    "It is noted, or ignored.",
+                    {
+                        "type": "object",
+                        "required": ["outcome"],
+                        "properties": {"outcome": {"enum": ["processed", "ignored"]}},
+                    },
+                )
+                | _problems(
+                    s400="Headers or body are malformed.",
+                    s401="The signature is not valid, or RESEND_WEBHOOK_SECRET is not set.",
+                    s413="The body is larger than 512 kB.",
+                    s503="The event could not be stored: send it again.",
+                ),
+            }
+        },
+        "/mail/unsubscribe": {
+            "get": {
+                "summary": "The page that a mail's link opens: it asks first.",
+                "parameters": _LINK,
+                "responses": _document("text/html") | _problems(s403="The link is not one of ours."),
+            },
+            "post": {
+                "summary": "No more mail of this kind: the page's button, or the mail program's own (RFC 8058).",
+                "parameters": _LINK,
+                "responses": _document("text/html")
+                | _problems(s403="The link is not one of ours.", s503="The database does not answer."),
+            },
+        },
         "/legal/privacy": {
             "get": {
                 "summary": "The privacy page, made from the registry of personal data.",
@@ -238,6 +327,13 @@ DOCUMENT: dict[str, Any] = {
         "/legal/terms": {"get": {"summary": "The terms of service.", "responses": _document("text/html")}},
         "/legal/style.css": {"get": {"summary": "How the pages look.", "responses": _document("text/css")}},
         "/consent.js": {"get": {"summary": "The consent banner.", "responses": _document("text/javascript")}},
+        "/metrics": {
+            "get": {
+                "summary": "Counts and durations, for Prometheus.",
+                "security": [{"metrics": []}],
+                "responses": _document("text/plain") | _problems(s401="Not the token for metrics."),
+            }
+        },
         "/jobs/{name}": {
             "post": {
                 "summary": "Run a job, for the scheduler.",
@@ -263,6 +359,7 @@ DOCUMENT: dict[str, Any] = {
         "securitySchemes": {
             "clerk": {"type": "http", "scheme": "bearer", "bearerFormat": "Clerk session token"},
             "operator": {"type": "http", "scheme": "bearer", "bearerFormat": "OPERATOR_TOKEN"},
+            "metrics": {"type": "http", "scheme": "bearer", "bearerFormat": "METRICS_TOKEN"},
             "jobs": {"type": "http", "scheme": "bearer", "bearerFormat": "JOBS_TOKEN"},
         },
         "schemas": {
@@ -301,6 +398,19 @@ DOCUMENT: dict[str, Any] = {
                 "type": "object",
                 "required": [*BACKUP, *BACKUP_END],
                 "properties": BACKUP | BACKUP_END,
+            },
+            "Invitation": {
+                "type": "object",
+                "required": ["email", "role"],
+                "properties": {
+                    "email": {"type": "string", "format": "email"},
+                    "role": {"enum": list(INVITED_ROLES)},
+                },
+            },
+            "InvitationSent": {
+                "type": "object",
+                "required": ["clerk_invitation_id", "role"],
+                "properties": {"clerk_invitation_id": {"type": "string"}, "role": {"enum": list(INVITED_ROLES)}},
             },
             "Problem": {
                 "type": "object",
@@ -355,3 +465,10 @@ DOCUMENT: dict[str, Any] = {
         },
     },
 }
+
+# What service/limits.py exempts has no limit.
+for _path, _operations in DOCUMENT["paths"].items():
+    if _path not in {"/healthz", "/readyz"}:
+        for _operation in _operations.values():
+            _too_many = _problems(s429="Too many requests: Retry-After says when to come back.")
+            _operation["responses"] = _too_many | _operation["responses"]

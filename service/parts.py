@@ -10,11 +10,15 @@ from flask import Flask, current_app
 from upstash_redis import Redis
 
 from service.backups import BackupRunner
+from service.breaker import Breaker
+from service.cache import Cache, person
 from service.clerk_api import ClerkApi
 from service.data_api import DataApi
 from service.erasure import Eraser
 from service.erasure_ledger import LedgerStore
 from service.identity import SessionTokens
+from service.limits import Limits
+from service.mail import Drawer, Http, Mailer, Renderer, Resend
 from service.privacy_notice import PrivacyNotice
 from service.settings import Settings
 
@@ -28,10 +32,14 @@ class Parts:
     settings: Settings
     data_api: DataApi
     redis: Redis
+    cache: Cache
+    limits: Limits
     session_tokens: SessionTokens
     clerk: ClerkApi
     eraser: Eraser
+    seals: LedgerStore | None
     backups: BackupRunner
+    mailer: Mailer
     privacy_notice: PrivacyNotice
 
 
@@ -44,14 +52,21 @@ def assemble(app: Flask, settings: Settings) -> None:
     )
     clerk = ClerkApi(settings.clerk_api_url, settings.clerk_secret_key.get_secret_value())
     ledger = LedgerStore(settings.backup_url) if settings.backup_url else None
+    redis = _redis(settings)
+    breaker = Breaker(redis)
+    cache = Cache(breaker, settings.supabase_url)
     app.extensions["ballast"] = Parts(
         settings=settings,
         data_api=data_api,
-        redis=_redis(settings),
+        redis=redis,
+        cache=cache,
+        limits=Limits(breaker, redis, settings.supabase_url),
         session_tokens=SessionTokens(settings.clerk_issuer, settings.clerk_authorized_parties),
         clerk=clerk,
-        eraser=Eraser(data_api.call, clerk, ledger),
+        eraser=Eraser(data_api.call, clerk, ledger, lambda user_id: cache.changed(person(user_id))),
+        seals=LedgerStore(settings.backup_url, "seals") if settings.backup_url else None,
         backups=BackupRunner(data_api.call, settings.missing_for_backups()),
+        mailer=_mailer(settings, data_api),
         privacy_notice=PrivacyNotice(data_api.call),
     )
 
@@ -59,6 +74,20 @@ def assemble(app: Flask, settings: Settings) -> None:
 def parts() -> Parts:
     """The parts of the app that serves this request."""
     return cast("Parts", current_app.extensions["ballast"])
+
+
+def _mailer(settings: Settings, data_api: DataApi) -> Mailer:
+    app_url = settings.clerk_authorized_parties[0] if settings.clerk_authorized_parties else None
+    secret = settings.jobs_token.get_secret_value()
+    renderer = Renderer(settings.legal_company, app_url, settings.service_url, secret)
+    way: Resend | Drawer | None = None
+    if settings.environment == "local":
+        way = Drawer(settings.ballast_home / "mail" if settings.ballast_home else None)
+    elif settings.resend_api_key is not None and settings.mail_from is not None:
+        way = Resend(settings.resend_api_key.get_secret_value(), settings.resend_api_url, settings.mail_from, Http())
+    elif settings.environment == "test":
+        way = Drawer(None)
+    return Mailer(data_api.call, renderer, way)
 
 
 def _redis(settings: Settings) -> Redis:

@@ -12,6 +12,7 @@ from flask import Blueprint, Response, jsonify, request, stream_with_context
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import MethodNotAllowed
 
+from service.cache import person
 from service.data_api import CallFailed
 from service.export import Export, as_json, as_zip
 from service.identity import Caller
@@ -135,6 +136,7 @@ def erase() -> ResponseReturnValue:
         raise SoleOwner(
             "Make somebody else an owner of each, or delete it; then ask again.", organizations=asked["sole_owner_of"]
         )
+    parts().cache.changed(person(caller.user_id))
     answer = jsonify(asked)
     answer.headers["Location"] = f"{personal_data.url_prefix}/erasure/{asked['receipt']}"
     parts().eraser.begin(asked["receipt"])

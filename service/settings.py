@@ -5,16 +5,19 @@ from __future__ import annotations
 import base64
 import re
 from datetime import date
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.clerk_api import CLERK_API_URL
+from service.mail import ADDRESS, RESEND_API_URL
 
 SHORTEST_SECRET = 32
 EMAIL_ADDRESS = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 CLERK_KEY = re.compile(r"sk_(test|live)_[!-~]+")
+RESEND_KEY = re.compile(r"re_[!-~]+")
 # No place for a user or a password: both are AWS's own variables.
 BACKUP_PLACE = re.compile(r"((s3|gs|az)://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]|file:///)[A-Za-z0-9._~%+=/-]*")
 ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.IGNORECASE)
@@ -57,6 +60,19 @@ def _clerk_key(key: SecretStr) -> SecretStr:
     if CLERK_KEY.fullmatch(key.get_secret_value()) is None:
         raise ValueError("must be a Clerk secret key that starts with sk_live_ or sk_test_")
     return key
+
+
+def _resend_key(key: SecretStr) -> SecretStr:
+    if RESEND_KEY.fullmatch(key.get_secret_value()) is None:
+        raise ValueError("must be an API key of Resend's that starts with re_")
+    return key
+
+
+def _sender(text: str) -> str:
+    name, _, address = text.rpartition("<")
+    if not ADDRESS.fullmatch(address.removesuffix(">")) or not name.isprintable() or bool(name) != text.endswith(">"):
+        raise ValueError("must be an e-mail address, or a name and one: Your Product <hello@your-domain.example>")
+    return text
 
 
 def _long_secret(secret: SecretStr) -> SecretStr:
@@ -135,10 +151,18 @@ class Settings(BaseSettings):
     jobs_token: Annotated[SecretStr, AfterValidator(_long_secret)]
     upstash_redis_rest_url: Origin
     upstash_redis_rest_token: SecretStr
+    trusted_proxies: Annotated[int, Field(ge=0, le=9)] = 0
     operator_token: Annotated[SecretStr, AfterValidator(_long_secret)] | None = None
     database_url: Annotated[SecretStr, AfterValidator(_database_url)] | None = None
     backup_url: Annotated[str, AfterValidator(_backup_place)] | None = None
     backup_recipients: Annotated[Items, AfterValidator(_recipients)] = ()
+    resend_api_key: Annotated[SecretStr, AfterValidator(_resend_key)] | None = None
+    resend_webhook_secret: WebhookSecret | None = None
+    resend_api_url: Origin = RESEND_API_URL
+    mail_from: Annotated[str, AfterValidator(_sender)] | None = None
+    service_url: Origin | None = None
+    ballast_home: Path | None = None
+    metrics_token: Annotated[SecretStr, AfterValidator(_long_secret)] | None = None
     sentry_dsn: Annotated[SecretStr, AfterValidator(_sentry_dsn)] | None = None
     sentry_traces_sample_rate: Annotated[float, Field(ge=0, le=1)] = 0
     release: Annotated[str, AfterValidator(_release)] | None = None
@@ -168,6 +192,18 @@ class Settings(BaseSettings):
         if makes_backups and not keys and info.data.get("environment") in GUARDED:
             raise ValueError("is missing: backups outside local and test are encrypted")
         return keys
+
+    @field_validator("resend_api_url", "service_url")
+    @classmethod
+    def _private_where_it_is_said(cls, url: str | None, info: ValidationInfo) -> str | None:
+        return url if url is None else cls._private_on_the_wire(url, info)
+
+    @field_validator("mail_from", "service_url")
+    @classmethod
+    def _known_to_whoever_gets_mail(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if not value and info.data.get("resend_api_key") and info.data.get("environment") != "local":
+            raise ValueError("is missing: mail needs it as soon as there is a RESEND_API_KEY")
+        return value
 
     @field_validator("clerk_webhook_secrets")
     @classmethod

@@ -17,7 +17,9 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
+from service.cache import Scope, organization, person
 from service.data_api import CallFailed, DataApi
+from service.metrics import count_webhook
 from service.parts import parts
 from service.problems import Problem
 
@@ -92,7 +94,11 @@ def receive() -> ResponseReturnValue:
     """Stores one event of Clerk's and answers with what became of it."""
     delivery = delivery_in(request.headers)
     event = signed_event(raw_body(), delivery, parts().settings.clerk_webhook_secrets)
-    answer = jsonify(store(parts().data_api, delivery.message_id, event))
+    outcome = store(parts().data_api, delivery.message_id, event)
+    # Whatever the outcome: an event that comes again may be one whose first answer was lost.
+    parts().cache.changed(*scopes_of(event))
+    count_webhook(outcome["outcome"], event.get("timestamp"))
+    answer = jsonify(outcome)
     if event["type"] == "user.deleted":
         parts().eraser.begin_pending()  # what the database did not erase at once
     return answer
@@ -189,6 +195,17 @@ def store(data_api: DataApi, message_id: str, event: Mapping[str, Any]) -> dict[
     return outcome
 
 
+def scopes_of(event: Mapping[str, Any]) -> list[Scope]:
+    """Whom and what an event is about, as far as an answer in the cache could speak of it."""
+    subject, data = event["type"].partition(".")[0], event["data"]
+    inner, public = data.get("organization"), data.get("public_user_data")
+    found = {
+        person: [data.get("id") if subject == "user" else None, *_values(public, "user_id")],
+        organization: [data.get("id") if subject == "organization" else None, *_values(inner, "id")],
+    }
+    return [scope(each) for scope, ids in found.items() for each in ids if isinstance(each, str) and each]
+
+
 def storable(value: Any) -> Any:
     """`value`, as parsed from JSON, with U+FFFD for each character that jsonb refuses. Raises RecursionError."""
     match value:
@@ -215,6 +232,10 @@ def without_depths(text: str) -> str:
                 start = token.end()
             level -= 1
     return "".join(kept) + text[start:]
+
+
+def _values(found: object, name: str) -> list[object]:
+    return [found.get(name)] if isinstance(found, dict) else []
 
 
 def _parsed(text: str) -> Any:

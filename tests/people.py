@@ -85,6 +85,19 @@ def world(database: Database) -> None:
     database.execute("alter table public.organizations drop constraint broken")
     database.execute("alter table public.profiles drop constraint broken")
     call(database, "begin_export", clerk_user_id=ADA, requested_by="administrator")
+    # Mail to her, mail about her, and an address of hers that does not work.
+    hers = database.value("select id from public.profiles where clerk_user_id = %s", ADA)
+    bens = database.value("select id from public.profiles where clerk_user_id = %s", BEN)
+    acmes = database.value("select id from public.organizations where name = 'Acme'")
+    database.execute("update app.settings set mail_enabled = true")
+    call(database, "enqueue_mail", template="role_changed", person_id=hers, organization_id=acmes)
+    call(database, "enqueue_mail", template="member_joined", person_id=bens, about_id=hers, organization_id=acmes)
+    database.execute("update app.settings set mail_enabled = false")
+    database.execute(
+        "insert into app.mail_suppressions (person_id, address, reason) values (%s, %s, 'bounced')",
+        hers,
+        ADA_EMAILS[0].lower(),
+    )
 
 
 def act(database: Database, user_id: str, statement: str, *values: object, **claims: Any) -> None:

@@ -40,6 +40,7 @@ class Secrets:
     jobs_token: str
     upstash_token: str
     operator_token: str
+    metrics_token: str
     backup_identity: str
 
     @classmethod
@@ -54,6 +55,7 @@ class Secrets:
             jobs_token=secrets.token_urlsafe(32),
             upstash_token=secrets.token_urlsafe(32),
             operator_token=secrets.token_urlsafe(32),
+            metrics_token=secrets.token_urlsafe(32),
             backup_identity=str(pyrage.x25519.Identity.generate()),
         )
 
@@ -149,6 +151,7 @@ class Stack:
             "CLERK_API_URL": _url(self.clerk_port),
             "JOBS_TOKEN": self.secrets.jobs_token,
             "OPERATOR_TOKEN": self.secrets.operator_token,
+            "METRICS_TOKEN": self.secrets.metrics_token,
             "UPSTASH_REDIS_REST_URL": _url(self.upstash_port),
             "UPSTASH_REDIS_REST_TOKEN": self.secrets.upstash_token,
             "BACKUP_URL": self.backups.as_uri(),

@@ -22,6 +22,8 @@ HTTPS = {
     "SUPABASE_URL": "https://project.supabase.co",
     "CLERK_ISSUER": "https://clerk.app.example",
     "CLERK_API_URL": "https://api.clerk.com",
+    "RESEND_API_URL": "https://api.resend.com",
+    "SERVICE_URL": "https://api.app.example",
     "UPSTASH_REDIS_REST_URL": "https://cache.upstash.io",
 }
 
@@ -62,6 +64,15 @@ def test_a_missing_or_empty_variable_stops_the_start_with_one_line_naming_it(
         ("CLERK_SECRET_KEY", "sk_live_5ecret…"),
         ("CLERK_API_URL", "https://api.clerk.com/v1/5ecret"),
         ("UPSTASH_REDIS_REST_URL", "redis://5ecret"),
+        ("RESEND_API_KEY", "5ecret"),
+        ("RESEND_API_KEY", "re_5ecret\nHost: elsewhere"),
+        ("RESEND_WEBHOOK_SECRET", "5ecret"),
+        ("RESEND_API_URL", "https://api.resend.com/emails/5ecret"),
+        ("MAIL_FROM", "5ecret"),
+        ("MAIL_FROM", "5ecret@nowhere"),
+        ("MAIL_FROM", "a@b.example, 5ecret@b.example"),
+        ("MAIL_FROM", "5ecret\nBcc: all <a@b.example>"),
+        ("SERVICE_URL", "5ecret.example"),
         ("LEGAL_CONTACT", "5ecret"),
         ("LEGAL_CONTACT", "5ecret@nowhere"),
         ("LEGAL_EFFECTIVE_DATE", "5ecret"),
@@ -197,7 +208,7 @@ def test_the_example_environment_explains_every_variable() -> None:
         line.partition("=")[0]: lines[number - 1] for number, line in enumerate(lines) if re.match(r"[A-Z_]+=", line)
     }
     assert named.keys() == ENVIRONMENT.keys() | LEGAL.keys() | {
-        "CLERK_AUTHORIZED_PARTIES", "OPERATOR_TOKEN", "BACKUP_URL", "BACKUP_RECIPIENTS", "BACKUP_IDENTITY", "DATABASE_URL", "PG_BIN", "SENTRY_DSN", "SENTRY_TRACES_SAMPLE_RATE", "RELEASE",
-        "SERVICE_URL", "BALLAST_HOME", "BALLAST_PORT_BASE",
+        "CLERK_AUTHORIZED_PARTIES", "OPERATOR_TOKEN", "METRICS_TOKEN", "TRUSTED_PROXIES", "BACKUP_URL", "BACKUP_RECIPIENTS", "BACKUP_IDENTITY", "DATABASE_URL", "PG_BIN", "SENTRY_DSN", "SENTRY_TRACES_SAMPLE_RATE", "RELEASE",
+        "RESEND_API_KEY", "RESEND_WEBHOOK_SECRET", "RESEND_API_URL", "MAIL_FROM", "SERVICE_URL", "BALLAST_HOME", "BALLAST_PORT_BASE",
     }  # fmt: skip
     assert all(above.startswith("# ") for above in named.values())

@@ -63,7 +63,7 @@ function becomeTheCaller(connection) {
     const role = auth.role || "anon";
     const request = currentRequest();
     request.role = role;
-    await sql`select
+    const { rows } = await sql`select
       set_config('statement_timeout', coalesce(
         (select substr(setting, 19) from pg_catalog.pg_roles, unnest(rolconfig) as setting
          where rolname = ${role} and setting like 'statement\\_timeout=%'),
@@ -72,7 +72,12 @@ function becomeTheCaller(connection) {
       set_config('request.jwt.claims', ${JSON.stringify(auth.jwt ?? { role })}, true),
       set_config('request.method', ${request.method ?? ""}, true),
       set_config('request.path', ${request.path ?? ""}, true),
-      set_config('request.headers', ${JSON.stringify(request.headers ?? {})}, true)`.execute(transaction);
+      set_config('request.headers', ${JSON.stringify(request.headers ?? {})}, true),
+      (select substr(setting, 22) from pg_catalog.pg_roles, unnest(rolconfig) as setting
+       where rolname = session_user and setting like 'pgrst.db\\_pre\\_request=%') as pre_request`.execute(transaction);
+    // As in PostgREST: the function that authenticator's setting names runs as the caller, before anything else.
+    const preRequest = rows[0].pre_request?.match(/^[\w.]+$/)?.[0];
+    if (preRequest) await sql`select ${sql.raw(preRequest)}()`.execute(transaction);
   };
   connection.applyRpcRequestGucs = async (transaction) => {
     await sql`select set_config('response.status', '', true), set_config('response.headers', '', true)`.execute(transaction);

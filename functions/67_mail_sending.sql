@@ -1,0 +1,276 @@
+-- Mail on its way out: who sends it, what became of it, and whether somebody has to look after it.
+
+create or replace function app.mail_context(mail app.email_outbox) returns jsonb
+language sql stable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+  select jsonb_build_object(
+    'name', (select p.full_name from public.profiles as p where p.id = mail.person_id),
+    'organization', (select coalesce(o.name, o.slug, o.clerk_org_id) from public.organizations as o where o.id = mail.organization_id),
+    'member', (select coalesce(p.full_name, p.email) from public.profiles as p where p.id = mail.about_id),
+    'role', (
+      select m.role from public.organization_memberships as m
+      where m.organization_id = mail.organization_id and m.user_id = coalesce(mail.about_id, mail.person_id)
+    ),
+    'receipt', case mail.audience when 'erased' then mail.id end,
+    'failures', case mail.template
+      when 'webhook_failures' then (select count(*) from app.webhook_events as e where e.outcome = 'failed')
+    end,
+    'export', (
+      select jsonb_build_object('requested_by', e.requested_by, 'started_at', e.started_at)
+      from app.exports as e where e.id::text = mail.data ->> 'export_id'
+    ),
+    'backup', (
+      select jsonb_build_object('filename', b.filename, 'created_at', b.created_at, 'status', b.status, 'error', b.error_message)
+      from public.backup_logs as b where b.id::text = mail.data ->> 'backup_id'
+    )
+  );
+$$;
+comment on function app.mail_context is 'What the texts of a mail are filled with, as it is now. Every kind gets the same keys, null for what it is not about.';
+
+-- Whoever claims one has three minutes; then it is taken for lost, and claimed again. What nobody wants any more is dropped on the way.
+create or replace function app.claim_mail(batch integer) returns jsonb
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+  mail app.email_outbox;
+  obstacle text;
+  claimed jsonb := '[]';
+begin
+  if not coalesce((select s.mail_enabled from app.settings as s), false) then
+    return claimed;
+  end if;
+  while jsonb_array_length(claimed) < batch loop
+    select o.* into mail from app.email_outbox as o
+    where o.state in ('queued', 'sending') and o.next_attempt_at <= now()
+    order by o.next_attempt_at
+    limit 1
+    for update skip locked;
+    exit when not found;
+    obstacle := app.mail_obstacle(mail);
+    if mail.give_up_at <= now() then
+      update app.email_outbox as o 
+      set state = 'failed', recipient = null, error = coalesce(o.error, 'too_late'), next_attempt_at = now()
+      where o.id = mail.id;
+    elsif obstacle is not null then
+      update app.email_outbox as o set state = 'dropped', recipient = null, error = obstacle where o.id = mail.id;
+    else
+      update app.email_outbox as o set state = 'sending', attempts = o.attempts + 1, next_attempt_at = now() + interval '3 minutes'
+      where o.id = mail.id;
+      claimed := claimed || jsonb_build_object(
+        'id', mail.id, 'template', mail.template, 'to', app.mail_address(mail), 'person_id', mail.person_id,
+        'is_essential', app.is_essential_mail(mail.template), 'context', app.mail_context(mail)
+      );
+    end if;
+  end loop;
+  return claimed;
+end;
+$$;
+comment on function app.claim_mail is 'See public.claim_mail. Definer: the service has no privilege on tables.';
+
+-- Of two who sent the same mail, because the first was taken for dead, whoever succeeded counts.
+create or replace function app.end_mail(id uuid, state text, provider_id text, error text, retry_after integer) returns text
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  mail app.email_outbox;
+  due_at timestamptz;
+begin
+  if state is null or state not in ('sent', 'queued', 'failed') then
+    raise sqlstate 'PT400' using message = 'A mail ends as sent, queued (again) or failed.';
+  end if;
+  select o.* into mail from app.email_outbox as o where o.id = id for update;
+  if state = 'sent' and mail.audience = 'erased' then
+    delete from app.email_outbox as o where o.id = id;
+  elsif state = 'sent' then
+    update app.email_outbox as o set state = 'sent', provider_id = provider_id, error = null, sent_at = now()
+    where o.id = id and o.state in ('queued', 'sending', 'failed');
+  elsif mail.state = 'sending' then
+    due_at := now() + greatest(
+      interval '30 seconds' * power(2, least(mail.attempts - 1, 9)), make_interval(secs => least(coalesce(retry_after, 0), 86400))
+    );
+    if state = 'failed' or due_at >= mail.give_up_at then
+      update app.email_outbox as o set state = 'failed', recipient = null, error = left(error, 200), next_attempt_at = now()
+      where o.id = id;
+    else
+      update app.email_outbox as o set state = 'queued', error = left(error, 200), next_attempt_at = due_at where o.id = id;
+    end if;
+  end if;
+  return (select o.state from app.email_outbox as o where o.id = id);
+end;
+$$;
+comment on function app.end_mail is 'See public.end_mail. Definer: the service has no privilege on tables.';
+
+-- Resend's messages come in any order, and before we know Resend's id: a mail carries its own id as a tag.
+create or replace function app.mail_event(mail_id uuid, provider_id text, kind text, address text, is_permanent boolean) returns boolean
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  ranks constant text[] := '{queued,sending,failed,sent,delivered,bounced,complained}';
+  mail app.email_outbox;
+begin
+  if kind is null or kind not in ('delivered', 'bounced', 'complained') then
+    raise sqlstate 'PT400' using message = 'Mail is delivered, bounced or complained about.';
+  end if;
+  select o.* into mail from app.email_outbox as o where o.id = mail_id or o.provider_id = provider_id
+  order by o.id is not distinct from mail_id desc
+  limit 1 for update;
+  if not found then
+    return false;
+  end if;
+  if mail.audience = 'erased' then
+    delete from app.email_outbox as o where o.id = mail.id; -- it is out, whoever sent it was killed before they could say so
+    return true;
+  end if;
+  update app.email_outbox as o
+  set state = kind, provider_id = coalesce(o.provider_id, provider_id), sent_at = coalesce(o.sent_at, now()), error = null
+  where o.id = mail.id and array_position(ranks, o.state) < array_position(ranks, kind);
+  if is_permanent and kind in ('bounced', 'complained') then
+    insert into app.mail_suppressions as s (person_id, address, reason)
+    select p.id, lower(p.email), kind from public.profiles as p
+    where p.id = mail.person_id and lower(p.email) = lower(address) -- they may have another address by now
+    on conflict (person_id) do update set address = excluded.address, reason = excluded.reason, suppressed_at = now()
+    where (s.address, s.reason) is distinct from (excluded.address, excluded.reason);
+  end if;
+  return true;
+end;
+$$;
+comment on function app.mail_event is 'See public.mail_event. Definer: the service has no privilege on tables.';
+
+create or replace function app.unsubscribe_from_mail(person_id uuid, template text) returns boolean
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if app.is_essential_mail(template) then
+    return false;
+  end if;
+  update public.profiles as p
+  set preferences = p.preferences || jsonb_build_object(
+    'mail',
+    case jsonb_typeof(p.preferences -> 'mail') when 'object' then p.preferences -> 'mail' else '{}' end || jsonb_build_object(template, false)
+  )
+  where p.id = unsubscribe_from_mail.person_id and p.preferences -> 'mail' -> template is distinct from 'false';
+  return true;
+end;
+$$;
+comment on function app.unsubscribe_from_mail is 'See public.unsubscribe_from_mail. Definer: the service has no privilege on tables.';
+
+create or replace function public.claim_mail(batch integer default 1) returns jsonb
+language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
+as $$
+  select app.claim_mail(claim_mail.batch);
+$$;
+comment on function public.claim_mail is
+'Mail that is due, for three minutes: [{id, template, to, person_id, is_essential, context}]. Nobody else gets it meanwhile.';
+
+create or replace function public.end_mail(
+  id uuid, state text, provider_id text default null, error text default null, retry_after integer default null
+) returns text
+language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
+as $$
+  select app.end_mail(end_mail.id, end_mail.state, end_mail.provider_id, end_mail.error, end_mail.retry_after);
+$$;
+comment on function public.end_mail is
+'sent; queued: it failed and is due after a while, which doubles, or in retry_after seconds at the earliest; failed: for good. Returns the state it has now.';
+
+create or replace function public.mail_event(
+  mail_id uuid, provider_id text, kind text, address text default null, is_permanent boolean default true
+) returns boolean
+language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
+as $$
+  select app.mail_event(mail_event.mail_id, mail_event.provider_id, mail_event.kind, mail_event.address, mail_event.is_permanent);
+$$;
+comment on function public.mail_event is
+'What Resend says of a mail: delivered, bounced or complained. An address that does not work for good, or complains, gets essential mail only.';
+
+create or replace function public.unsubscribe_from_mail(person_id uuid, template text) returns boolean
+language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
+as $$
+  select app.unsubscribe_from_mail(unsubscribe_from_mail.person_id, unsubscribe_from_mail.template);
+$$;
+comment on function public.unsubscribe_from_mail is
+'For the service, which has checked the link: no more mail of this kind. False for essential mail, which nobody can switch off.';
+
+grant execute on function
+app.claim_mail(integer), app.end_mail(uuid, text, text, text, integer), app.mail_event(uuid, text, text, text, boolean),
+app.unsubscribe_from_mail(uuid, text), public.claim_mail(integer), public.end_mail(uuid, text, text, text, integer),
+public.mail_event(uuid, text, text, text, boolean), public.unsubscribe_from_mail(uuid, text)
+to service_role;
+
+-- One row. The first rule that applies counts. A mail that waits for an erasure is not due.
+create or replace view ops.mail_health with (security_invoker) as
+with facts as (
+  select
+    s.mail_enabled, s.operator_email,
+    count(*) filter (where o.state in ('queued', 'sending') and o.next_attempt_at < 'infinity') as queued,
+    min(case when o.attempts = 0 then o.next_attempt_at else o.created_at end) filter (
+      where o.state in ('queued', 'sending') and o.next_attempt_at < 'infinity' and (o.attempts > 0 or o.next_attempt_at < now())
+    ) as oldest_queued_at,
+    count(*) filter (where o.sent_at > now() - interval '24 hours') as sent_24h,
+    count(*) filter (where o.state = 'failed' and o.next_attempt_at > now() - interval '24 hours') as failed_24h,
+    count(*) filter (where o.state in ('bounced', 'complained') and o.created_at > now() - interval '7 days') as bounced_7d,
+    count(*) filter (where o.sent_at > now() - interval '7 days') as sent_7d,
+    mode() within group (order by o.error) filter (
+      where o.state in ('queued', 'sending', 'failed') and o.created_at > now() - interval '48 hours'
+    ) as last_error
+  from app.settings as s
+  left join app.email_outbox as o on true
+  group by s.mail_enabled, s.operator_email
+)
+
+select
+  f.mail_enabled, f.queued, f.oldest_queued_at, f.sent_24h, f.failed_24h, f.bounced_7d, f.sent_7d, f.last_error,
+  verdict.status, verdict.advice
+from facts as f
+cross join lateral (
+  select rule.status, rule.advice
+  from (
+    values
+    (
+      1, f.queued > 0 and not f.mail_enabled, 'yellow',
+      'Mail is switched off and some waits: `update app.settings set mail_enabled = true`, or delete it.'
+    ),
+    (2, not f.mail_enabled, 'green', 'Mail is switched off. To have it: `update app.settings set mail_enabled = true`.'),
+    (
+      3, f.oldest_queued_at < now() - interval '1 hour', 'red',
+      'Mail is not sent: see last_error, whether the scheduler runs POST /jobs/mail, and whether RESEND_API_KEY is right.'
+    ),
+    (4, f.failed_24h > 0, 'red', 'Mail was given up: see ops.mail_failures, mend it, then ops.retry_mail(id).'),
+    (
+      5, f.bounced_7d >= 5 and f.bounced_7d > f.sent_7d * 0.05, 'yellow',
+      'More than one mail in twenty bounces: see ops.mail_failures, and SPF, DKIM and DMARC of the domain at Resend.'
+    ),
+    (
+      6, f.operator_email is null, 'yellow',
+      'Nobody hears of failed backups: `update app.settings set operator_email = ''…''`.'
+    ),
+    (7, true, 'green', 'Nothing is to be done.')
+  ) as rule (position, applies, status, advice)
+  where rule.applies
+  order by rule.position
+  limit 1
+) as verdict;
+comment on view ops.mail_health is 'Whether mail goes out: one row. status is red, yellow or green, advice says what to do.';
+
+create or replace view ops.mail_failures with (security_invoker) as
+select o.id, o.template, o.audience, o.person_id, o.state, o.error, o.attempts, o.created_at, o.next_attempt_at
+from app.email_outbox as o
+where o.state in ('failed', 'bounced', 'complained') or (o.state in ('queued', 'sending') and o.error is not null)
+order by o.created_at desc;
+comment on view ops.mail_failures is 'Mail that was given up, came back, or has failed so far and is tried again, newest first. Without addresses.';
+
+create or replace function ops.retry_mail(id uuid) returns text
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  update app.email_outbox as o set state = 'queued', attempts = 0, next_attempt_at = now(), give_up_at = now() + interval '1 day'
+  where o.id = id and o.state = 'failed';
+  if not found then
+    return 'There is no such mail that was given up.';
+  end if;
+  return 'It is sent by the next run of the mail job.';
+end;
+$$;
+comment on function ops.retry_mail is 'Sends a mail again that was given up: select ops.retry_mail(id) from ops.mail_failures where state = ''failed''.';

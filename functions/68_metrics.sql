@@ -1,0 +1,26 @@
+-- What a monitor reads of the database at each scrape of the service's /metrics: numbers only.
+
+create or replace function app.service_metrics() returns jsonb
+language sql stable parallel restricted security definer set search_path = pg_catalog, pg_temp
+as $$
+  select jsonb_build_object(
+    'backup_age_seconds', (
+      select extract(epoch from now() - max(b.created_at)) from public.backup_logs as b where b.status = 'completed'
+    ),
+    'drill_age_seconds', (select extract(epoch from now() - max(b.drilled_at)) from public.backup_logs as b where b.drill_passed),
+    'webhook_failures', (select count(*) from app.webhook_events as e where e.outcome = 'failed'),
+    'erasures_waiting', (select count(*) from app.erasure_log as l where l.state <> 'complete'),
+    'mail_queued', (select h.queued from ops.mail_health as h),
+    'mail_oldest_seconds', (select extract(epoch from now() - h.oldest_queued_at) from ops.mail_health as h)
+  );
+$$;
+comment on function app.service_metrics is 'See public.service_metrics. Definer: the service has no privilege on tables.';
+
+create or replace function public.service_metrics() returns jsonb
+language sql stable parallel restricted security invoker set search_path = pg_catalog, pg_temp
+as $$
+  select app.service_metrics();
+$$;
+comment on function public.service_metrics is 'For /metrics: numbers by name, null where there is nothing to measure yet.';
+
+grant execute on function app.service_metrics(), public.service_metrics() to service_role;

@@ -1,0 +1,59 @@
+-- Periodic work that the service's jobs ask for, each call short and safe to repeat.
+
+create or replace function app.retry_due_event() returns text
+language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+as $$
+  select app.retry_clerk_event(due.message_id)
+  from (
+    select e.message_id from app.webhook_events as e
+    where e.outcome = 'failed' and e.next_attempt_at <= now() order by e.next_attempt_at limit 1
+  ) as due;
+$$;
+comment on function app.retry_due_event is 'See public.retry_due_event. Definer: the service has no privilege on tables.';
+
+create or replace function app.keep_partitions() returns integer
+language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+as $$
+  select app.make_audit_partitions();
+$$;
+comment on function app.keep_partitions is 'See public.keep_partitions. Definer: the service may not make tables.';
+
+create or replace function app.seals_after(newest bigint) returns jsonb
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform app.seal_audit();
+  return (
+    select coalesce(jsonb_agg(to_jsonb(s) || jsonb_build_object('seal', encode(s.seal, 'hex'), 'digest', encode(s.digest, 'hex')) order by s.sequence), '[]')
+    from (select a.* from app.audit_seals as a where a.sequence > seals_after.newest order by a.sequence limit 1000) as s
+  );
+end;
+$$;
+comment on function app.seals_after is 'See public.seals_after. Definer: the service has no privilege on tables.';
+
+create or replace function public.retry_due_event() returns text
+language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
+as $$
+  select app.retry_due_event();
+$$;
+comment on function public.retry_due_event is 'Applies the failed event that is due longest again, and says its outcome; null when none is due.';
+
+create or replace function public.keep_partitions() returns integer
+language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
+as $$
+  select app.keep_partitions();
+$$;
+comment on function public.keep_partitions is 'Makes the audit trail''s partitions of the months ahead. Returns how many were new.';
+
+create or replace function public.seals_after(newest bigint) returns jsonb
+language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
+as $$
+  select app.seals_after(seals_after.newest);
+$$;
+comment on function public.seals_after is
+'Seals what is complete of the audit trail, and returns the seals after that sequence, oldest first, 1,000 at most: keep them elsewhere.';
+
+grant execute on function
+app.retry_due_event(), app.keep_partitions(), app.seals_after(bigint),
+public.retry_due_event(), public.keep_partitions(), public.seals_after(bigint)
+to service_role;

@@ -1,0 +1,316 @@
+"""Sends what stands in the outbox: claimed one by one, rendered, handed to Resend with its id as idempotency key.
+
+Whatever is killed, fails or runs twice: the outbox knows what is left, and Resend what it already has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+from uuid import UUID
+
+import httpx
+import resend
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
+from resend.exceptions import ResendError
+
+from service.logs import log
+
+RESEND_API_URL = "https://api.resend.com"
+TEMPLATES = Path(__file__).with_name("mail_templates")
+# What people may switch off: app.is_essential_mail() decides, this shows it.
+OPTIONAL = ("welcome", "member_joined")
+KINDS = (
+    *OPTIONAL,
+    "role_changed",
+    "export_ready",
+    "erasure_done",
+    "backup_failed",
+    "drill_failed",
+    "webhook_failures",
+)
+WORK_SECONDS = 20.0
+TIMEOUT = httpx.Timeout(connect=3, read=8, write=3, pool=3)
+LONGEST_TEXT = 200
+LONGEST_RETRY_AFTER = 24 * 60 * 60
+# One address and nothing else: neither a list nor a name.
+ADDRESS = re.compile(r"[^@\s,;:<>()\[\]\\\"]+@[^@\s,;:<>()\[\]\\\"]+\.[^@\s,;:<>()\[\]\\\"]+")
+# Control and format characters, line and paragraph separators: what could end a line or turn its direction.
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u2028-\u202f\u2060-\u2069\ufeff\ud800-\udfff]+")
+CODE = re.compile(r"[A-Za-z0-9_]{1,100}")
+# Not this mail's fault, so the mail is tried again: the key or the domain (401, 403), the time (408), another request
+# that is under way with the same key (409), too many (429).
+TRY_AGAIN = {401, 403, 408, 409, 425, 429}
+# Resend has taken a mail with this key, and it said something else then (a name changed meanwhile): it is out.
+# https://resend.com/docs/dashboard/emails/idempotency-keys
+ALREADY_SENT = "invalid_idempotent_request"
+
+Call = Callable[[str, dict[str, Any]], Any]
+
+
+class SendingFailed(Exception):
+    """Resend has not confirmed that it took a mail. str(), which ends in logs and in the outbox, names nobody.
+
+    `is_final`: the same mail would fail however often it is sent. `retry_after`: seconds, where Resend says so.
+    `is_general`: the next mail would fail too.
+    """
+
+    def __init__(
+        self, code: str, *, is_final: bool = False, is_general: bool = False, retry_after: int | None = None
+    ) -> None:
+        super().__init__(code)
+        self.code = code
+        self.is_final = is_final
+        self.is_general = is_general
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True)
+class Message:
+    """A mail as it goes out. `unsubscribe_url` is None for essential mail."""
+
+    id: str
+    template: str
+    to: str
+    subject: str
+    html: str
+    text: str
+    unsubscribe_url: str | None
+
+
+class Http(resend.HTTPClient):
+    """The package's connection to Resend, with timeouts, kept open."""
+
+    def __init__(self) -> None:
+        self._http = httpx.Client(timeout=TIMEOUT)
+
+    def request(  # noqa: PLR0913, PLR0917 - the package's
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        json: dict[str, object] | list[object] | None = None,
+        files: dict[str, Any] | None = None,
+        data: dict[str, Any] | None = None,
+    ) -> tuple[bytes, int, Mapping[str, str]]:
+        """Status, body and headers of the answer. Raises RuntimeError, whose text is the name of what went wrong."""
+        try:
+            answer = self._http.request(method, url, headers=dict(headers), json=json, files=files, data=data)
+        except httpx.HTTPError as error:
+            failure = type(error).__name__
+        else:
+            return answer.content, answer.status_code, answer.headers
+        raise RuntimeError(failure)
+
+
+class Renderer:
+    """Makes messages of what the outbox says: HTML and text, each from a template of its own."""
+
+    def __init__(self, company: str | None, app_url: str | None, service_url: str | None, secret: str) -> None:
+        self._constants = {"company": company or "Ballast", "app_url": app_url}
+        self._service_url = service_url
+        self._key = hmac.digest(secret.encode(), b"mail/unsubscribe", hashlib.sha256)
+        # The texts are no HTML: what would be escaped there, people would read.
+        options: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+        loader = FileSystemLoader(TEMPLATES)
+        self._html = Environment(loader=loader, autoescape=True, **options)
+        self._text = Environment(loader=loader, autoescape=False, **options)  # noqa: S701 - plain text
+        self._html.filters["moment"] = self._text.filters["moment"] = _moment
+
+    def message(self, mail: Mapping[str, Any]) -> Message:
+        """The message for a row as claim_mail() returns it. Raises SendingFailed where no mail can be made of it."""
+        if mail["template"] not in KINDS:
+            raise SendingFailed("template_unknown", is_final=True)
+        if not ADDRESS.fullmatch(mail["to"] or ""):
+            raise SendingFailed("address_malformed", is_final=True)
+        unsubscribe_url = None if mail["is_essential"] else self.unsubscribe_url(mail["person_id"], mail["template"])
+        context = self._constants | {"unsubscribe_url": unsubscribe_url} | {"mail": _clean(mail["context"])}
+        try:
+            whole = self._text.get_template(f"{mail['template']}.txt").render(context)
+            subject, _, text = whole.strip().partition("\n")
+            subject = one_line(subject)
+            html = self._html.get_template(f"{mail['template']}.html").render(context, subject=subject)
+        except TemplateError as error:
+            raise SendingFailed(f"template_{type(error).__name__}", is_final=True) from None
+        return Message(mail["id"], mail["template"], mail["to"], subject, html, text.strip() + "\n", unsubscribe_url)
+
+    def unsubscribe_url(self, person_id: str, kind: str) -> str | None:
+        """Where one click ends mail of this kind, without signing in. None while SERVICE_URL is not set."""
+        if self._service_url is None:
+            return None
+        query = urlencode({"person": person_id, "kind": kind, "signature": self.signature(person_id, kind)})
+        return f"{self._service_url}/mail/unsubscribe?{query}"
+
+    def signature(self, person_id: str, kind: str) -> str:
+        """What makes a link ours: it never expires, for a mail may be read late."""
+        return hmac.new(self._key, f"{person_id}/{kind}".encode(), hashlib.sha256).hexdigest()
+
+    def is_signed(self, person_id: str, kind: str, signature: str) -> bool:
+        """Whether a link is ours."""
+        return hmac.compare_digest(self.signature(person_id, kind).encode(), signature.encode(errors="replace"))
+
+
+@dataclass(frozen=True)
+class Resend:
+    """Resend's API, through its package. `sender` is the From header."""
+
+    api_key: str
+    api_url: str
+    sender: str
+    http: Http
+
+    def deliver(self, message: Message) -> str | None:
+        """Hands a message over and returns Resend's id of it, None where it had it before. Raises SendingFailed."""
+        # The package keeps these for the whole process.
+        resend.api_key, resend.api_url, resend.default_http_client = self.api_key, self.api_url, self.http
+        try:
+            answer = resend.Emails.send(self._parameters(message), {"idempotency_key": message.id})
+        except ResendError as error:
+            failure = _failure(error)
+        except Exception as error:  # an answer that is not what the package expects
+            failure = SendingFailed(type(error).__name__, is_general=True)
+        else:
+            sent_id = answer.get("id") if isinstance(answer, dict) else None
+            if isinstance(sent_id, str) and sent_id:
+                return sent_id
+            failure = SendingFailed("answer_without_id", is_general=True)
+        if failure.code == ALREADY_SENT:
+            return None
+        # Outside the except block: the package's error may quote what was sent.
+        raise failure
+
+    def _parameters(self, message: Message) -> resend.Emails.SendParams:
+        parameters: resend.Emails.SendParams = {
+            "from": self.sender,
+            "to": [message.to],
+            "subject": message.subject,
+            "html": message.html,
+            "text": message.text,
+            # Resend's webhooks carry them: they may come before we know Resend's id.
+            "tags": [{"name": "mail", "value": message.id}, {"name": "template", "value": message.template}],
+        }
+        if message.unsubscribe_url is not None:
+            parameters["headers"] = {
+                "List-Unsubscribe": f"<{message.unsubscribe_url}>",
+                "List-Unsubscribe-Post": "List-Unsubscribe=One-Click",  # RFC 8058
+            }
+        return parameters
+
+
+@dataclass(frozen=True)
+class Drawer:
+    """Instead of Resend, where nothing may leave: keeps messages in a folder for /dev/mail, if there is one."""
+
+    folder: Path | None
+
+    def deliver(self, message: Message) -> str | None:
+        """Keeps the message."""
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            place = self.folder / f"{UUID(message.id)}.json"
+            unfinished = place.with_suffix(".new")
+            kept = asdict(message) | {"sent_at": datetime.now(UTC).isoformat(timespec="seconds")}
+            unfinished.write_text(json.dumps(kept, ensure_ascii=False))
+            unfinished.replace(place)
+        return None
+
+    def messages(self) -> list[dict[str, Any]]:
+        """What was kept, newest first."""
+        kept = [json.loads(file.read_text()) for file in self.folder.glob("*.json")] if self.folder else []
+        return sorted(kept, key=lambda each: each["sent_at"], reverse=True)
+
+
+@dataclass(frozen=True)
+class Mailer:
+    """`call(function, arguments)` is DataApi.call, or does what it does. Without a `way` out nothing is claimed."""
+
+    call: Call
+    renderer: Renderer
+    way: Resend | Drawer | None
+
+    def send_due(self) -> dict[str, Any]:
+        """Sends what is due, for WORK_SECONDS at most: how many were sent, postponed, or given up (failed).
+
+        Raises CallFailed when the database does not answer: what was claimed then is claimed again in some minutes.
+        """
+        if self.way is None:
+            return {"unconfigured": ["RESEND_API_KEY"]}
+        report: Counter[str] = Counter(sent=0, postponed=0, failed=0)
+        deadline = time.monotonic() + WORK_SECONDS
+        while time.monotonic() < deadline:
+            # One at a time: whoever is killed leaves no more than one behind.
+            claimed = self.call("claim_mail", {"batch": 1})
+            if not claimed:
+                break
+            try:
+                provider_id = self.way.deliver(self.renderer.message(claimed[0]))
+            except SendingFailed as failure:
+                self._end(claimed[0]["id"], failure, report)
+                if failure.is_general:
+                    break
+            else:
+                self.call("end_mail", {"id": claimed[0]["id"], "state": "sent", "provider_id": provider_id})
+                report["sent"] += 1
+        return dict(report)
+
+    def _end(self, mail_id: str, failure: SendingFailed, report: Counter[str]) -> None:
+        wanted = "failed" if failure.is_final else "queued"
+        ended = {"id": mail_id, "state": wanted, "error": failure.code, "retry_after": failure.retry_after}
+        state = self.call("end_mail", ended)
+        report["failed" if state == "failed" else "postponed"] += 1
+        log.warning("mail not sent", extra={"mail": mail_id, "code": failure.code, "state": state})
+
+
+def one_line(text: str) -> str:
+    """`text` on one line, of what people can see, cut to length: fit for a header."""
+    return " ".join(UNPRINTABLE.sub(" ", text).split())[:LONGEST_TEXT]
+
+
+def _clean(value: Any) -> Any:
+    """What people wrote, such as names, on one line each: nobody writes a paragraph of their own into our mail."""
+    match value:
+        case str():
+            return one_line(value)
+        case dict():
+            return {name: _clean(each) for name, each in value.items()}
+        case _:
+            return value
+
+
+def _moment(text: str) -> str:
+    """A time as PostgreSQL writes it in JSON, for people."""
+    moment = datetime.fromisoformat(text).astimezone(UTC)
+    return f"{moment.day} {moment:%B %Y, %H:%M} UTC"
+
+
+def _failure(error: ResendError) -> SendingFailed:
+    # The package says HttpClientError when there was no answer, and the message is then the class of our own error.
+    if error.error_type == "HttpClientError":
+        return SendingFailed(_code(error.message), is_general=True)
+    code = _code(error.error_type)
+    status = int(error.code) if str(error.code).isdigit() else HTTPStatus.INTERNAL_SERVER_ERROR.value
+    if status == HTTPStatus.CONFLICT:
+        return SendingFailed(code)
+    if status in TRY_AGAIN or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return SendingFailed(code, is_general=True, retry_after=_retry_after(error.headers))
+    return SendingFailed(code, is_final=True)
+
+
+def _code(text: object) -> str:
+    return text if isinstance(text, str) and CODE.fullmatch(text) else "unknown"
+
+
+def _retry_after(headers: Mapping[str, str]) -> int | None:
+    given = {name.lower(): value for name, value in headers.items()}.get("retry-after", "")
+    return min(int(given), LONGEST_RETRY_AFTER) if re.fullmatch(r"[0-9]{1,9}", given) else None

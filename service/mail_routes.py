@@ -1,0 +1,189 @@
+"""Mail from the outside in: the link that ends it, what Resend says became of it, and locally a page that shows it."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from flask import Blueprint, Response, jsonify, make_response, render_template, request
+from flask.typing import ResponseReturnValue
+
+from service.data_api import CallFailed
+from service.mail import KINDS, OPTIONAL, Drawer, Message
+from service.me import DatabaseUnavailable
+from service.parts import parts
+from service.problems import Problem
+from service.webhooks import EventNotStored, delivery_in, raw_body, signed_event
+
+FOLDER = Path(__file__).with_name("mail_pages")
+
+mail_routes = Blueprint("mail_routes", __name__, template_folder=FOLDER)
+dev_mail = Blueprint("dev_mail", __name__, url_prefix="/dev/mail", template_folder=FOLDER)
+
+# Of the others (opened, clicked, sent, delayed, …) we want to know nothing.
+EVENTS = {
+    "email.delivered": "delivered",
+    "email.bounced": "bounced",
+    "email.suppressed": "bounced",  # Resend has seen it bounce before, and did not try
+    "email.failed": "bounced",  # Resend could not send it: of the address that says nothing
+    "email.complained": "complained",
+}
+# A full mailbox is no reason to send nothing any more. https://resend.com/docs/dashboard/emails/email-bounces
+PASSING = {"Transient", "Temporary"}
+
+STYLE = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+# A mail brings its own styles, and nothing else.
+MAIL_STYLE = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+
+# What each kind of mail may say, for its preview.
+EXAMPLE: dict[str, Any] = {
+    "name": "Ada Winter",
+    "organization": "Acme",
+    "member": "Ben Summer",
+    "role": "admin",
+    "receipt": "00000000-0000-4000-8000-000000000000",
+    "failures": 3,
+    "export": {"requested_by": "person", "started_at": "2026-01-31T10:00:00+00:00"},
+    "backup": {
+        "filename": "database/20260131T020000Z-0123abcd",
+        "created_at": "2026-01-31T02:00:00+00:00",
+        "status": "failed",
+        "error": "pg_dump ended with 1",
+    },
+}
+
+
+class LinkInvalid(Problem):
+    """The link to end mail is not one of ours, or was cut."""
+
+    status = HTTPStatus.FORBIDDEN
+    slug = "mail-link-invalid"
+    title = "This link is not valid"
+
+
+class MailUnknown(Problem):
+    """There is no such mail in the drawer."""
+
+    status = HTTPStatus.NOT_FOUND
+    slug = "mail-unknown"
+    title = "There is no such mail"
+
+
+@mail_routes.get("/mail/unsubscribe")
+def ask() -> ResponseReturnValue:
+    """Asks before it ends anything: programs that look into mail open every link."""
+    _, kind = _signed_link()
+    return _page("unsubscribe.html", STYLE, kind=kind, done=False)
+
+
+@mail_routes.post("/mail/unsubscribe")
+def unsubscribe() -> ResponseReturnValue:
+    """Ends mail of one kind: from the page, or by the mail program's own button (RFC 8058)."""
+    person_id, kind = _signed_link()
+    try:
+        parts().data_api.call("unsubscribe_from_mail", {"person_id": person_id, "template": kind})
+    except CallFailed as failure:
+        raise DatabaseUnavailable("Try again in a few seconds.") from failure
+    return _page("unsubscribe.html", STYLE, kind=kind, done=True)
+
+
+@mail_routes.post("/webhooks/resend")
+def receive() -> ResponseReturnValue:
+    """Notes what became of a mail: of ours it is known, of others' (and of kinds we do not ask for) ignored."""
+    secret = parts().settings.resend_webhook_secret
+    event = signed_event(raw_body(), delivery_in(request.headers), (secret,) if secret else ())
+    kind = EVENTS.get(event["type"])
+    if kind is None:
+        return jsonify(outcome="ignored")
+    try:
+        is_known = parts().data_api.call("mail_event", {"kind": kind} | _told_of(event["type"], event["data"]))
+    except CallFailed as failure:
+        raise EventNotStored("The database did not take the event. Send it again.") from failure
+    return jsonify(outcome="processed" if is_known else "ignored")
+
+
+def _told_of(kind: str, data: dict[str, Any]) -> dict[str, Any]:
+    tags, to, bounce = data.get("tags"), data.get("to"), data.get("bounce")
+    provider_id = data.get("email_id")
+    address = to[0] if isinstance(to, list) and to else None
+    return {
+        "mail_id": _uuid(tags.get("mail")) if isinstance(tags, dict) else None,
+        "provider_id": provider_id if isinstance(provider_id, str) else None,
+        "address": address if isinstance(address, str) else None,
+        "is_permanent": kind != "email.failed" and not (isinstance(bounce, dict) and bounce.get("type") in PASSING),
+    }
+
+
+def _uuid(text: object) -> str | None:
+    try:
+        return str(UUID(text)) if isinstance(text, str) else None
+    except ValueError:
+        return None
+
+
+def _signed_link() -> tuple[str, str]:
+    """Whose mail of which kind. Raises LinkInvalid."""
+    person_id, kind, signature = (request.args.get(name, "") for name in ("person", "kind", "signature"))
+    if not parts().mailer.renderer.is_signed(person_id, kind, signature):
+        raise LinkInvalid("Open it from the mail once more, whole; or change your preferences after signing in.")
+    return person_id, kind
+
+
+@dev_mail.get("")
+def drawer() -> ResponseReturnValue:
+    """All mail that was sent here, newest first, and an example of each kind."""
+    return _page("drawer.html", STYLE, messages=_drawer().messages(), kinds=KINDS)
+
+
+@dev_mail.get("/<uuid:mail_id>.<any(html, txt):form>")
+def show(mail_id: UUID, form: str) -> ResponseReturnValue:
+    """One mail, as HTML or text."""
+    for message in _drawer().messages():
+        if message["id"] == str(mail_id):
+            return _shown(message["subject"], message["html"], message["text"], form)
+    raise MailUnknown("Look at /dev/mail.")
+
+
+@dev_mail.get("/example/<any({}):kind>.<any(html, txt):form>".format(", ".join(KINDS)))
+def example(kind: str, form: str) -> ResponseReturnValue:
+    """A kind of mail, filled with examples."""
+    message = example_message(kind)
+    return _shown(message.subject, message.html, message.text, form)
+
+
+def example_message(kind: str) -> Message:
+    """A mail of this kind to Ada Winter."""
+    return parts().mailer.renderer.message(
+        {
+            "id": EXAMPLE["receipt"],
+            "template": kind,
+            "to": "ada@example.com",
+            "person_id": EXAMPLE["receipt"],
+            "is_essential": kind not in OPTIONAL,
+            "context": EXAMPLE,
+        }
+    )
+
+
+def _drawer() -> Drawer:
+    way = parts().mailer.way
+    return way if isinstance(way, Drawer) else Drawer(None)
+
+
+def _shown(subject: str, html: str, text: str, form: str) -> Response:
+    if form == "txt":
+        response = make_response(f"Subject: {subject}\n\n{text}")
+        response.content_type = "text/plain; charset=utf-8"
+    else:
+        response = make_response(html)
+    response.headers["Content-Security-Policy"] = MAIL_STYLE
+    return response
+
+
+def _page(template: str, policy: str, **context: object) -> Response:
+    response = make_response(render_template(template, settings=parts().settings, **context))
+    response.headers["Content-Security-Policy"] = policy
+    response.headers["Referrer-Policy"] = "no-referrer"  # the address has the signature
+    return response

@@ -1,0 +1,131 @@
+"""Who belongs to an organization is Clerk's to say: who may, has people invited and removed there.
+
+The database looks once more itself, then Clerk does it, and tells of it by a webhook like of any other change.
+"""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from typing import Any
+from uuid import UUID
+
+from flask import Blueprint, jsonify, request
+from flask.typing import ResponseReturnValue
+
+from service.clerk_api import ClerkCallFailed
+from service.data_api import CallFailed
+from service.me import refusal
+from service.parts import parts
+from service.permissions import NotPermitted, Permitted, requires
+from service.problems import Problem
+
+members = Blueprint("members", __name__, url_prefix="/api/v1/organizations/<uuid:organization_id>")
+
+# Clerk knows better what an address is; this keeps what is none from its hourly limit.
+EMAIL_ADDRESS = re.compile(r"[^@\s\x00-\x1f]{1,64}@[^@\s\x00-\x1f]{1,255}")
+ROLES = ("admin", "member", "viewer")
+
+
+class InvitationMalformed(Problem):
+    """The body is not an invitation."""
+
+    status = HTTPStatus.BAD_REQUEST
+    slug = "invitation-malformed"
+    title = "The body is not an invitation"
+
+
+class MemberUnknown(Problem):
+    """The organization has no such member."""
+
+    status = HTTPStatus.NOT_FOUND
+    slug = "member-unknown"
+    title = "There is no such member"
+
+
+class LastOwner(Problem):
+    """The organization would be without an owner."""
+
+    status = HTTPStatus.CONFLICT
+    slug = "last-owner"
+    title = "The organization would be without an owner"
+
+
+class ClerkRefused(Problem):
+    """Clerk does not want it: `clerk_code` says why, such as that the person is a member, or there are too many."""
+
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+    slug = "clerk-refused"
+    title = "Clerk refuses it"
+
+
+class ClerkUnavailable(Problem):
+    """Clerk did not answer, or not as it should."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    slug = "clerk-unavailable"
+    title = "Clerk does not answer"
+    headers = {"Retry-After": "5"}  # noqa: RUF012 - never changed
+
+
+@members.post("/invitations")
+@requires("members:invite")
+def invite(permitted: Permitted) -> ResponseReturnValue:
+    """Has Clerk invite somebody by e-mail, in the caller's name."""
+    email, role = invitation_in(request.get_json(silent=True))
+    prepared = _prepared(permitted, "members:invite", "prepare_invitation", {"role": role})
+    try:
+        invitation_id = parts().clerk.invite(
+            prepared["clerk_org_id"], email, prepared["clerk_role"], permitted.caller.user_id
+        )
+    except ClerkCallFailed as failure:
+        raise clerks_refusal(failure) from failure
+    return jsonify(clerk_invitation_id=invitation_id, role=role), HTTPStatus.ACCEPTED
+
+
+@members.delete("/members/<uuid:profile_id>")
+@requires("members:remove")
+def remove(permitted: Permitted, profile_id: UUID) -> ResponseReturnValue:
+    """Has Clerk end a membership."""
+    prepared = _prepared(permitted, "members:remove", "prepare_removal", {"profile_id": str(profile_id)})
+    try:
+        parts().clerk.delete_membership(prepared["clerk_org_id"], prepared["clerk_user_id"])
+    except ClerkCallFailed as failure:
+        raise clerks_refusal(failure) from failure
+    return "", HTTPStatus.NO_CONTENT
+
+
+def invitation_in(body: object) -> tuple[str, str]:
+    """The address and the role that a body names. Raises InvitationMalformed."""
+    email, role = (body.get("email"), body.get("role")) if isinstance(body, dict) else (None, None)
+    if not isinstance(email, str) or EMAIL_ADDRESS.fullmatch(email) is None:
+        raise InvitationMalformed("`email` is the address to invite.")
+    if role not in ROLES:
+        raise InvitationMalformed(f"`role` is one of {', '.join(ROLES)}.")
+    return email, role
+
+
+def clerks_refusal(failure: ClerkCallFailed) -> Problem:
+    """What it means to the caller that Clerk did not do it."""
+    if failure.is_refusal or failure.status in {HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT}:
+        return ClerkRefused("See clerk_code.", clerk_code=failure.code)
+    return ClerkUnavailable("Try again in a few seconds.")
+
+
+def _prepared(permitted: Permitted, permission: str, function: str, arguments: dict[str, str]) -> dict[str, Any]:
+    """What Clerk has to be told. Raises the problems above, NotPermitted, and those of me.refusal()."""
+    try:
+        answer = parts().data_api.call_as(
+            permitted.caller.token, function, {"organization_id": permitted.organization["id"], **arguments}
+        )
+    except CallFailed as failure:
+        problems: dict[str, Problem] = {
+            "PT400": InvitationMalformed(failure.message),
+            "PT403": NotPermitted(permission),
+            "PT404": MemberUnknown(failure.message),
+            "PT409": LastOwner(f"{failure.message} {failure.hint}".strip()),
+        }
+        raise problems.get(failure.code) or refusal(failure) from failure
+    if not isinstance(answer, dict):
+        raise TypeError(f"{function}() returned no object")
+    return answer

@@ -1,0 +1,76 @@
+"""Who may use a route: the database's own matrix, as `public.start_session()` tells it, through the cache.
+
+What it tells of an organization are the permissions that count in this session: those of a viewer for an owner or admin
+without the second factor that the organization asks for. A test compares it with `public.has_permission()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from http import HTTPStatus
+from typing import Any
+from uuid import UUID
+
+from flask import request
+from flask.typing import ResponseReturnValue
+
+from service.identity import Caller
+from service.me import Session, session_of
+from service.parts import parts
+from service.problems import Problem
+
+Route = Callable[..., ResponseReturnValue]
+
+
+class NotPermitted(Problem):
+    """The caller lacks the `permission` in the organization, or there is no such organization.
+
+    `limited_by` is second_factor where a session with one might do it, else null.
+    """
+
+    status = HTTPStatus.FORBIDDEN
+    slug = "not-permitted"
+    title = "This takes a permission that the caller does not have"
+
+    def __init__(self, permission: str, limited_by: str | None = None) -> None:
+        detail = (
+            f"It takes {permission}, and the organization asks for a second factor."
+            if limited_by
+            else f"It takes {permission} in this organization."
+        )
+        super().__init__(detail, permission=permission, limited_by=limited_by)
+
+
+@dataclass(frozen=True)
+class Permitted:
+    """A caller who may, and where: `organization` as in the session, {id, clerk_org_id, role, permissions, …}."""
+
+    caller: Caller
+    organization: dict[str, Any]
+
+
+def requires(permission: str) -> Callable[[Route], Route]:
+    """For routes of an organization: only who holds the permission there comes in. The route gets a Permitted first."""
+
+    def guard(route: Route) -> Route:
+        @wraps(route)
+        def guarded(organization_id: UUID, **arguments: object) -> ResponseReturnValue:
+            caller = parts().session_tokens.caller(request.headers.get("Authorization"))
+            organization = permitted(session_of(caller), organization_id, permission)
+            return route(Permitted(caller, organization), **arguments)
+
+        return guarded
+
+    return guard
+
+
+def permitted(session: Session, organization_id: UUID, permission: str) -> dict[str, Any]:
+    """The organization of the session in which the permission holds. Raises NotPermitted."""
+    for organization in session["organizations"]:
+        if organization["id"] == str(organization_id):
+            if permission in organization["permissions"]:
+                return organization  # type: ignore[no-any-return]
+            raise NotPermitted(permission, organization["limited_by"])
+    raise NotPermitted(permission)

@@ -1,0 +1,176 @@
+"""PostgREST's pre-request function: who writes too much is told when to come back, and nobody else notices."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import Claims, Database
+from tests.db.test_claims import ODD_CLAIMS, json_values
+
+Connect = Callable[[], psycopg.Connection[Any]]
+
+BURST = 100
+REFILL = 20
+ADA: Claims = {"sub": "user_ada", "role": "authenticated"}
+
+
+def request(
+    database: Database, claims: Claims | str = ADA, method: str | None = "POST", role: str = "authenticated"
+) -> dict[str, Any] | None:
+    """As PostgREST calls it, before anything else in the transaction. Returns the refusal, or None."""
+    try:
+        with database.connection.transaction(), database.acting(role, claims):
+            if method is not None:
+                database.execute("select set_config('request.method', %s, true)", method)
+            database.execute("select app.check_request()")
+    except psycopg.Error as error:
+        if error.sqlstate != "PGRST":
+            raise
+        message, detail = (json.loads(text or "") for text in (error.diag.message_primary, error.diag.message_detail))
+        return message | detail  # type: ignore[no-any-return]
+    return None
+
+
+def writes(database: Database, number: int, claims: Claims | str = ADA) -> list[dict[str, Any] | None]:
+    return [request(database, claims) for _ in range(number)]
+
+
+def age(database: Database, seconds: float) -> None:
+    database.execute("update app.rate_limits set refilled_at = refilled_at - make_interval(secs => %s)", seconds)
+
+
+def test_a_hundred_writes_at_once_pass_and_the_next_is_told_when_to_come_back(database: Database) -> None:
+    assert not any(writes(database, BURST))
+    refused = [each for each in writes(database, 50) if each]
+    assert refused[-1] == {
+        "code": "PT429", "message": "Too many writes.", "details": None, "hint": "Try again in 1 s.",
+        "status": 429, "status_text": "Too Many Requests", "headers": {"Retry-After": "1"},
+    }  # fmt: skip
+
+
+def test_time_brings_writes_back_but_no_more_than_a_hundred(database: Database) -> None:
+    writes(database, BURST)
+    database.execute("update app.rate_limits set tokens = 0, refilled_at = clock_timestamp() - interval '2 seconds'")
+    request(database)
+    assert REFILL * 2 - 1 <= database.value("select tokens from app.rate_limits") < REFILL * 2
+    age(database, 3600)
+    request(database)
+    assert database.value("select tokens from app.rate_limits") == BURST - 1
+
+
+def test_everybody_has_a_bucket_of_their_own(database: Database) -> None:
+    database.execute("insert into app.rate_limits select app.rate_limit_caller('user_ada'), 0, clock_timestamp()")
+    assert request(database)
+    assert request(database, ADA | {"sub": "user_ben"}) is None
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
+def test_reads_are_not_counted(database: Database, method: str) -> None:
+    assert request(database, method=method) is None
+    assert database.value("select count(*) from app.rate_limits") == 0
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH", "PUT", "DELETE", "", None])
+def test_everything_else_is(database: Database, method: str | None) -> None:
+    request(database, method=method)
+    assert database.value("select tokens from app.rate_limits") == BURST - 1
+
+
+def test_a_function_that_only_reads_is_not_counted_and_may_be_called(connect: Connect) -> None:
+    """PostgREST calls a stable function by POST, in a transaction that only reads."""
+    with connect() as connection, connection.transaction(force_rollback=True):
+        connection.execute("set transaction read only")
+        connection.execute("select set_config('request.jwt.claims', %s, true)", [json.dumps(ADA)])
+        connection.execute("select set_config('request.method', 'POST', true)")
+        connection.execute("set local role authenticated")
+        connection.execute("select app.check_request()")
+
+
+def test_the_service_is_not_limited(database: Database) -> None:
+    assert request(database, ADA | {"role": "service_role"}, role="service_role") is None
+    assert database.value("select count(*) from app.rate_limits") == 0
+
+
+def test_the_bucket_does_not_name_the_person(database: Database) -> None:
+    request(database)
+    assert database.value("select caller ~ '^[0-9a-f]{64}$' from app.rate_limits")
+
+
+@pytest.mark.parametrize("claims", ODD_CLAIMS, ids=lambda claims: claims[:40].encode("unicode_escape").decode())
+def test_odd_claims_never_make_it_raise(database: Database, claims: str) -> None:
+    assert request(database, claims) is None
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(claims=st.dictionaries(st.sampled_from(["sub", "sts", "o", "fva"]), json_values, max_size=4))
+def test_no_claims_make_it_raise(database: Database, claims: dict[str, Any]) -> None:
+    refused = request(database, json.dumps(claims))
+    assert refused is None or refused["status"] == 429
+
+
+def test_a_broken_bucket_refuses_nobody(database: Database) -> None:
+    database.execute("alter table app.rate_limits rename to rate_limits_elsewhere")
+    assert request(database) is None
+
+
+@pytest.mark.parametrize("role", ["anon", "authenticated", "service_role"])
+def test_nobody_sees_or_fills_the_buckets(database: Database, role: str) -> None:
+    for privilege in ("select", "insert", "update", "delete"):
+        assert not database.value("select has_table_privilege(%s, 'app.rate_limits', %s)", role, privilege)
+
+
+def test_two_at_once_do_not_share_a_write(connect: Connect) -> None:
+    person = {"sub": "user_who_is_quick", "role": "authenticated"}
+
+    def write(_: int) -> bool:
+        with connect() as connection, connection.transaction():
+            database = Database(connection)
+            with database.acting("authenticated", person):
+                database.execute("select set_config('request.method', 'POST', true)")
+                try:
+                    database.execute("select app.check_request()")
+                except psycopg.Error:
+                    return False
+        return True
+
+    with connect() as connection:
+        began = time.monotonic()
+        try:
+            with ThreadPoolExecutor(8) as threads:
+                passed = sum(threads.map(lambda number: _ends(write, number), range(300)))
+            assert BURST <= passed <= BURST + REFILL * (time.monotonic() - began) + 1
+        finally:
+            connection.execute("delete from app.rate_limits")
+
+
+def _ends(write: Callable[[int], bool], number: int) -> bool:
+    try:
+        return write(number)
+    except psycopg.Error:
+        return False
+
+
+def test_retention_forgets_who_wrote_over_an_hour_ago(database: Database) -> None:
+    request(database)
+    age(database, 4000)
+    request(database, ADA | {"sub": "user_ben"})
+    with database.acting("service_role", {"role": "service_role"}):
+        assert database.value("select public.run_retention()")["purged"]["app.rate_limits"] == 1
+
+
+def test_it_costs_less_than_half_a_millisecond(database: Database) -> None:
+    with database.acting("authenticated", ADA):
+        database.execute("select set_config('request.method', 'POST', true)")
+        database.execute("select app.check_request()")
+        began = time.monotonic()
+        database.execute("select count(app.check_request()) from generate_series(1, 90)")
+        assert (time.monotonic() - began) / 90 < 0.0005

@@ -1,0 +1,601 @@
+"""Mail is written with the change that it tells of, once, to whom it concerns; and none is lost or sent to nobody."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+
+from tests import events
+from tests.conftest import Database
+from tests.events import Json
+from tests.people import Sender
+
+Connect = Callable[[], psycopg.Connection[Any]]
+
+ADA, BEN = "user_2MailAda", "user_2MailBen"
+EMAILS = {ADA: "ada@mail.example", BEN: "ben@mail.example"}
+OPERATOR = "operator@mail.example"
+
+
+def service(database: Database, function: str, **arguments: object) -> Any:
+    """As the service calls it."""
+    named = ", ".join(f"{name} => %s" for name in arguments)
+    with database.acting("service_role", {"role": "service_role"}):
+        return database.value(f"select public.{function}({named})", *arguments.values())
+
+
+def now(database: Database, ago: str = "0 s") -> int:
+    return int(database.value("select extract(epoch from now() - %s::interval) * 1000", ago))
+
+
+def user(database: Database, user_id: str, ago: str = "0 s", **changes: object) -> Json:
+    made = now(database, ago)
+    emails = [{"id": "idn_primary", "object": "email_address", "email_address": EMAILS[user_id]}]
+    return events.user(user_id, email_addresses=emails, created_at=made, updated_at=made) | changes
+
+
+def person(database: Database, user_id: str) -> UUID:
+    return database.value("select id from public.profiles where clerk_user_id = %s", user_id)  # type: ignore[no-any-return]
+
+
+def outbox(database: Database, columns: str = "template") -> list[tuple[Any, ...]]:
+    return database.rows(f"select {columns} from app.email_outbox order by created_at, template")
+
+
+def state(database: Database, mail_id: object) -> Any:
+    return database.value("select state from app.email_outbox where id = %s", mail_id)
+
+
+def claim(database: Database, batch: int = 10) -> list[dict[str, Any]]:
+    return service(database, "claim_mail", batch=batch)  # type: ignore[no-any-return]
+
+
+def due(database: Database) -> None:
+    database.execute("update app.email_outbox set next_attempt_at = now() where next_attempt_at < 'infinity'")
+
+
+@pytest.fixture
+def mail(database: Database) -> Database:
+    """Ada owns Acme, Ben is a member; both since long. Mail is on, and none was written."""
+    sender = Sender(database, first=1000)
+    acme = events.organization("org_mail", created_by=ADA, name="Acme", slug="mail-acme")
+    for number, (user_id, role) in enumerate({ADA: "org:admin", BEN: "org:member"}.items()):
+        sender.send("user.created", user(database, user_id, "30 days"))
+        made = {"created_at": now(database, "20 days"), "updated_at": now(database, "20 days")}
+        membership = events.membership(f"orgmem_mail_{number}", acme, user(database, user_id, "30 days"), role) | made
+        sender.send("organizationMembership.created", membership)
+    database.execute("update app.settings set mail_enabled = true, operator_email = %s", OPERATOR)
+    assert outbox(database) == []
+    return database
+
+
+def acme(database: Database) -> UUID:
+    return database.value("select id from public.organizations where clerk_org_id = 'org_mail'")  # type: ignore[no-any-return]
+
+
+def joined(database: Database, user_id: str, **row: object) -> None:
+    database.execute(
+        "insert into public.organization_memberships (organization_id, user_id, role) values (%s, %s, 'member')",
+        acme(database),
+        person(database, user_id),
+    )
+
+
+NEW = "user_2MailNew"
+EMAILS[NEW] = "new@mail.example"
+
+
+def signed_up(database: Database, ago: str = "0 s", **changes: object) -> None:
+    Sender(database, first=2000).send("user.created", user(database, NEW, ago, **changes))
+
+
+def backup(database: Database) -> UUID:
+    made = uuid4()
+    service(database, "begin_backup", id=made, filename=f"database/{made}", backup_type="automated")
+    return made
+
+
+def failing_webhook(database: Database, number: int = 1) -> None:
+    message = json.dumps({"type": "organizationMembership.created", "data": {"id": f"orgmem_bad_{number}"}})
+    outcome = service(database, "receive_clerk_event", message_id=f"msg_bad_{number}", event=message)
+    assert outcome["outcome"] == "failed"
+
+
+# --- what is told, and to whom
+
+
+def test_who_signs_up_is_welcomed_once(mail: Database) -> None:
+    signed_up(mail)
+    assert outbox(mail, "template, audience, person_id, state") == [("welcome", "person", person(mail, NEW), "queued")]
+    sender = Sender(mail, first=3000)
+    for minutes in (1, 2):  # the address goes and comes back
+        changed = {"updated_at": now(mail) + minutes * 60_000}
+        sender.send(
+            "user.updated",
+            user(mail, NEW) | changed | {"primary_email_address_id": "x" if minutes == 1 else "idn_primary"},
+        )
+    assert mail.value("select email from public.profiles where clerk_user_id = %s", NEW) == EMAILS[NEW]
+    assert outbox(mail) == [("welcome",)]
+
+
+def test_whom_a_backfill_brings_is_not_welcomed(mail: Database) -> None:
+    signed_up(mail, "3 days")
+    assert outbox(mail) == []
+
+
+def test_owners_and_admins_hear_who_joined_and_nobody_else(mail: Database) -> None:
+    signed_up(mail)
+    joined(mail, NEW)
+    told = mail.rows(
+        "select person_id, about_id, organization_id from app.email_outbox where template = 'member_joined'"
+    )
+    assert told == [(person(mail, ADA), person(mail, NEW), acme(mail))]
+
+
+def test_a_new_role_is_told_to_the_person(mail: Database) -> None:
+    mail.execute("update public.organization_memberships set role = 'viewer' where user_id = %s", person(mail, BEN))
+    mail.execute("update public.organization_memberships set role = 'admin' where user_id = %s", person(mail, BEN))
+    assert outbox(mail, "template, person_id") == [("role_changed", person(mail, BEN))]
+    (claimed,) = claim(mail)
+    assert (claimed["to"], claimed["context"]["role"], claimed["context"]["organization"]) == (
+        EMAILS[BEN],
+        "admin",
+        "Acme",
+    )
+    # What changes while it is on its way is told once more.
+    mail.execute("update public.organization_memberships set role = 'member' where user_id = %s", person(mail, BEN))
+    assert outbox(mail) == [("role_changed",)] * 2
+
+
+def test_a_role_in_the_first_minutes_is_no_change(mail: Database) -> None:
+    signed_up(mail)
+    joined(mail, NEW)
+    mail.execute("update public.organization_memberships set role = 'owner' where user_id = %s", person(mail, NEW))
+    assert ("role_changed",) not in outbox(mail)
+
+
+@pytest.mark.parametrize("requested_by", ["person", "administrator"])
+def test_a_finished_export_is_told_to_the_person(mail: Database, requested_by: str) -> None:
+    begun = mail.value("select app.begin_export(%s, %s)", ADA, requested_by)
+    assert outbox(mail) == []
+    service(mail, "end_export", export_id=begun["export_id"], failed=False)
+    service(mail, "end_export", export_id=begun["export_id"], failed=False)
+    assert outbox(mail, "template, person_id") == [("export_ready", person(mail, ADA))]
+    assert claim(mail)[0]["context"]["export"]["requested_by"] == requested_by
+
+
+def test_a_failed_export_is_not_told(mail: Database) -> None:
+    begun = mail.value("select app.begin_export(%s, 'person')", ADA)
+    service(mail, "end_export", export_id=begun["export_id"], failed=True)
+    assert outbox(mail) == []
+
+
+def test_the_operator_hears_once_of_a_backup_that_failed_or_broke_off(mail: Database) -> None:
+    first, second = backup(mail), backup(mail)
+    service(mail, "end_backup", id=second, status="failed", error_message="no space")
+    service(mail, "end_backup", id=second, status="failed", error_message="no space")
+    assert outbox(mail, "template, audience, data ->> 'backup_id'") in [
+        [("backup_failed", "operator", str(a)), ("backup_failed", "operator", str(b))] for a, b in ((first, second), (second, first))
+    ]  # fmt: skip
+    told = {each["context"]["backup"]["error"]: each["to"] for each in claim(mail)}
+    assert told == {"no space": OPERATOR, "The process ended without a word.": OPERATOR}
+
+
+def test_a_backup_that_succeeds_is_not_told(mail: Database) -> None:
+    service(mail, "end_backup", id=backup(mail), status="completed")
+    assert outbox(mail) == []
+
+
+def test_the_operator_hears_once_of_each_drill_that_failed(mail: Database) -> None:
+    made = backup(mail)
+    service(mail, "end_backup", id=made, status="completed")
+    described = json.dumps(
+        {
+            "id": str(made),
+            "filename": f"database/{made}",
+            "backup_type": "automated",
+            "created_at": "2026-11-24T02:00:00Z",
+        }
+    )
+    for passed in (True, False):
+        service(mail, "record_drill", backup=described, report=json.dumps({"passed": passed}))
+    assert outbox(mail) == [("drill_failed",)]
+
+
+def test_the_operator_hears_of_failing_webhooks_once_a_day_and_not_of_what_was_mended(mail: Database) -> None:
+    failing_webhook(mail, 1)
+    failing_webhook(mail, 2)
+    assert outbox(mail, "template, next_attempt_at > now()") == [("webhook_failures", True)]
+    due(mail)
+    assert claim(mail)[0]["context"]["failures"] == 2
+    mail.execute("update app.email_outbox set state = 'sent', created_at = now() - interval '25 hours'")
+    failing_webhook(mail, 3)
+    assert outbox(mail) == [("webhook_failures",)] * 2
+    mail.execute("update app.webhook_events set outcome = 'processed', applied_at = now() where outcome = 'failed'")
+    due(mail)
+    assert claim(mail) == []
+    assert outbox(mail, "state, error")[-1] == ("dropped", "mended")
+
+
+def test_without_an_operator_nobody_is_told(mail: Database) -> None:
+    mail.execute("update app.settings set operator_email = null")
+    service(mail, "end_backup", id=backup(mail), status="failed")
+    assert outbox(mail) == []
+
+
+def test_mail_is_rolled_back_with_what_it_tells(mail: Database) -> None:
+    with mail.connection.transaction(force_rollback=True):
+        signed_up(mail)
+        joined(mail, NEW)
+        assert len(outbox(mail)) == 2
+    assert outbox(mail) == []
+
+
+# --- to whom nothing goes
+
+
+@pytest.mark.parametrize("switch", ["update app.settings set mail_enabled = false", "set local app.no_mail = 'on'"])
+def test_switched_off_nothing_is_written(mail: Database, switch: str) -> None:
+    mail.execute(switch)
+    signed_up(mail)
+    joined(mail, NEW)
+    service(mail, "end_backup", id=backup(mail), status="failed")
+    mail.value("select app.request_erasure(%s, 'person')", NEW)
+    assert outbox(mail) == []
+
+
+def test_mail_is_off_until_it_is_switched_on(database: Database) -> None:
+    assert database.value("select mail_enabled from app.settings") is False
+    signed_up(database)
+    assert outbox(database) == []
+
+
+def test_what_waits_when_mail_is_switched_off_stays_where_it_is(mail: Database) -> None:
+    signed_up(mail)
+    mail.execute("update app.settings set mail_enabled = false")
+    assert claim(mail) == []
+    assert mail.value("select status from ops.mail_health") == "yellow"
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ("update public.profiles set banned = true", "banned"),
+        ("update public.profiles set email = null", "no_address"),
+        ('update public.profiles set preferences = \'{"mail": {"welcome": false, "member_joined": false}}\'', "unsubscribed"),
+        ("insert into app.mail_suppressions select id, lower(email), 'bounced' from public.profiles", "suppressed"),
+    ],
+)  # fmt: skip
+def test_who_cannot_or_will_not_have_it_gets_none(mail: Database, change: str, why: str) -> None:
+    signed_up(mail)
+    joined(mail, NEW)
+    written = len(outbox(mail))
+    mail.execute(change)
+    assert mail.value("select app.enqueue_mail('welcome', %s)", person(mail, BEN)) is None  # before it is written
+    assert claim(mail) == []  # and after
+    assert outbox(mail, "state, error") == [("dropped", why)] * written
+
+
+def test_essential_mail_goes_out_whatever_is_preferred(mail: Database) -> None:
+    mail.execute('update public.profiles set preferences = \'{"mail": {"role_changed": false}}\'')
+    mail.execute("insert into app.mail_suppressions select id, lower(email), 'complained' from public.profiles")
+    mail.execute("update public.organization_memberships set role = 'viewer' where user_id = %s", person(mail, BEN))
+    assert [each["to"] for each in claim(mail)] == [EMAILS[BEN]]
+
+
+@pytest.mark.parametrize(
+    "preferences", ['{"mail": "no"}', '{"mail": [false]}', '{"mail": {"welcome": "false"}}', '{"mail": null}']
+)
+def test_preferences_of_any_shape_break_nothing(mail: Database, preferences: str) -> None:
+    mail.execute("update public.profiles set preferences = %s", preferences)
+    assert mail.value("select app.enqueue_mail('welcome', %s)", person(mail, ADA)) is not None
+    assert service(mail, "unsubscribe_from_mail", person_id=person(mail, ADA), template="welcome")
+    assert claim(mail) == []
+
+
+def test_what_is_not_true_any_more_is_not_told(mail: Database) -> None:
+    signed_up(mail)
+    joined(mail, NEW)
+    mail.execute("update public.organization_memberships set role = 'viewer' where user_id = %s", person(mail, BEN))
+    mail.execute("delete from public.organization_memberships where organization_id = %s", acme(mail))
+    assert [each["template"] for each in claim(mail)] == ["welcome"]
+    assert sorted(outbox(mail, "template, error"), key=str)[:2] == [
+        ("member_joined", "not_a_member"),
+        ("role_changed", "not_a_member"),
+    ]
+
+
+def test_the_same_is_not_said_twice(mail: Database) -> None:
+    arguments = (person(mail, ADA), person(mail, BEN), acme(mail))
+    enqueue = "select app.enqueue_mail('member_joined', %s, %s, %s)"
+    assert mail.value(enqueue, *arguments) is not None
+    assert mail.value(enqueue, *arguments) is None
+    mail.execute("update app.email_outbox set state = 'sent'")
+    assert mail.value(enqueue, *arguments) is None
+    mail.execute("update app.email_outbox set created_at = now() - interval '61 minutes'")
+    assert mail.value(enqueue, *arguments) is not None
+
+
+# --- sending
+
+
+@pytest.fixture
+def two(server: Any, connect: Connect) -> Iterator[tuple[Database, Database]]:
+    """Two senders, and three mails that are committed."""
+    with connect() as first, connect() as second:
+        one = Database(first)
+        one.execute("update app.settings set mail_enabled = true, operator_email = %s", OPERATOR)
+        try:
+            for number in range(3):
+                one.value("select app.enqueue_mail('backup_failed', data => %s)", json.dumps({"backup_id": number}))
+            yield one, Database(second)
+        finally:
+            one.execute("delete from app.email_outbox")
+            one.execute("update app.settings set mail_enabled = false, operator_email = null")
+
+
+def test_two_who_claim_at_once_get_different_mail_and_nobody_waits(two: tuple[Database, Database]) -> None:
+    first, second = two
+    second.execute("set lock_timeout = '500ms'")
+    with first.connection.transaction():
+        mine = claim(first, 2)
+        theirs = claim(second, 10)
+    assert (len(mine), len(theirs)) == (2, 1)
+    assert not {each["id"] for each in mine} & {each["id"] for each in theirs}
+    assert claim(first) == []
+
+
+def test_what_a_killed_sender_claimed_is_claimed_again_after_some_minutes_with_the_same_id(mail: Database) -> None:
+    signed_up(mail)
+    (claimed,) = claim(mail)
+    assert claim(mail) == []
+    lease = mail.value("select next_attempt_at - now() from app.email_outbox")
+    assert 60 < lease.total_seconds() < 600
+    due(mail)
+    assert [each["id"] for each in claim(mail)] == [claimed["id"]]
+
+
+def test_a_failure_is_tried_again_after_a_wait_that_doubles_and_given_up_after_a_day(mail: Database) -> None:
+    signed_up(mail)
+    waits = []
+    while True:
+        (claimed,) = claim(mail)
+        if service(mail, "end_mail", id=claimed["id"], state="queued", error="503") == "failed":
+            break
+        waits.append(mail.value("select extract(epoch from next_attempt_at - now()) from app.email_outbox"))
+        # As if that time were over.
+        mail.execute(
+            "update app.email_outbox set give_up_at = give_up_at - (next_attempt_at - now()), next_attempt_at = now()"
+        )
+    assert waits[:4] == [30, 60, 120, 240]
+    assert all(later in {earlier * 2, earlier} for earlier, later in pairwise(waits))
+    assert 20 * 3600 < sum(waits) < 24 * 3600
+    assert mail.rows("select template, state, error from ops.mail_failures") == [("welcome", "failed", "503")]
+    assert mail.value("select status from ops.mail_health") == "red"
+    assert claim(mail) == []
+    assert (
+        mail.value("select ops.retry_mail(id) from app.email_outbox") == "It is sent by the next run of the mail job."
+    )
+    assert len(claim(mail)) == 1
+
+
+def test_resend_may_ask_for_a_longer_wait(mail: Database) -> None:
+    signed_up(mail)
+    (claimed,) = claim(mail)
+    service(mail, "end_mail", id=claimed["id"], state="queued", error="429", retry_after=3600)
+    assert mail.value("select next_attempt_at - now() = interval '1 hour' from app.email_outbox")
+
+
+def test_what_is_too_late_is_given_up_even_when_nobody_tried(mail: Database) -> None:
+    signed_up(mail)
+    mail.execute("update app.email_outbox set give_up_at = now()")  # a restored backup, a scheduler that stood still
+    assert claim(mail) == []
+    assert outbox(mail, "state, error") == [("failed", "too_late")]
+
+
+def test_a_late_failure_does_not_undo_a_success(mail: Database) -> None:
+    signed_up(mail)
+    (claimed,) = claim(mail)
+    assert service(mail, "end_mail", id=claimed["id"], state="sent", provider_id="re_1") == "sent"
+    assert service(mail, "end_mail", id=claimed["id"], state="queued", error="timeout") == "sent"
+    assert service(mail, "end_mail", id=claimed["id"], state="failed", error="422") == "sent"
+    assert outbox(mail, "provider_id, error") == [("re_1", None)]
+
+
+@pytest.mark.parametrize("wrong", ["delivered", "sending", None, ""])
+def test_a_mail_ends_in_a_known_way_only(mail: Database, wrong: str | None) -> None:
+    with pytest.raises(psycopg.DatabaseError) as refused, mail.connection.transaction():
+        service(mail, "end_mail", id=uuid4(), state=wrong)
+    assert refused.value.sqlstate == "PT400"
+
+
+# --- what became of it
+
+
+def sent(database: Database) -> str:
+    signed_up(database)
+    (claimed,) = claim(database)
+    service(database, "end_mail", id=claimed["id"], state="sent", provider_id="re_1")
+    return claimed["id"]  # type: ignore[no-any-return]
+
+
+def test_what_resend_tells_counts_in_whatever_order(mail: Database) -> None:
+    mail_id = sent(mail)
+    for kind, then in (
+        ("delivered", "delivered"),
+        ("complained", "complained"),
+        ("delivered", "complained"),
+        ("bounced", "complained"),
+    ):
+        assert service(mail, "mail_event", mail_id=None, provider_id="re_1", kind=kind, address=EMAILS[NEW])
+        assert state(mail, mail_id) == then
+    assert not service(mail, "mail_event", mail_id=uuid4(), provider_id="re_other", kind="delivered")
+
+
+def test_an_address_that_bounces_or_complains_gets_essential_mail_only(mail: Database) -> None:
+    sent(mail)
+    service(mail, "mail_event", mail_id=None, provider_id="re_1", kind="bounced", address=EMAILS[NEW].upper())
+    assert mail.rows("select person_id, address, reason from app.mail_suppressions") == [
+        (person(mail, NEW), EMAILS[NEW], "bounced")
+    ]
+    mail.execute("update app.email_outbox set created_at = now() - interval '2 hours'")
+    assert mail.value("select app.enqueue_mail('welcome', %s)", person(mail, NEW)) is None
+    mail.execute("update public.profiles set email = 'another@mail.example' where id = %s", person(mail, NEW))
+    assert mail.value("select app.enqueue_mail('welcome', %s)", person(mail, NEW)) is not None
+
+
+@pytest.mark.parametrize(
+    ("address", "is_permanent"), [(EMAILS[NEW], False), ("another@mail.example", True), (None, True)]
+)
+def test_a_passing_bounce_or_one_of_a_former_address_is_no_reason(
+    mail: Database, address: str | None, is_permanent: bool
+) -> None:
+    mail_id = sent(mail)
+    service(
+        mail, "mail_event", mail_id=None, provider_id="re_1", kind="bounced", address=address, is_permanent=is_permanent
+    )
+    assert state(mail, mail_id) == "bounced"
+    assert mail.rows("select * from app.mail_suppressions") == []
+
+
+def test_a_delivery_that_is_told_before_the_sender_could_say_so_ends_the_mail(mail: Database) -> None:
+    signed_up(mail)
+    (claimed,) = claim(mail)
+    assert service(mail, "mail_event", mail_id=claimed["id"], provider_id="re_1", kind="delivered")
+    due(mail)
+    assert claim(mail) == []
+    assert outbox(mail, "state, provider_id, sent_at is not null") == [("delivered", "re_1", True)]
+
+
+# --- erasure and retention
+
+
+def erase(database: Database, user_id: str) -> Any:
+    asked = database.value("select app.request_erasure(%s, 'person')", user_id)
+    for _ in range(10):
+        if database.value("select app.continue_erasure(%s) ->> 'state'", asked["receipt"]) != "running":
+            break
+    return asked["receipt"]
+
+
+def test_who_is_erased_is_told_when_it_is_done_and_their_address_goes_with_the_mail(mail: Database) -> None:
+    asked = mail.value("select app.request_erasure(%s, 'person')", BEN)
+    assert outbox(mail, "id::text, audience, recipient, person_id") == [(asked["receipt"], "erased", EMAILS[BEN], None)]
+    assert claim(mail) == []  # not before it is done
+    assert erase(mail, BEN) == asked["receipt"]
+    (claimed,) = claim(mail)
+    known = {name: value for name, value in claimed["context"].items() if value is not None}
+    assert (claimed["template"], claimed["to"], known) == (
+        "erasure_done",
+        EMAILS[BEN],
+        {"receipt": asked["receipt"]},
+    )
+    service(mail, "end_mail", id=claimed["id"], state="sent", provider_id="re_2")
+    assert outbox(mail) == []
+
+
+def test_the_address_of_the_erased_goes_too_when_the_mail_is_given_up(mail: Database) -> None:
+    erase(mail, BEN)
+    (claimed,) = claim(mail)
+    service(mail, "end_mail", id=claimed["id"], state="failed", error="422")
+    assert outbox(mail, "state, recipient") == [("failed", None)]
+
+
+def test_an_erasure_that_a_restore_repeats_is_not_told_again(mail: Database) -> None:
+    mail.value("select app.begin_erasure(%s, 'restore')", BEN)
+    assert outbox(mail) == []
+
+
+def test_an_erasure_takes_the_mail_to_and_about_a_person(mail: Database) -> None:
+    signed_up(mail)
+    joined(mail, NEW)
+    mail.execute(
+        "insert into app.mail_suppressions select id, lower(email), 'bounced' from public.profiles where clerk_user_id = %s",
+        NEW,
+    )
+    assert outbox(mail) == [("member_joined",), ("welcome",)]
+    erase(mail, NEW)
+    assert outbox(mail) == [("erasure_done",)]
+    assert mail.rows("select * from app.mail_suppressions") == []
+
+
+def test_retention_forgets_what_is_over_and_old_and_nothing_else(mail: Database) -> None:
+    for number, (current, age) in enumerate(
+        [("delivered", 31), ("failed", 31), ("dropped", 31), ("queued", 31), ("sent", 29)]
+    ):
+        mail.execute(
+            "insert into app.email_outbox (template, audience, person_id, state, data, created_at) "
+            "values ('welcome', 'person', %s, %s, %s, now() - make_interval(days => %s))",
+            person(mail, ADA), current, json.dumps({"n": number}), age,
+        )  # fmt: skip
+    assert service(mail, "run_retention")["purged"]["app.email_outbox"] == 3
+    assert sorted(outbox(mail, "state")) == [("queued",), ("sent",)]
+
+
+# --- who may
+
+
+@pytest.mark.parametrize("function", [
+    "claim_mail(1)", "end_mail(gen_random_uuid(), 'sent')", "mail_event(gen_random_uuid(), 'x', 'delivered')",
+    "unsubscribe_from_mail(gen_random_uuid(), 'welcome')",
+])  # fmt: skip
+@pytest.mark.parametrize("role", ["anon", "authenticated"])
+def test_only_the_service_sends(mail: Database, role: str, function: str) -> None:
+    with (
+        pytest.raises(psycopg.errors.InsufficientPrivilege),
+        mail.connection.transaction(),
+        mail.acting(role, {"sub": ADA, "role": role}),
+    ):
+        mail.execute(f"select public.{function}")
+
+
+@pytest.mark.parametrize("role", ["anon", "authenticated", "service_role"])
+@pytest.mark.parametrize("statement", [
+    "select * from app.email_outbox", "select * from app.mail_suppressions", "delete from app.email_outbox",
+    "select app.enqueue_mail('welcome', gen_random_uuid())", "select * from ops.mail_health",
+])  # fmt: skip
+def test_nobody_reads_or_writes_the_outbox(mail: Database, role: str, statement: str) -> None:
+    with (
+        pytest.raises(psycopg.errors.InsufficientPrivilege),
+        mail.connection.transaction(),
+        mail.acting(role, {"sub": ADA, "role": role}),
+    ):
+        mail.execute(statement)
+
+
+def test_only_what_is_not_essential_can_be_switched_off(mail: Database) -> None:
+    ada = person(mail, ADA)
+    assert service(mail, "unsubscribe_from_mail", person_id=ada, template="member_joined") is True
+    assert service(mail, "unsubscribe_from_mail", person_id=ada, template="member_joined") is True
+    assert service(mail, "unsubscribe_from_mail", person_id=ada, template="role_changed") is False
+    assert mail.value("select preferences from public.profiles where id = %s", ada) == {
+        "mail": {"member_joined": False}
+    }
+
+
+# --- whether somebody has to look
+
+
+def test_health_says_what_to_do(mail: Database) -> None:
+    def health() -> tuple[Any, ...]:
+        (found,) = mail.rows("select status, queued, advice from ops.mail_health")
+        return found
+
+    assert health()[:2] == ("green", 0)
+    signed_up(mail)
+    assert health()[:2] == ("green", 1)
+    mail.execute(
+        "update app.email_outbox set created_at = now() - interval '2 hours', next_attempt_at = now() - interval '2 hours'"
+    )
+    assert health()[0] == "red"
+    mail.execute("delete from app.email_outbox")
+    mail.execute("update app.settings set operator_email = null")
+    assert (health()[0], "operator_email" in health()[2]) == ("yellow", True)
+    mail.execute("update app.settings set mail_enabled = false")
+    assert health()[0] == "green"

@@ -1,0 +1,614 @@
+"""What administrators ask the schema ops, and the two things they do there: suspend an organization, apply an event again."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from scripts import migrations
+from scripts.local.postgres import Postgres, stop
+from tests import events, people
+from tests.conftest import Claims, Database, free_port_block
+from tests.people import ADA, ALIKE, BEN, CLEO
+
+ROLES = ("owner", "admin", "member", "viewer")
+GREEN = ("green", "Nothing is to be done.")
+message_numbers = itertools.count()
+
+
+@pytest.fixture
+def world(database: Database) -> Database:
+    people.world(database)
+    return database
+
+
+def views(database: Database) -> list[str]:
+    rows = database.rows(
+        "select relname from pg_class where relnamespace = 'ops'::regnamespace and relkind = 'v' order by relname"
+    )
+    return [name for (name,) in rows]
+
+
+def row(database: Database, query: str, *values: object) -> dict[str, Any]:
+    """The only row of a query, by column."""
+    cursor = database.execute(query, *values)
+    (found,) = cursor.fetchall()
+    return dict(zip([column.name for column in cursor.description or ()], found, strict=True))
+
+
+def verdict(database: Database, view: str) -> tuple[str, str]:
+    found = row(database, f"select status, advice from ops.{view}")
+    return found["status"], found["advice"]
+
+
+def tenant(database: Database, clerk_org_id: str) -> dict[str, Any]:
+    return row(database, "select * from ops.tenants where clerk_org_id = %s", clerk_org_id)
+
+
+def refused(database: Database, statement: str, *values: object) -> str:
+    """The server's words, when it refuses."""
+    with pytest.raises(psycopg.DatabaseError) as refusal, database.connection.transaction():
+        database.execute(statement, *values)
+    return f"{refusal.value.diag.message_primary} {refusal.value.diag.message_hint or ''}"
+
+
+# --- who may ---
+
+
+@pytest.mark.parametrize("role", ["anon", "authenticated", "service_role"])
+def test_nobody_of_the_api_reaches_ops(database: Database, role: str) -> None:
+    with database.acting(role, {"sub": ADA, "role": role}):
+        for view in views(database):
+            assert "permission denied for schema ops" in refused(database, f"select * from ops.{view}")
+        for call in (
+            "retry_webhook('m')", "suspend_organization('o', 'r')", "resume_organization('o')", "explain_access('a', 'b')", "person_id('a')",
+        ):  # fmt: skip
+            assert "permission denied for schema ops" in refused(database, f"select ops.{call}")
+        assert "permission denied" in refused(database, "select app.slow_queries()")
+
+
+def test_no_view_or_function_of_ops_is_granted_to_anybody(database: Database) -> None:
+    assert database.rows(
+        "select c.relname, g.grantee::regrole::text from pg_class as c, aclexplode(c.relacl) as g "
+        "where c.relnamespace = 'ops'::regnamespace and g.grantee <> c.relowner "
+        "union all select p.proname, g.grantee::regrole::text from pg_proc as p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) as g "
+        "where p.pronamespace = 'ops'::regnamespace and g.grantee <> p.proowner"
+    ) == []  # fmt: skip
+
+
+def test_every_view_reads_as_its_caller(database: Database) -> None:
+    as_owner = database.rows(
+        "select relname from pg_class where relnamespace = 'ops'::regnamespace and relkind = 'v' "
+        "and not coalesce(reloptions && '{security_invoker=true,security_invoker=on}', false)"
+    )
+    assert as_owner == []
+
+
+def test_every_view_answers_on_an_empty_and_on_a_full_database(database: Database) -> None:
+    for full in (False, True):
+        if full:
+            people.world(database)
+        for view in views(database):
+            count = database.value(f"select count(*) from ops.{view}")
+            assert not view.endswith("_health") or count == 1, view
+
+
+# --- tenants and people ---
+
+
+def test_tenants_say_who_they_are_and_how_much_they_use(world: Database) -> None:
+    acme = tenant(world, "org_acme")
+    assert {name: acme[name] for name in ("organization", "state", "plan", "plan_status", "seats_used", "seats")} == {
+        "organization": "Acme", "state": "active", "plan": "free", "plan_status": "active", "seats_used": 5, "seats": 5,
+    }  # fmt: skip
+    assert (acme["owners"], acme["admins"], acme["members"], acme["viewers"]) == (2, 0, 3, 0)
+    assert acme["projects"] == world.value(
+        "select count(*) from public.projects where organization_id = %s", acme["id"]
+    )
+    assert acme["last_activity_at"] is not None
+    assert (acme["state_since"], acme["purged_after"]) == (None, None)
+    assert tenant(world, "org_initech")["invitations"] == 2
+
+
+def test_a_deleted_tenant_says_when_it_will_be_gone(world: Database) -> None:
+    world.execute(
+        "select public.receive_clerk_event('msg_gone', %s)",
+        json.dumps(events.deleted("organization", "org_acme", events.START + events.MINUTE)),
+    )
+    acme = tenant(world, "org_acme")
+    assert (acme["state"], acme["seats_used"]) == ("deleted", 0)
+    assert (acme["purged_after"] - acme["state_since"]).days == 30
+
+
+def test_people_say_where_they_belong_and_how_they_are(world: Database) -> None:
+    ben = row(world, "select * from ops.people where clerk_user_id = %s", BEN)
+    assert (ben["person"], ben["organizations"]) == ("Ben Winter", ["Acme (owner)", "Globex (owner)"])
+    assert (ben["state"], ben["last_seen_at"]) == ("active", None)
+    world.execute("update public.profiles set banned = true where clerk_user_id = %s", BEN)
+    assert row(world, "select state from ops.people where clerk_user_id = %s", BEN) == {"state": "banned"}
+    world.execute("select app.begin_erasure(%s, 'administrator')", ADA)
+    ada = row(world, "select * from ops.people where clerk_user_id = %s", ADA)
+    assert (ada["person"], ada["state"], ada["organizations"]) == (ADA, "being erased", [])
+
+
+# --- webhooks ---
+
+
+def received(
+    database: Database, ago: str = "0", *, outcome: str = "processed", lag: str = "1 second", attempts: int = 1
+) -> str:
+    message_id = f"msg_ops_{next(message_numbers)}"
+    database.execute(
+        "insert into app.webhook_events (message_id, type, event, outcome, attempts, received_at, applied_at, next_attempt_at) "
+        "values (%s, 'user.updated', jsonb_build_object('timestamp', "
+        "floor(extract(epoch from now() - %s::interval - %s::interval) * 1000)), %s, %s, now() - %s::interval, now(), now() - %s::interval)",
+        message_id, ago, lag, outcome, attempts, ago, ago,
+    )  # fmt: skip
+    return message_id
+
+
+def test_without_an_event_the_endpoint_is_asked_for(database: Database) -> None:
+    status, advice = verdict(database, "webhook_health")
+    assert (status, "production.md" in advice) == ("yellow", True)
+
+
+def test_events_that_arrive_and_are_applied_are_green(database: Database) -> None:
+    received(database, "2 days", lag="1 hour")
+    received(database, "1 hour")
+    found = row(database, "select * from ops.webhook_health")
+    assert (found["received_24h"], found["failed"], found["oldest_failure_at"]) == (1, 0, None)
+    assert 0.9 < found["lag"].total_seconds() < 1.1
+    assert verdict(database, "webhook_health") == GREEN
+
+
+@pytest.mark.parametrize(
+    ("lag", "light"), [("4 minutes", "green"), ("6 minutes", "yellow"), ("1 day", "yellow"), ("30 days", "green")]
+)
+def test_an_event_that_comes_late_is_told_unless_somebody_replayed_it(database: Database, lag: str, light: str) -> None:
+    received(database, lag=lag)
+    assert verdict(database, "webhook_health")[0] == light
+
+
+def test_a_ping_of_the_doctor_is_no_event_of_clerks(database: Database) -> None:
+    database.execute("update app.webhook_events set type = 'ballast.ping' where message_id = %s", received(database))
+    assert row(database, "select received_24h, last_received_at from ops.webhook_health") == {
+        "received_24h": 0, "last_received_at": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("ago", "light"), [("1 minute", "yellow"), ("7 hours", "red")])
+def test_failed_events_are_yellow_and_after_hours_red(database: Database, ago: str, light: str) -> None:
+    received(database, ago, outcome="failed")
+    received(database)
+    status, advice = verdict(database, "webhook_health")
+    assert (status, "ops.retry_webhook(message_id)" in advice) == (light, True)
+
+
+def test_a_failed_event_is_applied_again_by_its_id(database: Database) -> None:
+    sender = people.Sender(database, 900)
+    database.execute("alter table public.organizations add constraint broken check (name <> 'Broken') not valid")
+    message_id = sender.send("organization.created", events.organization("org_x", name="Broken"), expected="failed")
+    outcome, error = database.rows("select * from ops.retry_webhook(%s)", message_id)[0]
+    assert (outcome, error.startswith("23514")) == ("failed", True)
+    database.execute("alter table public.organizations drop constraint broken")
+    repeated = "select r.outcome, r.error from ops.webhook_failures as f cross join lateral ops.retry_webhook(f.message_id) as r"
+    assert database.rows(repeated) == [("processed", None)]
+    assert database.rows("select * from ops.retry_webhook(%s)", message_id) == [("processed", None)]
+    assert "No message msg_none was received. ops.webhook_failures" in refused(
+        database, "select ops.retry_webhook('msg_none')"
+    )
+
+
+# --- suspension ---
+
+
+def reach(database: Database, user_id: str) -> tuple[int, ...]:
+    """How many organizations, projects, members and entries a person reads, and how many their session shows."""
+    tables = ("organizations", "projects", "organization_memberships", "audit_logs", "profiles")
+    with database.acting("authenticated", {"sub": user_id, "role": "authenticated", "fva": [0, 0]}):
+        counts = [database.value(f"select count(*) from public.{table}") for table in tables]
+        session = database.value("select public.start_session()")
+        topics = database.value("select cardinality(app.topics())")
+    return (*counts, len(session["organizations"]), topics)
+
+
+def test_nobody_reaches_a_suspended_organization_until_it_is_resumed(world: Database) -> None:
+    before = {person: reach(world, person) for person in (ADA, BEN, CLEO)}
+    told = world.value("select ops.suspend_organization('org_acme', '  does not pay  ')")
+    assert told.startswith("Acme is suspended")
+    acme = tenant(world, "org_acme")
+    assert (acme["state"], acme["suspension_reason"], acme["seats_used"]) == ("suspended", "does not pay", 5)
+    assert row(world, "select suspended from ops.access_health") == {"suspended": 1}
+    for person in (ADA, BEN, CLEO):
+        with world.acting("authenticated", {"sub": person, "role": "authenticated", "fva": [0, 0]}):
+            for table, column in (
+                ("organizations", "id"), ("projects", "organization_id"), ("organization_memberships", "organization_id"), ("audit_logs", "organization_id"),
+            ):  # fmt: skip
+                query = f"select count(*) from public.{table} where {column} = %s"
+                assert world.value(query, acme["id"]) == 0, (person, table)
+            assert not world.value("select public.has_permission(%s, 'projects:read')", acme["id"])
+            assert world.execute("update public.projects set title = 'x'").rowcount == reach_of_others(
+                world, acme["id"]
+            )
+            session = world.value("select public.start_session()")
+            assert "Acme" not in [each["name"] for each in session["organizations"]]
+            assert not [topic for topic in world.value("select app.topics()") if str(acme["id"]) in topic]
+            statement = "insert into public.projects (organization_id, title) values (%s, 'x')"
+            assert "row-level security" in refused(world, statement, acme["id"])
+    world.execute("select ops.resume_organization('org_acme')")
+    after = {person: reach(world, person) for person in (ADA, BEN, CLEO)}
+    # Reading the session tells of nothing new; the trail has what was updated meanwhile, and the suspension itself.
+    assert {person: counts[:3] + counts[4:] for person, counts in after.items()} == {
+        person: counts[:3] + counts[4:] for person, counts in before.items()
+    }
+    assert tenant(world, "org_acme")["state"] == "active"
+
+
+def reach_of_others(database: Database, organization: object) -> int:
+    """How many projects the caller may read, of which none is the organization's; those may be updated too."""
+    return int(database.value("select count(*) from public.projects where organization_id <> %s", organization))
+
+
+def test_a_suspension_is_in_the_trail_once_with_its_reason(world: Database) -> None:
+    world.execute("select ops.suspend_organization('org_acme', 'fraud')")
+    again = world.value("select ops.suspend_organization('org_acme', 'another reason')")
+    assert again.startswith("Acme is suspended since")
+    assert again.endswith("already: fraud")
+    world.execute("select ops.resume_organization('org_acme')")
+    assert world.value("select ops.resume_organization('org_acme')") == "Acme is not suspended."
+    entries = world.rows(
+        "select action, actor, metadata ->> 'name', metadata ->> 'reason' from public.audit_logs "
+        "where resource_type = 'organization' and action ~ '(suspended|resumed)$' order by action desc"
+    )
+    assert entries == [
+        ("organization.suspended", "administrator", "Acme", "fraud"), ("organization.resumed", "administrator", "Acme", "fraud"),
+    ]  # fmt: skip
+
+
+def test_what_clerk_sends_does_not_end_a_suspension(world: Database) -> None:
+    world.execute("select ops.suspend_organization('org_acme', 'fraud')")
+    sender = people.Sender(world, 500)
+    later = events.START + 10 * events.MINUTE
+    acme = events.organization("org_acme", created_by=ADA) | {"name": "Acme Two", "updated_at": later}
+    sender.send("organization.updated", acme, expected="processed")
+    sender.send("organizationMembership.created", events.membership("orgmem_new", acme, events.user("user_new")))
+    found = tenant(world, "org_acme")
+    assert (found["organization"], found["state"], found["seats_used"]) == ("Acme Two", "suspended", 6)
+
+
+def test_a_suspension_needs_an_organization_and_a_reason(world: Database) -> None:
+    for reason in ("", "  ", None):
+        assert "Say why" in refused(world, "select ops.suspend_organization('org_acme', %s)", reason)
+    for call in ("suspend_organization('org_none', 'x')", "resume_organization('org_none')"):
+        assert "There is no organization org_none. Name it by Clerk" in refused(world, f"select ops.{call}")
+
+
+# --- access ---
+
+
+@pytest.mark.parametrize("suspended", [False, True], ids=["", "suspended"])
+@pytest.mark.parametrize("banned", [False, True], ids=["", "banned"])
+@pytest.mark.parametrize("mfa_required", [False, True], ids=["", "mfa"])
+@pytest.mark.parametrize("role", [*ROLES, None])
+def test_what_is_explained_is_what_the_policies_do(
+    world: Database, role: str | None, mfa_required: bool, banned: bool, suspended: bool
+) -> None:
+    organization = world.value(
+        "update public.organizations set mfa_required = %s where clerk_org_id = 'org_acme' returning id", mfa_required
+    )
+    world.execute("update public.profiles set banned = %s where clerk_user_id = %s", banned, CLEO)
+    if role is None:
+        world.execute(
+            "delete from public.organization_memberships where organization_id = %s and user_id = ops.person_id(%s)",
+            organization,
+            CLEO,
+        )
+    else:
+        world.execute("update public.organization_memberships set role = %s where organization_id = %s and user_id = ops.person_id(%s)", role, organization, CLEO)  # fmt: skip
+    if suspended:
+        world.execute("select ops.suspend_organization('org_acme', 'test')")
+    explained = world.rows("select * from ops.explain_access(%s, 'org_acme')", CLEO)
+    assert len(explained) == 11
+    for permission, allowed, without, because in explained:
+        for factor, said in (([0, 0], allowed), ([0, -1], without)):
+            claims: Claims = {"sub": CLEO, "role": "authenticated", "fva": factor}
+            with world.acting("authenticated", claims):
+                held = world.value("select public.has_permission(%s, %s)", organization, permission)
+            assert said == held, (permission, factor, because)
+        expected = expected_reason(role, banned=banned, suspended=suspended, allowed=allowed, without=without)
+        assert expected in because, because
+        assert "No rule known" not in because
+
+
+def expected_reason(role: str | None, *, banned: bool, suspended: bool, allowed: bool, without: bool) -> str:
+    if banned:
+        return "is banned in Clerk"
+    if suspended:
+        return "is suspended since"
+    if role is None:
+        return "is not a member of Acme."
+    if not allowed:
+        return f"and {role} does not have it: "
+    return "and the role has it." if without else "without one they act as viewers"
+
+
+@pytest.mark.parametrize("person", [ADA, "ada.winter@EXAMPLE.com", "our id"])
+@pytest.mark.parametrize("organization", ["org_acme", "acme", "our id"])
+def test_person_and_organization_may_be_named_by_any_of_their_ids(
+    world: Database, person: str, organization: str
+) -> None:
+    if person == "our id":
+        person = str(world.value("select id from public.profiles where clerk_user_id = %s", ADA)).upper()
+    if organization == "our id":
+        organization = str(world.value("select id from public.organizations where clerk_org_id = 'org_acme'"))
+    assert all(
+        "Acme" in because
+        for (because,) in world.rows("select because from ops.explain_access(%s, %s)", person, organization)
+    )
+
+
+def test_who_is_unknown_deleted_or_ambiguous_is_told_so(world: Database) -> None:
+    def reasons(person: str, organization: str = "org_acme") -> set[tuple[Any, ...]]:
+        return set(world.rows("select allowed, because from ops.explain_access(%s, %s)", person, organization))
+
+    ((allowed, because),) = reasons("user_nobody")
+    assert (allowed, "their webhook has not arrived" in because) == (False, True)
+    ((allowed, because),) = reasons(ADA, "org_none")
+    assert (allowed, "No organization is known as org_none" in because) == (False, True)
+    world.execute("update public.profiles set email = 'ben@example.com' where clerk_user_id = %s", next(iter(ALIKE)))
+    ((allowed, because),) = reasons("ben@example.com")
+    assert (allowed, "or several are" in because) == (False, True)
+    world.execute("select app.begin_erasure(%s, 'administrator')", ADA)
+    assert reasons(ADA) == {(False, "The person is being erased: no token of theirs counts.")}
+    world.execute(
+        "select public.receive_clerk_event('msg_gone', %s)",
+        json.dumps(events.deleted("organization", "org_globex", events.START + events.MINUTE)),
+    )
+    ((allowed, because),) = reasons(BEN, "org_globex")
+    assert (allowed, "Globex was deleted in Clerk on" in because) == (False, True)
+
+
+def test_explaining_leaves_the_session_as_it_was(world: Database) -> None:
+    world.execute("select set_config('request.jwt.claims', '{\"sub\": \"x\"}', true)")
+    world.rows("select * from ops.explain_access(%s, 'org_acme')", ADA)
+    assert world.value("select current_setting('request.jwt.claims')") == '{"sub": "x"}'
+
+
+# --- row level security ---
+
+
+def coverage(database: Database, relation: str) -> dict[str, Any]:
+    return row(database, "select * from ops.rls_coverage where schema || '.' || relation = %s", relation)
+
+
+def test_no_table_has_a_gap(database: Database) -> None:
+    assert database.rows("select schema, relation, gap from ops.rls_coverage where gap is not null") == []
+    assert verdict(database, "access_health") == GREEN
+
+
+def test_coverage_lists_policies_and_grants(database: Database) -> None:
+    projects = coverage(database, "public.projects")
+    assert (projects["enabled"], projects["forced"]) == (True, True)
+    assert projects["policies"] == [
+        "select to authenticated: read with projects:read", "insert to authenticated: create with projects:create",
+        "update to authenticated: update with projects:update", "delete to authenticated: delete with projects:delete",
+    ]  # fmt: skip
+    assert projects["grants"] == [
+        "select to authenticated", "insert to authenticated (description, metadata, organization_id, status, title)",
+        "update to authenticated (description, metadata, status, title)", "delete to authenticated",
+    ]  # fmt: skip
+    assert coverage(database, "realtime.messages")["policies"]
+
+
+@pytest.mark.parametrize(("breaking", "gap"), [
+    ("alter table public.projects disable row level security", "Row level security is off"),
+    ("alter table public.projects no force row level security", "not forced"),
+    ("grant select on public.projects to anon", "Granted to anon, who need nothing here."),
+    ("grant select (title) on public.projects to public", "Granted to everybody"),
+    ("drop policy \"read with projects:read\" on public.projects", "no policy for select."),
+    ("revoke delete on public.projects from authenticated", "for want of a grant: delete with projects:delete (delete)."),
+    ("alter policy \"read with projects:read\" on public.projects using (true)", "Open to every tenant: read with projects:read."),
+    ("alter policy \"create with projects:create\" on public.projects with check (true)", "Open to every tenant: create with"),
+])  # fmt: skip
+def test_each_gap_is_found_and_named(database: Database, breaking: str, gap: str) -> None:
+    database.execute(breaking)
+    assert gap in coverage(database, "public.projects")["gap"]
+    found = row(database, "select * from ops.access_health")
+    assert (found["gaps"], found["status"], found["first_gap"].startswith("public.projects: ")) == (1, "red", True)
+
+
+def test_a_private_table_that_is_granted_is_a_gap(database: Database) -> None:
+    database.execute("grant select on app.settings to service_role")
+    assert "Granted to service_role" in coverage(database, "app.settings")["gap"]
+
+
+# --- jobs ---
+
+
+def job(database: Database, name: str) -> dict[str, Any]:
+    return row(database, "select * from ops.jobs where name = %s", name)
+
+
+def ran(database: Database, name: str, *, ok: bool = True, ago: str = "0") -> None:
+    with database.acting("service_role"):
+        database.execute("select public.record_job(%s, %s, %s, 12)", name, json.dumps({"done": ok}), ok)
+    database.execute("update app.job_runs set last_run_at = last_run_at - %s::interval where name = %s", ago, name)
+
+
+@pytest.mark.parametrize("role", ["anon", "authenticated"])
+def test_only_the_service_says_how_a_job_ended(database: Database, role: str) -> None:
+    with database.acting(role):
+        assert "permission denied" in refused(database, "select public.record_job('x', '{}', true, 1)")
+
+
+def test_a_fresh_database_has_nothing_that_is_late_but_a_backup(database: Database) -> None:
+    late = database.rows("select name, status from ops.jobs where is_late")
+    assert sorted(late) == [("backup", "yellow"), ("drill", "yellow")]
+    assert verdict(database, "job_health") == GREEN
+
+
+def test_a_run_is_remembered_with_its_report(database: Database) -> None:
+    ran(database, "erasures", ok=False)
+    ran(database, "erasures")
+    ran(database, "of-yours")
+    found = job(database, "erasures")
+    assert (found["failures"], found["last_report"], found["status"]) == (0, {"done": True}, "green")
+    assert found["last_effect_at"] is not None
+    assert (job(database, "of-yours")["every"], job(database, "of-yours")["status"]) == (None, "green")
+    assert database.value("select runs from app.job_runs where name = 'erasures'") == 2
+
+
+def test_a_job_that_fails_is_yellow_and_then_red(database: Database) -> None:
+    for light in ("yellow", "yellow", "red"):
+        ran(database, "name-changes", ok=False)
+        assert job(database, "name-changes")["status"] == light
+    assert row(database, "select late, which, status from ops.job_health") == {
+        "late": 1, "which": "name-changes", "status": "red",
+    }  # fmt: skip
+
+
+def test_a_job_that_nobody_calls_any_more_is_found(database: Database) -> None:
+    ran(database, "erasures", ago="2 hours")
+    assert "stopped calling" in job(database, "erasures")["advice"]
+
+
+WAITING = {
+    "erasures": "insert into app.erasure_log (subject_hash, person, requested_by, next_attempt_at) "
+    "values (repeat('a', 64), (null, 'user_x', null), 'person', now() - %s::interval)",
+    "name-changes": "insert into app.name_changes (person_id, next_attempt_at) select id, now() - %s::interval from public.profiles limit 1",
+    "retention": "insert into app.webhook_events (message_id, type, event, outcome, applied_at) "
+    "values ('msg_old', 'x', '{}', 'ignored', now() - interval '30 days' - %s::interval)",
+    "retry-events": "insert into app.webhook_events (message_id, type, event, outcome, next_attempt_at) "
+    "values ('msg_bad', 'x', '{}', 'failed', now() - %s::interval)",
+    "seals": "insert into app.audit_seals (sequence, range_start, range_end, entries, digest, seal, sealed_at) "
+    "select 1, now() - interval '99 days', now() - a.age, 0, sha256('a'), sha256('b'), now() - a.age from (select %s::interval as age) as a",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WAITING)
+@pytest.mark.parametrize(("ago", "light"), [("10 minutes", "green"), ("25 hours", None), ("4 days", "red")])
+def test_work_that_waits_is_told_whoever_should_have_done_it(
+    database: Database, name: str, ago: str, light: str | None
+) -> None:
+    database.execute("insert into public.profiles (clerk_user_id) values ('user_x')")
+    database.execute(WAITING[name], ago)
+    found = job(database, name)
+    assert found["status"] == (light or ("yellow" if name == "retention" else "red"))
+    assert found["overdue_since"] is not None
+
+
+def test_a_name_that_clerk_refused_for_good_waits_for_nobody(database: Database) -> None:
+    database.execute("insert into public.profiles (clerk_user_id) values ('user_x')")
+    database.execute(
+        "insert into app.name_changes (person_id, next_attempt_at) select id, 'infinity' from public.profiles"
+    )
+    assert job(database, "name-changes")["status"] == "green"
+
+
+def test_a_missing_month_is_told(database: Database) -> None:
+    month = database.value("select 'app.audit_logs_' || to_char(now() at time zone 'UTC', 'YYYY_MM')")
+    database.execute(f"drop table {month}")
+    assert job(database, "partitions")["overdue_since"] is not None
+
+
+def test_backups_and_drills_are_among_the_jobs(database: Database) -> None:
+    database.execute(
+        "insert into public.backup_logs (filename, backup_type, status, created_at, finished_at, drilled_at, drill_passed) "
+        "values ('database/x', 'automated', 'completed', now() - interval '5 days', now(), now() - interval '1 day', true)"
+    )
+    assert (job(database, "backup")["status"], job(database, "drill")["status"]) == ("red", "green")
+    assert verdict(database, "job_health") == GREEN  # ops.backup_health says it
+
+
+@pytest.mark.parametrize(("ago", "light"), [("1 hour", "green"), ("2 days", "yellow"), ("15 days", "red")])
+def test_somebody_who_waits_for_their_erasure_is_told(database: Database, ago: str, light: str) -> None:
+    assert verdict(database, "erasure_health") == GREEN
+    database.execute(
+        "insert into app.erasure_log (subject_hash, person, requested_by, requested_at, error) "
+        "values (repeat('a', 64), (null, 'user_x', null), 'person', now() - %s::interval, '503')", ago
+    )  # fmt: skip
+    found = row(database, "select running, waiting_for_clerk, error, status from ops.erasure_health")
+    assert found == {"running": 1, "waiting_for_clerk": 0, "error": "503", "status": light}
+
+
+# --- sizes and queries ---
+
+
+def test_sizes_are_those_of_whole_tables(database: Database) -> None:
+    database.execute(
+        "insert into public.audit_logs (action, resource_type, metadata) select 'client.x', 'x', jsonb_build_object('n', repeat('x', 500)) "
+        "from generate_series(1, 2000)"
+    )
+    sizes = {f"{schema}.{name}": (total, parts) for schema, name, total, parts in database.rows(
+        "select schema, relation, total_bytes, partitions from ops.table_sizes"
+    )}  # fmt: skip
+    assert sizes["public.audit_logs"][0] > 1_000_000
+    assert sizes["public.audit_logs"][1] >= 5
+    assert not [name for name in sizes if name.startswith("app.audit_logs_")]
+    assert sizes["public.projects"][1] is None
+    assert "public.audit_logs" in row(database, "select largest from ops.storage_health")["largest"]
+
+
+def test_a_database_that_is_small_and_quiet_is_green(database: Database) -> None:
+    assert verdict(database, "storage_health") == GREEN
+
+
+def test_without_statistics_there_are_no_slow_queries_and_the_comment_says_why(database: Database) -> None:
+    cursor = database.execute("select * from ops.slow_queries")
+    assert cursor.fetchall() == []
+    assert [column.name for column in cursor.description or ()] == [
+        "query", "calls", "total", "mean_ms", "max_ms", "rows_per_call", "cached_percent", "role",
+    ]  # fmt: skip
+    comment = database.value("select obj_description('ops.slow_queries'::regclass)")
+    assert "install pg_stat_statements" in comment
+
+
+def test_the_extension_without_its_library_is_no_error(server: Postgres) -> None:
+    with (
+        psycopg.connect(server.url("supabase_admin")) as connection,
+        connection.transaction(force_rollback=True),
+    ):
+        database = Database(connection)
+        try:
+            database.execute("create extension pg_stat_statements schema public")
+        except psycopg.Error:
+            pytest.skip("this PostgreSQL has no pg_stat_statements")
+        database.execute("set local role postgres")
+        assert database.rows("select * from ops.slow_queries") == []
+
+
+@pytest.fixture(scope="module")
+def observed(home: Any, request: pytest.FixtureRequest) -> Iterator[Postgres]:
+    """A server that keeps statistics, as Supabase's do: in the schema extensions."""
+    postgres = Postgres(home / "observed", free_port_block(), "test", request.config.getoption("--postgres"))
+    process = postgres.start(fsync="off", shared_preload_libraries="pg_stat_statements")
+    try:
+        with psycopg.connect(postgres.url("supabase_admin"), autocommit=True) as admin:
+            admin.execute("create schema if not exists extensions")
+            try:
+                admin.execute("create extension pg_stat_statements schema extensions")
+            except psycopg.Error:
+                pytest.skip("this PostgreSQL has no pg_stat_statements")
+            admin.execute("grant pg_read_all_stats to postgres")
+            admin.execute("grant usage on schema extensions to postgres")
+        migrations.up(postgres.url())
+        yield postgres
+    finally:
+        stop(process)
+
+
+def test_slow_queries_are_those_of_this_database_slowest_first(observed: Postgres) -> None:
+    with psycopg.connect(observed.url(), autocommit=True) as connection:
+        database = Database(connection)
+        database.execute("select pg_sleep(0.05), 'a secret'")
+        found = database.rows("select query, calls, mean_ms, role from ops.slow_queries")
+        slept = [each for each in found if "pg_sleep" in each[0]]
+        assert [(query, calls, role) for query, calls, _, role in slept] == [("select pg_sleep($1), $2", 1, "postgres")]
+        assert slept[0][2] >= 50
+        totals = [total for (total,) in database.rows("select total from ops.slow_queries")]
+        assert totals == sorted(totals, reverse=True)

@@ -1,0 +1,285 @@
+"""`ballast doctor`: on a whole stack everything passes; each thing that can be wrong is found by breaking it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from click.testing import CliRunner, Result
+
+from scripts.cli import ballast
+from scripts.doctor import CHECKS, Finding, Patient, examine
+from scripts.local.postgres import Postgres
+from tests.conftest import Stack
+from tests.service.outside import Answer, Outside, rest_answer, running_outside
+
+NOBODY = "http://127.0.0.1:9"
+PLACE = ("BALLAST_HOME", "BALLAST_PORT_BASE")
+Examine = Callable[..., Finding]
+
+
+def jwt(role: str) -> str:
+    """A Supabase key of the old kind, as far as its middle goes."""
+    claims = base64.urlsafe_b64encode(json.dumps({"role": role}).encode()).decode().rstrip("=")
+    return f"eyJhbGciOiJIUzI1NiJ9.{claims}.signature"
+
+
+@pytest.fixture
+def outside() -> Iterator[Outside]:
+    with running_outside() as server:
+        yield server
+
+
+@pytest.fixture
+def examined(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Examine:
+    """Runs one check on the running stack with changes; None removes a variable."""
+    for name in PLACE:
+        monkeypatch.setenv(name, stack.environment[name])
+
+    def examine_with(check: str, *, url: str | None = None, session_token: str | None = None, may_write: bool = False, **changes: str | None) -> Finding:  # fmt: skip
+        changed = stack.environment | changes
+        environment = {name: value for name, value in changed.items() if value is not None}
+        return examine(check, Patient(environment, url, session_token=session_token, may_write=may_write))
+
+    return examine_with
+
+
+def failed(finding: Finding, *words: str) -> None:
+    """Asserts that the check failed, with these words and something to do."""
+    assert finding.outcome == "failed", finding
+    assert finding.remedy, finding
+    assert all(word in f"{finding.found} {finding.remedy}" for word in words), finding
+
+
+# --- the whole ---
+
+
+def test_a_running_stack_passes_every_check(stack: Stack) -> None:
+    result = stack.ballast("doctor", "--write", "--json")
+    findings = json.loads(result.stdout)
+    assert [each for each in findings if each["outcome"] != "passed"] == []
+    assert [each["name"] for each in findings] == list(CHECKS)
+    assert result.returncode == 0
+
+
+def test_nothing_that_is_printed_is_a_secret(stack: Stack) -> None:
+    result = stack.ballast("doctor")
+    assert result.returncode == 0, result.stdout
+    hidden = [
+        value for name, value in stack.environment.items()
+        if name.endswith(("_KEY", "_TOKEN", "_SECRETS", "_IDENTITY", "DATABASE_URL")) and "PUBLISHABLE" not in name
+    ]  # fmt: skip
+    assert len(hidden) >= 8
+    assert [value for value in hidden if value in result.stdout + result.stderr] == []
+
+
+def test_where_little_is_set_the_rest_is_skipped_and_said(
+    inhabited: str, new_database: Callable[..., str], tmp_path: Path
+) -> None:
+    url = f"{new_database(inhabited)}?sslmode=disable"
+    place = {"BALLAST_HOME": str(tmp_path / "home"), "BALLAST_PORT_BASE": "40000", "DATABASE_URL": url}
+    result: Result = CliRunner().invoke(ballast, ["doctor", "--json"], env=place)
+    findings = {each["name"]: each for each in json.loads(result.stdout)}
+    passed = {name for name, each in findings.items() if each["outcome"] == "passed"}
+    assert passed == {"role timeouts", "migrations", "advisors", "pg_dump"}
+    assert {name for name, each in findings.items() if each["outcome"] == "failed"} == {"settings"}
+    assert findings["backup store"]["found"] == "BACKUP_URL is not set."
+    assert result.exit_code == 1
+    plain = CliRunner().invoke(ballast, ["doctor"], env=place)
+    assert all(word in plain.stdout for word in ("skipped", "failed", "→ Set them as .env.example says"))
+
+
+def test_without_any_database_the_checks_of_it_are_skipped(tmp_path: Path) -> None:
+    patient = Patient({}, None)
+    assert {examine(name, patient).outcome for name in CHECKS if name != "settings"} == {"skipped"}
+
+
+def test_a_secret_that_somebody_repeats_is_not_shown(examined: Examine, stack: Stack, outside: Outside) -> None:
+    secret = stack.environment["SUPABASE_SECRET_KEY"]
+    outside.answer = lambda *_: rest_answer({"message": f"unknown key {secret}"}, 401)
+    finding = examined("secret key", SUPABASE_URL=outside.url)
+    failed(finding, "unknown key …")
+    assert secret not in str(finding)
+
+
+def test_a_database_that_does_not_answer_is_told_without_its_password(examined: Examine) -> None:
+    finding = examined("pg_dump", url="postgresql://postgres:tr0ub4dor@127.0.0.1:9/postgres")
+    failed(finding, "does not answer")
+    assert "tr0ub4dor" not in str(finding)
+
+
+# --- each by breaking one thing ---
+
+
+@pytest.mark.parametrize(("check", "changes", "words"), [
+    ("settings", {"JOBS_TOKEN": "short-one"}, ["JOBS_TOKEN", ".env.example"]),
+    ("settings", {"SUPABASE_URL": None, "CLERK_ISSUER": ""}, ["SUPABASE_URL is missing", "CLERK_ISSUER is missing"]),
+    ("keys", {"SUPABASE_PUBLISHABLE_KEY": "sb_secret_something"}, ["SUPABASE_PUBLISHABLE_KEY", "revoke"]),
+    ("keys", {"SUPABASE_PUBLISHABLE_KEY": jwt("service_role")}, ["SUPABASE_PUBLISHABLE_KEY", "revoke"]),
+    ("keys", {"SUPABASE_SECRET_KEY": "sb_publishable_something"}, ["SUPABASE_SECRET_KEY is not a secret key"]),
+    ("keys", {"SUPABASE_SECRET_KEY": jwt("anon")}, ["SUPABASE_SECRET_KEY is not a secret key"]),
+    ("keys", {"SUPABASE_SECRET_KEY": "eyJnothing"}, ["SUPABASE_SECRET_KEY is not a secret key"]),
+    ("keys", {"ENVIRONMENT": "production"}, ["development instance", "sk_live_"]),
+    ("Clerk's keys", {"CLERK_ISSUER": NOBODY}, ["ConnectError"]),
+    ("publishable key", {"SUPABASE_PUBLISHABLE_KEY": "sb_publishable_wrong"}, ["SUPABASE_PUBLISHABLE_KEY"]),
+    ("publishable key", {"SUPABASE_URL": NOBODY}, ["ConnectError"]),
+    ("secret key", {"SUPABASE_SECRET_KEY": "sb_secret_wrong_wrong"}, ["SUPABASE_SECRET_KEY"]),
+    ("backup store", {"BACKUP_URL": "file:///nowhere/at/all"}, ["BACKUP_URL", "must exist"]),
+    ("recipients", {"BACKUP_RECIPIENTS": "age1nonsense"}, ["Recipient 1", "age"]),
+    ("recipients", {"BACKUP_RECIPIENTS": None, "ENVIRONMENT": "production"}, ["no backup is made", "age-keygen"]),
+    ("service", {"SERVICE_URL": NOBODY}, ["ConnectError"]),
+    ("webhook secret", {"CLERK_WEBHOOK_SECRETS": "whsec_" + "QUFB" * 8}, ["secret 1 of 1", "401", "CLERK_WEBHOOK_SECRETS"]),
+    ("webhook secret", {"CLERK_WEBHOOK_SECRETS": "whsec_!"}, ["not base64"]),
+    ("jobs token", {"JOBS_TOKEN": "a" * 32}, ["does not know JOBS_TOKEN"]),
+    ("Redis", {"UPSTASH_REDIS_REST_TOKEN": "wrong-wrong"}, ["Upstash"]),
+    ("Redis", {"UPSTASH_REDIS_REST_URL": NOBODY}, ["ConnectError"]),
+], ids=str)  # fmt: skip
+def test_a_wrong_variable_is_found(
+    examined: Examine, check: str, changes: dict[str, str | None], words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in changes.items():
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+    assert examined(check).outcome == "passed"
+    finding = examined(check, **changes)
+    failed(finding, *words)
+    assert "short-one" not in str(finding)
+
+
+def test_old_keys_that_are_jwts_are_told_apart(examined: Examine) -> None:
+    keys = {"SUPABASE_PUBLISHABLE_KEY": jwt("anon"), "SUPABASE_SECRET_KEY": jwt("service_role")}
+    assert examined("keys", **keys).outcome == "passed"
+
+
+def test_of_two_webhook_secrets_the_wrong_one_is_named(examined: Examine, stack: Stack) -> None:
+    both = f"{stack.environment['CLERK_WEBHOOK_SECRETS']}, whsec_{'QUFB' * 8}"
+    failed(examined("webhook secret", CLERK_WEBHOOK_SECRETS=both), "secret 2 of 2")
+
+
+def test_a_ping_changes_nothing_but_the_inbox(examined: Examine, stack: Stack) -> None:
+    query = "select type, outcome from app.webhook_events where message_id like 'msg_ballast_doctor_%' and received_at > now() - interval '1 minute'"
+    with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
+        before = connection.execute(query).fetchall()
+        assert examined("webhook secret").outcome == "passed"
+        assert connection.execute(query).fetchall()[len(before) :] == [("ballast.ping", "ignored")]
+
+
+@pytest.mark.parametrize(("check", "variable", "answer", "words"), [
+    ("Clerk's keys", "CLERK_ISSUER", rest_answer({"keys": []}), ["no key for RS256"]),
+    ("Clerk's keys", "CLERK_ISSUER", rest_answer({"keys": [{"kty": "EC", "kid": "a"}]}), ["no key for RS256"]),
+    ("Clerk's keys", "CLERK_ISSUER", (404, {}, b"<html>"), ["404", "Frontend API URL"]),
+    ("publishable key", "SUPABASE_URL", rest_answer([{"role": "owner"}]), ["not signed in", "drifted"]),
+    ("publishable key", "SUPABASE_URL", (502, {}, b"<html>bad gateway"), ["502"]),
+    ("secret key", "SUPABASE_URL", rest_answer({"code": "PGRST202", "message": "no function"}, 404), ["no function", "migrate up"]),
+    ("third-party auth", "SUPABASE_URL", rest_answer({"code": "PGRST301", "message": "No suitable key"}, 401), ["No suitable key", "Third-party auth"]),
+    ("exposed schemas", "SUPABASE_URL", rest_answer([]), ["app is reachable", "exposed schemas"]),
+    ("exposed schemas", "SUPABASE_URL", rest_answer({"code": "42501", "message": "permission denied"}, 403), ["app is reachable"]),
+    ("service", "SERVICE_URL", rest_answer({"detail": "No answer from: redis."}, 503), ["No answer from: redis."]),
+    ("webhook secret", "SERVICE_URL", rest_answer({"outcome": "ignored"}), ["wrong signature is answered 200"]),
+    ("webhook secret", "SERVICE_URL", rest_answer({}), ["does not answer as the service does"]),
+    ("jobs token", "SERVICE_URL", rest_answer({}), ["without a token"]),
+    ("Redis", "UPSTASH_REDIS_REST_URL", rest_answer({"result": "PANG"}), ["Upstash"]),
+], ids=str)  # fmt: skip
+def test_something_else_that_answers_is_found(
+    examined: Examine, outside: Outside, check: str, variable: str, answer: Answer, words: list[str]
+) -> None:
+    outside.answer = lambda *_: answer
+    failed(examined(check, **{variable: outside.url}), *words)
+
+
+def test_a_token_that_supabase_does_not_trust_is_found(examined: Examine) -> None:
+    failed(examined("third-party auth", session_token="e30.e30.e30"), "CLERK_ISSUER", "Third-party auth")
+
+
+def test_elsewhere_a_session_token_has_to_be_given(examined: Examine) -> None:
+    finding = examined("third-party auth", ENVIRONMENT="test")
+    assert (finding.outcome, "--session-token" in finding.found) == ("skipped", True)
+
+
+def test_a_pg_dump_that_is_missing_is_found(examined: Examine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PG_BIN", str(tmp_path))
+    failed(examined("pg_dump"), "No pg_dump", "postgresql-client")
+
+
+def test_a_bucket_is_listed_and_written_only_when_asked(
+    examined: Examine, bucket: str, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"s3://{bucket}/some/prefix"
+    read = examined("backup store", BACKUP_URL=url)
+    assert (read.outcome, "not tried" in read.found) == ("passed", True)
+    written = examined("backup store", may_write=True, BACKUP_URL=url)
+    assert (written.outcome, "can be written" in written.found) == ("passed", True)
+    failed(examined("backup store", BACKUP_URL=f"s3://{bucket}-of-nobody/x"), "BACKUP_URL")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", NOBODY)
+    failed(examined("backup store", BACKUP_URL=url), "BACKUP_URL", "AWS_")
+
+
+def test_a_probe_leaves_nothing(examined: Examine, tmp_path: Path) -> None:
+    assert examined("backup store", may_write=True, BACKUP_URL=tmp_path.as_uri()).outcome == "passed"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_recipients_are_better_than_one(examined: Examine, stack: Stack) -> None:
+    one = stack.environment["BACKUP_RECIPIENTS"]
+    assert "Add a second" in examined("recipients", ENVIRONMENT="production").found
+    assert examined("recipients", ENVIRONMENT="production", BACKUP_RECIPIENTS=f"{one},{one}").found == "2 recipients."
+
+
+# --- the database, one that is no stack's ---
+
+
+@pytest.fixture
+def hosted(inhabited: str, new_database: Callable[..., str]) -> str:
+    return new_database(inhabited)
+
+
+def changed(url: str, statement: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(statement.encode())
+
+
+@pytest.mark.parametrize("limit", ["0", None])
+def test_a_role_without_a_timeout_is_found(
+    examined: Examine, hosted: str, bare_server: Postgres, limit: str | None
+) -> None:
+    assert examined("role timeouts", url=hosted).outcome == "passed"
+    name = hosted.rpartition("/")[2]
+    admin = bare_server.url("supabase_admin", name)
+    if limit is None:
+        changed(admin, "alter role anon reset statement_timeout")
+    else:
+        changed(admin, f"alter role anon in database {name} set statement_timeout = {limit}")
+    try:
+        failed(examined("role timeouts", url=hosted), "anon", "alter role anon set statement_timeout = '3s'")
+    finally:
+        changed(admin, "alter role anon set statement_timeout = '3s'")
+
+
+def test_a_database_that_is_behind_or_has_drifted_is_found(
+    examined: Examine, hosted: str, new_database: Callable[..., str]
+) -> None:
+    assert examined("migrations", url=hosted).outcome == "passed"
+    failed(examined("migrations", url=new_database()), "Not applied: migrations/", "more", "ballast migrate up")
+    changed(hosted, "grant select on public.profiles to anon")
+    failed(examined("migrations", url=hosted), "grant select on public.profiles to anon", "ballast migrate check")
+    changed(hosted, "update supabase_migrations.schema_migrations set statements = '{x}' where version like '%110100'")
+    assert examined("migrations", url=hosted).outcome == "failed"
+
+
+def test_what_the_advisors_say_is_passed_on(examined: Examine, hosted: str) -> None:
+    changed(hosted, "create table public.naked (id integer primary key)")
+    changed(hosted, "grant select on public.naked to anon")
+    failed(examined("advisors", url=f"{hosted}?sslmode=disable"), "naked", "Advisors")
+
+
+def test_the_environment_is_as_it_was(examined: Examine) -> None:
+    before: dict[str, Any] = dict(os.environ)
+    for check in ("settings", "backup store"):
+        examined(check)
+    assert dict(os.environ) == before

@@ -1,0 +1,146 @@
+"""`ballast status`: one screen of traffic lights for any database, and the local stack's parts where there is one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from click.testing import CliRunner, Result
+
+from scripts import health, migrations
+from scripts.cli import ballast
+from tests.conftest import Stack
+
+OURS = {"migrations", "access", "backup", "erasure", "job", "storage", "webhook"}
+
+
+class Elsewhere:
+    """A database that is no local stack's, and the command on it."""
+
+    def __init__(self, url: str, home: Path) -> None:
+        self.url = url
+        self.home = home
+
+    def execute(self, statement: str, *values: object) -> None:
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(statement.encode(), values or None)
+
+    def run(self, *words: str, **changes: str | None) -> Result:
+        variables: dict[str, str | None] = {
+            "BALLAST_HOME": str(self.home), "BALLAST_PORT_BASE": "40000", "DATABASE_URL": self.url,
+        }  # fmt: skip
+        return CliRunner().invoke(ballast, ["status", *words], env=variables | changes)
+
+    def check(self, name: str) -> dict[str, Any]:
+        shown = json.loads(self.run("--json").stdout)
+        (found,) = [each for each in shown["checks"] if each["name"] == name]
+        return dict(found)
+
+    def back_up(self) -> None:
+        """Records that there is a proven backup."""
+        self.execute(
+            "insert into public.backup_logs (filename, backup_type, status, finished_at, drilled_at, drill_passed) "
+            "values ('database/x', 'automated', 'completed', now(), now(), true)"
+        )
+
+
+@pytest.fixture
+def elsewhere(inhabited: str, new_database: Callable[..., str], tmp_path: Path) -> Elsewhere:
+    return Elsewhere(new_database(inhabited), tmp_path / "home")
+
+
+def test_a_fresh_stack_has_its_parts_and_no_red_light(stack: Stack) -> None:
+    status = stack.ballast("status", "--json")
+    shown = json.loads(status.stdout)
+    assert status.returncode == 0, status.stdout
+    assert {part["state"] for part in shown["parts"]} == {"healthy"}
+    assert shown["running"]
+    assert {check["name"] for check in shown["checks"]} >= OURS
+    assert shown["status"] in {"green", "yellow"}
+    plain = stack.ballast("status")
+    assert plain.returncode == 0
+    assert all(word in plain.stdout for word in ("postgres", "healthy", "webhook", "migrations"))
+
+
+def test_without_a_stack_or_a_database_only_the_parts_are_shown(tmp_path: Path) -> None:
+    result = Elsewhere("", tmp_path / "home").run("--json", DATABASE_URL=None)
+    shown = json.loads(result.stdout)
+    assert (result.exit_code, shown["checks"]) == (1, [])
+    assert {part["state"] for part in shown["parts"]} == {"down"}
+
+
+def test_another_database_has_no_parts_and_is_green_when_all_is_well(elsewhere: Elsewhere) -> None:
+    elsewhere.back_up()
+    shown = json.loads(elsewhere.run("--json").stdout)
+    assert shown["parts"] == []
+    assert {check["name"]: check["status"] for check in shown["checks"] if check["status"] == "red"} == {}
+    assert elsewhere.run().exit_code == 0
+
+
+def test_the_option_names_another_database_than_the_environment(elsewhere: Elsewhere) -> None:
+    result = elsewhere.run("--json", "--database-url", elsewhere.url, DATABASE_URL="postgresql://nobody@127.0.0.1:9/x")
+    assert len(json.loads(result.stdout)["checks"]) >= len(OURS)
+
+
+def test_without_a_backup_production_is_red_and_a_playground_is_not(elsewhere: Elsewhere) -> None:
+    result = elsewhere.run()
+    assert result.exit_code == 1
+    assert "There is no backup" in result.stdout
+    lights = {check.name: check.status for check in health.checks(elsewhere.url, is_local=True)}
+    assert lights["backup"] == "yellow"
+
+
+@pytest.mark.parametrize(("breaking", "name", "words"), [
+    ("insert into app.erasure_log (subject_hash, person, requested_by, requested_at) values "
+     "(repeat('a', 64), (null, 'user_x', null), 'person', now() - interval '20 days')", "erasure", "resume"),
+    ("update app.webhook_events set received_at = now() - interval '2 days' where outcome = 'failed'", "webhook", "ops.retry_webhook"),
+    ("insert into app.job_runs (name, failures, duration_ms) values ('retention', 3, 1)", "job", "ops.jobs"),
+    ("alter table public.projects disable row level security", "access", "ops.rls_coverage"),
+    ("update app.applied_sources set checksum = 'x' where path like '%10_caller.sql'", "migrations", "ballast migrate up"),
+    ("update supabase_migrations.schema_migrations set statements = '{x}' where version like '%110100'", "migrations", "ballast migrate status"),
+])  # fmt: skip
+def test_each_trouble_is_red_and_says_what_to_do(elsewhere: Elsewhere, breaking: str, name: str, words: str) -> None:
+    elsewhere.back_up()
+    assert elsewhere.run().exit_code == 0
+    elsewhere.execute(breaking)
+    found = elsewhere.check(name)
+    assert (found["status"], words in found["advice"]) == ("red", True), found
+    result = elsewhere.run()
+    assert (result.exit_code, words in result.stdout) == (1, True)
+
+
+def test_a_view_of_yours_is_shown_like_ours(elsewhere: Elsewhere) -> None:
+    elsewhere.execute(
+        "create view ops.invoice_health as select 3 as overdue, interval '90 minutes' as age, 'yellow' as status, 'Remind [them].' as advice"
+    )
+    assert elsewhere.check("invoice") == {
+        "name": "invoice", "status": "yellow", "advice": "Remind [them].", "facts": {"overdue": 3, "age": 5400.0},
+    }  # fmt: skip
+    line = next(line for line in elsewhere.run().stdout.splitlines() if "invoice" in line)
+    assert all(word in line for word in ("yellow", "overdue 3, age 90 min", "Remind [them]."))
+
+
+def test_a_database_without_our_schema_is_to_be_migrated(new_database: Callable[..., str], tmp_path: Path) -> None:
+    fresh = Elsewhere(new_database(), tmp_path / "home")
+    result = fresh.run("--json")
+    (check,) = json.loads(result.stdout)["checks"]
+    assert (result.exit_code, check["name"], check["status"]) == (1, "migrations", "red")
+    assert check["facts"]["pending"] == len(migrations.read_files(migrations.ROOT).migrations) + len(
+        migrations.read_files(migrations.ROOT).sources
+    )
+
+
+def test_a_database_that_does_not_answer_is_red_and_its_password_not_shown(tmp_path: Path) -> None:
+    result = Elsewhere("postgresql://postgres:tr0ub4dor@127.0.0.1:9/postgres", tmp_path / "home").run()
+    assert result.exit_code == 1
+    assert "does not answer" in result.stdout
+    assert "tr0ub4dor" not in result.output
+
+
+def test_facts_are_short_and_say_nothing_of_nothing() -> None:
+    facts = {"failed": 0, "oldest": None, "enabled": False, "received_24h": 7}
+    assert health.in_words(facts) == "enabled no, received 24h 7"

@@ -1,0 +1,59 @@
+"""What a job did is told to the database: ops.jobs knows when it last ran, and how that ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from flask.testing import FlaskClient
+
+from service import jobs
+from service.data_api import CallFailed
+from service.parts import Parts
+from tests.conftest import Stack
+from tests.service.conftest import MakeApp
+from tests.service.test_personal_data import as_caller
+
+
+@pytest.fixture
+def database(stack: Stack) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
+        yield connection
+        connection.execute("delete from app.job_runs")
+
+
+def told(database: psycopg.Connection[Any], job: str) -> tuple[Any, ...] | None:
+    return database.execute("select failures, last_report from ops.jobs where name = %s", [job]).fetchone()
+
+
+def test_a_run_is_recorded_with_its_report(
+    online: FlaskClient, stack: Stack, database: psycopg.Connection[Any]
+) -> None:
+    answer = online.post("/jobs/erasures", headers=as_caller(stack.environment["JOBS_TOKEN"]))
+    assert answer.status_code == 200
+    assert told(database, "erasures") == (0, answer.json)
+    (recent,) = database.execute(
+        "select last_run_at > now() - interval '1 minute' and duration_ms < 60000 from app.job_runs where name = 'erasures'"
+    ).fetchone() or (None,)
+    assert recent is True
+
+
+@pytest.mark.parametrize(("failure", "status"), [(CallFailed("f", "57014"), 503), (ZeroDivisionError("Ada"), 500)])
+def test_a_run_that_fails_is_recorded_by_the_kind_of_its_error_alone(
+    make_app: MakeApp,
+    stack: Stack,
+    database: psycopg.Connection[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    failure: Exception,
+    status: int,
+) -> None:
+    def fails(_: Parts) -> dict[str, Any]:
+        raise failure
+
+    monkeypatch.setitem(jobs.JOBS, "retention", fails)
+    client = make_app(**stack.environment).test_client()
+    answer = client.post("/jobs/retention", headers=as_caller(stack.environment["JOBS_TOKEN"]))
+    assert answer.status_code == status
+    assert told(database, "retention") == (1, {"error": type(failure).__name__})

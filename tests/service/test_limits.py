@@ -1,0 +1,299 @@
+"""Who asks for too much is told so, and how long to wait; everybody else is not held up, also when Redis is not there."""
+
+from __future__ import annotations
+
+import io
+import re
+import secrets
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from service import limits
+from service.limits import CLASSES, LIMITS, Limit, Per, class_of
+from service.parts import parts
+from tests.conftest import ROOT, Stack, running_stack
+from tests.service.conftest import MakeApp
+from tests.service.outside import HANG_UP, Answer, Issuer, Outside, event, rest_answer, running_outside, signed
+
+FEW = 5
+PAGE = "/legal/terms"
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every limit is five requests in a minute."""
+    monkeypatch.setattr(limits, "LIMITS", {name: Limit(FEW, 60, limit.per) for name, limit in LIMITS.items()})
+
+
+@pytest.fixture
+def app(few: None, make_app: MakeApp, stack: Stack, outside: Outside, issuer: Issuer) -> Flask:
+    """The service with the stack's Redis, and a database that answers something. Its counters are its own."""
+    outside.answer = lambda *_: rest_answer({"outcome": "processed"})
+    names = ("UPSTASH_REDIS_REST_URL", "UPSTASH_REDIS_REST_TOKEN")
+    redis = {name: stack.environment[name] for name in names}
+    return make_app(SUPABASE_URL=outside.url, CLERK_ISSUER=issuer.url, TRUSTED_PROXIES="1", **redis)
+
+
+@pytest.fixture
+def address() -> str:
+    """A client of this test only: Redis remembers others."""
+    return new_address()
+
+
+def new_address() -> str:
+    return ".".join(str(secrets.randbelow(254) + 1) for _ in range(4))
+
+
+def get(app: Flask, path: str, address: str, **headers: str) -> Any:
+    return app.test_client().get(path, headers={"X-Forwarded-For": address} | headers)
+
+
+def as_caller(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+# --- what the caller sees ---
+
+
+def test_every_answer_says_how_much_is_left(app: Flask, address: str) -> None:
+    answers = [get(app, PAGE, address) for _ in range(FEW)]
+    assert [answer.status_code for answer in answers] == [200] * FEW
+    assert [answer.headers["RateLimit-Remaining"] for answer in answers] == ["4", "3", "2", "1", "0"]
+    assert {answer.headers["RateLimit-Limit"] for answer in answers} == {"5"}
+    assert all(1 <= int(answer.headers["RateLimit-Reset"]) <= 60 for answer in answers)
+
+
+def test_who_asks_for_more_gets_a_problem_and_a_time_to_come_back(app: Flask, address: str) -> None:
+    for _ in range(FEW):
+        get(app, PAGE, address)
+    refused = get(app, PAGE, address)
+    assert (refused.status_code, refused.content_type) == (429, "application/problem+json")
+    assert (refused.json["type"], refused.json["limit"]) == ("urn:problem:ballast:rate-limited", "pages")
+    assert 1 <= int(refused.headers["Retry-After"]) <= 60
+    assert refused.headers["RateLimit-Remaining"] == "0"
+
+
+def test_a_window_ends(monkeypatch: pytest.MonkeyPatch, make_app: MakeApp, stack: Stack, address: str) -> None:
+    monkeypatch.setattr(limits, "LIMITS", {name: Limit(2, 1, limit.per) for name, limit in LIMITS.items()})
+    app = make_app(**(stack.environment | {"ENVIRONMENT": "test", "TRUSTED_PROXIES": "1"}))
+    assert 429 in [get(app, PAGE, address).status_code for _ in range(4)]
+    time.sleep(2)
+    assert get(app, PAGE, address).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_the_platform_is_never_refused(app: Flask, address: str, path: str) -> None:
+    answers = [get(app, path, address) for _ in range(FEW * 2)]
+    assert 429 not in {answer.status_code for answer in answers}
+    assert not any("RateLimit-Limit" in answer.headers for answer in answers)
+
+
+def test_what_is_not_there_is_limited_too(app: Flask, address: str) -> None:
+    assert [get(app, "/nothing", address).status_code for _ in range(FEW + 1)] == [404] * FEW + [429]
+
+
+def test_threads_and_processes_count_together(app: Flask, address: str) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        codes = list(threads.map(lambda _: get(app, PAGE, address).status_code, range(40)))
+    assert sorted(codes) == [200] * FEW + [429] * 35
+
+
+# --- who is one caller ---
+
+
+def test_a_person_is_one_caller_wherever_they_are(app: Flask, issuer: Issuer) -> None:
+    token = issuer.token(sub=f"user_{secrets.token_hex(8)}")
+    codes = [get(app, "/api/v1/me", new_address(), **as_caller(token)).status_code for _ in range(FEW + 1)]
+    assert codes == [200] * FEW + [429]
+
+
+def test_people_behind_one_address_are_not(app: Flask, issuer: Issuer, address: str) -> None:
+    tokens = [issuer.token(sub=f"user_{secrets.token_hex(8)}") for _ in range(FEW + 2)]
+    assert {get(app, "/api/v1/me", address, **as_caller(token)).status_code for token in tokens} == {200}
+
+
+def test_who_proves_nothing_is_counted_by_address_and_nobody_in_their_name(
+    app: Flask, issuer: Issuer, address: str
+) -> None:
+    victim = f"user_{secrets.token_hex(8)}"
+    forged = issuer.token(sub=victim, exp=1)
+    codes = [get(app, "/api/v1/me", address, **as_caller(forged)).status_code for _ in range(FEW + 1)]
+    assert codes == [401] * FEW + [429]
+    assert get(app, "/api/v1/me", address, **as_caller(issuer.token(sub=victim))).status_code == 200
+
+
+def test_webhooks_are_counted_by_address(app: Flask, address: str) -> None:
+    def deliver() -> int:
+        body = event()
+        headers = signed(body) | {"X-Forwarded-For": address}
+        return app.test_client().post("/webhooks/clerk", data=body, headers=headers).status_code
+
+    assert [deliver() for _ in range(FEW + 1)] == [200] * FEW + [429]
+
+
+@pytest.mark.parametrize(
+    ("proxies", "forwarded", "counted"),
+    [
+        ("0", "198.51.100.7", "192.0.2.1"),
+        ("1", "198.51.100.7", "198.51.100.7"),
+        ("1", "203.0.113.9, 198.51.100.7", "198.51.100.7"),
+        ("2", "203.0.113.9, 198.51.100.7, 198.51.100.8", "198.51.100.7"),
+        ("2", "198.51.100.7", "192.0.2.1"),
+        ("1", "", "192.0.2.1"),
+        ("1", "nonsense", "nonsense"),
+        ("1", "2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("1", "::ffff:198.51.100.7", "198.51.100.7"),
+    ],
+)
+def test_only_what_trusted_proxies_say_of_the_address_counts(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch, proxies: str, forwarded: str, counted: str
+) -> None:
+    seen: list[tuple[str, str]] = []
+    monkeypatch.setattr(limits.Limits, "count", lambda _, name, caller: seen.append((name, caller)))
+    app = make_app(TRUSTED_PROXIES=proxies)
+    environ = {"REMOTE_ADDR": "192.0.2.1"}
+    app.test_client().get(PAGE, headers={"X-Forwarded-For": forwarded}, environ_overrides=environ)
+    assert seen == [("pages", counted)]
+
+
+def test_redis_hears_of_nobody_by_id_or_address(few: None, make_app: MakeApp, outside: Outside, issuer: Issuer) -> None:
+    heard: list[bytes] = []
+
+    def answer(path: str, headers: Any, body: bytes) -> Answer:
+        heard.append(body)
+        return rest_answer({"result": 4})
+
+    with running_outside() as redis:
+        redis.answer = answer
+        app = make_app(CLERK_ISSUER=issuer.url, TRUSTED_PROXIES="1", UPSTASH_REDIS_REST_URL=redis.url)
+        get(app, PAGE, "198.51.100.7")
+        get(app, "/api/v1/me", "198.51.100.7", **as_caller(issuer.token(sub="user_whoever")))
+    assert heard
+    assert not [body for body in heard if b"198.51" in body or b"user_whoever" in body]
+
+
+# --- the table ---
+
+
+def test_every_route_has_the_limit_it_should_have(lonely_app: Flask) -> None:
+    found = {rule.endpoint: class_of(rule.endpoint) for rule in lonely_app.url_map.iter_rules()}
+    expected = {
+        "health.alive": None, "health.ready": None, "me.show": "person", "members.invite": "invitations",
+        "members.remove": "person", "audit.export": "person", "personal_data.export": "exports",
+        "personal_data.erase": "erasures", "personal_data.show_erasure": "pages", "webhooks.receive": "webhooks", "mail_routes.receive": "webhooks",
+        "backups.start": "backups", "backups.show": "backups", "jobs.run": "jobs", "legal.privacy": "pages",
+        "openapi.show": "pages",
+    }  # fmt: skip
+    assert found | expected == found
+
+
+def test_the_table_names_what_there_is(lonely_app: Flask) -> None:
+    assert set(CLASSES.values()) <= LIMITS.keys()
+    endpoints = {rule.endpoint for rule in lonely_app.url_map.iter_rules()}
+    assert CLASSES.keys() <= endpoints | {endpoint.partition(".")[0] for endpoint in endpoints}
+    assert all(limit.requests > 0 and limit.seconds > 0 and isinstance(limit.per, Per) for limit in LIMITS.values())
+
+
+# --- Redis fails ---
+
+NONSENSE: dict[str, Callable[..., Answer | None]] = {
+    "hangs up": lambda *_: HANG_UP,
+    "an error": lambda *_: rest_answer({"error": "ERR"}, 400),
+    "page": lambda *_: (502, {}, b"<html>"),
+    "text": lambda *_: rest_answer({"result": "eA=="}),
+    "null": lambda *_: rest_answer({"result": None}),
+    "true": lambda *_: rest_answer({"result": True}),
+    "more than there is": lambda *_: rest_answer({"result": 10**9}),
+    "list": lambda *_: rest_answer({"result": []}),
+}
+
+
+@pytest.mark.parametrize("answer", NONSENSE.values(), ids=NONSENSE)
+def test_without_redis_nobody_is_refused_and_it_is_logged_once(
+    few: None,
+    make_app: MakeApp,
+    outside: Outside,
+    log: io.StringIO,
+    answer: Callable[..., Answer | None],
+) -> None:
+    outside.answer = answer
+    app = make_app(UPSTASH_REDIS_REST_URL=outside.url)
+    answers = [app.test_client().get(PAGE) for _ in range(FEW * 3)]
+    assert {each.status_code for each in answers} == {200}
+    assert not any("RateLimit-Limit" in each.headers for each in answers)
+    with app.app_context():
+        assert parts().limits.stats() == {"allowed": 0, "refused": 0, "errors": FEW * 3}
+    assert log.getvalue().count("redis does not answer") == 1
+
+
+def test_a_slow_redis_is_waited_for_once(make_app: MakeApp, outside: Outside, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.parts.REDIS_TIMEOUT", 0.3)
+    outside.answer = lambda *_: time.sleep(2) or HANG_UP  # type: ignore[func-returns-value]
+    client = make_app(UPSTASH_REDIS_REST_URL=outside.url).test_client()
+    began = time.monotonic()
+    assert {client.get(PAGE).status_code for _ in range(30)} == {200}
+    assert time.monotonic() - began < 1
+
+
+def test_what_passes_and_what_is_refused_is_counted(app: Flask, address: str) -> None:
+    for _ in range(FEW + 2):
+        get(app, PAGE, address)
+    with app.app_context():
+        assert parts().limits.stats() == {"allowed": FEW, "refused": 2, "errors": 0}
+
+
+@pytest.mark.parametrize("value", ["-1", "10", "x", "1.5"])
+def test_a_number_of_proxies_that_is_none_stops_the_start(make_app: MakeApp, value: str) -> None:
+    with pytest.raises(Exception, match="TRUSTED_PROXIES"):
+        make_app(TRUSTED_PROXIES=value)
+
+
+def test_on_the_running_stack_nobody_notices(online: FlaskClient, stack: Stack) -> None:
+    answers = [online.get("/api/v1/me", headers=as_caller(stack.token("user_ada"))) for _ in range(20)]
+    assert {answer.status_code for answer in answers} == {200}
+    assert answers[0].headers["RateLimit-Limit"] == "600"
+
+
+# --- through the Data API ---
+
+
+def test_the_data_api_refuses_too_many_writes_once_it_is_told_to_ask(home: Path) -> None:
+    """As docs/limits.md switches it on, on a stack of its own."""
+    with running_stack(home / "limited") as stack:
+        # Hosted, postgres may do this; here only who may do everything.
+        url = stack.environment["DATABASE_URL"].replace("//postgres:", "//supabase_admin:")
+        with psycopg.connect(url, autocommit=True) as sql:
+            page = (ROOT / "docs/limits.md").read_text()
+            [block] = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
+            sql.execute(block)
+            sql.execute(
+                "insert into app.rate_limits values (app.rate_limit_caller('user_cleo'), 1, clock_timestamp() + interval '1 hour')"
+            )
+        url = f"{stack.environment['SUPABASE_URL']}/rest/v1"
+        key = stack.environment["SUPABASE_PUBLISHABLE_KEY"]
+
+        def ask(method: str, path: str, user: str, **more: Any) -> httpx.Response:
+            headers = {"apikey": key, "Authorization": f"Bearer {stack.token(user, 'org_acme')}"}
+            return httpx.request(method, url + path, headers=headers, **more)
+
+        def write(user: str) -> httpx.Response:
+            return ask("PATCH", "/projects?title=eq.nothing", user, json={"title": "x"})
+
+        assert write("user_cleo").status_code == 204
+        refused = write("user_cleo")
+        assert (refused.status_code, refused.json()["code"]) == (429, "PT429")
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert ask("GET", "/projects?select=id", "user_cleo").status_code == 200
+        assert ask("POST", "/rpc/start_session", "user_cleo", json={}).status_code == 429
+        assert write("user_ben").status_code == 204
+        anonymous = httpx.get(f"{url}/projects", headers={"apikey": key})
+        assert anonymous.status_code == 401

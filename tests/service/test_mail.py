@@ -1,0 +1,703 @@
+"""Mail leaves once, to whom it is for; none is lost, whatever fails or is killed; and nothing of it is in the logs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from html.parser import HTMLParser
+from typing import Any, cast
+from urllib.parse import parse_qs, urlsplit
+from uuid import uuid4
+
+import psycopg
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service import mail as mail_module
+from service.mail import KINDS, OPTIONAL, Renderer, SendingFailed, one_line
+from service.mail_routes import EXAMPLE
+from service.parts import parts
+from tests.conftest import ROOT, Stack
+from tests.service.conftest import ENVIRONMENT, MakeApp, made_in
+from tests.service.outside import HANG_UP, OLD_SECRET, SECRET, Answer, Outside, rest_answer, signed
+from tests.service.test_personal_data import as_caller
+
+KEY = "re_5ecretKey"
+NAME, ORGANIZATION, ADDRESS = "Xaver Unmistakable", "Unmistakable Ltd", "xaver.unmistakable@mail.example"
+Mail = dict[str, Any]
+
+
+class Provider:
+    """Resend, as far as we need it: takes a mail once per idempotency key, and answers as a test wants."""
+
+    def __init__(self, server: Outside) -> None:
+        self.server = server
+        self.delivered: dict[str, Mail] = {}
+        self.keys: list[str] = []
+        self.answers: list[Answer | Callable[[], Answer | None] | None] = []
+        self.lock = threading.Lock()
+        server.answer = self.answer
+
+    def answer(self, path: str, headers: Any, body: bytes) -> Answer | None:
+        assert (path, headers["Authorization"]) == ("/emails", f"Bearer {KEY}")
+        key = headers["Idempotency-Key"]
+        with self.lock:
+            self.keys.append(key)
+            chosen = self.answers.pop(0) if self.answers else None
+        if chosen is not None:
+            return chosen() if callable(chosen) else chosen
+        return self.take(key, json.loads(body))
+
+    def take(self, key: str, mail: Mail) -> Answer:
+        if key in self.delivered and self.delivered[key] != mail:
+            return refusal(409, "invalid_idempotent_request")
+        self.delivered[key] = mail
+        return rest_answer({"id": f"resend-{key}"})
+
+
+def refusal(status: int, name: str, **headers: str) -> Answer:
+    body = {"statusCode": status, "name": name, "message": f"Not {ADDRESS}"}
+    return status, headers, json.dumps(body).encode()
+
+
+@pytest.fixture
+def provider(outside: Outside) -> Provider:
+    return Provider(outside)
+
+
+@pytest.fixture
+def database(stack: Stack) -> Iterator[psycopg.Connection[Any]]:
+    """Mail is on, the outbox empty; a person in an organization of theirs."""
+    with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
+        connection.execute("delete from app.email_outbox")
+        connection.execute("set app.no_mail = 'on'")
+        connection.execute(
+            "insert into public.profiles (clerk_user_id, email, full_name) values ('user_mail', %s, %s)",
+            [ADDRESS, NAME],
+        )
+        connection.execute(
+            "insert into public.organizations (clerk_org_id, name) values ('org_mail', %s)", [ORGANIZATION]
+        )
+        connection.execute(
+            "insert into public.organization_memberships (organization_id, user_id, role) "
+            "select o.id, p.id, 'owner' from public.organizations as o, public.profiles as p "
+            "where clerk_org_id = 'org_mail' and clerk_user_id = 'user_mail'"
+        )
+        connection.execute("reset app.no_mail")
+        connection.execute("update app.settings set mail_enabled = true, operator_email = 'operator@mail.example'")
+        yield connection
+        connection.execute("update app.settings set mail_enabled = false, operator_email = null")
+        connection.execute("delete from app.email_outbox")
+        connection.execute("delete from public.organizations where clerk_org_id = 'org_mail'")
+        connection.execute("delete from public.profiles where clerk_user_id = 'user_mail'")
+
+
+def enqueued(database: psycopg.Connection[Any], template: str = "role_changed", number: int = 0) -> str:
+    row = database.execute(
+        "select app.enqueue_mail(%s, p.id, case when %s = 'member_joined' then p.id end, o.id, jsonb_build_object('n', %s::int)) "
+        "from public.organizations as o, public.profiles as p where clerk_org_id = 'org_mail' and clerk_user_id = 'user_mail'",
+        [template, template, number],
+    ).fetchone()
+    assert row is not None
+    assert row[0] is not None
+    return str(row[0])
+
+
+def states(database: psycopg.Connection[Any], columns: str = "state") -> list[Any]:
+    return database.execute(f"select {columns} from app.email_outbox order by created_at").fetchall()
+
+
+def due(database: psycopg.Connection[Any]) -> None:
+    database.execute("update app.email_outbox set next_attempt_at = now()")
+
+
+@pytest.fixture
+def client(make_app: MakeApp, stack: Stack, provider: Provider) -> FlaskClient:
+    """The service with a key of Resend's, which the provider takes."""
+    return sender(make_app, stack, provider.server.url).test_client()
+
+
+def outgoing(url: str) -> dict[str, str]:
+    """What the service needs to send mail, to a provider at `url`."""
+    return {
+        "ENVIRONMENT": "test", "RESEND_API_KEY": KEY, "RESEND_API_URL": url, "RESEND_WEBHOOK_SECRET": SECRET,
+        "MAIL_FROM": "Ballast <hello@mail.example>", "SERVICE_URL": "https://api.mail.example",
+    }  # fmt: skip
+
+
+def sender(make_app: MakeApp, stack: Stack, url: str, **changes: str | None) -> Flask:
+    return make_app(**(stack.environment | outgoing(url) | changes))
+
+
+def run(client: FlaskClient, stack: Stack) -> Any:
+    response = client.post("/jobs/mail", headers=as_caller(stack.environment["JOBS_TOKEN"]))
+    assert response.status_code == 200, response.json
+    return response.json
+
+
+def report(**counts: int) -> dict[str, int]:
+    return {"sent": 0, "postponed": 0, "failed": 0} | counts
+
+
+# --- it leaves
+
+
+def test_what_waits_is_sent_once_with_its_id_as_idempotency_key(
+    client: FlaskClient, stack: Stack, database: psycopg.Connection[Any], provider: Provider
+) -> None:
+    mail_id = enqueued(database)
+    assert run(client, stack) == report(sent=1)
+    assert run(client, stack) == report()
+    assert provider.keys == [mail_id]
+    mail = provider.delivered[mail_id]
+    assert (mail["from"], mail["to"]) == ("Ballast <hello@mail.example>", [ADDRESS])
+    assert mail["subject"] == f"Your role in {ORGANIZATION} is now owner"
+    assert all(f"Hello {NAME}" in mail[form] for form in ("html", "text"))
+    assert {"name": "mail", "value": mail_id} in mail["tags"]
+    assert "headers" not in mail  # essential: nobody can end it
+    assert states(database, "state, provider_id, attempts") == [("sent", f"resend-{mail_id}", 1)]
+
+
+def test_from_the_change_to_the_delivery(
+    client: FlaskClient, stack: Stack, database: psycopg.Connection[Any], provider: Provider
+) -> None:
+    database.execute("update public.profiles set email = null where clerk_user_id = 'user_mail'")
+    database.execute("update public.profiles set email = %s where clerk_user_id = 'user_mail'", [ADDRESS])
+    assert run(client, stack) == report(sent=1)
+    ((mail_id, mail),) = provider.delivered.items()
+    told = {"email_id": f"resend-{mail_id}", "to": [ADDRESS], "tags": {"mail": mail_id}}
+    assert webhook(client, "email.delivered", told).json == {"outcome": "processed"}
+    assert states(database, "template, state") == [("welcome", "delivered")]
+    assert f"Welcome to {'Ballast & Sons Ltd'}" == mail["subject"]
+
+
+def test_mail_that_is_not_essential_can_be_ended_with_one_click(
+    client: FlaskClient, stack: Stack, database: psycopg.Connection[Any], provider: Provider
+) -> None:
+    mail_id = enqueued(database, "welcome")
+    run(client, stack)
+    headers = provider.delivered[mail_id]["headers"]
+    assert headers["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
+    link = headers["List-Unsubscribe"].strip("<>")
+    assert link.startswith("https://api.mail.example/mail/unsubscribe?")
+    assert link in provider.delivered[mail_id]["text"]
+    assert link.replace("&", "&amp;") in provider.delivered[mail_id]["html"]
+    local = link.removeprefix("https://api.mail.example")
+    asked = client.get(local)
+    assert (asked.status_code, '<form method="post">' in asked.text) == (200, True)
+    assert preferences(database) == {}  # whoever opens links to look at them changes nothing
+    ended = client.post(local, data={"List-Unsubscribe": "One-Click"})
+    assert ended.status_code == 200
+    assert preferences(database) == {"mail": {"welcome": False}}
+
+
+def preferences(database: psycopg.Connection[Any]) -> Any:
+    return database.execute("select preferences from public.profiles where clerk_user_id = 'user_mail'").fetchall()[0][
+        0
+    ]
+
+
+@pytest.mark.parametrize("change", [
+    {"signature": ""}, {"signature": "0" * 64}, {"signature": "é"}, {"person": str(uuid4())}, {"kind": "role_changed"}, {"kind": ""},
+])  # fmt: skip
+@pytest.mark.parametrize("method", ["get", "post"])
+def test_a_link_that_is_not_ours_ends_nothing(offline: FlaskClient, method: str, change: dict[str, str]) -> None:
+    with offline.application.app_context():
+        renderer = parts().mailer.renderer
+        person = str(uuid4())
+        link = {"person": person, "kind": "welcome", "signature": renderer.signature(person, "welcome")} | change
+    response = getattr(offline, method)("/mail/unsubscribe", query_string=link)
+    assert (response.status_code, response.json["type"]) == (403, "urn:problem:ballast:mail-link-invalid")
+
+
+# --- what fails
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (refusal(500, "internal_server_error"), "internal_server_error"),
+        (refusal(503, "service_unavailable"), "service_unavailable"),
+        ((502, {"Content-Type": "text/html"}, b"<html>Bad gateway"), "application_error"),
+        ((200, {}, b"not json"), "application_error"),
+        ((200, {}, b"[]"), "answer_without_id"),
+        ((200, {}, b"{}"), "answer_without_id"),
+        (lambda: HANG_UP, "RemoteProtocolError"),
+        (refusal(401, "restricted_api_key"), "restricted_api_key"),
+        (refusal(403, "invalid_api_key"), "invalid_api_key"),
+        (refusal(429, "daily_quota_exceeded"), "daily_quota_exceeded"),
+        (refusal(409, "concurrent_idempotent_requests"), "concurrent_idempotent_requests"),
+    ],
+)
+def test_what_is_not_the_mails_fault_is_tried_again_with_the_same_key(
+    client: FlaskClient,
+    stack: Stack,
+    database: psycopg.Connection[Any],
+    provider: Provider,
+    answer: Any,
+    code: str,
+) -> None:
+    mail_id = enqueued(database)
+    provider.answers = [answer]
+    assert run(client, stack) == report(postponed=1)
+    ((state, error),) = states(database, "state, error")
+    assert (state, error) == ("queued", code)
+    assert run(client, stack) == report()  # not yet
+    due(database)
+    assert run(client, stack) == report(sent=1)
+    assert provider.keys == [mail_id, mail_id]
+
+
+def test_an_answer_that_does_not_come_is_not_waited_for_long(
+    client: FlaskClient,
+    stack: Stack,
+    database: psycopg.Connection[Any],
+    provider: Provider,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert (mail_module.TIMEOUT.connect, mail_module.TIMEOUT.read) == (3, 8)
+    resend = cast("mail_module.Resend", client.application.extensions["ballast"].mailer.way)
+    resend.http._http.timeout = 0.3
+    enqueued(database)
+    done = threading.Event()
+    provider.answers = [lambda: (done.wait(5), refusal(500, "late"))[1]]
+    assert run(client, stack) == report(postponed=1)
+    done.set()
+    assert states(database, "state, error") == [("queued", "ReadTimeout")]
+
+
+def test_resend_says_when_to_come_back(
+    client: FlaskClient, stack: Stack, database: psycopg.Connection[Any], provider: Provider
+) -> None:
+    enqueued(database, number=1)
+    enqueued(database, "welcome", number=2)
+    provider.answers = [refusal(429, "rate_limit_exceeded", **{"Retry-After": "600"})]
+    assert run(client, stack) == report(postponed=1)
+    assert len(provider.keys) == 1  # the others wait too
+    waits = states(database, "round(extract(epoch from next_attempt_at - now())) between 590 and 600")
+    assert sorted(waits) == [(False,), (True,)]
+
+
+@pytest.mark.parametrize(
+    ("status", "name"), [(400, "validation_error"), (422, "invalid_parameter"), (404, "not_found"), (413, "x")]
+)
+def test_a_mail_that_resend_refuses_is_given_up_and_the_next_is_sent(
+    client: FlaskClient, stack: Stack, database: psycopg.Connection[Any], provider: Provider, status: int, name: str
+) -> None:
+    enqueued(database, number=1)
+    enqueued(database, "welcome", number=2)
+    provider.answers = [refusal(status, name)]
+    assert run(client, stack) == report(failed=1, sent=1)
+    assert database.execute("select state, error from ops.mail_failures").fetchall() == [("failed", name)]
+
+
+def test_an_address_that_is_none_is_not_handed_over(
+    client: FlaskClient, stack: Stack, database: psycopg.Connection[Any], provider: Provider
+) -> None:
+    enqueued(database)
+    database.execute(
+        "update public.profiles set email = %s where clerk_user_id = 'user_mail'", ["a@b.example,c@d.example"]
+    )
+    assert run(client, stack) == report(failed=1)
+    assert (provider.keys, states(database, "error")) == ([], [("address_malformed",)])
+
+
+def test_a_sender_that_is_killed_before_it_says_so_loses_nothing_and_sends_nothing_twice(
+    client: FlaskClient, stack: Stack, database: psycopg.Connection[Any], provider: Provider
+) -> None:
+    mail_id = enqueued(database)
+
+    class Killed(BaseException):
+        """Not an error that anything handles: as if the process were gone."""
+
+    def killed() -> Answer | None:
+        raise Killed
+
+    tools = client.application.extensions["ballast"].mailer
+    # Resend has it, we do not know yet.
+    dying = mail_module.Mailer(
+        lambda name, given: killed() if name == "end_mail" else tools.call(name, given), tools.renderer, tools.way
+    )
+    with pytest.raises(Killed):
+        dying.send_due()
+    assert states(database) == [("sending",)]
+    assert run(client, stack) == report()  # it might still be at it
+    due(database)
+    assert run(client, stack) == report(sent=1)
+    assert provider.keys == [mail_id, mail_id]
+    assert len(provider.delivered) == 1
+    assert states(database, "state, provider_id") == [("sent", f"resend-{mail_id}")]
+
+
+def test_a_sender_that_is_killed_while_resend_answers_sends_nothing_twice(
+    client: FlaskClient, stack: Stack, database: psycopg.Connection[Any], provider: Provider
+) -> None:
+    mail_id = enqueued(database)
+    taken, over = threading.Event(), threading.Event()
+
+    def take_and_wait() -> Answer | None:
+        provider.take(mail_id, {"taken": "before the kill"})
+        taken.set()
+        over.wait(20)
+        return HANG_UP
+
+    provider.answers = [take_and_wait]
+    sending = "from service.app import create_app; create_app().extensions['ballast'].mailer.send_due()"
+    environment = os.environ | ENVIRONMENT | stack.environment | outgoing(provider.server.url)
+    process = subprocess.Popen([sys.executable, "-c", sending], env=environment, cwd=ROOT)
+    try:
+        assert taken.wait(30)
+        process.kill()
+        assert process.wait(10) == -signal.SIGKILL
+    finally:
+        process.kill()
+        over.set()
+    assert states(database) == [("sending",)]
+    due(database)
+    assert run(client, stack) == report(sent=1)
+    assert provider.keys == [mail_id, mail_id]
+    assert provider.delivered == {mail_id: {"taken": "before the kill"}}
+
+
+def test_what_resend_has_already_taken_in_other_words_counts_as_sent(
+    client: FlaskClient, stack: Stack, database: psycopg.Connection[Any], provider: Provider
+) -> None:
+    mail_id = enqueued(database)
+    provider.delivered[mail_id] = {"subject": "before the organization had another name"}
+    assert run(client, stack) == report(sent=1)
+    assert states(database, "state, provider_id") == [("sent", None)]
+
+
+def test_two_jobs_at_once_send_each_mail_once(
+    make_app: MakeApp, stack: Stack, database: psycopg.Connection[Any], provider: Provider
+) -> None:
+    app = sender(make_app, stack, provider.server.url)
+    mails = {enqueued(database, number=number) if number == 0 else many(database, number) for number in range(20)}
+    with ThreadPoolExecutor(2) as threads:
+        reports = list(threads.map(lambda _: run(app.test_client(), stack), range(2)))
+    assert sum(each["sent"] for each in reports) == len(mails) == 20
+    assert sorted(provider.keys) == sorted(mails)
+
+
+def many(database: psycopg.Connection[Any], number: int) -> str:
+    row = database.execute(
+        "insert into app.email_outbox (template, audience, data) values ('backup_failed', 'operator', %s) returning id",
+        [json.dumps({"backup_id": number})],
+    ).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+def test_without_the_database_the_job_is_not_done(make_app: MakeApp) -> None:
+    client = make_app(RESEND_API_KEY=KEY, MAIL_FROM="a@b.example", SERVICE_URL="https://c.example").test_client()
+    response = client.post("/jobs/mail", headers=as_caller(ENVIRONMENT["JOBS_TOKEN"] or ""))
+    assert (response.status_code, response.json["type"]) == (503, "urn:problem:ballast:database-unavailable")
+
+
+def test_a_mail_that_takes_long_is_the_last_one(
+    client: FlaskClient,
+    stack: Stack,
+    database: psycopg.Connection[Any],
+    provider: Provider,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mail_module, "WORK_SECONDS", 0.2)
+    enqueued(database, number=1)
+    enqueued(database, "welcome", number=2)
+    provider.answers = [lambda: (time.sleep(0.4), refusal(422, "slow"))[1]]
+    assert run(client, stack) == report(failed=1)
+    assert run(client, stack) == report(sent=1)
+
+
+def test_outside_local_and_test_nothing_is_claimed_without_a_key(make_app: MakeApp) -> None:
+    https = dict.fromkeys(
+        ("SUPABASE_URL", "CLERK_ISSUER", "CLERK_API_URL", "UPSTASH_REDIS_REST_URL"), "https://somewhere.example"
+    )
+    client = make_app(ENVIRONMENT="production", **https).test_client()
+    with client.application.app_context():
+        assert parts().mailer.send_due() == {"unconfigured": ["RESEND_API_KEY"]}
+
+
+# --- what it says
+
+
+def renderer(**changes: str | None) -> Renderer:
+    given: dict[str, Any] = {
+        "company": "Ballast & Sons",
+        "app_url": "https://app.example",
+        "service_url": "https://api.example",
+    }
+    return Renderer(**(given | changes), secret=secrets.token_hex())
+
+
+def row(template: str, context: dict[str, Any], **changes: Any) -> Mail:
+    person = str(uuid4())
+    is_essential = template not in OPTIONAL
+    return {"id": str(uuid4()), "template": template, "to": "a@b.example", "person_id": person, "is_essential": is_essential, "context": context} | changes  # fmt: skip
+
+
+def with_each_text(context: Any, text: str) -> Any:
+    match context:
+        case dict():
+            return {
+                name: each if name in {"requested_by", "started_at", "created_at"} else with_each_text(each, text)
+                for name, each in context.items()
+            }
+        case str():
+            return text
+        case _:
+            return context
+
+
+def elements(html: str) -> list[tuple[str, list[str]]]:
+    """The tags that a browser would see, each with its attributes' names."""
+    found: list[tuple[str, list[str]]] = []
+
+    class Parser(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            found.append((tag, [name for name, _ in attrs]))
+
+    Parser().feed(html)
+    return found
+
+
+@pytest.mark.parametrize("template", KINDS)
+def test_every_kind_says_the_same_in_html_and_text(template: str) -> None:
+    message = renderer().message(row(template, EXAMPLE))
+    assert message.subject
+    assert f"<title>{message.subject.replace('&', '&amp;').replace(chr(39), '&#39;')}</title>" in message.html
+    assert "{{" not in message.html + message.text
+    assert "{%" not in message.html + message.text
+    assert "Ballast & Sons" in message.text
+    assert "Ballast &amp; Sons" in message.html
+    words = set(re.findall(r"[A-Z][a-z]{4,}", re.sub(r"<[^>]*>", " ", message.html)))
+    assert words <= set(re.findall(r"[A-Za-z]+", message.text + message.subject)) | {"Begin"}
+    assert (message.unsubscribe_url is not None) == (template in OPTIONAL)
+
+
+@pytest.mark.parametrize("template", KINDS)
+def test_every_kind_can_be_said_when_little_is_known(template: str) -> None:
+    little = dict.fromkeys(EXAMPLE) | {name: EXAMPLE[name] for name in ("organization", "receipt", "failures", "role")}
+    message = renderer(company=None, app_url=None, service_url=None).message(row(template, little))
+    assert message.unsubscribe_url is None
+    assert "None" not in message.subject + message.html + message.text
+
+
+@pytest.mark.parametrize("template", KINDS)
+def test_what_people_write_is_neither_markup_nor_a_header_nor_a_paragraph(template: str) -> None:
+    hostile = (
+        "<script>alert(1)</script>\r\nBcc: all@evil.example\n\nDear user,\u2028pay\u202eyap \" onload='x' {{ 777 * 777 }}"
+    )
+    message = renderer().message(row(template, with_each_text(EXAMPLE, hostile)))
+    harmless = {"html", "head", "meta", "title", "body", "div", "h1", "p", "a", "hr", "br", "strong", "code", "pre"}
+    assert {tag for tag, _ in elements(message.html)} <= harmless
+    assert {name for _, attributes in elements(message.html) for name in attributes} <= {
+        "lang", "charset", "name", "content", "style", "role", "aria-label", "href"
+    }  # fmt: skip
+    assert len(message.subject.splitlines()) == 1
+    assert not re.search(r"[\x00-\x1f\u2028\u202e]", message.subject)
+    assert not re.search(r"^(Bcc|Dear)", message.text, re.MULTILINE)
+    assert "603729" not in message.html + message.text
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(st.characters(exclude_categories=()), max_size=300), template=st.sampled_from(KINDS))
+def test_any_text_makes_a_mail_that_can_be_sent(text: str, template: str) -> None:
+    message = renderer().message(row(template, with_each_text(EXAMPLE, text)))
+    json.dumps([message.subject, message.html, message.text]).encode()
+    (message.subject + message.html + message.text).encode()  # raises for half a surrogate pair
+    assert message.subject == one_line(message.subject)
+    assert message.subject
+
+
+@pytest.mark.parametrize(
+    "address", ["", None, "a", "a@b", "a@b.c,d@e.f", "A <a@b.c>", "a@b.c\nBcc: d@e.f", "a b@c.d", "a@b@c.d", "(x)a@b.c"]
+)
+def test_only_one_address_is_written_to(address: str | None) -> None:
+    with pytest.raises(SendingFailed) as refused:
+        renderer().message(row("welcome", EXAMPLE, to=address))
+    assert (refused.value.code, refused.value.is_final) == ("address_malformed", True)
+
+
+def test_a_kind_that_the_service_does_not_know_is_given_up() -> None:
+    with pytest.raises(SendingFailed, match="template_unknown"):
+        renderer().message(row("../../etc/passwd", EXAMPLE))
+
+
+def test_the_service_and_the_database_agree_on_what_is_essential(database: psycopg.Connection[Any]) -> None:
+    essential = [
+        kind for kind in KINDS if database.execute("select app.is_essential_mail(%s)", [kind]).fetchall() == [(True,)]
+    ]
+    assert set(KINDS) - set(essential) == set(OPTIONAL)
+
+
+def test_a_link_never_holds_for_somebody_else_or_another_kind() -> None:
+    ours = renderer()
+    person = str(uuid4())
+    query = {
+        name: value
+        for name, (value,) in parse_qs(urlsplit(ours.unsubscribe_url(person, "welcome") or "").query).items()
+    }
+    assert ours.is_signed(query["person"], query["kind"], query["signature"])
+    assert not ours.is_signed(query["person"], "member_joined", query["signature"])
+    assert not ours.is_signed(str(uuid4()), query["kind"], query["signature"])
+    assert not renderer().is_signed(query["person"], query["kind"], query["signature"])
+
+
+# --- what Resend tells
+
+
+def webhook(client: FlaskClient, kind: str, data: dict[str, Any], secret: str = SECRET, **given: Any) -> Any:
+    body = json.dumps({"type": kind, "created_at": "2026-01-31T10:00:00.000Z", "data": data}).encode()
+    return client.post("/webhooks/resend", data=body, headers=signed(body, secret, **given))
+
+
+@pytest.mark.parametrize(
+    ("kind", "bounce", "state", "is_suppressed"),
+    [
+        ("email.delivered", None, "delivered", False),
+        ("email.bounced", {"type": "Permanent", "subType": "General", "message": "no"}, "bounced", True),
+        ("email.bounced", {"type": "Transient", "subType": "MailboxFull", "message": "full"}, "bounced", False),
+        ("email.bounced", "nonsense", "bounced", True),
+        ("email.suppressed", None, "bounced", True),
+        ("email.failed", None, "bounced", False),
+        ("email.complained", None, "complained", True),
+    ],
+)
+def test_what_became_of_a_mail_is_noted(
+    client: FlaskClient,
+    stack: Stack,
+    database: psycopg.Connection[Any],
+    kind: str,
+    bounce: object,
+    state: str,
+    is_suppressed: bool,
+) -> None:
+    mail_id = enqueued(database)
+    run(client, stack)
+    told = {"email_id": f"resend-{mail_id}", "to": [ADDRESS], "bounce": bounce}
+    for _ in range(2):
+        assert webhook(client, kind, told).json == {"outcome": "processed"}
+    assert states(database) == [(state,)]
+    assert len(database.execute("select from app.mail_suppressions").fetchall()) == is_suppressed
+
+
+def test_a_bounce_that_is_told_before_we_know_resends_id_is_not_lost(
+    client: FlaskClient, database: psycopg.Connection[Any]
+) -> None:
+    mail_id = enqueued(database)
+    database.execute("select app.claim_mail(1)")
+    told = {"email_id": "resend-x", "to": [ADDRESS], "tags": {"mail": mail_id}}
+    assert webhook(client, "email.bounced", told).json == {"outcome": "processed"}
+    assert states(database, "state, provider_id") == [("bounced", "resend-x")]
+
+
+@pytest.mark.parametrize("data", [
+    {}, {"email_id": "other"}, {"email_id": 1, "to": "x", "tags": [], "bounce": 1}, {"tags": {"mail": "x"}, "to": []},
+    {"tags": {"mail": str(uuid4())}, "to": [None]},
+])  # fmt: skip
+def test_of_mail_that_is_not_ours_nothing_is_noted(
+    client: FlaskClient, database: psycopg.Connection[Any], data: dict[str, Any]
+) -> None:
+    assert webhook(client, "email.bounced", data).json == {"outcome": "ignored"}
+    assert webhook(client, "email.opened", data).json == {"outcome": "ignored"}
+
+
+def test_only_resend_is_believed(client: FlaskClient, offline: FlaskClient) -> None:
+    data = {"email_id": "x"}
+    for refused in (
+        webhook(client, "email.bounced", data, OLD_SECRET),
+        webhook(client, "email.bounced", data, age=600),
+        webhook(offline, "email.bounced", data),  # no secret is set: Clerk's does not count here
+    ):
+        assert (refused.status_code, refused.json["type"]) == (401, "urn:problem:ballast:webhook-signature-invalid")
+    assert client.post("/webhooks/resend", data=b"{}").status_code == 400
+
+
+def test_what_the_database_does_not_take_is_sent_again(make_app: MakeApp) -> None:
+    response = webhook(make_app(RESEND_WEBHOOK_SECRET=SECRET).test_client(), "email.bounced", {"email_id": "x"})
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "30")
+
+
+# --- what is not told
+
+
+def test_nothing_personal_is_logged(
+    client: FlaskClient, stack: Stack, database: psycopg.Connection[Any], provider: Provider, log: Any
+) -> None:
+    enqueued(database, number=1)
+    enqueued(database, "welcome", number=2)
+    provider.answers = [refusal(422, "validation_error"), refusal(500, "internal_server_error")]
+    run(client, stack)
+    due(database)
+    run(client, stack)
+    (mail,) = provider.delivered.values()
+    client.get(mail["headers"]["List-Unsubscribe"].strip("<>").removeprefix("https://api.mail.example"))
+    webhook(
+        client,
+        "email.bounced",
+        {"email_id": "x", "to": [ADDRESS], "subject": f"Hello {NAME}", "bounce": {"message": ADDRESS}},
+    )
+    written = log.getvalue()
+    assert "mail not sent" in written
+    person = database.execute("select id::text from public.profiles where clerk_user_id = 'user_mail'").fetchall()[0][0]
+    for secret in (ADDRESS, "unmistakable", NAME, ORGANIZATION, KEY, person, "signature="):
+        assert secret.lower() not in written.lower()
+
+
+# --- locally
+
+
+@pytest.fixture
+def local(make_app: MakeApp, stack: Stack, tmp_path: Any, provider: Provider) -> FlaskClient:
+    """The service as on a developer's machine, where even a key sends nothing."""
+    return sender(make_app, stack, provider.server.url, ENVIRONMENT="local", BALLAST_HOME=str(tmp_path)).test_client()
+
+
+def test_locally_nothing_leaves_and_everything_can_be_read(
+    local: FlaskClient, stack: Stack, database: psycopg.Connection[Any], provider: Provider
+) -> None:
+    assert "There is none yet" in local.get("/dev/mail").text
+    mail_id = enqueued(database)
+    assert run(local, stack) == report(sent=1)
+    assert (provider.keys, states(database)) == ([], [("sent",)])
+    page = local.get("/dev/mail").text
+    assert all(each in page for each in (ADDRESS, ORGANIZATION, f"/dev/mail/{mail_id}.html"))
+    html, text = (local.get(f"/dev/mail/{mail_id}.{form}") for form in ("html", "txt"))
+    assert (html.content_type, text.content_type) == ("text/html; charset=utf-8", "text/plain; charset=utf-8")
+    assert all(f"Hello {NAME}" in each.text for each in (html, text))
+    assert "script-src" not in html.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in html.headers["Content-Security-Policy"]
+    assert local.get(f"/dev/mail/{uuid4()}.html").status_code == 404
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_locally_each_kind_is_shown_by_example(local: FlaskClient, kind: str) -> None:
+    assert f"/dev/mail/example/{kind}.html" in local.get("/dev/mail").text
+    assert "<!doctype html>" in local.get(f"/dev/mail/example/{kind}.html").text
+    assert local.get(f"/dev/mail/example/{kind}.txt").text.startswith("Subject: ")
+
+
+@pytest.mark.parametrize("path", ["/dev/mail", "/dev/mail/example/welcome.html", "/dev/mail/00000000-0000-4000-8000-000000000000.txt"])
+def test_elsewhere_there_is_no_such_page(offline: FlaskClient, path: str) -> None:
+    assert offline.get(path).status_code == 404
+
+
+@pytest.mark.parametrize("name", ["MAIL_FROM", "SERVICE_URL"])
+def test_with_a_key_mail_needs_a_sender_and_an_address_for_its_links(name: str) -> None:
+    given = {"RESEND_API_KEY": KEY, "MAIL_FROM": "a@b.example", "SERVICE_URL": "https://c.example"}
+    made_in(ENVIRONMENT | given)
+    with pytest.raises(Exception, match=f"{name} is missing"):
+        made_in(ENVIRONMENT | given | {name: None})

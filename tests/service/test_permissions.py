@@ -1,0 +1,401 @@
+"""Who may use a route of an organization: the service and the database give the same answer, whoever asks."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import psycopg
+import pytest
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from service.cache import organization
+from service.me import session_of
+from service.parts import parts
+from service.permissions import NotPermitted, permitted
+from tests.conftest import Stack
+from tests.service.conftest import MakeApp
+from tests.service.outside import HANG_UP, Answer, Issuer, Outside, rest_answer, running_outside
+
+ROLES = {"owner": "user_ada", "admin": "user_ben", "member": "user_cleo", "viewer": "user_dee", "stranger": "user_eve"}
+MFA = {
+    "required and verified": (True, True),
+    "required and not verified": (True, False),
+    "not required but verified": (False, True),
+    "neither": (False, False),
+}
+
+
+def as_caller(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+@pytest.fixture
+def sql(stack: Stack) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
+        yield connection
+
+
+def value(sql: psycopg.Connection[Any], query: str, *values: object) -> Any:
+    row = sql.execute(query, values).fetchone()  # type: ignore[call-overload]
+    return row[0] if row else None
+
+
+@pytest.fixture
+def acme(sql: psycopg.Connection[Any]) -> UUID:
+    return UUID(str(value(sql, "select id from public.organizations where clerk_org_id = 'org_acme'")))
+
+
+# --- one matrix ---
+
+
+@pytest.fixture(params=MFA.values(), ids=MFA)
+def second_factor(request: pytest.FixtureRequest, sql: psycopg.Connection[Any], online: FlaskClient) -> Iterator[bool]:
+    """Whether sessions have one; Acme asks for it or does not."""
+
+    def ask_for_it(required: bool) -> None:
+        sql.execute("update public.organizations set mfa_required = %s where clerk_org_id = 'org_acme'", [required])
+        with online.application.app_context():
+            parts().cache.changed(organization("org_acme"))
+
+    required, verified = request.param
+    ask_for_it(required)
+    yield verified
+    ask_for_it(True)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_service_and_database_agree_on_every_permission(
+    online: FlaskClient, stack: Stack, sql: psycopg.Connection[Any], acme: UUID, role: str, second_factor: bool
+) -> None:
+    token = stack.token(ROLES[role], None, "--second-factor" if second_factor else "--no-second-factor")
+    everything = {name for (name,) in sql.execute("select distinct permission from public.role_permissions")}
+    with online.application.app_context():
+        by_database = {
+            name
+            for name in everything
+            if parts().data_api.call_as(token, "has_permission", {"organization_id": str(acme), "permission": name})
+        }
+        for _ in range(2):  # computed, then kept
+            caller = parts().session_tokens.caller(f"Bearer {token}")
+            by_service = {name for name in everything if holds(session_of(caller), acme, name)}
+            assert by_service == by_database
+        assert parts().cache.stats()["hits"] >= 1
+    assert (by_database == set()) == (role == "stranger")
+    if role == "owner" and second_factor:
+        assert by_database == everything
+
+
+def holds(session: dict[str, Any], organization_id: UUID, permission: str) -> bool:
+    try:
+        permitted(session, organization_id, permission)
+    except NotPermitted:
+        return False
+    return True
+
+
+# --- invitations ---
+
+
+def invite(client: FlaskClient, acme: UUID | str, token: str, body: object = None) -> TestResponse:
+    body = {"email": f"{secrets.token_hex(6)}@example.com", "role": "member"} if body is None else body
+    return client.post(f"/api/v1/organizations/{acme}/invitations", headers=as_caller(token), json=body)
+
+
+@pytest.mark.parametrize("role", ["admin", "member", "viewer"])
+def test_an_invitation_goes_to_clerk_and_comes_back_by_its_webhook(
+    online: FlaskClient, stack: Stack, sql: psycopg.Connection[Any], acme: UUID, role: str
+) -> None:
+    email = f"{secrets.token_hex(6)}@example.com"
+    answer = invite(online, acme, stack.token("user_ben"), {"email": email, "role": role})
+    assert (answer.status_code, answer.json["role"]) == (202, role)
+    query = "select role from public.organization_invitations where email = %s and clerk_invitation_id = %s"
+    assert eventually(lambda: value(sql, query, email, answer.json["clerk_invitation_id"])) == role
+
+
+def eventually(question: Callable[[], Any], seconds: float = 5) -> Any:
+    ends = time.monotonic() + seconds
+    while not (found := question()) and time.monotonic() < ends:
+        time.sleep(0.05)
+    return found
+
+
+@pytest.mark.parametrize("role", ["member", "viewer", "stranger"])
+def test_who_lacks_the_permission_invites_nobody(online: FlaskClient, stack: Stack, acme: UUID, role: str) -> None:
+    answer = invite(online, acme, stack.token(ROLES[role]))
+    assert (answer.status_code, answer.json["type"]) == (403, "urn:problem:ballast:not-permitted")
+    assert (answer.json["permission"], answer.json["limited_by"]) == ("members:invite", None)
+
+
+def test_an_admin_without_the_second_factor_learns_that_it_is_missing(
+    online: FlaskClient, stack: Stack, acme: UUID
+) -> None:
+    answer = invite(online, acme, stack.token("user_ben", None, "--no-second-factor"))
+    assert (answer.status_code, answer.json["limited_by"]) == (403, "second_factor")
+
+
+def test_an_organization_that_is_not_there_is_refused_like_one_of_others(online: FlaskClient, stack: Stack) -> None:
+    answer = invite(online, uuid4(), stack.token("user_ada"))
+    assert (answer.status_code, answer.json["type"]) == (403, "urn:problem:ballast:not-permitted")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        [], "text", 5, {}, {"email": "x@example.com"}, {"role": "member"}, {"email": "nobody", "role": "member"},
+        {"email": "a b@example.com", "role": "member"}, {"email": ["x@example.com"], "role": "member"},
+        {"email": "x@example.com", "role": "owner"}, {"email": "x@example.com", "role": ["member"]},
+        {"email": "x@example.com", "role": "org:admin"}, {"email": "x@example.com\n", "role": "member"},
+    ],
+)  # fmt: skip
+def test_a_body_that_is_no_invitation_is_refused(online: FlaskClient, stack: Stack, acme: UUID, body: object) -> None:
+    answer = invite(online, acme, stack.token("user_ada"), body)
+    assert (answer.status_code, answer.json["type"]) == (400, "urn:problem:ballast:invitation-malformed")
+
+
+def test_who_is_a_member_is_not_invited_and_clerk_says_why(online: FlaskClient, stack: Stack, acme: UUID) -> None:
+    answer = invite(online, acme, stack.token("user_ada"), {"email": "cleo@example.com", "role": "member"})
+    assert (answer.status_code, answer.json["type"]) == (422, "urn:problem:ballast:clerk-refused")
+    assert answer.json["clerk_code"] == "already_a_member_in_organization"
+
+
+def test_without_a_token_nobody_invites(online: FlaskClient, acme: UUID) -> None:
+    assert online.post(f"/api/v1/organizations/{acme}/invitations", json={}).status_code == 401
+
+
+# --- removals ---
+
+
+@dataclass(frozen=True)
+class Team:
+    """An organization of its own: `people` by name, `profiles` their ids here."""
+
+    id: str
+    clerk_id: str
+    people: dict[str, str]
+    profiles: dict[str, str]
+
+
+@pytest.fixture
+def team(stack: Stack, sql: psycopg.Connection[Any]) -> Team:
+    tag = secrets.token_hex(5)
+    people = {name: f"user_{name}{tag}" for name in ("owner", "admin", "member")}
+    clerk_id = f"org_{tag}"
+    send(stack, "organization.created", id=clerk_id, created_by=people["owner"])
+    for name, role in (("owner", "org:admin"), ("admin", "org:admin"), ("member", "org:member")):
+        send(stack, "user.created", id=people[name])
+        send(
+            stack, "organizationMembership.created", role=role,
+            public_user_data={"user_id": people[name]}, organization={"id": clerk_id},
+        )  # fmt: skip
+    profile = "select id::text from public.profiles where clerk_user_id = %s"
+    return Team(
+        value(sql, "select id::text from public.organizations where clerk_org_id = %s", clerk_id), clerk_id, people,
+        {name: value(sql, profile, user_id) for name, user_id in people.items()},
+    )  # fmt: skip
+
+
+def send(stack: Stack, kind: str, **data: object) -> None:
+    """Clerk's stand-in tells the service of it, as `ballast clerk send` makes it do."""
+    sent = stand_in(stack, "events", {"type": kind, "data": data, "deliver": True})
+    assert sent["attempts"][-1]["status"] == 200, sent
+
+
+def token_of(stack: Stack, user_id: str) -> str:
+    return str(stand_in(stack, "tokens", {"user_id": user_id})["token"])
+
+
+def stand_in(stack: Stack, what: str, body: object) -> Any:
+    answer = httpx.post(f"{stack.environment['CLERK_API_URL']}/stand-in/{what}", json=body, timeout=30)
+    assert answer.is_success, answer.text
+    return answer.json()
+
+
+def remove(client: FlaskClient, stack: Stack, team: Team, who: str, whom: str) -> TestResponse:
+    url = f"/api/v1/organizations/{team.id}/members/{team.profiles.get(whom, whom)}"
+    return client.delete(url, headers=as_caller(token_of(stack, team.people[who])))
+
+
+def test_a_removed_member_has_lost_access_within_two_seconds(online: FlaskClient, stack: Stack, team: Team) -> None:
+    headers = as_caller(token_of(stack, team.people["member"]))
+    assert len(online.get("/api/v1/me", headers=headers).json["organizations"]) == 1
+    assert remove(online, stack, team, "admin", "member").status_code == 204
+    assert eventually(lambda: online.get("/api/v1/me", headers=headers).json["organizations"] == [], 2)
+    again = remove(online, stack, team, "admin", "member")
+    assert (again.status_code, again.json["type"]) == (404, "urn:problem:ballast:member-unknown")
+
+
+def test_a_member_removes_nobody(online: FlaskClient, stack: Stack, team: Team) -> None:
+    answer = remove(online, stack, team, "member", "admin")
+    assert (answer.status_code, answer.json["permission"]) == (403, "members:remove")
+
+
+def test_an_admin_does_not_remove_the_owner(online: FlaskClient, stack: Stack, team: Team) -> None:
+    assert remove(online, stack, team, "admin", "owner").status_code == 403
+
+
+def test_the_last_owner_stays(online: FlaskClient, stack: Stack, team: Team) -> None:
+    answer = remove(online, stack, team, "owner", "owner")
+    assert (answer.status_code, answer.json["type"]) == (409, "urn:problem:ballast:last-owner")
+
+
+def test_nobody_is_removed_from_another_organization(online: FlaskClient, stack: Stack, team: Team, acme: UUID) -> None:
+    url = f"/api/v1/organizations/{acme}/members/{team.profiles['member']}"
+    assert online.delete(url, headers=as_caller(token_of(stack, team.people["owner"]))).status_code == 403
+    url = f"/api/v1/organizations/{team.id}/members/{uuid4()}"
+    assert online.delete(url, headers=as_caller(token_of(stack, team.people["owner"]))).status_code == 404
+
+
+def test_who_is_gone_at_clerk_already_is_removed(online: FlaskClient, stack: Stack, team: Team) -> None:
+    with online.application.app_context():
+        parts().clerk.delete_membership(team.clerk_id, "user_nobody")
+
+
+# --- Clerk and the database fail ---
+
+ORGANIZATION = uuid4()
+SESSION = {
+    "profile": {"clerk_user_id": "user_test"},
+    "second_factor": False,
+    "organizations": [
+        {
+            "id": str(ORGANIZATION),
+            "clerk_org_id": "org_test",
+            "permissions": ["members:invite", "members:remove"],
+            "limited_by": None,
+        }
+    ],
+}
+
+
+@pytest.fixture
+def clerk() -> Iterator[Outside]:
+    with running_outside() as server:
+        yield server
+
+
+@pytest.fixture
+def client(make_app: MakeApp, outside: Outside, issuer: Issuer, clerk: Outside) -> FlaskClient:
+    prepared = {"clerk_org_id": "org_test", "clerk_role": "org:member", "clerk_user_id": "user_gone"}
+    outside.answer = lambda path, *_: rest_answer(SESSION if path.endswith("start_session") else prepared)
+    return make_app(SUPABASE_URL=outside.url, CLERK_ISSUER=issuer.url, CLERK_API_URL=clerk.url).test_client()
+
+
+def clerks_error(status: int, code: str) -> Answer:
+    return status, {}, json.dumps({"errors": [{"code": code, "message": "about Ada"}]}).encode()
+
+
+ACTS: dict[str, Callable[[FlaskClient, str], TestResponse]] = {
+    "invite": lambda client, token: invite(client, ORGANIZATION, token),
+    "remove": lambda client, token: client.delete(
+        f"/api/v1/organizations/{ORGANIZATION}/members/{uuid4()}", headers=as_caller(token)
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (clerks_error(403, "not_an_admin_in_organization"), (422, "clerk-refused")),
+        (clerks_error(422, "form_param_format_invalid"), (422, "clerk-refused")),
+        (clerks_error(400, "duplicate_record"), (422, "clerk-refused")),
+        (clerks_error(401, "clerk_key_invalid"), (503, "clerk-unavailable")),
+        (clerks_error(429, "too_many_requests"), (503, "clerk-unavailable")),
+        (clerks_error(500, "internal_clerk_error"), (503, "clerk-unavailable")),
+        (HANG_UP, (503, "clerk-unavailable")),
+        ((502, {}, b"<html>"), (503, "clerk-unavailable")),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("act", ACTS)
+def test_what_clerk_answers_becomes_the_fitting_problem(
+    client: FlaskClient, clerk: Outside, issuer: Issuer, act: str, answer: Answer | None, problem: tuple[int, str]
+) -> None:
+    clerk.answer = lambda *_: answer
+    found = ACTS[act](client, issuer.token())
+    assert (found.status_code, found.json["type"]) == (problem[0], f"urn:problem:ballast:{problem[1]}")
+    assert "Ada" not in found.text
+
+
+@pytest.mark.parametrize("answer", [rest_answer({}), rest_answer([]), (200, {}, b"<html>")])
+def test_an_invitation_that_clerk_does_not_name_is_not_taken_for_sent(
+    client: FlaskClient, clerk: Outside, issuer: Issuer, answer: Answer
+) -> None:
+    clerk.answer = lambda *_: answer
+    assert invite(client, ORGANIZATION, issuer.token()).status_code == 503
+
+
+def test_clerk_hears_whom_to_invite_as_what_and_in_whose_name(
+    client: FlaskClient, clerk: Outside, issuer: Issuer
+) -> None:
+    heard: list[Any] = []
+
+    def answer(path: str, headers: Any, body: bytes) -> Answer:
+        heard.append((path, json.loads(body)))
+        return rest_answer({"id": "orginv_1"})
+
+    clerk.answer = answer
+    assert invite(client, ORGANIZATION, issuer.token(), {"email": "x@example.com", "role": "member"}).status_code == 202
+    body = {"email_address": "x@example.com", "role": "org:member", "inviter_user_id": "user_test"}
+    assert heard == [("/v1/organizations/org_test/invitations", body)]
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_the_database_has_the_last_word(
+    client: FlaskClient, outside: Outside, clerk: Outside, issuer: Issuer, act: str
+) -> None:
+    """What the cache still has may be a minute old."""
+    refusal = rest_answer({"code": "PT403", "message": "no", "hint": None, "details": None}, 403)
+    outside.answer = lambda path, *_: rest_answer(SESSION) if path.endswith("start_session") else refusal
+    assert ACTS[act](client, issuer.token()).json["type"] == "urn:problem:ballast:not-permitted"
+    assert clerk.requests == []
+
+
+@pytest.mark.parametrize("answer", [HANG_UP, rest_answer({"code": "57014", "message": "m"}, 500)])
+@pytest.mark.parametrize("act", ACTS)
+def test_without_the_database_nothing_reaches_clerk(
+    client: FlaskClient, outside: Outside, clerk: Outside, issuer: Issuer, act: str, answer: Answer | None
+) -> None:
+    outside.answer = lambda path, *_: rest_answer(SESSION) if path.endswith("start_session") else answer
+    assert ACTS[act](client, issuer.token()).status_code == 503
+    assert clerk.requests == []
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_a_pending_session_does_nothing(
+    client: FlaskClient, outside: Outside, clerk: Outside, issuer: Issuer, act: str
+) -> None:
+    assert ACTS[act](client, issuer.token(sts="pending")).json["type"] == "urn:problem:ballast:session-pending"
+    assert outside.requests == clerk.requests == []
+
+
+def test_the_stand_in_answers_in_clerks_shapes(stack: Stack, team: Team) -> None:
+    headers = {"Authorization": f"Bearer {stack.environment['CLERK_SECRET_KEY']}"}
+    http = httpx.Client(
+        base_url=f"{stack.environment['CLERK_API_URL']}/v1/organizations/{team.clerk_id}", headers=headers
+    )
+    body = {"email_address": "new@example.com", "role": "org:member", "inviter_user_id": team.people["admin"]}
+    invitation = http.post("/invitations", json=body).json()
+    assert (invitation["object"], invitation["status"]) == ("organization_invitation", "pending")
+    assert {
+        "id",
+        "email_address",
+        "role",
+        "organization_id",
+        "created_at",
+        "updated_at",
+        "expires_at",
+    } <= invitation.keys()
+    no_admin = http.post("/invitations", json=body | {"inviter_user_id": team.people["member"]})
+    assert (no_admin.status_code, no_admin.json()["errors"][0]["code"]) == (403, "not_an_admin_in_organization")
+    assert http.post("/invitations", json={"role": "org:member"}).status_code == 422
+    gone = http.delete(f"/memberships/{team.people['member']}").json()
+    assert (gone["object"], gone["public_user_data"]["user_id"]) == ("organization_membership", team.people["member"])
+    again = http.delete(f"/memberships/{team.people['member']}")
+    assert (again.status_code, again.json()["errors"][0]["code"]) == (404, "resource_not_found")
