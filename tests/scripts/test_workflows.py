@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from scripts.backup.alarm import MONITORS
+from service.jobs import JOBS
 from tests.conftest import ROOT, Stack
 from tests.service.outside import running_outside
 
@@ -46,7 +47,38 @@ each_workflow = pytest.mark.parametrize("name", sorted(MONITOR_OF))
 
 
 def test_every_workflow_is_examined() -> None:
-    assert {file.name for file in FOLDER.iterdir()} == MONITOR_OF.keys()
+    assert {file.name for file in FOLDER.iterdir()} == MONITOR_OF.keys() | {"jobs.yml"}
+
+
+@pytest.mark.parametrize(("token", "code"), [(None, 0), ("a token of somebody else, 32 and more", 1)])
+def test_the_workflow_for_jobs_calls_each_as_it_stands_there(stack: Stack, token: str | None, code: int) -> None:
+    [step] = steps_of("jobs.yml")
+    assert workflow("jobs.yml")["permissions"] == {}
+    assert "${{" not in step["run"]
+    given = {name: stack.environment[name] for name in step["env"]} | ({"JOBS_TOKEN": token} if token else {})
+    ran = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", step["run"]],
+        env={"PATH": os.environ["PATH"]} | given,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == code, ran.stdout + ran.stderr
+    called = "mail retry-events erasures name-changes seals partitions retention"
+    assert called in step["run"]
+    assert set(called.split()) == JOBS.keys() - {"backup"}
+    if token:
+        assert f"These failed: {called}" in ran.stdout
+
+
+def test_the_page_on_jobs_names_each_and_its_command_works(stack: Stack) -> None:
+    page = (ROOT / "docs/jobs.md").read_text()
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", page, re.MULTILINE)) == JOBS.keys()
+    [command] = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    ran = subprocess.run(
+        ["bash", "-euc", command], env=os.environ | stack.environment, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
 
 
 @each_workflow

@@ -497,9 +497,7 @@ def test_every_kind_can_be_said_when_little_is_known(template: str) -> None:
 
 @pytest.mark.parametrize("template", KINDS)
 def test_what_people_write_is_neither_markup_nor_a_header_nor_a_paragraph(template: str) -> None:
-    hostile = (
-        "<script>alert(1)</script>\r\nBcc: all@evil.example\n\nDear user,\u2028pay\u202eyap \" onload='x' {{ 777 * 777 }}"
-    )
+    hostile = "<script>alert(1)</script>\r\nBcc: all@evil.example\n\nDear user,\u2028pay\u202eyap \" onload='x' {{ 777 * 777 }}"
     message = renderer().message(row(template, with_each_text(EXAMPLE, hostile)))
     harmless = {"html", "head", "meta", "title", "body", "div", "h1", "p", "a", "hr", "br", "strong", "code", "pre"}
     assert {tag for tag, _ in elements(message.html)} <= harmless
@@ -690,7 +688,9 @@ def test_locally_each_kind_is_shown_by_example(local: FlaskClient, kind: str) ->
     assert local.get(f"/dev/mail/example/{kind}.txt").text.startswith("Subject: ")
 
 
-@pytest.mark.parametrize("path", ["/dev/mail", "/dev/mail/example/welcome.html", "/dev/mail/00000000-0000-4000-8000-000000000000.txt"])
+@pytest.mark.parametrize(
+    "path", ["/dev/mail", "/dev/mail/example/welcome.html", "/dev/mail/00000000-0000-4000-8000-000000000000.txt"]
+)
 def test_elsewhere_there_is_no_such_page(offline: FlaskClient, path: str) -> None:
     assert offline.get(path).status_code == 404
 
