@@ -13,6 +13,21 @@ TIMEOUT = httpx.Timeout(connect=2, read=8, write=2, pool=2)
 PROBE_TIMEOUT = httpx.Timeout(2)
 
 
+class NotTheDataApi(httpx.HTTPError):
+    """Something else answered, such as a proxy's page: PostgREST's client would take its text for the data."""
+
+
+def _require_json(response: httpx.Response) -> None:
+    if response.is_success and response.headers.get("Content-Length") != "0" and response.status_code != NO_CONTENT:
+        content_type = response.headers.get("Content-Type", "")
+        if "json" not in content_type:
+            raise NotTheDataApi("the answer is no JSON")
+
+
+NO_CONTENT = 204
+EVENT_HOOKS = {"response": [_require_json]}
+
+
 class CallFailed(Exception):
     """A call had no answer, or one that is not 2xx.
 
@@ -33,9 +48,11 @@ class DataApi:
     def __init__(self, supabase_url: str, secret_key: str, publishable_key: str = "") -> None:
         self._url = f"{supabase_url}/rest/v1"
         self._publishable_key = publishable_key
-        self._http = httpx.Client(timeout=TIMEOUT)
+        self._http = httpx.Client(timeout=TIMEOUT, event_hooks=EVENT_HOOKS)
         self._service = self._postgrest(secret_key, secret_key, self._http)
-        self._probe = self._postgrest(secret_key, secret_key, httpx.Client(timeout=PROBE_TIMEOUT))
+        self._probe = self._postgrest(
+            secret_key, secret_key, httpx.Client(timeout=PROBE_TIMEOUT, event_hooks=EVENT_HOOKS)
+        )
 
     def call(self, function: str, arguments: Mapping[str, Any]) -> object:
         """Calls `function` as the service role and returns its JSON. Raises CallFailed."""

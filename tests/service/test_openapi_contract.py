@@ -1,0 +1,73 @@
+"""Every route, asked whatever its description allows and much that it does not: it answers as described, and never with a 5xx."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+import schemathesis
+from flask import Flask
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from service.openapi import DOCUMENT
+from tests.conftest import Stack
+from tests.service.conftest import made_in
+from tests.service.test_personal_data import as_caller
+
+# Somebody of their own: what they may do to themselves, they will.
+VICTIM = "user_contract"
+# Redis, PostgREST, Clerk and the outbox are those of the running stack.
+CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+ROUTES = sorted((path, method) for path, methods in DOCUMENT["paths"].items() for method in methods)
+EXAMPLES = 25
+
+
+@pytest.fixture(scope="module")
+def app(stack: Stack) -> Iterator[Flask]:
+    sent = stack.ballast(
+        "clerk", "send", "user.created", "--data", json.dumps({"id": VICTIM, "first_name": "Contract"})
+    )
+    assert sent.returncode == 0, sent.stderr
+    yield made_in(stack.environment)
+    # Backups that were begun are made by processes of their own.
+    with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            if not connection.execute("select from public.backup_logs where status = 'started'").rowcount:
+                return
+            time.sleep(0.2)
+
+
+def credentials(stack: Stack, path: str) -> dict[str, str]:
+    """Who may ask it."""
+    security = {
+        name for method in DOCUMENT["paths"][path].values() for each in method.get("security", []) for name in each
+    }
+    tokens = {"jobs": "JOBS_TOKEN", "operator": "OPERATOR_TOKEN", "metrics": "METRICS_TOKEN"}
+    for name, variable in tokens.items():
+        if name in security:
+            return as_caller(stack.environment[variable])
+    return as_caller(stack.token(VICTIM)) if "clerk" in security else {}
+
+
+@pytest.mark.parametrize("authorized", [True, False], ids=["as somebody who may", "as anybody"])
+@pytest.mark.parametrize(("path", "method"), ROUTES, ids=lambda value: value)
+def test_a_route_answers_as_described(stack: Stack, app: Flask, path: str, method: str, authorized: bool) -> None:
+    operation = schemathesis.openapi.from_wsgi("/openapi.json", app)[path][method.upper()]
+
+    @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(case=operation.as_strategy(generation_mode=GenerationMode.POSITIVE))
+    def allowed(case: schemathesis.Case) -> None:
+        case.call_and_validate(headers=credentials(stack, path) if authorized else {}, checks=CHECKS)
+
+    allowed()

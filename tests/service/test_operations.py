@@ -1,0 +1,75 @@
+"""docs/operations.md, cell by cell: what a route answers while a part is down, or answers nonsense."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import secrets
+from collections.abc import Callable, Iterator
+
+import psycopg
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from tests.conftest import ROOT, Stack
+from tests.service.conftest import NOBODY, MakeApp
+from tests.service.outside import SECRET, event, running_outside, signed
+from tests.service.test_personal_data import as_caller
+
+PARTS = {
+    "database": "SUPABASE_URL", "Redis": "UPSTASH_REDIS_REST_URL", "Clerk's keys": "CLERK_ISSUER", "Clerk's API": "CLERK_API_URL",
+    "Resend": "RESEND_API_URL", "Sentry": "SENTRY_DSN",
+}  # fmt: skip
+PAGE = (ROOT / "docs/operations.md").read_text()
+ROWS = [re.findall(r"[^|]+", line) for line in PAGE.splitlines() if line.startswith("|")]
+COLUMNS = [cell.strip() for cell in ROWS[0][1:]]
+CELLS = {
+    (part, *row[0].strip().strip("`").split(" ", 1)): int(cell)
+    for row in ROWS[2:]
+    for part, cell in zip(COLUMNS, row[1:], strict=True)
+}
+PAIRS = list(itertools.product(PARTS, ("down", "nonsense")))
+
+
+@pytest.fixture(params=PAIRS, ids=" ".join, scope="module")
+def outage(request: pytest.FixtureRequest) -> Iterator[tuple[str, dict[str, str]]]:
+    """A part, and the variables with which it is down or answers nonsense."""
+    part, how = request.param
+    with running_outside() as server:
+        server.answer = lambda *_: (200, {"Content-Type": "text/html"}, b"<h1>Welcome to nginx!</h1>")
+        url = NOBODY if how == "down" else server.url
+        yield part, {PARTS[part]: url.replace("//", "//key@") + "/1" if part == "Sentry" else url}
+
+
+@pytest.fixture
+def service(make_app: MakeApp, stack: Stack, outage: tuple[str, dict[str, str]]) -> Flask:
+    mail = {"RESEND_API_KEY": "re_key", "MAIL_FROM": "Acme <acme@example.com>", "ENVIRONMENT": "test"}
+    webhooks = {"CLERK_WEBHOOK_SECRETS": f"{stack.environment['CLERK_WEBHOOK_SECRETS']},{SECRET}"}
+    nowhere = {"RESEND_API_URL": NOBODY}
+    return make_app(**(stack.environment | mail | webhooks | nowhere | outage[1]))
+
+
+def asked(client: FlaskClient, stack: Stack, method: str, route: str) -> Callable[[], int]:
+    """Asks the route as somebody who may."""
+    with psycopg.connect(stack.environment["DATABASE_URL"]) as connection:
+        [[acme]] = connection.execute("select id from public.organizations where clerk_org_id = 'org_acme'").fetchall()
+    variable = {"/jobs": "JOBS_TOKEN", "/metr": "METRICS_TOKEN", "/api/v1/backups": "OPERATOR_TOKEN"}
+    token = next((stack.environment[name] for start, name in variable.items() if route.startswith(start)), None)
+    arguments: dict[str, object] = {"headers": as_caller(token or stack.token("user_ada", "org_acme"))}
+    if route == "/webhooks/clerk":
+        body = event()
+        arguments = {"data": body, "headers": signed(body)}
+    elif route.endswith("/invitations"):
+        arguments["data"] = json.dumps({"email": f"{secrets.token_hex(6)}@example.com", "role": "viewer"})
+        arguments["content_type"] = "application/json"
+    return lambda: client.open(route.replace("{id}", str(acme)), method=method, **arguments).status_code  # type: ignore[arg-type]
+
+
+def test_each_route_answers_as_the_page_says(service: Flask, stack: Stack, outage: tuple[str, dict[str, str]]) -> None:
+    part, _ = outage
+    wanted = {(method, route): status for (of, method, route), status in CELLS.items() if of == part}
+    assert len(wanted) == 15
+    client = service.test_client()
+    assert {(method, route): asked(client, stack, method, route)() for method, route in wanted} == wanted
