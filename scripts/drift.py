@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scripts import migrations
+from scripts.backup.snapshot import normal
 from scripts.database import Connection, Tell, connected
 from scripts.migrations import ROOT, Files, Plan
 
@@ -85,7 +86,7 @@ def _problem(before: Definition | None, after: Definition | None) -> str:
 def objects(connection: Connection) -> dict[Identity, Definition]:
     """Everything of ours in public, app and ops that files declare, and the tables."""
     rows = connection.execute(OBJECTS.read_bytes())
-    return {Identity(kind, name): Definition(text, place) for kind, name, text, place in rows}
+    return {Identity(kind, name): Definition(normal(kind, text), place) for kind, name, text, place in rows}
 
 
 def _clear(connection: Connection, objects: Iterable[Identity]) -> None:

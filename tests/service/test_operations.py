@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
+import sentry_sdk
 from flask import Flask
 from flask.testing import FlaskClient
 
@@ -41,6 +42,9 @@ def outage(request: pytest.FixtureRequest) -> Iterator[tuple[str, dict[str, str]
         server.answer = lambda *_: (200, {"Content-Type": "text/html"}, b"<h1>Welcome to nginx!</h1>")
         url = NOBODY if how == "down" else server.url
         yield part, {PARTS[part]: url.replace("//", "//key@") + "/1" if part == "Sentry" else url}
+        if part == "Sentry":
+            sentry_sdk.get_client().close(timeout=1)
+            sentry_sdk.get_global_scope().set_client(None)
 
 
 @pytest.fixture

@@ -59,6 +59,7 @@ def sink() -> Iterator[Sink]:
     with running_outside() as server:
         heard = Sink(f"http://public@127.0.0.1:{urlsplit(server.url).port}/1")
         server.answer = heard.hear
+        sentry_sdk.get_isolation_scope().clear()  # of what other tests did without a request around it
         yield heard
         sentry_sdk.flush(timeout=2)
         sentry_sdk.get_client().close()
