@@ -12,10 +12,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scripts import migrations
-from scripts.backup.snapshot import normal
 from scripts.database import Connection, Tell, connected
 from scripts.migrations import ROOT, Files, Plan
 
+VIEWS = """
+    select format(
+        'create or replace view %I.%I %s as %s', n.nspname, c.relname,
+        'with (' || nullif(array_to_string(c.reloptions, ', '), '') || ')', pg_get_viewdef(c.oid)
+      )
+    from pg_class as c
+    join pg_namespace as n on n.oid = c.relnamespace
+    where n.nspname in ('public', 'app', 'ops') and c.relkind = 'v' and pg_has_role(c.relowner, 'usage')
+      and ('pg_class'::regclass, c.oid) not in (select classid, objid from pg_depend where deptype = 'e')
+"""
 OBJECTS = Path(__file__).with_suffix(".sql")
 
 
@@ -56,15 +65,18 @@ def check(database_url: str, *, root: Path = ROOT, tell: Tell = lambda _: None) 
 def find(connection: Connection, files: Files) -> list[Drift]:
     """Compares, in the caller's transaction, which must be rolled back afterwards."""
     migrations.reset_session(connection)
+    _settle_views(connection)
     before = objects(connection)
     _clear(connection, before)
     cleared = objects(connection)
     for source in files.sources:
         migrations.apply_source(connection, source)
     after = objects(connection)
+    _settle_views(connection)
+    settled = objects(connection)
     drift = [
-        Drift(*identity, _problem(before.get(identity), after.get(identity)))
-        for identity in before | after
+        Drift(*identity, _problem(before.get(identity), settled.get(identity)))
+        for identity in before | settled
         if identity.kind != "table"
     ]
     drift += [
@@ -73,6 +85,16 @@ def find(connection: Connection, files: Files) -> list[Drift]:
         if definition.place is not None and definition == cleared.get(identity)
     ]
     return sorted(found for found in drift if found.problem)
+
+
+def _settle_views(connection: Connection) -> None:
+    """Makes each view of what PostgreSQL says of it.
+
+    It may say that with other words than those it was made of, and after a restore it was made of those; but of a view
+    that was made of its own words it says the same again.
+    """
+    for statement, *_ in connection.execute(VIEWS).fetchall():
+        connection.execute(statement.encode())
 
 
 def _problem(before: Definition | None, after: Definition | None) -> str:
@@ -86,7 +108,7 @@ def _problem(before: Definition | None, after: Definition | None) -> str:
 def objects(connection: Connection) -> dict[Identity, Definition]:
     """Everything of ours in public, app and ops that files declare, and the tables."""
     rows = connection.execute(OBJECTS.read_bytes())
-    return {Identity(kind, name): Definition(normal(kind, text), place) for kind, name, text, place in rows}
+    return {Identity(kind, name): Definition(text, place) for kind, name, text, place in rows}
 
 
 def _clear(connection: Connection, objects: Iterable[Identity]) -> None:

@@ -17,6 +17,7 @@ from flask import Blueprint, Response, request, stream_with_context
 from flask.typing import ResponseReturnValue
 
 from service.data_api import CallFailed, DataApi
+from service.identity import current_caller
 from service.logs import log
 from service.me import DatabaseUnavailable, refusal
 from service.parts import parts
@@ -69,7 +70,7 @@ class Range:
 @audit.get("/audit.csv")
 def export(organization_id: UUID) -> ResponseReturnValue:
     """The organization's entries in a range, newest first."""
-    caller = parts().session_tokens.caller(request.headers.get("Authorization"))
+    caller = current_caller(parts().session_tokens)
     chosen = _range(request.args.get("from"), request.args.get("to"))
     data_api = parts().data_api
     _require_permission(data_api, caller.token, organization_id)

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.client import HTTPException
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
 import jwt
+from flask import g, request
 from jwt import PyJWK, PyJWKClient
 
 from service import sentry
@@ -191,6 +192,13 @@ class SessionTokens:
     def _for_us(self, claims: Mapping[str, Any]) -> bool:
         party = claims.get("azp")
         return party is None or not self._authorized_parties or party in self._authorized_parties
+
+
+def current_caller(tokens: SessionTokens) -> Caller:
+    """Whom this request's token proves, checked once a request. Raises what SessionTokens.caller() does."""
+    if "caller" not in g:
+        g.caller = tokens.caller(request.headers.get("Authorization"))
+    return cast("Caller", g.caller)
 
 
 def caller_of(claims: Mapping[str, Any], token: str) -> Caller:

@@ -23,6 +23,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from service import counts
 from service.breaker import Breaker, RedisUnavailable
+from service.identity import current_caller
 from service.problems import Problem
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def _check() -> None:
     caller = client_address()
     if LIMITS[name].per is Per.PERSON:
         try:
-            caller = parts.session_tokens.caller(request.headers.get("Authorization")).user_id
+            caller = current_caller(parts.session_tokens).user_id
         except Problem:  # the route says so itself
             name = "strangers"
     standing = parts.limits.count(name, caller)

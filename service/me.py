@@ -10,7 +10,7 @@ from flask.typing import ResponseReturnValue
 
 from service.cache import Scope, Shelf, organization, person
 from service.data_api import CallFailed, DataApi
-from service.identity import Caller, TokenInvalid
+from service.identity import Caller, TokenInvalid, current_caller
 from service.parts import parts
 from service.problems import Problem
 
@@ -46,7 +46,7 @@ class DatabaseUnavailable(Problem):
 @me.get("/me")
 def show() -> ResponseReturnValue:
     """Who the caller is and what they may do where, as of now or at most a minute ago: see docs/limits.md."""
-    caller = parts().session_tokens.caller(request.headers.get("Authorization"))
+    caller = current_caller(parts().session_tokens)
     return jsonify(session_of(caller, anew=bool(request.cache_control.no_cache)))
 
 

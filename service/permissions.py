@@ -13,10 +13,9 @@ from http import HTTPStatus
 from typing import Any
 from uuid import UUID
 
-from flask import request
 from flask.typing import ResponseReturnValue
 
-from service.identity import Caller
+from service.identity import Caller, current_caller
 from service.me import Session, session_of
 from service.parts import parts
 from service.problems import Problem
@@ -57,7 +56,7 @@ def requires(permission: str) -> Callable[[Route], Route]:
     def guard(route: Route) -> Route:
         @wraps(route)
         def guarded(organization_id: UUID, **arguments: object) -> ResponseReturnValue:
-            caller = parts().session_tokens.caller(request.headers.get("Authorization"))
+            caller = current_caller(parts().session_tokens)
             organization = permitted(session_of(caller), organization_id, permission)
             return route(Permitted(caller, organization), **arguments)
 

@@ -15,7 +15,7 @@ from werkzeug.exceptions import MethodNotAllowed
 from service.cache import person
 from service.data_api import CallFailed
 from service.export import Export, as_json, as_zip
-from service.identity import Caller
+from service.identity import Caller, current_caller
 from service.logs import log
 from service.me import DatabaseUnavailable
 from service.parts import parts
@@ -154,7 +154,7 @@ def show_erasure(receipt: UUID) -> ResponseReturnValue:
 
 def _person() -> Caller:
     """The caller, who is the person. Raises Impersonated, and what SessionTokens.caller() raises."""
-    caller = parts().session_tokens.caller(request.headers.get("Authorization"))
+    caller = current_caller(parts().session_tokens)
     if caller.is_impersonated:
         raise Impersonated("Who acts in somebody's name may neither take their data nor erase them.")
     return caller

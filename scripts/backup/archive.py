@@ -6,7 +6,7 @@ import hashlib
 import io
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import pyrage
@@ -199,22 +199,6 @@ def _why(error: BaseException) -> str:
     if "No matching keys" in str(error):
         return "The dump is not encrypted for this key: give the secret key of one of its recipients (BACKUP_IDENTITY)."
     return "The dump cannot be decrypted: it is not what was written."
-
-
-class Pieces:
-    """An iterator of pieces as something to read from."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-        self._ready = io.BytesIO()
-
-    def read(self, size: int = -1, /) -> bytes:
-        while not (piece := self._ready.read(size)):
-            following = next(self._pieces, None)
-            if following is None:
-                return b""
-            self._ready = io.BytesIO(following)
-        return piece
 
 
 class _Remembering:

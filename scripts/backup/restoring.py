@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import secrets
 import subprocess
 import tempfile
 import threading
@@ -26,6 +27,10 @@ from scripts.failure import Failure
 
 EMPTIED = Path(__file__).with_name("emptied.sql")
 HEADER_BYTES = 4096
+# psql runs commands of its own, also the shell's, wherever a script names one: between these it does not. pg_restore
+# says the same around what it writes, since it is known what names in a dump could do there (CVE-2025-8714).
+RESTRICTED = "\\restrict {token}\n{script}\n\\unrestrict {token}\n"
+IS_RESTRICTED = re.compile(rb"^\\restrict ", re.MULTILINE)
 # pg_restore sets it for whatever server; those before 17 do not know it. It is what a server has by default.
 NOT_FOR_ALL = re.compile(rb"^SET transaction_timeout = 0;\n", re.MULTILINE)
 # For building indexes: a server's default is a quarter of it or less.
@@ -127,10 +132,15 @@ def restore(backup: Backup, sealed: Path, target: Target, bar: Bar) -> None:
         contents = Path(folder) / "contents"
         contents.write_text("\n".join(_contents(backup, sealed, chosen, target.connection)))
         bar.stage("Restoring", backup.manifest.dump_bytes)
-        psql.write(PREPARED + (EMPTIED.read_bytes() if target.replace else b"") + before)
+        psql.write(PREPARED + (EMPTIED.read_bytes() if target.replace else b"") + _restricted(before))
         _copy(backup, sealed, [chosen["pg_restore"], "--no-owner", f"--use-list={contents}", "--file=-"], psql, bar)
         bar.stage("Finishing")
-        psql.write(after + FINISHED)
+        psql.write(_restricted(after) + FINISHED)
+
+
+def _restricted(script: bytes) -> bytes:
+    """SQL and nothing else: whoever may write to the store may have written the script."""
+    return RESTRICTED.format(token=secrets.token_hex(32), script=script.decode()).encode()
 
 
 def analyze(connection: Connection) -> None:
@@ -205,7 +215,10 @@ def _copy(backup: Backup, sealed: Path, pg_restore: list[str], psql: _Psql, bar:
     )
     with process, _Feeder(backup, sealed, process, bar) as feeder:
         assert process.stdout is not None
-        psql.write(NOT_FOR_ALL.sub(b"", process.stdout.read(HEADER_BYTES)))
+        header = process.stdout.read(HEADER_BYTES)
+        if header and IS_RESTRICTED.search(header) is None:
+            raise RestoreFailed(f"Nothing was restored. {pg_restore[0]} lacks the fix of CVE-2025-8714: update it.")
+        psql.write(NOT_FOR_ALL.sub(b"", header))
         while piece := process.stdout.read(archive.PIECE_BYTES):
             psql.write(piece)
         feeder.require_end()

@@ -31,7 +31,7 @@ MEGABYTE = 1 << 20
 PART_BYTES = 8 * MEGABYTE
 PARTS_AT_ONCE = 2
 READ_BYTES = 4 * MEGABYTE
-# Of one request: a part of 16 MiB over 2 Mbit/s. What hangs longer must not keep a transaction open for days.
+# Of one request: a part over 1 Mbit/s. What hangs longer must not keep a transaction open for days.
 ATTEMPT_SECONDS = 90
 RETRIES = 3
 

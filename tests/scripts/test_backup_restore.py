@@ -7,10 +7,12 @@ import json
 import re
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -22,6 +24,7 @@ from scripts.local.postgres import Postgres, stop
 from tests import people
 from tests.conftest import Database, free_port_block
 from tests.people import ADA, ADA_EMAILS
+from tests.relay import relay_to
 from tests.scripts.conftest import Vault
 
 OLDEST = Path("/usr/lib/postgresql/15/bin")
@@ -213,6 +216,64 @@ def test_what_the_database_refuses_is_said_without_the_data(
     assert refused.exit_code == 1
     assert 'Nothing was restored. ERROR:  schema "app" already exists' in refused.stderr
     with psycopg.connect(target) as connection:
+        assert snapshot.counted(connection) == {}
+
+
+@pytest.mark.parametrize("file", ["before.sql", "after.sql"])
+@pytest.mark.parametrize("command", ["\\! touch pwned", "select 1 \\g |touch pwned", "\\unrestrict x\n\\! touch pwned"])
+def test_a_script_in_the_store_runs_no_command_on_this_machine(
+    folder_vault: Vault, empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, command: str
+) -> None:
+    """Whoever may write to the store may forge one, with its manifest; the machine that restores has the keys."""
+    monkeypatch.chdir(tmp_path)
+    name = folder_vault.backed_up()
+    place = folder_vault.store.path(name, file)
+    assert place is not None
+    body = f"{place.read_text()}{command}\n".encode()
+    place.write_bytes(body)
+    told = {"size_bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}
+    rewritten(folder_vault, name, lambda manifest: manifest["files"].update({file: told}))
+    refused = folder_vault.run("restore", name, "--to", empty)
+    assert refused.exit_code == 1
+    assert "Nothing was restored." in refused.stderr
+    assert not (tmp_path / "pwned").exists()
+    with psycopg.connect(empty) as connection:
+        assert snapshot.counted(connection) == {}
+
+
+def test_a_pg_restore_that_lets_names_run_commands_is_refused(
+    folder_vault: Vault, empty: str, wrapped: Callable[..., str]
+) -> None:
+    name = folder_vault.backed_up()
+    old = wrapped(pg_restore='"$REAL/pg_restore" "$@" | sed "/restrict /d"')
+    refused = folder_vault.run("restore", name, "--to", empty, PG_BIN=old)
+    assert refused.exit_code == 1
+    assert "CVE-2025-8714" in refused.stderr
+
+
+def test_a_network_that_is_cut_while_a_backup_is_fetched_restores_nothing(
+    heavy: str,
+    new_database: Callable[..., str],
+    bucket_vault: Vault,
+    empty: str,
+    s3: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    large = Vault(new_database(heavy), bucket_vault.backup_url, bucket_vault.home, bucket_vault.identity)
+    name = large.backed_up()
+    with relay_to(urlsplit(s3).port or 0) as cable:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{cable.port}")
+        asked = b"GET /" + urlsplit(large.backup_url).netloc.encode()
+
+        def cut_soon(data: bytes) -> None:
+            if data.startswith(asked) and b"dump.pgc" in data:
+                threading.Timer(0.02, cable.cut).start()
+
+        cable.hears = cut_soon
+        failed_ = large.run("restore", name, "--to", empty)
+    assert failed_.exit_code == 1
+    assert "Cannot read dump.pgc.zst.age" in failed_.stderr
+    with psycopg.connect(empty) as connection:
         assert snapshot.counted(connection) == {}
 
 

@@ -288,11 +288,16 @@ def test_no_reader_ever_sees_what_was_before_a_change_that_was_told_before_it_as
     told = 0
     stale: list[tuple[int, int]] = []
     reads = 0
-    ends = time.monotonic() + 3
+    gives_up = time.monotonic() + 60
+
+    def goes_on() -> bool:
+        """For so long that there is something to see, however busy the machine is."""
+        hits = sum(each.stats()["hits"] for each in caches)
+        return (reads <= 300 or told <= 30 or hits <= 20) and time.monotonic() < gives_up
 
     def write() -> None:
         nonlocal told
-        while time.monotonic() < ends:
+        while goes_on():
             database.value += 1
             caches[2].changed(ADA if database.value % 2 else ACME)
             told = database.value
@@ -300,7 +305,7 @@ def test_no_reader_ever_sees_what_was_before_a_change_that_was_told_before_it_as
 
     def read(kept: Cache) -> None:
         nonlocal reads
-        while time.monotonic() < ends:
+        while goes_on():
             least = told
             found = fetched(kept, database)
             reads += 1
@@ -312,9 +317,9 @@ def test_no_reader_ever_sees_what_was_before_a_change_that_was_told_before_it_as
         for number in range(12):
             threads.submit(read, caches[number % 2])
     assert stale == []
-    assert told > 5
-    assert reads > 20
-    assert sum(each.stats()["hits"] for each in caches) > 2
+    assert told > 20
+    assert reads > 100
+    assert sum(each.stats()["hits"] for each in caches) > 10
 
 
 # --- Redis fails ---
