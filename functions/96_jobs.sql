@@ -1,11 +1,17 @@
 -- Periodic work that the service's jobs ask for, each call short and safe to repeat.
 
-create or replace function app.retry_due_event() returns text
+create or replace function app.retry_due_event() returns jsonb
 language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
-  select app.retry_clerk_event(due.message_id)
+  select jsonb_build_object('outcome', app.retry_clerk_event(due.message_id), 'event', jsonb_build_object(
+    'type', due.event -> 'type', 'data', jsonb_build_object(
+      'id', due.event -> 'data' -> 'id',
+      'organization', jsonb_build_object('id', due.event -> 'data' -> 'organization' -> 'id'),
+      'public_user_data', jsonb_build_object('user_id', due.event -> 'data' -> 'public_user_data' -> 'user_id')
+    )
+  ))
   from (
-    select e.message_id from app.webhook_events as e
+    select e.message_id, e.event from app.webhook_events as e
     where e.outcome = 'failed' and e.next_attempt_at <= now() order by e.next_attempt_at limit 1
   ) as due;
 $$;
@@ -31,12 +37,13 @@ end;
 $$;
 comment on function app.seals_after is 'See public.seals_after. Definer: the service has no privilege on tables.';
 
-create or replace function public.retry_due_event() returns text
+create or replace function public.retry_due_event() returns jsonb
 language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
 as $$
   select app.retry_due_event();
 $$;
-comment on function public.retry_due_event is 'Applies the failed event that is due longest again, and says its outcome; null when none is due.';
+comment on function public.retry_due_event is
+'Applies the failed event that is due longest again: {outcome, event}, of which only the type and ids are told. Null when none is due.';
 
 create or replace function public.keep_partitions() returns integer
 language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
@@ -71,11 +78,7 @@ begin
   elsif service_url is null or service_url !~ '^https?://[A-Za-z0-9.:-]+$' then
     raise sqlstate 'PT400' using message = 'The service''s URL is like https://api.example.com, without a path.';
   end if;
-  for job, schedule in
-    values
-    ('mail', '* * * * *'), ('retry-events', '*/5 * * * *'), ('erasures', '*/5 * * * *'), ('name-changes', '*/5 * * * *'),
-    ('seals', '7 * * * *'), ('partitions', '23 1 * * *'), ('retention', '43 1 * * *')
-  loop
+  for job, schedule in select s.name, s.schedule from ops.job_schedule as s where s.schedule is not null loop
     execute 'select cron.schedule($1, $2, $3)' using 'ballast ' || job, schedule, format(
       'select net.http_post(url := %L, headers := jsonb_build_object(''Authorization'', ''Bearer '' || ('
       'select decrypted_secret from vault.decrypted_secrets where name = ''jobs_token'')), timeout_milliseconds := 60000)',

@@ -143,19 +143,7 @@ comment on view ops.erasure_health is 'Whether people who asked to be erased wai
 -- What has to happen again and again. last_effect_at is what the data shows of it, whoever did it; overdue_since is when the oldest
 -- piece of work was due that is not done. Jobs that only the service knows of are here once they have run.
 create or replace view ops.jobs with (security_invoker) as
-with known (name, every, purpose) as (
-  values
-  ('retention', interval '1 day', 'Purges what is old.'),
-  ('erasures', interval '15 minutes', 'Carries on with erasures.'),
-  ('name-changes', interval '15 minutes', 'Tells Clerk of names that people gave themselves.'),
-  ('retry-events', interval '15 minutes', 'Applies failed events of Clerk''s again.'),
-  ('seals', interval '1 hour', 'Seals the audit trail: `ballast audit seal`.'),
-  ('partitions', interval '1 day', 'Makes the audit trail''s months ahead: `ballast audit maintain`.'),
-  ('backup', (select s.backup_rpo from app.settings as s), 'Backs the database up.'),
-  ('drill', (select s.drill_every from app.settings as s), 'Restores a backup for proof.')
-),
-
-kept as (
+with kept as (
   select d.relation, app.kept_for(d) as kept_for from app.personal_data as d
   where d.relation in ('app.webhook_events', 'public.organizations')
 ),
@@ -188,6 +176,8 @@ evidence as (
   select 'retry-events', null, min(e.next_attempt_at) from app.webhook_events as e
   where e.outcome = 'failed'
   union all
+  select 'mail', null, case when h.mail_enabled then h.oldest_queued_at end from ops.mail_health as h
+  union all
   select
     'seals', last_seal.sealed_at, coalesce(last_seal.range_end, (select min(a.created_at) from public.audit_logs as a))
   from (select max(s.sealed_at) as sealed_at, max(s.range_end) as range_end from app.audit_seals as s) as last_seal
@@ -210,7 +200,7 @@ facts as (
     coalesce(k.name, r.name) as name, k.every, k.purpose, r.last_run_at, r.last_ok_at, coalesce(r.failures, 0) as failures, r.report,
     greatest(e.last_effect_at, r.last_ok_at) as last_effect_at,
     case when e.overdue_since < now() then e.overdue_since end as overdue_since
-  from known as k
+  from ops.job_schedule as k
   full join app.job_runs as r on k.name = r.name
   left join evidence as e on k.name = e.name
 )
@@ -231,12 +221,16 @@ cross join
         'Work waits for long: see whether the scheduler calls it, and what it answers.'
       ),
       (4, f.overdue_since < now() - greatest(f.every, interval '30 minutes'), 'yellow', 'Work waits: see whether the scheduler calls it.'),
-      (5, f.failures > 0, 'yellow', 'The last run failed: read last_report. The next one tries again.'),
       (
-        6, f.last_run_at < now() - greatest(3 * f.every, interval '30 minutes'), 'yellow',
+        5, f.name = 'reconcile-sample' and f.report -> 'differing' <> '{}', 'yellow',
+        'The last sample differs from Clerk: run `ballast clerk reconcile`.'
+      ),
+      (6, f.failures > 0, 'yellow', 'The last run failed: read last_report. The next one tries again.'),
+      (
+        7, f.last_run_at < now() - greatest(3 * f.every, interval '30 minutes'), 'yellow',
         'Nothing waits, but the scheduler has stopped calling it.'
       ),
-      (7, true, 'green', 'Nothing is to be done.')
+      (8, true, 'green', 'Nothing is to be done.')
     ) as rule (position, applies, status, advice)
     where rule.applies
     order by rule.position

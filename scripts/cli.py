@@ -70,7 +70,8 @@ def ballast() -> None:
     """A Supabase-native backend for B2B SaaS whose users sign in with Clerk.
 
     Start with `ballast up`. State lives in BALLAST_HOME (default: .local in the checkout), ports start at
-    BALLAST_PORT_BASE + 1 (default: 54320 + 1), so that several stacks can run next to each other.
+    BALLAST_PORT_BASE + 1 (default: 54320 + 1), so that several stacks can run next to each other. With BALLAST_JOBS=off
+    nobody calls the service's jobs.
     """
 
 

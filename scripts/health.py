@@ -5,11 +5,13 @@ The rules are in those views: each has one row, with status (green, yellow, red)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
 from psycopg import sql
 from psycopg.rows import dict_row
 
@@ -20,6 +22,10 @@ from scripts.failure import Failure
 Light = Literal["green", "yellow", "red"]
 LIGHTS: tuple[Light, ...] = ("green", "yellow", "red")
 CURRENT = {"applied", "current"}
+
+METRICS_TIMEOUT = httpx.Timeout(5)
+# Of the answers that the cache was asked for: more than so many past Redis, and Redis is in trouble.
+MOST_ERRORS = 0.1
 
 # Nobody schedules or needs these where a developer plays: what is missing there is said, and is no failure.
 OF_PRODUCTION = {"backup", "job", "mail"}
@@ -72,6 +78,30 @@ def health_views(connection: Connection) -> Iterator[Check]:
         row = connection.cursor(row_factory=dict_row).execute(query).fetchone()
         if row is not None:
             yield Check(view.removesuffix("_health"), row.pop("status"), row.pop("advice"), row)
+
+
+def cache_check(environment: Mapping[str, str]) -> Check | None:
+    """How often the service's cache knew the answer, since it started. None without SERVICE_URL and METRICS_TOKEN."""
+    url, token = environment.get("SERVICE_URL"), environment.get("METRICS_TOKEN")
+    if not url or not token:
+        return None
+    try:
+        answer = httpx.get(f"{url}/metrics", headers={"Authorization": f"Bearer {token}"}, timeout=METRICS_TIMEOUT)
+        answer.raise_for_status()
+        did = {
+            sample.labels["what"]: int(sample.value)
+            for family in text_string_to_metric_families(answer.text)
+            for sample in family.samples
+            if sample.name == "ballast_cache_total"
+        }
+    except (httpx.HTTPError, ValueError):
+        return Check("cache", "yellow", "The service shows no /metrics: see SERVICE_URL and METRICS_TOKEN.", {})
+    hits, misses, errors = (did.get(what, 0) for what in ("hits", "misses", "errors"))
+    asked = hits + misses + errors
+    facts = {"hit_rate": f"{hits / asked:.0%}" if asked else None, "hits": hits, "misses": misses, "errors": errors}
+    if errors > MOST_ERRORS * asked:
+        return Check("cache", "yellow", "Redis does not answer as it should: run `ballast doctor`.", facts)
+    return Check("cache", "green", "Nothing is to be done.", facts)
 
 
 def worst(found: list[Check]) -> Light:

@@ -60,8 +60,12 @@ def status(url: str | None, as_json: bool) -> None:
     chosen = url or os.environ.get("DATABASE_URL") or (stack.postgres.url() if stack.postgres.exists() else None)
     is_local = chosen in {None, stack.postgres.url()}
     has_parts = is_local or record.running()
-    states = [_state(part, record) for part in parts_of(stack) if not part.once] if has_parts else []
+    states = (
+        [_state(part, record) for part in parts_of(stack) if not part.once and part.is_wanted()] if has_parts else []
+    )
     found = health.checks(chosen, is_local=is_local) if chosen else []
+    if chosen and (cache := health.cache_check(database.environment(url))):
+        found.append(cache)
     if as_json:
         shown = {
             "home": str(stack.home),

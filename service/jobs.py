@@ -12,14 +12,17 @@ from typing import Any
 from flask import Blueprint, jsonify
 from flask.typing import ResponseReturnValue
 
+from service import sentry
 from service.backups import BackupRunning, BackupsUnconfigured
 from service.bearer import carries
 from service.clerk_api import ClerkCallFailed
+from service.clerk_sample import SampleFailed
 from service.data_api import CallFailed
 from service.erasure_ledger import LedgerUnavailable
 from service.me import DatabaseUnavailable
 from service.parts import Parts, parts
 from service.problems import Problem
+from service.webhooks import scopes_of
 
 jobs = Blueprint("jobs", __name__, url_prefix="/jobs")
 
@@ -55,6 +58,15 @@ class StoreUnavailable(Problem):
     headers = {"Retry-After": "300"}  # noqa: RUF012 - never changed
 
 
+class SampleUnavailable(Problem):
+    """Clerk and the database could not be compared."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    slug = "sample-unavailable"
+    title = "Clerk and the database cannot be compared right now"
+    headers = {"Retry-After": "300"}  # noqa: RUF012 - never changed
+
+
 @jobs.post("/<name>")
 def run(name: str) -> ResponseReturnValue:
     """Runs a job and answers with its report."""
@@ -75,10 +87,14 @@ def run(name: str) -> ResponseReturnValue:
 
 
 def record(tools: Parts, name: str, report: Report, *, ok: bool, began: float) -> None:
-    """Tells ops.jobs how a job ended. What it did is done, whether or not that can be recorded."""
-    duration_ms = round((time.monotonic() - began) * 1000)
+    """Tells ops.jobs and Sentry how a job ended. What it did is done, whether or not that can be recorded."""
+    seconds = time.monotonic() - began
+    every_minutes = None
     with suppress(CallFailed):
-        tools.data_api.call("record_job", {"name": name, "report": report, "ok": ok, "duration_ms": duration_ms})
+        outcome = {"name": name, "report": report, "ok": ok, "duration_ms": round(seconds * 1000)}
+        every_minutes = tools.data_api.call("record_job", outcome)
+    if not ok or every_minutes is not None:
+        sentry.check_in(name, seconds, every_minutes if isinstance(every_minutes, int) else None, ok=ok)
 
 
 def retention(tools: Parts) -> Report:
@@ -131,10 +147,11 @@ def retry_events(tools: Parts) -> Report:
     deadline = time.monotonic() + WORK_SECONDS
     report: Counter[str] = Counter()
     while time.monotonic() < deadline:
-        outcome = tools.data_api.call("retry_due_event", {})
-        if not isinstance(outcome, str):
+        retried = tools.data_api.call("retry_due_event", {})
+        if not isinstance(retried, dict):
             break
-        report[outcome] += 1
+        tools.cache.changed(*scopes_of(retried["event"]))
+        report[retried["outcome"]] += 1
     return dict(report)
 
 
@@ -158,6 +175,16 @@ def seals(tools: Parts) -> Report:
     return {"stored": len(new)}
 
 
+def reconcile_sample(tools: Parts) -> Report:
+    """Compares a sample with Clerk: how many of each kind were looked at, how many differ how. Changes nothing."""
+    if tools.clerk_sample.missing:
+        return {"compared": {}, "differing": {}, "unconfigured": list(tools.clerk_sample.missing)}
+    try:
+        return tools.clerk_sample.compare()
+    except SampleFailed as failure:
+        raise SampleUnavailable("Nothing was changed: run the job again.") from failure
+
+
 def mail(tools: Parts) -> Report:
     """Sends what waits in the outbox: how many were sent, postponed, or given up (failed)."""
     return tools.mailer.send_due()
@@ -173,6 +200,7 @@ JOBS: dict[str, Callable[[Parts], Report]] = {
     "retry-events": retry_events,
     "partitions": partitions,
     "seals": seals,
+    "reconcile-sample": reconcile_sample,
     "retention": retention,
     "erasures": erasures,
     "name-changes": name_changes,

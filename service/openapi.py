@@ -145,6 +145,7 @@ DOCUMENT: dict[str, Any] = {
                     s400="The body is not an invitation.",
                     s401="No token, or not a valid one.",
                     s403="The caller lacks members:invite there; `limited_by` says whether a second factor would help.",
+                    s404="The path's id is no UUID.",
                     s422="Clerk refuses it; `clerk_code` says why.",
                     s503="The database or Clerk does not answer.",
                 ),
@@ -173,12 +174,7 @@ DOCUMENT: dict[str, Any] = {
                 "description": "A body without its last chunk is not complete: the database failed midway. Ask again.",
                 "security": [{"clerk": []}],
                 "parameters": [
-                    {
-                        "name": "organization_id",
-                        "in": "path",
-                        "required": True,
-                        "schema": {"type": "string", "format": "uuid"},
-                    },
+                    _id("organization_id"),
                     _time("from", "The first moment; 30 days before the end unless given."),
                     _time("to", "The end, which the range does not include; now unless given."),
                 ],
@@ -189,6 +185,7 @@ DOCUMENT: dict[str, Any] = {
                     s400="`from` or `to` is malformed, or the range ends before it begins.",
                     s401="No token, or not a valid one.",
                     s403="The caller lacks audit:read there, or there is no such organization.",
+                    s404="The path's id is no UUID.",
                     s503="The database or Clerk does not answer.",
                 ),
             }

@@ -13,6 +13,7 @@ from service.backups import BackupRunner
 from service.breaker import Breaker
 from service.cache import Cache, person
 from service.clerk_api import ClerkApi
+from service.clerk_sample import ClerkSample
 from service.data_api import DataApi
 from service.erasure import Eraser
 from service.erasure_ledger import LedgerStore
@@ -39,6 +40,7 @@ class Parts:
     eraser: Eraser
     seals: LedgerStore | None
     backups: BackupRunner
+    clerk_sample: ClerkSample
     mailer: Mailer
     privacy_notice: PrivacyNotice
 
@@ -66,6 +68,7 @@ def assemble(app: Flask, settings: Settings) -> None:
         eraser=Eraser(data_api.call, clerk, ledger, lambda user_id: cache.changed(person(user_id))),
         seals=LedgerStore(settings.backup_url, "seals") if settings.backup_url else None,
         backups=BackupRunner(data_api.call, settings.missing_for_backups()),
+        clerk_sample=_clerk_sample(settings),
         mailer=_mailer(settings, data_api),
         privacy_notice=PrivacyNotice(data_api.call),
     )
@@ -74,6 +77,18 @@ def assemble(app: Flask, settings: Settings) -> None:
 def parts() -> Parts:
     """The parts of the app that serves this request."""
     return cast("Parts", current_app.extensions["ballast"])
+
+
+def _clerk_sample(settings: Settings) -> ClerkSample:
+    if settings.database_url is None:
+        return ClerkSample({}, ("DATABASE_URL",))
+    return ClerkSample(
+        {
+            "DATABASE_URL": settings.database_url.get_secret_value(),
+            "CLERK_SECRET_KEY": settings.clerk_secret_key.get_secret_value(),
+            "CLERK_API_URL": settings.clerk_api_url,
+        }
+    )
 
 
 def _mailer(settings: Settings, data_api: DataApi) -> Mailer:

@@ -8,8 +8,10 @@ from importlib.metadata import version
 from typing import Any
 
 import sentry_sdk
+from sentry_sdk.crons import capture_checkin
+from sentry_sdk.crons.consts import MonitorStatus
 from sentry_sdk.integrations.flask import FlaskIntegration
-from sentry_sdk.types import Event, Hint
+from sentry_sdk.types import Event, Hint, MonitorConfig
 
 from service.settings import Settings
 
@@ -27,8 +29,23 @@ KEPT = (
 )
 KEPT_OF_FRAME = ("filename", "function", "module", "lineno", "in_app")
 KEPT_OF_SPAN = ("op", "span_id", "parent_span_id", "trace_id", "start_timestamp", "timestamp", "status")
+KEPT_OF_CHECK_IN = (
+    "event_id",
+    "timestamp",
+    "monitor_slug",
+    "monitor_config",
+    "check_in_id",
+    "status",
+    "duration",
+    "release",
+    "environment",
+    "type",
+)
 KEPT_TAGS = ("organization", "problem", "code", "request_id")
 PSEUDONYM_DIGITS = 16
+# A scheduler may be late; a job takes half a minute.
+LATE_MINUTES = 30
+LONGEST_MINUTES = 5
 
 
 def start(settings: Settings) -> None:
@@ -72,7 +89,24 @@ def report(error: Exception, **tags: object) -> None:
             scope.capture_exception(error)
 
 
+def check_in(job: str, seconds: float, every_minutes: int | None, *, ok: bool) -> None:
+    """Tells the job's cron monitor (ballast-<job>) how a run ended. `every_minutes` makes the monitor."""
+    if not sentry_sdk.is_initialized():
+        return
+    config: MonitorConfig | None = None
+    if every_minutes:
+        config = {
+            "schedule": {"type": "interval", "value": every_minutes, "unit": "minute"},
+            "checkin_margin": LATE_MINUTES,
+            "max_runtime": LONGEST_MINUTES,
+        }
+    status = MonitorStatus.OK if ok else MonitorStatus.ERROR
+    capture_checkin(f"ballast-{job}", status=status, duration=seconds, monitor_config=config)
+
+
 def _error(event: Event, _hint: Hint) -> Event | None:
+    if event.get("type") == "check_in":
+        return _only(KEPT_OF_CHECK_IN, event)  # type: ignore[return-value]
     return _kept(event) | {"exception": {"values": [_exception(each) for each in _values(event.get("exception"))]}}  # type: ignore[return-value]
 
 

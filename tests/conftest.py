@@ -132,7 +132,7 @@ class Stack:
 @contextlib.contextmanager
 def running_stack(home: Path) -> Iterator[Stack]:
     """A seeded stack of its own in `home`, on free ports."""
-    place = {"BALLAST_HOME": str(home), "BALLAST_PORT_BASE": str(free_port_block())}
+    place = {"BALLAST_HOME": str(home), "BALLAST_PORT_BASE": str(free_port_block()), "BALLAST_JOBS": "off"}
     starting = Stack(home, place)
     try:
         started = starting.ballast("up", "--detach")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import signal
 import subprocess
 import sys
@@ -72,6 +73,7 @@ def parts_of(stack: Stack) -> list[Part]:
         _upstash(stack),
         _gateway(stack),
         _service(stack),
+        Part("scheduler", _module("scripts.local.scheduler"), needs=("service",), is_wanted=_jobs_are_wanted),
         Part("seed", _ballast("seed"), needs=("service", "clerk"), once=True, is_wanted=lambda: _is_empty(stack)),
     ]
 
@@ -205,6 +207,11 @@ def _answers(method: str, url: str, **request: Any) -> bool:
 def _is_empty(stack: Stack) -> bool:
     with psycopg.connect(stack.postgres.url()) as connection:
         return connection.execute("select from public.organizations limit 1").rowcount == 0
+
+
+def _jobs_are_wanted() -> bool:
+    """Tests that run a job themselves want nobody else to."""
+    return os.environ.get("BALLAST_JOBS") != "off"
 
 
 def _module(name: str) -> Callable[[], list[str]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
 from click.testing import CliRunner, Result
@@ -14,6 +15,7 @@ from click.testing import CliRunner, Result
 from scripts import health, migrations
 from scripts.cli import ballast
 from tests.conftest import Stack
+from tests.service.outside import running_outside
 
 OURS = {"migrations", "access", "backup", "erasure", "job", "storage", "webhook"}
 
@@ -144,3 +146,36 @@ def test_a_database_that_does_not_answer_is_red_and_its_password_not_shown(tmp_p
 def test_facts_are_short_and_say_nothing_of_nothing() -> None:
     facts = {"failed": 0, "oldest": None, "enabled": False, "received_24h": 7}
     assert health.in_words(facts) == "enabled no, received 24h 7"
+
+
+def test_the_caches_hit_rate_is_shown_where_the_service_is_known(elsewhere: Elsewhere, stack: Stack) -> None:
+    headers = {"Authorization": f"Bearer {stack.token('user_ada', 'org_acme')}"}
+    for _ in range(5):
+        assert httpx.get(f"{stack.environment['SERVICE_URL']}/api/v1/me", headers=headers).is_success
+    shown = json.loads(stack.ballast("status", "--json").stdout)
+    [cache] = [check for check in shown["checks"] if check["name"] == "cache"]
+    assert cache["facts"]["hits"] >= 4
+    assert 0 < int(cache["facts"]["hit_rate"].removesuffix("%")) <= 100
+    environment = {name: stack.environment[name] for name in ("SERVICE_URL", "METRICS_TOKEN")}
+    shown = json.loads(elsewhere.run("--json", **environment).stdout)
+    assert [check["status"] for check in shown["checks"] if check["name"] == "cache"] == ["green"]
+
+
+@pytest.mark.parametrize(("lines", "status"), [
+    (b'ballast_cache_total{what="hits"} 80\nballast_cache_total{what="errors"} 20\n', "yellow"),
+    (b'ballast_cache_total{what="hits"} 95\nballast_cache_total{what="errors"} 5\n', "green"),
+    (b"", "green"),
+    (b"<h1>Welcome</h1>", "yellow"),
+])  # fmt: skip
+def test_a_cache_whose_redis_fails_is_yellow(lines: bytes, status: str) -> None:
+    with running_outside() as service:
+        service.answer = lambda *_: (200, {}, lines)
+        found = health.cache_check({"SERVICE_URL": service.url, "METRICS_TOKEN": "x"})
+    assert found is not None
+    assert found.status == status
+
+
+def test_a_service_that_does_not_answer_is_yellow() -> None:
+    found = health.cache_check({"SERVICE_URL": "http://127.0.0.1:9", "METRICS_TOKEN": "x"})
+    assert found is not None
+    assert (found.status, "METRICS_TOKEN" in found.advice) == ("yellow", True)

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import psutil
+import psycopg
 import pytest
 from click.testing import CliRunner
 
@@ -230,6 +231,15 @@ def second(home: Path) -> Iterator[RunningStack]:
     stack.ballast("down")
 
 
+def _jobs_ran(stack: RunningStack) -> bool:
+    """Whether the scheduler called each job, and each did its work."""
+    environment = json.loads(stack.ballast("env", "--json").stdout)
+    query = "select count(*) from ops.jobs join ops.job_schedule as s using (name) where s.schedule is not null and (last_run_at is null or failures > 0)"
+    with psycopg.connect(environment["DATABASE_URL"], autocommit=True) as connection:
+        _when(lambda: connection.execute(query).fetchall() == [(0,)], 40)
+    return True
+
+
 def test_a_stack_does_not_start_on_the_ports_of_another(stack: RunningStack, second: RunningStack) -> None:
     ports = {"BALLAST_PORT_BASE": stack.environment["BALLAST_PORT_BASE"]}
     up = RunningStack(second.home, second.environment | ports).ballast("up", "--detach")
@@ -249,6 +259,7 @@ def test_two_stacks_run_next_to_each_other_and_one_goes_without_a_trace(
     status = json.loads(second.ballast("status", "--json").stdout)
     assert {part["state"] for part in status["parts"]} == {"healthy"}
     assert stack.ballast("status").returncode == 0
+    assert _jobs_ran(second)
     processes = [psutil.Process(part["pid"]) for part in status["parts"]]
     families = [child for each in processes for child in [each, *each.children(recursive=True)]]
 

@@ -64,7 +64,7 @@ def test_the_workflow_for_jobs_calls_each_as_it_stands_there(stack: Stack, token
         check=False,
     )
     assert ran.returncode == code, ran.stdout + ran.stderr
-    called = "mail retry-events erasures name-changes seals partitions retention"
+    called = "mail retry-events erasures name-changes seals reconcile-sample partitions retention"
     assert called in step["run"]
     assert set(called.split()) == JOBS.keys() - {"backup"}
     if token:

@@ -52,7 +52,8 @@ def test_a_job_without_a_database_is_not_done(make_app: MakeApp, tmp_path: Path,
     folder = tmp_path.as_uri()
     client = make_app(DATABASE_URL="postgresql://nobody", BACKUP_URL=folder).test_client()
     response = client.post(f"/jobs/{job}", headers=as_caller(ENVIRONMENT["JOBS_TOKEN"] or ""))
-    assert (response.status_code, response.json["type"]) == (503, "urn:problem:ballast:database-unavailable")
+    kind = "sample-unavailable" if job == "reconcile-sample" else "database-unavailable"
+    assert (response.status_code, response.json["type"]) == (503, f"urn:problem:ballast:{kind}")
 
 
 def test_retention_goes_on_until_all_is_purged(
@@ -186,3 +187,57 @@ def test_seals_that_cannot_be_stored_are_a_failed_job(make_app: MakeApp, stack: 
     assert (response.status_code, response.json["type"]) == (503, "urn:problem:ballast:store-unavailable")
     without = make_app(**(stack.environment | {"BACKUP_URL": None})).test_client()
     assert run(without, stack, "seals") == {"stored": 0, "unconfigured": ["BACKUP_URL"]}
+
+
+def test_an_event_that_was_applied_late_ends_what_the_cache_knew(
+    make_app: MakeApp, stack: Stack, database: psycopg.Connection[Any]
+) -> None:
+    client = make_app(**stack.environment).test_client()
+    sent = stack.ballast("clerk", "send", "user.created", "--data", '{"id": "user_late", "first_name": "Early"}')
+    assert sent.returncode == 0
+    headers = as_caller(stack.token("user_late"))
+
+    def name() -> str:
+        return str(client.get("/api/v1/me", headers=headers).json["profile"]["full_name"]).split()[0]
+
+    assert name() == "Early"
+    # As if the database had failed to apply what came a moment later.
+    database.execute(
+        "insert into app.webhook_events (message_id, type, event, outcome, error, attempts, next_attempt_at) "
+        "select 'msg_late', 'user.updated', jsonb_set(e.event, '{data}', e.event -> 'data' || %s) || %s, 'failed', 'XX000', 1, now() "
+        "from app.webhook_events as e where e.type = 'user.created' and e.event -> 'data' ->> 'id' = 'user_late'",
+        [
+            json.dumps({"first_name": "Late", "updated_at": 2_000_000_000_000}),
+            json.dumps({"type": "user.updated", "timestamp": 2_000_000_000_000}),
+        ],
+    )
+    assert name() == "Early"
+    assert run(client, stack, "retry-events") == {"processed": 1}
+    assert name() == "Late"
+
+
+def test_a_sample_is_compared_with_clerk_and_only_counted(
+    make_app: MakeApp, stack: Stack, database: psycopg.Connection[Any]
+) -> None:
+    client = make_app(**stack.environment).test_client()
+    assert stack.ballast("clerk", "reconcile", "--fix", "--yes-delete-many").returncode == 0
+    report = run(client, stack, "reconcile-sample")
+    assert report["differing"] == {}
+    assert report["compared"].keys() == {"user", "organization", "membership", "invitation"}
+    name = database.execute("select email from public.profiles where clerk_user_id = 'user_ada'").fetchone()
+    database.execute("update public.profiles set email = 'other@example.com' where clerk_user_id = 'user_ada'")
+    try:
+        assert run(client, stack, "reconcile-sample")["differing"] == {"stale": 1}
+        [[status, advice]] = database.execute(
+            "select status, advice from ops.jobs where name = 'reconcile-sample'"
+        ).fetchall()
+        assert (status, "ballast clerk reconcile" in advice) == ("yellow", True)
+    finally:
+        database.execute("update public.profiles set email = %s where clerk_user_id = 'user_ada'", name)
+    run(client, stack, "reconcile-sample")
+    assert database.execute("select status from ops.jobs where name = 'reconcile-sample'").fetchall() == [("green",)]
+
+
+def test_without_a_database_url_no_sample_is_compared(make_app: MakeApp, stack: Stack) -> None:
+    client = make_app(**(stack.environment | {"DATABASE_URL": None, "BACKUP_URL": None})).test_client()
+    assert run(client, stack, "reconcile-sample") == {"compared": {}, "differing": {}, "unconfigured": ["DATABASE_URL"]}

@@ -15,6 +15,7 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
+    negative_data_rejection,
     response_schema_conformance,
     status_code_conformance,
 )
@@ -71,3 +72,22 @@ def test_a_route_answers_as_described(stack: Stack, app: Flask, path: str, metho
         case.call_and_validate(headers=credentials(stack, path) if authorized else {}, checks=CHECKS)
 
     allowed()
+
+
+WITH_INPUT = [
+    (path, method)
+    for path, method in ROUTES
+    if {"parameters", "requestBody"} & (DOCUMENT["paths"][path].keys() | DOCUMENT["paths"][path][method].keys())
+]
+
+
+@pytest.mark.parametrize(("path", "method"), WITH_INPUT, ids=lambda value: value)
+def test_a_route_refuses_what_its_description_forbids(stack: Stack, app: Flask, path: str, method: str) -> None:
+    operation = schemathesis.openapi.from_wsgi("/openapi.json", app)[path][method.upper()]
+
+    @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(case=operation.as_strategy(generation_mode=GenerationMode.NEGATIVE))
+    def forbidden(case: schemathesis.Case) -> None:
+        case.call_and_validate(headers=credentials(stack, path), checks=[*CHECKS, negative_data_rejection])
+
+    forbidden()

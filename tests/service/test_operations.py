@@ -1,4 +1,4 @@
-"""docs/operations.md, cell by cell: what a route answers while a part is down, or answers nonsense."""
+"""docs/operations.md, cell by cell: what a route answers while a part is down, slow, or answers nonsense."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import itertools
 import json
 import re
 import secrets
+import time
 from collections.abc import Callable, Iterator
 
+import httpx
 import psycopg
 import pytest
 import sentry_sdk
 from flask import Flask
 from flask.testing import FlaskClient
 
+from service import clerk_api, data_api, identity, parts
 from tests.conftest import ROOT, Stack
 from tests.service.conftest import NOBODY, MakeApp
-from tests.service.outside import SECRET, event, running_outside, signed
+from tests.service.outside import SECRET, Answer, event, running_outside, signed
 from tests.service.test_personal_data import as_caller
 
 PARTS = {
@@ -31,15 +34,29 @@ CELLS = {
     for row in ROWS[2:]
     for part, cell in zip(COLUMNS, row[1:], strict=True)
 }
-PAIRS = list(itertools.product(PARTS, ("down", "nonsense")))
+# What waits for which part, and how long in a test; SLOW_SECONDS is longer, and so a part never answers in time.
+WAITS = {
+    "service.data_api.TIMEOUT": httpx.Timeout(0.3), "service.data_api.PROBE_TIMEOUT": httpx.Timeout(0.3),
+    "service.clerk_api.TIMEOUT": httpx.Timeout(0.3), "service.parts.REDIS_TIMEOUT": httpx.Timeout(0.3),
+    "service.mail.TIMEOUT": httpx.Timeout(0.3), "service.identity.FETCH_TIMEOUT_SECONDS": 0.3,
+}  # fmt: skip
+SLOW_SECONDS = 2.0
+PAIRS = list(itertools.product(PARTS, ("down", "slow", "nonsense")))
 
 
 @pytest.fixture(params=PAIRS, ids=" ".join, scope="module")
 def outage(request: pytest.FixtureRequest) -> Iterator[tuple[str, dict[str, str]]]:
-    """A part, and the variables with which it is down or answers nonsense."""
+    """A part, and the variables with which it is down, slow, or answers nonsense."""
     part, how = request.param
-    with running_outside() as server:
-        server.answer = lambda *_: (200, {"Content-Type": "text/html"}, b"<h1>Welcome to nginx!</h1>")
+
+    def answer(*_: object) -> Answer:
+        time.sleep(SLOW_SECONDS if how == "slow" else 0)
+        return 200, {"Content-Type": "text/html"}, b"<h1>Welcome to nginx!</h1>"
+
+    with running_outside() as server, pytest.MonkeyPatch.context() as patch:
+        for name, seconds in WAITS.items() if how == "slow" else ():
+            patch.setattr(name, seconds)
+        server.answer = answer
         url = NOBODY if how == "down" else server.url
         yield part, {PARTS[part]: url.replace("//", "//key@") + "/1" if part == "Sentry" else url}
         if part == "Sentry":
@@ -77,3 +94,14 @@ def test_each_route_answers_as_the_page_says(service: Flask, stack: Stack, outag
     assert len(wanted) == 15
     client = service.test_client()
     assert {(method, route): asked(client, stack, method, route)() for method, route in wanted} == wanted
+
+
+def test_a_slow_part_costs_no_longer_than_the_page_says() -> None:
+    def longest(wait: httpx.Timeout) -> float:
+        return (wait.connect or 0) + (wait.read or 0)
+
+    database, clerk, redis = (longest(each) for each in (data_api.TIMEOUT, clerk_api.TIMEOUT, parts.REDIS_TIMEOUT))
+    assert f"at most {database:.0f} seconds of the database" in PAGE
+    assert f"{clerk:.0f} of Clerk's API" in PAGE
+    assert f"{identity.FETCH_TIMEOUT_SECONDS} of Clerk's keys" in PAGE
+    assert f"{redis:.0f} of Redis" in PAGE

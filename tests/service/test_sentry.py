@@ -16,7 +16,8 @@ from flask import Flask, request
 from service.data_api import CallFailed
 from service.me import DatabaseUnavailable
 from service.parts import parts
-from tests.service.conftest import MakeApp
+from tests.conftest import Stack
+from tests.service.conftest import ENVIRONMENT, MakeApp
 from tests.service.outside import Issuer, running_outside
 
 PRIVATE = (
@@ -141,3 +142,25 @@ def test_nothing_private_leaves_the_service(app: Flask, sink: Sink, issuer: Issu
 def test_without_a_dsn_nothing_is_sent(make_app: MakeApp) -> None:
     make_app()
     assert not sentry_sdk.is_initialized()
+
+
+def test_a_job_checks_in_with_its_schedule_and_nothing_else(make_app: MakeApp, sink: Sink, stack: Stack) -> None:
+    app = make_app(**(stack.environment | {"SENTRY_DSN": sink.dsn, "SENTRY_TRACES_SAMPLE_RATE": "1"}))
+    headers = {"Authorization": f"Bearer {stack.environment['JOBS_TOKEN']}", "X-Forwarded-For": "203.0.113.9"}
+    assert app.test_client().post("/jobs/erasures", headers=headers).status_code == 200
+    [check_in] = sink.items("check_in")
+    assert (check_in["monitor_slug"], check_in["status"]) == ("ballast-erasures", "ok")
+    assert check_in["monitor_config"]["schedule"] == {"type": "interval", "value": 5, "unit": "minute"}
+    told = b"".join(sink.raw).decode()
+    assert not [each for each in ("203.0.113.9", stack.environment["JOBS_TOKEN"]) if each in told]
+    known = {"type", "monitor_slug", "check_in_id", "status", "duration", "environment", "release", "monitor_config"}
+    assert check_in.keys() == known | {"event_id", "timestamp"}
+
+
+def test_a_job_that_fails_checks_in_as_failed(make_app: MakeApp, sink: Sink) -> None:
+    app = make_app(SENTRY_DSN=sink.dsn)
+    headers = {"Authorization": f"Bearer {ENVIRONMENT['JOBS_TOKEN']}"}
+    assert app.test_client().post("/jobs/mail", headers=headers).status_code == 503
+    [check_in] = sink.items("check_in")
+    assert (check_in["monitor_slug"], check_in["status"]) == ("ballast-mail", "error")
+    assert "monitor_config" not in check_in

@@ -1,0 +1,62 @@
+"""Calls the service's jobs when they are due: locally what pg_cron does in a hosted project."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+
+import click
+import httpx
+import psycopg
+
+Say = Callable[[str], None]
+
+PAUSE_SECONDS = 1.0
+# A job takes half a minute.
+TIMEOUT = httpx.Timeout(60)
+
+
+class Scheduler:
+    """Each job's turn, from ops.job_schedule. All are due when it starts; a failure waits for its next turn."""
+
+    def __init__(self, environment: Mapping[str, str], say: Say) -> None:
+        with psycopg.connect(environment["DATABASE_URL"]) as connection:
+            rows = connection.execute("select name, every from ops.job_schedule where schedule is not null").fetchall()
+        self._every: dict[str, timedelta] = dict(rows)
+        self._due = dict.fromkeys(self._every, 0.0)
+        self._say = say
+        authorization = {"Authorization": f"Bearer {environment['JOBS_TOKEN']}"}
+        self._http = httpx.Client(base_url=environment["SERVICE_URL"], headers=authorization, timeout=TIMEOUT)
+
+    def call_what_is_due(self, now: float) -> None:
+        """Calls one job after the other. `now` is in seconds, of a clock that never goes back."""
+        for job, every in self._every.items():
+            if self._due[job] <= now:
+                self._due[job] = now + every.total_seconds()
+                self._call(job)
+
+    def _call(self, job: str) -> None:
+        try:
+            answer = self._http.post(f"/jobs/{job}")
+            report = answer.json()
+        except (httpx.HTTPError, ValueError) as failure:
+            self._say(f"{job}: no answer ({type(failure).__name__})")
+            return
+        if not answer.is_success:
+            self._say(f"{job}: {answer.status_code} {report.get('title', '')}")
+        elif any(value for value in report.values() if value is not True):
+            self._say(f"{job}: {report}")
+
+
+def main() -> None:
+    """Runs until it is stopped."""
+    scheduler = Scheduler(os.environ, click.echo)
+    while True:
+        scheduler.call_what_is_due(time.monotonic())
+        time.sleep(PAUSE_SECONDS)
+
+
+if __name__ == "__main__":
+    main()
