@@ -8,7 +8,7 @@ import sys
 import click
 from rich.table import Table
 
-from scripts import database, drift, migrations
+from scripts import bundle, database, drift, migrations
 
 WORRYING = {"edited", "missing", "late", "undeclared", "different"}
 
@@ -79,6 +79,26 @@ def check(url: str | None, as_json: bool) -> None:
 def new(name: str) -> None:
     """Write an empty migration and print its path."""
     click.echo(migrations.new(name).relative_to(migrations.ROOT))
+
+
+@migrate.command("bundle", epilog="Example: ballast migrate bundle --check")
+@click.option("--check", is_flag=True, help="Write nothing; fail when a change is not bundled.")
+def bundle_command(check: bool) -> None:
+    """Write what changed in functions/ and policies/ as the next migration.
+
+    Projects that Supabase deploys by itself (`db push`, preview branches, `supabase start`) know only migrations/.
+    Do it before you merge; a database that has it from `migrate up` already is not changed by it.
+    """
+    found = bundle.unbundled(migrations.read_files(migrations.ROOT))
+    paths = [*(source.path for source in found.changed), *found.removed]
+    if not paths:
+        click.echo("Nothing to do: every source is in a bundle.")
+    elif check:
+        database.say("\n".join(f"Not bundled: {path}" for path in paths))
+        database.say("Write them into a migration with `ballast migrate bundle`, and commit it.")
+        sys.exit(1)
+    elif path := bundle.write():
+        click.echo(f"{path.relative_to(migrations.ROOT)}: {_count(len(paths), 'file')}")
 
 
 def _current(plan: migrations.Plan) -> str:

@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -139,8 +139,7 @@ def up(database_url: str, *, root: Path = ROOT, dry_run: bool = False, tell: Tel
     files = read_files(root)
     with connected(database_url, tell) as connection, connection.transaction(force_rollback=dry_run):
         lock(connection, tell)
-        plan = make_plan(connection, files)
-        apply(connection, plan)
+        plan = apply(connection, make_plan(connection, files))
         if not plan.empty:
             _check_deferred_constraints(connection)
             connection.execute("notify pgrst, 'reload schema'")
@@ -223,12 +222,16 @@ def make_plan(connection: Connection, files: Files) -> Plan:
     history = dict(read_history(connection, files))
     if wrong := [f"{path} {ADVICE[state]}" for path, state in history.items() if state in ADVICE]:
         raise HistoryDisagrees("\n".join(wrong))
-    sources = dict(source_states(connection, files))
-    return Plan(
-        files,
-        tuple(migration for migration in files.migrations if history[migration.path] == "pending"),
-        tuple(source for source in files.sources if sources[source.path] != "current"),
-        tuple(path for path, state in sources.items() if state == "removed"),
+    pending = tuple(migration for migration in files.migrations if history[migration.path] == "pending")
+    return _with_sources(connection, Plan(files, pending, (), ()))
+
+
+def _with_sources(connection: Connection, plan: Plan) -> Plan:
+    states = dict(source_states(connection, plan.files))
+    return replace(
+        plan,
+        sources=tuple(source for source in plan.files.sources if states[source.path] != "current"),
+        removed=tuple(path for path, state in states.items() if state == "removed"),
     )
 
 
@@ -283,8 +286,11 @@ def _exists(connection: Connection, table: str) -> bool:
     return connection.execute("select to_regclass(%s) is not null", [table]).fetchone() == (True,)
 
 
-def apply(connection: Connection, plan: Plan) -> None:
-    """Runs a plan inside the caller's transaction. Raises StatementFailed."""
+def apply(connection: Connection, plan: Plan) -> Plan:
+    """Runs a plan inside the caller's transaction, and returns what was done: migrations may bring sources along.
+
+    Raises StatementFailed.
+    """
     reset_session(connection)
     if plan.migrations:
         for statement in HISTORY_TABLE:
@@ -295,6 +301,7 @@ def apply(connection: Connection, plan: Plan) -> None:
             "insert into supabase_migrations.schema_migrations (version, name, statements) values (%s, %s, %s)",
             [migration.version, migration.name, migration.statements()],
         )
+    plan = _with_sources(connection, plan)
     if (plan.sources or plan.removed) and not _exists(connection, "app.applied_sources"):
         raise FilesInvalid(
             "There is no table app.applied_sources, to record sources in: the first migration must make it."
@@ -308,6 +315,7 @@ def apply(connection: Connection, plan: Plan) -> None:
             "on conflict (path) do update set checksum = excluded.checksum, applied_at = excluded.applied_at",
             [source.path, source.checksum],
         )
+    return plan
 
 
 def _check_deferred_constraints(connection: Connection) -> None:
@@ -371,6 +379,21 @@ def _apply_functions(connection: Connection, source: Source) -> None:
         raise StatementFailed(f"{message}{failure}") from failure
 
 
+# Functions and views that we may change: kind, name as SQL has it, and place in the catalogue.
+REPLACEABLE = """
+    select
+      'routine' as kind, format('%I.%I(%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)) as name,
+      p.ctid::text as place
+    from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace
+    where pg_has_role(p.proowner, 'usage')
+    union all
+    select 'table', format('%I.%I', n.nspname, c.relname), r.ctid::text
+    from pg_class as c join pg_namespace as n on n.oid = c.relnamespace join pg_rewrite as r on r.ev_class = c.oid
+    where pg_has_role(c.relowner, 'usage') and c.relkind = 'v'
+"""
+API_ROLES = "public, anon, authenticated, service_role"
+
+
 class _Replaceable(NamedTuple):
     """A function or view as SQL names it; its `place` in the catalogue changes whenever it is created or replaced."""
 
@@ -380,22 +403,12 @@ class _Replaceable(NamedTuple):
 
 
 def _replaceable(connection: Connection) -> set[_Replaceable]:
-    query = """
-        select 'routine', format('%I.%I(%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)),
-          p.ctid::text
-        from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace
-        where pg_has_role(p.proowner, 'usage')
-        union all
-        select 'table', format('%I.%I', n.nspname, c.relname), r.ctid::text
-        from pg_class as c join pg_namespace as n on n.oid = c.relnamespace join pg_rewrite as r on r.ev_class = c.oid
-        where pg_has_role(c.relowner, 'usage') and c.relkind = 'v'
-    """
-    return {_Replaceable(*row) for row in connection.execute(query)}
+    return {_Replaceable(*row) for row in connection.execute(REPLACEABLE)}
 
 
 def revoke(connection: Connection, thing: str) -> None:
     """Takes every grant of the API's roles from a thing as SQL names it, such as `table public.projects`."""
-    connection.execute(f"revoke all on {thing} from public, anon, authenticated, service_role".encode())
+    connection.execute(f"revoke all on {thing} from {API_ROLES}".encode())
 
 
 def clear_table(connection: Connection, table: str) -> None:
@@ -460,8 +473,14 @@ def new(name: str, *, root: Path = ROOT, now: datetime | None = None) -> Path:
     """Writes an empty migration with the present UTC time as its version. Raises FilesInvalid for a bad name."""
     if not re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", name):
         raise FilesInvalid(f"{name!r} cannot name a migration: use lower-case words joined by _, such as add_projects.")
-    version = f"{now or datetime.now(UTC):%Y%m%d%H%M%S}"
+    return add(name, "-- Why this change is needed, in a sentence.\n", root=root, now=now)
+
+
+def add(name: str, text: str, *, root: Path = ROOT, now: datetime | None = None) -> Path:
+    """Writes a migration that comes after all others: at the present time, or a second after the newest."""
+    newest = max((file.version for file in read_files(root).migrations), default="0")
+    version = max(f"{now or datetime.now(UTC):%Y%m%d%H%M%S}", f"{int(newest) + 1:014}")
     path = root / "migrations" / f"{version}_{name}.sql"
-    with path.open("x") as file:
-        file.write("-- Why this change is needed, in a sentence.\n")
+    with path.open("xb") as file:
+        file.write(text.encode())
     return path
