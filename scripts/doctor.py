@@ -358,7 +358,7 @@ def the_advisors_are_content(patient: Patient) -> str:
     url = patient.database_url
     if patient.is_local:
         url += "?sslmode=disable"
-    command = [str(ADVISORS), "db", "advisors", "--db-url", url, "--level", "warn", "--output-format", "json"]
+    command = [str(ADVISORS), "db", "advisors", f"--remote={url}", "--level", "warn", "--output-format", "json"]
     try:
         ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
         results = json.loads(ran.stdout)["results"]

@@ -7,7 +7,10 @@ const COLUMNS = "id, user_id, actor, impersonator, action, resource_type, resour
 const ERASED = "erased"; // what functions/92_erasure.sql puts in the place of an id
 const ACTORS = { clerk: "Clerk", service: "The service", system: "The system" };
 
-/** Reads and draws them, unless `signal` comes first. */
+/**
+ * Reads and draws them, unless `signal` comes first.
+ * @param {Client} supabase
+ */
 export async function showAuditLog(supabase, organizationId, signal) {
   const { data: entries } = await supabase
     .from("audit_logs")
@@ -30,7 +33,10 @@ export async function showAuditLog(supabase, organizationId, signal) {
   });
 }
 
-/** The names of who did something and of whom it was done to, by id: the trail outlives people and refers to none. */
+/**
+ * The names of who did something and of whom it was done to, by id: the trail outlives people and refers to none.
+ * @param {Client} supabase
+ */
 async function namesIn(entries, supabase, signal) {
   const ids = entries.flatMap(({ user_id: id, action, metadata }) => [
     id,

@@ -2,8 +2,15 @@
 
 export const element = (id) => document.getElementById(id);
 
-/** A copy of a template's one element. */
-export const copyOf = (templateId) => element(templateId).content.firstElementChild.cloneNode(true);
+/**
+ * A copy of a template's one element.
+ * @returns {any} for what is in it only the page says
+ */
+export const copyOf = (templateId) =>
+  /** @type {HTMLTemplateElement} */ (element(templateId)).content.firstElementChild.cloneNode(true);
+
+/** Whether a checkbox is ticked. */
+export const isTicked = (id) => /** @type {HTMLInputElement} */ (element(id)).checked;
 
 /** Shows a text in "alert", or tells it to screen readers in "status". */
 export function say(where, text) {

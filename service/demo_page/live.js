@@ -8,6 +8,7 @@ const BACKOFF = [200, 1000, 2000, 5000, 10000]; // milliseconds
  * "connecting", "live" or "lost".
  */
 export class Live {
+  /** @type {Client} */
   #supabase;
   #onState;
   #memberships = new Map(); // by topic

@@ -7,6 +7,7 @@ const ROLES = ["owner", "admin", "member", "viewer"];
 const COLUMNS = "id, user_id, role, profile:profiles!organization_memberships_user_id_fkey(full_name, email)";
 
 export class Members {
+  /** @type {Client} */
   #supabase;
   #organizationId;
   #profileId;
@@ -14,7 +15,10 @@ export class Members {
   #members = [];
   #present = [];
 
-  /** `profileId` is who looks at the page. After `signal` nothing is drawn. */
+  /**
+   * `profileId` is who looks at the page. After `signal` nothing is drawn.
+   * @param {Client} supabase
+   */
   constructor(supabase, organizationId, profileId, signal) {
     this.#supabase = supabase;
     this.#organizationId = organizationId;

@@ -1,7 +1,7 @@
 // The demo page: who one is, and in which organization. Its data comes straight from Supabase, not through our service.
 
 import { Clerk } from "./clerk.js";
-import { copyOf, element, fill, initialsOf, say } from "./elements.js";
+import { copyOf, element, fill, initialsOf, isTicked, say } from "./elements.js";
 import { Live } from "./live.js";
 import { Refresh } from "./refresh.js";
 import { Workspace } from "./workspace.js";
@@ -38,7 +38,7 @@ function drawPeople(people) {
       clerk.signIn({
         user: { id, fullName: name },
         organization: organizations[0]?.organization_id ?? null,
-        secondFactor: element("second-factor").checked,
+        secondFactor: isTicked("second-factor"),
       });
       show();
     });
@@ -63,7 +63,10 @@ function showSession() {
     if (!closing.signal.aborted) enter(session);
   }
 
-  /** Shows the active organization, or another one of the person's when they have left it. */
+  /**
+   * Shows the active organization, or another one of the person's when they have left it.
+   * @param {any} session as start_session() returns it
+   */
   function enter({ profile, organizations }) {
     const active = organizations.find((each) => each.clerk_org_id === clerk.organization?.id) ?? organizations[0];
     drawOrganizations(organizations, active);

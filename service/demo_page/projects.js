@@ -5,6 +5,7 @@ const MOST_ROWS = 999; // Supabase answers with 1,000 at most; one more row than
 const COLUMNS = "id, title, status, created_at";
 
 export class Projects {
+  /** @type {Client} */
   #supabase;
   #organizationId;
   #onChange;
@@ -18,6 +19,7 @@ export class Projects {
   /**
    * `onChange(change)` runs after each query, and after each broadcast with what it changed: {id, before, after}.
    * After `signal` answers are forgotten: the page shows another organization.
+   * @param {Client} supabase
    */
   constructor(supabase, organizationId, onChange, signal) {
     this.#supabase = supabase;

@@ -1,7 +1,7 @@
 // One organization on the page: its parts, what tells them of changes, and what this person may do with them.
 
 import { showAuditLog } from "./audit_log.js";
-import { drawList, element, say } from "./elements.js";
+import { drawList, element, isTicked, say } from "./elements.js";
 import { Members } from "./members.js";
 import { ProjectList } from "./project_list.js";
 import { Projects } from "./projects.js";
@@ -173,7 +173,7 @@ export class Workspace {
     return this.#organization.permissions.includes(permission);
   }
 
-  #offers = (permission) => element("offer-all").checked || this.#has(permission);
+  #offers = (permission) => isTicked("offer-all") || this.#has(permission);
 
   #drawAccess() {
     const { name, role, permissions, limited_by: limit } = this.#organization;

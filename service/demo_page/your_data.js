@@ -41,7 +41,7 @@ async function carryOut(button, act) {
 function ask(isErasing) {
   element("your-data").hidden = isErasing;
   element("erasing").hidden = !isErasing;
-  if (isErasing) element("erasing").querySelector("[data-act=keep]").focus();
+  if (isErasing) /** @type {HTMLElement} */ (element("erasing").querySelector("[data-act=keep]")).focus();
 }
 
 async function download(clerk) {

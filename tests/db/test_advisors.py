@@ -20,7 +20,7 @@ ACCEPTED = tomllib.loads(Path(__file__).with_name("accepted_advice.toml").read_t
 @pytest.fixture(scope="module")
 def advice(server: Postgres) -> list[dict[str, Any]]:
     """What the advisors say about the migrated database, down to level info."""
-    command = [ROOT / "node_modules/.bin/supabase", "db", "advisors", "--db-url", f"{server.url()}?sslmode=disable"]
+    command = [ROOT / "node_modules/.bin/supabase", "db", "advisors", f"--remote={server.url()}?sslmode=disable"]
     output = subprocess.run(
         [*command, "--level", "info", "--output-format", "json"], capture_output=True, text=True, check=True
     ).stdout

@@ -30,7 +30,7 @@ def push(project: Project) -> None:
     if not (project.root / "supabase/migrations").exists():
         (project.root / "supabase/migrations").symlink_to("../migrations")
     pushed = subprocess.run(
-        [ROOT / "node_modules/.bin/supabase", "db", "push", "--db-url", f"{project.url}?sslmode=disable", "--yes"],
+        [ROOT / "node_modules/.bin/supabase", "db", "push", f"--remote={project.url}?sslmode=disable", "--yes"],
         cwd=project.root, env=os.environ | {"DO_NOT_TRACK": "1", "SUPABASE_TELEMETRY_DISABLED": "1"},
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip

@@ -601,7 +601,7 @@ class TestSupabaseCli:
             (folder / "migrations").symlink_to("../migrations")
             (folder / "config.toml").write_bytes((ROOT / "supabase/config.toml").read_bytes())
         result = subprocess.run(
-            [ROOT / "node_modules/.bin/supabase", *arguments, "--db-url", f"{project.url}?sslmode=disable", "--yes"],
+            [ROOT / "node_modules/.bin/supabase", *arguments, f"--remote={project.url}?sslmode=disable", "--yes"],
             cwd=project.root, env=os.environ | {"DO_NOT_TRACK": "1", "SUPABASE_TELEMETRY_DISABLED": "1"},
             capture_output=True, text=True, check=False, timeout=60,
         )  # fmt: skip

@@ -1,0 +1,98 @@
+"""`ballast types`: the files are current, what the Data API answers is of these types, and the demo page keeps to them."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
+import httpx
+import pytest
+from click.testing import CliRunner, Result
+
+from scripts import api_types
+from scripts.cli import ballast
+from tests.conftest import ROOT, Stack
+
+TYPES = ROOT / "supabase/types"
+
+
+@pytest.fixture(scope="module")
+def generated() -> Mapping[str, str]:
+    return api_types.generated()
+
+
+@pytest.fixture
+def run(generated: Mapping[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Result:
+    """The command in a folder of its own, with a stale file."""
+    monkeypatch.setattr(api_types, "generated", lambda: generated)
+    monkeypatch.setattr(api_types, "FOLDER", tmp_path)
+    (tmp_path / "database.py").write_text(generated["database.py"])
+    (tmp_path / "database.ts").write_text("// older")
+    return CliRunner().invoke(ballast, ["types", "--check"])
+
+
+def test_the_files_are_current(generated: Mapping[str, str]) -> None:
+    assert {name: (TYPES / name).read_text() for name in generated} == generated
+
+
+def test_a_stale_file_fails_the_check_and_is_written(run: Result, tmp_path: Path) -> None:
+    assert (run.exit_code, run.stdout) == (1, "")
+    assert "Stale: database.ts" in run.stderr
+    assert CliRunner().invoke(ballast, ["types"]).stdout == "Wrote database.ts.\n"
+    assert CliRunner().invoke(ballast, ["types", "--check"]).exit_code == 0
+    assert "organization_memberships" in (tmp_path / "database.ts").read_text()
+
+
+def test_a_program_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(api_types, "PROGRAMS", tmp_path)
+    result = CliRunner().invoke(ballast, ["types", "--check"])
+    assert (result.exit_code, "supabase cannot be run" in result.stderr) == (1, True)
+
+
+@pytest.fixture(scope="module")
+def models() -> ModuleType:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(TYPES)
+        return importlib.import_module("database")
+
+
+@pytest.mark.parametrize(
+    "table", ["projects", "organizations", "organization_memberships", "profiles", "audit_logs", "role_permissions"]
+)
+def test_what_the_data_api_answers_is_of_the_python_type(stack: Stack, models: ModuleType, table: str) -> None:
+    model = getattr(models, "Public" + "".join(word.capitalize() for word in table.split("_")))
+    headers = {
+        "apikey": stack.environment["SUPABASE_PUBLISHABLE_KEY"],
+        "Authorization": f"Bearer {stack.token('user_ada', 'org_acme')}",
+    }
+    # Of profiles, one may not read every column.
+    columns = {"profiles": "id,full_name,email"}.get(table, "*")
+    url = f"{stack.environment['SUPABASE_URL']}/rest/v1/{table}?limit=20&select={columns}"
+    answer = httpx.get(url, headers=headers)
+    assert answer.is_success, answer.text
+    assert answer.json()
+    for row in answer.json():
+        if columns == "*":
+            model.model_validate(row)
+        assert row.keys() <= model.model_fields.keys()
+
+
+def checked(folder: Path) -> str:
+    """What TypeScript finds in a copy of the demo page."""
+    tsc = ROOT / "node_modules/.bin/tsc"
+    ran = subprocess.run([tsc, "-p", folder / "supabase/types"], capture_output=True, text=True, check=False)
+    return ran.stdout
+
+
+def test_the_demo_page_keeps_to_the_types(tmp_path: Path) -> None:
+    shutil.copytree(TYPES, tmp_path / "supabase/types")
+    shutil.copytree(ROOT / "service/demo_page", tmp_path / "service/demo_page")
+    (tmp_path / "node_modules").symlink_to(ROOT / "node_modules")
+    assert checked(tmp_path) == ""
+    script = tmp_path / "service/demo_page/projects.js"
+    script.write_text(script.read_text().replace("insert({ title,", "insert({ headline: title,"))
+    assert "'headline' does not exist" in checked(tmp_path)
