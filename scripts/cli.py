@@ -29,6 +29,7 @@ VERBS = {
     "seed": Verb("scripts.seed:seed", "Fill the database with the example tenants, or with bulk data."),
     "migrate": Verb("scripts.migrate:migrate", "Apply, check or make migrations."),
     "types": Verb("scripts.api_types:types_command", "Write the schema as types for TypeScript and Python."),
+    "upgrade-check": Verb("scripts.upgrade:upgrade_check", "Try the migrations on a backup of before."),
     "inbox": Verb("scripts.inbox:inbox", "List, show or retry the Clerk events that were received."),
     "audit": Verb("scripts.audit:audit", "Seal the audit trail, verify it, and keep its months in order."),
     "person": Verb("scripts.person:person", "Give people a copy of their data, or erase them."),

@@ -74,23 +74,24 @@ Answer = tuple[bool, str]
 
 def compared(connection: Connection, manifest: Manifest) -> Iterator[Check]:
     """The database just restored, before anything changed it, with what was backed up."""
-    yield _check("row counts", lambda: _rows(connection, manifest))
-    yield _check("structure", lambda: _structure(connection, manifest))
-    yield _check("functions", lambda: _functions(connection))
-    yield _check("audit seal", lambda: _seal(connection, manifest))
+    yield checked("row counts", lambda: _rows(connection, manifest))
+    yield checked("structure", lambda: _structure(connection, manifest))
+    yield checked("functions", lambda: _functions(connection))
+    yield checked("audit seal", lambda: _seal(connection, manifest))
 
 
 def erased_again(connection: Connection, ledger: Callable[[], list[dict[str, Any]]]) -> Check:
     """Erases whoever the backup brought back, by the ledger beside the backups."""
-    return _check("erasures replayed", lambda: _erasures(connection, ledger()))
+    return checked("erasures replayed", lambda: _erasures(connection, ledger()))
 
 
 def denied(connection: Connection) -> Check:
     """Tries as people to read what is not theirs. Everything is rolled back."""
-    return _check("other tenants denied", lambda: _denials(connection))
+    return checked("other tenants denied", lambda: _denials(connection))
 
 
-def _check(name: str, ask: Callable[[], Answer]) -> Check:
+def checked(name: str, ask: Callable[[], Answer]) -> Check:
+    """What came of a question; an error is a check that failed."""
     began = time.monotonic()
     try:
         passed, detail = ask()
@@ -109,7 +110,7 @@ def _rows(connection: Connection, manifest: Manifest) -> Answer:
         if found.get(table) != manifest.rows.get(table)
     ]
     total = sum(manifest.rows.values())
-    return not wrong, _named(wrong) or f"{total:,} rows in {len(manifest.rows)} tables, each as counted"
+    return not wrong, named(wrong) or f"{total:,} rows in {len(manifest.rows)} tables, each as counted"
 
 
 def _structure(connection: Connection, manifest: Manifest) -> Answer:
@@ -125,7 +126,7 @@ def _structure(connection: Connection, manifest: Manifest) -> Answer:
     if migration != manifest.migration:
         wrong.append(f"the migration is {migration} and not {manifest.migration}")
     objects = sum(len(names) for names in manifest.structure.values())
-    return not wrong, _named(wrong) or f"{objects:,} objects of {len(manifest.structure)} kinds, each as described"
+    return not wrong, named(wrong) or f"{objects:,} objects of {len(manifest.structure)} kinds, each as described"
 
 
 def _functions(connection: Connection) -> Answer:
@@ -138,7 +139,7 @@ def _functions(connection: Connection) -> Answer:
                 connection.execute(question.encode())
         except psycopg.Error as error:
             wrong.append(f"{name}: {error.diag.message_primary}")
-    return not wrong, _named(wrong) or f"{len(functions)} functions are valid"
+    return not wrong, named(wrong) or f"{len(functions)} functions are valid"
 
 
 def _seal(connection: Connection, manifest: Manifest) -> Answer:
@@ -205,6 +206,7 @@ def _denials(connection: Connection) -> Answer:
     return True, f"{len(people)} people saw {own:,} rows of their own tenants and none of others"
 
 
-def _named(wrong: list[str]) -> str:
+def named(wrong: list[str]) -> str:
+    """The first few of what is wrong, and how many more there are; empty when nothing is."""
     rest = f", and {len(wrong) - MOST_NAMED:,} more" if len(wrong) > MOST_NAMED else ""
     return "; ".join(wrong[:MOST_NAMED]) + rest
