@@ -101,7 +101,7 @@ cross join lateral (
     (2, f.failed > 0, 'yellow', 'Events failed: ops.webhook_failures says why; ops.retry_webhook(message_id) applies one again.'),
     (
       3, f.last_received_at is null, 'yellow',
-      'No event was ever received: see docs/production.md for the endpoint in Clerk, and `ballast doctor` for the way to it.'
+      'No event was ever received: see docs/deploy.md for the endpoint in Clerk, and `ballast doctor` for the way to it.'
     ),
     (
       4, f.lag between interval '5 minutes' and interval '3 days', 'yellow',

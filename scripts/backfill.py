@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from scripts import database
-from scripts.clerk_listing import KINDS, ClerkListing, Kind, Object, Page, listing_of
+from scripts.clerk_listing import BEGINNING, KINDS, ClerkListing, Kind, Object, Page, Place, listing_of
 from scripts.database import Connection
 from scripts.failure import Failure
 
@@ -50,10 +50,14 @@ class Refused:
 
 @dataclass
 class Merged:
-    """What became of a kind: how many objects Clerk listed, how many were news, which ones the database refused."""
+    """What became of a kind: how many objects Clerk listed, how many were news, which ones the database refused.
+
+    The first `resumed_at` of those listed were merged by a run that was interrupted, and counted here only as listed.
+    """
 
     kind: str
     listed: int = 0
+    resumed_at: int = 0
     changed: int = 0
     refused: list[Refused] = field(default_factory=list)
 
@@ -63,16 +67,17 @@ Advance = Callable[[Kind, int, int | None], None]
 
 @click.command("backfill", epilog="Example: ballast clerk backfill")
 @database.url_option
+@click.option("--restart", is_flag=True, help="Begin anew, however far a run came that was interrupted.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def backfill_command(url: str | None, as_json: bool) -> None:
+def backfill_command(url: str | None, restart: bool, as_json: bool) -> None:
     """Load all users, organizations, memberships and pending invitations from Clerk.
 
-    It may run at any time, beside webhooks, and again: what is known already is skipped. Needs CLERK_SECRET_KEY.
-    Exits with 1 when an object was refused.
+    It may run at any time, beside webhooks, and again: what is known already is skipped, and a run that was interrupted
+    in the last day is gone on with. Needs CLERK_SECRET_KEY. Exits with 1 when an object was refused.
     """
     started = time.monotonic()
     with listing_of(database.environment(url)) as listing, opened(url, listing) as connection, progress() as advance:
-        merged = backfill(connection, listing, advance)
+        merged = backfill(connection, listing, advance, restart=restart)
     seconds = time.monotonic() - started
     if as_json:
         click.echo(json.dumps({"seconds": round(seconds, 1), "kinds": [asdict(each) for each in merged]}, indent=2))
@@ -86,7 +91,7 @@ def backfill_command(url: str | None, as_json: bool) -> None:
 def opened(url: str | None, listing: ClerkListing) -> Iterator[Connection]:
     """A connection to a database of the same instance of Clerk's. Raises NoBulkSync or OtherInstance."""
     with database.connected(database.choose(url), database.say) as connection:
-        if connection.execute("select to_regproc('app.merge_clerk_page')").fetchone() == (None,):
+        if connection.execute("select to_regclass('app.clerk_backfills')").fetchone() == (None,):
             raise NoBulkSync("This database cannot merge Clerk's lists yet: run `ballast migrate up`.")
         row = connection.execute("select clerk_instance_id from app.settings").fetchone()
         pinned = row[0] if row else None
@@ -115,20 +120,67 @@ def progress() -> Iterator[Advance]:
         yield advance
 
 
-def backfill(connection: Connection, listing: ClerkListing, advance: Advance = lambda *_: None) -> list[Merged]:
-    """Merges all that Clerk lists, a page while the next one is fetched. Raises what ClerkListing raises."""
-    report = []
-    for kind in KINDS:
-        merged = Merged(kind.name)
-        report.append(merged)
-        advance(kind, 0, listing.count(kind))
-        known: set[str] = set()
-        for page in ahead(listing.pages(kind)):
-            merge(connection, kind, page, merged)
-            known.update(each["id"] for each in page.objects)
-            advance(kind, len(known), None)
-        merged.listed = len(known)
+@dataclass(frozen=True)
+class Places:
+    """How far a run came in the lists of an instance of Clerk's: what stays when it is interrupted."""
+
+    connection: Connection
+    instance_id: str | None
+
+    def of(self, kind: Kind) -> Place:
+        """Where to go on: the beginning, too, when what is known is of another instance or older than a day."""
+        row = self.connection.execute(
+            "select next_offset, last_created_ms from app.clerk_backfills "
+            "where kind = %s and instance_id = %s and updated_at > now() - interval '1 day'",
+            [kind.name, self.instance_id],
+        ).fetchone()
+        return Place(*row) if row else BEGINNING
+
+    def keep(self, kind: Kind, place: Place) -> None:
+        """All of the list up to there is merged. Raises psycopg.Error."""
+        statement = """
+            insert into app.clerk_backfills (kind, instance_id, next_offset, last_created_ms) values (%s, %s, %s, %s)
+            on conflict (kind) do update set instance_id = excluded.instance_id, next_offset = excluded.next_offset,
+              last_created_ms = excluded.last_created_ms, updated_at = excluded.updated_at
+            returning kind"""
+        tried(self.connection, statement, [kind.name, self.instance_id, *place])
+
+    def forget(self) -> None:
+        self.connection.execute("delete from app.clerk_backfills")
+
+
+def backfill(
+    connection: Connection, listing: ClerkListing, advance: Advance = lambda *_: None, *, restart: bool = False
+) -> list[Merged]:
+    """Merges all that Clerk lists, a page while the next one is fetched. Raises what ClerkListing raises.
+
+    Unless told to `restart`, without what a run merged that was interrupted.
+    """
+    places = Places(connection, listing.instance_id())
+    if restart:
+        places.forget()
+    report = [_backfill_kind(places, listing, kind, advance) for kind in KINDS]
+    places.forget()
     return report
+
+
+def _backfill_kind(places: Places, listing: ClerkListing, kind: Kind, advance: Advance) -> Merged:
+    merged = Merged(kind.name)
+    total = listing.count(kind)
+    advance(kind, 0, total)
+    known: set[str] = set()
+    for page in ahead(listing.pages(kind, places.of(kind))):
+        if page.offset and not known:
+            database.say(f"Going on with {kind.plural} at {page.offset:,} of {total:,}.")
+        merged.resumed_at = min(merged.resumed_at, page.offset) if known else page.offset
+        merge(places.connection, kind, page, merged)
+        # Not past one that was refused: the next run tries it again, and names it.
+        if page.objects and not merged.refused:
+            places.keep(kind, page.end)
+        known.update(each["id"] for each in page.objects)
+        merged.listed = merged.resumed_at + len(known)
+        advance(kind, merged.listed, None)
+    return merged
 
 
 def merge(connection: Connection, kind: Kind, page: Page, merged: Merged) -> None:

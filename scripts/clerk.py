@@ -15,7 +15,6 @@ import httpx
 
 from scripts.backfill import backfill_command
 from scripts.failure import Failure
-from scripts.local import svix
 from scripts.local.clerk_client import ClerkClient, NotRunning
 from scripts.local.stack import client_environment
 from scripts.reconcile import reconcile_command
@@ -70,6 +69,8 @@ def send(environment: dict[str, str], event: Event) -> dict[str, Any]:
 
     Raises NotStored, and NotRunning when nobody answers.
     """
+    from scripts.local import svix  # noqa: PLC0415 - sends by aiohttp, which the service's image does not have
+
     completed = ClerkClient(environment["CLERK_ISSUER"]).event(
         event.type, event.data, message_id=event.message_id, timestamp=event.timestamp
     )

@@ -72,12 +72,31 @@ INVITATIONS = Kind(
 KINDS = (USERS, ORGANIZATIONS, MEMBERSHIPS, INVITATIONS)
 
 
+class Place(NamedTuple):
+    """How far a list was read: how many objects, and when the last of them was created, in ms since 1970."""
+
+    offset: int
+    created_at: int
+
+
+BEGINNING = Place(0, 0)
+
+
 class Page(NamedTuple):
-    """Objects, and a moment on Clerk's clock before which they were not read. `total` of how many, if Clerk says so."""
+    """Objects, and a moment on Clerk's clock before which they were not read. `total` of how many, if Clerk says so.
+
+    `offset` of how many others the list has before them.
+    """
 
     objects: list[Object]
     asked_at: datetime
     total: int | None = None
+    offset: int = 0
+
+    @property
+    def end(self) -> Place:
+        """The place after its last object, of which there must be one."""
+        return Place(self.offset + len(self.objects), self.objects[-1].get("created_at", 0))
 
 
 class Answer(NamedTuple):
@@ -99,13 +118,16 @@ class ClerkListing:
     def close(self) -> None:
         self._http.close()
 
-    def pages(self, kind: Kind, size: int = LARGEST_PAGE) -> Iterator[Page]:
-        """Every object of the kind that is there throughout, oldest first; some more than once."""
+    def pages(self, kind: Kind, after: Place = BEGINNING, size: int = LARGEST_PAGE) -> Iterator[Page]:
+        """Every object of the kind that is there throughout, oldest first; some more than once.
+
+        With the place up to which they were listed some other time, what has come after it, and some from before.
+        """
         seen: set[str] = set()
-        offset = steps_back = 0
+        offset, steps_back = max(0, after.offset - size), 0
         while True:
             page = self.page(kind, offset, size)
-            if offset and (not page.objects or page.objects[0]["id"] not in seen):
+            if offset and not _leaves_no_gap(page, seen, after):
                 offset = max(0, offset - (size - 1))
                 steps_back += 1
                 if steps_back > MOST_STEPS_BACK:
@@ -124,7 +146,7 @@ class ClerkListing:
         if answer.body is None:
             raise self._refusal(HTTPStatus.NOT_FOUND, NOT_FOUND)
         total = answer.body.get("total_count") if isinstance(answer.body, dict) else None
-        return Page(_objects(answer.body) or [], answer.asked_at, total if isinstance(total, int) else None)
+        return Page(_objects(answer.body) or [], answer.asked_at, total if isinstance(total, int) else None, offset)
 
     def count(self, kind: Kind) -> int:
         """How many there are."""
@@ -230,6 +252,15 @@ def listing_of(environment: Mapping[str, str]) -> Iterator[ClerkListing]:
         yield listing
     finally:
         listing.close()
+
+
+def _leaves_no_gap(page: Page, seen: set[str], after: Place) -> bool:
+    """Whether all that the list has before the page was listed: up to one of those seen, or up to the place."""
+    if not page.objects:
+        return False
+    first = page.objects[0]
+    # Of those created in the same millisecond as the last one, some may not have been listed.
+    return first["id"] in seen or first.get("created_at", after.created_at) < after.created_at
 
 
 def _objects(body: Any) -> list[Object] | None:

@@ -26,8 +26,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from resend.exceptions import ResendError
 
 from service.logs import log
+from service.settings import ADDRESS
 
-RESEND_API_URL = "https://api.resend.com"
 TEMPLATES = Path(__file__).with_name("mail_templates")
 # What people may switch off: app.is_essential_mail() decides, this shows it.
 OPTIONAL = ("welcome", "member_joined")
@@ -44,8 +44,6 @@ WORK_SECONDS = 20.0
 TIMEOUT = httpx.Timeout(connect=3, read=8, write=3, pool=3)
 LONGEST_TEXT = 200
 LONGEST_RETRY_AFTER = 24 * 60 * 60
-# One address and nothing else: neither a list nor a name.
-ADDRESS = re.compile(r"[^@\s,;:<>()\[\]\\\"]+@[^@\s,;:<>()\[\]\\\"]+\.[^@\s,;:<>()\[\]\\\"]+")
 # Control and format characters, line and paragraph separators: what could end a line or turn its direction.
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u2028-\u202f\u2060-\u2069\ufeff\ud800-\udfff]+")
 CODE = re.compile(r"[A-Za-z0-9_]{1,100}")

@@ -62,6 +62,7 @@ _LINK = [
 ]
 
 STATUS = {"type": "object", "required": ["status"], "properties": {"status": {"const": "ok"}}}
+ALIVE = STATUS | {"properties": {"status": {"const": "ok"}, "release": {"type": "string"}}}
 
 BACKUP: dict[str, Any] = {
     "id": {"type": "string", "format": "uuid"},
@@ -88,7 +89,7 @@ DOCUMENT: dict[str, Any] = {
         "RateLimit-Remaining and RateLimit-Reset (in seconds) say how much is left of a limit.",
     },
     "paths": {
-        "/healthz": {"get": {"summary": "Is the process alive?", "responses": _answer("It is.", STATUS)}},
+        "/healthz": {"get": {"summary": "Is the process alive?", "responses": _answer("It is: this release.", ALIVE)}},
         "/readyz": {
             "get": {
                 "summary": "Do the database and Redis answer?",

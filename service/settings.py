@@ -12,9 +12,11 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.clerk_api import CLERK_API_URL
-from service.mail import ADDRESS, RESEND_API_URL
 
+RESEND_API_URL = "https://api.resend.com"
 SHORTEST_SECRET = 32
+# One address and nothing else: neither a list nor a name.
+ADDRESS = re.compile(r"[^@\s,;:<>()\[\]\\\"]+@[^@\s,;:<>()\[\]\\\"]+\.[^@\s,;:<>()\[\]\\\"]+")
 EMAIL_ADDRESS = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 CLERK_KEY = re.compile(r"sk_(test|live)_[!-~]+")
 RESEND_KEY = re.compile(r"re_[!-~]+")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 import psycopg
@@ -22,6 +23,7 @@ from moto.server import ThreadedMotoServer
 from playwright.sync_api import Browser, sync_playwright
 
 from scripts import migrations
+from scripts.local.clerk_client import ClerkClient
 from scripts.local.postgres import Postgres, stop
 from scripts.local.processes import free_ports
 from scripts.local.stack import LAST_PORT_OFFSET
@@ -38,6 +40,11 @@ QUIET_CHROMIUM = [
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--postgres", metavar="BIN", type=Path, help="bin folder of the PostgreSQL that database tests run on"
+    )
+    parser.addoption(
+        "--server-url",
+        metavar="URL",
+        help="an empty database of somebody else's, such as `supabase start`'s, for tests/db",
     )
     parser.addoption("--renew-readme-picture", action="store_true", help="write docs/demo.png (tests/e2e)")
     parser.addoption("--histories", type=int, default=300, help="how many histories the convergence test delivers")
@@ -56,9 +63,26 @@ def home() -> Iterator[Path]:
         yield Path(folder)
 
 
+@dataclass(frozen=True)
+class ServerElsewhere:
+    """A server that we did not start. `address` is its URL for postgres; its other users have the same password."""
+
+    address: str
+
+    def url(self, user: str = "postgres", database: str = "postgres") -> str:
+        parts = urlsplit(self.address)
+        return urlunsplit(
+            parts._replace(netloc=f"{user}:{parts.password}@{parts.hostname}:{parts.port}", path=f"/{database}")
+        )
+
+
 @pytest.fixture(scope="session")
-def server(home: Path, request: pytest.FixtureRequest) -> Iterator[Postgres]:
+def server(home: Path, request: pytest.FixtureRequest) -> Iterator[Postgres | ServerElsewhere]:
     """A migrated PostgreSQL for tests that need no API; durable settings off."""
+    if elsewhere := request.config.getoption("--server-url"):
+        migrations.up(elsewhere)
+        yield ServerElsewhere(elsewhere)
+        return
     postgres = Postgres(home / "server", free_port_block(), "test", request.config.getoption("--postgres"))
     process = postgres.start(fsync="off", max_connections="60")
     try:
@@ -107,7 +131,7 @@ class Stack:
 
     home: Path
     environment: dict[str, str]
-    tokens: dict[tuple[str | None, ...], tuple[float, str]] = field(default_factory=dict)
+    tokens: dict[tuple[object, ...], tuple[float, str]] = field(default_factory=dict)
 
     def ballast(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Runs the command against this stack and returns what it printed."""
@@ -116,15 +140,12 @@ class Stack:
             cwd=ROOT, env=os.environ | self.environment, capture_output=True, text=True, check=False, timeout=120,
         )  # fmt: skip
 
-    def token(self, user: str, organization: str | None = None, *options: str) -> str:
-        """A session token of a seeded person, good for 20 s. Fails the test with the command's words when there is none."""
-        asked = (user, organization, *options)
+    def token(self, user: str, organization: str | None = None, **wishes: Any) -> str:
+        """A session token of a seeded person, good for 20 s. `wishes` are second_factor and lifetime."""
+        asked = (user, organization, *wishes.items())
         minted, token = self.tokens.get(asked, (0.0, ""))
         if time.monotonic() - minted > TOKEN_LIFE_SECONDS - 20:
-            chosen = ["--org", organization] if organization else []
-            result = self.ballast("token", "--user", user, *chosen, *options)
-            assert result.returncode == 0, result.stderr
-            token = result.stdout.strip()
+            token = ClerkClient(self.environment["CLERK_ISSUER"]).token(user, organization, **wishes)["token"]
             self.tokens[asked] = (time.monotonic(), token)
         return token
 

@@ -101,7 +101,7 @@ class Person:
     user: str | None = None
     home: str = "org_acme"
     other: str = "org_globex"
-    options: tuple[str, ...] = ()
+    second_factor: bool = True
 
 
 PEOPLE = (
@@ -109,8 +109,8 @@ PEOPLE = (
     Person("admin", "admin", "user_ben"),
     Person("member", "member", "user_cleo"),
     Person("viewer", "viewer", "user_dee"),
-    Person("owner without second factor", "viewer", "user_eve", "org_globex", "org_acme", ("--no-second-factor",)),
-    Person("admin without second factor", "viewer", "user_ben", options=("--no-second-factor",)),
+    Person("owner without second factor", "viewer", "user_eve", "org_globex", "org_acme", second_factor=False),
+    Person("admin without second factor", "viewer", "user_ben", second_factor=False),
     Person("nobody signed in", None),
     Person("the service's own key", None),
 )
@@ -143,7 +143,7 @@ def database(stack: Stack) -> Iterator[psycopg.Connection[dict[str, Any]]]:
 
 def client(stack: Stack, person: Person) -> Client:
     key = "SUPABASE_SECRET_KEY" if person.name == "the service's own key" else "SUPABASE_PUBLISHABLE_KEY"
-    token = stack.token(person.user, person.home, *person.options) if person.user else None
+    token = stack.token(person.user, person.home, second_factor=person.second_factor) if person.user else None
     return client_with(stack.environment["SUPABASE_URL"], stack.environment[key], token)
 
 

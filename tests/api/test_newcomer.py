@@ -153,7 +153,7 @@ def test_co_members_do_not_see_where_else_somebody_works(stack: Stack) -> None:
 
 
 def test_a_missing_second_factor_is_named(stack: Stack) -> None:
-    headers = {"Authorization": f"Bearer {stack.token('user_ada', 'org_acme', '--no-second-factor')}"}
+    headers = {"Authorization": f"Bearer {stack.token('user_ada', 'org_acme', second_factor=False)}"}
     me = httpx.get(f"{stack.environment['SERVICE_URL']}/api/v1/me", headers=headers).json()
     acme = next(organization for organization in me["organizations"] if organization["clerk_org_id"] == "org_acme")
     assert (acme["role"], acme["limited_by"]) == ("owner", "second_factor")

@@ -154,7 +154,7 @@ def received(
 
 def test_without_an_event_the_endpoint_is_asked_for(database: Database) -> None:
     status, advice = verdict(database, "webhook_health")
-    assert (status, "production.md" in advice) == ("yellow", True)
+    assert (status, "deploy.md" in advice) == ("yellow", True)
 
 
 def test_events_that_arrive_and_are_applied_are_green(database: Database) -> None:

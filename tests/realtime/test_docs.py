@@ -50,7 +50,7 @@ def site() -> Iterator[Outside]:
 def page(stack: Stack, chromium: Browser, site: Outside, organization: str) -> Iterator[Page]:
     [client] = re.findall(r"```js\n(.*?)```", (ROOT / "docs/realtime.md").read_text(), re.DOTALL)
     names = ("SUPABASE_URL", "SUPABASE_PUBLISHABLE_KEY")
-    token = stack.token("user_eve", "org_globex", "--lifetime", str(FIRST_LIFE))
+    token = stack.token("user_eve", "org_globex", lifetime=FIRST_LIFE)
     known = {name: stack.environment[name] for name in names} | {"token": token}
     files = {
         "/": (
@@ -98,8 +98,6 @@ def test_the_documented_client_shows_what_the_database_holds(stack: Stack, page:
         database.execute(
             "insert into public.projects (organization_id, title) values (%s, 'docs four')", [organization]
         )
-        page.evaluate(
-            "token => { globalThis.token = token }", stack.token("user_eve", "org_globex", "--lifetime", "600")
-        )
+        page.evaluate("token => { globalThis.token = token }", stack.token("user_eve", "org_globex", lifetime=600))
         shown()
         page.evaluate("end()")

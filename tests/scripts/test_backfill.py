@@ -25,8 +25,17 @@ from hypothesis import strategies as st
 from psycopg.types.json import Jsonb
 
 from scripts import migrations
-from scripts.clerk_listing import USERS, ClerkListing, ClerkUnavailable, KeyRefused, RequestRefused
+from scripts.clerk_listing import (
+    BEGINNING,
+    USERS,
+    ClerkListing,
+    ClerkUnavailable,
+    KeyRefused,
+    RequestRefused,
+    listing_of,
+)
 from scripts.cli import ballast
+from scripts.local.clerk_directory import Directory
 from scripts.local.clerk_lists import at_most
 from tests import events
 from tests.clerk_server import INSTANCE, SECRET_KEY, ClerkServer, listed, running_clerk
@@ -384,6 +393,170 @@ def test_pages_and_webhooks_in_any_order_end_in_the_same_rows(
             suppress_health_check=[HealthCheck.too_slow],
         )  # fmt: skip
         thoroughly(given(histories())(check))()
+
+
+# Gone on with --------------------------------------------------------------------------------------------------------
+
+
+PLACES = "select kind, next_offset, last_created_ms from app.clerk_backfills order by next_offset desc"
+
+
+def asked(clerk: ClerkServer, path: str = "/v1/users") -> list[int]:
+    """The offsets of the pages of 500 that Clerk was asked for, in order."""
+    urls = [httpx.URL(each) for each in clerk.requests]
+    return [int(each.params["offset"]) for each in urls if each.path == path and each.params.get("limit") == "500"]
+
+
+def interrupted(backfill: Backfill, clerk: ClerkServer, offset: int, path: str = "/v1/users") -> None:
+    """Runs until Clerk is asked for the page at the offset: from then on, until somebody runs it again, it refuses."""
+
+    def refuse(request: web.Request) -> web.Response | None:
+        is_reached = request.path == path and request.query.get("offset") == str(offset)
+        return web.Response(status=403) if is_reached and request.query["limit"] == "500" else None
+
+    clerk.before = refuse
+    result = backfill.run(clerk)
+    assert "Clerk refuses the key" in result.stderr, result.output
+    clerk.before = lambda _: None
+    clerk.requests.clear()
+
+
+def test_a_killed_run_is_gone_on_with_and_ends_as_an_undisturbed_one(
+    backfill: Backfill, clerk: ClerkServer, migrated: str, new_database: Callable[..., str]
+) -> None:
+    clerk.put(*EVERYTHING, *people(3000))
+
+    def kill(request: web.Request) -> None:
+        if request.query.get("offset") == "1996":
+            process.send_signal(signal.SIGKILL)
+
+    clerk.before = kill
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scripts.cli", "clerk", "backfill"],
+        cwd=ROOT, env=os.environ | clerk.environment | {"DATABASE_URL": backfill.url}, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert process.wait() == -signal.SIGKILL
+    clerk.before = lambda _: None
+    clerk.requests.clear()
+    [(_, place, _)] = backfill.rows(PLACES)
+    assert place in {1498, 1997}
+    assert backfill.rows("select count(*) from public.profiles") >= [(place,)]
+
+    result = backfill.run(clerk, "--json")
+
+    users = json.loads(result.stdout)["kinds"][0]
+    assert asked(clerk) == list(range(place - 500, 3002, 499))
+    assert (users["listed"], users["resumed_at"]) == (3002, place - 500)
+    assert result.stderr == f"Going on with users at {place - 500:,} of 3,002.\n"
+    undisturbed = Backfill(new_database(migrated))
+    undisturbed.done(clerk)
+    kept = "select kind, clerk_id, fields::text from app.clerk_records order by 1, 2"
+    assert backfill.rows(SHOWN) == undisturbed.rows(SHOWN)
+    assert backfill.rows(kept) == undisturbed.rows(kept)
+
+
+def test_of_what_was_finished_the_end_is_read_again_for_who_came_since(backfill: Backfill, clerk: ClerkServer) -> None:
+    clerk.put(*people(1600), ACME)
+    interrupted(backfill, clerk, 0, "/v1/organizations")
+    clerk.put(events.user("user_late", email="late@example.com", created_at=START + MINUTE))
+    assert backfill.done(clerk) == {
+        "user": (1601, 1),
+        "organization": (1, 1),
+        "membership": (0, 0),
+        "invitation": (0, 0),
+    }
+    assert asked(clerk) == [1100, 1599]
+
+
+def test_a_finished_run_leaves_no_place_so_that_the_next_one_reads_everything(
+    backfill: Backfill, clerk: ClerkServer
+) -> None:
+    clerk.put(*people(1200), ACME)
+    interrupted(backfill, clerk, 0, "/v1/organization_memberships")
+    assert backfill.rows(PLACES) == [("user", 1200, START + 1199), ("organization", 1, START)]
+    backfill.done(clerk)
+    assert backfill.rows(PLACES) == []
+    clerk.requests.clear()
+    backfill.done(clerk)
+    assert asked(clerk) == [0, 499, 998]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("select 1", ["--restart"]),
+        ("update app.clerk_backfills set updated_at = updated_at - interval '25 hours'", []),
+        ("update app.clerk_backfills set instance_id = 'ins_another'", []),
+        ("update app.clerk_backfills set instance_id = null", []),
+    ],
+)
+def test_a_run_begins_anew_when_told_to_and_where_the_place_is_old_or_of_another_clerk(
+    backfill: Backfill, clerk: ClerkServer, change: str, words: list[str]
+) -> None:
+    clerk.put(*people(1200))
+    interrupted(backfill, clerk, 998)
+    with backfill.connect() as connection:
+        connection.execute(change.encode())
+    result = backfill.run(clerk, *words)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert asked(clerk) == [0, 499, 998]
+    assert backfill.rows("select count(*) from public.profiles") == [(1200,)]
+
+
+@pytest.mark.parametrize("gone", [range(998, 999), range(600, 1400), range(700), range(999), range(998, 1600)])
+def test_whoever_is_deleted_between_two_runs_hides_nobody(backfill: Backfill, clerk: ClerkServer, gone: range) -> None:
+    """The last one who was merged, whole pages before and after, all who were merged, all who were not."""
+    clerk.put(*people(1600))
+    interrupted(backfill, clerk, 998)
+    assert backfill.rows(PLACES) == [("user", 999, START + 998)]
+    for number in gone:
+        clerk.forget(f"user_{number:05}")
+    backfill.done(clerk)
+    shown = {clerk_id for (clerk_id,) in backfill.rows("select clerk_user_id from public.profiles")}
+    assert clerk.directory.users.keys() - shown == set()
+
+
+def test_whatever_happens_between_two_runs_both_together_list_everybody(clerk: ClerkServer) -> None:
+    """Many are created in the same millisecond, and any of them deleted."""
+    with listing_of(clerk.environment) as listing:
+
+        def check(lives: list[tuple[int, bool]], pages: int, newcomers: int, size: int) -> None:
+            clerk.directory = Directory()
+            clerk.put(*(events.user(f"user_{n:02}", created_at=START + age) for n, (age, _) in enumerate(lives)))
+            first = list(itertools.islice(listing.pages(USERS, size=size), pages))
+            for number, (_, is_deleted) in enumerate(lives):
+                if is_deleted:
+                    clerk.forget(f"user_{number:02}")
+            clerk.put(*(events.user(f"user_new_{n}", created_at=START + 9) for n in range(newcomers)))
+            place = first[-1].end if first[-1].objects else BEGINNING
+            second = list(listing.pages(USERS, place, size))
+            found = {each["id"] for page in (*first, *second) for each in page.objects}
+            assert clerk.directory.users.keys() - found == set()
+
+        any_lives = st.lists(st.tuples(st.integers(0, 8), st.booleans()), max_size=30)
+        thoroughly = settings(max_examples=150, deadline=None, database=None)
+        thoroughly(given(any_lives, st.integers(1, 8), st.integers(0, 4), st.integers(2, 5))(check))()
+
+
+def test_who_was_refused_is_tried_again_and_named_after_an_interruption(backfill: Backfill, clerk: ClerkServer) -> None:
+    with backfill.connect() as connection:
+        connection.execute("alter table public.profiles add constraint broken check (email <> '600@example.com')")
+    clerk.put(*people(2100))
+    interrupted(backfill, clerk, 1497)
+    assert backfill.rows(PLACES) == [("user", 500, START + 499)]
+    result = backfill.run(clerk)
+    assert result.exit_code == 1
+    assert "user user_00600: 23514" in result.stderr
+    assert backfill.rows("select count(*) from public.profiles") == [(2099,)]
+    assert backfill.rows(PLACES) == []
+
+
+def test_a_place_names_nobody(backfill: Backfill, clerk: ClerkServer) -> None:
+    clerk.put(*people(600))
+    interrupted(backfill, clerk, 499)
+    assert backfill.rows(
+        "select count(*), count(*) filter (where t::text ~ 'user_|@') from app.clerk_backfills as t"
+    ) == [(1, 0)]
 
 
 # Clerk in trouble ----------------------------------------------------------------------------------------------------

@@ -1,12 +1,15 @@
-"""The scheduled workflows: what they may do, what they are given, and that each `ballast` line of theirs works with just that."""
+"""The workflows: what they may do, what they are given, and that each line of theirs is a command that works with just that."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +49,170 @@ def ballast_steps(name: str) -> list[Step]:
 each_workflow = pytest.mark.parametrize("name", sorted(MONITOR_OF))
 
 
+EVERY = sorted(file.name for file in FOLDER.iterdir())
+JOBS_OF = [(name, job) for name in EVERY for job in workflow(name)["jobs"]]
+any_workflow = pytest.mark.parametrize("name", EVERY)
+any_job = pytest.mark.parametrize(("name", "job"), JOBS_OF)
+
+
 def test_every_workflow_is_examined() -> None:
-    assert {file.name for file in FOLDER.iterdir()} == MONITOR_OF.keys() | {"jobs.yml"}
+    assert set(EVERY) == MONITOR_OF.keys() | {"jobs.yml", "main.yml", "security.yml"}
+
+
+def test_zizmor_finds_nothing_not_even_what_is_a_matter_of_taste() -> None:
+    found = subprocess.run(
+        [Path(sys.executable).with_name("zizmor"), "--offline", "--quiet", "--pedantic", FOLDER],
+        env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stdout
+
+
+@any_workflow
+def test_every_action_is_pinned_by_commit_and_named_by_version(name: str) -> None:
+    lines = re.findall(r"uses: *(.*)", (FOLDER / name).read_text())
+    pinned = re.compile(r"(actions|github)/[a-z-]+(/[a-z]+)?@[0-9a-f]{40} # v\d+\.\d+\.\d+")
+    assert [line for line in lines if not pinned.fullmatch(line)] == []
+
+
+def test_an_action_has_one_version_everywhere() -> None:
+    used = {line for name in EVERY for line in re.findall(r"uses: *(.*)", (FOLDER / name).read_text())}
+    assert len(used) == len({re.split(r"@", line)[0] for line in used})
+
+
+@any_workflow
+def test_a_workflow_has_no_rights_but_those_that_a_job_names(name: str) -> None:
+    assert workflow(name)["permissions"] in ({}, {"contents": "read"})
+    assert workflow(name)["concurrency"]["group"]
+    more = {
+        (job, right, value)
+        for job, found in workflow(name)["jobs"].items()
+        for right, value in found.get("permissions", {}).items()
+        if (right, value) != ("contents", "read")
+    }
+    assert more == ({("codeql", "security-events", "write")} if name == "security.yml" else set())
+
+
+@any_job
+def test_a_job_ends_and_leaves_no_credentials_in_the_checkout(name: str, job: str) -> None:
+    found = workflow(name)["jobs"][job]
+    assert found["timeout-minutes"] <= 270
+    assert found["runs-on"] == "ubuntu-24.04"
+    for step in found["steps"]:
+        if step.get("uses", "").startswith("actions/checkout@"):
+            assert step["with"]["persist-credentials"] is False
+
+
+@any_job
+def test_a_job_runs_commands_of_the_project_with_nothing_filled_in(name: str, job: str) -> None:
+    for step in workflow(name)["jobs"][job]["steps"]:
+        words = shlex.split(step.get("run", "")) if name != "jobs.yml" else []
+        if not words:
+            continue
+        assert "${{" not in step["run"]
+        assert "\n" not in step["run"]
+        command = words[1] if words[0] == "sudo" else words[0]
+        if command.startswith("./"):
+            assert os.access(ROOT / command, os.X_OK), command
+        else:
+            assert command == "ballast" or words[:2] in (["npm", "audit"], ["uvx", "pip-audit@2.10.1"])
+
+
+@pytest.mark.parametrize("name", ["main.yml", "security.yml"])
+def test_secrets_are_for_protected_environments_only(name: str) -> None:
+    for job, found in workflow(name)["jobs"].items():
+        asked = set(re.findall(r"secrets\.(\w+)", json.dumps(found)))
+        assert not asked or "environment" in found, job
+        if job not in {"push", "deploy"}:
+            assert asked == set()
+
+
+def test_what_the_deployment_is_given_is_documented() -> None:
+    page = (ROOT / "docs/deploy.md").read_text()
+    given = set(NAMED.findall((FOLDER / "main.yml").read_text()))
+    assert [each for each in sorted(given) if f"`{each}`" not in page] == []
+
+
+def test_a_pull_request_gets_neither_secrets_nor_a_deployment() -> None:
+    jobs = workflow("main.yml")["jobs"]
+    assert jobs["push"]["if"] == "github.event_name == 'push'"
+    assert set(jobs["push"]["needs"]) == jobs.keys() - {"push", "deploy"}
+    assert jobs["deploy"]["needs"] == "push"
+    for name in EVERY:
+        assert "pull_request_target" not in workflow(name)["on"]
+
+
+def test_a_deployment_backs_up_then_migrates_then_rolls_out_then_tells() -> None:
+    commands = [step["run"] for step in workflow("main.yml")["jobs"]["deploy"]["steps"] if "run" in step]
+    assert commands == [
+        "./scripts/postgresql client 17", "./scripts/setup --service", "ballast backup run", "ballast migrate up",
+        './scripts/deploy "$GITHUB_SHA"', "./scripts/tell succeeded", "./scripts/tell failed",
+    ]  # fmt: skip
+
+
+def test_ci_and_the_workflow_ask_for_the_same_linters_and_tests() -> None:
+    commands = {
+        step["run"]
+        for _, job in JOBS_OF
+        for step in workflow("main.yml")["jobs"].get(job, {}).get("steps", [])
+        if "run" in step
+    }
+    ci = (ROOT / ".ci/run").read_text()
+    assert {"./scripts/lint", "./scripts/test"} <= commands
+    assert "./scripts/lint" in ci
+    assert "./scripts/test" in ci
+
+
+def test_what_is_asked_of_pytest_it_understands() -> None:
+    for step in workflow("main.yml")["jobs"].values():
+        for run in [each.get("run", "") for each in step["steps"]]:
+            if not run.startswith("./scripts/test "):
+                continue
+            words = [word.replace("$POSTGRES_VERSION", "15") for word in shlex.split(run)[1:]]
+            assert [word for word in words if word.startswith("tests/") and not (ROOT / word).exists()] == []
+            options = [word for word in words if word.startswith("--")]
+            known = subprocess.run(
+                [sys.executable, "-m", "pytest", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+            ).stdout
+            assert [option for option in options if option not in known] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "package"), [(("client", "17"), "postgresql-client-17"), (("server", "15"), "postgresql-15")]
+)
+def test_postgresql_comes_from_its_own_repository(tmp_path: Path, words: tuple[str, str], package: str) -> None:
+    sudo = tmp_path / "sudo"
+    sudo.write_text('#!/bin/sh\necho "$@"\n')
+    sudo.chmod(0o755)
+    done = subprocess.run(
+        [ROOT / "scripts/postgresql", *words],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    assert lines[2] == "/usr/share/postgresql-common/pgdg/apt.postgresql.org.sh -y"
+    assert lines[3].split()[-1] == package
+    assert subprocess.run([ROOT / "scripts/postgresql"], capture_output=True, check=False).returncode == 2
+
+
+def test_supabase_starts_with_our_settings_and_without_our_seeds(tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    (checkout / "scripts").mkdir(parents=True)
+    (checkout / "supabase").mkdir()
+    (checkout / "node_modules/.bin").mkdir(parents=True)
+    for name in ("scripts/supabase-start", "supabase/config.toml"):
+        shutil.copy(ROOT / name, checkout / name)
+    for name, text in (
+        ("scripts/setup", "#!/bin/sh\n"),
+        ("node_modules/.bin/supabase", '#!/bin/sh\necho "$@"\ncat "$3/supabase/config.toml"\n'),
+    ):
+        (checkout / name).write_text(text)
+        (checkout / name).chmod(0o755)
+    done = subprocess.run([checkout / "scripts/supabase-start"], capture_output=True, text=True, check=True)
+    first, _, config = done.stdout.partition("\n")
+    assert first.startswith("start --workdir ")
+    ours = tomllib.loads((ROOT / "supabase/config.toml").read_text())
+    ours["db"]["seed"]["enabled"] = False
+    assert tomllib.loads(config) == ours
+    assert (ours["db"]["port"], ours["api"]["enabled"]) == (54322, True)
 
 
 @pytest.mark.parametrize(("token", "code"), [(None, 0), ("a token of somebody else, 32 and more", 1)])
@@ -96,13 +261,6 @@ def test_a_workflow_may_read_the_code_and_nothing_else(name: str) -> None:
     assert job_of(name)["environment"] == "production"
     [checkout] = [step for step in steps_of(name) if step.get("uses", "").startswith("actions/checkout@")]
     assert checkout["with"] == {"persist-credentials": False}
-
-
-@each_workflow
-def test_actions_are_pinned_by_commit_and_named_by_version(name: str) -> None:
-    lines = re.findall(r"uses: *(.*)", (FOLDER / name).read_text())
-    assert lines
-    assert [line for line in lines if not re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line)] == []
 
 
 @each_workflow

@@ -18,6 +18,11 @@ def test_a_process_is_alive_whatever_else_is_down(offline: FlaskClient) -> None:
     assert (response.status_code, response.json) == (200, {"status": "ok"})
 
 
+def test_a_deployment_sees_which_release_answers(make_app: MakeApp) -> None:
+    response = make_app(RELEASE="4f1c2d7").test_client().get("/healthz")
+    assert response.json == {"status": "ok", "release": "4f1c2d7"}
+
+
 def test_on_the_running_stack_the_service_is_ready(online: FlaskClient) -> None:
     response = online.get("/readyz")
     assert (response.status_code, response.json) == (200, {"status": "ok"})

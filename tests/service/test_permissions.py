@@ -75,7 +75,7 @@ def second_factor(request: pytest.FixtureRequest, sql: psycopg.Connection[Any], 
 def test_service_and_database_agree_on_every_permission(
     online: FlaskClient, stack: Stack, sql: psycopg.Connection[Any], acme: UUID, role: str, second_factor: bool
 ) -> None:
-    token = stack.token(ROLES[role], None, "--second-factor" if second_factor else "--no-second-factor")
+    token = stack.token(ROLES[role], None, second_factor=second_factor)
     everything = {name for (name,) in sql.execute("select distinct permission from public.role_permissions")}
     with online.application.app_context():
         by_database = {
@@ -137,7 +137,7 @@ def test_who_lacks_the_permission_invites_nobody(online: FlaskClient, stack: Sta
 def test_an_admin_without_the_second_factor_learns_that_it_is_missing(
     online: FlaskClient, stack: Stack, acme: UUID
 ) -> None:
-    answer = invite(online, acme, stack.token("user_ben", None, "--no-second-factor"))
+    answer = invite(online, acme, stack.token("user_ben", None, second_factor=False))
     assert (answer.status_code, answer.json["limited_by"]) == (403, "second_factor")
 
 

@@ -1,0 +1,162 @@
+"""Rolling a release out, asking it, going back; on a stand-in for the host, with the real scripts. And the service on Vercel."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT, Stack
+from tests.scripts.test_image import imported
+from tests.service.conftest import ENVIRONMENT
+from tests.service.outside import Answer, Outside, rest_answer, running_outside
+
+OLD, NEW = "0" * 40, "1" * 40
+GOOD = {
+    "/readyz": 200, "/openapi.json": 200, "/legal/privacy": 200,
+    "/api/v1/me": 401, "/jobs/retry-events": 401, "/webhooks/clerk": 401,
+}  # fmt: skip
+
+
+class Host:
+    """A container host with its hook and the service that it runs; `broken` are releases that do not answer well."""
+
+    def __init__(self, server: Outside) -> None:
+        self.url = server.url
+        self.runs = OLD
+        self.broken: dict[str, dict[str, int]] = {}
+        self.hears = True
+        self.told: list[tuple[str, dict[str, str]]] = []
+        server.answer = self.answer
+
+    def answer(self, path: str, _headers: Any, body: bytes) -> Answer:
+        if path.startswith("/hook"):
+            self.told.append((path, json.loads(body)))
+            if self.hears:
+                self.runs = json.loads(body)["release"]
+            return rest_answer({})
+        if path == "/healthz":
+            return rest_answer({"status": "ok"} | ({"release": self.runs} if self.runs else {}))
+        return rest_answer({}, (GOOD | self.broken.get(self.runs, {}))[path])
+
+    def script(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        given = {"SMOKE_PAUSE": "0", "SMOKE_PATIENCE": "2", "PATH": os.environ["PATH"]}
+        return subprocess.run(words, cwd=ROOT, env=given | environment, capture_output=True, text=True, check=False)
+
+    def deploy(self, release: str = NEW, hook: str = "/hook") -> subprocess.CompletedProcess[str]:
+        return self.script(
+            "scripts/deploy", release,
+            DEPLOY_HOOK_URL=f"{self.url}{hook}", IMAGE="registry.example/acme/ballast", SERVICE_URL=f"{self.url}/",
+        )  # fmt: skip
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    with running_outside() as server:
+        yield Host(server)
+
+
+def test_a_release_that_answers_well_stays(host: Host) -> None:
+    done = host.deploy()
+    assert done.returncode == 0, done.stderr
+    assert host.told == [("/hook", {"image": f"registry.example/acme/ballast:{NEW}", "release": NEW})]
+    assert f"before it runs {OLD}" in done.stdout
+
+
+def test_a_host_that_takes_the_image_in_the_address_gets_it_there(host: Host) -> None:
+    assert host.deploy(hook="/hook?key=5ecret&imgURL={image}").returncode == 0
+    assert host.told[0][0] == f"/hook?key=5ecret&imgURL=registry.example%2Facme%2Fballast%3A{NEW}"
+
+
+@pytest.mark.parametrize("broken", [{"/readyz": 503}, {"/webhooks/clerk": 200}, {"/api/v1/me": 200}])
+def test_a_release_that_does_not_answer_well_is_taken_back(host: Host, broken: dict[str, int]) -> None:
+    host.broken[NEW] = broken
+    done = host.deploy()
+    assert done.returncode == 1
+    assert [body["release"] for _, body in host.told] == [NEW, OLD]
+    assert host.runs == OLD
+    assert f"{OLD} runs again" in done.stderr
+
+
+def test_a_host_that_does_nothing_is_noticed(host: Host) -> None:
+    host.hears = False
+    done = host.deploy()
+    assert done.returncode == 1
+    assert f"does not run {NEW} after 2 s: it runs '{OLD}'" in done.stderr
+
+
+def test_when_nothing_answers_well_somebody_has_to_look(host: Host) -> None:
+    host.broken = {release: {"/readyz": 503} for release in (OLD, NEW)}
+    done = host.deploy()
+    assert done.returncode == 1
+    assert "somebody has to look" in done.stderr
+
+
+def test_without_a_release_before_there_is_nothing_to_go_back_to(host: Host) -> None:
+    host.runs = ""
+    host.broken[NEW] = {"/readyz": 503}
+    done = host.deploy()
+    assert (done.returncode, len(host.told)) == (1, 1)
+    assert "nothing to go back to" in done.stderr
+
+
+@pytest.mark.parametrize("missing", ["DEPLOY_HOOK_URL", "IMAGE", "SERVICE_URL"])
+def test_nothing_is_rolled_out_without_being_told_where(host: Host, missing: str) -> None:
+    given = {"DEPLOY_HOOK_URL": host.url, "IMAGE": "ballast", "SERVICE_URL": host.url}
+    done = host.script("scripts/deploy", NEW, **{name: value for name, value in given.items() if name != missing})
+    assert done.returncode != 0
+    assert missing in done.stderr
+    assert host.told == []
+
+
+def test_the_running_service_answers_well(stack: Stack) -> None:
+    done = subprocess.run(
+        [ROOT / "scripts/smoke", stack.environment["SERVICE_URL"]], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(" ok ") == len(GOOD) + 1
+
+
+def test_nobody_answers_nothing_well() -> None:
+    done = subprocess.run([ROOT / "scripts/smoke", "http://127.0.0.1:9"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "000 instead of 200" in done.stderr
+
+
+# --- Vercel
+
+
+VERCEL = json.loads((ROOT / "vercel.json").read_text())
+
+
+def test_vercel_serves_the_service_from_its_own_packages() -> None:
+    done = imported("api.index")
+    assert done.returncode == 0, done.stderr
+
+
+def test_vercel_sends_every_path_to_the_service_and_serves_no_file_of_ours() -> None:
+    assert VERCEL["rewrites"] == [{"source": "/(.*)", "destination": "/api/index"}]
+    # Without a folder for files Vercel serves the whole checkout.
+    assert VERCEL["outputDirectory"] == "public"
+    assert "public/" in VERCEL["buildCommand"]
+    assert not (ROOT / "public").exists()
+    [(entry, function)] = VERCEL["functions"].items()
+    assert (ROOT / entry).exists()
+    excluded = re.split(r"[{},]", function["excludeFiles"].removesuffix("/**"))
+    assert not {"service", "api"} & set(excluded)
+
+
+def test_on_vercel_a_commit_is_the_release() -> None:
+    code = "from api.index import app; print(app.test_client().get('/healthz').text)"
+    given = {name: value for name, value in os.environ.items() if name != "RELEASE"} | ENVIRONMENT
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=given | {"VERCEL_GIT_COMMIT_SHA": NEW},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout) == {"status": "ok", "release": NEW}

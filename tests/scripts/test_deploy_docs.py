@@ -1,0 +1,113 @@
+"""docs/deploy.md: its commands exist, its links lead somewhere, and no secret is without a way to replace it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import click
+import pytest
+
+from scripts.cli import ballast
+from scripts.doctor import PUBLIC_NAMES, SECRET_NAME
+from tests.conftest import ROOT, Stack
+
+PAGE = ROOT / "docs/deploy.md"
+LINKED = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def section(heading: str) -> str:
+    found = re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    assert found, heading
+    return found[1]
+
+
+def commands() -> list[str]:
+    """What the page has in code that begins with a command of ours."""
+    text = PAGE.read_text()
+    inline = re.findall(r"`([^`\n]+)`", text)
+    lines = [line.strip().removeprefix("$ ") for line in text.splitlines()]
+    return [
+        code for code in dict.fromkeys([*inline, *lines]) if re.match(r"(ballast|\./scripts/\w|node_modules/)", code)
+    ]
+
+
+def test_the_page_names_commands() -> None:
+    assert len(commands()) > 30
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_of_the_page_is_a_real_one(command: str) -> None:
+    program, *words = shlex.split(command)
+    if program != "ballast":
+        assert os.access(ROOT / program, os.X_OK)
+        return
+    found: click.Command = ballast
+    context = click.Context(ballast)
+    while isinstance(found, click.Group) and words and not words[0].startswith("-"):
+        child = found.get_command(context, words.pop(0))
+        assert child is not None, command
+        found = child
+    assert not isinstance(found, click.Group), command
+    options = {option for parameter in found.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    assert [word for word in words if word.startswith("--") and word not in options] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """Headings as GitHub turns them into anchors."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for link in LINK.findall(page.read_text()):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_every_secret_has_a_way_to_replace_it() -> None:
+    names = re.findall(r"^([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    aws = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+    secrets = {name for name in names if SECRET_NAME.search(name)} - PUBLIC_NAMES | PUBLIC_NAMES | aws
+    assert {"CLERK_SECRET_KEY", "DATABASE_URL", "SENTRY_DSN"} <= secrets
+    assert [name for name in sorted(secrets) if f"`{name}`" not in section("Replacing a key")] == []
+
+
+def test_every_item_of_the_specifications_checklists_is_there() -> None:
+    subjects = """
+        variables; migrations; Clerk's production instance; names and certificates; Sentry; backups; privacy page; consent banner; limits;
+        mail; payments; errors; what people do; the database; cache; response times; sign-ins; webhooks; audit trail; uptime; costs;
+        packages; who may do what; security; personal data
+    """
+    rows = [row.split(" | ")[0] for row in re.findall(r"^\| .+ \|$", section("Checklists"), re.MULTILINE)]
+    wanted = [subject.strip() for subject in subjects.split(";")]
+    assert [subject for subject in wanted if not any(subject in row for row in rows)] == []
+
+
+def test_the_checks_that_need_no_account_pass_on_the_local_stack(stack: Stack) -> None:
+    """The page's curls and the smoke test, as they stand there."""
+    lines = [
+        line.strip()
+        for line in [
+            *re.findall(r"`(curl [^`]+)`", section("Checklists")),
+            *re.findall(r"^curl .*$", PAGE.read_text(), re.MULTILINE),
+        ]
+    ]
+    assert len(lines) == 7
+    for line in [*lines, './scripts/smoke "$SERVICE_URL"']:
+        ran = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", line],
+            cwd=ROOT, env=os.environ | stack.environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert ran.returncode == 0, (line, ran.stderr)
+        if "--include" in line:
+            assert "RateLimit-Remaining" in ran.stdout
