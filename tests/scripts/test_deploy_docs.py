@@ -4,74 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import subprocess
-from pathlib import Path
 
-import click
-import pytest
-
-from scripts.cli import ballast
 from scripts.doctor import PUBLIC_NAMES, SECRET_NAME
 from tests.conftest import ROOT, Stack
 
 PAGE = ROOT / "docs/deploy.md"
-LINKED = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
-LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
 def section(heading: str) -> str:
     found = re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     assert found, heading
     return found[1]
-
-
-def commands() -> list[str]:
-    """What the page has in code that begins with a command of ours."""
-    text = PAGE.read_text()
-    inline = re.findall(r"`([^`\n]+)`", text)
-    lines = [line.strip().removeprefix("$ ") for line in text.splitlines()]
-    return [
-        code for code in dict.fromkeys([*inline, *lines]) if re.match(r"(ballast|\./scripts/\w|node_modules/)", code)
-    ]
-
-
-def test_the_page_names_commands() -> None:
-    assert len(commands()) > 30
-
-
-@pytest.mark.parametrize("command", commands())
-def test_every_command_of_the_page_is_a_real_one(command: str) -> None:
-    program, *words = shlex.split(command)
-    if program != "ballast":
-        assert os.access(ROOT / program, os.X_OK)
-        return
-    found: click.Command = ballast
-    context = click.Context(ballast)
-    while isinstance(found, click.Group) and words and not words[0].startswith("-"):
-        child = found.get_command(context, words.pop(0))
-        assert child is not None, command
-        found = child
-    assert not isinstance(found, click.Group), command
-    options = {option for parameter in found.params for option in (*parameter.opts, *parameter.secondary_opts)}
-    assert [word for word in words if word.startswith("--") and word not in options] == []
-
-
-def anchors(page: Path) -> set[str]:
-    """Headings as GitHub turns them into anchors."""
-    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-@pytest.mark.parametrize("page", LINKED, ids=lambda page: page.name)
-def test_every_link_leads_somewhere(page: Path) -> None:
-    for link in LINK.findall(page.read_text()):
-        if "://" in link:
-            continue
-        path, _, anchor = link.partition("#")
-        target = (page.parent / path).resolve() if path else page
-        assert target.exists(), link
-        assert not anchor or anchor in anchors(target), link
 
 
 def test_every_secret_has_a_way_to_replace_it() -> None:

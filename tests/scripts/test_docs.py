@@ -1,0 +1,69 @@
+"""Every document: the commands that it names are real ones, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from scripts.cli import ballast
+from tests.conftest import ROOT
+
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def commands(page: Path) -> list[str]:
+    """What the page has in code that begins with a command of ours."""
+    text = page.read_text()
+    inline = re.findall(r"`([^`\n]+)`", text)
+    lines = [line.strip().removeprefix("$ ") for line in text.splitlines()]
+    found = dict.fromkeys(code.split("  #")[0].strip() for code in [*inline, *lines])
+    return [code for code in found if re.match(r"(ballast |\./scripts/\w|node_modules/\.bin)", code)]
+
+
+COMMANDS = [(page, command) for page in PAGES for command in commands(page)]
+
+
+def test_the_pages_name_commands() -> None:
+    assert len(COMMANDS) > 100
+
+
+@pytest.mark.parametrize(
+    ("page", "command"), COMMANDS, ids=[f"{page.relative_to(ROOT)} {command}" for page, command in COMMANDS]
+)
+def test_every_command_is_a_real_one(page: Path, command: str) -> None:
+    program, *words = shlex.split(command.split(" | ", maxsplit=1)[0].split(" > ", maxsplit=1)[0])
+    if program != "ballast":
+        assert os.access(ROOT / program, os.X_OK)
+        return
+    found: click.Command = ballast
+    context = click.Context(ballast)
+    while isinstance(found, click.Group) and words and not words[0].startswith("-"):
+        child = found.get_command(context, words.pop(0).rstrip(","))
+        assert child is not None, f"{page.name}: {command}"
+        found = child
+    options = {option for parameter in found.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    named = [word.split("=")[0] for word in words if word.startswith("--")]
+    assert [word for word in named if word not in options | {"--help", "--version"}] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """Headings as GitHub turns them into anchors."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for link in LINK.findall(page.read_text()):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
