@@ -23,14 +23,14 @@ from tests.scripts.test_migrate import CALLER, NOTES, ROWS, Project
 MESSAGES = "create policy hear on realtime.messages for select to authenticated using (true);\n"
 
 
-def push(project: Project) -> None:
+def push(project: Project, *options: str) -> None:
     """What Supabase does with a project, by its CLI: migrations/ and nothing else."""
     (project.root / "supabase").mkdir(exist_ok=True)
     (project.root / "supabase/config.toml").write_bytes((ROOT / "supabase/config.toml").read_bytes())
     if not (project.root / "supabase/migrations").exists():
         (project.root / "supabase/migrations").symlink_to("../migrations")
     pushed = subprocess.run(
-        [ROOT / "node_modules/.bin/supabase", "db", "push", f"--remote={project.url}?sslmode=disable", "--yes"],
+        [ROOT / "node_modules/.bin/supabase", "db", "push", f"--remote={project.url}?sslmode=disable", "--yes", *options],
         cwd=project.root, env=os.environ | {"DO_NOT_TRACK": "1", "SUPABASE_TELEMETRY_DISABLED": "1"},
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
@@ -70,6 +70,9 @@ def test_a_database_of_the_supabase_cli_alone_is_complete(new_database: Callable
     assert theirs.history() == ours.history()
     assert theirs.up().empty
     assert theirs.check() == []
+    shutil.copy(ROOT / "supabase/seed.sql", tmp_path / "supabase/seed.sql")
+    push(theirs, "--include-seed")
+    assert theirs.query("select count(*) > 1 from public.projects") == [(True,)]
 
 
 def test_without_a_bundle_the_sources_apply_to_the_same(new_database: Callable[..., str], tmp_path: Path) -> None:
