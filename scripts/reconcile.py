@@ -7,7 +7,7 @@ import random
 import sys
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
@@ -38,6 +38,8 @@ DIFFERENCES = ("missing", "stale", "wrong role", "orphaned")
 FEW = 10
 FEW_OF_ALL = 0.05
 SHOWN = 50
+# What changed at Clerk just now may be on its way by a webhook: a sample leaves it out.
+SETTLED = timedelta(minutes=5)
 
 
 class ClerkEmpty(Failure):
@@ -155,11 +157,11 @@ class Comparison:
             listed = {_key(kind, each) for each in page.objects}
             others = [each for each in random.sample(here, min(size, len(here))) if each.key not in listed]
             report.compared[kind.name] = len(listed) + len(others)
-            report.differences += self._of_page(kind, page)
+            report.differences += self._of_page(kind, _settled(page))
             for each in others:
                 found = self._asked(kind, each)
                 if found.objects:
-                    report.differences += self._of_page(kind, found)
+                    report.differences += self._of_page(kind, _settled(found))
                 else:
                     note = "run this without --sample to remove it" if self.fix else None
                     report.differences.append(_orphan(kind, each, note))
@@ -241,6 +243,13 @@ def mirror(connection: Connection, kind: Kind) -> list[Mirrored]:
 def is_suspicious(unlisted: int, here: int, listed: int) -> bool:
     """Whether so many deletions look like a mistake: of all that is here, or of more than a few and 5 %."""
     return listed == 0 or unlisted == here or (unlisted > FEW and unlisted > FEW_OF_ALL * here)
+
+
+def _settled(page: Page) -> Page:
+    """The page without what changed just now."""
+    since = (datetime.now(UTC) - SETTLED).timestamp() * 1000
+    moments = ((each, each.get("updated_at")) for each in page.objects)
+    return page._replace(objects=[each for each, moment in moments if not isinstance(moment, int) or moment <= since])
 
 
 def _key(kind: Kind, listed: Object) -> object:

@@ -73,8 +73,8 @@ def parts_of(stack: Stack) -> list[Part]:
         _upstash(stack),
         _gateway(stack),
         _service(stack),
-        Part("scheduler", _module("scripts.local.scheduler"), needs=("service",), is_wanted=_jobs_are_wanted),
         Part("seed", _ballast("seed"), needs=("service", "clerk"), once=True, is_wanted=lambda: _is_empty(stack)),
+        Part("scheduler", _module("scripts.local.scheduler"), needs=("service", "seed"), is_wanted=_jobs_are_wanted),
     ]
 
 

@@ -122,16 +122,19 @@ class Supervisor:
     def _start(self) -> bool:
         """Whether all parts are healthy, and nobody asked to stop meanwhile."""
         waiting = list(self._parts)
+        unwanted: set[str] = set()
         colours = itertools.cycle(COLOURS)
         deadline = time.monotonic() + READY_SECONDS
         while waiting or not all(running.healthy for running in self._running):
-            healthy = {running.part.name for running in self._running if running.healthy}
+            healthy = unwanted | {running.part.name for running in self._running if running.healthy}
             for part in [part for part in waiting if healthy.issuperset(part.needs)]:
                 if self._asked_to_stop.is_set():
                     return False
                 waiting.remove(part)
                 if part.is_wanted():
                     self._launch(part, next(colours))
+                else:
+                    unwanted.add(part.name)
             for running in self._running:
                 self._check(running)
                 if not running.healthy and time.monotonic() > deadline:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -423,6 +424,12 @@ def test_a_sample_finds_what_it_sees_and_removes_nothing(reconcile: Reconcile) -
     }
     assert reconcile.found("--sample", "50", "--fix") == found
     assert reconcile.found() == {("user", "user_ben", "orphaned"), ("membership", "orgmem_ben", "orphaned")}
+
+
+def test_a_sample_leaves_out_what_changed_just_now(reconcile: Reconcile) -> None:
+    reconcile.clerk.put(ADA | {"banned": True, "updated_at": int(time.time() * 1000)})
+    assert reconcile.found("--sample", "50") == set()
+    assert reconcile.found() == {("user", "user_ada", "stale")}
 
 
 def test_a_sample_asks_little_of_clerk(reconcile: Reconcile) -> None:

@@ -59,6 +59,13 @@ def _stop_soon() -> None:
 # --- a run -----------------------------------------------------------------------------------------------------------
 
 
+def test_what_needs_a_part_that_is_not_wanted_starts_without_it(small: Stack, tmp_path: Path) -> None:
+    unwanted = replace(_part("seed", "raise SystemExit(1)", once=True), is_wanted=lambda: False)
+    after = _part("after", f"open({str(tmp_path / 'ran')!r}, 'w')", "seed", once=True)
+    Supervisor(small, [unwanted, after]).run(when_ready=_stop_soon)
+    assert (tmp_path / "ran").exists()
+
+
 def test_parts_start_when_what_they_need_is_healthy_and_stop_in_reverse_order(small: Stack, tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     code = f"""
