@@ -50,6 +50,22 @@ end;
 $$;
 comment on function app.clerk_primary_email is 'The address whose id is primary_email_address_id, or null.';
 
+-- Everybody may type in somebody else's.
+create or replace function app.clerk_addresses(data jsonb) returns text[]
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return array(
+    select distinct lower(a.address)
+    from jsonb_array_elements(case when jsonb_typeof(data -> 'email_addresses') = 'array' then data -> 'email_addresses' else '[]' end) as e
+    cross join lateral (select app.clerk_text(e -> 'email_address', 320) as address) as a
+    where a.address is not null
+      and (e ->> 'id' = data ->> 'primary_email_address_id' or e -> 'verification' ->> 'status' = 'verified')
+  );
+end;
+$$;
+comment on function app.clerk_addresses is 'The addresses that are a user''s, in lower case: the primary one, and those that Clerk has verified.';
+
 -- Takes a user, or the public_user_data inside a membership, which has no e-mail addresses.
 create or replace function app.clerk_user_fields(data jsonb) returns jsonb
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp

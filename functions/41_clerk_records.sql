@@ -23,7 +23,8 @@ begin
   return (select encode(sha256(s.erasure_salt || convert_to(clerk_user_id, 'UTF8')), 'hex') from app.settings as s);
 end;
 $$;
-comment on function app.person_hash is 'What is kept of an erased person: a salted hash of Clerk''s id. Definer: app.settings is private.';
+comment on function app.person_hash is
+'What is kept of an erased person: a salted hash of Clerk''s id, or of an address. Definer: app.settings is private.';
 
 -- Every message of Clerk's asks this of everybody it names: one query, and no function inside it.
 create or replace function app.erased_among(clerk_user_ids text[]) returns text[]
@@ -52,6 +53,61 @@ end;
 $$;
 comment on function app.is_erased is 'Whether the person was deleted at Clerk or erased here.';
 
+-- An invitation to an address of somebody who was erased is not shown, unless it was made later: then it is for whoever has the address
+-- now. Every address counts that a message ever gave the person, and the last moment at which they were deleted or asked to be erased.
+-- Both sets only grow, so it does not matter what arrives first. A rule that lets an address go again (when the person has changed it,
+-- when somebody else has it) would need the invitation back that it has removed.
+create or replace function app.is_forgotten(invitation jsonb) returns boolean
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return exists (
+    select from app.known_addresses as a
+    join app.clerk_tombstones as t on t.kind = 'user' and t.clerk_id = a.subject_hash
+    where a.address_hash = app.person_hash(lower(invitation ->> 'email'))
+      and t.deleted_at >= coalesce(app.clerk_time(invitation -> 'created_at'), '-infinity')
+  );
+end;
+$$;
+comment on function app.is_forgotten is 'Whether an invitation, by its fields, is from before its address''s owner was erased.';
+
+-- Invitations are applied one beside the other, but not beside an erasure: whichever of the two comes second sees the first. This is
+-- taken after the objects are locked, and before anything is written.
+create or replace function app.lock_addresses(is_erasure boolean) returns void
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  addresses constant integer := 'app.known_addresses'::regclass::oid::integer;
+begin
+  if is_erasure then
+    perform pg_advisory_xact_lock(addresses, 0);
+  else
+    perform pg_advisory_xact_lock_shared(addresses, 0);
+  end if;
+end;
+$$;
+comment on function app.lock_addresses is 'Until the transaction ends no erasure begins. Whoever begins one keeps invitations waiting, too.';
+
+create or replace function app.note_addresses(clerk_user_id text, addresses text[]) returns void
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  is_erased boolean := app.is_erased(clerk_user_id);
+begin
+  if is_erased then
+    perform app.lock_addresses(is_erasure => true);
+  end if;
+  insert into app.known_addresses (subject_hash, address_hash)
+  select app.person_hash(clerk_user_id), app.person_hash(a.address) from unnest(addresses) as a (address)
+  on conflict do nothing;
+  if is_erased then
+    perform app.erase_invitations((null, clerk_user_id, addresses)::app.person, null);
+  end if;
+end;
+$$;
+comment on function app.note_addresses is
+'Remembers for good, as hashes, that these addresses (in lower case) are or were a person''s. If they are erased, invitations to them go.';
+
 create or replace function app.learn(
   kind text, clerk_id text, stamp app.clerk_stamp, data jsonb, organization text default null, person text default null
 ) returns boolean
@@ -61,6 +117,9 @@ declare
   known app.clerk_records;
   newest jsonb;
 begin
+  if kind = 'user' and data ? 'email_addresses' then
+    perform app.note_addresses(clerk_id, app.clerk_addresses(data)); -- even of a write that comes too late for anything else
+  end if;
   select r.* into known from app.clerk_records as r where r.kind = learn.kind and r.clerk_id = learn.clerk_id;
   -- Without a fingerprint a stamp is greater than with one: most copies and sketches lose here, before their fields are read.
   if known.stamp > stamp then
@@ -74,6 +133,10 @@ begin
   -- Clerk goes on naming an organization's creator after they are gone.
   if kind = 'organization' and (newest ->> 'created_by' = 'erased' or app.is_erased(newest ->> 'created_by')) then
     newest := newest || '{"created_by": null}';
+  end if;
+
+  if kind = 'invitation' and app.is_forgotten(newest) then
+    return app.bury(kind, clerk_id, stamp.event_at);
   end if;
 
   if known.clerk_id is null then

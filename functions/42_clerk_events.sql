@@ -109,6 +109,9 @@ begin
   elsif organization is null then
     raise exception 'the invitation names no organization';
   else
+    if subject = 'organizationInvitation' then
+      perform app.lock_addresses(is_erasure => false);
+    end if;
     perform app.mention_organization(organization, payer ->> 'organization_name');
     news := case subject
       when 'organizationInvitation' then app.learn('invitation', id, stamp, data, organization)

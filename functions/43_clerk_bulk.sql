@@ -87,7 +87,9 @@ declare
   learnt text[];
 begin
   with listed as materialized (
-    select distinct on (u.id) u.id, coalesce(app.clerk_time(e.object -> 'updated_at'), asked_at) as updated_at, app.clerk_fields('user', e.object) as fields
+    select distinct on (u.id)
+      u.id, coalesce(app.clerk_time(e.object -> 'updated_at'), asked_at) as updated_at, app.clerk_fields('user', e.object) as fields,
+      app.clerk_addresses(e.object) as addresses
     from jsonb_array_elements(page) as e (object)
     cross join lateral (select app.clerk_text(e.object -> 'id') as id) as u
     where not exists (select from app.clerk_records as r where r.kind = 'user' and r.clerk_id = u.id)
@@ -103,6 +105,14 @@ begin
       f.id, f.fields ->> 'email', f.fields ->> 'full_name', f.fields ->> 'avatar_url', (f.fields -> 'banned')::boolean,
       coalesce(app.clerk_time(f.fields -> 'created_at'), now())
     from fresh as f
+  ), noted as (
+    insert into app.known_addresses (subject_hash, address_hash)
+    select
+      encode(sha256(s.erasure_salt || convert_to(f.id, 'UTF8')), 'hex'), encode(sha256(s.erasure_salt || convert_to(a.address, 'UTF8')), 'hex')
+    from fresh as f
+    cross join app.settings as s
+    cross join unnest(f.addresses) as a (address)
+    on conflict do nothing
   ), kept as (
     insert into app.clerk_records as r (kind, clerk_id, stamp, fields)
     select 'user', f.id, (true, f.updated_at, true, asked_at, sha256(convert_to(f.fields::text, 'UTF8')))::app.clerk_stamp, f.fields

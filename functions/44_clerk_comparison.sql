@@ -27,6 +27,7 @@ begin
     where coalesce(l.whom <> all(e.ids), true)
       and not exists (select from app.clerk_tombstones as t where t.kind = kind and t.clerk_id = l.id)
       and not exists (select from app.clerk_tombstones as t where t.kind = 'organization' and t.clerk_id = l.org)
+      and not (kind = 'invitation' and app.is_forgotten(app.clerk_page_fields(kind, l.object)))
       and not coalesce(
         r.stamp > (true, coalesce(app.clerk_time(l.object -> 'updated_at'), asked_at), true, asked_at, null)::app.clerk_stamp, false
       );

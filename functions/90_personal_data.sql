@@ -13,24 +13,34 @@ $$;
 comment on function app.own_addresses is 'Those of the addresses, in lower case, that no other account has.';
 
 -- Only what Clerk has verified: everybody may type in somebody else's address.
+create or replace function app.addresses_of(clerk_user_id text) returns text[]
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return array(
+    select lower(p.email) from public.profiles as p where p.clerk_user_id = addresses_of.clerk_user_id and p.email <> ''
+    union
+    select lower(r.fields ->> 'email') from app.clerk_records as r
+    where r.kind = 'user' and r.clerk_id = addresses_of.clerk_user_id and r.fields ->> 'email' <> ''
+    union
+    select lower(a.address #>> '{}')
+    from
+      app.webhook_events as w,
+      jsonb_path_query(w.event, '$.data.email_addresses[*] ? (@.verification.status == "verified").email_address') as a (address)
+    where w.mentions @> array[addresses_of.clerk_user_id] and w.type like 'user.%'
+      and w.event -> 'data' ->> 'id' = addresses_of.clerk_user_id and a.address #>> '{}' <> ''
+  );
+end;
+$$;
+comment on function app.addresses_of is 'The addresses of a person that are still to be read here, in lower case.';
+
 create or replace function app.person_of(clerk_user_id text) returns app.person
 language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
 declare
-  person app.person := (null, clerk_user_id, '{}');
+  person app.person := (null, clerk_user_id, app.own_addresses(app.addresses_of(clerk_user_id), clerk_user_id));
 begin
   select p.id into person.id from public.profiles as p where p.clerk_user_id = person_of.clerk_user_id;
-  person.emails := app.own_addresses(array(
-    select p.email from public.profiles as p where p.id = person.id
-    union
-    select r.fields ->> 'email' from app.clerk_records as r where r.kind = 'user' and r.clerk_id = person_of.clerk_user_id
-    union
-    select a.address #>> '{}'
-    from
-      app.webhook_events as w,
-      jsonb_path_query(w.event, '$.data.email_addresses[*] ? (@.verification.status == "verified").email_address') as a (address)
-    where w.mentions @> array[person_of.clerk_user_id] and w.type like 'user.%' and w.event -> 'data' ->> 'id' = person_of.clerk_user_id
-  ), clerk_user_id);
   return person;
 end;
 $$;

@@ -103,7 +103,7 @@ end;
 $$;
 comment on function app.erase_messages is 'Takes a person out of up to `batch` messages of Clerk''s. Returns how many.';
 
--- Clerk goes on telling of whom it has deleted: memberships that end, organizations they founded.
+-- Clerk goes on telling of whom it has deleted: memberships that end, organizations they founded, invitations from before.
 create or replace function app.erase_news_of_the_erased(message_id text, mentions text[]) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -114,30 +114,52 @@ begin
     perform app.erase_message(e, (null, clerk_user_id, '{}')::app.person)
     from app.webhook_events as e where e.message_id = erase_news_of_the_erased.message_id;
   end loop;
+  perform app.erase_message(e, (null, null, e.mentions)::app.person)
+  from app.webhook_events as e
+  where e.message_id = erase_news_of_the_erased.message_id and e.type like 'organizationInvitation.%'
+    and app.is_forgotten(app.clerk_fields('invitation', e.event -> 'data'));
 end;
 $$;
 comment on function app.erase_news_of_the_erased is 'Takes those who were erased out of a message that has just come in.';
 
--- Invitations are Clerk's objects: a late event must not bring one back.
+-- Found by hashes: the addresses may be gone already. Those from after the erasure stay. A message that is just being applied again is
+-- left to whoever applies it.
 create or replace function app.erase_invitations(person app.person, batch integer) returns integer
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
-  clerk_ids text[] := array(
-    select i.clerk_invitation_id from public.organization_invitations as i where lower(i.email) = any(person.emails)
-    union
-    select r.clerk_id from app.clerk_records as r where r.kind = 'invitation' and lower(r.fields ->> 'email') = any(person.emails)
-    limit batch
-  );
+  salt bytea := (select s.erasure_salt from app.settings as s);
+  addresses text[] := array(select a.address_hash from app.known_addresses as a where a.subject_hash = app.person_hash(person.clerk_user_id));
+  emails text[] := person.emails;
+  erased integer := 0;
+  invitation app.clerk_records;
+  message app.webhook_events;
 begin
-  perform app.lock_clerk_objects(clerk_ids);
-  perform app.bury('invitation', i.clerk_id, now()) from unnest(clerk_ids) as i (clerk_id);
-  delete from public.organization_invitations as i where i.clerk_invitation_id = any(clerk_ids);
-  delete from app.clerk_records as r where r.kind = 'invitation' and r.clerk_id = any(clerk_ids);
-  return cardinality(clerk_ids);
+  for invitation in
+    select r.*
+    from app.clerk_records as r
+    where r.kind = 'invitation' and encode(sha256(salt || convert_to(lower(r.fields ->> 'email'), 'UTF8')), 'hex') = any(addresses)
+      and app.is_forgotten(r.fields)
+    limit batch
+  loop
+    perform app.bury('invitation', invitation.clerk_id, now());
+    emails := emails || lower(invitation.fields ->> 'email');
+    erased := erased + 1;
+  end loop;
+  for message in
+    select e.*
+    from app.webhook_events as e
+    where e.mentions && emails and e.type like 'organizationInvitation.%'
+      and app.is_forgotten(app.clerk_fields('invitation', e.event -> 'data'))
+    for update skip locked
+  loop
+    perform app.erase_message(message, (null, null, message.mentions)::app.person);
+  end loop;
+  return erased;
 end;
 $$;
-comment on function app.erase_invitations is 'Removes up to `batch` invitations to a person''s addresses, for good. Returns how many.';
+comment on function app.erase_invitations is
+'Removes up to `batch` invitations to a person''s addresses from before their erasure, for good. Returns how many.';
 
 create or replace function app.erase_batch(rule app.personal_data, person app.person, batch integer) returns integer
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp

@@ -22,18 +22,24 @@ as $$
 declare
   hash text := app.person_hash(clerk_user_id);
   person app.person;
+  addresses text[];
 begin
   perform app.lock_clerk_objects(array[clerk_user_id]);
+  perform app.lock_addresses(is_erasure => true);
   person := app.person_of(clerk_user_id);
+  addresses := app.addresses_of(clerk_user_id);
   insert into app.erasure_log as l (receipt, subject_hash, person, requested_by) values (receipt, hash, person, requested_by)
   on conflict (subject_hash) do update set person = excluded.person, state = 'running', settled_at = null
   where l.state <> 'running' and (excluded.person).id is not null; -- a backup brought them back
-  insert into app.clerk_tombstones (kind, clerk_id, deleted_at) values ('user', hash, now()) on conflict do nothing;
+  insert into app.clerk_tombstones as t (kind, clerk_id, deleted_at) values ('user', hash, now())
+  on conflict on constraint clerk_tombstones_pkey do update set deleted_at = excluded.deleted_at
+  where requested_by in ('person', 'administrator') and t.deleted_at < excluded.deleted_at;
 
   delete from app.clerk_records as r where r.kind = 'user' and r.clerk_id = clerk_user_id;
   delete from app.clerk_records as r where r.user_id = clerk_user_id;
   -- Memberships before the person, as an organization's deletion does: the other way round the two could deadlock.
   delete from public.organization_memberships as m where m.user_id = person.id;
+  perform app.note_addresses(clerk_user_id, addresses);
   perform set_config('app.unaudited', 'on', true);
   update public.profiles as p set banned = true, email = null, full_name = null, avatar_url = null, preferences = '{}', last_seen_at = null
   where p.id = person.id;
@@ -90,8 +96,8 @@ begin
       return jsonb_build_object('sole_owner_of', owned);
     end if;
     perform app.record_request(person_id, requested_by = 'person', 'personal_data.erasure_requested', '{}');
-    receipt := app.begin_erasure(clerk_user_id, requested_by);
   end if;
+  receipt := app.begin_erasure(clerk_user_id, requested_by); -- again, of somebody who is gone: an invitation may have come since
   return app.erasure_receipt(receipt);
 end;
 $$;

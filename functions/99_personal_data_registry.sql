@@ -178,6 +178,12 @@ values
   null, null, 'for good'
 ),
 (
+  'app.known_addresses', 'address_hash', null, null, null, null, null, 'keep', null, null,
+  'Your rights', 'Hashes of the e-mail addresses you have had',
+  'So that invitations to them go when you are erased, and a late message does not bring them back', 'Legal obligation, Art. 6(1)(c) GDPR',
+  null, null, 'for good'
+),
+(
   'app.audit_erasures', 'original', null, null, null, null, null, 'keep', null, null,
   'Your rights', 'Hashes of audit entries as they were before you were erased', 'To prove that nobody else changed the audit trail',
   'Legitimate interest in security, Art. 6(1)(f) GDPR', null, null, 'for good'
@@ -201,6 +207,7 @@ values
 ('public.backup_logs', '', 'none', 'When backups were made', null, null),
 ('app.applied_sources', '', 'none', 'Names of files', null, null),
 ('app.job_runs', '', 'none', 'How jobs ended: counts', null, null),
+('app.clerk_backfills', '', 'none', 'How far a load from Clerk came: a number and a moment', null, null),
 ('app.settings', '', 'none', 'Choices of the installation', null, null),
 ('app.clerk_roles', '', 'none', 'What roles of Clerk''s mean', null, null),
 ('app.clerk_plans', '', 'none', 'What plans of Clerk''s mean', null, null),

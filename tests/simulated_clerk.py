@@ -17,7 +17,7 @@ from tests.events import SECOND, START, Json
 Row = tuple[Any, ...]
 Rows = dict[str, list[Row]]
 
-PREFIX = "~"  # in every id; whoever delivers replaces it, so that histories do not meet
+PREFIX = "~"  # in every id and address; whoever delivers replaces it, so that histories do not meet
 ROLES = ("org:admin", "org:member", "org:billing_manager")  # the last one is the customer's own: unknown to us
 PLANS = ("pro", "enterprise", "made_to_measure")  # likewise
 OUR_ROLE = {"org:admin": "admin", "org:member": "member"}
@@ -67,6 +67,8 @@ class Clerk:
     items: dict[str, Json] = field(default_factory=dict)  # the one in force, by organization
     everyone: list[str] = field(default_factory=list)
     everywhere: list[str] = field(default_factory=list)
+    addresses: dict[str, set[str]] = field(default_factory=dict)  # all that a person ever had, also one who is gone
+    deletions: dict[str, int] = field(default_factory=dict)  # by person
 
     def send(self, kind: str, data: Json) -> None:
         """Each message has a later time than the one before, even when the object's updated_at has not moved."""
@@ -76,6 +78,10 @@ class Clerk:
         bare = action == "deleted" and subject in {"user", "organization"}
         event = events.deleted(subject, data["id"], sent_at) if bare else events.event(kind, data, sent_at)
         self.messages.append(Message(len(self.messages), json.loads(json.dumps(event))))
+        if subject == "user":
+            self.addresses.setdefault(data["id"], set()).update(own_addresses(data))
+        if kind == "user.deleted":
+            self.deletions[data["id"]] = sent_at
 
     def new_id(self, kind: str) -> str:
         self.ids += 1
@@ -84,8 +90,8 @@ class Clerk:
     # People
 
     def sign_up(self, a: int, b: int) -> None:
-        email = f"{a}@example.com" if b % 3 else None
-        person = events.user(self.new_id("user"), self.now, email, created_at=self.now)
+        person = events.user(self.new_id("user"), self.now, address(a) if b % 3 else None, created_at=self.now)
+        person["email_addresses"][0]["email_address"] = address("first")
         self.users[person["id"]] = person
         self.everyone.append(person["id"])
         self.send("user.created", person)
@@ -101,6 +107,21 @@ class Clerk:
                 {"image_url": f"https://img.clerk.com/{b}"},
             )
             person |= changes[b % 6] | {"updated_at": self.now}
+            self.send("user.updated", person)
+
+    def change_address(self, a: int, b: int) -> None:
+        """One more, which is the primary one, verified or just typed in, or one instead of all. Others may have it, too."""
+        if person := chosen(self.users, a):
+            status = "unverified" if b % 4 == 0 else "verified"
+            new = {
+                "id": self.new_id("idn"),
+                "email_address": address(b % 3),
+                "verification": {"status": status},
+            }
+            if a % 3 == 0:
+                person |= {"email_addresses": [], "primary_email_address_id": None}
+            person["email_addresses"] = [*person["email_addresses"], new]
+            person |= ({"primary_email_address_id": new["id"]} if b % 2 else {}) | {"updated_at": self.now}
             self.send("user.updated", person)
 
     def delete_user(self, a: int, b: int) -> None:
@@ -195,16 +216,32 @@ class Clerk:
                 del self.memberships[known["id"]]
 
     def invite(self, a: int, b: int) -> None:
+        self.invite_address(a, b, address(b))
+
+    def invite_somebody(self, a: int, b: int) -> None:
+        """At an address of a person who is here, or was: one that they have or had."""
+        if known := sorted({(person, email) for person, emails in self.addresses.items() for email in emails}):
+            email = known[b % len(known)][1]
+            self.invite_address(a, b, email.title() if a % 3 == 0 else email)
+
+    def invite_address(self, a: int, b: int, email: str) -> None:
         if org := chosen(self.organizations, a):
             sent = events.invitation(
                 self.new_id("orginv"), org["id"], "pending", self.now, created_at=self.now,
-                role=ROLES[b % 3], email_address=f"{b}@example.com", expires_at=self.now + SECOND if b % 4 else None,
+                role=ROLES[b % 3], email_address=email, expires_at=self.now + SECOND if b % 4 else None,
             )  # fmt: skip
             self.invitations[sent["id"]] = sent
             self.send("organizationInvitation.created", sent)
 
     def waiting(self) -> dict[str, Json]:
         return {key: sent for key, sent in self.invitations.items() if sent["organization_id"] in self.organizations}
+
+    def is_forgotten(self, sent: Json) -> bool:
+        """Whether it was made before somebody was deleted who ever had its address, whoever has it now."""
+        return any(
+            sent["email_address"].lower() in self.addresses[person] and sent["created_at"] <= deleted_at
+            for person, deleted_at in self.deletions.items()
+        )
 
     def revoke_invitation(self, a: int, _b: int) -> None:
         if sent := chosen(self.waiting(), a):
@@ -271,7 +308,9 @@ class Clerk:
             "profiles": in_order(seen_user(person) for person in self.users.values()),
             "organizations": in_order(self.seen_organization(org) for org in self.organizations.values()),
             "memberships": in_order(self.seen_membership(known) for known in self.memberships.values()),
-            "invitations": in_order(seen_invitation(sent) for sent in self.waiting().values()),
+            "invitations": in_order(
+                seen_invitation(sent) for sent in self.waiting().values() if not self.is_forgotten(sent)
+            ),
         }
 
     def seen_organization(self, org: Json) -> Row:
@@ -295,6 +334,19 @@ def seen_user(person: Json) -> Row:
         " ".join(filter(None, (person["first_name"], person["last_name"]))) or None,
         person["image_url"], person["banned"], at(person["created_at"]),
     )  # fmt: skip
+
+
+def address(name: object) -> str:
+    return f"{PREFIX}{name}@example.com"
+
+
+def own_addresses(person: Json) -> set[str]:
+    """The primary address and those that were verified."""
+    return {
+        entry["email_address"].lower()
+        for entry in person["email_addresses"]
+        if entry["id"] == person["primary_email_address_id"] or entry.get("verification") == {"status": "verified"}
+    }
 
 
 def seen_invitation(sent: Json) -> Row:

@@ -906,7 +906,9 @@ def connections(connect: Callable[[], Connection]) -> Iterator[list[Connection]]
     with connect() as one, connect() as two, connect() as three:
         yield [one, two, three]
         one.execute("truncate public.profiles, public.organizations cascade")
-        one.execute("truncate app.webhook_events, app.clerk_records, app.clerk_tombstones, app.erasure_log")
+        one.execute(
+            "truncate app.webhook_events, app.clerk_records, app.clerk_tombstones, app.known_addresses, app.erasure_log"
+        )
 
 
 def wait_until_it_waits(observer: Connection, connection: Connection) -> None:

@@ -254,13 +254,12 @@ def test_an_address_in_other_case_is_still_another_accounts(world: Database) -> 
 def test_who_comes_back_with_another_account_meanwhile_keeps_what_is_theirs(world: Database) -> None:
     receipt = call(world, "request_erasure", clerk_user_id=ADA, requested_by="person")["receipt"]
     world.execute("insert into public.profiles (clerk_user_id, email) values ('user_2AdaAgain', %s)", ADA_EMAILS[1])
+    invitation = events.invitation("orginv_again", "org_initech", email_address=ADA_EMAILS[1], created_at=FAR)
+    message_id = people.Sender(world, first=500).send("organizationInvitation.created", invitation)
     erased(world, receipt)
-    assert (
-        world.value(
-            "select count(*) from public.organization_invitations where lower(email) = lower(%s)", ADA_EMAILS[1]
-        )
-        == 1
-    )
+    query = "select clerk_invitation_id from public.organization_invitations where lower(email) = lower(%s)"
+    assert world.rows(query, ADA_EMAILS[1]) == [("orginv_again",)]
+    assert world.value("select event ? 'erased' from app.webhook_events where message_id = %s", message_id) is False
 
 
 @pytest.mark.parametrize("note", ["Contact:\n{}", "My ids:\t{}", "<{}>", "{}, {}.", '"{}"', "mailto:{}?x"])
