@@ -58,7 +58,7 @@ def text_of(found: Unbundled) -> str:
     parts = ["\n".join([HEAD, *entries])]
     if functions:
         parts += [_REMEMBER, *map(_as_it_stands, functions), _CLOSE]
-        parts += [f"-- Once more, now that it is closed: {source.path}\n{_repeated(source)}" for source in functions]
+        parts += ["-- Once more, now that all of it is closed.", *map(_repeated, functions)]
     parts += map(_policies, policies)
     parts += map(_forgotten, found.removed)
     if recorded := [source for source in found.changed if source.table is None or _is_ours(source.table)]:
@@ -105,8 +105,8 @@ def _as_it_stands(source: Source) -> str:
 
 
 def _repeated(source: Source) -> str:
-    """All but what `create or replace` and comments did: grants above all."""
-    statements = [each for each in split(source.text) if each.words and each.words[0] not in {"create", "comment"}]
+    """What may have granted something."""
+    statements = [each for each in split(source.text) if each.words and each.words[0] in {"grant", "select", "do"}]
     return "\n".join(f"{each.text};" for each in statements)
 
 
