@@ -1,4 +1,4 @@
--- Live changes: what is written to a tenant table is broadcast to those who may read it. The next table is one line, at the end.
+-- Live changes: what is written to a tenant table is broadcast to those who may read it. The next: functions/97_*.sql.
 
 -- Who may read projects receives org:<organization id>; a table that needs another permission has a topic of its own next to it.
 create or replace function app.org_topic(organization_id uuid, permission text) returns text

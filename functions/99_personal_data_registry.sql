@@ -196,7 +196,7 @@ values
 ),
 (
   'realtime.messages', 'payload', null, null, null, null, null, 'keep', null, null,
-  'Your work', 'Changes of projects on their way to the members, with who created them',
+  'Your work', 'Changes of what you and others work on, on their way to the members, with who created it',
   'To show changes at once. Supabase drops them by itself', 'Contract, Art. 6(1)(b) GDPR', $$interval '3 days'$$, null, 'after the change'
 );
 

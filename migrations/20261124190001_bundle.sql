@@ -17,8 +17,8 @@
 -- functions/67_limits.sql 12feecb12cacd04c1b6cb844fcca59867a4205e0807db97ce14d7039d65ccdb8
 -- functions/67_mail_sending.sql cc623af8a5641e61723d459ffcb67141afac514fc8cca582144365afe1e9dc29
 -- functions/68_metrics.sql 9b27f079176031501f11509feb3c9a734175f3693d757127e144d8d6f6bb3610
--- functions/70_realtime.sql 03ee4b8b93b40664a77b29766d8a245c59d4d92da2cfa7bc07435adecc3307cd
--- functions/80_audit.sql f3dd3879bf83267b33ec3949a88d6f2d1ff076ee18e73c0b8384c02880565345
+-- functions/70_realtime.sql 95404c81527b388a623dcb70f946fea76811ffde20398eac627152edd9fcb077
+-- functions/80_audit.sql ff9fbae4139670c88c74b253a983119824924220d18ec2ea6b9a006bf61abdf9
 -- functions/81_audit_storage.sql 5c58cbedbaa89c20d98a89c3107965d28bd8f732e77ca3f0e76bb1af426e0613
 -- functions/82_audit_seals.sql ef359531609134eea49ca24e7599e4580ae7d63c8ca8d28b1c220b330bf8e48a
 -- functions/83_audit_reading.sql e869301b44eb0a7d47793ba5df9683421d25214ac743769c069a78c261c1ecde
@@ -30,7 +30,7 @@
 -- functions/95_name_changes.sql 2cd2fac9a24fdddcded3db10e976c89ea7920fca0bf3fc7d0b6d379f704b2a09
 -- functions/96_jobs.sql 6e910dac0d4ef4d64b3d43cb6f79ae91753ec283b8019deb309e371db9bd1c17
 -- functions/96_ops_health.sql 70b6a3cf384f94605a055a167d9a12eff201b731e583fa9b269a430ad386c748
--- functions/99_personal_data_registry.sql 33b0fd6a4516815a58443b1eb75cfc2eac06e15c2403240bf1054835afc01734
+-- functions/99_personal_data_registry.sql 33d9c6cfa4c8dda8148d3688e39e48cd1d52bec99994eaad7f69f3492f368db0
 -- policies/audit_logs.sql decd97161c3139d77810bd42fb9b9b3d90cf9d49c6d556591cc39ddbc4a04748
 -- policies/backup_logs.sql 022dfa6f7be377dc622e507d7fe9209beebae2494f20596415dd0c5591e9003e
 -- policies/organization_invitations.sql f64783cfe2199adcb44027119ef54ee011fec2fed69bf9cf123cb49875e5916a
@@ -3006,7 +3006,7 @@ comment on function public.service_metrics is 'For /metrics: numbers by name, nu
 grant execute on function app.service_metrics(), public.service_metrics() to service_role;
 
 -- functions/70_realtime.sql
--- Live changes: what is written to a tenant table is broadcast to those who may read it. The next table is one line, at the end.
+-- Live changes: what is written to a tenant table is broadcast to those who may read it. The next: functions/97_*.sql.
 
 -- Who may read projects receives org:<organization id>; a table that needs another permission has a topic of its own next to it.
 create or replace function app.org_topic(organization_id uuid, permission text) returns text
@@ -3132,7 +3132,7 @@ select app.broadcast('public.organization_memberships', 'members:read');
 select app.broadcast('public.organization_invitations', 'members:read');
 
 -- functions/80_audit.sql
--- The audit trail: what triggers record of every write to a tenant table, and what callers add. The next table is one line, at the end.
+-- The audit trail: what triggers record of every write to a tenant table, and what callers add. The next: functions/97_*.sql.
 
 -- An entry that says who acts, and from where, and nothing else yet. A person is who the token says. Who holds the secret key may say
 -- what it is called (x-actor), and functions of ours do (app.actor). x-forwarded-for is the client's own word where no proxy of ours
@@ -5393,7 +5393,7 @@ values
 ),
 (
   'realtime.messages', 'payload', null, null, null, null, null, 'keep', null, null,
-  'Your work', 'Changes of projects on their way to the members, with who created them',
+  'Your work', 'Changes of what you and others work on, on their way to the members, with who created it',
   'To show changes at once. Supabase drops them by itself', 'Contract, Art. 6(1)(b) GDPR', $$interval '3 days'$$, null, 'after the change'
 );
 
@@ -5822,8 +5822,8 @@ insert into app.applied_sources (path, checksum, applied_at) values
 ('functions/67_limits.sql', '12feecb12cacd04c1b6cb844fcca59867a4205e0807db97ce14d7039d65ccdb8', now()),
 ('functions/67_mail_sending.sql', 'cc623af8a5641e61723d459ffcb67141afac514fc8cca582144365afe1e9dc29', now()),
 ('functions/68_metrics.sql', '9b27f079176031501f11509feb3c9a734175f3693d757127e144d8d6f6bb3610', now()),
-('functions/70_realtime.sql', '03ee4b8b93b40664a77b29766d8a245c59d4d92da2cfa7bc07435adecc3307cd', now()),
-('functions/80_audit.sql', 'f3dd3879bf83267b33ec3949a88d6f2d1ff076ee18e73c0b8384c02880565345', now()),
+('functions/70_realtime.sql', '95404c81527b388a623dcb70f946fea76811ffde20398eac627152edd9fcb077', now()),
+('functions/80_audit.sql', 'ff9fbae4139670c88c74b253a983119824924220d18ec2ea6b9a006bf61abdf9', now()),
 ('functions/81_audit_storage.sql', '5c58cbedbaa89c20d98a89c3107965d28bd8f732e77ca3f0e76bb1af426e0613', now()),
 ('functions/82_audit_seals.sql', 'ef359531609134eea49ca24e7599e4580ae7d63c8ca8d28b1c220b330bf8e48a', now()),
 ('functions/83_audit_reading.sql', 'e869301b44eb0a7d47793ba5df9683421d25214ac743769c069a78c261c1ecde', now()),
@@ -5835,7 +5835,7 @@ insert into app.applied_sources (path, checksum, applied_at) values
 ('functions/95_name_changes.sql', '2cd2fac9a24fdddcded3db10e976c89ea7920fca0bf3fc7d0b6d379f704b2a09', now()),
 ('functions/96_jobs.sql', '6e910dac0d4ef4d64b3d43cb6f79ae91753ec283b8019deb309e371db9bd1c17', now()),
 ('functions/96_ops_health.sql', '70b6a3cf384f94605a055a167d9a12eff201b731e583fa9b269a430ad386c748', now()),
-('functions/99_personal_data_registry.sql', '33b0fd6a4516815a58443b1eb75cfc2eac06e15c2403240bf1054835afc01734', now()),
+('functions/99_personal_data_registry.sql', '33d9c6cfa4c8dda8148d3688e39e48cd1d52bec99994eaad7f69f3492f368db0', now()),
 ('policies/audit_logs.sql', 'decd97161c3139d77810bd42fb9b9b3d90cf9d49c6d556591cc39ddbc4a04748', now()),
 ('policies/backup_logs.sql', '022dfa6f7be377dc622e507d7fe9209beebae2494f20596415dd0c5591e9003e', now()),
 ('policies/organization_invitations.sql', 'f64783cfe2199adcb44027119ef54ee011fec2fed69bf9cf123cb49875e5916a', now()),

@@ -28,6 +28,7 @@ VERBS = {
     "clerk": Verb("scripts.clerk:clerk", "Send signed Clerk events to the service."),
     "seed": Verb("scripts.seed:seed", "Fill the database with the example tenants, or with bulk data."),
     "migrate": Verb("scripts.migrate:migrate", "Apply, check or make migrations."),
+    "new": Verb("scripts.new:new", "Write a new table with all that belongs to it, tests included."),
     "types": Verb("scripts.api_types:types_command", "Write the schema as types for TypeScript and Python."),
     "upgrade-check": Verb("scripts.upgrade:upgrade_check", "Try the migrations on a backup of before."),
     "inbox": Verb("scripts.inbox:inbox", "List, show or retry the Clerk events that were received."),

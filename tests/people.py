@@ -8,6 +8,7 @@ from typing import Any
 from tests import events
 from tests.conftest import Claims, Database
 from tests.events import MINUTE, START, Json
+from tests.tenant_tables import TABLES
 
 ADA = "user_2AdaWinterAdaWinter"
 ADA_EMAILS = ("Ada.Winter@example.com", "ada-at-home@example.org")
@@ -76,6 +77,9 @@ def world(database: Database) -> None:
         BEN,
         "insert into public.projects (organization_id, title) select id, 'Not hers' from public.organizations",
     )
+    for table in TABLES.values():
+        for person in (ADA, BEN) if "insert" in table.needs else ():
+            act(database, person, table.insert("public.organizations"))
     # Broken, and yet to be applied again: one about her, one that just names her.
     database.execute("alter table public.organizations add constraint broken check (name <> 'Broken') not valid")
     sender.send("organization.updated", acme | {"name": "Broken", "updated_at": START + 2 * MINUTE}, expected="failed")

@@ -1,7 +1,7 @@
 """Every role, table and command, own tenant and another's, through the Data API with supabase-py; also on a restored database.
 
-What a role may do is read from public.role_permissions; which permission a command on a table needs is said here, once.
-A table of the API that is missing here fails the first test.
+What a role may do is read from public.role_permissions; which permission a command on a table needs is said here, once, or in
+tests/tables. A table of the API that is missing in both fails the first test.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from psycopg.rows import dict_row
 from supabase import Client, ClientOptions, create_client
 
 from tests.conftest import Stack, running_stack
+from tests.tenant_tables import TABLES, filled
 
 COMMANDS = ("select", "insert", "update", "delete")
 SIGNED_IN = "(being signed in)"
@@ -89,6 +90,12 @@ ACCESS = {
         row="select * from public.role_permissions limit 1",
         new={"role": "viewer", "permission": "projects:forge", "organization_id": None}, changed={"permission": "projects:forge"},
     ),
+} | {
+    name: Access(
+        needs=table.needs, new=table.new, changed=table.changed,
+        row=f"{table.insert('(select * from public.organizations where clerk_org_id = %(organization)s)')} returning *",
+    )
+    for name, table in TABLES.items()
 }  # fmt: skip
 
 
@@ -139,6 +146,8 @@ def database(stack: Stack) -> Iterator[psycopg.Connection[dict[str, Any]]]:
         connection.execute("delete from public.projects where title in ('A target', 'A new one', 'Changed')")
         connection.execute("delete from public.organization_invitations")
         connection.execute("delete from public.backup_logs")
+        for table in TABLES:
+            connection.execute(f"delete from public.{table}".encode())
 
 
 def client(stack: Stack, person: Person) -> Client:
@@ -177,14 +186,14 @@ def succeeds(asking: Client, table: str, command: str, row: dict[str, Any], tena
             case "select":
                 answer = asking.table(table).select(access.columns).eq(key, row[key]).execute()
             case "insert":
-                new = {"organization_id": tenant_id} | access.new
+                new = {"organization_id": tenant_id} | filled(access.new)
                 answer = (
                     asking.table(table)
                     .insert({name: value for name, value in new.items() if value is not None})
                     .execute()
                 )
             case "update":
-                answer = asking.table(table).update(access.changed).eq(key, row[key]).execute()
+                answer = asking.table(table).update(filled(access.changed)).eq(key, row[key]).execute()
             case _:
                 answer = asking.table(table).delete().eq(key, row[key]).execute()
     except APIError as refusal:

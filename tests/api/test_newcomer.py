@@ -16,6 +16,7 @@ from postgrest.exceptions import APIError
 from supabase import Client, ClientOptions, create_client
 
 from tests.conftest import ROOT, Stack
+from tests.tenant_tables import permissions_of
 
 
 @pytest.fixture(scope="module")
@@ -157,4 +158,4 @@ def test_a_missing_second_factor_is_named(stack: Stack) -> None:
     me = httpx.get(f"{stack.environment['SERVICE_URL']}/api/v1/me", headers=headers).json()
     acme = next(organization for organization in me["organizations"] if organization["clerk_org_id"] == "org_acme")
     assert (acme["role"], acme["limited_by"]) == ("owner", "second_factor")
-    assert acme["permissions"] == ["members:read", "projects:read"]
+    assert acme["permissions"] == sorted({"members:read", "projects:read"} | permissions_of("viewer"))

@@ -183,13 +183,13 @@ def test_a_bulk_statement_is_an_entry_a_row(database: Database, acme: str) -> No
 
 def test_the_next_table_is_one_line(database: Database, acme: str) -> None:
     database.execute(
-        "create table public.invoices (id uuid primary key default gen_random_uuid(), organization_id uuid, total numeric, iban text)"
+        "create table public.probes (id uuid primary key default gen_random_uuid(), organization_id uuid, total numeric, iban text)"
     )
     for _ in range(2):
-        database.execute("select app.audit('public.invoices', named => '{total}', redacted => '{iban}')")
-    database.execute("insert into public.invoices (organization_id, total, iban) values (%s, 9.5, 'DE00')", acme)
+        database.execute("select app.audit('public.probes', named => '{total}', redacted => '{iban}')")
+    database.execute("insert into public.probes (organization_id, total, iban) values (%s, 9.5, 'DE00')", acme)
     [entry] = told(database)
-    assert (entry["action"], entry["organization_id"], entry["metadata"]) == ("invoice.created", acme, {"total": 9.5})
+    assert (entry["action"], entry["organization_id"], entry["metadata"]) == ("probe.created", acme, {"total": 9.5})
     assert "DE00" not in json.dumps(entry)
 
 

@@ -11,9 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import Claims, Database
+from tests.tenant_tables import TABLES
 
 READABLE = (
     "organizations", "profiles", "organization_memberships", "organization_invitations", "projects", "audit_logs", "role_permissions",
+    *TABLES,
 )  # fmt: skip
 
 ODD_CLAIMS: list[str] = [
@@ -36,7 +38,7 @@ claim_names = st.sampled_from(["sub", "sts", "o", "fva", "iat", "role", "org_id"
 
 @pytest.fixture
 def ada(database: Database) -> Claims:
-    """A person who owns an organization with one project, and her claims with a second factor."""
+    """A person who owns an organization with a row in every table of the product, and her claims with a second factor."""
     database.execute("insert into public.profiles (clerk_user_id) values ('user_ada')")
     database.execute("insert into public.organizations (clerk_org_id, name) values ('org_acme', 'Acme')")
     database.execute(
@@ -46,6 +48,8 @@ def ada(database: Database) -> Claims:
     database.execute(
         "insert into public.projects (organization_id, title) select id, 'Apollo' from public.organizations"
     )
+    for table in TABLES.values():
+        database.execute(table.insert("public.organizations"))
     return {"sub": "user_ada", "role": "authenticated", "fva": [0, 0]}
 
 
@@ -60,6 +64,7 @@ def touch_everything(database: Database, claims: str) -> dict[str, int]:
             "update public.profiles set full_name = full_name",
             "update public.organizations set name = name",
             "delete from public.projects",
+            *(statement for table in TABLES.values() for statement in table.write().values()),
         ):
             database.execute(statement)
         database.execute("select * from public.my_permissions()")
@@ -74,8 +79,8 @@ def nothing(seen: dict[str, int]) -> bool:
 def test_the_owner_sees_her_rows(database: Database, ada: Claims) -> None:
     assert touch_everything(database, json.dumps(ada)) | {"role_permissions": 0} == {
         "organizations": 1, "profiles": 1, "organization_memberships": 1, "organization_invitations": 0, "projects": 1,
-        "audit_logs": 3, "role_permissions": 0,
-    }  # fmt: skip
+        "audit_logs": 3 + len(TABLES), "role_permissions": 0,
+    } | dict.fromkeys(TABLES, 1)  # fmt: skip
 
 
 @pytest.mark.parametrize("claims", ODD_CLAIMS, ids=lambda claims: claims[:40].encode("unicode_escape").decode())
@@ -97,6 +102,12 @@ def test_an_insert_without_an_identity_is_refused_not_broken(database: Database,
         database.acting("authenticated", claims),
     ):
         database.execute("insert into public.projects (organization_id, title) values (%s, 'x')", organization)
+    for table in (table for table in TABLES.values() if "insert" in table.needs):
+        with (
+            pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security"),
+            database.acting("authenticated", claims),
+        ):
+            database.execute(table.insert(f"(select '{organization}'::uuid as id)"))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from scripts.local.postgres import Postgres, stop
 from tests import events, people
 from tests.conftest import Claims, Database, free_port_block
 from tests.people import ADA, ALIKE, BEN, CLEO
+from tests.tenant_tables import TABLES
 
 ROLES = ("owner", "admin", "member", "viewer")
 GREEN = ("green", "Nothing is to be done.")
@@ -313,7 +314,7 @@ def test_what_is_explained_is_what_the_policies_do(
     if suspended:
         world.execute("select ops.suspend_organization('org_acme', 'test')")
     explained = world.rows("select * from ops.explain_access(%s, 'org_acme')", CLEO)
-    assert len(explained) == 11
+    assert len(explained) == 11 + sum(len(table.permissions) for table in TABLES.values())
     for permission, allowed, without, because in explained:
         for factor, said in (([0, 0], allowed), ([0, -1], without)):
             claims: Claims = {"sub": CLEO, "role": "authenticated", "fva": factor}

@@ -18,12 +18,14 @@ from scripts import migrations
 from scripts.bench.rls import claims, fill
 from scripts.local.postgres import Postgres, stop
 from tests.conftest import Database, free_port_block
+from tests.tenant_tables import TABLES
 
 Plan = dict[str, Any]
 
 PROJECTS = 100_000
 INVITATIONS = 20_000
 AUDIT_ENTRIES = 50_000
+OTHERS_PER_ORGANIZATION = 200
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,9 @@ def tenants(home: Path, request: pytest.FixtureRequest) -> Iterator[Postgres]:
                 "from (select array_agg(id) as ids from public.organizations) as o, generate_series(1, %s) as i",
                 [AUDIT_ENTRIES],
             )
+            admin.execute("set session_replication_role = replica")  # nobody has to be told of the rest
+            for table in TABLES.values():
+                admin.execute(table.insert("public.organizations", OTHERS_PER_ORGANIZATION).encode())
         with psycopg.connect(server.url("supabase_admin"), autocommit=True) as admin:
             admin.execute("vacuum (analyze)")
         yield server
@@ -96,6 +101,15 @@ TENANT_STATEMENTS = {
     "read members": ("select * from public.organization_memberships", "organization_id"),
     "read invitations": ("select * from public.organization_invitations", "organization_id"),
     "read the audit log": ("select * from public.audit_logs", "organization_id"),
+} | {
+    f"{what} {table.name}": (statement, "organization_id")
+    for table in TABLES.values()
+    for what, statement in {
+        "read": f"select * from public.{table.name}",
+        "read the newest": f"select * from public.{table.name} order by created_at desc limit 50",
+        "count": f"select count(*) from public.{table.name}",
+        **table.write(),
+    }.items()
 }
 
 # Few enough rows that PostgreSQL may rather read them all.

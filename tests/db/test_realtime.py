@@ -202,15 +202,15 @@ def test_a_write_does_not_fail_either_where_there_is_no_role_of_the_api(
 
 def test_the_next_table_is_one_line(database: Database, tenants: dict[str, str]) -> None:
     database.execute(
-        "create table public.invoices (number integer, organization_id uuid references public.organizations, total numeric, "
+        "create table public.probes (number integer, organization_id uuid references public.organizations, total numeric, "
         "primary key (organization_id, number))"
     )
-    database.execute("grant select on public.invoices to authenticated")
+    database.execute("grant select on public.probes to authenticated")
     database.execute("insert into public.role_permissions (role, permission) values ('owner', 'billing:read')")
     for _ in range(2):
-        database.execute("select app.broadcast('public.invoices', 'billing:read')")
-    database.execute("insert into public.invoices values (1, %s, 9.5)", tenants["Acme"])
-    database.execute("delete from public.invoices")
+        database.execute("select app.broadcast('public.probes', 'billing:read')")
+    database.execute("insert into public.probes values (1, %s, 9.5)", tenants["Acme"])
+    database.execute("delete from public.probes")
     key = {"organization_id": tenants["Acme"], "number": 1}
     topic = f"org:{tenants['Acme']}:billing:read"
     assert [(where, event, payload["record"], payload["old_record"]) for where, event, payload in told(database)] == [

@@ -17,6 +17,7 @@ from service.erasure_ledger import LedgerStore
 from tests import people
 from tests.conftest import Database
 from tests.scripts.conftest import Vault
+from tests.tenant_tables import TABLES
 
 STRANGERS = ("Globex", "Initech", "org_globex", "org_initech")
 IDS_OF_OTHERS = """
@@ -245,6 +246,7 @@ def test_csv_is_a_file_a_table_with_the_parents_first(bucket_vault: Vault, tmp_p
     assert names[-1] == "put-back.sql"
     assert {name[3:] for name in names[:-1]} == {
         "organizations.csv", "organization_invitations.csv", "organization_memberships.csv", "profiles.csv", "projects.csv",
+        *(f"{table}.csv" for table in TABLES),
     }  # fmt: skip
     assert (tmp_path / "a b" / names[0]).read_text().startswith("id,clerk_org_id,name,")
     assert "public.projects" in result.stdout

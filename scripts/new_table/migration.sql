@@ -1,0 +1,31 @@
+-- {{ table.title }} belong to an organization, like projects. Who may do what with them is in public.role_permissions.
+create table public.{{ table.name }} (
+  id uuid primary key default gen_random_uuid(),
+  organization_id uuid not null references public.organizations on delete cascade,
+  created_by uuid references public.profiles on delete set null,
+{% for column in table.columns %}
+  {{ column.definition }},
+{% endfor %}
+  created_at timestamptz not null default now(),
+  updated_at timestamptz not null default now()
+);
+comment on table public.{{ table.name }} is '{{ table.title }} of an organization.';
+comment on column public.{{ table.name }}.id is 'Our id.';
+comment on column public.{{ table.name }}.organization_id is 'The organization it belongs to, for good.';
+comment on column public.{{ table.name }}.created_by is 'Who made it: the caller. Null once that person is erased.';
+{% for column in table.columns %}
+comment on column public.{{ table.name }}.{{ column.name }} is '{{ column.comment }}';
+{% endfor %}
+comment on column public.{{ table.name }}.created_at is 'When it was made.';
+comment on column public.{{ table.name }}.updated_at is 'When a value last changed.';
+create index {{ table.name }}_organization_id_created_at_idx on public.{{ table.name }}
+{{- "\n" if table.name | length > 24 else " " }}(organization_id, created_at desc);
+create index {{ table.name }}_created_by_idx on public.{{ table.name }} (created_by);
+alter table public.{{ table.name }} enable row level security, force row level security;
+
+insert into public.role_permissions (role, permission) values
+{% for action, holders in roles.items() %}
+{% for role in holders %}
+('{{ role }}', '{{ table.name }}:{{ action }}'){{ ";" if loop.last and action == "delete" else "," }}
+{% endfor %}
+{% endfor %}

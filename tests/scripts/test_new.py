@@ -1,0 +1,385 @@
+"""`ballast new table`: what it writes applies, holds the rules, is closed to strangers; what it refuses leaves no file."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from click.testing import CliRunner
+
+from scripts import bundle, drift, migrations, new
+from scripts.backup import checks
+from scripts.cli import ballast
+from scripts.migrations import ROOT, StatementFailed
+from scripts.new import TYPES, TableRefused, read, rendered, write
+from tests import people
+from tests.conftest import Claims, Database
+from tests.db.test_erasure import erase, found
+from tests.db.test_personal_data import exported
+from tests.people import ADA, identifiers
+
+SOURCES = ("migrations", "functions", "policies")
+# Of every type a column, and one that may be null.
+COLUMNS = " ".join(f"a_{name}:{name} b_{name}:{name}?" for name in TYPES)
+PAGE = (ROOT / "docs/extend.md").read_text()
+
+
+def copied(folder: Path, *names: str) -> Path:
+    for name in names:
+        here = ROOT / name
+        if here.is_dir():
+            shutil.copytree(here, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(here, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what `ballast new table` reads, with nothing in it that this test made."""
+    return copied(tmp_path_factory.mktemp("sources"), *SOURCES)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a table of ours, example_rows: a column of every type."""
+    folder = copied(tmp_path_factory.mktemp("checkout"), *SOURCES)
+    write(read("example_rows", COLUMNS), root=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(checkout: Path, new_database: Callable[..., str]) -> str:
+    """A database to which it is applied."""
+    url = new_database()
+    migrations.up(url, root=checkout)
+    return url
+
+
+@pytest.fixture
+def database(url: str) -> Iterator[Database]:
+    with psycopg.connect(url) as connection, connection.transaction(force_rollback=True):
+        yield Database(connection)
+
+
+@pytest.fixture
+def acme(database: Database) -> str:
+    """An organization with a person of each role, of whom user_stranger belongs to another; returns its id."""
+    database.execute(
+        "insert into public.organizations (clerk_org_id, name) values ('org_acme', 'Acme'), ('org_globex', 'Globex')"
+    )
+    database.execute(
+        "with people (role, org) as (values ('owner', 'org_acme'), ('admin', 'org_acme'), ('member', 'org_acme'), "
+        "('viewer', 'org_acme'), ('stranger', 'org_globex')), "
+        "profile as (insert into public.profiles (clerk_user_id) select 'user_' || role from people returning id, clerk_user_id) "
+        "insert into public.organization_memberships (organization_id, user_id, role) "
+        "select o.id, profile.id, case people.role when 'stranger' then 'owner' else people.role end "
+        "from people join profile on clerk_user_id = 'user_' || role join public.organizations as o on o.clerk_org_id = people.org"
+    )
+    return str(database.value("select id from public.organizations where name = 'Acme'"))
+
+
+def claims(role: str) -> Claims:
+    return {"sub": f"user_{role}", "role": "authenticated", "fva": [0, 0]}
+
+
+INSERT = (
+    "insert into public.example_rows (organization_id, a_text, a_integer, a_bigint, a_numeric, a_date, a_timestamptz, a_uuid) "
+    "values (%s, 'Apollo', 1, 2, 3.5, '2026-01-31', '2026-01-31Z', gen_random_uuid())"
+)
+
+
+# --- what it writes
+
+
+def test_it_is_what_a_database_becomes(url: str, checkout: Path) -> None:
+    plan, drifted = drift.check(url, root=checkout)
+    assert (plan.empty, drifted) == (True, [])
+
+
+def test_bundles_bring_it_to_projects_that_supabase_deploys(tmp_path: Path, new_database: Callable[..., str]) -> None:
+    folder = copied(tmp_path, *SOURCES)
+    bundle.write(root=folder)
+    write(read("example_rows", "title:text"), root=folder)
+    bundle.write(root=folder)
+    url = new_database()
+    assert {Path(path).parent.name for path in migrations.up(url, root=folder).paths} == {"migrations"}
+    plan, drifted = drift.check(url, root=folder)
+    assert (plan.empty, drifted) == (True, [])
+
+
+def test_its_policies_are_in_the_form_of_those_of_projects() -> None:
+    projects = read("projects", "title:text description:text? status:text metadata:jsonb")
+    assert rendered("policies.sql", projects) == (ROOT / "policies/projects.sql").read_text()
+
+
+@pytest.mark.parametrize(("name", "columns"), [
+    ("example_rows", COLUMNS),
+    ("a" * 32, " ".join(f"{letter * 32}:{name}" for letter, name in zip("bcdefghij", TYPES, strict=True))),
+])  # fmt: skip
+def test_linters_find_nothing_in_it(tmp_path: Path, name: str, columns: str) -> None:
+    table = read(name, columns)
+    (tmp_path / ".sqlfluff").write_bytes((ROOT / ".sqlfluff").read_bytes())
+    for template in ("migration.sql", "policies.sql", "functions.sql", "registration.sql"):
+        (tmp_path / template).write_text(rendered(template, table).lstrip())
+    programs = Path(sys.executable).parent
+    for command in (
+        [programs / "sqlfluff", "lint", "."],
+        [programs / "squawk", "--config", ROOT / ".squawk.toml", "migration.sql"],
+    ):
+        ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def may(database: Database, role: str, statement: str, *values: object) -> bool:
+    """Whether it does something, as a person of that role."""
+    try:
+        with database.acting("authenticated", claims(role)):
+            return database.execute(statement, *values).rowcount > 0
+    except psycopg.errors.InsufficientPrivilege:
+        return False
+
+
+def test_each_role_may_with_it_what_it_may_with_projects(database: Database, acme: str) -> None:
+    database.execute(INSERT, acme)
+    allowed = {
+        role: "".join(
+            word[0] for word, statement, *values in (
+                ("create", INSERT, acme), ("read", "select from public.example_rows"),
+                ("update", "update public.example_rows set a_text = 'Gemini'"), ("delete", "delete from public.example_rows where created_by is null"),
+            ) if may(database, role, statement, *values)
+        )
+        for role in ("viewer", "stranger", "member", "admin")
+    }  # fmt: skip
+    assert allowed == {"viewer": "r", "stranger": "", "member": "cru", "admin": "crud"}
+
+
+@pytest.mark.parametrize("column", ["id", "created_by", "created_at", "updated_at"])
+def test_what_is_not_the_clients_cannot_be_written(database: Database, acme: str, column: str) -> None:
+    assert may(database, "owner", INSERT, acme)
+    assert not may(
+        database, "owner", f"insert into public.example_rows (organization_id, {column}) values (%s, null)", acme
+    )
+    assert not may(database, "owner", f"update public.example_rows set {column} = {column}")
+    assert not may(database, "owner", "update public.example_rows set organization_id = organization_id")
+
+
+def test_it_says_who_made_a_row_and_when_it_changed(database: Database, acme: str) -> None:
+    may(database, "member", INSERT, acme)
+    assert (
+        database.value(
+            "select p.clerk_user_id from public.example_rows as s join public.profiles as p on p.id = s.created_by"
+        )
+        == "user_member"
+    )
+    database.execute("update public.example_rows set updated_at = '2020-01-01', a_integer = 7")
+    assert database.value("select updated_at = now() from public.example_rows")
+
+
+def test_members_hear_of_it_and_the_audit_trail_has_it(database: Database, acme: str) -> None:
+    may(database, "member", INSERT, acme)
+    topic, payload = database.rows(
+        "select topic, payload from realtime.messages where payload ->> 'table' = 'example_rows'"
+    )[0]
+    assert (topic, payload["operation"], payload["record"]["a_text"]) == (
+        f"org:{acme}:example_rows:read",
+        "INSERT",
+        "Apollo",
+    )
+    entry = database.rows(
+        "select p.clerk_user_id, a.organization_id::text, a.metadata from public.audit_logs as a "
+        "join public.profiles as p on p.id = a.user_id where a.action = 'example_row.created'"
+    )
+    assert entry == [("user_member", acme, {"a_text": "Apollo"})]
+    with database.acting("authenticated", claims("viewer")):
+        assert f"org:{acme}:example_rows:read" in database.value("select app.topics()")
+
+
+def test_a_persons_rows_are_exported_and_lose_the_person(database: Database) -> None:
+    people.world(database)
+    acme = database.value("select id from public.organizations where name = 'Acme'")
+    people.act(database, ADA, INSERT, acme)
+    [row] = exported(database)["example_rows"]
+    assert (row["a_text"], row["a_numeric"], row["b_text"]) == ("Apollo", 3.5, None)
+    texts = identifiers(database)
+    erase(database)
+    assert found(database, texts) == {}
+    assert database.rows("select a_text, created_by from public.example_rows") == [("Apollo", None)]
+
+
+def test_it_is_on_the_privacy_page(database: Database) -> None:
+    assert "Which example rows you created" in {line["data"] for line in database.value("select app.privacy_notice()")}
+
+
+@pytest.mark.parametrize(("type_name", "value"), [
+    ("text", "''"), ("text", "repeat('x', 201)"), ("numeric", "'NaN'"), ("numeric", "'infinity'"), ("numeric", "-1e15"),
+    ("date", "'infinity'"), ("timestamptz", "'-infinity'"), ("jsonb", "'[]'"), ("jsonb", "jsonb_build_object('x', repeat('x', 65537))"),
+])  # fmt: skip
+def test_values_that_no_client_could_use_are_refused(database: Database, acme: str, type_name: str, value: str) -> None:
+    database.execute(INSERT, acme)
+    for column in (f"a_{type_name}", f"b_{type_name}"):
+        with pytest.raises(psycopg.errors.CheckViolation), database.connection.transaction():
+            database.execute(f"update public.example_rows set {column} = {value}")
+    database.execute(f"update public.example_rows set b_{type_name} = null")
+
+
+def test_what_is_left_out_has_a_default_or_is_refused(database: Database, acme: str) -> None:
+    database.execute(INSERT, acme)
+    assert database.rows("select a_boolean, a_jsonb, b_boolean, b_jsonb, b_date from public.example_rows") == [
+        (False, {}, None, None, None)
+    ]
+    with pytest.raises(psycopg.errors.NotNullViolation):
+        database.execute("insert into public.example_rows (organization_id) values (%s)", acme)
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("invoices", "'public.invoices')"), ("companies", "'public.companies', 'company')"), ("addresses", "'public.addresses', 'address')"),
+    ("boxes", "'public.boxes', 'box')"), ("data", "'public.data')"),
+    # client.… is what clients may log themselves: nobody may forge an entry of this table.
+    ("clients", "'public.clients', 'clients')"),
+])  # fmt: skip
+def test_entries_are_called_by_one_of_the_table(name: str, said: str) -> None:
+    assert f"select app.audit({said};" in rendered("functions.sql", read(name, "amount:numeric"))
+
+
+# --- what it refuses
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("name", "columns", "reason"), [
+    ("Invoices", "a:text", "cannot name a table"), ("", "a:text", "cannot name a table"), ("invoices2", "a:text", "cannot name a table"),
+    ("in voices", "a:text", "cannot name a table"), ("invoices;drop", "a:text", "cannot name a table"), ("../invoices", "a:text", "cannot name a table"),
+    ("_invoices", "a:text", "cannot name a table"), ("invoices\n", "a:text", "cannot name a table"), ("i" * 33, "a:text", "at most 32"),
+    ("order", "a:text", "a word of SQL's own"), ("user", "a:text", "a word of SQL's own"),
+    ("example_rows", "", "needs a column"), ("example_rows", " ", "needs a column"), ("example_rows", "a:text a:date", "a is there more than once"),
+    ("example_rows", "Title:text", "cannot name a column"), ("example_rows", "a-b:text", "cannot name a column"), ("example_rows", ":text", "cannot name a column"),
+    ("example_rows", "a'b:text", "cannot name a column"), ("example_rows", f"{'a' * 33}:text", "at most 32"), ("example_rows", "a:text, b:text", "no type"),
+    ("example_rows", "id:uuid", "a column of every table"), ("example_rows", "created_by:uuid", "a column of every table"),
+    ("example_rows", "group:text", "means something"), ("example_rows", "ctid:text", "means something"), ("example_rows", "columns:text", "means something"),
+    ("example_rows", "a", "no type that is known"), ("example_rows", "a:", "no type that is known"), ("example_rows", "a:money", "no type that is known"),
+    ("example_rows", "a:text??", "no type that is known"), ("example_rows", "a:TEXT", "no type that is known"), ("example_rows", "a:text:b", "no type that is known"),
+    ("projects", "a:text", "makes projects already"), ("profiles", "a:text", "makes profiles already"), ("audit_logs", "a:text", "makes audit_logs"),
+    ("members", "a:text", "has permissions members:"), ("audit", "a:text", "has permissions audit:"), ("billing", "a:text", "has permissions billing:"),
+    ("activity", "a:text", "of something else"), ("mail", "a:text", "of something else"),
+])  # fmt: skip
+def test_what_cannot_be_a_table_leaves_no_file(sources: Path, name: str, columns: str, reason: str) -> None:
+    before = contents(sources)
+    with pytest.raises(TableRefused, match=re.escape(reason)):
+        write(read(name, columns), root=sources)
+    assert contents(sources) == before
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["policies/example_leftovers.sql", "functions/97_example_leftovers.sql", "tests/tables/example_leftovers.toml"],
+)
+def test_nothing_is_overwritten(tmp_path: Path, path: str) -> None:
+    folder = copied(tmp_path, *SOURCES)
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    (folder / path).write_text("-- mine\n")
+    before = contents(folder)
+    with pytest.raises(TableRefused, match=re.escape(f"{path} is there already")):
+        write(read("example_leftovers", "a:text"), root=folder)
+    assert contents(folder) == before
+
+
+def test_a_second_time_it_is_refused(checkout: Path) -> None:
+    before = contents(checkout)
+    with pytest.raises(TableRefused, match=r"_add_example_rows\.sql makes example_rows already"):
+        write(read("example_rows", "a:text"), root=checkout)
+    assert contents(checkout) == before
+
+
+def test_without_the_registry_nothing_is_written(tmp_path: Path) -> None:
+    folder = copied(tmp_path, *SOURCES)
+    (folder / new.REGISTRY).unlink()
+    with pytest.raises(TableRefused, match="get it back"):
+        write(read("example_rows", "a:text"), root=folder)
+    assert not list(folder.glob("*/*example_rows*"))
+
+
+def test_words_that_are_refused_are_those_of_the_server(database: Database) -> None:
+    words = {word for (word,) in database.rows("select word from pg_get_keywords() where catcode in ('R', 'T')")}
+    assert words <= new.RESERVED
+    if database.value("select current_setting('server_version_num')::integer >= 180000"):
+        assert words == new.RESERVED
+
+
+def test_a_refusal_is_a_line_that_says_what_to_do() -> None:
+    ran = CliRunner().invoke(ballast, ["new", "table", "projects", "--columns", "a:text"])
+    assert (ran.exit_code, ran.stdout) == (1, "")
+    assert re.fullmatch(
+        r"ballast: migrations/\d{14}_projects\.sql makes projects already: choose another name\.\n", ran.stderr
+    )
+
+
+# --- docs/extend.md
+
+
+def followed(folder: Path, script: str, **more: str) -> str:
+    """Runs commands in a copy of the checkout, whose code they use, and returns what they printed."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    ran = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=folder, env=os.environ | {"PATH": path, "PYTHONPATH": str(folder)} | more, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def test_the_page_is_followed_to_a_table_whose_tests_pass(tmp_path: Path, new_database: Callable[..., str]) -> None:
+    """But for ./scripts/test, of which the cases of the new table are run; the page's table has a name that nobody took."""
+    folder = copied(tmp_path, *SOURCES, "scripts", "service", "tests", "supabase", "pyproject.toml", "gunicorn.conf.py")
+    (folder / "node_modules").symlink_to(ROOT / "node_modules")
+    [make, apply] = [block.replace("invoices", "example_invoices") for block in blocks("sh")]
+    url = new_database()
+    printed = followed(folder, make)
+    written = re.findall(r"^Wrote (.+)$", printed, re.MULTILINE)
+    assert len(written) == 5
+    assert all((folder / path).exists() for path in written)
+    for path, number in re.findall(r"^  (\S+):(\d+)  ", printed, re.MULTILINE):
+        assert path in written
+        assert (folder / path).read_text().splitlines()[int(number) - 1].strip()
+    assert apply.count("./scripts/test tests/db tests/api") == 1
+    tests = (
+        "python -m pytest -q -p no:cacheprovider tests/db/test_schema_rules.py tests/db/test_claims.py tests/db/test_personal_data.py "
+        "tests/api/test_access.py -k 'not restored and (example_invoices and (member or viewer) or matrix or registered or "
+        "a_scan_of_all or owner_sees or without_an_identity or test_rule and comment)'"
+    )
+    printed = followed(folder, apply.replace("./scripts/test tests/db tests/api", tests), DATABASE_URL=url)
+    assert f"Applied {written[0]}" in printed
+    assert "Wrote database.ts, database.py." in printed
+    assert int(re.findall(r"(\d+) passed", printed)[0]) > 25
+    assert "failed" not in printed
+    assert "PublicExampleInvoices" in (folder / "supabase/types/database.py").read_text()
+
+
+def test_projects_can_be_closed_as_the_page_says(database: Database, acme: str, checkout: Path) -> None:
+    [close] = blocks("sql")
+    insert = "insert into public.projects (organization_id, title) values (%s, 'x')"
+    assert may(database, "owner", insert, acme)
+    database.execute(close)
+    assert not may(database, "owner", insert, acme)
+    assert not may(database, "owner", "update public.projects set title = 'y'")
+    assert not may(database, "owner", "delete from public.projects")
+    with database.acting("authenticated", claims("viewer")):
+        assert {f"org:{acme}", f"org:{acme}:presence"} <= set(database.value("select app.topics()"))
+    assert checks.denied(database.connection).passed
+    assert drift.find(database.connection, migrations.read_files(checkout)) == []
+    database.execute("delete from public.role_permissions where permission = 'projects:read'")
+    with pytest.raises(StatementFailed, match="No role has the permission projects:read"):
+        drift.find(database.connection, migrations.read_files(checkout))
