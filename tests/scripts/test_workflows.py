@@ -163,6 +163,9 @@ def test_ci_and_the_workflow_ask_for_the_same_linters_and_tests() -> None:
 
 
 def test_what_is_asked_of_pytest_it_understands() -> None:
+    known = subprocess.run(
+        [sys.executable, "-m", "pytest", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     for step in workflow("main.yml")["jobs"].values():
         for run in [each.get("run", "") for each in step["steps"]]:
             if not run.startswith("./scripts/test "):
@@ -170,9 +173,6 @@ def test_what_is_asked_of_pytest_it_understands() -> None:
             words = [word.replace("$POSTGRES_VERSION", "15") for word in shlex.split(run)[1:]]
             assert [word for word in words if word.startswith("tests/") and not (ROOT / word).exists()] == []
             options = [word for word in words if word.startswith("--")]
-            known = subprocess.run(
-                [sys.executable, "-m", "pytest", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-            ).stdout
             assert [option for option in options if option not in known] == []
 
 

@@ -26,7 +26,7 @@ from tests.service.conftest import made_in
 from tests.service.test_personal_data import as_caller
 
 # Somebody of their own: what they may do to themselves, they will. Who is erased is nobody any more.
-PERSON, VICTIM = "user_contract", "user_contract_erased"
+PERSON, VICTIM, ANOTHER = "user_contract", "user_contract_erased", "user_contract_refused"
 # Redis, PostgREST, Clerk and the outbox are those of the running stack.
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 ROUTES = sorted((path, method) for path, methods in DOCUMENT["paths"].items() for method in methods)
@@ -38,7 +38,7 @@ EACH = settings(
 
 @pytest.fixture(scope="module")
 def app(stack: Stack) -> Iterator[Flask]:
-    for person in (PERSON, VICTIM):
+    for person in (PERSON, VICTIM, ANOTHER):
         sent = stack.ballast("clerk", "send", "user.created", "--data", json.dumps({"id": person}))
         assert sent.returncode == 0, sent.stderr
     yield made_in(stack.environment)
@@ -51,7 +51,7 @@ def app(stack: Stack) -> Iterator[Flask]:
             time.sleep(0.2)
 
 
-def credentials(stack: Stack, path: str) -> dict[str, str]:
+def credentials(stack: Stack, path: str, victim: str) -> dict[str, str]:
     """Who may ask it, from now on for a minute."""
     security = {
         name for method in DOCUMENT["paths"][path].values() for each in method.get("security", []) for name in each
@@ -60,7 +60,7 @@ def credentials(stack: Stack, path: str) -> dict[str, str]:
     for name, variable in tokens.items():
         if name in security:
             return as_caller(stack.environment[variable])
-    person = VICTIM if path == "/api/v1/gdpr/erasure" else PERSON
+    person = victim if path == "/api/v1/gdpr/erasure" else PERSON
     return as_caller(stack.token(person)) if "clerk" in security else {}
 
 
@@ -68,7 +68,7 @@ def credentials(stack: Stack, path: str) -> dict[str, str]:
 @pytest.mark.parametrize(("path", "method"), ROUTES, ids=lambda value: value)
 def test_a_route_answers_as_described(stack: Stack, app: Flask, path: str, method: str, authorized: bool) -> None:
     operation = schemathesis.openapi.from_wsgi("/openapi.json", app)[path][method.upper()]
-    headers = credentials(stack, path) if authorized else {}
+    headers = credentials(stack, path, VICTIM) if authorized else {}
 
     @EACH
     @given(case=operation.as_strategy(generation_mode=GenerationMode.POSITIVE))
@@ -89,7 +89,7 @@ WITH_INPUT = [
 def test_a_route_refuses_what_its_description_forbids(stack: Stack, app: Flask, path: str, method: str) -> None:
     operation = schemathesis.openapi.from_wsgi("/openapi.json", app)[path][method.upper()]
 
-    headers = credentials(stack, path)
+    headers = credentials(stack, path, ANOTHER)
 
     @EACH
     @given(case=operation.as_strategy(generation_mode=GenerationMode.NEGATIVE))
