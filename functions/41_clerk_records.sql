@@ -72,7 +72,7 @@ $$;
 comment on function app.is_forgotten is 'Whether an invitation, by its fields, is from before its address''s owner was erased.';
 
 -- Invitations are applied one beside the other, but not beside an erasure: whichever of the two comes second sees the first. This is
--- taken after the objects are locked, and before anything is written.
+-- taken after the objects are locked, and before anything is written but hashes of the same person's addresses.
 create or replace function app.lock_addresses(is_erasure boolean) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -91,16 +91,16 @@ comment on function app.lock_addresses is 'Until the transaction ends no erasure
 create or replace function app.note_addresses(clerk_user_id text, addresses text[]) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
-declare
-  is_erased boolean := app.is_erased(clerk_user_id);
 begin
-  if is_erased then
-    perform app.lock_addresses(is_erasure => true);
-  end if;
   insert into app.known_addresses (subject_hash, address_hash)
-  select app.person_hash(clerk_user_id), app.person_hash(a.address) from unnest(addresses) as a (address)
+  select
+    encode(sha256(s.erasure_salt || convert_to(clerk_user_id, 'UTF8')), 'hex'), encode(sha256(s.erasure_salt || convert_to(a.address, 'UTF8')), 'hex')
+  from app.settings as s
+  cross join unnest(addresses) as a (address)
   on conflict do nothing;
-  if is_erased then
+  -- What was known before, the erasure has seen.
+  if found and app.is_erased(clerk_user_id) then
+    perform app.lock_addresses(is_erasure => true);
     perform app.erase_invitations((null, clerk_user_id, addresses)::app.person, null);
   end if;
 end;
@@ -116,6 +116,7 @@ as $$
 declare
   known app.clerk_records;
   newest jsonb;
+  address text; -- hashed
 begin
   if kind = 'user' and data ? 'email_addresses' then
     perform app.note_addresses(clerk_id, app.clerk_addresses(data)); -- even of a write that comes too late for anything else
@@ -135,8 +136,11 @@ begin
     newest := newest || '{"created_by": null}';
   end if;
 
-  if kind = 'invitation' and app.is_forgotten(newest) then
-    return app.bury(kind, clerk_id, stamp.event_at);
+  if kind = 'invitation' then
+    if app.is_forgotten(newest) then
+      return app.bury(kind, clerk_id, stamp.event_at);
+    end if;
+    address := app.person_hash(lower(newest ->> 'email'));
   end if;
 
   if known.clerk_id is null then
@@ -147,10 +151,10 @@ begin
     ) then
       return false;
     end if;
-    insert into app.clerk_records (kind, clerk_id, organization_id, user_id, stamp, fields)
-    values (learn.kind, learn.clerk_id, organization, person, learn.stamp, newest);
+    insert into app.clerk_records (kind, clerk_id, organization_id, user_id, stamp, fields, address_hash)
+    values (learn.kind, learn.clerk_id, organization, person, learn.stamp, newest, address);
   else
-    update app.clerk_records as r set stamp = learn.stamp, fields = newest
+    update app.clerk_records as r set stamp = learn.stamp, fields = newest, address_hash = address
     where r.kind = learn.kind and r.clerk_id = learn.clerk_id;
   end if;
 

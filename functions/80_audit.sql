@@ -150,6 +150,8 @@ begin
     select from pg_attribute as a where a.attrelid = relation and a.attname = tenant and a.atttypid = 'uuid'::regtype
   ) then
     raise exception '% has no column % of type uuid, which says whose entries they are.', relation, tenant;
+  elsif exists (select from app.audit_prefixes as a where a.prefix = substring(singular || '.' from '^[^.]*\.')) then
+    raise exception 'Clients may log %.… themselves: give the entries of % another word, as resource.', singular, relation;
   end if;
   for event in
     values

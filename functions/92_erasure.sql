@@ -122,13 +122,12 @@ end;
 $$;
 comment on function app.erase_news_of_the_erased is 'Takes those who were erased out of a message that has just come in.';
 
--- Found by hashes: the addresses may be gone already. Those from after the erasure stay. A message that is just being applied again is
+-- Found by hashes too: the addresses may be gone already. Those from after the erasure stay. A message that is just being applied again is
 -- left to whoever applies it.
 create or replace function app.erase_invitations(person app.person, batch integer) returns integer
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
-  salt bytea := (select s.erasure_salt from app.settings as s);
   addresses text[] := array(select a.address_hash from app.known_addresses as a where a.subject_hash = app.person_hash(person.clerk_user_id));
   emails text[] := person.emails;
   erased integer := 0;
@@ -138,7 +137,7 @@ begin
   for invitation in
     select r.*
     from app.clerk_records as r
-    where r.kind = 'invitation' and encode(sha256(salt || convert_to(lower(r.fields ->> 'email'), 'UTF8')), 'hex') = any(addresses)
+    where r.kind = 'invitation' and (r.address_hash = any(addresses) or lower(r.fields ->> 'email') = any(person.emails))
       and app.is_forgotten(r.fields)
     limit batch
   loop

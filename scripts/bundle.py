@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
 
 from psycopg import sql
 
-from scripts.migrations import API_ROLES, REPLACEABLE, ROOT, Files, Source, add, policy_table, read_files
+from scripts.migrations import API_ROLES, REPLACEABLE, Files, Source, policy_table
 from scripts.statements import split
 
 NAME = "bundle"
@@ -41,12 +39,6 @@ def unbundled(files: Files) -> Unbundled:
     known = _bundled(files)
     changed = tuple(source for source in files.sources if known.get(source.path) != source.checksum)
     return Unbundled(changed, tuple(sorted(known.keys() - {source.path for source in files.sources})))
-
-
-def write(*, root: Path = ROOT, now: datetime | None = None) -> Path | None:
-    """Writes the next bundle and returns its path; None when there is nothing to say. Raises FilesInvalid."""
-    found = unbundled(read_files(root))
-    return None if found.empty else add(NAME, text_of(found), root=root, now=now)
 
 
 def text_of(found: Unbundled) -> str:

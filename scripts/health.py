@@ -27,7 +27,7 @@ METRICS_TIMEOUT = httpx.Timeout(5)
 # Of the answers that the cache was asked for: more than so many past Redis, and Redis is in trouble.
 MOST_ERRORS = 0.1
 
-# Nobody schedules or needs these where a developer plays: what is missing there is said, and is no failure.
+# Nobody needs these where a developer plays: what is missing there is said, and is no failure.
 OF_PRODUCTION = {"backup", "job", "mail"}
 
 

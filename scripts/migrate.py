@@ -97,7 +97,8 @@ def bundle_command(check: bool) -> None:
         database.say("\n".join(f"Not bundled: {path}" for path in paths))
         database.say("Write them into a migration with `ballast migrate bundle`, and commit it.")
         sys.exit(1)
-    elif path := bundle.write():
+    else:
+        path = migrations.add(bundle.NAME, bundle.text_of(found), root=migrations.ROOT)
         click.echo(f"{path.relative_to(migrations.ROOT)}: {_count(len(paths), 'file')}")
 
 

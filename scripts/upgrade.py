@@ -9,10 +9,11 @@ stand open. A migration that changes values or takes something away on purpose s
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
@@ -91,7 +92,7 @@ class Declared:
 )
 @identity_option
 @database.url_option
-@click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the checks of each backup as JSON.")
 def upgrade_check(wanted: str | None, identity: Path | None, url: str | None, as_json: bool) -> None:
     """Try this checkout's migrations on a database of before: whether they keep data, policies and types.
 
@@ -104,13 +105,18 @@ def upgrade_check(wanted: str | None, identity: Path | None, url: str | None, as
     else:
         stores = [(store_of(environment), wanted)]
     keys = keys_of(environment, identity)
-    passed = True
+    found: dict[str, list[Check]] = {}
     for store, name in stores:
         with scratch_folder("upgrade") as folder, progress_bar() as bar:
-            found = upgraded(opened(store, name, keys, folder), bar)
-        show_checks(found, as_json=as_json)
-        passed = passed and all(check.passed for check in found)
-    if not passed:
+            backup = opened(store, name, keys, folder)
+            found[backup.manifest.name] = upgraded(backup, bar)
+    if as_json:
+        click.echo(json.dumps({name: [asdict(check) for check in made] for name, made in found.items()}, indent=2))
+    else:
+        for name, made in found.items():
+            click.echo(name)
+            show_checks(made, as_json=False)
+    if not all(check.passed for made in found.values() for check in made):
         raise UpgradeFailed("The upgrade loses something: mend the migration, or have it say so (docs/upgrade.md).")
 
 

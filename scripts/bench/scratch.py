@@ -36,7 +36,8 @@ def scratch_stack(folder: Path, service_workers: int) -> Iterator[Stack]:
     stack = Stack(home, free_ports(LAST_PORT_OFFSET) - 1, Secrets.of(home))
     try:
         workers = f"--workers={service_workers}"
-        started = _ballast(stack, "up", "--detach", GUNICORN_CMD_ARGS=workers, TRUSTED_PROXIES="1")
+        quiet = {"TRUSTED_PROXIES": "1", "BALLAST_JOBS": "off"}
+        started = _ballast(stack, "up", "--detach", GUNICORN_CMD_ARGS=workers, **quiet)
         if started.returncode:
             raise StackDidNotStart(started.stderr.strip() or started.stdout.strip())
         yield stack

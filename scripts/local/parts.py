@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import psycopg
 
 from scripts.failure import Failure
 from scripts.local import account
-from scripts.local.stack import CHECKOUT, REDIS_SOCKET, Stack
+from scripts.local.stack import CHECKOUT, REDIS_SOCKET, Stack, jobs_are_wanted
 
 QUESTION_SECONDS = 3.0
 READY = "/rest/v1/rpc/ready"
@@ -74,7 +73,7 @@ def parts_of(stack: Stack) -> list[Part]:
         _gateway(stack),
         _service(stack),
         Part("seed", _ballast("seed"), needs=("service", "clerk"), once=True, is_wanted=lambda: _is_empty(stack)),
-        Part("scheduler", _module("scripts.local.scheduler"), needs=("service", "seed"), is_wanted=_jobs_are_wanted),
+        Part("scheduler", _module("scripts.local.scheduler"), needs=("service", "seed"), is_wanted=jobs_are_wanted),
     ]
 
 
@@ -207,11 +206,6 @@ def _answers(method: str, url: str, **request: Any) -> bool:
 def _is_empty(stack: Stack) -> bool:
     with psycopg.connect(stack.postgres.url()) as connection:
         return connection.execute("select from public.organizations limit 1").rowcount == 0
-
-
-def _jobs_are_wanted() -> bool:
-    """Tests that run a job themselves want nobody else to."""
-    return os.environ.get("BALLAST_JOBS") != "off"
 
 
 def _module(name: str) -> Callable[[], list[str]]:

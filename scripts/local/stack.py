@@ -161,6 +161,11 @@ class Stack:
         }
 
 
+def jobs_are_wanted() -> bool:
+    """Whether the stack calls the service's jobs. Benchmarks, and tests that run one themselves, do not want it to."""
+    return os.environ.get("BALLAST_JOBS") != "off"
+
+
 def client_environment() -> dict[str, str]:
     """What a command works against: the local stack's variables, each of which the real environment may replace."""
     environment = Stack.from_environment().environment()

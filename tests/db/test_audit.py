@@ -181,6 +181,13 @@ def test_a_bulk_statement_is_an_entry_a_row(database: Database, acme: str) -> No
     assert len(told(database)) == 100
 
 
+@pytest.mark.parametrize("words", ["'public.clients'", "'public.clients', 'client.contact'"])
+def test_a_table_whose_entries_clients_could_write_themselves_is_refused(database: Database, words: str) -> None:
+    database.execute("create table public.clients (id uuid primary key, organization_id uuid)")
+    with pytest.raises(psycopg.errors.RaiseException, match="Clients may log client"):
+        database.execute(f"select app.audit({words})")
+
+
 def test_the_next_table_is_one_line(database: Database, acme: str) -> None:
     database.execute(
         "create table public.probes (id uuid primary key default gen_random_uuid(), organization_id uuid, total numeric, iban text)"

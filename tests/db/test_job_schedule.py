@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import psycopg
 import pytest
 
 from service.jobs import JOBS
-from tests.conftest import Database
+from tests.conftest import ROOT, Database
 
 STAND_INS = """
     create schema cron;
@@ -49,3 +51,11 @@ def test_only_a_services_address_is_scheduled(database: Database, url: str | Non
     database.execute(STAND_INS)
     with pytest.raises(psycopg.DatabaseError, match="without a path"):
         database.execute("select ops.schedule_jobs(%s)", url)
+
+
+def test_the_page_says_how_often_each_job_is_called(database: Database) -> None:
+    words = {"every minute": 1, "every 5 minutes": 5, "hourly": 60, "daily": 24 * 60}
+    page = (ROOT / "docs/jobs.md").read_text()
+    told = {name: words[often] for name, often in re.findall(r"^\| `([a-z-]+)` \| ([a-z0-9 ]+) \|", page, re.MULTILINE)}
+    every = "select name, extract(epoch from every)::integer / 60 from ops.job_schedule where schedule is not null"
+    assert told == dict(database.rows(every))

@@ -41,7 +41,9 @@ def new_database(bare_server: Postgres) -> Iterator[Callable[..., str]]:
 
         def make(template: str = bare_server.url()) -> str:
             name = f"scratch_{secrets.token_hex(6)}"
-            connection.execute(f"create database {name} template {template.rpartition('/')[2]}".encode())
+            connection.execute(
+                f"create database {name} template {template.rpartition('/')[2]} strategy file_copy".encode()
+            )
             return bare_server.url(database=name)
 
         yield make

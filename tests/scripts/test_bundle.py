@@ -37,6 +37,12 @@ def push(project: Project, *options: str) -> None:
     assert pushed.returncode == 0, pushed.stdout + pushed.stderr
 
 
+def bundled(root: Path) -> Path | None:
+    """The next bundle of the files there; None when there is nothing to say."""
+    found = bundle.unbundled(migrations.read_files(root))
+    return None if found.empty else migrations.add(bundle.NAME, bundle.text_of(found), root=root)
+
+
 def schema(url: str) -> str:
     """All that is in a database but data, without the random key of a dump."""
     with psycopg.connect(url) as connection:
@@ -62,7 +68,7 @@ def theirs(project: Project, new_database: Callable[..., str]) -> Project:
 def test_a_database_of_the_supabase_cli_alone_is_complete(new_database: Callable[..., str], tmp_path: Path) -> None:
     for folder in ("migrations", "functions", "policies"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
-    bundle.write(root=tmp_path)  # what may not be bundled yet
+    bundled(tmp_path)  # what may not be bundled yet
     ours, theirs = Project(tmp_path, new_database()), Project(tmp_path, new_database())
     ours.up()
     push(theirs)
@@ -82,27 +88,27 @@ def test_without_a_bundle_the_sources_apply_to_the_same(new_database: Callable[.
     plain = Project(tmp_path, new_database())
     plain.up()
     before = schema(plain.url)
-    assert bundle.write(root=tmp_path) is not None
+    assert bundled(tmp_path) is not None
     assert [path for path in plain.up().paths if not path.endswith("_bundle.sql")] == []
     assert schema(plain.url) == before
 
 
 def test_what_is_bundled_is_not_applied_again(project: Project) -> None:
-    path = bundle.write(root=project.root)
+    path = bundled(project.root)
     assert path is not None
     assert project.up().paths == ["migrations/20260101000000_foundation.sql", f"migrations/{path.name}"]
     assert project.up().empty
     assert project.check() == []
-    assert bundle.write(root=project.root) is None
+    assert bundled(project.root) is None
 
 
 def test_a_later_bundle_holds_only_what_changed(project: Project, theirs: Project) -> None:
-    bundle.write(root=project.root)
+    bundled(project.root)
     push(theirs)
     project.up()
     project.write("functions/10_caller.sql", CALLER.replace("authenticated, service_role", "service_role"))
     project.write("policies/notes.sql", NOTES.replace("(body)", "(id)").replace("read all", "read any"))
-    path = bundle.write(root=project.root)
+    path = bundled(project.root)
     assert path is not None
     text = path.read_text()
     assert "app.touch()" not in text
@@ -119,25 +125,25 @@ def test_a_later_bundle_holds_only_what_changed(project: Project, theirs: Projec
 
 
 def test_bundles_in_one_run_do_not_close_what_earlier_ones_opened(project: Project) -> None:
-    bundle.write(root=project.root)
+    bundled(project.root)
     project.write("functions/20_rows.sql", ROWS + "grant execute on function app.touch() to service_role;\n")
-    bundle.write(root=project.root)
+    bundled(project.root)
     assert len(project.up().migrations) == 3
     assert project.check() == []
     assert "execute on app.caller() to authenticated" in project.grants()
 
 
 def test_a_file_that_is_gone_is_forgotten_with_its_policies(project: Project, theirs: Project) -> None:
-    bundle.write(root=project.root)
+    bundled(project.root)
     push(theirs)
     (project.root / "policies/notes.sql").unlink()
     assert [bundle.unbundled(migrations.read_files(project.root)).removed] == [("policies/notes.sql",)]
-    bundle.write(root=project.root)
+    bundled(project.root)
     push(theirs)
     assert theirs.query("select polname from pg_policy where polrelid = 'public.notes'::regclass") == []
     assert not [grant for grant in theirs.grants() if "public.notes" in grant]
     assert theirs.up().empty
-    assert bundle.write(root=project.root) is None
+    assert bundled(project.root) is None
 
 
 def test_a_table_of_supabases_that_is_not_there_yet_is_left_to_migrate_up(
@@ -145,7 +151,7 @@ def test_a_table_of_supabases_that_is_not_there_yet_is_left_to_migrate_up(
 ) -> None:
     with psycopg.connect(bare_server.url("supabase_admin", project.url.rpartition("/")[2]), autocommit=True) as admin:
         admin.execute("alter table realtime.messages rename to messages_later")
-    bundle.write(root=project.root)
+    bundled(project.root)
     push(project)
     with psycopg.connect(bare_server.url("supabase_admin", project.url.rpartition("/")[2]), autocommit=True) as admin:
         admin.execute("alter table realtime.messages_later rename to messages")
@@ -154,7 +160,7 @@ def test_a_table_of_supabases_that_is_not_there_yet_is_left_to_migrate_up(
 
 
 def test_statement_by_statement_it_refuses_to_go_on(project: Project) -> None:
-    path = bundle.write(root=project.root)
+    path = bundled(project.root)
     assert path is not None
     project.query((project.root / "migrations/20260101000000_foundation.sql").read_text())
     closing = next(each.text for each in split(path.read_text()) if "made record" in each.text)
@@ -169,5 +175,6 @@ def test_the_check_names_what_is_not_bundled(tmp_path: Path, monkeypatch: pytest
     refused = CliRunner().invoke(ballast, ["migrate", "bundle", "--check"])
     assert (refused.exit_code, refused.stdout) == (1, "")
     assert "Not bundled: policies/notes.sql" in refused.stderr
-    assert bundle.write(root=tmp_path) is not None
+    assert CliRunner().invoke(ballast, ["migrate", "bundle"]).stdout.endswith("_bundle.sql: 3 files\n")
     assert CliRunner().invoke(ballast, ["migrate", "bundle", "--check"]).exit_code == 0
+    assert "Nothing to do" in CliRunner().invoke(ballast, ["migrate", "bundle"]).stdout

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
-from scripts import bundle, drift, migrations, new
+from scripts import drift, migrations, new
 from scripts.backup import checks
 from scripts.cli import ballast
 from scripts.migrations import ROOT, StatementFailed
@@ -24,6 +24,7 @@ from tests.conftest import Claims, Database
 from tests.db.test_erasure import erase, found
 from tests.db.test_personal_data import exported
 from tests.people import ADA, identifiers
+from tests.scripts.test_bundle import bundled
 
 SOURCES = ("migrations", "functions", "policies")
 # Of every type a column, and one that may be null.
@@ -106,9 +107,9 @@ def test_it_is_what_a_database_becomes(url: str, checkout: Path) -> None:
 
 def test_bundles_bring_it_to_projects_that_supabase_deploys(tmp_path: Path, new_database: Callable[..., str]) -> None:
     folder = copied(tmp_path, *SOURCES)
-    bundle.write(root=folder)
+    bundled(folder)
     write(read("example_rows", "title:text"), root=folder)
-    bundle.write(root=folder)
+    bundled(folder)
     url = new_database()
     assert {Path(path).parent.name for path in migrations.up(url, root=folder).paths} == {"migrations"}
     plan, drifted = drift.check(url, root=folder)

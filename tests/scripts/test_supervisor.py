@@ -244,6 +244,7 @@ def _jobs_ran(stack: RunningStack) -> bool:
     query = "select count(*) from ops.jobs join ops.job_schedule as s using (name) where s.schedule is not null and (last_run_at is null or failures > 0)"
     with psycopg.connect(environment["DATABASE_URL"], autocommit=True) as connection:
         _when(lambda: connection.execute(query).fetchall() == [(0,)], 40)
+        assert connection.execute("select mail_enabled from app.settings").fetchall() == [(True,)]
     return True
 
 

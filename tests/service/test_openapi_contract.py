@@ -32,7 +32,7 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 ROUTES = sorted((path, method) for path, methods in DOCUMENT["paths"].items() for method in methods)
 # A failure is shown as it was found: to shrink it takes minutes.
 EACH = settings(
-    max_examples=15, deadline=None, database=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
+    max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
 )
 
 
