@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -34,25 +35,42 @@ def bare_server(home: Path, request: pytest.FixtureRequest) -> Iterator[Postgres
     stop(process)
 
 
-@pytest.fixture(scope="session")
-def new_database(bare_server: Postgres) -> Iterator[Callable[..., str]]:
+@contextlib.contextmanager
+def maker_of_databases(server: Postgres) -> Iterator[Callable[..., str]]:
     """Makes a database, and returns its URL as the role postgres: as Supabase hands it out, or a copy of another."""
-    with psycopg.connect(bare_server.url(database="template1"), autocommit=True) as connection:
+    made: list[str] = []
+    with psycopg.connect(server.url(database="template1"), autocommit=True) as connection:
 
-        def make(template: str = bare_server.url()) -> str:
-            name = f"scratch_{secrets.token_hex(6)}"
+        def make(template: str = server.url()) -> str:
+            made.append(f"scratch_{secrets.token_hex(6)}")
             connection.execute(
-                f"create database {name} template {template.rpartition('/')[2]} strategy file_copy".encode()
+                f"create database {made[-1]} template {template.rpartition('/')[2]} strategy file_copy".encode()
             )
-            return bare_server.url(database=name)
+            return server.url(database=made[-1])
 
+        yield make
+        for name in made:
+            connection.execute(f"drop database if exists {name} with (force)".encode())
+
+
+@pytest.fixture(scope="session")
+def lasting_database(bare_server: Postgres) -> Iterator[Callable[..., str]]:
+    """Makes databases that several tests share."""
+    with maker_of_databases(bare_server) as make:
+        yield make
+
+
+@pytest.fixture
+def new_database(bare_server: Postgres) -> Iterator[Callable[..., str]]:
+    """Makes databases for one test. They go with it: hundreds would be gigabytes."""
+    with maker_of_databases(bare_server) as make:
         yield make
 
 
 @pytest.fixture(scope="session")
-def inhabited(new_database: Callable[..., str]) -> str:
+def inhabited(lasting_database: Callable[..., str]) -> str:
     """A migrated database with people of several organizations in every table. Copy it: never change it."""
-    url = new_database()
+    url = lasting_database()
     migrations.up(url)
     with psycopg.connect(url) as connection:
         people.world(Database(connection))
@@ -129,9 +147,9 @@ def vault(request: pytest.FixtureRequest) -> Vault:
 
 
 @pytest.fixture(scope="session")
-def heavy(inhabited: str, new_database: Callable[..., str], bare_server: Postgres) -> str:
+def heavy(inhabited: str, lasting_database: Callable[..., str], bare_server: Postgres) -> str:
     """The same with 64 MB of what cannot be compressed much: its backup is uploaded in parts. Copy it."""
-    url = new_database(inhabited)
+    url = lasting_database(inhabited)
     with psycopg.connect(bare_server.url("supabase_admin", url.rpartition("/")[2])) as connection:
         connection.execute("set session_replication_role = replica")
         connection.execute(

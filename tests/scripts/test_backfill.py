@@ -51,8 +51,8 @@ numbers = itertools.count()
 
 
 @pytest.fixture(scope="module")
-def migrated(new_database: Callable[..., str]) -> str:
-    url = new_database()
+def migrated(lasting_database: Callable[..., str]) -> str:
+    url = lasting_database()
     migrations.up(url)
     return url
 

@@ -151,8 +151,8 @@ def test_a_write_that_sends_too_few_messages_is_not_measured(database: Any) -> N
 
 
 @pytest.fixture(scope="module")
-def audited(new_database: Callable[..., str]) -> Iterator[audit.Tenant]:
-    url = new_database()
+def audited(lasting_database: Callable[..., str]) -> Iterator[audit.Tenant]:
+    url = lasting_database()
     migrations.up(url)
     with (
         psycopg.connect(url.replace("//postgres:", "//supabase_admin:"), autocommit=True) as admin,

@@ -67,14 +67,16 @@ def api(stack: Stack) -> Iterator[Stack]:
         _wait_for_table(stack, "scratch")
         yield stack
         connection.execute(SCRAPPED)
+        # While the Data API reads the catalog again, the next test's requests may fail.
+        _wait_for_table(stack, "scratch", httpx.codes.NOT_FOUND)
 
 
-def _wait_for_table(stack: Stack, table: str) -> None:
-    for _ in range(50):
-        if _get(stack, f"/rest/v1/{table}?limit=0", _secret(stack)).status_code == httpx.codes.OK:
+def _wait_for_table(stack: Stack, table: str, status: int = httpx.codes.OK) -> None:
+    for _ in range(100):
+        if _get(stack, f"/rest/v1/{table}?limit=0", _secret(stack)).status_code == status:
             return
         time.sleep(0.05)
-    raise AssertionError(f"{table} did not appear")
+    raise AssertionError(f"{table} never answered {status}")
 
 
 def _secret(stack: Stack) -> dict[str, str]:

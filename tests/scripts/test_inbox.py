@@ -36,8 +36,8 @@ class Inbox:
 
 
 @pytest.fixture(scope="module")
-def migrated(new_database: Callable[..., str]) -> str:
-    url = new_database()
+def migrated(lasting_database: Callable[..., str]) -> str:
+    url = lasting_database()
     migrations.up(url)
     return url
 

@@ -106,9 +106,9 @@ def project(empty: Project) -> Project:
 
 
 @pytest.fixture(scope="module")
-def model(new_database: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Project:
+def model(lasting_database: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Applied, and left as it is."""
-    model = Project(tmp_path_factory.mktemp("model"), new_database())
+    model = Project(tmp_path_factory.mktemp("model"), lasting_database())
     model.write_files()
     model.up()
     return model

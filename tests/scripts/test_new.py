@@ -57,9 +57,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def url(checkout: Path, new_database: Callable[..., str]) -> str:
+def url(checkout: Path, lasting_database: Callable[..., str]) -> str:
     """A database to which it is applied."""
-    url = new_database()
+    url = lasting_database()
     migrations.up(url, root=checkout)
     return url
 

@@ -84,9 +84,9 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def peopled(new_database: Callable[..., str]) -> str:
+def peopled(lasting_database: Callable[..., str]) -> str:
     """A database with Ada in every corner, and 6,000 audit entries and 3,000 projects of hers besides."""
-    url = new_database()
+    url = lasting_database()
     migrations.up(url)
     fill(url)
     return url
@@ -320,12 +320,12 @@ def test_retention_does_not_make_writers_wait_for_readers(world: World) -> None:
 
 @pytest.fixture(scope="module")
 def uninterrupted(
-    peopled: str, new_database: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
+    peopled: str, lasting_database: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, list[tuple[Any, ...]]]:
     """What remains after an erasure that nothing disturbed."""
     with running_outside() as clerk:
         clerk.answer = lambda *_: (200, {}, b"{}")
-        world = World.of(new_database(peopled), tmp_path_factory.mktemp("uninterrupted"), clerk)
+        world = World.of(lasting_database(peopled), tmp_path_factory.mktemp("uninterrupted"), clerk)
         assert world.run("erase", ADA, "--yes").exit_code == 0
         return world.remains()
 

@@ -24,8 +24,8 @@ Row = tuple[Any, ...]
 
 
 @pytest.fixture(scope="module")
-def migrated(new_database: Callable[..., str]) -> str:
-    url = new_database()
+def migrated(lasting_database: Callable[..., str]) -> str:
+    url = lasting_database()
     migrations.up(url)
     return url
 
