@@ -16,10 +16,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from scripts import database, health
-from scripts.local import supervisor
-from scripts.local.parts import Part, parts_of
+from scripts.local import containers, parts, supervisor
+from scripts.local.parts import Part
 from scripts.local.processes import RunRecord
-from scripts.local.stack import Stack
+from scripts.local.stack import Stack, containers_are_wanted
 
 
 @click.command(epilog="Example: ballast up --detach")
@@ -27,17 +27,17 @@ from scripts.local.stack import Stack
 def up(detach: bool) -> None:
     """Start everything, seed an empty database, print URLs and keys, and stay in front until Ctrl-C."""
     stack = Stack.from_environment()
-    parts = parts_of(stack)
+    wanted = _parts_of(stack)
     began = time.monotonic()
 
     def show() -> None:
         _show(stack, time.monotonic() - began)
 
     if detach:
-        supervisor.start_detached(stack, parts)
+        supervisor.start_detached(stack, wanted)
         show()
     else:
-        supervisor.Supervisor(stack, parts).run(when_ready=show)
+        supervisor.Supervisor(stack, wanted).run(when_ready=show)
 
 
 @click.command(epilog="Example: ballast down")
@@ -57,11 +57,12 @@ def status(url: str | None, as_json: bool) -> None:
     """
     stack = Stack.from_environment()
     record = RunRecord.read(stack.home)
-    chosen = url or os.environ.get("DATABASE_URL") or (stack.postgres.url() if stack.postgres.exists() else None)
+    has_database = record.running() or stack.postgres.exists()
+    chosen = url or os.environ.get("DATABASE_URL") or (stack.postgres.url() if has_database else None)
     is_local = chosen in {None, stack.postgres.url()}
     has_parts = is_local or record.running()
     states = (
-        [_state(part, record) for part in parts_of(stack) if not part.once and part.is_wanted()] if has_parts else []
+        [_state(part, record) for part in _parts_of(stack) if not part.once and part.is_wanted()] if has_parts else []
     )
     found = health.checks(chosen, is_local=is_local) if chosen else []
     if chosen and (cache := health.cache_check(database.environment(url))):
@@ -115,6 +116,10 @@ class State:
     state: Literal["healthy", "not answering", "down"]
     pid: int | None
     address: str
+
+
+def _parts_of(stack: Stack) -> list[Part]:
+    return containers.parts_of(stack) if containers_are_wanted() else parts.parts_of(stack)
 
 
 def _state(part: Part, record: RunRecord) -> State:

@@ -144,6 +144,14 @@ class Stack:
             cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120,
         )  # fmt: skip
 
+    def typed(self, lines: str) -> subprocess.CompletedProcess[str]:
+        """Runs what a page says to type, in the checkout, with this stack's variables."""
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        return subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", lines],
+            cwd=ROOT, env=os.environ | self.environment | {"PATH": path}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
     def token(self, user: str, organization: str | None = None, **wishes: Any) -> str:
         """A session token of a seeded person, good for 20 s. `wishes` are second_factor and lifetime."""
         asked = (user, organization, *wishes.items())

@@ -16,10 +16,11 @@ from aiohttp import web
 from scripts.failure import Failure
 from scripts.local.realtime.protocol import LARGEST_FRAME
 from scripts.local.realtime.server import Realtime
-from scripts.local.stack import Stack
+from scripts.local.stack import Stack, containers_are_wanted
 
 # Who each path belongs to. The Data API serves both of today's paths.
-ROUTES: Final = ("/rest/v1", "/auth/v1")
+REST: Final = "/rest/v1"
+ROUTES: Final = (REST, "/auth/v1")
 TOKEN_SECONDS = 300
 HOP_BY_HOP = {"connection", "keep-alive", "te", "trailers", "transfer-encoding", "upgrade"} | {
     "proxy-authenticate",
@@ -46,6 +47,8 @@ class Gateway:
         self._roles = {stack.secrets.publishable_key: "anon", stack.secrets.secret_key: "service_role"}
         self._jwt_secret = stack.secrets.jwt_secret
         self._upstream = f"http://127.0.0.1:{stack.data_api_port}"
+        # PostgREST serves at its root what Lite serves where Supabase does.
+        self._dropped = REST if containers_are_wanted() else ""
         self._tokens: dict[str, tuple[float, str]] = {}
         self._session: aiohttp.ClientSession | None = None
 
@@ -100,7 +103,7 @@ class Gateway:
             raise RuntimeError("The gateway has not been started.")
         async with self._session.request(
             request.method,
-            self._upstream + request.raw_path,
+            self._upstream + request.raw_path.removeprefix(self._dropped),
             headers=_forwarded_headers(request, authorization),
             data=request.content if request.body_exists else None,
             allow_redirects=False,

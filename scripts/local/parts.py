@@ -107,7 +107,7 @@ def _data_api(stack: Stack) -> Part:
     return Part(
         "data-api",
         lambda: ["node", "scripts/local/data_api/server.mjs"],
-        lambda: _answers("POST", f"{address}{READY}", headers={"Authorization": f"Bearer {token}"}),
+        lambda: answers("POST", f"{address}{READY}", headers={"Authorization": f"Bearer {token}"}),
         needs=("postgres",),
         port=stack.data_api_port,
         address=address,
@@ -126,7 +126,7 @@ def _clerk(stack: Stack) -> Part:
     return Part(
         "clerk",
         _module("scripts.local.clerk"),
-        lambda: _answers("GET", f"{address}/.well-known/jwks.json"),
+        lambda: answers("GET", f"{address}/.well-known/jwks.json"),
         port=stack.clerk_port,
         address=address,
     )
@@ -161,7 +161,7 @@ def _upstash(stack: Stack) -> Part:
     return Part(
         "upstash",
         _module("scripts.local.upstash"),
-        lambda: _answers("POST", address, headers=headers, json=["PING"]),
+        lambda: answers("POST", address, headers=headers, json=["PING"]),
         needs=("redis",),
         port=stack.upstash_port,
         address=address,
@@ -176,7 +176,7 @@ def _gateway(stack: Stack) -> Part:
     return Part(
         "gateway",
         _module("scripts.local.gateway"),
-        lambda: _answers("GET", f"{address}{REALTIME}") and _answers("POST", f"{address}{READY}", headers=key),
+        lambda: answers("GET", f"{address}{REALTIME}") and answers("POST", f"{address}{READY}", headers=key),
         needs=("postgres",),
         port=stack.gateway_port,
         address=address,
@@ -188,7 +188,7 @@ def _service(stack: Stack) -> Part:
     return Part(
         "service",
         _module("gunicorn"),
-        lambda: _answers("GET", f"{address}/readyz"),
+        lambda: answers("GET", f"{address}/readyz"),
         needs=("postgres",),
         port=stack.service_port,
         address=address,
@@ -196,7 +196,8 @@ def _service(stack: Stack) -> Part:
     )
 
 
-def _answers(method: str, url: str, **request: Any) -> bool:
+def answers(method: str, url: str, **request: Any) -> bool:
+    """Whether the request is answered with 2xx, soon enough."""
     try:
         return httpx.request(method, url, timeout=QUESTION_SECONDS, **request).is_success
     except httpx.HTTPError:

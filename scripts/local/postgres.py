@@ -95,9 +95,10 @@ class Postgres:
         with psycopg.connect(self.url("supabase_admin")) as connection:
             if not connection.execute("select from pg_roles where rolname = 'authenticator'").rowcount:
                 connection.execute(BOOTSTRAP.read_bytes())
-                for role in ("postgres", "authenticator"):
-                    statement = sql.SQL("alter role {} password {}")
-                    connection.execute(statement.format(sql.Identifier(role), sql.Literal(self.password)))
+            # Supabase's own image has the roles, and no password of authenticator's.
+            for role in ("postgres", "authenticator"):
+                statement = sql.SQL("alter role {} password {}")
+                connection.execute(statement.format(sql.Identifier(role), sql.Literal(self.password)))
             connection.execute(REALTIME.read_bytes())
 
     def start(self, **settings: str) -> subprocess.Popen[bytes]:

@@ -166,6 +166,11 @@ def jobs_are_wanted() -> bool:
     return os.environ.get("BALLAST_JOBS") != "off"
 
 
+def containers_are_wanted() -> bool:
+    """Whether Docker runs what it can of the stack: see scripts/local/containers.py."""
+    return os.environ.get("BALLAST_CONTAINERS") == "on"
+
+
 def client_environment() -> dict[str, str]:
     """What a command works against: the local stack's variables, each of which the real environment may replace."""
     environment = Stack.from_environment().environment()

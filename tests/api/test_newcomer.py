@@ -159,3 +159,17 @@ def test_a_missing_second_factor_is_named(stack: Stack) -> None:
     acme = next(organization for organization in me["organizations"] if organization["clerk_org_id"] == "org_acme")
     assert (acme["role"], acme["limited_by"]) == ("owner", "second_factor")
     assert acme["permissions"] == sorted({"members:read", "projects:read"} | permissions_of("viewer"))
+
+
+def test_the_readmes_own_lines_work_as_they_stand_there(stack: Stack) -> None:
+    first_look = (ROOT / "README.md").read_text().split("\n## A first look\n")[1]
+    session, program = (block.removeprefix("python\n") for block in first_look.split("```")[1:4:2])
+    lines = [line.removeprefix("$ ") for line in session.splitlines() if line.startswith("$ ")]
+    assert lines.pop() == "python"
+    told = f"{program}\nprint(len(projects), session['organizations'][0]['clerk_org_id'], apollo['title'])\n"
+    left = "print(len(supabase.table('projects').select('*').eq('id', apollo['id']).execute().data))\n"
+    ran = stack.typed("\n".join([*lines, "python - <<'END'", told + left + "END"]))
+    assert ran.returncode == 0, ran.stderr
+    said, counted, kept = ran.stdout.splitlines()[-3:]
+    assert (said.split()[0], said.endswith(": processed")) == ("user.created", True)
+    assert (int(counted.split()[0]) >= 25, counted.split()[1:], kept) == (True, ["org_acme", "Apollo"], "1")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 
 from scripts.doctor import PUBLIC_NAMES, SECRET_NAME
 from tests.conftest import ROOT, Stack
@@ -48,10 +46,7 @@ def test_the_checks_that_need_no_account_pass_on_the_local_stack(stack: Stack) -
     ]
     assert len(lines) == 7
     for line in [*lines, './scripts/smoke "$SERVICE_URL"']:
-        ran = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", line],
-            cwd=ROOT, env=os.environ | stack.environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        ran = stack.typed(line)
         assert ran.returncode == 0, (line, ran.stderr)
         if "--include" in line:
             assert "RateLimit-Remaining" in ran.stdout

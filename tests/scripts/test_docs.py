@@ -1,4 +1,7 @@
-"""Every document: the commands that it names are real ones, and its links lead somewhere."""
+"""Every document: the commands that it names are real ones, and its links lead somewhere.
+
+Other tests run those of recovery.md, personal-data.md, operations.md, jobs.md, extend.md and sql-editor.md, and the README's.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import click
 import pytest
 
 from scripts.cli import ballast
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Stack
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -67,3 +70,15 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+BLOCK = re.compile(r"^```sh\n(.+?)^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", ["clerk.md", "deploy.md"])
+def test_what_is_to_be_typed_works_on_the_local_stack(stack: Stack, page: str) -> None:
+    for block in BLOCK.findall((ROOT / "docs" / page).read_text()):
+        # The URL of a hosted project is not ours.
+        lines = [line for line in block.splitlines() if not line.startswith("export DATABASE_URL=")]
+        ran = stack.typed("\n".join(lines))
+        assert ran.returncode == 0, (block, ran.stdout, ran.stderr)

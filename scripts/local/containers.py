@@ -1,0 +1,164 @@
+"""A stack whose parts Docker runs where it can: what hosted Supabase runs, in place of what stands for it here.
+
+The containers share the first one's network, as in a pod: to each other they are on 127.0.0.1, and nothing else is
+published than the stack's own ports. What they hold goes with them.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import httpx
+import jwt
+
+from scripts.failure import Failure
+from scripts.local import account, parts
+from scripts.local.parts import QUESTION_SECONDS, Part
+from scripts.local.stack import CHECKOUT, Stack
+
+# The first two are those that the Supabase CLI of package-lock.json starts; a test compares them.
+POSTGRES: Final = "supabase/postgres:17.11.0.018"
+POSTGREST: Final = "postgrest/postgrest:v16.5"
+REDIS: Final = "redis:7.4-alpine"
+UPSTASH: Final = "hiett/serverless-redis-http:0.0.10"
+
+
+class DockerMissing(Failure):
+    """There is no Docker, or it does not answer."""
+
+
+@dataclass(frozen=True)
+class Container:
+    """A container of the stack. `variables` are read when it starts; `publish` are ports here and in the pod."""
+
+    stack: Stack
+    part: str
+    image: str
+    variables: Callable[[], dict[str, str]] = dict
+    words: tuple[str, ...] = ()
+    publish: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"ballast-{self.stack.port_base}-{self.part}"
+
+    def command(self) -> list[str]:
+        """Runs it in the foreground. Its secrets come from a file: everybody can read a command."""
+        pod = f"container:{replace(self, part='postgres').name}"
+        network = [word for here, there in self.publish for word in ("--publish", f"127.0.0.1:{here}:{there}")]
+        return [
+            *("docker", "run", "--rm", "--name", self.name, "--env-file", str(self._env_file)),
+            *(network or ("--network", pod)),
+            *(self.image, *self.words),
+        ]
+
+    def prepare(self) -> None:
+        """Ends one that outlived its `docker run`, and writes its variables. Raises DockerMissing."""
+        try:
+            ended = subprocess.run(
+                ["docker", "rm", "--force", "--volumes", self.name], capture_output=True, text=True, check=False
+            )
+        except FileNotFoundError:
+            raise DockerMissing("BALLAST_CONTAINERS is on, and there is no Docker here: unset it.") from None
+        if ended.returncode and "No such container" not in ended.stderr:
+            raise DockerMissing(f"BALLAST_CONTAINERS is on, and Docker refused: {ended.stderr.strip()}")
+        self._env_file.parent.mkdir(exist_ok=True)
+        self._env_file.touch(mode=0o600)
+        self._env_file.write_text("".join(f"{name}={value}\n" for name, value in self.variables().items()))
+
+    def in_place_of(self, part: Part, **changes: object) -> Part:
+        """The part, run as this container: asked the same question at the same port."""
+        ours = {"command": self.command, "before": self.prepare, "folder": CHECKOUT, "run_as": account.Identity()}
+        return replace(part, **{"environment": {}, **ours, **changes})  # type: ignore[arg-type]
+
+    def answers(self, *words: str, wanted: str) -> bool:
+        """Whether a program in it prints `wanted`."""
+        try:
+            asked = subprocess.run(
+                ["docker", "exec", self.name, *words],
+                capture_output=True, text=True, timeout=QUESTION_SECONDS, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return False
+        return asked.stdout.strip() == wanted
+
+    @property
+    def _env_file(self) -> Path:
+        return self.stack.home / "containers" / f"{self.part}.env"
+
+
+def parts_of(stack: Stack) -> list[Part]:
+    """All parts, four of them as containers. Realtime stays the gateway's, and Clerk has no image."""
+    contained = {"postgres": _postgres, "data-api": _data_api, "redis": _redis, "upstash": _upstash}
+    return [contained[part.name](part, stack) if part.name in contained else part for part in parts.parts_of(stack)]
+
+
+def _postgres(part: Part, stack: Stack) -> Part:
+    variables = {"POSTGRES_PASSWORD": stack.secrets.postgres_password, "JWT_SECRET": stack.secrets.jwt_secret}
+    ports = ((stack.postgres_port, 5432), (stack.data_api_port, 3000), (stack.upstash_port, 80))
+    return Container(stack, part.name, POSTGRES, lambda: variables, publish=ports).in_place_of(part)
+
+
+def _data_api(part: Part, stack: Stack) -> Part:
+    token = jwt.encode({"role": "service_role"}, stack.secrets.jwt_secret, algorithm="HS256")
+
+    def variables() -> dict[str, str]:
+        return {
+            "PGRST_DB_URI": replace(stack.postgres, port=5432).url("authenticator"),
+            "PGRST_DB_SCHEMAS": "public",
+            "PGRST_DB_EXTRA_SEARCH_PATH": "public,extensions",
+            "PGRST_DB_ANON_ROLE": "anon",
+            "PGRST_DB_MAX_ROWS": "1000",
+            "PGRST_JWT_SECRET": json.dumps({"keys": [_project_key(stack), *_clerk_keys(stack)]}),
+        }
+
+    return Container(stack, part.name, POSTGREST, variables).in_place_of(
+        part,
+        needs=("postgres", "clerk"),
+        is_healthy=lambda: parts.answers(
+            "POST", f"{part.address}/rpc/ready", headers={"Authorization": f"Bearer {token}"}
+        ),
+    )
+
+
+def _redis(part: Part, stack: Stack) -> Part:
+    container = Container(
+        stack, part.name, REDIS, words=("redis-server", "--save", "", "--appendonly", "no", "--loglevel", "warning")
+    )
+    return container.in_place_of(
+        part,
+        needs=("postgres",),
+        address=container.name,
+        is_healthy=lambda: container.answers("redis-cli", "ping", wanted="PONG"),
+    )
+
+
+def _upstash(part: Part, stack: Stack) -> Part:
+    variables = {
+        "SRH_MODE": "env",
+        "SRH_TOKEN": stack.secrets.upstash_token,
+        "SRH_CONNECTION_STRING": "redis://127.0.0.1:6379",
+    }
+    return Container(stack, part.name, UPSTASH, lambda: variables).in_place_of(part)
+
+
+def _project_key(stack: Stack) -> dict[str, str]:
+    """The gateway's own secret, as a JSON web key."""
+    secret = base64.urlsafe_b64encode(stack.secrets.jwt_secret.encode()).decode().rstrip("=")
+    return {"kty": "oct", "alg": "HS256", "k": secret}
+
+
+def _clerk_keys(stack: Stack) -> list[dict[str, str]]:
+    answer = httpx.get(f"{stack.environment()['CLERK_ISSUER']}/.well-known/jwks.json", timeout=QUESTION_SECONDS)
+    keys: list[dict[str, str]] = answer.raise_for_status().json()["keys"]
+    return keys
+
+
+if __name__ == "__main__":  # what has to be pulled before a stack of them starts within a minute
+    print(POSTGRES, POSTGREST, REDIS, UPSTASH, sep="\n")

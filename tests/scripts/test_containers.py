@@ -1,0 +1,195 @@
+"""A stack of containers: what Docker is told to run, how it is asked for its health, and what the gateway makes of PostgREST.
+
+Docker runs where these tests do seldom: a program in its place writes down what it is told. What it would run is not tried here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+import signal
+import stat
+from dataclasses import asdict
+from pathlib import Path
+
+import httpx
+import pytest
+from aiohttp import web
+
+from scripts.local import containers, svix
+from scripts.local import parts as embedded
+from scripts.local.clerk import ClerkStandIn
+from scripts.local.gateway import Gateway
+from scripts.local.parts import Part
+from scripts.local.stack import Secrets, Stack
+from tests.conftest import ROOT, free_port_block
+
+CONTAINED = ("postgres", "data-api", "redis", "upstash")
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Stack:
+    return Stack(tmp_path, free_port_block(), Secrets.of(tmp_path))
+
+
+@pytest.fixture
+def parts(stack: Stack) -> dict[str, Part]:
+    return {part.name: part for part in containers.parts_of(stack)}
+
+
+@pytest.fixture
+def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Docker that writes each command to the file returned, and answers as the files `out`, `err` and `status` say."""
+    folder = tmp_path / "docker"
+    folder.mkdir()
+    program = folder / "docker"
+    program.write_text(
+        f"#!/bin/sh\ncd {shlex.quote(str(folder))}\necho \"$*\" >> commands\n"
+        "cat out 2> /dev/null; cat err >&2 2> /dev/null; exit $(cat status 2> /dev/null || echo 0)\n"
+    )  # fmt: skip
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    return folder / "commands"
+
+
+def variables(stack: Stack, part: str) -> dict[str, str]:
+    """What the container's program finds in its environment."""
+    file = stack.home / "containers" / f"{part}.env"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    return dict(line.split("=", 1) for line in file.read_text().splitlines())
+
+
+def test_every_part_is_there_and_four_are_containers(stack: Stack, parts: dict[str, Part]) -> None:
+    assert list(parts) == [part.name for part in embedded.parts_of(stack)]
+    assert [name for name, part in parts.items() if part.command()[:2] == ["docker", "run"]] == list(CONTAINED)
+
+
+def test_only_the_stacks_ports_are_published_and_only_here(stack: Stack, parts: dict[str, Part]) -> None:
+    words = parts["postgres"].command()
+    published = [words[at + 1] for at, word in enumerate(words) if word == "--publish"]
+    assert published == [
+        f"127.0.0.1:{stack.postgres_port}:5432",
+        f"127.0.0.1:{stack.data_api_port}:3000",
+        f"127.0.0.1:{stack.upstash_port}:80",
+    ]
+    for name in CONTAINED[1:]:
+        command = parts[name].command()
+        assert "--publish" not in command
+        assert command[command.index("--network") + 1] == f"container:ballast-{stack.port_base}-postgres"
+
+
+def test_each_starts_after_what_it_asks(stack: Stack, parts: dict[str, Part]) -> None:
+    assert parts["data-api"].needs == ("postgres", "clerk")  # it is given Clerk's keys
+    assert parts["redis"].needs == ("postgres",)  # it joins its network
+    assert {name: parts[name].port for name in CONTAINED} == {
+        part.name: part.port for part in embedded.parts_of(stack) if part.name in CONTAINED
+    }
+    # SIGTERM would have PostgreSQL wait for its clients.
+    assert parts["postgres"].stop_signal == signal.SIGINT
+
+
+def test_no_secret_is_in_a_command(stack: Stack, parts: dict[str, Part]) -> None:
+    commands = " ".join(word for name in CONTAINED for word in parts[name].command())
+    assert [name for name, secret in asdict(stack.secrets).items() if secret in commands] == []
+
+
+def test_one_that_was_left_behind_is_ended_before_the_next(docker: Path, stack: Stack, parts: dict[str, Part]) -> None:
+    parts["postgres"].before()
+    assert docker.read_text() == f"rm --force --volumes ballast-{stack.port_base}-postgres\n"
+    assert variables(stack, "postgres")["POSTGRES_PASSWORD"] == stack.secrets.postgres_password
+
+
+def test_where_none_was_left_behind_it_goes_on(docker: Path, parts: dict[str, Part]) -> None:
+    docker.with_name("err").write_text("Error response from daemon: No such container: x\n")
+    docker.with_name("status").write_text("1")
+    parts["redis"].before()
+
+
+def test_a_docker_that_refuses_is_told(docker: Path, parts: dict[str, Part]) -> None:
+    docker.with_name("err").write_text("Cannot connect to the Docker daemon\n")
+    docker.with_name("status").write_text("1")
+    with pytest.raises(containers.DockerMissing, match="Cannot connect to the Docker daemon"):
+        parts["redis"].before()
+
+
+def test_without_docker_it_says_what_to_do(parts: dict[str, Part], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(containers.DockerMissing, match="unset it"):
+        parts["redis"].before()
+
+
+def test_redis_is_asked_in_its_container(docker: Path, stack: Stack, parts: dict[str, Part]) -> None:
+    assert not parts["redis"].is_healthy()
+    docker.with_name("out").write_text("PONG\n")
+    assert parts["redis"].is_healthy()
+    assert docker.read_text().splitlines()[-1] == f"exec ballast-{stack.port_base}-redis redis-cli ping"
+
+
+def test_the_proxy_finds_redis_and_knows_its_token(docker: Path, stack: Stack, parts: dict[str, Part]) -> None:
+    parts["upstash"].before()
+    assert variables(stack, "upstash") == {
+        "SRH_MODE": "env",
+        "SRH_TOKEN": stack.secrets.upstash_token,
+        "SRH_CONNECTION_STRING": "redis://127.0.0.1:6379",
+    }
+
+
+async def serve(application: web.Application, port: int) -> web.AppRunner:
+    runner = web.AppRunner(application)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    return runner
+
+
+def test_postgrest_trusts_clerk_and_the_gateway(docker: Path, stack: Stack, parts: dict[str, Part]) -> None:
+    clerk = ClerkStandIn(stack.home, stack.environment()["CLERK_ISSUER"], "", svix.Endpoint("", "whsec_"), "sk_test_")
+
+    async def prepared() -> None:
+        runner = await serve(clerk.application(), stack.clerk_port)
+        await asyncio.to_thread(parts["data-api"].before)
+        await runner.cleanup()
+
+    asyncio.run(prepared())
+    given = variables(stack, "data-api")
+    assert (
+        given["PGRST_DB_URI"] == f"postgresql://authenticator:{stack.secrets.postgres_password}@127.0.0.1:5432/postgres"
+    )
+    assert (given["PGRST_DB_SCHEMAS"], given["PGRST_DB_ANON_ROLE"]) == ("public", "anon")
+    ours, clerks = json.loads(given["PGRST_JWT_SECRET"])["keys"]
+    assert (ours["kty"], clerks["kty"], clerks["alg"]) == ("oct", "RSA", "RS256")
+    assert "d" not in clerks
+
+
+@pytest.mark.parametrize(("mode", "path"), [("on", "/projects?select=id"), ("off", "/rest/v1/projects?select=id")])
+def test_postgrest_is_asked_at_its_root(stack: Stack, monkeypatch: pytest.MonkeyPatch, mode: str, path: str) -> None:
+    monkeypatch.setenv("BALLAST_CONTAINERS", mode)
+
+    async def asked() -> str:
+        upstream = web.Application()
+
+        async def echo(request: web.Request) -> web.Response:
+            return web.Response(text=request.raw_path)
+
+        upstream.router.add_route("*", "/{rest:.*}", echo)
+        runners = [
+            await serve(upstream, stack.data_api_port),
+            await serve(Gateway(stack).application(), stack.gateway_port),
+        ]
+        address = f"{stack.environment()['SUPABASE_URL']}/rest/v1/projects?select=id"
+        async with httpx.AsyncClient() as client:
+            answer = await client.get(address, headers={"apikey": stack.secrets.publishable_key})
+        for runner in reversed(runners):
+            await runner.cleanup()
+        return answer.text
+
+    assert asyncio.run(asked()) == path
+
+
+def test_the_images_are_those_of_the_supabase_cli() -> None:
+    found = list((ROOT / "node_modules/@supabase").glob("cli-*/bin/supabase*"))
+    if not found:
+        pytest.skip("The Supabase CLI has no package for this platform.")
+    program = found[0].read_bytes()
+    for image in (containers.POSTGRES, containers.POSTGREST):
+        assert image.encode() in program
