@@ -161,7 +161,7 @@ def test_a_missing_second_factor_is_named(stack: Stack) -> None:
     assert acme["permissions"] == sorted({"members:read", "projects:read"} | permissions_of("viewer"))
 
 
-def test_the_readmes_own_lines_work_as_they_stand_there(stack: Stack) -> None:
+def test_the_readmes_own_lines_work_as_they_stand_there(stack: Stack, database: psycopg.Connection[Any]) -> None:
     first_look = (ROOT / "README.md").read_text().split("\n## A first look\n")[1]
     session, program = (block.removeprefix("python\n") for block in first_look.split("```")[1:4:2])
     lines = [line.removeprefix("$ ") for line in session.splitlines() if line.startswith("$ ")]
@@ -173,3 +173,4 @@ def test_the_readmes_own_lines_work_as_they_stand_there(stack: Stack) -> None:
     said, counted, kept = ran.stdout.splitlines()[-3:]
     assert (said.split()[0], said.endswith(": processed")) == ("user.created", True)
     assert (int(counted.split()[0]) >= 25, counted.split()[1:], kept) == (True, ["org_acme", "Apollo"], "1")
+    database.execute("delete from public.projects where title = 'Apollo'")
