@@ -17,8 +17,6 @@ create or replace trigger touch before update on public.organization_memberships
 for each row when (old.* is distinct from new.*) execute function app.touch();
 create or replace trigger touch before update on public.organization_invitations
 for each row when (old.* is distinct from new.*) execute function app.touch();
-create or replace trigger touch before update on public.projects
-for each row when (old.* is distinct from new.*) execute function app.touch();
 -- Being seen is no change of a profile.
 create or replace trigger touch before update on public.profiles
 for each row when (to_jsonb(old) - 'last_seen_at' is distinct from to_jsonb(new) - 'last_seen_at') execute function app.touch();
@@ -31,4 +29,3 @@ $$;
 comment on function app.mfa_required is 'What a new organization starts with. Definer: a column default may run as any role, app.settings is private.';
 
 alter table public.organizations alter column mfa_required set default app.mfa_required();
-alter table public.projects alter column created_by set default app.user_id();

@@ -241,7 +241,6 @@ comment on function public.log_audit_event is
 grant execute on function app.log_audit_event(uuid, uuid, text, text, text, jsonb) to authenticated, service_role;
 grant execute on function public.log_audit_event(uuid, text, text, text, jsonb, uuid) to authenticated, service_role;
 
-select app.audit('public.projects', named => '{title}');
 select app.audit(
   'public.organizations', tenant => 'id', named => '{name}', ignored => '{updated_at}'
 );

@@ -17,10 +17,6 @@ select
     where i.organization_id = o.id
   ) as invitations,
   (
-    select count(*) from public.projects as p
-    where p.organization_id = o.id
-  ) as projects,
-  (
     select a.created_at from public.audit_logs as a
     where a.organization_id = o.id
     order by a.created_at desc limit 1
@@ -37,7 +33,7 @@ cross join
   ) as seats
 order by last_activity_at desc nulls last, o.name asc;
 comment on view ops.tenants is
-'Every organization: state, plan, seats used of those it has, members by role, projects, and when something was last changed in it.';
+'Every organization: state, plan, seats used of those it has, members by role, and when something was last changed in it.';
 
 create or replace view ops.people with (security_invoker) as
 select

@@ -76,13 +76,6 @@ values
   'after the invitation lapsed; until then while it waits for an answer'
 ),
 (
-  'public.projects', 'created_by', 't.created_by = person.id', 'projects',
-  '{t.id,t.organization_id,t.title,t.description,t.status,t.metadata,t.created_at,t.updated_at}', '{id}', 't.created_at',
-  'set null', null, null,
-  'Your work', 'That you created a project', 'To show the members of the organization who did', 'Contract, Art. 6(1)(b) GDPR',
-  null, null, 'as long as the project exists: at most 30 days longer than its organization'
-),
-(
   'public.audit_logs', 'user_id', 't.user_id = person.id', 'activity',
   array[
     't.id', 't.created_at', 't.organization_id', 't.action', 't.resource_type', 't.resource_id',
@@ -215,3 +208,16 @@ values
 ('app.audit_seals', '', 'none', 'Hashes over hashes', null, null),
 ('app.audit_interventions', '', 'none', 'When the audit trail was changed, and how much', null, null),
 ('app.personal_data', '', 'none', 'This registry', null, null);
+
+insert into app.personal_data (
+  relation, path, subject, domain, exported, ordered_by, made_at, erasure, replacements, erased_by,
+  category, data, purpose, lawful_basis, kept_for, expired, retention
+)
+values
+(
+  'public.projects', 'created_by', 't.created_by = person.id', 'projects',
+  '{t.id,t.organization_id,t.title,t.description,t.status,t.metadata,t.created_at,t.updated_at}', '{id}', 't.created_at',
+  'set null', null, null,
+  'Your work', 'That you created a project', 'To show the members of the organization who did', 'Contract, Art. 6(1)(b) GDPR',
+  null, null, 'as long as the project exists: at most 30 days longer than its organization'
+);

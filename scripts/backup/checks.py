@@ -40,18 +40,18 @@ TENANT_TABLES = """
         and has_column_privilege('authenticated', c.oid, a.attnum, 'select')
     order by 1
 """
-# Two tenants, of which the first has somebody in it; gone again when the transaction is rolled back.
+# Two tenants with somebody in each; gone again when the transaction is rolled back.
 STRANGERS = """
     with organization as (
-        insert into public.organizations (clerk_org_id, name) values ('org_drill_one', 'One'), ('org_drill_two', 'Two')
+        insert into public.organizations (clerk_org_id, name) values ('org_drill', 'One'), ('org_drill_two', 'Two')
         returning id, clerk_org_id
     ), person as (
-        insert into public.profiles (clerk_user_id) values ('user_drill') returning id
-    ), membership as (
-        insert into public.organization_memberships (organization_id, user_id, role)
-        select o.id, p.id, 'viewer' from organization as o, person as p where o.clerk_org_id = 'org_drill_one'
+        insert into public.profiles (clerk_user_id) values ('user_drill'), ('user_drill_two') returning id, clerk_user_id
     )
-    insert into public.projects (organization_id, title) select id, clerk_org_id from organization
+    insert into public.organization_memberships (organization_id, user_id, role)
+    select o.id, p.id, 'viewer'
+    from organization as o
+    join person as p on substr(p.clerk_user_id, 6) = substr(o.clerk_org_id, 5)
 """
 
 

@@ -3,7 +3,7 @@
 -- functions/20_rows.sql 2ae4bcc29ba3118a2686810e3beaf8e3b9161a73c0c7a1c277209fd576c34bb7
 -- functions/30_clerk_fields.sql c0a8028f88e0cc602315dcbca9a5dc0fd9d5745d932a59922fb3ddacad56e960
 -- functions/40_clerk_rows.sql 208a520a8d996229c7f98459f0fe704dde2a7e172920600a45b239a1087ae999
--- functions/41_clerk_records.sql e30bb2cef159713a4a784ae9c778f2f09d3b735063e8835349e20aa3ec03c4a1
+-- functions/41_clerk_records.sql 3c5d600e62089729aa49519303474666952eba31c257e8c9345a2cdac427920d
 -- functions/42_clerk_events.sql 4b619e06d45a771953b38e77b69fb421f770740ac44d1e41f1f46edff45625fd
 -- functions/43_clerk_bulk.sql 2fc793f624cff94dc62ffcf926bfb0611a6f8dd8333ea9b499a0187d24b9e651
 -- functions/44_clerk_comparison.sql dae15c35442b34dae1cdefd7b66d206420e9224ac805e62e03be5a8fed9a46f1
@@ -18,13 +18,13 @@
 -- functions/67_mail_sending.sql cc623af8a5641e61723d459ffcb67141afac514fc8cca582144365afe1e9dc29
 -- functions/68_metrics.sql 9b27f079176031501f11509feb3c9a734175f3693d757127e144d8d6f6bb3610
 -- functions/70_realtime.sql 95404c81527b388a623dcb70f946fea76811ffde20398eac627152edd9fcb077
--- functions/80_audit.sql 39a240ab60083edc6ed4dcb1c3797757564834ddc9fed82eb07663a5c4be9b84
+-- functions/80_audit.sql ff9fbae4139670c88c74b253a983119824924220d18ec2ea6b9a006bf61abdf9
 -- functions/81_audit_storage.sql 5c58cbedbaa89c20d98a89c3107965d28bd8f732e77ca3f0e76bb1af426e0613
 -- functions/82_audit_seals.sql ef359531609134eea49ca24e7599e4580ae7d63c8ca8d28b1c220b330bf8e48a
 -- functions/83_audit_reading.sql e869301b44eb0a7d47793ba5df9683421d25214ac743769c069a78c261c1ecde
 -- functions/90_personal_data.sql 81701040f6c23cd523f654754503a0fb2fdb29a793e5cbb8fbb7c2d784640744
 -- functions/91_export.sql 4e28ca674248f21ded558e4cd3778a53f6dd1068ba344d970ff930504935b15a
--- functions/92_erasure.sql 1cbc135808d5cc72180759b73ba72593289cd3fe81e5ae44fdb4b624fc438518
+-- functions/92_erasure.sql b2b1ddf6e38f65ce79aad857cca9467e4120c3593c8554cc8f969104c4681d40
 -- functions/93_erasures.sql 48122b562dafb90a34c3ade66682eda414b4c8600611ce0594b419d6e05f728b
 -- functions/94_retention.sql f9ac885845fdfaf6512f18a1ca949aa1e4d0946c7ef359193815b52467a1551a
 -- functions/95_name_changes.sql 2cd2fac9a24fdddcded3db10e976c89ea7920fca0bf3fc7d0b6d379f704b2a09
@@ -675,7 +675,7 @@ $$;
 comment on function app.is_forgotten is 'Whether an invitation, by its fields, is from before its address''s owner was erased.';
 
 -- Invitations are applied one beside the other, but not beside an erasure: whichever of the two comes second sees the first. This is
--- taken after the objects are locked, and before anything is written but hashes of the same person's addresses.
+-- taken after the objects are locked, and before anything is written.
 create or replace function app.lock_addresses(is_erasure boolean) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -694,16 +694,16 @@ comment on function app.lock_addresses is 'Until the transaction ends no erasure
 create or replace function app.note_addresses(clerk_user_id text, addresses text[]) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
+declare
+  is_erased boolean := app.is_erased(clerk_user_id);
 begin
-  insert into app.known_addresses (subject_hash, address_hash)
-  select
-    encode(sha256(s.erasure_salt || convert_to(clerk_user_id, 'UTF8')), 'hex'), encode(sha256(s.erasure_salt || convert_to(a.address, 'UTF8')), 'hex')
-  from app.settings as s
-  cross join unnest(addresses) as a (address)
-  on conflict do nothing;
-  -- What was known before, the erasure has seen.
-  if found and app.is_erased(clerk_user_id) then
+  if is_erased then
     perform app.lock_addresses(is_erasure => true);
+  end if;
+  insert into app.known_addresses (subject_hash, address_hash)
+  select app.person_hash(clerk_user_id), app.person_hash(a.address) from unnest(addresses) as a (address)
+  on conflict do nothing;
+  if is_erased then
     perform app.erase_invitations((null, clerk_user_id, addresses)::app.person, null);
   end if;
 end;
@@ -719,7 +719,6 @@ as $$
 declare
   known app.clerk_records;
   newest jsonb;
-  address text; -- hashed
 begin
   if kind = 'user' and data ? 'email_addresses' then
     perform app.note_addresses(clerk_id, app.clerk_addresses(data)); -- even of a write that comes too late for anything else
@@ -739,11 +738,8 @@ begin
     newest := newest || '{"created_by": null}';
   end if;
 
-  if kind = 'invitation' then
-    if app.is_forgotten(newest) then
-      return app.bury(kind, clerk_id, stamp.event_at);
-    end if;
-    address := app.person_hash(lower(newest ->> 'email'));
+  if kind = 'invitation' and app.is_forgotten(newest) then
+    return app.bury(kind, clerk_id, stamp.event_at);
   end if;
 
   if known.clerk_id is null then
@@ -754,10 +750,10 @@ begin
     ) then
       return false;
     end if;
-    insert into app.clerk_records (kind, clerk_id, organization_id, user_id, stamp, fields, address_hash)
-    values (learn.kind, learn.clerk_id, organization, person, learn.stamp, newest, address);
+    insert into app.clerk_records (kind, clerk_id, organization_id, user_id, stamp, fields)
+    values (learn.kind, learn.clerk_id, organization, person, learn.stamp, newest);
   else
-    update app.clerk_records as r set stamp = learn.stamp, fields = newest, address_hash = address
+    update app.clerk_records as r set stamp = learn.stamp, fields = newest
     where r.kind = learn.kind and r.clerk_id = learn.clerk_id;
   end if;
 
@@ -3288,8 +3284,6 @@ begin
     select from pg_attribute as a where a.attrelid = relation and a.attname = tenant and a.atttypid = 'uuid'::regtype
   ) then
     raise exception '% has no column % of type uuid, which says whose entries they are.', relation, tenant;
-  elsif exists (select from app.audit_prefixes as a where a.prefix = substring(singular || '.' from '^[^.]*\.')) then
-    raise exception 'Clients may log %.… themselves: give the entries of % another word, as resource.', singular, relation;
   end if;
   for event in
     values
@@ -4169,12 +4163,13 @@ end;
 $$;
 comment on function app.erase_news_of_the_erased is 'Takes those who were erased out of a message that has just come in.';
 
--- Found by hashes too: the addresses may be gone already. Those from after the erasure stay. A message that is just being applied again is
+-- Found by hashes: the addresses may be gone already. Those from after the erasure stay. A message that is just being applied again is
 -- left to whoever applies it.
 create or replace function app.erase_invitations(person app.person, batch integer) returns integer
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
+  salt bytea := (select s.erasure_salt from app.settings as s);
   addresses text[] := array(select a.address_hash from app.known_addresses as a where a.subject_hash = app.person_hash(person.clerk_user_id));
   emails text[] := person.emails;
   erased integer := 0;
@@ -4184,7 +4179,7 @@ begin
   for invitation in
     select r.*
     from app.clerk_records as r
-    where r.kind = 'invitation' and (r.address_hash = any(addresses) or lower(r.fields ->> 'email') = any(person.emails))
+    where r.kind = 'invitation' and encode(sha256(salt || convert_to(lower(r.fields ->> 'email'), 'UTF8')), 'hex') = any(addresses)
       and app.is_forgotten(r.fields)
     limit batch
   loop
@@ -5813,7 +5808,7 @@ insert into app.applied_sources (path, checksum, applied_at) values
 ('functions/20_rows.sql', '2ae4bcc29ba3118a2686810e3beaf8e3b9161a73c0c7a1c277209fd576c34bb7', now()),
 ('functions/30_clerk_fields.sql', 'c0a8028f88e0cc602315dcbca9a5dc0fd9d5745d932a59922fb3ddacad56e960', now()),
 ('functions/40_clerk_rows.sql', '208a520a8d996229c7f98459f0fe704dde2a7e172920600a45b239a1087ae999', now()),
-('functions/41_clerk_records.sql', 'e30bb2cef159713a4a784ae9c778f2f09d3b735063e8835349e20aa3ec03c4a1', now()),
+('functions/41_clerk_records.sql', '3c5d600e62089729aa49519303474666952eba31c257e8c9345a2cdac427920d', now()),
 ('functions/42_clerk_events.sql', '4b619e06d45a771953b38e77b69fb421f770740ac44d1e41f1f46edff45625fd', now()),
 ('functions/43_clerk_bulk.sql', '2fc793f624cff94dc62ffcf926bfb0611a6f8dd8333ea9b499a0187d24b9e651', now()),
 ('functions/44_clerk_comparison.sql', 'dae15c35442b34dae1cdefd7b66d206420e9224ac805e62e03be5a8fed9a46f1', now()),
@@ -5828,13 +5823,13 @@ insert into app.applied_sources (path, checksum, applied_at) values
 ('functions/67_mail_sending.sql', 'cc623af8a5641e61723d459ffcb67141afac514fc8cca582144365afe1e9dc29', now()),
 ('functions/68_metrics.sql', '9b27f079176031501f11509feb3c9a734175f3693d757127e144d8d6f6bb3610', now()),
 ('functions/70_realtime.sql', '95404c81527b388a623dcb70f946fea76811ffde20398eac627152edd9fcb077', now()),
-('functions/80_audit.sql', '39a240ab60083edc6ed4dcb1c3797757564834ddc9fed82eb07663a5c4be9b84', now()),
+('functions/80_audit.sql', 'ff9fbae4139670c88c74b253a983119824924220d18ec2ea6b9a006bf61abdf9', now()),
 ('functions/81_audit_storage.sql', '5c58cbedbaa89c20d98a89c3107965d28bd8f732e77ca3f0e76bb1af426e0613', now()),
 ('functions/82_audit_seals.sql', 'ef359531609134eea49ca24e7599e4580ae7d63c8ca8d28b1c220b330bf8e48a', now()),
 ('functions/83_audit_reading.sql', 'e869301b44eb0a7d47793ba5df9683421d25214ac743769c069a78c261c1ecde', now()),
 ('functions/90_personal_data.sql', '81701040f6c23cd523f654754503a0fb2fdb29a793e5cbb8fbb7c2d784640744', now()),
 ('functions/91_export.sql', '4e28ca674248f21ded558e4cd3778a53f6dd1068ba344d970ff930504935b15a', now()),
-('functions/92_erasure.sql', '1cbc135808d5cc72180759b73ba72593289cd3fe81e5ae44fdb4b624fc438518', now()),
+('functions/92_erasure.sql', 'b2b1ddf6e38f65ce79aad857cca9467e4120c3593c8554cc8f969104c4681d40', now()),
 ('functions/93_erasures.sql', '48122b562dafb90a34c3ade66682eda414b4c8600611ce0594b419d6e05f728b', now()),
 ('functions/94_retention.sql', 'f9ac885845fdfaf6512f18a1ca949aa1e4d0946c7ef359193815b52467a1551a', now()),
 ('functions/95_name_changes.sql', '2cd2fac9a24fdddcded3db10e976c89ea7920fca0bf3fc7d0b6d379f704b2a09', now()),
