@@ -29,6 +29,7 @@ VERBS = {
     "seed": Verb("scripts.seed:seed", "Fill the database with the example tenants, or with bulk data."),
     "migrate": Verb("scripts.migrate:migrate", "Apply, check or make migrations."),
     "new": Verb("scripts.new:new", "Write a new table with all that belongs to it, tests included."),
+    "remove-example": Verb("scripts.remove_example:remove_example", "Take the example projects out of the product."),
     "types": Verb("scripts.api_types:types_command", "Write the schema as types for TypeScript and Python."),
     "upgrade-check": Verb("scripts.upgrade:upgrade_check", "Try the migrations on a backup of before."),
     "inbox": Verb("scripts.inbox:inbox", "List, show or retry the Clerk events that were received."),

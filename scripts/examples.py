@@ -66,12 +66,19 @@ def events() -> list[Event]:
     return events
 
 
-def as_sql() -> str:
+def as_sql(*, with_projects: bool) -> str:
     """supabase/seed.sql: the same events and projects for the Supabase CLI, which can only run SQL."""
     lines = [
         "-- The example tenants, for the Supabase CLI (`db push --include-seed`, `start`). Made by: ballast seed --sql",
         *(_event_as_sql(event) for event in events()),
-        "",
+    ]
+    if with_projects:
+        lines += ["", *_projects_as_sql()]
+    return "\n".join(lines) + "\n"
+
+
+def _projects_as_sql() -> list[str]:
+    return [
         "insert into public.projects (organization_id, created_by, title)",
         "select o.id, p.id, example.title",
         "from (values",
@@ -82,7 +89,6 @@ def as_sql() -> str:
         "where not exists (select from public.projects as there where there.organization_id = o.id"
         " and there.title = example.title);",
     ]
-    return "\n".join(lines) + "\n"
 
 
 def _outline() -> list[tuple[str, dict[str, Any]]]:

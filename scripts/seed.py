@@ -9,7 +9,7 @@ import httpx
 from rich.console import Console
 from rich.progress import Progress
 
-from scripts import bulk, clerk, database, examples
+from scripts import bulk, clerk, database, examples, migrations
 from scripts.failure import Failure
 from scripts.local.clerk_client import ClerkClient, NotRunning
 from scripts.local.stack import client_environment, jobs_are_wanted
@@ -32,7 +32,8 @@ def seed(organizations: int | None, members: int, projects: int, as_sql: bool) -
     With --organizations it fills in bulk instead. Either way a second run changes nothing.
     """
     if as_sql:
-        click.echo(examples.as_sql(), nl=False)
+        is_there = (migrations.ROOT / "policies/projects.sql").exists()
+        click.echo(examples.as_sql(with_projects=is_there), nl=False)
     elif organizations is not None:
         _seed_bulk(bulk.Size(organizations, members, projects))
     else:
@@ -42,13 +43,15 @@ def seed(organizations: int | None, members: int, projects: int, as_sql: bool) -
 def _seed_examples() -> None:
     environment = client_environment()
     outcomes = Counter(_send(environment, event) for event in examples.events())
+    with database.connected(environment["DATABASE_URL"]) as connection:
+        with_projects = bulk.has_projects(connection)
+        if jobs_are_wanted():  # one of them shows mail at /dev/mail; locally none is sent
+            connection.execute("update app.settings set mail_enabled = true")
     created = sum(
         create_missing_projects(environment, user_id, organization_id, titles)
         for (organization_id, user_id), titles in examples.PROJECTS.items()
+        if with_projects
     )
-    if jobs_are_wanted():  # one of them shows mail at /dev/mail; locally none is sent
-        with database.connected(environment["DATABASE_URL"]) as connection:
-            connection.execute("update app.settings set mail_enabled = true")
     changed = outcomes["processed"]
     if not changed and not created:
         click.echo("The example tenants are there already: nothing changed.", err=True)

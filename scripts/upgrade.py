@@ -4,6 +4,7 @@ Every row must still be there with the values it had, everything that clients us
 stand open. A migration that changes values or takes something away on purpose says so in a line of its own:
 
     -- upgrade-check: changes public.organizations.plan
+    -- upgrade-check: deletes public.role_permissions
     -- upgrade-check: removes public.projects.status
 """
 
@@ -36,7 +37,7 @@ from scripts.local.scratch import scratch_folder, scratch_server
 # A backup of a database of each release, with people of several tenants in every table.
 RELEASES = migrations.ROOT / "tests/fixtures/releases"
 _DECLARED = re.compile(
-    r"^-- upgrade-check: (?P<deed>changes|removes) (?P<what>[a-z_]\w*(?:\.[a-z_]\w*){1,2})$", re.MULTILINE
+    r"^-- upgrade-check: (?P<deed>changes|deletes|removes) (?P<what>[a-z_]\w*(?:\.[a-z_]\w*){1,2})$", re.MULTILINE
 )
 # What files say anew at each migration: not data.
 DECLARED_DATA = ("app.applied_sources", "app.personal_data")
@@ -75,15 +76,19 @@ class NoRelease(Failure):
 
 @dataclass(frozen=True)
 class Declared:
-    """What pending migrations say that they change or remove: schema.table, schema.table.column or schema.function."""
+    """What pending migrations say that they do: values that they change, by schema.table.column, tables of which they
+    delete rows, and what they remove: schema.table, schema.table.column or schema.function.
+    """
 
     changes: tuple[str, ...]
+    deletes: tuple[str, ...]
     removes: tuple[str, ...]
 
     @classmethod
     def by(cls, plan: migrations.Plan) -> Declared:
         found = [match for file in plan.migrations for match in _DECLARED.finditer(file.text)]
-        return cls(*(tuple(each["what"] for each in found if each["deed"] == deed) for deed in ("changes", "removes")))
+        deeds = ("changes", "deletes", "removes")
+        return cls(*(tuple(each["what"] for each in found if each["deed"] == deed) for deed in deeds))
 
 
 @click.command("upgrade-check", epilog="Example: ballast upgrade-check --backup latest")
@@ -231,7 +236,7 @@ def _lost(
         relation,
     )
     [[missing, *changed]] = connection.execute(query).fetchall()
-    if missing:
+    if missing and not _is_said(relation, declared.deletes + declared.removes):
         yield f"{missing:,} rows of {relation} are gone"
     for column, number in zip(kept, changed, strict=True):
         if number and not _is_said(f"{relation}.{column}", declared.changes):

@@ -29,6 +29,8 @@ from scripts.local.processes import free_ports
 from scripts.local.stack import LAST_PORT_OFFSET
 
 ROOT = Path(__file__).parents[1]
+# Whatever tests start has the example, also where the product has none any more (`ballast remove-example`).
+os.environ["BALLAST_EXAMPLE"] = "on"
 Claims = dict[str, Any]
 TOKEN_LIFE_SECONDS = 60
 QUIET_CHROMIUM = [

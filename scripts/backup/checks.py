@@ -46,7 +46,8 @@ STRANGERS = """
         insert into public.organizations (clerk_org_id, name) values ('org_drill', 'One'), ('org_drill_two', 'Two')
         returning id, clerk_org_id
     ), person as (
-        insert into public.profiles (clerk_user_id) values ('user_drill'), ('user_drill_two') returning id, clerk_user_id
+        insert into public.profiles (clerk_user_id) values ('user_drill'), ('user_drill_two')
+        returning id, clerk_user_id
     )
     insert into public.organization_memberships (organization_id, user_id, role)
     select o.id, p.id, 'viewer'

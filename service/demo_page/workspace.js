@@ -54,9 +54,8 @@ export class Workspace {
     for (const [topic, listeners] of Object.entries(topics)) {
       this.#live.join(topic, { onRefused: this.#onAccess, ...listeners });
     }
-    this.#refresh.projects.ask();
     this.#refresh.members.ask();
-    this.#askAudit();
+    this.#askProjects();
   }
 
   close() {
@@ -70,26 +69,31 @@ export class Workspace {
   /** What to listen to. functions/70_realtime.sql broadcasts it, policies/realtime.messages.sql says who may listen. */
   #topics() {
     const name = `org:${this.#organization.id}`;
-    const { projects, members } = this.#refresh;
-    const topics = {
-      [name]: {
-        onSubscribed: () => this.#ask(projects),
-        onBroadcast: (payload) => {
-          this.#projects.receive(payload);
-          this.#askAudit();
-        },
-      },
-      [`${name}:presence`]: { presenceKey: this.#profileId, onPresence: (keys) => this.#members.setPresent(keys) },
+    const topics = {};
+    topics[`${name}:presence`] = {
+      presenceKey: this.#profileId,
+      onPresence: (keys) => this.#members.setPresent(keys),
     };
+    const hasProjects = this.#has("projects:read");
+    if (hasProjects) {
+      const onBroadcast = (payload) => this.#projectChanged(payload);
+      topics[name] = { onSubscribed: () => this.#askProjects(), onBroadcast };
+    }
     if (this.#has("members:read")) {
-      const onBroadcast = (payload) => this.#membershipChanged(payload);
-      topics[`${name}:members:read`] = { onSubscribed: () => this.#ask(members), onBroadcast };
+      const onBroadcast = (payload) => this.#memberChanged(payload);
+      // Without the example (`ballast remove-example`) an organization's own topic is that of its members.
+      topics[hasProjects ? `${name}:members:read` : name] = { onSubscribed: () => this.#askMembers(), onBroadcast };
     }
     return topics;
   }
 
-  #ask(refresh) {
-    refresh.ask();
+  #askProjects() {
+    if (this.#has("projects:read")) this.#refresh.projects.ask();
+    this.#askAudit();
+  }
+
+  #askMembers() {
+    this.#refresh.members.ask();
     this.#askAudit();
   }
 
@@ -98,7 +102,12 @@ export class Workspace {
     if (this.#has("audit:read")) this.#refresh.audit.ask();
   }
 
-  #membershipChanged(payload) {
+  #projectChanged(payload) {
+    this.#projects.receive(payload);
+    this.#askAudit();
+  }
+
+  #memberChanged(payload) {
     this.#askAudit();
     if (payload.table !== "organization_memberships") return;
     this.#refresh.members.ask();
@@ -183,6 +192,7 @@ export class Workspace {
       `This session reads only: ${name} asks its owners and admins for a second factor, and this session has none.`;
     drawPermissions(permissions);
     element("audit").hidden = !this.#has("audit:read");
+    element("projects-card").hidden = !this.#has("projects:read");
     element("create").hidden = !this.#offers("projects:create");
   }
 

@@ -1,6 +1,7 @@
 """Every document: the commands that it names are real ones, and its links lead somewhere.
 
-Other tests run those of recovery.md, personal-data.md, operations.md, jobs.md, extend.md and sql-editor.md, and the README's.
+Other tests run those of recovery.md, personal-data.md, operations.md, jobs.md, extend.md and sql-editor.md, and the README's;
+tests/db/test_docs.py runs what other pages say in SQL.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import shlex
 from pathlib import Path
 
 import click
+import psycopg
 import pytest
 
 from scripts.cli import ballast
@@ -72,13 +74,33 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
-BLOCK = re.compile(r"^```sh\n(.+?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^ *```sh\n(.+?)^ *```", re.MULTILINE | re.DOTALL)
+
+
+def followed(stack: Stack, page: str) -> None:
+    """Types, on the local stack, what the page says in one block after the other."""
+    for block in BLOCK.findall((ROOT / "docs" / page).read_text()):
+        # The URL of a hosted project is not ours.
+        lines = [line for line in block.splitlines() if not line.strip().startswith("export DATABASE_URL=")]
+        ran = stack.typed("\n".join(lines))
+        assert ran.returncode == 0, (block, ran.stdout, ran.stderr)
 
 
 @pytest.mark.parametrize("page", ["clerk.md", "deploy.md"])
 def test_what_is_to_be_typed_works_on_the_local_stack(stack: Stack, page: str) -> None:
-    for block in BLOCK.findall((ROOT / "docs" / page).read_text()):
-        # The URL of a hosted project is not ours.
-        lines = [line for line in block.splitlines() if not line.startswith("export DATABASE_URL=")]
-        ran = stack.typed("\n".join(lines))
-        assert ran.returncode == 0, (block, ran.stdout, ran.stderr)
+    followed(stack, page)
+
+
+def test_an_upgrade_is_tried_on_a_backup_and_applied(stack: Stack) -> None:
+    assert stack.ballast("backup", "run").returncode == 0
+    followed(stack, "upgrade.md")
+
+
+def test_the_audit_trail_is_verified_against_a_seal_that_was_kept(stack: Stack) -> None:
+    [line] = re.findall(r"^\$ (ballast audit verify --seal \S+)$", (ROOT / "docs/audit.md").read_text(), re.MULTILINE)
+    assert stack.ballast("audit", "seal").returncode == 0
+    with psycopg.connect(stack.environment["DATABASE_URL"]) as connection:
+        [[seal]] = connection.execute("select encode(seal, 'hex') from app.audit_seals order by sequence desc limit 1").fetchall()
+    ran = stack.typed(line.replace("9f2c…", seal))
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert stack.typed(line.replace("9f2c…", "0" * 64)).returncode == 1

@@ -15,9 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 from scripts import drift, migrations, new
-from scripts.backup import checks
 from scripts.cli import ballast
-from scripts.migrations import ROOT, StatementFailed
+from scripts.migrations import EXAMPLE, ROOT
 from scripts.new import TYPES, TableRefused, read, rendered, write
 from tests import people
 from tests.conftest import Claims, Database
@@ -27,6 +26,8 @@ from tests.people import ADA, identifiers
 from tests.scripts.test_bundle import bundled
 
 SOURCES = ("migrations", "functions", "policies")
+# Where the example is: among them, or beside them (`ballast remove-example`).
+SOURCES_OF_TESTS = (*SOURCES, str(EXAMPLE)) if (ROOT / EXAMPLE).exists() else SOURCES
 # Of every type a column, and one that may be null.
 COLUMNS = " ".join(f"a_{name}:{name} b_{name}:{name}?" for name in TYPES)
 PAGE = (ROOT / "docs/extend.md").read_text()
@@ -45,13 +46,13 @@ def copied(folder: Path, *names: str) -> Path:
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what `ballast new table` reads, with nothing in it that this test made."""
-    return copied(tmp_path_factory.mktemp("sources"), *SOURCES)
+    return copied(tmp_path_factory.mktemp("sources"), *SOURCES_OF_TESTS)
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a table of ours, example_rows: a column of every type."""
-    folder = copied(tmp_path_factory.mktemp("checkout"), *SOURCES)
+    folder = copied(tmp_path_factory.mktemp("checkout"), *SOURCES_OF_TESTS)
     write(read("example_rows", COLUMNS), root=folder)
     return folder
 
@@ -118,7 +119,8 @@ def test_bundles_bring_it_to_projects_that_supabase_deploys(tmp_path: Path, new_
 
 def test_its_policies_are_in_the_form_of_those_of_projects() -> None:
     projects = read("projects", "title:text description:text? status:text metadata:jsonb")
-    assert rendered("policies.sql", projects) == (ROOT / "policies/projects.sql").read_text()
+    written = {source.path: source.text for source in migrations.read_files(ROOT).sources}
+    assert rendered("policies.sql", projects) == written["policies/projects.sql"]
 
 
 @pytest.mark.parametrize(("name", "columns"), [
@@ -367,20 +369,3 @@ def test_the_page_is_followed_to_a_table_whose_tests_pass(tmp_path: Path, new_da
     assert int(re.findall(r"(\d+) passed", printed)[0]) > 25
     assert "failed" not in printed
     assert "PublicExampleInvoices" in (folder / "supabase/types/database.py").read_text()
-
-
-def test_projects_can_be_closed_as_the_page_says(database: Database, acme: str, checkout: Path) -> None:
-    [close] = blocks("sql")
-    insert = "insert into public.projects (organization_id, title) values (%s, 'x')"
-    assert may(database, "owner", insert, acme)
-    database.execute(close)
-    assert not may(database, "owner", insert, acme)
-    assert not may(database, "owner", "update public.projects set title = 'y'")
-    assert not may(database, "owner", "delete from public.projects")
-    with database.acting("authenticated", claims("viewer")):
-        assert {f"org:{acme}", f"org:{acme}:presence"} <= set(database.value("select app.topics()"))
-    assert checks.denied(database.connection).passed
-    assert drift.find(database.connection, migrations.read_files(checkout)) == []
-    database.execute("delete from public.role_permissions where permission = 'projects:read'")
-    with pytest.raises(StatementFailed, match="No role has the permission projects:read"):
-        drift.find(database.connection, migrations.read_files(checkout))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,9 @@ from click.testing import CliRunner
 
 from scripts import database, migrations, upgrade
 from scripts.cli import ballast
+from scripts.migrations import EXAMPLE
 from tests.conftest import ROOT
+from tests.scripts.test_new import SOURCES_OF_TESTS, copied
 
 
 def test_every_release_can_be_upgraded() -> None:
@@ -35,16 +36,22 @@ def test_every_release_can_be_upgraded() -> None:
 Findings = Callable[..., dict[str, str]]
 
 
+def policies_in(root: Path) -> Path:
+    """Where the policies of projects are: among the product's, or beside them (`ballast remove-example`)."""
+    return next(
+        folder for folder in (root / "policies", root / EXAMPLE / "policies") if (folder / "projects.sql").exists()
+    )
+
+
 @pytest.fixture
 def findings(inhabited: str, new_database: Callable[..., str], tmp_path: Path) -> Findings:
     """What is found wrong with a migration, and with other policies, on a database with people in every table."""
-    for folder in ("migrations", "functions", "policies"):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
+    copied(tmp_path, *SOURCES_OF_TESTS)
 
     def find(migration: str, **policies: str) -> dict[str, str]:
         migrations.add("next", migration, root=tmp_path)
         for table, text in policies.items():
-            (tmp_path / f"policies/{table}.sql").write_text(text)
+            (policies_in(tmp_path) / f"{table}.sql").write_text(text)
         url = new_database(inhabited)
         with database.connected(url) as connection:
             found = list(upgrade.migrated(url, connection, tmp_path))
@@ -82,13 +89,14 @@ def test_what_a_migration_says_that_it_does_is_no_loss(findings: Findings) -> No
         "-- upgrade-check: removes public.projects.metadata\n"
         "update public.projects set title = title || '!'; alter table public.projects drop column metadata;"
     )
-    policy = (ROOT / "policies/projects.sql").read_text().replace(", metadata", "")
+    policy = (policies_in(ROOT) / "projects.sql").read_text().replace(", metadata", "")
     assert findings(migration, projects=policy) == {}
 
 
-def test_rows_that_are_gone_cannot_be_declared(findings: Findings) -> None:
+def test_rows_that_are_gone_are_no_changed_values(findings: Findings) -> None:
     migration = "-- upgrade-check: changes public.projects.title\ndelete from public.projects;"
     assert "rows of public.projects are gone" in findings(migration)["data"]
+    assert findings("-- upgrade-check: deletes public.projects\ndelete from public.projects;") == {}
 
 
 def test_a_table_that_stands_open_is_found(findings: Findings) -> None:

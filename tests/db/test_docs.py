@@ -1,0 +1,48 @@
+"""What the pages beside sql-editor.md say in SQL runs as it stands there, on a database with people in every table."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests import people
+from tests.conftest import ROOT, Database
+
+# Not limits.md: only Supabase lets postgres change pgrst.db_pre_request.
+PAGES = ("audit.md", "deploy.md", "personal-data.md", "realtime.md")
+BLOCKS = [
+    (page, block)
+    for page in PAGES
+    for block in re.findall(r"^```sql\n(.*?)^```", (ROOT / "docs" / page).read_text(), re.MULTILINE | re.DOTALL)
+]
+# The table that pages tell of.
+INVOICES = """
+create table public.invoices (
+  id uuid primary key default gen_random_uuid(),
+  organization_id uuid not null references public.organizations on delete cascade,
+  number text not null,
+  iban text,
+  approved_by uuid references public.profiles on delete set null,
+  created_at timestamptz not null default now()
+);
+insert into public.role_permissions (role, permission) values ('owner', 'invoices:read');
+"""
+REGISTRATION = """
+insert into app.personal_data (
+  relation, path, subject, domain, exported, ordered_by, made_at, erasure, replacements, erased_by,
+  category, data, purpose, lawful_basis, kept_for, expired, retention
+)
+values
+"""
+
+
+@pytest.mark.parametrize(
+    ("page", "block"), BLOCKS, ids=[f"{page} {' '.join(block.split())[:50]}" for page, block in BLOCKS]
+)
+def test_every_statement_runs(database: Database, page: str, block: str) -> None:
+    people.world(database)
+    database.execute(INVOICES)
+    # A row of the registry stands among others.
+    database.execute(f"{REGISTRATION}{block.strip().removesuffix(',')}" if block.startswith("(") else block)
+    assert page in PAGES
