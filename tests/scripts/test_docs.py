@@ -100,7 +100,9 @@ def test_the_audit_trail_is_verified_against_a_seal_that_was_kept(stack: Stack) 
     [line] = re.findall(r"^\$ (ballast audit verify --seal \S+)$", (ROOT / "docs/audit.md").read_text(), re.MULTILINE)
     assert stack.ballast("audit", "seal").returncode == 0
     with psycopg.connect(stack.environment["DATABASE_URL"]) as connection:
-        [[seal]] = connection.execute("select encode(seal, 'hex') from app.audit_seals order by sequence desc limit 1").fetchall()
+        [[seal]] = connection.execute(
+            "select encode(seal, 'hex') from app.audit_seals order by sequence desc limit 1"
+        ).fetchall()
     ran = stack.typed(line.replace("9f2c…", seal))
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert stack.typed(line.replace("9f2c…", "0" * 64)).returncode == 1
