@@ -1,17 +1,11 @@
 -- Live changes: what is written to a tenant table is broadcast to those who may read it. The next: functions/97_*.sql.
 
--- Whoever holds it receives org:<organization id>; a table that needs another permission has a topic of its own next to it.
-create or replace function app.topic_permission() returns text
-language sql immutable parallel safe set search_path = pg_catalog, pg_temp
-as $$
-  select 'projects:read';
-$$;
-comment on function app.topic_permission is 'The permission with which somebody listens to an organization''s own topic, and is present there.';
-
+-- Each permission to read has a topic of its own, org:<organization id>:<permission>.
+-- That of the example projects is org:<organization id>.
 create or replace function app.org_topic(organization_id uuid, permission text) returns text
 language sql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
-  select concat_ws(':', 'org', organization_id, nullif(permission, app.topic_permission()));
+  select concat_ws(':', 'org', organization_id, nullif(permission, 'projects:read'));
 $$;
 comment on function app.org_topic is 'The private topic on which rows of an organization that need the permission are broadcast.';
 
@@ -25,7 +19,7 @@ begin
     join public.role_permissions as rp on rp.role = m.role
     cross join lateral (
       values (app.org_topic(m.organization_id, rp.permission)),
-      (case when rp.permission = app.topic_permission() then app.org_topic(m.organization_id, 'presence') end)
+      (case when rp.permission = 'members:read' then app.org_topic(m.organization_id, 'presence') end)
     ) as t (topic)
     where rp.permission like '%:read' and topic is not null
   );

@@ -7,7 +7,7 @@ product's, where scripts/migrations.py finds it for them.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+import shutil
 from pathlib import Path
 
 import click
@@ -15,16 +15,18 @@ import click
 from scripts import examples, migrations
 from scripts.bundle import HEAD
 from scripts.failure import Failure
+from scripts.local.scratch import scratch_folder, scratch_server
 from scripts.migrations import EXAMPLE
 from scripts.new import REGISTRY, ROLES
-from scripts.statements import split
+from scripts.statements import Statement, split
 
 FUNCTIONS = "functions/97_projects.sql"
 POLICIES = "policies/projects.sql"
 REALTIME = "functions/70_realtime.sql"
 SEED = "supabase/seed.sql"
-# Which permission opens an organization's own topic, with projects and without.
-TOPIC, TOPIC_WITHOUT = "'projects:read'", "'members:read'"
+# What is said of the topic of projects only.
+TOPIC = "nullif(permission, 'projects:read')"
+TOPIC_TOLD = "-- That of the example projects is org:<organization id>.\n"
 
 REMOVAL = f"""\
 -- The example goes, with its rows. `ballast remove-example` keeps it for the tests, in tests/example/.
@@ -47,29 +49,25 @@ alter publication supabase_realtime add table public.projects;
 
 # So that the file can be run twice.
 UNREGISTERED = "delete from app.personal_data where relation = 'public.projects';\n"
+# A statement about the table itself, in a migration after the one that makes it.
+LATER = re.compile(
+    r"(alter table (only |if exists )*|comment on (table|column) |create (unique )?index .* on (only )?)"
+    r"public\.projects\b",
+    re.IGNORECASE | re.DOTALL,
+)
+NEEDED = re.compile(r"\bpublic\.projects\b|'projects:", re.IGNORECASE)
 
 
 class NoExample(Failure):
-    """The example is not there as this command knows it: nothing was changed."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """What the files say of the example, as texts."""
-
-    table: str
-    functions: str
-    policies: str
-    registration: str
-    topic_permission: str
+    """The example cannot be taken out: nothing was changed."""
 
 
 @click.command("remove-example", epilog="Example: ballast remove-example")
 def remove_example() -> None:
     """Take the example `projects` out of the product: table, policies, permissions, seeds.
 
-    Tests and benchmarks keep it, in tests/example/. Only files change, and only version control brings them back:
-    commit before. The migration that it writes drops the table with all its rows.
+    Tests and benchmarks keep it, in tests/example/. It is tried on a scratch PostgreSQL first; then files change, and
+    only version control brings them back: commit before. The migration that it writes drops the table with all rows.
     """
     for line in remove():
         click.echo(line)
@@ -78,61 +76,86 @@ def remove_example() -> None:
 
 def remove(root: Path = migrations.ROOT) -> list[str]:
     """Changes the files in `root`, and says what became of each. Raises NoExample, with nothing changed."""
-    example = found(root)
-    without = {
-        REALTIME: _text(root, REALTIME).replace(TOPIC, TOPIC_WITHOUT),
-        REGISTRY: _text(root, REGISTRY).replace(f"\n{example.registration}", ""),
-        SEED: examples.as_sql(with_projects=False),
-    }
-    kept = {
-        FUNCTIONS: f"{example.functions}\n-- As it was with projects.\n{example.topic_permission}",
-        POLICIES: example.policies,
-        "functions/99_projects.sql": f"{UNREGISTERED}\n{example.registration}",
-    }
-    for path, text in without.items():
-        (root / path).write_bytes(text.encode())
+    if not (root / POLICIES).exists() or (root / EXAMPLE).exists():
+        raise NoExample(f"There is no {POLICIES}, or a {EXAMPLE} already: the example was removed before.")
+    with scratch_folder("example") as folder:
+        copy = folder / "copy"
+        for name in ("migrations", "functions", "policies"):
+            shutil.copytree(root / name, copy / name)
+        changed = _take_out(copy)
+        _try(copy, folder)
+        for path in changed:
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(copy / path, root / path)
     for path in (FUNCTIONS, POLICIES):
         (root / path).unlink()
-    for path, text in kept.items():
-        (root / EXAMPLE / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / EXAMPLE / path).write_bytes(text.encode())
+    (root / SEED).write_bytes(examples.as_sql(with_projects=False).encode())
+    return [*(f"Wrote {path}" for path in [*changed, SEED]), *(f"Deleted {path}" for path in (FUNCTIONS, POLICIES))]
+
+
+def _take_out(root: Path) -> list[str]:
+    """Changes the sources in `root`, and returns the paths of what was written. Raises NoExample."""
+    registration = _statement(root, REGISTRY, "'public.projects'")
+    topic = _statement(root, REALTIME, TOPIC)
+    texts = {
+        REALTIME: _text(root, REALTIME).replace(TOPIC_TOLD, "").replace(TOPIC, "permission"),
+        REGISTRY: _text(root, REGISTRY).replace(f"\n{registration}", ""),
+        f"{EXAMPLE}/{FUNCTIONS}": f"{_text(root, FUNCTIONS)}\n{TOPIC_TOLD}{topic}",
+        f"{EXAMPLE}/{POLICIES}": _text(root, POLICIES),
+        f"{EXAMPLE}/functions/99_projects.sql": f"{UNREGISTERED}\n{registration}",
+    }
+    table = _table(root)
+    for path in (FUNCTIONS, POLICIES):
+        (root / path).unlink()
+    for path, text in texts.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(text.encode())
+    for source in migrations.read_files(root, example=False).sources:
+        if NEEDED.search(source.text):
+            raise NoExample(f"{source.path} needs projects: take that out of it first.")
     removal = migrations.add("remove_projects", REMOVAL, root=root)
-    again = migrations.add("projects", example.table + REST, root=root)  # the later of the two
+    again = migrations.add("projects", table, root=root)  # the later of the two
     moved = root / EXAMPLE / "migrations" / again.name
     moved.parent.mkdir()
     again.rename(moved)
-    return [
-        f"Wrote migrations/{removal.name}",
-        *(f"Changed {path}" for path in without),
-        *(f"Moved {path} to {EXAMPLE}/{path}" for path in (FUNCTIONS, POLICIES)),
-        f"Wrote {moved.relative_to(root)}",
+    return [f"migrations/{removal.name}", *texts, f"{EXAMPLE}/migrations/{again.name}"]
+
+
+def _table(root: Path) -> str:
+    """A migration that makes the table again as it is now, for tests."""
+    written = [file for file in migrations.read_files(root, example=False).migrations if not file.text.startswith(HEAD)]
+    made = next(file for file in written if file.name == "projects")
+    later = [
+        f"{text};\n"
+        for file in written
+        if file.version > made.version
+        for text in map(_without_comments, split(file.text))
+        if LATER.match(text)
     ]
+    return "".join([made.text, *later, REST])
 
 
-def found(root: Path) -> Example:
-    """The example as the files have it. Raises NoExample."""
-    if not (root / POLICIES).exists():
-        raise NoExample(f"There is no {POLICIES}: the example was removed already.")
-    files = migrations.read_files(root, example=False).migrations
-    about = [file for file in files if re.search(r"\bpublic\.projects\b", file.text) and not file.text.startswith(HEAD)]
-    made, *others = (file for file in about if file.name != "realtime")
-    if others:
-        raise NoExample(f"{others[0].path} builds on projects: take back what it does first, or keep them.")
-    return Example(
-        made.text,
-        _text(root, FUNCTIONS),
-        _text(root, POLICIES),
-        _statement(root, REGISTRY, "'public.projects'"),
-        _statement(root, REALTIME, TOPIC),
-    )
+def _try(root: Path, folder: Path) -> None:
+    """Applies the files to a scratch server: without the example, and then with it. Raises NoExample."""
+    try:
+        with scratch_server(folder, fsync="off") as server:
+            for example in (False, True):
+                migrations.up(server.url(), root=root, example=example)
+    except Failure as failure:
+        raise NoExample(f"Tried on a scratch PostgreSQL, it fails: {failure}\nNo file was changed.") from failure
 
 
 def _statement(root: Path, path: str, words: str) -> str:
-    """The one statement in which the words are: without the comments before it, with its end."""
-    there = [each.text[(each.start or 0) - each.offset :] for each in split(_text(root, path)) if words in each.text]
+    """The one statement in which the words are, with its end."""
+    there = [each for each in split(_text(root, path)) if words in each.text]
     if len(there) != 1:
         raise NoExample(f"{path} has {words} in {len(there)} statements and not in one: put it back as it was.")
-    return f"{there[0]};\n"
+    return f"{_without_comments(there[0])};\n"
+
+
+def _without_comments(statement: Statement) -> str:
+    """Its text, without the comments before it."""
+    return statement.text[(statement.start or 0) - statement.offset :]
 
 
 def _text(root: Path, path: str) -> str:

@@ -31,6 +31,7 @@ from scripts.local.stack import LAST_PORT_OFFSET
 ROOT = Path(__file__).parents[1]
 # Whatever tests start has the example, also where the product has none any more (`ballast remove-example`).
 os.environ["BALLAST_EXAMPLE"] = "on"
+HAS_EXAMPLE = (ROOT / "policies/projects.sql").exists()
 Claims = dict[str, Any]
 TOKEN_LIFE_SECONDS = 60
 QUIET_CHROMIUM = [

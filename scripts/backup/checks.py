@@ -14,6 +14,7 @@ from psycopg.types.json import Jsonb
 
 from scripts.backup import snapshot
 from scripts.backup.manifest import SCHEMAS, Manifest
+from scripts.bulk import has_projects
 from scripts.database import Connection
 from scripts.failure import Failure
 
@@ -53,6 +54,10 @@ STRANGERS = """
     select o.id, p.id, 'viewer'
     from organization as o
     join person as p on substr(p.clerk_user_id, 6) = substr(o.clerk_org_id, 5)
+"""
+STRANGERS_PROJECTS = """
+    insert into public.projects (organization_id, title)
+    select id, clerk_org_id from public.organizations where clerk_org_id in ('org_drill', 'org_drill_two')
 """
 
 
@@ -176,6 +181,8 @@ def _erased(connection: Connection, receipt: str) -> bool:
 def _denials(connection: Connection) -> Answer:
     with connection.transaction(force_rollback=True):
         connection.execute(STRANGERS)
+        if has_projects(connection):
+            connection.execute(STRANGERS_PROJECTS)
         tables = connection.execute(TENANT_TABLES).fetchall()
         people = connection.execute(
             """

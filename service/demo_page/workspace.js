@@ -74,15 +74,13 @@ export class Workspace {
       presenceKey: this.#profileId,
       onPresence: (keys) => this.#members.setPresent(keys),
     };
-    const hasProjects = this.#has("projects:read");
-    if (hasProjects) {
+    if (this.#has("projects:read")) {
       const onBroadcast = (payload) => this.#projectChanged(payload);
       topics[name] = { onSubscribed: () => this.#askProjects(), onBroadcast };
     }
     if (this.#has("members:read")) {
       const onBroadcast = (payload) => this.#memberChanged(payload);
-      // Without the example (`ballast remove-example`) an organization's own topic is that of its members.
-      topics[hasProjects ? `${name}:members:read` : name] = { onSubscribed: () => this.#askMembers(), onBroadcast };
+      topics[`${name}:members:read`] = { onSubscribed: () => this.#askMembers(), onBroadcast };
     }
     return topics;
   }

@@ -14,11 +14,11 @@ from playwright.sync_api import Browser, expect
 
 from scripts import clerk as sending
 from scripts.remove_example import remove
-from tests.conftest import ROOT, Stack, free_port_block
+from tests.conftest import HAS_EXAMPLE, ROOT, Stack, free_port_block
 from tests.e2e.conftest import Window, membership
 from tests.scripts.test_new import SOURCES, copied
 
-pytestmark = pytest.mark.skipif(not (ROOT / "policies/projects.sql").exists(), reason="The example was removed.")
+pytestmark = pytest.mark.skipif(not HAS_EXAMPLE, reason="The example was removed.")
 
 
 @pytest.fixture(scope="module")

@@ -49,8 +49,10 @@ def maker_of_databases(server: Postgres) -> Iterator[Callable[..., str]]:
             return server.url(database=made[-1])
 
         yield make
+    # As a superuser, for an autovacuum may be at work there.
+    with psycopg.connect(server.url("supabase_admin", "template1"), autocommit=True) as admin:
         for name in made:
-            connection.execute(f"drop database if exists {name} with (force)".encode())
+            admin.execute(f"drop database if exists {name} with (force)".encode())
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from scripts import api_types
 from scripts.cli import ballast
-from tests.conftest import ROOT, Stack
+from tests.conftest import HAS_EXAMPLE, ROOT, Stack
 
 TYPES = ROOT / "supabase/types"
 
@@ -56,10 +56,9 @@ def test_a_program_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp
 @pytest.fixture(scope="module")
 def types(generated: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """supabase/types of a database that has the example, as those of tests have."""
-    has_example = (ROOT / "policies/projects.sql").exists()
     folder = tmp_path_factory.mktemp("types")
     shutil.copytree(TYPES, folder, dirs_exist_ok=True)
-    for name, text in (generated if has_example else api_types.generated(example=True)).items():
+    for name, text in (generated if HAS_EXAMPLE else api_types.generated(example=True)).items():
         (folder / name).write_text(text)
     return folder
 

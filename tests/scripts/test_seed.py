@@ -10,10 +10,8 @@ import pytest
 
 from scripts import bulk, examples
 from scripts.local.postgres import Postgres
-from tests.conftest import ROOT, Stack
+from tests.conftest import HAS_EXAMPLE, ROOT, Stack
 
-# Until `ballast remove-example`.
-HAS_EXAMPLE = (ROOT / "policies/projects.sql").exists()
 SEED_SQL = ROOT / "supabase" / "seed.sql"
 WHO_IS_WHAT = """
 select p.clerk_user_id, o.clerk_org_id, m.role from public.organization_memberships as m
