@@ -115,7 +115,7 @@ def upgrade_check(wanted: str | None, identity: Path | None, url: str | None, as
         with scratch_folder("upgrade") as folder, progress_bar() as bar:
             backup = opened(store, name, keys, folder)
             # A release that the tests keep has the example, also where it was removed.
-            found[backup.manifest.name] = upgraded(backup, bar, example=wanted is None)
+            found[backup.manifest.name] = upgraded(backup, bar, example=True if wanted is None else None)
     if as_json:
         click.echo(json.dumps({name: [asdict(check) for check in made] for name, made in found.items()}, indent=2))
     else:
@@ -134,7 +134,7 @@ def releases() -> list[Path]:
     return found
 
 
-def upgraded(backup: Backup, bar: Bar, *, example: bool) -> list[Check]:
+def upgraded(backup: Backup, bar: Bar, *, example: bool | None) -> list[Check]:
     """Restores, migrates and compares. What goes wrong is a check that failed."""
     done: list[Check] = []
     began = time.monotonic()

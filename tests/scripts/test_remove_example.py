@@ -209,10 +209,7 @@ def test_the_page_is_followed_to_a_product_whose_tests_pass(tmp_path: Path, new_
     (folder / "node_modules").symlink_to(ROOT / "node_modules")
     [block] = re.findall(r"^```sh\n(ballast remove-example\n.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     assert block.endswith("./scripts/test\n")
-    tests = (
-        "python -m pytest -q -p no:cacheprovider tests/db/test_claims.py tests/scripts/test_seed.py "
-        "tests/scripts/test_remove_example.py"
-    )
+    tests = "python -m pytest -q -p no:cacheprovider tests/db/test_claims.py tests/scripts/test_remove_example.py"
     url = new_database()
     printed = followed(folder, block.replace("./scripts/test", tests), DATABASE_URL=url, BALLAST_EXAMPLE="off")
     assert "Wrote database.ts, database.py." in printed
