@@ -50,7 +50,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="an empty database of somebody else's, such as `supabase start`'s, for tests/db",
     )
     parser.addoption("--renew-readme-picture", action="store_true", help="write docs/demo.png (tests/e2e)")
-    parser.addoption("--histories", type=int, default=300, help="how many histories the convergence test delivers")
+    parser.addoption("--histories", type=int, default=150, help="how many histories the convergence test delivers")
 
 
 def free_port_block() -> int:
