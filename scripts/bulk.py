@@ -9,6 +9,8 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from scripts import migrations
+
 ORGANIZATIONS_PER_BATCH = 50
 
 # Every row's key follows from its number, so that a second run finds it there. Parameters: first and last organization,
@@ -70,7 +72,7 @@ class Size:
 
 def fill(connection: psycopg.Connection[Any], size: Size) -> Iterator[tuple[int, int]]:
     """Inserts what is not there yet; each batch is committed. Yields (organizations done, rows added) per batch."""
-    kinds = len(TABLES) if has_projects(connection) else len(TABLES) - 1
+    kinds = len(TABLES) if migrations.has_example(connection) else len(TABLES) - 1
     for first in range(1, size.organizations + 1, ORGANIZATIONS_PER_BATCH):
         last = min(first + ORGANIZATIONS_PER_BATCH - 1, size.organizations)
         numbers = {"first": first, "last": last, "members": size.members, "projects": size.projects}
@@ -79,8 +81,3 @@ def fill(connection: psycopg.Connection[Any], size: Size) -> Iterator[tuple[int,
         yield last, added
     for table in TABLES[:kinds]:
         connection.execute(sql.SQL("analyze public.{}").format(sql.Identifier(table)))
-
-
-def has_projects(connection: psycopg.Connection[Any]) -> bool:
-    """Whether the example is there, or was removed (`ballast remove-example`)."""
-    return connection.execute("select to_regclass('public.projects') is not null").fetchone() == (True,)

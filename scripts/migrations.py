@@ -299,6 +299,11 @@ def applied_sources(connection: Connection) -> dict[str, str]:
     return dict(connection.execute("select path, checksum from app.applied_sources").fetchall())
 
 
+def has_example(connection: Connection) -> bool:
+    """Whether the database has the example, or it was removed (`ballast remove-example`)."""
+    return _exists(connection, "public.projects")
+
+
 def _exists(connection: Connection, table: str) -> bool:
     return connection.execute("select to_regclass(%s) is not null", [table]).fetchone() == (True,)
 

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 import click
+from rich.console import Console
 
 from scripts import examples, migrations
 from scripts.bundle import HEAD
@@ -138,7 +139,8 @@ def _table(root: Path) -> str:
 def _try(root: Path, folder: Path) -> None:
     """Applies the files to a scratch server: without the example, and then with it. Raises NoExample."""
     try:
-        with scratch_server(folder, fsync="off") as server:
+        told = Console(stderr=True).status("Trying it on a scratch PostgreSQL …")
+        with told, scratch_server(folder, fsync="off") as server:
             for example in (False, True):
                 migrations.up(server.url(), root=root, example=example)
     except Failure as failure:

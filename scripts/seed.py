@@ -44,7 +44,7 @@ def _seed_examples() -> None:
     environment = client_environment()
     outcomes = Counter(_send(environment, event) for event in examples.events())
     with database.connected(environment["DATABASE_URL"]) as connection:
-        with_projects = bulk.has_projects(connection)
+        with_projects = migrations.has_example(connection)
         if jobs_are_wanted():  # one of them shows mail at /dev/mail; locally none is sent
             connection.execute("update app.settings set mail_enabled = true")
     created = sum(

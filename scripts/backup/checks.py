@@ -12,9 +12,9 @@ import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
+from scripts import migrations
 from scripts.backup import snapshot
 from scripts.backup.manifest import SCHEMAS, Manifest
-from scripts.bulk import has_projects
 from scripts.database import Connection
 from scripts.failure import Failure
 
@@ -181,7 +181,7 @@ def _erased(connection: Connection, receipt: str) -> bool:
 def _denials(connection: Connection) -> Answer:
     with connection.transaction(force_rollback=True):
         connection.execute(STRANGERS)
-        if has_projects(connection):
+        if migrations.has_example(connection):
             connection.execute(STRANGERS_PROJECTS)
         tables = connection.execute(TENANT_TABLES).fetchall()
         people = connection.execute(

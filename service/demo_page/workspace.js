@@ -70,10 +70,6 @@ export class Workspace {
   #topics() {
     const name = `org:${this.#organization.id}`;
     const topics = {};
-    topics[`${name}:presence`] = {
-      presenceKey: this.#profileId,
-      onPresence: (keys) => this.#members.setPresent(keys),
-    };
     if (this.#has("projects:read")) {
       const onBroadcast = (payload) => this.#projectChanged(payload);
       topics[name] = { onSubscribed: () => this.#askProjects(), onBroadcast };
@@ -81,6 +77,8 @@ export class Workspace {
     if (this.#has("members:read")) {
       const onBroadcast = (payload) => this.#memberChanged(payload);
       topics[`${name}:members:read`] = { onSubscribed: () => this.#askMembers(), onBroadcast };
+      const onPresence = (keys) => this.#members.setPresent(keys);
+      topics[`${name}:presence`] = { presenceKey: this.#profileId, onPresence };
     }
     return topics;
   }

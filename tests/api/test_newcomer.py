@@ -169,8 +169,8 @@ def test_the_readmes_own_lines_work_as_they_stand_there(stack: Stack, database: 
     told = f"{program}\nprint(len(projects), session['organizations'][0]['clerk_org_id'], apollo['title'])\n"
     left = "print(len(supabase.table('projects').select('*').eq('id', apollo['id']).execute().data))\n"
     ran = stack.typed("\n".join([*lines, "python - <<'END'", told + left + "END"]))
+    database.execute("delete from public.projects where title = 'Apollo'")
     assert ran.returncode == 0, ran.stderr
     said, counted, kept = ran.stdout.splitlines()[-3:]
     assert (said.split()[0], said.endswith(": processed")) == ("user.created", True)
     assert (int(counted.split()[0]) >= 25, counted.split()[1:], kept) == (True, ["org_acme", "Apollo"], "1")
-    database.execute("delete from public.projects where title = 'Apollo'")

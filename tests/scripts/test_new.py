@@ -129,15 +129,20 @@ def test_its_policies_are_in_the_form_of_those_of_projects() -> None:
 ])  # fmt: skip
 def test_linters_find_nothing_in_it(tmp_path: Path, name: str, columns: str) -> None:
     table = read(name, columns)
-    (tmp_path / ".sqlfluff").write_bytes((ROOT / ".sqlfluff").read_bytes())
     for template in ("migration.sql", "policies.sql", "functions.sql", "registration.sql"):
         (tmp_path / template).write_text(rendered(template, table).lstrip())
+    linted(tmp_path, "migration.sql")
+
+
+def linted(folder: Path, migration: str) -> None:
+    """Asks the linters of SQL about what is in the folder, and of it about the migration."""
+    (folder / ".sqlfluff").write_bytes((ROOT / ".sqlfluff").read_bytes())
     programs = Path(sys.executable).parent
     for command in (
         [programs / "sqlfluff", "lint", "."],
-        [programs / "squawk", "--config", ROOT / ".squawk.toml", "migration.sql"],
+        [programs / "squawk", "--config", ROOT / ".squawk.toml", migration],
     ):
-        ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         assert ran.returncode == 0, ran.stdout + ran.stderr
 
 

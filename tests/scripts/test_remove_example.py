@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from scripts.remove_example import NoExample, remove
 from tests.conftest import HAS_EXAMPLE, Database
 from tests.scripts.test_bundle import bundled, push, schema
 from tests.scripts.test_migrate import Project
-from tests.scripts.test_new import PAGE, SOURCES, contents, copied, followed
+from tests.scripts.test_new import PAGE, SOURCES, contents, copied, followed, linted
 
 pytestmark = pytest.mark.skipif(not HAS_EXAMPLE, reason="The example was removed.")
 
@@ -118,14 +116,7 @@ def test_supabase_alone_removes_it_too(tmp_path: Path, new_database: Callable[..
 def test_linters_find_nothing_in_the_migration(tmp_path: Path, product: Path) -> None:
     [written] = (product / "migrations").glob("*_remove_projects.sql")
     (tmp_path / written.name).write_text(written.read_text())
-    (tmp_path / ".sqlfluff").write_bytes((ROOT / ".sqlfluff").read_bytes())
-    programs = Path(sys.executable).parent
-    for command in (
-        [programs / "sqlfluff", "lint", "."],
-        [programs / "squawk", "--config", ROOT / ".squawk.toml", written.name],
-    ):
-        ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert ran.returncode == 0, ran.stdout + ran.stderr
+    linted(tmp_path, written.name)
 
 
 # --- what it refuses
