@@ -1,11 +1,10 @@
 -- Live changes: what is written to a tenant table is broadcast to those who may read it. The next: functions/97_*.sql.
 
 -- Each permission to read has a topic of its own, org:<organization id>:<permission>.
--- That of the example projects is org:<organization id>.
 create or replace function app.org_topic(organization_id uuid, permission text) returns text
 language sql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
-  select concat_ws(':', 'org', organization_id, nullif(permission, 'projects:read'));
+  select concat_ws(':', 'org', organization_id, permission);
 $$;
 comment on function app.org_topic is 'The private topic on which rows of an organization that need the permission are broadcast.';
 

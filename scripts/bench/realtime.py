@@ -80,6 +80,11 @@ class Write(NamedTuple):
     trigger: str
 
 
+def topic_of(organization: UUID) -> str:
+    """The private topic on which the organization's projects are broadcast."""
+    return f"org:{organization}:projects:read"
+
+
 @dataclass(frozen=True)
 class Tenant:
     """An organization on a running stack, with a connection to write to it and a token for each member."""
@@ -91,7 +96,9 @@ class Tenant:
 
     def audience(self, case: Case) -> Audience:
         url, key = f"{self.environment['SUPABASE_URL']}/realtime/v1", self.environment["SUPABASE_PUBLISHABLE_KEY"]
-        return Audience(case.name, case.way, url, key, f"org:{self.organization}", self.tokens[: case.subscribers])
+        return Audience(
+            case.name, case.way, url, key, f"org:{self.organization}:projects:read", self.tokens[: case.subscribers]
+        )
 
     def insert(self, first: int, last: int) -> None:
         """Commits projects whose titles are these numbers."""
@@ -203,7 +210,7 @@ def time_write(admin: Admin, organization: UUID, write: Write) -> float:
         admin.execute(INSERT, [organization, 1, write.rows])
         seconds = time.perf_counter() - start
         count = "select count(*) from realtime.messages where topic = %s"
-        [[messages]] = admin.execute(count, [f"org:{organization}"]).fetchall()
+        [[messages]] = admin.execute(count, [topic_of(organization)]).fetchall()
     if messages != (2 * write.rows if trigger else 0):
         raise EventsLost(f"{write.trigger}: two inserts of {_rows(write.rows)} sent {messages} messages.")
     return seconds

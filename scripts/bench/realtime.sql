@@ -7,7 +7,7 @@ create schema bench;
 create function bench.broadcast_row() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
-  perform realtime.broadcast_changes('org:' || new.organization_id, tg_op, tg_op, tg_table_name, tg_table_schema, new, old);
+  perform realtime.broadcast_changes(app.org_topic(new.organization_id, 'projects:read'), tg_op, tg_op, tg_table_name, tg_table_schema, new, old);
   return null;
 end;
 $$;
@@ -18,7 +18,7 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
   perform realtime.send(
     jsonb_build_object('schema', tg_table_schema, 'table', tg_table_name, 'operation', tg_op, 'record', to_jsonb(n)),
-    tg_op, 'org:' || n.organization_id
+    tg_op, app.org_topic(n.organization_id, 'projects:read')
   )
   from new_rows as n;
   return null;

@@ -72,7 +72,7 @@ export class Workspace {
     const topics = {};
     if (this.#has("projects:read")) {
       const onBroadcast = (payload) => this.#projectChanged(payload);
-      topics[name] = { onSubscribed: () => this.#askProjects(), onBroadcast };
+      topics[`${name}:projects:read`] = { onSubscribed: () => this.#askProjects(), onBroadcast };
     }
     if (this.#has("members:read")) {
       const onBroadcast = (payload) => this.#memberChanged(payload);

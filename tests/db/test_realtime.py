@@ -67,7 +67,7 @@ def test_a_new_row_is_told_with_its_readable_columns_on_its_organizations_topic(
     row = database.value("select to_jsonb(p) from public.projects as p")
     assert told(database) == [
         (
-            f"org:{tenants['Acme']}",
+            f"org:{tenants['Acme']}:projects:read",
             "INSERT",
             {"schema": "public", "table": "projects", "operation": "INSERT", "record": row, "old_record": None},
         )
@@ -89,7 +89,7 @@ def test_a_deleted_row_is_told_by_its_key_alone(database: Database, tenants: dic
     database.execute("delete from public.projects")
     assert told(database) == [
         (
-            f"org:{tenants['Acme']}",
+            f"org:{tenants['Acme']}:projects:read",
             "DELETE",
             {
                 "schema": "public",
@@ -123,14 +123,17 @@ def test_a_row_that_moves_to_another_tenant_is_deleted_for_the_first(
     told(database)
     database.execute("update public.projects set organization_id = %s", tenants["Globex"])
     heard = {(topic, event): payload for topic, event, payload in told(database)}
-    assert heard.keys() == {(f"org:{tenants['Globex']}", "UPDATE"), (f"org:{tenants['Acme']}", "DELETE")}
-    assert heard[f"org:{tenants['Acme']}", "DELETE"]["record"] is None
+    assert heard.keys() == {
+        (f"org:{tenants['Globex']}:projects:read", "UPDATE"),
+        (f"org:{tenants['Acme']}:projects:read", "DELETE"),
+    }
+    assert heard[f"org:{tenants['Acme']}:projects:read", "DELETE"]["record"] is None
 
 
 def test_one_statement_tells_each_tenant_of_its_own_rows(database: Database, tenants: dict[str, str]) -> None:
     database.execute("insert into public.projects (organization_id, title) select id, name from public.organizations")
     assert {(topic, payload["record"]["title"]) for topic, _, payload in told(database)} == {
-        (f"org:{identifier}", name) for name, identifier in tenants.items()
+        (f"org:{identifier}:projects:read", name) for name, identifier in tenants.items()
     }
 
 
@@ -242,7 +245,7 @@ def may(database: Database, command: str, person: str, topic: str, extension: st
 
 
 @pytest.mark.parametrize("extension", ["broadcast", "presence"])
-@pytest.mark.parametrize("suffix", ["", ":members:read", ":presence"])
+@pytest.mark.parametrize("suffix", [":projects:read", ":members:read", ":presence"])
 @pytest.mark.parametrize("person", ["ada", "cleo", "dee", "eve", "nobody"])
 def test_members_listen_to_their_own_organization(
     database: Database, tenants: dict[str, str], person: str, suffix: str, extension: str
@@ -258,7 +261,7 @@ def test_who_lacks_a_permission_does_not_hear_what_needs_it(database: Database, 
     assert not may(database, "read", "ada", audit, second_factor=False)
     assert not may(database, "read", "dee", audit)
     database.execute("delete from public.role_permissions where role = 'viewer' and permission = 'projects:read'")
-    assert not may(database, "read", "dee", f"org:{tenants['Acme']}")
+    assert not may(database, "read", "dee", f"org:{tenants['Acme']}:projects:read")
     assert may(database, "read", "dee", f"org:{tenants['Acme']}:presence")
     assert may(database, "read", "dee", f"org:{tenants['Acme']}:members:read")
     database.execute("delete from public.role_permissions where role = 'viewer' and permission = 'members:read'")
@@ -276,7 +279,7 @@ def test_members_are_present_on_the_presence_topic_only(
     database: Database, tenants: dict[str, str], person: str, present: bool
 ) -> None:
     assert may(database, "write", person, f"org:{tenants['Acme']}:presence", "presence") == present
-    for suffix in ("", ":members:read"):
+    for suffix in ("", ":projects:read", ":members:read"):
         assert not may(database, "write", person, f"org:{tenants['Acme']}{suffix}", "presence")
 
 
@@ -296,7 +299,8 @@ def test_anon_neither_listens_nor_sends(database: Database, tenants: dict[str, s
         assert database.value("select count(*) from realtime.messages") == 0
     with pytest.raises(psycopg.errors.InsufficientPrivilege), database.acting("anon", claims("ada")):
         database.execute(
-            "insert into realtime.messages (topic, extension) values (%s, 'broadcast')", f"org:{tenants['Acme']}"
+            "insert into realtime.messages (topic, extension) values (%s, 'broadcast')",
+            f"org:{tenants['Acme']}:projects:read",
         )
 
 

@@ -193,7 +193,7 @@ def test_a_topic_may_be_joined_again_while_it_is_still_being_left(
     window: OpenWindow, database: Connection, stack: Stack
 ) -> None:
     page = window().open().page
-    topic = f"org:{organization_id(database, 'org_acme')}"
+    topic = f"org:{organization_id(database, 'org_acme')}:projects:read"
     project = [stack.environment[name] for name in ("SUPABASE_URL", "SUPABASE_PUBLISHABLE_KEY")]
     assert page.evaluate(JOIN_LEAVE_JOIN, [*project, stack.token("user_cleo", "org_acme"), topic])
 

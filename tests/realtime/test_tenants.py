@@ -93,7 +93,7 @@ def test_a_deletion_by_postgres_changes_reveals_an_id_and_nothing_else(tenants: 
 
 
 def test_each_tenant_hears_the_broadcasts_of_its_own_rows(tenants: Tenants) -> None:
-    acme, globex = f"org:{tenants.acme}", f"org:{tenants.globex}"
+    acme, globex = f"org:{tenants.acme}:projects:read", f"org:{tenants.globex}:projects:read"
     cleo, eve = tenants.person("cleo", acme), tenants.person("eve", globex)
     for organization, name in ((tenants.acme, "Acme's"), (tenants.globex, "Globex'")):
         tenants.create(organization, name)
@@ -110,24 +110,24 @@ def test_each_tenant_hears_the_broadcasts_of_its_own_rows(tenants: Tenants) -> N
 
 def test_the_other_tenants_topics_cannot_be_joined(tenants: Tenants) -> None:
     eve = tenants.person("eve")
-    for suffix in ("", ":members:read", ":audit:read", ":presence"):
+    for suffix in ("", ":projects:read", ":members:read", ":audit:read", ":presence"):
         reply = eve.join(f"org:{tenants.acme}{suffix}", private=True)
         assert reply["status"] == "error"
         assert reply["response"]["reason"].startswith("Unauthorized")
 
 
 def test_a_public_channel_of_the_same_name_hears_nothing_of_the_database(tenants: Tenants) -> None:
-    eve = tenants.person("eve", f"org:{tenants.globex}")
-    eve.join(f"org:{tenants.acme}")
+    eve = tenants.person("eve", f"org:{tenants.globex}:projects:read")
+    eve.join(f"org:{tenants.acme}:projects:read")
     tenants.create(tenants.acme, "Acme's")
     tenants.create(tenants.globex, "Globex'")
-    assert heard(eve, f"org:{tenants.globex}")["record"]["title"] == "Globex'"
+    assert heard(eve, f"org:{tenants.globex}:projects:read")["record"]["title"] == "Globex'"
     eve.ask("phoenix", "heartbeat", {})
     assert eve.unread("broadcast") == []
 
 
 def test_nobody_forges_an_event_on_an_organizations_topic(tenants: Tenants) -> None:
-    topic = f"org:{tenants.acme}"
+    topic = f"org:{tenants.acme}:projects:read"
     cleo, another = tenants.person("cleo", topic), tenants.person("cleo", topic)
     forged = {"operation": "INSERT", "record": {"title": "forged"}}
     cleo.send(f"realtime:{topic}", "broadcast", {"type": "broadcast", "event": "INSERT", "payload": forged})
@@ -156,7 +156,7 @@ def test_presence_stays_within_the_tenant(tenants: Tenants) -> None:
 
 def test_who_is_removed_hears_nothing_more_within_one_tokens_life(tenants: Tenants) -> None:
     """Postgres Changes ask at every event; a private channel asks when a token is renewed, and ends when it is not."""
-    topic, presence = f"org:{tenants.acme}", f"org:{tenants.acme}:presence"
+    topic, presence = f"org:{tenants.acme}:projects:read", f"org:{tenants.acme}:presence"
     cleo, expiring = tenants.person("cleo", topic, presence), tenants.person("cleo", topic, presence, lifetime=4)
     tenants.create(tenants.acme, "before")
     for client in (cleo, expiring):
@@ -173,10 +173,10 @@ def test_who_is_removed_hears_nothing_more_within_one_tokens_life(tenants: Tenan
         expiring.event("phx_close", name)
     for client in (cleo, expiring):
         client.waiting.clear()
-    watcher = tenants.person("eve", f"org:{tenants.globex}")
+    watcher = tenants.person("eve", f"org:{tenants.globex}:projects:read")
     tenants.create(tenants.acme, "much later")
     tenants.create(tenants.globex, "marker")
-    assert heard(watcher, f"org:{tenants.globex}")["record"]["title"] == "marker"
+    assert heard(watcher, f"org:{tenants.globex}:projects:read")["record"]["title"] == "marker"
     for client in (cleo, expiring):
         client.ask("phoenix", "heartbeat", {})
         assert (client.unread("broadcast"), client.unread("postgres_changes")) == ([], [])
@@ -193,7 +193,7 @@ def test_a_change_after_the_removal_is_not_told_by_postgres_changes_at_all(tenan
 
 
 def test_a_banned_person_and_a_pending_session_hear_nothing(tenants: Tenants) -> None:
-    topic = f"org:{tenants.acme}"
+    topic = f"org:{tenants.acme}:projects:read"
     pending = tenants.server.client(tenants.server.clerk_token("user_cleo", sts="pending"))
     assert pending.join(topic, private=True)["status"] == "error"
     tenants.server.sql("update public.profiles set banned = true where clerk_user_id = 'user_cleo'")
