@@ -19,6 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx
 import psycopg
 import pytest
+from hypothesis import settings
 from moto.server import ThreadedMotoServer
 from playwright.sync_api import Browser, sync_playwright
 
@@ -50,7 +51,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="an empty database of somebody else's, such as `supabase start`'s, for tests/db",
     )
     parser.addoption("--renew-readme-picture", action="store_true", help="write docs/demo.png (tests/e2e)")
-    parser.addoption("--histories", type=int, default=150, help="how many histories the convergence test delivers")
+    parser.addoption("--histories", type=int, help="how many histories the convergence test delivers")
+    parser.addoption("--thorough", action="store_true", help="run the expensive tests too (CONTRIBUTING.md lists them)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    thorough = config.getoption("--thorough")
+    if config.option.histories is None:
+        config.option.histories = 150 if thorough else 30
+    # Test modules read the profile when they are imported, which is later.
+    settings.register_profile("ballast", max_examples=300 if thorough else 50, deadline=None)
+    settings.load_profile("ballast")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--thorough"):
+        return
+    expensive = [item for item in items if item.get_closest_marker("thorough")]
+    config.hook.pytest_deselected(items=expensive)
+    items[:] = [item for item in items if not item.get_closest_marker("thorough")]
 
 
 def free_port_block() -> int:

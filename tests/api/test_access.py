@@ -123,7 +123,7 @@ PEOPLE = (
 )
 
 
-@pytest.fixture(scope="module", params=["live", "restored"])
+@pytest.fixture(scope="module", params=["live", pytest.param("restored", marks=pytest.mark.thorough)])
 def stack(request: pytest.FixtureRequest, stack: Stack, home: Path) -> Iterator[Stack]:
     """The running stack; and another, whose database is replaced by a backup of it."""
     if request.param == "live":

@@ -88,7 +88,7 @@ def test_odd_claims_never_make_a_policy_raise(database: Database, ada: Claims, c
     touch_everything(database, claims)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(claims=st.dictionaries(claim_names, json_values, max_size=5))
 def test_no_claims_make_a_policy_raise_or_show_what_is_not_theirs(database: Database, claims: dict[str, Any]) -> None:
     assert nothing(touch_everything(database, json.dumps(claims)))

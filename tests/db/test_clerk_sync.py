@@ -347,7 +347,7 @@ json_values = st.recursive(
 )  # fmt: skip
 
 
-@settings(deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_json_in_any_place_is_stored_and_never_raises(clerk: Clerk, data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(list(SENDABLE)))

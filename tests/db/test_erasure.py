@@ -379,7 +379,7 @@ def test_a_backup_from_before_there_was_a_salt_is_understood(world: Database) ->
 ODD = st.text(st.characters(codec="ascii", categories=("L", "N", "P", "S")), min_size=1, max_size=12)
 
 
-@settings(deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     local=ODD,
     value=st.recursive(

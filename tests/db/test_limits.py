@@ -110,7 +110,7 @@ def test_odd_claims_never_make_it_raise(database: Database, claims: str) -> None
     assert request(database, claims) is None
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(claims=st.dictionaries(st.sampled_from(["sub", "sts", "o", "fva"]), json_values, max_size=4))
 def test_no_claims_make_it_raise(database: Database, claims: dict[str, Any]) -> None:
     refused = request(database, json.dumps(claims))

@@ -329,7 +329,7 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.dictionaries(st.sampled_from(["sub", "iat", "o", "org_id", "org_role", "fva", "sts"]), json_values))
 def test_any_claims_are_a_session_or_a_refusal(clerk: Clerk, changes: Json) -> None:
     assert_session_or_refusal(clerk, json.dumps(token("org_acme") | changes))

@@ -10,6 +10,8 @@ from playwright.sync_api import Locator, expect
 
 from tests.e2e.conftest import OpenWindow, Window
 
+pytestmark = pytest.mark.thorough
+
 Connection = psycopg.Connection[Any]
 PHONE = {"width": 375, "height": 812}
 

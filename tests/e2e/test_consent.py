@@ -18,6 +18,8 @@ from tests.conftest import Stack
 from tests.e2e.conftest import SCREENSHOTS, OpenWindow, membership
 from tests.e2e.test_accessibility import ILLEGIBLE, PHONE
 
+pytestmark = pytest.mark.thorough
+
 LISTEN = """
   globalThis.told = [];
   document.addEventListener("consent", ({ detail }) => told.push(detail));

@@ -18,7 +18,7 @@ from tests.conftest import HAS_EXAMPLE, ROOT, Stack, free_port_block
 from tests.e2e.conftest import Window, membership
 from tests.scripts.test_new import SOURCES, copied
 
-pytestmark = pytest.mark.skipif(not HAS_EXAMPLE, reason="The example was removed.")
+pytestmark = [pytest.mark.thorough, pytest.mark.skipif(not HAS_EXAMPLE, reason="The example was removed.")]
 
 
 @pytest.fixture(scope="module")

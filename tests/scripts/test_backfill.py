@@ -534,7 +534,7 @@ def test_whatever_happens_between_two_runs_both_together_list_everybody(clerk: C
             assert clerk.directory.users.keys() - found == set()
 
         any_lives = st.lists(st.tuples(st.integers(0, 8), st.booleans()), max_size=30)
-        thoroughly = settings(max_examples=150, deadline=None, database=None)
+        thoroughly = settings(database=None)
         thoroughly(given(any_lives, st.integers(1, 8), st.integers(0, 4), st.integers(2, 5))(check))()
 
 

@@ -22,6 +22,8 @@ from scripts import migrations
 from scripts.bench import audit, realtime, report, rls, webhooks
 from scripts.bench.subscribers import CHANGES, Event, EventsLost
 
+pytestmark = pytest.mark.thorough
+
 RLS = ("rls", "--projects", "5000", "--quick", "--json")
 WEBHOOKS = ("webhooks", "--organizations", "10", "--json")
 AUDIT = ("audit", "--entries", "2000", "--json")

@@ -25,6 +25,8 @@ from scripts.local.parts import Part
 from scripts.local.stack import Secrets, Stack
 from tests.conftest import ROOT, free_port_block
 
+pytestmark = pytest.mark.thorough
+
 CONTAINED = ("postgres", "data-api", "redis", "upstash")
 
 

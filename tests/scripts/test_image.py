@@ -24,6 +24,8 @@ from tests.conftest import ROOT, free_port_block
 from tests.service.conftest import ENVIRONMENT
 from tests.service.outside import Answer, event, rest_answer, running_outside, signed
 
+pytestmark = pytest.mark.thorough
+
 LOCKED = re.compile(r"^([a-z0-9-]+)==(\S+)", re.MULTILINE)
 MOST_BYTES = 250_000_000
 

@@ -36,6 +36,8 @@ from tests.people import ADA, ADA_EMAILS, scan
 from tests.scripts.conftest import Vault
 from tests.service.outside import Outside, running_outside
 
+pytestmark = pytest.mark.thorough
+
 PAGE = (ROOT / "docs/recovery.md").read_text()
 FENCED = re.compile(r"^ *```([^\n]+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 SETTING_UP = "Setting it up"

@@ -19,7 +19,7 @@ from tests.scripts.test_bundle import bundled, push, schema
 from tests.scripts.test_migrate import Project
 from tests.scripts.test_new import PAGE, SOURCES, contents, copied, followed, linted
 
-pytestmark = pytest.mark.skipif(not HAS_EXAMPLE, reason="The example was removed.")
+pytestmark = [pytest.mark.thorough, pytest.mark.skipif(not HAS_EXAMPLE, reason="The example was removed.")]
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,12 @@
-"""`./scripts/test --stack`: which tests run on somebody else's stack, how, and what is said where there is none."""
+"""`./scripts/test`: which tests it runs, and on which stack."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +23,8 @@ def run(tmp_path: Path) -> Run:
     for name in ("bin", "scripts", ".venv/bin"):
         (tmp_path / name).mkdir(parents=True)
     shutil.copy(ROOT / "scripts/test", tmp_path / "scripts/test")
-    for name in ("scripts/setup", "scripts/supabase-start", "scripts/chromium", ".venv/bin/python"):
+    programs = ("setup", "supabase-start", "chromium", "recovery-tools")
+    for name in (*(f"scripts/{program}" for program in programs), ".venv/bin/python"):
         program = tmp_path / name
         program.write_text(f'#!/bin/sh\necho "{Path(name).name} $* $BALLAST_CONTAINERS"\n')
         program.chmod(0o755)
@@ -36,6 +39,17 @@ def run(tmp_path: Path) -> Run:
         )
 
     return call
+
+
+@pytest.fixture
+def collected() -> Callable[..., str]:
+    """Runs pytest with `--collect-only` and returns what it prints."""
+
+    def collect(*words: str) -> str:
+        command = [sys.executable, "-m", "pytest", "--collect-only", "--quiet", *words]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+
+    return collect
 
 
 def lines(ran: subprocess.CompletedProcess[str]) -> list[str]:
@@ -75,3 +89,47 @@ def test_any_url_is_taken(run: Run) -> None:
 
 def test_without_a_stack_it_says_how(run: Run) -> None:
     assert "Usage: ./scripts/test --stack" in run("--stack").stderr
+
+
+def test_without_arguments_the_everyday_tests_run_on_every_core_without_coverage(run: Run) -> None:
+    [setup, pytest_command] = lines(run())
+    assert setup == "setup"
+    assert pytest_command.startswith(f"python -m pytest --numprocesses {os.cpu_count()} ")
+    assert "--thorough" not in pytest_command
+
+
+def test_thorough_runs_everything_with_coverage_and_on_the_oldest_postgresql(run: Run) -> None:
+    printed = lines(run("--thorough"))
+    assert printed[0] == "setup"
+    assert [line for line in printed if "PostgreSQL 15" in line or "--postgres /usr/lib/postgresql/15/bin" in line]
+    assert [re.sub("--numprocesses.* --", "--", line) for line in printed[-3:]] == [
+        "python -m coverage run -m pytest --thorough",
+        "python -m coverage combine --quiet",
+        "python -m coverage report --skip-covered --fail-under=85",
+    ]
+
+
+def test_with_arguments_only_what_they_name_runs(run: Run) -> None:
+    assert lines(run("tests/db", "-k", "projects")) == ["setup", "python -m pytest tests/db -k projects"]
+    assert lines(run("tests/db", "--thorough")) == ["setup", "python -m pytest --thorough tests/db"]
+
+
+def test_an_expensive_test_runs_only_when_asked_for(collected: Callable[..., str]) -> None:
+    file = "tests/api/test_access.py"
+    [everyday, thorough] = [collected(file), collected(file, "--thorough")]
+    assert "[live" in everyday
+    assert "restored" not in everyday
+    assert "deselected" in everyday
+    assert everyday.count("[live") == thorough.count("[live")
+    assert thorough.count("restored") == thorough.count("[live")
+
+
+def test_contributing_lists_every_file_whose_tests_are_expensive() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    marked = [
+        str(file.relative_to(ROOT))
+        for file in sorted((ROOT / "tests").rglob("test_*.py"))
+        if re.search(r"mark\.thorough\b", file.read_text()) and file != Path(__file__)
+    ]
+    assert len(marked) > 5
+    assert [file for file in marked if f"`{file}`" not in page] == []

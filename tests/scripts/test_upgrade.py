@@ -15,6 +15,8 @@ from scripts.migrations import EXAMPLE
 from tests.conftest import ROOT
 from tests.scripts.test_new import SOURCES_OF_TESTS, copied
 
+pytestmark = pytest.mark.thorough
+
 
 def test_every_release_can_be_upgraded() -> None:
     result = CliRunner().invoke(ballast, ["upgrade-check", "--json"], env={"BACKUP_IDENTITY": None})

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from flask import Flask
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from service.webhooks import UNSTORABLE, event_in
@@ -31,7 +31,6 @@ def app_with_issuer() -> Iterator[Flask]:
         yield made_in(ENVIRONMENT | {"CLERK_ISSUER": Issuer(server).url})
 
 
-@settings(max_examples=300, deadline=None)
 @given(
     headers=st.dictionaries(st.sampled_from(["svix-id", "svix-timestamp", "svix-signature", "webhook-id"]), HEADER),
     real=st.booleans(),
@@ -46,7 +45,6 @@ def test_no_unsigned_delivery_is_taken_or_breaks_the_service(
     assert response.content_type == "application/problem+json"
 
 
-@settings(max_examples=300, deadline=None)
 @given(body=st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
 @example(b"[" * 100_000)
 def test_no_signed_nonsense_breaks_the_service(lonely_app: Flask, body: bytes) -> None:
@@ -54,7 +52,6 @@ def test_no_signed_nonsense_breaks_the_service(lonely_app: Flask, body: bytes) -
     assert (response.status_code, response.content_type) == (400, "application/problem+json")
 
 
-@settings(max_examples=300, deadline=None)
 @given(
     authorization=HEADER
     | st.tuples(st.sampled_from(["Bearer ", "bearer  ", "Basic "]), BASE64URL, BASE64URL, BASE64URL).map(
@@ -66,7 +63,6 @@ def test_no_made_up_token_is_taken_or_breaks_the_service(app_with_issuer: Flask,
     assert (response.status_code, response.content_type) == (401, "application/problem+json")
 
 
-@settings(max_examples=300, deadline=None)
 @given(data=st.dictionaries(st.text(ANY_CHARACTER, max_size=8), JSON, max_size=5))
 def test_any_event_becomes_one_that_jsonb_holds_and_else_stays_as_it_is(data: dict[str, object]) -> None:
     text = json.dumps({"type": "a", "data": data})

@@ -22,7 +22,7 @@ import psycopg
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service import mail as mail_module
@@ -510,7 +510,6 @@ def test_what_people_write_is_neither_markup_nor_a_header_nor_a_paragraph(templa
     assert "603729" not in message.html + message.text
 
 
-@settings(max_examples=200, deadline=None)
 @given(text=st.text(st.characters(exclude_categories=()), max_size=300), template=st.sampled_from(KINDS))
 def test_any_text_makes_a_mail_that_can_be_sent(text: str, template: str) -> None:
     message = renderer().message(row(template, with_each_text(EXAMPLE, text)))
