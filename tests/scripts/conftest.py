@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import secrets
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -20,6 +22,7 @@ from click.testing import CliRunner, Result
 
 from scripts import migrations
 from scripts.backup import programs
+from scripts.backup.manifest import MANIFEST
 from scripts.backup.store import BackupStore
 from scripts.cli import ballast
 from scripts.local.postgres import Postgres, stop
@@ -80,6 +83,24 @@ def inhabited(lasting_database: Callable[..., str]) -> str:
     return url
 
 
+# Of every vault, so that a backup made once can be put into any of them.
+IDENTITY = str(pyrage.x25519.Identity.generate())
+
+
+@dataclass(frozen=True)
+class StoredBackup:
+    """A backup that was made once, with the bytes of its files: a test that damages one copies it first."""
+
+    name: str
+    files: dict[str, bytes]
+
+    @classmethod
+    def make(cls, vault: Vault, **changes: str | None) -> StoredBackup:
+        manifest = json.loads(vault.done("run", "--json", **changes).stdout)
+        files = (*manifest["files"], MANIFEST)
+        return cls(manifest["name"], {file: vault.store.read(manifest["name"], file) for file in files})
+
+
 @dataclass(frozen=True)
 class Vault:
     """A database and a place for its backups, and the command on both. Nothing records them: there is no Data API."""
@@ -87,7 +108,7 @@ class Vault:
     url: str
     backup_url: str
     home: Path
-    identity: str = field(default_factory=lambda: str(pyrage.x25519.Identity.generate()), repr=False)
+    identity: str = field(default=IDENTITY, repr=False)
 
     @property
     def environment(self) -> dict[str, str | None]:
@@ -110,6 +131,12 @@ class Vault:
     def backed_up(self) -> str:
         """Makes a backup, and returns its name."""
         return str(json.loads(self.done("run", "--json").stdout)["name"])
+
+    def keep(self, backup: StoredBackup) -> str:
+        """Puts a copy of a backup into the store, and returns its name."""
+        for file, body in backup.files.items():
+            self.store.put(backup.name, file, body)
+        return backup.name
 
     def start(self, *words: str, **changes: str | None) -> subprocess.Popen[str]:
         """The command as a process of its own, to be killed."""
@@ -148,6 +175,55 @@ def vault(request: pytest.FixtureRequest) -> Vault:
     return request.getfixturevalue(f"{request.param}_vault")  # type: ignore[no-any-return]
 
 
+NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
+
+
+@pytest.fixture
+def folder_shelf(tmp_path: Path) -> Vault:
+    """A folder for backups, and no database: what only reads the store must not ask for one."""
+    folder = tmp_path / "a shelf ü"
+    folder.mkdir()
+    return Vault(NOWHERE, folder.as_uri(), tmp_path)
+
+
+@pytest.fixture
+def bucket_shelf(tmp_path: Path, bucket: str) -> Vault:
+    """The same in a bucket."""
+    return Vault(NOWHERE, f"s3://{bucket}/some/prefix", tmp_path)
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def shelf(request: pytest.FixtureRequest) -> Vault:
+    """In a folder and in a bucket."""
+    return request.getfixturevalue(f"{request.param}_shelf")  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="session")
+def source(inhabited: str, lasting_database: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Vault:
+    """What the shared backups are made of."""
+    home = tmp_path_factory.mktemp("source")
+    (home / "backups").mkdir()
+    return Vault(lasting_database(inhabited), (home / "backups").as_uri(), home)
+
+
+@pytest.fixture(scope="session")
+def backup(source: Vault) -> StoredBackup:
+    """A backup of `inhabited`."""
+    return StoredBackup.make(source)
+
+
+@pytest.fixture(scope="session")
+def other_backup(source: Vault) -> StoredBackup:
+    """A second one, of the same rows."""
+    return StoredBackup.make(source)
+
+
+@pytest.fixture(scope="session")
+def plain_backup(source: Vault) -> StoredBackup:
+    """One that is not encrypted."""
+    return StoredBackup.make(source, BACKUP_RECIPIENTS=None)
+
+
 @pytest.fixture(scope="session")
 def heavy(inhabited: str, lasting_database: Callable[..., str], bare_server: Postgres) -> str:
     """The same with 64 MB of what cannot be compressed much: its backup is uploaded in parts. Copy it."""
@@ -159,6 +235,22 @@ def heavy(inhabited: str, lasting_database: Callable[..., str], bare_server: Pos
             "'filling', (select string_agg(md5(random()::text), '') from generate_series(1, 31250 + 0 * n))) from generate_series(1, 64) as n"
         )
     return url
+
+
+@pytest.fixture
+def scratch_at_hand(new_database: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drills and extracts in this process restore into a new database of the server that runs already.
+
+    A server of their own is as new, and takes a second to make: drills and extracts as a process still start one.
+    """
+
+    @contextlib.contextmanager
+    def at_hand(_folder: Path, **_settings: str) -> Iterator[SimpleNamespace]:
+        url = new_database()
+        yield SimpleNamespace(url=lambda: url)
+
+    for command in ("drill", "extract"):
+        monkeypatch.setattr(importlib.import_module(f"scripts.backup.{command}"), "scratch_server", at_hand)
 
 
 @pytest.fixture

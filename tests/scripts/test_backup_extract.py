@@ -16,8 +16,11 @@ from scripts.backup.extract import Reference, Shape
 from service.erasure_ledger import LedgerStore
 from tests import people
 from tests.conftest import Database
-from tests.scripts.conftest import Vault
+from tests.scripts.conftest import StoredBackup, Vault
 from tests.tenant_tables import TABLES
+
+# The command as a process has a scratch server of its own: test_csv_is_a_file_a_table_with_the_parents_first.
+pytestmark = pytest.mark.usefixtures("scratch_at_hand")
 
 STRANGERS = ("Globex", "Initech", "org_globex", "org_initech")
 IDS_OF_OTHERS = """
@@ -114,11 +117,13 @@ def test_what_was_deleted_comes_back_as_it_was(folder_vault: Vault, tmp_path: Pa
 
 
 @pytest.mark.parametrize("written_as", ["sql", "csv"])
-def test_a_whole_organization_comes_back(folder_vault: Vault, tmp_path: Path, written_as: str) -> None:
+def test_a_whole_organization_comes_back(
+    folder_vault: Vault, tmp_path: Path, written_as: str, backup: StoredBackup
+) -> None:
     before = contents(folder_vault)
-    backup = folder_vault.backed_up()
+    name = folder_vault.keep(backup)
     execute(folder_vault, "delete from public.organizations where clerk_org_id = 'org_acme'")
-    extracted(folder_vault, backup, tmp_path / "acme", "--format", written_as)
+    extracted(folder_vault, name, tmp_path / "acme", "--format", written_as)
     put_back(folder_vault, tmp_path / "acme")
     after = contents(folder_vault)
     # Its entries in the audit trail were never gone, and both the loss and the return are recorded.
@@ -126,8 +131,10 @@ def test_a_whole_organization_comes_back(folder_vault: Vault, tmp_path: Path, wr
     assert after == before
 
 
-def test_what_changed_since_and_what_is_others_stays_as_it_is(folder_vault: Vault, tmp_path: Path) -> None:
-    backup = folder_vault.backed_up()
+def test_what_changed_since_and_what_is_others_stays_as_it_is(
+    folder_vault: Vault, tmp_path: Path, backup: StoredBackup
+) -> None:
+    name = folder_vault.keep(backup)
     execute(
         folder_vault,
         "update public.organizations set name = name || ' renamed'",
@@ -137,7 +144,7 @@ def test_what_changed_since_and_what_is_others_stays_as_it_is(folder_vault: Vaul
         "delete from public.projects where title = 'Hers in Globex'",
     )
     before = contents(folder_vault, besides=RECORD)
-    extracted(folder_vault, backup, tmp_path / "acme.sql")
+    extracted(folder_vault, name, tmp_path / "acme.sql")
     put_back(folder_vault, tmp_path / "acme.sql")
     after = contents(folder_vault, besides=RECORD)
     [back] = after.pop("projects") - before.pop("projects")
@@ -145,10 +152,10 @@ def test_what_changed_since_and_what_is_others_stays_as_it_is(folder_vault: Vaul
     assert after == before
 
 
-def test_putting_back_twice_changes_nothing(folder_vault: Vault, tmp_path: Path) -> None:
-    backup = folder_vault.backed_up()
+def test_putting_back_twice_changes_nothing(folder_vault: Vault, tmp_path: Path, backup: StoredBackup) -> None:
+    name = folder_vault.keep(backup)
     execute(folder_vault, acme("projects"), acme("organization_memberships"))
-    extracted(folder_vault, backup, tmp_path / "acme.sql")
+    extracted(folder_vault, name, tmp_path / "acme.sql")
     put_back(folder_vault, tmp_path / "acme.sql")
     once = contents(folder_vault)
     put_back(folder_vault, tmp_path / "acme.sql")
@@ -192,8 +199,8 @@ def test_a_member_who_works_elsewhere_can_be_put_back(folder_vault: Vault, tmp_p
     assert found == [("org_acme", None)]
 
 
-def test_whoever_was_erased_since_is_not_in_it(folder_vault: Vault, tmp_path: Path) -> None:
-    backup = folder_vault.backed_up()
+def test_whoever_was_erased_since_is_not_in_it(folder_vault: Vault, tmp_path: Path, backup: StoredBackup) -> None:
+    name = folder_vault.keep(backup)
     with folder_vault.connect() as connection:
         database = Database(connection)
         names = people.identifiers(database)
@@ -201,7 +208,7 @@ def test_whoever_was_erased_since_is_not_in_it(folder_vault: Vault, tmp_path: Pa
         while (step := people.call(database, "continue_erasure", receipt=receipt))["state"] == "running":
             pass
         LedgerStore(folder_vault.backup_url).put(str(receipt), step)
-    extracted(folder_vault, backup, tmp_path / "acme.sql")
+    extracted(folder_vault, name, tmp_path / "acme.sql")
     told = text_of(tmp_path / "acme.sql").lower()
     for alike in map(str.lower, (*people.ALIKE, *people.ALIKE.values())):
         told = told.replace(alike, "")
@@ -213,12 +220,12 @@ def test_whoever_was_erased_since_is_not_in_it(folder_vault: Vault, tmp_path: Pa
     assert contents(folder_vault)["audit_logs"] == before
 
 
-def test_only_the_caller_may_read_it(folder_vault: Vault, tmp_path: Path) -> None:
-    backup = folder_vault.backed_up()
+def test_only_the_caller_may_read_it(folder_shelf: Vault, tmp_path: Path, backup: StoredBackup) -> None:
+    name = folder_shelf.keep(backup)
     old = os.umask(0)
     try:
-        extracted(folder_vault, backup, tmp_path / "acme.sql")
-        extracted(folder_vault, backup, tmp_path / "acme", "--format", "csv")
+        extracted(folder_shelf, name, tmp_path / "acme.sql")
+        extracted(folder_shelf, name, tmp_path / "acme", "--format", "csv")
     finally:
         os.umask(old)
     assert stat.S_IMODE((tmp_path / "acme.sql").stat().st_mode) == 0o600
@@ -226,21 +233,18 @@ def test_only_the_caller_may_read_it(folder_vault: Vault, tmp_path: Path) -> Non
     assert {stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "acme").iterdir()} == {0o600}
 
 
-def test_csv_is_a_file_a_table_with_the_parents_first(bucket_vault: Vault, tmp_path: Path) -> None:
+def test_csv_is_a_file_a_table_with_the_parents_first(
+    bucket_vault: Vault, tmp_path: Path, backup: StoredBackup
+) -> None:
     with bucket_vault.connect() as connection:
         [[acme_id]] = connection.execute(
             "select id::text from public.organizations where clerk_org_id = 'org_acme'"
         ).fetchall()
-    result = bucket_vault.done(
-        "extract",
-        bucket_vault.backed_up(),
-        "--organization",
-        acme_id.upper(),
-        "--output",
-        str(tmp_path / "a b"),
-        "--format",
-        "csv",
-    )
+    extracting = bucket_vault.start(
+        "extract", bucket_vault.keep(backup), "--organization", acme_id.upper(), "--output", str(tmp_path / "a b"), "--format", "csv"
+    )  # fmt: skip
+    printed, errors = extracting.communicate(timeout=60)
+    assert extracting.returncode == 0, errors
     names = sorted(file.name for file in (tmp_path / "a b").iterdir())
     assert names[0] == "01-organizations.csv"
     assert names[-1] == "put-back.sql"
@@ -249,35 +253,39 @@ def test_csv_is_a_file_a_table_with_the_parents_first(bucket_vault: Vault, tmp_p
         *(f"{table}.csv" for table in TABLES),
     }  # fmt: skip
     assert (tmp_path / "a b" / names[0]).read_text().startswith("id,clerk_org_id,name,")
-    assert "public.projects" in result.stdout
+    assert "public.projects" in printed
 
 
-def test_an_organization_that_the_backup_does_not_hold_leaves_no_file(folder_vault: Vault, tmp_path: Path) -> None:
-    backup = folder_vault.backed_up()
+def test_an_organization_that_the_backup_does_not_hold_leaves_no_file(
+    folder_shelf: Vault, tmp_path: Path, backup: StoredBackup
+) -> None:
+    name = folder_shelf.keep(backup)
     output = tmp_path / "x.sql"
-    result = folder_vault.run("extract", backup, "--organization", "org_nobody", "--output", str(output))
+    result = folder_shelf.run("extract", name, "--organization", "org_nobody", "--output", str(output))
     assert result.exit_code == 1
     assert "no organization 'org_nobody'" in result.stderr
     assert not output.exists()
     assert not list(tmp_path.glob(".extract-*"))
 
 
-def test_what_is_there_is_never_written_over(folder_vault: Vault, tmp_path: Path) -> None:
+def test_what_is_there_is_never_written_over(folder_shelf: Vault, tmp_path: Path) -> None:
     output = tmp_path / "x.sql"
     output.write_text("mine")
-    result = folder_vault.run("extract", "latest", "--organization", "org_acme", "--output", str(output))
+    result = folder_shelf.run("extract", "latest", "--organization", "org_acme", "--output", str(output))
     assert result.exit_code == 2
     assert output.read_text() == "mine"
 
 
-def test_a_backup_that_is_not_what_it_says_is_not_extracted(folder_vault: Vault, tmp_path: Path) -> None:
-    backup = folder_vault.backed_up()
-    manifest = folder_vault.store.path(backup, "manifest.json")
+def test_a_backup_that_is_not_what_it_says_is_not_extracted(
+    folder_shelf: Vault, tmp_path: Path, backup: StoredBackup
+) -> None:
+    name = folder_shelf.keep(backup)
+    manifest = folder_shelf.store.path(name, "manifest.json")
     assert manifest is not None
     body = json.loads(manifest.read_text())
     body["rows"]["public.projects"] += 1
     manifest.write_text(json.dumps(body))
-    result = folder_vault.run("extract", backup, "--organization", "org_acme", "--output", str(tmp_path / "x.sql"))
+    result = folder_shelf.run("extract", name, "--organization", "org_acme", "--output", str(tmp_path / "x.sql"))
     assert result.exit_code == 1
     assert "row counts" in result.stderr
     assert not (tmp_path / "x.sql").exists()

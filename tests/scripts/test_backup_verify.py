@@ -15,24 +15,23 @@ import pytest
 from scripts.backup.manifest import AFTER, BEFORE, MANIFEST, SEALED_DUMP
 from scripts.backup.store import BackupStore
 from service import object_store
-from tests.scripts.conftest import Vault
+from tests.scripts.conftest import StoredBackup, Vault
 
 WITHOUT_KEY = {"BACKUP_IDENTITY": None, "BACKUP_RECIPIENTS": None}
-NOWHERE = {"DATABASE_URL": "postgresql://nobody@127.0.0.1:1/nothing"}
 
 
-def replace(vault: Vault, name: str, file: str, change: Callable[[bytes], bytes]) -> None:
+def replace(shelf: Vault, name: str, file: str, change: Callable[[bytes], bytes]) -> None:
     """As somebody would who may write to the store."""
-    opened = object_store.opened(vault.backup_url, attempt_seconds=5, retries=0)
-    opened.put(f"database/{name}/{file}", change(vault.store.read(name, file)))
+    opened = object_store.opened(shelf.backup_url, attempt_seconds=5, retries=0)
+    opened.put(f"database/{name}/{file}", change(shelf.store.read(name, file)))
 
 
-def remove(vault: Vault, name: str, file: str) -> None:
-    obstore.delete(object_store.opened(vault.backup_url, attempt_seconds=5, retries=0), f"database/{name}/{file}")
+def remove(shelf: Vault, name: str, file: str) -> None:
+    obstore.delete(object_store.opened(shelf.backup_url, attempt_seconds=5, retries=0), f"database/{name}/{file}")
 
 
-def refused(vault: Vault, *words: str, **changes: str | None) -> str:
-    result = vault.run("verify", *words, **(NOWHERE | changes))
+def refused(shelf: Vault, *words: str, **changes: str | None) -> str:
+    result = shelf.run("verify", *words, **changes)
     assert result.exit_code == 1, result.output
     assert isinstance(result.exception, SystemExit), result.exception
     assert result.stdout == ""
@@ -45,106 +44,108 @@ def flipped(body: bytes, position: int) -> bytes:
     return bytes(changed)
 
 
-def test_a_backup_as_it_was_written_is_verified_without_a_database(vault: Vault) -> None:
-    name = vault.backed_up()
+def test_a_backup_as_it_was_written_is_verified_without_a_database(shelf: Vault, backup: StoredBackup) -> None:
+    name = shelf.keep(backup)
     for words in (("verify",), ("verify", "latest"), ("verify", name), ("verify", name[-8:])):
-        result = vault.done(*words, **NOWHERE)
+        result = shelf.done(*words)
         assert result.stderr == ""
         assert result.stdout.count("\n") == 1
         assert result.stdout.startswith(f"{name}: 3 files, ")
         assert "decrypted and decompressed to" in result.stdout
 
 
-def test_a_key_file_opens_it_too(folder_vault: Vault, tmp_path: Path) -> None:
+def test_a_key_file_opens_it_too(folder_shelf: Vault, tmp_path: Path, backup: StoredBackup) -> None:
     key = tmp_path / "key.txt"
-    key.write_text(f"# made today\n{folder_vault.identity}\n")
-    folder_vault.backed_up()
-    result = folder_vault.done("verify", "--identity", str(key), BACKUP_IDENTITY=None)
+    key.write_text(f"# made today\n{folder_shelf.identity}\n")
+    folder_shelf.keep(backup)
+    result = folder_shelf.done("verify", "--identity", str(key), BACKUP_IDENTITY=None)
     assert "decrypted and decompressed" in result.stdout
 
 
-def test_without_a_key_only_the_checksums_are_compared_and_it_says_so(vault: Vault) -> None:
-    name = vault.backed_up()
-    result = vault.done("verify", **WITHOUT_KEY)
+def test_without_a_key_only_the_checksums_are_compared_and_it_says_so(shelf: Vault, backup: StoredBackup) -> None:
+    name = shelf.keep(backup)
+    result = shelf.done("verify", **WITHOUT_KEY)
     assert "only the checksums were compared" in result.stderr
     assert "not decrypted" in result.stdout
-    replace(vault, name, SEALED_DUMP, lambda body: flipped(body, -1))
-    assert f"{SEALED_DUMP} of {name} is damaged" in refused(vault, **WITHOUT_KEY)
+    replace(shelf, name, SEALED_DUMP, lambda body: flipped(body, -1))
+    assert f"{SEALED_DUMP} of {name} is damaged" in refused(shelf, **WITHOUT_KEY)
 
 
 @pytest.mark.parametrize("place", ["start", "middle", "end"])
-def test_one_flipped_bit_of_the_dump_is_found(vault: Vault, place: str) -> None:
-    name = vault.backed_up()
+def test_one_flipped_bit_of_the_dump_is_found(shelf: Vault, place: str, backup: StoredBackup) -> None:
+    name = shelf.keep(backup)
     replace(
-        vault, name, SEALED_DUMP, lambda body: flipped(body, {"start": 0, "middle": len(body) // 2, "end": -1}[place])
+        shelf, name, SEALED_DUMP, lambda body: flipped(body, {"start": 0, "middle": len(body) // 2, "end": -1}[place])
     )
-    assert f"{SEALED_DUMP} of {name} is damaged" in refused(vault)
+    assert f"{SEALED_DUMP} of {name} is damaged" in refused(shelf)
 
 
 @pytest.mark.parametrize("file", [BEFORE, AFTER])
-def test_one_flipped_bit_of_a_script_is_found(vault: Vault, file: str) -> None:
-    name = vault.backed_up()
-    replace(vault, name, file, lambda body: flipped(body, -1) if body else b"-- more")
-    assert f"{file} of {name} is damaged" in refused(vault)
+def test_one_flipped_bit_of_a_script_is_found(shelf: Vault, file: str, backup: StoredBackup) -> None:
+    name = shelf.keep(backup)
+    replace(shelf, name, file, lambda body: flipped(body, -1) if body else b"-- more")
+    assert f"{file} of {name} is damaged" in refused(shelf)
 
 
 @pytest.mark.parametrize("left", [0, 1, -1])
-def test_a_truncated_dump_is_found(vault: Vault, left: int) -> None:
-    name = vault.backed_up()
-    replace(vault, name, SEALED_DUMP, lambda body: body[:left])
-    assert f"{SEALED_DUMP} of {name} is damaged" in refused(vault)
+def test_a_truncated_dump_is_found(shelf: Vault, left: int, backup: StoredBackup) -> None:
+    name = shelf.keep(backup)
+    replace(shelf, name, SEALED_DUMP, lambda body: body[:left])
+    assert f"{SEALED_DUMP} of {name} is damaged" in refused(shelf)
 
 
 @pytest.mark.parametrize("file", [BEFORE, AFTER, SEALED_DUMP])
-def test_a_missing_file_is_named(vault: Vault, file: str) -> None:
-    name = vault.backed_up()
-    remove(vault, name, file)
-    assert f"{file} of {name} is missing" in refused(vault)
+def test_a_missing_file_is_named(shelf: Vault, file: str, backup: StoredBackup) -> None:
+    name = shelf.keep(backup)
+    remove(shelf, name, file)
+    assert f"{file} of {name} is missing" in refused(shelf)
 
 
 @pytest.mark.parametrize("file", [BEFORE, AFTER, SEALED_DUMP])
-def test_a_manifest_that_does_not_name_a_file_is_no_proof(folder_vault: Vault, file: str) -> None:
-    name = folder_vault.backed_up()
+def test_a_manifest_that_does_not_name_a_file_is_no_proof(folder_shelf: Vault, file: str, backup: StoredBackup) -> None:
+    name = folder_shelf.keep(backup)
 
     def without(body: bytes) -> bytes:
         manifest = json.loads(body)
         del manifest["files"][file]
         return json.dumps(manifest).encode()
 
-    replace(folder_vault, name, MANIFEST, without)
-    assert "is damaged: files: Value error, a file is not named" in refused(folder_vault)
+    replace(folder_shelf, name, MANIFEST, without)
+    assert "is damaged: files: Value error, a file is not named" in refused(folder_shelf)
 
 
-def test_the_manifest_of_another_backup_is_found(vault: Vault) -> None:
-    first, second = vault.backed_up(), vault.backed_up()
-    replace(vault, second, MANIFEST, lambda _: vault.store.read(first, MANIFEST))
-    assert f"is that of {first}" in refused(vault, second)
+def test_the_manifest_of_another_backup_is_found(
+    shelf: Vault, backup: StoredBackup, other_backup: StoredBackup
+) -> None:
+    first, second = shelf.keep(backup), shelf.keep(other_backup)
+    replace(shelf, second, MANIFEST, lambda _: shelf.store.read(first, MANIFEST))
+    assert f"is that of {first}" in refused(shelf, second)
 
 
-def test_the_files_of_another_backup_are_found(vault: Vault) -> None:
-    first, second = vault.backed_up(), vault.backed_up()
-    replace(vault, second, SEALED_DUMP, lambda _: vault.store.read(first, SEALED_DUMP))
-    assert f"{SEALED_DUMP} of {second} is damaged" in refused(vault, second)
+def test_the_files_of_another_backup_are_found(shelf: Vault, backup: StoredBackup, other_backup: StoredBackup) -> None:
+    first, second = shelf.keep(backup), shelf.keep(other_backup)
+    replace(shelf, second, SEALED_DUMP, lambda _: shelf.store.read(first, SEALED_DUMP))
+    assert f"{SEALED_DUMP} of {second} is damaged" in refused(shelf, second)
 
 
-def test_a_wrong_key_is_said_to_be_one(vault: Vault) -> None:
-    vault.backed_up()
+def test_a_wrong_key_is_said_to_be_one(shelf: Vault, backup: StoredBackup) -> None:
+    shelf.keep(backup)
     other = str(pyrage.x25519.Identity.generate())
-    assert "not encrypted for this key" in refused(vault, BACKUP_IDENTITY=other)
+    assert "not encrypted for this key" in refused(shelf, BACKUP_IDENTITY=other)
 
 
-def test_a_text_that_is_no_key_is_a_usage_error(folder_vault: Vault) -> None:
-    folder_vault.backed_up()
-    assert folder_vault.run("verify", BACKUP_IDENTITY="hello").exit_code == 2
+def test_a_text_that_is_no_key_is_a_usage_error(folder_shelf: Vault, backup: StoredBackup) -> None:
+    folder_shelf.keep(backup)
+    assert folder_shelf.run("verify", BACKUP_IDENTITY="hello").exit_code == 2
 
 
-def test_an_unencrypted_backup_is_opened_without_a_key(vault: Vault) -> None:
-    name = json.loads(vault.done("run", "--json", **WITHOUT_KEY).stdout)["name"]
-    result = vault.done("verify", **WITHOUT_KEY)
+def test_an_unencrypted_backup_is_opened_without_a_key(shelf: Vault, plain_backup: StoredBackup) -> None:
+    name = shelf.keep(plain_backup)
+    result = shelf.done("verify", **WITHOUT_KEY)
     assert result.stderr == ""
     assert "; decompressed to" in result.stdout
-    replace(vault, name, "dump.pgc.zst", lambda body: flipped(body, len(body) // 2))
-    assert f"dump.pgc.zst of {name} is damaged" in refused(vault, **WITHOUT_KEY)
+    replace(shelf, name, "dump.pgc.zst", lambda body: flipped(body, len(body) // 2))
+    assert f"dump.pgc.zst of {name} is damaged" in refused(shelf, **WITHOUT_KEY)
 
 
 def measured_again(store: BackupStore, name: str, file: str) -> Callable[[bytes], bytes]:
@@ -160,29 +161,30 @@ def measured_again(store: BackupStore, name: str, file: str) -> Callable[[bytes]
 
 @pytest.mark.parametrize("environment", [{}, WITHOUT_KEY])
 def test_a_dump_that_was_cut_before_it_was_measured_is_found_when_it_is_opened(
-    folder_vault: Vault, environment: dict[str, str | None]
+    folder_shelf: Vault, backup: StoredBackup, plain_backup: StoredBackup, environment: dict[str, str | None]
 ) -> None:
-    backed_up = json.loads(folder_vault.done("run", "--json", **environment).stdout)
-    name, dump = backed_up["name"], "dump.pgc.zst" if environment else SEALED_DUMP
-    replace(folder_vault, name, dump, lambda body: body[:-20])
-    replace(folder_vault, name, MANIFEST, measured_again(folder_vault.store, name, dump))
-    assert "The dump" in refused(folder_vault, **environment)
+    name, dump = (
+        (folder_shelf.keep(plain_backup), "dump.pgc.zst") if environment else (folder_shelf.keep(backup), SEALED_DUMP)
+    )
+    replace(folder_shelf, name, dump, lambda body: body[:-20])
+    replace(folder_shelf, name, MANIFEST, measured_again(folder_shelf.store, name, dump))
+    assert "The dump" in refused(folder_shelf, **environment)
 
 
-def test_a_dump_of_another_length_than_the_manifest_says_is_found(folder_vault: Vault) -> None:
-    name = folder_vault.backed_up()
+def test_a_dump_of_another_length_than_the_manifest_says_is_found(folder_shelf: Vault, backup: StoredBackup) -> None:
+    name = folder_shelf.keep(backup)
 
     def longer(body: bytes) -> bytes:
         manifest = json.loads(body)
         return json.dumps(manifest | {"dump_bytes": manifest["dump_bytes"] + 1}).encode()
 
-    replace(folder_vault, name, MANIFEST, longer)
-    assert "not as long as its manifest says" in refused(folder_vault)
+    replace(folder_shelf, name, MANIFEST, longer)
+    assert "not as long as its manifest says" in refused(folder_shelf)
 
 
-def test_a_file_that_we_may_not_read_is_not_said_to_be_missing(bucket_vault: Vault) -> None:
-    name = bucket_vault.backed_up()
-    bucket = bucket_vault.backup_url.split("/")[2]
+def test_a_file_that_we_may_not_read_is_not_said_to_be_missing(bucket_shelf: Vault, backup: StoredBackup) -> None:
+    name = bucket_shelf.keep(backup)
+    bucket = bucket_shelf.backup_url.split("/")[2]
     rule = {
         "Effect": "Deny",
         "Principal": "*",
@@ -192,4 +194,4 @@ def test_a_file_that_we_may_not_read_is_not_said_to_be_missing(bucket_vault: Vau
     boto3.client("s3").put_bucket_policy(
         Bucket=bucket, Policy=json.dumps({"Version": "2012-10-17", "Statement": [rule]})
     )
-    assert f"Cannot read {AFTER} of {name}" in refused(bucket_vault)
+    assert f"Cannot read {AFTER} of {name}" in refused(bucket_shelf)
