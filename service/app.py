@@ -1,24 +1,25 @@
-"""The Flask application: `create_app()` puts settings, parts, routes and errors together."""
+"""The Flask application: `create_app()` puts settings, components, routes and errors together."""
 
 from __future__ import annotations
 
 from flask import Flask, Response
 
 from service import limits, logs, metrics, problems, sentry
-from service.audit import audit
-from service.backup_routes import backup_routes
-from service.demo import demo
-from service.health import health
-from service.jobs import jobs
-from service.legal import legal
-from service.mail_routes import dev_mail, mail_routes
-from service.me import me
-from service.members import members
-from service.openapi import openapi
-from service.parts import assemble
-from service.personal_data import personal_data
+from service.components import build_components
+from service.routes.audit import audit
+from service.routes.backups import backups
+from service.routes.demo import demo
+from service.routes.health import health
+from service.routes.jobs import jobs
+from service.routes.legal import legal
+from service.routes.mail import dev_mail, mail
+from service.routes.me import me
+from service.routes.members import members
+from service.routes.metrics import metrics as metrics_route
+from service.routes.openapi import openapi
+from service.routes.personal_data import personal_data
+from service.routes.webhooks import webhooks
 from service.settings import Settings, load
-from service.webhooks import webhooks
 
 MAX_BODY_BYTES = 64 * 1024  # a route that takes more says so itself
 
@@ -32,15 +33,15 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.url_map.merge_slashes = False  # it redirects to whatever host the request names
     settings = settings or load()
     sentry.start(settings)
-    assemble(app, settings)
+    components = build_components(app, settings)
     logs.register(app)
     problems.register(app)
     metrics.register(app)
-    limits.register(app, settings.trusted_proxies)
+    limits.register(app, components.limits, components.session_tokens, settings.trusted_proxies)
     app.after_request(_guard)
     for blueprint in (
-        health, webhooks, me, members, audit, personal_data, backup_routes, legal, mail_routes, jobs,
-        metrics.metrics, openapi,
+        health, webhooks, me, members, audit, personal_data, backups, legal, mail, jobs,
+        metrics_route, openapi,
     ):  # fmt: skip
         app.register_blueprint(blueprint)
     if settings.environment == "local":

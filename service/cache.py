@@ -23,7 +23,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from upstash_redis import Redis
 
-from service import counts
+from service import metrics
 from service.breaker import Breaker, RedisUnavailable
 from service.logs import log
 
@@ -342,7 +342,7 @@ class Cache:
     def _count(self, what: str, by: int = 1) -> None:
         with self._lock:
             self._counts[what] += by
-        counts.CACHE.labels(what).inc(by)
+        metrics.CACHE.labels(what).inc(by)
 
 
 def _hash(text: str) -> str:

@@ -1,52 +1,25 @@
-"""Work that a scheduler asks for: `POST /jobs/<name>` with the jobs' token. Each is short, and may run at any time."""
+"""Work that a scheduler asks for, by its name in JOBS. Each is short, and may run at any time."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
-from flask import Blueprint, jsonify
-from flask.typing import ResponseReturnValue
-
-from service import sentry
 from service.backups import BackupRunning, BackupsUnconfigured
-from service.bearer import carries
 from service.clerk_api import ClerkCallFailed
 from service.clerk_sample import SampleFailed
-from service.data_api import CallFailed
+from service.components import Components
 from service.erasure_ledger import LedgerUnavailable
-from service.me import DatabaseUnavailable
-from service.parts import Parts, parts
 from service.problems import Problem
-from service.webhooks import scopes_of
-
-jobs = Blueprint("jobs", __name__, url_prefix="/jobs")
+from service.routes.webhooks import scopes_of
 
 WORK_SECONDS = 20.0
 NO_SEALS_AFTER = 2**62
 
 Report = dict[str, Any]
-
-
-class JobRefused(Problem):
-    """The request does not carry the jobs' token."""
-
-    status = HTTPStatus.UNAUTHORIZED
-    slug = "job-refused"
-    title = "Only the scheduler may run jobs"
-    headers = {"WWW-Authenticate": "Bearer"}  # noqa: RUF012 - never changed
-
-
-class JobUnknown(Problem):
-    """There is no job of this name."""
-
-    status = HTTPStatus.NOT_FOUND
-    slug = "job-unknown"
-    title = "There is no such job"
 
 
 class StoreUnavailable(Problem):
@@ -67,37 +40,7 @@ class SampleUnavailable(Problem):
     headers = {"Retry-After": "300"}  # noqa: RUF012 - never changed
 
 
-@jobs.post("/<name>")
-def run(name: str) -> ResponseReturnValue:
-    """Runs a job and answers with its report."""
-    if not carries(parts().settings.jobs_token):
-        raise JobRefused("Send the jobs' token: Authorization: Bearer <JOBS_TOKEN>.")
-    if name not in JOBS:
-        raise JobUnknown(f"The jobs are {', '.join(JOBS)}.")
-    began = time.monotonic()
-    try:
-        report = JOBS[name](parts())
-    except Exception as failure:
-        record(parts(), name, {"error": type(failure).__name__}, ok=False, began=began)
-        if isinstance(failure, CallFailed):
-            raise DatabaseUnavailable("The job is not done: run it again.") from failure
-        raise
-    record(parts(), name, report, ok=True, began=began)
-    return jsonify(report)
-
-
-def record(tools: Parts, name: str, report: Report, *, ok: bool, began: float) -> None:
-    """Tells ops.jobs and Sentry how a job ended. What it did is done, whether or not that can be recorded."""
-    seconds = time.monotonic() - began
-    every_minutes = None
-    with suppress(CallFailed):
-        outcome = {"name": name, "report": report, "ok": ok, "duration_ms": round(seconds * 1000)}
-        every_minutes = tools.data_api.call("record_job", outcome)
-    if not ok or every_minutes is not None:
-        sentry.check_in(name, seconds, every_minutes if isinstance(every_minutes, int) else None, ok=ok)
-
-
-def retention(tools: Parts) -> Report:
+def retention(tools: Components) -> Report:
     """Purges what is old: {done, purged: {table: rows}, dropped_audit_months}. Not done: run it again."""
     deadline = time.monotonic() + WORK_SECONDS
     purged: Counter[str] = Counter()
@@ -110,12 +53,12 @@ def retention(tools: Parts) -> Report:
             return step | {"purged": dict(purged)}
 
 
-def erasures(tools: Parts) -> Report:
+def erasures(tools: Components) -> Report:
     """Carries on with erasures: how many are running, erased, complete, or waiting for the next run."""
     return tools.eraser.carry_out_pending()
 
 
-def name_changes(tools: Parts) -> Report:
+def name_changes(tools: Components) -> Report:
     """Tells Clerk of names that people gave themselves: how many it took (told), refused, did not answer (failed)."""
     report: Counter[str] = Counter(told=0, refused=0, failed=0)
     for change in _list(tools.data_api.call("claim_name_changes", {})):
@@ -132,7 +75,7 @@ def name_changes(tools: Parts) -> Report:
     return dict(report)
 
 
-def backup(tools: Parts) -> Report:
+def backup(tools: Components) -> Report:
     """Starts a backup: the id of the one it started, or running where one is, or the variables that are not set."""
     try:
         return {"started": tools.backups.start("automated")["id"]}
@@ -142,7 +85,7 @@ def backup(tools: Parts) -> Report:
         return {"unconfigured": refusal.missing}
 
 
-def retry_events(tools: Parts) -> Report:
+def retry_events(tools: Components) -> Report:
     """Applies what failed of Clerk's events again, those that are due: how many ended in which outcome."""
     deadline = time.monotonic() + WORK_SECONDS
     report: Counter[str] = Counter()
@@ -155,12 +98,12 @@ def retry_events(tools: Parts) -> Report:
     return dict(report)
 
 
-def partitions(tools: Parts) -> Report:
+def partitions(tools: Components) -> Report:
     """Makes the audit trail's partitions of the months ahead: how many were new. Retention drops the old ones."""
     return {"made": tools.data_api.call("keep_partitions", {})}
 
 
-def seals(tools: Parts) -> Report:
+def seals(tools: Components) -> Report:
     """Seals the audit trail, and keeps the new seals beside the backups, out of its administrators' reach."""
     if tools.seals is None:
         tools.data_api.call("seals_after", {"newest": NO_SEALS_AFTER})
@@ -175,7 +118,7 @@ def seals(tools: Parts) -> Report:
     return {"stored": len(new)}
 
 
-def reconcile_sample(tools: Parts) -> Report:
+def reconcile_sample(tools: Components) -> Report:
     """Compares a sample with Clerk: how many of each kind were looked at, how many differ how. Changes nothing."""
     if tools.clerk_sample.missing:
         return {"compared": {}, "differing": {}, "unconfigured": list(tools.clerk_sample.missing)}
@@ -185,7 +128,7 @@ def reconcile_sample(tools: Parts) -> Report:
         raise SampleUnavailable("Nothing was changed: run the job again.") from failure
 
 
-def mail(tools: Parts) -> Report:
+def mail(tools: Components) -> Report:
     """Sends what waits in the outbox: how many were sent, postponed, or given up (failed)."""
     return tools.mailer.send_due()
 
@@ -196,7 +139,7 @@ def _list(answer: object) -> list[dict[str, Any]]:
     return answer
 
 
-JOBS: dict[str, Callable[[Parts], Report]] = {
+JOBS: dict[str, Callable[[Components], Report]] = {
     "retry-events": retry_events,
     "partitions": partitions,
     "seals": seals,

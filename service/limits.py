@@ -12,22 +12,19 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from http import HTTPStatus
 from ipaddress import IPv6Address, ip_address
-from typing import TYPE_CHECKING
 
-from flask import Flask, Response, current_app, g, request
+from flask import Flask, Response, g, request
 from upstash_ratelimit import Ratelimit, SlidingWindow
 from upstash_redis import Redis
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from service import counts
+from service import metrics
 from service.breaker import Breaker, RedisUnavailable
-from service.identity import current_caller
+from service.identity import SessionTokens, current_caller
 from service.problems import Problem
-
-if TYPE_CHECKING:
-    from service.parts import Parts
 
 # Clients inside one IPv6 network of this size are one: each may choose among its addresses.
 IPV6_NETWORK_BITS = 64
@@ -70,7 +67,7 @@ CLASSES = {
     "personal_data.export": "exports",
     "personal_data.erase": "erasures",
     "webhooks": "webhooks",
-    "mail_routes.receive": "webhooks",
+    "mail.receive": "webhooks",
     "backups": "backups",
     "jobs": "jobs",
 }
@@ -129,7 +126,7 @@ class Limits:
         what = "errors" if standing is None else "allowed" if standing.is_allowed else "refused"
         with self._lock:
             self._counts[what] += 1
-        counts.LIMITS.labels(what).inc()
+        metrics.LIMITS.labels(what).inc()
         return standing
 
     def stats(self) -> dict[str, int]:
@@ -145,14 +142,14 @@ class Limits:
         return Standing(response.allowed, response.limit, response.remaining, resets_in)
 
 
-def register(app: Flask, trusted_proxies: int) -> None:
+def register(app: Flask, limits: Limits, session_tokens: SessionTokens, trusted_proxies: int) -> None:
     """Limits every route of `app` but those that are exempt.
 
     A client's address is the peer's, or what the outermost of `trusted_proxies` said in X-Forwarded-For.
     """
     if trusted_proxies:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=trusted_proxies, x_proto=0)  # type: ignore[method-assign]
-    app.before_request(_check)
+    app.before_request(partial(_check, limits, session_tokens))
     app.after_request(_show)
 
 
@@ -174,18 +171,17 @@ def client_address() -> str:
     return str(getattr(parsed, "ipv4_mapped", None) or parsed)
 
 
-def _check() -> None:
+def _check(limits: Limits, session_tokens: SessionTokens) -> None:
     name = class_of(request.endpoint)
     if name is None:
         return
-    parts: Parts = current_app.extensions["ballast"]
     caller = client_address()
     if LIMITS[name].per is Per.PERSON:
         try:
-            caller = current_caller(parts.session_tokens).user_id
+            caller = current_caller(session_tokens).user_id
         except Problem:  # the route says so itself
             name = "strangers"
-    standing = parts.limits.count(name, caller)
+    standing = limits.count(name, caller)
     g.standing = standing
     if standing is not None and not standing.is_allowed:
         raise RateLimited(name, standing.resets_in)

@@ -1,67 +1,24 @@
-"""`/metrics` for Prometheus: requests, Clerk's webhooks and their lag, and what the database knows of backups.
-
-Each worker counts for itself; gunicorn.conf.py gives them a folder in which their counts come together.
-"""
+"""What is counted, wherever it happens; service/routes/metrics.py shows it. Each worker counts for itself."""
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator, Mapping
-from http import HTTPStatus
-from typing import Any
 
-from flask import Blueprint, Flask, Response, g, request
-from flask.typing import ResponseReturnValue
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.multiprocess import MultiProcessCollector
-from prometheus_client.registry import Collector
+from flask import Flask, Response, g, request
+from prometheus_client import Counter, Histogram
 
-from service.bearer import carries
-from service.counts import DURATION, LAG, REQUESTS, WEBHOOKS
-from service.data_api import CallFailed
-from service.parts import parts
-from service.problems import Problem
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+LAG_SECONDS = (0.5, 1, 2, 5, 10, 30, 60, 300, 1800, 7200, 36000)
 
-metrics = Blueprint("metrics", __name__)
-
-FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 # Clerk's published examples have seconds where deliveries have milliseconds.
 LARGEST_SECONDS = 1e11
 
-# What public.service_metrics() returns: a number, or null where there is nothing to measure yet.
-FROM_DATABASE = {
-    "backup_age_seconds": "How old the data of the last completed backup are.",
-    "drill_age_seconds": "How long ago a backup was last proven by a restore.",
-    "webhook_failures": "Clerk's events that could not be applied yet.",
-    "erasures_waiting": "Erasures that are not complete.",
-    "mail_queued": "Mail that is to be sent.",
-    "mail_oldest_seconds": "How long the oldest of it has been due.",
-}
-
-
-class MetricsRefused(Problem):
-    """The request does not carry the token for metrics, or there is none."""
-
-    status = HTTPStatus.UNAUTHORIZED
-    slug = "metrics-refused"
-    title = "Only a monitor may read the metrics"
-    headers = {"WWW-Authenticate": "Bearer"}  # noqa: RUF012 - never changed
-
-
-@metrics.get("/metrics")
-def show() -> ResponseReturnValue:
-    """All of it, in Prometheus' text format."""
-    if not carries(parts().settings.metrics_token):
-        raise MetricsRefused("Send the token for metrics: Authorization: Bearer <METRICS_TOKEN>.")
-    registry = CollectorRegistry()
-    if FOLDER in os.environ:
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    else:
-        registry.register(REGISTRY)
-    registry.register(_Database())
-    return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
+REQUESTS = Counter("ballast_requests_total", "Requests, by route, method and status.", ("route", "method", "status"))
+DURATION = Histogram("ballast_request_seconds", "How long a request took, by route.", ("route",), buckets=SECONDS)
+WEBHOOKS = Counter("ballast_webhooks_total", "Clerk's events that were stored, by outcome.", ("outcome",))
+LAG = Histogram("ballast_webhook_lag_seconds", "From an event at Clerk until it was stored here.", buckets=LAG_SECONDS)
+CACHE = Counter("ballast_cache_total", "What the cache did: hits, misses, errors and changes.", ("what",))
+LIMITS = Counter("ballast_limits_total", "What the limits decided: allowed, refused, or not asked (errors).", ("what",))
 
 
 def register(app: Flask) -> None:
@@ -84,20 +41,3 @@ def _count(response: Response) -> Response:
     REQUESTS.labels(route, method, response.status_code).inc()
     DURATION.labels(route).observe(time.perf_counter() - g.started)
     return response
-
-
-class _Database(Collector):
-    """What only the database knows; asked at each scrape."""
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        try:
-            answer = parts().data_api.call("service_metrics", {})
-        except CallFailed:
-            answer = None
-        found: Mapping[str, Any] = answer if isinstance(answer, dict) else {}
-        yield GaugeMetricFamily(
-            "ballast_database_up", "Whether the database answered this scrape.", value=float(answer is not None)
-        )
-        for name, meaning in FROM_DATABASE.items():
-            if found.get(name) is not None:
-                yield GaugeMetricFamily(f"ballast_{name}", meaning, value=float(found[name]))

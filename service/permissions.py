@@ -15,10 +15,10 @@ from uuid import UUID
 
 from flask.typing import ResponseReturnValue
 
+from service.components import components
 from service.identity import Caller, current_caller
-from service.me import Session, session_of
-from service.parts import parts
 from service.problems import Problem
+from service.session import Session, session_of
 
 Route = Callable[..., ResponseReturnValue]
 
@@ -56,7 +56,7 @@ def requires(permission: str) -> Callable[[Route], Route]:
     def guard(route: Route) -> Route:
         @wraps(route)
         def guarded(organization_id: UUID, **arguments: object) -> ResponseReturnValue:
-            caller = current_caller(parts().session_tokens)
+            caller = current_caller(components().session_tokens)
             organization = permitted(session_of(caller), organization_id, permission)
             return route(Permitted(caller, organization), **arguments)
 

@@ -1,9 +1,10 @@
-"""The registry's part of the privacy page, as the database tells it."""
+"""What the privacy page shows: the registry of personal data, as the database returns it, and who processes it."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any, cast
 
@@ -15,6 +16,63 @@ RETRY_SECONDS = 5  # what DatabaseUnavailable tells a visitor to wait
 
 Line = dict[str, str]
 Call = Callable[[str, dict[str, Any]], object]
+
+
+@dataclass(frozen=True)
+class Processor:
+    """Who processes personal data for us; where, as its own documentation says."""
+
+    name: str
+    purpose: str
+    data: str
+    where: str
+    policy: str
+
+
+PROCESSORS = (
+    Processor(
+        name="Clerk",
+        purpose="Sign-in and organizations",
+        data="Accounts, organizations, invitations",
+        where="United States",
+        policy="https://clerk.com/legal/privacy",
+    ),
+    Processor(
+        name="Supabase",
+        purpose="Database and live updates",
+        data="All that is listed above",
+        where="The region of the project",
+        policy="https://supabase.com/privacy",
+    ),
+    Processor(
+        name="Upstash",
+        purpose="Counters and short-lived answers",
+        data="Identifiers of people and requests",
+        where="The region of the database",
+        policy="https://upstash.com/trust/privacy.pdf",
+    ),
+    Processor(
+        name="Resend",
+        purpose="E-mail",
+        data="The address, and what the e-mail says",
+        where="United States",
+        policy="https://resend.com/legal/privacy-policy",
+    ),
+    Processor(
+        name="Sentry",
+        purpose="Reports of errors",
+        data="Where it failed; no names, no content",
+        where="Germany or the United States, as chosen for the account",
+        policy="https://sentry.io/privacy/",
+    ),
+    Processor(
+        name="Amazon Web Services (S3)",
+        purpose="Backups",
+        data="All that is listed above",
+        where="The region of the bucket",
+        policy="https://aws.amazon.com/privacy/",
+    ),
+)
 
 
 class PrivacyNotice:

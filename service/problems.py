@@ -30,6 +30,15 @@ class Problem(Exception):
         self.more = more
 
 
+class DatabaseUnavailable(Problem):
+    """The database did not answer, or not as it should."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    slug = "database-unavailable"
+    title = "The database does not answer"
+    headers = {"Retry-After": "5"}  # noqa: RUF012 - never changed
+
+
 def register(app: Flask) -> None:
     """Makes every error of `app` a problem document."""
     app.register_error_handler(Problem, _problem)

@@ -17,7 +17,7 @@ import psycopg
 import pytest
 from flask.testing import FlaskClient
 
-from service.audit import COLUMNS, PAGE
+from service.audit_csv import COLUMNS, PAGE
 from tests.conftest import Stack
 from tests.service.conftest import MakeApp
 from tests.service.outside import HANG_UP, Answer, Issuer, Outside, rest_answer

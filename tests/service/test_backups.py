@@ -21,7 +21,7 @@ from psycopg.rows import dict_row
 
 from service.backup_names import new_name
 from service.backups import BackupRunner
-from service.parts import Parts
+from service.components import Components
 from tests.conftest import Stack
 from tests.service.conftest import MakeApp
 from tests.service.outside import HANG_UP, Outside, rest_answer
@@ -60,7 +60,7 @@ def database(stack: Stack) -> Iterator[Database]:
 
 
 def with_command(app: Flask, command: tuple[str, ...]) -> FlaskClient:
-    tools: Parts = app.extensions["ballast"]
+    tools: Components = app.extensions["ballast"]
     runner = BackupRunner(tools.data_api.call, tools.settings.missing_for_backups(), command)
     app.extensions["ballast"] = dataclasses.replace(tools, backups=runner)
     return app.test_client()

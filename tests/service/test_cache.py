@@ -19,7 +19,7 @@ from upstash_redis import Redis
 from service import breaker, cache
 from service.breaker import Breaker
 from service.cache import Cache, Scope, Shelf, organization, person
-from service.parts import parts
+from service.components import components
 from tests.conftest import Stack
 from tests.service.conftest import NOBODY, MakeApp
 from tests.service.outside import HANG_UP, Answer, Issuer, Outside, event, rest_answer, running_outside, signed
@@ -613,7 +613,7 @@ def test_redis_never_holds_a_token(client: FlaskClient, issuer: Issuer, redis: R
     token = issuer.token(sub=new_person())
     client.get(URL, headers=as_caller(token))
     with client.application.app_context():
-        prefix = parts().cache._prefix
+        prefix = components().cache._prefix
     values = [redis.hgetall(key) for key in redis.keys(f"{prefix}:session:*")]
     assert values
     assert token not in str(values)

@@ -13,7 +13,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from service.clerk_api import API_VERSION, ClerkApi, ClerkCallFailed
-from service.parts import parts
+from service.components import components
 from tests.conftest import Stack
 from tests.service.conftest import NOBODY, MakeApp
 from tests.service.outside import HANG_UP, Answer, Outside, rest_answer
@@ -27,7 +27,7 @@ PERSON = "user_ada"
 @pytest.fixture
 def clerk(online: FlaskClient) -> ClerkApi:
     with online.application.app_context():
-        return parts().clerk
+        return components().clerk
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_nobody_can_be_renamed_who_is_gone(clerk: ClerkApi) -> None:
 def test_a_wrong_key_is_ours_to_mend(make_app: MakeApp, stack: Stack) -> None:
     app = make_app(**(stack.environment | {"CLERK_SECRET_KEY": "sk_test_wrong"}))
     with app.app_context(), pytest.raises(ClerkCallFailed) as failed:
-        parts().clerk.delete_user(PERSON)
+        components().clerk.delete_user(PERSON)
     assert (failed.value.status, failed.value.code, failed.value.is_refusal) == (401, "clerk_key_invalid", False)
 
 
@@ -78,7 +78,7 @@ def test_a_wrong_key_is_ours_to_mend(make_app: MakeApp, stack: Stack) -> None:
 @pytest.fixture
 def failing(make_app: MakeApp, outside: Outside) -> ClerkApi:
     with make_app(CLERK_API_URL=outside.url).app_context():
-        return parts().clerk
+        return components().clerk
 
 
 def error(status: int, code: object = "some_code", **headers: str) -> Answer:
@@ -149,7 +149,7 @@ def test_a_code_that_is_none_of_clerks_is_not_repeated(failing: ClerkApi, outsid
 def test_no_answer_is_a_failure_that_may_pass(failing: ClerkApi, outside: Outside, make_app: MakeApp) -> None:
     hung_up = failure_of(failing, outside, HANG_UP)
     with make_app(CLERK_API_URL=NOBODY).app_context(), pytest.raises(ClerkCallFailed) as absent:
-        parts().clerk.delete_user(PERSON)
+        components().clerk.delete_user(PERSON)
     for failed, code in ((hung_up, "RemoteProtocolError"), (absent.value, "ConnectError")):
         assert (failed.status, failed.code, failed.is_refusal) == (None, code, False)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from flask.testing import FlaskClient
 
-from service import demo
+from service.routes import demo
 from tests.service.conftest import NOBODY, MakeApp
 
 HTTPS = dict.fromkeys(
@@ -70,7 +70,7 @@ def test_the_configuration_holds_the_publishable_key_and_no_secret(local: FlaskC
 
 @pytest.mark.parametrize(
     "path",
-    ["../demo.py", "..%2fdemo.py", "%2e%2e/demo.py", "..\\demo.py", "/etc/passwd", "%2fetc%2fpasswd", "%00", "."],
+    ["../app.py", "..%2fapp.py", "%2e%2e/app.py", "..\\app.py", "/etc/passwd", "%2fetc%2fpasswd", "%00", "."],
 )
 def test_no_other_file_is_served(local: FlaskClient, path: str) -> None:
     assert local.get(f"/demo/{path}").status_code == 404

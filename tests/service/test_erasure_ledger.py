@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.components import components
 from service.erasure_ledger import ATTEMPT_SECONDS, RETRIES, LedgerStore, LedgerUnavailable
-from service.parts import parts
 from tests.conftest import Stack
 from tests.service.conftest import MakeApp
 from tests.service.outside import Outside
@@ -88,7 +88,7 @@ def test_a_receipt_never_leads_to_another_file(tmp_path: Path, receipt: str) -> 
 
 def test_the_services_ledger_is_beside_the_stacks_backups(make_app: MakeApp, stack: Stack) -> None:
     with make_app(**stack.environment).app_context():
-        ledger = parts().eraser.ledger
+        ledger = components().eraser.ledger
     assert ledger is not None
     receipt = secrets.token_hex(8)
     ledger.put(receipt, ADA)
@@ -99,7 +99,7 @@ def test_the_services_ledger_is_beside_the_stacks_backups(make_app: MakeApp, sta
 
 def test_without_a_place_for_backups_the_service_has_no_ledger(make_app: MakeApp) -> None:
     with make_app().app_context():
-        assert parts().eraser.ledger is None
+        assert components().eraser.ledger is None
 
 
 # --- what fails ---

@@ -20,7 +20,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.webhooks import MAX_BODY_BYTES
+from service.routes.webhooks import MAX_BODY_BYTES
 from tests.conftest import free_port_block
 from tests.service.conftest import ENVIRONMENT, LEGAL
 from tests.service.outside import Answer, Outside, event, rest_answer, running_outside, signed

@@ -57,7 +57,7 @@ def test_the_part_that_is_down_is_named_without_details(
     make_app: MakeApp, outside: Outside, monkeypatch: pytest.MonkeyPatch, broken: str, down: str
 ) -> None:
     monkeypatch.setattr("service.data_api.PROBE_TIMEOUT", httpx.Timeout(0.3))
-    monkeypatch.setattr("service.parts.REDIS_TIMEOUT", httpx.Timeout(0.3))
+    monkeypatch.setattr("service.components.REDIS_TIMEOUT", httpx.Timeout(0.3))
     outside.answer = lambda path, *rest: (
         BROKEN[broken](path, *rest) if path.startswith("/rest") == (down == "data_api") else working(path)
     )

@@ -10,7 +10,7 @@ from flask import Flask
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from service.webhooks import UNSTORABLE, event_in
+from service.routes.webhooks import UNSTORABLE, event_in
 from tests.service.conftest import ENVIRONMENT, made_in
 from tests.service.outside import Issuer, running_outside, signed
 

@@ -10,8 +10,8 @@ import pytest
 from flask.testing import FlaskClient
 
 from service import jobs
+from service.components import Components
 from service.data_api import CallFailed
-from service.parts import Parts
 from tests.conftest import Stack
 from tests.service.conftest import MakeApp
 from tests.service.test_personal_data import as_caller
@@ -49,7 +49,7 @@ def test_a_run_that_fails_is_recorded_by_the_kind_of_its_error_alone(
     failure: Exception,
     status: int,
 ) -> None:
-    def fails(_: Parts) -> dict[str, Any]:
+    def fails(_: Components) -> dict[str, Any]:
         raise failure
 
     monkeypatch.setitem(jobs.JOBS, "retention", fails)

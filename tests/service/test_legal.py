@@ -11,8 +11,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from service.data_api import CallFailed, DataApi
-from service.legal import PROCESSORS
-from service.privacy_notice import LIVES_SECONDS, RETRY_SECONDS, PrivacyNotice
+from service.privacy_notice import LIVES_SECONDS, PROCESSORS, RETRY_SECONDS, PrivacyNotice
 from tests.service.conftest import MakeApp
 from tests.service.outside import HANG_UP, Outside, rest_answer
 

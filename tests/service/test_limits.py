@@ -18,8 +18,8 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from service import limits
+from service.components import components
 from service.limits import CLASSES, LIMITS, Limit, Per, class_of
-from service.parts import parts
 from tests.conftest import ROOT, Stack, running_stack
 from tests.service.conftest import MakeApp
 from tests.service.outside import HANG_UP, Answer, Issuer, Outside, event, rest_answer, running_outside, signed
@@ -189,7 +189,7 @@ def test_every_route_has_the_limit_it_should_have(lonely_app: Flask) -> None:
     expected = {
         "health.alive": None, "health.ready": None, "me.show": "person", "members.invite": "invitations",
         "members.remove": "person", "audit.export": "person", "personal_data.export": "exports",
-        "personal_data.erase": "erasures", "personal_data.show_erasure": "pages", "webhooks.receive": "webhooks", "mail_routes.receive": "webhooks",
+        "personal_data.erase": "erasures", "personal_data.show_erasure": "pages", "webhooks.receive": "webhooks", "mail.receive": "webhooks",
         "backups.start": "backups", "backups.show": "backups", "jobs.run": "jobs", "legal.privacy": "pages",
         "openapi.show": "pages",
     }  # fmt: skip
@@ -231,12 +231,12 @@ def test_without_redis_nobody_is_refused_and_it_is_logged_once(
     assert {each.status_code for each in answers} == {200}
     assert not any("RateLimit-Limit" in each.headers for each in answers)
     with app.app_context():
-        assert parts().limits.stats() == {"allowed": 0, "refused": 0, "errors": FEW * 3}
+        assert components().limits.stats() == {"allowed": 0, "refused": 0, "errors": FEW * 3}
     assert log.getvalue().count("redis does not answer") == 1
 
 
 def test_a_slow_redis_is_waited_for_once(make_app: MakeApp, outside: Outside, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.parts.REDIS_TIMEOUT", 0.3)
+    monkeypatch.setattr("service.components.REDIS_TIMEOUT", 0.3)
     outside.answer = lambda *_: time.sleep(2) or HANG_UP  # type: ignore[func-returns-value]
     client = make_app(UPSTASH_REDIS_REST_URL=outside.url).test_client()
     began = time.monotonic()
@@ -248,7 +248,7 @@ def test_what_passes_and_what_is_refused_is_counted(app: Flask, address: str) ->
     for _ in range(FEW + 2):
         get(app, PAGE, address)
     with app.app_context():
-        assert parts().limits.stats() == {"allowed": FEW, "refused": 2, "errors": 0}
+        assert components().limits.stats() == {"allowed": FEW, "refused": 2, "errors": 0}
 
 
 @pytest.mark.parametrize("value", ["-1", "10", "x", "1.5"])

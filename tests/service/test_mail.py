@@ -26,9 +26,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service import mail as mail_module
+from service.components import components
 from service.mail import KINDS, OPTIONAL, Renderer, SendingFailed, one_line
-from service.mail_routes import EXAMPLE
-from service.parts import parts
+from service.routes.mail import EXAMPLE
 from tests.conftest import ROOT, Stack
 from tests.service.conftest import ENVIRONMENT, MakeApp, made_in
 from tests.service.outside import HANG_UP, OLD_SECRET, SECRET, Answer, Outside, rest_answer, signed
@@ -215,7 +215,7 @@ def preferences(database: psycopg.Connection[Any]) -> Any:
 @pytest.mark.parametrize("method", ["get", "post"])
 def test_a_link_that_is_not_ours_ends_nothing(offline: FlaskClient, method: str, change: dict[str, str]) -> None:
     with offline.application.app_context():
-        renderer = parts().mailer.renderer
+        renderer = components().mailer.renderer
         person = str(uuid4())
         link = {"person": person, "kind": "welcome", "signature": renderer.signature(person, "welcome")} | change
     response = getattr(offline, method)("/mail/unsubscribe", query_string=link)
@@ -427,7 +427,7 @@ def test_outside_local_and_test_nothing_is_claimed_without_a_key(make_app: MakeA
     )
     client = make_app(ENVIRONMENT="production", **https).test_client()
     with client.application.app_context():
-        assert parts().mailer.send_due() == {"unconfigured": ["RESEND_API_KEY"]}
+        assert components().mailer.send_due() == {"unconfigured": ["RESEND_API_KEY"]}
 
 
 # --- what it says

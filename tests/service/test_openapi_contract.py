@@ -20,7 +20,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from service.openapi import DOCUMENT
+from service.routes.openapi import DOCUMENT
 from tests.conftest import Stack
 from tests.service.conftest import made_in
 from tests.service.test_personal_data import as_caller

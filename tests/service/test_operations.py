@@ -16,7 +16,7 @@ import sentry_sdk
 from flask import Flask
 from flask.testing import FlaskClient
 
-from service import clerk_api, data_api, identity, parts
+from service import clerk_api, components, data_api, identity
 from tests.conftest import ROOT, Stack
 from tests.service.conftest import NOBODY, MakeApp
 from tests.service.outside import SECRET, Answer, event, running_outside, signed
@@ -37,7 +37,7 @@ CELLS = {
 # What waits for which part, and how long in a test; SLOW_SECONDS is longer, and so a part never answers in time.
 WAITS = {
     "service.data_api.TIMEOUT": httpx.Timeout(0.3), "service.data_api.PROBE_TIMEOUT": httpx.Timeout(0.3),
-    "service.clerk_api.TIMEOUT": httpx.Timeout(0.3), "service.parts.REDIS_TIMEOUT": httpx.Timeout(0.3),
+    "service.clerk_api.TIMEOUT": httpx.Timeout(0.3), "service.components.REDIS_TIMEOUT": httpx.Timeout(0.3),
     "service.mail.TIMEOUT": httpx.Timeout(0.3), "service.identity.FETCH_TIMEOUT_SECONDS": 0.3,
 }  # fmt: skip
 SLOW_SECONDS = 2.0
@@ -100,7 +100,7 @@ def test_a_slow_part_costs_no_longer_than_the_page_says() -> None:
     def longest(wait: httpx.Timeout) -> float:
         return (wait.connect or 0) + (wait.read or 0)
 
-    database, clerk, redis = (longest(each) for each in (data_api.TIMEOUT, clerk_api.TIMEOUT, parts.REDIS_TIMEOUT))
+    database, clerk, redis = (longest(each) for each in (data_api.TIMEOUT, clerk_api.TIMEOUT, components.REDIS_TIMEOUT))
     assert f"at most {database:.0f} seconds of the database" in PAGE
     assert f"{clerk:.0f} of Clerk's API" in PAGE
     assert f"{identity.FETCH_TIMEOUT_SECONDS} of Clerk's keys" in PAGE

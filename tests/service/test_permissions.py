@@ -17,9 +17,9 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from service.cache import organization
-from service.me import session_of
-from service.parts import parts
+from service.components import components
 from service.permissions import NotPermitted, permitted
+from service.session import session_of
 from tests.conftest import Stack
 from tests.service.conftest import MakeApp
 from tests.service.outside import HANG_UP, Answer, Issuer, Outside, rest_answer, running_outside
@@ -63,7 +63,7 @@ def second_factor(request: pytest.FixtureRequest, sql: psycopg.Connection[Any], 
     def ask_for_it(required: bool) -> None:
         sql.execute("update public.organizations set mfa_required = %s where clerk_org_id = 'org_acme'", [required])
         with online.application.app_context():
-            parts().cache.changed(organization("org_acme"))
+            components().cache.changed(organization("org_acme"))
 
     required, verified = request.param
     ask_for_it(required)
@@ -81,13 +81,15 @@ def test_service_and_database_agree_on_every_permission(
         by_database = {
             name
             for name in everything
-            if parts().data_api.call_as(token, "has_permission", {"organization_id": str(acme), "permission": name})
+            if components().data_api.call_as(
+                token, "has_permission", {"organization_id": str(acme), "permission": name}
+            )
         }
         for _ in range(2):  # computed, then kept
-            caller = parts().session_tokens.caller(f"Bearer {token}")
+            caller = components().session_tokens.caller(f"Bearer {token}")
             by_service = {name for name in everything if holds(session_of(caller), acme, name)}
             assert by_service == by_database
-        assert parts().cache.stats()["hits"] >= 1
+        assert components().cache.stats()["hits"] >= 1
     assert (by_database == set()) == (role == "stranger")
     if role == "owner" and second_factor:
         assert by_database == everything
@@ -255,7 +257,7 @@ def test_nobody_is_removed_from_another_organization(online: FlaskClient, stack:
 
 def test_who_is_gone_at_clerk_already_is_removed(online: FlaskClient, stack: Stack, team: Team) -> None:
     with online.application.app_context():
-        parts().clerk.delete_membership(team.clerk_id, "user_nobody")
+        components().clerk.delete_membership(team.clerk_id, "user_nobody")
 
 
 # --- Clerk and the database fail ---

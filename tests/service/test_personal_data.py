@@ -19,7 +19,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from service.erasure import MOST_PAUSES, Eraser
-from service.personal_data import CONFIRMATION, FIRST_FACTOR_MINUTES
+from service.routes.personal_data import CONFIRMATION, FIRST_FACTOR_MINUTES
 from tests.conftest import Stack
 from tests.service.conftest import MakeApp
 from tests.service.outside import HANG_UP, Issuer, Outside, rest_answer

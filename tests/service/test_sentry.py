@@ -13,9 +13,9 @@ import pytest
 import sentry_sdk
 from flask import Flask, request
 
+from service.components import components
 from service.data_api import CallFailed
-from service.me import DatabaseUnavailable
-from service.parts import parts
+from service.problems import DatabaseUnavailable
 from tests.conftest import Stack
 from tests.service.conftest import ENVIRONMENT, MakeApp
 from tests.service.outside import Issuer, running_outside
@@ -74,7 +74,7 @@ def app(make_app: MakeApp, sink: Sink, issuer: Issuer) -> Flask:
 
     def boom(name: str) -> str:
         local = "Ada Winter"
-        parts().session_tokens.caller(request.headers.get("Authorization"))
+        components().session_tokens.caller(request.headers.get("Authorization"))
         raise RuntimeError(f"{name} {local} ada@example.com 5ecret {request.get_data(as_text=True)}")
 
     def unavailable(name: str) -> str:

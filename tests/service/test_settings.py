@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from flask import Flask
 
-from service.parts import parts
+from service.components import components
 from service.settings import Settings, SettingsInvalid
 from tests.service.conftest import ENVIRONMENT, LEGAL, MakeApp
 from tests.service.outside import SECRET
@@ -180,7 +180,7 @@ def test_printing_the_settings_shows_no_secret(make_app: MakeApp) -> None:
 
 def settings_of(app: Flask) -> Settings:
     with app.app_context():
-        return parts().settings
+        return components().settings
 
 
 def test_production_names_itself_to_the_public(make_app: MakeApp) -> None:

@@ -1,4 +1,4 @@
-"""What the routes work with: made once per process by `create_app`, shared by all threads."""
+"""What the service is made of: built once per process by `create_app`, shared by all threads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ REDIS_TIMEOUT = httpx.Timeout(2)
 
 
 @dataclass(frozen=True)
-class Parts:
+class Components:
     """The service's settings and its connections to the outside."""
 
     settings: Settings
@@ -45,8 +45,8 @@ class Parts:
     privacy_notice: PrivacyNotice
 
 
-def assemble(app: Flask, settings: Settings) -> None:
-    """Makes the parts and keeps them with `app`. Connects to nothing yet."""
+def build_components(app: Flask, settings: Settings) -> Components:
+    """Builds the components and keeps them with `app`. Connects to nothing yet."""
     data_api = DataApi(
         settings.supabase_url,
         settings.supabase_secret_key.get_secret_value(),
@@ -57,7 +57,7 @@ def assemble(app: Flask, settings: Settings) -> None:
     redis = _redis(settings)
     breaker = Breaker(redis)
     cache = Cache(breaker, settings.supabase_url)
-    app.extensions["ballast"] = Parts(
+    built = app.extensions["ballast"] = Components(
         settings=settings,
         data_api=data_api,
         redis=redis,
@@ -72,11 +72,12 @@ def assemble(app: Flask, settings: Settings) -> None:
         mailer=_mailer(settings, data_api),
         privacy_notice=PrivacyNotice(data_api.call),
     )
+    return built
 
 
-def parts() -> Parts:
-    """The parts of the app that serves this request."""
-    return cast("Parts", current_app.extensions["ballast"])
+def components() -> Components:
+    """The components of the app that serves this request."""
+    return cast("Components", current_app.extensions["ballast"])
 
 
 def _clerk_sample(settings: Settings) -> ClerkSample:

@@ -10,16 +10,15 @@ from uuid import UUID
 from flask import Blueprint, Response, jsonify, make_response, render_template, request
 from flask.typing import ResponseReturnValue
 
+from service.components import components
 from service.data_api import CallFailed
 from service.mail import KINDS, OPTIONAL, Drawer, Message
-from service.me import DatabaseUnavailable
-from service.parts import parts
-from service.problems import Problem
-from service.webhooks import EventNotStored, delivery_in, raw_body, signed_event
+from service.problems import DatabaseUnavailable, Problem
+from service.routes.webhooks import EventNotStored, delivery_in, raw_body, signed_event
 
-FOLDER = Path(__file__).with_name("mail_pages")
+FOLDER = Path(__file__).parents[1] / "mail_pages"
 
-mail_routes = Blueprint("mail_routes", __name__, template_folder=FOLDER)
+mail = Blueprint("mail", __name__, template_folder=FOLDER)
 dev_mail = Blueprint("dev_mail", __name__, url_prefix="/dev/mail", template_folder=FOLDER)
 
 # Of the others (opened, clicked, sent, delayed, …) we want to know nothing.
@@ -71,34 +70,34 @@ class MailUnknown(Problem):
     title = "There is no such mail"
 
 
-@mail_routes.get("/mail/unsubscribe")
+@mail.get("/mail/unsubscribe")
 def ask() -> ResponseReturnValue:
     """Asks before it ends anything: programs that look into mail open every link."""
     _, kind = _signed_link()
     return _page("unsubscribe.html", STYLE, kind=kind, done=False)
 
 
-@mail_routes.post("/mail/unsubscribe")
+@mail.post("/mail/unsubscribe")
 def unsubscribe() -> ResponseReturnValue:
     """Ends mail of one kind: from the page, or by the mail program's own button (RFC 8058)."""
     person_id, kind = _signed_link()
     try:
-        parts().data_api.call("unsubscribe_from_mail", {"person_id": person_id, "template": kind})
+        components().data_api.call("unsubscribe_from_mail", {"person_id": person_id, "template": kind})
     except CallFailed as failure:
         raise DatabaseUnavailable("Try again in a few seconds.") from failure
     return _page("unsubscribe.html", STYLE, kind=kind, done=True)
 
 
-@mail_routes.post("/webhooks/resend")
+@mail.post("/webhooks/resend")
 def receive() -> ResponseReturnValue:
     """Notes what became of a mail: of ours it is known, of others' (and of kinds we do not ask for) ignored."""
-    secret = parts().settings.resend_webhook_secret
+    secret = components().settings.resend_webhook_secret
     event = signed_event(raw_body(), delivery_in(request.headers), (secret,) if secret else ())
     kind = EVENTS.get(event["type"])
     if kind is None:
         return jsonify(outcome="ignored")
     try:
-        is_known = parts().data_api.call("mail_event", {"kind": kind} | _told_of(event["type"], event["data"]))
+        is_known = components().data_api.call("mail_event", {"kind": kind} | _told_of(event["type"], event["data"]))
     except CallFailed as failure:
         raise EventNotStored("The database did not take the event. Send it again.") from failure
     return jsonify(outcome="processed" if is_known else "ignored")
@@ -126,7 +125,7 @@ def _uuid(text: object) -> str | None:
 def _signed_link() -> tuple[str, str]:
     """Whose mail of which kind. Raises LinkInvalid."""
     person_id, kind, signature = (request.args.get(name, "") for name in ("person", "kind", "signature"))
-    if not parts().mailer.renderer.is_signed(person_id, kind, signature):
+    if not components().mailer.renderer.is_signed(person_id, kind, signature):
         raise LinkInvalid("Open it from the mail once more, whole; or change your preferences after signing in.")
     return person_id, kind
 
@@ -155,7 +154,7 @@ def example(kind: str, form: str) -> ResponseReturnValue:
 
 def example_message(kind: str) -> Message:
     """A mail of this kind to Ada Winter."""
-    return parts().mailer.renderer.message(
+    return components().mailer.renderer.message(
         {
             "id": EXAMPLE["receipt"],
             "template": kind,
@@ -168,7 +167,7 @@ def example_message(kind: str) -> Message:
 
 
 def _drawer() -> Drawer:
-    way = parts().mailer.way
+    way = components().mailer.way
     return way if isinstance(way, Drawer) else Drawer(None)
 
 
@@ -183,7 +182,7 @@ def _shown(subject: str, html: str, text: str, form: str) -> Response:
 
 
 def _page(template: str, policy: str, **context: object) -> Response:
-    response = make_response(render_template(template, settings=parts().settings, **context))
+    response = make_response(render_template(template, settings=components().settings, **context))
     response.headers["Content-Security-Policy"] = policy
     response.headers["Referrer-Policy"] = "no-referrer"  # the address has the signature
     return response

@@ -14,11 +14,11 @@ from flask import Blueprint, jsonify, request
 from flask.typing import ResponseReturnValue
 
 from service.clerk_api import ClerkCallFailed
+from service.components import components
 from service.data_api import CallFailed
-from service.me import refusal
-from service.parts import parts
 from service.permissions import NotPermitted, Permitted, requires
 from service.problems import Problem
+from service.session import refusal
 
 members = Blueprint("members", __name__, url_prefix="/api/v1/organizations/<uuid:organization_id>")
 
@@ -75,7 +75,7 @@ def invite(permitted: Permitted) -> ResponseReturnValue:
     email, role = invitation_in(request.get_json(silent=True))
     prepared = _prepared(permitted, "members:invite", "prepare_invitation", {"role": role})
     try:
-        invitation_id = parts().clerk.invite(
+        invitation_id = components().clerk.invite(
             prepared["clerk_org_id"], email, prepared["clerk_role"], permitted.caller.user_id
         )
     except ClerkCallFailed as failure:
@@ -89,7 +89,7 @@ def remove(permitted: Permitted, profile_id: UUID) -> ResponseReturnValue:
     """Has Clerk end a membership."""
     prepared = _prepared(permitted, "members:remove", "prepare_removal", {"profile_id": str(profile_id)})
     try:
-        parts().clerk.delete_membership(prepared["clerk_org_id"], prepared["clerk_user_id"])
+        components().clerk.delete_membership(prepared["clerk_org_id"], prepared["clerk_user_id"])
     except ClerkCallFailed as failure:
         raise clerks_refusal(failure) from failure
     return "", HTTPStatus.NO_CONTENT
@@ -115,7 +115,7 @@ def clerks_refusal(failure: ClerkCallFailed) -> Problem:
 def _prepared(permitted: Permitted, permission: str, function: str, arguments: dict[str, str]) -> dict[str, Any]:
     """What Clerk has to be told. Raises the problems above, NotPermitted, and those of me.refusal()."""
     try:
-        answer = parts().data_api.call_as(
+        answer = components().data_api.call_as(
             permitted.caller.token, function, {"organization_id": permitted.organization["id"], **arguments}
         )
     except CallFailed as failure:

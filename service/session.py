@@ -1,20 +1,15 @@
-"""The signed-in person's own view: profile, organizations and permissions, as the database grants them."""
+"""The caller's session, as the database grants it: profile, organizations and permissions; kept in the cache."""
 
 from __future__ import annotations
 
 from http import HTTPStatus
 from typing import Any
 
-from flask import Blueprint, jsonify, request
-from flask.typing import ResponseReturnValue
-
 from service.cache import Scope, Shelf, organization, person
+from service.components import components
 from service.data_api import CallFailed, DataApi
-from service.identity import Caller, TokenInvalid, current_caller
-from service.parts import parts
-from service.problems import Problem
-
-me = Blueprint("me", __name__, url_prefix="/api/v1")
+from service.identity import Caller, TokenInvalid
+from service.problems import DatabaseUnavailable, Problem
 
 # PostgREST's own answers to a token it does not take: malformed, none, expired.
 TOKEN_REFUSED = frozenset({"PGRST301", "PGRST302", "PGRST303", "PT401"})
@@ -34,30 +29,14 @@ class SessionRefused(Problem):
     title = "The session is refused"
 
 
-class DatabaseUnavailable(Problem):
-    """The database did not answer, or not as it should."""
-
-    status = HTTPStatus.SERVICE_UNAVAILABLE
-    slug = "database-unavailable"
-    title = "The database does not answer"
-    headers = {"Retry-After": "5"}  # noqa: RUF012 - never changed
-
-
-@me.get("/me")
-def show() -> ResponseReturnValue:
-    """Who the caller is and what they may do where, as of now or at most a minute ago: see docs/limits.md."""
-    caller = current_caller(parts().session_tokens)
-    return jsonify(session_of(caller, anew=bool(request.cache_control.no_cache)))
-
-
 def session_of(caller: Caller, *, anew: bool = False) -> Session:
     """The caller's session, from the cache unless `anew`. Raises TokenInvalid, SessionRefused, DatabaseUnavailable."""
     # All that the answer depends on besides the database's rows.
     facts = (caller.user_id, caller.has_second_factor, caller.organization_id, caller.organization_role)
-    return parts().cache.fetch(
+    return components().cache.fetch(
         SESSIONS,
         facts,
-        lambda: start_session(parts().data_api, caller),
+        lambda: start_session(components().data_api, caller),
         lambda session: scopes_of(session, caller),
         anew=anew,
     )

@@ -8,8 +8,8 @@ from flask import Blueprint, jsonify
 from flask.typing import ResponseReturnValue
 
 from service.jobs import JOBS
-from service.members import ROLES as INVITED_ROLES
-from service.personal_data import CONFIRMATION
+from service.routes.members import ROLES as INVITED_ROLES
+from service.routes.personal_data import CONFIRMATION
 
 openapi = Blueprint("openapi", __name__)
 

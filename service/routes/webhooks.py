@@ -18,9 +18,9 @@ from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from service.cache import Scope, organization, person
+from service.components import components
 from service.data_api import CallFailed, DataApi
 from service.metrics import count_webhook
-from service.parts import parts
 from service.problems import Problem
 
 MAX_BODY_BYTES = 512 * 1024  # Svix sends at most about 350 kB
@@ -93,14 +93,14 @@ class Delivery:
 def receive() -> ResponseReturnValue:
     """Stores one event of Clerk's and answers with what became of it."""
     delivery = delivery_in(request.headers)
-    event = signed_event(raw_body(), delivery, parts().settings.clerk_webhook_secrets)
-    outcome = store(parts().data_api, delivery.message_id, event)
+    event = signed_event(raw_body(), delivery, components().settings.clerk_webhook_secrets)
+    outcome = store(components().data_api, delivery.message_id, event)
     # Whatever the outcome: an event that comes again may be one whose first answer was lost.
-    parts().cache.changed(*scopes_of(event))
+    components().cache.changed(*scopes_of(event))
     count_webhook(outcome["outcome"], event.get("timestamp"))
     answer = jsonify(outcome)
     if event["type"] == "user.deleted":
-        parts().eraser.begin_pending()  # what the database did not erase at once
+        components().eraser.begin_pending()  # what the database did not erase at once
     return answer
 
 

@@ -2,85 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from flask import Blueprint, Response, make_response, render_template, send_from_directory
 from flask.typing import ResponseReturnValue
 
+from service.components import components
 from service.data_api import CallFailed
-from service.me import DatabaseUnavailable
-from service.parts import parts
+from service.privacy_notice import PROCESSORS
+from service.problems import DatabaseUnavailable
 from service.settings import LEGAL_SETTINGS
 
-FOLDER = Path(__file__).with_name("legal_pages")
+FOLDER = Path(__file__).parents[1] / "legal_pages"
 SCRIPT_LIVES_SECONDS = 3600
 
 legal = Blueprint("legal", __name__, template_folder=FOLDER)
-
-
-@dataclass(frozen=True)
-class Processor:
-    """Who processes personal data for us; where, as its own documentation says."""
-
-    name: str
-    purpose: str
-    data: str
-    where: str
-    policy: str
-
-
-PROCESSORS = (
-    Processor(
-        name="Clerk",
-        purpose="Sign-in and organizations",
-        data="Accounts, organizations, invitations",
-        where="United States",
-        policy="https://clerk.com/legal/privacy",
-    ),
-    Processor(
-        name="Supabase",
-        purpose="Database and live updates",
-        data="All that is listed above",
-        where="The region of the project",
-        policy="https://supabase.com/privacy",
-    ),
-    Processor(
-        name="Upstash",
-        purpose="Counters and short-lived answers",
-        data="Identifiers of people and requests",
-        where="The region of the database",
-        policy="https://upstash.com/trust/privacy.pdf",
-    ),
-    Processor(
-        name="Resend",
-        purpose="E-mail",
-        data="The address, and what the e-mail says",
-        where="United States",
-        policy="https://resend.com/legal/privacy-policy",
-    ),
-    Processor(
-        name="Sentry",
-        purpose="Reports of errors",
-        data="Where it failed; no names, no content",
-        where="Germany or the United States, as chosen for the account",
-        policy="https://sentry.io/privacy/",
-    ),
-    Processor(
-        name="Amazon Web Services (S3)",
-        purpose="Backups",
-        data="All that is listed above",
-        where="The region of the bucket",
-        policy="https://aws.amazon.com/privacy/",
-    ),
-)
 
 
 @legal.get("/legal/privacy")
 def privacy() -> ResponseReturnValue:
     """Which data, why, on which basis, how long, by whom; and what people may ask for."""
     try:
-        categories = parts().privacy_notice.categories()
+        categories = components().privacy_notice.categories()
     except CallFailed as failure:
         raise DatabaseUnavailable("Try again in a few seconds.") from failure
     return _page("privacy.html", categories=categories, processors=PROCESSORS)
@@ -107,7 +50,7 @@ def consent() -> ResponseReturnValue:
 
 
 def _page(template: str, **context: object) -> Response:
-    settings = parts().settings
+    settings = components().settings
     missing = [name.upper() for name in LEGAL_SETTINGS if not getattr(settings, name)]
     response = make_response(render_template(template, settings=settings, missing=missing, **context))
     response.headers["Content-Security-Policy"] = "; ".join(

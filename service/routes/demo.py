@@ -8,13 +8,13 @@ from pathlib import Path
 from flask import Blueprint, Response, jsonify, redirect, request, send_from_directory
 from flask.typing import ResponseReturnValue
 
-from service.parts import parts
+from service.components import components
 from service.problems import Problem
 from service.settings import Settings
 
-FOLDER = Path(__file__).with_name("demo_page")
+FOLDER = Path(__file__).parents[1] / "demo_page"
 # The lock file's package as npm installs it: the browser gets the file that its authors built.
-SUPABASE_JS = Path(__file__).parents[1] / "node_modules/@supabase/supabase-js/dist/umd"
+SUPABASE_JS = Path(__file__).parents[2] / "node_modules/@supabase/supabase-js/dist/umd"
 
 demo = Blueprint("demo", __name__)
 
@@ -30,7 +30,7 @@ class DemoIncomplete(Problem):
 @demo.get("/")
 def page() -> ResponseReturnValue:
     """The page, at the one origin for which Clerk issues tokens."""
-    settings = parts().settings
+    settings = components().settings
     origins = settings.clerk_authorized_parties
     if origins and request.host_url.rstrip("/") not in origins:
         return redirect(f"{origins[0]}/")  # people type localhost
@@ -43,7 +43,7 @@ def page() -> ResponseReturnValue:
 @demo.get("/demo/config.json")
 def config() -> ResponseReturnValue:
     """What a browser may know of the settings."""
-    settings = parts().settings
+    settings = components().settings
     return jsonify(
         supabase_url=settings.supabase_url,
         supabase_publishable_key=settings.supabase_publishable_key.get_secret_value(),

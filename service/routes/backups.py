@@ -9,12 +9,11 @@ from flask.typing import ResponseReturnValue
 
 from service.backups import BackupRunning, BackupsUnconfigured
 from service.bearer import carries
+from service.components import components
 from service.data_api import CallFailed
-from service.me import DatabaseUnavailable
-from service.parts import parts
-from service.problems import Problem
+from service.problems import DatabaseUnavailable, Problem
 
-backup_routes = Blueprint("backups", __name__, url_prefix="/api/v1/backups")
+backups = Blueprint("backups", __name__, url_prefix="/api/v1/backups")
 
 
 class OperatorRefused(Problem):
@@ -42,17 +41,17 @@ class Unconfigured(Problem):
     title = "This service cannot make backups"
 
 
-@backup_routes.before_request
+@backups.before_request
 def _only_operators() -> None:
-    if not carries(parts().settings.operator_token):
+    if not carries(components().settings.operator_token):
         raise OperatorRefused("Send the operator's token: Authorization: Bearer <OPERATOR_TOKEN>.")
 
 
-@backup_routes.post("")
+@backups.post("")
 def start() -> ResponseReturnValue:
     """Begins a backup; it is made after this is answered."""
     try:
-        return jsonify(parts().backups.start("manual")), HTTPStatus.ACCEPTED
+        return jsonify(components().backups.start("manual")), HTTPStatus.ACCEPTED
     except BackupsUnconfigured as refusal:
         raise Unconfigured(f"Set {', '.join(refusal.missing)}: see .env.example.", missing=refusal.missing) from refusal
     except BackupRunning as refusal:
@@ -61,10 +60,10 @@ def start() -> ResponseReturnValue:
         raise DatabaseUnavailable("Try again in a few seconds.") from failure
 
 
-@backup_routes.get("")
+@backups.get("")
 def show() -> ResponseReturnValue:
     """The newest hundred backups."""
     try:
-        return jsonify(backups=parts().data_api.call("backups", {}))
+        return jsonify(backups=components().data_api.call("backups", {}))
     except CallFailed as failure:
         raise DatabaseUnavailable("Try again in a few seconds.") from failure

@@ -8,7 +8,7 @@ from flask import Blueprint, jsonify
 from flask.typing import ResponseReturnValue
 from upstash_redis import Redis
 
-from service.parts import parts
+from service.components import components
 from service.problems import Problem
 
 health = Blueprint("health", __name__)
@@ -26,14 +26,14 @@ class NotReady(Problem):
 @health.get("/healthz")
 def alive() -> ResponseReturnValue:
     """The process answers, and says which release it is, for a deployment that waits for it. Asks nobody else."""
-    release = parts().settings.release
+    release = components().settings.release
     return jsonify({"status": "ok"} | ({"release": release} if release else {}))
 
 
 @health.get("/readyz")
 def ready() -> ResponseReturnValue:
     """The database and Redis answer too."""
-    answers = {"data_api": parts().data_api.ready(), "redis": redis_answers(parts().redis)}
+    answers = {"data_api": components().data_api.ready(), "redis": redis_answers(components().redis)}
     down = [name for name, answered in answers.items() if not answered]
     if down:
         raise NotReady(f"No answer from: {', '.join(down)}.", down=down)

@@ -13,13 +13,12 @@ from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import MethodNotAllowed
 
 from service.cache import person
+from service.components import components
 from service.data_api import CallFailed
 from service.export import Export, as_json, as_zip
 from service.identity import Caller, current_caller
 from service.logs import log
-from service.me import DatabaseUnavailable
-from service.parts import parts
-from service.problems import Problem
+from service.problems import DatabaseUnavailable, Problem
 
 personal_data = Blueprint("personal_data", __name__, url_prefix="/api/v1/gdpr")
 
@@ -106,7 +105,7 @@ def export() -> ResponseReturnValue:
     begun = _called("begin_export", {"clerk_user_id": _person().user_id})
     if "retry_after" in begun:
         raise ExportTooSoon(begun["retry_after"])
-    running = Export.of(parts().data_api.call, begun)
+    running = Export.of(components().data_api.call, begun)
     content_type = request.accept_mimetypes.best_match(FORMATS, "application/json")
     ending, written = FORMATS[content_type]
     pieces = _to_its_end(running, written(running))
@@ -136,10 +135,10 @@ def erase() -> ResponseReturnValue:
         raise SoleOwner(
             "Make somebody else an owner of each, or delete it; then ask again.", organizations=asked["sole_owner_of"]
         )
-    parts().cache.changed(person(caller.user_id))
+    components().cache.changed(person(caller.user_id))
     answer = jsonify(asked)
     answer.headers["Location"] = f"{personal_data.url_prefix}/erasure/{asked['receipt']}"
-    parts().eraser.begin(asked["receipt"])
+    components().eraser.begin(asked["receipt"])
     return answer, HTTPStatus.ACCEPTED
 
 
@@ -154,7 +153,7 @@ def show_erasure(receipt: UUID) -> ResponseReturnValue:
 
 def _person() -> Caller:
     """The caller, who is the person. Raises Impersonated, and what SessionTokens.caller() raises."""
-    caller = current_caller(parts().session_tokens)
+    caller = current_caller(components().session_tokens)
     if caller.is_impersonated:
         raise Impersonated("Who acts in somebody's name may neither take their data nor erase them.")
     return caller
@@ -163,7 +162,7 @@ def _person() -> Caller:
 def _called(function: str, arguments: dict[str, Any]) -> Any:
     """Raises NothingHeld and DatabaseUnavailable."""
     try:
-        return parts().data_api.call(function, arguments)
+        return components().data_api.call(function, arguments)
     except CallFailed as failure:
         if failure.code == "PT404":
             raise NothingHeld("Sign in to the product once; who was erased has nothing here any more.") from failure

@@ -1,0 +1,76 @@
+"""`/metrics` for Prometheus: requests, Clerk's webhooks and their lag, and what the database knows of backups.
+
+Each worker counts for itself; gunicorn.conf.py gives them a folder in which their counts come together.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from flask import Blueprint, Response
+from flask.typing import ResponseReturnValue
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from service.bearer import carries
+from service.components import components
+from service.data_api import CallFailed
+from service.problems import Problem
+
+metrics = Blueprint("metrics", __name__)
+
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+# What public.service_metrics() returns: a number, or null where there is nothing to measure yet.
+FROM_DATABASE = {
+    "backup_age_seconds": "How old the data of the last completed backup are.",
+    "drill_age_seconds": "How long ago a backup was last proven by a restore.",
+    "webhook_failures": "Clerk's events that could not be applied yet.",
+    "erasures_waiting": "Erasures that are not complete.",
+    "mail_queued": "Mail that is to be sent.",
+    "mail_oldest_seconds": "How long the oldest of it has been due.",
+}
+
+
+class MetricsRefused(Problem):
+    """The request does not carry the token for metrics, or there is none."""
+
+    status = HTTPStatus.UNAUTHORIZED
+    slug = "metrics-refused"
+    title = "Only a monitor may read the metrics"
+    headers = {"WWW-Authenticate": "Bearer"}  # noqa: RUF012 - never changed
+
+
+@metrics.get("/metrics")
+def show() -> ResponseReturnValue:
+    """All of it, in Prometheus' text format."""
+    if not carries(components().settings.metrics_token):
+        raise MetricsRefused("Send the token for metrics: Authorization: Bearer <METRICS_TOKEN>.")
+    registry = CollectorRegistry()
+    if FOLDER in os.environ:
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    else:
+        registry.register(REGISTRY)
+    registry.register(_Database())
+    return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
+
+
+class _Database(Collector):
+    """What only the database knows; asked at each scrape."""
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        try:
+            answer = components().data_api.call("service_metrics", {})
+        except CallFailed:
+            answer = None
+        found: Mapping[str, Any] = answer if isinstance(answer, dict) else {}
+        yield GaugeMetricFamily(
+            "ballast_database_up", "Whether the database answered this scrape.", value=float(answer is not None)
+        )
+        for name, meaning in FROM_DATABASE.items():
+            if found.get(name) is not None:
+                yield GaugeMetricFamily(f"ballast_{name}", meaning, value=float(found[name]))
