@@ -67,6 +67,20 @@ class StatementFailed(Failure):
     """The server refused a statement; says file, line and the server's words. Nothing was applied."""
 
 
+class SqlFile(NamedTuple):
+    """Where a file is. `path` is relative to the root, as in every message; by it files are ordered."""
+
+    path: str
+    place: Path
+
+    def read(self) -> str:
+        # Not read_text(): it changes line ends, and the Supabase CLI records them as they are.
+        try:
+            return self.place.read_bytes().decode()
+        except UnicodeDecodeError as error:
+            raise FilesInvalid(f"{self.path} is not UTF-8 (byte {error.start}): save it as UTF-8.") from None
+
+
 class Migration(NamedTuple):
     """A file of migrations/. `path` is relative to the root, as in every message."""
 
@@ -182,47 +196,36 @@ def read_files(root: Path, *, example: bool | None = None) -> Files:
     if example is None:
         example = os.environ.get("BALLAST_EXAMPLE") == "on"
     roots = [root, root / EXAMPLE] if example else [root]
-    migrations = [_read_migration(path) for path in _sql_files(roots, "migrations")]
+    migrations = [_read_migration(file) for file in _sql_files(roots, "migrations/*.sql")]
     for earlier, later in pairwise(migrations):
         if earlier.version == later.version:
             raise FilesInvalid(f"{earlier.path} and {later.path} have one version: give the newer another timestamp.")
-    sources = [_read_source(path) for folder in ("functions", "policies") for path in _sql_files(roots, folder)]
+    patterns = ("functions/**/*.sql", "policies/*.sql")
+    sources = [_read_source(file) for pattern in patterns for file in _sql_files(roots, pattern)]
     if not migrations and not sources:
         raise FilesInvalid(f"There are no migrations in {root}: run `.venv/bin/ballast` of a checkout.")
     return Files(tuple(migrations), tuple(sources))
 
 
-def _sql_files(roots: Iterable[Path], folder: str) -> list[Path]:
-    return sorted((file for root in roots for file in (root / folder).glob("*.sql")), key=lambda file: file.name)
+def _sql_files(roots: Iterable[Path], pattern: str) -> list[SqlFile]:
+    """In the order of their paths: all of functions/2_clerk/ comes before functions/3_audit/."""
+    return sorted(SqlFile(file.relative_to(root).as_posix(), file) for root in roots for file in root.glob(pattern))
 
 
-def _read_text(path: Path) -> str:
-    # Not read_text(): it changes line ends, and the Supabase CLI records them as they are.
-    try:
-        return path.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise FilesInvalid(f"{_name(path)} is not UTF-8 (byte {error.start}): save it as UTF-8.") from None
-
-
-def _name(path: Path) -> str:
-    return f"{path.parent.name}/{path.name}"
-
-
-def _read_migration(path: Path) -> Migration:
-    match = _MIGRATION_NAME.fullmatch(path.name)
+def _read_migration(file: SqlFile) -> Migration:
+    match = _MIGRATION_NAME.fullmatch(file.place.name)
     if match is None:
         raise FilesInvalid(
-            f"{_name(path)} is not named <14 digits>_<lower_case_name>.sql: rename it (`ballast migrate new` does)."
+            f"{file.path} is not named <14 digits>_<lower_case_name>.sql: rename it (`ballast migrate new` does)."
         )
-    return Migration(match["version"], match["name"], _name(path), _read_text(path))
+    return Migration(match["version"], match["name"], file.path, file.read())
 
 
-def _read_source(path: Path) -> Source:
-    if path.parent.name == "policies" and path.name.startswith("public."):
-        raise FilesInvalid(f"{_name(path)}: leave out the `public.`, so that each table has one file name.")
-    text = _read_text(path)
-    checksum = hashlib.sha256(text.encode()).hexdigest()
-    return Source(_name(path), text, checksum, policy_table(_name(path)))
+def _read_source(file: SqlFile) -> Source:
+    if file.path.startswith("policies/public."):
+        raise FilesInvalid(f"{file.path}: leave out the `public.`, so that each table has one file name.")
+    text = file.read()
+    return Source(file.path, text, hashlib.sha256(text.encode()).hexdigest(), policy_table(file.path))
 
 
 def policy_table(path: str) -> str | None:

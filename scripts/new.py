@@ -20,7 +20,7 @@ from scripts import migrations
 from scripts.failure import Failure
 
 TEMPLATES = Path(__file__).with_name("new_table")
-REGISTRY = "functions/99_personal_data_registry.sql"
+REGISTRY = "functions/5_personal_data/registry.sql"
 # As .sqlfluff has it.
 LINE_LENGTH = 140
 # PostgreSQL's names end at 63 characters; the longest made of a table's is that of an index, 31 longer.
@@ -234,7 +234,7 @@ def write(table: Table, *, root: Path = migrations.ROOT, now: datetime | None = 
     """Writes the table's files, and returns their paths. Raises TableRefused and FilesInvalid, with nothing written."""
     files = {
         f"policies/{table.name}.sql": "policies.sql",
-        f"functions/97_{table.name}.sql": "functions.sql",
+        f"functions/9_tables/{table.name}.sql": "functions.sql",
         f"tests/tables/{table.name}.toml": "rows.toml",
     }
     _refuse_what_is_there(table, root, files)
@@ -287,8 +287,8 @@ def to_read(table: Table, paths: Iterable[str], *, root: Path = migrations.ROOT)
             ("insert into public.role_permissions", "which role may do what"),
         ),
         "policies/": (("grant insert", "which columns people write, and which they may change"),),
-        "functions/97_": (("select app.audit", "what entries repeat (named), and must not keep (redacted)"),),
-        "functions/99_": (
+        "functions/9_tables/": (("select app.audit", "what entries repeat (named), and must not keep (redacted)"),),
+        "functions/5_": (
             (f"'Which {table.words} you created'", "what the privacy page says; who else is in the data"),
         ),
         "tests/": (("[new]", "what tests write, once you have changed the columns"),),

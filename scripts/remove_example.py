@@ -21,9 +21,9 @@ from scripts.migrations import EXAMPLE
 from scripts.new import REGISTRY, ROLES
 from scripts.statements import Statement, split
 
-FUNCTIONS = "functions/97_projects.sql"
+FUNCTIONS = "functions/9_tables/projects.sql"
 POLICIES = "policies/projects.sql"
-REALTIME = "functions/70_realtime.sql"
+REALTIME = "functions/4_realtime/broadcast.sql"
 SEED = "supabase/seed.sql"
 # What is said of the topic of projects only.
 TOPIC = "nullif(permission, 'projects:read')"
@@ -103,7 +103,7 @@ def _take_out(root: Path) -> list[str]:
         REGISTRY: _text(root, REGISTRY).replace(f"\n{registration}", ""),
         f"{EXAMPLE}/{FUNCTIONS}": f"{_text(root, FUNCTIONS)}\n{TOPIC_TOLD}{topic}",
         f"{EXAMPLE}/{POLICIES}": _text(root, POLICIES),
-        f"{EXAMPLE}/functions/99_projects.sql": f"{UNREGISTERED}\n{registration}",
+        f"{EXAMPLE}/functions/9_tables/projects_registration.sql": f"{UNREGISTERED}\n{registration}",
     }
     table = _table(root)
     for path in (FUNCTIONS, POLICIES):

@@ -241,7 +241,7 @@ def require_equal(query: Query, results: dict[Variant, list[tuple[Any, ...]]]) -
         if not rows or rows != expected:
             raise ResultsDiffer(
                 f"{query.name}: {variant.name} returned {len(rows)} rows that are not those of {BY_HAND.name} "
-                f"({len(expected)} rows). Look at policies/projects.sql and functions/10_caller.sql."
+                f"({len(expected)} rows). Look at policies/projects.sql and functions/1_caller/caller.sql."
             )
 
 

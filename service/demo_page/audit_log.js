@@ -4,7 +4,7 @@ import { copyOf, drawList, element, fill, momentOf } from "./elements.js";
 
 const ROWS = 8;
 const COLUMNS = "id, user_id, actor, impersonator, action, resource_type, resource_id, metadata, changes, created_at";
-const ERASED = "erased"; // what functions/92_erasure.sql puts in the place of an id
+const ERASED = "erased"; // what functions/5_personal_data/erase_rows.sql puts in the place of an id
 const ACTORS = { clerk: "Clerk", service: "The service", system: "The system" };
 
 /**

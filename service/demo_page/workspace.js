@@ -66,7 +66,7 @@ export class Workspace {
     say("alert", "");
   }
 
-  /** What to listen to. functions/70_realtime.sql broadcasts it, policies/realtime.messages.sql says who may listen. */
+  /** What to listen to. functions/4_realtime/broadcast.sql broadcasts it, policies/realtime.messages.sql says who may listen. */
   #topics() {
     const name = `org:${this.#organization.id}`;
     const topics = {};

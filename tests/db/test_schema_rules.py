@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
+from scripts.migrations import ROOT
 from tests.conftest import Database
 from tests.tenant_tables import permissions_of
 
@@ -85,6 +88,13 @@ RULES = {
 @pytest.mark.parametrize("rule", RULES)
 def test_rule(database: Database, rule: str) -> None:
     assert [row[0] for row in database.rows(RULES[rule])] == [], rule
+
+
+def test_all_of_schema_ops_is_in_one_folder_and_nothing_else_is() -> None:
+    makes = re.compile(r"^create or replace \w+ (\w+)\.", re.MULTILINE)
+    schemas = {path: set(makes.findall(path.read_text())) for path in (ROOT / "functions").rglob("*.sql")}
+    assert {path.parent.name for path, made in schemas.items() if "ops" in made} == {"8_ops"}
+    assert {schema for path, made in schemas.items() if path.parent.name == "8_ops" for schema in made} == {"ops"}
 
 
 def test_migrations_ran_as_a_postgres_that_is_no_superuser(database: Database) -> None:

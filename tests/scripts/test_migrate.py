@@ -63,7 +63,7 @@ class Project:
 
     def write(self, path: str, text: str) -> None:
         file = self.root / path
-        file.parent.mkdir(exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(text.encode())
 
     def write_files(self) -> None:
@@ -135,6 +135,14 @@ class TestUp:
             ("policies/notes.sql",),
         ]
         assert project.query("select policyname from pg_policies where schemaname = 'public'") == [("read all",)]
+
+    def test_functions_apply_in_the_order_of_folders_and_then_of_files(self, project: Project) -> None:
+        paths = ["functions/1_first/z.sql", "functions/2_second/a.sql", "functions/2_second/b.sql"]
+        for path in reversed(paths):
+            project.write(path, "select 1;")
+        applied = project.up().paths
+        assert [path for path in applied if path.count("/") == 2] == paths
+        assert applied[-1] == "policies/notes.sql"
 
     def test_the_second_time_there_is_nothing_to_do(self, applied: Project) -> None:
         before = applied.query("select * from app.applied_sources order by path")
@@ -642,7 +650,7 @@ class TestCommand:
         assert dry.exit_code == 0, dry.output
         assert self.run(url, "check").exit_code == 1
         up = self.run(url, "up")
-        assert up.stdout == dry.stdout.replace("Would apply", "Applied")
+        assert up.stdout == dry.stdout.replace("Would apply", "Applied").replace("Would forget", "Forgot")
         files = migrations.read_files(ROOT)
         current = f"{len(files.migrations)} migrations, {len(files.sources)} sources are current"
         assert self.run(url, "up").stdout == f"Nothing to do: {current}.\n"

@@ -289,7 +289,11 @@ def test_what_cannot_be_a_table_leaves_no_file(sources: Path, name: str, columns
 
 @pytest.mark.parametrize(
     "path",
-    ["policies/example_leftovers.sql", "functions/97_example_leftovers.sql", "tests/tables/example_leftovers.toml"],
+    [
+        "policies/example_leftovers.sql",
+        "functions/9_tables/example_leftovers.sql",
+        "tests/tables/example_leftovers.toml",
+    ],
 )
 def test_nothing_is_overwritten(tmp_path: Path, path: str) -> None:
     folder = copied(tmp_path, *SOURCES)
@@ -313,7 +317,7 @@ def test_without_the_registry_nothing_is_written(tmp_path: Path) -> None:
     (folder / new.REGISTRY).unlink()
     with pytest.raises(TableRefused, match="get it back"):
         write(read("example_rows", "a:text"), root=folder)
-    assert not list(folder.glob("*/*example_rows*"))
+    assert not list(folder.rglob("*example_rows*"))
 
 
 def test_words_that_are_refused_are_those_of_the_server(database: Database) -> None:

@@ -61,7 +61,7 @@ def test_an_installation_with_data_becomes_one_that_can_export_and_erase(new_dat
         )
         assert pending.fetchall() == [(gone, ADA, "user_gone", ["gone@example.com"], "running")]
 
-        for file in [*MIGRATIONS[MIGRATIONS.index(REGISTRY) + 1 :], *sorted((ROOT / "functions").glob("*.sql"))]:
+        for file in [*MIGRATIONS[MIGRATIONS.index(REGISTRY) + 1 :], *sorted((ROOT / "functions").rglob("*.sql"))]:
             connection.execute(file.read_bytes())
         [(receipt,)] = connection.execute("select * from app.pending_erasures()").fetchall()
         while connection.execute("select app.continue_erasure(%s) ->> 'state'", [receipt]).fetchall() == [("running",)]:

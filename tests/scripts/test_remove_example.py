@@ -37,7 +37,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_file_of_the_product_has_it(product: Path) -> None:
-    files = [*(product / "functions").iterdir(), *(product / "policies").iterdir(), product / "supabase/seed.sql"]
+    files = [*(product / "functions").rglob("*.sql"), *(product / "policies").iterdir(), product / "supabase/seed.sql"]
     assert [file.name for file in files if re.search(r"public\.projects|'projects", file.read_text())] == []
 
 
@@ -142,8 +142,8 @@ def test_what_refers_to_projects_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["select count(*) from public.projects;", "select app.org_ids('projects:read');"])
 def test_what_needs_projects_while_it_runs_is_named(tmp_path: Path, text: str) -> None:
     folder = copied(tmp_path, *SOURCES, "supabase")
-    (folder / "functions/98_mine.sql").write_text(text)
-    refused(folder, "functions/98_mine.sql needs projects: take that out of it first.")
+    (folder / "functions/9_tables/mine.sql").write_text(text)
+    refused(folder, "functions/9_tables/mine.sql needs projects: take that out of it first.")
 
 
 def test_tests_have_the_columns_that_migrations_added(tmp_path: Path, new_database: Callable[..., str]) -> None:

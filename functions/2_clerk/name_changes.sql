@@ -77,10 +77,3 @@ grant execute on function
 app.claim_name_changes(), app.end_name_change(text, timestamptz, text, boolean),
 public.claim_name_changes(), public.end_name_change(text, timestamptz, text, boolean)
 to service_role;
-
-create or replace view ops.refused_names with (security_invoker) as
-select n.person_id, n.changed_at, n.attempts, n.error
-from app.name_changes as n
-where n.error is not null
-order by n.changed_at;
-comment on view ops.refused_names is 'Names that people gave themselves here and Clerk did not take.';

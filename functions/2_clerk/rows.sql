@@ -2,8 +2,8 @@
 --
 -- Each event is a set of writes to objects of Clerk's, each with a stamp. app.clerk_records keeps the greatest write per object,
 -- app.clerk_tombstones what was deleted. Both only move in one direction, whatever the order of arrival. The rows in public are
--- computed from the two, never from an event. This file computes the rows, 41_clerk_records.sql keeps the two tables,
--- 42_clerk_events.sql turns events into writes.
+-- computed from the two, never from an event. This file computes the rows, records.sql keeps the two tables,
+-- events.sql turns events into writes.
 
 create or replace function app.clerk_role(key text, is_creator boolean) returns text
 language sql stable parallel safe set search_path = pg_catalog, pg_temp

@@ -275,11 +275,3 @@ app.pending_erasures(), app.erasure_receipt(uuid),
 public.request_erasure(text), public.continue_erasure(uuid), public.end_erasure(uuid, boolean), public.postpone_erasure(uuid, text),
 public.pending_erasures(), public.erasure_receipt(uuid)
 to service_role;
-
-create or replace view ops.erasures with (security_invoker) as
-select
-  l.receipt, l.state, l.requested_by, l.requested_at, l.erased_at, l.clerk_deleted_at, l.stored_at, l.attempts, l.next_attempt_at,
-  l.error, l.counts
-from app.erasure_log as l
-order by l.state = 'complete', l.requested_at desc;
-comment on view ops.erasures is 'Erasures, those that are not complete first. `ballast person resume` continues them.';

@@ -1,4 +1,4 @@
--- Live changes: what is written to a tenant table is broadcast to those who may read it. The next: functions/97_*.sql.
+-- Live changes: what is written to a tenant table is broadcast to those who may read it. The next: functions/9_tables/*.sql.
 
 -- Each permission to read has a topic of its own, org:<organization id>:<permission>.
 create or replace function app.org_topic(organization_id uuid, permission text) returns text

@@ -1,4 +1,4 @@
--- How a person is taken out of the rows, by what app.personal_data says. 93_erasures.sql says when, and remembers it.
+-- How a person is taken out of the rows, by what app.personal_data says. erasures.sql says when, and remembers it.
 
 -- Texts that contain an id or an address of the person, not those of somebody whose id merely begins or ends alike.
 create or replace function app.person_pattern(person app.person) returns text

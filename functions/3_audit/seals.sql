@@ -1,6 +1,19 @@
 -- Seals: what the audit trail held in each closed range of time, condensed into 32 bytes that are chained to the seal before. Whoever
 -- keeps a seal elsewhere can prove later that nothing before it was changed, removed or put in.
 
+-- What an entry says, in a form that does not depend on settings or on columns to come.
+create or replace function app.audit_hash(entry public.audit_logs) returns bytea
+language sql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+  select sha256(convert_to(
+    jsonb_build_array(
+      entry.id, extract(epoch from entry.created_at), entry.organization_id, entry.user_id, entry.actor, entry.impersonator, entry.action,
+      entry.resource_type, entry.resource_id, entry.metadata, entry.changes, host(entry.ip_address), entry.user_agent, entry.request_id
+    )::text, 'UTF8'
+  ));
+$$;
+comment on function app.audit_hash is 'SHA-256 of an entry.';
+
 create or replace function app.audit_digest(
   range_start timestamptz, range_end timestamptz, out entries bigint, out erased bigint, out digest bytea
 )

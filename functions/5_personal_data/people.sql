@@ -1,4 +1,4 @@
--- The people in the data: whom a row is of, by what app.personal_data says. 91 exports, 92 and 93 erase, 94 forgets; 99 declares.
+-- The people in the data: whom a row is of, by what app.personal_data says. registry.sql declares it.
 
 -- An address that another account has too finds that person's rows as well: it finds nobody's.
 create or replace function app.own_addresses(emails text[], clerk_user_id text) returns text[]
@@ -79,14 +79,6 @@ begin
 end;
 $$;
 comment on function app.kept_for is 'After which time the rows of a rule of app.personal_data go; null when something else says so.';
-
-create or replace view ops.personal_data_map with (security_invoker) as
-select
-  d.relation, d.path, d.category, d.data, d.purpose, d.lawful_basis, d.erasure, d.domain as exported_as,
-  concat_ws(' ', app.kept_for(d)::text, d.retention) as retention
-from app.personal_data as d
-order by d.position;
-comment on view ops.personal_data_map is 'Where personal data is, what for, on which basis, how long, and what an erasure does with it.';
 
 -- For the privacy page: what a visitor asks, not where it lies.
 create or replace function app.privacy_notice() returns jsonb

@@ -64,29 +64,3 @@ grant execute on function
 app.retry_due_event(), app.keep_partitions(), app.seals_after(bigint),
 public.retry_due_event(), public.keep_partitions(), public.seals_after(bigint)
 to service_role;
-
--- Where pg_cron and pg_net are, the database itself calls the service; the token stays in Supabase's vault.
-create or replace function ops.schedule_jobs(service_url text) returns table (job text, schedule text)
-language plpgsql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
-as $$
-begin
-  if to_regprocedure('cron.schedule(text,text,text)') is null or to_regprocedure('net.http_post(text,jsonb,jsonb,jsonb,integer)') is null
-    or to_regclass('vault.decrypted_secrets') is null then
-    raise sqlstate 'PT400' using
-      message = 'pg_cron, pg_net or the vault is not there.',
-      hint = 'Switch them on (dashboard: Database, Extensions), or call the jobs from elsewhere: docs/jobs.md.';
-  elsif service_url is null or service_url !~ '^https?://[A-Za-z0-9.:-]+$' then
-    raise sqlstate 'PT400' using message = 'The service''s URL is like https://api.example.com, without a path.';
-  end if;
-  for job, schedule in select s.name, s.schedule from ops.job_schedule as s where s.schedule is not null loop
-    execute 'select cron.schedule($1, $2, $3)' using 'ballast ' || job, schedule, format(
-      'select net.http_post(url := %L, headers := jsonb_build_object(''Authorization'', ''Bearer '' || ('
-      'select decrypted_secret from vault.decrypted_secrets where name = ''jobs_token'')), timeout_milliseconds := 60000)',
-      service_url || '/jobs/' || job
-    );
-    return next;
-  end loop;
-end;
-$$;
-comment on function ops.schedule_jobs is
-'Has pg_cron call the service''s jobs with the secret jobs_token of the vault. Call it again after a change of the URL: a schedule is replaced.';

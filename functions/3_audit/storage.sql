@@ -114,19 +114,6 @@ end;
 $$;
 comment on function app.drop_audit_partitions is 'A job, daily: drops months that are older than app.settings.audit_retention, and records that it did. Returns how many.';
 
--- What an entry says, in a form that does not depend on settings or on columns to come.
-create or replace function app.audit_hash(entry public.audit_logs) returns bytea
-language sql immutable parallel safe set search_path = pg_catalog, pg_temp
-as $$
-  select sha256(convert_to(
-    jsonb_build_array(
-      entry.id, extract(epoch from entry.created_at), entry.organization_id, entry.user_id, entry.actor, entry.impersonator, entry.action,
-      entry.resource_type, entry.resource_id, entry.metadata, entry.changes, host(entry.ip_address), entry.user_agent, entry.request_id
-    )::text, 'UTF8'
-  ));
-$$;
-comment on function app.audit_hash is 'SHA-256 of an entry.';
-
 -- Erasure keeps that something was done, and loses who did it or whom it was done to. In batches, because a busy person has many entries.
 create or replace function app.erase_audit_entries(person app.person, batch integer) returns integer
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp

@@ -1,9 +1,10 @@
 -- What a monitor reads of the database at each scrape of the service's /metrics: numbers only.
 
 create or replace function app.service_metrics() returns jsonb
-language sql stable parallel restricted security definer set search_path = pg_catalog, pg_temp
+language plpgsql stable parallel restricted security definer set search_path = pg_catalog, pg_temp
 as $$
-  select jsonb_build_object(
+begin
+  return jsonb_build_object(
     'backup_age_seconds', (
       select extract(epoch from now() - max(b.created_at)) from public.backup_logs as b where b.status = 'completed'
     ),
@@ -13,6 +14,7 @@ as $$
     'mail_queued', (select h.queued from ops.mail_health as h),
     'mail_oldest_seconds', (select extract(epoch from now() - h.oldest_queued_at) from ops.mail_health as h)
   );
+end;
 $$;
 comment on function app.service_metrics is 'See public.service_metrics. Definer: the service has no privilege on tables.';
 

@@ -160,19 +160,6 @@ end;
 $$;
 comment on function ops.resume_organization is 'Ends what ops.suspend_organization() began.';
 
-create or replace function ops.retry_webhook(message_id text) returns table (outcome text, error text)
-language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
-as $$
-#variable_conflict use_column
-begin
-  if app.retry_clerk_event(retry_webhook.message_id) is null then
-    raise exception 'No message % was received.', retry_webhook.message_id using hint = 'ops.webhook_failures has the ids.';
-  end if;
-  return query select e.outcome, e.error from app.webhook_events as e where e.message_id = retry_webhook.message_id;
-end;
-$$;
-comment on function ops.retry_webhook is 'Applies an event that failed once more, and says its outcome. Of one that did not fail, it says the outcome it had.';
-
 -- realtime.messages is Supabase's: its grants and that it is not forced are theirs. A partition is reached through its parent, but by
 -- itself too, so each has a row.
 create or replace view ops.rls_coverage with (security_invoker) as

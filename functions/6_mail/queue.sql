@@ -1,5 +1,5 @@
 -- Mail: written where the change is made that it tells of, so that both are there or neither. The service sends it afterwards
--- (67_mail_sending.sql, /jobs/mail): at least once, and with an idempotency key, by which Resend delivers once.
+-- (sending.sql, /jobs/mail): at least once, and with an idempotency key, by which Resend delivers once.
 --
 -- A mail holds no text and no names. What it says is looked up when it is claimed: nobody is told of what is not true any more.
 

@@ -1,4 +1,4 @@
--- The audit trail: what triggers record of every write to a tenant table, and what callers add. The next: functions/97_*.sql.
+-- The audit trail: what triggers record of every write to a tenant table, and what callers add. The next: functions/9_tables/*.sql.
 
 -- An entry that says who acts, and from where, and nothing else yet. A person is who the token says. Who holds the secret key may say
 -- what it is called (x-actor), and functions of ours do (app.actor). x-forwarded-for is the client's own word where no proxy of ours

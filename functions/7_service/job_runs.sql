@@ -1,0 +1,31 @@
+-- What became of each job's last run. How often it should run is in ops.job_schedule.
+
+create or replace function app.record_job(name text, report jsonb, ok boolean, duration_ms integer) returns integer
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  insert into app.job_runs as j (name, failures, last_ok_at, duration_ms, report)
+  values (
+    record_job.name, case when record_job.ok then 0 else 1 end, case when record_job.ok then now() end, record_job.duration_ms, record_job.report
+  )
+  on conflict on constraint job_runs_pkey do update
+  set
+    runs = j.runs + 1, failures = case when record_job.ok then 0 else j.failures + 1 end, last_run_at = now(),
+    last_ok_at = coalesce(excluded.last_ok_at, j.last_ok_at), duration_ms = excluded.duration_ms, report = excluded.report;
+  return (
+    select extract(epoch from s.every)::integer / 60 from ops.job_schedule as s
+    where s.name = record_job.name and s.schedule is not null
+  );
+end;
+$$;
+comment on function app.record_job is 'See public.record_job. Definer: the service has no privilege on tables.';
+
+create or replace function public.record_job(name text, report jsonb, ok boolean, duration_ms integer) returns integer
+language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
+as $$
+  select app.record_job(record_job.name, record_job.report, record_job.ok, record_job.duration_ms);
+$$;
+comment on function public.record_job is
+'For the service: a job ended. report is what it answered: counts, nothing about people. Returns after how many minutes the next run is due; null for what has no schedule.';
+
+grant execute on function app.record_job(text, jsonb, boolean, integer), public.record_job(text, jsonb, boolean, integer) to service_role;

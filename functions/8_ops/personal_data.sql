@@ -1,0 +1,17 @@
+-- Where personal data is, and how erasures go, for administrators in the SQL editor.
+
+create or replace view ops.erasures with (security_invoker) as
+select
+  l.receipt, l.state, l.requested_by, l.requested_at, l.erased_at, l.clerk_deleted_at, l.stored_at, l.attempts, l.next_attempt_at,
+  l.error, l.counts
+from app.erasure_log as l
+order by l.state = 'complete', l.requested_at desc;
+comment on view ops.erasures is 'Erasures, those that are not complete first. `ballast person resume` continues them.';
+
+create or replace view ops.personal_data_map with (security_invoker) as
+select
+  d.relation, d.path, d.category, d.data, d.purpose, d.lawful_basis, d.erasure, d.domain as exported_as,
+  concat_ws(' ', app.kept_for(d)::text, d.retention) as retention
+from app.personal_data as d
+order by d.position;
+comment on view ops.personal_data_map is 'Where personal data is, what for, on which basis, how long, and what an erasure does with it.';
