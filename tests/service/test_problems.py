@@ -12,7 +12,11 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.exceptions import Gone
 
+from service.jobs import JOBS
 from service.problems import Problem
+from service.routes.members import ROLES
+from service.routes.openapi import DOCUMENT
+from service.routes.personal_data import CONFIRMATION
 from tests.service.conftest import MakeApp
 
 LogLines = Callable[[], list[dict[str, object]]]
@@ -165,6 +169,22 @@ def test_the_openapi_document_names_the_routes_there_are_and_no_others(make_app:
         if method not in {"HEAD", "OPTIONS"}
     }
     assert described == routed
+
+
+def test_the_openapi_document_names_the_jobs_roles_and_words_that_the_routes_take() -> None:
+    schemas = DOCUMENT["components"]["schemas"]
+    assert DOCUMENT["paths"]["/jobs/{name}"]["post"]["parameters"][0]["schema"]["enum"] == list(JOBS)
+    assert schemas["Confirmation"]["properties"]["confirmation"]["const"] == CONFIRMATION
+    for name in ("Invitation", "InvitationSent"):
+        assert schemas[name]["properties"]["role"]["enum"] == list(ROLES)
+
+
+def test_the_openapi_document_says_too_many_requests_where_a_limit_holds() -> None:
+    told = {
+        path: {"429" in method["responses"] for method in methods.values()}
+        for path, methods in DOCUMENT["paths"].items()
+    }
+    assert told == {path: {path not in {"/healthz", "/readyz"}} for path in DOCUMENT["paths"]}
 
 
 def test_the_openapi_document_refers_to_nothing_that_it_does_not_have(offline: FlaskClient) -> None:
