@@ -31,7 +31,7 @@ VERBS = {
     "new": Verb("scripts.new:new", "Write a new table with all that belongs to it, tests included."),
     "remove-example": Verb("scripts.remove_example:remove_example", "Take the example projects out of the product."),
     "types": Verb("scripts.api_types:types_command", "Write the schema as types for TypeScript and Python."),
-    "upgrade-check": Verb("scripts.upgrade:upgrade_check", "Try the migrations on a backup of before."),
+    "upgrade-check": Verb("scripts.upgrade:upgrade_check", "Test the pending migrations against a restored backup."),
     "inbox": Verb("scripts.inbox:inbox", "List, show or retry the Clerk events that were received."),
     "audit": Verb("scripts.audit:audit", "Seal the audit trail, verify it, and keep its months in order."),
     "person": Verb("scripts.person:person", "Give people a copy of their data, or erase them."),

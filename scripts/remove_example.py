@@ -18,7 +18,7 @@ from scripts.bundle import HEAD
 from scripts.failure import Failure
 from scripts.local.scratch import scratch_folder, scratch_server
 from scripts.migrations import EXAMPLE
-from scripts.new import REGISTRY, ROLES
+from scripts.new import REGISTRY
 from scripts.statements import Statement, split
 
 FUNCTIONS = "functions/9_tables/projects.sql"
@@ -40,13 +40,8 @@ where permission like 'projects:%';
 delete from app.applied_sources
 where path in ('{FUNCTIONS}', '{POLICIES}');
 """  # noqa: S608 - of what is written here
-PERMISSIONS = ",\n".join(f"('{role}', 'projects:{action}')" for action, holders in ROLES.items() for role in holders)
 # What other migrations say of the table, in the one that makes it again for tests.
-REST = f"""
-insert into public.role_permissions (role, permission) values
-{PERMISSIONS};
-alter publication supabase_realtime add table public.projects;
-"""  # noqa: S608 - of what is written here
+REST = "\nalter publication supabase_realtime add table public.projects;\n"
 
 # So that the file can be run twice.
 UNREGISTERED = "delete from app.personal_data where relation = 'public.projects';\n"

@@ -1,4 +1,4 @@
-"""`ballast upgrade-check`: what this checkout's migrations do to a database of before, tried on a restored backup.
+"""`ballast upgrade-check`: what this checkout's migrations do to an older database, tested on a restored backup.
 
 Every row must still be there with the values it had, everything that clients use must still be there, and nothing may
 stand open. A migration that changes values or takes something away on purpose says so in a line of its own:
@@ -29,13 +29,10 @@ from scripts.backup.report import show_checks
 from scripts.backup.restore import identity_option, keys_of, opened, restored
 from scripts.backup.restoring import Backup, Target
 from scripts.backup.run import store_of
-from scripts.backup.store import BackupStore
 from scripts.database import Connection
 from scripts.failure import Failure
 from scripts.local.scratch import scratch_folder, scratch_server
 
-# A backup of a database of each release, with people of several tenants in every table.
-RELEASES = migrations.ROOT / "tests/fixtures/releases"
 _DECLARED = re.compile(
     r"^-- upgrade-check: (?P<deed>changes|deletes|removes) (?P<what>[a-z_]\w*(?:\.[a-z_]\w*){1,2})$", re.MULTILINE
 )
@@ -70,10 +67,6 @@ class UpgradeFailed(Failure):
     """The upgrade loses something, or does not work."""
 
 
-class NoRelease(Failure):
-    """There is no release to upgrade from."""
-
-
 @dataclass(frozen=True)
 class Declared:
     """What pending migrations say that they do: values that they change, by schema.table.column, tables of which they
@@ -92,49 +85,34 @@ class Declared:
 
 
 @click.command("upgrade-check", epilog="Example: ballast upgrade-check --backup latest")
-@click.option(
-    "--backup", "wanted", metavar="ID", help="Try it on this backup (or `latest`) instead of on the releases."
-)
+@click.option("--backup", "wanted", metavar="ID", default="latest", help="The backup to test; the latest by default.")
 @identity_option
 @database.url_option
-@click.option("--json", "as_json", is_flag=True, help="Print the checks of each backup as JSON.")
-def upgrade_check(wanted: str | None, identity: Path | None, url: str | None, as_json: bool) -> None:
-    """Try this checkout's migrations on a database of before: whether they keep data, policies and types.
+@click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON, by the name of the backup.")
+def upgrade_check(wanted: str, identity: Path | None, url: str | None, as_json: bool) -> None:
+    """Test this checkout's migrations on a backup: whether they keep data, policies and types.
 
-    A backup is restored into a scratch PostgreSQL, migrated and compared; nothing else is touched. Without --backup it
-    is one of each release. Exits with 1 when something is lost.
+    The backup is restored into a scratch PostgreSQL, migrated and compared; nothing else is touched. Exits with 1 when
+    something is lost.
     """
     environment = database.environment(url)
-    if wanted is None:
-        stores = [(BackupStore(folder.as_uri()), "latest") for folder in releases()]
-    else:
-        stores = [(store_of(environment), wanted)]
+    store = store_of(environment)
     keys = keys_of(environment, identity)
-    found: dict[str, list[Check]] = {}
-    for store, name in stores:
-        with scratch_folder("upgrade") as folder, progress_bar() as bar:
-            backup = opened(store, name, keys, folder)
-            # A release that the tests keep has the example, also where it was removed.
-            found[backup.manifest.name] = upgraded(backup, bar, example=True if wanted is None else None)
+    with scratch_folder("upgrade") as folder, progress_bar() as bar:
+        backup = opened(store, wanted, keys, folder)
+        found = upgraded(backup, bar)
     if as_json:
-        click.echo(json.dumps({name: [asdict(check) for check in made] for name, made in found.items()}, indent=2))
+        click.echo(json.dumps({backup.manifest.name: [asdict(check) for check in found]}, indent=2))
     else:
-        for name, made in found.items():
-            click.echo(name)
-            show_checks(made, as_json=False)
-    if not all(check.passed for made in found.values() for check in made):
-        raise UpgradeFailed("The upgrade loses something: mend the migration, or have it say so (docs/upgrade.md).")
+        click.echo(backup.manifest.name)
+        show_checks(found, as_json=False)
+    if not all(check.passed for check in found):
+        raise UpgradeFailed(
+            "The upgrade loses something: correct the migration, or declare the loss in it (docs/upgrade.md)."
+        )
 
 
-def releases() -> list[Path]:
-    """A folder of backups for each release. Raises NoRelease."""
-    found = sorted(RELEASES.iterdir()) if RELEASES.is_dir() else []
-    if not found:
-        raise NoRelease(f"There is no release in {RELEASES.relative_to(migrations.ROOT)}.")
-    return found
-
-
-def upgraded(backup: Backup, bar: Bar, *, example: bool | None) -> list[Check]:
+def upgraded(backup: Backup, bar: Bar) -> list[Check]:
     """Restores, migrates and compares. What goes wrong is a check that failed."""
     done: list[Check] = []
     began = time.monotonic()
@@ -145,26 +123,24 @@ def upgraded(backup: Backup, bar: Bar, *, example: bool | None) -> list[Check]:
         ):
             done += restored(backup, Target(server.url(), connection), bar)
             bar.stage("Migrating")
-            done += migrated(server.url(), connection, example=example)
+            done += migrated(server.url(), connection, migrations.ROOT)
     except Failure as failure:
         done.append(Check("upgrade", False, str(failure), round(time.monotonic() - began, 3)))
     return done
 
 
-def migrated(
-    url: str, connection: Connection, root: Path = migrations.ROOT, *, example: bool | None = None
-) -> Iterator[Check]:
+def migrated(url: str, connection: Connection, root: Path) -> Iterator[Check]:
     """Remembers what is there, applies the files in `root`, and compares. Raises what `migrate up` raises."""
     remember(connection)
     offered = _offered(connection)
     began = time.monotonic()
-    plan = migrations.up(url, root=root, example=example)
+    plan = migrations.up(url, root=root)
     applied = f"{len(plan.migrations)} migrations and {len(plan.sources)} sources were applied"
     yield Check("migrations", True, applied, round(time.monotonic() - began, 3))
     declared = Declared.by(plan)
     yield checked("data", lambda: _kept(connection, declared))
     yield checked("types", lambda: _still_offered(connection, offered, declared))
-    yield checked("drift", lambda: _undrifted(url, root, example))
+    yield checked("drift", lambda: _undrifted(url, root))
     yield checked("policies", lambda: _closed(connection))
     yield checks.denied(connection)
 
@@ -258,8 +234,8 @@ def _offered(connection: Connection) -> set[str]:
     return {name for (name,) in connection.execute(OFFERED)}
 
 
-def _undrifted(url: str, root: Path, example: bool | None) -> Answer:
-    _, found = drift.check(url, root=root, example=example)
+def _undrifted(url: str, root: Path) -> Answer:
+    _, found = drift.check(url, root=root)
     wrong = [f"{entry.kind} {entry.name} is {entry.problem}" for entry in found]
     return not wrong, named(wrong) or "functions, views, policies and grants are as the files say"
 

@@ -10,7 +10,7 @@ import pytest
 from scripts.migrations import ROOT
 from tests.conftest import Claims, Database
 
-MIGRATION = (ROOT / "migrations/20261124060000_realtime.sql").read_text()
+MIGRATION = (ROOT / "migrations/20261130230300_realtime.sql").read_text()
 Message = tuple[str, str, dict[str, Any]]
 
 

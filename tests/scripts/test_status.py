@@ -103,7 +103,7 @@ def test_without_a_backup_production_is_red_and_a_playground_is_not(elsewhere: E
     ("insert into app.job_runs (name, failures, duration_ms) values ('retention', 3, 1)", "job", "ops.jobs"),
     ("alter table public.projects disable row level security", "access", "ops.rls_coverage"),
     ("update app.applied_sources set checksum = 'x' where path like '%/caller.sql'", "migrations", "ballast migrate up"),
-    ("update supabase_migrations.schema_migrations set statements = '{x}' where version like '%110100'", "migrations", "ballast migrate status"),
+    ("update supabase_migrations.schema_migrations set statements = '{x}' where version like '%230100'", "migrations", "ballast migrate status"),
 ])  # fmt: skip
 def test_each_trouble_is_red_and_says_what_to_do(elsewhere: Elsewhere, breaking: str, name: str, words: str) -> None:
     elsewhere.back_up()

@@ -1,4 +1,4 @@
--- Projects for subscribers of Postgres Changes. Hosted projects have the publication already, some have tables in it.
+-- Publishes projects to subscribers of Postgres Changes. Hosted projects have the publication already, sometimes with tables in it.
 do $$
 begin
   if not exists (select from pg_publication where pubname = 'supabase_realtime') then

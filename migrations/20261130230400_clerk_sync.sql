@@ -1,10 +1,11 @@
--- What Clerk told us: every message, and per object the newest we know.
+-- What we received from Clerk: every message, and for each object the newest state we know.
 
--- The inbox. A message is here before Clerk gets its answer, whatever became of it.
+-- The inbox. A message is stored here before Clerk gets its answer, whatever its outcome.
 create table app.webhook_events (
   message_id text primary key check (length(message_id) between 1 and 256),
   type text not null,
   event jsonb not null,
+  mentions text[] not null default '{}',
   outcome text not null check (outcome in ('processed', 'stale', 'ignored', 'failed')),
   error text,
   attempts integer not null default 1,
@@ -16,16 +17,21 @@ comment on table app.webhook_events is 'Inbox of Clerk''s webhooks: one row a me
 comment on column app.webhook_events.message_id is 'The svix-id header: the same on every delivery of a message.';
 comment on column app.webhook_events.type is 'Clerk''s event type, such as user.created.';
 comment on column app.webhook_events.event is 'The whole event as received. Personal data.';
-comment on column app.webhook_events.outcome is 'processed; stale: something newer was known; ignored: not a type we handle; failed: see error.';
+comment on column app.webhook_events.mentions is 'The Clerk user ids and the e-mail addresses in the event. Personal data.';
+comment on column app.webhook_events.outcome is
+'processed; stale: a newer state was known; ignored: a type that we do not handle; failed: see error.';
 comment on column app.webhook_events.error is 'Why it failed or was ignored.';
-comment on column app.webhook_events.attempts is 'How often it was applied or tried.';
-comment on column app.webhook_events.next_attempt_at is 'When a failed event is due again. Nothing retries by itself yet: `ballast inbox retry`.';
+comment on column app.webhook_events.attempts is 'How often applying it was attempted.';
+comment on column app.webhook_events.next_attempt_at is 'When the job retry-events tries a failed event again.';
 comment on column app.webhook_events.received_at is 'When the first delivery arrived.';
 comment on column app.webhook_events.applied_at is 'When it got its outcome; null while failed.';
 create index webhook_events_next_attempt_at_idx on app.webhook_events (next_attempt_at) where outcome = 'failed';
+create index webhook_events_received_at_idx on app.webhook_events (received_at);
+create index webhook_events_applied_at_idx on app.webhook_events (applied_at);
+create index webhook_events_mentions_idx on app.webhook_events using gin (mentions);
 alter table app.webhook_events enable row level security, force row level security;
 
--- The order of all writes to one object, compared from left to right. The same events in any order leave the greatest.
+-- Orders all writes to one object, compared from left to right. The same events in any order leave the greatest stamp.
 create type app.clerk_stamp as (
   is_real boolean,
   source_updated_at timestamptz,
@@ -36,27 +42,34 @@ create type app.clerk_stamp as (
 comment on type app.clerk_stamp is
 'A real record over a stub; then the object''s updated_at; then its own event over a copy inside another; then the event''s time; then a hash.';
 
--- The newest write per object of Clerk's. The rows in public are computed from these and from the tombstones.
+-- The newest write per Clerk object. The rows in public are computed from these and from the tombstones.
 create table app.clerk_records (
   kind text not null,
   clerk_id text not null,
   organization_id text,
   user_id text,
+  address_hash text,
   stamp app.clerk_stamp not null,
   fields jsonb not null,
   primary key (kind, clerk_id)
 );
-comment on table app.clerk_records is 'Last writer wins, per object of Clerk''s: the fields we use and the stamp they came with.';
+comment on table app.clerk_records is 'Last writer wins, per Clerk object: the fields we use and the stamp they came with.';
 comment on column app.clerk_records.kind is 'user, organization, membership, invitation, role, permission, subscription or subscription_item.';
 comment on column app.clerk_records.clerk_id is 'Clerk''s id. A membership known from a session token only: session:ORGANIZATION:USER.';
 comment on column app.clerk_records.organization_id is 'Clerk''s id of the organization the object belongs to.';
 comment on column app.clerk_records.user_id is 'Clerk''s id of the person a membership belongs to.';
+comment on column app.clerk_records.address_hash is
+'For an invitation: app.person_hash() of its address in lower case. An erasure that has only the hash finds it by this.';
 comment on column app.clerk_records.stamp is 'Orders the writes; see app.clerk_stamp.';
 comment on column app.clerk_records.fields is 'The fields we use. Personal data for users and invitations.';
 create index clerk_records_organization_id_idx on app.clerk_records (organization_id, kind, user_id) where organization_id is not null;
+create index clerk_records_user_id_idx on app.clerk_records (user_id) where user_id is not null;
+create index clerk_records_created_by_idx on app.clerk_records ((fields ->> 'created_by')) where kind = 'organization';
+create index clerk_records_email_idx on app.clerk_records (lower(fields ->> 'email')) where kind = 'invitation';
+create index clerk_records_address_hash_idx on app.clerk_records (address_hash) where address_hash is not null;
 alter table app.clerk_records enable row level security, force row level security;
 
--- What Clerk deleted. Ids are never reused, so a tombstone stays and late events change nothing.
+-- What Clerk deleted. Clerk never reuses an id, so a tombstone stays and a late event changes nothing.
 create table app.clerk_tombstones (
   kind text not null,
   clerk_id text not null,
@@ -66,38 +79,56 @@ create table app.clerk_tombstones (
   deleted_at timestamptz not null,
   primary key (kind, clerk_id)
 );
-comment on table app.clerk_tombstones is 'Deleted objects of Clerk''s; only ever grows.';
+comment on table app.clerk_tombstones is 'Clerk objects that were deleted; rows are only ever added.';
 comment on column app.clerk_tombstones.kind is 'As in app.clerk_records.';
-comment on column app.clerk_tombstones.clerk_id is 'Clerk''s id.';
+comment on column app.clerk_tombstones.clerk_id is 'Clerk''s id; for a user its hash, from app.person_hash().';
 comment on column app.clerk_tombstones.organization_id is 'For a membership: its organization.';
 comment on column app.clerk_tombstones.user_id is 'For a membership: its person.';
 comment on column app.clerk_tombstones.began_at is 'For a membership: when it began.';
-comment on column app.clerk_tombstones.deleted_at is 'When Clerk deleted it: the newest time we were told.';
+comment on column app.clerk_tombstones.deleted_at is 'When Clerk deleted it: the newest time received.';
 create index clerk_tombstones_pair_idx on app.clerk_tombstones (organization_id, user_id) where organization_id is not null;
+create index clerk_tombstones_user_id_idx on app.clerk_tombstones (user_id) where user_id is not null;
 alter table app.clerk_tombstones enable row level security, force row level security;
 
--- Clerk's role keys are the customer's own words. Those not listed here mean viewer.
+-- Clerk's customers choose their own role keys. A key that is not listed here means viewer.
 create table app.clerk_roles (
   key text primary key,
   role text not null check (role in ('owner', 'admin', 'member', 'viewer'))
 );
-comment on table app.clerk_roles is 'What a role key of Clerk''s means here. A change takes effect on existing members at once.';
+comment on table app.clerk_roles is 'Which role a Clerk role key means. A change takes effect on existing members at once.';
 comment on column app.clerk_roles.key is 'Clerk''s role key, such as org:admin.';
-comment on column app.clerk_roles.role is 'The role of ours.';
+comment on column app.clerk_roles.role is 'Our role.';
 alter table app.clerk_roles enable row level security, force row level security;
 insert into app.clerk_roles (key, role) values
 ('org:owner', 'owner'), ('org:admin', 'admin'), ('org:member', 'member'), ('org:viewer', 'viewer'),
 ('admin', 'admin'), ('basic_member', 'member'), ('guest_member', 'viewer');
 
--- Clerk's plan slugs are the customer's own words too. Those not listed here count for nothing.
+-- Clerk's customers choose their own plan slugs too. A slug that is not listed here is ignored.
 create table app.clerk_plans (
   slug text primary key,
   tier text not null check (tier in ('free', 'starter', 'pro', 'enterprise'))
 );
-comment on table app.clerk_plans is 'Which tier a plan of Clerk''s billing means. A change takes effect at once.';
+comment on table app.clerk_plans is 'Which tier a Clerk billing plan means. A change takes effect at once.';
 comment on column app.clerk_plans.slug is 'The plan''s slug in Clerk.';
-comment on column app.clerk_plans.tier is 'The tier of ours.';
+comment on column app.clerk_plans.tier is 'Our tier.';
 alter table app.clerk_plans enable row level security, force row level security;
 insert into app.clerk_plans (slug, tier)
 select tier || suffix, tier
 from unnest(array['free', 'starter', 'pro', 'enterprise']) as tier, unnest(array['', '-plan', '_plan', '_org']) as suffix;
+
+-- Where an interrupted `ballast clerk backfill` resumes. Clerk lists objects by creation time, so that time is the position:
+-- it stays right when earlier objects are deleted and, unlike an id, identifies no person.
+create table app.clerk_backfills (
+  kind text primary key check (kind in ('user', 'organization', 'membership', 'invitation')),
+  instance_id text,
+  next_offset integer not null check (next_offset > 0),
+  last_created_ms bigint not null,
+  updated_at timestamptz not null default now()
+);
+comment on table app.clerk_backfills is 'Position of each unfinished backfill, one row per kind. A finished backfill leaves no row.';
+comment on column app.clerk_backfills.kind is 'As in app.clerk_records.';
+comment on column app.clerk_backfills.instance_id is 'The Clerk instance that is listed.';
+comment on column app.clerk_backfills.next_offset is 'Number of listed objects up to the last one that was merged.';
+comment on column app.clerk_backfills.last_created_ms is 'When Clerk created that object, in milliseconds since 1970.';
+comment on column app.clerk_backfills.updated_at is 'When it was merged.';
+alter table app.clerk_backfills enable row level security, force row level security;

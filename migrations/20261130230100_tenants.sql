@@ -1,6 +1,6 @@
--- Who belongs where, and what each role may do.
+-- Organizations, people and memberships, and what each role may do.
 
--- The one matrix: policies, the service and browsers all read it.
+-- The one matrix of roles and permissions: policies, the service and browsers all read it.
 create table public.role_permissions (
   role text not null check (role in ('owner', 'admin', 'member', 'viewer')),
   permission text not null check (permission ~ '^[a-z_]+:[a-z_]+$'),
@@ -11,17 +11,16 @@ comment on column public.role_permissions.role is 'owner, admin, member or viewe
 comment on column public.role_permissions.permission is 'resource:action, such as projects:update.';
 alter table public.role_permissions enable row level security, force row level security;
 
+-- A tenant table adds its own permissions in its own migration.
 insert into public.role_permissions (role, permission) values
-('owner', 'projects:create'), ('owner', 'projects:read'), ('owner', 'projects:update'), ('owner', 'projects:delete'),
 ('owner', 'members:read'), ('owner', 'members:invite'), ('owner', 'members:remove'), ('owner', 'audit:read'),
 ('owner', 'billing:manage'), ('owner', 'organization:update'), ('owner', 'organization:delete'),
-('admin', 'projects:create'), ('admin', 'projects:read'), ('admin', 'projects:update'), ('admin', 'projects:delete'),
 ('admin', 'members:read'), ('admin', 'members:invite'), ('admin', 'members:remove'), ('admin', 'audit:read'),
 ('admin', 'organization:update'),
-('member', 'projects:create'), ('member', 'projects:read'), ('member', 'projects:update'), ('member', 'members:read'),
-('viewer', 'projects:read'), ('viewer', 'members:read');
+('member', 'members:read'),
+('viewer', 'members:read');
 
--- Tenants. Clerk is their source; only name and settings may be changed here.
+-- Tenants. Clerk is the source; only name and settings may be changed here.
 create table public.organizations (
   id uuid primary key default gen_random_uuid(),
   clerk_org_id text not null unique,
@@ -32,6 +31,9 @@ create table public.organizations (
   max_seats integer default 5 check (max_seats > 0),
   settings jsonb not null default '{}' check (jsonb_typeof(settings) = 'object' and octet_length(settings::text) <= 65536),
   mfa_required boolean not null,
+  -- A deleted organization loses its members at once and is purged later; a suspended one returns unchanged.
+  suspended_at timestamptz,
+  suspension_reason text check (length(suspension_reason) between 1 and 500),
   deleted_at timestamptz,
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now()
@@ -40,19 +42,21 @@ comment on table public.organizations is 'Tenants, synced from Clerk organizatio
 comment on column public.organizations.id is 'Our id; every tenant table refers to it.';
 comment on column public.organizations.clerk_org_id is 'Clerk''s id, org_….';
 comment on column public.organizations.name is 'Display name. A change here lasts until the name changes in Clerk.';
-comment on column public.organizations.slug is 'Clerk''s slug. Clerk does not promise one, nor that it is unique over time.';
+comment on column public.organizations.slug is 'Clerk''s slug. Clerk does not guarantee that there is one, nor that it stays unique.';
 comment on column public.organizations.subscription_tier is 'Plan, from Clerk''s billing events through app.clerk_plans.';
 comment on column public.organizations.subscription_status is 'State of the subscription, from Clerk''s billing events.';
 comment on column public.organizations.max_seats is 'Largest number of members; null means no limit.';
 comment on column public.organizations.settings is 'The tenant''s own settings, an object of at most 64 KiB.';
 comment on column public.organizations.mfa_required is 'Whether owners and admins need a second factor for more than a viewer may do.';
+comment on column public.organizations.suspended_at is 'Since when only administrators reach its data; null if not suspended. ops.suspend_organization() sets it.';
+comment on column public.organizations.suspension_reason is 'Why, as the administrator wrote it. Members cannot read it while the organization is suspended.';
 comment on column public.organizations.deleted_at is 'When Clerk deleted it: hidden from then on, purged after a grace period.';
-comment on column public.organizations.created_at is 'When the organization was made.';
+comment on column public.organizations.created_at is 'When the organization was created.';
 comment on column public.organizations.updated_at is 'When a value last changed.';
 create index organizations_deleted_at_idx on public.organizations (deleted_at) where deleted_at is not null;
 alter table public.organizations enable row level security, force row level security;
 
--- People. Clerk is their source; they may change how they appear and what they prefer.
+-- People. Clerk is the source; a person may change their display name, picture and preferences here.
 create table public.profiles (
   id uuid primary key default gen_random_uuid(),
   clerk_user_id text not null unique,
@@ -69,20 +73,21 @@ create table public.profiles (
 comment on table public.profiles is 'People, synced from Clerk users.';
 comment on column public.profiles.id is 'Our id; every reference to a person uses it.';
 comment on column public.profiles.clerk_user_id is 'Clerk''s id, user_…: the sub of a session token.';
-comment on column public.profiles.email is 'Primary e-mail address, or null. Not unique: who signs up again has a new id.';
+comment on column public.profiles.email is 'Primary e-mail address, or null. Not unique: a person who signs up again gets a new id.';
 comment on column public.profiles.full_name is 'Display name. A change here lasts until the name changes in Clerk.';
 comment on column public.profiles.avatar_url is 'Picture, http or https.';
-comment on column public.profiles.banned is 'Clerk has banned the person: no token of theirs counts.';
+comment on column public.profiles.banned is 'Whether Clerk has banned the person: their tokens are then ignored.';
 comment on column public.profiles.current_organization_id is 'The organization the person works in; one they belong to.';
-comment on column public.profiles.preferences is 'The person''s own settings, an object of at most 64 KiB. Only start_session shows them, to their owner.';
+comment on column public.profiles.preferences is 'The person''s own settings, an object of at most 64 KiB. Only start_session returns them, and only to their owner.';
 comment on column public.profiles.last_seen_at is 'Last start of a session, to the minute.';
 comment on column public.profiles.created_at is 'When the person signed up.';
 comment on column public.profiles.updated_at is 'When a value other than last_seen_at last changed.';
 create index profiles_current_organization_id_idx on public.profiles (current_organization_id, id);
 create index profiles_email_idx on public.profiles (email);
+create index profiles_lower_email_idx on public.profiles (lower(email));
 alter table public.profiles enable row level security, force row level security;
 
--- Which person belongs to which tenant, as what. Only the sync writes here.
+-- Which person belongs to which tenant, in which role. Only the Clerk sync writes here.
 create table public.organization_memberships (
   id uuid primary key default gen_random_uuid(),
   organization_id uuid not null references public.organizations on delete cascade,
@@ -94,23 +99,25 @@ create table public.organization_memberships (
   updated_at timestamptz not null default now(),
   unique (user_id, organization_id)
 );
-comment on table public.organization_memberships is 'Who belongs to which organization, synced from Clerk.';
+comment on table public.organization_memberships is 'Memberships of people in organizations, synced from Clerk.';
 comment on column public.organization_memberships.id is 'Our id.';
 comment on column public.organization_memberships.organization_id is 'The organization.';
 comment on column public.organization_memberships.user_id is 'The person.';
-comment on column public.organization_memberships.role is 'What policies go by: clerk_role through app.clerk_roles; the creator with an admin role is owner.';
+comment on column public.organization_memberships.role is
+'The role that policies use: clerk_role mapped by app.clerk_roles. The creator is owner if their Clerk role maps to admin.';
 comment on column public.organization_memberships.clerk_role is 'Clerk''s key as received, such as org:admin.';
-comment on column public.organization_memberships.clerk_membership_id is 'Clerk''s id, orgmem_…; null while only a session token told of it.';
+comment on column public.organization_memberships.clerk_membership_id is
+'Clerk''s id, orgmem_…; null while the membership is known from a session token only.';
 comment on column public.organization_memberships.joined_at is 'When the person joined.';
 comment on column public.organization_memberships.updated_at is 'When a value last changed.';
--- Who leaves an organization stops working in it, however the two happen at once.
+-- A person who leaves an organization stops working in it, even if both happen at the same moment.
 alter table public.profiles add constraint profiles_current_organization_id_fkey
 foreign key (current_organization_id, id) references public.organization_memberships (organization_id, user_id)
 on delete set null (current_organization_id);
 create index organization_memberships_organization_id_idx on public.organization_memberships (organization_id);
 alter table public.organization_memberships enable row level security, force row level security;
 
--- Invitations that wait for an answer, for the team page. Answered and revoked ones are gone.
+-- Pending invitations, for the team page. Answered and revoked ones are deleted.
 create table public.organization_invitations (
   id uuid primary key default gen_random_uuid(),
   organization_id uuid not null references public.organizations on delete cascade,
@@ -126,11 +133,12 @@ comment on table public.organization_invitations is 'Pending invitations, synced
 comment on column public.organization_invitations.id is 'Our id.';
 comment on column public.organization_invitations.organization_id is 'The organization that invites.';
 comment on column public.organization_invitations.clerk_invitation_id is 'Clerk''s id, orginv_….';
-comment on column public.organization_invitations.email is 'Who is invited.';
+comment on column public.organization_invitations.email is 'The invited e-mail address.';
 comment on column public.organization_invitations.role is 'The role the person would have.';
 comment on column public.organization_invitations.clerk_role is 'Clerk''s key as received.';
-comment on column public.organization_invitations.expires_at is 'When the invitation lapses, if it does.';
+comment on column public.organization_invitations.expires_at is 'When the invitation expires, if it does.';
 comment on column public.organization_invitations.created_at is 'When it was sent.';
 comment on column public.organization_invitations.updated_at is 'When a value last changed.';
 create index organization_invitations_organization_id_created_at_idx on public.organization_invitations (organization_id, created_at desc);
+create index organization_invitations_email_idx on public.organization_invitations (lower(email));
 alter table public.organization_invitations enable row level security, force row level security;

@@ -12,14 +12,20 @@ create table public.projects (
 );
 comment on table public.projects is 'Example business entity, scoped to an organization.';
 comment on column public.projects.id is 'Our id.';
-comment on column public.projects.organization_id is 'The organization it belongs to, for good.';
-comment on column public.projects.created_by is 'Who made it: the caller. Null once that person is erased.';
+comment on column public.projects.organization_id is 'The organization it belongs to; it never changes.';
+comment on column public.projects.created_by is 'The person who created it. Null once that person is erased.';
 comment on column public.projects.title is 'Title, 1 to 200 characters.';
 comment on column public.projects.description is 'Free text.';
 comment on column public.projects.status is 'active, archived or deleted (in the bin).';
 comment on column public.projects.metadata is 'Whatever the product adds, an object of at most 64 KiB.';
-comment on column public.projects.created_at is 'When it was made.';
+comment on column public.projects.created_at is 'When it was created.';
 comment on column public.projects.updated_at is 'When a value last changed.';
 create index projects_organization_id_created_at_idx on public.projects (organization_id, created_at desc);
 create index projects_created_by_idx on public.projects (created_by);
 alter table public.projects enable row level security, force row level security;
+
+insert into public.role_permissions (role, permission) values
+('owner', 'projects:create'), ('owner', 'projects:read'), ('owner', 'projects:update'), ('owner', 'projects:delete'),
+('admin', 'projects:create'), ('admin', 'projects:read'), ('admin', 'projects:update'), ('admin', 'projects:delete'),
+('member', 'projects:create'), ('member', 'projects:read'), ('member', 'projects:update'),
+('viewer', 'projects:read');

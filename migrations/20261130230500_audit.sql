@@ -1,0 +1,117 @@
+-- The audit trail: who did what, on whose behalf and from where. No deletion elsewhere rewrites it.
+
+-- Partitioned by month so that retention drops whole partitions; the default partition ensures that no entry is ever refused.
+-- No foreign keys: deleting a tenant or a person would delete or change their entries.
+create table public.audit_logs (
+  id uuid not null default gen_random_uuid(),
+  organization_id uuid,
+  user_id uuid,
+  actor text check (length(actor) between 1 and 100),
+  impersonator text check (length(impersonator) <= 256),
+  action text not null,
+  resource_type text not null,
+  resource_id text,
+  subject_ids uuid[],
+  changes jsonb,
+  metadata jsonb not null default '{}',
+  ip_address inet,
+  user_agent text,
+  request_id text check (length(request_id) <= 200),
+  created_at timestamptz not null default now(),
+  primary key (id, created_at)
+) partition by range (created_at);
+comment on table public.audit_logs is 'Who did what, when and from where. Append-only.';
+comment on column public.audit_logs.id is 'The entry''s id.';
+comment on column public.audit_logs.organization_id is 'The tenant whose data changed; null if none. No foreign key: entries outlive it.';
+comment on column public.audit_logs.user_id is
+'The person who did it; null if it was not a person, and for an erased one. No foreign key: entries outlive them.';
+comment on column public.audit_logs.actor is 'Who did it if it was not a person: clerk, service, system or the name that the service gave itself.';
+comment on column public.audit_logs.impersonator is 'Clerk''s id of the person who acted as user_id (the token''s act claim).';
+comment on column public.audit_logs.action is 'What was done, such as project.updated.';
+comment on column public.audit_logs.resource_type is 'The kind of object it was done to.';
+comment on column public.audit_logs.resource_id is 'The object''s primary key.';
+comment on column public.audit_logs.subject_ids is 'People the entry is about or names, other than user_id; null if there are none.';
+comment on column public.audit_logs.changes is
+'before and after: the columns that changed; redacted: names of changed columns whose values are not recorded.';
+comment on column public.audit_logs.metadata is
+'What helps a reader recognize the object, such as a title; or what the caller passed to log_audit_event().';
+comment on column public.audit_logs.ip_address is 'Where the request came from: the first address in x-forwarded-for.';
+comment on column public.audit_logs.user_agent is 'The request''s User-Agent, at most 512 characters.';
+comment on column public.audit_logs.request_id is 'The request''s x-request-id.';
+comment on column public.audit_logs.created_at is 'When it was done.';
+-- A page of a tenant's entries is a range of this index, even if many entries have the same time.
+create index audit_logs_organization_id_created_at_idx on public.audit_logs (organization_id, created_at desc, id desc);
+create index audit_logs_user_id_created_at_idx on public.audit_logs (user_id, created_at desc);
+create index audit_logs_resource_idx on public.audit_logs (resource_type, resource_id, created_at desc);
+-- Export and erasure find a person's entries by these two.
+create index audit_logs_subject_ids_idx on public.audit_logs using gin (subject_ids) where subject_ids is not null;
+create index audit_logs_impersonator_idx on public.audit_logs (impersonator) where impersonator is not null;
+alter table public.audit_logs enable row level security, force row level security;
+
+create table app.audit_logs_default partition of public.audit_logs default;
+alter table app.audit_logs_default enable row level security, force row level security;
+
+-- What clients may log themselves. Triggers use other prefixes, so a client cannot forge their entries.
+create table app.audit_prefixes (
+  prefix text primary key check (prefix ~ '^[a-z][a-z0-9_]{0,30}\.$')
+);
+comment on table app.audit_prefixes is 'Prefixes of the actions that clients may log with public.log_audit_event().';
+comment on column app.audit_prefixes.prefix is 'Such as report., which allows report.exported.';
+alter table app.audit_prefixes enable row level security, force row level security;
+insert into app.audit_prefixes (prefix) values ('client.');
+
+-- A hash over a closed range of the trail, chained to the seal before it. A copy of a seal proves what the trail contained.
+create table app.audit_seals (
+  sequence bigint primary key check (sequence > 0),
+  range_start timestamptz not null,
+  range_end timestamptz not null check (range_end > range_start),
+  entries bigint not null check (entries >= 0),
+  digest bytea not null check (length(digest) = 32),
+  seal bytea not null unique check (length(seal) = 32),
+  sealed_at timestamptz not null default now()
+);
+comment on table app.audit_seals is 'Seals over closed, gapless ranges of public.audit_logs. `ballast audit verify` recomputes them.';
+comment on column app.audit_seals.sequence is '1, 2, 3 and so on.';
+comment on column app.audit_seals.range_start is 'The first moment of the range: the end of the previous range.';
+comment on column app.audit_seals.range_end is 'The end of the range, exclusive. No range crosses a month.';
+comment on column app.audit_seals.entries is 'Number of entries in the range.';
+comment on column app.audit_seals.digest is 'SHA-256 over the SHA-256 of each entry, ordered by time and id.';
+comment on column app.audit_seals.seal is 'SHA-256 over the previous seal, the range, the number of entries and the digest.';
+comment on column app.audit_seals.sealed_at is 'When it was created.';
+alter table app.audit_seals enable row level security, force row level security;
+
+-- The law requires a few changes to the trail. Each of them is recorded here.
+create table app.audit_interventions (
+  id bigint generated always as identity primary key,
+  kind text not null check (kind in ('erasure', 'retention')),
+  range_start timestamptz not null,
+  range_end timestamptz not null,
+  entries bigint not null check (entries > 0),
+  happened_at timestamptz not null default now()
+);
+comment on table app.audit_interventions is 'Each time retention dropped entries, or an erasure removed a person from them.';
+comment on column app.audit_interventions.id is 'The intervention.';
+comment on column app.audit_interventions.kind is 'erasure or retention.';
+comment on column app.audit_interventions.range_start is 'The time of the first entry, or the start of the dropped month.';
+comment on column app.audit_interventions.range_end is 'The time of the last entry, or the end of the dropped month.';
+comment on column app.audit_interventions.entries is 'Number of entries.';
+comment on column app.audit_interventions.happened_at is 'When it happened.';
+alter table app.audit_interventions enable row level security, force row level security;
+
+-- Hashes of an entry before and after an erasure: enough to prove the seal over it, too little to identify the person.
+create table app.audit_erasures (
+  entry_id uuid not null,
+  entry_created_at timestamptz not null,
+  original bytea not null check (length(original) = 32),
+  remaining bytea not null check (length(remaining) = 32),
+  intervention_id bigint not null references app.audit_interventions on delete restrict,
+  primary key (entry_id, entry_created_at)
+);
+comment on table app.audit_erasures is 'Entries that an erasure changed.';
+comment on column app.audit_erasures.entry_id is 'The entry.';
+comment on column app.audit_erasures.entry_created_at is 'The entry''s time.';
+comment on column app.audit_erasures.original is 'SHA-256 of the entry as it was recorded; the seal covers this.';
+comment on column app.audit_erasures.remaining is 'SHA-256 of the entry after the erasure.';
+comment on column app.audit_erasures.intervention_id is 'The last erasure of the entry.';
+create index audit_erasures_intervention_id_idx on app.audit_erasures (intervention_id);
+alter table app.audit_erasures enable row level security, force row level security;
