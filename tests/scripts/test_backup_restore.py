@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
+import pyrage
 import pytest
 from psycopg import sql
 
@@ -25,11 +26,13 @@ from tests import people
 from tests.conftest import Database, free_port_block
 from tests.people import ADA, ADA_EMAILS
 from tests.relay import relay_to
-from tests.scripts.conftest import Vault
+from tests.scripts.conftest import StoredBackup, Vault
 
 OLDEST = Path("/usr/lib/postgresql/15/bin")
 CHECKS = ["row counts", "structure", "functions", "audit seal", "erasures replayed"]
 Change = Callable[[dict[str, Any]], None]
+# Where the server of a drill is not what is tested.
+at_hand = pytest.mark.usefixtures("scratch_at_hand")
 
 
 def contents(url: str) -> dict[str, str]:
@@ -89,22 +92,26 @@ def test_everything_is_again_as_it_was(vault: Vault, empty: str) -> None:
     assert statistics > 20
 
 
-def test_an_id_may_be_the_latest_or_its_end(folder_vault: Vault, new_database: Callable[..., str]) -> None:
-    names = [folder_vault.backed_up() for _ in range(2)]
+def test_an_id_may_be_the_latest_or_its_end(
+    folder_shelf: Vault, new_database: Callable[..., str], backup: StoredBackup, other_backup: StoredBackup
+) -> None:
+    names = [folder_shelf.keep(backup), folder_shelf.keep(other_backup)]
     for wanted in ("latest", names[1], names[1][-8:]):
-        folder_vault.done("restore", wanted, "--to", new_database())
-    unknown = folder_vault.run("restore", "20200101T000000Z-00000000", "--to", new_database())
+        folder_shelf.done("restore", wanted, "--to", new_database())
+    unknown = folder_shelf.run("restore", "20200101T000000Z-00000000", "--to", new_database())
     assert unknown.exit_code == 1
     assert "ballast backup list" in unknown.stderr
 
 
-def test_what_is_restored_is_closed_to_whom_it_was_closed(folder_vault: Vault, empty: str) -> None:
+def test_what_is_restored_is_closed_to_whom_it_was_closed(
+    folder_shelf: Vault, empty: str, backup: StoredBackup
+) -> None:
     """A new project grants everything on new tables of public to anon, and a dump does not say that it may not."""
     with psycopg.connect(empty) as connection:
         connection.execute("create table public.trap (id int)")
         assert connection.execute("select has_table_privilege('anon', 'public.trap', 'select')").fetchone() == (True,)
         connection.rollback()
-    folder_vault.done("restore", folder_vault.backed_up(), "--to", empty)
+    folder_shelf.done("restore", folder_shelf.keep(backup), "--to", empty)
     with psycopg.connect(empty) as connection:
         open_to_anon = connection.execute(
             "select c.relname from pg_class as c where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p', 'v') "
@@ -119,31 +126,35 @@ def test_what_is_restored_is_closed_to_whom_it_was_closed(folder_vault: Vault, e
     assert new == [(False, False)]
 
 
-def test_our_policies_on_tables_of_others_are_there_and_who_publishes_ours(folder_vault: Vault, empty: str) -> None:
+def test_our_policies_on_tables_of_others_are_there_and_who_publishes_ours(
+    folder_shelf: Vault, empty: str, backup: StoredBackup
+) -> None:
     question = (
         "select (select count(*) from pg_policies where schemaname = 'realtime'), "
         "(select array_agg(tablename::text) from pg_publication_tables where pubname = 'supabase_realtime')"
     )
     with psycopg.connect(empty) as connection:
         assert connection.execute(question).fetchall() == [(0, None)]
-    folder_vault.done("restore", folder_vault.backed_up(), "--to", empty)
+    folder_shelf.done("restore", folder_shelf.keep(backup), "--to", empty)
     with psycopg.connect(empty) as connection:
         assert connection.execute(question).fetchall() == [(2, ["projects"])]
 
 
-def test_it_says_what_is_left_to_do(folder_vault: Vault, empty: str) -> None:
-    said = folder_vault.done("restore", folder_vault.backed_up(), "--to", empty).stderr
+def test_it_says_what_is_left_to_do(folder_shelf: Vault, empty: str, backup: StoredBackup) -> None:
+    said = folder_shelf.done("restore", folder_shelf.keep(backup), "--to", empty).stderr
     for words in ("FLUSHDB", "ballast person resume", "ballast migrate up", "Clerk"):
         assert words in said
 
 
-def test_the_migrations_find_nothing_to_do_afterwards(folder_vault: Vault, empty: str) -> None:
-    folder_vault.done("restore", folder_vault.backed_up(), "--to", empty)
+def test_the_migrations_find_nothing_to_do_afterwards(folder_shelf: Vault, empty: str, backup: StoredBackup) -> None:
+    folder_shelf.done("restore", folder_shelf.keep(backup), "--to", empty)
     assert migrations.up(empty, dry_run=True).empty
 
 
-def test_data_is_never_written_over_without_being_asked(folder_vault: Vault, new_database: Callable[..., str]) -> None:
-    name = folder_vault.backed_up()
+def test_data_is_never_written_over_without_being_asked(
+    folder_vault: Vault, new_database: Callable[..., str], backup: StoredBackup
+) -> None:
+    name = folder_vault.keep(backup)
     target = new_database(folder_vault.url)
     with psycopg.connect(target) as connection:
         connection.execute("update public.projects set title = 'Later'")
@@ -181,10 +192,15 @@ def test_a_project_is_named_as_supabase_names_it(host: str, user: str, project: 
 @pytest.mark.parametrize("replaced", [False, True])
 @pytest.mark.parametrize("end", ["exit 1", "kill -9 $PPID", "exit 0"])
 def test_a_restore_that_breaks_off_changes_nothing(
-    folder_vault: Vault, new_database: Callable[..., str], wrapped: Callable[..., str], end: str, replaced: bool
+    folder_vault: Vault,
+    new_database: Callable[..., str],
+    wrapped: Callable[..., str],
+    end: str,
+    replaced: bool,
+    backup: StoredBackup,
 ) -> None:
     """Half of the dump is restored, then it fails, or the command is killed, or all looks well."""
-    name = folder_vault.backed_up()
+    name = folder_vault.keep(backup)
     target = new_database(folder_vault.url) if replaced else new_database()
     before = contents(target)
     half = f'[[ "$*" == *--list* ]] && exec "$REAL/pg_restore" "$@"; "$REAL/pg_restore" "$@" | head -c 400000; {end}'
@@ -206,13 +222,13 @@ def test_a_restore_that_breaks_off_changes_nothing(
 
 
 def test_what_the_database_refuses_is_said_without_the_data(
-    folder_vault: Vault, new_database: Callable[..., str], bare_server: Postgres
+    folder_shelf: Vault, new_database: Callable[..., str], bare_server: Postgres, backup: StoredBackup
 ) -> None:
     target = new_database()
     with psycopg.connect(bare_server.url("supabase_admin", target.rpartition("/")[2])) as admin:
         admin.execute("create schema app")
         admin.execute("create schema hidden")
-    refused = folder_vault.run("restore", folder_vault.backed_up(), "--to", target)
+    refused = folder_shelf.run("restore", folder_shelf.keep(backup), "--to", target)
     assert refused.exit_code == 1
     assert 'Nothing was restored. ERROR:  schema "app" already exists' in refused.stderr
     with psycopg.connect(target) as connection:
@@ -222,18 +238,24 @@ def test_what_the_database_refuses_is_said_without_the_data(
 @pytest.mark.parametrize("file", ["before.sql", "after.sql"])
 @pytest.mark.parametrize("command", ["\\! touch pwned", "select 1 \\g |touch pwned", "\\unrestrict x\n\\! touch pwned"])
 def test_a_script_in_the_store_runs_no_command_on_this_machine(
-    folder_vault: Vault, empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, command: str
+    folder_shelf: Vault,
+    empty: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+    command: str,
+    backup: StoredBackup,
 ) -> None:
     """Whoever may write to the store may forge one, with its manifest; the machine that restores has the keys."""
     monkeypatch.chdir(tmp_path)
-    name = folder_vault.backed_up()
-    place = folder_vault.store.path(name, file)
+    name = folder_shelf.keep(backup)
+    place = folder_shelf.store.path(name, file)
     assert place is not None
     body = f"{place.read_text()}{command}\n".encode()
     place.write_bytes(body)
     told = {"size_bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}
-    rewritten(folder_vault, name, lambda manifest: manifest["files"].update({file: told}))
-    refused = folder_vault.run("restore", name, "--to", empty)
+    rewritten(folder_shelf, name, lambda manifest: manifest["files"].update({file: told}))
+    refused = folder_shelf.run("restore", name, "--to", empty)
     assert refused.exit_code == 1
     assert "Nothing was restored." in refused.stderr
     assert not (tmp_path / "pwned").exists()
@@ -242,11 +264,11 @@ def test_a_script_in_the_store_runs_no_command_on_this_machine(
 
 
 def test_a_pg_restore_that_lets_names_run_commands_is_refused(
-    folder_vault: Vault, empty: str, wrapped: Callable[..., str]
+    folder_shelf: Vault, empty: str, wrapped: Callable[..., str], backup: StoredBackup
 ) -> None:
-    name = folder_vault.backed_up()
+    name = folder_shelf.keep(backup)
     old = wrapped(pg_restore='"$REAL/pg_restore" "$@" | sed "/restrict /d"')
-    refused = folder_vault.run("restore", name, "--to", empty, PG_BIN=old)
+    refused = folder_shelf.run("restore", name, "--to", empty, PG_BIN=old)
     assert refused.exit_code == 1
     assert "CVE-2025-8714" in refused.stderr
 
@@ -277,30 +299,22 @@ def test_a_network_that_is_cut_while_a_backup_is_fetched_restores_nothing(
         assert snapshot.counted(connection) == {}
 
 
-def test_default_privileges_of_other_roles_stay_theirs(home: Path, folder_vault: Vault) -> None:
+def test_default_privileges_of_other_roles_stay_theirs(folder_vault: Vault, empty: str, bare_server: Postgres) -> None:
     """Hosted Supabase has some of supabase_admin's in public, which a dump holds and postgres may not restore."""
-    servers = [Postgres(home / f"hosted-{number}", free_port_block(), "test") for number in (1, 2)]
-    processes = []
-    try:
-        for server in servers:
-            processes.append(server.start(fsync="off"))
-            with psycopg.connect(server.url("supabase_admin")) as admin:
-                admin.execute(
-                    "alter default privileges for role supabase_admin in schema public grant all on tables to anon, authenticated"
-                )
-        migrations.up(servers[0].url())
-        vault = Vault(servers[0].url(), folder_vault.backup_url, folder_vault.home, folder_vault.identity)
-        vault.done("restore", vault.backed_up(), "--to", servers[1].url())
-    finally:
-        for process in processes:
-            stop(process)
+    for url in (folder_vault.url, empty):
+        with psycopg.connect(bare_server.url("supabase_admin", url.rpartition("/")[2])) as admin:
+            admin.execute(
+                "alter default privileges for role supabase_admin in schema public grant all on tables to anon, authenticated"
+            )
+    folder_vault.done("restore", folder_vault.backed_up(), "--to", empty)
 
 
 # --- erasures ---
 
 
-def test_who_was_erased_since_is_erased_again(folder_vault: Vault, empty: str) -> None:
-    name = folder_vault.backed_up()
+@at_hand
+def test_who_was_erased_since_is_erased_again(folder_vault: Vault, empty: str, backup: StoredBackup) -> None:
+    name = folder_vault.keep(backup)
     with folder_vault.connect() as connection:
         [[person]] = connection.execute(
             "select id::text from public.profiles where clerk_user_id = %s", [ADA]
@@ -323,13 +337,15 @@ def test_who_was_erased_since_is_erased_again(folder_vault: Vault, empty: str) -
     assert report["checks"]["erasures replayed"]["detail"] == "1 in the ledger, 1 of them were back, and are erased"
 
 
-def test_a_ledger_that_cannot_be_read_is_not_an_empty_one(folder_vault: Vault, empty: str) -> None:
-    name = folder_vault.backed_up()
-    folder = folder_vault.store.folder
+def test_a_ledger_that_cannot_be_read_is_not_an_empty_one(
+    folder_shelf: Vault, empty: str, backup: StoredBackup
+) -> None:
+    name = folder_shelf.keep(backup)
+    folder = folder_shelf.store.folder
     assert folder is not None
     (folder / "erasures").mkdir()
     (folder / "erasures/broken.json").write_text("{")
-    restored = folder_vault.run("restore", name, "--to", empty)
+    restored = folder_shelf.run("restore", name, "--to", empty)
     assert restored.exit_code == 1
     assert "Cannot read erasures/broken.json" in re.sub(r"\s+", " ", restored.stdout)
 
@@ -349,37 +365,39 @@ def test_a_drill_reports_each_check_how_long_it_took_and_how_old_the_data_are(va
 
 
 def test_a_drill_leaves_no_server_and_no_files_behind(
-    folder_vault: Vault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path
+    folder_shelf: Vault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path, backup: StoredBackup
 ) -> None:
     place = home / "drills"
     place.mkdir()
     place.chmod(0o755)
     monkeypatch.setenv("TMPDIR", str(place))
-    folder_vault.backed_up()
-    running = folder_vault.start("drill", TMPDIR=str(place))
+    folder_shelf.keep(backup)
+    running = folder_shelf.start("drill", TMPDIR=str(place))
     assert running.wait(60) == 0
     assert list(place.iterdir()) == []
 
 
-def test_a_drill_of_nothing_fails(folder_vault: Vault) -> None:
-    none = folder_vault.run("drill")
+def test_a_drill_of_nothing_fails(folder_shelf: Vault) -> None:
+    none = folder_shelf.run("drill")
     assert none.exit_code == 1
     assert "no backup 'latest'" in none.stderr
 
 
-def test_without_the_key_it_says_how_to_give_it(folder_vault: Vault, tmp_path: Path) -> None:
-    folder_vault.backed_up()
-    without = folder_vault.run("drill", BACKUP_IDENTITY=None)
+@at_hand
+def test_without_the_key_it_says_how_to_give_it(folder_shelf: Vault, tmp_path: Path, backup: StoredBackup) -> None:
+    folder_shelf.keep(backup)
+    without = folder_shelf.run("drill", BACKUP_IDENTITY=None)
     assert without.exit_code == 2
     assert "--identity" in without.stderr
     key = tmp_path / "key.txt"
-    key.write_text(f"# created: today\n{folder_vault.identity}\n")
-    folder_vault.done("drill", "--identity", str(key), BACKUP_IDENTITY=None)
+    key.write_text(f"# created: today\n{folder_shelf.identity}\n")
+    folder_shelf.done("drill", "--identity", str(key), BACKUP_IDENTITY=None)
 
 
-def test_a_backup_for_another_key_is_not_proven(folder_vault: Vault, tmp_path: Path) -> None:
-    folder_vault.backed_up()
-    other = Vault(folder_vault.url, folder_vault.backup_url, tmp_path)
+@at_hand
+def test_a_backup_for_another_key_is_not_proven(folder_shelf: Vault, tmp_path: Path, backup: StoredBackup) -> None:
+    folder_shelf.keep(backup)
+    other = Vault(folder_shelf.url, folder_shelf.backup_url, tmp_path, str(pyrage.x25519.Identity.generate()))
     report = drilled(other)
     assert failed(report) == ["restore"]
     assert "not encrypted for this key" in report["checks"]["restore"]["detail"]
@@ -387,9 +405,12 @@ def test_a_backup_for_another_key_is_not_proven(folder_vault: Vault, tmp_path: P
 
 @pytest.mark.parametrize("where", [0.0, 0.3, 0.6, 0.999])
 @pytest.mark.parametrize("damage", ["flipped", "cut"])
-def test_a_damaged_dump_is_never_restored(folder_vault: Vault, empty: str, damage: str, where: float) -> None:
-    name = folder_vault.backed_up()
-    place = folder_vault.store.path(name, "dump.pgc.zst.age")
+@at_hand
+def test_a_damaged_dump_is_never_restored(
+    folder_shelf: Vault, empty: str, damage: str, where: float, backup: StoredBackup
+) -> None:
+    name = folder_shelf.keep(backup)
+    place = folder_shelf.store.path(name, "dump.pgc.zst.age")
     assert place is not None
     body = bytearray(place.read_bytes())
     position = int(len(body) * where)
@@ -398,34 +419,37 @@ def test_a_damaged_dump_is_never_restored(folder_vault: Vault, empty: str, damag
     else:
         body[position] ^= 1
     place.write_bytes(body)
-    refused = folder_vault.run("restore", name, "--to", empty)
+    refused = folder_shelf.run("restore", name, "--to", empty)
     assert refused.exit_code == 1
     assert "dump.pgc.zst.age" in refused.stderr
     assert "is damaged" in refused.stderr
     # Also when whoever damaged it wrote a manifest for it.
     told = {"size_bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}
-    rewritten(folder_vault, name, lambda manifest: manifest["files"].update({"dump.pgc.zst.age": told}))
-    assert failed(drilled(folder_vault, name)) == ["restore"]
-    assert folder_vault.run("restore", name, "--to", empty).exit_code == 1
+    rewritten(folder_shelf, name, lambda manifest: manifest["files"].update({"dump.pgc.zst.age": told}))
+    assert failed(drilled(folder_shelf, name)) == ["restore"]
+    assert folder_shelf.run("restore", name, "--to", empty).exit_code == 1
     with psycopg.connect(empty) as connection:
         assert snapshot.counted(connection) == {}
 
 
-def test_a_manifest_of_another_backup_is_not_believed(folder_vault: Vault) -> None:
-    first, second = folder_vault.backed_up(), folder_vault.backed_up()
-    places = [folder_vault.store.path(name, "manifest.json") for name in (first, second)]
+@at_hand
+def test_a_manifest_of_another_backup_is_not_believed(
+    folder_shelf: Vault, backup: StoredBackup, other_backup: StoredBackup
+) -> None:
+    first, second = folder_shelf.keep(backup), folder_shelf.keep(other_backup)
+    places = [folder_shelf.store.path(name, "manifest.json") for name in (first, second)]
     shutil.copy(*places)  # type: ignore[arg-type]
-    swapped = folder_vault.run("drill", second)
+    swapped = folder_shelf.run("drill", second)
     assert swapped.exit_code == 1
     assert f"is that of {first}" in swapped.stderr
-    rewritten(folder_vault, second, lambda manifest: manifest.update(name=second))
-    assert failed(drilled(folder_vault, second)) == ["restore"]
+    rewritten(folder_shelf, second, lambda manifest: manifest.update(name=second))
+    assert failed(drilled(folder_shelf, second)) == ["restore"]
 
 
-def test_a_manifest_that_is_none_is_named(folder_vault: Vault) -> None:
-    name = folder_vault.backed_up()
-    rewritten(folder_vault, name, lambda manifest: manifest.pop("rows"))
-    damaged = folder_vault.run("drill", name)
+def test_a_manifest_that_is_none_is_named(folder_shelf: Vault, backup: StoredBackup) -> None:
+    name = folder_shelf.keep(backup)
+    rewritten(folder_shelf, name, lambda manifest: manifest.pop("rows"))
+    damaged = folder_shelf.run("drill", name)
     assert damaged.exit_code == 1
     assert f"manifest of {name} is damaged: rows: Field required" in damaged.stderr
 
@@ -442,15 +466,16 @@ FORGERIES: dict[str, tuple[Change, str, str]] = {
 
 
 @pytest.mark.parametrize("forgery", FORGERIES)
-def test_a_drill_notices_any_difference(folder_vault: Vault, forgery: str) -> None:
+@at_hand
+def test_a_drill_notices_any_difference(folder_shelf: Vault, forgery: str, backup: StoredBackup) -> None:
     change, check, detail = FORGERIES[forgery]
-    name = folder_vault.backed_up()
-    rewritten(folder_vault, name, change)
-    report = drilled(folder_vault, name)
+    name = folder_shelf.keep(backup)
+    rewritten(folder_shelf, name, change)
+    report = drilled(folder_shelf, name)
     assert failed(report) == [check]
     assert detail in report["checks"][check]["detail"]
-    [kept] = folder_vault.store.drills()[name]
-    assert json.loads(folder_vault.store.read(name, kept))["passed"] is False
+    [kept] = folder_shelf.store.drills()[name]
+    assert json.loads(folder_shelf.store.read(name, kept))["passed"] is False
 
 
 WEAKNESSES = {
@@ -462,6 +487,7 @@ WEAKNESSES = {
 
 
 @pytest.mark.parametrize("weakness", WEAKNESSES)
+@at_hand
 def test_a_drill_notices_what_was_wrong_already_when_it_was_backed_up(folder_vault: Vault, weakness: str) -> None:
     with folder_vault.connect() as connection:
         connection.execute("create table public.to_go (id int)")
@@ -470,6 +496,7 @@ def test_a_drill_notices_what_was_wrong_already_when_it_was_backed_up(folder_vau
     assert failed(drilled(folder_vault)) == [WEAKNESSES[weakness]]
 
 
+@at_hand
 def test_a_view_that_postgres_writes_differently_when_it_is_made_again_is_the_same(folder_vault: Vault) -> None:
     with folder_vault.connect() as connection:
         connection.execute(
@@ -496,6 +523,7 @@ def old(home: Path) -> Iterator[Postgres]:
     stop(process)
 
 
+@at_hand
 def test_a_backup_of_an_older_server_is_proven_on_a_newer_one(old: Postgres, folder_vault: Vault) -> None:
     vault = Vault(old.url(), folder_vault.backup_url, folder_vault.home, folder_vault.identity)
     name = vault.backed_up()
