@@ -31,9 +31,9 @@ class Breaker:
         self._failures = 0
         self._paused_until = 0.0
 
-    def ask(self, question: Callable[[Redis], Answer], *, insist: bool = False) -> Answer:
-        """What `question` makes of Redis; with `insist` also during a pause. Raises RedisUnavailable."""
-        if not insist and self._is_paused():
+    def ask(self, question: Callable[[Redis], Answer]) -> Answer:
+        """What `question` makes of Redis. Raises RedisUnavailable."""
+        if self._is_paused():
             raise RedisUnavailable("not asked")
         try:
             answer = question(self._redis)

@@ -11,7 +11,7 @@ from upstash_redis import Redis
 
 from service.backups import BackupRunner
 from service.breaker import Breaker
-from service.cache import Cache, person
+from service.cache import Cache
 from service.clerk_api import ClerkApi
 from service.clerk_sample import ClerkSample
 from service.data_api import DataApi
@@ -65,7 +65,7 @@ def build_components(app: Flask, settings: Settings) -> Components:
         limits=Limits(breaker, redis, settings.supabase_url),
         session_tokens=SessionTokens(settings.clerk_issuer, settings.clerk_authorized_parties),
         clerk=clerk,
-        eraser=Eraser(data_api.call, clerk, ledger, lambda user_id: cache.changed(person(user_id))),
+        eraser=Eraser(data_api.call, clerk, ledger, lambda user_id: cache.changed(users=[user_id])),
         seals=LedgerStore(settings.backup_url, "seals") if settings.backup_url else None,
         backups=BackupRunner(data_api.call, settings.missing_for_backups()),
         clerk_sample=_clerk_sample(settings),

@@ -93,7 +93,7 @@ def retry_events(tools: Components) -> Report:
         retried = tools.data_api.call("retry_due_event", {})
         if not isinstance(retried, dict):
             break
-        tools.cache.changed(*scopes_of(retried["event"]))
+        tools.cache.changed(**scopes_of(retried["event"]))
         report[retried["outcome"]] += 1
     return dict(report)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any
 
-from service.cache import Scope, Shelf, organization, person
+from service.cache import Scopes
 from service.components import components
 from service.data_api import CallFailed, DataApi
 from service.identity import Caller, TokenInvalid
@@ -16,7 +16,7 @@ TOKEN_REFUSED = frozenset({"PGRST301", "PGRST302", "PGRST303", "PT401"})
 
 # What public.start_session() returns: {profile, second_factor, organizations}.
 Session = dict[str, Any]
-SESSIONS: Shelf[Session] = Shelf("session", 1)
+KIND = "session:1"  # another number for another shape
 
 WITHOUT_ROLE = "The token's role is not authenticated: activate Clerk's Supabase integration."
 
@@ -29,20 +29,20 @@ class SessionRefused(Problem):
     title = "The session is refused"
 
 
-def session_of(caller: Caller, *, anew: bool = False) -> Session:
-    """The caller's session, from the cache unless `anew`. Raises TokenInvalid, SessionRefused, DatabaseUnavailable."""
+def session_of(caller: Caller, *, refresh: bool = False) -> Session:
+    """The caller's session, from the cache unless `refresh`. Raises what start_session() raises."""
     # All that the answer depends on besides the database's rows.
     facts = (caller.user_id, caller.has_second_factor, caller.organization_id, caller.organization_role)
     return components().cache.fetch(
-        SESSIONS,
+        KIND,
         facts,
         lambda: start_session(components().data_api, caller),
         lambda session: scopes_of(session, caller),
-        anew=anew,
+        refresh=refresh,
     )
 
 
-def scopes_of(session: Session, caller: Caller) -> list[Scope] | None:
+def scopes_of(session: Session, caller: Caller) -> Scopes | None:
     """What a session speaks of: the person and each organization. None for one that is not this caller's, or will not
     stay so: whose token knows of a membership that the database has yet to hear of.
     """
@@ -51,7 +51,7 @@ def scopes_of(session: Session, caller: Caller) -> list[Scope] | None:
         is_theirs = session["profile"]["clerk_user_id"] == caller.user_id
         is_settled = caller.organization_id is None or caller.organization_id in organizations
         if is_theirs and is_settled and session["second_factor"] is caller.has_second_factor:
-            return [person(caller.user_id), *map(organization, organizations)]
+            return Scopes([caller.user_id], organizations)
     except (KeyError, TypeError):
         pass
     return None

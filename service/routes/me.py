@@ -16,4 +16,4 @@ me = Blueprint("me", __name__, url_prefix="/api/v1")
 def show() -> ResponseReturnValue:
     """Who the caller is and what they may do where, as of now or at most a minute ago: see docs/limits.md."""
     caller = current_caller(components().session_tokens)
-    return jsonify(session_of(caller, anew=bool(request.cache_control.no_cache)))
+    return jsonify(session_of(caller, refresh=bool(request.cache_control.no_cache)))

@@ -12,7 +12,6 @@ from flask import Blueprint, Response, jsonify, request, stream_with_context
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import MethodNotAllowed
 
-from service.cache import person
 from service.components import components
 from service.data_api import CallFailed
 from service.export import Export, as_json, as_zip
@@ -135,7 +134,7 @@ def erase() -> ResponseReturnValue:
         raise SoleOwner(
             "Make somebody else an owner of each, or delete it; then ask again.", organizations=asked["sole_owner_of"]
         )
-    components().cache.changed(person(caller.user_id))
+    components().cache.changed(users=[caller.user_id])
     answer = jsonify(asked)
     answer.headers["Location"] = f"{personal_data.url_prefix}/erasure/{asked['receipt']}"
     components().eraser.begin(asked["receipt"])

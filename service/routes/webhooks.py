@@ -17,7 +17,6 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from service.cache import Scope, organization, person
 from service.components import components
 from service.data_api import CallFailed, DataApi
 from service.metrics import count_webhook
@@ -96,7 +95,7 @@ def receive() -> ResponseReturnValue:
     event = signed_event(raw_body(), delivery, components().settings.clerk_webhook_secrets)
     outcome = store(components().data_api, delivery.message_id, event)
     # Whatever the outcome: an event that comes again may be one whose first answer was lost.
-    components().cache.changed(*scopes_of(event))
+    components().cache.changed(**scopes_of(event))
     count_webhook(outcome["outcome"], event.get("timestamp"))
     answer = jsonify(outcome)
     if event["type"] == "user.deleted":
@@ -195,15 +194,15 @@ def store(data_api: DataApi, message_id: str, event: Mapping[str, Any]) -> dict[
     return outcome
 
 
-def scopes_of(event: Mapping[str, Any]) -> list[Scope]:
+def scopes_of(event: Mapping[str, Any]) -> dict[str, list[str]]:
     """Whom and what an event is about, as far as an answer in the cache could speak of it."""
     subject, data = event["type"].partition(".")[0], event["data"]
     inner, public = data.get("organization"), data.get("public_user_data")
     found = {
-        person: [data.get("id") if subject == "user" else None, *_values(public, "user_id")],
-        organization: [data.get("id") if subject == "organization" else None, *_values(inner, "id")],
+        "users": [data.get("id") if subject == "user" else None, *_values(public, "user_id")],
+        "organizations": [data.get("id") if subject == "organization" else None, *_values(inner, "id")],
     }
-    return [scope(each) for scope, ids in found.items() for each in ids if isinstance(each, str) and each]
+    return {name: [each for each in ids if isinstance(each, str) and each] for name, ids in found.items()}
 
 
 def storable(value: Any) -> Any:

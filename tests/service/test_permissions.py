@@ -16,7 +16,6 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from service.cache import organization
 from service.components import components
 from service.permissions import NotPermitted, permitted
 from service.session import session_of
@@ -63,7 +62,7 @@ def second_factor(request: pytest.FixtureRequest, sql: psycopg.Connection[Any], 
     def ask_for_it(required: bool) -> None:
         sql.execute("update public.organizations set mfa_required = %s where clerk_org_id = 'org_acme'", [required])
         with online.application.app_context():
-            components().cache.changed(organization("org_acme"))
+            components().cache.changed(organizations=["org_acme"])
 
     required, verified = request.param
     ask_for_it(required)
