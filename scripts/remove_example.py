@@ -1,7 +1,7 @@
 """`ballast remove-example`: takes the example `projects` out of the product.
 
 Most tests and all benchmarks stand on it. So what defines it moves to tests/example/, into folders named as the
-product's, where scripts/migrations.py finds it for them.
+product's, where scripts/schema/migrations.py finds it for them.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from scripts import examples, migrations
-from scripts.bundle import HEAD
-from scripts.failure import Failure
-from scripts.local.scratch import scratch_folder, scratch_server
-from scripts.migrations import EXAMPLE
-from scripts.new import REGISTRY
-from scripts.statements import Statement, split
+from scripts.errors import Failure
+from scripts.local import examples
+from scripts.schema import migrations
+from scripts.schema.bundle import HEAD
+from scripts.schema.migrations import EXAMPLE
+from scripts.schema.new_table import REGISTRY
+from scripts.schema.statements import Statement, split
+from scripts.scratch.server import scratch_folder, scratch_server
 
 FUNCTIONS = "functions/9_tables/projects.sql"
 POLICIES = "policies/projects.sql"

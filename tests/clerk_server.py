@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from scripts.local.clerk import _failures_as_clerk_reports_them
-from scripts.local.clerk_backend import BackendApi
-from scripts.local.clerk_directory import Directory
+from scripts.local.clerk.backend import BackendApi
+from scripts.local.clerk.directory import Directory
+from scripts.local.clerk.server import _failures_as_clerk_reports_them
 from tests import events
 from tests.events import Json
 from tests.simulated_clerk import Clerk

@@ -23,11 +23,11 @@ from hypothesis import settings
 from moto.server import ThreadedMotoServer
 from playwright.sync_api import Browser, sync_playwright
 
-from scripts import migrations
-from scripts.local.clerk_client import ClerkClient
-from scripts.local.postgres import Postgres, stop
+from scripts.local.clerk.client import ClerkClient
 from scripts.local.processes import free_ports
 from scripts.local.stack import LAST_PORT_OFFSET
+from scripts.schema import migrations
+from scripts.scratch.postgres import Postgres, stop
 
 ROOT = Path(__file__).parents[1]
 # Whatever tests start has the example, also where the product has none any more (`ballast remove-example`).
@@ -214,7 +214,7 @@ def connect(server: Postgres) -> Callable[[], psycopg.Connection[Any]]:
 @pytest.fixture(scope="session")
 def chromium_path() -> str:
     """Where Chromium is. Without one the browser tests are skipped, or fail where they must not be (.ci/run)."""
-    found = subprocess.run([ROOT / "scripts/chromium"], capture_output=True, text=True, check=False)
+    found = subprocess.run([ROOT / "scripts/ci/find-chromium"], capture_output=True, text=True, check=False)
     if found.returncode:
         (pytest.fail if os.environ.get("CHROMIUM_REQUIRED") else pytest.skip)(found.stderr.strip())
     return found.stdout.strip()

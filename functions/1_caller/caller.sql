@@ -4,7 +4,7 @@
 -- The caller's signed claims, in one row: null when the setting holds anything but a JSON object, or more than 8 kB (Clerk's tokens
 -- stay below 4), which nested deeply enough would exhaust the server's stack.
 -- This and what follows are views, so that each function below is one query that reads the claims once: every statement of a browser
--- waits for them (`ballast bench rls`).
+-- waits for them (`./scripts/bench rls`).
 do $$
 begin
   if current_setting('server_version_num')::integer >= 160000 then

@@ -6,8 +6,8 @@ import click
 
 from scripts.backup.drill import drill
 from scripts.backup.extract import extract
-from scripts.backup.keeping import list_command, prune
 from scripts.backup.restore import restore
+from scripts.backup.retention import list_command, prune
 from scripts.backup.run import run
 from scripts.backup.verify import verify
 

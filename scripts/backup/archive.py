@@ -13,7 +13,7 @@ import pyrage
 
 from scripts.backup.manifest import File
 from scripts.backup.store import Sink
-from scripts.failure import Failure
+from scripts.errors import Failure
 
 if sys.version_info >= (3, 14):
     from compression import zstd

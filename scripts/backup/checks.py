@@ -12,11 +12,11 @@ import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from scripts import migrations
 from scripts.backup import snapshot
 from scripts.backup.manifest import SCHEMAS, Manifest
-from scripts.database import Connection
-from scripts.failure import Failure
+from scripts.cli.database import Connection
+from scripts.errors import Failure
+from scripts.schema import migrations
 
 MOST_NAMED = 3
 # People of real tenants as whom a drill looks at others' rows.

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import click
 
-from scripts import database
 from scripts.backup import checks
 from scripts.backup.alarm import monitored
 from scripts.backup.checks import Check
@@ -18,11 +17,12 @@ from scripts.backup.progress import Bar, progress_bar, size
 from scripts.backup.records import Records
 from scripts.backup.report import show_checks
 from scripts.backup.restore import identity_option, keys_of, opened, restored
-from scripts.backup.restoring import Backup, Target
+from scripts.backup.restore_engine import Backup, Target
 from scripts.backup.run import store_of
 from scripts.backup.store import DRILLS
-from scripts.failure import Failure
-from scripts.local.scratch import scratch_folder, scratch_server
+from scripts.cli import database
+from scripts.errors import Failure
+from scripts.scratch.server import scratch_folder, scratch_server
 from service.backup_names import filename_of
 
 # Nothing of it has to survive a power failure.

@@ -18,15 +18,15 @@ from psycopg import sql
 from psycopg.rows import class_row
 from rich.table import Table
 
-from scripts import database
 from scripts.backup.drill import HASTY
 from scripts.backup.progress import Bar, progress_bar
 from scripts.backup.restore import identity_option, keys_of, opened, restored
-from scripts.backup.restoring import Backup, Target
+from scripts.backup.restore_engine import Backup, Target
 from scripts.backup.run import store_of
-from scripts.database import Connection
-from scripts.failure import Failure
-from scripts.local.scratch import scratch_folder, scratch_server
+from scripts.cli import database
+from scripts.cli.database import Connection
+from scripts.errors import Failure
+from scripts.scratch.server import scratch_folder, scratch_server
 
 ORGANIZATIONS, PROFILES = "organizations", "profiles"
 OWNER = "organization_id"

@@ -13,8 +13,8 @@ from typing import Any
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from scripts.database import Connection
-from scripts.failure import Failure
+from scripts.cli.database import Connection
+from scripts.errors import Failure
 
 NAMES = ("pg_dump", "pg_restore", "psql")
 PLACES = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql@*/bin", "/usr/local/pgsql/bin")

@@ -6,8 +6,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from scripts import database
 from scripts.backup.manifest import Manifest
+from scripts.cli import database
 from service.data_api import CallFailed, DataApi
 
 # A database that was just restarted answers again within so long.

@@ -9,8 +9,8 @@ from dataclasses import asdict
 import click
 from rich.table import Table
 
-from scripts import database
 from scripts.backup.checks import Check
+from scripts.cli import database
 
 
 def show_checks(checks: Iterable[Check], *, as_json: bool) -> None:

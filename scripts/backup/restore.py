@@ -11,18 +11,18 @@ from typing import Any
 
 import click
 
-from scripts import database
-from scripts.backup import archive, checks, restoring
+from scripts.backup import archive, checks, restore_engine
 from scripts.backup.archive import Key
 from scripts.backup.checks import Check
 from scripts.backup.manifest import SCHEMAS
 from scripts.backup.progress import Bar, progress_bar
 from scripts.backup.report import show_checks
-from scripts.backup.restoring import Backup, Target
+from scripts.backup.restore_engine import Backup, Target
 from scripts.backup.run import store_of
 from scripts.backup.store import BackupStore
-from scripts.database import Connection
-from scripts.failure import Failure
+from scripts.cli import database
+from scripts.cli.database import Connection
+from scripts.errors import Failure
 from service.erasure_ledger import LedgerStore, LedgerUnavailable
 
 SUPABASE_HOST = re.compile(r"db\.([a-z0-9]+)\.supabase\.[a-z]+")
@@ -103,9 +103,9 @@ def opened(store: BackupStore, wanted: str, keys: list[Key], folder: Path) -> Ba
 def restored(backup: Backup, target: Target, bar: Bar) -> Iterator[Check]:
     """Restores, and yields each check. Raises a Failure, and then the target is as it was."""
     sealed = backup.dump(bar)
-    restoring.restore(backup, sealed, target, bar)
+    restore_engine.restore(backup, sealed, target, bar)
     bar.stage("Analyzing")
-    restoring.analyze(target.connection)
+    restore_engine.analyze(target.connection)
     bar.stage("Checking")
     yield from checks.compared(target.connection, backup.manifest)
     yield checks.erased_again(target.connection, lambda: ledger_of(backup.store))

@@ -17,7 +17,6 @@ from uuid import UUID, uuid4
 
 import click
 
-from scripts import database
 from scripts.backup import archive, programs, snapshot
 from scripts.backup.alarm import monitored
 from scripts.backup.manifest import AFTER, BEFORE, DUMP, MANIFEST, SCHEMAS, SEALED_DUMP, File, Manifest
@@ -25,7 +24,8 @@ from scripts.backup.progress import Bar, progress_bar, size
 from scripts.backup.records import Records
 from scripts.backup.snapshot import Snapshot
 from scripts.backup.store import BackupStore, StoreUnavailable
-from scripts.failure import Failure
+from scripts.cli import database
+from scripts.errors import Failure
 from service.backup_names import BackupType, filename_of, new_name
 from service.settings import BACKUP_PLACE
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from psycopg import sql
 
 from scripts.backup.manifest import SCHEMAS, Seal
-from scripts.database import Connection
-from scripts.failure import Failure
+from scripts.cli.database import Connection
+from scripts.errors import Failure
 
 # Chosen once; app.backup_is_running() looks for it.
 ADVISORY_LOCK = 733_140_620
 STRUCTURE = Path(__file__).with_name("structure.sql")
-AROUND = Path(__file__).with_name("around.sql")
+AROUND = Path(__file__).with_name("globals.sql")
 HASH_DIGITS = 16
 
 VIEW_NOISE = re.compile(r'\b[a-z_]\w*\.(?=["a-z_])| AS (?:"[^"]+"|[a-z_]\w*)(?=,| FROM\b| UNION\b|\)|;|$)')

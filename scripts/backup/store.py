@@ -20,7 +20,7 @@ from obstore.store import ObjectStore
 from pydantic import ValidationError
 
 from scripts.backup.manifest import MANIFEST, Manifest
-from scripts.failure import Failure
+from scripts.errors import Failure
 from service import object_store
 from service.backup_names import FOLDER
 

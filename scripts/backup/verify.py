@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from scripts import database
 from scripts.backup.progress import Bar, progress_bar, size
 from scripts.backup.restore import identity_option, keys_of
-from scripts.backup.restoring import Backup
+from scripts.backup.restore_engine import Backup
 from scripts.backup.run import store_of
-from scripts.local.scratch import scratch_folder
+from scripts.cli import database
+from scripts.scratch.server import scratch_folder
 
 
 class Nowhere:

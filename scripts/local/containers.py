@@ -17,10 +17,11 @@ from typing import Final
 import httpx
 import jwt
 
-from scripts.failure import Failure
-from scripts.local import account, parts
-from scripts.local.parts import QUESTION_SECONDS, Part
+from scripts.errors import Failure
+from scripts.local import services
+from scripts.local.services import QUESTION_SECONDS, Part
 from scripts.local.stack import CHECKOUT, Stack
+from scripts.scratch import os_user
 
 # The first two are those that the Supabase CLI of package-lock.json starts; a test compares them.
 POSTGRES: Final = "supabase/postgres:17.11.0.018"
@@ -74,7 +75,7 @@ class Container:
 
     def in_place_of(self, part: Part, **changes: object) -> Part:
         """The part, run as this container: asked the same question at the same port."""
-        ours = {"command": self.command, "before": self.prepare, "folder": CHECKOUT, "run_as": account.Identity()}
+        ours = {"command": self.command, "before": self.prepare, "folder": CHECKOUT, "run_as": os_user.Identity()}
         return replace(part, **{"environment": {}, **ours, **changes})  # type: ignore[arg-type]
 
     def answers(self, *words: str, wanted: str) -> bool:
@@ -96,7 +97,7 @@ class Container:
 def parts_of(stack: Stack) -> list[Part]:
     """All parts, four of them as containers. Realtime stays the gateway's, and Clerk has no image."""
     contained = {"postgres": _postgres, "data-api": _data_api, "redis": _redis, "upstash": _upstash}
-    return [contained[part.name](part, stack) if part.name in contained else part for part in parts.parts_of(stack)]
+    return [contained[part.name](part, stack) if part.name in contained else part for part in services.parts_of(stack)]
 
 
 def _postgres(part: Part, stack: Stack) -> Part:
@@ -121,7 +122,7 @@ def _data_api(part: Part, stack: Stack) -> Part:
     return Container(stack, part.name, POSTGREST, variables).in_place_of(
         part,
         needs=("postgres", "clerk"),
-        is_healthy=lambda: parts.answers(
+        is_healthy=lambda: services.answers(
             "POST", f"{part.address}/rpc/ready", headers={"Authorization": f"Bearer {token}"}
         ),
     )

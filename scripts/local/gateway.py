@@ -13,7 +13,7 @@ import aiohttp
 import jwt
 from aiohttp import web
 
-from scripts.failure import Failure
+from scripts.errors import Failure
 from scripts.local.realtime.protocol import LARGEST_FRAME
 from scripts.local.realtime.server import Realtime
 from scripts.local.stack import Stack, containers_are_wanted

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from scripts.failure import Failure
+from scripts.errors import Failure
 
 # psutil derives start times from the clock, which may be set while a stack runs.
 CLOCK_TOLERANCE = 2.0

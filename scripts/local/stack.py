@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pyrage
 
-from scripts.failure import Failure
-from scripts.local.postgres import Postgres
+from scripts.errors import Failure
+from scripts.scratch.postgres import Postgres
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DEFAULT_PORT_BASE = 54320

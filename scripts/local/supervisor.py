@@ -19,9 +19,9 @@ from typing import IO
 
 import click
 
-from scripts.failure import Failure
-from scripts.local.parts import Part
+from scripts.errors import Failure
 from scripts.local.processes import ProcessRecord, RunRecord, require_free
+from scripts.local.services import Part
 from scripts.local.stack import CHECKOUT, Stack
 
 READY_SECONDS = 60.0

@@ -17,7 +17,7 @@ import redis.asyncio
 from aiohttp import web
 from redis.asyncio.connection import UnixDomainSocketConnection
 
-from scripts.failure import Failure
+from scripts.errors import Failure
 from scripts.local.stack import REDIS_SOCKET, Stack
 
 Command = list[str]

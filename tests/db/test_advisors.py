@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from scripts.local.postgres import Postgres
+from scripts.scratch.postgres import Postgres
 from tests.conftest import ROOT
 
 ACCEPTED = tomllib.loads(Path(__file__).with_name("accepted_advice.toml").read_text())["accepted"]

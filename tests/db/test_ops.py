@@ -10,8 +10,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from scripts import migrations
-from scripts.local.postgres import Postgres, stop
+from scripts.schema import migrations
+from scripts.scratch.postgres import Postgres, stop
 from tests import events, people
 from tests.conftest import Claims, Database, free_port_block
 from tests.people import ADA, ALIKE, BEN, CLEO

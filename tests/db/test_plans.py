@@ -14,9 +14,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from scripts import migrations
-from scripts.bench.rls import claims, fill
-from scripts.local.postgres import Postgres, stop
+from scripts.schema import migrations
+from scripts.scratch.postgres import Postgres, stop
+from tests.bench.rls import claims, fill
 from tests.conftest import Database, free_port_block
 from tests.tenant_tables import TABLES
 

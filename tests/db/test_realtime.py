@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from scripts.migrations import ROOT
+from scripts.schema.migrations import ROOT
 from tests.conftest import Claims, Database
 
 MIGRATION = (ROOT / "migrations/20261130230300_realtime.sql").read_text()

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from scripts.migrations import ROOT
+from scripts.schema.migrations import ROOT
 from tests.conftest import Database
 from tests.tenant_tables import permissions_of
 

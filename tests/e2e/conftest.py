@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from scripts import clerk as sending
+from scripts.cli import clerk as sending
 from tests.conftest import ROOT, Stack
 
 SCREENSHOTS = ROOT / "artefacts/screenshots"

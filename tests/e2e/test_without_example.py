@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, expect
 
-from scripts import clerk as sending
+from scripts.cli import clerk as sending
 from scripts.remove_example import remove
 from tests.conftest import HAS_EXAMPLE, ROOT, Stack, free_port_block
 from tests.e2e.conftest import Window, membership

@@ -22,13 +22,12 @@ from aiohttp import web
 from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as open_websocket
 
-from scripts import migrations
-from scripts.local import svix
-from scripts.local.clerk import ClerkStandIn
-from scripts.local.postgres import stop
+from scripts.local.clerk.server import ClerkStandIn, svix
 from scripts.local.realtime.protocol import LARGEST_FRAME
 from scripts.local.realtime.server import Realtime
 from scripts.local.stack import Secrets, Stack
+from scripts.schema import migrations
+from scripts.scratch.postgres import stop
 from tests.conftest import free_port_block
 
 Json = dict[str, Any]

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from scripts.local.postgres import stop
+from scripts.scratch.postgres import stop
 from tests.realtime.conftest import PATIENCE, Client, Server, running
 
 NOTES = {"event": "*", "schema": "probe", "table": "notes"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import jwt
 import pytest
 
-from scripts.local.clerk import Keys
+from scripts.local.clerk.server import Keys
 from tests.realtime.conftest import Client, Server
 
 NOTES = {"event": "*", "schema": "probe", "table": "notes"}

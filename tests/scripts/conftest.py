@@ -20,12 +20,12 @@ import pyrage
 import pytest
 from click.testing import CliRunner, Result
 
-from scripts import migrations
 from scripts.backup import programs
 from scripts.backup.manifest import MANIFEST
 from scripts.backup.store import BackupStore
 from scripts.cli import ballast
-from scripts.local.postgres import Postgres, stop
+from scripts.schema import migrations
+from scripts.scratch.postgres import Postgres, stop
 from tests import people
 from tests.conftest import ROOT, Database, free_port_block
 

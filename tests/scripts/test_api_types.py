@@ -13,8 +13,8 @@ import httpx
 import pytest
 from click.testing import CliRunner, Result
 
-from scripts import api_types
 from scripts.cli import ballast
+from scripts.schema import api_types
 from tests.conftest import HAS_EXAMPLE, ROOT, Stack
 
 TYPES = ROOT / "supabase/types"

@@ -12,8 +12,8 @@ import psycopg
 import pytest
 from click.testing import CliRunner, Result
 
-from scripts import migrations
 from scripts.cli import ballast
+from scripts.schema import migrations
 
 PERSON = UUID("00000000-0000-4000-8000-000000000001")
 ERASE = f"select app.erase_audit_entries(('{PERSON}', 'user_erased', '{{}}')::app.person, 1000)"

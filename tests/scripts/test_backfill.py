@@ -24,8 +24,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from psycopg.types.json import Jsonb
 
-from scripts import migrations
-from scripts.clerk_listing import (
+from scripts.clerk.listing import (
     BEGINNING,
     USERS,
     ClerkListing,
@@ -35,8 +34,9 @@ from scripts.clerk_listing import (
     listing_of,
 )
 from scripts.cli import ballast
-from scripts.local.clerk_directory import Directory
-from scripts.local.clerk_lists import at_most
+from scripts.local.clerk.directory import Directory
+from scripts.local.clerk.lists import at_most
+from scripts.schema import migrations
 from tests import events
 from tests.clerk_server import INSTANCE, SECRET_KEY, ClerkServer, listed, running_clerk
 from tests.conftest import ROOT, Stack, running_stack

@@ -23,8 +23,8 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.backup.keeping import DAY, Policy, Stored, kept
 from scripts.backup.manifest import MANIFEST, File, Manifest
+from scripts.backup.retention import DAY, Policy, Stored, kept
 from scripts.backup.store import BackupStore, Leftover
 from scripts.cli import ballast
 from service.backups import new_name

@@ -19,9 +19,9 @@ import pyrage
 import pytest
 from psycopg import sql
 
-from scripts import migrations
 from scripts.backup import snapshot
-from scripts.local.postgres import Postgres, stop
+from scripts.schema import migrations
+from scripts.scratch.postgres import Postgres, stop
 from tests import people
 from tests.conftest import Database, free_port_block
 from tests.people import ADA, ADA_EMAILS

@@ -22,11 +22,11 @@ import psycopg
 import pyrage
 import pytest
 
-from scripts import migrations
 from scripts.backup import programs, snapshot
 from scripts.backup.progress import Silence
-from scripts.backup.restoring import Backup
-from scripts.local.postgres import Postgres, stop
+from scripts.backup.restore_engine import Backup
+from scripts.schema import migrations
+from scripts.scratch.postgres import Postgres, stop
 from service import object_store
 from tests.conftest import free_port_block
 from tests.relay import Relay, relay_to

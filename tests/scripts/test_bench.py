@@ -18,9 +18,9 @@ import psutil
 import psycopg
 import pytest
 
-from scripts import migrations
-from scripts.bench import audit, realtime, report, rls, webhooks
-from scripts.bench.subscribers import CHANGES, Event, EventsLost
+from scripts.schema import migrations
+from tests.bench import audit, realtime, report, rls, webhooks
+from tests.bench.subscribers import CHANGES, Event, EventsLost
 
 pytestmark = pytest.mark.thorough
 
@@ -39,7 +39,7 @@ def bench(folder: Path, *words: str) -> subprocess.Popen[str]:
     # What measures a whole stack takes twice as long when coverage measures it.
     environment.pop("COVERAGE_PROCESS_CONFIG", None)
     return subprocess.Popen(
-        [Path(sys.executable).with_name("ballast"), "bench", *words],
+        [sys.executable, "-m", "tests.bench", *words],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 

@@ -12,12 +12,12 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
-from scripts import bundle, migrations
 from scripts.backup import programs
 from scripts.cli import ballast
-from scripts.local.postgres import Postgres
-from scripts.migrations import ROOT
-from scripts.statements import split
+from scripts.schema import bundle, migrations
+from scripts.schema.migrations import ROOT
+from scripts.schema.statements import split
+from scripts.scratch.postgres import Postgres
 from tests.conftest import HAS_EXAMPLE
 from tests.scripts.test_migrate import CALLER, NOTES, ROWS, Project
 

@@ -20,9 +20,8 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from standardwebhooks import Webhook
 
-from scripts.local import svix
-from scripts.local.clerk import ClerkStandIn
-from scripts.local.clerk_directory import Directory, IncompleteData
+from scripts.local.clerk.directory import Directory, IncompleteData
+from scripts.local.clerk.server import ClerkStandIn, svix
 from tests.conftest import Stack
 
 

@@ -17,11 +17,10 @@ import httpx
 import pytest
 from aiohttp import web
 
-from scripts.local import containers, svix
-from scripts.local import parts as embedded
-from scripts.local.clerk import ClerkStandIn
+from scripts.local import containers, services
+from scripts.local.clerk.server import ClerkStandIn, svix
 from scripts.local.gateway import Gateway
-from scripts.local.parts import Part
+from scripts.local.services import Part
 from scripts.local.stack import Secrets, Stack
 from tests.conftest import ROOT, free_port_block
 
@@ -63,7 +62,7 @@ def variables(stack: Stack, part: str) -> dict[str, str]:
 
 
 def test_every_part_is_there_and_four_are_containers(stack: Stack, parts: dict[str, Part]) -> None:
-    assert list(parts) == [part.name for part in embedded.parts_of(stack)]
+    assert list(parts) == [part.name for part in services.parts_of(stack)]
     assert [name for name, part in parts.items() if part.command()[:2] == ["docker", "run"]] == list(CONTAINED)
 
 
@@ -85,7 +84,7 @@ def test_each_starts_after_what_it_asks(stack: Stack, parts: dict[str, Part]) ->
     assert parts["data-api"].needs == ("postgres", "clerk")  # it is given Clerk's keys
     assert parts["redis"].needs == ("postgres",)  # it joins its network
     assert {name: parts[name].port for name in CONTAINED} == {
-        part.name: part.port for part in embedded.parts_of(stack) if part.name in CONTAINED
+        part.name: part.port for part in services.parts_of(stack) if part.name in CONTAINED
     }
     # SIGTERM would have PostgreSQL wait for its clients.
     assert parts["postgres"].stop_signal == signal.SIGINT

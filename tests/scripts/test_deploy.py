@@ -51,7 +51,7 @@ class Host:
 
     def deploy(self, release: str = NEW, hook: str = "/hook") -> subprocess.CompletedProcess[str]:
         return self.script(
-            "scripts/deploy", release,
+            "scripts/ci/deploy", release,
             DEPLOY_HOOK_URL=f"{self.url}{hook}", IMAGE="registry.example/acme/ballast", SERVICE_URL=f"{self.url}/",
         )  # fmt: skip
 
@@ -109,7 +109,7 @@ def test_without_a_release_before_there_is_nothing_to_go_back_to(host: Host) -> 
 @pytest.mark.parametrize("missing", ["DEPLOY_HOOK_URL", "IMAGE", "SERVICE_URL"])
 def test_nothing_is_rolled_out_without_being_told_where(host: Host, missing: str) -> None:
     given = {"DEPLOY_HOOK_URL": host.url, "IMAGE": "ballast", "SERVICE_URL": host.url}
-    done = host.script("scripts/deploy", NEW, **{name: value for name, value in given.items() if name != missing})
+    done = host.script("scripts/ci/deploy", NEW, **{name: value for name, value in given.items() if name != missing})
     assert done.returncode != 0
     assert missing in done.stderr
     assert host.told == []
@@ -117,14 +117,16 @@ def test_nothing_is_rolled_out_without_being_told_where(host: Host, missing: str
 
 def test_the_running_service_answers_well(stack: Stack) -> None:
     done = subprocess.run(
-        [ROOT / "scripts/smoke", stack.environment["SERVICE_URL"]], capture_output=True, text=True, check=False
+        [ROOT / "scripts/ci/smoke", stack.environment["SERVICE_URL"]], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(" ok ") == len(GOOD) + 1
 
 
 def test_nobody_answers_nothing_well() -> None:
-    done = subprocess.run([ROOT / "scripts/smoke", "http://127.0.0.1:9"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [ROOT / "scripts/ci/smoke", "http://127.0.0.1:9"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
     assert "000 instead of 200" in done.stderr
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from scripts.doctor import PUBLIC_NAMES, SECRET_NAME
+from scripts.health.doctor import PUBLIC_NAMES, SECRET_NAME
 from tests.conftest import ROOT, Stack
 
 PAGE = ROOT / "docs/deploy.md"
@@ -45,7 +45,7 @@ def test_the_checks_that_need_no_account_pass_on_the_local_stack(stack: Stack) -
         ]
     ]
     assert len(lines) == 7
-    for line in [*lines, './scripts/smoke "$SERVICE_URL"']:
+    for line in [*lines, './scripts/ci/smoke "$SERVICE_URL"']:
         ran = stack.typed(line)
         assert ran.returncode == 0, (line, ran.stderr)
         if "--include" in line:

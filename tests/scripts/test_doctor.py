@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from scripts.cli import ballast
-from scripts.doctor import CHECKS, Finding, Patient, examine
-from scripts.local.postgres import Postgres
+from scripts.health.doctor import CHECKS, Finding, Patient, examine
+from scripts.scratch.postgres import Postgres
 from tests.conftest import Stack
 from tests.service.outside import Answer, Outside, rest_answer, running_outside
 

@@ -151,8 +151,6 @@ sys.meta_path.insert(0, Guard())
 for module in sys.argv[2:]:
     importlib.import_module(module)
 """
-# What only a checkout with its embedded stack can do.
-LOCAL_VERBS = {"bench"}
 
 
 def imported(*modules: str) -> subprocess.CompletedProcess[str]:
@@ -164,7 +162,7 @@ def imported(*modules: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_service_and_the_operators_commands_need_no_package_of_the_tests() -> None:
-    places = [verb.place.partition(":")[0] for name, verb in VERBS.items() if name not in LOCAL_VERBS]
+    places = [verb.place.partition(":")[0] for verb in VERBS.values()]
     done = imported("service.app", "api.index", *dict.fromkeys(places))
     assert done.returncode == 0, done.stderr
 
@@ -195,7 +193,7 @@ def test_where_secrets_are_only_the_services_packages_are_installed(tmp_path: Pa
     assert (tmp_path / "path").read_text().splitlines()[0] == f"{checkout}/.venv/bin"
 
 
-# --- scripts/image, with a docker that only takes notes
+# --- scripts/ci/image, with a docker that only takes notes
 
 
 def noted(tmp_path: Path, *arguments: str, **environment: str) -> tuple[int, list[str]]:
@@ -203,7 +201,7 @@ def noted(tmp_path: Path, *arguments: str, **environment: str) -> tuple[int, lis
     docker.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/notes\n[ "$1" != login ] || cat >> {tmp_path}/notes\n')
     docker.chmod(0o755)
     done = subprocess.run(
-        [ROOT / "scripts/image", *arguments],
+        [ROOT / "scripts/ci/image", *arguments],
         env={"PATH": f"{tmp_path}:/usr/bin:/bin"} | environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     notes = tmp_path / "notes"
@@ -249,7 +247,7 @@ def image() -> str:
     if reason is None or reason.returncode:
         complain = pytest.fail if os.environ.get("DOCKER_REQUIRED") else pytest.skip
         complain(f"No Docker: {reason.stderr.strip() if reason else 'no such command'}")
-    subprocess.run([ROOT / "scripts/image", "build", "test"], env=os.environ | {"IMAGE": "ballast"}, check=True)
+    subprocess.run([ROOT / "scripts/ci/image", "build", "test"], env=os.environ | {"IMAGE": "ballast"}, check=True)
     return "ballast:test"
 
 

@@ -11,8 +11,8 @@ import psycopg
 import pytest
 from click.testing import CliRunner, Result
 
-from scripts import migrations
 from scripts.cli import ballast
+from scripts.schema import migrations
 
 SECRET_NAME = "Adelheid"
 

@@ -1,4 +1,4 @@
-"""./scripts/landed: what main has is never changed, only added to."""
+"""./scripts/ci/check-migrations: what main has is never changed, only added to."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def git(folder: Path, *words: str) -> None:
 def checkout(tmp_path: Path) -> Path:
     """A clone whose branch goes on from main, with a migration that main has and one that it has not."""
     main, clone = tmp_path / "main", tmp_path / "clone"
-    for folder in ("scripts", "migrations"):
+    for folder in ("scripts/ci", "migrations"):
         (main / folder).mkdir(parents=True)
-    shutil.copy(ROOT / "scripts/landed", main / "scripts/landed")
+    shutil.copy(ROOT / "scripts/ci/check-migrations", main / "scripts/ci/check-migrations")
     (main / FIRST).write_text("select 1;\n")
     git(main, "init", "--initial-branch=main")
     git(main, "add", ".")
@@ -41,7 +41,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def landed(checkout: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([checkout / "scripts/landed"], capture_output=True, text=True, check=False)
+    return subprocess.run([checkout / "scripts/ci/check-migrations"], capture_output=True, text=True, check=False)
 
 
 def test_what_is_added_may_still_change(checkout: Path) -> None:

@@ -16,11 +16,11 @@ import psycopg
 import pytest
 from click.testing import CliRunner, Result
 
-from scripts import drift, migrations
 from scripts.cli import ballast
-from scripts.database import DatabaseRefused, DatabaseUnreachable, connected
-from scripts.local.postgres import Postgres
-from scripts.migrations import FilesInvalid, FileState, HistoryDisagrees, Plan, StatementFailed
+from scripts.cli.database import DatabaseRefused, DatabaseUnreachable, connected
+from scripts.schema import drift, migrations
+from scripts.schema.migrations import FilesInvalid, FileState, HistoryDisagrees, Plan, StatementFailed
+from scripts.scratch.postgres import Postgres
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,10 +14,10 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
-from scripts import drift, migrations, new
 from scripts.cli import ballast
-from scripts.migrations import EXAMPLE, ROOT
-from scripts.new import TYPES, TableRefused, read, rendered, write
+from scripts.schema import drift, migrations, new_table
+from scripts.schema.migrations import EXAMPLE, ROOT
+from scripts.schema.new_table import TYPES, TableRefused, read, rendered, write
 from tests import people
 from tests.conftest import Claims, Database
 from tests.db.test_erasure import erase, found
@@ -314,7 +314,7 @@ def test_a_second_time_it_is_refused(checkout: Path) -> None:
 
 def test_without_the_registry_nothing_is_written(tmp_path: Path) -> None:
     folder = copied(tmp_path, *SOURCES)
-    (folder / new.REGISTRY).unlink()
+    (folder / new_table.REGISTRY).unlink()
     with pytest.raises(TableRefused, match="get it back"):
         write(read("example_rows", "a:text"), root=folder)
     assert not list(folder.rglob("*example_rows*"))
@@ -322,9 +322,9 @@ def test_without_the_registry_nothing_is_written(tmp_path: Path) -> None:
 
 def test_words_that_are_refused_are_those_of_the_server(database: Database) -> None:
     words = {word for (word,) in database.rows("select word from pg_get_keywords() where catcode in ('R', 'T')")}
-    assert words <= new.RESERVED
+    assert words <= new_table.RESERVED
     if database.value("select current_setting('server_version_num')::integer >= 180000"):
-        assert words == new.RESERVED
+        assert words == new_table.RESERVED
 
 
 def test_a_refusal_is_a_line_that_says_what_to_do() -> None:

@@ -21,9 +21,9 @@ import psycopg
 import pytest
 from click.testing import CliRunner, Result
 
-from scripts import migrations
 from scripts.cli import ballast
-from scripts.local.postgres import Postgres, stop
+from scripts.schema import migrations
+from scripts.scratch.postgres import Postgres, stop
 from tests import events, people
 from tests.conftest import Database, free_port_block
 from tests.people import ADA, ADA_EMAILS

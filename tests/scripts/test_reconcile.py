@@ -13,8 +13,8 @@ import pytest
 from aiohttp import web
 from click.testing import CliRunner, Result
 
-from scripts import migrations
 from scripts.cli import ballast
+from scripts.schema import migrations
 from tests import events
 from tests.clerk_server import ClerkServer, running_clerk
 from tests.events import MINUTE, START, Json
@@ -324,7 +324,7 @@ def test_who_came_while_clerk_was_asked_is_no_orphan(reconcile: Reconcile) -> No
 def test_only_clerks_own_no_removes_somebody(
     reconcile: Reconcile, answer: tuple[int, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scripts.clerk_listing.FIRST_WAIT_SECONDS", 0)
+    monkeypatch.setattr("scripts.clerk.listing.FIRST_WAIT_SECONDS", 0)
     reconcile.clerk.forget("user_ben")
 
     def before(request: web.Request) -> web.Response | None:
@@ -338,7 +338,7 @@ def test_only_clerks_own_no_removes_somebody(
 
 
 def test_nothing_is_removed_when_clerk_is_down(reconcile: Reconcile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scripts.clerk_listing.FIRST_WAIT_SECONDS", 0)
+    monkeypatch.setattr("scripts.clerk.listing.FIRST_WAIT_SECONDS", 0)
     reconcile.clerk.before = lambda _: web.Response(status=503)
     before = reconcile.execute(SHOWN)
     result = reconcile.run("--fix", "--yes-delete-many")

@@ -65,7 +65,7 @@ def blocks(text: str, language: str) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def tools() -> None:
     """Age and zstd. Without them these tests are skipped, or fail where they must not be (.ci/run)."""
-    found = subprocess.run([ROOT / "scripts/recovery-tools"], capture_output=True, text=True, check=False)
+    found = subprocess.run([ROOT / "scripts/ci/install-recovery-tools"], capture_output=True, text=True, check=False)
     if found.returncode:
         (pytest.fail if os.environ.get("RECOVERY_TOOLS_REQUIRED") else pytest.skip)(found.stderr.strip())
 
@@ -186,7 +186,7 @@ def test_every_command_of_the_page_is_followed_here() -> None:
 def test_what_the_page_says_of_an_error_is_said_by_the_code() -> None:
     said = re.findall(r"^\| `([^`]+)` \|", sections()["When something fails"], re.MULTILINE)
     assert len(said) > 10
-    places = [*(ROOT / "scripts/backup").glob("*.py"), ROOT / "scripts/database.py"]
+    places = [*(ROOT / "scripts/backup").glob("*.py"), ROOT / "scripts/cli/database.py"]
     source = "\n".join(place.read_text() for place in places)
     assert [words for words in said if words not in source] == []
 
@@ -211,7 +211,7 @@ def test_the_queries_of_the_page_answer(inhabited: str, new_database: Callable[.
 
 
 def test_who_has_no_age_is_told_how_to_get_it(tmp_path: Path) -> None:
-    words = [shutil.which("bash") or "bash", ROOT / "scripts/recovery-tools"]
+    words = [shutil.which("bash") or "bash", ROOT / "scripts/ci/install-recovery-tools"]
     ran = subprocess.run(words, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout) == (1, "")
     assert "install the packages age and zstd" in ran.stderr

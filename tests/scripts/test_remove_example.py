@@ -10,10 +10,11 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
-from scripts import drift, migrations, remove_example, upgrade
+from scripts import remove_example
 from scripts.cli import ballast
-from scripts.migrations import ROOT
 from scripts.remove_example import NoExample, remove
+from scripts.schema import drift, migrations, upgrade
+from scripts.schema.migrations import ROOT
 from tests.conftest import HAS_EXAMPLE, Database
 from tests.scripts.test_bundle import bundled, push, schema
 from tests.scripts.test_migrate import Project

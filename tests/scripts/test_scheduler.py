@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from scripts.local.postgres import Postgres
 from scripts.local.scheduler import Scheduler
+from scripts.scratch.postgres import Postgres
 from tests.service.outside import Outside, running_outside
 
 JOBS = {"mail", "retry-events", "erasures", "name-changes", "seals", "reconcile-sample", "partitions", "retention"}

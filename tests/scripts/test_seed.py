@@ -8,8 +8,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from scripts import bulk, examples
-from scripts.local.postgres import Postgres
+from scripts.local import bulk, examples
+from scripts.scratch.postgres import Postgres
 from tests.conftest import HAS_EXAMPLE, ROOT, Stack
 
 SEED_SQL = ROOT / "supabase" / "seed.sql"

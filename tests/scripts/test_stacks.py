@@ -20,10 +20,10 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """The script, where the programs that it starts only say how they were called."""
-    for name in ("bin", "scripts", ".venv/bin"):
+    for name in ("bin", "scripts/ci", ".venv/bin"):
         (tmp_path / name).mkdir(parents=True)
     shutil.copy(ROOT / "scripts/test", tmp_path / "scripts/test")
-    programs = ("setup", "supabase-start", "chromium", "recovery-tools")
+    programs = ("setup", "ci/start-supabase", "ci/find-chromium", "ci/install-recovery-tools")
     for name in (*(f"scripts/{program}" for program in programs), ".venv/bin/python"):
         program = tmp_path / name
         program.write_text(f'#!/bin/sh\necho "{Path(name).name} $* $BALLAST_CONTAINERS"\n')
@@ -58,7 +58,7 @@ def lines(ran: subprocess.CompletedProcess[str]) -> list[str]:
 
 def test_supabases_own_stack_is_started_and_migrated_by_the_tests(run: Run) -> None:
     assert lines(run("--stack", "supabase")) == [
-        "supabase-start",
+        "start-supabase",
         "setup",
         "python -m pytest tests/db --server-url postgresql://postgres:postgres@127.0.0.1:54322/postgres",
     ]

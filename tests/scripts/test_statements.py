@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.local.postgres import Postgres
-from scripts.statements import split
+from scripts.schema.statements import split
+from scripts.scratch.postgres import Postgres
 
 TRAPS = [
     "select ';'",

@@ -20,8 +20,8 @@ import pytest
 from click.testing import CliRunner
 
 from scripts.cli import VERBS, ballast
-from scripts.local.parts import Part
 from scripts.local.processes import PortTaken, ProcessRecord, RunRecord, require_free
+from scripts.local.services import Part
 from scripts.local.stack import Secrets, Stack
 from scripts.local.supervisor import AlreadyRunning, CannotStart, PartEnded, Supervisor
 from tests.conftest import ROOT, free_port_block
@@ -149,7 +149,7 @@ def test_output_is_shown_with_the_parts_name_and_kept_in_its_log(
 def test_what_a_killed_supervisor_left_is_cleaned_up(small: Stack) -> None:
     program = f"""
 import sys
-from scripts.local.parts import Part
+from scripts.local.services import Part
 from scripts.local.stack import Stack
 from scripts.local.supervisor import Supervisor
 Supervisor(Stack.from_environment(), [Part("family", lambda: [sys.executable, "-c", {SLEEP_WITH_CHILD!r}])]).run(

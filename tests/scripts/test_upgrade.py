@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from scripts import database, migrations, upgrade
-from scripts.cli import ballast
-from scripts.migrations import EXAMPLE
+from scripts.cli import ballast, database
+from scripts.schema import migrations, upgrade
+from scripts.schema.migrations import EXAMPLE
 from tests.conftest import ROOT
 from tests.scripts.conftest import StoredBackup, Vault
 from tests.scripts.test_new import SOURCES_OF_TESTS, copied

@@ -144,8 +144,8 @@ def test_a_pull_request_gets_neither_secrets_nor_a_deployment() -> None:
 def test_a_deployment_backs_up_then_migrates_then_rolls_out_then_tells() -> None:
     commands = [step["run"] for step in workflow("main.yml")["jobs"]["deploy"]["steps"] if "run" in step]
     assert commands == [
-        "./scripts/postgresql client 17", "./scripts/setup --service", "ballast backup run", "ballast migrate up",
-        './scripts/deploy "$GITHUB_SHA"', "./scripts/tell succeeded", "./scripts/tell failed",
+        "./scripts/ci/install-postgres client 17", "./scripts/setup --service", "ballast backup run", "ballast migrate up",
+        './scripts/ci/deploy "$GITHUB_SHA"', "./scripts/ci/notify succeeded", "./scripts/ci/notify failed",
     ]  # fmt: skip
 
 
@@ -187,21 +187,21 @@ def test_postgresql_comes_from_its_own_repository(tmp_path: Path, words: tuple[s
     sudo.write_text('#!/bin/sh\necho "$@"\n')
     sudo.chmod(0o755)
     done = subprocess.run(
-        [ROOT / "scripts/postgresql", *words],
+        [ROOT / "scripts/ci/install-postgres", *words],
         env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     lines = done.stdout.splitlines()
     assert lines[2] == "/usr/share/postgresql-common/pgdg/apt.postgresql.org.sh -y"
     assert lines[3].split()[-1] == package
-    assert subprocess.run([ROOT / "scripts/postgresql"], capture_output=True, check=False).returncode == 2
+    assert subprocess.run([ROOT / "scripts/ci/install-postgres"], capture_output=True, check=False).returncode == 2
 
 
 def test_supabase_starts_with_our_settings_and_without_our_seeds(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
-    (checkout / "scripts").mkdir(parents=True)
+    (checkout / "scripts/ci").mkdir(parents=True)
     (checkout / "supabase").mkdir()
     (checkout / "node_modules/.bin").mkdir(parents=True)
-    for name in ("scripts/supabase-start", "supabase/config.toml"):
+    for name in ("scripts/ci/start-supabase", "supabase/config.toml"):
         shutil.copy(ROOT / name, checkout / name)
     for name, text in (
         ("scripts/setup", "#!/bin/sh\n"),
@@ -209,7 +209,7 @@ def test_supabase_starts_with_our_settings_and_without_our_seeds(tmp_path: Path)
     ):
         (checkout / name).write_text(text)
         (checkout / name).chmod(0o755)
-    done = subprocess.run([checkout / "scripts/supabase-start"], capture_output=True, text=True, check=True)
+    done = subprocess.run([checkout / "scripts/ci/start-supabase"], capture_output=True, text=True, check=True)
     first, _, config = done.stdout.partition("\n")
     assert first.startswith("start --workdir ")
     ours = tomllib.loads((ROOT / "supabase/config.toml").read_text())

@@ -1,0 +1,298 @@
+"""A backup back into a database: proven to be what was written, then all of it in one transaction, or nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from psycopg import sql
+
+from scripts.backup import archive, programs
+from scripts.backup.archive import ArchiveDamaged, Key
+from scripts.backup.manifest import AFTER, BEFORE, SCHEMAS, File, Manifest
+from scripts.backup.programs import Programs
+from scripts.backup.progress import Bar, Silence
+from scripts.backup.store import MISSING, BackupStore, Sink, StoreUnavailable
+from scripts.cli.database import Connection
+from scripts.errors import Failure
+
+EMPTIED = Path(__file__).with_name("drop_existing.sql")
+HEADER_BYTES = 4096
+# psql runs commands of its own, also the shell's, wherever a script names one: between these it does not. pg_restore
+# says the same around what it writes, since it is known what names in a dump could do there (CVE-2025-8714).
+RESTRICTED = "\\restrict {token}\n{script}\n\\unrestrict {token}\n"
+IS_RESTRICTED = re.compile(rb"^\\restrict ", re.MULTILINE)
+# pg_restore sets it for whatever server; those before 17 do not know it. It is what a server has by default.
+NOT_FOR_ALL = re.compile(rb"^SET transaction_timeout = 0;\n", re.MULTILINE)
+# For building indexes: a server's default is a quarter of it or less.
+PREPARED = b"""\
+begin;
+set local client_min_messages = warning;
+set local maintenance_work_mem = '256MB';
+set local synchronous_commit = off;
+"""
+FINISHED = b"""\
+notify pgrst, 'reload schema';
+commit;
+"""
+
+
+class RestoreFailed(Failure):
+    """The database refused what was restored, and is as it was before."""
+
+
+@dataclass(frozen=True)
+class Backup:
+    """A backup to read, and the keys that open it. `folder` is a place for what has to be fetched."""
+
+    store: BackupStore
+    manifest: Manifest
+    keys: list[Key]
+    folder: Path
+
+    def dump(self, bar: Bar) -> Path:
+        """The dump on this machine, still sealed: byte for byte what was written. Raises ArchiveDamaged."""
+        file = self.manifest.dump
+        bar.stage("Fetching", self.manifest.files[file].size_bytes)
+        with self._missing_is_damage(file):
+            place = self.store.path(self.manifest.name, file)
+            if place is None:
+                place = self.folder / file
+                done = 0
+                with place.open("wb") as output:
+                    for piece in self.store.stream(self.manifest.name, file):
+                        done += output.write(piece)
+                        bar.advance_to(done)
+            with place.open("rb") as sealed:
+                found = File(size_bytes=place.stat().st_size, sha256=hashlib.file_digest(sealed, "sha256").hexdigest())
+        self._require(file, found)
+        return place
+
+    def script(self, file: str) -> bytes:
+        """before.sql or after.sql. Raises ArchiveDamaged."""
+        with self._missing_is_damage(file):
+            body = self.store.read(self.manifest.name, file)
+        self._require(file, File(size_bytes=len(body), sha256=hashlib.sha256(body).hexdigest()))
+        return body
+
+    def open_into(self, sink: Sink, sealed: Path, bar: Bar) -> None:
+        """pg_dump's archive into `sink`; it counts once this has returned. Raises ArchiveDamaged."""
+        decompressed = archive.Decompressed(sink, bar.advance_to)
+        with sealed.open("rb") as source:
+            archive.unseal(source, decompressed, self.keys, is_sealed=self.manifest.is_sealed)
+        decompressed.finish()
+        if decompressed.bytes_written != self.manifest.dump_bytes:
+            raise ArchiveDamaged("The dump is not as long as its manifest says.")
+
+    @contextmanager
+    def _missing_is_damage(self, file: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            pass
+        except StoreUnavailable as failure:
+            if failure.code not in MISSING:
+                raise
+        else:
+            return
+        raise ArchiveDamaged(f"{file} of {self.manifest.name} is missing from the store. Restore another backup.")
+
+    def _require(self, file: str, found: File) -> None:
+        wanted = self.manifest.files.get(file)
+        if wanted != found:
+            raise ArchiveDamaged(
+                f"{file} of {self.manifest.name} is damaged: {found.size_bytes:,} bytes with SHA-256"
+                f" {found.sha256[:12]}…, and not {_described(wanted)}. Restore another backup."
+            )
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a backup goes: a database, by its URL and by a connection to it. `replace` drops what is there."""
+
+    url: str
+    connection: Connection
+    replace: bool = False
+
+
+def restore(backup: Backup, sealed: Path, target: Target, bar: Bar) -> None:
+    """All of it, or nothing. Raises RestoreFailed, ArchiveDamaged, ProgramsMissing."""
+    chosen = programs.fitting(target.connection, at_least=backup.manifest.dump_version)
+    before, after = backup.script(BEFORE), backup.script(AFTER)
+    with tempfile.TemporaryDirectory(prefix="ballast-restore-") as folder, _psql(chosen, target.url) as psql:
+        contents = Path(folder) / "contents"
+        contents.write_text("\n".join(_contents(backup, sealed, chosen, target.connection)))
+        bar.stage("Restoring", backup.manifest.dump_bytes)
+        psql.write(PREPARED + (EMPTIED.read_bytes() if target.replace else b"") + _restricted(before))
+        _copy(backup, sealed, [chosen["pg_restore"], "--no-owner", f"--use-list={contents}", "--file=-"], psql, bar)
+        bar.stage("Finishing")
+        psql.write(_restricted(after) + FINISHED)
+
+
+def _restricted(script: bytes) -> bytes:
+    """SQL and nothing else: whoever may write to the store may have written the script."""
+    return RESTRICTED.format(token=secrets.token_hex(32), script=script.decode()).encode()
+
+
+def analyze(connection: Connection) -> None:
+    """Gives the planner its statistics: a dump holds none."""
+    tables = connection.execute(
+        """
+        select n.nspname, c.relname
+        from pg_class as c
+        join pg_namespace as n on n.oid = c.relnamespace
+        where n.nspname = any(%s) and c.relkind in ('r', 'p', 'm') and not c.relispartition
+        """,
+        [list(SCHEMAS)],
+    ).fetchall()
+    for schema, table in tables:
+        connection.execute(sql.SQL("analyze {}").format(sql.Identifier(schema, table)))
+
+
+@contextmanager
+def _psql(chosen: Programs, url: str) -> Iterator[_Psql]:
+    """A script into a database: committed when the block ends well, and otherwise rolled back. Raises RestoreFailed."""
+    target, environment = programs.without_password(url)
+    command = [chosen["psql"], f"--dbname={target}", "--no-password", "--no-psqlrc", "--quiet", "--file=-"]
+    settings = ["--set=ON_ERROR_STOP=1", "--set=VERBOSITY=terse"]
+    with tempfile.TemporaryFile() as words:
+        process = subprocess.Popen(
+            [*command, *settings],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=words,
+            pipesize=archive.PIECE_BYTES,
+        )
+        with process:
+            psql = _Psql(process, words)
+            try:
+                yield psql
+            except BaseException:
+                process.kill()
+                raise
+            psql.close()
+
+
+@dataclass(frozen=True)
+class _Psql:
+    process: subprocess.Popen[bytes]
+    words: IO[bytes]
+
+    def write(self, script: bytes) -> None:
+        """Raises RestoreFailed, with what the database said, once that has refused something."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(script)
+        except BrokenPipeError:
+            self.close()
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
+        if self.process.wait() != 0:
+            raise RestoreFailed(f"Nothing was restored. {_last_words(self.words)}")
+
+
+def _copy(backup: Backup, sealed: Path, pg_restore: list[str], psql: _Psql, bar: Bar) -> None:
+    """The archive as SQL. Raises RestoreFailed and ArchiveDamaged, before its last piece was written."""
+    process = subprocess.Popen(
+        pg_restore,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        pipesize=archive.PIECE_BYTES,
+    )
+    with process, _Feeder(backup, sealed, process, bar) as feeder:
+        assert process.stdout is not None
+        header = process.stdout.read(HEADER_BYTES)
+        if header and IS_RESTRICTED.search(header) is None:
+            raise RestoreFailed(f"Nothing was restored. {pg_restore[0]} lacks the fix of CVE-2025-8714: update it.")
+        psql.write(NOT_FOR_ALL.sub(b"", header))
+        while piece := process.stdout.read(archive.PIECE_BYTES):
+            psql.write(piece)
+        feeder.require_end()
+        if process.wait() != 0:
+            raise RestoreFailed("Nothing was restored: pg_restore cannot read the dump.")
+
+
+def _contents(backup: Backup, sealed: Path, chosen: Programs, connection: Connection) -> list[str]:
+    """The archive's table of contents without what every database has, and without what is not ours to say.
+
+    The schema public is there already; the default privileges of another role only that role may change.
+    """
+    process = subprocess.Popen(
+        [chosen["pg_restore"], "--list"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    with process, _Feeder(backup, sealed, process, None) as feeder:
+        assert process.stdout is not None
+        listed = process.stdout.read().decode().splitlines()
+        if process.wait() != 0:
+            feeder.require_end()
+            raise RestoreFailed(f"pg_restore {chosen.version} cannot read the dump.")
+    [[role]] = connection.execute("select current_user").fetchall()
+    return [
+        line
+        for line in listed
+        if not re.search(r"\d+ \d+ SCHEMA - public ", line)
+        and (" DEFAULT ACL " not in line or line.endswith(f" {role}"))
+    ]
+
+
+class _Feeder(threading.Thread):
+    """Opens a dump into a program's standard input meanwhile."""
+
+    def __init__(self, backup: Backup, sealed: Path, process: subprocess.Popen[bytes], bar: Bar | None) -> None:
+        super().__init__(daemon=True)
+        self._backup = backup
+        self._sealed = sealed
+        self._process = process
+        self._bar = bar
+        self._failure: BaseException | None = None
+
+    def __enter__(self) -> _Feeder:
+        self.start()
+        return self
+
+    def __exit__(self, kind: object, failure: object, trace: object) -> None:
+        if kind is not None:
+            self._process.kill()
+        self.join()
+
+    def require_end(self) -> None:
+        """Raises what went wrong while the dump was opened: what came out of it does not count then."""
+        self.join()
+        if self._failure is not None and not isinstance(self._failure, BrokenPipeError):
+            raise self._failure
+
+    def run(self) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._backup.open_into(self._process.stdin, self._sealed, self._bar or Silence())
+        except BaseException as failure:
+            self._failure = failure
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+
+
+def _last_words(words: IO[bytes]) -> str:
+    """Psql's error without its details, which may quote data."""
+    words.seek(0)
+    said = words.read(20_000).decode(errors="replace").splitlines()
+    return next(
+        (line.partition(": ")[2][:300] for line in said if "ERROR: " in line or "error: " in line), "psql failed."
+    )
+
+
+def _described(file: File | None) -> str:
+    return f"{file.size_bytes:,} with {file.sha256[:12]}…" if file else "what a backup has"

@@ -1,0 +1,315 @@
+"""Clerk's directory as its Backend API lists it: page by page, waiting when told to, asking again when it has to.
+
+Pages overlap by one object. When they do not, something before them was deleted meanwhile and what followed moved up:
+the page before is read again, so that nothing is left out. Memory: one id per object.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import httpx
+
+from scripts.errors import Failure
+from service.clerk_api import API_VERSION, CLERK_API_URL, NOT_FOUND
+from service.settings import CLERK_KEY
+
+Object = dict[str, Any]
+Parameters = Mapping[str, str | int]
+
+LARGEST_PAGE = 500  # Clerk's own limit
+MOST_STEPS_BACK = 1000
+MOST_TRIES = 8
+FIRST_WAIT_SECONDS = 0.5
+LONGEST_WAIT_SECONDS = 30
+# Who is told to come back later than this had better look why.
+LONGEST_BAN_SECONDS = 120
+CLOCKS_APART = timedelta(seconds=2)
+TIMEOUT = httpx.Timeout(connect=5, read=30, write=5, pool=5)
+
+
+class KeyMissing(Failure):
+    """Nobody says which Clerk to ask, or the key is none."""
+
+
+class KeyRefused(Failure):
+    """Clerk does not know the secret key, or does not let it read."""
+
+
+class RequestRefused(Failure):
+    """Clerk answers, but not what was asked for: a wrong address, or an API that has changed."""
+
+
+class ClerkUnavailable(Failure):
+    """Clerk did not answer, or not in its right mind, however often it was asked."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of Clerk's objects: its name in app.clerk_records, and where its list is."""
+
+    name: str
+    plural: str
+    path: str
+    parameters: Parameters
+
+
+USERS = Kind("user", "users", "/v1/users", {"order_by": "+created_at"})
+ORGANIZATIONS = Kind("organization", "organizations", "/v1/organizations", {"order_by": "+created_at"})
+MEMBERSHIPS = Kind("membership", "memberships", "/v1/organization_memberships", {"order_by": "+created_at"})
+INVITATIONS = Kind(
+    "invitation", "invitations", "/v1/organization_invitations", {"order_by": "+created_at", "status": "pending"}
+)
+# Parents first: what comes later refers to what came before.
+KINDS = (USERS, ORGANIZATIONS, MEMBERSHIPS, INVITATIONS)
+
+
+class Place(NamedTuple):
+    """How far a list was read: how many objects, and when the last of them was created, in ms since 1970."""
+
+    offset: int
+    created_at: int
+
+
+BEGINNING = Place(0, 0)
+
+
+class Page(NamedTuple):
+    """Objects, and a moment on Clerk's clock before which they were not read. `total` of how many, if Clerk says so.
+
+    `offset` of how many others the list has before them.
+    """
+
+    objects: list[Object]
+    asked_at: datetime
+    total: int | None = None
+    offset: int = 0
+
+    @property
+    def end(self) -> Place:
+        """The place after its last object, of which there must be one."""
+        return Place(self.offset + len(self.objects), self.objects[-1].get("created_at", 0))
+
+
+class Answer(NamedTuple):
+    """`body` is None when Clerk says that there is no such object."""
+
+    body: Any
+    asked_at: datetime
+
+
+class ClerkListing:
+    """One per command. Every method raises KeyRefused, RequestRefused or ClerkUnavailable."""
+
+    def __init__(self, url: str, secret_key: str, sleep: Callable[[float], None] = time.sleep) -> None:
+        headers = {"Authorization": f"Bearer {secret_key}", "Clerk-API-Version": API_VERSION}
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT)
+        self._url = url
+        self._sleep = sleep
+
+    def close(self) -> None:
+        self._http.close()
+
+    def pages(self, kind: Kind, after: Place = BEGINNING, size: int = LARGEST_PAGE) -> Iterator[Page]:
+        """Every object of the kind that is there throughout, oldest first; some more than once.
+
+        With the place up to which they were listed some other time, what has come after it, and some from before.
+        """
+        seen: set[str] = set()
+        offset, steps_back = max(0, after.offset - size), 0
+        while True:
+            page = self.page(kind, offset, size)
+            if offset and not _leaves_no_gap(page, seen, after):
+                offset = max(0, offset - (size - 1))
+                steps_back += 1
+                if steps_back > MOST_STEPS_BACK:
+                    raise ClerkUnavailable(f"Clerk's list of {kind.plural} changes faster than it can be read.")
+                continue
+            seen.update(each["id"] for each in page.objects)
+            yield page
+            if len(page.objects) < size:
+                return
+            offset += size - 1
+
+    def page(self, kind: Kind, offset: int, size: int) -> Page:
+        """Up to `size` objects from a place on."""
+        parameters = dict(kind.parameters) | {"limit": size, "offset": offset}
+        answer = self._ask(kind.path, parameters, lambda body: _objects(body) is not None)
+        if answer.body is None:
+            raise self._refusal(HTTPStatus.NOT_FOUND, NOT_FOUND)
+        total = answer.body.get("total_count") if isinstance(answer.body, dict) else None
+        return Page(_objects(answer.body) or [], answer.asked_at, total if isinstance(total, int) else None, offset)
+
+    def count(self, kind: Kind) -> int:
+        """How many there are."""
+        if kind is not USERS:
+            total = self.page(kind, 0, 1).total
+        else:
+            body = self._ask("/v1/users/count", {}, lambda body: isinstance(body, dict)).body
+            total = body.get("total_count") if body else None
+        if not isinstance(total, int):
+            raise RequestRefused(f"Clerk does not say how many {kind.plural} there are.")
+        return total
+
+    def find(self, kind: Kind, clerk_id: str | None, organization: str, person: str) -> Page:
+        """What Clerk says of one object now: a page of it alone, or an empty one when there is none.
+
+        Raises RequestRefused when that cannot be told.
+        """
+        if kind is USERS:
+            answer = self._ask(f"/v1/users/{_segment(person)}", {}, _is_object)
+        elif kind is ORGANIZATIONS:
+            answer = self._ask(f"/v1/organizations/{_segment(organization)}", {}, _is_object)
+        elif kind is INVITATIONS:
+            path = f"/v1/organizations/{_segment(organization)}/invitations/{_segment(clerk_id or '')}"
+            answer = self._ask(path, {}, _is_object)
+        else:
+            return self._find_membership(organization, person)
+        return Page([answer.body] if answer.body else [], answer.asked_at)
+
+    def instance_id(self) -> str | None:
+        """Which instance the key is of."""
+        body = self._ask("/v1/instance", {}, lambda body: isinstance(body, dict)).body
+        found = body.get("id") if body else None
+        return found if isinstance(found, str) else None
+
+    def _find_membership(self, organization: str, person: str) -> Page:
+        path = f"/v1/organizations/{_segment(organization)}/memberships"
+        parameters: Parameters = {"user_id": person, "limit": 10}
+        answer = self._ask(path, parameters, lambda body: _objects(body) is not None)
+        found = _objects(answer.body) or []
+        if any((each.get("public_user_data") or {}).get("user_id") != person for each in found):
+            raise RequestRefused("Clerk does not say whether somebody is a member: it answers with other people.")
+        return Page(found, answer.asked_at)
+
+    def _ask(self, path: str, parameters: Parameters, is_sound: Callable[[Any], bool]) -> Answer:
+        wait = FIRST_WAIT_SECONDS
+        trouble = ""
+        for attempt in range(MOST_TRIES):
+            if attempt:
+                self._sleep(wait)
+                wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+            asked_at = datetime.now(UTC)
+            try:
+                response = self._http.get(path, params=dict(parameters))
+                body = _json(response)
+            except httpx.HTTPError as error:
+                trouble = type(error).__name__
+                continue
+            status = response.status_code
+            if status == HTTPStatus.OK and is_sound(body):
+                return Answer(body, _moment(response, asked_at))
+            # A proxy or a wrong address has 404s too: only Clerk's own means that there is no such object.
+            if status == HTTPStatus.NOT_FOUND and _code(body) == NOT_FOUND:
+                return Answer(None, _moment(response, asked_at))
+            trouble = "an answer that is none" if status == HTTPStatus.OK else str(status)
+            if status == HTTPStatus.TOO_MANY_REQUESTS:
+                wait = self._told_to_wait(response, wait)
+            elif status != HTTPStatus.OK and status < HTTPStatus.INTERNAL_SERVER_ERROR:
+                raise self._refusal(status, _code(body))
+        raise ClerkUnavailable(
+            f"Clerk does not answer at {self._url} ({trouble}, {MOST_TRIES} times). Nothing is lost: run this again."
+        )
+
+    def _refusal(self, status: int, code: str | None) -> Failure:
+        said = f"{status} {code}" if code else str(status)
+        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            return KeyRefused(f"Clerk refuses the key in CLERK_SECRET_KEY ({said}): copy it again from the dashboard.")
+        return RequestRefused(f"Clerk does not answer the question at {self._url} ({said}): is CLERK_API_URL right?")
+
+    @staticmethod
+    def _told_to_wait(response: httpx.Response, otherwise: float) -> float:
+        """Seconds, by Retry-After if there is one. Raises ClerkUnavailable when they are too many."""
+        told = response.headers.get("Retry-After", "")
+        try:
+            seconds = float(told) if told else otherwise
+        except ValueError:
+            date = _date(told)
+            seconds = (date - datetime.now(UTC)).total_seconds() if date else otherwise
+        if not seconds <= LONGEST_BAN_SECONDS:
+            raise ClerkUnavailable(f"Clerk wants no requests for {seconds:.0f} seconds. Run this again then.")
+        return max(seconds, 0)
+
+
+@contextmanager
+def listing_of(environment: Mapping[str, str]) -> Iterator[ClerkListing]:
+    """The listing by CLERK_SECRET_KEY and CLERK_API_URL. Raises KeyMissing, which does not tell the key."""
+    key = environment.get("CLERK_SECRET_KEY", "").strip()
+    if not key:
+        raise KeyMissing("Which Clerk? Set CLERK_SECRET_KEY, and CLERK_API_URL unless it is Clerk's own.")
+    if CLERK_KEY.fullmatch(key) is None:
+        raise KeyMissing("CLERK_SECRET_KEY is no secret key of Clerk's: they begin with sk_live_ or sk_test_.")
+    listing = ClerkListing(environment.get("CLERK_API_URL") or CLERK_API_URL, key)
+    try:
+        yield listing
+    finally:
+        listing.close()
+
+
+def _leaves_no_gap(page: Page, seen: set[str], after: Place) -> bool:
+    """Whether all that the list has before the page was listed: up to one of those seen, or up to the place."""
+    if not page.objects:
+        return False
+    first = page.objects[0]
+    # Of those created in the same millisecond as the last one, some may not have been listed.
+    return first["id"] in seen or first.get("created_at", after.created_at) < after.created_at
+
+
+def _objects(body: Any) -> list[Object] | None:
+    """The objects in a list of Clerk's, bare or with a count; None when it is no list of objects with ids."""
+    found = body.get("data") if isinstance(body, dict) else body
+    if body is None:
+        return []
+    return found if isinstance(found, list) and all(map(_is_object, found)) else None
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("id"), str)
+
+
+def _json(response: httpx.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError:
+        return ()  # which is nothing that JSON could be
+
+
+def _code(body: Any) -> str | None:
+    try:
+        code = body["errors"][0]["code"]
+    except (LookupError, TypeError):
+        return None
+    return code if isinstance(code, str) and code.isidentifier() else None
+
+
+def _moment(response: httpx.Response, asked_at: datetime) -> datetime:
+    """A moment before Clerk read what it answered, by its clock, which its events go by too.
+
+    That tells seconds only. So ours counts, put back by what it may be ahead, unless the two are further apart.
+    """
+    date = _date(response.headers.get("Date", ""))
+    ahead = asked_at + response.elapsed - date if date else timedelta(0)
+    if date and not -CLOCKS_APART <= ahead <= CLOCKS_APART + timedelta(seconds=1):
+        return date - response.elapsed
+    return asked_at - CLOCKS_APART
+
+
+def _date(text: str) -> datetime | None:
+    try:
+        date = parsedate_to_datetime(text)
+    except (ValueError, TypeError):
+        return None
+    return date if date.tzinfo else date.replace(tzinfo=UTC)
+
+
+def _segment(clerk_id: str) -> str:
+    # Dots too: an id of two of them would name the folder above.
+    return quote(clerk_id, safe="").replace(".", "%2E")

@@ -1,0 +1,286 @@
+"""`ballast clerk reconcile`: what differs between Clerk and the database, and with --fix no longer does."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import click
+import psycopg
+from psycopg.types.json import Jsonb
+from rich.table import Table
+
+from scripts.clerk.backfill import Advance, ahead, opened, progress, tried
+from scripts.clerk.listing import (
+    INVITATIONS,
+    KINDS,
+    LARGEST_PAGE,
+    MEMBERSHIPS,
+    USERS,
+    ClerkListing,
+    Kind,
+    Object,
+    Page,
+    listing_of,
+)
+from scripts.cli import database
+from scripts.cli.database import Connection
+from scripts.errors import Failure
+
+ACTOR = "reconcile"
+DIFFERENCES = ("missing", "stale", "wrong role", "orphaned")
+# More deletions than both of these are more likely somebody's mistake than Clerk's wish.
+FEW = 10
+FEW_OF_ALL = 0.05
+SHOWN = 50
+# What changed at Clerk just now may be on its way by a webhook: a sample leaves it out.
+SETTLED = timedelta(minutes=5)
+
+
+class ClerkEmpty(Failure):
+    """Clerk knows nobody, while the database knows people: a wrong key, or worse."""
+
+
+@dataclass(frozen=True)
+class Mirrored:
+    """An object of Clerk's as it is shown here, by its ids. A membership that only a session token told of has none."""
+
+    clerk_id: str | None
+    organization: str | None
+    person: str | None
+
+    @property
+    def key(self) -> object:
+        """What Clerk's list knows it by: a membership is the pair."""
+        return (self.organization, self.person) if self.organization and self.person else self.clerk_id
+
+
+@dataclass
+class Difference:
+    """Something that differs: `columns` says where. `note` says why it was left as it is, if it was to be fixed."""
+
+    kind: str
+    clerk_id: str | None
+    difference: str
+    columns: list[str] = field(default_factory=list)
+    organization: str | None = None
+    person: str | None = None
+    fixed: bool = False
+    note: str | None = None
+
+
+@dataclass
+class Report:
+    """How many of each kind were compared, and what differs."""
+
+    compared: dict[str, int] = field(default_factory=dict)
+    differences: list[Difference] = field(default_factory=list)
+
+    @property
+    def remaining(self) -> int:
+        return sum(not each.fixed for each in self.differences)
+
+
+@click.command("reconcile", epilog="Example: ballast clerk reconcile --fix")
+@database.url_option
+@click.option("--fix", is_flag=True, help="Make the database say what Clerk says.")
+@click.option(
+    "--sample", type=click.IntRange(1, LARGEST_PAGE), metavar="N", help="Look at N of each kind only; remove nothing."
+)
+@click.option(
+    "--yes-delete-many",
+    "delete_many",
+    is_flag=True,
+    help="With --fix: remove whatever Clerk does not have, however much.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def reconcile_command(url: str | None, fix: bool, sample: int | None, delete_many: bool, as_json: bool) -> None:
+    """Compare Clerk's users, organizations, memberships and pending invitations with the database.
+
+    Reports what is missing here, stale, of the wrong role, or orphaned (not in Clerk any more). With --fix, orphaned
+    people are erased, as when Clerk tells of their deletion. Needs CLERK_SECRET_KEY.
+    Exits with 1 when something differs and was not fixed.
+    """
+    with listing_of(database.environment(url)) as listing, opened(url, listing) as connection, progress() as advance:
+        comparison = Comparison(connection, listing, fix, delete_many)
+        report = comparison.of_a_sample(sample) if sample else comparison.of_everything(advance)
+    if as_json:
+        click.echo(json.dumps(asdict(report) | {"remaining": report.remaining}, indent=2))
+    else:
+        _print(report, fix=fix)
+    if report.remaining:
+        sys.exit(1)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Of Clerk and a database. With `fix` it mends what it finds; `delete_many` is for who has looked and is sure.
+
+    Its methods raise what ClerkListing raises.
+    """
+
+    connection: Connection
+    listing: ClerkListing
+    fix: bool = False
+    delete_many: bool = False
+
+    def of_everything(self, advance: Advance = lambda *_: None) -> Report:
+        """Parents first. Raises ClerkEmpty."""
+        report = Report()
+        for kind in KINDS:
+            # Before Clerk is asked: what is shown by now, Clerk has had, so what is not listed is gone.
+            here = mirror(self.connection, kind)
+            advance(kind, 0, self.listing.count(kind))
+            listed: set[object] = set()
+            for page in ahead(self.listing.pages(kind)):
+                listed.update(_key(kind, each) for each in page.objects)
+                report.differences += self._of_page(kind, page)
+                advance(kind, len(listed), None)
+            if kind is USERS and here and not listed:
+                raise ClerkEmpty("Clerk knows nobody, but the database knows people: is it the right key?")
+            report.compared[kind.name] = len(listed)
+            report.differences += self._of_unlisted(kind, here, listed)
+        return report
+
+    def of_a_sample(self, size: int) -> Report:
+        """Up to `size` objects of each kind from a random place in Clerk's list, and as many of ours; removes none."""
+        report = Report()
+        for kind in KINDS:
+            here = mirror(self.connection, kind)
+            total = self.listing.count(kind)
+            page = self.listing.page(kind, random.randint(0, max(0, total - size)), size)  # noqa: S311 - no secret
+            listed = {_key(kind, each) for each in page.objects}
+            others = [each for each in random.sample(here, min(size, len(here))) if each.key not in listed]
+            report.compared[kind.name] = len(listed) + len(others)
+            report.differences += self._of_page(kind, _settled(page))
+            for each in others:
+                found = self._asked(kind, each)
+                if found.objects:
+                    report.differences += self._of_page(kind, _settled(found))
+                else:
+                    note = "run this without --sample to remove it" if self.fix else None
+                    report.differences.append(_orphan(kind, each, note))
+        return report
+
+    def _of_page(self, kind: Kind, page: Page) -> list[Difference]:
+        """What of a page differs here, mended if that is wanted."""
+        found = self._differences(kind, page.objects, page.asked_at)
+        if not found or not self.fix:
+            return [difference for difference, _ in found]
+        for difference, each in found:
+            values = [kind.name, Jsonb([each]), page.asked_at, ACTOR]
+            difference.note = self._refused("select app.mend_clerk_objects(%s, %s, %s, %s)", values)[1]
+        objects = [each for _, each in found]
+        remaining = {difference.clerk_id for difference, _ in self._differences(kind, objects, page.asked_at)}
+        for difference, _ in found:
+            difference.fixed = difference.clerk_id not in remaining
+        return [difference for difference, _ in found]
+
+    def _of_unlisted(self, kind: Kind, here: list[Mirrored], listed: set[object]) -> list[Difference]:
+        """What is here and not listed. Each is asked for again; what Clerk does have after all is compared.
+
+        When they are suspiciously many, nobody is asked and nothing removed, unless that is wanted.
+        """
+        unlisted = [each for each in here if each.key not in listed]
+        if unlisted and not self.delete_many and is_suspicious(len(unlisted), len(here), len(listed)):
+            numbers = f"{len(unlisted):,} of {len(here):,} are not in Clerk"
+            note = f"{numbers}: is it the right Clerk? If so, --fix --yes-delete-many removes them"
+            return [_orphan(kind, each, note) for each in unlisted]
+        found = []
+        for each in unlisted:
+            page = self._asked(kind, each)
+            if page.objects:
+                found += self._of_page(kind, page)
+            else:
+                found.append(_orphan(kind, each))
+                if self.fix:
+                    self._remove(kind, each, page.asked_at, found[-1])
+        return found
+
+    def _asked(self, kind: Kind, each: Mirrored) -> Page:
+        """What Clerk says of one object. An invitation that was answered is as good as none."""
+        page = self.listing.find(kind, each.clerk_id, each.organization or "", each.person or "")
+        if kind is INVITATIONS and any(found.get("status") != "pending" for found in page.objects):
+            return Page([], page.asked_at)
+        return page
+
+    def _remove(self, kind: Kind, each: Mirrored, asked_at: datetime, difference: Difference) -> None:
+        values = [kind.name, each.clerk_id, each.organization, each.person, asked_at, ACTOR]
+        removed, difference.note = self._refused("select app.bury_clerk_object(%s, %s, %s, %s, %s, %s)", values)
+        difference.fixed = removed or each not in mirror(self.connection, kind)
+        if not difference.fixed and not difference.note:
+            difference.note = "Clerk has told of it since it was asked: run this again"
+
+    def _refused(self, statement: str, values: list[Any]) -> tuple[Any, str | None]:
+        """A statement's value, and why the database refused it, without personal data."""
+        try:
+            return tried(self.connection, statement, values), None
+        except psycopg.Error as error:
+            if self.connection.closed or error.sqlstate is None:
+                raise
+            return None, f"{error.sqlstate}: {error.diag.message_primary}"
+
+    def _differences(self, kind: Kind, objects: list[Object], asked_at: datetime) -> list[tuple[Difference, Object]]:
+        query = "select clerk_id, difference, columns, object from app.clerk_differences(%s, %s, %s)"
+        rows: list[Any] = self.connection.execute(query, [kind.name, Jsonb(objects), asked_at]).fetchall()
+        return [
+            (Difference(kind.name, clerk_id, difference, columns, *_pair(kind, each)), each)
+            for clerk_id, difference, columns, each in rows
+        ]
+
+
+def mirror(connection: Connection, kind: Kind) -> list[Mirrored]:
+    """What the database shows of a kind."""
+    rows = connection.execute("select clerk_id, organization, person from app.clerk_mirror(%s)", [kind.name])
+    return [Mirrored(*row) for row in rows]
+
+
+def is_suspicious(unlisted: int, here: int, listed: int) -> bool:
+    """Whether so many deletions look like a mistake: of all that is here, or of more than a few and 5 %."""
+    return listed == 0 or unlisted == here or (unlisted > FEW and unlisted > FEW_OF_ALL * here)
+
+
+def _settled(page: Page) -> Page:
+    """The page without what changed just now."""
+    since = (datetime.now(UTC) - SETTLED).timestamp() * 1000
+    moments = ((each, each.get("updated_at")) for each in page.objects)
+    return page._replace(objects=[each for each, moment in moments if not isinstance(moment, int) or moment <= since])
+
+
+def _key(kind: Kind, listed: Object) -> object:
+    return _pair(kind, listed) if kind is MEMBERSHIPS else listed["id"]
+
+
+def _pair(kind: Kind, listed: Object) -> tuple[str | None, str | None]:
+    """The organization and the person of a membership."""
+    if kind is not MEMBERSHIPS:
+        return None, None
+    return (listed.get("organization") or {}).get("id"), (listed.get("public_user_data") or {}).get("user_id")
+
+
+def _orphan(kind: Kind, each: Mirrored, note: str | None = None) -> Difference:
+    pair = (each.organization, each.person) if kind is MEMBERSHIPS else (None, None)
+    return Difference(kind.name, each.clerk_id, "orphaned", [], *pair, note=note)
+
+
+def _print(report: Report, *, fix: bool) -> None:
+    counts = Counter((each.kind, each.difference) for each in report.differences)
+    fixed = Counter(each.kind for each in report.differences if each.fixed)
+    table = Table("Kind", "Compared", *(each.capitalize() for each in DIFFERENCES), *(["Fixed"] if fix else []))
+    for kind, compared_ones in report.compared.items():
+        found = [counts[kind, each] for each in DIFFERENCES]
+        table.add_row(kind, *(f"{each:,}" for each in (compared_ones, *found, *([fixed[kind]] if fix else []))))
+    database.print_table(table)
+    for each in report.differences[:SHOWN]:
+        name = each.clerk_id or f"{each.person} in {each.organization}"
+        columns = f" ({', '.join(each.columns)})" if each.difference != "missing" and each.columns else ""
+        click.echo(f"{each.kind} {name}: {each.difference}{columns}{', fixed' if each.fixed else ''}")
+    if len(report.differences) > SHOWN:
+        click.echo(f"… and {len(report.differences) - SHOWN:,} more: --json lists all.")
+    for note in dict.fromkeys(f"{each.kind}: {each.note}" for each in report.differences if each.note):
+        database.say(note)

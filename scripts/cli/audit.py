@@ -1,0 +1,252 @@
+"""`ballast audit`: seal the audit trail, prove that nobody rewrote it, and keep its months in order."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from itertools import groupby
+
+import click
+from psycopg.rows import class_row
+from rich.console import Console
+from rich.table import Table
+
+from scripts.cli import database
+from scripts.cli.database import Connection
+from scripts.errors import Failure
+
+DIFFERENCES = {
+    "broken": "entries were changed, removed or put in",
+    "seal broken": "it does not follow from the seal before: a seal was changed or removed",
+}
+
+
+class NoAuditTrail(Failure):
+    """The database was never migrated, or not since there are seals."""
+
+
+@dataclass(frozen=True)
+class Seal:
+    """A row of app.audit_seals; `seal` is in hex."""
+
+    sequence: int
+    range_start: datetime
+    range_end: datetime
+    entries: int
+    seal: str
+
+
+@dataclass(frozen=True)
+class Range:
+    """A row of app.verify_audit(): a sealed range, and what is there now. `seal` is in hex."""
+
+    sequence: int
+    range_start: datetime
+    range_end: datetime
+    sealed: int
+    found: int
+    erased: int
+    state: str
+    seal: str
+
+    @property
+    def difference(self) -> str | None:
+        """What is wrong, or None: an erasure or retention may change what a range holds."""
+        what = DIFFERENCES.get(self.state)
+        return what and f"{what} (sealed {_entries(self.sealed)}, found {self.found:,})"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found; `unsealed` entries are newer than the last seal, `too_old` ones older than the first range."""
+
+    ranges: list[Range]
+    unsealed: int
+    too_old: int
+    unknown_seals: list[str]
+
+    def problems(self) -> Iterator[str]:
+        """A line for each kind of problem; of the ranges only the first that is broken."""
+        for broken in [each for each in self.ranges if each.difference][:1]:
+            yield f"The first broken range is {broken.sequence}, {_span(broken)}: {broken.difference}."
+        if self.too_old:
+            yield f"{_entries(self.too_old)} put in before the first sealed range."
+        for seal in self.unknown_seals:
+            yield f"The seal {seal} is not in the chain: the chain itself was rewritten, or this is another database."
+
+
+def _seals(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Seals as they were printed, in lower case."""
+    if not all(re.fullmatch(r"[0-9a-fA-F]{64}", value) for value in values):
+        raise click.BadParameter("A seal has 64 hexadecimal digits, as `ballast audit seal` prints them.")
+    return tuple(value.lower() for value in values)
+
+
+@click.group(epilog="Example: ballast audit verify")
+def audit() -> None:
+    """Seal the audit trail, verify that nobody rewrote it, and keep its months in order."""
+
+
+@audit.command(epilog="Example: ballast audit seal --json >> seals.json")
+@database.url_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of lines.")
+def seal(url: str | None, as_json: bool) -> None:
+    """Seal what is complete since the last seal, and print the new seals.
+
+    Keep a copy where the database's administrators cannot change it: whoever may rewrite the trail may rewrite the
+    seals in the database, and only a copy proves it.
+    """
+    with opened(url) as connection:
+        seals = new_seals(connection)
+    if as_json:
+        click.echo(json.dumps([asdict(each) for each in seals], indent=2, default=str))
+    elif seals:
+        for each in seals:
+            click.echo(f"{each.sequence}  {_span(each)}  {_entries(each.entries)}  {each.seal}")
+        database.say(
+            "Keep them elsewhere: `ballast audit verify --seal …` proves by one that none before was rewritten."
+        )
+    else:
+        click.echo("Nothing to seal: the trail is empty, or sealed up to what still runs.")
+
+
+@audit.command(epilog="Example: ballast audit verify --seal $(tail -1 seals.txt)")
+@database.url_option
+@click.option(
+    "--seal",
+    "kept",
+    metavar="HEX",
+    multiple=True,
+    callback=_seals,
+    help="A copy kept elsewhere: it must be in the chain.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def verify(url: str | None, kept: tuple[str, ...], as_json: bool) -> None:
+    """Recompute every seal. Exits with 1 when entries or seals are not what they were.
+
+    What an erasure or retention did is recorded, allowed, and shown. The whole trail is read.
+    """
+    with opened(url) as connection, Console(stderr=True).status("Reading the audit trail …"):
+        verification = verified(connection, kept)
+    problems = list(verification.problems())
+    if as_json:
+        click.echo(json.dumps({"problems": problems, **asdict(verification)}, indent=2, default=str))
+    else:
+        _print(verification)
+    for problem in problems:
+        database.say(problem)
+    if problems:
+        sys.exit(1)
+
+
+@audit.command(epilog="Example: ballast audit maintain")
+@database.url_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of lines.")
+def maintain(url: str | None, as_json: bool) -> None:
+    """Make the partitions of the months ahead, and drop the months that are older than the retention."""
+    with opened(url) as connection:
+        made, dropped = maintained(connection)
+    if as_json:
+        click.echo(json.dumps({"made": made, "dropped": dropped}, indent=2))
+        return
+    for partition in made:
+        click.echo(f"Made {partition}")
+    for partition in dropped:
+        click.echo(f"Dropped {partition}")
+    if not made and not dropped:
+        click.echo("Nothing to do: the months ahead have partitions, and none is older than the retention.")
+
+
+@contextmanager
+def opened(url: str | None) -> Iterator[Connection]:
+    """A connection to a database whose audit trail has seals; warnings go to stderr. Raises NoAuditTrail."""
+    with database.connected(database.choose(url), tell=database.say) as connection:
+        if connection.execute("select to_regclass('app.audit_seals')").fetchone() == (None,):
+            raise NoAuditTrail("This database has no audit trail to seal yet: run `ballast migrate up`.")
+        yield connection
+
+
+def new_seals(connection: Connection) -> list[Seal]:
+    """Seals what is complete; a range a month at most."""
+    query = "select sequence, range_start, range_end, entries, encode(seal, 'hex') as seal from app.seal_audit()"
+    return connection.cursor(row_factory=class_row(Seal)).execute(query).fetchall()
+
+
+def verified(connection: Connection, kept: tuple[str, ...]) -> Verification:
+    """Recomputes the chain, at one moment; `kept` are seals in hex that must be in it."""
+    with connection.transaction():
+        connection.execute("set transaction isolation level repeatable read, read only")
+        ranges = (
+            connection.cursor(row_factory=class_row(Range))
+            .execute("""
+                select sequence, range_start, range_end, sealed, found, erased, state, encode(seal, 'hex') as seal
+                from app.verify_audit()
+            """)
+            .fetchall()
+        )
+        start, end = (ranges[0].range_start, ranges[-1].range_end) if ranges else (None, None)
+        [[unsealed, too_old]] = connection.execute(
+            """
+            select count(*) filter (where %(end)s::timestamptz is null or created_at >= %(end)s),
+                count(*) filter (where created_at < %(start)s)
+            from public.audit_logs
+            """,
+            {"start": start, "end": end},
+        ).fetchall()
+    chain = {each.seal for each in ranges}
+    return Verification(ranges, unsealed, too_old, [each for each in kept if each not in chain])
+
+
+def maintained(connection: Connection) -> tuple[list[str], list[str]]:
+    """The partitions that were made and those that were dropped, of which some may be both."""
+    before = partitions(connection)
+    connection.execute("select app.make_audit_partitions()")
+    between = partitions(connection)
+    connection.execute("select app.drop_audit_partitions()")
+    after = partitions(connection)
+    return sorted(between - before), sorted(between - after)
+
+
+def partitions(connection: Connection) -> set[str]:
+    """Names with their schema."""
+    query = "select inhrelid::regclass::text from pg_inherits where inhparent = 'public.audit_logs'::regclass"
+    return {name for (name,) in connection.execute(query)}
+
+
+def _print(verification: Verification) -> None:
+    table = Table("Seals", "Range", "Entries", "Erased", "State")
+    # Those that are fine stand together, as many as follow each other; each that is not has a line.
+    for _, group in groupby(verification.ranges, key=lambda each: each.sequence if each.difference else each.state):
+        run = list(group)
+        first, last = run[0], run[-1]
+        table.add_row(
+            str(first.sequence) if first is last else f"{first.sequence} to {last.sequence} ({len(run):,})",
+            f"{_time(first.range_start)} to {_time(last.range_end)}",
+            f"{sum(each.sealed for each in run):,}",
+            f"{sum(each.erased for each in run):,}",
+            f"[red]{first.state}: {first.difference}[/]" if first.difference else f"[green]{first.state}[/]",
+        )
+    if verification.ranges:
+        database.print_table(table)
+        since = f"since the last seal, {_time(verification.ranges[-1].range_end)}"
+    else:
+        since = "and no seal yet: `ballast audit seal` makes the first"
+    click.echo(f"{_entries(verification.unsealed)} {since}.")
+
+
+def _span(sealed: Seal | Range) -> str:
+    return f"{_time(sealed.range_start)} to {_time(sealed.range_end)}"
+
+
+def _time(moment: datetime) -> str:
+    """In UTC, where the months begin."""
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
+
+
+def _entries(number: int) -> str:
+    return f"{number:,} {'entry' if number == 1 else 'entries'}"

@@ -1,0 +1,136 @@
+"""`ballast inbox`: the Clerk events that were received, and a second try for those that failed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from psycopg.rows import dict_row
+from rich.console import Console
+from rich.progress import track
+from rich.table import Column, Table
+
+from scripts.cli import database
+from scripts.cli.database import Connection
+from scripts.errors import Failure
+
+# Without `event`: it is personal data, shown only when asked for by name.
+COLUMNS = "message_id, type, outcome, attempts, received_at, applied_at, next_attempt_at, error"
+
+
+class NoInbox(Failure):
+    """The database was never migrated."""
+
+
+class NoSuchMessage(Failure):
+    """No event with this message id was received."""
+
+
+@click.group(epilog="Example: ballast inbox list")
+def inbox() -> None:
+    """List, show or retry the Clerk events that were received."""
+
+
+@inbox.command("list", epilog="Example: ballast inbox list --failed")
+@database.url_option
+@click.option("--failed/--all", default=True, help="Only failed events (the default), or all.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="How many, newest first.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def list_(url: str | None, failed: bool, limit: int, as_json: bool) -> None:
+    """List events, newest first."""
+    with opened(url) as connection:
+        messages = received(connection, failed=failed, limit=limit)
+    if as_json:
+        click.echo(json.dumps(messages, indent=2, default=str))
+    elif messages:
+        _print_table(messages)
+    else:
+        click.echo("No event has failed." if failed else "No event was received yet.")
+
+
+@inbox.command(epilog="Example: ballast inbox show msg_2abc")
+@database.url_option
+@click.option("--payload", is_flag=True, help="Also print the event. It is personal data.")
+@click.argument("message_id")
+def show(url: str | None, payload: bool, message_id: str) -> None:
+    """Print what is known about one event, as JSON."""
+    columns = f"{COLUMNS}, event" if payload else COLUMNS
+    with opened(url) as connection:
+        query = f"select {columns} from app.webhook_events where message_id = %s"  # noqa: S608 - columns are ours
+        message = connection.cursor(row_factory=dict_row).execute(query.encode(), [message_id]).fetchone()
+    if message is None:
+        raise NoSuchMessage(f"No event {message_id} was received. `ballast inbox list --all` lists them.")
+    click.echo(json.dumps(message, indent=2, default=str))
+
+
+@inbox.command(epilog="Example: ballast inbox retry --all-failed")
+@database.url_option
+@click.option("--all-failed", is_flag=True, help="Every event that failed, oldest first.")
+@click.argument("message_ids", metavar="[MESSAGE_ID]...", nargs=-1)
+def retry(url: str | None, all_failed: bool, message_ids: tuple[str, ...]) -> None:
+    """Apply failed events again. Exits with 1 when one still fails."""
+    if all_failed == bool(message_ids):
+        raise click.UsageError("Name messages, or pass --all-failed.")
+    with opened(url) as connection:
+        chosen = failed_ids(connection) if all_failed else list(message_ids)
+        if not chosen:
+            click.echo("No event has failed.")
+            return
+        console = Console(stderr=True)
+        outcomes = {
+            message_id: retried(connection, message_id)
+            for message_id in track(chosen, "Applying", console=console, disable=not console.is_terminal)
+        }
+    for message_id, outcome in outcomes.items():
+        click.echo(f"{message_id} {outcome or 'unknown: no such message was received'}")
+    if any(outcome in (None, "failed") for outcome in outcomes.values()):
+        database.say("`ballast inbox list` shows why an event failed.")
+        sys.exit(1)
+
+
+@contextmanager
+def opened(url: str | None) -> Iterator[Connection]:
+    """A connection to a database that has an inbox. Raises NoInbox."""
+    with database.connected(database.choose(url)) as connection:
+        if connection.execute("select to_regclass('app.webhook_events')").fetchone() == (None,):
+            raise NoInbox("This database has no inbox yet: run `ballast migrate up`.")
+        yield connection
+
+
+def received(connection: Connection, *, failed: bool, limit: int) -> list[dict[str, Any]]:
+    """The newest events as dicts of COLUMNS, without their payload."""
+    query = f"""
+        select {COLUMNS} from app.webhook_events
+        where not %s or outcome = 'failed' order by received_at desc, message_id limit %s
+    """  # noqa: S608 - columns are ours
+    return connection.cursor(row_factory=dict_row).execute(query.encode(), [failed, limit]).fetchall()
+
+
+def failed_ids(connection: Connection) -> list[str]:
+    """In the order of their arrival."""
+    query = "select message_id from app.webhook_events where outcome = 'failed' order by received_at, message_id"
+    return [message_id for (message_id,) in connection.execute(query)]
+
+
+def retried(connection: Connection, message_id: str) -> str | None:
+    """The new outcome; None when there is no such message."""
+    row = connection.execute("select app.retry_clerk_event(%s)", [message_id]).fetchone()
+    return row[0] if row else None
+
+
+def _print_table(messages: list[dict[str, Any]]) -> None:
+    table = Table(Column("Message", no_wrap=True), "Type", "Outcome", "Attempts", "Received", "Error")
+    for message in messages:
+        table.add_row(
+            message["message_id"],
+            message["type"],
+            message["outcome"],
+            str(message["attempts"]),
+            f"{message['received_at']:%Y-%m-%d %H:%M:%S%z}",
+            message["error"],
+        )
+    database.print_table(table)

@@ -1,0 +1,124 @@
+"""`ballast migrate`: apply, list, check and make migrations."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+from rich.table import Table
+
+from scripts.cli import database
+from scripts.schema import bundle, drift, migrations
+
+WORRYING = {"edited", "missing", "late", "undeclared", "different"}
+
+
+@click.group(epilog="Example: ballast migrate up")
+def migrate() -> None:
+    """Bring a database to what migrations/, functions/ and policies/ say.
+
+    A migration is applied once, in the order of its timestamp. A file of functions/ or policies/ is applied again
+    whenever it changed. The Supabase CLI and this command see the same history.
+    """
+
+
+@migrate.command(epilog="Example: ballast migrate up --dry-run")
+@database.url_option
+@click.option("--dry-run", is_flag=True, help="Do everything, roll it back, and say what it would have been.")
+def up(url: str | None, dry_run: bool) -> None:
+    """Apply what is new or changed, in one transaction."""
+    plan = migrations.up(database.choose(url), dry_run=dry_run, tell=database.say)
+    if plan.empty:
+        click.echo(f"Nothing to do: {_current(plan)}.")
+        return
+    for path in plan.paths:
+        click.echo(f"{'Would apply' if dry_run else 'Applied'} {path}")
+    for path in plan.removed:
+        click.echo(f"{'Would forget' if dry_run else 'Forgot'} {path}, which has no file any more{_leftovers(path)}")
+
+
+@migrate.command(epilog="Example: ballast migrate status --json")
+@database.url_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def status(url: str | None, as_json: bool) -> None:
+    """Show every file with its state. Changes and locks nothing."""
+    entries = migrations.status(database.choose(url), tell=database.say)
+    if as_json:
+        click.echo(json.dumps([entry._asdict() for entry in entries], indent=2))
+        return
+    _print_table(["File", "State"], [list(entry) for entry in entries])
+
+
+@migrate.command(epilog="Example: ballast migrate check")
+@database.url_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def check(url: str | None, as_json: bool) -> None:
+    """Fail when something is pending or has drifted.
+
+    Compares functions, views, triggers, column defaults, policies and grants of the schemas public, app and ops. Tries
+    every file in a transaction that is rolled back: tables are locked for that moment.
+    """
+    plan, found = drift.check(database.choose(url), tell=database.say)
+    if as_json:
+        pending = [*plan.paths, *plan.removed]
+        click.echo(json.dumps({"pending": pending, "drift": [entry._asdict() for entry in found]}, indent=2))
+    elif found:
+        _print_table(["Kind", "Name", "In the database"], [list(entry) for entry in found])
+        database.say("Put what should stay into functions/ or policies/; `undeclared` objects can be dropped.")
+    if not as_json and not plan.empty:
+        database.say("\n".join(f"Pending: {path}" for path in (*plan.paths, *plan.removed)))
+        database.say("Apply it with `ballast migrate up`.")
+    if found or not plan.empty:
+        sys.exit(1)
+    if not as_json:
+        click.echo(f"No drift: {_current(plan)}.")
+
+
+@migrate.command(epilog="Example: ballast migrate new add_invoices")
+@click.argument("name")
+def new(name: str) -> None:
+    """Write an empty migration and print its path."""
+    click.echo(migrations.new(name).relative_to(migrations.ROOT))
+
+
+@migrate.command("bundle", epilog="Example: ballast migrate bundle --check")
+@click.option("--check", is_flag=True, help="Write nothing; fail when a change is not bundled.")
+def bundle_command(check: bool) -> None:
+    """Write what changed in functions/ and policies/ as the next migration.
+
+    Projects that Supabase deploys by itself (`db push`, preview branches, `supabase start`) know only migrations/.
+    Do it before you merge; a database that has it from `migrate up` already is not changed by it.
+    """
+    found = bundle.unbundled(migrations.read_files(migrations.ROOT, example=False))
+    paths = [*(source.path for source in found.changed), *found.removed]
+    if not paths:
+        click.echo("Nothing to do: every source is in a bundle.")
+    elif check:
+        database.say("\n".join(f"Not bundled: {path}" for path in paths))
+        database.say("Write them into a migration with `ballast migrate bundle`, and commit it.")
+        sys.exit(1)
+    else:
+        path = migrations.add(bundle.NAME, bundle.text_of(found), root=migrations.ROOT)
+        click.echo(f"{path.relative_to(migrations.ROOT)}: {_count(len(paths), 'file')}")
+
+
+def _current(plan: migrations.Plan) -> str:
+    files = plan.files
+    return f"{_count(len(files.migrations), 'migration')}, {_count(len(files.sources), 'source')} are current"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def _leftovers(path: str) -> str:
+    return "; `ballast migrate check` lists what it leaves behind" if path.startswith("functions/") else ""
+
+
+def _print_table(columns: list[str], rows: list[list[str]]) -> None:
+    table = Table(*columns)
+    for *cells, state in rows:
+        style = "red" if state in WORRYING else "green" if state in ("applied", "current") else "yellow"
+        table.add_row(*cells, f"[{style}]{state}[/]")
+    database.print_table(table)

@@ -1,0 +1,175 @@
+"""`ballast up`, `down`, `status`, `env` and `reset`: the local stack as a whole, and how any database goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from scripts.cli import database
+from scripts.health import traffic_lights
+from scripts.local import containers, services, supervisor
+from scripts.local.processes import RunRecord
+from scripts.local.services import Part
+from scripts.local.stack import Stack, containers_are_wanted
+
+
+@click.command(epilog="Example: ballast up --detach")
+@click.option("--detach", is_flag=True, help="Return once everything is healthy, and leave it running.")
+def up(detach: bool) -> None:
+    """Start everything, seed an empty database, print URLs and keys, and stay in front until Ctrl-C."""
+    stack = Stack.from_environment()
+    wanted = _parts_of(stack)
+    began = time.monotonic()
+
+    def show() -> None:
+        _show(stack, time.monotonic() - began)
+
+    if detach:
+        supervisor.start_detached(stack, wanted)
+        show()
+    else:
+        supervisor.Supervisor(stack, wanted).run(when_ready=show)
+
+
+@click.command(epilog="Example: ballast down")
+def down() -> None:
+    """Stop everything that `ballast up` started, also what a killed `up` left behind."""
+    stopped = RunRecord.read(Stack.from_environment().home).stop()
+    click.echo(f"Stopped {', '.join(stopped)}." if stopped else "Nothing was running.", err=True)
+
+
+@click.command(epilog="Example: ballast status --json")
+@database.url_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(url: str | None, as_json: bool) -> None:
+    """Show how the database goes, in traffic lights, and the local stack's parts. Exits with 1 when something is red.
+
+    The parts are shown where a local stack runs, and when no other database is named; each has to be healthy.
+    """
+    stack = Stack.from_environment()
+    record = RunRecord.read(stack.home)
+    has_database = record.running() or stack.postgres.exists()
+    chosen = url or os.environ.get("DATABASE_URL") or (stack.postgres.url() if has_database else None)
+    is_local = chosen in {None, stack.postgres.url()}
+    has_parts = is_local or record.running()
+    states = (
+        [_state(part, record) for part in _parts_of(stack) if not part.once and part.is_wanted()] if has_parts else []
+    )
+    found = traffic_lights.checks(chosen, is_local=is_local) if chosen else []
+    if chosen and (cache := traffic_lights.cache_check(database.environment(url))):
+        found.append(cache)
+    if as_json:
+        shown = {
+            "home": str(stack.home),
+            "running": record.running(),
+            "parts": [asdict(state) for state in states],
+            "status": traffic_lights.worst(found),
+            "checks": [traffic_lights.as_dict(check) for check in found],
+        }
+        click.echo(json.dumps(shown, indent=2, default=str))
+    else:
+        _show_parts(stack, states, is_running=record.running())
+        _show_checks(found)
+    if any(state.state != "healthy" for state in states) or traffic_lights.worst(found) == "red":
+        raise click.exceptions.Exit(1)
+
+
+@click.command(epilog="Example: ballast env --json")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def env(as_json: bool) -> None:
+    """Print the stack's environment: eval "$(ballast env)" points a shell at it."""
+    environment = Stack.from_environment().environment()
+    if as_json:
+        click.echo(json.dumps(environment, indent=2))
+    else:
+        for name, value in environment.items():
+            click.echo(f"export {name}={shlex.quote(value)}")
+
+
+@click.command(epilog="Example: ballast reset --yes")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def reset(yes: bool) -> None:
+    """Stop the stack and delete its data. Its keys stay, so that whoever has them need not change."""
+    stack = Stack.from_environment()
+    if not yes:
+        click.confirm(f"Delete the database and everything else in {stack.home}?", abort=True)
+    RunRecord.read(stack.home).stop()
+    for folder in (stack.postgres.home, stack.postgres.folder, stack.clerk_folder, stack.backups, stack.logs):
+        shutil.rmtree(folder, ignore_errors=True)
+    click.echo("Deleted. `ballast up` starts afresh.", err=True)
+
+
+@dataclass(frozen=True)
+class State:
+    """A part's row of `ballast status`."""
+
+    name: str
+    state: Literal["healthy", "not answering", "down"]
+    pid: int | None
+    address: str
+
+
+def _parts_of(stack: Stack) -> list[Part]:
+    return containers.parts_of(stack) if containers_are_wanted() else services.parts_of(stack)
+
+
+def _state(part: Part, record: RunRecord) -> State:
+    recorded = record.parts.get(part.name)
+    process = recorded.process() if recorded else None
+    if process is None:
+        return State(part.name, "down", None, part.address)
+    return State(part.name, "healthy" if part.is_healthy() else "not answering", process.pid, part.address)
+
+
+def _show_parts(stack: Stack, states: list[State], *, is_running: bool) -> None:
+    if not states:
+        return
+    table = Table("part", "state", "process", "address", box=None)
+    for state in states:
+        table.add_row(state.name, state.state, str(state.pid or ""), state.address)
+    Console().print(table)
+    if not is_running:
+        click.echo(supervisor.last_words(stack), err=True, nl=False)
+
+
+def _show_checks(found: list[traffic_lights.Check]) -> None:
+    if not found:
+        return
+    table = Table("", "check", "found", "what to do", box=None)
+    for check in found:
+        light = f"[{check.status}]●[/] {check.status}"
+        advice = escape(check.advice) if check.status != "green" else ""
+        table.add_row(light, check.name, escape(traffic_lights.in_words(check.facts)), advice)
+    click.echo()
+    database.print_table(table)
+
+
+def _show(stack: Stack, seconds: float) -> None:
+    """What a person needs next: where things are, and how to be someone."""
+    environment = stack.environment()
+    click.secho(f"\nReady in {seconds:.1f} s.\n", bold=True)
+    for label, name in {
+        "Supabase API": "SUPABASE_URL",
+        "publishable key": "SUPABASE_PUBLISHABLE_KEY",
+        "secret key": "SUPABASE_SECRET_KEY",
+        "database": "DATABASE_URL",
+        "service": "SERVICE_URL",
+        "Clerk issuer": "CLERK_ISSUER",
+        "webhook secret": "CLERK_WEBHOOK_SECRETS",
+        "Upstash REST": "UPSTASH_REDIS_REST_URL",
+    }.items():
+        note = " (open it: the demo page)" if name == "SERVICE_URL" else ""
+        click.echo(f"{label:>16}  {environment[name]}{note}")
+    click.echo(f"{'logs':>16}  {stack.logs}\n")
+    click.echo("Be someone:  ballast token --user user_ada --org org_acme")
+    click.echo('Be Clerk:    ballast clerk send user.created --data \'{"id": "user_zoe"}\'\n')

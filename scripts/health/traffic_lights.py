@@ -1,0 +1,145 @@
+"""How a database goes, in traffic lights: whether it is what the files say, and every ops view named …_health.
+
+The rules are in those views: each has one row, with status (green, yellow, red) and advice. A new one shows by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from scripts.cli.database import Connection, connected
+from scripts.errors import Failure
+from scripts.schema import migrations
+
+Light = Literal["green", "yellow", "red"]
+LIGHTS: tuple[Light, ...] = ("green", "yellow", "red")
+CURRENT = {"applied", "current"}
+
+METRICS_TIMEOUT = httpx.Timeout(5)
+# Of the answers that the cache was asked for: more than so many past Redis, and Redis is in trouble.
+MOST_ERRORS = 0.1
+
+# Nobody needs these where a developer plays: what is missing there is said, and is no failure.
+OF_PRODUCTION = {"backup", "job", "mail"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """A row of `ballast status`: what was looked at, how it is, what was found, and what to do."""
+
+    name: str
+    status: Light
+    advice: str
+    facts: dict[str, Any]
+
+
+def checks(url: str, *, is_local: bool) -> list[Check]:
+    """Every check of the database, of which only the first when it does not answer or was never migrated."""
+    try:
+        files = migration_check(url)
+        with connected(url) as connection:
+            found = [files, *health_views(connection)]
+    except Failure as failure:
+        return [Check("database", "red", str(failure), {})]
+    return [_in_a_playground(each) if is_local else each for each in found]
+
+
+def migration_check(url: str) -> Check:
+    """Whether every file is applied as it is. Locks nothing: `ballast migrate check` finds drift, and does."""
+    states = migrations.status(url)
+    behind = {state: 0 for _, state in states if state not in CURRENT}
+    for _, state in states:
+        if state in behind:
+            behind[state] += 1
+    if not behind:
+        return Check("migrations", "green", "Nothing is to be done.", {"files": len(states)})
+    is_undecided = behind.keys() & migrations.ADVICE.keys()
+    advice = "Run `ballast migrate status`." if is_undecided else "Run `ballast migrate up`."
+    return Check("migrations", "red", advice, {"files": len(states), **behind})
+
+
+def health_views(connection: Connection) -> Iterator[Check]:
+    """A check for each view ops.…_health, by name."""
+    views = connection.execute(
+        "select c.relname from pg_class as c where c.relnamespace = to_regnamespace('ops') and c.relkind = 'v' "
+        "and c.relname like '%\\_health' and (select count(*) from pg_attribute as a "
+        "where a.attrelid = c.oid and a.attname in ('status', 'advice')) = 2 order by c.relname"
+    ).fetchall()
+    for (view,) in views:
+        query = sql.SQL("select * from {}").format(sql.Identifier("ops", view))
+        row = connection.cursor(row_factory=dict_row).execute(query).fetchone()
+        if row is not None:
+            yield Check(view.removesuffix("_health"), row.pop("status"), row.pop("advice"), row)
+
+
+def cache_check(environment: Mapping[str, str]) -> Check | None:
+    """How often the service's cache knew the answer, since it started. None without SERVICE_URL and METRICS_TOKEN."""
+    url, token = environment.get("SERVICE_URL"), environment.get("METRICS_TOKEN")
+    if not url or not token:
+        return None
+    try:
+        answer = httpx.get(f"{url}/metrics", headers={"Authorization": f"Bearer {token}"}, timeout=METRICS_TIMEOUT)
+        answer.raise_for_status()
+        did = {
+            sample.labels["what"]: int(sample.value)
+            for family in text_string_to_metric_families(answer.text)
+            for sample in family.samples
+            if sample.name == "ballast_cache_total"
+        }
+    except (httpx.HTTPError, ValueError):
+        return Check("cache", "yellow", "The service shows no /metrics: see SERVICE_URL and METRICS_TOKEN.", {})
+    hits, misses, errors = (did.get(what, 0) for what in ("hits", "misses", "errors"))
+    asked = hits + misses + errors
+    facts = {"hit_rate": f"{hits / asked:.0%}" if asked else None, "hits": hits, "misses": misses, "errors": errors}
+    if errors > MOST_ERRORS * asked:
+        return Check("cache", "yellow", "Redis does not answer as it should: run `ballast doctor`.", facts)
+    return Check("cache", "green", "Nothing is to be done.", facts)
+
+
+def worst(found: list[Check]) -> Light:
+    """The light of all of them."""
+    return max((each.status for each in found), key=LIGHTS.index, default="green")
+
+
+def in_words(facts: dict[str, Any]) -> str:
+    """What was found on one line: `received 24h 12, lag 1 s`. What is null or nought is left out."""
+    said = (f"{name.replace('_', ' ')} {_value(value)}" for name, value in facts.items() if value or value is False)
+    return ", ".join(said)
+
+
+def as_dict(check: Check) -> dict[str, Any]:
+    """For JSON: times as ISO 8601, durations in seconds."""
+    facts = {
+        name: value.total_seconds() if isinstance(value, timedelta) else value for name, value in check.facts.items()
+    }
+    return asdict(check) | {"facts": facts}
+
+
+def _value(value: object) -> str:
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M}"
+    if isinstance(value, timedelta):
+        return _duration(value)
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def _duration(length: timedelta) -> str:
+    seconds = length.total_seconds()
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if abs(seconds) >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _in_a_playground(check: Check) -> Check:
+    if check.name in OF_PRODUCTION and check.status == "red":
+        return replace(check, status="yellow")
+    return check

@@ -1,0 +1,83 @@
+"""Many tenants at once, in a few set-based statements: for looking at plans and pages, not at the sync."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from scripts.schema import migrations
+
+ORGANIZATIONS_PER_BATCH = 50
+
+# Every row's key follows from its number, so that a second run finds it there. Parameters: first and last organization,
+# members and projects of each. The first member owns, the second administers, the last only views.
+BATCH = (
+    """
+    insert into public.organizations (clerk_org_id, name, slug)
+    select format('org_bulk_%%s', number), 'Bulk ' || number, 'bulk-' || number
+    from (select lpad(n::text, 6, '0') as number from generate_series(%(first)s::int, %(last)s) as n) as numbers
+    on conflict (clerk_org_id) do nothing
+    """,
+    """
+    insert into public.profiles (clerk_user_id, email, full_name)
+    select format('user_bulk_%%s', number), format('bulk.%%s@example.com', number), 'Person ' || number
+    from (
+        select lpad(n::text, 6, '0') as number
+        from generate_series((%(first)s::int - 1) * %(members)s + 1, %(last)s * %(members)s) as n
+    ) as numbers
+    on conflict (clerk_user_id) do nothing
+    """,
+    """
+    insert into public.organization_memberships (organization_id, user_id, role, clerk_role, clerk_membership_id)
+    select o.id, p.id, r.role, case r.role when 'owner' then 'org:admin' else 'org:' || r.role end,
+        format('orgmem_bulk_%%s', lpad(u.number::text, 6, '0'))
+    from generate_series(%(first)s::int, %(last)s) as n
+    cross join generate_series(1, %(members)s) as m
+    cross join lateral (select (n - 1) * %(members)s + m as number) as u
+    cross join lateral (
+        select case when m = 1 then 'owner' when m = 2 then 'admin' when m = %(members)s then 'viewer' else 'member' end
+    ) as r (role)
+    join public.organizations as o on o.clerk_org_id = format('org_bulk_%%s', lpad(n::text, 6, '0'))
+    join public.profiles as p on p.clerk_user_id = format('user_bulk_%%s', lpad(u.number::text, 6, '0'))
+    on conflict (user_id, organization_id) do nothing
+    """,
+    # The last: left out where the example was removed.
+    """
+    insert into public.projects (id, organization_id, created_by, title, status, created_at)
+    select md5(format('bulk project %%s of %%s', k, n))::uuid, o.id, p.id, 'Project ' || k,
+        case when k %% 10 = 0 then 'archived' else 'active' end, now() - k * interval '1 hour'
+    from generate_series(%(first)s::int, %(last)s) as n
+    join public.organizations as o on o.clerk_org_id = format('org_bulk_%%s', lpad(n::text, 6, '0'))
+    cross join generate_series(1, %(projects)s) as k
+    left join public.profiles as p
+        on p.clerk_user_id = format('user_bulk_%%s', lpad(((n - 1) * %(members)s + 1 + k %% %(members)s)::text, 6, '0'))
+    on conflict (id) do nothing
+    """,
+)
+TABLES = ("organizations", "profiles", "organization_memberships", "projects")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much: organizations, and for each of them members and projects."""
+
+    organizations: int
+    members: int
+    projects: int
+
+
+def fill(connection: psycopg.Connection[Any], size: Size) -> Iterator[tuple[int, int]]:
+    """Inserts what is not there yet; each batch is committed. Yields (organizations done, rows added) per batch."""
+    kinds = len(TABLES) if migrations.has_example(connection) else len(TABLES) - 1
+    for first in range(1, size.organizations + 1, ORGANIZATIONS_PER_BATCH):
+        last = min(first + ORGANIZATIONS_PER_BATCH - 1, size.organizations)
+        numbers = {"first": first, "last": last, "members": size.members, "projects": size.projects}
+        with connection.transaction():
+            added = sum(connection.execute(statement, numbers).rowcount for statement in BATCH[:kinds])
+        yield last, added
+    for table in TABLES[:kinds]:
+        connection.execute(sql.SQL("analyze public.{}").format(sql.Identifier(table)))

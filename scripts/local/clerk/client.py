@@ -1,0 +1,46 @@
+"""Talks to Clerk's stand-in: tokens for people it knows, events completed from what it knows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from scripts.errors import Failure
+
+
+class NotRunning(Failure):
+    """Nothing answers where a part of the stack should."""
+
+
+class Refused(Failure):
+    """The stand-in says why it does not do what was asked."""
+
+
+@dataclass(frozen=True)
+class ClerkClient:
+    """The stand-in at `issuer`, which is CLERK_ISSUER of a local environment."""
+
+    issuer: str
+
+    def token(self, user_id: str, organization_id: str | None = None, **wishes: Any) -> dict[str, Any]:
+        """{"token", "claims"} of a new session; `wishes` are second_factor, lifetime and claims. Raises Refused."""
+        return self._post("tokens", {"user_id": user_id, "organization_id": organization_id} | wishes)
+
+    def event(self, event_type: str, data: dict[str, Any], **wishes: Any) -> dict[str, Any]:
+        """{"message_id", "event", "attempts"}: the event completed and remembered, not sent unless `deliver`."""
+        given = {name: value for name, value in wishes.items() if value is not None}
+        return self._post("events", {"type": event_type, "data": data} | given)
+
+    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        try:
+            answer = httpx.post(f"{self.issuer}/stand-in/{path}", json=body, timeout=120)
+            told: dict[str, Any] = answer.json()
+        except (httpx.HTTPError, ValueError):
+            raise NotRunning(
+                f"Clerk's stand-in does not answer at {self.issuer}: start it with `ballast up`."
+            ) from None
+        if not answer.is_success:
+            raise Refused(told["errors"][0]["message"])
+        return told

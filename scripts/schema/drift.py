@@ -1,0 +1,125 @@
+"""What a database holds in public, app and ops that functions/ and policies/ do not say, and the other way round.
+
+Found by trying: in a transaction that is rolled back, every policy and grant is taken away and every file applied
+again. What then differs from before has drifted, and a function, view or trigger that was not made again has no file.
+Tables and indexes are not compared: they are the migrations' matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from scripts.cli.database import Connection, Tell, connected
+from scripts.schema import migrations
+from scripts.schema.migrations import ROOT, Files, Plan
+
+VIEWS = """
+    select format(
+        'create or replace view %I.%I %s as %s', n.nspname, c.relname,
+        'with (' || nullif(array_to_string(c.reloptions, ', '), '') || ')', pg_get_viewdef(c.oid)
+      )
+    from pg_class as c
+    join pg_namespace as n on n.oid = c.relnamespace
+    where n.nspname in ('public', 'app', 'ops') and c.relkind = 'v' and pg_has_role(c.relowner, 'usage')
+      and ('pg_class'::regclass, c.oid) not in (select classid, objid from pg_depend where deptype = 'e')
+"""
+OBJECTS = Path(__file__).with_suffix(".sql")
+
+
+class Identity(NamedTuple):
+    """What an object is called: its kind and its name."""
+
+    kind: str
+    name: str
+
+
+class Definition(NamedTuple):
+    """An object's meaning as text, and where its catalogue row lies: a new place means that it was made again."""
+
+    text: str
+    place: str | None
+
+
+class Drift(NamedTuple):
+    """One object and what is wrong: undeclared (no file says it), missing (a file says it) or different."""
+
+    kind: str
+    name: str
+    problem: str
+
+
+def check(
+    database_url: str, *, root: Path = ROOT, example: bool | None = None, tell: Tell = lambda _: None
+) -> tuple[Plan, list[Drift]]:
+    """What is pending and, when no migration is, what has drifted. Locks tables like `up` for the time of a roll-back.
+
+    Raises HistoryDisagrees as `up` does, and StatementFailed when a file cannot be applied to what is there.
+    """
+    files = migrations.read_files(root, example=example)
+    with connected(database_url, tell) as connection, connection.transaction(force_rollback=True):
+        migrations.lock(connection, tell)
+        plan = migrations.make_plan(connection, files)
+        return plan, [] if plan.migrations else find(connection, files)
+
+
+def find(connection: Connection, files: Files) -> list[Drift]:
+    """Compares, in the caller's transaction, which must be rolled back afterwards."""
+    migrations.reset_session(connection)
+    _settle_views(connection)
+    before = objects(connection)
+    _clear(connection, before)
+    cleared = objects(connection)
+    for source in files.sources:
+        migrations.apply_source(connection, source)
+    after = objects(connection)
+    _settle_views(connection)
+    settled = objects(connection)
+    drift = [
+        Drift(*identity, _problem(before.get(identity), settled.get(identity)))
+        for identity in before | settled
+        if identity.kind != "table"
+    ]
+    drift += [
+        Drift(*identity, "undeclared")
+        for identity, definition in after.items()
+        if definition.place is not None and definition == cleared.get(identity)
+    ]
+    return sorted(found for found in drift if found.problem)
+
+
+def _settle_views(connection: Connection) -> None:
+    """Makes each view of what PostgreSQL says of it.
+
+    It may say that with other words than those it was made of, and after a restore it was made of those; but of a view
+    that was made of its own words it says the same again.
+    """
+    for statement, *_ in connection.execute(VIEWS).fetchall():
+        connection.execute(statement.encode())
+
+
+def _problem(before: Definition | None, after: Definition | None) -> str:
+    if before is None:
+        return "missing"
+    if after is None:
+        return "undeclared"
+    return "" if before.text == after.text else "different"
+
+
+def objects(connection: Connection) -> dict[Identity, Definition]:
+    """Everything of ours in public, app and ops that files declare, and the tables."""
+    rows = connection.execute(OBJECTS.read_bytes())
+    return {Identity(kind, name): Definition(text, place) for kind, name, text, place in rows}
+
+
+def _clear(connection: Connection, objects: Iterable[Identity]) -> None:
+    """Takes every grant of the API's roles and every policy: only what files state comes back.
+
+    In the order in which a write locks: tables of ours, then what its triggers write.
+    """
+    for kind, name in sorted(objects, key=lambda each: each.name.startswith("realtime.")):
+        if kind == "table":
+            migrations.clear_table(connection, name)
+        elif kind == "function":
+            migrations.revoke(connection, f"routine {name}")

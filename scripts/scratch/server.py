@@ -1,0 +1,34 @@
+"""Servers that exist for a moment: in a temporary folder, on free ports, and gone however it ends."""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from scripts.local.processes import free_ports
+from scripts.scratch.postgres import Postgres, stop
+
+
+@contextmanager
+def scratch_folder(purpose: str) -> Iterator[Path]:
+    """A folder that goes however the block ends: Ctrl-C, an error, or a polite kill."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with tempfile.TemporaryDirectory(prefix=f"ballast-{purpose}-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)  # so that PostgreSQL's system user can reach its own folder in it
+        yield Path(folder)
+
+
+@contextmanager
+def scratch_server(folder: Path, **settings: str) -> Iterator[Postgres]:
+    """A server in `folder` as Supabase hands one out, with `settings` on top. Raises ServerDidNotStart."""
+    server = Postgres(folder / "server", free_ports(1), secrets.token_urlsafe(16))
+    process = server.start(**settings)
+    try:
+        yield server
+    finally:
+        stop(process)

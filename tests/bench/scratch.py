@@ -1,0 +1,57 @@
+"""Servers that exist for one benchmark: made in a temporary folder on free ports, and removed again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from scripts.errors import Failure
+from scripts.local.processes import free_ports
+from scripts.local.stack import CHECKOUT, LAST_PORT_OFFSET, Secrets, Stack
+from scripts.schema import migrations
+from scripts.scratch.postgres import Postgres
+from scripts.scratch.server import scratch_server
+
+
+class StackDidNotStart(Failure):
+    """`ballast up` gave up; its own words say why."""
+
+
+@contextmanager
+def scratch_postgres(folder: Path, **settings: str) -> Iterator[Postgres]:
+    """A migrated server in `folder`, durable as in production, with `settings` on top."""
+    with scratch_server(folder, **settings) as server:
+        migrations.up(server.url(), example=True)
+        yield server
+
+
+@contextmanager
+def scratch_stack(folder: Path, service_workers: int) -> Iterator[Stack]:
+    """A whole running stack in `folder`. Raises StackDidNotStart."""
+    home = folder / "stack"
+    stack = Stack(home, free_ports(LAST_PORT_OFFSET) - 1, Secrets.of(home))
+    try:
+        workers = f"--workers={service_workers}"
+        quiet = {"TRUSTED_PROXIES": "1", "BALLAST_JOBS": "off", "BALLAST_EXAMPLE": "on"}
+        started = _ballast(stack, "up", "--detach", GUNICORN_CMD_ARGS=workers, **quiet)
+        if started.returncode:
+            raise StackDidNotStart(started.stderr.strip() or started.stdout.strip())
+        yield stack
+    finally:
+        _ballast(stack, "down")
+
+
+def _ballast(stack: Stack, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    place = {"BALLAST_HOME": str(stack.home), "BALLAST_PORT_BASE": str(stack.port_base)}
+    return subprocess.run(
+        [sys.executable, "-m", "scripts.cli", *words],
+        cwd=CHECKOUT,
+        env=os.environ | place | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
