@@ -13,45 +13,50 @@ select public.receive_clerk_event('msg_seed_orgmem_dee_acme', $event${"data":{"o
 select public.receive_clerk_event('msg_seed_orgmem_eve_globex', $event${"data":{"object":"organization_membership","id":"orgmem_eve_globex","role":"org:admin","role_name":"Admin","permissions":["org:sys_memberships:manage","org:sys_memberships:read","org:sys_profile:manage","org:projects:manage","org:projects:read"],"public_metadata":{},"private_metadata":{},"created_at":1767603600000,"updated_at":1767603600000,"organization":{"object":"organization","id":"org_globex","name":"Globex","slug":"globex","image_url":"https://img.clerk.com/globex","has_image":false,"max_allowed_memberships":5,"admin_delete_enabled":true,"public_metadata":{},"private_metadata":{},"created_by":"user_eve","created_at":1767603600000,"updated_at":1767603600000},"public_user_data":{"user_id":"user_eve","first_name":"Eve","last_name":"Moreau","profile_image_url":"https://img.clerk.com/eve","image_url":"https://img.clerk.com/eve","has_image":false,"identifier":"eve@example.com","banned":false}},"object":"event","timestamp":1767603600000,"type":"organizationMembership.created"}$event$);
 select public.receive_clerk_event('msg_seed_orgmem_ada_globex', $event${"data":{"object":"organization_membership","id":"orgmem_ada_globex","role":"org:viewer","role_name":"Viewer","permissions":["org:projects:read"],"public_metadata":{},"private_metadata":{},"created_at":1767603600000,"updated_at":1767603600000,"organization":{"object":"organization","id":"org_globex","name":"Globex","slug":"globex","image_url":"https://img.clerk.com/globex","has_image":false,"max_allowed_memberships":5,"admin_delete_enabled":true,"public_metadata":{},"private_metadata":{},"created_by":"user_eve","created_at":1767603600000,"updated_at":1767603600000},"public_user_data":{"user_id":"user_ada","first_name":"Ada","last_name":"Winter","profile_image_url":"https://img.clerk.com/ada","image_url":"https://img.clerk.com/ada","has_image":false,"identifier":"ada@example.com","banned":false}},"object":"event","timestamp":1767603600000,"type":"organizationMembership.created"}$event$);
 
-insert into public.projects (organization_id, created_by, title)
-select o.id, p.id, example.title
-from (values
-  ('org_acme', 'user_ada', 'Anvil catalogue'),
-  ('org_acme', 'user_ada', 'Pricing review'),
-  ('org_acme', 'user_ada', 'Supplier portal'),
-  ('org_acme', 'user_ada', 'Annual report'),
-  ('org_acme', 'user_ada', 'Investor update'),
-  ('org_acme', 'user_ada', 'Brand refresh'),
-  ('org_acme', 'user_ada', 'Board meeting'),
-  ('org_acme', 'user_ada', 'Patent filings'),
-  ('org_acme', 'user_ada', 'Partner programme'),
-  ('org_acme', 'user_ben', 'Website relaunch'),
-  ('org_acme', 'user_ben', 'Security audit'),
-  ('org_acme', 'user_ben', 'Mobile app'),
-  ('org_acme', 'user_ben', 'Data warehouse'),
-  ('org_acme', 'user_ben', 'Onboarding flow'),
-  ('org_acme', 'user_ben', 'Single sign-on'),
-  ('org_acme', 'user_ben', 'Status page'),
-  ('org_acme', 'user_ben', 'Incident runbook'),
-  ('org_acme', 'user_cleo', 'Rocket skates'),
-  ('org_acme', 'user_cleo', 'Tunnel paint'),
-  ('org_acme', 'user_cleo', 'Giant magnet'),
-  ('org_acme', 'user_cleo', 'Portable hole'),
-  ('org_acme', 'user_cleo', 'Spring boots'),
-  ('org_acme', 'user_cleo', 'Bird seed'),
-  ('org_acme', 'user_cleo', 'Roadrunner study'),
-  ('org_acme', 'user_cleo', 'Customer survey'),
-  ('org_globex', 'user_eve', 'Weather machine'),
-  ('org_globex', 'user_eve', 'Hammock district'),
-  ('org_globex', 'user_eve', 'Moon office'),
-  ('org_globex', 'user_eve', 'Volcano lease'),
-  ('org_globex', 'user_eve', 'Laser safety'),
-  ('org_globex', 'user_eve', 'Henchmen handbook'),
-  ('org_globex', 'user_eve', 'Ocean survey'),
-  ('org_globex', 'user_eve', 'Satellite link'),
-  ('org_globex', 'user_eve', 'Tax filing'),
-  ('org_globex', 'user_eve', 'Office move')
-) as example (clerk_org_id, clerk_user_id, title)
-join public.organizations as o on o.clerk_org_id = example.clerk_org_id
-join public.profiles as p on p.clerk_user_id = example.clerk_user_id
-where not exists (select from public.projects as there where there.organization_id = o.id and there.title = example.title);
+do $$
+begin
+  if to_regclass('public.projects') is null then return; end if;
+  insert into public.projects (organization_id, created_by, title)
+  select o.id, p.id, example.title
+  from (values
+    ('org_acme', 'user_ada', 'Anvil catalogue'),
+    ('org_acme', 'user_ada', 'Pricing review'),
+    ('org_acme', 'user_ada', 'Supplier portal'),
+    ('org_acme', 'user_ada', 'Annual report'),
+    ('org_acme', 'user_ada', 'Investor update'),
+    ('org_acme', 'user_ada', 'Brand refresh'),
+    ('org_acme', 'user_ada', 'Board meeting'),
+    ('org_acme', 'user_ada', 'Patent filings'),
+    ('org_acme', 'user_ada', 'Partner programme'),
+    ('org_acme', 'user_ben', 'Website relaunch'),
+    ('org_acme', 'user_ben', 'Security audit'),
+    ('org_acme', 'user_ben', 'Mobile app'),
+    ('org_acme', 'user_ben', 'Data warehouse'),
+    ('org_acme', 'user_ben', 'Onboarding flow'),
+    ('org_acme', 'user_ben', 'Single sign-on'),
+    ('org_acme', 'user_ben', 'Status page'),
+    ('org_acme', 'user_ben', 'Incident runbook'),
+    ('org_acme', 'user_cleo', 'Rocket skates'),
+    ('org_acme', 'user_cleo', 'Tunnel paint'),
+    ('org_acme', 'user_cleo', 'Giant magnet'),
+    ('org_acme', 'user_cleo', 'Portable hole'),
+    ('org_acme', 'user_cleo', 'Spring boots'),
+    ('org_acme', 'user_cleo', 'Bird seed'),
+    ('org_acme', 'user_cleo', 'Roadrunner study'),
+    ('org_acme', 'user_cleo', 'Customer survey'),
+    ('org_globex', 'user_eve', 'Weather machine'),
+    ('org_globex', 'user_eve', 'Hammock district'),
+    ('org_globex', 'user_eve', 'Moon office'),
+    ('org_globex', 'user_eve', 'Volcano lease'),
+    ('org_globex', 'user_eve', 'Laser safety'),
+    ('org_globex', 'user_eve', 'Henchmen handbook'),
+    ('org_globex', 'user_eve', 'Ocean survey'),
+    ('org_globex', 'user_eve', 'Satellite link'),
+    ('org_globex', 'user_eve', 'Tax filing'),
+    ('org_globex', 'user_eve', 'Office move')
+  ) as example (clerk_org_id, clerk_user_id, title)
+  join public.organizations as o on o.clerk_org_id = example.clerk_org_id
+  join public.profiles as p on p.clerk_user_id = example.clerk_user_id
+  where not exists (select from public.projects as there where there.organization_id = o.id and there.title = example.title);
+end;
+$$;

@@ -30,9 +30,6 @@ from scripts.schema import migrations
 from scripts.scratch.postgres import Postgres, stop
 
 ROOT = Path(__file__).parents[1]
-# Whatever tests start has the example, also where the product has none any more (`ballast remove-example`).
-os.environ["BALLAST_EXAMPLE"] = "on"
-HAS_EXAMPLE = (ROOT / "policies/projects.sql").exists()
 Claims = dict[str, Any]
 TOKEN_LIFE_SECONDS = 60
 QUIET_CHROMIUM = [

@@ -16,7 +16,6 @@ from scripts.backup import snapshot
 from scripts.backup.manifest import SCHEMAS, Manifest
 from scripts.cli.database import Connection
 from scripts.errors import Failure
-from scripts.schema import migrations
 
 MOST_NAMED = 3
 # People of real tenants as whom a drill looks at others' rows.
@@ -54,10 +53,6 @@ STRANGERS = """
     select o.id, p.id, 'viewer'
     from organization as o
     join person as p on substr(p.clerk_user_id, 6) = substr(o.clerk_org_id, 5)
-"""
-STRANGERS_PROJECTS = """
-    insert into public.projects (organization_id, title)
-    select id, clerk_org_id from public.organizations where clerk_org_id in ('org_drill', 'org_drill_two')
 """
 
 
@@ -181,8 +176,6 @@ def _erased(connection: Connection, receipt: str) -> bool:
 def _denials(connection: Connection) -> Answer:
     with connection.transaction(force_rollback=True):
         connection.execute(STRANGERS)
-        if migrations.has_example(connection):
-            connection.execute(STRANGERS_PROJECTS)
         tables = connection.execute(TENANT_TABLES).fetchall()
         people = connection.execute(
             """

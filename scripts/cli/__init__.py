@@ -31,7 +31,6 @@ VERBS = {
     "seed": Verb("scripts.cli.seed:seed", "Fill the database with the example tenants, or with bulk data."),
     "migrate": Verb("scripts.cli.migrate:migrate", "Apply, check or make migrations."),
     "new": Verb("scripts.schema.new_table:new", "Write a new table with all that belongs to it, tests included."),
-    "remove-example": Verb("scripts.remove_example:remove_example", "Take the example projects out of the product."),
     "types": Verb("scripts.schema.api_types:types_command", "Write the schema as types for TypeScript and Python."),
     "upgrade-check": Verb(
         "scripts.schema.upgrade:upgrade_check", "Test the pending migrations against a restored backup."

@@ -90,7 +90,7 @@ def bundle_command(check: bool) -> None:
     Projects that Supabase deploys by itself (`db push`, preview branches, `supabase start`) know only migrations/.
     Do it before you merge; a database that has it from `migrate up` already is not changed by it.
     """
-    found = bundle.unbundled(migrations.read_files(migrations.ROOT, example=False))
+    found = bundle.unbundled(migrations.read_files(migrations.ROOT))
     paths = [*(source.path for source in found.changed), *found.removed]
     if not paths:
         click.echo("Nothing to do: every source is in a bundle.")

@@ -14,7 +14,6 @@ from scripts.errors import Failure
 from scripts.local import bulk, examples
 from scripts.local.clerk.client import ClerkClient, NotRunning
 from scripts.local.stack import client_environment, jobs_are_wanted
-from scripts.schema import migrations
 
 
 class NotSeeded(Failure):
@@ -34,8 +33,7 @@ def seed(organizations: int | None, members: int, projects: int, as_sql: bool) -
     With --organizations it fills in bulk instead. Either way a second run changes nothing.
     """
     if as_sql:
-        is_there = (migrations.ROOT / "policies/projects.sql").exists()
-        click.echo(examples.as_sql(with_projects=is_there), nl=False)
+        click.echo(examples.as_sql(), nl=False)
     elif organizations is not None:
         _seed_bulk(bulk.Size(organizations, members, projects))
     else:
@@ -46,7 +44,7 @@ def _seed_examples() -> None:
     environment = client_environment()
     outcomes = Counter(_send(environment, event) for event in examples.events())
     with database.connected(environment["DATABASE_URL"]) as connection:
-        with_projects = migrations.has_example(connection)
+        with_projects = bulk.has_projects(connection)
         if jobs_are_wanted():  # one of them shows mail at /dev/mail; locally none is sent
             connection.execute("update app.settings set mail_enabled = true")
     created = sum(

@@ -9,8 +9,6 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from scripts.schema import migrations
-
 ORGANIZATIONS_PER_BATCH = 50
 
 # Every row's key follows from its number, so that a second run finds it there. Parameters: first and last organization,
@@ -45,7 +43,7 @@ BATCH = (
     join public.profiles as p on p.clerk_user_id = format('user_bulk_%%s', lpad(u.number::text, 6, '0'))
     on conflict (user_id, organization_id) do nothing
     """,
-    # The last: left out where the example was removed.
+    # The last: skipped in a product without projects.
     """
     insert into public.projects (id, organization_id, created_by, title, status, created_at)
     select md5(format('bulk project %%s of %%s', k, n))::uuid, o.id, p.id, 'Project ' || k,
@@ -70,9 +68,14 @@ class Size:
     projects: int
 
 
+def has_projects(connection: psycopg.Connection[Any]) -> bool:
+    """Whether the database has the example table; a product may have dropped it (docs/extend.md)."""
+    return connection.execute("select to_regclass('public.projects') is not null").fetchone() == (True,)
+
+
 def fill(connection: psycopg.Connection[Any], size: Size) -> Iterator[tuple[int, int]]:
     """Inserts what is not there yet; each batch is committed. Yields (organizations done, rows added) per batch."""
-    kinds = len(TABLES) if migrations.has_example(connection) else len(TABLES) - 1
+    kinds = len(TABLES) if has_projects(connection) else len(TABLES) - 1
     for first in range(1, size.organizations + 1, ORGANIZATIONS_PER_BATCH):
         last = min(first + ORGANIZATIONS_PER_BATCH - 1, size.organizations)
         numbers = {"first": first, "last": last, "members": size.members, "projects": size.projects}

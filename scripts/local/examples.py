@@ -66,29 +66,28 @@ def events() -> list[Event]:
     return events
 
 
-def as_sql(*, with_projects: bool) -> str:
+def as_sql() -> str:
     """supabase/seed.sql: the same events and projects for the Supabase CLI, which can only run SQL."""
     lines = [
         "-- The example tenants, for the Supabase CLI (`db push --include-seed`, `start`). Made by: ballast seed --sql",
         *(_event_as_sql(event) for event in events()),
-    ]
-    if with_projects:
-        lines += ["", *_projects_as_sql()]
-    return "\n".join(lines) + "\n"
-
-
-def _projects_as_sql() -> list[str]:
-    return [
-        "insert into public.projects (organization_id, created_by, title)",
-        "select o.id, p.id, example.title",
-        "from (values",
+        "",
+        "do $$",
+        "begin",
+        "  if to_regclass('public.projects') is null then return; end if;",
+        "  insert into public.projects (organization_id, created_by, title)",
+        "  select o.id, p.id, example.title",
+        "  from (values",
         ",\n".join(_project_rows()),
-        ") as example (clerk_org_id, clerk_user_id, title)",
-        "join public.organizations as o on o.clerk_org_id = example.clerk_org_id",
-        "join public.profiles as p on p.clerk_user_id = example.clerk_user_id",
-        "where not exists (select from public.projects as there where there.organization_id = o.id"
+        "  ) as example (clerk_org_id, clerk_user_id, title)",
+        "  join public.organizations as o on o.clerk_org_id = example.clerk_org_id",
+        "  join public.profiles as p on p.clerk_user_id = example.clerk_user_id",
+        "  where not exists (select from public.projects as there where there.organization_id = o.id"
         " and there.title = example.title);",
+        "end;",
+        "$$;",
     ]
+    return "\n".join(lines) + "\n"
 
 
 def _outline() -> list[tuple[str, dict[str, Any]]]:
@@ -123,7 +122,7 @@ def _event_as_sql(event: Event) -> str:
 
 def _project_rows() -> list[str]:
     return [
-        f"  ('{organization_id}', '{user_id}', '{title}')"
+        f"    ('{organization_id}', '{user_id}', '{title}')"
         for (organization_id, user_id), titles in PROJECTS.items()
         for title in titles
     ]

@@ -52,13 +52,10 @@ def types_command(check: bool) -> None:
     click.echo(f"Wrote {', '.join(stale)}." if stale else "Nothing to do: the types are current.")
 
 
-def generated(*, example: bool = False) -> Mapping[str, str]:
-    """The files by their names; with `example` they have that too if it was removed.
-
-    Raises NotGenerated, and what `migrate up` raises.
-    """
+def generated() -> Mapping[str, str]:
+    """The files by their names. Raises NotGenerated, and what `migrate up` raises."""
     with scratch_folder("types") as folder, scratch_server(folder, fsync="off") as server:
-        migrations.up(server.url(), example=example)
+        migrations.up(server.url())
         url = f"{server.url()}?sslmode=disable"
         written = {name: _written(language, url) for name, language in LANGUAGES.items()}
     return {name: _formatted(name, text) for name, text in written.items()}

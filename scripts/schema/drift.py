@@ -50,14 +50,12 @@ class Drift(NamedTuple):
     problem: str
 
 
-def check(
-    database_url: str, *, root: Path = ROOT, example: bool | None = None, tell: Tell = lambda _: None
-) -> tuple[Plan, list[Drift]]:
+def check(database_url: str, *, root: Path = ROOT, tell: Tell = lambda _: None) -> tuple[Plan, list[Drift]]:
     """What is pending and, when no migration is, what has drifted. Locks tables like `up` for the time of a roll-back.
 
     Raises HistoryDisagrees as `up` does, and StatementFailed when a file cannot be applied to what is there.
     """
-    files = migrations.read_files(root, example=example)
+    files = migrations.read_files(root)
     with connected(database_url, tell) as connection, connection.transaction(force_rollback=True):
         migrations.lock(connection, tell)
         plan = migrations.make_plan(connection, files)

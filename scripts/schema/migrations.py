@@ -7,9 +7,8 @@ supabase_migrations.schema_migrations as the Supabase CLI records them, sources 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -25,8 +24,6 @@ from scripts.errors import Failure
 from scripts.schema.statements import Statement, split
 
 ROOT = Path(__file__).resolve().parents[2]
-# Where `ballast remove-example` keeps what it takes out of the product. Tests and benchmarks stand on it.
-EXAMPLE = Path("tests/example")
 
 # Chosen once, at random; two deployers must agree on it. Shown by pg_locks as classid 0 and objid.
 ADVISORY_LOCK = 733_140_617
@@ -151,16 +148,15 @@ def up(
     database_url: str,
     *,
     root: Path = ROOT,
-    example: bool | None = None,
     dry_run: bool = False,
     tell: Tell = lambda _: None,
 ) -> Plan:
     """Applies what is new or changed and returns it; with `dry_run` everything runs and is rolled back.
 
-    `example` is that of read_files(). `tell` gets a line when another deployer is waited for, and the server's
-    warnings. Raises a Failure, and then nothing was applied.
+    `tell` gets a line when another deployer is waited for, and the server's warnings. Raises a Failure, and then
+    nothing was applied.
     """
-    files = read_files(root, example=example)
+    files = read_files(root)
     with connected(database_url, tell) as connection, connection.transaction(force_rollback=dry_run):
         lock(connection, tell)
         plan = apply(connection, make_plan(connection, files))
@@ -187,29 +183,22 @@ def lock(connection: Connection, tell: Tell) -> None:
         connection.execute("select pg_advisory_xact_lock(%s)", [ADVISORY_LOCK])
 
 
-def read_files(root: Path, *, example: bool | None = None) -> Files:
-    """Reads the three folders, and those of an example that was removed if `example` says so.
-
-    It is None for what BALLAST_EXAMPLE says: `on` in tests. Raises FilesInvalid for a name that says nothing or a
-    version used twice.
-    """
-    if example is None:
-        example = os.environ.get("BALLAST_EXAMPLE") == "on"
-    roots = [root, root / EXAMPLE] if example else [root]
-    migrations = [_read_migration(file) for file in _sql_files(roots, "migrations/*.sql")]
+def read_files(root: Path) -> Files:
+    """Reads the three folders. Raises FilesInvalid for a name that says nothing or a version used twice."""
+    migrations = [_read_migration(file) for file in _sql_files(root, "migrations/*.sql")]
     for earlier, later in pairwise(migrations):
         if earlier.version == later.version:
             raise FilesInvalid(f"{earlier.path} and {later.path} have one version: give the newer another timestamp.")
     patterns = ("functions/**/*.sql", "policies/*.sql")
-    sources = [_read_source(file) for pattern in patterns for file in _sql_files(roots, pattern)]
+    sources = [_read_source(file) for pattern in patterns for file in _sql_files(root, pattern)]
     if not migrations and not sources:
         raise FilesInvalid(f"There are no migrations in {root}: run `.venv/bin/ballast` of a checkout.")
     return Files(tuple(migrations), tuple(sources))
 
 
-def _sql_files(roots: Iterable[Path], pattern: str) -> list[SqlFile]:
+def _sql_files(root: Path, pattern: str) -> list[SqlFile]:
     """In the order of their paths: all of functions/2_clerk/ comes before functions/3_audit/."""
-    return sorted(SqlFile(file.relative_to(root).as_posix(), file) for root in roots for file in root.glob(pattern))
+    return sorted(SqlFile(file.relative_to(root).as_posix(), file) for file in root.glob(pattern))
 
 
 def _read_migration(file: SqlFile) -> Migration:
@@ -300,11 +289,6 @@ def applied_sources(connection: Connection) -> dict[str, str]:
     if not _exists(connection, "app.applied_sources"):
         return {}
     return dict(connection.execute("select path, checksum from app.applied_sources").fetchall())
-
-
-def has_example(connection: Connection) -> bool:
-    """Whether the database has the example, or it was removed (`ballast remove-example`)."""
-    return _exists(connection, "public.projects")
 
 
 def _exists(connection: Connection, table: str) -> bool:
@@ -503,7 +487,7 @@ def new(name: str, *, root: Path = ROOT, now: datetime | None = None) -> Path:
 
 def add(name: str, text: str, *, root: Path = ROOT, now: datetime | None = None) -> Path:
     """Writes a migration that comes after all others: at the present time, or a second after the newest."""
-    newest = max((file.version for file in read_files(root, example=True).migrations), default="0")
+    newest = max((file.version for file in read_files(root).migrations), default="0")
     version = max(f"{now or datetime.now(UTC):%Y%m%d%H%M%S}", f"{int(newest) + 1:014}")
     path = root / "migrations" / f"{version}_{name}.sql"
     with path.open("xb") as file:

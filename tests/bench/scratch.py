@@ -25,7 +25,7 @@ class StackDidNotStart(Failure):
 def scratch_postgres(folder: Path, **settings: str) -> Iterator[Postgres]:
     """A migrated server in `folder`, durable as in production, with `settings` on top."""
     with scratch_server(folder, **settings) as server:
-        migrations.up(server.url(), example=True)
+        migrations.up(server.url())
         yield server
 
 
@@ -36,7 +36,7 @@ def scratch_stack(folder: Path, service_workers: int) -> Iterator[Stack]:
     stack = Stack(home, free_ports(LAST_PORT_OFFSET) - 1, Secrets.of(home))
     try:
         workers = f"--workers={service_workers}"
-        quiet = {"TRUSTED_PROXIES": "1", "BALLAST_JOBS": "off", "BALLAST_EXAMPLE": "on"}
+        quiet = {"TRUSTED_PROXIES": "1", "BALLAST_JOBS": "off"}
         started = _ballast(stack, "up", "--detach", GUNICORN_CMD_ARGS=workers, **quiet)
         if started.returncode:
             raise StackDidNotStart(started.stderr.strip() or started.stdout.strip())

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from scripts.cli import ballast
 from scripts.schema import api_types
-from tests.conftest import HAS_EXAMPLE, ROOT, Stack
+from tests.conftest import ROOT, Stack
 
 TYPES = ROOT / "supabase/types"
 
@@ -55,10 +55,10 @@ def test_a_program_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp
 
 @pytest.fixture(scope="module")
 def types(generated: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """supabase/types of a database that has the example, as those of tests have."""
+    """supabase/types as generated just now."""
     folder = tmp_path_factory.mktemp("types")
     shutil.copytree(TYPES, folder, dirs_exist_ok=True)
-    for name, text in (generated if HAS_EXAMPLE else api_types.generated(example=True)).items():
+    for name, text in generated.items():
         (folder / name).write_text(text)
     return folder
 

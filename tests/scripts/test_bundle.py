@@ -18,7 +18,6 @@ from scripts.schema import bundle, migrations
 from scripts.schema.migrations import ROOT
 from scripts.schema.statements import split
 from scripts.scratch.postgres import Postgres
-from tests.conftest import HAS_EXAMPLE
 from tests.scripts.test_migrate import CALLER, NOTES, ROWS, Project
 
 MESSAGES = "create policy hear on realtime.messages for select to authenticated using (true);\n"
@@ -80,8 +79,7 @@ def test_a_database_of_the_supabase_cli_alone_is_complete(new_database: Callable
     shutil.copy(ROOT / "supabase/seed.sql", tmp_path / "supabase/seed.sql")
     push(theirs, "--include-seed")
     assert theirs.query("select count(*) from public.organizations") == [(2,)]
-    if HAS_EXAMPLE:
-        assert theirs.query("select count(*) from public.projects") == [(35,)]
+    assert theirs.query("select count(*) from public.projects") == [(35,)]
 
 
 def test_without_a_bundle_the_sources_apply_to_the_same(new_database: Callable[..., str], tmp_path: Path) -> None:

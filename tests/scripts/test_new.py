@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from scripts.cli import ballast
 from scripts.schema import drift, migrations, new_table
-from scripts.schema.migrations import EXAMPLE, ROOT
+from scripts.schema.migrations import ROOT
 from scripts.schema.new_table import TYPES, TableRefused, read, rendered, write
 from tests import people
 from tests.conftest import Claims, Database
@@ -26,8 +26,6 @@ from tests.people import ADA, identifiers
 from tests.scripts.test_bundle import bundled
 
 SOURCES = ("migrations", "functions", "policies")
-# Where the example is: among them, or beside them (`ballast remove-example`).
-SOURCES_OF_TESTS = (*SOURCES, str(EXAMPLE)) if (ROOT / EXAMPLE).exists() else SOURCES
 # Of every type a column, and one that may be null.
 COLUMNS = " ".join(f"a_{name}:{name} b_{name}:{name}?" for name in TYPES)
 PAGE = (ROOT / "docs/extend.md").read_text()
@@ -46,13 +44,13 @@ def copied(folder: Path, *names: str) -> Path:
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what `ballast new table` reads, with nothing in it that this test made."""
-    return copied(tmp_path_factory.mktemp("sources"), *SOURCES_OF_TESTS)
+    return copied(tmp_path_factory.mktemp("sources"), *SOURCES)
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a table of ours, example_rows: a column of every type."""
-    folder = copied(tmp_path_factory.mktemp("checkout"), *SOURCES_OF_TESTS)
+    folder = copied(tmp_path_factory.mktemp("checkout"), *SOURCES)
     write(read("example_rows", COLUMNS), root=folder)
     return folder
 

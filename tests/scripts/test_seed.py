@@ -10,7 +10,7 @@ import pytest
 
 from scripts.local import bulk, examples
 from scripts.scratch.postgres import Postgres
-from tests.conftest import HAS_EXAMPLE, ROOT, Stack
+from tests.conftest import ROOT, Stack
 
 SEED_SQL = ROOT / "supabase" / "seed.sql"
 WHO_IS_WHAT = """
@@ -59,13 +59,11 @@ def test_the_supabase_clis_seed_is_the_same_and_changes_nothing_twice(connection
         connection.execute(SEED_SQL.read_bytes())
         assert connection.execute(WHO_IS_WHAT, [list(examples.PEOPLE)]).fetchall() == ROLES
         rows = connection.execute(PROJECTS).fetchall()
-        assert (len(rows), set(rows)) == ((35, EXAMPLE_PROJECTS) if HAS_EXAMPLE else (0, set()))
+        assert (len(rows), set(rows)) == (35, EXAMPLE_PROJECTS)
 
 
 def test_the_supabase_clis_seed_is_current() -> None:
-    assert SEED_SQL.read_text() == examples.as_sql(with_projects=HAS_EXAMPLE), (
-        "run: ballast seed --sql > supabase/seed.sql"
-    )
+    assert SEED_SQL.read_text() == examples.as_sql(), "run: ballast seed --sql > supabase/seed.sql"
 
 
 def test_bulk_data_has_the_asked_size_and_changes_nothing_twice(connection: psycopg.Connection[Any]) -> None:

@@ -11,10 +11,9 @@ from click.testing import CliRunner
 
 from scripts.cli import ballast, database
 from scripts.schema import migrations, upgrade
-from scripts.schema.migrations import EXAMPLE
 from tests.conftest import ROOT
 from tests.scripts.conftest import StoredBackup, Vault
-from tests.scripts.test_new import SOURCES_OF_TESTS, copied
+from tests.scripts.test_new import SOURCES, copied
 
 pytestmark = pytest.mark.thorough
 
@@ -34,7 +33,7 @@ comment on function app.colours is 'Colours of projects.';
 @pytest.fixture
 def next_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout that has more than the databases with people, which this one's files made."""
-    root = copied(tmp_path / "next", *SOURCES_OF_TESTS)
+    root = copied(tmp_path / "next", *SOURCES)
     monkeypatch.setattr(migrations, "ROOT", root)
     return root
 
@@ -54,7 +53,7 @@ def test_a_database_of_an_earlier_release_can_be_upgraded(
 ) -> None:
     migrations.add("add_colour", NEXT, root=next_release)
     (next_release / "functions/98_colours.sql").write_text(NEXT_FUNCTION)
-    policies = policies_in(next_release) / "projects.sql"
+    policies = next_release / "policies/projects.sql"
     policies.write_text(policies.read_text().replace(", metadata)", ", metadata, colour)"))
     checks = checks_of(folder_shelf, backup, 0)
     assert [check for check in checks if not check["passed"]] == []
@@ -76,22 +75,15 @@ def test_a_migration_that_cannot_be_applied_is_a_check_that_failed(
 Findings = Callable[..., dict[str, str]]
 
 
-def policies_in(root: Path) -> Path:
-    """Where the policies of projects are: among the product's, or beside them (`ballast remove-example`)."""
-    return next(
-        folder for folder in (root / "policies", root / EXAMPLE / "policies") if (folder / "projects.sql").exists()
-    )
-
-
 @pytest.fixture
 def findings(inhabited: str, new_database: Callable[..., str], tmp_path: Path) -> Findings:
     """What is found wrong with a migration, and with other policies, on a database with people in every table."""
-    copied(tmp_path, *SOURCES_OF_TESTS)
+    copied(tmp_path, *SOURCES)
 
     def find(migration: str, **policies: str) -> dict[str, str]:
         migrations.add("next", migration, root=tmp_path)
         for table, text in policies.items():
-            (policies_in(tmp_path) / f"{table}.sql").write_text(text)
+            (tmp_path / f"policies/{table}.sql").write_text(text)
         url = new_database(inhabited)
         with database.connected(url) as connection:
             found = list(upgrade.migrated(url, connection, tmp_path))
@@ -129,7 +121,7 @@ def test_what_a_migration_says_that_it_does_is_no_loss(findings: Findings) -> No
         "-- upgrade-check: removes public.projects.metadata\n"
         "update public.projects set title = title || '!'; alter table public.projects drop column metadata;"
     )
-    policy = (policies_in(ROOT) / "projects.sql").read_text().replace(", metadata", "")
+    policy = (ROOT / "policies/projects.sql").read_text().replace(", metadata", "")
     assert findings(migration, projects=policy) == {}
 
 
