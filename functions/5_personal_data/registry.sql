@@ -1,8 +1,12 @@
--- The registry of personal data: where it is, what for, how long, and what becomes of it. Every table of ours has a row; the next one
--- gets its own here. Tests compare it with the catalogue, an export with a scan of all tables, and an erasure with the same scan.
--- This file is the whole truth: each time it changes, the registry is written anew.
+-- The registry of personal data: where it is, what for, how long, and what becomes of it. Every table has a row: Ballast's own are here,
+-- the row of a table of 9_tables is in that table's file. Tests compare the registry with the catalogue, an export with a scan of all
+-- tables, and an erasure with the same scan.
+-- Each time this file changes, Ballast's own rows are written again. They keep the positions below 1000, so that they come before all
+-- others: an erasure goes the other way, and deletes the profile last.
 
-delete from app.personal_data;
+delete from app.personal_data
+where position < 1000;
+select setval(pg_get_serial_sequence('app.personal_data', 'position'), 1, false);
 
 insert into app.personal_data (
   relation, path, subject, domain, exported, ordered_by, made_at, erasure, replacements, erased_by,
@@ -209,15 +213,4 @@ values
 ('app.audit_interventions', '', 'none', 'When the audit trail was changed, and how much', null, null),
 ('app.personal_data', '', 'none', 'This registry', null, null);
 
-insert into app.personal_data (
-  relation, path, subject, domain, exported, ordered_by, made_at, erasure, replacements, erased_by,
-  category, data, purpose, lawful_basis, kept_for, expired, retention
-)
-values
-(
-  'public.projects', 'created_by', 't.created_by = person.id', 'projects',
-  '{t.id,t.organization_id,t.title,t.description,t.status,t.metadata,t.created_at,t.updated_at}', '{id}', 't.created_at',
-  'set null', null, null,
-  'Your work', 'That you created a project', 'To show the members of the organization who did', 'Contract, Art. 6(1)(b) GDPR',
-  null, null, 'as long as the project exists: at most 30 days longer than its organization'
-);
+select setval(pg_get_serial_sequence('app.personal_data', 'position'), greatest(999, max(d.position))) from app.personal_data as d;

@@ -242,9 +242,7 @@ def write(table: Table, *, root: Path = migrations.ROOT, now: datetime | None = 
     for path, template in files.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(rendered(template, table).encode())
-    with (root / REGISTRY).open("ab") as registry:
-        registry.write(rendered("registration.sql", table).encode())
-    return [f"migrations/{migration.name}", *files, REGISTRY]
+    return [f"migrations/{migration.name}", *files]
 
 
 def _refuse_what_is_there(table: Table, root: Path, paths: Iterable[str]) -> None:
@@ -257,8 +255,6 @@ def _refuse_what_is_there(table: Table, root: Path, paths: Iterable[str]) -> Non
         raise TableRefused(f"{path} has permissions {table.name}:… already: choose another name.")
     if f"'{table.name}'" in texts.get(REGISTRY, ""):
         raise TableRefused(f"{REGISTRY} has {table.name} already, of something else: choose another name.")
-    if REGISTRY not in texts:
-        raise TableRefused(f"There is no {REGISTRY}, which every table is in: get it back from version control.")
     for path in paths:
         if (root / path).exists():
             raise TableRefused(
@@ -287,8 +283,8 @@ def to_read(table: Table, paths: Iterable[str], *, root: Path = migrations.ROOT)
             ("insert into public.role_permissions", "which role may do what"),
         ),
         "policies/": (("grant insert", "which columns people write, and which they may change"),),
-        "functions/9_tables/": (("select app.audit", "what entries repeat (named), and must not keep (redacted)"),),
-        "functions/5_": (
+        "functions/9_tables/": (
+            ("select app.audit", "what entries repeat (named), and must not keep (redacted)"),
             (f"'Which {table.words} you created'", "what the privacy page says; who else is in the data"),
         ),
         "tests/": (("[new]", "what tests write, once you have changed the columns"),),

@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from scripts.schema.migrations import ROOT, run_file
 from tests import people
 from tests.conftest import Database
 from tests.people import ADA, ADA_EMAILS, ALIKE, BEN, CLEO, SECRET, call, identifiers, scan, tables
@@ -51,6 +52,30 @@ def exported(database: Database, user_id: str = ADA, page: int = 1000) -> dict[s
 
 
 # --- the registry
+
+
+def test_its_order_stays_when_its_files_are_applied_again(database: Database) -> None:
+    order = "select relation, path from app.personal_data order by position"
+    before = database.rows(order)
+    assert before[0] == ("public.profiles", "id")
+    assert before[-1] == ("public.projects", "created_by")
+    own = (ROOT / "functions/5_personal_data/registry.sql").read_text()
+    for text in (own, (ROOT / "functions/9_tables/projects.sql").read_text(), own):
+        run_file(database.connection, "registry.sql", text)
+        assert database.rows(order) == before
+    database.execute(
+        "insert into app.personal_data (relation, path, erasure, purpose) values ('public.more', '', 'none', 'A test')"
+    )
+    run_file(database.connection, "registry.sql", own)
+    assert database.rows(order) == [*before, ("public.more", "")]
+
+
+def test_a_row_that_its_file_no_longer_has_is_gone(database: Database) -> None:
+    own = (ROOT / "functions/5_personal_data/registry.sql").read_text()
+    row = "('app.job_runs', '', 'none', 'How jobs ended: counts', null, null),\n"
+    assert row in own
+    run_file(database.connection, "registry.sql", own.replace(row, ""))
+    assert database.rows("select from app.personal_data where relation = 'app.job_runs'") == []
 
 
 def test_every_table_of_ours_is_registered_or_declared_free_of_personal_data(database: Database) -> None:

@@ -127,7 +127,7 @@ def test_its_policies_are_in_the_form_of_those_of_projects() -> None:
 ])  # fmt: skip
 def test_linters_find_nothing_in_it(tmp_path: Path, name: str, columns: str) -> None:
     table = read(name, columns)
-    for template in ("migration.sql", "policies.sql", "functions.sql", "registration.sql"):
+    for template in ("migration.sql", "policies.sql", "functions.sql"):
         (tmp_path / template).write_text(rendered(template, table).lstrip())
     linted(tmp_path, "migration.sql")
 
@@ -310,14 +310,6 @@ def test_a_second_time_it_is_refused(checkout: Path) -> None:
     assert contents(checkout) == before
 
 
-def test_without_the_registry_nothing_is_written(tmp_path: Path) -> None:
-    folder = copied(tmp_path, *SOURCES)
-    (folder / new_table.REGISTRY).unlink()
-    with pytest.raises(TableRefused, match="get it back"):
-        write(read("example_rows", "a:text"), root=folder)
-    assert not list(folder.rglob("*example_rows*"))
-
-
 def test_words_that_are_refused_are_those_of_the_server(database: Database) -> None:
     words = {word for (word,) in database.rows("select word from pg_get_keywords() where catcode in ('R', 'T')")}
     assert words <= new_table.RESERVED
@@ -359,7 +351,7 @@ def test_the_page_is_followed_to_a_table_whose_tests_pass(tmp_path: Path, new_da
     url = new_database()
     printed = followed(folder, make)
     written = re.findall(r"^Wrote (.+)$", printed, re.MULTILINE)
-    assert len(written) == 5
+    assert len(written) == 4
     assert all((folder / path).exists() for path in written)
     for path, number in re.findall(r"^  (\S+):(\d+)  ", printed, re.MULTILINE):
         assert path in written

@@ -1,4 +1,4 @@
--- What {{ table.words }} need from functions: a stamp, an author, broadcasts and the audit trail.
+-- What {{ table.words }} need: a stamp, an author, broadcasts, the audit trail, a row in the registry of personal data.
 
 create or replace trigger touch before update on public.{{ table.name }}
 for each row when (old.* is distinct from new.*) execute function app.touch();
@@ -10,3 +10,19 @@ select app.broadcast('public.{{ table.name }}', '{{ table.name }}:read');
 select app.audit('public.{{ table.name }}'
 {%- if table.resource %}, '{{ table.resource }}'{% endif %}
 {%- if table.headline %}, named => '{{ "{" }}{{ table.headline }}{{ "}" }}'{% endif %});
+
+delete from app.personal_data
+where relation = 'public.{{ table.name }}';
+insert into app.personal_data (
+  relation, path, subject, domain, exported, ordered_by, made_at, erasure, replacements, erased_by,
+  category, data, purpose, lawful_basis, kept_for, expired, retention
+)
+values
+(
+  'public.{{ table.name }}', 'created_by', 't.created_by = person.id', '{{ table.name }}',
+  array[{{ table.exported | filled(10, "  ") }}],
+  '{id}', 't.created_at', 'set null', null, null,
+  'Your work', 'Which {{ table.words }} you created',
+  'To show the members of the organization who did', 'Contract, Art. 6(1)(b) GDPR',
+  null, null, 'as long as they exist: at most 30 days longer than their organization'
+);
