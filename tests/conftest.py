@@ -128,7 +128,7 @@ class Database:
             self.execute("reset role")
 
     def execute(self, statement: str, *values: object) -> psycopg.Cursor[Any]:
-        return self.connection.execute(statement, values or None)  # type: ignore[call-overload]
+        return self.connection.execute(statement, values or None)
 
     def value(self, statement: str, *values: object) -> Any:
         row = self.execute(statement, *values).fetchone()

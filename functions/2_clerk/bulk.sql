@@ -79,7 +79,7 @@ $$;
 comment on function app.clerk_page_news is 'The objects of a page of which a merge may change something.';
 
 -- Of whom nothing is known, there is nothing to compare with: a first backfill is two inserts a page instead of hundreds, and each
--- trigger of the audit trail runs once. Everybody else is left to app.learn. tests/scripts/test_backfill.py holds the two ways equal.
+-- trigger of the audit trail runs once. Everybody else is left to app.learn. tests/scripts/clerk/test_backfill.py holds the two ways equal.
 create or replace function app.learn_new_users(page jsonb, asked_at timestamptz) returns text[]
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$

@@ -23,7 +23,7 @@ from tests.conftest import Claims, Database
 from tests.db.test_erasure import erase, found
 from tests.db.test_personal_data import exported
 from tests.people import ADA, identifiers
-from tests.scripts.test_bundle import bundled
+from tests.scripts.schema.test_bundle import bundled
 
 SOURCES = ("migrations", "functions", "policies")
 # Of every type a column, and one that may be null.

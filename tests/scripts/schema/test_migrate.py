@@ -22,7 +22,7 @@ from scripts.schema import drift, migrations
 from scripts.schema.migrations import FilesInvalid, FileState, HistoryDisagrees, Plan, StatementFailed
 from scripts.scratch.postgres import Postgres
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 FOUNDATION = """\
 -- As the real one: closed by default; it's where sources are recorded.

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, Stack
-from tests.scripts.test_image import imported
+from tests.scripts.ci.test_image import imported
 from tests.service.conftest import ENVIRONMENT
 from tests.service.outside import Answer, Outside, rest_answer, running_outside
 

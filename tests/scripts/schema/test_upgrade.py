@@ -13,7 +13,7 @@ from scripts.cli import ballast, database
 from scripts.schema import migrations, upgrade
 from tests.conftest import ROOT
 from tests.scripts.conftest import StoredBackup, Vault
-from tests.scripts.test_new import SOURCES, copied
+from tests.scripts.schema.test_new_table import SOURCES, copied
 
 pytestmark = pytest.mark.thorough
 

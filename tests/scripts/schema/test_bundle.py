@@ -18,7 +18,7 @@ from scripts.schema import bundle, migrations
 from scripts.schema.migrations import ROOT
 from scripts.schema.statements import split
 from scripts.scratch.postgres import Postgres
-from tests.scripts.test_migrate import CALLER, NOTES, ROWS, Project
+from tests.scripts.schema.test_migrate import CALLER, NOTES, ROWS, Project
 
 MESSAGES = "create policy hear on realtime.messages for select to authenticated using (true);\n"
 

@@ -18,7 +18,7 @@ from scripts.schema import migrations
 from tests import events
 from tests.clerk_server import ClerkServer, running_clerk
 from tests.events import MINUTE, START, Json
-from tests.scripts.test_backfill import ACME, ADA, BEN, EVERYTHING, SHOWN, people, receive
+from tests.scripts.clerk.test_backfill import ACME, ADA, BEN, EVERYTHING, SHOWN, people, receive
 
 Row = tuple[Any, ...]
 

@@ -1,7 +1,7 @@
 """Every document: the commands that it names are real ones, and its links lead somewhere.
 
 Other tests run those of recovery.md, personal-data.md, operations.md, jobs.md, extend.md and sql-editor.md, and the README's;
-tests/db/test_docs.py runs what other pages say in SQL.
+tests/docs/test_sql_blocks.py runs what other pages say in SQL.
 """
 
 from __future__ import annotations

@@ -1,0 +1,14 @@
+"""Fixtures of other folders that tests of documents use: databases with backups, and the service with its log."""
+
+from tests.scripts.conftest import (  # noqa: F401
+    backup,
+    bare_server,
+    bucket_vault,
+    folder_vault,
+    inhabited,
+    lasting_database,
+    new_database,
+    plain_backup,
+    source,
+)
+from tests.service.conftest import log, make_app  # noqa: F401
