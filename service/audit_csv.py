@@ -40,12 +40,12 @@ class Range:
         return f"audit-{self.start:%Y%m%dT%H%M%SZ}-{self.end or datetime.now(UTC):%Y%m%dT%H%M%SZ}.csv"
 
 
-def read_pages(data_api: DataApi, organization_id: UUID, chosen: Range) -> Iterator[list[Entry]]:
+def read_pages(data_api: DataApi, organization_id: str, chosen: Range) -> Iterator[list[Entry]]:
     """At least one page, the last one not full. Raises CallFailed."""
     before = (chosen.end.isoformat() if chosen.end else "infinity", LOWEST_ID)
     while True:
         arguments = {
-            "organization_id": str(organization_id),
+            "organization_id": organization_id,
             "from_": chosen.start.isoformat(),
             "before_time": before[0],
             "before_id": before[1],
@@ -58,20 +58,17 @@ def read_pages(data_api: DataApi, organization_id: UUID, chosen: Range) -> Itera
         before = (page[-1]["created_at"], page[-1]["id"])
 
 
-def as_csv(first: list[Entry], others: Iterator[list[Entry]]) -> Iterator[str]:
-    """The file in pieces. A failure leaves the body without its last chunk, which a client sees as a broken transfer.
-
-    That is gunicorn's answer to an exception once the headers are sent: it closes the connection.
-    """
-    yield _lines([COLUMNS])
-    yield _lines(map(_row, first))
-    entries = len(first)
+def as_csv(pages: Iterator[list[Entry]]) -> Iterator[str]:
+    """The file in pieces, one for each page. Raises CallFailed."""
+    heading, entries = _lines([COLUMNS]), 0
     try:
-        for page in others:
-            yield _lines(map(_row, page))
+        for page in pages:
+            yield heading + _lines(map(_row, page))
+            heading = ""
             entries += len(page)
     except CallFailed as failure:
-        log.error("audit export broke off", extra={"code": failure.code, "entries": entries})
+        if entries:
+            log.error("audit export broke off", extra={"code": failure.code, "entries": entries})
         raise
     log.info("audit export", extra={"entries": entries})
 

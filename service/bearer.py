@@ -1,4 +1,4 @@
-"""Tokens of machines and operators: whether a request carries the one that is configured."""
+"""Tokens of machines and operators: a route lets in only requests that carry its own."""
 
 from __future__ import annotations
 
@@ -7,10 +7,24 @@ import hmac
 from flask import request
 from pydantic import SecretStr
 
+from service.problems import Problem
 
-def carries(token: SecretStr | None) -> bool:
-    """Whether it says `Authorization: Bearer <token>`, compared in constant time. Without a token none does."""
-    if token is None:
-        return False
-    expected = f"Bearer {token.get_secret_value()}"
-    return hmac.compare_digest(request.headers.get("Authorization", "").encode(), expected.encode())
+
+class TokenRefused(
+    Problem, status=401, slug="token-refused", title="The token is missing or wrong", challenge="Bearer"
+):
+    """The request does not carry the token, or none is configured. Each kind of token has a `slug` of its own."""
+
+    def __init__(self, slug: str, variable: str) -> None:
+        super().__init__(f"Send the token: Authorization: Bearer <{variable}>.")
+        self.slug = slug
+
+
+def require(token: SecretStr | None, slug: str, variable: str) -> None:
+    """Returns if the request says `Authorization: Bearer <token>`, compared in constant time. Raises TokenRefused.
+
+    `variable` is the setting that holds the token. While it is not set, every request is refused.
+    """
+    given = request.headers.get("Authorization", "").encode()
+    if token is None or not hmac.compare_digest(given, f"Bearer {token.get_secret_value()}".encode()):
+        raise TokenRefused(slug, variable)

@@ -6,7 +6,6 @@ import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from http import HTTPStatus
 from http.client import HTTPException
 from time import monotonic
 from typing import Any, cast
@@ -28,39 +27,28 @@ FAILED_FETCH_SECONDS = 5
 BEARER = re.compile(r"bearer +([A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+) *", re.IGNORECASE)
 
 
-class TokenMissing(Problem):
+class TokenMissing(Problem, status=401, slug="token-missing", title="A session token is required", challenge="Bearer"):
     """The request says nothing about who sends it."""
 
-    status = HTTPStatus.UNAUTHORIZED
-    slug = "token-missing"
-    title = "A session token is required"
-    headers = {"WWW-Authenticate": "Bearer"}  # noqa: RUF012 - never changed
 
-
-class TokenInvalid(Problem):
+class TokenInvalid(
+    Problem,
+    status=401,
+    slug="token-invalid",
+    title="The session token is not valid",
+    challenge='Bearer error="invalid_token"',
+):
     """The token is not one that Clerk issued for us, or its time is over. Which of them is not told."""
 
-    status = HTTPStatus.UNAUTHORIZED
-    slug = "token-invalid"
-    title = "The session token is not valid"
-    headers = {"WWW-Authenticate": 'Bearer error="invalid_token"'}  # noqa: RUF012 - never changed
 
-
-class SessionPending(Problem):
+class SessionPending(Problem, status=403, slug="session-pending", title="The session has unfinished tasks"):
     """Clerk knows the person, who has yet to finish a task (choose an organization, set up a second factor)."""
 
-    status = HTTPStatus.FORBIDDEN
-    slug = "session-pending"
-    title = "The session has unfinished tasks"
 
-
-class KeysUnavailable(Problem):
+class KeysUnavailable(
+    Problem, status=503, slug="identity-unavailable", title="Sessions cannot be checked right now", retry_after=5
+):
     """Clerk's public keys cannot be had, so no token can be checked."""
-
-    status = HTTPStatus.SERVICE_UNAVAILABLE
-    slug = "identity-unavailable"
-    title = "Sessions cannot be checked right now"
-    headers = {"Retry-After": "5"}  # noqa: RUF012 - never changed
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import Any
 
 from service.backups import BackupRunning, BackupsUnconfigured
@@ -22,22 +21,20 @@ NO_SEALS_AFTER = 2**62
 Report = dict[str, Any]
 
 
-class StoreUnavailable(Problem):
+class StoreUnavailable(
+    Problem, status=503, slug="store-unavailable", title="The store does not answer", retry_after=300
+):
     """The store of backups does not take what belongs beside them."""
 
-    status = HTTPStatus.SERVICE_UNAVAILABLE
-    slug = "store-unavailable"
-    title = "The store does not answer"
-    headers = {"Retry-After": "300"}  # noqa: RUF012 - never changed
 
-
-class SampleUnavailable(Problem):
+class SampleUnavailable(
+    Problem,
+    status=503,
+    slug="sample-unavailable",
+    title="Clerk and the database cannot be compared right now",
+    retry_after=300,
+):
     """Clerk and the database could not be compared."""
-
-    status = HTTPStatus.SERVICE_UNAVAILABLE
-    slug = "sample-unavailable"
-    title = "Clerk and the database cannot be compared right now"
-    headers = {"Retry-After": "300"}  # noqa: RUF012 - never changed
 
 
 def retention(tools: Components) -> Report:

@@ -13,7 +13,6 @@ from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from http import HTTPStatus
 from ipaddress import IPv6Address, ip_address
 
 from flask import Flask, Response, g, request
@@ -75,12 +74,8 @@ CLASSES = {
 EXEMPT = frozenset({"health"})
 
 
-class RateLimited(Problem):
+class RateLimited(Problem, status=429, slug="rate-limited", title="Too many requests"):
     """The caller has asked for more than the limit of the route's class, which `limit` names."""
-
-    status = HTTPStatus.TOO_MANY_REQUESTS
-    slug = "rate-limited"
-    title = "Too many requests"
 
     def __init__(self, name: str, retry_after: int) -> None:
         limit = LIMITS[name]
@@ -89,7 +84,6 @@ class RateLimited(Problem):
             limit=name,
             retry_after=retry_after,
         )
-        self.headers = {"Retry-After": str(retry_after)}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
-from http import HTTPStatus
 from typing import Any
 from uuid import UUID
 
@@ -23,15 +22,13 @@ from service.session import Session, session_of
 Route = Callable[..., ResponseReturnValue]
 
 
-class NotPermitted(Problem):
+class NotPermitted(
+    Problem, status=403, slug="not-permitted", title="This takes a permission that the caller does not have"
+):
     """The caller lacks the `permission` in the organization, or there is no such organization.
 
     `limited_by` is second_factor where a session with one might do it, else null.
     """
-
-    status = HTTPStatus.FORBIDDEN
-    slug = "not-permitted"
-    title = "This takes a permission that the caller does not have"
 
     def __init__(self, permission: str, limited_by: str | None = None) -> None:
         detail = (
@@ -50,14 +47,17 @@ class Permitted:
     organization: dict[str, Any]
 
 
-def requires(permission: str) -> Callable[[Route], Route]:
-    """For routes of an organization: only who holds the permission there comes in. The route gets a Permitted first."""
+def requires(permission: str, *, refresh: bool = False) -> Callable[[Route], Route]:
+    """For routes of an organization: only who holds the permission there comes in. The route gets a Permitted first.
+
+    With `refresh` the database is asked at once: for what it does not check again itself.
+    """
 
     def guard(route: Route) -> Route:
         @wraps(route)
         def guarded(organization_id: UUID, **arguments: object) -> ResponseReturnValue:
             caller = current_caller(components().session_tokens)
-            organization = permitted(session_of(caller), organization_id, permission)
+            organization = permitted(session_of(caller, refresh=refresh), organization_id, permission)
             return route(Permitted(caller, organization), **arguments)
 
         return guarded

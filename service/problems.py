@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import traceback
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import Any
 
 from flask import Flask, Response, g, json, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from service import sentry
+from service.data_api import CallFailed
 from service.logs import log
 
 
 class Problem(Exception):
     """An error a caller may see: no secret and no personal data in its `detail`. `more` adds members to the document.
 
-    A subclass sets `slug`, which names its kind to machines, and `title`, which does so to people.
+    A subclass gives `slug`, which names its kind to machines, and `title`, which does so to people. The answer has
+    Retry-After with `retry_after` (seconds; here or in `more`), and WWW-Authenticate with `challenge`.
     """
 
-    status: ClassVar[HTTPStatus]
-    slug: ClassVar[str]
-    title: ClassVar[str]
-    headers: dict[str, str] = {}  # noqa: RUF012 - never changed
+    status: HTTPStatus
+    slug: str
+    title: str
+    headers: dict[str, str]
+
+    def __init_subclass__(
+        cls, *, status: int, slug: str, title: str, retry_after: int | None = None, challenge: str | None = None
+    ) -> None:
+        cls.status, cls.slug, cls.title = HTTPStatus(status), slug, title
+        cls.headers = {}
+        if retry_after:
+            cls.headers["Retry-After"] = str(retry_after)
+        if challenge:
+            cls.headers["WWW-Authenticate"] = challenge
 
     def __init__(self, detail: str, **more: object) -> None:
         super().__init__(detail)
@@ -30,18 +42,19 @@ class Problem(Exception):
         self.more = more
 
 
-class DatabaseUnavailable(Problem):
+class DatabaseUnavailable(
+    Problem, status=503, slug="database-unavailable", title="The database does not answer", retry_after=5
+):
     """The database did not answer, or not as it should."""
 
-    status = HTTPStatus.SERVICE_UNAVAILABLE
-    slug = "database-unavailable"
-    title = "The database does not answer"
-    headers = {"Retry-After": "5"}  # noqa: RUF012 - never changed
+    def __init__(self) -> None:
+        super().__init__("Try again in a few seconds.")
 
 
 def register(app: Flask) -> None:
     """Makes every error of `app` a problem document."""
     app.register_error_handler(Problem, _problem)
+    app.register_error_handler(CallFailed, _call_failed)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _unexpected)
 
@@ -60,7 +73,16 @@ def _problem(error: Problem) -> Response:
     kind = f"urn:problem:ballast:{error.slug}"
     response = _document(error.status, error.title, error.detail, kind, **error.more)
     response.headers.update(error.headers)
+    if "retry_after" in error.more:
+        response.headers["Retry-After"] = str(error.more["retry_after"])
     return response
+
+
+def _call_failed(error: CallFailed) -> Response:
+    # A route need not handle it: to every caller it means the same.
+    problem = DatabaseUnavailable().with_traceback(error.__traceback__)
+    problem.__cause__ = error
+    return _problem(problem)
 
 
 def _http_error(error: HTTPException) -> Response:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from typing import Any
 
 from service.cache import Scopes
@@ -21,12 +20,8 @@ KIND = "session:1"  # another number for another shape
 WITHOUT_ROLE = "The token's role is not authenticated: activate Clerk's Supabase integration."
 
 
-class SessionRefused(Problem):
+class SessionRefused(Problem, status=403, slug="session-refused", title="The session is refused"):
     """The token is good, and its owner may not come in: banned, deleted or pending."""
-
-    status = HTTPStatus.FORBIDDEN
-    slug = "session-refused"
-    title = "The session is refused"
 
 
 def session_of(caller: Caller, *, refresh: bool = False) -> Session:
@@ -64,7 +59,7 @@ def start_session(data_api: DataApi, caller: Caller) -> Session:
     except CallFailed as failure:
         raise refusal(failure) from failure
     if not isinstance(answer, dict):
-        raise DatabaseUnavailable("Try again in a few seconds.")
+        raise DatabaseUnavailable
     return answer
 
 
@@ -76,4 +71,4 @@ def refusal(failure: CallFailed) -> Problem:
         return SessionRefused(WITHOUT_ROLE)
     if failure.code == "PT403":
         return SessionRefused(f"{failure.message} {failure.hint}".strip())
-    return DatabaseUnavailable("Try again in a few seconds.")
+    return DatabaseUnavailable()

@@ -7,44 +7,25 @@ from http import HTTPStatus
 from flask import Blueprint, jsonify
 from flask.typing import ResponseReturnValue
 
+from service import bearer
 from service.backups import BackupRunning, BackupsUnconfigured
-from service.bearer import carries
 from service.components import components
-from service.data_api import CallFailed
-from service.problems import DatabaseUnavailable, Problem
+from service.problems import Problem
 
 backups = Blueprint("backups", __name__, url_prefix="/api/v1/backups")
 
 
-class OperatorRefused(Problem):
-    """The request does not carry the operator's token, or there is none."""
-
-    status = HTTPStatus.UNAUTHORIZED
-    slug = "operator-refused"
-    title = "Only an operator may do this"
-    headers = {"WWW-Authenticate": "Bearer"}  # noqa: RUF012 - never changed
-
-
-class AlreadyRunning(Problem):
+class AlreadyRunning(Problem, status=409, slug="backup-running", title="A backup is running"):
     """One backup at a time."""
 
-    status = HTTPStatus.CONFLICT
-    slug = "backup-running"
-    title = "A backup is running"
 
-
-class Unconfigured(Problem):
+class Unconfigured(Problem, status=503, slug="backups-unconfigured", title="This service cannot make backups"):
     """`missing` names the variables that are not set."""
-
-    status = HTTPStatus.SERVICE_UNAVAILABLE
-    slug = "backups-unconfigured"
-    title = "This service cannot make backups"
 
 
 @backups.before_request
 def _only_operators() -> None:
-    if not carries(components().settings.operator_token):
-        raise OperatorRefused("Send the operator's token: Authorization: Bearer <OPERATOR_TOKEN>.")
+    bearer.require(components().settings.operator_token, "operator-refused", "OPERATOR_TOKEN")
 
 
 @backups.post("")
@@ -56,14 +37,9 @@ def start() -> ResponseReturnValue:
         raise Unconfigured(f"Set {', '.join(refusal.missing)}: see .env.example.", missing=refusal.missing) from refusal
     except BackupRunning as refusal:
         raise AlreadyRunning("Wait until it has ended; GET tells.") from refusal
-    except CallFailed as failure:
-        raise DatabaseUnavailable("Try again in a few seconds.") from failure
 
 
 @backups.get("")
 def show() -> ResponseReturnValue:
     """The newest hundred backups."""
-    try:
-        return jsonify(backups=components().data_api.call("backups", {}))
-    except CallFailed as failure:
-        raise DatabaseUnavailable("Try again in a few seconds.") from failure
+    return jsonify(backups=components().data_api.call("backups", {}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from pathlib import Path
 
 from flask import Blueprint, Response, jsonify, redirect, request, send_from_directory
@@ -19,12 +18,8 @@ SUPABASE_JS = Path(__file__).parents[2] / "node_modules/@supabase/supabase-js/di
 demo = Blueprint("demo", __name__)
 
 
-class DemoIncomplete(Problem):
+class DemoIncomplete(Problem, status=503, slug="demo-incomplete", title="The demo page is not complete"):
     """The page needs supabase-js, which npm has not installed."""
-
-    status = HTTPStatus.SERVICE_UNAVAILABLE
-    slug = "demo-incomplete"
-    title = "The demo page is not complete"
 
 
 @demo.get("/")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
-
 from flask import Blueprint, jsonify
 from flask.typing import ResponseReturnValue
 from upstash_redis import Redis
@@ -14,13 +12,8 @@ from service.problems import Problem
 health = Blueprint("health", __name__)
 
 
-class NotReady(Problem):
+class NotReady(Problem, status=503, slug="not-ready", title="The service is not ready", retry_after=5):
     """A part that the service needs does not answer."""
-
-    status = HTTPStatus.SERVICE_UNAVAILABLE
-    slug = "not-ready"
-    title = "The service is not ready"
-    headers = {"Retry-After": "5"}  # noqa: RUF012 - never changed
 
 
 @health.get("/healthz")

@@ -4,43 +4,27 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from http import HTTPStatus
 
 from flask import Blueprint, jsonify
 from flask.typing import ResponseReturnValue
 
-from service import sentry
-from service.bearer import carries
+from service import bearer, sentry
 from service.components import Components, components
 from service.data_api import CallFailed
 from service.jobs import JOBS, Report
-from service.problems import DatabaseUnavailable, Problem
+from service.problems import Problem
 
 jobs = Blueprint("jobs", __name__, url_prefix="/jobs")
 
 
-class JobRefused(Problem):
-    """The request does not carry the jobs' token."""
-
-    status = HTTPStatus.UNAUTHORIZED
-    slug = "job-refused"
-    title = "Only the scheduler may run jobs"
-    headers = {"WWW-Authenticate": "Bearer"}  # noqa: RUF012 - never changed
-
-
-class JobUnknown(Problem):
+class JobUnknown(Problem, status=404, slug="job-unknown", title="There is no such job"):
     """There is no job of this name."""
-
-    status = HTTPStatus.NOT_FOUND
-    slug = "job-unknown"
-    title = "There is no such job"
 
 
 @jobs.post("/<name>")
 def run(name: str) -> ResponseReturnValue:
     """Runs a job and answers with its report."""
-    if not carries(components().settings.jobs_token):
-        raise JobRefused("Send the jobs' token: Authorization: Bearer <JOBS_TOKEN>.")
+    bearer.require(components().settings.jobs_token, "job-refused", "JOBS_TOKEN")
     if name not in JOBS:
         raise JobUnknown(f"The jobs are {', '.join(JOBS)}.")
     began = time.monotonic()
@@ -48,8 +32,6 @@ def run(name: str) -> ResponseReturnValue:
         report = JOBS[name](components())
     except Exception as failure:
         record(components(), name, {"error": type(failure).__name__}, ok=False, began=began)
-        if isinstance(failure, CallFailed):
-            raise DatabaseUnavailable("The job is not done: run it again.") from failure
         raise
     record(components(), name, report, ok=True, began=began)
     return jsonify(report)

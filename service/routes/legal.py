@@ -8,9 +8,7 @@ from flask import Blueprint, Response, make_response, render_template, send_from
 from flask.typing import ResponseReturnValue
 
 from service.components import components
-from service.data_api import CallFailed
 from service.privacy_notice import PROCESSORS
-from service.problems import DatabaseUnavailable
 from service.settings import LEGAL_SETTINGS
 
 FOLDER = Path(__file__).parents[1] / "legal_pages"
@@ -22,11 +20,7 @@ legal = Blueprint("legal", __name__, template_folder=FOLDER)
 @legal.get("/legal/privacy")
 def privacy() -> ResponseReturnValue:
     """Which data, why, on which basis, how long, by whom; and what people may ask for."""
-    try:
-        categories = components().privacy_notice.categories()
-    except CallFailed as failure:
-        raise DatabaseUnavailable("Try again in a few seconds.") from failure
-    return _page("privacy.html", categories=categories, processors=PROCESSORS)
+    return _page("privacy.html", categories=components().privacy_notice.categories(), processors=PROCESSORS)
 
 
 @legal.get("/legal/terms")

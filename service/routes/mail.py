@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -13,7 +12,7 @@ from flask.typing import ResponseReturnValue
 from service.components import components
 from service.data_api import CallFailed
 from service.mail import KINDS, OPTIONAL, Drawer, Message
-from service.problems import DatabaseUnavailable, Problem
+from service.problems import Problem
 from service.routes.webhooks import EventNotStored, delivery_in, raw_body, signed_event
 
 FOLDER = Path(__file__).parents[1] / "mail_pages"
@@ -54,20 +53,12 @@ EXAMPLE: dict[str, Any] = {
 }
 
 
-class LinkInvalid(Problem):
+class LinkInvalid(Problem, status=403, slug="mail-link-invalid", title="This link is not valid"):
     """The link to end mail is not one of ours, or was cut."""
 
-    status = HTTPStatus.FORBIDDEN
-    slug = "mail-link-invalid"
-    title = "This link is not valid"
 
-
-class MailUnknown(Problem):
+class MailUnknown(Problem, status=404, slug="mail-unknown", title="There is no such mail"):
     """There is no such mail in the drawer."""
-
-    status = HTTPStatus.NOT_FOUND
-    slug = "mail-unknown"
-    title = "There is no such mail"
 
 
 @mail.get("/mail/unsubscribe")
@@ -81,10 +72,7 @@ def ask() -> ResponseReturnValue:
 def unsubscribe() -> ResponseReturnValue:
     """Ends mail of one kind: from the page, or by the mail program's own button (RFC 8058)."""
     person_id, kind = _signed_link()
-    try:
-        components().data_api.call("unsubscribe_from_mail", {"person_id": person_id, "template": kind})
-    except CallFailed as failure:
-        raise DatabaseUnavailable("Try again in a few seconds.") from failure
+    components().data_api.call("unsubscribe_from_mail", {"person_id": person_id, "template": kind})
     return _page("unsubscribe.html", STYLE, kind=kind, done=True)
 
 

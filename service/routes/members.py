@@ -27,45 +27,24 @@ EMAIL_ADDRESS = re.compile(r"[^@\s\x00-\x1f]{1,64}@[^@\s\x00-\x1f]{1,255}")
 ROLES = ("admin", "member", "viewer")
 
 
-class InvitationMalformed(Problem):
+class InvitationMalformed(Problem, status=400, slug="invitation-malformed", title="The body is not an invitation"):
     """The body is not an invitation."""
 
-    status = HTTPStatus.BAD_REQUEST
-    slug = "invitation-malformed"
-    title = "The body is not an invitation"
 
-
-class MemberUnknown(Problem):
+class MemberUnknown(Problem, status=404, slug="member-unknown", title="There is no such member"):
     """The organization has no such member."""
 
-    status = HTTPStatus.NOT_FOUND
-    slug = "member-unknown"
-    title = "There is no such member"
 
-
-class LastOwner(Problem):
+class LastOwner(Problem, status=409, slug="last-owner", title="The organization would be without an owner"):
     """The organization would be without an owner."""
 
-    status = HTTPStatus.CONFLICT
-    slug = "last-owner"
-    title = "The organization would be without an owner"
 
-
-class ClerkRefused(Problem):
+class ClerkRefused(Problem, status=422, slug="clerk-refused", title="Clerk refuses it"):
     """Clerk does not want it: `clerk_code` says why, such as that the person is a member, or there are too many."""
 
-    status = HTTPStatus.UNPROCESSABLE_ENTITY
-    slug = "clerk-refused"
-    title = "Clerk refuses it"
 
-
-class ClerkUnavailable(Problem):
+class ClerkUnavailable(Problem, status=503, slug="clerk-unavailable", title="Clerk does not answer", retry_after=5):
     """Clerk did not answer, or not as it should."""
-
-    status = HTTPStatus.SERVICE_UNAVAILABLE
-    slug = "clerk-unavailable"
-    title = "Clerk does not answer"
-    headers = {"Retry-After": "5"}  # noqa: RUF012 - never changed
 
 
 @members.post("/invitations")

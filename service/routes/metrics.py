@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from http import HTTPStatus
 from typing import Any
 
 from flask import Blueprint, Response
@@ -17,10 +16,9 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from service.bearer import carries
+from service import bearer
 from service.components import components
 from service.data_api import CallFailed
-from service.problems import Problem
 
 metrics = Blueprint("metrics", __name__)
 
@@ -36,20 +34,10 @@ FROM_DATABASE = {
 }
 
 
-class MetricsRefused(Problem):
-    """The request does not carry the token for metrics, or there is none."""
-
-    status = HTTPStatus.UNAUTHORIZED
-    slug = "metrics-refused"
-    title = "Only a monitor may read the metrics"
-    headers = {"WWW-Authenticate": "Bearer"}  # noqa: RUF012 - never changed
-
-
 @metrics.get("/metrics")
 def show() -> ResponseReturnValue:
     """All of it, in Prometheus' text format."""
-    if not carries(components().settings.metrics_token):
-        raise MetricsRefused("Send the token for metrics: Authorization: Bearer <METRICS_TOKEN>.")
+    bearer.require(components().settings.metrics_token, "metrics-refused", "METRICS_TOKEN")
     registry = CollectorRegistry()
     if FOLDER in os.environ:
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]

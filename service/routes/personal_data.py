@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
-from flask import Blueprint, Response, jsonify, request, stream_with_context
+from flask import Blueprint, jsonify, request
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import MethodNotAllowed
 
@@ -17,7 +17,8 @@ from service.data_api import CallFailed
 from service.export import Export, as_json, as_zip
 from service.identity import Caller, current_caller
 from service.logs import log
-from service.problems import DatabaseUnavailable, Problem
+from service.problems import Problem
+from service.streaming import stream_file
 
 personal_data = Blueprint("personal_data", __name__, url_prefix="/api/v1/gdpr")
 
@@ -26,43 +27,26 @@ FIRST_FACTOR_MINUTES = 10
 FORMATS = {"application/json": ("json", as_json), "application/zip": ("zip", as_zip)}
 
 
-class Impersonated(Problem):
+class Impersonated(Problem, status=403, slug="impersonated", title="Only the person may do this"):
     """The token was made for somebody who acts in the person's name (its act claim)."""
 
-    status = HTTPStatus.FORBIDDEN
-    slug = "impersonated"
-    title = "Only the person may do this"
 
-
-class NothingHeld(Problem):
+class NothingHeld(Problem, status=404, slug="nothing-held", title="Nothing is held of this person"):
     """There is no profile of the caller: they never came in, or were erased."""
 
-    status = HTTPStatus.NOT_FOUND
-    slug = "nothing-held"
-    title = "Nothing is held of this person"
 
-
-class ExportTooSoon(Problem):
+class ExportTooSoon(Problem, status=429, slug="export-too-soon", title="One export an hour"):
     """The last export began less than an hour ago, or is still running."""
-
-    status = HTTPStatus.TOO_MANY_REQUESTS
-    slug = "export-too-soon"
-    title = "One export an hour"
 
     def __init__(self, retry_after: int) -> None:
         super().__init__("The last export is too recent, or still running.", retry_after=retry_after)
-        self.headers = {"Retry-After": str(retry_after)}
 
 
-class ReverificationRequired(Problem):
+class ReverificationRequired(Problem, status=403, slug="reverification-required", title="Prove once more who you are"):
     """The caller has not proved lately who they are. `clerk_error` is what Clerk's `useReverification` looks for.
 
     Source: https://clerk.com/docs/guides/secure/reverification
     """
-
-    status = HTTPStatus.FORBIDDEN
-    slug = "reverification-required"
-    title = "Prove once more who you are"
 
     def __init__(self) -> None:
         wanted = {"level": "first_factor", "afterMinutes": FIRST_FACTOR_MINUTES}
@@ -72,28 +56,16 @@ class ReverificationRequired(Problem):
         )
 
 
-class ConfirmationMissing(Problem):
+class ConfirmationMissing(Problem, status=400, slug="confirmation-missing", title="The erasure is not confirmed"):
     """The body does not say that the caller means it."""
 
-    status = HTTPStatus.BAD_REQUEST
-    slug = "confirmation-missing"
-    title = "The erasure is not confirmed"
 
-
-class SoleOwner(Problem):
+class SoleOwner(Problem, status=409, slug="sole-owner", title="Organizations would be without an owner"):
     """`organizations` would be without an owner: [{id, clerk_org_id, name}]."""
 
-    status = HTTPStatus.CONFLICT
-    slug = "sole-owner"
-    title = "Organizations would be without an owner"
 
-
-class ReceiptUnknown(Problem):
+class ReceiptUnknown(Problem, status=404, slug="receipt-unknown", title="There is no such receipt"):
     """No erasure has this receipt."""
-
-    status = HTTPStatus.NOT_FOUND
-    slug = "receipt-unknown"
-    title = "There is no such receipt"
 
 
 @personal_data.get("/export")
@@ -107,17 +79,10 @@ def export() -> ResponseReturnValue:
     running = Export.of(components().data_api.call, begun)
     content_type = request.accept_mimetypes.best_match(FORMATS, "application/json")
     ending, written = FORMATS[content_type]
-    pieces = _to_its_end(running, written(running))
-    try:
-        first = next(pieces)  # before the answer begins: what fails here is still an ordinary problem
-    except CallFailed as failure:
-        raise DatabaseUnavailable("Try again in a few seconds.") from failure
     filename = f"user-data-{running.generated_at[:10]}.{ending}"
-    return Response(
-        stream_with_context(_after(first, pieces)),
-        content_type=content_type,
-        headers={"Content-Disposition": f'attachment; filename="{filename}"', "Vary": "Accept"},
-    )
+    answer = stream_file(_to_its_end(running, written(running)), content_type, filename)
+    answer.headers["Vary"] = "Accept"
+    return answer
 
 
 @personal_data.post("/erasure")
@@ -159,13 +124,13 @@ def _person() -> Caller:
 
 
 def _called(function: str, arguments: dict[str, Any]) -> Any:
-    """Raises NothingHeld and DatabaseUnavailable."""
+    """Raises NothingHeld and CallFailed."""
     try:
         return components().data_api.call(function, arguments)
     except CallFailed as failure:
         if failure.code == "PT404":
             raise NothingHeld("Sign in to the product once; who was erased has nothing here any more.") from failure
-        raise DatabaseUnavailable("Try again in a few seconds.") from failure
+        raise
 
 
 def _to_its_end(running: Export, pieces: Iterator[bytes]) -> Iterator[bytes]:
@@ -178,12 +143,3 @@ def _to_its_end(running: Export, pieces: Iterator[bytes]) -> Iterator[bytes]:
         with suppress(CallFailed):
             running.end(failed=failed)
         log.info("personal data export", extra={"failed": failed})
-
-
-def _after(first: bytes, others: Iterator[bytes]) -> Iterator[bytes]:
-    """A failure leaves the body without its last chunk, which a client sees as a broken transfer: as in audit.csv."""
-    try:
-        yield first
-        yield from others
-    finally:
-        cast("Any", others).close()

@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any
 
 from flask import Blueprint, jsonify, request
@@ -38,45 +37,28 @@ MAX_DIGITS = 4000  # Python reads no whole number of more than 4,300
 webhooks = Blueprint("webhooks", __name__, url_prefix="/webhooks")
 
 
-class HeadersMalformed(Problem):
+class HeadersMalformed(
+    Problem, status=400, slug="webhook-headers-malformed", title="Webhook headers are missing or malformed"
+):
     """The three headers of a delivery are not all there, or not of their form."""
 
-    status = HTTPStatus.BAD_REQUEST
-    slug = "webhook-headers-malformed"
-    title = "Webhook headers are missing or malformed"
 
-
-class SignatureInvalid(Problem):
+class SignatureInvalid(Problem, status=401, slug="webhook-signature-invalid", title="Webhook signature is not valid"):
     """No secret of ours made this signature, or it was made too long ago. Which of the two is not told."""
 
-    status = HTTPStatus.UNAUTHORIZED
-    slug = "webhook-signature-invalid"
-    title = "Webhook signature is not valid"
 
-
-class BodyUnreadable(Problem):
+class BodyUnreadable(Problem, status=400, slug="webhook-body-unreadable", title="Webhook body cannot be read"):
     """The body ends, or breaks, before it should."""
 
-    status = HTTPStatus.BAD_REQUEST
-    slug = "webhook-body-unreadable"
-    title = "Webhook body cannot be read"
 
-
-class EventMalformed(Problem):
+class EventMalformed(Problem, status=400, slug="webhook-event-malformed", title="Webhook body is not an event"):
     """The body is not an event."""
 
-    status = HTTPStatus.BAD_REQUEST
-    slug = "webhook-event-malformed"
-    title = "Webhook body is not an event"
 
-
-class EventNotStored(Problem):
+class EventNotStored(
+    Problem, status=503, slug="webhook-event-not-stored", title="The event could not be stored", retry_after=30
+):
     """The database did not confirm that it has the event: the sender must try again."""
-
-    status = HTTPStatus.SERVICE_UNAVAILABLE
-    slug = "webhook-event-not-stored"
-    title = "The event could not be stored"
-    headers = {"Retry-After": "30"}  # noqa: RUF012 - never changed
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,8 @@ def test_nobody_else_does(
     online: FlaskClient, stack: Stack, url: str, person: str, tenant: str, second_factor: bool
 ) -> None:
     response = online.get(url, headers=as_caller(stack.token(person, tenant, second_factor=second_factor)))
-    assert (response.status_code, response.json["type"]) == (403, "urn:problem:ballast:audit-refused")
+    assert (response.status_code, response.json["type"]) == (403, "urn:problem:ballast:not-permitted")
+    assert response.json["permission"] == "audit:read"
 
 
 def test_another_tenant_and_none_are_not_told_apart(online: FlaskClient, stack: Stack, url: str) -> None:
@@ -170,14 +171,19 @@ def data_api(pages: int, last: Answer | None = HANG_UP) -> Callable[[str, Any, b
 
     def answer(path: str, headers: Any, body: bytes) -> Answer | None:
         nonlocal served
-        if path.endswith("has_permission"):
-            return rest_answer(True)
+        if path.endswith("start_session"):
+            return rest_answer(SESSION)
         served += 1
         return rest_answer(FULL_PAGE) if served <= pages else last
 
     return answer
 
 
+SESSION = {
+    "profile": {"clerk_user_id": "user_test"},
+    "second_factor": True,
+    "organizations": [{"id": NOWHERE.split("/")[4], "clerk_org_id": "org_test", "permissions": ["audit:read"]}],
+}
 START = datetime(2026, 1, 1, tzinfo=UTC)
 FULL_PAGE = [
     dict.fromkeys(COLUMNS) | {"id": str(n), "created_at": (START - timedelta(seconds=n)).isoformat()}
@@ -201,9 +207,10 @@ def test_without_a_token_nothing_is_asked(client: FlaskClient, outside: Outside)
 def test_a_range_that_is_none_is_the_callers_mistake(
     client: FlaskClient, outside: Outside, issuer: Issuer, query: str
 ) -> None:
+    outside.answer = data_api(1)
     response = client.get(f"{NOWHERE}?{query}", headers=as_caller(issuer.token()))
     assert (response.status_code, response.json["type"]) == (400, "urn:problem:ballast:range-invalid")
-    assert outside.requests == []
+    assert outside.requests == ["/rest/v1/rpc/start_session"]
 
 
 @pytest.mark.parametrize("pages", [0, -1])
@@ -224,7 +231,7 @@ def test_a_page_is_asked_for_when_the_one_before_was_taken_and_memory_stays(
     assert len(outside.requests) == 2  # the permission, the first page
     for _ in range(5):
         next(pieces)
-    assert len(outside.requests) == 2 + 3
+    assert len(outside.requests) == 2 + 4
     tracemalloc.start()
     try:
         for _ in range(10):

@@ -15,7 +15,6 @@ from flask import Flask, request
 
 from service.components import components
 from service.data_api import CallFailed
-from service.problems import DatabaseUnavailable
 from tests.conftest import Stack
 from tests.service.conftest import ENVIRONMENT, MakeApp
 from tests.service.outside import Issuer, running_outside
@@ -78,7 +77,7 @@ def app(make_app: MakeApp, sink: Sink, issuer: Issuer) -> Flask:
         raise RuntimeError(f"{name} {local} ada@example.com 5ecret {request.get_data(as_text=True)}")
 
     def unavailable(name: str) -> str:
-        raise DatabaseUnavailable("Try again.") from CallFailed("f", "ConnectTimeout", f"{name} 5ecret")
+        raise CallFailed("f", "ConnectTimeout", f"{name} 5ecret")
 
     app.add_url_rule("/people/<name>/boom", "boom", boom, methods=["POST"])
     app.add_url_rule("/people/<name>/unavailable", "unavailable", unavailable)
