@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
+import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -27,11 +28,13 @@ from scripts.local.clerk.client import ClerkClient
 from scripts.local.processes import free_ports
 from scripts.local.stack import LAST_PORT_OFFSET
 from scripts.schema import migrations
-from scripts.scratch.postgres import Postgres, stop
+from scripts.scratch.postgres import Postgres
+from tests.servers import MIGRATED, TestRun, folder_to_keep
 
 ROOT = Path(__file__).parents[1]
 Claims = dict[str, Any]
 TOKEN_LIFE_SECONDS = 60
+RUN = pytest.StashKey[TestRun]()
 QUIET_CHROMIUM = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -49,7 +52,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption("--renew-readme-picture", action="store_true", help="write docs/demo.png (tests/e2e)")
     parser.addoption("--histories", type=int, help="how many histories the convergence test delivers")
+    parser.addoption("--table", metavar="NAME", help="run only the tests that concern this table")
     parser.addoption("--thorough", action="store_true", help="run the expensive tests too (CONTRIBUTING.md lists them)")
+    parser.addoption(
+        "--keep", action="store_true", help="leave the database servers running for the next run with --keep"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -59,14 +66,67 @@ def pytest_configure(config: pytest.Config) -> None:
     # Test modules read the profile when they are imported, which is later.
     settings.register_profile("ballast", max_examples=300 if thorough else 50, deadline=None)
     settings.load_profile("ballast")
+    if config.option.collectonly:
+        return
+    if given := getattr(config, "workerinput", {}).get("ballast"):
+        config.stash[RUN] = TestRun(Path(given["folder"]), given["kept"] and Path(given["kept"]))
+    else:
+        signal.signal(signal.SIGTERM, _interrupt)
+        config.stash[RUN] = TestRun.begin(
+            folder_to_keep(config.getoption("--postgres")) if config.getoption("--keep") else None
+        )
+
+
+def _interrupt(*_: object) -> None:
+    """A polite kill ends the run as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """The controller of several processes says to each where the run's folder is."""
+    run = node.config.stash[RUN]
+    node.workerinput["ballast"] = {"folder": str(run.folder), "kept": run.kept and str(run.kept)}
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if run := config.stash.get(RUN, None):
+        run.end()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """There is one stack: the tests of a file that use it take turns with those of other processes."""
+    run = item.config.stash[RUN]
+    if uses_the_stack(item):
+        run.take_turn()
+    answer = yield
+    if nextitem is None or nextitem.path != item.path:
+        run.end_turn()
+    return answer
+
+
+def concerns(item: pytest.Item, table: str) -> bool:
+    """Whether the test, its file or a parameter of it is named after the table."""
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    named = re.search(rf"(?<![a-z]){re.escape(table)}(?![a-z])", item.nodeid)
+    return bool(named) or any(getattr(each, "name", each) == table for each in parameters)
+
+
+def uses_the_stack(item: pytest.Item) -> bool:
+    return "stack" in getattr(item, "fixturenames", ())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--thorough"):
-        return
-    expensive = [item for item in items if item.get_closest_marker("thorough")]
-    config.hook.pytest_deselected(items=expensive)
-    items[:] = [item for item in items if not item.get_closest_marker("thorough")]
+    if not config.getoption("--thorough"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("thorough")])
+        items[:] = [item for item in items if not item.get_closest_marker("thorough")]
+    if table := config.getoption("--table"):
+        config.hook.pytest_deselected(items=[item for item in items if not concerns(item, table)])
+        items[:] = [item for item in items if concerns(item, table)]
+    # Files that use the stack come first. So one process works on them, while the others begin with the rest and steal from its end.
+    on_the_stack = {item.path for item in items if uses_the_stack(item)}
+    items.sort(key=lambda item: item.path not in on_the_stack)
 
 
 def free_port_block() -> int:
@@ -75,11 +135,11 @@ def free_port_block() -> int:
 
 
 @pytest.fixture(scope="session")
-def home() -> Iterator[Path]:
-    """A folder outside pytest's own, which only root may enter when we are root."""
-    with tempfile.TemporaryDirectory(prefix="ballast-", ignore_cleanup_errors=True) as folder:
-        Path(folder).chmod(0o755)
-        yield Path(folder)
+def home(test_run: TestRun) -> Path:
+    """A folder of this process' own, outside pytest's, which only root may enter when we are root."""
+    folder = test_run.folder / f"home-{os.getpid()}"
+    folder.mkdir(mode=0o755)
+    return folder
 
 
 @dataclass(frozen=True)
@@ -95,20 +155,43 @@ class ServerElsewhere:
         )
 
 
+@dataclass(frozen=True)
+class OwnDatabase(Postgres):
+    """A server that all processes of the run share, and a database in it that is this process' own."""
+
+    database: str = "postgres"
+
+    def url(self, user: str = "postgres", database: str | None = None) -> str:
+        return super().url(user, database or self.database)
+
+
+@contextlib.contextmanager
+def own_database(server: Postgres, template: str = MIGRATED) -> Iterator[OwnDatabase]:
+    """A copy of a database, for as long as the block runs."""
+    name = f"own_{secrets.token_hex(6)}"
+    with psycopg.connect(server.url("supabase_admin", "template1"), autocommit=True) as admin:
+        admin.execute(f"create database {name} template {template} strategy file_copy owner postgres".encode())
+        try:
+            yield OwnDatabase(server.home, server.port, server.password, server.programs, name)
+        finally:
+            admin.execute(f"drop database {name} with (force)".encode())
+
+
 @pytest.fixture(scope="session")
-def server(home: Path, request: pytest.FixtureRequest) -> Iterator[Postgres | ServerElsewhere]:
-    """A migrated PostgreSQL for tests that need no API; durable settings off."""
+def test_run(request: pytest.FixtureRequest) -> TestRun:
+    return request.config.stash[RUN]
+
+
+@pytest.fixture(scope="session")
+def server(test_run: TestRun, request: pytest.FixtureRequest) -> Iterator[OwnDatabase | ServerElsewhere]:
+    """A migrated database for tests that need no API; durable settings off."""
     if elsewhere := request.config.getoption("--server-url"):
         migrations.up(elsewhere)
         yield ServerElsewhere(elsewhere)
         return
-    postgres = Postgres(home / "server", free_port_block(), "test", request.config.getoption("--postgres"))
-    process = postgres.start(fsync="off", max_connections="60")
-    try:
-        migrations.up(postgres.url())
-        yield postgres
-    finally:
-        stop(process)
+    postgres = test_run.postgres("server", request.config.getoption("--postgres"), migrated=True)
+    with own_database(postgres) as own:
+        yield own
 
 
 @dataclass(frozen=True)
@@ -181,25 +264,29 @@ class Stack:
         return token
 
 
-@contextlib.contextmanager
-def running_stack(home: Path) -> Iterator[Stack]:
-    """A seeded stack of its own in `home`, on free ports."""
+def start_stack(home: Path) -> Stack:
+    """Starts a seeded stack in `home`, on free ports, and returns once it is healthy."""
     place = {"BALLAST_HOME": str(home), "BALLAST_PORT_BASE": str(free_port_block()), "BALLAST_JOBS": "off"}
     starting = Stack(home, place)
+    started = starting.ballast("up", "--detach")
+    assert started.returncode == 0, started.stdout + started.stderr
+    return Stack(home, place | json.loads(starting.ballast("env", "--json").stdout))
+
+
+@contextlib.contextmanager
+def running_stack(home: Path) -> Iterator[Stack]:
+    """A seeded stack of its own."""
     try:
-        started = starting.ballast("up", "--detach")
-        assert started.returncode == 0, started.stdout + started.stderr
-        environment = json.loads(starting.ballast("env", "--json").stdout)
-        yield Stack(home, place | environment)
+        yield start_stack(home)
     finally:
-        assert starting.ballast("down").returncode == 0
+        assert Stack(home, {"BALLAST_HOME": str(home)}).ballast("down").returncode == 0
 
 
 @pytest.fixture(scope="session")
-def stack(home: Path) -> Iterator[Stack]:
+def stack(test_run: TestRun) -> Stack:
     """The seeded stack, started once for all tests that go through the API."""
-    with running_stack(home / "stack") as stack:
-        yield stack
+    home = test_run.folder / "stack"
+    return Stack(home, test_run.once("stack", lambda home: start_stack(home).environment))
 
 
 @pytest.fixture(scope="session")

@@ -112,6 +112,7 @@ class Postgres:
                 stdout=log,
                 stderr=log,
                 cwd="/",
+                start_new_session=True,  # Ctrl-C ends the process that started it, which then stops it in order
                 **os_user.identity(),
             )
         try:

@@ -19,12 +19,6 @@ from tests.people import ADA, ADA_EMAILS, ALIKE, BEN, CLEO, FAR, call, identifie
 ON_THE_WAY = {"realtime.messages"}
 
 
-@pytest.fixture
-def world(database: Database) -> Database:
-    people.world(database)
-    return database
-
-
 def erased(database: Database, receipt: str) -> dict[str, Any]:
     """Continues until it is erased, as the service does; each step would be a transaction of its own."""
     for _ in range(20):

@@ -22,12 +22,6 @@ GREEN = ("green", "Nothing is to be done.")
 message_numbers = itertools.count()
 
 
-@pytest.fixture
-def world(database: Database) -> Database:
-    people.world(database)
-    return database
-
-
 def views(database: Database) -> list[str]:
     rows = database.rows(
         "select relname from pg_class where relnamespace = 'ops'::regnamespace and relkind = 'v' order by relname"

@@ -18,12 +18,6 @@ from tests.people import ADA, ADA_EMAILS, ALIKE, BEN, CLEO, SECRET, call, identi
 ON_THE_WAY = {"realtime.messages"}
 
 
-@pytest.fixture
-def world(database: Database) -> Database:
-    people.world(database)
-    return database
-
-
 def page_of(database: Database, export_id: str, after: object, page: int) -> list[tuple[str, str, int, Any]]:
     query = "select domain, content, entries, next from app.export_page(%s, %s, %s)"
     return database.rows(query, export_id, json.dumps(after) if after else None, page)  # type: ignore[return-value]

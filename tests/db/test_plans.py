@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
-from scripts.schema import migrations
-from scripts.scratch.postgres import Postgres, stop
+from scripts.scratch.postgres import Postgres
 from tests.bench.rls import claims, fill
-from tests.conftest import Database, free_port_block
+from tests.conftest import Database, OwnDatabase, own_database
+from tests.servers import TestRun
 from tests.tenant_tables import TABLES
 
 Plan = dict[str, Any]
@@ -29,12 +28,9 @@ OTHERS_PER_ORGANIZATION = 200
 
 
 @pytest.fixture(scope="module")
-def tenants(home: Path, request: pytest.FixtureRequest) -> Iterator[Postgres]:
-    """A server of its own, with 100 organizations: planners of other tests must not see these rows."""
-    server = Postgres(home / "plans", free_port_block(), "test", request.config.getoption("--postgres"))
-    process = server.start(fsync="off")
-    try:
-        migrations.up(server.url())
+def tenants(test_run: TestRun, request: pytest.FixtureRequest) -> Iterator[OwnDatabase]:
+    """A database of its own, with 100 organizations: planners of other tests must not see these rows."""
+    with own_database(test_run.postgres("server", request.config.getoption("--postgres"), migrated=True)) as server:
         with psycopg.connect(server.url("supabase_admin")) as admin:
             fill(admin, PROJECTS)
             admin.execute(
@@ -55,8 +51,6 @@ def tenants(home: Path, request: pytest.FixtureRequest) -> Iterator[Postgres]:
         with psycopg.connect(server.url("supabase_admin"), autocommit=True) as admin:
             admin.execute("vacuum (analyze)")
         yield server
-    finally:
-        stop(process)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import re
 
 import pytest
 
-from tests import people
 from tests.conftest import ROOT, Database
 
 # Not limits.md: only Supabase lets postgres change pgrst.db_pre_request.
@@ -44,8 +43,7 @@ def test_each_page_has_some() -> None:
 @pytest.mark.parametrize(
     ("page", "block"), BLOCKS, ids=[f"{page} {' '.join(block.split())[:50]}" for page, block in BLOCKS]
 )
-def test_every_statement_runs(database: Database, page: str, block: str) -> None:
-    people.world(database)
-    database.execute(INVOICES)
+def test_every_statement_runs(world: Database, page: str, block: str) -> None:
+    world.execute(INVOICES)
     # A row of the registry stands among others.
-    database.execute(f"{REGISTRATION}{block.strip().removesuffix(',')}" if block.startswith("(") else block)
+    world.execute(f"{REGISTRATION}{block.strip().removesuffix(',')}" if block.startswith("(") else block)

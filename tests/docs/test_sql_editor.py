@@ -23,15 +23,13 @@ def ran(database: Database, block: str) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: " ".join(block.split())[:60])
-def test_every_recipe_runs(database: Database, block: str) -> None:
-    people.world(database)
-    ran(database, block)
+def test_every_recipe_runs(world: Database, block: str) -> None:
+    ran(world, block)
 
 
-def test_the_recipes_are_those_of_a_day_in_order(database: Database) -> None:
+def test_the_recipes_are_those_of_a_day_in_order(world: Database) -> None:
     """One after the other, in one session: what one changes, the next one sees."""
-    people.world(database)
-    found = [ran(database, block) for block in BLOCKS]
+    found = [ran(world, block) for block in BLOCKS]
     assert sum(bool(rows) for rows in found) > len(BLOCKS) / 2
 
 

@@ -25,17 +25,16 @@ from scripts.backup.manifest import MANIFEST
 from scripts.backup.store import BackupStore
 from scripts.cli import ballast
 from scripts.schema import migrations
-from scripts.scratch.postgres import Postgres, stop
+from scripts.scratch.postgres import Postgres
 from tests import people
-from tests.conftest import ROOT, Database, free_port_block
+from tests.conftest import ROOT, Database
+from tests.servers import TestRun
 
 
 @pytest.fixture(scope="session")
-def bare_server(home: Path, request: pytest.FixtureRequest) -> Iterator[Postgres]:
-    postgres = Postgres(home / "bare", free_port_block(), "test", request.config.getoption("--postgres"))
-    process = postgres.start(fsync="off")
-    yield postgres
-    stop(process)
+def bare_server(test_run: TestRun, request: pytest.FixtureRequest) -> Postgres:
+    """A server that all processes of the run share. Copy its database: never connect to it."""
+    return test_run.postgres("bare", request.config.getoption("--postgres"), migrated=False)
 
 
 @contextlib.contextmanager

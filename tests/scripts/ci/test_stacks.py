@@ -114,6 +114,20 @@ def test_with_arguments_only_what_they_name_runs(run: Run) -> None:
     assert lines(run("tests/db", "--thorough")) == ["setup", "python -m pytest --thorough tests/db"]
 
 
+def test_servers_are_kept_and_ended_on_request(run: Run) -> None:
+    assert lines(run("--keep", "tests/db"))[-1] == "python -m pytest --keep tests/db"
+    assert lines(run("--keep"))[-1] == lines(run())[-1] + " --keep"
+    assert lines(run("--stop"))[-1] == "python -m tests.servers stop"
+
+
+def test_a_table_has_its_own_tests(collected: Callable[..., str]) -> None:
+    words = ("tests/db", "tests/api", "--table", "projects")
+    selected = [line for line in collected(*words).splitlines() if line.startswith("tests/")]
+    assert len(selected) > 20
+    assert [line for line in selected if "projects" not in line] == []
+    assert {line.partition("::")[0] for line in selected} >= {"tests/api/test_access.py", "tests/db/test_plans.py"}
+
+
 def test_an_expensive_test_runs_only_when_asked_for(collected: Callable[..., str]) -> None:
     file = "tests/api/test_access.py"
     [everyday, thorough] = [collected(file), collected(file, "--thorough")]

@@ -1,0 +1,136 @@
+"""The servers that all processes of a test run share: started once, ended however the run ends, or kept for the next one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests import servers
+from tests.conftest import ROOT
+from tests.servers import MARK, TestRun, processes_of, stop_kept
+
+
+@pytest.fixture(autouse=True)
+def _own_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that a test begins changes it."""
+    monkeypatch.setenv(MARK, os.environ[MARK])
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 60) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, "what was waited for did not come"
+        time.sleep(0.05)
+    return answer
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+def test_nothing_stays_behind_when_pytest_is_ended(home: Path, number: signal.Signals) -> None:
+    place = home / f"ended-by-{number.name}"
+    place.mkdir()
+    pytest_process = subprocess.Popen(
+        [sys.executable, "-m", "pytest", "--quiet", "tests/db/test_limits.py"],
+        cwd=ROOT, env=os.environ | {"TMPDIR": str(place)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    started = wait_until(lambda: list(place.glob("ballast-tests-*/server/data/postmaster.pid")))
+    folder = started[0].parents[2]
+    assert processes_of(str(folder))
+    pytest_process.send_signal(number)
+    pytest_process.wait(60)
+    wait_until(lambda: not folder.exists())
+    assert processes_of(str(folder)) == []
+
+
+def test_what_two_processes_need_is_started_once(tmp_path: Path) -> None:
+    program = """
+import sys, time
+from pathlib import Path
+from tests.servers import TestRun
+
+def start(home):
+    time.sleep(0.5)
+    with (home.parent / "starts").open("a") as file:
+        file.write("started ")
+    return {"port": 1}
+
+print(TestRun(Path(sys.argv[1])).once("server", start))
+"""
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate()[0].strip() for process in both] == ["{'port': 1}"] * 2
+    assert (tmp_path / "starts").read_text() == "started "
+
+
+def test_only_one_process_has_its_turn(tmp_path: Path) -> None:
+    first = TestRun(tmp_path)
+    first.take_turn()
+    program = "import sys; from pathlib import Path; from tests.servers import TestRun; TestRun(Path(sys.argv[1])).take_turn()"
+    second = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        second.wait(1.5)
+    first.end_turn()
+    assert second.wait(30) == 0
+
+
+def test_a_kept_server_serves_the_next_run_and_ends_on_request(home: Path) -> None:
+    kept = home / "kept"
+    ports = []
+    for _ in range(2):
+        run = TestRun.begin(kept)
+        try:
+            postgres = run.postgres("bare", None, migrated=False)
+        finally:
+            assert run.in_use is not None
+            run.in_use.close()
+            run.end()
+        postgres.ask()
+        ports.append(postgres.port)
+    assert ports[0] == ports[1]
+    assert stop_kept(kept)
+    assert not kept.exists()
+    listening = [
+        each.laddr.port for each in psutil.net_connections("tcp") if each.status == psutil.CONN_LISTEN and each.laddr
+    ]
+    assert ports[0] not in listening
+
+
+def test_a_kept_server_that_died_is_replaced(home: Path) -> None:
+    kept = home / "replaced"
+    run = TestRun.begin(kept)
+    try:
+        postgres = run.postgres("bare", None, migrated=False)
+        [killed] = [each for each in psutil.process_iter() if f"{postgres.folder}/data" in " ".join(each.cmdline())]
+        killed.kill()
+        wait_until(lambda: not killed.is_running() or killed.status() == psutil.STATUS_ZOMBIE)
+        run.postgres("bare", None, migrated=False).ask()
+    finally:
+        assert run.in_use is not None
+        run.in_use.close()
+        run.end()
+        stop_kept(kept)
+
+
+@pytest.mark.parametrize("changed", ["migrations/1_a.sql", "functions/a/b.sql", "policies/a.sql"])
+def test_kept_servers_are_those_of_the_same_sources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    for name in ("migrations/1_a.sql", "functions/a/b.sql", "policies/a.sql", *servers.SOURCES[3:]):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("select 1;")
+    monkeypatch.setattr(servers, "ROOT", tmp_path)
+    monkeypatch.setattr(servers, "KEPT", tmp_path / "kept")
+    before = servers.folder_to_keep(None)
+    assert servers.folder_to_keep(None) == before
+    before.mkdir(parents=True)
+    (tmp_path / changed).write_text("select 2;")
+    assert servers.folder_to_keep(None) != before
+    assert not before.exists(), "the servers of the earlier sources have ended"

@@ -1,0 +1,239 @@
+"""Servers that all test processes of a run share, and the guard that ends everything a run started.
+
+The first process that needs a server starts it, under a lock in the run's folder; the others read where it is. Every process of
+a run has the folder's name in its environment. The guard is a process of its own: when pytest ends, however it ends, the guard
+stops all processes with that name and removes the folder. So nothing stays behind after Ctrl-C, SIGTERM or SIGKILL.
+
+With `--keep` database servers outlive the run, for the next one: their folder is named after what the migrated database depends on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+import psycopg
+
+from scripts.local.processes import ProcessRecord, RunRecord, free_ports
+from scripts.schema import migrations
+from scripts.scratch.postgres import Postgres
+
+ROOT = Path(__file__).parents[1]
+MARK = "BALLAST_TEST_RUN"
+KEPT = ROOT / ".test-servers"
+# What a kept server's databases are made of.
+SOURCES = ("migrations", "functions", "policies", "scripts/scratch/bootstrap.sql", "scripts/scratch/realtime.sql")
+MIGRATED = "migrated"
+GRACE_SECONDS = 10
+Json = dict[str, Any]
+
+
+@contextlib.contextmanager
+def locked(file: Path) -> Iterator[None]:
+    with file.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@dataclass
+class TestRun:
+    """One run of pytest with all its processes. `folder` is shared; `kept` has the servers that outlive the run, if it keeps any."""
+
+    __test__ = False
+
+    folder: Path
+    kept: Path | None = None
+    guard: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    turn: IO[str] | None = field(default=None, repr=False)
+    in_use: IO[str] | None = field(default=None, repr=False)
+
+    @classmethod
+    def begin(cls, kept: Path | None) -> TestRun:
+        """For the process that a person started: makes the folder, and starts the guard."""
+        folder = Path(tempfile.mkdtemp(prefix="ballast-tests-"))
+        folder.chmod(0o755)  # PostgreSQL's own user passes through it
+        environment = {name: value for name, value in os.environ.items() if name != MARK}
+        environment.pop("COVERAGE_PROCESS_CONFIG", None)
+        guard = subprocess.Popen(
+            [sys.executable, "-m", "tests.servers", "guard", str(folder)],
+            cwd=ROOT, env=environment, stdin=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+        os.environ[MARK] = str(folder)
+        run = cls(folder, kept, guard)
+        if kept is not None:
+            kept.mkdir(parents=True, exist_ok=True)
+            run.in_use = (kept / "in-use").open("w")
+            fcntl.flock(run.in_use, fcntl.LOCK_SH)
+        return run
+
+    def end(self) -> None:
+        """Lets the guard end everything, and waits for it."""
+        if self.guard is not None and self.guard.stdin is not None:
+            self.guard.stdin.close()
+            self.guard.wait()
+            os.environ.pop(MARK, None)
+
+    def once(self, name: str, start: Callable[[Path], Json]) -> Json:
+        """What `start` returned, which is called with a folder of its own by the first process that asks."""
+        with locked(self.folder / f"{name}.lock"):
+            answer = self.folder / f"{name}.json"
+            if not answer.exists():
+                answer.write_text(json.dumps(start(self.folder / name)))
+            return dict(json.loads(answer.read_text()))
+
+    def postgres(self, name: str, programs: Path | None, *, migrated: bool) -> Postgres:
+        """A PostgreSQL as Supabase hands one out; durable settings off. It may have a database MIGRATED, to be copied."""
+        started = self._kept_postgres(name, programs, migrated) if self.kept else None
+        if started is None:
+            started = self.once(name, lambda home: start_postgres(home, programs, migrated=migrated))
+        return Postgres(Path(started["home"]), started["port"], started["password"], programs)
+
+    def _kept_postgres(self, name: str, programs: Path | None, migrated: bool) -> Json:
+        assert self.kept is not None
+        answer = self.kept / f"{name}.json"
+        with locked(self.kept / f"{name}.lock"):
+            if answer.exists():
+                started: Json = json.loads(answer.read_text())
+                if ProcessRecord(**started["process"]).process() is not None:
+                    return started
+            stop_kept_server(answer)
+            mark = os.environ.pop(MARK)  # the guard must let it live
+            try:
+                started = start_postgres(self.kept / name, programs, migrated=migrated)
+            finally:
+                os.environ[MARK] = mark
+            answer.write_text(json.dumps(started))
+            return started
+
+    def take_turn(self) -> None:
+        """Waits until no other process uses what only one may use at a time: the stack."""
+        if self.turn is None:
+            self.turn = (self.folder / "turn").open("w")
+            fcntl.flock(self.turn, fcntl.LOCK_EX)
+
+    def end_turn(self) -> None:
+        if self.turn is not None:
+            self.turn.close()
+            self.turn = None
+
+
+def start_postgres(home: Path, programs: Path | None, *, migrated: bool) -> Json:
+    postgres = Postgres(home, free_ports(1), "test", programs)
+    process = postgres.start(fsync="off", max_connections="120")
+    if migrated:
+        with psycopg.connect(postgres.url(database="template1"), autocommit=True) as connection:
+            connection.execute(f"create database {MIGRATED} template postgres")
+        migrations.up(postgres.url(database=MIGRATED))
+    return {
+        "home": str(home), "port": postgres.port, "password": postgres.password,
+        "process": asdict(ProcessRecord.of(process.pid, signal.SIGINT)),
+    }  # fmt: skip
+
+
+# --- servers that outlive a run ---
+
+
+def folder_to_keep(programs: Path | None) -> Path:
+    """Where a run with --keep has its servers. Stops those that were made by other sources on the same PostgreSQL."""
+    binaries = _digest(str(programs)) if programs else "embedded"
+    digest = hashlib.sha256()
+    for source in map(ROOT.joinpath, SOURCES):
+        for file in sorted(source.rglob("*.sql")) if source.is_dir() else [source]:
+            digest.update(f"{file.relative_to(ROOT)}\0".encode() + file.read_bytes())
+    digest.update(_version(programs).encode())
+    folder = KEPT / f"{binaries}-{digest.hexdigest()[:12]}"
+    for other in KEPT.glob(f"{binaries}-*"):
+        if other != folder:
+            stop_kept(other, wait=False)
+    return folder
+
+
+def _version(programs: Path | None) -> str:
+    program = Postgres(KEPT, 0, "", programs).command()[0]
+    return subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def stop_kept(folder: Path, *, wait: bool = True) -> bool:
+    """Ends the servers of one folder, and removes it; unless a run uses them now, and we are not to wait for its end."""
+    with contextlib.suppress(FileNotFoundError), (folder / "in-use").open("w") as in_use:
+        try:
+            fcntl.flock(in_use, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return False
+        for answer in folder.glob("*.json"):
+            stop_kept_server(answer)
+        shutil.rmtree(folder)
+        return True
+    return False
+
+
+def stop_kept_server(answer: Path) -> None:
+    if answer.exists():
+        started = json.loads(answer.read_text())
+        ProcessRecord(**started["process"]).stop()
+        shutil.rmtree(Postgres(Path(started["home"]), 0, "").folder, ignore_errors=True)
+        answer.unlink()
+
+
+# --- the guard ---
+
+
+def processes_of(folder: str) -> list[psutil.Process]:
+    """Every living process that the run started, by its environment."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(MARK) == folder and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def end_everything(folder: Path) -> None:
+    """Asks stacks and servers to stop in order, then ends what is left of the run, and removes its folder."""
+    for record in folder.rglob("run.json"):
+        RunRecord.read(record.parent).stop()
+    left = processes_of(str(folder))
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGINT if process.name() == "postgres" else signal.SIGTERM)
+    psutil.wait_procs(left, GRACE_SECONDS)
+    for process in processes_of(str(folder)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> None:
+    match sys.argv[1:]:
+        case ["guard", folder]:
+            # Signals that end pytest reach its whole terminal: the guard waits for the end of its input instead.
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+            sys.stdin.read()
+            end_everything(Path(folder))
+        case ["stop"]:
+            stopped = [stop_kept(folder) for folder in KEPT.glob("*-*")]
+            print("Stopped the kept test servers." if any(stopped) else "No test servers are kept.")
+        case _:
+            sys.exit("Usage: python -m tests.servers stop")
+
+
+if __name__ == "__main__":
+    main()
