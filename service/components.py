@@ -19,7 +19,7 @@ from service.erasure import Eraser
 from service.erasure_ledger import LedgerStore
 from service.identity import SessionTokens
 from service.limits import Limits
-from service.mail import Drawer, Http, Mailer, Renderer, Resend
+from service.mail import Drawer, Mailer, Renderer, Resend
 from service.privacy_notice import PrivacyNotice
 from service.settings import Settings
 
@@ -100,7 +100,7 @@ def _mailer(settings: Settings, data_api: DataApi) -> Mailer:
     if settings.environment == "local":
         way = Drawer(settings.ballast_home / "mail" if settings.ballast_home else None)
     elif settings.resend_api_key is not None and settings.mail_from is not None:
-        way = Resend(settings.resend_api_key.get_secret_value(), settings.resend_api_url, settings.mail_from, Http())
+        way = Resend(settings.resend_api_key.get_secret_value(), settings.resend_api_url, settings.mail_from)
     elif settings.environment == "test":
         way = Drawer(None)
     return Mailer(data_api.call, renderer, way)

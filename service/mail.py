@@ -21,9 +21,7 @@ from urllib.parse import urlencode
 from uuid import UUID
 
 import httpx
-import resend
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
-from resend.exceptions import ResendError
 
 from service.logs import log
 from service.settings import ADDRESS
@@ -87,31 +85,6 @@ class Message:
     unsubscribe_url: str | None
 
 
-class Http(resend.HTTPClient):
-    """The package's connection to Resend, with timeouts, kept open."""
-
-    def __init__(self) -> None:
-        self._http = httpx.Client(timeout=TIMEOUT)
-
-    def request(  # noqa: PLR0913, PLR0917 - the package's
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        json: dict[str, object] | list[object] | None = None,
-        files: dict[str, Any] | None = None,
-        data: dict[str, Any] | None = None,
-    ) -> tuple[bytes, int, Mapping[str, str]]:
-        """Status, body and headers of the answer. Raises RuntimeError, whose text is the name of what went wrong."""
-        try:
-            answer = self._http.request(method, url, headers=dict(headers), json=json, files=files, data=data)
-        except httpx.HTTPError as error:
-            failure = type(error).__name__
-        else:
-            return answer.content, answer.status_code, answer.headers
-        raise RuntimeError(failure)
-
-
 class Renderer:
     """Makes messages of what the outbox says: HTML and text, each from a template of its own."""
 
@@ -159,38 +132,29 @@ class Renderer:
         return hmac.compare_digest(self.signature(person_id, kind).encode(), signature.encode(errors="replace"))
 
 
-@dataclass(frozen=True)
 class Resend:
-    """Resend's API, through its package. `sender` is the From header."""
+    """Resend's API. One per process: its connections are kept. `sender` is the From header."""
 
-    api_key: str
-    api_url: str
-    sender: str
-    http: Http
+    def __init__(self, api_key: str, api_url: str, sender: str) -> None:
+        self._sender = sender
+        headers = {"Authorization": f"Bearer {api_key}"}
+        self._http = httpx.Client(base_url=api_url, headers=headers, timeout=TIMEOUT)
 
     def deliver(self, message: Message) -> str | None:
         """Hands a message over and returns Resend's id of it, None where it had it before. Raises SendingFailed."""
-        # The package keeps these for the whole process.
-        resend.api_key, resend.api_url, resend.default_http_client = self.api_key, self.api_url, self.http
+        headers = {"Idempotency-Key": message.id}
         try:
-            answer = resend.Emails.send(self._parameters(message), {"idempotency_key": message.id})
-        except ResendError as error:
-            failure = _failure(error)
-        except Exception as error:  # an answer that is not what the package expects
+            answer = self._http.post("/emails", json=self._body(message), headers=headers)
+        except httpx.HTTPError as error:
             failure = SendingFailed(type(error).__name__, is_general=True)
         else:
-            sent_id = answer.get("id") if isinstance(answer, dict) else None
-            if isinstance(sent_id, str) and sent_id:
-                return sent_id
-            failure = SendingFailed("answer_without_id", is_general=True)
-        if failure.code == ALREADY_SENT:
-            return None
-        # Outside the except block: the package's error may quote what was sent.
+            return _provider_id(answer)
+        # Outside the except block: httpx's error holds the request, with what was sent.
         raise failure
 
-    def _parameters(self, message: Message) -> resend.Emails.SendParams:
-        parameters: resend.Emails.SendParams = {
-            "from": self.sender,
+    def _body(self, message: Message) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "from": self._sender,
             "to": [message.to],
             "subject": message.subject,
             "html": message.html,
@@ -199,11 +163,11 @@ class Resend:
             "tags": [{"name": "mail", "value": message.id}, {"name": "template", "value": message.template}],
         }
         if message.unsubscribe_url is not None:
-            parameters["headers"] = {
+            body["headers"] = {
                 "List-Unsubscribe": f"<{message.unsubscribe_url}>",
                 "List-Unsubscribe-Post": "List-Unsubscribe=One-Click",  # RFC 8058
             }
-        return parameters
+        return body
 
 
 @dataclass(frozen=True)
@@ -292,23 +256,28 @@ def _moment(text: str) -> str:
     return f"{moment.day} {moment:%B %Y, %H:%M} UTC"
 
 
-def _failure(error: ResendError) -> SendingFailed:
-    # The package says HttpClientError when there was no answer, and the message is then the class of our own error.
-    if error.error_type == "HttpClientError":
-        return SendingFailed(_code(error.message), is_general=True)
-    code = _code(error.error_type)
-    status = int(error.code) if str(error.code).isdigit() else HTTPStatus.INTERNAL_SERVER_ERROR.value
-    if status == HTTPStatus.CONFLICT:
-        return SendingFailed(code)
-    if status in TRY_AGAIN or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return SendingFailed(code, is_general=True, retry_after=_retry_after(error.headers))
-    return SendingFailed(code, is_final=True)
+def _provider_id(answer: httpx.Response) -> str | None:
+    """Resend's id of the mail that it took, None where it had it before. Raises SendingFailed."""
+    try:
+        body = answer.json()
+    except (ValueError, RecursionError):
+        code = "application_error"  # a proxy's page, or none
+    else:
+        fields = body if isinstance(body, dict) else {}
+        provider_id, name = fields.get("id"), fields.get("name")
+        if answer.is_success and isinstance(provider_id, str) and provider_id:
+            return provider_id
+        code = name if isinstance(name, str) and CODE.fullmatch(name) else "unknown"
+        if answer.is_success:
+            code = "answer_without_id"
+        elif code == ALREADY_SENT:
+            return None
+    if answer.is_client_error and answer.status_code not in TRY_AGAIN:
+        raise SendingFailed(code, is_final=True)
+    is_general = answer.status_code != HTTPStatus.CONFLICT
+    raise SendingFailed(code, is_general=is_general, retry_after=_retry_after(answer))
 
 
-def _code(text: object) -> str:
-    return text if isinstance(text, str) and CODE.fullmatch(text) else "unknown"
-
-
-def _retry_after(headers: Mapping[str, str]) -> int | None:
-    given = {name.lower(): value for name, value in headers.items()}.get("retry-after", "")
+def _retry_after(answer: httpx.Response) -> int | None:
+    given = answer.headers.get("Retry-After", "")
     return min(int(given), LONGEST_RETRY_AFTER) if re.fullmatch(r"[0-9]{1,9}", given) else None

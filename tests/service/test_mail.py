@@ -269,7 +269,7 @@ def test_an_answer_that_does_not_come_is_not_waited_for_long(
 ) -> None:
     assert (mail_module.TIMEOUT.connect, mail_module.TIMEOUT.read) == (3, 8)
     resend = cast("mail_module.Resend", client.application.extensions["ballast"].mailer.way)
-    resend.http._http.timeout = 0.3
+    resend._http.timeout = 0.3
     enqueued(database)
     done = threading.Event()
     provider.answers = [lambda: (done.wait(5), refusal(500, "late"))[1]]
