@@ -15,5 +15,5 @@ comment on column app.job_runs.failures is 'How often it failed since it last su
 comment on column app.job_runs.last_run_at is 'When it last ended, whether it succeeded or failed.';
 comment on column app.job_runs.last_ok_at is 'When it last succeeded; null for never.';
 comment on column app.job_runs.duration_ms is 'How long the last run took, in milliseconds.';
-comment on column app.job_runs.report is 'Result of the last run: counts, or the kind of error. No personal data.';
+comment on column app.job_runs.report is 'Result of the last run: counts, or the kind of error. Nothing about people.';
 alter table app.job_runs enable row level security, force row level security;

@@ -83,24 +83,23 @@ def new(name: str) -> None:
 
 
 @migrate.command("bundle", epilog="Example: ballast migrate bundle --check")
-@click.option("--check", is_flag=True, help="Write nothing; fail when a change is not bundled.")
+@click.option("--check", is_flag=True, help="Write nothing; fail when supabase/migrations/ lacks a change.")
 def bundle_command(check: bool) -> None:
-    """Write what changed in functions/ and policies/ as the next migration.
+    """Write supabase/migrations/, for projects that Supabase deploys by itself.
 
-    Projects that Supabase deploys by itself (`db push`, preview branches, `supabase start`) know only migrations/.
-    Do it before you merge; a database that has it from `migrate up` already is not changed by it.
+    `supabase db push` and preview branches apply that folder alone: copies of migrations/, and bundles of what changed
+    in functions/ and policies/. Run it before you merge. `migrate up` does not need it.
     """
-    found = bundle.unbundled(migrations.read_files(migrations.ROOT))
-    paths = [*(source.path for source in found.changed), *found.removed]
-    if not paths:
-        click.echo("Nothing to do: every source is in a bundle.")
+    found = bundle.find_unbundled(migrations.ROOT)
+    if not found.paths:
+        click.echo(f"Nothing to do: {migrations.BUNDLES} has every file.")
     elif check:
-        database.say("\n".join(f"Not bundled: {path}" for path in paths))
-        database.say("Write them into a migration with `ballast migrate bundle`, and commit it.")
+        database.say("\n".join(f"Not bundled: {path}" for path in found.paths))
+        database.say("Write them with `ballast migrate bundle`, and commit them.")
         sys.exit(1)
     else:
-        path = migrations.add(bundle.NAME, bundle.text_of(found), root=migrations.ROOT)
-        click.echo(f"{path.relative_to(migrations.ROOT)}: {_count(len(paths), 'file')}")
+        for path in bundle.write(migrations.ROOT, found):
+            click.echo(f"Wrote {path}")
 
 
 def _current(plan: migrations.Plan) -> str:

@@ -48,6 +48,10 @@ ADVICE = {
     "database applies them in the same order.",
 }
 
+# What `ballast migrate bundle` generates, and how the names of its bundles end: `migrate up` applies their sources.
+BUNDLES = Path("supabase/migrations")
+BUNDLE_SUFFIX = ".bundle"
+
 _MIGRATION_NAME = re.compile(r"(?P<version>\d{14})_(?P<name>[a-z0-9_]+)\.sql")
 _TRANSACTION_CONTROL = {"begin", "start", "commit", "end", "rollback", "abort", "savepoint", "release", "prepare"}
 
@@ -277,11 +281,15 @@ def _source_state(source: Source, applied: str | None) -> str:
 
 
 def applied_migrations(connection: Connection) -> dict[str, AppliedMigration]:
-    """Version → what is recorded; empty for a database that was never migrated."""
+    """Version → what is recorded, without bundles; empty for a database that was never migrated."""
     if not _exists(connection, "supabase_migrations.schema_migrations"):
         return {}
     query = "select version, coalesce(name, ''), statements from supabase_migrations.schema_migrations"
-    return {version: AppliedMigration(name, statements) for version, name, statements in connection.execute(query)}
+    return {
+        version: AppliedMigration(name, statements)
+        for version, name, statements in connection.execute(query)
+        if not name.endswith(BUNDLE_SUFFIX)
+    }
 
 
 def applied_sources(connection: Connection) -> dict[str, str]:
@@ -486,10 +494,15 @@ def new(name: str, *, root: Path = ROOT, now: datetime | None = None) -> Path:
 
 
 def add(name: str, text: str, *, root: Path = ROOT, now: datetime | None = None) -> Path:
-    """Writes a migration that comes after all others: at the present time, or a second after the newest."""
-    newest = max((file.version for file in read_files(root).migrations), default="0")
-    version = max(f"{now or datetime.now(UTC):%Y%m%d%H%M%S}", f"{int(newest) + 1:014}")
-    path = root / "migrations" / f"{version}_{name}.sql"
+    """Writes a migration that comes after all others."""
+    path = root / "migrations" / f"{next_version(root, now)}_{name}.sql"
     with path.open("xb") as file:
         file.write(text.encode())
     return path
+
+
+def next_version(root: Path, now: datetime | None = None) -> str:
+    """A version after those of all migrations and bundles: the present time, or a second after the newest."""
+    versions = [file.version for file in read_files(root).migrations]
+    versions += [path.name.partition("_")[0] for path in (root / BUNDLES).glob("*.sql")]
+    return max(f"{now or datetime.now(UTC):%Y%m%d%H%M%S}", f"{int(max(versions, default='0')) + 1:014}")

@@ -23,7 +23,8 @@ from tests.conftest import Claims, Database
 from tests.db.test_erasure import erase, found
 from tests.db.test_personal_data import exported
 from tests.people import ADA, identifiers
-from tests.scripts.schema.test_bundle import bundled
+from tests.scripts.schema.test_bundle import push, write_bundle
+from tests.scripts.schema.test_migrate import Project
 
 SOURCES = ("migrations", "functions", "policies")
 # Of every type a column, and one that may be null.
@@ -106,13 +107,13 @@ def test_it_is_what_a_database_becomes(url: str, checkout: Path) -> None:
 
 def test_bundles_bring_it_to_projects_that_supabase_deploys(tmp_path: Path, new_database: Callable[..., str]) -> None:
     folder = copied(tmp_path, *SOURCES)
-    bundled(folder)
+    write_bundle(folder)
     write(read("example_rows", "title:text"), root=folder)
-    bundled(folder)
-    url = new_database()
-    assert {Path(path).parent.name for path in migrations.up(url, root=folder).paths} == {"migrations"}
-    plan, drifted = drift.check(url, root=folder)
-    assert (plan.empty, drifted) == (True, [])
+    write_bundle(folder)
+    theirs = Project(folder, new_database())
+    push(theirs)
+    assert theirs.up().empty
+    assert theirs.check() == []
 
 
 def test_its_policies_are_in_the_form_of_those_of_projects() -> None:
