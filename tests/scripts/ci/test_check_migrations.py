@@ -1,4 +1,4 @@
-"""./scripts/ci/check-migrations: what main has is never changed, only added to."""
+"""./scripts/ci/check-migrations: a released migration never changes, and the next release only adds to it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import pytest
 
 from tests.conftest import ROOT
 
-FIRST = "migrations/20260101000000_first.sql"
+BASELINE = "migrations/20260101000000_baseline.sql"
+BUNDLE = "supabase/migrations/20260101000001_functions_and_policies.bundle.sql"
+NEXT = "migrations/20260102000000_next.sql"
 
 
 def git(folder: Path, *words: str) -> None:
@@ -18,52 +20,72 @@ def git(folder: Path, *words: str) -> None:
     subprocess.run(["git", *author, *words], cwd=folder, check=True, capture_output=True)
 
 
+def commit(folder: Path, path: str, text: str) -> None:
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    (folder / path).write_text(text)
+    git(folder, "add", ".")
+    git(folder, "commit", f"--message={path}")
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A clone whose branch goes on from main, with a migration that main has and one that it has not."""
-    main, clone = tmp_path / "main", tmp_path / "clone"
-    for folder in ("scripts/ci", "migrations"):
-        (main / folder).mkdir(parents=True)
-    shutil.copy(ROOT / "scripts/ci/check-migrations", main / "scripts/ci/check-migrations")
-    (main / FIRST).write_text("select 1;\n")
-    git(main, "init", "--initial-branch=main")
-    git(main, "add", ".")
-    git(main, "commit", "--message=first")
-    git(tmp_path, "clone", str(main), str(clone))
-    (clone / "migrations/20260102000000_second.sql").write_text("select 2;\n")
-    git(clone, "add", ".")
-    git(clone, "commit", "--message=second")
-    (main / "migrations/20260103000000_third.sql").write_text("select 3;\n")  # main goes on too
-    git(main, "add", ".")
-    git(main, "commit", "--message=third")
-    git(clone, "fetch")
-    return clone
+    """A history without a release, with a baseline and its bundle."""
+    (tmp_path / "scripts/ci").mkdir(parents=True)
+    shutil.copy(ROOT / "scripts/ci/check-migrations", tmp_path / "scripts/ci/check-migrations")
+    git(tmp_path, "init", "--initial-branch=main")
+    commit(tmp_path, BASELINE, "select 1;\n")
+    commit(tmp_path, BUNDLE, "select 1;\n")
+    return tmp_path
 
 
-def landed(checkout: Path) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def released(checkout: Path) -> Path:
+    """The same, released as 0.9.0 and, with a second migration, as 0.10.0."""
+    git(checkout, "tag", "v0.9.0")
+    commit(checkout, NEXT, "select 2;\n")
+    git(checkout, "tag", "v0.10.0")
+    return checkout
+
+
+def check(checkout: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([checkout / "scripts/ci/check-migrations"], capture_output=True, text=True, check=False)
 
 
-def test_what_is_added_may_still_change(checkout: Path) -> None:
-    (checkout / "migrations/20260102000000_second.sql").write_text("select 20;\n")
-    ran = landed(checkout)
-    assert (ran.returncode, ran.stdout) == (0, "No migration that main has was changed.\n"), ran.stderr
+def test_until_a_release_exists_the_baseline_may_be_edited(checkout: Path) -> None:
+    commit(checkout, BASELINE, "select 10;\n")
+    ran = check(checkout)
+    assert (ran.returncode, ran.stdout) == (0, "There is no release yet: migrations may still be edited.\n"), ran.stderr
 
 
+def test_what_is_added_after_the_release_may_still_change(released: Path) -> None:
+    commit(released, "migrations/20260103000000_third.sql", "select 3;\n")
+    (released / "migrations/20260103000000_third.sql").write_text("select 30;\n")
+    ran = check(released)
+    assert (ran.returncode, ran.stdout) == (0, "No migration of v0.10.0 was changed.\n"), ran.stderr
+
+
+@pytest.mark.parametrize("path", [BASELINE, BUNDLE, NEXT])
 @pytest.mark.parametrize("deed", ["change", "rename", "delete"])
-def test_what_main_has_may_not(checkout: Path, deed: str) -> None:
+def test_what_is_released_may_not(released: Path, path: str, deed: str) -> None:
     if deed == "change":
-        (checkout / FIRST).write_text("select 10;\n")
+        commit(released, path, "select 10;\n")
     elif deed == "delete":
-        (checkout / FIRST).unlink()
+        (released / path).unlink()
     else:
-        git(checkout, "mv", FIRST, "migrations/20260101000000_renamed.sql")
-    ran = landed(checkout)
+        git(released, "mv", path, path.replace(".sql", "_renamed.sql"))
+    ran = check(released)
     assert (ran.returncode, ran.stdout) == (1, "")
-    assert ran.stderr.startswith(f"{FIRST} is on main already: put it back")
+    assert ran.stderr.startswith(f"{path} is in v0.10.0: restore it")
 
 
-def test_without_main_it_says_that_nothing_was_compared(checkout: Path) -> None:
-    git(checkout, "remote", "remove", "origin")
-    ran = landed(checkout)
-    assert (ran.returncode, "were not compared" in ran.stdout) == (0, True)
+def test_a_release_candidate_is_older_than_its_release(released: Path) -> None:
+    git(released, "tag", "v0.10.0-rc1")
+    assert "v0.10.0 was" in check(released).stdout
+
+
+def test_a_release_of_another_history_is_not_compared(released: Path) -> None:
+    git(released, "switch", "--create=other")
+    commit(released, "migrations/20260104000000_other.sql", "select 4;\n")
+    git(released, "tag", "v2.0.0")
+    git(released, "switch", "main")
+    assert check(released).stdout == "No migration of v0.10.0 was changed.\n"
