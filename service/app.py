@@ -27,7 +27,7 @@ MAX_BODY_BYTES = 64 * 1024  # a route that takes more says so itself
 def create_app(settings: Settings | None = None) -> Flask:
     """The service, with the environment's settings unless others are given. Raises SettingsInvalid."""
     logs.configure()
-    app = Flask(__name__, static_folder=None)
+    app = Flask(__name__, static_folder=None, template_folder="pages")
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.url_map.merge_slashes = False  # it redirects to whatever host the request names

@@ -11,10 +11,10 @@ from service.components import components
 from service.privacy_notice import PROCESSORS
 from service.settings import LEGAL_SETTINGS
 
-FOLDER = Path(__file__).parents[1] / "legal_pages"
-SCRIPT_LIVES_SECONDS = 3600
+FOLDER = Path(__file__).parents[1] / "pages"
+LIVES_SECONDS = 3600
 
-legal = Blueprint("legal", __name__, template_folder=FOLDER)
+legal = Blueprint("legal", __name__)
 
 
 @legal.get("/legal/privacy")
@@ -29,9 +29,9 @@ def terms() -> ResponseReturnValue:
     return _page("terms.html")
 
 
-@legal.get("/legal/style.css")
+@legal.get("/style.css")
 def style() -> ResponseReturnValue:
-    """How the pages look."""
+    """The stylesheet of all pages."""
     return _shared(send_from_directory(FOLDER, "style.css"))
 
 
@@ -63,5 +63,5 @@ def _page(template: str, **context: object) -> Response:
 
 def _shared(response: Response) -> Response:
     """For everybody's cache: nothing of a caller's is in it."""
-    response.headers["Cache-Control"] = f"public, max-age={SCRIPT_LIVES_SECONDS}"
+    response.headers["Cache-Control"] = f"public, max-age={LIVES_SECONDS}"
     return response

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -15,10 +14,8 @@ from service.mail import KINDS, OPTIONAL, Drawer, Message
 from service.problems import Problem
 from service.routes.webhooks import EventNotStored, delivery_in, raw_body, signed_event
 
-FOLDER = Path(__file__).parents[1] / "mail_pages"
-
-mail = Blueprint("mail", __name__, template_folder=FOLDER)
-dev_mail = Blueprint("dev_mail", __name__, url_prefix="/dev/mail", template_folder=FOLDER)
+mail = Blueprint("mail", __name__)
+dev_mail = Blueprint("dev_mail", __name__, url_prefix="/dev/mail")
 
 # Of the others (opened, clicked, sent, delayed, …) we want to know nothing.
 EVENTS = {

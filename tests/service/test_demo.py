@@ -52,7 +52,7 @@ def test_the_page_runs_its_own_files_and_talks_to_supabase_and_clerk_only(local:
 @pytest.mark.parametrize("name", [*FILES, "supabase.js"])
 def test_every_file_of_the_page_is_served_with_its_type(local: FlaskClient, name: str) -> None:
     response = local.get(f"/demo/{name}")
-    types = {".js": "text/javascript", ".css": "text/css", ".html": "text/html", ".svg": "image/svg+xml"}
+    types = {".js": "text/javascript", ".html": "text/html", ".svg": "image/svg+xml"}
     assert (response.status_code, response.mimetype) == (200, types[Path(name).suffix])
     assert response.headers["X-Content-Type-Options"] == "nosniff"
     assert "frame-ancestors 'none'" in response.headers["Content-Security-Policy"]

@@ -163,7 +163,7 @@ def test_without_a_database_there_is_no_privacy_page_yet(offline: FlaskClient) -
     assert offline.get("/legal/terms").status_code == 200
 
 
-@pytest.mark.parametrize(("path", "kind"), [("/consent.js", "text/javascript"), ("/legal/style.css", "text/css")])
+@pytest.mark.parametrize(("path", "kind"), [("/consent.js", "text/javascript"), ("/style.css", "text/css")])
 def test_files_are_kept_by_caches_and_asked_for_again_by_their_mark(offline: FlaskClient, path: str, kind: str) -> None:
     first = offline.get(path)
     assert first.content_type.split(";")[0] == kind
