@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,6 +24,7 @@ from scripts.backup.snapshot import Snapshot
 from scripts.backup.store import BackupStore, StoreUnavailable
 from scripts.cli import database
 from scripts.errors import Failure
+from scripts.scratch.server import exit_on_sigterm
 from service.backup_names import BackupType, filename_of, new_name
 from service.settings import BACKUP_PLACE
 
@@ -86,7 +85,6 @@ def run(url: str | None, backup_type: BackupType, as_json: bool, backup_id: UUID
     All of it is from one moment, also while others write. Exits with 1 when it failed, and then nothing is left in the
     store that could be taken for a backup. One runs at a time.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     environment = database.environment(url)
     chosen = backup_id or uuid4()
     task = Task(
@@ -98,7 +96,7 @@ def run(url: str | None, backup_type: BackupType, as_json: bool, backup_id: UUID
         name or new_name(chosen, datetime.now(UTC)),
         backup_type,
     )
-    with progress_bar() as bar:
+    with exit_on_sigterm(), progress_bar() as bar:
         manifest = backed_up(task, bar)
     if as_json:
         click.echo(manifest.model_dump_json(indent=2))

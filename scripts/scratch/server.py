@@ -15,10 +15,22 @@ from scripts.scratch.postgres import Postgres, stop
 
 
 @contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """SIGTERM raises SystemExit in the block, so what it made is removed; afterwards SIGTERM acts as before."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def scratch_folder(purpose: str) -> Iterator[Path]:
     """A folder that goes however the block ends: Ctrl-C, an error, or a polite kill."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with tempfile.TemporaryDirectory(prefix=f"ballast-{purpose}-", ignore_cleanup_errors=True) as folder:
+    with (
+        exit_on_sigterm(),
+        tempfile.TemporaryDirectory(prefix=f"ballast-{purpose}-", ignore_cleanup_errors=True) as folder,
+    ):
         Path(folder).chmod(0o755)  # so that PostgreSQL's system user can reach its own folder in it
         yield Path(folder)
 
