@@ -1,7 +1,7 @@
 """How gunicorn runs the service: `gunicorn` in this folder is the whole command."""
 
+import contextlib
 import os
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -19,13 +19,27 @@ local = settings.environment in {"local", "test"}
 own_port = urlsplit(os.environ.get("SERVICE_URL", "")).port if local else None
 bind = f"{'127.0.0.1' if local else '0.0.0.0'}:{own_port or os.environ.get('PORT', '8000')}"  # noqa: S104
 
-# Here the workers' counts come together, until the service stops. The package looks for it when it is imported.
-os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts = tempfile.mkdtemp(prefix="ballast-metrics-")
+
+def on_starting(_server: object) -> None:
+    """Prepares the folder in which the workers' counts come together. prometheus-client looks for it in each worker."""
+    given = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    folder = Path(given or tempfile.mkdtemp(prefix="ballast-metrics-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_counts(folder)  # of a service that was killed
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
 
 
 def on_exit(_server: object) -> None:
-    """The counts go with the service."""
-    shutil.rmtree(counts, ignore_errors=True)
+    """Removes the counts with the service."""
+    folder = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+    _remove_counts(folder)
+    with contextlib.suppress(OSError):  # it has files of somebody else
+        folder.rmdir()
+
+
+def _remove_counts(folder: Path) -> None:
+    for file in folder.glob("*.db"):
+        file.unlink(missing_ok=True)
 
 
 wsgi_app = "service.app:create_app()"

@@ -192,6 +192,7 @@ def _service(stack: Stack) -> Part:
         needs=("postgres",),
         port=stack.service_port,
         address=address,
+        environment={"PROMETHEUS_MULTIPROC_DIR": str(stack.home / "metrics")},
         before=lambda: stack.backups.mkdir(mode=0o700, exist_ok=True),
     )
 

@@ -75,7 +75,12 @@ class Running:
     def ended(self) -> PartEnded:
         """The error that names this part, tells how it ended and shows the end of its log."""
         self._copying.join(timeout=1)
-        how = f"ended with exit code {self.process.returncode}" if self.has_ended() else "did not become healthy"
+        if self.has_ended():
+            how = f"ended with exit code {self.process.returncode}"
+        elif self.part.once:
+            how = f"did not finish within {READY_SECONDS:g} s"
+        else:
+            how = "did not become healthy"
         lines = "\n".join(f"  {line}" for line in self.tail) or "  (it said nothing)"
         return PartEnded(f"{self.part.name} {how}. The end of {self._log}:\n{lines}")
 

@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
+from scripts.local.processes import GRACE_SECONDS
 from service.routes.webhooks import MAX_BODY_BYTES
 from tests.conftest import free_port_block
 from tests.service.conftest import ENVIRONMENT, LEGAL
@@ -174,8 +176,37 @@ def test_a_request_under_way_is_finished_when_the_service_is_told_to_stop(tmp_pa
         assert service.process.wait(10) == 0
 
 
-def configured(**changes: str) -> str:
-    """The address that gunicorn would bind."""
+def metrics_folders(place: Path) -> list[str]:
+    return [each.name for each in place.iterdir() if each.name.startswith("ballast-metrics-")]
+
+
+def test_the_counts_go_with_the_service(tmp_path: Path) -> None:
+    with started(tmp_path, TMPDIR=str(tmp_path)):
+        assert len(metrics_folders(tmp_path)) == 1
+    assert metrics_folders(tmp_path) == []
+
+
+def test_the_counts_of_a_service_that_was_killed_go_when_the_next_one_starts(tmp_path: Path) -> None:
+    folder = tmp_path / "counts"
+    changes = {"TMPDIR": str(tmp_path), "PROMETHEUS_MULTIPROC_DIR": str(folder)}
+    with started(tmp_path, **changes) as service:
+        for worker in psutil.Process(service.process.pid).children():
+            worker.kill()
+        service.process.kill()
+        service.process.wait()
+    (folder / "counter_1.db").touch()
+    with started(tmp_path, **changes):
+        assert not (folder / "counter_1.db").exists()
+    assert not folder.exists()
+    assert metrics_folders(tmp_path) == []
+
+
+def test_the_local_stack_waits_longer_than_a_request_may_take() -> None:
+    assert int(configured("graceful_timeout")) < GRACE_SECONDS
+
+
+def configured(name: str, **changes: str) -> str:
+    """The value of a setting of gunicorn's."""
     environment = ENVIRONMENT | {
         "SUPABASE_URL": "https://project.supabase.co",
         "CLERK_ISSUER": "https://clerk.app.example",
@@ -186,7 +217,7 @@ def configured(**changes: str) -> str:
         [Path(sys.executable).with_name("gunicorn"), "--print-config"],
         cwd=ROOT, env=environment | changes, capture_output=True, text=True, check=True, timeout=30,
     )  # fmt: skip
-    found = re.search(r"^bind\s*= \['(.*)'\]$", shown.stdout, re.MULTILINE)
+    found = re.search(rf"^{name}\s*= (.*)$", shown.stdout, re.MULTILINE)
     assert found, shown.stdout
     return found[1]
 
@@ -205,4 +236,4 @@ def configured(**changes: str) -> str:
     ],
 )
 def test_the_address_follows_the_environment(environment: dict[str, str], address: str) -> None:
-    assert configured(**environment) == address
+    assert configured("bind", **environment) == f"['{address}']"

@@ -20,6 +20,7 @@ import pytest
 from click.testing import CliRunner
 
 from scripts.cli import VERBS, ballast
+from scripts.local import supervisor
 from scripts.local.processes import PortTaken, ProcessRecord, RunRecord, require_free
 from scripts.local.services import Part
 from scripts.local.stack import Secrets, Stack
@@ -116,6 +117,12 @@ def test_a_step_that_fails_ends_the_start(small: Stack) -> None:
     with pytest.raises(PartEnded, match="step ended with exit code 3"):
         Supervisor(small, parts).run(when_ready=lambda: None)
     assert not (small.logs / "next.log").exists()
+
+
+def test_a_step_that_takes_too_long_is_named(small: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "READY_SECONDS", 0.5)
+    with pytest.raises(PartEnded, match=r"step did not finish within 0\.5 s\. The end of .*step\.log"):
+        Supervisor(small, [_part("step", SLEEP, once=True)]).run(when_ready=lambda: None)
 
 
 def test_a_second_supervisor_is_refused(small: Stack) -> None:
