@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -39,7 +38,7 @@ from scripts.local.clerk.lists import at_most
 from scripts.schema import migrations
 from tests import events
 from tests.clerk_server import INSTANCE, SECRET_KEY, ClerkServer, listed, running_clerk
-from tests.conftest import ROOT, Stack, running_stack
+from tests.conftest import ROOT, Stack
 from tests.events import MINUTE, START, Json
 from tests.properties.test_convergence import OFTEN, PAUSES, QUERIES, RARELY
 from tests.service.outside import HANG_UP, Outside, OutsideHandler, rest_answer, running_outside
@@ -217,18 +216,13 @@ def test_nobody_gets_mail(backfill: Backfill, clerk: ClerkServer) -> None:
     assert backfill.rows("select template from app.email_outbox") == [("welcome",)]
 
 
-@pytest.fixture
-def own_stack(home: Path) -> Iterator[Stack]:
-    """Others' tests tell the shared one of people whom its Clerk does not know."""
-    with running_stack(home / "backfilled") as stack:
-        yield stack
-
-
-def test_the_local_stack_is_loaded_from_its_own_clerk(own_stack: Stack) -> None:
-    loaded = own_stack.ballast("clerk", "backfill", "--json")
+def test_the_local_stack_is_loaded_from_its_own_clerk(stack: Stack) -> None:
+    # Other tests send events about people whom the stack's Clerk does not have.
+    assert stack.ballast("clerk", "reconcile", "--fix", "--yes-delete-many").returncode == 0
+    loaded = stack.ballast("clerk", "backfill", "--json")
     assert loaded.returncode == 0, loaded.stderr
     assert json.loads(loaded.stdout)["kinds"][0]["listed"] > 3
-    compared = own_stack.ballast("clerk", "reconcile")
+    compared = stack.ballast("clerk", "reconcile")
     assert (compared.returncode, compared.stderr) == (0, ""), compared.stdout
 
 

@@ -262,6 +262,7 @@ def test_a_stack_does_not_start_on_the_ports_of_another(stack: RunningStack, sec
     assert "is taken by process" in up.stderr
 
 
+@pytest.mark.thorough
 def test_two_stacks_run_next_to_each_other_and_one_goes_without_a_trace(
     stack: RunningStack, second: RunningStack
 ) -> None:
