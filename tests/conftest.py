@@ -29,8 +29,8 @@ from scripts.cli import ballast
 from scripts.local.clerk.client import ClerkClient
 from scripts.local.processes import free_ports
 from scripts.local.stack import LAST_PORT_OFFSET
-from scripts.schema import migrations
 from scripts.scratch.postgres import Postgres
+from tests.schema import migrate
 from tests.servers import MIGRATED, TestRun, folder_to_keep
 
 ROOT = Path(__file__).parents[1]
@@ -188,7 +188,7 @@ def test_run(request: pytest.FixtureRequest) -> TestRun:
 def server(test_run: TestRun, request: pytest.FixtureRequest) -> Iterator[OwnDatabase | ServerElsewhere]:
     """A migrated database for tests that need no API; durable settings off."""
     if elsewhere := request.config.getoption("--server-url"):
-        migrations.up(elsewhere)
+        migrate(elsewhere)
         yield ServerElsewhere(elsewhere)
         return
     postgres = test_run.postgres("server", request.config.getoption("--postgres"), migrated=True)

@@ -28,14 +28,16 @@ import psutil
 import psycopg
 
 from scripts.local.processes import ProcessRecord, RunRecord, free_ports
-from scripts.schema import migrations
 from scripts.scratch.postgres import Postgres
+from tests.schema import migrate
 
 ROOT = Path(__file__).parents[1]
 MARK = "BALLAST_TEST_RUN"
 KEPT = ROOT / ".test-servers"
 # What a kept server's databases are made of.
-SOURCES = ("migrations", "functions", "policies", "scripts/scratch/bootstrap.sql", "scripts/scratch/realtime.sql")
+SOURCES = (
+    "migrations", "functions", "policies", "scripts/scratch/bootstrap.sql", "scripts/scratch/realtime.sql", "tests/schema/specimens.sql",
+)  # fmt: skip
 MIGRATED = "migrated"
 GRACE_SECONDS = 10
 Json = dict[str, Any]
@@ -136,7 +138,7 @@ def start_postgres(home: Path, programs: Path | None, *, migrated: bool) -> Json
     if migrated:
         with psycopg.connect(postgres.url(database="template1"), autocommit=True) as connection:
             connection.execute(f"create database {MIGRATED} template postgres")
-        migrations.up(postgres.url(database=MIGRATED))
+        migrate(postgres.url(database=MIGRATED))
     return {
         "home": str(home), "port": postgres.port, "password": postgres.password,
         "process": asdict(ProcessRecord.of(process.pid, signal.SIGINT)),

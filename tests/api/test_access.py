@@ -44,13 +44,6 @@ class Access:
 
 ORGANIZATION = "(select id from public.organizations where clerk_org_id = %(organization)s)"
 ACCESS = {
-    "projects": Access(
-        needs={
-            "select": "projects:read", "insert": "projects:create", "update": "projects:update", "delete": "projects:delete",
-        },
-        row=f"insert into public.projects (organization_id, title) values ({ORGANIZATION}, 'A target') returning *",
-        new={"title": "A new one"}, changed={"title": "Changed"},
-    ),
     "organizations": Access(
         needs={"select": BELONGING, "update": "organization:update"},
         row="select * from public.organizations where clerk_org_id = %(organization)s",
@@ -88,7 +81,7 @@ ACCESS = {
     "role_permissions": Access(
         needs={"select": SIGNED_IN},
         row="select * from public.role_permissions limit 1",
-        new={"role": "viewer", "permission": "projects:forge", "organization_id": None}, changed={"permission": "projects:forge"},
+        new={"role": "viewer", "permission": "members:forge", "organization_id": None}, changed={"permission": "members:forge"},
     ),
 } | {
     name: Access(
@@ -142,12 +135,12 @@ def stack(request: pytest.FixtureRequest, stack: Stack, home: Path) -> Iterator[
 @pytest.fixture(scope="module")
 def database(stack: Stack) -> Iterator[psycopg.Connection[dict[str, Any]]]:
     with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True, row_factory=dict_row) as connection:
+        began = connection.execute("select now()").fetchone()
         yield connection
-        connection.execute("delete from public.projects where title in ('A target', 'A new one', 'Changed')")
         connection.execute("delete from public.organization_invitations")
         connection.execute("delete from public.backup_logs")
         for table in TABLES:
-            connection.execute(f"delete from public.{table}".encode())
+            connection.execute(f"delete from public.{table} where created_at >= %(now)s".encode(), began)
 
 
 def client(stack: Stack, person: Person) -> Client:

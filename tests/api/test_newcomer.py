@@ -158,7 +158,7 @@ def test_a_missing_second_factor_is_named(stack: Stack) -> None:
     me = httpx.get(f"{stack.environment['SERVICE_URL']}/api/v1/me", headers=headers).json()
     acme = next(organization for organization in me["organizations"] if organization["clerk_org_id"] == "org_acme")
     assert (acme["role"], acme["limited_by"]) == ("owner", "second_factor")
-    assert acme["permissions"] == sorted({"members:read", "projects:read"} | permissions_of("viewer"))
+    assert acme["permissions"] == sorted({"members:read"} | permissions_of("viewer"))
 
 
 def test_the_readmes_own_lines_work_as_they_stand_there(stack: Stack, database: psycopg.Connection[Any]) -> None:

@@ -72,31 +72,31 @@ EXISTS = Variant("EXISTS policy of the specification", "bench_exists")
 QUERIES = (
     Query(
         "list one organization, 50",
-        "select * from public.projects where organization_id = %(organization)s order by created_at desc limit 50",
-        "select * from public.projects where organization_id = %(organization)s order by created_at desc limit 50",
+        "select * from public.specimens where organization_id = %(organization)s order by created_at desc limit 50",
+        "select * from public.specimens where organization_id = %(organization)s order by created_at desc limit 50",
     ),
     Query(
         "list visible, 50",
-        "select * from public.projects order by created_at desc limit 50",
-        "select * from public.projects where organization_id = any(%(organizations)s)"
+        "select * from public.specimens order by created_at desc limit 50",
+        "select * from public.specimens where organization_id = any(%(organizations)s)"
         " order by created_at desc limit 50",
     ),
     Query(
         "count visible",
-        "select count(*) from public.projects",
-        "select count(*) from public.projects where organization_id = any(%(organizations)s)",
+        "select count(*) from public.specimens",
+        "select count(*) from public.specimens where organization_id = any(%(organizations)s)",
     ),
     Query(
         "by id",
-        "select * from public.projects where id = %(project)s",
-        "select * from public.projects where id = %(project)s and organization_id = any(%(organizations)s)",
+        "select * from public.specimens where id = %(project)s",
+        "select * from public.specimens where id = %(project)s and organization_id = any(%(organizations)s)",
     ),
     Query(
         "insert returning",
-        "insert into public.projects (organization_id, title) values (%(organization)s, 'Benchmark')"
+        "insert into public.specimens (organization_id, title) values (%(organization)s, 'Benchmark')"
         " returning organization_id, created_by, title",
         # Without policies the statement itself has to ask whether the caller may create here.
-        "insert into public.projects (organization_id, created_by, title)"
+        "insert into public.specimens (organization_id, created_by, title)"
         " select organization_id, user_id, 'Benchmark' from public.organization_memberships"
         " where organization_id = %(organization)s and user_id = %(user)s and role in ('owner', 'admin', 'member')"
         " returning organization_id, created_by, title",
@@ -159,7 +159,7 @@ def choose_requests(admin: psycopg.Connection[Any], number: int) -> list[Request
         ) as m
         join public.organizations as o on o.id = m.organizations[1 + floor(random() * cardinality(m.organizations))]
         cross join lateral (
-          select id from public.projects where organization_id = o.id order by random() limit 1
+          select id from public.specimens where organization_id = o.id order by random() limit 1
         ) as j
         """,
         [number],
@@ -241,7 +241,7 @@ def require_equal(query: Query, results: dict[Variant, list[tuple[Any, ...]]]) -
         if not rows or rows != expected:
             raise ResultsDiffer(
                 f"{query.name}: {variant.name} returned {len(rows)} rows that are not those of {BY_HAND.name} "
-                f"({len(expected)} rows). Look at policies/projects.sql and functions/1_caller/caller.sql."
+                f"({len(expected)} rows). Look at tests/schema/specimens.sql and functions/1_caller/caller.sql."
             )
 
 

@@ -1,4 +1,4 @@
--- Tenants for `ballast bench rls`, and one role per way to protect public.projects: the rows, indexes and caches are the same for all.
+-- Tenants for the benchmark rls, and one role per way to protect public.specimens: the rows, indexes and caches are the same for all.
 -- Sizes come in settings bench.organizations, bench.users, bench.memberships (per user) and bench.projects.
 
 -- Loading rows one foreign key and one trigger at a time would only cost time: what is loaded is consistent.
@@ -20,7 +20,7 @@ join public.organizations as o on o.clerk_org_id = 'org_' || 1 + (i * 7 + n * 31
 on conflict do nothing;
 
 -- Spread over time and organizations at random, each at a time of its own so that "the newest 50" has one answer.
-insert into public.projects (organization_id, title, description, created_at)
+insert into public.specimens (organization_id, title, description, created_at)
 select o.ids[1 + floor(random() * cardinality(o.ids))], 'Project ' || i, repeat('What it is about. ', 5), now() - i * interval '1 second'
 from (select array_agg(id) as ids from public.organizations) as o, generate_series(1, current_setting('bench.projects')::integer) as i;
 
@@ -30,7 +30,7 @@ reset session_replication_role;
 create role bench_by_hand nologin bypassrls;
 grant bench_by_hand to authenticator;
 grant usage on schema public, app to bench_by_hand;
-grant select, insert on public.projects to bench_by_hand;
+grant select, insert on public.specimens to bench_by_hand;
 grant select on public.organization_memberships to bench_by_hand;
 
 -- The specification's policies, with app.user_id() in place of auth.uid(), which raises on Clerk's ids, and called once
@@ -38,21 +38,21 @@ grant select on public.organization_memberships to bench_by_hand;
 create role bench_exists nologin;
 grant bench_exists to authenticator;
 grant usage on schema public, app to bench_exists;
-grant select, insert on public.projects to bench_exists;
+grant select, insert on public.specimens to bench_exists;
 grant select on public.organization_memberships to bench_exists;
 grant execute on function app.user_id() to bench_exists;
 
 create policy "bench: own memberships" on public.organization_memberships for select to bench_exists
 using (user_id = (select app.user_id()));
 
-create policy "bench: viewable by members" on public.projects for select to bench_exists
+create policy "bench: viewable by members" on public.specimens for select to bench_exists
 using (exists (
   select from public.organization_memberships as m
-  where m.organization_id = projects.organization_id and m.user_id = (select app.user_id())
+  where m.organization_id = specimens.organization_id and m.user_id = (select app.user_id())
 ));
 
-create policy "bench: manageable by members" on public.projects for all to bench_exists
+create policy "bench: manageable by members" on public.specimens for all to bench_exists
 using (exists (
   select from public.organization_memberships as m
-  where m.organization_id = projects.organization_id and m.user_id = (select app.user_id()) and m.role in ('owner', 'admin', 'member')
+  where m.organization_id = specimens.organization_id and m.user_id = (select app.user_id()) and m.role in ('owner', 'admin', 'member')
 ));

@@ -12,9 +12,9 @@ from pathlib import Path
 from scripts.errors import Failure
 from scripts.local.processes import free_ports
 from scripts.local.stack import CHECKOUT, LAST_PORT_OFFSET, Secrets, Stack
-from scripts.schema import migrations
 from scripts.scratch.postgres import Postgres
 from scripts.scratch.server import scratch_server
+from tests.schema import migrate
 
 
 class StackDidNotStart(Failure):
@@ -25,7 +25,7 @@ class StackDidNotStart(Failure):
 def scratch_postgres(folder: Path, **settings: str) -> Iterator[Postgres]:
     """A migrated server in `folder`, durable as in production, with `settings` on top."""
     with scratch_server(folder, **settings) as server:
-        migrations.up(server.url())
+        migrate(server.url())
         yield server
 
 

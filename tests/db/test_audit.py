@@ -52,7 +52,9 @@ def told(database: Database) -> list[Entry]:
 
 def create(database: Database, organization: str, *titles: str) -> None:
     database.execute(
-        "insert into public.projects (organization_id, title) select %s, unnest(%s::text[])", organization, list(titles)
+        "insert into public.specimens (organization_id, title) select %s, unnest(%s::text[])",
+        organization,
+        list(titles),
     )
 
 
@@ -81,7 +83,7 @@ def test_a_person_is_who_their_token_says(database: Database, acme: str) -> None
         "user_support",
     )
     assert (entry["ip_address"], entry["user_agent"], entry["request_id"]) == ("203.0.113.9", "Firefox", "req-1")
-    assert (entry["organization_id"], entry["action"], entry["resource_type"]) == (acme, "project.created", "project")
+    assert (entry["organization_id"], entry["action"], entry["resource_type"]) == (acme, "specimen.created", "specimen")
     assert entry["metadata"] == {"title": "Apollo"}
 
 
@@ -130,8 +132,8 @@ def test_every_command_on_every_table_is_recorded_with_who_did_it(
         name,
     )
     create(database, acme, "Apollo")
-    database.execute("update public.projects set title = 'Gemini', description = 'Twins'")
-    database.execute("delete from public.projects")
+    database.execute("update public.specimens set title = 'Gemini', description = 'Twins'")
+    database.execute("delete from public.specimens")
     database.execute("update public.organizations set name = 'Acme Corp' where id = %s", acme)
     database.execute("update public.organization_memberships set role = 'admin' where role = 'viewer'")
     database.execute("delete from public.organization_memberships where role = 'member'")
@@ -146,7 +148,7 @@ def test_every_command_on_every_table_is_recorded_with_who_did_it(
     eve = None if actor else str(person(database, "eve"))
     assert {(entry["user_id"], entry["actor"]) for entry in entries} == {(eve, actor)}
     assert {entry["action"] for entry in entries} == {
-        "project.created", "project.updated", "project.deleted", "organization.updated", "organization.deleted", "member.role_changed",
+        "specimen.created", "specimen.updated", "specimen.deleted", "organization.updated", "organization.deleted", "member.role_changed",
         "member.left", "invitation.created", "invitation.deleted", "profile.updated",
     }  # fmt: skip
     changes = {
@@ -154,11 +156,11 @@ def test_every_command_on_every_table_is_recorded_with_who_did_it(
         for entry in entries
         if entry["resource_type"] not in ("member", "organization")
     }
-    assert changes["project.updated"] == {
+    assert changes["specimen.updated"] == {
         "before": {"title": "Apollo", "description": None}, "after": {"title": "Gemini", "description": "Twins"}, "redacted": [],
     }  # fmt: skip
-    assert changes["project.created"]["after"]["title"] == "Apollo"
-    assert changes["project.deleted"]["before"]["title"] == "Gemini"
+    assert changes["specimen.created"]["after"]["title"] == "Apollo"
+    assert changes["specimen.deleted"]["before"]["title"] == "Gemini"
     assert changes["profile.updated"] == {"before": {}, "after": {}, "redacted": ["full_name"]}
     assert "guest@example.com" not in json.dumps(entries)
     assert "Adele" not in json.dumps(entries)
@@ -167,17 +169,17 @@ def test_every_command_on_every_table_is_recorded_with_who_did_it(
 def test_nothing_is_recorded_where_nothing_changed(database: Database, acme: str) -> None:
     create(database, acme, "Apollo")
     told(database)
-    database.execute("update public.projects set title = title")
-    database.execute("update public.projects set updated_at = now() + interval '1 hour'")
+    database.execute("update public.specimens set title = title")
+    database.execute("update public.specimens set updated_at = now() + interval '1 hour'")
     database.execute("update public.profiles set last_seen_at = now()")
-    database.execute("update public.projects set title = 'x' where false")
+    database.execute("update public.specimens set title = 'x' where false")
     assert told(database) == []
 
 
 def test_a_bulk_statement_is_an_entry_a_row(database: Database, acme: str) -> None:
     create(database, acme, *(f"Project {number}" for number in range(1000)))
     assert len(told(database)) == 1000
-    database.execute("update public.projects set status = 'archived' where title like '%%7'")
+    database.execute("update public.specimens set status = 'archived' where title like '%%7'")
     assert len(told(database)) == 100
 
 
@@ -259,11 +261,11 @@ def test_a_write_never_fails_because_of_its_record(database: Database, acme: str
     warnings: list[str] = []
     database.connection.add_notice_handler(lambda notice: warnings.append(notice.message_primary or ""))
     database.execute(
-        "alter table public.audit_logs add constraint full_up check (action <> 'project.created') not valid"
+        "alter table public.audit_logs add constraint full_up check (action <> 'specimen.created') not valid"
     )
     create(database, acme, "Apollo")
-    assert database.value("select count(*) from public.projects") == 1
-    assert warnings == ["A change of public.projects is not in the audit trail (23514)."]
+    assert database.value("select count(*) from public.specimens") == 1
+    assert warnings == ["A change of public.specimens is not in the audit trail (23514)."]
 
 
 def test_a_write_does_not_fail_either_where_nobody_can_say_who_acts(database: Database, acme: str) -> None:
@@ -271,8 +273,8 @@ def test_a_write_does_not_fail_either_where_nobody_can_say_who_acts(database: Da
     database.connection.add_notice_handler(lambda notice: warnings.append(notice.message_primary or ""))
     database.execute("alter function app.acting() rename to away")
     create(database, acme, "Apollo")
-    assert database.value("select count(*) from public.projects") == 1
-    assert warnings == ["A change of public.projects is not in the audit trail (42883)."]
+    assert database.value("select count(*) from public.specimens") == 1
+    assert warnings == ["A change of public.specimens is not in the audit trail (42883)."]
 
 
 # --- log_audit_event
@@ -293,7 +295,7 @@ def test_a_member_logs_what_they_did_in_their_own_name(database: Database, acme:
     ("who", "changed"),
     [
         ("cleo", {"p_user_id": "ada"}), ("cleo", {"p_organization_id": "globex"}), ("cleo", {"p_organization_id": None}),
-        ("cleo", {"p_action": "project.deleted"}), ("cleo", {"p_action": "client"}), ("cleo", {"p_action": None}), ("cleo", {"p_action": ""}),
+        ("cleo", {"p_action": "specimen.deleted"}), ("cleo", {"p_action": "client"}), ("cleo", {"p_action": None}), ("cleo", {"p_action": ""}),
         ("cleo", {"p_action": "client." + "x" * 200}), ("cleo", {"p_resource_type": ""}), ("cleo", {"p_resource_type": None}),
         ("cleo", {"p_resource_id": "x" * 201}), ("cleo", {"p_metadata": [1]}), ("cleo", {"p_metadata": None}),
         ("cleo", {"p_metadata": {"x": "y" * 9000}}), ("eve", {}), ("nobody", {}),
@@ -339,7 +341,7 @@ def test_owners_and_admins_read_their_own_tenants_entries(
 ) -> None:
     create(database, acme, "Apollo")
     with database.acting("authenticated", claims(name, fva=[0, 0 if second_factor else -1])):
-        seen = database.value("select count(*) from public.audit_logs where action = 'project.created'")
+        seen = database.value("select count(*) from public.audit_logs where action = 'specimen.created'")
     assert seen == int(sees)
 
 
@@ -467,7 +469,7 @@ def test_erasure_keeps_the_act_and_loses_the_person(database: Database, acme: st
     # Besides the three: that she was made known, and joined.
     assert [database.value(erase, cleo) for _ in range(4)] == [2, 2, 1, 0]
     rows = database.rows(
-        "select user_id, actor, impersonator, ip_address, user_agent from public.audit_logs where action = 'project.created'"
+        "select user_id, actor, impersonator, ip_address, user_agent from public.audit_logs where action = 'specimen.created'"
     )
     assert rows == [(None, None, None, None, None)] * 3
     new = "select kind, entries from app.audit_interventions where id > %s order by id"
@@ -483,4 +485,4 @@ def test_erasure_keeps_the_act_and_loses_the_person(database: Database, acme: st
 def test_a_purged_tenant_leaves_its_entries(database: Database, acme: str) -> None:
     create(database, acme, "Apollo")
     database.execute("delete from public.organizations where id = %s", acme)
-    assert "project.created" in {entry["action"] for entry in told(database) if entry["organization_id"] == acme}
+    assert "specimen.created" in {entry["action"] for entry in told(database) if entry["organization_id"] == acme}

@@ -14,7 +14,7 @@ from tests.conftest import Claims, Database
 from tests.tenant_tables import TABLES
 
 READABLE = (
-    "organizations", "profiles", "organization_memberships", "organization_invitations", "projects", "audit_logs", "role_permissions",
+    "organizations", "profiles", "organization_memberships", "organization_invitations", "specimens", "audit_logs", "role_permissions",
     *TABLES,
 )  # fmt: skip
 
@@ -46,7 +46,7 @@ def ada(database: Database) -> Claims:
         "select o.id, p.id, 'owner' from public.organizations as o, public.profiles as p"
     )
     database.execute(
-        "insert into public.projects (organization_id, title) select id, 'Apollo' from public.organizations"
+        "insert into public.specimens (organization_id, title) select id, 'Apollo' from public.organizations"
     )
     for table in TABLES.values():
         database.execute(table.insert("public.organizations"))
@@ -60,15 +60,15 @@ def touch_everything(database: Database, claims: str) -> dict[str, int]:
         for table in READABLE:
             seen[table] = database.value(f"select count(*) from public.{table}")
         for statement in (
-            "update public.projects set title = title",
+            "update public.specimens set title = title",
             "update public.profiles set full_name = full_name",
             "update public.organizations set name = name",
-            "delete from public.projects",
+            "delete from public.specimens",
             *(statement for table in TABLES.values() for statement in table.write().values()),
         ):
             database.execute(statement)
         database.execute("select * from public.my_permissions()")
-        assert database.value("select public.has_permission(gen_random_uuid(), 'projects:read')") is False
+        assert database.value("select public.has_permission(gen_random_uuid(), 'specimens:read')") is False
     return seen
 
 
@@ -78,7 +78,7 @@ def nothing(seen: dict[str, int]) -> bool:
 
 def test_the_owner_sees_her_rows(database: Database, ada: Claims) -> None:
     assert touch_everything(database, json.dumps(ada)) | {"role_permissions": 0} == {
-        "organizations": 1, "profiles": 1, "organization_memberships": 1, "organization_invitations": 0, "projects": 1,
+        "organizations": 1, "profiles": 1, "organization_memberships": 1, "organization_invitations": 0, "specimens": 1,
         "audit_logs": 3 + len(TABLES), "role_permissions": 0,
     } | dict.fromkeys(TABLES, 1)  # fmt: skip
 
@@ -101,7 +101,7 @@ def test_an_insert_without_an_identity_is_refused_not_broken(database: Database,
         pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security"),
         database.acting("authenticated", claims),
     ):
-        database.execute("insert into public.projects (organization_id, title) values (%s, 'x')", organization)
+        database.execute("insert into public.specimens (organization_id, title) values (%s, 'x')", organization)
     for table in (table for table in TABLES.values() if "insert" in table.needs):
         with (
             pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security"),
@@ -132,12 +132,12 @@ def test_a_banned_person_sees_nothing(database: Database, ada: Claims) -> None:
 def test_an_owner_without_a_second_factor_may_what_a_viewer_may(database: Database, ada: Claims, fva: object) -> None:
     organization = database.value("select id from public.organizations")
     with database.acting("authenticated", ada | {"fva": fva}):
-        assert database.value("select public.has_permission(%s, 'projects:read')", organization)
-        assert not database.value("select public.has_permission(%s, 'projects:create')", organization)
-        assert database.execute("update public.projects set title = 'Gemini'").rowcount == 0
+        assert database.value("select public.has_permission(%s, 'specimens:read')", organization)
+        assert not database.value("select public.has_permission(%s, 'specimens:create')", organization)
+        assert database.execute("update public.specimens set title = 'Gemini'").rowcount == 0
     database.execute("update public.organizations set mfa_required = false")
     with database.acting("authenticated", ada | {"fva": fva}):
-        assert database.value("select public.has_permission(%s, 'projects:create')", organization)
+        assert database.value("select public.has_permission(%s, 'specimens:create')", organization)
 
 
 def test_a_new_organization_takes_the_installations_choice_about_mfa(database: Database) -> None:
@@ -157,11 +157,11 @@ def test_anon_reaches_nothing(database: Database, ada: Claims) -> None:
 
 
 def test_an_update_without_a_change_does_not_bump_updated_at(database: Database, ada: Claims) -> None:
-    database.execute("update public.projects set updated_at = '2020-01-01'")
+    database.execute("update public.specimens set updated_at = '2020-01-01'")
     before = database.value(
-        "update public.projects set updated_at = '2020-01-01', title = 'Mercury' returning updated_at"
+        "update public.specimens set updated_at = '2020-01-01', title = 'Mercury' returning updated_at"
     )
-    assert database.value("update public.projects set title = title returning updated_at") == before
+    assert database.value("update public.specimens set title = title returning updated_at") == before
     assert database.value("update public.profiles set last_seen_at = '2020-01-01' returning updated_at = now()")
 
 

@@ -537,11 +537,11 @@ def test_a_person_deleted_before_they_were_heard_of_never_appears(clerk: Clerk) 
 def test_what_a_deleted_person_made_stays(clerk: Clerk) -> None:
     clerk.send("organizationMembership.created", member(ADA))
     clerk.database.execute(
-        "insert into public.projects (organization_id, created_by, title)"
+        "insert into public.specimens (organization_id, created_by, title)"
         " select o.id, p.id, 'Apollo' from public.organizations as o, public.profiles as p"
     )
     clerk.delete("user", "user_ada")
-    assert clerk.database.rows("select title, created_by from public.projects") == [("Apollo", None)]
+    assert clerk.database.rows("select title, created_by from public.specimens") == [("Apollo", None)]
 
 
 def test_a_banned_persons_token_counts_for_nobody(clerk: Clerk) -> None:
@@ -746,11 +746,11 @@ def test_roles_of_clerk_are_listed_with_what_they_mean_here(clerk: Clerk) -> Non
 def test_a_deleted_organization_is_hidden_from_its_members_at_once(clerk: Clerk) -> None:
     clerk.send("organizationMembership.created", member(ADA, "org:admin"))
     clerk.database.execute(
-        "insert into public.projects (organization_id, title) select id, 'Apollo' from public.organizations"
+        "insert into public.specimens (organization_id, title) select id, 'Apollo' from public.organizations"
     )
     clerk.delete("organization", "org_acme")
     with clerk.database.acting("authenticated", {"sub": "user_ada", "fva": [0, 0]}):
-        for table in ("organizations", "organization_memberships", "projects"):
+        for table in ("organizations", "organization_memberships", "specimens"):
             assert clerk.database.value(f"select count(*) from public.{table}") == 0
     assert clerk.organization()["deleted_at"] is not None
 

@@ -55,7 +55,7 @@ def test_nothing_is_left(world: Database) -> None:
     assert found(world, texts) == {}
     assert counts.keys() >= {
         "public.profiles",
-        "public.projects",
+        "public.specimens",
         "public.audit_logs",
         "app.webhook_events",
         "app.clerk_records",
@@ -64,7 +64,7 @@ def test_nothing_is_left(world: Database) -> None:
 
 def test_rows_that_do_not_name_the_person_stay_as_they_are(world: Database) -> None:
     before = others(world)
-    assert {"public.profiles", "public.projects", "public.audit_logs", "app.webhook_events"} <= before.keys()
+    assert {"public.profiles", "public.specimens", "public.audit_logs", "app.webhook_events"} <= before.keys()
     erase(world)
     gone = {
         table: rows - {text for (text,) in world.rows(f"select t::text from {table} as t")}
@@ -95,7 +95,7 @@ def test_an_act_stays_and_loses_who(world: Database) -> None:
     erase(world)
     assert acts() == before
     deleted = world.rows(
-        "select user_id, changes -> 'before' ->> 'created_by' from public.audit_logs where action = 'project.deleted'"
+        "select user_id, changes -> 'before' ->> 'created_by' from public.audit_logs where action = 'specimen.deleted'"
     )
     assert deleted == [(world.value("select id from public.profiles where clerk_user_id = %s", BEN), "erased")]
     # Who acted in her name, and in whose name she acted, keep what is theirs.
@@ -300,7 +300,7 @@ def test_a_token_in_the_name_of_whom_an_erased_person_helped_names_nobody(world:
     people.act(
         world,
         BEN,
-        "insert into public.projects (organization_id, title) select id, 'Late' from public.organizations where name = 'Acme'",
+        "insert into public.specimens (organization_id, title) select id, 'Late' from public.organizations where name = 'Acme'",
         act={"sub": ADA},
     )
     world.execute("""select set_config('request.jwt.claims', '{"role": "service_role"}', true)""")
@@ -326,12 +326,12 @@ def test_a_locked_row_does_not_keep_clerks_deletion_from_hiding_the_person(world
     world.execute(
         "create function public.fail() returns trigger language plpgsql as $$ begin raise lock_not_available; end $$"
     )
-    world.execute("create trigger fail before update on public.projects for each row execute function public.fail()")
+    world.execute("create trigger fail before update on public.specimens for each row execute function public.fail()")
     people.Sender(world, first=500).send(
         "user.deleted", {"object": "user", "id": ADA, "deleted": True}, FAR, expected="processed"
     )
     assert world.rows("select full_name, banned from public.profiles where clerk_user_id = %s", ADA) == [(None, True)]
-    world.execute("drop trigger fail on public.projects")
+    world.execute("drop trigger fail on public.specimens")
     [[receipt]] = world.rows("select receipt::text from app.erasure_log")
     assert erased(world, receipt)["state"] == "erased"
 

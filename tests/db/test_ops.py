@@ -200,8 +200,8 @@ def test_a_failed_event_is_applied_again_by_its_id(database: Database) -> None:
 
 
 def reach(database: Database, user_id: str) -> tuple[int, ...]:
-    """How many organizations, projects, members and entries a person reads, and how many their session shows."""
-    tables = ("organizations", "projects", "organization_memberships", "audit_logs", "profiles")
+    """How many organizations, specimens, members and entries a person reads, and how many their session shows."""
+    tables = ("organizations", "specimens", "organization_memberships", "audit_logs", "profiles")
     with database.acting("authenticated", {"sub": user_id, "role": "authenticated", "fva": [0, 0]}):
         counts = [database.value(f"select count(*) from public.{table}") for table in tables]
         session = database.value("select public.start_session()")
@@ -219,18 +219,18 @@ def test_nobody_reaches_a_suspended_organization_until_it_is_resumed(world: Data
     for person in (ADA, BEN, CLEO):
         with world.acting("authenticated", {"sub": person, "role": "authenticated", "fva": [0, 0]}):
             for table, column in (
-                ("organizations", "id"), ("projects", "organization_id"), ("organization_memberships", "organization_id"), ("audit_logs", "organization_id"),
+                ("organizations", "id"), ("specimens", "organization_id"), ("organization_memberships", "organization_id"), ("audit_logs", "organization_id"),
             ):  # fmt: skip
                 query = f"select count(*) from public.{table} where {column} = %s"
                 assert world.value(query, acme["id"]) == 0, (person, table)
-            assert not world.value("select public.has_permission(%s, 'projects:read')", acme["id"])
-            assert world.execute("update public.projects set title = 'x'").rowcount == reach_of_others(
+            assert not world.value("select public.has_permission(%s, 'specimens:read')", acme["id"])
+            assert world.execute("update public.specimens set title = 'x'").rowcount == reach_of_others(
                 world, acme["id"]
             )
             session = world.value("select public.start_session()")
             assert "Acme" not in [each["name"] for each in session["organizations"]]
             assert not [topic for topic in world.value("select app.topics()") if str(acme["id"]) in topic]
-            statement = "insert into public.projects (organization_id, title) values (%s, 'x')"
+            statement = "insert into public.specimens (organization_id, title) values (%s, 'x')"
             assert "row-level security" in refused(world, statement, acme["id"])
     world.execute("select ops.resume_organization('org_acme')")
     after = {person: reach(world, person) for person in (ADA, BEN, CLEO)}
@@ -242,8 +242,8 @@ def test_nobody_reaches_a_suspended_organization_until_it_is_resumed(world: Data
 
 
 def reach_of_others(database: Database, organization: object) -> int:
-    """How many projects the caller may read, of which none is the organization's; those may be updated too."""
-    return int(database.value("select count(*) from public.projects where organization_id <> %s", organization))
+    """How many specimens the caller may read, of which none is the organization's; those may be updated too."""
+    return int(database.value("select count(*) from public.specimens where organization_id <> %s", organization))
 
 
 def test_a_suspension_is_in_the_trail_once_with_its_reason(world: Database) -> None:
@@ -384,13 +384,13 @@ def test_no_table_has_a_gap(database: Database) -> None:
 
 
 def test_coverage_lists_policies_and_grants(database: Database) -> None:
-    projects = coverage(database, "public.projects")
-    assert (projects["enabled"], projects["forced"]) == (True, True)
-    assert projects["policies"] == [
-        "select to authenticated: read with projects:read", "insert to authenticated: create with projects:create",
-        "update to authenticated: update with projects:update", "delete to authenticated: delete with projects:delete",
+    specimens = coverage(database, "public.specimens")
+    assert (specimens["enabled"], specimens["forced"]) == (True, True)
+    assert specimens["policies"] == [
+        "select to authenticated: read with specimens:read", "insert to authenticated: create with specimens:create",
+        "update to authenticated: update with specimens:update", "delete to authenticated: delete with specimens:delete",
     ]  # fmt: skip
-    assert projects["grants"] == [
+    assert specimens["grants"] == [
         "select to authenticated", "insert to authenticated (description, metadata, organization_id, status, title)",
         "update to authenticated (description, metadata, status, title)", "delete to authenticated",
     ]  # fmt: skip
@@ -398,20 +398,20 @@ def test_coverage_lists_policies_and_grants(database: Database) -> None:
 
 
 @pytest.mark.parametrize(("breaking", "gap"), [
-    ("alter table public.projects disable row level security", "Row level security is off"),
-    ("alter table public.projects no force row level security", "not forced"),
-    ("grant select on public.projects to anon", "Granted to anon, who need nothing here."),
-    ("grant select (title) on public.projects to public", "Granted to everybody"),
-    ("drop policy \"read with projects:read\" on public.projects", "no policy for select."),
-    ("revoke delete on public.projects from authenticated", "for want of a grant: delete with projects:delete (delete)."),
-    ("alter policy \"read with projects:read\" on public.projects using (true)", "Open to every tenant: read with projects:read."),
-    ("alter policy \"create with projects:create\" on public.projects with check (true)", "Open to every tenant: create with"),
+    ("alter table public.specimens disable row level security", "Row level security is off"),
+    ("alter table public.specimens no force row level security", "not forced"),
+    ("grant select on public.specimens to anon", "Granted to anon, who need nothing here."),
+    ("grant select (title) on public.specimens to public", "Granted to everybody"),
+    ("drop policy \"read with specimens:read\" on public.specimens", "no policy for select."),
+    ("revoke delete on public.specimens from authenticated", "for want of a grant: delete with specimens:delete (delete)."),
+    ("alter policy \"read with specimens:read\" on public.specimens using (true)", "Open to every tenant: read with specimens:read."),
+    ("alter policy \"create with specimens:create\" on public.specimens with check (true)", "Open to every tenant: create with"),
 ])  # fmt: skip
 def test_each_gap_is_found_and_named(database: Database, breaking: str, gap: str) -> None:
     database.execute(breaking)
-    assert gap in coverage(database, "public.projects")["gap"]
+    assert gap in coverage(database, "public.specimens")["gap"]
     found = row(database, "select * from ops.access_health")
-    assert (found["gaps"], found["status"], found["first_gap"].startswith("public.projects: ")) == (1, "red", True)
+    assert (found["gaps"], found["status"], found["first_gap"].startswith("public.specimens: ")) == (1, "red", True)
 
 
 def test_a_private_table_that_is_granted_is_a_gap(database: Database) -> None:
@@ -542,7 +542,7 @@ def test_sizes_are_those_of_whole_tables(database: Database) -> None:
     assert sizes["public.audit_logs"][0] > 1_000_000
     assert sizes["public.audit_logs"][1] >= 5
     assert not [name for name in sizes if name.startswith("app.audit_logs_")]
-    assert sizes["public.projects"][1] is None
+    assert sizes["public.specimens"][1] is None
     assert "public.audit_logs" in row(database, "select largest from ops.storage_health")["largest"]
 
 

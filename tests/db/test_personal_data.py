@@ -13,6 +13,7 @@ from scripts.schema.migrations import ROOT, run_file
 from tests import people
 from tests.conftest import Database
 from tests.people import ADA, ADA_EMAILS, ALIKE, BEN, CLEO, SECRET, call, identifiers, scan, tables
+from tests.schema import SPECIMENS
 
 # Rows of hers that are no part of an export: on their way to her colleagues, and gone by themselves.
 ON_THE_WAY = {"realtime.messages"}
@@ -52,9 +53,9 @@ def test_its_order_stays_when_its_files_are_applied_again(database: Database) ->
     order = "select relation, path from app.personal_data order by position"
     before = database.rows(order)
     assert before[0] == ("public.profiles", "id")
-    assert before[-1] == ("public.projects", "created_by")
+    assert before[-1] == ("public.specimens", "created_by")
     own = (ROOT / "functions/5_personal_data/registry.sql").read_text()
-    for text in (own, (ROOT / "functions/9_tables/projects.sql").read_text(), own):
+    for text in (own, SPECIMENS.read_text(), own):
         run_file(database.connection, "registry.sql", text)
         assert database.rows(order) == before
     database.execute(
@@ -205,26 +206,26 @@ def test_pages_of_any_size_make_the_same_export(world: Database) -> None:
 
 def test_a_page_ends_at_two_megabytes(world: Database) -> None:
     world.execute(
-        "insert into public.projects (organization_id, created_by, title, metadata) "
+        "insert into public.specimens (organization_id, created_by, title, metadata) "
         "select o.id, p.id, 'Large', jsonb_build_object('text', repeat('x', 60000)) "
         "from public.organizations as o, public.profiles as p, generate_series(1, 100) where o.name = 'Acme' and p.clerk_user_id = %s", ADA
     )  # fmt: skip
     begun = call(world, "begin_export", clerk_user_id=ADA, requested_by="administrator")
     [*_, (domain, content, _, following)] = page_of(world, begun["export_id"], None, 1000)
-    assert domain == "projects"
+    assert domain == "specimens"
     assert 2_000_000 < len(content) < 2_100_000
-    assert following["domain"] == "projects"
-    assert len(pages(world, begun["export_id"])["projects"]) == 102
+    assert following["domain"] == "specimens"
+    assert len(pages(world, begun["export_id"])["specimens"]) == 102
 
 
 def test_what_comes_later_is_not_in_it(world: Database) -> None:
     begun = call(world, "begin_export", clerk_user_id=ADA, requested_by="administrator")
     world.execute(
-        "insert into public.projects (organization_id, created_by, title, created_at) "
+        "insert into public.specimens (organization_id, created_by, title, created_at) "
         "select o.id, p.id, 'Tomorrow', now() + interval '1 day' "
         "from public.organizations as o, public.profiles as p where o.name = 'Acme' and p.clerk_user_id = %s", ADA
     )  # fmt: skip
-    assert "Tomorrow" not in {row["title"] for row in pages(world, begun["export_id"])["projects"]}
+    assert "Tomorrow" not in {row["title"] for row in pages(world, begun["export_id"])["specimens"]}
 
 
 def test_a_person_may_ask_once_an_hour_unless_it_failed(world: Database) -> None:
@@ -307,7 +308,7 @@ def test_an_invitation_that_lapsed_is_forgotten_in_what_clerk_told_too(world: Da
 def test_a_deleted_organization_goes_with_all_its_rows_after_its_grace_period(world: Database) -> None:
     acme = str(world.value("select id from public.organizations where name = 'Acme'"))
     everywhere = scan(world, acme, "org_acme")
-    assert {"public.projects", "public.organization_memberships", "app.clerk_records"} <= everywhere.keys()
+    assert {"public.specimens", "public.organization_memberships", "app.clerk_records"} <= everywhere.keys()
     world.execute("update public.organizations set deleted_at = now() - interval '29 days' where id = %s", acme)
     assert call(world, "run_retention")["purged"] == {}
     world.execute("update public.organizations set deleted_at = now() - interval '31 days' where id = %s", acme)
@@ -317,13 +318,13 @@ def test_a_deleted_organization_goes_with_all_its_rows_after_its_grace_period(wo
     left = scan(world, acme, "org_acme").keys()
     assert left <= {"public.audit_logs", "app.webhook_events", "realtime.messages"}
     assert world.value("select count(*) from public.audit_logs") == entries + 1
-    assert world.value("select count(*) from public.projects where title = 'Hers in Globex'") == 1
+    assert world.value("select count(*) from public.specimens where title = 'Hers in Globex'") == 1
 
 
 def test_a_large_organization_goes_in_batches(world: Database) -> None:
     acme = world.value("select id from public.organizations where name = 'Acme'")
     world.execute(
-        "insert into public.projects (organization_id, title) select %s, 'Many' from generate_series(1, 2500)", acme
+        "insert into public.specimens (organization_id, title) select %s, 'Many' from generate_series(1, 2500)", acme
     )
     world.execute("update public.organizations set deleted_at = now() - interval '31 days' where id = %s", acme)
     batches = list(iter(lambda: call(world, "purge_organizations", batch=1000), 0))

@@ -21,7 +21,7 @@ from tests.tenant_tables import TABLES
 
 Plan = dict[str, Any]
 
-PROJECTS = 100_000
+SPECIMENS = 100_000
 INVITATIONS = 20_000
 AUDIT_ENTRIES = 50_000
 OTHERS_PER_ORGANIZATION = 200
@@ -32,7 +32,7 @@ def tenants(test_run: TestRun, request: pytest.FixtureRequest) -> Iterator[OwnDa
     """A database of its own, with 100 organizations: planners of other tests must not see these rows."""
     with own_database(test_run.postgres("server", request.config.getoption("--postgres"), migrated=True)) as server:
         with psycopg.connect(server.url("supabase_admin")) as admin:
-            fill(admin, PROJECTS)
+            fill(admin, SPECIMENS)
             admin.execute(
                 "insert into public.organization_invitations (organization_id, clerk_invitation_id, email, role) "
                 "select o.ids[1 + i %% cardinality(o.ids)], 'orginv_' || i, 'x@example.com', 'member' "
@@ -87,11 +87,14 @@ def calls_of_ours(text: str) -> bool:
 
 
 TENANT_STATEMENTS = {
-    "read projects": ("select * from public.projects", "organization_id"),
-    "read the newest projects": ("select * from public.projects order by created_at desc limit 50", "organization_id"),
-    "count projects": ("select count(*) from public.projects", "organization_id"),
-    "update projects": ("update public.projects set title = 'x' where status = 'archived'", "organization_id"),
-    "delete projects": ("delete from public.projects where status = 'archived'", "organization_id"),
+    "read specimens": ("select * from public.specimens", "organization_id"),
+    "read the newest specimens": (
+        "select * from public.specimens order by created_at desc limit 50",
+        "organization_id",
+    ),
+    "count specimens": ("select count(*) from public.specimens", "organization_id"),
+    "update specimens": ("update public.specimens set title = 'x' where status = 'archived'", "organization_id"),
+    "delete specimens": ("delete from public.specimens where status = 'archived'", "organization_id"),
     "read members": ("select * from public.organization_memberships", "organization_id"),
     "read invitations": ("select * from public.organization_invitations", "organization_id"),
     "read the audit log": ("select * from public.audit_logs", "organization_id"),
@@ -112,7 +115,7 @@ SMALL_STATEMENTS = {
     "read organizations": "select * from public.organizations",
     "update organizations": "update public.organizations set name = 'x'",
     "update the own profile": "update public.profiles set full_name = 'x'",
-    "insert a project": "insert into public.projects (organization_id, title) select id, 'x' from public.organizations returning id",
+    "insert a specimen": "insert into public.specimens (organization_id, title) select id, 'x' from public.organizations returning id",
 }
 
 EVERY_STATEMENT = {name: statement for name, (statement, _) in TENANT_STATEMENTS.items()} | SMALL_STATEMENTS
@@ -146,8 +149,8 @@ def test_nothing_is_asked_once_a_row(explain: Any, statement: str) -> None:
     assert not [each for each in filters if calls_of_ours(each)], filters
 
 
-def test_a_caller_with_many_projects_is_answered_by_the_index_alone(explain: Any) -> None:
-    plan = explain("select count(*) from public.projects")
+def test_a_caller_with_many_specimens_is_answered_by_the_index_alone(explain: Any) -> None:
+    plan = explain("select count(*) from public.specimens")
     assert [node["Node Type"] for node in plan if node["Node Type"].startswith(("Index", "Bitmap"))] == [
         "Index Only Scan"
     ], plan

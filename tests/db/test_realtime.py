@@ -7,10 +7,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from scripts.schema.migrations import ROOT
 from tests.conftest import Claims, Database
 
-MIGRATION = (ROOT / "migrations/20261130230300_realtime.sql").read_text()
 Message = tuple[str, str, dict[str, Any]]
 
 
@@ -53,7 +51,9 @@ def told(database: Database) -> list[Message]:
 
 def create(database: Database, organization: str, *titles: str) -> None:
     database.execute(
-        "insert into public.projects (organization_id, title) select %s, unnest(%s::text[])", organization, list(titles)
+        "insert into public.specimens (organization_id, title) select %s, unnest(%s::text[])",
+        organization,
+        list(titles),
     )
 
 
@@ -64,21 +64,21 @@ def test_a_new_row_is_told_with_its_readable_columns_on_its_organizations_topic(
     database: Database, tenants: dict[str, str]
 ) -> None:
     create(database, tenants["Acme"], "Apollo")
-    row = database.value("select to_jsonb(p) from public.projects as p")
+    row = database.value("select to_jsonb(p) from public.specimens as p")
     assert told(database) == [
         (
-            f"org:{tenants['Acme']}:projects:read",
+            f"org:{tenants['Acme']}:specimens:read",
             "INSERT",
-            {"schema": "public", "table": "projects", "operation": "INSERT", "record": row, "old_record": None},
+            {"schema": "public", "table": "specimens", "operation": "INSERT", "record": row, "old_record": None},
         )
     ]
 
 
 def test_columns_that_people_may_not_select_are_never_sent(database: Database, tenants: dict[str, str]) -> None:
-    database.execute("revoke select on public.projects from authenticated")
-    database.execute("grant select (id, title) on public.projects to authenticated")
+    database.execute("revoke select on public.specimens from authenticated")
+    database.execute("grant select (id, title) on public.specimens to authenticated")
     create(database, tenants["Acme"], "Apollo")
-    database.execute("update public.projects set title = 'Gemini', description = 'secret'")
+    database.execute("update public.specimens set title = 'Gemini', description = 'secret'")
     records = [payload["record"].keys() for _, _, payload in told(database)]
     assert records == [{"id", "title"}, {"id", "title"}]
 
@@ -86,14 +86,14 @@ def test_columns_that_people_may_not_select_are_never_sent(database: Database, t
 def test_a_deleted_row_is_told_by_its_key_alone(database: Database, tenants: dict[str, str]) -> None:
     create(database, tenants["Acme"], "Apollo")
     [identifier] = [payload["record"]["id"] for _, _, payload in told(database)]
-    database.execute("delete from public.projects")
+    database.execute("delete from public.specimens")
     assert told(database) == [
         (
-            f"org:{tenants['Acme']}:projects:read",
+            f"org:{tenants['Acme']}:specimens:read",
             "DELETE",
             {
                 "schema": "public",
-                "table": "projects",
+                "table": "specimens",
                 "operation": "DELETE",
                 "record": None,
                 "old_record": {"id": identifier},
@@ -105,14 +105,14 @@ def test_a_deleted_row_is_told_by_its_key_alone(database: Database, tenants: dic
 def test_an_update_is_told_where_somebody_could_see_it(database: Database, tenants: dict[str, str]) -> None:
     create(database, tenants["Acme"], "Apollo", "Gemini")
     told(database)
-    database.execute("update public.projects set title = title")
+    database.execute("update public.specimens set title = title")
     assert told(database) == []
-    database.execute("update public.projects set title = 'Mercury' where title in ('Apollo', 'Mercury')")
+    database.execute("update public.specimens set title = 'Mercury' where title in ('Apollo', 'Mercury')")
     [(_, event, payload)] = told(database)
     assert (event, payload["record"]["title"], payload["old_record"]) == ("UPDATE", "Mercury", None)
-    database.execute("revoke select on public.projects from authenticated")
-    database.execute("grant select (id) on public.projects to authenticated")
-    database.execute("update public.projects set description = 'hidden'")
+    database.execute("revoke select on public.specimens from authenticated")
+    database.execute("grant select (id) on public.specimens to authenticated")
+    database.execute("update public.specimens set description = 'hidden'")
     assert told(database) == []
 
 
@@ -121,19 +121,19 @@ def test_a_row_that_moves_to_another_tenant_is_deleted_for_the_first(
 ) -> None:
     create(database, tenants["Acme"], "Apollo")
     told(database)
-    database.execute("update public.projects set organization_id = %s", tenants["Globex"])
+    database.execute("update public.specimens set organization_id = %s", tenants["Globex"])
     heard = {(topic, event): payload for topic, event, payload in told(database)}
     assert heard.keys() == {
-        (f"org:{tenants['Globex']}:projects:read", "UPDATE"),
-        (f"org:{tenants['Acme']}:projects:read", "DELETE"),
+        (f"org:{tenants['Globex']}:specimens:read", "UPDATE"),
+        (f"org:{tenants['Acme']}:specimens:read", "DELETE"),
     }
-    assert heard[f"org:{tenants['Acme']}:projects:read", "DELETE"]["record"] is None
+    assert heard[f"org:{tenants['Acme']}:specimens:read", "DELETE"]["record"] is None
 
 
 def test_one_statement_tells_each_tenant_of_its_own_rows(database: Database, tenants: dict[str, str]) -> None:
-    database.execute("insert into public.projects (organization_id, title) select id, name from public.organizations")
+    database.execute("insert into public.specimens (organization_id, title) select id, name from public.organizations")
     assert {(topic, payload["record"]["title"]) for topic, _, payload in told(database)} == {
-        (f"org:{identifier}:projects:read", name) for name, identifier in tenants.items()
+        (f"org:{identifier}:specimens:read", name) for name, identifier in tenants.items()
     }
 
 
@@ -173,12 +173,14 @@ def test_members_and_invitations_are_told_to_who_may_read_members(database: Data
     assert [(where, payload["table"]) for where, _, payload in told(database)] == [(topic, "organization_invitations")]
 
 
-def test_an_organization_that_is_purged_takes_its_projects_with_it(database: Database, tenants: dict[str, str]) -> None:
+def test_an_organization_that_is_purged_takes_its_specimens_with_it(
+    database: Database, tenants: dict[str, str]
+) -> None:
     create(database, tenants["Acme"], "Apollo")
     told(database)
     database.execute("delete from public.organizations where name = 'Acme'")
     assert {(payload["table"], event) for _, event, payload in told(database)} == {
-        ("projects", "DELETE"), ("organization_memberships", "DELETE"),
+        ("specimens", "DELETE"), ("organization_memberships", "DELETE"),
     }  # fmt: skip
 
 
@@ -187,9 +189,9 @@ def test_a_broadcast_that_fails_never_fails_the_write(database: Database, tenant
     database.connection.add_notice_handler(lambda notice: warnings.append(notice.message_primary or ""))
     database.execute("alter table realtime.messages add constraint full_up check (false) not valid")
     create(database, tenants["Acme"], "Apollo")
-    database.execute("update public.projects set title = 'Gemini'")
-    assert database.value("select title from public.projects") == "Gemini"
-    assert warnings == ["A change of public.projects was not broadcast (23514)."] * 2
+    database.execute("update public.specimens set title = 'Gemini'")
+    assert database.value("select title from public.specimens") == "Gemini"
+    assert warnings == ["A change of public.specimens was not broadcast (23514)."] * 2
 
 
 def test_a_write_does_not_fail_either_where_there_is_no_role_of_the_api(
@@ -199,8 +201,8 @@ def test_a_write_does_not_fail_either_where_there_is_no_role_of_the_api(
     database.connection.add_notice_handler(lambda notice: warnings.append(notice.message_primary or ""))
     database.execute("alter role authenticated rename to somebody_else")
     create(database, tenants["Acme"], "Apollo")
-    assert database.value("select count(*) from public.projects") == 1
-    assert warnings == ["A change of public.projects was not broadcast (42704)."]
+    assert database.value("select count(*) from public.specimens") == 1
+    assert warnings == ["A change of public.specimens was not broadcast (42704)."]
 
 
 def test_the_next_table_is_one_line(database: Database, tenants: dict[str, str]) -> None:
@@ -245,7 +247,7 @@ def may(database: Database, command: str, person: str, topic: str, extension: st
 
 
 @pytest.mark.parametrize("extension", ["broadcast", "presence"])
-@pytest.mark.parametrize("suffix", [":projects:read", ":members:read", ":presence"])
+@pytest.mark.parametrize("suffix", [":specimens:read", ":members:read", ":presence"])
 @pytest.mark.parametrize("person", ["ada", "cleo", "dee", "eve", "nobody"])
 def test_members_listen_to_their_own_organization(
     database: Database, tenants: dict[str, str], person: str, suffix: str, extension: str
@@ -260,8 +262,8 @@ def test_who_lacks_a_permission_does_not_hear_what_needs_it(database: Database, 
     assert may(database, "read", "ada", audit)
     assert not may(database, "read", "ada", audit, second_factor=False)
     assert not may(database, "read", "dee", audit)
-    database.execute("delete from public.role_permissions where role = 'viewer' and permission = 'projects:read'")
-    assert not may(database, "read", "dee", f"org:{tenants['Acme']}:projects:read")
+    database.execute("delete from public.role_permissions where role = 'viewer' and permission = 'specimens:read'")
+    assert not may(database, "read", "dee", f"org:{tenants['Acme']}:specimens:read")
     assert may(database, "read", "dee", f"org:{tenants['Acme']}:presence")
     assert may(database, "read", "dee", f"org:{tenants['Acme']}:members:read")
     database.execute("delete from public.role_permissions where role = 'viewer' and permission = 'members:read'")
@@ -269,7 +271,7 @@ def test_who_lacks_a_permission_does_not_hear_what_needs_it(database: Database, 
 
 
 @pytest.mark.parametrize("person", ["ada", "cleo", "dee", "eve"])
-@pytest.mark.parametrize("suffix", ["", ":members:read", ":audit:read", ":presence", ":projects:read", ":else"])
+@pytest.mark.parametrize("suffix", ["", ":members:read", ":audit:read", ":presence", ":specimens:read", ":else"])
 def test_nobody_but_the_database_sends(database: Database, tenants: dict[str, str], person: str, suffix: str) -> None:
     assert not may(database, "write", person, f"org:{tenants['Acme']}{suffix}")
 
@@ -279,7 +281,7 @@ def test_members_are_present_on_the_presence_topic_only(
     database: Database, tenants: dict[str, str], person: str, present: bool
 ) -> None:
     assert may(database, "write", person, f"org:{tenants['Acme']}:presence", "presence") == present
-    for suffix in ("", ":projects:read", ":members:read"):
+    for suffix in ("", ":specimens:read", ":members:read"):
         assert not may(database, "write", person, f"org:{tenants['Acme']}{suffix}", "presence")
 
 
@@ -300,7 +302,7 @@ def test_anon_neither_listens_nor_sends(database: Database, tenants: dict[str, s
     with pytest.raises(psycopg.errors.InsufficientPrivilege), database.acting("anon", claims("ada")):
         database.execute(
             "insert into realtime.messages (topic, extension) values (%s, 'broadcast')",
-            f"org:{tenants['Acme']}:projects:read",
+            f"org:{tenants['Acme']}:specimens:read",
         )
 
 
@@ -312,34 +314,6 @@ def test_messages_cannot_be_changed_by_people(database: Database, tenants: dict[
         database.execute("delete from realtime.messages")
 
 
-# --- the publication
-
-
-def published(database: Database) -> bool:
-    return bool(
-        database.value(
-            "select count(*) from pg_publication_tables where pubname = 'supabase_realtime' and tablename = 'projects'"
-        )
-    )
-
-
-def test_projects_are_published(database: Database) -> None:
-    assert published(database)
-
-
-@pytest.mark.parametrize(
-    "before",
-    ["", "drop publication supabase_realtime", "alter publication supabase_realtime drop table public.projects",
-     "drop publication supabase_realtime; create publication supabase_realtime for table public.organizations"],
-)  # fmt: skip
-def test_the_migration_finds_what_a_project_may_have(database: Database, before: str) -> None:
-    if before:
-        database.execute(before)
-    for _ in range(2):
-        database.execute(MIGRATION)
-        assert published(database)
-
-
 # --- tables of any shape
 
 
@@ -347,7 +321,7 @@ def heard_of(database: Database, definition: str, granted: str, *statements: str
     """What a table of that shape broadcasts of the statements."""
     database.execute(f"create table public.shaped ({definition})")
     database.execute(f"grant select ({granted}) on public.shaped to authenticated")
-    database.execute("select app.broadcast('public.shaped', 'projects:read')")
+    database.execute("select app.broadcast('public.shaped', 'specimens:read')")
     for statement in statements:
         database.execute(statement)
     return [payload for _, _, payload in told(database)]
@@ -388,9 +362,9 @@ def test_a_deletion_tells_no_included_and_no_hidden_column_of_the_key(
 @pytest.mark.parametrize(
     ("definition", "permission", "reason"),
     [
-        ("organization_id uuid, secret text", "projects:read", "no primary key"),
-        ("id integer primary key", "projects:read", "no organization_id"),
-        ("id integer primary key, organization_id text", "projects:read", "no organization_id"),
+        ("organization_id uuid, secret text", "specimens:read", "no primary key"),
+        ("id integer primary key", "specimens:read", "no organization_id"),
+        ("id integer primary key, organization_id text", "specimens:read", "no organization_id"),
         ("id integer primary key, organization_id uuid", "invoices:reed", "No role has the permission"),
     ],
 )

@@ -117,9 +117,9 @@ def test_a_new_table_is_closed_until_its_policies_file_opens_it(database: Databa
 
 def test_the_matrix_is_the_specifications(database: Database) -> None:
     """Whoever widens a role has to say so here or in tests/tables too: all else reads the matrix from the database."""
-    viewer = {"projects:read", "members:read"}
-    member = viewer | {"projects:create", "projects:update"}
-    admin = member | {"projects:delete", "members:invite", "members:remove", "organization:update", "audit:read"}
+    viewer = {"specimens:read", "members:read"}
+    member = viewer | {"specimens:create", "specimens:update"}
+    admin = member | {"specimens:delete", "members:invite", "members:remove", "organization:update", "audit:read"}
     owner = admin | {"billing:manage", "organization:delete"}
     matrix = {"viewer": viewer, "member": member, "admin": admin, "owner": owner}
     rows = database.rows("select role, array_agg(permission) from public.role_permissions group by role")

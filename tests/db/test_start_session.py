@@ -140,7 +140,7 @@ def test_a_person_no_webhook_told_of_gets_a_profile(clerk: Clerk) -> None:
 def test_an_organization_no_webhook_told_of_is_made_from_the_claims(clerk: Clerk, claims: Claims) -> None:
     [organization] = clerk.start(claims)["organizations"]
     assert (organization["clerk_org_id"], organization["name"], organization["role"]) == ("org_acme", "acme", "member")
-    assert "projects:create" in organization["permissions"]
+    assert "specimens:create" in organization["permissions"]
     assert clerk.members() == [("user_ada", "org_acme", "member", "org:member", None)]
 
 
@@ -152,9 +152,9 @@ def test_what_was_made_can_be_used_at_once(clerk: Clerk) -> None:
     claims = token("org_acme", "member")
     organization = clerk.start(claims)["organizations"][0]["id"]
     with clerk.database.acting("authenticated", claims):
-        insert = "insert into public.projects (organization_id, title) values (%s, 'Apollo')"
+        insert = "insert into public.specimens (organization_id, title) values (%s, 'Apollo')"
         clerk.database.execute(insert, organization)
-        assert clerk.database.value("select count(*) from public.projects") == 1
+        assert clerk.database.value("select count(*) from public.specimens") == 1
 
 
 def test_a_newer_token_tells_of_a_newer_role(clerk: Clerk) -> None:

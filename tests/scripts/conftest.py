@@ -77,7 +77,7 @@ def inhabited(lasting_database: Callable[..., str]) -> str:
     url = lasting_database()
     migrations.up(url)
     with psycopg.connect(url) as connection:
-        people.world(Database(connection))
+        people.world(Database(connection), "projects")
         connection.execute("select app.seal_audit()")
     return url
 

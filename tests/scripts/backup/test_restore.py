@@ -518,7 +518,7 @@ def old(home: Path) -> Iterator[Postgres]:
     process = server.start(fsync="off")
     migrations.up(server.url())
     with psycopg.connect(server.url()) as connection:
-        people.world(Database(connection))
+        people.world(Database(connection), "projects")
     yield server
     stop(process)
 

@@ -94,7 +94,7 @@ def peopled(lasting_database: Callable[..., str]) -> str:
 
 def fill(url: str) -> None:
     with psycopg.connect(url) as connection:
-        people.world(Database(connection))
+        people.world(Database(connection), "projects")
         for statement in (
             "insert into public.audit_logs (user_id, action, resource_type, changes, ip_address) select p.id, 'client.done', 'test', "
             "jsonb_build_object('after', jsonb_build_object('by', p.id, 'n', n)), '203.0.113.1' "

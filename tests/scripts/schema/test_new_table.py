@@ -210,7 +210,7 @@ def test_members_hear_of_it_and_the_audit_trail_has_it(database: Database, acme:
 
 
 def test_a_persons_rows_are_exported_and_lose_the_person(database: Database) -> None:
-    people.world(database)
+    people.world(database, "projects")
     acme = database.value("select id from public.organizations where name = 'Acme'")
     people.act(database, ADA, INSERT, acme)
     [row] = exported(database)["example_rows"]

@@ -29,3 +29,14 @@ insert into public.role_permissions (role, permission) values
 ('admin', 'projects:create'), ('admin', 'projects:read'), ('admin', 'projects:update'), ('admin', 'projects:delete'),
 ('member', 'projects:create'), ('member', 'projects:read'), ('member', 'projects:update'),
 ('viewer', 'projects:read');
+
+-- Subscribers of Postgres Changes receive projects. A publication of all tables has this one already.
+do $$
+begin
+  if not exists (
+    select from pg_publication_tables where pubname = 'supabase_realtime' and schemaname = 'public' and tablename = 'projects'
+  ) then
+    alter publication supabase_realtime add table public.projects;
+  end if;
+end;
+$$;
