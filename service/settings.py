@@ -6,7 +6,7 @@ import base64
 import re
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -14,23 +14,18 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from service.clerk_api import CLERK_API_URL
 
 RESEND_API_URL = "https://api.resend.com"
-SHORTEST_SECRET = 32
 # One address and nothing else: neither a list nor a name.
 ADDRESS = re.compile(r"[^@\s,;:<>()\[\]\\\"]+@[^@\s,;:<>()\[\]\\\"]+\.[^@\s,;:<>()\[\]\\\"]+")
-EMAIL_ADDRESS = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 CLERK_KEY = re.compile(r"sk_(test|live)_[!-~]+")
-RESEND_KEY = re.compile(r"re_[!-~]+")
 # No place for a user or a password: both are AWS's own variables.
 BACKUP_PLACE = re.compile(r"((s3|gs|az)://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]|file:///)[A-Za-z0-9._~%+=/-]*")
 ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.IGNORECASE)
-# As age-keygen writes public keys. What it decrypts with is never here.
-RECIPIENT = re.compile(r"age1[0-9a-z]{58}")
-SENTRY_DSN = re.compile(r"https?://[A-Za-z0-9]+@[A-Za-z0-9.:-]+(/[A-Za-z0-9/-]*)?/[0-9]+")
-RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.@+_-]{0,199}")
 # Where the data is somebody's.
 GUARDED = frozenset({"staging", "production"})
 # What the privacy page and the terms say of whoever runs this.
 LEGAL_SETTINGS = ("legal_company", "legal_address", "legal_contact", "legal_effective_date")
+
+Text = TypeVar("Text", str, SecretStr)
 
 
 class SettingsInvalid(Exception):
@@ -39,6 +34,18 @@ class SettingsInvalid(Exception):
 
 def _items(text: object) -> object:
     return tuple(item.strip() for item in text.split(",") if item.strip()) if isinstance(text, str) else text
+
+
+def _like(pattern: str | re.Pattern[str], example: str) -> AfterValidator:
+    """Checks that the whole text is like `pattern`, else says that it must be `example`."""
+
+    def check(value: Text) -> Text:
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        if re.fullmatch(pattern, text) is None:
+            raise ValueError(f"must be {example}")
+        return value
+
+    return AfterValidator(check)
 
 
 def _origin(text: str) -> str:
@@ -58,18 +65,6 @@ def _webhook_secret(secret: SecretStr) -> SecretStr:
     return secret
 
 
-def _clerk_key(key: SecretStr) -> SecretStr:
-    if CLERK_KEY.fullmatch(key.get_secret_value()) is None:
-        raise ValueError("must be a Clerk secret key that starts with sk_live_ or sk_test_")
-    return key
-
-
-def _resend_key(key: SecretStr) -> SecretStr:
-    if RESEND_KEY.fullmatch(key.get_secret_value()) is None:
-        raise ValueError("must be an API key of Resend's that starts with re_")
-    return key
-
-
 def _sender(text: str) -> str:
     name, _, address = text.rpartition("<")
     if not ADDRESS.fullmatch(address.removesuffix(">")) or not name.isprintable() or bool(name) != text.endswith(">"):
@@ -77,60 +72,31 @@ def _sender(text: str) -> str:
     return text
 
 
-def _long_secret(secret: SecretStr) -> SecretStr:
-    if len(secret.get_secret_value()) < SHORTEST_SECRET:
-        raise ValueError(f"must be a random text of {SHORTEST_SECRET} characters at least")
-    return secret
-
-
-def _email_address(text: str) -> str:
-    if EMAIL_ADDRESS.fullmatch(text) is None:
-        raise ValueError("must be an e-mail address")
-    return text
-
-
-def _backup_place(url: str) -> str:
-    if BACKUP_PLACE.fullmatch(url) is None:
-        raise ValueError("must be a place for backups like s3://bucket/prefix or file:///folder")
-    return url
-
-
-def _database_url(url: SecretStr) -> SecretStr:
-    if not url.get_secret_value().startswith(("postgresql://", "postgres://")):
-        raise ValueError("must be a URL like postgresql://user:password@host:5432/postgres")
-    return url
-
-
-def _recipients(keys: tuple[str, ...]) -> tuple[str, ...]:
-    if not all(RECIPIENT.fullmatch(key) for key in keys):
-        raise ValueError("must be age's public keys (age1…), separated by commas")
-    return keys
-
-
-def _sentry_dsn(dsn: SecretStr) -> SecretStr:
-    if SENTRY_DSN.fullmatch(dsn.get_secret_value()) is None:
-        raise ValueError("must be a DSN as Sentry shows it: https://key@host/project")
-    return dsn
-
-
-def _release(text: str) -> str:
-    if RELEASE.fullmatch(text) is None:
-        raise ValueError("must be a version, such as 1.4.0 or a commit's hash")
-    return text
-
-
-def _api_key(prefix: str) -> AfterValidator:
-    def check(key: SecretStr) -> SecretStr:
-        # Before they had prefixes, Supabase's keys were JWTs: those still work on older projects.
-        if not key.get_secret_value().startswith((prefix, "eyJ")):
-            raise ValueError(f"must be a Supabase API key that starts with {prefix}")
-        return key
-
-    return AfterValidator(check)
-
-
+# Before they had prefixes, Supabase's keys were JWTs: those still work on older projects.
+PublishableKey = Annotated[
+    SecretStr, _like(r"(sb_publishable_|eyJ)(?s:.*)", "a Supabase API key that starts with sb_publishable_")
+]
+SecretKey = Annotated[SecretStr, _like(r"(sb_secret_|eyJ)(?s:.*)", "a Supabase API key that starts with sb_secret_")]
+LongSecret = Annotated[SecretStr, _like(r"(?s:.{32,})", "a random text of 32 characters at least")]
+ClerkKey = Annotated[SecretStr, _like(CLERK_KEY, "a Clerk secret key that starts with sk_live_ or sk_test_")]
+ResendKey = Annotated[SecretStr, _like(r"re_[!-~]+", "an API key of Resend's that starts with re_")]
+EmailAddress = Annotated[str, _like(r"[^@\s]+@[^@\s]+\.[^@\s]+", "an e-mail address")]
+BackupPlace = Annotated[str, _like(BACKUP_PLACE, "a place for backups like s3://bucket/prefix or file:///folder")]
+DatabaseUrl = Annotated[
+    SecretStr, _like(r"postgres(ql)?://(?s:.*)", "a URL like postgresql://user:password@host:5432/postgres")
+]
+SentryDsn = Annotated[
+    SecretStr,
+    _like(
+        r"https?://[A-Za-z0-9]+@[A-Za-z0-9.:-]+(/[A-Za-z0-9/-]*)?/[0-9]+",
+        "a DSN as Sentry shows it: https://key@host/project",
+    ),
+]
+Release = Annotated[str, _like(r"[A-Za-z0-9][A-Za-z0-9.@+_-]{0,199}", "a version, such as 1.4.0 or a commit's hash")]
 Origin = Annotated[str, AfterValidator(_origin)]
 Items = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_items)]
+# As age-keygen writes public keys. What it decrypts with is never here.
+Recipient = Annotated[str, _like(r"age1[0-9a-z]{58}", "age's public keys (age1…), separated by commas")]
 WebhookSecret = Annotated[SecretStr, AfterValidator(_webhook_secret)]
 
 
@@ -143,34 +109,34 @@ class Settings(BaseSettings):
 
     environment: Literal["local", "test", "staging", "production"]
     supabase_url: Origin
-    supabase_publishable_key: Annotated[SecretStr, _api_key("sb_publishable_")]
-    supabase_secret_key: Annotated[SecretStr, _api_key("sb_secret_")]
+    supabase_publishable_key: PublishableKey
+    supabase_secret_key: SecretKey
     clerk_issuer: Origin
     clerk_webhook_secrets: Annotated[tuple[WebhookSecret, ...], NoDecode, BeforeValidator(_items)]
     clerk_authorized_parties: Items = ()
-    clerk_secret_key: Annotated[SecretStr, AfterValidator(_clerk_key)]
+    clerk_secret_key: ClerkKey
     clerk_api_url: Origin = CLERK_API_URL
-    jobs_token: Annotated[SecretStr, AfterValidator(_long_secret)]
+    jobs_token: LongSecret
     upstash_redis_rest_url: Origin
     upstash_redis_rest_token: SecretStr
     trusted_proxies: Annotated[int, Field(ge=0, le=9)] = 0
-    operator_token: Annotated[SecretStr, AfterValidator(_long_secret)] | None = None
-    database_url: Annotated[SecretStr, AfterValidator(_database_url)] | None = None
-    backup_url: Annotated[str, AfterValidator(_backup_place)] | None = None
-    backup_recipients: Annotated[Items, AfterValidator(_recipients)] = ()
-    resend_api_key: Annotated[SecretStr, AfterValidator(_resend_key)] | None = None
+    operator_token: LongSecret | None = None
+    database_url: DatabaseUrl | None = None
+    backup_url: BackupPlace | None = None
+    backup_recipients: Annotated[tuple[Recipient, ...], NoDecode, BeforeValidator(_items)] = ()
+    resend_api_key: ResendKey | None = None
     resend_webhook_secret: WebhookSecret | None = None
     resend_api_url: Origin = RESEND_API_URL
     mail_from: Annotated[str, AfterValidator(_sender)] | None = None
     service_url: Origin | None = None
     ballast_home: Path | None = None
-    metrics_token: Annotated[SecretStr, AfterValidator(_long_secret)] | None = None
-    sentry_dsn: Annotated[SecretStr, AfterValidator(_sentry_dsn)] | None = None
+    metrics_token: LongSecret | None = None
+    sentry_dsn: SentryDsn | None = None
     sentry_traces_sample_rate: Annotated[float, Field(ge=0, le=1)] = 0
-    release: Annotated[str, AfterValidator(_release)] | None = None
+    release: Release | None = None
     legal_company: str | None = None
     legal_address: str | None = None
-    legal_contact: Annotated[str, AfterValidator(_email_address)] | None = None
+    legal_contact: EmailAddress | None = None
     legal_effective_date: date | None = None
 
     @field_validator("supabase_url", "clerk_issuer", "clerk_api_url", "upstash_redis_rest_url")
