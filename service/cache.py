@@ -14,8 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import threading
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from time import monotonic
@@ -88,9 +86,7 @@ class Cache:
     def __init__(self, breaker: Breaker, namespace: str) -> None:
         self._breaker = breaker
         self._prefix = f"ballast:{_hash(namespace)[:12]}"
-        self._lock = threading.Lock()
         self._bypassed_until = 0.0
-        self._counts: Counter[str] = Counter(hits=0, misses=0, errors=0, changes=0)
 
     def fetch(
         self,
@@ -112,13 +108,13 @@ class Cache:
         try:
             clock, text = self._read(key)
         except RedisUnavailable:
-            self._count("errors")
+            metrics.CACHE.labels("errors").inc()
             return compute()
         kept = None if refresh else _parse(text)
         if kept is not None and scopes(kept) is not None:
-            self._count("hits")
+            metrics.CACHE.labels("hits").inc()
             return kept  # type: ignore[no-any-return]
-        self._count("misses")
+        metrics.CACHE.labels("misses").inc()
         value = compute()
         about = scopes(value)
         if about is not None:
@@ -133,17 +129,12 @@ class Cache:
         keys = self._scope_keys(Scopes(users, organizations))
         if not keys:
             return
-        self._count("changes", len(keys))
+        metrics.CACHE.labels("changes").inc(len(keys))
         try:
             self._breaker.ask(partial(self._change, keys))
         except RedisUnavailable:
-            self._count("errors")
+            metrics.CACHE.labels("errors").inc()
             self._bypassed_until = monotonic() + LIFE_SECONDS * (1 + JITTER)
-
-    def stats(self) -> dict[str, int]:
-        """Since the process started: hits, misses, errors (calls that Redis did not answer) and changes."""
-        with self._lock:
-            return dict(self._counts)
 
     def _read(self, key: str) -> tuple[str, str]:
         if monotonic() < self._bypassed_until:
@@ -164,7 +155,7 @@ class Cache:
         try:
             self._breaker.ask(lambda redis: redis.eval(STORE, [self._clock, key], arguments))
         except RedisUnavailable:
-            self._count("errors")
+            metrics.CACHE.labels("errors").inc()
 
     def _change(self, keys: list[str], redis: Redis) -> None:
         if redis.eval(CHANGE, [self._clock, *keys], [str(CHANGES_LIVE_SECONDS)]) != len(keys):
@@ -178,11 +169,6 @@ class Cache:
         users = (f"{self._prefix}:person:{_hash(each)}" for each in scopes.users)
         organizations = (f"{self._prefix}:organization:{_hash(each)}" for each in scopes.organizations)
         return list(dict.fromkeys([*users, *organizations]))
-
-    def _count(self, what: str, by: int = 1) -> None:
-        with self._lock:
-            self._counts[what] += by
-        metrics.CACHE.labels(what).inc(by)
 
 
 def _hash(text: str) -> str:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import threading
 import time
-from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -106,8 +104,6 @@ class Limits:
             name: Ratelimit(redis, SlidingWindow(limit.requests, limit.seconds), f"{prefix}:{name}")
             for name, limit in LIMITS.items()
         }
-        self._lock = threading.Lock()
-        self._counts: Counter[str] = Counter(allowed=0, refused=0, errors=0)
 
     def count(self, name: str, caller: str) -> Standing | None:
         """Counts a request of `caller`, and says how they stand; None when Redis does not."""
@@ -118,15 +114,8 @@ class Limits:
         except RedisUnavailable:
             standing = None
         what = "errors" if standing is None else "allowed" if standing.is_allowed else "refused"
-        with self._lock:
-            self._counts[what] += 1
         metrics.LIMITS.labels(what).inc()
         return standing
-
-    def stats(self) -> dict[str, int]:
-        """Requests since the process began: allowed, refused, errors (allowed because Redis did not answer)."""
-        with self._lock:
-            return dict(self._counts)
 
     def _standing(self, name: str, identifier: str) -> Standing:
         response = self._limiters[name].limit(identifier)

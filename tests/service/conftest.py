@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from prometheus_client import Counter as PrometheusCounter
 
-from service import logs
+from service import logs, metrics
 from service.app import create_app
 from service.logs import JsonLines
 from tests.conftest import Stack
@@ -42,6 +44,7 @@ LEGAL = {
 }
 
 MakeApp = Callable[..., Flask]
+Grown = Callable[[], Counter[str]]
 
 
 @pytest.fixture
@@ -50,6 +53,27 @@ def log() -> Iterator[io.StringIO]:
     yield io.StringIO()
     for handler in our_handlers():
         logging.root.removeHandler(handler)
+
+
+@pytest.fixture
+def cached() -> Grown:
+    """What the cache has counted since the test began."""
+    return growth_of(metrics.CACHE)
+
+
+@pytest.fixture
+def limited() -> Grown:
+    """What the limits have counted since the test began."""
+    return growth_of(metrics.LIMITS)
+
+
+def growth_of(counter: PrometheusCounter) -> Grown:
+    def read() -> Counter[str]:
+        samples = [sample for metric in counter.collect() for sample in metric.samples]
+        return Counter({each.labels["what"]: int(each.value) for each in samples if each.name.endswith("_total")})
+
+    before = read()
+    return lambda: read() - before
 
 
 def our_handlers() -> list[logging.StreamHandler[io.StringIO]]:

@@ -17,10 +17,9 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from service import limits
-from service.components import components
 from service.limits import CLASSES, LIMITS, Limit, Per, class_of
 from tests.conftest import ROOT, Stack
-from tests.service.conftest import MakeApp
+from tests.service.conftest import Grown, MakeApp
 from tests.service.outside import HANG_UP, Answer, Issuer, Outside, event, rest_answer, running_outside, signed
 
 FEW = 5
@@ -222,6 +221,7 @@ def test_without_redis_nobody_is_refused_and_it_is_logged_once(
     make_app: MakeApp,
     outside: Outside,
     log: io.StringIO,
+    limited: Grown,
     answer: Callable[..., Answer | None],
 ) -> None:
     outside.answer = answer
@@ -229,8 +229,7 @@ def test_without_redis_nobody_is_refused_and_it_is_logged_once(
     answers = [app.test_client().get(PAGE) for _ in range(FEW * 3)]
     assert {each.status_code for each in answers} == {200}
     assert not any("RateLimit-Limit" in each.headers for each in answers)
-    with app.app_context():
-        assert components().limits.stats() == {"allowed": 0, "refused": 0, "errors": FEW * 3}
+    assert limited() == {"errors": FEW * 3}
     assert log.getvalue().count("redis does not answer") == 1
 
 
@@ -243,11 +242,10 @@ def test_a_slow_redis_is_waited_for_once(make_app: MakeApp, outside: Outside, mo
     assert time.monotonic() - began < 1
 
 
-def test_what_passes_and_what_is_refused_is_counted(app: Flask, address: str) -> None:
+def test_what_passes_and_what_is_refused_is_counted(app: Flask, address: str, limited: Grown) -> None:
     for _ in range(FEW + 2):
         get(app, PAGE, address)
-    with app.app_context():
-        assert components().limits.stats() == {"allowed": FEW, "refused": 2, "errors": 0}
+    assert limited() == {"allowed": FEW, "refused": 2}
 
 
 @pytest.mark.parametrize("value", ["-1", "10", "x", "1.5"])
