@@ -6,7 +6,6 @@ import logging
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,24 +13,25 @@ from typing import Any
 from uuid import uuid4
 
 from service.backup_names import BackupType, filename_of, new_name
-from service.data_api import CallFailed
+from service.data_api import Call, CallFailed
 from service.logs import log
+from service.problems import Problem
 
 COMMAND = (sys.executable, "-m", "scripts.cli", "backup", "run")
 
-Call = Callable[[str, dict[str, Any]], Any]
 
-
-class BackupsUnconfigured(Exception):
-    """`missing` names the variables without which no backup can be made."""
+class BackupsUnconfigured(Problem, status=503, slug="backups-unconfigured", title="This service cannot make backups"):
+    """`missing` names the variables that are not set."""
 
     def __init__(self, missing: tuple[str, ...]) -> None:
-        super().__init__(f"No backup without {', '.join(missing)}.")
-        self.missing = missing
+        super().__init__(f"Set {', '.join(missing)}: see .env.example.", missing=missing)
 
 
-class BackupRunning(Exception):
+class BackupRunning(Problem, status=409, slug="backup-running", title="A backup is running"):
     """One is being made, or was asked for a moment ago."""
+
+    def __init__(self) -> None:
+        super().__init__("Wait until it has ended; GET shows it.")
 
 
 @dataclass(frozen=True)

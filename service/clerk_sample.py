@@ -10,13 +10,24 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from service.problems import Problem
+
 SAMPLE = 100
 COMMAND = (sys.executable, "-m", "scripts.cli", "clerk", "reconcile", "--json", "--sample", str(SAMPLE))
 LONGEST_SECONDS = 25.0
 
 
-class SampleFailed(Exception):
-    """There was no comparison: Clerk or the database does not answer, or refuses. Our log has the process's words."""
+class SampleUnavailable(
+    Problem,
+    status=503,
+    slug="sample-unavailable",
+    title="Clerk and the database cannot be compared right now",
+    retry_after=300,
+):
+    """Clerk or the database does not answer, or refuses. Our log has the process's words."""
+
+    def __init__(self) -> None:
+        super().__init__("Nothing was changed: run the job again.")
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,7 @@ class ClerkSample:
     def compare(self) -> dict[str, Any]:
         """How many of each kind were looked at, and how many differ in which way: {compared, differing}.
 
-        Nothing is changed. Raises SampleFailed.
+        Nothing is changed. Raises SampleUnavailable.
         """
         try:
             ended = subprocess.run(
@@ -42,8 +53,8 @@ class ClerkSample:
                 check=False,
             )
             report = json.loads(ended.stdout)
-        except (OSError, subprocess.TimeoutExpired, ValueError) as failure:
-            raise SampleFailed(type(failure).__name__) from None
+        except (OSError, subprocess.TimeoutExpired, ValueError):
+            raise SampleUnavailable from None
         return {
             "compared": report["compared"],
             "differing": dict(Counter(each["difference"] for each in report["differences"])),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
@@ -23,6 +23,9 @@ def _require_json(response: httpx.Response) -> None:
         if "json" not in content_type:
             raise NotTheDataApi("the answer is no JSON")
 
+
+# What DataApi.call does: a function's name and its arguments to its answer. Tests and commands bring their own.
+Call = Callable[[str, dict[str, Any]], Any]
 
 NO_CONTENT = 204
 EVENT_HOOKS = {"response": [_require_json]}

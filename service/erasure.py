@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from service.clerk_api import ClerkApi, ClerkCallFailed
-from service.data_api import CallFailed
+from service.data_api import Call, CallFailed
 from service.erasure_ledger import LedgerStore, LedgerUnavailable
 from service.logs import log
 
@@ -24,8 +24,6 @@ PAUSE_SECONDS = 0.1
 MOST_PAUSES = 10
 THREADS = 2
 KEPT_IN_LEDGER = ("receipt", "subject_hash", "salt", "requested_at", "erased_at", "counts")
-
-Call = Callable[[str, dict[str, Any]], Any]
 
 
 @dataclass(frozen=True)

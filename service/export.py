@@ -16,6 +16,8 @@ from datetime import datetime
 from itertools import groupby
 from typing import Any
 
+from service.data_api import Call
+
 # The most records of a page. The database ends one sooner, at 2 MB.
 PAGE = 2000
 COMPRESSION_LEVEL = 4  # a sixth larger than with the default 6, in half the time
@@ -34,8 +36,6 @@ manifest.json says how many records each file has, and its SHA-256 checksum.
 What is about other people is not in here: their e-mail addresses, the addresses of their computers, what they wrote.
 Nor are secrets, such as sign-in codes. If something is wrong or missing, write to us.
 """
-
-Call = Callable[[str, dict[str, Any]], Any]
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from service.backups import BackupRunning, BackupsUnconfigured
+from service.backups import BackupRunning
 from service.clerk_api import ClerkCallFailed
-from service.clerk_sample import SampleFailed
 from service.components import Components
 from service.erasure_ledger import LedgerUnavailable
 from service.problems import Problem
@@ -25,16 +24,6 @@ class StoreUnavailable(
     Problem, status=503, slug="store-unavailable", title="The store does not answer", retry_after=300
 ):
     """The store of backups does not take what belongs beside them."""
-
-
-class SampleUnavailable(
-    Problem,
-    status=503,
-    slug="sample-unavailable",
-    title="Clerk and the database cannot be compared right now",
-    retry_after=300,
-):
-    """Clerk and the database could not be compared."""
 
 
 def retention(tools: Components) -> Report:
@@ -74,12 +63,12 @@ def name_changes(tools: Components) -> Report:
 
 def backup(tools: Components) -> Report:
     """Starts a backup: the id of the one it started, or running where one is, or the variables that are not set."""
+    if tools.backups.missing:
+        return {"unconfigured": list(tools.backups.missing)}
     try:
         return {"started": tools.backups.start("automated")["id"]}
     except BackupRunning:
         return {"running": True}
-    except BackupsUnconfigured as refusal:
-        return {"unconfigured": refusal.missing}
 
 
 def retry_events(tools: Components) -> Report:
@@ -119,10 +108,7 @@ def reconcile_sample(tools: Components) -> Report:
     """Compares a sample with Clerk: how many of each kind were looked at, how many differ how. Changes nothing."""
     if tools.clerk_sample.missing:
         return {"compared": {}, "differing": {}, "unconfigured": list(tools.clerk_sample.missing)}
-    try:
-        return tools.clerk_sample.compare()
-    except SampleFailed as failure:
-        raise SampleUnavailable("Nothing was changed: run the job again.") from failure
+    return tools.clerk_sample.compare()
 
 
 def mail(tools: Components) -> Report:

@@ -11,7 +11,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -23,6 +23,7 @@ from uuid import UUID
 import httpx
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
+from service.data_api import Call
 from service.logs import log
 from service.settings import ADDRESS
 
@@ -51,8 +52,6 @@ TRY_AGAIN = {401, 403, 408, 409, 425, 429}
 # Resend has taken a mail with this key, and it said something else then (a name changed meanwhile): it is out.
 # https://resend.com/docs/dashboard/emails/idempotency-keys
 ALREADY_SENT = "invalid_idempotent_request"
-
-Call = Callable[[str, dict[str, Any]], Any]
 
 
 class SendingFailed(Exception):

@@ -6,16 +6,15 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, cast
+from typing import cast
 
-from service.data_api import CallFailed
+from service.data_api import Call, CallFailed
 from service.logs import log
 
 LIVES_SECONDS = 300
 RETRY_SECONDS = 5  # what DatabaseUnavailable tells a visitor to wait
 
 Line = dict[str, str]
-Call = Callable[[str, dict[str, Any]], object]
 
 
 @dataclass(frozen=True)

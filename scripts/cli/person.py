@@ -23,7 +23,8 @@ from scripts.cli import database
 from scripts.cli.database import Connection
 from scripts.errors import Failure
 from service.clerk_api import CLERK_API_URL, ClerkApi
-from service.erasure import Call, Eraser
+from service.data_api import Call
+from service.erasure import Eraser
 from service.erasure_ledger import LedgerStore, LedgerUnavailable
 from service.export import Export, as_json, as_zip
 
