@@ -1,5 +1,6 @@
 """Fixtures of other folders that tests of documents use: databases with backups, and the service with its log."""
 
+from tests.db.conftest import world, world_url  # noqa: F401
 from tests.scripts.conftest import (  # noqa: F401
     backup,
     bare_server,
