@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
@@ -22,8 +22,6 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 from hypothesis import settings
-from moto.server import ThreadedMotoServer
-from playwright.sync_api import Browser, sync_playwright
 
 from scripts.cli import ballast
 from scripts.local.clerk.client import ClerkClient
@@ -32,6 +30,9 @@ from scripts.local.stack import LAST_PORT_OFFSET
 from scripts.scratch.postgres import Postgres
 from tests.schema import migrate
 from tests.servers import MIGRATED, TestRun, folder_to_keep
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 ROOT = Path(__file__).parents[1]
 Claims = dict[str, Any]
@@ -313,6 +314,8 @@ def chromium_path() -> str:
 @pytest.fixture(scope="module")
 def chromium(chromium_path: str) -> Iterator[Browser]:
     """A headless Chromium. Not for the session: while it lives, Playwright's event loop keeps tests from running their own."""
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415 - most tests start sooner without it
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium_path, args=QUIET_CHROMIUM)
         yield browser
@@ -322,6 +325,8 @@ def chromium(chromium_path: str) -> Iterator[Browser]:
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
     """An S3 that speaks the real protocol."""
+    from moto.server import ThreadedMotoServer  # noqa: PLC0415 - takes half a second, which most tests save
+
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
