@@ -18,7 +18,6 @@ import psutil
 import psycopg
 import pytest
 
-from scripts.schema import migrations
 from tests.bench import audit, realtime, report, rls, webhooks
 from tests.bench.subscribers import CHANGES, Event, EventsLost
 
@@ -156,9 +155,8 @@ def test_a_write_that_sends_too_few_messages_is_not_measured(database: Any) -> N
 
 
 @pytest.fixture(scope="module")
-def audited(lasting_database: Callable[..., str]) -> Iterator[audit.Tenant]:
-    url = lasting_database()
-    migrations.up(url)
+def audited(lasting_database: Callable[..., str], migrated: str) -> Iterator[audit.Tenant]:
+    url = lasting_database(migrated)
     with (
         psycopg.connect(url.replace("//postgres:", "//supabase_admin:"), autocommit=True) as admin,
         psycopg.connect(url.replace("//postgres:", "//authenticator:"), autocommit=True) as caller,

@@ -8,6 +8,7 @@ from tests.scripts.conftest import (  # noqa: F401
     folder_vault,
     inhabited,
     lasting_database,
+    migrated,
     new_database,
     plain_backup,
     source,

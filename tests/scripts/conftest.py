@@ -24,17 +24,16 @@ from scripts.backup import programs
 from scripts.backup.manifest import MANIFEST
 from scripts.backup.store import BackupStore
 from scripts.cli import ballast
-from scripts.schema import migrations
 from scripts.scratch.postgres import Postgres
 from tests import people
 from tests.conftest import ROOT, Database
-from tests.servers import TestRun
+from tests.servers import MIGRATED, TestRun
 
 
 @pytest.fixture(scope="session")
 def bare_server(test_run: TestRun, request: pytest.FixtureRequest) -> Postgres:
-    """A server that all processes of the run share. Copy its database: never connect to it."""
-    return test_run.postgres("bare", request.config.getoption("--postgres"), migrated=False)
+    """A server that all processes of the run share. Copy its databases: never connect to them."""
+    return test_run.postgres("bare", request.config.getoption("--postgres"), migrated=True)
 
 
 @contextlib.contextmanager
@@ -72,10 +71,15 @@ def new_database(bare_server: Postgres) -> Iterator[Callable[..., str]]:
 
 
 @pytest.fixture(scope="session")
-def inhabited(lasting_database: Callable[..., str]) -> str:
+def migrated(bare_server: Postgres) -> str:
+    """A migrated database that all processes share. Copy it: never connect to it."""
+    return bare_server.url(database=MIGRATED)
+
+
+@pytest.fixture(scope="session")
+def inhabited(lasting_database: Callable[..., str], migrated: str) -> str:
     """A migrated database with people of several organizations in every table. Copy it: never change it."""
-    url = lasting_database()
-    migrations.up(url)
+    url = lasting_database(migrated)
     with psycopg.connect(url) as connection:
         people.world(Database(connection), "projects")
         connection.execute("select app.seal_audit()")
@@ -225,7 +229,7 @@ def plain_backup(source: Vault) -> StoredBackup:
 
 @pytest.fixture(scope="session")
 def heavy(inhabited: str, lasting_database: Callable[..., str], bare_server: Postgres) -> str:
-    """The same with 64 MB of what cannot be compressed much: its backup is uploaded in parts. Copy it."""
+    """The same with 64 MB of what cannot be compressed much: its backup is uploaded in parts. Only read it."""
     url = lasting_database(inhabited)
     with psycopg.connect(bare_server.url("supabase_admin", url.rpartition("/")[2])) as connection:
         connection.execute("set session_replication_role = replica")

@@ -275,13 +275,12 @@ def test_a_pg_restore_that_lets_names_run_commands_is_refused(
 
 def test_a_network_that_is_cut_while_a_backup_is_fetched_restores_nothing(
     heavy: str,
-    new_database: Callable[..., str],
     bucket_vault: Vault,
     empty: str,
     s3: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    large = Vault(new_database(heavy), bucket_vault.backup_url, bucket_vault.home, bucket_vault.identity)
+    large = Vault(heavy, bucket_vault.backup_url, bucket_vault.home, bucket_vault.identity)
     name = large.backed_up()
     with relay_to(urlsplit(s3).port or 0) as cable:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{cable.port}")

@@ -29,7 +29,7 @@ from scripts.backup.store import BackupStore, Leftover
 from scripts.cli import ballast
 from service.backups import new_name
 from service.erasure_ledger import LedgerStore
-from tests.scripts.conftest import Vault
+from tests.scripts.conftest import StoredBackup, Vault
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 USUAL = Policy(7, 4, 12)
@@ -241,10 +241,11 @@ def test_a_damaged_manifest_is_one_row_in_red(url: str, body: bytes) -> None:
     assert "20200101T000000Z-00000000" in red(url)
 
 
-def test_a_drill_is_what_proves_a_backup(vault: Vault) -> None:
-    first, second = vault.backed_up(), vault.backed_up()
-    vault.done("drill", first)
-    listed = {each["id"]: each["proven_at"] is not None for each in done(vault.backup_url, "list")}
+@pytest.mark.usefixtures("scratch_at_hand")
+def test_a_drill_is_what_proves_a_backup(shelf: Vault, backup: StoredBackup, other_backup: StoredBackup) -> None:
+    first, second = shelf.keep(backup), shelf.keep(other_backup)
+    shelf.done("drill", first)
+    listed = {each["id"]: each["proven_at"] is not None for each in done(shelf.backup_url, "list")}
     assert listed == {first: True, second: False}
 
 

@@ -33,6 +33,9 @@ from tests.relay import Relay, relay_to
 from tests.scripts.conftest import Vault
 from tests.service.outside import running_outside
 
+# Drills in this process use the running server: where that server is, is not what is tested here.
+pytestmark = pytest.mark.usefixtures("scratch_at_hand")
+
 FILES = ("after.sql", "before.sql", "dump.pgc.zst.age", "manifest.json")
 # Half of a dump and then: $PPID is the command.
 HALF = '"$REAL/pg_dump" "$@" | head -c 300000;'
@@ -285,9 +288,9 @@ def test_a_store_that_refuses_says_nothing_of_its_keys(folder_vault: Vault, aws:
     assert not [word for word in ("the-key-id", "5ecret") if word in failed.output]
 
 
-def test_a_full_disk_leaves_nothing(heavy: str, new_database: Callable[..., str], folder_vault: Vault) -> None:
+def test_a_full_disk_leaves_nothing(heavy: str, folder_vault: Vault) -> None:
     """A file may not grow beyond 8 MB: what a full disk answers, too, is an error to a write."""
-    full = Vault(new_database(heavy), folder_vault.backup_url, folder_vault.home, folder_vault.identity)
+    full = Vault(heavy, folder_vault.backup_url, folder_vault.home, folder_vault.identity)
     variables = {name: value for name, value in (os.environ | full.environment).items() if value is not None}
     failed = subprocess.run(
         ["bash", "-c", 'ulimit -f 8192; exec "$0" "$@"', sys.executable, "-m", "scripts.cli", "backup", "run"],
@@ -320,13 +323,12 @@ def cable(bucket_vault: Vault, s3: str, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 def test_a_network_that_is_cut_midway_leaves_no_backup(
     heavy: str,
-    new_database: Callable[..., str],
     bucket_vault: Vault,
     cable: Relay,
     monkeypatch: pytest.MonkeyPatch,
     s3: str,
 ) -> None:
-    large = Vault(new_database(heavy), bucket_vault.backup_url, bucket_vault.home, bucket_vault.identity)
+    large = Vault(heavy, bucket_vault.backup_url, bucket_vault.home, bucket_vault.identity)
     cable.hears = lambda data: cable.cut() if b"partNumber=2" in data else None
     failed = large.run("run")
     assert failed.exit_code == 1
@@ -395,14 +397,13 @@ STAGES = ("partNumber=1&", "partNumber=2&", "before.sql", "after.sql", "manifest
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_at_any_stage_of_an_upload_it_leaves_no_backup(
     heavy: str,
-    new_database: Callable[..., str],
     bucket_vault: Vault,
     cable: Relay,
     monkeypatch: pytest.MonkeyPatch,
     s3: str,
     stage: str,
 ) -> None:
-    large = Vault(new_database(heavy), bucket_vault.backup_url, bucket_vault.home, bucket_vault.identity)
+    large = Vault(heavy, bucket_vault.backup_url, bucket_vault.home, bucket_vault.identity)
     running = large.start("run")
     killed = threading.Event()
 

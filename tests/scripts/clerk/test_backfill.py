@@ -35,7 +35,6 @@ from scripts.clerk.listing import (
 from scripts.cli import ballast
 from scripts.local.clerk.directory import Directory
 from scripts.local.clerk.lists import at_most
-from scripts.schema import migrations
 from tests import events
 from tests.clerk_server import INSTANCE, SECRET_KEY, ClerkServer, listed, running_clerk
 from tests.conftest import ROOT, Stack
@@ -47,13 +46,6 @@ from tests.simulated_clerk import PREFIX, Clerk, Message, Rows, in_order
 Connection = psycopg.Connection[Any]
 Row = tuple[Any, ...]
 numbers = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def migrated(lasting_database: Callable[..., str]) -> str:
-    url = lasting_database()
-    migrations.up(url)
-    return url
 
 
 @pytest.fixture

@@ -14,20 +14,12 @@ from aiohttp import web
 from click.testing import CliRunner, Result
 
 from scripts.cli import ballast
-from scripts.schema import migrations
 from tests import events
 from tests.clerk_server import ClerkServer, running_clerk
 from tests.events import MINUTE, START, Json
 from tests.scripts.clerk.test_backfill import ACME, ADA, BEN, EVERYTHING, SHOWN, people, receive
 
 Row = tuple[Any, ...]
-
-
-@pytest.fixture(scope="module")
-def migrated(lasting_database: Callable[..., str]) -> str:
-    url = lasting_database()
-    migrations.up(url)
-    return url
 
 
 @dataclass(frozen=True)
@@ -70,14 +62,22 @@ class Reconcile:
         return {row[1] for row in self.execute(SHOWN)}
 
 
-@pytest.fixture
-def reconcile(migrated: str, new_database: Callable[..., str]) -> Iterator[Reconcile]:
+@pytest.fixture(scope="module")
+def loaded(migrated: str, lasting_database: Callable[..., str]) -> str:
+    """A database that has what Clerk has. Copy it."""
     with running_clerk() as clerk:
         clerk.put(*EVERYTHING)
-        both = Reconcile(new_database(migrated), clerk)
+        both = Reconcile(lasting_database(migrated), clerk)
         result = both.ballast("backfill")
         assert result.exit_code == 0, result.output
-        yield both
+        return both.url
+
+
+@pytest.fixture
+def reconcile(loaded: str, new_database: Callable[..., str]) -> Iterator[Reconcile]:
+    with running_clerk() as clerk:
+        clerk.put(*EVERYTHING)
+        yield Reconcile(new_database(loaded), clerk)
 
 
 def test_nothing_differs_after_a_backfill(reconcile: Reconcile) -> None:

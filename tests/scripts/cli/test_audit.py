@@ -13,7 +13,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 from scripts.cli import ballast
-from scripts.schema import migrations
 
 PERSON = UUID("00000000-0000-4000-8000-000000000001")
 ERASE = f"select app.erase_audit_entries(('{PERSON}', 'user_erased', '{{}}')::app.person, 1000)"
@@ -50,13 +49,6 @@ class Trail:
 
     def states(self) -> list[str]:
         return [each["state"] for each in json.loads(self.run("verify", "--json").stdout)["ranges"]]
-
-
-@pytest.fixture(scope="module")
-def migrated(lasting_database: Callable[..., str]) -> str:
-    url = lasting_database()
-    migrations.up(url)
-    return url
 
 
 @pytest.fixture

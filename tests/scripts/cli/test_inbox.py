@@ -12,7 +12,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 from scripts.cli import ballast
-from scripts.schema import migrations
 
 SECRET_NAME = "Adelheid"
 
@@ -33,13 +32,6 @@ class Inbox:
             ).fetchone()
         assert row
         return str(row[0]["outcome"])
-
-
-@pytest.fixture(scope="module")
-def migrated(lasting_database: Callable[..., str]) -> str:
-    url = lasting_database()
-    migrations.up(url)
-    return url
 
 
 @pytest.fixture

@@ -84,10 +84,9 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def peopled(lasting_database: Callable[..., str]) -> str:
+def peopled(lasting_database: Callable[..., str], migrated: str) -> str:
     """A database with Ada in every corner, and 6,000 audit entries and 3,000 projects of hers besides."""
-    url = lasting_database()
-    migrations.up(url)
+    url = lasting_database(migrated)
     fill(url)
     return url
 
