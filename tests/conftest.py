@@ -25,9 +25,9 @@ from hypothesis import settings
 
 from scripts.cli import ballast
 from scripts.local.clerk.client import ClerkClient
-from scripts.local.processes import free_ports
 from scripts.local.stack import LAST_PORT_OFFSET
 from scripts.scratch.postgres import Postgres
+from scripts.scratch.server import free_ports
 from tests.schema import migrate
 from tests.servers import MIGRATED, TestRun, folder_to_keep
 

@@ -27,8 +27,9 @@ from typing import IO, Any
 import psutil
 import psycopg
 
-from scripts.local.processes import ProcessRecord, RunRecord, free_ports
+from scripts.local.processes import ProcessRecord, RunRecord
 from scripts.scratch.postgres import Postgres
+from scripts.scratch.server import free_ports
 from tests.schema import migrate
 
 ROOT = Path(__file__).parents[1]

@@ -14,8 +14,8 @@ from psycopg.types.json import Jsonb
 
 from scripts.backup import snapshot
 from scripts.backup.manifest import SCHEMAS, Manifest
-from scripts.cli.database import Connection
 from scripts.errors import Failure
+from scripts.schema.database import Connection
 
 MOST_NAMED = 3
 # People of real tenants as whom a drill looks at others' rows.

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, LiteralString
 
-import click
 from psycopg import sql
 from psycopg.rows import class_row
-from rich.table import Table
 
 from scripts.backup.drill import HASTY
-from scripts.backup.progress import Bar, progress_bar
-from scripts.backup.restore import identity_option, keys_of, opened, restored
+from scripts.backup.progress import Bar
+from scripts.backup.restore import restored
 from scripts.backup.restore_engine import Backup, Target
-from scripts.backup.run import store_of
-from scripts.cli import database
-from scripts.cli.database import Connection
 from scripts.errors import Failure
-from scripts.scratch.server import scratch_folder, scratch_server
+from scripts.schema import database
+from scripts.schema.database import Connection
+from scripts.scratch.server import scratch_server
 
 ORGANIZATIONS, PROFILES = "organizations", "profiles"
 OWNER = "organization_id"
@@ -156,44 +152,13 @@ class Extract:
     rows: dict[str, int]
 
 
-@click.command(epilog="Example: ballast backup extract latest --organization org_2abc --output acme.sql")
-@click.argument("wanted", metavar="ID")
-@click.option("--organization", metavar="ORG", required=True, help="Its uuid, or its id in Clerk (org_…).")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="PATH",
-    required=True,
-    help="The script to write, or with csv the folder. It must not exist.",
-)
-@click.option(
-    "--format",
-    "written_as",
-    type=click.Choice(["sql", "csv"]),
-    default="sql",
-    show_default=True,
-    help="One script for psql, or a folder with a file per table.",
-)
-@identity_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def extract(  # noqa: PLR0913, PLR0917 - an argument per option
-    wanted: str, organization: str, output: Path, written_as: Format, identity: Path | None, as_json: bool
-) -> None:
-    """Write one organization's rows of a backup (its ID, or `latest`) to PATH, which only you may read.
-
-    The backup is restored into a scratch PostgreSQL, checked, and whoever was erased since is erased there too. Put
-    the rows back with psql: what is missing comes back, and what is there is not touched, however often.
-    """
-    environment = database.environment(None)
-    _require_free(output)
-    with scratch_folder("extract") as folder, progress_bar() as bar:
-        backup = opened(store_of(environment), wanted, keys_of(environment, identity), folder)
-        with _checked(backup, bar) as connection:
-            rows = Rows.of(connection, organization, bar)
-            with _whole(output) as place:
-                WRITERS[written_as](rows, place, f"Of the backup {backup.manifest.name}")
-            done = Extract(backup.manifest.name, rows.organization, written_as, str(output), rows.counted())
-    _show(done, as_json=as_json)
+def write_extract(backup: Backup, organization: str, output: Path, written_as: Format, bar: Bar) -> Extract:
+    """Writes an organization's rows to `output`, whole or not at all. Raises BackupUnsound and OrganizationUnknown."""
+    with _checked(backup, bar) as connection:
+        rows = Rows.of(connection, organization, bar)
+        with _whole(output) as place:
+            WRITERS[written_as](rows, place, f"Of the backup {backup.manifest.name}")
+        return Extract(backup.manifest.name, rows.organization, written_as, str(output), rows.counted())
 
 
 @contextmanager
@@ -407,7 +372,7 @@ def _text(query: sql.Composable) -> str:
 # --- where it is written to ---
 
 
-def _require_free(output: Path) -> None:
+def require_free(output: Path) -> None:
     """Before the work, which takes a while."""
     if output.exists():
         raise OutputRefused(f"{output} is there already: name a path that does not exist.")
@@ -435,20 +400,3 @@ def _private(place: Path) -> Iterator[BinaryIO]:
         yield file
         file.flush()
         os.fsync(file.fileno())
-
-
-def _show(done: Extract, *, as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(asdict(done), indent=2))
-        return
-    table = Table("Table", "Rows")
-    for name, rows in done.rows.items():
-        table.add_row(f"public.{name}", f"{rows:,}")
-    database.print_table(table)
-    path = shlex.quote(done.output)
-    how = (
-        f"psql {DATABASE} --file={path}"
-        if done.format == "sql"
-        else f"cd {path} && psql {DATABASE} --file=put-back.sql"
-    )
-    click.echo(f"{sum(done.rows.values()):,} rows of {done.organization}. Put back what is missing: {how}")

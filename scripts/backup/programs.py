@@ -13,8 +13,8 @@ from typing import Any
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from scripts.cli.database import Connection
 from scripts.errors import Failure
+from scripts.schema.database import Connection
 
 NAMES = ("pg_dump", "pg_restore", "psql")
 PLACES = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql@*/bin", "/usr/local/pgsql/bin")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from scripts.backup.manifest import Manifest
-from scripts.cli import database
+from scripts.schema import database
 from service.data_api import CallFailed, DataApi
 
 # A database that was just restarted answers again within so long.

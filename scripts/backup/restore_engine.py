@@ -22,8 +22,8 @@ from scripts.backup.manifest import AFTER, BEFORE, SCHEMAS, File, Manifest
 from scripts.backup.programs import Programs
 from scripts.backup.progress import Bar, Silence
 from scripts.backup.store import MISSING, BackupStore, Sink, StoreUnavailable
-from scripts.cli.database import Connection
 from scripts.errors import Failure
+from scripts.schema.database import Connection
 
 EMPTIED = Path(__file__).with_name("drop_existing.sql")
 HEADER_BYTES = 4096

@@ -9,23 +9,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import IO
-from uuid import UUID, uuid4
-
-import click
 
 from scripts.backup import archive, programs, snapshot
 from scripts.backup.alarm import monitored
 from scripts.backup.manifest import AFTER, BEFORE, DUMP, MANIFEST, SCHEMAS, SEALED_DUMP, File, Manifest
-from scripts.backup.progress import Bar, progress_bar, size
+from scripts.backup.progress import Bar
 from scripts.backup.records import Records
 from scripts.backup.snapshot import Snapshot
 from scripts.backup.store import BackupStore, StoreUnavailable
-from scripts.cli import database
 from scripts.errors import Failure
-from scripts.scratch.server import exit_on_sigterm
-from service.backup_names import BackupType, filename_of, new_name
+from scripts.schema import database
+from service.backup_names import BackupType, filename_of
 from service.settings import BACKUP_PLACE
 
 # pg_dump waits so long for a table that a deployment has locked.
@@ -64,48 +60,6 @@ class Task:
     @property
     def filename(self) -> str:
         return filename_of(self.name)
-
-
-@click.command(epilog="Example: ballast backup run --json")
-@database.url_option
-@click.option(
-    "--type",
-    "backup_type",
-    type=click.Choice(["manual", "automated"]),
-    default="manual",
-    show_default=True,
-    help="Who asks: a person or a schedule.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
-@click.option("--log", "backup_id", type=click.UUID, hidden=True, help="The row of backup_logs that the service made.")
-@click.option("--name", hidden=True, help="The name that goes with it.")
-def run(url: str | None, backup_type: BackupType, as_json: bool, backup_id: UUID | None, name: str | None) -> None:
-    """Back the database up to BACKUP_URL, encrypted for BACKUP_RECIPIENTS.
-
-    All of it is from one moment, also while others write. Exits with 1 when it failed, and then nothing is left in the
-    store that could be taken for a backup. One runs at a time.
-    """
-    environment = database.environment(url)
-    chosen = backup_id or uuid4()
-    task = Task(
-        database.choose(url),
-        store_of(environment),
-        recipients_of(environment),
-        Records.of(environment),
-        str(chosen),
-        name or new_name(chosen, datetime.now(UTC)),
-        backup_type,
-    )
-    with exit_on_sigterm(), progress_bar() as bar:
-        manifest = backed_up(task, bar)
-    if as_json:
-        click.echo(manifest.model_dump_json(indent=2))
-    else:
-        rows = sum(manifest.rows.values())
-        click.echo(
-            f"{manifest.name}: {rows:,} rows, {size(manifest.dump_bytes)} as {size(manifest.size_bytes)}"
-            f"{'' if manifest.is_sealed else ', not encrypted'}, in {manifest.duration_seconds:.1f} s"
-        )
 
 
 def store_of(environment: dict[str, str]) -> BackupStore:

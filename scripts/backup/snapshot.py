@@ -13,8 +13,8 @@ from pathlib import Path
 from psycopg import sql
 
 from scripts.backup.manifest import SCHEMAS, Seal
-from scripts.cli.database import Connection
 from scripts.errors import Failure
+from scripts.schema.database import Connection
 
 # Chosen once; app.backup_is_running() looks for it.
 ADVISORY_LOCK = 733_140_620

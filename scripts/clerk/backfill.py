@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-import click
 import psycopg
 from psycopg.types.json import Jsonb
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from scripts.clerk.listing import BEGINNING, KINDS, ClerkListing, Kind, Object, Page, Place, listing_of
-from scripts.cli import database
-from scripts.cli.database import Connection
+from scripts.clerk.listing import BEGINNING, KINDS, ClerkListing, Kind, Object, Page, Place
 from scripts.errors import Failure
+from scripts.schema import database
+from scripts.schema.database import Connection
 
 ACTOR = "backfill"
 # A webhook about one of them waits until all are merged, and each holds up to four locks of the few thousand there are.
@@ -30,10 +23,6 @@ MERGED_AT_ONCE = 250
 MOST_TRIES = 5
 # Classes of errors that pass: a deadlock, no memory, a lock not got in time, a shutdown.
 PASSING = ("40", "53", "55", "57")
-
-
-class NoBulkSync(Failure):
-    """The database was never migrated, or not since there is a backfill."""
 
 
 class OtherInstance(Failure):
@@ -65,59 +54,16 @@ class Merged:
 Advance = Callable[[Kind, int, int | None], None]
 
 
-@click.command("backfill", epilog="Example: ballast clerk backfill")
-@database.url_option
-@click.option("--restart", is_flag=True, help="Begin anew, however far a run came that was interrupted.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def backfill_command(url: str | None, restart: bool, as_json: bool) -> None:
-    """Load all users, organizations, memberships and pending invitations from Clerk.
-
-    It may run at any time, beside webhooks, and again: what is known already is skipped, and a run that was interrupted
-    in the last day is gone on with. Needs CLERK_SECRET_KEY. Exits with 1 when an object was refused.
-    """
-    started = time.monotonic()
-    with listing_of(database.environment(url)) as listing, opened(url, listing) as connection, progress() as advance:
-        merged = backfill(connection, listing, advance, restart=restart)
-    seconds = time.monotonic() - started
-    if as_json:
-        click.echo(json.dumps({"seconds": round(seconds, 1), "kinds": [asdict(each) for each in merged]}, indent=2))
-    else:
-        _print_table(merged, seconds)
-    if any(each.refused for each in merged):
-        sys.exit(1)
-
-
-@contextmanager
-def opened(url: str | None, listing: ClerkListing) -> Iterator[Connection]:
-    """A connection to a database of the same instance of Clerk's. Raises NoBulkSync or OtherInstance."""
-    with database.connected(database.choose(url), database.say) as connection:
-        if connection.execute("select to_regclass('app.clerk_backfills')").fetchone() == (None,):
-            raise NoBulkSync("This database cannot merge Clerk's lists yet: run `ballast migrate up`.")
-        row = connection.execute("select clerk_instance_id from app.settings").fetchone()
-        pinned = row[0] if row else None
-        asked = listing.instance_id() if pinned else None
-        if pinned != asked:
-            raise OtherInstance(
-                f"The database belongs to Clerk's instance {pinned} (app.settings), the key to {asked}: "
-                "use the key of that instance."
-            )
-        yield connection
-
-
-@contextmanager
-def progress() -> Iterator[Advance]:
-    """A bar per kind on a terminal's stderr. Yields what sets it: kind, how many are done, of how many."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def advance(kind: Kind, done: int, total: int | None) -> None:
-            if kind.name not in tasks:
-                tasks[kind.name] = bars.add_task(kind.plural.title(), total=total)
-            bars.update(tasks[kind.name], completed=done)
-
-        yield advance
+def require_same_instance(connection: Connection, listing: ClerkListing) -> None:
+    """Raises OtherInstance when the database belongs to another Clerk instance than the key."""
+    row = connection.execute("select clerk_instance_id from app.settings").fetchone()
+    pinned = row[0] if row else None
+    asked = listing.instance_id() if pinned else None
+    if pinned != asked:
+        raise OtherInstance(
+            f"The database belongs to Clerk's instance {pinned} (app.settings), the key to {asked}: "
+            "use the key of that instance."
+        )
 
 
 @dataclass(frozen=True)
@@ -227,14 +173,3 @@ def ahead(pages: Iterable[Page]) -> Iterator[Page]:
         while (page := upcoming.result()) is not None:
             upcoming = fetcher.submit(next, fetched, None)
             yield page
-
-
-def _print_table(merged: list[Merged], seconds: float) -> None:
-    table = Table("Kind", "In Clerk", "News", "Refused")
-    for each in merged:
-        table.add_row(each.kind, f"{each.listed:,}", f"{each.changed:,}", f"{len(each.refused):,}")
-    database.print_table(table)
-    click.echo(f"{seconds:.1f} seconds")
-    for each in merged:
-        for refused in each.refused:
-            database.say(f"{each.kind} {refused.clerk_id}: {refused.error}")

@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import random
-import sys
-from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import click
 import psycopg
 from psycopg.types.json import Jsonb
-from rich.table import Table
 
-from scripts.clerk.backfill import Advance, ahead, opened, progress, tried
+from scripts.clerk.backfill import Advance, ahead, tried
 from scripts.clerk.listing import (
     INVITATIONS,
     KINDS,
-    LARGEST_PAGE,
     MEMBERSHIPS,
     USERS,
     ClerkListing,
     Kind,
     Object,
     Page,
-    listing_of,
 )
-from scripts.cli import database
-from scripts.cli.database import Connection
 from scripts.errors import Failure
+from scripts.schema.database import Connection
 
 ACTOR = "reconcile"
 DIFFERENCES = ("missing", "stale", "wrong role", "orphaned")
 # More deletions than both of these are more likely somebody's mistake than Clerk's wish.
 FEW = 10
 FEW_OF_ALL = 0.05
-SHOWN = 50
 # What changed at Clerk just now may be on its way by a webhook: a sample leaves it out.
 SETTLED = timedelta(minutes=5)
 
@@ -84,37 +75,6 @@ class Report:
     @property
     def remaining(self) -> int:
         return sum(not each.fixed for each in self.differences)
-
-
-@click.command("reconcile", epilog="Example: ballast clerk reconcile --fix")
-@database.url_option
-@click.option("--fix", is_flag=True, help="Make the database say what Clerk says.")
-@click.option(
-    "--sample", type=click.IntRange(1, LARGEST_PAGE), metavar="N", help="Look at N of each kind only; remove nothing."
-)
-@click.option(
-    "--yes-delete-many",
-    "delete_many",
-    is_flag=True,
-    help="With --fix: remove whatever Clerk does not have, however much.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def reconcile_command(url: str | None, fix: bool, sample: int | None, delete_many: bool, as_json: bool) -> None:
-    """Compare Clerk's users, organizations, memberships and pending invitations with the database.
-
-    Reports what is missing here, stale, of the wrong role, or orphaned (not in Clerk any more). With --fix, orphaned
-    people are erased, as when Clerk tells of their deletion. Needs CLERK_SECRET_KEY.
-    Exits with 1 when something differs and was not fixed.
-    """
-    with listing_of(database.environment(url)) as listing, opened(url, listing) as connection, progress() as advance:
-        comparison = Comparison(connection, listing, fix, delete_many)
-        report = comparison.of_a_sample(sample) if sample else comparison.of_everything(advance)
-    if as_json:
-        click.echo(json.dumps(asdict(report) | {"remaining": report.remaining}, indent=2))
-    else:
-        _print(report, fix=fix)
-    if report.remaining:
-        sys.exit(1)
 
 
 @dataclass(frozen=True)
@@ -266,21 +226,3 @@ def _pair(kind: Kind, listed: Object) -> tuple[str | None, str | None]:
 def _orphan(kind: Kind, each: Mirrored, note: str | None = None) -> Difference:
     pair = (each.organization, each.person) if kind is MEMBERSHIPS else (None, None)
     return Difference(kind.name, each.clerk_id, "orphaned", [], *pair, note=note)
-
-
-def _print(report: Report, *, fix: bool) -> None:
-    counts = Counter((each.kind, each.difference) for each in report.differences)
-    fixed = Counter(each.kind for each in report.differences if each.fixed)
-    table = Table("Kind", "Compared", *(each.capitalize() for each in DIFFERENCES), *(["Fixed"] if fix else []))
-    for kind, compared_ones in report.compared.items():
-        found = [counts[kind, each] for each in DIFFERENCES]
-        table.add_row(kind, *(f"{each:,}" for each in (compared_ones, *found, *([fixed[kind]] if fix else []))))
-    database.print_table(table)
-    for each in report.differences[:SHOWN]:
-        name = each.clerk_id or f"{each.person} in {each.organization}"
-        columns = f" ({', '.join(each.columns)})" if each.difference != "missing" and each.columns else ""
-        click.echo(f"{each.kind} {name}: {each.difference}{columns}{', fixed' if each.fixed else ''}")
-    if len(report.differences) > SHOWN:
-        click.echo(f"… and {len(report.differences) - SHOWN:,} more: --json lists all.")
-    for note in dict.fromkeys(f"{each.kind}: {each.note}" for each in report.differences if each.note):
-        database.say(note)

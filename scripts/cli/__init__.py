@@ -23,7 +23,7 @@ VERBS = {
     ),
     "down": Verb("scripts.cli.stack:down", "Stop everything that `ballast up` started."),
     "status": Verb("scripts.cli.stack:status", "Show how the database goes, and which local parts run where."),
-    "doctor": Verb("scripts.health.doctor:doctor", "Check that Supabase, Clerk, the service and backups fit together."),
+    "doctor": Verb("scripts.cli.doctor:doctor", "Check that Supabase, Clerk, the service and backups fit together."),
     "env": Verb("scripts.cli.stack:env", "Print the environment of the running stack as export lines."),
     "reset": Verb("scripts.cli.stack:reset", "Stop the stack and delete its data."),
     "token": Verb("scripts.cli.token:token", "Print a session token as Clerk would issue it."),
@@ -31,14 +31,14 @@ VERBS = {
     "seed": Verb("scripts.cli.seed:seed", "Fill the database with the example tenants, or with bulk data."),
     "migrate": Verb("scripts.cli.migrate:migrate", "Apply, check or make migrations."),
     "new": Verb("scripts.schema.new_table:new", "Write a new table with all that belongs to it, tests included."),
-    "types": Verb("scripts.schema.api_types:types_command", "Write the schema as types for TypeScript and Python."),
+    "types": Verb("scripts.cli.types:types_command", "Write the schema as types for TypeScript and Python."),
     "upgrade-check": Verb(
-        "scripts.schema.upgrade:upgrade_check", "Test the pending migrations against a restored backup."
+        "scripts.cli.upgrade_check:upgrade_check", "Test the pending migrations against a restored backup."
     ),
     "inbox": Verb("scripts.cli.inbox:inbox", "List, show or retry the Clerk events that were received."),
     "audit": Verb("scripts.cli.audit:audit", "Seal the audit trail, verify it, and keep its months in order."),
     "person": Verb("scripts.cli.person:person", "Give people a copy of their data, or erase them."),
-    "backup": Verb("scripts.backup:backup", "Back the database up, prove backups by restoring them, restore."),
+    "backup": Verb("scripts.cli.backup:backup", "Back the database up, prove backups by restoring them, restore."),
 }
 
 

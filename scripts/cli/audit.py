@@ -6,7 +6,6 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import groupby
@@ -16,18 +15,15 @@ from psycopg.rows import class_row
 from rich.console import Console
 from rich.table import Table
 
-from scripts.cli import database
-from scripts.cli.database import Connection
-from scripts.errors import Failure
+from scripts.cli import options
+from scripts.cli.output import print_table
+from scripts.schema import database
+from scripts.schema.database import Connection
 
 DIFFERENCES = {
     "broken": "entries were changed, removed or put in",
     "seal broken": "it does not follow from the seal before: a seal was changed or removed",
 }
-
-
-class NoAuditTrail(Failure):
-    """The database was never migrated, or not since there are seals."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,7 @@ def audit() -> None:
 
 
 @audit.command(epilog="Example: ballast audit seal --json >> seals.json")
-@database.url_option
+@options.url_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of lines.")
 def seal(url: str | None, as_json: bool) -> None:
     """Seal what is complete since the last seal, and print the new seals.
@@ -101,7 +97,7 @@ def seal(url: str | None, as_json: bool) -> None:
     Keep a copy where the database's administrators cannot change it: whoever may rewrite the trail may rewrite the
     seals in the database, and only a copy proves it.
     """
-    with opened(url) as connection:
+    with options.open_database(url, requires="app.audit_seals") as connection:
         seals = new_seals(connection)
     if as_json:
         click.echo(json.dumps([asdict(each) for each in seals], indent=2, default=str))
@@ -116,7 +112,7 @@ def seal(url: str | None, as_json: bool) -> None:
 
 
 @audit.command(epilog="Example: ballast audit verify --seal $(tail -1 seals.txt)")
-@database.url_option
+@options.url_option
 @click.option(
     "--seal",
     "kept",
@@ -131,7 +127,10 @@ def verify(url: str | None, kept: tuple[str, ...], as_json: bool) -> None:
 
     What an erasure or retention did is recorded, allowed, and shown. The whole trail is read.
     """
-    with opened(url) as connection, Console(stderr=True).status("Reading the audit trail …"):
+    with (
+        options.open_database(url, requires="app.audit_seals") as connection,
+        Console(stderr=True).status("Reading the audit trail …"),
+    ):
         verification = verified(connection, kept)
     problems = list(verification.problems())
     if as_json:
@@ -145,11 +144,11 @@ def verify(url: str | None, kept: tuple[str, ...], as_json: bool) -> None:
 
 
 @audit.command(epilog="Example: ballast audit maintain")
-@database.url_option
+@options.url_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of lines.")
 def maintain(url: str | None, as_json: bool) -> None:
     """Make the partitions of the months ahead, and drop the months that are older than the retention."""
-    with opened(url) as connection:
+    with options.open_database(url, requires="app.audit_seals") as connection:
         made, dropped = maintained(connection)
     if as_json:
         click.echo(json.dumps({"made": made, "dropped": dropped}, indent=2))
@@ -160,15 +159,6 @@ def maintain(url: str | None, as_json: bool) -> None:
         click.echo(f"Dropped {partition}")
     if not made and not dropped:
         click.echo("Nothing to do: the months ahead have partitions, and none is older than the retention.")
-
-
-@contextmanager
-def opened(url: str | None) -> Iterator[Connection]:
-    """A connection to a database whose audit trail has seals; warnings go to stderr. Raises NoAuditTrail."""
-    with database.connected(database.choose(url), tell=database.say) as connection:
-        if connection.execute("select to_regclass('app.audit_seals')").fetchone() == (None,):
-            raise NoAuditTrail("This database has no audit trail to seal yet: run `ballast migrate up`.")
-        yield connection
 
 
 def new_seals(connection: Connection) -> list[Seal]:
@@ -232,7 +222,7 @@ def _print(verification: Verification) -> None:
             f"[red]{first.state}: {first.difference}[/]" if first.difference else f"[green]{first.state}[/]",
         )
     if verification.ranges:
-        database.print_table(table)
+        print_table(table)
         since = f"since the last seal, {_time(verification.ranges[-1].range_end)}"
     else:
         since = "and no seal yet: `ballast audit seal` makes the first"

@@ -1,23 +1,36 @@
-"""`ballast clerk`: an event, signed as Svix signs it, sent to the service, and what became of it; and the two commands
-that read Clerk's directory: backfill.py, reconcile.py.
-"""
+"""`ballast clerk`: signed events for the service, and the two commands that read Clerk's directory."""
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import httpx
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
-from scripts.clerk.backfill import backfill_command
-from scripts.clerk.reconcile import reconcile_command
+from scripts.clerk.backfill import Advance, Merged, backfill, require_same_instance
+from scripts.clerk.listing import LARGEST_PAGE, ClerkListing, Kind, listing_of
+from scripts.clerk.reconcile import DIFFERENCES, Comparison, Report
+from scripts.cli import options
+from scripts.cli.output import print_table
 from scripts.errors import Failure
 from scripts.local.clerk.client import ClerkClient, NotRunning
 from scripts.local.stack import client_environment
+from scripts.schema import database
+from scripts.schema.database import Connection
+
+# How many differences are listed one by one.
+SHOWN = 50
 
 
 class NotStored(Failure):
@@ -43,10 +56,6 @@ class Event:
 @click.group(epilog="Example: ballast clerk send user.created")
 def clerk() -> None:
     """Send signed Clerk events to the service, load Clerk's directory, compare with it."""
-
-
-clerk.add_command(backfill_command)
-clerk.add_command(reconcile_command)
 
 
 @clerk.command("send", epilog="""Example: ballast clerk send user.created --data '{"id": "user_zoe"}'""")
@@ -100,3 +109,117 @@ def _data(given: str) -> dict[str, Any]:
         raise InvalidData('--data is not a JSON object like {"id": "user_zoe"}.')
     # A whole event, as Clerk's dashboard shows it, is as good as its data.
     return data["data"] if data.get("object") == "event" and isinstance(data.get("data"), dict) else data
+
+
+@clerk.command("backfill", epilog="Example: ballast clerk backfill")
+@options.url_option
+@click.option("--restart", is_flag=True, help="Begin anew, however far a run came that was interrupted.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def backfill_command(url: str | None, restart: bool, as_json: bool) -> None:
+    """Load all users, organizations, memberships and pending invitations from Clerk.
+
+    It may run at any time, beside webhooks, and again: what is known already is skipped, and a run that was interrupted
+    in the last day is gone on with. Needs CLERK_SECRET_KEY. Exits with 1 when an object was refused.
+    """
+    started = time.monotonic()
+    with (
+        listing_of(options.environment(url)) as listing,
+        _open_mirror(url, listing) as connection,
+        _progress() as advance,
+    ):
+        merged = backfill(connection, listing, advance, restart=restart)
+    seconds = time.monotonic() - started
+    if as_json:
+        click.echo(json.dumps({"seconds": round(seconds, 1), "kinds": [asdict(each) for each in merged]}, indent=2))
+    else:
+        _show_backfill(merged, seconds)
+    if any(each.refused for each in merged):
+        sys.exit(1)
+
+
+@clerk.command("reconcile", epilog="Example: ballast clerk reconcile --fix")
+@options.url_option
+@click.option("--fix", is_flag=True, help="Make the database say what Clerk says.")
+@click.option(
+    "--sample", type=click.IntRange(1, LARGEST_PAGE), metavar="N", help="Look at N of each kind only; remove nothing."
+)
+@click.option(
+    "--yes-delete-many",
+    "delete_many",
+    is_flag=True,
+    help="With --fix: remove whatever Clerk does not have, however much.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def reconcile_command(url: str | None, fix: bool, sample: int | None, delete_many: bool, as_json: bool) -> None:
+    """Compare Clerk's users, organizations, memberships and pending invitations with the database.
+
+    Reports what is missing here, stale, of the wrong role, or orphaned (not in Clerk any more). With --fix, orphaned
+    people are erased, as when Clerk tells of their deletion. Needs CLERK_SECRET_KEY.
+    Exits with 1 when something differs and was not fixed.
+    """
+    with (
+        listing_of(options.environment(url)) as listing,
+        _open_mirror(url, listing) as connection,
+        _progress() as advance,
+    ):
+        comparison = Comparison(connection, listing, fix, delete_many)
+        report = comparison.of_a_sample(sample) if sample else comparison.of_everything(advance)
+    if as_json:
+        click.echo(json.dumps(asdict(report) | {"remaining": report.remaining}, indent=2))
+    else:
+        _show_report(report, fix=fix)
+    if report.remaining:
+        sys.exit(1)
+
+
+@contextmanager
+def _open_mirror(url: str | None, listing: ClerkListing) -> Iterator[Connection]:
+    """A connection to a database that mirrors this Clerk instance. Raises NotMigrated or OtherInstance."""
+    with options.open_database(url, requires="app.clerk_backfills") as connection:
+        require_same_instance(connection, listing)
+        yield connection
+
+
+@contextmanager
+def _progress() -> Iterator[Advance]:
+    """A bar per kind on a terminal's stderr. Yields what sets it: kind, how many are done, of how many."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def advance(kind: Kind, done: int, total: int | None) -> None:
+            if kind.name not in tasks:
+                tasks[kind.name] = bars.add_task(kind.plural.title(), total=total)
+            bars.update(tasks[kind.name], completed=done)
+
+        yield advance
+
+
+def _show_backfill(merged: list[Merged], seconds: float) -> None:
+    table = Table("Kind", "In Clerk", "News", "Refused")
+    for each in merged:
+        table.add_row(each.kind, f"{each.listed:,}", f"{each.changed:,}", f"{len(each.refused):,}")
+    print_table(table)
+    click.echo(f"{seconds:.1f} seconds")
+    for each in merged:
+        for refused in each.refused:
+            database.say(f"{each.kind} {refused.clerk_id}: {refused.error}")
+
+
+def _show_report(report: Report, *, fix: bool) -> None:
+    counts = Counter((each.kind, each.difference) for each in report.differences)
+    fixed = Counter(each.kind for each in report.differences if each.fixed)
+    table = Table("Kind", "Compared", *(each.capitalize() for each in DIFFERENCES), *(["Fixed"] if fix else []))
+    for kind, compared_ones in report.compared.items():
+        found = [counts[kind, each] for each in DIFFERENCES]
+        table.add_row(kind, *(f"{each:,}" for each in (compared_ones, *found, *([fixed[kind]] if fix else []))))
+    print_table(table)
+    for each in report.differences[:SHOWN]:
+        name = each.clerk_id or f"{each.person} in {each.organization}"
+        columns = f" ({', '.join(each.columns)})" if each.difference != "missing" and each.columns else ""
+        click.echo(f"{each.kind} {name}: {each.difference}{columns}{', fixed' if each.fixed else ''}")
+    if len(report.differences) > SHOWN:
+        click.echo(f"… and {len(report.differences) - SHOWN:,} more: --json lists all.")
+    for note in dict.fromkeys(f"{each.kind}: {each.note}" for each in report.differences if each.note):
+        database.say(note)

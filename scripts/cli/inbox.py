@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -14,16 +12,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
 
-from scripts.cli import database
-from scripts.cli.database import Connection
+from scripts.cli import options
+from scripts.cli.output import print_table
 from scripts.errors import Failure
+from scripts.schema import database
+from scripts.schema.database import Connection
 
 # Without `event`: it is personal data, shown only when asked for by name.
 COLUMNS = "message_id, type, outcome, attempts, received_at, applied_at, next_attempt_at, error"
-
-
-class NoInbox(Failure):
-    """The database was never migrated."""
 
 
 class NoSuchMessage(Failure):
@@ -36,13 +32,13 @@ def inbox() -> None:
 
 
 @inbox.command("list", epilog="Example: ballast inbox list --failed")
-@database.url_option
+@options.url_option
 @click.option("--failed/--all", default=True, help="Only failed events (the default), or all.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="How many, newest first.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def list_(url: str | None, failed: bool, limit: int, as_json: bool) -> None:
     """List events, newest first."""
-    with opened(url) as connection:
+    with options.open_database(url, requires="app.webhook_events") as connection:
         messages = received(connection, failed=failed, limit=limit)
     if as_json:
         click.echo(json.dumps(messages, indent=2, default=str))
@@ -53,13 +49,13 @@ def list_(url: str | None, failed: bool, limit: int, as_json: bool) -> None:
 
 
 @inbox.command(epilog="Example: ballast inbox show msg_2abc")
-@database.url_option
+@options.url_option
 @click.option("--payload", is_flag=True, help="Also print the event. It is personal data.")
 @click.argument("message_id")
 def show(url: str | None, payload: bool, message_id: str) -> None:
     """Print what is known about one event, as JSON."""
     columns = f"{COLUMNS}, event" if payload else COLUMNS
-    with opened(url) as connection:
+    with options.open_database(url, requires="app.webhook_events") as connection:
         query = f"select {columns} from app.webhook_events where message_id = %s"  # noqa: S608 - columns are ours
         message = connection.cursor(row_factory=dict_row).execute(query.encode(), [message_id]).fetchone()
     if message is None:
@@ -68,14 +64,14 @@ def show(url: str | None, payload: bool, message_id: str) -> None:
 
 
 @inbox.command(epilog="Example: ballast inbox retry --all-failed")
-@database.url_option
+@options.url_option
 @click.option("--all-failed", is_flag=True, help="Every event that failed, oldest first.")
 @click.argument("message_ids", metavar="[MESSAGE_ID]...", nargs=-1)
 def retry(url: str | None, all_failed: bool, message_ids: tuple[str, ...]) -> None:
     """Apply failed events again. Exits with 1 when one still fails."""
     if all_failed == bool(message_ids):
         raise click.UsageError("Name messages, or pass --all-failed.")
-    with opened(url) as connection:
+    with options.open_database(url, requires="app.webhook_events") as connection:
         chosen = failed_ids(connection) if all_failed else list(message_ids)
         if not chosen:
             click.echo("No event has failed.")
@@ -90,15 +86,6 @@ def retry(url: str | None, all_failed: bool, message_ids: tuple[str, ...]) -> No
     if any(outcome in (None, "failed") for outcome in outcomes.values()):
         database.say("`ballast inbox list` shows why an event failed.")
         sys.exit(1)
-
-
-@contextmanager
-def opened(url: str | None) -> Iterator[Connection]:
-    """A connection to a database that has an inbox. Raises NoInbox."""
-    with database.connected(database.choose(url)) as connection:
-        if connection.execute("select to_regclass('app.webhook_events')").fetchone() == (None,):
-            raise NoInbox("This database has no inbox yet: run `ballast migrate up`.")
-        yield connection
 
 
 def received(connection: Connection, *, failed: bool, limit: int) -> list[dict[str, Any]]:
@@ -133,4 +120,4 @@ def _print_table(messages: list[dict[str, Any]]) -> None:
             f"{message['received_at']:%Y-%m-%d %H:%M:%S%z}",
             message["error"],
         )
-    database.print_table(table)
+    print_table(table)

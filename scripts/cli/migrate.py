@@ -8,8 +8,9 @@ import sys
 import click
 from rich.table import Table
 
-from scripts.cli import database
-from scripts.schema import bundle, drift, migrations
+from scripts.cli import options
+from scripts.cli.output import print_table
+from scripts.schema import bundle, database, drift, migrations
 
 WORRYING = {"edited", "missing", "late", "undeclared", "different"}
 
@@ -24,11 +25,11 @@ def migrate() -> None:
 
 
 @migrate.command(epilog="Example: ballast migrate up --dry-run")
-@database.url_option
+@options.url_option
 @click.option("--dry-run", is_flag=True, help="Do everything, roll it back, and say what it would have been.")
 def up(url: str | None, dry_run: bool) -> None:
     """Apply what is new or changed, in one transaction."""
-    plan = migrations.up(database.choose(url), dry_run=dry_run, tell=database.say)
+    plan = migrations.up(options.choose(url), dry_run=dry_run, tell=database.say)
     if plan.empty:
         click.echo(f"Nothing to do: {_current(plan)}.")
         return
@@ -39,11 +40,11 @@ def up(url: str | None, dry_run: bool) -> None:
 
 
 @migrate.command(epilog="Example: ballast migrate status --json")
-@database.url_option
+@options.url_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def status(url: str | None, as_json: bool) -> None:
     """Show every file with its state. Changes and locks nothing."""
-    entries = migrations.status(database.choose(url), tell=database.say)
+    entries = migrations.status(options.choose(url), tell=database.say)
     if as_json:
         click.echo(json.dumps([entry._asdict() for entry in entries], indent=2))
         return
@@ -51,7 +52,7 @@ def status(url: str | None, as_json: bool) -> None:
 
 
 @migrate.command(epilog="Example: ballast migrate check")
-@database.url_option
+@options.url_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def check(url: str | None, as_json: bool) -> None:
     """Fail when something is pending or has drifted.
@@ -59,7 +60,7 @@ def check(url: str | None, as_json: bool) -> None:
     Compares functions, views, triggers, column defaults, policies and grants of the schemas public, app and ops. Tries
     every file in a transaction that is rolled back: tables are locked for that moment.
     """
-    plan, found = drift.check(database.choose(url), tell=database.say)
+    plan, found = drift.check(options.choose(url), tell=database.say)
     if as_json:
         pending = [*plan.paths, *plan.removed]
         click.echo(json.dumps({"pending": pending, "drift": [entry._asdict() for entry in found]}, indent=2))
@@ -120,4 +121,4 @@ def _print_table(columns: list[str], rows: list[list[str]]) -> None:
     for *cells, state in rows:
         style = "red" if state in WORRYING else "green" if state in ("applied", "current") else "yellow"
         table.add_row(*cells, f"[{style}]{state}[/]")
-    database.print_table(table)
+    print_table(table)

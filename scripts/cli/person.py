@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +17,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from scripts.cli import database
-from scripts.cli.database import Connection
+from scripts.cli import options
+from scripts.cli.output import print_table
 from scripts.errors import Failure
+from scripts.schema import database
+from scripts.schema.database import Connection
 from service.clerk_api import CLERK_API_URL, ClerkApi
 from service.data_api import Call
 from service.erasure import Eraser
@@ -34,10 +34,6 @@ NOT_FOUND = "PT404"
 
 class NothingHeld(Failure):
     """The database holds nothing of this person."""
-
-
-class NoRegistry(Failure):
-    """The database was never migrated, or not since there is a registry of personal data."""
 
 
 class FormatUnknown(Failure):
@@ -68,7 +64,7 @@ def person() -> None:
 
 
 @person.command("export", epilog="Example: ballast person export user_2abc --output ada.zip")
-@database.url_option
+@options.url_option
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -84,13 +80,13 @@ def export_command(url: str | None, output: Path | None, clerk_user_id: str) -> 
     file = output or Path(f"{clerk_user_id}.zip")
     if file.suffix not in WRITERS:
         raise FormatUnknown(f"{file} is neither .zip nor .json.")
-    with opened(url) as connection:
+    with options.open_database(url, requires="app.personal_data") as connection:
         records = exported(connection, clerk_user_id, file)
     click.echo(f"{file}: {records:,} {'record' if records == 1 else 'records'}")
 
 
 @person.command("erase", epilog="Example: ballast person erase user_2abc --yes")
-@database.url_option
+@options.url_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--json", "as_json", is_flag=True, help="Print the receipt as JSON.")
 @click.argument("clerk_user_id", metavar="ID")
@@ -100,7 +96,7 @@ def erase_command(url: str | None, yes: bool, as_json: bool, clerk_user_id: str)
     Exits with 1 when it is not complete yet; `ballast person resume` carries on.
     """
     clerk_and_store = outside(url)
-    with opened(url) as connection:
+    with options.open_database(url, requires="app.personal_data") as connection:
         if not yes:
             click.confirm(f"Erase {clerk_user_id} for good?", abort=True, err=True)
         asked = _called(connection)(
@@ -116,14 +112,14 @@ def erase_command(url: str | None, yes: bool, as_json: bool, clerk_user_id: str)
 
 
 @person.command(epilog="Example: ballast person resume")
-@database.url_option
+@options.url_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def resume(url: str | None, as_json: bool) -> None:
     """Carry on with every erasure that is not complete, also with those that are due only later.
 
     Exits with 1 when one is still not.
     """
-    with opened(url) as connection:
+    with options.open_database(url, requires="app.personal_data") as connection:
         unfinished = connection.execute(
             "select receipt::text from app.erasure_log where state <> 'complete' order by requested_at"
         ).fetchall()
@@ -132,7 +128,7 @@ def resume(url: str | None, as_json: bool) -> None:
 
 
 @person.command(epilog="Example: ballast person replay --database-url $RESTORED")
-@database.url_option
+@options.url_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def replay(url: str | None, as_json: bool) -> None:
     """Erase again whoever a restored backup brought back, by the ledger beside the backups (BACKUP_URL)."""
@@ -143,20 +139,11 @@ def replay(url: str | None, as_json: bool) -> None:
         ledger = list(clerk_and_store.ledger.entries())
     except LedgerUnavailable as failure:
         raise LedgerMissing(f"{failure} Nothing was erased.") from None
-    with opened(url) as connection:
+    with options.open_database(url, requires="app.personal_data") as connection:
         returned = connection.execute("select app.replay_erasures(%s)::text", [Jsonb(ledger)]).fetchall()
         done = carried_out(connection, clerk_and_store, [receipt for (receipt,) in returned])
     database.say(f"{len(ledger):,} in the ledger, {len(done):,} of them in this database.")
     _show(done, as_json=as_json)
-
-
-@contextmanager
-def opened(url: str | None) -> Iterator[Connection]:
-    """A connection to a database that knows where personal data is. Raises NoRegistry."""
-    with database.connected(database.choose(url), tell=database.say) as connection:
-        if connection.execute("select to_regclass('app.personal_data')").fetchone() == (None,):
-            raise NoRegistry("This database has no registry of personal data yet: run `ballast migrate up`.")
-        yield connection
 
 
 def exported(connection: Connection, clerk_user_id: str, file: Path) -> int:
@@ -199,7 +186,7 @@ class Outside:
 
 def outside(url: str | None) -> Outside:
     """The Clerk and the store that go with the database: the stand-ins only with their own. Raises ClerkUnknown."""
-    environment = database.environment(url)
+    environment = options.environment(url)
     if "CLERK_SECRET_KEY" not in environment:
         raise ClerkUnknown("Set CLERK_SECRET_KEY: who is erased is deleted at Clerk too.")
     clerk = ClerkApi(environment.get("CLERK_API_URL", CLERK_API_URL), environment["CLERK_SECRET_KEY"])
@@ -260,7 +247,7 @@ def _show(receipts: list[dict[str, Any]], *, as_json: bool) -> None:
         for each in receipts:
             counts = ", ".join(f"{count:,} {name}" for name, count in each["counts"].items())
             table.add_row(each["receipt"], each["state"], counts)
-        database.print_table(table)
+        print_table(table)
     else:
         click.echo("Nothing to erase.")
     if any(each["state"] != "complete" for each in receipts):

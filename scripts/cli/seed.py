@@ -9,11 +9,12 @@ import httpx
 from rich.console import Console
 from rich.progress import Progress
 
-from scripts.cli import clerk, database
+from scripts.cli import clerk
 from scripts.errors import Failure
 from scripts.local import bulk, examples
 from scripts.local.clerk.client import ClerkClient, NotRunning
 from scripts.local.stack import client_environment, jobs_are_wanted
+from scripts.schema import database
 
 
 class NotSeeded(Failure):

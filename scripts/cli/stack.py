@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from scripts.cli import database
+from scripts.cli import options
+from scripts.cli.output import print_table
 from scripts.health import traffic_lights
 from scripts.local import containers, services, supervisor
 from scripts.local.processes import RunRecord
@@ -49,7 +50,7 @@ def down() -> None:
 
 
 @click.command(epilog="Example: ballast status --json")
-@database.url_option
+@options.url_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(url: str | None, as_json: bool) -> None:
     """Show how the database goes, in traffic lights, and the local stack's parts. Exits with 1 when something is red.
@@ -66,7 +67,7 @@ def status(url: str | None, as_json: bool) -> None:
         [_state(part, record) for part in _parts_of(stack) if not part.once and part.is_wanted()] if has_parts else []
     )
     found = traffic_lights.checks(chosen, is_local=is_local) if chosen else []
-    if chosen and (cache := traffic_lights.cache_check(database.environment(url))):
+    if chosen and (cache := traffic_lights.cache_check(options.environment(url))):
         found.append(cache)
     if as_json:
         shown = {
@@ -151,7 +152,7 @@ def _show_checks(found: list[traffic_lights.Check]) -> None:
         advice = escape(check.advice) if check.status != "green" else ""
         table.add_row(light, check.name, escape(traffic_lights.in_words(check.facts)), advice)
     click.echo()
-    database.print_table(table)
+    print_table(table)
 
 
 def _show(stack: Stack, seconds: float) -> None:

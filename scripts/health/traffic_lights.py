@@ -15,9 +15,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from scripts.cli.database import Connection, connected
 from scripts.errors import Failure
 from scripts.schema import migrations
+from scripts.schema.database import Connection, connected
 
 Light = Literal["green", "yellow", "red"]
 LIGHTS: tuple[Light, ...] = ("green", "yellow", "red")

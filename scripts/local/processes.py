@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import signal
 import socket
 import time
@@ -172,13 +171,3 @@ def _wait_until(true: Any, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not true() and time.monotonic() < deadline:
         time.sleep(0.02)
-
-
-def free_ports(number: int) -> int:
-    """The first of `number` ports in a row that are free now; below the range from which systems take their own."""
-    while True:
-        first = 20_000 + secrets.randbelow(12_000)
-        with contextlib.ExitStack() as probes, contextlib.suppress(OSError):
-            for port in range(first, first + number):
-                probes.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            return first

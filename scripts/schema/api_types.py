@@ -11,9 +11,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import click
-
-from scripts.cli import database
 from scripts.errors import Failure
 from scripts.schema import migrations
 from scripts.scratch.server import scratch_folder, scratch_server
@@ -33,23 +30,6 @@ _LAST_IMPORT = "from pydantic import BaseModel, Field, JsonValue\n"
 
 class NotGenerated(Failure):
     """A program that writes the types is missing, or failed."""
-
-
-@click.command("types", epilog="Example: ballast types --check")
-@click.option("--check", is_flag=True, help="Write nothing; fail when the files are stale.")
-def types_command(check: bool) -> None:
-    """Write supabase/types/database.ts and database.py: what the schema public holds, as types.
-
-    They are made of the files in migrations/, functions/ and policies/, not of a database that runs somewhere.
-    """
-    made = generated()
-    stale = [name for name, text in made.items() if not _is_current(FOLDER / name, text)]
-    if check and stale:
-        database.say(f"Stale: {', '.join(stale)}. Write them with `ballast types`, and commit them.")
-        raise click.exceptions.Exit(1)
-    for name in stale:
-        (FOLDER / name).write_text(made[name])
-    click.echo(f"Wrote {', '.join(stale)}." if stale else "Nothing to do: the types are current.")
 
 
 def generated() -> Mapping[str, str]:
@@ -84,5 +64,5 @@ def _output(command: list[str], given: str) -> str:
     return ran.stdout
 
 
-def _is_current(file: Path, text: str) -> bool:
+def is_current(file: Path, text: str) -> bool:
     return file.exists() and file.read_text() == text

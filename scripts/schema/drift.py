@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from scripts.cli.database import Connection, Tell, connected
 from scripts.schema import migrations
+from scripts.schema.database import Connection, Tell, connected
 from scripts.schema.migrations import ROOT, Files, Plan
 
 VIEWS = """

@@ -19,8 +19,8 @@ from typing import LiteralString, NamedTuple
 import psycopg
 from psycopg import errors, sql
 
-from scripts.cli.database import Connection, Tell, connected
 from scripts.errors import Failure
+from scripts.schema.database import Connection, Tell, connected
 from scripts.schema.statements import Statement, split
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scripts.local.processes import free_ports
 from scripts.scratch.postgres import Postgres, stop
 
 
@@ -44,3 +45,13 @@ def scratch_server(folder: Path, **settings: str) -> Iterator[Postgres]:
         yield server
     finally:
         stop(process)
+
+
+def free_ports(number: int) -> int:
+    """The first of `number` ports in a row that are free now; below the range from which systems take their own."""
+    while True:
+        first = 20_000 + secrets.randbelow(12_000)
+        with contextlib.ExitStack() as probes, contextlib.suppress(OSError):
+            for port in range(first, first + number):
+                probes.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first

@@ -32,10 +32,9 @@ from scripts.backup.programs import Programs
 from scripts.backup.store import BackupStore
 from scripts.errors import Failure
 from scripts.local import bulk
-from scripts.local.processes import free_ports
 from scripts.local.stack import CHECKOUT
 from scripts.scratch.postgres import stop
-from scripts.scratch.server import scratch_folder, scratch_server
+from scripts.scratch.server import free_ports, scratch_folder, scratch_server
 from tests.bench import report
 from tests.bench.scratch import scratch_postgres
 

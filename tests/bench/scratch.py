@@ -10,10 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from scripts.errors import Failure
-from scripts.local.processes import free_ports
 from scripts.local.stack import CHECKOUT, LAST_PORT_OFFSET, Secrets, Stack
 from scripts.scratch.postgres import Postgres
-from scripts.scratch.server import scratch_server
+from scripts.scratch.server import free_ports, scratch_server
 from tests.schema import migrate
 
 

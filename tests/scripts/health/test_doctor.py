@@ -14,7 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from scripts.cli import ballast
-from scripts.health.doctor import CHECKS, Finding, Patient, examine
+from scripts.cli.doctor import local_stack
+from scripts.health.doctor import CHECKS, examine
+from scripts.health.patient import Finding, Patient
 from scripts.scratch.postgres import Postgres
 from tests.conftest import Stack
 from tests.service.outside import Answer, Outside, rest_answer, running_outside
@@ -45,7 +47,10 @@ def examined(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Examine:
     def examine_with(check: str, *, url: str | None = None, session_token: str | None = None, may_write: bool = False, **changes: str | None) -> Finding:  # fmt: skip
         changed = stack.environment | changes
         environment = {name: value for name, value in changed.items() if value is not None}
-        return examine(check, Patient(environment, url, session_token=session_token, may_write=may_write))
+        return examine(
+            check,
+            Patient(environment, url, session_token=session_token, local=local_stack(environment), may_write=may_write),
+        )
 
     return examine_with
 

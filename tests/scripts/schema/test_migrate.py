@@ -17,8 +17,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from scripts.cli import ballast
-from scripts.cli.database import DatabaseRefused, DatabaseUnreachable, connected
 from scripts.schema import drift, migrations
+from scripts.schema.database import DatabaseRefused, DatabaseUnreachable, connected
 from scripts.schema.migrations import FilesInvalid, FileState, HistoryDisagrees, Plan, StatementFailed
 from scripts.scratch.postgres import Postgres
 

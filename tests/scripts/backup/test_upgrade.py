@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from scripts.cli import ballast, database
-from scripts.schema import migrations, upgrade
+from scripts.backup import upgrade
+from scripts.cli import ballast
+from scripts.schema import database, migrations
 from tests.conftest import ROOT
 from tests.scripts.conftest import StoredBackup, Vault
 from tests.scripts.schema.test_new_table import SOURCES, copied

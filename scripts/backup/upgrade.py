@@ -10,29 +10,24 @@ stand open. A migration that changes values or takes something away on purpose s
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-import click
 from psycopg import sql
 
 from scripts.backup import checks
 from scripts.backup.checks import Answer, Check, checked, named
 from scripts.backup.drill import HASTY
-from scripts.backup.progress import Bar, progress_bar
-from scripts.backup.report import show_checks
-from scripts.backup.restore import identity_option, keys_of, opened, restored
+from scripts.backup.progress import Bar
+from scripts.backup.restore import restored
 from scripts.backup.restore_engine import Backup, Target
-from scripts.backup.run import store_of
-from scripts.cli import database
-from scripts.cli.database import Connection
 from scripts.errors import Failure
-from scripts.schema import drift, migrations
-from scripts.scratch.server import scratch_folder, scratch_server
+from scripts.schema import database, drift, migrations
+from scripts.schema.database import Connection
+from scripts.scratch.server import scratch_server
 
 _DECLARED = re.compile(
     r"^-- upgrade-check: (?P<deed>changes|deletes|removes) (?P<what>[a-z_]\w*(?:\.[a-z_]\w*){1,2})$", re.MULTILINE
@@ -83,34 +78,6 @@ class Declared:
         found = [match for file in plan.migrations for match in _DECLARED.finditer(file.text)]
         deeds = ("changes", "deletes", "removes")
         return cls(*(tuple(each["what"] for each in found if each["deed"] == deed) for deed in deeds))
-
-
-@click.command("upgrade-check", epilog="Example: ballast upgrade-check --backup latest")
-@click.option("--backup", "wanted", metavar="ID", default="latest", help="The backup to test; the latest by default.")
-@identity_option
-@database.url_option
-@click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON, by the name of the backup.")
-def upgrade_check(wanted: str, identity: Path | None, url: str | None, as_json: bool) -> None:
-    """Test this checkout's migrations on a backup: whether they keep data, policies and types.
-
-    The backup is restored into a scratch PostgreSQL, migrated and compared; nothing else is touched. Exits with 1 when
-    something is lost.
-    """
-    environment = database.environment(url)
-    store = store_of(environment)
-    keys = keys_of(environment, identity)
-    with scratch_folder("upgrade") as folder, progress_bar() as bar:
-        backup = opened(store, wanted, keys, folder)
-        found = upgraded(backup, bar)
-    if as_json:
-        click.echo(json.dumps({backup.manifest.name: [asdict(check) for check in found]}, indent=2))
-    else:
-        click.echo(backup.manifest.name)
-        show_checks(found, as_json=False)
-    if not all(check.passed for check in found):
-        raise UpgradeFailed(
-            "The upgrade loses something: correct the migration, or declare the loss in it (docs/upgrade.md)."
-        )
 
 
 def upgraded(backup: Backup, bar: Bar) -> list[Check]:

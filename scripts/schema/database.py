@@ -1,31 +1,18 @@
-"""Which database a command works on, and the connection to it."""
+"""The connection to a database, with errors that a person can act on."""
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import click
 import psycopg
-from rich.console import Console
-from rich.table import Table
 
 from scripts.errors import Failure
-from scripts.local.stack import Stack
 
 Connection = psycopg.Connection[Any]
 Tell = Callable[[str], None]
-
-url_option = click.option(
-    "--database-url", "url", metavar="URL", help="A postgres role's URL. Default: DATABASE_URL, else the local stack's."
-)
-
-
-class DatabaseUnknown(Failure):
-    """Neither an option, nor the environment, nor a local stack names a database."""
 
 
 class DatabaseUnreachable(Failure):
@@ -39,31 +26,6 @@ class DatabaseRefused(Failure):
 def say(line: str) -> None:
     """A `Tell` for commands: to stderr, so that a result on stdout stays readable for programs."""
     click.echo(line, err=True)
-
-
-def print_table(table: Table) -> None:
-    """Prints a table; into a pipe or file in its full width, for there is nobody to make the window wider."""
-    console = Console() if sys.stdout.isatty() else Console(width=1000)
-    console.print(table)
-
-
-def choose(url: str | None) -> str:
-    """The URL given, else DATABASE_URL, else that of BALLAST_HOME's stack. Raises DatabaseUnknown."""
-    chosen = url or os.environ.get("DATABASE_URL")
-    if chosen:
-        return chosen
-    postgres = Stack.from_environment().postgres
-    if not postgres.exists():
-        raise DatabaseUnknown("Which database? Set DATABASE_URL, pass --database-url, or start one with `ballast up`.")
-    return postgres.url()
-
-
-def environment(url: str | None) -> dict[str, str]:
-    """The variables that go with a database; the local stack's stand-ins only with its own, and the real ones first."""
-    stack = Stack.from_environment()
-    chosen = url or os.environ.get("DATABASE_URL")
-    is_local = chosen == stack.postgres.url() if chosen else stack.postgres.exists()
-    return (stack.environment() if is_local else {}) | {name: value for name, value in os.environ.items() if value}
 
 
 @contextmanager

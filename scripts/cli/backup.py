@@ -1,0 +1,355 @@
+"""`ballast backup`: make backups, prove them by restoring them, and restore."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import tempfile
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from scripts.backup.alarm import monitored
+from scripts.backup.drill import Drill, DrillFailed, drilled
+from scripts.backup.extract import DATABASE, Extract, Format, require_free, write_extract
+from scripts.backup.progress import progress_bar, size
+from scripts.backup.records import Records
+from scripts.backup.restore import keys_of, may_replace, open_backup, restored
+from scripts.backup.restore_engine import Backup, Target
+from scripts.backup.retention import DAY, LATE, Plan, Policy, Stored, carried_out, planned, shelf
+from scripts.backup.run import Task, backed_up, recipients_of, store_of
+from scripts.backup.store import DRILLS
+from scripts.backup.verify import verified
+from scripts.cli import options
+from scripts.cli.output import print_table, show_checks
+from scripts.schema import database
+from scripts.scratch.server import exit_on_sigterm, scratch_folder
+from service.backup_names import BackupType, filename_of, new_name
+
+NEXT = (
+    "Clear the cache: delete the Upstash database's keys (FLUSHDB), which are from before the restore.",
+    "Tell Clerk and the ledger of erasures that were replayed: ballast person resume",
+    "Bring the schema up to date, if the code is newer than the backup: ballast migrate up",
+    "Take in what Clerk sent since the backup: replay the messages in Clerk's dashboard (Webhooks, the endpoint).",
+    "Restart the service and let browsers reload: Realtime connections are of the database that was.",
+)
+
+
+NUMBER = click.IntRange(min=0)
+
+
+UNITS = (("day", DAY), ("hour", timedelta(hours=1)), ("minute", timedelta(minutes=1)))
+
+
+@click.group(epilog="Example: ballast backup run")
+def backup() -> None:
+    """Back the database up, prove by a restore that the backup is good, and restore it."""
+
+
+@backup.command(epilog="Example: ballast backup run --json")
+@options.url_option
+@click.option(
+    "--type",
+    "backup_type",
+    type=click.Choice(["manual", "automated"]),
+    default="manual",
+    show_default=True,
+    help="Who asks: a person or a schedule.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+@click.option("--log", "backup_id", type=click.UUID, hidden=True, help="The row of backup_logs that the service made.")
+@click.option("--name", hidden=True, help="The name that goes with it.")
+def run(url: str | None, backup_type: BackupType, as_json: bool, backup_id: UUID | None, name: str | None) -> None:
+    """Back the database up to BACKUP_URL, encrypted for BACKUP_RECIPIENTS.
+
+    All of it is from one moment, also while others write. Exits with 1 when it failed, and then nothing is left in the
+    store that could be taken for a backup. One runs at a time.
+    """
+    environment = options.environment(url)
+    chosen = backup_id or uuid4()
+    task = Task(
+        options.choose(url),
+        store_of(environment),
+        recipients_of(environment),
+        Records.of(environment),
+        str(chosen),
+        name or new_name(chosen, datetime.now(UTC)),
+        backup_type,
+    )
+    with exit_on_sigterm(), progress_bar() as bar:
+        manifest = backed_up(task, bar)
+    if as_json:
+        click.echo(manifest.model_dump_json(indent=2))
+    else:
+        rows = sum(manifest.rows.values())
+        click.echo(
+            f"{manifest.name}: {rows:,} rows, {size(manifest.dump_bytes)} as {size(manifest.size_bytes)}"
+            f"{'' if manifest.is_sealed else ', not encrypted'}, in {manifest.duration_seconds:.1f} s"
+        )
+
+
+@backup.command(epilog="Example: ballast backup restore latest --to $NEW_DATABASE_URL")
+@click.argument("wanted", metavar="ID")
+@click.option(
+    "--to", "url", metavar="URL", required=True, help="The postgres role's URL of the database to restore into."
+)
+@click.option("--replace", "typed", metavar="PROJECT", help="Drop what is there: type the project's name to mean it.")
+@options.identity_option
+@click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
+def restore(wanted: str, url: str, typed: str | None, identity: Path | None, as_json: bool) -> None:
+    """Restore a backup (its ID, or `latest`) in one transaction, then check that all of it is there.
+
+    Into a database without anything of ours; what is there goes only with --replace and the project's name. Exits
+    with 1 when nothing was restored, and when a check fails. Erasures since the backup are carried out again.
+    """
+    environment = options.environment(None)
+    store = store_of(environment)
+    with (
+        tempfile.TemporaryDirectory(prefix="ballast-restore-") as folder,
+        database.connected(url, tell=database.say) as connection,
+        progress_bar() as bar,
+    ):
+        backup = open_backup(store, wanted, keys_of(environment, identity), Path(folder))
+        target = Target(url, connection, replace=may_replace(connection, typed))
+        done = list(restored(backup, target, bar))
+    show_checks(done, as_json=as_json)
+    if not as_json:
+        for line in NEXT:
+            database.say(f"Next: {line}")
+    if not all(check.passed for check in done):
+        sys.exit(1)
+
+
+@backup.command(epilog="Example: ballast backup drill latest")
+@click.argument("wanted", metavar="[ID]", default="latest")
+@options.identity_option
+@options.url_option
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def drill(wanted: str, identity: Path | None, url: str | None, as_json: bool) -> None:
+    """Restore a backup (the latest, or ID) into a scratch PostgreSQL, check it, and remove the server again.
+
+    The report is kept beside the backup and in the database's public.backup_logs. Exits with 1 when a check fails.
+    """
+    environment = options.environment(url)
+    store = store_of(environment)
+    records = Records.of(environment)
+    with scratch_folder("drill") as folder, monitored("ballast-restore-drill"):
+        with progress_bar() as bar:
+            backup = open_backup(store, wanted, keys_of(environment, identity), folder)
+            report = drilled(backup, bar)
+        records.drill(backup.manifest, filename_of(report.backup), asdict(report))
+        _show_drill(report, as_json=as_json)
+        body = json.dumps(asdict(report), indent=2).encode()
+        store.put(report.backup, f"{DRILLS}/{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}.json", body)
+        if not report.passed:
+            raise DrillFailed(f"{report.backup} is not proven: do not count on it, and make another.")
+
+
+@backup.command(epilog="Example: ballast backup verify latest --identity key.txt")
+@click.argument("wanted", metavar="[ID]", default="latest")
+@options.identity_option
+def verify(wanted: str, identity: Path | None) -> None:
+    """Fetch a backup (the latest, or ID), and check that every byte of it is as it was written.
+
+    With the key, also that it can be decrypted and decompressed to its full length. It needs no database, and proves
+    less than `ballast backup drill`: not that PostgreSQL takes it. Exits with 1 when something is damaged or missing.
+    """
+    environment = options.environment(None)
+    store = store_of(environment)
+    manifest = store.manifest(store.find(wanted))
+    keys = keys_of(environment, identity)
+    with scratch_folder("verify") as folder, progress_bar() as bar:
+        backup = Backup(store, manifest, keys, folder)
+        is_opened = bool(keys) or not manifest.is_sealed
+        verified(backup, bar, opening=is_opened)
+    if is_opened:
+        opened = f"{'decrypted and ' if manifest.is_sealed else ''}decompressed to {size(manifest.dump_bytes)}"
+    else:
+        opened = "not decrypted"
+        database.say("Without a key only the checksums were compared: pass --identity FILE, or set BACKUP_IDENTITY.")
+    files = len(manifest.files)
+    click.echo(f"{manifest.name}: {files} files, {size(manifest.size_bytes)}, each as it was written; {opened}.")
+
+
+@backup.command("list", epilog="Example: ballast backup list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def list_command(as_json: bool) -> None:
+    """List the backups in BACKUP_URL, the newest first: age, size, and when a drill proved each.
+
+    It needs no database. Red is what cannot be relied on: a damaged backup, a failed drill, a latest one that is late.
+    """
+    store = store_of(options.environment(None))
+    backups = shelf(store)[::-1]
+    now = datetime.now(UTC)
+    if as_json:
+        click.echo(json.dumps([_described(each, now) for each in backups], indent=2))
+    elif backups:
+        _show_backups(backups, now)
+    else:
+        click.echo(f"There is no backup in {store.url} yet: `ballast backup run` makes one.")
+
+
+@backup.command(epilog="Example: ballast backup prune --dry-run")
+@click.option("--dry-run", is_flag=True, help="Show what would go, and change nothing.")
+@click.option("--daily", type=NUMBER, default=7, show_default=True, metavar="N")
+@click.option("--weekly", type=NUMBER, default=4, show_default=True, metavar="N")
+@click.option("--monthly", type=NUMBER, default=12, show_default=True, metavar="N")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def prune(dry_run: bool, daily: int, weekly: int, monthly: int, as_json: bool) -> None:
+    """Delete old backups from BACKUP_URL: the newest of each of the last N days, weeks and months with one stays.
+
+    So do the newest, the newest that a drill proved, what is younger than a day, and what cannot be read. What
+    interrupted runs left goes after a day. Times are UTC. Exits with 1 when something could not be deleted.
+    """
+    store = store_of(options.environment(None))
+    now = datetime.now(UTC)
+    plan = planned(store, now, Policy(daily, weekly, monthly))
+    if not as_json:
+        _show_plan(plan, now)
+    failed = [] if dry_run else carried_out(store, plan)
+    if as_json:
+        going = [each.name for each in plan.going]
+        leftovers = [each.path for each in plan.leftovers]
+        found = {"dry_run": dry_run, "kept": plan.kept, "going": going, "leftovers": leftovers, "failed": failed}
+        click.echo(json.dumps(found, indent=2))
+    elif not dry_run:
+        gone = len(plan.going) + len(plan.leftovers) - len(failed)
+        click.echo(f"{gone} deleted, {len(plan.kept)} kept.")
+    if failed:
+        sys.exit(1)
+
+
+@backup.command(epilog="Example: ballast backup extract latest --organization org_2abc --output acme.sql")
+@click.argument("wanted", metavar="ID")
+@click.option("--organization", metavar="ORG", required=True, help="Its uuid, or its id in Clerk (org_…).")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    required=True,
+    help="The script to write, or with csv the folder. It must not exist.",
+)
+@click.option(
+    "--format",
+    "written_as",
+    type=click.Choice(["sql", "csv"]),
+    default="sql",
+    show_default=True,
+    help="One script for psql, or a folder with a file per table.",
+)
+@options.identity_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def extract(  # noqa: PLR0913, PLR0917 - an argument per option
+    wanted: str, organization: str, output: Path, written_as: Format, identity: Path | None, as_json: bool
+) -> None:
+    """Write one organization's rows of a backup (its ID, or `latest`) to PATH, which only you may read.
+
+    The backup is restored into a scratch PostgreSQL, checked, and whoever was erased since is erased there too. Put
+    the rows back with psql: what is missing comes back, and what is there is not touched, however often.
+    """
+    environment = options.environment(None)
+    require_free(output)
+    with scratch_folder("extract") as folder, progress_bar() as bar:
+        backup = open_backup(store_of(environment), wanted, keys_of(environment, identity), folder)
+        done = write_extract(backup, organization, output, written_as, bar)
+    _show_extract(done, as_json=as_json)
+
+
+def _show_drill(report: Drill, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(asdict(report), indent=2))
+        return
+    show_checks(report.checks, as_json=False)
+    age = timedelta(seconds=round(report.rpo_seconds))
+    click.echo(
+        f"{report.backup}: {'proven' if report.passed else 'NOT proven'}. Recovered {size(report.dump_bytes)} in"
+        f" {report.rto_seconds} s (RTO); the data are {age} old (RPO)."
+    )
+
+
+def _show_extract(done: Extract, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(asdict(done), indent=2))
+        return
+    table = Table("Table", "Rows")
+    for name, rows in done.rows.items():
+        table.add_row(f"public.{name}", f"{rows:,}")
+    print_table(table)
+    path = shlex.quote(done.output)
+    how = (
+        f"psql {DATABASE} --file={path}"
+        if done.format == "sql"
+        else f"cd {path} && psql {DATABASE} --file=put-back.sql"
+    )
+    click.echo(f"{sum(done.rows.values()):,} rows of {done.organization}. Put back what is missing: {how}")
+
+
+def _described(backup: Stored, now: datetime) -> dict[str, Any]:
+    """For programs."""
+    manifest, created_at = backup.manifest, backup.created_at
+    return {
+        "id": backup.name,
+        "created_at": created_at.isoformat() if created_at else None,
+        "age_seconds": round((now - created_at).total_seconds()) if created_at else None,
+        "size_bytes": manifest.size_bytes if manifest else None,
+        "rows": sum(manifest.rows.values()) if manifest else None,
+        "encrypted": manifest.is_sealed if manifest else None,
+        "proven_at": backup.proven_at.isoformat() if backup.proven_at else None,
+        "last_drill_failed": backup.is_refuted,
+        "damage": backup.damage,
+    }
+
+
+def _show_backups(backups: list[Stored], now: datetime) -> None:
+    table = Table("Backup", "Age", "Size", "Rows", "Encrypted", "Proven")
+    newest = next((each for each in backups if each.manifest is not None), None)
+    for each in backups:
+        if each.manifest is None or each.created_at is None:
+            table.add_row(f"[red]{each.name}", "", "", "", "", f"[red]{escape(each.damage or '')}")
+            continue
+        is_late = each is newest and now - each.created_at > LATE
+        table.add_row(
+            each.name,
+            f"[red]{_age(now - each.created_at)}" if is_late else _age(now - each.created_at),
+            size(each.manifest.size_bytes),
+            f"{sum(each.manifest.rows.values()):,}",
+            "yes" if each.manifest.is_sealed else "[red]no",
+            _proof(each, now),
+        )
+    print_table(table)
+
+
+def _proof(backup: Stored, now: datetime) -> str:
+    when = f"{_age(now - backup.proven_at)} ago" if backup.proven_at else "never"
+    if backup.is_refuted:
+        return f"[red]the last drill FAILED; proven: {when}"
+    return f"[green]{when}" if backup.proven_at else when
+
+
+def _show_plan(plan: Plan, now: datetime) -> None:
+    table = Table("Backup", "", "Why")
+    for name, reason in plan.kept.items():
+        table.add_row(name, "[green]stays", escape(reason))
+    for each in reversed(plan.going):
+        age = f"{_age(now - each.created_at)} old" if each.created_at else ""
+        table.add_row(each.name, "[yellow]goes", f"{age}; nothing asks for it")
+    for leftover in plan.leftovers:
+        what = "an upload that never ended" if leftover.upload_id else "a backup that was never finished"
+        table.add_row(leftover.path, "[yellow]goes", f"{what}, {_age(now - leftover.began_at)} old")
+    if table.rows:
+        print_table(table)
+
+
+def _age(age: timedelta) -> str:
+    """As people say it: 3 days."""
+    for name, unit in UNITS:
+        if number := age // unit:
+            return f"{number} {name}{'' if number == 1 else 's'}"
+    return "a moment"

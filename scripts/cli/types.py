@@ -1,0 +1,24 @@
+"""`ballast types`: the API's tables and functions as types, for TypeScript and for Python."""
+
+from __future__ import annotations
+
+import click
+
+from scripts.schema import api_types, database
+
+
+@click.command("types", epilog="Example: ballast types --check")
+@click.option("--check", is_flag=True, help="Write nothing; fail when the files are stale.")
+def types_command(check: bool) -> None:
+    """Write supabase/types/database.ts and database.py: what the schema public holds, as types.
+
+    They are made of the files in migrations/, functions/ and policies/, not of a database that runs somewhere.
+    """
+    made = api_types.generated()
+    stale = [name for name, text in made.items() if not api_types.is_current(api_types.FOLDER / name, text)]
+    if check and stale:
+        database.say(f"Stale: {', '.join(stale)}. Write them with `ballast types`, and commit them.")
+        raise click.exceptions.Exit(1)
+    for name in stale:
+        (api_types.FOLDER / name).write_text(made[name])
+    click.echo(f"Wrote {', '.join(stale)}." if stale else "Nothing to do: the types are current.")

@@ -1,0 +1,45 @@
+"""`ballast upgrade-check`: the pending migrations, tested on a restored backup."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from scripts.backup.progress import progress_bar
+from scripts.backup.restore import keys_of, open_backup
+from scripts.backup.run import store_of
+from scripts.backup.upgrade import UpgradeFailed, upgraded
+from scripts.cli import options
+from scripts.cli.output import show_checks
+from scripts.scratch.server import scratch_folder
+
+
+@click.command("upgrade-check", epilog="Example: ballast upgrade-check --backup latest")
+@click.option("--backup", "wanted", metavar="ID", default="latest", help="The backup to test; the latest by default.")
+@options.identity_option
+@options.url_option
+@click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON, by the name of the backup.")
+def upgrade_check(wanted: str, identity: Path | None, url: str | None, as_json: bool) -> None:
+    """Test this checkout's migrations on a backup: whether they keep data, policies and types.
+
+    The backup is restored into a scratch PostgreSQL, migrated and compared; nothing else is touched. Exits with 1 when
+    something is lost.
+    """
+    environment = options.environment(url)
+    store = store_of(environment)
+    keys = keys_of(environment, identity)
+    with scratch_folder("upgrade") as folder, progress_bar() as bar:
+        backup = open_backup(store, wanted, keys, folder)
+        found = upgraded(backup, bar)
+    if as_json:
+        click.echo(json.dumps({backup.manifest.name: [asdict(check) for check in found]}, indent=2))
+    else:
+        click.echo(backup.manifest.name)
+        show_checks(found, as_json=False)
+    if not all(check.passed for check in found):
+        raise UpgradeFailed(
+            "The upgrade loses something: correct the migration, or declare the loss in it (docs/upgrade.md)."
+        )

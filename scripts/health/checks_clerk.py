@@ -1,0 +1,114 @@
+"""Whether Clerk, Supabase's Data API and their keys fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import httpx
+
+from scripts.health.patient import (
+    TIMEOUT,
+    CheckFailed,
+    CheckSkipped,
+    Patient,
+    error_message,
+    json_of,
+)
+from scripts.schema import database
+
+
+def clerk_publishes_its_keys(patient: Patient) -> str:
+    """Clerk's JWKS has keys for RS256, with which its tokens are checked."""
+    url = f"{patient['CLERK_ISSUER'].rstrip('/')}/.well-known/jwks.json"
+    remedy = "CLERK_ISSUER is the Frontend API URL of Clerk's dashboard (API keys), without a path."
+    answer = httpx.get(url, timeout=TIMEOUT)
+    keys = json_of(answer).get("keys") if answer.is_success else None
+    if not isinstance(keys, list):
+        raise CheckFailed(f"{url} answers {answer.status_code} and no keys.", remedy)
+    usable = [key for key in keys if key.get("kty") == "RSA" and key.get("alg", "RS256") == "RS256" and key.get("kid")]
+    if not usable:
+        raise CheckFailed(f"{url} has no key for RS256.", remedy)
+    return f"{len(usable)} for RS256."
+
+
+def the_data_api_knows_the_publishable_key(patient: Patient) -> str:
+    """A call with it gets as far as the database, which refuses it: nothing is granted to anon."""
+    answer = _rest(patient, "GET", "role_permissions?limit=1", patient["SUPABASE_PUBLISHABLE_KEY"])
+    if answer.is_success and json_of(answer, list):
+        raise CheckFailed(
+            "Somebody who is not signed in reads public.role_permissions.",
+            "Run `ballast migrate check`: a grant has drifted.",
+        )
+    if answer.is_success or json_of(answer).get("code") == "42501":
+        return "It answers, and gives nothing to those who are not signed in."
+    raise CheckFailed(
+        f"The Data API answers {answer.status_code}: {error_message(answer)}",
+        "Check SUPABASE_URL and SUPABASE_PUBLISHABLE_KEY, and that the Data API is on and public is an exposed schema.",
+    )
+
+
+def the_data_api_knows_the_secret_key(patient: Patient) -> str:
+    """public.ready() is true for the service."""
+    answer = _rest(patient, "POST", "rpc/ready", patient["SUPABASE_SECRET_KEY"])
+    if answer.is_success and answer.text.strip() == "true":
+        return "The service reaches the database through it."
+    raise CheckFailed(
+        f"public.ready() answers {answer.status_code}: {error_message(answer)}",
+        "Check SUPABASE_SECRET_KEY; if it is right, run `ballast migrate up` and `notify pgrst, 'reload schema'`.",
+    )
+
+
+def supabase_trusts_clerk(patient: Patient) -> str:
+    """A session token of Clerk's is a signed-in person to the Data API."""
+    answer = httpx.post(
+        _rest_url(patient, "rpc/my_permissions"),
+        headers={"apikey": patient["SUPABASE_PUBLISHABLE_KEY"], "Authorization": f"Bearer {_session_token(patient)}"},
+        timeout=TIMEOUT,
+    )
+    if answer.is_success:
+        return "A session token of Clerk's is accepted."
+    raise CheckFailed(
+        f"A session token is answered {answer.status_code}: {error_message(answer)}",
+        "Enter CLERK_ISSUER under Supabase's Authentication → Third-party auth → Clerk, and activate Clerk's Supabase "
+        'integration, which puts "role": "authenticated" into tokens. A token lives for 60 seconds.',
+    )
+
+
+def _session_token(patient: Patient) -> str:
+    if patient.session_token:
+        return patient.session_token
+    if patient.local is None or patient.environment.get("ENVIRONMENT") != "local":
+        raise CheckSkipped("Pass --session-token, from a signed-in browser: await Clerk.session.getToken().")
+    with database.connected(patient.database_url) as connection:
+        row = connection.execute(
+            "select clerk_user_id from public.profiles where not banned order by created_at limit 1"
+        ).fetchone()
+    if row is None:
+        raise CheckSkipped("The local stack has no person who could sign in: run `ballast seed`.")
+    return patient.local.mint_token(row[0])
+
+
+def only_public_is_exposed(patient: Patient) -> str:
+    """The Data API knows no schema app, nor ops."""
+    for schema, relation in (("app", "settings"), ("ops", "tenants")):
+        answer = _rest(
+            patient, "GET", f"{relation}?limit=1", patient["SUPABASE_SECRET_KEY"], {"Accept-Profile": schema}
+        )
+        if json_of(answer).get("code") != "PGRST106":
+            raise CheckFailed(
+                f"The schema {schema} is reachable through the Data API ({answer.status_code}).",
+                "Remove it from the exposed schemas: Supabase's Project settings → Data API.",
+            )
+    return "app and ops are not reachable."
+
+
+def _rest_url(patient: Patient, path: str) -> str:
+    return f"{patient['SUPABASE_URL'].rstrip('/')}/rest/v1/{path}"
+
+
+def _rest(
+    patient: Patient, method: str, path: str, key: str, headers: Mapping[str, str] | None = None
+) -> httpx.Response:
+    # As the service does. Supabase's gateway takes a key that is no JWT as bearer token when it is the apikey's too.
+    sent = {"apikey": key, "Authorization": f"Bearer {key}"} | dict(headers or {})
+    return httpx.request(method, _rest_url(patient, path), headers=sent, timeout=TIMEOUT)

@@ -1,0 +1,108 @@
+"""Whether the service and Redis answer, to callers with the right secrets only."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import secrets
+import time
+
+import httpx
+
+from scripts.health.patient import (
+    TIMEOUT,
+    CheckFailed,
+    Patient,
+    error_message,
+    json_of,
+)
+
+PING_TYPE = "ballast.ping"
+
+
+def the_service_is_ready(patient: Patient) -> str:
+    """/readyz answers 200."""
+    answer = httpx.get(f"{_service(patient)}/readyz", timeout=TIMEOUT)
+    if answer.is_success:
+        return "It answers, and reaches the database and Redis."
+    raise CheckFailed(
+        f"/readyz answers {answer.status_code}: {error_message(answer)}",
+        "See that SERVICE_URL is the service's, and its log for what it does not reach.",
+    )
+
+
+def the_service_knows_the_webhook_secrets(patient: Patient) -> str:
+    """An event signed with each secret is stored and ignored, one signed with another is refused."""
+    url = f"{_service(patient)}/webhooks/clerk"
+    signing = patient.items("CLERK_WEBHOOK_SECRETS")
+    for number, secret in enumerate(signing, 1):
+        answer = _ping(url, secret)
+        if not answer.is_success:
+            raise CheckFailed(
+                f"An event signed with secret {number} of {len(signing)} is answered {answer.status_code}: "
+                f"{error_message(answer)}",
+                "Give the service the CLERK_WEBHOOK_SECRETS that are set here, and start it anew. "
+                "SERVICE_URL must be where the service is.",
+            )
+        if json_of(answer).get("outcome") != "ignored":
+            raise CheckFailed(f"{url} does not answer as the service does.", "Set SERVICE_URL to where the service is.")
+    wrong = _ping(url, f"whsec_{base64.b64encode(secrets.token_bytes(24)).decode()}")
+    if wrong.status_code != httpx.codes.UNAUTHORIZED:
+        raise CheckFailed(
+            f"An event with a wrong signature is answered {wrong.status_code}: whoever knows the URL could write.",
+            "See what stands between here and the service, and that it is Ballast's.",
+        )
+    return "A signed ping is accepted, a forged one refused."
+
+
+def _ping(url: str, secret: str) -> httpx.Response:
+    """As Svix signs: https://docs.svix.com/receiving/verifying-payloads/how-manual."""
+    message_id, timestamp = f"msg_ballast_doctor_{secrets.token_hex(8)}", str(int(time.time()))
+    event = {"type": PING_TYPE, "object": "event", "timestamp": int(time.time() * 1000), "data": {}}
+    body = json.dumps(event).encode()
+    try:
+        key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+    except ValueError:
+        raise CheckFailed("A secret of CLERK_WEBHOOK_SECRETS is not base64.", "Copy all of it: whsec_….") from None
+    signature = base64.b64encode(
+        hmac.digest(key, f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256)
+    ).decode()
+    headers = {
+        "content-type": "application/json",
+        "svix-id": message_id,
+        "svix-timestamp": timestamp,
+        "svix-signature": f"v1,{signature}",
+    }
+    return httpx.post(url, content=body, headers=headers, timeout=TIMEOUT)
+
+
+def the_scheduler_is_let_in(patient: Patient) -> str:
+    """The service knows the jobs' token, and asks for it. No job is run."""
+    url, token = f"{_service(patient)}/jobs/none-of-them", patient["JOBS_TOKEN"]
+    if httpx.post(url, timeout=TIMEOUT).status_code != httpx.codes.UNAUTHORIZED:
+        raise CheckFailed("Jobs can be run without a token.", "See that SERVICE_URL is the service's.")
+    answer = httpx.post(url, headers={"Authorization": f"Bearer {token}"}, timeout=TIMEOUT)
+    if answer.status_code != httpx.codes.NOT_FOUND:
+        raise CheckFailed(
+            f"The service does not know JOBS_TOKEN: it answers {answer.status_code}.",
+            "Give the service the same JOBS_TOKEN as here, and start it anew.",
+        )
+    return "JOBS_TOKEN is the service's."
+
+
+def redis_answers(patient: Patient) -> str:
+    """Redis answers a PING over its REST protocol."""
+    url, token = patient["UPSTASH_REDIS_REST_URL"].rstrip("/"), patient["UPSTASH_REDIS_REST_TOKEN"]
+    answer = httpx.post(url, json=["PING"], headers={"Authorization": f"Bearer {token}"}, timeout=TIMEOUT)
+    if answer.is_success and json_of(answer).get("result") == "PONG":
+        return "PONG."
+    raise CheckFailed(
+        f"Redis answers {answer.status_code}: {error_message(answer)}",
+        "Copy both UPSTASH_REDIS_REST_… from Upstash's console, under REST API.",
+    )
+
+
+def _service(patient: Patient) -> str:
+    return patient["SERVICE_URL"].rstrip("/")
