@@ -310,13 +310,16 @@ def replaced(event: Json, path: tuple[Any, ...], value: Any) -> Json:
 
 
 @pytest.mark.parametrize("kind", SENDABLE)
-def test_a_wrong_shape_anywhere_is_stored_and_never_raises(clerk: Clerk, kind: str) -> None:
-    """Every value of the event, at every depth, is replaced by every odd value in turn."""
+def test_a_wrong_shape_anywhere_is_stored_and_never_raises(
+    clerk: Clerk, kind: str, request: pytest.FixtureRequest
+) -> None:
+    """Every value of the event, at every depth, is replaced by every odd value in turn; by every third in an everyday run."""
     event = events.event(kind, SENDABLE[kind])
-    for path in paths(event)[1:]:
+    step = 1 if request.config.getoption("--thorough") else 3
+    for number, path in enumerate(paths(event)[1:]):
         if path == ("type",):
             continue
-        for value in ODD:
+        for value in ODD[number % step :: step]:
             with clerk.database.connection.transaction(force_rollback=True):
                 outcome = clerk.deliver(replaced(event, path, value), "msg_odd")
                 stored = clerk.inbox("msg_odd")
@@ -325,18 +328,16 @@ def test_a_wrong_shape_anywhere_is_stored_and_never_raises(clerk: Clerk, kind: s
             assert len(stored["error"] or "") < 200, path
 
 
-@pytest.mark.parametrize(
-    "data", ["missing", None, [], {}, "text", {"id": None}, {"id": 7}, {"id": ""}, {"id": ["user_ada"]}]
-)
 @pytest.mark.parametrize("kind", SENDABLE)
-def test_an_event_about_no_object_fails_or_is_ignored(clerk: Clerk, kind: str, data: Any) -> None:
-    event = events.event(kind, SENDABLE[kind]) | {"data": data}
-    if data == "missing":
-        del event["data"]
-    outcome = clerk.deliver(event, "msg_a")
-    assert outcome == clerk.inbox("msg_a")["outcome"]
-    assert outcome in {"failed", "ignored"}
-    assert clerk.database.value("select count(*) from app.clerk_records") == 0
+def test_an_event_about_no_object_fails_or_is_ignored(clerk: Clerk, kind: str) -> None:
+    event = events.event(kind, SENDABLE[kind])
+    without = {key: value for key, value in event.items() if key != "data"}
+    odd: list[Any] = [None, [], {}, "text", {"id": None}, {"id": 7}, {"id": ""}, {"id": ["user_ada"]}]
+    for number, sent in enumerate([without, *(event | {"data": data} for data in odd)]):
+        outcome = clerk.deliver(sent, f"msg_{number}")
+        assert outcome == clerk.inbox(f"msg_{number}")["outcome"], sent
+        assert outcome in {"failed", "ignored"}, sent
+        assert clerk.database.value("select count(*) from app.clerk_records") == 0, sent
 
 
 json_values = st.recursive(

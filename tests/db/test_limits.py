@@ -105,9 +105,9 @@ def test_the_bucket_does_not_name_the_person(database: Database) -> None:
     assert database.value("select caller ~ '^[0-9a-f]{64}$' from app.rate_limits")
 
 
-@pytest.mark.parametrize("claims", ODD_CLAIMS, ids=lambda claims: claims[:40].encode("unicode_escape").decode())
-def test_odd_claims_never_make_it_raise(database: Database, claims: str) -> None:
-    assert request(database, claims) is None
+def test_odd_claims_never_make_it_raise(database: Database) -> None:
+    for claims in ODD_CLAIMS:
+        assert request(database, claims) is None, claims[:40]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -131,32 +131,28 @@ def test_nobody_sees_or_fills_the_buckets(database: Database, role: str) -> None
 def test_two_at_once_do_not_share_a_write(connect: Connect) -> None:
     person = {"sub": "user_who_is_quick", "role": "authenticated"}
 
-    def write(_: int) -> bool:
-        with connect() as connection, connection.transaction():
-            database = Database(connection)
-            with database.acting("authenticated", person):
+    def write(connection: psycopg.Connection[Any]) -> bool:
+        database = Database(connection)
+        try:
+            with connection.transaction(), database.acting("authenticated", person):
                 database.execute("select set_config('request.method', 'POST', true)")
-                try:
-                    database.execute("select app.check_request()")
-                except psycopg.Error:
-                    return False
+                database.execute("select app.check_request()")
+        except psycopg.Error:
+            return False
         return True
+
+    def write_many(number: int) -> int:
+        with connect() as connection:
+            return sum(write(connection) for _ in range(number))
 
     with connect() as connection:
         began = time.monotonic()
         try:
             with ThreadPoolExecutor(8) as threads:
-                passed = sum(threads.map(lambda number: _ends(write, number), range(300)))
+                passed = sum(threads.map(write_many, [38] * 8))
             assert BURST <= passed <= BURST + REFILL * (time.monotonic() - began) + 1
         finally:
             connection.execute("delete from app.rate_limits")
-
-
-def _ends(write: Callable[[int], bool], number: int) -> bool:
-    try:
-        return write(number)
-    except psycopg.Error:
-        return False
 
 
 def test_retention_forgets_who_wrote_over_an_hour_ago(database: Database) -> None:
