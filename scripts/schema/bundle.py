@@ -64,7 +64,7 @@ def find_unbundled(root: Path) -> Unbundled:
     _check_folder(folder, bundles, files, copies)
     known: dict[str, str] = {}
     for path in bundles.values():
-        head, _, _ = path.read_text().partition("\n\n")
+        head, _, _ = path.read_bytes().decode().partition("\n\n")
         known |= {entry["path"]: entry["checksum"] for entry in _ENTRY.finditer(head)}
     bundled = {path: checksum for path, checksum in known.items() if checksum != "removed"}
     changed = [source for source in files.sources if bundled.get(source.path) != source.checksum]
@@ -130,9 +130,9 @@ def _check_folder(folder: Path, bundles: dict[str, Path], files: Files, copies: 
 
 
 def _grants(text: str) -> str:
-    """The statements of a file that may grant something."""
+    """The statements of a file that may grant something, without the comments before them."""
     statements = [each for each in split(text) if each.words and each.words[0] in {"grant", "select", "do"}]
-    return "\n".join(f"{each.text};" for each in statements)
+    return "\n".join(f"{each.text[(each.start or 0) - each.offset :]};" for each in statements)
 
 
 def _is_of_our_schemas(source: Source) -> bool:
