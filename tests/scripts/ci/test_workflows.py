@@ -51,6 +51,7 @@ each_workflow = pytest.mark.parametrize("name", sorted(MONITOR_OF))
 
 EVERY = sorted(file.name for file in FOLDER.iterdir())
 JOBS_OF = [(name, job) for name in EVERY for job in workflow(name)["jobs"]]
+ACTION = ROOT / ".github/actions/set-up/action.yml"
 any_workflow = pytest.mark.parametrize("name", EVERY)
 any_job = pytest.mark.parametrize(("name", "job"), JOBS_OF)
 
@@ -61,21 +62,25 @@ def test_every_workflow_is_examined() -> None:
 
 def test_zizmor_finds_nothing_not_even_what_is_a_matter_of_taste() -> None:
     found = subprocess.run(
-        [Path(sys.executable).with_name("zizmor"), "--offline", "--quiet", "--pedantic", FOLDER],
+        [Path(sys.executable).with_name("zizmor"), "--offline", "--quiet", "--pedantic", FOLDER, ACTION],
         env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert found.returncode == 0, found.stdout
 
 
-@any_workflow
-def test_every_action_is_pinned_by_commit_and_named_by_version(name: str) -> None:
-    lines = re.findall(r"uses: *(.*)", (FOLDER / name).read_text())
+def used_actions(file: Path) -> list[str]:
+    """The actions of others that a file uses."""
+    return [line for line in re.findall(r"uses: *(.*)", file.read_text()) if line != "$/.github/actions/set-up"]
+
+
+@pytest.mark.parametrize("file", [*(FOLDER / name for name in EVERY), ACTION], ids=lambda file: file.name)
+def test_every_action_is_pinned_by_commit_and_named_by_version(file: Path) -> None:
     pinned = re.compile(r"(actions|github)/[a-z-]+(/[a-z]+)?@[0-9a-f]{40} # v\d+\.\d+\.\d+")
-    assert [line for line in lines if not pinned.fullmatch(line)] == []
+    assert [line for line in used_actions(file) if not pinned.fullmatch(line)] == []
 
 
 def test_an_action_has_one_version_everywhere() -> None:
-    used = {line for name in EVERY for line in re.findall(r"uses: *(.*)", (FOLDER / name).read_text())}
+    used = {line for file in (*(FOLDER / name for name in EVERY), ACTION) for line in used_actions(file)}
     assert len(used) == len({re.split(r"@", line)[0] for line in used})
 
 
@@ -90,6 +95,14 @@ def test_a_workflow_has_no_rights_but_those_that_a_job_names(name: str) -> None:
         if (right, value) != ("contents", "read")
     }
     assert more == ({("codeql", "security-events", "write")} if name == "security.yml" else set())
+
+
+@any_job
+def test_a_job_with_secrets_takes_no_package_from_a_cache(name: str, job: str) -> None:
+    found = workflow(name)["jobs"][job]
+    if "secrets." in json.dumps(found):
+        assert not [step for step in found["steps"] if step.get("uses", "").startswith("$/")]
+        assert "cache" not in json.dumps([step.get("with", {}) for step in found["steps"]])
 
 
 @any_job
