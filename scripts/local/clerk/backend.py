@@ -18,61 +18,31 @@ import json
 from collections.abc import Callable
 
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
+from aiohttp.typedefs import Handler
 
-from scripts.errors import Failure
-from scripts.local.clerk.directory import Directory, Object
+from scripts.local.clerk.directory import ClerkRefusal, Directory, Object
 from scripts.local.clerk.lists import Lists
 
 NAMES = {"first_name", "last_name"}
 
 
-class KeyInvalid(Failure):
-    """The request does not carry the instance's secret key."""
-
-
-class BodyUnreadable(Failure):
-    """The body is not a JSON object."""
-
-
-class ParameterUnknown(Failure):
-    """The stand-in does not know how to change that, or Clerk does not."""
-
-
-class ParameterMalformed(Failure):
-    """A name is neither a text nor null."""
-
-
-class InviterIsNoAdmin(Failure):
-    """Only an organization's admins invite."""
-
-
-class AlreadyMember(Failure):
-    """Who is invited belongs to the organization."""
-
-
 class BackendApi:
-    """Changes what `directory` knows by announcing it: `announce` gets an event's type and data, and completes both.
-
-    `limit` is a rate limit, if there is one (lists.at_most).
-    """
+    """Changes what `directory` knows by announcing it: `announce` gets an event's type and data, and completes both."""
 
     def __init__(
         self,
         directory: Directory,
         secret_key: str,
         announce: Callable[[str, Object], None],
-        instance_id: str = "ins_test",
-        limit: Middleware | None = None,
+        instance_id: str,
     ) -> None:
         self._directory = directory
         self._authorization = f"Bearer {secret_key}".encode()
         self._announce = announce
         self._lists = Lists(directory, instance_id)
-        self._limits = [limit] if limit else []
 
     def application(self) -> web.Application:
-        application = web.Application(middlewares=[*self._limits, self._authorized])
+        application = web.Application(middlewares=[self._authorized])
         self._lists.add_routes(application.router)
         application.router.add_get("/users/{id}", self.read)
         application.router.add_patch("/users/{id}", self.change)
@@ -86,7 +56,7 @@ class BackendApi:
 
     async def change(self, request: web.Request) -> web.Response:
         user_id = self._directory.user(request.match_info["id"])["id"]
-        self._announce("user.updated", {"id": user_id} | _names(await request.text()))
+        self._announce("user.updated", {"id": user_id} | _names(await _json_object(request)))
         return web.json_response(self._directory.user(user_id))
 
     async def delete(self, request: web.Request) -> web.Response:
@@ -98,17 +68,19 @@ class BackendApi:
 
     async def invite(self, request: web.Request) -> web.Response:
         organization_id = self._directory.organization(request.match_info["id"])["id"]
-        wanted = _invitation(await request.text())
+        wanted = _invitation(await _json_object(request))
         inviter = self._directory.membership(wanted["inviter_user_id"], organization_id)
         if inviter["role"] != "org:admin":
-            raise InviterIsNoAdmin(f"{wanted['inviter_user_id']} is no admin of {organization_id}.")
+            message = f"{wanted['inviter_user_id']} is no admin of {organization_id}."
+            raise ClerkRefusal("not_an_admin_in_organization", 403, message)
         addresses = {
             each["public_user_data"]["identifier"]
             for each in self._directory.memberships.values()
             if each["organization"]["id"] == organization_id
         }
         if wanted["email_address"] in addresses:
-            raise AlreadyMember(f"{wanted['email_address']} is a member of {organization_id}.")
+            message = f"{wanted['email_address']} is a member of {organization_id}."
+            raise ClerkRefusal("already_a_member_in_organization", 403, message)
         asked = {name: wanted[name] for name in ("email_address", "role")} | {"organization_id": organization_id}
         whole = self._directory.complete("organizationInvitation.created", asked)
         self._announce("organizationInvitation.created", whole)
@@ -123,37 +95,35 @@ class BackendApi:
     async def _authorized(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         given = request.headers.get("Authorization", "").encode()
         if not hmac.compare_digest(given, self._authorization):
-            raise KeyInvalid(
-                "Send the instance's secret key (`ballast env` prints it): Authorization: Bearer sk_test_…"
-            )
+            message = "Send the instance's secret key (`ballast env` prints it): Authorization: Bearer sk_test_…"
+            raise ClerkRefusal("clerk_key_invalid", 401, message)
         return await handler(request)
 
 
-def _invitation(body: str) -> Object:
-    """Whom to invite, as what, in whose name. Raises BodyUnreadable, ParameterMalformed or KeyError."""
+async def _json_object(request: web.Request) -> Object:
     try:
-        wanted = json.loads(body)
+        body = json.loads(await request.text())
     except ValueError:
-        wanted = None
-    if not isinstance(wanted, dict):
-        raise BodyUnreadable("The body is not a JSON object.")
+        body = None
+    if not isinstance(body, dict):
+        raise ClerkRefusal("request_body_invalid", 400, "The body is not a JSON object.")
+    return body
+
+
+def _invitation(wanted: Object) -> Object:
+    """Whom to invite, as what, in whose name. Raises ClerkRefusal or KeyError."""
     found = {name: wanted[name] for name in ("email_address", "role", "inviter_user_id")}
     if not all(isinstance(value, str) for value in found.values()) or "@" not in found["email_address"]:
-        raise ParameterMalformed("email_address, role and inviter_user_id are texts.")
+        raise ClerkRefusal("form_param_format_invalid", 422, "email_address, role and inviter_user_id are texts.")
     return found
 
 
-def _names(body: str) -> Object:
-    """The names to set. Raises BodyUnreadable, ParameterUnknown or ParameterMalformed."""
-    try:
-        wanted = json.loads(body)
-    except ValueError:
-        wanted = None
-    if not isinstance(wanted, dict):
-        raise BodyUnreadable("The body is not a JSON object.")
+def _names(wanted: Object) -> Object:
+    """The names to set. Raises ClerkRefusal."""
     for name, value in wanted.items():
         if name not in NAMES:
-            raise ParameterUnknown(f"{name} cannot be changed here: the stand-in knows {' and '.join(sorted(NAMES))}.")
+            message = f"{name} cannot be changed here: the stand-in knows {' and '.join(sorted(NAMES))}."
+            raise ClerkRefusal("form_param_unknown", 422, message)
         if value is not None and not isinstance(value, str):
-            raise ParameterMalformed(f"{name} is a text or null.")
+            raise ClerkRefusal("form_param_format_invalid", 422, f"{name} is a text or null.")
     return wanted

@@ -29,7 +29,7 @@ class ClerkClient:
         return self._post("tokens", {"user_id": user_id, "organization_id": organization_id} | wishes)
 
     def event(self, event_type: str, data: dict[str, Any], **wishes: Any) -> dict[str, Any]:
-        """{"message_id", "event", "attempts"}: the event completed and remembered, not sent unless `deliver`."""
+        """{"message_id", "event"}: the event completed and remembered, not sent."""
         given = {name: value for name, value in wishes.items() if value is not None}
         return self._post("events", {"type": event_type, "data": data} | given)
 

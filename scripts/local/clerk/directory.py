@@ -27,14 +27,27 @@ PERMISSIONS = {
 }
 
 
-class IncompleteData(Failure):
-    """An event's data lacks an id that nothing can be made up for."""
+class ClerkRefusal(Failure):
+    """What Clerk would refuse, with the code and the HTTP status under which it reports that."""
 
-    exit_code = 2
+    def __init__(self, code: str, status: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = status
 
 
-class Unknown(Failure):
-    """The directory has no such user, organization or membership."""
+class Unknown(ClerkRefusal):
+    """Clerk has no such user, organization, membership or invitation."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("resource_not_found", 404, message)
+
+
+class IncompleteData(ClerkRefusal):
+    """An event's data lacks an id that cannot be made up."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("form_param_missing", 422, message)
 
 
 class Directory:
@@ -208,13 +221,7 @@ class Directory:
     def _keep(self) -> None:
         if self._file is None:
             return
-        kept = {
-            "users": self.users,
-            "organizations": self.organizations,
-            "memberships": self.memberships,
-            "invitations": self.invitations,
-            "deleted": self.deleted,
-        }
+        kept = {name: value for name, value in vars(self).items() if name != "_file"}
         unfinished = self._file.with_suffix(f".{os.getpid()}")
         unfinished.write_text(json.dumps(kept, indent=1))
         unfinished.replace(self._file)

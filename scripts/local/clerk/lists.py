@@ -16,23 +16,22 @@ Lists are the newest first unless order_by is created_at or +created_at. A page 
 
 from __future__ import annotations
 
-import time
-from collections import deque
 from collections.abc import Iterable
 
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
 
-from scripts.errors import Failure
-from scripts.local.clerk.directory import Directory, Object, Unknown
+from scripts.local.clerk.directory import ClerkRefusal, Directory, Object, Unknown
 
 DEFAULT_LIMIT = 10
 LARGEST_LIMIT = 500
 ORDERS = {"created_at": False, "+created_at": False, "-created_at": True}
 
 
-class PageInvalid(Failure):
+class PageInvalid(ClerkRefusal):
     """Clerk has no such page: a limit, an offset or an order that it does not know."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("form_param_format_invalid", 422, message)
 
 
 class Lists:
@@ -89,25 +88,6 @@ class Lists:
         if found is None or found["organization_id"] != request.match_info["id"]:
             raise Unknown(f"Clerk's stand-in knows no such invitation to {request.match_info['id']}.")
         return web.json_response(found)
-
-
-def at_most(requests: int, seconds: float) -> Middleware:
-    """Clerk's rate limit: more requests than that in so many seconds are told to come back later."""
-    answered: deque[float] = deque()
-
-    @web.middleware
-    async def limit(request: web.Request, handler: Handler) -> web.StreamResponse:
-        now = time.monotonic()
-        while answered and answered[0] <= now - seconds:
-            answered.popleft()
-        if len(answered) >= requests:
-            wait = max(1, round(answered[0] + seconds - now))
-            error = {"code": "too_many_requests", "message": "Too many requests", "long_message": "Try again later"}
-            return web.json_response({"errors": [error]}, status=429, headers={"Retry-After": str(wait)})
-        answered.append(now)
-        return await handler(request)
-
-    return limit
 
 
 def _counted(request: web.Request, objects: Iterable[Object]) -> web.Response:

@@ -4,10 +4,9 @@
   ...  /v1/...                 its Backend API, see backend.py and lists.py
   GET  /stand-in/people        -> {people: [{user_id, name, organizations: [{organization_id, name, role}]}]}
   POST /stand-in/tokens        {user_id, organization_id?, second_factor?, lifetime?, claims?} -> {token, claims}
-  POST /stand-in/events        {type, data?, timestamp?, message_id?, deliver?, speed?} -> {message_id, event, attempts}
+  POST /stand-in/events        {type, data?, timestamp?, message_id?} -> {message_id, event}
 
-An event is completed and remembered. With `deliver` it is also sent to the service, on Svix's schedule made `speed`
-times faster; the answer then comes after the last attempt. Of all web pages only the application's own may ask.
+An event is completed and remembered; who asked for it sends it. Of all web pages only the application's own may ask.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import jwt
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -26,27 +24,13 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
 
-from scripts.errors import Failure
-from scripts.local.clerk import backend, lists, svix
+from scripts.local.clerk import svix
 from scripts.local.clerk.backend import BackendApi
-from scripts.local.clerk.directory import Directory, Object, Unknown, now
+from scripts.local.clerk.directory import ClerkRefusal, Directory, Object, now
 from scripts.local.stack import Stack
 
 TOKEN_SECONDS = 60
 NOT_BEFORE_SECONDS = 5
-AN_HOUR_IN_A_SECOND = 3600
-# The code and status under which Clerk reports a failure. A class stands before those it is derived from.
-REPORTS: dict[type[Failure], tuple[str, int]] = {
-    Unknown: ("resource_not_found", 404),
-    backend.KeyInvalid: ("clerk_key_invalid", 401),
-    backend.BodyUnreadable: ("request_body_invalid", 400),
-    backend.ParameterUnknown: ("form_param_unknown", 422),
-    backend.ParameterMalformed: ("form_param_format_invalid", 422),
-    backend.InviterIsNoAdmin: ("not_an_admin_in_organization", 403),
-    backend.AlreadyMember: ("already_a_member_in_organization", 403),
-    lists.PageInvalid: ("form_param_format_invalid", 422),
-    Failure: ("form_param_missing", 422),
-}
 
 
 class Keys:
@@ -79,7 +63,6 @@ class ClerkStandIn:
         self.directory = Directory(folder / "directory.json")
         self._issuer = issuer
         self._party = party
-        self._endpoint = endpoint
         self._deliveries = svix.Deliveries(endpoint)
         self._backend = BackendApi(self.directory, secret_key, self.announce, self.keys.id)
 
@@ -116,14 +99,7 @@ class ClerkStandIn:
         wanted = await request.json()
         event = self.event(wanted["type"], wanted.get("data", {}), wanted.get("timestamp"))
         message_id = wanted.get("message_id") or _new_message_id()
-        attempts: list[Object] = []
-        if wanted.get("deliver"):
-            speed = wanted.get("speed", AN_HOUR_IN_A_SECOND)
-            async with aiohttp.ClientSession() as session:
-                body = svix.body_of(event)
-                deliveries = svix.deliver(session, self._endpoint, message_id, body, speed=speed)
-                attempts = [attempt.as_json() async for attempt in deliveries]
-        return web.json_response({"message_id": message_id, "event": event, "attempts": attempts})
+        return web.json_response({"message_id": message_id, "event": event})
 
     def announce(self, event_type: str, data: Object) -> None:
         """Makes an event of `data` and lets it reach the service in the background."""
@@ -228,9 +204,8 @@ def _no_web_pages_but(party: str) -> Middleware:
 async def _failures_as_clerk_reports_them(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         response = await handler(request)
-    except Failure as failure:
-        code, status = next(report for kind, report in REPORTS.items() if isinstance(failure, kind))
-        return _errors(code, str(failure), status)
+    except ClerkRefusal as refusal:
+        return _errors(refusal.code, str(refusal), refusal.status)
     except KeyError as missing:
         return _errors("form_param_missing", f"{missing.args[0]} is missing", 422)
     return response

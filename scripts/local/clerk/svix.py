@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,23 +23,6 @@ class Endpoint:
 
     url: str
     secret: str
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One delivery: the receiver's status (None when there was no answer in time) and the start of what it said."""
-
-    number: int
-    status: int | None
-    answer: str
-
-    @property
-    def succeeded(self) -> bool:
-        """Only 2xx counts: a redirection is a failure."""
-        return self.status is not None and 200 <= self.status < 300
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def body_of(event: dict[str, Any]) -> bytes:
@@ -61,14 +44,16 @@ def signed_headers(secret: str, message_id: str, body: bytes, at: datetime | Non
 
 async def deliver(
     session: aiohttp.ClientSession, endpoint: Endpoint, message_id: str, body: bytes, *, speed: float = 1
-) -> AsyncIterator[Attempt]:
-    """Attempts until one succeeds or the schedule ends; pauses are divided by `speed`. Yields each one once made."""
-    for number, pause in enumerate(RETRY_PAUSES, start=1):
+) -> AsyncIterator[int | None]:
+    """Attempts until one succeeds or the schedule ends; pauses are divided by `speed`.
+
+    Yields the receiver's status after each attempt, None if there was no answer in time. Only 2xx is a success.
+    """
+    for pause in RETRY_PAUSES:
         await asyncio.sleep(pause / speed)
-        headers = signed_headers(endpoint.secret, message_id, body)
-        attempt = await _attempt(session, endpoint.url, number, headers, body)
-        yield attempt
-        if attempt.succeeded:
+        status = await _attempt(session, endpoint.url, signed_headers(endpoint.secret, message_id, body), body)
+        yield status
+        if status is not None and 200 <= status < 300:
             return
 
 
@@ -99,12 +84,10 @@ class Deliveries:
                 pass
 
 
-async def _attempt(
-    session: aiohttp.ClientSession, url: str, number: int, headers: dict[str, str], body: bytes
-) -> Attempt:
+async def _attempt(session: aiohttp.ClientSession, url: str, headers: dict[str, str], body: bytes) -> int | None:
     timeout = aiohttp.ClientTimeout(total=ATTEMPT_SECONDS)
     try:
         async with session.post(url, data=body, headers=headers, allow_redirects=False, timeout=timeout) as answer:
-            return Attempt(number, answer.status, (await answer.text(errors="replace"))[:2000])
-    except (aiohttp.ClientError, TimeoutError) as error:
-        return Attempt(number, None, str(error) or "no answer in time")
+            return answer.status
+    except (aiohttp.ClientError, TimeoutError):
+        return None

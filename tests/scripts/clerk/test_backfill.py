@@ -34,9 +34,8 @@ from scripts.clerk.listing import (
 )
 from scripts.cli import ballast
 from scripts.local.clerk.directory import Directory
-from scripts.local.clerk.lists import at_most
 from tests import events
-from tests.clerk_server import INSTANCE, SECRET_KEY, ClerkServer, listed, running_clerk
+from tests.clerk_server import INSTANCE, SECRET_KEY, ClerkServer, at_most, listed, running_clerk
 from tests.conftest import ROOT, Stack
 from tests.events import MINUTE, START, Json
 from tests.properties.test_convergence import OFTEN, PAUSES, QUERIES, RARELY

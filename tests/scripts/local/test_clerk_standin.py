@@ -115,14 +115,6 @@ def test_an_event_that_is_not_stored_fails_the_command(stack: Stack) -> None:
     assert "401" in sent.stderr
 
 
-def test_the_stand_in_delivers_to_the_service_by_itself(stack: Stack) -> None:
-    url = f"{stack.environment['CLERK_ISSUER']}/stand-in/events"
-    told = httpx.post(url, json={"type": "thing.made", "data": {"id": "thing_2"}, "deliver": True}, timeout=30).json()
-    [attempt] = told["attempts"]
-    assert (attempt["number"], attempt["status"]) == (1, 200)
-    assert json.loads(attempt["answer"])["message_id"] == told["message_id"]
-
-
 # --- web pages -------------------------------------------------------------------------------------------------------
 
 
@@ -436,7 +428,7 @@ def test_signatures_cover_what_is_sent() -> None:
     Webhook(secret).verify(body, headers)
 
 
-def _deliver_to(statuses: Iterable[int]) -> tuple[list[svix.Attempt], list[tuple[float, str, str]]]:
+def _deliver_to(statuses: Iterable[int]) -> tuple[list[int | None], list[tuple[float, str, str]]]:
     """Delivers, a million times faster than Svix, to a receiver that answers with these statuses."""
     remaining = list(statuses)
     received: list[tuple[float, str, str]] = []
@@ -445,7 +437,7 @@ def _deliver_to(statuses: Iterable[int]) -> tuple[list[svix.Attempt], list[tuple
         received.append((time.monotonic(), request.headers["svix-id"], request.headers["svix-signature"]))
         return web.Response(status=remaining.pop(0), headers={"Location": "/elsewhere"})
 
-    async def run() -> list[svix.Attempt]:
+    async def run() -> list[int | None]:
         application = web.Application()
         application.router.add_post("/", receive)
         runner = web.AppRunner(application)
@@ -464,26 +456,25 @@ def _deliver_to(statuses: Iterable[int]) -> tuple[list[svix.Attempt], list[tuple
 
 
 def test_a_failed_delivery_is_tried_again_under_the_same_id_until_it_succeeds() -> None:
-    attempts, received = _deliver_to([500, 302, 404, 204])
-    assert [attempt.status for attempt in attempts] == [500, 302, 404, 204]
+    statuses, received = _deliver_to([500, 302, 404, 204])
+    assert statuses == [500, 302, 404, 204]
     assert {message_id for _, message_id, _ in received} == {"msg_1"}
 
 
 def test_deliveries_end_with_svixs_schedule() -> None:
-    attempts, _ = _deliver_to([500] * 9)
-    assert len(attempts) == 8
-    assert not any(attempt.succeeded for attempt in attempts)
+    statuses, _ = _deliver_to([500] * 9)
+    assert statuses == [500] * 8
     assert svix.RETRY_PAUSES == (0, 5, 5 * 60, 30 * 60, 2 * 3600, 5 * 3600, 10 * 3600, 10 * 3600)
     assert svix.ATTEMPT_SECONDS == 15
 
 
 def test_an_absent_receiver_is_a_failed_attempt() -> None:
-    async def run() -> svix.Attempt:
+    async def run() -> int | None:
         async with aiohttp.ClientSession() as session:
             endpoint = svix.Endpoint("http://127.0.0.1:9/", "whsec_plJ3nmyCDGBKInavdOK15jsl")
             return await anext(svix.deliver(session, endpoint, "msg_1", b"{}"))
 
-    assert asyncio.run(run()).status is None
+    assert asyncio.run(run()) is None
 
 
 def test_what_is_on_its_way_in_the_background_ends_when_told_to() -> None:
