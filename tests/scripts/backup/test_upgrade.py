@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import psycopg
 import pytest
 from click.testing import CliRunner
 
 from scripts.backup import upgrade
 from scripts.cli import ballast
 from scripts.schema import database, migrations
-from tests.conftest import ROOT
+from tests import people
+from tests.conftest import ROOT, Database
 from tests.scripts.conftest import StoredBackup, Vault
-from tests.scripts.schema.test_new_table import SOURCES, copied
+from tests.scripts.schema.test_new_table import PAGE, SOURCES, copied
 
 pytestmark = pytest.mark.thorough
 
@@ -31,9 +34,28 @@ comment on function app.colours is 'Colours of projects.';
 """
 
 
+@pytest.fixture(scope="module")
+def earlier(lasting_database: Callable[..., str]) -> str:
+    """A database of the earlier release, which is this checkout, with people in every table. Copy it."""
+    url = lasting_database()
+    migrations.up(url)
+    with psycopg.connect(url) as connection:
+        people.world(Database(connection), "projects")
+        connection.execute("select app.seal_audit()")
+    return url
+
+
+@pytest.fixture(scope="module")
+def backup(
+    earlier: str, lasting_database: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
+) -> StoredBackup:
+    folder = tmp_path_factory.mktemp("backups")
+    return StoredBackup.make(Vault(lasting_database(earlier), folder.as_uri(), folder))
+
+
 @pytest.fixture
 def next_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout that has more than the databases with people, which this one's files made."""
+    """A checkout whose files go beyond the earlier release."""
     root = copied(tmp_path / "next", *SOURCES)
     monkeypatch.setattr(migrations, "ROOT", root)
     return root
@@ -77,7 +99,7 @@ Findings = Callable[..., dict[str, str]]
 
 
 @pytest.fixture
-def findings(inhabited: str, new_database: Callable[..., str], tmp_path: Path) -> Findings:
+def findings(earlier: str, new_database: Callable[..., str], tmp_path: Path) -> Findings:
     """What is found wrong with a migration, and with other policies, on a database with people in every table."""
     copied(tmp_path, *SOURCES)
 
@@ -85,13 +107,30 @@ def findings(inhabited: str, new_database: Callable[..., str], tmp_path: Path) -
         migrations.add("next", migration, root=tmp_path)
         for table, text in policies.items():
             (tmp_path / f"policies/{table}.sql").write_text(text)
-        url = new_database(inhabited)
+        url = new_database(earlier)
         with database.connected(url) as connection:
             found = list(upgrade.migrated(url, connection, tmp_path))
         assert {check.name for check in found} >= {"migrations", "data", "types", "drift", "policies"}
         return {check.name: check.detail for check in found if not check.passed}
 
     return find
+
+
+def test_the_example_is_removed_as_the_page_says(
+    earlier: str, new_database: Callable[..., str], tmp_path: Path
+) -> None:
+    [migration] = re.findall(r"^```sql\n(.*?drop table public.projects;.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    copied(tmp_path, *SOURCES)
+    for path in ("functions/9_tables/projects.sql", "policies/projects.sql"):
+        assert f"`{path}`" in PAGE
+        (tmp_path / path).unlink()
+    migrations.add("remove_projects", migration, root=tmp_path)
+    url = new_database(earlier)
+    with database.connected(url) as connection:
+        found = list(upgrade.migrated(url, connection, tmp_path))
+        assert [check for check in found if not check.passed] == []
+        left = connection.execute("select relation from app.personal_data where to_regclass(relation) is null")
+        assert left.fetchall() == []
 
 
 def test_what_is_added_loses_nothing(findings: Findings) -> None:

@@ -343,7 +343,7 @@ def test_the_page_is_followed_to_a_table_whose_tests_pass(tmp_path: Path, new_da
     """But for ./scripts/test, of which the cases of the new table are run; the page's table has a name that nobody took."""
     folder = copied(tmp_path, *SOURCES, "scripts", "service", "tests", "supabase", "pyproject.toml", "gunicorn.conf.py")
     (folder / "node_modules").symlink_to(ROOT / "node_modules")
-    [make, apply, _] = [block.replace("invoices", "example_invoices") for block in blocks("sh")]
+    [make, apply] = [block.replace("invoices", "example_invoices") for block in blocks("sh")]
     url = new_database()
     printed = followed(folder, make)
     written = re.findall(r"^Wrote (.+)$", printed, re.MULTILINE)
