@@ -12,7 +12,6 @@ from service.clerk_api import ClerkCallFailed
 from service.components import Components
 from service.erasure_ledger import LedgerUnavailable
 from service.problems import Problem
-from service.routes.webhooks import scopes_of
 
 WORK_SECONDS = 20.0
 NO_SEALS_AFTER = 2**62
@@ -79,7 +78,7 @@ def retry_events(tools: Components) -> Report:
         retried = tools.data_api.call("retry_due_event", {})
         if not isinstance(retried, dict):
             break
-        tools.cache.changed(**scopes_of(retried["event"]))
+        tools.cache.changed(retried["users"], retried["organizations"])
         report[retried["outcome"]] += 1
     return dict(report)
 

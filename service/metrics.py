@@ -10,9 +10,6 @@ from prometheus_client import Counter, Histogram
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 LAG_SECONDS = (0.5, 1, 2, 5, 10, 30, 60, 300, 1800, 7200, 36000)
 
-# Clerk's published examples have seconds where deliveries have milliseconds.
-LARGEST_SECONDS = 1e11
-
 REQUESTS = Counter("ballast_requests_total", "Requests, by route, method and status.", ("route", "method", "status"))
 DURATION = Histogram("ballast_request_seconds", "How long a request took, by route.", ("route",), buckets=SECONDS)
 WEBHOOKS = Counter("ballast_webhooks_total", "Clerk's events that were stored, by outcome.", ("outcome",))
@@ -26,12 +23,11 @@ def register(app: Flask) -> None:
     app.after_request(_count)
 
 
-def count_webhook(outcome: str, timestamp: object) -> None:
-    """An event was stored; `timestamp` is what Clerk says of when it happened, in milliseconds."""
+def count_webhook(outcome: str, lag_seconds: float | None) -> None:
+    """An event was stored, so long after Clerk made it; None when it does not say."""
     WEBHOOKS.labels(outcome).inc()
-    if isinstance(timestamp, int | float) and timestamp > 0:
-        seconds = timestamp / 1000 if timestamp >= LARGEST_SECONDS else timestamp
-        LAG.observe(max(0.0, time.time() - seconds))
+    if lag_seconds is not None:
+        LAG.observe(max(0.0, lag_seconds))
 
 
 def _count(response: Response) -> Response:

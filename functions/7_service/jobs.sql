@@ -1,22 +1,5 @@
 -- Periodic work that the service's jobs ask for, each call short and safe to repeat.
 
-create or replace function app.retry_due_event() returns jsonb
-language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
-as $$
-  select jsonb_build_object('outcome', app.retry_clerk_event(due.message_id), 'event', jsonb_build_object(
-    'type', due.event -> 'type', 'data', jsonb_build_object(
-      'id', due.event -> 'data' -> 'id',
-      'organization', jsonb_build_object('id', due.event -> 'data' -> 'organization' -> 'id'),
-      'public_user_data', jsonb_build_object('user_id', due.event -> 'data' -> 'public_user_data' -> 'user_id')
-    )
-  ))
-  from (
-    select e.message_id, e.event from app.webhook_events as e
-    where e.outcome = 'failed' and e.next_attempt_at <= now() order by e.next_attempt_at limit 1
-  ) as due;
-$$;
-comment on function app.retry_due_event is 'See public.retry_due_event. Definer: the service has no privilege on tables.';
-
 create or replace function app.keep_partitions() returns integer
 language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -38,12 +21,17 @@ $$;
 comment on function app.seals_after is 'See public.seals_after. Definer: the service has no privilege on tables.';
 
 create or replace function public.retry_due_event() returns jsonb
-language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
+language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
-  select app.retry_due_event();
+  select jsonb_build_object('outcome', app.retry_clerk_event(due.message_id), 'users', scope.users, 'organizations', scope.organizations)
+  from (
+    select e.message_id, e.event from app.webhook_events as e
+    where e.outcome = 'failed' and e.next_attempt_at <= now() order by e.next_attempt_at limit 1
+  ) as due
+  cross join app.clerk_scopes(due.event) as scope;
 $$;
 comment on function public.retry_due_event is
-'Applies the failed event that is due longest again: {outcome, event}, of which only the type and ids are told. Null when none is due.';
+'Applies the failed event that is due longest again: {outcome, users, organizations}; null when none is due. Definer: the service has no privilege on tables.';
 
 create or replace function public.keep_partitions() returns integer
 language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
@@ -61,6 +49,6 @@ comment on function public.seals_after is
 'Seals what is complete of the audit trail, and returns the seals after that sequence, oldest first, 1,000 at most: keep them elsewhere.';
 
 grant execute on function
-app.retry_due_event(), app.keep_partitions(), app.seals_after(bigint),
+app.keep_partitions(), app.seals_after(bigint),
 public.retry_due_event(), public.keep_partitions(), public.seals_after(bigint)
 to service_role;

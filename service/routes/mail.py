@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 from uuid import UUID
 
@@ -12,7 +13,7 @@ from service.components import components
 from service.data_api import CallFailed
 from service.mail import KINDS, OPTIONAL, Drawer, Message
 from service.problems import Problem
-from service.routes.webhooks import EventNotStored, delivery_in, raw_body, signed_event
+from service.routes.webhooks import EventMalformed, EventNotStored, delivery_in, raw_body, signed_text
 
 mail = Blueprint("mail", __name__)
 dev_mail = Blueprint("dev_mail", __name__, url_prefix="/dev/mail")
@@ -77,7 +78,7 @@ def unsubscribe() -> ResponseReturnValue:
 def receive() -> ResponseReturnValue:
     """Notes what became of a mail: of ours it is known, of others' (and of kinds we do not ask for) ignored."""
     secret = components().settings.resend_webhook_secret
-    event = signed_event(raw_body(), delivery_in(request.headers), (secret,) if secret else ())
+    event = _event_in(signed_text(raw_body(), delivery_in(request.headers), (secret,) if secret else ()))
     kind = EVENTS.get(event["type"])
     if kind is None:
         return jsonify(outcome="ignored")
@@ -88,16 +89,30 @@ def receive() -> ResponseReturnValue:
     return jsonify(outcome="processed" if is_known else "ignored")
 
 
+def _event_in(text: str) -> dict[str, Any]:
+    """The JSON in `text`. Raises EventMalformed."""
+    try:
+        event = json.loads(text)
+    except (ValueError, RecursionError):
+        raise EventMalformed("The body is not JSON.") from None
+    if not isinstance(event, dict) or not isinstance(event.get("data"), dict) or not isinstance(event.get("type"), str):
+        raise EventMalformed("An event is a JSON object with a text as its type and an object as its data.")
+    return event
+
+
 def _told_of(kind: str, data: dict[str, Any]) -> dict[str, Any]:
     tags, to, bounce = data.get("tags"), data.get("to"), data.get("bounce")
-    provider_id = data.get("email_id")
-    address = to[0] if isinstance(to, list) and to else None
     return {
         "mail_id": _uuid(tags.get("mail")) if isinstance(tags, dict) else None,
-        "provider_id": provider_id if isinstance(provider_id, str) else None,
-        "address": address if isinstance(address, str) else None,
+        "provider_id": _text(data.get("email_id")),
+        "address": _text(to[0]) if isinstance(to, list) and to else None,
         "is_permanent": kind != "email.failed" and not (isinstance(bounce, dict) and bounce.get("type") in PASSING),
     }
+
+
+def _text(value: object) -> str | None:
+    """A text that Postgres can hold: it has no zero character and no half of a surrogate pair."""
+    return value if isinstance(value, str) and value.isprintable() else None
 
 
 def _uuid(text: object) -> str | None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,13 +24,6 @@ MESSAGE_ID = re.compile(r"[!-~]{1,256}")
 TIMESTAMP = re.compile(r"[0-9]{1,12}")
 # Svix signs as svix-*; its white-label customers as webhook-*, the Standard Webhooks' names.
 PREFIXES = ("svix", "webhook")
-
-# What jsonb refuses inside a string: the zero character, and halves of surrogate pairs.
-UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-# Texts, finished or not, and brackets. Whatever follows a quote matches, so that no text is looked at twice.
-STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
-MAX_LEVELS = 100
-MAX_DIGITS = 4000  # Python reads no whole number of more than 4,300
 
 webhooks = Blueprint("webhooks", __name__, url_prefix="/webhooks")
 
@@ -74,15 +65,14 @@ class Delivery:
 def receive() -> ResponseReturnValue:
     """Stores one event of Clerk's and answers with what became of it."""
     delivery = delivery_in(request.headers)
-    event = signed_event(raw_body(), delivery, components().settings.clerk_webhook_secrets)
-    outcome = store(components().data_api, delivery.message_id, event)
+    event = signed_text(raw_body(), delivery, components().settings.clerk_webhook_secrets)
+    stored = store(components().data_api, delivery.message_id, event)
     # Whatever the outcome: an event that comes again may be one whose first answer was lost.
-    components().cache.changed(**scopes_of(event))
-    count_webhook(outcome["outcome"], event.get("timestamp"))
-    answer = jsonify(outcome)
-    if event["type"] == "user.deleted":
+    components().cache.changed(stored["users"], stored["organizations"])
+    count_webhook(stored["outcome"], stored["lag_seconds"])
+    if stored["type"] == "user.deleted":
         components().eraser.begin_pending()  # what the database did not erase at once
-    return answer
+    return jsonify({name: stored[name] for name in ("message_id", "type", "outcome")})
 
 
 def raw_body() -> bytes:
@@ -110,8 +100,8 @@ def delivery_in(headers: Headers) -> Delivery:
     raise HeadersMalformed("A delivery has the headers svix-id, svix-timestamp and svix-signature, in Svix's form.")
 
 
-def signed_event(body: bytes, delivery: Delivery, secrets: Sequence[SecretStr]) -> dict[str, Any]:
-    """The event in `body`, fit for storing, once one of `secrets` proves to have signed it at most 300 s ago.
+def signed_text(body: bytes, delivery: Delivery, secrets: Sequence[SecretStr]) -> str:
+    """The text of `body`, once one of `secrets` proves to have signed it at most 300 s ago.
 
     Raises HeadersMalformed, SignatureInvalid or EventMalformed.
     """
@@ -120,7 +110,9 @@ def signed_event(body: bytes, delivery: Delivery, secrets: Sequence[SecretStr]) 
     except UnicodeDecodeError:
         raise EventMalformed("The body is not UTF-8.") from None
     check_signature(text, delivery, secrets)
-    return event_in(text)
+    if "\0" in text:
+        raise EventMalformed("The body is not JSON.")  # which escapes this character; Postgres takes no text with it
+    return text
 
 
 def check_signature(text: str, delivery: Delivery, secrets: Sequence[SecretStr]) -> None:
@@ -145,92 +137,14 @@ def check_signature(text: str, delivery: Delivery, secrets: Sequence[SecretStr])
     raise SignatureInvalid("The signature does not match the message, or its timestamp is not within 5 minutes of now.")
 
 
-def event_in(text: str) -> dict[str, Any]:
-    """The JSON in `text`, changed where Postgres could not hold it. Raises EventMalformed.
-
-    A signed event must not be lost because of what a person put into their own metadata: characters that jsonb refuses
-    become U+FFFD, and what is nested too deeply or is too large a number for a parser becomes null.
-    """
+def store(data_api: DataApi, message_id: str, event: str) -> dict[str, Any]:
+    """Hands the event's text to the database, and returns its answer. Raises EventMalformed or EventNotStored."""
     try:
-        try:
-            event = storable(_parsed(text))
-        except RecursionError:
-            event = storable(_parsed(without_depths(text)))
-    except ValueError:
-        raise EventMalformed("The body is not JSON.") from None
-    if not isinstance(event, dict) or not isinstance(event.get("data"), dict):
-        raise EventMalformed("An event is a JSON object with an object as its data.")
-    if not isinstance(event.get("type"), str) or not event["type"]:
-        raise EventMalformed("An event's type is a text.")
-    return event
-
-
-def store(data_api: DataApi, message_id: str, event: Mapping[str, Any]) -> dict[str, Any]:
-    """Hands the event to the database and returns its outcome. Raises EventNotStored."""
-    try:
-        outcome = data_api.call("receive_clerk_event", {"message_id": message_id, "event": event})
+        stored = data_api.call("receive_clerk_event", {"message_id": message_id, "event": event})
     except CallFailed as failure:
+        if failure.code == "PT400":
+            raise EventMalformed(failure.message) from failure
         raise EventNotStored("The database did not take the event. Send it again.") from failure
-    if not isinstance(outcome, dict) or not isinstance(outcome.get("outcome"), str):
+    if not isinstance(stored, dict) or not isinstance(stored.get("outcome"), str):
         raise EventNotStored("The database did not confirm the event. Send it again.")
-    return outcome
-
-
-def scopes_of(event: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Whom and what an event is about, as far as an answer in the cache could speak of it."""
-    subject, data = event["type"].partition(".")[0], event["data"]
-    inner, public = data.get("organization"), data.get("public_user_data")
-    found = {
-        "users": [data.get("id") if subject == "user" else None, *_values(public, "user_id")],
-        "organizations": [data.get("id") if subject == "organization" else None, *_values(inner, "id")],
-    }
-    return {name: [each for each in ids if isinstance(each, str) and each] for name, ids in found.items()}
-
-
-def storable(value: Any) -> Any:
-    """`value`, as parsed from JSON, with U+FFFD for each character that jsonb refuses. Raises RecursionError."""
-    match value:
-        case str():
-            return UNSTORABLE.sub("\ufffd", value)
-        case list():
-            return [storable(item) for item in value]
-        case dict():
-            return {storable(key): storable(item) for key, item in value.items()}
-        case _:
-            return value
-
-
-def without_depths(text: str) -> str:
-    """The JSON `text` with null for what is nested deeper than MAX_LEVELS. Text that is not JSON stays so."""
-    kept, start, level = [], 0, 0
-    for token in STRUCTURE.finditer(text):
-        if token[0] in {"[", "{"}:
-            level += 1
-            if level == MAX_LEVELS + 1:
-                kept.append(f"{text[start : token.start()]}null")
-        elif token[0] in {"]", "}"}:
-            if level == MAX_LEVELS + 1:
-                start = token.end()
-            level -= 1
-    return "".join(kept) + text[start:]
-
-
-def _values(found: object, name: str) -> list[object]:
-    return [found.get(name)] if isinstance(found, dict) else []
-
-
-def _parsed(text: str) -> Any:
-    return json.loads(text, parse_constant=_refused, parse_float=_finite, parse_int=_readable)
-
-
-def _refused(constant: str) -> float:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _finite(digits: str) -> float | None:
-    number = float(digits)
-    return number if math.isfinite(number) else None
-
-
-def _readable(digits: str) -> int | None:
-    return int(digits) if len(digits) <= MAX_DIGITS else None
+    return stored

@@ -448,7 +448,7 @@ export type Database = {
       prepare_removal: { Args: { organization_id: string; profile_id: string }; Returns: Json };
       privacy_notice: { Args: Record<PropertyKey, never>; Returns: Json };
       ready: { Args: Record<PropertyKey, never>; Returns: boolean };
-      receive_clerk_event: { Args: { event: Json; message_id: string }; Returns: Json };
+      receive_clerk_event: { Args: { event: string; message_id: string }; Returns: Json };
       record_drill: { Args: { backup: Json; report: Json }; Returns: undefined };
       record_job: { Args: { duration_ms: number; name: string; ok: boolean; report: Json }; Returns: number };
       request_backup: { Args: { backup_type: string; filename: string; id: string }; Returns: Json };

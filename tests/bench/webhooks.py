@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import click
 import httpx
 import psycopg
-from psycopg.types.json import Jsonb
 from rich.console import Console
 from rich.progress import Progress
 
@@ -219,7 +218,7 @@ def sql_client(stack: Stack, statement: str) -> Iterator[Send]:
         connection.execute("set role service_role")
 
         def send(delivery: Delivery) -> str:
-            row = connection.execute(statement.encode(), [delivery.message_id, Jsonb(delivery.event)]).fetchone()
+            row = connection.execute(statement.encode(), [delivery.message_id, json.dumps(delivery.event)]).fetchone()
             return str(row[0]) if row else "duplicate"
 
         yield send
@@ -241,7 +240,7 @@ def data_api_client(stack: Stack) -> Iterator[Send]:
     with httpx.Client(base_url=environment["SUPABASE_URL"], headers=headers, timeout=30) as http:
 
         def send(delivery: Delivery) -> str:
-            body = {"message_id": delivery.message_id, "event": delivery.event}
+            body = {"message_id": delivery.message_id, "event": json.dumps(delivery.event)}
             return _outcome(http.post("/rest/v1/rpc/receive_clerk_event", json=body))
 
         yield send

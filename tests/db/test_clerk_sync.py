@@ -116,7 +116,9 @@ def test_the_answer_names_message_type_and_outcome(clerk: Clerk) -> None:
         answer = clerk.database.value(
             "select public.receive_clerk_event('msg_a', %s)", json.dumps(events.event("user.created", ADA))
         )
-    assert answer == {"message_id": "msg_a", "type": "user.created", "outcome": "processed"}
+    assert {name: answer[name] for name in ("message_id", "type", "outcome")} == {
+        "message_id": "msg_a", "type": "user.created", "outcome": "processed",
+    }  # fmt: skip
 
 
 def test_a_message_delivered_twice_is_applied_once(clerk: Clerk) -> None:
@@ -213,7 +215,7 @@ def test_retrying_what_did_not_fail_changes_nothing(clerk: Clerk) -> None:
     "kind",
     [
         "session.created", "email.created", "user.createdAtEdge", "organizationDomain.created", "organizationInvitation.deleted",
-        "subscription.deleted", "subscriptionItem.deleted", "x", "",
+        "subscription.deleted", "subscriptionItem.deleted", "x",
     ],
 )  # fmt: skip
 def test_a_type_we_do_not_handle_is_stored_as_ignored(clerk: Clerk, kind: str) -> None:
@@ -230,20 +232,12 @@ def test_a_message_id_that_cannot_be_kept_is_refused(clerk: Clerk, message_id: s
     assert clerk.database.value("select count(*) from public.profiles where clerk_user_id = 'user_ada'") == 0
 
 
-@pytest.mark.parametrize("event", [None, [], 1, "text", {}, {"type": None}, {"type": 1}, {"type": {"a": 1}}])
-def test_what_is_no_event_is_refused(clerk: Clerk, event: Any) -> None:
-    with pytest.raises(psycopg.DatabaseError) as refused, clerk.database.acting("service_role"):
-        clerk.database.execute("select public.receive_clerk_event('msg_a', %s)", json.dumps(event))
-    assert refused.value.sqlstate == "PT400"
-
-
 @pytest.mark.parametrize("role", ["anon", "authenticated"])
 def test_a_browser_cannot_pretend_to_be_clerk(clerk: Clerk, role: str) -> None:
     claims: Claims = {"sub": "user_ada", "role": role}
     event = json.dumps(events.event("user.created", ADA))
-    for function in ("public.receive_clerk_event", "app.receive_clerk_event"):
-        with pytest.raises(psycopg.errors.InsufficientPrivilege), clerk.database.acting(role, claims):
-            clerk.database.execute(f"select {function}('msg_a', %s)", event)
+    with pytest.raises(psycopg.errors.InsufficientPrivilege), clerk.database.acting(role, claims):
+        clerk.database.execute("select public.receive_clerk_event('msg_a', %s)", event)
 
 
 def test_the_service_cannot_reach_past_the_one_function(clerk: Clerk) -> None:
@@ -317,7 +311,7 @@ def test_a_wrong_shape_anywhere_is_stored_and_never_raises(
     event = events.event(kind, SENDABLE[kind])
     step = 1 if request.config.getoption("--thorough") else 3
     for number, path in enumerate(paths(event)[1:]):
-        if path == ("type",):
+        if path in {("type",), ("data",)}:  # without these it is not an event: tests/db/test_clerk_inbox.py
             continue
         for value in ODD[number % step :: step]:
             with clerk.database.connection.transaction(force_rollback=True):
@@ -330,14 +324,12 @@ def test_a_wrong_shape_anywhere_is_stored_and_never_raises(
 
 @pytest.mark.parametrize("kind", SENDABLE)
 def test_an_event_about_no_object_fails_or_is_ignored(clerk: Clerk, kind: str) -> None:
-    event = events.event(kind, SENDABLE[kind])
-    without = {key: value for key, value in event.items() if key != "data"}
-    odd: list[Any] = [None, [], {}, "text", {"id": None}, {"id": 7}, {"id": ""}, {"id": ["user_ada"]}]
-    for number, sent in enumerate([without, *(event | {"data": data} for data in odd)]):
-        outcome = clerk.deliver(sent, f"msg_{number}")
-        assert outcome == clerk.inbox(f"msg_{number}")["outcome"], sent
-        assert outcome in {"failed", "ignored"}, sent
-        assert clerk.database.value("select count(*) from app.clerk_records") == 0, sent
+    odd: list[Any] = [{}, {"id": None}, {"id": 7}, {"id": ""}, {"id": ["user_ada"]}]
+    for number, data in enumerate(odd):
+        outcome = clerk.deliver(events.event(kind, SENDABLE[kind]) | {"data": data}, f"msg_{number}")
+        assert outcome == clerk.inbox(f"msg_{number}")["outcome"], data
+        assert outcome in {"failed", "ignored"}, data
+        assert clerk.database.value("select count(*) from app.clerk_records") == 0, data
 
 
 json_values = st.recursive(
@@ -353,7 +345,7 @@ json_values = st.recursive(
 def test_any_json_in_any_place_is_stored_and_never_raises(clerk: Clerk, data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(list(SENDABLE)))
     event = events.event(kind, SENDABLE[kind])
-    for path in data.draw(st.lists(st.sampled_from(paths(event["data"])), min_size=1, max_size=3)):
+    for path in data.draw(st.lists(st.sampled_from(paths(event["data"])[1:]), min_size=1, max_size=3)):
         changed = data.draw(json_values)
         try:
             event = replaced(event, ("data", *path), changed)
@@ -924,7 +916,7 @@ def wait_until_it_waits(observer: Connection, connection: Connection) -> None:
 def test_an_organization_and_a_person_who_works_in_it_may_be_deleted_at_once(connections: list[Connection]) -> None:
     """Somebody holds the profile, both deletions wait for it in turn, then it is let go: neither may fail."""
     holder, *others = connections
-    receive = "select app.receive_clerk_event(%s, %s)"
+    receive = "select public.receive_clerk_event(%s, %s)"
     holder.execute(receive, ("msg_0", json.dumps(events.event("organizationMembership.created", member(ADA)))))
     holder.execute("update public.profiles set current_organization_id = (select id from public.organizations)")
     deletions = [events.deleted("user", "user_ada", LATER), events.deleted("organization", "org_acme", LATER)]
@@ -942,7 +934,7 @@ def test_a_new_meaning_of_a_role_reaches_a_membership_under_way(connections: lis
     event = json.dumps(events.event("organizationMembership.created", member(ADA, "org:member")))
     with ThreadPoolExecutor(1) as threads:
         with sync.transaction():
-            sync.execute("select app.receive_clerk_event('msg_0', %s)", (event,))
+            sync.execute("select public.receive_clerk_event('msg_0', %s)", (event,))
             change = "update app.clerk_roles set role = 'viewer' where key = 'org:member'"
             changed = threads.submit(administrator.execute, change)
             wait_until_it_waits(observer, administrator)
@@ -955,12 +947,12 @@ def test_a_new_meaning_of_a_role_reaches_a_membership_under_way(connections: lis
 
 def test_whoever_is_removed_while_choosing_the_organization_is_not_left_in_it(connections: list[Connection]) -> None:
     client, sync, observer = connections
-    observer.execute("select app.receive_clerk_event('msg_0', %s)", (member_event("created", START),))
+    observer.execute("select public.receive_clerk_event('msg_0', %s)", (member_event("created", START),))
     with ThreadPoolExecutor(1) as threads:
         with client.transaction():
             client.execute("update public.profiles set current_organization_id = (select id from public.organizations)")
             removal = threads.submit(
-                sync.execute, "select app.receive_clerk_event('msg_1', %s)", (member_event("deleted", LATER),)
+                sync.execute, "select public.receive_clerk_event('msg_1', %s)", (member_event("deleted", LATER),)
             )
             wait_until_it_waits(observer, sync)
         removal.result()

@@ -33,7 +33,7 @@ def told(kind: str, data: Json, timestamp: int | None = None) -> Step:
     event = json.dumps(events.event(kind, data, timestamp))
 
     def step(database: Database) -> None:
-        answer = database.value("select app.receive_clerk_event(%s, %s)", f"msg_{hash(event)}", event)
+        answer = database.value("select public.receive_clerk_event(%s, %s)", f"msg_{hash(event)}", event)
         assert answer["outcome"] in {"processed", "stale"}, answer
 
     return step

@@ -8,7 +8,7 @@ import hmac
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
@@ -118,6 +118,14 @@ def running_outside() -> Iterator[Outside]:
 
 def rest_answer(value: object, status: int = 200) -> Answer:
     return status, {}, json.dumps(value).encode()
+
+
+def stored_answer(
+    outcome: str = "processed", *, users: Sequence[str] = (), organizations: Sequence[str] = ()
+) -> Answer:
+    """What receive_clerk_event() returns of an event that it stored."""
+    stored = {"message_id": "msg_test", "type": "email.created", "outcome": outcome, "lag_seconds": 1.5}
+    return rest_answer(stored | {"users": users, "organizations": organizations})
 
 
 class Issuer:

@@ -25,7 +25,7 @@ from scripts.local.processes import GRACE_SECONDS
 from service.routes.webhooks import MAX_BODY_BYTES
 from tests.conftest import free_port_block
 from tests.service.conftest import ENVIRONMENT, LEGAL
-from tests.service.outside import Answer, Outside, event, rest_answer, running_outside, signed
+from tests.service.outside import Answer, Outside, event, running_outside, signed, stored_answer
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,7 +44,7 @@ class Running:
 @contextmanager
 def started(folder: Path, **changes: str) -> Iterator[Running]:
     with running_outside() as database, (folder / "log").open("w") as log:
-        database.answer = lambda *_: rest_answer({"outcome": "processed"})
+        database.answer = lambda *_: stored_answer()
         url = f"http://127.0.0.1:{free_port_block() + 1}"
         process = subprocess.Popen(
             [Path(sys.executable).with_name("gunicorn")],
@@ -163,7 +163,7 @@ def test_a_request_under_way_is_finished_when_the_service_is_told_to_stop(tmp_pa
     def slow(*_: object) -> Answer:
         asked.set()
         time.sleep(1)
-        return rest_answer({"outcome": "processed"})
+        return stored_answer()
 
     with started(tmp_path) as service, ThreadPoolExecutor() as threads:
         service.database.answer = slow

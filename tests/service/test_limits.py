@@ -20,7 +20,17 @@ from service import limits
 from service.limits import CLASSES, LIMITS, Limit, Per, class_of
 from tests.conftest import ROOT, Stack
 from tests.service.conftest import Grown, MakeApp
-from tests.service.outside import HANG_UP, Answer, Issuer, Outside, event, rest_answer, running_outside, signed
+from tests.service.outside import (
+    HANG_UP,
+    Answer,
+    Issuer,
+    Outside,
+    event,
+    rest_answer,
+    running_outside,
+    signed,
+    stored_answer,
+)
 
 FEW = 5
 PAGE = "/legal/terms"
@@ -35,7 +45,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def app(few: None, make_app: MakeApp, stack: Stack, outside: Outside, issuer: Issuer) -> Flask:
     """The service with the stack's Redis, and a database that answers something. Its counters are its own."""
-    outside.answer = lambda *_: rest_answer({"outcome": "processed"})
+    outside.answer = lambda *_: stored_answer()
     names = ("UPSTASH_REDIS_REST_URL", "UPSTASH_REDIS_REST_TOKEN")
     redis = {name: stack.environment[name] for name in names}
     return make_app(SUPABASE_URL=outside.url, CLERK_ISSUER=issuer.url, TRUSTED_PROXIES="1", **redis)

@@ -23,8 +23,6 @@ from service.routes.webhooks import (
     SignatureInvalid,
     check_signature,
     delivery_in,
-    event_in,
-    without_depths,
 )
 from tests.conftest import Stack
 from tests.service.conftest import MakeApp
@@ -39,6 +37,7 @@ from tests.service.outside import (
     rest_answer,
     signature,
     signed,
+    stored_answer,
 )
 
 URL = "/webhooks/clerk"
@@ -190,10 +189,10 @@ def test_a_signature_that_proves_nothing_is_refused(offline: FlaskClient, signat
     assert offline.post(URL, data=BODY, headers=signed(BODY) | {"svix-signature": signature}).status_code == 401
 
 
-def test_headers_are_checked_before_the_signature_and_the_signature_before_the_body(offline: FlaskClient) -> None:
-    assert kind(offline.post(URL, data=b"no json")) == "webhook-headers-malformed"
-    assert kind(offline.post(URL, data=b"no json", headers=signed(BODY))) == "webhook-signature-invalid"
-    assert kind(offline.post(URL, data=b"no json", headers=signed(b"no json"))) == "webhook-event-malformed"
+def test_headers_are_checked_before_the_signature_and_the_signature_before_the_body(online: FlaskClient) -> None:
+    assert kind(online.post(URL, data=b"no json")) == "webhook-headers-malformed"
+    assert kind(online.post(URL, data=b"no json", headers=signed(BODY))) == "webhook-signature-invalid"
+    assert kind(online.post(URL, data=b"no json", headers=signed(b"no json"))) == "webhook-event-malformed"
 
 
 def test_a_message_id_may_have_256_characters(online: FlaskClient) -> None:
@@ -223,6 +222,7 @@ def test_the_two_sets_of_names_are_not_mixed() -> None:
         b"",
         b"no json",
         b"\xff\xfe",
+        b'{"type": "a\0", "data": {}}',
         b'{"type": "a", "data": {"name": "\xe9"}}',
         b'\xef\xbb\xbf{"type": "a", "data": {}}',
         b'{"type": "a", "data": {}} {}',
@@ -248,8 +248,8 @@ def test_the_two_sets_of_names_are_not_mixed() -> None:
     ],
     ids=lambda body: repr(body[:48]),
 )
-def test_a_signed_body_that_is_no_event_is_refused(offline: FlaskClient, body: bytes) -> None:
-    response = offline.post(URL, data=body, headers=signed(body) if body[:1] != b"\xff" else signed(BODY))
+def test_a_signed_body_that_is_no_event_is_refused(online: FlaskClient, body: bytes) -> None:
+    response = online.post(URL, data=body, headers=signed(body) if body[:1] != b"\xff" else signed(BODY))
     assert (response.status_code, kind(response)) == (400, "webhook-event-malformed")
 
 
@@ -260,50 +260,6 @@ def test_a_body_over_512_kb_is_refused_by_its_declared_size(offline: FlaskClient
 
 def test_a_body_of_exactly_512_kb_is_read(offline: FlaskClient) -> None:
     assert offline.post(URL, data=b" " * MAX_BODY_BYTES, headers=signed(BODY)).status_code == 401
-
-
-def test_of_a_key_that_comes_twice_the_last_counts_as_in_jsonb() -> None:
-    assert event_in('{"type": "a", "type": "b", "data": {}}')["type"] == "b"
-
-
-def test_what_jsonb_cannot_hold_becomes_the_replacement_character() -> None:
-    text = r'{"type": "a\u0000", "data": {"\ud800": ["\udc00\ud800", "\ud83d\ude00", "\\u0000"], "n": [1, 1.5, true]}}'
-    assert event_in(text) == {
-        "type": "a\ufffd",
-        "data": {"\ufffd": ["\ufffd\ufffd", "\U0001f600", "\\u0000"], "n": [1, 1.5, True]},
-    }
-
-
-@pytest.mark.parametrize("number", ["1e999", "-1e999", "9" * 5000])
-def test_an_event_is_not_lost_because_of_a_number_that_no_parser_reads(number: str) -> None:
-    event = event_in(f'{{"type": "user.updated", "data": {{"banned": true, "unsafe_metadata": {{"n": {number}}}}}}}')
-    assert event["data"] == {"banned": True, "unsafe_metadata": {"n": None}}
-
-
-@pytest.mark.parametrize("levels", [300, 600, 5_000, 100_000])
-@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"]": ', "}")])
-def test_an_event_is_not_lost_because_a_person_nested_their_metadata_deeply(
-    levels: int, opening: str, closing: str
-) -> None:
-    nested = opening * levels + "1" + closing * levels
-    text = f'{{"type": "user.updated", "data": {{"banned": true, "unsafe_metadata": {nested}, "id": "user_1"}}}}'
-    found = event_in(text)
-    assert found["type"] == "user.updated"
-    assert (found["data"]["banned"], found["data"]["id"]) == (True, "user_1")
-    json.dumps(found)
-
-
-def test_only_what_is_nested_too_deeply_is_cut() -> None:
-    shallow, deep = "[" * 100 + '"]["' + "]" * 100, "[" * 101 + "]" * 101
-    assert without_depths(shallow) == shallow
-    assert without_depths(deep) == "[" * 100 + "null" + "]" * 100
-
-
-def test_cutting_hostile_text_takes_no_time() -> None:
-    began = time.perf_counter()
-    for text in ('"\\' * 250_000, '"' * 500_000, "[" * 500_000, '["' * 250_000):
-        without_depths(text)
-    assert time.perf_counter() - began < 3
 
 
 # --- storing ---
@@ -360,7 +316,7 @@ def test_an_event_as_large_as_svix_sends_is_stored(online: FlaskClient) -> None:
 
 def slow(*_: object) -> Answer:
     time.sleep(0.6)
-    return rest_answer({"outcome": "processed"})
+    return stored_answer()
 
 
 @pytest.mark.parametrize(
@@ -420,7 +376,7 @@ def test_a_database_that_is_not_there_is_an_outage_too(offline: FlaskClient) -> 
 
 
 def test_connections_to_the_data_api_are_reused(make_app: MakeApp, outside: Outside) -> None:
-    outside.answer = lambda *_: rest_answer({"outcome": "processed"})
+    outside.answer = lambda *_: stored_answer()
     client = make_app(SUPABASE_URL=outside.url).test_client()
     for _ in range(5):
         assert client.post(URL, data=BODY, headers=signed(BODY)).status_code == 200
@@ -434,12 +390,12 @@ def test_the_data_api_is_asked_with_the_secret_key_and_given_the_event_once(
 
     def answer(path: str, headers: Any, body: bytes) -> Answer:
         seen.append((path, headers["apikey"], json.loads(body)))
-        return rest_answer({"outcome": "processed"})
+        return stored_answer()
 
     outside.answer = answer
     headers = signed(BODY)
     make_app(SUPABASE_URL=outside.url).test_client().post(URL, data=BODY, headers=headers)
-    arguments = {"message_id": headers["svix-id"], "event": json.loads(BODY)}
+    arguments = {"message_id": headers["svix-id"], "event": BODY.decode()}
     assert seen == [("/rest/v1/rpc/receive_clerk_event", "sb_secret_test", arguments)]
 
 

@@ -22,7 +22,7 @@ import pytest
 from scripts.cli import VERBS
 from tests.conftest import ROOT, free_port_block
 from tests.service.conftest import ENVIRONMENT
-from tests.service.outside import Answer, event, rest_answer, running_outside, signed
+from tests.service.outside import Answer, event, rest_answer, running_outside, signed, stored_answer
 
 pytestmark = pytest.mark.thorough
 
@@ -292,7 +292,7 @@ def test_a_container_that_is_stopped_finishes_the_request_under_way(image: str) 
     def slow(*_: object) -> Answer:
         asked.set()
         time.sleep(2)
-        return rest_answer({"outcome": "processed"})
+        return stored_answer()
 
     port = str(free_port_block() + 1)
     with running_outside() as database, ThreadPoolExecutor() as threads:

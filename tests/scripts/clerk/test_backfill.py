@@ -88,7 +88,7 @@ class Backfill:
 
 def receive(connection: Connection, event: Json) -> str:
     row = connection.execute(
-        "select app.receive_clerk_event(%s, %s) ->> 'outcome'", [f"msg_{next(numbers)}", Jsonb(event)]
+        "select public.receive_clerk_event(%s, %s) ->> 'outcome'", [f"msg_{next(numbers)}", json.dumps(event)]
     ).fetchone()
     assert row
     return str(row[0])

@@ -1,0 +1,192 @@
+-- The inbox: from the signed text of a message to its row in app.webhook_events, with its outcome.
+
+-- People put what they like into their metadata, and a signed event must not be lost because of it: \u0000 and halves of surrogate pairs
+-- become U+FFFD; what is nested deeper than 100 levels becomes null, as does a number that no reader of JSON could hold. Example:
+-- {"a": "\u0000", "b": 1e99999} becomes {"a": "\ufffd", "b": null}. Text that is not JSON stays so.
+create or replace function app.repair_json(document text) returns text
+language sql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+  with escaped as (
+    -- A backslash is written as \u005c first: every \u that is left begins a character.
+    select regexp_replace(
+      regexp_replace(
+        replace(replace(document, '\\', '\u005c'), '\u0000', '\ufffd'),
+        '\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})', '\\ufffd', 'g'
+      ),
+      '(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}', '\\ufffd', 'g'
+    ) as repaired
+  ), token as (
+    select m.place, m.match[1] as text, case when m.match[1] in ('[', '{') then 1 when m.match[1] in (']', '}') then -1 else 0 end as step
+    from
+      escaped as e,
+      regexp_matches(e.repaired, '"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[][{}]|[-0-9][-+.0-9eE]*|[^]["{}0-9-]+', 'g') with ordinality as m (match, place)
+  ), leveled as (
+    select t.*, sum(t.step) over (order by t.place) as level from token as t
+  )
+  select string_agg(
+    case
+      when l.step = 1 and l.level = 101 or l.text ~ '^[-0-9]' and (length(l.text) > 300 or l.text ~ '[eE][-+]?[0-9]{4}') then 'null'
+      else l.text
+    end, '' order by l.place
+  )
+  from leveled as l
+  where l.level <= 100 and not (l.step = -1 and l.level = 100) or l.step = 1 and l.level = 101;
+$$;
+comment on function app.repair_json is 'The JSON with U+FFFD or null for what jsonb, or a later reader, could not hold.';
+
+create or replace function app.read_clerk_event(event text) returns jsonb
+language plpgsql immutable parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  found jsonb;
+begin
+  begin
+    found := event::jsonb;
+  exception when others then
+    null; -- it is read once more, repaired
+  end;
+  if found is null or found @? 'strict $.**{101}' or event ~ '[0-9]{255}|[eE][-+]?[0-9]{4}' then
+    found := app.repair_json(event)::jsonb;
+  end if;
+  if jsonb_typeof(found) is distinct from 'object' or jsonb_typeof(found -> 'data') is distinct from 'object'
+    or jsonb_typeof(found -> 'type') is distinct from 'string' or found ->> 'type' = '' then
+    raise sqlstate 'PT400' using message = 'An event is a JSON object with a text as its type and an object as its data.';
+  end if;
+  return found;
+exception when invalid_text_representation then
+  raise sqlstate 'PT400' using message = 'The body is not JSON.';
+end;
+$$;
+comment on function app.read_clerk_event is 'The event in a message''s text. Raises PT400 for text that is not an event.';
+
+create or replace function app.clerk_scopes(event jsonb, out users text[], out organizations text[])
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  subject text := split_part(event ->> 'type', '.', 1);
+  data jsonb := event -> 'data';
+begin
+  users := array_remove(array[
+    case subject when 'user' then app.clerk_text(data -> 'id') end, app.clerk_text(data -> 'public_user_data' -> 'user_id')
+  ], null);
+  organizations := array_remove(array[
+    case subject when 'organization' then app.clerk_text(data -> 'id') end, app.clerk_text(data -> 'organization' -> 'id'),
+    app.clerk_text(data -> 'organization_id'), app.clerk_text(data -> 'payer' -> 'organization_id')
+  ], null);
+end;
+$$;
+comment on function app.clerk_scopes is 'The users and the organizations that an event is about, by Clerk''s ids.';
+
+-- Before the attempt, whose failure would release the locks: so that the people whom an event names are erased before it or after it.
+create or replace function app.lock_clerk_event(event jsonb, mentions text[]) returns void
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  scopes record := app.clerk_scopes(event);
+begin
+  perform app.lock_clerk_objects(
+    array(select m.id from unnest(mentions) as m (id) where m.id like 'user\_%')
+    || scopes.users || scopes.organizations || app.clerk_text(event -> 'data' -> 'id')
+  );
+end;
+$$;
+comment on function app.lock_clerk_event is 'Holds all objects that an event is about or names until the transaction ends.';
+
+-- A broken event must not lose the message, nor a development instance write into production.
+create or replace function app.try_clerk_event(event jsonb, out outcome text, out error text)
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  pinned_instance text := (select s.clerk_instance_id from app.settings as s);
+begin
+  if event ->> 'instance_id' <> pinned_instance then
+    outcome := 'ignored';
+    error := 'instance_id is not the one in app.settings';
+    return;
+  end if;
+  perform set_config('app.actor', 'clerk', true); -- for the audit trail: whoever handed it in, Clerk says so
+  outcome := app.apply_clerk_event(event);
+exception when others then
+  -- Passing trouble (a deadlock, no memory, a shutdown) is no property of the event: it is not stored, and Clerk sends it again.
+  if sqlstate ~ '^(40|53|55|57)' then
+    raise;
+  end if;
+  outcome := 'failed';
+  error := sqlstate || ': ' || sqlerrm;
+end;
+$$;
+comment on function app.try_clerk_event is 'Applies one event; a failure becomes the outcome and leaves nothing half done.';
+
+-- Stored and applied, both or neither. The service ends what its cache says of the users and organizations, and measures the lag.
+create or replace function public.receive_clerk_event(message_id text, event text) returns jsonb
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+  content jsonb := app.read_clerk_event(event);
+  scopes record := app.clerk_scopes(content);
+  known text;
+  outcome text;
+  failure text;
+  mentions text[];
+begin
+  if message_id is null then
+    raise sqlstate 'PT400' using message = 'A message has an id.';
+  end if;
+  perform pg_advisory_xact_lock(hashtextextended(message_id, 1)); -- objects have the seed 0
+  select e.outcome into known from app.webhook_events as e where e.message_id = receive_clerk_event.message_id;
+
+  if known is null then
+    mentions := app.clerk_mentions(content);
+    perform app.lock_clerk_event(content, mentions);
+    select t.outcome, t.error into outcome, failure from app.try_clerk_event(content) as t;
+    insert into app.webhook_events (message_id, type, event, mentions, outcome, error, next_attempt_at, applied_at)
+    values (
+      receive_clerk_event.message_id, content ->> 'type', content, mentions, outcome, failure,
+      case when outcome = 'failed' then now() + interval '30 seconds' end, case when outcome <> 'failed' then now() end
+    );
+    perform app.erase_news_of_the_erased(receive_clerk_event.message_id, mentions);
+  elsif known = 'failed' then
+    outcome := app.retry_clerk_event(message_id);
+  else
+    outcome := 'duplicate';
+  end if;
+  return jsonb_build_object(
+    'message_id', message_id, 'type', content ->> 'type', 'outcome', outcome, 'users', scopes.users, 'organizations', scopes.organizations,
+    'lag_seconds', extract(epoch from now() - app.clerk_time(content -> 'timestamp'))
+  );
+end;
+$$;
+comment on function public.receive_clerk_event is
+'For the service: stores the signed text of a message and applies it, once. Returns message_id, type, outcome, users, organizations, lag_seconds. Definer: service_role has no access to the tables.';
+
+grant execute on function public.receive_clerk_event(text, text) to service_role;
+
+-- When it is due again: the wait doubles from half a minute to about four hours. The job retry-events calls this, `ballast inbox retry`,
+-- and a redelivery by Clerk.
+create or replace function app.retry_clerk_event(message_id text) returns text
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  stored app.webhook_events;
+  outcome text;
+  failure text;
+begin
+  select e.* into stored from app.webhook_events as e where e.message_id = retry_clerk_event.message_id;
+  perform app.lock_clerk_event(stored.event, stored.mentions);
+  select e.* into stored from app.webhook_events as e where e.message_id = retry_clerk_event.message_id for update;
+  if stored.message_id is null or stored.outcome <> 'failed' then
+    return stored.outcome;
+  end if;
+  select t.outcome, t.error into outcome, failure from app.try_clerk_event(stored.event) as t;
+  update app.webhook_events as e
+  set
+    outcome = retry.outcome, error = retry.failure, attempts = e.attempts + 1,
+    next_attempt_at = case when retry.outcome = 'failed' then now() + interval '30 seconds' * power(2, least(e.attempts, 9)) end,
+    applied_at = case when retry.outcome <> 'failed' then now() end
+  from (select outcome, failure) as retry
+  where e.message_id = stored.message_id;
+  perform app.erase_news_of_the_erased(stored.message_id, stored.mentions);
+  return outcome;
+end;
+$$;
+comment on function app.retry_clerk_event is 'Applies a failed message again and says its outcome; null when there is no such message.';

@@ -1,0 +1,222 @@
+"""What the inbox makes of a message's signed text: it reads every event, and refuses only what is not one."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from tests import events
+from tests.conftest import Database
+from tests.events import Json
+
+ANY_CHARACTER = st.characters(exclude_categories=())  # with halves of surrogate pairs
+NUMBERS = st.integers(-(10**30), 10**30) | st.floats(-1e15, 1e15)
+JSON = st.recursive(
+    st.none() | st.booleans() | NUMBERS | st.text(ANY_CHARACTER, max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(ANY_CHARACTER, max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+same_database = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+
+
+def receive(database: Database, text: str, message_id: str = "msg_odd") -> Any:
+    """The answer to the service. Raises what the database raises."""
+    with database.acting("service_role"):
+        return database.value("select public.receive_clerk_event(%s, %s)", message_id, text)
+
+
+def read(database: Database, text: str) -> Any:
+    return database.value("select app.read_clerk_event(%s)", text)
+
+
+def with_data(inner: str) -> str:
+    return f'{{"type": "a", "data": {{"x": {inner}, "y": 1}}}}'
+
+
+@pytest.mark.parametrize(
+    ("inner", "stored"),
+    [
+        (r'"a\u0000b"', "a\ufffdb"),
+        (r'"\ud800"', "\ufffd"),
+        (r'"\udc00\ud800"', "\ufffd\ufffd"),
+        (r'"\ud800\ud800\udc00\udc00"', "\ufffd\U00010000\ufffd"),
+        (r'"\uD83D\uDE00 \ud83d"', "\U0001f600 \ufffd"),
+        (r'"\\u0000 \\\u0000 \\\\u0000"', "\\u0000 \\\ufffd \\\\u0000"),
+        (r'"\\ud800 \"\ud800"', '\\ud800 "\ufffd'),
+        (r'{"\u0000": "\n"}', {"\ufffd": "\n"}),
+        ("[1, 1.5, true, null]", [1, 1.5, True, None]),
+        ("123456789012345678901234567890", 123456789012345678901234567890),
+        ("1e999", 10**999),
+        ("1e9999", None),
+        ("-1E+99999", None),
+        ("1e-99999", None),
+        ("[1, " + "9" * 5000 + ", -2]", [1, None, -2]),
+        ("9" * 200_000, None),
+        (f'"{"9" * 5000} 1e99999 [[ {{"', f"{'9' * 5000} 1e99999 [[ {{"),
+        (r'["1e99999\u0000", 1e99999]', ["1e99999\ufffd", None]),
+        ('"\U0001f600 \u2028 \x7f"', "\U0001f600 \u2028 \x7f"),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_what_jsonb_cannot_hold_is_replaced_and_nothing_else(database: Database, inner: str, stored: object) -> None:
+    assert read(database, with_data(inner)) == {"type": "a", "data": {"x": stored, "y": 1}}
+
+
+def test_the_type_may_need_a_replacement_too(database: Database) -> None:
+    assert receive(database, r'{"type": "a\u0000", "data": {}}')["type"] == "a\ufffd"
+
+
+def test_of_a_key_that_comes_twice_the_last_counts(database: Database) -> None:
+    assert read(database, '{"type": "a", "type": "b", "data": {}}')["type"] == "b"
+
+
+@pytest.mark.parametrize("levels", [99, 300, 5_000, 100_000])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"]": ', "}")])
+def test_a_person_is_banned_however_deeply_they_nested_their_metadata(
+    database: Database, levels: int, opening: str, closing: str
+) -> None:
+    user = json.dumps(events.user("user_deep", banned=True))
+    nested = f"{opening * levels}1{closing * levels}"
+    text = (
+        f'{{"type": "user.updated", "data": {user[:-1]}, "unsafe_metadata": {nested}}}, "timestamp": {events.START}}}'
+    )
+    assert receive(database, text)["outcome"] == "processed"
+    assert database.value("select banned from public.profiles where clerk_user_id = 'user_deep'") is True
+
+
+def test_only_what_is_nested_deeper_than_100_levels_is_cut(database: Database) -> None:
+    def nested(levels: int, inner: str) -> str:  # the event and its data are two levels
+        return "[" * (levels - 2) + inner + "]" * (levels - 2)
+
+    for kept in (nested(99, "[1], 2"), nested(100, "1, 2")):
+        assert read(database, with_data(kept))["data"]["x"] == json.loads(kept)
+    assert read(database, with_data(nested(100, '[1, {"a": []}], 2')))["data"]["x"] == json.loads(
+        nested(100, "null, 2")
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "no json", "null", "[]", '"text"', "1", "{}",
+        '\ufeff{"type": "a", "data": {}}',
+        '{"type": "a", "data": {}} {}',
+        '{"type": "a", "data": {}}"',
+        '{"type": "a", "data": {"n": NaN}}',
+        '{"type": "a", "data": {"n": -Infinity}}',
+        '{"type": "a", "data": {"n": 01}}',
+        '{"type": "a", "data": {"s": "\\x"}}',
+        '{"type": "a", "data": {"s": "\\u12"}}',
+        '{"type": "a", "data": {"s": "\n"}}',
+        '{"type": "a", "data": ' + "[" * 100_000,
+        "]" * 100_000,
+        "[" * 100_000 + "]" * 100_000,
+        '{"type": "a"}', '{"data": {}}',
+        '{"type": "", "data": {}}', '{"type": 1, "data": {}}', '{"type": null, "data": {}}', '{"type": ["a"], "data": {}}',
+        '{"type": "a", "data": null}', '{"type": "a", "data": []}', '{"type": "a", "data": "text"}',
+    ],
+    ids=lambda text: repr(text[:48]),
+)  # fmt: skip
+def test_text_that_is_not_an_event_is_refused(database: Database, text: str) -> None:
+    with pytest.raises(psycopg.DatabaseError) as refused:
+        receive(database, text)
+    assert refused.value.sqlstate == "PT400"
+
+
+@pytest.mark.parametrize("text", ['"\\' * 250_000, '"' * 500_000, "[" * 500_000, '["' * 250_000, "-" * 500_000])
+def test_hostile_text_is_refused_before_the_data_api_gives_up(database: Database, text: str) -> None:
+    database.execute("set local statement_timeout = '8s'")
+    with pytest.raises(psycopg.DatabaseError) as refused:
+        receive(database, text)
+    assert refused.value.sqlstate == "PT400"
+
+
+@same_database
+@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=200))
+@example('{"type": "a", "data": "')
+def test_no_other_text_is_taken_or_breaks_the_database(database: Database, text: str) -> None:
+    with pytest.raises(psycopg.DatabaseError) as refused:
+        receive(database, text)
+    assert refused.value.sqlstate == "PT400"
+
+
+@same_database
+@given(data=st.dictionaries(st.text(ANY_CHARACTER, max_size=8), JSON, max_size=5))
+def test_any_event_is_read_with_replacements_where_jsonb_needs_them(
+    database: Database, data: dict[str, object]
+) -> None:
+    text = json.dumps({"type": "a", "data": data})
+    assert read(database, text)["data"] == repaired(json.loads(text))["data"]
+    assert json.loads(database.value("select app.repair_json(%s)", text)) == repaired(json.loads(text))
+
+
+def repaired(value: Any) -> Any:
+    """What a reader of JSON should find: U+FFFD for the zero character and for halves of surrogate pairs."""
+    match value:
+        case str():
+            return "".join("\ufffd" if each == "\0" or "\ud800" <= each <= "\udfff" else each for each in value)
+        case list():
+            return [repaired(item) for item in value]
+        case dict():
+            return {repaired(key): repaired(item) for key, item in value.items()}
+        case _:
+            return value
+
+
+# Whom an event is about -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "users", "organizations"),
+    [
+        ("user.updated", {"id": "user_ada"}, ["user_ada"], []),
+        ("user.deleted", {"id": "user_ada"}, ["user_ada"], []),
+        ("organization.updated", {"id": "org_acme"}, [], ["org_acme"]),
+        ("organization.deleted", {"id": "org_acme"}, [], ["org_acme"]),
+        ("organizationMembership.deleted", {"id": "m", "public_user_data": {"user_id": "user_ada"}, "organization": {"id": "org_acme"}},
+         ["user_ada"], ["org_acme"]),
+        ("organizationInvitation.created", {"id": "i", "organization_id": "org_acme"}, [], ["org_acme"]),
+        ("subscription.created", {"id": "s", "payer": {"organization_id": "org_acme"}}, [], ["org_acme"]),
+        ("session.created", {"id": "sess_1", "user_id": "user_ada"}, [], []),
+        ("user.updated", {"id": 1, "public_user_data": [], "organization": "org_acme", "payer": None}, [], []),
+    ],
+)  # fmt: skip
+def test_the_answer_names_the_users_and_organizations_that_an_event_is_about(
+    database: Database, kind: str, data: Json, users: list[str], organizations: list[str]
+) -> None:
+    text = json.dumps(events.event(kind, data, events.START))
+    for _ in range(2):  # the second time it is a duplicate, whose first answer may have been lost
+        answer = receive(database, text)
+        assert (answer["users"], answer["organizations"]) == (users, organizations)
+
+
+def test_a_failed_event_that_is_applied_again_names_them_too(database: Database) -> None:
+    member = {"id": "orgmem_1", "organization": {"id": "org_acme"}, "public_user_data": {}}
+    assert (
+        receive(database, json.dumps(events.event("organizationMembership.created", member, events.START)))["outcome"]
+        == "failed"
+    )
+    database.execute("update app.webhook_events set next_attempt_at = now()")
+    with database.acting("service_role"):
+        retried = database.value("select public.retry_due_event()")
+        assert retried == {"outcome": "failed", "users": [], "organizations": ["org_acme"]}
+        assert database.value("select public.retry_due_event()") is None
+
+
+@pytest.mark.parametrize(
+    ("timestamp", "lag"), [("now", True), (1_760_000_000, True), (0, False), ("soon", False), (None, False)]
+)
+def test_the_answer_says_how_long_after_the_event_it_was_stored(
+    database: Database, timestamp: object, lag: bool
+) -> None:
+    now = database.value("select floor(extract(epoch from now()) * 1000)::bigint")
+    text = json.dumps({"type": "a", "data": {}, "timestamp": now if timestamp == "now" else timestamp})
+    found = receive(database, text)["lag_seconds"]
+    assert (found is not None) == lag
+    if timestamp == "now":
+        assert 0 <= found < 1
