@@ -13,7 +13,7 @@ from service.components import components
 from service.data_api import CallFailed
 from service.mail import KINDS, OPTIONAL, Drawer, Message
 from service.problems import Problem
-from service.routes.webhooks import EventMalformed, EventNotStored, delivery_in, raw_body, signed_text
+from service.signed_webhooks import EventMalformed, EventNotStored, delivery_in, raw_body, signed_text
 
 mail = Blueprint("mail", __name__)
 dev_mail = Blueprint("dev_mail", __name__, url_prefix="/dev/mail")

@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 from scripts.local.processes import GRACE_SECONDS
-from service.routes.webhooks import MAX_BODY_BYTES
+from service.signed_webhooks import MAX_BODY_BYTES
 from tests.conftest import free_port_block
 from tests.service.conftest import ENVIRONMENT, LEGAL
 from tests.service.outside import Answer, Outside, event, running_outside, signed, stored_answer

@@ -17,7 +17,7 @@ from flask.testing import FlaskClient
 from pydantic import SecretStr
 from werkzeug.datastructures import Headers
 
-from service.routes.webhooks import (
+from service.signed_webhooks import (
     MAX_BODY_BYTES,
     HeadersMalformed,
     SignatureInvalid,
