@@ -134,7 +134,7 @@ def test_python_keeps_a_channel_by_a_new_token_and_loses_it_with_an_old_one(serv
         channel = realtime.channel("db").on_postgres_changes("*", heard, table="notes", schema="probe")
         await channel.subscribe(states)
         assert (await states.next())[0] == RealtimeSubscribeStates.SUBSCRIBED
-        await realtime.set_auth(server.clerk_token("user_ada", lifetime=9))
+        await realtime.set_auth(server.clerk_token("user_ada", lifetime=6))
         await asyncio.sleep(4)  # the first token's life, of which only the clock can tell
         server.sql("insert into probe.notes (id, owner) values (1, 'user_ada')")
         assert (await heard.next())["data"]["record"]["id"] == 1
