@@ -97,8 +97,8 @@ def world(database: Database, table: str = "specimens") -> None:
     bens = database.value("select id from public.profiles where clerk_user_id = %s", BEN)
     acmes = database.value("select id from public.organizations where name = 'Acme'")
     database.execute("update app.settings set mail_enabled = true")
-    call(database, "enqueue_mail", template="role_changed", person_id=hers, organization_id=acmes)
-    call(database, "enqueue_mail", template="member_joined", person_id=bens, about_id=hers, organization_id=acmes)
+    call(database, "app.enqueue_mail", template="role_changed", person_id=hers, organization_id=acmes)
+    call(database, "app.enqueue_mail", template="member_joined", person_id=bens, about_id=hers, organization_id=acmes)
     database.execute("update app.settings set mail_enabled = false")
     database.execute(
         "insert into app.mail_suppressions (person_id, address, reason) values (%s, %s, 'bounced')",
@@ -119,9 +119,10 @@ def act(database: Database, user_id: str, statement: str, *values: object, **cla
 
 
 def call(database: Database, function: str, **arguments: object) -> Any:
-    """A function of app, by name."""
+    """A function of public by its name, or another with its schema."""
     named = ", ".join(f"{name} => %s" for name in arguments)
-    return database.value(f"select app.{function}({named})", *arguments.values())
+    path = function if "." in function else f"public.{function}"
+    return database.value(f"select {path}({named})", *arguments.values())
 
 
 def scan(database: Database, *texts: str) -> dict[str, int]:

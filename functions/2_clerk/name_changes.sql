@@ -18,7 +18,7 @@ create or replace trigger note_name_change after update of full_name on public.p
 for each row when (old.full_name is distinct from new.full_name) execute function app.note_name_change();
 
 -- Whoever claims one has a minute; nobody else gets it meanwhile.
-create or replace function app.claim_name_changes() returns jsonb
+create or replace function public.claim_name_changes() returns jsonb
 language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
   with due as (
@@ -35,9 +35,10 @@ as $$
   from claimed as c
   join public.profiles as p on p.id = c.person_id;
 $$;
-comment on function app.claim_name_changes is 'See public.claim_name_changes. Definer: the service has no privilege on tables.';
+comment on function public.claim_name_changes is
+'Up to 20 names that Clerk has to be told of, for a minute: [{clerk_user_id, first_name, last_name, changed_at}]. Definer: the service has no privilege on tables.';
 
-create or replace function app.end_name_change(clerk_user_id text, changed_at timestamptz, error text, is_final boolean) returns void
+create or replace function public.end_name_change(clerk_user_id text, changed_at timestamptz, error text, is_final boolean) returns void
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
@@ -56,24 +57,7 @@ begin
   end if;
 end;
 $$;
-comment on function app.end_name_change is 'See public.end_name_change. Definer: the service has no privilege on tables.';
+comment on function public.end_name_change is
+'Clerk has the name (error null), refuses it (is_final), or failed and is asked again later. Definer: the service has no privilege on tables.';
 
-create or replace function public.claim_name_changes() returns jsonb
-language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
-as $$
-  select app.claim_name_changes();
-$$;
-comment on function public.claim_name_changes is
-'Up to 20 names that Clerk has to be told of, for a minute: [{clerk_user_id, first_name, last_name, changed_at}].';
-
-create or replace function public.end_name_change(clerk_user_id text, changed_at timestamptz, error text, is_final boolean) returns void
-language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
-as $$
-  select app.end_name_change(end_name_change.clerk_user_id, end_name_change.changed_at, end_name_change.error, end_name_change.is_final);
-$$;
-comment on function public.end_name_change is 'Clerk has the name (error null), refuses it (is_final), or failed and is asked again later.';
-
-grant execute on function
-app.claim_name_changes(), app.end_name_change(text, timestamptz, text, boolean),
-public.claim_name_changes(), public.end_name_change(text, timestamptz, text, boolean)
-to service_role;
+grant execute on function public.claim_name_changes(), public.end_name_change(text, timestamptz, text, boolean) to service_role;

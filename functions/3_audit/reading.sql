@@ -11,7 +11,7 @@ comment on view app.audit_entries is 'Audit entries, each with the name of who d
 
 -- Newest first, behind a cursor: what is recorded after the first page comes on no page. The second condition says nothing new, and
 -- lets the planner leave out the months behind the cursor.
-create or replace function app.audit_page(
+create or replace function public.audit_page(
   organization_id uuid, from_ timestamptz, before_time timestamptz, before_id uuid, page integer
 ) returns setof app.audit_entries
 language sql stable parallel safe security definer set search_path = pg_catalog, pg_temp
@@ -26,18 +26,7 @@ as $$
   order by e.created_at desc, e.id desc
   limit audit_page.page;
 $$;
-comment on function app.audit_page is 'See public.audit_page. Definer: the service has no privilege on tables.';
-
-create or replace function public.audit_page(
-  organization_id uuid, from_ timestamptz, before_time timestamptz, before_id uuid, page integer
-) returns setof app.audit_entries
-language sql stable parallel safe security invoker set search_path = pg_catalog, pg_temp
-as $$
-  select * from app.audit_page(audit_page.organization_id, audit_page.from_, audit_page.before_time, audit_page.before_id, audit_page.page);
-$$;
 comment on function public.audit_page is
-'Up to `page` of the organization''s entries since `from_`, newest first, older than the entry (before_time, before_id). Asks nobody whether the caller may.';
+'Up to `page` of the organization''s entries since `from_`, newest first, older than the entry (before_time, before_id). Asks nobody whether the caller may. Definer: the service has no privilege on tables.';
 
-grant execute on function
-app.audit_page(uuid, timestamptz, timestamptz, uuid, integer), public.audit_page(uuid, timestamptz, timestamptz, uuid, integer)
-to service_role;
+grant execute on function public.audit_page(uuid, timestamptz, timestamptz, uuid, integer) to service_role;

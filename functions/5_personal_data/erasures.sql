@@ -58,15 +58,15 @@ declare
 begin
   update app.erasure_log as l set clerk_deleted_at = coalesce(l.clerk_deleted_at, now()) where l.receipt = receipt;
   begin
-    perform app.continue_erasure(receipt);
+    perform public.continue_erasure(receipt);
   exception when others then
     null; -- they are hidden, and Clerk need not wait: the service and the job take it up
   end;
 end;
 $$;
-comment on function app.erase_deleted_user is 'Erases somebody whom Clerk has deleted: most are done at once, of a busy person the rest is left to app.continue_erasure().';
+comment on function app.erase_deleted_user is 'Erases somebody whom Clerk has deleted: most are done at once, of a busy person the rest is left to public.continue_erasure().';
 
-create or replace function app.request_erasure(clerk_user_id text, requested_by text) returns jsonb
+create or replace function public.request_erasure(clerk_user_id text, requested_by text default 'person') returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
@@ -98,12 +98,13 @@ begin
     perform app.record_request(person_id, requested_by = 'person', 'personal_data.erasure_requested', '{}');
   end if;
   receipt := app.begin_erasure(clerk_user_id, requested_by); -- again, of somebody who is gone: an invitation may have come since
-  return app.erasure_receipt(receipt);
+  return public.erasure_receipt(receipt);
 end;
 $$;
-comment on function app.request_erasure is 'See public.request_erasure. Definer: the service has no privilege on tables.';
+comment on function public.request_erasure is
+'For the service, which knows that it is the person who asks: {receipt, state, …}, or {sole_owner_of: [{id, clerk_org_id, name}]} and nothing is done. Definer: the service has no privilege on tables.';
 
-create or replace function app.erasure_receipt(receipt uuid) returns jsonb
+create or replace function public.erasure_receipt(receipt uuid) returns jsonb
 language sql stable parallel safe security definer set search_path = pg_catalog, pg_temp
 as $$
   select jsonb_build_object(
@@ -113,11 +114,12 @@ as $$
   from app.erasure_log as l
   where l.receipt = erasure_receipt.receipt;
 $$;
-comment on function app.erasure_receipt is 'See public.erasure_receipt. Definer: the service has no privilege on tables.';
+comment on function public.erasure_receipt is
+'What whoever holds a receipt may know: {receipt, state, requested_at, erased_at, clerk_deleted_at, counts}; null for none. Definer: the service has no privilege on tables.';
 
 -- One at a time per erasure: who comes second does nothing. A row that somebody else holds is waited for, for a while: the step fails
 -- then, and is taken again.
-create or replace function app.continue_erasure(receipt uuid) returns jsonb
+create or replace function public.continue_erasure(receipt uuid) returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp set lock_timeout = '1s'
 as $$
 #variable_conflict use_variable
@@ -144,7 +146,7 @@ begin
       person = case job.state when 'erased' then (null, (l.person).clerk_user_id, null)::app.person else l.person end
     where l.receipt = receipt;
   end if;
-  return app.erasure_receipt(receipt) || (
+  return public.erasure_receipt(receipt) || (
     select jsonb_build_object(
       'subject_hash', l.subject_hash, 'salt', encode(s.erasure_salt, 'hex'),
       'to_delete_at_clerk', case when l.state = 'erased' and l.clerk_deleted_at is null then (l.person).clerk_user_id end
@@ -154,9 +156,10 @@ begin
   );
 end;
 $$;
-comment on function app.continue_erasure is 'See public.continue_erasure. Definer: the service has no privilege on tables.';
+comment on function public.continue_erasure is
+'A step of an erasure: call it while state is running, each time a transaction of its own. Then write the ledger, delete at Clerk, and end_erasure(). Definer: the service has no privilege on tables.';
 
-create or replace function app.end_erasure(receipt uuid, is_stored boolean) returns jsonb
+create or replace function public.end_erasure(receipt uuid, is_stored boolean) returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
@@ -166,26 +169,29 @@ begin
     state = 'complete', person = null, clerk_deleted_at = coalesce(l.clerk_deleted_at, now()), attempts = 0, error = null,
     stored_at = case when is_stored then coalesce(l.stored_at, now()) else l.stored_at end
   where l.receipt = receipt and l.state = 'erased';
-  return app.erasure_receipt(receipt);
+  return public.erasure_receipt(receipt);
 end;
 $$;
-comment on function app.end_erasure is 'See public.end_erasure. Definer: the service has no privilege on tables.';
+comment on function public.end_erasure is
+'The person is gone at Clerk too, and the ledger has the entry (or there is no store): forgets Clerk''s id. Definer: the service has no privilege on tables.';
 
-create or replace function app.postpone_erasure(receipt uuid, error text) returns void
+create or replace function public.postpone_erasure(receipt uuid, error text) returns void
 language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
   update app.erasure_log as l
   set attempts = l.attempts + 1, next_attempt_at = now() + interval '30 seconds' * power(2, least(l.attempts, 9)), error = left(postpone_erasure.error, 200)
   where l.receipt = postpone_erasure.receipt and l.state <> 'complete';
 $$;
-comment on function app.postpone_erasure is 'See public.postpone_erasure. Definer: the service has no privilege on tables.';
+comment on function public.postpone_erasure is
+'Clerk or the store failed: it is due again after a while, which doubles up to four hours. Definer: the service has no privilege on tables.';
 
-create or replace function app.pending_erasures() returns setof uuid
+create or replace function public.pending_erasures() returns setof uuid
 language sql stable parallel safe security definer set search_path = pg_catalog, pg_temp
 as $$
   select l.receipt from app.erasure_log as l where l.state <> 'complete' and l.next_attempt_at <= now() order by l.requested_at limit 100;
 $$;
-comment on function app.pending_erasures is 'See public.pending_erasures. Definer: the service has no privilege on tables.';
+comment on function public.pending_erasures is
+'Receipts of what is due to be continued, oldest first. Definer: the service has no privilege on tables.';
 
 -- A backup from before an erasure brings the person back. The ledger beside the backups says who must go again: by hashes, so each
 -- person that the database knows is hashed with the salt of the entry.
@@ -225,53 +231,7 @@ $$;
 comment on function app.replay_erasures is
 'Hides and begins to erase whoever of the ledger (an array of what continue_erasure() returned) is in this database. Returns receipts: continue each.';
 
-create or replace function public.request_erasure(clerk_user_id text) returns jsonb
-language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
-as $$
-  select app.request_erasure(request_erasure.clerk_user_id, 'person');
-$$;
-comment on function public.request_erasure is
-'For the service, which knows that it is the person who asks: {receipt, state, …}, or {sole_owner_of: [{id, clerk_org_id, name}]} and nothing is done.';
-
-create or replace function public.continue_erasure(receipt uuid) returns jsonb
-language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
-as $$
-  select app.continue_erasure(continue_erasure.receipt);
-$$;
-comment on function public.continue_erasure is
-'A step of an erasure: call it while state is running, each time a transaction of its own. Then write the ledger, delete at Clerk, and end_erasure().';
-
-create or replace function public.end_erasure(receipt uuid, is_stored boolean) returns jsonb
-language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
-as $$
-  select app.end_erasure(end_erasure.receipt, end_erasure.is_stored);
-$$;
-comment on function public.end_erasure is 'The person is gone at Clerk too, and the ledger has the entry (or there is no store): forgets Clerk''s id.';
-
-create or replace function public.postpone_erasure(receipt uuid, error text) returns void
-language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
-as $$
-  select app.postpone_erasure(postpone_erasure.receipt, postpone_erasure.error);
-$$;
-comment on function public.postpone_erasure is 'Clerk or the store failed: it is due again after a while, which doubles up to four hours.';
-
-create or replace function public.pending_erasures() returns setof uuid
-language sql stable parallel safe security invoker set search_path = pg_catalog, pg_temp
-as $$
-  select * from app.pending_erasures();
-$$;
-comment on function public.pending_erasures is 'Receipts of what is due to be continued, oldest first.';
-
-create or replace function public.erasure_receipt(receipt uuid) returns jsonb
-language sql stable parallel safe security invoker set search_path = pg_catalog, pg_temp
-as $$
-  select app.erasure_receipt(erasure_receipt.receipt);
-$$;
-comment on function public.erasure_receipt is 'What whoever holds a receipt may know: {receipt, state, requested_at, erased_at, clerk_deleted_at, counts}; null for none.';
-
 grant execute on function
-app.request_erasure(text, text), app.continue_erasure(uuid), app.end_erasure(uuid, boolean), app.postpone_erasure(uuid, text),
-app.pending_erasures(), app.erasure_receipt(uuid),
-public.request_erasure(text), public.continue_erasure(uuid), public.end_erasure(uuid, boolean), public.postpone_erasure(uuid, text),
+public.request_erasure(text, text), public.continue_erasure(uuid), public.end_erasure(uuid, boolean), public.postpone_erasure(uuid, text),
 public.pending_erasures(), public.erasure_receipt(uuid)
 to service_role;

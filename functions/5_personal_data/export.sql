@@ -1,7 +1,7 @@
 -- Access and portability: what is held of a person, in pages that neither the database nor the service has to hold at once.
 
 -- One an hour, unless the last one failed; one of which no page was read for a minute has. An administrator need not wait.
-create or replace function app.begin_export(clerk_user_id text, requested_by text) returns jsonb
+create or replace function public.begin_export(clerk_user_id text, requested_by text default 'person') returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
@@ -35,7 +35,8 @@ begin
   );
 end;
 $$;
-comment on function app.begin_export is 'See public.begin_export. Definer: the service has no privilege on tables.';
+comment on function public.begin_export is
+'For the service, which knows that it is the person who asks: {export_id, schema_version, generated_at, domains}, or {retry_after} in seconds. Definer: the service has no privilege on tables.';
 
 -- Rows by key, up to a number and up to 2 MB and the row that makes it so. The key is compared only where there is one, and its first
 -- column once more by itself: so that a partition behind it is not read.
@@ -105,7 +106,7 @@ $$;
 comment on function app.export_total is 'How many rows an export has, for a progress bar.';
 
 -- A page goes through as many domains as fit: most people have few rows.
-create or replace function app.export_page(export_id uuid, after jsonb, page integer)
+create or replace function public.export_page(export_id uuid, after jsonb, page integer)
 returns table (domain text, content text, entries integer, next jsonb)
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -146,41 +147,18 @@ begin
   end loop;
 end;
 $$;
-comment on function app.export_page is 'See public.export_page. Definer: the service has no privilege on tables.';
+comment on function public.export_page is
+'Up to `page` records, in the order of the domains: content holds JSON objects with commas between; the last row''s next is for `after`, null at the end. Definer: the service has no privilege on tables.';
 
-create or replace function app.end_export(export_id uuid, failed boolean) returns void
+create or replace function public.end_export(export_id uuid, failed boolean) returns void
 language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
   update app.exports as e set outcome = case when failed then 'failed' else 'finished' end, touched_at = now()
   where e.id = export_id and e.outcome = 'running';
 $$;
-comment on function app.end_export is 'See public.end_export. Definer: the service has no privilege on tables.';
-
-create or replace function public.begin_export(clerk_user_id text) returns jsonb
-language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
-as $$
-  select app.begin_export(begin_export.clerk_user_id, 'person');
-$$;
-comment on function public.begin_export is
-'For the service, which knows that it is the person who asks: {export_id, schema_version, generated_at, domains}, or {retry_after} in seconds.';
-
-create or replace function public.export_page(export_id uuid, after jsonb, page integer)
-returns table (domain text, content text, entries integer, next jsonb)
-language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
-as $$
-  select * from app.export_page(export_page.export_id, export_page.after, export_page.page);
-$$;
-comment on function public.export_page is
-'Up to `page` records, in the order of the domains: content holds JSON objects with commas between; the last row''s next is for `after`, null at the end.';
-
-create or replace function public.end_export(export_id uuid, failed boolean) returns void
-language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
-as $$
-  select app.end_export(end_export.export_id, end_export.failed);
-$$;
-comment on function public.end_export is 'Ends an export: after one that failed, the person may ask again at once.';
+comment on function public.end_export is
+'Ends an export: after one that failed, the person may ask again at once. Definer: the service has no privilege on tables.';
 
 grant execute on function
-app.begin_export(text, text), app.export_page(uuid, jsonb, integer), app.end_export(uuid, boolean),
-public.begin_export(text), public.export_page(uuid, jsonb, integer), public.end_export(uuid, boolean)
+public.begin_export(text, text), public.export_page(uuid, jsonb, integer), public.end_export(uuid, boolean)
 to service_role;

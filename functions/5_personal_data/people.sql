@@ -81,7 +81,7 @@ $$;
 comment on function app.kept_for is 'After which time the rows of a rule of app.personal_data go; null when something else says so.';
 
 -- For the privacy page: what a visitor asks, not where it lies.
-create or replace function app.privacy_notice() returns jsonb
+create or replace function public.privacy_notice() returns jsonb
 language plpgsql stable parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -105,14 +105,7 @@ begin
   );
 end;
 $$;
-comment on function app.privacy_notice is 'See public.privacy_notice. Definer: the registry is private.';
-
-create or replace function public.privacy_notice() returns jsonb
-language sql stable parallel unsafe security invoker set search_path = pg_catalog, pg_temp
-as $$
-  select app.privacy_notice();
-$$;
 comment on function public.privacy_notice is
-'For the privacy page: objects with category, data, purpose, lawful_basis, retention and erasure, in the order of app.personal_data.';
+'For the privacy page: objects with category, data, purpose, lawful_basis, retention and erasure, in the order of app.personal_data. Definer: the registry is private.';
 
-grant execute on function app.privacy_notice(), public.privacy_notice() to service_role;
+grant execute on function public.privacy_notice() to service_role;

@@ -68,7 +68,7 @@ $$;
 comment on function app.purge_batch is 'Deletes up to `batch` rows that a rule of app.personal_data no longer keeps. Returns how many.';
 
 -- Half a second, and a batch more. The audit trail goes by whole months, when the rest is done.
-create or replace function app.run_retention() returns jsonb
+create or replace function public.run_retention() returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -104,14 +104,7 @@ begin
   return jsonb_build_object('done', true, 'purged', counts, 'dropped_audit_months', dropped);
 end;
 $$;
-comment on function app.run_retention is 'See public.run_retention. Definer: the service has no privilege on tables.';
-
-create or replace function public.run_retention() returns jsonb
-language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
-as $$
-  select app.run_retention();
-$$;
 comment on function public.run_retention is
-'A step of the job that purges what is old: {done, purged: {table: rows}, dropped_audit_months: null while somebody reads the trail}. Call it until done.';
+'A step of the job that purges what is old: {done, purged: {table: rows}, dropped_audit_months: null while somebody reads the trail}. Call it until done. Definer: the service has no privilege on tables.';
 
-grant execute on function app.run_retention(), public.run_retention() to service_role;
+grant execute on function public.run_retention() to service_role;

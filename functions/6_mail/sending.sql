@@ -28,7 +28,7 @@ $$;
 comment on function app.mail_context is 'What the texts of a mail are filled with, as it is now. Every kind gets the same keys, null for what it is not about.';
 
 -- Whoever claims one has three minutes; then it is taken for lost, and claimed again. What nobody wants any more is dropped on the way.
-create or replace function app.claim_mail(batch integer) returns jsonb
+create or replace function public.claim_mail(batch integer default 1) returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -65,10 +65,13 @@ begin
   return claimed;
 end;
 $$;
-comment on function app.claim_mail is 'See public.claim_mail. Definer: the service has no privilege on tables.';
+comment on function public.claim_mail is
+'Mail that is due, for three minutes: [{id, template, to, person_id, is_essential, context}]. Nobody else gets it meanwhile. Definer: the service has no privilege on tables.';
 
 -- Of two who sent the same mail, because the first was taken for dead, whoever succeeded counts.
-create or replace function app.end_mail(id uuid, state text, provider_id text, error text, retry_after integer) returns text
+create or replace function public.end_mail(
+  id uuid, state text, provider_id text default null, error text default null, retry_after integer default null
+) returns text
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
@@ -99,10 +102,13 @@ begin
   return (select o.state from app.email_outbox as o where o.id = id);
 end;
 $$;
-comment on function app.end_mail is 'See public.end_mail. Definer: the service has no privilege on tables.';
+comment on function public.end_mail is
+'sent; queued: it failed and is due after a while, which doubles, or in retry_after seconds at the earliest; failed: for good. Returns the state it has now. Definer: the service has no privilege on tables.';
 
 -- Resend's messages come in any order, and before we know Resend's id: a mail carries its own id as a tag.
-create or replace function app.mail_event(mail_id uuid, provider_id text, kind text, address text, is_permanent boolean) returns boolean
+create or replace function public.mail_event(
+  mail_id uuid, provider_id text, kind text, address text default null, is_permanent boolean default true
+) returns boolean
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
@@ -136,9 +142,10 @@ begin
   return true;
 end;
 $$;
-comment on function app.mail_event is 'See public.mail_event. Definer: the service has no privilege on tables.';
+comment on function public.mail_event is
+'What Resend says of a mail: delivered, bounced or complained. An address that does not work for good, or complains, gets essential mail only. Definer: the service has no privilege on tables.';
 
-create or replace function app.unsubscribe_from_mail(person_id uuid, template text) returns boolean
+create or replace function public.unsubscribe_from_mail(person_id uuid, template text) returns boolean
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -154,46 +161,10 @@ begin
   return true;
 end;
 $$;
-comment on function app.unsubscribe_from_mail is 'See public.unsubscribe_from_mail. Definer: the service has no privilege on tables.';
-
-create or replace function public.claim_mail(batch integer default 1) returns jsonb
-language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
-as $$
-  select app.claim_mail(claim_mail.batch);
-$$;
-comment on function public.claim_mail is
-'Mail that is due, for three minutes: [{id, template, to, person_id, is_essential, context}]. Nobody else gets it meanwhile.';
-
-create or replace function public.end_mail(
-  id uuid, state text, provider_id text default null, error text default null, retry_after integer default null
-) returns text
-language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
-as $$
-  select app.end_mail(end_mail.id, end_mail.state, end_mail.provider_id, end_mail.error, end_mail.retry_after);
-$$;
-comment on function public.end_mail is
-'sent; queued: it failed and is due after a while, which doubles, or in retry_after seconds at the earliest; failed: for good. Returns the state it has now.';
-
-create or replace function public.mail_event(
-  mail_id uuid, provider_id text, kind text, address text default null, is_permanent boolean default true
-) returns boolean
-language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
-as $$
-  select app.mail_event(mail_event.mail_id, mail_event.provider_id, mail_event.kind, mail_event.address, mail_event.is_permanent);
-$$;
-comment on function public.mail_event is
-'What Resend says of a mail: delivered, bounced or complained. An address that does not work for good, or complains, gets essential mail only.';
-
-create or replace function public.unsubscribe_from_mail(person_id uuid, template text) returns boolean
-language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
-as $$
-  select app.unsubscribe_from_mail(unsubscribe_from_mail.person_id, unsubscribe_from_mail.template);
-$$;
 comment on function public.unsubscribe_from_mail is
-'For the service, which has checked the link: no more mail of this kind. False for essential mail, which nobody can switch off.';
+'For the service, which has checked the link: no more mail of this kind. False for essential mail, which nobody can switch off. Definer: the service has no privilege on tables.';
 
 grant execute on function
-app.claim_mail(integer), app.end_mail(uuid, text, text, text, integer), app.mail_event(uuid, text, text, text, boolean),
-app.unsubscribe_from_mail(uuid, text), public.claim_mail(integer), public.end_mail(uuid, text, text, text, integer),
-public.mail_event(uuid, text, text, text, boolean), public.unsubscribe_from_mail(uuid, text)
+public.claim_mail(integer), public.end_mail(uuid, text, text, text, integer), public.mail_event(uuid, text, text, text, boolean),
+public.unsubscribe_from_mail(uuid, text)
 to service_role;

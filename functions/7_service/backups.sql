@@ -2,7 +2,7 @@
 -- The store is the truth about what can be restored; this is the truth about what was tried.
 
 -- The run holds the lock for as long as its snapshot lives, so whatever ends it releases the lock too.
-create or replace function app.backup_is_running() returns boolean
+create or replace function public.backup_is_running() returns boolean
 language sql stable parallel restricted set search_path = pg_catalog, pg_temp
 as $$
   select exists (
@@ -11,10 +11,10 @@ as $$
       and l.database = (select d.oid from pg_database as d where d.datname = current_database())
   );
 $$;
-comment on function app.backup_is_running is 'Whether a session of this database holds pg_try_advisory_xact_lock(733140620), as a run of `ballast backup` does.';
+comment on function public.backup_is_running is 'Whether a session of this database holds pg_try_advisory_xact_lock(733140620), as a run of `ballast backup` does.';
 
 -- Two who ask at once come one after the other, and a process that was just started has not got to its lock yet.
-create or replace function app.request_backup(id uuid, filename text, backup_type text) returns jsonb
+create or replace function public.request_backup(id uuid, filename text, backup_type text) returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
@@ -22,7 +22,7 @@ declare
   requested public.backup_logs;
 begin
   lock table public.backup_logs in share row exclusive mode;
-  if app.backup_is_running()
+  if public.backup_is_running()
     or exists (select from public.backup_logs as b where b.status = 'started' and b.created_at > now() - interval '10 seconds') then
     return null;
   end if;
@@ -34,10 +34,11 @@ begin
   );
 end;
 $$;
-comment on function app.request_backup is 'See public.request_backup. Definer: the service has no privilege on tables.';
+comment on function public.request_backup is
+'Before the service starts a process: {id, filename, backup_type, status, created_at}; null when one is running, or was asked for seconds ago. Definer: the service has no privilege on tables.';
 
 -- Whoever calls holds the lock: others that say they are running are not. The one that was asked for may have been taken for such.
-create or replace function app.begin_backup(id uuid, filename text, backup_type text) returns void
+create or replace function public.begin_backup(id uuid, filename text, backup_type text) returns void
 language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
   update public.backup_logs as b
@@ -48,9 +49,12 @@ as $$
   values (begin_backup.id, begin_backup.filename, begin_backup.backup_type, 'started')
   on conflict (id) do update set status = 'started', finished_at = null, error_message = null where b.status = 'interrupted';
 $$;
-comment on function app.begin_backup is 'See public.begin_backup. Definer: the service has no privilege on tables.';
+comment on function public.begin_backup is
+'The run holds the lock and has its snapshot: it is started, and others that never ended are interrupted. Definer: the service has no privilege on tables.';
 
-create or replace function app.end_backup(id uuid, status text, size_bytes bigint, checksum text, error_message text) returns void
+create or replace function public.end_backup(
+  id uuid, status text, size_bytes bigint default null, checksum text default null, error_message text default null
+) returns void
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
@@ -63,10 +67,11 @@ begin
   where b.id = id and b.status in ('started', 'interrupted');
 end;
 $$;
-comment on function app.end_backup is 'See public.end_backup. Definer: the service has no privilege on tables.';
+comment on function public.end_backup is
+'How a backup ended: completed or failed. What is said first counts; again, it changes nothing. Definer: the service has no privilege on tables.';
 
 -- What a drill restored is complete, whatever was written down of it: the record may be lost, or have missed its end.
-create or replace function app.record_drill(backup jsonb, report jsonb) returns void
+create or replace function public.record_drill(backup jsonb, report jsonb) returns void
 language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
   insert into public.backup_logs as b (
@@ -86,9 +91,10 @@ as $$
     error_message = case when excluded.drill_passed then null else b.error_message end,
     drilled_at = excluded.drilled_at, drill_passed = excluded.drill_passed, drill_report = excluded.drill_report;
 $$;
-comment on function app.record_drill is 'See public.record_drill. Definer: the service has no privilege on tables.';
+comment on function public.record_drill is
+'A backup was restored for proof: backup is {id, filename, backup_type, size_bytes, checksum, created_at}, report is {passed, rto_seconds, …}. Definer: the service has no privilege on tables.';
 
-create or replace function app.backups(newest integer) returns jsonb
+create or replace function public.backups(newest integer default 100) returns jsonb
 language sql stable parallel safe security definer set search_path = pg_catalog, pg_temp
 as $$
   select coalesce(
@@ -105,58 +111,10 @@ as $$
   )
   from (select l.* from public.backup_logs as l order by l.created_at desc, l.id limit backups.newest) as b;
 $$;
-comment on function app.backups is 'See public.backups. Definer: the service has no privilege on tables.';
-
-create or replace function public.backup_is_running() returns boolean
-language sql stable parallel restricted security invoker set search_path = pg_catalog, pg_temp
-as $$
-  select app.backup_is_running();
-$$;
-comment on function public.backup_is_running is 'Whether a backup of this database is being made, by whomever.';
-
-create or replace function public.request_backup(id uuid, filename text, backup_type text) returns jsonb
-language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
-as $$
-  select app.request_backup(request_backup.id, request_backup.filename, request_backup.backup_type);
-$$;
-comment on function public.request_backup is
-'Before the service starts a process: {id, filename, backup_type, status, created_at}; null when one is running, or was asked for seconds ago.';
-
-create or replace function public.begin_backup(id uuid, filename text, backup_type text) returns void
-language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
-as $$
-  select app.begin_backup(begin_backup.id, begin_backup.filename, begin_backup.backup_type);
-$$;
-comment on function public.begin_backup is 'The run holds the lock and has its snapshot: it is started, and others that never ended are interrupted.';
-
-create or replace function public.end_backup(
-  id uuid, status text, size_bytes bigint default null, checksum text default null, error_message text default null
-) returns void
-language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
-as $$
-  select app.end_backup(end_backup.id, end_backup.status, end_backup.size_bytes, end_backup.checksum, end_backup.error_message);
-$$;
-comment on function public.end_backup is 'How a backup ended: completed or failed. What is said first counts; again, it changes nothing.';
-
-create or replace function public.record_drill(backup jsonb, report jsonb) returns void
-language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
-as $$
-  select app.record_drill(record_drill.backup, record_drill.report);
-$$;
-comment on function public.record_drill is
-'A backup was restored for proof: backup is {id, filename, backup_type, size_bytes, checksum, created_at}, report is {passed, rto_seconds, …}.';
-
-create or replace function public.backups(newest integer default 100) returns jsonb
-language sql stable parallel safe security invoker set search_path = pg_catalog, pg_temp
-as $$
-  select app.backups(backups.newest);
-$$;
 comment on function public.backups is
-'Newest first: [{id, filename, backup_type, status, size_bytes, duration_seconds, checksum, error_message, created_at, drilled_at, drill_passed}].';
+'Newest first: [{id, filename, backup_type, status, size_bytes, duration_seconds, checksum, error_message, created_at, drilled_at, drill_passed}]. Definer: the service has no privilege on tables.';
 
 grant execute on function
-app.backup_is_running(), app.request_backup(uuid, text, text), app.begin_backup(uuid, text, text),
-app.end_backup(uuid, text, bigint, text, text), app.record_drill(jsonb, jsonb), app.backups(integer),
 public.backup_is_running(), public.request_backup(uuid, text, text), public.begin_backup(uuid, text, text),
 public.end_backup(uuid, text, bigint, text, text), public.record_drill(jsonb, jsonb), public.backups(integer)
 to service_role;

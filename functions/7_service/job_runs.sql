@@ -1,6 +1,6 @@
 -- What became of each job's last run. How often it should run is in ops.job_schedule.
 
-create or replace function app.record_job(name text, report jsonb, ok boolean, duration_ms integer) returns integer
+create or replace function public.record_job(name text, report jsonb, ok boolean, duration_ms integer) returns integer
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -18,14 +18,7 @@ begin
   );
 end;
 $$;
-comment on function app.record_job is 'See public.record_job. Definer: the service has no privilege on tables.';
-
-create or replace function public.record_job(name text, report jsonb, ok boolean, duration_ms integer) returns integer
-language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
-as $$
-  select app.record_job(record_job.name, record_job.report, record_job.ok, record_job.duration_ms);
-$$;
 comment on function public.record_job is
-'For the service: a job ended. report is what it answered: counts, nothing about people. Returns after how many minutes the next run is due; null for what has no schedule.';
+'For the service: a job ended. report is what it answered: counts, nothing about people. Returns after how many minutes the next run is due; null for what has no schedule. Definer: the service has no privilege on tables.';
 
-grant execute on function app.record_job(text, jsonb, boolean, integer), public.record_job(text, jsonb, boolean, integer) to service_role;
+grant execute on function public.record_job(text, jsonb, boolean, integer) to service_role;

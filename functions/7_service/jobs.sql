@@ -1,13 +1,14 @@
 -- Periodic work that the service's jobs ask for, each call short and safe to repeat.
 
-create or replace function app.keep_partitions() returns integer
+create or replace function public.keep_partitions() returns integer
 language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
   select app.make_audit_partitions();
 $$;
-comment on function app.keep_partitions is 'See public.keep_partitions. Definer: the service may not make tables.';
+comment on function public.keep_partitions is
+'Makes the audit trail''s partitions of the months ahead. Returns how many were new. Definer: the service may not make tables.';
 
-create or replace function app.seals_after(newest bigint) returns jsonb
+create or replace function public.seals_after(newest bigint) returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -18,7 +19,8 @@ begin
   );
 end;
 $$;
-comment on function app.seals_after is 'See public.seals_after. Definer: the service has no privilege on tables.';
+comment on function public.seals_after is
+'Seals what is complete of the audit trail, and returns the seals after that sequence, oldest first, 1,000 at most: keep them elsewhere. Definer: the service has no privilege on tables.';
 
 create or replace function public.retry_due_event() returns jsonb
 language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
@@ -33,22 +35,4 @@ $$;
 comment on function public.retry_due_event is
 'Applies the failed event that is due longest again: {outcome, users, organizations}; null when none is due. Definer: the service has no privilege on tables.';
 
-create or replace function public.keep_partitions() returns integer
-language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
-as $$
-  select app.keep_partitions();
-$$;
-comment on function public.keep_partitions is 'Makes the audit trail''s partitions of the months ahead. Returns how many were new.';
-
-create or replace function public.seals_after(newest bigint) returns jsonb
-language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
-as $$
-  select app.seals_after(seals_after.newest);
-$$;
-comment on function public.seals_after is
-'Seals what is complete of the audit trail, and returns the seals after that sequence, oldest first, 1,000 at most: keep them elsewhere.';
-
-grant execute on function
-app.keep_partitions(), app.seals_after(bigint),
-public.retry_due_event(), public.keep_partitions(), public.seals_after(bigint)
-to service_role;
+grant execute on function public.retry_due_event(), public.keep_partitions(), public.seals_after(bigint) to service_role;

@@ -1,6 +1,6 @@
 -- What a monitor reads of the database at each scrape of the service's /metrics: numbers only.
 
-create or replace function app.service_metrics() returns jsonb
+create or replace function public.service_metrics() returns jsonb
 language plpgsql stable parallel restricted security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -16,13 +16,7 @@ begin
   );
 end;
 $$;
-comment on function app.service_metrics is 'See public.service_metrics. Definer: the service has no privilege on tables.';
+comment on function public.service_metrics is
+'For /metrics: numbers by name, null where there is nothing to measure yet. Definer: the service has no privilege on tables.';
 
-create or replace function public.service_metrics() returns jsonb
-language sql stable parallel restricted security invoker set search_path = pg_catalog, pg_temp
-as $$
-  select app.service_metrics();
-$$;
-comment on function public.service_metrics is 'For /metrics: numbers by name, null where there is nothing to measure yet.';
-
-grant execute on function app.service_metrics(), public.service_metrics() to service_role;
+grant execute on function public.service_metrics() to service_role;

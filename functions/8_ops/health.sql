@@ -67,7 +67,7 @@ with facts as (
     failure.created_at as last_failure_at, coalesce(failure.error_message, 'The process ended without a word.') as last_failure,
     case when r.is_running then coalesce(running.created_at, now()) end as running_since, s.drill_every
   from app.settings as s
-  cross join app.backup_is_running() as r (is_running)
+  cross join public.backup_is_running() as r (is_running)
   left join lateral (
     select b.* from public.backup_logs as b
     where b.status = 'completed'

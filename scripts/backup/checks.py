@@ -164,7 +164,7 @@ def _erased(connection: Connection, receipt: str) -> bool:
     step: object = None
     waits = 0
     while waits < MOST_WAITS:
-        before, [[step]] = step, connection.execute("select app.continue_erasure(%s)", [receipt]).fetchall()
+        before, [[step]] = step, connection.execute("select public.continue_erasure(%s)", [receipt]).fetchall()
         if step["state"] != "running":  # type: ignore[index]
             return True
         if step == before:  # others' transactions still run

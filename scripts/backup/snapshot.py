@@ -16,7 +16,7 @@ from scripts.backup.manifest import SCHEMAS, Seal
 from scripts.errors import Failure
 from scripts.schema.database import Connection
 
-# Chosen once; app.backup_is_running() looks for it.
+# Chosen once; public.backup_is_running() looks for it.
 ADVISORY_LOCK = 733_140_620
 STRUCTURE = Path(__file__).with_name("structure.sql")
 AROUND = Path(__file__).with_name("globals.sql")

@@ -156,7 +156,8 @@ def exported(connection: Connection, clerk_user_id: str, file: Path) -> int:
     console = Console(stderr=True)
     try:
         with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-            task = progress.add_task("Records", total=call("export_total", {"export_id": running.id}))
+            [[total]] = connection.execute("select app.export_total(%s)", [running.id]).fetchall()
+            task = progress.add_task("Records", total=total)
 
             def told(entries: int) -> None:
                 nonlocal records
@@ -220,11 +221,11 @@ def _waits(connection: Connection, receipt: str) -> bool:
 
 
 def _called(connection: Connection) -> Call:
-    """Calls functions of the schema app as DataApi.call() does those of public. Raises NothingHeld."""
+    """Calls functions as DataApi.call() does. Raises NothingHeld."""
 
     def call(function: str, arguments: dict[str, Any]) -> Any:
         named = sql.SQL(", ").join(sql.SQL("{} => %s").format(sql.Identifier(name)) for name in arguments)
-        query = sql.SQL("select * from {}({})").format(sql.Identifier("app", function), named)
+        query = sql.SQL("select * from {}({})").format(sql.Identifier("public", function), named)
         values = [Jsonb(value) if isinstance(value, list | dict) else value for value in arguments.values()]
         try:
             rows = connection.cursor(row_factory=dict_row).execute(query, values).fetchall()

@@ -389,7 +389,7 @@ export type Database = {
       backup_is_running: { Args: Record<PropertyKey, never>; Returns: boolean };
       backups: { Args: { newest?: number }; Returns: Json };
       begin_backup: { Args: { backup_type: string; filename: string; id: string }; Returns: undefined };
-      begin_export: { Args: { clerk_user_id: string }; Returns: Json };
+      begin_export: { Args: { clerk_user_id: string; requested_by?: string }; Returns: Json };
       claim_mail: { Args: { batch?: number }; Returns: Json };
       claim_name_changes: { Args: Record<PropertyKey, never>; Returns: Json };
       continue_erasure: { Args: { receipt: string }; Returns: Json };
@@ -452,7 +452,7 @@ export type Database = {
       record_drill: { Args: { backup: Json; report: Json }; Returns: undefined };
       record_job: { Args: { duration_ms: number; name: string; ok: boolean; report: Json }; Returns: number };
       request_backup: { Args: { backup_type: string; filename: string; id: string }; Returns: Json };
-      request_erasure: { Args: { clerk_user_id: string }; Returns: Json };
+      request_erasure: { Args: { clerk_user_id: string; requested_by?: string }; Returns: Json };
       retry_due_event: { Args: Record<PropertyKey, never>; Returns: Json };
       run_retention: { Args: Record<PropertyKey, never>; Returns: Json };
       seals_after: { Args: { newest: number }; Returns: Json };

@@ -215,12 +215,12 @@ def own_memory(process: psutil.Process, kind: str) -> float:
 def erase(admin: Admin) -> list[float]:
     """Seconds of each step of the person's erasure. Somebody else becomes an owner first."""
     admin.execute("update public.organization_memberships set role = 'owner' where role = 'admin'")
-    row = admin.execute("select app.request_erasure(%s, 'administrator') ->> 'receipt'", [PERSON]).fetchone()
+    row = admin.execute("select public.request_erasure(%s, 'administrator') ->> 'receipt'", [PERSON]).fetchone()
     seconds: list[float] = []
     state = ("running",)
     while state == ("running",):
         start = time.perf_counter()
-        state = admin.execute("select app.continue_erasure(%s) ->> 'state'", row).fetchone() or ("lost",)
+        state = admin.execute("select public.continue_erasure(%s) ->> 'state'", row).fetchone() or ("lost",)
         seconds.append(time.perf_counter() - start)
     if admin.execute("select from public.audit_logs where user_id is not null limit 1").rowcount:
         raise ExportWrong("The erasure left entries.")

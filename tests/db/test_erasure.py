@@ -218,9 +218,9 @@ def test_clerk_is_to_be_asked_until_it_is_done(world: Database) -> None:
     receipt = call(world, "request_erasure", clerk_user_id=ADA, requested_by="person")["receipt"]
     step = erased(world, receipt)
     assert (step["state"], step["to_delete_at_clerk"]) == ("erased", ADA)
-    assert world.rows("select * from app.pending_erasures()") == [(UUID(receipt),)]
+    assert world.rows("select * from public.pending_erasures()") == [(UUID(receipt),)]
     call(world, "postpone_erasure", receipt=receipt, error="ClerkCallFailed: 503")
-    assert world.rows("select * from app.pending_erasures()") == []
+    assert world.rows("select * from public.pending_erasures()") == []
     assert world.rows("select attempts, error, next_attempt_at > now() from ops.erasures") == [
         (1, "ClerkCallFailed: 503", True)
     ]

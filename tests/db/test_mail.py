@@ -162,7 +162,7 @@ def test_a_role_in_the_first_minutes_is_no_change(mail: Database) -> None:
 
 @pytest.mark.parametrize("requested_by", ["person", "administrator"])
 def test_a_finished_export_is_told_to_the_person(mail: Database, requested_by: str) -> None:
-    begun = mail.value("select app.begin_export(%s, %s)", ADA, requested_by)
+    begun = mail.value("select public.begin_export(%s, %s)", ADA, requested_by)
     assert outbox(mail) == []
     service(mail, "end_export", export_id=begun["export_id"], failed=False)
     service(mail, "end_export", export_id=begun["export_id"], failed=False)
@@ -171,7 +171,7 @@ def test_a_finished_export_is_told_to_the_person(mail: Database, requested_by: s
 
 
 def test_a_failed_export_is_not_told(mail: Database) -> None:
-    begun = mail.value("select app.begin_export(%s, 'person')", ADA)
+    begun = mail.value("select public.begin_export(%s, 'person')", ADA)
     service(mail, "end_export", export_id=begun["export_id"], failed=True)
     assert outbox(mail) == []
 
@@ -246,7 +246,7 @@ def test_switched_off_nothing_is_written(mail: Database, switch: str) -> None:
     signed_up(mail)
     joined(mail, NEW)
     service(mail, "end_backup", id=backup(mail), status="failed")
-    mail.value("select app.request_erasure(%s, 'person')", NEW)
+    mail.value("select public.request_erasure(%s, 'person')", NEW)
     assert outbox(mail) == []
 
 
@@ -477,15 +477,15 @@ def test_a_delivery_that_is_told_before_the_sender_could_say_so_ends_the_mail(ma
 
 
 def erase(database: Database, user_id: str) -> Any:
-    asked = database.value("select app.request_erasure(%s, 'person')", user_id)
+    asked = database.value("select public.request_erasure(%s, 'person')", user_id)
     for _ in range(10):
-        if database.value("select app.continue_erasure(%s) ->> 'state'", asked["receipt"]) != "running":
+        if database.value("select public.continue_erasure(%s) ->> 'state'", asked["receipt"]) != "running":
             break
     return asked["receipt"]
 
 
 def test_who_is_erased_is_told_when_it_is_done_and_their_address_goes_with_the_mail(mail: Database) -> None:
-    asked = mail.value("select app.request_erasure(%s, 'person')", BEN)
+    asked = mail.value("select public.request_erasure(%s, 'person')", BEN)
     assert outbox(mail, "id::text, audience, recipient, person_id") == [(asked["receipt"], "erased", EMAILS[BEN], None)]
     assert claim(mail) == []  # not before it is done
     assert erase(mail, BEN) == asked["receipt"]

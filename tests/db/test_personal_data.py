@@ -20,7 +20,7 @@ ON_THE_WAY = {"realtime.messages"}
 
 
 def page_of(database: Database, export_id: str, after: object, page: int) -> list[tuple[str, str, int, Any]]:
-    query = "select domain, content, entries, next from app.export_page(%s, %s, %s)"
+    query = "select domain, content, entries, next from public.export_page(%s, %s, %s)"
     return database.rows(query, export_id, json.dumps(after) if after else None, page)  # type: ignore[return-value]
 
 
@@ -327,7 +327,7 @@ def test_a_large_organization_goes_in_batches(world: Database) -> None:
         "insert into public.specimens (organization_id, title) select %s, 'Many' from generate_series(1, 2500)", acme
     )
     world.execute("update public.organizations set deleted_at = now() - interval '31 days' where id = %s", acme)
-    batches = list(iter(lambda: call(world, "purge_organizations", batch=1000), 0))
+    batches = list(iter(lambda: call(world, "app.purge_organizations", batch=1000), 0))
     assert max(batches) == 1000
     assert sum(batches) > 2500
     assert scan(world, str(acme)).keys() <= {"public.audit_logs", "realtime.messages"}

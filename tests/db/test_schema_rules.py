@@ -44,10 +44,16 @@ RULES = {
     "every function pins its search path": f"""
         select p.oid::regprocedure::text from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace
         where n.nspname in {OURS} and not coalesce(p.proconfig @> '{{"search_path=pg_catalog, pg_temp"}}', false)""",
-    "definer functions live in app only, and their comment says why they must be": f"""
+    "a definer function's comment says why it must be one, and ops has none": f"""
         select p.oid::regprocedure::text from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace
-        where n.nspname in {OURS} and p.prosecdef
-          and (n.nspname <> 'app' or obj_description(p.oid, 'pg_proc') not like '%Definer:%')""",
+        where n.nspname in {OURS} and p.prosecdef and (n.nspname = 'ops' or obj_description(p.oid, 'pg_proc') not like '%Definer:%')""",
+    "a definer function in public is executable by service_role only": """
+        select p.oid::regprocedure || ' by ' || coalesce(g.role, 'not service_role') from pg_proc as p, lateral (
+          select case a.grantee when 0 then 'everybody' else pg_get_userbyid(a.grantee) end as role
+          from aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) as a where a.grantee not in (p.proowner, 'service_role'::regrole)
+          union all
+          select null where not has_function_privilege('service_role', p.oid, 'execute')) as g
+        where p.pronamespace = 'public'::regnamespace and p.prosecdef""",
     "nothing is granted to anon or to everybody": f"""
         select 'table ' || c.oid::regclass from pg_class as c join pg_namespace as n on n.oid = c.relnamespace,
           aclexplode(c.relacl) as g where n.nspname in {OURS} and g.grantee in (0, 'anon'::regrole)

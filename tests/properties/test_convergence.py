@@ -116,7 +116,7 @@ def finish_erasures(connection: Connection) -> None:
           or exists (select from app.clerk_records as r where r.fields ->> 'created_by' = (l.person).clerk_user_id))"""
     while receipts := connection.execute(begun).fetchall():
         for receipt in receipts:
-            connection.execute("select app.continue_erasure(%s)", receipt)
+            connection.execute("select public.continue_erasure(%s)", receipt)
 
 
 # What the events made, without our own ids and times; and what failed.

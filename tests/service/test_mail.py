@@ -595,7 +595,7 @@ def test_a_bounce_that_is_told_before_we_know_resends_id_is_not_lost(
     client: FlaskClient, database: psycopg.Connection[Any]
 ) -> None:
     mail_id = enqueued(database)
-    database.execute("select app.claim_mail(1)")
+    database.execute("select public.claim_mail(1)")
     told = {"email_id": "resend-x", "to": [ADDRESS], "tags": {"mail": mail_id}}
     assert webhook(client, "email.bounced", told).json == {"outcome": "processed"}
     assert states(database, "state, provider_id") == [("bounced", "resend-x")]

@@ -204,7 +204,7 @@ def test_whoever_was_erased_since_is_not_in_it(folder_vault: Vault, tmp_path: Pa
     with folder_vault.connect() as connection:
         database = Database(connection)
         names = people.identifiers(database)
-        receipt = people.call(database, "begin_erasure", clerk_user_id=people.ADA, requested_by="administrator")
+        receipt = people.call(database, "app.begin_erasure", clerk_user_id=people.ADA, requested_by="administrator")
         while (step := people.call(database, "continue_erasure", receipt=receipt))["state"] == "running":
             pass
         LedgerStore(folder_vault.backup_url).put(str(receipt), step)

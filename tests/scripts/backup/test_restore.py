@@ -322,7 +322,7 @@ def test_who_was_erased_since_is_erased_again(folder_vault: Vault, empty: str, b
         [[receipt]] = connection.execute("select app.begin_erasure(%s, 'administrator')", [ADA]).fetchall()
         step: dict[str, Any] = {"state": "running"}
         while step["state"] == "running":
-            [[step]] = connection.execute("select app.continue_erasure(%s)", [receipt]).fetchall()
+            [[step]] = connection.execute("select public.continue_erasure(%s)", [receipt]).fetchall()
     folder = folder_vault.store.folder
     assert folder is not None
     (folder / "erasures").mkdir()

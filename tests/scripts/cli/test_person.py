@@ -278,7 +278,7 @@ def test_what_a_request_writes_that_began_before_is_erased_too(world: World) -> 
             ask(world)
             [[receipt]] = eraser.execute("select receipt from app.erasure_log").fetchall()
             for _ in range(20):  # it could be done long since
-                [[step]] = eraser.execute("select app.continue_erasure(%s)", [receipt]).fetchall()
+                [[step]] = eraser.execute("select public.continue_erasure(%s)", [receipt]).fetchall()
                 assert step["state"] == "running"
             assert world.left().keys() == {"app.erasure_log"}
         assert "public.audit_logs" in world.left()
@@ -314,7 +314,7 @@ def test_what_clerk_tells_meanwhile_leaves_no_trace(crowded_world: World) -> Non
 
 
 def test_of_two_owners_who_leave_at_once_one_stays(world: World) -> None:
-    query = "select app.request_erasure(%s, 'person')"
+    query = "select public.request_erasure(%s, 'person')"
     with world.database() as one, world.database() as two, ThreadPoolExecutor(1) as threads:
         with one.transaction():
             assert "receipt" in one.execute(query, [ADA]).fetchall()[0][0]
@@ -330,8 +330,8 @@ def test_retention_does_not_make_writers_wait_for_readers(world: World) -> None:
         job.execute("select app.make_audit_partition(now() - interval '3 months')")
         with reader.transaction():
             reader.execute("select from public.audit_logs limit 1")
-            assert job.execute("select app.run_retention()").fetchall()[0][0]["dropped_audit_months"] is None
-        assert job.execute("select app.run_retention()").fetchall()[0][0]["dropped_audit_months"] == 1
+            assert job.execute("select public.run_retention()").fetchall()[0][0]["dropped_audit_months"] is None
+        assert job.execute("select public.run_retention()").fetchall()[0][0]["dropped_audit_months"] == 1
 
 
 # --- crashes
@@ -402,7 +402,7 @@ def test_a_database_that_is_killed_again_and_again_ends_in_the_same_rows(
 
 def ask(world: World) -> None:
     with world.database() as connection:
-        connection.execute("select app.request_erasure(%s, 'administrator')", [ADA])
+        connection.execute("select public.request_erasure(%s, 'administrator')", [ADA])
 
 
 def resuming(world: World) -> subprocess.Popen[bytes]:

@@ -216,7 +216,9 @@ def test_a_persons_rows_are_exported_and_lose_the_person(database: Database) -> 
 
 
 def test_it_is_on_the_privacy_page(database: Database) -> None:
-    assert "Which example rows you created" in {line["data"] for line in database.value("select app.privacy_notice()")}
+    assert "Which example rows you created" in {
+        line["data"] for line in database.value("select public.privacy_notice()")
+    }
 
 
 @pytest.mark.parametrize(("type_name", "value"), [
