@@ -33,6 +33,7 @@ from scripts.backup.store import BackupStore
 from scripts.cli import ballast
 from tests.conftest import ROOT, Database, Stack
 from tests.people import ADA, ADA_EMAILS, scan
+from tests.schema import remove
 from tests.scripts.conftest import Vault
 from tests.service.outside import Outside, running_outside
 
@@ -68,6 +69,14 @@ def tools() -> None:
     found = subprocess.run([ROOT / "scripts/ci/install-recovery-tools"], capture_output=True, text=True, check=False)
     if found.returncode:
         (pytest.fail if os.environ.get("RECOVERY_TOOLS_REQUIRED") else pytest.skip)(found.stderr.strip())
+
+
+@pytest.fixture(scope="module")
+def inhabited(inhabited: str, lasting_database: Callable[..., str]) -> str:
+    """The same without the tests' own table, which `ballast migrate check` would find."""
+    url = lasting_database(inhabited)
+    remove(url)
+    return url
 
 
 @pytest.fixture

@@ -26,9 +26,9 @@ from scripts.local.clerk.server import ClerkStandIn, svix
 from scripts.local.realtime.protocol import LARGEST_FRAME
 from scripts.local.realtime.server import Realtime
 from scripts.local.stack import Secrets, Stack
-from scripts.schema import migrations
 from scripts.scratch.postgres import stop
 from tests.conftest import free_port_block
+from tests.schema import migrate
 
 Json = dict[str, Any]
 PATIENCE = 10.0
@@ -257,7 +257,7 @@ def running(home: Path) -> Iterator[Server]:
     thread.start()
     server = Server(stack, Realtime(stack), clerk, process, loop)
     try:
-        migrations.up(stack.postgres.url())
+        migrate(stack.postgres.url())
         server.sql(TABLES)
         runners = asyncio.run_coroutine_threadsafe(serve(server), loop).result(PATIENCE)
         yield server

@@ -9,7 +9,7 @@ import pytest
 
 from tests.realtime.conftest import Client, Json, Server
 
-PROJECTS = {"event": "*", "schema": "public", "table": "projects"}
+SPECIMENS = {"event": "*", "schema": "public", "table": "specimens"}
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Tenants:
 
     def create(self, organization: str, title: str) -> str:
         [(identifier,)] = self.server.sql(
-            "insert into public.projects (organization_id, title) values (%s, %s) returning id::text",
+            "insert into public.specimens (organization_id, title) values (%s, %s) returning id::text",
             organization,
             title,
         )
@@ -31,7 +31,7 @@ class Tenants:
     def person(self, name: str, *topics: str, lifetime: int = 60) -> Client:
         """A person who listens to Postgres Changes on the channel `db`, and to private topics, as present there as possible."""
         client = self.server.client(self.token(name, lifetime))
-        assert client.subscribe("db", PROJECTS)["status"] == "ok"
+        assert client.subscribe("db", SPECIMENS)["status"] == "ok"
         for topic in topics:
             joined = client.join(topic, private=True, presence={"key": name, "enabled": True})
             assert joined["status"] == "ok", joined
@@ -74,7 +74,7 @@ def test_each_tenant_is_told_of_its_own_rows_by_postgres_changes(tenants: Tenant
     cleo, eve = tenants.person("cleo"), tenants.person("eve")
     tenants.create(tenants.acme, "Acme's")
     tenants.create(tenants.globex, "Globex'")
-    tenants.server.sql("update public.projects set title = title || ' changed'")
+    tenants.server.sql("update public.specimens set title = title || ' changed'")
     for client, name in ((cleo, "Acme's"), (eve, "Globex'")):
         told = [client.change("db") for _ in range(2)]
         assert [change["record"]["title"].split(" ")[0] for change in told] == [name, name]
@@ -87,18 +87,18 @@ def test_a_deletion_by_postgres_changes_reveals_an_id_and_nothing_else(tenants: 
     """What Supabase promises no more than: docs/realtime.md. Whoever minds listens to the broadcasts instead."""
     eve = tenants.person("eve")
     identifier = tenants.create(tenants.acme, "Acme's")
-    tenants.server.sql("delete from public.projects")
+    tenants.server.sql("delete from public.specimens")
     told = eve.change("db")
     assert (told["type"], told["old_record"], "record" in told) == ("DELETE", {"id": identifier}, False)
 
 
 def test_each_tenant_hears_the_broadcasts_of_its_own_rows(tenants: Tenants) -> None:
-    acme, globex = f"org:{tenants.acme}:projects:read", f"org:{tenants.globex}:projects:read"
+    acme, globex = f"org:{tenants.acme}:specimens:read", f"org:{tenants.globex}:specimens:read"
     cleo, eve = tenants.person("cleo", acme), tenants.person("eve", globex)
     for organization, name in ((tenants.acme, "Acme's"), (tenants.globex, "Globex'")):
         tenants.create(organization, name)
-    tenants.server.sql("update public.projects set status = 'archived'")
-    tenants.server.sql("delete from public.projects")
+    tenants.server.sql("update public.specimens set status = 'archived'")
+    tenants.server.sql("delete from public.specimens")
     for client, topic, name in ((cleo, acme, "Acme's"), (eve, globex, "Globex'")):
         insert, update, delete = (heard(client, topic) for _ in range(3))
         assert (insert["record"]["title"], update["record"]["title"]) == (name, name)
@@ -110,24 +110,24 @@ def test_each_tenant_hears_the_broadcasts_of_its_own_rows(tenants: Tenants) -> N
 
 def test_the_other_tenants_topics_cannot_be_joined(tenants: Tenants) -> None:
     eve = tenants.person("eve")
-    for suffix in ("", ":projects:read", ":members:read", ":audit:read", ":presence"):
+    for suffix in ("", ":specimens:read", ":members:read", ":audit:read", ":presence"):
         reply = eve.join(f"org:{tenants.acme}{suffix}", private=True)
         assert reply["status"] == "error"
         assert reply["response"]["reason"].startswith("Unauthorized")
 
 
 def test_a_public_channel_of_the_same_name_hears_nothing_of_the_database(tenants: Tenants) -> None:
-    eve = tenants.person("eve", f"org:{tenants.globex}:projects:read")
-    eve.join(f"org:{tenants.acme}:projects:read")
+    eve = tenants.person("eve", f"org:{tenants.globex}:specimens:read")
+    eve.join(f"org:{tenants.acme}:specimens:read")
     tenants.create(tenants.acme, "Acme's")
     tenants.create(tenants.globex, "Globex'")
-    assert heard(eve, f"org:{tenants.globex}:projects:read")["record"]["title"] == "Globex'"
+    assert heard(eve, f"org:{tenants.globex}:specimens:read")["record"]["title"] == "Globex'"
     eve.ask("phoenix", "heartbeat", {})
     assert eve.unread("broadcast") == []
 
 
 def test_nobody_forges_an_event_on_an_organizations_topic(tenants: Tenants) -> None:
-    topic = f"org:{tenants.acme}:projects:read"
+    topic = f"org:{tenants.acme}:specimens:read"
     cleo, another = tenants.person("cleo", topic), tenants.person("cleo", topic)
     forged = {"operation": "INSERT", "record": {"title": "forged"}}
     cleo.send(f"realtime:{topic}", "broadcast", {"type": "broadcast", "event": "INSERT", "payload": forged})
@@ -156,7 +156,7 @@ def test_presence_stays_within_the_tenant(tenants: Tenants) -> None:
 
 def test_who_is_removed_hears_nothing_more_within_one_tokens_life(tenants: Tenants) -> None:
     """Postgres Changes ask at every event; a private channel asks when a token is renewed, and ends when it is not."""
-    topic, presence = f"org:{tenants.acme}:projects:read", f"org:{tenants.acme}:presence"
+    topic, presence = f"org:{tenants.acme}:specimens:read", f"org:{tenants.acme}:presence"
     cleo, expiring = tenants.person("cleo", topic, presence), tenants.person("cleo", topic, presence, lifetime=4)
     tenants.create(tenants.acme, "before")
     for client in (cleo, expiring):
@@ -173,10 +173,10 @@ def test_who_is_removed_hears_nothing_more_within_one_tokens_life(tenants: Tenan
         expiring.event("phx_close", name)
     for client in (cleo, expiring):
         client.waiting.clear()
-    watcher = tenants.person("eve", f"org:{tenants.globex}:projects:read")
+    watcher = tenants.person("eve", f"org:{tenants.globex}:specimens:read")
     tenants.create(tenants.acme, "much later")
     tenants.create(tenants.globex, "marker")
-    assert heard(watcher, f"org:{tenants.globex}:projects:read")["record"]["title"] == "marker"
+    assert heard(watcher, f"org:{tenants.globex}:specimens:read")["record"]["title"] == "marker"
     for client in (cleo, expiring):
         client.ask("phoenix", "heartbeat", {})
         assert (client.unread("broadcast"), client.unread("postgres_changes")) == ([], [])
@@ -193,7 +193,7 @@ def test_a_change_after_the_removal_is_not_told_by_postgres_changes_at_all(tenan
 
 
 def test_a_banned_person_and_a_pending_session_hear_nothing(tenants: Tenants) -> None:
-    topic = f"org:{tenants.acme}:projects:read"
+    topic = f"org:{tenants.acme}:specimens:read"
     pending = tenants.server.client(tenants.server.clerk_token("user_cleo", sts="pending"))
     assert pending.join(topic, private=True)["status"] == "error"
     tenants.server.sql("update public.profiles set banned = true where clerk_user_id = 'user_cleo'")

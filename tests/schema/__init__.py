@@ -11,8 +11,21 @@ from scripts.schema import migrations
 SPECIMENS = Path(__file__).with_name("specimens.sql")
 
 
+REMOVAL = """
+    drop table public.specimens;
+    delete from public.role_permissions where permission like 'specimens:%';
+    delete from app.personal_data where relation = 'public.specimens';
+"""
+
+
 def migrate(url: str) -> None:
     """Applies both to a database."""
     migrations.up(url)
     with psycopg.connect(url) as connection:
         connection.execute(SPECIMENS.read_bytes())
+
+
+def remove(url: str) -> None:
+    """Takes the tests' own table away: for tests that look for what no file of a checkout declares."""
+    with psycopg.connect(url) as connection:
+        connection.execute(REMOVAL)

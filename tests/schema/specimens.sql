@@ -32,6 +32,14 @@ insert into public.role_permissions (role, permission) values
 ('viewer', 'specimens:read')
 on conflict do nothing;
 
+do $$
+begin
+  if not exists (select from pg_publication_tables where pubname = 'supabase_realtime' and tablename = 'specimens') then
+    alter publication supabase_realtime add table public.specimens;
+  end if;
+end;
+$$;
+
 create or replace trigger touch before update on public.specimens
 for each row when (old.* is distinct from new.*) execute function app.touch();
 

@@ -81,7 +81,7 @@ def inhabited(lasting_database: Callable[..., str], migrated: str) -> str:
     """A migrated database with people of several organizations in every table. Copy it: never change it."""
     url = lasting_database(migrated)
     with psycopg.connect(url) as connection:
-        people.world(Database(connection), "projects")
+        people.world(Database(connection))
         connection.execute("select app.seal_audit()")
     return url
 

@@ -303,14 +303,14 @@ def test_the_data_api_refuses_too_many_writes_once_it_is_told_to_ask(asking_stac
         return httpx.request(method, url + path, headers=headers, **more)
 
     def write(user: str) -> httpx.Response:
-        return ask("PATCH", "/projects?title=eq.nothing", user, json={"title": "x"})
+        return ask("PATCH", "/organizations?name=eq.nothing", user, json={"name": "x"})
 
     assert write("user_cleo").status_code == 204
     refused = write("user_cleo")
     assert (refused.status_code, refused.json()["code"]) == (429, "PT429")
     assert int(refused.headers["Retry-After"]) >= 1
-    assert ask("GET", "/projects?select=id", "user_cleo").status_code == 200
+    assert ask("GET", "/organizations?select=id", "user_cleo").status_code == 200
     assert ask("POST", "/rpc/start_session", "user_cleo", json={}).status_code == 429
     assert write("user_ben").status_code == 204
-    anonymous = httpx.get(f"{url}/projects", headers={"apikey": key})
+    anonymous = httpx.get(f"{url}/organizations", headers={"apikey": key})
     assert anonymous.status_code == 401

@@ -36,8 +36,8 @@ def test_a_seeded_owner_sees_profile_organizations_and_permissions(online: Flask
         for clerk_org_id in ("org_acme", "org_globex")
     )
     assert (acme["role"], globex["role"]) == ("owner", "viewer")
-    assert "projects:read" in globex["permissions"]
-    assert "projects:create" not in globex["permissions"]
+    assert "members:read" in globex["permissions"]
+    assert "members:invite" not in globex["permissions"]
 
 
 def test_someone_without_an_organization_has_a_session_too(online: FlaskClient, stack: Stack) -> None:

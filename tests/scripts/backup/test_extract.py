@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("scratch_at_hand")
 STRANGERS = ("Globex", "Initech", "org_globex", "org_initech")
 IDS_OF_OTHERS = """
     select id::text from public.organizations where clerk_org_id <> 'org_acme'
-    union all select id::text from public.projects where organization_id <> (select id from public.organizations where clerk_org_id = 'org_acme')
+    union all select id::text from public.specimens where organization_id <> (select id from public.organizations where clerk_org_id = 'org_acme')
     union all select id::text from public.organization_memberships where organization_id <> (select id from public.organizations where clerk_org_id = 'org_acme')
     union all select id::text from public.organization_invitations where organization_id <> (select id from public.organizations where clerk_org_id = 'org_acme')
     union all select id::text from public.audit_logs where organization_id is distinct from (select id from public.organizations where clerk_org_id = 'org_acme')
@@ -39,7 +39,8 @@ def contents(vault: Vault, condition: str = "true", besides: tuple[str, ...] = (
         "profiles",
         "organization_memberships",
         "organization_invitations",
-        "projects",
+        "specimens",
+        *TABLES,
         "audit_logs",
     ]
     with vault.connect() as connection:
@@ -93,14 +94,14 @@ RECORD = ("audit_logs",)
 def test_what_was_deleted_comes_back_as_it_was(folder_vault: Vault, tmp_path: Path, written_as: str) -> None:
     execute(
         folder_vault,
-        "update public.projects set description = E'a\\tb\\nc\\\\d \"quoted\", ü', metadata = '{\"deep\": [1, null, \"x\\\\ny\"]}' where title = 'Not hers'",
-        "update public.projects set description = '' where title = 'For support'",
+        "update public.specimens set description = E'a\\tb\\nc\\\\d \"quoted\", ü', metadata = '{\"deep\": [1, null, \"x\\\\ny\"]}' where title = 'Not hers'",
+        "update public.specimens set description = '' where title = 'For support'",
         "update public.profiles as p set current_organization_id = m.organization_id from public.organization_memberships as m"
         " join public.organizations as o on o.id = m.organization_id where m.user_id = p.id and o.clerk_org_id = 'org_acme'",
     )
     before = contents(folder_vault, besides=RECORD)
     backup = folder_vault.backed_up()
-    execute(folder_vault, acme("projects"), acme("organization_memberships"),
+    execute(folder_vault, acme("specimens"), acme("organization_memberships"),
         f"delete from public.profiles where clerk_user_id = '{people.ADA}s'")  # fmt: skip
     # Whoever left works nowhere: that is no loss of a row, and stays.
     lost = contents(folder_vault, besides=RECORD)
@@ -138,23 +139,23 @@ def test_what_changed_since_and_what_is_others_stays_as_it_is(
     execute(
         folder_vault,
         "update public.organizations set name = name || ' renamed'",
-        "update public.projects set title = title || ' changed' where title = 'Not hers'",
+        "update public.specimens set title = title || ' changed' where title = 'Not hers'",
         "update public.profiles set full_name = full_name || ' changed'",
-        "delete from public.projects where title = 'For support'",
-        "delete from public.projects where title = 'Hers in Globex'",
+        "delete from public.specimens where title = 'For support'",
+        "delete from public.specimens where title = 'Hers in Globex'",
     )
     before = contents(folder_vault, besides=RECORD)
     extracted(folder_vault, name, tmp_path / "acme.sql")
     put_back(folder_vault, tmp_path / "acme.sql")
     after = contents(folder_vault, besides=RECORD)
-    [back] = after.pop("projects") - before.pop("projects")
+    [back] = after.pop("specimens") - before.pop("specimens")
     assert "For support" in back
     assert after == before
 
 
 def test_putting_back_twice_changes_nothing(folder_vault: Vault, tmp_path: Path, backup: StoredBackup) -> None:
     name = folder_vault.keep(backup)
-    execute(folder_vault, acme("projects"), acme("organization_memberships"))
+    execute(folder_vault, acme("specimens"), acme("organization_memberships"))
     extracted(folder_vault, name, tmp_path / "acme.sql")
     put_back(folder_vault, tmp_path / "acme.sql")
     once = contents(folder_vault)
@@ -249,11 +250,11 @@ def test_csv_is_a_file_a_table_with_the_parents_first(
     assert names[0] == "01-organizations.csv"
     assert names[-1] == "put-back.sql"
     assert {name[3:] for name in names[:-1]} == {
-        "organizations.csv", "organization_invitations.csv", "organization_memberships.csv", "profiles.csv", "projects.csv",
+        "organizations.csv", "organization_invitations.csv", "organization_memberships.csv", "profiles.csv", "specimens.csv",
         *(f"{table}.csv" for table in TABLES),
     }  # fmt: skip
     assert (tmp_path / "a b" / names[0]).read_text().startswith("id,clerk_org_id,name,")
-    assert "public.projects" in printed
+    assert "public.specimens" in printed
 
 
 def test_an_organization_that_the_backup_does_not_hold_leaves_no_file(
@@ -283,7 +284,7 @@ def test_a_backup_that_is_not_what_it_says_is_not_extracted(
     manifest = folder_shelf.store.path(name, "manifest.json")
     assert manifest is not None
     body = json.loads(manifest.read_text())
-    body["rows"]["public.projects"] += 1
+    body["rows"]["public.specimens"] += 1
     manifest.write_text(json.dumps(body))
     result = folder_shelf.run("extract", name, "--organization", "org_acme", "--output", str(tmp_path / "x.sql"))
     assert result.exit_code == 1

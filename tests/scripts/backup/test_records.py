@@ -91,7 +91,7 @@ def test_why_a_backup_failed_is_recorded_without_secrets(
 
 def test_a_killed_backup_is_marked_by_the_next(stack: Stack, database: psycopg.Connection[Row]) -> None:
     with database.transaction():
-        database.execute("lock table public.projects in access exclusive mode")  # what pg_dump waits for
+        database.execute("lock table public.organizations in access exclusive mode")  # what pg_dump waits for
         running = subprocess.Popen(
             [sys.executable, "-m", "scripts.cli", "backup", "run"], cwd=ROOT, env=os.environ | stack.environment,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -40,7 +40,7 @@ def manifest(created_at: datetime, **changes: Any) -> Manifest:
     values = {
         "id": str(backup_id), "name": new_name(backup_id, created_at), "backup_type": "automated", "created_at": created_at,
         "duration_seconds": 1.0, "server_version": 180006, "dump_version": 18, "migration": None, "roles": [],
-        "rows": {"public.projects": 1200}, "structure": {}, "audit_seal": None, "dump_bytes": 5_000,
+        "rows": {"public.specimens": 1200}, "structure": {}, "audit_seal": None, "dump_bytes": 5_000,
         "files": {
             "dump.pgc.zst.age": File(size_bytes=2_000, sha256="0" * 64),
             **{name: File(size_bytes=0, sha256="0" * 64) for name in ("before.sql", "after.sql")},

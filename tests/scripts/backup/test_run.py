@@ -140,9 +140,9 @@ def test_while_others_write_the_counts_are_those_of_the_dump(folder_vault: Vault
         with folder_vault.connect() as connection:
             while not done.is_set():
                 connection.execute(
-                    "insert into public.projects (organization_id, title) select id, 'Hammered' from public.organizations"
+                    "insert into public.specimens (organization_id, title) select id, 'Hammered' from public.organizations"
                 )
-                connection.execute("delete from public.projects where title = 'Hammered' and random() < 0.3")
+                connection.execute("delete from public.specimens where title = 'Hammered' and random() < 0.3")
                 written += 1
 
     writers = [threading.Thread(target=hammer) for _ in range(2)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +15,9 @@ from scripts.cli import ballast
 from scripts.schema import database, migrations
 from tests import people
 from tests.conftest import ROOT, Database
+from tests.schema import migrate, remove
 from tests.scripts.conftest import StoredBackup, Vault
-from tests.scripts.schema.test_new_table import PAGE, SOURCES, copied
+from tests.scripts.schema.test_new_table import SOURCES, copied
 
 pytestmark = pytest.mark.thorough
 
@@ -38,10 +38,11 @@ comment on function app.colours is 'Colours of projects.';
 def earlier(lasting_database: Callable[..., str]) -> str:
     """A database of the earlier release, which is this checkout, with people in every table. Copy it."""
     url = lasting_database()
-    migrations.up(url)
+    migrate(url)
     with psycopg.connect(url) as connection:
-        people.world(Database(connection), "projects")
+        people.world(Database(connection))
         connection.execute("select app.seal_audit()")
+    remove(url)
     return url
 
 
@@ -114,23 +115,6 @@ def findings(earlier: str, new_database: Callable[..., str], tmp_path: Path) -> 
         return {check.name: check.detail for check in found if not check.passed}
 
     return find
-
-
-def test_the_example_is_removed_as_the_page_says(
-    earlier: str, new_database: Callable[..., str], tmp_path: Path
-) -> None:
-    [migration] = re.findall(r"^```sql\n(.*?drop table public.projects;.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    copied(tmp_path, *SOURCES)
-    for path in ("functions/9_tables/projects.sql", "policies/projects.sql"):
-        assert f"`{path}`" in PAGE
-        (tmp_path / path).unlink()
-    migrations.add("remove_projects", migration, root=tmp_path)
-    url = new_database(earlier)
-    with database.connected(url) as connection:
-        found = list(upgrade.migrated(url, connection, tmp_path))
-        assert [check for check in found if not check.passed] == []
-        left = connection.execute("select relation from app.personal_data where to_regclass(relation) is null")
-        assert left.fetchall() == []
 
 
 def test_what_is_added_loses_nothing(findings: Findings) -> None:

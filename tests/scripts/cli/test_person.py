@@ -22,23 +22,23 @@ import pytest
 from click.testing import CliRunner, Result
 
 from scripts.cli import ballast
-from scripts.schema import migrations
 from scripts.scratch.postgres import Postgres, stop
 from tests import events, people
 from tests.conftest import Database, free_port_block
 from tests.people import ADA, ADA_EMAILS
+from tests.schema import migrate
 from tests.service.outside import Outside, running_outside
 
 Clerk = Outside
 # What a person leaves in rows that stay: each without what differs from one erasure to the next.
 REMAINS = {
     "profiles": "select clerk_user_id, email, full_name from public.profiles order by 1",
-    "projects": "select id, title, created_by from public.projects order by 1",
+    "specimens": "select id, title, created_by from public.specimens order by 1",
     "members": "select id, user_id, role from public.organization_memberships order by 1",
     "audit": "select id, user_id, impersonator, ip_address, subject_ids, resource_id, metadata, changes from public.audit_logs where actor is null order by 1",
     "messages": "select message_id, event, outcome from app.webhook_events order by 1",
     "records": "select kind, clerk_id, fields from app.clerk_records order by 1, 2",
-    "erasures": "select state, counts ->> 'public.projects' from app.erasure_log",
+    "erasures": "select state, counts ->> 'public.specimens' from app.erasure_log",
 }
 
 
@@ -93,7 +93,7 @@ def peopled(lasting_database: Callable[..., str], migrated: str) -> str:
 
 @pytest.fixture(scope="module")
 def crowded(lasting_database: Callable[..., str], peopled: str) -> str:
-    """The same with 6,000 audit entries and 3,000 projects of hers besides, so that an erasure takes many steps. Copy it."""
+    """The same with 6,000 audit entries and 3,000 specimens of hers besides, so that an erasure takes many steps. Copy it."""
     url = lasting_database(peopled)
     crowd(url)
     return url
@@ -101,7 +101,7 @@ def crowded(lasting_database: Callable[..., str], peopled: str) -> str:
 
 def settle(url: str) -> None:
     with psycopg.connect(url) as connection:
-        people.world(Database(connection), "projects")
+        people.world(Database(connection))
         connection.execute("delete from realtime.messages")
 
 
@@ -111,7 +111,7 @@ def crowd(url: str) -> None:
             "insert into public.audit_logs (user_id, action, resource_type, changes, ip_address) select p.id, 'client.done', 'test', "
             "jsonb_build_object('after', jsonb_build_object('by', p.id, 'n', n)), '203.0.113.1' "
             "from public.profiles as p, generate_series(1, 6000) as n where p.clerk_user_id = %s",
-            "insert into public.projects (organization_id, created_by, title) select o.id, p.id, 'Hers ' || n "
+            "insert into public.specimens (organization_id, created_by, title) select o.id, p.id, 'Hers ' || n "
             "from public.profiles as p, public.organizations as o, generate_series(1, 3000) as n where o.name = 'Acme' and p.clerk_user_id = %s",
         ):  # fmt: skip
             connection.execute(statement, [ADA])
@@ -150,11 +150,11 @@ def test_everything_is_in_a_file_that_only_the_caller_may_read(
         with zipfile.ZipFile(file) as archive:
             records = {name: json.loads(archive.read(name)) for name in archive.namelist() if name.endswith(".json")}
             counted = sum(told["records"] for told in records.pop("manifest.json")["files"].values())
-            titles = {row["title"] for row in records["projects.json"]}
+            titles = {row["title"] for row in records["specimens.json"]}
     else:
         document = json.loads(file.read_text())
         counted = sum(len(rows) for rows in document.values() if isinstance(rows, list))
-        titles = {row["title"] for row in document["projects"]}
+        titles = {row["title"] for row in document["specimens"]}
     assert result.stdout == f"{file}: {counted:,} records\n"
     assert counted > 9000
     assert {f"Hers {n}" for n in range(1, 3001)} <= titles
@@ -374,7 +374,7 @@ def test_a_database_that_is_killed_again_and_again_ends_in_the_same_rows(
     postgres = Postgres(home / "crashing", free_port_block(), "test", request.config.getoption("--postgres"))
     server = postgres.start()
     try:
-        migrations.up(postgres.url())
+        migrate(postgres.url())
         settle(postgres.url())
         crowd(postgres.url())
         with psycopg.connect(postgres.url(database="template1"), autocommit=True) as connection:

@@ -102,7 +102,7 @@ def test_without_a_backup_production_is_red_and_a_playground_is_not(elsewhere: E
      "(repeat('a', 64), (null, 'user_x', null), 'person', now() - interval '20 days')", "erasure", "resume"),
     ("update app.webhook_events set received_at = now() - interval '2 days' where outcome = 'failed'", "webhook", "ops.retry_webhook"),
     ("insert into app.job_runs (name, failures, duration_ms) values ('retention', 3, 1)", "job", "ops.jobs"),
-    ("alter table public.projects disable row level security", "access", "ops.rls_coverage"),
+    ("alter table public.specimens disable row level security", "access", "ops.rls_coverage"),
     ("update app.applied_sources set checksum = 'x' where path like '%/caller.sql'", "migrations", "ballast migrate up"),
     ("update supabase_migrations.schema_migrations set statements = '{x}' where version like '%230100'", "migrations", "ballast migrate status"),
 ])  # fmt: skip

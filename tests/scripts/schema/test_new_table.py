@@ -23,6 +23,7 @@ from tests.conftest import Claims, Database
 from tests.db.test_erasure import erase, found
 from tests.db.test_personal_data import exported
 from tests.people import ADA, identifiers
+from tests.schema import SPECIMENS
 from tests.scripts.schema.test_bundle import push, write_bundle
 from tests.scripts.schema.test_migrate import Project
 
@@ -204,7 +205,8 @@ def test_members_hear_of_it_and_the_audit_trail_has_it(database: Database, acme:
 
 
 def test_a_persons_rows_are_exported_and_lose_the_person(database: Database) -> None:
-    people.world(database, "projects")
+    database.execute(SPECIMENS.read_text())
+    people.world(database)
     acme = database.value("select id from public.organizations where name = 'Acme'")
     people.act(database, ADA, INSERT, acme)
     [row] = exported(database)["example_rows"]
@@ -345,7 +347,7 @@ def test_the_page_is_followed_to_a_table_whose_tests_pass(tmp_path: Path, new_da
     """But for ./scripts/test, of which the cases of the new table are run; the page's table has a name that nobody took."""
     folder = copied(tmp_path, *SOURCES, "scripts", "service", "tests", "supabase", "pyproject.toml", "gunicorn.conf.py")
     (folder / "node_modules").symlink_to(ROOT / "node_modules")
-    [make, apply] = [block.replace("invoices", "example_invoices") for block in blocks("sh")]
+    [make, apply, _] = [block.replace("invoices", "example_invoices") for block in blocks("sh")]
     url = new_database()
     printed = followed(folder, make)
     written = re.findall(r"^Wrote (.+)$", printed, re.MULTILINE)
