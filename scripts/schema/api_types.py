@@ -36,8 +36,12 @@ def generated() -> Mapping[str, str]:
     """The files by their names. Raises NotGenerated, and what `migrate up` raises."""
     with scratch_folder("types") as folder, scratch_server(folder, fsync="off") as server:
         migrations.up(server.url())
-        url = f"{server.url()}?sslmode=disable"
-        written = {name: _written(language, url) for name, language in LANGUAGES.items()}
+        return generate_from(server.url())
+
+
+def generate_from(url: str) -> Mapping[str, str]:
+    """The same from a migrated database. Raises NotGenerated."""
+    written = {name: _written(language, f"{url}?sslmode=disable") for name, language in LANGUAGES.items()}
     return {name: _formatted(name, text) for name, text in written.items()}
 
 

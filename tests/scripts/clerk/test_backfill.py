@@ -722,7 +722,8 @@ def test_a_killed_run_leaves_whole_batches_and_the_next_one_finishes(backfill: B
 
 def test_webhooks_during_a_backfill_wait_and_do_not_deadlock(backfill: Backfill, clerk: ClerkServer) -> None:
     """Deliveries about the same people, one after the other, while pages of them are merged."""
-    clerk.put(*people(2000), ACME)
+    everybody = people(2000)
+    clerk.put(*everybody, ACME)
     told = 0
     process = subprocess.Popen(
         [sys.executable, "-m", "scripts.cli", "clerk", "backfill"],
@@ -730,7 +731,7 @@ def test_webhooks_during_a_backfill_wait_and_do_not_deadlock(backfill: Backfill,
     )  # fmt: skip
     with backfill.connect() as connection:
         while process.poll() is None:
-            person = people(2000)[(told * 37) % 2000] | {"first_name": "New", "updated_at": START + MINUTE}
+            person = everybody[(told * 37) % 2000] | {"first_name": "New", "updated_at": START + MINUTE}
             assert receive(connection, events.event("user.updated", person)) in {"processed", "stale"}
             told += 1
     assert process.returncode == 0

@@ -19,6 +19,7 @@ from scripts.health.doctor import CHECKS, examine
 from scripts.health.patient import Finding, Patient
 from scripts.scratch.postgres import Postgres
 from tests.conftest import Stack
+from tests.schema import remove
 from tests.service.outside import Answer, Outside, rest_answer, running_outside
 
 NOBODY = "http://127.0.0.1:9"
@@ -84,10 +85,8 @@ def test_nothing_that_is_printed_is_a_secret(stack: Stack) -> None:
     assert [value for value in hidden if value in result.stdout + result.stderr] == []
 
 
-def test_where_little_is_set_the_rest_is_skipped_and_said(
-    inhabited: str, new_database: Callable[..., str], tmp_path: Path
-) -> None:
-    url = f"{new_database(inhabited)}?sslmode=disable"
+def test_where_little_is_set_the_rest_is_skipped_and_said(hosted: str, tmp_path: Path) -> None:
+    url = f"{hosted}?sslmode=disable"
     place = {"BALLAST_HOME": str(tmp_path / "home"), "BALLAST_PORT_BASE": "40000", "DATABASE_URL": url}
     result: Result = CliRunner().invoke(ballast, ["doctor", "--json"], env=place)
     findings = {each["name"]: each for each in json.loads(result.stdout)}
@@ -241,7 +240,9 @@ def test_two_recipients_are_better_than_one(examined: Examine, stack: Stack) -> 
 
 @pytest.fixture
 def hosted(inhabited: str, new_database: Callable[..., str]) -> str:
-    return new_database(inhabited)
+    url = new_database(inhabited)
+    remove(url)
+    return url
 
 
 def changed(url: str, statement: str) -> None:

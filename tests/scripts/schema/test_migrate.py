@@ -21,6 +21,7 @@ from scripts.schema import drift, migrations
 from scripts.schema.database import DatabaseRefused, DatabaseUnreachable, connected
 from scripts.schema.migrations import FilesInvalid, FileState, HistoryDisagrees, Plan, StatementFailed
 from scripts.scratch.postgres import Postgres
+from tests.schema import remove
 
 ROOT = Path(__file__).parents[3]
 
@@ -660,9 +661,9 @@ class TestCommand:
         assert {entry["state"] for entry in states} == {"applied", "current"}
         assert files.sources[0].path in self.run(url, "status").stdout
 
-    def test_drift_fails_the_check_and_is_shown(self, new_database: Callable[..., str]) -> None:
-        url = new_database()
-        self.run(url, "up")
+    def test_drift_fails_the_check_and_is_shown(self, migrated: str, new_database: Callable[..., str]) -> None:
+        url = new_database(migrated)
+        remove(url)
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("create view ops.extra as select 1 as one")
         check = self.run(url, "check")
