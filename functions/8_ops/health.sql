@@ -1,5 +1,29 @@
 -- How each part goes, for administrators in the SQL editor. A view named …_health has one row, with status (green, yellow, red) and
--- advice: `ballast status` shows every such view there is.
+-- advice, by the first rule of its `case` that applies. ops.health and `ballast status` show every such view there is, also a product's.
+
+create or replace function ops.read_health() returns table (subject text, status text, advice text)
+language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  view_name text;
+begin
+  for view_name in
+    select c.relname from pg_class as c
+    where c.relnamespace = 'ops'::regnamespace and c.relkind = 'v' and c.relname like '%\_health'
+      and (select count(*) from pg_attribute as a where a.attrelid = c.oid and a.attname in ('status', 'advice')) = 2
+  loop
+    return query execute format(
+      'select %L, h.status::text, h.advice::text from ops.%I as h', regexp_replace(view_name, '_health$', ''), view_name
+    );
+  end loop;
+end;
+$$;
+comment on function ops.read_health is 'Status and advice of every view ops.…_health. For ops.health.';
+
+create or replace view ops.health with (security_invoker) as
+select h.subject, h.status, h.advice from ops.read_health() as h
+order by array_position('{red,yellow,green}', h.status), h.subject;
+comment on view ops.health is 'Whether all is well: a row per part, what is red first, and what to do. ops.<subject>_health has the facts.';
 
 -- `ballast doctor` sends pings of its own; they say nothing of Clerk. Clerk gives up after a day or so: what is older was replayed by hand.
 create or replace view ops.webhook_health with (security_invoker) as
@@ -25,36 +49,32 @@ with facts as (
 )
 
 select
-  f.received_24h, f.failed, f.oldest_failure_at, f.last_received_at, f.lag, verdict.status, verdict.advice
+  f.received_24h, f.failed, f.oldest_failure_at, f.last_received_at, f.lag, rule.verdict[1] as status, rule.verdict[2] as advice
 from facts as f
 cross join lateral (
-  select rule.status, rule.advice
-  from (
-    values
-    (
-      1, f.oldest_failure_at < now() - interval '6 hours', 'red',
-      'Events fail for hours: people may have access that Clerk took from them. Mend what error in ops.webhook_failures says, then '
-      || 'select * from ops.retry_webhook(message_id).'
-    ),
-    (2, f.failed > 0, 'yellow', 'Events failed: ops.webhook_failures says why; ops.retry_webhook(message_id) applies one again.'),
-    (
-      3, f.last_received_at is null, 'yellow',
-      'No event was ever received: see docs/deploy.md for the endpoint in Clerk, and `ballast doctor` for the way to it.'
-    ),
-    (
-      4, f.lag between interval '5 minutes' and interval '3 days', 'yellow',
-      'The last event came late: read the endpoint''s attempts in Clerk, and whether the service answered 2xx.'
-    ),
-    (5, true, 'green', 'Nothing is to be done.')
-  ) as rule (position, applies, status, advice)
-  where rule.applies
-  order by rule.position
-  limit 1
-) as verdict;
+  select case
+    when f.oldest_failure_at < now() - interval '6 hours'
+      then
+        array[
+          'red',
+          'Events fail for hours: people may have access that Clerk took from them. Mend what error in ops.webhook_failures says, then '
+          || 'select * from ops.retry_webhook(message_id).'
+        ]
+    when f.failed > 0 then array['yellow', 'Events failed: ops.webhook_failures says why; ops.retry_webhook(message_id) applies one again.']
+    when f.last_received_at is null
+      then
+        array[
+          'yellow', 'No event was ever received: see docs/deploy.md for the endpoint in Clerk, and `ballast doctor` for the way to it.'
+        ]
+    when f.lag between interval '5 minutes' and interval '3 days'
+      then array['yellow', 'The last event came late: read the endpoint''s attempts in Clerk, and whether the service answered 2xx.']
+    else array['green', 'Nothing is to be done.']
+  end as verdict
+) as rule;
 comment on view ops.webhook_health is
 'Whether Clerk''s events arrive and are applied: one row. lag is how long after Clerk wrote the last one it was received.';
 
--- One row, also when there is no backup at all. The first rule that applies counts.
+-- One row, also when there is no backup at all.
 create or replace view ops.backup_health with (security_invoker) as
 with facts as (
   select
@@ -100,41 +120,33 @@ with facts as (
 select
   f.last_success_at, f.last_filename, f.size_bytes, f.duration, f.rpo_now, f.rpo_target, f.last_drill_at, f.last_drill_passed, f.rto,
   f.last_failure_at, case when f.last_failure_at is not null then f.last_failure end as last_failure, f.running_since,
-  verdict.status, verdict.advice
+  rule.verdict[1] as status, rule.verdict[2] as advice
 from facts as f
 cross join lateral (
-  select rule.status, rule.advice
-  from (
-    values
-    (1, f.last_success_at is null, 'red', 'There is no backup: run `ballast backup run` now.'),
-    (
-      2, f.rpo_now > f.rpo_target + interval '2 hours', 'red',
-      'The last backup is too old: run `ballast backup run` now, and see why the scheduler did not.'
-    ),
-    (
-      3, not f.last_drill_passed, 'red',
-      'The last drill failed: read drill_report in public.backup_logs, then run `ballast backup run` and `ballast backup drill latest`.'
-    ),
-    (4, f.rpo_now > f.rpo_target, 'yellow', 'The next backup is late: see whether the scheduler runs, or run `ballast backup run`.'),
-    (
-      5, f.last_failure_at > f.last_success_at, 'yellow',
-      'The last attempt failed: mend what last_failure says, then run `ballast backup run`.'
-    ),
-    (6, f.last_drill_at is null, 'yellow', 'No backup was ever restored for proof: run `ballast backup drill latest`.'),
-    (
-      7, f.last_drill_at < now() - f.drill_every - interval '1 day', 'yellow',
-      'The last proof is too old: run `ballast backup drill latest`, and see why the scheduler did not.'
-    ),
-    (8, true, 'green', 'Nothing is to be done.')
-  ) as rule (position, applies, status, advice)
-  where rule.applies
-  order by rule.position
-  limit 1
-) as verdict;
+  select case
+    when f.last_success_at is null then array['red', 'There is no backup: run `ballast backup run` now.']
+    when f.rpo_now > f.rpo_target + interval '2 hours'
+      then array['red', 'The last backup is too old: run `ballast backup run` now, and see why the scheduler did not.']
+    when not f.last_drill_passed
+      then
+        array[
+          'red',
+          'The last drill failed: read drill_report in public.backup_logs, then run `ballast backup run` and `ballast backup drill latest`.'
+        ]
+    when f.rpo_now > f.rpo_target
+      then array['yellow', 'The next backup is late: see whether the scheduler runs, or run `ballast backup run`.']
+    when f.last_failure_at > f.last_success_at
+      then array['yellow', 'The last attempt failed: mend what last_failure says, then run `ballast backup run`.']
+    when f.last_drill_at is null then array['yellow', 'No backup was ever restored for proof: run `ballast backup drill latest`.']
+    when f.last_drill_at < now() - f.drill_every - interval '1 day'
+      then array['yellow', 'The last proof is too old: run `ballast backup drill latest`, and see why the scheduler did not.']
+    else array['green', 'Nothing is to be done.']
+  end as verdict
+) as rule;
 comment on view ops.backup_health is
 'Whether backups are made and proven: one row. status is red, yellow or green, advice says what to do; the targets are in app.settings.';
 
--- One row. The first rule that applies counts. A mail that waits for an erasure is not due.
+-- A mail that waits for an erasure is not due.
 create or replace view ops.mail_health with (security_invoker) as
 with facts as (
   select
@@ -157,60 +169,49 @@ with facts as (
 
 select
   f.mail_enabled, f.queued, f.oldest_queued_at, f.sent_24h, f.failed_24h, f.bounced_7d, f.sent_7d, f.last_error,
-  verdict.status, verdict.advice
+  rule.verdict[1] as status, rule.verdict[2] as advice
 from facts as f
 cross join lateral (
-  select rule.status, rule.advice
-  from (
-    values
-    (
-      1, f.queued > 0 and not f.mail_enabled, 'yellow',
-      'Mail is switched off and some waits: `update app.settings set mail_enabled = true`, or delete it.'
-    ),
-    (2, not f.mail_enabled, 'green', 'Mail is switched off. To have it: `update app.settings set mail_enabled = true`.'),
-    (
-      3, f.oldest_queued_at < now() - interval '1 hour', 'red',
-      'Mail is not sent: see last_error, whether the scheduler runs POST /jobs/mail, and whether RESEND_API_KEY is right.'
-    ),
-    (4, f.failed_24h > 0, 'red', 'Mail was given up: see ops.mail_failures, mend it, then ops.retry_mail(id).'),
-    (
-      5, f.bounced_7d >= 5 and f.bounced_7d > f.sent_7d * 0.05, 'yellow',
-      'More than one mail in twenty bounces: see ops.mail_failures, and SPF, DKIM and DMARC of the domain at Resend.'
-    ),
-    (
-      6, f.operator_email is null, 'yellow',
-      'Nobody hears of failed backups: `update app.settings set operator_email = ''…''`.'
-    ),
-    (7, true, 'green', 'Nothing is to be done.')
-  ) as rule (position, applies, status, advice)
-  where rule.applies
-  order by rule.position
-  limit 1
-) as verdict;
+  select case
+    when f.queued > 0 and not f.mail_enabled
+      then array['yellow', 'Mail is switched off and some waits: `update app.settings set mail_enabled = true`, or delete it.']
+    when not f.mail_enabled then array['green', 'Mail is switched off. To have it: `update app.settings set mail_enabled = true`.']
+    when f.oldest_queued_at < now() - interval '1 hour'
+      then
+        array[
+          'red', 'Mail is not sent: see last_error, whether the scheduler runs POST /jobs/mail, and whether RESEND_API_KEY is right.'
+        ]
+    when f.failed_24h > 0 then array['red', 'Mail was given up: see ops.mail_failures, mend it, then ops.retry_mail(id).']
+    when f.bounced_7d >= 5 and f.bounced_7d > f.sent_7d * 0.05
+      then array['yellow', 'More than one mail in twenty bounces: see ops.mail_failures, and SPF, DKIM and DMARC of the domain at Resend.']
+    when f.operator_email is null then array['yellow', 'Nobody hears of failed backups: `update app.settings set operator_email = ''…''`.']
+    else array['green', 'Nothing is to be done.']
+  end as verdict
+) as rule;
 comment on view ops.mail_health is 'Whether mail goes out: one row. status is red, yellow or green, advice says what to do.';
 
 create or replace view ops.erasure_health with (security_invoker) as
 select
-  e.running, e.waiting_for_clerk, e.oldest_requested_at, e.error,
-  case
-    when e.oldest_requested_at < now() - interval '14 days' then 'red'
-    when e.oldest_requested_at < now() - interval '1 day' then 'yellow'
-    else 'green'
-  end as status,
-  case
-    when e.oldest_requested_at < now() - interval '14 days'
-      then 'Somebody waits to be erased, for which the law gives a month: mend what ops.erasures says, then `ballast person resume`.'
-    when e.oldest_requested_at < now() - interval '1 day'
-      then 'An erasure takes long: see error in ops.erasures, and whether the scheduler calls POST /jobs/erasures.'
-    else 'Nothing is to be done.'
-  end as advice
+  e.running, e.waiting_for_clerk, e.oldest_requested_at, e.error, rule.verdict[1] as status, rule.verdict[2] as advice
 from (
   select
     count(*) filter (where l.state = 'running') as running, count(*) filter (where l.state = 'erased') as waiting_for_clerk,
     min(l.requested_at) as oldest_requested_at, (array_agg(l.error order by l.requested_at) filter (where l.error is not null))[1] as error
   from app.erasure_log as l
   where l.state <> 'complete'
-) as e;
+) as e
+cross join lateral (
+  select case
+    when e.oldest_requested_at < now() - interval '14 days'
+      then
+        array[
+          'red', 'Somebody waits to be erased, for which the law gives a month: mend what ops.erasures says, then `ballast person resume`.'
+        ]
+    when e.oldest_requested_at < now() - interval '1 day'
+      then array['yellow', 'An erasure takes long: see error in ops.erasures, and whether the scheduler calls POST /jobs/erasures.']
+    else array['green', 'Nothing is to be done.']
+  end as verdict
+) as rule;
 comment on view ops.erasure_health is 'Whether people who asked to be erased wait for it: one row. ops.erasures has each.';
 
 -- A transaction that stays open keeps dead rows, seals and erasures waiting.

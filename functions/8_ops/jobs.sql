@@ -84,37 +84,28 @@ facts as (
 )
 
 select
-  f.name, f.purpose, f.every, f.last_run_at, f.last_effect_at, f.failures, f.overdue_since, verdict.status <> 'green' as is_late,
-  verdict.status, verdict.advice, f.report as last_report
+  f.name, f.purpose, f.every, f.last_run_at, f.last_effect_at, f.failures, f.overdue_since, rule.verdict[1] <> 'green' as is_late,
+  rule.verdict[1] as status, rule.verdict[2] as advice, f.report as last_report
 from facts as f
 cross join
   lateral (
-    select rule.status, rule.advice
-    from (
-      values
-      (1, f.name in ('backup', 'drill') and f.last_effect_at is null, 'yellow', 'Never done yet: read advice in ops.backup_health.'),
-      (2, f.failures >= 3, 'red', 'It fails each time: read last_report, and the service''s log.'),
-      (
-        3, f.overdue_since < now() - greatest(3 * f.every, interval '1 day'), 'red',
-        'Work waits for long: see whether the scheduler calls it, and what it answers.'
-      ),
-      (4, f.overdue_since < now() - greatest(f.every, interval '30 minutes'), 'yellow', 'Work waits: see whether the scheduler calls it.'),
-      (
-        5, f.name = 'reconcile-sample' and f.report -> 'differing' <> '{}', 'yellow',
-        'The last sample differs from Clerk: run `ballast clerk reconcile`.'
-      ),
-      (6, f.failures > 0, 'yellow', 'The last run failed: read last_report. The next one tries again.'),
-      (
-        7, f.last_run_at < now() - greatest(3 * f.every, interval '30 minutes'), 'yellow',
-        'Nothing waits, but the scheduler has stopped calling it.'
-      ),
-      (8, true, 'green', 'Nothing is to be done.')
-    ) as rule (position, applies, status, advice)
-    where rule.applies
-    order by rule.position
-    limit 1
-  ) as verdict
-order by array_position('{red,yellow,green}', verdict.status), f.name;
+    select case
+      when f.name in ('backup', 'drill') and f.last_effect_at is null
+        then array['yellow', 'Never done yet: read advice in ops.backup_health.']
+      when f.failures >= 3 then array['red', 'It fails each time: read last_report, and the service''s log.']
+      when f.overdue_since < now() - greatest(3 * f.every, interval '1 day')
+        then array['red', 'Work waits for long: see whether the scheduler calls it, and what it answers.']
+      when f.overdue_since < now() - greatest(f.every, interval '30 minutes')
+        then array['yellow', 'Work waits: see whether the scheduler calls it.']
+      when f.name = 'reconcile-sample' and f.report -> 'differing' <> '{}'
+        then array['yellow', 'The last sample differs from Clerk: run `ballast clerk reconcile`.']
+      when f.failures > 0 then array['yellow', 'The last run failed: read last_report. The next one tries again.']
+      when f.last_run_at < now() - greatest(3 * f.every, interval '30 minutes')
+        then array['yellow', 'Nothing waits, but the scheduler has stopped calling it.']
+      else array['green', 'Nothing is to be done.']
+    end as verdict
+  ) as rule
+order by array_position('{red,yellow,green}', rule.verdict[1]), f.name;
 comment on view ops.jobs is 'Periodic work: how often it should be done, when it last was, since when some is due and not done, and what to do about it.';
 
 -- Backups and drills have a view of their own.

@@ -93,6 +93,18 @@ def test_every_view_answers_on_an_empty_and_on_a_full_database(database: Databas
             assert not view.endswith("_health") or count == 1, view
 
 
+def test_health_has_the_verdict_of_each_health_view_the_worst_first(database: Database) -> None:
+    database.execute("create view ops.invoice_health as select 3 as overdue, 'red' as status, 'Remind them.' as advice")
+    health = database.rows("select subject, status, advice from ops.health")
+    assert ("invoice", "red", "Remind them.") in health
+    found = {
+        view.removesuffix("_health"): verdict(database, view) for view in views(database) if view.endswith("_health")
+    }
+    assert {subject: (status, advice) for subject, status, advice in health} == found
+    lights = [status for _, status, _ in health]
+    assert lights == sorted(lights, key=["red", "yellow", "green"].index)
+
+
 # --- tenants and people ---
 
 
