@@ -86,11 +86,12 @@ def followed(stack: Stack, page: str) -> None:
         assert ran.returncode == 0, (block, ran.stdout, ran.stderr)
 
 
-@pytest.mark.parametrize("page", ["clerk.md", "deploy.md"])
+@pytest.mark.parametrize("page", ["clerk.md", pytest.param("deploy.md", marks=pytest.mark.thorough)])
 def test_what_is_to_be_typed_works_on_the_local_stack(stack: Stack, page: str) -> None:
     followed(stack, page)
 
 
+@pytest.mark.thorough
 def test_an_upgrade_is_tried_on_a_backup_and_applied(stack: Stack) -> None:
     assert stack.ballast("backup", "run").returncode == 0
     followed(stack, "upgrade.md")

@@ -49,7 +49,7 @@ def started(folder: Path, **changes: str) -> Iterator[Running]:
         process = subprocess.Popen(
             [Path(sys.executable).with_name("gunicorn")],
             cwd=ROOT, stderr=log, text=True,
-            env=os.environ | ENVIRONMENT | {"SUPABASE_URL": database.url, "SERVICE_URL": url, "PORT": "1"} | changes,
+            env=os.environ | ENVIRONMENT | {"SUPABASE_URL": database.url, "SERVICE_URL": url, "PORT": "1", "TMPDIR": str(folder)} | changes,
         )  # fmt: skip
         try:
             wait_until_alive(url)
@@ -181,14 +181,14 @@ def metrics_folders(place: Path) -> list[str]:
 
 
 def test_the_counts_go_with_the_service(tmp_path: Path) -> None:
-    with started(tmp_path, TMPDIR=str(tmp_path)):
+    with started(tmp_path):
         assert len(metrics_folders(tmp_path)) == 1
     assert metrics_folders(tmp_path) == []
 
 
 def test_the_counts_of_a_service_that_was_killed_go_when_the_next_one_starts(tmp_path: Path) -> None:
     folder = tmp_path / "counts"
-    changes = {"TMPDIR": str(tmp_path), "PROMETHEUS_MULTIPROC_DIR": str(folder)}
+    changes = {"PROMETHEUS_MULTIPROC_DIR": str(folder)}
     with started(tmp_path, **changes) as service:
         for worker in psutil.Process(service.process.pid).children():
             worker.kill()

@@ -353,7 +353,7 @@ def test_what_clerk_or_the_store_refuses_is_postponed(
     assert mentions(database, person) == {}
 
 
-@pytest.mark.parametrize("delay", [0.05, 0.6, 1.2])
+@pytest.mark.parametrize("delay", [0.6, *(pytest.param(each, marks=pytest.mark.thorough) for each in (0.05, 1.2))])
 def test_a_service_that_is_killed_midway_ends_in_the_same_state(
     tmp_path: Path, online: FlaskClient, stack: Stack, database: Connection, new_person: NewPerson, delay: float
 ) -> None:
