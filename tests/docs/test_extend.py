@@ -92,7 +92,7 @@ def test_its_types_have_no_projects_and_its_tests_pass(product: Path) -> None:
     assert "projects" not in (product / "supabase/types/database.ts").read_text()
     tests = " ".join(f"tests/db/test_{name}.py" for name in GENERIC)
     printed = followed(product, f"python -m pytest -q -p no:cacheprovider {tests}")
-    assert int(re.findall(r"(\d+) passed", printed)[0]) > 400
+    assert int(re.findall(r"(\d+) passed", printed)[0]) > 300
     assert "failed" not in printed
 
 
