@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +43,6 @@ class InvalidData(Failure):
     exit_code = 2
 
 
-@dataclass(frozen=True)
-class Event:
-    """What `send` sends. Without a message id each sending is a new message; `timestamp` is in milliseconds."""
-
-    type: str
-    data: dict[str, Any]
-    message_id: str | None = None
-    timestamp: int | None = None
-
-
 @click.group(epilog="Example: ballast clerk send user.created")
 def clerk() -> None:
     """Send signed Clerk events to the service, load Clerk's directory, compare with it."""
@@ -69,20 +59,26 @@ def send_command(event_type: str, data: str, message_id: str | None, timestamp: 
 
     What the data lacks is filled in from what Clerk's stand-in knows.
     """
-    answer = send(client_environment(), Event(event_type, _data(data), message_id, timestamp))
+    answer = send(client_environment(), event_type, _data(data), message_id, timestamp)
     click.echo(json.dumps(answer) if as_json else f"{answer['type']} {answer['message_id']}: {answer['outcome']}")
 
 
-def send(environment: dict[str, str], event: Event) -> dict[str, Any]:
+def send(
+    environment: dict[str, str],
+    event_type: str,
+    data: dict[str, Any],
+    message_id: str | None = None,
+    timestamp: int | None = None,
+) -> dict[str, Any]:
     """Completes, signs and posts the event once. Returns the service's answer {message_id, type, outcome}.
 
+    Without a message id each sending is a new message; `timestamp` is in milliseconds.
     Raises NotStored, and NotRunning when nobody answers.
     """
     from scripts.local.clerk import svix  # noqa: PLC0415 - sends by aiohttp, which the service's image does not have
 
-    completed = ClerkClient(environment["CLERK_ISSUER"]).event(
-        event.type, event.data, message_id=event.message_id, timestamp=event.timestamp
-    )
+    stand_in = ClerkClient(environment["CLERK_ISSUER"])
+    completed = stand_in.event(event_type, data, message_id=message_id, timestamp=timestamp)
     url = f"{environment['SERVICE_URL']}/webhooks/clerk"
     body = svix.body_of(completed["event"])
     headers = svix.signed_headers(environment["CLERK_WEBHOOK_SECRETS"].split(",")[0], completed["message_id"], body)

@@ -61,7 +61,7 @@ def _seed_examples() -> None:
 
 
 def _send(environment: dict[str, str], event: examples.Event) -> str:
-    answer = clerk.send(environment, clerk.Event(event.type, event.data, event.message_id, examples.AT))
+    answer = clerk.send(environment, event.type, event.data, event.message_id, examples.AT)
     if answer["outcome"] == "failed":
         raise NotSeeded(f"{event.message_id} could not be applied: see `ballast inbox show {event.message_id}`.")
     return str(answer["outcome"])

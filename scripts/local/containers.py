@@ -102,7 +102,7 @@ def parts_of(stack: Stack) -> list[Part]:
 
 def _postgres(part: Part, stack: Stack) -> Part:
     variables = {"POSTGRES_PASSWORD": stack.secrets.postgres_password, "JWT_SECRET": stack.secrets.jwt_secret}
-    ports = ((stack.postgres_port, 5432), (stack.data_api_port, 3000), (stack.upstash_port, 80))
+    ports = ((stack.ports.postgres, 5432), (stack.ports.data_api, 3000), (stack.ports.upstash, 80))
     return Container(stack, part.name, POSTGRES, lambda: variables, publish=ports).in_place_of(part)
 
 

@@ -46,7 +46,7 @@ class Gateway:
     def __init__(self, stack: Stack) -> None:
         self._roles = {stack.secrets.publishable_key: "anon", stack.secrets.secret_key: "service_role"}
         self._jwt_secret = stack.secrets.jwt_secret
-        self._upstream = f"http://127.0.0.1:{stack.data_api_port}"
+        self._upstream = f"http://127.0.0.1:{stack.ports.data_api}"
         # PostgREST serves at its root what Lite serves where Supabase does.
         self._dropped = REST if containers_are_wanted() else ""
         self._tokens: dict[str, tuple[float, str]] = {}
@@ -151,4 +151,4 @@ if __name__ == "__main__":
     stack = Stack.from_environment()
     application = Gateway(stack).application()
     Realtime(stack).add_to(application)
-    web.run_app(application, host="127.0.0.1", port=stack.gateway_port, access_log=None, print=None)
+    web.run_app(application, host="127.0.0.1", port=stack.ports.gateway, access_log=None, print=None)

@@ -91,8 +91,8 @@ def _postgres(stack: Stack) -> Part:
         "postgres",
         postgres.command,
         answers,
-        port=stack.postgres_port,
-        address=f"127.0.0.1:{stack.postgres_port}",
+        port=stack.ports.postgres,
+        address=f"127.0.0.1:{stack.ports.postgres}",
         folder=Path("/"),
         run_as=os_user.identity(),
         stop_signal=signal.SIGINT,
@@ -102,17 +102,17 @@ def _postgres(stack: Stack) -> Part:
 
 
 def _data_api(stack: Stack) -> Part:
-    address = f"http://127.0.0.1:{stack.data_api_port}"
+    address = f"http://127.0.0.1:{stack.ports.data_api}"
     token = jwt.encode({"role": "service_role"}, stack.secrets.jwt_secret, algorithm="HS256")
     return Part(
         "data-api",
         lambda: ["node", "scripts/local/data_api/server.mjs"],
         lambda: answers("POST", f"{address}{READY}", headers={"Authorization": f"Bearer {token}"}),
         needs=("postgres",),
-        port=stack.data_api_port,
+        port=stack.ports.data_api,
         address=address,
         environment={
-            "PORT": str(stack.data_api_port),
+            "PORT": str(stack.ports.data_api),
             "DATABASE_URL": stack.postgres.url("authenticator"),
             "CATALOG_URL": stack.postgres.url(),
             "JWT_SECRET": stack.secrets.jwt_secret,
@@ -127,7 +127,7 @@ def _clerk(stack: Stack) -> Part:
         "clerk",
         _module("scripts.local.clerk.server"),
         lambda: answers("GET", f"{address}/.well-known/jwks.json"),
-        port=stack.clerk_port,
+        port=stack.ports.clerk,
         address=address,
     )
 
@@ -163,7 +163,7 @@ def _upstash(stack: Stack) -> Part:
         _module("scripts.local.upstash"),
         lambda: answers("POST", address, headers=headers, json=["PING"]),
         needs=("redis",),
-        port=stack.upstash_port,
+        port=stack.ports.upstash,
         address=address,
         folder=stack.home,
     )
@@ -178,7 +178,7 @@ def _gateway(stack: Stack) -> Part:
         _module("scripts.local.gateway"),
         lambda: answers("GET", f"{address}{REALTIME}") and answers("POST", f"{address}{READY}", headers=key),
         needs=("postgres",),
-        port=stack.gateway_port,
+        port=stack.ports.gateway,
         address=address,
     )
 
@@ -190,7 +190,7 @@ def _service(stack: Stack) -> Part:
         _module("gunicorn"),
         lambda: answers("GET", f"{address}/readyz"),
         needs=("postgres",),
-        port=stack.service_port,
+        port=stack.ports.service,
         address=address,
         environment={"PROMETHEUS_MULTIPROC_DIR": str(stack.home / "metrics")},
         before=lambda: stack.backups.mkdir(mode=0o700, exist_ok=True),

@@ -6,8 +6,9 @@ import base64
 import json
 import os
 import secrets
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import pyrage
 
@@ -16,9 +17,22 @@ from scripts.scratch.postgres import Postgres
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DEFAULT_PORT_BASE = 54320
-LAST_PORT_OFFSET = 6
 # Relative to the stack's folder, where both of its processes run: the name of a socket may have 107 bytes only.
 REDIS_SOCKET = "redis.sock"
+
+
+class Ports(NamedTuple):
+    """Where the parts of a stack listen: one port after the other, on 127.0.0.1."""
+
+    gateway: int
+    postgres: int
+    service: int
+    clerk: int
+    upstash: int
+    data_api: int
+
+
+LAST_PORT_OFFSET = len(Ports._fields)
 
 
 class InvalidPortBase(Failure):
@@ -27,56 +41,45 @@ class InvalidPortBase(Failure):
     exit_code = 2
 
 
+def _random(number_of_bytes: int = 32, prefix: str = "") -> str:
+    return field(default_factory=lambda: prefix + secrets.token_urlsafe(number_of_bytes))
+
+
 @dataclass(frozen=True)
 class Secrets:
     """Random values, made at the first start of a stack that wants them and kept in its folder."""
 
-    postgres_password: str
-    jwt_secret: str
-    publishable_key: str
-    secret_key: str
-    webhook_secret: str
-    clerk_secret_key: str
-    jobs_token: str
-    upstash_token: str
-    operator_token: str
-    metrics_token: str
-    backup_identity: str
-
-    @classmethod
-    def make(cls) -> Secrets:
-        return cls(
-            postgres_password=secrets.token_urlsafe(24),
-            jwt_secret=secrets.token_urlsafe(48),
-            publishable_key=f"sb_publishable_{secrets.token_urlsafe(24)}",
-            secret_key=f"sb_secret_{secrets.token_urlsafe(24)}",
-            webhook_secret=f"whsec_{base64.b64encode(secrets.token_bytes(24)).decode()}",
-            clerk_secret_key=f"sk_test_{secrets.token_urlsafe(32)}",
-            jobs_token=secrets.token_urlsafe(32),
-            upstash_token=secrets.token_urlsafe(32),
-            operator_token=secrets.token_urlsafe(32),
-            metrics_token=secrets.token_urlsafe(32),
-            backup_identity=str(pyrage.x25519.Identity.generate()),
-        )
+    postgres_password: str = _random(24)
+    jwt_secret: str = _random(48)
+    publishable_key: str = _random(24, "sb_publishable_")
+    secret_key: str = _random(24, "sb_secret_")
+    webhook_secret: str = field(default_factory=lambda: f"whsec_{base64.b64encode(secrets.token_bytes(24)).decode()}")
+    clerk_secret_key: str = _random(prefix="sk_test_")
+    jobs_token: str = _random()
+    upstash_token: str = _random()
+    operator_token: str = _random()
+    metrics_token: str = _random()
+    backup_identity: str = field(default_factory=lambda: str(pyrage.x25519.Identity.generate()))
 
     @classmethod
     def of(cls, home: Path) -> Secrets:
         """The secrets kept in `home`. Those that are not there yet are made: readable by the owner only."""
         file = home / "secrets.json"
         kept = json.loads(file.read_text()) if file.exists() else {}
-        if not kept.keys() >= {field.name for field in fields(cls)}:
+        names = {field.name for field in fields(cls)}
+        if not kept.keys() >= names:
             home.mkdir(parents=True, exist_ok=True)
             unfinished = home / f"secrets.json.{os.getpid()}"
             unfinished.touch(mode=0o600)
-            unfinished.write_text(json.dumps(asdict(cls.make()) | kept, indent=2) + "\n")
+            unfinished.write_text(json.dumps(asdict(cls()) | kept, indent=2) + "\n")
             unfinished.replace(file)
             kept = json.loads(file.read_text())
-        return cls(**{field.name: kept[field.name] for field in fields(cls)})
+        return cls(**{name: kept[name] for name in names})
 
 
 @dataclass(frozen=True)
 class Stack:
-    """One stack. `home` holds its data, logs and keys; its ports are `port_base` + 1 to + 6, on 127.0.0.1."""
+    """One stack. `home` holds its data, logs and keys; its ports begin at `port_base` + 1."""
 
     home: Path
     port_base: int
@@ -94,28 +97,8 @@ class Stack:
         return cls(home, int(text), Secrets.of(home))
 
     @property
-    def gateway_port(self) -> int:
-        return self.port_base + 1
-
-    @property
-    def postgres_port(self) -> int:
-        return self.port_base + 2
-
-    @property
-    def service_port(self) -> int:
-        return self.port_base + 3
-
-    @property
-    def clerk_port(self) -> int:
-        return self.port_base + 4
-
-    @property
-    def upstash_port(self) -> int:
-        return self.port_base + 5
-
-    @property
-    def data_api_port(self) -> int:
-        return self.port_base + 6
+    def ports(self) -> Ports:
+        return Ports(*range(self.port_base + 1, self.port_base + 1 + LAST_PORT_OFFSET))
 
     @property
     def logs(self) -> Path:
@@ -131,28 +114,28 @@ class Stack:
 
     @property
     def postgres(self) -> Postgres:
-        return Postgres(self.home / "postgres", self.postgres_port, self.secrets.postgres_password)
+        return Postgres(self.home / "postgres", self.ports.postgres, self.secrets.postgres_password)
 
     def environment(self) -> dict[str, str]:
         """The variables that the service, the tests and `ballast env` agree on; `.env.example` explains each."""
-        service_url = _url(self.service_port)
+        service_url = _url(self.ports.service)
         return {
             "ENVIRONMENT": "local",
             "BALLAST_HOME": str(self.home),
             "BALLAST_PORT_BASE": str(self.port_base),
-            "SUPABASE_URL": _url(self.gateway_port),
+            "SUPABASE_URL": _url(self.ports.gateway),
             "SUPABASE_PUBLISHABLE_KEY": self.secrets.publishable_key,
             "SUPABASE_SECRET_KEY": self.secrets.secret_key,
             "DATABASE_URL": self.postgres.url(),
-            "CLERK_ISSUER": _url(self.clerk_port),
+            "CLERK_ISSUER": _url(self.ports.clerk),
             "CLERK_WEBHOOK_SECRETS": self.secrets.webhook_secret,
             "CLERK_AUTHORIZED_PARTIES": service_url,
             "CLERK_SECRET_KEY": self.secrets.clerk_secret_key,
-            "CLERK_API_URL": _url(self.clerk_port),
+            "CLERK_API_URL": _url(self.ports.clerk),
             "JOBS_TOKEN": self.secrets.jobs_token,
             "OPERATOR_TOKEN": self.secrets.operator_token,
             "METRICS_TOKEN": self.secrets.metrics_token,
-            "UPSTASH_REDIS_REST_URL": _url(self.upstash_port),
+            "UPSTASH_REDIS_REST_URL": _url(self.ports.upstash),
             "UPSTASH_REDIS_REST_TOKEN": self.secrets.upstash_token,
             "BACKUP_URL": self.backups.as_uri(),
             "BACKUP_RECIPIENTS": str(pyrage.x25519.Identity.from_str(self.secrets.backup_identity).to_public()),

@@ -130,4 +130,4 @@ def _answer(body: object, *, failed: bool = False) -> web.Response:
 if __name__ == "__main__":
     stack = Stack.from_environment()
     rest = UpstashRest(stack.secrets.upstash_token, Path(REDIS_SOCKET))
-    web.run_app(rest.application(), host="127.0.0.1", port=stack.upstash_port, access_log=None, print=None)
+    web.run_app(rest.application(), host="127.0.0.1", port=stack.ports.upstash, access_log=None, print=None)

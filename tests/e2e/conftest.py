@@ -156,7 +156,7 @@ def clerk(stack: Stack) -> Callable[..., None]:
     """Sends one of Clerk's signed events, as `ballast clerk send` does."""
 
     def send(event_type: str, **data: Any) -> None:
-        answer = sending.send(stack.environment, sending.Event(event_type, data))
+        answer = sending.send(stack.environment, event_type, data)
         assert answer["outcome"] == "processed"
 
     return send

@@ -236,7 +236,7 @@ def parsed(frame: str | bytes) -> tuple[str | None, str, str, Any]:
 async def serve(server: Server) -> list[web.AppRunner]:
     application = web.Application(client_max_size=LARGEST_FRAME)
     server.realtime.add_to(application)
-    places = ((application, server.stack.gateway_port), (server.clerk.application(), server.stack.clerk_port))
+    places = ((application, server.stack.ports.gateway), (server.clerk.application(), server.stack.ports.clerk))
     runners = []
     for application, port in places:
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=1)

@@ -226,4 +226,4 @@ if __name__ == "__main__":
         endpoint=svix.Endpoint(f"{environment['SERVICE_URL']}/webhooks/clerk", stack.secrets.webhook_secret),
         secret_key=stack.secrets.clerk_secret_key,
     )
-    web.run_app(stand_in.application(), host="127.0.0.1", port=stack.clerk_port, access_log=None, print=None)
+    web.run_app(stand_in.application(), host="127.0.0.1", port=stack.ports.clerk, access_log=None, print=None)

@@ -70,9 +70,9 @@ def test_only_the_stacks_ports_are_published_and_only_here(stack: Stack, parts: 
     words = parts["postgres"].command()
     published = [words[at + 1] for at, word in enumerate(words) if word == "--publish"]
     assert published == [
-        f"127.0.0.1:{stack.postgres_port}:5432",
-        f"127.0.0.1:{stack.data_api_port}:3000",
-        f"127.0.0.1:{stack.upstash_port}:80",
+        f"127.0.0.1:{stack.ports.postgres}:5432",
+        f"127.0.0.1:{stack.ports.data_api}:3000",
+        f"127.0.0.1:{stack.ports.upstash}:80",
     ]
     for name in CONTAINED[1:]:
         command = parts[name].command()
@@ -147,7 +147,7 @@ def test_postgrest_trusts_clerk_and_the_gateway(docker: Path, stack: Stack, part
     clerk = ClerkStandIn(stack.home, stack.environment()["CLERK_ISSUER"], "", svix.Endpoint("", "whsec_"), "sk_test_")
 
     async def prepared() -> None:
-        runner = await serve(clerk.application(), stack.clerk_port)
+        runner = await serve(clerk.application(), stack.ports.clerk)
         await asyncio.to_thread(parts["data-api"].before)
         await runner.cleanup()
 
@@ -174,8 +174,8 @@ def test_postgrest_is_asked_at_its_root(stack: Stack, monkeypatch: pytest.Monkey
 
         upstream.router.add_route("*", "/{rest:.*}", echo)
         runners = [
-            await serve(upstream, stack.data_api_port),
-            await serve(Gateway(stack).application(), stack.gateway_port),
+            await serve(upstream, stack.ports.data_api),
+            await serve(Gateway(stack).application(), stack.ports.gateway),
         ]
         address = f"{stack.environment()['SUPABASE_URL']}/rest/v1/projects?select=id"
         async with httpx.AsyncClient() as client:
