@@ -167,14 +167,7 @@ def seal(reader: Reader, sink: Sink, keys: list[Key]) -> None:
         for piece in iter(lambda: reader.read(PIECE_BYTES), b""):
             sink.write(piece)
         return
-    source, target = _Remembering(reader), _Remembering(sink)
-    try:
-        pyrage.encrypt_io(source, target, keys)
-    except BaseException as error:
-        failed: BaseException = source.failure or target.failure or SealingFailed(f"The encryption failed: {error}.")
-    else:
-        return
-    raise failed
+    _pipe(pyrage.encrypt_io, reader, sink, keys, lambda error: SealingFailed(f"The encryption failed: {error}."))
 
 
 def unseal(reader: Reader, sink: Sink, keys: list[Key], *, is_sealed: bool) -> None:
@@ -185,14 +178,25 @@ def unseal(reader: Reader, sink: Sink, keys: list[Key], *, is_sealed: bool) -> N
     if not is_sealed:
         seal(reader, sink, [])
         return
+    _pipe(pyrage.decrypt_io, reader, sink, keys, lambda error: ArchiveDamaged(_why(error)))
+
+
+def _pipe(
+    program: Callable[[Any, Any, list[Key]], None],
+    reader: Reader,
+    sink: Sink,
+    keys: list[Key],
+    failed: Callable[[BaseException], Failure],
+) -> None:
+    """Raises what the reader or the sink raised; otherwise `failed` makes the error."""
     source, target = _Remembering(reader), _Remembering(sink)
     try:
-        pyrage.decrypt_io(source, target, keys)
+        program(source, target, keys)
     except BaseException as error:
-        failed: BaseException = source.failure or target.failure or ArchiveDamaged(_why(error))
+        failure = source.failure or target.failure or failed(error)
     else:
         return
-    raise failed
+    raise failure
 
 
 def _why(error: BaseException) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -48,19 +50,26 @@ class Drill:
     checks: list[Check]
 
 
+@contextmanager
+def scratch_target(backup: Backup, bar: Bar) -> Iterator[Target]:
+    """An empty database to restore into, in a server that ends with the block."""
+    bar.stage("Starting")
+    with (
+        scratch_server(backup.folder, **HASTY) as server,
+        database.connected(server.url(), tell=database.say) as connection,
+    ):
+        yield Target(server.url(), connection)
+
+
 def drilled(backup: Backup, bar: Bar) -> Drill:
     """Restores and checks. What goes wrong is a check that failed."""
     began, started_at = time.monotonic(), datetime.now(UTC)
     done: list[Check] = []
     try:
-        bar.stage("Starting")
-        with (
-            scratch_server(backup.folder, **HASTY) as server,
-            database.connected(server.url(), tell=database.say) as connection,
-        ):
-            for check in restored(backup, Target(server.url(), connection), bar):
+        with scratch_target(backup, bar) as target:
+            for check in restored(backup, target, bar):
                 done.append(check)
-            done.append(checks.denied(connection))
+            done.append(checks.denied(target.connection))
     except Failure as failure:
         done.append(Check("restore", False, str(failure), round(time.monotonic() - began, 3)))
     manifest = backup.manifest

@@ -6,23 +6,22 @@ import os
 import re
 import shlex
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO, Literal, LiteralString
 
 from psycopg import sql
 from psycopg.rows import class_row
 
-from scripts.backup.drill import HASTY
+from scripts.backup.drill import scratch_target
 from scripts.backup.progress import Bar
 from scripts.backup.restore import restored
-from scripts.backup.restore_engine import Backup, Target
+from scripts.backup.restore_engine import Backup
 from scripts.errors import Failure
-from scripts.schema import database
 from scripts.schema.database import Connection
-from scripts.scratch.server import scratch_server
 
 ORGANIZATIONS, PROFILES = "organizations", "profiles"
 OWNER = "organization_id"
@@ -164,15 +163,11 @@ def write_extract(backup: Backup, organization: str, output: Path, written_as: F
 @contextmanager
 def _checked(backup: Backup, bar: Bar) -> Iterator[Connection]:
     """The backup in a scratch database, its erasures carried out again. Raises BackupUnsound."""
-    bar.stage("Starting")
-    with (
-        scratch_server(backup.folder, **HASTY) as server,
-        database.connected(server.url(), tell=database.say) as connection,
-    ):
-        for check in restored(backup, Target(server.url(), connection), bar):
+    with scratch_target(backup, bar) as target:
+        for check in restored(backup, target, bar):
             if not check.passed:
                 raise BackupUnsound(f"Nothing was extracted: {check.name} of {backup.manifest.name}: {check.detail}.")
-        yield connection
+        yield target.connection
 
 
 # --- the rows, in temporary tables of the scratch database ---
@@ -269,41 +264,42 @@ def _is_among(columns: list[str], table: str, others: list[str]) -> Query:
 
 def _write_script(rows: Rows, place: Path, source: str) -> None:
     with _private(place) as script:
-        script.write(_heading(rows, source, f"psql {DATABASE} --file={shlex.quote(place.name)}"))
-        for group in rows.shape.groups():
-            for table in group:
-                script.write(_emptied(rows.shape, table))
-                script.write(f"copy {_into(rows.shape, table)} from stdin;\n".encode())
-                rows.write(table, "(format text)", script)
-                script.write(b"\\.\n")
-            script.write(_put_back(rows.shape, group))
-        script.write(ENDED)
+
+        def copy(table: str, into: str) -> None:
+            script.write(f"copy {into} from stdin;\n".encode())
+            rows.write(table, "(format text)", script)
+            script.write(b"\\.\n")
+
+        _write(rows, script, source, f"psql {DATABASE} --file={shlex.quote(place.name)}", copy)
 
 
 def _write_folder(rows: Rows, place: Path, source: str) -> None:
     place.mkdir(mode=0o700)
-    number = 0
+    numbers = count(1)
     with _private(place / "put-back.sql") as script:
-        script.write(_heading(rows, source, f"In this folder: psql {DATABASE} --file=put-back.sql"))
-        for group in rows.shape.groups():
-            for table in group:
-                number += 1
-                name = f"{number:02}-{UNUSUAL.sub('_', table)}.csv"
-                with _private(place / name) as file:
-                    rows.write(table, "(format csv, header)", file)
-                script.write(_emptied(rows.shape, table))
-                into = _into(rows.shape, table)
-                script.write(f"\\copy {into} from '{name}' with (format csv, header)\n".encode())
-            script.write(_put_back(rows.shape, group))
-        script.write(ENDED)
+
+        def copy(table: str, into: str) -> None:
+            name = f"{next(numbers):02}-{UNUSUAL.sub('_', table)}.csv"
+            with _private(place / name) as file:
+                rows.write(table, "(format csv, header)", file)
+            script.write(f"\\copy {into} from '{name}' with (format csv, header)\n".encode())
+
+        _write(rows, script, source, f"In this folder: psql {DATABASE} --file=put-back.sql", copy)
 
 
 WRITERS = {"sql": _write_script, "csv": _write_folder}
 
 
-def _heading(rows: Rows, source: str, command: str) -> bytes:
+def _write(rows: Rows, script: BinaryIO, source: str, command: str, copy: Callable[[str, str], None]) -> None:
+    """The script that puts the rows back; `copy(table, into)` writes a table's rows and how they are read."""
     what = f"{source}: the organization {rows.organization}. What is missing comes back, and what is there stays."
-    return f"-- {what}\n--   {command}\n{BEGUN}".encode()
+    script.write(f"-- {what}\n--   {command}\n{BEGUN}".encode())
+    for group in rows.shape.groups():
+        for table in group:
+            script.write(_emptied(rows.shape, table))
+            copy(table, _into(rows.shape, table))
+        script.write(_put_back(rows.shape, group))
+    script.write(ENDED)
 
 
 def _into(shape: Shape, table: str) -> str:

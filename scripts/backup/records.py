@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from scripts.backup.manifest import Manifest
 from scripts.schema import database
@@ -35,10 +35,11 @@ class Records:
         self._call("begin_backup", {"id": backup_id, "filename": filename, "backup_type": backup_type}, patience=0)
 
     def complete(self, manifest: Manifest) -> None:
-        self._end(manifest.id, "completed", manifest.size_bytes, manifest.files[manifest.dump].sha256, None)
+        ended = {"id": manifest.id, "status": "completed", "size_bytes": manifest.size_bytes}
+        self._call("end_backup", ended | {"checksum": manifest.files[manifest.dump].sha256})
 
     def fail(self, backup_id: str, reason: str) -> None:
-        self._end(backup_id, "failed", None, None, reason)
+        self._call("end_backup", {"id": backup_id, "status": "failed", "error_message": reason})
 
     def drill(self, manifest: Manifest, filename: str, report: Mapping[str, Any]) -> None:
         backup = {
@@ -50,23 +51,6 @@ class Records:
             "created_at": manifest.created_at.isoformat(),
         }
         self._call("record_drill", {"backup": backup, "report": dict(report)})
-
-    def _end(
-        self,
-        backup_id: str,
-        status: Literal["completed", "failed"],
-        size_bytes: int | None,
-        checksum: str | None,
-        error_message: str | None,
-    ) -> None:
-        arguments = {
-            "id": backup_id,
-            "status": status,
-            "size_bytes": size_bytes,
-            "checksum": checksum,
-            "error_message": error_message,
-        }
-        self._call("end_backup", arguments)
 
     def _call(self, function: str, arguments: Mapping[str, Any], patience: float = PATIENCE_SECONDS) -> None:
         if self._data_api is None:

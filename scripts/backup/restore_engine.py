@@ -234,7 +234,7 @@ def _contents(backup: Backup, sealed: Path, chosen: Programs, connection: Connec
     process = subprocess.Popen(
         [chosen["pg_restore"], "--list"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
-    with process, _Feeder(backup, sealed, process, None) as feeder:
+    with process, _Feeder(backup, sealed, process, Silence()) as feeder:
         assert process.stdout is not None
         listed = process.stdout.read().decode().splitlines()
         if process.wait() != 0:
@@ -252,7 +252,7 @@ def _contents(backup: Backup, sealed: Path, chosen: Programs, connection: Connec
 class _Feeder(threading.Thread):
     """Opens a dump into a program's standard input meanwhile."""
 
-    def __init__(self, backup: Backup, sealed: Path, process: subprocess.Popen[bytes], bar: Bar | None) -> None:
+    def __init__(self, backup: Backup, sealed: Path, process: subprocess.Popen[bytes], bar: Bar) -> None:
         super().__init__(daemon=True)
         self._backup = backup
         self._sealed = sealed
@@ -278,7 +278,7 @@ class _Feeder(threading.Thread):
     def run(self) -> None:
         assert self._process.stdin is not None
         try:
-            self._backup.open_into(self._process.stdin, self._sealed, self._bar or Silence())
+            self._backup.open_into(self._process.stdin, self._sealed, self._bar)
         except BaseException as failure:
             self._failure = failure
         with suppress(BrokenPipeError):

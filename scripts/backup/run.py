@@ -17,7 +17,7 @@ from scripts.backup.alarm import monitored
 from scripts.backup.manifest import AFTER, BEFORE, DUMP, MANIFEST, SCHEMAS, SEALED_DUMP, File, Manifest
 from scripts.backup.progress import Bar
 from scripts.backup.records import Records
-from scripts.backup.snapshot import Snapshot
+from scripts.backup.snapshot import Around, Snapshot
 from scripts.backup.store import BackupStore, StoreUnavailable
 from scripts.errors import Failure
 from scripts.schema import database
@@ -131,9 +131,9 @@ def _stored(task: Task, taken: Snapshot, bar: Bar) -> Manifest:
     began = time.monotonic()
     chosen = programs.fitting(taken.connection)
     bar.stage("Counting")
-    rows = taken.rows()
-    around = taken.around()
-    bar.stage("Dumping", taken.estimated_bytes())
+    rows = snapshot.counted(taken.connection)
+    around = Around.of(taken.connection)
+    bar.stage("Dumping", snapshot.estimated_bytes(taken.connection))
     dump = SEALED_DUMP if task.recipients else DUMP
     dump_bytes, dumped = _dumped(task, taken, chosen, dump, bar)
     bar.stage("Finishing")
@@ -148,11 +148,11 @@ def _stored(task: Task, taken: Snapshot, bar: Bar) -> Manifest:
         duration_seconds=round(time.monotonic() - began, 3),
         server_version=taken.connection.info.server_version,
         dump_version=chosen.version,
-        migration=taken.migration(),
+        migration=snapshot.newest_migration(taken.connection),
         roles=around.roles,
         rows=rows,
-        structure=taken.structure(),
-        audit_seal=taken.audit_seal(),
+        structure=snapshot.described(taken.connection),
+        audit_seal=snapshot.last_seal(taken.connection),
         dump_bytes=dump_bytes,
         files=files,
     )

@@ -60,32 +60,6 @@ class Snapshot:
     name: str
     taken_at: datetime
 
-    def rows(self) -> dict[str, int]:
-        """Every table of ours with data, a partition each, and how many rows it has."""
-        return counted(self.connection)
-
-    def structure(self) -> Structure:
-        return described(self.connection)
-
-    def around(self) -> Around:
-        return Around.of(self.connection)
-
-    def migration(self) -> str | None:
-        """The version of the newest migration."""
-        return newest_migration(self.connection)
-
-    def audit_seal(self) -> Seal | None:
-        return last_seal(self.connection)
-
-    def estimated_bytes(self) -> int:
-        """About what a dump of it takes, uncompressed: its tables without their indexes."""
-        query = """
-            select coalesce(sum(pg_table_size(c.oid)), 0)::bigint
-            from pg_class as c
-            where c.relkind = 'r' and c.relnamespace::regnamespace::text = any(%s)
-        """
-        return int(self.connection.execute(query, [list(SCHEMAS)]).fetchall()[0][0])
-
 
 @contextmanager
 def taken(connection: Connection) -> Iterator[Snapshot]:
@@ -105,8 +79,18 @@ def taken(connection: Connection) -> Iterator[Snapshot]:
         yield Snapshot(connection, name, moment)
 
 
+def estimated_bytes(connection: Connection) -> int:
+    """About what a dump takes, uncompressed: the tables without their indexes."""
+    query = """
+        select coalesce(sum(pg_table_size(c.oid)), 0)::bigint
+        from pg_class as c
+        where c.relkind = 'r' and c.relnamespace::regnamespace::text = any(%s)
+    """
+    return int(connection.execute(query, [list(SCHEMAS)]).fetchall()[0][0])
+
+
 def counted(connection: Connection) -> dict[str, int]:
-    """Table → rows, of every table of ours that holds any itself."""
+    """Table → rows, of every table of ours that holds any itself: a partition each."""
     tables = connection.execute(
         """
         select n.nspname, c.relname
@@ -145,6 +129,7 @@ def normal(kind: str, definition: str) -> str:
 
 
 def newest_migration(connection: Connection) -> str | None:
+    """Its version."""
     if connection.execute("select to_regclass('supabase_migrations.schema_migrations')").fetchone() == (None,):
         return None
     row = connection.execute("select max(version) from supabase_migrations.schema_migrations").fetchone()

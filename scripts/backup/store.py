@@ -193,7 +193,8 @@ class BackupStore:
             return
         try:
             key = self._key(leftover.path)
-            self._bucket_call("abort an upload", "abort_multipart_upload", Key=key, UploadId=leftover.upload_id)
+            upload = {"Key": key, "UploadId": leftover.upload_id}
+            self._ask_bucket("abort an upload", lambda s3, bucket: s3.abort_multipart_upload(**bucket, **upload))
         except StoreUnavailable as failure:
             if failure.code not in MISSING:  # it has ended meanwhile
                 raise
@@ -225,17 +226,16 @@ class BackupStore:
         """Multipart uploads that were never completed. Other clouds than S3 forget theirs by themselves."""
         if not self.url.startswith("s3:"):
             return
-        marks: dict[str, str] = {}
-        while True:
-            answer = self._bucket_call(
-                "list unfinished uploads", "list_multipart_uploads", Prefix=self._key(f"{FOLDER}/"), **marks
-            )
-            for each in answer.get("Uploads", []):
-                path = each["Key"].removeprefix(self._key(""))
-                yield Leftover(path, 0, each["Initiated"], each["UploadId"])
-            if not answer.get("IsTruncated"):
-                return
-            marks = {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer["NextUploadIdMarker"]}
+        found = self._ask_bucket(
+            "list unfinished uploads",
+            lambda s3, bucket: (
+                s3.get_paginator("list_multipart_uploads")
+                .paginate(**bucket, Prefix=self._key(f"{FOLDER}/"))
+                .build_full_result()
+            ),
+        )
+        for each in found.get("Uploads", []):
+            yield Leftover(each["Key"].removeprefix(self._key("")), 0, each["Initiated"], each["UploadId"])
 
     # --- how ---
 
@@ -253,20 +253,19 @@ class BackupStore:
         prefix = unquote(urlsplit(self.url).path).strip("/")
         return f"{prefix}/{path}" if prefix else path
 
-    def _bucket_call(self, deed: str, method: str, **arguments: str) -> dict[str, Any]:
+    def _ask_bucket(self, deed: str, ask: Callable[[Any, dict[str, str]], dict[str, Any]]) -> dict[str, Any]:
+        """What `ask(client, {"Bucket": …})` returns."""
         import boto3  # noqa: PLC0415 - half a second, which only this needs
         from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
 
         try:
             # obstore reads AWS_REGION, boto3 only AWS_DEFAULT_REGION.
             client = boto3.client("s3", region_name=os.environ.get("AWS_REGION"))
-            answer: dict[str, Any] = getattr(client, method)(Bucket=urlsplit(self.url).netloc, **arguments)
+            return ask(client, {"Bucket": urlsplit(self.url).netloc})
         except ClientError as error:
             code = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "ClientError"))
         except BotoCoreError as error:
             code = type(error).__name__
-        else:
-            return answer
         raise StoreUnavailable(deed, self.url, code)
 
     def _paths(self) -> list[str]:

@@ -20,14 +20,13 @@ from psycopg import sql
 
 from scripts.backup import checks
 from scripts.backup.checks import Answer, Check, checked, named
-from scripts.backup.drill import HASTY
+from scripts.backup.drill import scratch_target
 from scripts.backup.progress import Bar
 from scripts.backup.restore import restored
-from scripts.backup.restore_engine import Backup, Target
+from scripts.backup.restore_engine import Backup
 from scripts.errors import Failure
-from scripts.schema import database, drift, migrations
+from scripts.schema import drift, migrations
 from scripts.schema.database import Connection
-from scripts.scratch.server import scratch_server
 
 _DECLARED = re.compile(
     r"^-- upgrade-check: (?P<deed>changes|deletes|removes) (?P<what>[a-z_]\w*(?:\.[a-z_]\w*){1,2})$", re.MULTILINE
@@ -85,13 +84,10 @@ def upgraded(backup: Backup, bar: Bar) -> list[Check]:
     done: list[Check] = []
     began = time.monotonic()
     try:
-        with (
-            scratch_server(backup.folder, **HASTY) as server,
-            database.connected(server.url(), tell=database.say) as connection,
-        ):
-            done += restored(backup, Target(server.url(), connection), bar)
+        with scratch_target(backup, bar) as target:
+            done += restored(backup, target, bar)
             bar.stage("Migrating")
-            done += migrated(server.url(), connection, migrations.ROOT)
+            done += migrated(target.url, target.connection, migrations.ROOT)
     except Failure as failure:
         done.append(Check("upgrade", False, str(failure), round(time.monotonic() - began, 3)))
     return done

@@ -13,13 +13,14 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import click
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
 from scripts.backup.alarm import monitored
 from scripts.backup.drill import Drill, DrillFailed, drilled
 from scripts.backup.extract import DATABASE, Extract, Format, require_free, write_extract
-from scripts.backup.progress import progress_bar, size
+from scripts.backup.progress import progress_bar
 from scripts.backup.records import Records
 from scripts.backup.restore import keys_of, may_replace, open_backup, restored
 from scripts.backup.restore_engine import Backup, Target
@@ -90,7 +91,7 @@ def run(url: str | None, backup_type: BackupType, as_json: bool, backup_id: UUID
     else:
         rows = sum(manifest.rows.values())
         click.echo(
-            f"{manifest.name}: {rows:,} rows, {size(manifest.dump_bytes)} as {size(manifest.size_bytes)}"
+            f"{manifest.name}: {rows:,} rows, {decimal(manifest.dump_bytes)} as {decimal(manifest.size_bytes)}"
             f"{'' if manifest.is_sealed else ', not encrypted'}, in {manifest.duration_seconds:.1f} s"
         )
 
@@ -170,12 +171,12 @@ def verify(wanted: str, identity: Path | None) -> None:
         is_opened = bool(keys) or not manifest.is_sealed
         verified(backup, bar, opening=is_opened)
     if is_opened:
-        opened = f"{'decrypted and ' if manifest.is_sealed else ''}decompressed to {size(manifest.dump_bytes)}"
+        opened = f"{'decrypted and ' if manifest.is_sealed else ''}decompressed to {decimal(manifest.dump_bytes)}"
     else:
         opened = "not decrypted"
         database.say("Without a key only the checksums were compared: pass --identity FILE, or set BACKUP_IDENTITY.")
     files = len(manifest.files)
-    click.echo(f"{manifest.name}: {files} files, {size(manifest.size_bytes)}, each as it was written; {opened}.")
+    click.echo(f"{manifest.name}: {files} files, {decimal(manifest.size_bytes)}, each as it was written; {opened}.")
 
 
 @backup.command("list", epilog="Example: ballast backup list")
@@ -269,7 +270,7 @@ def _show_drill(report: Drill, *, as_json: bool) -> None:
     show_checks(report.checks, as_json=False)
     age = timedelta(seconds=round(report.rpo_seconds))
     click.echo(
-        f"{report.backup}: {'proven' if report.passed else 'NOT proven'}. Recovered {size(report.dump_bytes)} in"
+        f"{report.backup}: {'proven' if report.passed else 'NOT proven'}. Recovered {decimal(report.dump_bytes)} in"
         f" {report.rto_seconds} s (RTO); the data are {age} old (RPO)."
     )
 
@@ -318,7 +319,7 @@ def _show_backups(backups: list[Stored], now: datetime) -> None:
         table.add_row(
             each.name,
             f"[red]{_age(now - each.created_at)}" if is_late else _age(now - each.created_at),
-            size(each.manifest.size_bytes),
+            decimal(each.manifest.size_bytes),
             f"{sum(each.manifest.rows.values()):,}",
             "yes" if each.manifest.is_sealed else "[red]no",
             _proof(each, now),

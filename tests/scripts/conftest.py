@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import os
 import secrets
@@ -252,8 +251,7 @@ def scratch_at_hand(new_database: Callable[..., str], monkeypatch: pytest.Monkey
         url = new_database()
         yield SimpleNamespace(url=lambda: url)
 
-    for command in ("drill", "extract"):
-        monkeypatch.setattr(importlib.import_module(f"scripts.backup.{command}"), "scratch_server", at_hand)
+    monkeypatch.setattr("scripts.backup.drill.scratch_server", at_hand)
 
 
 @pytest.fixture
