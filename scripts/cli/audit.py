@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scripts.cli import options
-from scripts.cli.output import print_table
+from scripts.cli.output import print_json, print_table
 from scripts.schema import database
 from scripts.schema.database import Connection
 
@@ -100,7 +99,7 @@ def seal(url: str | None, as_json: bool) -> None:
     with options.open_database(url, requires="app.audit_seals") as connection:
         seals = new_seals(connection)
     if as_json:
-        click.echo(json.dumps([asdict(each) for each in seals], indent=2, default=str))
+        print_json(seals)
     elif seals:
         for each in seals:
             click.echo(f"{each.sequence}  {_span(each)}  {_entries(each.entries)}  {each.seal}")
@@ -134,7 +133,7 @@ def verify(url: str | None, kept: tuple[str, ...], as_json: bool) -> None:
         verification = verified(connection, kept)
     problems = list(verification.problems())
     if as_json:
-        click.echo(json.dumps({"problems": problems, **asdict(verification)}, indent=2, default=str))
+        print_json({"problems": problems, **asdict(verification)})
     else:
         _print(verification)
     for problem in problems:
@@ -151,7 +150,7 @@ def maintain(url: str | None, as_json: bool) -> None:
     with options.open_database(url, requires="app.audit_seals") as connection:
         made, dropped = maintained(connection)
     if as_json:
-        click.echo(json.dumps({"made": made, "dropped": dropped}, indent=2))
+        print_json({"made": made, "dropped": dropped})
         return
     for partition in made:
         click.echo(f"Made {partition}")

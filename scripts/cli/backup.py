@@ -29,7 +29,7 @@ from scripts.backup.run import Task, backed_up, recipients_of, store_of
 from scripts.backup.store import DRILLS
 from scripts.backup.verify import verified
 from scripts.cli import options
-from scripts.cli.output import print_table, show_checks
+from scripts.cli.output import print_json, print_table, show_checks
 from scripts.schema import database
 from scripts.scratch.server import exit_on_sigterm, scratch_folder
 from service.backup_names import BackupType, filename_of, new_name
@@ -190,7 +190,7 @@ def list_command(as_json: bool) -> None:
     backups = shelf(store)[::-1]
     now = datetime.now(UTC)
     if as_json:
-        click.echo(json.dumps([_described(each, now) for each in backups], indent=2))
+        print_json([_described(each, now) for each in backups])
     elif backups:
         _show_backups(backups, now)
     else:
@@ -218,8 +218,7 @@ def prune(dry_run: bool, daily: int, weekly: int, monthly: int, as_json: bool) -
     if as_json:
         going = [each.name for each in plan.going]
         leftovers = [each.path for each in plan.leftovers]
-        found = {"dry_run": dry_run, "kept": plan.kept, "going": going, "leftovers": leftovers, "failed": failed}
-        click.echo(json.dumps(found, indent=2))
+        print_json({"dry_run": dry_run, "kept": plan.kept, "going": going, "leftovers": leftovers, "failed": failed})
     elif not dry_run:
         gone = len(plan.going) + len(plan.leftovers) - len(failed)
         click.echo(f"{gone} deleted, {len(plan.kept)} kept.")
@@ -265,7 +264,7 @@ def extract(  # noqa: PLR0913, PLR0917 - an argument per option
 
 def _show_drill(report: Drill, *, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(asdict(report), indent=2))
+        print_json(report)
         return
     show_checks(report.checks, as_json=False)
     age = timedelta(seconds=round(report.rpo_seconds))
@@ -277,7 +276,7 @@ def _show_drill(report: Drill, *, as_json: bool) -> None:
 
 def _show_extract(done: Extract, *, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(asdict(done), indent=2))
+        print_json(done)
         return
     table = Table("Table", "Rows")
     for name, rows in done.rows.items():

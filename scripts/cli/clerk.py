@@ -22,7 +22,7 @@ from scripts.clerk.backfill import Advance, Merged, backfill, require_same_insta
 from scripts.clerk.listing import LARGEST_PAGE, ClerkListing, Kind, listing_of
 from scripts.clerk.reconcile import DIFFERENCES, Comparison, Report
 from scripts.cli import options
-from scripts.cli.output import print_table
+from scripts.cli.output import print_json, print_table
 from scripts.errors import Failure
 from scripts.local.clerk.client import ClerkClient, NotRunning
 from scripts.local.stack import client_environment
@@ -126,7 +126,7 @@ def backfill_command(url: str | None, restart: bool, as_json: bool) -> None:
         merged = backfill(connection, listing, advance, restart=restart)
     seconds = time.monotonic() - started
     if as_json:
-        click.echo(json.dumps({"seconds": round(seconds, 1), "kinds": [asdict(each) for each in merged]}, indent=2))
+        print_json({"seconds": round(seconds, 1), "kinds": merged})
     else:
         _show_backfill(merged, seconds)
     if any(each.refused for each in merged):
@@ -161,7 +161,7 @@ def reconcile_command(url: str | None, fix: bool, sample: int | None, delete_man
         comparison = Comparison(connection, listing, fix, delete_many)
         report = comparison.of_a_sample(sample) if sample else comparison.of_everything(advance)
     if as_json:
-        click.echo(json.dumps(asdict(report) | {"remaining": report.remaining}, indent=2))
+        print_json(asdict(report) | {"remaining": report.remaining})
     else:
         _show_report(report, fix=fix)
     if report.remaining:

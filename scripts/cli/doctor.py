@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict
 
 import click
 from rich.console import Console
@@ -12,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from scripts.cli import options
-from scripts.cli.output import print_table
+from scripts.cli.output import print_json, print_table
 from scripts.health.doctor import examined
 from scripts.health.patient import Finding, LocalStack, Patient
 from scripts.local.clerk.client import ClerkClient
@@ -37,7 +35,7 @@ def doctor(url: str | None, write: bool, session_token: str | None, as_json: boo
         )
         findings = examined(patient)
     if as_json:
-        click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+        print_json(findings)
     else:
         _show(findings)
     if any(finding.outcome == "failed" for finding in findings):

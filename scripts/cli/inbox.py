@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Any
 
@@ -13,7 +12,7 @@ from rich.progress import track
 from rich.table import Column, Table
 
 from scripts.cli import options
-from scripts.cli.output import print_table
+from scripts.cli.output import print_json, print_table
 from scripts.errors import Failure
 from scripts.schema import database
 from scripts.schema.database import Connection
@@ -41,7 +40,7 @@ def list_(url: str | None, failed: bool, limit: int, as_json: bool) -> None:
     with options.open_database(url, requires="app.webhook_events") as connection:
         messages = received(connection, failed=failed, limit=limit)
     if as_json:
-        click.echo(json.dumps(messages, indent=2, default=str))
+        print_json(messages)
     elif messages:
         _print_table(messages)
     else:
@@ -60,7 +59,7 @@ def show(url: str | None, payload: bool, message_id: str) -> None:
         message = connection.cursor(row_factory=dict_row).execute(query.encode(), [message_id]).fetchone()
     if message is None:
         raise NoSuchMessage(f"No event {message_id} was received. `ballast inbox list --all` lists them.")
-    click.echo(json.dumps(message, indent=2, default=str))
+    print_json(message)
 
 
 @inbox.command(epilog="Example: ballast inbox retry --all-failed")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import click
 from rich.table import Table
 
 from scripts.cli import options
-from scripts.cli.output import print_table
+from scripts.cli.output import print_json, print_table
 from scripts.schema import bundle, database, drift, migrations
 
 WORRYING = {"edited", "missing", "late", "undeclared", "different"}
@@ -46,7 +45,7 @@ def status(url: str | None, as_json: bool) -> None:
     """Show every file with its state. Changes and locks nothing."""
     entries = migrations.status(options.choose(url), tell=database.say)
     if as_json:
-        click.echo(json.dumps([entry._asdict() for entry in entries], indent=2))
+        print_json([entry._asdict() for entry in entries])
         return
     _print_table(["File", "State"], [list(entry) for entry in entries])
 
@@ -63,7 +62,7 @@ def check(url: str | None, as_json: bool) -> None:
     plan, found = drift.check(options.choose(url), tell=database.say)
     if as_json:
         pending = [*plan.paths, *plan.removed]
-        click.echo(json.dumps({"pending": pending, "drift": [entry._asdict() for entry in found]}, indent=2))
+        print_json({"pending": pending, "drift": [entry._asdict() for entry in found]})
     elif found:
         _print_table(["Kind", "Name", "In the database"], [list(entry) for entry in found])
         database.say("Put what should stay into functions/ or policies/; `undeclared` objects can be dropped.")

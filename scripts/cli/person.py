@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from scripts.cli import options
-from scripts.cli.output import print_table
+from scripts.cli.output import print_json, print_table
 from scripts.errors import Failure
 from scripts.schema import database
 from scripts.schema.database import Connection
@@ -242,7 +241,7 @@ def _called(connection: Connection) -> Call:
 def _show(receipts: list[dict[str, Any]], *, as_json: bool) -> None:
     """Raises NotComplete."""
     if as_json:
-        click.echo(json.dumps(receipts, indent=2))
+        print_json(receipts)
     elif receipts:
         table = Table("Receipt", "State", "Rows erased or changed")
         for each in receipts:

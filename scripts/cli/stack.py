@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import click
@@ -16,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from scripts.cli import options
-from scripts.cli.output import print_table
+from scripts.cli.output import print_json, print_table
 from scripts.health import traffic_lights
 from scripts.local import containers, services, supervisor
 from scripts.local.processes import RunRecord
@@ -70,14 +69,8 @@ def status(url: str | None, as_json: bool) -> None:
     if chosen and (cache := traffic_lights.cache_check(options.environment(url))):
         found.append(cache)
     if as_json:
-        shown = {
-            "home": str(stack.home),
-            "running": record.running(),
-            "parts": [asdict(state) for state in states],
-            "status": traffic_lights.worst(found),
-            "checks": [traffic_lights.as_dict(check) for check in found],
-        }
-        click.echo(json.dumps(shown, indent=2, default=str))
+        light = traffic_lights.worst(found)
+        print_json({"home": stack.home, "running": record.running(), "parts": states, "status": light, "checks": found})
     else:
         _show_parts(stack, states, is_running=record.running())
         _show_checks(found)
@@ -91,7 +84,7 @@ def env(as_json: bool) -> None:
     """Print the stack's environment: eval "$(ballast env)" points a shell at it."""
     environment = Stack.from_environment().environment()
     if as_json:
-        click.echo(json.dumps(environment, indent=2))
+        print_json(environment)
     else:
         for name, value in environment.items():
             click.echo(f"export {name}={shlex.quote(value)}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -13,7 +11,7 @@ from scripts.backup.restore import keys_of, open_backup
 from scripts.backup.run import store_of
 from scripts.backup.upgrade import UpgradeFailed, upgraded
 from scripts.cli import options
-from scripts.cli.output import show_checks
+from scripts.cli.output import print_json, show_checks
 from scripts.scratch.server import scratch_folder
 
 
@@ -35,7 +33,7 @@ def upgrade_check(wanted: str, identity: Path | None, url: str | None, as_json: 
         backup = open_backup(store, wanted, keys, folder)
         found = upgraded(backup, bar)
     if as_json:
-        click.echo(json.dumps({backup.manifest.name: [asdict(check) for check in found]}, indent=2))
+        print_json({backup.manifest.name: found})
     else:
         click.echo(backup.manifest.name)
         show_checks(found, as_json=False)

@@ -6,7 +6,7 @@ The rules are in those views: each has one row, with status (green, yellow, red)
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
@@ -113,14 +113,6 @@ def in_words(facts: dict[str, Any]) -> str:
     """What was found on one line: `received 24h 12, lag 1 s`. What is null or nought is left out."""
     said = (f"{name.replace('_', ' ')} {_value(value)}" for name, value in facts.items() if value or value is False)
     return ", ".join(said)
-
-
-def as_dict(check: Check) -> dict[str, Any]:
-    """For JSON: times as ISO 8601, durations in seconds."""
-    facts = {
-        name: value.total_seconds() if isinstance(value, timedelta) else value for name, value in check.facts.items()
-    }
-    return asdict(check) | {"facts": facts}
 
 
 def _value(value: object) -> str:
