@@ -68,20 +68,6 @@ class StatementFailed(Failure):
     """The server refused a statement; says file, line and the server's words. Nothing was applied."""
 
 
-class SqlFile(NamedTuple):
-    """Where a file is. `path` is relative to the root, as in every message; by it files are ordered."""
-
-    path: str
-    place: Path
-
-    def read(self) -> str:
-        # Not read_text(): it changes line ends, and the Supabase CLI records them as they are.
-        try:
-            return self.place.read_bytes().decode()
-        except UnicodeDecodeError as error:
-            raise FilesInvalid(f"{self.path} is not UTF-8 (byte {error.start}): save it as UTF-8.") from None
-
-
 class Migration(NamedTuple):
     """A file of migrations/. `path` is relative to the root, as in every message."""
 
@@ -189,36 +175,40 @@ def lock(connection: Connection, tell: Tell) -> None:
 
 def read_files(root: Path) -> Files:
     """Reads the three folders. Raises FilesInvalid for a name that says nothing or a version used twice."""
-    migrations = [_read_migration(file) for file in _sql_files(root, "migrations/*.sql")]
+    migrations = [_migration(path, text) for path, text in _texts(root, "migrations/*.sql")]
     for earlier, later in pairwise(migrations):
         if earlier.version == later.version:
             raise FilesInvalid(f"{earlier.path} and {later.path} have one version: give the newer another timestamp.")
     patterns = ("functions/**/*.sql", "policies/*.sql")
-    sources = [_read_source(file) for pattern in patterns for file in _sql_files(root, pattern)]
+    sources = [_source(path, text) for pattern in patterns for path, text in _texts(root, pattern)]
     if not migrations and not sources:
         raise FilesInvalid(f"There are no migrations in {root}: run `.venv/bin/ballast` of a checkout.")
     return Files(tuple(migrations), tuple(sources))
 
 
-def _sql_files(root: Path, pattern: str) -> list[SqlFile]:
-    """In the order of their paths: all of functions/2_clerk/ comes before functions/3_audit/."""
-    return sorted(SqlFile(file.relative_to(root).as_posix(), file) for file in root.glob(pattern))
+def _texts(root: Path, pattern: str) -> Iterator[tuple[str, str]]:
+    """Path and text, in the order of the paths: all of functions/2_clerk/ comes before functions/3_audit/."""
+    for path in sorted(file.relative_to(root).as_posix() for file in root.glob(pattern)):
+        try:
+            # Not read_text(): it changes line ends, and the Supabase CLI records them as they are.
+            yield path, (root / path).read_bytes().decode()
+        except UnicodeDecodeError as error:
+            raise FilesInvalid(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8.") from None
 
 
-def _read_migration(file: SqlFile) -> Migration:
-    match = _MIGRATION_NAME.fullmatch(file.place.name)
+def _migration(path: str, text: str) -> Migration:
+    match = _MIGRATION_NAME.fullmatch(path.removeprefix("migrations/"))
     if match is None:
         raise FilesInvalid(
-            f"{file.path} is not named <14 digits>_<lower_case_name>.sql: rename it (`ballast migrate new` does)."
+            f"{path} is not named <14 digits>_<lower_case_name>.sql: rename it (`ballast migrate new` does)."
         )
-    return Migration(match["version"], match["name"], file.path, file.read())
+    return Migration(match["version"], match["name"], path, text)
 
 
-def _read_source(file: SqlFile) -> Source:
-    if file.path.startswith("policies/public."):
-        raise FilesInvalid(f"{file.path}: leave out the `public.`, so that each table has one file name.")
-    text = file.read()
-    return Source(file.path, text, hashlib.sha256(text.encode()).hexdigest(), policy_table(file.path))
+def _source(path: str, text: str) -> Source:
+    if path.startswith("policies/public."):
+        raise FilesInvalid(f"{path}: leave out the `public.`, so that each table has one file name.")
+    return Source(path, text, hashlib.sha256(text.encode()).hexdigest(), policy_table(path))
 
 
 def policy_table(path: str) -> str | None:
