@@ -22,10 +22,8 @@ from scripts.local.stack import Stack, containers_are_wanted
 REST: Final = "/rest/v1"
 ROUTES: Final = (REST, "/auth/v1")
 TOKEN_SECONDS = 300
-HOP_BY_HOP = {"connection", "keep-alive", "te", "trailers", "transfer-encoding", "upgrade"} | {
-    "proxy-authenticate",
-    "proxy-authorization",
-}
+HOP_BY_HOP = {"connection", "keep-alive", "te", "trailers", "transfer-encoding", "upgrade"}
+HOP_BY_HOP |= {"proxy-authenticate", "proxy-authorization"}
 CORS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Expose-Headers": "Content-Range, Content-Location, Preference-Applied",

@@ -28,15 +28,6 @@ class PackageMissing(Failure):
     """A development dependency is not installed."""
 
 
-def nothing() -> None:
-    """What most parts do before and after their start."""
-
-
-def always() -> bool:
-    """Most parts are always wanted."""
-    return True
-
-
 @dataclass(frozen=True)
 class Part:
     """A process of the stack.
@@ -47,7 +38,7 @@ class Part:
 
     name: str
     command: Callable[[], list[str]]
-    is_healthy: Callable[[], bool] = always
+    is_healthy: Callable[[], bool] = lambda: True
     needs: tuple[str, ...] = ()
     port: int | None = None
     address: str = ""
@@ -56,9 +47,9 @@ class Part:
     run_as: os_user.Identity = field(default_factory=os_user.Identity)
     stop_signal: int = signal.SIGTERM
     once: bool = False
-    before: Callable[[], None] = nothing
-    after: Callable[[], None] = nothing
-    is_wanted: Callable[[], bool] = always
+    before: Callable[[], None] = lambda: None
+    after: Callable[[], None] = lambda: None
+    is_wanted: Callable[[], bool] = lambda: True
 
 
 def parts_of(stack: Stack) -> list[Part]:

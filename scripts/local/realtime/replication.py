@@ -106,8 +106,9 @@ class Stream:
     """One publication, read for as long as the task runs, through restarts of the server.
 
     Each change is handed to `deliver` with a connection to ask the database on, once its transaction is visible there:
-    the stream may be faster (measured: 5 % of commits). `when_ready` is called at each (re)start. What is committed
-    while there is no stream is not told: clients read again after they were told of a new start.
+    the stream may be faster (measured: 5 % of commits). `when_ready` is called at each (re)start; `ready` is set
+    while it runs. What is committed while there is no stream is not told: clients read again after they were told of a
+    new start.
     """
 
     def __init__(
@@ -116,8 +117,9 @@ class Stream:
         publication: str,
         deliver: Callable[[Connection, Change], Awaitable[None]],
         when_ready: Callable[[], None],
+        ready: asyncio.Event,
     ) -> None:
-        self.ready = asyncio.Event()
+        self.ready = ready
         self._url = url
         self._publication = publication
         self._deliver = deliver

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, cast
 
 import psycopg
@@ -55,11 +56,11 @@ class Realtime:
         self._pool = AsyncNullConnectionPool[psycopg.AsyncConnection[Any]](
             url, max_size=8, open=False, timeout=2, kwargs={"autocommit": True, "options": ASK_OPTIONS}
         )
-        self._tables = Stream(url, changes.PUBLICATION, self._tell_change, self._changes_began)
-        self._messages = Stream(url, MESSAGES_PUBLICATION, self._tell_message, self._messages_began)
-        self._channels = Channels(
-            self._tokens, Authorisation(self._pool), Changes(self._pool), self._tables.ready
-        )  # fmt: skip
+        ready = asyncio.Event()
+        channels = Channels(self._tokens, Authorisation(self._pool), Changes(self._pool), ready)
+        self._tables = Stream(url, changes.PUBLICATION, channels.tell_change, channels.changes_began, ready)
+        self._messages = Stream(url, MESSAGES_PUBLICATION, self._tell_message, channels.messages_began, asyncio.Event())
+        self._channels = channels
         self._sockets: set[Socket] = set()
 
     def add_to(self, application: web.Application) -> None:
@@ -69,10 +70,12 @@ class Realtime:
         router = application.router
         router.add_get("/realtime/v1/websocket", self.websocket)
         router.add_get("/realtime/v1/health", self.health)
-        for path in ("/realtime/v1/api/broadcast", "/realtime/v1/api/broadcast/{topic}/events/{event}"):
+        for path, broadcast in (
+            ("/realtime/v1/api/broadcast", self.broadcast_many),
+            ("/realtime/v1/api/broadcast/{topic}/events/{event}", self.broadcast_one),
+        ):
             router.add_options(path, self.preflight)
-        router.add_post("/realtime/v1/api/broadcast", self.broadcast_many)
-        router.add_post("/realtime/v1/api/broadcast/{topic}/events/{event}", self.broadcast_one)
+            router.add_post(path, partial(self._answer, broadcast))
 
     # --- the websocket
 
@@ -118,19 +121,11 @@ class Realtime:
     async def preflight(self, _: web.Request) -> web.Response:
         return web.Response(headers=CORS)
 
-    async def broadcast_many(self, request: web.Request) -> web.Response:
-        """Sends `{"messages": [{topic, event, payload, private?}]}`; leaves out what the caller may not send."""
-        return await self._answered(request, self._broadcast_many)
-
-    async def broadcast_one(self, request: web.Request) -> web.Response:
-        """Sends the body to one topic, as JSON or, as application/octet-stream, in binary."""
-        return await self._answered(request, self._broadcast_one)
-
-    async def _answered(
-        self, request: web.Request, answer: Callable[[web.Request, Claims], Awaitable[web.Response]]
+    async def _answer(
+        self, broadcast: Callable[[web.Request, Claims], Awaitable[web.Response]], request: web.Request
     ) -> web.Response:
         try:
-            response = await answer(request, await self._claims(request))
+            response = await broadcast(request, await self._claims(request))
         except TokenRefused:
             response = web.json_response({"message": "Unauthorized"}, status=401)
         except Malformed as malformed:
@@ -140,7 +135,8 @@ class Realtime:
         response.headers.update(CORS)
         return response
 
-    async def _broadcast_many(self, request: web.Request, claims: Claims) -> web.Response:
+    async def broadcast_many(self, request: web.Request, claims: Claims) -> web.Response:
+        """Sends `{"messages": [{topic, event, payload, private?}]}`; leaves out what the caller may not send."""
         given = json_body(await request.read())
         messages = given.get("messages") if isinstance(given, dict) else None
         if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
@@ -152,7 +148,8 @@ class Realtime:
                 self._channels.broadcast(Room(message["topic"], private), sent)
         return web.Response(status=202)
 
-    async def _broadcast_one(self, request: web.Request, claims: Claims) -> web.Response:
+    async def broadcast_one(self, request: web.Request, claims: Claims) -> web.Response:
+        """Sends the body to one topic, as JSON or, as application/octet-stream, in binary."""
         topic, event = request.match_info["topic"], request.match_info["event"]
         private, is_json = request.query.get("private") == "true", request.content_type != "application/octet-stream"
         body = await request.read()
@@ -177,15 +174,6 @@ class Realtime:
         return web.json_response({"down": down}, status=503 if down else 200)
 
     # --- what Postgres tells
-
-    def _changes_began(self) -> None:
-        self._channels.changes_began()
-
-    def _messages_began(self) -> None:
-        self._channels.messages_began()
-
-    async def _tell_change(self, connection: Connection, change: Change) -> None:
-        await self._channels.tell_change(connection, change)
 
     async def _tell_message(self, _: Connection, change: Change) -> None:
         """A row of realtime.messages is a broadcast from the database."""
