@@ -38,8 +38,7 @@ def monitored(slug: str) -> Iterator[None]:
         yield
         return
     import sentry_sdk  # noqa: PLC0415 - a tenth of a second and 10 MB, which most do without
-    from sentry_sdk.crons import capture_checkin  # noqa: PLC0415
-    from sentry_sdk.crons.consts import MonitorStatus  # noqa: PLC0415
+    from sentry_sdk.crons import monitor  # noqa: PLC0415
 
     with sentry_sdk.isolation_scope():
         sentry_sdk.init(
@@ -49,12 +48,9 @@ def monitored(slug: str) -> Iterator[None]:
             auto_enabling_integrations=False,
             server_name="",
         )
-        check_in = capture_checkin(slug, status=MonitorStatus.IN_PROGRESS, monitor_config=MONITORS[slug])
-        status = MonitorStatus.ERROR
         try:
-            yield
-            status = MonitorStatus.OK
+            with monitor(slug, MONITORS[slug]):
+                yield
         finally:
-            capture_checkin(slug, check_in_id=check_in, status=status, monitor_config=MONITORS[slug])
             sentry_sdk.flush(timeout=5)
             sentry_sdk.get_client().close()

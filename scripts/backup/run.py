@@ -89,26 +89,20 @@ def recipients_of(environment: dict[str, str]) -> tuple[str, ...]:
 
 def backed_up(task: Task, bar: Bar) -> Manifest:
     """Makes the backup, records it, and returns its manifest. Raises a Failure, and then there is none."""
-    with (
-        _failure_recorded(task),
-        database.connected(task.url, tell=database.say) as connection,
-        snapshot.taken(connection) as taken,
-        monitored("ballast-backup"),
-    ):
-        task.records.begin(task.id, task.filename, task.backup_type)
-        task.store.require_unused(task.name)
-        with _cleaned_up(task):
-            manifest = _stored(task, taken, bar)
-        task.records.complete(manifest)
-        return manifest
-
-
-@contextmanager
-def _failure_recorded(task: Task) -> Iterator[None]:
-    """Why it failed is in backup_logs, if it had a row there."""
     try:
-        yield
+        with (
+            database.connected(task.url, tell=database.say) as connection,
+            snapshot.taken(connection) as taken,
+            monitored("ballast-backup"),
+        ):
+            task.records.begin(task.id, task.filename, task.backup_type)
+            task.store.require_unused(task.name)
+            with _cleaned_up(task):
+                manifest = _stored(task, taken, bar)
+            task.records.complete(manifest)
+            return manifest
     except BaseException as failure:
+        # Changes nothing if the run had no row yet.
         task.records.fail(task.id, str(failure) if isinstance(failure, Failure) else type(failure).__name__)
         raise
 
