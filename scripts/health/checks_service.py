@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
-import hashlib
-import hmac
 import json
 import secrets
-import time
+from datetime import UTC, datetime
 
 import httpx
+from standardwebhooks import Webhook
 
 from scripts.health.patient import (
     TIMEOUT,
@@ -58,22 +57,18 @@ def the_service_knows_the_webhook_secrets(patient: Patient) -> str:
 
 
 def _ping(url: str, secret: str) -> httpx.Response:
-    """As Svix signs: https://docs.svix.com/receiving/verifying-payloads/how-manual."""
-    message_id, timestamp = f"msg_ballast_doctor_{secrets.token_hex(8)}", str(int(time.time()))
-    event = {"type": PING_TYPE, "object": "event", "timestamp": int(time.time() * 1000), "data": {}}
-    body = json.dumps(event).encode()
+    message_id, now = f"msg_ballast_doctor_{secrets.token_hex(8)}", datetime.now(UTC)
+    event = {"type": PING_TYPE, "object": "event", "timestamp": int(now.timestamp() * 1000), "data": {}}
+    body = json.dumps(event)
     try:
-        key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+        base64.b64decode(secret.removeprefix("whsec_"), validate=True)
     except ValueError:
         raise CheckFailed("A secret of CLERK_WEBHOOK_SECRETS is not base64.", "Copy all of it: whsec_….") from None
-    signature = base64.b64encode(
-        hmac.digest(key, f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256)
-    ).decode()
     headers = {
         "content-type": "application/json",
         "svix-id": message_id,
-        "svix-timestamp": timestamp,
-        "svix-signature": f"v1,{signature}",
+        "svix-timestamp": str(int(now.timestamp())),
+        "svix-signature": Webhook(secret).sign(message_id, now, body),
     }
     return httpx.post(url, content=body, headers=headers, timeout=TIMEOUT)
 

@@ -5,6 +5,7 @@ The rules are in those views: each has one row, with status (green, yellow, red)
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -55,10 +56,7 @@ def checks(url: str, *, is_local: bool) -> list[Check]:
 def migration_check(url: str) -> Check:
     """Whether every file is applied as it is. Locks nothing: `ballast migrate check` finds drift, and does."""
     states = migrations.status(url)
-    behind = {state: 0 for _, state in states if state not in CURRENT}
-    for _, state in states:
-        if state in behind:
-            behind[state] += 1
+    behind = Counter(state for _, state in states if state not in CURRENT)
     if not behind:
         return Check("migrations", "green", "Nothing is to be done.", {"files": len(states)})
     is_undecided = behind.keys() & migrations.ADVICE.keys()
