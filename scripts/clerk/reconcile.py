@@ -11,16 +11,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from scripts.clerk.backfill import Advance, ahead, tried
-from scripts.clerk.listing import (
-    INVITATIONS,
-    KINDS,
-    MEMBERSHIPS,
-    USERS,
-    ClerkListing,
-    Kind,
-    Object,
-    Page,
-)
+from scripts.clerk.listing import INVITATIONS, KINDS, MEMBERSHIPS, USERS, ClerkListing, Kind, Object, Page
 from scripts.errors import Failure
 from scripts.schema.database import Connection
 

@@ -44,8 +44,6 @@ NEXT = (
 
 
 NUMBER = click.IntRange(min=0)
-
-
 UNITS = (("day", DAY), ("hour", timedelta(hours=1)), ("minute", timedelta(minutes=1)))
 
 

@@ -9,12 +9,7 @@ import pyrage
 
 from scripts.backup import programs
 from scripts.backup.store import BackupStore, StoreUnavailable
-from scripts.health.patient import (
-    CheckFailed,
-    CheckSkipped,
-    Patient,
-    environment_of,
-)
+from scripts.health.patient import CheckFailed, CheckSkipped, Patient, environment_of
 from scripts.schema import database
 from service import object_store
 

@@ -6,14 +6,7 @@ from collections.abc import Mapping
 
 import httpx
 
-from scripts.health.patient import (
-    TIMEOUT,
-    CheckFailed,
-    CheckSkipped,
-    Patient,
-    error_message,
-    json_of,
-)
+from scripts.health.patient import TIMEOUT, CheckFailed, CheckSkipped, Patient, error_message, json_of
 from scripts.schema import database
 
 

@@ -9,21 +9,12 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from scripts.health.patient import (
-    CheckFailed,
-    CheckSkipped,
-    Patient,
-    list_some,
-)
+from scripts.health.patient import CheckFailed, CheckSkipped, Patient, list_some
 from scripts.schema import database, drift, migrations
 
 # Supabase's own.
 STATEMENT_TIMEOUTS = {"anon": "3s", "authenticated": "8s"}
-
-
 ADVISORS = migrations.ROOT / "node_modules/.bin/supabase"
-
-
 ACCEPTED_ADVICE = migrations.ROOT / "tests/db/accepted_advice.toml"
 
 

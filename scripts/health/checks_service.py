@@ -10,13 +10,7 @@ from datetime import UTC, datetime
 import httpx
 from standardwebhooks import Webhook
 
-from scripts.health.patient import (
-    TIMEOUT,
-    CheckFailed,
-    Patient,
-    error_message,
-    json_of,
-)
+from scripts.health.patient import TIMEOUT, CheckFailed, Patient, error_message, json_of
 
 PING_TYPE = "ballast.ping"
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 import base64
 import json
 
-from scripts.health.patient import (
-    CheckFailed,
-    Patient,
-    environment_of,
-)
+from scripts.health.patient import CheckFailed, Patient, environment_of
 from service.settings import SettingsInvalid, load
 
 

@@ -18,14 +18,8 @@ import httpx
 from service.settings import GUARDED
 
 TIMEOUT = httpx.Timeout(10)
-
-
 SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|IDENTITY|DATABASE_URL|DSN")
-
-
 PUBLIC_NAMES = {"SUPABASE_PUBLISHABLE_KEY"}
-
-
 SHORTEST_HIDDEN = 6
 
 

@@ -18,15 +18,7 @@ from scripts.local.realtime.authorisation import Authorisation
 from scripts.local.realtime.changes import Changes
 from scripts.local.realtime.channels import Channels, Socket
 from scripts.local.realtime.presence import Room
-from scripts.local.realtime.protocol import (
-    LARGEST_FRAME,
-    Broadcast,
-    Malformed,
-    encoded,
-    is_writable,
-    json_body,
-    wire,
-)
+from scripts.local.realtime.protocol import LARGEST_FRAME, Broadcast, Malformed, encoded, is_writable, json_body, wire
 from scripts.local.realtime.replication import ASK_OPTIONS, Change, Connection, Stream
 from scripts.local.realtime.tokens import Claims, TokenRefused, Tokens
 from scripts.local.stack import Stack
