@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -247,11 +247,8 @@ def listing_of(environment: Mapping[str, str]) -> Iterator[ClerkListing]:
         raise KeyMissing("Which Clerk? Set CLERK_SECRET_KEY, and CLERK_API_URL unless it is Clerk's own.")
     if CLERK_KEY.fullmatch(key) is None:
         raise KeyMissing("CLERK_SECRET_KEY is no secret key of Clerk's: they begin with sk_live_ or sk_test_.")
-    listing = ClerkListing(environment.get("CLERK_API_URL") or CLERK_API_URL, key)
-    try:
+    with closing(ClerkListing(environment.get("CLERK_API_URL") or CLERK_API_URL, key)) as listing:
         yield listing
-    finally:
-        listing.close()
 
 
 def _leaves_no_gap(page: Page, seen: set[str], after: Place) -> bool:

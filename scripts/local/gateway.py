@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import AsyncIterator
 from typing import Final
 
 import aiohttp
@@ -48,12 +49,11 @@ class Gateway:
         # PostgREST serves at its root what Lite serves where Supabase does.
         self._dropped = REST if containers_are_wanted() else ""
         self._tokens: dict[str, tuple[float, str]] = {}
-        self._session: aiohttp.ClientSession | None = None
+        self._session: aiohttp.ClientSession  # while the application runs
 
     def application(self) -> web.Application:
         application = web.Application(client_max_size=LARGEST_FRAME)
-        application.on_startup.append(self._open)
-        application.on_cleanup.append(self._close)
+        application.cleanup_ctx.append(self._lifetime)
         for path in ROUTES:
             application.router.add_route("*", path + "{rest:(/.*)?}", self.forward)
         return application
@@ -97,8 +97,6 @@ class Gateway:
         return token
 
     async def _stream(self, request: web.Request, authorization: str) -> web.StreamResponse:
-        if self._session is None:
-            raise RuntimeError("The gateway has not been started.")
         async with self._session.request(
             request.method,
             self._upstream + request.raw_path.removeprefix(self._dropped),
@@ -114,14 +112,11 @@ class Gateway:
             await response.write_eof()
             return response
 
-    async def _open(self, _: web.Application) -> None:
-        self._session = aiohttp.ClientSession(
+    async def _lifetime(self, _: web.Application) -> AsyncIterator[None]:
+        async with aiohttp.ClientSession(
             auto_decompress=False, timeout=aiohttp.ClientTimeout(total=60), connector=aiohttp.TCPConnector(limit=0)
-        )
-
-    async def _close(self, _: web.Application) -> None:
-        if self._session is not None:
-            await self._session.close()
+        ) as self._session:
+            yield
 
 
 def _forwarded_headers(request: web.Request, authorization: str) -> dict[str, str]:
