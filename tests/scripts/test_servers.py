@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,15 +35,28 @@ def wait_until(condition: Callable[[], Any], seconds: float = 60) -> Any:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
-def test_nothing_stays_behind_when_pytest_is_ended(home: Path, number: signal.Signals) -> None:
-    place = home / f"ended-by-{number.name}"
-    place.mkdir()
+@pytest.mark.parametrize(
+    ("words", "started"),
+    [
+        pytest.param(["tests/db/test_limits.py"], "server/data/postmaster.pid", id="a server"),
+        pytest.param(
+            ["tests/scripts/local/test_upstash.py", "tests/db/test_limits.py", "--numprocesses", "2"],
+            "stack/run.json",
+            id="a stack, two processes",
+            marks=pytest.mark.thorough,
+        ),
+    ],
+)
+def test_nothing_stays_behind_when_pytest_is_ended(
+    home: Path, number: signal.Signals, words: list[str], started: str
+) -> None:
+    place = Path(tempfile.mkdtemp(dir=home))
+    place.chmod(0o755)
     pytest_process = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "--quiet", "tests/db/test_limits.py"],
+        [sys.executable, "-m", "pytest", "--quiet", *words],
         cwd=ROOT, env=os.environ | {"TMPDIR": str(place)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    started = wait_until(lambda: list(place.glob("ballast-tests-*/server/data/postmaster.pid")))
-    folder = started[0].parents[2]
+    [folder] = wait_until(lambda: [each for each in place.glob("ballast-tests-*") if (each / started).exists()])
     assert processes_of(str(folder))
     pytest_process.send_signal(number)
     pytest_process.wait(60)
