@@ -136,24 +136,19 @@ $do$$text$
   join pg_publication as p on p.oid = pr.prpubid
   join relation on relation.oid = pr.prrelid
   union all
-  select 9, 'after', format(
-      'alter default privileges revoke %%s on %%s from %%s', x.privilege_type,
+  select case x.verb when 'revoke' then 9 else 10 end, 'after', format(
+      'alter default privileges %%s %%s on %%s %%s %%s', x.verb, x.privilege_type,
       case s.kind when 'r' then 'tables' when 'S' then 'sequences' when 'f' then 'functions' when 'T' then 'types' else 'schemas' end,
-      case when x.grantee = 0 then 'public' else quote_ident(x.grantee::regrole::text) end
+      case x.verb when 'grant' then 'to' else 'from' end, case when x.grantee = 0 then 'public' else quote_ident(x.grantee::regrole::text) end
     )
   from standing as s
-  cross join aclexplode(s.at_first) as x
+  cross join lateral (
+    select 'revoke' as verb, f.* from aclexplode(s.at_first) as f
+    where (f.grantee, f.privilege_type) not in (select n.grantee, n.privilege_type from aclexplode(s.now) as n)
+    union all
+    select 'grant', n.* from aclexplode(s.now) as n
+    where (n.grantee, n.privilege_type) not in (select f.grantee, f.privilege_type from aclexplode(s.at_first) as f)
+  ) as x
   where x.grantee <> s.defaclrole
-    and (x.grantee, x.privilege_type) not in (select g.grantee, g.privilege_type from aclexplode(s.now) as g)
-  union all
-  select 10, 'after', format(
-      'alter default privileges grant %%s on %%s to %%s', x.privilege_type,
-      case s.kind when 'r' then 'tables' when 'S' then 'sequences' when 'f' then 'functions' when 'T' then 'types' else 'schemas' end,
-      case when x.grantee = 0 then 'public' else quote_ident(x.grantee::regrole::text) end
-    )
-  from standing as s
-  cross join aclexplode(s.now) as x
-  where x.grantee <> s.defaclrole
-    and (x.grantee, x.privilege_type) not in (select g.grantee, g.privilege_type from aclexplode(s.at_first) as g)
 )
 select kind, text from statement order by place, text;
