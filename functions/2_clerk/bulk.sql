@@ -108,7 +108,7 @@ begin
   ), noted as (
     insert into app.known_addresses (subject_hash, address_hash)
     select
-      encode(sha256(s.erasure_salt || convert_to(f.id, 'UTF8')), 'hex'), encode(sha256(s.erasure_salt || convert_to(a.address, 'UTF8')), 'hex')
+      app.salted_hash(s.erasure_salt, f.id), app.salted_hash(s.erasure_salt, a.address)
     from fresh as f
     cross join app.settings as s
     cross join unnest(f.addresses) as a (address)

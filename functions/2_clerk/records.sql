@@ -16,17 +16,26 @@ end;
 $$;
 comment on function app.lock_clerk_objects is 'Holds the objects with these Clerk ids until the transaction ends.';
 
+create or replace function app.salted_hash(salt bytea, value text) returns text
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return encode(sha256(salt || convert_to(value, 'UTF8')), 'hex');
+end;
+$$;
+comment on function app.salted_hash is 'What is kept of an erased person, or of an address, where the salt has been read.';
+
 create or replace function app.person_hash(clerk_user_id text) returns text
 language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return (select encode(sha256(s.erasure_salt || convert_to(clerk_user_id, 'UTF8')), 'hex') from app.settings as s);
+  return (select app.salted_hash(s.erasure_salt, clerk_user_id) from app.settings as s);
 end;
 $$;
 comment on function app.person_hash is
 'What is kept of an erased person: a salted hash of Clerk''s id, or of an address. Definer: app.settings is private.';
 
--- Every message of Clerk's asks this of everybody it names: one query, and no function inside it.
+-- Every message of Clerk's asks this of everybody it names: one query.
 create or replace function app.erased_among(clerk_user_ids text[]) returns text[]
 language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -37,7 +46,7 @@ begin
     cross join unnest(clerk_user_ids) as u (id)
     where u.id not like '%@%' and exists (
       select from app.clerk_tombstones as t
-      where t.kind = 'user' and t.clerk_id = encode(sha256(s.erasure_salt || convert_to(u.id, 'UTF8')), 'hex')
+      where t.kind = 'user' and t.clerk_id = app.salted_hash(s.erasure_salt, u.id)
     )
   );
 end;
@@ -94,7 +103,7 @@ as $$
 begin
   insert into app.known_addresses (subject_hash, address_hash)
   select
-    encode(sha256(s.erasure_salt || convert_to(clerk_user_id, 'UTF8')), 'hex'), encode(sha256(s.erasure_salt || convert_to(a.address, 'UTF8')), 'hex')
+    app.salted_hash(s.erasure_salt, clerk_user_id), app.salted_hash(s.erasure_salt, a.address)
   from app.settings as s
   cross join unnest(addresses) as a (address)
   on conflict do nothing;

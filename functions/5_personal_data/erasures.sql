@@ -217,7 +217,7 @@ begin
     ), salts as (
       select distinct e.entry ->> 'salt' as salt from jsonb_array_elements(ledger) as e (entry)
     ), hashed as (
-      select k.clerk_user_id, encode(sha256(decode(s.salt, 'hex') || convert_to(k.clerk_user_id, 'UTF8')), 'hex') as hash
+      select k.clerk_user_id, app.salted_hash(decode(s.salt, 'hex'), k.clerk_user_id) as hash
       from known as k cross join salts as s
     )
     select h.clerk_user_id, (e.entry ->> 'receipt')::uuid as receipt
