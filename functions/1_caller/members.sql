@@ -24,7 +24,7 @@ begin
   );
 end;
 $$;
-comment on function app.prepare_invitation is 'See public.prepare_invitation. Definer: what roles mean at Clerk is not for everybody to see.';
+comment on function app.prepare_invitation is 'Clerk''s ids of the invitation that the caller may send. Definer: app.clerk_roles is private.';
 
 create or replace function app.prepare_removal(organization_id uuid, profile_id uuid) returns jsonb
 language plpgsql stable parallel restricted security definer set search_path = pg_catalog, pg_temp
@@ -57,7 +57,7 @@ begin
   return prepared;
 end;
 $$;
-comment on function app.prepare_removal is 'See public.prepare_removal. Definer: the ids of others at Clerk are not for everybody to see.';
+comment on function app.prepare_removal is 'Clerk''s ids of the member whom the caller may remove. Definer: it reads memberships and Clerk''s ids.';
 
 create or replace function public.prepare_invitation(organization_id uuid, role text) returns jsonb
 language sql stable parallel restricted security invoker set search_path = pg_catalog, pg_temp

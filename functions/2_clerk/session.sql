@@ -103,7 +103,7 @@ begin
   );
 end;
 $$;
-comment on function app.start_session is 'See public.start_session. Definer: it writes profiles and what the sync owns.';
+comment on function app.start_session is 'The session of the caller, who is provisioned first if Clerk''s webhook is late. Definer: it writes profiles and what the sync owns.';
 
 create or replace function public.start_session() returns jsonb
 language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp

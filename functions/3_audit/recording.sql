@@ -225,7 +225,7 @@ begin
   return entry.id;
 end;
 $$;
-comment on function app.log_audit_event is 'See public.log_audit_event. Definer: nobody else writes the audit trail.';
+comment on function app.log_audit_event is 'Writes an entry that a caller asks for. Definer: no role of the API may write the audit trail.';
 
 create or replace function public.log_audit_event(
   p_organization_id uuid, p_action text, p_resource_type text, p_resource_id text default null, p_metadata jsonb default '{}',
