@@ -15,6 +15,7 @@ import pytest
 from flask.testing import FlaskClient
 from upstash_redis import Redis
 
+from scripts.cli.clerk import send as send_event
 from service import breaker, cache
 from service.breaker import Breaker
 from service.cache import Cache, Scopes
@@ -583,10 +584,8 @@ def test_who_is_removed_from_an_organization_has_lost_it_two_seconds_after_the_w
 
 
 def send(stack: Stack, kind: str, **data: object) -> None:
-    """Clerk's stand-in tells the service of it, as `ballast clerk send` makes it do."""
-    body = {"type": kind, "data": data, "deliver": True}
-    sent = httpx.post(f"{stack.environment['CLERK_API_URL']}/stand-in/events", json=body, timeout=30).json()
-    assert sent["attempts"][-1]["status"] == 200, sent
+    """Sends a signed event to the stack's service. Raises NotStored."""
+    send_event(stack.environment, kind, data)
 
 
 def test_who_asks_to_be_erased_is_not_answered_from_the_cache(online: FlaskClient, stack: Stack) -> None:
