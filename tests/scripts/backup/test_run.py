@@ -58,21 +58,21 @@ def uploads(vault: Vault) -> list[str]:
     return [each["Key"] for each in answer.get("Uploads", [])]
 
 
-def sessions(vault: Vault) -> int:
-    """How many sessions of ours the database still has."""
+def sessions(vault: Vault) -> list[tuple[str, ...]]:
+    """What the database still has sessions of ours for."""
     with vault.connect() as connection:
-        [[count]] = connection.execute(
-            "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'"
+        return connection.execute(
+            "select application_name, state, wait_event, left(query, 80) from pg_stat_activity "
+            "where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'"
         ).fetchall()
-    return int(count)
 
 
 def left_nothing(vault: Vault) -> bool:
     """Nothing is in the store, and no session of ours in the database, as soon as the server noticed that pg_dump is gone."""
     deadline = time.monotonic() + 30
-    while (left := (objects(vault), uploads(vault), sessions(vault))) != ([], [], 0) and time.monotonic() < deadline:
+    while (left := (objects(vault), uploads(vault), sessions(vault))) != ([], [], []) and time.monotonic() < deadline:
         time.sleep(0.1)
-    return left == ([], [], 0)
+    return left == ([], [], [])
 
 
 # --- what is stored ---
@@ -335,7 +335,7 @@ def test_a_network_that_is_cut_midway_leaves_no_backup(
     assert "Cannot write dump.pgc.zst.age" in failed.stderr
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
     assert objects(large) == []
-    assert sessions(large) == 0
+    assert sessions(large) == []
 
 
 def test_a_network_that_was_away_for_a_moment_is_not_noticed(bucket_vault: Vault, cable: Relay) -> None:
@@ -422,7 +422,7 @@ def test_killed_at_any_stage_of_an_upload_it_leaves_no_backup(
     deadline = time.monotonic() + 20
     while sessions(large) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert sessions(large) == 0
+    assert sessions(large) == []
     name = large.backed_up()
     assert whole(large) == [name]
 
@@ -432,7 +432,7 @@ def test_killed_while_it_dumps_it_leaves_no_backup(folder_vault: Vault, wrapped:
     running.communicate(timeout=60)
     assert running.returncode == -signal.SIGKILL
     assert whole(folder_vault) == []
-    assert sessions(folder_vault) == 0
+    assert sessions(folder_vault) == []
     name = folder_vault.backed_up()
     assert whole(folder_vault) == [name]
 
