@@ -1,4 +1,4 @@
--- What a monitor reads of the database at each scrape of the service's /metrics: numbers only.
+-- What a monitor reads of the database at each scrape of the service's /metrics: numbers, and the light of each row of ops.health.
 
 create or replace function public.service_metrics() returns jsonb
 language plpgsql stable parallel restricted security definer set search_path = pg_catalog, pg_temp
@@ -12,11 +12,12 @@ begin
     'webhook_failures', (select count(*) from app.webhook_events as e where e.outcome = 'failed'),
     'erasures_waiting', (select count(*) from app.erasure_log as l where l.state <> 'complete'),
     'mail_queued', (select h.queued from ops.mail_health as h),
-    'mail_oldest_seconds', (select extract(epoch from now() - h.oldest_queued_at) from ops.mail_health as h)
+    'mail_oldest_seconds', (select extract(epoch from now() - h.oldest_queued_at) from ops.mail_health as h),
+    'health', (select jsonb_object_agg(h.subject, array_position('{green,yellow,red}', h.status) - 1) from ops.health as h)
   );
 end;
 $$;
 comment on function public.service_metrics is
-'For /metrics: numbers by name, null where there is nothing to measure yet. Definer: the service has no privilege on tables.';
+'For /metrics: numbers by name, null where there is nothing to measure yet; health is 0 (green) to 2 (red) by subject. Definer: the service has no privilege on tables.';
 
 grant execute on function public.service_metrics() to service_role;

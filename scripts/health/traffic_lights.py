@@ -1,6 +1,6 @@
-"""How a database goes, in traffic lights: whether it is what the files say, and every ops view named …_health.
+"""The health of a database, in traffic lights: whether it is what the files say, and every row of ops.health.
 
-The rules are in those views: each has one row, with status (green, yellow, red) and advice. A new one shows by itself.
+The rules are in the views ops.<subject>_health, which ops.health lists. A new view shows by itself.
 """
 
 from __future__ import annotations
@@ -65,17 +65,14 @@ def migration_check(url: str) -> Check:
 
 
 def health_views(connection: Connection) -> Iterator[Check]:
-    """A check for each view ops.…_health, by name."""
-    views = connection.execute(
-        "select c.relname from pg_class as c where c.relnamespace = to_regnamespace('ops') and c.relkind = 'v' "
-        "and c.relname like '%\\_health' and (select count(*) from pg_attribute as a "
-        "where a.attrelid = c.oid and a.attname in ('status', 'advice')) = 2 order by c.relname"
-    ).fetchall()
-    for (view,) in views:
-        query = sql.SQL("select * from {}").format(sql.Identifier("ops", view))
-        row = connection.cursor(row_factory=dict_row).execute(query).fetchone()
-        if row is not None:
-            yield Check(view.removesuffix("_health"), row.pop("status"), row.pop("advice"), row)
+    """A check per row of ops.health, by name, with the facts of ops.<subject>_health. None before `migrate up`."""
+    if connection.execute("select to_regclass('ops.health')").fetchone() == (None,):
+        return
+    for subject, status, advice in connection.execute("select * from ops.health order by subject").fetchall():
+        query = sql.SQL("select * from {}").format(sql.Identifier("ops", f"{subject}_health"))
+        row = connection.cursor(row_factory=dict_row).execute(query).fetchone() or {}
+        facts = {name: value for name, value in row.items() if name not in {"status", "advice"}}
+        yield Check(subject, status, advice, facts)
 
 
 def cache_check(environment: Mapping[str, str]) -> Check | None:

@@ -23,7 +23,7 @@ from service.data_api import CallFailed
 metrics = Blueprint("metrics", __name__)
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-# What public.service_metrics() returns: a number, or null where there is nothing to measure yet.
+# What public.service_metrics() returns besides `health`: a number, or null where there is nothing to measure yet.
 FROM_DATABASE = {
     "backup_age_seconds": "How old the data of the last completed backup are.",
     "drill_age_seconds": "How long ago a backup was last proven by a restore.",
@@ -59,6 +59,12 @@ class _Database(Collector):
         yield GaugeMetricFamily(
             "ballast_database_up", "Whether the database answered this scrape.", value=float(answer is not None)
         )
+        health = GaugeMetricFamily(
+            "ballast_health", "The rows of ops.health: 0 is green, 1 yellow, 2 red.", labels=["subject"]
+        )
+        for subject, light in (found.get("health") or {}).items():
+            health.add_metric([subject], light)
+        yield health
         for name, meaning in FROM_DATABASE.items():
             if found.get(name) is not None:
                 yield GaugeMetricFamily(f"ballast_{name}", meaning, value=float(found[name]))

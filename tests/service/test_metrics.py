@@ -93,12 +93,18 @@ def test_what_the_database_knows_is_there(stack: Stack, samples: Callable[[], di
             "values ('old', 'manual', 'completed', now() - interval '3 hours', now() - interval '1 hour', true)"
         )
         found = samples()
+        health = connection.execute("select subject, status from ops.health").fetchall()
         connection.execute("delete from public.backup_logs")
     assert found[("ballast_database_up",)] == 1
     assert found[("ballast_backup_age_seconds",)] == pytest.approx(10800, abs=30)
     assert found[("ballast_drill_age_seconds",)] == pytest.approx(3600, abs=30)
     assert found[("ballast_webhook_failures",)] >= 0
     assert found[("ballast_mail_queued",)] >= 0
+    lights = {"green": 0, "yellow": 1, "red": 2}
+    assert {subject: found[("ballast_health", subject)] for subject, _ in health} == {
+        subject: lights[status] for subject, status in health
+    }
+    assert len(health) > 3
 
 
 def test_the_cache_and_the_limits_are_counted(
