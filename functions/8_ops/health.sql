@@ -1,5 +1,6 @@
 -- How each part goes, for administrators in the SQL editor. A view named …_health has one row, with status (green, yellow, red) and
--- advice, by the first rule of its `case` that applies. ops.health shows every such view, also a product's; `ballast status` and /metrics read it.
+-- advice, by the first rule of its `case` that applies. ops.health shows every such view, also a product's. `ballast status` and
+-- /metrics read it.
 
 create or replace function ops.read_health() returns table (subject text, status text, advice text)
 language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp
