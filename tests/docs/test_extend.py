@@ -126,8 +126,8 @@ def test_its_page_shows_the_members_live_and_no_projects(chromium: Browser, runn
     expect(ada.page.get_by_role("heading", name="Projects")).to_have_count(0)
     expect(ada.page.get_by_role("button", name="Create")).to_have_count(0)
 
-    event = clerk.Event("organizationMembership.created", membership("user_eve", "org_acme"))
-    assert clerk.send(running.environment, event)["outcome"] == "processed"
+    joined = membership("user_eve", "org_acme")
+    assert clerk.send(running.environment, "organizationMembership.created", joined)["outcome"] == "processed"
     expect(ada.member("Eve Moreau")).to_be_visible()
     expect(ada.page.locator("#audit-entries > li").first).to_contain_text("Clerk added Eve Moreau as member")
     assert ada.complaints == []

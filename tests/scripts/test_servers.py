@@ -122,7 +122,8 @@ def test_a_kept_server_that_died_is_replaced(home: Path) -> None:
     run = TestRun.begin(kept)
     try:
         postgres = run.postgres("bare", None, migrated=False)
-        [killed] = [each for each in psutil.process_iter() if f"{postgres.folder}/data" in " ".join(each.cmdline())]
+        running = psutil.process_iter(["cmdline"])  # of a zombie it is None
+        [killed] = [each for each in running if f"{postgres.folder}/data" in " ".join(each.info["cmdline"] or [])]
         killed.kill()
         wait_until(lambda: not killed.is_running() or killed.status() == psutil.STATUS_ZOMBIE)
         run.postgres("bare", None, migrated=False).ask()
