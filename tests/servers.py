@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -208,6 +209,13 @@ def processes_of(folder: str) -> list[psutil.Process]:
     return found
 
 
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it still runs. The parent of a zombie, which may be pytest, waits for the guard and not for its child."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
 def end_everything(folder: Path) -> None:
     """Asks stacks and servers to stop in order, then ends what is left of the run, and removes its folder."""
     for record in folder.rglob("run.json"):
@@ -215,8 +223,13 @@ def end_everything(folder: Path) -> None:
     left = processes_of(str(folder))
     for process in left:
         with contextlib.suppress(psutil.NoSuchProcess):
-            process.send_signal(signal.SIGINT if process.name() == "postgres" else signal.SIGTERM)
-    psutil.wait_procs(left, GRACE_SECONDS)
+            if process.name() != "postgres":
+                process.terminate()
+            elif process.parent() not in left:  # a server, which ends its other processes itself
+                process.send_signal(signal.SIGINT)
+    deadline = time.monotonic() + GRACE_SECONDS
+    while any(map(is_alive, left)) and time.monotonic() < deadline:
+        time.sleep(0.05)
     for process in processes_of(str(folder)):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
