@@ -179,6 +179,9 @@ def _psql(chosen: Programs, url: str) -> Iterator[_Psql]:
                 yield psql
             except BaseException:
                 process.kill()
+                assert process.stdin is not None
+                with suppress(BrokenPipeError):  # which would take the place of what went wrong
+                    process.stdin.close()
                 raise
             psql.close()
 
