@@ -57,7 +57,7 @@ begin
   return prepared;
 end;
 $$;
-comment on function app.prepare_removal is 'Clerk''s ids of the member whom the caller may remove. Definer: it reads memberships and Clerk''s ids.';
+comment on function app.prepare_removal is 'The Clerk ids of a member that the caller may remove. Definer: it reads memberships and Clerk''s ids.';
 
 create or replace function public.prepare_invitation(organization_id uuid, role text) returns jsonb
 language sql stable parallel restricted security invoker set search_path = pg_catalog, pg_temp

@@ -77,7 +77,7 @@ end;
 $$;
 comment on function app.clerk_scopes is 'The users and the organizations that an event is about, by Clerk''s ids.';
 
--- Before the attempt, whose failure would release the locks: so that the people whom an event names are erased before it or after it.
+-- Locks before the attempt, because a failed attempt would release them. An erasure of a person in the event runs before it or after it.
 create or replace function app.lock_clerk_event(event jsonb, mentions text[]) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -104,7 +104,7 @@ begin
     error := 'instance_id is not the one in app.settings';
     return;
   end if;
-  perform set_config('app.actor', 'clerk', true); -- for the audit trail: whoever handed it in, Clerk says so
+  perform set_config('app.actor', 'clerk', true); -- the audit trail names Clerk, not the caller
   outcome := app.apply_clerk_event(event);
 exception when others then
   -- Passing trouble (a deadlock, no memory, a shutdown) is no property of the event: it is not stored, and Clerk sends it again.

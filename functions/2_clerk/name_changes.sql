@@ -36,7 +36,7 @@ as $$
   join public.profiles as p on p.id = c.person_id;
 $$;
 comment on function public.claim_name_changes is
-'Up to 20 names that Clerk has to be told of, for a minute: [{clerk_user_id, first_name, last_name, changed_at}]. Definer: the service has no privilege on tables.';
+'Up to 20 changed names to send to Clerk, reserved for a minute: [{clerk_user_id, first_name, last_name, changed_at}]. Definer: the service has no privilege on tables.';
 
 create or replace function public.end_name_change(clerk_user_id text, changed_at timestamptz, error text, is_final boolean) returns void
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp

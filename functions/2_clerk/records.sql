@@ -35,7 +35,7 @@ $$;
 comment on function app.person_hash is
 'What is kept of an erased person: a salted hash of Clerk''s id, or of an address. Definer: app.settings is private.';
 
--- Every message of Clerk's asks this of everybody it names: one query.
+-- Runs for every Clerk message and every person in it: one query.
 create or replace function app.erased_among(clerk_user_ids text[]) returns text[]
 language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$

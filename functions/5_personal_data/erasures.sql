@@ -47,7 +47,7 @@ begin
   return (select l.receipt from app.erasure_log as l where l.subject_hash = hash);
 end;
 $$;
-comment on function app.begin_erasure is 'Hides a person and begins to erase them; returns the receipt, the same each time. Asks nobody whether it may.';
+comment on function app.begin_erasure is 'Hides a person and begins to erase them; returns the receipt, the same each time. Does not check permission.';
 
 create or replace function app.erase_deleted_user(clerk_user_id text) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
@@ -64,7 +64,7 @@ begin
   end;
 end;
 $$;
-comment on function app.erase_deleted_user is 'Erases somebody whom Clerk has deleted: most are done at once, of a busy person the rest is left to public.continue_erasure().';
+comment on function app.erase_deleted_user is 'Erases a person deleted at Clerk. If many rows are left, public.continue_erasure() erases the rest.';
 
 create or replace function public.request_erasure(clerk_user_id text, requested_by text default 'person') returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
@@ -115,7 +115,7 @@ as $$
   where l.receipt = erasure_receipt.receipt;
 $$;
 comment on function public.erasure_receipt is
-'What whoever holds a receipt may know: {receipt, state, requested_at, erased_at, clerk_deleted_at, counts}; null for none. Definer: the service has no privilege on tables.';
+'What the holder of a receipt may see: {receipt, state, requested_at, erased_at, clerk_deleted_at, counts}; null for none. Definer: the service has no privilege on tables.';
 
 -- One at a time per erasure: who comes second does nothing. A row that somebody else holds is waited for, for a while: the step fails
 -- then, and is taken again.

@@ -1,4 +1,4 @@
--- The people in the data: whom a row is of, by what app.personal_data says. registry.sql declares it.
+-- Which person a row belongs to, by app.personal_data, which registry.sql fills.
 
 -- An address that another account has too finds that person's rows as well: it finds nobody's.
 create or replace function app.own_addresses(emails text[], clerk_user_id text) returns text[]

@@ -105,6 +105,6 @@ begin
 end;
 $$;
 comment on function public.run_retention is
-'A step of the job that purges what is old: {done, purged: {table: rows}, dropped_audit_months: null while somebody reads the trail}. Call it until done. Definer: the service has no privilege on tables.';
+'A step of the job that purges what is old: {done, purged: {table: rows}, dropped_audit_months: null while another session reads the trail}. Call it until done. Definer: the service has no privilege on tables.';
 
 grant execute on function public.run_retention() to service_role;

@@ -162,7 +162,7 @@ begin
 end;
 $$;
 comment on function public.unsubscribe_from_mail is
-'For the service, which has checked the link: no more mail of this kind. False for essential mail, which nobody can switch off. Definer: the service has no privilege on tables.';
+'For the service, which has checked the link: no more mail of this kind. False for essential mail, which cannot be switched off. Definer: the service has no privilege on tables.';
 
 grant execute on function
 public.claim_mail(integer), public.end_mail(uuid, text, text, text, integer), public.mail_event(uuid, text, text, text, boolean),
