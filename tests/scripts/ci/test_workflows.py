@@ -6,10 +6,8 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -204,28 +202,6 @@ def test_postgresql_comes_from_its_own_repository(tmp_path: Path, words: tuple[s
     assert lines[2] == "/usr/share/postgresql-common/pgdg/apt.postgresql.org.sh -y"
     assert lines[3].split()[-1] == package
     assert subprocess.run([ROOT / "scripts/ci/install-postgres"], capture_output=True, check=False).returncode == 2
-
-
-def test_supabase_starts_with_our_settings_and_without_our_seeds(tmp_path: Path) -> None:
-    checkout = tmp_path / "checkout"
-    (checkout / "scripts/ci").mkdir(parents=True)
-    (checkout / "supabase").mkdir()
-    (checkout / "node_modules/.bin").mkdir(parents=True)
-    for name in ("scripts/ci/start-supabase", "supabase/config.toml"):
-        shutil.copy(ROOT / name, checkout / name)
-    for name, text in (
-        ("scripts/setup", "#!/bin/sh\n"),
-        ("node_modules/.bin/supabase", '#!/bin/sh\necho "$@"\ncat "$3/supabase/config.toml"\n'),
-    ):
-        (checkout / name).write_text(text)
-        (checkout / name).chmod(0o755)
-    done = subprocess.run([checkout / "scripts/ci/start-supabase"], capture_output=True, text=True, check=True)
-    first, _, config = done.stdout.partition("\n")
-    assert first.startswith("start --workdir ")
-    ours = tomllib.loads((ROOT / "supabase/config.toml").read_text())
-    ours["db"]["seed"]["enabled"] = False
-    assert tomllib.loads(config) == ours
-    assert (ours["db"]["port"], ours["api"]["enabled"]) == (54322, True)
 
 
 @pytest.mark.parametrize(("token", "code"), [(None, 0), ("a token of somebody else, 32 and more", 1)])
