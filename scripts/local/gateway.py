@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Final
+from urllib.parse import unquote_plus
 
 import aiohttp
 import jwt
 from aiohttp import web
+from multidict import CIMultiDict
+from yarl import URL
 
 from scripts.errors import Failure
 from scripts.local.realtime.protocol import LARGEST_FRAME
@@ -25,9 +28,13 @@ ROUTES: Final = (REST, "/auth/v1")
 TOKEN_SECONDS = 300
 HOP_BY_HOP = {"connection", "keep-alive", "te", "trailers", "transfer-encoding", "upgrade"}
 HOP_BY_HOP |= {"proxy-authenticate", "proxy-authorization"}
+# aiohttp would add these to a request that lacks them. With its Content-Type PostgREST looks for a bytea parameter.
+NOT_ADDED = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 CORS = {
     "Access-Control-Allow-Origin": "*",
-    "Access-Control-Expose-Headers": "Content-Range, Content-Location, Preference-Applied",
+    # PostgREST's list. Retry-After is not in it: scripts of another origin cannot read that header.
+    "Access-Control-Expose-Headers": "Content-Encoding, Content-Location, Content-Range, Content-Type, Date, "
+    "Location, Server, Transfer-Encoding, Range-Unit",
 }
 
 
@@ -99,36 +106,55 @@ class Gateway:
     async def _stream(self, request: web.Request, authorization: str) -> web.StreamResponse:
         async with self._session.request(
             request.method,
-            self._upstream + request.raw_path.removeprefix(self._dropped),
+            URL(self._upstream + _without_api_key(request.raw_path.removeprefix(self._dropped)), encoded=True),
             headers=_forwarded_headers(request, authorization),
             data=request.content if request.body_exists else None,
             allow_redirects=False,
         ) as answer:
-            headers = {name: value for name, value in answer.headers.items() if name.lower() not in HOP_BY_HOP}
-            response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers | CORS)
+            headers = _end_to_end(answer.headers)
+            headers.update(CORS)
+            chunk = await answer.content.readany()
+            if not chunk:  # aiohttp would give an empty stream a Content-Type
+                return web.Response(status=answer.status, reason=answer.reason, headers=headers)
+            response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
             await response.prepare(request)
-            async for chunk in answer.content.iter_any():
+            while chunk:
                 await response.write(chunk)
+                chunk = await answer.content.readany()
             await response.write_eof()
             return response
 
     async def _lifetime(self, _: web.Application) -> AsyncIterator[None]:
         async with aiohttp.ClientSession(
-            auto_decompress=False, timeout=aiohttp.ClientTimeout(total=60), connector=aiohttp.TCPConnector(limit=0)
+            auto_decompress=False,
+            timeout=aiohttp.ClientTimeout(total=60),
+            connector=aiohttp.TCPConnector(limit=0),
+            skip_auto_headers=NOT_ADDED,
         ) as self._session:
             yield
 
 
-def _forwarded_headers(request: web.Request, authorization: str) -> dict[str, str]:
+def _without_api_key(target: str) -> str:
+    """The target without the parameter `apikey`, which PostgREST would quote in an error. The rest is unchanged."""
+    path, mark, query = target.partition("?")
+    kept = [each for each in query.split("&") if unquote_plus(each.partition("=")[0]) != "apikey"]
+    return path + mark + "&".join(kept) if kept else path
+
+
+def _forwarded_headers(request: web.Request, authorization: str) -> CIMultiDict[str]:
     """The caller's headers without its API key, which the database must not see, and with where it came from."""
-    dropped = HOP_BY_HOP | {"host", "apikey", "authorization"}
-    headers = {name: value for name, value in request.headers.items() if name.lower() not in dropped}
+    headers = _end_to_end(request.headers, "host", "apikey", "authorization")
     came_from = [request.headers.get("X-Forwarded-For"), request.remote]
     headers["X-Forwarded-For"] = ", ".join(filter(None, came_from))
     headers["X-Forwarded-Host"] = request.host
     headers["X-Forwarded-Proto"] = request.headers.get("X-Forwarded-Proto", "http")
     headers["Authorization"] = authorization
     return headers
+
+
+def _end_to_end(headers: Mapping[str, str], *dropped: str) -> CIMultiDict[str]:
+    """The headers that a proxy passes on, repeated ones too. `dropped` are more names in lower case to leave out."""
+    return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in HOP_BY_HOP | {*dropped})
 
 
 def _preflight(request: web.Request) -> dict[str, str]:

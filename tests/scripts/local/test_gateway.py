@@ -1,0 +1,221 @@
+"""What the gateway sends to the Data API and back, byte for byte: a recorder takes the place of a real PostgREST."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import pytest
+from aiohttp import web
+from multidict import CIMultiDict
+
+from scripts.local.gateway import Gateway
+from scripts.local.stack import Secrets, Stack
+from tests.conftest import free_port_block
+
+JSON = b"HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=utf-8\r\nContent-Length: 2\r\n\r\n[]"
+
+
+@dataclass(frozen=True)
+class Message:
+    """A request or an answer as it was on the wire."""
+
+    first_line: str
+    headers: CIMultiDict[str]
+    body: bytes
+
+    @classmethod
+    def parse(cls, wire: bytes) -> Self:
+        head, _, body = wire.partition(b"\r\n\r\n")
+        first_line, *lines = head.decode("latin-1").split("\r\n")
+        return cls(
+            first_line, CIMultiDict((name, value) for name, _, value in (line.partition(": ") for line in lines)), body
+        )
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One request through the gateway: what the Data API was sent, and what the client was answered."""
+
+    sent: Message
+    answered: Message
+
+
+@dataclass(frozen=True)
+class Door:
+    """A gateway in front of a Data API that gives one prepared answer to one request."""
+
+    local: Stack = field(repr=False)
+
+    def pass_through(self, method: str, target: str, *lines: str, body: bytes = b"", answer: bytes = JSON) -> Exchange:
+        """`lines` are the request's headers beside Host and Connection."""
+        head = "\r\n".join([f"{method} {target} HTTP/1.1", "Host: localhost", "Connection: close", *lines])
+        sent, answered = asyncio.run(self._exchange(f"{head}\r\n\r\n".encode() + body, answer))
+        return Exchange(Message.parse(sent), Message.parse(answered))
+
+    async def _exchange(self, request: bytes, answer: bytes) -> tuple[bytes, bytes]:
+        sent = bytearray()
+
+        async def record(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            sent.extend(await reader.readuntil(b"\r\n\r\n"))
+            headers = Message.parse(bytes(sent)).headers
+            sent.extend(await reader.readexactly(int(headers.get("Content-Length", 0))))
+            if "Transfer-Encoding" in headers:
+                sent.extend(await reader.readuntil(b"\r\n0\r\n\r\n"))
+            writer.write(answer)
+            await writer.drain()
+            writer.close()
+
+        runner = web.AppRunner(Gateway(self.local).application())
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", self.local.ports.gateway).start()
+        async with await asyncio.start_server(record, "127.0.0.1", self.local.ports.data_api):
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.local.ports.gateway)
+            writer.write(request)
+            answered = await asyncio.wait_for(reader.read(), 10)
+            writer.close()
+        await runner.cleanup()
+        return bytes(sent), answered
+
+
+@pytest.fixture
+def door(tmp_path: Path) -> Door:
+    return Door(Stack(tmp_path, free_port_block(), Secrets.of(tmp_path)))
+
+
+@pytest.fixture
+def key(door: Door) -> str:
+    return door.local.secrets.publishable_key
+
+
+# --- what the Data API is sent -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("query", "forwarded"),
+    [
+        ("?apikey=KEY", ""),
+        ("?apikey=KEY&select=id", "?select=id"),
+        ("?select=id&apikey=KEY&limit=1", "?select=id&limit=1"),
+        ("?apikey=KEY&apikey=KEY", ""),
+        ("?%61pikey=KEY&limit=1", "?limit=1"),
+        ("?apikey=KEY&title=like.*%2Cb%20c+d&or=(a.eq.%22x%22,b.is.null)&x", "?title=like.*%2Cb%20c+d&or=(a.eq.%22x%22,b.is.null)&x"),
+        ("?myapikey=1&apikey=KEY&apikeys=2", "?myapikey=1&apikeys=2"),
+    ],
+)  # fmt: skip
+def test_a_key_in_the_query_is_not_forwarded(door: Door, key: str, query: str, forwarded: str) -> None:
+    sent = door.pass_through("GET", f"/rest/v1/projects{query.replace('KEY', key)}").sent
+    assert sent.first_line == f"GET /rest/v1/projects{forwarded} HTTP/1.1"
+    assert key not in str(sent)
+
+
+def test_a_key_in_the_query_is_not_forwarded_beside_one_in_the_headers(door: Door, key: str) -> None:
+    sent = door.pass_through("GET", f"/rest/v1/projects?apikey={key}&limit=1", f"apikey: {key}").sent
+    assert sent.first_line == "GET /rest/v1/projects?limit=1 HTTP/1.1"
+    assert key not in str(sent)
+
+
+@pytest.mark.parametrize("target", ["?a=%2c%2C&b=%7e~&c=%C3%A9", '?a="b"|{}', "/%2F..%2f?x=1&&y", "?a=b?c=d"])
+def test_a_target_without_a_key_is_forwarded_byte_for_byte(door: Door, key: str, target: str) -> None:
+    sent = door.pass_through("GET", f"/rest/v1/projects{target}", f"apikey: {key}").sent
+    assert sent.first_line == f"GET /rest/v1/projects{target} HTTP/1.1"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PATCH", "DELETE"])
+def test_a_request_without_a_body_gets_no_headers_that_the_client_did_not_send(
+    door: Door, key: str, method: str
+) -> None:
+    sent = door.pass_through(method, "/rest/v1/rpc/ready", f"apikey: {key}").sent
+    assert sent.body == b""
+    assert {name.lower() for name in sent.headers} - {"content-length", "connection"} == {
+        "host", "authorization", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"
+    }  # fmt: skip
+    assert sent.headers.get("Content-Length", "0") == "0"
+
+
+def test_a_post_of_length_zero_stays_without_a_content_type(door: Door, key: str) -> None:
+    sent = door.pass_through("POST", "/rest/v1/rpc/ready", f"apikey: {key}", "Content-Length: 0").sent
+    assert (sent.headers.getall("Content-Length"), sent.headers.get("Content-Type")) == (["0"], None)
+
+
+def test_a_body_keeps_its_type_and_length(door: Door, key: str) -> None:
+    lines = (f"apikey: {key}", "Content-Type: text/csv", "Content-Length: 5")
+    sent = door.pass_through("POST", "/rest/v1/projects", *lines, body=b"a\nb\nc").sent
+    assert (sent.headers.getall("Content-Type"), sent.headers.getall("Content-Length")) == (["text/csv"], ["5"])
+    assert ("Transfer-Encoding" in sent.headers, sent.body) == (False, b"a\nb\nc")
+
+
+def test_a_body_without_a_type_gets_none(door: Door, key: str) -> None:
+    sent = door.pass_through("POST", "/rest/v1/rpc/ready", f"apikey: {key}", "Content-Length: 2", body=b"{}").sent
+    assert ("Content-Type" in sent.headers, sent.body) == (False, b"{}")
+
+
+def test_a_chunked_body_stays_chunked(door: Door, key: str) -> None:
+    lines = (f"apikey: {key}", "Transfer-Encoding: chunked")
+    sent = door.pass_through("POST", "/rest/v1/projects", *lines, body=b"2\r\n[]\r\n0\r\n\r\n").sent
+    assert (sent.headers["Transfer-Encoding"], "Content-Length" in sent.headers) == ("chunked", False)
+    assert sent.body == b"2\r\n[]\r\n0\r\n\r\n"
+
+
+def test_a_repeated_header_is_forwarded_as_often(door: Door, key: str) -> None:
+    lines = (f"apikey: {key}", "Prefer: return=minimal", "Prefer: count=exact")
+    sent = door.pass_through("GET", "/rest/v1/projects", *lines).sent
+    assert sent.headers.getall("Prefer") == ["return=minimal", "count=exact"]
+
+
+# --- what the client is answered ---------------------------------------------------------------------------------------
+
+
+EMPTY = {
+    "no content": ("PATCH", b"HTTP/1.1 204 No Content\r\n\r\n", None),
+    "created, of length zero": ("POST", b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n", "0"),
+    "created, chunked": ("POST", b"HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "0"),
+    "not modified": ("GET", b"HTTP/1.1 304 Not Modified\r\n\r\n", None),
+    "head": ("HEAD", b"HTTP/1.1 200 OK\r\n\r\n", None),
+    "head, chunked": ("HEAD", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", None),
+    "head, of some length": ("HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n", "7"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "answer", "length"), EMPTY.values(), ids=EMPTY)
+def test_an_empty_answer_gets_no_content_type(
+    door: Door, key: str, method: str, answer: bytes, length: str | None
+) -> None:
+    answered = door.pass_through(method, "/rest/v1/projects", f"apikey: {key}", answer=answer).answered
+    assert answered.first_line == answer.decode().partition("\r\n")[0]
+    assert answered.body == b""
+    assert [answered.headers.get(name) for name in ("Content-Type", "Transfer-Encoding", "Content-Length")] == [
+        None, None, length
+    ]  # fmt: skip
+
+
+def test_the_answer_to_head_keeps_the_type_that_get_would_have(door: Door, key: str) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=utf-8\r\nContent-Range: 0-1/2\r\n\r\n"
+    answered = door.pass_through("HEAD", "/rest/v1/projects", f"apikey: {key}", answer=answer).answered
+    assert answered.headers["Content-Type"] == "application/json; charset=utf-8"
+    assert (answered.headers["Content-Range"], answered.body) == ("0-1/2", b"")
+
+
+def test_an_answer_of_known_length_keeps_it(door: Door, key: str) -> None:
+    answered = door.pass_through("GET", "/rest/v1/projects", f"apikey: {key}").answered
+    assert (answered.headers.getall("Content-Length"), "Transfer-Encoding" in answered.headers) == (["2"], False)
+    assert answered.body == b"[]"
+
+
+def test_a_chunked_answer_stays_chunked(door: Door, key: str) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Type: text/csv\r\nTransfer-Encoding: chunked\r\n\r\n3\r\na,b\r\n0\r\n\r\n"
+    answered = door.pass_through("GET", "/rest/v1/projects", f"apikey: {key}", answer=answer).answered
+    assert (answered.headers["Transfer-Encoding"], "Content-Length" in answered.headers) == ("chunked", False)
+    assert answered.body == b"3\r\na,b\r\n0\r\n\r\n"
+
+
+def test_a_browser_may_read_what_postgrest_exposes_and_each_cors_header_is_there_once(door: Door, key: str) -> None:
+    answer = JSON.replace(
+        b"\r\n\r\n", b"\r\naccess-control-allow-origin: *\r\nAccess-Control-Expose-Headers: Date\r\n\r\n"
+    )
+    answered = door.pass_through("GET", "/rest/v1/projects", f"apikey: {key}", answer=answer).answered
+    assert answered.headers.getall("Access-Control-Allow-Origin") == ["*"]
+    [exposed] = answered.headers.getall("Access-Control-Expose-Headers")
+    assert {"Content-Range", "Location"} <= set(exposed.split(", "))
