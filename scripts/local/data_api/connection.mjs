@@ -59,17 +59,17 @@ function readCatalogAs(catalog, connection) {
 // request.* to functions only. PostgREST always becomes the caller's role, with that role's own timeout.
 function becomeTheCaller(connection) {
   connection.ensureRlsContext = async () => true;
-  connection.applyJwtSessionContext = async (transaction, { auth = {} }) => {
-    const role = auth.role || "anon";
+  connection.applyJwtSessionContext = async (transaction) => {
     const request = currentRequest();
-    request.role = role;
+    const { claims } = request;
+    const { role } = claims;
     const { rows } = await sql`select
       set_config('statement_timeout', coalesce(
         (select substr(setting, 19) from pg_catalog.pg_roles, unnest(rolconfig) as setting
          where rolname = ${role} and setting like 'statement\\_timeout=%'),
         current_setting('statement_timeout')), true),
       set_config('role', ${role}, true),
-      set_config('request.jwt.claims', ${JSON.stringify(auth.jwt ?? { role })}, true),
+      set_config('request.jwt.claims', ${JSON.stringify(claims)}, true),
       set_config('request.method', ${request.method ?? ""}, true),
       set_config('request.path', ${request.path ?? ""}, true),
       set_config('request.headers', ${JSON.stringify(request.headers ?? {})}, true),
@@ -87,7 +87,7 @@ function becomeTheCaller(connection) {
 // Stock Lite answers most SQLSTATEs with status 500 and code SUP. An error of code PGRST carries its whole answer.
 function answerDatabaseErrors(connection) {
   connection.normalizeDbError = (error) => {
-    const answer = answerFor(error, currentRequest().role ?? "anon");
+    const answer = answerFor(error, currentRequest().claims?.role ?? "anon");
     if (!answer) return error;
     const { method, path } = currentRequest();
     return Object.assign(new Error(JSON.stringify(answer.body)), {

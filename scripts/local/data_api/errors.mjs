@@ -14,7 +14,13 @@ const BY_CLASS = {
 export function answerFor(error, role) {
   const code = error?.code;
   if (typeof code !== "string" || !/^[0-9A-Z]{5}$/.test(code) || code === "PGRST" || code.startsWith("PT")) return undefined;
-  const status = code === "42501" ? (role === "anon" ? 401 : 403) : (BY_CODE[code] ?? BY_CLASS[code.slice(0, 2)] ?? 400);
+  const status = statusOf(error, role);
   const headers = status === 401 ? { "WWW-Authenticate": "Bearer" } : {};
   return { status, headers, body: { code, details: error.detail ?? null, hint: error.hint ?? null, message: error.message } };
+}
+
+function statusOf({ code, message }, role) {
+  if (code === "42501") return role === "anon" ? 401 : 403;
+  if (code === "22023" && /^role.*does not exist$/s.test(message)) return 401; // the token's role
+  return BY_CODE[code] ?? BY_CLASS[code.slice(0, 2)] ?? 400;
 }

@@ -3,10 +3,10 @@ import { AsyncLocalStorage } from "node:async_hooks";
 
 const requests = new AsyncLocalStorage();
 
-/** The request being answered: {method, path, headers, body, role}; an empty object outside of one. */
+/** The request being answered: {method, path, headers, body, claims}; an empty object outside of one. */
 export const currentRequest = () => requests.getStore() ?? {};
 
-/** Hono middleware: remembers the request while it is answered. `body` is kept for functions only, parsed. */
+/** Hono middleware: remembers the request while it is answered. `body` is for functions only; tokens.mjs adds `claims`. */
 export async function requestContext(context, next) {
   const { method, path, raw } = context.req;
   const isFunctionCall = method === "POST" && path.startsWith("/rest/v1/rpc/");

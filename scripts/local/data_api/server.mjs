@@ -27,7 +27,7 @@ const app = new App({
     server: {
       apiKeys: false,
       disableStudio: true,
-      middlewares: [tokenVerification({ secret: JWT_SECRET, issuer: CLERK_ISSUER }), requestContext],
+      middlewares: [requestContext, tokenVerification({ secret: JWT_SECRET, issuer: CLERK_ISSUER })],
     },
   },
 });
