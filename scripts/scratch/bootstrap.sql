@@ -15,6 +15,8 @@ grant pg_monitor, pg_read_all_data, pg_signal_backend to postgres;
 alter role anon set statement_timeout = '3s';
 alter role authenticated set statement_timeout = '8s';
 alter role authenticator set statement_timeout = '8s';
+-- Supabase lets postgres configure PostgREST: docs/limits.md switches on the limits of the Data API.
+grant set on parameter pgrst.db_pre_request to postgres;
 alter role postgres set search_path = "$user", public, extensions;
 
 alter database postgres owner to postgres;

@@ -8,8 +8,7 @@ import pytest
 
 from tests.conftest import ROOT, Database
 
-# Not limits.md: only Supabase lets postgres change pgrst.db_pre_request.
-PAGES = ("audit.md", "deploy.md", "personal-data.md", "realtime.md")
+PAGES = ("audit.md", "deploy.md", "limits.md", "personal-data.md", "realtime.md")
 BLOCKS = [
     (page, block)
     for page in PAGES

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import io
-import re
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
-import psycopg
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
 from service import limits
 from service.limits import CLASSES, LIMITS, Limit, Per, class_of
-from tests.conftest import ROOT, Stack
+from tests.conftest import Stack
 from tests.service.conftest import Grown, MakeApp
 from tests.service.outside import (
     HANG_UP,
@@ -268,49 +265,3 @@ def test_on_the_running_stack_nobody_notices(online: FlaskClient, stack: Stack) 
     answers = [online.get("/api/v1/me", headers=as_caller(stack.token("user_ada"))) for _ in range(20)]
     assert {answer.status_code for answer in answers} == {200}
     assert answers[0].headers["RateLimit-Limit"] == "600"
-
-
-# --- through the Data API ---
-
-
-@pytest.fixture
-def asking_stack(stack: Stack) -> Iterator[Stack]:
-    """The stack while its Data API asks for limits: switched on and off as docs/limits.md says."""
-    page = (ROOT / "docs/limits.md").read_text()
-    [switch_on] = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
-    [switch_off] = re.findall(r"`(alter role authenticator reset [^`]*)`", page)
-    # Hosted, postgres may do this; here only the superuser.
-    url = stack.environment["DATABASE_URL"].replace("//postgres:", "//supabase_admin:")
-    with psycopg.connect(url, autocommit=True) as sql:
-        sql.execute(switch_on)
-        yield stack
-        sql.execute(switch_off)
-        sql.execute("notify pgrst, 'reload config'")
-        sql.execute("delete from app.rate_limits")
-
-
-def test_the_data_api_refuses_too_many_writes_once_it_is_told_to_ask(asking_stack: Stack) -> None:
-    stack = asking_stack
-    with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as sql:
-        sql.execute(
-            "insert into app.rate_limits values (app.rate_limit_caller('user_cleo'), 1, clock_timestamp() + interval '1 hour')"
-        )
-    url = f"{stack.environment['SUPABASE_URL']}/rest/v1"
-    key = stack.environment["SUPABASE_PUBLISHABLE_KEY"]
-
-    def ask(method: str, path: str, user: str, **more: Any) -> httpx.Response:
-        headers = {"apikey": key, "Authorization": f"Bearer {stack.token(user, 'org_acme')}"}
-        return httpx.request(method, url + path, headers=headers, **more)
-
-    def write(user: str) -> httpx.Response:
-        return ask("PATCH", "/organizations?name=eq.nothing", user, json={"name": "x"})
-
-    assert write("user_cleo").status_code == 204
-    refused = write("user_cleo")
-    assert (refused.status_code, refused.json()["code"]) == (429, "PT429")
-    assert int(refused.headers["Retry-After"]) >= 1
-    assert ask("GET", "/organizations?select=id", "user_cleo").status_code == 200
-    assert ask("POST", "/rpc/start_session", "user_cleo", json={}).status_code == 429
-    assert write("user_ben").status_code == 204
-    anonymous = httpx.get(f"{url}/organizations", headers={"apikey": key})
-    assert anonymous.status_code == 401

@@ -15,6 +15,7 @@ export async function connect({ url, catalogUrl }) {
   answerDatabaseErrors(connection);
   passJsonArguments(connection);
   await connection.driver.listen("pgrst", () => connection.clearSchemaCache());
+  await followPreRequest(connection);
   return connection;
 }
 
@@ -56,14 +57,19 @@ function readCatalogAs(catalog, connection) {
 }
 
 // Stock Lite grants everything to everyone when it meets RLS, skips SET ROLE where it meets none, and publishes
-// request.* to functions only. PostgREST always becomes the caller's role, with that role's own timeout.
+// request.* to functions only. PostgREST always becomes the caller's role, with that role's own timeout, and runs reads
+// and functions that are not volatile in a transaction that only reads.
 function becomeTheCaller(connection) {
   connection.ensureRlsContext = async () => true;
   connection.applyJwtSessionContext = async (transaction) => {
     const request = currentRequest();
     const { claims } = request;
     const { role } = claims;
-    const { rows } = await sql`select
+    const calledFunction = request.path?.match(/^\/rpc\/(\w+)$/)?.[1] ?? "";
+    await sql`select
+      set_config('transaction_read_only', (${request.method ?? ""} in ('GET', 'HEAD') or coalesce(
+        (select bool_and(provolatile <> 'v') from pg_catalog.pg_proc
+         where proname = ${calledFunction} and pronamespace = 'public'::regnamespace), false))::text, true),
       set_config('statement_timeout', coalesce(
         (select substr(setting, 19) from pg_catalog.pg_roles, unnest(rolconfig) as setting
          where rolname = ${role} and setting like 'statement\\_timeout=%'),
@@ -72,16 +78,25 @@ function becomeTheCaller(connection) {
       set_config('request.jwt.claims', ${JSON.stringify(claims)}, true),
       set_config('request.method', ${request.method ?? ""}, true),
       set_config('request.path', ${request.path ?? ""}, true),
-      set_config('request.headers', ${JSON.stringify(request.headers ?? {})}, true),
-      (select substr(setting, 22) from pg_catalog.pg_roles, unnest(rolconfig) as setting
-       where rolname = session_user and setting like 'pgrst.db\\_pre\\_request=%') as pre_request`.execute(transaction);
-    // As in PostgREST: the function that authenticator's setting names runs as the caller, before anything else.
-    const preRequest = rows[0].pre_request?.match(/^[\w.]+$/)?.[0];
-    if (preRequest) await sql`select ${sql.raw(preRequest)}()`.execute(transaction);
+      set_config('request.headers', ${JSON.stringify(request.headers ?? {})}, true)`.execute(transaction);
+    if (connection.preRequest) await sql`select ${sql.raw(connection.preRequest)}()`.execute(transaction);
   };
   connection.applyRpcRequestGucs = async (transaction) => {
     await sql`select set_config('response.status', '', true), set_config('response.headers', '', true)`.execute(transaction);
   };
+}
+
+// As in PostgREST: the function that authenticator's setting names runs as the caller, before anything else. A change of
+// the setting takes effect with `notify pgrst, 'reload config'`.
+async function followPreRequest(connection) {
+  const read = async () => {
+    const [setting] = await connection.driver`
+      select substr(setting, 22) as name from pg_catalog.pg_roles, unnest(rolconfig) as setting
+      where rolname = session_user and setting ~ '^pgrst[.]db_pre_request=[a-z0-9_.]+$'`;
+    connection.preRequest = setting?.name;
+  };
+  await connection.driver.listen("pgrst", (payload) => payload === "reload schema" || read());
+  await read();
 }
 
 // Stock Lite answers most SQLSTATEs with status 500 and code SUP. An error of code PGRST carries its whole answer.

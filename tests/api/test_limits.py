@@ -1,0 +1,156 @@
+"""The limit on writes through the Data API, over HTTP: switched on and off with the statements of docs/limits.md."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+from postgrest.exceptions import APIError
+from supabase import ClientOptions, create_client
+
+from tests.conftest import ROOT, Stack
+
+BURST = 100
+RELOAD_SECONDS = 10
+PAGE = (ROOT / "docs/limits.md").read_text()
+SWITCH_ON, SWITCH_OFF = re.findall(r"^```sql\n(alter role .*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+# A bucket whose time is ahead is not refilled: its tokens are exactly the writes that are left.
+FILL = """
+insert into app.rate_limits as l values (app.rate_limit_caller(%s), %s, clock_timestamp() + interval '1 hour')
+on conflict (caller) do update set tokens = excluded.tokens, refilled_at = excluded.refilled_at
+"""
+Ask = Callable[..., httpx.Response]
+
+
+@pytest.fixture
+def postgres(stack: Stack) -> Iterator[psycopg.Connection[Any]]:
+    """The SQL editor. Afterwards nothing limits the other tests."""
+    with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
+        try:
+            yield connection
+        finally:
+            connection.execute(SWITCH_OFF)
+            connection.execute("delete from app.rate_limits")
+            _wait_until(stack, limited=False)
+
+
+@pytest.fixture
+def editor(stack: Stack, postgres: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
+    """The SQL editor after the limit was switched on."""
+    postgres.execute(SWITCH_ON)
+    _wait_until(stack, limited=True)
+    return postgres
+
+
+@pytest.fixture
+def ask(stack: Stack) -> Iterator[Ask]:
+    """Sends a request to the Data API as a person, or as the service."""
+    with httpx.Client(base_url=f"{stack.environment['SUPABASE_URL']}/rest/v1") as client:
+
+        def send(method: str, path: str, user: str | None = "user_cleo", **more: Any) -> httpx.Response:
+            if user is None:
+                headers = {"apikey": stack.environment["SUPABASE_SECRET_KEY"]}
+            else:
+                token = stack.token(user, "org_acme")
+                headers = {"apikey": stack.environment["SUPABASE_PUBLISHABLE_KEY"], "Authorization": f"Bearer {token}"}
+            return client.request(method, path, headers=headers, **more)
+
+        yield send
+
+
+def _write(ask: Ask, user: str = "user_cleo") -> int:
+    """A write that changes no row, and its status."""
+    return ask("PATCH", "/organizations?name=eq.nothing", user, json={"name": "x"}).status_code
+
+
+def _is_limited(stack: Stack) -> bool:
+    """Anonymous requests show it: they may not call the function, which comes before the table."""
+    url = f"{stack.environment['SUPABASE_URL']}/rest/v1/organizations"
+    answer = httpx.get(url, headers={"apikey": stack.environment["SUPABASE_PUBLISHABLE_KEY"]})
+    assert (answer.status_code, answer.json()["code"]) == (401, "42501")
+    return "organizations" not in answer.json()["message"]
+
+
+def _wait_until(stack: Stack, *, limited: bool) -> None:
+    """PostgREST reads its configuration again soon after the notification, not at once."""
+    deadline = time.monotonic() + RELOAD_SECONDS
+    while _is_limited(stack) != limited:
+        assert time.monotonic() < deadline, "The Data API did not read its configuration again."
+        time.sleep(0.02)
+
+
+def test_a_person_writes_a_hundred_times_at_once_and_the_next_write_gets_429(
+    editor: psycopg.Connection[Any], ask: Ask
+) -> None:
+    assert _write(ask) == 204
+    editor.execute("update app.rate_limits set refilled_at = refilled_at + interval '1 hour'")
+    assert [_write(ask) for _ in range(BURST)] == [204] * (BURST - 1) + [429]
+
+
+def test_the_refusal_names_the_seconds_after_which_a_write_passes(editor: psycopg.Connection[Any], ask: Ask) -> None:
+    editor.execute(FILL, ["user_cleo", -40])
+    editor.execute("update app.rate_limits set refilled_at = clock_timestamp()")
+    refused = ask("PATCH", "/organizations?name=eq.nothing", json={"name": "x"})
+    assert (refused.status_code, refused.reason_phrase) == (429, "Too Many Requests")
+    assert refused.headers["Content-Type"] == "application/json; charset=utf-8"
+    seconds = int(refused.headers["Retry-After"])
+    assert 1 <= seconds <= 3
+    assert refused.json() == {
+        "code": "PT429", "message": "Too many writes.", "details": None, "hint": f"Try again in {seconds} s."
+    }  # fmt: skip
+    time.sleep(seconds)
+    assert _write(ask) == 204
+
+
+def test_supabase_clients_get_the_code_and_the_seconds(editor: psycopg.Connection[Any], stack: Stack) -> None:
+    editor.execute(FILL, ["user_cleo", 0])
+    options = ClientOptions(headers={"Authorization": f"Bearer {stack.token('user_cleo', 'org_acme')}"})
+    cleo = create_client(
+        stack.environment["SUPABASE_URL"], stack.environment["SUPABASE_PUBLISHABLE_KEY"], options=options
+    )
+    with pytest.raises(APIError) as refusal:
+        cleo.table("organizations").update({"name": "x"}).eq("name", "nothing").execute()
+    assert (refusal.value.code, refusal.value.message) == ("PT429", "Too many writes.")
+    assert re.fullmatch(r"Try again in \d+ s\.", refusal.value.hint or "")
+
+
+def test_only_writes_of_one_person_are_limited(editor: psycopg.Connection[Any], ask: Ask) -> None:
+    editor.execute(FILL, ["user_cleo", 1])
+    assert [_write(ask), _write(ask), _write(ask, "user_ben")] == [204, 429, 204]
+    assert ask("POST", "/rpc/start_session", json={}).status_code == 429
+    assert ask("GET", "/organizations?select=id").status_code == 200
+    assert ask("HEAD", "/organizations?select=id").status_code == 200
+    assert ask("POST", "/rpc/ready", None, json={}).status_code == 200
+
+
+def test_a_call_of_a_stable_function_is_a_read(editor: psycopg.Connection[Any], ask: Ask) -> None:
+    editor.execute(FILL, ["user_cleo", 0])
+    arguments = {"organization_id": "00000000-0000-0000-0000-000000000000", "permission": "projects:read"}
+    assert ask("POST", "/rpc/has_permission", json=arguments).status_code == 200
+
+
+def test_a_write_that_fails_is_not_counted(editor: psycopg.Connection[Any], ask: Ask) -> None:
+    editor.execute(FILL, ["user_cleo", 1])
+    refused = ask("PATCH", "/organizations?name=eq.nothing", json={"clerk_org_id": "org_other"})
+    assert (refused.status_code, refused.json()["code"]) == (403, "42501")
+    assert [_write(ask), _write(ask)] == [204, 429]
+
+
+def test_it_is_off_until_postgrest_is_notified_and_off_again_afterwards(
+    postgres: psycopg.Connection[Any], stack: Stack, ask: Ask
+) -> None:
+    postgres.execute(FILL, ["user_cleo", 0])
+    setting, notification = SWITCH_ON.strip().split("\n")
+    postgres.execute(setting.encode())
+    assert (_is_limited(stack), _write(ask)) == (False, 204)
+    postgres.execute(notification.encode())
+    _wait_until(stack, limited=True)
+    assert _write(ask) == 429
+    postgres.execute(SWITCH_OFF)
+    _wait_until(stack, limited=False)
+    assert _write(ask) == 204
