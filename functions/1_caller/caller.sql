@@ -45,6 +45,30 @@ end;
 $$;
 comment on function app.claims is 'The token''s claims, or an empty object. Definer: it reads app.token.';
 
+-- PostgREST takes the role from the token, whoever signed it: a customised role claim at Clerk makes a person service_role. A grant cannot
+-- tell that person from the service, so each function for the service alone begins with this. The project's own keys are no person's:
+-- their issuer is "supabase", or a URL that ends in /auth/v1.
+create or replace function app.refuse_clerk_tokens() returns void
+language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+  claims jsonb;
+begin
+  if coalesce(current_setting('request.jwt.claims', true), '') = '' then
+    return; -- not through the API: a job, an administrator
+  end if;
+  claims := (select t.claims from app.token as t);
+  if claims is null or claims ->> 'sub' like 'user\_%'
+    or (claims ->> 'iss' like 'http%' and claims ->> 'iss' not like '%/auth/v1') then
+    raise insufficient_privilege using
+      message = 'Only the secret key may call this function, not a Clerk token.',
+      hint = 'Clerk''s session tokens must have the role "authenticated": see "The role claim" in docs/deploy.md.';
+  end if;
+end;
+$$;
+comment on function app.refuse_clerk_tokens is
+'Raises 42501 if the request''s token is Clerk''s, whatever its role, or cannot be read. Definer: it reads app.token.';
+
 -- The caller, if they are somebody to us: a pending session is a valid token of a person who has not finished signing in.
 -- Clerk writes fva as [minutes since the first factor, minutes since the second], -1 for never.
 create or replace view app.caller as
@@ -150,6 +174,7 @@ comment on function public.my_permissions is 'The caller''s role and permissions
 grant execute on function app.user_id(), app.own_org_ids(), app.org_ids(text), app.visible_profile_ids(), app.my_permissions()
 to authenticated;
 grant execute on function public.has_permission(uuid, text), public.my_permissions() to authenticated;
+grant execute on function app.refuse_clerk_tokens() to service_role;
 
 -- On PostgreSQL 15 all of these end in app.try_claims(), which cannot run in a parallel plan.
 do $$
@@ -158,8 +183,8 @@ declare
 begin
   if current_setting('server_version_num')::integer < 160000 then
     foreach helper in array array[
-      'app.claims()', 'app.second_factor()', 'app.user_id()', 'app.own_org_ids()', 'app.org_ids(text)', 'app.visible_profile_ids()',
-      'app.my_permissions()', 'public.has_permission(uuid, text)', 'public.my_permissions()'
+      'app.claims()', 'app.refuse_clerk_tokens()', 'app.second_factor()', 'app.user_id()', 'app.own_org_ids()', 'app.org_ids(text)',
+      'app.visible_profile_ids()', 'app.my_permissions()', 'public.has_permission(uuid, text)', 'public.my_permissions()'
     ]::regprocedure[] loop
       execute format('alter function %s parallel unsafe', helper);
     end loop;

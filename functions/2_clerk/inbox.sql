@@ -122,13 +122,16 @@ create or replace function public.receive_clerk_event(message_id text, event tex
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
-  content jsonb := app.read_clerk_event(event);
-  scopes record := app.clerk_scopes(content);
+  content jsonb;
+  scopes record;
   known text;
   outcome text;
   failure text;
   mentions text[];
 begin
+  perform app.refuse_clerk_tokens();
+  content := app.read_clerk_event(event);
+  scopes := app.clerk_scopes(content);
   if message_id is null then
     raise sqlstate 'PT400' using message = 'A message has an id.';
   end if;

@@ -21,6 +21,8 @@ for each row when (old.full_name is distinct from new.full_name) execute functio
 create or replace function public.claim_name_changes() returns jsonb
 language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
+  select app.refuse_clerk_tokens();
+
   with due as (
     select n.person_id from app.name_changes as n where n.next_attempt_at <= now() order by n.next_attempt_at limit 20 for update skip locked
   ), claimed as (
@@ -43,6 +45,7 @@ language plpgsql volatile parallel unsafe security definer set search_path = pg_
 as $$
 #variable_conflict use_variable
 begin
+  perform app.refuse_clerk_tokens();
   -- Only the change that Clerk was told of: there may be a newer one.
   if error is null then
     delete from app.name_changes as n using public.profiles as p

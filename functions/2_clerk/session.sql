@@ -117,7 +117,11 @@ grant execute on function app.start_session(), public.start_session() to authent
 
 -- The service's readiness probe: a real query through the Data API.
 create or replace function public.ready() returns boolean
-language sql stable parallel safe security invoker set search_path = pg_catalog, pg_temp
-as $$ select true; $$;
+language sql stable parallel unsafe security invoker set search_path = pg_catalog, pg_temp
+as $$
+  select app.refuse_clerk_tokens();
+
+  select true;
+$$;
 comment on function public.ready is 'True once the database answers through the Data API.';
 grant execute on function public.ready() to service_role;

@@ -194,6 +194,7 @@ declare
   namespace text := substring(p_action from '^[^.]*\.');
 begin
   if coalesce((select t.claims ->> 'role' from app.token as t), '') = 'service_role' then
+    perform app.refuse_clerk_tokens();
     entry.user_id := (select p.id from public.profiles as p where p.id = p_user_id); -- nobody who was erased
     entry.actor := case when entry.user_id is null then coalesce(entry.actor, 'service') end;
   elsif entry.user_id is null or p_user_id <> entry.user_id then

@@ -71,10 +71,13 @@ language plpgsql volatile parallel unsafe security definer set search_path = pg_
 as $$
 #variable_conflict use_variable
 declare
-  receipt uuid := (select l.receipt from app.erasure_log as l where l.subject_hash = app.person_hash(clerk_user_id));
-  person_id uuid := (select p.id from public.profiles as p where p.clerk_user_id = clerk_user_id);
+  receipt uuid;
+  person_id uuid;
   owned jsonb;
 begin
+  perform app.refuse_clerk_tokens();
+  receipt := (select l.receipt from app.erasure_log as l where l.subject_hash = app.person_hash(clerk_user_id));
+  person_id := (select p.id from public.profiles as p where p.clerk_user_id = clerk_user_id);
   if person_id is null and receipt is null
     and not exists (select from app.webhook_events as e where e.mentions @> array[clerk_user_id])
     and not exists (select from app.clerk_records as r where r.kind = 'user' and r.clerk_id = clerk_user_id) then
@@ -105,8 +108,10 @@ comment on function public.request_erasure is
 'For the service, which knows that it is the person who asks: {receipt, state, …}, or {sole_owner_of: [{id, clerk_org_id, name}]} and nothing is done. Definer: the service has no privilege on tables.';
 
 create or replace function public.erasure_receipt(receipt uuid) returns jsonb
-language sql stable parallel safe security definer set search_path = pg_catalog, pg_temp
+language sql stable parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
+  select app.refuse_clerk_tokens();
+
   select jsonb_build_object(
     'receipt', l.receipt, 'state', l.state, 'requested_at', l.requested_at, 'erased_at', l.erased_at, 'clerk_deleted_at', l.clerk_deleted_at,
     'counts', l.counts
@@ -129,6 +134,7 @@ declare
   step record;
   is_quiet boolean;
 begin
+  perform app.refuse_clerk_tokens();
   select l.* into job from app.erasure_log as l where l.receipt = receipt for update skip locked;
   if job.state = 'running' then
     is_quiet := job.settled_at is not null and not app.others_began_before(job.settled_at);
@@ -164,6 +170,7 @@ language plpgsql volatile parallel unsafe security definer set search_path = pg_
 as $$
 #variable_conflict use_variable
 begin
+  perform app.refuse_clerk_tokens();
   update app.erasure_log as l
   set
     state = 'complete', person = null, clerk_deleted_at = coalesce(l.clerk_deleted_at, now()), attempts = 0, error = null,
@@ -178,6 +185,8 @@ comment on function public.end_erasure is
 create or replace function public.postpone_erasure(receipt uuid, error text) returns void
 language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
+  select app.refuse_clerk_tokens();
+
   update app.erasure_log as l
   set attempts = l.attempts + 1, next_attempt_at = now() + interval '30 seconds' * power(2, least(l.attempts, 9)), error = left(postpone_erasure.error, 200)
   where l.receipt = postpone_erasure.receipt and l.state <> 'complete';
@@ -186,8 +195,10 @@ comment on function public.postpone_erasure is
 'Clerk or the store failed: it is due again after a while, which doubles up to four hours. Definer: the service has no privilege on tables.';
 
 create or replace function public.pending_erasures() returns setof uuid
-language sql stable parallel safe security definer set search_path = pg_catalog, pg_temp
+language sql stable parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
+  select app.refuse_clerk_tokens();
+
   select l.receipt from app.erasure_log as l where l.state <> 'complete' and l.next_attempt_at <= now() order by l.requested_at limit 100;
 $$;
 comment on function public.pending_erasures is

@@ -6,10 +6,12 @@ language plpgsql volatile parallel unsafe security definer set search_path = pg_
 as $$
 #variable_conflict use_variable
 declare
-  person app.person := app.person_of(clerk_user_id);
+  person app.person;
   free_at timestamptz;
   export app.exports;
 begin
+  perform app.refuse_clerk_tokens();
+  person := app.person_of(clerk_user_id);
   perform from public.profiles as p where p.id = person.id for update; -- of two requests at once, one is later
   if not found then
     raise sqlstate 'PT404' using message = 'Nothing is held of this person.', hint = 'Check the id: user_…, as Clerk shows it.';
@@ -119,6 +121,7 @@ declare
   room integer := page;
   bytes integer := 0;
 begin
+  perform app.refuse_clerk_tokens();
   update app.exports as e set touched_at = clock_timestamp() where e.id = export_id and e.outcome = 'running' returning e.* into export;
   if export.id is null then
     raise sqlstate 'PT404' using message = 'There is no such export, or it has ended.';
@@ -153,6 +156,8 @@ comment on function public.export_page is
 create or replace function public.end_export(export_id uuid, failed boolean) returns void
 language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
+  select app.refuse_clerk_tokens();
+
   update app.exports as e set outcome = case when failed then 'failed' else 'finished' end, touched_at = now()
   where e.id = export_id and e.outcome = 'running';
 $$;

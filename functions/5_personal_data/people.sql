@@ -85,6 +85,7 @@ create or replace function public.privacy_notice() returns jsonb
 language plpgsql stable parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
+  perform app.refuse_clerk_tokens();
   return (
     select coalesce(jsonb_agg(n.line order by n.position), '[]')
     from (

@@ -79,6 +79,7 @@ declare
   dropped integer;
   counts jsonb := '{}';
 begin
+  perform app.refuse_clerk_tokens();
   for rule in
     select d.* from app.personal_data as d where d.expired is not null or d.relation = 'public.organizations' order by d.position
   loop

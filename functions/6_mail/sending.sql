@@ -36,6 +36,7 @@ declare
   obstacle text;
   claimed jsonb := '[]';
 begin
+  perform app.refuse_clerk_tokens();
   if not coalesce((select s.mail_enabled from app.settings as s), false) then
     return claimed;
   end if;
@@ -79,6 +80,7 @@ declare
   mail app.email_outbox;
   due_at timestamptz;
 begin
+  perform app.refuse_clerk_tokens();
   if state is null or state not in ('sent', 'queued', 'failed') then
     raise sqlstate 'PT400' using message = 'A mail ends as sent, queued (again) or failed.';
   end if;
@@ -116,6 +118,7 @@ declare
   ranks constant text[] := '{queued,sending,failed,sent,delivered,bounced,complained}';
   mail app.email_outbox;
 begin
+  perform app.refuse_clerk_tokens();
   if kind is null or kind not in ('delivered', 'bounced', 'complained') then
     raise sqlstate 'PT400' using message = 'Mail is delivered, bounced or complained about.';
   end if;
@@ -149,6 +152,7 @@ create or replace function public.unsubscribe_from_mail(person_id uuid, template
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
+  perform app.refuse_clerk_tokens();
   if app.is_essential_mail(template) then
     return false;
   end if;

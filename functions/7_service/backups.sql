@@ -3,8 +3,10 @@
 
 -- The run holds the lock for as long as its snapshot lives, so whatever ends it releases the lock too.
 create or replace function public.backup_is_running() returns boolean
-language sql stable parallel restricted set search_path = pg_catalog, pg_temp
+language sql stable parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
+  select app.refuse_clerk_tokens();
+
   select exists (
     select from pg_locks as l
     where l.locktype = 'advisory' and l.classid = 0 and l.objid = 733140620 and l.objsubid = 1 and l.granted
@@ -21,6 +23,7 @@ as $$
 declare
   requested public.backup_logs;
 begin
+  perform app.refuse_clerk_tokens();
   lock table public.backup_logs in share row exclusive mode;
   if public.backup_is_running()
     or exists (select from public.backup_logs as b where b.status = 'started' and b.created_at > now() - interval '10 seconds') then
@@ -41,6 +44,8 @@ comment on function public.request_backup is
 create or replace function public.begin_backup(id uuid, filename text, backup_type text) returns void
 language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
+  select app.refuse_clerk_tokens();
+
   update public.backup_logs as b
   set status = 'interrupted', finished_at = now(), error_message = 'The process ended without a word.'
   where b.status = 'started' and b.id <> begin_backup.id;
@@ -59,6 +64,7 @@ language plpgsql volatile parallel unsafe security definer set search_path = pg_
 as $$
 #variable_conflict use_variable
 begin
+  perform app.refuse_clerk_tokens();
   if status is null or status not in ('completed', 'failed') then
     raise sqlstate 'PT400' using message = 'A backup ends as completed or failed.';
   end if;
@@ -74,6 +80,8 @@ comment on function public.end_backup is
 create or replace function public.record_drill(backup jsonb, report jsonb) returns void
 language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
+  select app.refuse_clerk_tokens();
+
   insert into public.backup_logs as b (
     id, filename, backup_type, status, size_bytes, checksum, created_at, drilled_at, drill_passed, drill_report
   )
@@ -95,8 +103,10 @@ comment on function public.record_drill is
 'A backup was restored for proof: backup is {id, filename, backup_type, size_bytes, checksum, created_at}, report is {passed, rto_seconds, …}. Definer: the service has no privilege on tables.';
 
 create or replace function public.backups(newest integer default 100) returns jsonb
-language sql stable parallel safe security definer set search_path = pg_catalog, pg_temp
+language sql stable parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
+  select app.refuse_clerk_tokens();
+
   select coalesce(
     jsonb_agg(
       jsonb_build_object(

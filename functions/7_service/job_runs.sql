@@ -4,6 +4,7 @@ create or replace function public.record_job(name text, report jsonb, ok boolean
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
+  perform app.refuse_clerk_tokens();
   insert into app.job_runs as j (name, failures, last_ok_at, duration_ms, report)
   values (
     record_job.name, case when record_job.ok then 0 else 1 end, case when record_job.ok then now() end, record_job.duration_ms, record_job.report

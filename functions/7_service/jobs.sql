@@ -3,6 +3,8 @@
 create or replace function public.keep_partitions() returns integer
 language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
+  select app.refuse_clerk_tokens();
+
   select app.make_audit_partitions();
 $$;
 comment on function public.keep_partitions is
@@ -12,6 +14,7 @@ create or replace function public.seals_after(newest bigint) returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
+  perform app.refuse_clerk_tokens();
   perform app.seal_audit();
   return (
     select coalesce(jsonb_agg(to_jsonb(s) || jsonb_build_object('seal', encode(s.seal, 'hex'), 'digest', encode(s.digest, 'hex')) order by s.sequence), '[]')
@@ -25,6 +28,8 @@ comment on function public.seals_after is
 create or replace function public.retry_due_event() returns jsonb
 language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
+  select app.refuse_clerk_tokens();
+
   select jsonb_build_object('outcome', app.retry_clerk_event(due.message_id), 'users', scope.users, 'organizations', scope.organizations)
   from (
     select e.message_id, e.event from app.webhook_events as e

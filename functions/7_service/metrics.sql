@@ -1,9 +1,10 @@
 -- What a monitor reads of the database at each scrape of the service's /metrics: numbers, and the light of each row of ops.health.
 
 create or replace function public.service_metrics() returns jsonb
-language plpgsql stable parallel restricted security definer set search_path = pg_catalog, pg_temp
+language plpgsql stable parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
+  perform app.refuse_clerk_tokens();
   return jsonb_build_object(
     'backup_age_seconds', (
       select extract(epoch from now() - max(b.created_at)) from public.backup_logs as b where b.status = 'completed'

@@ -173,3 +173,32 @@ def test_another_scheme_than_bearer_is_no_token(stack: Stack) -> None:
     headers = {"apikey": stack.environment["SUPABASE_PUBLISHABLE_KEY"], "Authorization": "Basic YTpi"}
     answer = httpx.get(f"{stack.environment['SUPABASE_URL']}/rest/v1/projects", headers=headers)
     assert refusal(answer) == (401, "42501", "permission denied for table projects", None)
+
+
+def call(stack: Stack, function: str, token: str, arguments: dict[str, Any]) -> httpx.Response:
+    headers = {"apikey": stack.environment["SUPABASE_PUBLISHABLE_KEY"], "Authorization": f"Bearer {token}"}
+    return httpx.post(f"{stack.environment['SUPABASE_URL']}/rest/v1/rpc/{function}", headers=headers, json=arguments)
+
+
+def test_a_clerk_token_with_the_services_role_is_not_the_service(stack: Stack) -> None:
+    """PostgREST lets it take the role: the database refuses."""
+    token = minted(stack, role="service_role")
+    event = {
+        "message_id": "msg_forged",
+        "event": '{"type": "user.deleted", "data": {"id": "user_ben", "deleted": true}}',
+    }
+    for function, arguments in (
+        ("ready", {}),
+        ("receive_clerk_event", event),
+        ("begin_export", {"clerk_user_id": "user_ben"}),
+    ):
+        answer = call(stack, function, token, arguments)
+        assert refusal(answer)[:2] == (403, "42501")
+        assert answer.json()["message"] == "Only the secret key may call this function, not a Clerk token."
+    for table in ("projects", "profiles", "organizations", "audit_logs", "backup_logs", "role_permissions"):
+        assert refusal(read(stack, token, table)) == (403, "42501", f"permission denied for table {table}", None)
+
+
+def test_a_token_of_the_project_with_the_services_role_is_the_service(stack: Stack) -> None:
+    claims = {"iss": "supabase", "ref": "abcdefghijklmnopqrst", "role": "service_role", "iat": now(), "exp": now() + 60}
+    assert call(stack, "ready", signed_by_the_project(stack, claims), {}).json() is True

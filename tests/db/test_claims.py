@@ -25,6 +25,7 @@ ODD_CLAIMS: list[str] = [
     '{"sub": "user_ada", "fva": {}}', '{"sub": "user_ada", "fva": "x"}', '{"sub": "user_ada", "fva": [1]}',
     '{"sub": "user_ada", "fva": ["a", "b"]}', '{"sub": "user_ada", "fva": [0, 1e400]}', '{"sub": "user_ada", "fva": [0, null]}',
     '{"sub": "user_ada", "sts": []}', '{"sub": "user_ada", "iat": "x"}', '{"sub": "' + "u" * 100_000 + '"}',
+    '{"sub": "user_ada", "role": null}', '{"sub": "user_ada", "role": ["authenticated"]}', '{"role": "authenticated"}',
     '{"sub": "\\u0000"}', '{"sub": "\\ud800"}', "[" * 20_000,
 ]  # fmt: skip
 
@@ -170,3 +171,68 @@ def test_who_leaves_an_organization_stops_working_in_it(database: Database, ada:
     database.execute("update public.profiles set current_organization_id = (select id from public.organizations)")
     database.execute("delete from public.organization_memberships")
     assert database.value("select current_organization_id from public.profiles") is None
+
+
+SERVICE_FUNCTIONS = """
+    select p.oid::regproc || '(' || array_to_string(array(
+      select format('%s => null::%s', p.proargnames[i], format_type(p.proargtypes[i - 1], null)) from generate_series(1, p.pronargs) as i
+    ), ', ') || ')'
+    from pg_proc as p
+    where p.pronamespace in ('public'::regnamespace, 'app'::regnamespace) and has_function_privilege('service_role', p.oid, 'execute')
+      and not has_function_privilege('authenticated', p.oid, 'execute')"""
+REFUSED_TO_CLERK = "Only the secret key may call this function, not a Clerk token."
+SECRET_KEY = {"iss": "supabase", "ref": "abcdefghijklmnopqrst", "role": "service_role", "iat": 1, "exp": 4102444800}
+
+
+CLERKS_TOKENS: tuple[Claims, ...] = (
+    {"iss": "https://clerk.example.com", "sub": "user_ada", "role": "service_role", "sid": "sess_1"},
+    {"iss": "https://clerk.example.com", "sub": "mch_1", "role": "service_role"},
+    {"iss": "https://example.com/__clerk", "role": "service_role"},
+    {"iss": "http://127.0.0.1:54323", "role": "service_role"},
+    {"sub": "user_ada", "role": "service_role"},
+    SECRET_KEY | {"sub": "user_ada"},
+)
+
+
+@pytest.mark.parametrize(
+    "claims", [*map(json.dumps, CLERKS_TOKENS), "not json", "[]", json.dumps({"x": "x" * 8192})], ids=range(9)
+)
+def test_what_is_for_the_service_alone_refuses_a_token_of_clerks(database: Database, claims: str) -> None:
+    calls = [row[0] for row in database.rows(SERVICE_FUNCTIONS)]
+    assert len(calls) > 30
+    for call in calls:
+        with (
+            pytest.raises(psycopg.errors.InsufficientPrivilege, match=REFUSED_TO_CLERK),
+            database.acting("service_role", claims),
+        ):
+            database.execute(f"select {call}")
+
+
+@pytest.mark.parametrize("claims", CLERKS_TOKENS, ids=str)
+def test_a_token_of_clerks_never_names_the_actor_of_an_audit_event(database: Database, claims: Claims) -> None:
+    with (
+        pytest.raises(psycopg.errors.InsufficientPrivilege, match=REFUSED_TO_CLERK),
+        database.acting("service_role", claims),
+    ):
+        database.execute(
+            "select public.log_audit_event(null, 'client.forged', 'thing', p_user_id => gen_random_uuid())"
+        )
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        None,
+        {"role": "service_role"},
+        SECRET_KEY,
+        SECRET_KEY | {"iss": "supabase-demo"},
+        SECRET_KEY | {"iss": "https://abcdefghijklmnopqrst.supabase.co/auth/v1"},
+        SECRET_KEY | {"sub": "5c9a4b1e-0000-4000-8000-000000000000", "aud": "authenticated"},
+    ],
+    ids=str,
+)
+def test_the_projects_own_key_is_the_service(database: Database, claims: Claims | None) -> None:
+    with database.acting("service_role", claims):
+        assert database.value("select public.ready()") is True
+        assert database.value("select public.backup_is_running()") is False
+        database.execute("select public.service_metrics()")

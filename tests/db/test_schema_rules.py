@@ -54,6 +54,11 @@ RULES = {
           union all
           select null where not has_function_privilege('service_role', p.oid, 'execute')) as g
         where p.pronamespace = 'public'::regnamespace and p.prosecdef""",
+    "a function for the service alone refuses Clerk's tokens before it does anything else": f"""
+        select p.oid::regprocedure::text from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace
+        where n.nspname in {OURS} and has_function_privilege('service_role', p.oid, 'execute')
+          and not has_function_privilege('authenticated', p.oid, 'execute') and p.oid <> 'app.refuse_clerk_tokens()'::regprocedure
+          and p.prosrc !~ '^\\s*((#variable_conflict use_variable\\s+)?(declare\\s.*\\n)?begin\\s+perform|select) app\\.refuse_clerk_tokens\\(\\);'""",
     "nothing is granted to anon or to everybody": f"""
         select 'table ' || c.oid::regclass from pg_class as c join pg_namespace as n on n.oid = c.relnamespace,
           aclexplode(c.relacl) as g where n.nspname in {OURS} and g.grantee in (0, 'anon'::regrole)
