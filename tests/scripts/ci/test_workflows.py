@@ -82,6 +82,16 @@ def test_an_action_has_one_version_everywhere() -> None:
     assert len(used) == len({re.split(r"@", line)[0] for line in used})
 
 
+# The first major version of each that runs on Node 24: GitHub's runners have no Node 20 any more.
+ON_NODE_24 = {"checkout": 5, "setup-python": 6, "setup-node": 5, "upload-artifact": 6, "codeql-action": 4}
+
+
+@pytest.mark.parametrize("file", [*(FOLDER / name for name in EVERY), ACTION], ids=lambda file: file.name)
+def test_every_action_runs_on_a_node_that_the_runner_has(file: Path) -> None:
+    versions = re.findall(r"(?:actions|github)/([a-z-]+)\S* # v(\d+)", "\n".join(used_actions(file)))
+    assert [name for name, major in versions if int(major) < ON_NODE_24[name]] == []
+
+
 @any_workflow
 def test_a_workflow_has_no_rights_but_those_that_a_job_names(name: str) -> None:
     assert workflow(name)["permissions"] in ({}, {"contents": "read"})
@@ -92,7 +102,8 @@ def test_a_workflow_has_no_rights_but_those_that_a_job_names(name: str) -> None:
         for right, value in found.get("permissions", {}).items()
         if (right, value) != ("contents", "read")
     }
-    assert more == ({("codeql", "security-events", "write")} if name == "security.yml" else set())
+    codeql = {("codeql", "security-events", "write"), ("codeql", "actions", "read")}
+    assert more == (codeql if name == "security.yml" else set())
 
 
 @any_job
@@ -100,7 +111,10 @@ def test_a_job_with_secrets_takes_no_package_from_a_cache(name: str, job: str) -
     found = workflow(name)["jobs"][job]
     if "secrets." in json.dumps(found):
         assert not [step for step in found["steps"] if step.get("uses", "").startswith("$/")]
-        assert "cache" not in json.dumps([step.get("with", {}) for step in found["steps"]])
+        given = [step.get("with", {}) for step in found["steps"]]
+        assert [words for words in given if "cache" in words] == []
+        # It looks for a cache unasked when package.json names a package manager.
+        assert [words for words in given if "node-version" in words and words.get("package-manager-cache", True)] == []
 
 
 @any_job
@@ -126,6 +140,48 @@ def test_a_job_runs_commands_of_the_project_with_nothing_filled_in(name: str, jo
             assert os.access(ROOT / command, os.X_OK), command
         else:
             assert command == "ballast" or words[:2] in (["npm", "audit"], ["uvx", "pip-audit@2.10.1"])
+
+
+# What a fresh runner lacks: which step brings it, and which command does not work without.
+BRINGS = {
+    r"^actions/checkout@": "checkout",
+    r"^(actions/setup-python@|\$/\.github/actions/set-up$)": "python",
+    r"^(actions/setup-node@|\$/\.github/actions/set-up$)": "node",
+    r"^\./scripts/setup": "ballast",
+    r"^\./scripts/setup$": "uvx",
+    r"install-postgres client 17$": "pg_dump",
+    r"install-postgres server 15$": "PostgreSQL 15",
+    r"install-postgres server 17$": "PostgreSQL 17",
+    r"^sudo \./scripts/ci/install-recovery-tools --install$": "age and zstd",
+    r"^\./scripts/ci/start-supabase$": "Supabase",
+    r"^\./scripts/ci/image build": "image",
+}
+NEEDS = {
+    r"^(sudo )?\./": "checkout",
+    r"^\./(\.ci/run|scripts/(setup|test|ci/start-supabase))": "python",
+    r"^(\./(\.ci/run|scripts/(setup$|test|ci/(start-supabase|scan-secrets)))|npm )": "node",
+    r"^ballast ": "ballast",
+    r"^uvx ": "uvx",
+    r"^ballast backup run": "pg_dump",
+    r"^\./\.ci/run": "PostgreSQL 15",
+    r"/postgresql/17/bin": "PostgreSQL 17",
+    r"^\./\.ci/run --thorough": "age and zstd",
+    r" --server-url ": "Supabase",
+    r"^\./scripts/ci/image scan": "image",
+}
+
+
+def matching(rules: dict[str, str], text: str) -> set[str]:
+    return {thing for pattern, thing in rules.items() if re.search(pattern, text)}
+
+
+@any_job
+def test_what_a_step_needs_was_brought_by_a_step_before_it(name: str, job: str) -> None:
+    there: set[str] = set()
+    for step in workflow(name)["jobs"][job]["steps"]:
+        text = step.get("run") or step["uses"]
+        assert matching(NEEDS, text) <= there, text
+        there |= matching(BRINGS, text)
 
 
 @pytest.mark.parametrize("name", ["main.yml", "security.yml"])
