@@ -193,10 +193,30 @@ def test_secrets_are_for_protected_environments_only(name: str) -> None:
             assert asked == set()
 
 
-def test_what_the_deployment_is_given_is_documented() -> None:
-    page = (ROOT / "docs/deploy.md").read_text()
-    given = set(NAMED.findall((FOLDER / "main.yml").read_text()))
+DOCUMENTED = {
+    "main.yml": "deploy.md", "security.yml": "deploy.md", "jobs.yml": "jobs.md",
+    "backup.yml": "recovery.md", "restore-drill.yml": "recovery.md",
+}  # fmt: skip
+
+
+@any_workflow
+def test_what_a_workflow_is_given_is_documented(name: str) -> None:
+    page = (ROOT / "docs" / DOCUMENTED[name]).read_text()
+    given = set(NAMED.findall((FOLDER / name).read_text()))
     assert [each for each in sorted(given) if f"`{each}`" not in page] == []
+
+
+def test_the_page_on_deploying_lists_the_jobs_and_their_commands() -> None:
+    page = (ROOT / "docs/deploy.md").read_text()
+    table = dict(
+        re.findall(r"^\| `([a-z]+)` \| (.*) \|$", page.partition("| [main.yml]")[2].partition("\n\n")[0], re.M)
+    )
+    jobs = workflow("main.yml")["jobs"]
+    assert table.keys() == jobs.keys()
+    for job, text in table.items():
+        programs = [program.removeprefix("./") for program in re.findall(r"`((?:\./)?[.\w/-]+/[\w-]+)", text)]
+        commands = " ".join(step.get("run", "") for step in jobs[job]["steps"])
+        assert [program for program in programs if program not in commands and not program.startswith("tests/")] == []
 
 
 def test_a_pull_request_gets_neither_secrets_nor_a_deployment() -> None:
@@ -327,13 +347,6 @@ def test_no_script_of_a_workflow_has_an_expression_in_it(name: str) -> None:
         "if",
         "timeout-minutes",
     }
-
-
-@each_workflow
-def test_whatever_a_workflow_is_given_is_documented(name: str) -> None:
-    documented = (ROOT / "docs/recovery.md").read_text()
-    asked = set(NAMED.findall((FOLDER / name).read_text()))
-    assert [each for each in sorted(asked) if f"`{each}`" not in documented] == []
 
 
 def test_who_makes_backups_cannot_open_them_and_who_opens_them_cannot_write_to_the_database() -> None:
