@@ -280,25 +280,37 @@ def test_postgresql_comes_from_its_own_repository(tmp_path: Path, words: tuple[s
     assert subprocess.run([ROOT / "scripts/ci/install-postgres"], capture_output=True, check=False).returncode == 2
 
 
-@pytest.mark.parametrize(("token", "code"), [(None, 0), ("a token of somebody else, 32 and more", 1)])
-def test_the_workflow_for_jobs_calls_each_as_it_stands_there(stack: Stack, token: str | None, code: int) -> None:
+CALLED = "mail retry-events erasures name-changes seals reconcile-sample partitions retention"
+
+
+def jobs_called(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    [step] = steps_of("jobs.yml")
+    assert "${{" not in step["run"]
+    return ran(step, {name: environment[name] for name in step["env"]})
+
+
+def test_the_workflow_for_jobs_may_read_nothing_and_names_all_but_the_backup() -> None:
     [step] = steps_of("jobs.yml")
     assert workflow("jobs.yml")["permissions"] == {}
-    assert "${{" not in step["run"]
-    given = {name: stack.environment[name] for name in step["env"]} | ({"JOBS_TOKEN": token} if token else {})
-    ran = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", step["run"]],
-        env={"PATH": os.environ["PATH"]} | given,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == code, ran.stdout + ran.stderr
-    called = "mail retry-events erasures name-changes seals reconcile-sample partitions retention"
-    assert called in step["run"]
-    assert set(called.split()) == JOBS.keys() - {"backup"}
-    if token:
-        assert f"These failed: {called}" in ran.stdout
+    assert f"for job in {CALLED}; do" in step["run"]
+    assert set(CALLED.split()) == JOBS.keys() - {"backup"}
+
+
+def test_the_workflow_for_jobs_calls_each_as_it_stands_there(stack: Stack) -> None:
+    done = jobs_called(stack.environment | {"SERVICE_URL": f"{stack.environment['SERVICE_URL']}/"})
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_workflow_for_jobs_fails_when_the_token_is_wrong(stack: Stack) -> None:
+    done = jobs_called(stack.environment | {"JOBS_TOKEN": "a token of somebody else, 32 and more"})
+    assert (done.returncode, f"These failed: {CALLED}" in done.stdout) == (1, True)
+
+
+def test_the_workflow_for_jobs_fails_when_it_is_sent_elsewhere() -> None:
+    with running_outside() as service:
+        service.answer = lambda path, *_: (308, {"Location": f"https://api.example.com{path}"}, b"")
+        done = jobs_called({"SERVICE_URL": service.url, "JOBS_TOKEN": "5ecret"})
+    assert (done.returncode, f"These failed: {CALLED}" in done.stdout) == (1, True)
 
 
 def test_the_page_on_jobs_names_each_and_its_command_works(stack: Stack) -> None:
