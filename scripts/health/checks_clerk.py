@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 import httpx
 
-from scripts.health.patient import TIMEOUT, CheckFailed, CheckSkipped, Patient, error_message, json_of
+from scripts.health.patient import (
+    TIMEOUT,
+    CheckFailed,
+    CheckSkipped,
+    Patient,
+    claims_of,
+    error_message,
+    json_of,
+    list_some,
+)
 from scripts.schema import database
+from service.clerk_api import API_VERSION, CLERK_API_URL
+
+# What Clerk's Supabase integration puts into session tokens. PostgREST gives a caller whatever role the token names.
+ROLE_OF_PEOPLE = "authenticated"
 
 
 def clerk_publishes_its_keys(patient: Patient) -> str:
@@ -65,6 +79,40 @@ def supabase_trusts_clerk(patient: Patient) -> str:
         "Enter CLERK_ISSUER under Supabase's Authentication → Third-party auth → Clerk, and activate Clerk's Supabase "
         'integration, which puts "role": "authenticated" into tokens. A token lives for 60 seconds.',
     )
+
+
+def session_tokens_have_the_role_of_people(patient: Patient) -> str:
+    """The claim `role` of a session token is "authenticated", and nothing that a user's metadata could choose."""
+    role = claims_of(_session_token(patient)).get("role")
+    if role == ROLE_OF_PEOPLE:
+        return f'A session token has the role "{ROLE_OF_PEOPLE}".'
+    raise CheckFailed(
+        f"A session token has the role {json.dumps(role)[:100]}.",
+        "In Clerk, remove `role` from Sessions → Customize session token, and activate the Supabase integration, which "
+        f'sets "{ROLE_OF_PEOPLE}". Put your own roles under another name.',
+    )
+
+
+def jwt_templates_have_the_role_of_people(patient: Patient) -> str:
+    """No JWT template at Clerk makes tokens with another role. Clerk's API does not list the session token's claims."""
+    answer = httpx.get(
+        f"{(patient.environment.get('CLERK_API_URL') or CLERK_API_URL).rstrip('/')}/v1/jwt_templates",
+        params={"limit": 500},
+        headers={"Authorization": f"Bearer {patient['CLERK_SECRET_KEY']}", "Clerk-API-Version": API_VERSION},
+        timeout=TIMEOUT,
+    )
+    if not answer.is_success or not isinstance(json_of(answer, object), list):
+        raise CheckFailed(
+            f"Clerk answers {answer.status_code} to the request for its JWT templates: {error_message(answer)}",
+            "Check CLERK_SECRET_KEY, and CLERK_API_URL if you set it.",
+        )
+    roles = {template["name"]: template["claims"].get("role", ROLE_OF_PEOPLE) for template in answer.json()}
+    if odd := [name for name, role in roles.items() if role != ROLE_OF_PEOPLE]:
+        raise CheckFailed(
+            f"JWT templates at Clerk set another role than {ROLE_OF_PEOPLE}: {list_some(odd)}.",
+            f'In Clerk, under JWT templates, remove the claim `role` or make it "{ROLE_OF_PEOPLE}".',
+        )
+    return f"{len(roles)} at Clerk, and none sets another role."
 
 
 def _session_token(patient: Patient) -> str:

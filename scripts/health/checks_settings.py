@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import json
-
-from scripts.health.patient import CheckFailed, Patient, environment_of
+from scripts.health.patient import CheckFailed, Patient, claims_of, environment_of
 from service.settings import SettingsInvalid, load
 
 
@@ -46,9 +43,4 @@ def _role(key: str) -> str:
     """What an API key stands for: anon or service_role. Older keys are JWTs that say so."""
     if not key.startswith("eyJ"):
         return "anon" if key.startswith("sb_publishable_") else "service_role" if key.startswith("sb_secret_") else ""
-    try:
-        middle = key.split(".")[1]
-        claims = json.loads(base64.urlsafe_b64decode(middle + "=" * (-len(middle) % 4)))
-    except (IndexError, ValueError):
-        return ""
-    return str(claims.get("role", "")) if isinstance(claims, dict) else ""
+    return str(claims_of(key).get("role", ""))

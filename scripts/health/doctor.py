@@ -14,7 +14,9 @@ from scripts.errors import Failure
 from scripts.health.checks_backups import a_pg_dump_fits, backups_are_encrypted, the_store_is_reachable
 from scripts.health.checks_clerk import (
     clerk_publishes_its_keys,
+    jwt_templates_have_the_role_of_people,
     only_public_is_exposed,
+    session_tokens_have_the_role_of_people,
     supabase_trusts_clerk,
     the_data_api_knows_the_publishable_key,
     the_data_api_knows_the_secret_key,
@@ -40,6 +42,8 @@ CHECKS: dict[str, Callable[[Patient], str]] = {
     "publishable key": the_data_api_knows_the_publishable_key,
     "secret key": the_data_api_knows_the_secret_key,
     "third-party auth": supabase_trusts_clerk,
+    "role claim": session_tokens_have_the_role_of_people,
+    "JWT templates": jwt_templates_have_the_role_of_people,
     "exposed schemas": only_public_is_exposed,
     "role timeouts": statements_of_people_end,
     "migrations": the_schema_is_as_the_files_say,

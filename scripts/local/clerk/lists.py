@@ -8,6 +8,7 @@
   GET /v1/organizations/{id}/memberships?user_id= -> {data, total_count}
   GET /v1/organization_invitations?status=        -> {data, total_count}
   GET /v1/organizations/{id}/invitations/{id}     -> the invitation
+  GET /v1/jwt_templates                           -> []
   GET /v1/instance                                -> {object, id, environment_type}
 
 Lists are the newest first unless order_by is created_at or +created_at. A page is 10 objects unless told otherwise,
@@ -44,6 +45,7 @@ class Lists:
     def add_routes(self, router: web.UrlDispatcher) -> None:
         """Before those of single objects: /users/count is no user."""
         router.add_get("/instance", self.instance)
+        router.add_get("/jwt_templates", self.templates)
         router.add_get("/users", self.users)
         router.add_get("/users/count", self.count)
         router.add_get("/organizations", self.organizations)
@@ -55,6 +57,9 @@ class Lists:
 
     async def instance(self, _: web.Request) -> web.Response:
         return web.json_response({"object": "instance", "id": self._instance_id, "environment_type": "development"})
+
+    async def templates(self, _: web.Request) -> web.Response:
+        return web.json_response([])
 
     async def users(self, request: web.Request) -> web.Response:
         return web.json_response(_page(request, self._directory.users.values()))

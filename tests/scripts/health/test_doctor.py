@@ -27,8 +27,8 @@ PLACE = ("BALLAST_HOME", "BALLAST_PORT_BASE")
 Examine = Callable[..., Finding]
 
 
-def jwt(role: str) -> str:
-    """A Supabase key of the old kind, as far as its middle goes."""
+def jwt(role: object) -> str:
+    """A Supabase key of the old kind or a session token, as far as its middle goes."""
     claims = base64.urlsafe_b64encode(json.dumps({"role": role}).encode()).decode().rstrip("=")
     return f"eyJhbGciOiJIUzI1NiJ9.{claims}.signature"
 
@@ -134,6 +134,8 @@ def test_a_database_that_does_not_answer_is_told_without_its_password(examined: 
     ("publishable key", {"SUPABASE_PUBLISHABLE_KEY": "sb_publishable_wrong"}, ["SUPABASE_PUBLISHABLE_KEY"]),
     ("publishable key", {"SUPABASE_URL": NOBODY}, ["ConnectError"]),
     ("secret key", {"SUPABASE_SECRET_KEY": "sb_secret_wrong_wrong"}, ["SUPABASE_SECRET_KEY"]),
+    ("JWT templates", {"CLERK_SECRET_KEY": "sk_test_wrong_wrong"}, ["401", "CLERK_SECRET_KEY"]),
+    ("JWT templates", {"CLERK_API_URL": NOBODY}, ["ConnectError"]),
     ("backup store", {"BACKUP_URL": "file:///nowhere/at/all"}, ["BACKUP_URL", "must exist"]),
     ("recipients", {"BACKUP_RECIPIENTS": "age1nonsense"}, ["Recipient 1", "age"]),
     ("recipients", {"BACKUP_RECIPIENTS": None, "ENVIRONMENT": "production"}, ["no backup is made", "age-keygen"]),
@@ -182,6 +184,10 @@ def test_a_ping_changes_nothing_but_the_inbox(examined: Examine, stack: Stack) -
     ("publishable key", "SUPABASE_URL", (502, {}, b"<html>bad gateway"), ["502"]),
     ("secret key", "SUPABASE_URL", rest_answer({"code": "PGRST202", "message": "no function"}, 404), ["no function", "migrate up"]),
     ("third-party auth", "SUPABASE_URL", rest_answer({"code": "PGRST301", "message": "No suitable key"}, 401), ["No suitable key", "Third-party auth"]),
+    ("JWT templates", "CLERK_API_URL", rest_answer([{"name": "odd", "claims": {"role": "service_role"}}]), ["authenticated", "odd"]),
+    ("JWT templates", "CLERK_API_URL", rest_answer([{"name": "odd", "claims": {"role": "{{user.public_metadata.role}}"}}]), ["odd", "remove"]),
+    ("JWT templates", "CLERK_API_URL", rest_answer({"data": []}), ["Clerk answers 200", "CLERK_API_URL"]),
+    ("JWT templates", "CLERK_API_URL", (502, {}, b"<html>bad gateway"), ["502"]),
     ("exposed schemas", "SUPABASE_URL", rest_answer([]), ["app is reachable", "exposed schemas"]),
     ("exposed schemas", "SUPABASE_URL", rest_answer({"code": "42501", "message": "permission denied"}, 403), ["app is reachable"]),
     ("service", "SERVICE_URL", rest_answer({"detail": "No answer from: redis."}, 503), ["No answer from: redis."]),
@@ -199,6 +205,18 @@ def test_something_else_that_answers_is_found(
 
 def test_a_token_that_supabase_does_not_trust_is_found(examined: Examine) -> None:
     failed(examined("third-party auth", session_token="e30.e30.e30"), "CLERK_ISSUER", "Third-party auth")
+
+
+@pytest.mark.parametrize("role", ["service_role", "admin", None, ["authenticated"]])
+def test_a_session_token_with_another_role_is_found(examined: Examine, role: object) -> None:
+    assert examined("role claim", session_token=jwt("authenticated")).outcome == "passed"
+    failed(examined("role claim", session_token=jwt(role)), json.dumps(role), "Customize session token")
+
+
+def test_jwt_templates_of_people_are_no_fault(examined: Examine, outside: Outside) -> None:
+    claims: list[dict[str, object]] = [{"role": "authenticated"}, {"aud": "elsewhere"}]
+    outside.answer = lambda *_: rest_answer([{"name": f"t{i}", "claims": each} for i, each in enumerate(claims)])
+    assert examined("JWT templates", CLERK_API_URL=outside.url).found == "2 at Clerk, and none sets another role."
 
 
 def test_elsewhere_a_session_token_has_to_be_given(examined: Examine) -> None:
