@@ -9,6 +9,7 @@ import pytest
 from scripts.schema.migrations import ROOT
 from tests.conftest import Database
 from tests.tenant_tables import permissions_of
+from tests.unfiltered_writes import unfiltered_writes
 
 OURS = "('public', 'app', 'ops')"
 
@@ -99,6 +100,82 @@ RULES = {
 @pytest.mark.parametrize("rule", RULES)
 def test_rule(database: Database, rule: str) -> None:
     assert [row[0] for row in database.rows(RULES[rule])] == [], rule
+
+
+def functions_with_unfiltered_writes(database: Database) -> dict[str, list[str]]:
+    functions = database.rows(
+        f"""select p.oid::regprocedure::text, coalesce(pg_get_function_sqlbody(p.oid), p.prosrc)
+        from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace where n.nspname in {OURS}"""
+    )
+    return {name: writes for name, source in functions if (writes := unfiltered_writes(source))}
+
+
+def test_no_function_changes_every_row_of_a_table(database: Database) -> None:
+    """Hosted Supabase refuses such a statement when the function is called through the API; the local stack does not."""
+    found = functions_with_unfiltered_writes(database)
+    assert found == {}, "Add a WHERE to each; `where true` if every row is meant."
+
+
+def test_functions_of_every_language_are_read(database: Database) -> None:
+    write = "update app.settings set mail_enabled = true"
+    database.execute(
+        f"""create function public.probe_sql() returns void language sql as '{write}';
+        create function app.probe_atomic() returns void begin atomic {write}; end;
+        create function ops.probe_plpgsql() returns void language plpgsql as 'begin {write}; end';
+        create procedure app.probe_procedure() language sql as '{write}'"""
+    )
+    found = functions_with_unfiltered_writes(database)
+    assert sorted(found) == ["app.probe_atomic()", "app.probe_procedure()", "ops.probe_plpgsql()", "probe_sql()"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "update app.t set a = 1",
+        "begin delete from app.t; delete from app.u where a; end",
+        "UPDATE t SET a = 1; select 1 from t where b",
+        "update only t as x set a = u.a from u",
+        "update t set a = (select max(b) from u where u.c = 1)",
+        "delete from t using (select a from u where b) as u returning *",
+        "with gone as (delete from t returning *) select * from gone where a",
+        "begin for each in delete from t returning a loop perform f() where each.a; end loop; end",
+        "begin return query update t set a = 1 -- where a\nreturning *; end",
+        "begin if (select count(*) from t where a) > 1 then delete from t; end if; end",
+        "begin execute 'delete from t'; end",
+        "begin execute format('update %I.%I set %s', a, b, c) || where_clause; end",
+        "begin execute format('with gone as (delete from %1$s returning *) select 1 from gone where a = ''x''', b); end",
+        "begin execute $sql$update t set a = 'where'$sql$; end",
+        "begin statement := E'update t set a = \\'1\\''; execute statement; end",
+        'update "where" set a = 1',
+        "begin atomic update t set a = 1; end",
+    ],
+)
+def test_a_write_without_where_is_found(text: str) -> None:
+    assert len(unfiltered_writes(text)) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "update app.t set a = 1 where true",
+        "begin delete from t where current of c; end",
+        "with gone as (delete from t where a returning *), kept as (update t set b = 1 where not a) select 1",
+        "insert into t values (1) on conflict (a) do update set a = excluded.a",
+        "merge into t using u on t.a = u.a when matched then update set b = u.b when not matched by source then delete",
+        "begin select 1 into a from t for update; select 1 into a from t for no key update skip locked; end",
+        "begin grant select, update, delete on t to a; revoke update (b) on t from a; end",
+        "create trigger x after insert or update of a or delete on t for each row execute function f()",
+        "create table t (a integer references u on update cascade on delete cascade)",
+        "begin if tg_op = 'UPDATE' or tg_op in ('DELETE', 'update') then return old; end if; end",
+        "begin -- delete from t\n /* update t set a = 1; */ return; end",
+        "begin execute format('delete from %1$s as t using batch where t.ctid = batch.place', a); end",
+        "select 'Mail is off: `update app.settings set mail_enabled = true`.'",
+        "select has_table_privilege('t', 'select, insert, update, delete')",
+        "truncate t",
+    ],
+)
+def test_a_write_with_where_passes_and_so_does_what_only_resembles_one(text: str) -> None:
+    assert unfiltered_writes(text) == []
 
 
 def test_all_of_schema_ops_is_in_one_folder_and_nothing_else_is() -> None:
