@@ -46,8 +46,8 @@ $$;
 comment on function app.claims is 'The token''s claims, or an empty object. Definer: it reads app.token.';
 
 -- PostgREST takes the role from the token, whoever signed it: a customised role claim at Clerk makes a person service_role. A grant cannot
--- tell that person from the service, so each function for the service alone begins with this. The project's own keys are no person's:
--- their issuer is "supabase", or a URL that ends in /auth/v1.
+-- tell that person from the service, so each function for the service alone begins with this. The project's own keys must pass: their
+-- issuer is "supabase"; a URL is accepted only where Supabase itself issues tokens. https://clerk.example.com is not such a URL.
 create or replace function app.refuse_clerk_tokens() returns void
 language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -59,7 +59,7 @@ begin
   end if;
   claims := (select t.claims from app.token as t);
   if claims is null or claims ->> 'sub' like 'user\_%'
-    or (claims ->> 'iss' like 'http%' and claims ->> 'iss' not like '%/auth/v1') then
+    or (claims ->> 'iss' like 'http%' and claims ->> 'iss' !~ '^https://[a-z0-9]+\.supabase\.co(/|$)|/auth/v1$') then
     raise insufficient_privilege using
       message = 'Only the secret key may call this function, not a Clerk token.',
       hint = 'Clerk''s session tokens must have the role "authenticated": see "The role claim" in docs/deploy.md.';
