@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
+
 from flask import Flask, Response
 
 from service import limits, logs, metrics, problems, sentry
@@ -54,4 +56,6 @@ def _guard(response: Response) -> Response:
     response.headers.setdefault("Cache-Control", "no-store")
     response.headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    if response.status_code == HTTPStatus.NO_CONTENT:
+        del response.headers["Content-Type"]  # Flask says text/html of no content too
     return response
