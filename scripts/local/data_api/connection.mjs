@@ -4,6 +4,8 @@ import { createPostgresConnection } from "@supabase/lite/postgres";
 import { sql } from "kysely";
 import { answerFor } from "./errors.mjs";
 import { currentRequest } from "./request.mjs";
+import { passValuesUnchanged, readRequestsAsPostgrest, rollBackRefusals } from "./statements.mjs";
+import { types } from "./values.mjs";
 
 const POOL_SIZE = 10;
 
@@ -13,25 +15,13 @@ export async function connect({ url, catalogUrl }) {
   readCatalogAs(createPostgresConnection({ url: catalogUrl, postgresOptions: options("data api catalog", 1) }), connection);
   becomeTheCaller(connection);
   answerDatabaseErrors(connection);
-  passJsonArguments(connection);
+  rollBackRefusals(connection);
+  readRequestsAsPostgrest(connection);
+  passValuesUnchanged(connection);
   await connection.driver.listen("pgrst", () => connection.clearSchemaCache());
   await followPreRequest(connection);
   return connection;
 }
-
-// Stock Lite prints timestamps as `2026-11-22 08:40:06+00`, numerics as strings and bytea as an object.
-const isoTimestamp = (text) => text.replace(" ", "T").replace(/([+-]\d\d)$/, "$1:00");
-const numberIfFinite = (text) => (Number.isFinite(Number(text)) ? Number(text) : text);
-const asIs = (value) => value;
-const hexadecimal = (value) => (typeof value === "string" ? value : `\\x${Buffer.from(value).toString("hex")}`);
-
-const types = {
-  timestamptz: { to: 1184, from: [1184], serialize: asIs, parse: isoTimestamp },
-  timestamp: { to: 1114, from: [1114], serialize: asIs, parse: isoTimestamp },
-  numeric: { to: 1700, from: [1700], serialize: String, parse: numberIfFinite },
-  float: { to: 701, from: [700, 701], serialize: String, parse: numberIfFinite },
-  bytea: { to: 17, from: [17], serialize: hexadecimal, parse: asIs },
-};
 
 const options = (application_name, max) => ({ max, types, onnotice: () => {}, connection: { application_name } });
 
@@ -74,6 +64,7 @@ function becomeTheCaller(connection) {
         (select substr(setting, 19) from pg_catalog.pg_roles, unnest(rolconfig) as setting
          where rolname = ${role} and setting like 'statement\\_timeout=%'),
         current_setting('statement_timeout')), true),
+      set_config('timezone', ${request.prefer?.timezone ?? "UTC"}, true),
       set_config('role', ${role}, true),
       set_config('request.jwt.claims', ${JSON.stringify(claims)}, true),
       set_config('request.method', ${request.method ?? ""}, true),
@@ -102,35 +93,15 @@ async function followPreRequest(connection) {
 // Stock Lite answers most SQLSTATEs with status 500 and code SUP. An error of code PGRST carries its whole answer.
 function answerDatabaseErrors(connection) {
   connection.normalizeDbError = (error) => {
-    const answer = answerFor(error, currentRequest().claims?.role ?? "anon");
+    const request = currentRequest();
+    const answer = answerFor(error, request);
     if (!answer) return error;
-    const { method, path } = currentRequest();
+    const { method, path } = request;
     return Object.assign(new Error(JSON.stringify(answer.body)), {
       code: "PGRST",
       detail: JSON.stringify({ status: answer.status, headers: answer.headers }),
       // Lite logs errors; the server's messages may hold personal data, a log may not.
       [inspect.custom]: () => `${method} ${path}: SQLSTATE ${error.code}, answered ${answer.status}`,
     });
-  };
-}
-
-// Arguments of type json and jsonb arrive encoded twice: Lite makes them JSON text, and its driver does so once more.
-// Sent as text and cast by Postgres they are encoded once. Lite leaves strings alone, so those are encoded here; in a
-// GET request an argument is JSON text already.
-function passJsonArguments(connection) {
-  const argument = /("?)(\w+)\1 := \$(\d+)::(jsonb?)(?![[\w])/g;
-  const reserve = connection.driver.reserve;
-  connection.driver.reserve = async (...how) => {
-    const client = await reserve(...how);
-    const unsafe = client.unsafe;
-    client.unsafe = (query, values, ...rest) => {
-      const { body } = currentRequest();
-      const rewritten = query.replace(argument, (_, quote, name, number, type) => {
-        if (typeof body?.[name] === "string") values[number - 1] = JSON.stringify(body[name]);
-        return `${quote}${name}${quote} := $${number}::text::${type}`;
-      });
-      return unsafe(rewritten, values, ...rest);
-    };
-    return client;
   };
 }

@@ -1,0 +1,110 @@
+// What Lite makes of a request: its syntax tree, its statements and their values, and whether they are committed.
+import { refusal } from "./errors.mjs";
+import { currentRequest } from "./request.mjs";
+import { parameter, writtenRows } from "./values.mjs";
+
+class RolledBack extends Error {
+  constructor(answer) {
+    super("rolled back");
+    this.answer = answer;
+  }
+}
+
+// Stock Lite refuses to return several rows as one object, and commits what it refuses to return.
+const ROLLED_BACK = ["PGRST116", "PGRST124"];
+
+export function rollBackRefusals(connection) {
+  const withContext = connection.withContext.bind(connection);
+  connection.withContext = async (variables, work, options) => {
+    const limit = options?.rpc && limitOnRows();
+    if (limit !== undefined && !(await returnsRows(connection, options.rpc))) return needsRows();
+    const workOrRollBack = async (transaction) => {
+      const answer = withinLimit(await work(transaction), limit);
+      if (ROLLED_BACK.includes(await codeOf(answer))) throw new RolledBack(answer);
+      return answer;
+    };
+    try {
+      return await withContext(variables, workOrRollBack, options);
+    } catch (error) {
+      if (error instanceof RolledBack) return error.answer;
+      throw error;
+    }
+  };
+}
+
+async function codeOf(answer) {
+  const isError = answer instanceof Response && answer.status >= 400 && /json/.test(answer.headers.get("content-type"));
+  return isError ? (await answer.clone().json())?.code : undefined;
+}
+
+// Stock Lite knows Prefer: max-affected for tables only.
+function limitOnRows() {
+  const { prefer } = currentRequest();
+  return prefer.handling === "strict" && "max-affected" in prefer ? Number(prefer["max-affected"]) : undefined;
+}
+
+async function returnsRows(connection, { path }) {
+  const { functions } = await connection.introspect({ useCache: true });
+  return functions.some(({ schema, name, return_is_setof }) => schema === "public" && path === `/rpc/${name}` && return_is_setof);
+}
+
+const needsRows = () =>
+  refusal(400, "PGRST128", "Function must return SETOF or TABLE when max-affected preference is used with handling=strict");
+
+function withinLimit(answer, limit) {
+  const [, first, last] = /^(\d+)-(\d+)/.exec(answer?.headers?.get("content-range")) ?? [];
+  const rows = last === undefined ? 0 : last - first + 1;
+  if (limit === undefined || rows <= limit) return answer;
+  return refusal(400, "PGRST124", "Query result exceeds max-affected preference constraint", `The query affects ${rows} rows`);
+}
+
+const LIKE_ANY_OF = ["$likeAny", "$likeAll", "$ilikeAny", "$ilikeAll"];
+
+// What Lite's parser makes of a request, before it becomes SQL.
+export function readRequestsAsPostgrest(connection) {
+  const onPostgrestAST = connection.onPostgrestAST.bind(connection);
+  connection.onPostgrestAST = async (request) => {
+    const ast = await onPostgrestAST(request);
+    starsAsPercent([ast.where, ast.select]);
+    // PostgREST estimates only what is more than it returns at once.
+    if (ast.$meta?.count === "estimated") ast.$meta.count = "exact";
+    // Stock Lite counts the rows only where it returns them.
+    if (ast.$meta?.cardinality === "one" && ast.$meta.return === "minimal") delete ast.$meta.return;
+    if (ast.values && ["insert", "upsert", "update"].includes(ast.type)) {
+      const { columns } = await connection.introspect({ useCache: true });
+      const isJson = ({ table, schema, type }) =>
+        table === ast.from && schema === (ast.schema ?? "public") && /^jsonb?$/.test(type);
+      const jsonColumns = new Set(columns.filter(isJson).map(({ name }) => name));
+      ast.values = writtenRows(ast.values, { ...ast.$meta, jsonColumns });
+    }
+    return ast;
+  };
+}
+
+// Stock Lite knows `*` as a wildcard of like, but not of like(any) and its kin.
+function starsAsPercent(node) {
+  for (const [key, value] of Object.entries(node)) {
+    if (LIKE_ANY_OF.includes(key)) node[key] = [value].flat().map((each) => each.replaceAll("*", "%"));
+    else if (value !== null && typeof value === "object") starsAsPercent(value);
+  }
+}
+
+// The driver gets each parameter as the client wrote it. Lite makes JSON text of arguments of type json and jsonb, but
+// leaves strings alone, so those are encoded here; in a GET request an argument is JSON text already.
+export function passValuesUnchanged(connection) {
+  const jsonArgument = /("?)(\w+)\1 := \$(\d+)::jsonb?(?![[\w])/g;
+  const reserve = connection.driver.reserve;
+  connection.driver.reserve = async (...how) => {
+    const client = await reserve(...how);
+    const unsafe = client.unsafe;
+    client.unsafe = (query, values = [], ...rest) => {
+      const { body } = currentRequest();
+      for (const [, , name, number] of query.matchAll(jsonArgument))
+        if (typeof body?.[name] === "string") values[number - 1] = JSON.stringify(body[name]);
+      // Stock Lite writes a row without columns as no SQL.
+      const statement = query.replace(/^(insert into [^(]+) \(\) values \(\)/, "$1 default values");
+      return unsafe(statement, values.map(parameter), ...rest);
+    };
+    return client;
+  };
+}
