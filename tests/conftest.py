@@ -53,6 +53,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="URL",
         help="an empty database of somebody else's, such as `supabase start`'s, for tests/db",
     )
+    parser.addoption(
+        "--data-api-url",
+        metavar="URL",
+        help="a PostgREST on a freshly seeded database, for tests/api/test_contract.py; JWT_SECRET signs its tokens",
+    )
     parser.addoption("--renew-readme-picture", action="store_true", help="write docs/demo.png (tests/e2e)")
     parser.addoption("--histories", type=int, help="how many histories the convergence test delivers")
     parser.addoption("--table", metavar="NAME", help="run only the tests that concern this table")
