@@ -24,6 +24,13 @@ class SessionRefused(Problem, status=403, slug="session-refused", title="The ses
     """The token is good, and its owner may not come in: banned, deleted or pending."""
 
 
+class WritesLimited(Problem, status=429, slug="rate-limited", title="Too many requests", retry_after=1):
+    """app.check_request() refuses the person's writes, and counts this call as one. It allows 20 in each second."""
+
+    def __init__(self) -> None:
+        super().__init__("Too many writes through the Data API. Try again in 1 s.", limit="writes")
+
+
 def session_of(caller: Caller, *, refresh: bool = False) -> Session:
     """The caller's session, from the cache unless `refresh`. Raises what start_session() raises."""
     # All that the answer depends on besides the database's rows.
@@ -53,7 +60,7 @@ def scopes_of(session: Session, caller: Caller) -> Scopes | None:
 
 
 def start_session(data_api: DataApi, caller: Caller) -> Session:
-    """The session as `public.start_session()` returns it. Raises TokenInvalid, SessionRefused, DatabaseUnavailable."""
+    """The session as `public.start_session()` returns it. Raises the problems of refusal()."""
     try:
         answer = data_api.call_as(caller.token, "start_session", {})
     except CallFailed as failure:
@@ -67,6 +74,8 @@ def refusal(failure: CallFailed) -> Problem:
     """What it means to the caller that the database, asked in their name, did not do it."""
     if failure.code in TOKEN_REFUSED:
         return TokenInvalid(failure.message)
+    if failure.code == "PT429":
+        return WritesLimited()
     if failure.code == "42501":
         return SessionRefused(WITHOUT_ROLE)
     if failure.code == "PT403":

@@ -128,6 +128,14 @@ def test_only_writes_of_one_person_are_limited(editor: psycopg.Connection[Any], 
     assert ask("POST", "/rpc/ready", None, json={}).status_code == 200
 
 
+def test_the_service_passes_the_refusal_on(editor: psycopg.Connection[Any], stack: Stack) -> None:
+    editor.execute(FILL, ["user_cleo", 0])
+    headers = {"Authorization": f"Bearer {stack.token('user_cleo', 'org_acme')}", "Cache-Control": "no-cache"}
+    refused = httpx.get(f"{stack.environment['SERVICE_URL']}/api/v1/me", headers=headers)
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+    assert (refused.json()["type"], refused.json()["limit"]) == ("urn:problem:ballast:rate-limited", "writes")
+
+
 def test_a_call_of_a_stable_function_is_a_read(editor: psycopg.Connection[Any], ask: Ask) -> None:
     editor.execute(FILL, ["user_cleo", 0])
     arguments = {"organization_id": "00000000-0000-0000-0000-000000000000", "permission": "projects:read"}

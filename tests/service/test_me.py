@@ -119,6 +119,7 @@ def test_callers_served_at_the_same_time_never_act_as_each_other(
         (refusal("PGRST301", 401), (401, "urn:problem:ballast:token-invalid")),
         (refusal("PGRST303", 401), (401, "urn:problem:ballast:token-invalid")),
         (refusal("42501", 403), (403, "urn:problem:ballast:session-refused")),
+        (refusal("PT429", 429), (429, "urn:problem:ballast:rate-limited")),
         (refusal("57014", 500), (503, "urn:problem:ballast:database-unavailable")),
         (lambda *_: HANG_UP, (503, "urn:problem:ballast:database-unavailable")),
         (lambda *_: (502, {"Content-Type": "text/html"}, b"<html>"), (503, "urn:problem:ballast:database-unavailable")),
@@ -132,7 +133,7 @@ def test_what_the_database_answers_becomes_the_fitting_problem(
     assert (response.status_code, response.json["type"]) == problem
     assert "row of Ada" not in response.text
     assert ("invalid_token" in response.headers.get("WWW-Authenticate", "")) == (response.status_code == 401)
-    assert ("Retry-After" in response.headers) == (response.status_code == 503)
+    assert ("Retry-After" in response.headers) == (response.status_code in (429, 503))
 
 
 def test_the_databases_words_and_hint_reach_the_caller(client: FlaskClient, outside: Outside, issuer: Issuer) -> None:
