@@ -178,6 +178,25 @@ def test_a_write_with_where_passes_and_so_does_what_only_resembles_one(text: str
     assert unfiltered_writes(text) == []
 
 
+@pytest.mark.parametrize(
+    ("language", "body", "is_found"),
+    [
+        ("sql", "select true", True),
+        ("sql", "select true; select app.refuse_clerk_tokens(); select true", True),
+        ("sql", "select app.refuse_clerk_tokens(); select true", False),
+        ("plpgsql", "begin perform pg_notify('x', ''); perform app.refuse_clerk_tokens(); return true; end", True),
+        ("plpgsql", "declare\n  x integer;\nbegin perform app.refuse_clerk_tokens(); return true; end", False),
+    ],
+)
+def test_a_function_for_the_service_alone_without_the_check_is_found(
+    database: Database, language: str, body: str, is_found: bool
+) -> None:
+    database.execute(f"create function public.probe() returns boolean language {language} as $${body}$$")
+    database.execute("grant execute on function public.probe() to service_role")
+    [rule] = [query for name, query in RULES.items() if "refuses Clerk's tokens" in name]
+    assert database.rows(rule) == [("probe()",)] * is_found
+
+
 def test_all_of_schema_ops_is_in_one_folder_and_nothing_else_is() -> None:
     makes = re.compile(r"^create or replace \w+ (\w+)\.", re.MULTILINE)
     schemas = {path: set(makes.findall(path.read_text())) for path in (ROOT / "functions").rglob("*.sql")}
