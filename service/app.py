@@ -6,7 +6,7 @@ from http import HTTPStatus
 
 from flask import Flask, Response
 
-from service import limits, logs, metrics, problems, sentry
+from service import cors, limits, logs, metrics, problems, sentry
 from service.components import build_components
 from service.routes.audit import audit
 from service.routes.backups import backups
@@ -39,6 +39,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     logs.register(app)
     problems.register(app)
     metrics.register(app)
+    cors.register(app, settings.clerk_authorized_parties)  # before the limits: browsers send preflights by themselves
     limits.register(app, components.limits, components.session_tokens, settings.trusted_proxies)
     app.after_request(_guard)
     for blueprint in (

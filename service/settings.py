@@ -20,6 +20,8 @@ CLERK_KEY = re.compile(r"sk_(test|live)_[!-~]+")
 # No place for a user or a password: both are AWS's own variables.
 BACKUP_PLACE = re.compile(r"((s3|gs|az)://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]|file:///)[A-Za-z0-9._~%+=/-]*")
 ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.IGNORECASE)
+# What a browser sends as Origin. Extensions and native shells have schemes of their own.
+PAGE_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@]+")
 # Where the data is somebody's.
 GUARDED = frozenset({"staging", "production"})
 # What the privacy page and the terms say of whoever runs this.
@@ -65,6 +67,18 @@ def _webhook_secret(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _at_least_one(secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    if not secrets:
+        raise ValueError("must name at least one signing secret")
+    return secrets
+
+
+def _page_origin(text: str) -> str:
+    if PAGE_ORIGIN.fullmatch(text.rstrip("/")) is None:
+        raise ValueError("must be origins like https://app.example, without a path, separated by commas")
+    return text.rstrip("/")
+
+
 def _sender(text: str) -> str:
     name, _, address = text.rpartition("<")
     if not ADDRESS.fullmatch(address.removesuffix(">")) or not name.isprintable() or bool(name) != text.endswith(">"):
@@ -94,10 +108,11 @@ SentryDsn = Annotated[
 ]
 Release = Annotated[str, _like(r"[A-Za-z0-9][A-Za-z0-9.@+_-]{0,199}", "a version, such as 1.4.0 or a commit's hash")]
 Origin = Annotated[str, AfterValidator(_origin)]
-Items = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_items)]
+Origins = Annotated[tuple[Annotated[str, AfterValidator(_page_origin)], ...], NoDecode, BeforeValidator(_items)]
 # As age-keygen writes public keys. What it decrypts with is never here.
 Recipient = Annotated[str, _like(r"age1[0-9a-z]{58}", "age's public keys (age1…), separated by commas")]
 WebhookSecret = Annotated[SecretStr, AfterValidator(_webhook_secret)]
+WebhookSecrets = Annotated[tuple[WebhookSecret, ...], NoDecode, BeforeValidator(_items), AfterValidator(_at_least_one)]
 
 
 class Settings(BaseSettings):
@@ -112,8 +127,8 @@ class Settings(BaseSettings):
     supabase_publishable_key: PublishableKey
     supabase_secret_key: SecretKey
     clerk_issuer: Origin
-    clerk_webhook_secrets: Annotated[tuple[WebhookSecret, ...], NoDecode, BeforeValidator(_items)]
-    clerk_authorized_parties: Items = ()
+    clerk_webhook_secrets: WebhookSecrets
+    clerk_authorized_parties: Origins = ()
     clerk_secret_key: ClerkKey
     clerk_api_url: Origin = CLERK_API_URL
     jobs_token: LongSecret
@@ -173,13 +188,6 @@ class Settings(BaseSettings):
             raise ValueError("is missing: mail needs it as soon as there is a RESEND_API_KEY")
         return value
 
-    @field_validator("clerk_webhook_secrets")
-    @classmethod
-    def _at_least_one(cls, secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-        if not secrets:
-            raise ValueError("must name at least one signing secret")
-        return secrets
-
     def missing_for_backups(self) -> tuple[str, ...]:
         """The variables without which the service makes no backup."""
         needed = ("database_url", "backup_url", *(["backup_recipients"] if self.environment in GUARDED else []))
@@ -191,11 +199,16 @@ def load() -> Settings:
     try:
         return Settings()  # type: ignore[call-arg]
     except ValidationError as error:
-        mistakes = error.errors(include_input=False)
-        wrong = {str(item["loc"][0]).upper(): _reason(item["type"], item["msg"]) for item in mistakes}
-        reasons = "; ".join(f"{name} {reason}" for name, reason in wrong.items())
+        mistakes = list_mistakes(error)
     # Outside the except block: pydantic's error holds the values, and a chained traceback would print them.
-    raise SettingsInvalid(f"The service cannot start: {reasons}. See .env.example.")
+    raise SettingsInvalid(f"The service cannot start: {mistakes}. See .env.example.")
+
+
+def list_mistakes(error: ValidationError) -> str:
+    """Each variable with what is wrong about it, never with its value."""
+    mistakes = error.errors(include_input=False)
+    wrong = {str(item["loc"][0]).upper(): _reason(item["type"], item["msg"]) for item in mistakes}
+    return "; ".join(f"{name} {reason}" for name, reason in wrong.items())
 
 
 def _reason(kind: str, message: str) -> str:

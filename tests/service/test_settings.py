@@ -63,6 +63,9 @@ def test_a_missing_or_empty_variable_stops_the_start_with_one_line_naming_it(
         ("CLERK_SECRET_KEY", "sk_live_5ecret\nHost: elsewhere"),
         ("CLERK_SECRET_KEY", "sk_live_5ecret…"),
         ("CLERK_API_URL", "https://api.clerk.com/v1/5ecret"),
+        ("CLERK_AUTHORIZED_PARTIES", "app.5ecret.example"),
+        ("CLERK_AUTHORIZED_PARTIES", "https://app.example, https://app.example/5ecret"),
+        ("CLERK_AUTHORIZED_PARTIES", "*5ecret"),
         ("UPSTASH_REDIS_REST_URL", "redis://5ecret"),
         ("RESEND_API_KEY", "5ecret"),
         ("RESEND_API_KEY", "re_5ecret\nHost: elsewhere"),
@@ -120,9 +123,9 @@ def test_outside_local_and_test_addresses_are_https(make_app: MakeApp, environme
 
 
 def test_lists_are_separated_by_commas_and_may_have_spaces(make_app: MakeApp) -> None:
-    parties, secrets = " https://a.example , https://b.example,", f"{SECRET} , {SECRET}"
+    parties, secrets = " https://a.example/ , chrome-extension://abc,", f"{SECRET} , {SECRET}"
     settings = settings_of(make_app(CLERK_AUTHORIZED_PARTIES=parties, CLERK_WEBHOOK_SECRETS=secrets))
-    assert settings.clerk_authorized_parties == ("https://a.example", "https://b.example")
+    assert settings.clerk_authorized_parties == ("https://a.example", "chrome-extension://abc")
     assert [secret.get_secret_value() for secret in settings.clerk_webhook_secrets] == [SECRET, SECRET]
 
 

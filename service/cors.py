@@ -1,0 +1,41 @@
+"""Which web pages of other origins may call the API: those whose sessions it accepts, CLERK_AUTHORIZED_PARTIES."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flask import Flask, Response, request
+
+API = "/api/"
+METHODS = "GET, POST, PATCH, DELETE"
+READABLE_HEADERS = (
+    "Content-Disposition, RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset, Retry-After, X-Request-Id"
+)
+# Browsers keep a preflight's answer for two hours at most.
+PREFLIGHT_SECONDS = 7200
+
+
+def register(app: Flask, origins: Sequence[str]) -> None:
+    """Answers preflights, and lets the pages of `origins` read answers. Sessions are in a header: cookies stay out."""
+
+    def answer_preflight() -> Response | None:
+        is_preflight = request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers
+        if not is_preflight or not request.path.startswith(API) or request.headers.get("Origin") not in origins:
+            return None
+        response = Response(status=204)
+        response.headers["Access-Control-Allow-Methods"] = METHODS
+        response.headers["Access-Control-Allow-Headers"] = request.headers.get("Access-Control-Request-Headers", "")
+        response.headers["Access-Control-Max-Age"] = str(PREFLIGHT_SECONDS)
+        response.vary.add("Access-Control-Request-Headers")
+        return response
+
+    def allow(response: Response) -> Response:
+        if request.path.startswith(API) and origins:
+            response.vary.add("Origin")
+            if (origin := request.headers.get("Origin")) in origins:
+                response.headers["Access-Control-Allow-Origin"] = origin
+                response.headers["Access-Control-Expose-Headers"] = READABLE_HEADERS
+        return response
+
+    app.before_request(answer_preflight)
+    app.after_request(allow)

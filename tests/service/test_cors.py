@@ -1,0 +1,67 @@
+"""Pages of other origins: those of CLERK_AUTHORIZED_PARTIES call the API from a browser, no others do."""
+
+from __future__ import annotations
+
+import pytest
+from flask.testing import FlaskClient
+
+from service import limits
+from tests.service.conftest import MakeApp
+
+ORIGINS = ("https://app.example", "http://localhost:5173")
+PREFLIGHT = {"Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": "authorization,cache-control"}
+
+
+@pytest.fixture
+def client(make_app: MakeApp) -> FlaskClient:
+    return make_app(CLERK_AUTHORIZED_PARTIES=",".join(ORIGINS)).test_client()
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_a_preflight_of_an_authorized_party_is_answered(client: FlaskClient, origin: str) -> None:
+    answer = client.options("/api/v1/me", headers=PREFLIGHT | {"Origin": origin})
+    assert (answer.status_code, answer.data) == (204, b"")
+    assert answer.headers["Access-Control-Allow-Origin"] == origin
+    assert answer.headers["Access-Control-Allow-Headers"] == "authorization,cache-control"
+    assert "DELETE" in answer.headers["Access-Control-Allow-Methods"]
+    assert "Access-Control-Allow-Credentials" not in answer.headers
+    assert set(answer.vary) == {"Origin", "Access-Control-Request-Headers"}
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_an_authorized_party_reads_refusals_too(client: FlaskClient, origin: str) -> None:
+    answer = client.get("/api/v1/me", headers={"Origin": origin})
+    assert answer.status_code == 401
+    assert answer.headers["Access-Control-Allow-Origin"] == origin
+    assert "Retry-After" in answer.headers["Access-Control-Expose-Headers"]
+
+
+@pytest.mark.parametrize("method", ["GET", "OPTIONS"])
+@pytest.mark.parametrize(
+    "origin",
+    ["https://evil.example", "null", "https://app.example.evil", "https://APP.example", "http://app.example", "*"],
+)
+def test_no_other_origin_is_allowed(client: FlaskClient, origin: str, method: str) -> None:
+    answer = client.open("/api/v1/me", method=method, headers=PREFLIGHT | {"Origin": origin})
+    assert not [name for name, _ in answer.headers if name.startswith("Access-Control")]
+    assert "Origin" in answer.vary
+
+
+@pytest.mark.parametrize("path", ["/webhooks/clerk", "/jobs/send-mail", "/metrics", "/healthz", "/nowhere"])
+def test_only_the_api_is_for_pages(client: FlaskClient, path: str) -> None:
+    answer = client.options(path, headers=PREFLIGHT | {"Origin": ORIGINS[0]})
+    assert not [name for name, _ in answer.headers if name.startswith("Access-Control")]
+
+
+def test_without_authorized_parties_no_page_of_another_origin_may_call(make_app: MakeApp) -> None:
+    answer = make_app().test_client().options("/api/v1/me", headers=PREFLIGHT | {"Origin": ORIGINS[0]})
+    assert "Access-Control-Allow-Origin" not in answer.headers
+
+
+def test_preflights_do_not_count_towards_a_limit(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[str] = []
+    monkeypatch.setattr(limits.Limits, "count", lambda _, name, __: counted.append(name))
+    client.options("/api/v1/me", headers=PREFLIGHT | {"Origin": ORIGINS[0]})
+    assert counted == []
+    client.get("/api/v1/me", headers={"Origin": ORIGINS[0]})
+    assert counted == ["strangers"]
