@@ -83,6 +83,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[RUN] = TestRun.begin(
             folder_to_keep(config.getoption("--postgres")) if config.getoption("--keep") else None
         )
+    forget_the_developers_settings(config.stash[RUN])
+
+
+def forget_the_developers_settings(run: TestRun) -> None:
+    """No test works with what a developer's shell or `.env` names: the checkout's own stack, a database, a Clerk."""
+    for name in re.findall(r"^([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE):
+        os.environ.pop(name, None)
+    os.environ["BALLAST_HOME"] = str(run.folder / "no-stack")
 
 
 def _interrupt(*_: object) -> None:
@@ -258,6 +266,11 @@ class Stack:
             raise result.exception
         return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
 
+    @property
+    def other_origin(self) -> str:
+        """That of a page on a port of its own, as a development server has it: the stack's `.env` names it."""
+        return self.environment["CLERK_AUTHORIZED_PARTIES"].split(",")[1]
+
     def typed(self, lines: str) -> subprocess.CompletedProcess[str]:
         """Runs what a page says to type, in the checkout, with this stack's variables."""
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -268,7 +281,7 @@ class Stack:
 
     def token(self, user: str, organization: str | None = None, **wishes: Any) -> str:
         """A session token of a seeded person, good for 20 s. `wishes` are second_factor and lifetime."""
-        asked = (user, organization, *wishes.items())
+        asked = (user, organization, repr(wishes))
         minted, token = self.tokens.get(asked, (0.0, ""))
         if time.monotonic() - minted > TOKEN_LIFE_SECONDS - 20:
             token = ClerkClient(self.environment["CLERK_ISSUER"]).token(user, organization, **wishes)["token"]
@@ -278,6 +291,8 @@ class Stack:
 
 def start_stack(home: Path) -> Stack:
     """Starts a seeded stack in `home`, on free ports, and returns once it is healthy."""
+    home.mkdir(exist_ok=True)
+    (home / ".env").write_text(f"CLERK_AUTHORIZED_PARTIES=http://localhost:{free_ports(1)}\n")
     place = {"BALLAST_HOME": str(home), "BALLAST_PORT_BASE": str(free_port_block()), "BALLAST_JOBS": "off"}
     starting = Stack(home, place)
     started = starting.ballast("up", "--detach")

@@ -24,7 +24,7 @@ from scripts.clerk.reconcile import DIFFERENCES, Comparison, Report
 from scripts.cli import options
 from scripts.cli.output import print_json, print_table
 from scripts.errors import Failure
-from scripts.local.clerk.client import ClerkClient, NotRunning
+from scripts.local.clerk.client import ClerkClient, NotRunning, require_stand_in
 from scripts.local.stack import client_environment
 from scripts.schema import database
 from scripts.schema.database import Connection
@@ -59,6 +59,7 @@ def send_command(event_type: str, data: str, message_id: str | None, timestamp: 
 
     What the data lacks is filled in from what Clerk's stand-in knows.
     """
+    require_stand_in("Change the object there; Clerk sends the event itself.")
     answer = send(client_environment(), event_type, _data(data), message_id, timestamp)
     click.echo(json.dumps(answer) if as_json else f"{answer['type']} {answer['message_id']}: {answer['outcome']}")
 

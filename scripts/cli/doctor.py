@@ -14,7 +14,7 @@ from scripts.cli.output import print_json, print_table
 from scripts.health.doctor import examined
 from scripts.health.patient import Finding, LocalStack, Patient
 from scripts.local.clerk.client import ClerkClient
-from scripts.local.stack import Stack
+from scripts.local.stack import STAND_IN, Stack
 
 
 @click.command(epilog="Example: ballast doctor --json")
@@ -44,10 +44,12 @@ def doctor(url: str | None, write: bool, session_token: str | None, as_json: boo
 
 def local_stack(environment: Mapping[str, str]) -> LocalStack:
     """The stack of BALLAST_HOME, whether it runs or not. Its Clerk stand-in is asked only for a token."""
-    return LocalStack(
-        Stack.from_environment().postgres.url(),
-        lambda person: str(ClerkClient(environment["CLERK_ISSUER"]).token(person, None)["token"]),
-    )
+    stack = Stack.from_environment()
+
+    def mint_token(person: str) -> str:
+        return str(ClerkClient(environment["CLERK_ISSUER"]).token(person, None)["token"])
+
+    return LocalStack(stack.postgres.url(), mint_token if stack.clerk == STAND_IN else None)
 
 
 def _show(findings: list[Finding]) -> None:

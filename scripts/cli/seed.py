@@ -12,7 +12,7 @@ from rich.progress import Progress
 from scripts.cli import clerk
 from scripts.errors import Failure
 from scripts.local import bulk, examples
-from scripts.local.clerk.client import ClerkClient, NotRunning
+from scripts.local.clerk.client import ClerkClient, NotRunning, require_stand_in
 from scripts.local.stack import client_environment, jobs_are_wanted
 from scripts.schema import database
 
@@ -42,6 +42,7 @@ def seed(organizations: int | None, members: int, projects: int, as_sql: bool) -
 
 
 def _seed_examples() -> None:
+    require_stand_in("`ballast clerk backfill` loads that instance's people.")
     environment = client_environment()
     outcomes = Counter(_send(environment, event) for event in examples.events())
     with database.connected(environment["DATABASE_URL"]) as connection:

@@ -20,7 +20,7 @@ from scripts.health import traffic_lights
 from scripts.local import containers, services, supervisor
 from scripts.local.processes import RunRecord
 from scripts.local.services import Part
-from scripts.local.stack import Stack, containers_are_wanted
+from scripts.local.stack import STAND_IN, Stack, containers_are_wanted
 
 
 @click.command(epilog="Example: ballast up --detach")
@@ -28,6 +28,7 @@ from scripts.local.stack import Stack, containers_are_wanted
 def up(detach: bool) -> None:
     """Start everything, seed an empty database, print URLs and keys, and stay in front until Ctrl-C."""
     stack = Stack.from_environment()
+    stack.record_clerk()
     wanted = _parts_of(stack)
     began = time.monotonic()
 
@@ -70,7 +71,12 @@ def status(url: str | None, as_json: bool) -> None:
         found.append(cache)
     if as_json:
         light = traffic_lights.worst(found)
-        print_json({"home": stack.home, "running": record.running(), "parts": states, "status": light, "checks": found})
+        print_json(
+            {
+                "home": stack.home, "running": record.running(), "parts": states, "clerk": stack.clerk_in_use,
+                "status": light, "checks": found,
+            }
+        )  # fmt: skip
     else:
         _show_parts(stack, states, is_running=record.running())
         _show_checks(found)
@@ -132,8 +138,13 @@ def _show_parts(stack: Stack, states: list[State], *, is_running: bool) -> None:
     for state in states:
         table.add_row(state.name, state.state, str(state.pid or ""), state.address)
     Console().print(table)
+    click.echo(f"Clerk: {_clerk_in_words(stack.clerk_in_use)}")
     if not is_running:
         click.echo(supervisor.last_words(stack), err=True, nl=False)
+
+
+def _clerk_in_words(clerk: str) -> str:
+    return "the stand-in" if clerk == STAND_IN else f"the real instance {clerk}"
 
 
 def _show_checks(found: list[traffic_lights.Check]) -> None:
@@ -151,6 +162,10 @@ def _show_checks(found: list[traffic_lights.Check]) -> None:
 def _show(stack: Stack, seconds: float) -> None:
     """What a person needs next: where things are, and how to be someone."""
     environment = stack.environment()
+    notes = {
+        "SERVICE_URL": " (open it: the demo page)",
+        "CLERK_ISSUER": " (the stand-in)" if stack.clerk == STAND_IN else f" (a real instance, by {stack.env_file})",
+    }
     click.secho(f"\nReady in {seconds:.1f} s.\n", bold=True)
     for label, name in {
         "Supabase API": "SUPABASE_URL",
@@ -162,8 +177,10 @@ def _show(stack: Stack, seconds: float) -> None:
         "webhook secret": "CLERK_WEBHOOK_SECRETS",
         "Upstash REST": "UPSTASH_REDIS_REST_URL",
     }.items():
-        note = " (open it: the demo page)" if name == "SERVICE_URL" else ""
-        click.echo(f"{label:>16}  {environment[name]}{note}")
+        click.echo(f"{label:>16}  {environment[name]}{notes.get(name, '')}")
     click.echo(f"{'logs':>16}  {stack.logs}\n")
-    click.echo("Be someone:  ballast token --user user_ada --org org_acme")
-    click.echo('Be Clerk:    ballast clerk send user.created --data \'{"id": "user_zoe"}\'\n')
+    if stack.clerk == STAND_IN:
+        click.echo("Be someone:  ballast token --user user_ada --org org_acme")
+        click.echo('Be Clerk:    ballast clerk send user.created --data \'{"id": "user_zoe"}\'\n')
+    else:
+        click.echo("Sign in at a page of yours. docs/local-stack.md says how webhooks and tokens get here.\n")

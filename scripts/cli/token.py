@@ -6,7 +6,7 @@ import json
 
 import click
 
-from scripts.local.clerk.client import ClerkClient
+from scripts.local.clerk.client import ClerkClient, require_stand_in
 from scripts.local.stack import client_environment
 
 
@@ -18,6 +18,7 @@ from scripts.local.stack import client_environment
 @click.option("--json", "as_json", is_flag=True, help="Print token and claims as JSON.")
 def token(user_id: str, organization_id: str | None, second_factor: bool, lifetime: int, as_json: bool) -> None:
     """Print a session token as Clerk would issue it."""
+    require_stand_in("Sign in there; `await Clerk.session.getToken()` in your page's console returns a token.")
     clerk = ClerkClient(client_environment()["CLERK_ISSUER"])
     issued = clerk.token(user_id, organization_id, second_factor=second_factor, lifetime=lifetime)
     click.echo(json.dumps(issued, indent=2) if as_json else issued["token"])

@@ -118,7 +118,8 @@ def jwt_templates_have_the_role_of_people(patient: Patient) -> str:
 def _session_token(patient: Patient) -> str:
     if patient.session_token:
         return patient.session_token
-    if patient.local is None or patient.environment.get("ENVIRONMENT") != "local":
+    mint_token = patient.local.mint_token if patient.local else None
+    if mint_token is None or patient.environment.get("ENVIRONMENT") != "local":
         raise CheckSkipped("Pass --session-token, from a signed-in browser: await Clerk.session.getToken().")
     with database.connected(patient.database_url) as connection:
         row = connection.execute(
@@ -126,7 +127,7 @@ def _session_token(patient: Patient) -> str:
         ).fetchone()
     if row is None:
         raise CheckSkipped("The local stack has no person who could sign in: run `ballast seed`.")
-    return patient.local.mint_token(row[0])
+    return mint_token(row[0])
 
 
 def only_public_is_exposed(patient: Patient) -> str:

@@ -53,10 +53,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class LocalStack:
-    """The local stack of this checkout: `mint_token` returns a session token of a person, by Clerk id."""
+    """The local stack of this checkout. `mint_token` returns a session token of a person, by Clerk id; a real Clerk
+    instance has no such call.
+    """
 
     database_url: str
-    mint_token: Callable[[str], str]
+    mint_token: Callable[[str], str] | None
 
 
 class Patient:

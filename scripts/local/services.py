@@ -16,7 +16,7 @@ import jwt
 import psycopg
 
 from scripts.errors import Failure
-from scripts.local.stack import CHECKOUT, REDIS_SOCKET, Stack, jobs_are_wanted
+from scripts.local.stack import CHECKOUT, REDIS_SOCKET, STAND_IN, Stack, jobs_are_wanted
 from scripts.scratch import os_user
 
 QUESTION_SECONDS = 3.0
@@ -63,7 +63,7 @@ def parts_of(stack: Stack) -> list[Part]:
         _upstash(stack),
         _gateway(stack),
         _service(stack),
-        Part("seed", _ballast("seed"), needs=("service", "clerk"), once=True, is_wanted=lambda: _is_empty(stack)),
+        Part("seed", _fill(stack), needs=("service", "clerk"), once=True, is_wanted=lambda: _is_empty(stack)),
         Part("scheduler", _module("scripts.local.scheduler"), needs=("service", "seed"), is_wanted=jobs_are_wanted),
     ]
 
@@ -120,6 +120,7 @@ def _clerk(stack: Stack) -> Part:
         lambda: answers("GET", f"{address}/.well-known/jwks.json"),
         port=stack.ports.clerk,
         address=address,
+        is_wanted=lambda: stack.clerk == STAND_IN,
     )
 
 
@@ -194,6 +195,11 @@ def answers(method: str, url: str, **request: Any) -> bool:
         return httpx.request(method, url, timeout=QUESTION_SECONDS, **request).is_success
     except httpx.HTTPError:
         return False
+
+
+def _fill(stack: Stack) -> Callable[[], list[str]]:
+    """The example tenants, or the people of the real Clerk instance: never both in one database."""
+    return _ballast("seed") if stack.clerk == STAND_IN else _ballast("clerk", "backfill")
 
 
 def _is_empty(stack: Stack) -> bool:

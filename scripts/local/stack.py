@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from scripts.errors import Failure
 from scripts.scratch.postgres import Postgres
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+DEFAULT_HOME = CHECKOUT / ".local"
 DEFAULT_PORT_BASE = 54320
 # Relative to the stack's folder, where both of its processes run: the name of a socket may have 107 bytes only.
 REDIS_SOCKET = "redis.sock"
@@ -33,12 +35,17 @@ class Ports(NamedTuple):
 
 
 LAST_PORT_OFFSET = len(Ports._fields)
+STAND_IN = "stand-in"
 
 
 class InvalidPortBase(Failure):
     """BALLAST_PORT_BASE is no number that leaves room for our ports."""
 
     exit_code = 2
+
+
+class OtherClerk(Failure):
+    """The database has the people of another Clerk than the one that the stack is to use."""
 
 
 def _random(number_of_bytes: int = 32, prefix: str = "") -> str:
@@ -88,7 +95,7 @@ class Stack:
     @classmethod
     def from_environment(cls) -> Stack:
         """The stack that BALLAST_HOME and BALLAST_PORT_BASE name. Raises InvalidPortBase."""
-        home = Path(os.environ.get("BALLAST_HOME") or CHECKOUT / ".local").absolute()
+        home = Path(os.environ.get("BALLAST_HOME") or DEFAULT_HOME).absolute()
         text = os.environ.get("BALLAST_PORT_BASE") or str(DEFAULT_PORT_BASE)
         if not text.isascii() or not text.isdigit() or not 1023 <= int(text) <= 65535 - LAST_PORT_OFFSET:
             raise InvalidPortBase(
@@ -116,9 +123,51 @@ class Stack:
     def postgres(self) -> Postgres:
         return Postgres(self.home / "postgres", self.ports.postgres, self.secrets.postgres_password)
 
+    @property
+    def env_file(self) -> Path:
+        """`.env` of the checkout for the checkout's own stack; a stack elsewhere has one in its own folder."""
+        return (CHECKOUT if self.home.resolve() == DEFAULT_HOME else self.home) / ".env"
+
+    @cached_property
+    def clerk_variables(self) -> dict[str, str]:
+        """What `.env` says of Clerk. The process environment does not count. Raises EnvFileInvalid."""
+        if not self.env_file.is_file():
+            return {}
+        from scripts.local import env_file  # noqa: PLC0415 - costs a fifth of a second
+
+        return env_file.clerk_variables(self.env_file, stand_in=_url(self.ports.clerk))
+
+    @property
+    def clerk(self) -> str:
+        """The issuer of the real Clerk instance that `.env` names, else STAND_IN."""
+        return self.clerk_variables.get("CLERK_ISSUER", STAND_IN)
+
+    @property
+    def clerk_in_use(self) -> str:
+        """Whose people the database has; without a database the same as `clerk`."""
+        if not self.postgres.exists():
+            return self.clerk
+        return self._clerk_record.read_text() if self._clerk_record.exists() else STAND_IN
+
+    def record_clerk(self) -> None:
+        """Notes which Clerk fills the database. Raises OtherClerk when another one did."""
+        if self.clerk_in_use != self.clerk:
+            raise OtherClerk(
+                f"The database in {self.home} has the people of {_named(self.clerk_in_use)}, and {self.env_file} "
+                f"chooses {_named(self.clerk)}. Run `ballast reset`, which deletes them, or set BALLAST_HOME to "
+                "another folder."
+            )
+        self.clerk_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._clerk_record.write_text(self.clerk)
+
+    @property
+    def _clerk_record(self) -> Path:
+        return self.clerk_folder / "issuer"
+
     def environment(self) -> dict[str, str]:
         """The variables that the service, the tests and `ballast env` agree on; `.env.example` explains each."""
         service_url = _url(self.ports.service)
+        origins = [service_url, *self.clerk_variables.get("CLERK_AUTHORIZED_PARTIES", "").split(",")]
         return {
             "ENVIRONMENT": "local",
             "BALLAST_HOME": str(self.home),
@@ -129,7 +178,6 @@ class Stack:
             "DATABASE_URL": self.postgres.url(),
             "CLERK_ISSUER": _url(self.ports.clerk),
             "CLERK_WEBHOOK_SECRETS": self.secrets.webhook_secret,
-            "CLERK_AUTHORIZED_PARTIES": service_url,
             "CLERK_SECRET_KEY": self.secrets.clerk_secret_key,
             "CLERK_API_URL": _url(self.ports.clerk),
             "JOBS_TOKEN": self.secrets.jobs_token,
@@ -141,6 +189,8 @@ class Stack:
             "BACKUP_RECIPIENTS": str(pyrage.x25519.Identity.from_str(self.secrets.backup_identity).to_public()),
             "BACKUP_IDENTITY": self.secrets.backup_identity,
             "SERVICE_URL": service_url,
+            **self.clerk_variables,
+            "CLERK_AUTHORIZED_PARTIES": ",".join(filter(None, dict.fromkeys(origins))),
         }
 
 
@@ -158,6 +208,10 @@ def client_environment() -> dict[str, str]:
     """What a command works against: the local stack's variables, each of which the real environment may replace."""
     environment = Stack.from_environment().environment()
     return environment | {name: os.environ[name] for name in environment if os.environ.get(name)}
+
+
+def _named(clerk: str) -> str:
+    return "Clerk's stand-in" if clerk == STAND_IN else f"the Clerk instance {clerk}"
 
 
 def _url(port: int) -> str:

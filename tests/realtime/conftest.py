@@ -251,7 +251,7 @@ def running(home: Path) -> Iterator[Server]:
     """A server in `home`, on free ports, with the product's schema and the tables above."""
     stack = Stack(home, free_port_block(), Secrets.of(home))
     process = stack.postgres.start(fsync="off")
-    clerk = ClerkStandIn(home, stack.environment()["CLERK_ISSUER"], "", svix.Endpoint("", "whsec_"), "sk_test_")
+    clerk = ClerkStandIn(home, stack.environment()["CLERK_ISSUER"], [""], svix.Endpoint("", "whsec_"), "sk_test_")
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import httpx
 import pytest
 from flask.testing import FlaskClient
 
 from service import limits
+from tests.conftest import Stack
 from tests.service.conftest import MakeApp
 
 ORIGINS = ("https://app.example", "http://localhost:5173")
@@ -65,3 +67,21 @@ def test_preflights_do_not_count_towards_a_limit(client: FlaskClient, monkeypatc
     assert counted == []
     client.get("/api/v1/me", headers={"Origin": ORIGINS[0]})
     assert counted == ["strangers"]
+
+
+def test_a_page_on_another_port_signs_in_and_asks_who_it_is(stack: Stack) -> None:
+    page = {"Origin": stack.other_origin}
+    asked = {"user_id": "user_ada", "organization_id": "org_acme"}
+    issued = httpx.post(f"{stack.environment['CLERK_ISSUER']}/stand-in/tokens", json=asked, headers=page).json()
+    assert issued["claims"]["azp"] == stack.other_origin
+    url = f"{stack.environment['SERVICE_URL']}/api/v1/me"
+    assert httpx.options(url, headers=page | PREFLIGHT).status_code == 204
+    me = httpx.get(url, headers=page | {"Authorization": f"Bearer {issued['token']}"})
+    assert (me.status_code, me.json()["profile"]["clerk_user_id"]) == (200, "user_ada")
+    assert me.headers["Access-Control-Allow-Origin"] == stack.other_origin
+
+
+def test_a_token_for_another_party_is_refused(stack: Stack) -> None:
+    token = stack.token("user_ada", "org_acme", claims={"azp": "http://localhost:5174"})
+    url = f"{stack.environment['SERVICE_URL']}/api/v1/me"
+    assert httpx.get(url, headers={"Authorization": f"Bearer {token}"}).status_code == 401

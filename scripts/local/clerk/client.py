@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 
 from scripts.errors import Failure
+from scripts.local.stack import STAND_IN, Stack
 
 
 class NotRunning(Failure):
@@ -16,6 +17,17 @@ class NotRunning(Failure):
 
 class Refused(Failure):
     """The stand-in says why it does not do what was asked."""
+
+
+class NoStandIn(Failure):
+    """The stack uses a real Clerk instance. The message says what to do there instead."""
+
+
+def require_stand_in(instead: str) -> None:
+    """Raises NoStandIn when the stack's `.env` names a real instance. `instead` is a sentence."""
+    stack = Stack.from_environment()
+    if stack.clerk != STAND_IN:
+        raise NoStandIn(f"{stack.env_file} names the Clerk instance {stack.clerk}, so no stand-in runs. {instead}")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@
   POST /stand-in/tokens        {user_id, organization_id?, second_factor?, lifetime?, claims?} -> {token, claims}
   POST /stand-in/events        {type, data?, timestamp?, message_id?} -> {message_id, event}
 
-An event is completed and remembered; who asked for it sends it. Of all web pages only the application's own may ask.
+An event is completed and remembered; who asked for it sends it. Of all web pages only those of the authorized parties
+may ask.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +58,20 @@ class Keys:
 
 
 class ClerkStandIn:
-    """The server. `issuer` is its own URL, `party` the application that tokens are issued to."""
+    """The server. `issuer` is its own URL, `parties` the origins that tokens are issued to."""
 
-    def __init__(self, folder: Path, issuer: str, party: str, endpoint: svix.Endpoint, secret_key: str) -> None:
+    def __init__(
+        self, folder: Path, issuer: str, parties: Sequence[str], endpoint: svix.Endpoint, secret_key: str
+    ) -> None:
         self.keys = Keys(folder)
         self.directory = Directory(folder / "directory.json")
         self._issuer = issuer
-        self._party = party
+        self._parties = parties
         self._deliveries = svix.Deliveries(endpoint)
         self._backend = BackendApi(self.directory, secret_key, self.announce, self.keys.id)
 
     def application(self) -> web.Application:
-        middlewares = [_no_web_pages_but(self._party), _failures_as_clerk_reports_them]
+        middlewares = [_no_web_pages_but(self._parties), _failures_as_clerk_reports_them]
         application = web.Application(middlewares=middlewares)
         application.router.add_get("/.well-known/jwks.json", self.jwks)
         application.router.add_get("/stand-in/people", self.people)
@@ -90,6 +94,7 @@ class ClerkStandIn:
             wanted.get("organization_id"),
             second_factor=wanted.get("second_factor", True),
             lifetime=wanted.get("lifetime", TOKEN_SECONDS),
+            party=request.headers.get("Origin", self._parties[0]),
         )
         claims |= wanted.get("claims", {})
         claims = {name: value for name, value in claims.items() if value is not None}
@@ -118,12 +123,14 @@ class ClerkStandIn:
             "type": event_type,
         }
 
-    def claims(self, user_id: str, organization_id: str | None, *, second_factor: bool, lifetime: int) -> Object:
+    def claims(
+        self, user_id: str, organization_id: str | None, *, second_factor: bool, lifetime: int, party: str
+    ) -> Object:
         """Version 2 claims of a session that just began. Raises Unknown for strangers and non-members."""
         self.directory.user(user_id)
         issued_at = int(time.time())
         claims: Object = {
-            "azp": self._party,
+            "azp": party,
             "exp": issued_at + lifetime,
             "fva": [0, 0 if second_factor else -1],
             "iat": issued_at,
@@ -177,11 +184,10 @@ def _make_key(file: Path) -> None:
     unfinished.replace(file)
 
 
-def _no_web_pages_but(party: str) -> Middleware:
+def _no_web_pages_but(parties: Sequence[str]) -> Middleware:
     """Keeps pages in a browser on this machine from minting tokens: by a form, by a host name that leads here, or by
-    a script of another origin. `party` is the one origin that may, as Clerk's own client may on the customer's pages.
+    a script of another origin. Those of `parties` may, as Clerk's own client may on the customer's pages.
     """
-    allowed = {"Access-Control-Allow-Origin": party, "Vary": "Origin", "X-Content-Type-Options": "nosniff"}
     preflight = {"Access-Control-Allow-Methods": "GET, POST", "Access-Control-Allow-Headers": "content-type"}
 
     @web.middleware
@@ -189,8 +195,12 @@ def _no_web_pages_but(party: str) -> Middleware:
         is_json = request.method != "POST" or request.content_type == "application/json"
         if not is_json or request.url.host not in {"127.0.0.1", "localhost"}:
             return _errors("authorization_invalid", "The stand-in takes JSON, on 127.0.0.1 only.", 403)
-        if request.headers.get("Origin", party) != party:
-            return _errors("origin_invalid", f"Of all web pages only those of {party} may ask.", 403)
+        origin = request.headers.get("Origin", parties[0])
+        if origin not in parties:
+            return _errors(
+                "origin_invalid", f"Of all web pages only those of {', '.join(parties)} may ask: see .env.example.", 403
+            )
+        allowed = {"Access-Control-Allow-Origin": origin, "Vary": "Origin", "X-Content-Type-Options": "nosniff"}
         if request.method == "OPTIONS":
             return web.Response(status=204, headers=allowed | preflight)
         response = await handler(request)
@@ -222,7 +232,7 @@ if __name__ == "__main__":
     stand_in = ClerkStandIn(
         stack.clerk_folder,
         issuer=environment["CLERK_ISSUER"],
-        party=environment["CLERK_AUTHORIZED_PARTIES"],
+        parties=environment["CLERK_AUTHORIZED_PARTIES"].split(","),
         endpoint=svix.Endpoint(f"{environment['SERVICE_URL']}/webhooks/clerk", stack.secrets.webhook_secret),
         secret_key=stack.secrets.clerk_secret_key,
     )

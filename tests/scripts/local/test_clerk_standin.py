@@ -47,7 +47,7 @@ def test_a_token_verifies_with_the_published_key(stack: Stack) -> None:
     assert claims["sts"] == "active"
     assert claims["exp"] - claims["iat"] == 60
     assert claims["iat"] - claims["nbf"] == 5
-    assert claims["azp"] == stack.environment["CLERK_AUTHORIZED_PARTIES"]
+    assert claims["azp"] == stack.environment["SERVICE_URL"]
 
 
 def test_the_active_organization_has_its_role_without_prefix_and_no_system_permissions(stack: Stack) -> None:
@@ -131,8 +131,16 @@ def test_everybody_can_be_chosen_with_the_organizations_they_are_in(stack: Stack
     }
 
 
-def test_the_applications_own_pages_may_ask(stack: Stack) -> None:
-    url, origin = f"{stack.environment['CLERK_ISSUER']}/stand-in/tokens", stack.environment["CLERK_AUTHORIZED_PARTIES"]
+def test_the_authorized_parties_are_the_service_and_the_origins_of_env_file(stack: Stack) -> None:
+    [line] = (stack.home / ".env").read_text().splitlines()
+    assert line == f"CLERK_AUTHORIZED_PARTIES={stack.other_origin}"
+    assert stack.environment["CLERK_AUTHORIZED_PARTIES"] == f"{stack.environment['SERVICE_URL']},{stack.other_origin}"
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_the_pages_of_each_authorized_party_may_ask(stack: Stack, place: int) -> None:
+    url = f"{stack.environment['CLERK_ISSUER']}/stand-in/tokens"
+    origin = stack.environment["CLERK_AUTHORIZED_PARTIES"].split(",")[place]
     wish = {"Origin": origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
     preflight = httpx.options(url, headers=wish)
     assert preflight.status_code == 204
@@ -144,9 +152,12 @@ def test_the_applications_own_pages_may_ask(stack: Stack) -> None:
         assert answer.headers["Access-Control-Allow-Origin"] == origin
         assert answer.headers["Vary"] == "Origin"
         assert "Access-Control-Allow-Credentials" not in answer.headers
+    assert issued.json()["claims"]["azp"] == origin
 
 
-@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1", "http://localhost"])
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "http://127.0.0.1:1", "http://localhost", "http://localhost:51730"]
+)
 @pytest.mark.parametrize(
     ("method", "path"), [("OPTIONS", "tokens"), ("POST", "tokens"), ("POST", "events"), ("GET", "people")]
 )
@@ -284,7 +295,7 @@ def _with_zoe(folder: Path, receive: Handler, act: Callable[[aiohttp.ClientSessi
         receiving = web.Application()
         receiving.router.add_post("/", receive)
         receiver, url = await _served(receiving)
-        stand_in = ClerkStandIn(folder, "", "", svix.Endpoint(f"{url}/", "whsec_plJ3nmyCDGBKInavdOK15jsl"), KEY)
+        stand_in = ClerkStandIn(folder, "", [""], svix.Endpoint(f"{url}/", "whsec_plJ3nmyCDGBKInavdOK15jsl"), KEY)
         pair = {"organization": {"id": "org_acme"}, "public_user_data": {"user_id": "user_zoe"}}
         for event_type, data in (("user.created", {"id": "user_zoe"}), ("organizationMembership.created", pair)):
             stand_in.event(event_type, data)

@@ -144,7 +144,7 @@ async def serve(application: web.Application, port: int) -> web.AppRunner:
 
 
 def test_postgrest_trusts_clerk_and_the_gateway(docker: Path, stack: Stack, parts: dict[str, Part]) -> None:
-    clerk = ClerkStandIn(stack.home, stack.environment()["CLERK_ISSUER"], "", svix.Endpoint("", "whsec_"), "sk_test_")
+    clerk = ClerkStandIn(stack.home, stack.environment()["CLERK_ISSUER"], [""], svix.Endpoint("", "whsec_"), "sk_test_")
 
     async def prepared() -> None:
         runner = await serve(clerk.application(), stack.ports.clerk)

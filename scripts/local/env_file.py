@@ -1,0 +1,70 @@
+"""The variables about Clerk that `.env` gives the local stack: a real development instance, and further origins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from dotenv import dotenv_values
+from pydantic import AfterValidator, BaseModel, ConfigDict, SecretStr, ValidationError
+
+from scripts.errors import Failure
+from service.clerk_api import CLERK_API_URL
+from service.settings import ClerkKey, Origin, Origins, WebhookSecrets, list_mistakes
+
+PARTIES = "CLERK_AUTHORIZED_PARTIES"
+
+
+class EnvFileInvalid(Failure):
+    """A variable of `.env` is missing or malformed. The message names it, never its value."""
+
+    exit_code = 2
+
+
+def _of_a_development_instance(key: SecretStr) -> SecretStr:
+    if key.get_secret_value().startswith("sk_live_"):
+        raise ValueError("must be a development instance's (sk_test_…): an erasure here deletes the person at Clerk")
+    return key
+
+
+class FurtherOrigins(BaseModel):
+    """What may be set beside the stand-in."""
+
+    model_config = ConfigDict(alias_generator=str.upper, str_strip_whitespace=True)
+
+    clerk_authorized_parties: Origins = ()
+
+
+class RealInstance(FurtherOrigins):
+    """All that names a Clerk instance."""
+
+    clerk_issuer: Origin
+    clerk_secret_key: Annotated[ClerkKey, AfterValidator(_of_a_development_instance)]
+    clerk_webhook_secrets: WebhookSecrets
+    clerk_api_url: Origin = CLERK_API_URL
+
+
+def clerk_variables(file: Path, stand_in: str) -> dict[str, str]:
+    """The file's variables about Clerk; CLERK_ISSUER is among them if it names a real instance.
+
+    The stand-in's own URL is no real instance, so that `ballast env > .env` changes nothing. Raises EnvFileInvalid.
+    """
+    names = {name.upper() for name in RealInstance.model_fields}
+    given = {name: value for name, value in dotenv_values(file, interpolate=False).items() if name in names and value}
+    if given.get("CLERK_ISSUER") == stand_in:
+        given = {name: value for name, value in given.items() if name == PARTIES}
+    model = RealInstance if given.keys() - {PARTIES} else FurtherOrigins
+    try:
+        settings = model.model_validate(given)
+    except ValidationError as error:
+        mistakes = list_mistakes(error)
+    else:
+        return {name.upper(): _text(value) for name, value in settings if value}
+    # Outside the except block: pydantic's error holds the values, and a chained traceback would print them.
+    raise EnvFileInvalid(f"{file} cannot be used: {mistakes}. docs/local-stack.md says what a Clerk instance needs.")
+
+
+def _text(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(_text, value))
+    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)

@@ -1,0 +1,254 @@
+"""What `.env` says of Clerk: a real instance in place of the stand-in, and the origins of further pages."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from scripts.cli import ballast
+from scripts.cli.doctor import local_stack
+from scripts.local import services
+from scripts.local.env_file import EnvFileInvalid
+from scripts.local.stack import CHECKOUT, DEFAULT_HOME, OtherClerk, Secrets, Stack
+from tests.conftest import ROOT
+
+ISSUER = "https://brave-gnu-1.clerk.accounts.dev"
+SECRET = "whsec_plJ3nmyCDGBKInavdOK15jsl"
+REAL = {"CLERK_ISSUER": ISSUER, "CLERK_SECRET_KEY": "sk_test_real", "CLERK_WEBHOOK_SECRETS": SECRET}
+BASE = 40000
+STAND_IN_URL = f"http://127.0.0.1:{BASE + 4}"
+
+MakeStack = Callable[..., Stack]
+
+
+@pytest.fixture
+def stack_with(tmp_path: Path) -> MakeStack:
+    """A stack in the test's folder, which never runs, with a `.env` of these variables."""
+
+    def make(**variables: str | None) -> Stack:
+        lines = [f"{name}={value}\n" for name, value in variables.items() if value is not None]
+        (tmp_path / ".env").write_text("".join(lines))
+        return Stack(tmp_path, BASE, Secrets.of(tmp_path))
+
+    return make
+
+
+def run(stack: Stack, *words: str) -> Result:
+    place = {"BALLAST_HOME": str(stack.home), "BALLAST_PORT_BASE": str(stack.port_base)}
+    return CliRunner().invoke(ballast, words, env=place)
+
+
+def pretend_there_is_a_database(stack: Stack) -> None:
+    file = stack.postgres.folder / "data" / "PG_VERSION"
+    file.parent.mkdir(parents=True)
+    file.touch()
+
+
+# --- which variables -------------------------------------------------------------------------------------------------
+
+
+def test_a_real_instance_replaces_the_stand_in(stack_with: MakeStack) -> None:
+    stack = stack_with(**REAL)
+    assert stack.clerk == ISSUER
+    environment = stack.environment()
+    assert {name: environment[name] for name in REAL} == REAL
+    assert environment["CLERK_API_URL"] == "https://api.clerk.com"
+    assert environment["CLERK_AUTHORIZED_PARTIES"] == environment["SERVICE_URL"]
+    clerk = next(part for part in services.parts_of(stack) if part.name == "clerk")
+    assert not clerk.is_wanted()
+
+
+@pytest.mark.parametrize("variables", [{}, {"CLERK_ISSUER": "", "CLERK_SECRET_KEY": ""}, {"DATABASE_URL": "x"}])
+def test_the_stand_in_is_used_unless_a_real_instance_is_named(stack_with: MakeStack, variables: dict[str, str]) -> None:
+    stack = stack_with(**variables)
+    assert stack.environment() == Stack(stack.home / "none", BASE, stack.secrets).environment() | {
+        name: stack.environment()[name] for name in ("BALLAST_HOME", "DATABASE_URL", "BACKUP_URL")
+    }
+    assert stack.environment()["CLERK_ISSUER"] == STAND_IN_URL
+    clerk = next(part for part in services.parts_of(stack) if part.name == "clerk")
+    assert clerk.is_wanted()
+
+
+def test_origins_are_added_to_the_services_own_with_either_clerk(stack_with: MakeStack) -> None:
+    origins = "http://localhost:5173/, http://localhost:3000"
+    for clerk in ({}, REAL):
+        environment = stack_with(**clerk, CLERK_AUTHORIZED_PARTIES=origins).environment()
+        expected = f"{environment['SERVICE_URL']},http://localhost:5173,http://localhost:3000"
+        assert environment["CLERK_AUTHORIZED_PARTIES"] == expected
+
+
+@pytest.mark.parametrize(("given", "missing"), [
+    (["CLERK_ISSUER"], ["CLERK_SECRET_KEY", "CLERK_WEBHOOK_SECRETS"]),
+    (["CLERK_ISSUER", "CLERK_SECRET_KEY"], ["CLERK_WEBHOOK_SECRETS"]),
+    (["CLERK_ISSUER", "CLERK_WEBHOOK_SECRETS"], ["CLERK_SECRET_KEY"]),
+    (["CLERK_SECRET_KEY", "CLERK_WEBHOOK_SECRETS"], ["CLERK_ISSUER"]),
+])  # fmt: skip
+def test_what_is_missing_is_named_before_anything_starts(
+    stack_with: MakeStack, given: list[str], missing: list[str]
+) -> None:
+    stack = stack_with(**{name: REAL[name] for name in given})
+    for words in (["up", "--detach"], ["env"], ["token", "--user", "user_ada"], ["clerk", "send", "user.created"]):
+        result = run(stack, *words)
+        named = "; ".join(f"{name} is missing" for name in missing)
+        assert result.exit_code == 2
+        assert result.stderr == (
+            f"ballast: {stack.env_file} cannot be used: {named}. docs/local-stack.md says what a Clerk instance needs.\n"
+        )
+    assert sorted(each.name for each in stack.home.iterdir()) == [".env", "secrets.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CLERK_ISSUER", "https://clerk.example/5ecret"),
+        ("CLERK_SECRET_KEY", "pk_test_5ecret"),
+        ("CLERK_SECRET_KEY", "sk_live_5ecret"),
+        ("CLERK_WEBHOOK_SECRETS", "whsec_5ecret"),
+        ("CLERK_WEBHOOK_SECRETS", ","),
+        ("CLERK_API_URL", "5ecret"),
+        ("CLERK_AUTHORIZED_PARTIES", "http://localhost:5173/5ecret"),
+    ],
+)
+def test_a_malformed_variable_is_named_without_its_value(stack_with: MakeStack, name: str, value: str) -> None:
+    with pytest.raises(EnvFileInvalid, match=rf"\.env cannot be used: {name} must [^;]+\.") as refusal:
+        stack_with(**REAL | {name: value}).environment()
+    assert "5ecret" not in str(refusal.value)
+    assert refusal.value.__cause__ is refusal.value.__context__ is None
+
+
+def test_a_stack_stops_and_is_deleted_whatever_the_file_says(stack_with: MakeStack) -> None:
+    stack = stack_with(CLERK_ISSUER=ISSUER)
+    assert (run(stack, "down").exit_code, run(stack, "reset", "--yes").exit_code) == (0, 0)
+
+
+def test_the_stand_ins_own_variables_change_nothing(stack_with: MakeStack) -> None:
+    stack = stack_with()
+    (stack.home / ".env").write_text(run(stack, "env").stdout)
+    again = Stack(stack.home, BASE, stack.secrets)
+    assert (again.clerk, again.environment()) == ("stand-in", stack.environment())
+
+
+# --- which file ------------------------------------------------------------------------------------------------------
+
+
+def test_the_checkouts_own_stack_reads_the_checkouts_file_and_no_other_stack_does(tmp_path: Path) -> None:
+    secrets = Secrets()
+    assert Stack(DEFAULT_HOME, BASE, secrets).env_file == CHECKOUT / ".env"
+    assert Stack(tmp_path, BASE, secrets).env_file == tmp_path / ".env"
+    ignored = subprocess.run(["git", "check-ignore", "--quiet", ".env"], cwd=ROOT, check=False)
+    assert ignored.returncode == 0
+
+
+def test_the_process_environment_does_not_choose_the_stacks_clerk(
+    stack_with: MakeStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in REAL.items():
+        monkeypatch.setenv(name, value)
+    assert stack_with().environment()["CLERK_ISSUER"] == STAND_IN_URL
+    other = REAL | {"CLERK_ISSUER": "https://other.clerk.accounts.dev"}
+    assert stack_with(**other).environment()["CLERK_ISSUER"] == other["CLERK_ISSUER"]
+
+
+PROBE = """
+from scripts.local.stack import CHECKOUT, Stack, client_environment
+
+def test_probe():
+    assert (CHECKOUT / ".env").exists()
+    assert client_environment()["CLERK_ISSUER"].startswith("http://127.0.0.1:")
+
+if __name__ == "__main__":
+    test_probe()
+"""
+
+
+def test_tests_know_nothing_of_a_developers_file_and_shell(tmp_path: Path) -> None:
+    """In a copy of the checkout that has a `.env`: a command fails over it, and a test does not even read it."""
+    for folder in ("scripts", "service", "tests"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", ".env.example"):
+        shutil.copy(ROOT / file, tmp_path)
+    (tmp_path / ".env").write_text(f"CLERK_ISSUER={ISSUER}\n")
+    (tmp_path / "tests/test_probe.py").write_text(PROBE)
+    shell = {name: value for name, value in os.environ.items() if name != "BALLAST_HOME"} | {"CLERK_ISSUER": ISSUER}
+    words = {"command": ["-m", "tests.test_probe"], "test": ["-m", "pytest", "-q", "tests/test_probe.py"]}
+    ran = {
+        name: subprocess.run(
+            [sys.executable, *each], cwd=tmp_path, env=shell, capture_output=True, text=True, check=False
+        )
+        for name, each in words.items()
+    }
+    assert ran["command"].returncode == 1
+    assert "CLERK_SECRET_KEY is missing" in ran["command"].stderr
+    assert ran["test"].returncode == 0, ran["test"].stdout + ran["test"].stderr
+
+
+# --- what commands do with it ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "instead"),
+    [
+        (["token", "--user", "user_ada"], "await Clerk.session.getToken()"),
+        (["clerk", "send", "user.created"], "Change the object there"),
+        (["seed"], "ballast clerk backfill"),
+    ],
+)
+def test_what_only_the_stand_in_can_do_says_what_to_do_instead(
+    stack_with: MakeStack, words: list[str], instead: str
+) -> None:
+    result = run(stack_with(**REAL), *words)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert f"names the Clerk instance {ISSUER}, so no stand-in runs." in result.stderr
+    assert instead in result.stderr
+
+
+def test_an_empty_database_is_filled_from_the_clerk_in_use(stack_with: MakeStack) -> None:
+    for variables, words in (({}, ["seed"]), (REAL, ["clerk", "backfill"])):
+        seed = next(part for part in services.parts_of(stack_with(**variables)) if part.name == "seed")
+        assert seed.command()[-len(words) :] == words
+
+
+def test_doctor_asks_for_a_session_token_of_a_real_instance(
+    stack_with: MakeStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variables, is_minted in (({}, True), (REAL, False)):
+        stack = stack_with(**variables)
+        monkeypatch.setenv("BALLAST_HOME", str(stack.home))
+        assert bool(local_stack(stack.environment()).mint_token) == is_minted
+
+
+def test_one_database_never_has_the_people_of_two_clerks(stack_with: MakeStack) -> None:
+    stack_with().record_clerk()
+    stack_with(**REAL).record_clerk()  # there is no database yet
+    pretend_there_is_a_database(stack_with(**REAL))
+    stack_with(**REAL).record_clerk()
+    with pytest.raises(
+        OtherClerk, match=rf"has the people of the Clerk instance {ISSUER}, and .*chooses Clerk's stand-in\."
+    ):
+        stack_with().record_clerk()
+    with pytest.raises(OtherClerk, match=r"chooses the Clerk instance https://other"):
+        stack_with(**REAL | {"CLERK_ISSUER": "https://other.clerk.accounts.dev"}).record_clerk()
+
+
+def test_an_older_stack_has_the_stand_ins_people(stack_with: MakeStack) -> None:
+    pretend_there_is_a_database(stack_with(**REAL))
+    up = run(stack_with(**REAL), "up", "--detach")
+    assert (up.exit_code, up.stderr.count("\n")) == (1, 1)
+    assert "has the people of Clerk's stand-in" in up.stderr
+    assert "ballast reset" in up.stderr
+
+
+@pytest.mark.parametrize(("variables", "clerk"), [({}, "stand-in"), (REAL, ISSUER)])
+def test_status_shows_which_clerk_is_used(stack_with: MakeStack, variables: dict[str, str], clerk: str) -> None:
+    status = run(stack_with(**variables), "status", "--json")
+    assert json.loads(status.stdout)["clerk"] == clerk
+    shown = run(stack_with(**variables), "status").stdout
+    assert f"Clerk: {'the stand-in' if clerk == 'stand-in' else f'the real instance {clerk}'}" in shown
