@@ -11,13 +11,20 @@ const LIVE = { connecting: "Connecting", live: "Live", lost: "Connection lost, r
 
 const config = await (await fetch("/demo/config.json")).json();
 const clerk = new Clerk(config.clerk_issuer);
+const isStandIn = !config.clerk_issuer.startsWith("https:"); // Clerk itself answers by https only
 
 let leave = () => {}; // ends what shows now
 
 function show() {
   leave();
-  leave = clerk.session ? showSession() : showSignIn();
+  if (isStandIn) leave = clerk.session ? showSession() : showSignIn();
+  else showRealClerk();
   element("main").focus();
+}
+
+function showRealClerk() {
+  fill(element("real-clerk"), { issuer: config.clerk_issuer });
+  element("real-clerk").hidden = false;
 }
 
 function showSignIn() {

@@ -92,3 +92,9 @@ def test_without_supabase_js_a_problem_says_how_to_get_it(
     response = local.get(path)
     assert (response.status_code, response.content_type) == (503, "application/problem+json")
     assert "./scripts/setup" in response.json["detail"]
+
+
+def test_a_second_authorized_party_does_not_move_the_page(make_app: MakeApp) -> None:
+    parties = "http://127.0.0.1:54323,http://localhost:5173"
+    client = make_app(ENVIRONMENT="local", CLERK_AUTHORIZED_PARTIES=parties).test_client()
+    assert client.get("/", base_url="http://127.0.0.1:54323").status_code == 200
