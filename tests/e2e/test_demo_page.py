@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import psycopg
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.e2e.conftest import OpenWindow, membership, organization_id, titles_in
 
@@ -188,3 +188,19 @@ def test_more_pages_follow_until_everything_is_there(window: OpenWindow, databas
     expect(cleo.titles).to_have_text(expected)
     expect(more).to_have_count(0)
     expect(cleo.page.locator("#project-count")).to_have_text(f"{len(expected)} in all")
+
+
+def test_with_a_real_clerk_the_page_names_it_and_says_how_to_get_a_token(window: OpenWindow) -> None:
+    visitor = window()
+
+    def with_real_clerk(route: Route) -> None:
+        config = route.fetch().json()
+        route.fulfill(json=config | {"clerk_issuer": "https://brave-gnu-1.clerk.accounts.dev"})
+
+    visitor.page.route("**/demo/config.json", with_real_clerk)
+    visitor.open()
+    expect(visitor.page.get_by_role("heading", name="Sign in at a page of your own")).to_be_visible()
+    expect(visitor.page.locator("#real-clerk")).to_contain_text("https://brave-gnu-1.clerk.accounts.dev")
+    expect(visitor.page.locator("#real-clerk")).to_contain_text("await Clerk.session.getToken()")
+    expect(visitor.page.get_by_role("heading", name="Who would you like to be?")).to_be_hidden()
+    assert visitor.complaints == []
