@@ -55,14 +55,14 @@ class BackupRunner:
         row: dict[str, Any] | None = self.call("request_backup", arguments)
         if row is None:
             raise BackupRunning
-        told = ("--log", str(backup), "--name", name, "--type", backup_type)
+        options = ("--log", str(backup), "--name", name, "--type", backup_type)
         try:
             # What it complains of joins our log; its session is its own, so that what stops us does not stop it.
             process = subprocess.Popen(
-                (*self.command, *told), start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+                (*self.command, *options), start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
             )
         except OSError:
-            self._failed(row["id"], "The backup process could not be started.")
+            self._record_failure(row["id"], "The backup process could not be started.")
             raise
         log.info("backup started", extra={"backup": row["id"]})
         threading.Thread(target=self._wait, args=(row["id"], process), name="backup", daemon=True).start()
@@ -73,8 +73,8 @@ class BackupRunner:
         code = process.wait()
         log.log(logging.ERROR if code else logging.INFO, "backup ended", extra={"backup": backup, "code": code})
         if code:
-            self._failed(backup, f"The backup process ended with code {code}.")
+            self._record_failure(backup, f"The backup process ended with code {code}.")
 
-    def _failed(self, backup: str, reason: str) -> None:
+    def _record_failure(self, backup: str, reason: str) -> None:
         with suppress(CallFailed):  # the next run finds it
             self.call("end_backup", {"id": backup, "status": "failed", "error_message": reason})

@@ -13,7 +13,7 @@ from service.logs import log
 
 # How long Redis is left alone after a failure: twice as long each time, for as long as it fails.
 FIRST_PAUSE_SECONDS = 1.0
-LONGEST_PAUSE_SECONDS = 30.0
+MAX_PAUSE_SECONDS = 30.0
 
 Answer = TypeVar("Answer")
 
@@ -38,9 +38,9 @@ class Breaker:
         try:
             answer = question(self._redis)
         except Exception as error:  # the package trusts the form of an answer, and raises whatever it stumbles over
-            self._failed(error)
+            self._record_failure(error)
             raise RedisUnavailable(type(error).__name__) from None
-        self._answered()
+        self._record_success()
         return answer
 
     def _is_paused(self) -> bool:
@@ -49,21 +49,21 @@ class Breaker:
             if now < self._paused_until:
                 return True
             if self._failures:  # this request tries; the others wait for what becomes of it
-                self._paused_until = now + LONGEST_PAUSE_SECONDS
+                self._paused_until = now + MAX_PAUSE_SECONDS
             return False
 
-    def _failed(self, error: Exception) -> None:
+    def _record_failure(self, error: Exception) -> None:
         with self._lock:
             now = monotonic()
             if not self._failures:
                 log.warning("redis does not answer", extra={"reason": type(error).__name__})
             # Of those that were under way together, the first counts.
-            pause = min(FIRST_PAUSE_SECONDS * 2.0**self._failures, LONGEST_PAUSE_SECONDS)
+            pause = min(FIRST_PAUSE_SECONDS * 2.0**self._failures, MAX_PAUSE_SECONDS)
             if not self._failures or self._paused_until - now > pause:
                 self._failures += 1
                 self._paused_until = now + pause
 
-    def _answered(self) -> None:
+    def _record_success(self) -> None:
         if self._failures:
             with self._lock:
                 log.info("redis answers again")

@@ -27,7 +27,7 @@ from service.breaker import Breaker, RedisUnavailable
 LIFE_SECONDS = 60.0
 JITTER = 0.1  # of its life, so that answers made together do not end together
 # A change is remembered for longer than any answer lives that was computed before it.
-CHANGES_LIVE_SECONDS = 3600
+CHANGE_LIFE_SECONDS = 3600
 
 # KEYS[1] is the clock. It starts at the time of day, so that it does not go back when Redis loses its data.
 SHARED = """
@@ -121,7 +121,7 @@ class Cache:
             self._store(key, clock, about, json.dumps(value), began)
         return value
 
-    def changed(self, users: Collection[str] = (), organizations: Collection[str] = ()) -> None:
+    def invalidate(self, users: Collection[str] = (), organizations: Collection[str] = ()) -> None:
         """Ends all answers about these, in every process. Call it after the change is committed.
 
         If Redis cannot be reached, this process does without the cache until the answers from before have expired.
@@ -158,7 +158,7 @@ class Cache:
             metrics.CACHE.labels("errors").inc()
 
     def _change(self, keys: list[str], redis: Redis) -> None:
-        if redis.eval(CHANGE, [self._clock, *keys], [str(CHANGES_LIVE_SECONDS)]) != len(keys):
+        if redis.eval(CHANGE, [self._clock, *keys], [str(CHANGE_LIFE_SECONDS)]) != len(keys):
             raise ValueError("not what the script returns")
 
     @property

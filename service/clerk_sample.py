@@ -14,7 +14,7 @@ from service.problems import Problem
 
 SAMPLE = 100
 COMMAND = (sys.executable, "-m", "scripts.cli", "clerk", "reconcile", "--json", "--sample", str(SAMPLE))
-LONGEST_SECONDS = 25.0
+MAX_SECONDS = 25.0
 
 
 class SampleUnavailable(
@@ -49,7 +49,7 @@ class ClerkSample:
                 env=os.environ | self.variables,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                timeout=LONGEST_SECONDS,
+                timeout=MAX_SECONDS,
                 check=False,
             )
             report = json.loads(ended.stdout)

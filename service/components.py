@@ -19,7 +19,7 @@ from service.erasure import Eraser
 from service.erasure_ledger import LedgerStore
 from service.identity import SessionTokens
 from service.limits import Limits
-from service.mail import Drawer, Mailer, Renderer, Resend
+from service.mail import DevMailbox, Mailer, Renderer, Resend
 from service.privacy_notice import PrivacyNotice
 from service.settings import Settings
 
@@ -65,7 +65,7 @@ def build_components(app: Flask, settings: Settings) -> Components:
         limits=Limits(breaker, redis, settings.supabase_url),
         session_tokens=SessionTokens(settings.clerk_issuer, settings.clerk_authorized_parties),
         clerk=clerk,
-        eraser=Eraser(data_api.call, clerk, ledger, lambda user_id: cache.changed(users=[user_id])),
+        eraser=Eraser(data_api.call, clerk, ledger, lambda user_id: cache.invalidate(users=[user_id])),
         seals=LedgerStore(settings.backup_url, "seals") if settings.backup_url else None,
         backups=BackupRunner(data_api.call, settings.missing_for_backups()),
         clerk_sample=_clerk_sample(settings),
@@ -96,13 +96,13 @@ def _mailer(settings: Settings, data_api: DataApi) -> Mailer:
     app_url = settings.clerk_authorized_parties[0] if settings.clerk_authorized_parties else None
     secret = settings.jobs_token.get_secret_value()
     renderer = Renderer(settings.legal_company, app_url, settings.service_url, secret)
-    way: Resend | Drawer | None = None
+    way: Resend | DevMailbox | None = None
     if settings.environment == "local":
-        way = Drawer(settings.ballast_home / "mail" if settings.ballast_home else None)
+        way = DevMailbox(settings.ballast_home / "mail" if settings.ballast_home else None)
     elif settings.resend_api_key is not None and settings.mail_from is not None:
         way = Resend(settings.resend_api_key.get_secret_value(), settings.resend_api_url, settings.mail_from)
     elif settings.environment == "test":
-        way = Drawer(None)
+        way = DevMailbox(None)
     return Mailer(data_api.call, renderer, way)
 
 

@@ -21,46 +21,46 @@ from service.logs import log
 # What is not done by then is left to the job.
 WORK_SECONDS = 20.0
 PAUSE_SECONDS = 0.1
-MOST_PAUSES = 10
+MAX_PAUSES = 10
 THREADS = 2
-KEPT_IN_LEDGER = ("receipt", "subject_hash", "salt", "requested_at", "erased_at", "counts")
+LEDGER_FIELDS = ("receipt", "subject_hash", "salt", "requested_at", "erased_at", "counts")
 
 
 @dataclass(frozen=True)
 class Eraser:
     """`call(function, arguments)` is DataApi.call, or does what it does. Without a ledger the database remembers.
 
-    `forget` hears Clerk's id of whoever has been erased.
+    `on_erased` gets the Clerk id of each erased person.
     """
 
     call: Call
     clerk: ClerkApi
     ledger: LedgerStore | None
-    forget: Callable[[str], None] = lambda _: None
+    on_erased: Callable[[str], None] = lambda _: None
     _threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(THREADS, "erasure"), repr=False)
 
     def begin(self, receipt: str) -> None:
         """Works on an erasure while its request is answered. What a crash interrupts, the job takes up."""
-        self._threads.submit(self.carry_out, receipt).add_done_callback(_told)
+        self._threads.submit(self.carry_out, receipt).add_done_callback(_log_failure)
 
     def begin_pending(self) -> None:
         """Works on whatever is due, likewise."""
-        self._threads.submit(self.carry_out_pending).add_done_callback(_told)
+        self._threads.submit(self.carry_out_pending).add_done_callback(_log_failure)
 
-    def carry_out(self, receipt: str, told: Callable[[dict[str, Any]], None] = lambda _: None) -> str:
+    def carry_out(self, receipt: str, on_step: Callable[[dict[str, Any]], None] = lambda _: None) -> str:
         """Works on an erasure for WORK_SECONDS at most, and returns its state: running, erased or complete.
 
-        `told` hears of each step, as public.continue_erasure() returns it. What fails is noted and due again later.
+        `on_step` gets each step, as public.continue_erasure() returns it. What fails is retried later.
         """
         deadline = time.monotonic() + WORK_SECONDS
         state = "running"
         try:
             step: dict[str, Any] = {}
             pauses = 0
-            while state == "running" and time.monotonic() < deadline and pauses < MOST_PAUSES:
+            while state == "running" and time.monotonic() < deadline and pauses < MAX_PAUSES:
                 before, step = step, self.call("continue_erasure", {"receipt": receipt})
                 state = step["state"]
-                told(step)
+                on_step(step)
                 if step == before:
                     pauses += 1
                     time.sleep(PAUSE_SECONDS)  # it waits for transactions of others, or somebody else is at it
@@ -85,14 +85,14 @@ class Eraser:
     def _follow_up(self, step: dict[str, Any]) -> None:
         """Outside the database. Raises LedgerUnavailable, ClerkCallFailed, CallFailed."""
         if self.ledger is not None:
-            self.ledger.put(step["receipt"], {name: step[name] for name in KEPT_IN_LEDGER})
+            self.ledger.put(step["receipt"], {name: step[name] for name in LEDGER_FIELDS})
         if step["to_delete_at_clerk"] is not None:
-            self.forget(step["to_delete_at_clerk"])
+            self.on_erased(step["to_delete_at_clerk"])
             self.clerk.delete_user(step["to_delete_at_clerk"])
         self.call("end_erasure", {"receipt": step["receipt"], "is_stored": self.ledger is not None})
 
 
-def _told(work: Future[Any]) -> None:
+def _log_failure(work: Future[Any]) -> None:
     """Nobody waits for it: what went wrong would be lost."""
     error = work.exception()
     if error is not None:

@@ -25,8 +25,8 @@ Result = TypeVar("Result")
 class LedgerUnavailable(Exception):
     """The ledger cannot be written or read. `code` says why in one word: the store's own may quote its keys."""
 
-    def __init__(self, deed: str, url: str, code: str) -> None:
-        super().__init__(f"Cannot {deed} in {url}: {code}.")
+    def __init__(self, action: str, url: str, code: str) -> None:
+        super().__init__(f"Cannot {action} in {url}: {code}.")
         self.code = code
 
 
@@ -35,7 +35,7 @@ class EntryMalformed(ValueError):
 
 
 class LedgerStore:
-    """The ledger in `folder` below `url`, as object_store.opened() takes it. Nothing is opened before it is needed.
+    """The ledger in `folder` below `url`, as open_object_store() takes it. Nothing is opened before it is needed.
 
     Threads may share one.
     """
@@ -54,27 +54,27 @@ class LedgerStore:
 
     def entries(self) -> Iterator[dict[str, Any]]:
         """All entries, by receipt. Raises LedgerUnavailable, also for one that is unreadable: it may not be skipped."""
-        for path in self._listed():
+        for path in self._list_paths():
             yield self._attempt(f"read {path}", partial(_entry, path=path))
 
     def receipts(self) -> list[str]:
         """Of all entries. Raises LedgerUnavailable."""
-        return [path.rpartition("/")[2].removesuffix(".json") for path in self._listed()]
+        return [path.rpartition("/")[2].removesuffix(".json") for path in self._list_paths()]
 
-    def _listed(self) -> list[str]:
+    def _list_paths(self) -> list[str]:
         return self._attempt(f"list {self._folder}", partial(_paths, folder=self._folder))
 
-    def _attempt(self, deed: str, act: Callable[[ObjectStore], Result]) -> Result:
+    def _attempt(self, action: str, act: Callable[[ObjectStore], Result]) -> Result:
         try:
             return act(self._store)
         except (BaseError, OSError, ValueError) as error:
-            failed = LedgerUnavailable(deed, self._url, object_store.reason(error))
+            failed = LedgerUnavailable(action, self._url, object_store.describe_error(error))
         # Outside the except block, as in data_api: a chained traceback would print what the store said.
         raise failed
 
     @cached_property
     def _store(self) -> ObjectStore:
-        return object_store.opened(self._url, attempt_seconds=ATTEMPT_SECONDS, retries=RETRIES)
+        return object_store.open_object_store(self._url, attempt_seconds=ATTEMPT_SECONDS, retries=RETRIES)
 
 
 def _paths(store: ObjectStore, folder: str) -> list[str]:

@@ -89,8 +89,8 @@ class Export:
         self.call("end_export", {"export_id": self.id, "failed": failed})
 
 
-def as_json(export: Export, told: Callable[[int], None] = lambda _: None) -> Iterator[bytes]:
-    """One document: schema_version, generated_at, and an array per domain. `told` hears how many records a piece has.
+def write_json(export: Export, on_progress: Callable[[int], None] = lambda _: None) -> Iterator[bytes]:
+    """One document: schema_version, generated_at, and an array per domain. `on_progress` gets each piece's records.
 
     Nothing comes before the first page is there: what fails by then is no broken file.
     """
@@ -99,35 +99,35 @@ def as_json(export: Export, told: Callable[[int], None] = lambda _: None) -> Ite
     for domain, parts in groupby(export.parts(), lambda part: part.domain):
         yield f"{before},\n{json.dumps(domain)}: ".encode()
         before = ""
-        for piece, entries in _array(parts):
+        for piece, entries in _write_array(parts):
             yield piece
-            told(entries)
+            on_progress(entries)
     yield b"}\n"
 
 
-def as_zip(export: Export, told: Callable[[int], None] = lambda _: None) -> Iterator[bytes]:
+def write_zip(export: Export, on_progress: Callable[[int], None] = lambda _: None) -> Iterator[bytes]:
     """An archive: a file per domain, manifest.json with counts and checksums, README.txt."""
-    output = _Pieces()
+    output = _PieceBuffer()
     made_at = datetime.fromisoformat(export.generated_at).timetuple()[:6]
     files: dict[str, dict[str, object]] = {}
     with zipfile.ZipFile(output, "w", zipfile.ZIP_DEFLATED, compresslevel=COMPRESSION_LEVEL) as archive:
         for domain, parts in groupby(export.parts(), lambda part: part.domain):
             records, digest = 0, hashlib.sha256()
             with archive.open(_entry(f"{domain}.json", made_at), "w", force_zip64=True) as file:
-                for piece, entries in _array(parts):
+                for piece, entries in _write_array(parts):
                     file.write(piece)
                     digest.update(piece)
                     records += entries
-                    told(entries)
-                    yield output.taken()
+                    on_progress(entries)
+                    yield output.take()
             files[f"{domain}.json"] = {"records": records, "sha256": digest.hexdigest()}
         manifest = {"schema_version": export.schema_version, "generated_at": export.generated_at, "files": files}
         archive.writestr(_entry("manifest.json", made_at), json.dumps(manifest, indent=2) + "\n")
         archive.writestr(_entry("README.txt", made_at), _readme(export))
-    yield output.taken()
+    yield output.take()
 
 
-def _array(parts: Iterator[Part]) -> Iterator[tuple[bytes, int]]:
+def _write_array(parts: Iterator[Part]) -> Iterator[tuple[bytes, int]]:
     """A JSON array in pieces, each with the number of its records."""
     before = b"[\n"
     for part in parts:
@@ -151,7 +151,7 @@ def _readme(export: Export) -> str:
     return README.format(generated_at=export.generated_at, files=files)
 
 
-class _Pieces(io.RawIOBase):
+class _PieceBuffer(io.RawIOBase):
     """A file that cannot seek, for zipfile, whose content is taken away as it is written."""
 
     def __init__(self) -> None:
@@ -164,6 +164,6 @@ class _Pieces(io.RawIOBase):
         self._pieces.append(bytes(piece))
         return len(piece)
 
-    def taken(self) -> bytes:
+    def take(self) -> bytes:
         pieces, self._pieces = self._pieces, []
         return b"".join(pieces)

@@ -19,7 +19,7 @@ from service.problems import Problem
 
 ALGORITHM = "RS256"
 LEEWAY_SECONDS = 5
-KEYS_LIVE_SECONDS = 300
+KEYS_LIFE_SECONDS = 300
 FETCH_TIMEOUT_SECONDS = 3
 # Forged tokens must not make us hammer Clerk: we ask for new keys early, or again after no answer, only this often.
 EARLY_FETCH_SECONDS = 30
@@ -88,23 +88,23 @@ class SigningKeys:
 
     def current(self) -> Mapping[str, PyJWK]:
         """The keys, at most five minutes old. Raises KeysUnavailable."""
-        if self._expired():
+        if self._have_expired():
             with self._lock:
-                if self._expired() and monotonic() - self._tried_at >= FAILED_FETCH_SECONDS:
+                if self._have_expired() and monotonic() - self._tried_at >= FAILED_FETCH_SECONDS:
                     self._fetch()
-        if self._expired():
+        if self._have_expired():
             raise KeysUnavailable("Clerk's public keys cannot be fetched.")
         return self._keys
 
-    def refreshed(self) -> Mapping[str, PyJWK]:
+    def refresh(self) -> Mapping[str, PyJWK]:
         """The keys as they are now, if the last fetch is long enough ago; else those we have."""
         with self._lock:
             if monotonic() - self._tried_at >= EARLY_FETCH_SECONDS:
                 self._fetch()
         return self._keys
 
-    def _expired(self) -> bool:
-        return monotonic() - self._fetched_at > KEYS_LIVE_SECONDS
+    def _have_expired(self) -> bool:
+        return monotonic() - self._fetched_at > KEYS_LIFE_SECONDS
 
     def _fetch(self) -> None:
         self._tried_at = monotonic()
@@ -124,7 +124,7 @@ class SessionTokens:
         self._authorized_parties = authorized_parties
         self._keys = SigningKeys(issuer)
 
-    def caller(self, authorization: str | None) -> Caller:
+    def authenticate(self, authorization: str | None) -> Caller:
         """The caller whom the request's Authorization header proves.
 
         Raises TokenMissing, TokenInvalid, SessionPending or KeysUnavailable.
@@ -134,40 +134,40 @@ class SessionTokens:
         bearer = BEARER.fullmatch(authorization)
         if bearer is None:
             raise _invalid()
-        claims = self._claims(bearer[1])
+        claims = self._read_claims(bearer[1])
         # Absent means active: tokens had no status before Clerk had tasks.
         if claims.get("sts", "active") != "active":
             raise SessionPending("Finish signing in: the session has unfinished tasks.")
-        caller = caller_of(claims, bearer[1])
+        caller = read_caller(claims, bearer[1])
         sentry.identify(self._issuer, caller.user_id, caller.organization_id)
         return caller
 
-    def _claims(self, token: str) -> dict[str, Any]:
+    def _read_claims(self, token: str) -> dict[str, Any]:
         try:
             header = jwt.get_unverified_header(token)
             kid = header.get("kid")
             if header.get("alg") != ALGORITHM or not isinstance(kid, str):
                 raise _invalid()
-            claims = self._verified(token, kid)
+            claims = self._verify(token, kid)
         except (jwt.PyJWTError, RecursionError, ValueError, OverflowError):
             raise _invalid() from None
-        if not claims["sub"] or not self._for_us(claims):
+        if not claims["sub"] or not self._is_for_us(claims):
             raise _invalid()
         return claims
 
-    def _verified(self, token: str, kid: str) -> dict[str, Any]:
+    def _verify(self, token: str, kid: str) -> dict[str, Any]:
         key = self._keys.current().get(kid)
         if key is not None:
             try:
-                return self._decoded(token, key)
+                return self._decode(token, key)
             except jwt.InvalidSignatureError:
                 pass  # Clerk names its key after the instance: a rotated key may bear the same name
-        renewed = self._keys.refreshed().get(kid)
+        renewed = self._keys.refresh().get(kid)
         if renewed is None or renewed is key:
             raise _invalid()
-        return self._decoded(token, renewed)
+        return self._decode(token, renewed)
 
-    def _decoded(self, token: str, key: PyJWK) -> dict[str, Any]:
+    def _decode(self, token: str, key: PyJWK) -> dict[str, Any]:
         return jwt.decode(
             token,
             key,
@@ -177,7 +177,7 @@ class SessionTokens:
             options={"require": ["exp", "iat", "iss", "sub"], "verify_aud": False},
         )
 
-    def _for_us(self, claims: Mapping[str, Any]) -> bool:
+    def _is_for_us(self, claims: Mapping[str, Any]) -> bool:
         party = claims.get("azp")
         return party is None or not self._authorized_parties or party in self._authorized_parties
 
@@ -185,11 +185,11 @@ class SessionTokens:
 def current_caller(tokens: SessionTokens) -> Caller:
     """Whom this request's token proves, checked once a request. Raises what SessionTokens.caller() does."""
     if "caller" not in g:
-        g.caller = tokens.caller(request.headers.get("Authorization"))
+        g.caller = tokens.authenticate(request.headers.get("Authorization"))
     return cast("Caller", g.caller)
 
 
-def caller_of(claims: Mapping[str, Any], token: str) -> Caller:
+def read_caller(claims: Mapping[str, Any], token: str) -> Caller:
     """What checked claims of either version say. Claims of an unknown shape count as absent."""
     active = claims.get("o")
     if isinstance(active, dict):

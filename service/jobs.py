@@ -78,7 +78,7 @@ def retry_events(tools: Components) -> Report:
         retried = tools.data_api.call("retry_due_event", {})
         if not isinstance(retried, dict):
             break
-        tools.cache.changed(retried["users"], retried["organizations"])
+        tools.cache.invalidate(retried["users"], retried["organizations"])
         report[retried["outcome"]] += 1
     return dict(report)
 

@@ -41,14 +41,14 @@ KINDS = (
 )
 WORK_SECONDS = 20.0
 TIMEOUT = httpx.Timeout(connect=3, read=8, write=3, pool=3)
-LONGEST_TEXT = 200
-LONGEST_RETRY_AFTER = 24 * 60 * 60
+MAX_TEXT_LENGTH = 200
+MAX_RETRY_AFTER = 24 * 60 * 60
 # Control and format characters, line and paragraph separators: what could end a line or turn its direction.
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u2028-\u202f\u2060-\u2069\ufeff\ud800-\udfff]+")
 CODE = re.compile(r"[A-Za-z0-9_]{1,100}")
 # Not this mail's fault, so the mail is tried again: the key or the domain (401, 403), the time (408), another request
 # that is under way with the same key (409), too many (429).
-TRY_AGAIN = {401, 403, 408, 409, 425, 429}
+RETRYABLE_STATUSES = {401, 403, 408, 409, 425, 429}
 # Resend has taken a mail with this key, and it said something else then (a name changed meanwhile): it is out.
 # https://resend.com/docs/dashboard/emails/idempotency-keys
 ALREADY_SENT = "invalid_idempotent_request"
@@ -96,9 +96,9 @@ class Renderer:
         loader = FileSystemLoader(TEMPLATES)
         self._html = Environment(loader=loader, autoescape=True, **options)
         self._text = Environment(loader=loader, autoescape=False, **options)  # noqa: S701 - plain text
-        self._html.filters["moment"] = self._text.filters["moment"] = _moment
+        self._html.filters["moment"] = self._text.filters["moment"] = _format_time
 
-    def message(self, mail: Mapping[str, Any]) -> Message:
+    def render(self, mail: Mapping[str, Any]) -> Message:
         """The message for a row as claim_mail() returns it. Raises SendingFailed where no mail can be made of it."""
         if mail["template"] not in KINDS:
             raise SendingFailed("template_unknown", is_final=True)
@@ -139,7 +139,7 @@ class Resend:
         headers = {"Authorization": f"Bearer {api_key}"}
         self._http = httpx.Client(base_url=api_url, headers=headers, timeout=TIMEOUT)
 
-    def deliver(self, message: Message) -> str | None:
+    def send(self, message: Message) -> str | None:
         """Hands a message over and returns Resend's id of it, None where it had it before. Raises SendingFailed."""
         headers = {"Idempotency-Key": message.id}
         try:
@@ -170,12 +170,12 @@ class Resend:
 
 
 @dataclass(frozen=True)
-class Drawer:
+class DevMailbox:
     """Instead of Resend, where nothing may leave: keeps messages in a folder for /dev/mail, if there is one."""
 
     folder: Path | None
 
-    def deliver(self, message: Message) -> str | None:
+    def send(self, message: Message) -> str | None:
         """Keeps the message."""
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -186,7 +186,7 @@ class Drawer:
             unfinished.replace(place)
         return None
 
-    def messages(self) -> list[dict[str, Any]]:
+    def list_messages(self) -> list[dict[str, Any]]:
         """What was kept, newest first."""
         kept = [json.loads(file.read_text()) for file in self.folder.glob("*.json")] if self.folder else []
         return sorted(kept, key=lambda each: each["sent_at"], reverse=True)
@@ -194,18 +194,18 @@ class Drawer:
 
 @dataclass(frozen=True)
 class Mailer:
-    """`call(function, arguments)` is DataApi.call, or does what it does. Without a `way` out nothing is claimed."""
+    """`call(function, arguments)` is DataApi.call, or does what it does. Without a `transport` nothing is claimed."""
 
     call: Call
     renderer: Renderer
-    way: Resend | Drawer | None
+    transport: Resend | DevMailbox | None
 
     def send_due(self) -> dict[str, Any]:
         """Sends what is due, for WORK_SECONDS at most: how many were sent, postponed, or given up (failed).
 
         Raises CallFailed when the database does not answer: what was claimed then is claimed again in some minutes.
         """
-        if self.way is None:
+        if self.transport is None:
             return {"unconfigured": ["RESEND_API_KEY"]}
         report: Counter[str] = Counter(sent=0, postponed=0, failed=0)
         deadline = time.monotonic() + WORK_SECONDS
@@ -215,7 +215,7 @@ class Mailer:
             if not claimed:
                 break
             try:
-                provider_id = self.way.deliver(self.renderer.message(claimed[0]))
+                provider_id = self.transport.send(self.renderer.render(claimed[0]))
             except SendingFailed as failure:
                 self._end(claimed[0]["id"], failure, report)
                 if failure.is_general:
@@ -235,7 +235,7 @@ class Mailer:
 
 def one_line(text: str) -> str:
     """`text` on one line, of what people can see, cut to length: fit for a header."""
-    return " ".join(UNPRINTABLE.sub(" ", text).split())[:LONGEST_TEXT]
+    return " ".join(UNPRINTABLE.sub(" ", text).split())[:MAX_TEXT_LENGTH]
 
 
 def _clean(value: Any) -> Any:
@@ -249,7 +249,7 @@ def _clean(value: Any) -> Any:
             return value
 
 
-def _moment(text: str) -> str:
+def _format_time(text: str) -> str:
     """A time as PostgreSQL writes it in JSON, for people."""
     moment = datetime.fromisoformat(text).astimezone(UTC)
     return f"{moment.day} {moment:%B %Y, %H:%M} UTC"
@@ -271,7 +271,7 @@ def _provider_id(answer: httpx.Response) -> str | None:
             code = "answer_without_id"
         elif code == ALREADY_SENT:
             return None
-    if answer.is_client_error and answer.status_code not in TRY_AGAIN:
+    if answer.is_client_error and answer.status_code not in RETRYABLE_STATUSES:
         raise SendingFailed(code, is_final=True)
     is_general = answer.status_code != HTTPStatus.CONFLICT
     raise SendingFailed(code, is_general=is_general, retry_after=_retry_after(answer))
@@ -279,4 +279,4 @@ def _provider_id(answer: httpx.Response) -> str | None:
 
 def _retry_after(answer: httpx.Response) -> int | None:
     given = answer.headers.get("Retry-After", "")
-    return min(int(given), LONGEST_RETRY_AFTER) if re.fullmatch(r"[0-9]{1,9}", given) else None
+    return min(int(given), MAX_RETRY_AFTER) if re.fullmatch(r"[0-9]{1,9}", given) else None

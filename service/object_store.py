@@ -10,10 +10,10 @@ from obstore.store import ObjectStore, from_url
 
 # What obstore's texts say in a known form: the store's answer, its code ("AccessDenied"), or what went wrong on the way
 # ("Connect", "Timeout").
-REASON = re.compile(r"status code: ([1-5][0-9]{2})|\(code: ([A-Z][A-Za-z]{1,30})\)|kind: ([A-Z][A-Za-z]{1,30})")
+ERROR_REASON = re.compile(r"status code: ([1-5][0-9]{2})|\(code: ([A-Z][A-Za-z]{1,30})\)|kind: ([A-Z][A-Za-z]{1,30})")
 
 
-def opened(url: str, *, attempt_seconds: float, retries: int) -> ObjectStore:
+def open_object_store(url: str, *, attempt_seconds: float, retries: int) -> ObjectStore:
     """The store below `url`: s3://bucket/prefix or file:///folder, of which bucket and folder must exist.
 
     Keys, region and endpoint of a bucket are AWS_ACCESS_KEY_ID and the other variables that AWS gave names to.
@@ -28,7 +28,7 @@ def opened(url: str, *, attempt_seconds: float, retries: int) -> ObjectStore:
         url,
         # Naming any option makes obstore forget that the environment may allow http.
         client_options={
-            "allow_http": http_is_allowed(),
+            "allow_http": is_http_allowed(),
             "connect_timeout": "2s",
             "timeout": f"{attempt_seconds}s",
         },
@@ -36,12 +36,12 @@ def opened(url: str, *, attempt_seconds: float, retries: int) -> ObjectStore:
     )
 
 
-def http_is_allowed() -> bool:
+def is_http_allowed() -> bool:
     """Whether a bucket without https is good enough."""
     return os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true"
 
 
-def reason(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Why it failed, in one word: the store's own words may quote its keys."""
-    found = REASON.search(str(error))
+    found = ERROR_REASON.search(str(error))
     return str(found[found.lastindex or 0]) if found else type(error).__name__

@@ -17,7 +17,7 @@ from flask.typing import ResponseReturnValue
 from service.components import components
 from service.identity import Caller, current_caller
 from service.problems import Problem
-from service.session import Session, session_of
+from service.session import Session, fetch_session
 
 Route = Callable[..., ResponseReturnValue]
 
@@ -40,7 +40,7 @@ class NotPermitted(
 
 
 @dataclass(frozen=True)
-class Permitted:
+class PermittedCaller:
     """A caller who may, and where: `organization` as in the session, {id, clerk_org_id, role, permissions, …}."""
 
     caller: Caller
@@ -48,24 +48,24 @@ class Permitted:
 
 
 def requires(permission: str, *, refresh: bool = False) -> Callable[[Route], Route]:
-    """For routes of an organization: only who holds the permission there comes in. The route gets a Permitted first.
+    """For routes of an organization: only who holds the permission there comes in. It gets a PermittedCaller.
 
     With `refresh` the database is asked at once: for what it does not check again itself.
     """
 
     def guard(route: Route) -> Route:
         @wraps(route)
-        def guarded(organization_id: UUID, **arguments: object) -> ResponseReturnValue:
+        def wrapper(organization_id: UUID, **arguments: object) -> ResponseReturnValue:
             caller = current_caller(components().session_tokens)
-            organization = permitted(session_of(caller, refresh=refresh), organization_id, permission)
-            return route(Permitted(caller, organization), **arguments)
+            organization = require_permission(fetch_session(caller, refresh=refresh), organization_id, permission)
+            return route(PermittedCaller(caller, organization), **arguments)
 
-        return guarded
+        return wrapper
 
     return guard
 
 
-def permitted(session: Session, organization_id: UUID, permission: str) -> dict[str, Any]:
+def require_permission(session: Session, organization_id: UUID, permission: str) -> dict[str, Any]:
     """The organization of the session in which the permission holds. Raises NotPermitted."""
     for organization in session["organizations"]:
         if organization["id"] == str(organization_id):

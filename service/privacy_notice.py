@@ -11,7 +11,7 @@ from typing import cast
 from service.data_api import Call, CallFailed
 from service.logs import log
 
-LIVES_SECONDS = 300
+LIFE_SECONDS = 300
 RETRY_SECONDS = 5  # what DatabaseUnavailable tells a visitor to wait
 
 Line = dict[str, str]
@@ -94,7 +94,7 @@ class PrivacyNotice:
         if self._asking.acquire(blocking=not self._lines):
             try:
                 if self._now() >= self._ask_again_at:
-                    self._ask()
+                    self._fetch()
             finally:
                 self._asking.release()
         if not self._lines:
@@ -104,10 +104,10 @@ class PrivacyNotice:
             found.setdefault(line["category"], []).append(line)
         return list(found.items())
 
-    def _ask(self) -> None:
+    def _fetch(self) -> None:
         try:
             self._lines = cast("list[Line]", self._call("privacy_notice", {}))
-            self._ask_again_at = self._now() + LIVES_SECONDS
+            self._ask_again_at = self._now() + LIFE_SECONDS
         except CallFailed as failure:
             self._failure = failure.code
             self._ask_again_at = self._now() + RETRY_SECONDS

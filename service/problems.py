@@ -53,10 +53,10 @@ class DatabaseUnavailable(
 
 def register(app: Flask) -> None:
     """Makes every error of `app` a problem document."""
-    app.register_error_handler(Problem, _problem)
-    app.register_error_handler(CallFailed, _call_failed)
-    app.register_error_handler(HTTPException, _http_error)
-    app.register_error_handler(Exception, _unexpected)
+    app.register_error_handler(Problem, _handle_problem)
+    app.register_error_handler(CallFailed, _handle_call_failure)
+    app.register_error_handler(HTTPException, _handle_http_error)
+    app.register_error_handler(Exception, _handle_unexpected)
 
 
 def _document(status: int, title: str, detail: str, kind: str = "about:blank", **more: object) -> Response:
@@ -65,7 +65,7 @@ def _document(status: int, title: str, detail: str, kind: str = "about:blank", *
     return Response(json.dumps(document), status, content_type="application/problem+json")
 
 
-def _problem(error: Problem) -> Response:
+def _handle_problem(error: Problem) -> Response:
     if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         code = getattr(error.__cause__, "code", None)
         log.error("problem", extra={"problem": error.slug, "code": code} | error.more)
@@ -78,14 +78,14 @@ def _problem(error: Problem) -> Response:
     return response
 
 
-def _call_failed(error: CallFailed) -> Response:
+def _handle_call_failure(error: CallFailed) -> Response:
     # A route need not handle it: to every caller it means the same.
     problem = DatabaseUnavailable().with_traceback(error.__traceback__)
     problem.__cause__ = error
-    return _problem(problem)
+    return _handle_problem(problem)
 
 
-def _http_error(error: HTTPException) -> Response:
+def _handle_http_error(error: HTTPException) -> Response:
     # Werkzeug's description may repeat what the client sent: the status' own words do not.
     status = HTTPStatus(error.code or HTTPStatus.INTERNAL_SERVER_ERROR)
     response = _document(status, status.phrase, status.description or status.phrase)
@@ -94,7 +94,7 @@ def _http_error(error: HTTPException) -> Response:
     return response
 
 
-def _unexpected(error: Exception) -> Response:
+def _handle_unexpected(error: Exception) -> Response:
     # An exception's text may hold somebody's data: log its class and where it was, never its message.
     frames = traceback.extract_tb(error.__traceback__)
     where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames[-8:]]

@@ -16,7 +16,7 @@ from sentry_sdk.types import Event, Hint, MonitorConfig
 from service.settings import Settings
 
 # Whatever is not named here is not sent: a new version of the package may think of new things to send.
-KEPT = (
+EVENT_FIELDS = (
     "event_id",
     "type",
     "timestamp",
@@ -27,9 +27,9 @@ KEPT = (
     "environment",
     "transaction",
 )
-KEPT_OF_FRAME = ("filename", "function", "module", "lineno", "in_app")
-KEPT_OF_SPAN = ("op", "span_id", "parent_span_id", "trace_id", "start_timestamp", "timestamp", "status")
-KEPT_OF_CHECK_IN = (
+FRAME_FIELDS = ("filename", "function", "module", "lineno", "in_app")
+SPAN_FIELDS = ("op", "span_id", "parent_span_id", "trace_id", "start_timestamp", "timestamp", "status")
+CHECK_IN_FIELDS = (
     "event_id",
     "timestamp",
     "monitor_slug",
@@ -41,11 +41,11 @@ KEPT_OF_CHECK_IN = (
     "environment",
     "type",
 )
-KEPT_TAGS = ("organization", "problem", "code", "request_id")
+TAG_NAMES = ("organization", "problem", "code", "request_id")
 PSEUDONYM_DIGITS = 16
 # A scheduler may be late; a job takes half a minute.
-LATE_MINUTES = 30
-LONGEST_MINUTES = 5
+CHECK_IN_MARGIN_MINUTES = 30
+MAX_RUNTIME_MINUTES = 5
 
 
 def start(settings: Settings) -> None:
@@ -60,8 +60,8 @@ def start(settings: Settings) -> None:
         default_integrations=False,
         auto_enabling_integrations=False,
         integrations=[FlaskIntegration(transaction_style="url")],
-        before_send=_error,
-        before_send_transaction=_transaction,
+        before_send=_filter_error,
+        before_send_transaction=_filter_transaction,
         before_breadcrumb=lambda *_: None,
         trace_propagation_targets=[],
         auto_session_tracking=False,
@@ -97,44 +97,46 @@ def check_in(job: str, seconds: float, every_minutes: int | None, *, ok: bool) -
     if every_minutes:
         config = {
             "schedule": {"type": "interval", "value": every_minutes, "unit": "minute"},
-            "checkin_margin": LATE_MINUTES,
-            "max_runtime": LONGEST_MINUTES,
+            "checkin_margin": CHECK_IN_MARGIN_MINUTES,
+            "max_runtime": MAX_RUNTIME_MINUTES,
         }
     status = MonitorStatus.OK if ok else MonitorStatus.ERROR
     capture_checkin(f"ballast-{job}", status=status, duration=seconds, monitor_config=config)
 
 
-def _error(event: Event, _hint: Hint) -> Event | None:
+def _filter_error(event: Event, _hint: Hint) -> Event | None:
     if event.get("type") == "check_in":
-        return _only(KEPT_OF_CHECK_IN, event)  # type: ignore[return-value]
-    return _kept(event) | {"exception": {"values": [_exception(each) for each in _values(event.get("exception"))]}}  # type: ignore[return-value]
+        return _select(CHECK_IN_FIELDS, event)  # type: ignore[return-value]
+    return _filter_event(event) | {
+        "exception": {"values": [_filter_exception(each) for each in _list_exceptions(event.get("exception"))]}
+    }  # type: ignore[return-value]
 
 
-def _transaction(event: Event, _hint: Hint) -> Event | None:
+def _filter_transaction(event: Event, _hint: Hint) -> Event | None:
     given: Any = event.get("spans") or []
-    spans = [_only(KEPT_OF_SPAN, span) for span in given]
-    return _kept(event) | {"spans": spans}  # type: ignore[return-value]
+    spans = [_select(SPAN_FIELDS, span) for span in given]
+    return _filter_event(event) | {"spans": spans}  # type: ignore[return-value]
 
 
-def _kept(event: Mapping[str, Any]) -> dict[str, Any]:
+def _filter_event(event: Mapping[str, Any]) -> dict[str, Any]:
     contexts = event.get("contexts") or {}
-    return _only(KEPT, event) | {
-        "tags": _only(KEPT_TAGS, event.get("tags") or {}),
-        "user": _only(("id",), event.get("user") or {}),
-        "request": _only(("method",), event.get("request") or {}),
-        "contexts": {"trace": _only(KEPT_OF_SPAN, contexts.get("trace") or {})},
+    return _select(EVENT_FIELDS, event) | {
+        "tags": _select(TAG_NAMES, event.get("tags") or {}),
+        "user": _select(("id",), event.get("user") or {}),
+        "request": _select(("method",), event.get("request") or {}),
+        "contexts": {"trace": _select(SPAN_FIELDS, contexts.get("trace") or {})},
     }
 
 
-def _exception(value: Mapping[str, Any]) -> dict[str, Any]:
+def _filter_exception(value: Mapping[str, Any]) -> dict[str, Any]:
     """Its class and where it was; never its text."""
-    frames = [_only(KEPT_OF_FRAME, frame) for frame in (value.get("stacktrace") or {}).get("frames") or []]
-    return _only(("type", "module"), value) | {"stacktrace": {"frames": frames}}
+    frames = [_select(FRAME_FIELDS, frame) for frame in (value.get("stacktrace") or {}).get("frames") or []]
+    return _select(("type", "module"), value) | {"stacktrace": {"frames": frames}}
 
 
-def _values(exception: Any) -> list[Mapping[str, Any]]:
+def _list_exceptions(exception: Any) -> list[Mapping[str, Any]]:
     return list((exception or {}).get("values") or [])
 
 
-def _only(names: tuple[str, ...], given: Mapping[str, Any]) -> dict[str, Any]:
+def _select(names: tuple[str, ...], given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: given[name] for name in names if name in given}

@@ -31,7 +31,7 @@ class WritesLimited(Problem, status=429, slug="rate-limited", title="Too many re
         super().__init__("Too many writes through the Data API. Try again in 1 s.", limit="writes")
 
 
-def session_of(caller: Caller, *, refresh: bool = False) -> Session:
+def fetch_session(caller: Caller, *, refresh: bool = False) -> Session:
     """The caller's session, from the cache unless `refresh`. Raises what start_session() raises."""
     # All that the answer depends on besides the database's rows.
     facts = (caller.user_id, caller.has_second_factor, caller.organization_id, caller.organization_role)
@@ -39,12 +39,12 @@ def session_of(caller: Caller, *, refresh: bool = False) -> Session:
         KIND,
         facts,
         lambda: start_session(components().data_api, caller),
-        lambda session: scopes_of(session, caller),
+        lambda session: find_scopes(session, caller),
         refresh=refresh,
     )
 
 
-def scopes_of(session: Session, caller: Caller) -> Scopes | None:
+def find_scopes(session: Session, caller: Caller) -> Scopes | None:
     """What a session speaks of: the person and each organization. None for one that is not this caller's, or will not
     stay so: whose token knows of a membership that the database has yet to hear of.
     """
@@ -64,13 +64,13 @@ def start_session(data_api: DataApi, caller: Caller) -> Session:
     try:
         answer = data_api.call_as(caller.token, "start_session", {})
     except CallFailed as failure:
-        raise refusal(failure) from failure
+        raise problem_from_database(failure) from failure
     if not isinstance(answer, dict):
         raise DatabaseUnavailable
     return answer
 
 
-def refusal(failure: CallFailed) -> Problem:
+def problem_from_database(failure: CallFailed) -> Problem:
     """What it means to the caller that the database, asked in their name, did not do it."""
     if failure.code in TOKEN_REFUSED:
         return TokenInvalid(failure.message)

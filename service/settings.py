@@ -38,7 +38,7 @@ def _items(text: object) -> object:
     return tuple(item.strip() for item in text.split(",") if item.strip()) if isinstance(text, str) else text
 
 
-def _like(pattern: str | re.Pattern[str], example: str) -> AfterValidator:
+def _match(pattern: str | re.Pattern[str], example: str) -> AfterValidator:
     """Checks that the whole text is like `pattern`, else says that it must be `example`."""
 
     def check(value: Text) -> Text:
@@ -88,29 +88,29 @@ def _sender(text: str) -> str:
 
 # Before they had prefixes, Supabase's keys were JWTs: those still work on older projects.
 PublishableKey = Annotated[
-    SecretStr, _like(r"(sb_publishable_|eyJ)(?s:.*)", "a Supabase API key that starts with sb_publishable_")
+    SecretStr, _match(r"(sb_publishable_|eyJ)(?s:.*)", "a Supabase API key that starts with sb_publishable_")
 ]
-SecretKey = Annotated[SecretStr, _like(r"(sb_secret_|eyJ)(?s:.*)", "a Supabase API key that starts with sb_secret_")]
-LongSecret = Annotated[SecretStr, _like(r"(?s:.{32,})", "a random text of 32 characters at least")]
-ClerkKey = Annotated[SecretStr, _like(CLERK_KEY, "a Clerk secret key that starts with sk_live_ or sk_test_")]
-ResendKey = Annotated[SecretStr, _like(r"re_[!-~]+", "an API key of Resend's that starts with re_")]
-EmailAddress = Annotated[str, _like(r"[^@\s]+@[^@\s]+\.[^@\s]+", "an e-mail address")]
-BackupPlace = Annotated[str, _like(BACKUP_PLACE, "a place for backups like s3://bucket/prefix or file:///folder")]
+SecretKey = Annotated[SecretStr, _match(r"(sb_secret_|eyJ)(?s:.*)", "a Supabase API key that starts with sb_secret_")]
+LongSecret = Annotated[SecretStr, _match(r"(?s:.{32,})", "a random text of 32 characters at least")]
+ClerkKey = Annotated[SecretStr, _match(CLERK_KEY, "a Clerk secret key that starts with sk_live_ or sk_test_")]
+ResendKey = Annotated[SecretStr, _match(r"re_[!-~]+", "an API key of Resend's that starts with re_")]
+EmailAddress = Annotated[str, _match(r"[^@\s]+@[^@\s]+\.[^@\s]+", "an e-mail address")]
+BackupPlace = Annotated[str, _match(BACKUP_PLACE, "a place for backups like s3://bucket/prefix or file:///folder")]
 DatabaseUrl = Annotated[
-    SecretStr, _like(r"postgres(ql)?://(?s:.*)", "a URL like postgresql://user:password@host:5432/postgres")
+    SecretStr, _match(r"postgres(ql)?://(?s:.*)", "a URL like postgresql://user:password@host:5432/postgres")
 ]
 SentryDsn = Annotated[
     SecretStr,
-    _like(
+    _match(
         r"https?://[A-Za-z0-9]+@[A-Za-z0-9.:-]+(/[A-Za-z0-9/-]*)?/[0-9]+",
         "a DSN as Sentry shows it: https://key@host/project",
     ),
 ]
-Release = Annotated[str, _like(r"[A-Za-z0-9][A-Za-z0-9.@+_-]{0,199}", "a version, such as 1.4.0 or a commit's hash")]
+Release = Annotated[str, _match(r"[A-Za-z0-9][A-Za-z0-9.@+_-]{0,199}", "a version, such as 1.4.0 or a commit's hash")]
 Origin = Annotated[str, AfterValidator(_origin)]
 Origins = Annotated[tuple[Annotated[str, AfterValidator(_page_origin)], ...], NoDecode, BeforeValidator(_items)]
 # As age-keygen writes public keys. What it decrypts with is never here.
-Recipient = Annotated[str, _like(r"age1[0-9a-z]{58}", "age's public keys (age1…), separated by commas")]
+Recipient = Annotated[str, _match(r"age1[0-9a-z]{58}", "age's public keys (age1…), separated by commas")]
 WebhookSecret = Annotated[SecretStr, AfterValidator(_webhook_secret)]
 WebhookSecrets = Annotated[tuple[WebhookSecret, ...], NoDecode, BeforeValidator(_items), AfterValidator(_at_least_one)]
 
@@ -156,21 +156,21 @@ class Settings(BaseSettings):
 
     @field_validator("supabase_url", "clerk_issuer", "clerk_api_url", "upstash_redis_rest_url")
     @classmethod
-    def _private_on_the_wire(cls, url: str, info: ValidationInfo) -> str:
+    def _require_https(cls, url: str, info: ValidationInfo) -> str:
         if info.data.get("environment") in GUARDED and not url.startswith("https://"):
             raise ValueError("must use https outside local and test")
         return url
 
     @field_validator(*LEGAL_SETTINGS, mode="after", check_fields=False)
     @classmethod
-    def _named_to_the_public(cls, value: object, info: ValidationInfo) -> object:
+    def _require_in_production(cls, value: object, info: ValidationInfo) -> object:
         if not value and info.data.get("environment") == "production":
             raise ValueError("is missing")
         return value
 
     @field_validator("backup_recipients")
     @classmethod
-    def _encrypted_in_the_store(cls, keys: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    def _require_recipients(cls, keys: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         makes_backups = info.data.get("backup_url") and info.data.get("database_url")
         if makes_backups and not keys and info.data.get("environment") in GUARDED:
             raise ValueError("is missing: backups outside local and test are encrypted")
@@ -178,12 +178,12 @@ class Settings(BaseSettings):
 
     @field_validator("resend_api_url", "service_url")
     @classmethod
-    def _private_where_it_is_said(cls, url: str | None, info: ValidationInfo) -> str | None:
-        return url if url is None else cls._private_on_the_wire(url, info)
+    def _require_https_if_set(cls, url: str | None, info: ValidationInfo) -> str | None:
+        return url if url is None else cls._require_https(url, info)
 
     @field_validator("mail_from", "service_url")
     @classmethod
-    def _known_to_whoever_gets_mail(cls, value: str | None, info: ValidationInfo) -> str | None:
+    def _require_for_mail(cls, value: str | None, info: ValidationInfo) -> str | None:
         if not value and info.data.get("resend_api_key") and info.data.get("environment") != "local":
             raise ValueError("is missing: mail needs it as soon as there is a RESEND_API_KEY")
         return value

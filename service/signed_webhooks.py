@@ -54,7 +54,7 @@ class Delivery:
     signature: str
 
 
-def raw_body() -> bytes:
+def read_body() -> bytes:
     """The request's body, byte for byte. Raises RequestEntityTooLarge or BodyUnreadable."""
     # A chunked body has no Content-Length, and Werkzeug cuts it at the limit without a word: leave room to notice.
     request.max_content_length = MAX_BODY_BYTES + 1
@@ -69,7 +69,7 @@ def raw_body() -> bytes:
     return body
 
 
-def delivery_in(headers: Headers) -> Delivery:
+def read_delivery(headers: Headers) -> Delivery:
     """The delivery that the headers describe, by the first complete set of names. Raises HeadersMalformed."""
     for prefix in PREFIXES:
         names = (f"{prefix}-id", f"{prefix}-timestamp", f"{prefix}-signature")
@@ -79,7 +79,7 @@ def delivery_in(headers: Headers) -> Delivery:
     raise HeadersMalformed("A delivery has the headers svix-id, svix-timestamp and svix-signature, in Svix's form.")
 
 
-def signed_text(body: bytes, delivery: Delivery, secrets: Sequence[SecretStr]) -> str:
+def verify_text(body: bytes, delivery: Delivery, secrets: Sequence[SecretStr]) -> str:
     """The text of `body`, once one of `secrets` proves to have signed it at most 300 s ago.
 
     Raises HeadersMalformed, SignatureInvalid or EventMalformed.

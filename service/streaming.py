@@ -16,13 +16,13 @@ def stream_file(pieces: Iterator[Any], content_type: str, filename: str) -> Resp
     """
     first = next(pieces)
     return Response(
-        stream_with_context(_with_first(first, pieces)),
+        stream_with_context(_prepend(first, pieces)),
         content_type=content_type,
         headers={"Content-Disposition": f'attachment; filename="{filename}"'},
     )
 
 
-def _with_first(first: Any, others: Any) -> Iterator[Any]:
+def _prepend(first: Any, others: Any) -> Iterator[Any]:
     try:
         yield first
         yield from others

@@ -26,7 +26,7 @@ COMPRESSION: dict[int, int] = {
 }
 PIECE_BYTES = 1 << 20
 # Of what was read, at once: a few kilobytes of zeros, compressed, must not fill the memory.
-MOST_AT_ONCE = 4 << 20
+MAX_DECOMPRESSED_BYTES = 4 << 20
 
 Key = Any  # pyrage has no types
 Progress = Callable[[int], None]
@@ -52,7 +52,7 @@ class Reader(Protocol):
     def read(self, size: int = -1, /) -> bytes: ...
 
 
-def recipients(keys: Iterable[str]) -> list[Key]:
+def parse_recipients(keys: Iterable[str]) -> list[Key]:
     """age's public keys, `age1…`. Raises KeyInvalid."""
     try:
         return [pyrage.x25519.Recipient.from_str(key) for key in keys]
@@ -61,7 +61,7 @@ def recipients(keys: Iterable[str]) -> list[Key]:
     raise KeyInvalid("BACKUP_RECIPIENTS must be age's public keys (age1…), separated by commas.")
 
 
-def identities(text: str) -> list[Key]:
+def parse_identities(text: str) -> list[Key]:
     """The secret keys in a text as age-keygen writes it: one a line, and comments. Raises KeyInvalid."""
     lines = [line.strip() for line in text.splitlines()]
     try:
@@ -71,7 +71,7 @@ def identities(text: str) -> list[Key]:
     raise KeyInvalid("BACKUP_IDENTITY must hold age's secret keys (AGE-SECRET-KEY-1…), as age-keygen writes them.")
 
 
-class Compressed:
+class CompressingReader:
     """A program's output, compressed while it is read.
 
     Its end is reached only when the program ended well: whoever took a killed program's silence for the end would
@@ -79,10 +79,10 @@ class Compressed:
     """
 
     def __init__(
-        self, program: subprocess.Popen[bytes], failed: Callable[[int], Exception], progress: Progress
+        self, program: subprocess.Popen[bytes], make_error: Callable[[int], Exception], progress: Progress
     ) -> None:
         self._program = program
-        self._failed = failed
+        self._failed = make_error
         self._progress = progress
         self._compressor = zstd.ZstdCompressor(options=COMPRESSION)
         self._ready = io.BytesIO()
@@ -92,10 +92,10 @@ class Compressed:
     def read(self, size: int = -1, /) -> bytes:
         """Up to `size` bytes. Raises what `failed` makes."""
         while not (piece := self._ready.read(size)) and not self._has_ended:
-            self._ready = io.BytesIO(self._more())
+            self._ready = io.BytesIO(self._compress_next())
         return piece
 
-    def _more(self) -> bytes:
+    def _compress_next(self) -> bytes:
         assert self._program.stdout is not None
         raw = self._program.stdout.read(PIECE_BYTES)
         if raw:
@@ -109,7 +109,7 @@ class Compressed:
         return self._compressor.flush()
 
 
-class Measured:
+class MeasuringSink:
     """A sink that knows the size and the SHA-256 of what went through it."""
 
     def __init__(self, sink: Sink) -> None:
@@ -127,7 +127,7 @@ class Measured:
         return File(size_bytes=self._size, sha256=self._hash.hexdigest())
 
 
-class Decompressed:
+class DecompressingSink:
     """A sink that passes on what a dump was before it was compressed. `finish()` proves that all of it came."""
 
     def __init__(self, sink: Sink, progress: Progress) -> None:
@@ -142,7 +142,7 @@ class Decompressed:
             if self._decompressor.eof:
                 raise ArchiveDamaged("Something follows the end of the dump.")
             try:
-                raw = self._decompressor.decompress(given, MOST_AT_ONCE)
+                raw = self._decompressor.decompress(given, MAX_DECOMPRESSED_BYTES)
             except zstd.ZstdError:
                 raise ArchiveDamaged("The dump cannot be decompressed.") from None
             given = b""
@@ -178,7 +178,7 @@ def unseal(reader: Reader, sink: Sink, keys: list[Key], *, is_sealed: bool) -> N
     if not is_sealed:
         seal(reader, sink, [])
         return
-    _pipe(pyrage.decrypt_io, reader, sink, keys, lambda error: ArchiveDamaged(_why(error)))
+    _pipe(pyrage.decrypt_io, reader, sink, keys, lambda error: ArchiveDamaged(_describe_decryption_error(error)))
 
 
 def _pipe(
@@ -186,26 +186,26 @@ def _pipe(
     reader: Reader,
     sink: Sink,
     keys: list[Key],
-    failed: Callable[[BaseException], Failure],
+    make_error: Callable[[BaseException], Failure],
 ) -> None:
     """Raises what the reader or the sink raised; otherwise `failed` makes the error."""
-    source, target = _Remembering(reader), _Remembering(sink)
+    source, target = _ErrorRecorder(reader), _ErrorRecorder(sink)
     try:
         program(source, target, keys)
     except BaseException as error:
-        failure = source.failure or target.failure or failed(error)
+        failure = source.failure or target.failure or make_error(error)
     else:
         return
     raise failure
 
 
-def _why(error: BaseException) -> str:
+def _describe_decryption_error(error: BaseException) -> str:
     if "No matching keys" in str(error):
         return "The dump is not encrypted for this key: give the secret key of one of its recipients (BACKUP_IDENTITY)."
     return "The dump cannot be decrypted: it is not what was written."
 
 
-class _Remembering:
+class _ErrorRecorder:
     """A reader or a sink whose error is kept: pyrage hands on only its text."""
 
     def __init__(self, inner: Any) -> None:
@@ -213,15 +213,15 @@ class _Remembering:
         self.failure: BaseException | None = None
 
     def read(self, size: int = -1, /) -> bytes:
-        return bytes(self._kept(lambda: self._inner.read(size)))
+        return bytes(self._record_error(lambda: self._inner.read(size)))
 
     def write(self, piece: bytes, /) -> int:
-        return int(self._kept(lambda: self._inner.write(piece)))
+        return int(self._record_error(lambda: self._inner.write(piece)))
 
     def flush(self) -> None:
         """pyrage asks for it."""
 
-    def _kept(self, act: Callable[[], Any]) -> Any:
+    def _record_error(self, act: Callable[[], Any]) -> Any:
         try:
             return act()
         except BaseException as failure:

@@ -17,11 +17,11 @@ from scripts.backup.manifest import SCHEMAS, Manifest
 from scripts.errors import Failure
 from scripts.schema.database import Connection
 
-MOST_NAMED = 3
+MAX_REASONS = 3
 # People of real tenants as whom a drill looks at others' rows.
-MOST_PEOPLE = 20
+MAX_PEOPLE = 20
 STEP_SECONDS = 0.05
-MOST_WAITS = 100
+MAX_WAITS = 100
 
 FUNCTIONS = """
     select p.oid::regprocedure::text, format('select %%s(%%s)', l.lanvalidator::regproc, p.oid)
@@ -41,7 +41,7 @@ TENANT_TABLES = """
     order by 1
 """
 # Two tenants with somebody in each; gone again when the transaction is rolled back.
-STRANGERS = """
+CREATE_TEST_TENANTS = """
     with organization as (
         insert into public.organizations (clerk_org_id, name) values ('org_drill', 'One'), ('org_drill_two', 'Two')
         returning id, clerk_org_id
@@ -70,28 +70,28 @@ class CheckFailed(Failure):
     """A restored database is not what was backed up."""
 
 
-Answer = tuple[bool, str]
+CheckResult = tuple[bool, str]
 
 
-def compared(connection: Connection, manifest: Manifest) -> Iterator[Check]:
+def compare_with_manifest(connection: Connection, manifest: Manifest) -> Iterator[Check]:
     """The database just restored, before anything changed it, with what was backed up."""
-    yield checked("row counts", lambda: _rows(connection, manifest))
-    yield checked("structure", lambda: _structure(connection, manifest))
-    yield checked("functions", lambda: _functions(connection))
-    yield checked("audit seal", lambda: _seal(connection, manifest))
+    yield run_check("row counts", lambda: _compare_rows(connection, manifest))
+    yield run_check("structure", lambda: _compare_structure(connection, manifest))
+    yield run_check("functions", lambda: _validate_functions(connection))
+    yield run_check("audit seal", lambda: _compare_seal(connection, manifest))
 
 
-def erased_again(connection: Connection, ledger: Callable[[], list[dict[str, Any]]]) -> Check:
+def replay_erasures(connection: Connection, ledger: Callable[[], list[dict[str, Any]]]) -> Check:
     """Erases whoever the backup brought back, by the ledger beside the backups."""
-    return checked("erasures replayed", lambda: _erasures(connection, ledger()))
+    return run_check("erasures replayed", lambda: _replay_ledger(connection, ledger()))
 
 
-def denied(connection: Connection) -> Check:
+def check_tenant_isolation(connection: Connection) -> Check:
     """Tries as people to read what is not theirs. Everything is rolled back."""
-    return checked("other tenants denied", lambda: _denials(connection))
+    return run_check("other tenants denied", lambda: _read_as_people(connection))
 
 
-def checked(name: str, ask: Callable[[], Answer]) -> Check:
+def run_check(name: str, ask: Callable[[], CheckResult]) -> Check:
     """What came of a question; an error is a check that failed."""
     began = time.monotonic()
     try:
@@ -103,19 +103,19 @@ def checked(name: str, ask: Callable[[], Answer]) -> Check:
     return Check(name, passed, detail, round(time.monotonic() - began, 3))
 
 
-def _rows(connection: Connection, manifest: Manifest) -> Answer:
-    found = snapshot.counted(connection)
+def _compare_rows(connection: Connection, manifest: Manifest) -> CheckResult:
+    found = snapshot.count_rows(connection)
     wrong = [
         f"{table} has {found.get(table, 0):,} rows and not {manifest.rows.get(table, 0):,}"
         for table in sorted(found.keys() | manifest.rows.keys())
         if found.get(table) != manifest.rows.get(table)
     ]
     total = sum(manifest.rows.values())
-    return not wrong, named(wrong) or f"{total:,} rows in {len(manifest.rows)} tables, each as counted"
+    return not wrong, join_reasons(wrong) or f"{total:,} rows in {len(manifest.rows)} tables, each as counted"
 
 
-def _structure(connection: Connection, manifest: Manifest) -> Answer:
-    found = snapshot.described(connection)
+def _compare_structure(connection: Connection, manifest: Manifest) -> CheckResult:
+    found = snapshot.describe_structure(connection)
     wrong: list[str] = []
     for kind in sorted(found.keys() | manifest.structure.keys()):
         is_there, should_be = found.get(kind, {}), manifest.structure.get(kind, {})
@@ -123,14 +123,16 @@ def _structure(connection: Connection, manifest: Manifest) -> Answer:
         wrong += [f"{kind} {name} is new" for name in sorted(is_there.keys() - should_be.keys())]
         both = sorted(is_there.keys() & should_be.keys())
         wrong += [f"{kind} {name} differs" for name in both if is_there[name] != should_be[name]]
-    migration = snapshot.newest_migration(connection)
+    migration = snapshot.find_newest_migration(connection)
     if migration != manifest.migration:
         wrong.append(f"the migration is {migration} and not {manifest.migration}")
     objects = sum(len(names) for names in manifest.structure.values())
-    return not wrong, named(wrong) or f"{objects:,} objects of {len(manifest.structure)} kinds, each as described"
+    return not wrong, join_reasons(
+        wrong
+    ) or f"{objects:,} objects of {len(manifest.structure)} kinds, each as described"
 
 
-def _functions(connection: Connection) -> Answer:
+def _validate_functions(connection: Connection) -> CheckResult:
     """A restore switches the checks of functions off: each is asked now whether it can still be understood."""
     wrong = []
     functions = connection.execute(FUNCTIONS, {"schemas": list(SCHEMAS)}).fetchall()
@@ -140,30 +142,30 @@ def _functions(connection: Connection) -> Answer:
                 connection.execute(question.encode())
         except psycopg.Error as error:
             wrong.append(f"{name}: {error.diag.message_primary}")
-    return not wrong, named(wrong) or f"{len(functions)} functions are valid"
+    return not wrong, join_reasons(wrong) or f"{len(functions)} functions are valid"
 
 
-def _seal(connection: Connection, manifest: Manifest) -> Answer:
-    seal = snapshot.last_seal(connection)
+def _compare_seal(connection: Connection, manifest: Manifest) -> CheckResult:
+    seal = snapshot.find_last_seal(connection)
     if seal != manifest.audit_seal:
         return False, "The last seal of the audit trail is not the one that was backed up"
     return True, f"seal {seal.sequence} is the last, as backed up" if seal else "the audit trail was not sealed"
 
 
-def _erasures(connection: Connection, ledger: list[dict[str, Any]]) -> Answer:
+def _replay_ledger(connection: Connection, ledger: list[dict[str, Any]]) -> CheckResult:
     if connection.execute("select to_regproc('app.replay_erasures')").fetchone() == (None,):
         return not ledger, f"{len(ledger):,} in the ledger, and the backup is older than erasures: migrate, then replay"
     returned = connection.execute("select app.replay_erasures(%s)", [Jsonb(ledger)]).fetchall()
-    unfinished = [receipt for (receipt,) in returned if not _erased(connection, receipt)]
+    unfinished = [receipt for (receipt,) in returned if not _finish_erasure(connection, receipt)]
     if unfinished:
         return False, f"{len(unfinished):,} of {len(returned):,} are not erased yet: run `ballast person resume`"
     return True, f"{len(ledger):,} in the ledger, {len(returned):,} of them were back, and are erased"
 
 
-def _erased(connection: Connection, receipt: str) -> bool:
+def _finish_erasure(connection: Connection, receipt: str) -> bool:
     step: object = None
     waits = 0
-    while waits < MOST_WAITS:
+    while waits < MAX_WAITS:
         before, [[step]] = step, connection.execute("select public.continue_erasure(%s)", [receipt]).fetchall()
         if step["state"] != "running":  # type: ignore[index]
             return True
@@ -173,9 +175,9 @@ def _erased(connection: Connection, receipt: str) -> bool:
     return False
 
 
-def _denials(connection: Connection) -> Answer:
+def _read_as_people(connection: Connection) -> CheckResult:
     with connection.transaction(force_rollback=True):
-        connection.execute(STRANGERS)
+        connection.execute(CREATE_TEST_TENANTS)
         tables = connection.execute(TENANT_TABLES).fetchall()
         people = connection.execute(
             """
@@ -187,7 +189,7 @@ def _denials(connection: Connection) -> Answer:
             order by p.clerk_user_id <> 'user_drill', count(*) desc
             limit %s
             """,
-            [MOST_PEOPLE],
+            [MAX_PEOPLE],
         ).fetchall()
         own = others = 0
         for user_id, organizations in people:
@@ -207,7 +209,7 @@ def _denials(connection: Connection) -> Answer:
     return True, f"{len(people)} people saw {own:,} rows of their own tenants and none of others"
 
 
-def named(wrong: list[str]) -> str:
+def join_reasons(wrong: list[str]) -> str:
     """The first few of what is wrong, and how many more there are; empty when nothing is."""
-    rest = f", and {len(wrong) - MOST_NAMED:,} more" if len(wrong) > MOST_NAMED else ""
-    return "; ".join(wrong[:MOST_NAMED]) + rest
+    rest = f", and {len(wrong) - MAX_REASONS:,} more" if len(wrong) > MAX_REASONS else ""
+    return "; ".join(wrong[:MAX_REASONS]) + rest

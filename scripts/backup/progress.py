@@ -25,7 +25,7 @@ class Bar:
     progress: Progress
     task: TaskID
 
-    def stage(self, name: str, total_bytes: int | None = None) -> None:
+    def start_stage(self, name: str, total_bytes: int | None = None) -> None:
         """The next stage begins; of how many bytes, when that is known."""
         self.progress.reset(self.task, description=name, total=total_bytes)
 
@@ -33,7 +33,7 @@ class Bar:
         self.progress.update(self.task, completed=done_bytes)
 
 
-class Silence(Bar):
+class NoProgress(Bar):
     """For work that nobody watches."""
 
     def __init__(self) -> None:

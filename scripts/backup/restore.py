@@ -46,18 +46,18 @@ def open_backup(store: BackupStore, wanted: str, keys: list[Key], folder: Path) 
     return Backup(store, manifest, keys, folder)
 
 
-def restored(backup: Backup, target: Target, bar: Bar) -> Iterator[Check]:
+def restore_and_check(backup: Backup, target: Target, bar: Bar) -> Iterator[Check]:
     """Restores, and yields each check. Raises a Failure, and then the target is as it was."""
-    sealed = backup.dump(bar)
+    sealed = backup.fetch_dump(bar)
     restore_engine.restore(backup, sealed, target, bar)
-    bar.stage("Analyzing")
+    bar.start_stage("Analyzing")
     restore_engine.analyze(target.connection)
-    bar.stage("Checking")
-    yield from checks.compared(target.connection, backup.manifest)
-    yield checks.erased_again(target.connection, lambda: ledger_of(backup.store))
+    bar.start_stage("Checking")
+    yield from checks.compare_with_manifest(target.connection, backup.manifest)
+    yield checks.replay_erasures(target.connection, lambda: read_ledger(backup.store))
 
 
-def ledger_of(store: BackupStore) -> list[dict[str, Any]]:
+def read_ledger(store: BackupStore) -> list[dict[str, Any]]:
     """Raises CheckFailed: an unreadable ledger must not pass for an empty one."""
     try:
         return list(LedgerStore(store.url).entries())
@@ -65,14 +65,14 @@ def ledger_of(store: BackupStore) -> list[dict[str, Any]]:
         raise checks.CheckFailed(str(failure)) from None
 
 
-def keys_of(environment: dict[str, str], identity: Path | None) -> list[Key]:
+def read_keys(environment: dict[str, str], identity: Path | None) -> list[Key]:
     """Raises KeyInvalid."""
-    return archive.identities(identity.read_text() if identity else environment.get("BACKUP_IDENTITY", ""))
+    return archive.parse_identities(identity.read_text() if identity else environment.get("BACKUP_IDENTITY", ""))
 
 
 def may_replace(connection: Connection, typed: str | None) -> bool:
     """Whether there is something to drop, and it was asked for. Raises TargetOccupied and ProjectMistyped."""
-    project = project_of(connection)
+    project = find_project(connection)
     if typed is not None and typed != project:
         raise ProjectMistyped(f"That database belongs to the project {project!r}: type its name after --replace.")
     [[tables, rows]] = connection.execute(
@@ -92,7 +92,7 @@ def may_replace(connection: Connection, typed: str | None) -> bool:
     return typed is not None
 
 
-def project_of(connection: Connection) -> str:
+def find_project(connection: Connection) -> str:
     """A Supabase project's reference, and elsewhere the database's name."""
     info = connection.info
     found = SUPABASE_HOST.fullmatch(info.host) or SUPABASE_USER.fullmatch(info.user)

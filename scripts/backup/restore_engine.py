@@ -20,27 +20,27 @@ from scripts.backup import archive, programs
 from scripts.backup.archive import ArchiveDamaged, Key
 from scripts.backup.manifest import AFTER, BEFORE, SCHEMAS, File, Manifest
 from scripts.backup.programs import Programs
-from scripts.backup.progress import Bar, Silence
+from scripts.backup.progress import Bar, NoProgress
 from scripts.backup.store import MISSING, BackupStore, Sink, StoreUnavailable
 from scripts.errors import Failure
 from scripts.schema.database import Connection
 
-EMPTIED = Path(__file__).with_name("drop_existing.sql")
+DROP_EXISTING = Path(__file__).with_name("drop_existing.sql")
 HEADER_BYTES = 4096
 # psql runs commands of its own, also the shell's, wherever a script names one: between these it does not. pg_restore
 # says the same around what it writes, since it is known what names in a dump could do there (CVE-2025-8714).
-RESTRICTED = "\\restrict {token}\n{script}\n\\unrestrict {token}\n"
-IS_RESTRICTED = re.compile(rb"^\\restrict ", re.MULTILINE)
+RESTRICTED_SCRIPT = "\\restrict {token}\n{script}\n\\unrestrict {token}\n"
+RESTRICT_COMMAND = re.compile(rb"^\\restrict ", re.MULTILINE)
 # pg_restore sets it for whatever server; those before 17 do not know it. It is what a server has by default.
-NOT_FOR_ALL = re.compile(rb"^SET transaction_timeout = 0;\n", re.MULTILINE)
+TRANSACTION_TIMEOUT = re.compile(rb"^SET transaction_timeout = 0;\n", re.MULTILINE)
 # For building indexes: a server's default is a quarter of it or less.
-PREPARED = b"""\
+PROLOGUE = b"""\
 begin;
 set local client_min_messages = warning;
 set local maintenance_work_mem = '256MB';
 set local synchronous_commit = off;
 """
-FINISHED = b"""\
+EPILOGUE = b"""\
 notify pgrst, 'reload schema';
 commit;
 """
@@ -59,11 +59,11 @@ class Backup:
     keys: list[Key]
     folder: Path
 
-    def dump(self, bar: Bar) -> Path:
+    def fetch_dump(self, bar: Bar) -> Path:
         """The dump on this machine, still sealed: byte for byte what was written. Raises ArchiveDamaged."""
         file = self.manifest.dump
-        bar.stage("Fetching", self.manifest.files[file].size_bytes)
-        with self._missing_is_damage(file):
+        bar.start_stage("Fetching", self.manifest.files[file].size_bytes)
+        with self._report_missing_as_damage(file):
             place = self.store.path(self.manifest.name, file)
             if place is None:
                 place = self.folder / file
@@ -74,19 +74,19 @@ class Backup:
                         bar.advance_to(done)
             with place.open("rb") as sealed:
                 found = File(size_bytes=place.stat().st_size, sha256=hashlib.file_digest(sealed, "sha256").hexdigest())
-        self._require(file, found)
+        self._require_intact(file, found)
         return place
 
-    def script(self, file: str) -> bytes:
+    def read_script(self, file: str) -> bytes:
         """before.sql or after.sql. Raises ArchiveDamaged."""
-        with self._missing_is_damage(file):
+        with self._report_missing_as_damage(file):
             body = self.store.read(self.manifest.name, file)
-        self._require(file, File(size_bytes=len(body), sha256=hashlib.sha256(body).hexdigest()))
+        self._require_intact(file, File(size_bytes=len(body), sha256=hashlib.sha256(body).hexdigest()))
         return body
 
-    def open_into(self, sink: Sink, sealed: Path, bar: Bar) -> None:
+    def unseal_into(self, sink: Sink, sealed: Path, bar: Bar) -> None:
         """pg_dump's archive into `sink`; it counts once this has returned. Raises ArchiveDamaged."""
-        decompressed = archive.Decompressed(sink, bar.advance_to)
+        decompressed = archive.DecompressingSink(sink, bar.advance_to)
         with sealed.open("rb") as source:
             archive.unseal(source, decompressed, self.keys, is_sealed=self.manifest.is_sealed)
         decompressed.finish()
@@ -94,7 +94,7 @@ class Backup:
             raise ArchiveDamaged("The dump is not as long as its manifest says.")
 
     @contextmanager
-    def _missing_is_damage(self, file: str) -> Iterator[None]:
+    def _report_missing_as_damage(self, file: str) -> Iterator[None]:
         try:
             yield
         except FileNotFoundError:
@@ -106,12 +106,12 @@ class Backup:
             return
         raise ArchiveDamaged(f"{file} of {self.manifest.name} is missing from the store. Restore another backup.")
 
-    def _require(self, file: str, found: File) -> None:
+    def _require_intact(self, file: str, found: File) -> None:
         wanted = self.manifest.files.get(file)
         if wanted != found:
             raise ArchiveDamaged(
                 f"{file} of {self.manifest.name} is damaged: {found.size_bytes:,} bytes with SHA-256"
-                f" {found.sha256[:12]}…, and not {_described(wanted)}. Restore another backup."
+                f" {found.sha256[:12]}…, and not {_describe_file(wanted)}. Restore another backup."
             )
 
 
@@ -126,21 +126,23 @@ class Target:
 
 def restore(backup: Backup, sealed: Path, target: Target, bar: Bar) -> None:
     """All of it, or nothing. Raises RestoreFailed, ArchiveDamaged, ProgramsMissing."""
-    chosen = programs.fitting(target.connection, at_least=backup.manifest.dump_version)
-    before, after = backup.script(BEFORE), backup.script(AFTER)
-    with tempfile.TemporaryDirectory(prefix="ballast-restore-") as folder, _psql(chosen, target.url) as psql:
+    chosen = programs.choose_programs(target.connection, at_least=backup.manifest.dump_version)
+    before, after = backup.read_script(BEFORE), backup.read_script(AFTER)
+    with tempfile.TemporaryDirectory(prefix="ballast-restore-") as folder, _open_psql(chosen, target.url) as psql:
         contents = Path(folder) / "contents"
-        contents.write_text("\n".join(_contents(backup, sealed, chosen, target.connection)))
-        bar.stage("Restoring", backup.manifest.dump_bytes)
-        psql.write(PREPARED + (EMPTIED.read_bytes() if target.replace else b"") + _restricted(before))
-        _copy(backup, sealed, [chosen["pg_restore"], "--no-owner", f"--use-list={contents}", "--file=-"], psql, bar)
-        bar.stage("Finishing")
-        psql.write(_restricted(after) + FINISHED)
+        contents.write_text("\n".join(_list_contents(backup, sealed, chosen, target.connection)))
+        bar.start_stage("Restoring", backup.manifest.dump_bytes)
+        psql.write(PROLOGUE + (DROP_EXISTING.read_bytes() if target.replace else b"") + _restrict(before))
+        _pipe_dump(
+            backup, sealed, [chosen["pg_restore"], "--no-owner", f"--use-list={contents}", "--file=-"], psql, bar
+        )
+        bar.start_stage("Finishing")
+        psql.write(_restrict(after) + EPILOGUE)
 
 
-def _restricted(script: bytes) -> bytes:
+def _restrict(script: bytes) -> bytes:
     """SQL and nothing else: whoever may write to the store may have written the script."""
-    return RESTRICTED.format(token=secrets.token_hex(32), script=script.decode()).encode()
+    return RESTRICTED_SCRIPT.format(token=secrets.token_hex(32), script=script.decode()).encode()
 
 
 def analyze(connection: Connection) -> None:
@@ -159,9 +161,9 @@ def analyze(connection: Connection) -> None:
 
 
 @contextmanager
-def _psql(chosen: Programs, url: str) -> Iterator[_Psql]:
+def _open_psql(chosen: Programs, url: str) -> Iterator[_Psql]:
     """A script into a database: committed when the block ends well, and otherwise rolled back. Raises RestoreFailed."""
-    target, environment = programs.without_password(url)
+    target, environment = programs.split_password(url)
     command = [chosen["psql"], f"--dbname={target}", "--no-password", "--no-psqlrc", "--quiet", "--file=-"]
     settings = ["--set=ON_ERROR_STOP=1", "--set=VERBOSITY=terse"]
     with tempfile.TemporaryFile() as words:
@@ -189,7 +191,7 @@ def _psql(chosen: Programs, url: str) -> Iterator[_Psql]:
 @dataclass(frozen=True)
 class _Psql:
     process: subprocess.Popen[bytes]
-    words: IO[bytes]
+    stderr: IO[bytes]
 
     def write(self, script: bytes) -> None:
         """Raises RestoreFailed, with what the database said, once that has refused something."""
@@ -204,10 +206,10 @@ class _Psql:
         with suppress(BrokenPipeError):
             self.process.stdin.close()
         if self.process.wait() != 0:
-            raise RestoreFailed(f"Nothing was restored. {_last_words(self.words)}")
+            raise RestoreFailed(f"Nothing was restored. {_read_error(self.stderr)}")
 
 
-def _copy(backup: Backup, sealed: Path, pg_restore: list[str], psql: _Psql, bar: Bar) -> None:
+def _pipe_dump(backup: Backup, sealed: Path, pg_restore: list[str], psql: _Psql, bar: Bar) -> None:
     """The archive as SQL. Raises RestoreFailed and ArchiveDamaged, before its last piece was written."""
     process = subprocess.Popen(
         pg_restore,
@@ -219,9 +221,9 @@ def _copy(backup: Backup, sealed: Path, pg_restore: list[str], psql: _Psql, bar:
     with process, _Feeder(backup, sealed, process, bar) as feeder:
         assert process.stdout is not None
         header = process.stdout.read(HEADER_BYTES)
-        if header and IS_RESTRICTED.search(header) is None:
+        if header and RESTRICT_COMMAND.search(header) is None:
             raise RestoreFailed(f"Nothing was restored. {pg_restore[0]} lacks the fix of CVE-2025-8714: update it.")
-        psql.write(NOT_FOR_ALL.sub(b"", header))
+        psql.write(TRANSACTION_TIMEOUT.sub(b"", header))
         while piece := process.stdout.read(archive.PIECE_BYTES):
             psql.write(piece)
         feeder.require_end()
@@ -229,7 +231,7 @@ def _copy(backup: Backup, sealed: Path, pg_restore: list[str], psql: _Psql, bar:
             raise RestoreFailed("Nothing was restored: pg_restore cannot read the dump.")
 
 
-def _contents(backup: Backup, sealed: Path, chosen: Programs, connection: Connection) -> list[str]:
+def _list_contents(backup: Backup, sealed: Path, chosen: Programs, connection: Connection) -> list[str]:
     """The archive's table of contents without what every database has, and without what is not ours to say.
 
     The schema public is there already; the default privileges of another role only that role may change.
@@ -237,7 +239,7 @@ def _contents(backup: Backup, sealed: Path, chosen: Programs, connection: Connec
     process = subprocess.Popen(
         [chosen["pg_restore"], "--list"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
-    with process, _Feeder(backup, sealed, process, Silence()) as feeder:
+    with process, _Feeder(backup, sealed, process, NoProgress()) as feeder:
         assert process.stdout is not None
         listed = process.stdout.read().decode().splitlines()
         if process.wait() != 0:
@@ -281,21 +283,21 @@ class _Feeder(threading.Thread):
     def run(self) -> None:
         assert self._process.stdin is not None
         try:
-            self._backup.open_into(self._process.stdin, self._sealed, self._bar)
+            self._backup.unseal_into(self._process.stdin, self._sealed, self._bar)
         except BaseException as failure:
             self._failure = failure
         with suppress(BrokenPipeError):
             self._process.stdin.close()
 
 
-def _last_words(words: IO[bytes]) -> str:
+def _read_error(stderr: IO[bytes]) -> str:
     """Psql's error without its details, which may quote data."""
-    words.seek(0)
-    said = words.read(20_000).decode(errors="replace").splitlines()
+    stderr.seek(0)
+    said = stderr.read(20_000).decode(errors="replace").splitlines()
     return next(
         (line.partition(": ")[2][:300] for line in said if "ERROR: " in line or "error: " in line), "psql failed."
     )
 
 
-def _described(file: File | None) -> str:
+def _describe_file(file: File | None) -> str:
     return f"{file.size_bytes:,} with {file.sha256[:12]}…" if file else "what a backup has"

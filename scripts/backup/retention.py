@@ -16,9 +16,9 @@ from scripts.schema import database
 
 DAY = timedelta(days=1)
 # What is lost at worst, as app.settings.backup_rpo has it by default: the database may be gone.
-LATE = timedelta(days=1)
+DEFAULT_RPO = timedelta(days=1)
 READS_AT_ONCE = 8
-FORBIDDEN = {"403", "AccessDenied"}
+FORBIDDEN_CODES = {"403", "AccessDenied"}
 
 
 class Report(BaseModel):
@@ -29,7 +29,7 @@ class Report(BaseModel):
 
 
 @dataclass(frozen=True)
-class Stored:
+class ListedBackup:
     """A backup as its store shows it. One whose manifest cannot be read has none, and `damage` says why.
 
     `proven_at` is when the last drill that passed began. `is_refuted`: a later one failed.
@@ -69,19 +69,19 @@ class Policy:
 class Plan:
     """What a pruning does. `kept` says why each of them stays."""
 
-    kept: dict[str, str]
-    going: list[Stored]
+    to_keep: dict[str, str]
+    to_delete: list[ListedBackup]
     leftovers: list[Leftover]
 
 
-def shelf(store: BackupStore) -> list[Stored]:
+def list_backups(store: BackupStore) -> list[ListedBackup]:
     """All backups, oldest first; each manifest is read once. Raises StoreUnavailable."""
     names, drills = store.names(), store.drills()
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-        return list(pool.map(lambda name: _stored(store, name, drills.get(name, [])), names))
+        return list(pool.map(lambda name: _read_backup(store, name, drills.get(name, [])), names))
 
 
-def kept(backups: Iterable[Stored], now: datetime, policy: Policy) -> dict[str, str]:
+def select_kept(backups: Iterable[ListedBackup], now: datetime, policy: Policy) -> dict[str, str]:
     """Which stay, and why."""
     reasons: dict[str, list[str]] = {each.name: [f"not readable: {each.damage}"] for each in backups if each.damage}
     dated = [(each.created_at, each) for each in backups if each.created_at is not None]
@@ -106,18 +106,18 @@ def kept(backups: Iterable[Stored], now: datetime, policy: Policy) -> dict[str, 
     return {name: ", ".join(each) for name, each in reasons.items()}
 
 
-def planned(store: BackupStore, now: datetime, policy: Policy) -> Plan:
+def make_plan(store: BackupStore, now: datetime, policy: Policy) -> Plan:
     """What would go and what would stay. Raises StoreUnavailable, and then nothing may be deleted."""
-    backups = shelf(store)
-    reasons = kept(backups, now, policy)
+    backups = list_backups(store)
+    reasons = select_kept(backups, now, policy)
     going = [each for each in backups if each.name not in reasons]
     in_order = {each.name: reasons[each.name] for each in reversed(backups) if each.name in reasons}
     return Plan(in_order, going, store.leftovers(DAY))
 
 
-def carried_out(store: BackupStore, plan: Plan) -> list[str]:
+def apply_plan(store: BackupStore, plan: Plan) -> list[str]:
     """Deletes what goes, the oldest first, and returns what could not be deleted, having said why."""
-    deeds = [(each.name, partial(store.discard, each.name)) for each in plan.going]
+    deeds = [(each.name, partial(store.discard, each.name)) for each in plan.to_delete]
     deeds += [(each.path, partial(store.remove, each)) for each in plan.leftovers]
     failed = []
     for name, delete in deeds:
@@ -125,21 +125,25 @@ def carried_out(store: BackupStore, plan: Plan) -> list[str]:
             delete()
         except StoreUnavailable as failure:
             failed.append(name)
-            why = "the store forbids it (object lock, or no permission)" if failure.code in FORBIDDEN else str(failure)
-            database.say(f"{name} could not be deleted: {why}")
+            why = (
+                "the store forbids it (object lock, or no permission)"
+                if failure.code in FORBIDDEN_CODES
+                else str(failure)
+            )
+            database.echo_err(f"{name} could not be deleted: {why}")
     return failed
 
 
-def _stored(store: BackupStore, name: str, drills: list[str]) -> Stored:
+def _read_backup(store: BackupStore, name: str, drills: list[str]) -> ListedBackup:
     try:
         manifest = store.manifest(name)
     except ManifestInvalid as damage:
-        return Stored(name, None, str(damage))
-    proven_at, is_refuted = _verdict(store, name, drills)
-    return Stored(name, manifest, None, proven_at, is_refuted)
+        return ListedBackup(name, None, str(damage))
+    proven_at, is_refuted = _read_drills(store, name, drills)
+    return ListedBackup(name, manifest, None, proven_at, is_refuted)
 
 
-def _verdict(store: BackupStore, name: str, drills: list[str]) -> tuple[datetime | None, bool]:
+def _read_drills(store: BackupStore, name: str, drills: list[str]) -> tuple[datetime | None, bool]:
     """When the last drill that passed began, and whether one failed since: a report that is damaged proves nothing."""
     is_refuted = False
     for file in reversed(drills):

@@ -19,7 +19,7 @@ from scripts.schema.database import Connection
 # Chosen once; public.backup_is_running() looks for it.
 ADVISORY_LOCK = 733_140_620
 STRUCTURE = Path(__file__).with_name("structure.sql")
-AROUND = Path(__file__).with_name("globals.sql")
+GLOBALS = Path(__file__).with_name("globals.sql")
 HASH_DIGITS = 16
 
 VIEW_NOISE = re.compile(r'\b[a-z_]\w*\.(?=["a-z_])| AS (?:"[^"]+"|[a-z_]\w*)(?=,| FROM\b| UNION\b|\)|;|$)')
@@ -36,7 +36,7 @@ class NothingToBackUp(Failure):
 
 
 @dataclass(frozen=True)
-class Around:
+class Globals:
     """What a dump leaves out: the roles that it names, and SQL scripts for before and after it is restored."""
 
     roles: list[str]
@@ -44,9 +44,9 @@ class Around:
     after: str
 
     @classmethod
-    def of(cls, connection: Connection) -> Around:
+    def of(cls, connection: Connection) -> Globals:
         found: dict[str, list[str]] = {}
-        for kind, text in connection.execute(AROUND.read_bytes(), {"schemas": list(SCHEMAS)}):
+        for kind, text in connection.execute(GLOBALS.read_bytes(), {"schemas": list(SCHEMAS)}):
             found.setdefault(kind, []).append(text)
         before, after = ("".join(f"{text};\n" for text in found.get(kind, [])) for kind in ("before", "after"))
         return cls(found.get("role", []), before, after)
@@ -62,7 +62,7 @@ class Snapshot:
 
 
 @contextmanager
-def taken(connection: Connection) -> Iterator[Snapshot]:
+def take_snapshot(connection: Connection) -> Iterator[Snapshot]:
     """A snapshot, held until the block ends: keep it short. Raises BackupRunning and NothingToBackUp."""
     with connection.transaction():
         connection.execute("set transaction isolation level repeatable read, read only")
@@ -79,7 +79,7 @@ def taken(connection: Connection) -> Iterator[Snapshot]:
         yield Snapshot(connection, name, moment)
 
 
-def estimated_bytes(connection: Connection) -> int:
+def estimate_bytes(connection: Connection) -> int:
     """About what a dump takes, uncompressed: the tables without their indexes."""
     query = """
         select coalesce(sum(pg_table_size(c.oid)), 0)::bigint
@@ -89,7 +89,7 @@ def estimated_bytes(connection: Connection) -> int:
     return int(connection.execute(query, [list(SCHEMAS)]).fetchall()[0][0])
 
 
-def counted(connection: Connection) -> dict[str, int]:
+def count_rows(connection: Connection) -> dict[str, int]:
     """Table → rows, of every table of ours that holds any itself: a partition each."""
     tables = connection.execute(
         """
@@ -108,16 +108,16 @@ def counted(connection: Connection) -> dict[str, int]:
     }
 
 
-def described(connection: Connection) -> Structure:
+def describe_structure(connection: Connection) -> Structure:
     """Kind → name → hash of the definition, of all that our schemas consist of."""
     found: Structure = {}
     for kind, name, definition in connection.execute(STRUCTURE.read_bytes(), {"schemas": list(SCHEMAS)}):
-        digest = hashlib.sha256(normal(kind, definition).encode()).hexdigest()[:HASH_DIGITS]
+        digest = hashlib.sha256(normalize(kind, definition).encode()).hexdigest()[:HASH_DIGITS]
         found.setdefault(kind, {})[name] = digest
     return found
 
 
-def normal(kind: str, definition: str) -> str:
+def normalize(kind: str, definition: str) -> str:
     """The definition in one spelling. PostgreSQL writes a view differently in another version, and when made again.
 
     Since 16 a column's table is named only where it must be, and a constant in a later arm of a union gets the column's
@@ -128,7 +128,7 @@ def normal(kind: str, definition: str) -> str:
     return VIEW_NOISE.sub("", " ".join(definition.split()))
 
 
-def newest_migration(connection: Connection) -> str | None:
+def find_newest_migration(connection: Connection) -> str | None:
     """Its version."""
     if connection.execute("select to_regclass('supabase_migrations.schema_migrations')").fetchone() == (None,):
         return None
@@ -136,7 +136,7 @@ def newest_migration(connection: Connection) -> str | None:
     return row[0] if row else None
 
 
-def last_seal(connection: Connection) -> Seal | None:
+def find_last_seal(connection: Connection) -> Seal | None:
     """The newest seal of the audit trail."""
     if connection.execute("select to_regclass('app.audit_seals')").fetchone() == (None,):
         return None

@@ -35,7 +35,7 @@ READ_BYTES = 4 * MEGABYTE
 ATTEMPT_SECONDS = 90
 RETRIES = 3
 
-# What object_store.reason() calls that something is not there: a bucket's answer, and a folder's.
+# What describe_error() calls that something is not there: a bucket's answer, and a folder's.
 MISSING = {"404", "NotFound"}
 
 Result = TypeVar("Result")
@@ -44,8 +44,8 @@ Result = TypeVar("Result")
 class StoreUnavailable(Failure):
     """The store cannot be read or written. `code` says why in one word: the store's own words may quote its keys."""
 
-    def __init__(self, deed: str, url: str, code: str) -> None:
-        super().__init__(f"Cannot {deed} in {url}: {code}. Check BACKUP_URL and the variables AWS_….")
+    def __init__(self, action: str, url: str, code: str) -> None:
+        super().__init__(f"Cannot {action} in {url}: {code}. Check BACKUP_URL and the variables AWS_….")
         self.code = code
 
 
@@ -78,7 +78,7 @@ class Leftover:
 
 
 class BackupStore:
-    """The backups below `url`, as object_store.opened() takes it. Nothing is opened before it is needed.
+    """The backups below `url`, as open_object_store() takes it. Nothing is opened before it is needed.
 
     Every method raises StoreUnavailable.
     """
@@ -91,7 +91,7 @@ class BackupStore:
     def names(self) -> list[str]:
         """Of all backups, oldest first."""
         ending = f"/{MANIFEST}"
-        found = (path.removesuffix(ending).rpartition("/")[2] for path in self._paths() if path.endswith(ending))
+        found = (path.removesuffix(ending).rpartition("/")[2] for path in self._list_paths() if path.endswith(ending))
         return sorted(name for name in found if NAME.fullmatch(name))
 
     def find(self, wanted: str) -> str:
@@ -130,7 +130,7 @@ class BackupStore:
     def drills(self) -> dict[str, list[str]]:
         """Backup → the files with the reports of its drills, oldest first."""
         found: dict[str, list[str]] = {}
-        for path in sorted(self._paths()):
+        for path in sorted(self._list_paths()):
             name, _, file = path.removeprefix(f"{FOLDER}/").partition("/")
             if file.startswith(f"{DRILLS}/") and file.endswith(".json"):
                 found.setdefault(name, []).append(file)
@@ -140,7 +140,7 @@ class BackupStore:
 
     def require_unused(self, name: str) -> None:
         """Raises NameTaken: a backup is never written over another, nor cleaned up in its place."""
-        if any(path.startswith(f"{FOLDER}/{name}/") for path in self._paths()):
+        if any(path.startswith(f"{FOLDER}/{name}/") for path in self._list_paths()):
             raise NameTaken(f"{name} is there already in {self.url}: run it again, for another name.")
 
     @contextmanager
@@ -153,7 +153,7 @@ class BackupStore:
                 store, _path(name, file), buffer_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE
             ),
         )
-        writing = _Guarded(opened, lambda act: self._attempt(deed, lambda _: act()))
+        writing = _GuardedWriter(opened, lambda act: self._attempt(deed, lambda _: act()))
         try:
             yield writing
         except BaseException as failure:
@@ -173,7 +173,7 @@ class BackupStore:
     def discard(self, name: str) -> None:
         """Deletes a backup: the manifest first, so that what is left of a half deletion is no backup."""
         folder = f"{FOLDER}/{name}/"
-        paths = [path for path in self._paths() if path.startswith(folder)]
+        paths = [path for path in self._list_paths() if path.startswith(folder)]
         for path in sorted(paths, key=lambda path: not path.endswith(f"/{MANIFEST}")):
             self._attempt(f"delete {path}", partial(_delete, path=path))
         if self.folder is not None:  # also what obstore does not show: `dump…#1`, which it still wrote, and the folder
@@ -184,7 +184,7 @@ class BackupStore:
     def leftovers(self, older_than: timedelta) -> list[Leftover]:
         """Unfinished uploads, and folders without a manifest, that nobody wrote to for so long."""
         before = datetime.now(UTC) - older_than
-        return [each for each in [*self._unfinished_folders(), *self._uploads()] if each.began_at < before]
+        return [each for each in [*self._find_unfinished_folders(), *self._find_uploads()] if each.began_at < before]
 
     def remove(self, leftover: Leftover) -> None:
         """Deletes or aborts it."""
@@ -199,20 +199,20 @@ class BackupStore:
             if failure.code not in MISSING:  # it has ended meanwhile
                 raise
 
-    def _unfinished_folders(self) -> Iterator[Leftover]:
+    def _find_unfinished_folders(self) -> Iterator[Leftover]:
         whole = set(self.names())
         folders: dict[str, list[tuple[int, datetime]]] = {}
-        for path, size, written_at in self._objects() if self.folder is None else self._on_disk(self.folder):
+        for path, size, written_at in self._list_objects() if self.folder is None else self._list_on_disk(self.folder):
             name = path.removeprefix(f"{FOLDER}/").partition("/")[0]
             if NAME.fullmatch(name) and name not in whole:
                 folders.setdefault(name, []).append((size, written_at))
         for name, files in folders.items():
             yield Leftover(f"{FOLDER}/{name}", sum(size for size, _ in files), max(moment for _, moment in files))
 
-    def _on_disk(self, folder: Path) -> list[tuple[str, int, datetime]]:
-        """As _objects(), and also what obstore does not show: `dump…#1`, which it still wrote, and empty folders."""
+    def _list_on_disk(self, folder: Path) -> list[tuple[str, int, datetime]]:
+        """As _list_objects(), and what obstore hides: `dump…#1`, which it still wrote, and empty folders."""
 
-        def walked() -> Iterator[tuple[str, int, datetime]]:
+        def walk() -> Iterator[tuple[str, int, datetime]]:
             for place, _, files in os.walk(folder / FOLDER):
                 for found in (Path(place), *(Path(place, file) for file in files)):
                     with suppress(FileNotFoundError):  # somebody finished or deleted it meanwhile
@@ -220,9 +220,9 @@ class BackupStore:
                         size = 0 if found.is_dir() else status.st_size
                         yield found.relative_to(folder).as_posix(), size, datetime.fromtimestamp(status.st_mtime, UTC)
 
-        return self._attempt(f"list {FOLDER}", lambda _: list(walked()))
+        return self._attempt(f"list {FOLDER}", lambda _: list(walk()))
 
-    def _uploads(self) -> Iterator[Leftover]:
+    def _find_uploads(self) -> Iterator[Leftover]:
         """Multipart uploads that were never completed. Other clouds than S3 forget theirs by themselves."""
         if not self.url.startswith("s3:"):
             return
@@ -253,7 +253,7 @@ class BackupStore:
         prefix = unquote(urlsplit(self.url).path).strip("/")
         return f"{prefix}/{path}" if prefix else path
 
-    def _ask_bucket(self, deed: str, ask: Callable[[Any, dict[str, str]], dict[str, Any]]) -> dict[str, Any]:
+    def _ask_bucket(self, action: str, ask: Callable[[Any, dict[str, str]], dict[str, Any]]) -> dict[str, Any]:
         """What `ask(client, {"Bucket": …})` returns."""
         import boto3  # noqa: PLC0415 - half a second, which only this needs
         from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
@@ -266,27 +266,27 @@ class BackupStore:
             code = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "ClientError"))
         except BotoCoreError as error:
             code = type(error).__name__
-        raise StoreUnavailable(deed, self.url, code)
+        raise StoreUnavailable(action, self.url, code)
 
-    def _paths(self) -> list[str]:
-        return [path for path, _, _ in self._objects()]
+    def _list_paths(self) -> list[str]:
+        return [path for path, _, _ in self._list_objects()]
 
-    def _objects(self) -> list[tuple[str, int, datetime]]:
-        def listed(store: ObjectStore) -> list[tuple[str, int, datetime]]:
+    def _list_objects(self) -> list[tuple[str, int, datetime]]:
+        def list_objects(store: ObjectStore) -> list[tuple[str, int, datetime]]:
             batches = store.list(FOLDER)
             return [(each["path"], each["size"], each["last_modified"]) for batch in batches for each in batch]
 
-        return self._attempt(f"list {FOLDER}", listed)
+        return self._attempt(f"list {FOLDER}", list_objects)
 
-    def _attempt(self, deed: str, act: Callable[[ObjectStore], Result]) -> Result:
+    def _attempt(self, action: str, act: Callable[[ObjectStore], Result]) -> Result:
         try:
             return act(self._store)
         except AlreadyExistsError:
             code = "AlreadyExists"
         except (BaseError, OSError, ValueError) as error:
-            code = object_store.reason(error)
+            code = object_store.describe_error(error)
         # Outside the except block: a chained traceback would print what the store said.
-        raise StoreUnavailable(deed, self.url, code)
+        raise StoreUnavailable(action, self.url, code)
 
     def _sync(self, path: str) -> None:
         """A folder's file is there also after the power failed: obstore renames it, and leaves the rest to the disk."""
@@ -301,10 +301,10 @@ class BackupStore:
 
     @cached_property
     def _store(self) -> ObjectStore:
-        return object_store.opened(self.url, attempt_seconds=ATTEMPT_SECONDS, retries=RETRIES)
+        return object_store.open_object_store(self.url, attempt_seconds=ATTEMPT_SECONDS, retries=RETRIES)
 
 
-class _Guarded:
+class _GuardedWriter:
     """A writer whose failures are the store's."""
 
     def __init__(self, opened: obstore.WritableFile, guard: Callable[[Callable[[], object]], object]) -> None:

@@ -19,10 +19,10 @@ from pathlib import Path
 from psycopg import sql
 
 from scripts.backup import checks
-from scripts.backup.checks import Answer, Check, checked, named
+from scripts.backup.checks import Check, CheckResult, join_reasons, run_check
 from scripts.backup.drill import scratch_target
 from scripts.backup.progress import Bar
-from scripts.backup.restore import restored
+from scripts.backup.restore import restore_and_check
 from scripts.backup.restore_engine import Backup
 from scripts.errors import Failure
 from scripts.schema import drift, migrations
@@ -44,7 +44,7 @@ TABLES = """
     order by 1, 2
 """
 # What a client of the Data API can name: columns and functions of the schema public that somebody of it may use.
-OFFERED = """
+CLIENT_API = """
     select format('%I.%I.%I %s', 'public', c.relname, a.attname, format_type(a.atttypid, a.atttypmod))
     from pg_class as c
     join pg_attribute as a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
@@ -63,7 +63,7 @@ class UpgradeFailed(Failure):
 
 
 @dataclass(frozen=True)
-class Declared:
+class DeclaredChanges:
     """What pending migrations say that they do: values that they change, by schema.table.column, tables of which they
     delete rows, and what they remove: schema.table, schema.table.column or schema.function.
     """
@@ -73,43 +73,43 @@ class Declared:
     removes: tuple[str, ...]
 
     @classmethod
-    def by(cls, plan: migrations.Plan) -> Declared:
+    def read(cls, plan: migrations.Plan) -> DeclaredChanges:
         found = [match for file in plan.migrations for match in _DECLARED.finditer(file.text)]
         deeds = ("changes", "deletes", "removes")
         return cls(*(tuple(each["what"] for each in found if each["deed"] == deed) for deed in deeds))
 
 
-def upgraded(backup: Backup, bar: Bar) -> list[Check]:
+def check_upgrade(backup: Backup, bar: Bar) -> list[Check]:
     """Restores, migrates and compares. What goes wrong is a check that failed."""
     done: list[Check] = []
     began = time.monotonic()
     try:
         with scratch_target(backup, bar) as target:
-            done += restored(backup, target, bar)
-            bar.stage("Migrating")
-            done += migrated(target.url, target.connection, migrations.ROOT)
+            done += restore_and_check(backup, target, bar)
+            bar.start_stage("Migrating")
+            done += migrate_and_compare(target.url, target.connection, migrations.ROOT)
     except Failure as failure:
         done.append(Check("upgrade", False, str(failure), round(time.monotonic() - began, 3)))
     return done
 
 
-def migrated(url: str, connection: Connection, root: Path) -> Iterator[Check]:
+def migrate_and_compare(url: str, connection: Connection, root: Path) -> Iterator[Check]:
     """Remembers what is there, applies the files in `root`, and compares. Raises what `migrate up` raises."""
-    remember(connection)
-    offered = _offered(connection)
+    record_hashes(connection)
+    offered = _list_client_api(connection)
     began = time.monotonic()
     plan = migrations.up(url, root=root)
     applied = f"{len(plan.migrations)} migrations and {len(plan.sources)} sources were applied"
     yield Check("migrations", True, applied, round(time.monotonic() - began, 3))
-    declared = Declared.by(plan)
-    yield checked("data", lambda: _kept(connection, declared))
-    yield checked("types", lambda: _still_offered(connection, offered, declared))
-    yield checked("drift", lambda: _undrifted(url, root))
-    yield checked("policies", lambda: _closed(connection))
-    yield checks.denied(connection)
+    declared = DeclaredChanges.read(plan)
+    yield run_check("data", lambda: _compare_data(connection, declared))
+    yield run_check("types", lambda: _compare_client_api(connection, offered, declared))
+    yield run_check("drift", lambda: _check_drift(url, root))
+    yield run_check("policies", lambda: _check_policies(connection))
+    yield checks.check_tenant_isolation(connection)
 
 
-def remember(connection: Connection) -> None:
+def record_hashes(connection: Connection) -> None:
     """Keeps a hash of every value beside the data, in a schema of its own: the server is there for this alone."""
     connection.execute("create schema upgrade_check")
     connection.execute("create table upgrade_check.before (relation text, columns text[], key text, hashes bigint[])")
@@ -138,7 +138,7 @@ def _hashes(columns: list[str]) -> sql.Composable:
     return sql.SQL("array[{}]").format(sql.SQL(", ").join(each))
 
 
-def _kept(connection: Connection, declared: Declared) -> Answer:
+def _compare_data(connection: Connection, declared: DeclaredChanges) -> CheckResult:
     """Whether every row and value of before is there."""
     there = {f"{schema}.{table}": columns for schema, table, columns in connection.execute(TABLES).fetchall()}
     wrong: list[str] = []
@@ -147,19 +147,19 @@ def _kept(connection: Connection, declared: Declared) -> Answer:
     for relation, columns, rows in before.fetchall():
         total += rows
         if relation not in there:
-            wrong += [] if _is_said(relation, declared.removes) else [f"{relation} is gone with {rows:,} rows"]
+            wrong += [] if _is_declared(relation, declared.removes) else [f"{relation} is gone with {rows:,} rows"]
             continue
-        wrong += _lost(connection, relation, columns, there[relation], declared)
-    return not wrong, named(wrong) or f"{total:,} rows are there with the values they had"
+        wrong += _find_losses(connection, relation, columns, there[relation], declared)
+    return not wrong, join_reasons(wrong) or f"{total:,} rows are there with the values they had"
 
 
-def _lost(
-    connection: Connection, relation: str, columns: list[str], there: list[str], declared: Declared
+def _find_losses(
+    connection: Connection, relation: str, columns: list[str], there: list[str], declared: DeclaredChanges
 ) -> Iterator[str]:
     schema, _, table = relation.partition(".")
     gone = [column for column in columns if column not in there]
     yield from (
-        f"{relation}.{column} is gone" for column in gone if not _is_said(f"{relation}.{column}", declared.removes)
+        f"{relation}.{column} is gone" for column in gone if not _is_declared(f"{relation}.{column}", declared.removes)
     )
     kept = [column for column in columns if column in there]
     counts = [
@@ -179,38 +179,42 @@ def _lost(
         relation,
     )
     [[missing, *changed]] = connection.execute(query).fetchall()
-    if missing and not _is_said(relation, declared.deletes + declared.removes):
+    if missing and not _is_declared(relation, declared.deletes + declared.removes):
         yield f"{missing:,} rows of {relation} are gone"
     for column, number in zip(kept, changed, strict=True):
-        if number and not _is_said(f"{relation}.{column}", declared.changes):
+        if number and not _is_declared(f"{relation}.{column}", declared.changes):
             yield f"{relation}.{column} differs in {number:,} rows"
 
 
-def _still_offered(connection: Connection, before: set[str], declared: Declared) -> Answer:
+def _compare_client_api(connection: Connection, before: set[str], declared: DeclaredChanges) -> CheckResult:
     """Whether clients of before find every column, of its type, and every function that they could call."""
     gone = sorted(
-        each for each in before - _offered(connection) if not _is_said(re.split(r"[ (]", each)[0], declared.removes)
+        each
+        for each in before - _list_client_api(connection)
+        if not _is_declared(re.split(r"[ (]", each)[0], declared.removes)
     )
-    return not gone, named([f"{each} is gone" for each in gone]) or f"{len(before):,} columns and functions are there"
+    return not gone, join_reasons(
+        [f"{each} is gone" for each in gone]
+    ) or f"{len(before):,} columns and functions are there"
 
 
-def _offered(connection: Connection) -> set[str]:
-    return {name for (name,) in connection.execute(OFFERED)}
+def _list_client_api(connection: Connection) -> set[str]:
+    return {name for (name,) in connection.execute(CLIENT_API)}
 
 
-def _undrifted(url: str, root: Path) -> Answer:
+def _check_drift(url: str, root: Path) -> CheckResult:
     _, found = drift.check(url, root=root)
     wrong = [f"{entry.kind} {entry.name} is {entry.problem}" for entry in found]
-    return not wrong, named(wrong) or "functions, views, policies and grants are as the files say"
+    return not wrong, join_reasons(wrong) or "functions, views, policies and grants are as the files say"
 
 
-def _closed(connection: Connection) -> Answer:
+def _check_policies(connection: Connection) -> CheckResult:
     gaps = connection.execute(
         "select concat(schema, '.', relation, ': ', gap) from ops.rls_coverage where gap is not null"
     )
     wrong = [gap for (gap,) in gaps]
-    return not wrong, named(wrong) or "no table has a gap"
+    return not wrong, join_reasons(wrong) or "no table has a gap"
 
 
-def _is_said(name: str, declared: tuple[str, ...]) -> bool:
+def _is_declared(name: str, declared: tuple[str, ...]) -> bool:
     return any(name == each or name.startswith(f"{each}.") for each in declared)

@@ -9,13 +9,13 @@ from scripts.backup.progress import Bar
 from scripts.backup.restore_engine import Backup
 
 
-def verified(backup: Backup, bar: Bar, *, opening: bool) -> None:
-    """Reads all of it; `opening` also the dump's inside, to nowhere. Raises ArchiveDamaged and StoreUnavailable."""
+def verify_backup(backup: Backup, bar: Bar, *, unseal: bool) -> None:
+    """Reads all of it; `unseal` also the dump's inside, to nowhere. Raises ArchiveDamaged and StoreUnavailable."""
     manifest = backup.manifest
     for file in sorted(manifest.files.keys() - {manifest.dump}):
-        backup.script(file)
-    sealed = backup.dump(bar)
-    if opening:
-        bar.stage("Opening", manifest.dump_bytes)
+        backup.read_script(file)
+    sealed = backup.fetch_dump(bar)
+    if unseal:
+        bar.start_stage("Opening", manifest.dump_bytes)
         with Path(os.devnull).open("wb") as nowhere:
-            backup.open_into(nowhere, sealed, bar)
+            backup.unseal_into(nowhere, sealed, bar)

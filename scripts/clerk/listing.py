@@ -25,14 +25,14 @@ from service.settings import CLERK_KEY
 Object = dict[str, Any]
 Parameters = Mapping[str, str | int]
 
-LARGEST_PAGE = 500  # Clerk's own limit
-MOST_STEPS_BACK = 1000
-MOST_TRIES = 8
+MAX_PAGE_SIZE = 500  # Clerk's own limit
+MAX_STEPS_BACK = 1000
+MAX_TRIES = 8
 FIRST_WAIT_SECONDS = 0.5
-LONGEST_WAIT_SECONDS = 30
+MAX_WAIT_SECONDS = 30
 # Who is told to come back later than this had better look why.
-LONGEST_BAN_SECONDS = 120
-CLOCKS_APART = timedelta(seconds=2)
+MAX_RETRY_AFTER_SECONDS = 120
+MAX_CLOCK_SKEW = timedelta(seconds=2)
 TIMEOUT = httpx.Timeout(connect=5, read=30, write=5, pool=5)
 
 
@@ -72,14 +72,14 @@ INVITATIONS = Kind(
 KINDS = (USERS, ORGANIZATIONS, MEMBERSHIPS, INVITATIONS)
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """How far a list was read: how many objects, and when the last of them was created, in ms since 1970."""
 
     offset: int
     created_at: int
 
 
-BEGINNING = Place(0, 0)
+LIST_START = Position(0, 0)
 
 
 class Page(NamedTuple):
@@ -94,9 +94,9 @@ class Page(NamedTuple):
     offset: int = 0
 
     @property
-    def end(self) -> Place:
+    def end(self) -> Position:
         """The place after its last object, of which there must be one."""
-        return Place(self.offset + len(self.objects), self.objects[-1].get("created_at", 0))
+        return Position(self.offset + len(self.objects), self.objects[-1].get("created_at", 0))
 
 
 class Answer(NamedTuple):
@@ -118,7 +118,7 @@ class ClerkListing:
     def close(self) -> None:
         self._http.close()
 
-    def pages(self, kind: Kind, after: Place = BEGINNING, size: int = LARGEST_PAGE) -> Iterator[Page]:
+    def pages(self, kind: Kind, after: Position = LIST_START, size: int = MAX_PAGE_SIZE) -> Iterator[Page]:
         """Every object of the kind that is there throughout, oldest first; some more than once.
 
         With the place up to which they were listed some other time, what has come after it, and some from before.
@@ -130,7 +130,7 @@ class ClerkListing:
             if offset and not _leaves_no_gap(page, seen, after):
                 offset = max(0, offset - (size - 1))
                 steps_back += 1
-                if steps_back > MOST_STEPS_BACK:
+                if steps_back > MAX_STEPS_BACK:
                     raise ClerkUnavailable(f"Clerk's list of {kind.plural} changes faster than it can be read.")
                 continue
             seen.update(each["id"] for each in page.objects)
@@ -142,7 +142,7 @@ class ClerkListing:
     def page(self, kind: Kind, offset: int, size: int) -> Page:
         """Up to `size` objects from a place on."""
         parameters = dict(kind.parameters) | {"limit": size, "offset": offset}
-        answer = self._ask(kind.path, parameters, lambda body: _objects(body) is not None)
+        answer = self._get(kind.path, parameters, lambda body: _objects(body) is not None)
         if answer.body is None:
             raise self._refusal(HTTPStatus.NOT_FOUND, NOT_FOUND)
         total = answer.body.get("total_count") if isinstance(answer.body, dict) else None
@@ -153,7 +153,7 @@ class ClerkListing:
         if kind is not USERS:
             total = self.page(kind, 0, 1).total
         else:
-            body = self._ask("/v1/users/count", {}, lambda body: isinstance(body, dict)).body
+            body = self._get("/v1/users/count", {}, lambda body: isinstance(body, dict)).body
             total = body.get("total_count") if body else None
         if not isinstance(total, int):
             raise RequestRefused(f"Clerk does not say how many {kind.plural} there are.")
@@ -165,38 +165,38 @@ class ClerkListing:
         Raises RequestRefused when that cannot be told.
         """
         if kind is USERS:
-            answer = self._ask(f"/v1/users/{_segment(person)}", {}, _is_object)
+            answer = self._get(f"/v1/users/{_escape_segment(person)}", {}, _is_object)
         elif kind is ORGANIZATIONS:
-            answer = self._ask(f"/v1/organizations/{_segment(organization)}", {}, _is_object)
+            answer = self._get(f"/v1/organizations/{_escape_segment(organization)}", {}, _is_object)
         elif kind is INVITATIONS:
-            path = f"/v1/organizations/{_segment(organization)}/invitations/{_segment(clerk_id or '')}"
-            answer = self._ask(path, {}, _is_object)
+            path = f"/v1/organizations/{_escape_segment(organization)}/invitations/{_escape_segment(clerk_id or '')}"
+            answer = self._get(path, {}, _is_object)
         else:
             return self._find_membership(organization, person)
         return Page([answer.body] if answer.body else [], answer.asked_at)
 
     def instance_id(self) -> str | None:
         """Which instance the key is of."""
-        body = self._ask("/v1/instance", {}, lambda body: isinstance(body, dict)).body
+        body = self._get("/v1/instance", {}, lambda body: isinstance(body, dict)).body
         found = body.get("id") if body else None
         return found if isinstance(found, str) else None
 
     def _find_membership(self, organization: str, person: str) -> Page:
-        path = f"/v1/organizations/{_segment(organization)}/memberships"
+        path = f"/v1/organizations/{_escape_segment(organization)}/memberships"
         parameters: Parameters = {"user_id": person, "limit": 10}
-        answer = self._ask(path, parameters, lambda body: _objects(body) is not None)
+        answer = self._get(path, parameters, lambda body: _objects(body) is not None)
         found = _objects(answer.body) or []
         if any((each.get("public_user_data") or {}).get("user_id") != person for each in found):
             raise RequestRefused("Clerk does not say whether somebody is a member: it answers with other people.")
         return Page(found, answer.asked_at)
 
-    def _ask(self, path: str, parameters: Parameters, is_sound: Callable[[Any], bool]) -> Answer:
+    def _get(self, path: str, parameters: Parameters, is_valid: Callable[[Any], bool]) -> Answer:
         wait = FIRST_WAIT_SECONDS
         trouble = ""
-        for attempt in range(MOST_TRIES):
+        for attempt in range(MAX_TRIES):
             if attempt:
                 self._sleep(wait)
-                wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+                wait = min(2 * wait, MAX_WAIT_SECONDS)
             asked_at = datetime.now(UTC)
             try:
                 response = self._http.get(path, params=dict(parameters))
@@ -205,18 +205,18 @@ class ClerkListing:
                 trouble = type(error).__name__
                 continue
             status = response.status_code
-            if status == HTTPStatus.OK and is_sound(body):
-                return Answer(body, _moment(response, asked_at))
+            if status == HTTPStatus.OK and is_valid(body):
+                return Answer(body, _clerk_time(response, asked_at))
             # A proxy or a wrong address has 404s too: only Clerk's own means that there is no such object.
-            if status == HTTPStatus.NOT_FOUND and _code(body) == NOT_FOUND:
-                return Answer(None, _moment(response, asked_at))
+            if status == HTTPStatus.NOT_FOUND and _error_code(body) == NOT_FOUND:
+                return Answer(None, _clerk_time(response, asked_at))
             trouble = "an answer that is none" if status == HTTPStatus.OK else str(status)
             if status == HTTPStatus.TOO_MANY_REQUESTS:
-                wait = self._told_to_wait(response, wait)
+                wait = self._read_retry_after(response, wait)
             elif status != HTTPStatus.OK and status < HTTPStatus.INTERNAL_SERVER_ERROR:
-                raise self._refusal(status, _code(body))
+                raise self._refusal(status, _error_code(body))
         raise ClerkUnavailable(
-            f"Clerk does not answer at {self._url} ({trouble}, {MOST_TRIES} times). Nothing is lost: run this again."
+            f"Clerk does not answer at {self._url} ({trouble}, {MAX_TRIES} times). Nothing is lost: run this again."
         )
 
     def _refusal(self, status: int, code: str | None) -> Failure:
@@ -226,21 +226,21 @@ class ClerkListing:
         return RequestRefused(f"Clerk does not answer the question at {self._url} ({said}): is CLERK_API_URL right?")
 
     @staticmethod
-    def _told_to_wait(response: httpx.Response, otherwise: float) -> float:
+    def _read_retry_after(response: httpx.Response, otherwise: float) -> float:
         """Seconds, by Retry-After if there is one. Raises ClerkUnavailable when they are too many."""
-        told = response.headers.get("Retry-After", "")
+        given = response.headers.get("Retry-After", "")
         try:
-            seconds = float(told) if told else otherwise
+            seconds = float(given) if given else otherwise
         except ValueError:
-            date = _date(told)
+            date = _parse_date(given)
             seconds = (date - datetime.now(UTC)).total_seconds() if date else otherwise
-        if not seconds <= LONGEST_BAN_SECONDS:
+        if not seconds <= MAX_RETRY_AFTER_SECONDS:
             raise ClerkUnavailable(f"Clerk wants no requests for {seconds:.0f} seconds. Run this again then.")
         return max(seconds, 0)
 
 
 @contextmanager
-def listing_of(environment: Mapping[str, str]) -> Iterator[ClerkListing]:
+def open_listing(environment: Mapping[str, str]) -> Iterator[ClerkListing]:
     """The listing by CLERK_SECRET_KEY and CLERK_API_URL. Raises KeyMissing, which does not tell the key."""
     key = environment.get("CLERK_SECRET_KEY", "").strip()
     if not key:
@@ -251,7 +251,7 @@ def listing_of(environment: Mapping[str, str]) -> Iterator[ClerkListing]:
         yield listing
 
 
-def _leaves_no_gap(page: Page, seen: set[str], after: Place) -> bool:
+def _leaves_no_gap(page: Page, seen: set[str], after: Position) -> bool:
     """Whether all that the list has before the page was listed: up to one of those seen, or up to the place."""
     if not page.objects:
         return False
@@ -279,7 +279,7 @@ def _json(response: httpx.Response) -> Any:
         return ()  # which is nothing that JSON could be
 
 
-def _code(body: Any) -> str | None:
+def _error_code(body: Any) -> str | None:
     try:
         code = body["errors"][0]["code"]
     except (LookupError, TypeError):
@@ -287,19 +287,19 @@ def _code(body: Any) -> str | None:
     return code if isinstance(code, str) and code.isidentifier() else None
 
 
-def _moment(response: httpx.Response, asked_at: datetime) -> datetime:
+def _clerk_time(response: httpx.Response, asked_at: datetime) -> datetime:
     """A moment before Clerk read what it answered, by its clock, which its events go by too.
 
     That tells seconds only. So ours counts, put back by what it may be ahead, unless the two are further apart.
     """
-    date = _date(response.headers.get("Date", ""))
+    date = _parse_date(response.headers.get("Date", ""))
     ahead = asked_at + response.elapsed - date if date else timedelta(0)
-    if date and not -CLOCKS_APART <= ahead <= CLOCKS_APART + timedelta(seconds=1):
+    if date and not -MAX_CLOCK_SKEW <= ahead <= MAX_CLOCK_SKEW + timedelta(seconds=1):
         return date - response.elapsed
-    return asked_at - CLOCKS_APART
+    return asked_at - MAX_CLOCK_SKEW
 
 
-def _date(text: str) -> datetime | None:
+def _parse_date(text: str) -> datetime | None:
     try:
         date = parsedate_to_datetime(text)
     except (ValueError, TypeError):
@@ -307,6 +307,6 @@ def _date(text: str) -> datetime | None:
     return date if date.tzinfo else date.replace(tzinfo=UTC)
 
 
-def _segment(clerk_id: str) -> str:
+def _escape_segment(clerk_id: str) -> str:
     # Dots too: an id of two of them would name the folder above.
     return quote(clerk_id, safe="").replace(".", "%2E")

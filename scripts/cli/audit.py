@@ -53,7 +53,7 @@ class Range:
     def difference(self) -> str | None:
         """What is wrong, or None: an erasure or retention may change what a range holds."""
         what = DIFFERENCES.get(self.state)
-        return what and f"{what} (sealed {_entries(self.sealed)}, found {self.found:,})"
+        return what and f"{what} (sealed {_format_entries(self.sealed)}, found {self.found:,})"
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,14 @@ class Verification:
     def problems(self) -> Iterator[str]:
         """A line for each kind of problem; of the ranges only the first that is broken."""
         for broken in [each for each in self.ranges if each.difference][:1]:
-            yield f"The first broken range is {broken.sequence}, {_span(broken)}: {broken.difference}."
+            yield f"The first broken range is {broken.sequence}, {_format_range(broken)}: {broken.difference}."
         if self.too_old:
-            yield f"{_entries(self.too_old)} put in before the first sealed range."
+            yield f"{_format_entries(self.too_old)} put in before the first sealed range."
         for seal in self.unknown_seals:
             yield f"The seal {seal} is not in the chain: the chain itself was rewritten, or this is another database."
 
 
-def _seals(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+def _parse_seals(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     """Seals as they were printed, in lower case."""
     if not all(re.fullmatch(r"[0-9a-fA-F]{64}", value) for value in values):
         raise click.BadParameter("A seal has 64 hexadecimal digits, as `ballast audit seal` prints them.")
@@ -97,13 +97,13 @@ def seal(url: str | None, as_json: bool) -> None:
     seals in the database, and only a copy proves it.
     """
     with options.open_database(url, requires="app.audit_seals") as connection:
-        seals = new_seals(connection)
+        seals = seal_trail(connection)
     if as_json:
         print_json(seals)
     elif seals:
         for each in seals:
-            click.echo(f"{each.sequence}  {_span(each)}  {_entries(each.entries)}  {each.seal}")
-        database.say(
+            click.echo(f"{each.sequence}  {_format_range(each)}  {_format_entries(each.entries)}  {each.seal}")
+        database.echo_err(
             "Keep them elsewhere: `ballast audit verify --seal …` proves by one that none before was rewritten."
         )
     else:
@@ -114,14 +114,14 @@ def seal(url: str | None, as_json: bool) -> None:
 @options.url_option
 @click.option(
     "--seal",
-    "kept",
+    "known_seals",
     metavar="HEX",
     multiple=True,
-    callback=_seals,
+    callback=_parse_seals,
     help="A copy kept elsewhere: it must be in the chain.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def verify(url: str | None, kept: tuple[str, ...], as_json: bool) -> None:
+def verify(url: str | None, known_seals: tuple[str, ...], as_json: bool) -> None:
     """Recompute every seal. Exits with 1 when entries or seals are not what they were.
 
     What an erasure or retention did is recorded, allowed, and shown. The whole trail is read.
@@ -130,14 +130,14 @@ def verify(url: str | None, kept: tuple[str, ...], as_json: bool) -> None:
         options.open_database(url, requires="app.audit_seals") as connection,
         Console(stderr=True).status("Reading the audit trail …"),
     ):
-        verification = verified(connection, kept)
+        verification = verify_chain(connection, known_seals)
     problems = list(verification.problems())
     if as_json:
         print_json({"problems": problems, **asdict(verification)})
     else:
         _print(verification)
     for problem in problems:
-        database.say(problem)
+        database.echo_err(problem)
     if problems:
         sys.exit(1)
 
@@ -148,7 +148,7 @@ def verify(url: str | None, kept: tuple[str, ...], as_json: bool) -> None:
 def maintain(url: str | None, as_json: bool) -> None:
     """Make the partitions of the months ahead, and drop the months that are older than the retention."""
     with options.open_database(url, requires="app.audit_seals") as connection:
-        made, dropped = maintained(connection)
+        made, dropped = maintain_partitions(connection)
     if as_json:
         print_json({"made": made, "dropped": dropped})
         return
@@ -160,14 +160,14 @@ def maintain(url: str | None, as_json: bool) -> None:
         click.echo("Nothing to do: the months ahead have partitions, and none is older than the retention.")
 
 
-def new_seals(connection: Connection) -> list[Seal]:
+def seal_trail(connection: Connection) -> list[Seal]:
     """Seals what is complete; a range a month at most."""
     query = "select sequence, range_start, range_end, entries, encode(seal, 'hex') as seal from app.seal_audit()"
     return connection.cursor(row_factory=class_row(Seal)).execute(query).fetchall()
 
 
-def verified(connection: Connection, kept: tuple[str, ...]) -> Verification:
-    """Recomputes the chain, at one moment; `kept` are seals in hex that must be in it."""
+def verify_chain(connection: Connection, known_seals: tuple[str, ...]) -> Verification:
+    """Recomputes the chain, at one moment; `known_seals` are seals in hex that must be in it."""
     with connection.transaction():
         connection.execute("set transaction isolation level repeatable read, read only")
         ranges = (
@@ -188,20 +188,20 @@ def verified(connection: Connection, kept: tuple[str, ...]) -> Verification:
             {"start": start, "end": end},
         ).fetchall()
     chain = {each.seal for each in ranges}
-    return Verification(ranges, unsealed, too_old, [each for each in kept if each not in chain])
+    return Verification(ranges, unsealed, too_old, [each for each in known_seals if each not in chain])
 
 
-def maintained(connection: Connection) -> tuple[list[str], list[str]]:
+def maintain_partitions(connection: Connection) -> tuple[list[str], list[str]]:
     """The partitions that were made and those that were dropped, of which some may be both."""
-    before = partitions(connection)
+    before = list_partitions(connection)
     connection.execute("select app.make_audit_partitions()")
-    between = partitions(connection)
+    between = list_partitions(connection)
     connection.execute("select app.drop_audit_partitions()")
-    after = partitions(connection)
+    after = list_partitions(connection)
     return sorted(between - before), sorted(between - after)
 
 
-def partitions(connection: Connection) -> set[str]:
+def list_partitions(connection: Connection) -> set[str]:
     """Names with their schema."""
     query = "select inhrelid::regclass::text from pg_inherits where inhparent = 'public.audit_logs'::regclass"
     return {name for (name,) in connection.execute(query)}
@@ -215,27 +215,27 @@ def _print(verification: Verification) -> None:
         first, last = run[0], run[-1]
         table.add_row(
             str(first.sequence) if first is last else f"{first.sequence} to {last.sequence} ({len(run):,})",
-            f"{_time(first.range_start)} to {_time(last.range_end)}",
+            f"{_format_time(first.range_start)} to {_format_time(last.range_end)}",
             f"{sum(each.sealed for each in run):,}",
             f"{sum(each.erased for each in run):,}",
             f"[red]{first.state}: {first.difference}[/]" if first.difference else f"[green]{first.state}[/]",
         )
     if verification.ranges:
         print_table(table)
-        since = f"since the last seal, {_time(verification.ranges[-1].range_end)}"
+        since = f"since the last seal, {_format_time(verification.ranges[-1].range_end)}"
     else:
         since = "and no seal yet: `ballast audit seal` makes the first"
-    click.echo(f"{_entries(verification.unsealed)} {since}.")
+    click.echo(f"{_format_entries(verification.unsealed)} {since}.")
 
 
-def _span(sealed: Seal | Range) -> str:
-    return f"{_time(sealed.range_start)} to {_time(sealed.range_end)}"
+def _format_range(sealed: Seal | Range) -> str:
+    return f"{_format_time(sealed.range_start)} to {_format_time(sealed.range_end)}"
 
 
-def _time(moment: datetime) -> str:
+def _format_time(moment: datetime) -> str:
     """In UTC, where the months begin."""
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
 
 
-def _entries(number: int) -> str:
+def _format_entries(number: int) -> str:
     return f"{number:,} {'entry' if number == 1 else 'entries'}"

@@ -17,24 +17,24 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from scripts.backup.alarm import monitored
-from scripts.backup.drill import Drill, DrillFailed, drilled
-from scripts.backup.extract import DATABASE, Extract, Format, require_free, write_extract
+from scripts.backup.backup_log import BackupLog
+from scripts.backup.cron_monitors import report_to_monitor
+from scripts.backup.drill import Drill, DrillFailed, run_drill
+from scripts.backup.extract import DATABASE_VARIABLE, Extract, Format, require_free, write_extract
 from scripts.backup.progress import progress_bar
-from scripts.backup.records import Records
-from scripts.backup.restore import keys_of, may_replace, open_backup, restored
+from scripts.backup.restore import may_replace, open_backup, read_keys, restore_and_check
 from scripts.backup.restore_engine import Backup, Target
-from scripts.backup.retention import DAY, LATE, Plan, Policy, Stored, carried_out, planned, shelf
-from scripts.backup.run import Task, backed_up, recipients_of, store_of
+from scripts.backup.retention import DAY, DEFAULT_RPO, ListedBackup, Plan, Policy, apply_plan, list_backups, make_plan
+from scripts.backup.run import Task, open_store, read_recipients, run_backup
 from scripts.backup.store import DRILLS
-from scripts.backup.verify import verified
+from scripts.backup.verify import verify_backup
 from scripts.cli import options
 from scripts.cli.output import print_json, print_table, show_checks
 from scripts.schema import database
 from scripts.scratch.server import exit_on_sigterm, scratch_folder
 from service.backup_names import BackupType, filename_of, new_name
 
-NEXT = (
+NEXT_STEPS = (
     "Clear the cache: delete the Upstash database's keys (FLUSHDB), which are from before the restore.",
     "Tell Clerk and the ledger of erasures that were replayed: ballast person resume",
     "Bring the schema up to date, if the code is newer than the backup: ballast migrate up",
@@ -71,19 +71,19 @@ def run(url: str | None, backup_type: BackupType, as_json: bool, backup_id: UUID
     All of it is from one moment, also while others write. Exits with 1 when it failed, and then nothing is left in the
     store that could be taken for a backup. One runs at a time.
     """
-    environment = options.environment(url)
+    environment = options.build_environment(url)
     chosen = backup_id or uuid4()
     task = Task(
-        options.choose(url),
-        store_of(environment),
-        recipients_of(environment),
-        Records.of(environment),
+        options.choose_url(url),
+        open_store(environment),
+        read_recipients(environment),
+        BackupLog.of(environment),
         str(chosen),
         name or new_name(chosen, datetime.now(UTC)),
         backup_type,
     )
     with exit_on_sigterm(), progress_bar() as bar:
-        manifest = backed_up(task, bar)
+        manifest = run_backup(task, bar)
     if as_json:
         click.echo(manifest.model_dump_json(indent=2))
     else:
@@ -108,20 +108,20 @@ def restore(wanted: str, url: str, typed: str | None, identity: Path | None, as_
     Into a database without anything of ours; what is there goes only with --replace and the project's name. Exits
     with 1 when nothing was restored, and when a check fails. Erasures since the backup are carried out again.
     """
-    environment = options.environment(None)
-    store = store_of(environment)
+    environment = options.build_environment(None)
+    store = open_store(environment)
     with (
         tempfile.TemporaryDirectory(prefix="ballast-restore-") as folder,
-        database.connected(url, tell=database.say) as connection,
+        database.connected(url, tell=database.echo_err) as connection,
         progress_bar() as bar,
     ):
-        backup = open_backup(store, wanted, keys_of(environment, identity), Path(folder))
+        backup = open_backup(store, wanted, read_keys(environment, identity), Path(folder))
         target = Target(url, connection, replace=may_replace(connection, typed))
-        done = list(restored(backup, target, bar))
+        done = list(restore_and_check(backup, target, bar))
     show_checks(done, as_json=as_json)
     if not as_json:
-        for line in NEXT:
-            database.say(f"Next: {line}")
+        for line in NEXT_STEPS:
+            database.echo_err(f"Next: {line}")
     if not all(check.passed for check in done):
         sys.exit(1)
 
@@ -136,14 +136,14 @@ def drill(wanted: str, identity: Path | None, url: str | None, as_json: bool) ->
 
     The report is kept beside the backup and in the database's public.backup_logs. Exits with 1 when a check fails.
     """
-    environment = options.environment(url)
-    store = store_of(environment)
-    records = Records.of(environment)
-    with scratch_folder("drill") as folder, monitored("ballast-restore-drill"):
+    environment = options.build_environment(url)
+    store = open_store(environment)
+    log = BackupLog.of(environment)
+    with scratch_folder("drill") as folder, report_to_monitor("ballast-restore-drill"):
         with progress_bar() as bar:
-            backup = open_backup(store, wanted, keys_of(environment, identity), folder)
-            report = drilled(backup, bar)
-        records.drill(backup.manifest, filename_of(report.backup), asdict(report))
+            backup = open_backup(store, wanted, read_keys(environment, identity), folder)
+            report = run_drill(backup, bar)
+        log.record_drill(backup.manifest, filename_of(report.backup), asdict(report))
         _show_drill(report, as_json=as_json)
         body = json.dumps(asdict(report), indent=2).encode()
         store.put(report.backup, f"{DRILLS}/{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}.json", body)
@@ -160,19 +160,21 @@ def verify(wanted: str, identity: Path | None) -> None:
     With the key, also that it can be decrypted and decompressed to its full length. It needs no database, and proves
     less than `ballast backup drill`: not that PostgreSQL takes it. Exits with 1 when something is damaged or missing.
     """
-    environment = options.environment(None)
-    store = store_of(environment)
+    environment = options.build_environment(None)
+    store = open_store(environment)
     manifest = store.manifest(store.find(wanted))
-    keys = keys_of(environment, identity)
+    keys = read_keys(environment, identity)
     with scratch_folder("verify") as folder, progress_bar() as bar:
         backup = Backup(store, manifest, keys, folder)
         is_opened = bool(keys) or not manifest.is_sealed
-        verified(backup, bar, opening=is_opened)
+        verify_backup(backup, bar, unseal=is_opened)
     if is_opened:
         opened = f"{'decrypted and ' if manifest.is_sealed else ''}decompressed to {decimal(manifest.dump_bytes)}"
     else:
         opened = "not decrypted"
-        database.say("Without a key only the checksums were compared: pass --identity FILE, or set BACKUP_IDENTITY.")
+        database.echo_err(
+            "Without a key only the checksums were compared: pass --identity FILE, or set BACKUP_IDENTITY."
+        )
     files = len(manifest.files)
     click.echo(f"{manifest.name}: {files} files, {decimal(manifest.size_bytes)}, each as it was written; {opened}.")
 
@@ -184,11 +186,11 @@ def list_command(as_json: bool) -> None:
 
     It needs no database. Red is what cannot be relied on: a damaged backup, a failed drill, a latest one that is late.
     """
-    store = store_of(options.environment(None))
-    backups = shelf(store)[::-1]
+    store = open_store(options.build_environment(None))
+    backups = list_backups(store)[::-1]
     now = datetime.now(UTC)
     if as_json:
-        print_json([_described(each, now) for each in backups])
+        print_json([_backup_as_json(each, now) for each in backups])
     elif backups:
         _show_backups(backups, now)
     else:
@@ -207,19 +209,19 @@ def prune(dry_run: bool, daily: int, weekly: int, monthly: int, as_json: bool) -
     So do the newest, the newest that a drill proved, what is younger than a day, and what cannot be read. What
     interrupted runs left goes after a day. Times are UTC. Exits with 1 when something could not be deleted.
     """
-    store = store_of(options.environment(None))
+    store = open_store(options.build_environment(None))
     now = datetime.now(UTC)
-    plan = planned(store, now, Policy(daily, weekly, monthly))
+    plan = make_plan(store, now, Policy(daily, weekly, monthly))
     if not as_json:
         _show_plan(plan, now)
-    failed = [] if dry_run else carried_out(store, plan)
+    failed = [] if dry_run else apply_plan(store, plan)
     if as_json:
-        going = [each.name for each in plan.going]
+        going = [each.name for each in plan.to_delete]
         leftovers = [each.path for each in plan.leftovers]
-        print_json({"dry_run": dry_run, "kept": plan.kept, "going": going, "leftovers": leftovers, "failed": failed})
+        print_json({"dry_run": dry_run, "kept": plan.to_keep, "going": going, "leftovers": leftovers, "failed": failed})
     elif not dry_run:
-        gone = len(plan.going) + len(plan.leftovers) - len(failed)
-        click.echo(f"{gone} deleted, {len(plan.kept)} kept.")
+        gone = len(plan.to_delete) + len(plan.leftovers) - len(failed)
+        click.echo(f"{gone} deleted, {len(plan.to_keep)} kept.")
     if failed:
         sys.exit(1)
 
@@ -236,7 +238,7 @@ def prune(dry_run: bool, daily: int, weekly: int, monthly: int, as_json: bool) -
 )
 @click.option(
     "--format",
-    "written_as",
+    "output_format",
     type=click.Choice(["sql", "csv"]),
     default="sql",
     show_default=True,
@@ -245,18 +247,18 @@ def prune(dry_run: bool, daily: int, weekly: int, monthly: int, as_json: bool) -
 @options.identity_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def extract(  # noqa: PLR0913, PLR0917 - an argument per option
-    wanted: str, organization: str, output: Path, written_as: Format, identity: Path | None, as_json: bool
+    wanted: str, organization: str, output: Path, output_format: Format, identity: Path | None, as_json: bool
 ) -> None:
     """Write one organization's rows of a backup (its ID, or `latest`) to PATH, which only you may read.
 
     The backup is restored into a scratch PostgreSQL, checked, and whoever was erased since is erased there too. Put
     the rows back with psql: what is missing comes back, and what is there is not touched, however often.
     """
-    environment = options.environment(None)
+    environment = options.build_environment(None)
     require_free(output)
     with scratch_folder("extract") as folder, progress_bar() as bar:
-        backup = open_backup(store_of(environment), wanted, keys_of(environment, identity), folder)
-        done = write_extract(backup, organization, output, written_as, bar)
+        backup = open_backup(open_store(environment), wanted, read_keys(environment, identity), folder)
+        done = write_extract(backup, organization, output, output_format, bar)
     _show_extract(done, as_json=as_json)
 
 
@@ -282,14 +284,14 @@ def _show_extract(done: Extract, *, as_json: bool) -> None:
     print_table(table)
     path = shlex.quote(done.output)
     how = (
-        f"psql {DATABASE} --file={path}"
+        f"psql {DATABASE_VARIABLE} --file={path}"
         if done.format == "sql"
-        else f"cd {path} && psql {DATABASE} --file=put-back.sql"
+        else f"cd {path} && psql {DATABASE_VARIABLE} --file=put-back.sql"
     )
     click.echo(f"{sum(done.rows.values()):,} rows of {done.organization}. Put back what is missing: {how}")
 
 
-def _described(backup: Stored, now: datetime) -> dict[str, Any]:
+def _backup_as_json(backup: ListedBackup, now: datetime) -> dict[str, Any]:
     """For programs."""
     manifest, created_at = backup.manifest, backup.created_at
     return {
@@ -305,27 +307,27 @@ def _described(backup: Stored, now: datetime) -> dict[str, Any]:
     }
 
 
-def _show_backups(backups: list[Stored], now: datetime) -> None:
+def _show_backups(backups: list[ListedBackup], now: datetime) -> None:
     table = Table("Backup", "Age", "Size", "Rows", "Encrypted", "Proven")
     newest = next((each for each in backups if each.manifest is not None), None)
     for each in backups:
         if each.manifest is None or each.created_at is None:
             table.add_row(f"[red]{each.name}", "", "", "", "", f"[red]{escape(each.damage or '')}")
             continue
-        is_late = each is newest and now - each.created_at > LATE
+        is_late = each is newest and now - each.created_at > DEFAULT_RPO
         table.add_row(
             each.name,
-            f"[red]{_age(now - each.created_at)}" if is_late else _age(now - each.created_at),
+            f"[red]{_format_age(now - each.created_at)}" if is_late else _format_age(now - each.created_at),
             decimal(each.manifest.size_bytes),
             f"{sum(each.manifest.rows.values()):,}",
             "yes" if each.manifest.is_sealed else "[red]no",
-            _proof(each, now),
+            _format_proof(each, now),
         )
     print_table(table)
 
 
-def _proof(backup: Stored, now: datetime) -> str:
-    when = f"{_age(now - backup.proven_at)} ago" if backup.proven_at else "never"
+def _format_proof(backup: ListedBackup, now: datetime) -> str:
+    when = f"{_format_age(now - backup.proven_at)} ago" if backup.proven_at else "never"
     if backup.is_refuted:
         return f"[red]the last drill FAILED; proven: {when}"
     return f"[green]{when}" if backup.proven_at else when
@@ -333,19 +335,19 @@ def _proof(backup: Stored, now: datetime) -> str:
 
 def _show_plan(plan: Plan, now: datetime) -> None:
     table = Table("Backup", "", "Why")
-    for name, reason in plan.kept.items():
+    for name, reason in plan.to_keep.items():
         table.add_row(name, "[green]stays", escape(reason))
-    for each in reversed(plan.going):
-        age = f"{_age(now - each.created_at)} old" if each.created_at else ""
+    for each in reversed(plan.to_delete):
+        age = f"{_format_age(now - each.created_at)} old" if each.created_at else ""
         table.add_row(each.name, "[yellow]goes", f"{age}; nothing asks for it")
     for leftover in plan.leftovers:
         what = "an upload that never ended" if leftover.upload_id else "a backup that was never finished"
-        table.add_row(leftover.path, "[yellow]goes", f"{what}, {_age(now - leftover.began_at)} old")
+        table.add_row(leftover.path, "[yellow]goes", f"{what}, {_format_age(now - leftover.began_at)} old")
     if table.rows:
         print_table(table)
 
 
-def _age(age: timedelta) -> str:
+def _format_age(age: timedelta) -> str:
     """As people say it: 3 days."""
     for name, unit in UNITS:
         if number := age // unit:

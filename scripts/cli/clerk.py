@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from scripts.clerk.backfill import Advance, Merged, backfill, require_same_instance
-from scripts.clerk.listing import LARGEST_PAGE, ClerkListing, Kind, listing_of
+from scripts.clerk.backfill import KindReport, OnProgress, backfill, require_same_instance
+from scripts.clerk.listing import MAX_PAGE_SIZE, ClerkListing, Kind, open_listing
 from scripts.clerk.reconcile import DIFFERENCES, Comparison, Report
 from scripts.cli import options
 from scripts.cli.output import print_json, print_table
@@ -30,7 +30,7 @@ from scripts.schema import database
 from scripts.schema.database import Connection
 
 # How many differences are listed one by one.
-SHOWN = 50
+MAX_SHOWN = 50
 
 
 class NotStored(Failure):
@@ -60,7 +60,7 @@ def send_command(event_type: str, data: str, message_id: str | None, timestamp: 
     What the data lacks is filled in from what Clerk's stand-in knows.
     """
     require_stand_in("Change the object there; Clerk sends the event itself.")
-    answer = send(client_environment(), event_type, _data(data), message_id, timestamp)
+    answer = send(client_environment(), event_type, _parse_data(data), message_id, timestamp)
     click.echo(json.dumps(answer) if as_json else f"{answer['type']} {answer['message_id']}: {answer['outcome']}")
 
 
@@ -93,7 +93,7 @@ def send(
     return stored
 
 
-def _data(given: str) -> dict[str, Any]:
+def _parse_data(given: str) -> dict[str, Any]:
     """The JSON object that --data means. Raises InvalidData."""
     try:
         text = sys.stdin.read() if given == "-" else Path(given[1:]).read_text() if given.startswith("@") else given
@@ -120,9 +120,9 @@ def backfill_command(url: str | None, restart: bool, as_json: bool) -> None:
     """
     started = time.monotonic()
     with (
-        listing_of(options.environment(url)) as listing,
+        open_listing(options.build_environment(url)) as listing,
         _open_mirror(url, listing) as connection,
-        _progress() as advance,
+        _show_progress() as advance,
     ):
         merged = backfill(connection, listing, advance, restart=restart)
     seconds = time.monotonic() - started
@@ -138,7 +138,7 @@ def backfill_command(url: str | None, restart: bool, as_json: bool) -> None:
 @options.url_option
 @click.option("--fix", is_flag=True, help="Make the database say what Clerk says.")
 @click.option(
-    "--sample", type=click.IntRange(1, LARGEST_PAGE), metavar="N", help="Look at N of each kind only; remove nothing."
+    "--sample", type=click.IntRange(1, MAX_PAGE_SIZE), metavar="N", help="Look at N of each kind only; remove nothing."
 )
 @click.option(
     "--yes-delete-many",
@@ -155,12 +155,12 @@ def reconcile_command(url: str | None, fix: bool, sample: int | None, delete_man
     Exits with 1 when something differs and was not fixed.
     """
     with (
-        listing_of(options.environment(url)) as listing,
+        open_listing(options.build_environment(url)) as listing,
         _open_mirror(url, listing) as connection,
-        _progress() as advance,
+        _show_progress() as advance,
     ):
         comparison = Comparison(connection, listing, fix, delete_many)
-        report = comparison.of_a_sample(sample) if sample else comparison.of_everything(advance)
+        report = comparison.compare_sample(sample) if sample else comparison.compare_all(advance)
     if as_json:
         print_json(asdict(report) | {"remaining": report.remaining})
     else:
@@ -178,7 +178,7 @@ def _open_mirror(url: str | None, listing: ClerkListing) -> Iterator[Connection]
 
 
 @contextmanager
-def _progress() -> Iterator[Advance]:
+def _show_progress() -> Iterator[OnProgress]:
     """A bar per kind on a terminal's stderr. Yields what sets it: kind, how many are done, of how many."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -193,7 +193,7 @@ def _progress() -> Iterator[Advance]:
         yield advance
 
 
-def _show_backfill(merged: list[Merged], seconds: float) -> None:
+def _show_backfill(merged: list[KindReport], seconds: float) -> None:
     table = Table("Kind", "In Clerk", "News", "Refused")
     for each in merged:
         table.add_row(each.kind, f"{each.listed:,}", f"{each.changed:,}", f"{len(each.refused):,}")
@@ -201,7 +201,7 @@ def _show_backfill(merged: list[Merged], seconds: float) -> None:
     click.echo(f"{seconds:.1f} seconds")
     for each in merged:
         for refused in each.refused:
-            database.say(f"{each.kind} {refused.clerk_id}: {refused.error}")
+            database.echo_err(f"{each.kind} {refused.clerk_id}: {refused.error}")
 
 
 def _show_report(report: Report, *, fix: bool) -> None:
@@ -212,11 +212,11 @@ def _show_report(report: Report, *, fix: bool) -> None:
         found = [counts[kind, each] for each in DIFFERENCES]
         table.add_row(kind, *(f"{each:,}" for each in (compared_ones, *found, *([fixed[kind]] if fix else []))))
     print_table(table)
-    for each in report.differences[:SHOWN]:
+    for each in report.differences[:MAX_SHOWN]:
         name = each.clerk_id or f"{each.person} in {each.organization}"
         columns = f" ({', '.join(each.columns)})" if each.difference != "missing" and each.columns else ""
         click.echo(f"{each.kind} {name}: {each.difference}{columns}{', fixed' if each.fixed else ''}")
-    if len(report.differences) > SHOWN:
-        click.echo(f"… and {len(report.differences) - SHOWN:,} more: --json lists all.")
+    if len(report.differences) > MAX_SHOWN:
+        click.echo(f"… and {len(report.differences) - MAX_SHOWN:,} more: --json lists all.")
     for note in dict.fromkeys(f"{each.kind}: {each.note}" for each in report.differences if each.note):
-        database.say(note)
+        database.echo_err(note)

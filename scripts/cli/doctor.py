@@ -11,8 +11,8 @@ from rich.table import Table
 
 from scripts.cli import options
 from scripts.cli.output import print_json, print_table
-from scripts.health.doctor import examined
-from scripts.health.patient import Finding, LocalStack, Patient
+from scripts.health.context import Context, Finding, LocalStack
+from scripts.health.doctor import run_checks
 from scripts.local.clerk.client import ClerkClient
 from scripts.local.stack import STAND_IN, Stack
 
@@ -27,13 +27,13 @@ def doctor(url: str | None, write: bool, session_token: str | None, as_json: boo
 
     Reads the service's variables from the environment; beside a local stack's own database, from the stack.
     """
-    environment = options.environment(url)
+    environment = options.build_environment(url)
     console = Console(stderr=True)
     with console.status("Looking …"):
-        patient = Patient(
+        context = Context(
             environment, url, session_token=session_token, local=local_stack(environment), may_write=write
         )
-        findings = examined(patient)
+        findings = run_checks(context)
     if as_json:
         print_json(findings)
     else:

@@ -38,7 +38,7 @@ def inbox() -> None:
 def list_(url: str | None, failed: bool, limit: int, as_json: bool) -> None:
     """List events, newest first."""
     with options.open_database(url, requires="app.webhook_events") as connection:
-        messages = received(connection, failed=failed, limit=limit)
+        messages = list_messages(connection, failed=failed, limit=limit)
     if as_json:
         print_json(messages)
     elif messages:
@@ -71,23 +71,23 @@ def retry(url: str | None, all_failed: bool, message_ids: tuple[str, ...]) -> No
     if all_failed == bool(message_ids):
         raise click.UsageError("Name messages, or pass --all-failed.")
     with options.open_database(url, requires="app.webhook_events") as connection:
-        chosen = failed_ids(connection) if all_failed else list(message_ids)
+        chosen = list_failed_ids(connection) if all_failed else list(message_ids)
         if not chosen:
             click.echo("No event has failed.")
             return
         console = Console(stderr=True)
         outcomes = {
-            message_id: retried(connection, message_id)
+            message_id: retry_message(connection, message_id)
             for message_id in track(chosen, "Applying", console=console, disable=not console.is_terminal)
         }
     for message_id, outcome in outcomes.items():
         click.echo(f"{message_id} {outcome or 'unknown: no such message was received'}")
     if any(outcome in (None, "failed") for outcome in outcomes.values()):
-        database.say("`ballast inbox list` shows why an event failed.")
+        database.echo_err("`ballast inbox list` shows why an event failed.")
         sys.exit(1)
 
 
-def received(connection: Connection, *, failed: bool, limit: int) -> list[dict[str, Any]]:
+def list_messages(connection: Connection, *, failed: bool, limit: int) -> list[dict[str, Any]]:
     """The newest events as dicts of COLUMNS, without their payload."""
     query = f"""
         select {COLUMNS} from app.webhook_events
@@ -96,13 +96,13 @@ def received(connection: Connection, *, failed: bool, limit: int) -> list[dict[s
     return connection.cursor(row_factory=dict_row).execute(query.encode(), [failed, limit]).fetchall()
 
 
-def failed_ids(connection: Connection) -> list[str]:
+def list_failed_ids(connection: Connection) -> list[str]:
     """In the order of their arrival."""
     query = "select message_id from app.webhook_events where outcome = 'failed' order by received_at, message_id"
     return [message_id for (message_id,) in connection.execute(query)]
 
 
-def retried(connection: Connection, message_id: str) -> str | None:
+def retry_message(connection: Connection, message_id: str) -> str | None:
     """The new outcome; None when there is no such message."""
     row = connection.execute("select app.retry_clerk_event(%s)", [message_id]).fetchone()
     return row[0] if row else None

@@ -11,7 +11,7 @@ from scripts.cli import options
 from scripts.cli.output import print_json, print_table
 from scripts.schema import bundle, database, drift, migrations
 
-WORRYING = {"edited", "missing", "late", "undeclared", "different"}
+RED_STATES = {"edited", "missing", "late", "undeclared", "different"}
 
 
 @click.group(epilog="Example: ballast migrate up")
@@ -28,14 +28,16 @@ def migrate() -> None:
 @click.option("--dry-run", is_flag=True, help="Do everything, roll it back, and say what it would have been.")
 def up(url: str | None, dry_run: bool) -> None:
     """Apply what is new or changed, in one transaction."""
-    plan = migrations.up(options.choose(url), dry_run=dry_run, tell=database.say)
+    plan = migrations.up(options.choose_url(url), dry_run=dry_run, tell=database.echo_err)
     if plan.empty:
-        click.echo(f"Nothing to do: {_current(plan)}.")
+        click.echo(f"Nothing to do: {_format_current(plan)}.")
         return
     for path in plan.paths:
         click.echo(f"{'Would apply' if dry_run else 'Applied'} {path}")
     for path in plan.removed:
-        click.echo(f"{'Would forget' if dry_run else 'Forgot'} {path}, which has no file any more{_leftovers(path)}")
+        click.echo(
+            f"{'Would forget' if dry_run else 'Forgot'} {path}, which has no file any more{_format_leftovers(path)}"
+        )
 
 
 @migrate.command(epilog="Example: ballast migrate status --json")
@@ -43,7 +45,7 @@ def up(url: str | None, dry_run: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def status(url: str | None, as_json: bool) -> None:
     """Show every file with its state. Changes and locks nothing."""
-    entries = migrations.status(options.choose(url), tell=database.say)
+    entries = migrations.status(options.choose_url(url), tell=database.echo_err)
     if as_json:
         print_json([entry._asdict() for entry in entries])
         return
@@ -59,20 +61,20 @@ def check(url: str | None, as_json: bool) -> None:
     Compares functions, views, triggers, column defaults, policies and grants of the schemas public, app and ops. Tries
     every file in a transaction that is rolled back: tables are locked for that moment.
     """
-    plan, found = drift.check(options.choose(url), tell=database.say)
+    plan, found = drift.check(options.choose_url(url), tell=database.echo_err)
     if as_json:
         pending = [*plan.paths, *plan.removed]
         print_json({"pending": pending, "drift": [entry._asdict() for entry in found]})
     elif found:
         _print_table(["Kind", "Name", "In the database"], [list(entry) for entry in found])
-        database.say("Put what should stay into functions/ or policies/; `undeclared` objects can be dropped.")
+        database.echo_err("Put what should stay into functions/ or policies/; `undeclared` objects can be dropped.")
     if not as_json and not plan.empty:
-        database.say("\n".join(f"Pending: {path}" for path in (*plan.paths, *plan.removed)))
-        database.say("Apply it with `ballast migrate up`.")
+        database.echo_err("\n".join(f"Pending: {path}" for path in (*plan.paths, *plan.removed)))
+        database.echo_err("Apply it with `ballast migrate up`.")
     if found or not plan.empty:
         sys.exit(1)
     if not as_json:
-        click.echo(f"No drift: {_current(plan)}.")
+        click.echo(f"No drift: {_format_current(plan)}.")
 
 
 @migrate.command(epilog="Example: ballast migrate new add_invoices")
@@ -94,30 +96,30 @@ def bundle_command(check: bool) -> None:
     if not found.paths:
         click.echo(f"Nothing to do: {migrations.BUNDLES} has every file.")
     elif check:
-        database.say("\n".join(f"Not bundled: {path}" for path in found.paths))
-        database.say("Write them with `ballast migrate bundle`, and commit them.")
+        database.echo_err("\n".join(f"Not bundled: {path}" for path in found.paths))
+        database.echo_err("Write them with `ballast migrate bundle`, and commit them.")
         sys.exit(1)
     else:
         for path in bundle.write(migrations.ROOT, found):
             click.echo(f"Wrote {path}")
 
 
-def _current(plan: migrations.Plan) -> str:
-    files = plan.files
-    return f"{_count(len(files.migrations), 'migration')}, {_count(len(files.sources), 'source')} are current"
+def _format_current(plan: migrations.Plan) -> str:
+    migration_count = _format_count(len(plan.files.migrations), "migration")
+    return f"{migration_count}, {_format_count(len(plan.files.sources), 'source')} are current"
 
 
-def _count(number: int, thing: str) -> str:
+def _format_count(number: int, thing: str) -> str:
     return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
-def _leftovers(path: str) -> str:
+def _format_leftovers(path: str) -> str:
     return "; `ballast migrate check` lists what it leaves behind" if path.startswith("functions/") else ""
 
 
 def _print_table(columns: list[str], rows: list[list[str]]) -> None:
     table = Table(*columns)
     for *cells, state in rows:
-        style = "red" if state in WORRYING else "green" if state in ("applied", "current") else "yellow"
+        style = "red" if state in RED_STATES else "green" if state in ("applied", "current") else "yellow"
         table.add_row(*cells, f"[{style}]{state}[/]")
     print_table(table)

@@ -11,7 +11,7 @@ import click
 
 from scripts.errors import Failure
 from scripts.local.stack import Stack
-from scripts.schema.database import Connection, connected, say
+from scripts.schema.database import Connection, connected, echo_err
 
 url_option = click.option(
     "--database-url", "url", metavar="URL", help="A postgres role's URL. Default: DATABASE_URL, else the local stack's."
@@ -30,7 +30,7 @@ class DatabaseUnknown(Failure):
     """Neither an option, nor the environment, nor a local stack names a database."""
 
 
-def choose(url: str | None) -> str:
+def choose_url(url: str | None) -> str:
     """The URL given, else DATABASE_URL, else that of BALLAST_HOME's stack. Raises DatabaseUnknown."""
     chosen = url or os.environ.get("DATABASE_URL")
     if chosen:
@@ -41,7 +41,7 @@ def choose(url: str | None) -> str:
     return postgres.url()
 
 
-def environment(url: str | None) -> dict[str, str]:
+def build_environment(url: str | None) -> dict[str, str]:
     """The variables that go with a database; the local stack's stand-ins only with its own, and the real ones first."""
     stack = Stack.from_environment()
     chosen = url or os.environ.get("DATABASE_URL")
@@ -56,7 +56,7 @@ class NotMigrated(Failure):
 @contextmanager
 def open_database(url: str | None, *, requires: str) -> Iterator[Connection]:
     """A connection to a database that has the table `requires`; warnings go to stderr. Raises NotMigrated."""
-    with connected(choose(url), say) as connection:
+    with connected(choose_url(url), echo_err) as connection:
         if connection.execute("select to_regclass(%s)", [requires]).fetchone() == (None,):
             raise NotMigrated(f"This database has no table {requires} yet: run `ballast migrate up`.")
         yield connection

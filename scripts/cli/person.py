@@ -25,9 +25,9 @@ from service.clerk_api import CLERK_API_URL, ClerkApi
 from service.data_api import Call
 from service.erasure import Eraser
 from service.erasure_ledger import LedgerStore, LedgerUnavailable
-from service.export import Export, as_json, as_zip
+from service.export import Export, write_json, write_zip
 
-WRITERS = {".json": as_json, ".zip": as_zip}
+WRITERS = {".json": write_json, ".zip": write_zip}
 NOT_FOUND = "PT404"
 
 
@@ -80,7 +80,7 @@ def export_command(url: str | None, output: Path | None, clerk_user_id: str) -> 
     if file.suffix not in WRITERS:
         raise FormatUnknown(f"{file} is neither .zip nor .json.")
     with options.open_database(url, requires="app.personal_data") as connection:
-        records = exported(connection, clerk_user_id, file)
+        records = write_export(connection, clerk_user_id, file)
     click.echo(f"{file}: {records:,} {'record' if records == 1 else 'records'}")
 
 
@@ -94,11 +94,11 @@ def erase_command(url: str | None, yes: bool, as_json: bool, clerk_user_id: str)
 
     Exits with 1 when it is not complete yet; `ballast person resume` carries on.
     """
-    clerk_and_store = outside(url)
+    external = connect_external_services(url)
     with options.open_database(url, requires="app.personal_data") as connection:
         if not yes:
             click.confirm(f"Erase {clerk_user_id} for good?", abort=True, err=True)
-        asked = _called(connection)(
+        asked = _make_call(connection)(
             "request_erasure", {"clerk_user_id": clerk_user_id, "requested_by": "administrator"}
         )
         if "sole_owner_of" in asked:
@@ -106,7 +106,7 @@ def erase_command(url: str | None, yes: bool, as_json: bool, clerk_user_id: str)
             raise SoleOwner(
                 f"The only owner of {names}. Make somebody else an owner, or delete it in Clerk; then repeat."
             )
-        [done] = carried_out(connection, clerk_and_store, [asked["receipt"]])
+        [done] = carry_out_erasures(connection, external, [asked["receipt"]])
     _show([done], as_json=as_json)
 
 
@@ -122,7 +122,7 @@ def resume(url: str | None, as_json: bool) -> None:
         unfinished = connection.execute(
             "select receipt::text from app.erasure_log where state <> 'complete' order by requested_at"
         ).fetchall()
-        done = carried_out(connection, outside(url), [receipt for (receipt,) in unfinished])
+        done = carry_out_erasures(connection, connect_external_services(url), [receipt for (receipt,) in unfinished])
     _show(done, as_json=as_json)
 
 
@@ -131,23 +131,23 @@ def resume(url: str | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def replay(url: str | None, as_json: bool) -> None:
     """Erase again whoever a restored backup brought back, by the ledger beside the backups (BACKUP_URL)."""
-    clerk_and_store = outside(url)
-    if clerk_and_store.ledger is None:
+    external = connect_external_services(url)
+    if external.ledger is None:
         raise LedgerMissing("Set BACKUP_URL: the ledger of erasures lies beside the backups.")
     try:
-        ledger = list(clerk_and_store.ledger.entries())
+        ledger = list(external.ledger.entries())
     except LedgerUnavailable as failure:
         raise LedgerMissing(f"{failure} Nothing was erased.") from None
     with options.open_database(url, requires="app.personal_data") as connection:
         returned = connection.execute("select app.replay_erasures(%s)::text", [Jsonb(ledger)]).fetchall()
-        done = carried_out(connection, clerk_and_store, [receipt for (receipt,) in returned])
-    database.say(f"{len(ledger):,} in the ledger, {len(done):,} of them in this database.")
+        done = carry_out_erasures(connection, external, [receipt for (receipt,) in returned])
+    database.echo_err(f"{len(ledger):,} in the ledger, {len(done):,} of them in this database.")
     _show(done, as_json=as_json)
 
 
-def exported(connection: Connection, clerk_user_id: str, file: Path) -> int:
+def write_export(connection: Connection, clerk_user_id: str, file: Path) -> int:
     """Writes the file, whole or not at all, and returns how many records it has. Raises NothingHeld."""
-    call = _called(connection)
+    call = _make_call(connection)
     begun = call("begin_export", {"clerk_user_id": clerk_user_id, "requested_by": "administrator"})
     running = Export.of(call, begun)
     unfinished = file.with_name(f"{file.name}.{os.getpid()}")
@@ -158,14 +158,14 @@ def exported(connection: Connection, clerk_user_id: str, file: Path) -> int:
             [[total]] = connection.execute("select app.export_total(%s)", [running.id]).fetchall()
             task = progress.add_task("Records", total=total)
 
-            def told(entries: int) -> None:
+            def on_progress(entries: int) -> None:
                 nonlocal records
                 records += entries
                 progress.update(task, completed=records)
 
             unfinished.touch(mode=0o600)
             with unfinished.open("wb") as output:
-                output.writelines(WRITERS[file.suffix](running, told))
+                output.writelines(WRITERS[file.suffix](running, on_progress))
         unfinished.replace(file)
     except BaseException:
         unfinished.unlink(missing_ok=True)
@@ -177,41 +177,41 @@ def exported(connection: Connection, clerk_user_id: str, file: Path) -> int:
 
 
 @dataclass(frozen=True)
-class Outside:
+class ExternalServices:
     """What an erasure ends with. Without a ledger, a restored backup would not know of it."""
 
     clerk: ClerkApi
     ledger: LedgerStore | None
 
 
-def outside(url: str | None) -> Outside:
+def connect_external_services(url: str | None) -> ExternalServices:
     """The Clerk and the store that go with the database: the stand-ins only with their own. Raises ClerkUnknown."""
-    environment = options.environment(url)
+    environment = options.build_environment(url)
     if "CLERK_SECRET_KEY" not in environment:
         raise ClerkUnknown("Set CLERK_SECRET_KEY: who is erased is deleted at Clerk too.")
     clerk = ClerkApi(environment.get("CLERK_API_URL", CLERK_API_URL), environment["CLERK_SECRET_KEY"])
-    return Outside(clerk, LedgerStore(environment["BACKUP_URL"]) if "BACKUP_URL" in environment else None)
+    return ExternalServices(clerk, LedgerStore(environment["BACKUP_URL"]) if "BACKUP_URL" in environment else None)
 
 
-def carried_out(connection: Connection, clerk_and_store: Outside, receipts: list[str]) -> list[dict[str, Any]]:
+def carry_out_erasures(connection: Connection, external: ExternalServices, receipts: list[str]) -> list[dict[str, Any]]:
     """Carries erasures out as far as it goes, and returns their receipts."""
-    if clerk_and_store.ledger is None:
-        database.say("BACKUP_URL is not set: a backup that is restored will not know of this.")
-    call = _called(connection)
-    eraser = Eraser(call, clerk_and_store.clerk, clerk_and_store.ledger)
+    if external.ledger is None:
+        database.echo_err("BACKUP_URL is not set: a backup that is restored will not know of this.")
+    call = _make_call(connection)
+    eraser = Eraser(call, external.clerk, external.ledger)
     with Console(stderr=True).status("Erasing …") as status:
 
-        def told(step: dict[str, Any]) -> None:
+        def on_step(step: dict[str, Any]) -> None:
             status.update(f"Erasing … {sum(step['counts'].values()):,} rows")
 
         for receipt in receipts:
             # A busy person takes longer than the service would give it at once.
-            while eraser.carry_out(receipt, told) == "running" and not _waits(connection, receipt):
+            while eraser.carry_out(receipt, on_step) == "running" and not _is_waiting(connection, receipt):
                 pass
     return [call("erasure_receipt", {"receipt": receipt}) for receipt in receipts]
 
 
-def _waits(connection: Connection, receipt: str) -> bool:
+def _is_waiting(connection: Connection, receipt: str) -> bool:
     """Whether all is done that can be now: the rest waits for transactions that began before."""
     row = connection.execute(
         "select settled_at is not null from app.erasure_log where receipt = %s", [receipt]
@@ -219,7 +219,7 @@ def _waits(connection: Connection, receipt: str) -> bool:
     return row == (True,)
 
 
-def _called(connection: Connection) -> Call:
+def _make_call(connection: Connection) -> Call:
     """Calls functions as DataApi.call() does. Raises NothingHeld."""
 
     def call(function: str, arguments: dict[str, Any]) -> Any:

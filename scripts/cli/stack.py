@@ -66,11 +66,11 @@ def status(url: str | None, as_json: bool) -> None:
     states = (
         [_state(part, record) for part in _parts_of(stack) if not part.once and part.is_wanted()] if has_parts else []
     )
-    found = traffic_lights.checks(chosen, is_local=is_local) if chosen else []
-    if chosen and (cache := traffic_lights.cache_check(options.environment(url))):
+    found = traffic_lights.run_checks(chosen, is_local=is_local) if chosen else []
+    if chosen and (cache := traffic_lights.check_cache(options.build_environment(url))):
         found.append(cache)
     if as_json:
-        light = traffic_lights.worst(found)
+        light = traffic_lights.find_worst_light(found)
         print_json(
             {
                 "home": stack.home, "running": record.running(), "parts": states, "clerk": stack.clerk_in_use,
@@ -80,7 +80,7 @@ def status(url: str | None, as_json: bool) -> None:
     else:
         _show_parts(stack, states, is_running=record.running())
         _show_checks(found)
-    if any(state.state != "healthy" for state in states) or traffic_lights.worst(found) == "red":
+    if any(state.state != "healthy" for state in states) or traffic_lights.find_worst_light(found) == "red":
         raise click.exceptions.Exit(1)
 
 
@@ -154,7 +154,7 @@ def _show_checks(found: list[traffic_lights.Check]) -> None:
     for check in found:
         light = f"[{check.status}]●[/] {check.status}"
         advice = escape(check.advice) if check.status != "green" else ""
-        table.add_row(light, check.name, escape(traffic_lights.in_words(check.facts)), advice)
+        table.add_row(light, check.name, escape(traffic_lights.format_facts(check.facts)), advice)
     click.echo()
     print_table(table)
 

@@ -14,10 +14,10 @@ def types_command(check: bool) -> None:
 
     They are made of the files in migrations/, functions/ and policies/, not of a database that runs somewhere.
     """
-    made = api_types.generated()
+    made = api_types.generate()
     stale = [name for name, text in made.items() if not api_types.is_current(api_types.FOLDER / name, text)]
     if check and stale:
-        database.say(f"Stale: {', '.join(stale)}. Write them with `ballast types`, and commit them.")
+        database.echo_err(f"Stale: {', '.join(stale)}. Write them with `ballast types`, and commit them.")
         raise click.exceptions.Exit(1)
     for name in stale:
         (api_types.FOLDER / name).write_text(made[name])

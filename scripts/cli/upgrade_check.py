@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from scripts.backup.progress import progress_bar
-from scripts.backup.restore import keys_of, open_backup
-from scripts.backup.run import store_of
-from scripts.backup.upgrade import UpgradeFailed, upgraded
+from scripts.backup.restore import open_backup, read_keys
+from scripts.backup.run import open_store
+from scripts.backup.upgrade import UpgradeFailed, check_upgrade
 from scripts.cli import options
 from scripts.cli.output import print_json, show_checks
 from scripts.scratch.server import scratch_folder
@@ -26,12 +26,12 @@ def upgrade_check(wanted: str, identity: Path | None, url: str | None, as_json: 
     The backup is restored into a scratch PostgreSQL, migrated and compared; nothing else is touched. Exits with 1 when
     something is lost.
     """
-    environment = options.environment(url)
-    store = store_of(environment)
-    keys = keys_of(environment, identity)
+    environment = options.build_environment(url)
+    store = open_store(environment)
+    keys = read_keys(environment, identity)
     with scratch_folder("upgrade") as folder, progress_bar() as bar:
         backup = open_backup(store, wanted, keys, folder)
-        found = upgraded(backup, bar)
+        found = check_upgrade(backup, bar)
     if as_json:
         print_json({backup.manifest.name: found})
     else:

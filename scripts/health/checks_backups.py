@@ -9,54 +9,54 @@ import pyrage
 
 from scripts.backup import programs
 from scripts.backup.store import BackupStore, StoreUnavailable
-from scripts.health.patient import CheckFailed, CheckSkipped, Patient, environment_of
+from scripts.health.context import CheckFailed, CheckSkipped, Context, use_environment
 from scripts.schema import database
 from service import object_store
 
 
-def a_pg_dump_fits(patient: Patient) -> str:
+def check_pg_dump(context: Context) -> str:
     """Programs here can dump this server."""
-    with database.connected(patient.database_url) as connection:
+    with database.connected(context.database_url) as connection:
         try:
-            fit = programs.fitting(connection)
+            fit = programs.choose_programs(connection)
         except programs.ProgramsMissing as failure:
             found, _, remedy = str(failure).partition("). ")
             raise CheckFailed(f"{found}).", remedy) from None
     return f"Version {fit.version}, in {fit.folder}."
 
 
-def the_store_is_reachable(patient: Patient) -> str:
+def check_store(context: Context) -> str:
     """The place of the backups can be listed and, with --write, written."""
-    store_url = patient["BACKUP_URL"]
-    with environment_of(patient.environment):
+    store_url = context["BACKUP_URL"]
+    with use_environment(context.environment):
         try:
             names = BackupStore(store_url).names()
-            if patient.may_write:
+            if context.may_write:
                 _write_probe(store_url)
         except StoreUnavailable as failure:
             found, _, remedy = str(failure).partition(". ")
             raise CheckFailed(f"{found}.", f"{remedy} The bucket or folder must exist.") from None
     count = f"{len(names)} backup{'' if len(names) == 1 else 's'}"
-    return f"{count}; {'it can be written' if patient.may_write else 'writing was not tried (--write)'}."
+    return f"{count}; {'it can be written' if context.may_write else 'writing was not tried (--write)'}."
 
 
 def _write_probe(store_url: str) -> None:
     path = f"doctor-{secrets.token_hex(8)}"
     try:
-        store = object_store.opened(store_url, attempt_seconds=10, retries=1)
+        store = object_store.open_object_store(store_url, attempt_seconds=10, retries=1)
         obstore.put(store, path, b"ballast doctor")
         obstore.delete(store, path)
     except Exception as failure:  # obstore's errors have no common base with what its stores raise
-        raise StoreUnavailable("write", store_url, object_store.reason(failure)) from None
+        raise StoreUnavailable("write", store_url, object_store.describe_error(failure)) from None
 
 
-def backups_are_encrypted(patient: Patient) -> str:
+def check_encryption(context: Context) -> str:
     """Backups have recipients whose keys are age's."""
-    patient["BACKUP_URL"]
+    context["BACKUP_URL"]
     try:
-        recipients = patient.items("BACKUP_RECIPIENTS")
+        recipients = context.list_items("BACKUP_RECIPIENTS")
     except CheckSkipped:
-        if not patient.is_guarded:
+        if not context.is_guarded:
             raise
         raise CheckFailed(
             "BACKUP_RECIPIENTS is not set: no backup is made.",
@@ -70,7 +70,7 @@ def backups_are_encrypted(patient: Patient) -> str:
                 f"Recipient {number} of BACKUP_RECIPIENTS is no public key of age's.",
                 "It begins with age1; copy all of it.",
             ) from None
-    if len(recipients) == 1 and patient.is_guarded:
+    if len(recipients) == 1 and context.is_guarded:
         return (
             "One recipient. Add a second, whose secret key is kept offline: without the first, nothing could be read."
         )

@@ -7,29 +7,29 @@ from collections.abc import Mapping
 
 import httpx
 
-from scripts.health.patient import (
+from scripts.health.context import (
     TIMEOUT,
     CheckFailed,
     CheckSkipped,
-    Patient,
-    claims_of,
+    Context,
     error_message,
-    json_of,
     list_some,
+    parse_json,
+    read_claims,
 )
 from scripts.schema import database
 from service.clerk_api import API_VERSION, CLERK_API_URL
 
 # What Clerk's Supabase integration puts into session tokens. PostgREST gives a caller whatever role the token names.
-ROLE_OF_PEOPLE = "authenticated"
+EXPECTED_ROLE = "authenticated"
 
 
-def clerk_publishes_its_keys(patient: Patient) -> str:
+def check_clerk_keys(context: Context) -> str:
     """Clerk's JWKS has keys for RS256, with which its tokens are checked."""
-    url = f"{patient['CLERK_ISSUER'].rstrip('/')}/.well-known/jwks.json"
+    url = f"{context['CLERK_ISSUER'].rstrip('/')}/.well-known/jwks.json"
     remedy = "CLERK_ISSUER is the Frontend API URL of Clerk's dashboard (API keys), without a path."
     answer = httpx.get(url, timeout=TIMEOUT)
-    keys = json_of(answer).get("keys") if answer.is_success else None
+    keys = parse_json(answer).get("keys") if answer.is_success else None
     if not isinstance(keys, list):
         raise CheckFailed(f"{url} answers {answer.status_code} and no keys.", remedy)
     usable = [key for key in keys if key.get("kty") == "RSA" and key.get("alg", "RS256") == "RS256" and key.get("kid")]
@@ -38,15 +38,15 @@ def clerk_publishes_its_keys(patient: Patient) -> str:
     return f"{len(usable)} for RS256."
 
 
-def the_data_api_knows_the_publishable_key(patient: Patient) -> str:
+def check_publishable_key(context: Context) -> str:
     """A call with it gets as far as the database, which refuses it: nothing is granted to anon."""
-    answer = _rest(patient, "GET", "role_permissions?limit=1", patient["SUPABASE_PUBLISHABLE_KEY"])
-    if answer.is_success and json_of(answer, list):
+    answer = _call_data_api(context, "GET", "role_permissions?limit=1", context["SUPABASE_PUBLISHABLE_KEY"])
+    if answer.is_success and parse_json(answer, list):
         raise CheckFailed(
             "Somebody who is not signed in reads public.role_permissions.",
             "Run `ballast migrate check`: a grant has drifted.",
         )
-    if answer.is_success or json_of(answer).get("code") == "42501":
+    if answer.is_success or parse_json(answer).get("code") == "42501":
         return "It answers, and gives nothing to those who are not signed in."
     raise CheckFailed(
         f"The Data API answers {answer.status_code}: {error_message(answer)}",
@@ -54,9 +54,9 @@ def the_data_api_knows_the_publishable_key(patient: Patient) -> str:
     )
 
 
-def the_data_api_knows_the_secret_key(patient: Patient) -> str:
+def check_secret_key(context: Context) -> str:
     """public.ready() is true for the service."""
-    answer = _rest(patient, "POST", "rpc/ready", patient["SUPABASE_SECRET_KEY"])
+    answer = _call_data_api(context, "POST", "rpc/ready", context["SUPABASE_SECRET_KEY"])
     if answer.is_success and answer.text.strip() == "true":
         return "The service reaches the database through it."
     raise CheckFailed(
@@ -65,11 +65,11 @@ def the_data_api_knows_the_secret_key(patient: Patient) -> str:
     )
 
 
-def supabase_trusts_clerk(patient: Patient) -> str:
+def check_third_party_auth(context: Context) -> str:
     """A session token of Clerk's is a signed-in person to the Data API."""
     answer = httpx.post(
-        _rest_url(patient, "rpc/my_permissions"),
-        headers={"apikey": patient["SUPABASE_PUBLISHABLE_KEY"], "Authorization": f"Bearer {_session_token(patient)}"},
+        _data_api_url(context, "rpc/my_permissions"),
+        headers={"apikey": context["SUPABASE_PUBLISHABLE_KEY"], "Authorization": f"Bearer {_session_token(context)}"},
         timeout=TIMEOUT,
     )
     if answer.is_success:
@@ -81,47 +81,47 @@ def supabase_trusts_clerk(patient: Patient) -> str:
     )
 
 
-def session_tokens_have_the_role_of_people(patient: Patient) -> str:
+def check_session_token_role(context: Context) -> str:
     """The claim `role` of a session token is "authenticated", and nothing that a user's metadata could choose."""
-    role = claims_of(_session_token(patient)).get("role")
-    if role == ROLE_OF_PEOPLE:
-        return f'A session token has the role "{ROLE_OF_PEOPLE}".'
+    role = read_claims(_session_token(context)).get("role")
+    if role == EXPECTED_ROLE:
+        return f'A session token has the role "{EXPECTED_ROLE}".'
     raise CheckFailed(
         f"A session token has the role {json.dumps(role)[:100]}.",
         "In Clerk, remove `role` from Sessions → Customize session token, and activate the Supabase integration, which "
-        f'sets "{ROLE_OF_PEOPLE}". Put your own roles under another name.',
+        f'sets "{EXPECTED_ROLE}". Put your own roles under another name.',
     )
 
 
-def jwt_templates_have_the_role_of_people(patient: Patient) -> str:
+def check_jwt_templates(context: Context) -> str:
     """No JWT template at Clerk makes tokens with another role. Clerk's API does not list the session token's claims."""
     answer = httpx.get(
-        f"{(patient.environment.get('CLERK_API_URL') or CLERK_API_URL).rstrip('/')}/v1/jwt_templates",
+        f"{(context.environment.get('CLERK_API_URL') or CLERK_API_URL).rstrip('/')}/v1/jwt_templates",
         params={"limit": 500},
-        headers={"Authorization": f"Bearer {patient['CLERK_SECRET_KEY']}", "Clerk-API-Version": API_VERSION},
+        headers={"Authorization": f"Bearer {context['CLERK_SECRET_KEY']}", "Clerk-API-Version": API_VERSION},
         timeout=TIMEOUT,
     )
-    if not answer.is_success or not isinstance(json_of(answer, object), list):
+    if not answer.is_success or not isinstance(parse_json(answer, object), list):
         raise CheckFailed(
             f"Clerk answers {answer.status_code} to the request for its JWT templates: {error_message(answer)}",
             "Check CLERK_SECRET_KEY, and CLERK_API_URL if you set it.",
         )
-    roles = {template["name"]: template["claims"].get("role", ROLE_OF_PEOPLE) for template in answer.json()}
-    if odd := [name for name, role in roles.items() if role != ROLE_OF_PEOPLE]:
+    roles = {template["name"]: template["claims"].get("role", EXPECTED_ROLE) for template in answer.json()}
+    if odd := [name for name, role in roles.items() if role != EXPECTED_ROLE]:
         raise CheckFailed(
-            f"JWT templates at Clerk set another role than {ROLE_OF_PEOPLE}: {list_some(odd)}.",
-            f'In Clerk, under JWT templates, remove the claim `role` or make it "{ROLE_OF_PEOPLE}".',
+            f"JWT templates at Clerk set another role than {EXPECTED_ROLE}: {list_some(odd)}.",
+            f'In Clerk, under JWT templates, remove the claim `role` or make it "{EXPECTED_ROLE}".',
         )
     return f"{len(roles)} at Clerk, and none sets another role."
 
 
-def _session_token(patient: Patient) -> str:
-    if patient.session_token:
-        return patient.session_token
-    mint_token = patient.local.mint_token if patient.local else None
-    if mint_token is None or patient.environment.get("ENVIRONMENT") != "local":
+def _session_token(context: Context) -> str:
+    if context.session_token:
+        return context.session_token
+    mint_token = context.local.mint_token if context.local else None
+    if mint_token is None or context.environment.get("ENVIRONMENT") != "local":
         raise CheckSkipped("Pass --session-token, from a signed-in browser: await Clerk.session.getToken().")
-    with database.connected(patient.database_url) as connection:
+    with database.connected(context.database_url) as connection:
         row = connection.execute(
             "select clerk_user_id from public.profiles where not banned order by created_at limit 1"
         ).fetchone()
@@ -130,13 +130,13 @@ def _session_token(patient: Patient) -> str:
     return mint_token(row[0])
 
 
-def only_public_is_exposed(patient: Patient) -> str:
+def check_exposed_schemas(context: Context) -> str:
     """The Data API knows no schema app, nor ops."""
     for schema, relation in (("app", "settings"), ("ops", "tenants")):
-        answer = _rest(
-            patient, "GET", f"{relation}?limit=1", patient["SUPABASE_SECRET_KEY"], {"Accept-Profile": schema}
+        answer = _call_data_api(
+            context, "GET", f"{relation}?limit=1", context["SUPABASE_SECRET_KEY"], {"Accept-Profile": schema}
         )
-        if json_of(answer).get("code") != "PGRST106":
+        if parse_json(answer).get("code") != "PGRST106":
             raise CheckFailed(
                 f"The schema {schema} is reachable through the Data API ({answer.status_code}).",
                 "Remove it from the exposed schemas: Supabase's Project settings → Data API.",
@@ -144,13 +144,13 @@ def only_public_is_exposed(patient: Patient) -> str:
     return "app and ops are not reachable."
 
 
-def _rest_url(patient: Patient, path: str) -> str:
-    return f"{patient['SUPABASE_URL'].rstrip('/')}/rest/v1/{path}"
+def _data_api_url(context: Context, path: str) -> str:
+    return f"{context['SUPABASE_URL'].rstrip('/')}/rest/v1/{path}"
 
 
-def _rest(
-    patient: Patient, method: str, path: str, key: str, headers: Mapping[str, str] | None = None
+def _call_data_api(
+    context: Context, method: str, path: str, key: str, headers: Mapping[str, str] | None = None
 ) -> httpx.Response:
     # As the service does. Supabase's gateway takes a key that is no JWT as bearer token when it is the apikey's too.
     sent = {"apikey": key, "Authorization": f"Bearer {key}"} | dict(headers or {})
-    return httpx.request(method, _rest_url(patient, path), headers=sent, timeout=TIMEOUT)
+    return httpx.request(method, _data_api_url(context, path), headers=sent, timeout=TIMEOUT)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from scripts.health.patient import CheckFailed, CheckSkipped, Patient, list_some
+from scripts.health.context import CheckFailed, CheckSkipped, Context, list_some
 from scripts.schema import database, drift, migrations
 
 # Supabase's own.
@@ -18,9 +18,9 @@ ADVISORS = migrations.ROOT / "node_modules/.bin/supabase"
 ACCEPTED_ADVICE = migrations.ROOT / "tests/db/accepted_advice.toml"
 
 
-def statements_of_people_end(patient: Patient) -> str:
+def check_role_timeouts(context: Context) -> str:
     """A statement through the Data API is ended after a while."""
-    with database.connected(patient.database_url) as connection:
+    with database.connected(context.database_url) as connection:
         # What is set for this database alone comes later, and counts.
         found = dict(
             connection.execute(
@@ -40,9 +40,9 @@ def statements_of_people_end(patient: Patient) -> str:
     return ", ".join(f"{role} {limit}" for role, limit in sorted(found.items()))
 
 
-def the_schema_is_as_the_files_say(patient: Patient) -> str:
+def check_migrations(context: Context) -> str:
     """Every migration is applied, and nothing has drifted. Locks tables for a moment, as `ballast migrate check`."""
-    plan, drifted = drift.check(patient.database_url)
+    plan, drifted = drift.check(context.database_url)
     if not plan.empty:
         pending = [*plan.paths, *plan.removed]
         raise CheckFailed(f"Not applied: {list_some(pending)}.", "Run `ballast migrate up`.")
@@ -54,12 +54,12 @@ def the_schema_is_as_the_files_say(patient: Patient) -> str:
     return f"{len(plan.files.migrations)} migrations, {len(plan.files.sources)} sources, no drift."
 
 
-def the_advisors_are_content(patient: Patient) -> str:
+def check_advisors(context: Context) -> str:
     """Supabase's lints find nothing but what is explained in tests/db/accepted_advice.toml."""
     if not ADVISORS.exists():
         raise CheckSkipped("The Supabase CLI is not here: `npm ci` in the checkout installs it.")
-    url = patient.database_url
-    if patient.is_local:
+    url = context.database_url
+    if context.is_local:
         url += "?sslmode=disable"
     command = [str(ADVISORS), "db", "advisors", f"--remote={url}", "--level", "warn", "--output-format", "json"]
     try:

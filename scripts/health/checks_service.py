@@ -10,14 +10,14 @@ from datetime import UTC, datetime
 import httpx
 from standardwebhooks import Webhook
 
-from scripts.health.patient import TIMEOUT, CheckFailed, Patient, error_message, json_of
+from scripts.health.context import TIMEOUT, CheckFailed, Context, error_message, parse_json
 
 PING_TYPE = "ballast.ping"
 
 
-def the_service_is_ready(patient: Patient) -> str:
+def check_service(context: Context) -> str:
     """/readyz answers 200."""
-    answer = httpx.get(f"{_service(patient)}/readyz", timeout=TIMEOUT)
+    answer = httpx.get(f"{_service_url(context)}/readyz", timeout=TIMEOUT)
     if answer.is_success:
         return "It answers, and reaches the database and Redis."
     raise CheckFailed(
@@ -26,12 +26,12 @@ def the_service_is_ready(patient: Patient) -> str:
     )
 
 
-def the_service_knows_the_webhook_secrets(patient: Patient) -> str:
+def check_webhook_secrets(context: Context) -> str:
     """An event signed with each secret is stored and ignored, one signed with another is refused."""
-    url = f"{_service(patient)}/webhooks/clerk"
-    signing = patient.items("CLERK_WEBHOOK_SECRETS")
+    url = f"{_service_url(context)}/webhooks/clerk"
+    signing = context.list_items("CLERK_WEBHOOK_SECRETS")
     for number, secret in enumerate(signing, 1):
-        answer = _ping(url, secret)
+        answer = _send_ping(url, secret)
         if not answer.is_success:
             raise CheckFailed(
                 f"An event signed with secret {number} of {len(signing)} is answered {answer.status_code}: "
@@ -39,9 +39,9 @@ def the_service_knows_the_webhook_secrets(patient: Patient) -> str:
                 "Give the service the CLERK_WEBHOOK_SECRETS that are set here, and start it anew. "
                 "SERVICE_URL must be where the service is.",
             )
-        if json_of(answer).get("outcome") != "ignored":
+        if parse_json(answer).get("outcome") != "ignored":
             raise CheckFailed(f"{url} does not answer as the service does.", "Set SERVICE_URL to where the service is.")
-    wrong = _ping(url, f"whsec_{base64.b64encode(secrets.token_bytes(24)).decode()}")
+    wrong = _send_ping(url, f"whsec_{base64.b64encode(secrets.token_bytes(24)).decode()}")
     if wrong.status_code != httpx.codes.UNAUTHORIZED:
         raise CheckFailed(
             f"An event with a wrong signature is answered {wrong.status_code}: whoever knows the URL could write.",
@@ -50,7 +50,7 @@ def the_service_knows_the_webhook_secrets(patient: Patient) -> str:
     return "A signed ping is accepted, a forged one refused."
 
 
-def _ping(url: str, secret: str) -> httpx.Response:
+def _send_ping(url: str, secret: str) -> httpx.Response:
     message_id, now = f"msg_ballast_doctor_{secrets.token_hex(8)}", datetime.now(UTC)
     event = {"type": PING_TYPE, "object": "event", "timestamp": int(now.timestamp() * 1000), "data": {}}
     body = json.dumps(event)
@@ -67,9 +67,9 @@ def _ping(url: str, secret: str) -> httpx.Response:
     return httpx.post(url, content=body, headers=headers, timeout=TIMEOUT)
 
 
-def the_scheduler_is_let_in(patient: Patient) -> str:
+def check_jobs_token(context: Context) -> str:
     """The service knows the jobs' token, and asks for it. No job is run."""
-    url, token = f"{_service(patient)}/jobs/none-of-them", patient["JOBS_TOKEN"]
+    url, token = f"{_service_url(context)}/jobs/none-of-them", context["JOBS_TOKEN"]
     if httpx.post(url, timeout=TIMEOUT).status_code != httpx.codes.UNAUTHORIZED:
         raise CheckFailed("Jobs can be run without a token.", "See that SERVICE_URL is the service's.")
     answer = httpx.post(url, headers={"Authorization": f"Bearer {token}"}, timeout=TIMEOUT)
@@ -81,11 +81,11 @@ def the_scheduler_is_let_in(patient: Patient) -> str:
     return "JOBS_TOKEN is the service's."
 
 
-def redis_answers(patient: Patient) -> str:
+def check_redis(context: Context) -> str:
     """Redis answers a PING over its REST protocol."""
-    url, token = patient["UPSTASH_REDIS_REST_URL"].rstrip("/"), patient["UPSTASH_REDIS_REST_TOKEN"]
+    url, token = context["UPSTASH_REDIS_REST_URL"].rstrip("/"), context["UPSTASH_REDIS_REST_TOKEN"]
     answer = httpx.post(url, json=["PING"], headers={"Authorization": f"Bearer {token}"}, timeout=TIMEOUT)
-    if answer.is_success and json_of(answer).get("result") == "PONG":
+    if answer.is_success and parse_json(answer).get("result") == "PONG":
         return "PONG."
     raise CheckFailed(
         f"Redis answers {answer.status_code}: {error_message(answer)}",
@@ -93,5 +93,5 @@ def redis_answers(patient: Patient) -> str:
     )
 
 
-def _service(patient: Patient) -> str:
-    return patient["SERVICE_URL"].rstrip("/")
+def _service_url(context: Context) -> str:
+    return context["SERVICE_URL"].rstrip("/")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from scripts.health.patient import CheckFailed, Patient, claims_of, environment_of
+from scripts.health.context import CheckFailed, Context, read_claims, use_environment
 from service.settings import SettingsInvalid, load
 
 
-def settings_are_complete(patient: Patient) -> str:
+def check_settings(context: Context) -> str:
     """Every variable is there and of its form, as the service asks at its start."""
-    with environment_of(patient.environment):
+    with use_environment(context.environment):
         try:
             loaded = load()
         except SettingsInvalid as failure:
@@ -18,9 +18,9 @@ def settings_are_complete(patient: Patient) -> str:
     return f"Complete for {loaded.environment}.{note}"
 
 
-def keys_are_in_their_places(patient: Patient) -> str:
+def check_keys(context: Context) -> str:
     """The publishable key is no secret one, and Clerk's are those of an instance for this environment."""
-    publishable, secret = patient["SUPABASE_PUBLISHABLE_KEY"], patient["SUPABASE_SECRET_KEY"]
+    publishable, secret = context["SUPABASE_PUBLISHABLE_KEY"], context["SUPABASE_SECRET_KEY"]
     if _role(publishable) != "anon":
         raise CheckFailed(
             "SUPABASE_PUBLISHABLE_KEY is not the publishable key: browsers would get what passes by every policy.",
@@ -30,8 +30,8 @@ def keys_are_in_their_places(patient: Patient) -> str:
         raise CheckFailed(
             "SUPABASE_SECRET_KEY is not a secret key.", "Take sb_secret_… of Supabase's Project settings → API keys."
         )
-    clerk = patient["CLERK_SECRET_KEY"]
-    if patient.environment.get("ENVIRONMENT") == "production" and not clerk.startswith("sk_live_"):
+    clerk = context["CLERK_SECRET_KEY"]
+    if context.environment.get("ENVIRONMENT") == "production" and not clerk.startswith("sk_live_"):
         raise CheckFailed(
             "CLERK_SECRET_KEY is a development instance's: deletions at Clerk would find nobody.",
             "Take sk_live_… of the production instance, and its Frontend API URL as CLERK_ISSUER.",
@@ -43,4 +43,4 @@ def _role(key: str) -> str:
     """What an API key stands for: anon or service_role. Older keys are JWTs that say so."""
     if not key.startswith("eyJ"):
         return "anon" if key.startswith("sb_publishable_") else "service_role" if key.startswith("sb_secret_") else ""
-    return str(claims_of(key).get("role", ""))
+    return str(read_claims(key).get("role", ""))

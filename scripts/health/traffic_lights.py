@@ -22,14 +22,14 @@ from scripts.schema.database import Connection, connected
 
 Light = Literal["green", "yellow", "red"]
 LIGHTS: tuple[Light, ...] = ("green", "yellow", "red")
-CURRENT = {"applied", "current"}
+CURRENT_STATES = {"applied", "current"}
 
 METRICS_TIMEOUT = httpx.Timeout(5)
 # Of the answers that the cache was asked for: more than so many past Redis, and Redis is in trouble.
-MOST_ERRORS = 0.1
+MAX_ERROR_SHARE = 0.1
 
 # Nobody needs these where a developer plays: what is missing there is said, and is no failure.
-OF_PRODUCTION = {"backup", "job", "mail"}
+PRODUCTION_CHECKS = {"backup", "job", "mail"}
 
 
 @dataclass(frozen=True)
@@ -42,21 +42,21 @@ class Check:
     facts: dict[str, Any]
 
 
-def checks(url: str, *, is_local: bool) -> list[Check]:
+def run_checks(url: str, *, is_local: bool) -> list[Check]:
     """Every check of the database, of which only the first when it does not answer or was never migrated."""
     try:
-        files = migration_check(url)
+        files = check_migrations(url)
         with connected(url) as connection:
-            found = [files, *health_views(connection)]
+            found = [files, *read_health_views(connection)]
     except Failure as failure:
         return [Check("database", "red", str(failure), {})]
-    return [_in_a_playground(each) if is_local else each for each in found]
+    return [_relax_for_local_stack(each) if is_local else each for each in found]
 
 
-def migration_check(url: str) -> Check:
+def check_migrations(url: str) -> Check:
     """Whether every file is applied as it is. Locks nothing: `ballast migrate check` finds drift, and does."""
     states = migrations.status(url)
-    behind = Counter(state for _, state in states if state not in CURRENT)
+    behind = Counter(state for _, state in states if state not in CURRENT_STATES)
     if not behind:
         return Check("migrations", "green", "Nothing is to be done.", {"files": len(states)})
     is_undecided = behind.keys() & migrations.ADVICE.keys()
@@ -64,7 +64,7 @@ def migration_check(url: str) -> Check:
     return Check("migrations", "red", advice, {"files": len(states), **behind})
 
 
-def health_views(connection: Connection) -> Iterator[Check]:
+def read_health_views(connection: Connection) -> Iterator[Check]:
     """A check per row of ops.health, by name, with the facts of ops.<subject>_health. None before `migrate up`."""
     if connection.execute("select to_regclass('ops.health')").fetchone() == (None,):
         return
@@ -75,7 +75,7 @@ def health_views(connection: Connection) -> Iterator[Check]:
         yield Check(subject, status, advice, facts)
 
 
-def cache_check(environment: Mapping[str, str]) -> Check | None:
+def check_cache(environment: Mapping[str, str]) -> Check | None:
     """How often the service's cache knew the answer, since it started. None without SERVICE_URL and METRICS_TOKEN."""
     url, token = environment.get("SERVICE_URL"), environment.get("METRICS_TOKEN")
     if not url or not token:
@@ -94,31 +94,33 @@ def cache_check(environment: Mapping[str, str]) -> Check | None:
     hits, misses, errors = (did.get(what, 0) for what in ("hits", "misses", "errors"))
     asked = hits + misses + errors
     facts = {"hit_rate": f"{hits / asked:.0%}" if asked else None, "hits": hits, "misses": misses, "errors": errors}
-    if errors > MOST_ERRORS * asked:
+    if errors > MAX_ERROR_SHARE * asked:
         return Check("cache", "yellow", "Redis does not answer as it should: run `ballast doctor`.", facts)
     return Check("cache", "green", "Nothing is to be done.", facts)
 
 
-def worst(found: list[Check]) -> Light:
+def find_worst_light(found: list[Check]) -> Light:
     """The light of all of them."""
     return max((each.status for each in found), key=LIGHTS.index, default="green")
 
 
-def in_words(facts: dict[str, Any]) -> str:
+def format_facts(facts: dict[str, Any]) -> str:
     """What was found on one line: `received 24h 12, lag 1 s`. What is null or nought is left out."""
-    said = (f"{name.replace('_', ' ')} {_value(value)}" for name, value in facts.items() if value or value is False)
+    said = (
+        f"{name.replace('_', ' ')} {_format_value(value)}" for name, value in facts.items() if value or value is False
+    )
     return ", ".join(said)
 
 
-def _value(value: object) -> str:
+def _format_value(value: object) -> str:
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%M}"
     if isinstance(value, timedelta):
-        return _duration(value)
+        return _format_duration(value)
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
-def _duration(length: timedelta) -> str:
+def _format_duration(length: timedelta) -> str:
     seconds = length.total_seconds()
     for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if abs(seconds) >= 2 * size:
@@ -126,7 +128,7 @@ def _duration(length: timedelta) -> str:
     return f"{seconds:.0f} s"
 
 
-def _in_a_playground(check: Check) -> Check:
-    if check.name in OF_PRODUCTION and check.status == "red":
+def _relax_for_local_stack(check: Check) -> Check:
+    if check.name in PRODUCTION_CHECKS and check.status == "red":
         return replace(check, status="yellow")
     return check

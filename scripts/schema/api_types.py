@@ -32,7 +32,7 @@ class NotGenerated(Failure):
     """A program that writes the types is missing, or failed."""
 
 
-def generated() -> Mapping[str, str]:
+def generate() -> Mapping[str, str]:
     """The files by their names. Raises NotGenerated, and what `migrate up` raises."""
     with scratch_folder("types") as folder, scratch_server(folder, fsync="off") as server:
         migrations.up(server.url())
@@ -41,26 +41,26 @@ def generated() -> Mapping[str, str]:
 
 def generate_from(url: str) -> Mapping[str, str]:
     """The same from a migrated database. Raises NotGenerated."""
-    written = {name: _written(language, f"{url}?sslmode=disable") for name, language in LANGUAGES.items()}
-    return {name: _formatted(name, text) for name, text in written.items()}
+    written = {name: _generate_file(language, f"{url}?sslmode=disable") for name, language in LANGUAGES.items()}
+    return {name: _format(name, text) for name, text in written.items()}
 
 
-def _written(language: str, url: str) -> str:
+def _generate_file(language: str, url: str) -> str:
     command = [str(PROGRAMS / "supabase"), "gen", "types", "--lang", language, "--schema", "public", f"--remote={url}"]
-    text = _output(command, "")
+    text = _run(command, "")
     if language == "typescript":
         return f"// {NOTE}\n{text}"
     aliases = "".join(f"{name}: TypeAlias = str\n" for name in sorted(set(_UNDEFINED.findall(text))))
     return f'"""{NOTE}"""\n\n{text.replace(_LAST_IMPORT, f"{_LAST_IMPORT}{aliases}", 1)}'
 
 
-def _formatted(name: str, text: str) -> str:
-    return _output(FORMATTERS[name], text)
+def _format(name: str, text: str) -> str:
+    return _run(FORMATTERS[name], text)
 
 
-def _output(command: list[str], given: str) -> str:
+def _run(command: list[str], stdin: str) -> str:
     try:
-        ran = subprocess.run(command, input=given, capture_output=True, text=True, check=False, cwd=migrations.ROOT)
+        ran = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, cwd=migrations.ROOT)
     except OSError as error:
         raise NotGenerated(f"{Path(command[0]).name} cannot be run: {error}. Run ./scripts/setup.") from None
     if ran.returncode:

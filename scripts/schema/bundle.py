@@ -59,7 +59,7 @@ def find_unbundled(root: Path) -> Unbundled:
     """Compares the files in `root` with its supabase/migrations/. Raises FilesInvalid and FolderInvalid."""
     files = read_files(root)
     folder = root / BUNDLES
-    bundles = _bundles(folder)
+    bundles = _list_bundles(folder)
     copies = [file for file in files.migrations if _differs(folder / Path(file.path).name, file)]
     _check_folder(folder, bundles, files, copies)
     known: dict[str, str] = {}
@@ -89,7 +89,7 @@ def render(found: Unbundled) -> str:
     environment = jinja2.Environment(  # noqa: S701 - SQL of our own files, not HTML
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"literal": lambda text: sql.Literal(text).as_string(), "grants": _grants}
+    environment.filters |= {"literal": lambda text: sql.Literal(text).as_string(), "grants": _select_grants}
     environment.tests["of_our_schemas"] = _is_of_our_schemas
     text = environment.from_string(TEMPLATE.read_text()).render(
         changed=found.changed,
@@ -103,7 +103,7 @@ def render(found: Unbundled) -> str:
     return text.rstrip() + "\n"
 
 
-def _bundles(folder: Path) -> dict[str, Path]:
+def _list_bundles(folder: Path) -> dict[str, Path]:
     """Version → bundle, oldest first."""
     found = ((_BUNDLE_NAME.fullmatch(path.name), path) for path in sorted(folder.glob("*.sql")))
     return {match["version"]: path for match, path in found if match}
@@ -129,7 +129,7 @@ def _check_folder(folder: Path, bundles: dict[str, Path], files: Files, copies: 
             )
 
 
-def _grants(text: str) -> str:
+def _select_grants(text: str) -> str:
     """The statements of a file that may grant something, without the comments before them."""
     statements = [each for each in split(text) if each.words and each.words[0] in {"grant", "select", "do"}]
     return "\n".join(f"{each.text[(each.start or 0) - each.offset :]};" for each in statements)

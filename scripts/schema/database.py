@@ -23,7 +23,7 @@ class DatabaseRefused(Failure):
     """A statement of ours failed: the role may not do it, or the connection was lost."""
 
 
-def say(line: str) -> None:
+def echo_err(line: str) -> None:
     """A `Tell` for commands: to stderr, so that a result on stdout stays readable for programs."""
     click.echo(line, err=True)
 

@@ -59,23 +59,23 @@ def check(database_url: str, *, root: Path = ROOT, tell: Tell = lambda _: None) 
     with connected(database_url, tell) as connection, connection.transaction(force_rollback=True):
         migrations.lock(connection, tell)
         plan = migrations.make_plan(connection, files)
-        return plan, [] if plan.migrations else find(connection, files)
+        return plan, [] if plan.migrations else find_drift(connection, files)
 
 
-def find(connection: Connection, files: Files) -> list[Drift]:
+def find_drift(connection: Connection, files: Files) -> list[Drift]:
     """Compares, in the caller's transaction, which must be rolled back afterwards."""
     migrations.reset_session(connection)
     _settle_views(connection)
-    before = objects(connection)
-    _clear(connection, before)
-    cleared = objects(connection)
+    before = read_objects(connection)
+    _clear_grants_and_policies(connection, before)
+    cleared = read_objects(connection)
     for source in files.sources:
         migrations.apply_source(connection, source)
-    after = objects(connection)
+    after = read_objects(connection)
     _settle_views(connection)
-    settled = objects(connection)
+    settled = read_objects(connection)
     drift = [
-        Drift(*identity, _problem(before.get(identity), settled.get(identity)))
+        Drift(*identity, _describe_problem(before.get(identity), settled.get(identity)))
         for identity in before | settled
         if identity.kind != "table"
     ]
@@ -97,7 +97,7 @@ def _settle_views(connection: Connection) -> None:
         connection.execute(statement.encode())
 
 
-def _problem(before: Definition | None, after: Definition | None) -> str:
+def _describe_problem(before: Definition | None, after: Definition | None) -> str:
     if before is None:
         return "missing"
     if after is None:
@@ -105,13 +105,13 @@ def _problem(before: Definition | None, after: Definition | None) -> str:
     return "" if before.text == after.text else "different"
 
 
-def objects(connection: Connection) -> dict[Identity, Definition]:
+def read_objects(connection: Connection) -> dict[Identity, Definition]:
     """Everything of ours in public, app and ops that files declare, and the tables."""
     rows = connection.execute(OBJECTS.read_bytes())
     return {Identity(kind, name): Definition(text, place) for kind, name, text, place in rows}
 
 
-def _clear(connection: Connection, objects: Iterable[Identity]) -> None:
+def _clear_grants_and_policies(connection: Connection, objects: Iterable[Identity]) -> None:
     """Takes every grant of the API's roles and every policy: only what files state comes back.
 
     In the order in which a write locks: tables of ours, then what its triggers write.

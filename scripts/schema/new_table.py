@@ -24,13 +24,13 @@ REGISTRY = "functions/5_personal_data/registry.sql"
 # As .sqlfluff has it.
 LINE_LENGTH = 140
 # PostgreSQL's names end at 63 characters; the longest made of a table's is that of an index, 31 longer.
-LONGEST_NAME = 32
+MAX_NAME_LENGTH = 32
 OWN_COLUMNS = ("id", "organization_id", "created_by", "created_at", "updated_at")
 SYSTEM_COLUMNS = ("tableoid", "xmin", "cmin", "xmax", "cmax", "ctid")
 # Parameters of PostgREST's: by a column of that name nobody could filter. Others of them are reserved words.
 PARAMETERS = ("columns", "on_conflict")
 # What entries of the audit trail are about already. Clients log what begins with `client.` (app.audit_prefixes).
-AUDITED = ("client", "invitation", "member", "organization", "personal_data", "profile", "project")
+AUDITED_RESOURCES = ("client", "invitation", "member", "organization", "personal_data", "profile", "project")
 # Who may what with projects.
 ROLES = {
     "read": ("owner", "admin", "member", "viewer"),
@@ -63,7 +63,7 @@ class Type(NamedTuple):
     The last two are values as TOML has them, for tests.
     """
 
-    told: str
+    description: str
     check: str
     default: str
     example: str
@@ -115,7 +115,7 @@ class Column(NamedTuple):
     @property
     def comment(self) -> str:
         null = " Null where there is none." if self.nullable else ""
-        return f"{_title(self.name)}, {self.kind.told}.{null}"
+        return f"{_format_title(self.name)}, {self.kind.description}.{null}"
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Table:
 
     @property
     def title(self) -> str:
-        return _title(self.name)
+        return _format_title(self.name)
 
     @property
     def listed(self) -> str:
@@ -151,12 +151,12 @@ class Table:
     def resource(self) -> str | None:
         """What the audit trail calls a row; None where app.audit() finds the word itself."""
         word = singular(self.name)
-        if word in AUDITED:
+        if word in AUDITED_RESOURCES:
             return self.name
         return None if word == self.name.rstrip("s") else word
 
 
-class Line(NamedTuple):
+class Decision(NamedTuple):
     """A line to be read by whoever made the table: where it is, and what there is to decide."""
 
     path: str
@@ -182,27 +182,27 @@ def table_command(name: str, columns: str) -> None:
     TYPE is text, integer, bigint, numeric, boolean, date, timestamptz, uuid or jsonb; a `?` behind it allows null.
     A boolean is false and a jsonb an empty object where nothing is said, unless null is allowed.
     """
-    table = read(name, columns)
+    table = parse_table(name, columns)
     paths = write(table)
     click.echo("\n".join(f"Wrote {path}" for path in paths))
     click.echo("\nRead these lines, and make them yours:")
-    for line in to_read(table, paths):
+    for line in list_decisions(table, paths):
         click.echo(f"  {line.path}:{line.number}  {line.question}")
     click.echo("\nThen:\n  ballast migrate up\n  ballast types\n  ./scripts/test tests/db tests/api")
     click.echo("\nBefore you merge it, if Supabase deploys your migrations:\n  ballast migrate bundle")
 
 
-def read(name: str, columns: str) -> Table:
+def parse_table(name: str, columns: str) -> Table:
     """The table that was asked for. Raises TableRefused."""
     # Without digits, for permissions have none (public.role_permissions).
-    if not re.fullmatch(r"[a-z]+(_[a-z]+)*", name) or len(name) > LONGEST_NAME:
+    if not re.fullmatch(r"[a-z]+(_[a-z]+)*", name) or len(name) > MAX_NAME_LENGTH:
         raise TableRefused(
             f"{name!r} cannot name a table: use lower-case words without digits, joined by _, such as purchase_orders, "
-            f"and at most {LONGEST_NAME} characters."
+            f"and at most {MAX_NAME_LENGTH} characters."
         )
     if name in RESERVED:
         raise TableRefused(f"{name} is a word of SQL's own: choose another name, such as {name}_items.")
-    found = tuple(map(_column, columns.split()))
+    found = tuple(map(_parse_column, columns.split()))
     if not found:
         raise TableRefused("A table needs a column of its own: give --columns 'title:text'.")
     names = [column.name for column in found]
@@ -211,12 +211,12 @@ def read(name: str, columns: str) -> Table:
     return Table(name, found)
 
 
-def _column(text: str) -> Column:
+def _parse_column(text: str) -> Column:
     name, _, words = text.partition(":")
-    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or len(name) > LONGEST_NAME:
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or len(name) > MAX_NAME_LENGTH:
         raise TableRefused(
             f"{name!r} cannot name a column: use lower-case words joined by _, such as due_on, "
-            f"and at most {LONGEST_NAME} characters."
+            f"and at most {MAX_NAME_LENGTH} characters."
         )
     if name in OWN_COLUMNS:
         raise TableRefused(f"{name} is a column of every table: leave it out.")
@@ -237,15 +237,15 @@ def write(table: Table, *, root: Path = migrations.ROOT, now: datetime | None = 
         f"functions/9_tables/{table.name}.sql": "functions.sql",
         f"tests/tables/{table.name}.toml": "rows.toml",
     }
-    _refuse_what_is_there(table, root, files)
-    migration = migrations.add(f"add_{table.name}", rendered("migration.sql", table), root=root, now=now)
+    _refuse_existing(table, root, files)
+    migration = migrations.add(f"add_{table.name}", render("migration.sql", table), root=root, now=now)
     for path, template in files.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(rendered(template, table).encode())
+        (root / path).write_bytes(render(template, table).encode())
     return [f"migrations/{migration.name}", *files]
 
 
-def _refuse_what_is_there(table: Table, root: Path, paths: Iterable[str]) -> None:
+def _refuse_existing(table: Table, root: Path, paths: Iterable[str]) -> None:
     made = re.compile(rf"\b(?:table|view)\s+(?:if\s+not\s+exists\s+)?public\.{table.name}\b", re.IGNORECASE)
     found = migrations.read_files(root)
     texts = {file.path: file.text for file in found.migrations} | {file.path: file.text for file in found.sources}
@@ -262,7 +262,7 @@ def _refuse_what_is_there(table: Table, root: Path, paths: Iterable[str]) -> Non
             )
 
 
-def rendered(template: str, table: Table) -> str:
+def render(template: str, table: Table) -> str:
     """A template of scripts/schema/table_templates/, of the table."""
     environment = jinja2.Environment(  # noqa: S701 - what is made is SQL, of names that read() has checked
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -271,11 +271,11 @@ def rendered(template: str, table: Table) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["filled"] = _filled
+    environment.filters["wrap"] = _wrap_list
     return environment.get_template(template).render(table=table, roles=ROLES)
 
 
-def to_read(table: Table, paths: Iterable[str], *, root: Path = migrations.ROOT) -> Iterator[Line]:
+def list_decisions(table: Table, paths: Iterable[str], *, root: Path = migrations.ROOT) -> Iterator[Decision]:
     """The lines in which there is something to decide."""
     questions = {
         "migrations/": (
@@ -293,7 +293,7 @@ def to_read(table: Table, paths: Iterable[str], *, root: Path = migrations.ROOT)
         path = next(path for path in paths if path.startswith(start))
         written = (root / path).read_text().splitlines()
         for text, question in lines:
-            yield Line(path, next(number for number, line in enumerate(written, 1) if text in line), question)
+            yield Decision(path, next(number for number, line in enumerate(written, 1) if text in line), question)
 
 
 def singular(plural: str) -> str:
@@ -304,11 +304,11 @@ def singular(plural: str) -> str:
     return plural if plural.endswith("ss") else plural.removesuffix("s")
 
 
-def _title(name: str) -> str:
+def _format_title(name: str) -> str:
     return name.replace("_", " ").capitalize()
 
 
-def _filled(items: str, besides: int, indent: str = "") -> str:
+def _wrap_list(items: str, besides: int, indent: str = "") -> str:
     """A list within parentheses: in their line, or in lines of its own where the `besides` characters leave no room."""
     if len(items) + besides <= LINE_LENGTH:
         return items

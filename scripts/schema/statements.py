@@ -48,7 +48,7 @@ def split(sql: str) -> Iterator[Statement]:
     """A file's statements in order, as the Supabase CLI records them: comments stay, empty statements are dropped."""
     begin, position = 0, 0
     while begin < len(sql):
-        scan = _Scan()
+        scan = _Scanner()
         position = scan.run(sql, begin)
         text = sql[begin:position].rstrip(";").strip()
         if text:
@@ -57,7 +57,7 @@ def split(sql: str) -> Iterator[Statement]:
         begin = position
 
 
-class _Scan:
+class _Scanner:
     """The state of reading one statement: how deep in parentheses and in `begin atomic … end` bodies."""
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ from flask.typing import ResponseReturnValue
 
 from service.audit_csv import Range, as_csv, read_pages
 from service.components import components
-from service.permissions import Permitted, requires
+from service.permissions import PermittedCaller, requires
 from service.problems import Problem
 from service.streaming import stream_file
 
@@ -24,7 +24,7 @@ class RangeInvalid(Problem, status=400, slug="range-invalid", title="The range i
 
 @audit.get("/audit.csv")
 @requires("audit:read", refresh=True)
-def export(permitted: Permitted) -> ResponseReturnValue:
+def export(permitted: PermittedCaller) -> ResponseReturnValue:
     """The organization's entries in a range, newest first."""
     chosen = _range(request.args.get("from"), request.args.get("to"))
     pages = read_pages(components().data_api, permitted.organization["id"], chosen)

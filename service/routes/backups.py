@@ -14,7 +14,7 @@ backups = Blueprint("backups", __name__, url_prefix="/api/v1/backups")
 
 
 @backups.before_request
-def _only_operators() -> None:
+def _require_operator() -> None:
     bearer.require(components().settings.operator_token, "operator-refused", "OPERATOR_TOKEN")
 
 

@@ -32,7 +32,7 @@ def page() -> ResponseReturnValue:
     _require_supabase_js()
     response = send_from_directory(FOLDER, "index.html")
     response.headers["Content-Security-Policy"] = _content_security_policy(settings)
-    return _unstored(response)
+    return _forbid_caching(response)
 
 
 @demo.get("/demo/config.json")
@@ -64,7 +64,7 @@ def _require_supabase_js() -> None:
         raise DemoIncomplete("supabase-js is not installed: run ./scripts/setup.")
 
 
-def _unstored(response: Response) -> Response:
+def _forbid_caching(response: Response) -> Response:
     response.headers["Cache-Control"] = "no-store"
     return response
 

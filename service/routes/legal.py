@@ -12,7 +12,7 @@ from service.privacy_notice import PROCESSORS
 from service.settings import LEGAL_SETTINGS
 
 FOLDER = Path(__file__).parents[1] / "pages"
-LIVES_SECONDS = 3600
+LIFE_SECONDS = 3600
 
 legal = Blueprint("legal", __name__)
 
@@ -32,13 +32,13 @@ def terms() -> ResponseReturnValue:
 @legal.get("/style.css")
 def style() -> ResponseReturnValue:
     """The stylesheet of all pages."""
-    return _shared(send_from_directory(FOLDER, "style.css"))
+    return _allow_caching(send_from_directory(FOLDER, "style.css"))
 
 
 @legal.get("/consent.js")
 def consent() -> ResponseReturnValue:
     """The banner, for any page: `<script src="…/consent.js" defer data-categories="analytics" data-version="1">`."""
-    response = _shared(send_from_directory(FOLDER, "consent.js", mimetype="text/javascript"))
+    response = _allow_caching(send_from_directory(FOLDER, "consent.js", mimetype="text/javascript"))
     response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
     return response
 
@@ -61,7 +61,7 @@ def _page(template: str, **context: object) -> Response:
     return response
 
 
-def _shared(response: Response) -> Response:
+def _allow_caching(response: Response) -> Response:
     """For everybody's cache: nothing of a caller's is in it."""
-    response.headers["Cache-Control"] = f"public, max-age={LIVES_SECONDS}"
+    response.headers["Cache-Control"] = f"public, max-age={LIFE_SECONDS}"
     return response

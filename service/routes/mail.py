@@ -11,9 +11,9 @@ from flask.typing import ResponseReturnValue
 
 from service.components import components
 from service.data_api import CallFailed
-from service.mail import KINDS, OPTIONAL, Drawer, Message
+from service.mail import KINDS, OPTIONAL, DevMailbox, Message
 from service.problems import Problem
-from service.signed_webhooks import EventMalformed, EventNotStored, delivery_in, raw_body, signed_text
+from service.signed_webhooks import EventMalformed, EventNotStored, read_body, read_delivery, verify_text
 
 mail = Blueprint("mail", __name__)
 dev_mail = Blueprint("dev_mail", __name__, url_prefix="/dev/mail")
@@ -27,7 +27,7 @@ EVENTS = {
     "email.complained": "complained",
 }
 # A full mailbox is no reason to send nothing any more. https://resend.com/docs/dashboard/emails/email-bounces
-PASSING = {"Transient", "Temporary"}
+TRANSIENT_BOUNCES = {"Transient", "Temporary"}
 
 STYLE = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 # A mail brings its own styles, and nothing else.
@@ -56,40 +56,42 @@ class LinkInvalid(Problem, status=403, slug="mail-link-invalid", title="This lin
 
 
 class MailUnknown(Problem, status=404, slug="mail-unknown", title="There is no such mail"):
-    """There is no such mail in the drawer."""
+    """There is no such mail in the mailbox."""
 
 
 @mail.get("/mail/unsubscribe")
-def ask() -> ResponseReturnValue:
+def confirm_unsubscribe() -> ResponseReturnValue:
     """Asks before it ends anything: programs that look into mail open every link."""
-    _, kind = _signed_link()
-    return _page("unsubscribe.html", STYLE, kind=kind, done=False)
+    _, kind = _read_signed_link()
+    return _render_page("unsubscribe.html", STYLE, kind=kind, done=False)
 
 
 @mail.post("/mail/unsubscribe")
 def unsubscribe() -> ResponseReturnValue:
     """Ends mail of one kind: from the page, or by the mail program's own button (RFC 8058)."""
-    person_id, kind = _signed_link()
+    person_id, kind = _read_signed_link()
     components().data_api.call("unsubscribe_from_mail", {"person_id": person_id, "template": kind})
-    return _page("unsubscribe.html", STYLE, kind=kind, done=True)
+    return _render_page("unsubscribe.html", STYLE, kind=kind, done=True)
 
 
 @mail.post("/webhooks/resend")
 def receive() -> ResponseReturnValue:
     """Notes what became of a mail: of ours it is known, of others' (and of kinds we do not ask for) ignored."""
     secret = components().settings.resend_webhook_secret
-    event = _event_in(signed_text(raw_body(), delivery_in(request.headers), (secret,) if secret else ()))
+    event = _parse_event(verify_text(read_body(), read_delivery(request.headers), (secret,) if secret else ()))
     kind = EVENTS.get(event["type"])
     if kind is None:
         return jsonify(outcome="ignored")
     try:
-        is_known = components().data_api.call("mail_event", {"kind": kind} | _told_of(event["type"], event["data"]))
+        is_known = components().data_api.call(
+            "mail_event", {"kind": kind} | _event_arguments(event["type"], event["data"])
+        )
     except CallFailed as failure:
         raise EventNotStored("The database did not take the event. Send it again.") from failure
     return jsonify(outcome="processed" if is_known else "ignored")
 
 
-def _event_in(text: str) -> dict[str, Any]:
+def _parse_event(text: str) -> dict[str, Any]:
     """The JSON in `text`. Raises EventMalformed."""
     try:
         event = json.loads(text)
@@ -100,13 +102,14 @@ def _event_in(text: str) -> dict[str, Any]:
     return event
 
 
-def _told_of(kind: str, data: dict[str, Any]) -> dict[str, Any]:
+def _event_arguments(kind: str, data: dict[str, Any]) -> dict[str, Any]:
     tags, to, bounce = data.get("tags"), data.get("to"), data.get("bounce")
     return {
         "mail_id": _uuid(tags.get("mail")) if isinstance(tags, dict) else None,
         "provider_id": _text(data.get("email_id")),
         "address": _text(to[0]) if isinstance(to, list) and to else None,
-        "is_permanent": kind != "email.failed" and not (isinstance(bounce, dict) and bounce.get("type") in PASSING),
+        "is_permanent": kind != "email.failed"
+        and not (isinstance(bounce, dict) and bounce.get("type") in TRANSIENT_BOUNCES),
     }
 
 
@@ -122,7 +125,7 @@ def _uuid(text: object) -> str | None:
         return None
 
 
-def _signed_link() -> tuple[str, str]:
+def _read_signed_link() -> tuple[str, str]:
     """Whose mail of which kind. Raises LinkInvalid."""
     person_id, kind, signature = (request.args.get(name, "") for name in ("person", "kind", "signature"))
     if not components().mailer.renderer.is_signed(person_id, kind, signature):
@@ -131,17 +134,17 @@ def _signed_link() -> tuple[str, str]:
 
 
 @dev_mail.get("")
-def drawer() -> ResponseReturnValue:
+def list_messages() -> ResponseReturnValue:
     """All mail that was sent here, newest first, and an example of each kind."""
-    return _page("drawer.html", STYLE, messages=_drawer().messages(), kinds=KINDS)
+    return _render_page("dev_mailbox.html", STYLE, messages=_dev_mailbox().list_messages(), kinds=KINDS)
 
 
 @dev_mail.get("/<uuid:mail_id>.<any(html, txt):form>")
 def show(mail_id: UUID, form: str) -> ResponseReturnValue:
     """One mail, as HTML or text."""
-    for message in _drawer().messages():
+    for message in _dev_mailbox().list_messages():
         if message["id"] == str(mail_id):
-            return _shown(message["subject"], message["html"], message["text"], form)
+            return _render_message(message["subject"], message["html"], message["text"], form)
     raise MailUnknown("Look at /dev/mail.")
 
 
@@ -149,12 +152,12 @@ def show(mail_id: UUID, form: str) -> ResponseReturnValue:
 def example(kind: str, form: str) -> ResponseReturnValue:
     """A kind of mail, filled with examples."""
     message = example_message(kind)
-    return _shown(message.subject, message.html, message.text, form)
+    return _render_message(message.subject, message.html, message.text, form)
 
 
 def example_message(kind: str) -> Message:
     """A mail of this kind to Ada Winter."""
-    return components().mailer.renderer.message(
+    return components().mailer.renderer.render(
         {
             "id": EXAMPLE["receipt"],
             "template": kind,
@@ -166,12 +169,12 @@ def example_message(kind: str) -> Message:
     )
 
 
-def _drawer() -> Drawer:
-    way = components().mailer.way
-    return way if isinstance(way, Drawer) else Drawer(None)
+def _dev_mailbox() -> DevMailbox:
+    way = components().mailer.transport
+    return way if isinstance(way, DevMailbox) else DevMailbox(None)
 
 
-def _shown(subject: str, html: str, text: str, form: str) -> Response:
+def _render_message(subject: str, html: str, text: str, form: str) -> Response:
     if form == "txt":
         response = make_response(f"Subject: {subject}\n\n{text}")
         response.content_type = "text/plain; charset=utf-8"
@@ -181,7 +184,7 @@ def _shown(subject: str, html: str, text: str, form: str) -> Response:
     return response
 
 
-def _page(template: str, policy: str, **context: object) -> Response:
+def _render_page(template: str, policy: str, **context: object) -> Response:
     response = make_response(render_template(template, settings=components().settings, **context))
     response.headers["Content-Security-Policy"] = policy
     response.headers["Referrer-Policy"] = "no-referrer"  # the address has the signature

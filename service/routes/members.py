@@ -16,9 +16,9 @@ from flask.typing import ResponseReturnValue
 from service.clerk_api import ClerkCallFailed
 from service.components import components
 from service.data_api import CallFailed
-from service.permissions import NotPermitted, Permitted, requires
+from service.permissions import NotPermitted, PermittedCaller, requires
 from service.problems import Problem
-from service.session import refusal
+from service.session import problem_from_database
 
 members = Blueprint("members", __name__, url_prefix="/api/v1/organizations/<uuid:organization_id>")
 
@@ -49,32 +49,32 @@ class ClerkUnavailable(Problem, status=503, slug="clerk-unavailable", title="Cle
 
 @members.post("/invitations")
 @requires("members:invite")
-def invite(permitted: Permitted) -> ResponseReturnValue:
+def invite(permitted: PermittedCaller) -> ResponseReturnValue:
     """Has Clerk invite somebody by e-mail, in the caller's name."""
-    email, role = invitation_in(request.get_json(silent=True))
-    prepared = _prepared(permitted, "members:invite", "prepare_invitation", {"role": role})
+    email, role = parse_invitation(request.get_json(silent=True))
+    prepared = _prepare(permitted, "members:invite", "prepare_invitation", {"role": role})
     try:
         invitation_id = components().clerk.invite(
             prepared["clerk_org_id"], email, prepared["clerk_role"], permitted.caller.user_id
         )
     except ClerkCallFailed as failure:
-        raise clerks_refusal(failure) from failure
+        raise problem_from_clerk(failure) from failure
     return jsonify(clerk_invitation_id=invitation_id, role=role), HTTPStatus.ACCEPTED
 
 
 @members.delete("/members/<uuid:profile_id>")
 @requires("members:remove")
-def remove(permitted: Permitted, profile_id: UUID) -> ResponseReturnValue:
+def remove(permitted: PermittedCaller, profile_id: UUID) -> ResponseReturnValue:
     """Has Clerk end a membership."""
-    prepared = _prepared(permitted, "members:remove", "prepare_removal", {"profile_id": str(profile_id)})
+    prepared = _prepare(permitted, "members:remove", "prepare_removal", {"profile_id": str(profile_id)})
     try:
         components().clerk.delete_membership(prepared["clerk_org_id"], prepared["clerk_user_id"])
     except ClerkCallFailed as failure:
-        raise clerks_refusal(failure) from failure
+        raise problem_from_clerk(failure) from failure
     return "", HTTPStatus.NO_CONTENT
 
 
-def invitation_in(body: object) -> tuple[str, str]:
+def parse_invitation(body: object) -> tuple[str, str]:
     """The address and the role that a body names. Raises InvitationMalformed."""
     email, role = (body.get("email"), body.get("role")) if isinstance(body, dict) else (None, None)
     if not isinstance(email, str) or EMAIL_ADDRESS.fullmatch(email) is None:
@@ -84,15 +84,15 @@ def invitation_in(body: object) -> tuple[str, str]:
     return email, role
 
 
-def clerks_refusal(failure: ClerkCallFailed) -> Problem:
+def problem_from_clerk(failure: ClerkCallFailed) -> Problem:
     """What it means to the caller that Clerk did not do it."""
     if failure.is_refusal or failure.status in {HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT}:
         return ClerkRefused("See clerk_code.", clerk_code=failure.code)
     return ClerkUnavailable("Try again in a few seconds.")
 
 
-def _prepared(permitted: Permitted, permission: str, function: str, arguments: dict[str, str]) -> dict[str, Any]:
-    """What Clerk has to be told. Raises the problems above, NotPermitted, and those of me.refusal()."""
+def _prepare(permitted: PermittedCaller, permission: str, function: str, arguments: dict[str, str]) -> dict[str, Any]:
+    """What Clerk has to be told. Raises the problems above, NotPermitted, and those of problem_from_database()."""
     try:
         answer = components().data_api.call_as(
             permitted.caller.token, function, {"organization_id": permitted.organization["id"], **arguments}
@@ -104,7 +104,7 @@ def _prepared(permitted: Permitted, permission: str, function: str, arguments: d
             "PT404": MemberUnknown(failure.message),
             "PT409": LastOwner(f"{failure.message} {failure.hint}".strip()),
         }
-        raise problems.get(failure.code) or refusal(failure) from failure
+        raise problems.get(failure.code) or problem_from_database(failure) from failure
     if not isinstance(answer, dict):
         raise TypeError(f"{function}() returned no object")
     return answer

@@ -14,7 +14,7 @@ from werkzeug.exceptions import MethodNotAllowed
 
 from service.components import components
 from service.data_api import CallFailed
-from service.export import Export, as_json, as_zip
+from service.export import Export, write_json, write_zip
 from service.identity import Caller, current_caller
 from service.logs import log
 from service.problems import Problem
@@ -24,7 +24,7 @@ personal_data = Blueprint("personal_data", __name__, url_prefix="/api/v1/gdpr")
 
 CONFIRMATION = "erase my account"
 FIRST_FACTOR_MINUTES = 10
-FORMATS = {"application/json": ("json", as_json), "application/zip": ("zip", as_zip)}
+FORMATS = {"application/json": ("json", write_json), "application/zip": ("zip", write_zip)}
 
 
 class Impersonated(Problem, status=403, slug="impersonated", title="Only the person may do this"):
@@ -73,14 +73,14 @@ def export() -> ResponseReturnValue:
     """All that is held of the caller, as JSON, or as a ZIP where that is accepted rather."""
     if request.method == "HEAD":
         raise MethodNotAllowed(["GET"])  # Flask would make the whole export, to throw it away
-    begun = _called("begin_export", {"clerk_user_id": _person().user_id})
+    begun = _call("begin_export", {"clerk_user_id": _require_person().user_id})
     if "retry_after" in begun:
         raise ExportTooSoon(begun["retry_after"])
     running = Export.of(components().data_api.call, begun)
     content_type = request.accept_mimetypes.best_match(FORMATS, "application/json")
     ending, written = FORMATS[content_type]
     filename = f"user-data-{running.generated_at[:10]}.{ending}"
-    answer = stream_file(_to_its_end(running, written(running)), content_type, filename)
+    answer = stream_file(_record_end(running, written(running)), content_type, filename)
     answer.headers["Vary"] = "Accept"
     return answer
 
@@ -88,18 +88,18 @@ def export() -> ResponseReturnValue:
 @personal_data.post("/erasure")
 def erase() -> ResponseReturnValue:
     """Erases the caller: hidden when this is answered, erased soon after, then deleted at Clerk."""
-    caller = _person()
+    caller = _require_person()
     if caller.first_factor_age_minutes is None or caller.first_factor_age_minutes > FIRST_FACTOR_MINUTES:
         raise ReverificationRequired
     body = request.get_json(silent=True)
     if not isinstance(body, dict) or body.get("confirmation") != CONFIRMATION:
         raise ConfirmationMissing(f'This cannot be undone. Send {{"confirmation": "{CONFIRMATION}"}} as JSON.')
-    asked = _called("request_erasure", {"clerk_user_id": caller.user_id})
+    asked = _call("request_erasure", {"clerk_user_id": caller.user_id})
     if "sole_owner_of" in asked:
         raise SoleOwner(
             "Make somebody else an owner of each, or delete it; then ask again.", organizations=asked["sole_owner_of"]
         )
-    components().cache.changed(users=[caller.user_id])
+    components().cache.invalidate(users=[caller.user_id])
     answer = jsonify(asked)
     answer.headers["Location"] = f"{personal_data.url_prefix}/erasure/{asked['receipt']}"
     components().eraser.begin(asked["receipt"])
@@ -109,13 +109,13 @@ def erase() -> ResponseReturnValue:
 @personal_data.get("/erasure/<uuid:receipt>")
 def show_erasure(receipt: UUID) -> ResponseReturnValue:
     """How far an erasure is. Whoever has been erased cannot sign in, so the receipt is enough."""
-    found = _called("erasure_receipt", {"receipt": str(receipt)})
+    found = _call("erasure_receipt", {"receipt": str(receipt)})
     if found is None:
         raise ReceiptUnknown("Check the receipt that was given when the erasure was asked for.")
     return jsonify(found)
 
 
-def _person() -> Caller:
+def _require_person() -> Caller:
     """The caller, who is the person. Raises Impersonated, and what SessionTokens.caller() raises."""
     caller = current_caller(components().session_tokens)
     if caller.is_impersonated:
@@ -123,7 +123,7 @@ def _person() -> Caller:
     return caller
 
 
-def _called(function: str, arguments: dict[str, Any]) -> Any:
+def _call(function: str, arguments: dict[str, Any]) -> Any:
     """Raises NothingHeld and CallFailed."""
     try:
         return components().data_api.call(function, arguments)
@@ -133,7 +133,7 @@ def _called(function: str, arguments: dict[str, Any]) -> Any:
         raise
 
 
-def _to_its_end(running: Export, pieces: Iterator[bytes]) -> Iterator[bytes]:
+def _record_end(running: Export, pieces: Iterator[bytes]) -> Iterator[bytes]:
     """The pieces; and the database is told how it ended, also when the caller has gone."""
     failed = True
     try:

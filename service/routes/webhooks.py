@@ -10,7 +10,7 @@ from flask.typing import ResponseReturnValue
 from service.components import components
 from service.data_api import CallFailed, DataApi
 from service.metrics import count_webhook
-from service.signed_webhooks import EventMalformed, EventNotStored, delivery_in, raw_body, signed_text
+from service.signed_webhooks import EventMalformed, EventNotStored, read_body, read_delivery, verify_text
 
 webhooks = Blueprint("webhooks", __name__, url_prefix="/webhooks")
 
@@ -18,11 +18,11 @@ webhooks = Blueprint("webhooks", __name__, url_prefix="/webhooks")
 @webhooks.post("/clerk")
 def receive() -> ResponseReturnValue:
     """Stores one event of Clerk's and answers with what became of it."""
-    delivery = delivery_in(request.headers)
-    event = signed_text(raw_body(), delivery, components().settings.clerk_webhook_secrets)
+    delivery = read_delivery(request.headers)
+    event = verify_text(read_body(), delivery, components().settings.clerk_webhook_secrets)
     stored = store(components().data_api, delivery.message_id, event)
     # Whatever the outcome: an event that comes again may be one whose first answer was lost.
-    components().cache.changed(stored["users"], stored["organizations"])
+    components().cache.invalidate(stored["users"], stored["organizations"])
     count_webhook(stored["outcome"], stored["lag_seconds"])
     if stored["type"] == "user.deleted":
         components().eraser.begin_pending()  # what the database did not erase at once

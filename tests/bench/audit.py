@@ -26,7 +26,7 @@ from scripts.errors import Failure
 from scripts.local import bulk
 from scripts.scratch.server import scratch_folder
 from tests.bench import report, rls
-from tests.bench.awake import awake_cores
+from tests.bench.keep_cores_busy import keep_cores_busy
 from tests.bench.scratch import scratch_postgres
 
 ENTRIES, QUICK_ENTRIES, FULL_ENTRIES = 1_000_000, 100_000, 10_000_000
@@ -256,7 +256,7 @@ def time_write(tenant: Tenant, write: Write) -> float:
 def time_pages(tenant: Tenant, number: int) -> list[float]:
     """Seconds of the tenant's first page, under its policy. Raises EntriesWrong unless it is full."""
     timings = []
-    with awake_cores():
+    with keep_cores_busy():
         for _ in range(number):
             with tenant.caller.transaction():
                 act(tenant)

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import track
 
 from scripts.backup import programs
-from scripts.backup.drill import HASTY
+from scripts.backup.drill import SCRATCH_SETTINGS
 from scripts.backup.manifest import BEFORE, Manifest
 from scripts.backup.programs import Programs
 from scripts.backup.store import BackupStore
@@ -193,7 +193,7 @@ class Bench:
 
     def postgres(self, program: str, *words: str, url: str) -> Run:
         """One of PostgreSQL's programs on a database. Raises BackupWrong."""
-        target, environment = programs.without_password(url)
+        target, environment = programs.split_password(url)
         return run([self.chosen[program], f"--dbname={target}", "--no-password", *words], environment)
 
 
@@ -232,7 +232,7 @@ def measure(sizes: tuple[Size, ...]) -> report.Report:
             "AWS_REGION": "eu-central-1",
         }
         identity = pyrage.x25519.Identity.generate()
-        bench = Bench(server.url(), programs.fitting(admin), folder, "s3://bench", bucket, identity)
+        bench = Bench(server.url(), programs.choose_programs(admin), folder, "s3://bench", bucket, identity)
         for size in sizes:
             with console.status(f"Filling to {size.megabytes:,} MB …"):
                 rows = fill(admin, size.megabytes)
@@ -317,7 +317,7 @@ def restore(bench: Bench, kind: str, rows: Rows) -> Run:
         return taken
     with (
         scratch_folder("bench") as folder,
-        scratch_server(folder, **HASTY) as server,
+        scratch_server(folder, **SCRATCH_SETTINGS) as server,
         psycopg.connect(server.url("supabase_admin"), autocommit=True) as admin,
     ):
         if kind == RESTORE:

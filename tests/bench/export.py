@@ -18,7 +18,7 @@ import psycopg
 from rich.console import Console
 from rich.progress import track
 
-from scripts.cli.person import exported
+from scripts.cli.person import write_export
 from scripts.errors import Failure
 from scripts.local.clerk.client import ClerkClient
 from scripts.local.processes import RunRecord
@@ -143,7 +143,7 @@ def measure_once(stack: Stack, admin: Admin, folder: Path, entries: int, measure
     """One COPY, one export as JSON, one as ZIP. Raises ExportWrong unless the export has every row."""
     measured.copy.append(timed(lambda: copy(admin, folder / "copy")))
     with psycopg.connect(stack.postgres.url(), autocommit=True) as connection:
-        measured.command.append(timed(lambda: exported(connection, PERSON, folder / "command.json")))
+        measured.command.append(timed(lambda: write_export(connection, PERSON, folder / "command.json")))
     with watched(stack, measured.peaks):
         measured.json.append(timed(lambda: export(stack, admin, "application/json", folder / "export.json")))
         measured.zip.append(timed(lambda: export(stack, admin, "application/zip", folder / "export.zip")))

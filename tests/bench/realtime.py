@@ -24,7 +24,7 @@ from scripts.local.clerk.server import Keys
 from scripts.local.stack import Stack
 from scripts.scratch.server import scratch_folder
 from tests.bench import report, rls
-from tests.bench.awake import awake_cores
+from tests.bench.keep_cores_busy import keep_cores_busy
 from tests.bench.scratch import scratch_postgres, scratch_stack
 from tests.bench.subscribers import BROADCAST, CHANGES, Audience, Event, EventsLost, listening
 
@@ -191,7 +191,7 @@ def time_writes(admin: Admin, number: dict[int, int], console: Console) -> dict[
         "insert into public.organizations (clerk_org_id, name) values ('org_bench', 'Benchmark') returning id"
     ).fetchall()
     timings: dict[Write, list[float]] = defaultdict(list)
-    with awake_cores():
+    with keep_cores_busy():
         for rows, rounds in number.items():
             for _ in track(range(rounds), f"insert of {_rows(rows)}", console=console):
                 for write in random.sample([Write(rows, trigger) for trigger in TRIGGERS], len(TRIGGERS)):

@@ -22,7 +22,7 @@ from scripts.errors import Failure
 from scripts.scratch.postgres import Postgres
 from scripts.scratch.server import scratch_folder
 from tests.bench import report
-from tests.bench.awake import awake_cores
+from tests.bench.keep_cores_busy import keep_cores_busy
 from tests.bench.scratch import scratch_postgres
 
 PROJECTS, QUICK_PROJECTS = 1_000_000, 100_000
@@ -128,7 +128,7 @@ def measure(projects: int, rounds: int) -> report.Report:
             admin.execute("vacuum (analyze)")
             machine = report.machine(admin)
             requests = choose_requests(admin, rounds)
-        with awake_cores():
+        with keep_cores_busy():
             timings = time_queries(server, requests, console)
     return report.Report("rls", machine, list(_cases(timings)), list(_aims(timings)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from scripts.health.patient import PUBLIC_NAMES, SECRET_NAME
+from scripts.health.context import PUBLIC_NAMES, SECRET_NAME
 from tests.conftest import ROOT, Stack
 
 PAGE = ROOT / "docs/deploy.md"

@@ -99,7 +99,7 @@ class Operator:
     @property
     def environment(self) -> dict[str, str]:
         with psycopg.connect(self.vault.url) as connection:
-            place = programs.fitting(connection).folder
+            place = programs.choose_programs(connection).folder
         own = [str(Path(sys.executable).parent)] if self.has_ballast else []
         given = {name: value for name, value in self.vault.environment.items() if value is not None}
         path = os.pathsep.join([str(place), *own, "/usr/local/bin", "/usr/bin", "/bin"])
@@ -383,7 +383,7 @@ def test_what_is_recovered_without_ballast_passes_a_drills_checks(bystander: Ope
     manifest = checks.Manifest.model_validate_json((bystander.folder / "backup/manifest.json").read_bytes())
     assert manifest.structure.keys() > {"grant", "policy"}
     with psycopg.connect(bystander.target, autocommit=True) as connection:
-        done = [*checks.compared(connection, manifest), checks.denied(connection)]
+        done = [*checks.compare_with_manifest(connection, manifest), checks.check_tenant_isolation(connection)]
     assert [(each.name, each.detail) for each in done if not each.passed] == []
 
 

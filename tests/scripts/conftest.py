@@ -261,7 +261,7 @@ def wrapped(tmp_path: Path) -> Callable[..., str]:
     def make(**scripts: str) -> str:
         folder = tmp_path / f"bin-{secrets.token_hex(4)}"
         folder.mkdir()
-        real = programs.embedded()
+        real = programs.find_embedded()
         for name in programs.NAMES:
             script = scripts.get(name, f'exec "$REAL/{name}" "$@"')
             version = f'[[ "$*" == --version ]] && exec "$REAL/{name}" --version'

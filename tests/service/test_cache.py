@@ -117,14 +117,14 @@ def test_a_change_of_what_an_answer_speaks_of_ends_it(
 ) -> None:
     fetched(kept, database)
     database.value = 1
-    kept.changed(**changed)
+    kept.invalidate(**changed)
     assert [fetched(kept, database), fetched(kept, database)] == [1, 1]
     assert database.calls == 2
 
 
 def test_a_change_of_something_else_does_not(kept: Cache, database: Database) -> None:
     fetched(kept, database)
-    kept.changed(users=["user_ben", "org_acme"], organizations=["org_globex", "user_ada"])
+    kept.invalidate(users=["user_ben", "org_acme"], organizations=["org_globex", "user_ada"])
     fetched(kept, database)
     assert database.calls == 1
 
@@ -134,7 +134,7 @@ def test_an_answer_computed_across_a_change_is_not_taken(kept: Cache, database: 
         found = database.read()
         if database.calls == 1:
             database.value = 1
-            kept.changed(organizations=["org_acme"])
+            kept.invalidate(organizations=["org_acme"])
         return found
 
     first = kept.fetch(KIND, ("x",), read, about(BOTH))
@@ -185,7 +185,7 @@ def test_lives_differ_and_none_is_much_longer_than_a_minute(kept: Cache, databas
 
 def test_redis_hears_of_nobody_by_id_and_forgets(kept: Cache, database: Database, redis: Redis) -> None:
     fetched(kept, database)
-    kept.changed(*BOTH)
+    kept.invalidate(*BOTH)
     keys = redis.keys(f"{kept._prefix}:*")
     assert len(keys) == 4
     assert not [key for key in keys if "ada" in key or "acme" in key]
@@ -200,7 +200,7 @@ def test_a_redis_that_lost_everything_does_not_bring_old_answers_back(
         if database.calls == 1:
             redis.delete(*redis.keys(f"{kept._prefix}:*"))
             database.value = 1
-            kept.changed(*ADA)
+            kept.invalidate(*ADA)
         return found
 
     kept.fetch(KIND, ("user_ada",), read, about(ADA))
@@ -235,7 +235,7 @@ def test_no_reader_ever_sees_what_was_before_a_change_that_was_told_before_it_as
         nonlocal told
         while goes_on():
             database.value += 1
-            caches[2].changed(**({"users": ["user_ada"]} if database.value % 2 else {"organizations": ["org_acme"]}))
+            caches[2].invalidate(**({"users": ["user_ada"]} if database.value % 2 else {"organizations": ["org_acme"]}))
             told = database.value
             time.sleep(0.02)
 
@@ -395,7 +395,7 @@ def test_a_change_that_redis_missed_is_known_here_at_once_and_elsewhere_when_old
         assert (fetched(here, database), fetched(elsewhere, database)) == (0, 0)
         link.cut = True
         database.value = 1
-        here.changed(*ADA)
+        here.invalidate(*ADA)
         changed_at = time.monotonic()
         assert fetched(here, database) == 1
         link.cut = False

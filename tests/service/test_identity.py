@@ -58,7 +58,7 @@ def bearer(token: str) -> str:
 
 def test_a_version_2_token_tells_person_session_organization_and_factors(issuer: Issuer, tokens: SessionTokens) -> None:
     token = issuer.token()
-    assert tokens.caller(bearer(token)) == Caller(
+    assert tokens.authenticate(bearer(token)) == Caller(
         user_id="user_test",
         token=token,
         session_id="sess_test",
@@ -79,7 +79,7 @@ def test_a_version_1_token_tells_the_same(issuer: Issuer, tokens: SessionTokens)
         "org_slug": "old",
         "fva": [0, 7],
     }
-    caller = tokens.caller(bearer(issuer.token(**old)))
+    caller = tokens.authenticate(bearer(issuer.token(**old)))
     assert (caller.organization_id, caller.organization_role) == ("org_old", "org:member")
     assert (caller.first_factor_age_minutes, caller.second_factor_age_minutes) == (0, 7)
 
@@ -88,7 +88,7 @@ def test_a_version_1_token_tells_the_same(issuer: Issuer, tokens: SessionTokens)
 def test_an_organization_claim_of_an_unknown_shape_is_no_organization(
     issuer: Issuer, tokens: SessionTokens, o: object
 ) -> None:
-    caller = tokens.caller(bearer(issuer.token(o=o)))
+    caller = tokens.authenticate(bearer(issuer.token(o=o)))
     assert (caller.organization_id, caller.organization_role) == (None, None)
 
 
@@ -98,12 +98,12 @@ def test_an_organization_claim_of_an_unknown_shape_is_no_organization(
 def test_a_factor_claim_of_an_unknown_shape_counts_as_not_verified(
     issuer: Issuer, tokens: SessionTokens, fva: object
 ) -> None:
-    assert tokens.caller(bearer(issuer.token(fva=fva))).second_factor_age_minutes is None
+    assert tokens.authenticate(bearer(issuer.token(fva=fva))).second_factor_age_minutes is None
 
 
 def test_printing_a_caller_does_not_show_the_token(issuer: Issuer, tokens: SessionTokens) -> None:
     token = issuer.token()
-    assert token not in repr(tokens.caller(bearer(token)))
+    assert token not in repr(tokens.authenticate(bearer(token)))
 
 
 # --- attacks ---
@@ -187,47 +187,50 @@ def test_a_token_that_clerk_did_not_issue_for_us_now_is_refused(
     issuer: Issuer, tokens: SessionTokens, attack: str
 ) -> None:
     with pytest.raises(TokenInvalid):
-        tokens.caller(bearer(ATTACKS[attack](issuer)))
+        tokens.authenticate(bearer(ATTACKS[attack](issuer)))
 
 
 @pytest.mark.parametrize("header", [None, ""])
 def test_without_a_token_one_is_asked_for(tokens: SessionTokens, header: str | None) -> None:
     with pytest.raises(TokenMissing):
-        tokens.caller(header)
+        tokens.authenticate(header)
 
 
 @pytest.mark.parametrize("scheme", ["Basic ", "Token ", "", "Bearer", "Bearer\t", "Bearer Bearer "])
 def test_only_the_bearer_scheme_is_understood(issuer: Issuer, tokens: SessionTokens, scheme: str) -> None:
     with pytest.raises(TokenInvalid):
-        tokens.caller(scheme + issuer.token())
+        tokens.authenticate(scheme + issuer.token())
 
 
 @pytest.mark.parametrize("scheme", ["bearer ", "BEARER  "])
 def test_the_schemes_case_does_not_matter(issuer: Issuer, tokens: SessionTokens, scheme: str) -> None:
-    assert tokens.caller(scheme + issuer.token()).user_id == "user_test"
+    assert tokens.authenticate(scheme + issuer.token()).user_id == "user_test"
 
 
 @pytest.mark.parametrize(("claim", "seconds"), [("exp", -3), ("nbf", 3), ("iat", 3)])
 def test_clocks_may_differ_by_five_seconds(issuer: Issuer, tokens: SessionTokens, claim: str, seconds: int) -> None:
     token = issuer.token(**{claim: int(time.time()) + seconds})
-    assert tokens.caller(bearer(token)).user_id == "user_test"
+    assert tokens.authenticate(bearer(token)).user_id == "user_test"
 
 
 @pytest.mark.parametrize("claims", [{"azp": PARTIES[1]}, {"azp": None}, {"aud": "anybody"}])
 def test_a_party_may_be_absent_and_the_audience_is_anybodys(
     issuer: Issuer, tokens: SessionTokens, claims: dict[str, object]
 ) -> None:
-    assert tokens.caller(bearer(issuer.token(**claims))).user_id == "user_test"
+    assert tokens.authenticate(bearer(issuer.token(**claims))).user_id == "user_test"
 
 
 def test_without_configured_parties_any_will_do(issuer: Issuer) -> None:
-    assert SessionTokens(issuer.url, ()).caller(bearer(issuer.token(azp="https://any.example"))).user_id == "user_test"
+    assert (
+        SessionTokens(issuer.url, ()).authenticate(bearer(issuer.token(azp="https://any.example"))).user_id
+        == "user_test"
+    )
 
 
 @pytest.mark.parametrize("status", ["pending", "something new", 5])
 def test_a_session_that_is_not_active_is_refused(issuer: Issuer, tokens: SessionTokens, status: object) -> None:
     with pytest.raises(SessionPending):
-        tokens.caller(bearer(issuer.token(sts=status)))
+        tokens.authenticate(bearer(issuer.token(sts=status)))
 
 
 # --- keys ---
@@ -235,10 +238,10 @@ def test_a_session_that_is_not_active_is_refused(issuer: Issuer, tokens: Session
 
 def test_keys_are_fetched_once_for_five_minutes(issuer: Issuer, tokens: SessionTokens, clock: Clock) -> None:
     for clock.passed in (0, 100, 200, 300):
-        tokens.caller(bearer(issuer.token()))
+        tokens.authenticate(bearer(issuer.token()))
     assert issuer.server.requests == ["/.well-known/jwks.json"]
     clock.passed = 301
-    tokens.caller(bearer(issuer.token()))
+    tokens.authenticate(bearer(issuer.token()))
     assert len(issuer.server.requests) == 2
 
 
@@ -251,28 +254,28 @@ def test_a_flood_of_forged_tokens_does_not_make_us_hammer_clerk(
         clock.passed = second
         for _ in range(3):
             with pytest.raises(TokenInvalid):
-                tokens.caller(token)
+                tokens.authenticate(token)
     assert len(issuer.server.requests) == 4
 
 
 def test_during_a_flood_real_tokens_are_accepted(issuer: Issuer, tokens: SessionTokens) -> None:
     for number in range(20):
         with pytest.raises(TokenInvalid):
-            tokens.caller(bearer(issuer.token(kid=f"ins_{number}")))
-        assert tokens.caller(bearer(issuer.token())).user_id == "user_test"
+            tokens.authenticate(bearer(issuer.token(kid=f"ins_{number}")))
+        assert tokens.authenticate(bearer(issuer.token())).user_id == "user_test"
 
 
 @pytest.mark.parametrize("kid", ["ins_test", "ins_rotated"])
 def test_a_rotated_key_is_found_whether_or_not_its_name_changed(
     issuer: Issuer, tokens: SessionTokens, clock: Clock, kid: str
 ) -> None:
-    tokens.caller(bearer(issuer.token()))
+    tokens.authenticate(bearer(issuer.token()))
     rotated = new_key()
     issuer.publish(rotated, kid=kid)
     clock.passed = 31
-    assert tokens.caller(bearer(issuer.token(key=rotated, kid=kid))).user_id == "user_test"
+    assert tokens.authenticate(bearer(issuer.token(key=rotated, kid=kid))).user_id == "user_test"
     with pytest.raises(TokenInvalid):
-        tokens.caller(bearer(issuer.token()))
+        tokens.authenticate(bearer(issuer.token()))
 
 
 @pytest.mark.parametrize(
@@ -298,25 +301,25 @@ def test_without_keys_nobody_is_let_in_and_clerk_is_asked_again_only_after_a_whi
     working, issuer.server.answer = issuer.server.answer, answer
     for clock.passed in (0, 1, 4):
         with pytest.raises(KeysUnavailable):
-            tokens.caller(token)
+            tokens.authenticate(token)
     assert len(issuer.server.requests) == 1
     issuer.server.answer = working
     clock.passed = 5
-    assert tokens.caller(token).user_id == "user_test"
+    assert tokens.authenticate(token).user_id == "user_test"
 
 
 def test_while_clerk_is_down_the_keys_we_have_serve_until_they_expire(
     issuer: Issuer, tokens: SessionTokens, clock: Clock
 ) -> None:
-    tokens.caller(bearer(issuer.token()))
+    tokens.authenticate(bearer(issuer.token()))
     issuer.server.answer = lambda *_: HANG_UP
     clock.passed = 299
-    assert tokens.caller(bearer(issuer.token())).user_id == "user_test"
+    assert tokens.authenticate(bearer(issuer.token())).user_id == "user_test"
     with pytest.raises(TokenInvalid):
-        tokens.caller(bearer(issuer.token(kid="ins_other")))
+        tokens.authenticate(bearer(issuer.token(kid="ins_other")))
     clock.passed = 330
     with pytest.raises(KeysUnavailable):
-        tokens.caller(bearer(issuer.token()))
+        tokens.authenticate(bearer(issuer.token()))
 
 
 def test_a_slow_clerk_is_not_waited_for(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,13 +327,13 @@ def test_a_slow_clerk_is_not_waited_for(issuer: Issuer, monkeypatch: pytest.Monk
     issuer.server.answer = lambda *_: time.sleep(1)
     began = time.perf_counter()
     with pytest.raises(KeysUnavailable):
-        SessionTokens(issuer.url, ()).caller(bearer(issuer.token()))
+        SessionTokens(issuer.url, ()).authenticate(bearer(issuer.token()))
     assert time.perf_counter() - began < 0.8
 
 
 def test_a_clerk_that_is_not_there_is_an_outage() -> None:
     with pytest.raises(KeysUnavailable):
-        SessionTokens("http://127.0.0.1:9", ()).caller(bearer(raw(b'{"alg":"RS256","kid":"ins_test"}')))
+        SessionTokens("http://127.0.0.1:9", ()).authenticate(bearer(raw(b'{"alg":"RS256","kid":"ins_test"}')))
 
 
 def test_threads_that_arrive_together_fetch_the_keys_once(issuer: Issuer, tokens: SessionTokens) -> None:
@@ -339,7 +342,7 @@ def test_threads_that_arrive_together_fetch_the_keys_once(issuer: Issuer, tokens
 
     def ask() -> None:
         barrier.wait()
-        found.append(tokens.caller(token).user_id)
+        found.append(tokens.authenticate(token).user_id)
 
     threads = [threading.Thread(target=ask) for _ in range(12)]
     for thread in threads:

@@ -11,7 +11,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from service.data_api import CallFailed, DataApi
-from service.privacy_notice import LIVES_SECONDS, PROCESSORS, RETRY_SECONDS, PrivacyNotice
+from service.privacy_notice import LIFE_SECONDS, PROCESSORS, RETRY_SECONDS, PrivacyNotice
 from tests.service.conftest import MakeApp
 from tests.service.outside import HANG_UP, Outside, rest_answer
 
@@ -113,7 +113,7 @@ def test_the_page_outlives_a_database_that_goes_down(outside: Outside) -> None:
     assert kept.categories() == [("Account", [LINE])]
 
     outside.answer = lambda *_: HANG_UP
-    now = LIVES_SECONDS + 1
+    now = LIFE_SECONDS + 1
     assert kept.categories() == kept.categories() == [("Account", [LINE])]
     assert len(outside.requests) == 2  # and not once a visitor
 
@@ -148,7 +148,7 @@ def test_whoever_finds_a_kept_page_does_not_wait_for_a_slow_database() -> None:
 
     notice = PrivacyNotice(call, lambda: now)
     notice.categories()
-    now = LIVES_SECONDS + 1.0
+    now = LIFE_SECONDS + 1.0
     with ThreadPoolExecutor() as threads:
         slow = threads.submit(notice.categories)
         assert is_asked.wait(10)

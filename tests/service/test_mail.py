@@ -268,7 +268,7 @@ def test_an_answer_that_does_not_come_is_not_waited_for_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert (mail_module.TIMEOUT.connect, mail_module.TIMEOUT.read) == (3, 8)
-    resend = cast("mail_module.Resend", client.application.extensions["ballast"].mailer.way)
+    resend = cast("mail_module.Resend", client.application.extensions["ballast"].mailer.transport)
     resend._http.timeout = 0.3
     enqueued(database)
     done = threading.Event()
@@ -328,7 +328,7 @@ def test_a_sender_that_is_killed_before_it_says_so_loses_nothing_and_sends_nothi
     tools = client.application.extensions["ballast"].mailer
     # Resend has it, we do not know yet.
     dying = mail_module.Mailer(
-        lambda name, given: killed() if name == "end_mail" else tools.call(name, given), tools.renderer, tools.way
+        lambda name, given: killed() if name == "end_mail" else tools.call(name, given), tools.renderer, tools.transport
     )
     with pytest.raises(Killed):
         dying.send_due()
@@ -475,7 +475,7 @@ def elements(html: str) -> list[tuple[str, list[str]]]:
 
 @pytest.mark.parametrize("template", KINDS)
 def test_every_kind_says_the_same_in_html_and_text(template: str) -> None:
-    message = renderer().message(row(template, EXAMPLE))
+    message = renderer().render(row(template, EXAMPLE))
     assert message.subject
     assert f"<title>{message.subject.replace('&', '&amp;').replace(chr(39), '&#39;')}</title>" in message.html
     assert "{{" not in message.html + message.text
@@ -490,7 +490,7 @@ def test_every_kind_says_the_same_in_html_and_text(template: str) -> None:
 @pytest.mark.parametrize("template", KINDS)
 def test_every_kind_can_be_said_when_little_is_known(template: str) -> None:
     little = dict.fromkeys(EXAMPLE) | {name: EXAMPLE[name] for name in ("organization", "receipt", "failures", "role")}
-    message = renderer(company=None, app_url=None, service_url=None).message(row(template, little))
+    message = renderer(company=None, app_url=None, service_url=None).render(row(template, little))
     assert message.unsubscribe_url is None
     assert "None" not in message.subject + message.html + message.text
 
@@ -498,7 +498,7 @@ def test_every_kind_can_be_said_when_little_is_known(template: str) -> None:
 @pytest.mark.parametrize("template", KINDS)
 def test_what_people_write_is_neither_markup_nor_a_header_nor_a_paragraph(template: str) -> None:
     hostile = "<script>alert(1)</script>\r\nBcc: all@evil.example\n\nDear user,\u2028pay\u202eyap \" onload='x' {{ 777 * 777 }}"
-    message = renderer().message(row(template, with_each_text(EXAMPLE, hostile)))
+    message = renderer().render(row(template, with_each_text(EXAMPLE, hostile)))
     harmless = {"html", "head", "meta", "title", "body", "div", "h1", "p", "a", "hr", "br", "strong", "code", "pre"}
     assert {tag for tag, _ in elements(message.html)} <= harmless
     assert {name for _, attributes in elements(message.html) for name in attributes} <= {
@@ -512,7 +512,7 @@ def test_what_people_write_is_neither_markup_nor_a_header_nor_a_paragraph(templa
 
 @given(text=st.text(st.characters(exclude_categories=()), max_size=300), template=st.sampled_from(KINDS))
 def test_any_text_makes_a_mail_that_can_be_sent(text: str, template: str) -> None:
-    message = renderer().message(row(template, with_each_text(EXAMPLE, text)))
+    message = renderer().render(row(template, with_each_text(EXAMPLE, text)))
     json.dumps([message.subject, message.html, message.text]).encode()
     (message.subject + message.html + message.text).encode()  # raises for half a surrogate pair
     assert message.subject == one_line(message.subject)
@@ -524,13 +524,13 @@ def test_any_text_makes_a_mail_that_can_be_sent(text: str, template: str) -> Non
 )
 def test_only_one_address_is_written_to(address: str | None) -> None:
     with pytest.raises(SendingFailed) as refused:
-        renderer().message(row("welcome", EXAMPLE, to=address))
+        renderer().render(row("welcome", EXAMPLE, to=address))
     assert (refused.value.code, refused.value.is_final) == ("address_malformed", True)
 
 
 def test_a_kind_that_the_service_does_not_know_is_given_up() -> None:
     with pytest.raises(SendingFailed, match="template_unknown"):
-        renderer().message(row("../../etc/passwd", EXAMPLE))
+        renderer().render(row("../../etc/passwd", EXAMPLE))
 
 
 def test_the_service_and_the_database_agree_on_what_is_essential(database: psycopg.Connection[Any]) -> None:

@@ -18,8 +18,8 @@ from werkzeug.test import TestResponse
 
 from scripts.cli.clerk import send as send_event
 from service.components import components
-from service.permissions import NotPermitted, permitted
-from service.session import session_of
+from service.permissions import NotPermitted, require_permission
+from service.session import fetch_session
 from tests.conftest import Stack
 from tests.service.conftest import Grown, MakeApp
 from tests.service.outside import HANG_UP, Answer, Issuer, Outside, rest_answer, running_outside
@@ -63,7 +63,7 @@ def second_factor(request: pytest.FixtureRequest, sql: psycopg.Connection[Any], 
     def ask_for_it(required: bool) -> None:
         sql.execute("update public.organizations set mfa_required = %s where clerk_org_id = 'org_acme'", [required])
         with online.application.app_context():
-            components().cache.changed(organizations=["org_acme"])
+            components().cache.invalidate(organizations=["org_acme"])
 
     required, verified = request.param
     ask_for_it(required)
@@ -92,8 +92,8 @@ def test_service_and_database_agree_on_every_permission(
             )
         }
         for _ in range(2):  # computed, then kept
-            caller = components().session_tokens.caller(f"Bearer {token}")
-            by_service = {name for name in everything if holds(session_of(caller), acme, name)}
+            caller = components().session_tokens.authenticate(f"Bearer {token}")
+            by_service = {name for name in everything if holds(fetch_session(caller), acme, name)}
             assert by_service == by_database
         assert cached()["hits"] >= 1
     assert (by_database == set()) == (role == "stranger")
@@ -103,7 +103,7 @@ def test_service_and_database_agree_on_every_permission(
 
 def holds(session: dict[str, Any], organization_id: UUID, permission: str) -> bool:
     try:
-        permitted(session, organization_id, permission)
+        require_permission(session, organization_id, permission)
     except NotPermitted:
         return False
     return True

@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from flask.testing import FlaskClient
 
-from service.erasure import MOST_PAUSES, Eraser
+from service.erasure import MAX_PAUSES, Eraser
 from service.routes.personal_data import CONFIRMATION, FIRST_FACTOR_MINUTES
 from tests.conftest import Stack
 from tests.service.conftest import MakeApp
@@ -228,7 +228,7 @@ def test_an_erasure_that_waits_for_others_is_left_to_the_next_run() -> None:
 
     waiting: Any = None  # neither Clerk nor the ledger is asked
     assert Eraser(call, waiting, None).carry_out("00000000-0000-4000-8000-000000000000") == "running"
-    assert steps == ["continue_erasure"] * (MOST_PAUSES + 1)
+    assert steps == ["continue_erasure"] * (MAX_PAUSES + 1)
 
 
 # --- erasure, on the running stack

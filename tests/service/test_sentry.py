@@ -73,7 +73,7 @@ def app(make_app: MakeApp, sink: Sink, issuer: Issuer) -> Flask:
 
     def boom(name: str) -> str:
         local = "Ada Winter"
-        components().session_tokens.caller(request.headers.get("Authorization"))
+        components().session_tokens.authenticate(request.headers.get("Authorization"))
         raise RuntimeError(f"{name} {local} ada@example.com 5ecret {request.get_data(as_text=True)}")
 
     def unavailable(name: str) -> str:

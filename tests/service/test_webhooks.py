@@ -22,7 +22,7 @@ from service.signed_webhooks import (
     HeadersMalformed,
     SignatureInvalid,
     check_signature,
-    delivery_in,
+    read_delivery,
 )
 from tests.conftest import Stack
 from tests.service.conftest import MakeApp
@@ -75,7 +75,7 @@ def at_the_vectors_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("at_the_vectors_time")
 def test_the_signature_that_svix_publishes_is_accepted() -> None:
-    check_signature(VECTOR_BODY, delivery_in(Headers(VECTOR)), secret_list(SECRET))
+    check_signature(VECTOR_BODY, read_delivery(Headers(VECTOR)), secret_list(SECRET))
 
 
 @pytest.mark.usefixtures("at_the_vectors_time")
@@ -90,13 +90,13 @@ def test_the_signature_that_svix_publishes_is_accepted() -> None:
 def test_the_published_signature_is_refused_once_a_header_is_changed(change: dict[str, str]) -> None:
     changed = VECTOR | change
     with pytest.raises(SignatureInvalid):
-        check_signature(VECTOR_BODY, delivery_in(Headers(changed)), secret_list(SECRET))
+        check_signature(VECTOR_BODY, read_delivery(Headers(changed)), secret_list(SECRET))
 
 
 @pytest.mark.usefixtures("at_the_vectors_time")
 def test_the_published_signature_is_refused_once_the_body_is_changed() -> None:
     with pytest.raises(SignatureInvalid):
-        check_signature(VECTOR_BODY + " ", delivery_in(Headers(VECTOR)), secret_list(SECRET))
+        check_signature(VECTOR_BODY + " ", read_delivery(Headers(VECTOR)), secret_list(SECRET))
 
 
 def test_while_secrets_rotate_both_are_accepted(online: FlaskClient) -> None:
@@ -210,7 +210,7 @@ def test_the_two_sets_of_names_are_not_mixed() -> None:
     headers = signed(BODY)
     headers["webhook-signature"] = headers.pop("svix-signature")
     with pytest.raises(HeadersMalformed):
-        delivery_in(Headers(headers))
+        read_delivery(Headers(headers))
 
 
 # --- the body ---

@@ -1,7 +1,7 @@
 -- Everything follows public.role_permissions. The organization and the author are never the client's to change.
 grant select, delete on public.{{ table.name }} to authenticated;
-grant insert ({{ ("organization_id, " ~ table.listed) | filled(44 + table.name | length) }}) on public.{{ table.name }} to authenticated;
-grant update ({{ table.listed | filled(44 + table.name | length) }}) on public.{{ table.name }} to authenticated;
+grant insert ({{ ("organization_id, " ~ table.listed) | wrap(44 + table.name | length) }}) on public.{{ table.name }} to authenticated;
+grant update ({{ table.listed | wrap(44 + table.name | length) }}) on public.{{ table.name }} to authenticated;
 
 create policy "read with {{ table.name }}:read" on public.{{ table.name }} for select to authenticated
 using (organization_id = any((select app.org_ids('{{ table.name }}:read'))::uuid[]));

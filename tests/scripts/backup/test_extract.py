@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from scripts.backup import programs
-from scripts.backup.extract import Reference, Shape
+from scripts.backup.extract import Reference, TableGraph
 from service.erasure_ledger import LedgerStore
 from tests import people
 from tests.conftest import Database
@@ -68,7 +68,7 @@ def extracted(vault: Vault, backup: str, output: Path, *options: str) -> dict[st
 def put_back(vault: Vault, output: Path) -> None:
     """As a person would: with psql, in the folder."""
     with vault.connect() as connection:
-        psql = programs.fitting(connection)["psql"]
+        psql = programs.choose_programs(connection)["psql"]
     folder, script = (output, "put-back.sql") if output.is_dir() else (output.parent, output.name)
     done = subprocess.run(
         [psql, "--no-psqlrc", "--quiet", f"--dbname={vault.url}", f"--file={script}"],
@@ -90,8 +90,8 @@ def acme(table: str) -> str:
 RECORD = ("audit_logs",)
 
 
-@pytest.mark.parametrize("written_as", ["sql", "csv"])
-def test_what_was_deleted_comes_back_as_it_was(folder_vault: Vault, tmp_path: Path, written_as: str) -> None:
+@pytest.mark.parametrize("output_format", ["sql", "csv"])
+def test_what_was_deleted_comes_back_as_it_was(folder_vault: Vault, tmp_path: Path, output_format: str) -> None:
     execute(
         folder_vault,
         "update public.specimens set description = E'a\\tb\\nc\\\\d \"quoted\", ü', metadata = '{\"deep\": [1, null, \"x\\\\ny\"]}' where title = 'Not hers'",
@@ -106,7 +106,7 @@ def test_what_was_deleted_comes_back_as_it_was(folder_vault: Vault, tmp_path: Pa
     # Whoever left works nowhere: that is no loss of a row, and stays.
     lost = contents(folder_vault, besides=RECORD)
     assert lost != before
-    extracted(folder_vault, backup, tmp_path / "acme", "--format", written_as)
+    extracted(folder_vault, backup, tmp_path / "acme", "--format", output_format)
     put_back(folder_vault, tmp_path / "acme")
     after = contents(folder_vault, besides=(*RECORD, "profiles"))
     assert after == {table: rows for table, rows in before.items() if table != "profiles"}
@@ -117,14 +117,14 @@ def test_what_was_deleted_comes_back_as_it_was(folder_vault: Vault, tmp_path: Pa
     assert len(back) == 1
 
 
-@pytest.mark.parametrize("written_as", ["sql", "csv"])
+@pytest.mark.parametrize("output_format", ["sql", "csv"])
 def test_a_whole_organization_comes_back(
-    folder_vault: Vault, tmp_path: Path, written_as: str, backup: StoredBackup
+    folder_vault: Vault, tmp_path: Path, output_format: str, backup: StoredBackup
 ) -> None:
     before = contents(folder_vault)
     name = folder_vault.keep(backup)
     execute(folder_vault, "delete from public.organizations where clerk_org_id = 'org_acme'")
-    extracted(folder_vault, name, tmp_path / "acme", "--format", written_as)
+    extracted(folder_vault, name, tmp_path / "acme", "--format", output_format)
     put_back(folder_vault, tmp_path / "acme")
     after = contents(folder_vault)
     # Its entries in the audit trail were never gone, and both the loss and the return are recorded.
@@ -163,8 +163,8 @@ def test_putting_back_twice_changes_nothing(folder_vault: Vault, tmp_path: Path,
     assert contents(folder_vault) == once
 
 
-@pytest.mark.parametrize("written_as", ["sql", "csv"])
-def test_nothing_of_another_tenant_is_told(folder_vault: Vault, tmp_path: Path, written_as: str) -> None:
+@pytest.mark.parametrize("output_format", ["sql", "csv"])
+def test_nothing_of_another_tenant_is_told(folder_vault: Vault, tmp_path: Path, output_format: str) -> None:
     # A member of both works in the other one.
     execute(
         folder_vault,
@@ -174,7 +174,7 @@ def test_nothing_of_another_tenant_is_told(folder_vault: Vault, tmp_path: Path, 
     )
     with folder_vault.connect() as connection:
         others = [name for (name,) in connection.execute(IDS_OF_OTHERS)]
-    extracted(folder_vault, folder_vault.backed_up(), tmp_path / "acme", "--format", written_as)
+    extracted(folder_vault, folder_vault.backed_up(), tmp_path / "acme", "--format", output_format)
     told = text_of(tmp_path / "acme")
     assert "Not hers" in told
     assert others
@@ -323,8 +323,10 @@ HARD = """
 """
 
 
-@pytest.mark.parametrize("written_as", ["sql", "csv"])
-def test_any_table_of_tenants_is_found_by_its_foreign_key(folder_vault: Vault, tmp_path: Path, written_as: str) -> None:
+@pytest.mark.parametrize("output_format", ["sql", "csv"])
+def test_any_table_of_tenants_is_found_by_its_foreign_key(
+    folder_vault: Vault, tmp_path: Path, output_format: str
+) -> None:
     execute(folder_vault, HARD)
     query = """
         select id, parent_id, shout, due, at, day, bytes, words, ratio, colour from public."Odd tasks" order by id
@@ -336,7 +338,7 @@ def test_any_table_of_tenants_is_found_by_its_foreign_key(folder_vault: Vault, t
         execute(folder_vault, acme('"Odd tasks"'))
         connection.execute("delete from public.colours where name = 'red'")
         connection.execute("update public.\"Odd tasks\" set colour = 'blue'")
-        report = extracted(folder_vault, backup, tmp_path / "acme", "--format", written_as)
+        report = extracted(folder_vault, backup, tmp_path / "acme", "--format", output_format)
         put_back(folder_vault, tmp_path / "acme")
         after = connection.execute(query).fetchall()
         [[partners]] = connection.execute(
@@ -360,5 +362,5 @@ def test_parents_come_before_children_and_a_circle_is_one_group() -> None:
     names = ["organizations", "profiles", "memberships", "a_leaf", "z_root"]
     links = [("memberships", "organizations"), ("memberships", "profiles"), ("profiles", "memberships"),
         ("a_leaf", "z_root"), ("a_leaf", "a_leaf"), ("z_root", "organizations"), ("a_leaf", "profiles")]  # fmt: skip
-    shape = Shape({name: ["id"] for name in names}, [reference(*link) for link in links])
+    shape = TableGraph({name: ["id"] for name in names}, [reference(*link) for link in links])
     assert shape.groups() == [["organizations"], ["z_root"], ["memberships", "profiles"], ["a_leaf"]]

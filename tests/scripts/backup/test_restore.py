@@ -46,7 +46,7 @@ def contents(url: str) -> dict[str, str]:
                     sql.Identifier(*table.split("."))
                 )
             ).fetchall()[0][0]
-            for table in snapshot.counted(connection)
+            for table in snapshot.count_rows(connection)
         }
 
 
@@ -185,12 +185,12 @@ def test_data_is_never_written_over_without_being_asked(
     ],
 )
 def test_a_project_is_named_as_supabase_names_it(host: str, user: str, project: str) -> None:
-    from scripts.backup.restore import project_of  # noqa: PLC0415
+    from scripts.backup.restore import find_project  # noqa: PLC0415
 
     connection: Any = type(
         "Connection", (), {"info": type("Info", (), {"host": host, "user": user, "dbname": "postgres"})}
     )
-    assert project_of(connection) == project
+    assert find_project(connection) == project
 
 
 @pytest.mark.parametrize("replaced", [False, True])
@@ -236,7 +236,7 @@ def test_what_the_database_refuses_is_said_without_the_data(
     assert refused.exit_code == 1
     assert 'Nothing was restored. ERROR:  schema "app" already exists' in refused.stderr
     with psycopg.connect(target) as connection:
-        assert snapshot.counted(connection) == {}
+        assert snapshot.count_rows(connection) == {}
 
 
 @pytest.mark.parametrize("file", ["before.sql", "after.sql"])
@@ -264,7 +264,7 @@ def test_a_script_in_the_store_runs_no_command_on_this_machine(
     assert "Nothing was restored." in refused.stderr
     assert not (tmp_path / "pwned").exists()
     with psycopg.connect(empty) as connection:
-        assert snapshot.counted(connection) == {}
+        assert snapshot.count_rows(connection) == {}
 
 
 def test_a_pg_restore_that_lets_names_run_commands_is_refused(
@@ -300,7 +300,7 @@ def test_a_network_that_is_cut_while_a_backup_is_fetched_restores_nothing(
     assert failed_.exit_code == 1
     assert "Cannot read dump.pgc.zst.age" in failed_.stderr
     with psycopg.connect(empty) as connection:
-        assert snapshot.counted(connection) == {}
+        assert snapshot.count_rows(connection) == {}
 
 
 def test_default_privileges_of_other_roles_stay_theirs(folder_vault: Vault, empty: str, bare_server: Postgres) -> None:
@@ -433,7 +433,7 @@ def test_a_damaged_dump_is_never_restored(
     assert failed(drilled(folder_shelf, name)) == ["restore"]
     assert folder_shelf.run("restore", name, "--to", empty).exit_code == 1
     with psycopg.connect(empty) as connection:
-        assert snapshot.counted(connection) == {}
+        assert snapshot.count_rows(connection) == {}
 
 
 @at_hand

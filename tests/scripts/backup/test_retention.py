@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scripts.backup.manifest import MANIFEST, File, Manifest
-from scripts.backup.retention import DAY, Policy, Stored, kept
+from scripts.backup.retention import DAY, ListedBackup, Policy, select_kept
 from scripts.backup.store import BackupStore, Leftover
 from scripts.cli import ballast
 from service.backups import new_name
@@ -49,9 +49,9 @@ def manifest(created_at: datetime, **changes: Any) -> Manifest:
     return Manifest.model_validate(values | changes)
 
 
-def stored(created_at: datetime, *, is_proven: bool = False) -> Stored:
+def stored(created_at: datetime, *, is_proven: bool = False) -> ListedBackup:
     found = manifest(created_at)
-    return Stored(found.name, found, None, created_at if is_proven else None)
+    return ListedBackup(found.name, found, None, created_at if is_proven else None)
 
 
 # --- which stay ---
@@ -62,29 +62,31 @@ policies = st.builds(Policy, *[st.integers(0, 15)] * 3)
 
 
 @given(shelves, policies)
-def test_the_last_proven_backup_is_never_pruned(shelf: list[Stored], policy: Policy) -> None:
+def test_the_last_proven_backup_is_never_pruned(shelf: list[ListedBackup], policy: Policy) -> None:
     proven = [each for each in shelf if each.is_proven]
     if proven:
-        assert max(proven, key=lambda each: (each.manifest.created_at, each.name)).name in kept(shelf, NOW, policy)  # type: ignore[union-attr]
+        assert max(proven, key=lambda each: (each.manifest.created_at, each.name)).name in select_kept(
+            shelf, NOW, policy
+        )  # type: ignore[union-attr]
 
 
 @given(shelves, policies)
-def test_the_newest_backup_is_never_pruned(shelf: list[Stored], policy: Policy) -> None:
-    assert bool(kept(shelf, NOW, policy)) == bool(shelf)
+def test_the_newest_backup_is_never_pruned(shelf: list[ListedBackup], policy: Policy) -> None:
+    assert bool(select_kept(shelf, NOW, policy)) == bool(shelf)
     if shelf:
         newest = max(shelf, key=lambda each: (each.manifest.created_at, each.name))  # type: ignore[union-attr]
-        assert newest.name in kept(shelf, NOW, policy)
+        assert newest.name in select_kept(shelf, NOW, policy)
 
 
 @given(shelves, policies)
-def test_nothing_younger_than_a_day_is_pruned(shelf: list[Stored], policy: Policy) -> None:
+def test_nothing_younger_than_a_day_is_pruned(shelf: list[ListedBackup], policy: Policy) -> None:
     young = {each.name for each in shelf if each.created_at and NOW - each.created_at < DAY}
-    assert young <= kept(shelf, NOW, policy).keys()
+    assert young <= select_kept(shelf, NOW, policy).keys()
 
 
 @given(shelves, policies)
-def test_no_more_stay_than_the_policy_says(shelf: list[Stored], policy: Policy) -> None:
-    reasons = kept(shelf, NOW, policy).values()
+def test_no_more_stay_than_the_policy_says(shelf: list[ListedBackup], policy: Policy) -> None:
+    reasons = select_kept(shelf, NOW, policy).values()
     for kind, number in (("day", policy.daily), ("week", policy.weekly), ("month", policy.monthly)):
         assert sum(f"{kind} 20" in reason for reason in reasons) <= number
     besides = [reason for reason in reasons if not re.search("(day|week|month) 20", reason)]
@@ -93,11 +95,11 @@ def test_no_more_stay_than_the_policy_says(shelf: list[Stored], policy: Policy) 
 
 @given(shelves, policies)
 def test_each_of_the_last_days_weeks_and_months_with_backups_keeps_its_newest(
-    shelf: list[Stored], policy: Policy
+    shelf: list[ListedBackup], policy: Policy
 ) -> None:
-    staying = kept(shelf, NOW, policy)
+    staying = select_kept(shelf, NOW, policy)
     for written, number in (("%Y-%m-%d", policy.daily), ("%G-W%V", policy.weekly), ("%Y-%m", policy.monthly)):
-        newest: dict[str, Stored] = {}
+        newest: dict[str, ListedBackup] = {}
         for each in sorted(shelf, key=lambda each: (each.created_at, each.name)):
             newest[f"{each.created_at:{written}}"] = each
         for period in sorted(newest, reverse=True)[:number]:
@@ -105,30 +107,30 @@ def test_each_of_the_last_days_weeks_and_months_with_backups_keeps_its_newest(
 
 
 @given(shelves, policies)
-def test_pruning_again_changes_nothing(shelf: list[Stored], policy: Policy) -> None:
-    staying = kept(shelf, NOW, policy)
-    assert kept([each for each in shelf if each.name in staying], NOW, policy) == staying
+def test_pruning_again_changes_nothing(shelf: list[ListedBackup], policy: Policy) -> None:
+    staying = select_kept(shelf, NOW, policy)
+    assert select_kept([each for each in shelf if each.name in staying], NOW, policy) == staying
 
 
 def test_what_cannot_be_read_stays() -> None:
-    shelf = [Stored("20200101T000000Z-00000000", None, "damaged"), stored(NOW)]
-    assert "damaged" in kept(shelf, NOW, Policy(0, 0, 0))["20200101T000000Z-00000000"]
+    shelf = [ListedBackup("20200101T000000Z-00000000", None, "damaged"), stored(NOW)]
+    assert "damaged" in select_kept(shelf, NOW, Policy(0, 0, 0))["20200101T000000Z-00000000"]
 
 
 def test_a_backup_that_a_later_drill_refuted_is_not_proven() -> None:
     older, refuted = stored(NOW - 60 * DAY, is_proven=True), stored(NOW - 50 * DAY)
-    refuted = Stored(refuted.name, refuted.manifest, None, NOW - 50 * DAY, is_refuted=True)
-    assert kept([older, refuted, stored(NOW)], NOW, Policy(1, 0, 0)).keys() >= {older.name}
+    refuted = ListedBackup(refuted.name, refuted.manifest, None, NOW - 50 * DAY, is_refuted=True)
+    assert select_kept([older, refuted, stored(NOW)], NOW, Policy(1, 0, 0)).keys() >= {older.name}
 
 
 @settings(max_examples=5, deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 3))
 def test_a_year_of_daily_backups_leaves_some_twenty_of_them(first: int, a_day: int) -> None:
-    shelf: list[Stored] = []
+    shelf: list[ListedBackup] = []
     for number in range(400 * a_day):
         now = NOW - first * DAY + number * DAY / a_day
         shelf.append(stored(now, is_proven=number % (7 * a_day) == 0))
-        staying = kept(shelf, now, USUAL)
+        staying = select_kept(shelf, now, USUAL)
         shelf = [each for each in shelf if each.name in staying]
     # At least 7 days, 2 weeks before them, and 11 months before, of which two may end with those weeks. At most one for
     # each day, week and month, the proven one, and those of the last 24 hours.

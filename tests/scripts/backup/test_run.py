@@ -23,7 +23,7 @@ import pyrage
 import pytest
 
 from scripts.backup import programs, snapshot
-from scripts.backup.progress import Silence
+from scripts.backup.progress import NoProgress
 from scripts.backup.restore_engine import Backup
 from scripts.schema import migrations
 from scripts.scratch.postgres import Postgres, stop
@@ -46,7 +46,7 @@ def objects(vault: Vault) -> list[str]:
     folder = vault.store.folder
     if folder is not None:
         return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    store = object_store.opened(vault.backup_url, attempt_seconds=5, retries=0)
+    store = object_store.open_object_store(vault.backup_url, attempt_seconds=5, retries=0)
     return sorted(each["path"] for batch in store.list() for each in batch)
 
 
@@ -91,8 +91,8 @@ def test_a_backup_is_four_files_and_the_last_says_what_the_others_are(vault: Vau
 def test_the_manifest_counts_and_describes_what_is_there(folder_vault: Vault) -> None:
     manifest = json.loads(folder_vault.done("run", "--json").stdout)
     with folder_vault.connect() as connection:
-        assert manifest["rows"] == snapshot.counted(connection)
-        assert manifest["structure"] == snapshot.described(connection)
+        assert manifest["rows"] == snapshot.count_rows(connection)
+        assert manifest["structure"] == snapshot.describe_structure(connection)
         [[migration, seal]] = connection.execute(
             "select (select max(version) from supabase_migrations.schema_migrations), "
             "(select encode(seal, 'hex') from app.audit_seals order by sequence desc limit 1)"
@@ -234,7 +234,7 @@ def test_one_runs_at_a_time_and_the_second_says_so(folder_vault: Vault) -> None:
 
 
 def test_no_password_stands_in_a_command_line() -> None:
-    target, environment = programs.without_password(
+    target, environment = programs.split_password(
         "postgresql://postgres:5ecret@db.example:5432/postgres?sslmode=require"
     )
     assert "5ecret" not in target
@@ -385,9 +385,9 @@ def whole(vault: Vault) -> list[str]:
     for name in names:
         manifest = vault.store.manifest(name)
         backup = Backup(vault.store, manifest, [pyrage.x25519.Identity.from_str(vault.identity)], vault.home)
-        backup.open_into(io.BytesIO(), backup.dump(Silence()), Silence())
-        assert backup.script("before.sql")
-        assert backup.script("after.sql")
+        backup.unseal_into(io.BytesIO(), backup.fetch_dump(NoProgress()), NoProgress())
+        assert backup.read_script("before.sql")
+        assert backup.read_script("after.sql")
     return names
 
 
@@ -541,18 +541,18 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 
 def test_the_oldest_programs_that_fit_are_chosen(installed: Callable[..., None]) -> None:
     installed(17, 15, 16, 14)
-    assert programs.fitting(Server(15)).version == 15  # type: ignore[arg-type]
-    assert programs.fitting(Server(16)).version == 16  # type: ignore[arg-type]
-    assert programs.fitting(Server(15), at_least=17).version == 17  # type: ignore[arg-type]
+    assert programs.choose_programs(Server(15)).version == 15  # type: ignore[arg-type]
+    assert programs.choose_programs(Server(16)).version == 16  # type: ignore[arg-type]
+    assert programs.choose_programs(Server(15), at_least=17).version == 17  # type: ignore[arg-type]
 
 
 def test_a_server_with_tls_is_not_talked_to_by_programs_without(installed: Callable[..., None]) -> None:
     installed(15)
-    assert programs.fitting(Server(17)).folder == programs.embedded()  # type: ignore[arg-type]
+    assert programs.choose_programs(Server(17)).folder == programs.find_embedded()  # type: ignore[arg-type]
     with pytest.raises(
         programs.ProgramsMissing, match=r"17 or newer with TLS .*18 in .* without TLS.*postgresql-client-17"
     ):
-        programs.fitting(Server(17, tls=True))  # type: ignore[arg-type]
+        programs.choose_programs(Server(17, tls=True))  # type: ignore[arg-type]
 
 
 def test_a_folder_that_is_named_is_the_only_one(
@@ -560,7 +560,7 @@ def test_a_folder_that_is_named_is_the_only_one(
 ) -> None:
     installed(15, 17)
     monkeypatch.setenv("PG_BIN", str(tmp_path / "17"))
-    assert programs.fitting(Server(15)).version == 17  # type: ignore[arg-type]
+    assert programs.choose_programs(Server(15)).version == 17  # type: ignore[arg-type]
     monkeypatch.setenv("PG_BIN", str(tmp_path / "nothing"))
     with pytest.raises(programs.ProgramsMissing, match="found: none"):
-        programs.fitting(Server(15))  # type: ignore[arg-type]
+        programs.choose_programs(Server(15))  # type: ignore[arg-type]

@@ -110,7 +110,7 @@ def findings(earlier: str, new_database: Callable[..., str], tmp_path: Path) -> 
             (tmp_path / f"policies/{table}.sql").write_text(text)
         url = new_database(earlier)
         with database.connected(url) as connection:
-            found = list(upgrade.migrated(url, connection, tmp_path))
+            found = list(upgrade.migrate_and_compare(url, connection, tmp_path))
         assert {check.name for check in found} >= {"migrations", "data", "types", "drift", "policies"}
         return {check.name: check.detail for check in found if not check.passed}
 

@@ -22,12 +22,14 @@ WITHOUT_KEY = {"BACKUP_IDENTITY": None, "BACKUP_RECIPIENTS": None}
 
 def replace(shelf: Vault, name: str, file: str, change: Callable[[bytes], bytes]) -> None:
     """As somebody would who may write to the store."""
-    opened = object_store.opened(shelf.backup_url, attempt_seconds=5, retries=0)
+    opened = object_store.open_object_store(shelf.backup_url, attempt_seconds=5, retries=0)
     opened.put(f"database/{name}/{file}", change(shelf.store.read(name, file)))
 
 
 def remove(shelf: Vault, name: str, file: str) -> None:
-    obstore.delete(object_store.opened(shelf.backup_url, attempt_seconds=5, retries=0), f"database/{name}/{file}")
+    obstore.delete(
+        object_store.open_object_store(shelf.backup_url, attempt_seconds=5, retries=0), f"database/{name}/{file}"
+    )
 
 
 def refused(shelf: Vault, *words: str, **changes: str | None) -> str:

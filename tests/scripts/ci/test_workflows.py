@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from scripts.backup.alarm import MONITORS
+from scripts.backup.cron_monitors import MONITORS
 from service.jobs import JOBS
 from tests.conftest import ROOT, Stack
 from tests.service.outside import running_outside

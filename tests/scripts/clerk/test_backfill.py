@@ -24,13 +24,13 @@ from hypothesis import strategies as st
 from psycopg.types.json import Jsonb
 
 from scripts.clerk.listing import (
-    BEGINNING,
+    LIST_START,
     USERS,
     ClerkListing,
     ClerkUnavailable,
     KeyRefused,
     RequestRefused,
-    listing_of,
+    open_listing,
 )
 from scripts.cli import ballast
 from scripts.local.clerk.directory import Directory
@@ -503,7 +503,7 @@ def test_whoever_is_deleted_between_two_runs_hides_nobody(backfill: Backfill, cl
 
 def test_whatever_happens_between_two_runs_both_together_list_everybody(clerk: ClerkServer) -> None:
     """Many are created in the same millisecond, and any of them deleted."""
-    with listing_of(clerk.environment) as listing:
+    with open_listing(clerk.environment) as listing:
 
         def check(lives: list[tuple[int, bool]], pages: int, newcomers: int, size: int) -> None:
             clerk.directory = Directory()
@@ -513,7 +513,7 @@ def test_whatever_happens_between_two_runs_both_together_list_everybody(clerk: C
                 if is_deleted:
                     clerk.forget(f"user_{number:02}")
             clerk.put(*(events.user(f"user_new_{n}", created_at=START + 9) for n in range(newcomers)))
-            place = first[-1].end if first[-1].objects else BEGINNING
+            place = first[-1].end if first[-1].objects else LIST_START
             second = list(listing.pages(USERS, place, size))
             found = {each["id"] for page in (*first, *second) for each in page.objects}
             assert clerk.directory.users.keys() - found == set()

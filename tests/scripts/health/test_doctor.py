@@ -15,8 +15,8 @@ from click.testing import CliRunner, Result
 
 from scripts.cli import ballast
 from scripts.cli.doctor import local_stack
-from scripts.health.doctor import CHECKS, examine
-from scripts.health.patient import Finding, Patient
+from scripts.health.context import Context, Finding
+from scripts.health.doctor import CHECKS, run_check
 from scripts.scratch.postgres import Postgres
 from tests.conftest import Stack
 from tests.schema import remove
@@ -48,9 +48,9 @@ def examined(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Examine:
     def examine_with(check: str, *, url: str | None = None, session_token: str | None = None, may_write: bool = False, **changes: str | None) -> Finding:  # fmt: skip
         changed = stack.environment | changes
         environment = {name: value for name, value in changed.items() if value is not None}
-        return examine(
+        return run_check(
             check,
-            Patient(environment, url, session_token=session_token, local=local_stack(environment), may_write=may_write),
+            Context(environment, url, session_token=session_token, local=local_stack(environment), may_write=may_write),
         )
 
     return examine_with
@@ -100,8 +100,8 @@ def test_where_little_is_set_the_rest_is_skipped_and_said(hosted: str, tmp_path:
 
 
 def test_without_any_database_the_checks_of_it_are_skipped(tmp_path: Path) -> None:
-    patient = Patient({}, None)
-    assert {examine(name, patient).outcome for name in CHECKS if name != "settings"} == {"skipped"}
+    context = Context({}, None)
+    assert {run_check(name, context).outcome for name in CHECKS if name != "settings"} == {"skipped"}
 
 
 def test_a_secret_that_somebody_repeats_is_not_shown(examined: Examine, stack: Stack, outside: Outside) -> None:

@@ -93,7 +93,7 @@ def test_without_a_backup_production_is_red_and_a_playground_is_not(elsewhere: E
     result = elsewhere.run()
     assert result.exit_code == 1
     assert "There is no backup" in result.stdout
-    lights = {check.name: check.status for check in traffic_lights.checks(elsewhere.url, is_local=True)}
+    lights = {check.name: check.status for check in traffic_lights.run_checks(elsewhere.url, is_local=True)}
     assert lights["backup"] == "yellow"
 
 
@@ -146,7 +146,7 @@ def test_a_database_that_does_not_answer_is_red_and_its_password_not_shown(tmp_p
 
 def test_facts_are_short_and_say_nothing_of_nothing() -> None:
     facts = {"failed": 0, "oldest": None, "enabled": False, "received_24h": 7}
-    assert traffic_lights.in_words(facts) == "enabled no, received 24h 7"
+    assert traffic_lights.format_facts(facts) == "enabled no, received 24h 7"
 
 
 def test_the_caches_hit_rate_is_shown_where_the_service_is_known(elsewhere: Elsewhere, stack: Stack) -> None:
@@ -171,12 +171,12 @@ def test_the_caches_hit_rate_is_shown_where_the_service_is_known(elsewhere: Else
 def test_a_cache_whose_redis_fails_is_yellow(lines: bytes, status: str) -> None:
     with running_outside() as service:
         service.answer = lambda *_: (200, {}, lines)
-        found = traffic_lights.cache_check({"SERVICE_URL": service.url, "METRICS_TOKEN": "x"})
+        found = traffic_lights.check_cache({"SERVICE_URL": service.url, "METRICS_TOKEN": "x"})
     assert found is not None
     assert found.status == status
 
 
 def test_a_service_that_does_not_answer_is_yellow() -> None:
-    found = traffic_lights.cache_check({"SERVICE_URL": "http://127.0.0.1:9", "METRICS_TOKEN": "x"})
+    found = traffic_lights.check_cache({"SERVICE_URL": "http://127.0.0.1:9", "METRICS_TOKEN": "x"})
     assert found is not None
     assert (found.status, "METRICS_TOKEN" in found.advice) == ("yellow", True)

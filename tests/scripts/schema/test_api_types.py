@@ -31,7 +31,7 @@ def generated(migrated: str, lasting_database: Callable[..., str]) -> Mapping[st
 @pytest.fixture
 def run(generated: Mapping[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Result:
     """The command in a folder of its own, with a stale file."""
-    monkeypatch.setattr(api_types, "generated", lambda: generated)
+    monkeypatch.setattr(api_types, "generate", lambda: generated)
     monkeypatch.setattr(api_types, "FOLDER", tmp_path)
     (tmp_path / "database.py").write_text(generated["database.py"])
     (tmp_path / "database.ts").write_text("// older")

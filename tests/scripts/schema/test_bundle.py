@@ -43,7 +43,7 @@ def write_bundle(root: Path) -> list[Path]:
 def schema(url: str) -> str:
     """All that is in a database but data, without the random key of a dump."""
     with psycopg.connect(url) as connection:
-        pg_dump = programs.fitting(connection)["pg_dump"]
+        pg_dump = programs.choose_programs(connection)["pg_dump"]
     dumped = subprocess.run([pg_dump, "--schema-only", url], capture_output=True, text=True, check=True).stdout
     return "\n".join(line for line in dumped.splitlines() if not line.startswith(("\\restrict", "\\unrestrict")))
 

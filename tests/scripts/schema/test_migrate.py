@@ -86,7 +86,7 @@ class Project:
 
     def grants(self) -> set[str]:
         with psycopg.connect(self.url) as connection:
-            grants = {found.name for found in drift.objects(connection) if found.kind == "grant"}
+            grants = {found.name for found in drift.read_objects(connection) if found.kind == "grant"}
         # The embedded Data API's own default; see bootstrap.sql.
         return {grant for grant in grants if not grant.endswith("to authenticator")}
 
@@ -540,7 +540,7 @@ class TestCheck:
         files = migrations.read_files(model.root)
         with connected(model.url) as connection, connection.transaction(force_rollback=True):
             connection.execute(tampering.encode())
-            assert drift.find(connection, files) == found
+            assert drift.find_drift(connection, files) == found
 
     def test_a_member_of_the_owner_finds_the_same(self, applied: Project, bare_server: Postgres) -> None:
         name = applied.url.rpartition("/")[2]

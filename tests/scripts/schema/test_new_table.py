@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from scripts.cli import ballast
 from scripts.schema import drift, migrations, new_table
 from scripts.schema.migrations import ROOT
-from scripts.schema.new_table import TYPES, TableRefused, read, rendered, write
+from scripts.schema.new_table import TYPES, TableRefused, parse_table, render, write
 from tests import people
 from tests.conftest import Claims, Database
 from tests.db.test_erasure import erase, found
@@ -53,7 +53,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a table of ours, example_rows: a column of every type."""
     folder = copied(tmp_path_factory.mktemp("checkout"), *SOURCES)
-    write(read("example_rows", COLUMNS), root=folder)
+    write(parse_table("example_rows", COLUMNS), root=folder)
     return folder
 
 
@@ -109,7 +109,7 @@ def test_it_is_what_a_database_becomes(url: str, checkout: Path) -> None:
 def test_bundles_bring_it_to_projects_that_supabase_deploys(tmp_path: Path, new_database: Callable[..., str]) -> None:
     folder = copied(tmp_path, *SOURCES)
     write_bundle(folder)
-    write(read("example_rows", "title:text"), root=folder)
+    write(parse_table("example_rows", "title:text"), root=folder)
     write_bundle(folder)
     theirs = Project(folder, new_database())
     push(theirs)
@@ -118,18 +118,18 @@ def test_bundles_bring_it_to_projects_that_supabase_deploys(tmp_path: Path, new_
 
 
 def test_its_policies_are_in_the_form_of_those_of_projects() -> None:
-    projects = read("projects", "title:text description:text? status:text metadata:jsonb")
+    projects = parse_table("projects", "title:text description:text? status:text metadata:jsonb")
     written = {source.path: source.text for source in migrations.read_files(ROOT).sources}
-    assert rendered("policies.sql", projects) == written["policies/projects.sql"]
+    assert render("policies.sql", projects) == written["policies/projects.sql"]
 
 
 def test_linters_find_nothing_in_it(tmp_path: Path) -> None:
     """Nor in one with the longest names."""
     longest = " ".join(f"{letter * 32}:{name}" for letter, name in zip("bcdefghij", TYPES, strict=True))
-    for table in (read("example_rows", COLUMNS), read("a" * 32, longest)):
+    for table in (parse_table("example_rows", COLUMNS), parse_table("a" * 32, longest)):
         (tmp_path / table.name).mkdir()
         for template in ("migration.sql", "policies.sql", "functions.sql"):
-            (tmp_path / table.name / template).write_text(rendered(template, table).lstrip())
+            (tmp_path / table.name / template).write_text(render(template, table).lstrip())
     (tmp_path / ".sqlfluff").write_bytes((ROOT / ".sqlfluff").read_bytes())
     programs = Path(sys.executable).parent
     for command in (
@@ -251,7 +251,7 @@ def test_what_is_left_out_has_a_default_or_is_refused(database: Database, acme: 
     ("clients", "'public.clients', 'clients')"),
 ])  # fmt: skip
 def test_entries_are_called_by_one_of_the_table(name: str, said: str) -> None:
-    assert f"select app.audit({said};" in rendered("functions.sql", read(name, "amount:numeric"))
+    assert f"select app.audit({said};" in render("functions.sql", parse_table(name, "amount:numeric"))
 
 
 # --- what it refuses
@@ -280,7 +280,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_what_cannot_be_a_table_leaves_no_file(sources: Path, name: str, columns: str, reason: str) -> None:
     before = contents(sources)
     with pytest.raises(TableRefused, match=re.escape(reason)):
-        write(read(name, columns), root=sources)
+        write(parse_table(name, columns), root=sources)
     assert contents(sources) == before
 
 
@@ -298,14 +298,14 @@ def test_nothing_is_overwritten(tmp_path: Path, path: str) -> None:
     (folder / path).write_text("-- mine\n")
     before = contents(folder)
     with pytest.raises(TableRefused, match=re.escape(f"{path} is there already")):
-        write(read("example_leftovers", "a:text"), root=folder)
+        write(parse_table("example_leftovers", "a:text"), root=folder)
     assert contents(folder) == before
 
 
 def test_a_second_time_it_is_refused(checkout: Path) -> None:
     before = contents(checkout)
     with pytest.raises(TableRefused, match=r"_add_example_rows\.sql makes example_rows already"):
-        write(read("example_rows", "a:text"), root=checkout)
+        write(parse_table("example_rows", "a:text"), root=checkout)
     assert contents(checkout) == before
 
 

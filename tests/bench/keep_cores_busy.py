@@ -27,7 +27,7 @@ while os.getppid() == int(sys.argv[1]):
 
 
 @contextmanager
-def awake_cores() -> Iterator[None]:
+def keep_cores_busy() -> Iterator[None]:
     """Runs idle work on every core."""
     command = [sys.executable, "-c", IDLE_WORK, str(os.getpid())]
     processes = [subprocess.Popen(command, start_new_session=True) for _ in range(os.cpu_count() or 1)]

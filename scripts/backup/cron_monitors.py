@@ -28,7 +28,7 @@ MONITORS: Final[dict[str, MonitorConfig]] = {
 
 
 @contextmanager
-def monitored(slug: str) -> Iterator[None]:
+def report_to_monitor(slug: str) -> Iterator[None]:
     """Checks in before the block and after it, with ok or, when it raises, error. Nothing without SENTRY_DSN.
 
     Nothing but the check-in is sent: no integrations, no tags of this machine, no traceback.

@@ -22,7 +22,7 @@ from service.settings import GUARDED
 TIMEOUT = httpx.Timeout(10)
 SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|IDENTITY|DATABASE_URL|DSN")
 PUBLIC_NAMES = {"SUPABASE_PUBLISHABLE_KEY"}
-SHORTEST_HIDDEN = 6
+MIN_REDACTED_LENGTH = 6
 
 
 Outcome = Literal["passed", "failed", "skipped"]
@@ -61,7 +61,7 @@ class LocalStack:
     mint_token: Callable[[str], str] | None
 
 
-class Patient:
+class Context:
     """What is examined: the environment it runs in, and its database."""
 
     def __init__(
@@ -85,7 +85,7 @@ class Patient:
             raise CheckSkipped(f"{name} is not set.")
         return value
 
-    def items(self, name: str) -> list[str]:
+    def list_items(self, name: str) -> list[str]:
         """A variable's parts between commas. Raises CheckSkipped."""
         return [item.strip() for item in self[name].split(",") if item.strip()]
 
@@ -101,7 +101,7 @@ class Patient:
     def is_local(self) -> bool:
         return self.local is not None and self.database_url == self.local.database_url
 
-    def hidden(self, text: str) -> str:
+    def redact(self, text: str) -> str:
         """The text without any secret of the environment."""
         known = [
             value for name, value in self.environment.items() if SECRET_NAME.search(name) and name not in PUBLIC_NAMES
@@ -115,12 +115,12 @@ class Patient:
             if password := re.search(r"://[^:/@]*:([^@]+)@", url):
                 pieces.add(password[1])
         for piece in sorted(pieces, key=len, reverse=True):
-            if len(piece) >= SHORTEST_HIDDEN:
+            if len(piece) >= MIN_REDACTED_LENGTH:
                 text = text.replace(piece, "…")
         return text
 
 
-def json_of(answer: httpx.Response, kind: type[Any] = dict) -> Any:
+def parse_json(answer: httpx.Response, kind: type[Any] = dict) -> Any:
     """The body, when it is JSON of that kind; else an empty one."""
     try:
         body = answer.json()
@@ -129,7 +129,7 @@ def json_of(answer: httpx.Response, kind: type[Any] = dict) -> Any:
     return body if isinstance(body, kind) else kind()
 
 
-def claims_of(token: str) -> dict[str, Any]:
+def read_claims(token: str) -> dict[str, Any]:
     """The claims of a JWT, whose signature is not checked; an empty object when it is not a JWT."""
     try:
         middle = token.split(".")[1]
@@ -141,7 +141,7 @@ def claims_of(token: str) -> dict[str, Any]:
 
 def error_message(answer: httpx.Response) -> str:
     """What an error says of itself: PostgREST's message, a problem's detail, or the beginning of the text."""
-    body = json_of(answer)
+    body = parse_json(answer)
     words = body.get("detail") or body.get("message") or body.get("error") or body.get("title")
     return " ".join(str(words or answer.text or answer.reason_phrase).split())[:200]
 
@@ -152,7 +152,7 @@ def list_some(things: list[str], most: int = 3) -> str:
 
 
 @contextmanager
-def environment_of(variables: Mapping[str, str]) -> Iterator[None]:
+def use_environment(variables: Mapping[str, str]) -> Iterator[None]:
     """The process' own environment, for a while: settings and the store's keys are read from nowhere else."""
     before = dict(os.environ)
     os.environ.update(variables)

@@ -11,28 +11,28 @@ from scripts.schema import database
 from service.data_api import CallFailed, DataApi
 
 # A database that was just restarted answers again within so long.
-PATIENCE_SECONDS = 30.0
+RETRY_SECONDS = 30.0
 PAUSE_SECONDS = 1.0
 
 
-class Records:
+class BackupLog:
     """Of one database. What cannot be recorded is said, and stops nothing: the store knows what there is."""
 
     def __init__(self, data_api: DataApi | None) -> None:
         self._data_api = data_api
 
     @classmethod
-    def of(cls, environment: Mapping[str, str]) -> Records:
+    def of(cls, environment: Mapping[str, str]) -> BackupLog:
         """By SUPABASE_URL and SUPABASE_SECRET_KEY."""
         url, key = environment.get("SUPABASE_URL"), environment.get("SUPABASE_SECRET_KEY")
         if url and key:
             return cls(DataApi(url.rstrip("/"), key))
-        database.say("SUPABASE_URL and SUPABASE_SECRET_KEY are not set: public.backup_logs will not know of this.")
+        database.echo_err("SUPABASE_URL and SUPABASE_SECRET_KEY are not set: public.backup_logs will not know of this.")
         return cls(None)
 
     def begin(self, backup_id: str, filename: str, backup_type: str) -> None:
         """Marks what a crash left as interrupted, and this one as started."""
-        self._call("begin_backup", {"id": backup_id, "filename": filename, "backup_type": backup_type}, patience=0)
+        self._call("begin_backup", {"id": backup_id, "filename": filename, "backup_type": backup_type}, retry_seconds=0)
 
     def complete(self, manifest: Manifest) -> None:
         ended = {"id": manifest.id, "status": "completed", "size_bytes": manifest.size_bytes}
@@ -41,7 +41,7 @@ class Records:
     def fail(self, backup_id: str, reason: str) -> None:
         self._call("end_backup", {"id": backup_id, "status": "failed", "error_message": reason})
 
-    def drill(self, manifest: Manifest, filename: str, report: Mapping[str, Any]) -> None:
+    def record_drill(self, manifest: Manifest, filename: str, report: Mapping[str, Any]) -> None:
         backup = {
             "id": manifest.id,
             "filename": filename,
@@ -52,10 +52,10 @@ class Records:
         }
         self._call("record_drill", {"backup": backup, "report": dict(report)})
 
-    def _call(self, function: str, arguments: Mapping[str, Any], patience: float = PATIENCE_SECONDS) -> None:
+    def _call(self, function: str, arguments: Mapping[str, Any], retry_seconds: float = RETRY_SECONDS) -> None:
         if self._data_api is None:
             return
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + retry_seconds
         while True:
             try:
                 self._data_api.call(function, arguments)
@@ -63,5 +63,5 @@ class Records:
                 if time.monotonic() < deadline:
                     time.sleep(PAUSE_SECONDS)
                     continue
-                database.say(f"public.backup_logs does not know of this: {failure}.")
+                database.echo_err(f"public.backup_logs does not know of this: {failure}.")
             return
