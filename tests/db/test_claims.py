@@ -90,6 +90,21 @@ def test_odd_claims_never_make_a_policy_raise(database: Database, ada: Claims) -
             touch_everything(database, claims)
 
 
+def test_odd_claims_never_make_a_policy_of_realtime_raise(database: Database, ada: Claims) -> None:
+    """Realtime asks both policies whenever someone joins a private channel: it reads a message, and inserts one."""
+    probe = "insert into realtime.messages (topic, extension) values (%s, 'presence')"
+    topic = f"org:{database.value('select gen_random_uuid()')}:presence"
+    database.execute(probe, topic)
+    for claims in ODD_CLAIMS:
+        with database.acting("authenticated", claims):
+            assert database.value("select count(*) from realtime.messages where topic = %s", topic) == 0
+        with (
+            pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security"),
+            database.acting("authenticated", claims),
+        ):
+            database.execute(probe, topic)
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(claims=st.dictionaries(claim_names, json_values, max_size=5))
 def test_no_claims_make_a_policy_raise_or_show_what_is_not_theirs(database: Database, claims: dict[str, Any]) -> None:
