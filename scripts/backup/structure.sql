@@ -108,7 +108,14 @@ from pg_publication_rel as pr
 join pg_publication as p on p.oid = pr.prpubid
 join relation on relation.oid = pr.prrelid
 union all
-select 'default privilege', concat_ws(' ', d.defaclrole::regrole, n.nspname, d.defaclobjtype), array(select item::text from unnest(d.defaclacl) as item order by 1)::text
+-- By name, and without MAINTAIN, which servers before PostgreSQL 17 do not have.
+select 'default privilege', concat_ws(' ', d.defaclrole::regrole, n.nspname, d.defaclobjtype), array(
+    select concat_ws(
+      ' ', lower(g.privilege_type), 'to', case when g.grantee = 0 then 'public' else g.grantee::regrole::text end,
+      case when g.is_grantable then 'with grant option' end
+    )
+    from aclexplode(d.defaclacl) as g where g.privilege_type <> 'MAINTAIN' order by 1
+  )::text
 from pg_default_acl as d
 left join pg_namespace as n on n.oid = d.defaclnamespace
 where d.defaclrole in (select relowner from relation union select proowner from routine)
