@@ -4,16 +4,20 @@
 do $$
 begin
   if not exists (select from pg_roles where rolname = 'supabase_realtime_admin') then
-    create role supabase_realtime_admin nologin noinherit;
+    create role supabase_realtime_admin nologin noinherit createrole replication;
   end if;
-  -- It owns the messages; postgres declares policies on them through it. Where hosted Supabase lets postgres do that without being a
-  -- member, postgres may do nothing else with the table: no migration of ours may rely on more.
-  grant supabase_realtime_admin to postgres;
 end;
 $$;
+-- It owns the messages. postgres was a member in projects older than July 2026, and is not in new ones.
+revoke supabase_realtime_admin from postgres;
+grant anon, authenticated, service_role to supabase_realtime_admin;
+grant usage, create on schema public to supabase_realtime_admin;
+grant usage on schema auth, extensions to supabase_realtime_admin;
 
 create schema if not exists realtime;
-grant usage on schema realtime to postgres, anon, authenticated, service_role;
+grant usage on schema realtime to anon, authenticated, service_role;
+grant usage on schema realtime to postgres with grant option;
+grant all on schema realtime to supabase_realtime_admin with grant option;
 
 create table if not exists realtime.messages (
   topic text not null,
@@ -32,6 +36,28 @@ alter table realtime.messages owner to supabase_realtime_admin;
 alter table realtime.messages_default owner to supabase_realtime_admin;
 alter table realtime.messages enable row level security;
 grant select, insert, update on realtime.messages to postgres, anon, authenticated, service_role;
+
+-- Stands in for supautils, a library of hosted Supabase. It lets postgres manage policies on realtime.messages without owning the table,
+-- and for that each CREATE, ALTER or DROP POLICY of postgres, on any table, locks this one (there also those of auth and storage) until
+-- the transaction ends. Here postgres owns the table for as long as the statement runs: without ALTER TABLE, which would change the grants.
+create or replace function realtime.lend_messages() returns event_trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  if session_user = 'postgres' and to_regclass('realtime.messages') is not null then
+    if tg_event = 'ddl_command_start' then
+      execute 'lock table only realtime.messages in access exclusive mode';
+    end if;
+    update pg_class set relowner = case tg_event when 'ddl_command_start' then session_user else 'supabase_realtime_admin' end::regrole
+    where oid = to_regclass('realtime.messages');
+  end if;
+end;
+$$;
+drop event trigger if exists lend_messages;
+create event trigger lend_messages on ddl_command_start when tag in ('CREATE POLICY', 'ALTER POLICY', 'DROP POLICY')
+execute function realtime.lend_messages();
+drop event trigger if exists take_messages_back;
+create event trigger take_messages_back on ddl_command_end when tag in ('CREATE POLICY', 'ALTER POLICY', 'DROP POLICY')
+execute function realtime.lend_messages();
 
 create or replace function realtime.topic() returns text language sql stable
 as $$ select nullif(current_setting('realtime.topic', true), '') $$;
@@ -67,6 +93,10 @@ begin
   );
 end;
 $$;
+
+alter function realtime.topic() owner to supabase_realtime_admin;
+alter function realtime.send(jsonb, text, text, boolean) owner to supabase_realtime_admin;
+alter function realtime.broadcast_changes(text, text, text, text, text, record, record, text) owner to supabase_realtime_admin;
 
 do $$
 begin

@@ -32,3 +32,23 @@ def world(server: OwnDatabase | ServerElsewhere, world_url: str | None) -> Itera
         if world_url is None:
             people.world(database)
         yield database
+
+
+@pytest.fixture
+def superuser(server: OwnDatabase | ServerElsewhere) -> Iterator[Database]:
+    """A connection like `database`, as supabase_admin: for tests that first break what only a superuser can break."""
+    try:
+        connection = psycopg.connect(server.url("supabase_admin"))
+    except psycopg.OperationalError:
+        pytest.skip(
+            "this server has no superuser supabase_admin with the password of postgres; hosted Supabase has none"
+        )
+    with connection, connection.transaction(force_rollback=True):
+        yield Database(connection)
+
+
+@pytest.fixture(scope="session")
+def starts_servers(request: pytest.FixtureRequest) -> None:
+    """For tests that need a server of their own: such a test says nothing about a server elsewhere."""
+    if request.config.getoption("--server-url"):
+        pytest.skip("the test starts a server of its own, with our bootstrap")

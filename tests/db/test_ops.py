@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -562,50 +563,41 @@ def test_a_database_that_is_small_and_quiet_is_green(database: Database) -> None
     assert verdict(database, "storage_health") == GREEN
 
 
-def test_without_statistics_there_are_no_slow_queries_and_the_comment_says_why(database: Database) -> None:
-    cursor = database.execute("select * from ops.slow_queries")
+def test_without_statistics_there_are_no_slow_queries_and_the_comment_says_why(superuser: Database) -> None:
+    superuser.execute("drop extension if exists pg_stat_statements")
+    superuser.execute("set local role postgres")
+    cursor = superuser.execute("select * from ops.slow_queries")
     assert cursor.fetchall() == []
     assert [column.name for column in cursor.description or ()] == [
         "query", "calls", "total", "mean_ms", "max_ms", "rows_per_call", "cached_percent", "role",
     ]  # fmt: skip
-    comment = database.value("select obj_description('ops.slow_queries'::regclass)")
+    comment = superuser.value("select obj_description('ops.slow_queries'::regclass)")
     assert "install pg_stat_statements" in comment
 
 
-def test_the_extension_without_its_library_is_no_error(server: Postgres) -> None:
-    with (
-        psycopg.connect(server.url("supabase_admin")) as connection,
-        connection.transaction(force_rollback=True),
-    ):
-        database = Database(connection)
-        try:
-            database.execute("create extension pg_stat_statements schema public")
-        except psycopg.Error:
-            pytest.skip("this PostgreSQL has no pg_stat_statements")
-        database.execute("set local role postgres")
-        assert database.rows("select * from ops.slow_queries") == []
-
-
-@pytest.fixture(scope="module")
-def observed(home: Any, request: pytest.FixtureRequest) -> Iterator[Postgres]:
-    """A server that keeps statistics, as Supabase's do: in the schema extensions."""
-    postgres = Postgres(home / "observed", free_port_block(), "test", request.config.getoption("--postgres"))
-    process = postgres.start(fsync="off", shared_preload_libraries="pg_stat_statements")
+@pytest.fixture
+def observed(home: Path, request: pytest.FixtureRequest, starts_servers: None) -> Iterator[Postgres]:
+    """A server of the test's own with this library, or with none: its statistics are of one test."""
+    postgres = Postgres(
+        home / f"observed-{request.param}", free_port_block(), "test", request.config.getoption("--postgres")
+    )
+    process = postgres.start(fsync="off", shared_preload_libraries=request.param)
     try:
-        with psycopg.connect(postgres.url("supabase_admin"), autocommit=True) as admin:
-            admin.execute("create schema if not exists extensions")
-            try:
-                admin.execute("create extension pg_stat_statements schema extensions")
-            except psycopg.Error:
-                pytest.skip("this PostgreSQL has no pg_stat_statements")
-            admin.execute("grant pg_read_all_stats to postgres")
-            admin.execute("grant usage on schema extensions to postgres")
         migrations.up(postgres.url())
         yield postgres
     finally:
         stop(process)
 
 
+@pytest.mark.parametrize("observed", [""], indirect=True)
+def test_the_extension_without_its_library_is_no_error(observed: Postgres) -> None:
+    with psycopg.connect(observed.url()) as connection:
+        database = Database(connection)
+        assert database.value("select count(*) from pg_extension where extname = 'pg_stat_statements'") == 1
+        assert database.rows("select * from ops.slow_queries") == []
+
+
+@pytest.mark.parametrize("observed", ["pg_stat_statements"], indirect=True)
 def test_slow_queries_are_those_of_this_database_slowest_first(observed: Postgres) -> None:
     with psycopg.connect(observed.url(), autocommit=True) as connection:
         database = Database(connection)

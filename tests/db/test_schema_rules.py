@@ -71,7 +71,17 @@ RULES = {
         select c.oid::regclass || '.' || a.attname from pg_attribute as a
         join pg_class as c on c.oid = a.attrelid join pg_namespace as n on n.oid = c.relnamespace,
           aclexplode(a.attacl) as g where n.nspname in {OURS} and g.grantee in (0, 'anon'::regrole)""",
-    "no extension is needed": "select extname::text from pg_extension where extname <> 'plpgsql'",
+    "no extension is needed": f"""
+        select object.type || ' ' || object.identity || ' needs ' || e.extname
+        from pg_extension as e
+        join pg_depend as member on member.refclassid = 'pg_extension'::regclass and member.refobjid = e.oid and member.deptype = 'e'
+        join pg_depend as d on d.refclassid = member.classid and d.refobjid = member.objid and d.deptype <> 'e'
+        cross join pg_identify_object(d.classid, d.objid, d.objsubid) as object
+        where e.extname <> 'plpgsql' and object.identity ~ '\\m(public|app|ops)\\.'
+          and (d.classid, d.objid) not in (select classid, objid from pg_depend where deptype = 'e')
+        union all
+        select p.oid::regprocedure || ' names the schema extensions' from pg_proc as p
+        where p.pronamespace::regnamespace::text in {OURS} and p.prosrc like '%extensions.%'""",
     "no table of app or ops is granted to a role of the API": """
         select c.oid::regclass || ' to ' || g.grantee::regrole from pg_class as c join pg_namespace as n on n.oid = c.relnamespace,
           aclexplode(c.relacl) as g
@@ -202,6 +212,41 @@ def test_all_of_schema_ops_is_in_one_folder_and_nothing_else_is() -> None:
     schemas = {path: set(makes.findall(path.read_text())) for path in (ROOT / "functions").rglob("*.sql")}
     assert {path.parent.name for path, made in schemas.items() if "ops" in made} == {"8_ops"}
     assert {schema for path, made in schemas.items() if path.parent.name == "8_ops" for schema in made} == {"ops"}
+
+
+def test_an_object_that_needs_an_extension_breaks_the_rule(superuser: Database) -> None:
+    superuser.execute("create extension if not exists citext schema extensions")
+    superuser.execute("create table public.needy (id integer primary key, name extensions.citext)")
+    assert superuser.rows(RULES["no extension is needed"]) == [("table column public.needy.name needs citext",)]
+
+
+# Hosted Supabase refuses to change these roles, apart from their settings. The local server cannot.
+RESERVED_ROLES = "anon|authenticated|service_role|authenticator|supabase_\\w+|dashboard_user|pgbouncer"
+CHANGES_RESERVED_ROLE = re.compile(
+    rf'\b(?:create|alter|drop)\s+(?:role|user|group)\s+(?:if\s+exists\s+)?"?(?:{RESERVED_ROLES})\b"?'
+    r"(?!\s+(?:in\s+database\s+\S+\s+)?(?:set|reset)\b)",
+    re.IGNORECASE,
+)
+
+
+def test_no_file_changes_a_reserved_role() -> None:
+    files = [path for folder in ("migrations", "functions", "policies") for path in (ROOT / folder).rglob("*.sql")]
+    assert [path.name for path in files if CHANGES_RESERVED_ROLE.search(path.read_text())] == []
+
+
+@pytest.mark.parametrize(
+    ("statement", "refused"),
+    [
+        ("alter role authenticated bypassrls", True),
+        ("ALTER USER authenticator RENAME TO gate", True),
+        ('drop role if exists "anon"', True),
+        ("alter role authenticator set pgrst.db_pre_request = 'app.check_request'", False),
+        ("alter role anon in database postgres reset statement_timeout", False),
+        ("alter role reporting nologin", False),
+    ],
+)
+def test_a_change_of_a_reserved_role_is_recognised(statement: str, refused: bool) -> None:
+    assert bool(CHANGES_RESERVED_ROLE.search(statement)) == refused
 
 
 def test_migrations_ran_as_a_postgres_that_is_no_superuser(database: Database) -> None:
