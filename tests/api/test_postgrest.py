@@ -71,6 +71,10 @@ def test_a_change_without_a_filter_is_refused(data_api: DataApi, ids: list[int],
     assert titles(data_api, ids) == {"new"}
 
 
+def test_a_change_of_no_columns_needs_no_filter(data_api: DataApi) -> None:
+    assert data_api.ask("PATCH", "/measures", json={}).status_code == 204
+
+
 @pytest.mark.parametrize("method", ["PATCH", "DELETE"])
 @pytest.mark.parametrize("prefer", ["return=representation", "return=minimal"])
 def test_a_change_of_several_rows_as_one_object_is_rolled_back(
@@ -246,6 +250,28 @@ def test_long_numbers_keep_their_digits_in_urls(data_api: DataApi) -> None:
     assert f'"a":{exact[1]}' in answer.text.replace(" ", "")
     assert f'"big":{exact[0]}' in answer.text.replace(" ", "")
     assert data_api.ask("DELETE", f"/measures?id=gte.{exact[0]}").is_success
+
+
+@pytest.mark.parametrize(
+    ("alternatives", "found"),
+    [
+        ("readings.is.null,title.eq.none", {"new"}),
+        ("readings.not.is.null,title.eq.none", {"read"}),
+        ("title.eq.none,and(readings.is.null,title.eq.new)", {"new"}),
+        ("title.eq.read,and(readings.is.null,title.eq.none)", {"read"}),
+    ],
+)
+def test_a_null_check_of_an_embedded_table_is_an_alternative(
+    data_api: DataApi, ids: list[int], alternatives: str, found: set[str]
+) -> None:
+    assert data_api.ask("PATCH", f"/measures?id=eq.{ids[0]}", json={"title": "read"}).is_success
+    assert data_api.ask("POST", "/readings", json={"id": ids[0] % 2**31, "measure_id": ids[0]}).is_success
+    rows = data_api.ask("GET", f"/measures?{matching(ids)}&select=title,readings(id)&or=({alternatives})").json()
+    assert {row["title"] for row in rows} == found
+    readings = data_api.ask(
+        "GET", f"/readings?measure_id=eq.{ids[0]}&select=measures(title)&or=(measures.not.is.null,id.eq.0)"
+    )
+    assert readings.json() == [{"measures": {"title": "read"}}]
 
 
 def test_head_on_a_function_takes_arguments(data_api: DataApi) -> None:

@@ -70,6 +70,9 @@ export function readRequestsAsPostgrest(connection) {
     if (ast.$meta?.count === "estimated") ast.$meta.count = "exact";
     // Stock Lite counts the rows only where it returns them.
     if (ast.$meta?.cardinality === "one" && ast.$meta.return === "minimal") delete ast.$meta.return;
+    // An update of no columns changes nothing, and so needs no filter.
+    if (ast.type === "update" && ast.values && !Object.keys(ast.values).length) ast.where ??= { $always: false };
+    if (ast.where?.$or) ast.where.$or = ast.where.$or.map(await nullCheck(connection, ast));
     if (ast.values && ["insert", "upsert", "update"].includes(ast.type)) {
       const { columns } = await connection.introspect({ useCache: true });
       const isJson = ({ table, schema, type }) =>
@@ -78,6 +81,29 @@ export function readRequestsAsPostgrest(connection) {
       ast.values = writtenRows(ast.values, { ...ast.$meta, jsonColumns });
     }
     return ast;
+  };
+}
+
+// Stock Lite understands a null check of an embedded table alone, but not among other alternatives in `or`.
+async function nullCheck(connection, ast) {
+  const { foreign_keys } = await connection.introspect({ useCache: true });
+  const rows = (name) => {
+    const embedded = ast.select?.find((each) => each[name]?.select)?.[name];
+    const target = ast.join?.[name]?.from ?? name;
+    const [key, ...others] = foreign_keys.filter(
+      (each) => [each.table, each.ref_table].includes(ast.from) && [each.table, each.ref_table].includes(target),
+    );
+    if (!embedded || !key || others.length || target === ast.from) return undefined;
+    const [inner, outer] = key.table === target ? [key.column, key.ref_column] : [key.ref_column, key.column];
+    const where = { ...embedded.where, [inner]: { $eq: { $ref: `${ast.from}.${outer}` } } };
+    return { type: "query", schema: ast.schema, from: target, select: [inner], where };
+  };
+  return function withExists(condition) {
+    const [name, test] = Object.entries(condition)[0];
+    if (Array.isArray(test)) return { [name]: test.map(withExists) };
+    const embedded = test?.$is === null || test?.$isNot === null ? rows(name) : undefined;
+    if (!embedded) return condition;
+    return test.$is === null ? { $not: { $exists: embedded } } : { $exists: embedded };
   };
 }
 
