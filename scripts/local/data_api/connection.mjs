@@ -94,14 +94,16 @@ async function followPreRequest(connection) {
 function answerDatabaseErrors(connection) {
   connection.normalizeDbError = (error) => {
     const request = currentRequest();
-    const answer = answerFor(error, request);
-    if (!answer) return error;
     const { method, path } = request;
-    return Object.assign(new Error(JSON.stringify(answer.body)), {
-      code: "PGRST",
-      detail: JSON.stringify({ status: answer.status, headers: answer.headers }),
-      // Lite logs errors; the server's messages may hold personal data, a log may not.
-      [inspect.custom]: () => `${method} ${path}: SQLSTATE ${error.code}, answered ${answer.status}`,
-    });
+    // Lite logs errors. Their messages may hold personal data, and a log may not.
+    const logged = (words) => ({ [inspect.custom]: () => `${method} ${path}: ${words}` });
+    const answer = answerFor(error, request);
+    if (!answer) return Object.assign(error, logged(error.name));
+    const { body, status, headers } = answer;
+    return Object.assign(
+      new Error(JSON.stringify(body)),
+      { code: "PGRST", detail: JSON.stringify({ status, headers }) },
+      logged(`SQLSTATE ${error.code}, answered ${status}`),
+    );
   };
 }

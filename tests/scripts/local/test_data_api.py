@@ -170,6 +170,14 @@ def test_a_conflict_names_the_key(api: Stack) -> None:
     assert refusal.value.details == "Key (name)=(taken) already exists."
 
 
+def test_a_refused_request_leaves_no_value_in_the_log(api: Stack) -> None:
+    log = api.home / "logs" / "data-api.log"
+    for filter_ in ("name=badop.eve@example.com", "or=(eve@example.com)", "id=eq.eve@example.com"):
+        assert _get(api, f"/rest/v1/scratch?{filter_}", _secret(api)).status_code == httpx.codes.BAD_REQUEST
+    assert "GET /scratch" in log.read_text()
+    assert "eve@example.com" not in log.read_text()
+
+
 # --- who may do what -------------------------------------------------------------------------------------------------
 
 
