@@ -21,6 +21,15 @@ ADVISORY_LOCK = 733_140_620
 STRUCTURE = Path(__file__).with_name("structure.sql")
 GLOBALS = Path(__file__).with_name("globals.sql")
 HASH_DIGITS = 16
+# How PostgreSQL writes a definition: a partition's bounds in the session's time zone, an interval in its style.
+SPELLING = {
+    "DateStyle": "ISO, MDY",
+    "IntervalStyle": "postgres",
+    "quote_all_identifiers": "off",
+    "search_path": "pg_catalog",
+    "standard_conforming_strings": "on",
+    "TimeZone": "UTC",
+}
 
 VIEW_NOISE = re.compile(r'\b[a-z_]\w*\.(?=["a-z_])| AS (?:"[^"]+"|[a-z_]\w*)(?=,| FROM\b| UNION\b|\)|;|$)')
 
@@ -109,9 +118,13 @@ def count_rows(connection: Connection) -> dict[str, int]:
 
 
 def describe_structure(connection: Connection) -> Structure:
-    """Kind → name → hash of the definition, of all that our schemas consist of."""
+    """Kind → name → hash of the definition, of all in our schemas. No setting of the session changes it."""
     found: Structure = {}
-    for kind, name, definition in connection.execute(STRUCTURE.read_bytes(), {"schemas": list(SCHEMAS)}):
+    with connection.transaction():
+        for setting, value in SPELLING.items():
+            connection.execute("select set_config(%s, %s, true)", [setting, value])
+        rows = connection.execute(STRUCTURE.read_bytes(), {"schemas": list(SCHEMAS)}).fetchall()
+    for kind, name, definition in rows:
         digest = hashlib.sha256(normalize(kind, definition).encode()).hexdigest()[:HASH_DIGITS]
         found.setdefault(kind, {})[name] = digest
     return found

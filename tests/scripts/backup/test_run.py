@@ -26,6 +26,7 @@ from scripts.backup import programs, snapshot
 from scripts.backup.progress import NoProgress
 from scripts.backup.restore_engine import Backup
 from scripts.schema import migrations
+from scripts.schema.database import connected
 from scripts.scratch.postgres import Postgres, stop
 from service import object_store
 from tests.conftest import free_port_block
@@ -102,6 +103,20 @@ def test_the_manifest_counts_and_describes_what_is_there(folder_vault: Vault) ->
     assert {"postgres", "anon", "authenticated", "service_role"} <= set(manifest["roles"])
     assert sum(manifest["rows"].values()) > 100
     assert manifest["structure"].keys() >= {"table", "policy", "grant", "function", "trigger", "constraint", "index"}
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "TimeZone = 'Pacific/Kiritimati'", "DateStyle = 'German'", "IntervalStyle = 'iso_8601'",
+        "search_path = app, public, ops, extensions", "quote_all_identifiers = on", "standard_conforming_strings = off",
+    ],
+)  # fmt: skip
+def test_a_database_is_described_alike_whatever_the_sessions_settings(inhabited: str, setting: str) -> None:
+    with connected(inhabited) as connection:
+        described = snapshot.describe_structure(connection)
+        connection.execute(f"set {setting}")
+        assert snapshot.describe_structure(connection) == described
 
 
 def test_only_who_has_the_key_can_read_it(folder_vault: Vault) -> None:
