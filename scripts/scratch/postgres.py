@@ -22,6 +22,7 @@ SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
     "wal_level": "logical",
+    "timezone": "UTC",  # as hosted; initdb takes the machine's
     "shared_preload_libraries": "pg_stat_statements",
     "log_min_messages": "warning",
     # A log must hold no personal data: no texts of statements, no values.

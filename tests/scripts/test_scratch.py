@@ -57,6 +57,12 @@ def test_the_extensions_of_a_new_project_are_in_the_schema_extensions(project: D
     assert {schema for _, schema in found} == {"extensions"}
 
 
+def test_its_time_zone_is_utc_wherever_the_machine_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Pacific/Kiritimati")
+    with scratch_server(tmp_path, fsync="off") as server, psycopg.connect(server.url()) as connection:
+        assert connection.execute("show timezone").fetchone() == ("UTC",)
+
+
 # --- realtime.messages ---
 
 
