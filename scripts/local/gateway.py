@@ -26,6 +26,8 @@ from scripts.local.stack import Stack, containers_are_wanted
 REST: Final = "/rest/v1"
 ROUTES: Final = (REST, "/auth/v1")
 TOKEN_SECONDS = 300
+# Bytes of a request's first line, and of a header: Content-Location repeats the query. As in data_api/server.mjs.
+LONGEST_LINE = 128 * 1024
 HOP_BY_HOP = {"connection", "keep-alive", "te", "trailers", "transfer-encoding", "upgrade"}
 HOP_BY_HOP |= {"proxy-authenticate", "proxy-authorization"}
 # aiohttp would add these to a request that lacks them. With its Content-Type PostgREST looks for a bytea parameter.
@@ -59,7 +61,8 @@ class Gateway:
         self._session: aiohttp.ClientSession  # while the application runs
 
     def application(self) -> web.Application:
-        application = web.Application(client_max_size=LARGEST_FRAME)
+        limits = {"max_line_size": LONGEST_LINE, "max_field_size": LONGEST_LINE}
+        application = web.Application(client_max_size=LARGEST_FRAME, handler_args=limits | {"auto_decompress": False})
         application.cleanup_ctx.append(self._lifetime)
         for path in ROUTES:
             application.router.add_route("*", path + "{rest:(/.*)?}", self.forward)
@@ -130,6 +133,8 @@ class Gateway:
             timeout=aiohttp.ClientTimeout(total=60),
             connector=aiohttp.TCPConnector(limit=0),
             skip_auto_headers=NOT_ADDED,
+            max_line_size=LONGEST_LINE,
+            max_field_size=LONGEST_LINE,
         ) as self._session:
             yield
 

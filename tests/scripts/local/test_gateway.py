@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -163,6 +164,21 @@ def test_a_repeated_header_is_forwarded_as_often(door: Door, key: str) -> None:
     lines = (f"apikey: {key}", "Prefer: return=minimal", "Prefer: count=exact")
     sent = door.pass_through("GET", "/rest/v1/projects", *lines).sent
     assert sent.headers.getall("Prefer") == ["return=minimal", "count=exact"]
+
+
+def test_a_compressed_body_stays_compressed(door: Door, key: str) -> None:
+    body = gzip.compress(b"[]")
+    lines = (f"apikey: {key}", "Content-Encoding: gzip", f"Content-Length: {len(body)}")
+    sent = door.pass_through("POST", "/rest/v1/projects", *lines, body=body).sent
+    assert (sent.headers["Content-Encoding"], sent.body) == ("gzip", body)
+
+
+def test_a_long_list_in_a_url_passes_both_ways(door: Door, key: str) -> None:
+    target = f"/projects?id=in.({','.join(['00000000-0000-0000-0000-000000000000'] * 500)})"
+    answer = JSON.replace(b"Content-Length", f"Content-Location: {target}\r\nContent-Length".encode())
+    exchange = door.pass_through("GET", f"/rest/v1{target}", f"apikey: {key}", answer=answer)
+    assert exchange.sent.first_line == f"GET /rest/v1{target} HTTP/1.1"
+    assert exchange.answered.headers["Content-Location"] == target
 
 
 # --- what the client is answered ---------------------------------------------------------------------------------------
