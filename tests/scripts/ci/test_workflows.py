@@ -448,6 +448,8 @@ def test_a_failure_is_told_where_somebody_reads_it(name: str) -> None:
         done = ran(step, github | given(step, {"ALERT_WEBHOOK_URL": f"{channel.url}/services/T0/B0"}, {}))
         assert done.returncode == 0, done.stderr
         assert channel.requests == ["/services/T0/B0"]
+        channel.answer = lambda *_: (302, {"Location": "https://example.com/sign-in"}, b"")
+        assert ran(step, github | given(step, {"ALERT_WEBHOOK_URL": channel.url}, {})).returncode != 0
     [body] = told
     text = f"{workflow(name)['name']} of acme/backend failed: https://github.example/acme/backend/actions/runs/7"
     assert json.loads(body) == {"text": text}
