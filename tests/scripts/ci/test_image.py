@@ -225,6 +225,13 @@ def test_an_image_is_pushed_to_where_its_name_says_and_the_password_is_no_argume
     ]
 
 
+@pytest.mark.parametrize("missing", ["IMAGE", "REGISTRY_USER", "REGISTRY_PASSWORD"])
+def test_nothing_is_built_that_could_not_be_pushed(tmp_path: Path, missing: str) -> None:
+    account = {"REGISTRY_USER": "acme", "REGISTRY_PASSWORD": "5ecret", "IMAGE": "registry.example/acme/ballast"}
+    code, notes = noted(tmp_path, "push", "4f1c2d7", **account | {missing: ""})
+    assert (code != 0, notes) == (True, [])
+
+
 @pytest.mark.parametrize("arguments", [(), ("build",), ("paint", "4f1c2d7")])
 def test_an_image_is_not_made_of_a_mistake(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     code, notes = noted(tmp_path, *arguments)
