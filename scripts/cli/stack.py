@@ -164,7 +164,7 @@ def _show(stack: Stack, seconds: float) -> None:
     environment = stack.environment()
     notes = {
         "SERVICE_URL": " (open it: the demo page)",
-        "CLERK_ISSUER": " (the stand-in)" if stack.clerk == STAND_IN else f" (a real instance, by {stack.env_file})",
+        "CLERK_ISSUER": " (the stand-in)" if stack.clerk == STAND_IN else f" (a real instance, from {stack.env_file})",
     }
     click.secho(f"\nReady in {seconds:.1f} s.\n", bold=True)
     for label, name in {
@@ -183,4 +183,4 @@ def _show(stack: Stack, seconds: float) -> None:
         click.echo("Be someone:  ballast token --user user_ada --org org_acme")
         click.echo('Be Clerk:    ballast clerk send user.created --data \'{"id": "user_zoe"}\'\n')
     else:
-        click.echo("Sign in at a page of yours. docs/local-stack.md says how webhooks and tokens get here.\n")
+        click.echo("Sign in on your own page. docs/local-stack.md describes tokens, and the tunnel for webhooks.\n")

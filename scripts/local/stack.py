@@ -45,7 +45,7 @@ class InvalidPortBase(Failure):
 
 
 class OtherClerk(Failure):
-    """The database has the people of another Clerk than the one that the stack is to use."""
+    """The database was filled from another Clerk than the one that `.env` selects."""
 
 
 def _random(number_of_bytes: int = 32, prefix: str = "") -> str:
@@ -130,7 +130,7 @@ class Stack:
 
     @cached_property
     def clerk_variables(self) -> dict[str, str]:
-        """What `.env` says of Clerk. The process environment does not count. Raises EnvFileInvalid."""
+        """The CLERK_ variables of `.env`, checked. The process environment is not read. Raises EnvFileInvalid."""
         if not self.env_file.is_file():
             return {}
         from scripts.local import env_file  # noqa: PLC0415 - costs a fifth of a second
@@ -144,17 +144,17 @@ class Stack:
 
     @property
     def clerk_in_use(self) -> str:
-        """Whose people the database has; without a database the same as `clerk`."""
+        """The Clerk from which the database was filled; without a database the same as `clerk`."""
         if not self.postgres.exists():
             return self.clerk
         return self._clerk_record.read_text() if self._clerk_record.exists() else STAND_IN
 
     def record_clerk(self) -> None:
-        """Notes which Clerk fills the database. Raises OtherClerk when another one did."""
+        """Records which Clerk fills the database. Raises OtherClerk if another one has filled it."""
         if self.clerk_in_use != self.clerk:
             raise OtherClerk(
-                f"The database in {self.home} has the people of {_named(self.clerk_in_use)}, and {self.env_file} "
-                f"chooses {_named(self.clerk)}. Run `ballast reset`, which deletes them, or set BALLAST_HOME to "
+                f"The database in {self.home} was filled from {_named(self.clerk_in_use)}, but {self.env_file} selects "
+                f"{_named(self.clerk)}. Run `ballast reset`, which deletes the database, or set BALLAST_HOME to "
                 "another folder."
             )
         self.clerk_folder.mkdir(mode=0o700, parents=True, exist_ok=True)

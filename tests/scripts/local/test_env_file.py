@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from scripts.cli import ballast
+from scripts.cli import ballast, options
 from scripts.cli.doctor import local_stack
 from scripts.local import services
 from scripts.local.env_file import EnvFileInvalid
-from scripts.local.stack import CHECKOUT, DEFAULT_HOME, OtherClerk, Secrets, Stack
+from scripts.local.stack import CHECKOUT, DEFAULT_HOME, OtherClerk, Secrets, Stack, client_environment
 from tests.conftest import ROOT
 
 ISSUER = "https://brave-gnu-1.clerk.accounts.dev"
@@ -157,6 +157,18 @@ def test_the_process_environment_does_not_choose_the_stacks_clerk(
     assert stack_with(**other).environment()["CLERK_ISSUER"] == other["CLERK_ISSUER"]
 
 
+def test_every_command_works_with_the_same_variables(stack_with: MakeStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = stack_with(**REAL)
+    monkeypatch.setenv("BALLAST_HOME", str(stack.home))
+    url = Stack.from_environment().postgres.url()
+    for shell in ({}, {"CLERK_SECRET_KEY": "sk_test_shell"}):  # a shell's variable comes first, as for any other
+        for name, value in shell.items():
+            monkeypatch.setenv(name, value)
+        expected = REAL | shell
+        for environment in (client_environment(), options.environment(url)):
+            assert {name: environment[name] for name in REAL} == expected
+
+
 PROBE = """
 from scripts.local.stack import CHECKOUT, Stack, client_environment
 
@@ -231,10 +243,10 @@ def test_one_database_never_has_the_people_of_two_clerks(stack_with: MakeStack) 
     pretend_there_is_a_database(stack_with(**REAL))
     stack_with(**REAL).record_clerk()
     with pytest.raises(
-        OtherClerk, match=rf"has the people of the Clerk instance {ISSUER}, and .*chooses Clerk's stand-in\."
+        OtherClerk, match=rf"was filled from the Clerk instance {ISSUER}, but .* selects Clerk's stand-in\."
     ):
         stack_with().record_clerk()
-    with pytest.raises(OtherClerk, match=r"chooses the Clerk instance https://other"):
+    with pytest.raises(OtherClerk, match=r"selects the Clerk instance https://other"):
         stack_with(**REAL | {"CLERK_ISSUER": "https://other.clerk.accounts.dev"}).record_clerk()
 
 
@@ -242,7 +254,7 @@ def test_an_older_stack_has_the_stand_ins_people(stack_with: MakeStack) -> None:
     pretend_there_is_a_database(stack_with(**REAL))
     up = run(stack_with(**REAL), "up", "--detach")
     assert (up.exit_code, up.stderr.count("\n")) == (1, 1)
-    assert "has the people of Clerk's stand-in" in up.stderr
+    assert "was filled from Clerk's stand-in" in up.stderr
     assert "ballast reset" in up.stderr
 
 

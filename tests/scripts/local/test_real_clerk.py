@@ -1,4 +1,4 @@
-"""A whole stack with a real Clerk instance, in whose place a second stand-in runs: Clerk itself cannot be had here."""
+"""A whole stack with a real Clerk instance. A second stand-in takes its place, because tests have no Clerk account."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ pytestmark = pytest.mark.thorough
 
 
 def test_up_and_status_show_the_instance(real: RealStack) -> None:
-    assert f"Clerk issuer  {real.issuer} (a real instance, by {real.home / '.env'})\n" in real.shown
+    assert f"Clerk issuer  {real.issuer} (a real instance, from {real.home / '.env'})\n" in real.shown
     assert "ballast token" not in real.shown
     status = json.loads(real.ballast("status", "--json").stdout)
     assert status["clerk"] == real.issuer
@@ -193,4 +193,4 @@ def test_the_stack_does_not_go_back_to_the_stand_in_with_these_people(real: Real
     finally:
         file.write_text(text)
     assert up.returncode == 1
-    assert f"has the people of the Clerk instance {real.issuer}" in up.stderr
+    assert f"was filled from the Clerk instance {real.issuer}" in up.stderr
