@@ -274,7 +274,7 @@ select
   case when counted.gaps > 0 then 'red' else 'green' end as status,
   case
     when counted.gaps > 0 then 'Read gap in ops.rls_coverage, and mend the table''s file in policies/.'
-    else 'Nothing is to be done.'
+    else 'OK.'
   end as advice
 from (
   select

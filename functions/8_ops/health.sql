@@ -69,7 +69,7 @@ cross join lateral (
         ]
     when f.lag between interval '5 minutes' and interval '3 days'
       then array['yellow', 'The last event came late: read the endpoint''s attempts in Clerk, and whether the service answered 2xx.']
-    else array['green', 'Nothing is to be done.']
+    else array['green', 'OK.']
   end as verdict
 ) as rule;
 comment on view ops.webhook_health is
@@ -141,7 +141,7 @@ cross join lateral (
     when f.last_drill_at is null then array['yellow', 'No backup was ever restored for proof: run `ballast backup drill latest`.']
     when f.last_drill_at < now() - f.drill_every - interval '1 day'
       then array['yellow', 'The last proof is too old: run `ballast backup drill latest`, and see why the scheduler did not.']
-    else array['green', 'Nothing is to be done.']
+    else array['green', 'OK.']
   end as verdict
 ) as rule;
 comment on view ops.backup_health is
@@ -186,7 +186,7 @@ cross join lateral (
     when f.bounced_7d >= 5 and f.bounced_7d > f.sent_7d * 0.05
       then array['yellow', 'More than one mail in twenty bounces: see ops.mail_failures, and SPF, DKIM and DMARC of the domain at Resend.']
     when f.operator_email is null then array['yellow', 'Nobody hears of failed backups: `update app.settings set operator_email = ''…''`.']
-    else array['green', 'Nothing is to be done.']
+    else array['green', 'OK.']
   end as verdict
 ) as rule;
 comment on view ops.mail_health is 'Whether mail goes out: one row. status is red, yellow or green, advice says what to do.';
@@ -210,7 +210,7 @@ cross join lateral (
         ]
     when e.oldest_requested_at < now() - interval '1 day'
       then array['yellow', 'An erasure takes long: see error in ops.erasures, and whether the scheduler calls POST /jobs/erasures.']
-    else array['green', 'Nothing is to be done.']
+    else array['green', 'OK.']
   end as verdict
 ) as rule;
 comment on view ops.erasure_health is 'Whether people who asked to be erased wait for it: one row. ops.erasures has each.';
@@ -224,7 +224,7 @@ select
     when f.oldest_transaction > interval '1 hour'
       then 'A transaction is open for long; vacuum, seals and erasures wait: see pg_stat_activity, pg_terminate_backend(pid) ends it.'
     when f.is_bloated then 'A table is mostly dead rows: see dead_rows in ops.table_sizes, and vacuum it.'
-    else 'Nothing is to be done.'
+    else 'OK.'
   end as advice
 from (
   select

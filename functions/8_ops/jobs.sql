@@ -102,7 +102,7 @@ cross join
       when f.failures > 0 then array['yellow', 'The last run failed: read last_report. The next one tries again.']
       when f.last_run_at < now() - greatest(3 * f.every, interval '30 minutes')
         then array['yellow', 'Nothing waits, but the scheduler has stopped calling it.']
-      else array['green', 'Nothing is to be done.']
+      else array['green', 'OK.']
     end as verdict
   ) as rule
 order by array_position('{red,yellow,green}', rule.verdict[1]), f.name;
@@ -115,7 +115,7 @@ select
   string_agg(j.name, ', ' order by j.name) filter (where j.status <> 'green') as which,
   max(j.last_run_at) as last_run_at,
   coalesce((array_agg(j.status order by array_position('{red,yellow,green}', j.status)))[1], 'green') as status,
-  case when bool_or(j.status <> 'green') then 'Read advice in ops.jobs.' else 'Nothing is to be done.' end as advice
+  case when bool_or(j.status <> 'green') then 'Read advice in ops.jobs.' else 'OK.' end as advice
 from ops.jobs as j
 where j.name not in ('backup', 'drill');
 comment on view ops.job_health is 'Whether periodic work is done: one row. ops.jobs has each job.';

@@ -58,7 +58,7 @@ def check_migrations(url: str) -> Check:
     states = migrations.status(url)
     behind = Counter(state for _, state in states if state not in CURRENT_STATES)
     if not behind:
-        return Check("migrations", "green", "Nothing is to be done.", {"files": len(states)})
+        return Check("migrations", "green", "OK.", {"files": len(states)})
     is_undecided = behind.keys() & migrations.ADVICE.keys()
     advice = "Run `ballast migrate status`." if is_undecided else "Run `ballast migrate up`."
     return Check("migrations", "red", advice, {"files": len(states), **behind})
@@ -96,7 +96,7 @@ def check_cache(environment: Mapping[str, str]) -> Check | None:
     facts = {"hit_rate": f"{hits / asked:.0%}" if asked else None, "hits": hits, "misses": misses, "errors": errors}
     if errors > MAX_ERROR_SHARE * asked:
         return Check("cache", "yellow", "Redis does not answer as it should: run `ballast doctor`.", facts)
-    return Check("cache", "green", "Nothing is to be done.", facts)
+    return Check("cache", "green", "OK.", facts)
 
 
 def find_worst_light(found: list[Check]) -> Light:

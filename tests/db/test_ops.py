@@ -19,7 +19,7 @@ from tests.people import ADA, ALIKE, BEN, CLEO
 from tests.tenant_tables import TABLES
 
 ROLES = ("owner", "admin", "member", "viewer")
-GREEN = ("green", "Nothing is to be done.")
+GREEN = ("green", "OK.")
 message_numbers = itertools.count()
 
 
