@@ -165,7 +165,7 @@ def test_every_command_works_with_the_same_variables(stack_with: MakeStack, monk
         for name, value in shell.items():
             monkeypatch.setenv(name, value)
         expected = REAL | shell
-        for environment in (client_environment(), options.environment(url)):
+        for environment in (client_environment(), options.build_environment(url)):
             assert {name: environment[name] for name in REAL} == expected
 
 
