@@ -285,7 +285,8 @@ def test_the_preferred_time_zone_is_applied(data_api: DataApi) -> None:
     assert (answer.json(), answer.headers["preference-applied"]) == ("America/New_York", "timezone=America/New_York")
 
 
-def test_half_of_a_surrogate_pair_is_refused(data_api: DataApi, ids: list[int]) -> None:
-    refused = data_api.ask("PATCH", f"/measures?{matching(ids)}", text='{"title": "\\ud800"}')
+@pytest.mark.parametrize("text", ['{"title": "\\ud800"}', b'{"title": "\xff"}', '{"title": '])
+def test_a_body_that_is_no_utf8_json_is_refused(data_api: DataApi, ids: list[int], text: str | bytes) -> None:
+    refused = data_api.ask("PATCH", f"/measures?{matching(ids)}", text=text)
     assert (refused.status_code, refused.json()["code"]) == (400, "PGRST102")
     assert titles(data_api, ids) == {"new"}

@@ -110,7 +110,7 @@ async function nullCheck(connection, ast) {
 // Stock Lite knows `*` as a wildcard of like, but not of like(any) and its kin.
 function starsAsPercent(node) {
   for (const [key, value] of Object.entries(node)) {
-    if (LIKE_ANY_OF.includes(key)) node[key] = [value].flat().map((each) => each.replaceAll("*", "%"));
+    if (LIKE_ANY_OF.includes(key)) node[key] = [value].flat().map((each) => String(each).replaceAll("*", "%"));
     else if (value !== null && typeof value === "object") starsAsPercent(value);
   }
 }
