@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
+from aiohttp.typedefs import Handler
 
 from scripts.local.clerk.backend import BackendApi
 from scripts.local.clerk.directory import Directory
+from scripts.local.clerk.limits import Limit
 from scripts.local.clerk.server import _failures_as_clerk_reports_them
 from tests import events
 from tests.events import Json
@@ -79,7 +78,7 @@ def listed(clerk: Clerk) -> dict[str, list[Json]]:
 
 
 @contextmanager
-def running_clerk(limit: Middleware | None = None) -> Iterator[ClerkServer]:
+def running_clerk(*limits: Limit) -> Iterator[ClerkServer]:
     server = ClerkServer()
     loop = asyncio.new_event_loop()
 
@@ -89,9 +88,8 @@ def running_clerk(limit: Middleware | None = None) -> Iterator[ClerkServer]:
         return server.before(request) or await handler(request)
 
     async def start() -> web.AppRunner:
-        limits = [limit] if limit else []
-        application = web.Application(middlewares=[watched, *limits, _failures_as_clerk_reports_them])
-        backend = BackendApi(_Current(server), SECRET_KEY, lambda *_: None, INSTANCE)  # type: ignore[arg-type]
+        application = web.Application(middlewares=[watched, _failures_as_clerk_reports_them])
+        backend = BackendApi(_Current(server), SECRET_KEY, lambda *_: None, INSTANCE, limits)  # type: ignore[arg-type]
         application.add_subapp("/v1/", backend.application())
         runner = web.AppRunner(application, access_log=None)
         await runner.setup()
@@ -109,25 +107,6 @@ def running_clerk(limit: Middleware | None = None) -> Iterator[ClerkServer]:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
-
-
-def at_most(requests: int, seconds: float) -> Middleware:
-    """Clerk's rate limit: more requests than that in so many seconds are told to come back later."""
-    answered: deque[float] = deque()
-
-    @web.middleware
-    async def limit(request: web.Request, handler: Handler) -> web.StreamResponse:
-        now = time.monotonic()
-        while answered and answered[0] <= now - seconds:
-            answered.popleft()
-        if len(answered) >= requests:
-            wait = max(1, round(answered[0] + seconds - now))
-            error = {"code": "too_many_requests", "message": "Too many requests", "long_message": "Try again later"}
-            return web.json_response({"errors": [error]}, status=429, headers={"Retry-After": str(wait)})
-        answered.append(now)
-        return await handler(request)
-
-    return limit
 
 
 class _Current:

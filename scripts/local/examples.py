@@ -19,6 +19,7 @@ PEOPLE = {
     "user_eve": ("Eve", "Moreau"),
 }
 ORGANIZATIONS = {"org_acme": "user_ada", "org_globex": "user_eve"}  # and who created it: the creator is the owner
+SEATS = 20  # the largest limit of a Clerk plan without an add-on
 MEMBERSHIPS = (
     ("user_ada", "org_acme", "org:admin"),
     ("user_ben", "org_acme", "org:admin"),
@@ -96,7 +97,7 @@ def _outline() -> list[tuple[str, dict[str, Any]]]:
         for user_id, (first_name, last_name) in PEOPLE.items()
     ]
     organizations = [
-        ("organization.created", {"id": organization_id, "created_by": creator})
+        ("organization.created", {"id": organization_id, "created_by": creator, "max_allowed_memberships": SEATS})
         for organization_id, creator in ORGANIZATIONS.items()
     ]
     memberships: list[tuple[str, dict[str, Any]]] = [

@@ -1,29 +1,38 @@
-"""Clerk's Backend API, as far as the service uses it: one user read, changed or deleted, by the secret key.
+"""Clerk's Backend API, as much as Ballast calls: users changed and deleted, people invited and removed.
 
-Lists are in lists.py. Here:
+Lists are in lists.py, errors in errors.py, rate limits in limits.py. Here:
 
   GET    /v1/users/{id}  -> the user
   PATCH  /v1/users/{id}  {first_name?, last_name?} -> the user, changed
   DELETE /v1/users/{id}  -> {object, id, deleted}
-  POST   /v1/organizations/{id}/invitations            {email_address, role, inviter_user_id} -> the invitation
+  POST   /v1/organizations/{id}/invitations            {email_address, role, inviter_user_id?} -> the invitation
   DELETE /v1/organizations/{id}/memberships/{user id}  -> the membership that was
 
-As at Clerk, a change is told to the service by a webhook, which nobody waits for.
+As at Clerk, each change also reaches the service as a webhook. The answer does not wait for it.
+Clerk's other parameters (metadata, redirect URLs) and its calls for many objects at once are not here.
 """
 
 from __future__ import annotations
 
 import hmac
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from scripts.local.clerk.directory import ClerkRefusal, Directory, Object
+from scripts.local.clerk import errors
+from scripts.local.clerk.directory import Directory, Object
+from scripts.local.clerk.limits import Limit, RateLimits
 from scripts.local.clerk.lists import Lists
+from scripts.local.clerk.roles import may_manage
 
 NAMES = {"first_name", "last_name"}
+INVITATION = {"email_address", "role", "inviter_user_id"}
+# Clerk follows RFC 5322. This is narrower: no quotes, no comments, a domain with a dot.
+EMAIL_ADDRESS = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]{1,64}@[a-z0-9-]+(\.[a-z0-9-]+)+", re.ASCII | re.IGNORECASE)
+VERSIONS = {"2021-02-05", "2024-10-01", "2025-03-12", "2025-04-10", "2025-11-10", "2025-12-03", "2026-05-12"}
 
 
 class BackendApi:
@@ -35,14 +44,16 @@ class BackendApi:
         secret_key: str,
         announce: Callable[[str, Object], None],
         instance_id: str,
+        limits: Sequence[Limit] = (),
     ) -> None:
         self._directory = directory
-        self._authorization = f"Bearer {secret_key}".encode()
+        self._secret_key = secret_key.encode()
         self._announce = announce
         self._lists = Lists(directory, instance_id)
+        self._limits = RateLimits(limits)
 
     def application(self) -> web.Application:
-        application = web.Application(middlewares=[self._authorized])
+        application = web.Application(middlewares=[self._admitted])
         self._lists.add_routes(application.router)
         application.router.add_get("/users/{id}", self.read)
         application.router.add_patch("/users/{id}", self.change)
@@ -56,7 +67,10 @@ class BackendApi:
 
     async def change(self, request: web.Request) -> web.Response:
         user_id = self._directory.user(request.match_info["id"])["id"]
-        self._announce("user.updated", {"id": user_id} | _names(await _json_object(request)))
+        names = await _body(request, NAMES)
+        for name in names:
+            _text(names, name)
+        self._announce("user.updated", {"id": user_id} | names)
         return web.json_response(self._directory.user(user_id))
 
     async def delete(self, request: web.Request) -> web.Response:
@@ -68,62 +82,76 @@ class BackendApi:
 
     async def invite(self, request: web.Request) -> web.Response:
         organization_id = self._directory.organization(request.match_info["id"])["id"]
-        wanted = _invitation(await _json_object(request))
-        inviter = self._directory.membership(wanted["inviter_user_id"], organization_id)
-        if inviter["role"] != "org:admin":
-            message = f"{wanted['inviter_user_id']} is no admin of {organization_id}."
-            raise ClerkRefusal("not_an_admin_in_organization", 403, message)
-        addresses = {
-            each["public_user_data"]["identifier"]
-            for each in self._directory.memberships.values()
-            if each["organization"]["id"] == organization_id
-        }
-        if wanted["email_address"] in addresses:
-            message = f"{wanted['email_address']} is a member of {organization_id}."
-            raise ClerkRefusal("already_a_member_in_organization", 403, message)
-        asked = {name: wanted[name] for name in ("email_address", "role")} | {"organization_id": organization_id}
+        wanted = await _body(request, INVITATION)
+        email, role = _required(wanted, "email_address"), _required(wanted, "role")
+        if EMAIL_ADDRESS.fullmatch(email) is None:
+            raise errors.ParameterFormatInvalid("email_address", "a valid email address")
+        if inviter_id := _text(wanted, "inviter_user_id"):
+            self._require_manager(inviter_id, organization_id)
+        self._require_stranger(email, organization_id)
+        asked = {"email_address": email, "role": role, "organization_id": organization_id}
         whole = self._directory.complete("organizationInvitation.created", asked)
         self._announce("organizationInvitation.created", whole)
         return web.json_response(whole)
 
     async def remove(self, request: web.Request) -> web.Response:
         membership = self._directory.membership(request.match_info["user_id"], request.match_info["id"])
+        self._directory.require_another_manager(membership)
         self._announce("organizationMembership.deleted", membership)
         return web.json_response(membership)
 
+    def _require_manager(self, user_id: str, organization_id: str) -> None:
+        """Raises Unknown for a user outside the organization, and NotAnAdmin."""
+        if not may_manage(self._directory.role(self._directory.membership(user_id, organization_id)["role"])):
+            raise errors.NotAnAdmin(user_id)
+
+    def _require_stranger(self, email: str, organization_id: str) -> None:
+        """Raises AlreadyAMember and AlreadyInvited."""
+        members = self._directory.members(organization_id)
+        if email.lower() in {(each["public_user_data"]["identifier"] or "").lower() for each in members}:
+            raise errors.AlreadyAMember(email)
+        invited = self._directory.pending_invitations(organization_id)
+        if email.lower() in {each["email_address"].lower() for each in invited}:
+            raise errors.AlreadyInvited
+
     @web.middleware
-    async def _authorized(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        given = request.headers.get("Authorization", "").encode()
-        if not hmac.compare_digest(given, self._authorization):
-            message = "Send the instance's secret key (`ballast env` prints it): Authorization: Bearer sk_test_…"
-            raise ClerkRefusal("clerk_key_invalid", 401, message)
+    async def _admitted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+        if scheme != "Bearer" or not key:
+            raise errors.KeyMissing
+        if not hmac.compare_digest(key.encode(), self._secret_key):
+            raise errors.KeyInvalid
+        version = request.headers.get("Clerk-API-Version")
+        if version is not None and version not in VERSIONS:
+            raise errors.VersionInvalid(version)
+        self._limits.require_room(request)
         return await handler(request)
 
 
-async def _json_object(request: web.Request) -> Object:
+async def _body(request: web.Request, parameters: set[str]) -> Object:
+    """The JSON object in the body. Raises BodyInvalid and ParameterUnknown."""
     try:
         body = json.loads(await request.text())
     except ValueError:
         body = None
     if not isinstance(body, dict):
-        raise ClerkRefusal("request_body_invalid", 400, "The body is not a JSON object.")
+        raise errors.BodyInvalid
+    for name in body.keys() - parameters:
+        raise errors.ParameterUnknown(name)
     return body
 
 
-def _invitation(wanted: Object) -> Object:
-    """Whom to invite, as what, in whose name. Raises ClerkRefusal or KeyError."""
-    found = {name: wanted[name] for name in ("email_address", "role", "inviter_user_id")}
-    if not all(isinstance(value, str) for value in found.values()) or "@" not in found["email_address"]:
-        raise ClerkRefusal("form_param_format_invalid", 422, "email_address, role and inviter_user_id are texts.")
+def _required(body: Object, name: str) -> str:
+    """The text with this name. Raises ParameterMissing and ParameterTypeInvalid."""
+    found = _text(body, name)
+    if not found:
+        raise errors.ParameterMissing(name)
     return found
 
 
-def _names(wanted: Object) -> Object:
-    """The names to set. Raises ClerkRefusal."""
-    for name, value in wanted.items():
-        if name not in NAMES:
-            message = f"{name} cannot be changed here: the stand-in knows {' and '.join(sorted(NAMES))}."
-            raise ClerkRefusal("form_param_unknown", 422, message)
-        if value is not None and not isinstance(value, str):
-            raise ClerkRefusal("form_param_format_invalid", 422, f"{name} is a text or null.")
-    return wanted
+def _text(body: Object, name: str) -> str | None:
+    """The text with this name, or None for null and absence. Raises ParameterTypeInvalid."""
+    found = body.get(name)
+    if found is not None and not isinstance(found, str):
+        raise errors.ParameterTypeInvalid(name, "string")
+    return found

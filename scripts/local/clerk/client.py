@@ -54,5 +54,5 @@ class ClerkClient:
                 f"Clerk's stand-in does not answer at {self.issuer}: start it with `ballast up`."
             ) from None
         if not answer.is_success:
-            raise Refused(told["errors"][0]["message"])
+            raise Refused(told["errors"][0]["long_message"])
         return told

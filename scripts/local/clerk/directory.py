@@ -13,41 +13,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from scripts.errors import Failure
+from scripts.local.clerk.errors import LastAdministrator, NoSeatLeft, ParameterMissing, RoleUnknown, Unknown
+from scripts.local.clerk.roles import Role, initial_roles, may_manage, new_role, permissions_of
 
 Object = dict[str, Any]
 
 DAY = 24 * 60 * 60 * 1000
-# What Clerk's default roles may do, plus one feature of the example product; viewer is a custom role.
-MANAGE_PROJECTS = ["org:projects:manage", "org:projects:read"]
-PERMISSIONS = {
-    "org:admin": ["org:sys_memberships:manage", "org:sys_memberships:read", "org:sys_profile:manage", *MANAGE_PROJECTS],
-    "org:member": ["org:sys_memberships:read", *MANAGE_PROJECTS],
-    "org:viewer": ["org:projects:read"],
-}
 
 
-class ClerkRefusal(Failure):
-    """What Clerk would refuse, with the code and the HTTP status under which it reports that."""
-
-    def __init__(self, code: str, status: int, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.status = status
-
-
-class Unknown(ClerkRefusal):
-    """Clerk has no such user, organization, membership or invitation."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__("resource_not_found", 404, message)
-
-
-class IncompleteData(ClerkRefusal):
+class IncompleteData(ParameterMissing):
     """An event's data lacks an id that cannot be made up."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__("form_param_missing", 422, message)
 
 
 class Directory:
@@ -60,6 +35,7 @@ class Directory:
         self.organizations: dict[str, Object] = kept.get("organizations", {})
         self.memberships: dict[str, Object] = kept.get("memberships", {})
         self.invitations: dict[str, Object] = kept.get("invitations", {})
+        self.roles: dict[str, Role] = kept.get("roles") or initial_roles()
         self.deleted: list[str] = kept.get("deleted", [])
 
     def user(self, user_id: str) -> Object:
@@ -88,6 +64,28 @@ class Directory:
         """The user's memberships, of which a stranger has none."""
         return [each for each in self.memberships.values() if each["public_user_data"]["user_id"] == user_id]
 
+    def members(self, organization_id: str) -> list[Object]:
+        """The organization's memberships."""
+        return [each for each in self.memberships.values() if each["organization"]["id"] == organization_id]
+
+    def pending_invitations(self, organization_id: str) -> list[Object]:
+        """The organization's invitations that were neither accepted nor revoked."""
+        sent = self.invitations.values()
+        return [each for each in sent if each["organization_id"] == organization_id and each["status"] == "pending"]
+
+    def role(self, key: str) -> Role:
+        """The role with this key. Raises RoleUnknown."""
+        found = self._role_with(key)
+        if found is None:
+            raise RoleUnknown(key, sorted(each["key"] for each in self.roles.values()))
+        return found
+
+    def require_another_manager(self, membership: Object) -> None:
+        """Raises LastAdministrator if no other member could manage the organization."""
+        others = [each for each in self.members(membership["organization"]["id"]) if each["id"] != membership["id"]]
+        if self._may_manage(membership) and not any(map(self._may_manage, others)):
+            raise LastAdministrator
+
     def people(self) -> list[Object]:
         """Everybody, for a page to sign in as: {user_id, name, organizations: [{organization_id, name, role}]}."""
         return [
@@ -107,16 +105,27 @@ class Directory:
         ]
 
     def complete(self, event_type: str, data: Object) -> Object:
-        """`data` with what a receiver may expect in an event of that type. Raises IncompleteData."""
+        """`data` with what a receiver may expect in an event of that type.
+
+        Raises IncompleteData, RoleUnknown and NoSeatLeft: Clerk sends no event about what it would refuse.
+        """
         subject, _, what = event_type.partition(".")
         if subject == "user":
             return self._deleted("user", data) if what == "deleted" else self._whole_user(data)
         if subject == "organization":
             return self._deleted("organization", data) if what == "deleted" else self._whole_organization(data)
         if subject == "organizationMembership":
-            return self._whole_membership(data)
+            membership = self._whole_membership(data)
+            if what == "created":
+                self._require_seat(membership["organization"]["id"], _address(membership))
+            return membership
         if subject == "organizationInvitation":
-            return _whole_invitation(what, data)
+            invitation = self._whole_invitation(what, data)
+            if what == "created":
+                self._require_seat(invitation["organization_id"], invitation["email_address"])
+            return invitation
+        if subject == "role":
+            return self._deleted("role", data) if what == "deleted" else self._whole_role(data)
         return data
 
     def learn(self, event_type: str, data: Object) -> None:
@@ -127,6 +136,7 @@ class Directory:
             "organization": self.organizations,
             "organizationMembership": self.memberships,
             "organizationInvitation": self.invitations,
+            "role": self.roles,
         }.get(subject)
         if kept is None or data["id"] in self.deleted:
             return
@@ -145,8 +155,26 @@ class Directory:
         for each in self.memberships_of(user_id):
             self.memberships[each["id"]] = each | {"public_user_data": each["public_user_data"] | public}
 
+    def _require_seat(self, organization_id: str, address: str) -> None:
+        """Raises NoSeatLeft. An invited person who joins keeps the seat of the invitation."""
+        limit = self.organizations.get(organization_id, {}).get("max_allowed_memberships")
+        members = {_address(each) for each in self.members(organization_id)}
+        invited = {each["email_address"].lower() for each in self.pending_invitations(organization_id)}
+        taken = members | invited
+        # Clerk reads 0 as no limit.
+        if limit and address.lower() not in taken and len(taken) >= limit:
+            raise NoSeatLeft(limit)
+
+    def _may_manage(self, membership: Object) -> bool:
+        role = self._role_with(membership["role"])
+        return role is not None and may_manage(role)
+
+    def _role_with(self, key: str) -> Role | None:
+        return next((each for each in self.roles.values() if each["key"] == key), None)
+
     def _forget(self, gone: str) -> None:
         self.users.pop(gone, None)
+        self.roles.pop(gone, None)
         self.organizations.pop(gone, None)
         self.invitations = {key: each for key, each in self.invitations.items() if each["organization_id"] != gone}
         self.memberships = {
@@ -173,15 +201,16 @@ class Directory:
         user_id = (data.get("public_user_data") or known.get("public_user_data") or {}).get("user_id")
         organization_id = (data.get("organization") or known.get("organization") or {}).get("id")
         if not user_id or not organization_id:
-            raise IncompleteData('A membership needs {"public_user_data": {"user_id": …}, "organization": {"id": …}}.')
+            needed = '{"public_user_data": {"user_id": …}, "organization": {"id": …}}'
+            raise IncompleteData("organization", f"A membership needs {needed}.")
         known = known or self._membership_of(user_id, organization_id) or {}
-        role = data.get("role") or known.get("role") or "org:member"
+        role = self.role(data.get("role") or known.get("role") or "org:member")
         defaults: Object = {
             "object": "organization_membership",
             "id": known.get("id") or f"orgmem_{_random_id()}",
-            "role": role,
-            "role_name": role.removeprefix("org:").replace("_", " ").title(),
-            "permissions": PERMISSIONS.get(role, []),
+            "role": role["key"],
+            "role_name": role["name"],
+            "permissions": permissions_of(role),
             "public_metadata": {},
             "private_metadata": {},
         }
@@ -193,6 +222,32 @@ class Directory:
         if organization_id in self.organizations and "updated_at" not in (data.get("organization") or {}):
             nested["organization"]["updated_at"] = self.organizations[organization_id]["updated_at"]
         return defaults | _times(known) | data | nested
+
+    def _whole_invitation(self, what: str, data: Object) -> Object:
+        for needed in ("organization_id", "email_address"):
+            if not data.get(needed):
+                raise IncompleteData(needed, f'An invitation needs {{"{needed}": …}}.')
+        role = self.role(data.get("role") or "org:member")
+        defaults: Object = {
+            "object": "organization_invitation",
+            "id": f"orginv_{_random_id()}",
+            "role": role["key"],
+            "role_name": role["name"],
+            "status": {"accepted": "accepted", "revoked": "revoked"}.get(what, "pending"),
+            "public_metadata": {},
+            "private_metadata": {},
+            "url": None,
+            "expires_at": now() + 30 * DAY,
+        }
+        return defaults | _times({}) | data
+
+    def _whole_role(self, data: Object) -> Object:
+        known = self.roles.get(data.get("id", "")) or self._role_with(data.get("key", "")) or {}
+        key = data.get("key") or known.get("key")
+        if not key:
+            raise IncompleteData("key", 'A role needs {"key": "org:…"}.')
+        whole = known or new_role(key)
+        return whole | _times(whole) | data
 
     def _public_user_data(self, user_id: str) -> Object:
         user = self.users.get(user_id) or _new_user(user_id)
@@ -210,7 +265,7 @@ class Directory:
 
     def _deleted(self, kind: str, data: Object) -> Object:
         if not data.get("id"):
-            raise IncompleteData(f'The deletion of a {kind} needs {{"id": …}}.')
+            raise IncompleteData("id", f'The deletion of a {kind} needs {{"id": …}}.')
         slug = {"slug": self.organizations[data["id"]]["slug"]} if data["id"] in self.organizations else {}
         return {"object": kind, "deleted": True} | slug | data
 
@@ -241,6 +296,12 @@ def _times(known: Object) -> Object:
 def _names(known: dict[str, Object]) -> str:
     shown = ", ".join(sorted(known)[:10])
     return f"{shown}, …" if len(known) > 10 else shown or "none yet (`ballast seed` makes some)"
+
+
+def _address(membership: Object) -> str:
+    """What names the member among members and invitations: the e-mail address, or the id of a user without one."""
+    public = membership["public_user_data"]
+    return str(public["identifier"] or public["user_id"]).lower()
 
 
 def _random_id() -> str:
@@ -322,22 +383,3 @@ def _new_organization(organization_id: str) -> Object:
         "private_metadata": {},
         "created_by": None,
     }
-
-
-def _whole_invitation(what: str, data: Object) -> Object:
-    for needed in ("organization_id", "email_address"):
-        if not data.get(needed):
-            raise IncompleteData(f'An invitation needs {{"{needed}": …}}.')
-    role = data.get("role") or "org:member"
-    defaults: Object = {
-        "object": "organization_invitation",
-        "id": f"orginv_{_random_id()}",
-        "role": role,
-        "role_name": _title(role, "org:"),
-        "status": {"accepted": "accepted", "revoked": "revoked"}.get(what, "pending"),
-        "public_metadata": {},
-        "private_metadata": {},
-        "url": None,
-        "expires_at": now() + 30 * DAY,
-    }
-    return defaults | _times({}) | data

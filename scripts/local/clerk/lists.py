@@ -1,18 +1,19 @@
 """Clerk's Backend API, as far as it lists: for `ballast clerk backfill` and `reconcile`.
 
-  GET /v1/users?limit=&offset=&order_by=          -> [user, …]
-  GET /v1/users/count                             -> {object, total_count}
-  GET /v1/organizations?…                         -> {data, total_count}
-  GET /v1/organizations/{id}                      -> the organization
-  GET /v1/organization_memberships?…              -> {data, total_count}
-  GET /v1/organizations/{id}/memberships?user_id= -> {data, total_count}
-  GET /v1/organization_invitations?status=        -> {data, total_count}
-  GET /v1/organizations/{id}/invitations/{id}     -> the invitation
-  GET /v1/jwt_templates                           -> []
-  GET /v1/instance                                -> {object, id, environment_type}
+  GET /v1/users?limit=&offset=&order_by=                 -> [user, …]
+  GET /v1/users/count                                    -> {object, total_count}
+  GET /v1/organizations?…                                -> {data, total_count}
+  GET /v1/organizations/{id or slug}                     -> the organization
+  GET /v1/organization_memberships?…                     -> {data, total_count}
+  GET /v1/organizations/{id}/memberships?user_id=        -> {data, total_count}
+  GET /v1/organization_invitations?status=               -> {data, total_count}
+  GET /v1/organizations/{id}/invitations/{id}            -> the invitation
+  GET /v1/organization_roles?…                           -> {data, total_count}
+  GET /v1/jwt_templates                                  -> []
+  GET /v1/instance                                       -> {object, id, environment_type}
 
-Lists are the newest first unless order_by is created_at or +created_at. A page is 10 objects unless told otherwise,
-500 at most.
+Lists are the newest first unless order_by is created_at or +created_at. A page is 10 objects unless `limit` says
+otherwise, 500 at most.
 """
 
 from __future__ import annotations
@@ -21,18 +22,13 @@ from collections.abc import Iterable
 
 from aiohttp import web
 
-from scripts.local.clerk.directory import ClerkRefusal, Directory, Object, Unknown
+from scripts.local.clerk import errors
+from scripts.local.clerk.directory import Directory, Object
 
 DEFAULT_LIMIT = 10
 LARGEST_LIMIT = 500
 ORDERS = {"created_at": False, "+created_at": False, "-created_at": True}
-
-
-class PageInvalid(ClerkRefusal):
-    """Clerk has no such page: a limit, an offset or an order that it does not know."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__("form_param_format_invalid", 422, message)
+STATES = ("pending", "accepted", "revoked", "expired")
 
 
 class Lists:
@@ -54,6 +50,7 @@ class Lists:
         router.add_get("/organizations/{id}/invitations/{invitation}", self.invitation)
         router.add_get("/organization_memberships", self.memberships)
         router.add_get("/organization_invitations", self.invitations)
+        router.add_get("/organization_roles", self.roles)
 
     async def instance(self, _: web.Request) -> web.Response:
         return web.json_response({"object": "instance", "id": self._instance_id, "environment_type": "development"})
@@ -71,28 +68,34 @@ class Lists:
         return _counted(request, self._directory.organizations.values())
 
     async def organization(self, request: web.Request) -> web.Response:
-        return web.json_response(self._directory.organization(request.match_info["id"]))
+        named = request.match_info["id"]
+        by_slug = {each["slug"]: each["id"] for each in self._directory.organizations.values()}
+        return web.json_response(self._directory.organization(by_slug.get(named, named)))
 
     async def memberships(self, request: web.Request) -> web.Response:
         return _counted(request, self._directory.memberships.values())
 
     async def members(self, request: web.Request) -> web.Response:
-        organization_id = self._directory.organization(request.match_info["id"])["id"]
+        here = self._directory.members(self._directory.organization(request.match_info["id"])["id"])
         people = request.query.getall("user_id", [])
-        everybody = self._directory.memberships.values()
-        here = [each for each in everybody if each["organization"]["id"] == organization_id]
         return _counted(request, [each for each in here if not people or each["public_user_data"]["user_id"] in people])
 
     async def invitations(self, request: web.Request) -> web.Response:
         states = request.query.getall("status", [])
+        for state in states:
+            if state not in STATES:
+                raise errors.ParameterValueInvalid("status", state, ", ".join(STATES))
         sent = self._directory.invitations.values()
         return _counted(request, [each for each in sent if not states or each["status"] in states])
 
     async def invitation(self, request: web.Request) -> web.Response:
         found = self._directory.invitations.get(request.match_info["invitation"])
         if found is None or found["organization_id"] != request.match_info["id"]:
-            raise Unknown(f"Clerk's stand-in knows no such invitation to {request.match_info['id']}.")
+            raise errors.Unknown(f"Clerk's stand-in knows no such invitation to {request.match_info['id']}.")
         return web.json_response(found)
+
+    async def roles(self, request: web.Request) -> web.Response:
+        return _counted(request, self._directory.roles.values())
 
 
 def _counted(request: web.Request, objects: Iterable[Object]) -> web.Response:
@@ -101,16 +104,24 @@ def _counted(request: web.Request, objects: Iterable[Object]) -> web.Response:
 
 
 def _page(request: web.Request, objects: Iterable[Object]) -> list[Object]:
-    """The part of the list that is asked for. Raises PageInvalid."""
-    limit = _number(request, "limit", DEFAULT_LIMIT)
-    offset = _number(request, "offset", 0)
+    """The part of the list that `limit` and `offset` ask for."""
+    limit, offset = _limit(request), _number(request, "offset", 0)
+    return _ordered(request, objects)[offset : offset + limit]
+
+
+def _ordered(request: web.Request, objects: Iterable[Object]) -> list[Object]:
+    """The list in the order that is asked for."""
     order = request.query.get("order_by", "-created_at")
-    if not 1 <= limit <= LARGEST_LIMIT:
-        raise PageInvalid(f"limit is a number from 1 to {LARGEST_LIMIT}.")
     if order not in ORDERS:
-        raise PageInvalid(f"The stand-in orders by {', '.join(ORDERS)}.")
-    ordered = sorted(objects, key=lambda each: (each["created_at"], each["id"]), reverse=ORDERS[order])
-    return ordered[offset : offset + limit]
+        raise errors.ParameterValueInvalid("order_by", order, ", ".join(ORDERS))
+    return sorted(objects, key=lambda each: (each["created_at"], each["id"]), reverse=ORDERS[order])
+
+
+def _limit(request: web.Request) -> int:
+    limit = _number(request, "limit", DEFAULT_LIMIT)
+    if not 1 <= limit <= LARGEST_LIMIT:
+        raise errors.ParameterFormatInvalid("limit", f"a number from 1 to {LARGEST_LIMIT}")
+    return limit
 
 
 def _number(request: web.Request, name: str, default: int) -> int:
@@ -119,5 +130,5 @@ def _number(request: web.Request, name: str, default: int) -> int:
     except ValueError:
         number = -1
     if number < 0:
-        raise PageInvalid(f"{name} is a number, 0 or more.")
+        raise errors.ParameterFormatInvalid(name, "a number, 0 or more")
     return number

@@ -26,9 +26,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
 
-from scripts.local.clerk import svix
+from scripts.local.clerk import limits, svix
 from scripts.local.clerk.backend import BackendApi
-from scripts.local.clerk.directory import ClerkRefusal, Directory, Object, now
+from scripts.local.clerk.directory import Directory, Object, now
+from scripts.local.clerk.errors import ClerkRefusal, ParameterMissing
 from scripts.local.stack import Stack
 
 TOKEN_SECONDS = 60
@@ -68,7 +69,7 @@ class ClerkStandIn:
         self._issuer = issuer
         self._parties = parties
         self._deliveries = svix.Deliveries(endpoint)
-        self._backend = BackendApi(self.directory, secret_key, self.announce, self.keys.id)
+        self._backend = BackendApi(self.directory, secret_key, self.announce, self.keys.id, limits.DEVELOPMENT)
 
     def application(self) -> web.Application:
         middlewares = [_no_web_pages_but(self._parties), _failures_as_clerk_reports_them]
@@ -212,18 +213,23 @@ def _no_web_pages_but(parties: Sequence[str]) -> Middleware:
 
 @web.middleware
 async def _failures_as_clerk_reports_them(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answers a ClerkRefusal in Clerk's shape. A KeyError is a parameter that the body lacks."""
     try:
         response = await handler(request)
     except ClerkRefusal as refusal:
-        return _errors(refusal.code, str(refusal), refusal.status)
+        return _refused(refusal)
     except KeyError as missing:
-        return _errors("form_param_missing", f"{missing.args[0]} is missing", 422)
+        return _refused(ParameterMissing(str(missing.args[0])))
     return response
 
 
 def _errors(code: str, message: str, status: int) -> web.Response:
-    error = {"code": code, "message": message, "long_message": message}
-    return web.json_response({"errors": [error], "clerk_trace_id": secrets.token_hex(16)}, status=status)
+    return _refused(ClerkRefusal(status, code, message))
+
+
+def _refused(refusal: ClerkRefusal) -> web.Response:
+    body = {"errors": [refusal.error], "clerk_trace_id": secrets.token_hex(16)}
+    return web.json_response(body, status=refusal.status, headers=refusal.headers)
 
 
 if __name__ == "__main__":

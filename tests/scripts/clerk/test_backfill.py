@@ -34,8 +34,9 @@ from scripts.clerk.listing import (
 )
 from scripts.cli import ballast
 from scripts.local.clerk.directory import Directory
+from scripts.local.clerk.limits import Limit
 from tests import events
-from tests.clerk_server import INSTANCE, SECRET_KEY, ClerkServer, at_most, listed, running_clerk
+from tests.clerk_server import INSTANCE, SECRET_KEY, ClerkServer, listed, running_clerk
 from tests.conftest import ROOT, Stack
 from tests.events import MINUTE, START, Json
 from tests.properties.test_convergence import OFTEN, PAUSES, QUERIES, RARELY
@@ -627,7 +628,7 @@ def test_an_hour_is_not_waited(outside: Outside) -> None:
 
 
 def test_a_rate_limit_slows_a_backfill_down_and_no_more(backfill: Backfill) -> None:
-    with running_clerk(at_most(4, 1.0)) as clerk:
+    with running_clerk(Limit(4, 1.0)) as clerk:
         clerk.put(*EVERYTHING, *people(600))
         assert backfill.done(clerk)["user"] == (602, 602)
         assert len(clerk.requests) > 9  # eight that were answered, and some that were not
@@ -759,28 +760,3 @@ def test_a_database_that_was_never_migrated_is_told_what_to_do(
     result = Backfill(new_database()).run(clerk)
     assert result.exit_code == 1
     assert "ballast migrate up" in result.stderr
-
-
-# The stand-in speaks as Clerk does -----------------------------------------------------------------------------------
-
-
-def test_the_stand_in_refuses_pages_that_clerk_refuses(clerk: ClerkServer) -> None:
-    headers = {"Authorization": f"Bearer {SECRET_KEY}"}
-    for query in ("limit=501", "limit=0", "offset=-1", "limit=x", "order_by=shoe_size"):
-        answer = httpx.get(f"{clerk.url}/v1/users?{query}", headers=headers)
-        assert (answer.status_code, answer.json()["errors"][0]["code"]) == (422, "form_param_format_invalid")
-    assert httpx.get(f"{clerk.url}/v1/users").status_code == 401
-
-
-def test_the_stand_in_lists_the_newest_ten_unless_asked(clerk: ClerkServer) -> None:
-    clerk.put(*people(30), ACME, ADA_IN_ACME)
-    get = httpx.Client(base_url=clerk.url, headers={"Authorization": f"Bearer {SECRET_KEY}"}).get
-    assert [each["id"] for each in get("/v1/users").json()] == [f"user_{n:05}" for n in range(29, 19, -1)]
-    assert [each["id"] for each in get("/v1/users?order_by=created_at&limit=2&offset=3").json()] == [
-        "user_00003",
-        "user_00004",
-    ]
-    assert get("/v1/users/count").json() == {"object": "total_count", "total_count": 30}
-    assert get("/v1/organizations").json() == {"data": [ACME], "total_count": 1}
-    assert get("/v1/organization_memberships").json() == {"data": [ADA_IN_ACME], "total_count": 1}
-    assert get("/v1/organizations/org_acme/memberships?user_id=user_ben").json() == {"data": [], "total_count": 0}
