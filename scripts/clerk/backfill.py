@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 from psycopg.types.json import Jsonb
 
-from scripts.clerk.listing import KINDS, LIST_START, ClerkListing, Kind, Object, Page, Position
+from scripts.clerk.listing import KINDS, LIST_START, ClerkListing, Kind, ListIncomplete, Object, Page, Position
 from scripts.errors import Failure
 from scripts.schema import database
 from scripts.schema.database import Connection
@@ -42,6 +42,7 @@ class KindReport:
     """What became of a kind: how many objects Clerk listed, how many were news, which ones the database refused.
 
     The first `resumed_at` of those listed were merged by a run that was interrupted, and counted here only as listed.
+    `incomplete` says so if Clerk counts more than it lists.
     """
 
     kind: str
@@ -49,6 +50,7 @@ class KindReport:
     resumed_at: int = 0
     changed: int = 0
     refused: list[RefusedObject] = field(default_factory=list)
+    incomplete: str | None = None
 
 
 OnProgress = Callable[[Kind, int, int | None], None]
@@ -115,17 +117,20 @@ def _backfill_kind(checkpoints: Checkpoints, listing: ClerkListing, kind: Kind, 
     total = listing.count(kind)
     on_progress(kind, 0, total)
     known: set[str] = set()
-    for page in prefetch(listing.pages(kind, checkpoints.load(kind))):
-        if page.offset and not known:
-            database.echo_err(f"Going on with {kind.plural} at {page.offset:,} of {total:,}.")
-        report.resumed_at = min(report.resumed_at, page.offset) if known else page.offset
-        merge_page(checkpoints.connection, kind, page, report)
-        # Not past one that was refused: the next run tries it again, and names it.
-        if page.objects and not report.refused:
-            checkpoints.save(kind, page.end)
-        known.update(each["id"] for each in page.objects)
-        report.listed = report.resumed_at + len(known)
-        on_progress(kind, report.listed, None)
+    try:
+        for page in prefetch(listing.pages(kind, checkpoints.load(kind))):
+            if page.offset and not known:
+                database.echo_err(f"Going on with {kind.plural} at {page.offset:,} of {total:,}.")
+            report.resumed_at = min(report.resumed_at, page.offset) if known else page.offset
+            merge_page(checkpoints.connection, kind, page, report)
+            # Not past one that was refused: the next run tries it again, and names it.
+            if page.objects and page.is_sure and not report.refused:
+                checkpoints.save(kind, page.end)
+            known.update(each["id"] for each in page.objects)
+            report.listed = report.resumed_at + len(known)
+            on_progress(kind, report.listed, None)
+    except ListIncomplete as error:
+        report.incomplete = str(error)
     return report
 
 

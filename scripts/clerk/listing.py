@@ -1,7 +1,14 @@
 """Clerk's directory as its Backend API lists it: page by page, waiting when told to, asking again when it has to.
 
-Pages overlap by one object. When they do not, something before them was deleted meanwhile and what followed moved up:
-the page before is read again, so that nothing is left out. Memory: one id per object.
+Users have a cursor: each page follows the last user of the page before. The other lists have offsets only. There,
+objects that are deleted meanwhile move the others forward, and objects that were created in the same millisecond come
+in any order, which may differ from request to request. So a page begins one object before the last millisecond of the
+page before, and is read further back if it does not begin before that millisecond.
+
+Example, with pages of four and the time of creation: the first page is [1, 2, 5, 5], so the next one begins with 2:
+[2, 5, 5, 5]. Whichever two objects of time 5 were on the first page, the second has them all.
+
+In the end, the number of listed objects is compared with Clerk's count. Memory: one id per object.
 """
 
 from __future__ import annotations
@@ -27,6 +34,7 @@ Parameters = Mapping[str, str | int]
 
 MAX_PAGE_SIZE = 500  # Clerk's own limit
 MAX_STEPS_BACK = 1000
+MAX_READINGS = 3
 MAX_TRIES = 8
 FIRST_WAIT_SECONDS = 0.5
 MAX_WAIT_SECONDS = 30
@@ -48,21 +56,26 @@ class RequestRefused(Failure):
     """Clerk answers, but not what was asked for: a wrong address, or an API that has changed."""
 
 
+class ListIncomplete(Failure):
+    """Clerk counts more objects than it listed, however often the list was read."""
+
+
 class ClerkUnavailable(Failure):
     """Clerk did not answer, or not in its right mind, however often it was asked."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of Clerk's objects: its name in app.clerk_records, and where its list is."""
+    """A kind of Clerk's objects: its name in app.clerk_records, where its list is, and whether that has a cursor."""
 
     name: str
     plural: str
     path: str
     parameters: Parameters
+    has_cursor: bool = False
 
 
-USERS = Kind("user", "users", "/v1/users", {"order_by": "+created_at"})
+USERS = Kind("user", "users", "/v1/users", {"order_by": "+created_at"}, has_cursor=True)
 ORGANIZATIONS = Kind("organization", "organizations", "/v1/organizations", {"order_by": "+created_at"})
 MEMBERSHIPS = Kind("membership", "memberships", "/v1/organization_memberships", {"order_by": "+created_at"})
 INVITATIONS = Kind(
@@ -85,18 +98,19 @@ LIST_START = Position(0, 0)
 class Page(NamedTuple):
     """Objects, and a moment on Clerk's clock before which they were not read. `total` of how many, if Clerk says so.
 
-    `offset` of how many others the list has before them.
+    `offset` of how many others the list has before them. `is_sure` unless some of those may not have been listed.
     """
 
     objects: list[Object]
     asked_at: datetime
     total: int | None = None
     offset: int = 0
+    is_sure: bool = True
 
     @property
     def end(self) -> Position:
         """The place after its last object, of which there must be one."""
-        return Position(self.offset + len(self.objects), self.objects[-1].get("created_at", 0))
+        return Position(self.offset + len(self.objects), _created_at(self.objects[-1]))
 
 
 class Answer(NamedTuple):
@@ -122,27 +136,67 @@ class ClerkListing:
         """Every object of the kind that is there throughout, oldest first; some more than once.
 
         With the place up to which they were listed some other time, what has come after it, and some from before.
+        Raises ListIncomplete in the end if Clerk counts more.
         """
         seen: set[str] = set()
-        offset, steps_back = max(0, after.offset - size), 0
-        while True:
-            page = self.page(kind, offset, size)
-            if offset and not _leaves_no_gap(page, seen, after):
-                offset = max(0, offset - (size - 1))
-                steps_back += 1
-                if steps_back > MAX_STEPS_BACK:
-                    raise ClerkUnavailable(f"Clerk's list of {kind.plural} changes faster than it can be read.")
-                continue
-            seen.update(each["id"] for each in page.objects)
-            yield page
-            if len(page.objects) < size:
+        for _ in range(MAX_READINGS):
+            counted = self.count(kind)
+            before: int | None = None
+            for page in self._pages(kind, after, size):
+                before = page.offset if before is None else before
+                seen.update(each["id"] for each in page.objects)
+                yield page
+            listed = len(seen) + (before or 0)
+            # Those who were deleted meanwhile are missing in the second count, those who came meanwhile in the first.
+            if listed >= counted or listed >= self.count(kind):
                 return
-            offset += size - 1
+            after = LIST_START
+        raise ListIncomplete(f"Clerk counts {counted:,} {kind.plural}, but lists {listed:,} of them: run this again.")
 
     def page(self, kind: Kind, offset: int, size: int) -> Page:
         """Up to `size` objects from a place on."""
-        parameters = dict(kind.parameters) | {"limit": size, "offset": offset}
-        answer = self._get(kind.path, parameters, lambda body: _objects(body) is not None)
+        return self._fetch(kind, {"limit": size, "offset": offset}, offset)
+
+    def _pages(self, kind: Kind, after: Position, size: int) -> Iterator[Page]:
+        """The list once, from the place on."""
+        page = self._page_from_before(kind, max(0, after.offset - size), after.created_at, size)
+        while True:
+            yield page
+            if len(page.objects) < size:
+                return
+            following = self._next(kind, page, size)
+            page = following._replace(is_sure=following.is_sure and page.is_sure)
+
+    def _next(self, kind: Kind, page: Page, size: int) -> Page:
+        """What follows a full page, by the cursor if there is one."""
+        last = page.objects[-1]
+        if kind.has_cursor:
+            try:
+                cursor = {"limit": size, "starting_after": last["id"]}
+                following = self._fetch(kind, cursor, page.offset + len(page.objects))
+            except RequestRefused:
+                pass  # as when that user was deleted meanwhile
+            else:
+                if _follows(following, page):
+                    return following
+        older = sum(_created_at(each) < _created_at(last) for each in page.objects)
+        if older < 2:
+            # As many as fill a page were created in one millisecond: only the count shows whether all were listed.
+            return self.page(kind, page.offset + len(page.objects), size)._replace(is_sure=False)
+        return self._page_from_before(kind, page.offset + older - 1, _created_at(last), size)
+
+    def _page_from_before(self, kind: Kind, offset: int, moment: int, size: int) -> Page:
+        """The page at the offset, or the nearest earlier one that begins before the moment."""
+        for _ in range(MAX_STEPS_BACK):
+            page = self.page(kind, offset, size)
+            if not offset or (page.objects and _created_at(page.objects[0]) < moment):
+                return page
+            offset = max(0, offset - (size - 1))
+        raise ClerkUnavailable(f"Clerk's list of {kind.plural} changes faster than it can be read.")
+
+    def _fetch(self, kind: Kind, parameters: Parameters, offset: int) -> Page:
+        """A page, which has `offset` others before it."""
+        answer = self._get(kind.path, {**kind.parameters, **parameters}, lambda body: _objects(body) is not None)
         if answer.body is None:
             raise self._refusal(HTTPStatus.NOT_FOUND, NOT_FOUND)
         total = answer.body.get("total_count") if isinstance(answer.body, dict) else None
@@ -251,13 +305,18 @@ def open_listing(environment: Mapping[str, str]) -> Iterator[ClerkListing]:
         yield listing
 
 
-def _leaves_no_gap(page: Page, seen: set[str], after: Position) -> bool:
-    """Whether all that the list has before the page was listed: up to one of those seen, or up to the place."""
-    if not page.objects:
-        return False
-    first = page.objects[0]
-    # Of those created in the same millisecond as the last one, some may not have been listed.
-    return first["id"] in seen or first.get("created_at", after.created_at) < after.created_at
+def _follows(following: Page, page: Page) -> bool:
+    """Whether Clerk went on from the cursor. If it does not know the cursor, it answers with the first page again."""
+    if not following.objects:
+        return True
+    first, last = following.objects[0], page.objects[-1]
+    return _created_at(first) >= _created_at(last) and all(each["id"] != first["id"] for each in page.objects)
+
+
+def _created_at(each: Object) -> int:
+    """In ms since 1970."""
+    moment = each.get("created_at")
+    return moment if isinstance(moment, int) else 0
 
 
 def _objects(body: Any) -> list[Object] | None:

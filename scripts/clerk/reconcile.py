@@ -11,7 +11,17 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from scripts.clerk.backfill import OnProgress, prefetch, retry_on_conflict
-from scripts.clerk.listing import INVITATIONS, KINDS, MEMBERSHIPS, USERS, ClerkListing, Kind, Object, Page
+from scripts.clerk.listing import (
+    INVITATIONS,
+    KINDS,
+    MEMBERSHIPS,
+    USERS,
+    ClerkListing,
+    Kind,
+    ListIncomplete,
+    Object,
+    Page,
+)
 from scripts.errors import Failure
 from scripts.schema.database import Connection
 
@@ -58,10 +68,11 @@ class Difference:
 
 @dataclass
 class Report:
-    """How many of each kind were compared, and what differs."""
+    """How many of each kind were compared, what differs, and of which kinds Clerk counts more than it lists."""
 
     compared: dict[str, int] = field(default_factory=dict)
     differences: list[Difference] = field(default_factory=list)
+    incomplete: list[str] = field(default_factory=list)
 
     @property
     def remaining(self) -> int:
@@ -88,10 +99,14 @@ class Comparison:
             here = read_mirror(self.connection, kind)
             on_progress(kind, 0, self.listing.count(kind))
             listed: set[object] = set()
-            for page in prefetch(self.listing.pages(kind)):
-                listed.update(_mirror_key(kind, each) for each in page.objects)
-                report.differences += self._compare_page(kind, page)
-                on_progress(kind, len(listed), None)
+            try:
+                for page in prefetch(self.listing.pages(kind)):
+                    news = [each for each in page.objects if _mirror_key(kind, each) not in listed]
+                    listed.update(_mirror_key(kind, each) for each in news)
+                    report.differences += self._compare_page(kind, page._replace(objects=news))
+                    on_progress(kind, len(listed), None)
+            except ListIncomplete as error:
+                report.incomplete.append(str(error))
             if kind is USERS and here and not listed:
                 raise ClerkEmpty("Clerk knows nobody, but the database knows people: is it the right key?")
             report.compared[kind.name] = len(listed)

@@ -116,7 +116,8 @@ def backfill_command(url: str | None, restart: bool, as_json: bool) -> None:
     """Load all users, organizations, memberships and pending invitations from Clerk.
 
     It may run at any time, beside webhooks, and again: what is known already is skipped, and a run that was interrupted
-    in the last day is gone on with. Needs CLERK_SECRET_KEY. Exits with 1 when an object was refused.
+    in the last day is gone on with. Needs CLERK_SECRET_KEY. Exits with 1 when an object was refused, or when Clerk
+    counts more objects than it lists.
     """
     started = time.monotonic()
     with (
@@ -130,7 +131,7 @@ def backfill_command(url: str | None, restart: bool, as_json: bool) -> None:
         print_json({"seconds": round(seconds, 1), "kinds": merged})
     else:
         _show_backfill(merged, seconds)
-    if any(each.refused for each in merged):
+    if any(each.refused or each.incomplete for each in merged):
         sys.exit(1)
 
 
@@ -152,7 +153,7 @@ def reconcile_command(url: str | None, fix: bool, sample: int | None, delete_man
 
     Reports what is missing here, stale, of the wrong role, or orphaned (not in Clerk any more). With --fix, orphaned
     people are erased, as when Clerk tells of their deletion. Needs CLERK_SECRET_KEY.
-    Exits with 1 when something differs and was not fixed.
+    Exits with 1 when something differs and was not fixed, or when Clerk counts more objects than it lists.
     """
     with (
         open_listing(options.build_environment(url)) as listing,
@@ -165,7 +166,7 @@ def reconcile_command(url: str | None, fix: bool, sample: int | None, delete_man
         print_json(asdict(report) | {"remaining": report.remaining})
     else:
         _show_report(report, fix=fix)
-    if report.remaining:
+    if report.remaining or report.incomplete:
         sys.exit(1)
 
 
@@ -202,6 +203,8 @@ def _show_backfill(merged: list[KindReport], seconds: float) -> None:
     for each in merged:
         for refused in each.refused:
             database.echo_err(f"{each.kind} {refused.clerk_id}: {refused.error}")
+        if each.incomplete:
+            database.echo_err(each.incomplete)
 
 
 def _show_report(report: Report, *, fix: bool) -> None:
@@ -218,5 +221,6 @@ def _show_report(report: Report, *, fix: bool) -> None:
         click.echo(f"{each.kind} {name}: {each.difference}{columns}{', fixed' if each.fixed else ''}")
     if len(report.differences) > MAX_SHOWN:
         click.echo(f"… and {len(report.differences) - MAX_SHOWN:,} more: --json lists all.")
-    for note in dict.fromkeys(f"{each.kind}: {each.note}" for each in report.differences if each.note):
+    notes = [f"{each.kind}: {each.note}" for each in report.differences if each.note]
+    for note in dict.fromkeys(notes + report.incomplete):
         database.echo_err(note)

@@ -1,6 +1,6 @@
 """Clerk's Backend API, as far as it lists: for `ballast clerk backfill` and `reconcile`.
 
-  GET /v1/users?limit=&offset=&order_by=                 -> [user, …]
+  GET /v1/users?limit=&offset=&order_by=&starting_after= -> [user, …]
   GET /v1/users/count                                    -> {object, total_count}
   GET /v1/organizations?…                                -> {data, total_count}
   GET /v1/organizations/{id or slug}                     -> the organization
@@ -13,11 +13,19 @@
   GET /v1/instance                                       -> {object, id, environment_type}
 
 Lists are the newest first unless order_by is created_at or +created_at. A page is 10 objects unless `limit` says
-otherwise, 500 at most.
+otherwise, 500 at most. Objects that were created in the same millisecond come in another order at each request.
+
+Users alone have a cursor: `starting_after`, the id of the last user of the page before. It needs an order by
+created_at, and excludes an offset. An offset of 0 begins the same order that the cursor continues. Clerk does not
+document what the cursor of a deleted user does; here it is refused.
+Source: GetUserList in https://github.com/clerk/clerk-sdk-python.
 """
 
 from __future__ import annotations
 
+import hashlib
+import random
+import secrets
 from collections.abc import Iterable
 
 from aiohttp import web
@@ -29,6 +37,9 @@ DEFAULT_LIMIT = 10
 LARGEST_LIMIT = 500
 ORDERS = {"created_at": False, "+created_at": False, "-created_at": True}
 STATES = ("pending", "accepted", "revoked", "expired")
+# The first API version whose users have a cursor. Older ones ignore it, as they ignore every unknown parameter.
+CURSOR_VERSION = "2025-11-10"
+SALT = secrets.token_bytes(8)
 
 
 class Lists:
@@ -59,7 +70,18 @@ class Lists:
         return web.json_response([])
 
     async def users(self, request: web.Request) -> web.Response:
-        return web.json_response(_page(request, self._directory.users.values()))
+        everyone = self._directory.users
+        cursor = request.query.get("starting_after")
+        if cursor is None or request.headers.get("Clerk-API-Version", "") < CURSOR_VERSION:
+            steady = _number(request, "offset", 0) == 0
+            return web.json_response(_page(request, everyone.values(), steady=steady))
+        if _number(request, "offset", 0):
+            raise errors.ParameterConflict("offset", "starting_after")
+        if cursor not in everyone:
+            raise errors.ParameterNamesNothing("starting_after")
+        ordered = _ordered(request, everyone.values(), steady=True)
+        following = ordered[ordered.index(everyone[cursor]) + 1 :]
+        return web.json_response(following[: _limit(request)])
 
     async def count(self, _: web.Request) -> web.Response:
         return web.json_response({"object": "total_count", "total_count": len(self._directory.users)})
@@ -103,18 +125,24 @@ def _counted(request: web.Request, objects: Iterable[Object]) -> web.Response:
     return web.json_response({"data": _page(request, every), "total_count": len(every)})
 
 
-def _page(request: web.Request, objects: Iterable[Object]) -> list[Object]:
+def _page(request: web.Request, objects: Iterable[Object], *, steady: bool = False) -> list[Object]:
     """The part of the list that `limit` and `offset` ask for."""
     limit, offset = _limit(request), _number(request, "offset", 0)
-    return _ordered(request, objects)[offset : offset + limit]
+    return _ordered(request, objects, steady=steady)[offset : offset + limit]
 
 
-def _ordered(request: web.Request, objects: Iterable[Object]) -> list[Object]:
-    """The list in the order that is asked for."""
+def _ordered(request: web.Request, objects: Iterable[Object], *, steady: bool) -> list[Object]:
+    """The list in the order that is asked for. Equals have the same order each time only if it is `steady`."""
     order = request.query.get("order_by", "-created_at")
     if order not in ORDERS:
         raise errors.ParameterValueInvalid("order_by", order, ", ".join(ORDERS))
-    return sorted(objects, key=lambda each: (each["created_at"], each["id"]), reverse=ORDERS[order])
+    drawn = sorted(objects, key=_lot) if steady else random.sample(every := list(objects), len(every))
+    return sorted(drawn, key=lambda each: int(each["created_at"]), reverse=ORDERS[order])
+
+
+def _lot(each: Object) -> bytes:
+    """A place among equals that says nothing about the id, so that callers cannot rely on an order by id."""
+    return hashlib.blake2b(each["id"].encode(), key=SALT).digest()
 
 
 def _limit(request: web.Request) -> int:

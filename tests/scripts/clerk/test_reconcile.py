@@ -17,7 +17,7 @@ from scripts.cli import ballast
 from tests import events
 from tests.clerk_server import ClerkServer, running_clerk
 from tests.events import MINUTE, START, Json
-from tests.scripts.clerk.test_backfill import ACME, ADA, BEN, EVERYTHING, SHOWN, people, receive
+from tests.scripts.clerk.test_backfill import ACME, ADA, BEN, EVERYTHING, SHOWN, hiding, people, receive
 
 Row = tuple[Any, ...]
 
@@ -84,6 +84,22 @@ def test_nothing_differs_after_a_backfill(reconcile: Reconcile) -> None:
     result = reconcile.run()
     assert result.exit_code == 0, result.output
     assert reconcile.found() == set()
+
+
+def test_a_list_that_is_shorter_than_its_count_fails_the_run_and_removes_nothing(reconcile: Reconcile) -> None:
+    reconcile.clerk.put(events.organization("org_new"))
+    hiding(reconcile.clerk, "/v1/organizations", "org_acme")
+    result = reconcile.run("--fix")
+    assert result.exit_code == 1
+    assert "Clerk counts 2 organizations, but lists 1 of them: run this again." in result.stderr
+    assert "org_acme" in reconcile.ids()
+
+
+def test_what_is_listed_twice_is_reported_once(reconcile: Reconcile) -> None:
+    """Pages overlap."""
+    reconcile.clerk.put(*(events.organization(f"org_{n}", created_at=START + n) for n in range(600)))
+    differences = json.loads(reconcile.run("--json").stdout)["differences"]
+    assert len(differences) == 600
 
 
 # What is found, and mended -------------------------------------------------------------------------------------------
@@ -302,12 +318,14 @@ def test_a_membership_that_only_a_token_told_of_ends_too(reconcile: Reconcile) -
 
 
 def hide(clerk: ClerkServer, *hidden: str) -> None:
-    """Clerk leaves some out of its lists of users, as if they had been made since."""
+    """Clerk leaves some out of its list of users and out of their count, as if they had been made since."""
 
     def before(request: web.Request) -> web.Response | None:
+        users = [each for each in clerk.directory.users.values() if each["id"] not in hidden]
+        if request.path == "/v1/users/count":
+            return web.json_response({"object": "total_count", "total_count": len(users)})
         if request.path != "/v1/users":
             return None
-        users = [each for each in clerk.directory.users.values() if each["id"] not in hidden]
         offset, limit = int(request.query["offset"]), int(request.query["limit"])
         return web.json_response(users[offset : offset + limit])
 
