@@ -19,19 +19,21 @@ TIMEOUT = httpx.Timeout(connect=2, read=8, write=2, pool=2)
 REFUSALS = {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY}
 NOT_FOUND = "resource_not_found"
 CODE = re.compile(r"[a-z0-9_]{1,100}")
+SECONDS = re.compile(r"[0-9]{1,9}")
 
 
 class ClerkCallFailed(Exception):
     """A call had no answer, or one that is not 2xx. str(), which ends in logs, names no person and no secret.
 
     `code` is Clerk's own ("clerk_key_invalid"), else the HTTP status, else what went wrong on the way ("ReadTimeout").
-    `status` is None without an answer.
+    `status` is None without an answer. `retry_after`: seconds, if Clerk names them.
     """
 
-    def __init__(self, call: str, code: str, status: int | None = None) -> None:
+    def __init__(self, call: str, code: str, status: int | None = None, retry_after: int | None = None) -> None:
         super().__init__(f"{call}: {code}")
         self.code = code
         self.status = status
+        self.retry_after = retry_after
 
     @property
     def is_refusal(self) -> bool:
@@ -89,7 +91,7 @@ class ClerkApi:
             # A proxy or a wrong address has 404s too: only Clerk's own means that the person is gone.
             if answer.status_code == HTTPStatus.NOT_FOUND and code == NOT_FOUND:
                 return None
-            failed = ClerkCallFailed(call, code, answer.status_code)
+            failed = ClerkCallFailed(call, code, answer.status_code, _retry_after(answer))
         # Outside the except block: httpx's error holds the request, with its key and the person's id.
         raise failed
 
@@ -109,3 +111,8 @@ def _code(answer: httpx.Response) -> str:
     except (ValueError, LookupError, TypeError):
         code = None
     return code if isinstance(code, str) and CODE.fullmatch(code) else str(answer.status_code)
+
+
+def _retry_after(answer: httpx.Response) -> int | None:
+    given = answer.headers.get("Retry-After", "")
+    return int(given) if SECONDS.fullmatch(given) else None

@@ -25,6 +25,23 @@ members = Blueprint("members", __name__, url_prefix="/api/v1/organizations/<uuid
 # Clerk knows better what an address is; this keeps what is none from its hourly limit.
 EMAIL_ADDRESS = re.compile(r"[^@\s\x00-\x1f]{1,64}@[^@\s\x00-\x1f]{1,255}")
 ROLES = ("admin", "member", "viewer")
+DEFAULT_RETRY_AFTER = 5
+INVITED_ALREADY = "The address has a pending invitation to the organization."
+NOT_A_MANAGER = "Clerk does not let the caller manage members: their role in Clerk lacks the permission."
+# Clerk's codes: https://clerk.com/docs/guides/development/errors/backend-api
+REASONS = {
+    "already_a_member_in_organization": "The address belongs to a member of the organization.",
+    "duplicate_record": INVITED_ALREADY,
+    "form_param_format_invalid": "Clerk does not accept the address.",
+    "missing_organization_permission": NOT_A_MANAGER,
+    "not_a_member_in_organization": NOT_A_MANAGER,
+    "not_an_admin_in_organization": NOT_A_MANAGER,
+    "organization_invitation_not_unique": INVITED_ALREADY,
+    "organization_membership_managed_by_scim": "A directory (SCIM) manages the membership: remove the person there.",
+    "organization_membership_quota_exceeded": "The organization has no seat left. Members and pending invitations count.",
+    "organization_minimum_permissions_needed": "Without this member, no one could manage the organization in Clerk.",
+    "resource_not_found": "Clerk does not know the organization, the caller as its member, or the role.",
+}
 
 
 class InvitationMalformed(Problem, status=400, slug="invitation-malformed", title="The body is not an invitation"):
@@ -41,6 +58,13 @@ class LastOwner(Problem, status=409, slug="last-owner", title="The organization 
 
 class ClerkRefused(Problem, status=422, slug="clerk-refused", title="Clerk refuses it"):
     """Clerk does not want it: `clerk_code` says why, such as that the person is a member, or there are too many."""
+
+
+class ClerkBusy(Problem, status=429, slug="clerk-busy", title="Clerk takes no more requests for now"):
+    """Clerk's rate limit is reached, such as 250 invitations an hour for all organizations together."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"Clerk's rate limit is reached. Try again in {retry_after} s.", retry_after=retry_after)
 
 
 class ClerkUnavailable(Problem, status=503, slug="clerk-unavailable", title="Clerk does not answer", retry_after=5):
@@ -87,7 +111,10 @@ def parse_invitation(body: object) -> tuple[str, str]:
 def problem_from_clerk(failure: ClerkCallFailed) -> Problem:
     """What it means to the caller that Clerk did not do it."""
     if failure.is_refusal or failure.status in {HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT}:
-        return ClerkRefused("See clerk_code.", clerk_code=failure.code)
+        reason = REASONS.get(failure.code, "Clerk refuses the request: clerk_code is its reason.")
+        return ClerkRefused(reason, clerk_code=failure.code)
+    if failure.status == HTTPStatus.TOO_MANY_REQUESTS:
+        return ClerkBusy(failure.retry_after or DEFAULT_RETRY_AFTER)
     return ClerkUnavailable("Try again in a few seconds.")
 
 

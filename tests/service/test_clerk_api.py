@@ -133,6 +133,14 @@ def test_what_may_pass_is_no_refusal(failing: ClerkApi, outside: Outside, status
     assert len(outside.requests) == 1
 
 
+@pytest.mark.parametrize(("given", "seconds"), [("30", 30), ("0", 0), ("", None), ("soon", None), ("1.5", None)])
+def test_a_failure_has_the_seconds_that_clerk_asks_to_wait(
+    failing: ClerkApi, outside: Outside, given: str, seconds: int | None
+) -> None:
+    answer = error(429, "too_many_requests", **{"Retry-After": given})
+    assert failure_of(failing, outside, answer).retry_after == seconds
+
+
 @pytest.mark.parametrize("body", [b"", b"<html>", b"\xff", b"[]", b'{"errors": []}', b'{"errors": {"code": "x"}}'])
 def test_a_404_that_is_not_clerks_does_not_mean_that_the_person_is_gone(
     failing: ClerkApi, outside: Outside, body: bytes

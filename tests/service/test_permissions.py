@@ -17,8 +17,10 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from scripts.cli.clerk import send as send_event
+from service.clerk_api import ClerkCallFailed
 from service.components import components
 from service.permissions import NotPermitted, require_permission
+from service.routes.members import REASONS
 from service.session import fetch_session
 from tests.conftest import Stack
 from tests.service.conftest import Grown, MakeApp
@@ -174,6 +176,40 @@ def test_who_is_a_member_is_not_invited_and_clerk_says_why(online: FlaskClient, 
     assert answer.json["clerk_code"] == "already_a_member_in_organization"
 
 
+def test_an_address_is_invited_once(online: FlaskClient, stack: Stack, team: Team) -> None:
+    token, body = token_of(stack, team.people["admin"]), {"email": "x@example.com", "role": "member"}
+    assert invite(online, team.id, token, body).status_code == 202
+    answer = invite(online, team.id, token, body)
+    assert (answer.status_code, answer.json["clerk_code"]) == (422, "organization_invitation_not_unique")
+
+
+def test_a_full_organization_invites_nobody(online: FlaskClient, stack: Stack, team: Team) -> None:
+    """Its limit is five: it has three members, and two invitations are pending."""
+    token = token_of(stack, team.people["owner"])
+    assert [invite(online, team.id, token).status_code for _ in range(3)] == [202, 202, 422]
+    answer = invite(online, team.id, token)
+    assert answer.json["type"] == "urn:problem:ballast:clerk-refused"
+    assert answer.json["clerk_code"] == "organization_membership_quota_exceeded"
+    assert "no seat left" in answer.json["detail"]
+
+
+def test_clerk_keeps_its_last_administrator(online: FlaskClient, team: Team) -> None:
+    with online.application.app_context():
+        clerk = components().clerk
+    clerk.delete_membership(team.clerk_id, team.people["admin"])
+    with pytest.raises(ClerkCallFailed) as failed:
+        clerk.delete_membership(team.clerk_id, team.people["owner"])
+    assert (failed.value.status, failed.value.code) == (400, "organization_minimum_permissions_needed")
+    assert failed.value.is_refusal
+
+
+def test_a_role_that_clerk_does_not_have_is_refused(online: FlaskClient, team: Team) -> None:
+    """As on a plain instance, which has no org:viewer."""
+    with online.application.app_context(), pytest.raises(ClerkCallFailed) as failed:
+        components().clerk.invite(team.clerk_id, "x@example.com", "org:captain", team.people["admin"])
+    assert (failed.value.status, failed.value.code) == (404, "resource_not_found")
+
+
 def test_without_a_token_nobody_invites(online: FlaskClient, acme: UUID) -> None:
     assert online.post(f"/api/v1/organizations/{acme}/invitations", json={}).status_code == 401
 
@@ -315,7 +351,9 @@ ACTS: dict[str, Callable[[FlaskClient, str], TestResponse]] = {
         (clerks_error(422, "form_param_format_invalid"), (422, "clerk-refused")),
         (clerks_error(400, "duplicate_record"), (422, "clerk-refused")),
         (clerks_error(401, "clerk_key_invalid"), (503, "clerk-unavailable")),
-        (clerks_error(429, "too_many_requests"), (503, "clerk-unavailable")),
+        (clerks_error(409, "organization_membership_managed_by_scim"), (422, "clerk-refused")),
+        (clerks_error(404, "organization_not_found_or_unauthorized"), (422, "clerk-refused")),
+        (clerks_error(429, "too_many_requests"), (429, "clerk-busy")),
         (clerks_error(500, "internal_clerk_error"), (503, "clerk-unavailable")),
         (HANG_UP, (503, "clerk-unavailable")),
         ((502, {}, b"<html>"), (503, "clerk-unavailable")),
@@ -329,6 +367,30 @@ def test_what_clerk_answers_becomes_the_fitting_problem(
     found = ACTS[act](client, issuer.token())
     assert (found.status_code, found.json["type"]) == (problem[0], f"urn:problem:ballast:{problem[1]}")
     assert "Ada" not in found.text
+
+
+@pytest.mark.parametrize(("given", "told"), [("1800", "1800"), (None, "5"), ("soon", "5"), ("-3", "5")])
+@pytest.mark.parametrize("act", ACTS)
+def test_clerks_rate_limit_reaches_the_caller_with_the_time_to_wait(
+    client: FlaskClient, clerk: Outside, issuer: Issuer, act: str, given: str | None, told: str
+) -> None:
+    status, _, body = clerks_error(429, "too_many_requests")
+    clerk.answer = lambda *_: (status, {"Retry-After": given} if given else {}, body)
+    answer = ACTS[act](client, issuer.token())
+    assert (answer.status_code, answer.headers["Retry-After"]) == (429, told)
+    assert answer.json["detail"] == f"Clerk's rate limit is reached. Try again in {told} s."
+
+
+@pytest.mark.parametrize(
+    ("code", "detail"),
+    [*REASONS.items(), ("something_new", "Clerk refuses the request: clerk_code is its reason.")],
+)
+def test_a_refusal_by_clerk_says_what_is_wrong(
+    client: FlaskClient, clerk: Outside, issuer: Issuer, code: str, detail: str
+) -> None:
+    clerk.answer = lambda *_: clerks_error(400, code)
+    answer = invite(client, ORGANIZATION, issuer.token())
+    assert (answer.json["detail"], answer.json["clerk_code"]) == (detail, code)
 
 
 @pytest.mark.parametrize("answer", [rest_answer({}), rest_answer([]), (200, {}, b"<html>")])
