@@ -38,7 +38,7 @@ REASONS = {
     "not_an_admin_in_organization": NOT_A_MANAGER,
     "organization_invitation_not_unique": INVITED_ALREADY,
     "organization_membership_managed_by_scim": "A directory (SCIM) manages the membership: remove the person there.",
-    "organization_membership_quota_exceeded": "The organization has no seat left. Members and pending invitations count.",
+    "organization_membership_quota_exceeded": "The organization has no seat left: pending invitations count.",
     "organization_minimum_permissions_needed": "Without this member, no one could manage the organization in Clerk.",
     "resource_not_found": "Clerk does not know the organization, the caller as its member, or the role.",
 }

@@ -26,7 +26,6 @@ from scripts.local.clerk import errors
 from scripts.local.clerk.directory import Directory, Object
 from scripts.local.clerk.limits import Limit, RateLimits
 from scripts.local.clerk.lists import Lists
-from scripts.local.clerk.roles import may_manage
 
 NAMES = {"first_name", "last_name"}
 INVITATION = {"email_address", "role", "inviter_user_id"}
@@ -102,7 +101,7 @@ class BackendApi:
 
     def _require_manager(self, user_id: str, organization_id: str) -> None:
         """Raises Unknown for a user outside the organization, and NotAnAdmin."""
-        if not may_manage(self._directory.role(self._directory.membership(user_id, organization_id)["role"])):
+        if not self._directory.is_manager(self._directory.membership(user_id, organization_id)):
             raise errors.NotAnAdmin(user_id)
 
     def _require_stranger(self, email: str, organization_id: str) -> None:

@@ -83,8 +83,13 @@ class Directory:
     def require_another_manager(self, membership: Object) -> None:
         """Raises LastAdministrator if no other member could manage the organization."""
         others = [each for each in self.members(membership["organization"]["id"]) if each["id"] != membership["id"]]
-        if self._may_manage(membership) and not any(map(self._may_manage, others)):
+        if self.is_manager(membership) and not any(map(self.is_manager, others)):
             raise LastAdministrator
+
+    def is_manager(self, membership: Object) -> bool:
+        """Whether the member's role lets them manage the organization."""
+        role = self._role_with(membership["role"])
+        return role is not None and may_manage(role)
 
     def people(self) -> list[Object]:
         """Everybody, for a page to sign in as: {user_id, name, organizations: [{organization_id, name, role}]}."""
@@ -116,6 +121,8 @@ class Directory:
             return self._deleted("organization", data) if what == "deleted" else self._whole_organization(data)
         if subject == "organizationMembership":
             membership = self._whole_membership(data)
+            if what != "deleted":
+                self.role(membership["role"])
             if what == "created":
                 self._require_seat(membership["organization"]["id"], _address(membership))
             return membership
@@ -165,10 +172,6 @@ class Directory:
         if limit and address.lower() not in taken and len(taken) >= limit:
             raise NoSeatLeft(limit)
 
-    def _may_manage(self, membership: Object) -> bool:
-        role = self._role_with(membership["role"])
-        return role is not None and may_manage(role)
-
     def _role_with(self, key: str) -> Role | None:
         return next((each for each in self.roles.values() if each["key"] == key), None)
 
@@ -204,7 +207,8 @@ class Directory:
             needed = '{"public_user_data": {"user_id": …}, "organization": {"id": …}}'
             raise IncompleteData("organization", f"A membership needs {needed}.")
         known = known or self._membership_of(user_id, organization_id) or {}
-        role = self.role(data.get("role") or known.get("role") or "org:member")
+        key = data.get("role") or known.get("role") or "org:member"
+        role = self._role_with(key) or new_role(key)
         defaults: Object = {
             "object": "organization_membership",
             "id": known.get("id") or f"orgmem_{_random_id()}",

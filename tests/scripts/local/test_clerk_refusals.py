@@ -237,6 +237,15 @@ def test_a_role_exists_after_its_event_and_until_it_is_deleted() -> None:
         })  # fmt: skip
 
 
+def test_a_member_with_a_role_that_is_gone_can_be_deleted() -> None:
+    directory = Directory()
+    role = told(directory, "role.created", key="org:captain")
+    membership = told(directory, "organizationMembership.created", **pair("user_zoe"), role="org:captain")
+    told(directory, "role.deleted", id=role["id"])
+    told(directory, "organizationMembership.deleted", **membership)
+    assert directory.memberships == {}
+
+
 def test_roles_outlive_their_process(tmp_path: Path) -> None:
     file = tmp_path / "directory.json"
     told(Directory(file), "role.created", key="org:captain")
