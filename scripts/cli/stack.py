@@ -27,7 +27,7 @@ from scripts.local.stack import STAND_IN, Stack, containers_are_wanted
 @click.option("--detach", is_flag=True, help="Return once everything is healthy, and leave it running.")
 def up(detach: bool) -> None:
     """Start everything, seed an empty database, print URLs and keys, and stay in front until Ctrl-C."""
-    stack = Stack.from_environment()
+    stack = Stack.from_environment(create=True)
     stack.record_clerk()
     wanted = _parts_of(stack)
     began = time.monotonic()
@@ -88,7 +88,7 @@ def status(url: str | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def env(as_json: bool) -> None:
     """Print the stack's environment: eval "$(ballast env)" points a shell at it."""
-    environment = Stack.from_environment().environment()
+    environment = Stack.from_environment(create=True).environment()
     if as_json:
         print_json(environment)
     else:

@@ -93,15 +93,18 @@ class Stack:
     secrets: Secrets
 
     @classmethod
-    def from_environment(cls) -> Stack:
-        """The stack that BALLAST_HOME and BALLAST_PORT_BASE name. Raises InvalidPortBase."""
+    def from_environment(cls, *, create: bool = False) -> Stack:
+        """The stack that BALLAST_HOME and BALLAST_PORT_BASE name. Raises InvalidPortBase.
+
+        Without `create` a stack that has no folder gets none: a command in production may not be able to make one.
+        """
         home = Path(os.environ.get("BALLAST_HOME") or DEFAULT_HOME).absolute()
         text = os.environ.get("BALLAST_PORT_BASE") or str(DEFAULT_PORT_BASE)
         if not text.isascii() or not text.isdigit() or not 1023 <= int(text) <= 65535 - LAST_PORT_OFFSET:
             raise InvalidPortBase(
                 f"BALLAST_PORT_BASE must be a number from 1023 to {65535 - LAST_PORT_OFFSET}, not {text!r}."
             )
-        return cls(home, int(text), Secrets.of(home))
+        return cls(home, int(text), Secrets.of(home) if create or home.exists() else Secrets())
 
     @property
     def ports(self) -> Ports:

@@ -236,6 +236,22 @@ def test_an_older_stack_keeps_its_secrets_and_gets_those_that_it_lacks(tmp_path:
     assert file.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.parametrize("command", ["backup list", "clerk backfill", "doctor", "migrate status", "status"])
+def test_a_command_that_starts_no_stack_makes_no_folder_for_one(tmp_path: Path, command: str) -> None:
+    home = tmp_path / "stack"
+    elsewhere = {"BALLAST_HOME": str(home), "DATABASE_URL": "postgresql://127.0.0.1:1/postgres"}
+    result = CliRunner().invoke(ballast, command.split(), env=elsewhere)
+    assert isinstance(result.exception, SystemExit)
+    assert not home.exists()
+
+
+def test_the_environment_of_a_new_stack_is_kept_for_its_start(tmp_path: Path) -> None:
+    place = {"BALLAST_HOME": str(tmp_path / "stack")}
+    first, second = (CliRunner().invoke(ballast, ["env"], env=place).output for _ in range(2))
+    assert "SUPABASE_SECRET_KEY" in first
+    assert first == second
+
+
 @pytest.fixture
 def second(home: Path) -> Iterator[RunningStack]:
     """A place for another whole stack."""
