@@ -124,7 +124,7 @@ def _backfill_kind(checkpoints: Checkpoints, listing: ClerkListing, kind: Kind, 
             report.resumed_at = min(report.resumed_at, page.offset) if known else page.offset
             merge_page(checkpoints.connection, kind, page, report)
             # Not past one that was refused: the next run tries it again, and names it.
-            if page.objects and page.is_sure and not report.refused:
+            if page.objects and page.is_gapless and not report.refused:
                 checkpoints.save(kind, page.end)
             known.update(each["id"] for each in page.objects)
             report.listed = report.resumed_at + len(known)

@@ -98,14 +98,14 @@ LIST_START = Position(0, 0)
 class Page(NamedTuple):
     """Objects, and a moment on Clerk's clock before which they were not read. `total` of how many, if Clerk says so.
 
-    `offset` of how many others the list has before them. `is_sure` unless some of those may not have been listed.
+    `offset` of how many others the list has before them. `is_gapless` unless some of those may have been missed.
     """
 
     objects: list[Object]
     asked_at: datetime
     total: int | None = None
     offset: int = 0
-    is_sure: bool = True
+    is_gapless: bool = True
 
     @property
     def end(self) -> Position:
@@ -147,7 +147,7 @@ class ClerkListing:
                 seen.update(each["id"] for each in page.objects)
                 yield page
             listed = len(seen) + (before or 0)
-            # Those who were deleted meanwhile are missing in the second count, those who came meanwhile in the first.
+            # Deletions meanwhile lower the second count; objects created meanwhile are not in the first one.
             if listed >= counted or listed >= self.count(kind):
                 return
             after = LIST_START
@@ -165,7 +165,7 @@ class ClerkListing:
             if len(page.objects) < size:
                 return
             following = self._next(kind, page, size)
-            page = following._replace(is_sure=following.is_sure and page.is_sure)
+            page = following._replace(is_gapless=following.is_gapless and page.is_gapless)
 
     def _next(self, kind: Kind, page: Page, size: int) -> Page:
         """What follows a full page, by the cursor if there is one."""
@@ -181,8 +181,8 @@ class ClerkListing:
                     return following
         older = sum(_created_at(each) < _created_at(last) for each in page.objects)
         if older < 2:
-            # As many as fill a page were created in one millisecond: only the count shows whether all were listed.
-            return self.page(kind, page.offset + len(page.objects), size)._replace(is_sure=False)
+            # One millisecond fills the page: only the count shows whether all its objects were listed.
+            return self.page(kind, page.offset + len(page.objects), size)._replace(is_gapless=False)
         return self._page_from_before(kind, page.offset + older - 1, _created_at(last), size)
 
     def _page_from_before(self, kind: Kind, offset: int, moment: int, size: int) -> Page:

@@ -101,9 +101,9 @@ class Comparison:
             listed: set[object] = set()
             try:
                 for page in prefetch(self.listing.pages(kind)):
-                    news = [each for each in page.objects if _mirror_key(kind, each) not in listed]
-                    listed.update(_mirror_key(kind, each) for each in news)
-                    report.differences += self._compare_page(kind, page._replace(objects=news))
+                    new_objects = [each for each in page.objects if _mirror_key(kind, each) not in listed]
+                    listed.update(_mirror_key(kind, each) for each in new_objects)
+                    report.differences += self._compare_page(kind, page._replace(objects=new_objects))
                     on_progress(kind, len(listed), None)
             except ListIncomplete as error:
                 report.incomplete.append(str(error))

@@ -369,16 +369,16 @@ def test_what_clerk_answers_becomes_the_fitting_problem(
     assert "Ada" not in found.text
 
 
-@pytest.mark.parametrize(("given", "told"), [("1800", "1800"), (None, "5"), ("soon", "5"), ("-3", "5")])
+@pytest.mark.parametrize(("given", "seconds"), [("1800", "1800"), (None, "5"), ("soon", "5"), ("-3", "5")])
 @pytest.mark.parametrize("act", ACTS)
 def test_clerks_rate_limit_reaches_the_caller_with_the_time_to_wait(
-    client: FlaskClient, clerk: Outside, issuer: Issuer, act: str, given: str | None, told: str
+    client: FlaskClient, clerk: Outside, issuer: Issuer, act: str, given: str | None, seconds: str
 ) -> None:
     status, _, body = clerks_error(429, "too_many_requests")
     clerk.answer = lambda *_: (status, {"Retry-After": given} if given else {}, body)
     answer = ACTS[act](client, issuer.token())
-    assert (answer.status_code, answer.headers["Retry-After"]) == (429, told)
-    assert answer.json["detail"] == f"Clerk's rate limit is reached. Try again in {told} s."
+    assert (answer.status_code, answer.headers["Retry-After"]) == (429, seconds)
+    assert answer.json["detail"] == f"Clerk's rate limit is reached. Try again in {seconds} s."
 
 
 @pytest.mark.parametrize(

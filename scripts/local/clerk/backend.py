@@ -52,7 +52,7 @@ class BackendApi:
         self._limits = RateLimits(limits)
 
     def application(self) -> web.Application:
-        application = web.Application(middlewares=[self._admitted])
+        application = web.Application(middlewares=[self._check_request])
         self._lists.add_routes(application.router)
         application.router.add_get("/users/{id}", self.read)
         application.router.add_patch("/users/{id}", self.change)
@@ -114,7 +114,7 @@ class BackendApi:
             raise errors.AlreadyInvited
 
     @web.middleware
-    async def _admitted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def _check_request(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
         if scheme != "Bearer" or not key:
             raise errors.KeyMissing
@@ -123,7 +123,7 @@ class BackendApi:
         version = request.headers.get("Clerk-API-Version")
         if version is not None and version not in VERSIONS:
             raise errors.VersionInvalid(version)
-        self._limits.require_room(request)
+        self._limits.count_request(request)
         return await handler(request)
 
 

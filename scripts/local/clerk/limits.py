@@ -36,8 +36,8 @@ class RateLimits:
         self._limits = limits
         self._passed: dict[tuple[Limit, str], deque[float]] = defaultdict(deque)
 
-    def require_room(self, request: web.Request) -> None:
-        """Counts the request. Raises TooManyRequests, and then does not count it."""
+    def count_request(self, request: web.Request) -> None:
+        """Counts the request, unless a limit is reached: then raises TooManyRequests."""
         now = time.monotonic()
         windows = [(limit, self._window(limit, request, now)) for limit in self._limits if _applies(limit, request)]
         for limit, window in windows:

@@ -23,9 +23,7 @@ Source: GetUserList in https://github.com/clerk/clerk-sdk-python.
 
 from __future__ import annotations
 
-import hashlib
 import random
-import secrets
 from collections.abc import Iterable
 
 from aiohttp import web
@@ -39,7 +37,6 @@ ORDERS = {"created_at": False, "+created_at": False, "-created_at": True}
 STATES = ("pending", "accepted", "revoked", "expired")
 # The first API version whose users have a cursor. Older ones ignore it, as they ignore every unknown parameter.
 CURSOR_VERSION = "2025-11-10"
-SALT = secrets.token_bytes(8)
 
 
 class Lists:
@@ -79,7 +76,7 @@ class Lists:
             raise errors.ParameterConflict("offset", "starting_after")
         if cursor not in everyone:
             raise errors.ParameterNamesNothing("starting_after")
-        ordered = _ordered(request, everyone.values(), steady=True)
+        ordered = _sort(request, everyone.values(), steady=True)
         following = ordered[ordered.index(everyone[cursor]) + 1 :]
         return web.json_response(following[: _limit(request)])
 
@@ -128,21 +125,20 @@ def _counted(request: web.Request, objects: Iterable[Object]) -> web.Response:
 def _page(request: web.Request, objects: Iterable[Object], *, steady: bool = False) -> list[Object]:
     """The part of the list that `limit` and `offset` ask for."""
     limit, offset = _limit(request), _number(request, "offset", 0)
-    return _ordered(request, objects, steady=steady)[offset : offset + limit]
+    return _sort(request, objects, steady=steady)[offset : offset + limit]
 
 
-def _ordered(request: web.Request, objects: Iterable[Object], *, steady: bool) -> list[Object]:
+def _sort(request: web.Request, objects: Iterable[Object], *, steady: bool) -> list[Object]:
     """The list in the order that is asked for. Equals have the same order each time only if it is `steady`."""
     order = request.query.get("order_by", "-created_at")
     if order not in ORDERS:
         raise errors.ParameterValueInvalid("order_by", order, ", ".join(ORDERS))
-    drawn = sorted(objects, key=_lot) if steady else random.sample(every := list(objects), len(every))
-    return sorted(drawn, key=lambda each: int(each["created_at"]), reverse=ORDERS[order])
+    return sorted(objects, key=lambda each: (each["created_at"], _tie_break(each, steady)), reverse=ORDERS[order])
 
 
-def _lot(each: Object) -> bytes:
-    """A place among equals that says nothing about the id, so that callers cannot rely on an order by id."""
-    return hashlib.blake2b(each["id"].encode(), key=SALT).digest()
+def _tie_break(each: Object, steady: bool) -> float:
+    """A place among equals. Python salts the hash, so that callers cannot rely on an order by id."""
+    return hash(each["id"]) if steady else random.random()  # noqa: S311 - no secret
 
 
 def _limit(request: web.Request) -> int:

@@ -597,8 +597,10 @@ def test_whatever_happens_between_two_runs_both_together_list_everything(clerk: 
                 if is_deleted:
                     clerk.forget(f"x_{number:02}")
             clerk.put(*(of_kind(f"x_new_{n}", created_at=START + 9) for n in range(newcomers)))
-            sure = [page for page in first if page.objects and page.is_sure]
-            second, is_complete = until_incomplete(listing.pages(kind, sure[-1].end if sure else LIST_START, size))
+            gapless = [page for page in first if page.objects and page.is_gapless]
+            second, is_complete = until_incomplete(
+                listing.pages(kind, gapless[-1].end if gapless else LIST_START, size)
+            )
             found = {each["id"] for page in (*first, *second) for each in page.objects}
             there = clerk.directory.users if kind is USERS else clerk.directory.organizations
             at_once = max(Counter(each["created_at"] for each in there.values()).values(), default=0)

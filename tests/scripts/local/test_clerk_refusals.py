@@ -210,7 +210,7 @@ def test_the_roles_are_those_of_a_plain_instance_and_the_examples_own(clerk: Cle
     assert "org:sys_profile:delete" in system
 
 
-def told(directory: Directory, event_type: str, **data: object) -> Any:
+def apply_event(directory: Directory, event_type: str, **data: object) -> Any:
     whole = directory.complete(event_type, data)
     directory.learn(event_type, whole)
     return whole
@@ -226,11 +226,11 @@ def test_a_role_exists_after_its_event_and_until_it_is_deleted() -> None:
     with pytest.raises(RoleUnknown, match=r"org:captain.*org:admin, org:member, org:viewer"):
         directory.complete("organizationMembership.created", captain)
     permission = {"key": "org:ship:steer"}
-    role = told(directory, "role.created", key="org:captain", permissions=[permission])
+    role = apply_event(directory, "role.created", key="org:captain", permissions=[permission])
     assert (role["object"], role["name"]) == ("role", "Captain")
     membership = directory.complete("organizationMembership.created", captain)
     assert (membership["role_name"], membership["permissions"]) == ("Captain", ["org:ship:steer"])
-    told(directory, "role.deleted", id=role["id"])
+    apply_event(directory, "role.deleted", id=role["id"])
     with pytest.raises(RoleUnknown):
         directory.complete("organizationInvitation.created", {
             "organization_id": "org_acme", "email_address": "x@example.com", "role": "org:captain",
@@ -239,16 +239,16 @@ def test_a_role_exists_after_its_event_and_until_it_is_deleted() -> None:
 
 def test_a_member_with_a_role_that_is_gone_can_be_deleted() -> None:
     directory = Directory()
-    role = told(directory, "role.created", key="org:captain")
-    membership = told(directory, "organizationMembership.created", **pair("user_zoe"), role="org:captain")
-    told(directory, "role.deleted", id=role["id"])
-    told(directory, "organizationMembership.deleted", **membership)
+    role = apply_event(directory, "role.created", key="org:captain")
+    membership = apply_event(directory, "organizationMembership.created", **pair("user_zoe"), role="org:captain")
+    apply_event(directory, "role.deleted", id=role["id"])
+    apply_event(directory, "organizationMembership.deleted", **membership)
     assert directory.memberships == {}
 
 
 def test_roles_outlive_their_process(tmp_path: Path) -> None:
     file = tmp_path / "directory.json"
-    told(Directory(file), "role.created", key="org:captain")
+    apply_event(Directory(file), "role.created", key="org:captain")
     assert Directory(file).role("org:captain")["name"] == "Captain"
 
 
@@ -257,19 +257,21 @@ def test_roles_outlive_their_process(tmp_path: Path) -> None:
 
 def test_no_event_fills_an_organization_beyond_its_limit() -> None:
     directory = Directory()
-    told(directory, "organization.created", id="org_acme", max_allowed_memberships=2)
-    told(directory, "organizationMembership.created", **pair("user_ada"))
-    told(directory, "organizationInvitation.created", organization_id="org_acme", email_address="ben@example.com")
+    apply_event(directory, "organization.created", id="org_acme", max_allowed_memberships=2)
+    apply_event(directory, "organizationMembership.created", **pair("user_ada"))
+    apply_event(
+        directory, "organizationInvitation.created", organization_id="org_acme", email_address="ben@example.com"
+    )
     with pytest.raises(NoSeatLeft):
         directory.complete("organizationMembership.created", pair("user_cleo"))
     with pytest.raises(NoSeatLeft):
         directory.complete(
             "organizationInvitation.created", {"organization_id": "org_acme", "email_address": "dee@example.com"}
         )
-    told(directory, "organizationMembership.created", **pair("user_ben"))  # was invited, and keeps the seat
-    told(directory, "organizationMembership.created", **pair("user_ada"))  # is a member already
-    told(directory, "organization.updated", id="org_acme", max_allowed_memberships=3)
-    told(directory, "organizationMembership.created", **pair("user_cleo"))
+    apply_event(directory, "organizationMembership.created", **pair("user_ben"))  # was invited, and keeps the seat
+    apply_event(directory, "organizationMembership.created", **pair("user_ada"))  # is a member already
+    apply_event(directory, "organization.updated", id="org_acme", max_allowed_memberships=3)
+    apply_event(directory, "organizationMembership.created", **pair("user_cleo"))
 
 
 def test_an_invitation_that_is_refused_is_not_announced(tmp_path: Path) -> None:
