@@ -26,7 +26,7 @@ create table app.personal_data (
   data text,
   purpose text not null,
   lawful_basis text,
-  kept_for text,
+  retention_period text,
   expired text,
   retention text,
   position integer generated always as identity,
@@ -36,7 +36,7 @@ create table app.personal_data (
   check (erasure in ('keep', 'none') or subject is not null),
   check (erasure <> 'pseudonymise' or replacements is not null or erased_by is not null),
   check (replacements is null or erased_by is null),
-  check (expired is null or kept_for is not null)
+  check (expired is null or retention_period is not null)
 );
 comment on table app.personal_data is 'Registry of personal data, declared in functions/. Every table of ours is in it.';
 comment on column app.personal_data.relation is 'The table, with its schema.';
@@ -54,10 +54,10 @@ comment on column app.personal_data.category is 'Heading on the privacy page.';
 comment on column app.personal_data.data is 'Which data, as the privacy page puts it.';
 comment on column app.personal_data.purpose is 'What for. For erasure none or keep: why.';
 comment on column app.personal_data.lawful_basis is 'The article of the GDPR that allows it.';
-comment on column app.personal_data.kept_for is 'SQL expression: the interval after which it is deleted.';
+comment on column app.personal_data.retention_period is 'SQL expression: the interval after which it is deleted.';
 comment on column app.personal_data.expired is
-'SQL condition: the row t is to be purged, with $1 the moment kept_for ago. Null: it is purged by other means.';
-comment on column app.personal_data.retention is 'How long, in words that follow kept_for.';
+'SQL condition: the row t is to be purged, with $1 the moment retention_period ago. Null: it is purged by other means.';
+comment on column app.personal_data.retention is 'How long, in words that follow retention_period.';
 comment on column app.personal_data.position is 'The order of declaration, which is the order of export and erasure.';
 alter table app.personal_data enable row level security, force row level security;
 

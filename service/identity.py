@@ -71,7 +71,7 @@ class Caller:
 
     @property
     def has_second_factor(self) -> bool:
-        """Whether the session was verified with a second factor, as app.second_factor() has it."""
+        """Whether the session was verified with a second factor, as app.has_second_factor() has it."""
         return self.second_factor_age_minutes is not None
 
 

@@ -85,7 +85,7 @@ def retry_events(tools: Components) -> Report:
 
 def partitions(tools: Components) -> Report:
     """Makes the audit trail's partitions of the months ahead: how many were new. Retention drops the old ones."""
-    return {"made": tools.data_api.call("keep_partitions", {})}
+    return {"made": tools.data_api.call("maintain_partitions", {})}
 
 
 def seals(tools: Components) -> Report:

@@ -78,14 +78,14 @@ join public.profiles as p on t.claims ->> 'sub' = p.clerk_user_id
 where not p.banned and coalesce(t.claims ->> 'sts', 'active') = 'active';
 comment on view app.caller is 'The caller''s profile, whether the session has a second factor, and the claims; no row for nobody. Only definer functions read it.';
 
-create or replace function app.second_factor() returns boolean
+create or replace function app.has_second_factor() returns boolean
 language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
   return exists (select from app.caller as c where c.second_factor);
 end;
 $$;
-comment on function app.second_factor is 'Whether this session was verified with a second factor. Definer: it reads app.caller.';
+comment on function app.has_second_factor is 'Whether this session was verified with a second factor. Definer: it reads app.caller.';
 
 create or replace function app.user_id() returns uuid
 language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp
@@ -183,7 +183,7 @@ declare
 begin
   if current_setting('server_version_num')::integer < 160000 then
     foreach helper in array array[
-      'app.claims()', 'app.refuse_clerk_tokens()', 'app.second_factor()', 'app.user_id()', 'app.own_org_ids()', 'app.org_ids(text)',
+      'app.claims()', 'app.refuse_clerk_tokens()', 'app.has_second_factor()', 'app.user_id()', 'app.own_org_ids()', 'app.org_ids(text)',
       'app.visible_profile_ids()', 'app.my_permissions()', 'public.has_permission(uuid, text)', 'public.my_permissions()'
     ]::regprocedure[] loop
       execute format('alter function %s parallel unsafe', helper);

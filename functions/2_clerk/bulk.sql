@@ -2,7 +2,7 @@
 -- takes part in the order of all writes: what a webhook told later, or tells later, wins over it. For `ballast clerk backfill`,
 -- as the role postgres.
 
-create or replace function app.clerk_page_event(kind text, object jsonb, asked_at timestamptz) returns jsonb
+create or replace function app.build_page_event(kind text, object jsonb, asked_at timestamptz) returns jsonb
 language sql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
   select jsonb_build_object(
@@ -10,19 +10,19 @@ as $$
     'data', object, 'timestamp', floor(extract(epoch from asked_at) * 1000)
   );
 $$;
-comment on function app.clerk_page_event is 'The event that an object of a page counts as; its kind as in app.clerk_records.';
+comment on function app.build_page_event is 'The event that an object of a page counts as; its kind as in app.clerk_records.';
 
 -- Triggers are told by whom, and that what is news to the database is none to people: nobody is welcomed years later.
-create or replace function app.begin_clerk_page(actor text) returns void
+create or replace function app.begin_bulk_merge(actor text) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 begin
   perform set_config('app.actor', actor, true), set_config('app.no_mail', 'on', true);
 end;
 $$;
-comment on function app.begin_clerk_page is 'Says until the transaction ends who writes, for the audit trail, and that no mail is wanted.';
+comment on function app.begin_bulk_merge is 'Says until the transaction ends who writes, for the audit trail, and that no mail is wanted.';
 
-create or replace function app.clerk_page_fields(kind text, object jsonb) returns jsonb
+create or replace function app.read_page_fields(kind text, object jsonb) returns jsonb
 language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -34,7 +34,7 @@ begin
   return fields;
 end;
 $$;
-comment on function app.clerk_page_fields is 'What app.learn would keep of an object of a page.';
+comment on function app.read_page_fields is 'What app.merge_record would keep of an object of a page.';
 
 -- Whoever holds these holds whom the objects name, too: nobody is erased in the middle of a merge.
 create or replace function app.lock_clerk_page(page jsonb) returns void
@@ -56,7 +56,7 @@ comment on function app.lock_clerk_page is 'Holds all objects of a page and thos
 -- Most of a page is known when it is read again, and told by one query. That is safe without a lock: what is known only grows.
 -- An object whose fields are known keeps the stamp it has, although the page's may be greater: the event that brought them is there, or
 -- on its way, and is greater than any before it.
-create or replace function app.clerk_page_news(kind text, page jsonb) returns jsonb
+create or replace function app.select_changed_objects(kind text, page jsonb) returns jsonb
 language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
@@ -69,18 +69,19 @@ begin
     where not coalesce(
       (r.stamp).is_real and (
         (r.stamp).source_updated_at > u.updated_at
-        or (r.stamp).source_updated_at = u.updated_at and (r.stamp).is_own and r.fields = app.clerk_page_fields(kind, o.object)
+        or (r.stamp).source_updated_at = u.updated_at and (r.stamp).is_own and r.fields = app.read_page_fields(kind, o.object)
       ),
       false
     )
   );
 end;
 $$;
-comment on function app.clerk_page_news is 'The objects of a page of which a merge may change something.';
+comment on function app.select_changed_objects is 'The objects of a page of which a merge may change something.';
 
 -- Of whom nothing is known, there is nothing to compare with: a first backfill is two inserts a page instead of hundreds, and each
--- trigger of the audit trail runs once. Everybody else is left to app.learn. tests/scripts/clerk/test_backfill.py holds the two ways equal.
-create or replace function app.learn_new_users(page jsonb, asked_at timestamptz) returns text[]
+-- trigger of the audit trail runs once. Everybody else is left to app.merge_record. tests/scripts/clerk/test_backfill.py holds the two
+-- ways equal.
+create or replace function app.insert_new_users(page jsonb, asked_at timestamptz) returns text[]
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -96,7 +97,7 @@ begin
       and not exists (select from public.profiles as p where p.clerk_user_id = u.id)
     order by u.id
   ), erased as materialized (
-    select app.erased_among(array(select l.id from listed as l)) as ids
+    select app.select_erased(array(select l.id from listed as l)) as ids
   ), fresh as materialized (
     select l.* from listed as l cross join erased as e where l.id <> all(e.ids)
   ), shown as (
@@ -123,10 +124,10 @@ begin
   return learnt;
 end;
 $$;
-comment on function app.learn_new_users is 'Keeps and shows those of a page of whom nothing is known. Returns their ids.';
+comment on function app.insert_new_users is 'Keeps and shows those of a page of whom nothing is known. Returns their ids.';
 
 -- Only where person and organization are known better than from the copies inside, and nothing was ever known of the two together.
-create or replace function app.learn_new_memberships(page jsonb, asked_at timestamptz) returns text[]
+create or replace function app.insert_new_memberships(page jsonb, asked_at timestamptz) returns text[]
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -152,7 +153,7 @@ begin
       and not exists (select from app.clerk_tombstones as t where t.organization_id = i.organization and t.user_id = i.person)
     order by i.organization, i.person
   ), erased as materialized (
-    select app.erased_among(array(select l.person from listed as l)) as ids
+    select app.select_erased(array(select l.person from listed as l)) as ids
   ), fresh as materialized (
     select l.*, o.id as organization_id, p.id as user_id, app.clerk_role(l.fields ->> 'role', ro.fields ->> 'created_by' = l.person) as role
     from listed as l
@@ -181,14 +182,14 @@ begin
   return learnt;
 end;
 $$;
-comment on function app.learn_new_memberships is 'Keeps and shows those of a page of whose person in the organization nothing is known. Returns their ids.';
+comment on function app.insert_new_memberships is 'Keeps and shows those of a page of whose person in the organization nothing is known. Returns their ids.';
 
 create or replace function app.merge_clerk_page(kind text, page jsonb, asked_at timestamptz, actor text) returns integer
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
   moment timestamptz := date_trunc('milliseconds', asked_at); -- as events have it
-  news jsonb := app.clerk_page_news(merge_clerk_page.kind, page);
+  news jsonb := app.select_changed_objects(merge_clerk_page.kind, page);
   learnt text[] := '{}';
   object jsonb;
   changed integer;
@@ -197,17 +198,17 @@ begin
     return 0;
   end if;
   perform app.lock_clerk_page(news);
-  perform app.begin_clerk_page(actor);
+  perform app.begin_bulk_merge(actor);
   if merge_clerk_page.kind = 'user' then
-    learnt := app.learn_new_users(news, moment);
+    learnt := app.insert_new_users(news, moment);
   elsif merge_clerk_page.kind = 'membership' then
-    learnt := app.learn_new_memberships(news, moment);
+    learnt := app.insert_new_memberships(news, moment);
   end if;
   changed := cardinality(learnt);
   for object in
     select e.object from jsonb_array_elements(news) as e (object) where coalesce(app.clerk_text(e.object -> 'id') <> all(learnt), true)
   loop
-    if app.apply_clerk_event(app.clerk_page_event(merge_clerk_page.kind, object, moment)) = 'processed' then
+    if app.apply_clerk_event(app.build_page_event(merge_clerk_page.kind, object, moment)) = 'processed' then
       changed := changed + 1;
     end if;
   end loop;

@@ -1,7 +1,7 @@
 -- What differs between pages of Clerk's Backend API and the rows, and how that ends. For `ballast clerk reconcile`, as the role postgres.
 
 -- Objects that were deleted or erased, and those of which something newer is known, are left out: about them a page says nothing.
-create or replace function app.clerk_page(kind text, page jsonb, asked_at timestamptz)
+create or replace function app.read_clerk_page(kind text, page jsonb, asked_at timestamptz)
 returns table (object jsonb, clerk_id text, organization text, person text, fields jsonb, known jsonb)
 language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -18,22 +18,22 @@ begin
         end as whom
       from jsonb_array_elements(page) as e (object)
     ), erased as materialized (
-      select app.erased_among(array(select l.whom from listed as l where l.whom is not null)) as ids
+      select app.select_erased(array(select l.whom from listed as l where l.whom is not null)) as ids
     )
-    select l.object, l.id, l.org, l.whom, app.clerk_page_fields(kind, l.object), r.fields
+    select l.object, l.id, l.org, l.whom, app.read_page_fields(kind, l.object), r.fields
     from listed as l
     cross join erased as e
     left join app.clerk_records as r on r.kind = kind and r.clerk_id = l.id
     where coalesce(l.whom <> all(e.ids), true)
       and not exists (select from app.clerk_tombstones as t where t.kind = kind and t.clerk_id = l.id)
       and not exists (select from app.clerk_tombstones as t where t.kind = 'organization' and t.clerk_id = l.org)
-      and not (kind = 'invitation' and app.is_forgotten(app.clerk_page_fields(kind, l.object)))
+      and not (kind = 'invitation' and app.invitation_predates_erasure(app.read_page_fields(kind, l.object)))
       and not coalesce(
         r.stamp > (true, coalesce(app.clerk_time(l.object -> 'updated_at'), asked_at), true, asked_at, null)::app.clerk_stamp, false
       );
 end;
 $$;
-comment on function app.clerk_page is 'The objects of a page that count: Clerk''s ids, the fields that we keep, and those that are known.';
+comment on function app.read_clerk_page is 'The objects of a page that count: Clerk''s ids, the fields that we keep, and those that are known.';
 
 -- What people may change here differs when what is known of Clerk differs, all else when the row does.
 create or replace function app.clerk_differences(kind text, page jsonb, asked_at timestamptz)
@@ -46,7 +46,7 @@ begin
     when 'user' then
       return query
         select l.object, l.clerk_id, case when p.id is null then 'missing' else 'stale' end, d.columns
-        from app.clerk_page(kind, page, asked_at) as l
+        from app.read_clerk_page(kind, page, asked_at) as l
         left join public.profiles as p on p.clerk_user_id = l.clerk_id
         cross join lateral (select array_remove(array[
           case when l.known -> 'full_name' is distinct from l.fields -> 'full_name' then 'full_name' end,
@@ -59,7 +59,7 @@ begin
     when 'organization' then
       return query
         select l.object, l.clerk_id, case when o.id is null then 'missing' else 'stale' end, d.columns
-        from app.clerk_page(kind, page, asked_at) as l
+        from app.read_clerk_page(kind, page, asked_at) as l
         left join public.organizations as o on o.clerk_org_id = l.clerk_id
         cross join lateral (select array_remove(array[
           case when l.known -> 'name' is distinct from l.fields -> 'name' then 'name' end,
@@ -74,7 +74,7 @@ begin
       return query
         select
           l.object, l.clerk_id, case when m.id is null then 'missing' when 'role' = any(d.columns) then 'wrong role' else 'stale' end, d.columns
-        from app.clerk_page(kind, page, asked_at) as l
+        from app.read_clerk_page(kind, page, asked_at) as l
         left join public.organizations as o on o.clerk_org_id = l.organization
         left join public.profiles as p on p.clerk_user_id = l.person
         left join public.organization_memberships as m on m.organization_id = o.id and m.user_id = p.id
@@ -91,7 +91,7 @@ begin
     when 'invitation' then
       return query
         select l.object, l.clerk_id, case when i.id is null then 'missing' else 'stale' end, d.columns
-        from app.clerk_page(kind, page, asked_at) as l
+        from app.read_clerk_page(kind, page, asked_at) as l
         left join public.organization_invitations as i on i.clerk_invitation_id = l.clerk_id
         cross join lateral (select array_remove(array[
           case when i.email is distinct from l.fields ->> 'email' then 'email' end,
@@ -109,7 +109,7 @@ comment on function app.clerk_differences is
 'Objects of a page that are missing here, stale or of the wrong role, with the columns that differ. The page was read not before asked_at.';
 
 -- Rows may differ although all is known, when somebody changed them by hand: they are shown again.
-create or replace function app.mend_clerk_objects(kind text, page jsonb, asked_at timestamptz, actor text) returns void
+create or replace function app.repair_clerk_objects(kind text, page jsonb, asked_at timestamptz, actor text) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
@@ -118,21 +118,21 @@ declare
   known app.clerk_records;
 begin
   perform app.lock_clerk_page(page);
-  perform app.begin_clerk_page(actor);
+  perform app.begin_bulk_merge(actor);
   for object in select e.object from jsonb_array_elements(page) as e (object) loop
-    perform app.apply_clerk_event(app.clerk_page_event(kind, object, asked_at));
+    perform app.apply_clerk_event(app.build_page_event(kind, object, asked_at));
     select r.* into known from app.clerk_records as r where r.kind = kind and r.clerk_id = app.clerk_text(object -> 'id');
     case known.kind
-      when 'user' then perform app.show_user(known.clerk_id, known.fields, known.fields);
-      when 'organization' then perform app.show_organization(known.clerk_id, known.fields, known.fields - 'created_by');
-      when 'membership' then perform app.show_membership(known.organization_id, known.user_id);
-      when 'invitation' then perform app.show_invitation(known.clerk_id, known.organization_id, known.fields);
+      when 'user' then perform app.project_profile(known.clerk_id, known.fields, known.fields);
+      when 'organization' then perform app.project_organization(known.clerk_id, known.fields, known.fields - 'created_by');
+      when 'membership' then perform app.project_membership(known.organization_id, known.user_id);
+      when 'invitation' then perform app.project_invitation(known.clerk_id, known.organization_id, known.fields);
       else null; -- deleted or erased meanwhile
     end case;
   end loop;
 end;
 $$;
-comment on function app.mend_clerk_objects is 'Merges objects of Clerk''s, read not before asked_at, and writes their rows anew.';
+comment on function app.repair_clerk_objects is 'Merges objects of Clerk''s, read not before asked_at, and writes their rows anew.';
 
 -- A membership that only a session token told of has no id of Clerk's. Whoever is being erased is no longer here.
 create or replace function app.clerk_mirror(kind text) returns table (clerk_id text, organization text, person text)
@@ -143,7 +143,7 @@ begin
     when 'user' then
       return query
         with erased as materialized (
-          select e.id from unnest(app.erased_among(array(select p.clerk_user_id from public.profiles as p))) as e (id)
+          select e.id from unnest(app.select_erased(array(select p.clerk_user_id from public.profiles as p))) as e (id)
         )
         select p.clerk_user_id, null::text, p.clerk_user_id
         from public.profiles as p
@@ -167,7 +167,7 @@ $$;
 comment on function app.clerk_mirror is 'What is shown of Clerk''s objects, by their ids.';
 
 -- As a deletion event does it. Without an id it is a membership that only a session token told of: tokens issued later count again.
-create or replace function app.bury_clerk_object(
+create or replace function app.delete_clerk_object(
   kind text, clerk_id text, organization text, person text, asked_at timestamptz, actor text
 ) returns boolean
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
@@ -183,13 +183,13 @@ begin
     return false;
   end if;
   if kind = 'membership' then
-    return app.bury(
+    return app.record_deletion(
       kind, coalesce(clerk_id, format('reconciled:%s:%s', organization, person)), asked_at, organization, person,
       app.clerk_time(known.fields -> 'created_at')
     );
   end if;
-  return app.bury(kind, clerk_id, asked_at);
+  return app.record_deletion(kind, clerk_id, asked_at);
 end;
 $$;
-comment on function app.bury_clerk_object is
+comment on function app.delete_clerk_object is
 'Removes what Clerk said at asked_at that it does not have. False: it was removed already, or Clerk has told of it since.';

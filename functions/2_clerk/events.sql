@@ -15,35 +15,35 @@ begin
     raise exception 'the membership names no organization or no user';
   end if;
   -- The person inside is a sketch. So is the organization, unless it has its own updated_at and all the fields we use.
-  if app.learn('user', person, (false, stamp.source_updated_at, false, stamp.event_at, null), data -> 'public_user_data') then
+  if app.merge_record('user', person, (false, stamp.source_updated_at, false, stamp.event_at, null), data -> 'public_user_data') then
     news := true;
   end if;
-  if app.learn(
+  if app.merge_record(
     'organization', organization,
     (is_whole, coalesce(organization_updated_at, stamp.source_updated_at), false, stamp.event_at, null), data -> 'organization'
   ) then
     news := true;
   end if;
   if deleted then
-    return app.bury('membership', membership, stamp.event_at, organization, person, app.clerk_time(data -> 'created_at')) or news;
+    return app.record_deletion('membership', membership, stamp.event_at, organization, person, app.clerk_time(data -> 'created_at')) or news;
   end if;
-  return app.learn('membership', membership, stamp, data, organization, person) or news;
+  return app.merge_record('membership', membership, stamp, data, organization, person) or news;
 end;
 $$;
 comment on function app.apply_clerk_membership is 'Applies a membership event, the copies of the person and the organization inside it first.';
 
 -- An organization known by its id only; anything else that is ever said of it counts more.
-create or replace function app.mention_organization(clerk_id text, name text) returns void
+create or replace function app.ensure_organization(clerk_id text, name text) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 begin
-  perform app.learn(
+  perform app.merge_record(
     'organization', clerk_id, (false, '-infinity', false, '-infinity', null),
     jsonb_build_object('id', clerk_id, 'name', name)
   );
 end;
 $$;
-comment on function app.mention_organization is 'Makes sure that there is a row for an organization that another object refers to.';
+comment on function app.ensure_organization is 'Makes sure that there is a row for an organization that another object refers to.';
 
 -- The items inside a subscription are copies of objects with events of their own.
 create or replace function app.apply_clerk_subscription(data jsonb, stamp app.clerk_stamp, organization text) returns boolean
@@ -52,11 +52,11 @@ as $$
 declare
   item jsonb;
   item_id text;
-  news boolean := app.learn('subscription', app.clerk_text(data -> 'id'), stamp, data, organization);
+  news boolean := app.merge_record('subscription', app.clerk_text(data -> 'id'), stamp, data, organization);
 begin
   for item in select jsonb_path_query(data, '$.items[*]') loop
     item_id := app.clerk_text(item -> 'id');
-    if item_id is not null and app.learn(
+    if item_id is not null and app.merge_record(
       'subscription_item', item_id,
       (true, coalesce(app.clerk_time(item -> 'updated_at'), stamp.source_updated_at), false, stamp.event_at, null),
       item, organization
@@ -97,26 +97,26 @@ begin
   if subject = 'organizationMembership' then
     news := app.apply_clerk_membership(data, stamp, action = 'deleted');
   elsif action = 'deleted' then
-    news := app.bury(subject, id, event_at);
+    news := app.record_deletion(subject, id, event_at);
   elsif subject = 'organizationInvitation' and (action in ('accepted', 'revoked') or data ->> 'status' <> 'pending') then
-    news := app.bury('invitation', id, event_at); -- an answer is final, and the address no longer needed
+    news := app.record_deletion('invitation', id, event_at); -- an answer is final, and the address no longer needed
   elsif subject = 'user' then
-    news := app.learn('user', id, stamp, data);
+    news := app.merge_record('user', id, stamp, data);
   elsif subject = 'organization' then
-    news := app.learn('organization', id, stamp, data);
+    news := app.merge_record('organization', id, stamp, data);
   elsif subject in ('role', 'permission') then
-    news := app.learn(subject, id, stamp, data);
+    news := app.merge_record(subject, id, stamp, data);
   elsif organization is null then
     raise exception 'the invitation names no organization';
   else
     if subject = 'organizationInvitation' then
       perform app.lock_addresses(is_erasure => false);
     end if;
-    perform app.mention_organization(organization, payer ->> 'organization_name');
+    perform app.ensure_organization(organization, payer ->> 'organization_name');
     news := case subject
-      when 'organizationInvitation' then app.learn('invitation', id, stamp, data, organization)
+      when 'organizationInvitation' then app.merge_record('invitation', id, stamp, data, organization)
       when 'subscription' then app.apply_clerk_subscription(data, stamp, organization)
-      else app.learn('subscription_item', id, stamp, data, organization)
+      else app.merge_record('subscription_item', id, stamp, data, organization)
     end;
   end if;
   return case when news then 'processed' else 'stale' end;
@@ -153,7 +153,7 @@ language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 begin
   perform pg_advisory_xact_lock('app.clerk_roles'::regclass::oid::integer, 0);
-  perform app.show_billing(r.organization_id)
+  perform app.project_billing(r.organization_id)
   from (select distinct organization_id from app.clerk_records where kind = 'subscription_item') as r;
   return null;
 end;

@@ -147,7 +147,7 @@ begin
       receive_clerk_event.message_id, content ->> 'type', content, mentions, outcome, failure,
       case when outcome = 'failed' then now() + interval '30 seconds' end, case when outcome <> 'failed' then now() end
     );
-    perform app.erase_news_of_the_erased(receive_clerk_event.message_id, mentions);
+    perform app.redact_incoming_event(receive_clerk_event.message_id, mentions);
   elsif known = 'failed' then
     outcome := app.retry_clerk_event(message_id);
   else
@@ -188,7 +188,7 @@ begin
     applied_at = case when retry.outcome <> 'failed' then now() end
   from (select outcome, failure) as retry
   where e.message_id = stored.message_id;
-  perform app.erase_news_of_the_erased(stored.message_id, stored.mentions);
+  perform app.redact_incoming_event(stored.message_id, stored.mentions);
   return outcome;
 end;
 $$;

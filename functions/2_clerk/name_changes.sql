@@ -1,7 +1,7 @@
 -- Rectification: people change their name here, by the policy on profiles. Clerk is told, or its next change of the person would bring
 -- the old name back.
 
-create or replace function app.note_name_change() returns trigger
+create or replace function app.queue_name_change() returns trigger
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -12,10 +12,10 @@ begin
   return null;
 end;
 $$;
-comment on function app.note_name_change is 'Remembers that Clerk has to be told of a name. Definer: people write their profile, not this list.';
+comment on function app.queue_name_change is 'Remembers that Clerk has to be told of a name. Definer: people write their profile, not this list.';
 
-create or replace trigger note_name_change after update of full_name on public.profiles
-for each row when (old.full_name is distinct from new.full_name) execute function app.note_name_change();
+create or replace trigger queue_name_change after update of full_name on public.profiles
+for each row when (old.full_name is distinct from new.full_name) execute function app.queue_name_change();
 
 -- Whoever claims one has a minute; nobody else gets it meanwhile.
 create or replace function public.claim_name_changes() returns jsonb

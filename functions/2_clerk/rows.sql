@@ -14,7 +14,7 @@ $$;
 comment on function app.clerk_role is 'Our role for a role key of Clerk''s. Clerk has no owner: it is the creator, with an admin role.';
 
 -- A value that a person may change here is written only when it changed in Clerk, so that their change lasts.
-create or replace function app.show_user(clerk_id text, fields jsonb, before jsonb) returns void
+create or replace function app.project_profile(clerk_id text, fields jsonb, before jsonb) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -31,9 +31,9 @@ begin
     created_at = coalesce(app.clerk_time(fields -> 'created_at'), p.created_at);
 end;
 $$;
-comment on function app.show_user is 'Writes a person''s profile from the fields that count now and those that counted before (null for none).';
+comment on function app.project_profile is 'Writes a person''s profile from the fields that count now and those that counted before (null for none).';
 
-create or replace function app.show_organization(clerk_id text, fields jsonb, before jsonb) returns void
+create or replace function app.project_organization(clerk_id text, fields jsonb, before jsonb) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -44,7 +44,7 @@ begin
   insert into public.organizations as o (clerk_org_id, name, slug, max_seats, created_at, deleted_at)
   values (
     clerk_id, fields ->> 'name', fields ->> 'slug', seat_limit, coalesce(app.clerk_time(fields -> 'created_at'), now()),
-    (select t.deleted_at from app.clerk_tombstones as t where t.kind = 'organization' and t.clerk_id = show_organization.clerk_id)
+    (select t.deleted_at from app.clerk_tombstones as t where t.kind = 'organization' and t.clerk_id = project_organization.clerk_id)
   )
   on conflict (clerk_org_id) do update set
     name = case when fields -> 'name' = before -> 'name' then o.name else excluded.name end,
@@ -61,12 +61,12 @@ begin
   end if;
 end;
 $$;
-comment on function app.show_organization is 'Writes an organization from the fields that count now and those that counted before (null for none).';
+comment on function app.project_organization is 'Writes an organization from the fields that count now and those that counted before (null for none).';
 
 -- Who leaves and rejoins has a new membership id, so a pair may have several memberships, of which the newest counts: once that is
 -- deleted, an older one whose deletion is late does not come back. One that only a session token told of counts while Clerk's own
 -- have not arrived, and unless the pair was parted after the token was issued.
-create or replace function app.show_membership(organization text, person text) returns void
+create or replace function app.project_membership(organization text, person text) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -106,9 +106,9 @@ begin
     is distinct from (excluded.role, excluded.clerk_role, excluded.clerk_membership_id, excluded.joined_at);
 end;
 $$;
-comment on function app.show_membership is 'Writes or removes the membership of a pair, given by Clerk''s ids.';
+comment on function app.project_membership is 'Writes or removes the membership of a pair, given by Clerk''s ids.';
 
-create or replace function app.show_invitation(clerk_id text, organization text, fields jsonb) returns void
+create or replace function app.project_invitation(clerk_id text, organization text, fields jsonb) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -128,10 +128,10 @@ begin
     expires_at = excluded.expires_at, created_at = excluded.created_at;
 end;
 $$;
-comment on function app.show_invitation is 'Writes a pending invitation.';
+comment on function app.project_invitation is 'Writes a pending invitation.';
 
 -- The newest item that is in force gives the tier, the newest subscription the state.
-create or replace function app.show_billing(organization text) returns void
+create or replace function app.project_billing(organization text) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -157,4 +157,4 @@ begin
     and (o.subscription_tier, o.subscription_status) is distinct from (coalesce(tier, 'free'), coalesce(status, 'active'));
 end;
 $$;
-comment on function app.show_billing is 'Writes an organization''s tier and status from its subscription.';
+comment on function app.project_billing is 'Writes an organization''s tier and status from its subscription.';

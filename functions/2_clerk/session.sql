@@ -12,7 +12,7 @@ as $$
 $$;
 comment on function app.claimed_organization is 'The active organization of a session token, or nulls.';
 
--- A stub counts less than anything Clerk sends. A tombstone newer than the token wins over it (see app.show_membership).
+-- A stub counts less than anything Clerk sends. A tombstone newer than the token wins over it (see app.project_membership).
 -- Only Clerk's ids: a project may have other issuers, Supabase Auth for one, where anybody may sign up.
 create or replace function app.provision(claims jsonb) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
@@ -26,13 +26,13 @@ begin
     return;
   end if;
   perform app.lock_clerk_objects(array[person, organization.clerk_id]);
-  perform app.learn('user', person, (false, '-infinity', false, '-infinity', null), '{}');
+  perform app.merge_record('user', person, (false, '-infinity', false, '-infinity', null), '{}');
   if organization.clerk_id is not null then
-    perform app.learn(
+    perform app.merge_record(
       'organization', organization.clerk_id, (false, '-infinity', false, '-infinity', null),
       jsonb_build_object('id', organization.clerk_id, 'slug', organization.slug)
     );
-    perform app.learn(
+    perform app.merge_record(
       'membership', format('session:%s:%s', organization.clerk_id, person), (false, issued_at, false, issued_at, null),
       jsonb_build_object('role', organization.clerk_role, 'created_at', claims -> 'iat'),
       organization.clerk_id, person
@@ -88,7 +88,7 @@ begin
       )
       from public.profiles as p where p.id = me
     ),
-    'second_factor', app.second_factor(),
+    'second_factor', app.has_second_factor(),
     'organizations', (
       select coalesce(jsonb_agg(jsonb_build_object(
         'id', o.id, 'clerk_org_id', o.clerk_org_id, 'name', o.name, 'slug', o.slug, 'role', m.granted_role,

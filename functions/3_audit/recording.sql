@@ -3,7 +3,7 @@
 -- An entry that says who acts, and from where, and nothing else yet. A person is who the token says. Who holds the secret key may say
 -- what it is called (x-actor), and functions of ours do (app.actor). x-forwarded-for is the client's own word where no proxy of ours
 -- replaces it.
-create or replace function app.acting() returns public.audit_logs
+create or replace function app.start_audit_entry() returns public.audit_logs
 language plpgsql stable parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -37,7 +37,7 @@ begin
   return entry;
 end;
 $$;
-comment on function app.acting is 'Who acts, on whose behalf and from where, as an entry to complete. Never raises. Definer: it reads app.token and app.caller.';
+comment on function app.start_audit_entry is 'Who acts, on whose behalf and from where, as an entry to complete. Never raises. Definer: it reads app.token and app.caller.';
 
 -- One insert, however many rows a statement wrote. The arguments are those of app.audit(), and the columns that point at people.
 -- Without nested loops: the plan is made for the first statement of a session, of one row, and kept for those of thousands. What that
@@ -60,7 +60,7 @@ begin
   if current_setting('app.unaudited', true) = 'on' then
     return null;
   end if;
-  who := app.acting(); -- not where it is declared: what fails there, the exception block does not catch
+  who := app.start_audit_entry(); -- not where it is declared: what fails there, the exception block does not catch
   if tg_op <> 'UPDATE' then
     insert into public.audit_logs (
       user_id, actor, impersonator, ip_address, user_agent, request_id,
@@ -167,7 +167,7 @@ end;
 $$;
 comment on function app.audit is 'Turns the audit trail on for a table, or changes how it is audited.';
 
-create or replace function app.people_named(value jsonb, besides uuid) returns uuid[]
+create or replace function app.find_people_named(value jsonb, besides uuid) returns uuid[]
 language sql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
   with texts as materialized (
@@ -181,7 +181,7 @@ as $$
     or lower(p.email) = any(array(select lower(t.text) from texts as t))
   );
 $$;
-comment on function app.people_named is 'People whose ids or e-mail address are texts in the value, other than one; null for none.';
+comment on function app.find_people_named is 'People whose ids or e-mail address are texts in the value, other than one; null for none.';
 
 -- What no table tells, such as that a report was exported. The actor is the caller; only the service may name somebody else.
 create or replace function app.log_audit_event(
@@ -190,7 +190,7 @@ create or replace function app.log_audit_event(
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
-  entry public.audit_logs := app.acting();
+  entry public.audit_logs := app.start_audit_entry();
   namespace text := substring(p_action from '^[^.]*\.');
 begin
   if coalesce((select t.claims ->> 'role' from app.token as t), '') = 'service_role' then
@@ -221,7 +221,7 @@ begin
   entry.resource_type := p_resource_type;
   entry.resource_id := p_resource_id;
   entry.metadata := p_metadata;
-  entry.subject_ids := app.people_named(p_metadata || jsonb_build_object('resource', p_resource_id), entry.user_id);
+  entry.subject_ids := app.find_people_named(p_metadata || jsonb_build_object('resource', p_resource_id), entry.user_id);
   insert into public.audit_logs select (entry).*;
   return entry.id;
 end;

@@ -30,7 +30,7 @@ as $$
 $$;
 comment on function app.audit_digest is 'How many entries the range holds, how many of them lost their person, and SHA-256 over the SHA-256 of each in order.';
 
-create or replace function app.chained(
+create or replace function app.compute_seal(
   previous bytea, range_start timestamptz, range_end timestamptz, entries bigint, digest bytea
 ) returns bytea
 language sql immutable parallel safe set search_path = pg_catalog, pg_temp
@@ -40,7 +40,7 @@ as $$
     || convert_to(jsonb_build_array(extract(epoch from range_start), extract(epoch from range_end), entries)::text, 'UTF8')
   );
 $$;
-comment on function app.chained is 'The seal over a range, given the seal before it.';
+comment on function app.compute_seal is 'The seal over a range, given the seal before it.';
 
 -- An entry has the time at which its transaction began, and can be seen when it ends: only what began before the oldest transaction
 -- that runs is complete.
@@ -68,7 +68,7 @@ begin
     seal.sequence := coalesce(previous.sequence, 0) + 1;
     seal.range_end := least(complete_until, app.next_month(seal.range_start));
     select d.entries, d.digest into seal.entries, seal.digest from app.audit_digest(seal.range_start, seal.range_end) as d;
-    seal.seal := app.chained(previous.seal, seal.range_start, seal.range_end, seal.entries, seal.digest);
+    seal.seal := app.compute_seal(previous.seal, seal.range_start, seal.range_end, seal.entries, seal.digest);
     seal.sealed_at := clock_timestamp();
     insert into app.audit_seals select (seal).*;
     return next seal;
@@ -93,7 +93,7 @@ begin
     now_ := app.audit_digest(s.range_start, s.range_end);
     return query select s.sequence, s.range_start, s.range_end, s.entries, now_.entries, now_.erased, case
       when s.sequence <> coalesce(previous.sequence, 0) + 1 or s.range_start <> coalesce(previous.range_end, s.range_start)
-        or s.seal <> app.chained(previous.seal, s.range_start, s.range_end, s.entries, s.digest) then 'seal broken'
+        or s.seal <> app.compute_seal(previous.seal, s.range_start, s.range_end, s.entries, s.digest) then 'seal broken'
       when now_.digest = s.digest and now_.erased > 0 then 'erased'
       when now_.digest = s.digest then 'intact'
       when now_.entries = 0 and exists (

@@ -144,8 +144,8 @@ begin
       user_agent = case when a.user_id is distinct from person.id and a.impersonator is distinct from person.clerk_user_id then a.user_agent end,
       subject_ids = nullif(array_remove(a.subject_ids, person.id), '{}'),
       resource_id = case when a.resource_id ~* pattern then null else a.resource_id end,
-      metadata = app.without_person(a.metadata, person),
-      changes = app.without_person(a.changes, person)
+      metadata = app.redact_person(a.metadata, person),
+      changes = app.redact_person(a.changes, person)
     from found as f
     where a.id = f.id and a.created_at = f.created_at
     returning a.id, a.created_at, f.original, app.audit_hash(a) as remaining

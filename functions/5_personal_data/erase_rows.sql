@@ -11,28 +11,28 @@ $$;
 comment on function app.person_pattern is 'A regular expression for the person''s ids and addresses inside a text.';
 
 -- Text by text, never in the JSON around them: there a line break is a letter.
-create or replace function app.without_matches(value jsonb, pattern text) returns jsonb
+create or replace function app.redact_matches(value jsonb, pattern text) returns jsonb
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
 begin
   return case jsonb_typeof(value)
     when 'string' then to_jsonb(regexp_replace(value #>> '{}', pattern, 'erased', 'gi'))
     when 'array' then (
-      select coalesce(jsonb_agg(app.without_matches(e.value, pattern) order by e.place), '[]')
-      from jsonb_array_elements(without_matches.value) with ordinality as e (value, place)
+      select coalesce(jsonb_agg(app.redact_matches(e.value, pattern) order by e.place), '[]')
+      from jsonb_array_elements(redact_matches.value) with ordinality as e (value, place)
     )
     when 'object' then (
-      select coalesce(jsonb_object_agg(regexp_replace(e.key, pattern, 'erased', 'gi'), app.without_matches(e.value, pattern)), '{}')
-      from jsonb_each(without_matches.value) as e
+      select coalesce(jsonb_object_agg(regexp_replace(e.key, pattern, 'erased', 'gi'), app.redact_matches(e.value, pattern)), '{}')
+      from jsonb_each(redact_matches.value) as e
     )
     else value
   end;
 end;
 $$;
-comment on function app.without_matches is 'The value with "erased" for whatever in its texts and names matches.';
+comment on function app.redact_matches is 'The value with "erased" for whatever in its texts and names matches.';
 
 -- Most values hold nothing of the person: that is quick to see.
-create or replace function app.without_person(value jsonb, person app.person) returns jsonb
+create or replace function app.redact_person(value jsonb, person app.person) returns jsonb
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -42,14 +42,14 @@ begin
     select from unnest(array[person.id::text, person.clerk_user_id] || person.emails) as i (id)
     where i.id <> '' and strpos(text, lower(btrim(to_json(i.id)::text, '"'))) > 0
   ) then
-    return app.without_matches(value, app.person_pattern(person));
+    return app.redact_matches(value, app.person_pattern(person));
   end if;
   return value;
 end;
 $$;
-comment on function app.without_person is 'The value with "erased" for each id and address of the person.';
+comment on function app.redact_person is 'The value with "erased" for each id and address of the person.';
 
-create or replace function app.is_about(event jsonb, person app.person) returns boolean
+create or replace function app.mentions_person(event jsonb, person app.person) returns boolean
 language sql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
   select coalesce(
@@ -58,7 +58,7 @@ as $$
     false
   );
 $$;
-comment on function app.is_about is 'Whether a person, and not just their id, is in an event of Clerk''s.';
+comment on function app.mentions_person is 'Whether a person, and not just their id, is in an event of Clerk''s.';
 
 -- A message that was applied has done its work: nothing but its type is kept. One that failed may be needed for what else it tells,
 -- unless it is about the person.
@@ -66,11 +66,11 @@ create or replace function app.erase_message(message app.webhook_events, person 
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
-  is_about boolean := app.is_about(message.event, person);
+  is_about boolean := app.mentions_person(message.event, person);
   remaining jsonb;
 begin
   remaining := case
-    when message.outcome = 'failed' and not is_about then app.without_person(message.event, person)
+    when message.outcome = 'failed' and not is_about then app.redact_person(message.event, person)
     else jsonb_build_object('type', message.type, 'data', jsonb_build_object(), 'erased', true)
   end;
   update app.webhook_events as e
@@ -104,23 +104,23 @@ $$;
 comment on function app.erase_messages is 'Takes a person out of up to `batch` messages of Clerk''s. Returns how many.';
 
 -- Clerk goes on telling of whom it has deleted: memberships that end, organizations they founded, invitations from before.
-create or replace function app.erase_news_of_the_erased(message_id text, mentions text[]) returns void
+create or replace function app.redact_incoming_event(message_id text, mentions text[]) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
   clerk_user_id text;
 begin
-  foreach clerk_user_id in array app.erased_among(mentions) loop
+  foreach clerk_user_id in array app.select_erased(mentions) loop
     perform app.erase_message(e, (null, clerk_user_id, '{}')::app.person)
-    from app.webhook_events as e where e.message_id = erase_news_of_the_erased.message_id;
+    from app.webhook_events as e where e.message_id = redact_incoming_event.message_id;
   end loop;
   perform app.erase_message(e, (null, null, e.mentions)::app.person)
   from app.webhook_events as e
-  where e.message_id = erase_news_of_the_erased.message_id and e.type like 'organizationInvitation.%'
-    and app.is_forgotten(app.clerk_fields('invitation', e.event -> 'data'));
+  where e.message_id = redact_incoming_event.message_id and e.type like 'organizationInvitation.%'
+    and app.invitation_predates_erasure(app.clerk_fields('invitation', e.event -> 'data'));
 end;
 $$;
-comment on function app.erase_news_of_the_erased is 'Takes those who were erased out of a message that has just come in.';
+comment on function app.redact_incoming_event is 'Takes those who were erased out of a message that has just come in.';
 
 -- Found by hashes too: the addresses may be gone already. Those from after the erasure stay. A message that is just being applied again is
 -- left to whoever applies it.
@@ -138,10 +138,10 @@ begin
     select r.*
     from app.clerk_records as r
     where r.kind = 'invitation' and (r.address_hash = any(addresses) or lower(r.fields ->> 'email') = any(person.emails))
-      and app.is_forgotten(r.fields)
+      and app.invitation_predates_erasure(r.fields)
     limit batch
   loop
-    perform app.bury('invitation', invitation.clerk_id, now());
+    perform app.record_deletion('invitation', invitation.clerk_id, now());
     emails := emails || lower(invitation.fields ->> 'email');
     erased := erased + 1;
   end loop;
@@ -149,7 +149,7 @@ begin
     select e.*
     from app.webhook_events as e
     where e.mentions && emails and e.type like 'organizationInvitation.%'
-      and app.is_forgotten(app.clerk_fields('invitation', e.event -> 'data'))
+      and app.invitation_predates_erasure(app.clerk_fields('invitation', e.event -> 'data'))
     for update skip locked
   loop
     perform app.erase_message(message, (null, null, message.mentions)::app.person);
@@ -188,7 +188,7 @@ $$;
 comment on function app.erase_batch is 'Does what a rule of app.personal_data says to up to `batch` rows of a person. Returns how many.';
 
 -- Half a second, and a batch more.
-create or replace function app.erase_some(person app.person, inout counts jsonb, out erased integer, out finished boolean)
+create or replace function app.erase_step(person app.person, inout counts jsonb, out erased integer, out finished boolean)
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -215,4 +215,4 @@ begin
   finished := true;
 end;
 $$;
-comment on function app.erase_some is 'Erases for half a second, in the opposite order of app.personal_data: profiles come last. finished: it came to the end.';
+comment on function app.erase_step is 'Erases for half a second, in the opposite order of app.personal_data: profiles come last. finished: it came to the end.';

@@ -3,7 +3,7 @@
 --
 -- The last steps look once more: what a transaction wrote that began before the person was hidden can be seen only when it has ended.
 
-create or replace function app.others_began_before(moment timestamptz) returns boolean
+create or replace function app.has_older_transactions(moment timestamptz) returns boolean
 language sql stable parallel restricted security definer set search_path = pg_catalog, pg_temp
 as $$
   select exists (
@@ -12,7 +12,7 @@ as $$
       and s.xact_start < moment
   );
 $$;
-comment on function app.others_began_before is 'Whether a transaction runs that began before. Definer: others'' transactions are not for everybody to see.';
+comment on function app.has_older_transactions is 'Whether a transaction runs that began before. Definer: others'' transactions are not for everybody to see.';
 
 -- Hidden at once: nobody sees them any more, no token of theirs counts, no event brings them back. What is many rows comes in steps.
 create or replace function app.begin_erasure(clerk_user_id text, requested_by text, receipt uuid default gen_random_uuid()) returns uuid
@@ -26,8 +26,8 @@ declare
 begin
   perform app.lock_clerk_objects(array[clerk_user_id]);
   perform app.lock_addresses(is_erasure => true);
-  person := app.person_of(clerk_user_id);
-  addresses := app.addresses_of(clerk_user_id);
+  person := app.find_person(clerk_user_id);
+  addresses := app.find_addresses(clerk_user_id);
   insert into app.erasure_log as l (receipt, subject_hash, person, requested_by) values (receipt, hash, person, requested_by)
   on conflict (subject_hash) do update set person = excluded.person, state = 'running', settled_at = null
   where l.state <> 'running' and (excluded.person).id is not null; -- a backup brought them back
@@ -39,7 +39,7 @@ begin
   delete from app.clerk_records as r where r.user_id = clerk_user_id;
   -- Memberships before the person, as an organization's deletion does: the other way round the two could deadlock.
   delete from public.organization_memberships as m where m.user_id = person.id;
-  perform app.note_addresses(clerk_user_id, addresses);
+  perform app.record_addresses(clerk_user_id, addresses);
   perform set_config('app.unaudited', 'on', true);
   update public.profiles as p set banned = true, email = null, full_name = null, avatar_url = null, preferences = '{}', last_seen_at = null
   where p.id = person.id;
@@ -137,10 +137,10 @@ begin
   perform app.refuse_clerk_tokens();
   select l.* into job from app.erasure_log as l where l.receipt = receipt for update skip locked;
   if job.state = 'running' then
-    is_quiet := job.settled_at is not null and not app.others_began_before(job.settled_at);
+    is_quiet := job.settled_at is not null and not app.has_older_transactions(job.settled_at);
     whom := job.person;
-    whom.emails := app.own_addresses(whom.emails, whom.clerk_user_id); -- they may have come back with another account
-    select * into step from app.erase_some(whom, job.counts);
+    whom.emails := app.select_own_addresses(whom.emails, whom.clerk_user_id); -- they may have come back with another account
+    select * into step from app.erase_step(whom, job.counts);
     if step.erased = 0 and step.finished and is_quiet then
       job.state := 'erased';
     end if;

@@ -11,7 +11,7 @@ declare
   export app.exports;
 begin
   perform app.refuse_clerk_tokens();
-  person := app.person_of(clerk_user_id);
+  person := app.find_person(clerk_user_id);
   perform from public.profiles as p where p.id = person.id for update; -- of two requests at once, one is later
   if not found then
     raise sqlstate 'PT404' using message = 'Nothing is held of this person.', hint = 'Check the id: user_…, as Clerk shows it.';
@@ -85,12 +85,12 @@ $$;
 comment on function app.export_query is
 'The query for rows of a domain, as text, number and key of the last (null at the end): $1 the person, $2 the moment of the export, $3 the key before, $4 how many.';
 
-create or replace function app.export_total(export_id uuid) returns bigint
+create or replace function app.count_export_records(export_id uuid) returns bigint
 language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
-  export app.exports := (select e from app.exports as e where e.id = export_total.export_id);
-  person app.person := app.person_of((select p.clerk_user_id from public.profiles as p where p.id = export.person_id));
+  export app.exports := (select e from app.exports as e where e.id = count_export_records.export_id);
+  person app.person := app.find_person((select p.clerk_user_id from public.profiles as p where p.id = export.person_id));
   rule app.personal_data;
   counted bigint;
   total bigint := 0;
@@ -105,7 +105,7 @@ begin
   return total;
 end;
 $$;
-comment on function app.export_total is 'How many rows an export has, for a progress bar.';
+comment on function app.count_export_records is 'How many rows an export has, for a progress bar.';
 
 -- A page goes through as many domains as fit: most people have few rows.
 create or replace function public.export_page(export_id uuid, after jsonb, page integer)
@@ -126,7 +126,7 @@ begin
   if export.id is null then
     raise sqlstate 'PT404' using message = 'There is no such export, or it has ended.';
   end if;
-  person := app.person_of((select p.clerk_user_id from public.profiles as p where p.id = export.person_id));
+  person := app.find_person((select p.clerk_user_id from public.profiles as p where p.id = export.person_id));
   for rule in
     select d.* from app.personal_data as d
     where d.domain is not null

@@ -10,7 +10,7 @@ select setval(pg_get_serial_sequence('app.personal_data', 'position'), 1, false)
 
 insert into app.personal_data (
   relation, path, subject, domain, exported, ordered_by, made_at, erasure, replacements, erased_by,
-  category, data, purpose, lawful_basis, kept_for, expired, retention
+  category, data, purpose, lawful_basis, retention_period, expired, retention
 )
 values
 (
@@ -197,7 +197,7 @@ values
   'To show changes at once. Supabase drops them by itself', 'Contract, Art. 6(1)(b) GDPR', $$interval '3 days'$$, null, 'after the change'
 );
 
-insert into app.personal_data (relation, path, erasure, purpose, kept_for, retention)
+insert into app.personal_data (relation, path, erasure, purpose, retention_period, retention)
 values
 ('public.organizations', '', 'none', 'Customers, not people', $$interval '30 days'$$, 'after Clerk deleted it, with all its rows'),
 ('public.role_permissions', '', 'none', 'What roles may do', null, null),

@@ -10,7 +10,7 @@ declare
   purged integer := 0;
 begin
   select o.* into gone from public.organizations as o
-  where o.deleted_at < now() - (select app.kept_for(d) from app.personal_data as d where d.relation = 'public.organizations')
+  where o.deleted_at < now() - (select app.retention_period(d) from app.personal_data as d where d.relation = 'public.organizations')
   order by o.deleted_at limit 1;
   if not found then
     return 0;
@@ -60,7 +60,7 @@ begin
   execute format(
     'with batch as materialized (select t.tableoid as part, t.ctid as place from %1$s as t where %2$s limit $2) '
     'delete from %1$s as t using batch where t.tableoid = batch.part and t.ctid = batch.place', rule.relation, rule.expired
-  ) using now() - app.kept_for(rule), batch;
+  ) using now() - app.retention_period(rule), batch;
   get diagnostics purged = row_count;
   return purged;
 end;

@@ -4,14 +4,14 @@
 -- A mail holds no text and no names. What it says is looked up when it is claimed: nobody is told of what is not true any more.
 
 -- Whoever writes in bulk (a backfill, a script) says: set app.no_mail = 'on'.
-create or replace function app.mail_is_on() returns boolean
+create or replace function app.is_mail_enabled() returns boolean
 language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
   return current_setting('app.no_mail', true) is distinct from 'on' and coalesce((select s.mail_enabled from app.settings as s), false);
 end;
 $$;
-comment on function app.mail_is_on is 'Whether mail is to be written now. Definer: app.settings is private.';
+comment on function app.is_mail_enabled is 'Whether mail is to be written now. Definer: app.settings is private.';
 
 -- What people can do without, and may switch off: profiles.preferences -> 'mail' -> <template> = false.
 create or replace function app.is_essential_mail(template text) returns boolean
@@ -33,7 +33,7 @@ $$;
 comment on function app.mail_address is 'Where a mail goes now; null for nowhere.';
 
 -- Asked twice: when it is written, and once more when it is about to be sent.
-create or replace function app.mail_obstacle(mail app.email_outbox) returns text
+create or replace function app.mail_block_reason(mail app.email_outbox) returns text
 language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
@@ -75,7 +75,7 @@ begin
   return null;
 end;
 $$;
-comment on function app.mail_obstacle is 'Why a mail is not to be sent: a code; null when nothing speaks against it.';
+comment on function app.mail_block_reason is 'Why a mail is not to be sent: a code; null when nothing speaks against it.';
 
 -- The same is not said twice: not while the first waits, nor within an hour of it; to the operator of webhooks, within a day. But a
 -- role may change back within the hour, so of roles only what waits counts: it will tell of the role then.
@@ -107,7 +107,7 @@ as $$
 declare
   mail app.email_outbox;
 begin
-  if not app.mail_is_on() then
+  if not app.is_mail_enabled() then
     return null;
   end if;
   mail.id := gen_random_uuid();
@@ -117,7 +117,7 @@ begin
   mail.about_id := about_id;
   mail.organization_id := organization_id;
   mail.data := data;
-  if app.mail_obstacle(mail) is not null or app.is_repeated_mail(mail) then
+  if app.mail_block_reason(mail) is not null or app.is_repeated_mail(mail) then
     return null;
   end if;
   insert into app.email_outbox (id, template, audience, person_id, about_id, organization_id, data, next_attempt_at, give_up_at)
@@ -154,7 +154,7 @@ create or replace function app.mail_member_joined() returns trigger
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if new.joined_at > now() - interval '2 days' and app.mail_is_on() then
+  if new.joined_at > now() - interval '2 days' and app.is_mail_enabled() then
     perform app.enqueue_mail('member_joined', m.user_id, new.user_id, new.organization_id)
     from (
       select m.user_id from public.organization_memberships as m
@@ -205,7 +205,7 @@ create or replace function app.mail_erasure_begun() returns trigger
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if app.mail_is_on() then
+  if app.is_mail_enabled() then
     insert into app.email_outbox (id, template, audience, recipient, next_attempt_at, give_up_at)
     select new.receipt, 'erasure_done', 'erased', p.email, 'infinity', 'infinity'
     from public.profiles as p
@@ -257,7 +257,7 @@ create or replace function app.mail_webhook_failures() returns trigger
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if app.mail_is_on() and pg_try_advisory_xact_lock('app.email_outbox'::regclass::oid::integer, 0) then
+  if app.is_mail_enabled() and pg_try_advisory_xact_lock('app.email_outbox'::regclass::oid::integer, 0) then
     perform app.enqueue_mail('webhook_failures', due_at => now() + interval '10 minutes');
   end if;
   return null;

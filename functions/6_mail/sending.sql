@@ -47,7 +47,7 @@ begin
     limit 1
     for update skip locked;
     exit when not found;
-    obstacle := app.mail_obstacle(mail);
+    obstacle := app.mail_block_reason(mail);
     if mail.give_up_at <= now() then
       update app.email_outbox as o 
       set state = 'failed', recipient = null, error = coalesce(o.error, 'too_late'), next_attempt_at = now()
@@ -108,7 +108,7 @@ comment on function public.end_mail is
 'sent; queued: it failed and is due after a while, which doubles, or in retry_after seconds at the earliest; failed: for good. Returns the state it has now. Definer: the service has no privilege on tables.';
 
 -- Resend's messages come in any order, and before we know Resend's id: a mail carries its own id as a tag.
-create or replace function public.mail_event(
+create or replace function public.record_mail_event(
   mail_id uuid, provider_id text, kind text, address text default null, is_permanent boolean default true
 ) returns boolean
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
@@ -145,7 +145,7 @@ begin
   return true;
 end;
 $$;
-comment on function public.mail_event is
+comment on function public.record_mail_event is
 'What Resend says of a mail: delivered, bounced or complained. An address that does not work for good, or complains, gets essential mail only. Definer: the service has no privilege on tables.';
 
 create or replace function public.unsubscribe_from_mail(person_id uuid, template text) returns boolean
@@ -169,6 +169,6 @@ comment on function public.unsubscribe_from_mail is
 'For the service, which has checked the link: no more mail of this kind. False for essential mail, which cannot be switched off. Definer: the service has no privilege on tables.';
 
 grant execute on function
-public.claim_mail(integer), public.end_mail(uuid, text, text, text, integer), public.mail_event(uuid, text, text, text, boolean),
+public.claim_mail(integer), public.end_mail(uuid, text, text, text, integer), public.record_mail_event(uuid, text, text, text, boolean),
 public.unsubscribe_from_mail(uuid, text)
 to service_role;

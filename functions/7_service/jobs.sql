@@ -1,13 +1,13 @@
 -- Periodic work that the service's jobs ask for, each call short and safe to repeat.
 
-create or replace function public.keep_partitions() returns integer
+create or replace function public.maintain_partitions() returns integer
 language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
   select app.refuse_clerk_tokens();
 
   select app.make_audit_partitions();
 $$;
-comment on function public.keep_partitions is
+comment on function public.maintain_partitions is
 'Makes the audit trail''s partitions of the months ahead. Returns how many were new. Definer: the service may not make tables.';
 
 create or replace function public.seals_after(newest bigint) returns jsonb
@@ -40,4 +40,4 @@ $$;
 comment on function public.retry_due_event is
 'Applies the failed event that is due longest again: {outcome, users, organizations}; null when none is due. Definer: the service has no privilege on tables.';
 
-grant execute on function public.retry_due_event(), public.keep_partitions(), public.seals_after(bigint) to service_role;
+grant execute on function public.retry_due_event(), public.maintain_partitions(), public.seals_after(bigint) to service_role;

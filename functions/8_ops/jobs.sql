@@ -22,7 +22,7 @@ comment on view ops.job_schedule is 'Periodic work: how often it should be done,
 -- piece of work was due that is not done. Jobs that only the service knows of are here once they have run.
 create or replace view ops.jobs with (security_invoker) as
 with kept as (
-  select d.relation, app.kept_for(d) as kept_for from app.personal_data as d
+  select d.relation, app.retention_period(d) as retention_period from app.personal_data as d
   where d.relation in ('app.webhook_events', 'public.organizations')
 ),
 
@@ -35,14 +35,14 @@ evidence as (
     ) as last_effect_at,
     least(
       (
-        select min(e.applied_at) + k.kept_for from app.webhook_events as e cross join kept as k
+        select min(e.applied_at) + k.retention_period from app.webhook_events as e cross join kept as k
         where k.relation = 'app.webhook_events'
-        group by k.kept_for
+        group by k.retention_period
       ),
       (
-        select min(o.deleted_at) + k.kept_for from public.organizations as o cross join kept as k
+        select min(o.deleted_at) + k.retention_period from public.organizations as o cross join kept as k
         where k.relation = 'public.organizations'
-        group by k.kept_for
+        group by k.retention_period
       )
     ) as overdue_since
   union all

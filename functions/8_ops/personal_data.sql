@@ -11,7 +11,7 @@ comment on view ops.erasures is 'Erasures, those that are not complete first. `b
 create or replace view ops.personal_data_map with (security_invoker) as
 select
   d.relation, d.path, d.category, d.data, d.purpose, d.lawful_basis, d.erasure, d.domain as exported_as,
-  concat_ws(' ', app.kept_for(d)::text, d.retention) as retention
+  concat_ws(' ', app.retention_period(d)::text, d.retention) as retention
 from app.personal_data as d
 order by d.position;
 comment on view ops.personal_data_map is 'Where personal data is, what for, on which basis, how long, and what an erasure does with it.';

@@ -6,7 +6,7 @@ select
   case when o.deleted_at is not null then 'deleted' when o.suspended_at is not null then 'suspended' else 'active' end as state,
   coalesce(o.deleted_at, o.suspended_at) as state_since, o.suspension_reason,
   o.deleted_at + (
-    select app.kept_for(d) from app.personal_data as d
+    select app.retention_period(d) from app.personal_data as d
     where d.relation = 'public.organizations'
   ) as purged_after,
   o.subscription_tier as plan, o.subscription_status as plan_status, seats.members as seats_used, o.max_seats as seats,

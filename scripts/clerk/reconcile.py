@@ -140,7 +140,7 @@ class Comparison:
             return [difference for difference, _ in found]
         for difference, each in found:
             values = [kind.name, Jsonb([each]), page.asked_at, ACTOR]
-            difference.note = self._try_statement("select app.mend_clerk_objects(%s, %s, %s, %s)", values)[1]
+            difference.note = self._try_statement("select app.repair_clerk_objects(%s, %s, %s, %s)", values)[1]
         objects = [each for _, each in found]
         remaining = {difference.clerk_id for difference, _ in self._find_differences(kind, objects, page.asked_at)}
         for difference, _ in found:
@@ -177,7 +177,7 @@ class Comparison:
 
     def _remove(self, kind: Kind, each: MirroredObject, asked_at: datetime, difference: Difference) -> None:
         values = [kind.name, each.clerk_id, each.organization, each.person, asked_at, ACTOR]
-        removed, difference.note = self._try_statement("select app.bury_clerk_object(%s, %s, %s, %s, %s, %s)", values)
+        removed, difference.note = self._try_statement("select app.delete_clerk_object(%s, %s, %s, %s, %s, %s)", values)
         difference.fixed = removed or each not in read_mirror(self.connection, kind)
         if not difference.fixed and not difference.note:
             difference.note = "Clerk has told of it since it was asked: run this again"

@@ -155,7 +155,7 @@ def write_export(connection: Connection, clerk_user_id: str, file: Path) -> int:
     console = Console(stderr=True)
     try:
         with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-            [[total]] = connection.execute("select app.export_total(%s)", [running.id]).fetchall()
+            [[total]] = connection.execute("select app.count_export_records(%s)", [running.id]).fetchall()
             task = progress.add_task("Records", total=total)
 
             def on_progress(entries: int) -> None:

@@ -84,7 +84,7 @@ def receive() -> ResponseReturnValue:
         return jsonify(outcome="ignored")
     try:
         is_known = components().data_api.call(
-            "mail_event", {"kind": kind} | _event_arguments(event["type"], event["data"])
+            "record_mail_event", {"kind": kind} | _event_arguments(event["type"], event["data"])
         )
     except CallFailed as failure:
         raise EventNotStored("The database did not take the event. Send it again.") from failure

@@ -418,7 +418,6 @@ export type Database = {
         }[];
       };
       has_permission: { Args: { organization_id: string; permission: string }; Returns: boolean };
-      keep_partitions: { Args: Record<PropertyKey, never>; Returns: number };
       log_audit_event: {
         Args: {
           p_action: string;
@@ -430,10 +429,7 @@ export type Database = {
         };
         Returns: string;
       };
-      mail_event: {
-        Args: { address?: string; is_permanent?: boolean; kind: string; mail_id: string; provider_id: string };
-        Returns: boolean;
-      };
+      maintain_partitions: { Args: Record<PropertyKey, never>; Returns: number };
       my_permissions: {
         Args: Record<PropertyKey, never>;
         Returns: {
@@ -451,6 +447,10 @@ export type Database = {
       receive_clerk_event: { Args: { event: string; message_id: string }; Returns: Json };
       record_drill: { Args: { backup: Json; report: Json }; Returns: undefined };
       record_job: { Args: { duration_ms: number; name: string; ok: boolean; report: Json }; Returns: number };
+      record_mail_event: {
+        Args: { address?: string; is_permanent?: boolean; kind: string; mail_id: string; provider_id: string };
+        Returns: boolean;
+      };
       request_backup: { Args: { backup_type: string; filename: string; id: string }; Returns: Json };
       request_erasure: { Args: { clerk_user_id: string; requested_by?: string }; Returns: Json };
       retry_due_event: { Args: Record<PropertyKey, never>; Returns: Json };

@@ -271,7 +271,7 @@ def test_a_write_never_fails_because_of_its_record(database: Database, acme: str
 def test_a_write_does_not_fail_either_where_nobody_can_say_who_acts(database: Database, acme: str) -> None:
     warnings: list[str] = []
     database.connection.add_notice_handler(lambda notice: warnings.append(notice.message_primary or ""))
-    database.execute("alter function app.acting() rename to away")
+    database.execute("alter function app.start_audit_entry() rename to away")
     create(database, acme, "Apollo")
     assert database.value("select count(*) from public.specimens") == 1
     assert warnings == ["A change of public.specimens is not in the audit trail (42883)."]

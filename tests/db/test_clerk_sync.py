@@ -241,7 +241,7 @@ def test_a_browser_cannot_pretend_to_be_clerk(clerk: Clerk, role: str) -> None:
 
 
 def test_the_service_cannot_reach_past_the_one_function(clerk: Clerk) -> None:
-    for statement in ("select * from app.webhook_events", "select app.bury('user', 'user_ada', now())"):
+    for statement in ("select * from app.webhook_events", "select app.record_deletion('user', 'user_ada', now())"):
         with pytest.raises(psycopg.errors.InsufficientPrivilege), clerk.database.acting("service_role"):
             clerk.database.execute(statement)
 

@@ -235,14 +235,14 @@ def test_an_address_that_was_only_typed_in_is_nobodys(world: Database) -> None:
     people.Sender(world, first=500).send(
         "user.updated", events.user(ADA, email=ADA_EMAILS[0], updated_at=FAR) | {"email_addresses": [typed]}
     )
-    assert "ben@example.net" not in world.value("select (app.person_of(%s)).emails", ADA)
+    assert "ben@example.net" not in world.value("select (app.find_person(%s)).emails", ADA)
     erase(world)
     assert world.value("select count(*) from public.organization_invitations where email = 'ben@example.net'") == 1
 
 
 def test_an_address_in_other_case_is_still_another_accounts(world: Database) -> None:
     world.execute("update public.profiles set email = upper(%s) where clerk_user_id = %s", ADA_EMAILS[1], CLEO)
-    assert ADA_EMAILS[1] not in world.value("select (app.person_of(%s)).emails", ADA)
+    assert ADA_EMAILS[1] not in world.value("select (app.find_person(%s)).emails", ADA)
 
 
 def test_who_comes_back_with_another_account_meanwhile_keeps_what_is_theirs(world: Database) -> None:
@@ -271,7 +271,7 @@ def test_no_sign_before_or_after_hides_an_address(world: Database, note: str) ->
 ])  # fmt: skip
 def test_what_only_looks_like_an_address_stays(database: Database, address: str, text: str) -> None:
     left = database.value(
-        "select app.without_person(%s, (null, 'user_x', array[%s])::app.person)",
+        "select app.redact_person(%s, (null, 'user_x', array[%s])::app.person)",
         json.dumps({"a": text, "b": address}),
         address,
     )
@@ -386,7 +386,7 @@ def test_any_json_stays_json_and_loses_any_address(database: Database, local: st
     document = json.dumps({"who": address, address: [f"to {address}, please"], "rest": value}).replace("\\u0000", "")
     person = "(%s::uuid, 'user_x', array[%s])::app.person"
     left = database.value(
-        f"select app.without_person(%s::jsonb, {person})",
+        f"select app.redact_person(%s::jsonb, {person})",
         document, "00000000-0000-4000-8000-000000000001", address,
     )  # fmt: skip
     assert left["who"] == "erased"

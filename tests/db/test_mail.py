@@ -433,14 +433,14 @@ def test_what_resend_tells_counts_in_whatever_order(mail: Database) -> None:
         ("delivered", "complained"),
         ("bounced", "complained"),
     ):
-        assert service(mail, "mail_event", mail_id=None, provider_id="re_1", kind=kind, address=EMAILS[NEW])
+        assert service(mail, "record_mail_event", mail_id=None, provider_id="re_1", kind=kind, address=EMAILS[NEW])
         assert state(mail, mail_id) == then
-    assert not service(mail, "mail_event", mail_id=uuid4(), provider_id="re_other", kind="delivered")
+    assert not service(mail, "record_mail_event", mail_id=uuid4(), provider_id="re_other", kind="delivered")
 
 
 def test_an_address_that_bounces_or_complains_gets_essential_mail_only(mail: Database) -> None:
     sent(mail)
-    service(mail, "mail_event", mail_id=None, provider_id="re_1", kind="bounced", address=EMAILS[NEW].upper())
+    service(mail, "record_mail_event", mail_id=None, provider_id="re_1", kind="bounced", address=EMAILS[NEW].upper())
     assert mail.rows("select person_id, address, reason from app.mail_suppressions") == [
         (person(mail, NEW), EMAILS[NEW], "bounced")
     ]
@@ -458,7 +458,13 @@ def test_a_passing_bounce_or_one_of_a_former_address_is_no_reason(
 ) -> None:
     mail_id = sent(mail)
     service(
-        mail, "mail_event", mail_id=None, provider_id="re_1", kind="bounced", address=address, is_permanent=is_permanent
+        mail,
+        "record_mail_event",
+        mail_id=None,
+        provider_id="re_1",
+        kind="bounced",
+        address=address,
+        is_permanent=is_permanent,
     )
     assert state(mail, mail_id) == "bounced"
     assert mail.rows("select * from app.mail_suppressions") == []
@@ -467,7 +473,7 @@ def test_a_passing_bounce_or_one_of_a_former_address_is_no_reason(
 def test_a_delivery_that_is_told_before_the_sender_could_say_so_ends_the_mail(mail: Database) -> None:
     signed_up(mail)
     (claimed,) = claim(mail)
-    assert service(mail, "mail_event", mail_id=claimed["id"], provider_id="re_1", kind="delivered")
+    assert service(mail, "record_mail_event", mail_id=claimed["id"], provider_id="re_1", kind="delivered")
     due(mail)
     assert claim(mail) == []
     assert outbox(mail, "state, provider_id, sent_at is not null") == [("delivered", "re_1", True)]
@@ -542,7 +548,7 @@ def test_retention_forgets_what_is_over_and_old_and_nothing_else(mail: Database)
 
 
 @pytest.mark.parametrize("function", [
-    "claim_mail(1)", "end_mail(gen_random_uuid(), 'sent')", "mail_event(gen_random_uuid(), 'x', 'delivered')",
+    "claim_mail(1)", "end_mail(gen_random_uuid(), 'sent')", "record_mail_event(gen_random_uuid(), 'x', 'delivered')",
     "unsubscribe_from_mail(gen_random_uuid(), 'welcome')",
 ])  # fmt: skip
 @pytest.mark.parametrize("role", ["anon", "authenticated"])

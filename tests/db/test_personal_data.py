@@ -274,7 +274,7 @@ def test_nothing_is_exported_of_a_stranger(database: Database) -> None:
 
 def test_an_address_that_two_accounts_have_finds_nobody(world: Database) -> None:
     world.execute("update public.profiles set email = %s where clerk_user_id = %s", ADA_EMAILS[1], CLEO)
-    assert ADA_EMAILS[1] not in world.value("select (app.person_of(%s)).emails", ADA)
+    assert ADA_EMAILS[1] not in world.value("select (app.find_person(%s)).emails", ADA)
 
 
 # --- retention

@@ -29,7 +29,7 @@ insert into public.role_permissions (role, permission) values ('owner', 'invoice
 REGISTRATION = """
 insert into app.personal_data (
   relation, path, subject, domain, exported, ordered_by, made_at, erasure, replacements, erased_by,
-  category, data, purpose, lawful_basis, kept_for, expired, retention
+  category, data, purpose, lawful_basis, retention_period, expired, retention
 )
 values
 """

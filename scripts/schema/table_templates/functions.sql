@@ -15,7 +15,7 @@ delete from app.personal_data
 where relation = 'public.{{ table.name }}';
 insert into app.personal_data (
   relation, path, subject, domain, exported, ordered_by, made_at, erasure, replacements, erased_by,
-  category, data, purpose, lawful_basis, kept_for, expired, retention
+  category, data, purpose, lawful_basis, retention_period, expired, retention
 )
 values
 (
