@@ -27,7 +27,11 @@ def migrate() -> None:
 @options.url_option
 @click.option("--dry-run", is_flag=True, help="Do everything, roll it back, and say what it would have been.")
 def up(url: str | None, dry_run: bool) -> None:
-    """Apply what is new or changed, in one transaction."""
+    """Apply what is new or changed.
+
+    Migrations and functions are one transaction: all of them or nothing. Each changed policies file follows in a short
+    transaction of its own. Run it again after a failure: it continues.
+    """
     plan = migrations.up(options.choose_url(url), dry_run=dry_run, tell=database.echo_err)
     if plan.empty:
         click.echo(f"Nothing to do: {_format_current(plan)}.")

@@ -2,8 +2,10 @@
 
 Supabase's own deployments (`db push`, preview branches) apply that folder and nothing else. It holds copies of
 migrations/, and bundles: migrations that contain the files of functions/ and policies/ that changed since the previous
-bundle. A bundle closes what it creates as `migrate up` does, and records its files in app.applied_sources, so that
-`migrate up` does not repeat them. Its first lines name each file with its checksum.
+bundles. One has all functions; each policies file has its own, because the CLI applies each migration in one
+transaction and policies lock much (migrations.py says what). A bundle closes what it creates as `migrate up` does, and
+records its files in app.applied_sources, so that `migrate up` does not repeat them. Its first lines name each file with
+its checksum.
 """
 
 from __future__ import annotations
@@ -73,15 +75,35 @@ def find_unbundled(root: Path) -> Unbundled:
 
 
 def write(root: Path, found: Unbundled) -> list[Path]:
-    """Writes the copies and, if a source changed, the next bundle; returns the paths, relative to `root`."""
+    """Writes the copies and the next bundles; returns the paths, relative to `root`."""
     folder = root / BUNDLES
     folder.mkdir(parents=True, exist_ok=True)
     written = {folder / Path(copy.path).name: copy.text for copy in found.copies}
-    if found.changed or found.removed:
-        written[folder / f"{next_version(root)}_functions_and_policies{BUNDLE_SUFFIX}.sql"] = render(found)
+    first = int(next_version(root))
+    for version, (name, part) in enumerate(_split(found).items(), first):
+        written[folder / f"{version:014}_{name}{BUNDLE_SUFFIX}.sql"] = render(part)
     for path, text in written.items():
         path.write_bytes(text.encode())
     return [path.relative_to(root) for path in written]
+
+
+def _split(found: Unbundled) -> dict[str, Unbundled]:
+    """Name → what one bundle holds: all functions, then a table's policies each. A bundle is one transaction."""
+    functions = tuple(source for source in found.changed if source.table is None)
+    removed = tuple(path for path in found.removed if policy_table(path) is None)
+    parts = {"functions": Unbundled((), functions, removed)} if functions or removed else {}
+    for source in found.changed:
+        if source.table is not None:
+            parts[_name(source.path)] = Unbundled((), (source,), ())
+    for path in found.removed:
+        if policy_table(path) is not None:
+            parts[_name(path)] = Unbundled((), (), (path,))
+    return parts
+
+
+def _name(policies_path: str) -> str:
+    """policies/realtime.messages.sql → policies_realtime_messages."""
+    return re.sub(r"\W+", "_", policies_path.removesuffix(".sql"))
 
 
 def render(found: Unbundled) -> str:

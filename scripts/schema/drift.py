@@ -1,19 +1,20 @@
 """What a database holds in public, app and ops that functions/ and policies/ do not say, and the other way round.
 
-Found by trying: in a transaction that is rolled back, every policy and grant is taken away and every file applied
-again. What then differs from before has drifted, and a function, view or trigger that was not made again has no file.
-Tables and indexes are not compared: they are the migrations' matter.
+Found by trying: in a transaction that is rolled back, every grant is taken away and every file applied again. What then
+differs from before has drifted, and a function, view or trigger that was not made again has no file. Each policies file
+is undone at once, which ends its locks (migrations.py says which). Tables and indexes are not compared: migrations make
+them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from scripts.schema import migrations
 from scripts.schema.database import Connection, Tell, connected
-from scripts.schema.migrations import ROOT, Files, Plan
+from scripts.schema.migrations import ROOT, Files, Plan, Source
 
 VIEWS = """
     select format(
@@ -26,6 +27,11 @@ VIEWS = """
       and ('pg_class'::regclass, c.oid) not in (select classid, objid from pg_depend where deptype = 'e')
 """
 OBJECTS = Path(__file__).with_suffix(".sql")
+KINDS = ("table", "function", "view", "trigger", "policy", "default", "grant")
+NAME = """
+    select format('%%I.%%I', n.nspname, c.relname)
+    from pg_class as c join pg_namespace as n on n.oid = c.relnamespace where c.oid = %s::regclass
+"""
 
 
 class Identity(NamedTuple):
@@ -67,13 +73,17 @@ def find_drift(connection: Connection, files: Files) -> list[Drift]:
     migrations.reset_session(connection)
     _settle_views(connection)
     before = read_objects(connection)
-    _clear_grants_and_policies(connection, before)
+    _revoke_grants(connection, before)
     cleared = read_objects(connection)
     for source in files.sources:
-        migrations.apply_source(connection, source)
+        if source.table is None:
+            migrations.apply_source(connection, source)
     after = read_objects(connection)
     _settle_views(connection)
-    settled = read_objects(connection)
+    settled = {identity: found for identity, found in read_objects(connection).items() if identity.kind != "policy"}
+    for source in files.sources:
+        if source.table is not None:
+            settled |= _read_declared(connection, source, source.table)
     drift = [
         Drift(*identity, _describe_problem(before.get(identity), settled.get(identity)))
         for identity in before | settled
@@ -105,19 +115,29 @@ def _describe_problem(before: Definition | None, after: Definition | None) -> st
     return "" if before.text == after.text else "different"
 
 
-def read_objects(connection: Connection) -> dict[Identity, Definition]:
+def read_objects(connection: Connection, kinds: Sequence[str] = KINDS) -> dict[Identity, Definition]:
     """Everything of ours in public, app and ops that files declare, and the tables."""
-    rows = connection.execute(OBJECTS.read_bytes())
+    every_kind = OBJECTS.read_bytes().rstrip(b";\n").replace(b"%", b"%%")
+    rows = connection.execute(b"select * from (%b) as object where kind = any(%%s)" % every_kind, [list(kinds)])
     return {Identity(kind, name): Definition(text, place) for kind, name, text, place in rows}
 
 
-def _clear_grants_and_policies(connection: Connection, objects: Iterable[Identity]) -> None:
-    """Takes every grant of the API's roles and every policy: only what files state comes back.
+def _read_declared(connection: Connection, source: Source, table: str) -> dict[Identity, Definition]:
+    """The policies and grants that a policies file declares."""
+    with connection.transaction(force_rollback=True):
+        connection.execute(f"set local lock_timeout = '{migrations.POLICIES_LOCK_TIMEOUT}'".encode())
+        migrations.apply_source(connection, source)
+        made = read_objects(connection, ["policy", "grant"])
+        [[name]] = connection.execute(NAME, [table]).fetchall()
+    return {
+        identity: definition
+        for identity, definition in made.items()
+        if identity.kind == "grant" or identity.name.endswith(f" on {name}")
+    }
 
-    In the order in which a write locks: tables of ours, then what its triggers write.
-    """
-    for kind, name in sorted(objects, key=lambda each: each.name.startswith("realtime.")):
-        if kind == "table":
-            migrations.clear_table(connection, name)
-        elif kind == "function":
-            migrations.revoke(connection, f"routine {name}")
+
+def _revoke_grants(connection: Connection, objects: Iterable[Identity]) -> None:
+    """Takes every grant of the API's roles: only what files state comes back. Those on Supabase's table stay."""
+    for kind, name in objects:
+        if kind == "function" or (kind == "table" and not name.startswith("realtime.")):
+            migrations.revoke(connection, f"{'routine' if kind == 'function' else 'table'} {name}")

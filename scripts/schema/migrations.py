@@ -1,20 +1,24 @@
 """Brings a database to what the files say: migrations/ in version order, then functions/ and policies/ that changed.
 
-One transaction under an advisory lock: everything is applied, or nothing. Migrations are recorded in
+Under an advisory lock, one transaction applies all migrations and functions, or nothing. Then each changed policies
+file has a short transaction of its own: on hosted Supabase every CREATE, ALTER or DROP POLICY by postgres locks some 23
+tables of auth, storage and realtime until its transaction ends. Migrations are recorded in
 supabase_migrations.schema_migrations as the Supabase CLI records them, sources by checksum in app.applied_sources.
 """
 
 from __future__ import annotations
 
 import hashlib
+import random
 import re
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import LiteralString, NamedTuple
+from typing import Any, LiteralString, NamedTuple
 
 import psycopg
 from psycopg import errors, sql
@@ -30,6 +34,11 @@ ADVISORY_LOCK = 733_140_617
 # A deployment must not queue behind a long query and hold up everyone behind itself; long index builds are fine.
 LOCK_TIMEOUT = "10s"
 STATEMENT_TIMEOUT = "15min"
+# Policies: below PostgreSQL's deadlock_timeout (1 s), so that we give up before a writer is chosen as the victim.
+POLICIES_LOCK_TIMEOUT = "500ms"
+POLICIES_ATTEMPTS = 30
+LONGEST_PAUSE_SECONDS = 1.0
+CONTINUE = "Nothing of this file was applied; all before it is. Run `ballast migrate up` again, which continues here."
 
 # The words of github.com/supabase/cli pkg/migration/history.go, so that either tool finds what the other made.
 HISTORY_TABLE: tuple[LiteralString, ...] = (
@@ -52,6 +61,8 @@ ADVICE = {
 BUNDLES = Path("supabase/migrations")
 BUNDLE_SUFFIX = ".bundle"
 
+Cursor = psycopg.Cursor[Any]
+
 _MIGRATION_NAME = re.compile(r"(?P<version>\d{14})_(?P<name>[a-z0-9_]+)\.sql")
 _TRANSACTION_CONTROL = {"begin", "start", "commit", "end", "rollback", "abort", "savepoint", "release", "prepare"}
 
@@ -65,7 +76,7 @@ class HistoryDisagrees(Failure):
 
 
 class StatementFailed(Failure):
-    """The server refused a statement; says file, line and the server's words. Nothing was applied."""
+    """The server refused a statement; says file, line, the server's words and what was applied."""
 
 
 class Migration(NamedTuple):
@@ -125,6 +136,12 @@ class Plan:
     removed: tuple[str, ...]
 
     @property
+    def policies(self) -> tuple[Source, ...]:
+        """The policies files to apply. One without text closes a table whose file is gone."""
+        gone = (Source(path, "", "", policy_table(path)) for path in self.removed)
+        return tuple(source for source in (*self.sources, *gone) if source.table is not None)
+
+    @property
     def paths(self) -> list[str]:
         """The files to apply, in order."""
         return [*(migration.path for migration in self.migrations), *(source.path for source in self.sources)]
@@ -143,17 +160,45 @@ def up(
 ) -> Plan:
     """Applies what is new or changed and returns it; with `dry_run` everything runs and is rolled back.
 
-    `tell` gets a line when another deployer is waited for, and the server's warnings. Raises a Failure, and then
-    nothing was applied.
+    `tell` gets a line when another deployer or a lock is waited for, and the server's warnings. Raises a Failure: then
+    nothing was applied, or only some policies files were not. Run again, it continues.
     """
     files = read_files(root)
-    with connected(database_url, tell) as connection, connection.transaction(force_rollback=dry_run):
-        lock(connection, tell)
-        plan = apply(connection, make_plan(connection, files))
-        if not plan.empty:
-            _check_deferred_constraints(connection)
-            connection.execute("notify pgrst, 'reload schema'")
+    # The lock has a connection of its own: it outlives the transactions of the other, and any pooler keeps it.
+    with connected(database_url, tell) as guard, guard.transaction(), connected(database_url, tell) as connection:
+        lock(guard, tell)
+        with ExitStack() as trial:
+            if dry_run:
+                trial.enter_context(connection.transaction(force_rollback=True))
+            with connection.transaction():
+                plan = apply(connection, make_plan(connection, files))
+                _check_deferred_constraints(connection)
+            for source in plan.policies:
+                _apply_policies(connection, source, tell, dry_run=dry_run)
+            if not plan.empty:
+                connection.execute("notify pgrst, 'reload schema'")
     return plan
+
+
+def _apply_policies(connection: Connection, source: Source, tell: Tell, *, dry_run: bool) -> None:
+    """One policies file in a transaction of its own, tried again while a lock is not free. Raises StatementFailed."""
+    for attempt in range(1, POLICIES_ATTEMPTS + 1):
+        try:
+            # A dry run is one transaction: what is undone here gives its locks back.
+            with connection.transaction(force_rollback=dry_run):
+                reset_session(connection)
+                connection.execute(f"set local lock_timeout = '{POLICIES_LOCK_TIMEOUT}'".encode())
+                _record(connection, source)
+                apply_source(connection, source)
+        except StatementFailed as failure:
+            is_busy = isinstance(failure.__cause__, (errors.LockNotAvailable, errors.DeadlockDetected))
+            if not is_busy or attempt == POLICIES_ATTEMPTS:
+                raise
+            if attempt == 1:
+                tell(f"{source.path} waits for a lock that another session holds; trying again ...")
+            time.sleep(random.uniform(0.1, LONGEST_PAUSE_SECONDS))  # noqa: S311 - not for secrets
+        else:
+            return
 
 
 def status(database_url: str, *, root: Path = ROOT, tell: Tell = lambda _: None) -> list[FileState]:
@@ -294,9 +339,9 @@ def _exists(connection: Connection, table: str) -> bool:
 
 
 def apply(connection: Connection, plan: Plan) -> Plan:
-    """Runs a plan inside the caller's transaction, and returns what was done: migrations may bring sources along.
+    """Runs a plan's migrations and functions inside the caller's transaction, and returns the plan with its policies.
 
-    Raises StatementFailed.
+    Migrations may bring sources along. Raises FilesInvalid and StatementFailed.
     """
     reset_session(connection)
     if plan.migrations:
@@ -313,16 +358,26 @@ def apply(connection: Connection, plan: Plan) -> Plan:
         raise FilesInvalid(
             "There is no table app.applied_sources, to record sources in: the first migration must make it."
         )
-    for path in plan.removed:
-        _forget(connection, path)
     for source in plan.sources:
-        apply_source(connection, source)
+        if source.table is None:
+            apply_source(connection, source)
+            _record(connection, source)
+        else:
+            _require_table(connection, source.path, source.table)
+    for path in plan.removed:
+        if policy_table(path) is None:
+            connection.execute("delete from app.applied_sources where path = %s", [path])
+    return plan
+
+
+def _record(connection: Connection, source: Source) -> None:
+    """Notes in app.applied_sources what is applied; a source without checksum has no file any more."""
+    connection.execute("delete from app.applied_sources where path = %s", [source.path])
+    if source.checksum:
         connection.execute(
-            "insert into app.applied_sources (path, checksum, applied_at) values (%s, %s, now()) "
-            "on conflict (path) do update set checksum = excluded.checksum, applied_at = excluded.applied_at",
+            "insert into app.applied_sources (path, checksum, applied_at) values (%s, %s, now())",
             [source.path, source.checksum],
         )
-    return plan
 
 
 def _check_deferred_constraints(connection: Connection) -> None:
@@ -342,24 +397,35 @@ def reset_session(connection: Connection) -> None:
     connection.execute(f"set local statement_timeout = '{STATEMENT_TIMEOUT}'")
 
 
-def _forget(connection: Connection, path: str) -> None:
-    table = policy_table(path)
-    if table is not None and _exists(connection, table):
-        with _blaming(path):
-            clear_table(connection, table)
-    connection.execute("delete from app.applied_sources where path = %s", [path])
-
-
 def apply_source(connection: Connection, source: Source) -> None:
     """Makes the database agree with one file of functions/ or policies/. Raises FilesInvalid and StatementFailed."""
     if source.table is None:
         _apply_functions(connection, source)
-        return
-    if not _exists(connection, source.table):
-        raise FilesInvalid(f"{source.path}: there is no table {source.table}. {_remedy(source.table)}")
-    with _blaming(source.path):
-        clear_table(connection, source.table)
-    run_file(connection, source.path, source.text)
+    elif source.checksum or _exists(connection, source.table):
+        _require_table(connection, source.path, source.table)
+        _run_policies(connection, source.path, source.text, source.table)
+
+
+def _require_table(connection: Connection, path: str, table: str) -> None:
+    if not _exists(connection, table):
+        raise FilesInvalid(f"{path}: there is no table {table}. {_remedy(table)}")
+
+
+def _run_policies(connection: Connection, path: str, text: str, table: str) -> None:
+    """Sends a whole file at once: from its first policy on, other sessions wait for each round trip."""
+    _refuse_transaction_control(path, text)
+    clearing = CLEARING.format(table=sql.Literal(table).as_string(), api_roles=API_ROLES)
+    statements = list(split(text))
+    sent: list[Cursor] = []
+    try:
+        with connection.pipeline():
+            for command in (clearing, *(statement.text for statement in statements)):
+                sent.append(connection.execute(command.encode()))
+    except psycopg.Error as error:
+        failed = sum(cursor.statusmessage is not None for cursor in sent)
+        offset = _place(statements[failed - 1], error) if failed else None
+        raise _refusal(path, text, offset, error, CONTINUE) from error
+    reset_session(connection)
 
 
 def _remedy(missing_table: str) -> str:
@@ -418,33 +484,49 @@ def revoke(connection: Connection, thing: str) -> None:
     connection.execute(f"revoke all on {thing} from {API_ROLES}".encode())
 
 
-def clear_table(connection: Connection, table: str) -> None:
-    """Takes every policy, and every grant to the API's roles, from a table or view; `table` is its name as SQL.
-
-    The grants on realtime.messages stay: that table is Supabase's, they are not ours to take, nor to declare.
-    """
-    policies = connection.execute("select quote_ident(polname) from pg_policy where polrelid = %s::regclass", [table])
-    for (policy,) in policies.fetchall():
-        connection.execute(f"drop policy {policy} on {table}".encode())
-    theirs = "select relnamespace = to_regnamespace('realtime') from pg_class where oid = %s::regclass"
-    if connection.execute(theirs, [table]).fetchone() != (True,):
-        # Takes the columns' grants too.
-        revoke(connection, f"table {table}")
+# Takes every policy, and every grant to the API's roles, from a table or view. `table` is a literal: its name as SQL.
+# The grants on realtime.messages stay: that table is Supabase's.
+CLEARING = """\
+do $ballast$
+declare
+  policy name;
+begin
+  for policy in select p.polname from pg_policy as p where p.polrelid = {table}::regclass loop
+    execute format('drop policy %I on %s', policy, {table});
+  end loop;
+  if {table} not like '"realtime".%' then
+    execute format('revoke all on %s from {api_roles}', {table});
+  end if;
+end;
+$ballast$;
+"""
 
 
 def run_file(connection: Connection, path: str, text: str) -> None:
     """Runs a file's statements. Raises StatementFailed with file, line and the server's words."""
+    _refuse_transaction_control(path, text)
+    for statement in split(text):
+        try:
+            connection.execute(statement.text.encode())
+        except psycopg.Error as error:
+            raise _refusal(path, text, _place(statement, error), error) from error
+    reset_session(connection)
+
+
+def _place(statement: Statement, error: psycopg.Error) -> int:
+    """Where in its file a statement failed: the server's position, or the statement's start."""
+    if error.diag.statement_position is not None:
+        return statement.offset + int(error.diag.statement_position) - 1
+    return statement.start if statement.start is not None else statement.offset
+
+
+def _refuse_transaction_control(path: str, text: str) -> None:
     for statement in split(text):
         if statement.words[:1] and statement.words[0] in _TRANSACTION_CONTROL:
             raise StatementFailed(
                 f"{path}:{_line(text, statement.start or 0)}: `{statement.words[0]}` is not possible here: "
-                "all files are applied in one transaction. Delete the line.\nNothing was applied."
+                "a file is applied in one transaction. Delete the line.\nNothing was applied."
             )
-        try:
-            connection.execute(statement.text.encode())
-        except psycopg.Error as error:
-            raise _refusal(path, text, statement, error) from error
-    reset_session(connection)
 
 
 @contextmanager
@@ -456,12 +538,12 @@ def _blaming(path: str) -> Iterator[None]:
         raise StatementFailed(f"{path}: {error}\nNothing was applied.") from error
 
 
-def _refusal(path: str, text: str, statement: Statement, error: psycopg.Error) -> StatementFailed:
+def _refusal(
+    path: str, text: str, offset: int | None, error: psycopg.Error, consequence: str = "Nothing was applied."
+) -> StatementFailed:
     said = error.diag
-    offset = statement.start if statement.start is not None else statement.offset
-    if said.statement_position is not None:
-        offset = statement.offset + int(said.statement_position) - 1
-    lines = [f"{path}:{_line(text, offset)}: {said.message_primary or error}"]
+    place = path if offset is None else f"{path}:{_line(text, offset)}"
+    lines = [f"{place}: {said.message_primary or error}"]
     for title, words in (("Detail", said.message_detail), ("Hint", said.message_hint)):
         if words:
             lines.append(f"{title}: {words}")
@@ -469,7 +551,7 @@ def _refusal(path: str, text: str, statement: Statement, error: psycopg.Error) -
         lines.append(f"Where: {said.context}")
     if isinstance(error, errors.ActiveSqlTransaction):
         lines.append("All files are applied in one transaction: use a form that can run in one (no `concurrently`).")
-    return StatementFailed("\n".join([*lines, "Nothing was applied."]))
+    return StatementFailed("\n".join([*lines, consequence]))
 
 
 def _line(text: str, offset: int) -> int:

@@ -255,7 +255,7 @@ class TestUp:
         with psycopg.connect(project.url, autocommit=True) as listener:
             listener.execute("listen pgrst")
             project.up()
-            assert [heard.payload for heard in listener.notifies(timeout=2, stop_after=1)] == ["reload schema"]
+            assert {heard.payload for heard in listener.notifies(timeout=2, stop_after=1)} == {"reload schema"}
 
     def test_warnings_of_the_server_are_passed_on(self, project: Project) -> None:
         project.write(
@@ -264,6 +264,58 @@ class TestUp:
         told: list[str] = []
         project.up(tell=told.append)
         assert told == ["WARNING: look out"]
+
+
+class TestPolicyStatements:
+    """On hosted Supabase each locks tables of auth, storage and realtime until its transaction ends."""
+
+    @pytest.fixture
+    def watched(self, applied: Project, bare_server: Postgres) -> Project:
+        """A project that records each policy statement with its transaction."""
+        with psycopg.connect(bare_server.url("supabase_admin", applied.url.rpartition("/")[2])) as admin:
+            admin.execute(
+                "create schema watch; create table watch.seen (transaction xid8 default pg_current_xact_id());"
+                "create function watch.see() returns event_trigger language plpgsql security definer as $$ "
+                "begin insert into watch.seen default values; end $$;"
+                "create event trigger see on ddl_command_end when tag in ('CREATE POLICY', 'ALTER POLICY', 'DROP POLICY') "
+                "execute function watch.see(); grant usage on schema watch to postgres; grant all on watch.seen to postgres"
+            )
+        return applied
+
+    def seen(self, project: Project) -> list[int]:
+        """How many policy statements each transaction ran."""
+        return [count for (count,) in project.query("select count(*) from watch.seen group by transaction order by 1")]
+
+    def test_none_runs_when_no_policies_file_changed(self, watched: Project) -> None:
+        watched.write("functions/20_rows.sql", ROWS + "-- changed")
+        watched.write("migrations/20260102000000_more.sql", "alter table public.notes add column more int;")
+        assert watched.up().paths == ["migrations/20260102000000_more.sql", "functions/20_rows.sql"]
+        assert watched.up().empty
+        assert self.seen(watched) == []
+
+    def test_each_changed_file_has_a_transaction_of_its_own(self, watched: Project) -> None:
+        watched.write("migrations/20260102000000_more.sql", "create table public.more (id int);")
+        watched.write("policies/more.sql", "create policy p on public.more using (true);")
+        watched.write("policies/notes.sql", NOTES + "-- changed")
+        watched.up()
+        assert self.seen(watched) == [1, 2]
+        transactions = "select count(distinct xmin::text) from app.applied_sources where path like 'policies/%'"
+        assert watched.query(transactions) == [(2,)]
+
+    def test_a_removed_file_has_a_transaction_of_its_own_too(self, watched: Project) -> None:
+        (watched.root / "policies/notes.sql").unlink()
+        (watched.root / "functions/20_rows.sql").unlink()
+        watched.up()
+        assert self.seen(watched) == [1]
+        assert watched.up().empty
+
+    def test_a_check_holds_the_locks_of_one_file_at_a_time(self, watched: Project) -> None:
+        """Each file is undone at once. What then holds a lock on realtime.messages would be left of an earlier file."""
+        locked = "select from pg_locks where pid = pg_backend_pid() and relation = 'realtime.messages'::regclass and mode = 'AccessExclusiveLock'"
+        files = migrations.read_files(watched.root)
+        with connected(watched.url) as connection, connection.transaction(force_rollback=True):
+            assert drift.find_drift(connection, files) == []
+            assert connection.execute(locked.encode()).rowcount == 0
 
 
 class TestDryRun:
@@ -313,13 +365,22 @@ class TestFailure:
         assert last == "Nothing was applied."
         assert project.query("select to_regclass('public.notes')") == [(None,)]
 
-    def test_a_failing_policy_undoes_the_migrations_before_it(self, applied: Project) -> None:
+    def test_a_failing_policies_file_keeps_what_is_before_it_and_up_continues_there(self, applied: Project) -> None:
         applied.write("migrations/20260102000000_more.sql", "create table public.more (id int);")
         applied.write("policies/more.sql", "\ncreate policy p on public.more using (nope);")
-        with pytest.raises(StatementFailed, match=r"policies/more\.sql:2: column"):
+        with pytest.raises(StatementFailed, match=r"policies/more\.sql:2: column(.|\n)*all before it is. Run"):
+            applied.up()
+        assert len(applied.history()) == 2
+        assert FileState("policies/more.sql", "pending") in migrations.status(applied.url, root=applied.root)
+        applied.write("policies/more.sql", "create policy p on public.more using (true);")
+        assert applied.up().paths == ["policies/more.sql"]
+
+    def test_a_policies_file_without_a_table_undoes_the_migrations_before_it(self, applied: Project) -> None:
+        applied.write("migrations/20260102000000_more.sql", "create table public.more (id int);")
+        applied.write("policies/mroe.sql", "")
+        with pytest.raises(FilesInvalid, match="there is no table"):
             applied.up()
         assert len(applied.history()) == 1
-        assert applied.query("select to_regclass('public.more')") == [(None,)]
 
     def test_detail_and_hint_are_passed_on(self, project: Project) -> None:
         project.write(
@@ -350,10 +411,27 @@ class TestFailure:
             with pytest.raises(StatementFailed, match=r"more\.sql:1: canceling statement due to lock timeout"):
                 applied.up()
 
+    def test_a_policies_file_is_tried_again_while_its_table_is_locked(
+        self, applied: Project, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(migrations, "POLICIES_LOCK_TIMEOUT", "50ms")
+        applied.write("policies/notes.sql", NOTES + "-- changed")
+        told: list[str] = []
+        with psycopg.connect(applied.url) as reader:
+            reader.execute("select * from public.notes")
+
+            def give_way(line: str) -> None:
+                told.append(line)
+                reader.rollback()
+
+            assert applied.up(tell=give_way).paths == ["policies/notes.sql"]
+        assert told == ["policies/notes.sql waits for a lock that another session holds; trying again ..."]
+
     def test_a_lock_that_a_policies_file_waits_for_in_vain_is_blamed_on_it(
         self, applied: Project, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(migrations, "LOCK_TIMEOUT", "100ms")
+        monkeypatch.setattr(migrations, "POLICIES_LOCK_TIMEOUT", "50ms")
+        monkeypatch.setattr(migrations, "POLICIES_ATTEMPTS", 2)
         applied.write("policies/notes.sql", NOTES + "-- changed")
         with psycopg.connect(applied.url) as reader:
             reader.execute("select * from public.notes")
