@@ -51,7 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--server-url",
         metavar="URL",
-        help="an empty database of somebody else's, such as `supabase start`'s, for tests/db",
+        help="the URL for postgres of an empty database, hosted or of `supabase start`, for tests/db; it is migrated",
     )
     parser.addoption(
         "--data-api-url",
