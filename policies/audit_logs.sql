@@ -1,4 +1,4 @@
--- Read with audit:read. Nobody writes through the API.
+-- Read with audit:read. No API role may write.
 grant select on public.audit_logs to authenticated;
 
 create policy "read with audit:read" on public.audit_logs for select to authenticated

@@ -1,1 +1,1 @@
--- Nobody reaches this table through the API: it is written and read by functions for the service.
+-- No API role may access this table: functions for the service read and write it.

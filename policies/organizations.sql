@@ -1,4 +1,4 @@
--- Members see their organization; name and settings follow organization:update. The rest belongs to the sync.
+-- Members read their organization. organization:update allows changing name and settings. Only the sync writes the other columns.
 grant select on public.organizations to authenticated;
 grant update (name, settings) on public.organizations to authenticated;
 

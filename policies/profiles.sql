@@ -1,6 +1,6 @@
--- People see themselves and, with members:read, their co-members. They change only themselves.
--- Co-members need not belong to the same other tenants: where somebody works now, when they were last seen and what they
--- prefer is not granted. public.start_session() tells a person their own.
+-- People read their own profile and, with members:read, those of their co-members. They change only their own.
+-- Co-members need not share all organizations, so current_organization_id, last_seen_at and preferences are not granted.
+-- public.start_session() returns a person's own values.
 grant select (id, clerk_user_id, email, full_name, avatar_url, banned, created_at, updated_at) on public.profiles to authenticated;
 grant update (full_name, avatar_url, preferences, current_organization_id) on public.profiles to authenticated;
 

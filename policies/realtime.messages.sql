@@ -1,5 +1,5 @@
--- Private channels. Members listen to their organizations' topics, on which only the database sends; on org:<id>:presence they say
--- that they are there. The table and its grants are Supabase's: a channel is joined by whoever could read a message on its topic.
+-- Private channels. Members listen to their organizations' topics, where only the database sends, and announce themselves on
+-- org:<id>:presence. Supabase owns the table and its grants. A client may join a channel if it may read a message on its topic.
 create policy "listen to own organizations" on realtime.messages for select to authenticated
 using (topic = any((select app.topics())::text[]));
 

@@ -1,4 +1,4 @@
--- The matrix is no secret: clients show and hide buttons by it. It changes by migration.
+-- The matrix is not secret: clients use it to show or hide buttons. Migrations change it.
 grant select on public.role_permissions to authenticated;
 
 create policy "everyone signed in reads" on public.role_permissions for select to authenticated

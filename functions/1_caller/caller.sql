@@ -1,14 +1,14 @@
--- Who is asking, and what they may do. Policies call these once per statement and they may never raise:
--- on Supabase Realtime one raising policy stops delivery to everyone. So: no casts of text a client wrote.
+-- The caller's identity and permissions. Policies call these functions once per statement. They must never raise: on Supabase Realtime
+-- one policy that raises stops delivery to all subscribers. Therefore they never cast text that a client wrote.
 
--- The caller's signed claims, in one row: null when the setting holds anything but a JSON object, or more than 8 kB (Clerk's tokens
--- stay below 4), which nested deeply enough would exhaust the server's stack.
--- This and what follows are views, so that each function below is one query that reads the claims once: every statement of a browser
--- waits for them (`./scripts/bench rls`).
+-- The caller's signed claims, in one row. Null if the setting is not a JSON object or exceeds 8 kB: deeply nested JSON of that size could
+-- exhaust the server's stack. Clerk's tokens stay below 4 kB.
+-- This and app.caller are views, so that each function below is one query that reads the claims once. Each statement of a browser waits
+-- for these functions (`./scripts/bench rls`).
 do $$
 begin
   if current_setting('server_version_num')::integer >= 160000 then
-    -- "offset 0" keeps the planner from reading the claims again wherever a column is used.
+    -- "offset 0" stops the planner from parsing the claims again for each use of a column.
     create or replace view app.token as
     select case
       when starts_with(ltrim(s.claims, e' \t\r\n'), '{') and octet_length(s.claims) <= 8192 and pg_input_is_valid(s.claims, 'jsonb')
@@ -17,7 +17,7 @@ begin
     from (select current_setting('request.jwt.claims', true) as claims) as s
     offset 0;
   else
-    -- PostgreSQL 15 cannot ask whether text is JSON, only try.
+    -- PostgreSQL 15 has no pg_input_is_valid(), so the cast is tried.
     create or replace function app.try_claims() returns jsonb
     language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp
     as $try$
@@ -29,7 +29,7 @@ begin
       return null;
     end;
     $try$;
-    comment on function app.try_claims is 'The setting as JSON, or null. PostgreSQL 15 only.';
+    comment on function app.try_claims is 'The claims setting as JSON, or null if it is not valid. PostgreSQL 15 only.';
     create or replace view app.token as select app.try_claims() as claims offset 0;
   end if;
 end;
@@ -45,9 +45,9 @@ end;
 $$;
 comment on function app.claims is 'The token''s claims, or an empty object. Definer: it reads app.token.';
 
--- PostgREST takes the role from the token, whoever signed it: a customised role claim at Clerk makes a person service_role. A grant cannot
--- tell that person from the service, so each function for the service alone begins with this. The project's own keys must pass: their
--- issuer is "supabase"; a URL is accepted only where Supabase itself issues tokens. https://clerk.example.com is not such a URL.
+-- PostgREST takes the role from any valid token, so a customised role claim at Clerk turns a person into service_role. A grant cannot
+-- distinguish that person from the service. Therefore each function for the service begins with this check. It must accept the project's
+-- own keys, whose issuer is "supabase". It accepts an issuer URL only if Supabase issues tokens there, unlike https://clerk.example.com.
 create or replace function app.refuse_clerk_tokens() returns void
 language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -55,7 +55,7 @@ declare
   claims jsonb;
 begin
   if coalesce(current_setting('request.jwt.claims', true), '') = '' then
-    return; -- not through the API: a job, an administrator
+    return; -- not through the API, for example a cron job or an administrator
   end if;
   claims := (select t.claims from app.token as t);
   if claims is null or claims ->> 'sub' like 'user\_%'
@@ -69,14 +69,14 @@ $$;
 comment on function app.refuse_clerk_tokens is
 'Raises 42501 if the request''s token is Clerk''s, whatever its role, or cannot be read. Definer: it reads app.token.';
 
--- The caller, if they are somebody to us: a pending session is a valid token of a person who has not finished signing in.
--- Clerk writes fva as [minutes since the first factor, minutes since the second], -1 for never.
+-- The caller's profile. A pending session has a valid token although the person has not finished signing in, so it does not count.
+-- Clerk writes fva as [minutes since the first factor, minutes since the second factor], -1 for never.
 create or replace view app.caller as
 select p.id, coalesce(t.claims @? 'strict $.fva[1] ? (@ >= 0)', false) as second_factor, t.claims
 from app.token as t
 join public.profiles as p on t.claims ->> 'sub' = p.clerk_user_id
 where not p.banned and coalesce(t.claims ->> 'sts', 'active') = 'active';
-comment on view app.caller is 'The caller''s profile, whether the session has a second factor, and the claims; no row for nobody. Only definer functions read it.';
+comment on view app.caller is 'The caller''s profile, whether the session has a second factor, and the claims. Empty without a known, active caller. Only definer functions read it.';
 
 create or replace function app.has_second_factor() returns boolean
 language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp
@@ -96,7 +96,7 @@ end;
 $$;
 comment on function app.user_id is 'The caller''s profile, or null. Definer: the policy on profiles needs it before it can read profiles.';
 
--- Where the caller belongs, as what. Owners and admins without the second factor their organization asks for act as viewers.
+-- The caller's memberships. Owners and admins without the second factor that their organization requires act as viewers.
 create or replace view app.caller_memberships as
 select
   m.organization_id,
@@ -106,7 +106,7 @@ from app.caller as c
 join public.organization_memberships as m on c.id = m.user_id
 join public.organizations as o on m.organization_id = o.id
 where o.deleted_at is null and o.suspended_at is null;
-comment on view app.caller_memberships is 'The caller''s memberships with the role that counts now. Only definer functions read it.';
+comment on view app.caller_memberships is 'The caller''s memberships, each with the granted and the effective role. Only definer functions read it.';
 
 create or replace function app.own_org_ids() returns uuid[]
 language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp
@@ -156,7 +156,7 @@ end;
 $$;
 comment on function app.my_permissions is 'The caller''s role and permissions per organization. Definer: it reads app.caller_memberships.';
 
--- The client asks before it shows a button; the policies decide whatever it shows.
+-- Clients call this to decide which buttons to show. It protects nothing: the policies do.
 create or replace function public.has_permission(organization_id uuid, permission text) returns boolean
 language sql stable parallel safe security invoker set search_path = pg_catalog, pg_temp
 as $$
@@ -176,7 +176,7 @@ to authenticated;
 grant execute on function public.has_permission(uuid, text), public.my_permissions() to authenticated;
 grant execute on function app.refuse_clerk_tokens() to service_role;
 
--- On PostgreSQL 15 all of these end in app.try_claims(), which cannot run in a parallel plan.
+-- On PostgreSQL 15 all of these call app.try_claims(), which cannot run in a parallel plan.
 do $$
 declare
   helper regprocedure;

@@ -1,6 +1,6 @@
--- What tables need from functions: defaults and triggers.
+-- Defaults and triggers of the tables in public.
 
--- Only called when a value changed: each trigger's condition says so.
+-- Runs only if a value changed: each trigger has that condition.
 create or replace function app.touch() returns trigger
 language plpgsql volatile parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -9,7 +9,7 @@ begin
   return new;
 end;
 $$;
-comment on function app.touch is 'Stamps updated_at.';
+comment on function app.touch is 'Sets updated_at to the time of the transaction.';
 
 create or replace trigger touch before update on public.organizations
 for each row when (old.* is distinct from new.*) execute function app.touch();
@@ -17,7 +17,7 @@ create or replace trigger touch before update on public.organization_memberships
 for each row when (old.* is distinct from new.*) execute function app.touch();
 create or replace trigger touch before update on public.organization_invitations
 for each row when (old.* is distinct from new.*) execute function app.touch();
--- Being seen is no change of a profile.
+-- A new last_seen_at does not count as a change of the profile.
 create or replace trigger touch before update on public.profiles
 for each row when (to_jsonb(old) - 'last_seen_at' is distinct from to_jsonb(new) - 'last_seen_at') execute function app.touch();
 
@@ -26,6 +26,6 @@ language sql stable parallel safe security definer set search_path = pg_catalog,
 as $$
   select s.mfa_required from app.settings as s;
 $$;
-comment on function app.mfa_required is 'What a new organization starts with. Definer: a column default may run as any role, app.settings is private.';
+comment on function app.mfa_required is 'The default of a new organization. Definer: a column default runs as any role, and app.settings is private.';
 
 alter table public.organizations alter column mfa_required set default app.mfa_required();
