@@ -1,6 +1,6 @@
--- The sync in bulk: pages of Clerk's Backend API. Each object on a page counts as an event that Clerk sent when it was asked, so a page
--- takes part in the order of all writes: what a webhook told later, or tells later, wins over it. For `ballast clerk backfill`,
--- as the role postgres.
+-- The sync in bulk: merges pages of Clerk's Backend API. Each object on a page is treated as an event of the time of the request, so the
+-- usual order of writes applies: data from a newer webhook wins, whether it arrived before the page or arrives later.
+-- For `ballast clerk backfill`, as the role postgres.
 
 create or replace function app.build_page_event(kind text, object jsonb, asked_at timestamptz) returns jsonb
 language sql immutable parallel safe set search_path = pg_catalog, pg_temp
@@ -10,9 +10,9 @@ as $$
     'data', object, 'timestamp', floor(extract(epoch from asked_at) * 1000)
   );
 $$;
-comment on function app.build_page_event is 'The event that an object of a page counts as; its kind as in app.clerk_records.';
+comment on function app.build_page_event is 'Builds the event that an object of a page is treated as. Kinds are those of app.clerk_records.';
 
--- Triggers are told by whom, and that what is news to the database is none to people: nobody is welcomed years later.
+-- Sets the audit actor and suppresses mail: people who joined long ago must not get a welcome mail.
 create or replace function app.begin_bulk_merge(actor text) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -20,7 +20,7 @@ begin
   perform set_config('app.actor', actor, true), set_config('app.no_mail', 'on', true);
 end;
 $$;
-comment on function app.begin_bulk_merge is 'Says until the transaction ends who writes, for the audit trail, and that no mail is wanted.';
+comment on function app.begin_bulk_merge is 'Sets the actor for the audit trail and turns mail off, until the transaction ends.';
 
 create or replace function app.read_page_fields(kind text, object jsonb) returns jsonb
 language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
@@ -34,9 +34,9 @@ begin
   return fields;
 end;
 $$;
-comment on function app.read_page_fields is 'What app.merge_record would keep of an object of a page.';
+comment on function app.read_page_fields is 'The fields that app.merge_record would keep of an object of a page.';
 
--- Whoever holds these holds whom the objects name, too: nobody is erased in the middle of a merge.
+-- Locks the objects and the people that they mention, so that no one is erased during the merge.
 create or replace function app.lock_clerk_page(page jsonb) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -51,11 +51,11 @@ begin
   ));
 end;
 $$;
-comment on function app.lock_clerk_page is 'Holds all objects of a page and those they name until the transaction ends.';
+comment on function app.lock_clerk_page is 'Locks all objects of a page, and those that they mention, until the transaction ends.';
 
--- Most of a page is known when it is read again, and told by one query. That is safe without a lock: what is known only grows.
--- An object whose fields are known keeps the stamp it has, although the page's may be greater: the event that brought them is there, or
--- on its way, and is greater than any before it.
+-- When a page is read again, most of its objects are unchanged. One query finds the others. It needs no lock, because records only grow.
+-- An object with unchanged fields keeps its record's stamp, even if the page's stamp would be greater. That is safe, because the event that
+-- set these fields has arrived or will arrive, and its stamp is greater than that of any earlier event.
 create or replace function app.select_changed_objects(kind text, page jsonb) returns jsonb
 language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -76,16 +76,16 @@ begin
   );
 end;
 $$;
-comment on function app.select_changed_objects is 'The objects of a page of which a merge may change something.';
+comment on function app.select_changed_objects is 'The objects of a page that a merge may change.';
 
--- Of whom nothing is known, there is nothing to compare with: a first backfill is two inserts a page instead of hundreds, and each
--- trigger of the audit trail runs once. Everybody else is left to app.merge_record. tests/scripts/clerk/test_backfill.py holds the two
--- ways equal.
+-- Unknown users need no merge, so they are inserted in bulk. A first backfill makes two inserts per page instead of hundreds, and each
+-- audit trigger runs once. app.merge_record handles all other users. tests/scripts/clerk/test_backfill.py checks that both ways give
+-- equal rows.
 create or replace function app.insert_new_users(page jsonb, asked_at timestamptz) returns text[]
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
-  learnt text[];
+  inserted text[];
 begin
   with listed as materialized (
     select distinct on (u.id)
@@ -120,18 +120,18 @@ begin
     from fresh as f
     returning r.clerk_id
   )
-  select coalesce(array_agg(k.clerk_id), '{}') into learnt from kept as k;
-  return learnt;
+  select coalesce(array_agg(k.clerk_id), '{}') into inserted from kept as k;
+  return inserted;
 end;
 $$;
-comment on function app.insert_new_users is 'Keeps and shows those of a page of whom nothing is known. Returns their ids.';
+comment on function app.insert_new_users is 'Inserts the records and profiles of a page''s unknown users. Returns their ids.';
 
--- Only where person and organization are known better than from the copies inside, and nothing was ever known of the two together.
+-- Only if the records of person and organization are newer than the copies in the membership, and the two have never had a membership.
 create or replace function app.insert_new_memberships(page jsonb, asked_at timestamptz) returns text[]
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
-  learnt text[];
+  inserted text[];
 begin
   with listed as materialized (
     select distinct on (i.organization, i.person)
@@ -178,35 +178,35 @@ begin
     from fresh as f
     returning r.clerk_id
   )
-  select coalesce(array_agg(k.clerk_id), '{}') into learnt from kept as k;
-  return learnt;
+  select coalesce(array_agg(k.clerk_id), '{}') into inserted from kept as k;
+  return inserted;
 end;
 $$;
-comment on function app.insert_new_memberships is 'Keeps and shows those of a page of whose person in the organization nothing is known. Returns their ids.';
+comment on function app.insert_new_memberships is 'Inserts the records and rows of a page''s new memberships. Returns their ids.';
 
 create or replace function app.merge_clerk_page(kind text, page jsonb, asked_at timestamptz, actor text) returns integer
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
-  moment timestamptz := date_trunc('milliseconds', asked_at); -- as events have it
-  news jsonb := app.select_changed_objects(merge_clerk_page.kind, page);
-  learnt text[] := '{}';
+  moment timestamptz := date_trunc('milliseconds', asked_at); -- the precision of events
+  candidates jsonb := app.select_changed_objects(merge_clerk_page.kind, page);
+  inserted text[] := '{}';
   object jsonb;
   changed integer;
 begin
-  if news = '[]' then
+  if candidates = '[]' then
     return 0;
   end if;
-  perform app.lock_clerk_page(news);
+  perform app.lock_clerk_page(candidates);
   perform app.begin_bulk_merge(actor);
   if merge_clerk_page.kind = 'user' then
-    learnt := app.insert_new_users(news, moment);
+    inserted := app.insert_new_users(candidates, moment);
   elsif merge_clerk_page.kind = 'membership' then
-    learnt := app.insert_new_memberships(news, moment);
+    inserted := app.insert_new_memberships(candidates, moment);
   end if;
-  changed := cardinality(learnt);
+  changed := cardinality(inserted);
   for object in
-    select e.object from jsonb_array_elements(news) as e (object) where coalesce(app.clerk_text(e.object -> 'id') <> all(learnt), true)
+    select e.object from jsonb_array_elements(candidates) as e (object) where coalesce(app.clerk_text(e.object -> 'id') <> all(inserted), true)
   loop
     if app.apply_clerk_event(app.build_page_event(merge_clerk_page.kind, object, moment)) = 'processed' then
       changed := changed + 1;
@@ -215,4 +215,4 @@ begin
   return changed;
 end;
 $$;
-comment on function app.merge_clerk_page is 'Merges a page of Clerk''s, read not before asked_at. Returns how many objects changed what is known.';
+comment on function app.merge_clerk_page is 'Merges a page of Clerk''s API that was requested at asked_at or later. Returns the number of objects that changed a record.';

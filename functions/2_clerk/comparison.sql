@@ -1,6 +1,6 @@
--- What differs between pages of Clerk's Backend API and the rows, and how that ends. For `ballast clerk reconcile`, as the role postgres.
+-- Finds and repairs differences between pages of Clerk's Backend API and our rows. For `ballast clerk reconcile`, as the role postgres.
 
--- Objects that were deleted or erased, and those of which something newer is known, are left out: about them a page says nothing.
+-- Leaves out objects that were deleted or erased, and those with a newer record: there the page is out of date.
 create or replace function app.read_clerk_page(kind text, page jsonb, asked_at timestamptz)
 returns table (object jsonb, clerk_id text, organization text, person text, fields jsonb, known jsonb)
 language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
@@ -11,31 +11,31 @@ begin
     with listed as materialized (
       select
         e.object, app.clerk_text(e.object -> 'id') as id,
-        coalesce(app.clerk_text(e.object -> 'organization' -> 'id'), app.clerk_text(e.object -> 'organization_id')) as org,
+        coalesce(app.clerk_text(e.object -> 'organization' -> 'id'), app.clerk_text(e.object -> 'organization_id')) as org_id,
         case kind
           when 'user' then app.clerk_text(e.object -> 'id')
           when 'membership' then app.clerk_text(e.object -> 'public_user_data' -> 'user_id')
-        end as whom
+        end as user_id
       from jsonb_array_elements(page) as e (object)
     ), erased as materialized (
-      select app.select_erased(array(select l.whom from listed as l where l.whom is not null)) as ids
+      select app.select_erased(array(select l.user_id from listed as l where l.user_id is not null)) as ids
     )
-    select l.object, l.id, l.org, l.whom, app.read_page_fields(kind, l.object), r.fields
+    select l.object, l.id, l.org_id, l.user_id, app.read_page_fields(kind, l.object), r.fields
     from listed as l
     cross join erased as e
     left join app.clerk_records as r on r.kind = kind and r.clerk_id = l.id
-    where coalesce(l.whom <> all(e.ids), true)
+    where coalesce(l.user_id <> all(e.ids), true)
       and not exists (select from app.clerk_tombstones as t where t.kind = kind and t.clerk_id = l.id)
-      and not exists (select from app.clerk_tombstones as t where t.kind = 'organization' and t.clerk_id = l.org)
+      and not exists (select from app.clerk_tombstones as t where t.kind = 'organization' and t.clerk_id = l.org_id)
       and not (kind = 'invitation' and app.invitation_predates_erasure(app.read_page_fields(kind, l.object)))
       and not coalesce(
         r.stamp > (true, coalesce(app.clerk_time(l.object -> 'updated_at'), asked_at), true, asked_at, null)::app.clerk_stamp, false
       );
 end;
 $$;
-comment on function app.read_clerk_page is 'The objects of a page that count: Clerk''s ids, the fields that we keep, and those that are known.';
+comment on function app.read_clerk_page is 'The objects of a page that are still current: their Clerk ids, the fields that we keep, and those of the record.';
 
--- What people may change here differs when what is known of Clerk differs, all else when the row does.
+-- For columns that people may edit here, compares the page with the record of Clerk's value. For all others, with the row.
 create or replace function app.clerk_differences(kind text, page jsonb, asked_at timestamptz)
 returns table (object jsonb, clerk_id text, difference text, columns text[])
 language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
@@ -106,9 +106,9 @@ begin
 end;
 $$;
 comment on function app.clerk_differences is
-'Objects of a page that are missing here, stale or of the wrong role, with the columns that differ. The page was read not before asked_at.';
+'Objects of a page that are missing here, stale or have the wrong role, with the columns that differ. The page was requested at asked_at or later.';
 
--- Rows may differ although all is known, when somebody changed them by hand: they are shown again.
+-- A row may differ although its record is current, if it was edited by hand. Therefore the rows are always written again from the records.
 create or replace function app.repair_clerk_objects(kind text, page jsonb, asked_at timestamptz, actor text) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -127,14 +127,14 @@ begin
       when 'organization' then perform app.project_organization(known.clerk_id, known.fields, known.fields - 'created_by');
       when 'membership' then perform app.project_membership(known.organization_id, known.user_id);
       when 'invitation' then perform app.project_invitation(known.clerk_id, known.organization_id, known.fields);
-      else null; -- deleted or erased meanwhile
+      else null; -- deleted or erased in the meantime
     end case;
   end loop;
 end;
 $$;
-comment on function app.repair_clerk_objects is 'Merges objects of Clerk''s, read not before asked_at, and writes their rows anew.';
+comment on function app.repair_clerk_objects is 'Merges Clerk objects that were requested at asked_at or later, and writes their rows again from the records.';
 
--- A membership that only a session token told of has no id of Clerk's. Whoever is being erased is no longer here.
+-- A membership that is known only from a session token has no Clerk id. People whose erasure is running are left out.
 create or replace function app.clerk_mirror(kind text) returns table (clerk_id text, organization text, person text)
 language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -164,9 +164,10 @@ begin
   end case;
 end;
 $$;
-comment on function app.clerk_mirror is 'What is shown of Clerk''s objects, by their ids.';
+comment on function app.clerk_mirror is 'The Clerk ids of all rows of a kind.';
 
--- As a deletion event does it. Without an id it is a membership that only a session token told of: tokens issued later count again.
+-- Does what a deletion event does. Without clerk_id it deletes a membership that is known only from a session token. A token issued later
+-- may create it again.
 create or replace function app.delete_clerk_object(
   kind text, clerk_id text, organization text, person text, asked_at timestamptz, actor text
 ) returns boolean
@@ -192,4 +193,4 @@ begin
 end;
 $$;
 comment on function app.delete_clerk_object is
-'Removes what Clerk said at asked_at that it does not have. False: it was removed already, or Clerk has told of it since.';
+'Deletes an object that Clerk did not have at asked_at. False if it is already deleted, or an event after asked_at mentioned it.';

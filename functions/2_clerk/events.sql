@@ -1,4 +1,4 @@
--- From an event to writes. The inbox around it: inbox.sql.
+-- Turns events into writes (app.merge_record, app.record_deletion). inbox.sql stores the events and calls app.apply_clerk_event.
 
 create or replace function app.apply_clerk_membership(data jsonb, stamp app.clerk_stamp, deleted boolean) returns boolean
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
@@ -9,30 +9,30 @@ declare
   person text := app.clerk_text(data -> 'public_user_data' -> 'user_id');
   organization_updated_at timestamptz := app.clerk_time(data -> 'organization' -> 'updated_at');
   is_whole boolean := organization_updated_at is not null and data -> 'organization' ?& array['created_by', 'max_allowed_memberships'];
-  news boolean := false;
+  changed boolean := false;
 begin
   if organization is null or person is null then
-    raise exception 'the membership names no organization or no user';
+    raise exception 'the membership has no organization id or no user id';
   end if;
-  -- The person inside is a sketch. So is the organization, unless it has its own updated_at and all the fields we use.
+  -- The copy of the person is partial. So is that of the organization, unless it has its own updated_at and all fields that we use.
   if app.merge_record('user', person, (false, stamp.source_updated_at, false, stamp.event_at, null), data -> 'public_user_data') then
-    news := true;
+    changed := true;
   end if;
   if app.merge_record(
     'organization', organization,
     (is_whole, coalesce(organization_updated_at, stamp.source_updated_at), false, stamp.event_at, null), data -> 'organization'
   ) then
-    news := true;
+    changed := true;
   end if;
   if deleted then
-    return app.record_deletion('membership', membership, stamp.event_at, organization, person, app.clerk_time(data -> 'created_at')) or news;
+    return app.record_deletion('membership', membership, stamp.event_at, organization, person, app.clerk_time(data -> 'created_at')) or changed;
   end if;
-  return app.merge_record('membership', membership, stamp, data, organization, person) or news;
+  return app.merge_record('membership', membership, stamp, data, organization, person) or changed;
 end;
 $$;
-comment on function app.apply_clerk_membership is 'Applies a membership event, the copies of the person and the organization inside it first.';
+comment on function app.apply_clerk_membership is 'Applies a membership event: first the copies of the person and the organization in it, then the membership.';
 
--- An organization known by its id only; anything else that is ever said of it counts more.
+-- Writes with the smallest stamp, so that any other data about the organization replaces it.
 create or replace function app.ensure_organization(clerk_id text, name text) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -43,16 +43,16 @@ begin
   );
 end;
 $$;
-comment on function app.ensure_organization is 'Makes sure that there is a row for an organization that another object refers to.';
+comment on function app.ensure_organization is 'Ensures that there is a row for an organization that another object refers to.';
 
--- The items inside a subscription are copies of objects with events of their own.
+-- The items in a subscription are copies. Each item also has its own events.
 create or replace function app.apply_clerk_subscription(data jsonb, stamp app.clerk_stamp, organization text) returns boolean
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
   item jsonb;
   item_id text;
-  news boolean := app.merge_record('subscription', app.clerk_text(data -> 'id'), stamp, data, organization);
+  changed boolean := app.merge_record('subscription', app.clerk_text(data -> 'id'), stamp, data, organization);
 begin
   for item in select jsonb_path_query(data, '$.items[*]') loop
     item_id := app.clerk_text(item -> 'id');
@@ -61,15 +61,15 @@ begin
       (true, coalesce(app.clerk_time(item -> 'updated_at'), stamp.source_updated_at), false, stamp.event_at, null),
       item, organization
     ) then
-      news := true;
+      changed := true;
     end if;
   end loop;
-  return news;
+  return changed;
 end;
 $$;
-comment on function app.apply_clerk_subscription is 'Applies a subscription event and the items inside it.';
+comment on function app.apply_clerk_subscription is 'Applies a subscription event and the items in it.';
 
--- Says 'ignored' for what we do not handle, 'stale' when all of it was known or older than what is known. Raises on a broken payload.
+-- Returns 'ignored' for an event type that we do not handle, and 'stale' if the event changed no record. Raises if the payload lacks an id.
 create or replace function app.apply_clerk_event(event jsonb) returns text
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -82,49 +82,49 @@ declare
   organization text := coalesce(app.clerk_text(data -> 'organization_id'), app.clerk_text(payer -> 'organization_id'));
   event_at timestamptz := coalesce(app.clerk_time(event -> 'timestamp'), app.clerk_time(data -> 'updated_at'), '-infinity');
   stamp app.clerk_stamp := (true, coalesce(app.clerk_time(data -> 'updated_at'), event_at), true, event_at, null);
-  news boolean;
+  changed boolean;
 begin
   if not (
     subject in ('user', 'organization', 'organizationMembership', 'role', 'permission') and action in ('created', 'updated', 'deleted')
-    or subject = 'organizationInvitation' and action <> 'deleted' -- Clerk deletes none of these: they end by their status
-    or subject in ('subscription', 'subscriptionItem') and action <> 'deleted' and organization is not null -- people may subscribe too
+    or subject = 'organizationInvitation' and action <> 'deleted' -- Clerk never deletes these: their status ends them
+    or subject in ('subscription', 'subscriptionItem') and action <> 'deleted' and organization is not null -- else a person subscribed
   ) then
     return 'ignored';
   end if;
   if id is null then
-    raise exception 'the event names no object: data.id is missing';
+    raise exception 'the event has no object id: data.id is missing';
   end if;
   if subject = 'organizationMembership' then
-    news := app.apply_clerk_membership(data, stamp, action = 'deleted');
+    changed := app.apply_clerk_membership(data, stamp, action = 'deleted');
   elsif action = 'deleted' then
-    news := app.record_deletion(subject, id, event_at);
+    changed := app.record_deletion(subject, id, event_at);
   elsif subject = 'organizationInvitation' and (action in ('accepted', 'revoked') or data ->> 'status' <> 'pending') then
-    news := app.record_deletion('invitation', id, event_at); -- an answer is final, and the address no longer needed
+    changed := app.record_deletion('invitation', id, event_at); -- an answer is final, and the address is no longer needed
   elsif subject = 'user' then
-    news := app.merge_record('user', id, stamp, data);
+    changed := app.merge_record('user', id, stamp, data);
   elsif subject = 'organization' then
-    news := app.merge_record('organization', id, stamp, data);
+    changed := app.merge_record('organization', id, stamp, data);
   elsif subject in ('role', 'permission') then
-    news := app.merge_record(subject, id, stamp, data);
+    changed := app.merge_record(subject, id, stamp, data);
   elsif organization is null then
-    raise exception 'the invitation names no organization';
+    raise exception 'the invitation has no organization id';
   else
     if subject = 'organizationInvitation' then
       perform app.lock_addresses(is_erasure => false);
     end if;
     perform app.ensure_organization(organization, payer ->> 'organization_name');
-    news := case subject
+    changed := case subject
       when 'organizationInvitation' then app.merge_record('invitation', id, stamp, data, organization)
       when 'subscription' then app.apply_clerk_subscription(data, stamp, organization)
       else app.merge_record('subscription_item', id, stamp, data, organization)
     end;
   end if;
-  return case when news then 'processed' else 'stale' end;
+  return case when changed then 'processed' else 'stale' end;
 end;
 $$;
-comment on function app.apply_clerk_event is 'Applies one event: processed, stale or ignored.';
+comment on function app.apply_clerk_event is 'Applies one event. Returns processed, stale or ignored.';
 
--- A new meaning of a role key holds at once for those who have it or are invited to it.
+-- A changed mapping of a role key applies at once to existing memberships and invitations.
 create or replace function app.apply_clerk_roles() returns trigger
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -142,12 +142,12 @@ begin
   return null;
 end;
 $$;
-comment on function app.apply_clerk_roles is 'Gives every membership and invitation the role that app.clerk_roles now says.';
+comment on function app.apply_clerk_roles is 'Recomputes the role of each membership and invitation from app.clerk_roles.';
 
 create or replace trigger apply_clerk_roles after insert or update or delete on app.clerk_roles
 for each statement execute function app.apply_clerk_roles();
 
--- Likewise what a plan means.
+-- A changed mapping of a plan applies at once, too.
 create or replace function app.apply_clerk_plans() returns trigger
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -158,7 +158,7 @@ begin
   return null;
 end;
 $$;
-comment on function app.apply_clerk_plans is 'Gives every organization the tier that app.clerk_plans now says.';
+comment on function app.apply_clerk_plans is 'Recomputes the tier of each organization from app.clerk_plans.';
 
 create or replace trigger apply_clerk_plans after insert or update or delete on app.clerk_plans
 for each statement execute function app.apply_clerk_plans();

@@ -1,7 +1,7 @@
--- Reading Clerk's objects. Nothing here raises, whatever the payload holds.
--- In plpgsql, not in SQL: before version 18, PostgreSQL plans a function in SQL anew for every statement that calls it.
+-- Reads the fields of Clerk's objects. No function here raises, whatever the payload contains.
+-- They are plpgsql, not SQL, because PostgreSQL before version 18 plans an SQL function again for each statement that calls it.
 
--- Real deliveries carry milliseconds, Clerk's published examples seconds: below 1e11 it is seconds.
+-- Real deliveries have milliseconds, Clerk's published examples have seconds. A number below 1e11 counts as seconds.
 create or replace function app.clerk_time(value jsonb) returns timestamptz
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -14,9 +14,9 @@ begin
   end;
 end;
 $$;
-comment on function app.clerk_time is 'A time of Clerk''s, in seconds or milliseconds since 1970; null when it is none.';
+comment on function app.clerk_time is 'A Clerk timestamp, in seconds or milliseconds since 1970; null if the value is not a plausible one.';
 
--- Clerk leaves out what it does not know, or sends null or an empty string.
+-- For a missing value Clerk omits the key, or sends null or an empty string.
 create or replace function app.clerk_text(value jsonb, max_length integer default 256) returns text
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -24,7 +24,7 @@ begin
   return case when jsonb_typeof(value) = 'string' then nullif(left(btrim(value #>> '{}'), max_length), '') end;
 end;
 $$;
-comment on function app.clerk_text is 'A string of Clerk''s without surrounding blanks, cut to length; null when empty or no string.';
+comment on function app.clerk_text is 'The string, trimmed and cut to max_length; null if it is empty or not a string.';
 
 create or replace function app.clerk_number(value jsonb) returns jsonb
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
@@ -33,9 +33,9 @@ begin
   return case when jsonb_typeof(value) = 'number' then value end;
 end;
 $$;
-comment on function app.clerk_number is 'The value if it is a number, else null.';
+comment on function app.clerk_number is 'The value if it is a number, otherwise null.';
 
--- The first of a list of e-mail addresses is not the primary one.
+-- The first e-mail address in the list need not be the primary one.
 create or replace function app.clerk_primary_email(data jsonb) returns text
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -50,7 +50,7 @@ end;
 $$;
 comment on function app.clerk_primary_email is 'The address whose id is primary_email_address_id, or null.';
 
--- Everybody may type in somebody else's.
+-- Unverified addresses do not count: anyone can enter another person's.
 create or replace function app.clerk_addresses(data jsonb) returns text[]
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -64,9 +64,9 @@ begin
   );
 end;
 $$;
-comment on function app.clerk_addresses is 'The addresses that are a user''s, in lower case: the primary one, and those that Clerk has verified.';
+comment on function app.clerk_addresses is 'A user''s addresses in lower case: the primary one and those that Clerk has verified.';
 
--- Takes a user, or the public_user_data inside a membership, which has no e-mail addresses.
+-- The argument is a user, or the public_user_data of a membership, which has no e-mail addresses.
 create or replace function app.clerk_user_fields(data jsonb) returns jsonb
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -80,7 +80,7 @@ begin
   );
 end;
 $$;
-comment on function app.clerk_user_fields is 'What we keep of a Clerk user.';
+comment on function app.clerk_user_fields is 'The fields that we keep of a Clerk user.';
 
 create or replace function app.clerk_organization_fields(data jsonb) returns jsonb
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
@@ -95,7 +95,7 @@ begin
   );
 end;
 $$;
-comment on function app.clerk_organization_fields is 'What we keep of a Clerk organization.';
+comment on function app.clerk_organization_fields is 'The fields that we keep of a Clerk organization.';
 
 create or replace function app.clerk_membership_fields(data jsonb) returns jsonb
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
@@ -104,7 +104,7 @@ begin
   return jsonb_build_object('role', app.clerk_text(data -> 'role'), 'created_at', app.clerk_number(data -> 'created_at'));
 end;
 $$;
-comment on function app.clerk_membership_fields is 'What we keep of a Clerk membership.';
+comment on function app.clerk_membership_fields is 'The fields that we keep of a Clerk membership.';
 
 create or replace function app.clerk_invitation_fields(data jsonb) returns jsonb
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
@@ -118,9 +118,9 @@ begin
   );
 end;
 $$;
-comment on function app.clerk_invitation_fields is 'What we keep of a Clerk invitation while it is pending.';
+comment on function app.clerk_invitation_fields is 'The fields that we keep of a Clerk invitation while it is pending.';
 
--- Roles and permissions of Clerk's, for whoever decides in app.clerk_roles what a role means here.
+-- Clerk's roles and permissions are kept as information for an administrator who edits the mapping in app.clerk_roles.
 create or replace function app.clerk_role_fields(data jsonb) returns jsonb
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -133,7 +133,7 @@ begin
   );
 end;
 $$;
-comment on function app.clerk_role_fields is 'What we keep of a Clerk role or permission.';
+comment on function app.clerk_role_fields is 'The fields that we keep of a Clerk role or permission.';
 
 create or replace function app.clerk_subscription_fields(data jsonb) returns jsonb
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
@@ -142,7 +142,7 @@ begin
   return jsonb_build_object('status', app.clerk_text(data -> 'status'), 'plan', app.clerk_text(data -> 'plan' -> 'slug'));
 end;
 $$;
-comment on function app.clerk_subscription_fields is 'What we keep of a Clerk subscription (status) or of one of its items (status and plan).';
+comment on function app.clerk_subscription_fields is 'The fields that we keep of a Clerk subscription (status) or of one of its items (status and plan).';
 
 create or replace function app.clerk_fields(kind text, data jsonb) returns jsonb
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
@@ -159,9 +159,9 @@ begin
   end;
 end;
 $$;
-comment on function app.clerk_fields is 'What we keep of an object of Clerk''s; its kind as in app.clerk_records.';
+comment on function app.clerk_fields is 'The fields that we keep of a Clerk object. Kinds are those of app.clerk_records.';
 
--- Whom an event is about or names, to find it by when they ask for their data or to be erased.
+-- Indexes the inbox, so that a person's export or erasure finds the events that mention them.
 create or replace function app.clerk_mentions(event jsonb) returns text[]
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -173,4 +173,4 @@ begin
   );
 end;
 $$;
-comment on function app.clerk_mentions is 'Clerk''s ids of users, and e-mail addresses in lower case, that an event holds as whole texts.';
+comment on function app.clerk_mentions is 'The Clerk user ids, and the e-mail addresses in lower case, that are whole strings in an event.';

@@ -1,13 +1,13 @@
--- The inbox: from the signed text of a message to its row in app.webhook_events, with its outcome.
+-- The inbox: stores the signed text of each message in app.webhook_events, applies it and records the outcome.
 
--- People put what they like into their metadata, and a signed event must not be lost because of it: \u0000 and halves of surrogate pairs
--- become U+FFFD; what is nested deeper than 100 levels becomes null, as does a number that no reader of JSON could hold. Example:
--- {"a": "\u0000", "b": 1e99999} becomes {"a": "\ufffd", "b": null}. Text that is not JSON stays so.
+-- Users may put any text into their metadata, and a signed event must not be lost because of it. \u0000 and unpaired surrogates become
+-- U+FFFD. Values nested deeper than 100 levels, and numbers outside the range of JSON parsers, become null. Example:
+-- {"a": "\u0000", "b": 1e99999} becomes {"a": "\ufffd", "b": null}. Text that is not JSON is still not JSON afterwards.
 create or replace function app.repair_json(document text) returns text
 language sql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
   with escaped as (
-    -- A backslash is written as \u005c first: every \u that is left begins a character.
+    -- First an escaped backslash (\\) becomes \u005c. After that, each \u begins an escaped character.
     select regexp_replace(
       regexp_replace(
         replace(replace(document, '\\', '\u005c'), '\u0000', '\ufffd'),
@@ -32,7 +32,7 @@ as $$
   from leveled as l
   where l.level <= 100 and not (l.step = -1 and l.level = 100) or l.step = 1 and l.level = 101;
 $$;
-comment on function app.repair_json is 'The JSON with U+FFFD or null for what jsonb, or a later reader, could not hold.';
+comment on function app.repair_json is 'The JSON, with U+FFFD or null in place of what jsonb or a later parser cannot represent.';
 
 create or replace function app.read_clerk_event(event text) returns jsonb
 language plpgsql immutable parallel unsafe set search_path = pg_catalog, pg_temp
@@ -43,21 +43,21 @@ begin
   begin
     found := event::jsonb;
   exception when others then
-    null; -- it is read once more, repaired
+    null; -- it is repaired below and read again
   end;
   if found is null or found @? 'strict $.**{101}' or event ~ '[0-9]{255}|[eE][-+]?[0-9]{4}' then
     found := app.repair_json(event)::jsonb;
   end if;
   if jsonb_typeof(found) is distinct from 'object' or jsonb_typeof(found -> 'data') is distinct from 'object'
     or jsonb_typeof(found -> 'type') is distinct from 'string' or found ->> 'type' = '' then
-    raise sqlstate 'PT400' using message = 'An event is a JSON object with a text as its type and an object as its data.';
+    raise sqlstate 'PT400' using message = 'The event must be a JSON object with a string as its type and an object as its data.';
   end if;
   return found;
 exception when invalid_text_representation then
   raise sqlstate 'PT400' using message = 'The body is not JSON.';
 end;
 $$;
-comment on function app.read_clerk_event is 'The event in a message''s text. Raises PT400 for text that is not an event.';
+comment on function app.read_clerk_event is 'The event in the text of a message. Raises PT400 if the text is not an event.';
 
 create or replace function app.clerk_scopes(event jsonb, out users text[], out organizations text[])
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
@@ -75,9 +75,10 @@ begin
   ], null);
 end;
 $$;
-comment on function app.clerk_scopes is 'The users and the organizations that an event is about, by Clerk''s ids.';
+comment on function app.clerk_scopes is 'The Clerk ids of the users and organizations that an event is about.';
 
--- Locks before the attempt, because a failed attempt would release them. An erasure of a person in the event runs before it or after it.
+-- Takes the locks before the attempt, because a failed attempt would release them. Then an erasure of a person in the event runs either
+-- before the event or after it.
 create or replace function app.lock_clerk_event(event jsonb, mentions text[]) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -90,9 +91,9 @@ begin
   );
 end;
 $$;
-comment on function app.lock_clerk_event is 'Holds all objects that an event is about or names until the transaction ends.';
+comment on function app.lock_clerk_event is 'Locks all objects that an event is about or mentions, until the transaction ends.';
 
--- A broken event must not lose the message, nor a development instance write into production.
+-- An event that fails must not lose the message. Events of another Clerk instance, such as a development one, must not change rows.
 create or replace function app.try_clerk_event(event jsonb, out outcome text, out error text)
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -101,13 +102,13 @@ declare
 begin
   if event ->> 'instance_id' <> pinned_instance then
     outcome := 'ignored';
-    error := 'instance_id is not the one in app.settings';
+    error := 'instance_id differs from app.settings.clerk_instance_id';
     return;
   end if;
   perform set_config('app.actor', 'clerk', true); -- the audit trail names Clerk, not the caller
   outcome := app.apply_clerk_event(event);
 exception when others then
-  -- Passing trouble (a deadlock, no memory, a shutdown) is no property of the event: it is not stored, and Clerk sends it again.
+  -- Transient errors (deadlock, out of memory, shutdown) are re-raised: the event is not stored, and Clerk redelivers it.
   if sqlstate ~ '^(40|53|55|57)' then
     raise;
   end if;
@@ -115,9 +116,10 @@ exception when others then
   error := sqlstate || ': ' || sqlerrm;
 end;
 $$;
-comment on function app.try_clerk_event is 'Applies one event; a failure becomes the outcome and leaves nothing half done.';
+comment on function app.try_clerk_event is 'Applies one event. A failure is rolled back and becomes the outcome, unless it is transient.';
 
--- Stored and applied, both or neither. The service ends what its cache says of the users and organizations, and measures the lag.
+-- Stores and applies the event in one transaction. With the result, the service invalidates its cache of the users and organizations, and
+-- measures the lag.
 create or replace function public.receive_clerk_event(message_id text, event text) returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -133,7 +135,7 @@ begin
   content := app.read_clerk_event(event);
   scopes := app.clerk_scopes(content);
   if message_id is null then
-    raise sqlstate 'PT400' using message = 'A message has an id.';
+    raise sqlstate 'PT400' using message = 'message_id is missing.', hint = 'Pass the svix-id header.';
   end if;
   perform pg_advisory_xact_lock(hashtextextended(message_id, 1)); -- objects have the seed 0
   select e.outcome into known from app.webhook_events as e where e.message_id = receive_clerk_event.message_id;
@@ -160,12 +162,12 @@ begin
 end;
 $$;
 comment on function public.receive_clerk_event is
-'For the service: stores the signed text of a message and applies it, once. Returns message_id, type, outcome, users, organizations, lag_seconds. Definer: service_role has no access to the tables.';
+'For the service: stores the signed text of a message and applies it once. Returns message_id, type, outcome, users, organizations, lag_seconds. Definer: service_role has no access to the tables.';
 
 grant execute on function public.receive_clerk_event(text, text) to service_role;
 
--- When it is due again: the wait doubles from half a minute to about four hours. The job retry-events calls this, `ballast inbox retry`,
--- and a redelivery by Clerk.
+-- If it fails again, the wait before the next attempt doubles, from 30 seconds to about four hours. Called by the job retry-events, by
+-- `ballast inbox retry`, and when Clerk redelivers the message.
 create or replace function app.retry_clerk_event(message_id text) returns text
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -192,4 +194,4 @@ begin
   return outcome;
 end;
 $$;
-comment on function app.retry_clerk_event is 'Applies a failed message again and says its outcome; null when there is no such message.';
+comment on function app.retry_clerk_event is 'Applies a failed message again and returns its outcome; null if there is no such message.';

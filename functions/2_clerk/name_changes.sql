@@ -1,5 +1,5 @@
--- Rectification: people change their name here, by the policy on profiles. Clerk is told, or its next change of the person would bring
--- the old name back.
+-- Rectification: people may change their name in public.profiles. The service sends the new name to Clerk. Otherwise Clerk would keep
+-- the old name and could write it back here.
 
 create or replace function app.queue_name_change() returns trigger
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
@@ -12,12 +12,12 @@ begin
   return null;
 end;
 $$;
-comment on function app.queue_name_change is 'Remembers that Clerk has to be told of a name. Definer: people write their profile, not this list.';
+comment on function app.queue_name_change is 'Queues a changed name for Clerk. Definer: people may write their profile, but not this queue.';
 
 create or replace trigger queue_name_change after update of full_name on public.profiles
 for each row when (old.full_name is distinct from new.full_name) execute function app.queue_name_change();
 
--- Whoever claims one has a minute; nobody else gets it meanwhile.
+-- A claimed change is reserved for one minute. After that, another process may claim it.
 create or replace function public.claim_name_changes() returns jsonb
 language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -38,7 +38,7 @@ as $$
   join public.profiles as p on p.id = c.person_id;
 $$;
 comment on function public.claim_name_changes is
-'Up to 20 changed names to send to Clerk, reserved for a minute: [{clerk_user_id, first_name, last_name, changed_at}]. Definer: the service has no privilege on tables.';
+'Claims up to 20 changed names for a minute, to send them to Clerk: [{clerk_user_id, first_name, last_name, changed_at}]. Definer: the service has no privilege on tables.';
 
 create or replace function public.end_name_change(clerk_user_id text, changed_at timestamptz, error text, is_final boolean) returns void
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
@@ -46,7 +46,7 @@ as $$
 #variable_conflict use_variable
 begin
   perform app.refuse_clerk_tokens();
-  -- Only the change that Clerk was told of: there may be a newer one.
+  -- Only the change that was sent: there may be a newer one by now.
   if error is null then
     delete from app.name_changes as n using public.profiles as p
     where p.clerk_user_id = clerk_user_id and n.person_id = p.id and n.changed_at = changed_at;
@@ -61,6 +61,6 @@ begin
 end;
 $$;
 comment on function public.end_name_change is
-'Clerk has the name (error null), refuses it (is_final), or failed and is asked again later. Definer: the service has no privilege on tables.';
+'Records the result: Clerk accepted the name (error is null), refused it (is_final), or failed and is retried later. Definer: the service has no privilege on tables.';
 
 grant execute on function public.claim_name_changes(), public.end_name_change(text, timestamptz, text, boolean) to service_role;

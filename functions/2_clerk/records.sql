@@ -1,7 +1,24 @@
--- What we know of Clerk's objects: app.clerk_records and app.clerk_tombstones. Both functions expect the objects to be locked.
+-- The sync's state of Clerk's objects: app.clerk_records and app.clerk_tombstones. app.merge_record and app.record_deletion write them, and expect
+-- that the caller has locked the objects.
+--
+-- Worked example: two events about Ada arrive in the wrong order. She signed up as "Ada" and added her last name 4 seconds later.
+--
+--   arrives | event        | (is_real, source_updated_at, is_own, event_at) | full_name
+--   --------+--------------+------------------------------------------------+--------------
+--   first   | user.updated | (true,    10:00:04,          true,   10:00:05) | Ada Lovelace
+--   second  | user.created | (true,    10:00:00,          true,   10:00:01) | Ada
+--
+-- First:  there is no record of user_ada yet. app.merge_record inserts one and writes "Ada Lovelace" to public.profiles: processed.
+-- Second: stamps compare from left to right. 10:00:00 < 10:00:04, so app.merge_record keeps the record and changes no row: stale.
+-- In the other order the first write would insert "Ada" and the second would replace it. Both orders end with the same record, stamp
+-- and row: user_ada, Ada Lovelace.
+--
+-- A later membership event contains the first name again, in a partial copy of the user: (false, 10:00:08, false, 10:00:09). This stamp is
+-- smaller although it is later, because false < true: a partial copy never replaces a whole object. If two stamps are equal in all four
+-- values, the fifth decides: a hash of the fields.
 
--- Objects are locked in one order, so that concurrent deliveries wait for each other and never deadlock. The meaning of roles and
--- plans is locked too, shared: whoever changes it waits for deliveries under way, and later ones see the change.
+-- All callers lock objects in the same order, so that concurrent deliveries wait for each other and never deadlock. They also share a lock
+-- on the mappings of roles and plans. A change of a mapping waits for running deliveries, and later ones see the change.
 create or replace function app.lock_clerk_objects(clerk_ids text[]) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -23,7 +40,7 @@ begin
   return encode(sha256(salt || convert_to(value, 'UTF8')), 'hex');
 end;
 $$;
-comment on function app.salted_hash is 'What is kept of an erased person, or of an address, where the salt has been read.';
+comment on function app.salted_hash is 'Salted SHA-256, in hexadecimal, of a Clerk user id or an address. For queries that have read the salt already.';
 
 create or replace function app.person_hash(clerk_user_id text) returns text
 language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp
@@ -33,9 +50,9 @@ begin
 end;
 $$;
 comment on function app.person_hash is
-'What is kept of an erased person: a salted hash of Clerk''s id, or of an address. Definer: app.settings is private.';
+'Salted hash of a Clerk user id or an address: all that remains of an erased person. Definer: app.settings is private.';
 
--- Runs for every Clerk message and every person in it: one query.
+-- Runs for each Clerk message and all people in it, so it is one query.
 create or replace function app.select_erased(clerk_user_ids text[]) returns text[]
 language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -51,7 +68,7 @@ begin
   );
 end;
 $$;
-comment on function app.select_erased is 'Who of these people was deleted at Clerk or erased here. They never come back: Clerk uses no id twice.';
+comment on function app.select_erased is 'The ids whose person was deleted in Clerk or erased here. They never return: Clerk never reuses an id.';
 
 create or replace function app.is_erased(clerk_user_id text) returns boolean
 language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
@@ -60,12 +77,12 @@ begin
   return clerk_user_id is not null and app.select_erased(array[clerk_user_id]) <> '{}';
 end;
 $$;
-comment on function app.is_erased is 'Whether the person was deleted at Clerk or erased here.';
+comment on function app.is_erased is 'Whether the person was deleted in Clerk or erased here.';
 
--- An invitation to an address of somebody who was erased is not shown, unless it was made later: then it is for whoever has the address
--- now. Every address counts that a message ever gave the person, and the last moment at which they were deleted or asked to be erased.
--- Both sets only grow, so it does not matter what arrives first. A rule that lets an address go again (when the person has changed it,
--- when somebody else has it) would need the invitation back that it has removed.
+-- An invitation to an erased person's address is not stored if it is older than the erasure. A later one is: the address may have a new
+-- owner by then. All addresses count that a message ever contained for the person, and the latest time of their deletion or erasure.
+-- Both only grow, so the order of arrival does not matter. A rule that released an address (because the person changed it, or another
+-- person has it) would have to restore an invitation that is already deleted.
 create or replace function app.invitation_predates_erasure(invitation jsonb) returns boolean
 language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -78,10 +95,10 @@ begin
   );
 end;
 $$;
-comment on function app.invitation_predates_erasure is 'Whether an invitation, by its fields, is from before its address''s owner was erased.';
+comment on function app.invitation_predates_erasure is 'Whether an invitation, given by its fields, is older than the erasure of a person who had its address.';
 
--- Invitations are applied one beside the other, but not beside an erasure: whichever of the two comes second sees the first. This is
--- taken after the objects are locked, and before anything is written but hashes of the same person's addresses.
+-- Invitations may be applied concurrently, but not during an erasure: the second of the two must see the first. This lock is taken after
+-- the objects' locks and before any write, except that hashes of the same person's addresses may have been written.
 create or replace function app.lock_addresses(is_erasure boolean) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -95,7 +112,7 @@ begin
   end if;
 end;
 $$;
-comment on function app.lock_addresses is 'Until the transaction ends no erasure begins. Whoever begins one keeps invitations waiting, too.';
+comment on function app.lock_addresses is 'Shared for invitations, exclusive for an erasure, until the transaction ends: neither runs during the other.';
 
 create or replace function app.record_addresses(clerk_user_id text, addresses text[]) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
@@ -107,7 +124,7 @@ begin
   from app.settings as s
   cross join unnest(addresses) as a (address)
   on conflict do nothing;
-  -- What was known before, the erasure has seen.
+  -- Addresses that were already recorded were handled by the erasure.
   if found and app.is_erased(clerk_user_id) then
     perform app.lock_addresses(is_erasure => true);
     perform app.erase_invitations((null, clerk_user_id, addresses)::app.person, null);
@@ -115,7 +132,7 @@ begin
 end;
 $$;
 comment on function app.record_addresses is
-'Remembers for good, as hashes, that these addresses (in lower case) are or were a person''s. If they are erased, invitations to them go.';
+'Records permanently, as hashes, that the person has or had these addresses (in lower case). If the person is erased, deletes older invitations to them.';
 
 create or replace function app.merge_record(
   kind text, clerk_id text, stamp app.clerk_stamp, data jsonb, organization text default null, person text default null
@@ -128,10 +145,10 @@ declare
   address text; -- hashed
 begin
   if kind = 'user' and data ? 'email_addresses' then
-    perform app.record_addresses(clerk_id, app.clerk_addresses(data)); -- even of a write that comes too late for anything else
+    perform app.record_addresses(clerk_id, app.clerk_addresses(data)); -- even if the write is otherwise stale
   end if;
   select r.* into known from app.clerk_records as r where r.kind = merge_record.kind and r.clerk_id = merge_record.clerk_id;
-  -- Without a fingerprint a stamp is greater than with one: most copies and sketches lose here, before their fields are read.
+  -- A null fingerprint compares as greater than any hash, so this is certain before the fields are read. Most copies return here.
   if known.stamp > stamp then
     return false;
   end if;
@@ -140,7 +157,7 @@ begin
   if known.stamp >= stamp then
     return false;
   end if;
-  -- Clerk goes on naming an organization's creator after they are gone.
+  -- Clerk still names an organization's creator after that person's deletion.
   if kind = 'organization' and (newest ->> 'created_by' = 'erased' or app.is_erased(newest ->> 'created_by')) then
     newest := newest || '{"created_by": null}';
   end if;
@@ -153,7 +170,7 @@ begin
   end if;
 
   if known.clerk_id is null then
-    -- A deleted organization goes on learning, hidden, so that it ends the same whenever its deletion arrives.
+    -- A deleted organization stays hidden but still merges writes, so that its row does not depend on when the deletion arrives.
     if kind <> 'organization' and (
       app.is_erased(case kind when 'user' then clerk_id else person end)
       or exists (select from app.clerk_tombstones as t where t.kind = merge_record.kind and t.clerk_id = merge_record.clerk_id)
@@ -167,7 +184,7 @@ begin
     where r.kind = merge_record.kind and r.clerk_id = merge_record.clerk_id;
   end if;
 
-  -- Of memberships and subscriptions the newest counts, so a new stamp alone may change what shows.
+  -- The row of a membership or a subscription comes from the newest record, so a new stamp alone may change it.
   if merge_record.kind = 'membership' then
     perform app.project_membership(organization, person);
   elsif merge_record.kind in ('subscription', 'subscription_item') then
@@ -177,13 +194,13 @@ begin
       when 'user' then perform app.project_profile(merge_record.clerk_id, newest, known.fields);
       when 'organization' then perform app.project_organization(merge_record.clerk_id, newest, known.fields);
       when 'invitation' then perform app.project_invitation(merge_record.clerk_id, organization, newest);
-      else null; -- roles and permissions are only remembered
+      else null; -- roles and permissions have no row in public
     end case;
   end if;
   return true;
 end;
 $$;
-comment on function app.merge_record is 'Keeps a write if it is greater than the one known, and shows what it changed. False: something greater was known.';
+comment on function app.merge_record is 'Keeps a write if its stamp is greater than the record''s, and updates the rows in public. False if the record is as new or newer.';
 
 create or replace function app.record_deletion(
   kind text, clerk_id text, deleted_at timestamptz, organization text default null, person text default null,
@@ -195,7 +212,7 @@ declare
   is_new boolean;
 begin
   if app.is_erased(person) then
-    return false; -- nothing of theirs can come back: a membership's tombstone would only say that they were here
+    return false; -- an erased person's objects cannot return, and a tombstone would only reveal the membership
   end if;
   insert into app.clerk_tombstones as t (kind, clerk_id, organization_id, user_id, began_at, deleted_at)
   values (
@@ -227,9 +244,9 @@ begin
       perform app.project_membership(organization, person);
     when 'invitation' then
       delete from public.organization_invitations as i where i.clerk_invitation_id = record_deletion.clerk_id;
-    else null; -- roles and permissions show nowhere
+    else null; -- roles and permissions have no row in public
   end case;
   return true;
 end;
 $$;
-comment on function app.record_deletion is 'Remembers a deletion for good and removes what it removes. False: it was known.';
+comment on function app.record_deletion is 'Records a deletion permanently and deletes the rows that depend on the object. False if it was already recorded.';

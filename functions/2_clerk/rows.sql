@@ -1,9 +1,9 @@
 -- The sync: any order and any repetition of the same events ends in the same rows.
 --
--- Each event is a set of writes to objects of Clerk's, each with a stamp. app.clerk_records keeps the greatest write per object,
--- app.clerk_tombstones what was deleted. Both only move in one direction, whatever the order of arrival. The rows in public are
--- computed from the two, never from an event. This file computes the rows, records.sql keeps the two tables,
--- events.sql turns events into writes.
+-- Each event is a set of writes to Clerk objects, each with a stamp. app.clerk_records keeps the greatest write per object, and
+-- app.clerk_tombstones keeps the deletions. Both only grow, so the order of arrival does not matter. The rows in public are computed from
+-- these two tables, never from an event. events.sql turns events into writes, records.sql maintains the two tables (with a worked example),
+-- and this file computes the rows.
 
 create or replace function app.clerk_role(key text, is_creator boolean) returns text
 language sql stable parallel safe set search_path = pg_catalog, pg_temp
@@ -11,9 +11,9 @@ as $$
   select case when r.role = 'admin' and is_creator then 'owner' else coalesce(r.role, 'viewer') end
   from (select) as one left join app.clerk_roles as r on r.key = clerk_role.key;
 $$;
-comment on function app.clerk_role is 'Our role for a role key of Clerk''s. Clerk has no owner: it is the creator, with an admin role.';
+comment on function app.clerk_role is 'Our role for a Clerk role key. Clerk has no owner role: the creator is the owner while they have an admin role.';
 
--- A value that a person may change here is written only when it changed in Clerk, so that their change lasts.
+-- A column that people may edit here is written only if the value changed in Clerk, so that their edit lasts.
 create or replace function app.project_profile(clerk_id text, fields jsonb, before jsonb) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -31,13 +31,13 @@ begin
     created_at = coalesce(app.clerk_time(fields -> 'created_at'), p.created_at);
 end;
 $$;
-comment on function app.project_profile is 'Writes a person''s profile from the fields that count now and those that counted before (null for none).';
+comment on function app.project_profile is 'Writes a person''s profile from the record''s new fields and its previous ones (null for a new record).';
 
 create or replace function app.project_organization(clerk_id text, fields jsonb, before jsonb) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
-  seats numeric := (fields ->> 'max_seats')::numeric; -- none sent: the default; 0: no limit
+  seats numeric := (fields ->> 'max_seats')::numeric; -- null: the default of 5; 0: no limit
   seat_limit integer := case when seats is null then 5 when seats between 1 and 1e9 then floor(seats)::integer end;
   organization uuid;
 begin
@@ -61,11 +61,11 @@ begin
   end if;
 end;
 $$;
-comment on function app.project_organization is 'Writes an organization from the fields that count now and those that counted before (null for none).';
+comment on function app.project_organization is 'Writes an organization from the record''s new fields and its previous ones (null for a new record).';
 
--- Who leaves and rejoins has a new membership id, so a pair may have several memberships, of which the newest counts: once that is
--- deleted, an older one whose deletion is late does not come back. One that only a session token told of counts while Clerk's own
--- have not arrived, and unless the pair was parted after the token was issued.
+-- A person who leaves and rejoins gets a new membership id, so a person and an organization may have several memberships. The newest one
+-- counts. Once it is deleted, older ones whose deletion has not arrived yet do not return. A membership from a session token counts until
+-- Clerk's own arrives, unless a deletion is newer than the token.
 create or replace function app.project_membership(organization text, person text) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -106,7 +106,7 @@ begin
     is distinct from (excluded.role, excluded.clerk_role, excluded.clerk_membership_id, excluded.joined_at);
 end;
 $$;
-comment on function app.project_membership is 'Writes or removes the membership of a pair, given by Clerk''s ids.';
+comment on function app.project_membership is 'Writes or deletes the membership of a person in an organization, given by their Clerk ids.';
 
 create or replace function app.project_invitation(clerk_id text, organization text, fields jsonb) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
@@ -128,9 +128,9 @@ begin
     expires_at = excluded.expires_at, created_at = excluded.created_at;
 end;
 $$;
-comment on function app.project_invitation is 'Writes a pending invitation.';
+comment on function app.project_invitation is 'Writes a pending invitation, or deletes it if it has no address.';
 
--- The newest item that is in force gives the tier, the newest subscription the state.
+-- The newest item in force determines the tier, and the newest subscription determines the status.
 create or replace function app.project_billing(organization text) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -157,4 +157,4 @@ begin
     and (o.subscription_tier, o.subscription_status) is distinct from (coalesce(tier, 'free'), coalesce(status, 'active'));
 end;
 $$;
-comment on function app.project_billing is 'Writes an organization''s tier and status from its subscription.';
+comment on function app.project_billing is 'Writes an organization''s tier and status from its subscriptions and their items.';

@@ -1,7 +1,7 @@
--- The start of a session: who am I, where do I belong, what may I do. It also closes the sign-up race: a browser with a valid token
--- may be faster than Clerk's webhooks, and then the signed claims are enough to begin with.
+-- The start of a session: returns the caller's profile, organizations and permissions. A browser may arrive with a valid token before
+-- Clerk's webhooks do. Then this creates provisional rows from the signed claims.
 
--- Tokens of version 2 carry o: {id, rol, slg}, older ones org_id, org_role, org_slug.
+-- Tokens of version 2 have o: {id, rol, slg}; older ones have org_id, org_role and org_slug.
 create or replace function app.claimed_organization(claims jsonb, out clerk_id text, out clerk_role text, out slug text)
 language sql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -12,8 +12,9 @@ as $$
 $$;
 comment on function app.claimed_organization is 'The active organization of a session token, or nulls.';
 
--- A stub counts less than anything Clerk sends. A tombstone newer than the token wins over it (see app.project_membership).
--- Only Clerk's ids: a project may have other issuers, Supabase Auth for one, where anybody may sign up.
+-- These stubs have the smallest stamps, so that any event from Clerk replaces them. A tombstone newer than the token wins over the
+-- membership (see app.project_membership). Accepts only Clerk user ids: a project may have other token issuers, such as Supabase Auth, where
+-- anyone may sign up.
 create or replace function app.provision(claims jsonb) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -40,7 +41,7 @@ begin
   end if;
 end;
 $$;
-comment on function app.provision is 'Makes what a signed token proves and no webhook has told of yet: profile, organization, membership.';
+comment on function app.provision is 'Creates the profile, organization and membership that a signed token proves and no webhook has delivered yet.';
 
 create or replace function app.is_provisioned(claims jsonb) returns boolean
 language sql stable parallel safe set search_path = pg_catalog, pg_temp
@@ -56,7 +57,7 @@ as $$
     ))
   from app.claimed_organization(claims) as o;
 $$;
-comment on function app.is_provisioned is 'Whether the rows exist that a token speaks of.';
+comment on function app.is_provisioned is 'Whether the rows exist that a token refers to.';
 
 create or replace function app.start_session() returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
@@ -66,7 +67,7 @@ declare
   me uuid;
 begin
   if coalesce(claims ->> 'sub', '') = '' then
-    raise sqlstate 'PT401' using message = 'Nobody is signed in.', hint = 'Send a Clerk session token as the bearer token.';
+    raise sqlstate 'PT401' using message = 'The request has no signed-in user.', hint = 'Send a Clerk session token as the bearer token.';
   elsif coalesce(claims ->> 'sts', 'active') <> 'active' then
     raise sqlstate 'PT403' using message = 'The sign-in is not finished.', hint = 'Finish the tasks that Clerk shows, then try again.';
   end if;
@@ -103,7 +104,7 @@ begin
   );
 end;
 $$;
-comment on function app.start_session is 'The session of the caller, who is provisioned first if Clerk''s webhook is late. Definer: it writes profiles and what the sync owns.';
+comment on function app.start_session is 'The caller''s session. Provisions the caller first if Clerk''s webhook is late. Definer: it writes profiles and the sync''s tables.';
 
 create or replace function public.start_session() returns jsonb
 language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
@@ -111,7 +112,7 @@ as $$
   select app.start_session();
 $$;
 comment on function public.start_session is
-'Call it after sign-in: the caller''s profile, and per organization the role, the permissions that count now and what limits them (second_factor).';
+'Call it after sign-in. Returns the caller''s profile and, per organization, the role, the effective permissions and what limits them (second_factor).';
 
 grant execute on function app.start_session(), public.start_session() to authenticated;
 
@@ -123,5 +124,5 @@ as $$
 
   select true;
 $$;
-comment on function public.ready is 'True once the database answers through the Data API.';
+comment on function public.ready is 'True if the database answers through the Data API.';
 grant execute on function public.ready() to service_role;
