@@ -46,7 +46,7 @@ def read_pages(data_api: DataApi, organization_id: str, chosen: Range) -> Iterat
     while True:
         arguments = {
             "organization_id": organization_id,
-            "from_": chosen.start.isoformat(),
+            "since": chosen.start.isoformat(),
             "before_time": before[0],
             "before_id": before[1],
             "page": PAGE,

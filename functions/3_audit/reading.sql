@@ -1,5 +1,4 @@
--- How the service reads the audit trail for an export: pages of one tenant's entries, with the names of who did it.
--- People read through the table's policy.
+-- Pages of one tenant's audit entries, with the actors' names. The service exports them as CSV. People read the table through its policy.
 
 create or replace view app.audit_entries with (security_invoker) as
 select
@@ -7,12 +6,12 @@ select
   a.action, a.resource_type, a.resource_id, a.metadata, a.changes, host(a.ip_address) as ip_address, a.user_agent, a.request_id
 from public.audit_logs as a
 left join public.profiles as p on a.user_id = p.id;
-comment on view app.audit_entries is 'Audit entries, each with the name of who did it. Only definer functions read it.';
+comment on view app.audit_entries is 'Audit entries, each with the name of its actor. Only definer functions read it.';
 
--- Newest first, behind a cursor: what is recorded after the first page comes on no page. The second condition says nothing new, and
--- lets the planner leave out the months behind the cursor.
+-- Newest first, with a cursor, so entries recorded after the first page are on no later page. The condition on created_at alone is
+-- redundant, but lets the planner skip the partitions after the cursor.
 create or replace function public.audit_page(
-  organization_id uuid, from_ timestamptz, before_time timestamptz, before_id uuid, page integer
+  organization_id uuid, since timestamptz, before_time timestamptz, before_id uuid, page integer
 ) returns setof app.audit_entries
 language sql stable parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -24,11 +23,11 @@ as $$
     e.organization_id = audit_page.organization_id
     and (e.created_at, e.id) < (audit_page.before_time, audit_page.before_id)
     and e.created_at <= audit_page.before_time
-    and e.created_at >= audit_page.from_
+    and e.created_at >= audit_page.since
   order by e.created_at desc, e.id desc
   limit audit_page.page;
 $$;
 comment on function public.audit_page is
-'Up to `page` of the organization''s entries since `from_`, newest first, older than the entry (before_time, before_id). Does not check the caller''s permission. Definer: the service has no privilege on tables.';
+'Up to `page` of the organization''s entries of `since` or later, newest first, that are older than the entry (before_time, before_id). Does not check the caller''s permission. Definer: the service has no privilege on tables.';
 
 grant execute on function public.audit_page(uuid, timestamptz, timestamptz, uuid, integer) to service_role;

@@ -1,8 +1,9 @@
--- The audit trail: what triggers record of every write to a tenant table, and what callers add. The next: functions/9_tables/*.sql.
+-- Recording of the audit trail: triggers record each write to an audited table, and callers add their own events. The tables in
+-- functions/9_tables/*.sql turn it on with app.audit().
 
--- An entry that says who acts, and from where, and nothing else yet. A person is who the token says. Who holds the secret key may say
--- what it is called (x-actor), and functions of ours do (app.actor). x-forwarded-for is the client's own word where no proxy of ours
--- replaces it.
+-- A new entry with only the actor and the origin. A person's identity comes from the token. A client with the secret key may name itself
+-- in the header x-actor, and our own functions do so in the setting app.actor. Clients can forge the address in x-forwarded-for, unless a
+-- proxy replaces it.
 create or replace function app.start_audit_entry() returns public.audit_logs
 language plpgsql stable parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -13,7 +14,7 @@ declare
   address text;
 begin
   select c.id, c.claims into entry.user_id, claims from app.caller as c;
-  -- Tried rather than asked, the address last: PostgreSQL 15 cannot ask whether text is JSON or an address.
+  -- Casts are tried, because PostgreSQL 15 has no pg_input_is_valid(). The address comes last, so that a malformed one loses nothing else.
   begin
     headers := nullif(current_setting('request.headers', true), '')::jsonb;
     entry.user_agent := left(headers ->> 'user-agent', 512);
@@ -37,11 +38,12 @@ begin
   return entry;
 end;
 $$;
-comment on function app.start_audit_entry is 'Who acts, on whose behalf and from where, as an entry to complete. Never raises. Definer: it reads app.token and app.caller.';
+comment on function app.start_audit_entry is 'An entry with actor, impersonator and origin, to be completed. Never raises. Definer: it reads app.token and app.caller.';
 
--- One insert, however many rows a statement wrote. The arguments are those of app.audit(), and the columns that point at people.
--- Without nested loops: the plan is made for the first statement of a session, of one row, and kept for those of thousands. What that
--- seems to cost must not make PostgreSQL compile it. "offset 0" keeps it from making the row's object again wherever one is used.
+-- One insert per statement, however many rows the statement wrote. The trigger's arguments are those of app.audit(), and the columns that
+-- refer to people. Nested loops are off, because a session plans this for its first statement, perhaps of one row, and reuses the plan for
+-- thousands of rows. That plan's estimated cost is high, so JIT compilation is off. "offset 0" stops the planner from building a row's JSON
+-- again for each use.
 create or replace function app.record_changes() returns trigger
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp set enable_nestloop = off set jit = off
 as $$
@@ -56,11 +58,11 @@ declare
   people text[] := tg_argv[6];
   who public.audit_logs;
 begin
-  -- What erasure and retention do row by row is recorded by them, once.
+  -- Erasure and retention record their work once, not per row.
   if current_setting('app.unaudited', true) = 'on' then
     return null;
   end if;
-  who := app.start_audit_entry(); -- not where it is declared: what fails there, the exception block does not catch
+  who := app.start_audit_entry(); -- not in the declaration: the exception block does not catch errors there
   if tg_op <> 'UPDATE' then
     insert into public.audit_logs (
       user_id, actor, impersonator, ip_address, user_agent, request_id,
@@ -86,7 +88,7 @@ begin
     )
     select
       who.user_id, who.actor, who.impersonator, who.ip_address, who.user_agent, who.request_id,
-      -- Hidden now and purged later: to people that is the deletion.
+      -- Setting deleted_at hides the row, and it is purged later. For people, that is the deletion.
       (r.new ->> tenant)::uuid, concat(resource, '.', verbs[case when c.after ->> 'deleted_at' is null then 2 else 3 end]), resource,
       r.new ->> 'id', (select coalesce(jsonb_object_agg(u.name, r.new -> u.name), '{}') from unnest(named) as u (name)),
       (
@@ -108,28 +110,28 @@ begin
   end if;
   return null;
 exception when others then
-  -- A write never fails because of its record. The server's log says that one is missing.
+  -- A write never fails because its audit entry fails. The server log reports the missing entry.
   raise warning 'A change of % is not in the audit trail (%).', tg_relid::regclass, sqlstate;
   return null;
 end;
 $$;
-comment on function app.record_changes is 'Records what a statement wrote. Definer: nobody else writes the audit trail.';
+comment on function app.record_changes is 'Records what a statement wrote. Definer: no API role may write the audit trail.';
 
--- Turns the audit trail on for a table with a primary key `id`; called again, it changes how.
+-- Turns the audit trail on for a table with a primary key `id`. Another call changes the options.
 create or replace function app.audit(
   relation regclass,
   resource text default null, -- projects are recorded as project.created and so on
   verbs text[] default '{created,updated,deleted}',
   tenant text default 'organization_id', -- the column with the organization
-  named text[] default '{}', -- columns that each entry repeats, so that a reader knows what it is about
-  redacted text[] default '{}', -- columns whose values are not recorded, only that they changed
-  ignored text[] default '{updated_at}' -- columns whose changes do not count
+  named text[] default '{}', -- columns that each entry repeats in its metadata, so that a reader recognizes the row
+  redacted text[] default '{}', -- columns for which only the fact of a change is recorded, not the values
+  ignored text[] default '{updated_at}' -- columns whose changes are not recorded
 ) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
   singular text := coalesce(resource, (select rtrim(c.relname, 's') from pg_class as c where c.oid = relation));
-  -- The columns that point at people: an entry is found by whom it names.
+  -- The columns that refer to people: their values go into subject_ids, by which exports and erasures find the entries.
   people text[] := array(
     select a.attname::text
     from pg_constraint as k
@@ -145,13 +147,13 @@ begin
       select a.attnum from pg_attribute as a where a.attrelid = relation and a.attname = 'id'
     )
   ) then
-    raise exception '% has no primary key `id`, by which its entries are found.', relation;
+    raise exception 'An audited table needs a primary key `id`: % has none.', relation;
   elsif tenant <> '' and not exists (
     select from pg_attribute as a where a.attrelid = relation and a.attname = tenant and a.atttypid = 'uuid'::regtype
   ) then
-    raise exception '% has no column % of type uuid, which says whose entries they are.', relation, tenant;
+    raise exception '% has no column % of type uuid: pass the column with the organization as `tenant`.', relation, tenant;
   elsif exists (select from app.audit_prefixes as a where a.prefix = substring(singular || '.' from '^[^.]*\.')) then
-    raise exception 'Clients may log %.… themselves: give the entries of % another word, as resource.', singular, relation;
+    raise exception 'Clients may log actions %.… themselves: pass another prefix for % as `resource`.', singular, relation;
   end if;
   for event in
     values
@@ -165,7 +167,7 @@ begin
   end loop;
 end;
 $$;
-comment on function app.audit is 'Turns the audit trail on for a table, or changes how it is audited.';
+comment on function app.audit is 'Turns the audit trail on for a table, or changes its options.';
 
 create or replace function app.find_people_named(value jsonb, besides uuid) returns uuid[]
 language sql stable parallel safe set search_path = pg_catalog, pg_temp
@@ -181,9 +183,9 @@ as $$
     or lower(p.email) = any(array(select lower(t.text) from texts as t))
   );
 $$;
-comment on function app.find_people_named is 'People whose ids or e-mail address are texts in the value, other than one; null for none.';
+comment on function app.find_people_named is 'The people, except one, whose id, Clerk id or e-mail address is a string in the value; null if there are none.';
 
--- What no table tells, such as that a report was exported. The actor is the caller; only the service may name somebody else.
+-- For events that no table shows, such as the export of a report. The actor is the caller. Only the service may name another one.
 create or replace function app.log_audit_event(
   p_organization_id uuid, p_user_id uuid, p_action text, p_resource_type text, p_resource_id text, p_metadata jsonb
 ) returns uuid
@@ -195,15 +197,15 @@ declare
 begin
   if coalesce((select t.claims ->> 'role' from app.token as t), '') = 'service_role' then
     perform app.refuse_clerk_tokens();
-    entry.user_id := (select p.id from public.profiles as p where p.id = p_user_id); -- nobody who was erased
+    entry.user_id := (select p.id from public.profiles as p where p.id = p_user_id); -- null for an erased person
     entry.actor := case when entry.user_id is null then coalesce(entry.actor, 'service') end;
   elsif entry.user_id is null or p_user_id <> entry.user_id then
-    raise sqlstate 'PT403' using message = 'The actor of an audit event is the caller.', hint = 'Leave p_user_id out.';
+    raise sqlstate 'PT403' using message = 'The actor of an audit event is the caller.', hint = 'Omit p_user_id.';
   elsif p_organization_id is null or p_organization_id <> all(app.own_org_ids()) then
-    raise sqlstate 'PT403' using message = 'You do not belong to this organization.';
+    raise sqlstate 'PT403' using message = 'You are not a member of this organization.';
   elsif not exists (select from app.audit_prefixes as a where a.prefix = namespace) then
     raise sqlstate 'PT403' using
-      message = 'Clients may not log this action.', hint = 'Use client.<what>, or add a prefix to app.audit_prefixes.';
+      message = 'Clients may not log this action.', hint = 'Use an action client.<name>, or add its prefix to app.audit_prefixes.';
   end if;
   if not coalesce(
     length(p_action) <= 100 and length(p_resource_type) between 1 and 100 and coalesce(length(p_resource_id), 0) <= 200
@@ -211,8 +213,8 @@ begin
     false
   ) then
     raise sqlstate 'PT400' using
-      message = 'The audit event is too large or not complete.',
-      hint = 'Action and resource type have at most 100 characters, the resource id 200, the metadata is an object of at most 8 kB.';
+      message = 'The audit event is incomplete or too large.',
+      hint = 'At most 100 characters each for action and resource type, 200 for the resource id, 8 kB for the metadata object.';
   end if;
   entry.id := gen_random_uuid();
   entry.created_at := now();
@@ -226,7 +228,7 @@ begin
   return entry.id;
 end;
 $$;
-comment on function app.log_audit_event is 'Writes an entry that a caller asks for. Definer: no role of the API may write the audit trail.';
+comment on function app.log_audit_event is 'Writes an entry on behalf of a caller. Definer: no API role may write the audit trail.';
 
 create or replace function public.log_audit_event(
   p_organization_id uuid, p_action text, p_resource_type text, p_resource_id text default null, p_metadata jsonb default '{}',
@@ -237,7 +239,7 @@ as $$
   select app.log_audit_event(p_organization_id, p_user_id, p_action, p_resource_type, p_resource_id, p_metadata);
 $$;
 comment on function public.log_audit_event is
-'Adds an entry to the audit trail, by the caller, about an organization of theirs; returns its id. Actions begin with a prefix of app.audit_prefixes.';
+'Adds an audit entry, with the caller as its actor, for one of the caller''s organizations. Returns its id. The action must begin with a prefix of app.audit_prefixes.';
 
 grant execute on function app.log_audit_event(uuid, uuid, text, text, text, jsonb) to authenticated, service_role;
 grant execute on function public.log_audit_event(uuid, text, text, text, jsonb, uuid) to authenticated, service_role;

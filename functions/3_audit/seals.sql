@@ -1,7 +1,7 @@
--- Seals: what the audit trail held in each closed range of time, condensed into 32 bytes that are chained to the seal before. Whoever
--- keeps a seal elsewhere can prove later that nothing before it was changed, removed or put in.
+-- Seals: a hash chain over the audit trail. Each seal is a 32-byte hash over the entries of a closed range of time and over the previous
+-- seal. An administrator who keeps a copy of a seal elsewhere can later detect any entry that was changed, removed or inserted before it.
 
--- What an entry says, in a form that does not depend on settings or on columns to come.
+-- The hashed form of an entry depends neither on settings nor on columns that are added later.
 create or replace function app.audit_hash(entry public.audit_logs) returns bytea
 language sql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -19,7 +19,7 @@ create or replace function app.audit_digest(
 )
 language sql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
-  -- An entry that an erasure changed counts as it was, if it is what the erasure left.
+  -- An entry that an erasure changed counts with its original hash, if it still is exactly what the erasure left.
   select
     count(*), count(e.original),
     sha256(coalesce(string_agg(coalesce(e.original, h.hash), ''::bytea order by a.created_at, a.id), ''))
@@ -28,7 +28,7 @@ as $$
   left join app.audit_erasures as e on e.entry_id = a.id and e.entry_created_at = a.created_at and e.remaining = h.hash
   where a.created_at >= range_start and a.created_at < range_end;
 $$;
-comment on function app.audit_digest is 'How many entries the range holds, how many of them lost their person, and SHA-256 over the SHA-256 of each in order.';
+comment on function app.audit_digest is 'The number of entries in the range, how many of them an erasure changed, and the SHA-256 over all entries'' hashes in order.';
 
 create or replace function app.compute_seal(
   previous bytea, range_start timestamptz, range_end timestamptz, entries bigint, digest bytea
@@ -40,10 +40,10 @@ as $$
     || convert_to(jsonb_build_array(extract(epoch from range_start), extract(epoch from range_end), entries)::text, 'UTF8')
   );
 $$;
-comment on function app.compute_seal is 'The seal over a range, given the seal before it.';
+comment on function app.compute_seal is 'The seal of a range, computed from its digest and the previous seal.';
 
--- An entry has the time at which its transaction began, and can be seen when it ends: only what began before the oldest transaction
--- that runs is complete.
+-- An entry has the start time of its transaction, but becomes visible when the transaction ends. Therefore the trail is complete only up to
+-- the start of the oldest running transaction.
 create or replace function app.audit_complete_until() returns timestamptz
 language sql stable parallel restricted security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -51,7 +51,7 @@ as $$
   from pg_stat_activity as s
   where s.datname = current_database() and s.backend_type not in ('autovacuum worker', 'walsender') and s.pid <> pg_backend_pid();
 $$;
-comment on function app.audit_complete_until is 'Before this moment no entry will appear any more. Definer: others'' transactions are not for everybody to see.';
+comment on function app.audit_complete_until is 'No new entry will appear before this time. Definer: only privileged roles see the transactions of other roles.';
 
 create or replace function app.seal_audit(until timestamptz default null) returns setof app.audit_seals
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
@@ -61,7 +61,7 @@ declare
   previous app.audit_seals;
   complete_until timestamptz := least(app.audit_complete_until(), until);
 begin
-  perform pg_advisory_xact_lock(733140618); -- one at a time
+  perform pg_advisory_xact_lock(733140618); -- one run at a time
   select * into previous from app.audit_seals as s order by s.sequence desc limit 1;
   seal.range_start := coalesce(previous.range_end, (select app.month_start(min(a.created_at)) from public.audit_logs as a));
   while seal.range_start < complete_until loop
@@ -77,7 +77,7 @@ begin
   end loop;
 end;
 $$;
-comment on function app.seal_audit is 'A job, hourly: seals what is complete since the last seal. Returns the new seals: keep a copy elsewhere.';
+comment on function app.seal_audit is 'An hourly job: seals the entries since the last seal, as far as they are complete. Returns the new seals; keep a copy elsewhere.';
 
 create or replace function app.verify_audit() returns table (
   sequence bigint, range_start timestamptz, range_end timestamptz, sealed bigint, found bigint, erased bigint, state text, seal bytea
@@ -87,16 +87,16 @@ as $$
 declare
   s app.audit_seals;
   previous app.audit_seals;
-  now_ record;
+  current record;
 begin
   for s in select * from app.audit_seals as a order by a.sequence loop
-    now_ := app.audit_digest(s.range_start, s.range_end);
-    return query select s.sequence, s.range_start, s.range_end, s.entries, now_.entries, now_.erased, case
+    current := app.audit_digest(s.range_start, s.range_end);
+    return query select s.sequence, s.range_start, s.range_end, s.entries, current.entries, current.erased, case
       when s.sequence <> coalesce(previous.sequence, 0) + 1 or s.range_start <> coalesce(previous.range_end, s.range_start)
         or s.seal <> app.compute_seal(previous.seal, s.range_start, s.range_end, s.entries, s.digest) then 'seal broken'
-      when now_.digest = s.digest and now_.erased > 0 then 'erased'
-      when now_.digest = s.digest then 'intact'
-      when now_.entries = 0 and exists (
+      when current.digest = s.digest and current.erased > 0 then 'erased'
+      when current.digest = s.digest then 'intact'
+      when current.entries = 0 and exists (
         select from app.audit_interventions as i
         where i.kind = 'retention' and i.range_start <= s.range_start and i.range_end >= s.range_end
       ) then 'dropped'
@@ -107,4 +107,4 @@ begin
 end;
 $$;
 comment on function app.verify_audit is
-'Recomputes every seal: intact, erased (intact but for persons that an erasure took), dropped (by retention), broken (entries) or seal broken.';
+'Recomputes each seal: intact, erased (intact except for what erasures removed), dropped (by retention), broken (the entries) or seal broken.';

@@ -1,25 +1,26 @@
--- How the audit trail is kept: a partition a month, made ahead; nothing is changed or deleted but by the two functions here that may.
+-- Storage of the audit trail: one partition per month, created in advance. Entries are never changed or deleted, except by the functions
+-- for retention and erasure in this file.
 
--- Privileges refuse everybody but the owner already. This refuses the owner too, so that nobody does it by mistake; who does it on
--- purpose is found by the seals.
+-- Privileges already stop all roles except the owner. This trigger stops the owner's mistakes, too. The seals reveal a deliberate change.
 create or replace function app.refuse_change() returns trigger
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 begin
   if coalesce(current_setting('app.audit_intervention', true), '') <> 'on' then
-    raise sqlstate '42501' using message = 'The audit trail is append-only.', hint = 'Retention and erasure have functions of their own.';
+    raise sqlstate '42501' using
+      message = 'The audit trail is append-only.', hint = 'Only retention and erasure change it, by their own functions.';
   end if;
   return case tg_op when 'DELETE' then old when 'UPDATE' then new end;
 end;
 $$;
-comment on function app.refuse_change is 'Keeps the audit trail as it is.';
+comment on function app.refuse_change is 'Refuses changes to the audit trail, except those of retention and erasure.';
 
 create or replace trigger append_only before update or delete on public.audit_logs
 for each row execute function app.refuse_change();
 create or replace trigger no_truncate before truncate on public.audit_logs
 for each statement execute function app.refuse_change();
 
--- A month, in UTC whatever the session's time zone: months of other zones have gaps where clocks change.
+-- Months are in UTC, independently of the session's time zone: in other zones daylight saving time would leave gaps between months.
 create or replace function app.month_start(moment timestamptz) returns timestamptz
 language sql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -34,8 +35,8 @@ as $$
 $$;
 comment on function app.next_month is 'The first moment of the next month, in UTC.';
 
--- The month's partition, with what the default one holds of it. Attaching locks the default partition for
--- a moment, so who reads every month waits; who writes to a month that is there does not.
+-- Entries of a month that has no partition yet are in the default partition, so they are moved. Attaching briefly locks the default
+-- partition: queries over all months wait, writes to existing months do not.
 create or replace function app.make_audit_partition(month timestamptz) returns boolean
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -68,7 +69,7 @@ begin
   return true;
 end;
 $$;
-comment on function app.make_audit_partition is 'Makes the partition of a month, unless it is there, and moves into it what the default one holds. Returns whether it did.';
+comment on function app.make_audit_partition is 'Creates the partition of a month, unless it exists, and moves the month''s entries from the default partition into it. Returns whether it did.';
 
 create or replace function app.make_audit_partitions(ahead integer default 3) returns integer
 language sql volatile parallel unsafe set search_path = pg_catalog, pg_temp
@@ -80,9 +81,9 @@ as $$
     select app.month_start(d.created_at) from app.audit_logs_default as d
   ) as m;
 $$;
-comment on function app.make_audit_partitions is 'A job, daily: this month''s partition, those of the months ahead, and of whatever the default one holds. Returns how many were made.';
+comment on function app.make_audit_partitions is 'A daily job: creates the partitions of this month, of the months ahead and of entries in the default partition. Returns how many it created.';
 
--- Whole months whose last moment is older than the installation keeps entries.
+-- Drops only whole months: all their entries must be older than app.settings.audit_retention.
 create or replace function app.drop_audit_partitions() returns integer
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -112,9 +113,9 @@ begin
   return dropped;
 end;
 $$;
-comment on function app.drop_audit_partitions is 'A job, daily: drops months that are older than app.settings.audit_retention, and records that it did. Returns how many.';
+comment on function app.drop_audit_partitions is 'A daily job: drops and records the months that are older than app.settings.audit_retention. Returns how many.';
 
--- Erasure keeps that something was done, and loses who did it or whom it was done to. In batches, because a busy person has many entries.
+-- An erasure keeps the entries, but removes the person from them, as actor and as subject. In batches, because there may be many entries.
 create or replace function app.erase_audit_entries(person app.person, batch integer) returns integer
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -139,7 +140,7 @@ begin
     set
       user_id = nullif(a.user_id, person.id),
       impersonator = case when a.user_id = person.id then null else nullif(a.impersonator, person.clerk_user_id) end,
-      -- An address and a browser are whose who sat there: the impersonator's, if there was one.
+      -- The address and the browser may be the actor's or the impersonator's, so an erasure of either removes them.
       ip_address = case when a.user_id is distinct from person.id and a.impersonator is distinct from person.clerk_user_id then a.ip_address end,
       user_agent = case when a.user_id is distinct from person.id and a.impersonator is distinct from person.clerk_user_id then a.user_agent end,
       subject_ids = nullif(array_remove(a.subject_ids, person.id), '{}'),
@@ -159,11 +160,11 @@ begin
 end;
 $$;
 comment on function app.erase_audit_entries is
-'Takes a person from up to `batch` of the entries that they made or that are about them, and records it. Returns how many: call it until that is 0.';
+'Removes a person from up to `batch` entries by or about them, and records the intervention. Returns how many; call it until it returns 0.';
 
 select app.make_audit_partitions();
 
--- Each partition can be truncated by itself; what guards the parent against that does not reach it.
+-- Each partition needs its own trigger: the parent's trigger does not run when a single partition is truncated.
 do $$
 declare
   partition regclass;

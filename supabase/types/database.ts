@@ -377,7 +377,7 @@ export type Database = {
     };
     Functions: {
       audit_page: {
-        Args: { before_id: string; before_time: string; from_: string; organization_id: string; page: number };
+        Args: { before_id: string; before_time: string; organization_id: string; page: number; since: string };
         Returns: unknown[];
         SetofOptions: {
           from: "*";

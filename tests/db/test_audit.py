@@ -186,7 +186,7 @@ def test_a_bulk_statement_is_an_entry_a_row(database: Database, acme: str) -> No
 @pytest.mark.parametrize("words", ["'public.clients'", "'public.clients', 'client.contact'"])
 def test_a_table_whose_entries_clients_could_write_themselves_is_refused(database: Database, words: str) -> None:
     database.execute("create table public.clients (id uuid primary key, organization_id uuid)")
-    with pytest.raises(psycopg.errors.RaiseException, match="Clients may log client"):
+    with pytest.raises(psycopg.errors.RaiseException, match="Clients may log actions client"):
         database.execute(f"select app.audit({words})")
 
 

@@ -152,7 +152,7 @@ def test_only_the_service_may_ask_for_pages(stack: Stack, acme: str, key: str) -
     headers = {"apikey": stack.environment["SUPABASE_PUBLISHABLE_KEY"]}
     if key == "a person's token":
         headers |= as_caller(stack.token("user_ada", "org_acme"))
-    page = {"organization_id": acme, "from_": "-infinity", "before_time": "infinity", "before_id": acme, "page": 1}
+    page = {"organization_id": acme, "since": "-infinity", "before_time": "infinity", "before_id": acme, "page": 1}
     refused = httpx.post(f"{stack.environment['SUPABASE_URL']}/rest/v1/rpc/audit_page", json=page, headers=headers)
     assert (refused.is_success, refused.json()["code"]) == (False, "42501")
 
