@@ -14,7 +14,7 @@ comment on schema app is 'Private: helpers, inbox, registries. Never exposed by 
 create schema ops;
 comment on schema ops is 'For administrators, in the SQL editor: views that answer one question each.';
 
--- Policies call helpers in app as the caller; the service calls the Clerk sync. Neither role may touch a table there.
+-- Policies call functions in app as the caller, and the service calls the Clerk sync. Neither role has privileges on tables there.
 grant usage on schema app to authenticated, service_role;
 
 -- `ballast migrate up` compares these checksums with the files and applies only what changed.
@@ -44,10 +44,10 @@ create table app.settings (
 comment on table app.settings is 'One row: the choices of this installation. Change it in the SQL editor.';
 comment on column app.settings.only_row is 'Always true: there is one row.';
 comment on column app.settings.clerk_instance_id is 'The Clerk instance whose events are accepted. Null accepts any instance.';
-comment on column app.settings.mfa_required is 'Whether a new organization asks its owners and admins for a second factor.';
+comment on column app.settings.mfa_required is 'Whether a new organization requires a second factor of its owners and admins.';
 comment on column app.settings.audit_retention is 'How long audit entries are kept. A month is dropped once all its entries are older.';
 comment on column app.settings.erasure_salt is 'Salt of the hashes of erased people. Never change it: erased people could come back.';
-comment on column app.settings.backup_rpo is 'Largest accepted age of the last backup, hence the most data that can be lost. ops.backup_health compares.';
+comment on column app.settings.backup_rpo is 'Largest accepted age of the last backup: the most data that can be lost. ops.backup_health reports an older one.';
 comment on column app.settings.drill_every is 'How often a backup must be restored to prove it. ops.backup_health turns yellow a day later.';
 comment on column app.settings.mail_enabled is 'Whether mail is queued and sent. Off until the service has a Resend key.';
 comment on column app.settings.operator_email is 'Receives the reports of failed backups, drills and webhooks. Null: no such mail is sent.';

@@ -1,6 +1,6 @@
 -- Organizations, people and memberships, and what each role may do.
 
--- The one matrix of roles and permissions: policies, the service and browsers all read it.
+-- The only matrix of roles and permissions. Policies, the service and browsers read it.
 create table public.role_permissions (
   role text not null check (role in ('owner', 'admin', 'member', 'viewer')),
   permission text not null check (permission ~ '^[a-z_]+:[a-z_]+$'),
@@ -48,8 +48,8 @@ comment on column public.organizations.subscription_status is 'State of the subs
 comment on column public.organizations.max_seats is 'Largest number of members; null means no limit.';
 comment on column public.organizations.settings is 'The tenant''s own settings, an object of at most 64 KiB.';
 comment on column public.organizations.mfa_required is 'Whether owners and admins need a second factor for more than a viewer may do.';
-comment on column public.organizations.suspended_at is 'Since when only administrators reach its data; null if not suspended. ops.suspend_organization() sets it.';
-comment on column public.organizations.suspension_reason is 'Why, as the administrator wrote it. Members cannot read it while the organization is suspended.';
+comment on column public.organizations.suspended_at is 'When it was suspended: since then only administrators reach its data. Null if it is not. ops.suspend_organization() sets it.';
+comment on column public.organizations.suspension_reason is 'The reason that the administrator gave. Members cannot read it while the organization is suspended.';
 comment on column public.organizations.deleted_at is 'When Clerk deleted it: hidden from then on, purged after a grace period.';
 comment on column public.organizations.created_at is 'When the organization was created.';
 comment on column public.organizations.updated_at is 'When a value last changed.';
@@ -110,7 +110,7 @@ comment on column public.organization_memberships.clerk_membership_id is
 'Clerk''s id, orgmem_…; null while the membership is known from a session token only.';
 comment on column public.organization_memberships.joined_at is 'When the person joined.';
 comment on column public.organization_memberships.updated_at is 'When a value last changed.';
--- A person who leaves an organization stops working in it, even if both happen at the same moment.
+-- When a person leaves their current organization, current_organization_id becomes null, even if they select it at that moment.
 alter table public.profiles add constraint profiles_current_organization_id_fkey
 foreign key (current_organization_id, id) references public.organization_memberships (organization_id, user_id)
 on delete set null (current_organization_id);
@@ -134,7 +134,7 @@ comment on column public.organization_invitations.id is 'Our id.';
 comment on column public.organization_invitations.organization_id is 'The organization that invites.';
 comment on column public.organization_invitations.clerk_invitation_id is 'Clerk''s id, orginv_….';
 comment on column public.organization_invitations.email is 'The invited e-mail address.';
-comment on column public.organization_invitations.role is 'The role the person would have.';
+comment on column public.organization_invitations.role is 'The role that the person will get.';
 comment on column public.organization_invitations.clerk_role is 'Clerk''s key as received.';
 comment on column public.organization_invitations.expires_at is 'When the invitation expires, if it does.';
 comment on column public.organization_invitations.created_at is 'When it was sent.';

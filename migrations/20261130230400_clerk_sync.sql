@@ -1,4 +1,4 @@
--- What we received from Clerk: every message, and for each object the newest state we know.
+-- What Clerk sent: all messages, and the newest state of each object.
 
 -- The inbox. A message is stored here before Clerk gets its answer, whatever its outcome.
 create table app.webhook_events (
@@ -13,13 +13,13 @@ create table app.webhook_events (
   received_at timestamptz not null default now(),
   applied_at timestamptz
 );
-comment on table app.webhook_events is 'Inbox of Clerk''s webhooks: one row a message, stored and applied in one transaction.';
+comment on table app.webhook_events is 'Inbox of Clerk''s webhooks: one row per message, stored and applied in one transaction.';
 comment on column app.webhook_events.message_id is 'The svix-id header: the same on every delivery of a message.';
 comment on column app.webhook_events.type is 'Clerk''s event type, such as user.created.';
 comment on column app.webhook_events.event is 'The whole event as received. Personal data.';
 comment on column app.webhook_events.mentions is 'The Clerk user ids and the e-mail addresses in the event. Personal data.';
 comment on column app.webhook_events.outcome is
-'processed; stale: a newer state was known; ignored: a type that we do not handle; failed: see error.';
+'processed; stale: all its data was already recorded or superseded; ignored: we do not handle its type or instance; failed: see error.';
 comment on column app.webhook_events.error is 'Why it failed or was ignored.';
 comment on column app.webhook_events.attempts is 'How often applying it was attempted.';
 comment on column app.webhook_events.next_attempt_at is 'When the job retry-events tries a failed event again.';
@@ -40,7 +40,7 @@ create type app.clerk_stamp as (
   fingerprint bytea
 );
 comment on type app.clerk_stamp is
-'A real record over a stub; then the object''s updated_at; then its own event over a copy inside another; then the event''s time; then a hash.';
+'Compared from left to right. is_real: a whole object, not a partial copy or a stub. source_updated_at: the object''s updated_at. is_own: the object''s own event, not a copy in another one. event_at: the event''s time. fingerprint: a hash of the fields.';
 
 -- The newest write per Clerk object. The rows in public are computed from these and from the tombstones.
 create table app.clerk_records (
@@ -90,12 +90,12 @@ create index clerk_tombstones_pair_idx on app.clerk_tombstones (organization_id,
 create index clerk_tombstones_user_id_idx on app.clerk_tombstones (user_id) where user_id is not null;
 alter table app.clerk_tombstones enable row level security, force row level security;
 
--- Clerk's customers choose their own role keys. A key that is not listed here means viewer.
+-- Clerk's customers choose their own role keys. A key that is not listed here maps to viewer.
 create table app.clerk_roles (
   key text primary key,
   role text not null check (role in ('owner', 'admin', 'member', 'viewer'))
 );
-comment on table app.clerk_roles is 'Which role a Clerk role key means. A change takes effect on existing members at once.';
+comment on table app.clerk_roles is 'Maps Clerk role keys to roles. A change applies to existing members at once.';
 comment on column app.clerk_roles.key is 'Clerk''s role key, such as org:admin.';
 comment on column app.clerk_roles.role is 'Our role.';
 alter table app.clerk_roles enable row level security, force row level security;
@@ -108,7 +108,7 @@ create table app.clerk_plans (
   slug text primary key,
   tier text not null check (tier in ('free', 'starter', 'pro', 'enterprise'))
 );
-comment on table app.clerk_plans is 'Which tier a Clerk billing plan means. A change takes effect at once.';
+comment on table app.clerk_plans is 'Maps Clerk billing plans to tiers. A change applies at once.';
 comment on column app.clerk_plans.slug is 'The plan''s slug in Clerk.';
 comment on column app.clerk_plans.tier is 'Our tier.';
 alter table app.clerk_plans enable row level security, force row level security;

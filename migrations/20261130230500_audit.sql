@@ -1,4 +1,4 @@
--- The audit trail: who did what, on whose behalf and from where. No deletion elsewhere rewrites it.
+-- The audit trail: the actor, impersonator and origin of each write. Deletions in other tables do not change it.
 
 -- Partitioned by month so that retention drops whole partitions; the default partition ensures that no entry is ever refused.
 -- No foreign keys: deleting a tenant or a person would delete or change their entries.
@@ -34,7 +34,7 @@ comment on column public.audit_logs.subject_ids is 'People the entry is about or
 comment on column public.audit_logs.changes is
 'before and after: the columns that changed; redacted: names of changed columns whose values are not recorded.';
 comment on column public.audit_logs.metadata is
-'What helps a reader recognize the object, such as a title; or what the caller passed to log_audit_event().';
+'Values by which a reader recognizes the object, such as a title; or the p_metadata passed to log_audit_event().';
 comment on column public.audit_logs.ip_address is 'Where the request came from: the first address in x-forwarded-for.';
 comment on column public.audit_logs.user_agent is 'The request''s User-Agent, at most 512 characters.';
 comment on column public.audit_logs.request_id is 'The request''s x-request-id.';
@@ -51,7 +51,7 @@ alter table public.audit_logs enable row level security, force row level securit
 create table app.audit_logs_default partition of public.audit_logs default;
 alter table app.audit_logs_default enable row level security, force row level security;
 
--- What clients may log themselves. Triggers use other prefixes, so a client cannot forge their entries.
+-- Actions that clients may log themselves. Triggers use other prefixes, so a client cannot forge their entries.
 create table app.audit_prefixes (
   prefix text primary key check (prefix ~ '^[a-z][a-z0-9_]{0,30}\.$')
 );

@@ -1,6 +1,6 @@
--- The rights of the people in the data: one registry says where their data are. Export, erasure, retention and the privacy page use it.
+-- The rights of the people in the data. One registry lists all personal data; export, erasure, retention and the privacy page use it.
 
--- Everything a person can be found by.
+-- All identifiers by which a person's data are found.
 create type app.person as (
   id uuid,
   clerk_user_id text,
@@ -51,8 +51,8 @@ comment on column app.personal_data.replacements is 'For pseudonymise: the SET l
 comment on column app.personal_data.erased_by is
 'A function (person app.person, batch integer) that erases a batch and returns the number of rows; null: the generic SQL for erasure.';
 comment on column app.personal_data.category is 'Heading on the privacy page.';
-comment on column app.personal_data.data is 'Which data, as the privacy page puts it.';
-comment on column app.personal_data.purpose is 'What for. For erasure none or keep: why.';
+comment on column app.personal_data.data is 'Which data, in the privacy page''s words.';
+comment on column app.personal_data.purpose is 'The purpose of keeping it. For erasure none or keep: the reason.';
 comment on column app.personal_data.lawful_basis is 'The article of the GDPR that allows it.';
 comment on column app.personal_data.retention_period is 'SQL expression: the interval after which it is deleted.';
 comment on column app.personal_data.expired is
@@ -81,7 +81,8 @@ create index exports_person_id_started_at_idx on app.exports (person_id, started
 create index exports_started_at_idx on app.exports (started_at);
 alter table app.exports enable row level security, force row level security;
 
--- Each erasure. While it runs it holds the person; afterwards only a hash, so that a late event or an old backup does not bring them back.
+-- Each erasure. While it runs, the row contains the person. Afterwards it has only a hash, by which a late event or a restored backup is
+-- recognized and does not bring the person back.
 create table app.erasure_log (
   receipt uuid primary key default gen_random_uuid(),
   subject_hash text not null unique check (subject_hash ~ '^[0-9a-f]{64}$'),
@@ -112,7 +113,7 @@ comment on column app.erasure_log.requested_at is 'When it was requested. From t
 comment on column app.erasure_log.settled_at is 'When a step found no more rows; transactions that began earlier may still write some.';
 comment on column app.erasure_log.erased_at is 'When this database had no more data of the person.';
 comment on column app.erasure_log.clerk_deleted_at is 'When Clerk deleted the account, or reported that it had.';
-comment on column app.erasure_log.stored_at is 'When the entry was written to the ledger beside the backups.';
+comment on column app.erasure_log.stored_at is 'When the entry was written to the ledger, which is stored with the backups.';
 comment on column app.erasure_log.attempts is 'How often Clerk or the store failed since the last success.';
 comment on column app.erasure_log.next_attempt_at is 'When it is due again.';
 comment on column app.erasure_log.error is 'The last failure: a code, no data.';
@@ -126,13 +127,13 @@ create table app.known_addresses (
   address_hash text not null check (address_hash ~ '^[0-9a-f]{64}$'),
   primary key (subject_hash, address_hash)
 );
-comment on table app.known_addresses is 'Hashes of the addresses that Clerk messages gave people; rows are only ever added.';
+comment on table app.known_addresses is 'Hashes of the addresses that people had according to Clerk''s messages. Rows are only added.';
 comment on column app.known_addresses.subject_hash is 'The person: app.person_hash() of Clerk''s id, as in app.clerk_tombstones.';
 comment on column app.known_addresses.address_hash is 'app.person_hash() of the address in lower case.';
 create index known_addresses_address_hash_idx on app.known_addresses (address_hash);
 alter table app.known_addresses enable row level security, force row level security;
 
--- Names that people changed here. The service sends them to Clerk, or Clerk's next change of the person would restore the old name.
+-- Names that people changed here. The service sends them to Clerk. Otherwise Clerk would keep the old name and could write it back here.
 create table app.name_changes (
   person_id uuid primary key references public.profiles on delete cascade,
   changed_at timestamptz not null default now(),

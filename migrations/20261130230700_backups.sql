@@ -13,9 +13,9 @@ create table public.backup_logs (
   drill_passed boolean,
   drill_report jsonb
 );
-comment on table public.backup_logs is 'One row a backup, whatever its outcome.';
+comment on table public.backup_logs is 'One row per backup, whatever its outcome.';
 comment on column public.backup_logs.id is 'Our id.';
-comment on column public.backup_logs.filename is 'Where the store keeps it: database/<UTC time>-<first digits of the id>.';
+comment on column public.backup_logs.filename is 'Its path in the store: database/<UTC time>-<first digits of the id>.';
 comment on column public.backup_logs.backup_type is 'automated or manual.';
 comment on column public.backup_logs.status is 'started, completed, failed, or interrupted by a crash.';
 comment on column public.backup_logs.size_bytes is 'Size in the store, in bytes.';
@@ -27,7 +27,7 @@ comment on column public.backup_logs.finished_at is
 comment on column public.backup_logs.drilled_at is 'When a drill last restored it; null for never.';
 comment on column public.backup_logs.drill_passed is 'Whether every check of that drill passed.';
 comment on column public.backup_logs.drill_report is 'What that drill measured: each check, rto_seconds, rpo_seconds.';
--- A drill may know a backup by the store only: it finds the row by its name.
+-- After a restore, a backup may exist in the store but not in this table. A drill finds or adds its row by filename.
 create unique index backup_logs_filename_idx on public.backup_logs (filename);
 create index backup_logs_created_at_idx on public.backup_logs (created_at desc);
 alter table public.backup_logs enable row level security, force row level security;

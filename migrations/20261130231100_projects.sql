@@ -17,7 +17,7 @@ comment on column public.projects.created_by is 'The person who created it. Null
 comment on column public.projects.title is 'Title, 1 to 200 characters.';
 comment on column public.projects.description is 'Free text.';
 comment on column public.projects.status is 'active, archived or deleted (in the bin).';
-comment on column public.projects.metadata is 'Whatever the product adds, an object of at most 64 KiB.';
+comment on column public.projects.metadata is 'The product''s own data, an object of at most 64 KiB.';
 comment on column public.projects.created_at is 'When it was created.';
 comment on column public.projects.updated_at is 'When a value last changed.';
 create index projects_organization_id_created_at_idx on public.projects (organization_id, created_at desc);
