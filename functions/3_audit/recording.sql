@@ -147,7 +147,7 @@ begin
       select a.attnum from pg_attribute as a where a.attrelid = relation and a.attname = 'id'
     )
   ) then
-    raise exception 'An audited table needs a primary key `id`: % has none.', relation;
+    raise exception '% has no primary key `id`: add one, because entries refer to rows by it.', relation;
   elsif tenant <> '' and not exists (
     select from pg_attribute as a where a.attrelid = relation and a.attname = tenant and a.atttypid = 'uuid'::regtype
   ) then
