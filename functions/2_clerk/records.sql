@@ -1,5 +1,5 @@
--- The sync's state of Clerk's objects: app.clerk_records and app.clerk_tombstones. app.merge_record and app.record_deletion write them, and expect
--- that the caller has locked the objects.
+-- The sync's state of Clerk's objects: app.clerk_records and app.clerk_tombstones. app.merge_record and app.record_deletion write them, and
+-- expect that the caller has locked the objects.
 --
 -- Worked example: two events about Ada arrive in the wrong order. She signed up as "Ada" and added her last name 4 seconds later.
 --

@@ -12,9 +12,9 @@ as $$
 $$;
 comment on function app.claimed_organization is 'The active organization of a session token, or nulls.';
 
--- These stubs have the smallest stamps, so that any event from Clerk replaces them. A tombstone newer than the token wins over the
--- membership (see app.project_membership). Accepts only Clerk user ids: a project may have other token issuers, such as Supabase Auth, where
--- anyone may sign up.
+-- These stubs have smaller stamps than any data from Clerk, which therefore replaces them. A tombstone newer than the token wins over the
+-- membership (see app.project_membership). Accepts only Clerk user ids: a project may have other token issuers, such as Supabase Auth,
+-- where anyone may sign up.
 create or replace function app.provision(claims jsonb) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
