@@ -84,15 +84,15 @@ def test_nobody_gets_a_token_for_what_clerk_does_not_know(stack: Stack, options:
 
 
 def test_a_sent_person_can_be_someone_at_once(stack: Stack) -> None:
-    sent = stack.ballast("clerk", "send", "user.created", "--data", '{"id": "user_zoe"}', "--message-id", "msg_zoe_1")
-    assert (sent.returncode, sent.stdout) == (0, "user.created msg_zoe_1: processed\n")
-    again = stack.ballast("clerk", "send", "user.created", "--data", '{"id": "user_zoe"}', "--message-id", "msg_zoe_1")
-    assert (again.returncode, again.stdout) == (0, "user.created msg_zoe_1: duplicate\n")
-    membership = '{"organization": {"id": "org_globex"}, "public_user_data": {"user_id": "user_zoe"}}'
+    sent = stack.ballast("clerk", "send", "user.created", "--data", '{"id": "user_yuki"}', "--message-id", "msg_yuki_1")
+    assert (sent.returncode, sent.stdout) == (0, "user.created msg_yuki_1: processed\n")
+    again = stack.ballast("clerk", "send", "user.created", "--data", '{"id": "user_yuki"}', "--message-id", "msg_yuki_1")
+    assert (again.returncode, again.stdout) == (0, "user.created msg_yuki_1: duplicate\n")
+    membership = '{"organization": {"id": "org_globex"}, "public_user_data": {"user_id": "user_yuki"}}'
     assert stack.ballast("clerk", "send", "organizationMembership.created", "--data", membership).returncode == 0
-    assert _issued(stack, "--user", "user_zoe", "--org", "org_globex")["claims"]["o"]["rol"] == "member"
-    assert stack.ballast("clerk", "send", "user.deleted", "--data", '{"id": "user_zoe"}').returncode == 0
-    assert stack.ballast("token", "--user", "user_zoe").returncode == 1
+    assert _issued(stack, "--user", "user_yuki", "--org", "org_globex")["claims"]["o"]["rol"] == "member"
+    assert stack.ballast("clerk", "send", "user.deleted", "--data", '{"id": "user_yuki"}').returncode == 0
+    assert stack.ballast("token", "--user", "user_yuki").returncode == 1
 
 
 def test_data_comes_from_a_file_or_standard_input_too(stack: Stack, tmp_path: Path) -> None:
