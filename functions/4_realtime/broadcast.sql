@@ -1,12 +1,12 @@
--- Live changes: what is written to a tenant table is broadcast to those who may read it. The next: functions/9_tables/*.sql.
+-- Live changes: writes to a tenant table are broadcast to the members who may read it. functions/9_tables/*.sql switches this on per table.
 
--- Each permission to read has a topic of its own, org:<organization id>:<permission>.
+-- Each read permission has its own topic: org:<organization id>:<permission>.
 create or replace function app.org_topic(organization_id uuid, permission text) returns text
 language sql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
   select concat_ws(':', 'org', organization_id, permission);
 $$;
-comment on function app.org_topic is 'The private topic on which rows of an organization that need the permission are broadcast.';
+comment on function app.org_topic is 'The private topic for an organization''s rows that are read with this permission.';
 
 create or replace function app.topics() returns text[]
 language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp
@@ -24,12 +24,12 @@ begin
   );
 end;
 $$;
-comment on function app.topics is 'The private topics that the caller may listen to. Definer: it reads app.caller_memberships.';
+comment on function app.topics is 'The private topics that the caller may subscribe to. Definer: it reads app.caller_memberships.';
 
--- What a statement wrote, as messages: only columns that people may select leave the database. An update tells what people can see
--- to have changed; to those who stay, a row that moved to another tenant is deleted. Of a deleted row only its key is told.
--- One insert per statement, however many rows: docs/decisions/0006-one-insert-broadcasts-a-statement.md.
--- A table may have columns of any name: ours win, and n.* is the row whatever its columns are called.
+-- Turns the rows that a statement wrote into messages. Messages contain only columns that clients may select. An update is sent only if
+-- one of these columns changed. Moving a row to another tenant is a DELETE for the old one. Deletes carry only the primary key.
+-- Each statement inserts its messages at once, however many rows it wrote: docs/decisions/0006-one-insert-broadcasts-a-statement.md.
+-- A table's columns may have any name: variables win over columns, and n.* is the row whatever its columns are called.
 create or replace function app.broadcast_changes() returns trigger
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -41,7 +41,7 @@ declare
   hidden text[];
   not_key text[];
 begin
-  -- Not where they are declared: what fails there, the exception block does not catch.
+  -- Not assigned in the declarations: the exception block does not catch errors there.
   hidden := array(
     select a.attname::text
     from pg_attribute as a
@@ -81,13 +81,13 @@ begin
   end if;
   return null;
 exception when others then
-  -- A write never fails because nobody could be told of it.
+  -- A failed broadcast never fails the write.
   raise warning 'A change of % was not broadcast (%).', tg_relid::regclass, sqlstate;
   return null;
 end;
 $$;
 comment on function app.broadcast_changes is
-'Broadcasts what a statement wrote on the topic of each row''s organization. Definer: nobody but the database may send there.';
+'Broadcasts the rows that a statement wrote, on the topic of each row''s organization. Definer: clients may not send there.';
 
 create or replace function app.broadcast(relation regclass, permission text) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
@@ -96,11 +96,11 @@ declare
   event record;
 begin
   if not exists (select from pg_constraint as k where k.conrelid = relation and k.contype = 'p') then
-    raise exception '% has no primary key, by which a deletion is told.', relation;
+    raise exception '% has no primary key, which broadcasts of deletions need.', relation;
   elsif not exists (
     select from pg_attribute as a where a.attrelid = relation and a.attname = 'organization_id' and a.atttypid = 'uuid'::regtype
   ) then
-    raise exception '% has no organization_id of type uuid, which says who is told.', relation;
+    raise exception '% has no organization_id of type uuid, which selects the topic.', relation;
   elsif not exists (select from public.role_permissions as rp where rp.permission = broadcast.permission) then
     raise exception 'No role has the permission %.', permission;
   end if;
@@ -115,7 +115,7 @@ begin
 end;
 $$;
 comment on function app.broadcast is
-'Turns broadcasts on for a tenant table: its rows have an organization_id and are read with the permission. May be called again.';
+'Switches broadcasts on for a tenant table whose rows are read with the permission. May be called again.';
 
 grant execute on function app.topics() to authenticated;
 

@@ -1,6 +1,7 @@
--- How a person is taken out of the rows, by what app.personal_data says. erasures.sql says when, and remembers it.
+-- Erases a person from the rows, by the rules in app.personal_data. erasures.sql decides when, and records the progress.
 
--- Texts that contain an id or an address of the person, not those of somebody whose id merely begins or ends alike.
+-- Matches an id or address of the person inside a text. It does not match a longer id or address that merely contains it: the pattern for
+-- ada@example.com does not match ada@example.com.au or nada@example.com.
 create or replace function app.person_pattern(person app.person) returns text
 language sql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -8,9 +9,9 @@ as $$
   from unnest(array[person.id::text, person.clerk_user_id] || person.emails) as i (value)
   where i.value <> '';
 $$;
-comment on function app.person_pattern is 'A regular expression for the person''s ids and addresses inside a text.';
+comment on function app.person_pattern is 'A regular expression that matches the person''s ids and addresses inside a text.';
 
--- Text by text, never in the JSON around them: there a line break is a letter.
+-- Works on each string, never on the JSON text: there a line break is written \n, and its letter n would count as a part of the next word.
 create or replace function app.redact_matches(value jsonb, pattern text) returns jsonb
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -29,9 +30,9 @@ begin
   end;
 end;
 $$;
-comment on function app.redact_matches is 'The value with "erased" for whatever in its texts and names matches.';
+comment on function app.redact_matches is 'Replaces each match in the strings and keys of the value with "erased".';
 
--- Most values hold nothing of the person: that is quick to see.
+-- Most values do not mention the person. A plain substring search excludes them quickly.
 create or replace function app.redact_person(value jsonb, person app.person) returns jsonb
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -47,7 +48,7 @@ begin
   return value;
 end;
 $$;
-comment on function app.redact_person is 'The value with "erased" for each id and address of the person.';
+comment on function app.redact_person is 'Replaces each id and address of the person in the value with "erased".';
 
 create or replace function app.mentions_person(event jsonb, person app.person) returns boolean
 language sql immutable parallel safe set search_path = pg_catalog, pg_temp
@@ -58,9 +59,9 @@ as $$
     false
   );
 $$;
-comment on function app.mentions_person is 'Whether a person, and not just their id, is in an event of Clerk''s.';
+comment on function app.mentions_person is 'Whether a Clerk event describes the person, and does not merely mention their id.';
 
--- A message that was applied has done its work: nothing but its type is kept. One that failed may be needed for what else it tells,
+-- An applied event is not needed any more: only its type is kept. A failed event keeps the rest of its content, because it may be retried,
 -- unless it is about the person.
 create or replace function app.erase_message(message app.webhook_events, person app.person) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
@@ -83,7 +84,7 @@ begin
   where e.message_id = message.message_id;
 end;
 $$;
-comment on function app.erase_message is 'Takes a person out of a message of Clerk''s.';
+comment on function app.erase_message is 'Erases a person from a Clerk event.';
 
 create or replace function app.erase_messages(person app.person, batch integer) returns integer
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
@@ -101,9 +102,9 @@ begin
   return erased;
 end;
 $$;
-comment on function app.erase_messages is 'Takes a person out of up to `batch` messages of Clerk''s. Returns how many.';
+comment on function app.erase_messages is 'Erases a person from up to `batch` Clerk events. Returns how many.';
 
--- Clerk goes on telling of whom it has deleted: memberships that end, organizations they founded, invitations from before.
+-- Clerk keeps sending events that mention a deleted user: memberships that end, organizations that the user founded, older invitations.
 create or replace function app.redact_incoming_event(message_id text, mentions text[]) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -120,10 +121,10 @@ begin
     and app.invitation_predates_erasure(app.clerk_fields('invitation', e.event -> 'data'));
 end;
 $$;
-comment on function app.redact_incoming_event is 'Takes those who were erased out of a message that has just come in.';
+comment on function app.redact_incoming_event is 'Erases people who were erased earlier from an event that has just arrived.';
 
--- Found by hashes too: the addresses may be gone already. Those from after the erasure stay. A message that is just being applied again is
--- left to whoever applies it.
+-- Also finds invitations by the hashes of the person's addresses, because the addresses themselves may be erased already. Invitations from
+-- after the erasure stay. Events that another session is retrying are skipped: that session redacts them.
 create or replace function app.erase_invitations(person app.person, batch integer) returns integer
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -158,7 +159,7 @@ begin
 end;
 $$;
 comment on function app.erase_invitations is
-'Removes up to `batch` invitations to a person''s addresses from before their erasure, for good. Returns how many.';
+'Permanently removes up to `batch` invitations to a person''s addresses that predate the erasure. Returns how many.';
 
 create or replace function app.erase_batch(rule app.personal_data, person app.person, batch integer) returns integer
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
@@ -185,15 +186,15 @@ begin
   return changed;
 end;
 $$;
-comment on function app.erase_batch is 'Does what a rule of app.personal_data says to up to `batch` rows of a person. Returns how many.';
+comment on function app.erase_batch is 'Applies a rule of app.personal_data to up to `batch` rows of a person. Returns how many.';
 
--- Half a second, and a batch more.
+-- Stops after the batch during which half a second has passed.
 create or replace function app.erase_step(person app.person, inout counts jsonb, out erased integer, out finished boolean)
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
   batch constant integer := 500;
-  enough constant timestamptz := clock_timestamp() + interval '500 milliseconds';
+  deadline constant timestamptz := clock_timestamp() + interval '500 milliseconds';
   rule app.personal_data;
   changed integer;
 begin
@@ -206,7 +207,7 @@ begin
       if changed > 0 then
         counts := counts || jsonb_build_object(rule.relation, coalesce((counts ->> rule.relation)::bigint, 0) + changed);
       end if;
-      if clock_timestamp() > enough then
+      if clock_timestamp() > deadline then
         return;
       end if;
       exit when changed < batch;
@@ -215,4 +216,4 @@ begin
   finished := true;
 end;
 $$;
-comment on function app.erase_step is 'Erases for half a second, in the opposite order of app.personal_data: profiles come last. finished: it came to the end.';
+comment on function app.erase_step is 'Erases for half a second, in the reverse order of app.personal_data, so that profiles come last. finished: all rules were applied.';

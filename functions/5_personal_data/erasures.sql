@@ -1,7 +1,17 @@
--- Erasures, from the request to the receipt: a person is hidden at once, then taken out of everything in short steps, then out of Clerk.
--- app.erasure_log remembers where it stands, so that whoever continues, after whatever crash, ends in the same rows.
+-- Erasures, from the request to the receipt. app.erasure_log records the state, so that any process can continue after a crash.
 --
--- The last steps look once more: what a transaction wrote that began before the person was hidden can be seen only when it has ended.
+-- Example: Ada (profile 7c1…, Clerk's id user_ada, ada@example.com) asks to be erased at 10:00:00.
+-- 1. Hide. request_erasure('user_ada') deletes her memberships, clears and bans her profile, and adds receipt r1 to app.erasure_log:
+--    state = 'running', person = (7c1…, user_ada, {ada@example.com}). Other people cannot see her any more, her tokens are refused,
+--    and no Clerk event can restore her.
+-- 2. Erase. The service calls continue_erasure('r1') again and again. Each call is a transaction of about half a second. The first
+--    erases 22 rows: counts = {"public.projects": 2, "public.audit_logs": 19, "public.profiles": 1}.
+-- 3. Settle. The call at 10:00:02 finds no rows and sets settled_at = 10:00:02. A transaction that began at 09:59:59, before Ada was
+--    hidden, may still commit a row about her. A later call that finds rows resets settled_at to null. A call that finds none, after all
+--    transactions from before 10:00:02 have ended, sets state = 'erased' and reduces person to (null, user_ada, null).
+-- 4. Complete. The service writes the receipt with the hash of user_ada to the ledger beside the backups, deletes user_ada at Clerk, and
+--    calls end_erasure('r1', true): state = 'complete', person = null. The receipt still shows the counts and the times.
+-- If an older backup is restored, replay_erasures() finds Ada by the hash in the ledger, and the erasure runs again from step 1 as r1.
 
 create or replace function app.has_older_transactions(moment timestamptz) returns boolean
 language sql stable parallel restricted security definer set search_path = pg_catalog, pg_temp
@@ -12,9 +22,9 @@ as $$
       and s.xact_start < moment
   );
 $$;
-comment on function app.has_older_transactions is 'Whether a transaction runs that began before. Definer: others'' transactions are not for everybody to see.';
+comment on function app.has_older_transactions is 'Whether another transaction that began before the moment is still running. Definer: most roles cannot see other sessions'' transactions.';
 
--- Hidden at once: nobody sees them any more, no token of theirs counts, no event brings them back. What is many rows comes in steps.
+-- Step 1. Touches few rows, so that the person is hidden at once. Tables with many rows follow in steps.
 create or replace function app.begin_erasure(clerk_user_id text, requested_by text, receipt uuid default gen_random_uuid()) returns uuid
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -30,14 +40,14 @@ begin
   addresses := app.find_addresses(clerk_user_id);
   insert into app.erasure_log as l (receipt, subject_hash, person, requested_by) values (receipt, hash, person, requested_by)
   on conflict (subject_hash) do update set person = excluded.person, state = 'running', settled_at = null
-  where l.state <> 'running' and (excluded.person).id is not null; -- a backup brought them back
+  where l.state <> 'running' and (excluded.person).id is not null; -- a restored backup contained the person again
   insert into app.clerk_tombstones as t (kind, clerk_id, deleted_at) values ('user', hash, now())
   on conflict on constraint clerk_tombstones_pkey do update set deleted_at = excluded.deleted_at
   where requested_by in ('person', 'administrator') and t.deleted_at < excluded.deleted_at;
 
   delete from app.clerk_records as r where r.kind = 'user' and r.clerk_id = clerk_user_id;
   delete from app.clerk_records as r where r.user_id = clerk_user_id;
-  -- Memberships before the person, as an organization's deletion does: the other way round the two could deadlock.
+  -- Locks memberships before the profile, as the deletion of an organization does. In the opposite order the two could deadlock.
   delete from public.organization_memberships as m where m.user_id = person.id;
   perform app.record_addresses(clerk_user_id, addresses);
   perform set_config('app.unaudited', 'on', true);
@@ -47,7 +57,7 @@ begin
   return (select l.receipt from app.erasure_log as l where l.subject_hash = hash);
 end;
 $$;
-comment on function app.begin_erasure is 'Hides a person and begins to erase them; returns the receipt, the same each time. Does not check permission.';
+comment on function app.begin_erasure is 'Hides a person and begins the erasure. Returns the receipt, the same on every call. Does not check permission.';
 
 create or replace function app.erase_deleted_user(clerk_user_id text) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
@@ -60,11 +70,11 @@ begin
   begin
     perform public.continue_erasure(receipt);
   exception when others then
-    null; -- they are hidden, and Clerk need not wait: the service and the job take it up
+    null; -- the person is hidden; the service and the job continue, so Clerk's webhook need not fail
   end;
 end;
 $$;
-comment on function app.erase_deleted_user is 'Erases a person deleted at Clerk. If many rows are left, public.continue_erasure() erases the rest.';
+comment on function app.erase_deleted_user is 'Erases a person who was deleted at Clerk. If many rows are left, public.continue_erasure() erases the rest.';
 
 create or replace function public.request_erasure(clerk_user_id text, requested_by text default 'person') returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
@@ -81,10 +91,10 @@ begin
   if person_id is null and receipt is null
     and not exists (select from app.webhook_events as e where e.mentions @> array[clerk_user_id])
     and not exists (select from app.clerk_records as r where r.kind = 'user' and r.clerk_id = clerk_user_id) then
-    raise sqlstate 'PT404' using message = 'Nothing is held of this person.', hint = 'Check the id: user_…, as Clerk shows it.';
+    raise sqlstate 'PT404' using message = 'No data about this person is stored.', hint = 'Check the id: user_…, as Clerk shows it.';
   end if;
   if receipt is null then
-    -- Of two owners who leave at once, the second is the only one.
+    -- Serializes the erasures of two owners of one organization. The second sees that no other owner is left.
     perform from public.organizations as o
     where o.id in (select m.organization_id from public.organization_memberships as m where m.user_id = person_id)
     order by o.id for no key update;
@@ -100,12 +110,12 @@ begin
     end if;
     perform app.record_request(person_id, requested_by = 'person', 'personal_data.erasure_requested', '{}');
   end if;
-  receipt := app.begin_erasure(clerk_user_id, requested_by); -- again, of somebody who is gone: an invitation may have come since
+  receipt := app.begin_erasure(clerk_user_id, requested_by); -- also for an erased person: an invitation may have arrived since
   return public.erasure_receipt(receipt);
 end;
 $$;
 comment on function public.request_erasure is
-'For the service, which knows that it is the person who asks: {receipt, state, …}, or {sole_owner_of: [{id, clerk_org_id, name}]} and nothing is done. Definer: the service has no privilege on tables.';
+'Requests the erasure of a person, whom the service has authenticated. Returns {receipt, state, …}. For a sole owner it changes nothing and returns {sole_owner_of: [{id, clerk_org_id, name}]}. Definer: the service has no privilege on tables.';
 
 create or replace function public.erasure_receipt(receipt uuid) returns jsonb
 language sql stable parallel unsafe security definer set search_path = pg_catalog, pg_temp
@@ -120,17 +130,17 @@ as $$
   where l.receipt = erasure_receipt.receipt;
 $$;
 comment on function public.erasure_receipt is
-'What the holder of a receipt may see: {receipt, state, requested_at, erased_at, clerk_deleted_at, counts}; null for none. Definer: the service has no privilege on tables.';
+'Returns what the holder of a receipt may see: {receipt, state, requested_at, erased_at, clerk_deleted_at, counts}; null for an unknown receipt. Definer: the service has no privilege on tables.';
 
--- One at a time per erasure: who comes second does nothing. A row that somebody else holds is waited for, for a while: the step fails
--- then, and is taken again.
+-- Only one session at a time works on an erasure; a concurrent call only returns the state. If another transaction holds a row for longer
+-- than a second, the step fails and is retried.
 create or replace function public.continue_erasure(receipt uuid) returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp set lock_timeout = '1s'
 as $$
 #variable_conflict use_variable
 declare
   job app.erasure_log;
-  whom app.person;
+  person app.person;
   step record;
   is_quiet boolean;
 begin
@@ -138,9 +148,9 @@ begin
   select l.* into job from app.erasure_log as l where l.receipt = receipt for update skip locked;
   if job.state = 'running' then
     is_quiet := job.settled_at is not null and not app.has_older_transactions(job.settled_at);
-    whom := job.person;
-    whom.emails := app.select_own_addresses(whom.emails, whom.clerk_user_id); -- they may have come back with another account
-    select * into step from app.erase_step(whom, job.counts);
+    person := job.person;
+    person.emails := app.select_own_addresses(person.emails, person.clerk_user_id); -- a new account may use the same address by now
+    select * into step from app.erase_step(person, job.counts);
     if step.erased = 0 and step.finished and is_quiet then
       job.state := 'erased';
     end if;
@@ -163,7 +173,7 @@ begin
 end;
 $$;
 comment on function public.continue_erasure is
-'A step of an erasure: call it while state is running, each time a transaction of its own. Then write the ledger, delete at Clerk, and end_erasure(). Definer: the service has no privilege on tables.';
+'Runs one step of an erasure. Call it in separate transactions while state is running. Then write the ledger, delete the user at Clerk, and call end_erasure(). Definer: the service has no privilege on tables.';
 
 create or replace function public.end_erasure(receipt uuid, is_stored boolean) returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
@@ -180,7 +190,7 @@ begin
 end;
 $$;
 comment on function public.end_erasure is
-'The person is gone at Clerk too, and the ledger has the entry (or there is no store): forgets Clerk''s id. Definer: the service has no privilege on tables.';
+'Completes an erasure: the user is deleted at Clerk, and the ledger has the entry (or there is no store). Removes Clerk''s id from the log. Definer: the service has no privilege on tables.';
 
 create or replace function public.postpone_erasure(receipt uuid, error text) returns void
 language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
@@ -192,7 +202,7 @@ as $$
   where l.receipt = postpone_erasure.receipt and l.state <> 'complete';
 $$;
 comment on function public.postpone_erasure is
-'Clerk or the store failed: it is due again after a while, which doubles up to four hours. Definer: the service has no privilege on tables.';
+'Records a failure of Clerk or of the store, and schedules a retry with exponential backoff up to about four hours. Definer: the service has no privilege on tables.';
 
 create or replace function public.pending_erasures() returns setof uuid
 language sql stable parallel unsafe security definer set search_path = pg_catalog, pg_temp
@@ -202,15 +212,15 @@ as $$
   select l.receipt from app.erasure_log as l where l.state <> 'complete' and l.next_attempt_at <= now() order by l.requested_at limit 100;
 $$;
 comment on function public.pending_erasures is
-'Receipts of what is due to be continued, oldest first. Definer: the service has no privilege on tables.';
+'Receipts of the erasures that are due to be continued, oldest first. Definer: the service has no privilege on tables.';
 
--- A backup from before an erasure brings the person back. The ledger beside the backups says who must go again: by hashes, so each
--- person that the database knows is hashed with the salt of the entry.
+-- A backup from before an erasure still contains the person. The ledger beside the backups lists the erased people by hash only. So this
+-- hashes every person in the database with each salt of the ledger, and erases the matches.
 create or replace function app.replay_erasures(ledger jsonb) returns setof uuid
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
-  returned record;
+  restored record;
 begin
   insert into app.clerk_tombstones (kind, clerk_id, deleted_at)
   select 'user', e.entry ->> 'subject_hash', (e.entry ->> 'requested_at')::timestamptz
@@ -218,7 +228,7 @@ begin
   join app.settings as s on encode(s.erasure_salt, 'hex') = e.entry ->> 'salt'
   on conflict do nothing;
 
-  for returned in
+  for restored in
     with known as materialized (
       select p.clerk_user_id from public.profiles as p
       union select r.clerk_id from app.clerk_records as r where r.kind = 'user'
@@ -235,12 +245,12 @@ begin
     from jsonb_array_elements(ledger) as e (entry)
     join hashed as h on h.hash = e.entry ->> 'subject_hash'
   loop
-    return next app.begin_erasure(returned.clerk_user_id, 'restore', returned.receipt);
+    return next app.begin_erasure(restored.clerk_user_id, 'restore', restored.receipt);
   end loop;
 end;
 $$;
 comment on function app.replay_erasures is
-'Hides and begins to erase whoever of the ledger (an array of what continue_erasure() returned) is in this database. Returns receipts: continue each.';
+'Hides the people of the ledger who are in this database, and begins to erase them. The ledger is an array of entries as continue_erasure() returned them. Returns receipts, each to be continued.';
 
 grant execute on function
 public.request_erasure(text, text), public.continue_erasure(uuid), public.end_erasure(uuid, boolean), public.postpone_erasure(uuid, text),

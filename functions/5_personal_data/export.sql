@@ -1,6 +1,37 @@
--- Access and portability: what is held of a person, in pages that neither the database nor the service has to hold at once.
+-- Access and portability: exports the data about a person in pages, so that neither the database nor the service holds it all at once.
+--
+-- Example: app.export_query() builds one query per domain from app.personal_data. The rule of domain 'activity' has relation
+-- public.audit_logs, subject 't.user_id = person.id', made_at 't.created_at', ordered_by '{created_at,id}', and (shortened) exported
+-- '{t.id,t.action}'. The query for every page but the first is:
+--
+--   with fetched as materialized (
+--     select row_to_json(x)::text as line, t.created_at as k1, t.id as k2
+--     from public.audit_logs as t
+--     cross join (select ($1).*) as person
+--     cross join lateral (select t.id, t.action) as x
+--     where (t.user_id = person.id) and t.created_at <= $2
+--       and (t.created_at, t.id) > (($3 ->> 0)::timestamp with time zone, ($3 ->> 1)::uuid)
+--       and t.created_at >= ($3 ->> 0)::timestamp with time zone
+--     order by t.created_at, t.id
+--     limit $4
+--   ), measured as (
+--     select f.*, sum(octet_length(f.line)) over (rows unbounded preceding) - octet_length(f.line) as before from fetched as f
+--   )
+--   select
+--     coalesce(string_agg(m.line, e',\n'), ''), count(*)::integer,
+--     case when count(*) = $4 or count(*) < (select count(*) from fetched)
+--       then jsonb_build_array((array_agg(m.k1))[count(*)], (array_agg(m.k2))[count(*)])
+--     end
+--   from measured as m
+--   where m.before < 2000000
+--
+-- With $4 = 2 and the previous key $3 = ["2026-11-30T08:15:00+00:00", "4f0…"] it returns the next two rows and their last key:
+--   {"id":"51a…","action":"project.created"},        count 2, key ["2026-11-30T09:40:00+00:00", "6d2…"]
+--   {"id":"6d2…","action":"project.deleted"}
+-- A page that ends before $4 rows and before 2 MB is the last one of its domain: its key is null.
 
--- One an hour, unless the last one failed; one of which no page was read for a minute has. An administrator need not wait.
+-- A person may start one export an hour, unless the last one failed. An export also counts as failed if no page of it was read for a
+-- minute. The limit does not apply to administrators.
 create or replace function public.begin_export(clerk_user_id text, requested_by text default 'person') returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -12,9 +43,9 @@ declare
 begin
   perform app.refuse_clerk_tokens();
   person := app.find_person(clerk_user_id);
-  perform from public.profiles as p where p.id = person.id for update; -- of two requests at once, one is later
+  perform from public.profiles as p where p.id = person.id for update; -- serializes concurrent requests
   if not found then
-    raise sqlstate 'PT404' using message = 'Nothing is held of this person.', hint = 'Check the id: user_…, as Clerk shows it.';
+    raise sqlstate 'PT404' using message = 'No data about this person is stored.', hint = 'Check the id: user_…, as Clerk shows it.';
   end if;
   select max(case e.outcome when 'finished' then e.started_at + interval '1 hour' else e.touched_at + interval '1 minute' end) into free_at
   from app.exports as e
@@ -38,10 +69,10 @@ begin
 end;
 $$;
 comment on function public.begin_export is
-'For the service, which knows that it is the person who asks: {export_id, schema_version, generated_at, domains}, or {retry_after} in seconds. Definer: the service has no privilege on tables.';
+'Starts an export for a person, whom the service has authenticated. Returns {export_id, schema_version, generated_at, domains}, or {retry_after} in seconds. Definer: the service has no privilege on tables.';
 
--- Rows by key, up to a number and up to 2 MB and the row that makes it so. The key is compared only where there is one, and its first
--- column once more by itself: so that a partition behind it is not read.
+-- Selects rows in key order, up to a number of rows, and up to the row that makes the page exceed 2 MB. The first page has no key to
+-- compare with. The key's first column is compared once more on its own, so that PostgreSQL skips the partitions before it.
 create or replace function app.export_query(rule app.personal_data, is_first boolean) returns text
 language sql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -83,7 +114,7 @@ as $$
   ) as k;
 $$;
 comment on function app.export_query is
-'The query for rows of a domain, as text, number and key of the last (null at the end): $1 the person, $2 the moment of the export, $3 the key before, $4 how many.';
+'Builds the query for a page of a domain. It returns the rows as text, their number, and the last key (null at the end). Parameters: $1 the person, $2 the time of the export, $3 the previous key, $4 the number of rows.';
 
 create or replace function app.count_export_records(export_id uuid) returns bigint
 language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp
@@ -105,9 +136,9 @@ begin
   return total;
 end;
 $$;
-comment on function app.count_export_records is 'How many rows an export has, for a progress bar.';
+comment on function app.count_export_records is 'Counts the rows of an export, for a progress bar.';
 
--- A page goes through as many domains as fit: most people have few rows.
+-- A page spans as many domains as fit, because most people have few rows.
 create or replace function public.export_page(export_id uuid, after jsonb, page integer)
 returns table (domain text, content text, entries integer, next jsonb)
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
@@ -118,13 +149,13 @@ declare
   person app.person;
   rule app.personal_data;
   key jsonb := after -> 'key';
-  room integer := page;
+  remaining integer := page;
   bytes integer := 0;
 begin
   perform app.refuse_clerk_tokens();
   update app.exports as e set touched_at = clock_timestamp() where e.id = export_id and e.outcome = 'running' returning e.* into export;
   if export.id is null then
-    raise sqlstate 'PT404' using message = 'There is no such export, or it has ended.';
+    raise sqlstate 'PT404' using message = 'This export does not exist or has ended.', hint = 'Start a new one with begin_export().';
   end if;
   person := app.find_person((select p.clerk_user_id from public.profiles as p where p.id = export.person_id));
   for rule in
@@ -134,24 +165,24 @@ begin
     order by d.position
   loop
     domain := rule.domain;
-    if room <= 0 or bytes >= 2000000 then
+    if remaining <= 0 or bytes >= 2000000 then
       content := '';
       entries := 0;
       next := jsonb_build_object('domain', domain, 'key', null);
       return next;
       return;
     end if;
-    execute app.export_query(rule, coalesce(key, 'null') = 'null') into content, entries, key using person, export.started_at, key, room;
+    execute app.export_query(rule, coalesce(key, 'null') = 'null') into content, entries, key using person, export.started_at, key, remaining;
     next := case when key is not null then jsonb_build_object('domain', domain, 'key', key) end;
     return next;
     exit when next is not null;
-    room := room - entries;
+    remaining := remaining - entries;
     bytes := bytes + octet_length(content);
   end loop;
 end;
 $$;
 comment on function public.export_page is
-'Up to `page` records, in the order of the domains: content holds JSON objects with commas between; the last row''s next is for `after`, null at the end. Definer: the service has no privilege on tables.';
+'Returns up to `page` records in the order of the domains. content holds JSON objects separated by commas. Pass the last row''s next as `after` of the next call; null means the end. Definer: the service has no privilege on tables.';
 
 create or replace function public.end_export(export_id uuid, failed boolean) returns void
 language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
@@ -162,7 +193,7 @@ as $$
   where e.id = export_id and e.outcome = 'running';
 $$;
 comment on function public.end_export is
-'Ends an export: after one that failed, the person may ask again at once. Definer: the service has no privilege on tables.';
+'Ends an export. After a failed one the person may start another at once. Definer: the service has no privilege on tables.';
 
 grant execute on function
 public.begin_export(text, text), public.export_page(uuid, jsonb, integer), public.end_export(uuid, boolean)

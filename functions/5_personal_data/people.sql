@@ -1,6 +1,6 @@
--- Which person a row belongs to, by app.personal_data, which registry.sql fills.
+-- Identifies people: their ids and addresses, by which the rules of app.personal_data (registry.sql) find rows.
 
--- An address that another account has too finds that person's rows as well: it finds nobody's.
+-- An address that another account also has is left out, because it would find the rows of that person too.
 create or replace function app.select_own_addresses(emails text[], clerk_user_id text) returns text[]
 language sql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -10,9 +10,9 @@ as $$
     select from public.profiles as other where lower(other.email) = lower(e.email) and other.clerk_user_id <> select_own_addresses.clerk_user_id
   );
 $$;
-comment on function app.select_own_addresses is 'Those of the addresses, in lower case, that no other account has.';
+comment on function app.select_own_addresses is 'Selects the addresses that no other account has, in lower case.';
 
--- Only what Clerk has verified: everybody may type in somebody else's address.
+-- Only addresses that Clerk has verified: anyone can enter another person's address.
 create or replace function app.find_addresses(clerk_user_id text) returns text[]
 language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -32,7 +32,7 @@ begin
   );
 end;
 $$;
-comment on function app.find_addresses is 'The addresses of a person that are still to be read here, in lower case.';
+comment on function app.find_addresses is 'Finds the addresses of a person that are still stored here, in lower case.';
 
 create or replace function app.find_person(clerk_user_id text) returns app.person
 language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
@@ -44,28 +44,29 @@ begin
   return person;
 end;
 $$;
-comment on function app.find_person is 'What a person can be found by. Of somebody unknown it is Clerk''s id alone.';
+comment on function app.find_person is 'The ids and addresses that identify a person. For an unknown person only Clerk''s id.';
 
--- In no organization's trail: it is nobody's business but the person's and ours.
+-- Not part of any organization's trail: the request concerns only the person and the operator.
 create or replace function app.record_request(person_id uuid, by_person boolean, action text, metadata jsonb) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
-  who public.audit_logs := app.start_audit_entry();
+  entry public.audit_logs := app.start_audit_entry();
 begin
   insert into public.audit_logs (
     user_id, actor, impersonator, ip_address, user_agent, request_id, action, resource_type, metadata, subject_ids
   )
   values (
-    case when by_person then person_id else who.user_id end, case when not by_person then coalesce(who.actor, 'system') end,
-    who.impersonator, case when not by_person then who.ip_address end, case when not by_person then who.user_agent end, who.request_id,
+    case when by_person then person_id else entry.user_id end, case when not by_person then coalesce(entry.actor, 'system') end,
+    entry.impersonator, case when not by_person then entry.ip_address end, case when not by_person then entry.user_agent end,
+    entry.request_id,
     record_request.action, 'personal_data', record_request.metadata, case when not by_person and person_id is not null then array[person_id] end
   );
 end;
 $$;
-comment on function app.record_request is 'Records that a person, or somebody else, asked for their data or its erasure.';
+comment on function app.record_request is 'Records in the audit trail that the person or an administrator requested an export or an erasure.';
 
--- How long, in words. An expression of the registry is ours, so it may be run.
+-- Runs an SQL expression from the registry. That is safe because only functions/ write the registry.
 create or replace function app.retention_period(rule app.personal_data) returns interval
 language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -78,9 +79,9 @@ begin
   return kept;
 end;
 $$;
-comment on function app.retention_period is 'After which time the rows of a rule of app.personal_data go; null when something else says so.';
+comment on function app.retention_period is 'The interval after which rows of a rule of app.personal_data expire; null if the rule has none.';
 
--- For the privacy page: what a visitor asks, not where it lies.
+-- For the privacy page: what a visitor needs to know, without tables and columns.
 create or replace function public.privacy_notice() returns jsonb
 language plpgsql stable parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -107,6 +108,6 @@ begin
 end;
 $$;
 comment on function public.privacy_notice is
-'For the privacy page: objects with category, data, purpose, lawful_basis, retention and erasure, in the order of app.personal_data. Definer: the registry is private.';
+'For the privacy page. Returns objects with category, data, purpose, lawful_basis, retention and erasure, in the order of app.personal_data. Definer: the registry is private.';
 
 grant execute on function public.privacy_notice() to service_role;

@@ -1,8 +1,8 @@
--- The registry of personal data: where it is, what for, how long, and what becomes of it. Every table has a row: Ballast's own are here,
--- the row of a table of 9_tables is in that table's file. Tests compare the registry with the catalogue, an export with a scan of all
--- tables, and an erasure with the same scan.
--- Each time this file changes, Ballast's own rows are written again. They keep the positions below 1000, so that they come before all
--- others: an erasure goes the other way, and deletes the profile last.
+-- The registry of personal data: where it is stored, for what purpose, for how long, and what an erasure does to it. Every table has an
+-- entry. Those of Ballast's tables are here; those of your tables are in functions/9_tables. Tests compare the registry with the
+-- catalogue, and exports and erasures with a scan of all tables.
+-- Whenever this file changes, it rewrites Ballast's entries. Their positions are below 1000, so that they come before all others. An
+-- erasure runs in the reverse order, so it deletes the profile last.
 
 delete from app.personal_data
 where position < 1000;
@@ -20,20 +20,21 @@ values
     't.last_seen_at', 't.created_at', 't.updated_at'
   ],
   '{id}', 't.created_at', 'delete', null, null,
-  'Account', 'Name, e-mail address, picture, preferences, when you signed up and were last here',
-  'To know who you are and to show you to the people you work with', 'Contract, Art. 6(1)(b) GDPR',
+  'Account', 'Name, e-mail address, picture, preferences, and when you signed up and were last seen',
+  'To identify you and to show you to the people you work with', 'Contract, Art. 6(1)(b) GDPR',
   null, null, 'as long as you have an account'
 ),
 (
   'app.clerk_records', 'clerk_id', $$t.kind = 'user' and t.clerk_id = person.clerk_user_id$$, 'sign_in_account',
   '{t.kind,t.clerk_id,t.fields}', '{kind,clerk_id}', null, 'delete', null, null,
-  'Account', 'What Clerk, which signs you in, last told us of your name, e-mail address and picture',
+  'Account', 'The name, e-mail address and picture that Clerk, our sign-in provider, last sent us',
   'To keep your account the same in both places', 'Contract, Art. 6(1)(b) GDPR', null, null, 'as long as you have an account'
 ),
 (
   'app.name_changes', 'person_id', 't.person_id = person.id', 'name_changes', '{t.changed_at,t.attempts,t.error}',
   '{person_id}', 't.changed_at', 'delete', null, null,
-  'Account', 'That you changed your name here', 'To tell Clerk of it', 'Contract, Art. 6(1)(b) GDPR', null, null, 'until Clerk has it'
+  'Account', 'That you changed your name here', 'To send the new name to Clerk', 'Contract, Art. 6(1)(b) GDPR', null, null,
+  'until Clerk has stored it'
 ),
 (
   'public.organization_memberships', 'user_id', 't.user_id = person.id', 'memberships',
@@ -42,19 +43,19 @@ values
     't.clerk_role', 't.clerk_membership_id', 't.joined_at', 't.updated_at'
   ],
   '{id}', 't.joined_at', 'delete', null, null,
-  'Organizations', 'Which organizations you belong to, and as what', 'To decide what you may see and do', 'Contract, Art. 6(1)(b) GDPR',
+  'Organizations', 'Which organizations you belong to, and your roles', 'To decide what you may see and do', 'Contract, Art. 6(1)(b) GDPR',
   null, null, 'as long as you belong to the organization'
 ),
 (
   'app.clerk_records', 'user_id', $$t.kind = 'membership' and t.user_id = person.clerk_user_id$$, 'membership_records',
   '{t.kind,t.clerk_id,t.organization_id,t.fields}', '{kind,clerk_id}', null, 'delete', null, null,
-  'Organizations', 'What Clerk last told us of your memberships', 'To apply its messages in whatever order they come',
+  'Organizations', 'The details of your memberships that Clerk last sent us', 'To apply its messages in whatever order they arrive',
   'Contract, Art. 6(1)(b) GDPR', null, null, 'as long as you belong to the organization'
 ),
 (
   'app.clerk_tombstones', 'user_id', 't.user_id = person.clerk_user_id', 'past_memberships',
   '{t.organization_id,t.began_at,t.deleted_at}', '{kind,clerk_id}', 't.deleted_at', 'delete', null, null,
-  'Organizations', 'Which organizations you have left, and when', 'So that a late message does not let you back in',
+  'Organizations', 'Which organizations you have left, and when', 'To prevent a late message from restoring your access',
   'Legitimate interest in access control, Art. 6(1)(f) GDPR', null, null, 'as long as you have an account'
 ),
 (
@@ -67,17 +68,17 @@ values
 (
   'public.organization_invitations', 'email', 'lower(t.email) = any(person.emails)', 'invitations',
   '{t.id,t.organization_id,t.email,t.role,t.expires_at,t.created_at}', '{id}', 't.created_at', 'delete', null, 'app.erase_invitations',
-  'Invitations', 'The e-mail address to which an organization sent an invitation, and the role', 'To let the invited in',
+  'Invitations', 'The e-mail address to which an organization sent an invitation, and the role', 'To let invited people join',
   'Legitimate interest of the inviting organization, Art. 6(1)(f) GDPR', $$interval '30 days'$$, 't.expires_at < $1',
-  'after the invitation lapsed; until then while it waits for an answer'
+  'after the invitation expired; a pending invitation is kept until it expires'
 ),
 (
   'app.clerk_records', 'fields.email', $$t.kind = 'invitation' and lower(t.fields ->> 'email') = any(person.emails)$$, 'invitation_records',
   '{t.clerk_id,t.organization_id,t.fields}', '{kind,clerk_id}', null, 'delete', null, 'app.erase_invitations',
-  'Invitations', 'What Clerk last told us of invitations to you', 'To apply its messages in whatever order they come',
+  'Invitations', 'The details of invitations to you that Clerk last sent us', 'To apply its messages in whatever order they arrive',
   'Legitimate interest of the inviting organization, Art. 6(1)(f) GDPR', $$interval '30 days'$$,
   $$t.kind = 'invitation' and app.clerk_time(t.fields -> 'expires_at') < $1$$,
-  'after the invitation lapsed; until then while it waits for an answer'
+  'after the invitation expired; a pending invitation is kept until it expires'
 ),
 (
   'public.audit_logs', 'user_id', 't.user_id = person.id', 'activity',
@@ -89,20 +90,20 @@ values
     'case when t.subject_ids is null then t.metadata end as metadata', 'case when t.subject_ids is null then t.changes end as changes'
   ],
   '{created_at,id}', 't.created_at', 'pseudonymise', null, 'app.erase_audit_entries',
-  'Audit trail', 'What you changed and when, with the address and the browser of the request',
-  'So that an organization can prove who did what, and we can find misuse', 'Legitimate interest in security, Art. 6(1)(f) GDPR',
+  'Audit trail', 'What you changed and when, with the IP address and the browser of the request',
+  'To let an organization prove who did what, and to find misuse', 'Legitimate interest in security, Art. 6(1)(f) GDPR',
   '(select s.audit_retention from app.settings as s)', null,
-  'from the day it was done'
+  'from the day of the entry'
 ),
 (
   'public.audit_logs', 'impersonator',
   't.impersonator = person.clerk_user_id and t.user_id is distinct from person.id', 'activity_for_others',
   '{t.id,t.created_at,t.organization_id,t.action,t.resource_type}', '{created_at,id}', 't.created_at',
   'pseudonymise', null, 'app.erase_audit_entries',
-  'Audit trail', 'What you did in somebody else’s name, for support',
-  'So that an organization can prove who did what, and we can find misuse',
+  'Audit trail', 'What you did on behalf of another person, for support',
+  'To let an organization prove who did what, and to find misuse',
   'Legitimate interest in security, Art. 6(1)(f) GDPR', '(select s.audit_retention from app.settings as s)', null,
-  'from the day it was done'
+  'from the day of the entry'
 ),
 (
   'public.audit_logs', 'subject_ids',
@@ -114,9 +115,9 @@ values
   ],
   '{created_at,id}', 't.created_at', 'pseudonymise', null, 'app.erase_audit_entries',
   'Audit trail', 'What others changed that concerns you, such as your role',
-  'So that an organization can prove who did what, and we can find misuse',
+  'To let an organization prove who did what, and to find misuse',
   'Legitimate interest in security, Art. 6(1)(f) GDPR', '(select s.audit_retention from app.settings as s)', null,
-  'from the day it was done'
+  'from the day of the entry'
 ),
 (
   'app.webhook_events', 'mentions', 't.mentions && (person.emails || person.clerk_user_id)', 'messages_from_clerk',
@@ -129,14 +130,14 @@ values
     end as about_you$$
   ],
   '{message_id}', 't.received_at', 'pseudonymise', null, 'app.erase_messages',
-  'Account', 'The messages by which Clerk tells us of your account',
+  'Account', 'The messages about your account that Clerk sent us',
   'To apply each of them exactly once, and again if something failed', 'Contract, Art. 6(1)(b) GDPR',
   $$interval '30 days'$$, 't.applied_at < $1', 'after a message was applied'
 ),
 (
   'app.exports', 'person_id', 't.person_id = person.id', 'exports', '{t.id,t.requested_by,t.outcome,t.started_at}', '{id}', 't.started_at',
   'delete', null, null,
-  'Your rights', 'When you asked for a copy of your data', 'To give you no more than one an hour', 'Legal obligation, Art. 6(1)(c) GDPR',
+  'Your rights', 'When you asked for a copy of your data', 'To limit copies to one per hour', 'Legal obligation, Art. 6(1)(c) GDPR',
   $$interval '30 days'$$, 't.started_at < $1', 'after the request'
 ),
 (
@@ -144,71 +145,74 @@ values
   't.created_at', 'delete', null, null,
   'E-mail', 'Which e-mails we sent you, when, and whether they arrived', 'To send each once, and to find out why one did not arrive',
   'Contract, Art. 6(1)(b) GDPR', $$interval '30 days'$$, $$t.created_at < $1 and t.state not in ('queued', 'sending')$$,
-  'after it was written'
+  'after it was queued'
 ),
 (
   'app.email_outbox', 'about_id', 't.about_id = person.id and t.person_id is distinct from person.id', 'mail_about_you',
   '{t.id,t.template,t.organization_id,t.created_at}', '{id}', 't.created_at', 'delete', null, null,
-  'E-mail', 'That we told the owners of an organization that you joined', 'So that they know who has access',
-  'Legitimate interest in access control, Art. 6(1)(f) GDPR', $$interval '30 days'$$, null, 'after it was written'
+  'E-mail', 'That we notified the owners of an organization that you joined', 'To inform them who has access',
+  'Legitimate interest in access control, Art. 6(1)(f) GDPR', $$interval '30 days'$$, null, 'after it was queued'
 ),
 (
   'app.mail_suppressions', 'person_id', 't.person_id = person.id', 'mail_suppressions', '{t.address,t.reason,t.suppressed_at}',
   '{person_id}', 't.suppressed_at', 'delete', null, null,
-  'E-mail', 'That e-mail to your address came back, or that you reported it as spam', 'To send it nothing that you can do without',
+  'E-mail', 'That e-mail to your address bounced, or that you reported it as spam', 'To send that address only essential e-mail',
   'Legitimate interest in deliverable e-mail, Art. 6(1)(f) GDPR', null, null, 'as long as you have an account'
 ),
 (
   'app.email_outbox', 'recipient', null, null, null, null, null, 'keep', null, null,
-  'Your rights', 'Your e-mail address, while you are being erased', 'To tell you once that you have been erased',
-  'Legal obligation, Art. 6(1)(c) GDPR', null, null, 'until that e-mail is sent, or given up a day after the erasure'
+  'Your rights', 'Your e-mail address, while you are being erased', 'To notify you once when you have been erased',
+  'Legal obligation, Art. 6(1)(c) GDPR', null, null, 'until that e-mail is sent, at most a day after the erasure'
 ),
 (
   'app.erasure_log', 'person', null, null, null, null, null, 'keep', null, null,
   'Your rights', 'A hash that shows that you were erased, and when',
-  'To prove the erasure, and to erase you again should a backup bring you back. While an erasure runs it also holds whom to erase',
+  'To prove the erasure, and to repeat it after a restore. While the erasure runs, it also holds your ids and e-mail addresses',
   'Legal obligation, Art. 6(1)(c) GDPR', null, null, 'for good'
 ),
 (
   'app.clerk_tombstones', 'clerk_id', null, null, null, null, null, 'keep', null, null,
-  'Your rights', 'The same hash', 'So that a late message does not bring you back', 'Legal obligation, Art. 6(1)(c) GDPR',
+  'Your rights', 'The same hash', 'To prevent a late message from restoring your data', 'Legal obligation, Art. 6(1)(c) GDPR',
   null, null, 'for good'
 ),
 (
   'app.known_addresses', 'address_hash', null, null, null, null, null, 'keep', null, null,
   'Your rights', 'Hashes of the e-mail addresses you have had',
-  'So that invitations to them go when you are erased, and a late message does not bring them back', 'Legal obligation, Art. 6(1)(c) GDPR',
+  'To remove invitations to them when you are erased, and to ignore late messages about them',
+  'Legal obligation, Art. 6(1)(c) GDPR',
   null, null, 'for good'
 ),
 (
   'app.audit_erasures', 'original', null, null, null, null, null, 'keep', null, null,
-  'Your rights', 'Hashes of audit entries as they were before you were erased', 'To prove that nobody else changed the audit trail',
+  'Your rights', 'Hashes of audit entries as they were before you were erased',
+  'To prove that the audit trail was not changed in any other way',
   'Legitimate interest in security, Art. 6(1)(f) GDPR', null, null, 'for good'
 ),
 (
   'app.rate_limits', 'caller', 't.caller = app.rate_limit_caller(person.clerk_user_id)', null, null, null, null, 'delete', null, null,
   'Your work', 'A hash of your account, and how much you wrote in the last seconds',
-  'So that nobody writes so much that others wait. Not in an export: it is over before it could be read',
+  'To keep one person from slowing down others. Not part of an export, because it expires within an hour',
   'Legitimate interest in security, Art. 6(1)(f) GDPR', $$interval '1 hour'$$, 't.refilled_at < $1', 'after you last wrote'
 ),
 (
   'realtime.messages', 'payload', null, null, null, null, null, 'keep', null, null,
-  'Your work', 'Changes of what you and others work on, on their way to the members, with who created it',
-  'To show changes at once. Supabase drops them by itself', 'Contract, Art. 6(1)(b) GDPR', $$interval '3 days'$$, null, 'after the change'
+  'Your work', 'Changes to what you and others work on, with who created it, while they are sent to the members',
+  'To show changes at once. Supabase deletes them automatically', 'Contract, Art. 6(1)(b) GDPR', $$interval '3 days'$$, null,
+  'after the change'
 );
 
 insert into app.personal_data (relation, path, erasure, purpose, retention_period, retention)
 values
 ('public.organizations', '', 'none', 'Customers, not people', $$interval '30 days'$$, 'after Clerk deleted it, with all its rows'),
-('public.role_permissions', '', 'none', 'What roles may do', null, null),
+('public.role_permissions', '', 'none', 'The permissions of roles', null, null),
 ('public.backup_logs', '', 'none', 'When backups were made', null, null),
 ('app.applied_sources', '', 'none', 'Names of files', null, null),
-('app.job_runs', '', 'none', 'How jobs ended: counts', null, null),
-('app.clerk_backfills', '', 'none', 'How far a load from Clerk came: a number and a moment', null, null),
-('app.settings', '', 'none', 'Choices of the installation', null, null),
-('app.clerk_roles', '', 'none', 'What roles of Clerk''s mean', null, null),
-('app.clerk_plans', '', 'none', 'What plans of Clerk''s mean', null, null),
-('app.audit_prefixes', '', 'none', 'Which actions clients may log', null, null),
+('app.job_runs', '', 'none', 'Outcomes of jobs: counts', null, null),
+('app.clerk_backfills', '', 'none', 'Progress of an import from Clerk: a number and a time', null, null),
+('app.settings', '', 'none', 'Settings of the installation', null, null),
+('app.clerk_roles', '', 'none', 'The role for each role in Clerk', null, null),
+('app.clerk_plans', '', 'none', 'The plan for each plan in Clerk', null, null),
+('app.audit_prefixes', '', 'none', 'Actions that clients may log', null, null),
 ('app.audit_seals', '', 'none', 'Hashes over hashes', null, null),
 ('app.audit_interventions', '', 'none', 'When the audit trail was changed, and how much', null, null),
 ('app.personal_data', '', 'none', 'This registry', null, null);

@@ -1,9 +1,9 @@
--- Mail: written where the change is made that it tells of, so that both are there or neither. The service sends it afterwards
--- (sending.sql, /jobs/mail): at least once, and with an idempotency key, by which Resend delivers once.
+-- Queues mail (an outbox): in the same transaction as the change it reports, so either both are committed or neither. The service sends
+-- it afterwards (sending.sql, /jobs/mail): at least once, with an idempotency key, by which Resend delivers it once.
 --
--- A mail holds no text and no names. What it says is looked up when it is claimed: nobody is told of what is not true any more.
+-- A queued mail holds no text and no names. They are read when the mail is claimed, so it never states something that is no longer true.
 
--- Whoever writes in bulk (a backfill, a script) says: set app.no_mail = 'on'.
+-- Bulk writers (a backfill, a script) suppress mail: set app.no_mail = 'on'.
 create or replace function app.is_mail_enabled() returns boolean
 language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -11,15 +11,15 @@ begin
   return current_setting('app.no_mail', true) is distinct from 'on' and coalesce((select s.mail_enabled from app.settings as s), false);
 end;
 $$;
-comment on function app.is_mail_enabled is 'Whether mail is to be written now. Definer: app.settings is private.';
+comment on function app.is_mail_enabled is 'Whether mail is queued in this session. Definer: app.settings is private.';
 
--- What people can do without, and may switch off: profiles.preferences -> 'mail' -> <template> = false.
+-- People can switch off mail that is not essential: profiles.preferences -> 'mail' -> <template> = false.
 create or replace function app.is_essential_mail(template text) returns boolean
 language sql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
   select template not in ('welcome', 'member_joined');
 $$;
-comment on function app.is_essential_mail is 'Whether the mail goes out whatever the recipient prefers.';
+comment on function app.is_essential_mail is 'Whether the mail is sent regardless of the recipient''s preferences.';
 
 create or replace function app.mail_address(mail app.email_outbox) returns text
 language sql stable parallel safe set search_path = pg_catalog, pg_temp
@@ -30,9 +30,9 @@ as $$
     else mail.recipient
   end;
 $$;
-comment on function app.mail_address is 'Where a mail goes now; null for nowhere.';
+comment on function app.mail_address is 'The current address of a mail''s recipient; null if there is none.';
 
--- Asked twice: when it is written, and once more when it is about to be sent.
+-- Checked twice: when a mail is queued and again when it is about to be sent.
 create or replace function app.mail_block_reason(mail app.email_outbox) returns text
 language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -44,7 +44,7 @@ begin
     return 'no_address';
   end if;
   if mail.template = 'webhook_failures' then
-    return case when not exists (select from app.webhook_events as e where e.outcome = 'failed') then 'mended' end;
+    return case when not exists (select from app.webhook_events as e where e.outcome = 'failed') then 'resolved' end;
   elsif mail.audience <> 'person' then
     return null;
   end if;
@@ -75,10 +75,10 @@ begin
   return null;
 end;
 $$;
-comment on function app.mail_block_reason is 'Why a mail is not to be sent: a code; null when nothing speaks against it.';
+comment on function app.mail_block_reason is 'A code for why a mail must not be sent; null if it may be sent.';
 
--- The same is not said twice: not while the first waits, nor within an hour of it; to the operator of webhooks, within a day. But a
--- role may change back within the hour, so of roles only what waits counts: it will tell of the role then.
+-- The same mail is not repeated while the first is queued or within an hour (webhook_failures: a day). An exception is role_changed: a
+-- role may change back within the hour, so only a queued one counts. It reports the role at the time of sending.
 create or replace function app.is_repeated_mail(mail app.email_outbox) returns boolean
 language sql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -95,7 +95,7 @@ as $$
       )
   );
 $$;
-comment on function app.is_repeated_mail is 'Whether the same mail waits, or was written a short while ago.';
+comment on function app.is_repeated_mail is 'Whether the same mail is queued or was queued a short time ago.';
 
 create or replace function app.enqueue_mail(
   template text, person_id uuid default null, about_id uuid default null, organization_id uuid default null, data jsonb default '{}',
@@ -126,11 +126,11 @@ begin
 end;
 $$;
 comment on function app.enqueue_mail is
-'Writes a mail to a person, or to the operator: its id, or null when it is not to be sent. Definer: whoever makes a change may not write mail.';
+'Queues mail to a person, or to the operator if person_id is null. Returns its id, or null if it must not be sent. Definer: callers have no privilege on the outbox.';
 
--- --- what is told
+-- --- triggers that queue mail
 
--- Somebody new, not somebody whom a backfill brings: they signed up lately.
+-- Only for people who signed up in the last two days: a backfill imports older ones.
 create or replace function app.mail_welcome() returns trigger
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -142,14 +142,14 @@ begin
   return null;
 end;
 $$;
-comment on function app.mail_welcome is 'Welcomes who has an address for the first time. Definer: it reads the outbox.';
+comment on function app.mail_welcome is 'Queues the welcome mail when a person first has an address. Definer: it reads the outbox.';
 
 create or replace trigger mail_welcome_new after insert on public.profiles
 for each row when (new.email is not null) execute function app.mail_welcome();
 create or replace trigger mail_welcome after update of email on public.profiles
 for each row when (old.email is null and new.email is not null) execute function app.mail_welcome();
 
--- In one order, so that two who join at once do not wait for each other.
+-- Recipients are processed in a fixed order, so that two people who join at the same time cannot deadlock.
 create or replace function app.mail_member_joined() returns trigger
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -165,12 +165,13 @@ begin
   return null;
 end;
 $$;
-comment on function app.mail_member_joined is 'Tells owners and admins who joined. Definer: it reads memberships.';
+comment on function app.mail_member_joined is 'Notifies owners and admins of a new member. Definer: it reads memberships.';
 
 create or replace trigger mail_member_joined after insert on public.organization_memberships
 for each row execute function app.mail_member_joined();
 
--- In the first minutes messages of Clerk's still come in any order, and a founder is an admin before they are the owner.
+-- Role changes in the first ten minutes are not reported: Clerk events may still arrive out of order, and a founder is an admin before
+-- becoming the owner.
 create or replace function app.mail_role_changed() returns trigger
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -181,7 +182,7 @@ begin
   return null;
 end;
 $$;
-comment on function app.mail_role_changed is 'Tells a person that their role is another. Definer: it reads the outbox.';
+comment on function app.mail_role_changed is 'Notifies a person that their role changed. Definer: it reads the outbox.';
 
 create or replace trigger mail_role_changed after update of role on public.organization_memberships
 for each row when (old.role <> new.role) execute function app.mail_role_changed();
@@ -194,13 +195,13 @@ begin
   return null;
 end;
 $$;
-comment on function app.mail_export_ready is 'Tells a person that a copy of their data was made, whoever asked for it. Definer: it reads the outbox.';
+comment on function app.mail_export_ready is 'Notifies a person that a copy of their data was made, by them or by an administrator. Definer: it reads the outbox.';
 
 create or replace trigger mail_export_ready after update of outcome on app.exports
 for each row when (old.outcome <> 'finished' and new.outcome = 'finished') execute function app.mail_export_ready();
 
--- Who is erased has no address when it is done. So the address is put aside when it begins, when the profile still has it, and goes
--- with the mail. Nobody may hear before: the mail waits for the erasure. What a restore erases again was told of before.
+-- When an erasure is complete, the profile has no address any more. So the address is copied into the mail when the erasure begins, and
+-- is removed with it. The mail is held until the erasure completes. An erasure replayed after a restore sends no second mail.
 create or replace function app.mail_erasure_begun() returns trigger
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -215,7 +216,7 @@ begin
   return null;
 end;
 $$;
-comment on function app.mail_erasure_begun is 'Puts aside where to tell that an erasure is done. Definer: it writes the outbox.';
+comment on function app.mail_erasure_begun is 'Queues the mail that confirms an erasure, held until the erasure completes. Definer: it writes the outbox.';
 
 create or replace trigger mail_erasure_begun after insert on app.erasure_log
 for each row when (new.requested_by <> 'restore') execute function app.mail_erasure_begun();
@@ -229,7 +230,7 @@ begin
   return null;
 end;
 $$;
-comment on function app.mail_erasure_done is 'Lets go of the mail that tells of an erasure. Definer: it writes the outbox.';
+comment on function app.mail_erasure_done is 'Releases the mail that confirms an erasure. Definer: it writes the outbox.';
 
 create or replace trigger mail_erasure_done after update of state on app.erasure_log
 for each row when (old.state = 'running' and new.state <> 'running') execute function app.mail_erasure_done();
@@ -247,12 +248,13 @@ begin
   return null;
 end;
 $$;
-comment on function app.mail_backups is 'Tells the operator of a backup or a drill that failed. Definer: it reads the outbox.';
+comment on function app.mail_backups is 'Notifies the operator of a failed backup or drill. Definer: it reads the outbox.';
 
 create or replace trigger mail_backups after insert or update on public.backup_logs
 for each row execute function app.mail_backups();
 
--- Many fail at once, for one reason: of two transactions one tells. In ten minutes most have been applied again, and it is not sent.
+-- Many events often fail at once for one reason. The lock lets only one of several concurrent transactions queue the mail. It is due
+-- after ten minutes; if every event has succeeded by then, it is dropped.
 create or replace function app.mail_webhook_failures() returns trigger
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -263,7 +265,7 @@ begin
   return null;
 end;
 $$;
-comment on function app.mail_webhook_failures is 'Tells the operator, once a day, that messages of Clerk''s could not be applied. Definer: it reads the outbox.';
+comment on function app.mail_webhook_failures is 'Notifies the operator, at most once a day, that Clerk events failed. Definer: it reads the outbox.';
 
 create or replace trigger mail_webhook_failures after insert or update of outcome on app.webhook_events
 for each row when (new.outcome = 'failed') execute function app.mail_webhook_failures();

@@ -1,4 +1,4 @@
--- Mail on its way out: who sends it, what became of it, and whether somebody has to look after it.
+-- Sending mail: the service claims queued mail, records the outcome, and reports Resend's delivery events.
 
 create or replace function app.mail_context(mail app.email_outbox) returns jsonb
 language sql stable parallel safe set search_path = pg_catalog, pg_temp
@@ -25,15 +25,16 @@ as $$
     )
   );
 $$;
-comment on function app.mail_context is 'What the texts of a mail are filled with, as it is now. Every kind gets the same keys, null for what it is not about.';
+comment on function app.mail_context is 'Current values for the template of a mail. Every kind of mail gets the same keys, null if they do not apply.';
 
--- Whoever claims one has three minutes; then it is taken for lost, and claimed again. What nobody wants any more is dropped on the way.
+-- A claim lasts three minutes. Then the sender is presumed dead, and the mail can be claimed again. Mail that must not be sent any more
+-- is dropped here.
 create or replace function public.claim_mail(batch integer default 1) returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   mail app.email_outbox;
-  obstacle text;
+  block_reason text;
   claimed jsonb := '[]';
 begin
   perform app.refuse_clerk_tokens();
@@ -47,13 +48,13 @@ begin
     limit 1
     for update skip locked;
     exit when not found;
-    obstacle := app.mail_block_reason(mail);
+    block_reason := app.mail_block_reason(mail);
     if mail.give_up_at <= now() then
       update app.email_outbox as o 
       set state = 'failed', recipient = null, error = coalesce(o.error, 'too_late'), next_attempt_at = now()
       where o.id = mail.id;
-    elsif obstacle is not null then
-      update app.email_outbox as o set state = 'dropped', recipient = null, error = obstacle where o.id = mail.id;
+    elsif block_reason is not null then
+      update app.email_outbox as o set state = 'dropped', recipient = null, error = block_reason where o.id = mail.id;
     else
       update app.email_outbox as o set state = 'sending', attempts = o.attempts + 1, next_attempt_at = now() + interval '3 minutes'
       where o.id = mail.id;
@@ -67,9 +68,9 @@ begin
 end;
 $$;
 comment on function public.claim_mail is
-'Mail that is due, for three minutes: [{id, template, to, person_id, is_essential, context}]. Nobody else gets it meanwhile. Definer: the service has no privilege on tables.';
+'Claims mail that is due, for three minutes: [{id, template, to, person_id, is_essential, context}]. Definer: the service has no privilege on tables.';
 
--- Of two who sent the same mail, because the first was taken for dead, whoever succeeded counts.
+-- If a sender that was presumed dead and its successor both report, success wins.
 create or replace function public.end_mail(
   id uuid, state text, provider_id text default null, error text default null, retry_after integer default null
 ) returns text
@@ -82,7 +83,7 @@ declare
 begin
   perform app.refuse_clerk_tokens();
   if state is null or state not in ('sent', 'queued', 'failed') then
-    raise sqlstate 'PT400' using message = 'A mail ends as sent, queued (again) or failed.';
+    raise sqlstate 'PT400' using message = 'The state of an ended mail must be sent, queued (to retry) or failed.';
   end if;
   select o.* into mail from app.email_outbox as o where o.id = id for update;
   if state = 'sent' and mail.audience = 'erased' then
@@ -105,9 +106,9 @@ begin
 end;
 $$;
 comment on function public.end_mail is
-'sent; queued: it failed and is due after a while, which doubles, or in retry_after seconds at the earliest; failed: for good. Returns the state it has now. Definer: the service has no privilege on tables.';
+'Records the outcome of a claimed mail: sent; queued (retry with exponential backoff, not before retry_after seconds); failed (for good). Returns the resulting state. Definer: the service has no privilege on tables.';
 
--- Resend's messages come in any order, and before we know Resend's id: a mail carries its own id as a tag.
+-- Resend's events arrive in any order, possibly before Resend's id is recorded here. So a mail carries our id as a tag.
 create or replace function public.record_mail_event(
   mail_id uuid, provider_id text, kind text, address text default null, is_permanent boolean default true
 ) returns boolean
@@ -120,7 +121,7 @@ declare
 begin
   perform app.refuse_clerk_tokens();
   if kind is null or kind not in ('delivered', 'bounced', 'complained') then
-    raise sqlstate 'PT400' using message = 'Mail is delivered, bounced or complained about.';
+    raise sqlstate 'PT400' using message = 'The kind of a mail event must be delivered, bounced or complained.';
   end if;
   select o.* into mail from app.email_outbox as o where o.id = mail_id or o.provider_id = provider_id
   order by o.id is not distinct from mail_id desc
@@ -129,7 +130,7 @@ begin
     return false;
   end if;
   if mail.audience = 'erased' then
-    delete from app.email_outbox as o where o.id = mail.id; -- it is out, whoever sent it was killed before they could say so
+    delete from app.email_outbox as o where o.id = mail.id; -- it was sent, but its sender was killed before recording that
     return true;
   end if;
   update app.email_outbox as o
@@ -138,7 +139,7 @@ begin
   if is_permanent and kind in ('bounced', 'complained') then
     insert into app.mail_suppressions as s (person_id, address, reason)
     select p.id, lower(p.email), kind from public.profiles as p
-    where p.id = mail.person_id and lower(p.email) = lower(address) -- they may have another address by now
+    where p.id = mail.person_id and lower(p.email) = lower(address) -- the person may have another address by now
     on conflict (person_id) do update set address = excluded.address, reason = excluded.reason, suppressed_at = now()
     where (s.address, s.reason) is distinct from (excluded.address, excluded.reason);
   end if;
@@ -146,7 +147,7 @@ begin
 end;
 $$;
 comment on function public.record_mail_event is
-'What Resend says of a mail: delivered, bounced or complained. An address that does not work for good, or complains, gets essential mail only. Definer: the service has no privilege on tables.';
+'Records a Resend event: delivered, bounced or complained. An address that bounces permanently or complains receives only essential mail. Returns whether the mail is known. Definer: the service has no privilege on tables.';
 
 create or replace function public.unsubscribe_from_mail(person_id uuid, template text) returns boolean
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
@@ -166,7 +167,7 @@ begin
 end;
 $$;
 comment on function public.unsubscribe_from_mail is
-'For the service, which has checked the link: no more mail of this kind. False for essential mail, which cannot be switched off. Definer: the service has no privilege on tables.';
+'Switches a kind of mail off for a person. The service has verified the link. Returns false for essential mail, which cannot be switched off. Definer: the service has no privilege on tables.';
 
 grant execute on function
 public.claim_mail(integer), public.end_mail(uuid, text, text, text, integer), public.record_mail_event(uuid, text, text, text, boolean),

@@ -1,7 +1,7 @@
--- The record of backups: the service and `ballast backup` write it, administrators read ops.backup_health.
--- The store is the truth about what can be restored; this is the truth about what was tried.
+-- The log of backups. The service and `ballast backup` write it; administrators read ops.backup_health.
+-- The log shows which backups were attempted. Only the store shows which backups can be restored.
 
--- The run holds the lock for as long as its snapshot lives, so whatever ends it releases the lock too.
+-- The run holds the lock in the transaction of its snapshot. However that transaction ends, even by a crash, the lock is released.
 create or replace function public.backup_is_running() returns boolean
 language sql stable parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -13,9 +13,10 @@ as $$
       and l.database = (select d.oid from pg_database as d where d.datname = current_database())
   );
 $$;
-comment on function public.backup_is_running is 'Whether a session of this database holds pg_try_advisory_xact_lock(733140620), as a run of `ballast backup` does.';
+comment on function public.backup_is_running is 'Whether a session of this database holds advisory lock 733140620, as `ballast backup run` does.';
 
--- Two who ask at once come one after the other, and a process that was just started has not got to its lock yet.
+-- The table lock serializes concurrent requests. A process that was just started has not taken its advisory lock yet, so a row marked
+-- 'started' in the last 10 seconds also counts as running.
 create or replace function public.request_backup(id uuid, filename text, backup_type text) returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -38,16 +39,17 @@ begin
 end;
 $$;
 comment on function public.request_backup is
-'Before the service starts a process: {id, filename, backup_type, status, created_at}; null when one is running, or was asked for seconds ago. Definer: the service has no privilege on tables.';
+'Records a backup before the service starts its process. Returns {id, filename, backup_type, status, created_at}, or null if a backup is running or was requested in the last 10 seconds. Definer: the service has no privilege on tables.';
 
--- Whoever calls holds the lock: others that say they are running are not. The one that was asked for may have been taken for such.
+-- The caller holds the advisory lock, so any other row still marked 'started' belongs to a run that crashed. The caller's own row may
+-- have been marked 'interrupted' by mistake, by a run that began in between: it becomes 'started' again.
 create or replace function public.begin_backup(id uuid, filename text, backup_type text) returns void
 language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
   select app.refuse_clerk_tokens();
 
   update public.backup_logs as b
-  set status = 'interrupted', finished_at = now(), error_message = 'The process ended without a word.'
+  set status = 'interrupted', finished_at = now(), error_message = 'The backup process exited without reporting a result.'
   where b.status = 'started' and b.id <> begin_backup.id;
 
   insert into public.backup_logs as b (id, filename, backup_type, status)
@@ -55,7 +57,7 @@ as $$
   on conflict (id) do update set status = 'started', finished_at = null, error_message = null where b.status = 'interrupted';
 $$;
 comment on function public.begin_backup is
-'The run holds the lock and has its snapshot: it is started, and others that never ended are interrupted. Definer: the service has no privilege on tables.';
+'Records that a run holds the lock and has its snapshot. Marks other unfinished runs as interrupted. Definer: the service has no privilege on tables.';
 
 create or replace function public.end_backup(
   id uuid, status text, size_bytes bigint default null, checksum text default null, error_message text default null
@@ -66,7 +68,7 @@ as $$
 begin
   perform app.refuse_clerk_tokens();
   if status is null or status not in ('completed', 'failed') then
-    raise sqlstate 'PT400' using message = 'A backup ends as completed or failed.';
+    raise sqlstate 'PT400' using message = 'The status of an ended backup must be completed or failed.';
   end if;
   update public.backup_logs as b
   set status = status, size_bytes = size_bytes, checksum = checksum, error_message = left(error_message, 500), finished_at = now()
@@ -74,9 +76,9 @@ begin
 end;
 $$;
 comment on function public.end_backup is
-'How a backup ended: completed or failed. What is said first counts; again, it changes nothing. Definer: the service has no privilege on tables.';
+'Records the result of a backup, completed or failed. The first result wins; later calls change nothing. Definer: the service has no privilege on tables.';
 
--- What a drill restored is complete, whatever was written down of it: the record may be lost, or have missed its end.
+-- A backup that a drill restored is complete, whatever its row says. The row may be missing, or the run's result was never recorded.
 create or replace function public.record_drill(backup jsonb, report jsonb) returns void
 language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -100,7 +102,7 @@ as $$
     drilled_at = excluded.drilled_at, drill_passed = excluded.drill_passed, drill_report = excluded.drill_report;
 $$;
 comment on function public.record_drill is
-'A backup was restored for proof: backup is {id, filename, backup_type, size_bytes, checksum, created_at}, report is {passed, rto_seconds, …}. Definer: the service has no privilege on tables.';
+'Records a restore drill. backup is {id, filename, backup_type, size_bytes, checksum, created_at}; report is {passed, rto_seconds, …}. Definer: the service has no privilege on tables.';
 
 create or replace function public.backups(newest integer default 100) returns jsonb
 language sql stable parallel unsafe security definer set search_path = pg_catalog, pg_temp
@@ -122,7 +124,7 @@ as $$
   from (select l.* from public.backup_logs as l order by l.created_at desc, l.id limit backups.newest) as b;
 $$;
 comment on function public.backups is
-'Newest first: [{id, filename, backup_type, status, size_bytes, duration_seconds, checksum, error_message, created_at, drilled_at, drill_passed}]. Definer: the service has no privilege on tables.';
+'Lists backups, newest first: [{id, filename, backup_type, status, size_bytes, duration_seconds, checksum, error_message, created_at, drilled_at, drill_passed}]. Definer: the service has no privilege on tables.';
 
 grant execute on function
 public.backup_is_running(), public.request_backup(uuid, text, text), public.begin_backup(uuid, text, text),

@@ -1,4 +1,4 @@
--- What became of each job's last run. How often it should run is in ops.job_schedule.
+-- The outcome of each job's last run. ops.job_schedule defines how often a job should run.
 
 create or replace function public.record_job(name text, report jsonb, ok boolean, duration_ms integer) returns integer
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
@@ -20,6 +20,6 @@ begin
 end;
 $$;
 comment on function public.record_job is
-'For the service: a job ended. report is what it answered: counts, nothing about people. Returns after how many minutes the next run is due; null for what has no schedule. Definer: the service has no privilege on tables.';
+'Records that a job of the service ended. report has counts and no personal data. Returns the minutes until the next run is due, or null for a job without a schedule. Definer: the service has no privilege on tables.';
 
 grant execute on function public.record_job(text, jsonb, boolean, integer) to service_role;

@@ -1,4 +1,4 @@
--- Periodic work that the service's jobs ask for, each call short and safe to repeat.
+-- Steps of the service's periodic jobs. Each call is short and safe to repeat.
 
 create or replace function public.maintain_partitions() returns integer
 language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
@@ -8,7 +8,7 @@ as $$
   select app.make_audit_partitions();
 $$;
 comment on function public.maintain_partitions is
-'Makes the audit trail''s partitions of the months ahead. Returns how many were new. Definer: the service may not make tables.';
+'Creates the audit trail''s partitions for the coming months. Returns how many it created. Definer: the service may not create tables.';
 
 create or replace function public.seals_after(newest bigint) returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
@@ -23,7 +23,7 @@ begin
 end;
 $$;
 comment on function public.seals_after is
-'Seals what is complete of the audit trail, and returns the seals after that sequence, oldest first, 1,000 at most: keep them elsewhere. Definer: the service has no privilege on tables.';
+'Seals the finished part of the audit trail. Returns up to 1,000 seals after the given sequence, oldest first, to be stored outside the database. Definer: the service has no privilege on tables.';
 
 create or replace function public.retry_due_event() returns jsonb
 language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
@@ -38,6 +38,6 @@ as $$
   cross join app.clerk_scopes(due.event) as scope;
 $$;
 comment on function public.retry_due_event is
-'Applies the failed event that is due longest again: {outcome, users, organizations}; null when none is due. Definer: the service has no privilege on tables.';
+'Retries the failed event that has been due longest. Returns {outcome, users, organizations}, or null if no event is due. Definer: the service has no privilege on tables.';
 
 grant execute on function public.retry_due_event(), public.maintain_partitions(), public.seals_after(bigint) to service_role;

@@ -1,4 +1,4 @@
--- What a monitor reads of the database at each scrape of the service's /metrics: numbers, and the light of each row of ops.health.
+-- The database's figures for the service's /metrics: numbers, and the status of each row of ops.health.
 
 create or replace function public.service_metrics() returns jsonb
 language plpgsql stable parallel unsafe security definer set search_path = pg_catalog, pg_temp
@@ -19,6 +19,6 @@ begin
 end;
 $$;
 comment on function public.service_metrics is
-'For /metrics: numbers by name, null where there is nothing to measure yet; health is 0 (green) to 2 (red) by subject. Definer: the service has no privilege on tables.';
+'Figures for /metrics by name, null if there is nothing to measure yet. health has 0 (green), 1 (yellow) or 2 (red) per subject. Definer: the service has no privilege on tables.';
 
 grant execute on function public.service_metrics() to service_role;

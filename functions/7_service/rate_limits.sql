@@ -1,14 +1,15 @@
--- How much one person may write through the Data API: PostgREST's pre-request function, once docs/limits.md has switched it on.
+-- The write limit per person in the Data API: PostgREST's pre-request function. It is off by default; docs/limits.md switches it on.
 
 create or replace function app.rate_limit_caller(clerk_user_id text) returns text
 language sql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
   select encode(sha256(convert_to(rate_limit_caller.clerk_user_id, 'UTF8')), 'hex');
 $$;
-comment on function app.rate_limit_caller is 'What app.rate_limits calls a person.';
+comment on function app.rate_limit_caller is 'The hash by which app.rate_limits identifies a person.';
 
--- A bucket holds 100 writes and gets 20 back each second. One statement, so that two at once cannot both take the last token; the second
--- waits for the first, whose transaction is as short as the write. The moment was read before that wait, so time never goes back.
+-- A token bucket: it holds 100 writes and refills at 20 per second. The upsert is one statement, so that two concurrent writes cannot take
+-- the same last token. The second waits for the first, whose transaction lasts as long as its write. Its clock was read before the wait,
+-- so refilled_at could go back: greatest() prevents that.
 create or replace function app.take_token() returns integer
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -19,7 +20,7 @@ declare
   wait double precision;
 begin
   if coalesce(person, '') = '' then
-    return 0; -- nobody: the policies refuse
+    return 0; -- an anonymous caller: the policies refuse the write
   end if;
   insert into app.rate_limits as l (caller, tokens, refilled_at)
   values (app.rate_limit_caller(person), burst - 1, clock_timestamp())
@@ -35,13 +36,13 @@ begin
   from app.rate_limits as l where l.caller = app.rate_limit_caller(person);
   return greatest(1, ceil(wait))::integer;
 exception when others then
-  return 0; -- whatever is wrong with the buckets, it is no reason to refuse a write
+  return 0; -- a fault in the limiter must never refuse a write
 end;
 $$;
-comment on function app.take_token is 'Takes one write of the caller''s: 0, or in how many seconds there will be one. Definer: nobody has a privilege on the buckets.';
+comment on function app.take_token is 'Takes one write from the caller''s bucket. Returns 0, or the seconds until a write is available. Definer: no role has a privilege on the buckets.';
 
--- Reads are not counted, and cannot be: PostgREST runs them, and functions that are not volatile, in transactions that only read.
--- The service is limited where it is asked (service/limits.py). Only in this form may an error bring a header with it:
+-- Reads cannot be counted: PostgREST runs them, and calls of functions that are not volatile, in read-only transactions.
+-- The service has its own limits (service/limits.py). PostgREST adds a header to an error only if it is raised in this form:
 -- https://docs.postgrest.org/en/stable/references/errors.html
 create or replace function app.check_request() returns void
 language plpgsql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
@@ -65,7 +66,7 @@ begin
   end if;
 end;
 $$;
-comment on function app.check_request is 'PostgREST''s pre-request function: refuses with 429 who writes more than 100 times at once, or 20 times a second. Raises nothing else.';
+comment on function app.check_request is 'PostgREST''s pre-request function. Answers 429 to a person who exceeds a burst of 100 writes or 20 writes per second. Raises no other error.';
 
 grant execute on function app.take_token(), app.check_request() to authenticated;
 grant execute on function app.check_request() to service_role;

@@ -1,6 +1,6 @@
--- What takes the database's time, for ops.slow_queries.
+-- Query statistics for ops.slow_queries.
 
--- A function and not a view on the extension's: it may come and go, and a restore need not have it.
+-- A function, not a view on the extension's view: the extension may be dropped, and a restored database may not have it.
 create or replace function app.slow_queries() returns table (
   query text, calls bigint, total interval, mean_ms numeric, max_ms numeric, rows_per_call numeric, cached_percent numeric, role text
 )
@@ -30,7 +30,7 @@ begin
     $query$, statistics
   );
 exception when object_not_in_prerequisite_state then
-  return; -- the extension is there, and the server was started without its library
+  return; -- the extension is installed, but the server was started without its library
 end;
 $$;
-comment on function app.slow_queries is 'What pg_stat_statements has seen, what took most time first; nothing where it is not installed. For ops.slow_queries.';
+comment on function app.slow_queries is 'Queries in pg_stat_statements, largest total time first. No rows if the extension is not installed. Used by ops.slow_queries.';

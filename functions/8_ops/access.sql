@@ -1,7 +1,8 @@
--- Who reaches what, for administrators: which rule lets a person do what, which tables are open to whom, and how to close a tenant.
--- Nobody else can call any of it: ops has no grants.
+-- Access, for administrators: explains a person's permissions, checks the row level security of all tables, and suspends a tenant.
+-- No other role can call these functions: schema ops has no grants.
 
--- By whatever an administrator has at hand. Of several who share an address, none: guessing would answer for the wrong person.
+-- Accepts any identifier that an administrator has at hand. If several people share an address it returns null, because a guess could
+-- pick the wrong person.
 create or replace function ops.person_id(person text) returns uuid
 language sql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -10,7 +11,7 @@ as $$
   where p.clerk_user_id = person or p.id::text = lower(person) or lower(p.email) = lower(person)
   having count(*) = 1;
 $$;
-comment on function ops.person_id is 'A person by Clerk''s id, our id or their e-mail address; null for nobody, and for more than one.';
+comment on function ops.person_id is 'Finds a person by Clerk''s id, our id or e-mail address. Null if no person or more than one matches.';
 
 create or replace function ops.organization_id(organization text) returns uuid
 language sql stable parallel safe set search_path = pg_catalog, pg_temp
@@ -20,10 +21,10 @@ as $$
   where o.clerk_org_id = organization or o.id::text = lower(organization) or o.slug = organization
   having count(*) = 1;
 $$;
-comment on function ops.organization_id is 'An organization by Clerk''s id, our id or its slug; null for none, and for more than one.';
+comment on function ops.organization_id is 'Finds an organization by Clerk''s id, our id or slug. Null if no organization or more than one matches.';
 
--- Whether they may is asked of the policies' own helper, with the claims that a token of theirs would have: only the words are ours.
--- The setting is put back afterwards, by the roll-back when something fails.
+-- Calls the helper that the policies use, with the claims that the person's token would have. Only the explanation is made here.
+-- The claims of the session are restored at the end; after an error the rollback restores them.
 create or replace function ops.explain_access(person text, organization text) returns table (
   permission text, allowed boolean, without_second_factor boolean, because text
 )
@@ -31,22 +32,22 @@ language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
-  who public.profiles;
+  profile public.profiles;
   tenant public.organizations;
   held_role text;
-  their_name text;
-  never text;
-  earlier text := coalesce(current_setting('request.jwt.claims', true), '');
+  display_name text;
+  general_denial text;
+  previous_claims text := coalesce(current_setting('request.jwt.claims', true), '');
   claims jsonb;
   with_factor text[];
   without_factor text[];
 begin
-  select p.* into who from public.profiles as p where p.id = ops.person_id(explain_access.person);
+  select p.* into profile from public.profiles as p where p.id = ops.person_id(explain_access.person);
   select o.* into tenant from public.organizations as o where o.id = ops.organization_id(explain_access.organization);
-  select m.role into held_role from public.organization_memberships as m where m.user_id = who.id and m.organization_id = tenant.id;
-  their_name := coalesce(who.full_name, who.email, who.clerk_user_id);
+  select m.role into held_role from public.organization_memberships as m where m.user_id = profile.id and m.organization_id = tenant.id;
+  display_name := coalesce(profile.full_name, profile.email, profile.clerk_user_id);
 
-  claims := jsonb_build_object('sub', who.clerk_user_id, 'role', 'authenticated');
+  claims := jsonb_build_object('sub', profile.clerk_user_id, 'role', 'authenticated');
   perform set_config('request.jwt.claims', (claims || '{"fva": [0, 0]}')::text, true);
   with_factor := array(
     select distinct rp.permission from public.role_permissions as rp where tenant.id = any(app.org_ids(rp.permission))
@@ -55,42 +56,46 @@ begin
   without_factor := array(
     select distinct rp.permission from public.role_permissions as rp where tenant.id = any(app.org_ids(rp.permission))
   );
-  perform set_config('request.jwt.claims', earlier, true);
+  perform set_config('request.jwt.claims', previous_claims, true);
 
-  never := case
-    when who.id is null and app.is_erased(explain_access.person) then format('%s was deleted in Clerk, or erased here.', explain_access.person)
-    when who.id is null then format(
-      'Nobody is known as %s, or several are: name one by Clerk''s id. If they exist in Clerk, their webhook has not arrived.', explain_access.person
+  general_denial := case
+    when profile.id is null and app.is_erased(explain_access.person)
+      then format('%s was deleted in Clerk or erased here.', explain_access.person)
+    when profile.id is null then format(
+      'No person or more than one matches %s: pass Clerk''s user id. If the person exists in Clerk, the webhook has not arrived.',
+      explain_access.person
     )
     when tenant.id is null then format(
-      'No organization is known as %s, or several are: name one by Clerk''s id.', explain_access.organization
+      'No organization or more than one matches %s: pass Clerk''s organization id.', explain_access.organization
     )
-    when exists (select from app.erasure_log as l where l.state <> 'complete' and (l.person).id = who.id)
-      then 'The person is being erased: no token of theirs counts.'
-    when who.banned then format('%s is banned in Clerk: no token of theirs counts, anywhere.', their_name)
+    when exists (select from app.erasure_log as l where l.state <> 'complete' and (l.person).id = profile.id)
+      then 'The person is being erased: their tokens are refused.'
+    when profile.banned then format('%s is banned in Clerk: their tokens are refused everywhere.', display_name)
     when tenant.deleted_at is not null
       then format('%s was deleted in Clerk on %s: it is hidden until it is purged.', tenant.name, tenant.deleted_at::date)
     when tenant.suspended_at is not null then format(
-      '%s is suspended since %s (%s): ops.resume_organization() ends it.', tenant.name, tenant.suspended_at::date, tenant.suspension_reason
+      '%s has been suspended since %s (%s): ops.resume_organization() ends the suspension.',
+      tenant.name, tenant.suspended_at::date, tenant.suspension_reason
     )
-    when held_role is null then format('%s is not a member of %s.', their_name, tenant.name)
+    when held_role is null then format('%s is not a member of %s.', display_name, tenant.name)
   end;
 
   return query
     select
       rp.permission, rp.permission = any(with_factor), rp.permission = any(without_factor),
       case
-        when never is not null then never
+        when general_denial is not null then general_denial
         when not held_role = any(rp.roles) then format(
-          '%s is %s of %s, and %s does not have it: %s.', their_name, held_role, tenant.name, held_role, array_to_string(rp.roles, ' and ')
-            || case cardinality(rp.roles) when 1 then ' does' else ' do' end
+          '%s is %s of %s, and the role %s lacks this permission. Only %s.', display_name, held_role, tenant.name, held_role,
+          array_to_string(rp.roles, ' and ') || case cardinality(rp.roles) when 1 then ' has it' else ' have it' end
         )
-        when not rp.permission = any(with_factor) then 'No rule known here explains it: read app.caller_memberships.'
+        when not rp.permission = any(with_factor) then 'Denied by a rule that is not explained here: read app.caller_memberships.'
         when not rp.permission = any(without_factor) then format(
-          '%s is %s of %s, and the role has it; but %s asks its owners and admins for a second factor: without one they act as viewers.',
-          their_name, held_role, tenant.name, tenant.name
+          '%s is %s of %s, and the role has this permission. But %s requires a second factor of owners and admins: '
+          'without one they act as viewers.',
+          display_name, held_role, tenant.name, tenant.name
         )
-        else format('%s is %s of %s, and the role has it.', their_name, held_role, tenant.name)
+        else format('%s is %s of %s, and the role has this permission.', display_name, held_role, tenant.name)
       end
     from (
       select r.permission, array_agg(r.role order by array_position('{owner,admin,member,viewer}', r.role)) as roles
@@ -101,9 +106,10 @@ begin
 end;
 $$;
 comment on function ops.explain_access is
-'What a person may do in an organization, and why: a row per permission, for a session with a second factor and for one without.';
+'Explains what a person may do in an organization: one row per permission, with and without a second factor.';
 
--- It is hidden as a deleted one is, but for its members and rows, which stay. Recorded in the trail, which owners read afterwards.
+-- Hides the organization like a deleted one, but keeps its members and rows. The audit trail records the suspension with its reason;
+-- owners can read it after the organization is resumed.
 create or replace function ops.suspend_organization(clerk_org_id text, reason text) returns text
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -114,11 +120,11 @@ begin
   perform app.lock_clerk_objects(array[clerk_org_id]);
   select o.* into tenant from public.organizations as o where o.clerk_org_id = clerk_org_id for update;
   if tenant.id is null then
-    raise exception 'There is no organization %.', clerk_org_id using hint = 'Name it by Clerk''s id, org_…: ops.tenants has them.';
+    raise exception 'There is no organization %.', clerk_org_id using hint = 'Pass Clerk''s id, org_…: ops.tenants lists the ids.';
   elsif coalesce(btrim(reason), '') = '' then
-    raise exception 'Say why: whoever looks at it later wants to know.';
+    raise exception 'A suspension needs a reason.' using hint = 'Pass the reason as the second argument: owners read it later.';
   elsif tenant.suspended_at is not null then
-    return format('%s is suspended since %s already: %s', tenant.name, tenant.suspended_at, tenant.suspension_reason);
+    return format('%s has already been suspended since %s: %s', tenant.name, tenant.suspended_at, tenant.suspension_reason);
   end if;
   perform set_config('app.unaudited', 'on', true);
   update public.organizations as o set suspended_at = now(), suspension_reason = btrim(reason) where o.id = tenant.id;
@@ -128,10 +134,10 @@ begin
     tenant.id, 'administrator', 'organization.suspended', 'organization', tenant.id::text,
     jsonb_build_object('name', tenant.name, 'reason', btrim(reason))
   );
-  return format('%s is suspended: nobody but administrators reaches its data. ops.resume_organization() ends it.', tenant.name);
+  return format('%s is suspended: only administrators can reach its data. ops.resume_organization() ends the suspension.', tenant.name);
 end;
 $$;
-comment on function ops.suspend_organization is 'Lets nobody but administrators reach an organization''s data, until ops.resume_organization(). It loses nothing.';
+comment on function ops.suspend_organization is 'Restricts an organization''s data to administrators until ops.resume_organization(). Deletes nothing.';
 
 create or replace function ops.resume_organization(clerk_org_id text) returns text
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
@@ -143,7 +149,7 @@ begin
   perform app.lock_clerk_objects(array[clerk_org_id]);
   select o.* into tenant from public.organizations as o where o.clerk_org_id = clerk_org_id for update;
   if tenant.id is null then
-    raise exception 'There is no organization %.', clerk_org_id using hint = 'Name it by Clerk''s id, org_…: ops.tenants has them.';
+    raise exception 'There is no organization %.', clerk_org_id using hint = 'Pass Clerk''s id, org_…: ops.tenants lists the ids.';
   elsif tenant.suspended_at is null then
     return format('%s is not suspended.', tenant.name);
   end if;
@@ -155,17 +161,17 @@ begin
     tenant.id, 'administrator', 'organization.resumed', 'organization', tenant.id::text,
     jsonb_build_object('name', tenant.name, 'reason', tenant.suspension_reason, 'suspended_at', tenant.suspended_at)
   );
-  return format('%s is no longer suspended: its members reach it again.', tenant.name);
+  return format('%s is no longer suspended: its members can reach it again.', tenant.name);
 end;
 $$;
-comment on function ops.resume_organization is 'Ends what ops.suspend_organization() began.';
+comment on function ops.resume_organization is 'Ends a suspension by ops.suspend_organization().';
 
--- realtime.messages is Supabase's: its grants and that it is not forced are theirs. A partition is reached through its parent, but by
--- itself too, so each has a row.
+-- Supabase owns realtime.messages and decides its grants and that its row level security is not forced, so these are no gaps.
+-- A partition can be queried directly, not only through its parent, so each partition has a row.
 create or replace view ops.rls_coverage with (security_invoker) as
 with relation as (
   select
-    c.oid, n.nspname, c.relname, c.relrowsecurity, c.relforcerowsecurity, n.nspname = 'realtime' as is_theirs, c.relispartition,
+    c.oid, n.nspname, c.relname, c.relrowsecurity, c.relforcerowsecurity, n.nspname = 'realtime' as is_supabases, c.relispartition,
     exists(
       select from pg_attribute as a
       where a.attrelid = c.oid and a.attname = 'organization_id' and not a.attisdropped
@@ -182,7 +188,7 @@ with relation as (
 
 policy as (
   select
-    p.polrelid as oid, p.polname, r.oid as role, case r.oid when 0 then 'everybody' else pg_get_userbyid(r.oid) end as role_name,
+    p.polrelid as oid, p.polname, r.oid as role, case r.oid when 0 then 'public' else pg_get_userbyid(r.oid) end as role_name,
     k.command, p.polpermissive, pg_get_expr(p.polqual, p.polrelid) as condition, pg_get_expr(p.polwithcheck, p.polrelid) as check_condition
   from pg_policy as p
   cross join lateral unnest(p.polroles) as r (oid)
@@ -207,7 +213,7 @@ privilege as (
 ),
 
 api as (
-  select g.oid, g.command, g.column_name, g.grantee, case g.grantee when 0 then 'everybody' else pg_get_userbyid(g.grantee) end as role_name
+  select g.oid, g.command, g.column_name, g.grantee, case g.grantee when 0 then 'public' else pg_get_userbyid(g.grantee) end as role_name
   from privilege as g
   where g.grantee = 0 or pg_get_userbyid(g.grantee) in ('anon', 'authenticated', 'service_role')
 )
@@ -228,27 +234,28 @@ select
   ) as grants,
   nullif(concat_ws(
     ' ',
-    case when not r.relrowsecurity then 'Row level security is off: alter table … enable row level security.' end,
-    case when not r.relforcerowsecurity and not r.is_theirs then 'Row level security is not forced: its owner passes by the policies.' end,
+    case when not r.relrowsecurity then 'Row level security is off: run alter table … enable row level security.' end,
+    case when not r.relforcerowsecurity and not r.is_supabases then 'Row level security is not forced: the owner bypasses policies.' end,
     (
-      select 'Granted to ' || string_agg(distinct g.role_name, ', ' order by g.role_name) || ', who need nothing here.' from api as g
-      where g.oid = r.oid and not r.is_theirs and (g.role_name in ('anon', 'everybody') or r.nspname = 'app')
+      select 'Granted to ' || string_agg(distinct g.role_name, ', ' order by g.role_name) || ', which needs no access: revoke it.'
+      from api as g
+      where g.oid = r.oid and not r.is_supabases and (g.role_name in ('anon', 'public') or r.nspname = 'app')
     ),
     (
       select
-        'Nothing gets through to authenticated: granted, but no policy for '
+        'authenticated reads and writes nothing: it has a grant, but there is no policy for '
         || string_agg(distinct g.command, ', ' order by g.command) || '.'
       from api as g
       where
-        g.oid = r.oid and not r.is_theirs and g.role_name = 'authenticated' and g.command in ('select', 'insert', 'update', 'delete')
+        g.oid = r.oid and not r.is_supabases and g.role_name = 'authenticated' and g.command in ('select', 'insert', 'update', 'delete')
         and not exists (
           select from policy as p
-          where p.oid = r.oid and p.command = g.command and p.role_name in ('authenticated', 'everybody') and p.polpermissive
+          where p.oid = r.oid and p.command = g.command and p.role_name in ('authenticated', 'public') and p.polpermissive
         )
     ),
     (
       select
-        'Without effect, for want of a grant: '
+        'Policies without effect, because the grant is missing: '
         || string_agg(p.polname || ' (' || p.command || ')', ', ' order by p.polname, p.command) || '.'
       from policy as p
       where p.oid = r.oid and p.role <> 0 and not exists (
@@ -266,14 +273,14 @@ select
 from relation as r
 order by r.nspname <> 'public', r.nspname, r.relname;
 comment on view ops.rls_coverage is
-'Every table: row level security, policies by command and role, grants by role, and gap: what is wrong with it in words, or null.';
+'Every table with its row level security, policies and grants. gap describes what is wrong; it is null if nothing is.';
 
 create or replace view ops.access_health with (security_invoker) as
 select
   counted.tables, counted.gaps, counted.first_gap, counted.suspended,
   case when counted.gaps > 0 then 'red' else 'green' end as status,
   case
-    when counted.gaps > 0 then 'Read gap in ops.rls_coverage, and mend the table''s file in policies/.'
+    when counted.gaps > 0 then 'A table lacks protection. Read gap in ops.rls_coverage and fix the table''s file in policies/.'
     else 'OK.'
   end as advice
 from (
@@ -286,4 +293,4 @@ from (
     ) as suspended
   from ops.rls_coverage as c
 ) as counted;
-comment on view ops.access_health is 'Whether a table has a gap in its row level security, and how many organizations are suspended: one row.';
+comment on view ops.access_health is 'Tables with a gap in their row level security, and the number of suspended organizations: one row.';

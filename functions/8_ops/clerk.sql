@@ -1,4 +1,4 @@
--- What of Clerk was not applied here, or not taken there. Only administrators read schema ops: it has no grants.
+-- Clerk events that failed here, and changes that Clerk refused. Only administrators read schema ops: it has no grants.
 
 create or replace view ops.webhook_failures with (security_invoker) as
 select e.message_id, e.type, e.error, e.attempts, e.received_at, e.next_attempt_at
@@ -13,12 +13,12 @@ as $$
 #variable_conflict use_column
 begin
   if app.retry_clerk_event(retry_webhook.message_id) is null then
-    raise exception 'No message % was received.', retry_webhook.message_id using hint = 'ops.webhook_failures has the ids.';
+    raise exception 'No message % was received.', retry_webhook.message_id using hint = 'ops.webhook_failures lists the ids.';
   end if;
   return query select e.outcome, e.error from app.webhook_events as e where e.message_id = retry_webhook.message_id;
 end;
 $$;
-comment on function ops.retry_webhook is 'Applies an event that failed once more, and says its outcome. Of one that did not fail, it says the outcome it had.';
+comment on function ops.retry_webhook is 'Retries a failed event and returns its outcome. For an event that did not fail it returns the recorded outcome.';
 
 create or replace view ops.clerk_roles with (security_invoker) as
 select
@@ -28,11 +28,11 @@ from app.clerk_records as r
 left join app.clerk_roles as c on c.key = r.fields ->> 'key'
 where r.kind = 'role'
 order by key;
-comment on view ops.clerk_roles is 'Roles that exist in Clerk and what each means here; insert into app.clerk_roles to map one.';
+comment on view ops.clerk_roles is 'Clerk''s roles and the role that each maps to here. To map one, insert a row into app.clerk_roles.';
 
 create or replace view ops.refused_names with (security_invoker) as
 select n.person_id, n.changed_at, n.attempts, n.error
 from app.name_changes as n
 where n.error is not null
 order by n.changed_at;
-comment on view ops.refused_names is 'Names that people gave themselves here and Clerk did not take.';
+comment on view ops.refused_names is 'Changed names that Clerk refused or could not store yet.';

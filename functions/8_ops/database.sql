@@ -1,9 +1,9 @@
--- How large the database is and what keeps it busy, for administrators in the SQL editor.
+-- Table sizes and slow queries, for administrators in the SQL editor.
 
 create or replace view ops.slow_queries with (security_invoker) as
 select * from app.slow_queries();
 comment on view ops.slow_queries is
-'What took most time in all, since the statistics were reset. Without rows: install pg_stat_statements (create extension pg_stat_statements schema extensions).';
+'Queries with the largest total time since the statistics were reset. If it is empty, install pg_stat_statements: create extension pg_stat_statements schema extensions.';
 
 create or replace view ops.table_sizes with (security_invoker) as
 select
@@ -31,4 +31,4 @@ cross join
   ) as size
 where c.relkind in ('r', 'p') and not c.relispartition and n.nspname in ('public', 'app', 'realtime')
 order by size.total desc nulls last, n.nspname asc, c.relname asc;
-comment on view ops.table_sizes is 'How large each table is with its indexes and partitions, and how many of its rows are dead. rows are estimates.';
+comment on view ops.table_sizes is 'The size of each table with its indexes and partitions, and its live and dead rows (estimates).';

@@ -1,6 +1,6 @@
--- How each part goes, for administrators in the SQL editor. A view named …_health has one row, with status (green, yellow, red) and
--- advice, by the first rule of its `case` that applies. ops.health shows every such view, also a product's. `ballast status` and
--- /metrics read it.
+-- Health views for administrators, in the SQL editor. A view named …_health has one row with status (green, yellow or red) and advice.
+-- The first branch of its `case` that applies decides both. ops.health collects all these views, including those that a product adds.
+-- `ballast status` and /metrics read ops.health.
 
 create or replace function ops.read_health() returns table (subject text, status text, advice text)
 language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp
@@ -19,14 +19,15 @@ begin
   end loop;
 end;
 $$;
-comment on function ops.read_health is 'Status and advice of every view ops.…_health. For ops.health.';
+comment on function ops.read_health is 'Returns status and advice of every view ops.…_health. Used by ops.health.';
 
 create or replace view ops.health with (security_invoker) as
 select h.subject, h.status, h.advice from ops.read_health() as h
 order by array_position('{red,yellow,green}', h.status), h.subject;
-comment on view ops.health is 'Whether all is well: a row per part, what is red first, and what to do. ops.<subject>_health has the facts.';
+comment on view ops.health is 'Health of each subject with advice, red first. ops.<subject>_health has the figures.';
 
--- `ballast doctor` sends pings of its own; they say nothing of Clerk. Clerk gives up after a day or so: what is older was replayed by hand.
+-- The pings of `ballast doctor` are left out, because they do not come from Clerk. Clerk stops retrying after about a day, so an event
+-- with a longer lag was replayed by hand and is not late.
 create or replace view ops.webhook_health with (security_invoker) as
 with facts as (
   select
@@ -58,24 +59,31 @@ cross join lateral (
       then
         array[
           'red',
-          'Events fail for hours: people may have access that Clerk took from them. Mend what error in ops.webhook_failures says, then '
-          || 'select * from ops.retry_webhook(message_id).'
+          'Clerk events have been failing for hours, so people may keep access that Clerk revoked. Fix the error that ops.webhook_failures '
+          || 'shows, then run select * from ops.retry_webhook(message_id).'
         ]
-    when f.failed > 0 then array['yellow', 'Events failed: ops.webhook_failures says why; ops.retry_webhook(message_id) applies one again.']
+    when f.failed > 0
+      then
+        array[
+          'yellow',
+          'Clerk events failed. Read error in ops.webhook_failures, fix the cause, then run select * from ops.retry_webhook(message_id).'
+        ]
     when f.last_received_at is null
       then
         array[
-          'yellow', 'No event was ever received: see docs/deploy.md for the endpoint in Clerk, and `ballast doctor` for the way to it.'
+          'yellow',
+          'No Clerk event has arrived yet. Create the webhook endpoint in Clerk (docs/deploy.md) and check it with `ballast doctor`.'
         ]
     when f.lag between interval '5 minutes' and interval '3 days'
-      then array['yellow', 'The last event came late: read the endpoint''s attempts in Clerk, and whether the service answered 2xx.']
+      then
+        array['yellow', 'The last Clerk event arrived late. Check in Clerk''s log of the endpoint whether the service answered 2xx.']
     else array['green', 'OK.']
   end as verdict
 ) as rule;
 comment on view ops.webhook_health is
-'Whether Clerk''s events arrive and are applied: one row. lag is how long after Clerk wrote the last one it was received.';
+'Whether Clerk events arrive and are applied: one row. lag is the time from Clerk''s timestamp of the last event to its arrival.';
 
--- One row, also when there is no backup at all.
+-- Returns one row even if there is no backup.
 create or replace view ops.backup_health with (security_invoker) as
 with facts as (
   select
@@ -85,7 +93,8 @@ with facts as (
     case jsonb_typeof(drill.drill_report -> 'rto_seconds')
       when 'number' then make_interval(secs => (drill.drill_report -> 'rto_seconds')::double precision)
     end as rto,
-    failure.created_at as last_failure_at, coalesce(failure.error_message, 'The process ended without a word.') as last_failure,
+    failure.created_at as last_failure_at,
+    coalesce(failure.error_message, 'The backup process exited without reporting a result.') as last_failure,
     case when r.is_running then coalesce(running.created_at, now()) end as running_since, s.drill_every
   from app.settings as s
   cross join public.backup_is_running() as r (is_running)
@@ -107,7 +116,7 @@ with facts as (
     order by b.created_at desc
     limit 1
   ) as running on true
-  -- One that says it is running, while none is, has crashed; the next run will say so.
+  -- A row still marked 'started' while no backup is running belongs to a run that crashed. The next run marks it 'interrupted'.
   left join lateral (
     select b.* from public.backup_logs as b
     where
@@ -127,27 +136,27 @@ cross join lateral (
   select case
     when f.last_success_at is null then array['red', 'There is no backup: run `ballast backup run` now.']
     when f.rpo_now > f.rpo_target + interval '2 hours'
-      then array['red', 'The last backup is too old: run `ballast backup run` now, and see why the scheduler did not.']
+      then array['red', 'The last backup is too old. Run `ballast backup run` now and find out why the scheduler did not run it.']
     when not f.last_drill_passed
       then
         array[
           'red',
-          'The last drill failed: read drill_report in public.backup_logs, then run `ballast backup run` and `ballast backup drill latest`.'
+          'The last drill failed. Read drill_report in public.backup_logs, then run `ballast backup run` and `ballast backup drill latest`.'
         ]
     when f.rpo_now > f.rpo_target
-      then array['yellow', 'The next backup is late: see whether the scheduler runs, or run `ballast backup run`.']
+      then array['yellow', 'The next backup is late. Check that the scheduler is running, or run `ballast backup run`.']
     when f.last_failure_at > f.last_success_at
-      then array['yellow', 'The last attempt failed: mend what last_failure says, then run `ballast backup run`.']
-    when f.last_drill_at is null then array['yellow', 'No backup was ever restored for proof: run `ballast backup drill latest`.']
+      then array['yellow', 'The last backup failed. Fix the error in last_failure, then run `ballast backup run`.']
+    when f.last_drill_at is null then array['yellow', 'No backup has been test-restored yet: run `ballast backup drill latest`.']
     when f.last_drill_at < now() - f.drill_every - interval '1 day'
-      then array['yellow', 'The last proof is too old: run `ballast backup drill latest`, and see why the scheduler did not.']
+      then array['yellow', 'The last drill is too old. Run `ballast backup drill latest` and find out why the scheduler did not run it.']
     else array['green', 'OK.']
   end as verdict
 ) as rule;
 comment on view ops.backup_health is
-'Whether backups are made and proven: one row. status is red, yellow or green, advice says what to do; the targets are in app.settings.';
+'Whether backups and restore drills succeed in time: one row. The targets are in app.settings.';
 
--- A mail that waits for an erasure is not due.
+-- Mail that is held until an erasure completes has next_attempt_at = 'infinity'. It is not counted as queued.
 create or replace view ops.mail_health with (security_invoker) as
 with facts as (
   select
@@ -175,21 +184,27 @@ from facts as f
 cross join lateral (
   select case
     when f.queued > 0 and not f.mail_enabled
-      then array['yellow', 'Mail is switched off and some waits: `update app.settings set mail_enabled = true`, or delete it.']
-    when not f.mail_enabled then array['green', 'Mail is switched off. To have it: `update app.settings set mail_enabled = true`.']
+      then
+        array[
+          'yellow',
+          'Mail is switched off, but some is queued: run `update app.settings set mail_enabled = true`, or delete it from app.email_outbox.'
+        ]
+    when not f.mail_enabled then array['green', 'Mail is switched off. To switch it on: `update app.settings set mail_enabled = true`.']
     when f.oldest_queued_at < now() - interval '1 hour'
       then
         array[
-          'red', 'Mail is not sent: see last_error, whether the scheduler runs POST /jobs/mail, and whether RESEND_API_KEY is right.'
+          'red', 'Queued mail is not being sent. Read last_error, check that the scheduler calls POST /jobs/mail, and check RESEND_API_KEY.'
         ]
-    when f.failed_24h > 0 then array['red', 'Mail was given up: see ops.mail_failures, mend it, then ops.retry_mail(id).']
+    when f.failed_24h > 0
+      then array['red', 'Mail failed for good. Read error in ops.mail_failures, fix the cause, then run select ops.retry_mail(id).']
     when f.bounced_7d >= 5 and f.bounced_7d > f.sent_7d * 0.05
-      then array['yellow', 'More than one mail in twenty bounces: see ops.mail_failures, and SPF, DKIM and DMARC of the domain at Resend.']
-    when f.operator_email is null then array['yellow', 'Nobody hears of failed backups: `update app.settings set operator_email = ''…''`.']
+      then array['yellow', 'More than 5 % of mail bounces. Read ops.mail_failures and check SPF, DKIM and DMARC of your domain in Resend.']
+    when f.operator_email is null
+      then array['yellow', 'No operator address is set, so failed backups go unreported: `update app.settings set operator_email = ''…''`.']
     else array['green', 'OK.']
   end as verdict
 ) as rule;
-comment on view ops.mail_health is 'Whether mail goes out: one row. status is red, yellow or green, advice says what to do.';
+comment on view ops.mail_health is 'Whether mail is sent and delivered: one row.';
 
 create or replace view ops.erasure_health with (security_invoker) as
 select
@@ -206,24 +221,27 @@ cross join lateral (
     when e.oldest_requested_at < now() - interval '14 days'
       then
         array[
-          'red', 'Somebody waits to be erased, for which the law gives a month: mend what ops.erasures says, then `ballast person resume`.'
+          'red',
+          'An erasure is overdue; the law allows one month. Fix the error in ops.erasures, then run `ballast person resume`.'
         ]
     when e.oldest_requested_at < now() - interval '1 day'
-      then array['yellow', 'An erasure takes long: see error in ops.erasures, and whether the scheduler calls POST /jobs/erasures.']
+      then
+        array['yellow', 'An erasure is slow. Read error in ops.erasures and check that the scheduler calls POST /jobs/erasures.']
     else array['green', 'OK.']
   end as verdict
 ) as rule;
-comment on view ops.erasure_health is 'Whether people who asked to be erased wait for it: one row. ops.erasures has each.';
+comment on view ops.erasure_health is 'Whether erasures complete in time: one row. ops.erasures lists them.';
 
--- A transaction that stays open keeps dead rows, seals and erasures waiting.
+-- A transaction that stays open blocks vacuum from removing dead rows. Seals and erasures wait for it too.
 create or replace view ops.storage_health with (security_invoker) as
 select
   pg_size_pretty(f.bytes) as size, f.largest, f.dead_rows, f.oldest_transaction,
   case when f.oldest_transaction > interval '1 hour' or f.is_bloated then 'yellow' else 'green' end as status,
   case
     when f.oldest_transaction > interval '1 hour'
-      then 'A transaction is open for long; vacuum, seals and erasures wait: see pg_stat_activity, pg_terminate_backend(pid) ends it.'
-    when f.is_bloated then 'A table is mostly dead rows: see dead_rows in ops.table_sizes, and vacuum it.'
+      then
+        'A long transaction blocks vacuum, seals and erasures. Find it in pg_stat_activity and end it with pg_terminate_backend(pid).'
+    when f.is_bloated then 'A table consists mostly of dead rows. Find it by dead_rows in ops.table_sizes and vacuum it.'
     else 'OK.'
   end as advice
 from (
@@ -238,4 +256,4 @@ from (
     ) as oldest_transaction
   from ops.table_sizes as t
 ) as f;
-comment on view ops.storage_health is 'How large the database is, and whether something keeps it from cleaning up: one row.';
+comment on view ops.storage_health is 'The size of the database, and whether vacuum keeps up: one row.';

@@ -1,25 +1,25 @@
--- What has to happen again and again: one place says how often, for ops.jobs, pg_cron, Sentry and the local stack.
+-- Periodic work: its schedule and its state. ops.jobs, pg_cron, Sentry and the local stack all read the schedule from here.
 
--- Schedules are UTC. Without one, something else than the jobs' scheduler does it: a workflow, or an operator.
+-- Schedules are in UTC. Work without a schedule is not run by the jobs' scheduler, but by a workflow or an operator.
 create or replace view ops.job_schedule with (security_invoker) as
 select j.name, j.every, j.schedule, j.purpose
 from (
   values
-  ('mail', interval '1 minute', '* * * * *', 'Sends what is queued.'),
-  ('retry-events', interval '5 minutes', '*/5 * * * *', 'Applies failed events of Clerk''s again.'),
-  ('erasures', interval '5 minutes', '*/5 * * * *', 'Carries on with erasures.'),
-  ('name-changes', interval '5 minutes', '*/5 * * * *', 'Tells Clerk of names that people gave themselves.'),
+  ('mail', interval '1 minute', '* * * * *', 'Sends queued mail.'),
+  ('retry-events', interval '5 minutes', '*/5 * * * *', 'Retries failed Clerk events.'),
+  ('erasures', interval '5 minutes', '*/5 * * * *', 'Continues erasures.'),
+  ('name-changes', interval '5 minutes', '*/5 * * * *', 'Sends names that people changed here to Clerk.'),
   ('seals', interval '1 hour', '7 * * * *', 'Seals the audit trail: `ballast audit seal`.'),
-  ('reconcile-sample', interval '1 hour', '37 * * * *', 'Compares a sample of what Clerk has: `ballast clerk reconcile --sample`.'),
-  ('partitions', interval '1 day', '23 1 * * *', 'Makes the audit trail''s months ahead: `ballast audit maintain`.'),
-  ('retention', interval '1 day', '43 1 * * *', 'Purges what is old.'),
-  ('backup', (select s.backup_rpo from app.settings as s), null, 'Backs the database up.'),
-  ('drill', (select s.drill_every from app.settings as s), null, 'Restores a backup for proof.')
+  ('reconcile-sample', interval '1 hour', '37 * * * *', 'Compares a sample with Clerk: `ballast clerk reconcile --sample`.'),
+  ('partitions', interval '1 day', '23 1 * * *', 'Creates the audit trail''s partitions for the coming months: `ballast audit maintain`.'),
+  ('retention', interval '1 day', '43 1 * * *', 'Deletes expired rows.'),
+  ('backup', (select s.backup_rpo from app.settings as s), null, 'Backs up the database.'),
+  ('drill', (select s.drill_every from app.settings as s), null, 'Restores a backup as a test.')
 ) as j (name, every, schedule, purpose);
-comment on view ops.job_schedule is 'Periodic work: how often it should be done, and when the scheduler of the service''s jobs calls for it (UTC, as cron has it).';
+comment on view ops.job_schedule is 'Periodic work: how often it should run, and the cron schedule (UTC) on which the scheduler calls the service''s job.';
 
--- What has to happen again and again. last_effect_at is what the data shows of it, whoever did it; overdue_since is when the oldest
--- piece of work was due that is not done. Jobs that only the service knows of are here once they have run.
+-- last_effect_at is the last time the data shows that the work was done, by whatever means. overdue_since is the time at which the oldest
+-- unfinished piece of work was due. A job that only the service defines appears here after its first run.
 create or replace view ops.jobs with (security_invoker) as
 with kept as (
   select d.relation, app.retention_period(d) as retention_period from app.personal_data as d
@@ -91,24 +91,24 @@ cross join
   lateral (
     select case
       when f.name in ('backup', 'drill') and f.last_effect_at is null
-        then array['yellow', 'Never done yet: read advice in ops.backup_health.']
-      when f.failures >= 3 then array['red', 'It fails each time: read last_report, and the service''s log.']
+        then array['yellow', 'It has not run yet: read advice in ops.backup_health.']
+      when f.failures >= 3 then array['red', 'At least three runs in a row failed. Read last_report and the service''s log.']
       when f.overdue_since < now() - greatest(3 * f.every, interval '1 day')
-        then array['red', 'Work waits for long: see whether the scheduler calls it, and what it answers.']
+        then array['red', 'Work is long overdue. Check that the scheduler calls the job, and what the job answers.']
       when f.overdue_since < now() - greatest(f.every, interval '30 minutes')
-        then array['yellow', 'Work waits: see whether the scheduler calls it.']
+        then array['yellow', 'Work is overdue. Check that the scheduler calls the job.']
       when f.name = 'reconcile-sample' and f.report -> 'differing' <> '{}'
         then array['yellow', 'The last sample differs from Clerk: run `ballast clerk reconcile`.']
-      when f.failures > 0 then array['yellow', 'The last run failed: read last_report. The next one tries again.']
+      when f.failures > 0 then array['yellow', 'The last run failed: read last_report. The next run retries.']
       when f.last_run_at < now() - greatest(3 * f.every, interval '30 minutes')
-        then array['yellow', 'Nothing waits, but the scheduler has stopped calling it.']
+        then array['yellow', 'The scheduler has stopped calling the job, although no work is overdue. Check that the scheduler is running.']
       else array['green', 'OK.']
     end as verdict
   ) as rule
 order by array_position('{red,yellow,green}', rule.verdict[1]), f.name;
-comment on view ops.jobs is 'Periodic work: how often it should be done, when it last was, since when some is due and not done, and what to do about it.';
+comment on view ops.jobs is 'Periodic work: how often it should run, when it last ran, since when work is overdue, and what to do.';
 
--- Backups and drills have a view of their own.
+-- Leaves out backups and drills: ops.backup_health reports them.
 create or replace view ops.job_health with (security_invoker) as
 select
   count(*) filter (where j.status <> 'green') as late,
@@ -118,9 +118,9 @@ select
   case when bool_or(j.status <> 'green') then 'Read advice in ops.jobs.' else 'OK.' end as advice
 from ops.jobs as j
 where j.name not in ('backup', 'drill');
-comment on view ops.job_health is 'Whether periodic work is done: one row. ops.jobs has each job.';
+comment on view ops.job_health is 'Whether periodic work runs on time: one row. ops.jobs lists the jobs.';
 
--- Where pg_cron and pg_net are, the database itself calls the service; the token stays in Supabase's vault.
+-- With pg_cron and pg_net the database calls the service itself. The token stays in Supabase's vault.
 create or replace function ops.schedule_jobs(service_url text) returns table (job text, schedule text)
 language plpgsql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp
 as $$
@@ -128,10 +128,11 @@ begin
   if to_regprocedure('cron.schedule(text,text,text)') is null or to_regprocedure('net.http_post(text,jsonb,jsonb,jsonb,integer)') is null
     or to_regclass('vault.decrypted_secrets') is null then
     raise sqlstate 'PT400' using
-      message = 'pg_cron, pg_net or the vault is not there.',
-      hint = 'Switch them on (dashboard: Database, Extensions), or call the jobs from elsewhere: docs/jobs.md.';
+      message = 'pg_cron, pg_net or the vault is not installed.',
+      hint = 'Enable them (dashboard: Database, Extensions), or let another scheduler call the jobs: docs/jobs.md.';
   elsif service_url is null or service_url !~ '^https?://[A-Za-z0-9.:-]+$' then
-    raise sqlstate 'PT400' using message = 'The service''s URL is like https://api.example.com, without a path.';
+    raise sqlstate 'PT400' using
+      message = 'The service URL is not valid.', hint = 'Pass a URL without a path, such as https://api.example.com.';
   end if;
   for job, schedule in select s.name, s.schedule from ops.job_schedule as s where s.schedule is not null loop
     execute 'select cron.schedule($1, $2, $3)' using 'ballast ' || job, schedule, format(
@@ -144,4 +145,4 @@ begin
 end;
 $$;
 comment on function ops.schedule_jobs is
-'Has pg_cron call the service''s jobs with the secret jobs_token of the vault. Call it again after a change of the URL: a schedule is replaced.';
+'Schedules pg_cron calls of the service''s jobs, with the secret jobs_token from the vault. Call it again if the URL changes: it replaces the schedules.';

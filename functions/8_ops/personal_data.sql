@@ -1,4 +1,4 @@
--- Where personal data is, and how erasures go, for administrators in the SQL editor.
+-- Where personal data is stored, and the state of erasures, for administrators in the SQL editor.
 
 create or replace view ops.erasures with (security_invoker) as
 select
@@ -6,7 +6,7 @@ select
   l.error, l.counts
 from app.erasure_log as l
 order by l.state = 'complete', l.requested_at desc;
-comment on view ops.erasures is 'Erasures, those that are not complete first. `ballast person resume` continues them.';
+comment on view ops.erasures is 'Erasures, incomplete ones first. `ballast person resume` continues them.';
 
 create or replace view ops.personal_data_map with (security_invoker) as
 select
@@ -14,4 +14,4 @@ select
   concat_ws(' ', app.retention_period(d)::text, d.retention) as retention
 from app.personal_data as d
 order by d.position;
-comment on view ops.personal_data_map is 'Where personal data is, what for, on which basis, how long, and what an erasure does with it.';
+comment on view ops.personal_data_map is 'Where personal data is stored, with purpose, lawful basis and retention, and what an erasure does to it.';

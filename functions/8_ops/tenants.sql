@@ -1,4 +1,4 @@
--- Who is here and what they do, for administrators in the SQL editor.
+-- Tenants, people and their activity, for administrators in the SQL editor.
 
 create or replace view ops.tenants with (security_invoker) as
 select
@@ -32,7 +32,7 @@ cross join
   ) as seats
 order by last_activity_at desc nulls last, o.name asc;
 comment on view ops.tenants is
-'Every organization: state, plan, seats used of those it has, members by role, and when something was last changed in it.';
+'Every organization: state, plan, used and available seats, members by role, and the time of the last change in it.';
 
 create or replace view ops.people with (security_invoker) as
 select
@@ -56,7 +56,7 @@ select
   p.created_at
 from public.profiles as p
 order by p.last_seen_at desc nulls last, p.created_at desc;
-comment on view ops.people is 'Every person: where they belong, as what, when they were last here, and whether they are banned or being erased.';
+comment on view ops.people is 'Every person: their organizations and roles, when they were last seen, and whether they are banned or being erased.';
 
 create or replace view ops.audit_activity with (security_invoker) as
 select
@@ -68,4 +68,4 @@ left join public.profiles as p on a.user_id = p.id
 where a.created_at >= now() - interval '30 days'
 group by o.name, coalesce(p.full_name, p.email, a.actor, 'an erased person'), a.impersonator, a.action
 order by max(a.created_at) desc;
-comment on view ops.audit_activity is 'Who did what how often in which organization, in the last 30 days.';
+comment on view ops.audit_activity is 'Audit entries of the last 30 days, counted by organization, actor and action.';

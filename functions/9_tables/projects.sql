@@ -1,4 +1,4 @@
--- What projects need: a stamp, an author, broadcasts, the audit trail, a row in the registry of personal data.
+-- Sets up projects: updated_at, the default author, broadcasts, the audit trail, and the entry in the registry of personal data.
 
 create or replace trigger touch before update on public.projects
 for each row when (old.* is distinct from new.*) execute function app.touch();
@@ -20,6 +20,6 @@ values
   'public.projects', 'created_by', 't.created_by = person.id', 'projects',
   '{t.id,t.organization_id,t.title,t.description,t.status,t.metadata,t.created_at,t.updated_at}', '{id}', 't.created_at',
   'set null', null, null,
-  'Your work', 'That you created a project', 'To show the members of the organization who did', 'Contract, Art. 6(1)(b) GDPR',
+  'Your work', 'That you created a project', 'To show the members of the organization who created it', 'Contract, Art. 6(1)(b) GDPR',
   null, null, 'as long as the project exists: at most 30 days longer than its organization'
 );

@@ -1,4 +1,4 @@
-"""The small world of tests/people.py, in a database of this process; every test opens a transaction on it, which is rolled back."""
+"""The example world of tests/people.py, in one database per process. Each test runs in a transaction that is rolled back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.conftest import Database, OwnDatabase, ServerElsewhere, own_database
 
 @pytest.fixture(scope="session")
 def world_url(server: OwnDatabase | ServerElsewhere) -> Iterator[str | None]:
-    """A database with the world in it; None on a server elsewhere, where there is one database only."""
+    """A database that contains the world. None for a server elsewhere, which has only one database."""
     with contextlib.ExitStack() as stack:
         if isinstance(server, ServerElsewhere):
             yield None
@@ -36,12 +36,12 @@ def world(server: OwnDatabase | ServerElsewhere, world_url: str | None) -> Itera
 
 @pytest.fixture
 def superuser(server: OwnDatabase | ServerElsewhere) -> Iterator[Database]:
-    """A connection like `database`, as supabase_admin: for tests that first break what only a superuser can break."""
+    """Like `database`, but as supabase_admin: for tests that first break something only a superuser can break."""
     try:
         connection = psycopg.connect(server.url("supabase_admin"))
     except psycopg.OperationalError:
         pytest.skip(
-            "this server has no superuser supabase_admin with the password of postgres; hosted Supabase has none"
+            "this server does not accept supabase_admin with the password of postgres; hosted Supabase never does"
         )
     with connection, connection.transaction(force_rollback=True):
         yield Database(connection)
@@ -49,6 +49,6 @@ def superuser(server: OwnDatabase | ServerElsewhere) -> Iterator[Database]:
 
 @pytest.fixture(scope="session")
 def starts_servers(request: pytest.FixtureRequest) -> None:
-    """For tests that need a server of their own: such a test says nothing about a server elsewhere."""
+    """Skips tests that start their own server when the suite runs against a server elsewhere."""
     if request.config.getoption("--server-url"):
-        pytest.skip("the test starts a server of its own, with our bootstrap")
+        pytest.skip("the test starts its own server, with our bootstrap")

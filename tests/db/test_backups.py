@@ -166,7 +166,11 @@ def test_a_crash_is_found_by_the_next_run(database: Database) -> None:
     end(database, finished)
     following = begin(database)
     columns = ("status", "finished_at is not null", "error_message")
-    assert row(database, crashed, *columns) == ("interrupted", True, "The process ended without a word.")
+    assert row(database, crashed, *columns) == (
+        "interrupted",
+        True,
+        "The backup process exited without reporting a result.",
+    )
     assert row(database, finished, *columns) == ("completed", True, None)
     assert row(database, following, *columns) == ("started", False, None)
 
@@ -403,7 +407,7 @@ def test_a_failure_since_the_last_backup_is_a_warning(database: Database, proven
     elif how == "interrupted":
         database.execute("update public.backup_logs set status = 'interrupted' where id = %s", backup)
     aged(database, backup, "2 minutes")
-    reason = "The store said 403." if how == "failed" else "The process ended without a word."
+    reason = "The store said 403." if how == "failed" else "The backup process exited without reporting a result."
     assert health(database, "status", "last_failure") == ("yellow", reason)
     end(database, begin(database))
     assert verdict(database) == "green"

@@ -40,7 +40,7 @@ def test_each_job_is_scheduled_once_and_calls_the_service_with_the_token(databas
 
 
 def test_without_the_extensions_it_says_what_to_do(database: Database) -> None:
-    with pytest.raises(psycopg.DatabaseError, match="pg_cron, pg_net or the vault is not there"):
+    with pytest.raises(psycopg.DatabaseError, match="pg_cron, pg_net or the vault is not installed"):
         database.execute("select ops.schedule_jobs('https://api.example.com')")
 
 

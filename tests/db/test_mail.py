@@ -184,7 +184,7 @@ def test_the_operator_hears_once_of_a_backup_that_failed_or_broke_off(mail: Data
         [("backup_failed", "operator", str(a)), ("backup_failed", "operator", str(b))] for a, b in ((first, second), (second, first))
     ]  # fmt: skip
     told = {each["context"]["backup"]["error"]: each["to"] for each in claim(mail)}
-    assert told == {"no space": OPERATOR, "The process ended without a word.": OPERATOR}
+    assert told == {"no space": OPERATOR, "The backup process exited without reporting a result.": OPERATOR}
 
 
 def test_a_backup_that_succeeds_is_not_told(mail: Database) -> None:
@@ -220,7 +220,7 @@ def test_the_operator_hears_of_failing_webhooks_once_a_day_and_not_of_what_was_m
     mail.execute("update app.webhook_events set outcome = 'processed', applied_at = now() where outcome = 'failed'")
     due(mail)
     assert claim(mail) == []
-    assert outbox(mail, "state, error")[-1] == ("dropped", "mended")
+    assert outbox(mail, "state, error")[-1] == ("dropped", "resolved")
 
 
 def test_without_an_operator_nobody_is_told(mail: Database) -> None:
@@ -379,9 +379,7 @@ def test_a_failure_is_tried_again_after_a_wait_that_doubles_and_given_up_after_a
     assert mail.rows("select template, state, error from ops.mail_failures") == [("welcome", "failed", "503")]
     assert mail.value("select status from ops.mail_health") == "red"
     assert claim(mail) == []
-    assert (
-        mail.value("select ops.retry_mail(id) from app.email_outbox") == "It is sent by the next run of the mail job."
-    )
+    assert mail.value("select ops.retry_mail(id) from app.email_outbox") == "The next run of the mail job sends it."
     assert len(claim(mail)) == 1
 
 

@@ -1,4 +1,4 @@
-"""What administrators ask the schema ops, and the two things they do there: suspend an organization, apply an event again."""
+"""Schema ops: the views and functions for administrators, suspending an organization, and retrying an event."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def views(database: Database) -> list[str]:
 
 
 def row(database: Database, query: str, *values: object) -> dict[str, Any]:
-    """The only row of a query, by column."""
+    """The only row of a query, as a dict by column."""
     cursor = database.execute(query, *values)
     (found,) = cursor.fetchall()
     return dict(zip([column.name for column in cursor.description or ()], found, strict=True))
@@ -47,17 +47,17 @@ def tenant(database: Database, clerk_org_id: str) -> dict[str, Any]:
 
 
 def refused(database: Database, statement: str, *values: object) -> str:
-    """The server's words, when it refuses."""
+    """The server's error message and hint."""
     with pytest.raises(psycopg.DatabaseError) as refusal, database.connection.transaction():
         database.execute(statement, *values)
     return f"{refusal.value.diag.message_primary} {refusal.value.diag.message_hint or ''}"
 
 
-# --- who may ---
+# --- privileges ---
 
 
 @pytest.mark.parametrize("role", ["anon", "authenticated", "service_role"])
-def test_nobody_of_the_api_reaches_ops(database: Database, role: str) -> None:
+def test_api_roles_cannot_use_ops(database: Database, role: str) -> None:
     with database.acting(role, {"sub": ADA, "role": role}):
         for view in views(database):
             assert "permission denied for schema ops" in refused(database, f"select * from ops.{view}")
@@ -68,7 +68,7 @@ def test_nobody_of_the_api_reaches_ops(database: Database, role: str) -> None:
         assert "permission denied" in refused(database, "select app.slow_queries()")
 
 
-def test_no_view_or_function_of_ops_is_granted_to_anybody(database: Database) -> None:
+def test_no_view_or_function_of_ops_is_granted_to_any_role(database: Database) -> None:
     assert database.rows(
         "select c.relname, g.grantee::regrole::text from pg_class as c, aclexplode(c.relacl) as g "
         "where c.relnamespace = 'ops'::regnamespace and g.grantee <> c.relowner "
@@ -77,7 +77,7 @@ def test_no_view_or_function_of_ops_is_granted_to_anybody(database: Database) ->
     ) == []  # fmt: skip
 
 
-def test_every_view_reads_as_its_caller(database: Database) -> None:
+def test_every_view_runs_with_the_callers_privileges(database: Database) -> None:
     as_owner = database.rows(
         "select relname from pg_class where relnamespace = 'ops'::regnamespace and relkind = 'v' "
         "and not coalesce(reloptions && '{security_invoker=true,security_invoker=on}', false)"
@@ -85,7 +85,7 @@ def test_every_view_reads_as_its_caller(database: Database) -> None:
     assert as_owner == []
 
 
-def test_every_view_answers_on_an_empty_and_on_a_full_database(database: Database) -> None:
+def test_every_view_works_on_an_empty_and_on_a_full_database(database: Database) -> None:
     for full in (False, True):
         if full:
             people.world(database)
@@ -94,7 +94,7 @@ def test_every_view_answers_on_an_empty_and_on_a_full_database(database: Databas
             assert not view.endswith("_health") or count == 1, view
 
 
-def test_health_has_the_verdict_of_each_health_view_the_worst_first(database: Database) -> None:
+def test_health_lists_the_verdict_of_every_health_view_worst_first(database: Database) -> None:
     database.execute("create view ops.invoice_health as select 3 as overdue, 'red' as status, 'Remind them.' as advice")
     health = database.rows("select subject, status, advice from ops.health")
     assert ("invoice", "red", "Remind them.") in health
@@ -109,7 +109,7 @@ def test_health_has_the_verdict_of_each_health_view_the_worst_first(database: Da
 # --- tenants and people ---
 
 
-def test_tenants_say_who_they_are_and_how_much_they_use(world: Database) -> None:
+def test_tenants_shows_plan_seats_members_and_last_activity(world: Database) -> None:
     acme = tenant(world, "org_acme")
     assert {name: acme[name] for name in ("organization", "state", "plan", "plan_status", "seats_used", "seats")} == {
         "organization": "Acme", "state": "active", "plan": "free", "plan_status": "active", "seats_used": 5, "seats": 5,
@@ -120,7 +120,7 @@ def test_tenants_say_who_they_are_and_how_much_they_use(world: Database) -> None
     assert tenant(world, "org_initech")["invitations"] == 2
 
 
-def test_a_deleted_tenant_says_when_it_will_be_gone(world: Database) -> None:
+def test_a_deleted_tenant_shows_when_it_will_be_purged(world: Database) -> None:
     world.execute(
         "select public.receive_clerk_event('msg_gone', %s)",
         json.dumps(events.deleted("organization", "org_acme", events.START + events.MINUTE)),
@@ -130,7 +130,7 @@ def test_a_deleted_tenant_says_when_it_will_be_gone(world: Database) -> None:
     assert (acme["purged_after"] - acme["state_since"]).days == 30
 
 
-def test_people_say_where_they_belong_and_how_they_are(world: Database) -> None:
+def test_people_shows_organizations_and_state(world: Database) -> None:
     ben = row(world, "select * from ops.people where clerk_user_id = %s", BEN)
     assert (ben["person"], ben["organizations"]) == ("Ben Winter", ["Acme (owner)", "Globex (owner)"])
     assert (ben["state"], ben["last_seen_at"]) == ("active", None)
@@ -157,12 +157,12 @@ def received(
     return message_id
 
 
-def test_without_an_event_the_endpoint_is_asked_for(database: Database) -> None:
+def test_without_any_event_the_advice_names_the_guide_for_the_endpoint(database: Database) -> None:
     status, advice = verdict(database, "webhook_health")
     assert (status, "deploy.md" in advice) == ("yellow", True)
 
 
-def test_events_that_arrive_and_are_applied_are_green(database: Database) -> None:
+def test_webhook_health_is_green_if_events_arrive_and_are_applied(database: Database) -> None:
     received(database, "2 days", lag="1 hour")
     received(database, "1 hour")
     found = row(database, "select * from ops.webhook_health")
@@ -174,12 +174,12 @@ def test_events_that_arrive_and_are_applied_are_green(database: Database) -> Non
 @pytest.mark.parametrize(
     ("lag", "light"), [("4 minutes", "green"), ("6 minutes", "yellow"), ("1 day", "yellow"), ("30 days", "green")]
 )
-def test_an_event_that_comes_late_is_told_unless_somebody_replayed_it(database: Database, lag: str, light: str) -> None:
+def test_webhook_health_reports_a_late_event_unless_it_was_replayed(database: Database, lag: str, light: str) -> None:
     received(database, lag=lag)
     assert verdict(database, "webhook_health")[0] == light
 
 
-def test_a_ping_of_the_doctor_is_no_event_of_clerks(database: Database) -> None:
+def test_a_ping_of_the_doctor_does_not_count_as_a_clerk_event(database: Database) -> None:
     database.execute("update app.webhook_events set type = 'ballast.ping' where message_id = %s", received(database))
     assert row(database, "select received_24h, last_received_at from ops.webhook_health") == {
         "received_24h": 0, "last_received_at": None,
@@ -187,14 +187,14 @@ def test_a_ping_of_the_doctor_is_no_event_of_clerks(database: Database) -> None:
 
 
 @pytest.mark.parametrize(("ago", "light"), [("1 minute", "yellow"), ("7 hours", "red")])
-def test_failed_events_are_yellow_and_after_hours_red(database: Database, ago: str, light: str) -> None:
+def test_webhook_health_is_yellow_after_a_failure_and_red_after_hours(database: Database, ago: str, light: str) -> None:
     received(database, ago, outcome="failed")
     received(database)
     status, advice = verdict(database, "webhook_health")
     assert (status, "ops.retry_webhook(message_id)" in advice) == (light, True)
 
 
-def test_a_failed_event_is_applied_again_by_its_id(database: Database) -> None:
+def test_retry_webhook_applies_a_failed_event_again(database: Database) -> None:
     sender = people.Sender(database, 900)
     database.execute("alter table public.organizations add constraint broken check (name <> 'Broken') not valid")
     message_id = sender.send("organization.created", events.organization("org_x", name="Broken"), expected="failed")
@@ -213,7 +213,7 @@ def test_a_failed_event_is_applied_again_by_its_id(database: Database) -> None:
 
 
 def reach(database: Database, user_id: str) -> tuple[int, ...]:
-    """How many organizations, specimens, members and entries a person reads, and how many their session shows."""
+    """How many rows of each table the person can read, and how many organizations and topics their session has."""
     tables = ("organizations", "specimens", "organization_memberships", "audit_logs", "profiles")
     with database.acting("authenticated", {"sub": user_id, "role": "authenticated", "fva": [0, 0]}):
         counts = [database.value(f"select count(*) from public.{table}") for table in tables]
@@ -222,10 +222,10 @@ def reach(database: Database, user_id: str) -> tuple[int, ...]:
     return (*counts, len(session["organizations"]), topics)
 
 
-def test_nobody_reaches_a_suspended_organization_until_it_is_resumed(world: Database) -> None:
+def test_members_cannot_reach_a_suspended_organization_until_it_is_resumed(world: Database) -> None:
     before = {person: reach(world, person) for person in (ADA, BEN, CLEO)}
-    told = world.value("select ops.suspend_organization('org_acme', '  does not pay  ')")
-    assert told.startswith("Acme is suspended")
+    answer = world.value("select ops.suspend_organization('org_acme', '  does not pay  ')")
+    assert answer.startswith("Acme is suspended")
     acme = tenant(world, "org_acme")
     assert (acme["state"], acme["suspension_reason"], acme["seats_used"]) == ("suspended", "does not pay", 5)
     assert row(world, "select suspended from ops.access_health") == {"suspended": 1}
@@ -247,7 +247,7 @@ def test_nobody_reaches_a_suspended_organization_until_it_is_resumed(world: Data
             assert "row-level security" in refused(world, statement, acme["id"])
     world.execute("select ops.resume_organization('org_acme')")
     after = {person: reach(world, person) for person in (ADA, BEN, CLEO)}
-    # Reading the session tells of nothing new; the trail has what was updated meanwhile, and the suspension itself.
+    # Audit entries (index 3) are left out: the updates above, the suspension and its end added some.
     assert {person: counts[:3] + counts[4:] for person, counts in after.items()} == {
         person: counts[:3] + counts[4:] for person, counts in before.items()
     }
@@ -255,15 +255,15 @@ def test_nobody_reaches_a_suspended_organization_until_it_is_resumed(world: Data
 
 
 def reach_of_others(database: Database, organization: object) -> int:
-    """How many specimens the caller may read, of which none is the organization's; those may be updated too."""
+    """How many specimens of other organizations the caller may read, and so update."""
     return int(database.value("select count(*) from public.specimens where organization_id <> %s", organization))
 
 
-def test_a_suspension_is_in_the_trail_once_with_its_reason(world: Database) -> None:
+def test_the_trail_records_a_suspension_once_with_its_reason(world: Database) -> None:
     world.execute("select ops.suspend_organization('org_acme', 'fraud')")
     again = world.value("select ops.suspend_organization('org_acme', 'another reason')")
-    assert again.startswith("Acme is suspended since")
-    assert again.endswith("already: fraud")
+    assert again.startswith("Acme has already been suspended since")
+    assert again.endswith(": fraud")
     world.execute("select ops.resume_organization('org_acme')")
     assert world.value("select ops.resume_organization('org_acme')") == "Acme is not suspended."
     entries = world.rows(
@@ -275,7 +275,7 @@ def test_a_suspension_is_in_the_trail_once_with_its_reason(world: Database) -> N
     ]  # fmt: skip
 
 
-def test_what_clerk_sends_does_not_end_a_suspension(world: Database) -> None:
+def test_clerk_events_do_not_end_a_suspension(world: Database) -> None:
     world.execute("select ops.suspend_organization('org_acme', 'fraud')")
     sender = people.Sender(world, 500)
     later = events.START + 10 * events.MINUTE
@@ -288,9 +288,11 @@ def test_what_clerk_sends_does_not_end_a_suspension(world: Database) -> None:
 
 def test_a_suspension_needs_an_organization_and_a_reason(world: Database) -> None:
     for reason in ("", "  ", None):
-        assert "Say why" in refused(world, "select ops.suspend_organization('org_acme', %s)", reason)
+        assert "A suspension needs a reason. Pass the reason" in refused(
+            world, "select ops.suspend_organization('org_acme', %s)", reason
+        )
     for call in ("suspend_organization('org_none', 'x')", "resume_organization('org_none')"):
-        assert "There is no organization org_none. Name it by Clerk" in refused(world, f"select ops.{call}")
+        assert "There is no organization org_none. Pass Clerk's id" in refused(world, f"select ops.{call}")
 
 
 # --- access ---
@@ -300,7 +302,7 @@ def test_a_suspension_needs_an_organization_and_a_reason(world: Database) -> Non
 @pytest.mark.parametrize("banned", [False, True], ids=["", "banned"])
 @pytest.mark.parametrize("mfa_required", [False, True], ids=["", "mfa"])
 @pytest.mark.parametrize("role", [*ROLES, None])
-def test_what_is_explained_is_what_the_policies_do(
+def test_explain_access_agrees_with_the_policies(
     world: Database, role: str | None, mfa_required: bool, banned: bool, suspended: bool
 ) -> None:
     organization = world.value(
@@ -320,33 +322,31 @@ def test_what_is_explained_is_what_the_policies_do(
     explained = world.rows("select * from ops.explain_access(%s, 'org_acme')", CLEO)
     assert len(explained) == 11 + sum(len(table.permissions) for table in TABLES.values())
     for permission, allowed, without, because in explained:
-        for factor, said in (([0, 0], allowed), ([0, -1], without)):
+        for factor, explained_as in (([0, 0], allowed), ([0, -1], without)):
             claims: Claims = {"sub": CLEO, "role": "authenticated", "fva": factor}
             with world.acting("authenticated", claims):
                 held = world.value("select public.has_permission(%s, %s)", organization, permission)
-            assert said == held, (permission, factor, because)
+            assert explained_as == held, (permission, factor, because)
         expected = expected_reason(role, banned=banned, suspended=suspended, allowed=allowed, without=without)
         assert expected in because, because
-        assert "No rule known" not in because
+        assert "not explained" not in because
 
 
 def expected_reason(role: str | None, *, banned: bool, suspended: bool, allowed: bool, without: bool) -> str:
     if banned:
         return "is banned in Clerk"
     if suspended:
-        return "is suspended since"
+        return "has been suspended since"
     if role is None:
         return "is not a member of Acme."
     if not allowed:
-        return f"and {role} does not have it: "
-    return "and the role has it." if without else "without one they act as viewers"
+        return f"and the role {role} lacks this permission. Only "
+    return "and the role has this permission." if without else "without one they act as viewers"
 
 
 @pytest.mark.parametrize("person", [ADA, "ada.winter@EXAMPLE.com", "our id"])
 @pytest.mark.parametrize("organization", ["org_acme", "acme", "our id"])
-def test_person_and_organization_may_be_named_by_any_of_their_ids(
-    world: Database, person: str, organization: str
-) -> None:
+def test_explain_access_accepts_any_identifier(world: Database, person: str, organization: str) -> None:
     if person == "our id":
         person = str(world.value("select id from public.profiles where clerk_user_id = %s", ADA)).upper()
     if organization == "our id":
@@ -357,19 +357,19 @@ def test_person_and_organization_may_be_named_by_any_of_their_ids(
     )
 
 
-def test_who_is_unknown_deleted_or_ambiguous_is_told_so(world: Database) -> None:
+def test_explain_access_names_unknown_ambiguous_and_deleted_people_and_tenants(world: Database) -> None:
     def reasons(person: str, organization: str = "org_acme") -> set[tuple[Any, ...]]:
         return set(world.rows("select allowed, because from ops.explain_access(%s, %s)", person, organization))
 
     ((allowed, because),) = reasons("user_nobody")
-    assert (allowed, "their webhook has not arrived" in because) == (False, True)
+    assert (allowed, "the webhook has not arrived" in because) == (False, True)
     ((allowed, because),) = reasons(ADA, "org_none")
-    assert (allowed, "No organization is known as org_none" in because) == (False, True)
+    assert (allowed, "No organization or more than one matches org_none" in because) == (False, True)
     world.execute("update public.profiles set email = 'ben@example.com' where clerk_user_id = %s", next(iter(ALIKE)))
     ((allowed, because),) = reasons("ben@example.com")
-    assert (allowed, "or several are" in because) == (False, True)
+    assert (allowed, "or more than one matches" in because) == (False, True)
     world.execute("select app.begin_erasure(%s, 'administrator')", ADA)
-    assert reasons(ADA) == {(False, "The person is being erased: no token of theirs counts.")}
+    assert reasons(ADA) == {(False, "The person is being erased: their tokens are refused.")}
     world.execute(
         "select public.receive_clerk_event('msg_gone', %s)",
         json.dumps(events.deleted("organization", "org_globex", events.START + events.MINUTE)),
@@ -378,7 +378,7 @@ def test_who_is_unknown_deleted_or_ambiguous_is_told_so(world: Database) -> None
     assert (allowed, "Globex was deleted in Clerk on" in because) == (False, True)
 
 
-def test_explaining_leaves_the_session_as_it_was(world: Database) -> None:
+def test_explain_access_restores_the_claims_of_the_session(world: Database) -> None:
     world.execute("select set_config('request.jwt.claims', '{\"sub\": \"x\"}', true)")
     world.rows("select * from ops.explain_access(%s, 'org_acme')", ADA)
     assert world.value("select current_setting('request.jwt.claims')") == '{"sub": "x"}'
@@ -413,21 +413,21 @@ def test_coverage_lists_policies_and_grants(database: Database) -> None:
 @pytest.mark.parametrize(("breaking", "gap"), [
     ("alter table public.specimens disable row level security", "Row level security is off"),
     ("alter table public.specimens no force row level security", "not forced"),
-    ("grant select on public.specimens to anon", "Granted to anon, who need nothing here."),
-    ("grant select (title) on public.specimens to public", "Granted to everybody"),
+    ("grant select on public.specimens to anon", "Granted to anon, which needs no access: revoke it."),
+    ("grant select (title) on public.specimens to public", "Granted to public, which"),
     ("drop policy \"read with specimens:read\" on public.specimens", "no policy for select."),
-    ("revoke delete on public.specimens from authenticated", "for want of a grant: delete with specimens:delete (delete)."),
+    ("revoke delete on public.specimens from authenticated", "because the grant is missing: delete with specimens:delete (delete)."),
     ("alter policy \"read with specimens:read\" on public.specimens using (true)", "Open to every tenant: read with specimens:read."),
     ("alter policy \"create with specimens:create\" on public.specimens with check (true)", "Open to every tenant: create with"),
 ])  # fmt: skip
-def test_each_gap_is_found_and_named(database: Database, breaking: str, gap: str) -> None:
+def test_rls_coverage_reports_each_kind_of_gap(database: Database, breaking: str, gap: str) -> None:
     database.execute(breaking)
     assert gap in coverage(database, "public.specimens")["gap"]
     found = row(database, "select * from ops.access_health")
     assert (found["gaps"], found["status"], found["first_gap"].startswith("public.specimens: ")) == (1, "red", True)
 
 
-def test_a_private_table_that_is_granted_is_a_gap(database: Database) -> None:
+def test_rls_coverage_reports_a_grant_on_a_private_table(database: Database) -> None:
     database.execute("grant select on app.settings to service_role")
     assert "Granted to service_role" in coverage(database, "app.settings")["gap"]
 
@@ -446,29 +446,29 @@ def ran(database: Database, name: str, *, ok: bool = True, ago: str = "0") -> No
 
 
 @pytest.mark.parametrize("role", ["anon", "authenticated"])
-def test_only_the_service_says_how_a_job_ended(database: Database, role: str) -> None:
+def test_only_the_service_can_record_a_job(database: Database, role: str) -> None:
     with database.acting(role):
         assert "permission denied" in refused(database, "select public.record_job('x', '{}', true, 1)")
 
 
-def test_a_fresh_database_has_nothing_that_is_late_but_a_backup(database: Database) -> None:
+def test_in_a_fresh_database_only_the_first_backup_and_drill_are_late(database: Database) -> None:
     late = database.rows("select name, status from ops.jobs where is_late")
     assert sorted(late) == [("backup", "yellow"), ("drill", "yellow")]
     assert verdict(database, "job_health") == GREEN
 
 
-def test_a_run_is_remembered_with_its_report(database: Database) -> None:
+def test_a_run_is_recorded_with_its_report(database: Database) -> None:
     ran(database, "erasures", ok=False)
     ran(database, "erasures")
-    ran(database, "of-yours")
+    ran(database, "product-job")
     found = job(database, "erasures")
     assert (found["failures"], found["last_report"], found["status"]) == (0, {"done": True}, "green")
     assert found["last_effect_at"] is not None
-    assert (job(database, "of-yours")["every"], job(database, "of-yours")["status"]) == (None, "green")
+    assert (job(database, "product-job")["every"], job(database, "product-job")["status"]) == (None, "green")
     assert database.value("select runs from app.job_runs where name = 'erasures'") == 2
 
 
-def test_a_job_that_fails_is_yellow_and_then_red(database: Database) -> None:
+def test_a_failing_job_is_yellow_and_red_after_three_failures(database: Database) -> None:
     for light in ("yellow", "yellow", "red"):
         ran(database, "name-changes", ok=False)
         assert job(database, "name-changes")["status"] == light
@@ -477,7 +477,7 @@ def test_a_job_that_fails_is_yellow_and_then_red(database: Database) -> None:
     }  # fmt: skip
 
 
-def test_a_job_that_nobody_calls_any_more_is_found(database: Database) -> None:
+def test_a_job_that_the_scheduler_no_longer_calls_is_reported(database: Database) -> None:
     ran(database, "erasures", ago="2 hours")
     assert "stopped calling" in job(database, "erasures")["advice"]
 
@@ -497,7 +497,7 @@ WAITING = {
 
 @pytest.mark.parametrize("name", WAITING)
 @pytest.mark.parametrize(("ago", "light"), [("10 minutes", "green"), ("25 hours", None), ("4 days", "red")])
-def test_work_that_waits_is_told_whoever_should_have_done_it(
+def test_overdue_work_is_reported_even_if_the_job_never_ran(
     database: Database, name: str, ago: str, light: str | None
 ) -> None:
     database.execute("insert into public.profiles (clerk_user_id) values ('user_x')")
@@ -507,7 +507,7 @@ def test_work_that_waits_is_told_whoever_should_have_done_it(
     assert found["overdue_since"] is not None
 
 
-def test_a_name_that_clerk_refused_for_good_waits_for_nobody(database: Database) -> None:
+def test_a_name_that_clerk_refused_for_good_is_not_overdue(database: Database) -> None:
     database.execute("insert into public.profiles (clerk_user_id) values ('user_x')")
     database.execute(
         "insert into app.name_changes (person_id, next_attempt_at) select id, 'infinity' from public.profiles"
@@ -515,7 +515,7 @@ def test_a_name_that_clerk_refused_for_good_waits_for_nobody(database: Database)
     assert job(database, "name-changes")["status"] == "green"
 
 
-def test_a_missing_month_is_told(database: Database) -> None:
+def test_a_missing_audit_partition_is_overdue(database: Database) -> None:
     month = database.value("select 'app.audit_logs_' || to_char(now() at time zone 'UTC', 'YYYY_MM')")
     database.execute(f"drop table {month}")
     assert job(database, "partitions")["overdue_since"] is not None
@@ -527,11 +527,11 @@ def test_backups_and_drills_are_among_the_jobs(database: Database) -> None:
         "values ('database/x', 'automated', 'completed', now() - interval '5 days', now(), now() - interval '1 day', true)"
     )
     assert (job(database, "backup")["status"], job(database, "drill")["status"]) == ("red", "green")
-    assert verdict(database, "job_health") == GREEN  # ops.backup_health says it
+    assert verdict(database, "job_health") == GREEN  # ops.backup_health reports backups
 
 
 @pytest.mark.parametrize(("ago", "light"), [("1 hour", "green"), ("2 days", "yellow"), ("15 days", "red")])
-def test_somebody_who_waits_for_their_erasure_is_told(database: Database, ago: str, light: str) -> None:
+def test_erasure_health_reports_an_overdue_erasure(database: Database, ago: str, light: str) -> None:
     assert verdict(database, "erasure_health") == GREEN
     database.execute(
         "insert into app.erasure_log (subject_hash, person, requested_by, requested_at, error) "
@@ -544,7 +544,7 @@ def test_somebody_who_waits_for_their_erasure_is_told(database: Database, ago: s
 # --- sizes and queries ---
 
 
-def test_sizes_are_those_of_whole_tables(database: Database) -> None:
+def test_table_sizes_include_indexes_and_partitions(database: Database) -> None:
     database.execute(
         "insert into public.audit_logs (action, resource_type, metadata) select 'client.x', 'x', jsonb_build_object('n', repeat('x', 500)) "
         "from generate_series(1, 2000)"
@@ -559,11 +559,13 @@ def test_sizes_are_those_of_whole_tables(database: Database) -> None:
     assert "public.audit_logs" in row(database, "select largest from ops.storage_health")["largest"]
 
 
-def test_a_database_that_is_small_and_quiet_is_green(database: Database) -> None:
+def test_storage_health_is_green_for_a_small_idle_database(database: Database) -> None:
     assert verdict(database, "storage_health") == GREEN
 
 
-def test_without_statistics_there_are_no_slow_queries_and_the_comment_says_why(superuser: Database) -> None:
+def test_without_pg_stat_statements_slow_queries_is_empty_and_its_comment_explains_how_to_install_it(
+    superuser: Database,
+) -> None:
     superuser.execute("drop extension if exists pg_stat_statements")
     superuser.execute("set local role postgres")
     cursor = superuser.execute("select * from ops.slow_queries")
@@ -577,7 +579,7 @@ def test_without_statistics_there_are_no_slow_queries_and_the_comment_says_why(s
 
 @pytest.fixture
 def observed(home: Path, request: pytest.FixtureRequest, starts_servers: None) -> Iterator[Postgres]:
-    """A server of the test's own with this library, or with none: its statistics are of one test."""
+    """A server started for one test, with or without the library of pg_stat_statements."""
     postgres = Postgres(
         home / f"observed-{request.param}", free_port_block(), "test", request.config.getoption("--postgres")
     )
@@ -590,7 +592,7 @@ def observed(home: Path, request: pytest.FixtureRequest, starts_servers: None) -
 
 
 @pytest.mark.parametrize("observed", [""], indirect=True)
-def test_the_extension_without_its_library_is_no_error(observed: Postgres) -> None:
+def test_the_extension_without_its_library_is_not_an_error(observed: Postgres) -> None:
     with psycopg.connect(observed.url()) as connection:
         database = Database(connection)
         assert database.value("select count(*) from pg_extension where extname = 'pg_stat_statements'") == 1
@@ -598,7 +600,7 @@ def test_the_extension_without_its_library_is_no_error(observed: Postgres) -> No
 
 
 @pytest.mark.parametrize("observed", ["pg_stat_statements"], indirect=True)
-def test_slow_queries_are_those_of_this_database_slowest_first(observed: Postgres) -> None:
+def test_slow_queries_lists_the_queries_of_this_database_slowest_first(observed: Postgres) -> None:
     with psycopg.connect(observed.url(), autocommit=True) as connection:
         database = Database(connection)
         database.execute("select pg_sleep(0.05), 'a secret'")

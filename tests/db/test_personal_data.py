@@ -67,7 +67,7 @@ def test_its_order_stays_when_its_files_are_applied_again(database: Database) ->
 
 def test_a_row_that_its_file_no_longer_has_is_gone(database: Database) -> None:
     own = (ROOT / "functions/5_personal_data/registry.sql").read_text()
-    row = "('app.job_runs', '', 'none', 'How jobs ended: counts', null, null),\n"
+    row = "('app.job_runs', '', 'none', 'Outcomes of jobs: counts', null, null),\n"
     assert row in own
     run_file(database.connection, "registry.sql", own.replace(row, ""))
     assert database.rows("select from app.personal_data where relation = 'app.job_runs'") == []
@@ -111,7 +111,7 @@ def test_every_path_begins_with_a_column(database: Database) -> None:
 def test_administrators_and_visitors_read_where_data_is(database: Database) -> None:
     assert (
         database.value("select retention from ops.personal_data_map where path = 'impersonator'")
-        == "400 days from the day it was done"
+        == "400 days from the day of the entry"
     )
     with database.acting("service_role", {"role": "service_role"}):
         notice = database.value("select public.privacy_notice()")

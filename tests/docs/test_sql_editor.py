@@ -1,4 +1,4 @@
-"""docs/sql-editor.md: every recipe runs as it stands there, on a database with people in every table, and finds what it is for."""
+"""Runs every recipe of docs/sql-editor.md, exactly as written, on a database that has rows in every table."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tests.conftest import ROOT, Database
 
 PAGE = (ROOT / "docs/sql-editor.md").read_text()
 BLOCKS = re.findall(r"^```sql\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-# The page's names are those of the local stack's example tenants.
-NAMES = {"user_ada": people.ADA}
+# The page uses the ids of the local stack's example tenants.
+IDS_IN_TESTS = {"user_ada": people.ADA}
 
 
 def ran(database: Database, block: str) -> list[tuple[Any, ...]]:
-    for name, ours in NAMES.items():
-        block = block.replace(f"'{name}'", f"'{ours}'")
+    for page_id, test_id in IDS_IN_TESTS.items():
+        block = block.replace(f"'{page_id}'", f"'{test_id}'")
     return database.rows(block)
 
 
@@ -27,8 +27,8 @@ def test_every_recipe_runs(world: Database, block: str) -> None:
     ran(world, block)
 
 
-def test_the_recipes_are_those_of_a_day_in_order(world: Database) -> None:
-    """One after the other, in one session: what one changes, the next one sees."""
+def test_the_recipes_work_one_after_the_other(world: Database) -> None:
+    """All run in one session, so each recipe sees the changes of those before it."""
     found = [ran(world, block) for block in BLOCKS]
     assert sum(bool(rows) for rows in found) > len(BLOCKS) / 2
 
@@ -38,11 +38,11 @@ def test_the_page_names_every_view_and_function_of_ops(database: Database) -> No
         "select relname from pg_class where relnamespace = 'ops'::regnamespace and relkind = 'v' "
         "union select proname from pg_proc where pronamespace = 'ops'::regnamespace"
     )
-    ours = {name for (name,) in names} - {"organization_id"} - {name for (name,) in names if "mail" in name}
-    assert [name for name in sorted(ours) if f"ops.{name}" not in PAGE] == []
+    documented = {name for (name,) in names} - {"organization_id"} - {name for (name,) in names if "mail" in name}
+    assert [name for name in sorted(documented) if f"ops.{name}" not in PAGE] == []
 
 
-def test_the_page_says_nothing_of_what_is_not_there(database: Database) -> None:
+def test_the_page_names_no_view_or_function_that_does_not_exist(database: Database) -> None:
     mentioned = set(re.findall(r"ops\.([a-z_]+)", PAGE))
     names = database.rows(
         "select relname from pg_class where relnamespace = 'ops'::regnamespace "

@@ -58,7 +58,7 @@ values
 (
   'public.specimens', 'created_by', 't.created_by = person.id', 'specimens',
   '{t.id,t.organization_id,t.title,t.description,t.status,t.metadata,t.created_at,t.updated_at}', '{id}', 't.created_at',
-  'set null', 'Your work', 'Which specimens you created', 'To show the members of the organization who did',
+  'set null', 'Your work', 'Which specimens you created', 'To show the members of the organization who created it',
   'Contract, Art. 6(1)(b) GDPR', 'as long as the specimen exists'
 );
 

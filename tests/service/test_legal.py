@@ -34,7 +34,7 @@ def test_the_privacy_page_says_what_the_registry_says(online: FlaskClient) -> No
     assert all(
         said in text
         for said in (
-            "Name, e-mail address, picture, preferences", "400 days from the day it was done", "Legitimate interest in security",
+            "Name, e-mail address, picture, preferences", "400 days from the day of the entry", "Legitimate interest in security",
             "Made anonymous", "30 days after a message was applied",
         )
     )  # fmt: skip

@@ -23,6 +23,6 @@ values
   array[{{ table.exported | wrap(10, "  ") }}],
   '{id}', 't.created_at', 'set null', null, null,
   'Your work', 'Which {{ table.words }} you created',
-  'To show the members of the organization who did', 'Contract, Art. 6(1)(b) GDPR',
+  'To show the members of the organization who created it', 'Contract, Art. 6(1)(b) GDPR',
   null, null, 'as long as they exist: at most 30 days longer than their organization'
 );

@@ -179,7 +179,7 @@ def test_half_an_export_is_no_file(world: World, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("words", "said"), [
-    (("export", "user_nobody"), "Nothing is held of this person"), (("erase", "user_nobody", "--yes"), "Nothing is held of this person"),
+    (("export", "user_nobody"), "No data about this person is stored"), (("erase", "user_nobody", "--yes"), "No data about this person is stored"),
     (("export", ADA, "--output", "ada.txt"), "neither .zip nor .json"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line(world: World, words: tuple[str, ...], said: str) -> None:
