@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import psycopg
+
 from tests import events
 from tests.conftest import Claims, Database
 from tests.events import MINUTE, START, Json
@@ -143,6 +145,12 @@ def tables(database: Database) -> list[str]:
         "and c.relnamespace = any('{public,app,ops,realtime}'::regnamespace[]) order by 1"
     )
     return [table if "." in table else f"public.{table}" for (table,) in rows]
+
+
+def delete_broadcasts(url: str) -> None:
+    """Deletes Realtime's messages, as Supabase does after some days. Only a superuser may."""
+    with psycopg.connect(url, user="supabase_admin") as connection:
+        connection.execute("delete from realtime.messages")
 
 
 def identifiers(database: Database) -> list[str]:

@@ -32,7 +32,7 @@ from scripts.backup.manifest import SCHEMAS
 from scripts.backup.store import BackupStore
 from scripts.cli import ballast
 from tests.conftest import ROOT, Database, Stack
-from tests.people import ADA, ADA_EMAILS, scan
+from tests.people import ADA, ADA_EMAILS, delete_broadcasts, scan
 from tests.schema import remove
 from tests.scripts.conftest import Vault
 from tests.service.outside import Outside, running_outside
@@ -299,7 +299,7 @@ def test_after_a_restore_the_erased_are_erased_and_nothing_old_is_cached(
     operator.erase_ada()
     operator.clerk.requests.clear()
     restored = new_database(inhabited)
-    change(restored, "delete from realtime.messages")  # which Realtime forgets by itself
+    delete_broadcasts(restored)
     assert len(traces_of_ada(restored)) > 3
     redis = {name: stack.environment[name] for name in ("UPSTASH_REDIS_REST_URL", "UPSTASH_REDIS_REST_TOKEN")}
     assert ask_redis(redis, "SET", "old", "1") == "OK"

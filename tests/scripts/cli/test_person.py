@@ -102,7 +102,7 @@ def crowded(lasting_database: Callable[..., str], peopled: str) -> str:
 def settle(url: str) -> None:
     with psycopg.connect(url) as connection:
         people.world(Database(connection))
-        connection.execute("delete from realtime.messages")
+    people.delete_broadcasts(url)
 
 
 def crowd(url: str) -> None:
@@ -115,7 +115,7 @@ def crowd(url: str) -> None:
             "from public.profiles as p, public.organizations as o, generate_series(1, 3000) as n where o.name = 'Acme' and p.clerk_user_id = %s",
         ):  # fmt: skip
             connection.execute(statement, [ADA])
-        connection.execute("delete from realtime.messages")
+    people.delete_broadcasts(url)
 
 
 @pytest.fixture
