@@ -1,4 +1,4 @@
-"""./scripts/ci/check-migrations: a released migration never changes, and the next release only adds to it."""
+"""./scripts/ci/check-migrations: released migrations never change, and the next release only adds migrations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def commit(folder: Path, path: str, text: str) -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A history without a release, with a baseline and its bundle."""
+    """A repository without a release, with a baseline and its bundle."""
     (tmp_path / "scripts/ci").mkdir(parents=True)
     shutil.copy(ROOT / "scripts/ci/check-migrations", tmp_path / "scripts/ci/check-migrations")
     git(tmp_path, "init", "--initial-branch=main")
@@ -51,13 +51,13 @@ def check(checkout: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([checkout / "scripts/ci/check-migrations"], capture_output=True, text=True, check=False)
 
 
-def test_until_a_release_exists_the_baseline_may_be_edited(checkout: Path) -> None:
+def test_the_baseline_may_be_edited_before_the_first_release(checkout: Path) -> None:
     commit(checkout, BASELINE, "select 10;\n")
     ran = check(checkout)
-    assert (ran.returncode, ran.stdout) == (0, "There is no release yet: migrations may still be edited.\n"), ran.stderr
+    assert (ran.returncode, ran.stdout) == (0, "No release yet: migrations may still be edited.\n"), ran.stderr
 
 
-def test_what_is_added_after_the_release_may_still_change(released: Path) -> None:
+def test_a_migration_added_after_the_release_may_change(released: Path) -> None:
     commit(released, "migrations/20260103000000_third.sql", "select 3;\n")
     (released / "migrations/20260103000000_third.sql").write_text("select 30;\n")
     ran = check(released)
@@ -65,17 +65,17 @@ def test_what_is_added_after_the_release_may_still_change(released: Path) -> Non
 
 
 @pytest.mark.parametrize("path", [BASELINE, BUNDLE, NEXT])
-@pytest.mark.parametrize("deed", ["change", "rename", "delete"])
-def test_what_is_released_may_not(released: Path, path: str, deed: str) -> None:
-    if deed == "change":
+@pytest.mark.parametrize("action", ["change", "rename", "delete"])
+def test_a_released_migration_may_not_change(released: Path, path: str, action: str) -> None:
+    if action == "change":
         commit(released, path, "select 10;\n")
-    elif deed == "delete":
+    elif action == "delete":
         (released / path).unlink()
     else:
         git(released, "mv", path, path.replace(".sql", "_renamed.sql"))
     ran = check(released)
     assert (ran.returncode, ran.stdout) == (1, "")
-    assert ran.stderr.startswith(f"{path} is in v0.10.0: restore it")
+    assert ran.stderr.startswith(f"{path} was released in v0.10.0: restore it")
 
 
 def test_a_release_candidate_is_older_than_its_release(released: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_release_candidate_is_older_than_its_release(released: Path) -> None:
     assert "v0.10.0 was" in check(released).stdout
 
 
-def test_a_release_of_another_history_is_not_compared(released: Path) -> None:
+def test_a_release_of_another_branch_is_not_compared(released: Path) -> None:
     git(released, "switch", "--create=other")
     commit(released, "migrations/20260104000000_other.sql", "select 4;\n")
     git(released, "tag", "v2.0.0")

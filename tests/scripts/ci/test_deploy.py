@@ -1,4 +1,4 @@
-"""Rolling a release out, asking it, going back; on a stand-in for the host, with the real scripts. And the service on Vercel."""
+"""Deploying, smoke testing and rolling back a release, with the real scripts and a fake host. Also the service on Vercel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, Stack
-from tests.scripts.ci.test_image import imported
+from tests.scripts.ci.test_image import import_with_service_packages
 from tests.service.conftest import ENVIRONMENT
 from tests.service.outside import Answer, Outside, rest_answer, running_outside
 
@@ -25,32 +25,32 @@ GOOD = {
 
 
 class Host:
-    """A container host with its hook and the service that it runs; `broken` are releases that do not answer well."""
+    """A container host with its hook and the service that it runs. `broken` maps a release to the paths that it answers wrongly."""
 
     def __init__(self, server: Outside) -> None:
         self.url = server.url
         self.runs = OLD
         self.broken: dict[str, dict[str, int]] = {}
-        self.hears = True
-        self.told: list[tuple[str, dict[str, str]]] = []
+        self.obeys_the_hook = True
+        self.hook_calls: list[tuple[str, dict[str, str]]] = []
         server.answer = self.answer
 
     def answer(self, path: str, _headers: Any, body: bytes) -> Answer:
         if path.startswith("/hook"):
-            self.told.append((path, json.loads(body)))
-            if self.hears:
+            self.hook_calls.append((path, json.loads(body)))
+            if self.obeys_the_hook:
                 self.runs = json.loads(body)["release"]
             return rest_answer({})
         if path == "/healthz":
             return rest_answer({"status": "ok"} | ({"release": self.runs} if self.runs else {}))
         return rest_answer({}, (GOOD | self.broken.get(self.runs, {}))[path])
 
-    def script(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run_script(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         given = {"SMOKE_PAUSE": "0", "SMOKE_PATIENCE": "2", "PATH": os.environ["PATH"]}
         return subprocess.run(words, cwd=ROOT, env=given | environment, capture_output=True, text=True, check=False)
 
     def deploy(self, release: str = NEW, hook: str = "/hook") -> subprocess.CompletedProcess[str]:
-        return self.script(
+        return self.run_script(
             "scripts/ci/deploy", release,
             DEPLOY_HOOK_URL=f"{self.url}{hook}", IMAGE="registry.example/acme/ballast", SERVICE_URL=f"{self.url}/",
         )  # fmt: skip
@@ -62,60 +62,62 @@ def host() -> Iterator[Host]:
         yield Host(server)
 
 
-def test_a_release_that_answers_well_stays(host: Host) -> None:
+def test_a_release_that_passes_the_smoke_test_stays(host: Host) -> None:
     done = host.deploy()
     assert done.returncode == 0, done.stderr
-    assert host.told == [("/hook", {"image": f"registry.example/acme/ballast:{NEW}", "release": NEW})]
-    assert f"before it runs {OLD}" in done.stdout
+    assert host.hook_calls == [("/hook", {"image": f"registry.example/acme/ballast:{NEW}", "release": NEW})]
+    assert f"now running: {OLD}" in done.stdout
 
 
-def test_a_host_that_takes_the_image_in_the_address_gets_it_there(host: Host) -> None:
+def test_the_hook_url_may_contain_the_image(host: Host) -> None:
     assert host.deploy(hook="/hook?key=5ecret&imgURL={image}").returncode == 0
-    assert host.told[0][0] == f"/hook?key=5ecret&imgURL=registry.example%2Facme%2Fballast%3A{NEW}"
+    assert host.hook_calls[0][0] == f"/hook?key=5ecret&imgURL=registry.example%2Facme%2Fballast%3A{NEW}"
 
 
 @pytest.mark.parametrize("broken", [{"/readyz": 503}, {"/webhooks/clerk": 200}, {"/api/v1/me": 200}])
-def test_a_release_that_does_not_answer_well_is_taken_back(host: Host, broken: dict[str, int]) -> None:
+def test_a_release_that_fails_the_smoke_test_is_rolled_back(host: Host, broken: dict[str, int]) -> None:
     host.broken[NEW] = broken
     done = host.deploy()
     assert done.returncode == 1
-    assert [body["release"] for _, body in host.told] == [NEW, OLD]
+    assert [body["release"] for _, body in host.hook_calls] == [NEW, OLD]
     assert host.runs == OLD
-    assert f"{OLD} runs again" in done.stderr
+    assert f"rolled back to {OLD}" in done.stderr
 
 
-def test_a_host_that_does_nothing_is_noticed(host: Host) -> None:
-    host.hears = False
+def test_a_host_that_ignores_the_hook_fails_the_deployment(host: Host) -> None:
+    host.obeys_the_hook = False
     done = host.deploy()
     assert done.returncode == 1
     assert f"does not run {NEW} after 2 s: it runs '{OLD}'" in done.stderr
 
 
-def test_when_nothing_answers_well_somebody_has_to_look(host: Host) -> None:
+def test_a_failed_rollback_is_reported(host: Host) -> None:
     host.broken = {release: {"/readyz": 503} for release in (OLD, NEW)}
     done = host.deploy()
     assert done.returncode == 1
-    assert "somebody has to look" in done.stderr
+    assert f"the rollback to {OLD} failed too" in done.stderr
 
 
-def test_without_a_release_before_there_is_nothing_to_go_back_to(host: Host) -> None:
+def test_without_a_previous_release_there_is_no_rollback(host: Host) -> None:
     host.runs = ""
     host.broken[NEW] = {"/readyz": 503}
     done = host.deploy()
-    assert (done.returncode, len(host.told)) == (1, 1)
-    assert "nothing to go back to" in done.stderr
+    assert (done.returncode, len(host.hook_calls)) == (1, 1)
+    assert "no previous release to roll back to" in done.stderr
 
 
 @pytest.mark.parametrize("missing", ["DEPLOY_HOOK_URL", "IMAGE", "SERVICE_URL"])
-def test_nothing_is_rolled_out_without_being_told_where(host: Host, missing: str) -> None:
+def test_nothing_is_deployed_while_a_setting_is_missing(host: Host, missing: str) -> None:
     given = {"DEPLOY_HOOK_URL": host.url, "IMAGE": "ballast", "SERVICE_URL": host.url}
-    done = host.script("scripts/ci/deploy", NEW, **{name: value for name, value in given.items() if name != missing})
+    done = host.run_script(
+        "scripts/ci/deploy", NEW, **{name: value for name, value in given.items() if name != missing}
+    )
     assert done.returncode != 0
     assert missing in done.stderr
-    assert host.told == []
+    assert host.hook_calls == []
 
 
-def test_the_running_service_answers_well(stack: Stack) -> None:
+def test_the_local_service_passes_the_smoke_test(stack: Stack) -> None:
     done = subprocess.run(
         [ROOT / "scripts/ci/smoke", stack.environment["SERVICE_URL"]], capture_output=True, text=True, check=False
     )
@@ -123,7 +125,7 @@ def test_the_running_service_answers_well(stack: Stack) -> None:
     assert done.stdout.count(" ok ") == len(GOOD) + 1
 
 
-def test_nobody_answers_nothing_well() -> None:
+def test_the_smoke_test_fails_if_nothing_listens() -> None:
     done = subprocess.run(
         [ROOT / "scripts/ci/smoke", "http://127.0.0.1:9"], capture_output=True, text=True, check=False
     )
@@ -137,14 +139,14 @@ def test_nobody_answers_nothing_well() -> None:
 VERCEL = json.loads((ROOT / "vercel.json").read_text())
 
 
-def test_vercel_serves_the_service_from_its_own_packages() -> None:
-    done = imported("api.index")
+def test_vercel_needs_only_the_packages_of_the_service() -> None:
+    done = import_with_service_packages("api.index")
     assert done.returncode == 0, done.stderr
 
 
-def test_vercel_sends_every_path_to_the_service_and_serves_no_file_of_ours() -> None:
+def test_vercel_routes_every_path_to_the_service_and_serves_no_files() -> None:
     assert VERCEL["rewrites"] == [{"source": "/(.*)", "destination": "/api/index"}]
-    # Without a folder for files Vercel serves the whole checkout.
+    # Without an output directory Vercel serves the whole checkout.
     assert VERCEL["outputDirectory"] == "public"
     assert "public/" in VERCEL["buildCommand"]
     assert not (ROOT / "public").exists()
@@ -154,7 +156,7 @@ def test_vercel_sends_every_path_to_the_service_and_serves_no_file_of_ours() -> 
     assert not {"service", "api"} & set(excluded)
 
 
-def test_on_vercel_a_commit_is_the_release() -> None:
+def test_on_vercel_the_release_is_the_commit() -> None:
     code = "from api.index import app; print(app.test_client().get('/healthz').text)"
     given = {name: value for name, value in os.environ.items() if name != "RELEASE"} | ENVIRONMENT
     done = subprocess.run(

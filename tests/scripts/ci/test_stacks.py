@@ -19,7 +19,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """The script, where the programs that it starts only say how they were called."""
+    """Runs the script with fake programs that only print how they were called."""
     for name in ("bin", "scripts/ci", ".venv/bin"):
         (tmp_path / name).mkdir(parents=True)
     shutil.copy(ROOT / "scripts/test", tmp_path / "scripts/test")
@@ -42,7 +42,7 @@ def run(tmp_path: Path) -> Run:
 
 
 @pytest.fixture
-def collected() -> Callable[..., str]:
+def collect_tests() -> Callable[..., str]:
     """Runs pytest with `--collect-only` and returns what it prints."""
 
     def collect(*words: str) -> str:
@@ -56,7 +56,7 @@ def lines(ran: subprocess.CompletedProcess[str]) -> list[str]:
     return [line.rstrip() for line in ran.stdout.splitlines()]
 
 
-def test_supabases_own_stack_is_started_and_migrated_by_the_tests(run: Run) -> None:
+def test_stack_supabase_starts_the_cli_stack_and_tests_its_database(run: Run) -> None:
     assert lines(run("--stack", "supabase")) == [
         "start-supabase",
         "setup",
@@ -64,10 +64,10 @@ def test_supabases_own_stack_is_started_and_migrated_by_the_tests(run: Run) -> N
     ]
 
 
-def test_images_are_pulled_before_a_stack_of_containers_is_tested(run: Run) -> None:
+def test_stack_containers_pulls_the_images_before_it_runs_tests(run: Run) -> None:
     assert lines(run("--stack", "containers")) == [
         "setup",
-        # What the first python prints is what is pulled: here, its own words.
+        # The script pulls what the first python prints. This one prints its arguments.
         "docker pull --quiet python",
         "docker pull --quiet -m",
         "docker pull --quiet scripts.local.containers",
@@ -77,17 +77,17 @@ def test_images_are_pulled_before_a_stack_of_containers_is_tested(run: Run) -> N
 
 
 @pytest.mark.parametrize("stack", ["supabase", "containers"])
-def test_without_docker_it_is_skipped_and_says_why(run: Run, stack: str) -> None:
+def test_without_docker_the_run_is_skipped_with_a_reason(run: Run, stack: str) -> None:
     skipped = run("--stack", stack, docker=False)
-    assert (skipped.returncode, skipped.stdout.startswith("Skipped: no Docker")) == (0, True)
+    assert (skipped.returncode, skipped.stdout.startswith(f"Skipped: '--stack {stack}' needs Docker")) == (0, True)
 
 
-def test_any_url_is_taken(run: Run) -> None:
+def test_the_stack_may_be_any_url(run: Run) -> None:
     ran = run("--stack", "postgresql://postgres:x@db.example.com:5432/postgres", docker=False)
     assert lines(ran)[-1].endswith("tests/db --server-url postgresql://postgres:x@db.example.com:5432/postgres")
 
 
-def test_without_a_stack_it_says_how(run: Run) -> None:
+def test_a_missing_stack_shows_the_usage(run: Run) -> None:
     assert "Usage: ./scripts/test --stack" in run("--stack").stderr
 
 
@@ -109,28 +109,28 @@ def test_thorough_runs_everything_with_coverage_and_on_the_oldest_postgresql(run
     ]
 
 
-def test_with_arguments_only_what_they_name_runs(run: Run) -> None:
+def test_with_arguments_only_the_selected_tests_run(run: Run) -> None:
     assert lines(run("tests/db", "-k", "projects")) == ["setup", "python -m pytest tests/db -k projects"]
     assert lines(run("tests/db", "--thorough")) == ["setup", "python -m pytest --thorough tests/db"]
 
 
-def test_servers_are_kept_and_ended_on_request(run: Run) -> None:
+def test_servers_are_kept_and_stopped_on_request(run: Run) -> None:
     assert lines(run("--keep", "tests/db"))[-1] == "python -m pytest --keep tests/db"
     assert lines(run("--keep"))[-1] == lines(run())[-1] + " --keep"
     assert lines(run("--stop"))[-1] == "python -m tests.servers stop"
 
 
-def test_a_table_has_its_own_tests(collected: Callable[..., str]) -> None:
+def test_the_tests_of_one_table_can_be_selected(collect_tests: Callable[..., str]) -> None:
     words = ("tests/db", "tests/api", "--table", "projects")
-    selected = [line for line in collected(*words).splitlines() if line.startswith("tests/")]
+    selected = [line for line in collect_tests(*words).splitlines() if line.startswith("tests/")]
     assert len(selected) > 20
     assert [line for line in selected if "projects" not in line] == []
     assert {line.partition("::")[0] for line in selected} >= {"tests/api/test_access.py", "tests/db/test_plans.py"}
 
 
-def test_an_expensive_test_runs_only_when_asked_for(collected: Callable[..., str]) -> None:
+def test_an_expensive_test_runs_only_with_thorough(collect_tests: Callable[..., str]) -> None:
     file = "tests/api/test_access.py"
-    [everyday, thorough] = [collected(file), collected(file, "--thorough")]
+    [everyday, thorough] = [collect_tests(file), collect_tests(file, "--thorough")]
     assert "[live" in everyday
     assert "restored" not in everyday
     assert "deselected" in everyday

@@ -1,4 +1,4 @@
-"""`supabase start`: with which configuration it runs, and what the Supabase CLI of the lock file fetches before the images."""
+"""`supabase start`: its configuration, and what the locked Supabase CLI fetches before the images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CLERK_IS_ON = CONFIGURATION.replace("enabled = false\n# Your Clerk", "enabled = 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout of which a user has switched Clerk on, and a Supabase CLI that prints what it is given."""
+    """A checkout in which a user has enabled Clerk, with a fake Supabase CLI that prints its arguments and configuration."""
     checkout = tmp_path / "checkout"
     for folder in ("scripts/ci", "supabase", "node_modules/.bin"):
         (checkout / folder).mkdir(parents=True)
@@ -37,7 +37,7 @@ def checkout(tmp_path: Path) -> Path:
     return checkout
 
 
-def test_it_starts_with_our_settings_without_our_seeds_and_without_a_provider(checkout: Path) -> None:
+def test_it_starts_with_our_settings_but_without_seeds_and_third_party_auth(checkout: Path) -> None:
     done = subprocess.run([checkout / "scripts/ci/start-supabase"], capture_output=True, text=True, check=True)
     first, _, configuration = done.stdout.partition("\n")
     assert first.startswith("start --workdir ")
@@ -49,7 +49,7 @@ def test_it_starts_with_our_settings_without_our_seeds_and_without_a_provider(ch
 
 
 def empty_docker(path: str, *_: object) -> Answer:
-    """Answers as a Docker that runs nothing, has no image and gets none."""
+    """Answers as a Docker without containers and images, which cannot pull any."""
     if path == "/_ping":
         return 200, {"Api-Version": "1.44", "Ostype": "linux"}, b""
     return rest_answer({"message": "No such container"}, 404)
@@ -57,14 +57,14 @@ def empty_docker(path: str, *_: object) -> Answer:
 
 @pytest.fixture
 def network() -> Iterator[Outside]:
-    """Docker, and a proxy that notes which hosts are asked for."""
+    """Docker, and a proxy that records the requested hosts."""
     with running_outside() as network:
         network.answer = empty_docker
         yield network
 
 
-def fetched(network: Outside, tmp_path: Path, *command: str | Path) -> tuple[set[str], bool]:
-    """Which hosts the CLI asked for, and whether it came as far as the database's image."""
+def run_cli(network: Outside, tmp_path: Path, *command: str | Path) -> tuple[set[str], bool]:
+    """Runs the command. Returns the hosts that it requested, and whether it requested the database's image."""
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
         env={
@@ -77,18 +77,18 @@ def fetched(network: Outside, tmp_path: Path, *command: str | Path) -> tuple[set
     return hosts, any("/supabase/postgres:17" in path for path in network.requests)
 
 
-def test_in_ci_it_asks_docker_for_images_and_no_provider_for_keys(network: Outside, tmp_path: Path) -> None:
-    assert fetched(network, tmp_path, SCRIPT) == (set(), True)
+def test_in_ci_it_fetches_images_and_no_keys(network: Outside, tmp_path: Path) -> None:
+    assert run_cli(network, tmp_path, SCRIPT) == (set(), True)
 
 
 @pytest.mark.parametrize(
     ("configuration", "hosts", "starts"),
     [(CONFIGURATION, set(), True), (CLERK_IS_ON, {"clerk.example.com:443"}, False)],
-    ids=["as it is shipped", "with a domain that does not exist"],
+    ids=["as shipped", "with a domain that does not exist"],
 )
-def test_by_hand_it_starts_before_there_is_a_domain(
+def test_the_shipped_configuration_starts_without_a_domain(
     network: Outside, tmp_path: Path, configuration: str, hosts: set[str], starts: bool
 ) -> None:
     (tmp_path / "supabase").mkdir()
     (tmp_path / "supabase/config.toml").write_text(configuration)
-    assert fetched(network, tmp_path, CLI, "start") == (hosts, starts)
+    assert run_cli(network, tmp_path, CLI, "start") == (hosts, starts)

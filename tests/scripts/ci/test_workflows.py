@@ -1,4 +1,4 @@
-"""The workflows: what they may do, what they are given, and that each line of theirs is a command that works with just that."""
+"""The workflows: their permissions, their secrets, and that each command works with exactly these."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ any_workflow = pytest.mark.parametrize("name", EVERY)
 any_job = pytest.mark.parametrize(("name", "job"), JOBS_OF)
 
 
-def test_every_workflow_is_examined() -> None:
+def test_these_tests_cover_every_workflow() -> None:
     assert set(EVERY) == MONITOR_OF.keys() | {"jobs.yml", "main.yml", "security.yml"}
 
 
-def test_zizmor_finds_nothing_not_even_what_is_a_matter_of_taste() -> None:
+def test_zizmor_finds_nothing_even_in_pedantic_mode() -> None:
     found = subprocess.run(
         [Path(sys.executable).with_name("zizmor"), "--offline", "--quiet", "--pedantic", FOLDER, ACTION],
         env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=False,
@@ -67,58 +67,58 @@ def test_zizmor_finds_nothing_not_even_what_is_a_matter_of_taste() -> None:
 
 
 def used_actions(file: Path) -> list[str]:
-    """The actions of others that a file uses."""
+    """The third-party actions that a file uses."""
     return [line for line in re.findall(r"uses: *(.*)", file.read_text()) if line != "$/.github/actions/set-up"]
 
 
 @pytest.mark.parametrize("file", [*(FOLDER / name for name in EVERY), ACTION], ids=lambda file: file.name)
-def test_every_action_is_pinned_by_commit_and_named_by_version(file: Path) -> None:
+def test_every_action_is_pinned_by_commit_with_its_version_in_a_comment(file: Path) -> None:
     pinned = re.compile(r"(actions|github)/[a-z-]+(/[a-z]+)?@[0-9a-f]{40} # v\d+\.\d+\.\d+")
     assert [line for line in used_actions(file) if not pinned.fullmatch(line)] == []
 
 
-def test_an_action_has_one_version_everywhere() -> None:
+def test_each_action_has_one_version() -> None:
     used = {line for file in (*(FOLDER / name for name in EVERY), ACTION) for line in used_actions(file)}
     assert len(used) == len({re.split(r"@", line)[0] for line in used})
 
 
-# The first major version of each that runs on Node 24: GitHub's runners have no Node 20 any more.
+# The first major version of each action that runs on Node 24. GitHub's runners no longer have Node 20.
 ON_NODE_24 = {"checkout": 5, "setup-python": 6, "setup-node": 5, "upload-artifact": 6, "codeql-action": 4}
 
 
 @pytest.mark.parametrize("file", [*(FOLDER / name for name in EVERY), ACTION], ids=lambda file: file.name)
-def test_every_action_runs_on_a_node_that_the_runner_has(file: Path) -> None:
+def test_every_action_runs_on_the_runners_node_version(file: Path) -> None:
     versions = re.findall(r"(?:actions|github)/([a-z-]+)\S* # v(\d+)", "\n".join(used_actions(file)))
     assert [name for name, major in versions if int(major) < ON_NODE_24[name]] == []
 
 
 @any_workflow
-def test_a_workflow_has_no_rights_but_those_that_a_job_names(name: str) -> None:
+def test_a_workflow_has_no_permissions_beyond_those_that_its_jobs_name(name: str) -> None:
     assert workflow(name)["permissions"] in ({}, {"contents": "read"})
     assert workflow(name)["concurrency"]["group"]
-    more = {
-        (job, right, value)
+    additional = {
+        (job, permission, value)
         for job, found in workflow(name)["jobs"].items()
-        for right, value in found.get("permissions", {}).items()
-        if (right, value) != ("contents", "read")
+        for permission, value in found.get("permissions", {}).items()
+        if (permission, value) != ("contents", "read")
     }
     codeql = {("codeql", "security-events", "write"), ("codeql", "actions", "read")}
-    assert more == (codeql if name == "security.yml" else set())
+    assert additional == (codeql if name == "security.yml" else set())
 
 
 @any_job
-def test_a_job_with_secrets_takes_no_package_from_a_cache(name: str, job: str) -> None:
+def test_a_job_with_secrets_uses_no_package_cache(name: str, job: str) -> None:
     found = workflow(name)["jobs"][job]
     if "secrets." in json.dumps(found):
         assert not [step for step in found["steps"] if step.get("uses", "").startswith("$/")]
         given = [step.get("with", {}) for step in found["steps"]]
         assert [words for words in given if "cache" in words] == []
-        # It looks for a cache unasked when package.json names a package manager.
+        # setup-node uses a cache by default if package.json names a package manager.
         assert [words for words in given if "node-version" in words and words.get("package-manager-cache", True)] == []
 
 
 @any_job
-def test_a_job_ends_and_leaves_no_credentials_in_the_checkout(name: str, job: str) -> None:
+def test_a_job_has_a_timeout_and_leaves_no_credentials_in_the_checkout(name: str, job: str) -> None:
     found = workflow(name)["jobs"][job]
     assert found["timeout-minutes"] <= 270
     assert found["runs-on"] == "ubuntu-24.04"
@@ -128,7 +128,7 @@ def test_a_job_ends_and_leaves_no_credentials_in_the_checkout(name: str, job: st
 
 
 @any_job
-def test_a_job_runs_commands_of_the_project_with_nothing_filled_in(name: str, job: str) -> None:
+def test_a_job_runs_only_project_commands_without_expressions(name: str, job: str) -> None:
     for step in workflow(name)["jobs"][job]["steps"]:
         words = shlex.split(step.get("run", "")) if name != "jobs.yml" else []
         if not words:
@@ -142,8 +142,8 @@ def test_a_job_runs_commands_of_the_project_with_nothing_filled_in(name: str, jo
             assert command == "ballast" or words[:2] in (["npm", "audit"], ["uvx", "pip-audit@2.10.1"])
 
 
-# What a fresh runner lacks: which step brings it, and which command does not work without.
-BRINGS = {
+# What a fresh runner lacks: which steps provide it, and which commands need it.
+PROVIDES = {
     r"^actions/checkout@": "checkout",
     r"^(actions/setup-python@|\$/\.github/actions/set-up$)": "python",
     r"^(actions/setup-node@|\$/\.github/actions/set-up$)": "node",
@@ -171,26 +171,26 @@ NEEDS = {
 }
 
 
-def matching(rules: dict[str, str], text: str) -> set[str]:
+def match_rules(rules: dict[str, str], text: str) -> set[str]:
     return {thing for pattern, thing in rules.items() if re.search(pattern, text)}
 
 
 @any_job
-def test_what_a_step_needs_was_brought_by_a_step_before_it(name: str, job: str) -> None:
-    there: set[str] = set()
+def test_earlier_steps_provide_what_a_step_needs(name: str, job: str) -> None:
+    provided: set[str] = set()
     for step in workflow(name)["jobs"][job]["steps"]:
         text = step.get("run") or step["uses"]
-        assert matching(NEEDS, text) <= there, text
-        there |= matching(BRINGS, text)
+        assert match_rules(NEEDS, text) <= provided, text
+        provided |= match_rules(PROVIDES, text)
 
 
 @pytest.mark.parametrize("name", ["main.yml", "security.yml"])
-def test_secrets_are_for_protected_environments_only(name: str) -> None:
+def test_only_jobs_of_protected_environments_get_secrets(name: str) -> None:
     for job, found in workflow(name)["jobs"].items():
-        asked = set(re.findall(r"secrets\.(\w+)", json.dumps(found)))
-        assert not asked or "environment" in found, job
+        used = set(re.findall(r"secrets\.(\w+)", json.dumps(found)))
+        assert not used or "environment" in found, job
         if job not in {"push", "deploy"}:
-            assert asked == set()
+            assert used == set()
 
 
 DOCUMENTED = {
@@ -200,13 +200,13 @@ DOCUMENTED = {
 
 
 @any_workflow
-def test_what_a_workflow_is_given_is_documented(name: str) -> None:
+def test_every_secret_and_variable_is_documented(name: str) -> None:
     page = (ROOT / "docs" / DOCUMENTED[name]).read_text()
     given = set(NAMED.findall((FOLDER / name).read_text()))
     assert [each for each in sorted(given) if f"`{each}`" not in page] == []
 
 
-def test_the_page_on_deploying_lists_the_jobs_and_their_commands() -> None:
+def test_the_deployment_page_lists_the_jobs_and_their_commands() -> None:
     page = (ROOT / "docs/deploy.md").read_text()
     table = dict(
         re.findall(r"^\| `([a-z]+)` \| (.*) \|$", page.partition("| [main.yml]")[2].partition("\n\n")[0], re.M)
@@ -219,7 +219,7 @@ def test_the_page_on_deploying_lists_the_jobs_and_their_commands() -> None:
         assert [program for program in programs if program not in commands and not program.startswith("tests/")] == []
 
 
-def test_a_pull_request_gets_neither_secrets_nor_a_deployment() -> None:
+def test_a_pull_request_gets_no_secrets_and_deploys_nothing() -> None:
     jobs = workflow("main.yml")["jobs"]
     assert jobs["push"]["if"] == "github.event_name == 'push'"
     assert set(jobs["push"]["needs"]) == jobs.keys() - {"push", "deploy"}
@@ -228,7 +228,7 @@ def test_a_pull_request_gets_neither_secrets_nor_a_deployment() -> None:
         assert "pull_request_target" not in workflow(name)["on"]
 
 
-def test_a_deployment_backs_up_then_migrates_then_rolls_out_then_tells() -> None:
+def test_a_deployment_backs_up_migrates_deploys_and_reports_in_this_order() -> None:
     commands = [step["run"] for step in workflow("main.yml")["jobs"]["deploy"]["steps"] if "run" in step]
     assert commands == [
         "./scripts/ci/install-postgres client 17", "./scripts/setup --service", "ballast backup run", "ballast migrate up",
@@ -236,7 +236,7 @@ def test_a_deployment_backs_up_then_migrates_then_rolls_out_then_tells() -> None
     ]  # fmt: skip
 
 
-def test_the_workflow_runs_ci_on_every_change_and_thoroughly_each_night_and_before_a_deployment() -> None:
+def test_ci_runs_on_every_change_and_thoroughly_each_night_and_before_a_deployment() -> None:
     main = workflow("main.yml")
     runs = {
         (name, step["run"]): job.get("if")
@@ -252,7 +252,7 @@ def test_the_workflow_runs_ci_on_every_change_and_thoroughly_each_night_and_befo
     assert re.fullmatch(r"\d+ \d+ \* \* \*", main["on"]["schedule"][0]["cron"])
 
 
-def test_what_is_asked_of_pytest_it_understands(pytestconfig: pytest.Config) -> None:
+def test_pytest_knows_every_option_that_a_workflow_passes(pytestconfig: pytest.Config) -> None:
     for step in workflow("main.yml")["jobs"].values():
         for run in [each.get("run", "") for each in step["steps"]]:
             if not run.startswith("./scripts/test "):
@@ -266,7 +266,7 @@ def test_what_is_asked_of_pytest_it_understands(pytestconfig: pytest.Config) -> 
 @pytest.mark.parametrize(
     ("words", "package"), [(("client", "17"), "postgresql-client-17"), (("server", "15"), "postgresql-15")]
 )
-def test_postgresql_comes_from_its_own_repository(tmp_path: Path, words: tuple[str, str], package: str) -> None:
+def test_postgresql_is_installed_from_its_own_repository(tmp_path: Path, words: tuple[str, str], package: str) -> None:
     sudo = tmp_path / "sudo"
     sudo.write_text('#!/bin/sh\necho "$@"\n')
     sudo.chmod(0o755)
@@ -283,37 +283,37 @@ def test_postgresql_comes_from_its_own_repository(tmp_path: Path, words: tuple[s
 CALLED = "mail retry-events erasures name-changes seals reconcile-sample partitions retention"
 
 
-def jobs_called(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def run_jobs_workflow(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     [step] = steps_of("jobs.yml")
     assert "${{" not in step["run"]
-    return ran(step, {name: environment[name] for name in step["env"]})
+    return run_step(step, {name: environment[name] for name in step["env"]})
 
 
-def test_the_workflow_for_jobs_may_read_nothing_and_names_all_but_the_backup() -> None:
+def test_the_jobs_workflow_has_no_permissions_and_calls_every_job_but_backup() -> None:
     [step] = steps_of("jobs.yml")
     assert workflow("jobs.yml")["permissions"] == {}
     assert f"for job in {CALLED}; do" in step["run"]
     assert set(CALLED.split()) == JOBS.keys() - {"backup"}
 
 
-def test_the_workflow_for_jobs_calls_each_as_it_stands_there(stack: Stack) -> None:
-    done = jobs_called(stack.environment | {"SERVICE_URL": f"{stack.environment['SERVICE_URL']}/"})
+def test_the_jobs_workflow_works_on_the_local_stack(stack: Stack) -> None:
+    done = run_jobs_workflow(stack.environment | {"SERVICE_URL": f"{stack.environment['SERVICE_URL']}/"})
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_workflow_for_jobs_fails_when_the_token_is_wrong(stack: Stack) -> None:
-    done = jobs_called(stack.environment | {"JOBS_TOKEN": "a token of somebody else, 32 and more"})
-    assert (done.returncode, f"These failed: {CALLED}" in done.stdout) == (1, True)
+def test_the_jobs_workflow_fails_if_the_token_is_wrong(stack: Stack) -> None:
+    done = run_jobs_workflow(stack.environment | {"JOBS_TOKEN": "another token of at least 32 characters"})
+    assert (done.returncode, f"Failed jobs: {CALLED}" in done.stdout) == (1, True)
 
 
-def test_the_workflow_for_jobs_fails_when_it_is_sent_elsewhere() -> None:
+def test_the_jobs_workflow_fails_if_it_is_redirected() -> None:
     with running_outside() as service:
         service.answer = lambda path, *_: (308, {"Location": f"https://api.example.com{path}"}, b"")
-        done = jobs_called({"SERVICE_URL": service.url, "JOBS_TOKEN": "5ecret"})
-    assert (done.returncode, f"These failed: {CALLED}" in done.stdout) == (1, True)
+        done = run_jobs_workflow({"SERVICE_URL": service.url, "JOBS_TOKEN": "5ecret"})
+    assert (done.returncode, f"Failed jobs: {CALLED}" in done.stdout) == (1, True)
 
 
-def test_the_page_on_jobs_names_each_and_its_command_works(stack: Stack) -> None:
+def test_the_jobs_page_lists_every_job_and_its_command_works(stack: Stack) -> None:
     page = (ROOT / "docs/jobs.md").read_text()
     assert set(re.findall(r"^\| `([a-z-]+)` \|", page, re.MULTILINE)) == JOBS.keys()
     [command] = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
@@ -324,7 +324,7 @@ def test_the_page_on_jobs_names_each_and_its_command_works(stack: Stack) -> None
 
 
 @each_workflow
-def test_a_workflow_runs_when_its_monitor_expects_it_and_by_hand(name: str) -> None:
+def test_a_workflow_runs_on_its_monitors_schedule_and_on_demand(name: str) -> None:
     monitor = MONITORS[MONITOR_OF[name]]
     assert workflow(name)["on"] == {"schedule": [{"cron": monitor["schedule"]["value"]}], "workflow_dispatch": None}
     [minutes] = [step["timeout-minutes"] for step in ballast_steps(name)][:1]
@@ -332,7 +332,7 @@ def test_a_workflow_runs_when_its_monitor_expects_it_and_by_hand(name: str) -> N
 
 
 @each_workflow
-def test_a_workflow_may_read_the_code_and_nothing_else(name: str) -> None:
+def test_a_workflow_may_only_read_the_code(name: str) -> None:
     assert workflow(name)["permissions"] == {"contents": "read"}
     assert "permissions" not in job_of(name)
     assert job_of(name)["environment"] == "production"
@@ -341,14 +341,14 @@ def test_a_workflow_may_read_the_code_and_nothing_else(name: str) -> None:
 
 
 @each_workflow
-def test_one_runs_at_a_time_and_its_steps_end_before_the_job_is_cancelled(name: str) -> None:
+def test_runs_do_not_overlap_and_steps_end_before_the_job_is_cancelled(name: str) -> None:
     assert workflow(name)["concurrency"] == {"group": name.removesuffix(".yml"), "cancel-in-progress": False}
     running = [step for step in steps_of(name) if "run" in step]
     assert sum(step["timeout-minutes"] for step in running) < job_of(name)["timeout-minutes"]
 
 
 @each_workflow
-def test_no_script_of_a_workflow_has_an_expression_in_it(name: str) -> None:
+def test_no_script_of_a_workflow_contains_an_expression(name: str) -> None:
     assert [step["run"] for step in steps_of(name) if "${{" in step.get("run", "")] == []
     assert {key for step in steps_of(name) for key in step} <= {
         "name",
@@ -361,17 +361,17 @@ def test_no_script_of_a_workflow_has_an_expression_in_it(name: str) -> None:
     }
 
 
-def test_who_makes_backups_cannot_open_them_and_who_opens_them_cannot_write_to_the_database() -> None:
+def test_the_backup_job_cannot_decrypt_and_the_drill_cannot_write_to_the_database() -> None:
     given = {name: set(NAMED.findall((FOLDER / name).read_text())) for name in MONITOR_OF}
     assert "BACKUP_IDENTITY" not in given["backup.yml"]
     assert not given["restore-drill.yml"] & {"DATABASE_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
 
 
-# --- executed
+# --- running the steps
 
 
-def given(step: Step, secrets: dict[str, str], variables: dict[str, str]) -> dict[str, str]:
-    """A step's environment as GitHub makes it: what is not set is empty, `a || format(…)` takes what is not empty."""
+def environment_of(step: Step, secrets: dict[str, str], variables: dict[str, str]) -> dict[str, str]:
+    """A step's environment as GitHub builds it: unset values are empty, and `a || format(…)` takes the first that is not."""
 
     def value(expression: str) -> str:
         first, *fallback = expression.split(" || ")
@@ -386,17 +386,17 @@ def given(step: Step, secrets: dict[str, str], variables: dict[str, str]) -> dic
     return {name: EXPRESSION.sub(lambda found: value(found[1]), text) for name, text in step.get("env", {}).items()}
 
 
-def ran(step: Step, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """As a runner does it, on a machine that knows nothing else."""
+def run_step(step: Step, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Runs the step as a runner does, with no other environment variables."""
     path = os.pathsep.join([str(Path(sys.executable).parent), "/usr/local/bin", "/usr/bin", "/bin"])
-    kept = {name: value for name, value in os.environ.items() if name.startswith(("COVERAGE", "PYTHON"))}
+    coverage = {name: value for name, value in os.environ.items() if name.startswith(("COVERAGE", "PYTHON"))}
     return subprocess.run(
         ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
-        cwd=ROOT, env={"PATH": path, "CI": "true"} | kept | environment, capture_output=True, text=True, check=False, timeout=300,
+        cwd=ROOT, env={"PATH": path, "CI": "true"} | coverage | environment, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
 
 
-def test_the_commands_of_both_workflows_work_with_what_they_are_given(
+def test_the_commands_of_both_workflows_work_with_their_secrets(
     stack: Stack, tmp_path: Path, bucket: str, s3: str
 ) -> None:
     secrets = stack.environment | {
@@ -408,49 +408,49 @@ def test_the_commands_of_both_workflows_work_with_what_they_are_given(
     commands = []
     for name in ("backup.yml", "restore-drill.yml"):
         for step in ballast_steps(name):
-            done = ran(step, machine | given(step, secrets, variables))
+            done = run_step(step, machine | environment_of(step, secrets, variables))
             assert done.returncode == 0, done.stdout + done.stderr
             assert "does not know of this" not in done.stderr
             commands.append(step["run"])
     assert commands == ["ballast backup run --type automated", "ballast backup prune", "ballast backup drill latest"]
-    [newest] = json.loads(backups(stack))[:1]
+    [newest] = json.loads(list_backups(stack))[:1]
     assert (newest["backup_type"], newest["status"], newest["drill_passed"]) == ("automated", "completed", True)
 
 
-def backups(stack: Stack) -> str:
-    """What public.backup_logs says, through the service."""
+def list_backups(stack: Stack) -> str:
+    """Reads public.backup_logs through the service."""
     url, token = stack.environment["SERVICE_URL"], stack.environment["OPERATOR_TOKEN"]
     words = ["curl", "--silent", "--fail", f"{url}/api/v1/backups", "-H", f"Authorization: Bearer {token}"]
     answered = subprocess.run(words, capture_output=True, text=True, check=True)
     return json.dumps(json.loads(answered.stdout)["backups"])
 
 
-def test_without_its_secrets_no_command_looks_as_if_it_had_worked(tmp_path: Path) -> None:
+def test_without_its_secrets_every_command_fails(tmp_path: Path) -> None:
     machine = {"BALLAST_HOME": str(tmp_path / "nothing"), "HOME": str(tmp_path)}
     for name in MONITOR_OF:
         for step in ballast_steps(name):
-            done = ran(step, machine | given(step, {}, {}))
+            done = run_step(step, machine | environment_of(step, {}, {}))
             assert done.returncode != 0, (step["run"], done.stdout)
             assert "Traceback" not in done.stderr
 
 
 @each_workflow
-def test_a_failure_is_told_where_somebody_reads_it(name: str) -> None:
+def test_a_failure_is_posted_to_the_alert_channel(name: str) -> None:
     [step] = [step for step in steps_of(name) if step.get("if") == "failure()"]
     assert step == steps_of(name)[-1]
     github = {
         "GITHUB_SERVER_URL": "https://github.example", "GITHUB_REPOSITORY": "acme/backend", "GITHUB_RUN_ID": "7",
         "GITHUB_WORKFLOW": workflow(name)["name"],
     }  # fmt: skip
-    told: list[bytes] = []
+    posted: list[bytes] = []
     with running_outside() as channel:
-        channel.answer = lambda _, __, body: told.append(body) or (200, {}, b"ok")  # type: ignore[func-returns-value]
-        done = ran(step, github | given(step, {"ALERT_WEBHOOK_URL": f"{channel.url}/services/T0/B0"}, {}))
+        channel.answer = lambda _, __, body: posted.append(body) or (200, {}, b"ok")  # type: ignore[func-returns-value]
+        done = run_step(step, github | environment_of(step, {"ALERT_WEBHOOK_URL": f"{channel.url}/services/T0/B0"}, {}))
         assert done.returncode == 0, done.stderr
         assert channel.requests == ["/services/T0/B0"]
         channel.answer = lambda *_: (302, {"Location": "https://example.com/sign-in"}, b"")
-        assert ran(step, github | given(step, {"ALERT_WEBHOOK_URL": channel.url}, {})).returncode != 0
-    [body] = told
+        assert run_step(step, github | environment_of(step, {"ALERT_WEBHOOK_URL": channel.url}, {})).returncode != 0
+    [body] = posted
     text = f"{workflow(name)['name']} of acme/backend failed: https://github.example/acme/backend/actions/runs/7"
     assert json.loads(body) == {"text": text}
-    assert ran(step, github | given(step, {}, {})).returncode == 0  # nobody wants to hear
+    assert run_step(step, github | environment_of(step, {}, {})).returncode == 0  # no alert channel is set
