@@ -158,7 +158,7 @@ def url(request: pytest.FixtureRequest) -> str:
 
 def run(url: str, *words: str, **environment: str | None) -> Result:
     """Without any database."""
-    nothing = {"DATABASE_URL": None, "BALLAST_HOME": "/nonexistent", "BACKUP_URL": url}
+    nothing = {"DATABASE_URL": None, "BACKUP_URL": url}
     return CliRunner().invoke(ballast, ["backup", *words], env=nothing | environment)
 
 

@@ -68,11 +68,7 @@ class Backfill:
 
     def run(self, clerk: ClerkServer | dict[str, str], *words: str) -> Result:
         environment = clerk if isinstance(clerk, dict) else clerk.environment
-        return CliRunner().invoke(
-            ballast,
-            ["clerk", "backfill", *words],
-            env={"DATABASE_URL": self.url, "BALLAST_HOME": "/nowhere"} | environment,
-        )
+        return CliRunner().invoke(ballast, ["clerk", "backfill", *words], env={"DATABASE_URL": self.url} | environment)
 
     def done(self, clerk: ClerkServer) -> dict[str, tuple[int, int]]:
         """By kind: how many Clerk listed, how many of them were news."""

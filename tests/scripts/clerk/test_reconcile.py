@@ -30,7 +30,7 @@ class Reconcile:
     clerk: ClerkServer
 
     def ballast(self, *words: str) -> Result:
-        environment = {"DATABASE_URL": self.url, "BALLAST_HOME": "/nowhere"} | self.clerk.environment
+        environment = {"DATABASE_URL": self.url} | self.clerk.environment
         return CliRunner().invoke(ballast, ["clerk", *words], env=environment)
 
     def run(self, *words: str) -> Result:
