@@ -56,11 +56,11 @@ class ClerkServer:
     def become(self, clerk: Clerk, prefix: str) -> None:
         """Has what a simulated Clerk has now."""
         self.directory = Directory()
-        everything = [each for objects in listed(clerk).values() for each in objects]
+        everything = [each for objects in list_objects(clerk).values() for each in objects]
         self.put(*json.loads(json.dumps(everything).replace("~", prefix)))
 
 
-def listed(clerk: Clerk) -> dict[str, list[Json]]:
+def list_objects(clerk: Clerk) -> dict[str, list[Json]]:
     """What a simulated Clerk would list, by kind."""
     memberships = [
         events.membership(
@@ -83,12 +83,12 @@ def running_clerk(*limits: Limit) -> Iterator[ClerkServer]:
     loop = asyncio.new_event_loop()
 
     @web.middleware
-    async def watched(request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def record(request: web.Request, handler: Handler) -> web.StreamResponse:
         server.requests.append(request.path_qs)
         return server.before(request) or await handler(request)
 
     async def start() -> web.AppRunner:
-        application = web.Application(middlewares=[watched, _failures_as_clerk_reports_them])
+        application = web.Application(middlewares=[record, _failures_as_clerk_reports_them])
         backend = BackendApi(_Current(server), SECRET_KEY, lambda *_: None, INSTANCE, limits)  # type: ignore[arg-type]
         application.add_subapp("/v1/", backend.application())
         runner = web.AppRunner(application, access_log=None)

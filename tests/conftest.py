@@ -205,7 +205,7 @@ def server(test_run: TestRun, request: pytest.FixtureRequest) -> Iterator[OwnDat
         migrate(elsewhere)
         yield ServerElsewhere(elsewhere)
         return
-    postgres = test_run.postgres("server", request.config.getoption("--postgres"), migrated=True)
+    postgres = test_run.postgres("server", request.config.getoption("--postgres"), is_migrated=True)
     with own_database(postgres) as own:
         yield own
 
@@ -271,7 +271,7 @@ class Stack:
         """That of a page on a port of its own, as a development server has it: the stack's `.env` names it."""
         return self.environment["CLERK_AUTHORIZED_PARTIES"].split(",")[1]
 
-    def typed(self, lines: str) -> subprocess.CompletedProcess[str]:
+    def run_lines(self, lines: str) -> subprocess.CompletedProcess[str]:
         """Runs what a page says to type, in the checkout, with this stack's variables."""
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         return subprocess.run(

@@ -22,7 +22,7 @@ def event(kind: str, data: Json, timestamp: int | None = None) -> Json:
     }
 
 
-def deleted(kind: str, clerk_id: str, timestamp: int) -> Json:
+def deletion_event(kind: str, clerk_id: str, timestamp: int) -> Json:
     """The deletion of a user, organization, role or permission: it carries no more than the id."""
     return event(f"{kind}.deleted", {"object": kind, "id": clerk_id, "deleted": True}, timestamp)
 

@@ -16,7 +16,7 @@ ADA = "user_2AdaWinterAdaWinter"
 ADA_EMAILS = ("Ada.Winter@example.com", "ada-at-home@example.org")
 BEN, CLEO = "user_2BenBenBenBen", "user_2CleoCleoCleo"
 # Ids and addresses that begin or end like hers: of other people.
-ALIKE = {f"{ADA}s": "x.ada.winter@example.com", f"{ADA}-2": "ada.winter@example.community"}
+SIMILAR = {f"{ADA}s": "x.ada.winter@example.com", f"{ADA}-2": "ada.winter@example.community"}
 FAR = START + 1_000_000 * MINUTE
 SECRET = "whatever-the-product-keeps-secret"
 
@@ -25,7 +25,7 @@ def world(database: Database) -> None:
     """Ada founded Acme, which Ben owns with her, and belongs to Globex too; Initech invites her. There is no table without her."""
     sender = Sender(database)
     database.execute("insert into app.clerk_roles values ('org:boss', 'owner')")
-    people = {ADA: ADA_EMAILS[0], BEN: "ben@example.com", CLEO: "cleo@example.com"} | ALIKE
+    people = {ADA: ADA_EMAILS[0], BEN: "ben@example.com", CLEO: "cleo@example.com"} | SIMILAR
     users = {user_id: _user(user_id, email) for user_id, email in people.items()}
     users[ADA]["email_addresses"].append(
         {"id": "idn_home", "email_address": ADA_EMAILS[1], "verification": {"status": "verified"}}
@@ -40,7 +40,7 @@ def world(database: Database) -> None:
         sender.send("organization.created", organization)
     members = [
         (acme, ADA, "org:admin"), (acme, BEN, "org:boss"), (acme, CLEO, "org:member"), (globex, ADA, "org:admin"),
-        (globex, BEN, "org:admin"), (initech, CLEO, "org:admin"), (initech, ADA, "org:member"), *((acme, each, "org:member") for each in ALIKE),
+        (globex, BEN, "org:admin"), (initech, CLEO, "org:admin"), (initech, ADA, "org:member"), *((acme, each, "org:member") for each in SIMILAR),
     ]  # fmt: skip
     memberships = [
         events.membership(f"orgmem_{number}", organization, users[user_id], role)
@@ -73,7 +73,7 @@ def world(database: Database) -> None:
         act={"sub": ADA})  # fmt: skip
     act(database, BEN, "delete from public.specimens where title = 'Ben was here'")
     act(database, BEN, "select public.log_audit_event(id, 'client.reminded', 'mail', %s, %s) from public.organizations where name = 'Acme'",
-        ADA, json.dumps({"to": ADA_EMAILS[0], "copies": [CLEO, *ALIKE.values()]}))  # fmt: skip
+        ADA, json.dumps({"to": ADA_EMAILS[0], "copies": [CLEO, *SIMILAR.values()]}))  # fmt: skip
     act(
         database,
         BEN,
@@ -132,7 +132,7 @@ def scan(database: Database, *texts: str) -> dict[str, int]:
 def rows_with(database: Database, table: str, *texts: str) -> list[str]:
     """The table's rows, as text, that hold one of the texts. What is ALIKE does not count."""
     row = "lower(t::text)"
-    for alike in map(str.lower, (*ALIKE, *ALIKE.values())):
+    for alike in map(str.lower, (*SIMILAR, *SIMILAR.values())):
         row = f"replace({row}, '{alike}', '')"
     query = f"select t::text from {table} as t where exists (select from unnest(%s::text[]) as x where position(lower(x) in {row}) > 0)"
     return [text for (text,) in database.rows(query, list(texts))]

@@ -33,7 +33,7 @@ class Relay:
                 each.close()
             self._connections.clear()
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         self._listener = self._listen(self.port)
 
     def _listen(self, port: int) -> socket.socket:

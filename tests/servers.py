@@ -35,7 +35,7 @@ from tests.schema import migrate
 
 ROOT = Path(__file__).parents[1]
 MARK = "BALLAST_TEST_RUN"
-KEPT = ROOT / ".test-servers"
+KEPT_SERVERS = ROOT / ".test-servers"
 # What a kept server's databases are made of.
 SOURCES = (
     "migrations", "functions", "policies", "scripts/scratch/bootstrap.sql", "scripts/scratch/realtime.sql", "tests/schema/specimens.sql",
@@ -46,7 +46,7 @@ Json = dict[str, Any]
 
 
 @contextlib.contextmanager
-def locked(file: Path) -> Iterator[None]:
+def lock_file(file: Path) -> Iterator[None]:
     with file.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -92,23 +92,23 @@ class TestRun:
 
     def once(self, name: str, start: Callable[[Path], Json]) -> Json:
         """What `start` returned, which is called with a folder of its own by the first process that asks."""
-        with locked(self.folder / f"{name}.lock"):
+        with lock_file(self.folder / f"{name}.lock"):
             answer = self.folder / f"{name}.json"
             if not answer.exists():
                 answer.write_text(json.dumps(start(self.folder / name)))
             return dict(json.loads(answer.read_text()))
 
-    def postgres(self, name: str, programs: Path | None, *, migrated: bool) -> Postgres:
+    def postgres(self, name: str, programs: Path | None, *, is_migrated: bool) -> Postgres:
         """A PostgreSQL as Supabase hands one out; durable settings off. It may have a database MIGRATED, to be copied."""
-        started = self._kept_postgres(name, programs, migrated) if self.kept else None
+        started = self._reuse_postgres(name, programs, is_migrated) if self.kept else None
         if started is None:
-            started = self.once(name, lambda home: start_postgres(home, programs, migrated=migrated))
+            started = self.once(name, lambda home: start_postgres(home, programs, is_migrated=is_migrated))
         return Postgres(Path(started["home"]), started["port"], started["password"], programs)
 
-    def _kept_postgres(self, name: str, programs: Path | None, migrated: bool) -> Json:
+    def _reuse_postgres(self, name: str, programs: Path | None, is_migrated: bool) -> Json:
         assert self.kept is not None
         answer = self.kept / f"{name}.json"
-        with locked(self.kept / f"{name}.lock"):
+        with lock_file(self.kept / f"{name}.lock"):
             if answer.exists():
                 started: Json = json.loads(answer.read_text())
                 if ProcessRecord(**started["process"]).process() is not None:
@@ -116,7 +116,7 @@ class TestRun:
             stop_kept_server(answer)
             mark = os.environ.pop(MARK)  # the guard must let it live
             try:
-                started = start_postgres(self.kept / name, programs, migrated=migrated)
+                started = start_postgres(self.kept / name, programs, is_migrated=is_migrated)
             finally:
                 os.environ[MARK] = mark
             answer.write_text(json.dumps(started))
@@ -134,10 +134,10 @@ class TestRun:
             self.turn = None
 
 
-def start_postgres(home: Path, programs: Path | None, *, migrated: bool) -> Json:
+def start_postgres(home: Path, programs: Path | None, *, is_migrated: bool) -> Json:
     postgres = Postgres(home, free_ports(1), "test", programs)
     process = postgres.start(fsync="off", max_connections="120")
-    if migrated:
+    if is_migrated:
         with psycopg.connect(postgres.url(database="template1"), autocommit=True) as connection:
             connection.execute(f"create database {MIGRATED} template postgres")
         migrate(postgres.url(database=MIGRATED))
@@ -158,15 +158,15 @@ def folder_to_keep(programs: Path | None) -> Path:
         for file in sorted(source.rglob("*.sql")) if source.is_dir() else [source]:
             digest.update(f"{file.relative_to(ROOT)}\0".encode() + file.read_bytes())
     digest.update(_version(programs).encode())
-    folder = KEPT / f"{binaries}-{digest.hexdigest()[:12]}"
-    for other in KEPT.glob(f"{binaries}-*"):
+    folder = KEPT_SERVERS / f"{binaries}-{digest.hexdigest()[:12]}"
+    for other in KEPT_SERVERS.glob(f"{binaries}-*"):
         if other != folder:
             stop_kept(other, wait=False)
     return folder
 
 
 def _version(programs: Path | None) -> str:
-    program = Postgres(KEPT, 0, "", programs).command()[0]
+    program = Postgres(KEPT_SERVERS, 0, "", programs).command()[0]
     return subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
 
 
@@ -245,7 +245,7 @@ def main() -> None:
             sys.stdin.read()
             end_everything(Path(folder))
         case ["stop"]:
-            stopped = [stop_kept(folder) for folder in KEPT.glob("*-*")]
+            stopped = [stop_kept(folder) for folder in KEPT_SERVERS.glob("*-*")]
             print("Stopped the kept test servers." if any(stopped) else "No test servers are kept.")
         case _:
             sys.exit("Usage: python -m tests.servers stop")

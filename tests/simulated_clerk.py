@@ -76,7 +76,7 @@ class Clerk:
         sent_at = self.sent_at // SECOND if self.coarse else self.sent_at
         subject, action = kind.split(".")
         bare = action == "deleted" and subject in {"user", "organization"}
-        event = events.deleted(subject, data["id"], sent_at) if bare else events.event(kind, data, sent_at)
+        event = events.deletion_event(subject, data["id"], sent_at) if bare else events.event(kind, data, sent_at)
         self.messages.append(Message(len(self.messages), json.loads(json.dumps(event))))
         if subject == "user":
             self.addresses.setdefault(data["id"], set()).update(own_addresses(data))
@@ -97,7 +97,7 @@ class Clerk:
         self.send("user.created", person)
 
     def change_user(self, a: int, b: int) -> None:
-        if person := chosen(self.users, a):
+        if person := choose(self.users, a):
             changes: tuple[Json, ...] = (
                 {"first_name": f"Name {b}"},
                 {"first_name": None, "last_name": None},
@@ -111,7 +111,7 @@ class Clerk:
 
     def change_address(self, a: int, b: int) -> None:
         """One more, which is the primary one, verified or just typed in, or one instead of all. Others may have it, too."""
-        if person := chosen(self.users, a):
+        if person := choose(self.users, a):
             status = "unverified" if b % 4 == 0 else "verified"
             new = {
                 "id": self.new_id("idn"),
@@ -125,24 +125,24 @@ class Clerk:
             self.send("user.updated", person)
 
     def delete_user(self, a: int, b: int) -> None:
-        if person := chosen(self.users, a):
+        if person := choose(self.users, a):
             self.end_memberships("user", person["id"], told=b % 2 == 0)
             del self.users[person["id"]]
             self.send("user.deleted", person)
 
     def start_session(self, a: int, b: int) -> None:
         """A token as of now; when the browser uses it is another matter."""
-        if person := chosen(self.users, a):
+        if person := choose(self.users, a):
             claims = {"sub": person["id"], "iat": self.now // SECOND, "v": 2}
             mine = {key: known for key, known in self.memberships.items() if known["user"] == person["id"]}
-            if known := chosen(mine, b):
+            if known := choose(mine, b):
                 claims["o"] = {"id": known["org"], "rol": known["role"].removeprefix("org:"), "slg": "acme"}
             self.sessions.append(Session(claims))
 
     # Organizations and who belongs to them
 
-    def found(self, a: int, b: int) -> None:
-        if person := chosen(self.users, a):
+    def found_organization(self, a: int, b: int) -> None:
+        if person := choose(self.users, a):
             org = events.organization(self.new_id("org"), self.now, person["id"], name=f"Org {b}", created_at=self.now)
             self.organizations[org["id"]] = org
             self.everywhere.append(org["id"])
@@ -150,7 +150,7 @@ class Clerk:
             self.join(org, person, "org:admin")
 
     def change_organization(self, a: int, b: int) -> None:
-        if org := chosen(self.organizations, a):
+        if org := choose(self.organizations, a):
             changes: tuple[Json, ...] = (
                 {"name": f"Renamed {b}"},
                 {"slug": None},
@@ -161,7 +161,7 @@ class Clerk:
             self.send("organization.updated", org)
 
     def delete_organization(self, a: int, b: int) -> None:
-        if org := chosen(self.organizations, a):
+        if org := choose(self.organizations, a):
             self.end_memberships("org", org["id"], told=b % 2 == 0)
             del self.organizations[org["id"]]
             self.send("organization.deleted", org)
@@ -185,12 +185,12 @@ class Clerk:
         return any((known["org"], known["user"]) == (org["id"], person["id"]) for known in self.memberships.values())
 
     def add_member(self, a: int, b: int) -> None:
-        org, person = chosen(self.organizations, a), chosen(self.users, b)
+        org, person = choose(self.organizations, a), choose(self.users, b)
         if org and person and not self.belongs(person, org):
             self.join(org, person, ROLES[(a + b) % 3])
 
     def change_role(self, a: int, b: int) -> None:
-        if known := chosen(self.memberships, a):
+        if known := choose(self.memberships, a):
             known |= {"role": ROLES[b % 3], "updated_at": self.now}
             self.send_membership("updated", known)
 
@@ -199,11 +199,11 @@ class Clerk:
         del self.memberships[known["id"]]
 
     def remove_member(self, a: int, _b: int) -> None:
-        if known := chosen(self.memberships, a):
+        if known := choose(self.memberships, a):
             self.leave(known)
 
     def rejoin(self, a: int, b: int) -> None:
-        if known := chosen(self.memberships, a):
+        if known := choose(self.memberships, a):
             self.leave(known)
             self.join(self.organizations[known["org"]], self.users[known["user"]], ROLES[b % 3])
 
@@ -218,14 +218,14 @@ class Clerk:
     def invite(self, a: int, b: int) -> None:
         self.invite_address(a, b, address(b))
 
-    def invite_somebody(self, a: int, b: int) -> None:
+    def invite_person(self, a: int, b: int) -> None:
         """At an address of a person who is here, or was: one that they have or had."""
         if known := sorted({(person, email) for person, emails in self.addresses.items() for email in emails}):
             email = known[b % len(known)][1]
             self.invite_address(a, b, email.title() if a % 3 == 0 else email)
 
     def invite_address(self, a: int, b: int, email: str) -> None:
-        if org := chosen(self.organizations, a):
+        if org := choose(self.organizations, a):
             sent = events.invitation(
                 self.new_id("orginv"), org["id"], "pending", self.now, created_at=self.now,
                 role=ROLES[b % 3], email_address=email, expires_at=self.now + SECOND if b % 4 else None,
@@ -236,7 +236,7 @@ class Clerk:
     def waiting(self) -> dict[str, Json]:
         return {key: sent for key, sent in self.invitations.items() if sent["organization_id"] in self.organizations}
 
-    def is_forgotten(self, sent: Json) -> bool:
+    def predates_erasure(self, sent: Json) -> bool:
         """Whether it was made before somebody was deleted who ever had its address, whoever has it now."""
         return any(
             sent["email_address"].lower() in self.addresses[person] and sent["created_at"] <= deleted_at
@@ -244,12 +244,12 @@ class Clerk:
         )
 
     def revoke_invitation(self, a: int, _b: int) -> None:
-        if sent := chosen(self.waiting(), a):
+        if sent := choose(self.waiting(), a):
             self.send("organizationInvitation.revoked", sent | {"status": "revoked", "updated_at": self.now})
             del self.invitations[sent["id"]]
 
     def accept_invitation(self, a: int, b: int) -> None:
-        sent, person = chosen(self.waiting(), a), chosen(self.users, b)
+        sent, person = choose(self.waiting(), a), choose(self.users, b)
         if sent and person and not self.belongs(person, self.organizations[sent["organization_id"]]):
             answer = {"status": "accepted", "user_id": person["id"], "updated_at": self.now}
             self.send("organizationInvitation.accepted", sent | answer)
@@ -260,7 +260,7 @@ class Clerk:
 
     def subscribe(self, a: int, b: int) -> None:
         """To the first plan, or to another: the item in force ends and a new one begins."""
-        if org := chosen(self.organizations, a):
+        if org := choose(self.organizations, a):
             payer = org["id"]
             first = payer not in self.subscriptions
             if first:
@@ -272,18 +272,18 @@ class Clerk:
             self.change_subscription(payer, "created" if first else "updated", "active")
 
     def miss_payment(self, a: int, _b: int) -> None:
-        if payer := chosen_payer(self.items, a):
+        if payer := choose_payer(self.items, a):
             self.change_item(payer, "past_due")
             self.change_subscription(payer, "pastDue", "past_due")
 
     def pay(self, a: int, _b: int) -> None:
-        if payer := chosen_payer(self.items, a):
+        if payer := choose_payer(self.items, a):
             self.change_item(payer, "active")
             self.change_subscription(payer, "active", "active")
 
     def unsubscribe(self, a: int, b: int) -> None:
         """Cancelled, an item stays in force until the period ends, which may be at once."""
-        if payer := chosen_payer(self.items, a):
+        if payer := choose_payer(self.items, a):
             self.change_item(payer, "canceled")
             if b % 2:
                 self.change_item(payer, "ended")
@@ -305,15 +305,15 @@ class Clerk:
 
     def visible(self) -> Rows:
         return {
-            "profiles": in_order(seen_user(person) for person in self.users.values()),
-            "organizations": in_order(self.seen_organization(org) for org in self.organizations.values()),
-            "memberships": in_order(self.seen_membership(known) for known in self.memberships.values()),
+            "profiles": in_order(expected_user(person) for person in self.users.values()),
+            "organizations": in_order(self.expected_organization(org) for org in self.organizations.values()),
+            "memberships": in_order(self.expected_membership(known) for known in self.memberships.values()),
             "invitations": in_order(
-                seen_invitation(sent) for sent in self.waiting().values() if not self.is_forgotten(sent)
+                expected_invitation(sent) for sent in self.waiting().values() if not self.predates_erasure(sent)
             ),
         }
 
-    def seen_organization(self, org: Json) -> Row:
+    def expected_organization(self, org: Json) -> Row:
         plan = self.items[org["id"]]["plan"]["slug"] if org["id"] in self.items else None
         return (
             org["id"], org["name"], org["slug"], org["max_allowed_memberships"] or None, at(org["created_at"]),
@@ -321,13 +321,13 @@ class Clerk:
             OUR_STATUS[self.subscriptions[org["id"]]["status"]] if org["id"] in self.subscriptions else "active",
         )  # fmt: skip
 
-    def seen_membership(self, known: Json) -> Row:
+    def expected_membership(self, known: Json) -> Row:
         creator = self.organizations[known["org"]]["created_by"] == known["user"]
         role = "owner" if creator and known["role"] == "org:admin" else OUR_ROLE.get(known["role"], "viewer")
         return (known["id"], known["org"], known["user"], role, known["role"], at(known["created_at"]))
 
 
-def seen_user(person: Json) -> Row:
+def expected_user(person: Json) -> Row:
     addresses = {entry["id"]: entry["email_address"] for entry in person["email_addresses"]}
     return (
         person["id"], addresses.get(person["primary_email_address_id"]),
@@ -349,7 +349,7 @@ def own_addresses(person: Json) -> set[str]:
     }
 
 
-def seen_invitation(sent: Json) -> Row:
+def expected_invitation(sent: Json) -> Row:
     return (
         sent["id"], sent["organization_id"], sent["email_address"], OUR_ROLE.get(sent["role"], "viewer"), sent["role"],
         at(sent["expires_at"]), at(sent["created_at"]),
@@ -365,9 +365,9 @@ def at(milliseconds: int | None) -> datetime | None:
     return None if milliseconds is None else datetime.fromtimestamp(milliseconds / SECOND, UTC)
 
 
-def chosen(things: dict[str, Json], number: int) -> Json | None:
+def choose(things: dict[str, Json], number: int) -> Json | None:
     return list(things.values())[number % len(things)] if things else None
 
 
-def chosen_payer(items: dict[str, Json], number: int) -> str | None:
+def choose_payer(items: dict[str, Json], number: int) -> str | None:
     return list(items)[number % len(items)] if items else None

@@ -46,7 +46,7 @@ class TenantTable:
         return {command: statement for command, statement in statements.items() if command in self.needs}
 
 
-def filled(values: dict[str, Any]) -> dict[str, Any]:
+def fill_placeholders(values: dict[str, Any]) -> dict[str, Any]:
     """Values as a client sends them."""
     return json.loads(json.dumps(values).replace(UNIQUE, secrets.token_hex(6)))  # type: ignore[no-any-return]
 

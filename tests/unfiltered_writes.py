@@ -24,7 +24,7 @@ DYNAMIC_SQL = re.compile(r"\s*(update|delete|with|insert|merge)\b", re.IGNORECAS
 PLACEHOLDER = re.compile(r"%(\d+\$)?[sIL]")
 
 
-def unfiltered_writes(text: str) -> list[str]:
+def find_unfiltered_writes(text: str) -> list[str]:
     """The statements in SQL or PL/pgSQL that change every row of a table; also in strings that begin as SQL does."""
     if not WRITE.search(text):
         return []
@@ -37,7 +37,7 @@ def unfiltered_writes(text: str) -> list[str]:
             statement = list(_statement(tokens[at:]))
             if not any(token.lower() == "where" and depth == 0 for token, depth in statement):
                 found.append(" ".join(token for token, _ in statement))
-    return found + [write for sql in _dynamic_sql(tokens) for write in unfiltered_writes(sql)]
+    return found + [write for sql in _dynamic_sql(tokens) for write in find_unfiltered_writes(sql)]
 
 
 def _statement(tokens: list[str]) -> Iterator[tuple[str, int]]:

@@ -20,11 +20,11 @@ from psycopg.rows import dict_row
 from supabase import Client, ClientOptions, create_client
 
 from tests.conftest import Stack, running_stack
-from tests.tenant_tables import TABLES, filled
+from tests.tenant_tables import TABLES, fill_placeholders
 
 COMMANDS = ("select", "insert", "update", "delete")
 SIGNED_IN = "(being signed in)"
-BELONGING = "(belonging to the organization)"
+MEMBERS_ONLY = "(belonging to the organization)"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Access:
 ORGANIZATION = "(select id from public.organizations where clerk_org_id = %(organization)s)"
 ACCESS = {
     "organizations": Access(
-        needs={"select": BELONGING, "update": "organization:update"},
+        needs={"select": MEMBERS_ONLY, "update": "organization:update"},
         row="select * from public.organizations where clerk_org_id = %(organization)s",
         new={"clerk_org_id": "org_forged", "name": "Forged", "organization_id": None}, changed={"settings": {"theme": "dark"}},
     ),
@@ -156,21 +156,21 @@ def client_with(url: str, key: str, token: str | None) -> Client:
     return create_client(url, key, ClientOptions(headers=headers))
 
 
-def allowed(database: psycopg.Connection[dict[str, Any]], person: Person, need: str | None, tenant: str) -> bool:
+def is_allowed(database: psycopg.Connection[dict[str, Any]], person: Person, need: str | None, tenant: str) -> bool:
     if person.role is None or need is None:
         return False
     if need == SIGNED_IN:
         return True
     if tenant != person.home:
         return False
-    return need == BELONGING or bool(
+    return need == MEMBERS_ONLY or bool(
         database.execute(
             "select from public.role_permissions where role = %s and permission = %s", (person.role, need)
         ).rowcount
     )
 
 
-def succeeds(asking: Client, table: str, command: str, row: dict[str, Any], tenant_id: str) -> bool:
+def try_command(asking: Client, table: str, command: str, row: dict[str, Any], tenant_id: str) -> bool:
     """Whether the command did what it says. A refusal is an empty answer or 42501, and nothing else."""
     access = ACCESS[table]
     key = "id" if "id" in row else "permission"
@@ -179,14 +179,14 @@ def succeeds(asking: Client, table: str, command: str, row: dict[str, Any], tena
             case "select":
                 answer = asking.table(table).select(access.columns).eq(key, row[key]).execute()
             case "insert":
-                new = {"organization_id": tenant_id} | filled(access.new)
+                new = {"organization_id": tenant_id} | fill_placeholders(access.new)
                 answer = (
                     asking.table(table)
                     .insert({name: value for name, value in new.items() if value is not None})
                     .execute()
                 )
             case "update":
-                answer = asking.table(table).update(filled(access.changed)).eq(key, row[key]).execute()
+                answer = asking.table(table).update(fill_placeholders(access.changed)).eq(key, row[key]).execute()
             case _:
                 answer = asking.table(table).delete().eq(key, row[key]).execute()
     except APIError as refusal:
@@ -229,9 +229,9 @@ def test_access(
     assert tenant_id is not None
     rows = count(database, table)
 
-    did = succeeds(client(stack, person), table, command, row, tenant_id["id"])
+    did = try_command(client(stack, person), table, command, row, tenant_id["id"])
 
-    assert did == allowed(database, person, access.needs.get(command), organization)
+    assert did == is_allowed(database, person, access.needs.get(command), organization)
     if not did or command == "select":
         assert count(database, table) == rows
         key = "id" if "id" in row else "permission"

@@ -55,7 +55,7 @@ def data_api(request: pytest.FixtureRequest, test_run: TestRun) -> Iterator[Data
     if address := request.config.getoption("--data-api-url"):
         yield DataApi(address.rstrip("/"), os.environ["JWT_SECRET"])
         return
-    server = test_run.postgres("server", request.config.getoption("--postgres"), migrated=True)
+    server = test_run.postgres("server", request.config.getoption("--postgres"), is_migrated=True)
     with own_database(server) as database, running_data_api(database) as api:
         yield api
 
@@ -85,11 +85,11 @@ def with_values(request: Json, ids: dict[str, str]) -> Json:
     text = json.dumps(request).replace("{300 ids}", many)
     for name, tenant_id in ids.items():
         text = text.replace(f"{{{name}}}", tenant_id)
-    prepared: Json = json.loads(text, object_hook=_repeated)
+    prepared: Json = json.loads(text, object_hook=_expand)
     return prepared
 
 
-def _repeated(value: Json) -> Json | str:
+def _expand(value: Json) -> Json | str:
     if value.keys() != {"repeat"}:
         return value
     text, times = value["repeat"]

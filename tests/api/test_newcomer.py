@@ -25,7 +25,7 @@ def database(stack: Stack) -> Iterator[psycopg.Connection[Any]]:
         yield connection
 
 
-def signed_in(stack: Stack, user: str, organization: str | None = None) -> Client:
+def sign_in(stack: Stack, user: str, organization: str | None = None) -> Client:
     headers = {"Authorization": f"Bearer {stack.token(user, organization)}"}
     return create_client(
         stack.environment["SUPABASE_URL"], stack.environment["SUPABASE_PUBLISHABLE_KEY"], ClientOptions(headers=headers)
@@ -67,7 +67,7 @@ def test_seeding_again_changes_nothing(stack: Stack, database: psycopg.Connectio
 
 
 def test_a_member_lists_creates_and_cannot_leave_their_tenant(stack: Stack, database: psycopg.Connection[Any]) -> None:
-    cleo = signed_in(stack, "user_cleo", "org_acme")
+    cleo = sign_in(stack, "user_cleo", "org_acme")
     globex = organization_id(database, "org_globex")
 
     listed = cleo.table("projects").select("*, organization:organizations(clerk_org_id)").execute().data
@@ -127,7 +127,7 @@ def test_a_new_person_is_there_once_clerk_has_told(stack: Stack) -> None:
 
 
 def test_people_change_their_own_profile_only(stack: Stack, database: psycopg.Connection[Any]) -> None:
-    dee = signed_in(stack, "user_dee", "org_acme")
+    dee = sign_in(stack, "user_dee", "org_acme")
     acme, globex = organization_id(database, "org_acme"), organization_id(database, "org_globex")
 
     def update(whom: str, change: dict[str, Any]) -> None:
@@ -146,7 +146,7 @@ def test_people_change_their_own_profile_only(stack: Stack, database: psycopg.Co
 
 
 def test_co_members_do_not_see_where_else_somebody_works(stack: Stack) -> None:
-    eve = signed_in(stack, "user_eve", "org_globex")
+    eve = sign_in(stack, "user_eve", "org_globex")
     assert eve.table("profiles").select("full_name").eq("clerk_user_id", "user_ada").execute().data
     for private in ("current_organization_id", "preferences", "last_seen_at"):
         with pytest.raises(APIError, match="permission denied"):
@@ -168,7 +168,7 @@ def test_the_readmes_own_lines_work_as_they_stand_there(stack: Stack, database: 
     assert lines.pop() == "python"
     told = f"{program}\nprint(len(projects), session['organizations'][0]['clerk_org_id'], apollo['title'])\n"
     left = "print(len(supabase.table('projects').select('*').eq('id', apollo['id']).execute().data))\n"
-    ran = stack.typed("\n".join([*lines, "python - <<'END'", told + left + "END"]))
+    ran = stack.run_lines("\n".join([*lines, "python - <<'END'", told + left + "END"]))
     database.execute("delete from public.projects where title = 'Apollo'")
     assert ran.returncode == 0, ran.stderr
     said, counted, kept = ran.stdout.splitlines()[-3:]

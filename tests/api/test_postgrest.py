@@ -38,7 +38,7 @@ grant execute on all functions in schema public to authenticated;
 
 @pytest.fixture(scope="module")
 def data_api(request: pytest.FixtureRequest, test_run: TestRun) -> Iterator[DataApi]:
-    server = test_run.postgres("server", request.config.getoption("--postgres"), migrated=True)
+    server = test_run.postgres("server", request.config.getoption("--postgres"), is_migrated=True)
     with own_database(server) as database:
         with psycopg.connect(database.url()) as connection:
             connection.execute(MEASURES.encode())

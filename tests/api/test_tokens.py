@@ -18,7 +18,7 @@ Answer = tuple[int, str, str, str | None]
 LEEWAY = 30
 
 
-def minted(stack: Stack, **claims: Any) -> str:
+def mint_token(stack: Stack, **claims: Any) -> str:
     """A token of Ada's, signed by Clerk's stand-in; a claim that is None is left out."""
     url = f"{stack.environment['CLERK_ISSUER']}/stand-in/tokens"
     return str(httpx.post(url, json={"user_id": "user_ada", "claims": claims}).json()["token"])
@@ -54,7 +54,7 @@ def now() -> int:
 )
 def test_a_token_that_a_known_key_signed_is_accepted(stack: Stack, claims: dict[str, Any]) -> None:
     claims = {name: now() + value if isinstance(value, int) else value for name, value in claims.items()}
-    answer = read(stack, minted(stack, **claims))
+    answer = read(stack, mint_token(stack, **claims))
     assert answer.status_code == httpx.codes.OK, answer.text
     assert answer.json() != []
 
@@ -62,7 +62,7 @@ def test_a_token_that_a_known_key_signed_is_accepted(stack: Stack, claims: dict[
 @pytest.mark.parametrize("subject", [None, "user_nobody", 5, ["user_ada"], {"id": "user_ada"}, ""])
 @pytest.mark.parametrize("path", ["projects", "profiles?select=id", "organizations", "rpc/my_permissions"])
 def test_a_token_without_a_person_reads_nothing(stack: Stack, subject: object, path: str) -> None:
-    answer = read(stack, minted(stack, sub=subject), path)
+    answer = read(stack, mint_token(stack, sub=subject), path)
     assert (answer.status_code, answer.json()) == (httpx.codes.OK, [])
 
 
@@ -86,7 +86,7 @@ def test_a_token_that_the_project_signed_is_that_person(stack: Stack) -> None:
 )
 def test_claims_that_do_not_count_are_refused(stack: Stack, claims: dict[str, Any], message: str) -> None:
     moved = {name: now() + value if type(value) is int and name != "aud" else value for name, value in claims.items()}
-    answer = read(stack, minted(stack, **moved))
+    answer = read(stack, mint_token(stack, **moved))
     assert refusal(answer) == (401, "PGRST303", message, None)
     assert answer.headers["www-authenticate"] == f'Bearer error="invalid_token", error_description="{message}"'
 
@@ -113,7 +113,7 @@ def test_claims_that_are_not_an_object_are_refused(stack: Stack) -> None:
     ids=str,
 )
 def test_a_role_that_may_not_be_taken_is_refused(stack: Stack, role: object, answered: Answer) -> None:
-    answer = read(stack, minted(stack, role=role))
+    answer = read(stack, mint_token(stack, role=role))
     assert refusal(answer) == answered
     assert answer.headers.get("www-authenticate") == ("Bearer" if answer.status_code == 401 else None)
 
@@ -129,7 +129,7 @@ def test_a_token_that_no_known_key_signed_is_refused(stack: Stack) -> None:
     kid = {"kid": key["kid"]}
     stranger = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     modulus = base64.urlsafe_b64decode(key["n"] + "==")
-    header, body, signature = minted(stack).split(".")
+    header, body, signature = mint_token(stack).split(".")
     forged = base64.urlsafe_b64encode(json.dumps(claims | {"sub": "user_ben"}).encode()).rstrip(b"=").decode()
     message, none_decodes = "No suitable key or wrong key type", "None of the keys was able to decode the JWT"
     for token in (
@@ -182,7 +182,7 @@ def call(stack: Stack, function: str, token: str, arguments: dict[str, Any]) -> 
 
 def test_a_clerk_token_with_the_services_role_is_not_the_service(stack: Stack) -> None:
     """PostgREST lets it take the role: the database refuses."""
-    token = minted(stack, role="service_role")
+    token = mint_token(stack, role="service_role")
     event = {
         "message_id": "msg_forged",
         "event": '{"type": "user.deleted", "data": {"id": "user_ben", "deleted": true}}',

@@ -135,11 +135,11 @@ class Run:
     seconds: float
     cpu_seconds: float
     memory: float
-    said: str
+    output: str
 
 
 @dataclass
-class Measured:
+class Measurements:
     """One size: the runs of each kind, and how many bytes each kind of backup has."""
 
     runs: dict[str, list[Run]] = field(default_factory=lambda: defaultdict(list))
@@ -216,7 +216,7 @@ def bench_backup(quick: bool, megabytes: int | None, as_json: bool) -> None:
 def measure(sizes: tuple[Size, ...]) -> report.Report:
     """Backs a database up that grows through these sizes, and restores it. Raises BackupWrong."""
     console = Console(stderr=True)
-    measured: list[Measured] = []
+    measured: list[Measurements] = []
     with (
         scratch_folder("bench") as folder,
         scratch_postgres(folder, shared_buffers="512MB", max_wal_size="4GB") as server,
@@ -236,7 +236,7 @@ def measure(sizes: tuple[Size, ...]) -> report.Report:
         for size in sizes:
             with console.status(f"Filling to {size.megabytes:,} MB …"):
                 rows = fill(admin, size.megabytes)
-            measured.append(Measured())
+            measured.append(Measurements())
             for _ in track(range(size.backups), f"{size.megabytes:,} MB: backups", console=console):
                 for kind in random.sample(BACKUPS, len(BACKUPS)):
                     measured[-1].runs[kind].append(back_up(bench, kind, rows, measured[-1]))
@@ -261,11 +261,11 @@ def fill(admin: Admin, megabytes: int) -> Rows:
     admin.execute("checkpoint")
     projects = megabytes * PROJECTS_PER_MEGABYTE
     rows = Rows(projects * MONTHS, projects)
-    require(rows, counted(admin), "filled")
+    require(rows, count_rows(admin), "filled")
     return rows
 
 
-def counted(admin: Admin) -> Rows:
+def count_rows(admin: Admin) -> Rows:
     [row] = admin.execute(COUNT).fetchall()
     return Rows(*row)
 
@@ -279,7 +279,7 @@ def require(wanted: Rows, found: Rows, deed: str) -> None:
         )
 
 
-def back_up(bench: Bench, kind: str, rows: Rows, measured: Measured) -> Run:
+def back_up(bench: Bench, kind: str, rows: Rows, measured: Measurements) -> Run:
     """One dump or backup; the last of each kind stays. Raises BackupWrong unless it has every row."""
     if kind in {PLAIN, GZIP}:
         file = bench.plain if kind == PLAIN else bench.folder / "gzip"
@@ -297,13 +297,13 @@ def back_up(bench: Bench, kind: str, rows: Rows, measured: Measured) -> Run:
         empty_bucket(bench.bucket["AWS_ENDPOINT_URL"])
         backup_url = bench.bucket_url
     taken = bench.ballast("run", backup_url=backup_url)
-    manifest = Manifest.model_validate_json(taken.said)
-    require(rows, backed_up(manifest), "backed up")
+    manifest = Manifest.model_validate_json(taken.output)
+    require(rows, read_counts(manifest), "backed up")
     measured.stored[kind] = manifest.size_bytes
     return taken
 
 
-def backed_up(manifest: Manifest) -> Rows:
+def read_counts(manifest: Manifest) -> Rows:
     entries = sum(rows for table, rows in manifest.rows.items() if table.partition(".")[2].startswith("audit_logs"))
     return Rows(entries, manifest.rows["public.projects"])
 
@@ -312,7 +312,7 @@ def restore(bench: Bench, kind: str, rows: Rows) -> Run:
     """Back from the folder, or from the plain dump, into a new server. Raises BackupWrong unless every row is there."""
     if kind == DRILL:
         taken = bench.ballast("drill", "latest", backup_url=bench.store.url)
-        if not json.loads(taken.said)["passed"]:
+        if not json.loads(taken.output)["passed"]:
             raise BackupWrong("The drill did not pass.")
         return taken
     with (
@@ -327,7 +327,7 @@ def restore(bench: Bench, kind: str, rows: Rows) -> Run:
             admin.execute(bench.store.read(bench.store.find("latest"), BEFORE))
             url = server.url("supabase_admin")
             taken = bench.postgres("pg_restore", "--single-transaction", str(bench.plain), url=url)
-        require(rows, counted(admin), "restored")
+        require(rows, count_rows(admin), "restored")
         return taken
 
 
@@ -338,7 +338,7 @@ def run(command: list[str], environment: dict[str, str]) -> Run:
         command, cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
-            with watched(process) as peak:
+            with watch_memory(process) as peak:
                 said, complained = process.communicate()
         except BaseException:
             process.terminate()
@@ -351,7 +351,7 @@ def run(command: list[str], environment: dict[str, str]) -> Run:
 
 
 @contextmanager
-def watched(process: subprocess.Popen[str]) -> Iterator[list[float]]:
+def watch_memory(process: subprocess.Popen[str]) -> Iterator[list[float]]:
     """The most memory of the process so far, in MB, over and over: its end leaves nothing to ask."""
     peaks = [0.0]
     done = threading.Event()
@@ -401,7 +401,7 @@ def empty_bucket(endpoint: str) -> None:
     httpx.put(f"{endpoint}/bench", timeout=START_SECONDS).raise_for_status()
 
 
-def _cases(measured: list[Measured]) -> Iterator[report.Case]:
+def _cases(measured: list[Measurements]) -> Iterator[report.Case]:
     """Each kind next to PostgreSQL's own; a backup also by the processor, for its server is not among its children."""
     for size in measured:
         for kinds in (BACKUPS, RESTORES):
@@ -411,7 +411,7 @@ def _cases(measured: list[Measured]) -> Iterator[report.Case]:
             yield report.case(f"{size.name}: {kind}: CPU", size.cpu_seconds(kind), size.cpu_seconds(PLAIN))
 
 
-def _aims(measured: list[Measured]) -> Iterator[report.Aim]:
+def _aims(measured: list[Measurements]) -> Iterator[report.Aim]:
     largest = measured[-1]
     for other, limit in ((PLAIN, LARGEST_RATIO), (GZIP, 1)):
         ratio = round(statistics.median(largest.seconds(FOLDER)) / statistics.median(largest.seconds(other)), 2)

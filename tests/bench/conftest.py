@@ -1,3 +1,3 @@
 """The databases that tests of the benchmarks copy."""
 
-from tests.scripts.conftest import bare_server, lasting_database, migrated  # noqa: F401
+from tests.scripts.conftest import bare_server, lasting_database, migrated_database  # noqa: F401

@@ -83,7 +83,7 @@ class Peaks:
 
 
 @dataclass
-class Measured:
+class Measurements:
     """One size: seconds of each run, and the peaks."""
 
     copy: list[float] = field(default_factory=list)
@@ -110,7 +110,7 @@ def bench_export(quick: bool, rows: int | None, as_json: bool) -> None:
 def measure(sizes: tuple[int, ...]) -> report.Report:
     """Exports a person whose rows grow through these sizes, then erases them. Raises ExportWrong."""
     console = Console(stderr=True)
-    measured: dict[int, Measured] = {}
+    measured: dict[int, Measurements] = {}
     with (
         scratch_folder("bench") as folder,
         scratch_stack(folder, service_workers=1) as stack,
@@ -119,7 +119,7 @@ def measure(sizes: tuple[int, ...]) -> report.Report:
         machine = report.machine(admin)
         for size in sizes:
             fill(admin, size)
-            measured[size] = Measured()
+            measured[size] = Measurements()
             for _ in track(range(RUNS), f"{size:,} rows", console=console):
                 measure_once(stack, admin, folder, size, measured[size])
         with console.status("Erasing …"):
@@ -139,21 +139,21 @@ def fill(admin: Admin, entries: int) -> None:
     admin.execute("checkpoint")
 
 
-def measure_once(stack: Stack, admin: Admin, folder: Path, entries: int, measured: Measured) -> None:
+def measure_once(stack: Stack, admin: Admin, folder: Path, entries: int, measured: Measurements) -> None:
     """One COPY, one export as JSON, one as ZIP. Raises ExportWrong unless the export has every row."""
-    measured.copy.append(timed(lambda: copy(admin, folder / "copy")))
+    measured.copy.append(measure_seconds(lambda: copy(admin, folder / "copy")))
     with psycopg.connect(stack.postgres.url(), autocommit=True) as connection:
-        measured.command.append(timed(lambda: write_export(connection, PERSON, folder / "command.json")))
-    with watched(stack, measured.peaks):
-        measured.json.append(timed(lambda: export(stack, admin, "application/json", folder / "export.json")))
-        measured.zip.append(timed(lambda: export(stack, admin, "application/zip", folder / "export.zip")))
+        measured.command.append(measure_seconds(lambda: write_export(connection, PERSON, folder / "command.json")))
+    with watch_memory(stack, measured.peaks):
+        measured.json.append(measure_seconds(lambda: export(stack, admin, "application/json", folder / "export.json")))
+        measured.zip.append(measure_seconds(lambda: export(stack, admin, "application/zip", folder / "export.zip")))
     for file in ("export.json", "command.json"):
         rows = (folder / file).read_bytes().count(b'"project.updated"')
         if rows != entries:
             raise ExportWrong(f"{rows:,} rows were exported, and not {entries:,}.")
 
 
-def timed(act: Callable[[], object]) -> float:
+def measure_seconds(act: Callable[[], object]) -> float:
     """Seconds."""
     start = time.perf_counter()
     act()
@@ -179,7 +179,7 @@ def export(stack: Stack, admin: Admin, accept: str, file: Path) -> None:
 
 
 @contextmanager
-def watched(stack: Stack, peaks: Peaks) -> Iterator[None]:
+def watch_memory(stack: Stack, peaks: Peaks) -> Iterator[None]:
     """Samples the memory of the service and of the database's sessions meanwhile."""
     parts = RunRecord.read(stack.home).parts
     service, database = (psutil.Process(parts[name].pid) for name in ("service", "postgres"))
@@ -227,7 +227,7 @@ def erase(admin: Admin) -> list[float]:
     return seconds
 
 
-def _cases(measured: dict[int, Measured], steps: list[float]) -> Iterator[report.Case]:
+def _cases(measured: dict[int, Measurements], steps: list[float]) -> Iterator[report.Case]:
     for size, each in measured.items():
         yield report.case(f"{size:,} rows: COPY", each.copy, each.copy)
         yield report.case(f"{size:,} rows: ballast person export, JSON", each.command, each.copy)
@@ -237,7 +237,7 @@ def _cases(measured: dict[int, Measured], steps: list[float]) -> Iterator[report
     yield report.case(f"erasing {max(measured):,} rows: all steps", [sum(steps)], steps)
 
 
-def _aims(measured: dict[int, Measured], steps: list[float]) -> Iterator[report.Aim]:
+def _aims(measured: dict[int, Measurements], steps: list[float]) -> Iterator[report.Aim]:
     for size, each in measured.items():
         for name, seconds in (("command", each.command), ("service", each.json)):
             ratio = round(statistics.median(seconds) / statistics.median(each.copy), 2)

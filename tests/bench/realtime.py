@@ -26,7 +26,7 @@ from scripts.scratch.server import scratch_folder
 from tests.bench import report, rls
 from tests.bench.keep_cores_busy import keep_cores_busy
 from tests.bench.scratch import scratch_postgres, scratch_stack
-from tests.bench.subscribers import BROADCAST, CHANGES, Audience, Event, EventsLost, listening
+from tests.bench.subscribers import BROADCAST, CHANGES, Audience, Event, EventsLost, start_listeners
 
 EVENTS, QUICK_EVENTS = 300, 50
 WARM_UP: Final = 5
@@ -56,14 +56,14 @@ Admin = psycopg.Connection[Any]
 class Case(NamedTuple):
     """So many subscribers who listen in one way, and statements of so many rows."""
 
-    way: str
+    feature: str
     subscribers: int
     rows: int
 
     @property
     def name(self) -> str:
         what = "" if self.rows == 1 else f", the last of {_rows(self.rows)}"
-        return f"{self.way}, {self.subscribers} subscriber{'s' if self.subscribers > 1 else ''}{what}"
+        return f"{self.feature}, {self.subscribers} subscriber{'s' if self.subscribers > 1 else ''}{what}"
 
 
 CASES: Final = tuple(
@@ -97,7 +97,7 @@ class Tenant:
     def audience(self, case: Case) -> Audience:
         url, key = f"{self.environment['SUPABASE_URL']}/realtime/v1", self.environment["SUPABASE_PUBLISHABLE_KEY"]
         return Audience(
-            case.name, case.way, url, key, f"org:{self.organization}:projects:read", self.tokens[: case.subscribers]
+            case.name, case.feature, url, key, f"org:{self.organization}:projects:read", self.tokens[: case.subscribers]
         )
 
     def insert(self, first: int, last: int) -> None:
@@ -157,7 +157,7 @@ def time_case(tenant: Tenant, case: Case, statements: int, console: Console) -> 
     """Seconds from each commit until each subscriber heard of its last row; negative if that was before it returned."""
     committed: dict[int, float] = {}
     last = 0
-    with listening(tenant.audience(case)) as subscribers:
+    with start_listeners(tenant.audience(case)) as subscribers:
         for rows in track([1] * WARM_UP + [case.rows] * statements, case.name, console=console):
             tenant.insert(last + 1, last + rows)
             committed[last + rows] = time.monotonic()

@@ -31,7 +31,7 @@ BROADCAST: Final = "Broadcast"
 PRIVATE: Final[RealtimeChannelOptions] = {"config": {"private": True, "broadcast": None, "presence": None}}
 
 Json = dict[str, Any]
-Hear = Callable[[Json | None], None]
+OnEvent = Callable[[Json | None], None]
 
 
 class SubscribersFailed(Failure):
@@ -55,14 +55,14 @@ class Audience:
     """Who listens where: a token for each subscriber; `topic` is that of their organization's broadcasts."""
 
     name: str
-    way: str
+    feature: str
     url: str
     key: str
     topic: str
     tokens: Sequence[str]
 
 
-class Listening:
+class Listeners:
     """Subscribers that listen, as the writer's process sees them."""
 
     def __init__(self, name: str, pipe: Connection) -> None:
@@ -91,7 +91,7 @@ class Listening:
 
 
 @contextmanager
-def listening(audience: Audience) -> Iterator[Listening]:
+def start_listeners(audience: Audience) -> Iterator[Listeners]:
     """Starts the subscribers and waits until all of them are subscribed. Raises SubscribersFailed."""
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
@@ -99,7 +99,7 @@ def listening(audience: Audience) -> Iterator[Listening]:
     process.start()
     theirs.close()  # so that the pipe ends when the process does
     try:
-        listening = Listening(audience.name, ours)
+        listening = Listeners(audience.name, ours)
         listening.wait(1)
         yield listening
     finally:
@@ -117,7 +117,7 @@ async def _listen(audience: Audience, pipe: Connection) -> None:
     """Sends an empty list when all are subscribed; then events, as many at a time as there are subscribers."""
     heard: list[Event] = []
 
-    def hear(subscriber: int, project: Json | None) -> None:
+    def record(subscriber: int, project: Json | None) -> None:
         at, number = time.monotonic(), int(project["title"]) if project else 0
         heard.append(Event(subscriber, number, at))
         if len(heard) == len(audience.tokens):
@@ -128,7 +128,7 @@ async def _listen(audience: Audience, pipe: Connection) -> None:
         heard.clear()
 
     clients = [
-        await _subscribed(audience, token, functools.partial(hear, subscriber))
+        await _subscribe(audience, token, functools.partial(record, subscriber))
         for subscriber, token in enumerate(audience.tokens)
     ]
     send()
@@ -139,17 +139,19 @@ async def _listen(audience: Audience, pipe: Connection) -> None:
         await client.close()
 
 
-async def _subscribed(audience: Audience, token: str, hear: Hear) -> AsyncRealtimeClient:
+async def _subscribe(audience: Audience, token: str, on_event: OnEvent) -> AsyncRealtimeClient:
     """A client that hears of each project inserted by its title."""
     client = AsyncRealtimeClient(audience.url, audience.key, auto_reconnect=False)
     await client.set_auth(token)
-    if audience.way == CHANGES:
+    if audience.feature == CHANGES:
         channel = client.channel("projects").on_postgres_changes(
-            RealtimePostgresChangesListenEvent.Insert, lambda told: hear(told["data"].get("record")), table="projects"
+            RealtimePostgresChangesListenEvent.Insert,
+            lambda told: on_event(told["data"].get("record")),
+            table="projects",
         )
     else:
         channel = client.channel(audience.topic, PRIVATE)
-        channel.on_broadcast("INSERT", lambda told: hear(told["payload"]["record"]))
+        channel.on_broadcast("INSERT", lambda told: on_event(told["payload"]["record"]))
     answers: list[tuple[RealtimeSubscribeStates, Exception | None]] = []
     await channel.subscribe(lambda state, error: answers.append((state, error)))
     if answers != [(RealtimeSubscribeStates.SUBSCRIBED, None)]:

@@ -43,13 +43,13 @@ def bench(folder: Path, *words: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def finished(process: subprocess.Popen[str]) -> str:
+def wait_for_output(process: subprocess.Popen[str]) -> str:
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     return out
 
 
-def left_behind(folder: Path) -> list[str]:
+def find_leftovers(folder: Path) -> list[str]:
     """Commands of processes that work in `folder`, and what is still in it."""
     commands = [" ".join(each.info["cmdline"] or []) for each in psutil.process_iter(["cmdline"])]
     return [command for command in commands if str(folder) in command] + [path.name for path in folder.iterdir()]
@@ -64,7 +64,7 @@ def folder() -> Any:
 
 @pytest.mark.parametrize("words", [RLS, WEBHOOKS, REALTIME, AUDIT, EXPORT, BACKUP], ids=lambda words: words[0])
 def test_json_has_the_promised_shape_and_nothing_stays_behind(folder: Path, words: tuple[str, ...]) -> None:
-    printed = json.loads(finished(bench(folder, *words)))
+    printed = json.loads(wait_for_output(bench(folder, *words)))
 
     assert list(printed) == ["benchmark", "machine", "cases", "aims"]
     assert printed["benchmark"] == words[0]
@@ -84,7 +84,7 @@ def test_json_has_the_promised_shape_and_nothing_stays_behind(folder: Path, word
         assert {case["name"] for case in printed["cases"]} == {
             f"{query.name}: {variant.name}" for query in rls.QUERIES for variant in (rls.BY_HAND, rls.OURS, rls.EXISTS)
         }
-    assert left_behind(folder) == []
+    assert find_leftovers(folder) == []
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
@@ -98,7 +98,7 @@ def test_a_benchmark_that_is_stopped_leaves_nothing_behind(folder: Path, signal_
     out, _ = process.communicate(timeout=60)
     assert process.returncode != 0
     assert out == ""
-    assert left_behind(folder) == []
+    assert find_leftovers(folder) == []
 
 
 def test_people_get_tables(capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,8 +155,8 @@ def test_a_write_that_sends_too_few_messages_is_not_measured(database: Any) -> N
 
 
 @pytest.fixture(scope="module")
-def audited(lasting_database: Callable[..., str], migrated: str) -> Iterator[audit.Tenant]:
-    url = lasting_database(migrated)
+def audited_tenant(lasting_database: Callable[..., str], migrated_database: str) -> Iterator[audit.Tenant]:
+    url = lasting_database(migrated_database)
     with (
         psycopg.connect(url.replace("//postgres:", "//supabase_admin:"), autocommit=True) as admin,
         psycopg.connect(url.replace("//postgres:", "//authenticator:"), autocommit=True) as caller,
@@ -165,19 +165,19 @@ def audited(lasting_database: Callable[..., str], migrated: str) -> Iterator[aud
 
 
 @pytest.mark.parametrize("variant", [audit.OURS, audit.GENERIC])
-def test_a_write_that_is_not_recorded_once_is_not_measured(audited: audit.Tenant, variant: str) -> None:
+def test_a_write_that_is_not_recorded_once_is_not_measured(audited_tenant: audit.Tenant, variant: str) -> None:
     write = audit.Write(0, "update", 1, variant)
-    assert len(audit.time_turn(audited, write)) == audit.TURN[1]
+    assert len(audit.time_turn(audited_tenant, write)) == audit.TURN[1]
 
     with (
-        audit.triggers_on(audited.admin, {audit.OURS: audit.GENERIC, audit.GENERIC: audit.OURS}[variant]),
+        audit.triggers_on(audited_tenant.admin, {audit.OURS: audit.GENERIC, audit.GENERIC: audit.OURS}[variant]),
         pytest.raises(audit.EntriesWrong, match="11 entries"),
     ):
-        audit.time_turn(audited, write)
+        audit.time_turn(audited_tenant, write)
 
 
-def test_a_page_that_is_not_full_is_not_measured(audited: audit.Tenant) -> None:
-    nobody = replace(audited, claims="{}")
+def test_a_page_that_is_not_full_is_not_measured(audited_tenant: audit.Tenant) -> None:
+    nobody = replace(audited_tenant, claims="{}")
     with pytest.raises(audit.EntriesWrong, match="has 0 entries, and not 50"):
         audit.time_pages(nobody, 1)
 

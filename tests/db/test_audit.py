@@ -41,7 +41,7 @@ def claims(name: str, **more: Any) -> Claims:
     return {"sub": f"user_{name}", "role": "authenticated", "fva": [0, 0]} | more
 
 
-def told(database: Database) -> list[Entry]:
+def read_new_entries(database: Database) -> list[Entry]:
     """The entries since the last call."""
     rows = database.rows(
         "with recent as (insert into told select id from public.audit_logs where id not in (select id from told) returning id) "
@@ -76,7 +76,7 @@ def test_a_person_is_who_their_token_says(database: Database, acme: str) -> None
     )
     with database.acting("authenticated", claims("cleo", act={"sub": "user_support"})):
         create(database, acme, "Apollo")
-    [entry] = told(database)
+    [entry] = read_new_entries(database)
     assert (entry["user_id"], entry["actor"], entry["impersonator"]) == (
         str(person(database, "cleo")),
         None,
@@ -92,21 +92,21 @@ def test_the_service_is_called_what_it_says(database: Database, acme: str, named
     headers(database, **named)
     database.execute("""select set_config('request.jwt.claims', '{"role": "service_role"}', true)""")
     create(database, acme, "Apollo")
-    [entry] = told(database)
+    [entry] = read_new_entries(database)
     assert (entry["user_id"], entry["actor"]) == (None, actor)
 
 
 def test_whoever_is_nobody_is_the_system(database: Database, acme: str) -> None:
     headers(database, x_actor="somebody else")
     create(database, acme, "Apollo")
-    assert [entry["actor"] for entry in told(database)] == ["system"]
+    assert [entry["actor"] for entry in read_new_entries(database)] == ["system"]
 
 
 def test_clerk_is_who_acts_by_its_events(database: Database, acme: str) -> None:
     database.execute("""select set_config('request.jwt.claims', '{"role": "service_role"}', true)""")
     event = clerk_event("user.created", clerk_user("user_zoe", first_name="Zoe"))
     database.execute("select public.receive_clerk_event('msg_zoe', %s)", json.dumps(event))
-    [entry] = told(database)
+    [entry] = read_new_entries(database)
     assert (entry["action"], entry["actor"], entry["organization_id"]) == ("profile.created", "clerk", None)
     assert "Zoe" not in json.dumps(entry)
     assert "ada@example.com" not in json.dumps(entry)
@@ -144,7 +144,7 @@ def test_every_command_on_every_table_is_recorded_with_who_did_it(
     database.execute("update public.profiles set full_name = 'Adele' where clerk_user_id = 'user_ada'")
     database.execute("update public.organizations set deleted_at = now() where id = %s", acme)
     database.execute("delete from public.organizations where id = %s", acme)
-    entries = told(database)
+    entries = read_new_entries(database)
     eve = None if actor else str(person(database, "eve"))
     assert {(entry["user_id"], entry["actor"]) for entry in entries} == {(eve, actor)}
     assert {entry["action"] for entry in entries} == {
@@ -168,19 +168,19 @@ def test_every_command_on_every_table_is_recorded_with_who_did_it(
 
 def test_nothing_is_recorded_where_nothing_changed(database: Database, acme: str) -> None:
     create(database, acme, "Apollo")
-    told(database)
+    read_new_entries(database)
     database.execute("update public.specimens set title = title")
     database.execute("update public.specimens set updated_at = now() + interval '1 hour'")
     database.execute("update public.profiles set last_seen_at = now()")
     database.execute("update public.specimens set title = 'x' where false")
-    assert told(database) == []
+    assert read_new_entries(database) == []
 
 
 def test_a_bulk_statement_is_an_entry_a_row(database: Database, acme: str) -> None:
     create(database, acme, *(f"Project {number}" for number in range(1000)))
-    assert len(told(database)) == 1000
+    assert len(read_new_entries(database)) == 1000
     database.execute("update public.specimens set status = 'archived' where title like '%%7'")
-    assert len(told(database)) == 100
+    assert len(read_new_entries(database)) == 100
 
 
 @pytest.mark.parametrize("words", ["'public.clients'", "'public.clients', 'client.contact'"])
@@ -197,7 +197,7 @@ def test_the_next_table_is_one_line(database: Database, acme: str) -> None:
     for _ in range(2):
         database.execute("select app.audit('public.probes', named => '{total}', redacted => '{iban}')")
     database.execute("insert into public.probes (organization_id, total, iban) values (%s, 9.5, 'DE00')", acme)
-    [entry] = told(database)
+    [entry] = read_new_entries(database)
     assert (entry["action"], entry["organization_id"], entry["metadata"]) == ("probe.created", acme, {"total": 9.5})
     assert "DE00" not in json.dumps(entry)
 
@@ -215,7 +215,7 @@ def test_a_column_of_any_name_is_recorded_like_others(database: Database, acme: 
     )
     database.execute(f"update public.shapes set {name} = '[2]', iban = 'DE01'")
     database.execute("delete from public.shapes")
-    created, deleted, updated = told(database)
+    created, deleted, updated = read_new_entries(database)
     assert (created["changes"]["after"][name], deleted["changes"]["before"][name]) == ({"a": None}, [2])
     assert updated["changes"] == {"before": {name: {"a": None}}, "after": {name: [2]}, "redacted": ["iban"]}
     assert "DE0" not in json.dumps([created, deleted, updated])
@@ -252,7 +252,7 @@ def test_no_header_makes_a_write_fail_or_go_unrecorded(database: Database, acme:
         create(database, acme, "Apollo")
     database.execute("select set_config('request.jwt.claims', %s, true)", json.dumps({"role": role}))
     create(database, acme, "Gemini")
-    entries = told(database)
+    entries = read_new_entries(database)
     assert len(entries) == 2
     assert all(len(entry["user_agent"] or "") <= 512 and len(entry["request_id"] or "") <= 200 for entry in entries)
 
@@ -286,7 +286,7 @@ LOG = "select public.log_audit_event(p_organization_id => %s, p_action => %s, p_
 def test_a_member_logs_what_they_did_in_their_own_name(database: Database, acme: str) -> None:
     with database.acting("authenticated", claims("dee")):
         identifier = database.value(LOG, acme, "client.exported")
-    [entry] = told(database)
+    [entry] = read_new_entries(database)
     assert (entry["id"], entry["user_id"]) == (str(identifier), str(person(database, "dee")))
     assert (entry["action"], entry["resource_type"], entry["resource_id"]) == ("client.exported", "report", "7")
 
@@ -316,7 +316,7 @@ def test_a_forged_or_oversized_event_is_refused(
     with pytest.raises(psycopg.DatabaseError) as refused, database.acting("authenticated", claims(who)):
         database.execute(f"select public.log_audit_event({named})", *values.values())
     assert refused.value.sqlstate in ("PT403", "PT400")
-    assert told(database) == []
+    assert read_new_entries(database) == []
 
 
 def test_the_service_may_name_who_acted(database: Database, acme: str) -> None:
@@ -324,7 +324,7 @@ def test_the_service_may_name_who_acted(database: Database, acme: str) -> None:
     with database.acting("service_role", {"role": "service_role"}):
         database.execute(LOG.replace("p_resource_id", "p_user_id => %s, p_resource_id"), acme, "billing.paid", ada)
         database.execute(LOG, acme, "billing.failed")
-    assert [(entry["action"], entry["user_id"], entry["actor"]) for entry in told(database)] == [
+    assert [(entry["action"], entry["user_id"], entry["actor"]) for entry in read_new_entries(database)] == [
         ("billing.failed", None, "service"), ("billing.paid", str(ada), None),
     ]  # fmt: skip
 
@@ -461,7 +461,7 @@ def test_erasure_keeps_the_act_and_loses_the_person(database: Database, acme: st
     headers(database, x_forwarded_for="203.0.113.9", user_agent="Firefox")
     with database.acting("authenticated", claims("cleo", act={"sub": "user_support"})):
         create(database, acme, "Apollo", "Gemini", "Mercury")
-    told(database)
+    read_new_entries(database)
     cleo = person(database, "cleo")
     before = interventions(database)
     erased = database.value("select count(*) from app.audit_erasures")
@@ -485,4 +485,6 @@ def test_erasure_keeps_the_act_and_loses_the_person(database: Database, acme: st
 def test_a_purged_tenant_leaves_its_entries(database: Database, acme: str) -> None:
     create(database, acme, "Apollo")
     database.execute("delete from public.organizations where id = %s", acme)
-    assert "specimen.created" in {entry["action"] for entry in told(database) if entry["organization_id"] == acme}
+    assert "specimen.created" in {
+        entry["action"] for entry in read_new_entries(database) if entry["organization_id"] == acme
+    }

@@ -47,7 +47,7 @@ def row(database: Database, backup: UUID, *columns: str) -> tuple[Any, ...]:
     return found
 
 
-def aged(database: Database, backup: UUID, age: str, column: str = "created_at") -> None:
+def make_older(database: Database, backup: UUID, age: str, column: str = "created_at") -> None:
     database.execute(f"update public.backup_logs set {column} = now() - %s::interval where id = %s", age, backup)
 
 
@@ -143,7 +143,7 @@ def test_of_two_who_ask_at_once_one_gets_a_backup(database: Database) -> None:
     first = request(database)
     assert first is not None
     assert request(database) is None
-    aged(database, UUID(first["id"]), "11 seconds")  # its process never came
+    make_older(database, UUID(first["id"]), "11 seconds")  # its process never came
     assert request(database) is not None
 
 
@@ -196,7 +196,7 @@ def test_an_end_is_kept_with_what_the_store_holds(database: Database) -> None:
 def test_the_first_end_counts(database: Database, first: str, second: str) -> None:
     backup = begin(database)
     end(database, backup, first, error_message="The first.")
-    aged(database, backup, "1 hour", "finished_at")
+    make_older(database, backup, "1 hour", "finished_at")
     before = row(database, backup, "status", "error_message", "finished_at")
     end(database, backup, second, error_message="The second.")
     end(database, backup, first, error_message="The third.")
@@ -286,8 +286,8 @@ def test_a_report_that_does_not_say_that_it_passed_did_not(database: Database) -
 def test_backups_are_listed_newest_first(database: Database) -> None:
     assert call(database, "backups") == []
     old, crashed, new = begin(database), begin(database), begin(database)
-    aged(database, old, "2 days")
-    aged(database, crashed, "1 day")
+    make_older(database, old, "2 days")
+    make_older(database, crashed, "1 day")
     end(database, new, size_bytes=7, checksum=CHECKSUM)
     drill(database, new)
     database.execute(
@@ -320,8 +320,8 @@ def proven(database: Database) -> UUID:
     backup = begin(database)
     end(database, backup, size_bytes=1000, checksum=CHECKSUM)
     drill(database, backup, rto_seconds=40.5)
-    aged(database, backup, "1 hour")
-    aged(database, backup, "30 minutes", "drilled_at")
+    make_older(database, backup, "1 hour")
+    make_older(database, backup, "30 minutes", "drilled_at")
     return backup
 
 
@@ -365,7 +365,7 @@ def test_a_proven_recent_backup_is_green(database: Database, proven: UUID) -> No
 def test_it_warns_when_a_backup_is_late_and_alarms_two_hours_later(
     database: Database, proven: UUID, age: str, colour: str
 ) -> None:
-    aged(database, proven, age)
+    make_older(database, proven, age)
     assert verdict(database) == colour
 
 
@@ -373,7 +373,7 @@ def test_the_targets_are_the_installations(database: Database, proven: UUID) -> 
     database.execute("update app.settings set backup_rpo = '30 minutes'")
     assert verdict(database) == "yellow"
     database.execute("update app.settings set backup_rpo = '4 hours', drill_every = '1 hour'")
-    aged(database, proven, "1 day 2 hours", "drilled_at")
+    make_older(database, proven, "1 day 2 hours", "drilled_at")
     assert verdict(database) == "yellow"
     with pytest.raises(psycopg.errors.CheckViolation), database.connection.transaction():
         database.execute("update app.settings set backup_rpo = '0'")
@@ -381,7 +381,7 @@ def test_the_targets_are_the_installations(database: Database, proven: UUID) -> 
 
 @pytest.mark.parametrize(("age", "colour"), [("8 days", "green"), ("8 days 1 second", "yellow")])
 def test_a_proof_that_is_a_day_late_is_a_warning(database: Database, proven: UUID, age: str, colour: str) -> None:
-    aged(database, proven, age, "drilled_at")
+    make_older(database, proven, age, "drilled_at")
     assert verdict(database) == colour
 
 
@@ -406,7 +406,7 @@ def test_a_failure_since_the_last_backup_is_a_warning(database: Database, proven
         end(database, backup, "failed", error_message="The store said 403.")
     elif how == "interrupted":
         database.execute("update public.backup_logs set status = 'interrupted' where id = %s", backup)
-    aged(database, backup, "2 minutes")
+    make_older(database, backup, "2 minutes")
     reason = "The store said 403." if how == "failed" else "The backup process exited without reporting a result."
     assert health(database, "status", "last_failure") == ("yellow", reason)
     end(database, begin(database))
@@ -417,7 +417,7 @@ def test_a_run_is_no_failure_however_long_it_takes(
     database: Database, proven: UUID, running: Callable[[int], psycopg.Connection[Any]]
 ) -> None:
     backup = begin(database)
-    aged(database, backup, "20 minutes")
+    make_older(database, backup, "20 minutes")
     with running(LOCK):
         assert health(database, "status", "(now() - running_since)::text", "last_failure_at") == (
             "green",

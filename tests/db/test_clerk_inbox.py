@@ -151,19 +151,19 @@ def test_any_event_is_read_with_replacements_where_jsonb_needs_them(
     database: Database, data: dict[str, object]
 ) -> None:
     text = json.dumps({"type": "a", "data": data})
-    assert read(database, text)["data"] == repaired(json.loads(text))["data"]
-    assert json.loads(database.value("select app.repair_json(%s)", text)) == repaired(json.loads(text))
+    assert read(database, text)["data"] == repair(json.loads(text))["data"]
+    assert json.loads(database.value("select app.repair_json(%s)", text)) == repair(json.loads(text))
 
 
-def repaired(value: Any) -> Any:
+def repair(value: Any) -> Any:
     """What a reader of JSON should find: U+FFFD for the zero character and for halves of surrogate pairs."""
     match value:
         case str():
             return "".join("\ufffd" if each == "\0" or "\ud800" <= each <= "\udfff" else each for each in value)
         case list():
-            return [repaired(item) for item in value]
+            return [repair(item) for item in value]
         case dict():
-            return {repaired(key): repaired(item) for key, item in value.items()}
+            return {repair(key): repair(item) for key, item in value.items()}
         case _:
             return value
 

@@ -48,7 +48,7 @@ class Clerk:
         return self.deliver(events.event(kind, data, timestamp))
 
     def delete(self, kind: str, clerk_id: str, timestamp: int = LATER) -> str:
-        return self.deliver(events.deleted(kind, clerk_id, timestamp))
+        return self.deliver(events.deletion_event(kind, clerk_id, timestamp))
 
     def profile(self, clerk_user_id: str = "user_ada") -> Any:
         return self.database.value(
@@ -129,16 +129,16 @@ def test_a_message_delivered_twice_is_applied_once(clerk: Clerk) -> None:
 
 
 @pytest.fixture
-def broken(database: Database) -> None:
+def broken_profiles(database: Database) -> None:
     """For a while, nobody of Ada's address can be stored."""
     database.execute("alter table public.profiles add constraint broken check (email <> 'ada@example.com')")
 
 
-def mend(database: Database) -> None:
+def repair(database: Database) -> None:
     database.execute("alter table public.profiles drop constraint broken")
 
 
-def test_a_failed_event_is_kept_with_its_error(clerk: Clerk, broken: None) -> None:
+def test_a_failed_event_is_kept_with_its_error(clerk: Clerk, broken_profiles: None) -> None:
     assert clerk.deliver(events.event("user.created", ADA), "msg_a") == "failed"
     stored = clerk.inbox("msg_a")
     assert stored["error"] == '23514: new row for relation "profiles" violates check constraint "broken"'
@@ -162,14 +162,14 @@ def test_passing_trouble_is_not_stored_so_that_clerk_sends_the_event_again(clerk
     assert clerk.deliver(events.event("user.created", ADA), "msg_a") == "processed"
 
 
-def test_a_failed_event_leaves_nothing_half_done(clerk: Clerk, broken: None) -> None:
+def test_a_failed_event_leaves_nothing_half_done(clerk: Clerk, broken_profiles: None) -> None:
     clerk.send("user.created", ADA)
     assert clerk.database.rows("select * from app.clerk_records") == []
 
 
-def test_a_failed_event_is_applied_when_it_is_delivered_again(clerk: Clerk, broken: None) -> None:
+def test_a_failed_event_is_applied_when_it_is_delivered_again(clerk: Clerk, broken_profiles: None) -> None:
     clerk.deliver(events.event("user.created", ADA), "msg_a")
-    mend(clerk.database)
+    repair(clerk.database)
     assert clerk.deliver(events.event("user.created", ADA), "msg_a") == "processed"
     assert clerk.profile()["email"] == "ada@example.com"
     stored = clerk.inbox("msg_a")
@@ -177,23 +177,23 @@ def test_a_failed_event_is_applied_when_it_is_delivered_again(clerk: Clerk, brok
     assert stored["next_attempt_at"] is None
 
 
-def test_a_failed_event_is_applied_by_a_retry(clerk: Clerk, broken: None) -> None:
+def test_a_failed_event_is_applied_by_a_retry(clerk: Clerk, broken_profiles: None) -> None:
     clerk.deliver(events.event("user.created", ADA), "msg_a")
     assert clerk.database.value("select app.retry_clerk_event('msg_a')") == "failed"
-    mend(clerk.database)
+    repair(clerk.database)
     assert clerk.database.value("select app.retry_clerk_event('msg_a')") == "processed"
     assert clerk.profile() is not None
 
 
-def test_a_failed_event_retried_late_does_not_undo_what_came_after(clerk: Clerk, broken: None) -> None:
+def test_a_failed_event_retried_late_does_not_undo_what_came_after(clerk: Clerk, broken_profiles: None) -> None:
     clerk.deliver(events.event("user.created", ADA), "msg_a")
-    mend(clerk.database)
+    repair(clerk.database)
     clerk.send("user.updated", events.user("user_ada", LATER, "new@example.com"))
     assert clerk.database.value("select app.retry_clerk_event('msg_a')") == "stale"
     assert clerk.profile()["email"] == "new@example.com"
 
 
-def test_the_wait_before_the_next_attempt_grows(clerk: Clerk, broken: None) -> None:
+def test_the_wait_before_the_next_attempt_grows(clerk: Clerk, broken_profiles: None) -> None:
     waits = []
     clerk.deliver(events.event("user.created", ADA), "msg_a")
     for _ in range(3):
@@ -294,7 +294,7 @@ def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *itertools.chain.from_iterable(paths(each, (*path, key)) for key, each in inner)]
 
 
-def replaced(event: Json, path: tuple[Any, ...], value: Any) -> Json:
+def replace_value(event: Json, path: tuple[Any, ...], value: Any) -> Json:
     changed = copy.deepcopy(event)
     target = changed
     for step in path[:-1]:
@@ -315,7 +315,7 @@ def test_a_wrong_shape_anywhere_is_stored_and_never_raises(
             continue
         for value in ODD[number % step :: step]:
             with clerk.database.connection.transaction(force_rollback=True):
-                outcome = clerk.deliver(replaced(event, path, value), "msg_odd")
+                outcome = clerk.deliver(replace_value(event, path, value), "msg_odd")
                 stored = clerk.inbox("msg_odd")
             assert outcome == stored["outcome"], path
             assert outcome in {"processed", "stale", "ignored", "failed"}, path
@@ -348,7 +348,7 @@ def test_any_json_in_any_place_is_stored_and_never_raises(clerk: Clerk, data: st
     for path in data.draw(st.lists(st.sampled_from(paths(event["data"])[1:]), min_size=1, max_size=3)):
         changed = data.draw(json_values)
         try:
-            event = replaced(event, ("data", *path), changed)
+            event = replace_value(event, ("data", *path), changed)
         except (TypeError, KeyError, IndexError):
             continue  # an earlier replacement took the place away
     with clerk.database.connection.transaction(force_rollback=True):
@@ -363,7 +363,7 @@ def test_a_picture_that_is_no_web_address_is_left_out(clerk: Clerk, url: Any) ->
     assert clerk.profile()["avatar_url"] is None
 
 
-def test_errors_hold_nothing_of_the_payload(clerk: Clerk, broken: None) -> None:
+def test_errors_hold_nothing_of_the_payload(clerk: Clerk, broken_profiles: None) -> None:
     marked: list[Json] = [
         events.event("user.created", ADA | {"first_name": "SECRET", "last_name": "SECRET"}),
         events.event("organizationMembership.created", {"id": "orgmem_1", "updated_at": START, "role": "SECRET"}),
@@ -919,7 +919,10 @@ def test_an_organization_and_a_person_who_works_in_it_may_be_deleted_at_once(con
     receive = "select public.receive_clerk_event(%s, %s)"
     holder.execute(receive, ("msg_0", json.dumps(events.event("organizationMembership.created", member(ADA)))))
     holder.execute("update public.profiles set current_organization_id = (select id from public.organizations)")
-    deletions = [events.deleted("user", "user_ada", LATER), events.deleted("organization", "org_acme", LATER)]
+    deletions = [
+        events.deletion_event("user", "user_ada", LATER),
+        events.deletion_event("organization", "org_acme", LATER),
+    ]
     with ThreadPoolExecutor(2) as threads, holder.transaction():
         holder.execute("select from public.profiles for update")
         for connection, event in zip(others, deletions, strict=True):

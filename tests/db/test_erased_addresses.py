@@ -28,7 +28,7 @@ FAR = START + 1_000_000 * MINUTE  # after any request that a test makes
 ON_THE_WAY = {"realtime.messages"}
 
 
-def told(kind: str, data: Json, timestamp: int | None = None) -> Step:
+def send(kind: str, data: Json, timestamp: int | None = None) -> Step:
     """A message of Clerk's. Its id is its content's, so that another order does not make it another message."""
     event = json.dumps(events.event(kind, data, timestamp))
 
@@ -40,32 +40,32 @@ def told(kind: str, data: Json, timestamp: int | None = None) -> Step:
 
 
 def person(clerk_id: str, email: str, updated_at: int = START, **changes: Any) -> Step:
-    return told("user.updated", events.user(clerk_id, updated_at, email, **changes))
+    return send("user.updated", events.user(clerk_id, updated_at, email, **changes))
 
 
-def deleted(clerk_id: str, at: int = DELETED_AT) -> Step:
-    return told("user.deleted", {"object": "user", "id": clerk_id, "deleted": True}, at)
+def delete_user(clerk_id: str, at: int = DELETED_AT) -> Step:
+    return send("user.deleted", {"object": "user", "id": clerk_id, "deleted": True}, at)
 
 
-def sent(clerk_id: str, email: str, at: int, status: str = "pending") -> Json:
+def make_invitation(clerk_id: str, email: str, at: int, status: str = "pending") -> Json:
     return events.invitation(clerk_id, "org_acme", status, at, email_address=email, created_at=at)
 
 
-def invited(clerk_id: str, email: str, at: int) -> Step:
-    return told("organizationInvitation.created", sent(clerk_id, email, at))
+def invite(clerk_id: str, email: str, at: int) -> Step:
+    return send("organizationInvitation.created", make_invitation(clerk_id, email, at))
 
 
-def answered(clerk_id: str, email: str, at: int, answer: str) -> Step:
-    return told(f"organizationInvitation.{answer}", sent(clerk_id, email, at, answer), at + SECOND)
+def answer_invitation(clerk_id: str, email: str, at: int, answer: str) -> Step:
+    return send(f"organizationInvitation.{answer}", make_invitation(clerk_id, email, at, answer), at + SECOND)
 
 
-def listed(kind: str, *objects: Json, at: int = START) -> Step:
+def merge_listed(kind: str, *objects: Json, at: int = START) -> Step:
     """A page of Clerk's list, as `ballast clerk backfill` merges it."""
     merge = "select app.merge_clerk_page(%s, %s, to_timestamp(%s / 1000.0), 'backfill')"
     return lambda database: database.value(merge, kind, json.dumps(objects), at)
 
 
-def requested(clerk_id: str) -> Step:
+def request_erasure(clerk_id: str) -> Step:
     """The person asks, and the service does what there is to do."""
 
     def step(database: Database) -> None:
@@ -99,8 +99,8 @@ def first(known: Step, then: Step, *others: Step) -> Iterator[Order]:
     return (order for order in every if order.index(known) < order.index(then))
 
 
-ADA, ADA_GOES = person("user_ada", X), deleted("user_ada")
-OLD, NEW = invited("old", X, BEFORE), invited("new", X, AFTER)
+ADA, ADA_GOES = person("user_ada", X), delete_user("user_ada")
+OLD, NEW = invite("old", X, BEFORE), invite("new", X, AFTER)
 
 
 def test_an_invitation_from_before_the_deletion_is_gone(database: Database) -> None:
@@ -112,34 +112,34 @@ def test_one_from_after_it_is_shown(database: Database) -> None:
 
 
 def test_one_from_the_moment_of_the_deletion_is_gone(database: Database) -> None:
-    assert ends(database, any_order(ADA, invited("then", X, DELETED_AT), ADA_GOES)) == {""}
+    assert ends(database, any_order(ADA, invite("then", X, DELETED_AT), ADA_GOES)) == {""}
 
 
 def test_to_somebody_who_is_still_there_it_is_shown(database: Database) -> None:
-    assert ends(database, any_order(ADA, OLD, person("user_ben", Y), deleted("user_ben"))) == {"old"}
+    assert ends(database, any_order(ADA, OLD, person("user_ben", Y), delete_user("user_ben"))) == {"old"}
 
 
 def test_upper_and_lower_case_are_the_same_address(database: Database) -> None:
-    assert ends(database, any_order(person("user_ada", "X@example.com"), ADA_GOES, invited("old", "x@Example.com", BEFORE))) == {""}  # fmt: skip
+    assert ends(database, any_order(person("user_ada", "X@example.com"), ADA_GOES, invite("old", "x@Example.com", BEFORE))) == {""}  # fmt: skip
 
 
 @pytest.mark.parametrize("answer", ["accepted", "revoked"])
 def test_an_answer_before_or_after_it_changes_nothing(database: Database, answer: str) -> None:
-    assert ends(database, any_order(ADA, OLD, ADA_GOES, answered("old", X, BEFORE, answer))) == {""}
-    assert ends(database, any_order(ADA, NEW, ADA_GOES, answered("new", X, AFTER, answer))) == {""}
+    assert ends(database, any_order(ADA, OLD, ADA_GOES, answer_invitation("old", X, BEFORE, answer))) == {""}
+    assert ends(database, any_order(ADA, NEW, ADA_GOES, answer_invitation("new", X, AFTER, answer))) == {""}
 
 
 def test_every_address_counts_that_a_message_gave_the_person(database: Database) -> None:
     moved = person("user_ada", Y, START + MINUTE)
     assert ends(database, any_order(ADA, moved, OLD, ADA_GOES)) == {""}
-    assert ends(database, any_order(ADA, moved, invited("old", Y, BEFORE), ADA_GOES)) == {""}
+    assert ends(database, any_order(ADA, moved, invite("old", Y, BEFORE), ADA_GOES)) == {""}
 
 
 def test_an_address_counts_when_it_is_verified_not_when_it_was_typed_in(database: Database) -> None:
     second = {"id": "idn_2", "email_address": Y, "verification": {"status": "verified"}}
     typed = {"id": "idn_3", "email_address": "typed@example.com", "verification": {"status": "unverified"}}
     has = person("user_ada", X, email_addresses=[second, typed])
-    old = [invited("old", Y, BEFORE), invited("typed", "typed@example.com", BEFORE)]
+    old = [invite("old", Y, BEFORE), invite("typed", "typed@example.com", BEFORE)]
     assert ends(database, any_order(has, *old, ADA_GOES)) == {"typed"}
 
 
@@ -147,48 +147,50 @@ def test_who_has_the_address_next_does_not_change_it(database: Database) -> None
     ben = person("user_ben", X, AFTER)
     assert ends(database, any_order(ADA, OLD, ADA_GOES, ben)) == {""}
     assert ends(database, any_order(ADA, NEW, ADA_GOES, ben)) == {"new"}
-    assert ends(database, any_order(ADA_GOES, ben, NEW, deleted("user_ben", AFTER + MINUTE))) == {""}
+    assert ends(database, any_order(ADA_GOES, ben, NEW, delete_user("user_ben", AFTER + MINUTE))) == {""}
 
 
 def test_an_address_that_somebody_had_before_counts_after_its_next_owner_was_erased(database: Database) -> None:
     """The first erasure takes the address out of messages, of which those about the other person are not the source."""
-    moved, ben, ben_goes = person("user_ada", Y, START + MINUTE), person("user_ben", X), deleted("user_ben", BEFORE)
-    between = invited("between", X, BEFORE + SECOND)
+    moved, ben, ben_goes = person("user_ada", Y, START + MINUTE), person("user_ben", X), delete_user("user_ben", BEFORE)
+    between = invite("between", X, BEFORE + SECOND)
     orders = ((ADA, moved, *order) for order in any_order(ben, ben_goes, between, ADA_GOES))
     assert ends(database, orders) == {""}
 
 
 def test_the_last_of_several_deletions_counts(database: Database) -> None:
-    assert ends(database, any_order(ADA, ADA_GOES, NEW, deleted("user_ada", AFTER))) == {""}
+    assert ends(database, any_order(ADA, ADA_GOES, NEW, delete_user("user_ada", AFTER))) == {""}
 
 
 def test_a_request_counts_from_when_it_was_made(database: Database) -> None:
-    ask, later = requested("user_ada"), invited("later", X, FAR + MINUTE)
+    ask, later = request_erasure("user_ada"), invite("later", X, FAR + MINUTE)
     assert ends(database, first(ADA, ask, OLD, later)) == {"later"}
     # Clerk's own deletion, which follows, counts too. One from before the request does not make it smaller.
-    assert ends(database, first(ADA, ask, invited("between", X, FAR - MINUTE), deleted("user_ada", FAR))) == {""}
+    assert ends(database, first(ADA, ask, invite("between", X, FAR - MINUTE), delete_user("user_ada", FAR))) == {""}
     assert ends(database, first(ADA, ask, NEW, ADA_GOES)) == {""}
 
 
 def test_a_page_of_clerks_list_is_like_a_message(database: Database) -> None:
-    users = listed("user", events.user("user_ada", email=X))
-    invitations = listed("invitation", sent("old", X, BEFORE), sent("new", X, AFTER), at=AFTER)
+    users = merge_listed("user", events.user("user_ada", email=X))
+    invitations = merge_listed(
+        "invitation", make_invitation("old", X, BEFORE), make_invitation("new", X, AFTER), at=AFTER
+    )
     assert ends(database, any_order(users, invitations, ADA_GOES)) == {"new"}
     assert ends(database, any_order(ADA, invitations, ADA_GOES, OLD)) == {"new"}
-    assert ends(database, first(users, requested("user_ada"), OLD, invitations)) == {""}
+    assert ends(database, first(users, request_erasure("user_ada"), OLD, invitations)) == {""}
 
 
 def test_a_page_tells_of_every_address_too(database: Database) -> None:
     user = events.user("user_ada", email=X)
     user["email_addresses"].append({"id": "idn_2", "email_address": Y, "verification": {"status": "verified"}})
-    users, old = listed("user", user), invited("old", Y, BEFORE)
+    users, old = merge_listed("user", user), invite("old", Y, BEFORE)
     assert ends(database, any_order(users, old, ADA_GOES)) == {""}
 
 
 def test_the_address_is_kept_nowhere(database: Database) -> None:
-    revoked = answered("revoked", X, BEFORE, "revoked")
+    revoked = answer_invitation("revoked", X, BEFORE, "revoked")
     messages = (ADA, OLD, ADA_GOES, revoked)
-    for order in (*any_order(*messages), *first(ADA, requested("user_ada"), OLD, revoked)):
+    for order in (*any_order(*messages), *first(ADA, request_erasure("user_ada"), OLD, revoked)):
         with database.connection.transaction(force_rollback=True):
             for step in order:
                 step(database)
@@ -202,8 +204,8 @@ def test_an_invitation_that_is_not_to_be_shown_is_not_missing(database: Database
     ADA(database)
     ADA_GOES(database)
     differences = "select count(*) from app.clerk_differences('invitation', %s, to_timestamp(%s / 1000.0))"
-    assert database.value(differences, json.dumps([sent("old", X, BEFORE)]), FAR) == 0
-    assert database.value(differences, json.dumps([sent("new", X, AFTER)]), FAR) == 1
+    assert database.value(differences, json.dumps([make_invitation("old", X, BEFORE)]), FAR) == 0
+    assert database.value(differences, json.dumps([make_invitation("new", X, AFTER)]), FAR) == 1
 
 
 @pytest.fixture

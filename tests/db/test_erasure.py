@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from tests import events, people
 from tests.conftest import Database
-from tests.people import ADA, ADA_EMAILS, ALIKE, BEN, CLEO, FAR, call, identifiers, rows_with, scan
+from tests.people import ADA, ADA_EMAILS, BEN, CLEO, FAR, SIMILAR, call, identifiers, rows_with, scan
 
 # Supabase drops these by itself, days later.
 ON_THE_WAY = {"realtime.messages"}
 
 
-def erased(database: Database, receipt: str) -> dict[str, Any]:
+def finish_erasure(database: Database, receipt: str) -> dict[str, Any]:
     """Continues until it is erased, as the service does; each step would be a transaction of its own."""
     for _ in range(20):
         step: dict[str, Any] = call(database, "continue_erasure", receipt=receipt)
@@ -30,12 +30,12 @@ def erased(database: Database, receipt: str) -> dict[str, Any]:
 
 def erase(database: Database, user_id: str = ADA) -> dict[str, Any]:
     asked = call(database, "request_erasure", clerk_user_id=user_id, requested_by="person")
-    step = erased(database, asked["receipt"])
+    step = finish_erasure(database, asked["receipt"])
     call(database, "end_erasure", receipt=asked["receipt"], is_stored=True)
     return step
 
 
-def found(database: Database, texts: list[str]) -> dict[str, int]:
+def find_texts(database: Database, texts: list[str]) -> dict[str, int]:
     return {table: rows for table, rows in scan(database, *texts).items() if table not in ON_THE_WAY}
 
 
@@ -52,7 +52,7 @@ def test_nothing_is_left(world: Database) -> None:
     texts = identifiers(world)
     assert len(scan(world, *texts)) >= 10
     counts = erase(world)["counts"]
-    assert found(world, texts) == {}
+    assert find_texts(world, texts) == {}
     assert counts.keys() >= {
         "public.profiles",
         "public.specimens",
@@ -77,7 +77,7 @@ def test_whose_ids_and_addresses_are_like_hers_stay_whole(world: Database) -> No
     def mentions() -> list[int]:
         return [
             world.value("select count(*) from public.audit_logs as a where position(%s in a::text) > 0", text)
-            for text in (*ALIKE, *ALIKE.values())
+            for text in (*SIMILAR, *SIMILAR.values())
         ]  # fmt: skip
 
     before = mentions()
@@ -135,11 +135,11 @@ def test_hidden_at_once_and_erased_in_steps(world: Database) -> None:
 def test_asking_again_gives_the_same_receipt_and_changes_nothing(world: Database) -> None:
     first = call(world, "request_erasure", clerk_user_id=ADA, requested_by="person")["receipt"]
     assert call(world, "request_erasure", clerk_user_id=ADA, requested_by="person")["receipt"] == first
-    erased(world, first)
+    finish_erasure(world, first)
     call(world, "end_erasure", receipt=first, is_stored=False)
     again = call(world, "request_erasure", clerk_user_id=ADA, requested_by="administrator")
     assert (again["receipt"], again["state"]) == (first, "complete")
-    assert erased(world, first)["state"] == "complete"
+    assert finish_erasure(world, first)["state"] == "complete"
 
 
 def test_the_receipt_tells_how_far_it_is_and_not_who(world: Database) -> None:
@@ -181,9 +181,9 @@ def test_who_is_deleted_at_clerk_is_erased_too(world: Database) -> None:
     [(receipt, requested_by)] = world.rows("select receipt::text, requested_by from app.erasure_log")
     assert requested_by == "clerk"
     # The account is gone there: nobody has to ask Clerk.
-    assert erased(world, receipt)["to_delete_at_clerk"] is None
+    assert finish_erasure(world, receipt)["to_delete_at_clerk"] is None
     call(world, "end_erasure", receipt=receipt, is_stored=True)
-    assert found(world, texts) == {}
+    assert find_texts(world, texts) == {}
 
 
 def test_what_clerk_goes_on_telling_leaves_no_trace(world: Database) -> None:
@@ -198,7 +198,7 @@ def test_what_clerk_goes_on_telling_leaves_no_trace(world: Database) -> None:
     late.send("organizationMembership.deleted", events.membership("orgmem_0", acme, user, "org:admin", updated_at=FAR))
     late.send("organizationMembership.created", events.membership("orgmem_99", acme, user, "org:admin", updated_at=FAR))
     late.send("session.removed", {"id": "sess_1", "user_id": ADA}, FAR, expected="ignored")
-    assert found(world, texts) == {}
+    assert find_texts(world, texts) == {}
     # What else they tell is not lost.
     assert world.value("select name from public.organizations where clerk_org_id = 'org_acme'") == "Acme after Ada"
     assert world.value("select count(*) from public.profiles where clerk_user_id = %s", ADA) == 0
@@ -216,7 +216,7 @@ def test_a_message_that_failed_and_is_of_others_can_still_be_applied(world: Data
 
 def test_clerk_is_to_be_asked_until_it_is_done(world: Database) -> None:
     receipt = call(world, "request_erasure", clerk_user_id=ADA, requested_by="person")["receipt"]
-    step = erased(world, receipt)
+    step = finish_erasure(world, receipt)
     assert (step["state"], step["to_delete_at_clerk"]) == ("erased", ADA)
     assert world.rows("select * from public.pending_erasures()") == [(UUID(receipt),)]
     call(world, "postpone_erasure", receipt=receipt, error="ClerkCallFailed: 503")
@@ -250,7 +250,7 @@ def test_who_comes_back_with_another_account_meanwhile_keeps_what_is_theirs(worl
     world.execute("insert into public.profiles (clerk_user_id, email) values ('user_2AdaAgain', %s)", ADA_EMAILS[1])
     invitation = events.invitation("orginv_again", "org_initech", email_address=ADA_EMAILS[1], created_at=FAR)
     message_id = people.Sender(world, first=500).send("organizationInvitation.created", invitation)
-    erased(world, receipt)
+    finish_erasure(world, receipt)
     query = "select clerk_invitation_id from public.organization_invitations where lower(email) = lower(%s)"
     assert world.rows(query, ADA_EMAILS[1]) == [("orginv_again",)]
     assert world.value("select event ? 'erased' from app.webhook_events where message_id = %s", message_id) is False
@@ -263,7 +263,7 @@ def test_no_sign_before_or_after_hides_an_address(world: Database, note: str) ->
                json.dumps({"about": ADA, "note": text, "list": [{"deep": [text]}]}))  # fmt: skip
     texts = identifiers(world)
     erase(world)
-    assert found(world, texts) == {}
+    assert find_texts(world, texts) == {}
 
 
 @pytest.mark.parametrize(("address", "text"), [
@@ -305,7 +305,7 @@ def test_a_token_in_the_name_of_whom_an_erased_person_helped_names_nobody(world:
     )
     world.execute("""select set_config('request.jwt.claims', '{"role": "service_role"}', true)""")
     world.execute("select app.log_audit_event(null, %s, 'job.done', 'job', null, '{}')", texts[0])
-    assert found(world, texts) == {}
+    assert find_texts(world, texts) == {}
 
 
 def test_a_failed_message_about_others_is_not_lost_with_an_address_in_it(world: Database) -> None:
@@ -317,7 +317,7 @@ def test_a_failed_message_about_others_is_not_lost_with_an_address_in_it(world: 
     world.execute("alter table public.organizations drop constraint broken")
     texts = identifiers(world)
     erase(world)
-    assert found(world, texts) == {}
+    assert find_texts(world, texts) == {}
     assert world.value("select app.retry_clerk_event(%s)", message_id) == "processed"
     assert world.value("select count(*) from public.organizations where name = 'Umbrella'") == 1
 
@@ -333,7 +333,7 @@ def test_a_locked_row_does_not_keep_clerks_deletion_from_hiding_the_person(world
     assert world.rows("select full_name, banned from public.profiles where clerk_user_id = %s", ADA) == [(None, True)]
     world.execute("drop trigger fail on public.specimens")
     [[receipt]] = world.rows("select receipt::text from app.erasure_log")
-    assert erased(world, receipt)["state"] == "erased"
+    assert finish_erasure(world, receipt)["state"] == "erased"
 
 
 # --- backups
@@ -350,9 +350,9 @@ def test_a_restored_backup_forgets_again_whom_the_ledger_names(world: Database) 
     ]  # of somebody it never knew
     returned = world.rows("select app.replay_erasures(%s)::text", json.dumps(ledger))
     assert returned == [(ledger[0]["receipt"],)]
-    erased(world, ledger[0]["receipt"])
+    finish_erasure(world, ledger[0]["receipt"])
     call(world, "end_erasure", receipt=ledger[0]["receipt"], is_stored=True)
-    assert found(world, texts) == {}
+    assert find_texts(world, texts) == {}
     assert world.rows("select clerk_id from app.clerk_tombstones where clerk_id = %s", "ab" * 32) == [("ab" * 32,)]
     assert world.rows("select app.replay_erasures(%s)", json.dumps(ledger)) == []
 
@@ -363,9 +363,9 @@ def test_a_backup_from_before_there_was_a_salt_is_understood(world: Database) ->
         entry = erase(world)
     world.execute("update app.settings set erasure_salt = decode(repeat('ab', 32), 'hex')")
     [[receipt]] = world.rows("select app.replay_erasures(%s)::text", json.dumps([entry]))
-    erased(world, receipt)
+    finish_erasure(world, receipt)
     call(world, "end_erasure", receipt=receipt, is_stored=True)
-    assert found(world, texts) == {}
+    assert find_texts(world, texts) == {}
 
 
 # --- what the rest stands on

@@ -79,7 +79,7 @@ def acme(database: Database) -> UUID:
     return database.value("select id from public.organizations where clerk_org_id = 'org_mail'")  # type: ignore[no-any-return]
 
 
-def joined(database: Database, user_id: str, **row: object) -> None:
+def join_acme(database: Database, user_id: str, **row: object) -> None:
     database.execute(
         "insert into public.organization_memberships (organization_id, user_id, role) values (%s, %s, 'member')",
         acme(database),
@@ -91,7 +91,7 @@ NEW = "user_2MailNew"
 EMAILS[NEW] = "new@mail.example"
 
 
-def signed_up(database: Database, ago: str = "0 s", **changes: object) -> None:
+def sign_up(database: Database, ago: str = "0 s", **changes: object) -> None:
     Sender(database, first=2000).send("user.created", user(database, NEW, ago, **changes))
 
 
@@ -111,7 +111,7 @@ def failing_webhook(database: Database, number: int = 1) -> None:
 
 
 def test_who_signs_up_is_welcomed_once(mail: Database) -> None:
-    signed_up(mail)
+    sign_up(mail)
     assert outbox(mail, "template, audience, person_id, state") == [("welcome", "person", person(mail, NEW), "queued")]
     sender = Sender(mail, first=3000)
     for minutes in (1, 2):  # the address goes and comes back
@@ -125,13 +125,13 @@ def test_who_signs_up_is_welcomed_once(mail: Database) -> None:
 
 
 def test_whom_a_backfill_brings_is_not_welcomed(mail: Database) -> None:
-    signed_up(mail, "3 days")
+    sign_up(mail, "3 days")
     assert outbox(mail) == []
 
 
 def test_owners_and_admins_hear_who_joined_and_nobody_else(mail: Database) -> None:
-    signed_up(mail)
-    joined(mail, NEW)
+    sign_up(mail)
+    join_acme(mail, NEW)
     told = mail.rows(
         "select person_id, about_id, organization_id from app.email_outbox where template = 'member_joined'"
     )
@@ -154,8 +154,8 @@ def test_a_new_role_is_told_to_the_person(mail: Database) -> None:
 
 
 def test_a_role_in_the_first_minutes_is_no_change(mail: Database) -> None:
-    signed_up(mail)
-    joined(mail, NEW)
+    sign_up(mail)
+    join_acme(mail, NEW)
     mail.execute("update public.organization_memberships set role = 'owner' where user_id = %s", person(mail, NEW))
     assert ("role_changed",) not in outbox(mail)
 
@@ -231,8 +231,8 @@ def test_without_an_operator_nobody_is_told(mail: Database) -> None:
 
 def test_mail_is_rolled_back_with_what_it_tells(mail: Database) -> None:
     with mail.connection.transaction(force_rollback=True):
-        signed_up(mail)
-        joined(mail, NEW)
+        sign_up(mail)
+        join_acme(mail, NEW)
         assert len(outbox(mail)) == 2
     assert outbox(mail) == []
 
@@ -243,8 +243,8 @@ def test_mail_is_rolled_back_with_what_it_tells(mail: Database) -> None:
 @pytest.mark.parametrize("switch", ["update app.settings set mail_enabled = false", "set local app.no_mail = 'on'"])
 def test_switched_off_nothing_is_written(mail: Database, switch: str) -> None:
     mail.execute(switch)
-    signed_up(mail)
-    joined(mail, NEW)
+    sign_up(mail)
+    join_acme(mail, NEW)
     service(mail, "end_backup", id=backup(mail), status="failed")
     mail.value("select public.request_erasure(%s, 'person')", NEW)
     assert outbox(mail) == []
@@ -252,12 +252,12 @@ def test_switched_off_nothing_is_written(mail: Database, switch: str) -> None:
 
 def test_mail_is_off_until_it_is_switched_on(database: Database) -> None:
     assert database.value("select mail_enabled from app.settings") is False
-    signed_up(database)
+    sign_up(database)
     assert outbox(database) == []
 
 
 def test_what_waits_when_mail_is_switched_off_stays_where_it_is(mail: Database) -> None:
-    signed_up(mail)
+    sign_up(mail)
     mail.execute("update app.settings set mail_enabled = false")
     assert claim(mail) == []
     assert mail.value("select status from ops.mail_health") == "yellow"
@@ -273,8 +273,8 @@ def test_what_waits_when_mail_is_switched_off_stays_where_it_is(mail: Database) 
     ],
 )  # fmt: skip
 def test_who_cannot_or_will_not_have_it_gets_none(mail: Database, change: str, why: str) -> None:
-    signed_up(mail)
-    joined(mail, NEW)
+    sign_up(mail)
+    join_acme(mail, NEW)
     written = len(outbox(mail))
     mail.execute(change)
     assert mail.value("select app.enqueue_mail('welcome', %s)", person(mail, BEN)) is None  # before it is written
@@ -300,8 +300,8 @@ def test_preferences_of_any_shape_break_nothing(mail: Database, preferences: str
 
 
 def test_what_is_not_true_any_more_is_not_told(mail: Database) -> None:
-    signed_up(mail)
-    joined(mail, NEW)
+    sign_up(mail)
+    join_acme(mail, NEW)
     mail.execute("update public.organization_memberships set role = 'viewer' where user_id = %s", person(mail, BEN))
     mail.execute("delete from public.organization_memberships where organization_id = %s", acme(mail))
     assert [each["template"] for each in claim(mail)] == ["welcome"]
@@ -352,7 +352,7 @@ def test_two_who_claim_at_once_get_different_mail_and_nobody_waits(two: tuple[Da
 
 
 def test_what_a_killed_sender_claimed_is_claimed_again_after_some_minutes_with_the_same_id(mail: Database) -> None:
-    signed_up(mail)
+    sign_up(mail)
     (claimed,) = claim(mail)
     assert claim(mail) == []
     lease = mail.value("select next_attempt_at - now() from app.email_outbox")
@@ -362,7 +362,7 @@ def test_what_a_killed_sender_claimed_is_claimed_again_after_some_minutes_with_t
 
 
 def test_a_failure_is_tried_again_after_a_wait_that_doubles_and_given_up_after_a_day(mail: Database) -> None:
-    signed_up(mail)
+    sign_up(mail)
     waits = []
     while True:
         (claimed,) = claim(mail)
@@ -384,21 +384,21 @@ def test_a_failure_is_tried_again_after_a_wait_that_doubles_and_given_up_after_a
 
 
 def test_resend_may_ask_for_a_longer_wait(mail: Database) -> None:
-    signed_up(mail)
+    sign_up(mail)
     (claimed,) = claim(mail)
     service(mail, "end_mail", id=claimed["id"], state="queued", error="429", retry_after=3600)
     assert mail.value("select next_attempt_at - now() = interval '1 hour' from app.email_outbox")
 
 
 def test_what_is_too_late_is_given_up_even_when_nobody_tried(mail: Database) -> None:
-    signed_up(mail)
+    sign_up(mail)
     mail.execute("update app.email_outbox set give_up_at = now()")  # a restored backup, a scheduler that stood still
     assert claim(mail) == []
     assert outbox(mail, "state, error") == [("failed", "too_late")]
 
 
 def test_a_late_failure_does_not_undo_a_success(mail: Database) -> None:
-    signed_up(mail)
+    sign_up(mail)
     (claimed,) = claim(mail)
     assert service(mail, "end_mail", id=claimed["id"], state="sent", provider_id="re_1") == "sent"
     assert service(mail, "end_mail", id=claimed["id"], state="queued", error="timeout") == "sent"
@@ -416,15 +416,15 @@ def test_a_mail_ends_in_a_known_way_only(mail: Database, wrong: str | None) -> N
 # --- what became of it
 
 
-def sent(database: Database) -> str:
-    signed_up(database)
+def send_welcome(database: Database) -> str:
+    sign_up(database)
     (claimed,) = claim(database)
     service(database, "end_mail", id=claimed["id"], state="sent", provider_id="re_1")
     return claimed["id"]  # type: ignore[no-any-return]
 
 
 def test_what_resend_tells_counts_in_whatever_order(mail: Database) -> None:
-    mail_id = sent(mail)
+    mail_id = send_welcome(mail)
     for kind, then in (
         ("delivered", "delivered"),
         ("complained", "complained"),
@@ -437,7 +437,7 @@ def test_what_resend_tells_counts_in_whatever_order(mail: Database) -> None:
 
 
 def test_an_address_that_bounces_or_complains_gets_essential_mail_only(mail: Database) -> None:
-    sent(mail)
+    send_welcome(mail)
     service(mail, "record_mail_event", mail_id=None, provider_id="re_1", kind="bounced", address=EMAILS[NEW].upper())
     assert mail.rows("select person_id, address, reason from app.mail_suppressions") == [
         (person(mail, NEW), EMAILS[NEW], "bounced")
@@ -454,7 +454,7 @@ def test_an_address_that_bounces_or_complains_gets_essential_mail_only(mail: Dat
 def test_a_passing_bounce_or_one_of_a_former_address_is_no_reason(
     mail: Database, address: str | None, is_permanent: bool
 ) -> None:
-    mail_id = sent(mail)
+    mail_id = send_welcome(mail)
     service(
         mail,
         "record_mail_event",
@@ -469,7 +469,7 @@ def test_a_passing_bounce_or_one_of_a_former_address_is_no_reason(
 
 
 def test_a_delivery_that_is_told_before_the_sender_could_say_so_ends_the_mail(mail: Database) -> None:
-    signed_up(mail)
+    sign_up(mail)
     (claimed,) = claim(mail)
     assert service(mail, "record_mail_event", mail_id=claimed["id"], provider_id="re_1", kind="delivered")
     due(mail)
@@ -517,8 +517,8 @@ def test_an_erasure_that_a_restore_repeats_is_not_told_again(mail: Database) -> 
 
 
 def test_an_erasure_takes_the_mail_to_and_about_a_person(mail: Database) -> None:
-    signed_up(mail)
-    joined(mail, NEW)
+    sign_up(mail)
+    join_acme(mail, NEW)
     mail.execute(
         "insert into app.mail_suppressions select id, lower(email), 'bounced' from public.profiles where clerk_user_id = %s",
         NEW,
@@ -592,7 +592,7 @@ def test_health_says_what_to_do(mail: Database) -> None:
         return found
 
     assert health()[:2] == ("green", 0)
-    signed_up(mail)
+    sign_up(mail)
     assert health()[:2] == ("green", 1)
     mail.execute(
         "update app.email_outbox set created_at = now() - interval '2 hours', next_attempt_at = now() - interval '2 hours'"

@@ -15,7 +15,7 @@ from scripts.schema import migrations
 from scripts.scratch.postgres import Postgres, stop
 from tests import events, people
 from tests.conftest import Claims, Database, free_port_block
-from tests.people import ADA, ALIKE, BEN, CLEO
+from tests.people import ADA, BEN, CLEO, SIMILAR
 from tests.tenant_tables import TABLES
 
 ROLES = ("owner", "admin", "member", "viewer")
@@ -46,7 +46,7 @@ def tenant(database: Database, clerk_org_id: str) -> dict[str, Any]:
     return row(database, "select * from ops.tenants where clerk_org_id = %s", clerk_org_id)
 
 
-def refused(database: Database, statement: str, *values: object) -> str:
+def read_refusal(database: Database, statement: str, *values: object) -> str:
     """The server's error message and hint."""
     with pytest.raises(psycopg.DatabaseError) as refusal, database.connection.transaction():
         database.execute(statement, *values)
@@ -60,12 +60,12 @@ def refused(database: Database, statement: str, *values: object) -> str:
 def test_api_roles_cannot_use_ops(database: Database, role: str) -> None:
     with database.acting(role, {"sub": ADA, "role": role}):
         for view in views(database):
-            assert "permission denied for schema ops" in refused(database, f"select * from ops.{view}")
+            assert "permission denied for schema ops" in read_refusal(database, f"select * from ops.{view}")
         for call in (
             "retry_webhook('m')", "suspend_organization('o', 'r')", "resume_organization('o')", "explain_access('a', 'b')", "person_id('a')",
         ):  # fmt: skip
-            assert "permission denied for schema ops" in refused(database, f"select ops.{call}")
-        assert "permission denied" in refused(database, "select app.slow_queries()")
+            assert "permission denied for schema ops" in read_refusal(database, f"select ops.{call}")
+        assert "permission denied" in read_refusal(database, "select app.slow_queries()")
 
 
 def test_no_view_or_function_of_ops_is_granted_to_any_role(database: Database) -> None:
@@ -123,7 +123,7 @@ def test_tenants_shows_plan_seats_members_and_last_activity(world: Database) -> 
 def test_a_deleted_tenant_shows_when_it_will_be_purged(world: Database) -> None:
     world.execute(
         "select public.receive_clerk_event('msg_gone', %s)",
-        json.dumps(events.deleted("organization", "org_acme", events.START + events.MINUTE)),
+        json.dumps(events.deletion_event("organization", "org_acme", events.START + events.MINUTE)),
     )
     acme = tenant(world, "org_acme")
     assert (acme["state"], acme["seats_used"]) == ("deleted", 0)
@@ -144,7 +144,7 @@ def test_people_shows_organizations_and_state(world: Database) -> None:
 # --- webhooks ---
 
 
-def received(
+def store_event(
     database: Database, ago: str = "0", *, outcome: str = "processed", lag: str = "1 second", attempts: int = 1
 ) -> str:
     message_id = f"msg_ops_{next(message_numbers)}"
@@ -163,8 +163,8 @@ def test_without_any_event_the_advice_names_the_guide_for_the_endpoint(database:
 
 
 def test_webhook_health_is_green_if_events_arrive_and_are_applied(database: Database) -> None:
-    received(database, "2 days", lag="1 hour")
-    received(database, "1 hour")
+    store_event(database, "2 days", lag="1 hour")
+    store_event(database, "1 hour")
     found = row(database, "select * from ops.webhook_health")
     assert (found["received_24h"], found["failed"], found["oldest_failure_at"]) == (1, 0, None)
     assert 0.9 < found["lag"].total_seconds() < 1.1
@@ -175,12 +175,12 @@ def test_webhook_health_is_green_if_events_arrive_and_are_applied(database: Data
     ("lag", "light"), [("4 minutes", "green"), ("6 minutes", "yellow"), ("1 day", "yellow"), ("30 days", "green")]
 )
 def test_webhook_health_reports_a_late_event_unless_it_was_replayed(database: Database, lag: str, light: str) -> None:
-    received(database, lag=lag)
+    store_event(database, lag=lag)
     assert verdict(database, "webhook_health")[0] == light
 
 
 def test_a_ping_of_the_doctor_does_not_count_as_a_clerk_event(database: Database) -> None:
-    database.execute("update app.webhook_events set type = 'ballast.ping' where message_id = %s", received(database))
+    database.execute("update app.webhook_events set type = 'ballast.ping' where message_id = %s", store_event(database))
     assert row(database, "select received_24h, last_received_at from ops.webhook_health") == {
         "received_24h": 0, "last_received_at": None,
     }  # fmt: skip
@@ -188,8 +188,8 @@ def test_a_ping_of_the_doctor_does_not_count_as_a_clerk_event(database: Database
 
 @pytest.mark.parametrize(("ago", "light"), [("1 minute", "yellow"), ("7 hours", "red")])
 def test_webhook_health_is_yellow_after_a_failure_and_red_after_hours(database: Database, ago: str, light: str) -> None:
-    received(database, ago, outcome="failed")
-    received(database)
+    store_event(database, ago, outcome="failed")
+    store_event(database)
     status, advice = verdict(database, "webhook_health")
     assert (status, "ops.retry_webhook(message_id)" in advice) == (light, True)
 
@@ -204,7 +204,7 @@ def test_retry_webhook_applies_a_failed_event_again(database: Database) -> None:
     repeated = "select r.outcome, r.error from ops.webhook_failures as f cross join lateral ops.retry_webhook(f.message_id) as r"
     assert database.rows(repeated) == [("processed", None)]
     assert database.rows("select * from ops.retry_webhook(%s)", message_id) == [("processed", None)]
-    assert "No message msg_none was received. ops.webhook_failures" in refused(
+    assert "No message msg_none was received. ops.webhook_failures" in read_refusal(
         database, "select ops.retry_webhook('msg_none')"
     )
 
@@ -212,7 +212,7 @@ def test_retry_webhook_applies_a_failed_event_again(database: Database) -> None:
 # --- suspension ---
 
 
-def reach(database: Database, user_id: str) -> tuple[int, ...]:
+def explain_access(database: Database, user_id: str) -> tuple[int, ...]:
     """How many rows of each table the person can read, and how many organizations and topics their session has."""
     tables = ("organizations", "specimens", "organization_memberships", "audit_logs", "profiles")
     with database.acting("authenticated", {"sub": user_id, "role": "authenticated", "fva": [0, 0]}):
@@ -223,7 +223,7 @@ def reach(database: Database, user_id: str) -> tuple[int, ...]:
 
 
 def test_members_cannot_reach_a_suspended_organization_until_it_is_resumed(world: Database) -> None:
-    before = {person: reach(world, person) for person in (ADA, BEN, CLEO)}
+    before = {person: explain_access(world, person) for person in (ADA, BEN, CLEO)}
     answer = world.value("select ops.suspend_organization('org_acme', '  does not pay  ')")
     assert answer.startswith("Acme is suspended")
     acme = tenant(world, "org_acme")
@@ -237,16 +237,16 @@ def test_members_cannot_reach_a_suspended_organization_until_it_is_resumed(world
                 query = f"select count(*) from public.{table} where {column} = %s"
                 assert world.value(query, acme["id"]) == 0, (person, table)
             assert not world.value("select public.has_permission(%s, 'specimens:read')", acme["id"])
-            assert world.execute("update public.specimens set title = 'x'").rowcount == reach_of_others(
+            assert world.execute("update public.specimens set title = 'x'").rowcount == explain_access_of_others(
                 world, acme["id"]
             )
             session = world.value("select public.start_session()")
             assert "Acme" not in [each["name"] for each in session["organizations"]]
             assert not [topic for topic in world.value("select app.topics()") if str(acme["id"]) in topic]
             statement = "insert into public.specimens (organization_id, title) values (%s, 'x')"
-            assert "row-level security" in refused(world, statement, acme["id"])
+            assert "row-level security" in read_refusal(world, statement, acme["id"])
     world.execute("select ops.resume_organization('org_acme')")
-    after = {person: reach(world, person) for person in (ADA, BEN, CLEO)}
+    after = {person: explain_access(world, person) for person in (ADA, BEN, CLEO)}
     # Audit entries (index 3) are left out: the updates above, the suspension and its end added some.
     assert {person: counts[:3] + counts[4:] for person, counts in after.items()} == {
         person: counts[:3] + counts[4:] for person, counts in before.items()
@@ -254,7 +254,7 @@ def test_members_cannot_reach_a_suspended_organization_until_it_is_resumed(world
     assert tenant(world, "org_acme")["state"] == "active"
 
 
-def reach_of_others(database: Database, organization: object) -> int:
+def explain_access_of_others(database: Database, organization: object) -> int:
     """How many specimens of other organizations the caller may read, and so update."""
     return int(database.value("select count(*) from public.specimens where organization_id <> %s", organization))
 
@@ -288,11 +288,11 @@ def test_clerk_events_do_not_end_a_suspension(world: Database) -> None:
 
 def test_a_suspension_needs_an_organization_and_a_reason(world: Database) -> None:
     for reason in ("", "  ", None):
-        assert "A suspension needs a reason. Pass the reason" in refused(
+        assert "A suspension needs a reason. Pass the reason" in read_refusal(
             world, "select ops.suspend_organization('org_acme', %s)", reason
         )
     for call in ("suspend_organization('org_none', 'x')", "resume_organization('org_none')"):
-        assert "There is no organization org_none. Pass Clerk's id" in refused(world, f"select ops.{call}")
+        assert "There is no organization org_none. Pass Clerk's id" in read_refusal(world, f"select ops.{call}")
 
 
 # --- access ---
@@ -365,14 +365,14 @@ def test_explain_access_names_unknown_ambiguous_and_deleted_people_and_tenants(w
     assert (allowed, "the webhook has not arrived" in because) == (False, True)
     ((allowed, because),) = reasons(ADA, "org_none")
     assert (allowed, "No organization or more than one matches org_none" in because) == (False, True)
-    world.execute("update public.profiles set email = 'ben@example.com' where clerk_user_id = %s", next(iter(ALIKE)))
+    world.execute("update public.profiles set email = 'ben@example.com' where clerk_user_id = %s", next(iter(SIMILAR)))
     ((allowed, because),) = reasons("ben@example.com")
     assert (allowed, "or more than one matches" in because) == (False, True)
     world.execute("select app.begin_erasure(%s, 'administrator')", ADA)
     assert reasons(ADA) == {(False, "The person is being erased: their tokens are refused.")}
     world.execute(
         "select public.receive_clerk_event('msg_gone', %s)",
-        json.dumps(events.deleted("organization", "org_globex", events.START + events.MINUTE)),
+        json.dumps(events.deletion_event("organization", "org_globex", events.START + events.MINUTE)),
     )
     ((allowed, because),) = reasons(BEN, "org_globex")
     assert (allowed, "Globex was deleted in Clerk on" in because) == (False, True)
@@ -439,7 +439,7 @@ def job(database: Database, name: str) -> dict[str, Any]:
     return row(database, "select * from ops.jobs where name = %s", name)
 
 
-def ran(database: Database, name: str, *, ok: bool = True, ago: str = "0") -> None:
+def record_run(database: Database, name: str, *, ok: bool = True, ago: str = "0") -> None:
     with database.acting("service_role"):
         database.execute("select public.record_job(%s, %s, %s, 12)", name, json.dumps({"done": ok}), ok)
     database.execute("update app.job_runs set last_run_at = last_run_at - %s::interval where name = %s", ago, name)
@@ -448,7 +448,7 @@ def ran(database: Database, name: str, *, ok: bool = True, ago: str = "0") -> No
 @pytest.mark.parametrize("role", ["anon", "authenticated"])
 def test_only_the_service_can_record_a_job(database: Database, role: str) -> None:
     with database.acting(role):
-        assert "permission denied" in refused(database, "select public.record_job('x', '{}', true, 1)")
+        assert "permission denied" in read_refusal(database, "select public.record_job('x', '{}', true, 1)")
 
 
 def test_in_a_fresh_database_only_the_first_backup_and_drill_are_late(database: Database) -> None:
@@ -458,9 +458,9 @@ def test_in_a_fresh_database_only_the_first_backup_and_drill_are_late(database: 
 
 
 def test_a_run_is_recorded_with_its_report(database: Database) -> None:
-    ran(database, "erasures", ok=False)
-    ran(database, "erasures")
-    ran(database, "product-job")
+    record_run(database, "erasures", ok=False)
+    record_run(database, "erasures")
+    record_run(database, "product-job")
     found = job(database, "erasures")
     assert (found["failures"], found["last_report"], found["status"]) == (0, {"done": True}, "green")
     assert found["last_effect_at"] is not None
@@ -470,7 +470,7 @@ def test_a_run_is_recorded_with_its_report(database: Database) -> None:
 
 def test_a_failing_job_is_yellow_and_red_after_three_failures(database: Database) -> None:
     for light in ("yellow", "yellow", "red"):
-        ran(database, "name-changes", ok=False)
+        record_run(database, "name-changes", ok=False)
         assert job(database, "name-changes")["status"] == light
     assert row(database, "select late, which, status from ops.job_health") == {
         "late": 1, "which": "name-changes", "status": "red",
@@ -478,7 +478,7 @@ def test_a_failing_job_is_yellow_and_red_after_three_failures(database: Database
 
 
 def test_a_job_that_the_scheduler_no_longer_calls_is_reported(database: Database) -> None:
-    ran(database, "erasures", ago="2 hours")
+    record_run(database, "erasures", ago="2 hours")
     assert "stopped calling" in job(database, "erasures")["advice"]
 
 
@@ -578,10 +578,10 @@ def test_without_pg_stat_statements_slow_queries_is_empty_and_its_comment_explai
 
 
 @pytest.fixture
-def observed(home: Path, request: pytest.FixtureRequest, starts_servers: None) -> Iterator[Postgres]:
+def statistics_server(home: Path, request: pytest.FixtureRequest, starts_servers: None) -> Iterator[Postgres]:
     """A server started for one test, with or without the library of pg_stat_statements."""
     postgres = Postgres(
-        home / f"observed-{request.param}", free_port_block(), "test", request.config.getoption("--postgres")
+        home / f"statistics-{request.param}", free_port_block(), "test", request.config.getoption("--postgres")
     )
     process = postgres.start(fsync="off", shared_preload_libraries=request.param)
     try:
@@ -591,17 +591,17 @@ def observed(home: Path, request: pytest.FixtureRequest, starts_servers: None) -
         stop(process)
 
 
-@pytest.mark.parametrize("observed", [""], indirect=True)
-def test_the_extension_without_its_library_is_not_an_error(observed: Postgres) -> None:
-    with psycopg.connect(observed.url()) as connection:
+@pytest.mark.parametrize("statistics_server", [""], indirect=True)
+def test_the_extension_without_its_library_is_not_an_error(statistics_server: Postgres) -> None:
+    with psycopg.connect(statistics_server.url()) as connection:
         database = Database(connection)
         assert database.value("select count(*) from pg_extension where extname = 'pg_stat_statements'") == 1
         assert database.rows("select * from ops.slow_queries") == []
 
 
-@pytest.mark.parametrize("observed", ["pg_stat_statements"], indirect=True)
-def test_slow_queries_lists_the_queries_of_this_database_slowest_first(observed: Postgres) -> None:
-    with psycopg.connect(observed.url(), autocommit=True) as connection:
+@pytest.mark.parametrize("statistics_server", ["pg_stat_statements"], indirect=True)
+def test_slow_queries_lists_the_queries_of_this_database_slowest_first(statistics_server: Postgres) -> None:
+    with psycopg.connect(statistics_server.url(), autocommit=True) as connection:
         database = Database(connection)
         database.execute("select pg_sleep(0.05), 'a secret'")
         found = database.rows("select query, calls, mean_ms, role from ops.slow_queries")

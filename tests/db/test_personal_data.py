@@ -12,7 +12,7 @@ import pytest
 from scripts.schema.migrations import ROOT, run_file
 from tests import people
 from tests.conftest import Database
-from tests.people import ADA, ADA_EMAILS, ALIKE, BEN, CLEO, SECRET, call, identifiers, scan, tables
+from tests.people import ADA, ADA_EMAILS, BEN, CLEO, SECRET, SIMILAR, call, identifiers, scan, tables
 from tests.schema import SPECIMENS
 
 # Rows of hers that are no part of an export: on their way to her colleagues, and gone by themselves.
@@ -39,7 +39,7 @@ def pages(database: Database, export_id: str, page: int = 1000) -> dict[str, lis
             return records
 
 
-def exported(database: Database, user_id: str = ADA, page: int = 1000) -> dict[str, list[dict[str, Any]]]:
+def export_all(database: Database, user_id: str = ADA, page: int = 1000) -> dict[str, list[dict[str, Any]]]:
     begun = call(database, "begin_export", clerk_user_id=user_id, requested_by="administrator")
     records = pages(database, begun["export_id"], page)
     assert list(records) == [each["name"] for each in begun["domains"]]
@@ -150,7 +150,7 @@ def test_nobody_may_call_what_is_behind_them(database: Database) -> None:
 
 def test_an_export_has_every_row_that_a_scan_of_all_tables_finds(world: Database) -> None:
     found = scan(world, *identifiers(world))
-    records = exported(world)
+    records = export_all(world)
     relations = dict(world.rows("select domain, relation from app.personal_data where domain is not null"))
     counted: Counter[str] = Counter()
     for domain, rows in records.items():
@@ -163,7 +163,7 @@ def test_an_export_has_every_row_that_a_scan_of_all_tables_finds(world: Database
 
 
 def test_no_row_is_exported_twice(world: Database) -> None:
-    records = exported(world)
+    records = export_all(world)
     entries = [
         row["id"] for domain in ("activity", "activity_for_others", "activity_about_you") for row in records[domain]
     ]
@@ -171,16 +171,16 @@ def test_no_row_is_exported_twice(world: Database) -> None:
 
 
 def test_an_export_says_nothing_of_others(world: Database) -> None:
-    text = json.dumps(exported(world)).lower()
+    text = json.dumps(export_all(world)).lower()
     ids = [str(id) for (id,) in world.rows("select id from public.profiles where clerk_user_id <> %s", ADA)]
     others = [
         *ids,
         BEN,
         CLEO,
-        *ALIKE,
+        *SIMILAR,
         "ben@example",
         "cleo@example",
-        *ALIKE.values(),
+        *SIMILAR.values(),
         "203.0.113.2",
         "Browser of Ben",
         SECRET,
@@ -198,9 +198,9 @@ def test_pages_of_any_size_make_the_same_export(world: Database) -> None:
         }  # fmt: skip
 
     assert (
-        without_the_request(exported(world, page=1))
-        == without_the_request(exported(world, page=3))
-        == without_the_request(exported(world))
+        without_the_request(export_all(world, page=1))
+        == without_the_request(export_all(world, page=3))
+        == without_the_request(export_all(world))
     )
 
 

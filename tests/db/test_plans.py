@@ -30,7 +30,7 @@ OTHERS_PER_ORGANIZATION = 200
 @pytest.fixture(scope="module")
 def tenants(test_run: TestRun, request: pytest.FixtureRequest, starts_servers: None) -> Iterator[OwnDatabase]:
     """A database of its own, with 100 organizations: planners of other tests must not see these rows."""
-    with own_database(test_run.postgres("server", request.config.getoption("--postgres"), migrated=True)) as server:
+    with own_database(test_run.postgres("server", request.config.getoption("--postgres"), is_migrated=True)) as server:
         with psycopg.connect(server.url("supabase_admin")) as admin:
             fill(admin, SPECIMENS)
             admin.execute(

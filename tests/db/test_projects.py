@@ -17,7 +17,7 @@ PUBLISHING = [
 ]
 
 
-def published(database: Database) -> bool:
+def is_published(database: Database) -> bool:
     return bool(
         database.value(
             "select count(*) from pg_publication_tables where pubname = 'supabase_realtime' and tablename = 'projects'"
@@ -26,7 +26,7 @@ def published(database: Database) -> bool:
 
 
 def test_projects_are_published(database: Database) -> None:
-    assert published(database)
+    assert is_published(database)
 
 
 @pytest.mark.parametrize(
@@ -41,4 +41,4 @@ def test_the_migrations_find_what_a_hosted_project_may_have(database: Database, 
     for _ in range(2):
         for statement in PUBLISHING:
             database.execute(statement)
-        assert published(database)
+        assert is_published(database)

@@ -43,7 +43,7 @@ def forget(database: Database) -> None:
     database.execute("insert into heard select id from realtime.messages")
 
 
-def told(database: Database) -> list[Message]:
+def read_new_messages(database: Database) -> list[Message]:
     """The messages since forget() or the last call. Those of one transaction have one time: their order is not told."""
     rows = database.rows(
         "select topic, event, payload from realtime.messages where extension = 'broadcast' and private "
@@ -69,7 +69,7 @@ def test_a_new_row_is_told_with_its_readable_columns_on_its_organizations_topic(
 ) -> None:
     create(database, tenants["Acme"], "Apollo")
     row = database.value("select to_jsonb(p) from public.specimens as p")
-    assert told(database) == [
+    assert read_new_messages(database) == [
         (
             f"org:{tenants['Acme']}:specimens:read",
             "INSERT",
@@ -83,15 +83,15 @@ def test_columns_that_people_may_not_select_are_never_sent(database: Database, t
     database.execute("grant select (id, title) on public.specimens to authenticated")
     create(database, tenants["Acme"], "Apollo")
     database.execute("update public.specimens set title = 'Gemini', description = 'secret'")
-    records = [payload["record"].keys() for _, _, payload in told(database)]
+    records = [payload["record"].keys() for _, _, payload in read_new_messages(database)]
     assert records == [{"id", "title"}, {"id", "title"}]
 
 
 def test_a_deleted_row_is_told_by_its_key_alone(database: Database, tenants: dict[str, str]) -> None:
     create(database, tenants["Acme"], "Apollo")
-    [identifier] = [payload["record"]["id"] for _, _, payload in told(database)]
+    [identifier] = [payload["record"]["id"] for _, _, payload in read_new_messages(database)]
     database.execute("delete from public.specimens")
-    assert told(database) == [
+    assert read_new_messages(database) == [
         (
             f"org:{tenants['Acme']}:specimens:read",
             "DELETE",
@@ -108,25 +108,25 @@ def test_a_deleted_row_is_told_by_its_key_alone(database: Database, tenants: dic
 
 def test_an_update_is_told_where_somebody_could_see_it(database: Database, tenants: dict[str, str]) -> None:
     create(database, tenants["Acme"], "Apollo", "Gemini")
-    told(database)
+    read_new_messages(database)
     database.execute("update public.specimens set title = title")
-    assert told(database) == []
+    assert read_new_messages(database) == []
     database.execute("update public.specimens set title = 'Mercury' where title in ('Apollo', 'Mercury')")
-    [(_, event, payload)] = told(database)
+    [(_, event, payload)] = read_new_messages(database)
     assert (event, payload["record"]["title"], payload["old_record"]) == ("UPDATE", "Mercury", None)
     database.execute("revoke select on public.specimens from authenticated")
     database.execute("grant select (id) on public.specimens to authenticated")
     database.execute("update public.specimens set description = 'hidden'")
-    assert told(database) == []
+    assert read_new_messages(database) == []
 
 
 def test_a_row_that_moves_to_another_tenant_is_deleted_for_the_first(
     database: Database, tenants: dict[str, str]
 ) -> None:
     create(database, tenants["Acme"], "Apollo")
-    told(database)
+    read_new_messages(database)
     database.execute("update public.specimens set organization_id = %s", tenants["Globex"])
-    heard = {(topic, event): payload for topic, event, payload in told(database)}
+    heard = {(topic, event): payload for topic, event, payload in read_new_messages(database)}
     assert heard.keys() == {
         (f"org:{tenants['Globex']}:specimens:read", "UPDATE"),
         (f"org:{tenants['Acme']}:specimens:read", "DELETE"),
@@ -136,7 +136,7 @@ def test_a_row_that_moves_to_another_tenant_is_deleted_for_the_first(
 
 def test_one_statement_tells_each_tenant_of_its_own_rows(database: Database, tenants: dict[str, str]) -> None:
     database.execute("insert into public.specimens (organization_id, title) select id, name from public.organizations")
-    assert {(topic, payload["record"]["title"]) for topic, _, payload in told(database)} == {
+    assert {(topic, payload["record"]["title"]) for topic, _, payload in read_new_messages(database)} == {
         (f"org:{identifier}:specimens:read", name) for name, identifier in tenants.items()
     }
 
@@ -147,19 +147,19 @@ def test_a_thousand_rows_are_one_insert_of_messages(database: Database, tenants:
     statements = (
         "select count(distinct (xmin::text, cmin::text)) from realtime.messages where id not in (select id from heard)"
     )
-    assert (database.value(statements), len(told(database))) == (1, 1000)
+    assert (database.value(statements), len(read_new_messages(database))) == (1, 1000)
 
 
 def test_a_write_through_the_api_is_told_too(database: Database, tenants: dict[str, str]) -> None:
     with database.acting("authenticated", claims("cleo")):
         create(database, tenants["Acme"], "Apollo")
-    assert [event for _, event, _ in told(database)] == ["INSERT"]
+    assert [event for _, event, _ in read_new_messages(database)] == ["INSERT"]
 
 
 def test_members_and_invitations_are_told_to_who_may_read_members(database: Database, tenants: dict[str, str]) -> None:
     topic = f"org:{tenants['Acme']}:members:read"
     database.execute("update public.organization_memberships set role = 'viewer' where role = 'member'")
-    [(where, event, payload)] = told(database)
+    [(where, event, payload)] = read_new_messages(database)
     assert (where, event, payload["table"], payload["record"]["role"]) == (
         topic,
         "UPDATE",
@@ -170,16 +170,18 @@ def test_members_and_invitations_are_told_to_who_may_read_members(database: Data
         "insert into public.organization_invitations (organization_id, clerk_invitation_id, email, role) values (%s, 'orginv_1', 'x@example.com', 'member')",
         tenants["Acme"],
     )
-    assert [(where, payload["table"]) for where, _, payload in told(database)] == [(topic, "organization_invitations")]
+    assert [(where, payload["table"]) for where, _, payload in read_new_messages(database)] == [
+        (topic, "organization_invitations")
+    ]
 
 
 def test_an_organization_that_is_purged_takes_its_specimens_with_it(
     database: Database, tenants: dict[str, str]
 ) -> None:
     create(database, tenants["Acme"], "Apollo")
-    told(database)
+    read_new_messages(database)
     database.execute("delete from public.organizations where name = 'Acme'")
-    assert {(payload["table"], event) for _, event, payload in told(database)} == {
+    assert {(payload["table"], event) for _, event, payload in read_new_messages(database)} == {
         ("specimens", "DELETE"), ("organization_memberships", "DELETE"),
     }  # fmt: skip
 
@@ -218,7 +220,7 @@ def test_the_next_table_is_one_line(database: Database, tenants: dict[str, str])
     database.execute("delete from public.probes")
     key = {"organization_id": tenants["Acme"], "number": 1}
     topic = f"org:{tenants['Acme']}:billing:read"
-    assert [(where, event, payload["record"], payload["old_record"]) for where, event, payload in told(database)] == [
+    assert [(where, event, payload["record"], payload["old_record"]) for where, event, payload in read_new_messages(database)] == [
         (topic, "INSERT", key | {"total": 9.5}, None), (topic, "DELETE", None, key),
     ]  # fmt: skip
 
@@ -317,14 +319,14 @@ def test_messages_cannot_be_changed_by_people(database: Database, tenants: dict[
 # --- tables of any shape
 
 
-def heard_of(database: Database, definition: str, granted: str, *statements: str) -> list[dict[str, Any]]:
+def record_broadcasts(database: Database, definition: str, granted: str, *statements: str) -> list[dict[str, Any]]:
     """What a table of that shape broadcasts of the statements."""
     database.execute(f"create table public.shaped ({definition})")
     database.execute(f"grant select ({granted}) on public.shaped to authenticated")
     database.execute("select app.broadcast('public.shaped', 'specimens:read')")
     for statement in statements:
         database.execute(statement)
-    return [payload for _, _, payload in told(database)]
+    return [payload for _, _, payload in read_new_messages(database)]
 
 
 @pytest.mark.parametrize(
@@ -337,7 +339,7 @@ def heard_of(database: Database, definition: str, granted: str, *statements: str
 def test_a_column_of_any_name_neither_leaks_nor_silences(
     database: Database, tenants: dict[str, str], name: str, kind: str, value: str
 ) -> None:
-    payloads = heard_of(
+    payloads = record_broadcasts(
         database, f"id integer primary key, organization_id uuid, {name} {kind}", "id, organization_id",
         f"insert into public.shaped values (1, '{tenants['Acme']}', '{value}')",
         "update public.shaped set id = 2", "delete from public.shaped",
@@ -354,7 +356,7 @@ def test_a_deletion_tells_no_included_and_no_hidden_column_of_the_key(
 ) -> None:
     insert = f"insert into public.shaped values (1, 2, '{tenants['Acme']}', 'LEAK')"
     definition = "id integer, part integer, organization_id uuid, secret text, primary key (id, part) include (secret)"
-    payloads = heard_of(database, definition, "id, organization_id", insert, "delete from public.shaped")
+    payloads = record_broadcasts(database, definition, "id, organization_id", insert, "delete from public.shaped")
     assert payloads[1]["old_record"] == {"id": 1}
     assert "LEAK" not in str(payloads)
 

@@ -9,7 +9,7 @@ import pytest
 from scripts.schema.migrations import ROOT
 from tests.conftest import Database
 from tests.tenant_tables import permissions_of
-from tests.unfiltered_writes import unfiltered_writes
+from tests.unfiltered_writes import find_unfiltered_writes
 
 OURS = "('public', 'app', 'ops')"
 
@@ -117,7 +117,7 @@ def functions_with_unfiltered_writes(database: Database) -> dict[str, list[str]]
         f"""select p.oid::regprocedure::text, coalesce(pg_get_function_sqlbody(p.oid), p.prosrc)
         from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace where n.nspname in {OURS}"""
     )
-    return {name: writes for name, source in functions if (writes := unfiltered_writes(source))}
+    return {name: writes for name, source in functions if (writes := find_unfiltered_writes(source))}
 
 
 def test_no_function_changes_every_row_of_a_table(database: Database) -> None:
@@ -161,7 +161,7 @@ def test_functions_of_every_language_are_read(database: Database) -> None:
     ],
 )
 def test_a_write_without_where_is_found(text: str) -> None:
-    assert len(unfiltered_writes(text)) == 1
+    assert len(find_unfiltered_writes(text)) == 1
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_a_write_without_where_is_found(text: str) -> None:
     ],
 )
 def test_a_write_with_where_passes_and_so_does_what_only_resembles_one(text: str) -> None:
-    assert unfiltered_writes(text) == []
+    assert find_unfiltered_writes(text) == []
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ class Clerk:
         with self.database.acting("authenticated", claims):
             return self.database.value("select public.start_session()")
 
-    def refused(self, claims: Claims | str) -> str:
+    def refused_code(self, claims: Claims | str) -> str:
         """The SQLSTATE with which a session is refused."""
         with pytest.raises(psycopg.DatabaseError) as refused:
             self.start(claims)
@@ -215,17 +215,17 @@ def test_a_deleted_organization_is_not_brought_back_by_a_token(clerk: Clerk) -> 
 
 def test_a_deleted_person_is_refused_however_new_the_token(clerk: Clerk) -> None:
     clerk.send("user.deleted", {"id": "user_ada", "deleted": True}, START)
-    assert clerk.refused(token("org_acme", at=SESSION_AT + 60 * MINUTE)) == "PT403"
+    assert clerk.refused_code(token("org_acme", at=SESSION_AT + 60 * MINUTE)) == "PT403"
     assert clerk.database.value("select count(*) from public.profiles") == 0
 
 
 def test_a_banned_person_is_refused(clerk: Clerk) -> None:
     clerk.send("user.created", ADA | {"banned": True})
-    assert clerk.refused(token()) == "PT403"
+    assert clerk.refused_code(token()) == "PT403"
 
 
 def test_an_unfinished_sign_in_is_refused_and_makes_nothing(clerk: Clerk) -> None:
-    assert clerk.refused(token("org_acme", sts="pending")) == "PT403"
+    assert clerk.refused_code(token("org_acme", sts="pending")) == "PT403"
     assert clerk.database.value("select count(*) from public.profiles") == 0
 
 
@@ -233,7 +233,7 @@ def test_an_unfinished_sign_in_is_refused_and_makes_nothing(clerk: Clerk) -> Non
     "claims", ["", "{}", "[]", "not json", '{"role": "authenticated"}', '{"sub": null}', '{"sub": ""}']
 )
 def test_without_a_token_nobody_is_signed_in(clerk: Clerk, claims: str) -> None:
-    assert clerk.refused(claims) == "PT401"
+    assert clerk.refused_code(claims) == "PT401"
 
 
 def test_a_visitor_cannot_call_it(clerk: Clerk) -> None:
@@ -310,13 +310,13 @@ def test_an_odd_value_inside_the_organization_claim_is_a_session_or_a_refusal(cl
     ids=["number", "true", "list", "object", "of another issuer", "long", "too long by one"],
 )
 def test_a_subject_that_is_no_id_of_clerks_is_refused(clerk: Clerk, sub: Any) -> None:
-    assert clerk.refused(token(sub=sub)) in {"PT401", "PT403"}
+    assert clerk.refused_code(token(sub=sub)) in {"PT401", "PT403"}
     assert clerk.database.value("select count(*) from public.profiles") == 0
 
 
 @pytest.mark.parametrize("iat", [None, "1760000060", -1, 1e300, [1760000060]], ids=str)
 def test_without_the_time_of_issue_nothing_is_made(clerk: Clerk, iat: Any) -> None:
-    assert clerk.refused(token("org_acme", iat=iat)) == "PT403"
+    assert clerk.refused_code(token("org_acme", iat=iat)) == "PT403"
     assert clerk.database.value("select count(*) from public.profiles") == 0
 
 

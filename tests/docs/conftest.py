@@ -6,11 +6,11 @@ from tests.scripts.conftest import (  # noqa: F401
     bare_server,
     bucket_vault,
     folder_vault,
-    inhabited,
     lasting_database,
-    migrated,
+    migrated_database,
     new_database,
     plain_backup,
+    populated_database,
     source,
 )
 from tests.service.conftest import log, make_app  # noqa: F401

@@ -46,7 +46,7 @@ def test_the_checks_that_need_no_account_pass_on_the_local_stack(stack: Stack) -
     ]
     assert len(lines) == 7
     for line in [*lines, './scripts/ci/smoke "$SERVICE_URL"']:
-        ran = stack.typed(line)
+        ran = stack.run_lines(line)
         assert ran.returncode == 0, (line, ran.stderr)
         if "--include" in line:
             assert "RateLimit-Remaining" in ran.stdout

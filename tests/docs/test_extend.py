@@ -21,7 +21,7 @@ from scripts.schema import drift, migrations
 from tests.conftest import ROOT, Database, Stack, free_port_block
 from tests.e2e.conftest import Window, membership
 from tests.schema import remove
-from tests.scripts.schema.test_new_table import SOURCES, blocks, copied, followed
+from tests.scripts.schema.test_new_table import SOURCES, blocks, copy_to, run_script
 
 # Of the tests, those that write most to a tenant table.
 GENERIC = ("audit", "claims", "erasure", "personal_data", "realtime", "schema_rules")
@@ -41,10 +41,10 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ".sqlfluff",
         ".squawk.toml",
     )
-    folder = copied(tmp_path_factory.mktemp("product"), *SOURCES, *names)
+    folder = copy_to(tmp_path_factory.mktemp("product"), *SOURCES, *names)
     (folder / "node_modules").symlink_to(ROOT / "node_modules")
     [removal] = [block for block in blocks("sh") if "remove_projects" in block]
-    migration = followed(folder, removal).strip()
+    migration = run_script(folder, removal).strip()
     [text] = [block for block in blocks("sql") if "drop table public.projects" in block]
     (folder / migration).write_text(text)
     return folder
@@ -67,9 +67,9 @@ def test_a_new_database_has_no_trace_of_it_and_is_complete(product: Path, new_da
 
 
 def test_a_database_with_people_loses_nothing_else(
-    product: Path, inhabited: str, new_database: Callable[..., str]
+    product: Path, populated_database: str, new_database: Callable[..., str]
 ) -> None:
-    url = new_database(inhabited)
+    url = new_database(populated_database)
     remove(url)
     with psycopg.connect(url, autocommit=True) as connection:
         entries = connection.execute("select count(*) from public.audit_logs").fetchall()
@@ -83,15 +83,15 @@ def test_a_database_with_people_loses_nothing_else(
 
 @pytest.mark.thorough
 def test_linters_find_nothing_in_the_migration(product: Path) -> None:
-    followed(product, "sqlfluff lint migrations/*_remove_projects.sql && squawk migrations/*_remove_projects.sql")
+    run_script(product, "sqlfluff lint migrations/*_remove_projects.sql && squawk migrations/*_remove_projects.sql")
 
 
 @pytest.mark.thorough
 def test_its_types_have_no_projects_and_its_tests_pass(product: Path) -> None:
-    followed(product, "ballast types")
+    run_script(product, "ballast types")
     assert "projects" not in (product / "supabase/types/database.ts").read_text()
     tests = " ".join(f"tests/db/test_{name}.py" for name in GENERIC)
-    printed = followed(product, f"python -m pytest -q -p no:cacheprovider {tests}")
+    printed = run_script(product, f"python -m pytest -q -p no:cacheprovider {tests}")
     assert int(re.findall(r"(\d+) passed", printed)[0]) > 300
     assert "failed" not in printed
 
@@ -130,5 +130,5 @@ def test_its_page_shows_the_members_live_and_no_projects(chromium: Browser, runn
     assert clerk.send(running.environment, "organizationMembership.created", joined)["outcome"] == "processed"
     expect(ada.member("Eve Moreau")).to_be_visible()
     expect(ada.page.locator("#audit-entries > li").first).to_contain_text("Clerk added Eve Moreau as member")
-    assert ada.complaints == []
+    assert ada.errors == []
     ada.page.context.close()

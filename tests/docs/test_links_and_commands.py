@@ -77,12 +77,12 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 BLOCK = re.compile(r"^ *```sh\n(.+?)^ *```", re.MULTILINE | re.DOTALL)
 
 
-def followed(stack: Stack, page: str) -> None:
+def follow_page(stack: Stack, page: str) -> None:
     """Types, on the local stack, what the page says in one block after the other."""
     for block in BLOCK.findall((ROOT / "docs" / page).read_text()):
         # The URL of a hosted project is not ours.
         lines = [line for line in block.splitlines() if not line.strip().startswith("export DATABASE_URL=")]
-        ran = stack.typed("\n".join(lines))
+        ran = stack.run_lines("\n".join(lines))
         assert ran.returncode == 0, f"{block}\n{ran.stdout}\n{ran.stderr}"
 
 
@@ -91,13 +91,13 @@ def test_what_is_to_be_typed_works_on_the_local_stack(stack: Stack, page: str) -
     # Other tests leave people that Clerk's stand-in does not know.
     agreed = stack.ballast("clerk", "reconcile", "--fix", "--yes-delete-many")
     assert agreed.returncode == 0, agreed.stdout
-    followed(stack, page)
+    follow_page(stack, page)
 
 
 @pytest.mark.thorough
 def test_an_upgrade_is_tried_on_a_backup_and_applied(stack: Stack) -> None:
     assert stack.ballast("backup", "run").returncode == 0
-    followed(stack, "upgrade.md")
+    follow_page(stack, "upgrade.md")
 
 
 def test_the_audit_trail_is_verified_against_a_seal_that_was_kept(stack: Stack) -> None:
@@ -107,6 +107,6 @@ def test_the_audit_trail_is_verified_against_a_seal_that_was_kept(stack: Stack) 
         [[seal]] = connection.execute(
             "select encode(seal, 'hex') from app.audit_seals order by sequence desc limit 1"
         ).fetchall()
-    ran = stack.typed(line.replace("9f2c…", seal))
+    ran = stack.run_lines(line.replace("9f2c…", seal))
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert stack.typed(line.replace("9f2c…", "0" * 64)).returncode == 1
+    assert stack.run_lines(line.replace("9f2c…", "0" * 64)).returncode == 1

@@ -19,7 +19,7 @@ from flask.testing import FlaskClient
 from service import clerk_api, components, data_api, identity
 from tests.conftest import ROOT, Stack
 from tests.service.conftest import NOBODY, MakeApp
-from tests.service.outside import SECRET, Answer, event, running_outside, signed
+from tests.service.outside import SECRET, Answer, event, running_outside, sign
 from tests.service.test_personal_data import as_caller
 
 PARTS = {
@@ -72,7 +72,7 @@ def service(make_app: MakeApp, stack: Stack, outage: tuple[str, dict[str, str]])
     return make_app(**(stack.environment | mail | webhooks | nowhere | outage[1]))
 
 
-def asked(client: FlaskClient, stack: Stack, method: str, route: str) -> Callable[[], int]:
+def make_request(client: FlaskClient, stack: Stack, method: str, route: str) -> Callable[[], int]:
     """Asks the route as somebody who may."""
     with psycopg.connect(stack.environment["DATABASE_URL"]) as connection:
         [[acme]] = connection.execute("select id from public.organizations where clerk_org_id = 'org_acme'").fetchall()
@@ -81,7 +81,7 @@ def asked(client: FlaskClient, stack: Stack, method: str, route: str) -> Callabl
     arguments: dict[str, object] = {"headers": as_caller(token or stack.token("user_ada", "org_acme"))}
     if route == "/webhooks/clerk":
         body = event()
-        arguments = {"data": body, "headers": signed(body)}
+        arguments = {"data": body, "headers": sign(body)}
     elif route.endswith("/invitations"):
         arguments["data"] = json.dumps({"email": f"{secrets.token_hex(6)}@example.com", "role": "viewer"})
         arguments["content_type"] = "application/json"
@@ -93,7 +93,7 @@ def test_each_route_answers_as_the_page_says(service: Flask, stack: Stack, outag
     wanted = {(method, route): status for (of, method, route), status in CELLS.items() if of == part}
     assert len(wanted) == 15
     client = service.test_client()
-    assert {(method, route): asked(client, stack, method, route)() for method, route in wanted} == wanted
+    assert {(method, route): make_request(client, stack, method, route)() for method, route in wanted} == wanted
 
 
 def test_a_slow_part_costs_no_longer_than_the_page_says() -> None:

@@ -72,9 +72,9 @@ def tools() -> None:
 
 
 @pytest.fixture(scope="module")
-def inhabited(inhabited: str, lasting_database: Callable[..., str]) -> str:
+def populated_database(populated_database: str, lasting_database: Callable[..., str]) -> str:
     """The same without the tests' own table, which `ballast migrate check` would find."""
-    url = lasting_database(inhabited)
+    url = lasting_database(populated_database)
     remove(url)
     return url
 
@@ -216,8 +216,8 @@ def test_every_link_of_the_page_leads_somewhere() -> None:
         assert not anchor or anchor in anchors(text), target
 
 
-def test_the_queries_of_the_page_answer(inhabited: str, new_database: Callable[..., str]) -> None:
-    with psycopg.connect(new_database(inhabited)) as connection:
+def test_the_queries_of_the_page_answer(populated_database: str, new_database: Callable[..., str]) -> None:
+    with psycopg.connect(new_database(populated_database)) as connection:
         query, setting = blocks(PAGE, "sql").values()
         [[status, *_]] = connection.execute(query.encode()).fetchall()
         assert status == "red"  # no backup was recorded
@@ -253,7 +253,7 @@ def test_setting_up_makes_a_backup_that_either_key_opens(operator_with_a_bucket:
 def test_rows_that_were_deleted_are_back_and_what_was_written_since_stays(operator: Operator) -> None:
     url = operator.vault.url
     before, members = rows(url), rows(url, "public.organization_memberships")
-    backup = operator.vault.backed_up()
+    backup = operator.vault.back_up()
     change(
         url,
         "delete from public.projects",
@@ -269,7 +269,7 @@ def test_rows_that_were_deleted_are_back_and_what_was_written_since_stays(operat
 
 def test_a_damaged_database_is_restored_into_a_new_project(operator: Operator) -> None:
     url, target = operator.vault.url, operator.target
-    backup = operator.vault.backed_up()
+    backup = operator.vault.back_up()
     before = rows(url, "public.organizations")
     operator.erase_ada()
     change(url, "delete from public.projects")
@@ -283,7 +283,7 @@ def test_a_damaged_database_is_restored_into_a_new_project(operator: Operator) -
 def test_a_backup_replaces_what_is_there(operator: Operator) -> None:
     url = operator.vault.url
     before = rows(url)
-    backup = operator.vault.backed_up()
+    backup = operator.vault.back_up()
     change(url, "drop table public.projects cascade", "create table public.unwanted ()")
     said = operator.follow(SAME_PROJECT, BACKUP=backup, PROJECT=url.rpartition("/")[2])
     assert len(operator.vault.store.names()) == 2, said
@@ -294,11 +294,11 @@ def test_a_backup_replaces_what_is_there(operator: Operator) -> None:
 
 
 def test_after_a_restore_the_erased_are_erased_and_nothing_old_is_cached(
-    operator: Operator, inhabited: str, new_database: Callable[..., str], stack: Stack
+    operator: Operator, populated_database: str, new_database: Callable[..., str], stack: Stack
 ) -> None:
     operator.erase_ada()
     operator.clerk.requests.clear()
-    restored = new_database(inhabited)
+    restored = new_database(populated_database)
     delete_broadcasts(restored)
     assert len(traces_of_ada(restored)) > 3
     redis = {name: stack.environment[name] for name in ("UPSTASH_REDIS_REST_URL", "UPSTASH_REDIS_REST_TOKEN")}
@@ -316,12 +316,12 @@ def ask_redis(environment: dict[str, str], *command: str) -> Any:
 
 
 def test_a_drill_by_hand_proves_the_backup(operator: Operator) -> None:
-    operator.vault.backed_up()
+    operator.vault.back_up()
     assert "proven" in operator.follow(DRILLS)
 
 
 def test_rotated_keys_open_the_new_backup_and_the_old_one(operator: Operator) -> None:
-    old = operator.vault.backed_up()
+    old = operator.vault.back_up()
     (operator.folder / "offline-key.txt").write_text(str(x25519.Identity.generate()))
     said = operator.follow(KEYS, BACKUP=old)
     assert said.count(": proven") == 2
@@ -337,7 +337,7 @@ def test_rotated_keys_open_the_new_backup_and_the_old_one(operator: Operator) ->
 def bystander(operator_with_a_bucket: Operator) -> Operator:
     """Somebody with the key, the bucket's content, and no Ballast. Ada was erased after the backup."""
     vault, folder = operator_with_a_bucket.vault, operator_with_a_bucket.folder
-    name = vault.backed_up()
+    name = vault.back_up()
     operator_with_a_bucket.erase_ada()
     bucket, prefix = vault.backup_url.removeprefix("s3://").split("/", 1)
     fetch(bucket, f"{prefix}/database/{name}/", folder / "backup")
@@ -454,7 +454,9 @@ class Account:
 
 
 @pytest.fixture
-def account(bucket: str, inhabited: str, new_database: Callable[..., str], tmp_path: Path) -> Iterator[Account]:
+def account(
+    bucket: str, populated_database: str, new_database: Callable[..., str], tmp_path: Path
+) -> Iterator[Account]:
     iam = boto3.client("iam", region_name="us-east-1")
     keys: dict[str, dict[str, str]] = {}
     for name in ("writer", "reader"):
@@ -469,7 +471,7 @@ def account(bucket: str, inhabited: str, new_database: Callable[..., str], tmp_p
         key = iam.create_access_key(UserName=user)["AccessKey"]
         keys[name] = {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
     with enable_iam_authentication():
-        yield Account(Vault(new_database(inhabited), f"s3://{bucket}/production", tmp_path), bucket, keys)
+        yield Account(Vault(new_database(populated_database), f"s3://{bucket}/production", tmp_path), bucket, keys)
 
 
 def test_the_two_users_may_do_what_the_page_says_they_do(account: Account, tmp_path: Path) -> None:

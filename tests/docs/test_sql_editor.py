@@ -16,7 +16,7 @@ BLOCKS = re.findall(r"^```sql\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 IDS_IN_TESTS = {"user_ada": people.ADA}
 
 
-def ran(database: Database, block: str) -> list[tuple[Any, ...]]:
+def run_block(database: Database, block: str) -> list[tuple[Any, ...]]:
     for page_id, test_id in IDS_IN_TESTS.items():
         block = block.replace(f"'{page_id}'", f"'{test_id}'")
     return database.rows(block)
@@ -24,12 +24,12 @@ def ran(database: Database, block: str) -> list[tuple[Any, ...]]:
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: " ".join(block.split())[:60])
 def test_every_recipe_runs(world: Database, block: str) -> None:
-    ran(world, block)
+    run_block(world, block)
 
 
 def test_the_recipes_work_one_after_the_other(world: Database) -> None:
     """All run in one session, so each recipe sees the changes of those before it."""
-    found = [ran(world, block) for block in BLOCKS]
+    found = [run_block(world, block) for block in BLOCKS]
     assert sum(bool(rows) for rows in found) > len(BLOCKS) / 2
 
 

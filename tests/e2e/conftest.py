@@ -39,16 +39,16 @@ class Window:
     """A window with the demo page. `complaints` are errors and warnings of the console, breaches of its policy among them."""
 
     page: Page
-    complaints: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.page.on("console", lambda said: self._hear(said.type, said.text))
-        self.page.on("pageerror", lambda error: self._hear("error", str(error)))
+        self.page.on("console", lambda said: self._record_complaint(said.type, said.text))
+        self.page.on("pageerror", lambda error: self._record_complaint("error", str(error)))
         self.page.add_init_script(REMEMBER_LIVE_STATES + REFUSED)
 
-    def _hear(self, kind: str, text: str) -> None:
+    def _record_complaint(self, kind: str, text: str) -> None:
         if kind in {"error", "warning"}:
-            self.complaints.append(text)
+            self.errors.append(text)
 
     def open(self) -> Window:
         self.page.goto("/")

@@ -43,7 +43,7 @@ def dialog(page: Page) -> Locator:
     return page.get_by_role("dialog", name="Your privacy")
 
 
-def stored(page: Page) -> Any:
+def read_consent(page: Page) -> Any:
     return json.loads(page.evaluate("localStorage.getItem('consent')") or "null")
 
 
@@ -75,7 +75,7 @@ def test_one_click_refuses_or_accepts_and_is_remembered(page: Page, button: str,
     press(page, button)
     expect(dialog(page)).to_be_hidden()
     choices = dict.fromkeys(NOTHING, allowed)
-    kept = stored(page)
+    kept = read_consent(page)
     assert (kept["version"], kept["choices"]) == ("1", choices)
     assert kept["at"].endswith("Z")
     assert page.evaluate("told") == [choices]
@@ -99,7 +99,7 @@ def test_categories_are_chosen_one_by_one_and_are_off_at_first(page: Page) -> No
     expect(dialog(page).get_by_role("switch", name="Essential")).to_be_disabled()
     dialog(page).get_by_role("switch", name="analytics").check()
     press(page, "Save my choice")
-    assert stored(page)["choices"] == NOTHING | {"analytics": True}
+    assert read_consent(page)["choices"] == NOTHING | {"analytics": True}
     assert page.evaluate("[consent.allows('analytics'), consent.allows('marketing')]") == [True, False]
 
 
@@ -152,7 +152,7 @@ def test_the_keyboard_reaches_it_first_and_is_enough(page: Page) -> None:
         page.keyboard.press("Tab")
     assert page.evaluate(focused) == "Save my choice"
     page.keyboard.press("Enter")
-    assert stored(page)["choices"] == NOTHING | {"analytics": True}
+    assert read_consent(page)["choices"] == NOTHING | {"analytics": True}
 
 
 def test_it_opens_again_and_escape_changes_nothing(page: Page) -> None:
@@ -160,7 +160,7 @@ def test_it_opens_again_and_escape_changes_nothing(page: Page) -> None:
     page.keyboard.press("Escape")
     expect(dialog(page)).to_be_visible()  # no answer is none
     press(page, "Refuse all")
-    before = stored(page)
+    before = read_consent(page)
     opener = page.get_by_role("button", name="Privacy choices")
     opener.focus()
     page.keyboard.press("Enter")
@@ -169,7 +169,7 @@ def test_it_opens_again_and_escape_changes_nothing(page: Page) -> None:
     page.keyboard.press("Escape")
     expect(dialog(page)).to_be_hidden()
     expect(opener).to_be_focused()
-    assert stored(page) == before
+    assert read_consent(page) == before
     assert page.evaluate("told.length") == 1
     assert page.evaluate("breaches") == []
 
@@ -192,7 +192,7 @@ def test_opened_again_it_shows_what_was_chosen_and_takes_it_back(page: Page) -> 
     switches = dialog(page).get_by_role("switch")
     assert [each.is_checked() for each in switches.all()] == [True, True, True]
     press(page, "Refuse all")
-    assert stored(page)["choices"] == NOTHING
+    assert read_consent(page)["choices"] == NOTHING
     assert page.evaluate("told") == [dict.fromkeys(NOTHING, True), NOTHING]
 
 
@@ -250,7 +250,7 @@ def test_it_and_the_pages_look_right(page: Page, scheme: Any) -> None:
 
 
 @contextmanager
-def somebody_elses_page(script: str) -> Iterator[str]:
+def serve_foreign_page(script: str) -> Iterator[str]:
     """A page of another origin with the banner on it."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -273,15 +273,15 @@ def somebody_elses_page(script: str) -> Iterator[str]:
 
 def test_any_page_may_have_it_with_categories_of_its_own(page: Page, stack: Stack) -> None:
     source = f"{stack.environment['SERVICE_URL']}/consent.js"
-    with somebody_elses_page(
+    with serve_foreign_page(
         f'<script src="{source}" defer data-categories="maps, chat" data-version="2026"></script>'
     ) as url:
         page.goto(url)
         link = dialog(page).get_by_role("link", name="More about it")
         expect(link).to_have_attribute("href", f"{stack.environment['SERVICE_URL']}/legal/privacy")
         press(page, "Accept all")
-        assert stored(page)["choices"] == {"maps": True, "chat": True}
-        assert stored(page)["version"] == "2026"
+        assert read_consent(page)["choices"] == {"maps": True, "chat": True}
+        assert read_consent(page)["version"] == "2026"
         page.get_by_role("link", name="Cookies").click()
         expect(dialog(page)).to_be_visible()
 
@@ -291,7 +291,7 @@ def test_the_demo_page_reopens_it_within_its_policy(window: OpenWindow) -> None:
     opened.page.get_by_role("button", name="Privacy choices").click()
     press(opened.page, "Accept all")
     assert opened.page.evaluate("consent.choices") == dict.fromkeys(NOTHING, True)
-    assert opened.complaints == []
+    assert opened.errors == []
 
 
 # --- a person's own data, on the demo page
@@ -307,7 +307,7 @@ def test_a_person_downloads_their_data_once(window: OpenWindow, clerk: Any) -> N
         assert [row["full_name"] for row in json.loads(archive.read("profile.json"))] == ["Ivy Stone"]
     told = ivy.page.locator("#your-data-told")
     expect(told).to_have_text(f"{waiting.value.suggested_filename} is on its way.")
-    assert ivy.complaints == []
+    assert ivy.errors == []
     ivy.page.get_by_role("button", name="Download my data").click()
     expect(told).to_have_text("The last export is too recent, or still running.")
     clerk("user.deleted", id="user_ivy")

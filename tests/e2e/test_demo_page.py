@@ -38,7 +38,7 @@ def test_what_one_person_does_another_sees_at_once(window: OpenWindow, database:
     cleo.page.get_by_role("button", name="Sign out").click()
     expect(ada.page.locator("#present-count")).to_have_text("1 here now")
     expect(cleo.page.get_by_role("heading", name="Who would you like to be?")).to_be_visible()
-    assert (ada.complaints, cleo.complaints) == ([], [])
+    assert (ada.errors, cleo.errors) == ([], [])
 
 
 def test_titles_and_names_are_text_whatever_they_hold(
@@ -56,7 +56,7 @@ def test_titles_and_names_are_text_whatever_they_hold(
         expect(mallory.page.locator("img[src=x]")).to_have_count(0)
         mallory.rename(image, f"{image} twice")
         expect(mallory.page.locator("#status")).to_have_text(f"{image} twice was changed.")
-        assert mallory.complaints == []
+        assert mallory.errors == []
     finally:
         clerk("user.deleted", id="user_mallory")
 
@@ -121,7 +121,7 @@ def test_owners_read_live_who_did_what(window: OpenWindow, database: Connection,
     expect(newest).to_contain_text("Clerk changed the role of Zoe Lang from member to viewer")
     clerk("user.deleted", id="user_zoe_lang")
     expect(newest).to_contain_text("Clerk removed a former member")
-    assert (ada.complaints, cleo.complaints) == ([], [])
+    assert (ada.errors, cleo.errors) == ([], [])
 
 
 def test_the_audit_log_says_who_it_does_not_know_and_on_whose_behalf(window: OpenWindow, database: Connection) -> None:
@@ -203,4 +203,4 @@ def test_with_a_real_clerk_the_page_names_it_and_says_how_to_get_a_token(window:
     expect(visitor.page.locator("#real-clerk")).to_contain_text("https://brave-gnu-1.clerk.accounts.dev")
     expect(visitor.page.locator("#real-clerk")).to_contain_text("await Clerk.session.getToken()")
     expect(visitor.page.get_by_role("heading", name="Who would you like to be?")).to_be_hidden()
-    assert visitor.complaints == []
+    assert visitor.errors == []

@@ -30,11 +30,11 @@ def behind(relay: Relay, window: OpenWindow, stack: Stack) -> Window:
     """A window whose page is told to find Supabase at the relay; its policy, which names the real one, is not enforced."""
     opened = window(bypass_csp=True)
 
-    def rewritten(route: Route) -> None:
+    def rewrite(route: Route) -> None:
         response = route.fetch()
         route.fulfill(response=response, json=response.json() | {"supabase_url": f"http://127.0.0.1:{relay.port}"})
 
-    opened.page.route(f"{stack.environment['SERVICE_URL']}/demo/config.json", rewritten)
+    opened.page.route(f"{stack.environment['SERVICE_URL']}/demo/config.json", rewrite)
     return opened.open()
 
 
@@ -53,7 +53,7 @@ def test_nothing_is_missing_after_the_network_was_gone(
     database.execute(add, [acme, "Came meanwhile"])
     database.execute("update public.projects set title = 'New name' where title = 'Old name'")
     database.execute("delete from public.projects where title = 'Goes'")
-    relay.mend()
+    relay.repair()
 
     cleo.expect_live()
     expect(cleo.titles).to_have_text(titles_in(database, acme, 10))
@@ -67,7 +67,7 @@ def test_a_lost_connection_is_said_also_when_it_was_never_there(window: OpenWind
     cleo = behind(relay, window, stack)
     cleo.page.get_by_role("button", name="Cleo Santos").click()
     expect(cleo.alert).not_to_be_empty()
-    relay.mend()
+    relay.repair()
     cleo.expect_live()
     expect(cleo.alert).to_be_empty()
 
@@ -106,13 +106,13 @@ def short_tokens(window: Window, stack: Stack) -> list[str]:
     """From now on the window's tokens live 5 s, not 60. Returns the list of them, which grows."""
     issued: list[str] = []
 
-    def shortened(route: Route) -> None:
+    def shorten(route: Route) -> None:
         wanted = json.loads(route.request.post_data or "{}") | {"lifetime": 5}
         response = route.fetch(post_data=json.dumps(wanted))
         issued.append(response.json()["token"])
         route.fulfill(response=response)
 
-    window.page.route(f"{stack.environment['CLERK_ISSUER']}/stand-in/tokens", shortened)
+    window.page.route(f"{stack.environment['CLERK_ISSUER']}/stand-in/tokens", shorten)
     return issued
 
 
@@ -168,7 +168,7 @@ def test_after_a_switch_only_the_new_organization_shows_and_is_listened_to(
     expect(ada.page.locator("#role")).to_have_text("viewer")
     ada.expect_live()
     expect(ada.titles).to_have_text(titles_in(database, globex, 10))
-    assert {topic.split(":")[2] for topic in wire.joined()} == {globex}
+    assert {topic.split(":")[2] for topic in wire.list_joined()} == {globex}
 
     database.execute("insert into public.projects (organization_id, title) values (%s, 'Of Acme')", [acme])
     database.execute("insert into public.projects (organization_id, title) values (%s, 'Of Globex')", [globex])
@@ -176,7 +176,7 @@ def test_after_a_switch_only_the_new_organization_shows_and_is_listened_to(
     expect(ada.project("Of Acme")).to_have_count(0)
 
     ada.page.get_by_role("button", name="Sign out").click()
-    ada.wait_until(lambda: not wire.joined())
+    ada.wait_until(lambda: not wire.list_joined())
 
 
 JOIN_LEAVE_JOIN = """async ([url, key, token, topic]) => {
@@ -253,19 +253,19 @@ class Wire:
         self._joined: dict[WebSocket, set[str]] = {}
         window.page.on("websocket", self._listen)
 
-    def joined(self) -> set[str]:
+    def list_joined(self) -> set[str]:
         """The topics that were joined and not left."""
         return set().union(*(topics for socket, topics in self._joined.items() if not socket.is_closed()))
 
     def _listen(self, socket: WebSocket) -> None:
         self._joined[socket] = set()
         socket.on("framereceived", self._receive)
-        socket.on("framesent", lambda frame: self._sent(self._joined[socket], frame))
+        socket.on("framesent", lambda frame: self._record_sent(self._joined[socket], frame))
 
     def _receive(self, frame: str | bytes) -> None:
         self.received += frame if isinstance(frame, str) else frame.decode(errors="replace")
 
-    def _sent(self, joined: set[str], frame: str | bytes) -> None:
+    def _record_sent(self, joined: set[str], frame: str | bytes) -> None:
         if isinstance(frame, str):
             _, _, topic, event, _ = json.loads(frame)
             if event == "phx_join":

@@ -34,11 +34,11 @@ OFTEN: tuple[Operation, ...] = (
     Clerk.add_member, Clerk.change_role, Clerk.rejoin, Clerk.change_user, Clerk.change_organization, Clerk.invite,
 )  # fmt: skip
 SOMETIMES: tuple[Operation, ...] = (
-    Clerk.sign_up, Clerk.found, Clerk.remove_member, Clerk.accept_invitation, Clerk.revoke_invitation,
+    Clerk.sign_up, Clerk.found_organization, Clerk.remove_member, Clerk.accept_invitation, Clerk.revoke_invitation,
     Clerk.subscribe, Clerk.miss_payment, Clerk.pay, Clerk.unsubscribe,
 )  # fmt: skip
 RARELY: tuple[Operation, ...] = (Clerk.delete_user, Clerk.delete_organization)
-ADDRESSES: tuple[Operation, ...] = (Clerk.invite_somebody,) * 6 + (Clerk.change_address, Clerk.delete_user) * 3
+ADDRESSES: tuple[Operation, ...] = (Clerk.invite_person,) * 6 + (Clerk.change_address, Clerk.delete_user) * 3
 # Without a pause two changes of an object have the same updated_at.
 PAUSES = (0, 1, SECOND, 90 * SECOND)
 
@@ -65,7 +65,7 @@ def histories(draw: st.DrawFn, *, sessions: bool) -> History:
     clerk = Clerk(coarse=not sessions and draw(st.sampled_from((False,) * 5 + (True,))), sketchy=draw(st.booleans()))
     clerk.sign_up(0, 1)
     clerk.sign_up(1, 1)
-    clerk.found(0, 0)
+    clerk.found_organization(0, 0)
     clerk.add_member(0, 1)
     operations = OFTEN * 3 + SOMETIMES * 2 + RARELY + ADDRESSES + (Clerk.start_session,) * (8 if sessions else 0)
     steps = st.tuples(st.sampled_from(operations), st.integers(0, 11), st.integers(0, 11), st.sampled_from(PAUSES))

@@ -201,7 +201,7 @@ class Client:
     def receive(self, patience: float) -> tuple[str | None, str, str, Any]:
         """The next frame as (ref, topic, event, payload)."""
         try:
-            return parsed(self.connection.recv(timeout=max(0.0, patience)))
+            return parse_frame(self.connection.recv(timeout=max(0.0, patience)))
         except TimeoutError:
             pytest.fail(f"Nothing more came. Waiting: {[(topic, event) for _, topic, event, _ in self.waiting]}")
 
@@ -210,7 +210,7 @@ class Client:
         return [payload for _, _, each, payload in self.waiting if each == event]
 
 
-def parsed(frame: str | bytes) -> tuple[str | None, str, str, Any]:
+def parse_frame(frame: str | bytes) -> tuple[str | None, str, str, Any]:
     if isinstance(frame, bytes):
         assert frame[0] == 4
         bounds, start = [], 5

@@ -22,7 +22,7 @@ NOTES = {"schema": "probe", "table": "notes"}
 # --- Python
 
 
-class Heard:
+class Callback:
     """What callbacks were called with, to be awaited. A callback that raises would silence the client."""
 
     def __init__(self) -> None:
@@ -36,8 +36,8 @@ class Heard:
             return await self._queue.get()
 
 
-async def subscribed(channel: AsyncRealtimeChannel) -> AsyncRealtimeChannel:
-    heard = Heard()
+async def subscribe_channel(channel: AsyncRealtimeChannel) -> AsyncRealtimeChannel:
+    heard = Callback()
     await channel.subscribe(heard)
     state, error = await heard.next()
     assert (state, error) == (RealtimeSubscribeStates.SUBSCRIBED, None)
@@ -60,11 +60,11 @@ def with_python(server: Server, story: Callable[[AsyncRealtimeClient], Awaitable
 
 def test_python_hears_of_changes(server: Server) -> None:
     async def story(realtime: AsyncRealtimeClient) -> None:
-        heard = Heard()
+        heard = Callback()
         channel = realtime.channel("db").on_postgres_changes(
             "*", heard, table="notes", schema="probe", filter="id=lt.10"
         )
-        await subscribed(channel)
+        await subscribe_channel(channel)
         server.sql(
             "insert into probe.notes (id, owner, title) values (1, 'user_ada', 'One'), (2, 'user_ben', 'x'), (11, 'user_ada', 'x')"
         )
@@ -83,10 +83,10 @@ def test_python_hears_of_changes(server: Server) -> None:
 def test_python_sends_and_hears_broadcasts(server: Server) -> None:
     async def story(realtime: AsyncRealtimeClient) -> None:
         heard, settings = (
-            Heard(),
+            Callback(),
             {"config": {"private": True, "broadcast": {"self": True, "ack": True}, "presence": None}},
         )
-        channel = await subscribed(realtime.channel("write:1", settings).on_broadcast("said", heard))  # type: ignore[arg-type]
+        channel = await subscribe_channel(realtime.channel("write:1", settings).on_broadcast("said", heard))  # type: ignore[arg-type]
         await channel.send_broadcast("said", {"a": 1})
         assert (await heard.next())["payload"] == {"a": 1}
         server.sql("select realtime.send('{\"b\": 2}', 'said', 'write:1')")
@@ -97,7 +97,7 @@ def test_python_sends_and_hears_broadcasts(server: Server) -> None:
 
 def test_python_is_told_when_a_channel_is_closed_to_it(server: Server) -> None:
     async def story(realtime: AsyncRealtimeClient) -> None:
-        heard = Heard()
+        heard = Callback()
         await realtime.channel(
             "own:user_ben", {"config": {"private": True, "broadcast": None, "presence": None}}
         ).subscribe(heard)
@@ -110,9 +110,9 @@ def test_python_is_told_when_a_channel_is_closed_to_it(server: Server) -> None:
 
 def test_python_sees_who_is_present(server: Server) -> None:
     async def story(realtime: AsyncRealtimeClient) -> None:
-        synced, joined, left = Heard(), Heard(), Heard()
+        synced, joined, left = Callback(), Callback(), Callback()
         channel = realtime.channel("room").on_presence_sync(synced).on_presence_join(joined).on_presence_leave(left)
-        await subscribed(channel)
+        await subscribe_channel(channel)
         await channel.track({"name": "Ada"})
         key, _, [meta] = await joined.next()
         assert meta["name"] == "Ada"
@@ -129,7 +129,7 @@ def test_python_sees_who_is_present(server: Server) -> None:
 
 def test_python_keeps_a_channel_by_a_new_token_and_loses_it_with_an_old_one(server: Server) -> None:
     async def story(realtime: AsyncRealtimeClient) -> None:
-        heard, states = Heard(), Heard()
+        heard, states = Callback(), Callback()
         await realtime.set_auth(server.clerk_token("user_ada", lifetime=3))
         channel = realtime.channel("db").on_postgres_changes("*", heard, table="notes", schema="probe")
         await channel.subscribe(states)

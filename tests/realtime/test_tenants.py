@@ -64,7 +64,7 @@ def titles(client: Client, number: int) -> list[str]:
     return [client.change("db")["record"]["title"] for _ in range(number)]
 
 
-def heard(client: Client, topic: str) -> Json:
+def next_payload(client: Client, topic: str) -> Json:
     """The payload of the topic's next broadcast."""
     payload: Json = client.broadcast(topic)["payload"]
     return payload
@@ -100,7 +100,7 @@ def test_each_tenant_hears_the_broadcasts_of_its_own_rows(tenants: Tenants) -> N
     tenants.server.sql("update public.specimens set status = 'archived'")
     tenants.server.sql("delete from public.specimens")
     for client, topic, name in ((cleo, acme, "Acme's"), (eve, globex, "Globex'")):
-        insert, update, delete = (heard(client, topic) for _ in range(3))
+        insert, update, delete = (next_payload(client, topic) for _ in range(3))
         assert (insert["record"]["title"], update["record"]["title"]) == (name, name)
         assert (insert["operation"], update["operation"], delete["operation"]) == ("INSERT", "UPDATE", "DELETE")
         assert (delete["record"], delete["old_record"]) == (None, {"id": insert["record"]["id"]})
@@ -121,7 +121,7 @@ def test_a_public_channel_of_the_same_name_hears_nothing_of_the_database(tenants
     eve.join(f"org:{tenants.acme}:specimens:read")
     tenants.create(tenants.acme, "Acme's")
     tenants.create(tenants.globex, "Globex'")
-    assert heard(eve, f"org:{tenants.globex}:specimens:read")["record"]["title"] == "Globex'"
+    assert next_payload(eve, f"org:{tenants.globex}:specimens:read")["record"]["title"] == "Globex'"
     eve.ask("phoenix", "heartbeat", {})
     assert eve.unread("broadcast") == []
 
@@ -137,7 +137,7 @@ def test_nobody_forges_an_event_on_an_organizations_topic(tenants: Tenants) -> N
     public.ask("phoenix", "heartbeat", {})
     cleo.ask("phoenix", "heartbeat", {})
     tenants.create(tenants.acme, "real")
-    assert heard(another, topic)["record"]["title"] == "real"
+    assert next_payload(another, topic)["record"]["title"] == "real"
 
 
 def test_presence_stays_within_the_tenant(tenants: Tenants) -> None:
@@ -160,7 +160,7 @@ def test_who_is_removed_hears_nothing_more_within_one_tokens_life(tenants: Tenan
     cleo, expiring = tenants.person("cleo", topic, presence), tenants.person("cleo", topic, presence, lifetime=4)
     tenants.create(tenants.acme, "before")
     for client in (cleo, expiring):
-        assert heard(client, topic)["record"]["title"] == "before"
+        assert next_payload(client, topic)["record"]["title"] == "before"
         assert titles(client, 1) == ["before"]
 
     tenants.server.sql("delete from public.organization_memberships where organization_id = %s", tenants.acme)
@@ -176,7 +176,7 @@ def test_who_is_removed_hears_nothing_more_within_one_tokens_life(tenants: Tenan
     watcher = tenants.person("eve", f"org:{tenants.globex}:specimens:read")
     tenants.create(tenants.acme, "much later")
     tenants.create(tenants.globex, "marker")
-    assert heard(watcher, f"org:{tenants.globex}:specimens:read")["record"]["title"] == "marker"
+    assert next_payload(watcher, f"org:{tenants.globex}:specimens:read")["record"]["title"] == "marker"
     for client in (cleo, expiring):
         client.ask("phoenix", "heartbeat", {})
         assert (client.unread("broadcast"), client.unread("postgres_changes")) == ([], [])

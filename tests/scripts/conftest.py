@@ -32,7 +32,7 @@ from tests.servers import MIGRATED, TestRun
 @pytest.fixture(scope="session")
 def bare_server(test_run: TestRun, request: pytest.FixtureRequest) -> Postgres:
     """A server that all processes of the run share. Copy its databases: never connect to them."""
-    return test_run.postgres("bare", request.config.getoption("--postgres"), migrated=True)
+    return test_run.postgres("bare", request.config.getoption("--postgres"), is_migrated=True)
 
 
 @contextlib.contextmanager
@@ -70,15 +70,15 @@ def new_database(bare_server: Postgres) -> Iterator[Callable[..., str]]:
 
 
 @pytest.fixture(scope="session")
-def migrated(bare_server: Postgres) -> str:
+def migrated_database(bare_server: Postgres) -> str:
     """A migrated database that all processes share. Copy it: never connect to it."""
     return bare_server.url(database=MIGRATED)
 
 
 @pytest.fixture(scope="session")
-def inhabited(lasting_database: Callable[..., str], migrated: str) -> str:
+def populated_database(lasting_database: Callable[..., str], migrated_database: str) -> str:
     """A migrated database with people of several organizations in every table. Copy it: never change it."""
-    url = lasting_database(migrated)
+    url = lasting_database(migrated_database)
     with psycopg.connect(url) as connection:
         people.world(Database(connection))
         connection.execute("select app.seal_audit()")
@@ -98,7 +98,7 @@ class StoredBackup:
 
     @classmethod
     def make(cls, vault: Vault, **changes: str | None) -> StoredBackup:
-        manifest = json.loads(vault.done("run", "--json", **changes).stdout)
+        manifest = json.loads(vault.run_to_end("run", "--json", **changes).stdout)
         files = (*manifest["files"], MANIFEST)
         return cls(manifest["name"], {file: vault.store.read(manifest["name"], file) for file in files})
 
@@ -124,15 +124,15 @@ class Vault:
         """`ballast backup …`; None removes a variable."""
         return CliRunner().invoke(ballast, ["backup", *words], env=self.environment | changes)
 
-    def done(self, *words: str, **changes: str | None) -> Result:
+    def run_to_end(self, *words: str, **changes: str | None) -> Result:
         """The same, when it has to end well."""
         result = self.run(*words, **changes)
         assert result.exit_code == 0, result.output
         return result
 
-    def backed_up(self) -> str:
+    def back_up(self) -> str:
         """Makes a backup, and returns its name."""
-        return str(json.loads(self.done("run", "--json").stdout)["name"])
+        return str(json.loads(self.run_to_end("run", "--json").stdout)["name"])
 
     def keep(self, backup: StoredBackup) -> str:
         """Puts a copy of a backup into the store, and returns its name."""
@@ -158,17 +158,17 @@ class Vault:
 
 
 @pytest.fixture
-def folder_vault(inhabited: str, new_database: Callable[..., str], tmp_path: Path) -> Vault:
+def folder_vault(populated_database: str, new_database: Callable[..., str], tmp_path: Path) -> Vault:
     """Backups in a folder."""
     folder = tmp_path / "the backups ü"
     folder.mkdir()
-    return Vault(new_database(inhabited), folder.as_uri(), tmp_path)
+    return Vault(new_database(populated_database), folder.as_uri(), tmp_path)
 
 
 @pytest.fixture
-def bucket_vault(inhabited: str, new_database: Callable[..., str], tmp_path: Path, bucket: str) -> Vault:
+def bucket_vault(populated_database: str, new_database: Callable[..., str], tmp_path: Path, bucket: str) -> Vault:
     """Backups in a bucket, through S3's own protocol."""
-    return Vault(new_database(inhabited), f"s3://{bucket}/some/prefix", tmp_path)
+    return Vault(new_database(populated_database), f"s3://{bucket}/some/prefix", tmp_path)
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -177,7 +177,7 @@ def vault(request: pytest.FixtureRequest) -> Vault:
     return request.getfixturevalue(f"{request.param}_vault")  # type: ignore[no-any-return]
 
 
-NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
+NO_DATABASE = "postgresql://nobody@127.0.0.1:1/nothing"
 
 
 @pytest.fixture
@@ -185,13 +185,13 @@ def folder_shelf(tmp_path: Path) -> Vault:
     """A folder for backups, and no database: what only reads the store must not ask for one."""
     folder = tmp_path / "a shelf ü"
     folder.mkdir()
-    return Vault(NOWHERE, folder.as_uri(), tmp_path)
+    return Vault(NO_DATABASE, folder.as_uri(), tmp_path)
 
 
 @pytest.fixture
 def bucket_shelf(tmp_path: Path, bucket: str) -> Vault:
     """The same in a bucket."""
-    return Vault(NOWHERE, f"s3://{bucket}/some/prefix", tmp_path)
+    return Vault(NO_DATABASE, f"s3://{bucket}/some/prefix", tmp_path)
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -201,11 +201,13 @@ def shelf(request: pytest.FixtureRequest) -> Vault:
 
 
 @pytest.fixture(scope="session")
-def source(inhabited: str, lasting_database: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Vault:
+def source(
+    populated_database: str, lasting_database: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
+) -> Vault:
     """What the shared backups are made of."""
     home = tmp_path_factory.mktemp("source")
     (home / "backups").mkdir()
-    return Vault(lasting_database(inhabited), (home / "backups").as_uri(), home)
+    return Vault(lasting_database(populated_database), (home / "backups").as_uri(), home)
 
 
 @pytest.fixture(scope="session")
@@ -227,9 +229,9 @@ def plain_backup(source: Vault) -> StoredBackup:
 
 
 @pytest.fixture(scope="session")
-def heavy(inhabited: str, lasting_database: Callable[..., str], bare_server: Postgres) -> str:
+def heavy(populated_database: str, lasting_database: Callable[..., str], bare_server: Postgres) -> str:
     """The same with 64 MB of what cannot be compressed much: its backup is uploaded in parts. Only read it."""
-    url = lasting_database(inhabited)
+    url = lasting_database(populated_database)
     with psycopg.connect(bare_server.url("supabase_admin", url.rpartition("/")[2])) as connection:
         connection.execute("set session_replication_role = replica")
         connection.execute(
@@ -255,7 +257,7 @@ def scratch_at_hand(new_database: Callable[..., str], monkeypatch: pytest.Monkey
 
 
 @pytest.fixture
-def wrapped(tmp_path: Path) -> Callable[..., str]:
+def make_wrapped_programs(tmp_path: Path) -> Callable[..., str]:
     """Makes a PG_BIN in which some programs are scripts; `$REAL` in them is the folder of the real ones."""
 
     def make(**scripts: str) -> str:

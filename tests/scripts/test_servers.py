@@ -101,7 +101,7 @@ def test_a_kept_server_serves_the_next_run_and_ends_on_request(home: Path) -> No
     for _ in range(2):
         run = TestRun.begin(kept)
         try:
-            postgres = run.postgres("bare", None, migrated=False)
+            postgres = run.postgres("bare", None, is_migrated=False)
         finally:
             assert run.in_use is not None
             run.in_use.close()
@@ -121,12 +121,12 @@ def test_a_kept_server_that_died_is_replaced(home: Path) -> None:
     kept = home / "replaced"
     run = TestRun.begin(kept)
     try:
-        postgres = run.postgres("bare", None, migrated=False)
+        postgres = run.postgres("bare", None, is_migrated=False)
         running = psutil.process_iter(["cmdline"])  # of a zombie it is None
         [killed] = [each for each in running if f"{postgres.folder}/data" in " ".join(each.info["cmdline"] or [])]
         killed.kill()
         wait_until(lambda: not killed.is_running() or killed.status() == psutil.STATUS_ZOMBIE)
-        run.postgres("bare", None, migrated=False).ask()
+        run.postgres("bare", None, is_migrated=False).ask()
     finally:
         assert run.in_use is not None
         run.in_use.close()
@@ -142,7 +142,7 @@ def test_kept_servers_are_those_of_the_same_sources(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("select 1;")
     monkeypatch.setattr(servers, "ROOT", tmp_path)
-    monkeypatch.setattr(servers, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(servers, "KEPT_SERVERS", tmp_path / "kept")
     before = servers.folder_to_keep(None)
     assert servers.folder_to_keep(None) == before
     before.mkdir(parents=True)

@@ -56,18 +56,18 @@ def log() -> Iterator[io.StringIO]:
 
 
 @pytest.fixture
-def cached() -> Grown:
+def cache_growth() -> Grown:
     """What the cache has counted since the test began."""
-    return growth_of(metrics.CACHE)
+    return measure_growth(metrics.CACHE)
 
 
 @pytest.fixture
-def limited() -> Grown:
+def limits_growth() -> Grown:
     """What the limits have counted since the test began."""
-    return growth_of(metrics.LIMITS)
+    return measure_growth(metrics.LIMITS)
 
 
-def growth_of(counter: PrometheusCounter) -> Grown:
+def measure_growth(counter: PrometheusCounter) -> Grown:
     def read() -> Counter[str]:
         samples = [sample for metric in counter.collect() for sample in metric.samples]
         return Counter({each.labels["what"]: int(each.value) for each in samples if each.name.endswith("_total")})
@@ -80,7 +80,7 @@ def our_handlers() -> list[logging.StreamHandler[io.StringIO]]:
     return [handler for handler in logging.root.handlers if isinstance(handler.formatter, JsonLines)]
 
 
-def made_in(environment: dict[str, str | None]) -> Flask:
+def make_in(environment: dict[str, str | None]) -> Flask:
     """The app in that environment, where None removes a variable."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
@@ -96,7 +96,7 @@ def make_app(log: io.StringIO) -> MakeApp:
     """Makes the app in our environment with changes."""
 
     def make(**changes: str | None) -> Flask:
-        app = made_in(ENVIRONMENT | LEGAL | changes)
+        app = make_in(ENVIRONMENT | LEGAL | changes)
         for handler in our_handlers():
             handler.setStream(log)
         return app
@@ -105,17 +105,17 @@ def make_app(log: io.StringIO) -> MakeApp:
 
 
 @pytest.fixture(scope="session")
-def lonely_app() -> Flask:
-    return made_in(ENVIRONMENT | LEGAL)
+def offline_app() -> Flask:
+    return make_in(ENVIRONMENT | LEGAL)
 
 
 @pytest.fixture
-def offline(lonely_app: Flask, log: io.StringIO) -> FlaskClient:
+def offline(offline_app: Flask, log: io.StringIO) -> FlaskClient:
     """The service with nothing around it."""
     logs.configure()
     for handler in our_handlers():
         handler.setStream(log)
-    return lonely_app.test_client()
+    return offline_app.test_client()
 
 
 @pytest.fixture

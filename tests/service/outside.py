@@ -35,7 +35,7 @@ def signature(body: bytes, message_id: str, timestamp: str, secret: str = SECRET
     return "v1," + base64.b64encode(hmac.digest(key, content, hashlib.sha256)).decode()
 
 
-def signed(body: bytes, secret: str = SECRET, *, age: float = 0, message_id: str | None = None) -> dict[str, str]:
+def sign(body: bytes, secret: str = SECRET, *, age: float = 0, message_id: str | None = None) -> dict[str, str]:
     """The headers Svix sends with `body`; `age` is how many seconds ago it signed."""
     message_id = message_id or new_message_id()
     timestamp = str(int(time.time() - age))

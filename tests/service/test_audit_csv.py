@@ -21,7 +21,7 @@ from service.audit_csv import COLUMNS, PAGE
 from tests.conftest import Stack
 from tests.service.conftest import MakeApp
 from tests.service.outside import HANG_UP, Answer, Issuer, Outside, rest_answer
-from tests.service.test_gunicorn import started
+from tests.service.test_gunicorn import start_gunicorn
 
 NOWHERE = "/api/v1/organizations/00000000-0000-4000-8000-000000000000/audit.csv"
 
@@ -251,7 +251,7 @@ def test_a_page_is_asked_for_when_the_one_before_was_taken_and_memory_stays(
 
 
 def test_a_database_that_dies_midway_leaves_a_body_without_an_end(tmp_path: Path, issuer: Issuer) -> None:
-    with started(tmp_path, CLERK_ISSUER=issuer.url) as service:
+    with start_gunicorn(tmp_path, CLERK_ISSUER=issuer.url) as service:
         service.database.answer = data_api(2)
         received: list[bytes] = []
         with httpx.stream("GET", service.url + NOWHERE, headers=as_caller(issuer.token())) as response:

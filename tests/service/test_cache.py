@@ -30,7 +30,7 @@ from tests.service.outside import (
     event,
     rest_answer,
     running_outside,
-    signed,
+    sign,
     stored_answer,
 )
 
@@ -75,7 +75,7 @@ def namespace() -> str:
 
 
 @pytest.fixture
-def kept(redis: Redis, namespace: str) -> Cache:
+def cache_under_test(redis: Redis, namespace: str) -> Cache:
     return Cache(Breaker(redis), namespace)
 
 
@@ -88,130 +88,140 @@ def about(scopes: Scopes) -> Callable[[object], Scopes]:
     return lambda _: scopes
 
 
-def fetched(kept: Cache, database: Database, facts: tuple[object, ...] = ("user_ada",), **how: bool) -> Any:
-    return kept.fetch(KIND, facts, database.read, about(BOTH), **how)["value"]
+def fetch(cache_under_test: Cache, database: Database, facts: tuple[object, ...] = ("user_ada",), **how: bool) -> Any:
+    return cache_under_test.fetch(KIND, facts, database.read, about(BOTH), **how)["value"]
 
 
 # --- what is kept, and for whom ---
 
 
-def test_a_second_reader_is_not_the_databases_business(kept: Cache, database: Database, cached: Grown) -> None:
-    assert [fetched(kept, database) for _ in range(3)] == [0, 0, 0]
+def test_a_second_reader_is_not_the_databases_business(
+    cache_under_test: Cache, database: Database, cache_growth: Grown
+) -> None:
+    assert [fetch(cache_under_test, database) for _ in range(3)] == [0, 0, 0]
     assert database.calls == 1
-    assert cached() == {"hits": 2, "misses": 1}
+    assert cache_growth() == {"hits": 2, "misses": 1}
 
 
 def test_other_facts_another_version_or_another_installation_have_answers_of_their_own(
-    kept: Cache, redis: Redis, database: Database
+    cache_under_test: Cache, redis: Redis, database: Database
 ) -> None:
     for facts in (("user_ada", True), ("user_ada", False), ("user_ada", None), ("user_ben", True)):
-        fetched(kept, database, facts=facts)
-    kept.fetch("test:2", ("user_ada", True), database.read, about(ADA))
+        fetch(cache_under_test, database, facts=facts)
+    cache_under_test.fetch("test:2", ("user_ada", True), database.read, about(ADA))
     Cache(Breaker(redis), "another").fetch(KIND, ("user_ada", secrets.token_hex(4)), database.read, about(ADA))
     assert database.calls == 6
 
 
 @pytest.mark.parametrize("changed", [{"users": ["user_ada"]}, {"organizations": ["org_acme"]}], ids=str)
 def test_a_change_of_what_an_answer_speaks_of_ends_it(
-    kept: Cache, database: Database, changed: dict[str, list[str]]
+    cache_under_test: Cache, database: Database, changed: dict[str, list[str]]
 ) -> None:
-    fetched(kept, database)
+    fetch(cache_under_test, database)
     database.value = 1
-    kept.invalidate(**changed)
-    assert [fetched(kept, database), fetched(kept, database)] == [1, 1]
+    cache_under_test.invalidate(**changed)
+    assert [fetch(cache_under_test, database), fetch(cache_under_test, database)] == [1, 1]
     assert database.calls == 2
 
 
-def test_a_change_of_something_else_does_not(kept: Cache, database: Database) -> None:
-    fetched(kept, database)
-    kept.invalidate(users=["user_ben", "org_acme"], organizations=["org_globex", "user_ada"])
-    fetched(kept, database)
+def test_a_change_of_something_else_does_not(cache_under_test: Cache, database: Database) -> None:
+    fetch(cache_under_test, database)
+    cache_under_test.invalidate(users=["user_ben", "org_acme"], organizations=["org_globex", "user_ada"])
+    fetch(cache_under_test, database)
     assert database.calls == 1
 
 
-def test_an_answer_computed_across_a_change_is_not_taken(kept: Cache, database: Database) -> None:
+def test_an_answer_computed_across_a_change_is_not_taken(cache_under_test: Cache, database: Database) -> None:
     def read() -> dict[str, Any]:
         found = database.read()
         if database.calls == 1:
             database.value = 1
-            kept.invalidate(organizations=["org_acme"])
+            cache_under_test.invalidate(organizations=["org_acme"])
         return found
 
-    first = kept.fetch(KIND, ("x",), read, about(BOTH))
-    assert (first["value"], kept.fetch(KIND, ("x",), read, about(BOTH))["value"]) == (0, 1)
+    first = cache_under_test.fetch(KIND, ("x",), read, about(BOTH))
+    assert (first["value"], cache_under_test.fetch(KIND, ("x",), read, about(BOTH))["value"]) == (0, 1)
 
 
-def test_who_asks_anew_is_answered_by_the_database_and_others_hear_of_it(kept: Cache, database: Database) -> None:
-    fetched(kept, database)
+def test_who_asks_anew_is_answered_by_the_database_and_others_hear_of_it(
+    cache_under_test: Cache, database: Database
+) -> None:
+    fetch(cache_under_test, database)
     database.value = 1
-    assert [fetched(kept, database), fetched(kept, database, refresh=True), fetched(kept, database)] == [0, 1, 1]
+    assert [
+        fetch(cache_under_test, database),
+        fetch(cache_under_test, database, refresh=True),
+        fetch(cache_under_test, database),
+    ] == [0, 1, 1]
 
 
-def test_a_failure_is_not_kept_and_holds_nobody_up(kept: Cache, database: Database) -> None:
+def test_a_failure_is_not_kept_and_holds_nobody_up(cache_under_test: Cache, database: Database) -> None:
     def fail() -> dict[str, Any]:
         raise LookupError("banned")
 
     with pytest.raises(LookupError):
-        kept.fetch(KIND, ("user_ada",), fail, about(ADA))
+        cache_under_test.fetch(KIND, ("user_ada",), fail, about(ADA))
     began = time.monotonic()
-    assert fetched(kept, database) == 0
+    assert fetch(cache_under_test, database) == 0
     assert time.monotonic() - began < 0.5
 
 
-def test_what_is_not_to_be_kept_is_not(kept: Cache, database: Database) -> None:
+def test_what_is_not_to_be_kept_is_not(cache_under_test: Cache, database: Database) -> None:
     for _ in range(2):
-        kept.fetch(KIND, ("user_ada",), database.read, lambda _: None)
+        cache_under_test.fetch(KIND, ("user_ada",), database.read, lambda _: None)
     assert database.calls == 2
 
 
 def test_an_answer_ends_by_itself(
-    kept: Cache, database: Database, redis: Redis, monkeypatch: pytest.MonkeyPatch
+    cache_under_test: Cache, database: Database, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "LIFE_SECONDS", 0.2)
-    fetched(kept, database)
+    fetch(cache_under_test, database)
     time.sleep(0.3)
-    fetched(kept, database)
+    fetch(cache_under_test, database)
     assert database.calls == 2
 
 
-def test_lives_differ_and_none_is_much_longer_than_a_minute(kept: Cache, database: Database, redis: Redis) -> None:
+def test_lives_differ_and_none_is_much_longer_than_a_minute(
+    cache_under_test: Cache, database: Database, redis: Redis
+) -> None:
     for number in range(20):
-        fetched(kept, database, facts=(number,))
-    lives = [redis.pttl(key) for key in redis.keys(f"{kept._prefix}:test:1:*")]
+        fetch(cache_under_test, database, facts=(number,))
+    lives = [redis.pttl(key) for key in redis.keys(f"{cache_under_test._prefix}:test:1:*")]
     assert len(lives) == 20
     assert 50_000 < min(lives) < max(lives) <= 66_000
     assert max(lives) - min(lives) > 2_000
 
 
-def test_redis_hears_of_nobody_by_id_and_forgets(kept: Cache, database: Database, redis: Redis) -> None:
-    fetched(kept, database)
-    kept.invalidate(*BOTH)
-    keys = redis.keys(f"{kept._prefix}:*")
+def test_redis_hears_of_nobody_by_id_and_forgets(cache_under_test: Cache, database: Database, redis: Redis) -> None:
+    fetch(cache_under_test, database)
+    cache_under_test.invalidate(*BOTH)
+    keys = redis.keys(f"{cache_under_test._prefix}:*")
     assert len(keys) == 4
     assert not [key for key in keys if "ada" in key or "acme" in key]
-    assert [key for key in keys if redis.ttl(key) < 0] == [f"{kept._prefix}:clock"]
+    assert [key for key in keys if redis.ttl(key) < 0] == [f"{cache_under_test._prefix}:clock"]
 
 
 def test_a_redis_that_lost_everything_does_not_bring_old_answers_back(
-    kept: Cache, database: Database, redis: Redis
+    cache_under_test: Cache, database: Database, redis: Redis
 ) -> None:
     def read() -> dict[str, Any]:
         found = database.read()
         if database.calls == 1:
-            redis.delete(*redis.keys(f"{kept._prefix}:*"))
+            redis.delete(*redis.keys(f"{cache_under_test._prefix}:*"))
             database.value = 1
-            kept.invalidate(*ADA)
+            cache_under_test.invalidate(*ADA)
         return found
 
-    kept.fetch(KIND, ("user_ada",), read, about(ADA))
-    assert kept.fetch(KIND, ("user_ada",), read, about(ADA))["value"] == 1
+    cache_under_test.fetch(KIND, ("user_ada",), read, about(ADA))
+    assert cache_under_test.fetch(KIND, ("user_ada",), read, about(ADA))["value"] == 1
 
 
 # --- many at once ---
 
 
 def test_no_reader_ever_sees_what_was_before_a_change_that_was_told_before_it_asked(
-    stack: Stack, namespace: str, cached: Grown
+    stack: Stack, namespace: str, cache_growth: Grown
 ) -> None:
     """Threads of two processes read while a third writes and tells. The database has two clocks, which an answer reads
     with a pause between them, as slow transactions do."""
@@ -229,7 +239,7 @@ def test_no_reader_ever_sees_what_was_before_a_change_that_was_told_before_it_as
 
     def goes_on() -> bool:
         """For so long that there is something to see, however busy the machine is."""
-        return (reads <= 300 or told <= 30 or cached()["hits"] <= 20) and time.monotonic() < gives_up
+        return (reads <= 300 or told <= 30 or cache_growth()["hits"] <= 20) and time.monotonic() < gives_up
 
     def write() -> None:
         nonlocal told
@@ -239,11 +249,11 @@ def test_no_reader_ever_sees_what_was_before_a_change_that_was_told_before_it_as
             told = database.value
             time.sleep(0.02)
 
-    def read(kept: Cache) -> None:
+    def read(cache_under_test: Cache) -> None:
         nonlocal reads
         while goes_on():
             least = told
-            found = fetched(kept, database)
+            found = fetch(cache_under_test, database)
             reads += 1
             if found < least:
                 stale.append((found, least))
@@ -255,7 +265,7 @@ def test_no_reader_ever_sees_what_was_before_a_change_that_was_told_before_it_as
     assert stale == []
     assert told > 20
     assert reads > 100
-    assert cached()["hits"] > 10
+    assert cache_growth()["hits"] > 10
 
 
 # --- Redis fails ---
@@ -285,23 +295,25 @@ NONSENSE = {
 
 @pytest.mark.parametrize("answer", NONSENSE.values(), ids=NONSENSE)
 def test_nonsense_is_no_answer_and_no_error(
-    failing: Cache, outside: Outside, database: Database, cached: Grown, answer: Answer | None
+    failing: Cache, outside: Outside, database: Database, cache_growth: Grown, answer: Answer | None
 ) -> None:
     outside.answer = lambda *_: answer
-    assert [fetched(failing, database) for _ in range(5)] == [0] * 5
-    assert (database.calls, cached()) == (5, {"errors": 5})
+    assert [fetch(failing, database) for _ in range(5)] == [0] * 5
+    assert (database.calls, cache_growth()) == (5, {"errors": 5})
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "[]", "{}", "null", '{"value": ', "[" * 50_000])
-def test_a_kept_value_that_is_none_is_computed_anew(kept: Cache, redis: Redis, database: Database, text: str) -> None:
+def test_a_kept_value_that_is_none_is_computed_anew(
+    cache_under_test: Cache, redis: Redis, database: Database, text: str
+) -> None:
     def scopes(value: object) -> Scopes | None:
         return ADA if isinstance(value, dict) and "value" in value else None
 
-    kept.fetch(KIND, ("user_ada",), database.read, scopes)
-    [key] = redis.keys(f"{kept._prefix}:test:*")
+    cache_under_test.fetch(KIND, ("user_ada",), database.read, scopes)
+    [key] = redis.keys(f"{cache_under_test._prefix}:test:*")
     redis.eval("return redis.call('HSET', KEYS[1], 'value', ARGV[1])", [key], [text])
-    assert kept.fetch(KIND, ("user_ada",), database.read, scopes) == {"value": 0}
-    assert kept.fetch(KIND, ("user_ada",), database.read, scopes) == {"value": 0}
+    assert cache_under_test.fetch(KIND, ("user_ada",), database.read, scopes) == {"value": 0}
+    assert cache_under_test.fetch(KIND, ("user_ada",), database.read, scopes) == {"value": 0}
     assert database.calls == 2
 
 
@@ -309,7 +321,7 @@ def test_a_slow_redis_is_waited_for_once(failing: Cache, outside: Outside, datab
     outside.answer = lambda *_: time.sleep(2) or HANG_UP  # type: ignore[func-returns-value]
     began = time.monotonic()
     for _ in range(50):
-        fetched(failing, database)
+        fetch(failing, database)
     assert time.monotonic() - began < 0.7  # the pause is a second
     assert len(outside.requests) == 1
 
@@ -322,7 +334,7 @@ def test_each_pause_is_longer_and_one_reader_ends_it(
     outside.answer = lambda *_: HANG_UP
     ends = time.monotonic() + 1
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda _: _until(ends, lambda: fetched(failing, database)), range(8)))
+        list(threads.map(lambda _: _until(ends, lambda: fetch(failing, database)), range(8)))
     assert 3 <= len(outside.requests) <= 8 + 6  # those under way at first, then after 0.05, 0.1, 0.2, 0.4, 0.8 s
 
 
@@ -333,18 +345,18 @@ def _until(ends: float, act: Callable[[], object]) -> None:
 
 
 def test_redis_is_used_again_once_it_answers(
-    stack: Stack, outside: Outside, database: Database, cached: Grown, monkeypatch: pytest.MonkeyPatch
+    stack: Stack, outside: Outside, database: Database, cache_growth: Grown, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(breaker, "FIRST_PAUSE_SECONDS", 0.05)
     with relay(stack, outside) as link:
-        kept = Cache(Breaker(link.redis()), secrets.token_hex(4))
-        fetched(kept, database)
+        cache_under_test = Cache(Breaker(link.redis()), secrets.token_hex(4))
+        fetch(cache_under_test, database)
         link.cut = True
-        assert [fetched(kept, database) for _ in range(3)] == [0, 0, 0]
+        assert [fetch(cache_under_test, database) for _ in range(3)] == [0, 0, 0]
         link.cut = False
         time.sleep(0.1)
-        fetched(kept, database)
-    assert (cached()["hits"], database.calls) == (1, 4)
+        fetch(cache_under_test, database)
+    assert (cache_growth()["hits"], database.calls) == (1, 4)
 
 
 class Link:
@@ -384,7 +396,7 @@ def test_a_change_that_redis_missed_is_known_here_at_once_and_elsewhere_when_old
     redis: Redis,
     namespace: str,
     database: Database,
-    cached: Grown,
+    cache_growth: Grown,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cache, "LIFE_SECONDS", 1.0)
@@ -392,27 +404,29 @@ def test_a_change_that_redis_missed_is_known_here_at_once_and_elsewhere_when_old
     elsewhere = Cache(Breaker(redis), namespace)
     with relay(stack, outside) as link:
         here = Cache(Breaker(link.redis()), namespace)
-        assert (fetched(here, database), fetched(elsewhere, database)) == (0, 0)
+        assert (fetch(here, database), fetch(elsewhere, database)) == (0, 0)
         link.cut = True
         database.value = 1
         here.invalidate(*ADA)
         changed_at = time.monotonic()
-        assert fetched(here, database) == 1
+        assert fetch(here, database) == 1
         link.cut = False
-        while fetched(elsewhere, database) != 1:
-            assert fetched(here, database) == 1
+        while fetch(elsewhere, database) != 1:
+            assert fetch(here, database) == 1
             assert time.monotonic() < changed_at + 1.1 + 0.5  # an answer's longest life, and a slow machine
-        assert fetched(here, database) == 1
+        assert fetch(here, database) == 1
         time.sleep(max(0.0, changed_at + 1.2 - time.monotonic()))
-        hits = cached()["hits"]
-        fetched(here, database)
-        assert cached()["hits"] == hits + 1  # it trusts Redis again
+        hits = cache_growth()["hits"]
+        fetch(here, database)
+        assert cache_growth()["hits"] == hits + 1  # it trusts Redis again
 
 
-def test_an_answers_life_starts_before_the_database_is_asked(kept: Cache, database: Database, redis: Redis) -> None:
+def test_an_answers_life_starts_before_the_database_is_asked(
+    cache_under_test: Cache, database: Database, redis: Redis
+) -> None:
     database.seconds = 0.5
-    fetched(kept, database)
-    [key] = redis.keys(f"{kept._prefix}:test:*")
+    fetch(cache_under_test, database)
+    [key] = redis.keys(f"{cache_under_test._prefix}:test:*")
     assert redis.pttl(key) <= 66_000 - 500
 
 
@@ -492,7 +506,7 @@ def test_what_an_event_changed_is_seen_at_once(
     else:
         sessions.changed_organizations = ["org_test"]
     body = event()
-    assert client.post("/webhooks/clerk", data=body, headers=signed(body)).status_code == 200
+    assert client.post("/webhooks/clerk", data=body, headers=sign(body)).status_code == 200
     found = client.get(URL, headers=as_caller(issuer.token(sub=user_id))).json
     assert found["profile"]["full_name"] == "Countess"
 

@@ -25,7 +25,7 @@ from scripts.local.processes import GRACE_SECONDS
 from service.signed_webhooks import MAX_BODY_BYTES
 from tests.conftest import free_port_block
 from tests.service.conftest import ENVIRONMENT, LEGAL
-from tests.service.outside import Answer, Outside, event, running_outside, signed, stored_answer
+from tests.service.outside import Answer, Outside, event, running_outside, sign, stored_answer
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,7 +42,7 @@ class Running:
 
 
 @contextmanager
-def started(folder: Path, **changes: str) -> Iterator[Running]:
+def start_gunicorn(folder: Path, **changes: str) -> Iterator[Running]:
     with running_outside() as database, (folder / "log").open("w") as log:
         database.answer = lambda *_: stored_answer()
         url = f"http://127.0.0.1:{free_port_block() + 1}"
@@ -61,7 +61,7 @@ def started(folder: Path, **changes: str) -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with started(tmp_path_factory.mktemp("gunicorn")) as service:
+    with start_gunicorn(tmp_path_factory.mktemp("gunicorn")) as service:
         yield service
 
 
@@ -85,11 +85,11 @@ def in_chunks(size: int) -> Iterator[bytes]:
 
 def test_a_signed_event_goes_through(running: Running) -> None:
     body = event()
-    assert httpx.post(f"{running.url}/webhooks/clerk", content=body, headers=signed(body)).status_code == 200
+    assert httpx.post(f"{running.url}/webhooks/clerk", content=body, headers=sign(body)).status_code == 200
 
 
 def test_a_body_over_512_kb_without_a_declared_size_is_refused(running: Running) -> None:
-    url, headers = f"{running.url}/webhooks/clerk", signed(b"")
+    url, headers = f"{running.url}/webhooks/clerk", sign(b"")
     sizes = (MAX_BODY_BYTES, MAX_BODY_BYTES + 1, 3 * MAX_BODY_BYTES)
     answers = [httpx.post(url, content=in_chunks(size), headers=headers) for size in sizes]
     assert [answer.status_code for answer in answers] == [401, 413, 413]
@@ -99,7 +99,7 @@ def test_a_body_over_512_kb_without_a_declared_size_is_refused(running: Running)
 def test_an_event_sent_in_chunks_is_accepted(running: Running) -> None:
     body = event(text="x" * 100_000)
     chunks = (body[start : start + 10_000] for start in range(0, len(body), 10_000))
-    assert httpx.post(f"{running.url}/webhooks/clerk", content=chunks, headers=signed(body)).status_code == 200
+    assert httpx.post(f"{running.url}/webhooks/clerk", content=chunks, headers=sign(body)).status_code == 200
 
 
 def test_a_local_service_listens_on_the_loopback_address_only(running: Running) -> None:
@@ -122,7 +122,7 @@ HEADERS = b"Host: x\r\nsvix-id: a\r\nsvix-timestamp: 1\r\nsvix-signature: v1,AAA
     ],
 )
 def test_a_body_that_breaks_off_is_the_senders_mistake(running: Running, framing: bytes, body: bytes) -> None:
-    answer = sent(running, b"POST /webhooks/clerk HTTP/1.1\r\n" + HEADERS + framing + b"\r\n\r\n" + body)
+    answer = send_bytes(running, b"POST /webhooks/clerk HTTP/1.1\r\n" + HEADERS + framing + b"\r\n\r\n" + body)
     assert re.match(rb"HTTP/1.1 40[01] ", answer)
 
 
@@ -137,12 +137,12 @@ def test_a_body_that_breaks_off_is_the_senders_mistake(running: Running, framing
 def test_a_request_that_is_no_http_is_logged_without_its_words_and_sender(
     running: Running, request_text: bytes
 ) -> None:
-    assert sent(running, request_text).startswith(b"HTTP/1.1 400 ")
+    assert send_bytes(running, request_text).startswith(b"HTTP/1.1 400 ")
     assert running.lines()[-1]["message"] == "Invalid request"
     assert "example.com" not in running.log.read_text()
 
 
-def sent(running: Running, request: bytes) -> bytes:
+def send_bytes(running: Running, request: bytes) -> bytes:
     """The answer to these very bytes, after which the sender sends no more."""
     with socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2])), timeout=10) as connection:
         connection.sendall(request)
@@ -165,11 +165,11 @@ def test_a_request_under_way_is_finished_when_the_service_is_told_to_stop(tmp_pa
         time.sleep(1)
         return stored_answer()
 
-    with started(tmp_path) as service, ThreadPoolExecutor() as threads:
+    with start_gunicorn(tmp_path) as service, ThreadPoolExecutor() as threads:
         service.database.answer = slow
         body = event()
         url = f"{service.url}/webhooks/clerk"
-        answer = threads.submit(httpx.post, url, content=body, headers=signed(body), timeout=20)
+        answer = threads.submit(httpx.post, url, content=body, headers=sign(body), timeout=20)
         assert asked.wait(10)
         service.process.send_signal(signal.SIGTERM)
         assert answer.result().status_code == 200
@@ -181,7 +181,7 @@ def metrics_folders(place: Path) -> list[str]:
 
 
 def test_the_counts_go_with_the_service(tmp_path: Path) -> None:
-    with started(tmp_path):
+    with start_gunicorn(tmp_path):
         assert len(metrics_folders(tmp_path)) == 1
     assert metrics_folders(tmp_path) == []
 
@@ -189,23 +189,23 @@ def test_the_counts_go_with_the_service(tmp_path: Path) -> None:
 def test_the_counts_of_a_service_that_was_killed_go_when_the_next_one_starts(tmp_path: Path) -> None:
     folder = tmp_path / "counts"
     changes = {"PROMETHEUS_MULTIPROC_DIR": str(folder)}
-    with started(tmp_path, **changes) as service:
+    with start_gunicorn(tmp_path, **changes) as service:
         for worker in psutil.Process(service.process.pid).children():
             worker.kill()
         service.process.kill()
         service.process.wait()
     (folder / "counter_1.db").touch()
-    with started(tmp_path, **changes):
+    with start_gunicorn(tmp_path, **changes):
         assert not (folder / "counter_1.db").exists()
     assert not folder.exists()
     assert metrics_folders(tmp_path) == []
 
 
 def test_the_local_stack_waits_longer_than_a_request_may_take() -> None:
-    assert int(configured("graceful_timeout")) < GRACE_SECONDS
+    assert int(read_setting("graceful_timeout")) < GRACE_SECONDS
 
 
-def configured(name: str, **changes: str) -> str:
+def read_setting(name: str, **changes: str) -> str:
     """The value of a setting of gunicorn's."""
     environment = ENVIRONMENT | {
         "SUPABASE_URL": "https://project.supabase.co",
@@ -236,4 +236,4 @@ def configured(name: str, **changes: str) -> str:
     ],
 )
 def test_the_address_follows_the_environment(environment: dict[str, str], address: str) -> None:
-    assert configured("bind", **environment) == f"['{address}']"
+    assert read_setting("bind", **environment) == f"['{address}']"

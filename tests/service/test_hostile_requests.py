@@ -9,8 +9,8 @@ from flask import Flask
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.service.conftest import ENVIRONMENT, made_in
-from tests.service.outside import Issuer, running_outside, signed
+from tests.service.conftest import ENVIRONMENT, make_in
+from tests.service.outside import Issuer, running_outside, sign
 
 HEADER = st.text(st.characters(max_codepoint=255, exclude_characters="\r\n"), max_size=80)
 BASE64URL = st.text("ABCDwxyz0189-_", min_size=1, max_size=60)
@@ -19,7 +19,7 @@ BASE64URL = st.text("ABCDwxyz0189-_", min_size=1, max_size=60)
 @pytest.fixture(scope="module")
 def app_with_issuer() -> Iterator[Flask]:
     with running_outside() as server:
-        yield made_in(ENVIRONMENT | {"CLERK_ISSUER": Issuer(server).url})
+        yield make_in(ENVIRONMENT | {"CLERK_ISSUER": Issuer(server).url})
 
 
 @given(
@@ -28,10 +28,10 @@ def app_with_issuer() -> Iterator[Flask]:
     body=st.binary(max_size=200),
 )
 def test_no_unsigned_delivery_is_taken_or_breaks_the_service(
-    lonely_app: Flask, headers: dict[str, str], real: bool, body: bytes
+    offline_app: Flask, headers: dict[str, str], real: bool, body: bytes
 ) -> None:
-    sent = signed(body, "whsec_" + "AAAA" * 8) | headers if real else headers
-    response = lonely_app.test_client().post("/webhooks/clerk", data=body, headers=sent)
+    sent = sign(body, "whsec_" + "AAAA" * 8) | headers if real else headers
+    response = offline_app.test_client().post("/webhooks/clerk", data=body, headers=sent)
     assert response.status_code in {400, 401}
     assert response.content_type == "application/problem+json"
 
@@ -39,9 +39,9 @@ def test_no_unsigned_delivery_is_taken_or_breaks_the_service(
 @given(body=st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
 @example(b"[" * 100_000)
 @example(b"\0")
-def test_no_signed_nonsense_breaks_the_service(lonely_app: Flask, body: bytes) -> None:
+def test_no_signed_nonsense_breaks_the_service(offline_app: Flask, body: bytes) -> None:
     """Nothing is around it: what the database would make of a text is in tests/db/test_clerk_inbox.py."""
-    response = lonely_app.test_client().post("/webhooks/clerk", data=body, headers=signed(body))
+    response = offline_app.test_client().post("/webhooks/clerk", data=body, headers=sign(body))
     is_text = b"\0" not in body and body.decode(errors="replace").encode() == body
     assert (response.status_code, response.content_type) == (503 if is_text else 400, "application/problem+json")
 

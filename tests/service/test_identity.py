@@ -109,7 +109,7 @@ def test_printing_a_caller_does_not_show_the_token(issuer: Issuer, tokens: Sessi
 # --- attacks ---
 
 
-def unsigned(issuer: Issuer) -> str:
+def make_unsigned(issuer: Issuer) -> str:
     return jwt.encode(issuer.claims(), None, "none", headers={"kid": "ins_test"})
 
 
@@ -134,7 +134,7 @@ def raw(header: bytes) -> str:
 
 
 ATTACKS: dict[str, Callable[[Issuer], str]] = {
-    "alg none": unsigned,
+    "alg none": make_unsigned,
     "HS256 with the public key": signed_with_the_public_key_as_a_password,
     "RS512": lambda i: jwt.encode(i.claims(), i.key, "RS512", headers={"kid": "ins_test"}),
     "another key": lambda i: i.token(key=new_key()),

@@ -24,7 +24,7 @@ def database(stack: Stack) -> Iterator[psycopg.Connection[Any]]:
         connection.execute("delete from app.job_runs")
 
 
-def told(database: psycopg.Connection[Any], job: str) -> tuple[Any, ...] | None:
+def read_report(database: psycopg.Connection[Any], job: str) -> tuple[Any, ...] | None:
     return database.execute("select failures, last_report from ops.jobs where name = %s", [job]).fetchone()
 
 
@@ -33,7 +33,7 @@ def test_a_run_is_recorded_with_its_report(
 ) -> None:
     answer = online.post("/jobs/erasures", headers=as_caller(stack.environment["JOBS_TOKEN"]))
     assert answer.status_code == 200
-    assert told(database, "erasures") == (0, answer.json)
+    assert read_report(database, "erasures") == (0, answer.json)
     (recent,) = database.execute(
         "select last_run_at > now() - interval '1 minute' and duration_ms < 60000 from app.job_runs where name = 'erasures'"
     ).fetchone() or (None,)
@@ -56,4 +56,4 @@ def test_a_run_that_fails_is_recorded_by_the_kind_of_its_error_alone(
     client = make_app(**stack.environment).test_client()
     answer = client.post("/jobs/retention", headers=as_caller(stack.environment["JOBS_TOKEN"]))
     assert answer.status_code == status
-    assert told(database, "retention") == (1, {"error": type(failure).__name__})
+    assert read_report(database, "retention") == (1, {"error": type(failure).__name__})

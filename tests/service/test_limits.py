@@ -25,7 +25,7 @@ from tests.service.outside import (
     event,
     rest_answer,
     running_outside,
-    signed,
+    sign,
     stored_answer,
 )
 
@@ -139,7 +139,7 @@ def test_who_proves_nothing_is_counted_by_address_and_nobody_in_their_name(
 def test_webhooks_are_counted_by_address(app: Flask, address: str) -> None:
     def deliver() -> int:
         body = event()
-        headers = signed(body) | {"X-Forwarded-For": address}
+        headers = sign(body) | {"X-Forwarded-For": address}
         return app.test_client().post("/webhooks/clerk", data=body, headers=headers).status_code
 
     assert [deliver() for _ in range(FEW + 1)] == [200] * FEW + [429]
@@ -189,8 +189,8 @@ def test_redis_hears_of_nobody_by_id_or_address(few: None, make_app: MakeApp, ou
 # --- the table ---
 
 
-def test_every_route_has_the_limit_it_should_have(lonely_app: Flask) -> None:
-    found = {rule.endpoint: class_of(rule.endpoint) for rule in lonely_app.url_map.iter_rules()}
+def test_every_route_has_the_limit_it_should_have(offline_app: Flask) -> None:
+    found = {rule.endpoint: class_of(rule.endpoint) for rule in offline_app.url_map.iter_rules()}
     expected = {
         "health.alive": None, "health.ready": None, "me.show": "person", "members.invite": "invitations",
         "members.remove": "person", "audit.export": "person", "personal_data.export": "exports",
@@ -201,9 +201,9 @@ def test_every_route_has_the_limit_it_should_have(lonely_app: Flask) -> None:
     assert found | expected == found
 
 
-def test_the_table_names_what_there_is(lonely_app: Flask) -> None:
+def test_the_table_names_what_there_is(offline_app: Flask) -> None:
     assert set(CLASSES.values()) <= LIMITS.keys()
-    endpoints = {rule.endpoint for rule in lonely_app.url_map.iter_rules()}
+    endpoints = {rule.endpoint for rule in offline_app.url_map.iter_rules()}
     assert CLASSES.keys() <= endpoints | {endpoint.partition(".")[0] for endpoint in endpoints}
     assert all(limit.requests > 0 and limit.seconds > 0 and isinstance(limit.per, Per) for limit in LIMITS.values())
 
@@ -228,7 +228,7 @@ def test_without_redis_nobody_is_refused_and_it_is_logged_once(
     make_app: MakeApp,
     outside: Outside,
     log: io.StringIO,
-    limited: Grown,
+    limits_growth: Grown,
     answer: Callable[..., Answer | None],
 ) -> None:
     outside.answer = answer
@@ -236,7 +236,7 @@ def test_without_redis_nobody_is_refused_and_it_is_logged_once(
     answers = [app.test_client().get(PAGE) for _ in range(FEW * 3)]
     assert {each.status_code for each in answers} == {200}
     assert not any("RateLimit-Limit" in each.headers for each in answers)
-    assert limited() == {"errors": FEW * 3}
+    assert limits_growth() == {"errors": FEW * 3}
     assert log.getvalue().count("redis does not answer") == 1
 
 
@@ -249,10 +249,10 @@ def test_a_slow_redis_is_waited_for_once(make_app: MakeApp, outside: Outside, mo
     assert time.monotonic() - began < 1
 
 
-def test_what_passes_and_what_is_refused_is_counted(app: Flask, address: str, limited: Grown) -> None:
+def test_what_passes_and_what_is_refused_is_counted(app: Flask, address: str, limits_growth: Grown) -> None:
     for _ in range(FEW + 2):
         get(app, PAGE, address)
-    assert limited() == {"allowed": FEW, "refused": 2}
+    assert limits_growth() == {"allowed": FEW, "refused": 2}
 
 
 @pytest.mark.parametrize("value", ["-1", "10", "x", "1.5"])

@@ -30,8 +30,8 @@ from service.components import components
 from service.mail import KINDS, OPTIONAL, Renderer, SendingFailed, one_line
 from service.routes.mail import EXAMPLE
 from tests.conftest import ROOT, Stack
-from tests.service.conftest import ENVIRONMENT, MakeApp, made_in
-from tests.service.outside import HANG_UP, OLD_SECRET, SECRET, Answer, Outside, rest_answer, signed
+from tests.service.conftest import ENVIRONMENT, MakeApp, make_in
+from tests.service.outside import HANG_UP, OLD_SECRET, SECRET, Answer, Outside, rest_answer, sign
 from tests.service.test_personal_data import as_caller
 
 KEY = "re_5ecretKey"
@@ -104,7 +104,7 @@ def database(stack: Stack) -> Iterator[psycopg.Connection[Any]]:
         connection.execute("delete from public.profiles where clerk_user_id = 'user_mail'")
 
 
-def enqueued(database: psycopg.Connection[Any], template: str = "role_changed", number: int = 0) -> str:
+def enqueue(database: psycopg.Connection[Any], template: str = "role_changed", number: int = 0) -> str:
     row = database.execute(
         "select app.enqueue_mail(%s, p.id, case when %s = 'member_joined' then p.id end, o.id, jsonb_build_object('n', %s::int)) "
         "from public.organizations as o, public.profiles as p where clerk_org_id = 'org_mail' and clerk_user_id = 'user_mail'",
@@ -157,7 +157,7 @@ def report(**counts: int) -> dict[str, int]:
 def test_what_waits_is_sent_once_with_its_id_as_idempotency_key(
     client: FlaskClient, stack: Stack, database: psycopg.Connection[Any], provider: Provider
 ) -> None:
-    mail_id = enqueued(database)
+    mail_id = enqueue(database)
     assert run(client, stack) == report(sent=1)
     assert run(client, stack) == report()
     assert provider.keys == [mail_id]
@@ -186,7 +186,7 @@ def test_from_the_change_to_the_delivery(
 def test_mail_that_is_not_essential_can_be_ended_with_one_click(
     client: FlaskClient, stack: Stack, database: psycopg.Connection[Any], provider: Provider
 ) -> None:
-    mail_id = enqueued(database, "welcome")
+    mail_id = enqueue(database, "welcome")
     run(client, stack)
     headers = provider.delivered[mail_id]["headers"]
     assert headers["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
@@ -249,7 +249,7 @@ def test_what_is_not_the_mails_fault_is_tried_again_with_the_same_key(
     answer: Any,
     code: str,
 ) -> None:
-    mail_id = enqueued(database)
+    mail_id = enqueue(database)
     provider.answers = [answer]
     assert run(client, stack) == report(postponed=1)
     ((state, error),) = states(database, "state, error")
@@ -270,7 +270,7 @@ def test_an_answer_that_does_not_come_is_not_waited_for_long(
     assert (mail_module.TIMEOUT.connect, mail_module.TIMEOUT.read) == (3, 8)
     resend = cast("mail_module.Resend", client.application.extensions["ballast"].mailer.transport)
     resend._http.timeout = 0.3
-    enqueued(database)
+    enqueue(database)
     done = threading.Event()
     provider.answers = [lambda: (done.wait(5), refusal(500, "late"))[1]]
     assert run(client, stack) == report(postponed=1)
@@ -281,8 +281,8 @@ def test_an_answer_that_does_not_come_is_not_waited_for_long(
 def test_resend_says_when_to_come_back(
     client: FlaskClient, stack: Stack, database: psycopg.Connection[Any], provider: Provider
 ) -> None:
-    enqueued(database, number=1)
-    enqueued(database, "welcome", number=2)
+    enqueue(database, number=1)
+    enqueue(database, "welcome", number=2)
     provider.answers = [refusal(429, "rate_limit_exceeded", **{"Retry-After": "600"})]
     assert run(client, stack) == report(postponed=1)
     assert len(provider.keys) == 1  # the others wait too
@@ -296,8 +296,8 @@ def test_resend_says_when_to_come_back(
 def test_a_mail_that_resend_refuses_is_given_up_and_the_next_is_sent(
     client: FlaskClient, stack: Stack, database: psycopg.Connection[Any], provider: Provider, status: int, name: str
 ) -> None:
-    enqueued(database, number=1)
-    enqueued(database, "welcome", number=2)
+    enqueue(database, number=1)
+    enqueue(database, "welcome", number=2)
     provider.answers = [refusal(status, name)]
     assert run(client, stack) == report(failed=1, sent=1)
     assert database.execute("select state, error from ops.mail_failures").fetchall() == [("failed", name)]
@@ -306,7 +306,7 @@ def test_a_mail_that_resend_refuses_is_given_up_and_the_next_is_sent(
 def test_an_address_that_is_none_is_not_handed_over(
     client: FlaskClient, stack: Stack, database: psycopg.Connection[Any], provider: Provider
 ) -> None:
-    enqueued(database)
+    enqueue(database)
     database.execute(
         "update public.profiles set email = %s where clerk_user_id = 'user_mail'", ["a@b.example,c@d.example"]
     )
@@ -317,7 +317,7 @@ def test_an_address_that_is_none_is_not_handed_over(
 def test_a_sender_that_is_killed_before_it_says_so_loses_nothing_and_sends_nothing_twice(
     client: FlaskClient, stack: Stack, database: psycopg.Connection[Any], provider: Provider
 ) -> None:
-    mail_id = enqueued(database)
+    mail_id = enqueue(database)
 
     class Killed(BaseException):
         """Not an error that anything handles: as if the process were gone."""
@@ -344,7 +344,7 @@ def test_a_sender_that_is_killed_before_it_says_so_loses_nothing_and_sends_nothi
 def test_a_sender_that_is_killed_while_resend_answers_sends_nothing_twice(
     client: FlaskClient, stack: Stack, database: psycopg.Connection[Any], provider: Provider
 ) -> None:
-    mail_id = enqueued(database)
+    mail_id = enqueue(database)
     taken, over = threading.Event(), threading.Event()
 
     def take_and_wait() -> Answer | None:
@@ -374,7 +374,7 @@ def test_a_sender_that_is_killed_while_resend_answers_sends_nothing_twice(
 def test_what_resend_has_already_taken_in_other_words_counts_as_sent(
     client: FlaskClient, stack: Stack, database: psycopg.Connection[Any], provider: Provider
 ) -> None:
-    mail_id = enqueued(database)
+    mail_id = enqueue(database)
     provider.delivered[mail_id] = {"subject": "before the organization had another name"}
     assert run(client, stack) == report(sent=1)
     assert states(database, "state, provider_id") == [("sent", None)]
@@ -384,7 +384,7 @@ def test_two_jobs_at_once_send_each_mail_once(
     make_app: MakeApp, stack: Stack, database: psycopg.Connection[Any], provider: Provider
 ) -> None:
     app = sender(make_app, stack, provider.server.url)
-    mails = {enqueued(database, number=number) if number == 0 else many(database, number) for number in range(20)}
+    mails = {enqueue(database, number=number) if number == 0 else many(database, number) for number in range(20)}
     with ThreadPoolExecutor(2) as threads:
         reports = list(threads.map(lambda _: run(app.test_client(), stack), range(2)))
     assert sum(each["sent"] for each in reports) == len(mails) == 20
@@ -414,8 +414,8 @@ def test_a_mail_that_takes_long_is_the_last_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(mail_module, "WORK_SECONDS", 0.2)
-    enqueued(database, number=1)
-    enqueued(database, "welcome", number=2)
+    enqueue(database, number=1)
+    enqueue(database, "welcome", number=2)
     provider.answers = [lambda: (time.sleep(0.4), refusal(422, "slow"))[1]]
     assert run(client, stack) == report(failed=1)
     assert run(client, stack) == report(sent=1)
@@ -558,7 +558,7 @@ def test_a_link_never_holds_for_somebody_else_or_another_kind() -> None:
 
 def webhook(client: FlaskClient, kind: str, data: dict[str, Any], secret: str = SECRET, **given: Any) -> Any:
     body = json.dumps({"type": kind, "created_at": "2026-01-31T10:00:00.000Z", "data": data}).encode()
-    return client.post("/webhooks/resend", data=body, headers=signed(body, secret, **given))
+    return client.post("/webhooks/resend", data=body, headers=sign(body, secret, **given))
 
 
 @pytest.mark.parametrize(
@@ -582,7 +582,7 @@ def test_what_became_of_a_mail_is_noted(
     state: str,
     is_suppressed: bool,
 ) -> None:
-    mail_id = enqueued(database)
+    mail_id = enqueue(database)
     run(client, stack)
     told = {"email_id": f"resend-{mail_id}", "to": [ADDRESS], "bounce": bounce}
     for _ in range(2):
@@ -594,7 +594,7 @@ def test_what_became_of_a_mail_is_noted(
 def test_a_bounce_that_is_told_before_we_know_resends_id_is_not_lost(
     client: FlaskClient, database: psycopg.Connection[Any]
 ) -> None:
-    mail_id = enqueued(database)
+    mail_id = enqueue(database)
     database.execute("select public.claim_mail(1)")
     told = {"email_id": "resend-x", "to": [ADDRESS], "tags": {"mail": mail_id}}
     assert webhook(client, "email.bounced", told).json == {"outcome": "processed"}
@@ -634,8 +634,8 @@ def test_what_the_database_does_not_take_is_sent_again(make_app: MakeApp) -> Non
 def test_nothing_personal_is_logged(
     client: FlaskClient, stack: Stack, database: psycopg.Connection[Any], provider: Provider, log: Any
 ) -> None:
-    enqueued(database, number=1)
-    enqueued(database, "welcome", number=2)
+    enqueue(database, number=1)
+    enqueue(database, "welcome", number=2)
     provider.answers = [refusal(422, "validation_error"), refusal(500, "internal_server_error")]
     run(client, stack)
     due(database)
@@ -667,7 +667,7 @@ def test_locally_nothing_leaves_and_everything_can_be_read(
     local: FlaskClient, stack: Stack, database: psycopg.Connection[Any], provider: Provider
 ) -> None:
     assert "There is none yet" in local.get("/dev/mail").text
-    mail_id = enqueued(database)
+    mail_id = enqueue(database)
     assert run(local, stack) == report(sent=1)
     assert (provider.keys, states(database)) == ([], [("sent",)])
     page = local.get("/dev/mail").text
@@ -697,6 +697,6 @@ def test_elsewhere_there_is_no_such_page(offline: FlaskClient, path: str) -> Non
 @pytest.mark.parametrize("name", ["MAIL_FROM", "SERVICE_URL"])
 def test_with_a_key_mail_needs_a_sender_and_an_address_for_its_links(name: str) -> None:
     given = {"RESEND_API_KEY": KEY, "MAIL_FROM": "a@b.example", "SERVICE_URL": "https://c.example"}
-    made_in(ENVIRONMENT | given)
+    make_in(ENVIRONMENT | given)
     with pytest.raises(Exception, match=f"{name} is missing"):
-        made_in(ENVIRONMENT | given | {name: None})
+        make_in(ENVIRONMENT | given | {name: None})

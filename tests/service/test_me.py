@@ -13,7 +13,7 @@ from flask.testing import FlaskClient
 
 from tests.conftest import Stack
 from tests.service.conftest import MakeApp
-from tests.service.outside import HANG_UP, Answer, Issuer, Outside, event, rest_answer, signed, stored_answer
+from tests.service.outside import HANG_UP, Answer, Issuer, Outside, event, rest_answer, sign, stored_answer
 
 URL = "/api/v1/me"
 
@@ -101,7 +101,7 @@ def test_callers_served_at_the_same_time_never_act_as_each_other(
     def ask(number: int) -> bool:
         if number % 4 == 0:
             body = event()
-            response = app.test_client().post("/webhooks/clerk", data=body, headers=signed(body))
+            response = app.test_client().post("/webhooks/clerk", data=body, headers=sign(body))
             return bool(response.json["outcome"] == "Bearer sb_secret_test")
         headers = as_caller(issuer.token(sub=f"user_{number}"))
         return bool(app.test_client().get(URL, headers=headers).json == {"acted_as": headers["Authorization"]})

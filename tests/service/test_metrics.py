@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import Stack
 from tests.service.conftest import MakeApp
-from tests.service.outside import event, signed
+from tests.service.outside import event, sign
 from tests.service.test_personal_data import as_caller
 
 TOKEN = "the monitor's token, 32 characters"
@@ -77,7 +77,7 @@ def test_webhooks_are_counted_by_outcome_and_how_late_they_were(
     for age in (0, 20_000):
         body = json.loads(event()) | {"timestamp": int(time.time() * 1000) - age}
         text = json.dumps(body).encode()
-        assert online.post("/webhooks/clerk", data=text, headers=signed(text)).status_code == 200
+        assert online.post("/webhooks/clerk", data=text, headers=sign(text)).status_code == 200
     after = read(reader.get("/metrics", headers=as_caller(TOKEN)).text)
     assert after[("ballast_webhooks_total", "ignored")] - before.get(("ballast_webhooks_total", "ignored"), 0) == 2
     lag = after[("ballast_webhook_lag_seconds_sum",)] - before.get(("ballast_webhook_lag_seconds_sum",), 0)

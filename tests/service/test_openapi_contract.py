@@ -22,7 +22,7 @@ from schemathesis.specs.openapi.checks import (
 
 from service.routes.openapi import DOCUMENT
 from tests.conftest import Stack
-from tests.service.conftest import made_in
+from tests.service.conftest import make_in
 from tests.service.test_personal_data import as_caller
 
 # Somebody of their own: what they may do to themselves, they will. Who is erased is nobody any more.
@@ -41,7 +41,7 @@ def app(stack: Stack) -> Iterator[Flask]:
     for person in (PERSON, VICTIM, ANOTHER):
         sent = stack.ballast("clerk", "send", "user.created", "--data", json.dumps({"id": person}))
         assert sent.returncode == 0, sent.stderr
-    yield made_in(stack.environment)
+    yield make_in(stack.environment)
     # Backups that were begun are made by processes of their own.
     with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
         deadline = time.monotonic() + 30

@@ -79,7 +79,7 @@ def test_service_and_database_agree_on_every_permission(
     stack: Stack,
     sql: psycopg.Connection[Any],
     acme: UUID,
-    cached: Grown,
+    cache_growth: Grown,
     role: str,
     second_factor: bool,
 ) -> None:
@@ -97,7 +97,7 @@ def test_service_and_database_agree_on_every_permission(
             caller = components().session_tokens.authenticate(f"Bearer {token}")
             by_service = {name for name in everything if holds(fetch_session(caller), acme, name)}
             assert by_service == by_database
-        assert cached()["hits"] >= 1
+        assert cache_growth()["hits"] >= 1
     assert (by_database == set()) == (role == "stranger")
     if role == "owner" and second_factor:
         assert by_database == everything

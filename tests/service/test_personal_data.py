@@ -23,7 +23,7 @@ from service.routes.personal_data import CONFIRMATION, FIRST_FACTOR_MINUTES
 from tests.conftest import Stack
 from tests.service.conftest import MakeApp
 from tests.service.outside import HANG_UP, Issuer, Outside, rest_answer
-from tests.service.test_gunicorn import started
+from tests.service.test_gunicorn import start_gunicorn
 
 EXPORT, ERASURE = "/api/v1/gdpr/export", "/api/v1/gdpr/erasure"
 CONFIRMED = {"confirmation": CONFIRMATION}
@@ -312,7 +312,7 @@ def test_an_export_that_fails_at_its_first_page_is_an_ordinary_problem(
 @pytest.mark.parametrize("accept", ["application/json", "application/zip"])
 def test_half_an_export_is_a_broken_transfer(tmp_path: Path, issuer: Issuer, accept: str) -> None:
     told: list[str] = []
-    with started(tmp_path, CLERK_ISSUER=issuer.url) as running:
+    with start_gunicorn(tmp_path, CLERK_ISSUER=issuer.url) as running:
         running.database.answer = database_with(
             lambda asked: HANG_UP if asked["after"] else page(2, {"domain": "projects", "key": None}), told
         )
@@ -362,7 +362,7 @@ def test_a_service_that_is_killed_midway_ends_in_the_same_state(
         "select id::text from public.profiles where clerk_user_id = %s", [person]
     ).fetchall()
     elsewhere = {name: value for name, value in stack.environment.items() if name != "SERVICE_URL"}
-    with started(tmp_path, **elsewhere) as running:
+    with start_gunicorn(tmp_path, **elsewhere) as running:
         response = httpx.post(f"{running.url}{ERASURE}", headers=as_caller(stack.token(person)), json=CONFIRMED)
         receipt = response.json()["receipt"]
         time.sleep(delay)

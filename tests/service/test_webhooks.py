@@ -35,8 +35,8 @@ from tests.service.outside import (
     event,
     new_message_id,
     rest_answer,
+    sign,
     signature,
-    signed,
     stored_answer,
 )
 
@@ -101,18 +101,18 @@ def test_the_published_signature_is_refused_once_the_body_is_changed() -> None:
 
 def test_while_secrets_rotate_both_are_accepted(online: FlaskClient) -> None:
     for secret in (SECRET, OLD_SECRET):
-        assert online.post(URL, data=BODY, headers=signed(BODY, secret)).status_code == 200
+        assert online.post(URL, data=BODY, headers=sign(BODY, secret)).status_code == 200
 
 
 def test_a_message_signed_with_two_secrets_is_accepted_when_one_of_them_is_ours(online: FlaskClient) -> None:
-    headers = signed(BODY)
+    headers = sign(BODY)
     foreign = signature(BODY, headers["svix-id"], headers["svix-timestamp"], "whsec_" + "AAAA" * 8)
     headers["svix-signature"] = f"{foreign} v2,unknown {headers['svix-signature']}"
     assert online.post(URL, data=BODY, headers=headers).status_code == 200
 
 
 def test_a_secret_that_is_not_ours_is_refused(offline: FlaskClient) -> None:
-    response = offline.post(URL, data=BODY, headers=signed(BODY, "whsec_" + "AAAA" * 8))
+    response = offline.post(URL, data=BODY, headers=sign(BODY, "whsec_" + "AAAA" * 8))
     assert (response.status_code, kind(response)) == (401, "webhook-signature-invalid")
 
 
@@ -120,19 +120,19 @@ def test_a_secret_that_is_not_ours_is_refused(offline: FlaskClient) -> None:
 def test_a_replay_outside_the_tolerance_is_refused_with_the_words_of_a_bad_signature(
     offline: FlaskClient, age: int
 ) -> None:
-    replayed = offline.post(URL, data=BODY, headers=signed(BODY, age=age))
-    forged = offline.post(URL, data=BODY, headers=signed(BODY) | {"svix-signature": "v1,AAAA"})
+    replayed = offline.post(URL, data=BODY, headers=sign(BODY, age=age))
+    forged = offline.post(URL, data=BODY, headers=sign(BODY) | {"svix-signature": "v1,AAAA"})
     assert replayed.status_code == forged.status_code == 401
     assert replayed.json["detail"] == forged.json["detail"]
 
 
 @pytest.mark.parametrize("age", [0, 290, -290])
 def test_clocks_may_differ_by_almost_five_minutes(online: FlaskClient, age: int) -> None:
-    assert online.post(URL, data=BODY, headers=signed(BODY, age=age)).status_code == 200
+    assert online.post(URL, data=BODY, headers=sign(BODY, age=age)).status_code == 200
 
 
 def test_the_bytes_count_not_the_json_they_mean(offline: FlaskClient) -> None:
-    headers = signed(BODY)
+    headers = sign(BODY)
     assert offline.post(URL, data=json.dumps(json.loads(BODY), indent=1), headers=headers).status_code == 401
 
 
@@ -172,7 +172,7 @@ def test_the_bytes_count_not_the_json_they_mean(offline: FlaskClient) -> None:
 def test_missing_and_malformed_headers_are_the_senders_mistake(
     offline: FlaskClient, name: str, value: str | None
 ) -> None:
-    headers = {**signed(BODY), name: value}
+    headers = {**sign(BODY), name: value}
     response = offline.post(
         URL, data=BODY, headers={name: value for name, value in headers.items() if value is not None}
     )
@@ -181,33 +181,33 @@ def test_missing_and_malformed_headers_are_the_senders_mistake(
 
 @pytest.mark.parametrize("timestamp", ["0", "1", "9" * 11, "9" * 12])
 def test_a_timestamp_far_away_is_refused_and_does_not_break_the_calendar(offline: FlaskClient, timestamp: str) -> None:
-    assert offline.post(URL, data=BODY, headers=signed(BODY) | {"svix-timestamp": timestamp}).status_code == 401
+    assert offline.post(URL, data=BODY, headers=sign(BODY) | {"svix-timestamp": timestamp}).status_code == 401
 
 
 @pytest.mark.parametrize("signature", ["v1,", "v1,!!!!", "v1,AAAA", "v1a,AAAA", "v2,AAAA", ",", "v1,AAAA v1,AAAA"])
 def test_a_signature_that_proves_nothing_is_refused(offline: FlaskClient, signature: str) -> None:
-    assert offline.post(URL, data=BODY, headers=signed(BODY) | {"svix-signature": signature}).status_code == 401
+    assert offline.post(URL, data=BODY, headers=sign(BODY) | {"svix-signature": signature}).status_code == 401
 
 
 def test_headers_are_checked_before_the_signature_and_the_signature_before_the_body(online: FlaskClient) -> None:
     assert kind(online.post(URL, data=b"no json")) == "webhook-headers-malformed"
-    assert kind(online.post(URL, data=b"no json", headers=signed(BODY))) == "webhook-signature-invalid"
-    assert kind(online.post(URL, data=b"no json", headers=signed(b"no json"))) == "webhook-event-malformed"
+    assert kind(online.post(URL, data=b"no json", headers=sign(BODY))) == "webhook-signature-invalid"
+    assert kind(online.post(URL, data=b"no json", headers=sign(b"no json"))) == "webhook-event-malformed"
 
 
 def test_a_message_id_may_have_256_characters(online: FlaskClient) -> None:
     message_id = new_message_id().ljust(256, "x")
-    response = online.post(URL, data=BODY, headers=signed(BODY, message_id=message_id))
+    response = online.post(URL, data=BODY, headers=sign(BODY, message_id=message_id))
     assert (response.status_code, response.json["message_id"]) == (200, message_id)
 
 
 def test_the_standard_names_of_the_headers_serve_as_well(online: FlaskClient) -> None:
-    headers = {name.replace("svix-", "webhook-"): value for name, value in signed(BODY).items()}
+    headers = {name.replace("svix-", "webhook-"): value for name, value in sign(BODY).items()}
     assert online.post(URL, data=BODY, headers=headers).status_code == 200
 
 
 def test_the_two_sets_of_names_are_not_mixed() -> None:
-    headers = signed(BODY)
+    headers = sign(BODY)
     headers["webhook-signature"] = headers.pop("svix-signature")
     with pytest.raises(HeadersMalformed):
         read_delivery(Headers(headers))
@@ -249,23 +249,23 @@ def test_the_two_sets_of_names_are_not_mixed() -> None:
     ids=lambda body: repr(body[:48]),
 )
 def test_a_signed_body_that_is_no_event_is_refused(online: FlaskClient, body: bytes) -> None:
-    response = online.post(URL, data=body, headers=signed(body) if body[:1] != b"\xff" else signed(BODY))
+    response = online.post(URL, data=body, headers=sign(body) if body[:1] != b"\xff" else sign(BODY))
     assert (response.status_code, kind(response)) == (400, "webhook-event-malformed")
 
 
 def test_a_body_over_512_kb_is_refused_by_its_declared_size(offline: FlaskClient) -> None:
-    response = offline.post(URL, data=b" " * (MAX_BODY_BYTES + 1), headers=signed(BODY))
+    response = offline.post(URL, data=b" " * (MAX_BODY_BYTES + 1), headers=sign(BODY))
     assert (response.status_code, response.json["title"]) == (413, "Request Entity Too Large")
 
 
 def test_a_body_of_exactly_512_kb_is_read(offline: FlaskClient) -> None:
-    assert offline.post(URL, data=b" " * MAX_BODY_BYTES, headers=signed(BODY)).status_code == 401
+    assert offline.post(URL, data=b" " * MAX_BODY_BYTES, headers=sign(BODY)).status_code == 401
 
 
 # --- storing ---
 
 
-def stored(stack: Stack, message_id: str) -> Any:
+def read_stored(stack: Stack, message_id: str) -> Any:
     with psycopg.connect(stack.environment["DATABASE_URL"]) as connection:
         query = "select event, outcome from app.webhook_events where message_id = %s"
         return connection.execute(query, (message_id,)).fetchone()
@@ -274,16 +274,16 @@ def stored(stack: Stack, message_id: str) -> Any:
 def test_a_signed_event_is_stored_and_its_outcome_told(online: FlaskClient, stack: Stack) -> None:
     user_id = f"user_{secrets.token_hex(8)}"
     body = event("user.created", id=user_id, email_addresses=[], first_name="Grace", created_at=1, updated_at=1)
-    headers = signed(body)
+    headers = sign(body)
     response = online.post(URL, data=body, headers=headers)
     assert response.status_code == 200
     assert response.json == {"message_id": headers["svix-id"], "type": "user.created", "outcome": "processed"}
-    assert stored(stack, headers["svix-id"]) == (json.loads(body), "processed")
+    assert read_stored(stack, headers["svix-id"]) == (json.loads(body), "processed")
 
 
 def test_a_redelivery_is_answered_as_a_duplicate(online: FlaskClient) -> None:
     message_id = new_message_id()
-    first, again = (online.post(URL, data=BODY, headers=signed(BODY, message_id=message_id)) for _ in range(2))
+    first, again = (online.post(URL, data=BODY, headers=sign(BODY, message_id=message_id)) for _ in range(2))
     assert (first.status_code, first.json["outcome"]) == (200, "ignored")
     assert (again.status_code, again.json["outcome"]) == (200, "duplicate")
 
@@ -301,14 +301,14 @@ def test_a_redelivery_is_answered_as_a_duplicate(online: FlaskClient) -> None:
 def test_an_event_that_jsonb_could_not_hold_as_it_is_is_stored_nevertheless(
     online: FlaskClient, stack: Stack, text: str
 ) -> None:
-    headers = signed(text.encode())
+    headers = sign(text.encode())
     assert online.post(URL, data=text.encode(), headers=headers).status_code == 200
-    assert stored(stack, headers["svix-id"]) is not None
+    assert read_stored(stack, headers["svix-id"]) is not None
 
 
 def test_an_event_as_large_as_svix_sends_is_stored(online: FlaskClient) -> None:
     body = event(text="x" * 350_000)
-    assert online.post(URL, data=body, headers=signed(body)).status_code == 200
+    assert online.post(URL, data=body, headers=sign(body)).status_code == 200
 
 
 # --- outages ---
@@ -365,21 +365,21 @@ def test_an_event_that_is_not_known_to_be_stored_is_asked_for_again(
 ) -> None:
     monkeypatch.setattr("service.data_api.TIMEOUT", httpx.Timeout(0.3))
     outside.answer = answer
-    response = make_app(SUPABASE_URL=outside.url).test_client().post(URL, data=BODY, headers=signed(BODY))
+    response = make_app(SUPABASE_URL=outside.url).test_client().post(URL, data=BODY, headers=sign(BODY))
     assert (response.status_code, kind(response)) == (503, "webhook-event-not-stored")
     assert int(response.headers["Retry-After"]) > 0
     assert "Ada" not in response.text + json.dumps(log_lines())
 
 
 def test_a_database_that_is_not_there_is_an_outage_too(offline: FlaskClient) -> None:
-    assert kind(offline.post(URL, data=BODY, headers=signed(BODY))) == "webhook-event-not-stored"
+    assert kind(offline.post(URL, data=BODY, headers=sign(BODY))) == "webhook-event-not-stored"
 
 
 def test_connections_to_the_data_api_are_reused(make_app: MakeApp, outside: Outside) -> None:
     outside.answer = lambda *_: stored_answer()
     client = make_app(SUPABASE_URL=outside.url).test_client()
     for _ in range(5):
-        assert client.post(URL, data=BODY, headers=signed(BODY)).status_code == 200
+        assert client.post(URL, data=BODY, headers=sign(BODY)).status_code == 200
     assert (len(outside.requests), outside.connections) == (5, 1)
 
 
@@ -393,7 +393,7 @@ def test_the_data_api_is_asked_with_the_secret_key_and_given_the_event_once(
         return stored_answer()
 
     outside.answer = answer
-    headers = signed(BODY)
+    headers = sign(BODY)
     make_app(SUPABASE_URL=outside.url).test_client().post(URL, data=BODY, headers=headers)
     arguments = {"message_id": headers["svix-id"], "event": BODY.decode()}
     assert seen == [("/rest/v1/rpc/receive_clerk_event", "sb_secret_test", arguments)]
@@ -401,7 +401,7 @@ def test_the_data_api_is_asked_with_the_secret_key_and_given_the_event_once(
 
 def test_no_answer_to_a_forger_holds_a_trace_or_a_part_of_what_was_sent(offline: FlaskClient) -> None:
     marker = base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
-    for headers in ({"svix-id": marker}, signed(BODY) | {"svix-signature": f"v1,{marker}"}, signed(marker.encode())):
+    for headers in ({"svix-id": marker}, sign(BODY) | {"svix-signature": f"v1,{marker}"}, sign(marker.encode())):
         text = offline.post(URL, data=marker.encode(), headers=headers).text
         assert marker not in text
         assert "Traceback" not in text

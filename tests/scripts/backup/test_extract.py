@@ -59,13 +59,13 @@ def execute(vault: Vault, *statements: str) -> None:
             connection.execute(statement.encode())
 
 
-def extracted(vault: Vault, backup: str, output: Path, *options: str) -> dict[str, Any]:
+def extract(vault: Vault, backup: str, output: Path, *options: str) -> dict[str, Any]:
     words = ["extract", backup, "--organization", "org_acme", "--output", str(output), "--json", *options]
-    report: dict[str, Any] = json.loads(vault.done(*words).stdout)
+    report: dict[str, Any] = json.loads(vault.run_to_end(*words).stdout)
     return report
 
 
-def put_back(vault: Vault, output: Path) -> None:
+def run_put_back(vault: Vault, output: Path) -> None:
     """As a person would: with psql, in the folder."""
     with vault.connect() as connection:
         psql = programs.choose_programs(connection)["psql"]
@@ -100,14 +100,14 @@ def test_what_was_deleted_comes_back_as_it_was(folder_vault: Vault, tmp_path: Pa
         " join public.organizations as o on o.id = m.organization_id where m.user_id = p.id and o.clerk_org_id = 'org_acme'",
     )
     before = contents(folder_vault, besides=RECORD)
-    backup = folder_vault.backed_up()
+    backup = folder_vault.back_up()
     execute(folder_vault, acme("specimens"), acme("organization_memberships"),
         f"delete from public.profiles where clerk_user_id = '{people.ADA}s'")  # fmt: skip
     # Whoever left works nowhere: that is no loss of a row, and stays.
     lost = contents(folder_vault, besides=RECORD)
     assert lost != before
-    extracted(folder_vault, backup, tmp_path / "acme", "--format", output_format)
-    put_back(folder_vault, tmp_path / "acme")
+    extract(folder_vault, backup, tmp_path / "acme", "--format", output_format)
+    run_put_back(folder_vault, tmp_path / "acme")
     after = contents(folder_vault, besides=(*RECORD, "profiles"))
     assert after == {table: rows for table, rows in before.items() if table != "profiles"}
     profile = f"clerk_user_id = '{people.ADA}s'"
@@ -124,8 +124,8 @@ def test_a_whole_organization_comes_back(
     before = contents(folder_vault)
     name = folder_vault.keep(backup)
     execute(folder_vault, "delete from public.organizations where clerk_org_id = 'org_acme'")
-    extracted(folder_vault, name, tmp_path / "acme", "--format", output_format)
-    put_back(folder_vault, tmp_path / "acme")
+    extract(folder_vault, name, tmp_path / "acme", "--format", output_format)
+    run_put_back(folder_vault, tmp_path / "acme")
     after = contents(folder_vault)
     # Its entries in the audit trail were never gone, and both the loss and the return are recorded.
     assert after.pop("audit_logs") > before.pop("audit_logs")
@@ -145,8 +145,8 @@ def test_what_changed_since_and_what_is_others_stays_as_it_is(
         "delete from public.specimens where title = 'Hers in Globex'",
     )
     before = contents(folder_vault, besides=RECORD)
-    extracted(folder_vault, name, tmp_path / "acme.sql")
-    put_back(folder_vault, tmp_path / "acme.sql")
+    extract(folder_vault, name, tmp_path / "acme.sql")
+    run_put_back(folder_vault, tmp_path / "acme.sql")
     after = contents(folder_vault, besides=RECORD)
     [back] = after.pop("specimens") - before.pop("specimens")
     assert "For support" in back
@@ -156,10 +156,10 @@ def test_what_changed_since_and_what_is_others_stays_as_it_is(
 def test_putting_back_twice_changes_nothing(folder_vault: Vault, tmp_path: Path, backup: StoredBackup) -> None:
     name = folder_vault.keep(backup)
     execute(folder_vault, acme("specimens"), acme("organization_memberships"))
-    extracted(folder_vault, name, tmp_path / "acme.sql")
-    put_back(folder_vault, tmp_path / "acme.sql")
+    extract(folder_vault, name, tmp_path / "acme.sql")
+    run_put_back(folder_vault, tmp_path / "acme.sql")
     once = contents(folder_vault)
-    put_back(folder_vault, tmp_path / "acme.sql")
+    run_put_back(folder_vault, tmp_path / "acme.sql")
     assert contents(folder_vault) == once
 
 
@@ -174,7 +174,7 @@ def test_nothing_of_another_tenant_is_told(folder_vault: Vault, tmp_path: Path, 
     )
     with folder_vault.connect() as connection:
         others = [name for (name,) in connection.execute(IDS_OF_OTHERS)]
-    extracted(folder_vault, folder_vault.backed_up(), tmp_path / "acme", "--format", output_format)
+    extract(folder_vault, folder_vault.back_up(), tmp_path / "acme", "--format", output_format)
     told = text_of(tmp_path / "acme")
     assert "Not hers" in told
     assert others
@@ -187,10 +187,10 @@ def test_a_member_who_works_elsewhere_can_be_put_back(folder_vault: Vault, tmp_p
         "update public.profiles as p set current_organization_id = m.organization_id from public.organization_memberships as m"
         " join public.organizations as o on o.id = m.organization_id where m.user_id = p.id and o.clerk_org_id = 'org_globex'",
     )
-    backup = folder_vault.backed_up()
+    backup = folder_vault.back_up()
     execute(folder_vault, f"delete from public.profiles where clerk_user_id = '{people.BEN}'")
-    extracted(folder_vault, backup, tmp_path / "acme.sql")
-    put_back(folder_vault, tmp_path / "acme.sql")
+    extract(folder_vault, backup, tmp_path / "acme.sql")
+    run_put_back(folder_vault, tmp_path / "acme.sql")
     with folder_vault.connect() as connection:
         found = connection.execute(
             "select o.clerk_org_id, p.current_organization_id from public.profiles as p"
@@ -209,15 +209,15 @@ def test_whoever_was_erased_since_is_not_in_it(folder_vault: Vault, tmp_path: Pa
         while (step := people.call(database, "continue_erasure", receipt=receipt))["state"] == "running":
             pass
         LedgerStore(folder_vault.backup_url).put(str(receipt), step)
-    extracted(folder_vault, name, tmp_path / "acme.sql")
+    extract(folder_vault, name, tmp_path / "acme.sql")
     told = text_of(tmp_path / "acme.sql").lower()
-    for alike in map(str.lower, (*people.ALIKE, *people.ALIKE.values())):
+    for alike in map(str.lower, (*people.SIMILAR, *people.SIMILAR.values())):
         told = told.replace(alike, "")
     assert "not hers" in told
     assert [name for name in names if name.lower() in told] == []
     # Nor is anything that only the scratch database did.
     before = contents(folder_vault)["audit_logs"]
-    put_back(folder_vault, tmp_path / "acme.sql")
+    run_put_back(folder_vault, tmp_path / "acme.sql")
     assert contents(folder_vault)["audit_logs"] == before
 
 
@@ -225,8 +225,8 @@ def test_only_the_caller_may_read_it(folder_shelf: Vault, tmp_path: Path, backup
     name = folder_shelf.keep(backup)
     old = os.umask(0)
     try:
-        extracted(folder_shelf, name, tmp_path / "acme.sql")
-        extracted(folder_shelf, name, tmp_path / "acme", "--format", "csv")
+        extract(folder_shelf, name, tmp_path / "acme.sql")
+        extract(folder_shelf, name, tmp_path / "acme", "--format", "csv")
     finally:
         os.umask(old)
     assert stat.S_IMODE((tmp_path / "acme.sql").stat().st_mode) == 0o600
@@ -334,12 +334,12 @@ def test_any_table_of_tenants_is_found_by_its_foreign_key(
     visits = "select tableoid, id, organization_id, at, task from public.visits order by id"
     with folder_vault.connect() as connection:
         before, visits_before = connection.execute(query).fetchall(), connection.execute(visits).fetchall()
-        backup = folder_vault.backed_up()
+        backup = folder_vault.back_up()
         execute(folder_vault, acme('"Odd tasks"'))
         connection.execute("delete from public.colours where name = 'red'")
         connection.execute("update public.\"Odd tasks\" set colour = 'blue'")
-        report = extracted(folder_vault, backup, tmp_path / "acme", "--format", output_format)
-        put_back(folder_vault, tmp_path / "acme")
+        report = extract(folder_vault, backup, tmp_path / "acme", "--format", output_format)
+        run_put_back(folder_vault, tmp_path / "acme")
         after = connection.execute(query).fetchall()
         [[partners]] = connection.execute(
             "select count(t.partner_id) from public.\"Odd tasks\" as t join public.organizations as o on o.id = t.organization_id where o.name = 'Acme'"

@@ -50,7 +50,7 @@ def contents(url: str) -> dict[str, str]:
         }
 
 
-def drilled(vault: Vault, *words: str, **changes: str | None) -> dict[str, Any]:
+def run_drill(vault: Vault, *words: str, **changes: str | None) -> dict[str, Any]:
     """The report of a drill, and each of its checks by name."""
     result = vault.run("drill", *words, "--json", **changes)
     report: dict[str, Any] = json.loads(result.stdout)
@@ -58,11 +58,11 @@ def drilled(vault: Vault, *words: str, **changes: str | None) -> dict[str, Any]:
     return report | {"checks": {check["name"]: check for check in report["checks"]}}
 
 
-def failed(report: dict[str, Any]) -> list[str]:
+def list_failed(report: dict[str, Any]) -> list[str]:
     return [name for name, check in report["checks"].items() if not check["passed"]]
 
 
-def rewritten(vault: Vault, name: str, change: Change) -> None:
+def rewrite(vault: Vault, name: str, change: Change) -> None:
     """Somebody changes the manifest of a backup in a folder."""
     place = vault.store.path(name, "manifest.json")
     assert place is not None
@@ -81,9 +81,9 @@ def empty(new_database: Callable[..., str]) -> str:
 
 
 def test_everything_is_again_as_it_was(vault: Vault, empty: str) -> None:
-    name = vault.backed_up()
+    name = vault.back_up()
     before = contents(vault.url)
-    restored = vault.done("restore", name, "--to", empty, "--json")
+    restored = vault.run_to_end("restore", name, "--to", empty, "--json")
     assert [(check["name"], check["passed"]) for check in json.loads(restored.stdout)] == [
         (check, True) for check in CHECKS
     ]
@@ -99,7 +99,7 @@ def test_an_id_may_be_the_latest_or_its_end(
 ) -> None:
     names = [folder_shelf.keep(backup), folder_shelf.keep(other_backup)]
     for wanted in ("latest", names[1], names[1][-8:]):
-        folder_shelf.done("restore", wanted, "--to", new_database())
+        folder_shelf.run_to_end("restore", wanted, "--to", new_database())
     unknown = folder_shelf.run("restore", "20200101T000000Z-00000000", "--to", new_database())
     assert unknown.exit_code == 1
     assert "ballast backup list" in unknown.stderr
@@ -113,7 +113,7 @@ def test_what_is_restored_is_closed_to_whom_it_was_closed(
         connection.execute("create table public.trap (id int)")
         assert connection.execute("select has_table_privilege('anon', 'public.trap', 'select')").fetchone() == (True,)
         connection.rollback()
-    folder_shelf.done("restore", folder_shelf.keep(backup), "--to", empty)
+    folder_shelf.run_to_end("restore", folder_shelf.keep(backup), "--to", empty)
     with psycopg.connect(empty) as connection:
         open_to_anon = connection.execute(
             "select c.relname from pg_class as c where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p', 'v') "
@@ -137,7 +137,7 @@ def test_our_policies_on_tables_of_others_are_there_and_who_publishes_ours(
     )
     with psycopg.connect(empty) as connection:
         assert connection.execute(question).fetchall() == [(0, None)]
-    folder_shelf.done("restore", folder_shelf.keep(backup), "--to", empty)
+    folder_shelf.run_to_end("restore", folder_shelf.keep(backup), "--to", empty)
     with psycopg.connect(empty) as connection:
         assert connection.execute(question).fetchall() == [
             (2, [*(["projects"] if "projects" in TABLES else []), "specimens"])
@@ -145,13 +145,13 @@ def test_our_policies_on_tables_of_others_are_there_and_who_publishes_ours(
 
 
 def test_it_says_what_is_left_to_do(folder_shelf: Vault, empty: str, backup: StoredBackup) -> None:
-    said = folder_shelf.done("restore", folder_shelf.keep(backup), "--to", empty).stderr
+    said = folder_shelf.run_to_end("restore", folder_shelf.keep(backup), "--to", empty).stderr
     for words in ("FLUSHDB", "ballast person resume", "ballast migrate up", "Clerk"):
         assert words in said
 
 
 def test_the_migrations_find_nothing_to_do_afterwards(folder_shelf: Vault, empty: str, backup: StoredBackup) -> None:
-    folder_shelf.done("restore", folder_shelf.keep(backup), "--to", empty)
+    folder_shelf.run_to_end("restore", folder_shelf.keep(backup), "--to", empty)
     assert migrations.up(empty, dry_run=True).empty
 
 
@@ -172,7 +172,7 @@ def test_data_is_never_written_over_without_being_asked(
     assert mistyped.exit_code == 2
     assert repr(project) in mistyped.stderr
     assert contents(target) == before
-    folder_vault.done("restore", name, "--to", target, "--replace", project)
+    folder_vault.run_to_end("restore", name, "--to", target, "--replace", project)
     assert contents(target) == contents(folder_vault.url)
 
 
@@ -198,7 +198,7 @@ def test_a_project_is_named_as_supabase_names_it(host: str, user: str, project: 
 def test_a_restore_that_breaks_off_changes_nothing(
     folder_vault: Vault,
     new_database: Callable[..., str],
-    wrapped: Callable[..., str],
+    make_wrapped_programs: Callable[..., str],
     end: str,
     replaced: bool,
     backup: StoredBackup,
@@ -209,7 +209,7 @@ def test_a_restore_that_breaks_off_changes_nothing(
     before = contents(target)
     half = f'[[ "$*" == *--list* ]] && exec "$REAL/pg_restore" "$@"; "$REAL/pg_restore" "$@" | head -c 400000; {end}'
     words = ["--replace", target.rpartition("/")[2]] if replaced else []
-    running = folder_vault.start("restore", name, "--to", target, *words, PG_BIN=wrapped(pg_restore=half))
+    running = folder_vault.start("restore", name, "--to", target, *words, PG_BIN=make_wrapped_programs(pg_restore=half))
     _, said = running.communicate(timeout=60)
     assert running.returncode == (-signal.SIGKILL if "kill" in end else 1), said
     deadline = time.monotonic() + 10
@@ -221,7 +221,7 @@ def test_a_restore_that_breaks_off_changes_nothing(
                 break
         time.sleep(0.1)
     assert contents(target) == before
-    folder_vault.done("restore", name, "--to", target, *words)
+    folder_vault.run_to_end("restore", name, "--to", target, *words)
     assert contents(target) == contents(folder_vault.url)
 
 
@@ -258,7 +258,7 @@ def test_a_script_in_the_store_runs_no_command_on_this_machine(
     body = f"{place.read_text()}{command}\n".encode()
     place.write_bytes(body)
     told = {"size_bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}
-    rewritten(folder_shelf, name, lambda manifest: manifest["files"].update({file: told}))
+    rewrite(folder_shelf, name, lambda manifest: manifest["files"].update({file: told}))
     refused = folder_shelf.run("restore", name, "--to", empty)
     assert refused.exit_code == 1
     assert "Nothing was restored." in refused.stderr
@@ -268,11 +268,11 @@ def test_a_script_in_the_store_runs_no_command_on_this_machine(
 
 
 def test_a_pg_restore_that_lets_names_run_commands_is_refused(
-    folder_shelf: Vault, empty: str, wrapped: Callable[..., str], backup: StoredBackup
+    folder_shelf: Vault, empty: str, make_wrapped_programs: Callable[..., str], backup: StoredBackup
 ) -> None:
     name = folder_shelf.keep(backup)
     # This psql has ended by then: closing the pipe to it fails, which must not hide the reason.
-    old = wrapped(pg_restore='"$REAL/pg_restore" "$@" | sed "/restrict /d"', psql="exit 0")
+    old = make_wrapped_programs(pg_restore='"$REAL/pg_restore" "$@" | sed "/restrict /d"', psql="exit 0")
     refused = folder_shelf.run("restore", name, "--to", empty, PG_BIN=old)
     assert refused.exit_code == 1
     assert "CVE-2025-8714" in refused.stderr
@@ -286,7 +286,7 @@ def test_a_network_that_is_cut_while_a_backup_is_fetched_restores_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     large = Vault(heavy, bucket_vault.backup_url, bucket_vault.home, bucket_vault.identity)
-    name = large.backed_up()
+    name = large.back_up()
     with relay_to(urlsplit(s3).port or 0) as cable:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{cable.port}")
         asked = b"GET /" + urlsplit(large.backup_url).netloc.encode()
@@ -310,7 +310,7 @@ def test_default_privileges_of_other_roles_stay_theirs(folder_vault: Vault, empt
             admin.execute(
                 "alter default privileges for role supabase_admin in schema public grant all on tables to anon, authenticated"
             )
-    folder_vault.done("restore", folder_vault.backed_up(), "--to", empty)
+    folder_vault.run_to_end("restore", folder_vault.back_up(), "--to", empty)
 
 
 # --- erasures ---
@@ -332,12 +332,12 @@ def test_who_was_erased_since_is_erased_again(folder_vault: Vault, empty: str, b
     assert folder is not None
     (folder / "erasures").mkdir()
     (folder / f"erasures/{receipt}.json").write_text(json.dumps(step))
-    folder_vault.done("restore", name, "--to", empty)
+    folder_vault.run_to_end("restore", name, "--to", empty)
     with psycopg.connect(empty) as connection:
         left = people.scan(Database(connection), person, ADA, *ADA_EMAILS)
         assert left.keys() <= {"app.erasure_log"}  # until Clerk is told, which `ballast person resume` does
         assert connection.execute("select state from app.erasure_log").fetchall() == [("erased",)]
-    report = drilled(folder_vault, name)
+    report = run_drill(folder_vault, name)
     assert report["checks"]["erasures replayed"]["detail"] == "1 in the ledger, 1 of them were back, and are erased"
 
 
@@ -358,8 +358,8 @@ def test_a_ledger_that_cannot_be_read_is_not_an_empty_one(
 
 
 def test_a_drill_reports_each_check_how_long_it_took_and_how_old_the_data_are(vault: Vault) -> None:
-    name = vault.backed_up()
-    report = drilled(vault)
+    name = vault.back_up()
+    report = run_drill(vault)
     assert (report["backup"], report["passed"]) == (name, True)
     assert list(report["checks"]) == [*CHECKS, "other tenants denied"]
     assert 0 < report["rto_seconds"] < 60
@@ -395,15 +395,15 @@ def test_without_the_key_it_says_how_to_give_it(folder_shelf: Vault, tmp_path: P
     assert "--identity" in without.stderr
     key = tmp_path / "key.txt"
     key.write_text(f"# created: today\n{folder_shelf.identity}\n")
-    folder_shelf.done("drill", "--identity", str(key), BACKUP_IDENTITY=None)
+    folder_shelf.run_to_end("drill", "--identity", str(key), BACKUP_IDENTITY=None)
 
 
 @at_hand
 def test_a_backup_for_another_key_is_not_proven(folder_shelf: Vault, tmp_path: Path, backup: StoredBackup) -> None:
     folder_shelf.keep(backup)
     other = Vault(folder_shelf.url, folder_shelf.backup_url, tmp_path, str(pyrage.x25519.Identity.generate()))
-    report = drilled(other)
-    assert failed(report) == ["restore"]
+    report = run_drill(other)
+    assert list_failed(report) == ["restore"]
     assert "not encrypted for this key" in report["checks"]["restore"]["detail"]
 
 
@@ -429,8 +429,8 @@ def test_a_damaged_dump_is_never_restored(
     assert "is damaged" in refused.stderr
     # Also when whoever damaged it wrote a manifest for it.
     told = {"size_bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}
-    rewritten(folder_shelf, name, lambda manifest: manifest["files"].update({"dump.pgc.zst.age": told}))
-    assert failed(drilled(folder_shelf, name)) == ["restore"]
+    rewrite(folder_shelf, name, lambda manifest: manifest["files"].update({"dump.pgc.zst.age": told}))
+    assert list_failed(run_drill(folder_shelf, name)) == ["restore"]
     assert folder_shelf.run("restore", name, "--to", empty).exit_code == 1
     with psycopg.connect(empty) as connection:
         assert snapshot.count_rows(connection) == {}
@@ -446,13 +446,13 @@ def test_a_manifest_of_another_backup_is_not_believed(
     swapped = folder_shelf.run("drill", second)
     assert swapped.exit_code == 1
     assert f"is that of {first}" in swapped.stderr
-    rewritten(folder_shelf, second, lambda manifest: manifest.update(name=second))
-    assert failed(drilled(folder_shelf, second)) == ["restore"]
+    rewrite(folder_shelf, second, lambda manifest: manifest.update(name=second))
+    assert list_failed(run_drill(folder_shelf, second)) == ["restore"]
 
 
 def test_a_manifest_that_is_none_is_named(folder_shelf: Vault, backup: StoredBackup) -> None:
     name = folder_shelf.keep(backup)
-    rewritten(folder_shelf, name, lambda manifest: manifest.pop("rows"))
+    rewrite(folder_shelf, name, lambda manifest: manifest.pop("rows"))
     damaged = folder_shelf.run("drill", name)
     assert damaged.exit_code == 1
     assert f"manifest of {name} is damaged: rows: Field required" in damaged.stderr
@@ -474,9 +474,9 @@ FORGERIES: dict[str, tuple[Change, str, str]] = {
 def test_a_drill_notices_any_difference(folder_shelf: Vault, forgery: str, backup: StoredBackup) -> None:
     change, check, detail = FORGERIES[forgery]
     name = folder_shelf.keep(backup)
-    rewritten(folder_shelf, name, change)
-    report = drilled(folder_shelf, name)
-    assert failed(report) == [check]
+    rewrite(folder_shelf, name, change)
+    report = run_drill(folder_shelf, name)
+    assert list_failed(report) == [check]
     assert detail in report["checks"][check]["detail"]
     [kept] = folder_shelf.store.drills()[name]
     assert json.loads(folder_shelf.store.read(name, kept))["passed"] is False
@@ -496,8 +496,8 @@ def test_a_drill_notices_what_was_wrong_already_when_it_was_backed_up(folder_vau
     with folder_vault.connect() as connection:
         connection.execute("create table public.to_go (id int)")
         connection.execute(weakness.encode())
-    folder_vault.backed_up()
-    assert failed(drilled(folder_vault)) == [WEAKNESSES[weakness]]
+    folder_vault.back_up()
+    assert list_failed(run_drill(folder_vault)) == [WEAKNESSES[weakness]]
 
 
 @at_hand
@@ -506,8 +506,8 @@ def test_a_view_that_postgres_writes_differently_when_it_is_made_again_is_the_sa
         connection.execute(
             "create view ops.odd as select 'a'::text as name, p.id from public.specimens as p union all select 'b'::text, o.id from public.organizations as o"
         )
-    folder_vault.backed_up()
-    assert failed(drilled(folder_vault)) == []
+    folder_vault.back_up()
+    assert list_failed(run_drill(folder_vault)) == []
 
 
 # --- other versions of PostgreSQL ---
@@ -530,20 +530,20 @@ def old(home: Path) -> Iterator[Postgres]:
 @at_hand
 def test_a_backup_of_an_older_server_is_proven_on_a_newer_one(old: Postgres, folder_vault: Vault) -> None:
     vault = Vault(old.url(), folder_vault.backup_url, folder_vault.home, folder_vault.identity)
-    name = vault.backed_up()
+    name = vault.back_up()
     assert (vault.store.manifest(name).dump_version, vault.store.manifest(name).server_version // 10_000) == (15, 15)
-    report = drilled(vault)
-    assert failed(report) == [], report["checks"]
+    report = run_drill(vault)
+    assert list_failed(report) == [], report["checks"]
 
 
 def test_programs_of_a_newer_version_serve_an_older_server(
-    old: Postgres, folder_vault: Vault, wrapped: Callable[..., str]
+    old: Postgres, folder_vault: Vault, make_wrapped_programs: Callable[..., str]
 ) -> None:
     """As where only the newest client is installed: pg_restore 18 sets what a server of version 15 does not know."""
     vault = Vault(old.url(), folder_vault.backup_url, folder_vault.home, folder_vault.identity)
-    newest = wrapped()
-    name = json.loads(vault.done("run", "--json", PG_BIN=newest).stdout)["name"]
+    newest = make_wrapped_programs()
+    name = json.loads(vault.run_to_end("run", "--json", PG_BIN=newest).stdout)["name"]
     assert vault.store.manifest(name).dump_version == 18
     before = contents(old.url())
-    vault.done("restore", name, "--to", old.url(), "--replace", "postgres", PG_BIN=newest)
+    vault.run_to_end("restore", name, "--to", old.url(), "--replace", "postgres", PG_BIN=newest)
     assert contents(old.url()) == before

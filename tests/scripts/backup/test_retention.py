@@ -49,7 +49,7 @@ def manifest(created_at: datetime, **changes: Any) -> Manifest:
     return Manifest.model_validate(values | changes)
 
 
-def stored(created_at: datetime, *, is_proven: bool = False) -> ListedBackup:
+def make_backup(created_at: datetime, *, is_proven: bool = False) -> ListedBackup:
     found = manifest(created_at)
     return ListedBackup(found.name, found, None, created_at if is_proven else None)
 
@@ -57,7 +57,9 @@ def stored(created_at: datetime, *, is_proven: bool = False) -> ListedBackup:
 # --- which stay ---
 
 moments = (st.timedeltas(timedelta(0), 2 * DAY) | st.timedeltas(timedelta(0), 700 * DAY)).map(lambda age: NOW - age)
-shelves = st.lists(st.tuples(moments, st.booleans()).map(lambda pair: stored(pair[0], is_proven=pair[1])), max_size=60)
+shelves = st.lists(
+    st.tuples(moments, st.booleans()).map(lambda pair: make_backup(pair[0], is_proven=pair[1])), max_size=60
+)
 policies = st.builds(Policy, *[st.integers(0, 15)] * 3)
 
 
@@ -113,14 +115,14 @@ def test_pruning_again_changes_nothing(shelf: list[ListedBackup], policy: Policy
 
 
 def test_what_cannot_be_read_stays() -> None:
-    shelf = [ListedBackup("20200101T000000Z-00000000", None, "damaged"), stored(NOW)]
+    shelf = [ListedBackup("20200101T000000Z-00000000", None, "damaged"), make_backup(NOW)]
     assert "damaged" in select_kept(shelf, NOW, Policy(0, 0, 0))["20200101T000000Z-00000000"]
 
 
 def test_a_backup_that_a_later_drill_refuted_is_not_proven() -> None:
-    older, refuted = stored(NOW - 60 * DAY, is_proven=True), stored(NOW - 50 * DAY)
+    older, refuted = make_backup(NOW - 60 * DAY, is_proven=True), make_backup(NOW - 50 * DAY)
     refuted = ListedBackup(refuted.name, refuted.manifest, None, NOW - 50 * DAY, is_refuted=True)
-    assert select_kept([older, refuted, stored(NOW)], NOW, Policy(1, 0, 0)).keys() >= {older.name}
+    assert select_kept([older, refuted, make_backup(NOW)], NOW, Policy(1, 0, 0)).keys() >= {older.name}
 
 
 @settings(max_examples=5, deadline=None)
@@ -129,7 +131,7 @@ def test_a_year_of_daily_backups_leaves_some_twenty_of_them(first: int, a_day: i
     shelf: list[ListedBackup] = []
     for number in range(400 * a_day):
         now = NOW - first * DAY + number * DAY / a_day
-        shelf.append(stored(now, is_proven=number % (7 * a_day) == 0))
+        shelf.append(make_backup(now, is_proven=number % (7 * a_day) == 0))
         staying = select_kept(shelf, now, USUAL)
         shelf = [each for each in shelf if each.name in staying]
     # At least 7 days, 2 weeks before them, and 11 months before, of which two may end with those weeks. At most one for
@@ -162,7 +164,7 @@ def run(url: str, *words: str, **environment: str | None) -> Result:
     return CliRunner().invoke(ballast, ["backup", *words], env=nothing | environment)
 
 
-def done(url: str, *words: str) -> Any:
+def run_as_json(url: str, *words: str) -> Any:
     result = run(url, *words, "--json")
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
@@ -177,15 +179,15 @@ def put(url: str, age: timedelta, **changes: Any) -> str:
     return made.name
 
 
-def drilled(url: str, name: str, day: int, *, passed: bool) -> None:
+def store_report(url: str, name: str, day: int, *, passed: bool) -> None:
     report = {"passed": passed, "started_at": f"2026-10-{day:02}T00:00:00+00:00", "checks": []}
     BackupStore(url).put(name, f"drills/202610{day:02}T000000000000Z.json", json.dumps(report).encode())
 
 
 def test_a_list_is_newest_first_and_says_what_each_is_worth(url: str) -> None:
     old, new = put(url, 40 * DAY), put(url, timedelta(hours=3))
-    drilled(url, old, 1, passed=True)
-    listed = done(url, "list")
+    store_report(url, old, 1, passed=True)
+    listed = run_as_json(url, "list")
     assert [each["id"] for each in listed] == [new, old]
     assert [each["proven_at"] for each in listed] == [None, "2026-10-01T00:00:00+00:00"]
     assert listed[0] | {"created_at": 0, "age_seconds": 0} == {
@@ -199,13 +201,13 @@ def test_a_list_is_newest_first_and_says_what_each_is_worth(url: str) -> None:
 
 def test_a_failed_last_drill_is_red_and_an_older_proof_is_still_named(url: str) -> None:
     name = put(url, timedelta(hours=1))
-    drilled(url, name, 1, passed=True)
-    drilled(url, name, 2, passed=False)
-    [listed] = done(url, "list")
+    store_report(url, name, 1, passed=True)
+    store_report(url, name, 2, passed=False)
+    [listed] = run_as_json(url, "list")
     assert (listed["proven_at"], listed["last_drill_failed"]) == ("2026-10-01T00:00:00+00:00", True)
     assert "FAILED" in red(url)
-    drilled(url, name, 3, passed=True)
-    [listed] = done(url, "list")
+    store_report(url, name, 3, passed=True)
+    [listed] = run_as_json(url, "list")
     assert (listed["proven_at"], listed["last_drill_failed"]) == ("2026-10-03T00:00:00+00:00", False)
 
 
@@ -214,7 +216,7 @@ def test_a_failed_last_drill_is_red_and_an_older_proof_is_still_named(url: str) 
 )
 def test_a_damaged_report_proves_nothing(folder: str, report: bytes) -> None:
     BackupStore(folder).put(put(folder, DAY), "drills/20261001T000000000000Z.json", report)
-    [listed] = done(folder, "list")
+    [listed] = run_as_json(folder, "list")
     assert (listed["proven_at"], listed["last_drill_failed"]) == (None, True)
 
 
@@ -236,7 +238,7 @@ def test_a_damaged_manifest_is_one_row_in_red(url: str, body: bytes) -> None:
     BackupStore(url).put("20200101T000000Z-00000000", MANIFEST, body)
     foreign = manifest(NOW)
     BackupStore(url).put("20200102T000000Z-00000000", MANIFEST, foreign.model_dump_json().encode())
-    listed = done(url, "list")
+    listed = run_as_json(url, "list")
     assert [each["id"] for each in listed] == [good, "20200102T000000Z-00000000", "20200101T000000Z-00000000"]
     assert foreign.name in listed[1]["damage"]
     assert "damaged" in listed[2]["damage"]
@@ -246,13 +248,13 @@ def test_a_damaged_manifest_is_one_row_in_red(url: str, body: bytes) -> None:
 @pytest.mark.usefixtures("scratch_at_hand")
 def test_a_drill_is_what_proves_a_backup(shelf: Vault, backup: StoredBackup, other_backup: StoredBackup) -> None:
     first, second = shelf.keep(backup), shelf.keep(other_backup)
-    shelf.done("drill", first)
-    listed = {each["id"]: each["proven_at"] is not None for each in done(shelf.backup_url, "list")}
+    shelf.run_to_end("drill", first)
+    listed = {each["id"]: each["proven_at"] is not None for each in run_as_json(shelf.backup_url, "list")}
     assert listed == {first: True, second: False}
 
 
 def test_an_empty_store_is_no_error(url: str) -> None:
-    assert done(url, "list") == []
+    assert run_as_json(url, "list") == []
     assert "There is no backup in" in run(url, "list").stdout
     assert "0 deleted, 0 kept." in run(url, "prune").stdout
 
@@ -261,7 +263,7 @@ def test_each_manifest_is_read_once(bucket: str, caplog: pytest.LogCaptureFixtur
     url = f"s3://{bucket}"
     names = {put(url, number * DAY) for number in range(5)}
     caplog.clear()
-    done(url, "list")
+    run_as_json(url, "list")
     read = [match[1] for line in caplog.messages if (match := re.search(r'"GET \S+/(\S+)/manifest.json', line))]
     assert sorted(read) == sorted(names)
 
@@ -279,17 +281,17 @@ def test_what_no_rule_keeps_is_gone_and_the_rest_is_whole(url: str) -> None:
     ages = [timedelta(hours=2), timedelta(hours=5), *(number * DAY for number in range(2, 60))]
     names = [put(url, age) for age in ages]
     proven = names[-1]
-    drilled(url, proven, 1, passed=True)
-    before = done(url, "prune", "--dry-run", "--daily", "3", "--weekly", "2", "--monthly", "1")
+    store_report(url, proven, 1, passed=True)
+    before = run_as_json(url, "prune", "--dry-run", "--daily", "3", "--weekly", "2", "--monthly", "1")
     assert len(BackupStore(url).names()) == 60
-    report = done(url, "prune", "--daily", "3", "--weekly", "2", "--monthly", "1")
+    report = run_as_json(url, "prune", "--daily", "3", "--weekly", "2", "--monthly", "1")
     assert report == before | {"dry_run": False}
     assert BackupStore(url).names() == sorted(report["kept"])
     assert {names[0], names[1], proven} <= report["kept"].keys()
     days = len({name[:8] for name in names[:2]})  # one, or at night two, of which the second is a day that is kept
     assert 6 - days <= len(report["kept"]) <= 9
     assert "the newest proven" in report["kept"][proven]
-    assert done(url, "prune", "--daily", "3", "--weekly", "2", "--monthly", "1")["going"] == []
+    assert run_as_json(url, "prune", "--daily", "3", "--weekly", "2", "--monthly", "1")["going"] == []
 
 
 def test_a_dry_run_changes_nothing_and_says_what_would_go(url: str) -> None:
@@ -308,8 +310,8 @@ def test_the_ledger_of_erasures_is_never_touched(url: str) -> None:
         ledger.put(entry["receipt"], entry)
     put(url, timedelta(hours=2))
     put(url, 50 * DAY)
-    unfinished(url)
-    report = done(url, "prune", "--daily", "0", "--weekly", "0", "--monthly", "0")
+    leave_unfinished(url)
+    report = run_as_json(url, "prune", "--daily", "0", "--weekly", "0", "--monthly", "0")
     assert len(report["going"]) == 1
     for leftover in BackupStore(url).leftovers(timedelta(0)):
         BackupStore(url).remove(leftover)
@@ -345,7 +347,7 @@ def test_what_the_bucket_locks_is_named_and_the_others_go(bucket: str) -> None:
 # --- leftovers ---
 
 
-def unfinished(url: str) -> str:
+def leave_unfinished(url: str) -> str:
     """A backup whose run was killed before its manifest."""
     name = new_name(uuid4(), datetime.now(UTC))
     BackupStore(url).put(name, "before.sql", b"select 1;")
@@ -372,7 +374,7 @@ def remove_all(url: str, older_than: timedelta = timedelta(0)) -> list[Leftover]
 
 
 def test_a_folder_without_a_manifest_goes_after_its_time_and_backups_stay(url: str) -> None:
-    name, whole = unfinished(url), put(url, 50 * DAY)
+    name, whole = leave_unfinished(url), put(url, 50 * DAY)
     assert remove_all(url, DAY) == []
     assert [(each.path, each.size_bytes) for each in remove_all(url)] == [(f"database/{name}", 9)]
     assert BackupStore(url).names() == [whole]
@@ -388,7 +390,7 @@ def test_what_obstore_still_wrote_in_a_folder_goes_too(folder: str) -> None:
     staging.write_bytes(b"half")
     for place in (staging, staging.parent):
         os.utime(place, ((datetime.now(UTC) - 2 * DAY).timestamp(),) * 2)
-    assert done(folder, "prune")["leftovers"] == [f"database/{name}"]
+    assert run_as_json(folder, "prune")["leftovers"] == [f"database/{name}"]
     assert not staging.parent.exists()
 
 
@@ -400,7 +402,7 @@ def test_a_run_that_still_writes_is_left_alone(folder: str) -> None:
         path = store.path(name, "")
         assert path is not None
         os.utime(path, (0, 0))  # the folder is old: the file in it is not
-        assert done(folder, "prune")["leftovers"] == []
+        assert run_as_json(folder, "prune")["leftovers"] == []
         writer.write(b"more")
     assert store.read(name, "dump.pgc.zst").endswith(b"more")
 
@@ -415,7 +417,7 @@ def test_unfinished_uploads_are_aborted_after_a_day_and_those_of_others_stay(buc
         upload(bucket, "a prefixed/database/dump"),
     }
     assert BackupStore(url).leftovers(timedelta(days=36_500)) == []  # moto began them in 2010
-    report = done(url, "prune", "--dry-run")
+    report = run_as_json(url, "prune", "--dry-run")
     assert len(report["leftovers"]) == 1
     assert uploads(bucket) == {ours} | others
     assert "an upload that never ended" in run(url, "prune").stdout
@@ -444,7 +446,7 @@ def test_all_pages_of_objects_are_read(
 ) -> None:
     monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "3")
     url = f"s3://{bucket}"
-    whole, unended = [put(url, number * DAY) for number in range(3)], [unfinished(url) for _ in range(3)]
+    whole, unended = [put(url, number * DAY) for number in range(3)], [leave_unfinished(url) for _ in range(3)]
     caplog.clear()
     assert sorted(each.path for each in remove_all(url)) == sorted(f"database/{name}" for name in unended)
     assert any("continuation-token" in line for line in caplog.messages)

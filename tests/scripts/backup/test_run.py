@@ -68,7 +68,7 @@ def sessions(vault: Vault) -> list[tuple[str, ...]]:
         ).fetchall()
 
 
-def left_nothing(vault: Vault) -> bool:
+def has_left_nothing(vault: Vault) -> bool:
     """Nothing is in the store, and no session of ours in the database, as soon as the server noticed that pg_dump is gone."""
     deadline = time.monotonic() + 30
     while (left := (objects(vault), uploads(vault), sessions(vault))) != ([], [], []) and time.monotonic() < deadline:
@@ -80,7 +80,7 @@ def left_nothing(vault: Vault) -> bool:
 
 
 def test_a_backup_is_four_files_and_the_last_says_what_the_others_are(vault: Vault) -> None:
-    manifest = json.loads(vault.done("run", "--json").stdout)
+    manifest = json.loads(vault.run_to_end("run", "--json").stdout)
     assert objects(vault) == [f"database/{manifest['name']}/{file}" for file in FILES]
     assert manifest["files"].keys() == set(FILES) - {"manifest.json"}
     for file, told in manifest["files"].items():
@@ -90,7 +90,7 @@ def test_a_backup_is_four_files_and_the_last_says_what_the_others_are(vault: Vau
 
 
 def test_the_manifest_counts_and_describes_what_is_there(folder_vault: Vault) -> None:
-    manifest = json.loads(folder_vault.done("run", "--json").stdout)
+    manifest = json.loads(folder_vault.run_to_end("run", "--json").stdout)
     with folder_vault.connect() as connection:
         assert manifest["rows"] == snapshot.count_rows(connection)
         assert manifest["structure"] == snapshot.describe_structure(connection)
@@ -112,15 +112,15 @@ def test_the_manifest_counts_and_describes_what_is_there(folder_vault: Vault) ->
         "search_path = app, public, ops, extensions", "quote_all_identifiers = on", "standard_conforming_strings = off",
     ],
 )  # fmt: skip
-def test_a_database_is_described_alike_whatever_the_sessions_settings(inhabited: str, setting: str) -> None:
-    with connected(inhabited) as connection:
+def test_a_database_is_described_alike_whatever_the_sessions_settings(populated_database: str, setting: str) -> None:
+    with connected(populated_database) as connection:
         described = snapshot.describe_structure(connection)
         connection.execute(f"set {setting}")
         assert snapshot.describe_structure(connection) == described
 
 
 def test_only_who_has_the_key_can_read_it(folder_vault: Vault) -> None:
-    name = folder_vault.backed_up()
+    name = folder_vault.back_up()
     sealed = folder_vault.store.read(name, "dump.pgc.zst.age")
     assert sealed.startswith(b"age-encryption.org/v1")
     with pytest.raises(pyrage.DecryptError):
@@ -131,22 +131,24 @@ def test_only_who_has_the_key_can_read_it(folder_vault: Vault) -> None:
 def test_each_of_several_recipients_can_open_it(folder_vault: Vault) -> None:
     offline = pyrage.x25519.Identity.generate()
     both = f"{folder_vault.environment['BACKUP_RECIPIENTS']}, {offline.to_public()}"
-    folder_vault.done("run", BACKUP_RECIPIENTS=both)
+    folder_vault.run_to_end("run", BACKUP_RECIPIENTS=both)
     for identity in (folder_vault.identity, str(offline)):
-        folder_vault.done("drill", BACKUP_IDENTITY=f"# made by age-keygen\n{identity}\n")
+        folder_vault.run_to_end("drill", BACKUP_IDENTITY=f"# made by age-keygen\n{identity}\n")
 
 
 def test_two_backups_of_one_moment_do_not_overwrite_each_other(vault: Vault) -> None:
-    first = vault.backed_up()
+    first = vault.back_up()
     again = vault.run("run", "--name", first, "--log", "00000000-0000-0000-0000-000000000000")
     assert again.exit_code == 1
     assert "there already" in again.stderr
     assert vault.store.names() == [first]
-    vault.done("drill", first)
-    assert len({vault.backed_up() for _ in range(3)}) == 3
+    vault.run_to_end("drill", first)
+    assert len({vault.back_up() for _ in range(3)}) == 3
 
 
-def test_while_others_write_the_counts_are_those_of_the_dump(folder_vault: Vault, wrapped: Callable[..., str]) -> None:
+def test_while_others_write_the_counts_are_those_of_the_dump(
+    folder_vault: Vault, make_wrapped_programs: Callable[..., str]
+) -> None:
     done = threading.Event()
     written = 0
 
@@ -164,8 +166,8 @@ def test_while_others_write_the_counts_are_those_of_the_dump(folder_vault: Vault
     for writer in writers:
         writer.start()
     try:
-        late = wrapped(pg_dump='sleep 0.5; exec "$REAL/pg_dump" "$@"')
-        names = [json.loads(folder_vault.done("run", "--json", PG_BIN=late).stdout)["name"] for _ in range(2)]
+        late = make_wrapped_programs(pg_dump='sleep 0.5; exec "$REAL/pg_dump" "$@"')
+        names = [json.loads(folder_vault.run_to_end("run", "--json", PG_BIN=late).stdout)["name"] for _ in range(2)]
     finally:
         done.set()
         for writer in writers:
@@ -173,7 +175,8 @@ def test_while_others_write_the_counts_are_those_of_the_dump(folder_vault: Vault
     assert written > 20
     for name in names:
         checks = {
-            check["name"]: check for check in json.loads(folder_vault.done("drill", name, "--json").stdout)["checks"]
+            check["name"]: check
+            for check in json.loads(folder_vault.run_to_end("drill", name, "--json").stdout)["checks"]
         }
         assert checks["row counts"]["passed"]
     first, second = (folder_vault.store.manifest(name).rows for name in names)
@@ -181,7 +184,7 @@ def test_while_others_write_the_counts_are_those_of_the_dump(folder_vault: Vault
 
 
 def test_a_line_says_what_was_made(folder_vault: Vault) -> None:
-    said = folder_vault.done("run").stdout
+    said = folder_vault.run_to_end("run").stdout
     assert said.startswith(folder_vault.store.names()[0])
     assert " rows, " in said
 
@@ -198,10 +201,10 @@ def test_in_production_no_backup_is_made_that_anybody_could_read(folder_vault: V
 
 
 def test_elsewhere_it_is_made_with_a_warning_and_can_be_restored(folder_vault: Vault) -> None:
-    made = folder_vault.done("run", BACKUP_RECIPIENTS=None)
+    made = folder_vault.run_to_end("run", BACKUP_RECIPIENTS=None)
     assert "BACKUP_RECIPIENTS is not set" in made.stderr
     assert "not encrypted" in made.stdout
-    folder_vault.done("drill", BACKUP_IDENTITY=None)
+    folder_vault.run_to_end("drill", BACKUP_IDENTITY=None)
 
 
 @pytest.mark.parametrize("key", ["age1nonsense", "AGE-SECRET-KEY-1NONSENSE", "ssh-ed25519 AAAA"])
@@ -235,7 +238,7 @@ def test_a_role_that_sees_less_than_there_is_makes_no_backup(folder_vault: Vault
     refused = folder_vault.run("run", DATABASE_URL=bare_server.url("weak", database))
     assert refused.exit_code == 1
     assert "row-level security" in refused.stderr
-    assert left_nothing(folder_vault)
+    assert has_left_nothing(folder_vault)
 
 
 def test_one_runs_at_a_time_and_the_second_says_so(folder_vault: Vault) -> None:
@@ -245,7 +248,7 @@ def test_one_runs_at_a_time_and_the_second_says_so(folder_vault: Vault) -> None:
     assert refused.exit_code == 1
     assert "running already" in refused.stderr
     assert objects(folder_vault) == []
-    folder_vault.backed_up()
+    folder_vault.back_up()
 
 
 def test_no_password_stands_in_a_command_line() -> None:
@@ -272,14 +275,14 @@ def test_no_password_stands_in_a_command_line() -> None:
     ids=["killed", "half", "whole but failed", "said why", "empty"],
 )
 def test_a_dump_that_does_not_end_well_is_no_backup(
-    vault: Vault, wrapped: Callable[..., str], pg_dump: str, reason: str
+    vault: Vault, make_wrapped_programs: Callable[..., str], pg_dump: str, reason: str
 ) -> None:
-    failed = vault.run("run", PG_BIN=wrapped(pg_dump=pg_dump))
+    failed = vault.run("run", PG_BIN=make_wrapped_programs(pg_dump=pg_dump))
     assert failed.exit_code == 1
     assert reason in failed.stderr
     assert "ada@example.com" not in failed.output
-    assert left_nothing(vault)
-    vault.backed_up()
+    assert has_left_nothing(vault)
+    vault.back_up()
 
 
 def test_a_store_that_is_not_there_ends_it(folder_vault: Vault, aws: pytest.MonkeyPatch) -> None:
@@ -287,10 +290,10 @@ def test_a_store_that_is_not_there_ends_it(folder_vault: Vault, aws: pytest.Monk
     failed = folder_vault.run("run", BACKUP_URL="s3://bucket")
     assert failed.exit_code == 1
     assert "Cannot list database in s3://bucket: Connect." in failed.stderr
-    assert left_nothing(folder_vault)
+    assert has_left_nothing(folder_vault)
     missing = folder_vault.run("run", BACKUP_URL=f"{folder_vault.backup_url}/not-mounted")
     assert missing.exit_code == 1
-    assert left_nothing(folder_vault)
+    assert has_left_nothing(folder_vault)
 
 
 def test_a_store_that_refuses_says_nothing_of_its_keys(folder_vault: Vault, aws: pytest.MonkeyPatch) -> None:
@@ -313,7 +316,7 @@ def test_a_full_disk_leaves_nothing(heavy: str, folder_vault: Vault) -> None:
     )  # fmt: skip
     assert failed.returncode == 1, failed.stderr
     assert "Cannot write dump.pgc.zst.age" in failed.stderr
-    assert left_nothing(full)
+    assert has_left_nothing(full)
 
 
 def test_an_encryption_that_breaks_leaves_nothing(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,7 +328,7 @@ def test_an_encryption_that_breaks_leaves_nothing(vault: Vault, monkeypatch: pyt
     failed = vault.run("run")
     assert failed.exit_code == 1
     assert "no more entropy" in failed.stderr
-    assert left_nothing(vault)
+    assert has_left_nothing(vault)
 
 
 @pytest.fixture
@@ -360,15 +363,15 @@ def test_a_network_that_was_away_for_a_moment_is_not_noticed(bucket_vault: Vault
         if b"before.sql" in data and not was_cut.is_set():
             was_cut.set()
             cable.cut()
-            cable.mend()
+            cable.repair()
 
     cable.hears = cut_once
-    bucket_vault.done("drill", bucket_vault.backed_up())
+    bucket_vault.run_to_end("drill", bucket_vault.back_up())
     assert was_cut.is_set()
 
 
 def test_a_database_that_restarts_meanwhile_ends_it(
-    home: Path, folder_vault: Vault, wrapped: Callable[..., str]
+    home: Path, folder_vault: Vault, make_wrapped_programs: Callable[..., str]
 ) -> None:
     server = Postgres(home / "restarted", free_port_block(), "test")
     process = server.start(fsync="off")
@@ -376,7 +379,10 @@ def test_a_database_that_restarts_meanwhile_ends_it(
         migrations.up(server.url())
         vault = Vault(server.url(), folder_vault.backup_url, folder_vault.home)
         running = vault.start(
-            "run", PG_BIN=wrapped(pg_dump=f'touch "{folder_vault.home}/dumping"; sleep 2; exec "$REAL/pg_dump" "$@"')
+            "run",
+            PG_BIN=make_wrapped_programs(
+                pg_dump=f'touch "{folder_vault.home}/dumping"; sleep 2; exec "$REAL/pg_dump" "$@"'
+            ),
         )
         while not (folder_vault.home / "dumping").exists():
             time.sleep(0.02)
@@ -385,8 +391,8 @@ def test_a_database_that_restarts_meanwhile_ends_it(
         _, said = running.communicate(timeout=60)
         assert running.returncode == 1, said
         assert "pg_dump ended with code 1" in said
-        assert left_nothing(vault)
-        vault.backed_up()
+        assert has_left_nothing(vault)
+        vault.back_up()
     finally:
         stop(process)
 
@@ -394,7 +400,7 @@ def test_a_database_that_restarts_meanwhile_ends_it(
 # --- kill -9 ---
 
 
-def whole(vault: Vault) -> list[str]:
+def verify(vault: Vault) -> list[str]:
     """Every backup in the store; each must be whole."""
     names = vault.store.names()
     for name in names:
@@ -433,23 +439,25 @@ def test_killed_at_any_stage_of_an_upload_it_leaves_no_backup(
     assert killed.is_set()
     assert running.returncode == -signal.SIGKILL
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
-    assert whole(large) == []
+    assert verify(large) == []
     deadline = time.monotonic() + 20
     while sessions(large) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert sessions(large) == []
-    name = large.backed_up()
-    assert whole(large) == [name]
+    name = large.back_up()
+    assert verify(large) == [name]
 
 
-def test_killed_while_it_dumps_it_leaves_no_backup(folder_vault: Vault, wrapped: Callable[..., str]) -> None:
-    running = folder_vault.start("run", PG_BIN=wrapped(pg_dump=f"{HALF} kill -9 $PPID; sleep 0.2"))
+def test_killed_while_it_dumps_it_leaves_no_backup(
+    folder_vault: Vault, make_wrapped_programs: Callable[..., str]
+) -> None:
+    running = folder_vault.start("run", PG_BIN=make_wrapped_programs(pg_dump=f"{HALF} kill -9 $PPID; sleep 0.2"))
     running.communicate(timeout=60)
     assert running.returncode == -signal.SIGKILL
-    assert whole(folder_vault) == []
+    assert verify(folder_vault) == []
     assert sessions(folder_vault) == []
-    name = folder_vault.backed_up()
-    assert whole(folder_vault) == [name]
+    name = folder_vault.back_up()
+    assert verify(folder_vault) == [name]
 
 
 def test_killed_at_any_moment_a_folder_holds_only_whole_backups(folder_vault: Vault) -> None:
@@ -461,16 +469,16 @@ def test_killed_at_any_moment_a_folder_holds_only_whole_backups(folder_vault: Va
         time.sleep(usual * share)
         running.kill()
         running.communicate(timeout=60)
-        whole(folder_vault)
-    name = folder_vault.backed_up()
-    assert name in whole(folder_vault)
+        verify(folder_vault)
+    name = folder_vault.back_up()
+    assert name in verify(folder_vault)
 
 
-def test_asked_politely_to_stop_it_cleans_up(folder_vault: Vault, wrapped: Callable[..., str]) -> None:
-    running = folder_vault.start("run", PG_BIN=wrapped(pg_dump=f"{HALF} kill -TERM $PPID; sleep 20"))
+def test_asked_politely_to_stop_it_cleans_up(folder_vault: Vault, make_wrapped_programs: Callable[..., str]) -> None:
+    running = folder_vault.start("run", PG_BIN=make_wrapped_programs(pg_dump=f"{HALF} kill -TERM $PPID; sleep 20"))
     running.communicate(timeout=60)
     assert running.returncode == 128 + signal.SIGTERM
-    assert left_nothing(folder_vault)
+    assert has_left_nothing(folder_vault)
 
 
 # --- the alarm ---
@@ -503,11 +511,11 @@ def sentry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sentry]:
 
 
 def test_sentry_hears_of_a_backup_and_of_one_that_failed(
-    folder_vault: Vault, sentry: Sentry, wrapped: Callable[..., str]
+    folder_vault: Vault, sentry: Sentry, make_wrapped_programs: Callable[..., str]
 ) -> None:
-    name = json.loads(folder_vault.done("run", "--json", SENTRY_DSN=sentry.dsn).stdout)["name"]
-    folder_vault.run("run", SENTRY_DSN=sentry.dsn, PG_BIN=wrapped(pg_dump="exit 1"))
-    folder_vault.done("drill", name, SENTRY_DSN=sentry.dsn)
+    name = json.loads(folder_vault.run_to_end("run", "--json", SENTRY_DSN=sentry.dsn).stdout)["name"]
+    folder_vault.run("run", SENTRY_DSN=sentry.dsn, PG_BIN=make_wrapped_programs(pg_dump="exit 1"))
+    folder_vault.run_to_end("drill", name, SENTRY_DSN=sentry.dsn)
     folder_vault.run("drill", "nothing", SENTRY_DSN=sentry.dsn)
     assert sentry.check_ins() == [
         (f"ballast-{monitor}", status)
@@ -538,7 +546,7 @@ class Server:
 
 
 @pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def install_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Puts programs of these versions on PATH, and no others anywhere but the embedded ones."""
 
     def install(*versions: int) -> None:
@@ -554,15 +562,15 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     return install
 
 
-def test_the_oldest_programs_that_fit_are_chosen(installed: Callable[..., None]) -> None:
-    installed(17, 15, 16, 14)
+def test_the_oldest_programs_that_fit_are_chosen(install_programs: Callable[..., None]) -> None:
+    install_programs(17, 15, 16, 14)
     assert programs.choose_programs(Server(15)).version == 15  # type: ignore[arg-type]
     assert programs.choose_programs(Server(16)).version == 16  # type: ignore[arg-type]
     assert programs.choose_programs(Server(15), at_least=17).version == 17  # type: ignore[arg-type]
 
 
-def test_a_server_with_tls_is_not_talked_to_by_programs_without(installed: Callable[..., None]) -> None:
-    installed(15)
+def test_a_server_with_tls_is_not_talked_to_by_programs_without(install_programs: Callable[..., None]) -> None:
+    install_programs(15)
     assert programs.choose_programs(Server(17)).folder == programs.find_embedded()  # type: ignore[arg-type]
     with pytest.raises(
         programs.ProgramsMissing, match=r"17 or newer with TLS .*18 in .* without TLS.*postgresql-client-17"
@@ -571,9 +579,9 @@ def test_a_server_with_tls_is_not_talked_to_by_programs_without(installed: Calla
 
 
 def test_a_folder_that_is_named_is_the_only_one(
-    installed: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    install_programs: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    installed(15, 17)
+    install_programs(15, 17)
     monkeypatch.setenv("PG_BIN", str(tmp_path / "17"))
     assert programs.choose_programs(Server(15)).version == 17  # type: ignore[arg-type]
     monkeypatch.setenv("PG_BIN", str(tmp_path / "nothing"))

@@ -17,7 +17,7 @@ from tests import people
 from tests.conftest import ROOT, Database
 from tests.schema import migrate, remove
 from tests.scripts.conftest import StoredBackup, Vault
-from tests.scripts.schema.test_new_table import SOURCES, copied
+from tests.scripts.schema.test_new_table import SOURCES, copy_to
 
 pytestmark = pytest.mark.thorough
 
@@ -57,7 +57,7 @@ def backup(
 @pytest.fixture
 def next_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout whose files go beyond the earlier release."""
-    root = copied(tmp_path / "next", *SOURCES)
+    root = copy_to(tmp_path / "next", *SOURCES)
     monkeypatch.setattr(migrations, "ROOT", root)
     return root
 
@@ -102,7 +102,7 @@ Findings = Callable[..., dict[str, str]]
 @pytest.fixture
 def findings(earlier: str, new_database: Callable[..., str], tmp_path: Path) -> Findings:
     """What is found wrong with a migration, and with other policies, on a database with people in every table."""
-    copied(tmp_path, *SOURCES)
+    copy_to(tmp_path, *SOURCES)
 
     def find(migration: str, **policies: str) -> dict[str, str]:
         migrations.add("next", migration, root=tmp_path)

@@ -32,7 +32,7 @@ def remove(shelf: Vault, name: str, file: str) -> None:
     )
 
 
-def refused(shelf: Vault, *words: str, **changes: str | None) -> str:
+def verify_and_fail(shelf: Vault, *words: str, **changes: str | None) -> str:
     result = shelf.run("verify", *words, **changes)
     assert result.exit_code == 1, result.output
     assert isinstance(result.exception, SystemExit), result.exception
@@ -40,7 +40,7 @@ def refused(shelf: Vault, *words: str, **changes: str | None) -> str:
     return result.stderr
 
 
-def flipped(body: bytes, position: int) -> bytes:
+def flip_bit(body: bytes, position: int) -> bytes:
     changed = bytearray(body)
     changed[position] ^= 1
     return bytes(changed)
@@ -49,7 +49,7 @@ def flipped(body: bytes, position: int) -> bytes:
 def test_a_backup_as_it_was_written_is_verified_without_a_database(shelf: Vault, backup: StoredBackup) -> None:
     name = shelf.keep(backup)
     for words in (("verify",), ("verify", "latest"), ("verify", name), ("verify", name[-8:])):
-        result = shelf.done(*words)
+        result = shelf.run_to_end(*words)
         assert result.stderr == ""
         assert result.stdout.count("\n") == 1
         assert result.stdout.startswith(f"{name}: 3 files, ")
@@ -60,47 +60,47 @@ def test_a_key_file_opens_it_too(folder_shelf: Vault, tmp_path: Path, backup: St
     key = tmp_path / "key.txt"
     key.write_text(f"# made today\n{folder_shelf.identity}\n")
     folder_shelf.keep(backup)
-    result = folder_shelf.done("verify", "--identity", str(key), BACKUP_IDENTITY=None)
+    result = folder_shelf.run_to_end("verify", "--identity", str(key), BACKUP_IDENTITY=None)
     assert "decrypted and decompressed" in result.stdout
 
 
 def test_without_a_key_only_the_checksums_are_compared_and_it_says_so(shelf: Vault, backup: StoredBackup) -> None:
     name = shelf.keep(backup)
-    result = shelf.done("verify", **WITHOUT_KEY)
+    result = shelf.run_to_end("verify", **WITHOUT_KEY)
     assert "only the checksums were compared" in result.stderr
     assert "not decrypted" in result.stdout
-    replace(shelf, name, SEALED_DUMP, lambda body: flipped(body, -1))
-    assert f"{SEALED_DUMP} of {name} is damaged" in refused(shelf, **WITHOUT_KEY)
+    replace(shelf, name, SEALED_DUMP, lambda body: flip_bit(body, -1))
+    assert f"{SEALED_DUMP} of {name} is damaged" in verify_and_fail(shelf, **WITHOUT_KEY)
 
 
 @pytest.mark.parametrize("place", ["start", "middle", "end"])
 def test_one_flipped_bit_of_the_dump_is_found(shelf: Vault, place: str, backup: StoredBackup) -> None:
     name = shelf.keep(backup)
     replace(
-        shelf, name, SEALED_DUMP, lambda body: flipped(body, {"start": 0, "middle": len(body) // 2, "end": -1}[place])
+        shelf, name, SEALED_DUMP, lambda body: flip_bit(body, {"start": 0, "middle": len(body) // 2, "end": -1}[place])
     )
-    assert f"{SEALED_DUMP} of {name} is damaged" in refused(shelf)
+    assert f"{SEALED_DUMP} of {name} is damaged" in verify_and_fail(shelf)
 
 
 @pytest.mark.parametrize("file", [BEFORE, AFTER])
 def test_one_flipped_bit_of_a_script_is_found(shelf: Vault, file: str, backup: StoredBackup) -> None:
     name = shelf.keep(backup)
-    replace(shelf, name, file, lambda body: flipped(body, -1) if body else b"-- more")
-    assert f"{file} of {name} is damaged" in refused(shelf)
+    replace(shelf, name, file, lambda body: flip_bit(body, -1) if body else b"-- more")
+    assert f"{file} of {name} is damaged" in verify_and_fail(shelf)
 
 
 @pytest.mark.parametrize("left", [0, 1, -1])
 def test_a_truncated_dump_is_found(shelf: Vault, left: int, backup: StoredBackup) -> None:
     name = shelf.keep(backup)
     replace(shelf, name, SEALED_DUMP, lambda body: body[:left])
-    assert f"{SEALED_DUMP} of {name} is damaged" in refused(shelf)
+    assert f"{SEALED_DUMP} of {name} is damaged" in verify_and_fail(shelf)
 
 
 @pytest.mark.parametrize("file", [BEFORE, AFTER, SEALED_DUMP])
 def test_a_missing_file_is_named(shelf: Vault, file: str, backup: StoredBackup) -> None:
     name = shelf.keep(backup)
     remove(shelf, name, file)
-    assert f"{file} of {name} is missing" in refused(shelf)
+    assert f"{file} of {name} is missing" in verify_and_fail(shelf)
 
 
 @pytest.mark.parametrize("file", [BEFORE, AFTER, SEALED_DUMP])
@@ -113,7 +113,7 @@ def test_a_manifest_that_does_not_name_a_file_is_no_proof(folder_shelf: Vault, f
         return json.dumps(manifest).encode()
 
     replace(folder_shelf, name, MANIFEST, without)
-    assert "is damaged: files: Value error, a file is not named" in refused(folder_shelf)
+    assert "is damaged: files: Value error, a file is not named" in verify_and_fail(folder_shelf)
 
 
 def test_the_manifest_of_another_backup_is_found(
@@ -121,19 +121,19 @@ def test_the_manifest_of_another_backup_is_found(
 ) -> None:
     first, second = shelf.keep(backup), shelf.keep(other_backup)
     replace(shelf, second, MANIFEST, lambda _: shelf.store.read(first, MANIFEST))
-    assert f"is that of {first}" in refused(shelf, second)
+    assert f"is that of {first}" in verify_and_fail(shelf, second)
 
 
 def test_the_files_of_another_backup_are_found(shelf: Vault, backup: StoredBackup, other_backup: StoredBackup) -> None:
     first, second = shelf.keep(backup), shelf.keep(other_backup)
     replace(shelf, second, SEALED_DUMP, lambda _: shelf.store.read(first, SEALED_DUMP))
-    assert f"{SEALED_DUMP} of {second} is damaged" in refused(shelf, second)
+    assert f"{SEALED_DUMP} of {second} is damaged" in verify_and_fail(shelf, second)
 
 
 def test_a_wrong_key_is_said_to_be_one(shelf: Vault, backup: StoredBackup) -> None:
     shelf.keep(backup)
     other = str(pyrage.x25519.Identity.generate())
-    assert "not encrypted for this key" in refused(shelf, BACKUP_IDENTITY=other)
+    assert "not encrypted for this key" in verify_and_fail(shelf, BACKUP_IDENTITY=other)
 
 
 def test_a_text_that_is_no_key_is_a_usage_error(folder_shelf: Vault, backup: StoredBackup) -> None:
@@ -143,22 +143,22 @@ def test_a_text_that_is_no_key_is_a_usage_error(folder_shelf: Vault, backup: Sto
 
 def test_an_unencrypted_backup_is_opened_without_a_key(shelf: Vault, plain_backup: StoredBackup) -> None:
     name = shelf.keep(plain_backup)
-    result = shelf.done("verify", **WITHOUT_KEY)
+    result = shelf.run_to_end("verify", **WITHOUT_KEY)
     assert result.stderr == ""
     assert "; decompressed to" in result.stdout
-    replace(shelf, name, "dump.pgc.zst", lambda body: flipped(body, len(body) // 2))
-    assert f"dump.pgc.zst of {name} is damaged" in refused(shelf, **WITHOUT_KEY)
+    replace(shelf, name, "dump.pgc.zst", lambda body: flip_bit(body, len(body) // 2))
+    assert f"dump.pgc.zst of {name} is damaged" in verify_and_fail(shelf, **WITHOUT_KEY)
 
 
-def measured_again(store: BackupStore, name: str, file: str) -> Callable[[bytes], bytes]:
+def remeasure(store: BackupStore, name: str, file: str) -> Callable[[bytes], bytes]:
     """The manifest, as if the file had been damaged before it was measured."""
 
-    def changed(body: bytes) -> bytes:
+    def damage_manifest(body: bytes) -> bytes:
         manifest, found = json.loads(body), store.read(name, file)
         manifest["files"][file] = {"size_bytes": len(found), "sha256": hashlib.sha256(found).hexdigest()}
         return json.dumps(manifest).encode()
 
-    return changed
+    return damage_manifest
 
 
 @pytest.mark.parametrize("environment", [{}, WITHOUT_KEY])
@@ -169,8 +169,8 @@ def test_a_dump_that_was_cut_before_it_was_measured_is_found_when_it_is_opened(
         (folder_shelf.keep(plain_backup), "dump.pgc.zst") if environment else (folder_shelf.keep(backup), SEALED_DUMP)
     )
     replace(folder_shelf, name, dump, lambda body: body[:-20])
-    replace(folder_shelf, name, MANIFEST, measured_again(folder_shelf.store, name, dump))
-    assert "The dump" in refused(folder_shelf, **environment)
+    replace(folder_shelf, name, MANIFEST, remeasure(folder_shelf.store, name, dump))
+    assert "The dump" in verify_and_fail(folder_shelf, **environment)
 
 
 def test_a_dump_of_another_length_than_the_manifest_says_is_found(folder_shelf: Vault, backup: StoredBackup) -> None:
@@ -181,7 +181,7 @@ def test_a_dump_of_another_length_than_the_manifest_says_is_found(folder_shelf: 
         return json.dumps(manifest | {"dump_bytes": manifest["dump_bytes"] + 1}).encode()
 
     replace(folder_shelf, name, MANIFEST, longer)
-    assert "not as long as its manifest says" in refused(folder_shelf)
+    assert "not as long as its manifest says" in verify_and_fail(folder_shelf)
 
 
 def test_a_file_that_we_may_not_read_is_not_said_to_be_missing(bucket_shelf: Vault, backup: StoredBackup) -> None:
@@ -196,4 +196,4 @@ def test_a_file_that_we_may_not_read_is_not_said_to_be_missing(bucket_shelf: Vau
     boto3.client("s3").put_bucket_policy(
         Bucket=bucket, Policy=json.dumps({"Version": "2012-10-17", "Statement": [rule]})
     )
-    assert f"Cannot read {AFTER} of {name}" in refused(bucket_shelf)
+    assert f"Cannot read {AFTER} of {name}" in verify_and_fail(bucket_shelf)

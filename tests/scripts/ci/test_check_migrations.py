@@ -39,7 +39,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def released(checkout: Path) -> Path:
+def released_checkout(checkout: Path) -> Path:
     """The same, released as 0.9.0 and, with a second migration, as 0.10.0."""
     git(checkout, "tag", "v0.9.0")
     commit(checkout, NEXT, "select 2;\n")
@@ -57,35 +57,35 @@ def test_the_baseline_may_be_edited_before_the_first_release(checkout: Path) -> 
     assert (ran.returncode, ran.stdout) == (0, "No release yet: migrations may still be edited.\n"), ran.stderr
 
 
-def test_a_migration_added_after_the_release_may_change(released: Path) -> None:
-    commit(released, "migrations/20260103000000_third.sql", "select 3;\n")
-    (released / "migrations/20260103000000_third.sql").write_text("select 30;\n")
-    ran = check(released)
+def test_a_migration_added_after_the_release_may_change(released_checkout: Path) -> None:
+    commit(released_checkout, "migrations/20260103000000_third.sql", "select 3;\n")
+    (released_checkout / "migrations/20260103000000_third.sql").write_text("select 30;\n")
+    ran = check(released_checkout)
     assert (ran.returncode, ran.stdout) == (0, "No migration of v0.10.0 was changed.\n"), ran.stderr
 
 
 @pytest.mark.parametrize("path", [BASELINE, BUNDLE, NEXT])
 @pytest.mark.parametrize("action", ["change", "rename", "delete"])
-def test_a_released_migration_may_not_change(released: Path, path: str, action: str) -> None:
+def test_a_released_migration_may_not_change(released_checkout: Path, path: str, action: str) -> None:
     if action == "change":
-        commit(released, path, "select 10;\n")
+        commit(released_checkout, path, "select 10;\n")
     elif action == "delete":
-        (released / path).unlink()
+        (released_checkout / path).unlink()
     else:
-        git(released, "mv", path, path.replace(".sql", "_renamed.sql"))
-    ran = check(released)
+        git(released_checkout, "mv", path, path.replace(".sql", "_renamed.sql"))
+    ran = check(released_checkout)
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr.startswith(f"{path} was released in v0.10.0: restore it")
 
 
-def test_a_release_candidate_is_older_than_its_release(released: Path) -> None:
-    git(released, "tag", "v0.10.0-rc1")
-    assert "v0.10.0 was" in check(released).stdout
+def test_a_release_candidate_is_older_than_its_release(released_checkout: Path) -> None:
+    git(released_checkout, "tag", "v0.10.0-rc1")
+    assert "v0.10.0 was" in check(released_checkout).stdout
 
 
-def test_a_release_of_another_branch_is_not_compared(released: Path) -> None:
-    git(released, "switch", "--create=other")
-    commit(released, "migrations/20260104000000_other.sql", "select 4;\n")
-    git(released, "tag", "v2.0.0")
-    git(released, "switch", "main")
-    assert check(released).stdout == "No migration of v0.10.0 was changed.\n"
+def test_a_release_of_another_branch_is_not_compared(released_checkout: Path) -> None:
+    git(released_checkout, "switch", "--create=other")
+    commit(released_checkout, "migrations/20260104000000_other.sql", "select 4;\n")
+    git(released_checkout, "tag", "v2.0.0")
+    git(released_checkout, "switch", "main")
+    assert check(released_checkout).stdout == "No migration of v0.10.0 was changed.\n"

@@ -22,7 +22,7 @@ import pytest
 from scripts.cli import VERBS
 from tests.conftest import ROOT, free_port_block
 from tests.service.conftest import ENVIRONMENT
-from tests.service.outside import Answer, event, rest_answer, running_outside, signed, stored_answer
+from tests.service.outside import Answer, event, rest_answer, running_outside, sign, stored_answer
 
 pytestmark = pytest.mark.thorough
 
@@ -319,7 +319,7 @@ def test_a_stopping_container_finishes_its_requests(image: str) -> None:
                     time.sleep(0.1)
             body = event()
             url = f"http://127.0.0.1:{port}/webhooks/clerk"
-            answer = threads.submit(httpx.post, url, content=body, headers=signed(body), timeout=20)
+            answer = threads.submit(httpx.post, url, content=body, headers=sign(body), timeout=20)
             assert asked.wait(10)
             docker("stop", "--time=30", container)
             assert answer.result().status_code == 200

@@ -66,7 +66,7 @@ def test_zizmor_finds_nothing_even_in_pedantic_mode() -> None:
     assert found.returncode == 0, found.stdout
 
 
-def used_actions(file: Path) -> list[str]:
+def list_actions(file: Path) -> list[str]:
     """The third-party actions that a file uses."""
     return [line for line in re.findall(r"uses: *(.*)", file.read_text()) if line != "$/.github/actions/set-up"]
 
@@ -74,11 +74,11 @@ def used_actions(file: Path) -> list[str]:
 @pytest.mark.parametrize("file", [*(FOLDER / name for name in EVERY), ACTION], ids=lambda file: file.name)
 def test_every_action_is_pinned_by_commit_with_its_version_in_a_comment(file: Path) -> None:
     pinned = re.compile(r"(actions|github)/[a-z-]+(/[a-z]+)?@[0-9a-f]{40} # v\d+\.\d+\.\d+")
-    assert [line for line in used_actions(file) if not pinned.fullmatch(line)] == []
+    assert [line for line in list_actions(file) if not pinned.fullmatch(line)] == []
 
 
 def test_each_action_has_one_version() -> None:
-    used = {line for file in (*(FOLDER / name for name in EVERY), ACTION) for line in used_actions(file)}
+    used = {line for file in (*(FOLDER / name for name in EVERY), ACTION) for line in list_actions(file)}
     assert len(used) == len({re.split(r"@", line)[0] for line in used})
 
 
@@ -88,7 +88,7 @@ ON_NODE_24 = {"checkout": 5, "setup-python": 6, "setup-node": 5, "upload-artifac
 
 @pytest.mark.parametrize("file", [*(FOLDER / name for name in EVERY), ACTION], ids=lambda file: file.name)
 def test_every_action_runs_on_the_runners_node_version(file: Path) -> None:
-    versions = re.findall(r"(?:actions|github)/([a-z-]+)\S* # v(\d+)", "\n".join(used_actions(file)))
+    versions = re.findall(r"(?:actions|github)/([a-z-]+)\S* # v(\d+)", "\n".join(list_actions(file)))
     assert [name for name, major in versions if int(major) < ON_NODE_24[name]] == []
 
 

@@ -42,7 +42,7 @@ from scripts.cli import ballast
 from scripts.local.clerk.directory import Directory
 from scripts.local.clerk.limits import Limit
 from tests import events
-from tests.clerk_server import INSTANCE, SECRET_KEY, ClerkServer, listed, running_clerk
+from tests.clerk_server import INSTANCE, SECRET_KEY, ClerkServer, list_objects, running_clerk
 from tests.conftest import ROOT, Stack
 from tests.events import MINUTE, START, Json
 from tests.properties.test_convergence import OFTEN, PAUSES, QUERIES, RARELY
@@ -70,7 +70,7 @@ class Backfill:
         environment = clerk if isinstance(clerk, dict) else clerk.environment
         return CliRunner().invoke(ballast, ["clerk", "backfill", *words], env={"DATABASE_URL": self.url} | environment)
 
-    def done(self, clerk: ClerkServer) -> dict[str, tuple[int, int]]:
+    def run_to_end(self, clerk: ClerkServer) -> dict[str, tuple[int, int]]:
         """By kind: how many Clerk listed, how many of them were news."""
         result = self.run(clerk, "--json")
         assert result.exit_code == 0, result.output
@@ -98,8 +98,8 @@ def receive(connection: Connection, event: Json) -> str:
 
 
 @pytest.fixture
-def backfill(migrated: str, new_database: Callable[..., str]) -> Backfill:
-    return Backfill(new_database(migrated))
+def backfill(migrated_database: str, new_database: Callable[..., str]) -> Backfill:
+    return Backfill(new_database(migrated_database))
 
 
 ADA, BEN = events.user("user_ada"), events.user("user_ben", email="ben@example.com", first_name="Ben")
@@ -139,21 +139,28 @@ def test_everything_that_clerk_has_is_loaded(backfill: Backfill, clerk: ClerkSer
 
 
 def test_a_backfilled_database_equals_one_that_got_the_events(
-    migrated: str, new_database: Callable[..., str], clerk: ClerkServer
+    migrated_database: str, new_database: Callable[..., str], clerk: ClerkServer
 ) -> None:
     """The same life, told by webhooks in order, and listed at its end."""
     simulated = Clerk()
     chance = random.Random(7)  # noqa: S311 - a history, no secret
-    operations = (*OFTEN * 3, Clerk.sign_up, Clerk.found, Clerk.remove_member, Clerk.accept_invitation, *RARELY)
+    operations = (
+        *OFTEN * 3,
+        Clerk.sign_up,
+        Clerk.found_organization,
+        Clerk.remove_member,
+        Clerk.accept_invitation,
+        *RARELY,
+    )
     for _ in range(20):
         simulated.sign_up(chance.randrange(99), chance.randrange(99))
     for _ in range(300):
         simulated.now += chance.choice(PAUSES)
         chance.choice(operations)(simulated, chance.randrange(99), chance.randrange(99))
-    told, loaded = Backfill(new_database(migrated)), Backfill(new_database(migrated))
+    told, loaded = Backfill(new_database(migrated_database)), Backfill(new_database(migrated_database))
     told.receive(*(json.loads(json.dumps(message.event).replace(PREFIX, "x")) for message in simulated.messages))
     clerk.become(simulated, "x")
-    loaded.done(clerk)
+    loaded.run_to_end(clerk)
     [expected, found] = [end(each, simulated, "x") for each in (told, loaded)]
     assert len(expected["profiles"]) > 8
     assert len(expected["memberships"]) > 8
@@ -188,13 +195,13 @@ def end(backfill: Backfill, simulated: Clerk, prefix: str) -> Rows:
 
 def test_a_large_directory_is_loaded_over_many_pages(backfill: Backfill, clerk: ClerkServer) -> None:
     clerk.put(*people(1234), ACME)
-    assert backfill.done(clerk)["user"] == (1234, 1234)
+    assert backfill.run_to_end(clerk)["user"] == (1234, 1234)
     assert backfill.rows("select count(*) from public.profiles") == [(1234,)]
 
 
 def test_the_audit_trail_says_who_loaded_it(backfill: Backfill, clerk: ClerkServer) -> None:
     clerk.put(*EVERYTHING)
-    backfill.done(clerk)
+    backfill.run_to_end(clerk)
     assert backfill.rows("select distinct actor from public.audit_logs") == [("backfill",)]
     assert backfill.rows("select count(*) from public.audit_logs where action = 'member.joined'") == [(2,)]
 
@@ -204,7 +211,7 @@ def test_nobody_gets_mail(backfill: Backfill, clerk: ClerkServer) -> None:
         connection.execute("update app.settings set mail_enabled = true")
     today = {"created_at": int(time.time() * 1000)}
     clerk.put(ADA | today, BEN | today, ACME, ADA_IN_ACME | today, BEN_IN_ACME | today)
-    backfill.done(clerk)
+    backfill.run_to_end(clerk)
     assert backfill.rows("select template from app.email_outbox") == []
     backfill.receive(events.event("user.created", events.user("user_dee", email="dee@example.com", **today)))
     assert backfill.rows("select template from app.email_outbox") == [("welcome",)]
@@ -225,27 +232,32 @@ def test_the_local_stack_is_loaded_from_its_own_clerk(stack: Stack) -> None:
 
 def test_a_second_run_writes_nothing(backfill: Backfill, clerk: ClerkServer) -> None:
     clerk.put(*EVERYTHING, *people(300))
-    backfill.done(clerk)
+    backfill.run_to_end(clerk)
     versions = """
         select xmin::text, ctid::text from app.clerk_records union all select xmin::text, ctid::text from public.profiles
         union all select xmin::text, ctid::text from public.organization_memberships order by 1, 2"""
     before = backfill.rows(versions), backfill.rows("select count(*) from public.audit_logs")
-    assert {changed for _, changed in backfill.done(clerk).values()} == {0}
+    assert {changed for _, changed in backfill.run_to_end(clerk).values()} == {0}
     assert (backfill.rows(versions), backfill.rows("select count(*) from public.audit_logs")) == before
 
 
 def test_a_second_run_finds_what_changed(backfill: Backfill, clerk: ClerkServer) -> None:
     clerk.put(*EVERYTHING)
-    backfill.done(clerk)
+    backfill.run_to_end(clerk)
     clerk.put(BEN | {"first_name": "Benjamin", "updated_at": START + MINUTE})
-    assert backfill.done(clerk) == {"user": (2, 1), "organization": (1, 0), "membership": (2, 0), "invitation": (1, 0)}
+    assert backfill.run_to_end(clerk) == {
+        "user": (2, 1),
+        "organization": (1, 0),
+        "membership": (2, 0),
+        "invitation": (1, 0),
+    }
     assert ("profile", "user_ben", "ben@example.com", "Benjamin Winter") in backfill.rows(SHOWN)
 
 
 def test_a_change_that_did_not_move_updated_at_is_found_too(backfill: Backfill, clerk: ClerkServer) -> None:
     backfill.receive(events.event("user.created", ADA))
     clerk.put(ADA | {"banned": True})
-    backfill.done(clerk)
+    backfill.run_to_end(clerk)
     assert backfill.rows("select banned from public.profiles") == [(True,)]
 
 
@@ -260,7 +272,7 @@ def test_a_page_that_is_older_than_a_webhook_changes_nothing(backfill: Backfill,
         ),
     )
     shown = backfill.rows(SHOWN)
-    backfill.done(clerk)
+    backfill.run_to_end(clerk)
     for row in shown:
         assert row in backfill.rows(SHOWN)
 
@@ -268,8 +280,11 @@ def test_a_page_that_is_older_than_a_webhook_changes_nothing(backfill: Backfill,
 @pytest.mark.parametrize(
     ("deletion", "gone"),
     [
-        (events.deleted("user", "user_ben", START + MINUTE), {"user_ben", "orgmem_ben"}),
-        (events.deleted("organization", "org_acme", START + MINUTE), {"orgmem_ada", "orgmem_ben", "orginv_cleo"}),
+        (events.deletion_event("user", "user_ben", START + MINUTE), {"user_ben", "orgmem_ben"}),
+        (
+            events.deletion_event("organization", "org_acme", START + MINUTE),
+            {"orgmem_ada", "orgmem_ben", "orginv_cleo"},
+        ),
         (events.event("organizationMembership.deleted", BEN_IN_ACME, START + MINUTE), {"orgmem_ben"}),
         (events.event("organizationInvitation.revoked", CLEO_INVITED | {"status": "revoked"}), {"orginv_cleo"}),
     ],
@@ -280,20 +295,20 @@ def test_what_was_deleted_does_not_come_back_by_an_older_page(
 ) -> None:
     clerk.put(*EVERYTHING)
     if known:
-        backfill.done(clerk)
+        backfill.run_to_end(clerk)
     backfill.receive(deletion)
-    backfill.done(clerk)
+    backfill.run_to_end(clerk)
     shown = {row[1] for row in backfill.rows(SHOWN)}
     assert not gone & shown
     assert "user_ada" in shown
 
 
 def test_the_person_who_founded_an_organization_may_be_gone(backfill: Backfill, clerk: ClerkServer) -> None:
-    backfill.receive(events.deleted("user", "user_ada", START + MINUTE))
+    backfill.receive(events.deletion_event("user", "user_ada", START + MINUTE))
     clerk.put(BEN, ACME, BEN_IN_ACME)
-    backfill.done(clerk)
+    backfill.run_to_end(clerk)
     assert backfill.rows("select count(*) from app.clerk_records where fields::text like '%%user_ada%%'") == [(0,)]
-    assert backfill.done(clerk)["organization"] == (1, 0)
+    assert backfill.run_to_end(clerk)["organization"] == (1, 0)
 
 
 def test_whoever_is_deleted_while_pages_are_read_hides_nobody(backfill: Backfill, clerk: ClerkServer) -> None:
@@ -307,7 +322,7 @@ def test_whoever_is_deleted_while_pages_are_read_hides_nobody(backfill: Backfill
                 clerk.forget(f"user_{number:05}")
 
     clerk.before = delete
-    backfill.done(clerk)
+    backfill.run_to_end(clerk)
     assert backfill.rows("select count(*) from public.profiles where clerk_user_id >= 'user_00700'") == [(900,)]
 
 
@@ -322,7 +337,7 @@ def test_whatever_is_deleted_while_pages_are_read_hides_no_organization(backfill
                 clerk.forget(f"org_{number:04}")
 
     clerk.before = delete
-    backfill.done(clerk)
+    backfill.run_to_end(clerk)
     assert backfill.rows("select count(*) from public.organizations where clerk_org_id >= 'org_0600'") == [(700,)]
 
 
@@ -335,7 +350,7 @@ def test_the_user_of_the_cursor_may_be_deleted(backfill: Backfill, clerk: ClerkS
                 clerk.forget(f"user_{number:05}")
 
     clerk.before = delete
-    backfill.done(clerk)
+    backfill.run_to_end(clerk)
     assert backfill.rows("select count(*) from public.profiles where clerk_user_id >= 'user_01000'") == [(600,)]
 
 
@@ -349,12 +364,12 @@ def test_a_clerk_that_does_not_know_the_cursor_is_read_by_offsets(backfill: Back
         return web.json_response(oldest[:500])
 
     clerk.before = ignore
-    assert backfill.done(clerk)["user"] == (1600, 1600)
+    assert backfill.run_to_end(clerk)["user"] == (1600, 1600)
 
 
 def test_thousands_of_one_millisecond_are_all_listed(backfill: Backfill, clerk: ClerkServer) -> None:
     clerk.put(*(each | {"created_at": START} for each in people(1600)))
-    assert backfill.done(clerk)["user"] == (1600, 1600)
+    assert backfill.run_to_end(clerk)["user"] == (1600, 1600)
 
 
 def hiding(clerk: ClerkServer, path: str, hidden: str) -> None:
@@ -404,11 +419,19 @@ def histories(draw: st.DrawFn) -> tuple[Clerk, Sequence[Message | Listed]]:
     clerk = Clerk(sketchy=draw(st.booleans()))
     clerk.sign_up(0, 1)
     clerk.sign_up(1, 1)
-    clerk.found(0, 0)
+    clerk.found_organization(0, 0)
     clerk.add_member(0, 1)
     pages: list[Listed] = []
     often = [each for each in OFTEN if each is not Clerk.invite] * 3
-    operations = (*often, invite, Clerk.sign_up, Clerk.found, Clerk.remove_member, Clerk.accept_invitation, *RARELY)
+    operations = (
+        *often,
+        invite,
+        Clerk.sign_up,
+        Clerk.found_organization,
+        Clerk.remove_member,
+        Clerk.accept_invitation,
+        *RARELY,
+    )
     steps = st.tuples(
         st.sampled_from(operations), st.integers(0, 11), st.integers(0, 11), st.sampled_from(PAUSES), st.booleans()
     )
@@ -416,7 +439,7 @@ def histories(draw: st.DrawFn) -> tuple[Clerk, Sequence[Message | Listed]]:
         clerk.now += pause
         operation(clerk, a, b)
         if is_read:
-            now = json.loads(json.dumps(listed(clerk)))
+            now = json.loads(json.dumps(list_objects(clerk)))
             pages += [Listed(kind, objects, clerk.sent_at) for kind, objects in now.items() if objects]
     everything: list[Message | Listed] = [*clerk.messages, *pages]
     return clerk, draw(st.permutations(everything))
@@ -459,7 +482,7 @@ def test_pages_and_webhooks_in_any_order_end_in_the_same_rows(
 PLACES = "select kind, next_offset, last_created_ms from app.clerk_backfills order by next_offset desc"
 
 
-def asked(clerk: ClerkServer, path: str = "/v1/users") -> list[str]:
+def list_page_starts(clerk: ClerkServer, path: str = "/v1/users") -> list[str]:
     """The cursors or offsets of the pages of 500 that Clerk was asked for, in order."""
     urls = [httpx.URL(each) for each in clerk.requests]
     return [start(each.params) for each in urls if each.path == path and each.params.get("limit") == "500"]
@@ -469,7 +492,7 @@ def start(query: Mapping[str, str]) -> str:
     return query.get("starting_after") or query["offset"]
 
 
-def interrupted(backfill: Backfill, clerk: ClerkServer, place: str, path: str = "/v1/users") -> None:
+def run_until(backfill: Backfill, clerk: ClerkServer, place: str, path: str = "/v1/users") -> None:
     """Runs until Clerk is asked for the page at the place: from then on, until somebody runs it again, it refuses."""
 
     def refuse(request: web.Request) -> web.Response | None:
@@ -484,7 +507,7 @@ def interrupted(backfill: Backfill, clerk: ClerkServer, place: str, path: str = 
 
 
 def test_a_killed_run_is_gone_on_with_and_ends_as_an_undisturbed_one(
-    backfill: Backfill, clerk: ClerkServer, migrated: str, new_database: Callable[..., str]
+    backfill: Backfill, clerk: ClerkServer, migrated_database: str, new_database: Callable[..., str]
 ) -> None:
     clerk.put(*EVERYTHING, *people(3000))
 
@@ -508,11 +531,11 @@ def test_a_killed_run_is_gone_on_with_and_ends_as_an_undisturbed_one(
 
     users = json.loads(result.stdout)["kinds"][0]
     # Two others are older than user_00001.
-    assert asked(clerk) == [str(place - 500), *(f"user_{end - 3:05}" for end in range(place, 3003, 500))]
+    assert list_page_starts(clerk) == [str(place - 500), *(f"user_{end - 3:05}" for end in range(place, 3003, 500))]
     assert (users["listed"], users["resumed_at"]) == (3002, place - 500)
     assert result.stderr == f"Going on with users at {place - 500:,} of 3,002.\n"
-    undisturbed = Backfill(new_database(migrated))
-    undisturbed.done(clerk)
+    undisturbed = Backfill(new_database(migrated_database))
+    undisturbed.run_to_end(clerk)
     kept = "select kind, clerk_id, fields::text from app.clerk_records order by 1, 2"
     assert backfill.rows(SHOWN) == undisturbed.rows(SHOWN)
     assert backfill.rows(kept) == undisturbed.rows(kept)
@@ -520,28 +543,28 @@ def test_a_killed_run_is_gone_on_with_and_ends_as_an_undisturbed_one(
 
 def test_of_what_was_finished_the_end_is_read_again_for_who_came_since(backfill: Backfill, clerk: ClerkServer) -> None:
     clerk.put(*people(1600), ACME)
-    interrupted(backfill, clerk, "0", "/v1/organizations")
+    run_until(backfill, clerk, "0", "/v1/organizations")
     clerk.put(events.user("user_late", email="late@example.com", created_at=START + MINUTE))
-    assert backfill.done(clerk) == {
+    assert backfill.run_to_end(clerk) == {
         "user": (1601, 1),
         "organization": (1, 1),
         "membership": (0, 0),
         "invitation": (0, 0),
     }
-    assert asked(clerk) == ["1100", "user_01599"]
+    assert list_page_starts(clerk) == ["1100", "user_01599"]
 
 
 def test_a_finished_run_leaves_no_place_so_that_the_next_one_reads_everything(
     backfill: Backfill, clerk: ClerkServer
 ) -> None:
     clerk.put(*people(1200), ACME)
-    interrupted(backfill, clerk, "0", "/v1/organization_memberships")
+    run_until(backfill, clerk, "0", "/v1/organization_memberships")
     assert backfill.rows(PLACES) == [("user", 1200, START + 1199), ("organization", 1, START)]
-    backfill.done(clerk)
+    backfill.run_to_end(clerk)
     assert backfill.rows(PLACES) == []
     clerk.requests.clear()
-    backfill.done(clerk)
-    assert asked(clerk) == ["0", "user_00499", "user_00999"]
+    backfill.run_to_end(clerk)
+    assert list_page_starts(clerk) == ["0", "user_00499", "user_00999"]
 
 
 @pytest.mark.parametrize(
@@ -557,12 +580,12 @@ def test_a_run_begins_anew_when_told_to_and_where_the_place_is_old_or_of_another
     backfill: Backfill, clerk: ClerkServer, change: str, words: list[str]
 ) -> None:
     clerk.put(*people(1200))
-    interrupted(backfill, clerk, "user_00999")
+    run_until(backfill, clerk, "user_00999")
     with backfill.connect() as connection:
         connection.execute(change.encode())
     result = backfill.run(clerk, *words)
     assert (result.exit_code, result.stderr) == (0, "")
-    assert asked(clerk) == ["0", "user_00499", "user_00999"]
+    assert list_page_starts(clerk) == ["0", "user_00499", "user_00999"]
     assert backfill.rows("select count(*) from public.profiles") == [(1200,)]
 
 
@@ -570,11 +593,11 @@ def test_a_run_begins_anew_when_told_to_and_where_the_place_is_old_or_of_another
 def test_whoever_is_deleted_between_two_runs_hides_nobody(backfill: Backfill, clerk: ClerkServer, gone: range) -> None:
     """The last one who was merged, whole pages before and after, all who were merged, all who were not."""
     clerk.put(*people(1600))
-    interrupted(backfill, clerk, "user_00999")
+    run_until(backfill, clerk, "user_00999")
     assert backfill.rows(PLACES) == [("user", 1000, START + 999)]
     for number in gone:
         clerk.forget(f"user_{number:05}")
-    backfill.done(clerk)
+    backfill.run_to_end(clerk)
     shown = {clerk_id for (clerk_id,) in backfill.rows("select clerk_user_id from public.profiles")}
     assert clerk.directory.users.keys() - shown == set()
 
@@ -622,7 +645,7 @@ def test_who_was_refused_is_tried_again_and_named_after_an_interruption(backfill
     with backfill.connect() as connection:
         connection.execute("alter table public.profiles add constraint broken check (email <> '600@example.com')")
     clerk.put(*people(2100))
-    interrupted(backfill, clerk, "user_01499")
+    run_until(backfill, clerk, "user_01499")
     assert backfill.rows(PLACES) == [("user", 500, START + 499)]
     result = backfill.run(clerk)
     assert result.exit_code == 1
@@ -633,7 +656,7 @@ def test_who_was_refused_is_tried_again_and_named_after_an_interruption(backfill
 
 def test_a_place_names_nobody(backfill: Backfill, clerk: ClerkServer) -> None:
     clerk.put(*people(600))
-    interrupted(backfill, clerk, "user_00499")
+    run_until(backfill, clerk, "user_00499")
     assert backfill.rows(
         "select count(*), count(*) filter (where t::text ~ 'user_|@') from app.clerk_backfills as t"
     ) == [(1, 0)]
@@ -724,7 +747,7 @@ def test_an_hour_is_not_waited(outside: Outside) -> None:
 def test_a_rate_limit_slows_a_backfill_down_and_no_more(backfill: Backfill) -> None:
     with running_clerk(Limit(4, 1.0)) as clerk:
         clerk.put(*EVERYTHING, *people(600))
-        assert backfill.done(clerk)["user"] == (602, 602)
+        assert backfill.run_to_end(clerk)["user"] == (602, 602)
         assert len(clerk.requests) > 9  # eight that were answered, and some that were not
     assert len(backfill.rows(SHOWN)) == len(EVERYTHING) + 600
 
@@ -811,7 +834,7 @@ def test_a_killed_run_leaves_whole_batches_and_the_next_one_finishes(backfill: B
         "select (select count(*) from app.clerk_records), (select count(*) from public.profiles)"
     )
     assert records == profiles < 3002
-    assert backfill.done(clerk)["user"][0] == 3002
+    assert backfill.run_to_end(clerk)["user"][0] == 3002
     assert len(backfill.rows(SHOWN)) == len(EVERYTHING) + 3000
 
 
@@ -845,7 +868,7 @@ def test_another_instance_is_refused(backfill: Backfill, clerk: ClerkServer) -> 
     assert backfill.rows(SHOWN) == []
     with backfill.connect() as connection:
         connection.execute("update app.settings set clerk_instance_id = %s", [INSTANCE])
-    assert backfill.done(clerk)["user"] == (2, 2)
+    assert backfill.run_to_end(clerk)["user"] == (2, 2)
 
 
 def test_a_database_that_was_never_migrated_is_told_what_to_do(

@@ -36,17 +36,17 @@ class Reconcile:
     def run(self, *words: str) -> Result:
         return self.ballast("reconcile", *words)
 
-    def found(self, *words: str) -> set[Row]:
+    def find(self, *words: str) -> set[Row]:
         """(kind, Clerk's id, difference) of each."""
         result = self.run("--json", *words)
         report = json.loads(result.stdout)
         assert result.exit_code == (1 if report["remaining"] else 0), result.output
         return {(each["kind"], each["clerk_id"], each["difference"]) for each in report["differences"]}
 
-    def mended(self, *words: str) -> set[Row]:
+    def fix(self, *words: str) -> set[Row]:
         """The same with --fix, after which nothing may differ."""
-        found = self.found("--fix", *words)
-        assert self.found() == set()
+        found = self.find("--fix", *words)
+        assert self.find() == set()
         return found
 
     def execute(self, statement: str, *values: object) -> list[Row]:
@@ -63,27 +63,27 @@ class Reconcile:
 
 
 @pytest.fixture(scope="module")
-def loaded(migrated: str, lasting_database: Callable[..., str]) -> str:
+def loaded_database(migrated_database: str, lasting_database: Callable[..., str]) -> str:
     """A database that has what Clerk has. Copy it."""
     with running_clerk() as clerk:
         clerk.put(*EVERYTHING)
-        both = Reconcile(lasting_database(migrated), clerk)
+        both = Reconcile(lasting_database(migrated_database), clerk)
         result = both.ballast("backfill")
         assert result.exit_code == 0, result.output
         return both.url
 
 
 @pytest.fixture
-def reconcile(loaded: str, new_database: Callable[..., str]) -> Iterator[Reconcile]:
+def reconcile(loaded_database: str, new_database: Callable[..., str]) -> Iterator[Reconcile]:
     with running_clerk() as clerk:
         clerk.put(*EVERYTHING)
-        yield Reconcile(new_database(loaded), clerk)
+        yield Reconcile(new_database(loaded_database), clerk)
 
 
 def test_nothing_differs_after_a_backfill(reconcile: Reconcile) -> None:
     result = reconcile.run()
     assert result.exit_code == 0, result.output
-    assert reconcile.found() == set()
+    assert reconcile.find() == set()
 
 
 def test_a_list_that_is_shorter_than_its_count_fails_the_run_and_removes_nothing(reconcile: Reconcile) -> None:
@@ -121,9 +121,9 @@ def test_what_no_event_told_of_is_missing(reconcile: Reconcile) -> None:
         ("membership", "orgmem_new", "missing"),
         ("invitation", "orginv_new", "missing"),
     }
-    assert reconcile.found() == missing
+    assert reconcile.find() == missing
     assert "user_new" not in reconcile.ids()
-    reconcile.mended()
+    reconcile.fix()
     assert {"user_new", "org_new", "orgmem_new", "orginv_new"} <= reconcile.ids()
     assert ("membership", "orgmem_new", "owner", "org:admin") in reconcile.execute(SHOWN)
 
@@ -144,8 +144,8 @@ def test_a_row_that_was_lost_is_missing(reconcile: Reconcile, loss: str, missing
     """Everything is known, and nothing is shown: a merge alone would find nothing new."""
     before = reconcile.execute(SHOWN)
     reconcile.execute(loss)
-    assert (*missing, "missing") in reconcile.found()
-    assert (*missing, "missing") in reconcile.mended()
+    assert (*missing, "missing") in reconcile.find()
+    assert (*missing, "missing") in reconcile.fix()
     assert reconcile.execute(SHOWN) == before
 
 
@@ -169,13 +169,13 @@ def test_a_person_who_changed_in_clerk_is_stale(
     report = json.loads(reconcile.run("--json").stdout)
     [difference] = report["differences"]
     assert (difference["clerk_id"], difference["difference"], difference["columns"]) == ("user_ada", "stale", [column])
-    assert reconcile.mended() == {("user", "user_ada", "stale")}
+    assert reconcile.fix() == {("user", "user_ada", "stale")}
 
 
 @pytest.mark.parametrize("change", [{"name": "Acme & Co"}, {"slug": "co"}, {"max_allowed_memberships": 0}])
 def test_an_organization_that_changed_in_clerk_is_stale(reconcile: Reconcile, change: Json) -> None:
     reconcile.clerk.put(ACME | change | {"updated_at": LATER})
-    assert reconcile.mended() == {("organization", "org_acme", "stale")}
+    assert reconcile.fix() == {("organization", "org_acme", "stale")}
 
 
 @pytest.mark.parametrize(
@@ -201,21 +201,21 @@ def test_an_organization_that_changed_in_clerk_is_stale(reconcile: Reconcile, ch
 def test_a_row_that_somebody_changed_by_hand_differs(reconcile: Reconcile, meddling: str, found: Row) -> None:
     before = reconcile.execute(SHOWN)
     reconcile.execute(meddling)
-    assert reconcile.mended() == {found}
+    assert reconcile.fix() == {found}
     assert reconcile.execute(SHOWN) == before
 
 
 def test_a_role_that_changed_in_clerk_is_wrong(reconcile: Reconcile) -> None:
     known = reconcile.clerk.directory.memberships["orgmem_ben"]
     reconcile.clerk.put(known | {"role": "org:admin", "updated_at": LATER})
-    assert reconcile.mended() == {("membership", "orgmem_ben", "wrong role")}
+    assert reconcile.fix() == {("membership", "orgmem_ben", "wrong role")}
     assert ("membership", "orgmem_ben", "admin", "org:admin") in reconcile.execute(SHOWN)
 
 
 def test_who_left_and_came_back_is_stale(reconcile: Reconcile) -> None:
     known = reconcile.clerk.directory.memberships.pop("orgmem_ben")
     reconcile.clerk.put(known | {"id": "orgmem_again", "created_at": LATER, "updated_at": LATER})
-    assert reconcile.mended() == {("membership", "orgmem_again", "stale")}
+    assert reconcile.fix() == {("membership", "orgmem_again", "stale")}
     assert "orgmem_ben" not in reconcile.ids()
 
 
@@ -225,16 +225,16 @@ def test_what_people_may_change_here_does_not_differ(reconcile: Reconcile) -> No
     )
     reconcile.execute("update public.organizations set name = 'Our Acme', settings = '{\"a\": 1}'")
     before = reconcile.execute(SHOWN)
-    assert reconcile.found("--fix") == set()
+    assert reconcile.find("--fix") == set()
     reconcile.clerk.put(ADA | {"banned": True, "updated_at": LATER}, ACME | {"slug": "new", "updated_at": LATER})
-    reconcile.mended()
+    reconcile.fix()
     assert [row[2] for row in reconcile.execute(SHOWN)] == [row[2] for row in before]
 
 
 def test_what_a_webhook_told_since_is_no_difference(reconcile: Reconcile) -> None:
     """Clerk's list is older than the event: nothing is wrong here, and nothing may be turned back."""
     reconcile.receive(events.event("user.updated", ADA | {"first_name": "Augusta", "updated_at": LATER}))
-    assert reconcile.found("--fix") == set()
+    assert reconcile.find("--fix") == set()
     assert ("profile", "user_ada", "ada@example.com", "Augusta Winter") in reconcile.execute(SHOWN)
 
 
@@ -244,9 +244,9 @@ def test_what_a_webhook_told_since_is_no_difference(reconcile: Reconcile) -> Non
 def test_an_orphaned_person_is_erased_as_if_clerk_had_told(reconcile: Reconcile) -> None:
     reconcile.clerk.forget("user_ben")
     orphans = {("user", "user_ben", "orphaned"), ("membership", "orgmem_ben", "orphaned")}
-    assert reconcile.found() == orphans
+    assert reconcile.find() == orphans
     assert "user_ben" in reconcile.ids()
-    assert reconcile.mended() == {("user", "user_ben", "orphaned")}
+    assert reconcile.fix() == {("user", "user_ben", "orphaned")}
     assert not {"user_ben", "orgmem_ben"} & reconcile.ids()
     assert reconcile.execute("select requested_by, clerk_deleted_at is not null from app.erasure_log") == [
         ("clerk", True)
@@ -263,8 +263,8 @@ def test_an_orphaned_organization_is_hidden(reconcile: Reconcile) -> None:
     reconcile.clerk.put(other)
     reconcile.receive(events.event("organization.created", other))
     reconcile.clerk.forget("org_acme")
-    assert ("organization", "org_acme", "orphaned") in reconcile.found()
-    reconcile.mended("--yes-delete-many")
+    assert ("organization", "org_acme", "orphaned") in reconcile.find()
+    reconcile.fix("--yes-delete-many")
     assert reconcile.execute("select clerk_org_id from public.organizations where deleted_at is null") == [
         ("org_other",)
     ]
@@ -273,7 +273,7 @@ def test_an_orphaned_organization_is_hidden(reconcile: Reconcile) -> None:
 
 def test_an_orphaned_membership_ends(reconcile: Reconcile) -> None:
     reconcile.clerk.forget("orgmem_ben")
-    assert reconcile.mended() == {("membership", "orgmem_ben", "orphaned")}
+    assert reconcile.fix() == {("membership", "orgmem_ben", "orphaned")}
     assert "orgmem_ben" not in reconcile.ids()
     assert "user_ben" in reconcile.ids()
     again = events.membership("orgmem_again", ACME, BEN, "org:member", LATER, created_at=LATER)
@@ -290,7 +290,7 @@ def test_an_invitation_that_waits_no_more_ends(reconcile: Reconcile, status: str
         reconcile.clerk.directory.invitations["orginv_cleo"]["status"] = status
     else:
         reconcile.clerk.forget("orginv_cleo")
-    assert reconcile.mended() == {("invitation", "orginv_cleo", "orphaned")}
+    assert reconcile.fix() == {("invitation", "orginv_cleo", "orphaned")}
     assert "orginv_cleo" not in reconcile.ids()
 
 
@@ -306,7 +306,7 @@ def test_a_membership_that_only_a_token_told_of_ends_too(reconcile: Reconcile) -
     dee = events.user("user_dee", email="dee@example.com")
     reconcile.clerk.put(dee)
     start_session(reconcile, "user_dee", START // 1000)
-    assert reconcile.mended() == {("user", "user_dee", "stale"), ("membership", None, "orphaned")}
+    assert reconcile.fix() == {("user", "user_dee", "stale"), ("membership", None, "orphaned")}
     assert reconcile.execute("select count(*) from public.organization_memberships") == [(2,)]
     start_session(reconcile, "user_dee", START // 1000)
     assert reconcile.execute("select count(*) from public.organization_memberships") == [(2,)]
@@ -334,7 +334,7 @@ def hide(clerk: ClerkServer, *hidden: str) -> None:
 
 def test_who_came_while_clerk_was_asked_is_no_orphan(reconcile: Reconcile) -> None:
     hide(reconcile.clerk, "user_ben")
-    assert reconcile.found("--fix") == set()
+    assert reconcile.find("--fix") == set()
     assert "user_ben" in reconcile.ids()
 
 
@@ -399,7 +399,7 @@ def test_many_are_removed_only_if_that_is_said(reconcile: Reconcile) -> None:
     assert "11 of 100 are not in Clerk" in refused.stderr
     assert "--yes-delete-many" in refused.stderr
     assert reconcile.execute("select count(*) from public.profiles") == [(100,)]
-    assert len(reconcile.mended("--yes-delete-many")) == 11
+    assert len(reconcile.fix("--yes-delete-many")) == 11
     assert reconcile.execute("select count(*) from public.profiles") == [(89,)]
 
 
@@ -408,14 +408,14 @@ def test_a_few_are_removed_without_a_word(reconcile: Reconcile, count: int, gone
     with_people(reconcile, count)
     for number in range(gone):
         reconcile.clerk.forget(f"user_{number:05}")
-    assert len(reconcile.mended()) == gone
+    assert len(reconcile.fix()) == gone
 
 
 def test_nobody_is_removed_whom_clerk_has_told_of_since(reconcile: Reconcile) -> None:
     """Clerk's list may lag behind its events."""
     far = 4_000_000_000_000
     reconcile.receive(events.event("user.created", events.user("user_zoe", email="zoe@example.com"), far))
-    assert reconcile.found("--fix") == {("user", "user_zoe", "orphaned")}
+    assert reconcile.find("--fix") == {("user", "user_zoe", "orphaned")}
     assert "user_zoe" in reconcile.ids()
     assert "Clerk has told of it since" in reconcile.run("--fix").stderr
 
@@ -423,7 +423,7 @@ def test_nobody_is_removed_whom_clerk_has_told_of_since(reconcile: Reconcile) ->
 def test_whoever_was_erased_here_stays_so_although_clerk_has_them(reconcile: Reconcile) -> None:
     """Clerk has yet to be told."""
     reconcile.execute("select app.begin_erasure('user_ben', 'person')")
-    assert reconcile.found("--fix") == set()
+    assert reconcile.find("--fix") == set()
     assert reconcile.execute("select email from public.profiles where clerk_user_id = 'user_ben'") in ([], [(None,)])
 
 
@@ -433,27 +433,27 @@ def test_whoever_was_erased_here_stays_so_although_clerk_has_them(reconcile: Rec
 def test_a_sample_finds_what_it_sees_and_removes_nothing(reconcile: Reconcile) -> None:
     reconcile.clerk.put(ADA | {"banned": True, "updated_at": LATER}, NEW)
     reconcile.clerk.forget("user_ben")
-    found = reconcile.found("--sample", "50")
+    found = reconcile.find("--sample", "50")
     assert found == {
         ("user", "user_ada", "stale"),
         ("user", "user_new", "missing"),
         ("user", "user_ben", "orphaned"),
         ("membership", "orgmem_ben", "orphaned"),
     }
-    assert reconcile.found("--sample", "50", "--fix") == found
-    assert reconcile.found() == {("user", "user_ben", "orphaned"), ("membership", "orgmem_ben", "orphaned")}
+    assert reconcile.find("--sample", "50", "--fix") == found
+    assert reconcile.find() == {("user", "user_ben", "orphaned"), ("membership", "orgmem_ben", "orphaned")}
 
 
 def test_a_sample_leaves_out_what_changed_just_now(reconcile: Reconcile) -> None:
     reconcile.clerk.put(ADA | {"banned": True, "updated_at": int(time.time() * 1000)})
-    assert reconcile.found("--sample", "50") == set()
-    assert reconcile.found() == {("user", "user_ada", "stale")}
+    assert reconcile.find("--sample", "50") == set()
+    assert reconcile.find() == {("user", "user_ada", "stale")}
 
 
 def test_a_sample_asks_little_of_clerk(reconcile: Reconcile) -> None:
     with_people(reconcile, 800)
     reconcile.clerk.requests.clear()
-    assert reconcile.found("--sample", "5") == set()
+    assert reconcile.find("--sample", "5") == set()
     assert len(reconcile.clerk.requests) <= 4 * 2 + 3 * 5
 
 
@@ -484,4 +484,4 @@ def test_an_object_that_the_database_refuses_stays_a_difference(reconcile: Recon
     assert result.exit_code == 1
     assert "user: 23514" in result.stderr
     assert "new@example.com" not in result.output
-    assert reconcile.found() == {("user", "user_new", "missing")}
+    assert reconcile.find() == {("user", "user_new", "missing")}

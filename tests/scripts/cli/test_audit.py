@@ -52,9 +52,9 @@ class Trail:
 
 
 @pytest.fixture
-def empty(migrated: str, new_database: Callable[..., str]) -> Trail:
+def empty(migrated_database: str, new_database: Callable[..., str]) -> Trail:
     """Nothing is recorded, and everything is kept."""
-    trail = Trail(new_database(migrated))
+    trail = Trail(new_database(migrated_database))
     trail.execute("update app.settings set audit_retention = '100 years'")
     trail.execute("truncate public.audit_logs")
     return trail
@@ -74,7 +74,7 @@ def trail(empty: Trail) -> Trail:
 
 
 @pytest.fixture
-def sealed(trail: Trail) -> Trail:
+def sealed_trail(trail: Trail) -> Trail:
     assert trail.run("seal").exit_code == 0
     return trail
 
@@ -102,8 +102,8 @@ def test_an_empty_trail_has_nothing_to_seal(empty: Trail) -> None:
     )
 
 
-def test_an_untouched_trail_is_intact(sealed: Trail) -> None:
-    result = sealed.run("verify")
+def test_an_untouched_trail_is_intact(sealed_trail: Trail) -> None:
+    result = sealed_trail.run("verify")
     assert result.exit_code == 0, result.output
     # All ranges are one line.
     assert [line.split("│")[3:6] for line in result.stdout.splitlines() if "intact" in line] == [
@@ -112,9 +112,9 @@ def test_an_untouched_trail_is_intact(sealed: Trail) -> None:
     assert "0 entries since the last seal" in result.stdout
 
 
-def test_entries_after_the_last_seal_are_counted(sealed: Trail) -> None:
-    sealed.execute("insert into public.audit_logs (action, resource_type) values ('project.created', 'project')")
-    assert "1 entry since the last seal" in sealed.run("verify").stdout
+def test_entries_after_the_last_seal_are_counted(sealed_trail: Trail) -> None:
+    sealed_trail.execute("insert into public.audit_logs (action, resource_type) values ('project.created', 'project')")
+    assert "1 entry since the last seal" in sealed_trail.run("verify").stdout
 
 
 @pytest.mark.parametrize(
@@ -133,13 +133,13 @@ def test_entries_after_the_last_seal_are_counted(sealed: Trail) -> None:
     ],
     ids=["changed", "moved in time", "erased by hand", "removed", "removed a month", "put in"],
 )
-def test_tampering_with_entries_is_found_and_named(sealed: Trail, tampering: str, found: int) -> None:
-    sealed.execute(tampering)
-    assert sealed.problems() == [
+def test_tampering_with_entries_is_found_and_named(sealed_trail: Trail, tampering: str, found: int) -> None:
+    sealed_trail.execute(tampering)
+    assert sealed_trail.problems() == [
         "The first broken range is 2, 2026-03-01 00:00:00Z to 2026-04-01 00:00:00Z:"
         f" entries were changed, removed or put in (sealed 10 entries, found {found})."
     ]
-    shown = sealed.run("verify")
+    shown = sealed_trail.run("verify")
     assert "broken: entries were changed" in shown.stdout
     assert "The first broken range is 2" in shown.stderr
 
@@ -155,71 +155,71 @@ def test_tampering_with_entries_is_found_and_named(sealed: Trail, tampering: str
     ],
     ids=["first removed", "removed", "rewritten", "other entries", "other range"],
 )
-def test_tampering_with_seals_is_found_and_named(sealed: Trail, tampering: str, first: int) -> None:
-    sealed.execute(tampering)
-    problem, *_ = sealed.problems()
+def test_tampering_with_seals_is_found_and_named(sealed_trail: Trail, tampering: str, first: int) -> None:
+    sealed_trail.execute(tampering)
+    problem, *_ = sealed_trail.problems()
     assert problem.startswith(f"The first broken range is {first}, ")
     assert "a seal was changed or removed" in problem
 
 
-def test_an_entry_before_the_first_range_is_found(sealed: Trail) -> None:
-    sealed.execute(
+def test_an_entry_before_the_first_range_is_found(sealed_trail: Trail) -> None:
+    sealed_trail.execute(
         "insert into public.audit_logs (action, resource_type, created_at) values ('x.y', 'x', '2025-12-31')"
     )
-    assert sealed.problems() == ["1 entry put in before the first sealed range."]
+    assert sealed_trail.problems() == ["1 entry put in before the first sealed range."]
 
 
-def test_a_copy_proves_that_the_chain_was_rewritten(sealed: Trail) -> None:
-    _, kept, *_ = sealed.seals()
-    assert sealed.problems("--seal", kept.upper()) == []
-    sealed.execute(f"update public.audit_logs set action = 'project.deleted' where {VICTIM}")
-    sealed.execute("delete from app.audit_seals")
-    first, second, *_ = sealed.seals()
+def test_a_copy_proves_that_the_chain_was_rewritten(sealed_trail: Trail) -> None:
+    _, kept, *_ = sealed_trail.seals()
+    assert sealed_trail.problems("--seal", kept.upper()) == []
+    sealed_trail.execute(f"update public.audit_logs set action = 'project.deleted' where {VICTIM}")
+    sealed_trail.execute("delete from app.audit_seals")
+    first, second, *_ = sealed_trail.seals()
     assert second != kept
-    assert sealed.problems("--seal", first) == []
-    [problem] = sealed.problems("--seal", first, "--seal", kept)
+    assert sealed_trail.problems("--seal", first) == []
+    [problem] = sealed_trail.problems("--seal", first, "--seal", kept)
     assert problem.startswith(f"The seal {kept} is not in the chain")
 
 
-def test_a_copy_proves_that_the_last_seal_was_removed(sealed: Trail) -> None:
-    *_, kept = sealed.seals()
-    sealed.execute("delete from app.audit_seals where sequence = (select max(sequence) from app.audit_seals)")
-    assert sealed.problems() == []
-    assert len(sealed.problems("--seal", kept)) == 1
+def test_a_copy_proves_that_the_last_seal_was_removed(sealed_trail: Trail) -> None:
+    *_, kept = sealed_trail.seals()
+    sealed_trail.execute("delete from app.audit_seals where sequence = (select max(sequence) from app.audit_seals)")
+    assert sealed_trail.problems() == []
+    assert len(sealed_trail.problems("--seal", kept)) == 1
 
 
-def test_an_erasure_is_no_tampering(sealed: Trail) -> None:
-    assert sealed.execute(ERASE) == [(3,)]
-    assert sealed.problems() == []
-    assert sealed.states()[:4] == ["erased", "erased", "erased", "intact"]
-    assert sealed.run("verify").exit_code == 0
+def test_an_erasure_is_no_tampering(sealed_trail: Trail) -> None:
+    assert sealed_trail.execute(ERASE) == [(3,)]
+    assert sealed_trail.problems() == []
+    assert sealed_trail.states()[:4] == ["erased", "erased", "erased", "intact"]
+    assert sealed_trail.run("verify").exit_code == 0
 
 
-def test_tampering_with_an_erased_entry_is_found(sealed: Trail) -> None:
-    sealed.execute(ERASE)
-    sealed.execute("update public.audit_logs set action = 'project.deleted' where resource_id = '2026-03-01'")
-    assert sealed.states()[:4] == ["erased", "broken", "erased", "intact"]
+def test_tampering_with_an_erased_entry_is_found(sealed_trail: Trail) -> None:
+    sealed_trail.execute(ERASE)
+    sealed_trail.execute("update public.audit_logs set action = 'project.deleted' where resource_id = '2026-03-01'")
+    assert sealed_trail.states()[:4] == ["erased", "broken", "erased", "intact"]
 
 
-def test_retention_is_no_tampering(sealed: Trail) -> None:
-    kept = sealed.seals()
-    keep_from(sealed, "2026-04-01")
-    dropped = sealed.run("maintain")
+def test_retention_is_no_tampering(sealed_trail: Trail) -> None:
+    kept = sealed_trail.seals()
+    keep_from(sealed_trail, "2026-04-01")
+    dropped = sealed_trail.run("maintain")
     assert [line for line in dropped.stdout.splitlines() if line.startswith("Dropped")] == [
         "Dropped app.audit_logs_2026_02",
         "Dropped app.audit_logs_2026_03",
     ]
-    assert sealed.states()[:3] == ["dropped", "dropped", "intact"]
-    assert sealed.problems("--seal", kept[0], "--seal", kept[2]) == []
+    assert sealed_trail.states()[:3] == ["dropped", "dropped", "intact"]
+    assert sealed_trail.problems("--seal", kept[0], "--seal", kept[2]) == []
 
 
-def test_an_entry_put_into_a_dropped_month_is_found(sealed: Trail) -> None:
-    keep_from(sealed, "2026-04-01")
-    sealed.run("maintain")
-    sealed.execute(
+def test_an_entry_put_into_a_dropped_month_is_found(sealed_trail: Trail) -> None:
+    keep_from(sealed_trail, "2026-04-01")
+    sealed_trail.run("maintain")
+    sealed_trail.execute(
         "insert into public.audit_logs (action, resource_type, created_at) values ('x.y', 'x', '2026-03-05')"
     )
-    [problem] = sealed.problems()
+    [problem] = sealed_trail.problems()
     assert "first broken range is 2" in problem
     assert "found 1" in problem
 
@@ -233,8 +233,8 @@ def test_maintenance_makes_a_partition_of_what_has_none(empty: Trail) -> None:
     assert json.loads(empty.run("maintain", "--json").stdout) == {"made": [], "dropped": []}
 
 
-def test_verification_has_a_json_form(sealed: Trail) -> None:
-    verified = json.loads(sealed.run("verify", "--json").stdout)
+def test_verification_has_a_json_form(sealed_trail: Trail) -> None:
+    verified = json.loads(sealed_trail.run("verify", "--json").stdout)
     assert list(verified) == ["problems", "ranges", "unsealed", "too_old", "unknown_seals"]
     assert list(verified["ranges"][0]) == [
         "sequence", "range_start", "range_end", "sealed", "found", "erased", "state", "seal",

@@ -35,12 +35,12 @@ class Inbox:
 
 
 @pytest.fixture
-def inbox(migrated: str, new_database: Callable[..., str]) -> Inbox:
-    return Inbox(new_database(migrated))
+def inbox(migrated_database: str, new_database: Callable[..., str]) -> Inbox:
+    return Inbox(new_database(migrated_database))
 
 
 @pytest.fixture
-def failed(inbox: Inbox) -> Inbox:
+def inbox_with_failures(inbox: Inbox) -> Inbox:
     """One event was processed, one ignored, two failed."""
     assert inbox.receive("msg_ok", user_event(id="user_x", first_name=SECRET_NAME)) == "processed"
     assert inbox.receive("msg_sms", {"type": "sms.created", "data": {}}) == "ignored"
@@ -53,8 +53,8 @@ def user_event(**data: str) -> dict[str, Any]:
     return {"type": "user.created", "timestamp": 1_700_000_000_000, "data": {"updated_at": 1_700_000_000_000} | data}
 
 
-def test_failed_events_are_listed_with_their_error(failed: Inbox) -> None:
-    listed = failed.run("list")
+def test_failed_events_are_listed_with_their_error(inbox_with_failures: Inbox) -> None:
+    listed = inbox_with_failures.run("list")
     assert listed.exit_code == 0
     assert "msg_bad" in listed.stdout
     assert "msg_worse" in listed.stdout
@@ -62,8 +62,8 @@ def test_failed_events_are_listed_with_their_error(failed: Inbox) -> None:
     assert "msg_ok" not in listed.stdout
 
 
-def test_all_events_are_listed_newest_first(failed: Inbox) -> None:
-    listed = json.loads(failed.run("list", "--all", "--json").stdout)
+def test_all_events_are_listed_newest_first(inbox_with_failures: Inbox) -> None:
+    listed = json.loads(inbox_with_failures.run("list", "--all", "--json").stdout)
     assert [(entry["message_id"], entry["outcome"]) for entry in listed] == [
         ("msg_worse", "failed"),
         ("msg_bad", "failed"),
@@ -72,9 +72,9 @@ def test_all_events_are_listed_newest_first(failed: Inbox) -> None:
     ]
 
 
-def test_a_list_can_be_limited(failed: Inbox) -> None:
-    assert len(json.loads(failed.run("list", "--all", "--limit", "3", "--json").stdout)) == 3
-    assert failed.run("list", "--limit", "0").exit_code == 2
+def test_a_list_can_be_limited(inbox_with_failures: Inbox) -> None:
+    assert len(json.loads(inbox_with_failures.run("list", "--all", "--limit", "3", "--json").stdout)) == 3
+    assert inbox_with_failures.run("list", "--limit", "0").exit_code == 2
 
 
 def test_an_empty_inbox_says_so(inbox: Inbox) -> None:
@@ -84,39 +84,39 @@ def test_an_empty_inbox_says_so(inbox: Inbox) -> None:
     assert (retried.stdout, retried.exit_code) == ("No event has failed.\n", 0)
 
 
-def test_personal_data_is_shown_only_when_asked_for(failed: Inbox) -> None:
+def test_personal_data_is_shown_only_when_asked_for(inbox_with_failures: Inbox) -> None:
     for arguments in (["list"], ["list", "--all"], ["list", "--all", "--json"], ["show", "msg_bad"]):
-        assert SECRET_NAME not in failed.run(*arguments).output
-    shown = json.loads(failed.run("show", "msg_bad", "--payload").stdout)
+        assert SECRET_NAME not in inbox_with_failures.run(*arguments).output
+    shown = json.loads(inbox_with_failures.run("show", "msg_bad", "--payload").stdout)
     assert shown["event"]["data"]["first_name"] == SECRET_NAME
     assert "data.id is missing" in shown["error"]
 
 
-def test_an_unknown_message_is_an_error(failed: Inbox) -> None:
-    shown = failed.run("show", "msg_none")
+def test_an_unknown_message_is_an_error(inbox_with_failures: Inbox) -> None:
+    shown = inbox_with_failures.run("show", "msg_none")
     assert shown.exit_code == 1
     assert "msg_none" in shown.stderr
-    retried = failed.run("retry", "msg_none")
+    retried = inbox_with_failures.run("retry", "msg_none")
     assert retried.exit_code == 1
     assert "no such message" in retried.stdout
 
 
-def test_an_event_that_still_fails_fails_the_command(failed: Inbox) -> None:
-    retried = failed.run("retry", "msg_bad")
+def test_an_event_that_still_fails_fails_the_command(inbox_with_failures: Inbox) -> None:
+    retried = inbox_with_failures.run("retry", "msg_bad")
     assert (retried.stdout, retried.exit_code) == ("msg_bad failed\n", 1)
-    assert json.loads(failed.run("show", "msg_bad").stdout)["attempts"] == 2
+    assert json.loads(inbox_with_failures.run("show", "msg_bad").stdout)["attempts"] == 2
 
 
-def test_all_failed_events_are_applied_again_oldest_first(failed: Inbox) -> None:
-    with psycopg.connect(failed.url, autocommit=True) as connection:
+def test_all_failed_events_are_applied_again_oldest_first(inbox_with_failures: Inbox) -> None:
+    with psycopg.connect(inbox_with_failures.url, autocommit=True) as connection:
         connection.execute("""
             update app.webhook_events
             set event = jsonb_set(event, '{data,id}', to_jsonb(replace(type, '.created', '_y')))
             where outcome = 'failed'
         """)
-    retried = failed.run("retry", "--all-failed")
+    retried = inbox_with_failures.run("retry", "--all-failed")
     assert (retried.stdout, retried.exit_code) == ("msg_bad processed\nmsg_worse processed\n", 0)
-    assert failed.run("list").stdout == "No event has failed.\n"
+    assert inbox_with_failures.run("list").stdout == "No event has failed.\n"
 
 
 @pytest.mark.parametrize("arguments", [[], ["msg_bad", "--all-failed"]])

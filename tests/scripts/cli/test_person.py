@@ -73,7 +73,7 @@ class World:
     def database(self) -> psycopg.Connection[Any]:
         return psycopg.connect(self.url, autocommit=True)
 
-    def left(self) -> dict[str, int]:
+    def scan(self) -> dict[str, int]:
         """What a scan finds of Ada."""
         with self.database() as connection:
             return people.scan(Database(connection), self.person_id, ADA, *ADA_EMAILS)
@@ -84,17 +84,17 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def peopled(lasting_database: Callable[..., str], migrated: str) -> str:
+def adas_database(lasting_database: Callable[..., str], migrated_database: str) -> str:
     """A database with Ada in every corner. Copy it."""
-    url = lasting_database(migrated)
+    url = lasting_database(migrated_database)
     settle(url)
     return url
 
 
 @pytest.fixture(scope="module")
-def crowded(lasting_database: Callable[..., str], peopled: str) -> str:
+def adas_large_database(lasting_database: Callable[..., str], adas_database: str) -> str:
     """The same with 6,000 audit entries and 3,000 specimens of hers besides, so that an erasure takes many steps. Copy it."""
-    url = lasting_database(peopled)
+    url = lasting_database(adas_database)
     crowd(url)
     return url
 
@@ -126,24 +126,22 @@ def clerk() -> Iterator[Clerk]:
 
 
 @pytest.fixture
-def world(peopled: str, new_database: Callable[..., str], tmp_path: Path, clerk: Clerk) -> World:
-    return World.of(new_database(peopled), tmp_path, clerk)
+def world(adas_database: str, new_database: Callable[..., str], tmp_path: Path, clerk: Clerk) -> World:
+    return World.of(new_database(adas_database), tmp_path, clerk)
 
 
 @pytest.fixture
-def crowded_world(crowded: str, new_database: Callable[..., str], tmp_path: Path, clerk: Clerk) -> World:
-    return World.of(new_database(crowded), tmp_path, clerk)
+def large_world(adas_large_database: str, new_database: Callable[..., str], tmp_path: Path, clerk: Clerk) -> World:
+    return World.of(new_database(adas_large_database), tmp_path, clerk)
 
 
 # --- export
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".json"])
-def test_everything_is_in_a_file_that_only_the_caller_may_read(
-    crowded_world: World, tmp_path: Path, suffix: str
-) -> None:
+def test_everything_is_in_a_file_that_only_the_caller_may_read(large_world: World, tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"ada{suffix}"
-    result = crowded_world.run("export", ADA, "--output", str(file))
+    result = large_world.run("export", ADA, "--output", str(file))
     assert result.exit_code == 0, result.output
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     if suffix == ".zip":
@@ -205,24 +203,24 @@ def test_somebody_is_erased_here_at_clerk_and_in_the_ledger(world: World) -> Non
     [receipt] = json.loads(result.stdout)
     assert receipt["state"] == "complete"
     assert world.clerk.requests == [f"/v1/users/{ADA}"]
-    assert world.left() == {}
+    assert world.scan() == {}
     assert [file.stem for file in (world.home / "erasures").iterdir()] == [receipt["receipt"]]
     assert "Nothing to erase" in world.run("resume").stdout
 
 
 def test_without_a_yes_nobody_is_erased(world: World) -> None:
     assert world.run("erase", ADA).exit_code == 1
-    assert world.left()
+    assert world.scan()
 
 
 def test_what_clerk_does_not_do_is_resumed(world: World) -> None:
     world.clerk.answer = lambda *_: (500, {}, b"{}")
     result = world.run("erase", ADA, "--yes")
     assert (result.exit_code, "ballast person resume" in result.stderr) == (1, True)
-    assert world.left() == {"app.erasure_log": 1}
+    assert world.scan() == {"app.erasure_log": 1}
     world.clerk.answer = lambda *_: (404, {}, b'{"errors": [{"code": "resource_not_found"}]}')
     assert world.run("resume").exit_code == 0
-    assert world.left() == {}
+    assert world.scan() == {}
 
 
 def test_a_sole_owner_is_not_erased(world: World) -> None:
@@ -239,20 +237,20 @@ def test_a_sole_owner_is_not_erased(world: World) -> None:
 def test_a_database_elsewhere_is_never_paired_with_the_stand_in(world: World) -> None:
     result = world.run("erase", ADA, "--yes", CLERK_SECRET_KEY=None)
     assert (result.exit_code, "Set CLERK_SECRET_KEY" in result.stderr) == (1, True)
-    assert world.left().keys() >= {"public.profiles"}
+    assert world.scan().keys() >= {"public.profiles"}
 
 
-def test_a_restored_backup_forgets_again(world: World, peopled: str, new_database: Callable[..., str]) -> None:
+def test_a_restored_backup_forgets_again(world: World, adas_database: str, new_database: Callable[..., str]) -> None:
     assert world.run("erase", ADA, "--yes").exit_code == 0
-    restored = World.of(new_database(peopled), world.home, world.clerk)
-    assert restored.left()
+    restored = World.of(new_database(adas_database), world.home, world.clerk)
+    assert restored.scan()
     with restored.database() as connection, world.database() as original:
         [[salt]] = original.execute("select erasure_salt from app.settings").fetchall()
         assert connection.execute("select erasure_salt from app.settings").fetchall() == [(salt,)]
     result = restored.run("replay", "--json")
     assert result.exit_code == 0, result.output
     assert "1 in the ledger, 1 of them in this database" in result.stderr
-    assert restored.left() == {}
+    assert restored.scan() == {}
     again = restored.run("replay")
     assert "1 in the ledger, 0 of them" in again.stderr
 
@@ -280,37 +278,37 @@ def test_what_a_request_writes_that_began_before_is_erased_too(world: World) -> 
             for _ in range(20):  # it could be done long since
                 [[step]] = eraser.execute("select public.continue_erasure(%s)", [receipt]).fetchall()
                 assert step["state"] == "running"
-            assert world.left().keys() == {"app.erasure_log"}
-        assert "public.audit_logs" in world.left()
+            assert world.scan().keys() == {"app.erasure_log"}
+        assert "public.audit_logs" in world.scan()
     assert world.run("resume").exit_code == 0
-    assert world.left() == {}
+    assert world.scan() == {}
 
 
-def test_what_clerk_tells_meanwhile_leaves_no_trace(crowded_world: World) -> None:
+def test_what_clerk_tells_meanwhile_leaves_no_trace(large_world: World) -> None:
     acme = events.organization("org_acme", created_by=ADA, updated_at=people.FAR)
     user = events.user(ADA, email=ADA_EMAILS[0], updated_at=people.FAR)
     member = events.membership("orgmem_0", acme, user, "org:admin", updated_at=people.FAR)
     told = [
-        events.event("user.updated", user), events.event("organization.updated", acme), events.deleted("user", ADA, people.FAR),
+        events.event("user.updated", user), events.event("organization.updated", acme), events.deletion_event("user", ADA, people.FAR),
         events.event("organizationMembership.updated", member), events.event("organizationMembership.deleted", member),
         events.event("session.created", {"id": "sess_9", "user_id": ADA}, people.FAR),
     ]  # fmt: skip
 
     def tell(number: int) -> None:
-        with crowded_world.database() as connection:
+        with large_world.database() as connection:
             for turn in range(15):
                 event = json.dumps(told[(turn + number) % len(told)])
                 connection.execute("select public.receive_clerk_event(%s, %s)", [f"msg_{number}_{turn}", event])
 
-    ask(crowded_world)
+    ask(large_world)
     with ThreadPoolExecutor(3) as threads:
         telling = [threads.submit(tell, number) for number in range(3)]
-        erasing = resuming(crowded_world)
+        erasing = resuming(large_world)
         for each in telling:
             each.result()
         erasing.wait()
-    assert crowded_world.run("resume").exit_code == 0
-    assert crowded_world.left() == {}
+    assert large_world.run("resume").exit_code == 0
+    assert large_world.scan() == {}
 
 
 def test_of_two_owners_who_leave_at_once_one_stays(world: World) -> None:
@@ -338,33 +336,33 @@ def test_retention_does_not_make_writers_wait_for_readers(world: World) -> None:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(
-    crowded: str, lasting_database: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
+def expected_remains(
+    adas_large_database: str, lasting_database: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, list[tuple[Any, ...]]]:
     """What remains after an erasure that nothing disturbed."""
     with running_outside() as clerk:
         clerk.answer = lambda *_: (200, {}, b"{}")
-        world = World.of(lasting_database(crowded), tmp_path_factory.mktemp("uninterrupted"), clerk)
+        world = World.of(lasting_database(adas_large_database), tmp_path_factory.mktemp("uninterrupted"), clerk)
         assert world.run("erase", ADA, "--yes").exit_code == 0
         return world.remains()
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(more, marks=pytest.mark.thorough) for more in (1, 2))])
 def test_a_command_that_is_killed_again_and_again_ends_in_the_same_rows(
-    crowded_world: World, uninterrupted: dict[str, list[tuple[Any, ...]]], seed: int
+    large_world: World, expected_remains: dict[str, list[tuple[Any, ...]]], seed: int
 ) -> None:
     moments = random.Random(seed)  # noqa: S311 - no secret
-    ask(crowded_world)
+    ask(large_world)
     for _ in range(3):
-        command = resuming(crowded_world)
-        wait_for_progress(crowded_world, command)
+        command = resuming(large_world)
+        wait_for_progress(large_world, command)
         time.sleep(moments.uniform(0, 0.4))
         command.kill()
         command.wait()
-    wait_for_others(crowded_world)
-    assert crowded_world.run("resume").exit_code == 0
-    assert crowded_world.left() == {}
-    assert crowded_world.remains() == uninterrupted
+    wait_for_others(large_world)
+    assert large_world.run("resume").exit_code == 0
+    assert large_world.scan() == {}
+    assert large_world.remains() == expected_remains
 
 
 def test_a_database_that_is_killed_again_and_again_ends_in_the_same_rows(
@@ -394,7 +392,7 @@ def test_a_database_that_is_killed_again_and_again_ends_in_the_same_rows(
             server = postgres.start()
         wait_for_others(world)
         assert world.run("resume").exit_code == 0
-        assert world.left() == {}
+        assert world.scan() == {}
         assert world.remains() == undisturbed.remains()
     finally:
         stop(server)

@@ -40,7 +40,7 @@ def outside() -> Iterator[Outside]:
 
 
 @pytest.fixture
-def examined(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Examine:
+def examine(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Examine:
     """Runs one check on the running stack with changes; None removes a variable."""
     for name in PLACE:
         monkeypatch.setenv(name, stack.environment[name])
@@ -56,7 +56,7 @@ def examined(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Examine:
     return examine_with
 
 
-def failed(finding: Finding, *words: str) -> None:
+def require_failure(finding: Finding, *words: str) -> None:
     """Asserts that the check failed, with these words and something to do."""
     assert finding.outcome == "failed", finding
     assert finding.remedy, finding
@@ -85,8 +85,8 @@ def test_nothing_that_is_printed_is_a_secret(stack: Stack) -> None:
     assert [value for value in hidden if value in result.stdout + result.stderr] == []
 
 
-def test_where_little_is_set_the_rest_is_skipped_and_said(hosted: str, tmp_path: Path) -> None:
-    url = f"{hosted}?sslmode=disable"
+def test_where_little_is_set_the_rest_is_skipped_and_said(hosted_database: str, tmp_path: Path) -> None:
+    url = f"{hosted_database}?sslmode=disable"
     place = {"BALLAST_HOME": str(tmp_path / "home"), "BALLAST_PORT_BASE": "40000", "DATABASE_URL": url}
     result: Result = CliRunner().invoke(ballast, ["doctor", "--json"], env=place)
     findings = {each["name"]: each for each in json.loads(result.stdout)}
@@ -104,17 +104,17 @@ def test_without_any_database_the_checks_of_it_are_skipped(tmp_path: Path) -> No
     assert {run_check(name, context).outcome for name in CHECKS if name != "settings"} == {"skipped"}
 
 
-def test_a_secret_that_somebody_repeats_is_not_shown(examined: Examine, stack: Stack, outside: Outside) -> None:
+def test_a_secret_that_somebody_repeats_is_not_shown(examine: Examine, stack: Stack, outside: Outside) -> None:
     secret = stack.environment["SUPABASE_SECRET_KEY"]
     outside.answer = lambda *_: rest_answer({"message": f"unknown key {secret}"}, 401)
-    finding = examined("secret key", SUPABASE_URL=outside.url)
-    failed(finding, "unknown key …")
+    finding = examine("secret key", SUPABASE_URL=outside.url)
+    require_failure(finding, "unknown key …")
     assert secret not in str(finding)
 
 
-def test_a_database_that_does_not_answer_is_told_without_its_password(examined: Examine) -> None:
-    finding = examined("pg_dump", url="postgresql://postgres:tr0ub4dor@127.0.0.1:9/postgres")
-    failed(finding, "does not answer")
+def test_a_database_that_does_not_answer_is_told_without_its_password(examine: Examine) -> None:
+    finding = examine("pg_dump", url="postgresql://postgres:tr0ub4dor@127.0.0.1:9/postgres")
+    require_failure(finding, "does not answer")
     assert "tr0ub4dor" not in str(finding)
 
 
@@ -147,32 +147,32 @@ def test_a_database_that_does_not_answer_is_told_without_its_password(examined: 
     ("Redis", {"UPSTASH_REDIS_REST_URL": NOBODY}, ["ConnectError"]),
 ], ids=str)  # fmt: skip
 def test_a_wrong_variable_is_found(
-    examined: Examine, check: str, changes: dict[str, str | None], words: list[str], monkeypatch: pytest.MonkeyPatch
+    examine: Examine, check: str, changes: dict[str, str | None], words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in changes.items():
         if value is None:
             monkeypatch.delenv(name, raising=False)
-    assert examined(check).outcome == "passed"
-    finding = examined(check, **changes)
-    failed(finding, *words)
+    assert examine(check).outcome == "passed"
+    finding = examine(check, **changes)
+    require_failure(finding, *words)
     assert "short-one" not in str(finding)
 
 
-def test_old_keys_that_are_jwts_are_told_apart(examined: Examine) -> None:
+def test_old_keys_that_are_jwts_are_told_apart(examine: Examine) -> None:
     keys = {"SUPABASE_PUBLISHABLE_KEY": jwt("anon"), "SUPABASE_SECRET_KEY": jwt("service_role")}
-    assert examined("keys", **keys).outcome == "passed"
+    assert examine("keys", **keys).outcome == "passed"
 
 
-def test_of_two_webhook_secrets_the_wrong_one_is_named(examined: Examine, stack: Stack) -> None:
+def test_of_two_webhook_secrets_the_wrong_one_is_named(examine: Examine, stack: Stack) -> None:
     both = f"{stack.environment['CLERK_WEBHOOK_SECRETS']}, whsec_{'QUFB' * 8}"
-    failed(examined("webhook secret", CLERK_WEBHOOK_SECRETS=both), "secret 2 of 2")
+    require_failure(examine("webhook secret", CLERK_WEBHOOK_SECRETS=both), "secret 2 of 2")
 
 
-def test_a_ping_changes_nothing_but_the_inbox(examined: Examine, stack: Stack) -> None:
+def test_a_ping_changes_nothing_but_the_inbox(examine: Examine, stack: Stack) -> None:
     query = "select type, outcome from app.webhook_events where message_id like 'msg_ballast_doctor_%' and received_at > now() - interval '1 minute'"
     with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
         before = connection.execute(query).fetchall()
-        assert examined("webhook secret").outcome == "passed"
+        assert examine("webhook secret").outcome == "passed"
         assert connection.execute(query).fetchall()[len(before) :] == [("ballast.ping", "ignored")]
 
 
@@ -197,113 +197,120 @@ def test_a_ping_changes_nothing_but_the_inbox(examined: Examine, stack: Stack) -
     ("Redis", "UPSTASH_REDIS_REST_URL", rest_answer({"result": "PANG"}), ["Upstash"]),
 ], ids=str)  # fmt: skip
 def test_something_else_that_answers_is_found(
-    examined: Examine, outside: Outside, check: str, variable: str, answer: Answer, words: list[str]
+    examine: Examine, outside: Outside, check: str, variable: str, answer: Answer, words: list[str]
 ) -> None:
     outside.answer = lambda *_: answer
-    failed(examined(check, **{variable: outside.url}), *words)
+    require_failure(examine(check, **{variable: outside.url}), *words)
 
 
-def test_a_token_that_supabase_does_not_trust_is_found(examined: Examine) -> None:
-    failed(examined("third-party auth", session_token="e30.e30.e30"), "CLERK_ISSUER", "Third-party auth")
+def test_a_token_that_supabase_does_not_trust_is_found(examine: Examine) -> None:
+    require_failure(examine("third-party auth", session_token="e30.e30.e30"), "CLERK_ISSUER", "Third-party auth")
 
 
 @pytest.mark.parametrize("role", ["service_role", "admin", None, ["authenticated"]])
-def test_a_session_token_with_another_role_is_found(examined: Examine, role: object) -> None:
-    assert examined("role claim", session_token=jwt("authenticated")).outcome == "passed"
-    failed(examined("role claim", session_token=jwt(role)), json.dumps(role), "Customize session token")
+def test_a_session_token_with_another_role_is_found(examine: Examine, role: object) -> None:
+    assert examine("role claim", session_token=jwt("authenticated")).outcome == "passed"
+    require_failure(examine("role claim", session_token=jwt(role)), json.dumps(role), "Customize session token")
 
 
-def test_jwt_templates_of_people_are_no_fault(examined: Examine, outside: Outside) -> None:
+def test_jwt_templates_of_people_are_no_fault(examine: Examine, outside: Outside) -> None:
     claims: list[dict[str, object]] = [{"role": "authenticated"}, {"aud": "elsewhere"}]
     outside.answer = lambda *_: rest_answer([{"name": f"t{i}", "claims": each} for i, each in enumerate(claims)])
-    assert examined("JWT templates", CLERK_API_URL=outside.url).found == "2 at Clerk, and none sets another role."
+    assert examine("JWT templates", CLERK_API_URL=outside.url).found == "2 at Clerk, and none sets another role."
 
 
-def test_elsewhere_a_session_token_has_to_be_given(examined: Examine) -> None:
-    finding = examined("third-party auth", ENVIRONMENT="test")
+def test_elsewhere_a_session_token_has_to_be_given(examine: Examine) -> None:
+    finding = examine("third-party auth", ENVIRONMENT="test")
     assert (finding.outcome, "--session-token" in finding.found) == ("skipped", True)
 
 
-def test_a_pg_dump_that_is_missing_is_found(examined: Examine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_pg_dump_that_is_missing_is_found(examine: Examine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PG_BIN", str(tmp_path))
-    failed(examined("pg_dump"), "No pg_dump", "postgresql-client")
+    require_failure(examine("pg_dump"), "No pg_dump", "postgresql-client")
 
 
 def test_a_bucket_is_listed_and_written_only_when_asked(
-    examined: Examine, bucket: str, s3: str, monkeypatch: pytest.MonkeyPatch
+    examine: Examine, bucket: str, s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = f"s3://{bucket}/some/prefix"
-    read = examined("backup store", BACKUP_URL=url)
+    read = examine("backup store", BACKUP_URL=url)
     assert (read.outcome, "not tried" in read.found) == ("passed", True)
-    written = examined("backup store", may_write=True, BACKUP_URL=url)
+    written = examine("backup store", may_write=True, BACKUP_URL=url)
     assert (written.outcome, "can be written" in written.found) == ("passed", True)
-    failed(examined("backup store", BACKUP_URL=f"s3://{bucket}-of-nobody/x"), "BACKUP_URL")
+    require_failure(examine("backup store", BACKUP_URL=f"s3://{bucket}-of-nobody/x"), "BACKUP_URL")
     monkeypatch.setenv("AWS_ENDPOINT_URL", NOBODY)
-    failed(examined("backup store", BACKUP_URL=url), "BACKUP_URL", "AWS_")
+    require_failure(examine("backup store", BACKUP_URL=url), "BACKUP_URL", "AWS_")
 
 
-def test_a_probe_leaves_nothing(examined: Examine, tmp_path: Path) -> None:
-    assert examined("backup store", may_write=True, BACKUP_URL=tmp_path.as_uri()).outcome == "passed"
+def test_a_probe_leaves_nothing(examine: Examine, tmp_path: Path) -> None:
+    assert examine("backup store", may_write=True, BACKUP_URL=tmp_path.as_uri()).outcome == "passed"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_recipients_are_better_than_one(examined: Examine, stack: Stack) -> None:
+def test_two_recipients_are_better_than_one(examine: Examine, stack: Stack) -> None:
     one = stack.environment["BACKUP_RECIPIENTS"]
-    assert "Add a second" in examined("recipients", ENVIRONMENT="production").found
-    assert examined("recipients", ENVIRONMENT="production", BACKUP_RECIPIENTS=f"{one},{one}").found == "2 recipients."
+    assert "Add a second" in examine("recipients", ENVIRONMENT="production").found
+    assert examine("recipients", ENVIRONMENT="production", BACKUP_RECIPIENTS=f"{one},{one}").found == "2 recipients."
 
 
 # --- the database, one that is no stack's ---
 
 
 @pytest.fixture
-def hosted(inhabited: str, new_database: Callable[..., str]) -> str:
-    url = new_database(inhabited)
+def hosted_database(populated_database: str, new_database: Callable[..., str]) -> str:
+    url = new_database(populated_database)
     remove(url)
     return url
 
 
-def changed(url: str, statement: str) -> None:
+def execute(url: str, statement: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(statement.encode())
 
 
 @pytest.mark.parametrize("limit", ["0", None])
 def test_a_role_without_a_timeout_is_found(
-    examined: Examine, hosted: str, bare_server: Postgres, limit: str | None
+    examine: Examine, hosted_database: str, bare_server: Postgres, limit: str | None
 ) -> None:
-    assert examined("role timeouts", url=hosted).outcome == "passed"
-    name = hosted.rpartition("/")[2]
+    assert examine("role timeouts", url=hosted_database).outcome == "passed"
+    name = hosted_database.rpartition("/")[2]
     admin = bare_server.url("supabase_admin", name)
     if limit is None:
-        changed(admin, "alter role anon reset statement_timeout")
+        execute(admin, "alter role anon reset statement_timeout")
     else:
-        changed(admin, f"alter role anon in database {name} set statement_timeout = {limit}")
+        execute(admin, f"alter role anon in database {name} set statement_timeout = {limit}")
     try:
-        failed(examined("role timeouts", url=hosted), "anon", "alter role anon set statement_timeout = '3s'")
+        require_failure(
+            examine("role timeouts", url=hosted_database), "anon", "alter role anon set statement_timeout = '3s'"
+        )
     finally:
-        changed(admin, "alter role anon set statement_timeout = '3s'")
+        execute(admin, "alter role anon set statement_timeout = '3s'")
 
 
 def test_a_database_that_is_behind_or_has_drifted_is_found(
-    examined: Examine, hosted: str, new_database: Callable[..., str]
+    examine: Examine, hosted_database: str, new_database: Callable[..., str]
 ) -> None:
-    assert examined("migrations", url=hosted).outcome == "passed"
-    failed(examined("migrations", url=new_database()), "Not applied: migrations/", "more", "ballast migrate up")
-    changed(hosted, "grant select on public.profiles to anon")
-    failed(examined("migrations", url=hosted), "grant select on public.profiles to anon", "ballast migrate check")
-    changed(hosted, "update supabase_migrations.schema_migrations set statements = '{x}' where version like '%110100'")
-    assert examined("migrations", url=hosted).outcome == "failed"
+    assert examine("migrations", url=hosted_database).outcome == "passed"
+    require_failure(examine("migrations", url=new_database()), "Not applied: migrations/", "more", "ballast migrate up")
+    execute(hosted_database, "grant select on public.profiles to anon")
+    require_failure(
+        examine("migrations", url=hosted_database), "grant select on public.profiles to anon", "ballast migrate check"
+    )
+    execute(
+        hosted_database,
+        "update supabase_migrations.schema_migrations set statements = '{x}' where version like '%110100'",
+    )
+    assert examine("migrations", url=hosted_database).outcome == "failed"
 
 
-def test_what_the_advisors_say_is_passed_on(examined: Examine, hosted: str) -> None:
-    changed(hosted, "create table public.naked (id integer primary key)")
-    changed(hosted, "grant select on public.naked to anon")
-    failed(examined("advisors", url=f"{hosted}?sslmode=disable"), "naked", "Advisors")
+def test_what_the_advisors_say_is_passed_on(examine: Examine, hosted_database: str) -> None:
+    execute(hosted_database, "create table public.naked (id integer primary key)")
+    execute(hosted_database, "grant select on public.naked to anon")
+    require_failure(examine("advisors", url=f"{hosted_database}?sslmode=disable"), "naked", "Advisors")
 
 
-def test_the_environment_is_as_it_was(examined: Examine) -> None:
+def test_the_environment_is_as_it_was(examine: Examine) -> None:
     before: dict[str, Any] = dict(os.environ)
     for check in ("settings", "backup store"):
-        examined(check)
+        examine(check)
     assert dict(os.environ) == before

@@ -52,8 +52,8 @@ class Elsewhere:
 
 
 @pytest.fixture
-def elsewhere(inhabited: str, new_database: Callable[..., str], tmp_path: Path) -> Elsewhere:
-    return Elsewhere(new_database(inhabited), tmp_path / "home")
+def elsewhere(populated_database: str, new_database: Callable[..., str], tmp_path: Path) -> Elsewhere:
+    return Elsewhere(new_database(populated_database), tmp_path / "home")
 
 
 def test_a_fresh_stack_has_its_parts_and_no_red_light(stack: Stack) -> None:

@@ -25,7 +25,7 @@ from scripts.local.clerk.server import ClerkStandIn, svix
 from tests.conftest import Stack
 
 
-def _issued(stack: Stack, *options: str) -> dict[str, Any]:
+def _mint_token(stack: Stack, *options: str) -> dict[str, Any]:
     result = stack.ballast("token", "--json", *options)
     assert result.returncode == 0, result.stderr
     issued: dict[str, Any] = json.loads(result.stdout)
@@ -37,7 +37,7 @@ def _issued(stack: Stack, *options: str) -> dict[str, Any]:
 
 def test_a_token_verifies_with_the_published_key(stack: Stack) -> None:
     issuer = stack.environment["CLERK_ISSUER"]
-    token = _issued(stack, "--user", "user_ada", "--org", "org_acme")["token"]
+    token = _mint_token(stack, "--user", "user_ada", "--org", "org_acme")["token"]
     key = jwt.PyJWKClient(f"{issuer}/.well-known/jwks.json").get_signing_key_from_jwt(token)
     required = ["azp", "exp", "fva", "iat", "iss", "jti", "nbf", "sid", "sts", "sub", "v"]
     claims = jwt.decode(token, key, algorithms=["RS256"], issuer=issuer, options={"require": required})
@@ -51,18 +51,18 @@ def test_a_token_verifies_with_the_published_key(stack: Stack) -> None:
 
 
 def test_the_active_organization_has_its_role_without_prefix_and_no_system_permissions(stack: Stack) -> None:
-    claims = _issued(stack, "--user", "user_dee", "--org", "org_acme")["claims"]
+    claims = _mint_token(stack, "--user", "user_dee", "--org", "org_acme")["claims"]
     assert claims["o"] == {"id": "org_acme", "slg": "acme", "rol": "viewer", "per": "read", "fpm": "1"}
     assert claims["fea"] == "o:projects"
 
 
 def test_without_an_active_organization_there_is_no_organization_claim(stack: Stack) -> None:
-    assert "o" not in _issued(stack, "--user", "user_ada")["claims"]
+    assert "o" not in _mint_token(stack, "--user", "user_ada")["claims"]
 
 
 def test_the_second_factor_is_verified_unless_told_otherwise(stack: Stack) -> None:
-    assert _issued(stack, "--user", "user_ada")["claims"]["fva"] == [0, 0]
-    assert _issued(stack, "--user", "user_ada", "--no-second-factor")["claims"]["fva"] == [0, -1]
+    assert _mint_token(stack, "--user", "user_ada")["claims"]["fva"] == [0, 0]
+    assert _mint_token(stack, "--user", "user_ada", "--no-second-factor")["claims"]["fva"] == [0, -1]
 
 
 @pytest.mark.parametrize(
@@ -86,11 +86,13 @@ def test_nobody_gets_a_token_for_what_clerk_does_not_know(stack: Stack, options:
 def test_a_sent_person_can_be_someone_at_once(stack: Stack) -> None:
     sent = stack.ballast("clerk", "send", "user.created", "--data", '{"id": "user_yuki"}', "--message-id", "msg_yuki_1")
     assert (sent.returncode, sent.stdout) == (0, "user.created msg_yuki_1: processed\n")
-    again = stack.ballast("clerk", "send", "user.created", "--data", '{"id": "user_yuki"}', "--message-id", "msg_yuki_1")
+    again = stack.ballast(
+        "clerk", "send", "user.created", "--data", '{"id": "user_yuki"}', "--message-id", "msg_yuki_1"
+    )
     assert (again.returncode, again.stdout) == (0, "user.created msg_yuki_1: duplicate\n")
     membership = '{"organization": {"id": "org_globex"}, "public_user_data": {"user_id": "user_yuki"}}'
     assert stack.ballast("clerk", "send", "organizationMembership.created", "--data", membership).returncode == 0
-    assert _issued(stack, "--user", "user_yuki", "--org", "org_globex")["claims"]["o"]["rol"] == "member"
+    assert _mint_token(stack, "--user", "user_yuki", "--org", "org_globex")["claims"]["o"]["rol"] == "member"
     assert stack.ballast("clerk", "send", "user.deleted", "--data", '{"id": "user_yuki"}').returncode == 0
     assert stack.ballast("token", "--user", "user_yuki").returncode == 1
 
@@ -287,7 +289,7 @@ def test_a_deleted_user_is_gone_from_the_database_by_a_webhook(stack: Stack) -> 
     assert stack.ballast("token", "--user", user_id).returncode == 1
 
 
-async def _served(application: web.Application) -> tuple[web.AppRunner, str]:
+async def _serve(application: web.Application) -> tuple[web.AppRunner, str]:
     runner = web.AppRunner(application, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -300,12 +302,12 @@ def _with_zoe(folder: Path, receive: Handler, act: Callable[[aiohttp.ClientSessi
     async def run() -> None:
         receiving = web.Application()
         receiving.router.add_post("/", receive)
-        receiver, url = await _served(receiving)
+        receiver, url = await _serve(receiving)
         stand_in = ClerkStandIn(folder, "", [""], svix.Endpoint(f"{url}/", "whsec_plJ3nmyCDGBKInavdOK15jsl"), KEY)
         pair = {"organization": {"id": "org_acme"}, "public_user_data": {"user_id": "user_zoe"}}
         for event_type, data in (("user.created", {"id": "user_zoe"}), ("organizationMembership.created", pair)):
             stand_in.event(event_type, data)
-        clerk, address = await _served(stand_in.application())
+        clerk, address = await _serve(stand_in.application())
         try:
             async with aiohttp.ClientSession(address, headers={"Authorization": f"Bearer {KEY}"}) as session:
                 await act(session)

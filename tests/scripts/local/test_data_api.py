@@ -106,7 +106,7 @@ def _person(stack: Stack, token: str) -> Client:
     )
 
 
-def _minted(stack: Stack, **wishes: Any) -> str:
+def _mint_token(stack: Stack, **wishes: Any) -> str:
     url = f"{stack.environment['CLERK_ISSUER']}/stand-in/tokens"
     return str(httpx.post(url, json={"user_id": "user_ada"} | wishes).json()["token"])
 
@@ -188,13 +188,13 @@ def test_a_role_without_a_grant_is_refused(api: Stack) -> None:
 
 def test_a_revoked_function_is_refused(api: Stack) -> None:
     with pytest.raises(APIError) as refusal:
-        _person(api, _minted(api)).rpc("scratch_refused").execute()
+        _person(api, _mint_token(api)).rpc("scratch_refused").execute()
     assert refusal.value.code == "42501"
 
 
 def test_policies_decide_what_a_person_sees_and_grants_what_it_writes(api: Stack) -> None:
     _admin(api).table("scratch").upsert([{"id": 11}, {"id": 12}]).execute()
-    person = _person(api, _minted(api))
+    person = _person(api, _mint_token(api))
     assert [row["id"] for row in person.table("scratch").select("id").in_("id", [11, 12]).execute().data] == [11]
     with pytest.raises(APIError) as refusal:
         person.table("scratch").insert({"id": 13}).execute()
@@ -202,19 +202,19 @@ def test_policies_decide_what_a_person_sees_and_grants_what_it_writes(api: Stack
 
 
 def test_a_persons_token_makes_the_caller_with_its_claims(api: Stack) -> None:
-    caller = _caller(api, _public(api, _minted(api, organization_id="org_acme")))
+    caller = _caller(api, _public(api, _mint_token(api, organization_id="org_acme")))
     assert (caller["role"], caller["auth_role"], caller["sub"]) == ("authenticated", "authenticated", "user_ada")
     assert caller["claims"]["o"]["id"] == "org_acme"
     assert caller["timeout"] == "8s"
 
 
 def test_a_persons_token_wins_over_the_secret_key(api: Stack) -> None:
-    token = _minted(api)
+    token = _mint_token(api)
     assert _caller(api, _secret(api) | {"Authorization": f"Bearer {token}"})["role"] == "authenticated"
 
 
 def test_callers_at_the_same_time_are_never_mixed_up(api: Stack) -> None:
-    tokens = {user: _minted(api, user_id=user) for user in ("user_ada", "user_ben", "user_eve")}
+    tokens = {user: _mint_token(api, user_id=user) for user in ("user_ada", "user_ben", "user_eve")}
 
     def who_am_i(user: str) -> tuple[str, str, str]:
         headers = _public(api, tokens[user]) | {"X-User": user}
@@ -226,7 +226,7 @@ def test_callers_at_the_same_time_are_never_mixed_up(api: Stack) -> None:
 
 
 def test_a_clerk_token_without_a_role_is_anonymous(api: Stack) -> None:
-    assert _caller(api, _public(api, _minted(api, claims={"role": None})))["role"] == "anon"
+    assert _caller(api, _public(api, _mint_token(api, claims={"role": None})))["role"] == "anon"
 
 
 # --- the schema ------------------------------------------------------------------------------------------------------
@@ -286,7 +286,7 @@ def test_a_key_as_bearer_of_another_key_is_refused(api: Stack) -> None:
 
 
 def test_without_a_key_nothing_is_answered(api: Stack) -> None:
-    token = _minted(api)
+    token = _mint_token(api)
     for headers, message in (
         ({}, "No API key found in request"),
         ({"Authorization": f"Bearer {token}"}, "No API key found in request"),

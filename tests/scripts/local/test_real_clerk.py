@@ -24,7 +24,7 @@ from scripts.local.clerk.server import ClerkStandIn
 from scripts.local.stack import Secrets
 from scripts.scratch.server import free_ports
 from tests.conftest import Stack, free_port_block
-from tests.service.outside import event, signed
+from tests.service.outside import event, sign
 
 KEY = "sk_test_RealInstance"
 SECRET = "whsec_plJ3nmyCDGBKInavdOK15jsl"
@@ -170,9 +170,9 @@ def test_a_change_at_the_instance_arrives_by_its_webhook(real: RealStack) -> Non
 def test_a_webhook_with_the_stand_ins_secret_is_refused(real: RealStack) -> None:
     url = f"{real.environment['SERVICE_URL']}/webhooks/clerk"
     body = event()
-    assert httpx.post(url, content=body, headers=signed(body)).status_code == 200
+    assert httpx.post(url, content=body, headers=sign(body)).status_code == 200
     ours = Secrets.of(real.home).webhook_secret
-    assert httpx.post(url, content=body, headers=signed(body, ours)).status_code == 401
+    assert httpx.post(url, content=body, headers=sign(body, ours)).status_code == 401
 
 
 def test_doctor_and_backfill_talk_to_the_instance(real: RealStack) -> None:

@@ -21,12 +21,12 @@ def service() -> Iterator[Outside]:
         yield outside
 
 
-def scheduler_of(server: Postgres, service: Outside, said: list[str]) -> Scheduler:
+def make_scheduler(server: Postgres, service: Outside, said: list[str]) -> Scheduler:
     environment = {"DATABASE_URL": server.url(), "SERVICE_URL": service.url, "JOBS_TOKEN": "the token"}
     return Scheduler(environment, said.append)
 
 
-def called(service: Outside) -> set[str]:
+def take_calls(service: Outside) -> set[str]:
     names = {path.removeprefix("/jobs/") for path in service.requests}
     service.requests.clear()
     return names
@@ -34,9 +34,9 @@ def called(service: Outside) -> set[str]:
 
 def test_every_job_is_due_at_the_start_and_then_as_often_as_it_should_be(server: Postgres, service: Outside) -> None:
     said: list[str] = []
-    scheduler = scheduler_of(server, service, said)
+    scheduler = make_scheduler(server, service, said)
     scheduler.call_what_is_due(1000)
-    assert called(service) == JOBS
+    assert take_calls(service) == JOBS
     for now, due in {
         1059: set(),
         1060: {"mail"},
@@ -45,7 +45,7 @@ def test_every_job_is_due_at_the_start_and_then_as_often_as_it_should_be(server:
         1000 + 86_400: JOBS,
     }.items():
         scheduler.call_what_is_due(now)
-        assert called(service) == due
+        assert take_calls(service) == due
     assert said == []
 
 
@@ -60,7 +60,7 @@ def test_it_carries_the_token_and_tells_what_was_done(server: Postgres, service:
 
     said: list[str] = []
     service.answer = answer
-    scheduler_of(server, service, said).call_what_is_due(0)
+    make_scheduler(server, service, said).call_what_is_due(0)
     assert tokens == {"Bearer the token"}
     assert said == ["mail: {'sent': 2, 'done': True}", "seals: 503 The store does not answer"]
 
@@ -70,11 +70,11 @@ def test_a_service_that_does_not_answer_is_asked_again_at_the_next_turn(
     server: Postgres, service: Outside, answer: tuple[int, dict[str, str], bytes] | None
 ) -> None:
     said: list[str] = []
-    scheduler = scheduler_of(server, service, said)
+    scheduler = make_scheduler(server, service, said)
     service.answer = lambda *_: answer
     scheduler.call_what_is_due(0)
     assert len(said) == len(JOBS)
     assert all(" (" in line for line in said)
-    called(service)
+    take_calls(service)
     scheduler.call_what_is_due(60)
-    assert called(service) == {"mail"}
+    assert take_calls(service) == {"mail"}

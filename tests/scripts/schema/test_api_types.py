@@ -22,24 +22,24 @@ TYPES = ROOT / "supabase/types"
 
 
 @pytest.fixture(scope="module")
-def generated(migrated: str, lasting_database: Callable[..., str]) -> Mapping[str, str]:
-    url = lasting_database(migrated)
+def generated_types(migrated_database: str, lasting_database: Callable[..., str]) -> Mapping[str, str]:
+    url = lasting_database(migrated_database)
     remove(url)
     return api_types.generate_from(url)
 
 
 @pytest.fixture
-def run(generated: Mapping[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Result:
+def run(generated_types: Mapping[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Result:
     """The command in a folder of its own, with a stale file."""
-    monkeypatch.setattr(api_types, "generate", lambda: generated)
+    monkeypatch.setattr(api_types, "generate", lambda: generated_types)
     monkeypatch.setattr(api_types, "FOLDER", tmp_path)
-    (tmp_path / "database.py").write_text(generated["database.py"])
+    (tmp_path / "database.py").write_text(generated_types["database.py"])
     (tmp_path / "database.ts").write_text("// older")
     return CliRunner().invoke(ballast, ["types", "--check"])
 
 
-def test_the_files_are_current(generated: Mapping[str, str]) -> None:
-    assert {name: (TYPES / name).read_text() for name in generated} == generated
+def test_the_files_are_current(generated_types: Mapping[str, str]) -> None:
+    assert {name: (TYPES / name).read_text() for name in generated_types} == generated_types
 
 
 def test_a_stale_file_fails_the_check_and_is_written(run: Result, tmp_path: Path) -> None:
@@ -57,11 +57,11 @@ def test_a_program_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 @pytest.fixture(scope="module")
-def types(generated: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def types(generated_types: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """supabase/types as generated just now."""
     folder = tmp_path_factory.mktemp("types")
     shutil.copytree(TYPES, folder, dirs_exist_ok=True)
-    for name, text in generated.items():
+    for name, text in generated_types.items():
         (folder / name).write_text(text)
     return folder
 

@@ -116,7 +116,7 @@ def model(lasting_database: Callable[..., str], tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture
-def applied(model: Project, new_database: Callable[..., str], tmp_path: Path) -> Project:
+def applied_project(model: Project, new_database: Callable[..., str], tmp_path: Path) -> Project:
     copy = Project(tmp_path, new_database(model.url))
     copy.write_files()
     return copy
@@ -141,70 +141,70 @@ class TestUp:
         paths = ["functions/1_first/z.sql", "functions/2_second/a.sql", "functions/2_second/b.sql"]
         for path in reversed(paths):
             project.write(path, "select 1;")
-        applied = project.up().paths
-        assert [path for path in applied if path.count("/") == 2] == paths
-        assert applied[-1] == "policies/notes.sql"
+        applied_project = project.up().paths
+        assert [path for path in applied_project if path.count("/") == 2] == paths
+        assert applied_project[-1] == "policies/notes.sql"
 
-    def test_the_second_time_there_is_nothing_to_do(self, applied: Project) -> None:
-        before = applied.query("select * from app.applied_sources order by path")
-        assert applied.up().empty
-        assert applied.query("select * from app.applied_sources order by path") == before
+    def test_the_second_time_there_is_nothing_to_do(self, applied_project: Project) -> None:
+        before = applied_project.query("select * from app.applied_sources order by path")
+        assert applied_project.up().empty
+        assert applied_project.query("select * from app.applied_sources order by path") == before
 
-    def test_only_the_changed_source_is_applied_again(self, applied: Project) -> None:
-        applied.write("functions/20_rows.sql", ROWS + "-- changed\n")
-        assert applied.up().paths == ["functions/20_rows.sql"]
+    def test_only_the_changed_source_is_applied_again(self, applied_project: Project) -> None:
+        applied_project.write("functions/20_rows.sql", ROWS + "-- changed\n")
+        assert applied_project.up().paths == ["functions/20_rows.sql"]
 
-    def test_only_the_new_migration_is_applied(self, applied: Project) -> None:
-        applied.write("migrations/20260102000000_more.sql", "alter table public.notes add column more int;")
-        assert applied.up().paths == ["migrations/20260102000000_more.sql"]
+    def test_only_the_new_migration_is_applied(self, applied_project: Project) -> None:
+        applied_project.write("migrations/20260102000000_more.sql", "alter table public.notes add column more int;")
+        assert applied_project.up().paths == ["migrations/20260102000000_more.sql"]
 
-    def test_a_policies_file_is_the_whole_truth_about_its_table(self, applied: Project) -> None:
-        applied.query("grant all on public.notes to anon, service_role, public")
-        applied.query("grant update (body) on public.notes to anon")
-        applied.query("create policy other on public.notes using (true)")
-        applied.write("policies/notes.sql", "grant select (id) on public.notes to authenticated;")
-        applied.up()
-        assert applied.query("select policyname from pg_policies where schemaname = 'public'") == []
-        assert {grant for grant in applied.grants() if "public.notes" in grant} == {
+    def test_a_policies_file_is_the_whole_truth_about_its_table(self, applied_project: Project) -> None:
+        applied_project.query("grant all on public.notes to anon, service_role, public")
+        applied_project.query("grant update (body) on public.notes to anon")
+        applied_project.query("create policy other on public.notes using (true)")
+        applied_project.write("policies/notes.sql", "grant select (id) on public.notes to authenticated;")
+        applied_project.up()
+        assert applied_project.query("select policyname from pg_policies where schemaname = 'public'") == []
+        assert {grant for grant in applied_project.grants() if "public.notes" in grant} == {
             "select (id) on public.notes to authenticated"
         }
 
-    def test_a_removed_policies_file_closes_its_table(self, applied: Project) -> None:
-        (applied.root / "policies/notes.sql").unlink()
-        assert applied.up().removed == ("policies/notes.sql",)
-        assert applied.query("select policyname from pg_policies where schemaname = 'public'") == []
-        assert not {grant for grant in applied.grants() if "public.notes" in grant}
-        assert applied.up().empty
+    def test_a_removed_policies_file_closes_its_table(self, applied_project: Project) -> None:
+        (applied_project.root / "policies/notes.sql").unlink()
+        assert applied_project.up().removed == ("policies/notes.sql",)
+        assert applied_project.query("select policyname from pg_policies where schemaname = 'public'") == []
+        assert not {grant for grant in applied_project.grants() if "public.notes" in grant}
+        assert applied_project.up().empty
 
-    def test_a_policies_file_may_go_together_with_its_table(self, applied: Project) -> None:
-        (applied.root / "policies/notes.sql").unlink()
-        (applied.root / "functions/20_rows.sql").unlink()
-        applied.write("migrations/20260102000000_drop.sql", "drop table public.notes cascade;")
-        assert applied.up().removed == ("functions/20_rows.sql", "policies/notes.sql")
-        assert applied.up().empty
+    def test_a_policies_file_may_go_together_with_its_table(self, applied_project: Project) -> None:
+        (applied_project.root / "policies/notes.sql").unlink()
+        (applied_project.root / "functions/20_rows.sql").unlink()
+        applied_project.write("migrations/20260102000000_drop.sql", "drop table public.notes cascade;")
+        assert applied_project.up().removed == ("functions/20_rows.sql", "policies/notes.sql")
+        assert applied_project.up().empty
 
-    def test_a_policies_file_may_name_a_schema(self, applied: Project) -> None:
-        applied.write("migrations/20260102000000_odd.sql", 'create table app."Odd Table" (id int);')
-        applied.write("policies/app.Odd Table.sql", 'grant select on app."Odd Table" to service_role;')
-        applied.up()
-        applied.write("policies/app.Odd Table.sql", "-- Nobody.")
-        applied.up()
-        assert not {grant for grant in applied.grants() if "Odd" in grant}
+    def test_a_policies_file_may_name_a_schema(self, applied_project: Project) -> None:
+        applied_project.write("migrations/20260102000000_odd.sql", 'create table app."Odd Table" (id int);')
+        applied_project.write("policies/app.Odd Table.sql", 'grant select on app."Odd Table" to service_role;')
+        applied_project.up()
+        applied_project.write("policies/app.Odd Table.sql", "-- Nobody.")
+        applied_project.up()
+        assert not {grant for grant in applied_project.grants() if "Odd" in grant}
 
-    def test_a_table_of_supabases_keeps_its_grants_and_gets_our_policies(self, applied: Project) -> None:
+    def test_a_table_of_supabases_keeps_its_grants_and_gets_our_policies(self, applied_project: Project) -> None:
         policies = "select polname from pg_policy where polrelid = 'realtime.messages'::regclass"
-        before = {grant for grant in applied.grants() if "realtime.messages" in grant}
-        applied.query("create policy theirs on realtime.messages for select using (true)")
-        applied.write(
+        before = {grant for grant in applied_project.grants() if "realtime.messages" in grant}
+        applied_project.query("create policy theirs on realtime.messages for select using (true)")
+        applied_project.write(
             "policies/realtime.messages.sql", "create policy ours on realtime.messages for select using (true);"
         )
-        applied.up()
-        assert applied.query(policies) == [("ours",)]
-        assert applied.check() == []
-        (applied.root / "policies/realtime.messages.sql").unlink()
-        applied.up()
-        assert applied.query(policies) == []
-        assert before == {grant for grant in applied.grants() if "realtime.messages" in grant} != set()
+        applied_project.up()
+        assert applied_project.query(policies) == [("ours",)]
+        assert applied_project.check() == []
+        (applied_project.root / "policies/realtime.messages.sql").unlink()
+        applied_project.up()
+        assert applied_project.query(policies) == []
+        assert before == {grant for grant in applied_project.grants() if "realtime.messages" in grant} != set()
 
     def test_a_table_cannot_have_two_policies_files(self, project: Project) -> None:
         project.write("policies/public.notes.sql", NOTES)
@@ -216,20 +216,20 @@ class TestUp:
         with pytest.raises(FilesInvalid, match=r"policies/nots\.sql: there is no table"):
             project.up()
 
-    def test_a_grant_that_a_functions_file_no_longer_states_is_revoked(self, applied: Project) -> None:
-        applied.write("functions/10_caller.sql", CALLER.replace("authenticated, service_role", "service_role"))
-        applied.up()
-        assert {grant for grant in applied.grants() if "app.caller" in grant} == {
+    def test_a_grant_that_a_functions_file_no_longer_states_is_revoked(self, applied_project: Project) -> None:
+        applied_project.write("functions/10_caller.sql", CALLER.replace("authenticated, service_role", "service_role"))
+        applied_project.up()
+        assert {grant for grant in applied_project.grants() if "app.caller" in grant} == {
             "execute on app.caller() to service_role"
         }
 
-    def test_a_grant_on_a_view_that_its_file_no_longer_states_is_revoked(self, applied: Project) -> None:
-        applied.write("functions/10_caller.sql", CALLER + "grant select on ops.note_count to service_role;")
-        applied.up()
-        assert "select on ops.note_count to service_role" in applied.grants()
-        applied.write("functions/10_caller.sql", CALLER)
-        applied.up()
-        assert "select on ops.note_count to service_role" not in applied.grants()
+    def test_a_grant_on_a_view_that_its_file_no_longer_states_is_revoked(self, applied_project: Project) -> None:
+        applied_project.write("functions/10_caller.sql", CALLER + "grant select on ops.note_count to service_role;")
+        applied_project.up()
+        assert "select on ops.note_count to service_role" in applied_project.grants()
+        applied_project.write("functions/10_caller.sql", CALLER)
+        applied_project.up()
+        assert "select on ops.note_count to service_role" not in applied_project.grants()
 
     def test_a_functions_file_that_could_not_be_applied_again_is_refused_the_first_time(self, project: Project) -> None:
         project.write("functions/30_once.sql", "create view ops.once as select 1 as one;")
@@ -248,8 +248,8 @@ class TestUp:
         project.up()
         assert project.query("select * from public.settings") == [("postgres", "10s")]
 
-    def test_it_runs_as_a_role_that_is_no_superuser(self, applied: Project) -> None:
-        assert applied.query("select rolsuper from pg_roles where rolname = current_user") == [(False,)]
+    def test_it_runs_as_a_role_that_is_no_superuser(self, applied_project: Project) -> None:
+        assert applied_project.query("select rolsuper from pg_roles where rolname = current_user") == [(False,)]
 
     def test_the_data_api_is_told_to_read_the_schema_again(self, project: Project) -> None:
         with psycopg.connect(project.url, autocommit=True) as listener:
@@ -270,9 +270,9 @@ class TestPolicyStatements:
     """On hosted Supabase each locks tables of auth, storage and realtime until its transaction ends."""
 
     @pytest.fixture
-    def watched(self, applied: Project, bare_server: Postgres) -> Project:
+    def watched(self, applied_project: Project, bare_server: Postgres) -> Project:
         """A project that records each policy statement with its transaction."""
-        with psycopg.connect(bare_server.url("supabase_admin", applied.url.rpartition("/")[2])) as admin:
+        with psycopg.connect(bare_server.url("supabase_admin", applied_project.url.rpartition("/")[2])) as admin:
             admin.execute(
                 "create schema watch; create table watch.seen (transaction xid8 default pg_current_xact_id());"
                 "create function watch.see() returns event_trigger language plpgsql security definer as $$ "
@@ -280,7 +280,7 @@ class TestPolicyStatements:
                 "create event trigger see on ddl_command_end when tag in ('CREATE POLICY', 'ALTER POLICY', 'DROP POLICY') "
                 "execute function watch.see(); grant usage on schema watch to postgres; grant all on watch.seen to postgres"
             )
-        return applied
+        return applied_project
 
     def seen(self, project: Project) -> list[int]:
         """How many policy statements each transaction ran."""
@@ -365,22 +365,26 @@ class TestFailure:
         assert last == "Nothing was applied."
         assert project.query("select to_regclass('public.notes')") == [(None,)]
 
-    def test_a_failing_policies_file_keeps_what_is_before_it_and_up_continues_there(self, applied: Project) -> None:
-        applied.write("migrations/20260102000000_more.sql", "create table public.more (id int);")
-        applied.write("policies/more.sql", "\ncreate policy p on public.more using (nope);")
+    def test_a_failing_policies_file_keeps_what_is_before_it_and_up_continues_there(
+        self, applied_project: Project
+    ) -> None:
+        applied_project.write("migrations/20260102000000_more.sql", "create table public.more (id int);")
+        applied_project.write("policies/more.sql", "\ncreate policy p on public.more using (nope);")
         with pytest.raises(StatementFailed, match=r"policies/more\.sql:2: column(.|\n)*all before it is. Run"):
-            applied.up()
-        assert len(applied.history()) == 2
-        assert FileState("policies/more.sql", "pending") in migrations.status(applied.url, root=applied.root)
-        applied.write("policies/more.sql", "create policy p on public.more using (true);")
-        assert applied.up().paths == ["policies/more.sql"]
+            applied_project.up()
+        assert len(applied_project.history()) == 2
+        assert FileState("policies/more.sql", "pending") in migrations.status(
+            applied_project.url, root=applied_project.root
+        )
+        applied_project.write("policies/more.sql", "create policy p on public.more using (true);")
+        assert applied_project.up().paths == ["policies/more.sql"]
 
-    def test_a_policies_file_without_a_table_undoes_the_migrations_before_it(self, applied: Project) -> None:
-        applied.write("migrations/20260102000000_more.sql", "create table public.more (id int);")
-        applied.write("policies/mroe.sql", "")
+    def test_a_policies_file_without_a_table_undoes_the_migrations_before_it(self, applied_project: Project) -> None:
+        applied_project.write("migrations/20260102000000_more.sql", "create table public.more (id int);")
+        applied_project.write("policies/mroe.sql", "")
         with pytest.raises(FilesInvalid, match="there is no table"):
-            applied.up()
-        assert len(applied.history()) == 1
+            applied_project.up()
+        assert len(applied_project.history()) == 1
 
     def test_detail_and_hint_are_passed_on(self, project: Project) -> None:
         project.write(
@@ -402,41 +406,41 @@ class TestFailure:
         assert project.query("select to_regclass('public.notes')") == [(None,)]
 
     def test_a_lock_held_by_a_long_query_is_given_up_after_a_while(
-        self, applied: Project, monkeypatch: pytest.MonkeyPatch
+        self, applied_project: Project, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(migrations, "LOCK_TIMEOUT", "100ms")
-        applied.write("migrations/20260102000000_more.sql", "alter table public.notes add column more int;")
-        with psycopg.connect(applied.url) as reader:
+        applied_project.write("migrations/20260102000000_more.sql", "alter table public.notes add column more int;")
+        with psycopg.connect(applied_project.url) as reader:
             reader.execute("select * from public.notes")
             with pytest.raises(StatementFailed, match=r"more\.sql:1: canceling statement due to lock timeout"):
-                applied.up()
+                applied_project.up()
 
     def test_a_policies_file_is_tried_again_while_its_table_is_locked(
-        self, applied: Project, monkeypatch: pytest.MonkeyPatch
+        self, applied_project: Project, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(migrations, "POLICIES_LOCK_TIMEOUT", "50ms")
-        applied.write("policies/notes.sql", NOTES + "-- changed")
+        applied_project.write("policies/notes.sql", NOTES + "-- changed")
         told: list[str] = []
-        with psycopg.connect(applied.url) as reader:
+        with psycopg.connect(applied_project.url) as reader:
             reader.execute("select * from public.notes")
 
             def give_way(line: str) -> None:
                 told.append(line)
                 reader.rollback()
 
-            assert applied.up(tell=give_way).paths == ["policies/notes.sql"]
+            assert applied_project.up(tell=give_way).paths == ["policies/notes.sql"]
         assert told == ["policies/notes.sql waits for a lock that another session holds; trying again ..."]
 
     def test_a_lock_that_a_policies_file_waits_for_in_vain_is_blamed_on_it(
-        self, applied: Project, monkeypatch: pytest.MonkeyPatch
+        self, applied_project: Project, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(migrations, "POLICIES_LOCK_TIMEOUT", "50ms")
         monkeypatch.setattr(migrations, "POLICIES_ATTEMPTS", 2)
-        applied.write("policies/notes.sql", NOTES + "-- changed")
-        with psycopg.connect(applied.url) as reader:
+        applied_project.write("policies/notes.sql", NOTES + "-- changed")
+        with psycopg.connect(applied_project.url) as reader:
             reader.execute("select * from public.notes")
             with pytest.raises(StatementFailed, match=r"policies/notes\.sql: canceling statement due to lock timeout"):
-                applied.up()
+                applied_project.up()
 
     def test_a_database_that_does_not_answer_is_named_without_its_password(self) -> None:
         with pytest.raises(DatabaseUnreachable) as failure:
@@ -455,45 +459,45 @@ class TestFailure:
 
 
 class TestHistory:
-    def test_an_edited_migration_is_named(self, applied: Project) -> None:
-        applied.write("migrations/20260101000000_foundation.sql", FOUNDATION.replace("a;b", "a;c"))
+    def test_an_edited_migration_is_named(self, applied_project: Project) -> None:
+        applied_project.write("migrations/20260101000000_foundation.sql", FOUNDATION.replace("a;b", "a;c"))
         with pytest.raises(HistoryDisagrees, match=r"migrations/20260101000000_foundation\.sql was edited"):
-            applied.up()
+            applied_project.up()
 
-    def test_a_missing_migration_is_named(self, applied: Project) -> None:
-        (applied.root / "migrations/20260101000000_foundation.sql").unlink()
+    def test_a_missing_migration_is_named(self, applied_project: Project) -> None:
+        (applied_project.root / "migrations/20260101000000_foundation.sql").unlink()
         with pytest.raises(
             HistoryDisagrees, match=r"migrations/20260101000000_foundation\.sql is applied but has no file"
         ):
-            applied.up()
+            applied_project.up()
 
-    def test_a_late_migration_is_named(self, applied: Project) -> None:
-        applied.write("migrations/20251231000000_late.sql", "select 1;")
+    def test_a_late_migration_is_named(self, applied_project: Project) -> None:
+        applied_project.write("migrations/20251231000000_late.sql", "select 1;")
         with pytest.raises(HistoryDisagrees, match=r"migrations/20251231000000_late\.sql is older"):
-            applied.up()
+            applied_project.up()
 
-    def test_every_disagreement_is_listed_at_once(self, applied: Project) -> None:
-        applied.write("migrations/20260101000000_foundation.sql", "select 1;")
-        applied.write("migrations/20251231000000_late.sql", "select 1;")
+    def test_every_disagreement_is_listed_at_once(self, applied_project: Project) -> None:
+        applied_project.write("migrations/20260101000000_foundation.sql", "select 1;")
+        applied_project.write("migrations/20251231000000_late.sql", "select 1;")
         with pytest.raises(HistoryDisagrees) as failure:
-            applied.up()
+            applied_project.up()
         assert len(str(failure.value).splitlines()) == 2
 
     @pytest.mark.parametrize("name", ["2026_short.sql", "20260102000000_Upper.sql", "20260102000000_.sql", "notes.sql"])
-    def test_a_bad_file_name_is_refused(self, applied: Project, name: str) -> None:
-        applied.write(f"migrations/{name}", "select 1;")
+    def test_a_bad_file_name_is_refused(self, applied_project: Project, name: str) -> None:
+        applied_project.write(f"migrations/{name}", "select 1;")
         with pytest.raises(FilesInvalid, match=f"migrations/{name} is not named"):
-            applied.up()
+            applied_project.up()
 
-    def test_two_files_cannot_share_a_version(self, applied: Project) -> None:
-        applied.write("migrations/20260101000000_other.sql", "select 1;")
+    def test_two_files_cannot_share_a_version(self, applied_project: Project) -> None:
+        applied_project.write("migrations/20260101000000_other.sql", "select 1;")
         with pytest.raises(FilesInvalid, match="have one version"):
-            applied.up()
+            applied_project.up()
 
-    def test_a_file_that_is_not_utf_8_is_named(self, applied: Project) -> None:
-        (applied.root / "functions/latin.sql").write_bytes(b"-- caf\xe9")
+    def test_a_file_that_is_not_utf_8_is_named(self, applied_project: Project) -> None:
+        (applied_project.root / "functions/latin.sql").write_bytes(b"-- caf\xe9")
         with pytest.raises(FilesInvalid, match=r"functions/latin\.sql is not UTF-8 \(byte 6\)"):
-            applied.up()
+            applied_project.up()
 
 
 class TestTwoDeployers:
@@ -540,13 +544,13 @@ class TestTwoDeployers:
 
 
 class TestStatus:
-    def test_each_file_has_its_state(self, applied: Project) -> None:
-        applied.write("migrations/20251231000000_late.sql", "select 1;")
-        applied.write("migrations/20260102000000_new.sql", "select 1;")
-        applied.write("functions/20_rows.sql", ROWS + "-- changed")
-        applied.write("functions/30_new.sql", "")
-        (applied.root / "policies/notes.sql").unlink()
-        assert migrations.status(applied.url, root=applied.root) == [
+    def test_each_file_has_its_state(self, applied_project: Project) -> None:
+        applied_project.write("migrations/20251231000000_late.sql", "select 1;")
+        applied_project.write("migrations/20260102000000_new.sql", "select 1;")
+        applied_project.write("functions/20_rows.sql", ROWS + "-- changed")
+        applied_project.write("functions/30_new.sql", "")
+        (applied_project.root / "policies/notes.sql").unlink()
+        assert migrations.status(applied_project.url, root=applied_project.root) == [
             FileState("migrations/20251231000000_late.sql", "late"),
             FileState("migrations/20260101000000_foundation.sql", "applied"),
             FileState("migrations/20260102000000_new.sql", "pending"),
@@ -562,8 +566,8 @@ class TestStatus:
 
 
 class TestCheck:
-    def test_a_database_just_migrated_has_no_drift(self, applied: Project) -> None:
-        assert applied.check() == []
+    def test_a_database_just_migrated_has_no_drift(self, applied_project: Project) -> None:
+        assert applied_project.check() == []
 
     def test_a_view_that_a_restore_made_of_other_words_has_not_drifted(self, project: Project) -> None:
         """PostgreSQL 18 names a constant of a union's later arms; of what it said so it says that again."""
@@ -620,50 +624,52 @@ class TestCheck:
             connection.execute(tampering.encode())
             assert drift.find_drift(connection, files) == found
 
-    def test_a_member_of_the_owner_finds_the_same(self, applied: Project, bare_server: Postgres) -> None:
-        name = applied.url.rpartition("/")[2]
-        applied.query("grant update on public.notes to authenticated")
-        found = applied.check()
+    def test_a_member_of_the_owner_finds_the_same(self, applied_project: Project, bare_server: Postgres) -> None:
+        name = applied_project.url.rpartition("/")[2]
+        applied_project.query("grant update on public.notes to authenticated")
+        found = applied_project.check()
         assert found
         with psycopg.connect(bare_server.url("supabase_admin", name), autocommit=True) as admin:
             admin.execute("create role deployer login superuser password 'test'")
             try:
                 assert [
-                    tuple(each) for each in drift.check(bare_server.url("deployer", name), root=applied.root)[1]
+                    tuple(each) for each in drift.check(bare_server.url("deployer", name), root=applied_project.root)[1]
                 ] == found
             finally:
                 admin.execute("drop role deployer")
 
-    def test_a_check_changes_nothing(self, applied: Project) -> None:
-        applied.query("create policy extra on public.notes using (true); revoke all on public.notes from authenticated")
-        assert len(applied.check()) == 3
-        assert len(applied.check()) == 3
+    def test_a_check_changes_nothing(self, applied_project: Project) -> None:
+        applied_project.query(
+            "create policy extra on public.notes using (true); revoke all on public.notes from authenticated"
+        )
+        assert len(applied_project.check()) == 3
+        assert len(applied_project.check()) == 3
 
-    def test_what_a_removed_functions_file_leaves_behind_is_listed(self, applied: Project) -> None:
-        (applied.root / "functions/20_rows.sql").unlink()
-        applied.up()
-        assert applied.check() == [
+    def test_what_a_removed_functions_file_leaves_behind_is_listed(self, applied_project: Project) -> None:
+        (applied_project.root / "functions/20_rows.sql").unlink()
+        applied_project.up()
+        assert applied_project.check() == [
             ("function", "app.touch()", "undeclared"),
             ("trigger", "touch on public.notes", "undeclared"),
         ]
 
-    def test_what_is_pending_is_listed(self, applied: Project) -> None:
-        applied.write("migrations/20260102000000_new.sql", "select 1;")
-        plan, found = drift.check(applied.url, root=applied.root)
+    def test_what_is_pending_is_listed(self, applied_project: Project) -> None:
+        applied_project.write("migrations/20260102000000_new.sql", "select 1;")
+        plan, found = drift.check(applied_project.url, root=applied_project.root)
         assert plan.paths == ["migrations/20260102000000_new.sql"]
         assert found == []
 
-    def test_disagreeing_history_is_an_error(self, applied: Project) -> None:
-        applied.write("migrations/20260101000000_foundation.sql", "select 1;")
+    def test_disagreeing_history_is_an_error(self, applied_project: Project) -> None:
+        applied_project.write("migrations/20260101000000_foundation.sql", "select 1;")
         with pytest.raises(HistoryDisagrees):
-            applied.check()
+            applied_project.check()
 
 
 class TestNew:
-    def test_it_writes_a_migration_named_by_the_time_in_utc(self, applied: Project) -> None:
-        path = migrations.new("add_more", root=applied.root, now=datetime(2026, 5, 6, 7, 8, 9, tzinfo=UTC))
+    def test_it_writes_a_migration_named_by_the_time_in_utc(self, applied_project: Project) -> None:
+        path = migrations.new("add_more", root=applied_project.root, now=datetime(2026, 5, 6, 7, 8, 9, tzinfo=UTC))
         assert path.name == "20260506070809_add_more.sql"
-        assert applied.up().paths == ["migrations/20260506070809_add_more.sql"]
+        assert applied_project.up().paths == ["migrations/20260506070809_add_more.sql"]
 
     @pytest.mark.parametrize("name", ["", "Add", "add more", "../x", "a__b", "x.sql"])
     def test_a_bad_name_is_refused(self, tmp_path: Path, name: str) -> None:
@@ -739,8 +745,8 @@ class TestCommand:
         assert {entry["state"] for entry in states} == {"applied", "current"}
         assert files.sources[0].path in self.run(url, "status").stdout
 
-    def test_drift_fails_the_check_and_is_shown(self, migrated: str, new_database: Callable[..., str]) -> None:
-        url = new_database(migrated)
+    def test_drift_fails_the_check_and_is_shown(self, migrated_database: str, new_database: Callable[..., str]) -> None:
+        url = new_database(migrated_database)
         remove(url)
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("create view ops.extra as select 1 as one")

@@ -20,8 +20,8 @@ from scripts.schema.migrations import ROOT
 from scripts.schema.new_table import TYPES, TableRefused, parse_table, render, write
 from tests import people
 from tests.conftest import Claims, Database
-from tests.db.test_erasure import erase, found
-from tests.db.test_personal_data import exported
+from tests.db.test_erasure import erase, find_texts
+from tests.db.test_personal_data import export_all
 from tests.people import ADA, identifiers
 from tests.schema import SPECIMENS
 from tests.scripts.schema.test_bundle import push, write_bundle
@@ -33,7 +33,7 @@ COLUMNS = " ".join(f"a_{name}:{name} b_{name}:{name}?" for name in TYPES)
 PAGE = (ROOT / "docs/extend.md").read_text()
 
 
-def copied(folder: Path, *names: str) -> Path:
+def copy_to(folder: Path, *names: str) -> Path:
     for name in names:
         here = ROOT / name
         if here.is_dir():
@@ -46,13 +46,13 @@ def copied(folder: Path, *names: str) -> Path:
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what `ballast new table` reads, with nothing in it that this test made."""
-    return copied(tmp_path_factory.mktemp("sources"), *SOURCES)
+    return copy_to(tmp_path_factory.mktemp("sources"), *SOURCES)
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a table of ours, example_rows: a column of every type."""
-    folder = copied(tmp_path_factory.mktemp("checkout"), *SOURCES)
+    folder = copy_to(tmp_path_factory.mktemp("checkout"), *SOURCES)
     write(parse_table("example_rows", COLUMNS), root=folder)
     return folder
 
@@ -107,7 +107,7 @@ def test_it_is_what_a_database_becomes(url: str, checkout: Path) -> None:
 
 
 def test_bundles_bring_it_to_projects_that_supabase_deploys(tmp_path: Path, new_database: Callable[..., str]) -> None:
-    folder = copied(tmp_path, *SOURCES)
+    folder = copy_to(tmp_path, *SOURCES)
     write_bundle(folder)
     write(parse_table("example_rows", "title:text"), root=folder)
     write_bundle(folder)
@@ -209,11 +209,11 @@ def test_a_persons_rows_are_exported_and_lose_the_person(database: Database) -> 
     people.world(database)
     acme = database.value("select id from public.organizations where name = 'Acme'")
     people.act(database, ADA, INSERT, acme)
-    [row] = exported(database)["example_rows"]
+    [row] = export_all(database)["example_rows"]
     assert (row["a_text"], row["a_numeric"], row["b_text"]) == ("Apollo", 3.5, None)
     texts = identifiers(database)
     erase(database)
-    assert found(database, texts) == {}
+    assert find_texts(database, texts) == {}
     assert database.rows("select a_text, created_by from public.example_rows") == [("Apollo", None)]
 
 
@@ -293,7 +293,7 @@ def test_what_cannot_be_a_table_leaves_no_file(sources: Path, name: str, columns
     ],
 )
 def test_nothing_is_overwritten(tmp_path: Path, path: str) -> None:
-    folder = copied(tmp_path, *SOURCES)
+    folder = copy_to(tmp_path, *SOURCES)
     (folder / path).parent.mkdir(parents=True, exist_ok=True)
     (folder / path).write_text("-- mine\n")
     before = contents(folder)
@@ -327,7 +327,7 @@ def test_a_refusal_is_a_line_that_says_what_to_do() -> None:
 # --- docs/extend.md
 
 
-def followed(folder: Path, script: str, **more: str) -> str:
+def run_script(folder: Path, script: str, **more: str) -> str:
     """Runs commands in a copy of the checkout, whose code they use, and returns what they printed."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     ran = subprocess.run(
@@ -345,11 +345,13 @@ def blocks(language: str) -> list[str]:
 @pytest.mark.thorough
 def test_the_page_is_followed_to_a_table_whose_tests_pass(tmp_path: Path, new_database: Callable[..., str]) -> None:
     """But for ./scripts/test, of which the cases of the new table are run; the page's table has a name that nobody took."""
-    folder = copied(tmp_path, *SOURCES, "scripts", "service", "tests", "supabase", "pyproject.toml", "gunicorn.conf.py")
+    folder = copy_to(
+        tmp_path, *SOURCES, "scripts", "service", "tests", "supabase", "pyproject.toml", "gunicorn.conf.py"
+    )
     (folder / "node_modules").symlink_to(ROOT / "node_modules")
     [make, apply, _] = [block.replace("invoices", "example_invoices") for block in blocks("sh")]
     url = new_database()
-    printed = followed(folder, make)
+    printed = run_script(folder, make)
     written = re.findall(r"^Wrote (.+)$", printed, re.MULTILINE)
     assert len(written) == 4
     assert all((folder / path).exists() for path in written)
@@ -362,7 +364,7 @@ def test_the_page_is_followed_to_a_table_whose_tests_pass(tmp_path: Path, new_da
         "tests/api/test_access.py -k 'not restored and (example_invoices and (member or viewer) or matrix or registered or "
         "a_scan_of_all or owner_sees or without_an_identity or test_rule and comment)'"
     )
-    printed = followed(folder, apply.replace("./scripts/test tests/db tests/api", tests), DATABASE_URL=url)
+    printed = run_script(folder, apply.replace("./scripts/test tests/db tests/api", tests), DATABASE_URL=url)
     assert f"Applied {written[0]}" in printed
     assert "Wrote database.ts, database.py." in printed
     assert int(re.findall(r"(\d+) passed", printed)[0]) > 25
