@@ -1,4 +1,4 @@
-"""The record of backups: who may write it, what it remembers of runs and drills, and when it calls for somebody."""
+"""The log of backups: who may write it, what it records about runs and drills, and when its health view warns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Connect = Callable[[], psycopg.Connection[Any]]
 
 
 def call(database: Database, function: str, **arguments: object) -> Any:
-    """As the service calls it."""
+    """Calls a function as the service does."""
     named = ", ".join(f"{name} => %s" for name in arguments)
     with database.acting("service_role", {"role": "service_role"}):
         return database.value(f"select public.{function}({named})", *arguments.values())
@@ -69,7 +69,7 @@ def running(connect: Connect) -> Callable[[int], psycopg.Connection[Any]]:
     return hold
 
 
-# --- who may
+# --- privileges
 
 
 @pytest.mark.parametrize("function", [
@@ -77,14 +77,14 @@ def running(connect: Connect) -> Callable[[int], psycopg.Connection[Any]]:
     "end_backup(gen_random_uuid(), 'failed')", "record_drill('{}', '{}')", "backups()",
 ])  # fmt: skip
 @pytest.mark.parametrize("role", ["anon", "authenticated"])
-def test_only_the_service_may_call(database: Database, role: str, function: str) -> None:
+def test_only_the_service_can_call_the_functions(database: Database, role: str, function: str) -> None:
     with pytest.raises(psycopg.errors.InsufficientPrivilege), database.acting(role, {"sub": "user_ada", "role": role}):
         database.execute(f"select public.{function}")
 
 
 @pytest.mark.parametrize("role", ["anon", "authenticated", "service_role"])
 @pytest.mark.parametrize("place", ["public.backup_logs", "ops.backup_health"])
-def test_nobody_reads_the_record_itself(database: Database, role: str, place: str) -> None:
+def test_no_api_role_can_read_the_log_itself(database: Database, role: str, place: str) -> None:
     with pytest.raises(psycopg.errors.InsufficientPrivilege), database.acting(role, {"role": role}):
         database.execute(f"select from {place}")
 
@@ -92,7 +92,7 @@ def test_nobody_reads_the_record_itself(database: Database, role: str, place: st
 # --- runs
 
 
-def test_a_run_is_noticed_by_its_lock_until_it_ends_however_it_ends(
+def test_a_backup_is_running_while_a_session_holds_the_lock(
     database: Database, running: Callable[[int], psycopg.Connection[Any]]
 ) -> None:
     assert call(database, "backup_is_running") is False
@@ -102,14 +102,14 @@ def test_a_run_is_noticed_by_its_lock_until_it_ends_however_it_ends(
 
 
 @pytest.mark.parametrize("lock", [LOCK + 1, LOCK + 2**32])
-def test_another_lock_is_no_run(
+def test_another_lock_does_not_count_as_a_run(
     database: Database, running: Callable[[int], psycopg.Connection[Any]], lock: int
 ) -> None:
     with running(lock):
         assert call(database, "backup_is_running") is False
 
 
-def test_a_run_in_another_database_is_no_run_here(database: Database, server: Any) -> None:
+def test_a_run_in_another_database_does_not_count(database: Database, server: Any) -> None:
     with psycopg.connect(server.url().rpartition("/")[0] + "/template1", autocommit=True) as elsewhere:
         elsewhere.execute("select pg_advisory_lock(%s)", [LOCK])
         assert call(database, "backup_is_running") is False
@@ -123,45 +123,46 @@ def request(database: Database) -> dict[str, Any] | None:
     return answer
 
 
-def test_the_service_asks_for_a_backup_and_gets_its_row(database: Database) -> None:
-    asked = request(database)
-    assert asked is not None
-    assert list(asked) == ["id", "status", "filename", "created_at", "backup_type"]
-    assert asked["status"] == "started"
-    assert row(database, UUID(asked["id"]), "filename", "backup_type", "status") == (
-        f"database/{asked['id']}", "manual", "started",
+def test_a_request_returns_the_new_row(database: Database) -> None:
+    requested = request(database)
+    assert requested is not None
+    assert list(requested) == ["id", "status", "filename", "created_at", "backup_type"]
+    assert requested["status"] == "started"
+    assert row(database, UUID(requested["id"]), "filename", "backup_type", "status") == (
+        f"database/{requested['id']}", "manual", "started",
     )  # fmt: skip
 
 
-def test_none_is_begun_while_one_runs(database: Database, running: Callable[[int], psycopg.Connection[Any]]) -> None:
+def test_a_request_returns_null_while_a_backup_is_running(
+    database: Database, running: Callable[[int], psycopg.Connection[Any]]
+) -> None:
     with running(LOCK):
         assert request(database) is None
     assert database.value("select count(*) from public.backup_logs") == 0
 
 
-def test_of_two_who_ask_at_once_one_gets_a_backup(database: Database) -> None:
+def test_only_the_first_of_two_requests_in_ten_seconds_succeeds(database: Database) -> None:
     first = request(database)
     assert first is not None
     assert request(database) is None
-    make_older(database, UUID(first["id"]), "11 seconds")  # its process never came
+    make_older(database, UUID(first["id"]), "11 seconds")  # its process never took the lock
     assert request(database) is not None
 
 
-def test_one_that_just_ended_is_no_reason_to_wait(database: Database) -> None:
+def test_a_backup_that_has_just_ended_does_not_block_a_request(database: Database) -> None:
     end(database, begin(database), "failed")
     assert request(database) is not None
 
 
-def test_a_run_keeps_the_row_that_the_service_made(database: Database) -> None:
-    asked = request(database)
-    assert asked is not None
-    again = {name: asked[name] for name in ("id", "filename", "backup_type")}
-    call(database, "begin_backup", **again)
-    assert row(database, UUID(asked["id"]), "status", "backup_type") == ("started", "manual")
+def test_a_run_uses_the_row_that_the_service_created(database: Database) -> None:
+    requested = request(database)
+    assert requested is not None
+    call(database, "begin_backup", **{name: requested[name] for name in ("id", "filename", "backup_type")})
+    assert row(database, UUID(requested["id"]), "status", "backup_type") == ("started", "manual")
     assert database.value("select count(*) from public.backup_logs") == 1
 
 
-def test_a_crash_is_found_by_the_next_run(database: Database) -> None:
+def test_the_next_run_marks_a_crashed_one_as_interrupted(database: Database) -> None:
     crashed, finished = begin(database), begin(database)
     end(database, finished)
     following = begin(database)
@@ -175,7 +176,7 @@ def test_a_crash_is_found_by_the_next_run(database: Database) -> None:
     assert row(database, following, *columns) == ("started", False, None)
 
 
-def test_one_that_was_taken_for_crashed_may_still_begin_and_end(database: Database) -> None:
+def test_a_run_that_was_marked_interrupted_by_mistake_can_still_begin_and_end(database: Database) -> None:
     late = begin(database)
     begin(database)
     call(database, "begin_backup", id=late, filename=f"database/{late}", backup_type="automated")
@@ -185,7 +186,7 @@ def test_one_that_was_taken_for_crashed_may_still_begin_and_end(database: Databa
     assert row(database, late, "status") == ("completed",)
 
 
-def test_an_end_is_kept_with_what_the_store_holds(database: Database) -> None:
+def test_the_result_is_recorded_with_size_and_checksum(database: Database) -> None:
     backup = begin(database)
     end(database, backup, size_bytes=2**40, checksum=CHECKSUM)
     columns = ("status", "size_bytes", "checksum", "error_message", "finished_at is not null")
@@ -193,7 +194,7 @@ def test_an_end_is_kept_with_what_the_store_holds(database: Database) -> None:
 
 
 @pytest.mark.parametrize(("first", "second"), [("completed", "failed"), ("failed", "completed")])
-def test_the_first_end_counts(database: Database, first: str, second: str) -> None:
+def test_the_first_result_wins(database: Database, first: str, second: str) -> None:
     backup = begin(database)
     end(database, backup, first, error_message="The first.")
     make_older(database, backup, "1 hour", "finished_at")
@@ -203,27 +204,27 @@ def test_the_first_end_counts(database: Database, first: str, second: str) -> No
     assert row(database, backup, "status", "error_message", "finished_at") == before
 
 
-def test_a_failure_begins_again_for_nobody(database: Database) -> None:
+def test_a_failed_backup_cannot_begin_again(database: Database) -> None:
     backup = begin(database)
     end(database, backup, "failed", error_message="The disk is full.")
     call(database, "begin_backup", id=backup, filename=f"database/{backup}", backup_type="automated")
     assert row(database, backup, "status", "error_message") == ("failed", "The disk is full.")
 
 
-def test_a_long_reason_is_cut(database: Database) -> None:
+def test_a_long_error_message_is_truncated(database: Database) -> None:
     backup = begin(database)
     end(database, backup, "failed", error_message="ü" * 501)
     assert row(database, backup, "error_message") == ("ü" * 500,)
 
 
 @pytest.mark.parametrize("status", ["started", "interrupted", "", None])
-def test_it_ends_as_completed_or_failed(database: Database, status: str | None) -> None:
+def test_the_result_must_be_completed_or_failed(database: Database, status: str | None) -> None:
     backup = begin(database)
     with pytest.raises(psycopg.Error, match="completed or failed"), database.connection.transaction():
         call(database, "end_backup", id=backup, status=status)
 
 
-def test_two_backups_never_have_one_name(database: Database) -> None:
+def test_two_backups_cannot_have_the_same_name(database: Database) -> None:
     call(database, "begin_backup", id=uuid4(), filename="database/a", backup_type="manual")
     with pytest.raises(psycopg.errors.UniqueViolation):
         call(database, "begin_backup", id=uuid4(), filename="database/a", backup_type="manual")
@@ -232,7 +233,7 @@ def test_two_backups_never_have_one_name(database: Database) -> None:
 # --- drills
 
 
-def test_a_drill_is_kept_with_its_backup(database: Database) -> None:
+def test_a_drill_is_recorded_with_its_backup(database: Database) -> None:
     backup = begin(database)
     end(database, backup, size_bytes=5, checksum="aa" * 32)
     drill(database, backup, passed=False, checks=[{"name": "counts", "passed": False}])
@@ -243,7 +244,7 @@ def test_a_drill_is_kept_with_its_backup(database: Database) -> None:
     assert row(database, backup, *columns) == ("completed", 5, "aa" * 32, True, True, {"passed": True})
 
 
-def test_a_drill_brings_back_the_record_of_a_backup(database: Database) -> None:
+def test_a_drill_adds_the_missing_row_of_a_backup(database: Database) -> None:
     backup = uuid4()
     drill(database, backup, rto_seconds=40)
     columns = (
@@ -260,20 +261,20 @@ def test_a_drill_brings_back_the_record_of_a_backup(database: Database) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("lost", ["started", "interrupted", "failed"])
-def test_what_was_restored_is_complete_though_its_end_was_missed(database: Database, lost: str) -> None:
+@pytest.mark.parametrize("recorded", ["started", "interrupted", "failed"])
+def test_a_backup_that_passed_a_drill_is_completed_whatever_its_row_says(database: Database, recorded: str) -> None:
     backup = begin(database)
     database.execute(
-        "update public.backup_logs set status = %s, error_message = 'No answer.' where id = %s", lost, backup
+        "update public.backup_logs set status = %s, error_message = 'No answer.' where id = %s", recorded, backup
     )
     columns = ("status", "size_bytes", "checksum", "error_message", "drill_passed")
     drill(database, backup, passed=False)
-    assert row(database, backup, *columns) == (lost, None, None, "No answer.", False)
+    assert row(database, backup, *columns) == (recorded, None, None, "No answer.", False)
     drill(database, backup)
     assert row(database, backup, *columns) == ("completed", 1000, CHECKSUM, None, True)
 
 
-def test_a_report_that_does_not_say_that_it_passed_did_not(database: Database) -> None:
+def test_a_report_without_passed_true_counts_as_failed(database: Database) -> None:
     backup = uuid4()
     for passed in (None, "true", 1):
         drill(database, backup, passed=passed)
@@ -316,7 +317,7 @@ def verdict(database: Database) -> str:
 
 @pytest.fixture
 def proven(database: Database) -> UUID:
-    """A backup of an hour ago, drilled half an hour ago."""
+    """A backup from an hour ago that passed a drill half an hour ago."""
     backup = begin(database)
     end(database, backup, size_bytes=1000, checksum=CHECKSUM)
     drill(database, backup, rto_seconds=40.5)
@@ -325,7 +326,7 @@ def proven(database: Database) -> UUID:
     return backup
 
 
-def test_without_a_backup_it_is_red_and_says_what_to_do(database: Database) -> None:
+def test_health_is_red_without_a_backup_and_advises_to_run_one(database: Database) -> None:
     columns = (
         "last_success_at",
         "rpo_now",
@@ -341,7 +342,7 @@ def test_without_a_backup_it_is_red_and_says_what_to_do(database: Database) -> N
     )  # fmt: skip
 
 
-def test_a_proven_recent_backup_is_green(database: Database, proven: UUID) -> None:
+def test_health_is_green_after_a_recent_backup_and_drill(database: Database, proven: UUID) -> None:
     database.execute("update public.backup_logs set finished_at = created_at + interval '20 seconds'")
     columns = (
         "last_filename",
@@ -362,14 +363,14 @@ def test_a_proven_recent_backup_is_green(database: Database, proven: UUID) -> No
     ("age", "colour"),
     [("24 hours", "green"), ("24 hours 1 second", "yellow"), ("26 hours", "yellow"), ("26 hours 1 second", "red")],
 )
-def test_it_warns_when_a_backup_is_late_and_alarms_two_hours_later(
+def test_health_is_yellow_if_a_backup_is_late_and_red_two_hours_later(
     database: Database, proven: UUID, age: str, colour: str
 ) -> None:
     make_older(database, proven, age)
     assert verdict(database) == colour
 
 
-def test_the_targets_are_the_installations(database: Database, proven: UUID) -> None:
+def test_health_uses_the_targets_of_app_settings(database: Database, proven: UUID) -> None:
     database.execute("update app.settings set backup_rpo = '30 minutes'")
     assert verdict(database) == "yellow"
     database.execute("update app.settings set backup_rpo = '4 hours', drill_every = '1 hour'")
@@ -380,17 +381,17 @@ def test_the_targets_are_the_installations(database: Database, proven: UUID) -> 
 
 
 @pytest.mark.parametrize(("age", "colour"), [("8 days", "green"), ("8 days 1 second", "yellow")])
-def test_a_proof_that_is_a_day_late_is_a_warning(database: Database, proven: UUID, age: str, colour: str) -> None:
+def test_health_is_yellow_if_a_drill_is_a_day_late(database: Database, proven: UUID, age: str, colour: str) -> None:
     make_older(database, proven, age, "drilled_at")
     assert verdict(database) == colour
 
 
-def test_a_backup_that_was_never_restored_is_a_warning(database: Database) -> None:
+def test_health_is_yellow_without_a_drill(database: Database) -> None:
     end(database, begin(database))
     assert verdict(database) == "yellow"
 
 
-def test_the_newest_drill_counts_whichever_backup_it_restored(database: Database, proven: UUID) -> None:
+def test_health_uses_the_newest_drill_of_any_backup(database: Database, proven: UUID) -> None:
     end(database, newer := begin(database))
     assert verdict(database) == "green"
     drill(database, newer, passed=False, rto_seconds="unknown")
@@ -399,8 +400,8 @@ def test_the_newest_drill_counts_whichever_backup_it_restored(database: Database
     assert verdict(database) == "green"
 
 
-@pytest.mark.parametrize("how", ["failed", "interrupted", "unnoticed"])
-def test_a_failure_since_the_last_backup_is_a_warning(database: Database, proven: UUID, how: str) -> None:
+@pytest.mark.parametrize("how", ["failed", "interrupted", "still marked started"])
+def test_health_is_yellow_after_a_failure_since_the_last_backup(database: Database, proven: UUID, how: str) -> None:
     backup = begin(database)
     if how == "failed":
         end(database, backup, "failed", error_message="The store said 403.")
@@ -413,7 +414,7 @@ def test_a_failure_since_the_last_backup_is_a_warning(database: Database, proven
     assert verdict(database) == "green"
 
 
-def test_a_run_is_no_failure_however_long_it_takes(
+def test_a_long_run_is_not_a_failure(
     database: Database, proven: UUID, running: Callable[[int], psycopg.Connection[Any]]
 ) -> None:
     backup = begin(database)

@@ -1,4 +1,4 @@
-"""An invitation to an address of somebody who is erased ends the same in whatever order all of it arrives."""
+"""Invitations to an erased person's address have the same outcome, in whatever order the events and requests arrive."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ X, Y = "x@example.com", "y@example.com"
 DELETED_AT = START + 60 * MINUTE
 BEFORE, AFTER = DELETED_AT - MINUTE, DELETED_AT + MINUTE
 FAR = START + 1_000_000 * MINUTE  # after any request that a test makes
-# Supabase drops these by itself, days later.
-ON_THE_WAY = {"realtime.messages"}
+# Supabase deletes these itself after some days.
+DELETED_BY_SUPABASE = {"realtime.messages"}
 
 
 def send(kind: str, data: Json, timestamp: int | None = None) -> Step:
-    """A message of Clerk's. Its id is its content's, so that another order does not make it another message."""
+    """Sends a Clerk event. Its id is a hash of its content, so that it is the same event in every order."""
     event = json.dumps(events.event(kind, data, timestamp))
 
     def step(database: Database) -> None:
@@ -60,13 +60,13 @@ def answer_invitation(clerk_id: str, email: str, at: int, answer: str) -> Step:
 
 
 def merge_listed(kind: str, *objects: Json, at: int = START) -> Step:
-    """A page of Clerk's list, as `ballast clerk backfill` merges it."""
+    """Merges a page of a Clerk list, as `ballast clerk backfill` does."""
     merge = "select app.merge_clerk_page(%s, %s, to_timestamp(%s / 1000.0), 'backfill')"
     return lambda database: database.value(merge, kind, json.dumps(objects), at)
 
 
 def request_erasure(clerk_id: str) -> Step:
-    """The person asks, and the service does what there is to do."""
+    """Requests an erasure as the person, and completes it as the service does."""
 
     def step(database: Database) -> None:
         receipt = call(database, "request_erasure", clerk_user_id=clerk_id, requested_by="person")["receipt"]
@@ -78,7 +78,7 @@ def request_erasure(clerk_id: str) -> Step:
 
 
 def ends(database: Database, orders: Iterable[Order]) -> set[str]:
-    """The invitations that are shown at the end of each order, in one text."""
+    """The invitations that are visible after each order, as one text per outcome."""
     shown = "select coalesce(string_agg(clerk_invitation_id, ' ' order by clerk_invitation_id), '') from public.organization_invitations"
     found = set()
     for order in orders:
@@ -94,7 +94,7 @@ def any_order(*steps: Step) -> Iterator[Order]:
 
 
 def first(known: Step, then: Step, *others: Step) -> Iterator[Order]:
-    """Every order in which `known` is before `then`: of somebody unknown nobody can ask anything."""
+    """Every order in which `known` comes before `then`: an unknown person cannot request anything."""
     every = itertools.permutations((known, then, *others))
     return (order for order in every if order.index(known) < order.index(then))
 
@@ -103,19 +103,19 @@ ADA, ADA_GOES = person("user_ada", X), delete_user("user_ada")
 OLD, NEW = invite("old", X, BEFORE), invite("new", X, AFTER)
 
 
-def test_an_invitation_from_before_the_deletion_is_gone(database: Database) -> None:
+def test_an_invitation_from_before_the_deletion_is_removed(database: Database) -> None:
     assert ends(database, any_order(ADA, OLD, ADA_GOES)) == {""}
 
 
-def test_one_from_after_it_is_shown(database: Database) -> None:
+def test_an_invitation_from_after_the_deletion_is_shown(database: Database) -> None:
     assert ends(database, any_order(ADA, OLD, ADA_GOES, NEW)) == {"new"}
 
 
-def test_one_from_the_moment_of_the_deletion_is_gone(database: Database) -> None:
+def test_an_invitation_from_the_moment_of_the_deletion_is_removed(database: Database) -> None:
     assert ends(database, any_order(ADA, invite("then", X, DELETED_AT), ADA_GOES)) == {""}
 
 
-def test_to_somebody_who_is_still_there_it_is_shown(database: Database) -> None:
+def test_an_invitation_to_a_person_who_is_not_erased_is_shown(database: Database) -> None:
     assert ends(database, any_order(ADA, OLD, person("user_ben", Y), delete_user("user_ben"))) == {"old"}
 
 
@@ -124,53 +124,53 @@ def test_upper_and_lower_case_are_the_same_address(database: Database) -> None:
 
 
 @pytest.mark.parametrize("answer", ["accepted", "revoked"])
-def test_an_answer_before_or_after_it_changes_nothing(database: Database, answer: str) -> None:
+def test_an_answered_invitation_is_never_shown(database: Database, answer: str) -> None:
     assert ends(database, any_order(ADA, OLD, ADA_GOES, answer_invitation("old", X, BEFORE, answer))) == {""}
     assert ends(database, any_order(ADA, NEW, ADA_GOES, answer_invitation("new", X, AFTER, answer))) == {""}
 
 
-def test_every_address_counts_that_a_message_gave_the_person(database: Database) -> None:
+def test_every_address_that_an_event_gave_the_person_counts(database: Database) -> None:
     moved = person("user_ada", Y, START + MINUTE)
     assert ends(database, any_order(ADA, moved, OLD, ADA_GOES)) == {""}
     assert ends(database, any_order(ADA, moved, invite("old", Y, BEFORE), ADA_GOES)) == {""}
 
 
-def test_an_address_counts_when_it_is_verified_not_when_it_was_typed_in(database: Database) -> None:
-    second = {"id": "idn_2", "email_address": Y, "verification": {"status": "verified"}}
-    typed = {"id": "idn_3", "email_address": "typed@example.com", "verification": {"status": "unverified"}}
-    has = person("user_ada", X, email_addresses=[second, typed])
-    old = [invite("old", Y, BEFORE), invite("typed", "typed@example.com", BEFORE)]
-    assert ends(database, any_order(has, *old, ADA_GOES)) == {"typed"}
+def test_only_verified_addresses_count(database: Database) -> None:
+    verified = {"id": "idn_2", "email_address": Y, "verification": {"status": "verified"}}
+    unverified = {"id": "idn_3", "email_address": "typed@example.com", "verification": {"status": "unverified"}}
+    ada = person("user_ada", X, email_addresses=[verified, unverified])
+    old = [invite("old", Y, BEFORE), invite("unverified", "typed@example.com", BEFORE)]
+    assert ends(database, any_order(ada, *old, ADA_GOES)) == {"unverified"}
 
 
-def test_who_has_the_address_next_does_not_change_it(database: Database) -> None:
+def test_the_next_owner_of_the_address_does_not_change_the_outcome(database: Database) -> None:
     ben = person("user_ben", X, AFTER)
     assert ends(database, any_order(ADA, OLD, ADA_GOES, ben)) == {""}
     assert ends(database, any_order(ADA, NEW, ADA_GOES, ben)) == {"new"}
     assert ends(database, any_order(ADA_GOES, ben, NEW, delete_user("user_ben", AFTER + MINUTE))) == {""}
 
 
-def test_an_address_that_somebody_had_before_counts_after_its_next_owner_was_erased(database: Database) -> None:
-    """The first erasure takes the address out of messages, of which those about the other person are not the source."""
+def test_a_former_address_counts_even_if_its_next_owner_was_erased_first(database: Database) -> None:
+    """Ben's erasure removes the address from the events. Ada's erasure must still find the invitation to it."""
     moved, ben, ben_goes = person("user_ada", Y, START + MINUTE), person("user_ben", X), delete_user("user_ben", BEFORE)
     between = invite("between", X, BEFORE + SECOND)
     orders = ((ADA, moved, *order) for order in any_order(ben, ben_goes, between, ADA_GOES))
     assert ends(database, orders) == {""}
 
 
-def test_the_last_of_several_deletions_counts(database: Database) -> None:
+def test_the_latest_of_several_deletions_counts(database: Database) -> None:
     assert ends(database, any_order(ADA, ADA_GOES, NEW, delete_user("user_ada", AFTER))) == {""}
 
 
-def test_a_request_counts_from_when_it_was_made(database: Database) -> None:
+def test_a_request_removes_invitations_from_before_the_request(database: Database) -> None:
     ask, later = request_erasure("user_ada"), invite("later", X, FAR + MINUTE)
     assert ends(database, first(ADA, ask, OLD, later)) == {"later"}
-    # Clerk's own deletion, which follows, counts too. One from before the request does not make it smaller.
+    # A later deletion at Clerk counts too. A deletion from before the request does not move the time back.
     assert ends(database, first(ADA, ask, invite("between", X, FAR - MINUTE), delete_user("user_ada", FAR))) == {""}
     assert ends(database, first(ADA, ask, NEW, ADA_GOES)) == {""}
 
 
-def test_a_page_of_clerks_list_is_like_a_message(database: Database) -> None:
+def test_a_page_of_a_clerk_list_has_the_same_outcome_as_an_event(database: Database) -> None:
     users = merge_listed("user", events.user("user_ada", email=X))
     invitations = merge_listed(
         "invitation", make_invitation("old", X, BEFORE), make_invitation("new", X, AFTER), at=AFTER
@@ -180,14 +180,14 @@ def test_a_page_of_clerks_list_is_like_a_message(database: Database) -> None:
     assert ends(database, first(users, request_erasure("user_ada"), OLD, invitations)) == {""}
 
 
-def test_a_page_tells_of_every_address_too(database: Database) -> None:
+def test_every_verified_address_in_a_page_counts(database: Database) -> None:
     user = events.user("user_ada", email=X)
     user["email_addresses"].append({"id": "idn_2", "email_address": Y, "verification": {"status": "verified"}})
     users, old = merge_listed("user", user), invite("old", Y, BEFORE)
     assert ends(database, any_order(users, old, ADA_GOES)) == {""}
 
 
-def test_the_address_is_kept_nowhere(database: Database) -> None:
+def test_no_table_keeps_the_address(database: Database) -> None:
     revoked = answer_invitation("revoked", X, BEFORE, "revoked")
     messages = (ADA, OLD, ADA_GOES, revoked)
     for order in (*any_order(*messages), *first(ADA, request_erasure("user_ada"), OLD, revoked)):
@@ -197,10 +197,10 @@ def test_the_address_is_kept_nowhere(database: Database) -> None:
             for (receipt,) in database.rows("select receipt from app.erasure_log where state <> 'complete'"):
                 while call(database, "continue_erasure", receipt=receipt)["state"] == "running":
                     pass
-            assert scan(database, X).keys() <= ON_THE_WAY
+            assert scan(database, X).keys() <= DELETED_BY_SUPABASE
 
 
-def test_an_invitation_that_is_not_to_be_shown_is_not_missing(database: Database) -> None:
+def test_reconciliation_does_not_report_a_removed_invitation_as_missing(database: Database) -> None:
     ADA(database)
     ADA_GOES(database)
     differences = "select count(*) from app.clerk_differences('invitation', %s, to_timestamp(%s / 1000.0))"
@@ -210,7 +210,7 @@ def test_an_invitation_that_is_not_to_be_shown_is_not_missing(database: Database
 
 @pytest.fixture
 def connections(connect: Callable[[], Connection]) -> Iterator[list[Connection]]:
-    """Two that really commit; the tables are emptied afterwards."""
+    """Two connections that commit. The tables are emptied afterwards."""
     with connect() as one, connect() as two:
         yield [one, two]
         one.execute("truncate public.profiles, public.organizations cascade")
@@ -220,7 +220,7 @@ def connections(connect: Callable[[], Connection]) -> Iterator[list[Connection]]
 
 
 @pytest.mark.parametrize("steps", [(OLD, ADA_GOES), (ADA_GOES, OLD)])
-def test_an_invitation_and_a_deletion_at_once_see_each_other(connections: list[Connection], steps: Order) -> None:
+def test_a_concurrent_invitation_and_deletion_see_each_other(connections: list[Connection], steps: Order) -> None:
     one, two = map(Database, connections)
     ADA(one)
     with ThreadPoolExecutor(1) as thread:
@@ -232,7 +232,7 @@ def test_an_invitation_and_a_deletion_at_once_see_each_other(connections: list[C
                 if one.value(waiting, two.connection.info.backend_pid):
                     break
             else:
-                pytest.fail("the second did not wait")
+                pytest.fail("the second transaction did not wait for the first")
         running.result()
     assert one.rows("select clerk_invitation_id from public.organization_invitations") == []
     assert one.rows("select clerk_id from app.clerk_records where kind = 'invitation'") == []

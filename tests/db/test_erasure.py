@@ -1,4 +1,4 @@
-"""After an erasure a scan of all tables finds nothing of the person, and everything of everybody else."""
+"""After an erasure, a scan of all tables finds nothing about the person, and the data of other people is unchanged."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests import events, people
 from tests.conftest import Database
 from tests.people import ADA, ADA_EMAILS, BEN, CLEO, FAR, SIMILAR, call, identifiers, rows_with, scan
 
-# Supabase drops these by itself, days later.
-ON_THE_WAY = {"realtime.messages"}
+# Supabase deletes these itself after some days.
+DELETED_BY_SUPABASE = {"realtime.messages"}
 
 
 def finish_erasure(database: Database, receipt: str) -> dict[str, Any]:
-    """Continues until it is erased, as the service does; each step would be a transaction of its own."""
+    """Runs steps until the state is no longer running. The service runs each step in a separate transaction."""
     for _ in range(20):
         step: dict[str, Any] = call(database, "continue_erasure", receipt=receipt)
         if step["state"] != "running":
@@ -36,11 +36,11 @@ def erase(database: Database, user_id: str = ADA) -> dict[str, Any]:
 
 
 def find_texts(database: Database, texts: list[str]) -> dict[str, int]:
-    return {table: rows for table, rows in scan(database, *texts).items() if table not in ON_THE_WAY}
+    return {table: rows for table, rows in scan(database, *texts).items() if table not in DELETED_BY_SUPABASE}
 
 
 def others(database: Database) -> dict[str, set[str]]:
-    """Every row that does not name Ada, of tables in which people are."""
+    """All rows that do not mention Ada, by table, for the tables that mention her."""
     hers = identifiers(database)
     return {
         table: {text for (text,) in database.rows(f"select t::text from {table} as t")} - set(rows_with(database, table, *hers))
@@ -48,7 +48,7 @@ def others(database: Database) -> dict[str, set[str]]:
     }  # fmt: skip
 
 
-def test_nothing_is_left(world: Database) -> None:
+def test_no_table_mentions_an_erased_person(world: Database) -> None:
     texts = identifiers(world)
     assert len(scan(world, *texts)) >= 10
     counts = erase(world)["counts"]
@@ -62,7 +62,7 @@ def test_nothing_is_left(world: Database) -> None:
     }
 
 
-def test_rows_that_do_not_name_the_person_stay_as_they_are(world: Database) -> None:
+def test_rows_that_do_not_mention_the_person_are_unchanged(world: Database) -> None:
     before = others(world)
     assert {"public.profiles", "public.specimens", "public.audit_logs", "app.webhook_events"} <= before.keys()
     erase(world)
@@ -73,7 +73,7 @@ def test_rows_that_do_not_name_the_person_stay_as_they_are(world: Database) -> N
     assert gone == {table: set() for table in before}
 
 
-def test_whose_ids_and_addresses_are_like_hers_stay_whole(world: Database) -> None:
+def test_similar_ids_and_addresses_of_other_people_are_unchanged(world: Database) -> None:
     def mentions() -> list[int]:
         return [
             world.value("select count(*) from public.audit_logs as a where position(%s in a::text) > 0", text)
@@ -86,7 +86,7 @@ def test_whose_ids_and_addresses_are_like_hers_stay_whole(world: Database) -> No
     assert mentions() == before
 
 
-def test_an_act_stays_and_loses_who(world: Database) -> None:
+def test_audit_entries_stay_without_the_actor(world: Database) -> None:
     def acts() -> list[tuple[str, int]]:
         recorded = "action not like 'personal_data.%%' and action not in ('member.left', 'profile.deleted', 'invitation.deleted')"
         return world.rows(f"select action, count(*) from public.audit_logs where {recorded} group by 1 order by 1")  # type: ignore[return-value]
@@ -98,14 +98,14 @@ def test_an_act_stays_and_loses_who(world: Database) -> None:
         "select user_id, changes -> 'before' ->> 'created_by' from public.audit_logs where action = 'specimen.deleted'"
     )
     assert deleted == [(world.value("select id from public.profiles where clerk_user_id = %s", BEN), "erased")]
-    # Who acted in her name, and in whose name she acted, keep what is theirs.
+    # An entry that she made on behalf of another person keeps that person, and loses her and her IP address.
     support = world.rows(
         "select impersonator, user_id is null, ip_address is null from public.audit_logs where metadata ->> 'title' = 'Ada as support'"
     )
     assert support == [(None, False, True)]
 
 
-def test_the_seals_still_hold(world: Database) -> None:
+def test_the_seals_stay_valid(world: Database) -> None:
     erase(world)
     wrong = world.rows(
         "select e.entry_id from app.audit_erasures as e join public.audit_logs as a on a.id = e.entry_id and a.created_at = e.entry_created_at "
@@ -114,7 +114,7 @@ def test_the_seals_still_hold(world: Database) -> None:
     assert wrong == []
 
 
-def test_hidden_at_once_and_erased_in_steps(world: Database) -> None:
+def test_a_request_hides_the_person_at_once(world: Database) -> None:
     asked = call(world, "request_erasure", clerk_user_id=ADA, requested_by="person")
     assert asked["state"] == "running"
     assert world.rows(
@@ -132,7 +132,7 @@ def test_hidden_at_once_and_erased_in_steps(world: Database) -> None:
     )
 
 
-def test_asking_again_gives_the_same_receipt_and_changes_nothing(world: Database) -> None:
+def test_a_repeated_request_returns_the_same_receipt_and_changes_nothing(world: Database) -> None:
     first = call(world, "request_erasure", clerk_user_id=ADA, requested_by="person")["receipt"]
     assert call(world, "request_erasure", clerk_user_id=ADA, requested_by="person")["receipt"] == first
     finish_erasure(world, first)
@@ -142,7 +142,7 @@ def test_asking_again_gives_the_same_receipt_and_changes_nothing(world: Database
     assert finish_erasure(world, first)["state"] == "complete"
 
 
-def test_the_receipt_tells_how_far_it_is_and_not_who(world: Database) -> None:
+def test_the_receipt_shows_the_state_and_not_the_person(world: Database) -> None:
     receipt = erase(world)["receipt"]
     shown = call(world, "erasure_receipt", receipt=receipt)
     assert shown.keys() == {"receipt", "state", "requested_at", "erased_at", "clerk_deleted_at", "counts"}
@@ -152,7 +152,7 @@ def test_the_receipt_tells_how_far_it_is_and_not_who(world: Database) -> None:
     ]
 
 
-def test_a_sole_owner_is_told_of_which_organizations(world: Database) -> None:
+def test_a_sole_owner_gets_a_list_of_their_organizations_and_is_not_erased(world: Database) -> None:
     world.execute(
         "delete from public.organization_memberships where role = 'owner' and user_id <> (select id from public.profiles where clerk_user_id = %s)",
         ADA,
@@ -164,7 +164,7 @@ def test_a_sole_owner_is_told_of_which_organizations(world: Database) -> None:
     assert "receipt" in call(world, "request_erasure", clerk_user_id=ADA, requested_by="person")
 
 
-def test_nothing_is_erased_of_a_stranger(database: Database) -> None:
+def test_a_request_for_an_unknown_person_is_refused(database: Database) -> None:
     with pytest.raises(psycopg.DatabaseError) as refused:
         call(database, "request_erasure", clerk_user_id="user_nobody", requested_by="person")
     assert refused.value.sqlstate == "PT404"
@@ -173,20 +173,20 @@ def test_nothing_is_erased_of_a_stranger(database: Database) -> None:
 # --- Clerk
 
 
-def test_who_is_deleted_at_clerk_is_erased_too(world: Database) -> None:
+def test_a_user_deleted_at_clerk_is_erased(world: Database) -> None:
     texts = identifiers(world)
     people.Sender(world, first=500).send(
         "user.deleted", {"object": "user", "id": ADA, "deleted": True}, FAR, expected="processed"
     )
     [(receipt, requested_by)] = world.rows("select receipt::text, requested_by from app.erasure_log")
     assert requested_by == "clerk"
-    # The account is gone there: nobody has to ask Clerk.
+    # Clerk has deleted the account already, so the service need not delete it there.
     assert finish_erasure(world, receipt)["to_delete_at_clerk"] is None
     call(world, "end_erasure", receipt=receipt, is_stored=True)
     assert find_texts(world, texts) == {}
 
 
-def test_what_clerk_goes_on_telling_leaves_no_trace(world: Database) -> None:
+def test_late_clerk_events_about_an_erased_person_leave_no_trace(world: Database) -> None:
     texts = identifiers(world)
     erase(world)
     late = people.Sender(world, first=500)
@@ -199,12 +199,12 @@ def test_what_clerk_goes_on_telling_leaves_no_trace(world: Database) -> None:
     late.send("organizationMembership.created", events.membership("orgmem_99", acme, user, "org:admin", updated_at=FAR))
     late.send("session.removed", {"id": "sess_1", "user_id": ADA}, FAR, expected="ignored")
     assert find_texts(world, texts) == {}
-    # What else they tell is not lost.
+    # The rest of these events is applied.
     assert world.value("select name from public.organizations where clerk_org_id = 'org_acme'") == "Acme after Ada"
     assert world.value("select count(*) from public.profiles where clerk_user_id = %s", ADA) == 0
 
 
-def test_a_message_that_failed_and_is_of_others_can_still_be_applied(world: Database) -> None:
+def test_a_failed_event_about_others_can_still_be_retried(world: Database) -> None:
     [[message_id]] = world.rows(
         "select message_id from app.webhook_events where outcome = 'failed' and type = 'organization.updated'"
     )
@@ -214,7 +214,7 @@ def test_a_message_that_failed_and_is_of_others_can_still_be_applied(world: Data
     assert world.value("select name from public.organizations where clerk_org_id = 'org_acme'") == "Broken"
 
 
-def test_clerk_is_to_be_asked_until_it_is_done(world: Database) -> None:
+def test_an_erasure_stays_pending_until_clerk_has_deleted_the_user(world: Database) -> None:
     receipt = call(world, "request_erasure", clerk_user_id=ADA, requested_by="person")["receipt"]
     step = finish_erasure(world, receipt)
     assert (step["state"], step["to_delete_at_clerk"]) == ("erased", ADA)
@@ -227,25 +227,25 @@ def test_clerk_is_to_be_asked_until_it_is_done(world: Database) -> None:
     assert call(world, "continue_erasure", receipt=receipt)["to_delete_at_clerk"] == ADA
 
 
-# --- what an attack on it found
+# --- faults that an attack on erasures found
 
 
-def test_an_address_that_was_only_typed_in_is_nobodys(world: Database) -> None:
-    typed = {"id": "idn_x", "email_address": "ben@example.net", "verification": {"status": "unverified"}}
+def test_an_unverified_address_does_not_identify_a_person(world: Database) -> None:
+    unverified = {"id": "idn_x", "email_address": "ben@example.net", "verification": {"status": "unverified"}}
     people.Sender(world, first=500).send(
-        "user.updated", events.user(ADA, email=ADA_EMAILS[0], updated_at=FAR) | {"email_addresses": [typed]}
+        "user.updated", events.user(ADA, email=ADA_EMAILS[0], updated_at=FAR) | {"email_addresses": [unverified]}
     )
     assert "ben@example.net" not in world.value("select (app.find_person(%s)).emails", ADA)
     erase(world)
     assert world.value("select count(*) from public.organization_invitations where email = 'ben@example.net'") == 1
 
 
-def test_an_address_in_other_case_is_still_another_accounts(world: Database) -> None:
+def test_an_address_of_another_account_is_recognized_in_any_case(world: Database) -> None:
     world.execute("update public.profiles set email = upper(%s) where clerk_user_id = %s", ADA_EMAILS[1], CLEO)
     assert ADA_EMAILS[1] not in world.value("select (app.find_person(%s)).emails", ADA)
 
 
-def test_who_comes_back_with_another_account_meanwhile_keeps_what_is_theirs(world: Database) -> None:
+def test_a_new_account_with_the_same_address_keeps_its_data(world: Database) -> None:
     receipt = call(world, "request_erasure", clerk_user_id=ADA, requested_by="person")["receipt"]
     world.execute("insert into public.profiles (clerk_user_id, email) values ('user_2AdaAgain', %s)", ADA_EMAILS[1])
     invitation = events.invitation("orginv_again", "org_initech", email_address=ADA_EMAILS[1], created_at=FAR)
@@ -257,7 +257,7 @@ def test_who_comes_back_with_another_account_meanwhile_keeps_what_is_theirs(worl
 
 
 @pytest.mark.parametrize("note", ["Contact:\n{}", "My ids:\t{}", "<{}>", "{}, {}.", '"{}"', "mailto:{}?x"])
-def test_no_sign_before_or_after_hides_an_address(world: Database, note: str) -> None:
+def test_an_address_is_found_next_to_any_character(world: Database, note: str) -> None:
     text = note.replace("{}", ADA_EMAILS[0])
     people.act(world, BEN, "select public.log_audit_event(id, 'client.noted', 'note', null, %s) from public.organizations where name = 'Acme'",
                json.dumps({"about": ADA, "note": text, "list": [{"deep": [text]}]}))  # fmt: skip
@@ -269,16 +269,18 @@ def test_no_sign_before_or_after_hides_an_address(world: Database, note: str) ->
 @pytest.mark.parametrize(("address", "text"), [
     ("n@nina.dev", "Hello,\n@nina.dev"), ("cora@example.co", "cora@example.co.uk"), ("cora@example.co", "x.cora@example.co"),
 ])  # fmt: skip
-def test_what_only_looks_like_an_address_stays(database: Database, address: str, text: str) -> None:
-    left = database.value(
+def test_a_text_that_only_contains_a_part_of_the_address_is_unchanged(
+    database: Database, address: str, text: str
+) -> None:
+    redacted = database.value(
         "select app.redact_person(%s, (null, 'user_x', array[%s])::app.person)",
         json.dumps({"a": text, "b": address}),
         address,
     )
-    assert left == {"a": text, "b": "erased"}
+    assert redacted == {"a": text, "b": "erased"}
 
 
-def test_rows_of_others_in_partitions_stay(world: Database) -> None:
+def test_purging_keeps_the_rows_of_other_tenants_in_partitions(world: Database) -> None:
     world.execute(
         "create table public.events (id uuid default gen_random_uuid(), organization_id uuid not null references public.organizations on delete cascade) partition by list (organization_id)"
     )
@@ -294,7 +296,7 @@ def test_rows_of_others_in_partitions_stay(world: Database) -> None:
     assert world.value("select count(*) from public.events") == 20
 
 
-def test_a_token_in_the_name_of_whom_an_erased_person_helped_names_nobody(world: Database) -> None:
+def test_an_entry_written_after_the_erasure_does_not_name_the_erased_person(world: Database) -> None:
     texts = identifiers(world)
     erase(world)
     people.act(
@@ -308,7 +310,7 @@ def test_a_token_in_the_name_of_whom_an_erased_person_helped_names_nobody(world:
     assert find_texts(world, texts) == {}
 
 
-def test_a_failed_message_about_others_is_not_lost_with_an_address_in_it(world: Database) -> None:
+def test_a_failed_event_about_others_loses_only_the_persons_address(world: Database) -> None:
     world.execute("alter table public.organizations add constraint broken check (name <> 'Umbrella') not valid")
     umbrella = events.organization(
         "org_umbrella", created_by=BEN, name="Umbrella", public_metadata={"billing": ADA_EMAILS[0]}
@@ -322,7 +324,7 @@ def test_a_failed_message_about_others_is_not_lost_with_an_address_in_it(world: 
     assert world.value("select count(*) from public.organizations where name = 'Umbrella'") == 1
 
 
-def test_a_locked_row_does_not_keep_clerks_deletion_from_hiding_the_person(world: Database) -> None:
+def test_a_locked_row_does_not_prevent_a_deletion_at_clerk_from_hiding_the_person(world: Database) -> None:
     world.execute(
         "create function public.fail() returns trigger language plpgsql as $$ begin raise lock_not_available; end $$"
     )
@@ -339,17 +341,17 @@ def test_a_locked_row_does_not_keep_clerks_deletion_from_hiding_the_person(world
 # --- backups
 
 
-def test_a_restored_backup_forgets_again_whom_the_ledger_names(world: Database) -> None:
+def test_replaying_the_ledger_erases_the_people_that_a_restore_brought_back(world: Database) -> None:
     texts = identifiers(world)
     ledger: list[dict[str, Any]] = []
-    with world.connection.transaction(force_rollback=True):  # the backup is from before
+    with world.connection.transaction(force_rollback=True):  # the rollback restores the state before the erasure
         ledger.append(erase(world))
     assert len(scan(world, *texts)) >= 10
     ledger += [
         ledger[0] | {"receipt": "00000000-0000-4000-8000-00000000000a", "subject_hash": "ab" * 32}
-    ]  # of somebody it never knew
-    returned = world.rows("select app.replay_erasures(%s)::text", json.dumps(ledger))
-    assert returned == [(ledger[0]["receipt"],)]
+    ]  # a person who is not in this database
+    replayed = world.rows("select app.replay_erasures(%s)::text", json.dumps(ledger))
+    assert replayed == [(ledger[0]["receipt"],)]
     finish_erasure(world, ledger[0]["receipt"])
     call(world, "end_erasure", receipt=ledger[0]["receipt"], is_stored=True)
     assert find_texts(world, texts) == {}
@@ -357,7 +359,7 @@ def test_a_restored_backup_forgets_again_whom_the_ledger_names(world: Database) 
     assert world.rows("select app.replay_erasures(%s)", json.dumps(ledger)) == []
 
 
-def test_a_backup_from_before_there_was_a_salt_is_understood(world: Database) -> None:
+def test_the_ledger_can_be_replayed_on_a_database_with_another_salt(world: Database) -> None:
     texts = identifiers(world)
     with world.connection.transaction(force_rollback=True):
         entry = erase(world)
@@ -368,32 +370,32 @@ def test_a_backup_from_before_there_was_a_salt_is_understood(world: Database) ->
     assert find_texts(world, texts) == {}
 
 
-# --- what the rest stands on
+# --- functions that the erasure relies on
 
-ODD = st.text(st.characters(codec="ascii", categories=("L", "N", "P", "S")), min_size=1, max_size=12)
+LOCAL_PARTS = st.text(st.characters(codec="ascii", categories=("L", "N", "P", "S")), min_size=1, max_size=12)
 
 
 @settings(database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    local=ODD,
+    local=LOCAL_PARTS,
     value=st.recursive(
         st.text(max_size=8),
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     ),
 )
-def test_any_json_stays_json_and_loses_any_address(database: Database, local: str, value: object) -> None:
+def test_redaction_removes_any_address_and_returns_valid_json(database: Database, local: str, value: object) -> None:
     address = f"{local}@example.com".lower()
     document = json.dumps({"who": address, address: [f"to {address}, please"], "rest": value}).replace("\\u0000", "")
     person = "(%s::uuid, 'user_x', array[%s])::app.person"
-    left = database.value(
+    redacted = database.value(
         f"select app.redact_person(%s::jsonb, {person})",
         document, "00000000-0000-4000-8000-000000000001", address,
     )  # fmt: skip
-    assert left["who"] == "erased"
-    assert left["erased"] == ["to erased, please"]
+    assert redacted["who"] == "erased"
+    assert redacted["erased"] == ["to erased, please"]
 
 
-def test_erasure_finds_its_rows_by_index(world: Database) -> None:
+def test_every_rule_of_the_registry_finds_rows_by_an_index(world: Database) -> None:
     world.execute("set local enable_seqscan = off")
     for relation, subject in world.rows("select relation, subject from app.personal_data where subject is not null"):
         plan = "\n".join(

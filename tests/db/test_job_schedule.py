@@ -1,4 +1,4 @@
-"""`ops.schedule_jobs()`: what it has pg_cron do, with stand-ins for Supabase's two extensions and its vault."""
+"""`ops.schedule_jobs()`: the jobs that it schedules, with stand-ins for pg_cron, pg_net and Supabase's vault."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_each_job_is_scheduled_once_and_calls_the_service_with_the_token(databas
     assert set(calls) == {(f"https://api.example.com/jobs/{job}", "Bearer the token") for (job,) in scheduled}
 
 
-def test_without_the_extensions_it_says_what_to_do(database: Database) -> None:
+def test_without_the_extensions_the_error_tells_the_operator_to_enable_them(database: Database) -> None:
     with pytest.raises(psycopg.DatabaseError, match="pg_cron, pg_net or the vault is not installed"):
         database.execute("select ops.schedule_jobs('https://api.example.com')")
 
@@ -47,15 +47,16 @@ def test_without_the_extensions_it_says_what_to_do(database: Database) -> None:
 @pytest.mark.parametrize(
     "url", ["", "api.example.com", "https://api.example.com/", "https://a'); drop table x; --", "https://a b", None]
 )
-def test_only_a_services_address_is_scheduled(database: Database, url: str | None) -> None:
+def test_a_url_that_is_not_valid_is_refused(database: Database, url: str | None) -> None:
     database.execute(STAND_INS)
     with pytest.raises(psycopg.DatabaseError, match="without a path"):
         database.execute("select ops.schedule_jobs(%s)", url)
 
 
-def test_the_page_says_how_often_each_job_is_called(database: Database) -> None:
-    words = {"every minute": 1, "every 5 minutes": 5, "hourly": 60, "daily": 24 * 60}
+def test_docs_jobs_states_the_interval_of_each_job(database: Database) -> None:
+    minutes = {"every minute": 1, "every 5 minutes": 5, "hourly": 60, "daily": 24 * 60}
     page = (ROOT / "docs/jobs.md").read_text()
-    told = {name: words[often] for name, often in re.findall(r"^\| `([a-z-]+)` \| ([a-z0-9 ]+) \|", page, re.MULTILINE)}
+    lines = re.findall(r"^\| `([a-z-]+)` \| ([a-z0-9 ]+) \|", page, re.MULTILINE)
+    documented = {name: minutes[interval] for name, interval in lines}
     every = "select name, extract(epoch from every)::integer / 60 from ops.job_schedule where schedule is not null"
-    assert told == dict(database.rows(every))
+    assert documented == dict(database.rows(every))

@@ -1,4 +1,4 @@
-"""PostgREST's pre-request function: who writes too much is told when to come back, and nobody else notices."""
+"""PostgREST's pre-request function: limits the writes per person, and answers 429 with Retry-After above the limit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ADA: Claims = {"sub": "user_ada", "role": "authenticated"}
 def request(
     database: Database, claims: Claims | str = ADA, method: str | None = "POST", role: str = "authenticated"
 ) -> dict[str, Any] | None:
-    """As PostgREST calls it, before anything else in the transaction. Returns the refusal, or None."""
+    """Calls app.check_request() first in a transaction, as PostgREST does. Returns the refusal, or None."""
     try:
         with database.connection.transaction(), database.acting(role, claims):
             if method is not None:
@@ -40,19 +40,19 @@ def request(
     return None
 
 
-def writes(database: Database, number: int, claims: Claims | str = ADA) -> list[dict[str, Any] | None]:
+def request_many(database: Database, number: int, claims: Claims | str = ADA) -> list[dict[str, Any] | None]:
     return [request(database, claims) for _ in range(number)]
 
 
-def age(database: Database, seconds: float) -> None:
+def make_older(database: Database, seconds: float) -> None:
     database.execute("update app.rate_limits set refilled_at = refilled_at - make_interval(secs => %s)", seconds)
 
 
-def test_a_hundred_writes_at_once_pass_and_the_next_is_refused_with_a_retry_after(database: Database) -> None:
+def test_a_burst_of_a_hundred_writes_passes_and_the_next_gets_429_with_retry_after(database: Database) -> None:
     assert request(database) is None
-    age(database, -3600)  # time counts as zero until then: nothing is refilled, however slow this test is
-    assert not any(writes(database, BURST - 1))
-    assert all(writes(database, 3))
+    make_older(database, -3600)  # in the future: nothing refills until then, however slow this test is
+    assert not any(request_many(database, BURST - 1))
+    assert all(request_many(database, 3))
     database.execute("update app.rate_limits set refilled_at = clock_timestamp() + interval '0.9 seconds'")
     assert request(database) == {
         "code": "PT429", "message": "Too many writes.", "details": None, "hint": "Try again in 1 s.",
@@ -60,17 +60,17 @@ def test_a_hundred_writes_at_once_pass_and_the_next_is_refused_with_a_retry_afte
     }  # fmt: skip
 
 
-def test_time_brings_writes_back_but_no_more_than_a_hundred(database: Database) -> None:
-    writes(database, BURST)
+def test_the_bucket_refills_up_to_a_hundred_writes(database: Database) -> None:
+    request_many(database, BURST)
     database.execute("update app.rate_limits set tokens = 0, refilled_at = clock_timestamp() - interval '2 seconds'")
     request(database)
     assert REFILL * 2 - 1 <= database.value("select tokens from app.rate_limits") < REFILL * 2
-    age(database, 3600)
+    make_older(database, 3600)
     request(database)
     assert database.value("select tokens from app.rate_limits") == BURST - 1
 
 
-def test_everybody_has_a_bucket_of_their_own(database: Database) -> None:
+def test_each_person_has_their_own_bucket(database: Database) -> None:
     database.execute("insert into app.rate_limits select app.rate_limit_caller('user_ada'), 0, clock_timestamp()")
     assert request(database)
     assert request(database, ADA | {"sub": "user_ben"}) is None
@@ -83,13 +83,13 @@ def test_reads_are_not_counted(database: Database, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["POST", "PATCH", "PUT", "DELETE", "", None])
-def test_everything_else_is(database: Database, method: str | None) -> None:
+def test_every_other_method_is_counted(database: Database, method: str | None) -> None:
     request(database, method=method)
     assert database.value("select tokens from app.rate_limits") == BURST - 1
 
 
-def test_a_function_that_only_reads_is_not_counted_and_may_be_called(connect: Connect) -> None:
-    """PostgREST calls a stable function by POST, in a transaction that only reads."""
+def test_a_call_of_a_read_only_function_is_not_counted(connect: Connect) -> None:
+    """PostgREST calls a stable function by POST, in a read-only transaction."""
     with connect() as connection, connection.transaction(force_rollback=True):
         connection.execute("set transaction read only")
         connection.execute("select set_config('request.jwt.claims', %s, true)", [json.dumps(ADA)])
@@ -103,7 +103,7 @@ def test_the_service_is_not_limited(database: Database) -> None:
     assert database.value("select count(*) from app.rate_limits") == 0
 
 
-def test_the_bucket_does_not_name_the_person(database: Database) -> None:
+def test_the_bucket_stores_a_hash_instead_of_the_person(database: Database) -> None:
     request(database)
     assert database.value("select caller ~ '^[0-9a-f]{64}$' from app.rate_limits")
 
@@ -115,24 +115,24 @@ def test_odd_claims_never_make_it_raise(database: Database) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(claims=st.dictionaries(st.sampled_from(["sub", "sts", "o", "fva"]), json_values, max_size=4))
-def test_no_claims_make_it_raise(database: Database, claims: dict[str, Any]) -> None:
+def test_any_claims_pass_or_get_429(database: Database, claims: dict[str, Any]) -> None:
     refused = request(database, json.dumps(claims))
     assert refused is None or refused["status"] == 429
 
 
-def test_a_broken_bucket_refuses_nobody(database: Database) -> None:
+def test_a_fault_in_the_limiter_does_not_refuse_writes(database: Database) -> None:
     database.execute("alter table app.rate_limits rename to rate_limits_elsewhere")
     assert request(database) is None
 
 
 @pytest.mark.parametrize("role", ["anon", "authenticated", "service_role"])
-def test_nobody_sees_or_fills_the_buckets(database: Database, role: str) -> None:
+def test_no_api_role_can_access_the_buckets(database: Database, role: str) -> None:
     for privilege in ("select", "insert", "update", "delete"):
         assert not database.value("select has_table_privilege(%s, 'app.rate_limits', %s)", role, privilege)
 
 
-def test_two_at_once_do_not_share_a_write(connect: Connect) -> None:
-    person = {"sub": "user_who_is_quick", "role": "authenticated"}
+def test_concurrent_writes_cannot_exceed_the_limit(connect: Connect) -> None:
+    person = {"sub": "user_with_many_writes", "role": "authenticated"}
 
     def write(connection: psycopg.Connection[Any]) -> bool:
         database = Database(connection)
@@ -158,15 +158,15 @@ def test_two_at_once_do_not_share_a_write(connect: Connect) -> None:
             connection.execute("delete from app.rate_limits")
 
 
-def test_retention_forgets_who_wrote_over_an_hour_ago(database: Database) -> None:
+def test_retention_deletes_buckets_unused_for_an_hour(database: Database) -> None:
     request(database)
-    age(database, 4000)
+    make_older(database, 4000)
     request(database, ADA | {"sub": "user_ben"})
     with database.acting("service_role", {"role": "service_role"}):
         assert database.value("select public.run_retention()")["purged"]["app.rate_limits"] == 1
 
 
-def test_it_costs_less_than_half_a_millisecond(database: Database) -> None:
+def test_the_check_takes_less_than_half_a_millisecond(database: Database) -> None:
     with database.acting("authenticated", ADA):
         database.execute("select set_config('request.method', 'POST', true)")
         database.execute("select app.check_request()")

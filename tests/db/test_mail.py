@@ -1,4 +1,4 @@
-"""Mail is written with the change that it tells of, once, to whom it concerns; and none is lost or sent to nobody."""
+"""Mail is queued in the transaction of the change that it reports, once, and only for recipients who may receive it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OPERATOR = "operator@mail.example"
 
 
 def service(database: Database, function: str, **arguments: object) -> Any:
-    """As the service calls it."""
+    """Calls a function as the service does."""
     named = ", ".join(f"{name} => %s" for name in arguments)
     with database.acting("service_role", {"role": "service_role"}):
         return database.value(f"select public.{function}({named})", *arguments.values())
@@ -62,7 +62,7 @@ def due(database: Database) -> None:
 
 @pytest.fixture
 def mail(database: Database) -> Database:
-    """Ada owns Acme, Ben is a member; both since long. Mail is on, and none was written."""
+    """Ada has owned Acme for weeks, and Ben has been a member. Mail is switched on, and the outbox is empty."""
     sender = Sender(database, first=1000)
     acme = events.organization("org_mail", created_by=ADA, name="Acme", slug="mail-acme")
     for number, (user_id, role) in enumerate({ADA: "org:admin", BEN: "org:member"}.items()):
@@ -107,14 +107,14 @@ def failing_webhook(database: Database, number: int = 1) -> None:
     assert outcome["outcome"] == "failed"
 
 
-# --- what is told, and to whom
+# --- which mail is queued, and for whom
 
 
-def test_who_signs_up_is_welcomed_once(mail: Database) -> None:
+def test_a_new_user_gets_one_welcome_mail(mail: Database) -> None:
     sign_up(mail)
     assert outbox(mail, "template, audience, person_id, state") == [("welcome", "person", person(mail, NEW), "queued")]
     sender = Sender(mail, first=3000)
-    for minutes in (1, 2):  # the address goes and comes back
+    for minutes in (1, 2):  # the address is removed and restored
         changed = {"updated_at": now(mail) + minutes * 60_000}
         sender.send(
             "user.updated",
@@ -124,21 +124,21 @@ def test_who_signs_up_is_welcomed_once(mail: Database) -> None:
     assert outbox(mail) == [("welcome",)]
 
 
-def test_whom_a_backfill_brings_is_not_welcomed(mail: Database) -> None:
+def test_an_imported_user_gets_no_welcome_mail(mail: Database) -> None:
     sign_up(mail, "3 days")
     assert outbox(mail) == []
 
 
-def test_owners_and_admins_hear_who_joined_and_nobody_else(mail: Database) -> None:
+def test_only_owners_and_admins_are_notified_of_a_new_member(mail: Database) -> None:
     sign_up(mail)
     join_acme(mail, NEW)
-    told = mail.rows(
+    queued = mail.rows(
         "select person_id, about_id, organization_id from app.email_outbox where template = 'member_joined'"
     )
-    assert told == [(person(mail, ADA), person(mail, NEW), acme(mail))]
+    assert queued == [(person(mail, ADA), person(mail, NEW), acme(mail))]
 
 
-def test_a_new_role_is_told_to_the_person(mail: Database) -> None:
+def test_a_member_is_notified_of_a_new_role(mail: Database) -> None:
     mail.execute("update public.organization_memberships set role = 'viewer' where user_id = %s", person(mail, BEN))
     mail.execute("update public.organization_memberships set role = 'admin' where user_id = %s", person(mail, BEN))
     assert outbox(mail, "template, person_id") == [("role_changed", person(mail, BEN))]
@@ -148,12 +148,12 @@ def test_a_new_role_is_told_to_the_person(mail: Database) -> None:
         "admin",
         "Acme",
     )
-    # What changes while it is on its way is told once more.
+    # A change while the mail is being sent queues another one.
     mail.execute("update public.organization_memberships set role = 'member' where user_id = %s", person(mail, BEN))
     assert outbox(mail) == [("role_changed",)] * 2
 
 
-def test_a_role_in_the_first_minutes_is_no_change(mail: Database) -> None:
+def test_a_role_change_in_the_first_minutes_sends_no_mail(mail: Database) -> None:
     sign_up(mail)
     join_acme(mail, NEW)
     mail.execute("update public.organization_memberships set role = 'owner' where user_id = %s", person(mail, NEW))
@@ -161,7 +161,7 @@ def test_a_role_in_the_first_minutes_is_no_change(mail: Database) -> None:
 
 
 @pytest.mark.parametrize("requested_by", ["person", "administrator"])
-def test_a_finished_export_is_told_to_the_person(mail: Database, requested_by: str) -> None:
+def test_the_person_is_notified_of_a_finished_export(mail: Database, requested_by: str) -> None:
     begun = mail.value("select public.begin_export(%s, %s)", ADA, requested_by)
     assert outbox(mail) == []
     service(mail, "end_export", export_id=begun["export_id"], failed=False)
@@ -170,29 +170,29 @@ def test_a_finished_export_is_told_to_the_person(mail: Database, requested_by: s
     assert claim(mail)[0]["context"]["export"]["requested_by"] == requested_by
 
 
-def test_a_failed_export_is_not_told(mail: Database) -> None:
+def test_a_failed_export_sends_no_mail(mail: Database) -> None:
     begun = mail.value("select public.begin_export(%s, 'person')", ADA)
     service(mail, "end_export", export_id=begun["export_id"], failed=True)
     assert outbox(mail) == []
 
 
-def test_the_operator_hears_once_of_a_backup_that_failed_or_broke_off(mail: Database) -> None:
+def test_the_operator_is_notified_once_of_a_failed_or_interrupted_backup(mail: Database) -> None:
     first, second = backup(mail), backup(mail)
     service(mail, "end_backup", id=second, status="failed", error_message="no space")
     service(mail, "end_backup", id=second, status="failed", error_message="no space")
     assert outbox(mail, "template, audience, data ->> 'backup_id'") in [
         [("backup_failed", "operator", str(a)), ("backup_failed", "operator", str(b))] for a, b in ((first, second), (second, first))
     ]  # fmt: skip
-    told = {each["context"]["backup"]["error"]: each["to"] for each in claim(mail)}
-    assert told == {"no space": OPERATOR, "The backup process exited without reporting a result.": OPERATOR}
+    recipients = {each["context"]["backup"]["error"]: each["to"] for each in claim(mail)}
+    assert recipients == {"no space": OPERATOR, "The backup process exited without reporting a result.": OPERATOR}
 
 
-def test_a_backup_that_succeeds_is_not_told(mail: Database) -> None:
+def test_a_successful_backup_sends_no_mail(mail: Database) -> None:
     service(mail, "end_backup", id=backup(mail), status="completed")
     assert outbox(mail) == []
 
 
-def test_the_operator_hears_once_of_each_drill_that_failed(mail: Database) -> None:
+def test_the_operator_is_notified_once_of_each_failed_drill(mail: Database) -> None:
     made = backup(mail)
     service(mail, "end_backup", id=made, status="completed")
     described = json.dumps(
@@ -208,7 +208,7 @@ def test_the_operator_hears_once_of_each_drill_that_failed(mail: Database) -> No
     assert outbox(mail) == [("drill_failed",)]
 
 
-def test_the_operator_hears_of_failing_webhooks_once_a_day_and_not_of_what_was_mended(mail: Database) -> None:
+def test_the_operator_is_notified_of_failed_webhooks_once_a_day_unless_they_were_resolved(mail: Database) -> None:
     failing_webhook(mail, 1)
     failing_webhook(mail, 2)
     assert outbox(mail, "template, next_attempt_at > now()") == [("webhook_failures", True)]
@@ -223,13 +223,13 @@ def test_the_operator_hears_of_failing_webhooks_once_a_day_and_not_of_what_was_m
     assert outbox(mail, "state, error")[-1] == ("dropped", "resolved")
 
 
-def test_without_an_operator_nobody_is_told(mail: Database) -> None:
+def test_without_an_operator_address_a_failed_backup_sends_no_mail(mail: Database) -> None:
     mail.execute("update app.settings set operator_email = null")
     service(mail, "end_backup", id=backup(mail), status="failed")
     assert outbox(mail) == []
 
 
-def test_mail_is_rolled_back_with_what_it_tells(mail: Database) -> None:
+def test_mail_is_rolled_back_with_the_change_it_reports(mail: Database) -> None:
     with mail.connection.transaction(force_rollback=True):
         sign_up(mail)
         join_acme(mail, NEW)
@@ -237,11 +237,11 @@ def test_mail_is_rolled_back_with_what_it_tells(mail: Database) -> None:
     assert outbox(mail) == []
 
 
-# --- to whom nothing goes
+# --- who gets no mail
 
 
 @pytest.mark.parametrize("switch", ["update app.settings set mail_enabled = false", "set local app.no_mail = 'on'"])
-def test_switched_off_nothing_is_written(mail: Database, switch: str) -> None:
+def test_no_mail_is_queued_while_mail_is_switched_off(mail: Database, switch: str) -> None:
     mail.execute(switch)
     sign_up(mail)
     join_acme(mail, NEW)
@@ -256,7 +256,7 @@ def test_mail_is_off_until_it_is_switched_on(database: Database) -> None:
     assert outbox(database) == []
 
 
-def test_what_waits_when_mail_is_switched_off_stays_where_it_is(mail: Database) -> None:
+def test_queued_mail_stays_queued_while_mail_is_switched_off(mail: Database) -> None:
     sign_up(mail)
     mail.execute("update app.settings set mail_enabled = false")
     assert claim(mail) == []
@@ -264,7 +264,7 @@ def test_what_waits_when_mail_is_switched_off_stays_where_it_is(mail: Database) 
 
 
 @pytest.mark.parametrize(
-    ("change", "why"),
+    ("change", "reason"),
     [
         ("update public.profiles set banned = true", "banned"),
         ("update public.profiles set email = null", "no_address"),
@@ -272,17 +272,19 @@ def test_what_waits_when_mail_is_switched_off_stays_where_it_is(mail: Database) 
         ("insert into app.mail_suppressions select id, lower(email), 'bounced' from public.profiles", "suppressed"),
     ],
 )  # fmt: skip
-def test_who_cannot_or_will_not_have_it_gets_none(mail: Database, change: str, why: str) -> None:
+def test_recipients_who_cannot_or_do_not_want_to_receive_mail_get_none(
+    mail: Database, change: str, reason: str
+) -> None:
     sign_up(mail)
     join_acme(mail, NEW)
-    written = len(outbox(mail))
+    queued = len(outbox(mail))
     mail.execute(change)
-    assert mail.value("select app.enqueue_mail('welcome', %s)", person(mail, BEN)) is None  # before it is written
-    assert claim(mail) == []  # and after
-    assert outbox(mail, "state, error") == [("dropped", why)] * written
+    assert mail.value("select app.enqueue_mail('welcome', %s)", person(mail, BEN)) is None  # checked when queued
+    assert claim(mail) == []  # and when claimed
+    assert outbox(mail, "state, error") == [("dropped", reason)] * queued
 
 
-def test_essential_mail_goes_out_whatever_is_preferred(mail: Database) -> None:
+def test_essential_mail_ignores_preferences_and_suppressions(mail: Database) -> None:
     mail.execute('update public.profiles set preferences = \'{"mail": {"role_changed": false}}\'')
     mail.execute("insert into app.mail_suppressions select id, lower(email), 'complained' from public.profiles")
     mail.execute("update public.organization_memberships set role = 'viewer' where user_id = %s", person(mail, BEN))
@@ -292,14 +294,14 @@ def test_essential_mail_goes_out_whatever_is_preferred(mail: Database) -> None:
 @pytest.mark.parametrize(
     "preferences", ['{"mail": "no"}', '{"mail": [false]}', '{"mail": {"welcome": "false"}}', '{"mail": null}']
 )
-def test_preferences_of_any_shape_break_nothing(mail: Database, preferences: str) -> None:
+def test_preferences_of_any_shape_are_tolerated(mail: Database, preferences: str) -> None:
     mail.execute("update public.profiles set preferences = %s", preferences)
     assert mail.value("select app.enqueue_mail('welcome', %s)", person(mail, ADA)) is not None
     assert service(mail, "unsubscribe_from_mail", person_id=person(mail, ADA), template="welcome")
     assert claim(mail) == []
 
 
-def test_what_is_not_true_any_more_is_not_told(mail: Database) -> None:
+def test_mail_that_is_no_longer_true_is_dropped(mail: Database) -> None:
     sign_up(mail)
     join_acme(mail, NEW)
     mail.execute("update public.organization_memberships set role = 'viewer' where user_id = %s", person(mail, BEN))
@@ -311,7 +313,7 @@ def test_what_is_not_true_any_more_is_not_told(mail: Database) -> None:
     ]
 
 
-def test_the_same_is_not_said_twice(mail: Database) -> None:
+def test_the_same_mail_is_not_queued_twice_within_an_hour(mail: Database) -> None:
     arguments = (person(mail, ADA), person(mail, BEN), acme(mail))
     enqueue = "select app.enqueue_mail('member_joined', %s, %s, %s)"
     assert mail.value(enqueue, *arguments) is not None
@@ -327,7 +329,7 @@ def test_the_same_is_not_said_twice(mail: Database) -> None:
 
 @pytest.fixture
 def two(server: Any, connect: Connect) -> Iterator[tuple[Database, Database]]:
-    """Two senders, and three mails that are committed."""
+    """Two connections that commit, and three queued mails."""
     with connect() as first, connect() as second:
         one = Database(first)
         one.execute("update app.settings set mail_enabled = true, operator_email = %s", OPERATOR)
@@ -340,18 +342,18 @@ def two(server: Any, connect: Connect) -> Iterator[tuple[Database, Database]]:
             one.execute("update app.settings set mail_enabled = false, operator_email = null")
 
 
-def test_two_who_claim_at_once_get_different_mail_and_nobody_waits(two: tuple[Database, Database]) -> None:
+def test_concurrent_claims_get_different_mail_without_waiting(two: tuple[Database, Database]) -> None:
     first, second = two
     second.execute("set lock_timeout = '500ms'")
     with first.connection.transaction():
-        mine = claim(first, 2)
-        theirs = claim(second, 10)
-    assert (len(mine), len(theirs)) == (2, 1)
-    assert not {each["id"] for each in mine} & {each["id"] for each in theirs}
+        claimed_by_first = claim(first, 2)
+        claimed_by_second = claim(second, 10)
+    assert (len(claimed_by_first), len(claimed_by_second)) == (2, 1)
+    assert not {each["id"] for each in claimed_by_first} & {each["id"] for each in claimed_by_second}
     assert claim(first) == []
 
 
-def test_what_a_killed_sender_claimed_is_claimed_again_after_some_minutes_with_the_same_id(mail: Database) -> None:
+def test_mail_claimed_by_a_killed_sender_can_be_claimed_again_with_the_same_id(mail: Database) -> None:
     sign_up(mail)
     (claimed,) = claim(mail)
     assert claim(mail) == []
@@ -361,7 +363,7 @@ def test_what_a_killed_sender_claimed_is_claimed_again_after_some_minutes_with_t
     assert [each["id"] for each in claim(mail)] == [claimed["id"]]
 
 
-def test_a_failure_is_tried_again_after_a_wait_that_doubles_and_given_up_after_a_day(mail: Database) -> None:
+def test_failed_mail_is_retried_with_backoff_and_fails_for_good_after_a_day(mail: Database) -> None:
     sign_up(mail)
     waits = []
     while True:
@@ -369,7 +371,7 @@ def test_a_failure_is_tried_again_after_a_wait_that_doubles_and_given_up_after_a
         if service(mail, "end_mail", id=claimed["id"], state="queued", error="503") == "failed":
             break
         waits.append(mail.value("select extract(epoch from next_attempt_at - now()) from app.email_outbox"))
-        # As if that time were over.
+        # Skip the wait.
         mail.execute(
             "update app.email_outbox set give_up_at = give_up_at - (next_attempt_at - now()), next_attempt_at = now()"
         )
@@ -383,16 +385,16 @@ def test_a_failure_is_tried_again_after_a_wait_that_doubles_and_given_up_after_a
     assert len(claim(mail)) == 1
 
 
-def test_resend_may_ask_for_a_longer_wait(mail: Database) -> None:
+def test_a_retry_waits_at_least_as_long_as_resend_asks(mail: Database) -> None:
     sign_up(mail)
     (claimed,) = claim(mail)
     service(mail, "end_mail", id=claimed["id"], state="queued", error="429", retry_after=3600)
     assert mail.value("select next_attempt_at - now() = interval '1 hour' from app.email_outbox")
 
 
-def test_what_is_too_late_is_given_up_even_when_nobody_tried(mail: Database) -> None:
+def test_mail_that_is_too_late_fails_without_an_attempt(mail: Database) -> None:
     sign_up(mail)
-    mail.execute("update app.email_outbox set give_up_at = now()")  # a restored backup, a scheduler that stood still
+    mail.execute("update app.email_outbox set give_up_at = now()")  # as after a restore or a stopped scheduler
     assert claim(mail) == []
     assert outbox(mail, "state, error") == [("failed", "too_late")]
 
@@ -407,13 +409,13 @@ def test_a_late_failure_does_not_undo_a_success(mail: Database) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["delivered", "sending", None, ""])
-def test_a_mail_ends_in_a_known_way_only(mail: Database, wrong: str | None) -> None:
+def test_the_state_of_an_ended_mail_must_be_valid(mail: Database, wrong: str | None) -> None:
     with pytest.raises(psycopg.DatabaseError) as refused, mail.connection.transaction():
         service(mail, "end_mail", id=uuid4(), state=wrong)
     assert refused.value.sqlstate == "PT400"
 
 
-# --- what became of it
+# --- delivery events
 
 
 def send_welcome(database: Database) -> str:
@@ -423,16 +425,16 @@ def send_welcome(database: Database) -> str:
     return claimed["id"]  # type: ignore[no-any-return]
 
 
-def test_what_resend_tells_counts_in_whatever_order(mail: Database) -> None:
+def test_delivery_events_may_arrive_in_any_order(mail: Database) -> None:
     mail_id = send_welcome(mail)
-    for kind, then in (
+    for kind, expected in (
         ("delivered", "delivered"),
         ("complained", "complained"),
         ("delivered", "complained"),
         ("bounced", "complained"),
     ):
         assert service(mail, "record_mail_event", mail_id=None, provider_id="re_1", kind=kind, address=EMAILS[NEW])
-        assert state(mail, mail_id) == then
+        assert state(mail, mail_id) == expected
     assert not service(mail, "record_mail_event", mail_id=uuid4(), provider_id="re_other", kind="delivered")
 
 
@@ -451,7 +453,7 @@ def test_an_address_that_bounces_or_complains_gets_essential_mail_only(mail: Dat
 @pytest.mark.parametrize(
     ("address", "is_permanent"), [(EMAILS[NEW], False), ("another@mail.example", True), (None, True)]
 )
-def test_a_passing_bounce_or_one_of_a_former_address_is_no_reason(
+def test_a_temporary_bounce_or_one_from_another_address_suppresses_nothing(
     mail: Database, address: str | None, is_permanent: bool
 ) -> None:
     mail_id = send_welcome(mail)
@@ -468,7 +470,7 @@ def test_a_passing_bounce_or_one_of_a_former_address_is_no_reason(
     assert mail.rows("select * from app.mail_suppressions") == []
 
 
-def test_a_delivery_that_is_told_before_the_sender_could_say_so_ends_the_mail(mail: Database) -> None:
+def test_a_delivery_event_ends_mail_whose_sender_was_killed(mail: Database) -> None:
     sign_up(mail)
     (claimed,) = claim(mail)
     assert service(mail, "record_mail_event", mail_id=claimed["id"], provider_id="re_1", kind="delivered")
@@ -481,42 +483,42 @@ def test_a_delivery_that_is_told_before_the_sender_could_say_so_ends_the_mail(ma
 
 
 def erase(database: Database, user_id: str) -> Any:
-    asked = database.value("select public.request_erasure(%s, 'person')", user_id)
+    receipt = database.value("select public.request_erasure(%s, 'person')", user_id)["receipt"]
     for _ in range(10):
-        if database.value("select public.continue_erasure(%s) ->> 'state'", asked["receipt"]) != "running":
+        if database.value("select public.continue_erasure(%s) ->> 'state'", receipt) != "running":
             break
-    return asked["receipt"]
+    return receipt
 
 
-def test_who_is_erased_is_told_when_it_is_done_and_their_address_goes_with_the_mail(mail: Database) -> None:
-    asked = mail.value("select public.request_erasure(%s, 'person')", BEN)
-    assert outbox(mail, "id::text, audience, recipient, person_id") == [(asked["receipt"], "erased", EMAILS[BEN], None)]
-    assert claim(mail) == []  # not before it is done
-    assert erase(mail, BEN) == asked["receipt"]
+def test_an_erased_person_is_notified_and_the_address_is_deleted_with_the_mail(mail: Database) -> None:
+    receipt = mail.value("select public.request_erasure(%s, 'person')", BEN)["receipt"]
+    assert outbox(mail, "id::text, audience, recipient, person_id") == [(receipt, "erased", EMAILS[BEN], None)]
+    assert claim(mail) == []  # held until the erasure completes
+    assert erase(mail, BEN) == receipt
     (claimed,) = claim(mail)
     known = {name: value for name, value in claimed["context"].items() if value is not None}
     assert (claimed["template"], claimed["to"], known) == (
         "erasure_done",
         EMAILS[BEN],
-        {"receipt": asked["receipt"]},
+        {"receipt": receipt},
     )
     service(mail, "end_mail", id=claimed["id"], state="sent", provider_id="re_2")
     assert outbox(mail) == []
 
 
-def test_the_address_of_the_erased_goes_too_when_the_mail_is_given_up(mail: Database) -> None:
+def test_the_address_of_an_erased_person_is_deleted_if_the_mail_fails(mail: Database) -> None:
     erase(mail, BEN)
     (claimed,) = claim(mail)
     service(mail, "end_mail", id=claimed["id"], state="failed", error="422")
     assert outbox(mail, "state, recipient") == [("failed", None)]
 
 
-def test_an_erasure_that_a_restore_repeats_is_not_told_again(mail: Database) -> None:
+def test_an_erasure_replayed_after_a_restore_sends_no_mail(mail: Database) -> None:
     mail.value("select app.begin_erasure(%s, 'restore')", BEN)
     assert outbox(mail) == []
 
 
-def test_an_erasure_takes_the_mail_to_and_about_a_person(mail: Database) -> None:
+def test_an_erasure_deletes_the_mail_to_and_about_the_person(mail: Database) -> None:
     sign_up(mail)
     join_acme(mail, NEW)
     mail.execute(
@@ -529,7 +531,7 @@ def test_an_erasure_takes_the_mail_to_and_about_a_person(mail: Database) -> None
     assert mail.rows("select * from app.mail_suppressions") == []
 
 
-def test_retention_forgets_what_is_over_and_old_and_nothing_else(mail: Database) -> None:
+def test_retention_deletes_only_finished_mail_older_than_30_days(mail: Database) -> None:
     for number, (current, age) in enumerate(
         [("delivered", 31), ("failed", 31), ("dropped", 31), ("queued", 31), ("sent", 29)]
     ):
@@ -542,7 +544,7 @@ def test_retention_forgets_what_is_over_and_old_and_nothing_else(mail: Database)
     assert sorted(outbox(mail, "state")) == [("queued",), ("sent",)]
 
 
-# --- who may
+# --- privileges
 
 
 @pytest.mark.parametrize("function", [
@@ -550,7 +552,7 @@ def test_retention_forgets_what_is_over_and_old_and_nothing_else(mail: Database)
     "unsubscribe_from_mail(gen_random_uuid(), 'welcome')",
 ])  # fmt: skip
 @pytest.mark.parametrize("role", ["anon", "authenticated"])
-def test_only_the_service_sends(mail: Database, role: str, function: str) -> None:
+def test_only_the_service_can_send_mail(mail: Database, role: str, function: str) -> None:
     with (
         pytest.raises(psycopg.errors.InsufficientPrivilege),
         mail.connection.transaction(),
@@ -564,7 +566,7 @@ def test_only_the_service_sends(mail: Database, role: str, function: str) -> Non
     "select * from app.email_outbox", "select * from app.mail_suppressions", "delete from app.email_outbox",
     "select app.enqueue_mail('welcome', gen_random_uuid())", "select * from ops.mail_health",
 ])  # fmt: skip
-def test_nobody_reads_or_writes_the_outbox(mail: Database, role: str, statement: str) -> None:
+def test_no_api_role_can_read_or_write_the_outbox(mail: Database, role: str, statement: str) -> None:
     with (
         pytest.raises(psycopg.errors.InsufficientPrivilege),
         mail.connection.transaction(),
@@ -573,7 +575,7 @@ def test_nobody_reads_or_writes_the_outbox(mail: Database, role: str, statement:
         mail.execute(statement)
 
 
-def test_only_what_is_not_essential_can_be_switched_off(mail: Database) -> None:
+def test_essential_mail_cannot_be_switched_off(mail: Database) -> None:
     ada = person(mail, ADA)
     assert service(mail, "unsubscribe_from_mail", person_id=ada, template="member_joined") is True
     assert service(mail, "unsubscribe_from_mail", person_id=ada, template="member_joined") is True
@@ -583,10 +585,10 @@ def test_only_what_is_not_essential_can_be_switched_off(mail: Database) -> None:
     }
 
 
-# --- whether somebody has to look
+# --- health
 
 
-def test_health_says_what_to_do(mail: Database) -> None:
+def test_mail_health_reports_overdue_mail_and_a_missing_operator_address(mail: Database) -> None:
     def health() -> tuple[Any, ...]:
         (found,) = mail.rows("select status, queued, advice from ops.mail_health")
         return found

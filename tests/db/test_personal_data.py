@@ -1,4 +1,4 @@
-"""The registry knows where people are; an export has all of it and nothing of others; retention forgets what is old."""
+"""The registry covers all personal data. An export is complete and has no data of others. Retention deletes expired rows."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.conftest import Database
 from tests.people import ADA, ADA_EMAILS, BEN, CLEO, SECRET, SIMILAR, call, identifiers, scan, tables
 from tests.schema import SPECIMENS
 
-# Rows of hers that are no part of an export: on their way to her colleagues, and gone by themselves.
-ON_THE_WAY = {"realtime.messages"}
+# Not part of an export: messages that Realtime delivers to her colleagues, and that Supabase deletes after some days.
+DELETED_BY_SUPABASE = {"realtime.messages"}
 
 
 def page_of(database: Database, export_id: str, after: object, page: int) -> list[tuple[str, str, int, Any]]:
@@ -49,27 +49,27 @@ def export_all(database: Database, user_id: str = ADA, page: int = 1000) -> dict
 # --- the registry
 
 
-def test_its_order_stays_when_its_files_are_applied_again(database: Database) -> None:
+def test_the_registry_keeps_its_order_when_its_files_are_applied_again(database: Database) -> None:
     order = "select relation, path from app.personal_data order by position"
     before = database.rows(order)
     assert before[0] == ("public.profiles", "id")
     assert before[-1] == ("public.specimens", "created_by")
-    own = (ROOT / "functions/5_personal_data/registry.sql").read_text()
-    for text in (own, SPECIMENS.read_text(), own):
+    registry = (ROOT / "functions/5_personal_data/registry.sql").read_text()
+    for text in (registry, SPECIMENS.read_text(), registry):
         run_file(database.connection, "registry.sql", text)
         assert database.rows(order) == before
     database.execute(
         "insert into app.personal_data (relation, path, erasure, purpose) values ('public.more', '', 'none', 'A test')"
     )
-    run_file(database.connection, "registry.sql", own)
+    run_file(database.connection, "registry.sql", registry)
     assert database.rows(order) == [*before, ("public.more", "")]
 
 
-def test_a_row_that_its_file_no_longer_has_is_gone(database: Database) -> None:
-    own = (ROOT / "functions/5_personal_data/registry.sql").read_text()
-    row = "('app.job_runs', '', 'none', 'Outcomes of jobs: counts', null, null),\n"
-    assert row in own
-    run_file(database.connection, "registry.sql", own.replace(row, ""))
+def test_an_entry_that_its_file_no_longer_has_is_deleted(database: Database) -> None:
+    registry = (ROOT / "functions/5_personal_data/registry.sql").read_text()
+    entry = "('app.job_runs', '', 'none', 'Outcomes of jobs: counts', null, null),\n"
+    assert entry in registry
+    run_file(database.connection, "registry.sql", registry.replace(entry, ""))
     assert database.rows("select from app.personal_data where relation = 'app.job_runs'") == []
 
 
@@ -87,15 +87,15 @@ def test_every_reference_to_a_person_is_registered(database: Database) -> None:
     ) == []  # fmt: skip
 
 
-def test_every_column_said_to_be_personal_is_registered(database: Database) -> None:
-    said = database.rows(
+def test_every_column_commented_as_personal_data_is_registered(database: Database) -> None:
+    commented = database.rows(
         "select a.attrelid::regclass::text as relation, a.attname from pg_attribute as a join pg_class as c on c.oid = a.attrelid "
         "where c.relnamespace in ('public'::regnamespace, 'app'::regnamespace) and c.relkind in ('r', 'p') and not c.relispartition "
         "and col_description(a.attrelid, a.attnum) ~* 'personal data'"
     )
-    assert ("app.webhook_events", "event") in said
+    assert ("app.webhook_events", "event") in commented
     unregistered = [
-        (relation, column) for relation, column in said
+        (relation, column) for relation, column in commented
         if not database.value("select exists (select from app.personal_data as d where d.relation = %s and d.erasure <> 'none')", relation)
     ]  # fmt: skip
     assert [each for each in unregistered if each[0] != "app.personal_data"] == []
@@ -108,7 +108,7 @@ def test_every_path_begins_with_a_column(database: Database) -> None:
     ) == []  # fmt: skip
 
 
-def test_administrators_and_visitors_read_where_data_is(database: Database) -> None:
+def test_the_registry_is_shown_to_administrators_and_on_the_privacy_page(database: Database) -> None:
     assert (
         database.value("select retention from ops.personal_data_map where path = 'impersonator'")
         == "400 days from the day of the entry"
@@ -129,7 +129,7 @@ def test_administrators_and_visitors_read_where_data_is(database: Database) -> N
     "claim_name_changes()", "end_name_change('user_x', now(), null, true)",
 ])  # fmt: skip
 @pytest.mark.parametrize("role", ["anon", "authenticated"])
-def test_only_the_service_may_call(world: Database, role: str, function: str) -> None:
+def test_only_the_service_can_call_the_public_functions(world: Database, role: str, function: str) -> None:
     with (
         pytest.raises(psycopg.errors.InsufficientPrivilege),
         world.connection.transaction(),
@@ -138,7 +138,7 @@ def test_only_the_service_may_call(world: Database, role: str, function: str) ->
         world.execute(f"select public.{function}")
 
 
-def test_nobody_may_call_what_is_behind_them(database: Database) -> None:
+def test_users_cannot_call_the_internal_functions(database: Database) -> None:
     assert database.rows(
         "select p.oid::regprocedure::text from pg_proc as p where p.pronamespace = 'app'::regnamespace "
         "and p.proname ~ 'eras|export|retention|purge|person|name_change|privacy' and has_function_privilege('authenticated', p.oid, 'execute')"
@@ -155,10 +155,10 @@ def test_an_export_has_every_row_that_a_scan_of_all_tables_finds(world: Database
     counted: Counter[str] = Counter()
     for domain, rows in records.items():
         counted[relations[domain]] += len(rows)
-    # The request itself is recorded, and known, too.
+    # The export request itself adds a row to each of these tables.
     found["app.exports"] += 1
     found["public.audit_logs"] += 1
-    assert +counted == {table: rows for table, rows in found.items() if table not in ON_THE_WAY}
+    assert +counted == {table: rows for table, rows in found.items() if table not in DELETED_BY_SUPABASE}
     assert [domain for domain, rows in records.items() if not rows] == []
 
 
@@ -170,7 +170,7 @@ def test_no_row_is_exported_twice(world: Database) -> None:
     assert len(entries) == len(set(entries))
 
 
-def test_an_export_says_nothing_of_others(world: Database) -> None:
+def test_an_export_contains_no_data_of_other_people(world: Database) -> None:
     text = json.dumps(export_all(world)).lower()
     ids = [str(id) for (id,) in world.rows("select id from public.profiles where clerk_user_id <> %s", ADA)]
     others = [
@@ -190,7 +190,7 @@ def test_an_export_says_nothing_of_others(world: Database) -> None:
     assert "browser of ada" in text
 
 
-def test_pages_of_any_size_make_the_same_export(world: Database) -> None:
+def test_the_page_size_does_not_change_the_export(world: Database) -> None:
     def without_the_request(records: dict[str, list[dict[str, Any]]]) -> dict[str, list[str]]:
         return {
             domain: sorted(json.dumps(row) for row in rows if row.get("action") != "personal_data.exported")
@@ -218,7 +218,7 @@ def test_a_page_ends_at_two_megabytes(world: Database) -> None:
     assert len(pages(world, begun["export_id"])["specimens"]) == 102
 
 
-def test_what_comes_later_is_not_in_it(world: Database) -> None:
+def test_an_export_leaves_out_rows_created_after_it_began(world: Database) -> None:
     begun = call(world, "begin_export", clerk_user_id=ADA, requested_by="administrator")
     world.execute(
         "insert into public.specimens (organization_id, created_by, title, created_at) "
@@ -228,29 +228,29 @@ def test_what_comes_later_is_not_in_it(world: Database) -> None:
     assert "Tomorrow" not in {row["title"] for row in pages(world, begun["export_id"])["specimens"]}
 
 
-def test_a_person_may_ask_once_an_hour_unless_it_failed(world: Database) -> None:
-    def ask() -> Any:
+def test_a_person_may_export_once_an_hour_unless_the_last_export_failed(world: Database) -> None:
+    def begin_export() -> Any:
         return call(world, "begin_export", clerk_user_id=ADA, requested_by="person")
 
-    first = ask()
-    assert 0 < ask()["retry_after"] <= 60  # it is running
+    first = begin_export()
+    assert 0 < begin_export()["retry_after"] <= 60  # the first is running
     world.execute("update app.exports set touched_at = now() - interval '61 seconds'")
-    second = ask()  # the first one died
+    second = begin_export()  # the first counts as failed
     assert second["export_id"] != first["export_id"]
     call(world, "end_export", export_id=second["export_id"], failed=True)
     world.execute("update app.exports set outcome = 'failed' where outcome = 'running'")
-    third = ask()
+    third = begin_export()
     call(world, "end_export", export_id=third["export_id"], failed=False)
-    assert 3500 < ask()["retry_after"] <= 3600
+    assert 3500 < begin_export()["retry_after"] <= 3600
     assert "export_id" in call(world, "begin_export", clerk_user_id=BEN, requested_by="person")
     assert "export_id" in call(world, "begin_export", clerk_user_id=ADA, requested_by="administrator")
     world.execute(
         "update app.exports set started_at = now() - interval '61 minutes', touched_at = now() - interval '61 minutes'"
     )
-    assert "export_id" in ask()
+    assert "export_id" in begin_export()
 
 
-def test_each_request_is_in_the_audit_trail(world: Database) -> None:
+def test_the_audit_trail_records_each_request(world: Database) -> None:
     begun = call(world, "begin_export", clerk_user_id=ADA, requested_by="person")
     assert world.rows(
         "select p.clerk_user_id, a.actor, a.organization_id from public.audit_logs as a join public.profiles as p on p.id = a.user_id "
@@ -258,7 +258,7 @@ def test_each_request_is_in_the_audit_trail(world: Database) -> None:
     ) == [(ADA, None, None)]  # fmt: skip
 
 
-def test_of_an_ended_export_there_are_no_pages(world: Database) -> None:
+def test_an_ended_export_has_no_pages(world: Database) -> None:
     begun = call(world, "begin_export", clerk_user_id=ADA, requested_by="person")
     call(world, "end_export", export_id=begun["export_id"], failed=False)
     with pytest.raises(psycopg.DatabaseError) as refused:
@@ -266,13 +266,13 @@ def test_of_an_ended_export_there_are_no_pages(world: Database) -> None:
     assert refused.value.sqlstate == "PT404"
 
 
-def test_nothing_is_exported_of_a_stranger(database: Database) -> None:
+def test_an_export_of_an_unknown_person_is_refused(database: Database) -> None:
     with pytest.raises(psycopg.DatabaseError) as refused:
         call(database, "begin_export", clerk_user_id="user_nobody", requested_by="person")
     assert refused.value.sqlstate == "PT404"
 
 
-def test_an_address_that_two_accounts_have_finds_nobody(world: Database) -> None:
+def test_an_address_of_two_accounts_identifies_neither(world: Database) -> None:
     world.execute("update public.profiles set email = %s where clerk_user_id = %s", ADA_EMAILS[1], CLEO)
     assert ADA_EMAILS[1] not in world.value("select (app.find_person(%s)).emails", ADA)
 
@@ -280,7 +280,7 @@ def test_an_address_that_two_accounts_have_finds_nobody(world: Database) -> None
 # --- retention
 
 
-def test_retention_purges_what_the_registry_says(world: Database) -> None:
+def test_retention_deletes_the_rows_that_have_expired_by_the_registry(world: Database) -> None:
     before = dict(world.rows("select outcome, count(*) from app.webhook_events group by outcome"))
     world.execute(
         "update app.webhook_events set applied_at = applied_at - interval '31 days' where outcome <> 'failed'"
@@ -294,18 +294,18 @@ def test_retention_purges_what_the_registry_says(world: Database) -> None:
     assert report["done"]
     applied = sum(count for outcome, count in before.items() if outcome != "failed")
     assert report["purged"] == {"app.webhook_events": applied, "app.exports": 1, "public.organization_invitations": 1}
-    # A message that could not be applied is not lost.
+    # Failed events are kept.
     assert world.value("select count(*) from app.webhook_events") == before["failed"] == 2
 
 
-def test_an_invitation_that_lapsed_is_forgotten_in_what_clerk_told_too(world: Database) -> None:
+def test_retention_deletes_expired_invitations_from_the_clerk_records(world: Database) -> None:
     world.execute(
         """update app.clerk_records set fields = fields || '{"expires_at": 1500000000000}' where kind = 'invitation' and fields ->> 'email' like 'ben%%'"""
     )
     assert call(world, "run_retention")["purged"] == {"app.clerk_records": 1}
 
 
-def test_a_deleted_organization_goes_with_all_its_rows_after_its_grace_period(world: Database) -> None:
+def test_a_deleted_organization_is_purged_with_all_its_rows_after_its_grace_period(world: Database) -> None:
     acme = str(world.value("select id from public.organizations where name = 'Acme'"))
     everywhere = scan(world, acme, "org_acme")
     assert {"public.specimens", "public.organization_memberships", "app.clerk_records"} <= everywhere.keys()
@@ -314,14 +314,14 @@ def test_a_deleted_organization_goes_with_all_its_rows_after_its_grace_period(wo
     world.execute("update public.organizations set deleted_at = now() - interval '31 days' where id = %s", acme)
     entries = world.value("select count(*) from public.audit_logs")
     assert call(world, "run_retention")["purged"].keys() == {"public.organizations"}
-    # What was done there stays on record, and one entry says that it was purged; messages have their own 30 days.
-    left = scan(world, acme, "org_acme").keys()
-    assert left <= {"public.audit_logs", "app.webhook_events", "realtime.messages"}
+    # Audit entries stay, and one records the purge. Clerk events have their own retention of 30 days.
+    remaining = scan(world, acme, "org_acme").keys()
+    assert remaining <= {"public.audit_logs", "app.webhook_events", "realtime.messages"}
     assert world.value("select count(*) from public.audit_logs") == entries + 1
     assert world.value("select count(*) from public.specimens where title = 'Hers in Globex'") == 1
 
 
-def test_a_large_organization_goes_in_batches(world: Database) -> None:
+def test_a_large_organization_is_purged_in_batches(world: Database) -> None:
     acme = world.value("select id from public.organizations where name = 'Acme'")
     world.execute(
         "insert into public.specimens (organization_id, title) select %s, 'Many' from generate_series(1, 2500)", acme
@@ -336,11 +336,11 @@ def test_a_large_organization_goes_in_batches(world: Database) -> None:
 # --- rectification
 
 
-def test_clerk_is_told_of_a_name_that_a_person_changed(world: Database) -> None:
+def test_a_changed_name_is_sent_to_clerk(world: Database) -> None:
     with world.acting("service_role", {"role": "service_role"}):
         [change] = world.value("select public.claim_name_changes()")
         assert (change["clerk_user_id"], change["first_name"], change["last_name"]) == (ADA, "Ada", "Summer")
-        assert world.value("select public.claim_name_changes()") == []  # somebody is at it
+        assert world.value("select public.claim_name_changes()") == []  # claimed already
         world.execute("select public.end_name_change(%s, %s, null, false)", ADA, change["changed_at"])
     assert world.value("select count(*) from app.name_changes") == 0
 
@@ -348,13 +348,15 @@ def test_clerk_is_told_of_a_name_that_a_person_changed(world: Database) -> None:
 @pytest.mark.parametrize(("name", "names"), [
     ("Ada", ("Ada", "")), ("  Ada   de la  Cruz ", ("Ada", "de la  Cruz")), (None, ("", "")),
 ])  # fmt: skip
-def test_a_name_is_what_comes_first_and_the_rest(world: Database, name: str | None, names: tuple[str, str]) -> None:
+def test_a_name_is_split_into_its_first_word_and_the_rest(
+    world: Database, name: str | None, names: tuple[str, str]
+) -> None:
     people.act(world, ADA, "update public.profiles set full_name = %s", name)
     [change] = call(world, "claim_name_changes")
     assert (change["first_name"], change["last_name"]) == names
 
 
-def test_what_clerk_itself_changed_is_not_sent_back(world: Database) -> None:
+def test_a_name_that_clerk_changed_is_not_sent_back(world: Database) -> None:
     world.execute("delete from app.name_changes")
     user = people.events.user(BEN, updated_at=people.FAR, first_name="Benjamin")
     world.execute(
@@ -364,14 +366,14 @@ def test_what_clerk_itself_changed_is_not_sent_back(world: Database) -> None:
     assert world.value("select count(*) from app.name_changes") == 0
 
 
-def test_a_newer_change_outlives_the_answer_to_the_one_before(world: Database) -> None:
+def test_ending_an_older_name_change_keeps_a_newer_one(world: Database) -> None:
     [change] = call(world, "claim_name_changes")
     world.execute("update app.name_changes set changed_at = changed_at + interval '1 second'")
     call(world, "end_name_change", clerk_user_id=ADA, changed_at=change["changed_at"], error=None, is_final=False)
     assert world.value("select count(*) from app.name_changes") == 1
 
 
-def test_what_clerk_refuses_is_not_sent_again_and_shows(world: Database) -> None:
+def test_a_name_that_clerk_refuses_is_listed_and_not_sent_again(world: Database) -> None:
     [change] = call(world, "claim_name_changes")
     call(
         world,

@@ -1,4 +1,4 @@
-"""What the product broadcasts: which rows, which columns, on which topic; and who may listen, send and be present."""
+"""Broadcasts: which rows and columns are sent on which topic, and who may receive, send and be present."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def tenants(database: Database) -> dict[str, str]:
 
 
 def make_tenants(database: Database) -> dict[str, str]:
-    """Acme with Ada (owner), Cleo (member) and Dee (viewer), and Globex with Eve: their organizations' ids by name."""
+    """Creates Acme with Ada (owner), Cleo (member) and Dee (viewer), and Globex with Eve. Returns ids by name."""
     database.execute(
         "insert into public.organizations (clerk_org_id, name) values ('org_acme', 'Acme'), ('org_globex', 'Globex')"
     )
@@ -44,7 +44,7 @@ def forget(database: Database) -> None:
 
 
 def read_new_messages(database: Database) -> list[Message]:
-    """The messages since forget() or the last call. Those of one transaction have one time: their order is not told."""
+    """The messages since the last call or forget(). Those of one transaction have the same time, so they are sorted."""
     rows = database.rows(
         "select topic, event, payload from realtime.messages where extension = 'broadcast' and private "
         "and id not in (select id from heard) order by event = 'DELETE', event, payload -> 'record' ->> 'title'"
@@ -61,10 +61,10 @@ def create(database: Database, organization: str, *titles: str) -> None:
     )
 
 
-# --- what is sent
+# --- sending
 
 
-def test_a_new_row_is_told_with_its_readable_columns_on_its_organizations_topic(
+def test_an_insert_broadcasts_the_readable_columns_on_the_topic_of_the_organization(
     database: Database, tenants: dict[str, str]
 ) -> None:
     create(database, tenants["Acme"], "Apollo")
@@ -78,7 +78,7 @@ def test_a_new_row_is_told_with_its_readable_columns_on_its_organizations_topic(
     ]
 
 
-def test_columns_that_people_may_not_select_are_never_sent(database: Database, tenants: dict[str, str]) -> None:
+def test_columns_that_clients_may_not_select_are_never_sent(database: Database, tenants: dict[str, str]) -> None:
     database.execute("revoke select on public.specimens from authenticated")
     database.execute("grant select (id, title) on public.specimens to authenticated")
     create(database, tenants["Acme"], "Apollo")
@@ -87,7 +87,7 @@ def test_columns_that_people_may_not_select_are_never_sent(database: Database, t
     assert records == [{"id", "title"}, {"id", "title"}]
 
 
-def test_a_deleted_row_is_told_by_its_key_alone(database: Database, tenants: dict[str, str]) -> None:
+def test_a_delete_broadcasts_only_the_primary_key(database: Database, tenants: dict[str, str]) -> None:
     create(database, tenants["Acme"], "Apollo")
     [identifier] = [payload["record"]["id"] for _, _, payload in read_new_messages(database)]
     database.execute("delete from public.specimens")
@@ -106,7 +106,7 @@ def test_a_deleted_row_is_told_by_its_key_alone(database: Database, tenants: dic
     ]
 
 
-def test_an_update_is_told_where_somebody_could_see_it(database: Database, tenants: dict[str, str]) -> None:
+def test_an_update_is_sent_only_if_a_readable_column_changed(database: Database, tenants: dict[str, str]) -> None:
     create(database, tenants["Acme"], "Apollo", "Gemini")
     read_new_messages(database)
     database.execute("update public.specimens set title = title")
@@ -120,21 +120,21 @@ def test_an_update_is_told_where_somebody_could_see_it(database: Database, tenan
     assert read_new_messages(database) == []
 
 
-def test_a_row_that_moves_to_another_tenant_is_deleted_for_the_first(
+def test_moving_a_row_to_another_tenant_is_a_delete_for_the_old_one(
     database: Database, tenants: dict[str, str]
 ) -> None:
     create(database, tenants["Acme"], "Apollo")
     read_new_messages(database)
     database.execute("update public.specimens set organization_id = %s", tenants["Globex"])
-    heard = {(topic, event): payload for topic, event, payload in read_new_messages(database)}
-    assert heard.keys() == {
+    received = {(topic, event): payload for topic, event, payload in read_new_messages(database)}
+    assert received.keys() == {
         (f"org:{tenants['Globex']}:specimens:read", "UPDATE"),
         (f"org:{tenants['Acme']}:specimens:read", "DELETE"),
     }
-    assert heard[f"org:{tenants['Acme']}:specimens:read", "DELETE"]["record"] is None
+    assert received[f"org:{tenants['Acme']}:specimens:read", "DELETE"]["record"] is None
 
 
-def test_one_statement_tells_each_tenant_of_its_own_rows(database: Database, tenants: dict[str, str]) -> None:
+def test_one_statement_sends_each_tenant_its_own_rows(database: Database, tenants: dict[str, str]) -> None:
     database.execute("insert into public.specimens (organization_id, title) select id, name from public.organizations")
     assert {(topic, payload["record"]["title"]) for topic, _, payload in read_new_messages(database)} == {
         (f"org:{identifier}:specimens:read", name) for name, identifier in tenants.items()
@@ -143,20 +143,20 @@ def test_one_statement_tells_each_tenant_of_its_own_rows(database: Database, ten
 
 def test_a_thousand_rows_are_one_insert_of_messages(database: Database, tenants: dict[str, str]) -> None:
     create(database, tenants["Acme"], *(f"Project {number}" for number in range(1000)))
-    # Rows of one statement have one command number.
+    # Rows of one statement have the same command number.
     statements = (
         "select count(distinct (xmin::text, cmin::text)) from realtime.messages where id not in (select id from heard)"
     )
     assert (database.value(statements), len(read_new_messages(database))) == (1, 1000)
 
 
-def test_a_write_through_the_api_is_told_too(database: Database, tenants: dict[str, str]) -> None:
+def test_a_write_through_the_api_is_broadcast(database: Database, tenants: dict[str, str]) -> None:
     with database.acting("authenticated", claims("cleo")):
         create(database, tenants["Acme"], "Apollo")
     assert [event for _, event, _ in read_new_messages(database)] == ["INSERT"]
 
 
-def test_members_and_invitations_are_told_to_who_may_read_members(database: Database, tenants: dict[str, str]) -> None:
+def test_members_and_invitations_are_sent_on_the_members_topic(database: Database, tenants: dict[str, str]) -> None:
     topic = f"org:{tenants['Acme']}:members:read"
     database.execute("update public.organization_memberships set role = 'viewer' where role = 'member'")
     [(where, event, payload)] = read_new_messages(database)
@@ -175,7 +175,7 @@ def test_members_and_invitations_are_told_to_who_may_read_members(database: Data
     ]
 
 
-def test_an_organization_that_is_purged_takes_its_specimens_with_it(
+def test_deleting_an_organization_broadcasts_the_deletion_of_its_rows(
     database: Database, tenants: dict[str, str]
 ) -> None:
     create(database, tenants["Acme"], "Apollo")
@@ -186,7 +186,7 @@ def test_an_organization_that_is_purged_takes_its_specimens_with_it(
     }  # fmt: skip
 
 
-def test_a_broadcast_that_fails_never_fails_the_write(superuser: Database) -> None:
+def test_a_failed_broadcast_does_not_fail_the_write(superuser: Database) -> None:
     tenants = make_tenants(superuser)
     warnings: list[str] = []
     superuser.connection.add_notice_handler(lambda notice: warnings.append(notice.message_primary or ""))
@@ -197,7 +197,7 @@ def test_a_broadcast_that_fails_never_fails_the_write(superuser: Database) -> No
     assert warnings == ["A change of public.specimens was not broadcast (23514)."] * 2
 
 
-def test_a_write_does_not_fail_either_where_there_is_no_role_of_the_api(superuser: Database) -> None:
+def test_a_write_succeeds_if_the_role_authenticated_does_not_exist(superuser: Database) -> None:
     tenants = make_tenants(superuser)
     warnings: list[str] = []
     superuser.connection.add_notice_handler(lambda notice: warnings.append(notice.message_primary or ""))
@@ -207,7 +207,7 @@ def test_a_write_does_not_fail_either_where_there_is_no_role_of_the_api(superuse
     assert warnings == ["A change of public.specimens was not broadcast (42704)."]
 
 
-def test_the_next_table_is_one_line(database: Database, tenants: dict[str, str]) -> None:
+def test_one_call_switches_broadcasts_on_for_another_table(database: Database, tenants: dict[str, str]) -> None:
     database.execute(
         "create table public.probes (number integer, organization_id uuid references public.organizations, total numeric, "
         "primary key (organization_id, number))"
@@ -225,11 +225,11 @@ def test_the_next_table_is_one_line(database: Database, tenants: dict[str, str])
     ]  # fmt: skip
 
 
-# --- who listens, sends, is present
+# --- receiving, sending, presence
 
 
 def may(database: Database, command: str, person: str, topic: str, extension: str = "broadcast", **how: bool) -> bool:
-    """Asks as Realtime does: a message on the topic that the person could read, or one that they could insert."""
+    """Probes the policies as Realtime does: by reading a message on the topic, or by inserting one."""
     probe = "insert into realtime.messages (topic, extension) values (%s, %s)"
     if command == "read":
         database.execute(probe, topic, extension)
@@ -251,7 +251,7 @@ def may(database: Database, command: str, person: str, topic: str, extension: st
 @pytest.mark.parametrize("extension", ["broadcast", "presence"])
 @pytest.mark.parametrize("suffix", [":specimens:read", ":members:read", ":presence"])
 @pytest.mark.parametrize("person", ["ada", "cleo", "dee", "eve", "nobody"])
-def test_members_listen_to_their_own_organization(
+def test_only_members_receive_messages_of_their_organization(
     database: Database, tenants: dict[str, str], person: str, suffix: str, extension: str
 ) -> None:
     assert may(database, "read", person, f"org:{tenants['Acme']}{suffix}", extension) == (
@@ -259,7 +259,7 @@ def test_members_listen_to_their_own_organization(
     )
 
 
-def test_who_lacks_a_permission_does_not_hear_what_needs_it(database: Database, tenants: dict[str, str]) -> None:
+def test_a_member_without_a_permission_does_not_receive_its_topic(database: Database, tenants: dict[str, str]) -> None:
     audit = f"org:{tenants['Acme']}:audit:read"
     assert may(database, "read", "ada", audit)
     assert not may(database, "read", "ada", audit, second_factor=False)
@@ -274,12 +274,12 @@ def test_who_lacks_a_permission_does_not_hear_what_needs_it(database: Database, 
 
 @pytest.mark.parametrize("person", ["ada", "cleo", "dee", "eve"])
 @pytest.mark.parametrize("suffix", ["", ":members:read", ":audit:read", ":presence", ":specimens:read", ":else"])
-def test_nobody_but_the_database_sends(database: Database, tenants: dict[str, str], person: str, suffix: str) -> None:
+def test_clients_cannot_send_broadcasts(database: Database, tenants: dict[str, str], person: str, suffix: str) -> None:
     assert not may(database, "write", person, f"org:{tenants['Acme']}{suffix}")
 
 
 @pytest.mark.parametrize(("person", "present"), [("ada", True), ("dee", True), ("eve", False), ("nobody", False)])
-def test_members_are_present_on_the_presence_topic_only(
+def test_members_can_be_present_on_the_presence_topic_only(
     database: Database, tenants: dict[str, str], person: str, present: bool
 ) -> None:
     assert may(database, "write", person, f"org:{tenants['Acme']}:presence", "presence") == present
@@ -291,13 +291,13 @@ def test_members_are_present_on_the_presence_topic_only(
     "topic",
     ["", "org:", "org::presence", ":presence", "org:null", "org:%", "org:org_acme", "room", "a'b\\", "\ud7ff" * 2000],
 )
-def test_no_topic_makes_a_policy_raise_or_opens(database: Database, tenants: dict[str, str], topic: str) -> None:
+def test_an_odd_topic_is_refused_without_an_error(database: Database, tenants: dict[str, str], topic: str) -> None:
     for command in ("read", "write"):
         for extension in ("broadcast", "presence"):
             assert not may(database, command, "ada", topic, extension)
 
 
-def test_anon_neither_listens_nor_sends(database: Database, tenants: dict[str, str]) -> None:
+def test_anon_neither_receives_nor_sends(database: Database, tenants: dict[str, str]) -> None:
     create(database, tenants["Acme"], "Apollo")
     with database.acting("anon", claims("ada")):
         assert database.value("select count(*) from realtime.messages") == 0
@@ -308,7 +308,7 @@ def test_anon_neither_listens_nor_sends(database: Database, tenants: dict[str, s
         )
 
 
-def test_messages_cannot_be_changed_by_people(database: Database, tenants: dict[str, str]) -> None:
+def test_users_cannot_change_or_delete_messages(database: Database, tenants: dict[str, str]) -> None:
     create(database, tenants["Acme"], "Apollo")
     with database.acting("authenticated", claims("ada")):
         assert database.execute("update realtime.messages set payload = '{}'").rowcount == 0
@@ -320,7 +320,7 @@ def test_messages_cannot_be_changed_by_people(database: Database, tenants: dict[
 
 
 def record_broadcasts(database: Database, definition: str, granted: str, *statements: str) -> list[dict[str, Any]]:
-    """What a table of that shape broadcasts of the statements."""
+    """Creates a table of this shape, runs the statements, and returns the payloads that it broadcast."""
     database.execute(f"create table public.shaped ({definition})")
     database.execute(f"grant select ({granted}) on public.shaped to authenticated")
     database.execute("select app.broadcast('public.shaped', 'specimens:read')")
@@ -336,7 +336,7 @@ def record_broadcasts(database: Database, definition: str, granted: str, *statem
 @pytest.mark.parametrize(
     ("kind", "value"), [("jsonb", '{"secret": "LEAK"}'), ("text", "LEAK"), ("boolean", "true"), ("integer", "5")]
 )
-def test_a_column_of_any_name_neither_leaks_nor_silences(
+def test_no_column_name_leaks_hidden_data_or_prevents_broadcasts(
     database: Database, tenants: dict[str, str], name: str, kind: str, value: str
 ) -> None:
     payloads = record_broadcasts(
@@ -351,7 +351,7 @@ def test_a_column_of_any_name_neither_leaks_nor_silences(
     assert sorted(payload["old_record"]["id"] for payload in payloads if payload["operation"] == "DELETE") == [1, 2]
 
 
-def test_a_deletion_tells_no_included_and_no_hidden_column_of_the_key(
+def test_a_delete_sends_neither_hidden_nor_included_columns_of_the_primary_key(
     database: Database, tenants: dict[str, str]
 ) -> None:
     insert = f"insert into public.shaped values (1, 2, '{tenants['Acme']}', 'LEAK')"
@@ -370,7 +370,7 @@ def test_a_deletion_tells_no_included_and_no_hidden_column_of_the_key(
         ("id integer primary key, organization_id uuid", "invoices:reed", "No role has the permission"),
     ],
 )
-def test_a_table_that_cannot_be_broadcast_is_refused_at_once(
+def test_a_table_that_cannot_be_broadcast_is_refused(
     database: Database, definition: str, permission: str, reason: str
 ) -> None:
     database.execute(f"create table public.shaped ({definition})")
