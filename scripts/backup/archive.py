@@ -1,4 +1,4 @@
-"""A dump on its way: pg_dump → zstd → age → store, and back. In constant memory, and never cut short unnoticed."""
+"""Streams a dump: pg_dump → zstd → age → store, and back. Memory is constant, and a truncated stream is an error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COMPRESSION: dict[int, int] = {
     zstd.CompressionParameter.checksum_flag: 1,
 }
 PIECE_BYTES = 1 << 20
-# Of what was read, at once: a few kilobytes of zeros, compressed, must not fill the memory.
+# The output of one decompression step: a few compressed kilobytes of zeros must not fill the memory.
 MAX_DECOMPRESSED_BYTES = 4 << 20
 
 Key = Any  # pyrage has no types
@@ -33,56 +33,56 @@ Progress = Callable[[int], None]
 
 
 class KeyInvalid(Failure):
-    """Something named as a recipient or an identity is none."""
+    """A recipient or an identity is not an age key."""
 
     exit_code = 2
 
 
-class SealingFailed(Failure):
-    """The encryption went wrong."""
+class EncryptionFailed(Failure):
+    """The encryption failed."""
 
 
 class ArchiveDamaged(Failure):
-    """What the store holds is not what was written, or not for our key."""
+    """The stored bytes differ from those that were written, or are not encrypted for our key."""
 
 
 class Reader(Protocol):
-    """What a stream is read from: nothing means that it has ended, and ended well."""
+    """The source of a stream. An empty read means that it ended without an error."""
 
     def read(self, size: int = -1, /) -> bytes: ...
 
 
 def parse_recipients(keys: Iterable[str]) -> list[Key]:
-    """age's public keys, `age1…`. Raises KeyInvalid."""
+    """Parses age public keys, `age1…`. Raises KeyInvalid."""
     try:
         return [pyrage.x25519.Recipient.from_str(key) for key in keys]
     except pyrage.RecipientError:
         pass
-    raise KeyInvalid("BACKUP_RECIPIENTS must be age's public keys (age1…), separated by commas.")
+    raise KeyInvalid("BACKUP_RECIPIENTS is invalid: set it to age public keys (age1…), separated by commas.")
 
 
 def parse_identities(text: str) -> list[Key]:
-    """The secret keys in a text as age-keygen writes it: one a line, and comments. Raises KeyInvalid."""
+    """Parses the output of age-keygen: one secret key per line, and comments. Raises KeyInvalid."""
     lines = [line.strip() for line in text.splitlines()]
     try:
         return [pyrage.x25519.Identity.from_str(line) for line in lines if line and not line.startswith("#")]
     except pyrage.IdentityError:
         pass
-    raise KeyInvalid("BACKUP_IDENTITY must hold age's secret keys (AGE-SECRET-KEY-1…), as age-keygen writes them.")
+    raise KeyInvalid("The identity is invalid: use age secret keys (AGE-SECRET-KEY-1…) as written by age-keygen.")
 
 
 class CompressingReader:
-    """A program's output, compressed while it is read.
+    """Compresses a program's output while it is read.
 
-    Its end is reached only when the program ended well: whoever took a killed program's silence for the end would
-    store half a dump. `failed(exit code)` makes the error.
+    The stream ends only if the program exited with 0. A killed program also closes its output, and taking that for the
+    end would store half a dump. `make_error(exit code)` makes the error.
     """
 
     def __init__(
         self, program: subprocess.Popen[bytes], make_error: Callable[[int], Exception], progress: Progress
     ) -> None:
         self._program = program
-        self._failed = make_error
+        self._make_error = make_error
         self._progress = progress
         self._compressor = zstd.ZstdCompressor(options=COMPRESSION)
         self._ready = io.BytesIO()
@@ -90,7 +90,7 @@ class CompressingReader:
         self.bytes_read = 0
 
     def read(self, size: int = -1, /) -> bytes:
-        """Up to `size` bytes. Raises what `failed` makes."""
+        """Returns up to `size` bytes. Raises what `make_error` makes."""
         while not (piece := self._ready.read(size)) and not self._has_ended:
             self._ready = io.BytesIO(self._compress_next())
         return piece
@@ -104,13 +104,13 @@ class CompressingReader:
             return self._compressor.compress(raw)
         code = self._program.wait()
         if code != 0 or not self.bytes_read:
-            raise self._failed(code)
+            raise self._make_error(code)
         self._has_ended = True
         return self._compressor.flush()
 
 
 class MeasuringSink:
-    """A sink that knows the size and the SHA-256 of what went through it."""
+    """Passes data on to a sink, and measures its size and SHA-256."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
@@ -128,7 +128,7 @@ class MeasuringSink:
 
 
 class DecompressingSink:
-    """A sink that passes on what a dump was before it was compressed. `finish()` proves that all of it came."""
+    """Decompresses data and passes it on to a sink. `finish()` verifies that the stream was complete."""
 
     def __init__(self, sink: Sink, progress: Progress) -> None:
         self._sink = sink
@@ -140,11 +140,11 @@ class DecompressingSink:
         given = piece
         while given or not (self._decompressor.needs_input or self._decompressor.eof):
             if self._decompressor.eof:
-                raise ArchiveDamaged("Something follows the end of the dump.")
+                raise ArchiveDamaged("The dump has extra bytes after its end. Restore another backup.")
             try:
                 raw = self._decompressor.decompress(given, MAX_DECOMPRESSED_BYTES)
             except zstd.ZstdError:
-                raise ArchiveDamaged("The dump cannot be decompressed.") from None
+                raise ArchiveDamaged("The dump cannot be decompressed. Restore another backup.") from None
             given = b""
             if raw:
                 self._sink.write(raw)
@@ -153,30 +153,30 @@ class DecompressingSink:
         return len(piece)
 
     def finish(self) -> None:
-        """Raises ArchiveDamaged when the end is missing."""
+        """Raises ArchiveDamaged if the end of the dump is missing."""
         if not self._decompressor.eof or self._decompressor.unused_data:
-            raise ArchiveDamaged("The dump does not end where it should.")
+            raise ArchiveDamaged("The dump is truncated. Restore another backup.")
 
 
-def seal(reader: Reader, sink: Sink, keys: list[Key]) -> None:
-    """Everything of `reader` into `sink`: encrypted for each of the keys, or as it is for none.
+def encrypt(reader: Reader, sink: Sink, keys: list[Key]) -> None:
+    """Copies `reader` to `sink`, encrypted for each of the keys. Without keys, copies it unencrypted.
 
-    Raises what the two raise, and SealingFailed.
+    Raises EncryptionFailed and the errors of `reader` and `sink`.
     """
     if not keys:
         for piece in iter(lambda: reader.read(PIECE_BYTES), b""):
             sink.write(piece)
         return
-    _pipe(pyrage.encrypt_io, reader, sink, keys, lambda error: SealingFailed(f"The encryption failed: {error}."))
+    _pipe(pyrage.encrypt_io, reader, sink, keys, lambda error: EncryptionFailed(f"The encryption failed: {error}."))
 
 
-def unseal(reader: Reader, sink: Sink, keys: list[Key], *, is_sealed: bool) -> None:
-    """The other way round. What was written to `sink` counts only once this has returned.
+def decrypt(reader: Reader, sink: Sink, keys: list[Key], *, is_encrypted: bool) -> None:
+    """Decrypts `reader` into `sink`. Use what `sink` received only after this has returned.
 
-    Raises what the two raise, and ArchiveDamaged.
+    Raises ArchiveDamaged and the errors of `reader` and `sink`.
     """
-    if not is_sealed:
-        seal(reader, sink, [])
+    if not is_encrypted:
+        encrypt(reader, sink, [])
         return
     _pipe(pyrage.decrypt_io, reader, sink, keys, lambda error: ArchiveDamaged(_describe_decryption_error(error)))
 
@@ -188,7 +188,7 @@ def _pipe(
     keys: list[Key],
     make_error: Callable[[BaseException], Failure],
 ) -> None:
-    """Raises what the reader or the sink raised; otherwise `failed` makes the error."""
+    """Runs an age operation. Raises the error of the reader or the sink, otherwise what `make_error` makes."""
     source, target = _ErrorRecorder(reader), _ErrorRecorder(sink)
     try:
         program(source, target, keys)
@@ -201,12 +201,12 @@ def _pipe(
 
 def _describe_decryption_error(error: BaseException) -> str:
     if "No matching keys" in str(error):
-        return "The dump is not encrypted for this key: give the secret key of one of its recipients (BACKUP_IDENTITY)."
-    return "The dump cannot be decrypted: it is not what was written."
+        return "The dump is not encrypted for this key. Pass the secret key of one of its recipients (BACKUP_IDENTITY)."
+    return "The dump cannot be decrypted: it was changed after it was written. Restore another backup."
 
 
 class _ErrorRecorder:
-    """A reader or a sink whose error is kept: pyrage hands on only its text."""
+    """Wraps a reader or a sink and keeps its exception: pyrage only passes on the text."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
@@ -219,7 +219,7 @@ class _ErrorRecorder:
         return int(self._record_error(lambda: self._inner.write(piece)))
 
     def flush(self) -> None:
-        """pyrage asks for it."""
+        """Required by pyrage."""
 
     def _record_error(self, act: Callable[[], Any]) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""What becomes of backups, in public.backup_logs: written through the Data API, as everything of the service is."""
+"""Records backups and drills in public.backup_logs, through the Data API like the service."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from scripts.backup.manifest import Manifest
 from scripts.schema import database
 from service.data_api import CallFailed, DataApi
 
-# A database that was just restarted answers again within so long.
+# A restarted database accepts connections again within this time.
 RETRY_SECONDS = 30.0
 PAUSE_SECONDS = 1.0
 
 
 class BackupLog:
-    """Of one database. What cannot be recorded is said, and stops nothing: the store knows what there is."""
+    """The log of one database. A failed write is only reported: the store is the source of truth."""
 
     def __init__(self, data_api: DataApi | None) -> None:
         self._data_api = data_api
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> BackupLog:
-        """By SUPABASE_URL and SUPABASE_SECRET_KEY."""
+        """Connects with SUPABASE_URL and SUPABASE_SECRET_KEY."""
         url, key = environment.get("SUPABASE_URL"), environment.get("SUPABASE_SECRET_KEY")
         if url and key:
             return cls(DataApi(url.rstrip("/"), key))
-        database.echo_err("SUPABASE_URL and SUPABASE_SECRET_KEY are not set: public.backup_logs will not know of this.")
+        database.echo_err("Not recorded in public.backup_logs: set SUPABASE_URL and SUPABASE_SECRET_KEY to record it.")
         return cls(None)
 
     def begin(self, backup_id: str, filename: str, backup_type: str) -> None:
-        """Marks what a crash left as interrupted, and this one as started."""
+        """Records this backup as started, and those left by a crash as interrupted."""
         self._call("begin_backup", {"id": backup_id, "filename": filename, "backup_type": backup_type}, retry_seconds=0)
 
     def complete(self, manifest: Manifest) -> None:
@@ -63,5 +63,5 @@ class BackupLog:
                 if time.monotonic() < deadline:
                     time.sleep(PAUSE_SECONDS)
                     continue
-                database.echo_err(f"public.backup_logs does not know of this: {failure}.")
+                database.echo_err(f"Could not record this in public.backup_logs: {failure}.")
             return

@@ -1,4 +1,4 @@
-"""What proves a restored database: everything that a weaker check would take for granted."""
+"""Checks that a restored database equals the one that was backed up, and that tenants are still isolated."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scripts.errors import Failure
 from scripts.schema.database import Connection
 
 MAX_REASONS = 3
-# People of real tenants as whom a drill looks at others' rows.
+# A drill queries the data as this many members of real tenants.
 MAX_PEOPLE = 20
 STEP_SECONDS = 0.05
 MAX_WAITS = 100
@@ -30,7 +30,7 @@ FUNCTIONS = """
     where p.pronamespace::regnamespace::text = any(%(schemas)s) and p.prokind <> 'a' and l.lanvalidator <> 0
     order by 1
 """
-# Where a row belongs to an organization, by which column, and people may read some of them.
+# The tables whose rows belong to an organization and that members may read, with the column that names it.
 TENANT_TABLES = """
     select c.oid::regclass::text, a.attname::text
     from pg_class as c
@@ -40,7 +40,7 @@ TENANT_TABLES = """
         and has_column_privilege('authenticated', c.oid, a.attnum, 'select')
     order by 1
 """
-# Two tenants with somebody in each; gone again when the transaction is rolled back.
+# Two tenants with one member each. The transaction is rolled back.
 CREATE_TEST_TENANTS = """
     with organization as (
         insert into public.organizations (clerk_org_id, name) values ('org_drill', 'One'), ('org_drill_two', 'Two')
@@ -58,7 +58,7 @@ CREATE_TEST_TENANTS = """
 
 @dataclass(frozen=True)
 class Check:
-    """What was compared, whether it is as it should be, and in words what was found."""
+    """The result of one check; `detail` describes what was found."""
 
     name: str
     passed: bool
@@ -67,14 +67,14 @@ class Check:
 
 
 class CheckFailed(Failure):
-    """A restored database is not what was backed up."""
+    """A restored database differs from the one that was backed up."""
 
 
 CheckResult = tuple[bool, str]
 
 
 def compare_with_manifest(connection: Connection, manifest: Manifest) -> Iterator[Check]:
-    """The database just restored, before anything changed it, with what was backed up."""
+    """Compares a database with the manifest. Call it right after the restore, before anything changes the data."""
     yield run_check("row counts", lambda: _compare_rows(connection, manifest))
     yield run_check("structure", lambda: _compare_structure(connection, manifest))
     yield run_check("functions", lambda: _validate_functions(connection))
@@ -82,20 +82,20 @@ def compare_with_manifest(connection: Connection, manifest: Manifest) -> Iterato
 
 
 def replay_erasures(connection: Connection, ledger: Callable[[], list[dict[str, Any]]]) -> Check:
-    """Erases whoever the backup brought back, by the ledger beside the backups."""
+    """Repeats the erasures in the ledger, because the backup may contain people who were erased since."""
     return run_check("erasures replayed", lambda: _replay_ledger(connection, ledger()))
 
 
 def check_tenant_isolation(connection: Connection) -> Check:
-    """Tries as people to read what is not theirs. Everything is rolled back."""
+    """Tries to read other tenants' rows as members of several tenants. Rolls everything back."""
     return run_check("other tenants denied", lambda: _read_as_people(connection))
 
 
-def run_check(name: str, ask: Callable[[], CheckResult]) -> Check:
-    """What came of a question; an error is a check that failed."""
+def run_check(name: str, compare: Callable[[], CheckResult]) -> Check:
+    """Runs and times a comparison. A check that raises an error has failed."""
     began = time.monotonic()
     try:
-        passed, detail = ask()
+        passed, detail = compare()
     except psycopg.Error as error:
         passed, detail = False, f"{type(error).__name__} {error.sqlstate}"
     except Failure as failure:
@@ -106,40 +106,38 @@ def run_check(name: str, ask: Callable[[], CheckResult]) -> Check:
 def _compare_rows(connection: Connection, manifest: Manifest) -> CheckResult:
     found = snapshot.count_rows(connection)
     wrong = [
-        f"{table} has {found.get(table, 0):,} rows and not {manifest.rows.get(table, 0):,}"
+        f"{table} has {found.get(table, 0):,} rows instead of {manifest.rows.get(table, 0):,}"
         for table in sorted(found.keys() | manifest.rows.keys())
         if found.get(table) != manifest.rows.get(table)
     ]
     total = sum(manifest.rows.values())
-    return not wrong, join_reasons(wrong) or f"{total:,} rows in {len(manifest.rows)} tables, each as counted"
+    return not wrong, join_reasons(wrong) or f"{total:,} rows in {len(manifest.rows)} tables, as backed up"
 
 
 def _compare_structure(connection: Connection, manifest: Manifest) -> CheckResult:
     found = snapshot.describe_structure(connection)
     wrong: list[str] = []
     for kind in sorted(found.keys() | manifest.structure.keys()):
-        is_there, should_be = found.get(kind, {}), manifest.structure.get(kind, {})
-        wrong += [f"{kind} {name} is missing" for name in sorted(should_be.keys() - is_there.keys())]
-        wrong += [f"{kind} {name} is new" for name in sorted(is_there.keys() - should_be.keys())]
-        both = sorted(is_there.keys() & should_be.keys())
-        wrong += [f"{kind} {name} differs" for name in both if is_there[name] != should_be[name]]
+        actual, expected = found.get(kind, {}), manifest.structure.get(kind, {})
+        wrong += [f"{kind} {name} is missing" for name in sorted(expected.keys() - actual.keys())]
+        wrong += [f"{kind} {name} is new" for name in sorted(actual.keys() - expected.keys())]
+        both = sorted(actual.keys() & expected.keys())
+        wrong += [f"{kind} {name} differs" for name in both if actual[name] != expected[name]]
     migration = snapshot.find_newest_migration(connection)
     if migration != manifest.migration:
-        wrong.append(f"the migration is {migration} and not {manifest.migration}")
+        wrong.append(f"the migration is {migration} instead of {manifest.migration}")
     objects = sum(len(names) for names in manifest.structure.values())
-    return not wrong, join_reasons(
-        wrong
-    ) or f"{objects:,} objects of {len(manifest.structure)} kinds, each as described"
+    return not wrong, join_reasons(wrong) or f"{objects:,} objects of {len(manifest.structure)} kinds, as backed up"
 
 
 def _validate_functions(connection: Connection) -> CheckResult:
-    """A restore switches the checks of functions off: each is asked now whether it can still be understood."""
+    """Runs each language's validator on its functions: a restore turns check_function_bodies off."""
     wrong = []
     functions = connection.execute(FUNCTIONS, {"schemas": list(SCHEMAS)}).fetchall()
-    for name, question in functions:
+    for name, validation in functions:
         try:
             with connection.transaction():
-                connection.execute(question.encode())
+                connection.execute(validation.encode())
         except psycopg.Error as error:
             wrong.append(f"{name}: {error.diag.message_primary}")
     return not wrong, join_reasons(wrong) or f"{len(functions)} functions are valid"
@@ -148,18 +146,21 @@ def _validate_functions(connection: Connection) -> CheckResult:
 def _compare_seal(connection: Connection, manifest: Manifest) -> CheckResult:
     seal = snapshot.find_last_seal(connection)
     if seal != manifest.audit_seal:
-        return False, "The last seal of the audit trail is not the one that was backed up"
-    return True, f"seal {seal.sequence} is the last, as backed up" if seal else "the audit trail was not sealed"
+        return False, "the last seal of the audit trail is not the one that was backed up"
+    return True, f"the last seal is {seal.sequence}, as backed up" if seal else "the audit trail has no seal yet"
 
 
 def _replay_ledger(connection: Connection, ledger: list[dict[str, Any]]) -> CheckResult:
     if connection.execute("select to_regproc('app.replay_erasures')").fetchone() == (None,):
-        return not ledger, f"{len(ledger):,} in the ledger, and the backup is older than erasures: migrate, then replay"
+        return not ledger, (
+            f"entries in the ledger: {len(ledger):,}; this backup predates erasures: run `ballast migrate up`,"
+            " then `ballast person replay`"
+        )
     returned = connection.execute("select app.replay_erasures(%s)", [Jsonb(ledger)]).fetchall()
     unfinished = [receipt for (receipt,) in returned if not _finish_erasure(connection, receipt)]
     if unfinished:
-        return False, f"{len(unfinished):,} of {len(returned):,} are not erased yet: run `ballast person resume`"
-    return True, f"{len(ledger):,} in the ledger, {len(returned):,} of them were back, and are erased"
+        return False, f"{len(unfinished):,} of {len(returned):,} erasures are unfinished: run `ballast person resume`"
+    return True, f"entries in the ledger: {len(ledger):,}; people in the backup, erased again: {len(returned):,}"
 
 
 def _finish_erasure(connection: Connection, receipt: str) -> bool:
@@ -169,7 +170,7 @@ def _finish_erasure(connection: Connection, receipt: str) -> bool:
         before, [[step]] = step, connection.execute("select public.continue_erasure(%s)", [receipt]).fetchall()
         if step["state"] != "running":  # type: ignore[index]
             return True
-        if step == before:  # others' transactions still run
+        if step == before:  # other transactions are still running
             waits += 1
             time.sleep(STEP_SECONDS)
     return False
@@ -205,11 +206,11 @@ def _read_as_people(connection: Connection) -> CheckResult:
                 own, others = own + mine, others + theirs
             connection.execute("reset role")
     if others or not own:
-        return False, f"as {len(people)} people: {own:,} rows of their own tenants, {others:,} of others"
-    return True, f"{len(people)} people saw {own:,} rows of their own tenants and none of others"
+        return False, f"{len(people)} people saw {own:,} rows of their own tenants and {others:,} of other tenants"
+    return True, f"{len(people)} people saw {own:,} rows of their own tenants and none of other tenants"
 
 
 def join_reasons(wrong: list[str]) -> str:
-    """The first few of what is wrong, and how many more there are; empty when nothing is."""
+    """Lists the first few problems and the number of others. Returns an empty text if there are none."""
     rest = f", and {len(wrong) - MAX_REASONS:,} more" if len(wrong) > MAX_REASONS else ""
     return "; ".join(wrong[:MAX_REASONS]) + rest

@@ -1,4 +1,4 @@
-"""Sentry's cron monitors: they raise an alarm when a backup or a drill fails, and when none comes at all."""
+"""Sentry cron monitors: they alert when a backup or a drill fails, and when none runs at all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from sentry_sdk.types import MonitorConfig
 
-# As .github/workflows/ schedules them, in minutes.
+# The schedules of .github/workflows/. The margin and the runtime are in minutes.
 MONITORS: Final[dict[str, MonitorConfig]] = {
     "ballast-backup": {
         "schedule": {"type": "crontab", "value": "0 2 * * *"},
@@ -29,15 +29,15 @@ MONITORS: Final[dict[str, MonitorConfig]] = {
 
 @contextmanager
 def report_to_monitor(slug: str) -> Iterator[None]:
-    """Checks in before the block and after it, with ok or, when it raises, error. Nothing without SENTRY_DSN.
+    """Checks in before and after the block; an exception is reported as an error. Does nothing without SENTRY_DSN.
 
-    Nothing but the check-in is sent: no integrations, no tags of this machine, no traceback.
+    Only the check-in is sent: no integrations, no tags of this machine, no traceback.
     """
     dsn = os.environ.get("SENTRY_DSN")
     if not dsn:
         yield
         return
-    import sentry_sdk  # noqa: PLC0415 - a tenth of a second and 10 MB, which most do without
+    import sentry_sdk  # noqa: PLC0415 - takes 0.1 s and 10 MB, and most runs do not need it
     from sentry_sdk.crons import monitor  # noqa: PLC0415
 
     with sentry_sdk.isolation_scope():

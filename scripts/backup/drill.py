@@ -1,4 +1,4 @@
-"""`ballast backup drill`: the proof of a backup. It is restored into a server of its own, and checked."""
+"""`ballast backup drill`: proves a backup by restoring it into a temporary server and checking the result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scripts.errors import Failure
 from scripts.schema import database
 from scripts.scratch.server import scratch_server
 
-# Nothing of it has to survive a power failure.
+# The server does not have to survive a power failure.
 SCRATCH_SETTINGS = {
     "fsync": "off",
     "full_page_writes": "off",
@@ -32,12 +32,12 @@ SCRATCH_SETTINGS = {
 
 
 class DrillFailed(Failure):
-    """The backup could not be restored, or not to what it was made of."""
+    """The backup could not be restored, or the result differs from what was backed up."""
 
 
 @dataclass(frozen=True)
 class Drill:
-    """What a drill found. RTO is how long the whole recovery took, RPO how old the data were when it began."""
+    """The report of a drill. RTO is the duration of the recovery, RPO the age of the data when it began."""
 
     backup: str
     passed: bool
@@ -52,7 +52,7 @@ class Drill:
 
 @contextmanager
 def scratch_target(backup: Backup, bar: Bar) -> Iterator[Target]:
-    """An empty database to restore into, in a server that ends with the block."""
+    """Provides an empty database to restore into, in a server that stops when the block ends."""
     bar.start_stage("Starting")
     with (
         scratch_server(backup.folder, **SCRATCH_SETTINGS) as server,
@@ -62,7 +62,7 @@ def scratch_target(backup: Backup, bar: Bar) -> Iterator[Target]:
 
 
 def run_drill(backup: Backup, bar: Bar) -> Drill:
-    """Restores and checks. What goes wrong is a check that failed."""
+    """Restores and checks a backup. A failed restore is reported as a failed check."""
     began, started_at = time.monotonic(), datetime.now(UTC)
     done: list[Check] = []
     try:

@@ -1,4 +1,4 @@
-"""`ballast backup extract`: one tenant's rows out of a backup, as a script or as CSV, to put back what was lost."""
+"""`ballast backup extract`: writes one tenant's rows from a backup, as a script or as CSV, to put back lost rows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ORGANIZATIONS, PROFILES = "organizations", "profiles"
 OWNER = "organization_id"
 OWNER_ONLY = 0o600
 DATABASE_VARIABLE = '"$DATABASE_URL"'
-# How values are written, so that every server reads the same.
+# Formats of the written values, so that every server reads the same values.
 COPY_SETTINGS = "set client_encoding = 'UTF8'; set datestyle = 'ISO, YMD'; set intervalstyle = 'postgres'"
 PROLOGUE = r"""
 \set ON_ERROR_STOP on
@@ -39,7 +39,7 @@ set local statement_timeout = 0;
 """
 EPILOGUE = b"\ncommit;\n"
 UNSAFE_CHARACTERS = re.compile("[^A-Za-z0-9_-]")
-# A partition's foreign keys and rows are its parent's.
+# Without partitions: their foreign keys and rows are those of the parent table.
 FOREIGN_KEYS = """
     select c.relname::text as table, tn.nspname::text as target_schema, t.relname::text as target,
         array(
@@ -74,22 +74,22 @@ Query = sql.SQL | sql.Composed
 
 
 class OrganizationUnknown(Failure):
-    """The backup holds no such organization."""
+    """The backup does not contain the organization."""
 
 
 class BackupUnsound(Failure):
-    """The backup was restored, but is not what was backed up."""
+    """The backup was restored, but the result differs from what was backed up."""
 
 
 class OutputRefused(Failure):
-    """The extract cannot be written where it was asked for."""
+    """The extract cannot be written to the requested path."""
 
     exit_code = 2
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A foreign key of a table of schema public; `nullable` are those of its columns that may be null."""
+    """A foreign key of a table in schema public; `nullable` lists those of its columns that may be null."""
 
     table: str
     target_schema: str
@@ -99,41 +99,45 @@ class Reference:
     nullable: list[str]
 
     def is_to(self, tables: Collection[str]) -> bool:
-        """Whether its target is one of these tables of schema public."""
+        """Whether its target is one of these tables in schema public."""
         return self.target_schema == "public" and self.target in tables
 
 
 @dataclass(frozen=True)
 class TableGraph:
-    """Which tables an extract has, with the columns that can be written, and how they depend on each other."""
+    """The tables of an extract with their writable columns, and the foreign keys between them."""
 
     columns: dict[str, list[str]]
     references: list[Reference]
 
     @classmethod
     def of(cls, connection: Connection) -> TableGraph:
-        """Of the tenants of a database: the organization, what refers to it, and the people whom that refers to."""
-        everything = connection.cursor(row_factory=class_row(Reference)).execute(FOREIGN_KEYS).fetchall()
-        tables = {ORGANIZATIONS, PROFILES, *(each.table for each in everything if each.is_to({ORGANIZATIONS}))}
+        """Reads a database: organizations, the tables that refer to them, and profiles."""
+        references = connection.cursor(row_factory=class_row(Reference)).execute(FOREIGN_KEYS).fetchall()
+        tables = {ORGANIZATIONS, PROFILES, *(each.table for each in references if each.is_to({ORGANIZATIONS}))}
         columns = dict(connection.execute(COLUMNS, [sorted(tables)]).fetchall())
-        return cls(columns, [each for each in everything if each.table in columns])
+        return cls(columns, [each for each in references if each.table in columns])
 
     def owner(self, table: str) -> Reference:
-        """The foreign key that says whose a row is: organization_id, where there are several."""
+        """The foreign key to the owning organization. Prefers organization_id if there are several."""
         found = [each for each in self.references if each.table == table and each.is_to({ORGANIZATIONS})]
         return min(found, key=lambda each: each.columns != [OWNER])
 
     def groups(self) -> list[list[str]]:
-        """Parents before children; tables that refer to each other in a circle are one group."""
-        above = {table: {table} for table in self.columns}
-        for _ in above:
+        """Orders parents before children. Tables that refer to each other in a cycle form one group.
+
+        For example, if projects refer to organizations, and memberships and profiles refer to each other and to
+        organizations: [organizations], [projects], [memberships, profiles].
+        """
+        ancestors = {table: {table} for table in self.columns}
+        for _ in ancestors:
             for each in self.references:
-                if each.is_to(above):
-                    above[each.table] |= above[each.target]
-        order = sorted(above, key=lambda table: (len(above[table]), sorted(above[table]), table))
+                if each.is_to(ancestors):
+                    ancestors[each.table] |= ancestors[each.target]
+        order = sorted(ancestors, key=lambda table: (len(ancestors[table]), sorted(ancestors[table]), table))
         groups: list[list[str]] = []
         for table in order:
-            if groups and above[groups[-1][0]] == above[table]:
+            if groups and ancestors[groups[-1][0]] == ancestors[table]:
                 groups[-1].append(table)
             else:
                 groups.append([table])
@@ -142,7 +146,7 @@ class TableGraph:
 
 @dataclass(frozen=True)
 class Extract:
-    """What was written: rows by table, in the order in which they are put back."""
+    """The result of an extract: rows by table, in the order in which they are put back."""
 
     backup: str
     organization: str
@@ -152,21 +156,24 @@ class Extract:
 
 
 def write_extract(backup: Backup, organization: str, output: Path, output_format: Format, bar: Bar) -> Extract:
-    """Writes an organization's rows to `output`, whole or not at all. Raises BackupUnsound and OrganizationUnknown."""
+    """Writes an organization's rows to `output`, atomically. Raises BackupUnsound and OrganizationUnknown."""
     with _restore_and_check(backup, bar) as connection:
         rows = Rows.of(connection, organization, bar)
         with _write_atomically(output) as place:
-            WRITERS[output_format](rows, place, f"Of the backup {backup.manifest.name}")
+            WRITERS[output_format](rows, place, f"From the backup {backup.manifest.name}")
         return Extract(backup.manifest.name, rows.organization, output_format, str(output), rows.count())
 
 
 @contextmanager
 def _restore_and_check(backup: Backup, bar: Bar) -> Iterator[Connection]:
-    """The backup in a scratch database, its erasures carried out again. Raises BackupUnsound."""
+    """Restores the backup into a scratch database and repeats later erasures there. Raises BackupUnsound."""
     with scratch_target(backup, bar) as target:
         for check in restore_and_check(backup, target, bar):
             if not check.passed:
-                raise BackupUnsound(f"Nothing was extracted: {check.name} of {backup.manifest.name}: {check.detail}.")
+                raise BackupUnsound(
+                    f"Nothing was extracted: the check {check.name!r} of {backup.manifest.name} failed: {check.detail}."
+                    " Extract from another backup."
+                )
         yield target.connection
 
 
@@ -175,7 +182,7 @@ def _restore_and_check(backup: Backup, bar: Bar) -> Iterator[Connection]:
 
 @dataclass(frozen=True)
 class Rows:
-    """One organization's rows, in temporary tables named by _temporary_table(). Reading them moves the bar."""
+    """One organization's rows, in temporary tables named by _temporary_table()."""
 
     connection: Connection
     organization: str
@@ -184,25 +191,25 @@ class Rows:
 
     @classmethod
     def of(cls, connection: Connection, organization: str, bar: Bar) -> Rows:
-        """By the organization's uuid or its id in Clerk. Raises OrganizationUnknown."""
+        """Finds the organization by its uuid or Clerk id, and collects its rows. Raises OrganizationUnknown."""
         connection.execute(COPY_SETTINGS)
         query = "select id::text from public.organizations where id::text = lower(%(id)s) or clerk_org_id = %(id)s"
         found = connection.execute(query, {"id": organization}).fetchone()
         if found is None:
-            raise OrganizationUnknown(f"The backup has no organization {organization!r}: another one may.")
+            raise OrganizationUnknown(f"The backup has no organization {organization!r}. Try an older or newer backup.")
         shape = TableGraph.of(connection)
         _collect(connection, shape, str(found[0]))
         return cls(connection, str(found[0]), shape, bar)
 
     def count(self) -> dict[str, int]:
-        """By table, in the order in which they are put back."""
+        """Counts rows by table, in the order in which they are put back."""
         query = sql.SQL("select count(*) from {}")
         ordered = [table for group in self.shape.groups() for table in group]
         found = [self.connection.execute(query.format(_temporary_table(table))).fetchall() for table in ordered]
         return {table: rows for table, [[rows]] in zip(ordered, found, strict=True)}
 
     def write(self, table: str, options: LiteralString, file: BinaryIO) -> None:
-        """Copies a table into a file."""
+        """Copies a table into a file, and advances the progress bar."""
         query = sql.SQL("copy {} ({}) to stdout with {}").format(
             _temporary_table(table), _column_list(self.shape.columns[table]), sql.SQL(options)
         )
@@ -215,31 +222,31 @@ class Rows:
 
 
 def _collect(connection: Connection, shape: TableGraph, organization: str) -> None:
-    """The organization, what belongs to it, and whom that names."""
+    """Copies the organization, its rows and the people whom they refer to into temporary tables."""
 
-    def keep(table: str, condition: Query) -> None:
+    def copy(table: str, condition: Query) -> None:
         query = sql.SQL("create temporary table {} as select {} from {} as t where {}")
         connection.execute(
             query.format(_temporary_table(table), _column_list(shape.columns[table], "t"), _public(table), condition)
         )
 
-    keep(ORGANIZATIONS, sql.SQL("t.id = {}").format(organization))
+    copy(ORGANIZATIONS, sql.SQL("t.id = {}").format(organization))
     for table in sorted(shape.columns.keys() - {ORGANIZATIONS, PROFILES}):
         owner = shape.owner(table)
-        keep(table, _is_among(owner.columns, ORGANIZATIONS, owner.target_columns))
-    naming = [each for each in shape.references if each.is_to({PROFILES}) and each.table != PROFILES]
-    named = [_is_among(each.target_columns, each.table, each.columns) for each in naming]
-    keep(PROFILES, sql.SQL(" or ").join(named) if named else sql.SQL("false"))
+        copy(table, _is_among(owner.columns, ORGANIZATIONS, owner.target_columns))
+    to_profiles = [each for each in shape.references if each.is_to({PROFILES}) and each.table != PROFILES]
+    conditions = [_is_among(each.target_columns, each.table, each.columns) for each in to_profiles]
+    copy(PROFILES, sql.SQL(" or ").join(conditions) if conditions else sql.SQL("false"))
     for reference in shape.references:
         if reference.is_to(shape.columns):
             _clear_outside_references(connection, shape, reference)
 
 
 def _clear_outside_references(connection: Connection, shape: TableGraph, reference: Reference) -> None:
-    """Sets to null what refers to rows that are not in the extract, such as another organization's."""
+    """Sets columns to null that refer to rows outside the extract, such as those of another organization."""
     fixed = [] if reference.table in {ORGANIZATIONS, PROFILES} else shape.owner(reference.table).columns
-    forgotten = [name for name in reference.nullable if name not in fixed]
-    if not forgotten:
+    cleared = [name for name in reference.nullable if name not in fixed]
+    if not cleared:
         return
     query = sql.SQL(
         "update {} as t set {} where row({}) is not null and not exists (select from {} as r where ({}) = ({}))"
@@ -247,7 +254,7 @@ def _clear_outside_references(connection: Connection, shape: TableGraph, referen
     connection.execute(
         query.format(
             _temporary_table(reference.table),
-            sql.SQL(", ").join(sql.SQL("{} = null").format(sql.Identifier(name)) for name in forgotten),
+            sql.SQL(", ").join(sql.SQL("{} = null").format(sql.Identifier(name)) for name in cleared),
             _column_list(reference.columns, "t"),
             _temporary_table(reference.target),
             _column_list(reference.target_columns, "r"),
@@ -257,7 +264,7 @@ def _clear_outside_references(connection: Connection, shape: TableGraph, referen
 
 
 def _is_among(columns: list[str], table: str, others: list[str]) -> Query:
-    """Whether a row's columns are those of a row that is in the extract."""
+    """The condition that a row's columns refer to a row in the extract."""
     return sql.SQL("({}) in (select {} from {} as r)").format(
         _column_list(columns, "t"), _column_list(others, "r"), _temporary_table(table)
     )
@@ -299,9 +306,12 @@ WRITERS = {"sql": _write_script, "csv": _write_folder}
 def _write_put_back_script(
     rows: Rows, script: BinaryIO, source: str, command: str, copy: Callable[[str, str], None]
 ) -> None:
-    """The script that puts the rows back; `copy(table, into)` writes a table's rows and how they are read."""
-    what = f"{source}: the organization {rows.organization}. What is missing comes back, and what is there stays."
-    script.write(f"-- {what}\n--   {command}\n{PROLOGUE}".encode())
+    """Writes the script that puts the rows back.
+
+    `copy(table, into)` writes a table's rows, and the statement that loads them.
+    """
+    header = f"{source}: the organization {rows.organization}. Inserts missing rows and changes no existing ones."
+    script.write(f"-- {header}\n--   {command}\n{PROLOGUE}".encode())
     for group in rows.shape.groups():
         for table in group:
             script.write(_create_temporary_table(rows.shape, table))
@@ -315,14 +325,14 @@ def _copy_target(shape: TableGraph, table: str) -> str:
 
 
 def _create_temporary_table(shape: TableGraph, table: str) -> bytes:
-    """A table for the rows as they were written, without constraints."""
+    """A table for the written rows, without constraints."""
     query = sql.SQL("create temporary table {} on commit drop as select {} from {} with no data")
     columns = _column_list(shape.columns[table])
     return f"\n{_as_text(query.format(_temporary_table(table), columns, _public(table)))};\n".encode()
 
 
 def _insert_missing(shape: TableGraph, group: list[str]) -> bytes:
-    """Inserts what is missing, a group in one statement: foreign keys are checked at its end."""
+    """Inserts missing rows. A group is one statement, because foreign keys are checked at the end of a statement."""
     inserts = [_insert_statement(shape, table) for table in group]
     named = [
         f"{_as_text(sql.Identifier(table))} as (\n{insert}\n)" for table, insert in zip(group, inserts, strict=True)
@@ -341,7 +351,7 @@ def _insert_statement(shape: TableGraph, table: str) -> str:
 
 
 def _column_value(shape: TableGraph, table: str, column: str) -> Query:
-    """A column; null, where it refers to what all tenants share and which is no longer there."""
+    """A column, or null if it refers to a row outside the extract that has been deleted since."""
     conditions = [
         sql.SQL("({} or exists (select from {} as r where ({}) = ({})))").format(
             sql.SQL(" or ").join(sql.SQL("{} is null").format(sql.Identifier("t", name)) for name in each.columns),
@@ -359,7 +369,7 @@ def _column_value(shape: TableGraph, table: str, column: str) -> Query:
 
 
 def _temporary_table(table: str) -> sql.Identifier:
-    """The temporary table: not of the same name, which functions without a search path would mistake for theirs."""
+    """The temporary table. Its name differs: functions without a search path would use it instead of the real table."""
     return sql.Identifier("pg_temp", f"extract_{table}")
 
 
@@ -376,20 +386,20 @@ def _as_text(query: sql.Composable) -> str:
     return query.as_string()
 
 
-# --- where it is written to ---
+# --- the output path ---
 
 
 def require_free(output: Path) -> None:
-    """Before the work, which takes a while."""
+    """Raises OutputRefused if `output` cannot be created. Call it first: an extract takes a while."""
     if output.exists():
-        raise OutputRefused(f"{output} is there already: name a path that does not exist.")
+        raise OutputRefused(f"{output} already exists: choose a path that does not exist.")
     if not output.parent.is_dir():
-        raise OutputRefused(f"The folder {output.parent} does not exist.")
+        raise OutputRefused(f"The folder {output.parent} does not exist: create it or choose another path.")
 
 
 @contextmanager
 def _write_atomically(output: Path) -> Iterator[Path]:
-    """A path that becomes `output` once the block ends well, and otherwise leaves nothing."""
+    """Provides a temporary path that is renamed to `output` if the block succeeds, and is removed otherwise."""
     try:
         with tempfile.TemporaryDirectory(prefix=".extract-", dir=output.parent) as folder:
             place = Path(folder) / output.name
@@ -401,7 +411,7 @@ def _write_atomically(output: Path) -> Iterator[Path]:
 
 @contextmanager
 def _open_private(place: Path) -> Iterator[BinaryIO]:
-    """A new file that only its owner may read, and that is on the disk when the block ends."""
+    """Opens a new file that only its owner may read, and syncs it to disk when the block ends."""
     place.touch(mode=OWNER_ONLY, exist_ok=False)
     with place.open("wb") as file:
         yield file

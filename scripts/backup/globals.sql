@@ -1,6 +1,7 @@
--- What a dump of our schemas leaves out, as (kind, text): each `role` that it names, and statements. Those of `before` come before the
--- dump and make roles and extensions; those of `after` the policies by our functions on tables of others, who publishes our tables,
--- and what new objects grant. Each may be run where it was run before.
+-- Lists what a dump of our schemas omits, as (kind, text). Kind `role` is the name of a role that the dump refers to.
+-- Statements of kind `before` run before the dump is restored: they create roles and extensions, and revoke default privileges.
+-- Statements of kind `after` run after it: policies on others' tables that call our functions, publications of our tables, and default
+-- privileges. Every statement can be repeated.
 with ours as (
   select oid from pg_namespace where nspname = any(%(schemas)s)
 ), relation as (
@@ -34,7 +35,7 @@ with ours as (
     join routine on routine.oid = d.refobjid and d.refclassid = 'pg_proc'::regclass
     where d.classid = 'pg_policy'::regclass and d.objid = p.oid
   )
-), standing as ( -- default privileges of whoever makes our objects, which hold in every schema
+), standing as ( -- default privileges of the roles that own our objects, which apply in every schema
   select d.defaclrole, d.defaclobjtype as kind, d.defaclacl as now, acldefault(
       case d.defaclobjtype when 'S' then 's' else d.defaclobjtype end, d.defaclrole
     ) as at_first
@@ -58,7 +59,7 @@ with ours as (
   select 3, 'before', format('create extension if not exists %%I schema %%I', e.extname, n.nspname)
   from pg_extension as e
   join pg_namespace as n on n.oid = e.extnamespace
-  where e.extname <> 'plpgsql' and exists ( -- what our objects use
+  where e.extname <> 'plpgsql' and exists ( -- only extensions that our objects use
     select
     from pg_depend as d
     join pg_depend as member on member.classid = d.refclassid and member.objid = d.refobjid and member.deptype = 'e'
@@ -71,8 +72,8 @@ with ours as (
     )
   )
   union all
-  -- A dump says of a grant only how it differs from PostgreSQL's own defaults. A new Supabase project has others: it would give
-  -- every restored table of public to anon.
+  -- A dump stores grants as differences from PostgreSQL's own defaults. A new Supabase project has other defaults, which would grant
+  -- anon access to every restored table of public. So revoke them first.
   select 4, 'before', $text$
 do $do$
 declare
@@ -106,7 +107,7 @@ begin
 end;
 $do$$text$
   union all
-  -- A table of Supabase's may not be there yet: a restored database without its policies is told by the drill's check.
+  -- A Supabase table may not exist yet. If a restored database lacks its policies, the check of the structure reports it.
   select 5, 'after', format(
       'do $do$ begin if to_regclass(%%L) is not null then execute %%L; execute %%L; end if; end $do$', of, 'drop policy if exists ' || name,
       concat_ws(

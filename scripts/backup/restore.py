@@ -1,4 +1,4 @@
-"""`ballast backup restore`: a backup into an empty database or a Supabase project, and the proof that all is there."""
+"""`ballast backup restore`: restores a backup into an empty database or a Supabase project, and checks the result."""
 
 from __future__ import annotations
 
@@ -23,33 +23,35 @@ SUPABASE_USER = re.compile(r"postgres\.([a-z0-9]+)")
 
 
 class IdentityUnknown(Failure):
-    """Nobody says with which key the backup is opened."""
+    """The backup is encrypted, and no identity was given."""
 
     exit_code = 2
 
 
 class TargetOccupied(Failure):
-    """Something is there already, and it is not to be replaced."""
+    """The target already has our objects, and --replace was not given."""
 
 
 class ProjectMistyped(Failure):
-    """What was typed is not the name of the project whose data would go."""
+    """The typed name is not that of the project whose data would be dropped."""
 
     exit_code = 2
 
 
 def open_backup(store: BackupStore, wanted: str, keys: list[Key], folder: Path) -> Backup:
-    """The backup that is wanted. Raises BackupUnknown, ManifestInvalid, and IdentityUnknown when it needs a key."""
+    """Finds a backup. Raises BackupUnknown, ManifestInvalid, and IdentityUnknown if it needs a key."""
     manifest = store.manifest(store.find(wanted))
-    if manifest.is_sealed and not keys:
-        raise IdentityUnknown("Which key opens it? Pass --identity FILE, or set BACKUP_IDENTITY to its text.")
+    if manifest.is_encrypted and not keys:
+        raise IdentityUnknown(
+            "The backup is encrypted: pass --identity FILE, or set BACKUP_IDENTITY to the text of the key."
+        )
     return Backup(store, manifest, keys, folder)
 
 
 def restore_and_check(backup: Backup, target: Target, bar: Bar) -> Iterator[Check]:
-    """Restores, and yields each check. Raises a Failure, and then the target is as it was."""
-    sealed = backup.fetch_dump(bar)
-    restore_engine.restore(backup, sealed, target, bar)
+    """Restores a backup and yields the result of each check. If the restore raises, the target is unchanged."""
+    dump = backup.fetch_dump(bar)
+    restore_engine.restore(backup, dump, target, bar)
     bar.start_stage("Analyzing")
     restore_engine.analyze(target.connection)
     bar.start_stage("Checking")
@@ -58,7 +60,7 @@ def restore_and_check(backup: Backup, target: Target, bar: Bar) -> Iterator[Chec
 
 
 def read_ledger(store: BackupStore) -> list[dict[str, Any]]:
-    """Raises CheckFailed: an unreadable ledger must not pass for an empty one."""
+    """Reads the ledger of erasures. Raises CheckFailed: an unreadable ledger must not count as an empty one."""
     try:
         return list(LedgerStore(store.url).entries())
     except LedgerUnavailable as failure:
@@ -66,15 +68,17 @@ def read_ledger(store: BackupStore) -> list[dict[str, Any]]:
 
 
 def read_keys(environment: dict[str, str], identity: Path | None) -> list[Key]:
-    """Raises KeyInvalid."""
+    """Reads the secret keys from a file or BACKUP_IDENTITY. Raises KeyInvalid."""
     return archive.parse_identities(identity.read_text() if identity else environment.get("BACKUP_IDENTITY", ""))
 
 
 def may_replace(connection: Connection, typed: str | None) -> bool:
-    """Whether there is something to drop, and it was asked for. Raises TargetOccupied and ProjectMistyped."""
+    """Whether the target's objects may be dropped. Raises TargetOccupied and ProjectMistyped."""
     project = find_project(connection)
     if typed is not None and typed != project:
-        raise ProjectMistyped(f"That database belongs to the project {project!r}: type its name after --replace.")
+        raise ProjectMistyped(
+            f"Nothing was restored: --to names the project {project!r}. Type that name after --replace."
+        )
     [[tables, rows]] = connection.execute(
         """
         select count(*), coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint
@@ -86,14 +90,14 @@ def may_replace(connection: Connection, typed: str | None) -> bool:
     ).fetchall()
     if tables and typed is None:
         raise TargetOccupied(
-            f"The project {project!r} has {tables:,} tables and views of ours, with about {rows:,} rows."
-            f" Restore into an empty database, or drop all that with --replace {project}."
+            f"The project {project!r} already has {tables:,} Ballast tables and views with about {rows:,} rows."
+            f" Restore into an empty database, or drop them with --replace {project}."
         )
     return typed is not None
 
 
 def find_project(connection: Connection) -> str:
-    """A Supabase project's reference, and elsewhere the database's name."""
+    """The reference of a Supabase project. For other servers, the name of the database."""
     info = connection.info
     found = SUPABASE_HOST.fullmatch(info.host) or SUPABASE_USER.fullmatch(info.user)
     return found[1] if found else info.dbname

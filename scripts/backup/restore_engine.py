@@ -1,4 +1,4 @@
-"""A backup back into a database: proven to be what was written, then all of it in one transaction, or nothing."""
+"""Loads a backup into a database: verifies its files, then restores everything in one transaction."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from scripts.schema.database import Connection
 
 DROP_EXISTING = Path(__file__).with_name("drop_existing.sql")
 HEADER_BYTES = 4096
-# psql runs commands of its own, also the shell's, wherever a script names one: between these it does not. pg_restore
-# says the same around what it writes, since it is known what names in a dump could do there (CVE-2025-8714).
+# A script may contain psql commands, which can run shell commands. Between these lines psql refuses them. pg_restore
+# writes the same lines around its output since CVE-2025-8714, in which object names in a dump ran such commands.
 RESTRICTED_SCRIPT = "\\restrict {token}\n{script}\n\\unrestrict {token}\n"
 RESTRICT_COMMAND = re.compile(rb"^\\restrict ", re.MULTILINE)
-# pg_restore sets it for whatever server; those before 17 do not know it. It is what a server has by default.
+# pg_restore writes this line for every server, but servers before 17 reject it. The value is the default anyway.
 TRANSACTION_TIMEOUT = re.compile(rb"^SET transaction_timeout = 0;\n", re.MULTILINE)
-# For building indexes: a server's default is a quarter of it or less.
+# maintenance_work_mem is for building indexes; the default of a server is 64 MB or less.
 PROLOGUE = b"""\
 begin;
 set local client_min_messages = warning;
@@ -47,12 +47,12 @@ commit;
 
 
 class RestoreFailed(Failure):
-    """The database refused what was restored, and is as it was before."""
+    """The database refused the restore, and is unchanged."""
 
 
 @dataclass(frozen=True)
 class Backup:
-    """A backup to read, and the keys that open it. `folder` is a place for what has to be fetched."""
+    """A backup to read, and the keys that decrypt it. Files from a bucket are downloaded to `folder`."""
 
     store: BackupStore
     manifest: Manifest
@@ -60,7 +60,7 @@ class Backup:
     folder: Path
 
     def fetch_dump(self, bar: Bar) -> Path:
-        """The dump on this machine, still sealed: byte for byte what was written. Raises ArchiveDamaged."""
+        """Downloads the dump if necessary and verifies its checksum, without decrypting it. Raises ArchiveDamaged."""
         file = self.manifest.dump
         bar.start_stage("Fetching", self.manifest.files[file].size_bytes)
         with self._report_missing_as_damage(file):
@@ -72,26 +72,26 @@ class Backup:
                     for piece in self.store.stream(self.manifest.name, file):
                         done += output.write(piece)
                         bar.advance_to(done)
-            with place.open("rb") as sealed:
-                found = File(size_bytes=place.stat().st_size, sha256=hashlib.file_digest(sealed, "sha256").hexdigest())
+            with place.open("rb") as dump:
+                found = File(size_bytes=place.stat().st_size, sha256=hashlib.file_digest(dump, "sha256").hexdigest())
         self._require_intact(file, found)
         return place
 
     def read_script(self, file: str) -> bytes:
-        """before.sql or after.sql. Raises ArchiveDamaged."""
+        """Reads before.sql or after.sql and verifies its checksum. Raises ArchiveDamaged."""
         with self._report_missing_as_damage(file):
             body = self.store.read(self.manifest.name, file)
         self._require_intact(file, File(size_bytes=len(body), sha256=hashlib.sha256(body).hexdigest()))
         return body
 
-    def unseal_into(self, sink: Sink, sealed: Path, bar: Bar) -> None:
-        """pg_dump's archive into `sink`; it counts once this has returned. Raises ArchiveDamaged."""
+    def decrypt_into(self, sink: Sink, dump: Path, bar: Bar) -> None:
+        """Decrypts the archive into `sink`. Use the result only after this has returned. Raises ArchiveDamaged."""
         decompressed = archive.DecompressingSink(sink, bar.advance_to)
-        with sealed.open("rb") as source:
-            archive.unseal(source, decompressed, self.keys, is_sealed=self.manifest.is_sealed)
+        with dump.open("rb") as source:
+            archive.decrypt(source, decompressed, self.keys, is_encrypted=self.manifest.is_encrypted)
         decompressed.finish()
         if decompressed.bytes_written != self.manifest.dump_bytes:
-            raise ArchiveDamaged("The dump is not as long as its manifest says.")
+            raise ArchiveDamaged("The dump is not as long as its manifest says. Restore another backup.")
 
     @contextmanager
     def _report_missing_as_damage(self, file: str) -> Iterator[None]:
@@ -107,46 +107,44 @@ class Backup:
         raise ArchiveDamaged(f"{file} of {self.manifest.name} is missing from the store. Restore another backup.")
 
     def _require_intact(self, file: str, found: File) -> None:
-        wanted = self.manifest.files.get(file)
-        if wanted != found:
+        expected = self.manifest.files.get(file)
+        if expected != found:
             raise ArchiveDamaged(
-                f"{file} of {self.manifest.name} is damaged: {found.size_bytes:,} bytes with SHA-256"
-                f" {found.sha256[:12]}…, and not {_describe_file(wanted)}. Restore another backup."
+                f"{file} of {self.manifest.name} is damaged: {_describe_file(found)} instead of"
+                f" {_describe_file(expected)}. Restore another backup."
             )
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where a backup goes: a database, by its URL and by a connection to it. `replace` drops what is there."""
+    """The database to restore into: its URL and a connection. `replace` drops our existing objects first."""
 
     url: str
     connection: Connection
     replace: bool = False
 
 
-def restore(backup: Backup, sealed: Path, target: Target, bar: Bar) -> None:
-    """All of it, or nothing. Raises RestoreFailed, ArchiveDamaged, ProgramsMissing."""
+def restore(backup: Backup, dump: Path, target: Target, bar: Bar) -> None:
+    """Restores everything in one transaction. Raises RestoreFailed, ArchiveDamaged, ProgramsMissing."""
     chosen = programs.choose_programs(target.connection, at_least=backup.manifest.dump_version)
     before, after = backup.read_script(BEFORE), backup.read_script(AFTER)
     with tempfile.TemporaryDirectory(prefix="ballast-restore-") as folder, _open_psql(chosen, target.url) as psql:
         contents = Path(folder) / "contents"
-        contents.write_text("\n".join(_list_contents(backup, sealed, chosen, target.connection)))
+        contents.write_text("\n".join(_list_contents(backup, dump, chosen, target.connection)))
         bar.start_stage("Restoring", backup.manifest.dump_bytes)
         psql.write(PROLOGUE + (DROP_EXISTING.read_bytes() if target.replace else b"") + _restrict(before))
-        _pipe_dump(
-            backup, sealed, [chosen["pg_restore"], "--no-owner", f"--use-list={contents}", "--file=-"], psql, bar
-        )
+        _pipe_dump(backup, dump, [chosen["pg_restore"], "--no-owner", f"--use-list={contents}", "--file=-"], psql, bar)
         bar.start_stage("Finishing")
         psql.write(_restrict(after) + EPILOGUE)
 
 
 def _restrict(script: bytes) -> bytes:
-    """SQL and nothing else: whoever may write to the store may have written the script."""
+    """Wraps a script so that psql only runs SQL: a writer to the store could have forged the script."""
     return RESTRICTED_SCRIPT.format(token=secrets.token_hex(32), script=script.decode()).encode()
 
 
 def analyze(connection: Connection) -> None:
-    """Gives the planner its statistics: a dump holds none."""
+    """Collects planner statistics, which a dump does not contain."""
     tables = connection.execute(
         """
         select n.nspname, c.relname
@@ -162,27 +160,30 @@ def analyze(connection: Connection) -> None:
 
 @contextmanager
 def _open_psql(chosen: Programs, url: str) -> Iterator[_Psql]:
-    """A script into a database: committed when the block ends well, and otherwise rolled back. Raises RestoreFailed."""
+    """Starts psql for a script. If the block raises, psql is killed and the transaction rolled back.
+
+    Raises RestoreFailed.
+    """
     target, environment = programs.split_password(url)
     command = [chosen["psql"], f"--dbname={target}", "--no-password", "--no-psqlrc", "--quiet", "--file=-"]
     settings = ["--set=ON_ERROR_STOP=1", "--set=VERBOSITY=terse"]
-    with tempfile.TemporaryFile() as words:
+    with tempfile.TemporaryFile() as stderr:
         process = subprocess.Popen(
             [*command, *settings],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            stderr=words,
+            stderr=stderr,
             pipesize=archive.PIECE_BYTES,
         )
         with process:
-            psql = _Psql(process, words)
+            psql = _Psql(process, stderr)
             try:
                 yield psql
             except BaseException:
                 process.kill()
                 assert process.stdin is not None
-                with suppress(BrokenPipeError):  # which would take the place of what went wrong
+                with suppress(BrokenPipeError):  # it would hide the original error
                     process.stdin.close()
                 raise
             psql.close()
@@ -194,7 +195,7 @@ class _Psql:
     stderr: IO[bytes]
 
     def write(self, script: bytes) -> None:
-        """Raises RestoreFailed, with what the database said, once that has refused something."""
+        """Sends a script to psql. Raises RestoreFailed with psql's error if it has stopped."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(script)
@@ -209,8 +210,11 @@ class _Psql:
             raise RestoreFailed(f"Nothing was restored. {_read_error(self.stderr)}")
 
 
-def _pipe_dump(backup: Backup, sealed: Path, pg_restore: list[str], psql: _Psql, bar: Bar) -> None:
-    """The archive as SQL. Raises RestoreFailed and ArchiveDamaged, before its last piece was written."""
+def _pipe_dump(backup: Backup, dump: Path, pg_restore: list[str], psql: _Psql, bar: Bar) -> None:
+    """Pipes the archive through pg_restore into psql.
+
+    Raises RestoreFailed and ArchiveDamaged. The caller commits only after this has returned.
+    """
     process = subprocess.Popen(
         pg_restore,
         stdin=subprocess.PIPE,
@@ -218,33 +222,35 @@ def _pipe_dump(backup: Backup, sealed: Path, pg_restore: list[str], psql: _Psql,
         stderr=subprocess.DEVNULL,
         pipesize=archive.PIECE_BYTES,
     )
-    with process, _Feeder(backup, sealed, process, bar) as feeder:
+    with process, _Feeder(backup, dump, process, bar) as feeder:
         assert process.stdout is not None
         header = process.stdout.read(HEADER_BYTES)
         if header and RESTRICT_COMMAND.search(header) is None:
-            raise RestoreFailed(f"Nothing was restored. {pg_restore[0]} lacks the fix of CVE-2025-8714: update it.")
+            raise RestoreFailed(f"Nothing was restored. {pg_restore[0]} lacks the fix for CVE-2025-8714: update it.")
         psql.write(TRANSACTION_TIMEOUT.sub(b"", header))
         while piece := process.stdout.read(archive.PIECE_BYTES):
             psql.write(piece)
         feeder.require_end()
         if process.wait() != 0:
-            raise RestoreFailed("Nothing was restored: pg_restore cannot read the dump.")
+            raise RestoreFailed("Nothing was restored: pg_restore cannot read the dump. Restore another backup.")
 
 
-def _list_contents(backup: Backup, sealed: Path, chosen: Programs, connection: Connection) -> list[str]:
-    """The archive's table of contents without what every database has, and without what is not ours to say.
+def _list_contents(backup: Backup, dump: Path, chosen: Programs, connection: Connection) -> list[str]:
+    """The archive's table of contents without the entries that cannot be restored.
 
-    The schema public is there already; the default privileges of another role only that role may change.
+    The schema public already exists. Only the role itself may change its default privileges.
     """
     process = subprocess.Popen(
         [chosen["pg_restore"], "--list"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
-    with process, _Feeder(backup, sealed, process, NoProgress()) as feeder:
+    with process, _Feeder(backup, dump, process, NoProgress()) as feeder:
         assert process.stdout is not None
         listed = process.stdout.read().decode().splitlines()
         if process.wait() != 0:
             feeder.require_end()
-            raise RestoreFailed(f"pg_restore {chosen.version} cannot read the dump.")
+            raise RestoreFailed(
+                f"Nothing was restored: pg_restore {chosen.version} cannot read the dump. Restore another backup."
+            )
     [[role]] = connection.execute("select current_user").fetchall()
     return [
         line
@@ -255,12 +261,12 @@ def _list_contents(backup: Backup, sealed: Path, chosen: Programs, connection: C
 
 
 class _Feeder(threading.Thread):
-    """Opens a dump into a program's standard input meanwhile."""
+    """A thread that decrypts a dump into a program's standard input while the main thread reads the output."""
 
-    def __init__(self, backup: Backup, sealed: Path, process: subprocess.Popen[bytes], bar: Bar) -> None:
+    def __init__(self, backup: Backup, dump: Path, process: subprocess.Popen[bytes], bar: Bar) -> None:
         super().__init__(daemon=True)
         self._backup = backup
-        self._sealed = sealed
+        self._dump = dump
         self._process = process
         self._bar = bar
         self._failure: BaseException | None = None
@@ -275,7 +281,7 @@ class _Feeder(threading.Thread):
         self.join()
 
     def require_end(self) -> None:
-        """Raises what went wrong while the dump was opened: what came out of it does not count then."""
+        """Waits for the end of the dump. Raises the error of its decryption: the program's output is then invalid."""
         self.join()
         if self._failure is not None and not isinstance(self._failure, BrokenPipeError):
             raise self._failure
@@ -283,7 +289,7 @@ class _Feeder(threading.Thread):
     def run(self) -> None:
         assert self._process.stdin is not None
         try:
-            self._backup.unseal_into(self._process.stdin, self._sealed, self._bar)
+            self._backup.decrypt_into(self._process.stdin, self._dump, self._bar)
         except BaseException as failure:
             self._failure = failure
         with suppress(BrokenPipeError):
@@ -291,13 +297,13 @@ class _Feeder(threading.Thread):
 
 
 def _read_error(stderr: IO[bytes]) -> str:
-    """Psql's error without its details, which may quote data."""
+    """Reads psql's first error, without the details, which may quote data."""
     stderr.seek(0)
-    said = stderr.read(20_000).decode(errors="replace").splitlines()
+    lines = stderr.read(20_000).decode(errors="replace").splitlines()
     return next(
-        (line.partition(": ")[2][:300] for line in said if "ERROR: " in line or "error: " in line), "psql failed."
+        (line.partition(": ")[2][:300] for line in lines if "ERROR: " in line or "error: " in line), "psql failed."
     )
 
 
 def _describe_file(file: File | None) -> str:
-    return f"{file.size_bytes:,} with {file.sha256[:12]}…" if file else "what a backup has"
+    return f"{file.size_bytes:,} bytes with SHA-256 {file.sha256[:12]}…" if file else "a file in the manifest"

@@ -1,4 +1,15 @@
-"""`ballast backup list` and `prune`: which backups there are, how good, and which stay. By the store alone."""
+"""`ballast backup list` and `prune`: list the backups with their state, and delete old ones. They only need the store.
+
+`prune` keeps a backup if at least one rule gives a reason. Example: on 2026-11-24 at 12:00 UTC there are six backups.
+A drill has proven only the oldest. `prune --daily 1 --weekly 2 --monthly 2` decides:
+
+    2026-11-24 02:00  keep: the newest, younger than a day, day 2026-11-24, week 2026-W48, month 2026-11
+    2026-11-23 02:00  delete: its week and its month have a newer backup, and one day is kept
+    2026-11-22 02:00  keep: week 2026-W47
+    2026-11-15 02:00  delete: week 2026-W46 would be the third
+    2026-10-31 02:00  keep: month 2026-10
+    2026-10-04 02:00  keep: the newest proven
+"""
 
 from __future__ import annotations
 
@@ -15,14 +26,14 @@ from scripts.backup.store import BackupStore, Leftover, ManifestInvalid, StoreUn
 from scripts.schema import database
 
 DAY = timedelta(days=1)
-# What is lost at worst, as app.settings.backup_rpo has it by default: the database may be gone.
+# The default of app.settings.backup_rpo. The setting itself may be out of reach: the database may be gone.
 DEFAULT_RPO = timedelta(days=1)
 READS_AT_ONCE = 8
 FORBIDDEN_CODES = {"403", "AccessDenied"}
 
 
 class Report(BaseModel):
-    """What counts of a drill's report."""
+    """The fields of a drill's report that matter here."""
 
     passed: StrictBool
     started_at: AwareDatetime
@@ -30,9 +41,9 @@ class Report(BaseModel):
 
 @dataclass(frozen=True)
 class ListedBackup:
-    """A backup as its store shows it. One whose manifest cannot be read has none, and `damage` says why.
+    """A backup in the store. If its manifest cannot be read, `manifest` is None and `damage` is the reason.
 
-    `proven_at` is when the last drill that passed began. `is_refuted`: a later one failed.
+    `proven_at` is the start of the last drill that passed. `is_refuted` means that a later drill failed.
     """
 
     name: str
@@ -43,31 +54,34 @@ class ListedBackup:
 
     @property
     def created_at(self) -> datetime | None:
-        """The moment of its data, in UTC."""
+        """The time of its snapshot, in UTC."""
         return self.manifest.created_at.astimezone(UTC) if self.manifest else None
 
     @property
     def is_proven(self) -> bool:
-        """A drill passed, and none has failed since."""
+        """Whether a drill passed and none has failed since."""
         return self.proven_at is not None and not self.is_refuted
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Of how many days, weeks and months that have backups the newest backup stays: grandfather, father, son."""
+    """Grandfather-father-son retention: for how many days, weeks and months the newest backup is kept.
+
+    Days, weeks and months without a backup do not count.
+    """
 
     daily: int
     weekly: int
     monthly: int
 
     def periods(self) -> tuple[tuple[str, str, int], ...]:
-        """Kind, how it is written, and how many of it."""
+        """For each kind of period: its name, its date format and how many are kept."""
         return ("day", "%Y-%m-%d", self.daily), ("week", "%G-W%V", self.weekly), ("month", "%Y-%m", self.monthly)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a pruning does. `kept` says why each of them stays."""
+    """What `prune` will do. `to_keep` maps each kept backup to its reasons."""
 
     to_keep: dict[str, str]
     to_delete: list[ListedBackup]
@@ -75,14 +89,14 @@ class Plan:
 
 
 def list_backups(store: BackupStore) -> list[ListedBackup]:
-    """All backups, oldest first; each manifest is read once. Raises StoreUnavailable."""
+    """Lists all backups, oldest first, and reads each manifest once. Raises StoreUnavailable."""
     names, drills = store.names(), store.drills()
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
         return list(pool.map(lambda name: _read_backup(store, name, drills.get(name, [])), names))
 
 
 def select_kept(backups: Iterable[ListedBackup], now: datetime, policy: Policy) -> dict[str, str]:
-    """Which stay, and why."""
+    """Decides which backups to keep, and why."""
     reasons: dict[str, list[str]] = {each.name: [f"not readable: {each.damage}"] for each in backups if each.damage}
     dated = [(each.created_at, each) for each in backups if each.created_at is not None]
     newest_first = sorted(dated, key=lambda pair: (pair[0], pair[1].name), reverse=True)
@@ -97,40 +111,40 @@ def select_kept(backups: Iterable[ListedBackup], now: datetime, policy: Policy) 
     for moment, each in newest_first:
         if now - moment < DAY:
             keep(each.name, "younger than a day")
-    for kind, written, number in policy.periods():
+    for kind, date_format, number in policy.periods():
         newest: dict[str, str] = {}
         for moment, each in newest_first:
-            newest.setdefault(f"{moment:{written}}", each.name)
+            newest.setdefault(f"{moment:{date_format}}", each.name)
         for period, name in list(newest.items())[:number]:
             keep(name, f"{kind} {period}")
     return {name: ", ".join(each) for name, each in reasons.items()}
 
 
 def make_plan(store: BackupStore, now: datetime, policy: Policy) -> Plan:
-    """What would go and what would stay. Raises StoreUnavailable, and then nothing may be deleted."""
+    """Decides which backups and leftovers to delete. Raises StoreUnavailable; then nothing may be deleted."""
     backups = list_backups(store)
     reasons = select_kept(backups, now, policy)
-    going = [each for each in backups if each.name not in reasons]
-    in_order = {each.name: reasons[each.name] for each in reversed(backups) if each.name in reasons}
-    return Plan(in_order, going, store.leftovers(DAY))
+    to_delete = [each for each in backups if each.name not in reasons]
+    to_keep = {each.name: reasons[each.name] for each in reversed(backups) if each.name in reasons}
+    return Plan(to_keep, to_delete, store.leftovers(DAY))
 
 
 def apply_plan(store: BackupStore, plan: Plan) -> list[str]:
-    """Deletes what goes, the oldest first, and returns what could not be deleted, having said why."""
-    deeds = [(each.name, partial(store.discard, each.name)) for each in plan.to_delete]
-    deeds += [(each.path, partial(store.remove, each)) for each in plan.leftovers]
+    """Deletes the oldest backups first. Reports each failed deletion, and returns the names that failed."""
+    deletions = [(each.name, partial(store.discard, each.name)) for each in plan.to_delete]
+    deletions += [(each.path, partial(store.remove, each)) for each in plan.leftovers]
     failed = []
-    for name, delete in deeds:
+    for name, delete in deletions:
         try:
             delete()
         except StoreUnavailable as failure:
             failed.append(name)
-            why = (
-                "the store forbids it (object lock, or no permission)"
+            reason = (
+                "the store refused (object lock, or missing permission)"
                 if failure.code in FORBIDDEN_CODES
                 else str(failure)
             )
-            database.echo_err(f"{name} could not be deleted: {why}")
+            database.echo_err(f"{name} could not be deleted: {reason}")
     return failed
 
 
@@ -144,7 +158,7 @@ def _read_backup(store: BackupStore, name: str, drills: list[str]) -> ListedBack
 
 
 def _read_drills(store: BackupStore, name: str, drills: list[str]) -> tuple[datetime | None, bool]:
-    """When the last drill that passed began, and whether one failed since: a report that is damaged proves nothing."""
+    """The start of the last drill that passed, and whether one failed since. A damaged report counts as failed."""
     is_refuted = False
     for file in reversed(drills):
         try:

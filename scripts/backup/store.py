@@ -1,4 +1,4 @@
-"""Backups in their store: a folder each, `database/<name>/`, which counts as a backup once its manifest is there."""
+"""The store of backups. Each has a folder `database/<name>/`, which counts as a backup once it has a manifest."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from service.backup_names import FOLDER
 NAME = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
 DRILLS = "drills"
 MEGABYTE = 1 << 20
-# S3 takes 10,000 parts: so 80 GB at most, compressed, in 24 MiB of memory.
+# S3 accepts 10,000 parts, so a compressed dump may have 80 GB. An upload takes 24 MiB of memory.
 PART_BYTES = 8 * MEGABYTE
 PARTS_AT_ONCE = 2
 READ_BYTES = 4 * MEGABYTE
-# Of one request: a part over 1 Mbit/s. What hangs longer must not keep a transaction open for days.
+# The timeout of a request: one part at 1 Mbit/s. A stalled upload must not keep a transaction open for days.
 ATTEMPT_SECONDS = 90
 RETRIES = 3
 
-# What describe_error() calls that something is not there: a bucket's answer, and a folder's.
+# The codes of describe_error() for a missing file: of a bucket and of a folder.
 MISSING = {"404", "NotFound"}
 
 Result = TypeVar("Result")
 
 
 class StoreUnavailable(Failure):
-    """The store cannot be read or written. `code` says why in one word: the store's own words may quote its keys."""
+    """The store cannot be read or written. `code` is the reason, without the store's message: that may quote keys."""
 
     def __init__(self, action: str, url: str, code: str) -> None:
         super().__init__(f"Cannot {action} in {url}: {code}. Check BACKUP_URL and the variables AWS_….")
@@ -54,22 +54,22 @@ class BackupUnknown(Failure):
 
 
 class NameTaken(Failure):
-    """There is something of this name already."""
+    """The store already has files under this name."""
 
 
 class ManifestInvalid(Failure):
-    """A manifest is no manifest, or that of another backup."""
+    """A manifest cannot be parsed, or belongs to another backup."""
 
 
 class Sink(Protocol):
-    """What a stream is written to."""
+    """The target of a stream."""
 
     def write(self, piece: bytes, /) -> int: ...
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """Something that an interrupted run left in the store: it never became a backup."""
+    """Files of an interrupted run that never became a backup."""
 
     path: str
     size_bytes: int
@@ -78,7 +78,7 @@ class Leftover:
 
 
 class BackupStore:
-    """The backups below `url`, as open_object_store() takes it. Nothing is opened before it is needed.
+    """The backups under `url`, which has the form that open_object_store() accepts. Connects on first use.
 
     Every method raises StoreUnavailable.
     """
@@ -89,21 +89,21 @@ class BackupStore:
     # --- reading ---
 
     def names(self) -> list[str]:
-        """Of all backups, oldest first."""
-        ending = f"/{MANIFEST}"
-        found = (path.removesuffix(ending).rpartition("/")[2] for path in self._list_paths() if path.endswith(ending))
+        """The names of all backups, oldest first."""
+        suffix = f"/{MANIFEST}"
+        found = (path.removesuffix(suffix).rpartition("/")[2] for path in self._list_paths() if path.endswith(suffix))
         return sorted(name for name in found if NAME.fullmatch(name))
 
     def find(self, wanted: str) -> str:
-        """The name of a backup: itself, its end, or `latest`. Raises BackupUnknown."""
+        """Finds a backup by its name, its last 8 characters, or `latest`. Raises BackupUnknown."""
         names = self.names()
         found = names[-1:] if wanted == "latest" else [name for name in names if wanted in {name, name[-8:]}]
         if not found:
-            raise BackupUnknown(f"There is no backup {wanted!r} in {self.url}: `ballast backup list` shows them.")
+            raise BackupUnknown(f"There is no backup {wanted!r} in {self.url}. Run `ballast backup list` to see them.")
         return found[0]
 
     def manifest(self, name: str) -> Manifest:
-        """What a backup says of itself. Raises ManifestInvalid."""
+        """Reads and validates a manifest. Raises ManifestInvalid."""
         body = self._attempt(f"read the manifest of {name}", lambda store: store.get(_path(name, MANIFEST)).bytes())
         try:
             manifest = Manifest.model_validate_json(bytes(body))
@@ -112,15 +112,15 @@ class BackupStore:
             place = ".".join(str(part) for part in first["loc"])
             raise ManifestInvalid(f"The manifest of {name} is damaged: {place}: {first['msg']}.") from None
         if manifest.name != name:
-            raise ManifestInvalid(f"The manifest in {FOLDER}/{name} is that of {manifest.name}: do not trust either.")
+            raise ManifestInvalid(f"The manifest in {FOLDER}/{name} is that of {manifest.name}: trust neither backup.")
         return manifest
 
     def read(self, name: str, file: str) -> bytes:
-        """A small file of a backup, whole."""
+        """Reads a small file of a backup."""
         return bytes(self._attempt(f"read {file} of {name}", lambda store: store.get(_path(name, file)).bytes()))
 
     def stream(self, name: str, file: str) -> Iterator[bytes]:
-        """A file of a backup in pieces, one after the other."""
+        """Reads a file of a backup in pieces."""
         pieces = self._attempt(
             f"read {file} of {name}", lambda store: iter(store.get(_path(name, file)).stream(min_chunk_size=READ_BYTES))
         )
@@ -128,7 +128,7 @@ class BackupStore:
             yield bytes(piece)
 
     def drills(self) -> dict[str, list[str]]:
-        """Backup → the files with the reports of its drills, oldest first."""
+        """Maps each backup to the report files of its drills, oldest first."""
         found: dict[str, list[str]] = {}
         for path in sorted(self._list_paths()):
             name, _, file = path.removeprefix(f"{FOLDER}/").partition("/")
@@ -139,55 +139,54 @@ class BackupStore:
     # --- writing ---
 
     def require_unused(self, name: str) -> None:
-        """Raises NameTaken: a backup is never written over another, nor cleaned up in its place."""
+        """Raises NameTaken: a run must neither overwrite another backup, nor delete it when it cleans up."""
         if any(path.startswith(f"{FOLDER}/{name}/") for path in self._list_paths()):
-            raise NameTaken(f"{name} is there already in {self.url}: run it again, for another name.")
+            raise NameTaken(f"{name} already exists in {self.url}. Run the backup again to get another name.")
 
     @contextmanager
     def writer(self, name: str, file: str) -> Iterator[Sink]:
-        """Writes a file of unknown length in parts. When the block raises, nothing of it stays."""
-        deed = f"write {file} of {name}"
-        opened = self._attempt(
-            deed,
+        """Writes a file of unknown length in parts. If the block raises, the upload is aborted."""
+        action = f"write {file} of {name}"
+        upload = self._attempt(
+            action,
             lambda store: obstore.open_writer(
                 store, _path(name, file), buffer_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE
             ),
         )
-        writing = _GuardedWriter(opened, lambda act: self._attempt(deed, lambda _: act()))
         try:
-            yield writing
+            yield _GuardedWriter(upload, lambda act: self._attempt(action, lambda _: act()))
         except BaseException as failure:
-            # obstore aborts an upload whose block it sees fail; what the store says of that helps nobody.
+            # obstore aborts the upload if __exit__ receives an exception. An error of the abort would hide this one.
             with suppress(BaseError, OSError, ValueError, RuntimeError):
-                opened.__exit__(type(failure), failure, failure.__traceback__)
+                upload.__exit__(type(failure), failure, failure.__traceback__)
             raise
-        self._attempt(deed, lambda _: opened.close())
+        self._attempt(action, lambda _: upload.close())
         self._sync(_path(name, file))
 
     def put(self, name: str, file: str, body: bytes) -> None:
-        """Writes a small file, never over another."""
+        """Writes a small file; fails if it exists."""
         path = _path(name, file)
         self._attempt(f"write {file} of {name}", lambda store: store.put(path, body, mode="create"))
         self._sync(path)
 
     def discard(self, name: str) -> None:
-        """Deletes a backup: the manifest first, so that what is left of a half deletion is no backup."""
+        """Deletes a backup, the manifest first: an interrupted deletion then leaves nothing that counts as a backup."""
         folder = f"{FOLDER}/{name}/"
         paths = [path for path in self._list_paths() if path.startswith(folder)]
         for path in sorted(paths, key=lambda path: not path.endswith(f"/{MANIFEST}")):
             self._attempt(f"delete {path}", partial(_delete, path=path))
-        if self.folder is not None:  # also what obstore does not show: `dump…#1`, which it still wrote, and the folder
+        if self.folder is not None:  # obstore does not list its staging files (`dump…#1`) and the folder
             shutil.rmtree(self.folder / folder, ignore_errors=True)
 
-    # --- what interrupted runs left ---
+    # --- leftovers of interrupted runs ---
 
     def leftovers(self, older_than: timedelta) -> list[Leftover]:
-        """Unfinished uploads, and folders without a manifest, that nobody wrote to for so long."""
+        """Finds unfinished uploads, and folders without a manifest, whose last write is older than this."""
         before = datetime.now(UTC) - older_than
         return [each for each in [*self._find_unfinished_folders(), *self._find_uploads()] if each.began_at < before]
 
     def remove(self, leftover: Leftover) -> None:
-        """Deletes or aborts it."""
+        """Deletes a leftover folder, or aborts an upload."""
         if leftover.upload_id is None:
             self.discard(leftover.path.removeprefix(f"{FOLDER}/"))
             return
@@ -196,26 +195,26 @@ class BackupStore:
             upload = {"Key": key, "UploadId": leftover.upload_id}
             self._ask_bucket("abort an upload", lambda s3, bucket: s3.abort_multipart_upload(**bucket, **upload))
         except StoreUnavailable as failure:
-            if failure.code not in MISSING:  # it has ended meanwhile
+            if failure.code not in MISSING:  # missing: the upload has ended in the meantime
                 raise
 
     def _find_unfinished_folders(self) -> Iterator[Leftover]:
-        whole = set(self.names())
+        backups = set(self.names())
         folders: dict[str, list[tuple[int, datetime]]] = {}
         for path, size, written_at in self._list_objects() if self.folder is None else self._list_on_disk(self.folder):
             name = path.removeprefix(f"{FOLDER}/").partition("/")[0]
-            if NAME.fullmatch(name) and name not in whole:
+            if NAME.fullmatch(name) and name not in backups:
                 folders.setdefault(name, []).append((size, written_at))
         for name, files in folders.items():
             yield Leftover(f"{FOLDER}/{name}", sum(size for size, _ in files), max(moment for _, moment in files))
 
     def _list_on_disk(self, folder: Path) -> list[tuple[str, int, datetime]]:
-        """As _list_objects(), and what obstore hides: `dump…#1`, which it still wrote, and empty folders."""
+        """Like _list_objects(), but includes empty folders and the staging files (`dump…#1`) that obstore hides."""
 
         def walk() -> Iterator[tuple[str, int, datetime]]:
             for place, _, files in os.walk(folder / FOLDER):
                 for found in (Path(place), *(Path(place, file) for file in files)):
-                    with suppress(FileNotFoundError):  # somebody finished or deleted it meanwhile
+                    with suppress(FileNotFoundError):  # another process finished or deleted it
                         status = found.stat()
                         size = 0 if found.is_dir() else status.st_size
                         yield found.relative_to(folder).as_posix(), size, datetime.fromtimestamp(status.st_mtime, UTC)
@@ -223,7 +222,7 @@ class BackupStore:
         return self._attempt(f"list {FOLDER}", lambda _: list(walk()))
 
     def _find_uploads(self) -> Iterator[Leftover]:
-        """Multipart uploads that were never completed. Other clouds than S3 forget theirs by themselves."""
+        """Finds multipart uploads that were never completed. Other clouds than S3 expire theirs."""
         if not self.url.startswith("s3:"):
             return
         found = self._ask_bucket(
@@ -237,16 +236,16 @@ class BackupStore:
         for each in found.get("Uploads", []):
             yield Leftover(each["Key"].removeprefix(self._key("")), 0, each["Initiated"], each["UploadId"])
 
-    # --- how ---
+    # --- access ---
 
     @property
     def folder(self) -> Path | None:
-        """The folder, where the store is one."""
+        """The path of the store if it is a folder."""
         parts = urlsplit(self.url)
         return Path(unquote(parts.path)) if parts.scheme == "file" else None
 
     def path(self, name: str, file: str) -> Path | None:
-        """Where a file of a backup lies on this machine, when it does."""
+        """The path of a backup's file if the store is a folder."""
         return self.folder / _path(name, file) if self.folder is not None else None
 
     def _key(self, path: str) -> str:
@@ -254,8 +253,8 @@ class BackupStore:
         return f"{prefix}/{path}" if prefix else path
 
     def _ask_bucket(self, action: str, ask: Callable[[Any, dict[str, str]], dict[str, Any]]) -> dict[str, Any]:
-        """What `ask(client, {"Bucket": …})` returns."""
-        import boto3  # noqa: PLC0415 - half a second, which only this needs
+        """Returns `ask(client, {"Bucket": …})`."""
+        import boto3  # noqa: PLC0415 - takes half a second, and only this needs it
         from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
 
         try:
@@ -285,11 +284,11 @@ class BackupStore:
             code = "AlreadyExists"
         except (BaseError, OSError, ValueError) as error:
             code = object_store.describe_error(error)
-        # Outside the except block: a chained traceback would print what the store said.
+        # Outside the except block: a chained traceback would print the store's message.
         raise StoreUnavailable(action, self.url, code)
 
     def _sync(self, path: str) -> None:
-        """A folder's file is there also after the power failed: obstore renames it, and leaves the rest to the disk."""
+        """Syncs a file in a folder to disk: obstore renames it without a sync, so a power failure could lose it."""
         if self.folder is None:
             return
         for place in (self.folder / path, (self.folder / path).parent):
@@ -305,14 +304,14 @@ class BackupStore:
 
 
 class _GuardedWriter:
-    """A writer whose failures are the store's."""
+    """A writer that raises errors as StoreUnavailable."""
 
-    def __init__(self, opened: obstore.WritableFile, guard: Callable[[Callable[[], object]], object]) -> None:
-        self._opened = opened
+    def __init__(self, upload: obstore.WritableFile, guard: Callable[[Callable[[], object]], object]) -> None:
+        self._upload = upload
         self._guard = guard
 
     def write(self, piece: bytes, /) -> int:
-        self._guard(lambda: self._opened.write(piece))
+        self._guard(lambda: self._upload.write(piece))
         return len(piece)
 
 

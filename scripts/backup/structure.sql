@@ -1,6 +1,6 @@
--- What a backup's schemas consist of, as (kind, name, definition): what a restored database must have again, and nothing else.
--- Names instead of numbers: a restored column may have another place. What is not kept in a dump, such as realtime's policies on
--- our functions and who publishes our tables, belongs to it.
+-- Lists the objects of a backup's schemas as (kind, name, definition). A restored database must have exactly these.
+-- Definitions contain names instead of numbers, because a restored column may have another position. The list includes objects that a
+-- dump omits, such as policies on realtime tables that call our functions, and publications of our tables.
 with extension_member as (
   select classid, objid from pg_depend where deptype = 'e'
 ), ours as (
@@ -15,7 +15,7 @@ with extension_member as (
   from pg_proc as p
   join ours on ours.oid = p.pronamespace
   where ('pg_proc'::regclass, p.oid) not in (table extension_member)
-), guarded as ( -- tables of others that have policies by our functions
+), guarded as ( -- others' tables with policies that call our functions
   select c.oid, format('%%I.%%I', n.nspname, c.relname) as name
   from pg_class as c
   join pg_namespace as n on n.oid = c.relnamespace

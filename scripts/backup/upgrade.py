@@ -1,7 +1,7 @@
 """`ballast upgrade-check`: what this checkout's migrations do to an older database, tested on a restored backup.
 
-Every row must still be there with the values it had, everything that clients use must still be there, and nothing may
-stand open. A migration that changes values or takes something away on purpose says so in a line of its own:
+It verifies that every row keeps its values, that everything that clients use still exists, and that no table is open to
+other tenants. A migration that changes values or removes something on purpose declares it in a separate line:
 
     -- upgrade-check: changes public.organizations.plan
     -- upgrade-check: deletes public.role_permissions
@@ -28,10 +28,10 @@ from scripts.errors import Failure
 from scripts.schema import drift, migrations
 from scripts.schema.database import Connection
 
-_DECLARED = re.compile(
-    r"^-- upgrade-check: (?P<deed>changes|deletes|removes) (?P<what>[a-z_]\w*(?:\.[a-z_]\w*){1,2})$", re.MULTILINE
+_DECLARATION = re.compile(
+    r"^-- upgrade-check: (?P<verb>changes|deletes|removes) (?P<name>[a-z_]\w*(?:\.[a-z_]\w*){1,2})$", re.MULTILINE
 )
-# What files say anew at each migration: not data.
+# Each migration rewrites these tables from the files of the checkout, so they are not compared.
 DECLARED_DATA = ("app.applied_sources", "app.personal_data")
 
 TABLES = """
@@ -43,7 +43,7 @@ TABLES = """
     group by n.nspname, c.relname
     order by 1, 2
 """
-# What a client of the Data API can name: columns and functions of the schema public that somebody of it may use.
+# The columns of schema public, and the functions there that a role of the Data API may call.
 CLIENT_API = """
     select format('%I.%I.%I %s', 'public', c.relname, a.attname, format_type(a.atttypid, a.atttypmod))
     from pg_class as c
@@ -59,13 +59,15 @@ CLIENT_API = """
 
 
 class UpgradeFailed(Failure):
-    """The upgrade loses something, or does not work."""
+    """The upgrade failed, or loses data or functions."""
 
 
 @dataclass(frozen=True)
 class DeclaredChanges:
-    """What pending migrations say that they do: values that they change, by schema.table.column, tables of which they
-    delete rows, and what they remove: schema.table, schema.table.column or schema.function.
+    """The losses that pending migrations declare.
+
+    `changes` lists columns (schema.table.column), `deletes` the tables that lose rows, and `removes` what is dropped:
+    schema.table, schema.table.column or schema.function.
     """
 
     changes: tuple[str, ...]
@@ -74,13 +76,13 @@ class DeclaredChanges:
 
     @classmethod
     def read(cls, plan: migrations.Plan) -> DeclaredChanges:
-        found = [match for file in plan.migrations for match in _DECLARED.finditer(file.text)]
-        deeds = ("changes", "deletes", "removes")
-        return cls(*(tuple(each["what"] for each in found if each["deed"] == deed) for deed in deeds))
+        found = [match for file in plan.migrations for match in _DECLARATION.finditer(file.text)]
+        verbs = ("changes", "deletes", "removes")
+        return cls(*(tuple(each["name"] for each in found if each["verb"] == verb) for verb in verbs))
 
 
 def check_upgrade(backup: Backup, bar: Bar) -> list[Check]:
-    """Restores, migrates and compares. What goes wrong is a check that failed."""
+    """Restores, migrates and compares a backup. An error is reported as a failed check."""
     done: list[Check] = []
     began = time.monotonic()
     try:
@@ -94,23 +96,23 @@ def check_upgrade(backup: Backup, bar: Bar) -> list[Check]:
 
 
 def migrate_and_compare(url: str, connection: Connection, root: Path) -> Iterator[Check]:
-    """Remembers what is there, applies the files in `root`, and compares. Raises what `migrate up` raises."""
+    """Hashes the data, applies the files in `root`, and compares. Raises what `migrate up` raises."""
     record_hashes(connection)
-    offered = _list_client_api(connection)
+    api_before = _list_client_api(connection)
     began = time.monotonic()
     plan = migrations.up(url, root=root)
     applied = f"{len(plan.migrations)} migrations and {len(plan.sources)} sources were applied"
     yield Check("migrations", True, applied, round(time.monotonic() - began, 3))
     declared = DeclaredChanges.read(plan)
     yield run_check("data", lambda: _compare_data(connection, declared))
-    yield run_check("types", lambda: _compare_client_api(connection, offered, declared))
+    yield run_check("types", lambda: _compare_client_api(connection, api_before, declared))
     yield run_check("drift", lambda: _check_drift(url, root))
     yield run_check("policies", lambda: _check_policies(connection))
     yield checks.check_tenant_isolation(connection)
 
 
 def record_hashes(connection: Connection) -> None:
-    """Keeps a hash of every value beside the data, in a schema of its own: the server is there for this alone."""
+    """Stores a hash of every value in the schema upgrade_check of the temporary server."""
     connection.execute("create schema upgrade_check")
     connection.execute("create table upgrade_check.before (relation text, columns text[], key text, hashes bigint[])")
     for schema, table, columns in connection.execute(TABLES).fetchall():
@@ -123,7 +125,7 @@ def record_hashes(connection: Connection) -> None:
 
 
 def _key(connection: Connection, schema: str, table: str) -> sql.Composable:
-    """A row's primary key as text. Every table of ours has one."""
+    """A row's primary key as text. All our tables have one."""
     rows = connection.execute(
         "select a.attname from pg_index as i "
         "join pg_attribute as a on a.attrelid = i.indrelid and a.attnum = any(i.indkey) "
@@ -139,29 +141,29 @@ def _hashes(columns: list[str]) -> sql.Composable:
 
 
 def _compare_data(connection: Connection, declared: DeclaredChanges) -> CheckResult:
-    """Whether every row and value of before is there."""
-    there = {f"{schema}.{table}": columns for schema, table, columns in connection.execute(TABLES).fetchall()}
+    """Checks that every earlier row still exists with its values."""
+    tables_now = {f"{schema}.{table}": columns for schema, table, columns in connection.execute(TABLES).fetchall()}
     wrong: list[str] = []
     total = 0
     before = connection.execute("select relation, columns, count(*) from upgrade_check.before group by 1, 2 order by 1")
     for relation, columns, rows in before.fetchall():
         total += rows
-        if relation not in there:
+        if relation not in tables_now:
             wrong += [] if _is_declared(relation, declared.removes) else [f"{relation} is gone with {rows:,} rows"]
             continue
-        wrong += _find_losses(connection, relation, columns, there[relation], declared)
-    return not wrong, join_reasons(wrong) or f"{total:,} rows are there with the values they had"
+        wrong += _find_losses(connection, relation, columns, tables_now[relation], declared)
+    return not wrong, join_reasons(wrong) or f"{total:,} rows still have their values"
 
 
 def _find_losses(
-    connection: Connection, relation: str, columns: list[str], there: list[str], declared: DeclaredChanges
+    connection: Connection, relation: str, columns: list[str], columns_now: list[str], declared: DeclaredChanges
 ) -> Iterator[str]:
     schema, _, table = relation.partition(".")
-    gone = [column for column in columns if column not in there]
+    gone = [column for column in columns if column not in columns_now]
     yield from (
         f"{relation}.{column} is gone" for column in gone if not _is_declared(f"{relation}.{column}", declared.removes)
     )
-    kept = [column for column in columns if column in there]
+    kept = [column for column in columns if column in columns_now]
     counts = [
         sql.SQL("count(*) filter (where n.key is not null and b.hashes[{}] is distinct from n.hashes[{}])").format(
             columns.index(column) + 1, kept.index(column) + 1
@@ -187,7 +189,7 @@ def _find_losses(
 
 
 def _compare_client_api(connection: Connection, before: set[str], declared: DeclaredChanges) -> CheckResult:
-    """Whether clients of before find every column, of its type, and every function that they could call."""
+    """Checks that existing clients still find every column with its type, and every function that they may call."""
     gone = sorted(
         each
         for each in before - _list_client_api(connection)
@@ -195,7 +197,7 @@ def _compare_client_api(connection: Connection, before: set[str], declared: Decl
     )
     return not gone, join_reasons(
         [f"{each} is gone" for each in gone]
-    ) or f"{len(before):,} columns and functions are there"
+    ) or f"{len(before):,} columns and functions still exist"
 
 
 def _list_client_api(connection: Connection) -> set[str]:
@@ -205,7 +207,7 @@ def _list_client_api(connection: Connection) -> set[str]:
 def _check_drift(url: str, root: Path) -> CheckResult:
     _, found = drift.check(url, root=root)
     wrong = [f"{entry.kind} {entry.name} is {entry.problem}" for entry in found]
-    return not wrong, join_reasons(wrong) or "functions, views, policies and grants are as the files say"
+    return not wrong, join_reasons(wrong) or "functions, views, policies and grants match the files"
 
 
 def _check_policies(connection: Connection) -> CheckResult:
@@ -213,7 +215,7 @@ def _check_policies(connection: Connection) -> CheckResult:
         "select concat(schema, '.', relation, ': ', gap) from ops.rls_coverage where gap is not null"
     )
     wrong = [gap for (gap,) in gaps]
-    return not wrong, join_reasons(wrong) or "no table has a gap"
+    return not wrong, join_reasons(wrong) or "row level security covers every table"
 
 
 def _is_declared(name: str, declared: tuple[str, ...]) -> bool:

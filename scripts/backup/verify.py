@@ -1,4 +1,4 @@
-"""`ballast backup verify`: the store still holds what was written, and our key opens it. No database is needed."""
+"""`ballast backup verify`: checks that the stored files are unchanged and that our key decrypts the dump."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from scripts.backup.progress import Bar
 from scripts.backup.restore_engine import Backup
 
 
-def verify_backup(backup: Backup, bar: Bar, *, unseal: bool) -> None:
-    """Reads all of it; `unseal` also the dump's inside, to nowhere. Raises ArchiveDamaged and StoreUnavailable."""
+def verify_backup(backup: Backup, bar: Bar, *, decrypt: bool) -> None:
+    """Reads every file; `decrypt` also decrypts the dump. Raises ArchiveDamaged and StoreUnavailable."""
     manifest = backup.manifest
     for file in sorted(manifest.files.keys() - {manifest.dump}):
         backup.read_script(file)
-    sealed = backup.fetch_dump(bar)
-    if unseal:
-        bar.start_stage("Opening", manifest.dump_bytes)
+    dump = backup.fetch_dump(bar)
+    if decrypt:
+        bar.start_stage("Decrypting", manifest.dump_bytes)
         with Path(os.devnull).open("wb") as nowhere:
-            backup.unseal_into(nowhere, sealed, bar)
+            backup.decrypt_into(nowhere, dump, bar)

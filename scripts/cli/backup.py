@@ -1,4 +1,4 @@
-"""`ballast backup`: make backups, prove them by restoring them, and restore."""
+"""`ballast backup`: make, verify, restore and prune backups."""
 
 from __future__ import annotations
 
@@ -35,13 +35,12 @@ from scripts.scratch.server import exit_on_sigterm, scratch_folder
 from service.backup_names import BackupType, filename_of, new_name
 
 NEXT_STEPS = (
-    "Clear the cache: delete the Upstash database's keys (FLUSHDB), which are from before the restore.",
-    "Tell Clerk and the ledger of erasures that were replayed: ballast person resume",
-    "Bring the schema up to date, if the code is newer than the backup: ballast migrate up",
-    "Take in what Clerk sent since the backup: replay the messages in Clerk's dashboard (Webhooks, the endpoint).",
-    "Restart the service and let browsers reload: Realtime connections are of the database that was.",
+    "Clear the cache, which predates the restore: run FLUSHDB on the Upstash database.",
+    "Finish the repeated erasures in Clerk and the ledger: ballast person resume",
+    "Apply newer migrations, if the code is newer than the backup: ballast migrate up",
+    "Replay the Clerk messages since the backup, in the Clerk dashboard (Webhooks, the endpoint).",
+    "Restart the service and reload open browsers: their Realtime connections belong to the old database.",
 )
-
 
 NUMBER = click.IntRange(min=0)
 UNITS = (("day", DAY), ("hour", timedelta(hours=1)), ("minute", timedelta(minutes=1)))
@@ -49,7 +48,7 @@ UNITS = (("day", DAY), ("hour", timedelta(hours=1)), ("minute", timedelta(minute
 
 @click.group(epilog="Example: ballast backup run")
 def backup() -> None:
-    """Back the database up, prove by a restore that the backup is good, and restore it."""
+    """Back up the database, prove backups with test restores, and restore them."""
 
 
 @backup.command(epilog="Example: ballast backup run --json")
@@ -60,26 +59,28 @@ def backup() -> None:
     type=click.Choice(["manual", "automated"]),
     default="manual",
     show_default=True,
-    help="Who asks: a person or a schedule.",
+    help="Whether a person or a schedule started it.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
-@click.option("--log", "backup_id", type=click.UUID, hidden=True, help="The row of backup_logs that the service made.")
-@click.option("--name", hidden=True, help="The name that goes with it.")
+@click.option(
+    "--log", "backup_id", type=click.UUID, hidden=True, help="The row of backup_logs that the service created."
+)
+@click.option("--name", hidden=True, help="The name of the backup in that row.")
 def run(url: str | None, backup_type: BackupType, as_json: bool, backup_id: UUID | None, name: str | None) -> None:
-    """Back the database up to BACKUP_URL, encrypted for BACKUP_RECIPIENTS.
+    """Back up the database to BACKUP_URL, encrypted for BACKUP_RECIPIENTS.
 
-    All of it is from one moment, also while others write. Exits with 1 when it failed, and then nothing is left in the
-    store that could be taken for a backup. One runs at a time.
+    The backup is one consistent snapshot, even during writes. Exits with 1 on failure; the store then has no partial
+    backup. Only one backup of a database runs at a time.
     """
     environment = options.build_environment(url)
-    chosen = backup_id or uuid4()
+    new_id = backup_id or uuid4()
     task = Task(
         options.choose_url(url),
         open_store(environment),
         read_recipients(environment),
         BackupLog.of(environment),
-        str(chosen),
-        name or new_name(chosen, datetime.now(UTC)),
+        str(new_id),
+        name or new_name(new_id, datetime.now(UTC)),
         backup_type,
     )
     with exit_on_sigterm(), progress_bar() as bar:
@@ -90,23 +91,25 @@ def run(url: str | None, backup_type: BackupType, as_json: bool, backup_id: UUID
         rows = sum(manifest.rows.values())
         click.echo(
             f"{manifest.name}: {rows:,} rows, {decimal(manifest.dump_bytes)} as {decimal(manifest.size_bytes)}"
-            f"{'' if manifest.is_sealed else ', not encrypted'}, in {manifest.duration_seconds:.1f} s"
+            f"{'' if manifest.is_encrypted else ', not encrypted'}, in {manifest.duration_seconds:.1f} s"
         )
 
 
 @backup.command(epilog="Example: ballast backup restore latest --to $NEW_DATABASE_URL")
 @click.argument("wanted", metavar="ID")
 @click.option(
-    "--to", "url", metavar="URL", required=True, help="The postgres role's URL of the database to restore into."
+    "--to", "url", metavar="URL", required=True, help="URL of the database to restore into, as the role postgres."
 )
-@click.option("--replace", "typed", metavar="PROJECT", help="Drop what is there: type the project's name to mean it.")
+@click.option(
+    "--replace", "typed", metavar="PROJECT", help="Drop existing data first. Type the project's name to confirm."
+)
 @options.identity_option
 @click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
 def restore(wanted: str, url: str, typed: str | None, identity: Path | None, as_json: bool) -> None:
-    """Restore a backup (its ID, or `latest`) in one transaction, then check that all of it is there.
+    """Restore a backup (its ID, or `latest`) in one transaction, then check the result.
 
-    Into a database without anything of ours; what is there goes only with --replace and the project's name. Exits
-    with 1 when nothing was restored, and when a check fails. Erasures since the backup are carried out again.
+    The database must not contain Ballast tables, unless --replace names the project. Exits with 1 if nothing was
+    restored or a check failed. Erasures since the backup are repeated.
     """
     environment = options.build_environment(None)
     store = open_store(environment)
@@ -132,9 +135,9 @@ def restore(wanted: str, url: str, typed: str | None, identity: Path | None, as_
 @options.url_option
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def drill(wanted: str, identity: Path | None, url: str | None, as_json: bool) -> None:
-    """Restore a backup (the latest, or ID) into a scratch PostgreSQL, check it, and remove the server again.
+    """Prove a backup (the latest, or ID): restore it into a temporary PostgreSQL and check the result.
 
-    The report is kept beside the backup and in the database's public.backup_logs. Exits with 1 when a check fails.
+    The report is stored with the backup and in public.backup_logs. Exits with 1 if a check failed.
     """
     environment = options.build_environment(url)
     store = open_store(environment)
@@ -148,17 +151,17 @@ def drill(wanted: str, identity: Path | None, url: str | None, as_json: bool) ->
         body = json.dumps(asdict(report), indent=2).encode()
         store.put(report.backup, f"{DRILLS}/{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}.json", body)
         if not report.passed:
-            raise DrillFailed(f"{report.backup} is not proven: do not count on it, and make another.")
+            raise DrillFailed(f"{report.backup} is not proven: do not rely on it. Make another backup.")
 
 
 @backup.command(epilog="Example: ballast backup verify latest --identity key.txt")
 @click.argument("wanted", metavar="[ID]", default="latest")
 @options.identity_option
 def verify(wanted: str, identity: Path | None) -> None:
-    """Fetch a backup (the latest, or ID), and check that every byte of it is as it was written.
+    """Download a backup (the latest, or ID), and compare its files with their checksums.
 
-    With the key, also that it can be decrypted and decompressed to its full length. It needs no database, and proves
-    less than `ballast backup drill`: not that PostgreSQL takes it. Exits with 1 when something is damaged or missing.
+    With the key, also check that it decrypts and decompresses completely. It needs no database. Unlike `ballast backup
+    drill`, it does not prove that PostgreSQL can restore it. Exits with 1 if a file is damaged or missing.
     """
     environment = options.build_environment(None)
     store = open_store(environment)
@@ -166,25 +169,25 @@ def verify(wanted: str, identity: Path | None) -> None:
     keys = read_keys(environment, identity)
     with scratch_folder("verify") as folder, progress_bar() as bar:
         backup = Backup(store, manifest, keys, folder)
-        is_opened = bool(keys) or not manifest.is_sealed
-        verify_backup(backup, bar, unseal=is_opened)
-    if is_opened:
-        opened = f"{'decrypted and ' if manifest.is_sealed else ''}decompressed to {decimal(manifest.dump_bytes)}"
+        is_readable = bool(keys) or not manifest.is_encrypted
+        verify_backup(backup, bar, decrypt=is_readable)
+    if is_readable:
+        content = f"{'decrypted and ' if manifest.is_encrypted else ''}decompressed to {decimal(manifest.dump_bytes)}"
     else:
-        opened = "not decrypted"
+        content = "not decrypted"
         database.echo_err(
             "Without a key only the checksums were compared: pass --identity FILE, or set BACKUP_IDENTITY."
         )
     files = len(manifest.files)
-    click.echo(f"{manifest.name}: {files} files, {decimal(manifest.size_bytes)}, each as it was written; {opened}.")
+    click.echo(f"{manifest.name}: {files} files, {decimal(manifest.size_bytes)}, all checksums match; {content}.")
 
 
 @backup.command("list", epilog="Example: ballast backup list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def list_command(as_json: bool) -> None:
-    """List the backups in BACKUP_URL, the newest first: age, size, and when a drill proved each.
+    """List the backups in BACKUP_URL, newest first: age, size, and the last drill that proved each.
 
-    It needs no database. Red is what cannot be relied on: a damaged backup, a failed drill, a latest one that is late.
+    It needs no database. Problems are red: a damaged backup, a failed drill, or a latest backup older than a day.
     """
     store = open_store(options.build_environment(None))
     backups = list_backups(store)[::-1]
@@ -194,20 +197,20 @@ def list_command(as_json: bool) -> None:
     elif backups:
         _show_backups(backups, now)
     else:
-        click.echo(f"There is no backup in {store.url} yet: `ballast backup run` makes one.")
+        click.echo(f"There is no backup in {store.url} yet. Run `ballast backup run` to make one.")
 
 
 @backup.command(epilog="Example: ballast backup prune --dry-run")
-@click.option("--dry-run", is_flag=True, help="Show what would go, and change nothing.")
-@click.option("--daily", type=NUMBER, default=7, show_default=True, metavar="N")
-@click.option("--weekly", type=NUMBER, default=4, show_default=True, metavar="N")
-@click.option("--monthly", type=NUMBER, default=12, show_default=True, metavar="N")
+@click.option("--dry-run", is_flag=True, help="Show what would be deleted, and change nothing.")
+@click.option("--daily", type=NUMBER, default=7, show_default=True, metavar="N", help="Days to keep.")
+@click.option("--weekly", type=NUMBER, default=4, show_default=True, metavar="N", help="Weeks to keep.")
+@click.option("--monthly", type=NUMBER, default=12, show_default=True, metavar="N", help="Months to keep.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def prune(dry_run: bool, daily: int, weekly: int, monthly: int, as_json: bool) -> None:
-    """Delete old backups from BACKUP_URL: the newest of each of the last N days, weeks and months with one stays.
+    """Delete old backups from BACKUP_URL. Keeps the newest of each of the last N days, weeks and months with a backup.
 
-    So do the newest, the newest that a drill proved, what is younger than a day, and what cannot be read. What
-    interrupted runs left goes after a day. Times are UTC. Exits with 1 when something could not be deleted.
+    Also keeps the newest backup, the newest proven one, those younger than a day, and unreadable ones. Deletes files of
+    interrupted runs after a day. Times are UTC. Exits with 1 if a deletion failed.
     """
     store = open_store(options.build_environment(None))
     now = datetime.now(UTC)
@@ -216,25 +219,27 @@ def prune(dry_run: bool, daily: int, weekly: int, monthly: int, as_json: bool) -
         _show_plan(plan, now)
     failed = [] if dry_run else apply_plan(store, plan)
     if as_json:
-        going = [each.name for each in plan.to_delete]
+        to_delete = [each.name for each in plan.to_delete]
         leftovers = [each.path for each in plan.leftovers]
-        print_json({"dry_run": dry_run, "kept": plan.to_keep, "going": going, "leftovers": leftovers, "failed": failed})
+        print_json(
+            {"dry_run": dry_run, "kept": plan.to_keep, "going": to_delete, "leftovers": leftovers, "failed": failed}
+        )
     elif not dry_run:
-        gone = len(plan.to_delete) + len(plan.leftovers) - len(failed)
-        click.echo(f"{gone} deleted, {len(plan.to_keep)} kept.")
+        deleted = len(plan.to_delete) + len(plan.leftovers) - len(failed)
+        click.echo(f"{deleted} deleted, {len(plan.to_keep)} kept.")
     if failed:
         sys.exit(1)
 
 
 @backup.command(epilog="Example: ballast backup extract latest --organization org_2abc --output acme.sql")
 @click.argument("wanted", metavar="ID")
-@click.option("--organization", metavar="ORG", required=True, help="Its uuid, or its id in Clerk (org_…).")
+@click.option("--organization", metavar="ORG", required=True, help="The organization's uuid or Clerk id (org_…).")
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
     metavar="PATH",
     required=True,
-    help="The script to write, or with csv the folder. It must not exist.",
+    help="The script to write, or the folder for csv. It must not exist yet.",
 )
 @click.option(
     "--format",
@@ -242,17 +247,17 @@ def prune(dry_run: bool, daily: int, weekly: int, monthly: int, as_json: bool) -
     type=click.Choice(["sql", "csv"]),
     default="sql",
     show_default=True,
-    help="One script for psql, or a folder with a file per table.",
+    help="A psql script, or a folder with one file per table.",
 )
 @options.identity_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def extract(  # noqa: PLR0913, PLR0917 - an argument per option
     wanted: str, organization: str, output: Path, output_format: Format, identity: Path | None, as_json: bool
 ) -> None:
-    """Write one organization's rows of a backup (its ID, or `latest`) to PATH, which only you may read.
+    """Write one organization's rows from a backup (its ID, or `latest`) to PATH. Only you may read the result.
 
-    The backup is restored into a scratch PostgreSQL, checked, and whoever was erased since is erased there too. Put
-    the rows back with psql: what is missing comes back, and what is there is not touched, however often.
+    The backup is restored into a temporary PostgreSQL and checked. Erasures since the backup are repeated there. Put
+    the rows back with psql: it inserts missing rows and changes no existing ones. It can be repeated.
     """
     environment = options.build_environment(None)
     require_free(output)
@@ -270,7 +275,7 @@ def _show_drill(report: Drill, *, as_json: bool) -> None:
     age = timedelta(seconds=round(report.rpo_seconds))
     click.echo(
         f"{report.backup}: {'proven' if report.passed else 'NOT proven'}. Recovered {decimal(report.dump_bytes)} in"
-        f" {report.rto_seconds} s (RTO); the data are {age} old (RPO)."
+        f" {report.rto_seconds} s (RTO); the data is {age} old (RPO)."
     )
 
 
@@ -283,16 +288,15 @@ def _show_extract(done: Extract, *, as_json: bool) -> None:
         table.add_row(f"public.{name}", f"{rows:,}")
     print_table(table)
     path = shlex.quote(done.output)
-    how = (
+    command = (
         f"psql {DATABASE_VARIABLE} --file={path}"
         if done.format == "sql"
         else f"cd {path} && psql {DATABASE_VARIABLE} --file=put-back.sql"
     )
-    click.echo(f"{sum(done.rows.values()):,} rows of {done.organization}. Put back what is missing: {how}")
+    click.echo(f"{sum(done.rows.values()):,} rows of {done.organization}. To put back missing rows, run: {command}")
 
 
 def _backup_as_json(backup: ListedBackup, now: datetime) -> dict[str, Any]:
-    """For programs."""
     manifest, created_at = backup.manifest, backup.created_at
     return {
         "id": backup.name,
@@ -300,7 +304,7 @@ def _backup_as_json(backup: ListedBackup, now: datetime) -> dict[str, Any]:
         "age_seconds": round((now - created_at).total_seconds()) if created_at else None,
         "size_bytes": manifest.size_bytes if manifest else None,
         "rows": sum(manifest.rows.values()) if manifest else None,
-        "encrypted": manifest.is_sealed if manifest else None,
+        "encrypted": manifest.is_encrypted if manifest else None,
         "proven_at": backup.proven_at.isoformat() if backup.proven_at else None,
         "last_drill_failed": backup.is_refuted,
         "damage": backup.damage,
@@ -320,7 +324,7 @@ def _show_backups(backups: list[ListedBackup], now: datetime) -> None:
             f"[red]{_format_age(now - each.created_at)}" if is_late else _format_age(now - each.created_at),
             decimal(each.manifest.size_bytes),
             f"{sum(each.manifest.rows.values()):,}",
-            "yes" if each.manifest.is_sealed else "[red]no",
+            "yes" if each.manifest.is_encrypted else "[red]no",
             _format_proof(each, now),
         )
     print_table(table)
@@ -329,27 +333,27 @@ def _show_backups(backups: list[ListedBackup], now: datetime) -> None:
 def _format_proof(backup: ListedBackup, now: datetime) -> str:
     when = f"{_format_age(now - backup.proven_at)} ago" if backup.proven_at else "never"
     if backup.is_refuted:
-        return f"[red]the last drill FAILED; proven: {when}"
+        return f"[red]last drill FAILED; proven: {when}"
     return f"[green]{when}" if backup.proven_at else when
 
 
 def _show_plan(plan: Plan, now: datetime) -> None:
     table = Table("Backup", "", "Why")
     for name, reason in plan.to_keep.items():
-        table.add_row(name, "[green]stays", escape(reason))
+        table.add_row(name, "[green]keep", escape(reason))
     for each in reversed(plan.to_delete):
         age = f"{_format_age(now - each.created_at)} old" if each.created_at else ""
-        table.add_row(each.name, "[yellow]goes", f"{age}; nothing asks for it")
+        table.add_row(each.name, "[yellow]delete", f"{age}; no rule keeps it")
     for leftover in plan.leftovers:
-        what = "an upload that never ended" if leftover.upload_id else "a backup that was never finished"
-        table.add_row(leftover.path, "[yellow]goes", f"{what}, {_format_age(now - leftover.began_at)} old")
+        kind = "an unfinished upload" if leftover.upload_id else "an unfinished backup"
+        table.add_row(leftover.path, "[yellow]delete", f"{kind}, {_format_age(now - leftover.began_at)} old")
     if table.rows:
         print_table(table)
 
 
 def _format_age(age: timedelta) -> str:
-    """As people say it: 3 days."""
+    """Formats an age in its largest unit, such as `3 days`."""
     for name, unit in UNITS:
         if number := age // unit:
             return f"{number} {name}{'' if number == 1 else 's'}"
-    return "a moment"
+    return "seconds"

@@ -1,4 +1,4 @@
-"""`ballast upgrade-check`: the pending migrations, tested on a restored backup."""
+"""`ballast upgrade-check`: tests the pending migrations on a restored backup."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from scripts.scratch.server import scratch_folder
 @click.option("--backup", "wanted", metavar="ID", default="latest", help="The backup to test; the latest by default.")
 @options.identity_option
 @options.url_option
-@click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON, by the name of the backup.")
+@click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON, keyed by the name of the backup.")
 def upgrade_check(wanted: str, identity: Path | None, url: str | None, as_json: bool) -> None:
-    """Test this checkout's migrations on a backup: whether they keep data, policies and types.
+    """Test this checkout's migrations on a restored backup: do they preserve data, policies and types?
 
-    The backup is restored into a scratch PostgreSQL, migrated and compared; nothing else is touched. Exits with 1 when
-    something is lost.
+    The backup is restored into a temporary PostgreSQL, migrated and compared; nothing else is changed. Exits with 1 if
+    the migrations lose anything.
     """
     environment = options.build_environment(url)
     store = open_store(environment)
@@ -39,5 +39,5 @@ def upgrade_check(wanted: str, identity: Path | None, url: str | None, as_json: 
         show_checks(found, as_json=False)
     if not all(check.passed for check in found):
         raise UpgradeFailed(
-            "The upgrade loses something: correct the migration, or declare the loss in it (docs/upgrade.md)."
+            "The upgrade loses data or functions: correct the migration, or declare the loss in it (docs/upgrade.md)."
         )

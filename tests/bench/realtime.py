@@ -223,7 +223,7 @@ def _rows(number: int) -> str:
 def _latency_rows(latencies: dict[Case, list[float]]) -> Iterator[report.Case]:
     """Each next to Postgres Changes for as many subscribers."""
     for case, seconds in latencies.items():
-        yield report.case(case.name, seconds, latencies[case._replace(way=CHANGES)])
+        yield report.case(case.name, seconds, latencies[case._replace(feature=CHANGES)])
 
 
 def _write_rows(writes: dict[Write, list[float]]) -> Iterator[report.Case]:

@@ -23,6 +23,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scripts.backup import retention
 from scripts.backup.manifest import MANIFEST, File, Manifest
 from scripts.backup.retention import DAY, ListedBackup, Policy, select_kept
 from scripts.backup.store import BackupStore, Leftover
@@ -112,6 +113,21 @@ def test_each_of_the_last_days_weeks_and_months_with_backups_keeps_its_newest(
 def test_pruning_again_changes_nothing(shelf: list[ListedBackup], policy: Policy) -> None:
     staying = select_kept(shelf, NOW, policy)
     assert select_kept([each for each in shelf if each.name in staying], NOW, policy) == staying
+
+
+EXAMPLE = re.compile(r"^ {4}(\S+) 02:00  (keep|delete): (.*)$", re.MULTILINE)
+
+
+def test_the_example_in_the_module_is_true() -> None:
+    lines = EXAMPLE.findall(retention.__doc__ or "")
+    backups = [
+        make_backup(datetime.fromisoformat(f"{date}T02:00Z"), is_proven=line == 5)
+        for line, (date, *_) in enumerate(lines)
+    ]
+    kept = select_kept(backups, NOW, Policy(daily=1, weekly=2, monthly=2))
+    assert len(lines) == 6
+    for backup, (_, decision, reason) in zip(backups, lines, strict=True):
+        assert kept.get(backup.name) == (reason if decision == "keep" else None)
 
 
 def test_what_cannot_be_read_stays() -> None:
@@ -297,8 +313,8 @@ def test_what_no_rule_keeps_is_gone_and_the_rest_is_whole(url: str) -> None:
 def test_a_dry_run_changes_nothing_and_says_what_would_go(url: str) -> None:
     new, old = put(url, timedelta(hours=2)), put(url, 50 * DAY)
     result = run(url, "prune", "--dry-run", "--daily", "1", "--weekly", "0", "--monthly", "0")
-    assert re.search(rf"{new} .* stays .* the newest, younger than a day, day 20", result.stdout)
-    assert re.search(rf"{old} .* goes .* 50 days old", result.stdout)
+    assert re.search(rf"{new} .* keep .* the newest, younger than a day, day 20", result.stdout)
+    assert re.search(rf"{old} .* delete .* 50 days old", result.stdout)
     assert "deleted" not in result.stdout
     assert BackupStore(url).names() == [old, new]
 
@@ -322,7 +338,7 @@ def test_a_damaged_backup_stays_and_is_said_to_be(url: str) -> None:
     put(url, timedelta(hours=2))
     BackupStore(url).put("20200101T000000Z-00000000", MANIFEST, b"{}")
     result = run(url, "prune", "--daily", "0", "--weekly", "0", "--monthly", "0")
-    assert re.search(r"20200101T000000Z-00000000 .* stays .* not readable", result.stdout)
+    assert re.search(r"20200101T000000Z-00000000 .* keep .* not readable", result.stdout)
     assert "20200101T000000Z-00000000" in BackupStore(url).names()
 
 
@@ -420,7 +436,7 @@ def test_unfinished_uploads_are_aborted_after_a_day_and_those_of_others_stay(buc
     report = run_as_json(url, "prune", "--dry-run")
     assert len(report["leftovers"]) == 1
     assert uploads(bucket) == {ours} | others
-    assert "an upload that never ended" in run(url, "prune").stdout
+    assert "an unfinished upload" in run(url, "prune").stdout
     assert uploads(bucket) == others
     assert BackupStore(url).names() == [name]
 

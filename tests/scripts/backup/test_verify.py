@@ -12,7 +12,7 @@ import obstore
 import pyrage
 import pytest
 
-from scripts.backup.manifest import AFTER, BEFORE, MANIFEST, SEALED_DUMP
+from scripts.backup.manifest import AFTER, BEFORE, ENCRYPTED_DUMP, MANIFEST
 from scripts.backup.store import BackupStore
 from service import object_store
 from tests.scripts.conftest import StoredBackup, Vault
@@ -69,17 +69,20 @@ def test_without_a_key_only_the_checksums_are_compared_and_it_says_so(shelf: Vau
     result = shelf.run_to_end("verify", **WITHOUT_KEY)
     assert "only the checksums were compared" in result.stderr
     assert "not decrypted" in result.stdout
-    replace(shelf, name, SEALED_DUMP, lambda body: flip_bit(body, -1))
-    assert f"{SEALED_DUMP} of {name} is damaged" in verify_and_fail(shelf, **WITHOUT_KEY)
+    replace(shelf, name, ENCRYPTED_DUMP, lambda body: flip_bit(body, -1))
+    assert f"{ENCRYPTED_DUMP} of {name} is damaged" in verify_and_fail(shelf, **WITHOUT_KEY)
 
 
 @pytest.mark.parametrize("place", ["start", "middle", "end"])
 def test_one_flipped_bit_of_the_dump_is_found(shelf: Vault, place: str, backup: StoredBackup) -> None:
     name = shelf.keep(backup)
     replace(
-        shelf, name, SEALED_DUMP, lambda body: flip_bit(body, {"start": 0, "middle": len(body) // 2, "end": -1}[place])
+        shelf,
+        name,
+        ENCRYPTED_DUMP,
+        lambda body: flip_bit(body, {"start": 0, "middle": len(body) // 2, "end": -1}[place]),
     )
-    assert f"{SEALED_DUMP} of {name} is damaged" in verify_and_fail(shelf)
+    assert f"{ENCRYPTED_DUMP} of {name} is damaged" in verify_and_fail(shelf)
 
 
 @pytest.mark.parametrize("file", [BEFORE, AFTER])
@@ -92,18 +95,18 @@ def test_one_flipped_bit_of_a_script_is_found(shelf: Vault, file: str, backup: S
 @pytest.mark.parametrize("left", [0, 1, -1])
 def test_a_truncated_dump_is_found(shelf: Vault, left: int, backup: StoredBackup) -> None:
     name = shelf.keep(backup)
-    replace(shelf, name, SEALED_DUMP, lambda body: body[:left])
-    assert f"{SEALED_DUMP} of {name} is damaged" in verify_and_fail(shelf)
+    replace(shelf, name, ENCRYPTED_DUMP, lambda body: body[:left])
+    assert f"{ENCRYPTED_DUMP} of {name} is damaged" in verify_and_fail(shelf)
 
 
-@pytest.mark.parametrize("file", [BEFORE, AFTER, SEALED_DUMP])
+@pytest.mark.parametrize("file", [BEFORE, AFTER, ENCRYPTED_DUMP])
 def test_a_missing_file_is_named(shelf: Vault, file: str, backup: StoredBackup) -> None:
     name = shelf.keep(backup)
     remove(shelf, name, file)
     assert f"{file} of {name} is missing" in verify_and_fail(shelf)
 
 
-@pytest.mark.parametrize("file", [BEFORE, AFTER, SEALED_DUMP])
+@pytest.mark.parametrize("file", [BEFORE, AFTER, ENCRYPTED_DUMP])
 def test_a_manifest_that_does_not_name_a_file_is_no_proof(folder_shelf: Vault, file: str, backup: StoredBackup) -> None:
     name = folder_shelf.keep(backup)
 
@@ -113,7 +116,7 @@ def test_a_manifest_that_does_not_name_a_file_is_no_proof(folder_shelf: Vault, f
         return json.dumps(manifest).encode()
 
     replace(folder_shelf, name, MANIFEST, without)
-    assert "is damaged: files: Value error, a file is not named" in verify_and_fail(folder_shelf)
+    assert "is damaged: files: Value error, a required file is missing" in verify_and_fail(folder_shelf)
 
 
 def test_the_manifest_of_another_backup_is_found(
@@ -126,8 +129,8 @@ def test_the_manifest_of_another_backup_is_found(
 
 def test_the_files_of_another_backup_are_found(shelf: Vault, backup: StoredBackup, other_backup: StoredBackup) -> None:
     first, second = shelf.keep(backup), shelf.keep(other_backup)
-    replace(shelf, second, SEALED_DUMP, lambda _: shelf.store.read(first, SEALED_DUMP))
-    assert f"{SEALED_DUMP} of {second} is damaged" in verify_and_fail(shelf, second)
+    replace(shelf, second, ENCRYPTED_DUMP, lambda _: shelf.store.read(first, ENCRYPTED_DUMP))
+    assert f"{ENCRYPTED_DUMP} of {second} is damaged" in verify_and_fail(shelf, second)
 
 
 def test_a_wrong_key_is_said_to_be_one(shelf: Vault, backup: StoredBackup) -> None:
@@ -166,7 +169,9 @@ def test_a_dump_that_was_cut_before_it_was_measured_is_found_when_it_is_opened(
     folder_shelf: Vault, backup: StoredBackup, plain_backup: StoredBackup, environment: dict[str, str | None]
 ) -> None:
     name, dump = (
-        (folder_shelf.keep(plain_backup), "dump.pgc.zst") if environment else (folder_shelf.keep(backup), SEALED_DUMP)
+        (folder_shelf.keep(plain_backup), "dump.pgc.zst")
+        if environment
+        else (folder_shelf.keep(backup), ENCRYPTED_DUMP)
     )
     replace(folder_shelf, name, dump, lambda body: body[:-20])
     replace(folder_shelf, name, MANIFEST, remeasure(folder_shelf.store, name, dump))
