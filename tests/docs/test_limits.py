@@ -22,7 +22,7 @@ def test_the_table_of_limits_is_that_of_the_service() -> None:
 
 def test_the_example_caches_an_answer_until_it_is_changed(make_app: MakeApp, stack: Stack) -> None:
     [example] = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    [changed] = re.findall(r"`(components\(\)\.cache\.changed\(.*\))`", PAGE)
+    [invalidation] = re.findall(r"`(components\(\)\.cache\.invalidate\(.*\))`", PAGE)
     read: list[str] = []
     names: dict[str, Any] = {
         "clerk_org_id": f"org_{secrets.token_hex(6)}", "read_plan": lambda _: {"reads": read.append("x") or len(read)}
@@ -30,5 +30,5 @@ def test_the_example_caches_an_answer_until_it_is_changed(make_app: MakeApp, sta
     with make_app(**stack.environment).app_context():
         exec(example, names)  # noqa: S102 - the page is ours
         assert [names["plan_of"](names["clerk_org_id"]) for _ in range(2)] == [{"reads": 1}] * 2
-        eval(changed, names)  # noqa: S307
+        eval(invalidation, names)  # noqa: S307
         assert names["plan_of"](names["clerk_org_id"]) == {"reads": 2}

@@ -1,4 +1,4 @@
--- Everything follows public.role_permissions. The organization and the author are never the client's to change.
+-- All access follows public.role_permissions. Clients may set neither the author nor, after creation, the organization.
 grant select, delete on public.{{ table.name }} to authenticated;
 grant insert ({{ ("organization_id, " ~ table.listed) | wrap(44 + table.name | length) }}) on public.{{ table.name }} to authenticated;
 grant update ({{ table.listed | wrap(44 + table.name | length) }}) on public.{{ table.name }} to authenticated;
