@@ -15,7 +15,7 @@ from aiohttp.typedefs import Handler
 from scripts.local.clerk.backend import BackendApi
 from scripts.local.clerk.directory import Directory
 from scripts.local.clerk.limits import Limit
-from scripts.local.clerk.server import _failures_as_clerk_reports_them
+from scripts.local.clerk.server import _report_failures
 from tests import events
 from tests.events import Json
 from tests.simulated_clerk import Clerk
@@ -50,7 +50,7 @@ class ClerkServer:
 
     def forget(self, clerk_id: str) -> None:
         """Lets Clerk delete an object and what belongs to it, and tells nobody."""
-        self.directory._forget(clerk_id)
+        self.directory._remove(clerk_id)
         self.directory.invitations.pop(clerk_id, None)
 
     def become(self, clerk: Clerk, prefix: str) -> None:
@@ -88,7 +88,7 @@ def running_clerk(*limits: Limit) -> Iterator[ClerkServer]:
         return server.before(request) or await handler(request)
 
     async def start() -> web.AppRunner:
-        application = web.Application(middlewares=[record, _failures_as_clerk_reports_them])
+        application = web.Application(middlewares=[record, _report_failures])
         backend = BackendApi(_Current(server), SECRET_KEY, lambda *_: None, INSTANCE, limits)  # type: ignore[arg-type]
         application.add_subapp("/v1/", backend.application())
         runner = web.AppRunner(application, access_log=None)

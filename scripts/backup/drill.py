@@ -56,7 +56,7 @@ def scratch_target(backup: Backup, bar: Bar) -> Iterator[Target]:
     bar.start_stage("Starting")
     with (
         scratch_server(backup.folder, **SCRATCH_SETTINGS) as server,
-        database.connected(server.url(), tell=database.echo_err) as connection,
+        database.connect(server.url(), notify=database.echo_err) as connection,
     ):
         yield Target(server.url(), connection)
 

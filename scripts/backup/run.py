@@ -93,7 +93,7 @@ def run_backup(task: Task, bar: Bar) -> Manifest:
     """Makes and records a backup, and returns its manifest. If it raises, no backup was made."""
     try:
         with (
-            database.connected(task.url, tell=database.echo_err) as connection,
+            database.connect(task.url, notify=database.echo_err) as connection,
             snapshot.take_snapshot(connection) as taken,
             report_to_monitor("ballast-backup"),
         ):

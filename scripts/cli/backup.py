@@ -115,7 +115,7 @@ def restore(wanted: str, url: str, typed: str | None, identity: Path | None, as_
     store = open_store(environment)
     with (
         tempfile.TemporaryDirectory(prefix="ballast-restore-") as folder,
-        database.connected(url, tell=database.echo_err) as connection,
+        database.connect(url, notify=database.echo_err) as connection,
         progress_bar() as bar,
     ):
         backup = open_backup(store, wanted, read_keys(environment, identity), Path(folder))

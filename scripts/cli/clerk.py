@@ -81,8 +81,8 @@ def send(
     stand_in = ClerkClient(environment["CLERK_ISSUER"])
     completed = stand_in.event(event_type, data, message_id=message_id, timestamp=timestamp)
     url = f"{environment['SERVICE_URL']}/webhooks/clerk"
-    body = svix.body_of(completed["event"])
-    headers = svix.signed_headers(environment["CLERK_WEBHOOK_SECRETS"].split(",")[0], completed["message_id"], body)
+    body = svix.encode_body(completed["event"])
+    headers = svix.sign_headers(environment["CLERK_WEBHOOK_SECRETS"].split(",")[0], completed["message_id"], body)
     try:
         answer = httpx.post(url, content=body, headers=headers, timeout=svix.ATTEMPT_SECONDS)
     except httpx.HTTPError as error:

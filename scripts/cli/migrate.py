@@ -32,7 +32,7 @@ def up(url: str | None, dry_run: bool) -> None:
     Migrations and functions are one transaction: all of them or nothing. Each changed policies file follows in a short
     transaction of its own. Run it again after a failure: it continues.
     """
-    plan = migrations.up(options.choose_url(url), dry_run=dry_run, tell=database.echo_err)
+    plan = migrations.up(options.choose_url(url), dry_run=dry_run, notify=database.echo_err)
     if plan.empty:
         click.echo(f"Nothing to do: {_format_current(plan)}.")
         return
@@ -49,7 +49,7 @@ def up(url: str | None, dry_run: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def status(url: str | None, as_json: bool) -> None:
     """Show every file with its state. Changes and locks nothing."""
-    entries = migrations.status(options.choose_url(url), tell=database.echo_err)
+    entries = migrations.status(options.choose_url(url), notify=database.echo_err)
     if as_json:
         print_json([entry._asdict() for entry in entries])
         return
@@ -65,7 +65,7 @@ def check(url: str | None, as_json: bool) -> None:
     Compares functions, views, triggers, column defaults, policies and grants of the schemas public, app and ops. Tries
     every file in a transaction that is rolled back: tables are locked for that moment.
     """
-    plan, found = drift.check(options.choose_url(url), tell=database.echo_err)
+    plan, found = drift.check(options.choose_url(url), notify=database.echo_err)
     if as_json:
         pending = [*plan.paths, *plan.removed]
         print_json({"pending": pending, "drift": [entry._asdict() for entry in found]})
@@ -85,7 +85,7 @@ def check(url: str | None, as_json: bool) -> None:
 @click.argument("name")
 def new(name: str) -> None:
     """Write an empty migration and print its path."""
-    click.echo(migrations.new(name).relative_to(migrations.ROOT))
+    click.echo(migrations.write_migration(name).relative_to(migrations.ROOT))
 
 
 @migrate.command("bundle", epilog="Example: ballast migrate bundle --check")

@@ -11,7 +11,7 @@ import click
 
 from scripts.errors import Failure
 from scripts.local.stack import Stack
-from scripts.schema.database import Connection, connected, echo_err
+from scripts.schema.database import Connection, connect, echo_err
 
 url_option = click.option(
     "--database-url", "url", metavar="URL", help="A postgres role's URL. Default: DATABASE_URL, else the local stack's."
@@ -56,7 +56,7 @@ class NotMigrated(Failure):
 @contextmanager
 def open_database(url: str | None, *, requires: str) -> Iterator[Connection]:
     """A connection to a database that has the table `requires`; warnings go to stderr. Raises NotMigrated."""
-    with connected(choose_url(url), echo_err) as connection:
+    with connect(choose_url(url), echo_err) as connection:
         if connection.execute("select to_regclass(%s)", [requires]).fetchone() == (None,):
             raise NotMigrated(f"This database has no table {requires} yet: run `ballast migrate up`.")
         yield connection

@@ -45,7 +45,7 @@ def _seed_examples() -> None:
     require_stand_in("`ballast clerk backfill` loads that instance's people.")
     environment = client_environment()
     outcomes = Counter(_send(environment, event) for event in examples.events())
-    with database.connected(environment["DATABASE_URL"]) as connection:
+    with database.connect(environment["DATABASE_URL"]) as connection:
         with_projects = bulk.has_projects(connection)
         if jobs_are_wanted():  # one of them shows mail at /dev/mail; locally none is sent
             connection.execute("update app.settings set mail_enabled = true")
@@ -101,7 +101,7 @@ def _seed_bulk(size: bulk.Size) -> None:
     added = 0
     console = Console(stderr=True)
     with (
-        database.connected(client_environment()["DATABASE_URL"]) as connection,
+        database.connect(client_environment()["DATABASE_URL"]) as connection,
         Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
     ):
         task = progress.add_task("organizations", total=size.organizations)

@@ -19,7 +19,7 @@ from scripts.cli.output import print_json, print_table
 from scripts.health import traffic_lights
 from scripts.local import containers, services, supervisor
 from scripts.local.processes import RunRecord
-from scripts.local.services import Part
+from scripts.local.services import Service
 from scripts.local.stack import STAND_IN, Stack, containers_are_wanted
 
 
@@ -29,7 +29,7 @@ def up(detach: bool) -> None:
     """Start everything, seed an empty database, print URLs and keys, and stay in front until Ctrl-C."""
     stack = Stack.from_environment(create=True)
     stack.record_clerk()
-    wanted = _parts_of(stack)
+    wanted = _build_services(stack)
     began = time.monotonic()
 
     def show() -> None:
@@ -62,9 +62,11 @@ def status(url: str | None, as_json: bool) -> None:
     has_database = record.running() or stack.postgres.exists()
     chosen = url or os.environ.get("DATABASE_URL") or (stack.postgres.url() if has_database else None)
     is_local = chosen in {None, stack.postgres.url()}
-    has_parts = is_local or record.running()
+    shows_services = is_local or record.running()
     states = (
-        [_state(part, record) for part in _parts_of(stack) if not part.once and part.is_wanted()] if has_parts else []
+        [_state(service, record) for service in _build_services(stack) if not service.once and service.is_wanted()]
+        if shows_services
+        else []
     )
     found = traffic_lights.run_checks(chosen, is_local=is_local) if chosen else []
     if chosen and (cache := traffic_lights.check_cache(options.build_environment(url))):
@@ -78,7 +80,7 @@ def status(url: str | None, as_json: bool) -> None:
             }
         )  # fmt: skip
     else:
-        _show_parts(stack, states, is_running=record.running())
+        _show_services(stack, states, is_running=record.running())
         _show_checks(found)
     if any(state.state != "healthy" for state in states) or traffic_lights.find_worst_light(found) == "red":
         raise click.exceptions.Exit(1)
@@ -111,7 +113,7 @@ def reset(yes: bool) -> None:
 
 @dataclass(frozen=True)
 class State:
-    """A part's row of `ballast status`."""
+    """A service's row of `ballast status`."""
 
     name: str
     state: Literal["healthy", "not answering", "down"]
@@ -119,19 +121,19 @@ class State:
     address: str
 
 
-def _parts_of(stack: Stack) -> list[Part]:
-    return containers.parts_of(stack) if containers_are_wanted() else services.parts_of(stack)
+def _build_services(stack: Stack) -> list[Service]:
+    return containers.build_services(stack) if containers_are_wanted() else services.build_services(stack)
 
 
-def _state(part: Part, record: RunRecord) -> State:
-    recorded = record.parts.get(part.name)
+def _state(service: Service, record: RunRecord) -> State:
+    recorded = record.services.get(service.name)
     process = recorded.process() if recorded else None
     if process is None:
-        return State(part.name, "down", None, part.address)
-    return State(part.name, "healthy" if part.is_healthy() else "not answering", process.pid, part.address)
+        return State(service.name, "down", None, service.address)
+    return State(service.name, "healthy" if service.is_healthy() else "not answering", process.pid, service.address)
 
 
-def _show_parts(stack: Stack, states: list[State], *, is_running: bool) -> None:
+def _show_services(stack: Stack, states: list[State], *, is_running: bool) -> None:
     if not states:
         return
     table = Table("part", "state", "process", "address", box=None)
@@ -140,7 +142,7 @@ def _show_parts(stack: Stack, states: list[State], *, is_running: bool) -> None:
     Console().print(table)
     click.echo(f"Clerk: {_clerk_in_words(stack.clerk_in_use)}")
     if not is_running:
-        click.echo(supervisor.last_words(stack), err=True, nl=False)
+        click.echo(supervisor.read_last_lines(stack), err=True, nl=False)
 
 
 def _clerk_in_words(clerk: str) -> str:

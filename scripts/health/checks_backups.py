@@ -16,7 +16,7 @@ from service import object_store
 
 def check_pg_dump(context: Context) -> str:
     """Programs here can dump this server."""
-    with database.connected(context.database_url) as connection:
+    with database.connect(context.database_url) as connection:
         try:
             fit = programs.choose_programs(connection)
         except programs.ProgramsMissing as failure:

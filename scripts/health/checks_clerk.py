@@ -121,7 +121,7 @@ def _session_token(context: Context) -> str:
     mint_token = context.local.mint_token if context.local else None
     if mint_token is None or context.environment.get("ENVIRONMENT") != "local":
         raise CheckSkipped("Pass --session-token, from a signed-in browser: await Clerk.session.getToken().")
-    with database.connected(context.database_url) as connection:
+    with database.connect(context.database_url) as connection:
         row = connection.execute(
             "select clerk_user_id from public.profiles where not banned order by created_at limit 1"
         ).fetchone()

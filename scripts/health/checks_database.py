@@ -20,7 +20,7 @@ ACCEPTED_ADVICE = migrations.ROOT / "tests/db/accepted_advice.toml"
 
 def check_role_timeouts(context: Context) -> str:
     """A statement through the Data API is ended after a while."""
-    with database.connected(context.database_url) as connection:
+    with database.connect(context.database_url) as connection:
         # What is set for this database alone comes later, and counts.
         found = dict(
             connection.execute(

@@ -18,7 +18,7 @@ from psycopg.rows import dict_row
 
 from scripts.errors import Failure
 from scripts.schema import migrations
-from scripts.schema.database import Connection, connected
+from scripts.schema.database import Connection, connect
 
 Light = Literal["green", "yellow", "red"]
 LIGHTS: tuple[Light, ...] = ("green", "yellow", "red")
@@ -46,7 +46,7 @@ def run_checks(url: str, *, is_local: bool) -> list[Check]:
     """Every check of the database, of which only the first when it does not answer or was never migrated."""
     try:
         files = check_migrations(url)
-        with connected(url) as connection:
+        with connect(url) as connection:
             found = [files, *read_health_views(connection)]
     except Failure as failure:
         return [Check("database", "red", str(failure), {})]

@@ -1,4 +1,4 @@
-"""A stack whose parts Docker runs where it can: what hosted Supabase runs, in place of what stands for it here.
+"""A stack whose services Docker runs where it can: what hosted Supabase runs, in place of what stands for it here.
 
 The containers share the first one's network, as in a pod: to each other they are on 127.0.0.1, and nothing else is
 published than the stack's own ports. What they hold goes with them.
@@ -19,7 +19,7 @@ import jwt
 
 from scripts.errors import Failure
 from scripts.local import services
-from scripts.local.services import QUESTION_SECONDS, Part
+from scripts.local.services import HEALTH_CHECK_SECONDS, Service
 from scripts.local.stack import CHECKOUT, Stack
 from scripts.scratch import os_user
 
@@ -39,24 +39,24 @@ class Container:
     """A container of the stack. `variables` are read when it starts; `publish` are ports here and in the pod."""
 
     stack: Stack
-    part: str
+    service: str
     image: str
     variables: Callable[[], dict[str, str]] = dict
-    words: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
     publish: tuple[tuple[int, int], ...] = ()
 
     @property
     def name(self) -> str:
-        return f"ballast-{self.stack.port_base}-{self.part}"
+        return f"ballast-{self.stack.port_base}-{self.service}"
 
     def command(self) -> list[str]:
         """Runs it in the foreground. Its secrets come from a file: everybody can read a command."""
-        pod = f"container:{replace(self, part='postgres').name}"
+        pod = f"container:{replace(self, service='postgres').name}"
         network = [word for here, there in self.publish for word in ("--publish", f"127.0.0.1:{here}:{there}")]
         return [
             *("docker", "run", "--rm", "--name", self.name, "--env-file", str(self._env_file)),
             *(network or ("--network", pod)),
-            *(self.image, *self.words),
+            *(self.image, *self.arguments),
         ]
 
     def prepare(self) -> None:
@@ -73,17 +73,17 @@ class Container:
         self._env_file.touch(mode=0o600)
         self._env_file.write_text("".join(f"{name}={value}\n" for name, value in self.variables().items()))
 
-    def in_place_of(self, part: Part, **changes: object) -> Part:
-        """The part, run as this container: asked the same question at the same port."""
+    def replace_service(self, service: Service, **changes: object) -> Service:
+        """The service, run as this container: asked the same question at the same port."""
         ours = {"command": self.command, "before": self.prepare, "folder": CHECKOUT, "run_as": os_user.Identity()}
-        return replace(part, **{"environment": {}, **ours, **changes})  # type: ignore[arg-type]
+        return replace(service, **{"environment": {}, **ours, **changes})  # type: ignore[arg-type]
 
     def answers(self, *words: str, wanted: str) -> bool:
         """Whether a program in it prints `wanted`."""
         try:
             asked = subprocess.run(
                 ["docker", "exec", self.name, *words],
-                capture_output=True, text=True, timeout=QUESTION_SECONDS, check=False,
+                capture_output=True, text=True, timeout=HEALTH_CHECK_SECONDS, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             return False
@@ -91,22 +91,25 @@ class Container:
 
     @property
     def _env_file(self) -> Path:
-        return self.stack.home / "containers" / f"{self.part}.env"
+        return self.stack.home / "containers" / f"{self.service}.env"
 
 
-def parts_of(stack: Stack) -> list[Part]:
-    """All parts, four of them as containers. Realtime stays the gateway's, and Clerk has no image."""
+def build_services(stack: Stack) -> list[Service]:
+    """All services, four of them as containers. Realtime stays the gateway's, and Clerk has no image."""
     contained = {"postgres": _postgres, "data-api": _data_api, "redis": _redis, "upstash": _upstash}
-    return [contained[part.name](part, stack) if part.name in contained else part for part in services.parts_of(stack)]
+    return [
+        contained[service.name](service, stack) if service.name in contained else service
+        for service in services.build_services(stack)
+    ]
 
 
-def _postgres(part: Part, stack: Stack) -> Part:
+def _postgres(service: Service, stack: Stack) -> Service:
     variables = {"POSTGRES_PASSWORD": stack.secrets.postgres_password, "JWT_SECRET": stack.secrets.jwt_secret}
     ports = ((stack.ports.postgres, 5432), (stack.ports.data_api, 3000), (stack.ports.upstash, 80))
-    return Container(stack, part.name, POSTGRES, lambda: variables, publish=ports).in_place_of(part)
+    return Container(stack, service.name, POSTGRES, lambda: variables, publish=ports).replace_service(service)
 
 
-def _data_api(part: Part, stack: Stack) -> Part:
+def _data_api(service: Service, stack: Stack) -> Service:
     token = jwt.encode({"role": "service_role"}, stack.secrets.jwt_secret, algorithm="HS256")
 
     def variables() -> dict[str, str]:
@@ -119,34 +122,37 @@ def _data_api(part: Part, stack: Stack) -> Part:
             "PGRST_JWT_SECRET": json.dumps({"keys": [_project_key(stack), *_clerk_keys(stack)]}),
         }
 
-    return Container(stack, part.name, POSTGREST, variables).in_place_of(
-        part,
+    return Container(stack, service.name, POSTGREST, variables).replace_service(
+        service,
         needs=("postgres", "clerk"),
-        is_healthy=lambda: services.answers(
-            "POST", f"{part.address}/rpc/ready", headers={"Authorization": f"Bearer {token}"}
+        is_healthy=lambda: services.is_answering(
+            "POST", f"{service.address}/rpc/ready", headers={"Authorization": f"Bearer {token}"}
         ),
     )
 
 
-def _redis(part: Part, stack: Stack) -> Part:
+def _redis(service: Service, stack: Stack) -> Service:
     container = Container(
-        stack, part.name, REDIS, words=("redis-server", "--save", "", "--appendonly", "no", "--loglevel", "warning")
+        stack,
+        service.name,
+        REDIS,
+        arguments=("redis-server", "--save", "", "--appendonly", "no", "--loglevel", "warning"),
     )
-    return container.in_place_of(
-        part,
+    return container.replace_service(
+        service,
         needs=("postgres",),
         address=container.name,
         is_healthy=lambda: container.answers("redis-cli", "ping", wanted="PONG"),
     )
 
 
-def _upstash(part: Part, stack: Stack) -> Part:
+def _upstash(service: Service, stack: Stack) -> Service:
     variables = {
         "SRH_MODE": "env",
         "SRH_TOKEN": stack.secrets.upstash_token,
         "SRH_CONNECTION_STRING": "redis://127.0.0.1:6379",
     }
-    return Container(stack, part.name, UPSTASH, lambda: variables).in_place_of(part)
+    return Container(stack, service.name, UPSTASH, lambda: variables).replace_service(service)
 
 
 def _project_key(stack: Stack) -> dict[str, str]:
@@ -156,7 +162,7 @@ def _project_key(stack: Stack) -> dict[str, str]:
 
 
 def _clerk_keys(stack: Stack) -> list[dict[str, str]]:
-    answer = httpx.get(f"{stack.environment()['CLERK_ISSUER']}/.well-known/jwks.json", timeout=QUESTION_SECONDS)
+    answer = httpx.get(f"{stack.environment()['CLERK_ISSUER']}/.well-known/jwks.json", timeout=HEALTH_CHECK_SECONDS)
     keys: list[dict[str, str]] = answer.raise_for_status().json()["keys"]
     return keys
 

@@ -62,7 +62,7 @@ def events() -> list[Event]:
     events = []
     for event_type, data in _outline():
         complete = directory.complete(event_type, data | {"created_at": AT, "updated_at": AT})
-        directory.learn(event_type, complete)
+        directory.apply_event(event_type, complete)
         events.append(Event(f"{MESSAGE_PREFIX}{complete['id']}", event_type, complete))
     return events
 

@@ -18,7 +18,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from scripts.errors import Failure
-from scripts.local.realtime.protocol import LARGEST_FRAME
+from scripts.local.realtime.protocol import MAX_FRAME_BYTES
 from scripts.local.realtime.server import Realtime
 from scripts.local.stack import Stack, containers_are_wanted
 
@@ -62,7 +62,7 @@ class Gateway:
 
     def application(self) -> web.Application:
         limits = {"max_line_size": LONGEST_LINE, "max_field_size": LONGEST_LINE}
-        application = web.Application(client_max_size=LARGEST_FRAME, handler_args=limits | {"auto_decompress": False})
+        application = web.Application(client_max_size=MAX_FRAME_BYTES, handler_args=limits | {"auto_decompress": False})
         application.cleanup_ctx.append(self._lifetime)
         for path in ROUTES:
             application.router.add_route("*", path + "{rest:(/.*)?}", self.forward)

@@ -23,7 +23,7 @@ PASSING_SECONDS = 5.0
 
 
 class PortTaken(Failure):
-    """Another process listens where one of our parts would."""
+    """Another process listens where one of our services would."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class RunRecord:
     file: Path
     supervisor: ProcessRecord | None = None
     ready: bool = False
-    parts: dict[str, ProcessRecord] = field(default_factory=dict)
+    services: dict[str, ProcessRecord] = field(default_factory=dict)
 
     @classmethod
     def read(cls, home: Path) -> RunRecord:
@@ -88,14 +88,14 @@ class RunRecord:
             kept = json.loads(record.file.read_text())
             record.supervisor = ProcessRecord(**kept["supervisor"]) if kept["supervisor"] else None
             record.ready = kept["ready"]
-            record.parts = {name: ProcessRecord(**each) for name, each in kept["parts"].items()}
+            record.services = {name: ProcessRecord(**each) for name, each in kept["services"].items()}
         return record
 
     def write(self) -> None:
         kept: dict[str, Any] = {
             "supervisor": asdict(self.supervisor) if self.supervisor else None,
             "ready": self.ready,
-            "parts": {name: asdict(each) for name, each in self.parts.items()},
+            "services": {name: asdict(each) for name, each in self.services.items()},
         }
         unfinished = self.file.with_suffix(f".{os.getpid()}")
         unfinished.write_text(json.dumps(kept, indent=1))
@@ -106,16 +106,16 @@ class RunRecord:
         return self.supervisor is not None and self.supervisor.process() is not None
 
     def stop(self) -> list[str]:
-        """Ends the supervisor, which ends its parts; then whatever it left. Returns the names of what was running."""
-        was_running = [name for name, each in self.parts.items() if each.group()]
+        """Ends the supervisor, which ends its services; then what it left. Returns the names of what was running."""
+        was_running = [name for name, each in self.services.items() if each.group()]
         if self.supervisor is not None:
             self.supervisor.stop(seconds=4 * GRACE_SECONDS)
-        self.stop_parts()
+        self.stop_services()
         return was_running
 
-    def stop_parts(self) -> None:
+    def stop_services(self) -> None:
         """Ends what a supervisor left behind, and forgets it."""
-        for record in reversed(self.parts.values()):
+        for record in reversed(self.services.values()):
             record.stop()
         self.file.unlink(missing_ok=True)
 
@@ -167,7 +167,7 @@ def _is_zombie(pid: int) -> bool:
         return False
 
 
-def _wait_until(true: Any, seconds: float) -> None:
+def _wait_until(condition: Any, seconds: float) -> None:
     deadline = time.monotonic() + seconds
-    while not true() and time.monotonic() < deadline:
+    while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -11,7 +11,7 @@ import click
 import httpx
 import psycopg
 
-Say = Callable[[str], None]
+Echo = Callable[[str], None]
 
 PAUSE_SECONDS = 1.0
 # A job takes half a minute.
@@ -21,16 +21,16 @@ TIMEOUT = httpx.Timeout(60)
 class Scheduler:
     """Each job's turn, from ops.job_schedule. All are due when it starts; a failure waits for its next turn."""
 
-    def __init__(self, environment: Mapping[str, str], say: Say) -> None:
+    def __init__(self, environment: Mapping[str, str], echo: Echo) -> None:
         with psycopg.connect(environment["DATABASE_URL"]) as connection:
             rows = connection.execute("select name, every from ops.job_schedule where schedule is not null").fetchall()
         self._every: dict[str, timedelta] = dict(rows)
         self._due = dict.fromkeys(self._every, 0.0)
-        self._say = say
+        self._say = echo
         authorization = {"Authorization": f"Bearer {environment['JOBS_TOKEN']}"}
         self._http = httpx.Client(base_url=environment["SERVICE_URL"], headers=authorization, timeout=TIMEOUT)
 
-    def call_what_is_due(self, now: float) -> None:
+    def call_due_jobs(self, now: float) -> None:
         """Calls one job after the other. `now` is in seconds, of a clock that never goes back."""
         for job, every in self._every.items():
             if self._due[job] <= now:
@@ -54,7 +54,7 @@ def main() -> None:
     """Runs until it is stopped."""
     scheduler = Scheduler(os.environ, click.echo)
     while True:
-        scheduler.call_what_is_due(time.monotonic())
+        scheduler.call_due_jobs(time.monotonic())
         time.sleep(PAUSE_SECONDS)
 
 

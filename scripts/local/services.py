@@ -1,4 +1,4 @@
-"""The parts of a stack: how each is started, what it needs first, and the question that proves it healthy."""
+"""The services of a stack: how each is started, what it needs first, and the question that proves it healthy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scripts.errors import Failure
 from scripts.local.stack import CHECKOUT, REDIS_SOCKET, STAND_IN, Stack, jobs_are_wanted
 from scripts.scratch import os_user
 
-QUESTION_SECONDS = 3.0
+HEALTH_CHECK_SECONDS = 3.0
 READY = "/rest/v1/rpc/ready"
 REALTIME = "/realtime/v1/health"
 
@@ -29,10 +29,10 @@ class PackageMissing(Failure):
 
 
 @dataclass(frozen=True)
-class Part:
+class Service:
     """A process of the stack.
 
-    `is_healthy` asks it something real through its own door. A part that runs `once` is healthy when it has ended well.
+    `is_healthy` asks it something real through its own door. A service that runs `once` is healthy once it ended well.
     `before` runs before its start, `after` once it is healthy; `port` must be free.
     """
 
@@ -52,53 +52,55 @@ class Part:
     is_wanted: Callable[[], bool] = lambda: True
 
 
-def parts_of(stack: Stack) -> list[Part]:
-    """All parts, each after those that it needs."""
+def build_services(stack: Stack) -> list[Service]:
+    """All services, each after those that it needs."""
     return [
         _postgres(stack),
-        Part("migrate", _ballast("migrate", "up"), needs=("postgres",), once=True),
+        Service("migrate", _ballast("migrate", "up"), needs=("postgres",), once=True),
         _data_api(stack),
         _clerk(stack),
         _redis(stack),
         _upstash(stack),
         _gateway(stack),
         _service(stack),
-        Part("seed", _fill(stack), needs=("service", "clerk"), once=True, is_wanted=lambda: _is_empty(stack)),
-        Part("scheduler", _module("scripts.local.scheduler"), needs=("service", "seed"), is_wanted=jobs_are_wanted),
+        Service(
+            "seed", _seed_command(stack), needs=("service", "clerk"), once=True, is_wanted=lambda: _is_empty(stack)
+        ),
+        Service("scheduler", _module("scripts.local.scheduler"), needs=("service", "seed"), is_wanted=jobs_are_wanted),
     ]
 
 
-def _postgres(stack: Stack) -> Part:
+def _postgres(stack: Stack) -> Service:
     postgres = stack.postgres
 
     def answers() -> bool:
         try:
-            postgres.ask()
+            postgres.require_answer()
         except psycopg.OperationalError:
             return False
         return True
 
-    return Part(
+    return Service(
         "postgres",
         postgres.command,
         answers,
         port=stack.ports.postgres,
         address=f"127.0.0.1:{stack.ports.postgres}",
         folder=Path("/"),
-        run_as=os_user.identity(),
+        run_as=os_user.find_identity(),
         stop_signal=signal.SIGINT,
         before=lambda: None if postgres.exists() else postgres.create(),
         after=postgres.bootstrap,
     )
 
 
-def _data_api(stack: Stack) -> Part:
+def _data_api(stack: Stack) -> Service:
     address = f"http://127.0.0.1:{stack.ports.data_api}"
     token = jwt.encode({"role": "service_role"}, stack.secrets.jwt_secret, algorithm="HS256")
-    return Part(
+    return Service(
         "data-api",
         lambda: ["node", "scripts/local/data_api/server.mjs"],
-        lambda: answers("POST", f"{address}{READY}", headers={"Authorization": f"Bearer {token}"}),
+        lambda: is_answering("POST", f"{address}{READY}", headers={"Authorization": f"Bearer {token}"}),
         needs=("postgres",),
         port=stack.ports.data_api,
         address=address,
@@ -112,32 +114,32 @@ def _data_api(stack: Stack) -> Part:
     )
 
 
-def _clerk(stack: Stack) -> Part:
+def _clerk(stack: Stack) -> Service:
     address = stack.environment()["CLERK_ISSUER"]
-    return Part(
+    return Service(
         "clerk",
         _module("scripts.local.clerk.server"),
-        lambda: answers("GET", f"{address}/.well-known/jwks.json"),
+        lambda: is_answering("GET", f"{address}/.well-known/jwks.json"),
         port=stack.ports.clerk,
         address=address,
         is_wanted=lambda: stack.clerk == STAND_IN,
     )
 
 
-def _redis(stack: Stack) -> Part:
+def _redis(stack: Stack) -> Service:
     listen = ["--port", "0", "--unixsocket", REDIS_SOCKET, "--unixsocketperm", "700"]
 
     def answers() -> bool:
         question = [_redis_program("redis-cli"), "-s", REDIS_SOCKET, "ping"]
         try:
             answer = subprocess.run(
-                question, cwd=stack.home, capture_output=True, timeout=QUESTION_SECONDS, check=False
+                question, cwd=stack.home, capture_output=True, timeout=HEALTH_CHECK_SECONDS, check=False
             )
         except subprocess.TimeoutExpired:
             return False
         return answer.stdout.strip() == b"PONG"
 
-    return Part(
+    return Service(
         "redis",
         lambda: [_redis_program("redis-server"), *listen, "--save", "", "--appendonly", "no", "--loglevel", "warning"],
         answers,
@@ -146,14 +148,14 @@ def _redis(stack: Stack) -> Part:
     )
 
 
-def _upstash(stack: Stack) -> Part:
+def _upstash(stack: Stack) -> Service:
     environment = stack.environment()
     address = environment["UPSTASH_REDIS_REST_URL"]
     headers = {"Authorization": f"Bearer {environment['UPSTASH_REDIS_REST_TOKEN']}"}
-    return Part(
+    return Service(
         "upstash",
         _module("scripts.local.upstash"),
-        lambda: answers("POST", address, headers=headers, json=["PING"]),
+        lambda: is_answering("POST", address, headers=headers, json=["PING"]),
         needs=("redis",),
         port=stack.ports.upstash,
         address=address,
@@ -161,26 +163,26 @@ def _upstash(stack: Stack) -> Part:
     )
 
 
-def _gateway(stack: Stack) -> Part:
+def _gateway(stack: Stack) -> Service:
     environment = stack.environment()
     address = environment["SUPABASE_URL"]
     key = {"apikey": environment["SUPABASE_SECRET_KEY"]}
-    return Part(
+    return Service(
         "gateway",
         _module("scripts.local.gateway"),
-        lambda: answers("GET", f"{address}{REALTIME}") and answers("POST", f"{address}{READY}", headers=key),
+        lambda: is_answering("GET", f"{address}{REALTIME}") and is_answering("POST", f"{address}{READY}", headers=key),
         needs=("postgres",),
         port=stack.ports.gateway,
         address=address,
     )
 
 
-def _service(stack: Stack) -> Part:
+def _service(stack: Stack) -> Service:
     address = stack.environment()["SERVICE_URL"]
-    return Part(
+    return Service(
         "service",
         _module("gunicorn"),
-        lambda: answers("GET", f"{address}/readyz"),
+        lambda: is_answering("GET", f"{address}/readyz"),
         needs=("postgres",),
         port=stack.ports.service,
         address=address,
@@ -189,15 +191,15 @@ def _service(stack: Stack) -> Part:
     )
 
 
-def answers(method: str, url: str, **request: Any) -> bool:
+def is_answering(method: str, url: str, **request: Any) -> bool:
     """Whether the request is answered with 2xx, soon enough."""
     try:
-        return httpx.request(method, url, timeout=QUESTION_SECONDS, **request).is_success
+        return httpx.request(method, url, timeout=HEALTH_CHECK_SECONDS, **request).is_success
     except httpx.HTTPError:
         return False
 
 
-def _fill(stack: Stack) -> Callable[[], list[str]]:
+def _seed_command(stack: Stack) -> Callable[[], list[str]]:
     """The example tenants, or the people of the real Clerk instance: never both in one database."""
     return _ballast("seed") if stack.clerk == STAND_IN else _ballast("clerk", "backfill")
 

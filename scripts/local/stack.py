@@ -24,7 +24,7 @@ REDIS_SOCKET = "redis.sock"
 
 
 class Ports(NamedTuple):
-    """Where the parts of a stack listen: one port after the other, on 127.0.0.1."""
+    """Where the services of a stack listen: one port after the other, on 127.0.0.1."""
 
     gateway: int
     postgres: int
@@ -156,9 +156,9 @@ class Stack:
         """Records which Clerk fills the database. Raises OtherClerk if another one has filled it."""
         if self.clerk_in_use != self.clerk:
             raise OtherClerk(
-                f"The database in {self.home} was filled from {_named(self.clerk_in_use)}, but {self.env_file} selects "
-                f"{_named(self.clerk)}. Run `ballast reset`, which deletes the database, or set BALLAST_HOME to "
-                "another folder."
+                f"The database in {self.home} was filled from {_describe(self.clerk_in_use)}, but {self.env_file} "
+                f"selects {_describe(self.clerk)}. Run `ballast reset`, which deletes the database, or set "
+                "BALLAST_HOME to another folder."
             )
         self.clerk_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._clerk_record.write_text(self.clerk)
@@ -213,7 +213,7 @@ def client_environment() -> dict[str, str]:
     return environment | {name: os.environ[name] for name in environment if os.environ.get(name)}
 
 
-def _named(clerk: str) -> str:
+def _describe(clerk: str) -> str:
     return "Clerk's stand-in" if clerk == STAND_IN else f"the Clerk instance {clerk}"
 
 

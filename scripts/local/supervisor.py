@@ -1,4 +1,4 @@
-"""Runs a stack: starts each part when what it needs is healthy, watches them all, stops them in reverse order."""
+"""Runs a stack: starts each service when what it needs is healthy, watches them all, stops them in reverse order."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import click
 
 from scripts.errors import Failure
 from scripts.local.processes import ProcessRecord, RunRecord, require_free
-from scripts.local.services import Part
+from scripts.local.services import Service
 from scripts.local.stack import CHECKOUT, Stack
 
 READY_SECONDS = 60.0
@@ -34,34 +34,34 @@ class AlreadyRunning(Failure):
 
 
 class CannotStart(Failure):
-    """A part's program is missing, or may not be run."""
+    """A service's program is missing, or may not be run."""
 
 
-class PartEnded(Failure):
-    """A part ended by itself, or never became healthy. The message ends with its log."""
+class ServiceEnded(Failure):
+    """A service ended by itself, or never became healthy. The message ends with its log."""
 
 
-class Running:
-    """A part that was started: its process, and a thread that copies its output to the log and to the screen."""
+class RunningService:
+    """A service that was started: its process, and a thread that copies its output to the log and to the screen."""
 
-    def __init__(self, part: Part, stack: Stack, colour: str) -> None:
-        self.part = part
+    def __init__(self, service: Service, stack: Stack, colour: str) -> None:
+        self.service = service
         self.healthy = False
         self.process = subprocess.Popen(
-            part.command(),
-            cwd=part.folder,
-            env=os.environ | stack.environment() | {"PYTHONUNBUFFERED": "1"} | part.environment,
+            service.command(),
+            cwd=service.folder,
+            env=os.environ | stack.environment() | {"PYTHONUNBUFFERED": "1"} | service.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches us only, and we stop the parts in order
-            **part.run_as,
+            start_new_session=True,  # Ctrl-C reaches us only, and we stop the services in order
+            **service.run_as,
         )
-        self.record = ProcessRecord.of(self.process.pid, part.stop_signal)
+        self.record = ProcessRecord.of(self.process.pid, service.stop_signal)
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
-        self._prefix = click.style(f"{part.name:>9} │ ", fg=colour)
-        self._log = stack.logs / f"{part.name}.log"
-        self._copying = threading.Thread(target=self._copy, daemon=True)
+        self._prefix = click.style(f"{service.name:>9} │ ", fg=colour)
+        self._log = stack.logs / f"{service.name}.log"
+        self._copying = threading.Thread(target=self._copy_output, daemon=True)
         self._copying.start()
 
     def has_ended(self) -> bool:
@@ -72,19 +72,19 @@ class Running:
         self.process.wait()
         self._copying.join(timeout=1)
 
-    def ended(self) -> PartEnded:
-        """The error that names this part, tells how it ended and shows the end of its log."""
+    def end_error(self) -> ServiceEnded:
+        """The error that names this service, tells how it ended and shows the end of its log."""
         self._copying.join(timeout=1)
         if self.has_ended():
             how = f"ended with exit code {self.process.returncode}"
-        elif self.part.once:
+        elif self.service.once:
             how = f"did not finish within {READY_SECONDS:g} s"
         else:
             how = "did not become healthy"
         lines = "\n".join(f"  {line}" for line in self.tail) or "  (it said nothing)"
-        return PartEnded(f"{self.part.name} {how}. The end of {self._log}:\n{lines}")
+        return ServiceEnded(f"{self.service.name} {how}. The end of {self._log}:\n{lines}")
 
-    def _copy(self) -> None:
+    def _copy_output(self) -> None:
         output: IO[bytes] | None = self.process.stdout
         if output is None:
             return
@@ -94,23 +94,23 @@ class Running:
                 log.flush()
                 text = line.decode(errors="replace").rstrip()
                 self.tail.append(text)
-                with suppress(OSError):  # nobody reads our output any more; the part must not be stopped by that
+                with suppress(OSError):  # nobody reads our output any more; the service must not be stopped by that
                     click.echo(self._prefix + text)
 
 
 class Supervisor:
-    """One run of a stack's parts, from the first start to the last stop."""
+    """One run of a stack's services, from the first start to the last stop."""
 
-    def __init__(self, stack: Stack, parts: list[Part]) -> None:
+    def __init__(self, stack: Stack, services: list[Service]) -> None:
         self._stack = stack
-        self._parts = parts
-        self._running: list[Running] = []
+        self._parts = services
+        self._running: list[RunningService] = []
         self._run = RunRecord(stack.home / "run.json")
         self._asked_to_stop = threading.Event()
 
     def run(self, when_ready: Callable[[], None]) -> None:
-        """Blocks until somebody asks to stop. Raises PartEnded, AlreadyRunning or PortTaken."""
-        with _only_one(self._stack.home), _signals_set(self._asked_to_stop):
+        """Blocks until somebody asks to stop. Raises ServiceEnded, AlreadyRunning or PortTaken."""
+        with _hold_lock(self._stack.home), _set_on_signals(self._asked_to_stop):
             require_startable(self._stack, self._parts)
             self._stack.logs.mkdir(parents=True, exist_ok=True)
             self._run.supervisor = ProcessRecord.of(os.getpid())
@@ -125,48 +125,48 @@ class Supervisor:
                 self._stop()
 
     def _start(self) -> bool:
-        """Whether all parts are healthy, and nobody asked to stop meanwhile."""
+        """Whether all services are healthy, and nobody asked to stop meanwhile."""
         waiting = list(self._parts)
         unwanted: set[str] = set()
         colours = itertools.cycle(COLOURS)
         deadline = time.monotonic() + READY_SECONDS
         while waiting or not all(running.healthy for running in self._running):
-            healthy = unwanted | {running.part.name for running in self._running if running.healthy}
-            for part in [part for part in waiting if healthy.issuperset(part.needs)]:
+            healthy = unwanted | {running.service.name for running in self._running if running.healthy}
+            for service in [service for service in waiting if healthy.issuperset(service.needs)]:
                 if self._asked_to_stop.is_set():
                     return False
-                waiting.remove(part)
-                if part.is_wanted():
-                    self._launch(part, next(colours))
+                waiting.remove(service)
+                if service.is_wanted():
+                    self._launch(service, next(colours))
                 else:
-                    unwanted.add(part.name)
+                    unwanted.add(service.name)
             for running in self._running:
                 self._check(running)
                 if not running.healthy and time.monotonic() > deadline:
-                    raise running.ended()
+                    raise running.end_error()
             if self._asked_to_stop.wait(0.1):
                 return False
         return True
 
-    def _launch(self, part: Part, colour: str) -> None:
-        part.before()
+    def _launch(self, service: Service, colour: str) -> None:
+        service.before()
         try:
-            self._running.append(Running(part, self._stack, colour))
+            self._running.append(RunningService(service, self._stack, colour))
         except OSError as error:
             raise CannotStart(
-                f"{part.name} cannot be started: {error}. ./scripts/up installs what is missing."
+                f"{service.name} cannot be started: {error}. ./scripts/up installs what is missing."
             ) from None
-        self._run.parts[part.name] = self._running[-1].record
+        self._run.services[service.name] = self._running[-1].record
         self._run.write()
 
-    def _check(self, running: Running) -> None:
-        """Notes that a starting part has become healthy. Raises PartEnded when it cannot any more."""
+    def _check(self, running: RunningService) -> None:
+        """Notes that a starting service has become healthy. Raises ServiceEnded when it cannot any more."""
         if running.has_ended():
-            if not running.part.once or running.process.returncode != 0:
-                raise running.ended()
+            if not running.service.once or running.process.returncode != 0:
+                raise running.end_error()
             running.healthy = True
-        elif not running.part.once and not running.healthy and running.part.is_healthy():
-            running.part.after()
+        elif not running.service.once and not running.healthy and running.service.is_healthy():
+            running.service.after()
             running.healthy = True
 
     def _watch(self) -> None:
@@ -180,22 +180,22 @@ class Supervisor:
         self._run.file.unlink(missing_ok=True)
 
 
-def require_startable(stack: Stack, parts: list[Part]) -> None:
+def require_startable(stack: Stack, services: list[Service]) -> None:
     """Cleans up after a supervisor that was killed. Raises AlreadyRunning or PortTaken."""
     record = RunRecord.read(stack.home)
     if record.running() and record.supervisor and record.supervisor.pid != os.getpid():
         raise AlreadyRunning(f"The stack in {stack.home} is running already: see `ballast status`, or `ballast down`.")
-    record.stop_parts()
-    for part in parts:
-        if part.port is not None:
-            require_free(part.port, part.name)
+    record.stop_services()
+    for service in services:
+        if service.port is not None:
+            require_free(service.port, service.name)
 
 
-def start_detached(stack: Stack, parts: list[Part]) -> None:
-    """Starts a supervisor of its own, that outlives this process, and returns once all is healthy. Raises PartEnded."""
-    require_startable(stack, parts)
+def start_detached(stack: Stack, services: list[Service]) -> None:
+    """Starts a supervisor that outlives this process, and returns once all is healthy. Raises ServiceEnded."""
+    require_startable(stack, services)
     stack.logs.mkdir(parents=True, exist_ok=True)
-    with (stack.logs / "supervisor.log").open("wb") as output, _complaints(stack).open("wb") as errors:
+    with (stack.logs / "supervisor.log").open("wb") as output, _read_errors(stack).open("wb") as errors:
         supervisor = subprocess.Popen(
             [sys.executable, "-m", "scripts.cli", "up"],
             cwd=CHECKOUT,
@@ -214,20 +214,20 @@ def start_detached(stack: Stack, parts: list[Part]) -> None:
         supervisor.terminate()
         supervisor.wait()
         raise
-    raise PartEnded(last_words(stack).strip().removeprefix("ballast: "))
+    raise ServiceEnded(read_last_lines(stack).strip().removeprefix("ballast: "))
 
 
-def last_words(stack: Stack) -> str:
+def read_last_lines(stack: Stack) -> str:
     """Why the last detached supervisor ended; empty when it was asked to, or there was none."""
-    return _complaints(stack).read_text(errors="replace") if _complaints(stack).exists() else ""
+    return _read_errors(stack).read_text(errors="replace") if _read_errors(stack).exists() else ""
 
 
-def _complaints(stack: Stack) -> Path:
+def _read_errors(stack: Stack) -> Path:
     return stack.logs / "supervisor.err"
 
 
 @contextmanager
-def _only_one(home: Path) -> Iterator[None]:
+def _hold_lock(home: Path) -> Iterator[None]:
     """Holds the folder's lock, which ends with this process however it ends."""
     home.mkdir(parents=True, exist_ok=True)
     with (home / "lock").open("w") as lock:
@@ -239,7 +239,7 @@ def _only_one(home: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _signals_set(event: threading.Event) -> Iterator[None]:
+def _set_on_signals(event: threading.Event) -> Iterator[None]:
     """Ctrl-C, SIGTERM and a closed terminal are requests to stop in order; further ones change nothing."""
 
     def set_event(_number: int, _frame: FrameType | None) -> None:

@@ -38,7 +38,7 @@ class UpstashRest:
         )
 
     def application(self) -> web.Application:
-        application = web.Application(middlewares=[self._authorized], client_max_size=10 * 1024**2)
+        application = web.Application(middlewares=[self._authorize], client_max_size=10 * 1024**2)
         application.router.add_post("/", self.one)
         application.router.add_post("/pipeline", self.pipeline)
         application.router.add_post("/multi-exec", self.multi_exec)
@@ -46,18 +46,18 @@ class UpstashRest:
 
     async def one(self, request: web.Request) -> web.Response:
         [reply] = await self._run([_command(await request.json())])
-        return _answer(_shown(reply, request), failed=isinstance(reply, redis.ResponseError))
+        return _answer(_encode_reply(reply, request), failed=isinstance(reply, redis.ResponseError))
 
     async def pipeline(self, request: web.Request) -> web.Response:
         replies = await self._run(_commands(await request.json()))
-        return _answer([_shown(reply, request) for reply in replies])
+        return _answer([_encode_reply(reply, request) for reply in replies])
 
     async def multi_exec(self, request: web.Request) -> web.Response:
         commands = _commands(await request.json())
         reply = (await self._run([["MULTI"], *commands, ["EXEC"]]))[-1]
         if isinstance(reply, redis.ResponseError):
-            return _answer(_shown(reply, request), failed=True)
-        return _answer([_shown(each, request) for each in reply])
+            return _answer(_encode_reply(reply, request), failed=True)
+        return _answer([_encode_reply(each, request) for each in reply])
 
     async def _run(self, commands: Sequence[Command]) -> list[Reply]:
         """Sends all commands at once on one connection; the replies are in the same order."""
@@ -72,7 +72,7 @@ class UpstashRest:
             await self._pool.release(connection)
 
     @web.middleware
-    async def _authorized(self, request: web.Request, handler: Any) -> web.StreamResponse:
+    async def _authorize(self, request: web.Request, handler: Any) -> web.StreamResponse:
         given = request.headers.get("Authorization", "")
         if not hmac.compare_digest(given.encode(), self._authorization.encode()):
             return web.json_response({"error": "Unauthorized"}, status=401)
@@ -108,7 +108,7 @@ def _command(given: object) -> Command:
     return command
 
 
-def _shown(reply: Reply, request: web.Request) -> dict[str, Any]:
+def _encode_reply(reply: Reply, request: web.Request) -> dict[str, Any]:
     if isinstance(reply, redis.ResponseError):
         return {"error": str(reply)}
     return {"result": _value(reply, encoded=request.headers.get("Upstash-Encoding") == "base64")}

@@ -12,7 +12,7 @@ import psycopg
 from scripts.errors import Failure
 
 Connection = psycopg.Connection[Any]
-Tell = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 class DatabaseUnreachable(Failure):
@@ -24,13 +24,13 @@ class DatabaseRefused(Failure):
 
 
 def echo_err(line: str) -> None:
-    """A `Tell` for commands: to stderr, so that a result on stdout stays readable for programs."""
+    """A `Notify` for commands: to stderr, so that a result on stdout stays readable for programs."""
     click.echo(line, err=True)
 
 
 @contextmanager
-def connected(url: str, tell: Tell = lambda _: None) -> Iterator[Connection]:
-    """A connection in autocommit mode whose warnings go to `tell`.
+def connect(url: str, notify: Notify = lambda _: None) -> Iterator[Connection]:
+    """A connection in autocommit mode whose warnings go to `notify`.
 
     Raises DatabaseUnreachable, without the password, and DatabaseRefused for an error that nobody else handles.
     """
@@ -47,7 +47,7 @@ def connected(url: str, tell: Tell = lambda _: None) -> Iterator[Connection]:
         message = f"The database does not answer: {reason}\nCheck DATABASE_URL, or run `ballast up`."
         raise DatabaseUnreachable(message) from None
     with connection:
-        connection.add_notice_handler(lambda notice: tell(f"{notice.severity}: {notice.message_primary}"))
+        connection.add_notice_handler(lambda notice: notify(f"{notice.severity}: {notice.message_primary}"))
         try:
             yield connection
         except psycopg.Error as error:

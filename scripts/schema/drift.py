@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scripts.schema import migrations
-from scripts.schema.database import Connection, Tell, connected
+from scripts.schema.database import Connection, Notify, connect
 from scripts.schema.migrations import ROOT, Files, Plan, Source
 
 VIEWS = """
@@ -56,14 +56,14 @@ class Drift(NamedTuple):
     problem: str
 
 
-def check(database_url: str, *, root: Path = ROOT, tell: Tell = lambda _: None) -> tuple[Plan, list[Drift]]:
+def check(database_url: str, *, root: Path = ROOT, notify: Notify = lambda _: None) -> tuple[Plan, list[Drift]]:
     """What is pending and, when no migration is, what has drifted. Locks tables like `up` for the time of a roll-back.
 
     Raises HistoryDisagrees as `up` does, and StatementFailed when a file cannot be applied to what is there.
     """
     files = migrations.read_files(root)
-    with connected(database_url, tell) as connection, connection.transaction(force_rollback=True):
-        migrations.lock(connection, tell)
+    with connect(database_url, notify) as connection, connection.transaction(force_rollback=True):
+        migrations.lock(connection, notify)
         plan = migrations.make_plan(connection, files)
         return plan, [] if plan.migrations else find_drift(connection, files)
 

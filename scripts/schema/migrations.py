@@ -24,7 +24,7 @@ import psycopg
 from psycopg import errors, sql
 
 from scripts.errors import Failure
-from scripts.schema.database import Connection, Tell, connected
+from scripts.schema.database import Connection, Notify, connect
 from scripts.schema.statements import Statement, split
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -156,17 +156,17 @@ def up(
     *,
     root: Path = ROOT,
     dry_run: bool = False,
-    tell: Tell = lambda _: None,
+    notify: Notify = lambda _: None,
 ) -> Plan:
     """Applies what is new or changed and returns it; with `dry_run` everything runs and is rolled back.
 
-    `tell` gets a line when another deployer or a lock is waited for, and the server's warnings. Raises a Failure: then
-    nothing was applied, or only some policies files were not. Run again, it continues.
+    `notify` gets a line when another deployer or a lock is waited for, and the server's warnings. Raises a Failure:
+    then nothing was applied, or only some policies files were not. Run again, it continues.
     """
     files = read_files(root)
     # The lock has a connection of its own: it outlives the transactions of the other, and any pooler keeps it.
-    with connected(database_url, tell) as guard, guard.transaction(), connected(database_url, tell) as connection:
-        lock(guard, tell)
+    with connect(database_url, notify) as guard, guard.transaction(), connect(database_url, notify) as connection:
+        lock(guard, notify)
         with ExitStack() as trial:
             if dry_run:
                 trial.enter_context(connection.transaction(force_rollback=True))
@@ -174,13 +174,13 @@ def up(
                 plan = apply(connection, make_plan(connection, files))
                 _check_deferred_constraints(connection)
             for source in plan.policies:
-                _apply_policies(connection, source, tell, dry_run=dry_run)
+                _apply_policies(connection, source, notify, dry_run=dry_run)
             if not plan.empty:
                 connection.execute("notify pgrst, 'reload schema'")
     return plan
 
 
-def _apply_policies(connection: Connection, source: Source, tell: Tell, *, dry_run: bool) -> None:
+def _apply_policies(connection: Connection, source: Source, notify: Notify, *, dry_run: bool) -> None:
     """One policies file in a transaction of its own, tried again while a lock is not free. Raises StatementFailed."""
     for attempt in range(1, POLICIES_ATTEMPTS + 1):
         try:
@@ -195,24 +195,24 @@ def _apply_policies(connection: Connection, source: Source, tell: Tell, *, dry_r
             if not is_busy or attempt == POLICIES_ATTEMPTS:
                 raise
             if attempt == 1:
-                tell(f"{source.path} waits for a lock that another session holds; trying again ...")
+                notify(f"{source.path} waits for a lock that another session holds; trying again ...")
             time.sleep(random.uniform(0.1, LONGEST_PAUSE_SECONDS))  # noqa: S311 - not for secrets
         else:
             return
 
 
-def status(database_url: str, *, root: Path = ROOT, tell: Tell = lambda _: None) -> list[FileState]:
+def status(database_url: str, *, root: Path = ROOT, notify: Notify = lambda _: None) -> list[FileState]:
     """Every file with its state, migrations first. Takes no lock. Raises DatabaseUnreachable and FilesInvalid."""
     files = read_files(root)
-    with connected(database_url, tell) as connection:
+    with connect(database_url, notify) as connection:
         return read_history(connection, files) + source_states(connection, files)
 
 
-def lock(connection: Connection, tell: Tell) -> None:
+def lock(connection: Connection, notify: Notify) -> None:
     """Takes the deployers' lock until the transaction ends; waits, and says so, while another holds it."""
     free = connection.execute("select pg_try_advisory_xact_lock(%s)", [ADVISORY_LOCK]).fetchone()
     if free != (True,):
-        tell("Another deployment is running on this database; waiting for it to end ...")
+        notify("Another deployment is running on this database; waiting for it to end ...")
         connection.execute("set local lock_timeout = 0")
         connection.execute("set local statement_timeout = 0")
         connection.execute("select pg_advisory_xact_lock(%s)", [ADVISORY_LOCK])
@@ -285,7 +285,7 @@ def _with_sources(connection: Connection, plan: Plan) -> Plan:
 
 def read_history(connection: Connection, files: Files) -> list[FileState]:
     """Every migration that has a file or is recorded, in version order."""
-    applied = applied_migrations(connection)
+    applied = read_applied_migrations(connection)
     newest = max(applied, default="")
     history = [FileState(file.path, _migration_state(file, applied, newest)) for file in files.migrations]
     for version in applied.keys() - {migration.version for migration in files.migrations}:
@@ -303,7 +303,7 @@ def _migration_state(migration: Migration, applied: dict[str, AppliedMigration],
 
 def source_states(connection: Connection, files: Files) -> list[FileState]:
     """Every source in order of application, then the removed ones."""
-    checksums = applied_sources(connection)
+    checksums = read_applied_sources(connection)
     states = [FileState(source.path, _source_state(source, checksums.get(source.path))) for source in files.sources]
     removed = checksums.keys() - {source.path for source in files.sources}
     return states + [FileState(path, "removed") for path in sorted(removed)]
@@ -315,7 +315,7 @@ def _source_state(source: Source, applied: str | None) -> str:
     return "current" if applied == source.checksum else "changed"
 
 
-def applied_migrations(connection: Connection) -> dict[str, AppliedMigration]:
+def read_applied_migrations(connection: Connection) -> dict[str, AppliedMigration]:
     """Version → what is recorded, without bundles; empty for a database that was never migrated."""
     if not _exists(connection, "supabase_migrations.schema_migrations"):
         return {}
@@ -327,7 +327,7 @@ def applied_migrations(connection: Connection) -> dict[str, AppliedMigration]:
     }
 
 
-def applied_sources(connection: Connection) -> dict[str, str]:
+def read_applied_sources(connection: Connection) -> dict[str, str]:
     """Path → checksum; empty before the first migration."""
     if not _exists(connection, "app.applied_sources"):
         return {}
@@ -442,7 +442,7 @@ def _apply_functions(connection: Connection, source: Source) -> None:
     """
     before = _replaceable(connection)
     run_file(connection, source.path, source.text)
-    with _blaming(source.path):
+    with _name_file(source.path):
         for made in _replaceable(connection) - before:
             revoke(connection, f"{made.kind} {made.name}")
     try:
@@ -530,7 +530,7 @@ def _refuse_transaction_control(path: str, text: str) -> None:
 
 
 @contextmanager
-def _blaming(path: str) -> Iterator[None]:
+def _name_file(path: str) -> Iterator[None]:
     """Names the file for whose sake a statement of ours was run, when the server refuses it."""
     try:
         yield
@@ -558,14 +558,14 @@ def _line(text: str, offset: int) -> int:
     return text.count("\n", 0, offset) + 1
 
 
-def new(name: str, *, root: Path = ROOT, now: datetime | None = None) -> Path:
+def write_migration(name: str, *, root: Path = ROOT, now: datetime | None = None) -> Path:
     """Writes an empty migration with the present UTC time as its version. Raises FilesInvalid for a bad name."""
     if not re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", name):
         raise FilesInvalid(f"{name!r} cannot name a migration: use lower-case words joined by _, such as add_projects.")
-    return add(name, "-- Why this change is needed, in a sentence.\n", root=root, now=now)
+    return write_next_migration(name, "-- Why this change is needed, in a sentence.\n", root=root, now=now)
 
 
-def add(name: str, text: str, *, root: Path = ROOT, now: datetime | None = None) -> Path:
+def write_next_migration(name: str, text: str, *, root: Path = ROOT, now: datetime | None = None) -> Path:
     """Writes a migration that comes after all others."""
     path = root / "migrations" / f"{next_version(root, now)}_{name}.sql"
     with path.open("xb") as file:

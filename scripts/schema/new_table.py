@@ -238,7 +238,7 @@ def write(table: Table, *, root: Path = migrations.ROOT, now: datetime | None = 
         f"tests/tables/{table.name}.toml": "rows.toml",
     }
     _refuse_existing(table, root, files)
-    migration = migrations.add(f"add_{table.name}", render("migration.sql", table), root=root, now=now)
+    migration = migrations.write_next_migration(f"add_{table.name}", render("migration.sql", table), root=root, now=now)
     for path, template in files.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(render(template, table).encode())

@@ -27,7 +27,7 @@ def is_root() -> bool:
     return os.geteuid() == 0
 
 
-def identity() -> Identity:
+def find_identity() -> Identity:
     """Who PostgreSQL's processes run as. Makes the system user on first use."""
     if not is_root():
         return {}
@@ -35,7 +35,7 @@ def identity() -> Identity:
     return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
 
 
-def reachable(path: Path) -> Path:
+def make_reachable(path: Path) -> Path:
     """`path`, or its stand-in below /var/lib/ballast when a private parent folder hides it from the system user."""
     parents = [parent for parent in path.absolute().parents if parent.exists()]
     if not is_root() or all(parent.stat().st_mode & stat.S_IXOTH for parent in parents):
@@ -44,12 +44,12 @@ def reachable(path: Path) -> Path:
     return REACHABLE_FOLDER / f"{path.name}-{digest}"
 
 
-def reachable_copy(folder: Path, *names: str) -> Path:
+def copy_where_reachable(folder: Path, *names: str) -> Path:
     """`folder`, or a stand-in with a copy of the folders `names` in it; a newer version of them is copied anew."""
-    if reachable(folder / names[0]) == folder / names[0]:
+    if make_reachable(folder / names[0]) == folder / names[0]:
         return folder
     made = "-".join(str((folder / name).stat().st_mtime_ns) for name in names)
-    place = reachable(folder / made)
+    place = make_reachable(folder / made)
     if not place.exists():
         unfinished = place.with_suffix(f".{os.getpid()}")
         for name in names:

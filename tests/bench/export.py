@@ -181,7 +181,7 @@ def export(stack: Stack, admin: Admin, accept: str, file: Path) -> None:
 @contextmanager
 def watch_memory(stack: Stack, peaks: Peaks) -> Iterator[None]:
     """Samples the memory of the service and of the database's sessions meanwhile."""
-    parts = RunRecord.read(stack.home).parts
+    parts = RunRecord.read(stack.home).services
     service, database = (psutil.Process(parts[name].pid) for name in ("service", "postgres"))
     done = threading.Event()
 

@@ -23,7 +23,7 @@ from rich.progress import Progress
 
 from scripts.errors import Failure
 from scripts.local.clerk.directory import Directory, now
-from scripts.local.clerk.svix import body_of, signed_headers
+from scripts.local.clerk.svix import encode_body, sign_headers
 from scripts.local.stack import Stack
 from scripts.scratch.server import scratch_folder
 from tests.bench import report
@@ -115,7 +115,7 @@ def deliveries(organizations: int, run: str) -> Iterator[list[Delivery]]:
 
         def send(event_type: str, data: dict[str, Any], clerk: Directory = clerk, name: str = name) -> None:
             whole = clerk.complete(event_type, data)
-            clerk.learn(event_type, whole)
+            clerk.apply_event(event_type, whole)
             event = {"object": "event", "type": event_type, "timestamp": now(), "data": whole}
             messages.append(Delivery(f"msg_{name}_{len(messages)}", event))  # noqa: B023 - used before the next turn
 
@@ -253,8 +253,8 @@ def service_client(stack: Stack) -> Iterator[Send]:
     with httpx.Client(base_url=environment["SERVICE_URL"], timeout=30) as http:
 
         def send(delivery: Delivery) -> str:
-            body = body_of(delivery.event)
-            headers = signed_headers(environment["CLERK_WEBHOOK_SECRETS"], delivery.message_id, body)
+            body = encode_body(delivery.event)
+            headers = sign_headers(environment["CLERK_WEBHOOK_SECRETS"], delivery.message_id, body)
             headers["X-Forwarded-For"] = str(ip_address(randbits(32)))  # many clients: one has a limit
             return _outcome(http.post("/webhooks/clerk", content=body, headers=headers))
 

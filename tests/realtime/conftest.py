@@ -23,7 +23,7 @@ from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as open_websocket
 
 from scripts.local.clerk.server import ClerkStandIn, svix
-from scripts.local.realtime.protocol import LARGEST_FRAME
+from scripts.local.realtime.protocol import MAX_FRAME_BYTES
 from scripts.local.realtime.server import Realtime
 from scripts.local.stack import Secrets, Stack
 from scripts.scratch.postgres import stop
@@ -234,7 +234,7 @@ def parse_frame(frame: str | bytes) -> tuple[str | None, str, str, Any]:
 
 
 async def serve(server: Server) -> list[web.AppRunner]:
-    application = web.Application(client_max_size=LARGEST_FRAME)
+    application = web.Application(client_max_size=MAX_FRAME_BYTES)
     server.realtime.add_to(application)
     places = ((application, server.stack.ports.gateway), (server.clerk.application(), server.stack.ports.clerk))
     runners = []

@@ -321,7 +321,7 @@ def test_old_messages_are_forgotten(server: Server) -> None:
     server.sql(
         "insert into realtime.messages (topic, extension, inserted_at) values ('read:1', 'broadcast', now() - interval '4 days')"
     )
-    server.run(server.realtime.forget())
+    server.run(server.realtime.delete_old_messages())
     assert server.sql("select count(*) from realtime.messages where inserted_at < now() - interval '3 days'") == [(0,)]
 
 

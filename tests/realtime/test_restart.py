@@ -106,7 +106,7 @@ def test_a_change_that_cannot_be_told_is_logged_and_does_not_stop_the_next(
 def test_a_client_that_takes_nothing_is_cut_off_and_others_are_served(
     own_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scripts.local.realtime.channels.LARGEST_BACKLOG", 10_000_000)
+    monkeypatch.setattr("scripts.local.realtime.channels.MAX_BACKLOG", 10_000_000)
     slow, other, sender = own_server.client(), own_server.client(), own_server.client()
     for each in (slow, other):
         each.join("room")

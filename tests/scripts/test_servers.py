@@ -106,7 +106,7 @@ def test_a_kept_server_serves_the_next_run_and_ends_on_request(home: Path) -> No
             assert run.in_use is not None
             run.in_use.close()
             run.end()
-        postgres.ask()
+        postgres.require_answer()
         ports.append(postgres.port)
     assert ports[0] == ports[1]
     assert stop_kept(kept)
@@ -126,7 +126,7 @@ def test_a_kept_server_that_died_is_replaced(home: Path) -> None:
         [killed] = [each for each in running if f"{postgres.folder}/data" in " ".join(each.info["cmdline"] or [])]
         killed.kill()
         wait_until(lambda: not killed.is_running() or killed.status() == psutil.STATUS_ZOMBIE)
-        run.postgres("bare", None, is_migrated=False).ask()
+        run.postgres("bare", None, is_migrated=False).require_answer()
     finally:
         assert run.in_use is not None
         run.in_use.close()

@@ -82,7 +82,7 @@ class BackendApi:
     async def invite(self, request: web.Request) -> web.Response:
         organization_id = self._directory.organization(request.match_info["id"])["id"]
         wanted = await _body(request, INVITATION)
-        email, role = _required(wanted, "email_address"), _required(wanted, "role")
+        email, role = _require_text(wanted, "email_address"), _require_text(wanted, "role")
         if EMAIL_ADDRESS.fullmatch(email) is None:
             raise errors.ParameterFormatInvalid("email_address", "a valid email address")
         if inviter_id := _text(wanted, "inviter_user_id"):
@@ -140,7 +140,7 @@ async def _body(request: web.Request, parameters: set[str]) -> Object:
     return body
 
 
-def _required(body: Object, name: str) -> str:
+def _require_text(body: Object, name: str) -> str:
     """The text with this name. Raises ParameterMissing and ParameterTypeInvalid."""
     found = _text(body, name)
     if not found:

@@ -18,7 +18,7 @@ from scripts.local.clerk.roles import Role, initial_roles, may_manage, new_role,
 
 Object = dict[str, Any]
 
-DAY = 24 * 60 * 60 * 1000
+DAY_MS = 24 * 60 * 60 * 1000
 
 
 class IncompleteData(ParameterMissing):
@@ -116,26 +116,26 @@ class Directory:
         """
         subject, _, what = event_type.partition(".")
         if subject == "user":
-            return self._deleted("user", data) if what == "deleted" else self._whole_user(data)
+            return self._make_deletion("user", data) if what == "deleted" else self._complete_user(data)
         if subject == "organization":
-            return self._deleted("organization", data) if what == "deleted" else self._whole_organization(data)
+            return self._make_deletion("organization", data) if what == "deleted" else self._complete_organization(data)
         if subject == "organizationMembership":
-            membership = self._whole_membership(data)
+            membership = self._complete_membership(data)
             if what != "deleted":
                 self.role(membership["role"])
             if what == "created":
                 self._require_seat(membership["organization"]["id"], _address(membership))
             return membership
         if subject == "organizationInvitation":
-            invitation = self._whole_invitation(what, data)
+            invitation = self._complete_invitation(what, data)
             if what == "created":
                 self._require_seat(invitation["organization_id"], invitation["email_address"])
             return invitation
         if subject == "role":
-            return self._deleted("role", data) if what == "deleted" else self._whole_role(data)
+            return self._make_deletion("role", data) if what == "deleted" else self._complete_role(data)
         return data
 
-    def learn(self, event_type: str, data: Object) -> None:
+    def apply_event(self, event_type: str, data: Object) -> None:
         """Applies a complete event, unless something newer is known, and keeps the result."""
         subject, _, what = event_type.partition(".")
         kept = {
@@ -149,14 +149,14 @@ class Directory:
             return
         if what == "deleted":
             self.deleted.append(data["id"])
-            self._forget(data["id"])
+            self._remove(data["id"])
         elif kept.get(data["id"], {}).get("updated_at", 0) <= data["updated_at"]:
             kept[data["id"]] = data
             if subject == "user":
-                self._renew_copies(data["id"])
-        self._keep()
+                self._refresh_copies(data["id"])
+        self._save()
 
-    def _renew_copies(self, user_id: str) -> None:
+    def _refresh_copies(self, user_id: str) -> None:
         """A membership carries a copy of its user, which follows the original."""
         public = self._public_user_data(user_id)
         for each in self.memberships_of(user_id):
@@ -175,7 +175,7 @@ class Directory:
     def _role_with(self, key: str) -> Role | None:
         return next((each for each in self.roles.values() if each["key"] == key), None)
 
-    def _forget(self, gone: str) -> None:
+    def _remove(self, gone: str) -> None:
         self.users.pop(gone, None)
         self.roles.pop(gone, None)
         self.organizations.pop(gone, None)
@@ -186,7 +186,7 @@ class Directory:
             if gone not in (key, each["public_user_data"]["user_id"], each["organization"]["id"])
         }
 
-    def _whole_user(self, data: Object) -> Object:
+    def _complete_user(self, data: Object) -> Object:
         user_id = data.get("id") or f"user_{_random_id()}"
         known = self.users.get(user_id) or _new_user(user_id)
         user = known | _times(known) | data | {"object": "user", "id": user_id}
@@ -194,12 +194,12 @@ class Directory:
             user["primary_email_address_id"] = data["email_addresses"][0].get("id")
         return user
 
-    def _whole_organization(self, data: Object) -> Object:
+    def _complete_organization(self, data: Object) -> Object:
         organization_id = data.get("id") or f"org_{_random_id()}"
         known = self.organizations.get(organization_id) or _new_organization(organization_id)
         return known | _times(known) | data | {"object": "organization", "id": organization_id}
 
-    def _whole_membership(self, data: Object) -> Object:
+    def _complete_membership(self, data: Object) -> Object:
         known = self.memberships.get(data.get("id", ""), {})
         user_id = (data.get("public_user_data") or known.get("public_user_data") or {}).get("user_id")
         organization_id = (data.get("organization") or known.get("organization") or {}).get("id")
@@ -219,7 +219,7 @@ class Directory:
             "private_metadata": {},
         }
         nested = {
-            "organization": self._whole_organization(data.get("organization") or {"id": organization_id}),
+            "organization": self._complete_organization(data.get("organization") or {"id": organization_id}),
             "public_user_data": self._public_user_data(user_id) | (data.get("public_user_data") or {}),
         }
         # A membership carries a copy of its organization: the copy is not newer than the original.
@@ -227,7 +227,7 @@ class Directory:
             nested["organization"]["updated_at"] = self.organizations[organization_id]["updated_at"]
         return defaults | _times(known) | data | nested
 
-    def _whole_invitation(self, what: str, data: Object) -> Object:
+    def _complete_invitation(self, what: str, data: Object) -> Object:
         for needed in ("organization_id", "email_address"):
             if not data.get(needed):
                 raise IncompleteData(needed, f'An invitation needs {{"{needed}": …}}.')
@@ -241,11 +241,11 @@ class Directory:
             "public_metadata": {},
             "private_metadata": {},
             "url": None,
-            "expires_at": now() + 30 * DAY,
+            "expires_at": now() + 30 * DAY_MS,
         }
         return defaults | _times({}) | data
 
-    def _whole_role(self, data: Object) -> Object:
+    def _complete_role(self, data: Object) -> Object:
         known = self.roles.get(data.get("id", "")) or self._role_with(data.get("key", "")) or {}
         key = data.get("key") or known.get("key")
         if not key:
@@ -267,7 +267,7 @@ class Directory:
             "banned": user["banned"],
         }
 
-    def _deleted(self, kind: str, data: Object) -> Object:
+    def _make_deletion(self, kind: str, data: Object) -> Object:
         if not data.get("id"):
             raise IncompleteData("id", f'The deletion of a {kind} needs {{"id": …}}.')
         slug = {"slug": self.organizations[data["id"]]["slug"]} if data["id"] in self.organizations else {}
@@ -277,7 +277,7 @@ class Directory:
         pairs = self.memberships_of(user_id)
         return next((each for each in pairs if each["organization"]["id"] == organization_id), None)
 
-    def _keep(self) -> None:
+    def _save(self) -> None:
         if self._file is None:
             return
         kept = {name: value for name, value in vars(self).items() if name != "_file"}

@@ -32,7 +32,7 @@ from scripts.local.clerk import errors
 from scripts.local.clerk.directory import Directory, Object
 
 DEFAULT_LIMIT = 10
-LARGEST_LIMIT = 500
+MAX_LIMIT = 500
 ORDERS = {"created_at": False, "+created_at": False, "-created_at": True}
 STATES = ("pending", "accepted", "revoked", "expired")
 # The first API version whose users have a cursor. Older ones ignore it, as they ignore every unknown parameter.
@@ -84,7 +84,7 @@ class Lists:
         return web.json_response({"object": "total_count", "total_count": len(self._directory.users)})
 
     async def organizations(self, request: web.Request) -> web.Response:
-        return _counted(request, self._directory.organizations.values())
+        return _respond_with_count(request, self._directory.organizations.values())
 
     async def organization(self, request: web.Request) -> web.Response:
         named = request.match_info["id"]
@@ -92,12 +92,14 @@ class Lists:
         return web.json_response(self._directory.organization(by_slug.get(named, named)))
 
     async def memberships(self, request: web.Request) -> web.Response:
-        return _counted(request, self._directory.memberships.values())
+        return _respond_with_count(request, self._directory.memberships.values())
 
     async def members(self, request: web.Request) -> web.Response:
         here = self._directory.members(self._directory.organization(request.match_info["id"])["id"])
         people = request.query.getall("user_id", [])
-        return _counted(request, [each for each in here if not people or each["public_user_data"]["user_id"] in people])
+        return _respond_with_count(
+            request, [each for each in here if not people or each["public_user_data"]["user_id"] in people]
+        )
 
     async def invitations(self, request: web.Request) -> web.Response:
         states = request.query.getall("status", [])
@@ -105,7 +107,7 @@ class Lists:
             if state not in STATES:
                 raise errors.ParameterValueInvalid("status", state, ", ".join(STATES))
         sent = self._directory.invitations.values()
-        return _counted(request, [each for each in sent if not states or each["status"] in states])
+        return _respond_with_count(request, [each for each in sent if not states or each["status"] in states])
 
     async def invitation(self, request: web.Request) -> web.Response:
         found = self._directory.invitations.get(request.match_info["invitation"])
@@ -114,10 +116,10 @@ class Lists:
         return web.json_response(found)
 
     async def roles(self, request: web.Request) -> web.Response:
-        return _counted(request, self._directory.roles.values())
+        return _respond_with_count(request, self._directory.roles.values())
 
 
-def _counted(request: web.Request, objects: Iterable[Object]) -> web.Response:
+def _respond_with_count(request: web.Request, objects: Iterable[Object]) -> web.Response:
     every = list(objects)
     return web.json_response({"data": _page(request, every), "total_count": len(every)})
 
@@ -143,8 +145,8 @@ def _tie_break(each: Object, steady: bool) -> float:
 
 def _limit(request: web.Request) -> int:
     limit = _number(request, "limit", DEFAULT_LIMIT)
-    if not 1 <= limit <= LARGEST_LIMIT:
-        raise errors.ParameterFormatInvalid("limit", f"a number from 1 to {LARGEST_LIMIT}")
+    if not 1 <= limit <= MAX_LIMIT:
+        raise errors.ParameterFormatInvalid("limit", f"a number from 1 to {MAX_LIMIT}")
     return limit
 
 

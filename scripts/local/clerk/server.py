@@ -69,10 +69,10 @@ class ClerkStandIn:
         self._issuer = issuer
         self._parties = parties
         self._deliveries = svix.Deliveries(endpoint)
-        self._backend = BackendApi(self.directory, secret_key, self.announce, self.keys.id, limits.DEVELOPMENT)
+        self._backend = BackendApi(self.directory, secret_key, self.send_event, self.keys.id, limits.DEVELOPMENT)
 
     def application(self) -> web.Application:
-        middlewares = [_no_web_pages_but(self._parties), _failures_as_clerk_reports_them]
+        middlewares = [_allow_pages_of(self._parties), _report_failures]
         application = web.Application(middlewares=middlewares)
         application.router.add_get("/.well-known/jwks.json", self.jwks)
         application.router.add_get("/stand-in/people", self.people)
@@ -90,7 +90,7 @@ class ClerkStandIn:
 
     async def tokens(self, request: web.Request) -> web.Response:
         wanted = await request.json()
-        claims = self.claims(
+        claims = self.build_claims(
             wanted["user_id"],
             wanted.get("organization_id"),
             second_factor=wanted.get("second_factor", True),
@@ -107,14 +107,14 @@ class ClerkStandIn:
         message_id = wanted.get("message_id") or _new_message_id()
         return web.json_response({"message_id": message_id, "event": event})
 
-    def announce(self, event_type: str, data: Object) -> None:
+    def send_event(self, event_type: str, data: Object) -> None:
         """Makes an event of `data` and lets it reach the service in the background."""
-        self._deliveries.begin(_new_message_id(), svix.body_of(self.event(event_type, data)))
+        self._deliveries.begin(_new_message_id(), svix.encode_body(self.event(event_type, data)))
 
     def event(self, event_type: str, data: Object, timestamp: int | None = None) -> Object:
         """The envelope around `data`, completed and learnt. `timestamp` is in milliseconds. Raises IncompleteData."""
         whole = self.directory.complete(event_type, data)
-        self.directory.learn(event_type, whole)
+        self.directory.apply_event(event_type, whole)
         return {
             "data": whole,
             "event_attributes": {"http_request": {"client_ip": "192.0.2.1", "user_agent": "Clerk stand-in"}},
@@ -124,7 +124,7 @@ class ClerkStandIn:
             "type": event_type,
         }
 
-    def claims(
+    def build_claims(
         self, user_id: str, organization_id: str | None, *, second_factor: bool, lifetime: int, party: str
     ) -> Object:
         """Version 2 claims of a session that just began. Raises Unknown for strangers and non-members."""
@@ -185,7 +185,7 @@ def _make_key(file: Path) -> None:
     unfinished.replace(file)
 
 
-def _no_web_pages_but(parties: Sequence[str]) -> Middleware:
+def _allow_pages_of(parties: Sequence[str]) -> Middleware:
     """Keeps pages in a browser on this machine from minting tokens: by a form, by a host name that leads here, or by
     a script of another origin. Those of `parties` may, as Clerk's own client may on the customer's pages.
     """
@@ -212,22 +212,22 @@ def _no_web_pages_but(parties: Sequence[str]) -> Middleware:
 
 
 @web.middleware
-async def _failures_as_clerk_reports_them(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def _report_failures(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answers a ClerkRefusal in Clerk's shape. A KeyError is a parameter that the body lacks."""
     try:
         response = await handler(request)
     except ClerkRefusal as refusal:
-        return _refused(refusal)
+        return _respond_with_refusal(refusal)
     except KeyError as missing:
-        return _refused(ParameterMissing(str(missing.args[0])))
+        return _respond_with_refusal(ParameterMissing(str(missing.args[0])))
     return response
 
 
 def _errors(code: str, message: str, status: int) -> web.Response:
-    return _refused(ClerkRefusal(status, code, message))
+    return _respond_with_refusal(ClerkRefusal(status, code, message))
 
 
-def _refused(refusal: ClerkRefusal) -> web.Response:
+def _respond_with_refusal(refusal: ClerkRefusal) -> web.Response:
     body = {"errors": [refusal.error], "clerk_trace_id": secrets.token_hex(16)}
     return web.json_response(body, status=refusal.status, headers=refusal.headers)
 

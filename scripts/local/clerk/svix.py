@@ -25,12 +25,12 @@ class Endpoint:
     secret: str
 
 
-def body_of(event: dict[str, Any]) -> bytes:
+def encode_body(event: dict[str, Any]) -> bytes:
     """The bytes that are sent, and signed, for an event."""
     return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def signed_headers(secret: str, message_id: str, body: bytes, at: datetime | None = None) -> dict[str, str]:
+def sign_headers(secret: str, message_id: str, body: bytes, at: datetime | None = None) -> dict[str, str]:
     """The headers of one attempt. `secret` is a `whsec_…`; `at` is now unless a test says otherwise."""
     at = at or datetime.now(UTC)
     return {
@@ -51,7 +51,7 @@ async def deliver(
     """
     for pause in RETRY_PAUSES:
         await asyncio.sleep(pause / speed)
-        status = await _attempt(session, endpoint.url, signed_headers(endpoint.secret, message_id, body), body)
+        status = await _attempt(session, endpoint.url, sign_headers(endpoint.secret, message_id, body), body)
         yield status
         if status is not None and 200 <= status < 300:
             return

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 from psycopg_pool import AsyncConnectionPool
 
-from scripts.local.realtime.protocol import encoded
+from scripts.local.realtime.protocol import encode
 from scripts.local.realtime.tokens import Claims
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Authorisation:
             except psycopg.Error as error:
                 if connection.closed:
                     raise
-                _complain("select", error)
+                _log_failure("select", error)
                 return NONE
         return Access("broadcast" in seen, "presence" in seen)
 
@@ -69,7 +69,7 @@ async def _become(connection: psycopg.AsyncConnection[Any], claims: Claims, topi
     await connection.execute(
         "select set_config('role', %s, true), set_config('realtime.topic', %s, true),"
         " set_config('request.jwt.claims', %s, true), set_config('request.headers', '{}', true)",
-        [claims["role"], topic, encoded(claims)],
+        [claims["role"], topic, encode(claims)],
     )
 
 
@@ -82,11 +82,11 @@ async def _may_insert(connection: psycopg.AsyncConnection[Any], topic: str, exte
     except psycopg.Error as error:
         if connection.closed:
             raise
-        _complain("insert", error)
+        _log_failure("insert", error)
         return False
     return True
 
 
-def _complain(command: str, error: psycopg.Error) -> None:
+def _log_failure(command: str, error: psycopg.Error) -> None:
     """Without the server's message: it may quote claims."""
     log.error("A POLICY RAISES: %s on realtime.messages, SQLSTATE %s. The caller is refused.", command, error.sqlstate)

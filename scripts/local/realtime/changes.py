@@ -15,14 +15,14 @@ from psycopg.types.json import Jsonb
 
 from scripts.local.realtime.authorisation import Pool
 from scripts.local.realtime.filters import Filter, FilterInvalid, parse
-from scripts.local.realtime.protocol import Json, encoded, is_writable
+from scripts.local.realtime.protocol import Json, encode, is_writable
 from scripts.local.realtime.replication import Change, Connection
 from scripts.local.realtime.tokens import Claims
 
 log = logging.getLogger(__name__)
 PUBLICATION: Final = "supabase_realtime"
-LARGEST_PAYLOAD: Final = 1024 * 1024
-LARGEST_KEPT_VALUE: Final = 64
+MAX_PAYLOAD: Final = 1024 * 1024
+MAX_KEPT_VALUE: Final = 64
 # Subscribers are told in groups: the first need not wait until the last one's policies have been asked.
 GROUP: Final = 25
 
@@ -58,7 +58,7 @@ class Subscription:
 
     @classmethod
     def of(cls, wanted: Json, claims: Claims) -> Subscription:
-        return cls(zlib.crc32(encoded(wanted).encode()) & 0x7FFFFFF, wanted, claims)
+        return cls(zlib.crc32(encode(wanted).encode()) & 0x7FFFFFF, wanted, claims)
 
     @property
     def event(self) -> str:
@@ -121,11 +121,11 @@ class Changes:
             rows = await (await connection.execute(TABLES, names)).fetchall()
             if not rows:
                 raise SubscriptionRefused(
-                    f"{unable} Please check Realtime is enabled for the given connect parameters: {encoded(wanted)}"
+                    f"{unable} Please check Realtime is enabled for the given connect parameters: {encode(wanted)}"
                 )
             for (oid,), one in itertools.product(rows, filters):
                 if reason := await _objection(connection, oid, one, subscription.claims["role"]):
-                    raise SubscriptionRefused(f"{unable} {reason}: {encoded(wanted)}")
+                    raise SubscriptionRefused(f"{unable} {reason}: {encode(wanted)}")
         subscription.tables, subscription.filters = frozenset(oid for (oid,) in rows), filters
 
     async def notices(
@@ -182,7 +182,7 @@ def _notices(
 
 def _refusal(change: Change, error: str) -> str:
     nothing: Json = {"commit_timestamp": None, "columns": [], "record": {}, "old_record": {}}
-    return encoded(_head(change) | nothing | {"errors": [error]})
+    return encode(_head(change) | nothing | {"errors": [error]})
 
 
 def _data(change: Change, visible: Visible, role: str, chosen: tuple[str, ...] | None) -> str:
@@ -190,14 +190,14 @@ def _data(change: Change, visible: Visible, role: str, chosen: tuple[str, ...] |
     columns = [each for each in visible.columns[role] if shown is None or each["name"] in shown]
     names = {each["name"] for each in columns}
     new, old = visible.new or {}, visible.old or {}
-    too_large = sum(len(value) for row in (new, old) for value in row.values()) > LARGEST_PAYLOAD
+    too_large = sum(len(value) for row in (new, old) for value in row.values()) > MAX_PAYLOAD
 
     def part(row: dict[str, str]) -> str:
         """The row as JSON: its values are that already."""
         values = (
-            f"{encoded(name)}:{value}"
+            f"{encode(name)}:{value}"
             for name, value in row.items()
-            if name in names and not (too_large and len(value) > LARGEST_KEPT_VALUE)
+            if name in names and not (too_large and len(value) > MAX_KEPT_VALUE)
         )
         return f"{{{','.join(values)}}}"
 
@@ -213,7 +213,7 @@ def _data(change: Change, visible: Visible, role: str, chosen: tuple[str, ...] |
         # A deletion is told to everybody, as no policy can be asked about a row that is gone: so only its key.
         only_key = change.kind == "DELETE" and visible.secured
         rows.append(f'"old_record":{part({name: old[name] for name in old if name in visible.key or not only_key})}')
-    return f"{encoded(head)[:-1]},{','.join(rows)}}}"
+    return f"{encode(head)[:-1]},{','.join(rows)}}}"
 
 
 def _head(change: Change) -> Json:

@@ -19,7 +19,7 @@ from psycopg_pool import PoolTimeout
 from scripts.local.realtime.authorisation import ALL, NONE, Access, Authorisation
 from scripts.local.realtime.changes import GROUP, Changes, Subscription, SubscriptionRefused
 from scripts.local.realtime.presence import Presence, Room
-from scripts.local.realtime.protocol import HEARTBEAT_TOPIC, Broadcast, Frame, Json, Message, Wire, encoded
+from scripts.local.realtime.protocol import HEARTBEAT_TOPIC, Broadcast, Frame, Json, Message, Wire, encode
 from scripts.local.realtime.replication import Change, Connection
 from scripts.local.realtime.tokens import Claims, TokenRefused, Tokens
 
@@ -29,9 +29,9 @@ SUBSCRIBED: Final = "Subscribed to PostgreSQL"
 NO_DATABASE: Final = "Realtime was unable to connect to the project database"
 STREAM_SECONDS: Final = 5.0
 RETRY_SECONDS: Final = 0.5
-LARGEST_BACKLOG: Final = 64_000_000
+MAX_BACKLOG: Final = 64_000_000
 FRAME_OVERHEAD: Final = 200
-LONGEST_TIMER: Final = 3600.0
+MAX_TIMER_SECONDS: Final = 3600.0
 
 
 class Refused(Exception):
@@ -55,7 +55,7 @@ class Socket:
         if frame is None:
             return
         self._backlog += len(frame) + FRAME_OVERHEAD
-        if self._backlog > LARGEST_BACKLOG:
+        if self._backlog > MAX_BACKLOG:
             self._transport.abort()
         else:
             self._queue.put_nowait(frame)
@@ -132,12 +132,12 @@ class Channel:
         self.socket.send(self.socket.wire.push(self.topic, event, payload, ref, self.join_ref))
 
     def reply(self, ref: str | None, status: str = "ok", response: Json | None = None) -> None:
-        self.push("phx_reply", encoded({"status": status, "response": response or {}}), ref)
+        self.push("phx_reply", encode({"status": status, "response": response or {}}), ref)
 
-    def tell(self, extension: str, status: str, message: str) -> None:
+    def push_system(self, extension: str, status: str, message: str) -> None:
         """A `system` message."""
         told = {"extension": extension, "status": status, "message": message, "channel": self.name}
-        self.push("system", encoded(told))
+        self.push("system", encode(told))
 
 
 class Channels:
@@ -175,7 +175,7 @@ class Channels:
         elif message.event == "presence":
             await self._presence_event(channel, message)
 
-    def disconnected(self, socket: Socket) -> None:
+    def disconnect(self, socket: Socket) -> None:
         """A client is gone, and all its channels with it."""
         gone = list(socket.channels.values())
         for channel in gone:
@@ -206,11 +206,11 @@ class Channels:
         described = [each.wanted | {"id": each.number} for each in channel.subscriptions]
         channel.reply(message.ref, response={"postgres_changes": described})
         if channel.subscriptions:
-            channel.tell("postgres_changes", "error" if problem else "ok", problem or SUBSCRIBED)
+            channel.push_system("postgres_changes", "error" if problem else "ok", problem or SUBSCRIBED)
         if problem == NO_DATABASE:
             self._resolve_later(channel)
         channel.sees_presence = channel.settings.presence
-        self._show_presence(channel)
+        self._push_presence(channel)
 
     async def _admit(self, channel: Channel) -> None:
         """Checks token and policies. Raises Refused."""
@@ -250,7 +250,7 @@ class Channels:
         while (problem := await self._resolve(channel)) == NO_DATABASE and channel.is_open:
             await asyncio.sleep(RETRY_SECONDS)
         if channel.is_open:
-            channel.tell("postgres_changes", "error" if problem else "ok", problem or SUBSCRIBED)
+            channel.push_system("postgres_changes", "error" if problem else "ok", problem or SUBSCRIBED)
 
     async def _renew(self, channel: Channel, token: object) -> None:
         """A new token: what it may is asked anew; a channel that may no longer be read is closed."""
@@ -263,12 +263,14 @@ class Channels:
             channel.reading = await self._reading(channel)
         except (TokenRefused, Refused) as refusal:
             if channel.is_open:
-                self._shut(channel, str(refusal))
+                self._close_with_error(channel, str(refusal))
             return
         if not channel.is_open:
             return
         if before.broadcast > channel.reading.broadcast or before.presence > channel.reading.presence:
-            self._shut(channel, f"You no longer have permission to read from this Channel topic: {channel.name}")
+            self._close_with_error(
+                channel, f"You no longer have permission to read from this Channel topic: {channel.name}"
+            )
             return
         for subscription in channel.subscriptions:
             subscription.claims = channel.claims
@@ -301,7 +303,7 @@ class Channels:
         channel.reply(message.ref, "ok" if event in ("track", "untrack") else "error")
         if event == "track" and not channel.sees_presence:
             channel.sees_presence = True
-            self._show_presence(channel)
+            self._push_presence(channel)
 
     # --- what is sent to clients
 
@@ -319,7 +321,7 @@ class Channels:
         """Whether somebody may send to a private topic, by REST. Raises psycopg.OperationalError or PoolTimeout."""
         return (await self._authorisation.writing(claims, topic)).broadcast
 
-    async def tell_change(self, connection: Connection, change: Change) -> None:
+    async def deliver_change(self, connection: Connection, change: Change) -> None:
         """Tells a change to the subscriptions that may see it."""
         channels = itertools.chain.from_iterable(list(room) for room in list(self._rooms.values()))
         wanted = {each: channel for channel in channels for each in channel.subscriptions if each.covers(change)}
@@ -331,15 +333,15 @@ class Channels:
                     numbers[wanted[subscription]].append(subscription.number)
                 for channel, ids in numbers.items():
                     if channel.is_open:
-                        channel.push("postgres_changes", f'{{"ids":{encoded(ids)},"data":{notice.data}}}')
+                        channel.push("postgres_changes", f'{{"ids":{encode(ids)},"data":{notice.data}}}')
 
-    def changes_began(self) -> None:
+    def on_changes_resumed(self) -> None:
         """Postgres tells of changes again: what happened meanwhile is lost, so clients are told to read again."""
         for channel in itertools.chain.from_iterable(self._rooms.values()):
             if channel.subscriptions:
                 self._resolve_later(channel)
 
-    def messages_began(self) -> None:
+    def on_messages_resumed(self) -> None:
         """Postgres tells of its broadcasts again: private channels have lost some. Clients join again, and read."""
         for channel in list(itertools.chain.from_iterable(self._rooms.values())):
             if channel.settings.private:
@@ -372,16 +374,18 @@ class Channels:
             channel.timer.cancel()
         left = int(channel.claims["exp"]) - time.time()
         loop = asyncio.get_running_loop()
-        if left > LONGEST_TIMER:
-            channel.timer = loop.call_later(LONGEST_TIMER, self._watch_expiry, channel)
+        if left > MAX_TIMER_SECONDS:
+            channel.timer = loop.call_later(MAX_TIMER_SECONDS, self._watch_expiry, channel)
         else:
             channel.timer = loop.call_later(max(0, left), self._expire, channel)
 
     def _expire(self, channel: Channel) -> None:
-        self._shut(channel, f"Token has expired {max(0, int(time.time()) - int(channel.claims['exp']))} seconds ago")
+        self._close_with_error(
+            channel, f"Token has expired {max(0, int(time.time()) - int(channel.claims['exp']))} seconds ago"
+        )
 
-    def _shut(self, channel: Channel, reason: str) -> None:
-        channel.tell("system", "error", reason)
+    def _close_with_error(self, channel: Channel, reason: str) -> None:
+        channel.push_system("system", "error", reason)
         self._close(channel)
 
     def _close(self, channel: Channel) -> None:
@@ -404,9 +408,9 @@ class Channels:
 
     # --- presence
 
-    def _show_presence(self, channel: Channel) -> None:
+    def _push_presence(self, channel: Channel) -> None:
         if channel.sees_presence and channel.reading.presence:
-            channel.push("presence_state", encoded(self._presence.state(channel.room)))
+            channel.push("presence_state", encode(self._presence.state(channel.room)))
 
     def _track(self, channel: Channel, payload: Json) -> None:
         if payload == channel.tracked:
@@ -414,16 +418,16 @@ class Channels:
         channel.tracked = payload
         key = channel.settings.presence_key
         channel.meta, diff = self._presence.track(channel.room, key, payload, channel.meta)
-        self._show_difference(channel.room, diff)
+        self._push_difference(channel.room, diff)
 
     def _untrack(self, channel: Channel) -> None:
         if channel.meta is not None:
             diff = self._presence.untrack(channel.room, channel.settings.presence_key, channel.meta)
             channel.tracked = channel.meta = None
-            self._show_difference(channel.room, diff)
+            self._push_difference(channel.room, diff)
 
-    def _show_difference(self, room: Room, diff: Json) -> None:
-        text = encoded(diff)
+    def _push_difference(self, room: Room, diff: Json) -> None:
+        text = encode(diff)
         for channel in self._readers(room):
             if channel.reading.presence:
                 channel.socket.send(channel.socket.wire.push(channel.topic, "presence_diff", text))
@@ -433,7 +437,7 @@ class Channels:
 
 
 def _reply(socket: Socket, message: Message, status: str = "ok", response: Json | None = None) -> None:
-    payload = encoded({"status": status, "response": response or {}})
+    payload = encode({"status": status, "response": response or {}})
     socket.send(socket.wire.push(message.topic, "phx_reply", payload, message.ref, message.join_ref))
 
 

@@ -9,7 +9,7 @@ OPERATORS: Final = {
     "eq": "=", "neq": "!=", "lt": "<", "lte": "<=", "gt": ">", "gte": ">=",
     "like": "~~", "ilike": "~~*", "match": "~", "imatch": "~*", "in": "in", "is": "is", "isdistinct": "isdistinct",
 }  # fmt: skip
-LONGEST: Final = 4096
+MAX_LENGTH: Final = 4096
 CONDITION: Final = re.compile(r"([^=]+)=(not\.)?([a-z]+)\.(.*)", re.DOTALL)
 # A comma separates conditions, unless it stands in parentheses or quotes.
 PART: Final = re.compile(r'(?:\([^)]*\)|"(?:\\.|[^"\\])*"|[^,])+')
@@ -33,8 +33,8 @@ def parse(text: object) -> list[Filter]:
     """Raises FilterInvalid."""
     if not isinstance(text, str):
         return []
-    if len(text) > LONGEST:
-        raise FilterInvalid(f"Error parsing `filter` params: at most {LONGEST} characters")
+    if len(text) > MAX_LENGTH:
+        raise FilterInvalid(f"Error parsing `filter` params: at most {MAX_LENGTH} characters")
     return [_condition(part.strip()) for part in PART.findall(text)]
 
 

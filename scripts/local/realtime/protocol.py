@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 Json = dict[str, Any]
 Frame = str | bytes
 
-LARGEST_FRAME: Final = 5_000_000
+MAX_FRAME_BYTES: Final = 5_000_000
 HEARTBEAT_TOPIC: Final = "phoenix"
 _PUSH, _BROADCAST = 3, 4
 _JSON, _BINARY = 1, 0
@@ -69,13 +69,13 @@ class Version1:
     def read(self, frame: Frame) -> Message:
         if isinstance(frame, bytes):
             raise Malformed("version 1 has no binary frames")
-        given = parsed(frame)
+        given = parse(frame)
         if not isinstance(given, dict):
             raise Malformed("a frame is an object")
         return _message(*(given.get(name) for name in ("join_ref", "ref", "topic", "event", "payload")))
 
     def push(self, topic: str, event: str, payload: str, ref: str | None = None, join_ref: str | None = None) -> str:  # noqa: ARG002
-        return f'{{"topic":{encoded(topic)},"event":{encoded(event)},"payload":{payload},"ref":{encoded(ref)}}}'
+        return f'{{"topic":{encode(topic)},"event":{encode(event)},"payload":{payload},"ref":{encode(ref)}}}'
 
     def broadcast(self, topic: str, broadcast: Broadcast) -> str | None:
         return self.push(topic, "broadcast", _as_payload(broadcast)) if broadcast.is_json else None
@@ -87,16 +87,16 @@ class Version2:
     def read(self, frame: Frame) -> Message:
         if isinstance(frame, bytes):
             return _binary_message(frame)
-        given = parsed(frame)
+        given = parse(frame)
         if not isinstance(given, list) or len(given) != 5:
             raise Malformed("a frame is an array of five")
         return _message(*given)
 
     def push(self, topic: str, event: str, payload: str, ref: str | None = None, join_ref: str | None = None) -> str:
-        return f"[{encoded(join_ref)},{encoded(ref)},{encoded(topic)},{encoded(event)},{payload}]"
+        return f"[{encode(join_ref)},{encode(ref)},{encode(topic)},{encode(event)},{payload}]"
 
     def broadcast(self, topic: str, broadcast: Broadcast) -> Frame | None:
-        meta = encoded(broadcast.meta).encode() if broadcast.meta else b""
+        meta = encode(broadcast.meta).encode() if broadcast.meta else b""
         parts = (topic.encode(), broadcast.event.encode(), meta)
         if any(len(part) > 255 for part in parts):  # a length is one byte
             return self.push(topic, "broadcast", _as_payload(broadcast)) if broadcast.is_json else None
@@ -109,19 +109,19 @@ def wire(version: str) -> Wire:
     return Version2() if version.startswith("2.") else Version1()
 
 
-def encoded(value: object) -> str:
+def encode(value: object) -> str:
     """Compact JSON."""
     return json.dumps(value, separators=(",", ":"))
 
 
-def parsed(text: str) -> object:
+def parse(text: str) -> object:
     """What JSON text says; nesting that could not be written again is refused too. Raises Malformed."""
     try:
-        value: object = json.loads(text, parse_constant=_refused)
+        value: object = json.loads(text, parse_constant=_refuse_constant)
         deeper = value
         for _ in range(_SPARE_DEPTH):
             deeper = [deeper]
-        encoded(deeper)
+        encode(deeper)
     except (ValueError, RecursionError):
         raise Malformed("what is said to be JSON is not, or is nested too deeply") from None
     return value
@@ -130,7 +130,7 @@ def parsed(text: str) -> object:
 def json_body(body: bytes) -> object:
     """What UTF-8 JSON says. Raises Malformed."""
     try:
-        return parsed(body.decode())
+        return parse(body.decode())
     except UnicodeDecodeError:
         raise Malformed("JSON is UTF-8") from None
 
@@ -140,13 +140,13 @@ def is_writable(text: str) -> bool:
     return _UNWRITABLE.search(text) is None
 
 
-def _refused(constant: str) -> object:
+def _refuse_constant(constant: str) -> object:
     raise ValueError(constant)  # NaN and Infinity are no JSON, whatever Python says
 
 
 def _as_payload(broadcast: Broadcast) -> str:
-    meta = f',"meta":{encoded(broadcast.meta)}' if broadcast.meta else ""
-    return f'{{"type":"broadcast","event":{encoded(broadcast.event)},"payload":{broadcast.body.decode()}{meta}}}'
+    meta = f',"meta":{encode(broadcast.meta)}' if broadcast.meta else ""
+    return f'{{"type":"broadcast","event":{encode(broadcast.event)},"payload":{broadcast.body.decode()}{meta}}}'
 
 
 def _message(join_ref: object, ref: object, topic: object, event: object, payload: object) -> Message:
@@ -162,7 +162,7 @@ def _reference(value: object) -> str | None:
 
 
 def _broadcast(payload: Json) -> Broadcast:
-    return Broadcast(str(payload.get("event", "")), encoded(payload.get("payload", {})).encode())
+    return Broadcast(str(payload.get("event", "")), encode(payload.get("payload", {})).encode())
 
 
 def _binary_message(frame: bytes) -> Message:

@@ -30,7 +30,7 @@ RECONNECT_SECONDS = 0.5
 STATUS_SECONDS = 0.1
 CONNECT_SECONDS = 5
 # Further behind than this, subscribers had better read again.
-LONGEST_QUEUE = 100_000
+MAX_QUEUE = 100_000
 # A policy that waits, for a lock or for ever, must not hold up the others' changes for longer.
 ASK_OPTIONS = "-c statement_timeout=10s"
 KINDS: dict[bytes, Kind] = {b"I": "INSERT", b"U": "UPDATE", b"D": "DELETE"}
@@ -139,8 +139,8 @@ class Stream:
 
     async def _session(self) -> None:
         async with (
-            _connected(self._url, options=ASK_OPTIONS) as asking,
-            _connected(self._url, replication="database") as streaming,
+            _connect(self._url, options=ASK_OPTIONS) as asking,
+            _connect(self._url, replication="database") as streaming,
         ):
             wal = _Wal(streaming.pgconn)
             slot = f"realtime_{os.getpid()}_{next(slots)}"
@@ -178,7 +178,7 @@ class Stream:
 
 
 @asynccontextmanager
-async def _connected(url: str, **how: str) -> AsyncIterator[Connection]:
+async def _connect(url: str, **how: str) -> AsyncIterator[Connection]:
     """Closes without a word more: a connection that streams takes no commands."""
     address = psycopg.conninfo.make_conninfo(url, connect_timeout=CONNECT_SECONDS, **how)
     connection = await psycopg.AsyncConnection.connect(address, autocommit=True)
@@ -218,7 +218,7 @@ class _Wal:
             if size > 0:
                 message = bytes(data)
                 asked = self._note(message)
-                if queue.qsize() > LONGEST_QUEUE:
+                if queue.qsize() > MAX_QUEUE:
                     raise StreamEnded("too far behind")
                 if message[:1] == b"w":
                     queue.put_nowait(message[WAL_HEADER_BYTES:])

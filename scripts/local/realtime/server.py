@@ -18,7 +18,7 @@ from scripts.local.realtime.authorisation import Authorisation
 from scripts.local.realtime.changes import Changes
 from scripts.local.realtime.channels import Channels, Socket
 from scripts.local.realtime.presence import Room
-from scripts.local.realtime.protocol import LARGEST_FRAME, Broadcast, Malformed, encoded, is_writable, json_body, wire
+from scripts.local.realtime.protocol import MAX_FRAME_BYTES, Broadcast, Malformed, encode, is_writable, json_body, wire
 from scripts.local.realtime.replication import ASK_OPTIONS, Change, Connection, Stream
 from scripts.local.realtime.tokens import Claims, TokenRefused, Tokens
 from scripts.local.stack import Stack
@@ -29,8 +29,8 @@ MESSAGES_PUBLICATION: Final = "supabase_realtime_messages_publication"
 SILENCE_SECONDS: Final = 75
 # How long we wait for a client's goodbye.
 CLOSE_SECONDS: Final = 2
-FORGET_EVERY_SECONDS: Final = 3600
-FORGET = "delete from realtime.messages where inserted_at < now() - interval '3 days'"
+DELETE_EVERY_SECONDS: Final = 3600
+DELETE_OLD_MESSAGES = "delete from realtime.messages where inserted_at < now() - interval '3 days'"
 CORS: Final = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Headers": "authorization, x-client-info, apikey, content-type",
@@ -50,8 +50,10 @@ class Realtime:
         )
         ready = asyncio.Event()
         channels = Channels(self._tokens, Authorisation(self._pool), Changes(self._pool), ready)
-        self._tables = Stream(url, changes.PUBLICATION, channels.tell_change, channels.changes_began, ready)
-        self._messages = Stream(url, MESSAGES_PUBLICATION, self._tell_message, channels.messages_began, asyncio.Event())
+        self._tables = Stream(url, changes.PUBLICATION, channels.deliver_change, channels.on_changes_resumed, ready)
+        self._messages = Stream(
+            url, MESSAGES_PUBLICATION, self._deliver_message, channels.on_messages_resumed, asyncio.Event()
+        )
         self._channels = channels
         self._sockets: set[Socket] = set()
 
@@ -78,7 +80,7 @@ class Realtime:
         except TokenRefused as refusal:
             return web.json_response({"error": str(refusal).partition(" seconds ago")[0]}, status=401)
         connection = web.WebSocketResponse(
-            max_msg_size=LARGEST_FRAME, compress=False, receive_timeout=SILENCE_SECONDS, timeout=CLOSE_SECONDS
+            max_msg_size=MAX_FRAME_BYTES, compress=False, receive_timeout=SILENCE_SECONDS, timeout=CLOSE_SECONDS
         )
         await connection.prepare(request)
         transport = cast("asyncio.Transport", request.transport)  # None only once the connection is lost
@@ -87,16 +89,16 @@ class Realtime:
         writing = asyncio.create_task(socket.write())
         try:
             with suppress(TimeoutError):
-                await self._converse(socket)
+                await self._serve_socket(socket)
         finally:
             writing.cancel()
             self._sockets.discard(socket)
-            self._channels.disconnected(socket)
+            self._channels.disconnect(socket)
             with suppress(asyncio.CancelledError, OSError):
                 await writing
         return connection
 
-    async def _converse(self, socket: Socket) -> None:
+    async def _serve_socket(self, socket: Socket) -> None:
         async for frame in socket.connection:
             if frame.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
                 continue
@@ -136,7 +138,7 @@ class Realtime:
         for message in messages:
             private = message.get("private") is True
             if not private or await self._channels.may_broadcast(claims, message["topic"]):
-                sent = Broadcast(message["event"], encoded(message["payload"]).encode())
+                sent = Broadcast(message["event"], encode(message["payload"]).encode())
                 self._channels.broadcast(Room(message["topic"], private), sent)
         return web.Response(status=202)
 
@@ -167,7 +169,7 @@ class Realtime:
 
     # --- what Postgres tells
 
-    async def _tell_message(self, _: Connection, change: Change) -> None:
+    async def _deliver_message(self, _: Connection, change: Change) -> None:
         """A row of realtime.messages is a broadcast from the database."""
         message = change.new
         if change.kind != "INSERT" or message is None or message["extension"] != "broadcast":
@@ -185,7 +187,7 @@ class Realtime:
     async def _lifetime(self, _: web.Application) -> AsyncIterator[None]:
         await self._pool.open(wait=False)
         tasks = [
-            asyncio.create_task(work) for work in (self._tables.run(), self._messages.run(), self._keep_forgetting())
+            asyncio.create_task(work) for work in (self._tables.run(), self._messages.run(), self._delete_regularly())
         ]
         yield
         for task in tasks:
@@ -193,17 +195,17 @@ class Realtime:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._pool.close()
 
-    async def forget(self) -> None:
+    async def delete_old_messages(self) -> None:
         """Deletes messages after three days, as hosted Realtime does."""
         async with self._pool.connection() as connection:
-            await connection.execute(FORGET)
+            await connection.execute(DELETE_OLD_MESSAGES)
 
-    async def _keep_forgetting(self) -> None:
+    async def _delete_regularly(self) -> None:
         while True:
             await self._messages.ready.wait()
             with suppress(psycopg.Error, PoolTimeout):
-                await self.forget()
-            await asyncio.sleep(FORGET_EVERY_SECONDS)
+                await self.delete_old_messages()
+            await asyncio.sleep(DELETE_EVERY_SECONDS)
 
     async def hang_up(self, _: web.Application | None = None) -> None:
         """Closes every connection; clients connect again."""

@@ -52,9 +52,9 @@ class Tokens:
     async def claims(self, token: str) -> Claims:
         """The claims of a valid token; `role` and `exp` are among them. Raises TokenRefused."""
         try:
-            claims = await self._verified(token)
+            claims = await self._verify(token)
         except jwt.ExpiredSignatureError:
-            raise _expired(token) from None
+            raise _refuse_expired(token) from None
         except jwt.MissingRequiredClaimError:
             claims = {}
         except (jwt.InvalidSignatureError, jwt.PyJWKClientError):
@@ -65,7 +65,7 @@ class Tokens:
             raise TokenRefused("InvalidJWTToken", "Fields `role` and `exp` are required in JWT")
         return claims
 
-    async def _verified(self, token: str) -> Claims:
+    async def _verify(self, token: str) -> Claims:
         options: Any = {"require": ["role", "exp"]} | {f"verify_{claim}": False for claim in UNCHECKED}
         if jwt.get_unverified_header(token).get("alg") == "HS256":
             return jwt.decode(token, self._secret, algorithms=["HS256"], options=options)
@@ -73,6 +73,6 @@ class Tokens:
         return jwt.decode(token, key, algorithms=["RS256"], options=options)
 
 
-def _expired(token: str) -> TokenRefused:
+def _refuse_expired(token: str) -> TokenRefused:
     expired = jwt.decode(token, options={"verify_signature": False})["exp"]
     return TokenRefused("InvalidJWTToken", f"Token has expired {int(time.time()) - int(expired)} seconds ago")

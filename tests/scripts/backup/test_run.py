@@ -26,7 +26,7 @@ from scripts.backup import programs, snapshot
 from scripts.backup.progress import NoProgress
 from scripts.backup.restore_engine import Backup
 from scripts.schema import migrations
-from scripts.schema.database import connected
+from scripts.schema.database import connect
 from scripts.scratch.postgres import Postgres, stop
 from service import object_store
 from tests.conftest import free_port_block
@@ -113,7 +113,7 @@ def test_the_manifest_counts_and_describes_what_is_there(folder_vault: Vault) ->
     ],
 )  # fmt: skip
 def test_a_database_is_described_alike_whatever_the_sessions_settings(populated_database: str, setting: str) -> None:
-    with connected(populated_database) as connection:
+    with connect(populated_database) as connection:
         described = snapshot.describe_structure(connection)
         connection.execute(f"set {setting}")
         assert snapshot.describe_structure(connection) == described

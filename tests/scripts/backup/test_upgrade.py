@@ -75,7 +75,7 @@ def checks_of(shelf: Vault, backup: StoredBackup, exit_code: int) -> list[dict[s
 def test_a_database_of_an_earlier_release_can_be_upgraded(
     next_release: Path, folder_shelf: Vault, backup: StoredBackup
 ) -> None:
-    migrations.add("add_colour", NEXT, root=next_release)
+    migrations.write_next_migration("add_colour", NEXT, root=next_release)
     (next_release / "functions/98_colours.sql").write_text(NEXT_FUNCTION)
     policies = next_release / "policies/projects.sql"
     policies.write_text(policies.read_text().replace(", metadata)", ", metadata, colour)"))
@@ -89,7 +89,7 @@ def test_a_database_of_an_earlier_release_can_be_upgraded(
 def test_a_migration_that_cannot_be_applied_is_a_check_that_failed(
     next_release: Path, folder_shelf: Vault, backup: StoredBackup
 ) -> None:
-    path = migrations.add("divide", "select 1 / 0;\n", root=next_release)
+    path = migrations.write_next_migration("divide", "select 1 / 0;\n", root=next_release)
     assert checks_of(folder_shelf, backup, 1)[-1] | {"seconds": 0} == {
         "name": "upgrade", "passed": False, "seconds": 0,
         "detail": f"migrations/{path.name}:1: division by zero\nNothing was applied.",
@@ -105,11 +105,11 @@ def findings(earlier: str, new_database: Callable[..., str], tmp_path: Path) -> 
     copy_to(tmp_path, *SOURCES)
 
     def find(migration: str, **policies: str) -> dict[str, str]:
-        migrations.add("next", migration, root=tmp_path)
+        migrations.write_next_migration("next", migration, root=tmp_path)
         for table, text in policies.items():
             (tmp_path / f"policies/{table}.sql").write_text(text)
         url = new_database(earlier)
-        with database.connected(url) as connection:
+        with database.connect(url) as connection:
             found = list(upgrade.migrate_and_compare(url, connection, tmp_path))
         assert {check.name for check in found} >= {"migrations", "data", "types", "drift", "policies"}
         return {check.name: check.detail for check in found if not check.passed}

@@ -212,7 +212,7 @@ def test_the_roles_are_those_of_a_plain_instance_and_the_examples_own(clerk: Cle
 
 def apply_event(directory: Directory, event_type: str, **data: object) -> Any:
     whole = directory.complete(event_type, data)
-    directory.learn(event_type, whole)
+    directory.apply_event(event_type, whole)
     return whole
 
 

@@ -20,7 +20,7 @@ from aiohttp import web
 from scripts.local import containers, services
 from scripts.local.clerk.server import ClerkStandIn, svix
 from scripts.local.gateway import Gateway
-from scripts.local.services import Part
+from scripts.local.services import Service
 from scripts.local.stack import Secrets, Stack
 from tests.conftest import ROOT, free_port_block
 
@@ -35,8 +35,8 @@ def stack(tmp_path: Path) -> Stack:
 
 
 @pytest.fixture
-def parts(stack: Stack) -> dict[str, Part]:
-    return {part.name: part for part in containers.parts_of(stack)}
+def built_services(stack: Stack) -> dict[str, Service]:
+    return {service.name: service for service in containers.build_services(stack)}
 
 
 @pytest.fixture
@@ -54,20 +54,22 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder / "commands"
 
 
-def variables(stack: Stack, part: str) -> dict[str, str]:
+def variables(stack: Stack, service: str) -> dict[str, str]:
     """What the container's program finds in its environment."""
-    file = stack.home / "containers" / f"{part}.env"
+    file = stack.home / "containers" / f"{service}.env"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     return dict(line.split("=", 1) for line in file.read_text().splitlines())
 
 
-def test_every_part_is_there_and_four_are_containers(stack: Stack, parts: dict[str, Part]) -> None:
-    assert list(parts) == [part.name for part in services.parts_of(stack)]
-    assert [name for name, part in parts.items() if part.command()[:2] == ["docker", "run"]] == list(CONTAINED)
+def test_every_part_is_there_and_four_are_containers(stack: Stack, built_services: dict[str, Service]) -> None:
+    assert list(built_services) == [service.name for service in services.build_services(stack)]
+    assert [name for name, service in built_services.items() if service.command()[:2] == ["docker", "run"]] == list(
+        CONTAINED
+    )
 
 
-def test_only_the_stacks_ports_are_published_and_only_here(stack: Stack, parts: dict[str, Part]) -> None:
-    words = parts["postgres"].command()
+def test_only_the_stacks_ports_are_published_and_only_here(stack: Stack, built_services: dict[str, Service]) -> None:
+    words = built_services["postgres"].command()
     published = [words[at + 1] for at, word in enumerate(words) if word == "--publish"]
     assert published == [
         f"127.0.0.1:{stack.ports.postgres}:5432",
@@ -75,60 +77,64 @@ def test_only_the_stacks_ports_are_published_and_only_here(stack: Stack, parts: 
         f"127.0.0.1:{stack.ports.upstash}:80",
     ]
     for name in CONTAINED[1:]:
-        command = parts[name].command()
+        command = built_services[name].command()
         assert "--publish" not in command
         assert command[command.index("--network") + 1] == f"container:ballast-{stack.port_base}-postgres"
 
 
-def test_each_starts_after_what_it_asks(stack: Stack, parts: dict[str, Part]) -> None:
-    assert parts["data-api"].needs == ("postgres", "clerk")  # it is given Clerk's keys
-    assert parts["redis"].needs == ("postgres",)  # it joins its network
-    assert {name: parts[name].port for name in CONTAINED} == {
-        part.name: part.port for part in services.parts_of(stack) if part.name in CONTAINED
+def test_each_starts_after_what_it_asks(stack: Stack, built_services: dict[str, Service]) -> None:
+    assert built_services["data-api"].needs == ("postgres", "clerk")  # it is given Clerk's keys
+    assert built_services["redis"].needs == ("postgres",)  # it joins its network
+    assert {name: built_services[name].port for name in CONTAINED} == {
+        service.name: service.port for service in services.build_services(stack) if service.name in CONTAINED
     }
     # SIGTERM would have PostgreSQL wait for its clients.
-    assert parts["postgres"].stop_signal == signal.SIGINT
+    assert built_services["postgres"].stop_signal == signal.SIGINT
 
 
-def test_no_secret_is_in_a_command(stack: Stack, parts: dict[str, Part]) -> None:
-    commands = " ".join(word for name in CONTAINED for word in parts[name].command())
+def test_no_secret_is_in_a_command(stack: Stack, built_services: dict[str, Service]) -> None:
+    commands = " ".join(word for name in CONTAINED for word in built_services[name].command())
     assert [name for name, secret in asdict(stack.secrets).items() if secret in commands] == []
 
 
-def test_one_that_was_left_behind_is_ended_before_the_next(docker: Path, stack: Stack, parts: dict[str, Part]) -> None:
-    parts["postgres"].before()
+def test_one_that_was_left_behind_is_ended_before_the_next(
+    docker: Path, stack: Stack, built_services: dict[str, Service]
+) -> None:
+    built_services["postgres"].before()
     assert docker.read_text() == f"rm --force --volumes ballast-{stack.port_base}-postgres\n"
     assert variables(stack, "postgres")["POSTGRES_PASSWORD"] == stack.secrets.postgres_password
 
 
-def test_where_none_was_left_behind_it_goes_on(docker: Path, parts: dict[str, Part]) -> None:
+def test_where_none_was_left_behind_it_goes_on(docker: Path, built_services: dict[str, Service]) -> None:
     docker.with_name("err").write_text("Error response from daemon: No such container: x\n")
     docker.with_name("status").write_text("1")
-    parts["redis"].before()
+    built_services["redis"].before()
 
 
-def test_a_docker_that_refuses_is_told(docker: Path, parts: dict[str, Part]) -> None:
+def test_a_docker_that_refuses_is_told(docker: Path, built_services: dict[str, Service]) -> None:
     docker.with_name("err").write_text("Cannot connect to the Docker daemon\n")
     docker.with_name("status").write_text("1")
     with pytest.raises(containers.DockerMissing, match="Cannot connect to the Docker daemon"):
-        parts["redis"].before()
+        built_services["redis"].before()
 
 
-def test_without_docker_it_says_what_to_do(parts: dict[str, Part], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_docker_it_says_what_to_do(built_services: dict[str, Service], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(containers.DockerMissing, match="unset it"):
-        parts["redis"].before()
+        built_services["redis"].before()
 
 
-def test_redis_is_asked_in_its_container(docker: Path, stack: Stack, parts: dict[str, Part]) -> None:
-    assert not parts["redis"].is_healthy()
+def test_redis_is_asked_in_its_container(docker: Path, stack: Stack, built_services: dict[str, Service]) -> None:
+    assert not built_services["redis"].is_healthy()
     docker.with_name("out").write_text("PONG\n")
-    assert parts["redis"].is_healthy()
+    assert built_services["redis"].is_healthy()
     assert docker.read_text().splitlines()[-1] == f"exec ballast-{stack.port_base}-redis redis-cli ping"
 
 
-def test_the_proxy_finds_redis_and_knows_its_token(docker: Path, stack: Stack, parts: dict[str, Part]) -> None:
-    parts["upstash"].before()
+def test_the_proxy_finds_redis_and_knows_its_token(
+    docker: Path, stack: Stack, built_services: dict[str, Service]
+) -> None:
+    built_services["upstash"].before()
     assert variables(stack, "upstash") == {
         "SRH_MODE": "env",
         "SRH_TOKEN": stack.secrets.upstash_token,
@@ -143,12 +149,12 @@ async def serve(application: web.Application, port: int) -> web.AppRunner:
     return runner
 
 
-def test_postgrest_trusts_clerk_and_the_gateway(docker: Path, stack: Stack, parts: dict[str, Part]) -> None:
+def test_postgrest_trusts_clerk_and_the_gateway(docker: Path, stack: Stack, built_services: dict[str, Service]) -> None:
     clerk = ClerkStandIn(stack.home, stack.environment()["CLERK_ISSUER"], [""], svix.Endpoint("", "whsec_"), "sk_test_")
 
     async def prepared() -> None:
         runner = await serve(clerk.application(), stack.ports.clerk)
-        await asyncio.to_thread(parts["data-api"].before)
+        await asyncio.to_thread(built_services["data-api"].before)
         await runner.cleanup()
 
     asyncio.run(prepared())

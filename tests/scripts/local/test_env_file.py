@@ -62,7 +62,7 @@ def test_a_real_instance_replaces_the_stand_in(stack_with: MakeStack) -> None:
     assert {name: environment[name] for name in REAL} == REAL
     assert environment["CLERK_API_URL"] == "https://api.clerk.com"
     assert environment["CLERK_AUTHORIZED_PARTIES"] == environment["SERVICE_URL"]
-    clerk = next(part for part in services.parts_of(stack) if part.name == "clerk")
+    clerk = next(part for part in services.build_services(stack) if part.name == "clerk")
     assert not clerk.is_wanted()
 
 
@@ -73,7 +73,7 @@ def test_the_stand_in_is_used_unless_a_real_instance_is_named(stack_with: MakeSt
         name: stack.environment()[name] for name in ("BALLAST_HOME", "DATABASE_URL", "BACKUP_URL")
     }
     assert stack.environment()["CLERK_ISSUER"] == STAND_IN_URL
-    clerk = next(part for part in services.parts_of(stack) if part.name == "clerk")
+    clerk = next(part for part in services.build_services(stack) if part.name == "clerk")
     assert clerk.is_wanted()
 
 
@@ -224,7 +224,7 @@ def test_what_only_the_stand_in_can_do_says_what_to_do_instead(
 
 def test_an_empty_database_is_filled_from_the_clerk_in_use(stack_with: MakeStack) -> None:
     for variables, words in (({}, ["seed"]), (REAL, ["clerk", "backfill"])):
-        seed = next(part for part in services.parts_of(stack_with(**variables)) if part.name == "seed")
+        seed = next(part for part in services.build_services(stack_with(**variables)) if part.name == "seed")
         assert seed.command()[-len(words) :] == words
 
 

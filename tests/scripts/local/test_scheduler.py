@@ -35,7 +35,7 @@ def take_calls(service: Outside) -> set[str]:
 def test_every_job_is_due_at_the_start_and_then_as_often_as_it_should_be(server: Postgres, service: Outside) -> None:
     said: list[str] = []
     scheduler = make_scheduler(server, service, said)
-    scheduler.call_what_is_due(1000)
+    scheduler.call_due_jobs(1000)
     assert take_calls(service) == JOBS
     for now, due in {
         1059: set(),
@@ -44,7 +44,7 @@ def test_every_job_is_due_at_the_start_and_then_as_often_as_it_should_be(server:
         4600: JOBS - {"partitions", "retention"},
         1000 + 86_400: JOBS,
     }.items():
-        scheduler.call_what_is_due(now)
+        scheduler.call_due_jobs(now)
         assert take_calls(service) == due
     assert said == []
 
@@ -60,7 +60,7 @@ def test_it_carries_the_token_and_tells_what_was_done(server: Postgres, service:
 
     said: list[str] = []
     service.answer = answer
-    make_scheduler(server, service, said).call_what_is_due(0)
+    make_scheduler(server, service, said).call_due_jobs(0)
     assert tokens == {"Bearer the token"}
     assert said == ["mail: {'sent': 2, 'done': True}", "seals: 503 The store does not answer"]
 
@@ -72,9 +72,9 @@ def test_a_service_that_does_not_answer_is_asked_again_at_the_next_turn(
     said: list[str] = []
     scheduler = make_scheduler(server, service, said)
     service.answer = lambda *_: answer
-    scheduler.call_what_is_due(0)
+    scheduler.call_due_jobs(0)
     assert len(said) == len(JOBS)
     assert all(" (" in line for line in said)
     take_calls(service)
-    scheduler.call_what_is_due(60)
+    scheduler.call_due_jobs(60)
     assert take_calls(service) == {"mail"}

@@ -22,9 +22,9 @@ from click.testing import CliRunner
 from scripts.cli import VERBS, ballast
 from scripts.local import supervisor
 from scripts.local.processes import PortTaken, ProcessRecord, RunRecord, require_free
-from scripts.local.services import Part
+from scripts.local.services import Service
 from scripts.local.stack import Secrets, Stack
-from scripts.local.supervisor import AlreadyRunning, CannotStart, PartEnded, Supervisor
+from scripts.local.supervisor import AlreadyRunning, CannotStart, ServiceEnded, Supervisor
 from tests.conftest import ROOT, free_port_block
 from tests.conftest import Stack as RunningStack
 
@@ -32,8 +32,8 @@ SLEEP = "import time; print('awake', flush=True); time.sleep(600)"
 SLEEP_WITH_CHILD = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SLEEP!r}]); {SLEEP}"
 
 
-def _part(name: str, code: str, *needs: str, once: bool = False) -> Part:
-    return Part(name, lambda: [sys.executable, "-c", code], needs=needs, once=once)
+def _service(name: str, code: str, *needs: str, once: bool = False) -> Service:
+    return Service(name, lambda: [sys.executable, "-c", code], needs=needs, once=once)
 
 
 @pytest.fixture
@@ -61,8 +61,8 @@ def _stop_soon() -> None:
 
 
 def test_what_needs_a_part_that_is_not_wanted_starts_without_it(small: Stack, tmp_path: Path) -> None:
-    unwanted = replace(_part("seed", "raise SystemExit(1)", once=True), is_wanted=lambda: False)
-    after = _part("after", f"open({str(tmp_path / 'ran')!r}, 'w')", "seed", once=True)
+    unwanted = replace(_service("seed", "raise SystemExit(1)", once=True), is_wanted=lambda: False)
+    after = _service("after", f"open({str(tmp_path / 'ran')!r}, 'w')", "seed", once=True)
     Supervisor(small, [unwanted, after]).run(when_ready=_stop_soon)
     assert (tmp_path / "ran").exists()
 
@@ -77,21 +77,21 @@ note('+')
 time.sleep(600)
 """
 
-    def part(name: str, *needs: str) -> Part:
-        return Part(
+    def service(name: str, *needs: str) -> Service:
+        return Service(
             name,
             lambda: [sys.executable, "-c", code, name],
             is_healthy=lambda: journal.exists() and f"+{name}" in journal.read_text(),
             needs=needs,
         )
 
-    Supervisor(small, [part("a"), part("b", "a"), part("c", "b")]).run(when_ready=_stop_soon)
+    Supervisor(small, [service("a"), service("b", "a"), service("c", "b")]).run(when_ready=_stop_soon)
     assert journal.read_text().split() == ["+a", "+b", "+c", "-c", "-b", "-a"]
 
 
 def test_stopping_leaves_nothing(small: Stack) -> None:
     before = set(_children())
-    Supervisor(small, [_part("family", SLEEP_WITH_CHILD)]).run(when_ready=_stop_soon)
+    Supervisor(small, [_service("family", SLEEP_WITH_CHILD)]).run(when_ready=_stop_soon)
     assert set(_children()) == before
     assert not (small.home / "run.json").exists()
 
@@ -99,30 +99,30 @@ def test_stopping_leaves_nothing(small: Stack) -> None:
 def test_a_crashed_part_is_named_and_ends_the_run_with_its_log(small: Stack) -> None:
     before = set(_children())
     crash = "import sys, time; print('the reason', flush=True); time.sleep(0.3); sys.exit(7)"
-    with pytest.raises(PartEnded, match=r"(?s)fragile ended with exit code 7.*fragile\.log.*the reason"):
-        Supervisor(small, [_part("steady", SLEEP), _part("fragile", crash)]).run(when_ready=lambda: None)
+    with pytest.raises(ServiceEnded, match=r"(?s)fragile ended with exit code 7.*fragile\.log.*the reason"):
+        Supervisor(small, [_service("steady", SLEEP), _service("fragile", crash)]).run(when_ready=lambda: None)
     assert set(_children()) == before
 
 
 def test_a_part_whose_program_is_missing_is_named(small: Stack) -> None:
     before = set(_children())
-    parts = [_part("steady", SLEEP), Part("absent", lambda: ["/nowhere/program"], needs=("steady",))]
+    parts = [_service("steady", SLEEP), Service("absent", lambda: ["/nowhere/program"], needs=("steady",))]
     with pytest.raises(CannotStart, match=r"absent cannot be started: .*/nowhere/program"):
         Supervisor(small, parts).run(when_ready=lambda: None)
     assert set(_children()) == before
 
 
 def test_a_step_that_fails_ends_the_start(small: Stack) -> None:
-    parts = [_part("step", "print('no'); exit(3)", once=True), _part("next", SLEEP, "step")]
-    with pytest.raises(PartEnded, match="step ended with exit code 3"):
+    parts = [_service("step", "print('no'); exit(3)", once=True), _service("next", SLEEP, "step")]
+    with pytest.raises(ServiceEnded, match="step ended with exit code 3"):
         Supervisor(small, parts).run(when_ready=lambda: None)
     assert not (small.logs / "next.log").exists()
 
 
 def test_a_step_that_takes_too_long_is_named(small: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "READY_SECONDS", 0.5)
-    with pytest.raises(PartEnded, match=r"step did not finish within 0\.5 s\. The end of .*step\.log"):
-        Supervisor(small, [_part("step", SLEEP, once=True)]).run(when_ready=lambda: None)
+    with pytest.raises(ServiceEnded, match=r"step did not finish within 0\.5 s\. The end of .*step\.log"):
+        Supervisor(small, [_service("step", SLEEP, once=True)]).run(when_ready=lambda: None)
 
 
 def test_a_second_supervisor_is_refused(small: Stack) -> None:
@@ -130,11 +130,11 @@ def test_a_second_supervisor_is_refused(small: Stack) -> None:
 
     def try_another() -> None:
         with pytest.raises(AlreadyRunning) as refusal:
-            Supervisor(small, [_part("other", SLEEP)]).run(when_ready=lambda: None)
+            Supervisor(small, [_service("other", SLEEP)]).run(when_ready=lambda: None)
         refusals.append(refusal.value)
         _stop_soon()
 
-    Supervisor(small, [_part("one", SLEEP)]).run(when_ready=try_another)
+    Supervisor(small, [_service("one", SLEEP)]).run(when_ready=try_another)
     assert len(refusals) == 1
 
 
@@ -145,7 +145,7 @@ def test_output_is_shown_with_the_parts_name_and_kept_in_its_log(
         _when((small.logs / "sleeper.log").read_text)  # type: ignore[arg-type]
         _stop_soon()
 
-    Supervisor(small, [_part("sleeper", SLEEP)]).run(when_ready=stop_when_awake)
+    Supervisor(small, [_service("sleeper", SLEEP)]).run(when_ready=stop_when_awake)
     assert "  sleeper │ awake\n" in capsys.readouterr().out
     assert (small.logs / "sleeper.log").read_text() == "awake\n"
 
@@ -165,7 +165,7 @@ Supervisor(Stack.from_environment(), [Part("family", lambda: [sys.executable, "-
     place = {"BALLAST_HOME": str(small.home), "BALLAST_PORT_BASE": str(small.port_base)}
     supervisor = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=os.environ | place)
     _when(lambda: RunRecord.read(small.home).ready)
-    record = RunRecord.read(small.home).parts["family"]
+    record = RunRecord.read(small.home).services["family"]
     _when(lambda: len(record.group()) == 2)
     supervisor.kill()
     supervisor.wait()
@@ -289,13 +289,13 @@ def test_two_stacks_run_next_to_each_other_and_one_goes_without_a_trace(
     assert (again.returncode, again.stderr.count("\n")) == (1, 1)
     assert "running already" in again.stderr
     status = json.loads(second.ballast("status", "--json").stdout)
-    assert {part["state"] for part in status["parts"]} == {"healthy"}
+    assert {service["state"] for service in status["parts"]} == {"healthy"}
     assert stack.ballast("status").returncode == 0
     assert _jobs_ran(second)
-    processes = [psutil.Process(part["pid"]) for part in status["parts"]]
+    processes = [psutil.Process(service["pid"]) for service in status["parts"]]
     families = [child for each in processes for child in [each, *each.children(recursive=True)]]
 
-    RunRecord.read(second.home).parts["redis"].stop()
+    RunRecord.read(second.home).services["redis"].stop()
     _when(lambda: "redis ended" in second.ballast("status").stderr)
     assert second.ballast("up", "--detach").returncode == 0
     record = RunRecord.read(second.home)

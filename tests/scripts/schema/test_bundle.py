@@ -160,7 +160,9 @@ def test_a_file_whose_table_is_gone_is_forgotten(project: Project) -> None:
     push(project)
     (project.root / "policies/notes.sql").unlink()
     project.write("functions/20_rows.sql", "")
-    migrations.add("drop_notes", "drop view ops.note_count; drop table public.notes;\n", root=project.root)
+    migrations.write_next_migration(
+        "drop_notes", "drop view ops.note_count; drop table public.notes;\n", root=project.root
+    )
     write_bundle(project.root)
     push(project)
     assert project.query("select to_regclass('public.notes')") == [(None,)]

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from scripts.cli import ballast
 from scripts.schema import drift, migrations
-from scripts.schema.database import DatabaseRefused, DatabaseUnreachable, connected
+from scripts.schema.database import DatabaseRefused, DatabaseUnreachable, connect
 from scripts.schema.migrations import FilesInvalid, FileState, HistoryDisagrees, Plan, StatementFailed
 from scripts.scratch.postgres import Postgres
 from tests.schema import remove
@@ -262,7 +262,7 @@ class TestUp:
             "migrations/20260102000000_warn.sql", "do $$ begin raise warning 'look out'; raise notice 'no'; end $$;"
         )
         told: list[str] = []
-        project.up(tell=told.append)
+        project.up(notify=told.append)
         assert told == ["WARNING: look out"]
 
 
@@ -313,7 +313,7 @@ class TestPolicyStatements:
         """Each file is undone at once. What then holds a lock on realtime.messages would be left of an earlier file."""
         locked = "select from pg_locks where pid = pg_backend_pid() and relation = 'realtime.messages'::regclass and mode = 'AccessExclusiveLock'"
         files = migrations.read_files(watched.root)
-        with connected(watched.url) as connection, connection.transaction(force_rollback=True):
+        with connect(watched.url) as connection, connection.transaction(force_rollback=True):
             assert drift.find_drift(connection, files) == []
             assert connection.execute(locked.encode()).rowcount == 0
 
@@ -428,7 +428,7 @@ class TestFailure:
                 told.append(line)
                 reader.rollback()
 
-            assert applied_project.up(tell=give_way).paths == ["policies/notes.sql"]
+            assert applied_project.up(notify=give_way).paths == ["policies/notes.sql"]
         assert told == ["policies/notes.sql waits for a lock that another session holds; trying again ..."]
 
     def test_a_lock_that_a_policies_file_waits_for_in_vain_is_blamed_on_it(
@@ -508,7 +508,7 @@ class TestTwoDeployers:
         told: list[str] = []
 
         def deploy(project: Project) -> None:
-            plans.append(project.up(tell=lambda line: (told.append(line), waiting.set())))
+            plans.append(project.up(notify=lambda line: (told.append(line), waiting.set())))
 
         deployers = [threading.Thread(target=deploy, args=[project]) for _ in range(4)]
         for deployer in deployers:
@@ -620,7 +620,7 @@ class TestCheck:
     )  # fmt: skip
     def test_tampering_is_found(self, model: Project, tampering: str, found: list[tuple[str, str, str]]) -> None:
         files = migrations.read_files(model.root)
-        with connected(model.url) as connection, connection.transaction(force_rollback=True):
+        with connect(model.url) as connection, connection.transaction(force_rollback=True):
             connection.execute(tampering.encode())
             assert drift.find_drift(connection, files) == found
 
@@ -674,7 +674,7 @@ class TestNew:
     @pytest.mark.parametrize("name", ["", "Add", "add more", "../x", "a__b", "x.sql"])
     def test_a_bad_name_is_refused(self, tmp_path: Path, name: str) -> None:
         with pytest.raises(FilesInvalid, match="cannot name a migration"):
-            migrations.new(name, root=tmp_path)
+            migrations.write_migration(name, root=tmp_path)
 
 
 class TestSupabaseCli:
