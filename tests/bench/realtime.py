@@ -67,9 +67,9 @@ class Case(NamedTuple):
 
 
 CASES: Final = tuple(
-    Case(way, subscribers, rows)
+    Case(feature, subscribers, rows)
     for subscribers, rows in ((1, 1), (10, 1), (100, 1), (10, MANY_ROWS))
-    for way in (CHANGES, BROADCAST)
+    for feature in (CHANGES, BROADCAST)
 )
 
 

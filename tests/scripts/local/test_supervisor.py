@@ -156,10 +156,10 @@ def test_output_is_shown_with_the_parts_name_and_kept_in_its_log(
 def test_what_a_killed_supervisor_left_is_cleaned_up(small: Stack) -> None:
     program = f"""
 import sys
-from scripts.local.services import Part
+from scripts.local.services import Service
 from scripts.local.stack import Stack
 from scripts.local.supervisor import Supervisor
-Supervisor(Stack.from_environment(), [Part("family", lambda: [sys.executable, "-c", {SLEEP_WITH_CHILD!r}])]).run(
+Supervisor(Stack.from_environment(), [Service("family", lambda: [sys.executable, "-c", {SLEEP_WITH_CHILD!r}])]).run(
     when_ready=lambda: print("ready", flush=True))
 """
     place = {"BALLAST_HOME": str(small.home), "BALLAST_PORT_BASE": str(small.port_base)}

@@ -667,7 +667,9 @@ class TestCheck:
 
 class TestNew:
     def test_it_writes_a_migration_named_by_the_time_in_utc(self, applied_project: Project) -> None:
-        path = migrations.new("add_more", root=applied_project.root, now=datetime(2026, 5, 6, 7, 8, 9, tzinfo=UTC))
+        path = migrations.write_migration(
+            "add_more", root=applied_project.root, now=datetime(2026, 5, 6, 7, 8, 9, tzinfo=UTC)
+        )
         assert path.name == "20260506070809_add_more.sql"
         assert applied_project.up().paths == ["migrations/20260506070809_add_more.sql"]
 
