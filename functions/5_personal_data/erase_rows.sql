@@ -50,7 +50,7 @@ end;
 $$;
 comment on function app.redact_person is 'Replaces each id and address of the person in the value with "erased".';
 
-create or replace function app.mentions_person(event jsonb, person app.person) returns boolean
+create or replace function app.describes_person(event jsonb, person app.person) returns boolean
 language sql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
   select coalesce(
@@ -59,7 +59,7 @@ as $$
     false
   );
 $$;
-comment on function app.mentions_person is 'Whether a Clerk event describes the person, and does not merely mention their id.';
+comment on function app.describes_person is 'Whether a Clerk event contains data about the person, and not only their id.';
 
 -- An applied event is not needed any more: only its type is kept. A failed event keeps the rest of its content, because it may be retried,
 -- unless it is about the person.
@@ -67,7 +67,7 @@ create or replace function app.erase_message(message app.webhook_events, person 
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
-  is_about boolean := app.mentions_person(message.event, person);
+  is_about boolean := app.describes_person(message.event, person);
   remaining jsonb;
 begin
   remaining := case

@@ -250,7 +250,7 @@ begin
 end;
 $$;
 comment on function app.replay_erasures is
-'Hides the people of the ledger who are in this database, and begins to erase them. The ledger is an array of entries as continue_erasure() returned them. Returns receipts, each to be continued.';
+'Hides the people of the ledger who are in this database, and begins to erase them. The ledger is an array of entries as continue_erasure() returned them. Returns their receipts: continue each with continue_erasure().';
 
 grant execute on function
 public.request_erasure(text, text), public.continue_erasure(uuid), public.end_erasure(uuid, boolean), public.postpone_erasure(uuid, text),

@@ -243,7 +243,7 @@ select
     ),
     (
       select
-        'authenticated reads and writes nothing: it has a grant, but there is no policy for '
+        'authenticated has a grant, but there is no policy for '
         || string_agg(distinct g.command, ', ' order by g.command) || '.'
       from api as g
       where

@@ -1,5 +1,5 @@
--- Supabase Realtime's side of the database: realtime.messages, whose policies open private channels, and how SQL sends.
--- Run as the superuser at each start of the server, before migrations; every statement may run again.
+-- Supabase Realtime's part of the database: realtime.messages, whose policies authorize private channels, and the functions that send.
+-- Runs as the superuser at each start of the server, before migrations. Every statement may run again.
 
 do $$
 begin
@@ -8,7 +8,7 @@ begin
   end if;
 end;
 $$;
--- It owns the messages. postgres was a member in projects older than July 2026, and is not in new ones.
+-- supabase_realtime_admin owns the messages. postgres was its member in projects older than July 2026; in newer ones it is not.
 revoke supabase_realtime_admin from postgres;
 grant anon, authenticated, service_role to supabase_realtime_admin;
 grant usage, create on schema public to supabase_realtime_admin;
@@ -37,9 +37,10 @@ alter table realtime.messages_default owner to supabase_realtime_admin;
 alter table realtime.messages enable row level security;
 grant select, insert, update on realtime.messages to postgres, anon, authenticated, service_role;
 
--- Stands in for supautils, a library of hosted Supabase. It lets postgres manage policies on realtime.messages without owning the table,
--- and for that each CREATE, ALTER or DROP POLICY of postgres, on any table, locks this one (there also those of auth and storage) until
--- the transaction ends. Here postgres owns the table for as long as the statement runs: without ALTER TABLE, which would change the grants.
+-- Replaces supautils, a library of hosted Supabase that lets postgres manage policies on realtime.messages without owning the table.
+-- With supautils, every CREATE, ALTER or DROP POLICY by postgres, on any table, locks realtime.messages until the transaction ends.
+-- Hosted Supabase also locks the tables of auth and storage. Here postgres owns the table while such a statement runs. The owner is
+-- changed in pg_class, because ALTER TABLE would change the grants.
 create or replace function realtime.lend_messages() returns event_trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
@@ -62,7 +63,7 @@ execute function realtime.lend_messages();
 create or replace function realtime.topic() returns text language sql stable
 as $$ select nullif(current_setting('realtime.topic', true), '') $$;
 
--- Sends as the caller. A message that cannot be sent is a warning and never fails what sent it.
+-- Sends with the caller's privileges. If a message cannot be sent, it raises a warning, and the caller's statement succeeds.
 create or replace function realtime.send(payload jsonb, event text, topic text, private boolean default true) returns void
 language plpgsql as $$
 declare
@@ -78,7 +79,7 @@ exception when others then
 end;
 $$;
 
--- For row triggers: it sends both rows whole, whoever may read which column.
+-- For row triggers: sends the complete new and old row, regardless of column privileges.
 create or replace function realtime.broadcast_changes(
   topic_name text, event_name text, operation text, table_name text, table_schema text, new record, old record, level text default 'ROW'
 ) returns void
@@ -103,7 +104,7 @@ begin
   if not exists (select from pg_publication where pubname = 'supabase_realtime_messages_publication') then
     create publication supabase_realtime_messages_publication for table realtime.messages;
   end if;
-  -- The one that tables are added to; hosted projects have it from the beginning.
+  -- The publication for Postgres Changes, to which tables are added. Hosted projects have it from the start.
   if not exists (select from pg_publication where pubname = 'supabase_realtime') then
     create publication supabase_realtime;
     alter publication supabase_realtime owner to postgres;
@@ -111,9 +112,9 @@ begin
 end;
 $$;
 
--- What follows is our server's own; hosted Realtime has its own functions for the same.
+-- The functions below are for our Realtime server. Hosted Realtime has its own functions for the same purpose.
 
--- The stream may hand over a commit that new snapshots do not see yet.
+-- The replication stream may deliver a commit before new snapshots can see it. This waits until they can.
 create or replace function realtime.wait_until_visible(xid xid8) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 begin
@@ -124,8 +125,8 @@ begin
 end;
 $$;
 
--- A row of the stream (column: text) with the values as PostgREST writes them. Each value is JSON text of its own: a client of the
--- Data API can store numbers that not every program can read.
+-- Converts a row of the stream ({column: text}) to the values that PostgREST returns. Each value is a separate JSON text, because a client
+-- of the Data API can store numbers that not every JSON parser can read.
 create or replace function realtime.row_as_json(relation oid, texts jsonb) returns jsonb
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
@@ -147,7 +148,7 @@ begin
 end;
 $$;
 
--- Whether a row passes filters, each [column, operator, value, negated]. A column the row lacks passes none.
+-- Whether a row passes all filters, each [column, operator, value, negated]. A filter on a column that the row lacks never passes.
 create or replace function realtime.passes(relation oid, texts jsonb, filters jsonb) returns boolean
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
@@ -175,8 +176,9 @@ begin
 end;
 $$;
 
--- Who may be told of a change, and what of it. Subscribers: [{"id", "role", "claims", "filters"}]. Answers
--- {"new", "old": the rows, "secured": has the table RLS?, "key": [column], "columns": {role: [{"name", "type"}]}, "told": {id: null or an error}, "raised": [SQLSTATE]}.
+-- Decides which subscribers may see a change, and which columns of it. Takes [{"id", "role", "claims", "filters"}]. Returns
+-- {"new": row, "old": row, "secured": whether the table has RLS, "key": [column], "columns": {role: [{"name", "type"}]},
+-- "recipients": {id: null or an error}, "raised": [SQLSTATE]}.
 create or replace function realtime.visible_change(relation oid, kind text, new_texts jsonb, old_texts jsonb, subscribers jsonb)
 returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
@@ -187,7 +189,7 @@ declare
   probe text;
   prepared text;
   columns jsonb := '{}';
-  told jsonb := '{}';
+  recipients jsonb := '{}';
   raised text[] := '{}';
   caller record;
   subscription jsonb;
@@ -219,14 +221,14 @@ begin
       when exists (select from unnest(key_columns) as k where not has_column_privilege(caller.role, relation, k, 'select'))
         then 'Error 401: Unauthorized'
     end;
-    -- Planned once: that takes as long as the policy. A plan is one role's, as row level security is part of it; and no sequential
-    -- scan, which would be kept when the table, small today, has grown.
+    -- The probe is prepared once per role, because planning takes as long as running the policy, and the plan includes row level security.
+    -- Sequential scans are disabled (set enable_seqscan): a small table may grow while its plan is kept.
     prepared := 'visible_' || md5(caller.role || probe);
     if secured and refusal is null and not exists (select from pg_prepared_statements as p where p.name = prepared) then
       execute format('prepare %I as %s', prepared, probe);
     end if;
     foreach subscription in array caller.subscriptions loop
-      -- A policy or a filter may raise on what one subscriber sent: that is theirs alone.
+      -- A policy or filter may raise an error for one subscriber's values. That must not affect the other subscribers.
       begin
         visible := realtime.passes(relation, new_texts, subscription -> 'filters')
           or (kind = 'DELETE' and realtime.passes(relation, old_texts, subscription -> 'filters'));
@@ -236,7 +238,7 @@ begin
           perform set_config('role', 'none', true);
         end if;
         if visible then
-          told := told || jsonb_build_object(subscription ->> 'id', refusal);
+          recipients := recipients || jsonb_build_object(subscription ->> 'id', refusal);
         end if;
       exception when others then
         raised := raised || sqlstate;
@@ -245,7 +247,7 @@ begin
   end loop;
   return jsonb_build_object(
     'new', realtime.row_as_json(relation, new_texts), 'old', realtime.row_as_json(relation, old_texts),
-    'secured', secured, 'key', key_columns, 'columns', columns, 'told', told, 'raised', raised
+    'secured', secured, 'key', key_columns, 'columns', columns, 'recipients', recipients, 'raised', raised
   );
 end;
 $$;

@@ -57,7 +57,7 @@ def health(database: Database, *columns: str) -> tuple[Any, ...]:
 
 
 @pytest.fixture
-def running(connect: Connect) -> Callable[[int], psycopg.Connection[Any]]:
+def hold_lock(connect: Connect) -> Callable[[int], psycopg.Connection[Any]]:
     """Opens a transaction that holds the lock of that number."""
 
     def hold(lock: int) -> psycopg.Connection[Any]:
@@ -93,19 +93,19 @@ def test_no_api_role_can_read_the_log_itself(database: Database, role: str, plac
 
 
 def test_a_backup_is_running_while_a_session_holds_the_lock(
-    database: Database, running: Callable[[int], psycopg.Connection[Any]]
+    database: Database, hold_lock: Callable[[int], psycopg.Connection[Any]]
 ) -> None:
     assert call(database, "backup_is_running") is False
-    with running(LOCK):
+    with hold_lock(LOCK):
         assert call(database, "backup_is_running") is True
     assert call(database, "backup_is_running") is False
 
 
 @pytest.mark.parametrize("lock", [LOCK + 1, LOCK + 2**32])
 def test_another_lock_does_not_count_as_a_run(
-    database: Database, running: Callable[[int], psycopg.Connection[Any]], lock: int
+    database: Database, hold_lock: Callable[[int], psycopg.Connection[Any]], lock: int
 ) -> None:
-    with running(lock):
+    with hold_lock(lock):
         assert call(database, "backup_is_running") is False
 
 
@@ -134,9 +134,9 @@ def test_a_request_returns_the_new_row(database: Database) -> None:
 
 
 def test_a_request_returns_null_while_a_backup_is_running(
-    database: Database, running: Callable[[int], psycopg.Connection[Any]]
+    database: Database, hold_lock: Callable[[int], psycopg.Connection[Any]]
 ) -> None:
-    with running(LOCK):
+    with hold_lock(LOCK):
         assert request(database) is None
     assert database.value("select count(*) from public.backup_logs") == 0
 
@@ -316,7 +316,7 @@ def verdict(database: Database) -> str:
 
 
 @pytest.fixture
-def proven(database: Database) -> UUID:
+def proven_backup(database: Database) -> UUID:
     """A backup from an hour ago that passed a drill half an hour ago."""
     backup = begin(database)
     end(database, backup, size_bytes=1000, checksum=CHECKSUM)
@@ -342,7 +342,7 @@ def test_health_is_red_without_a_backup_and_advises_to_run_one(database: Databas
     )  # fmt: skip
 
 
-def test_health_is_green_after_a_recent_backup_and_drill(database: Database, proven: UUID) -> None:
+def test_health_is_green_after_a_recent_backup_and_drill(database: Database, proven_backup: UUID) -> None:
     database.execute("update public.backup_logs set finished_at = created_at + interval '20 seconds'")
     columns = (
         "last_filename",
@@ -354,7 +354,7 @@ def test_health_is_green_after_a_recent_backup_and_drill(database: Database, pro
         "last_failure_at",
     )
     assert health(database, *columns) == (
-        f"database/{proven}", 1000, "00:00:20", "01:00:00", True, "00:00:40.5", None,
+        f"database/{proven_backup}", 1000, "00:00:20", "01:00:00", True, "00:00:40.5", None,
     )  # fmt: skip
     assert health(database, "status", "advice") == ("green", "OK.")
 
@@ -364,25 +364,27 @@ def test_health_is_green_after_a_recent_backup_and_drill(database: Database, pro
     [("24 hours", "green"), ("24 hours 1 second", "yellow"), ("26 hours", "yellow"), ("26 hours 1 second", "red")],
 )
 def test_health_is_yellow_if_a_backup_is_late_and_red_two_hours_later(
-    database: Database, proven: UUID, age: str, colour: str
+    database: Database, proven_backup: UUID, age: str, colour: str
 ) -> None:
-    make_older(database, proven, age)
+    make_older(database, proven_backup, age)
     assert verdict(database) == colour
 
 
-def test_health_uses_the_targets_of_app_settings(database: Database, proven: UUID) -> None:
+def test_health_uses_the_targets_of_app_settings(database: Database, proven_backup: UUID) -> None:
     database.execute("update app.settings set backup_rpo = '30 minutes'")
     assert verdict(database) == "yellow"
     database.execute("update app.settings set backup_rpo = '4 hours', drill_every = '1 hour'")
-    make_older(database, proven, "1 day 2 hours", "drilled_at")
+    make_older(database, proven_backup, "1 day 2 hours", "drilled_at")
     assert verdict(database) == "yellow"
     with pytest.raises(psycopg.errors.CheckViolation), database.connection.transaction():
         database.execute("update app.settings set backup_rpo = '0'")
 
 
 @pytest.mark.parametrize(("age", "colour"), [("8 days", "green"), ("8 days 1 second", "yellow")])
-def test_health_is_yellow_if_a_drill_is_a_day_late(database: Database, proven: UUID, age: str, colour: str) -> None:
-    make_older(database, proven, age, "drilled_at")
+def test_health_is_yellow_if_a_drill_is_a_day_late(
+    database: Database, proven_backup: UUID, age: str, colour: str
+) -> None:
+    make_older(database, proven_backup, age, "drilled_at")
     assert verdict(database) == colour
 
 
@@ -391,7 +393,7 @@ def test_health_is_yellow_without_a_drill(database: Database) -> None:
     assert verdict(database) == "yellow"
 
 
-def test_health_uses_the_newest_drill_of_any_backup(database: Database, proven: UUID) -> None:
+def test_health_uses_the_newest_drill_of_any_backup(database: Database, proven_backup: UUID) -> None:
     end(database, newer := begin(database))
     assert verdict(database) == "green"
     drill(database, newer, passed=False, rto_seconds="unknown")
@@ -401,25 +403,27 @@ def test_health_uses_the_newest_drill_of_any_backup(database: Database, proven: 
 
 
 @pytest.mark.parametrize("how", ["failed", "interrupted", "still marked started"])
-def test_health_is_yellow_after_a_failure_since_the_last_backup(database: Database, proven: UUID, how: str) -> None:
+def test_health_is_yellow_after_a_failure_since_the_last_backup(
+    database: Database, proven_backup: UUID, how: str
+) -> None:
     backup = begin(database)
     if how == "failed":
-        end(database, backup, "failed", error_message="The store said 403.")
+        end(database, backup, "failed", error_message="The store answered 403.")
     elif how == "interrupted":
         database.execute("update public.backup_logs set status = 'interrupted' where id = %s", backup)
     make_older(database, backup, "2 minutes")
-    reason = "The store said 403." if how == "failed" else "The backup process exited without reporting a result."
+    reason = "The store answered 403." if how == "failed" else "The backup process exited without reporting a result."
     assert health(database, "status", "last_failure") == ("yellow", reason)
     end(database, begin(database))
     assert verdict(database) == "green"
 
 
 def test_a_long_run_is_not_a_failure(
-    database: Database, proven: UUID, running: Callable[[int], psycopg.Connection[Any]]
+    database: Database, proven_backup: UUID, hold_lock: Callable[[int], psycopg.Connection[Any]]
 ) -> None:
     backup = begin(database)
     make_older(database, backup, "20 minutes")
-    with running(LOCK):
+    with hold_lock(LOCK):
         assert health(database, "status", "(now() - running_since)::text", "last_failure_at") == (
             "green",
             "00:20:00",

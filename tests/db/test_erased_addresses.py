@@ -39,7 +39,7 @@ def send(kind: str, data: Json, timestamp: int | None = None) -> Step:
     return step
 
 
-def person(clerk_id: str, email: str, updated_at: int = START, **changes: Any) -> Step:
+def update_user(clerk_id: str, email: str, updated_at: int = START, **changes: Any) -> Step:
     return send("user.updated", events.user(clerk_id, updated_at, email, **changes))
 
 
@@ -77,7 +77,7 @@ def request_erasure(clerk_id: str) -> Step:
     return step
 
 
-def ends(database: Database, orders: Iterable[Order]) -> set[str]:
+def find_outcomes(database: Database, orders: Iterable[Order]) -> set[str]:
     """The invitations that are visible after each order, as one text per outcome."""
     shown = "select coalesce(string_agg(clerk_invitation_id, ' ' order by clerk_invitation_id), '') from public.organization_invitations"
     found = set()
@@ -93,81 +93,84 @@ def any_order(*steps: Step) -> Iterator[Order]:
     return itertools.permutations(steps)
 
 
-def first(known: Step, then: Step, *others: Step) -> Iterator[Order]:
+def known_first(known: Step, then: Step, *others: Step) -> Iterator[Order]:
     """Every order in which `known` comes before `then`: an unknown person cannot request anything."""
     every = itertools.permutations((known, then, *others))
     return (order for order in every if order.index(known) < order.index(then))
 
 
-ADA, ADA_GOES = person("user_ada", X), delete_user("user_ada")
+ADA, ADA_DELETED = update_user("user_ada", X), delete_user("user_ada")
 OLD, NEW = invite("old", X, BEFORE), invite("new", X, AFTER)
 
 
 def test_an_invitation_from_before_the_deletion_is_removed(database: Database) -> None:
-    assert ends(database, any_order(ADA, OLD, ADA_GOES)) == {""}
+    assert find_outcomes(database, any_order(ADA, OLD, ADA_DELETED)) == {""}
 
 
 def test_an_invitation_from_after_the_deletion_is_shown(database: Database) -> None:
-    assert ends(database, any_order(ADA, OLD, ADA_GOES, NEW)) == {"new"}
+    assert find_outcomes(database, any_order(ADA, OLD, ADA_DELETED, NEW)) == {"new"}
 
 
 def test_an_invitation_from_the_moment_of_the_deletion_is_removed(database: Database) -> None:
-    assert ends(database, any_order(ADA, invite("then", X, DELETED_AT), ADA_GOES)) == {""}
+    assert find_outcomes(database, any_order(ADA, invite("then", X, DELETED_AT), ADA_DELETED)) == {""}
 
 
 def test_an_invitation_to_a_person_who_is_not_erased_is_shown(database: Database) -> None:
-    assert ends(database, any_order(ADA, OLD, person("user_ben", Y), delete_user("user_ben"))) == {"old"}
+    assert find_outcomes(database, any_order(ADA, OLD, update_user("user_ben", Y), delete_user("user_ben"))) == {"old"}
 
 
 def test_upper_and_lower_case_are_the_same_address(database: Database) -> None:
-    assert ends(database, any_order(person("user_ada", "X@example.com"), ADA_GOES, invite("old", "x@Example.com", BEFORE))) == {""}  # fmt: skip
+    assert find_outcomes(database, any_order(update_user("user_ada", "X@example.com"), ADA_DELETED, invite("old", "x@Example.com", BEFORE))) == {""}  # fmt: skip
 
 
 @pytest.mark.parametrize("answer", ["accepted", "revoked"])
 def test_an_answered_invitation_is_never_shown(database: Database, answer: str) -> None:
-    assert ends(database, any_order(ADA, OLD, ADA_GOES, answer_invitation("old", X, BEFORE, answer))) == {""}
-    assert ends(database, any_order(ADA, NEW, ADA_GOES, answer_invitation("new", X, AFTER, answer))) == {""}
+    old, new = answer_invitation("old", X, BEFORE, answer), answer_invitation("new", X, AFTER, answer)
+    assert find_outcomes(database, any_order(ADA, OLD, ADA_DELETED, old)) == {""}
+    assert find_outcomes(database, any_order(ADA, NEW, ADA_DELETED, new)) == {""}
 
 
 def test_every_address_that_an_event_gave_the_person_counts(database: Database) -> None:
-    moved = person("user_ada", Y, START + MINUTE)
-    assert ends(database, any_order(ADA, moved, OLD, ADA_GOES)) == {""}
-    assert ends(database, any_order(ADA, moved, invite("old", Y, BEFORE), ADA_GOES)) == {""}
+    moved = update_user("user_ada", Y, START + MINUTE)
+    assert find_outcomes(database, any_order(ADA, moved, OLD, ADA_DELETED)) == {""}
+    assert find_outcomes(database, any_order(ADA, moved, invite("old", Y, BEFORE), ADA_DELETED)) == {""}
 
 
 def test_only_verified_addresses_count(database: Database) -> None:
     verified = {"id": "idn_2", "email_address": Y, "verification": {"status": "verified"}}
     unverified = {"id": "idn_3", "email_address": "typed@example.com", "verification": {"status": "unverified"}}
-    ada = person("user_ada", X, email_addresses=[verified, unverified])
+    ada = update_user("user_ada", X, email_addresses=[verified, unverified])
     old = [invite("old", Y, BEFORE), invite("unverified", "typed@example.com", BEFORE)]
-    assert ends(database, any_order(ada, *old, ADA_GOES)) == {"unverified"}
+    assert find_outcomes(database, any_order(ada, *old, ADA_DELETED)) == {"unverified"}
 
 
 def test_the_next_owner_of_the_address_does_not_change_the_outcome(database: Database) -> None:
-    ben = person("user_ben", X, AFTER)
-    assert ends(database, any_order(ADA, OLD, ADA_GOES, ben)) == {""}
-    assert ends(database, any_order(ADA, NEW, ADA_GOES, ben)) == {"new"}
-    assert ends(database, any_order(ADA_GOES, ben, NEW, delete_user("user_ben", AFTER + MINUTE))) == {""}
+    ben = update_user("user_ben", X, AFTER)
+    assert find_outcomes(database, any_order(ADA, OLD, ADA_DELETED, ben)) == {""}
+    assert find_outcomes(database, any_order(ADA, NEW, ADA_DELETED, ben)) == {"new"}
+    assert find_outcomes(database, any_order(ADA_DELETED, ben, NEW, delete_user("user_ben", AFTER + MINUTE))) == {""}
 
 
 def test_a_former_address_counts_even_if_its_next_owner_was_erased_first(database: Database) -> None:
     """Ben's erasure removes the address from the events. Ada's erasure must still find the invitation to it."""
-    moved, ben, ben_goes = person("user_ada", Y, START + MINUTE), person("user_ben", X), delete_user("user_ben", BEFORE)
+    moved, ben = update_user("user_ada", Y, START + MINUTE), update_user("user_ben", X)
+    ben_deleted = delete_user("user_ben", BEFORE)
     between = invite("between", X, BEFORE + SECOND)
-    orders = ((ADA, moved, *order) for order in any_order(ben, ben_goes, between, ADA_GOES))
-    assert ends(database, orders) == {""}
+    orders = ((ADA, moved, *order) for order in any_order(ben, ben_deleted, between, ADA_DELETED))
+    assert find_outcomes(database, orders) == {""}
 
 
 def test_the_latest_of_several_deletions_counts(database: Database) -> None:
-    assert ends(database, any_order(ADA, ADA_GOES, NEW, delete_user("user_ada", AFTER))) == {""}
+    assert find_outcomes(database, any_order(ADA, ADA_DELETED, NEW, delete_user("user_ada", AFTER))) == {""}
 
 
 def test_a_request_removes_invitations_from_before_the_request(database: Database) -> None:
     ask, later = request_erasure("user_ada"), invite("later", X, FAR + MINUTE)
-    assert ends(database, first(ADA, ask, OLD, later)) == {"later"}
+    assert find_outcomes(database, known_first(ADA, ask, OLD, later)) == {"later"}
     # A later deletion at Clerk counts too. A deletion from before the request does not move the time back.
-    assert ends(database, first(ADA, ask, invite("between", X, FAR - MINUTE), delete_user("user_ada", FAR))) == {""}
-    assert ends(database, first(ADA, ask, NEW, ADA_GOES)) == {""}
+    between, deleted_later = invite("between", X, FAR - MINUTE), delete_user("user_ada", FAR)
+    assert find_outcomes(database, known_first(ADA, ask, between, deleted_later)) == {""}
+    assert find_outcomes(database, known_first(ADA, ask, NEW, ADA_DELETED)) == {""}
 
 
 def test_a_page_of_a_clerk_list_has_the_same_outcome_as_an_event(database: Database) -> None:
@@ -175,22 +178,22 @@ def test_a_page_of_a_clerk_list_has_the_same_outcome_as_an_event(database: Datab
     invitations = merge_listed(
         "invitation", make_invitation("old", X, BEFORE), make_invitation("new", X, AFTER), at=AFTER
     )
-    assert ends(database, any_order(users, invitations, ADA_GOES)) == {"new"}
-    assert ends(database, any_order(ADA, invitations, ADA_GOES, OLD)) == {"new"}
-    assert ends(database, first(users, request_erasure("user_ada"), OLD, invitations)) == {""}
+    assert find_outcomes(database, any_order(users, invitations, ADA_DELETED)) == {"new"}
+    assert find_outcomes(database, any_order(ADA, invitations, ADA_DELETED, OLD)) == {"new"}
+    assert find_outcomes(database, known_first(users, request_erasure("user_ada"), OLD, invitations)) == {""}
 
 
 def test_every_verified_address_in_a_page_counts(database: Database) -> None:
     user = events.user("user_ada", email=X)
     user["email_addresses"].append({"id": "idn_2", "email_address": Y, "verification": {"status": "verified"}})
     users, old = merge_listed("user", user), invite("old", Y, BEFORE)
-    assert ends(database, any_order(users, old, ADA_GOES)) == {""}
+    assert find_outcomes(database, any_order(users, old, ADA_DELETED)) == {""}
 
 
 def test_no_table_keeps_the_address(database: Database) -> None:
     revoked = answer_invitation("revoked", X, BEFORE, "revoked")
-    messages = (ADA, OLD, ADA_GOES, revoked)
-    for order in (*any_order(*messages), *first(ADA, request_erasure("user_ada"), OLD, revoked)):
+    messages = (ADA, OLD, ADA_DELETED, revoked)
+    for order in (*any_order(*messages), *known_first(ADA, request_erasure("user_ada"), OLD, revoked)):
         with database.connection.transaction(force_rollback=True):
             for step in order:
                 step(database)
@@ -202,7 +205,7 @@ def test_no_table_keeps_the_address(database: Database) -> None:
 
 def test_reconciliation_does_not_report_a_removed_invitation_as_missing(database: Database) -> None:
     ADA(database)
-    ADA_GOES(database)
+    ADA_DELETED(database)
     differences = "select count(*) from app.clerk_differences('invitation', %s, to_timestamp(%s / 1000.0))"
     assert database.value(differences, json.dumps([make_invitation("old", X, BEFORE)]), FAR) == 0
     assert database.value(differences, json.dumps([make_invitation("new", X, AFTER)]), FAR) == 1
@@ -219,7 +222,7 @@ def connections(connect: Callable[[], Connection]) -> Iterator[list[Connection]]
         )
 
 
-@pytest.mark.parametrize("steps", [(OLD, ADA_GOES), (ADA_GOES, OLD)])
+@pytest.mark.parametrize("steps", [(OLD, ADA_DELETED), (ADA_DELETED, OLD)])
 def test_a_concurrent_invitation_and_deletion_see_each_other(connections: list[Connection], steps: Order) -> None:
     one, two = map(Database, connections)
     ADA(one)

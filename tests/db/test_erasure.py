@@ -39,7 +39,7 @@ def find_texts(database: Database, texts: list[str]) -> dict[str, int]:
     return {table: rows for table, rows in scan(database, *texts).items() if table not in DELETED_BY_SUPABASE}
 
 
-def others(database: Database) -> dict[str, set[str]]:
+def read_rows_of_others(database: Database) -> dict[str, set[str]]:
     """All rows that do not mention Ada, by table, for the tables that mention her."""
     hers = identifiers(database)
     return {
@@ -63,7 +63,7 @@ def test_no_table_mentions_an_erased_person(world: Database) -> None:
 
 
 def test_rows_that_do_not_mention_the_person_are_unchanged(world: Database) -> None:
-    before = others(world)
+    before = read_rows_of_others(world)
     assert {"public.profiles", "public.specimens", "public.audit_logs", "app.webhook_events"} <= before.keys()
     erase(world)
     gone = {

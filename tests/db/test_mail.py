@@ -23,7 +23,7 @@ EMAILS = {ADA: "ada@mail.example", BEN: "ben@mail.example"}
 OPERATOR = "operator@mail.example"
 
 
-def service(database: Database, function: str, **arguments: object) -> Any:
+def call_service(database: Database, function: str, **arguments: object) -> Any:
     """Calls a function as the service does."""
     named = ", ".join(f"{name} => %s" for name in arguments)
     with database.acting("service_role", {"role": "service_role"}):
@@ -53,10 +53,10 @@ def state(database: Database, mail_id: object) -> Any:
 
 
 def claim(database: Database, batch: int = 10) -> list[dict[str, Any]]:
-    return service(database, "claim_mail", batch=batch)  # type: ignore[no-any-return]
+    return call_service(database, "claim_mail", batch=batch)  # type: ignore[no-any-return]
 
 
-def due(database: Database) -> None:
+def make_due(database: Database) -> None:
     database.execute("update app.email_outbox set next_attempt_at = now() where next_attempt_at < 'infinity'")
 
 
@@ -95,15 +95,15 @@ def sign_up(database: Database, ago: str = "0 s", **changes: object) -> None:
     Sender(database, first=2000).send("user.created", user(database, NEW, ago, **changes))
 
 
-def backup(database: Database) -> UUID:
+def begin_backup(database: Database) -> UUID:
     made = uuid4()
-    service(database, "begin_backup", id=made, filename=f"database/{made}", backup_type="automated")
+    call_service(database, "begin_backup", id=made, filename=f"database/{made}", backup_type="automated")
     return made
 
 
-def failing_webhook(database: Database, number: int = 1) -> None:
+def fail_webhook(database: Database, number: int = 1) -> None:
     message = json.dumps({"type": "organizationMembership.created", "data": {"id": f"orgmem_bad_{number}"}})
-    outcome = service(database, "receive_clerk_event", message_id=f"msg_bad_{number}", event=message)
+    outcome = call_service(database, "receive_clerk_event", message_id=f"msg_bad_{number}", event=message)
     assert outcome["outcome"] == "failed"
 
 
@@ -164,22 +164,22 @@ def test_a_role_change_in_the_first_minutes_sends_no_mail(mail: Database) -> Non
 def test_the_person_is_notified_of_a_finished_export(mail: Database, requested_by: str) -> None:
     begun = mail.value("select public.begin_export(%s, %s)", ADA, requested_by)
     assert outbox(mail) == []
-    service(mail, "end_export", export_id=begun["export_id"], failed=False)
-    service(mail, "end_export", export_id=begun["export_id"], failed=False)
+    call_service(mail, "end_export", export_id=begun["export_id"], failed=False)
+    call_service(mail, "end_export", export_id=begun["export_id"], failed=False)
     assert outbox(mail, "template, person_id") == [("export_ready", person(mail, ADA))]
     assert claim(mail)[0]["context"]["export"]["requested_by"] == requested_by
 
 
 def test_a_failed_export_sends_no_mail(mail: Database) -> None:
     begun = mail.value("select public.begin_export(%s, 'person')", ADA)
-    service(mail, "end_export", export_id=begun["export_id"], failed=True)
+    call_service(mail, "end_export", export_id=begun["export_id"], failed=True)
     assert outbox(mail) == []
 
 
 def test_the_operator_is_notified_once_of_a_failed_or_interrupted_backup(mail: Database) -> None:
-    first, second = backup(mail), backup(mail)
-    service(mail, "end_backup", id=second, status="failed", error_message="no space")
-    service(mail, "end_backup", id=second, status="failed", error_message="no space")
+    first, second = begin_backup(mail), begin_backup(mail)
+    call_service(mail, "end_backup", id=second, status="failed", error_message="no space")
+    call_service(mail, "end_backup", id=second, status="failed", error_message="no space")
     assert outbox(mail, "template, audience, data ->> 'backup_id'") in [
         [("backup_failed", "operator", str(a)), ("backup_failed", "operator", str(b))] for a, b in ((first, second), (second, first))
     ]  # fmt: skip
@@ -188,13 +188,13 @@ def test_the_operator_is_notified_once_of_a_failed_or_interrupted_backup(mail: D
 
 
 def test_a_successful_backup_sends_no_mail(mail: Database) -> None:
-    service(mail, "end_backup", id=backup(mail), status="completed")
+    call_service(mail, "end_backup", id=begin_backup(mail), status="completed")
     assert outbox(mail) == []
 
 
 def test_the_operator_is_notified_once_of_each_failed_drill(mail: Database) -> None:
-    made = backup(mail)
-    service(mail, "end_backup", id=made, status="completed")
+    made = begin_backup(mail)
+    call_service(mail, "end_backup", id=made, status="completed")
     described = json.dumps(
         {
             "id": str(made),
@@ -204,28 +204,28 @@ def test_the_operator_is_notified_once_of_each_failed_drill(mail: Database) -> N
         }
     )
     for passed in (True, False):
-        service(mail, "record_drill", backup=described, report=json.dumps({"passed": passed}))
+        call_service(mail, "record_drill", backup=described, report=json.dumps({"passed": passed}))
     assert outbox(mail) == [("drill_failed",)]
 
 
 def test_the_operator_is_notified_of_failed_webhooks_once_a_day_unless_they_were_resolved(mail: Database) -> None:
-    failing_webhook(mail, 1)
-    failing_webhook(mail, 2)
+    fail_webhook(mail, 1)
+    fail_webhook(mail, 2)
     assert outbox(mail, "template, next_attempt_at > now()") == [("webhook_failures", True)]
-    due(mail)
+    make_due(mail)
     assert claim(mail)[0]["context"]["failures"] == 2
     mail.execute("update app.email_outbox set state = 'sent', created_at = now() - interval '25 hours'")
-    failing_webhook(mail, 3)
+    fail_webhook(mail, 3)
     assert outbox(mail) == [("webhook_failures",)] * 2
     mail.execute("update app.webhook_events set outcome = 'processed', applied_at = now() where outcome = 'failed'")
-    due(mail)
+    make_due(mail)
     assert claim(mail) == []
     assert outbox(mail, "state, error")[-1] == ("dropped", "resolved")
 
 
 def test_without_an_operator_address_a_failed_backup_sends_no_mail(mail: Database) -> None:
     mail.execute("update app.settings set operator_email = null")
-    service(mail, "end_backup", id=backup(mail), status="failed")
+    call_service(mail, "end_backup", id=begin_backup(mail), status="failed")
     assert outbox(mail) == []
 
 
@@ -245,7 +245,7 @@ def test_no_mail_is_queued_while_mail_is_switched_off(mail: Database, switch: st
     mail.execute(switch)
     sign_up(mail)
     join_acme(mail, NEW)
-    service(mail, "end_backup", id=backup(mail), status="failed")
+    call_service(mail, "end_backup", id=begin_backup(mail), status="failed")
     mail.value("select public.request_erasure(%s, 'person')", NEW)
     assert outbox(mail) == []
 
@@ -297,7 +297,7 @@ def test_essential_mail_ignores_preferences_and_suppressions(mail: Database) -> 
 def test_preferences_of_any_shape_are_tolerated(mail: Database, preferences: str) -> None:
     mail.execute("update public.profiles set preferences = %s", preferences)
     assert mail.value("select app.enqueue_mail('welcome', %s)", person(mail, ADA)) is not None
-    assert service(mail, "unsubscribe_from_mail", person_id=person(mail, ADA), template="welcome")
+    assert call_service(mail, "unsubscribe_from_mail", person_id=person(mail, ADA), template="welcome")
     assert claim(mail) == []
 
 
@@ -328,7 +328,7 @@ def test_the_same_mail_is_not_queued_twice_within_an_hour(mail: Database) -> Non
 
 
 @pytest.fixture
-def two(server: Any, connect: Connect) -> Iterator[tuple[Database, Database]]:
+def two_senders(server: Any, connect: Connect) -> Iterator[tuple[Database, Database]]:
     """Two connections that commit, and three queued mails."""
     with connect() as first, connect() as second:
         one = Database(first)
@@ -342,8 +342,8 @@ def two(server: Any, connect: Connect) -> Iterator[tuple[Database, Database]]:
             one.execute("update app.settings set mail_enabled = false, operator_email = null")
 
 
-def test_concurrent_claims_get_different_mail_without_waiting(two: tuple[Database, Database]) -> None:
-    first, second = two
+def test_concurrent_claims_get_different_mail_without_waiting(two_senders: tuple[Database, Database]) -> None:
+    first, second = two_senders
     second.execute("set lock_timeout = '500ms'")
     with first.connection.transaction():
         claimed_by_first = claim(first, 2)
@@ -359,7 +359,7 @@ def test_mail_claimed_by_a_killed_sender_can_be_claimed_again_with_the_same_id(m
     assert claim(mail) == []
     lease = mail.value("select next_attempt_at - now() from app.email_outbox")
     assert 60 < lease.total_seconds() < 600
-    due(mail)
+    make_due(mail)
     assert [each["id"] for each in claim(mail)] == [claimed["id"]]
 
 
@@ -368,7 +368,7 @@ def test_failed_mail_is_retried_with_backoff_and_fails_for_good_after_a_day(mail
     waits = []
     while True:
         (claimed,) = claim(mail)
-        if service(mail, "end_mail", id=claimed["id"], state="queued", error="503") == "failed":
+        if call_service(mail, "end_mail", id=claimed["id"], state="queued", error="503") == "failed":
             break
         waits.append(mail.value("select extract(epoch from next_attempt_at - now()) from app.email_outbox"))
         # Skip the wait.
@@ -388,7 +388,7 @@ def test_failed_mail_is_retried_with_backoff_and_fails_for_good_after_a_day(mail
 def test_a_retry_waits_at_least_as_long_as_resend_asks(mail: Database) -> None:
     sign_up(mail)
     (claimed,) = claim(mail)
-    service(mail, "end_mail", id=claimed["id"], state="queued", error="429", retry_after=3600)
+    call_service(mail, "end_mail", id=claimed["id"], state="queued", error="429", retry_after=3600)
     assert mail.value("select next_attempt_at - now() = interval '1 hour' from app.email_outbox")
 
 
@@ -402,16 +402,16 @@ def test_mail_that_is_too_late_fails_without_an_attempt(mail: Database) -> None:
 def test_a_late_failure_does_not_undo_a_success(mail: Database) -> None:
     sign_up(mail)
     (claimed,) = claim(mail)
-    assert service(mail, "end_mail", id=claimed["id"], state="sent", provider_id="re_1") == "sent"
-    assert service(mail, "end_mail", id=claimed["id"], state="queued", error="timeout") == "sent"
-    assert service(mail, "end_mail", id=claimed["id"], state="failed", error="422") == "sent"
+    assert call_service(mail, "end_mail", id=claimed["id"], state="sent", provider_id="re_1") == "sent"
+    assert call_service(mail, "end_mail", id=claimed["id"], state="queued", error="timeout") == "sent"
+    assert call_service(mail, "end_mail", id=claimed["id"], state="failed", error="422") == "sent"
     assert outbox(mail, "provider_id, error") == [("re_1", None)]
 
 
 @pytest.mark.parametrize("wrong", ["delivered", "sending", None, ""])
 def test_the_state_of_an_ended_mail_must_be_valid(mail: Database, wrong: str | None) -> None:
     with pytest.raises(psycopg.DatabaseError) as refused, mail.connection.transaction():
-        service(mail, "end_mail", id=uuid4(), state=wrong)
+        call_service(mail, "end_mail", id=uuid4(), state=wrong)
     assert refused.value.sqlstate == "PT400"
 
 
@@ -421,7 +421,7 @@ def test_the_state_of_an_ended_mail_must_be_valid(mail: Database, wrong: str | N
 def send_welcome(database: Database) -> str:
     sign_up(database)
     (claimed,) = claim(database)
-    service(database, "end_mail", id=claimed["id"], state="sent", provider_id="re_1")
+    call_service(database, "end_mail", id=claimed["id"], state="sent", provider_id="re_1")
     return claimed["id"]  # type: ignore[no-any-return]
 
 
@@ -433,14 +433,16 @@ def test_delivery_events_may_arrive_in_any_order(mail: Database) -> None:
         ("delivered", "complained"),
         ("bounced", "complained"),
     ):
-        assert service(mail, "record_mail_event", mail_id=None, provider_id="re_1", kind=kind, address=EMAILS[NEW])
+        assert call_service(mail, "record_mail_event", mail_id=None, provider_id="re_1", kind=kind, address=EMAILS[NEW])
         assert state(mail, mail_id) == expected
-    assert not service(mail, "record_mail_event", mail_id=uuid4(), provider_id="re_other", kind="delivered")
+    assert not call_service(mail, "record_mail_event", mail_id=uuid4(), provider_id="re_other", kind="delivered")
 
 
 def test_an_address_that_bounces_or_complains_gets_essential_mail_only(mail: Database) -> None:
     send_welcome(mail)
-    service(mail, "record_mail_event", mail_id=None, provider_id="re_1", kind="bounced", address=EMAILS[NEW].upper())
+    call_service(
+        mail, "record_mail_event", mail_id=None, provider_id="re_1", kind="bounced", address=EMAILS[NEW].upper()
+    )
     assert mail.rows("select person_id, address, reason from app.mail_suppressions") == [
         (person(mail, NEW), EMAILS[NEW], "bounced")
     ]
@@ -457,7 +459,7 @@ def test_a_temporary_bounce_or_one_from_another_address_suppresses_nothing(
     mail: Database, address: str | None, is_permanent: bool
 ) -> None:
     mail_id = send_welcome(mail)
-    service(
+    call_service(
         mail,
         "record_mail_event",
         mail_id=None,
@@ -473,8 +475,8 @@ def test_a_temporary_bounce_or_one_from_another_address_suppresses_nothing(
 def test_a_delivery_event_ends_mail_whose_sender_was_killed(mail: Database) -> None:
     sign_up(mail)
     (claimed,) = claim(mail)
-    assert service(mail, "record_mail_event", mail_id=claimed["id"], provider_id="re_1", kind="delivered")
-    due(mail)
+    assert call_service(mail, "record_mail_event", mail_id=claimed["id"], provider_id="re_1", kind="delivered")
+    make_due(mail)
     assert claim(mail) == []
     assert outbox(mail, "state, provider_id, sent_at is not null") == [("delivered", "re_1", True)]
 
@@ -502,14 +504,14 @@ def test_an_erased_person_is_notified_and_the_address_is_deleted_with_the_mail(m
         EMAILS[BEN],
         {"receipt": receipt},
     )
-    service(mail, "end_mail", id=claimed["id"], state="sent", provider_id="re_2")
+    call_service(mail, "end_mail", id=claimed["id"], state="sent", provider_id="re_2")
     assert outbox(mail) == []
 
 
 def test_the_address_of_an_erased_person_is_deleted_if_the_mail_fails(mail: Database) -> None:
     erase(mail, BEN)
     (claimed,) = claim(mail)
-    service(mail, "end_mail", id=claimed["id"], state="failed", error="422")
+    call_service(mail, "end_mail", id=claimed["id"], state="failed", error="422")
     assert outbox(mail, "state, recipient") == [("failed", None)]
 
 
@@ -540,7 +542,7 @@ def test_retention_deletes_only_finished_mail_older_than_30_days(mail: Database)
             "values ('welcome', 'person', %s, %s, %s, now() - make_interval(days => %s))",
             person(mail, ADA), current, json.dumps({"n": number}), age,
         )  # fmt: skip
-    assert service(mail, "run_retention")["purged"]["app.email_outbox"] == 3
+    assert call_service(mail, "run_retention")["purged"]["app.email_outbox"] == 3
     assert sorted(outbox(mail, "state")) == [("queued",), ("sent",)]
 
 
@@ -577,9 +579,9 @@ def test_no_api_role_can_read_or_write_the_outbox(mail: Database, role: str, sta
 
 def test_essential_mail_cannot_be_switched_off(mail: Database) -> None:
     ada = person(mail, ADA)
-    assert service(mail, "unsubscribe_from_mail", person_id=ada, template="member_joined") is True
-    assert service(mail, "unsubscribe_from_mail", person_id=ada, template="member_joined") is True
-    assert service(mail, "unsubscribe_from_mail", person_id=ada, template="role_changed") is False
+    assert call_service(mail, "unsubscribe_from_mail", person_id=ada, template="member_joined") is True
+    assert call_service(mail, "unsubscribe_from_mail", person_id=ada, template="member_joined") is True
+    assert call_service(mail, "unsubscribe_from_mail", person_id=ada, template="role_changed") is False
     assert mail.value("select preferences from public.profiles where id = %s", ada) == {
         "mail": {"member_joined": False}
     }

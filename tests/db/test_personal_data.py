@@ -19,16 +19,16 @@ from tests.schema import SPECIMENS
 DELETED_BY_SUPABASE = {"realtime.messages"}
 
 
-def page_of(database: Database, export_id: str, after: object, page: int) -> list[tuple[str, str, int, Any]]:
+def read_page(database: Database, export_id: str, after: object, page: int) -> list[tuple[str, str, int, Any]]:
     query = "select domain, content, entries, next from public.export_page(%s, %s, %s)"
     return database.rows(query, export_id, json.dumps(after) if after else None, page)  # type: ignore[return-value]
 
 
-def pages(database: Database, export_id: str, page: int = 1000) -> dict[str, list[dict[str, Any]]]:
+def read_pages(database: Database, export_id: str, page: int = 1000) -> dict[str, list[dict[str, Any]]]:
     records: dict[str, list[dict[str, Any]]] = {}
     after = None
     while True:
-        rows = page_of(database, export_id, after, page)
+        rows = read_page(database, export_id, after, page)
         assert sum(entries for _, _, entries, _ in rows) <= page
         for domain, content, entries, _ in rows:
             found = json.loads(f"[{content}]")
@@ -41,7 +41,7 @@ def pages(database: Database, export_id: str, page: int = 1000) -> dict[str, lis
 
 def export_all(database: Database, user_id: str = ADA, page: int = 1000) -> dict[str, list[dict[str, Any]]]:
     begun = call(database, "begin_export", clerk_user_id=user_id, requested_by="administrator")
-    records = pages(database, begun["export_id"], page)
+    records = read_pages(database, begun["export_id"], page)
     assert list(records) == [each["name"] for each in begun["domains"]]
     return records
 
@@ -211,11 +211,11 @@ def test_a_page_ends_at_two_megabytes(world: Database) -> None:
         "from public.organizations as o, public.profiles as p, generate_series(1, 100) where o.name = 'Acme' and p.clerk_user_id = %s", ADA
     )  # fmt: skip
     begun = call(world, "begin_export", clerk_user_id=ADA, requested_by="administrator")
-    [*_, (domain, content, _, following)] = page_of(world, begun["export_id"], None, 1000)
+    [*_, (domain, content, _, following)] = read_page(world, begun["export_id"], None, 1000)
     assert domain == "specimens"
     assert 2_000_000 < len(content) < 2_100_000
     assert following["domain"] == "specimens"
-    assert len(pages(world, begun["export_id"])["specimens"]) == 102
+    assert len(read_pages(world, begun["export_id"])["specimens"]) == 102
 
 
 def test_an_export_leaves_out_rows_created_after_it_began(world: Database) -> None:
@@ -225,7 +225,7 @@ def test_an_export_leaves_out_rows_created_after_it_began(world: Database) -> No
         "select o.id, p.id, 'Tomorrow', now() + interval '1 day' "
         "from public.organizations as o, public.profiles as p where o.name = 'Acme' and p.clerk_user_id = %s", ADA
     )  # fmt: skip
-    assert "Tomorrow" not in {row["title"] for row in pages(world, begun["export_id"])["specimens"]}
+    assert "Tomorrow" not in {row["title"] for row in read_pages(world, begun["export_id"])["specimens"]}
 
 
 def test_a_person_may_export_once_an_hour_unless_the_last_export_failed(world: Database) -> None:
@@ -262,7 +262,7 @@ def test_an_ended_export_has_no_pages(world: Database) -> None:
     begun = call(world, "begin_export", clerk_user_id=ADA, requested_by="person")
     call(world, "end_export", export_id=begun["export_id"], failed=False)
     with pytest.raises(psycopg.DatabaseError) as refused:
-        page_of(world, begun["export_id"], None, 10)
+        read_page(world, begun["export_id"], None, 10)
     assert refused.value.sqlstate == "PT404"
 
 

@@ -91,7 +91,7 @@ class Visible:
     secured: bool
     key: list[str]
     columns: dict[str, list[Json]]
-    told: dict[str, str | None]
+    recipients: dict[str, str | None]
     raised: list[str]
 
 
@@ -173,7 +173,7 @@ def _notices(
 ) -> Iterator[Notice]:
     """Subscriptions that see the same are told together."""
     alike = defaultdict(list)
-    for number, error in visible.told.items():
+    for number, error in visible.recipients.items():
         subscription = subscriptions[int(number)]
         alike[roles[int(number)], subscription.columns, error].append(subscription)
     for (role, chosen, error), group in alike.items():
