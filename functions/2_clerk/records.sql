@@ -2,6 +2,7 @@
 -- expect that the caller has locked the objects.
 --
 -- Worked example: two events about Ada arrive in the wrong order. She signed up as "Ada" and added her last name 4 seconds later.
+-- (tests/db/test_clerk_sync.py runs this example.)
 --
 --   arrives | event        | (is_real, source_updated_at, is_own, event_at) | full_name
 --   --------+--------------+------------------------------------------------+--------------

@@ -1,4 +1,4 @@
-"""Whatever a client sends as claims, a policy answers with rows or with none: it never raises."""
+"""No claims that a client may send make a policy raise. A policy only decides which rows are visible."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ claim_names = st.sampled_from(["sub", "sts", "o", "fva", "iat", "role", "org_id"
 
 @pytest.fixture
 def ada(database: Database) -> Claims:
-    """A person who owns an organization with a row in every table of the product, and her claims with a second factor."""
+    """Claims, with a second factor, of the owner of an organization that has a row in every product table."""
     database.execute("insert into public.profiles (clerk_user_id) values ('user_ada')")
     database.execute("insert into public.organizations (clerk_org_id, name) values ('org_acme', 'Acme')")
     database.execute(
@@ -55,7 +55,7 @@ def ada(database: Database) -> Claims:
 
 
 def touch_everything(database: Database, claims: str) -> dict[str, int]:
-    """Reads, updates and deletes wherever a policy decides. Returns the rows seen per table, before the deletion."""
+    """Reads, updates and deletes in all tables with policies. Returns the visible rows per table before the deletion."""
     seen = {}
     with database.acting("authenticated", claims):
         for table in READABLE:
@@ -73,7 +73,7 @@ def touch_everything(database: Database, claims: str) -> dict[str, int]:
     return seen
 
 
-def nothing(seen: dict[str, int]) -> bool:
+def is_empty(seen: dict[str, int]) -> bool:
     return all(count == 0 for table, count in seen.items() if table != "role_permissions")
 
 
@@ -90,8 +90,8 @@ def test_odd_claims_never_make_a_policy_raise(database: Database, ada: Claims) -
             touch_everything(database, claims)
 
 
-def test_odd_claims_never_make_a_policy_of_realtime_raise(database: Database, ada: Claims) -> None:
-    """Realtime asks both policies whenever someone joins a private channel: it reads a message, and inserts one."""
+def test_odd_claims_never_make_a_realtime_policy_raise(database: Database, ada: Claims) -> None:
+    """Realtime evaluates both policies when a client joins a private channel: it reads a message and inserts one."""
     probe = "insert into realtime.messages (topic, extension) values (%s, 'presence')"
     topic = f"org:{database.value('select gen_random_uuid()')}:presence"
     database.execute(probe, topic)
@@ -107,12 +107,12 @@ def test_odd_claims_never_make_a_policy_of_realtime_raise(database: Database, ad
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(claims=st.dictionaries(claim_names, json_values, max_size=5))
-def test_no_claims_make_a_policy_raise_or_show_what_is_not_theirs(database: Database, claims: dict[str, Any]) -> None:
-    assert nothing(touch_everything(database, json.dumps(claims)))
+def test_no_claims_make_a_policy_raise_or_reveal_foreign_rows(database: Database, claims: dict[str, Any]) -> None:
+    assert is_empty(touch_everything(database, json.dumps(claims)))
 
 
 @pytest.mark.parametrize("claims", ["", "null", "{}", "[]", "not json"])
-def test_an_insert_without_an_identity_is_refused_not_broken(database: Database, ada: Claims, claims: str) -> None:
+def test_an_insert_without_an_identity_is_refused_by_the_policy(database: Database, ada: Claims, claims: str) -> None:
     organization = database.value("select id from public.organizations")
     with (
         pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security"),
@@ -133,20 +133,24 @@ def test_an_insert_without_an_identity_is_refused_not_broken(database: Database,
         ({"sub": "user_nobody"}, "unknown person"),
         ({"sub": "USER_ADA"}, "another spelling"),
         ({"sts": "pending"}, "unfinished sign-in"),
-        ({"sts": "blocked"}, "a status nobody knows yet"),
+        ({"sts": "blocked"}, "an unknown status"),
     ],
 )
-def test_a_token_of_nobody_shows_nothing(database: Database, ada: Claims, changed: Claims, reason: str) -> None:
-    assert nothing(touch_everything(database, json.dumps(ada | changed))), reason
+def test_a_token_without_a_known_active_person_shows_no_rows(
+    database: Database, ada: Claims, changed: Claims, reason: str
+) -> None:
+    assert is_empty(touch_everything(database, json.dumps(ada | changed))), reason
 
 
-def test_a_banned_person_sees_nothing(database: Database, ada: Claims) -> None:
+def test_a_banned_person_sees_no_rows(database: Database, ada: Claims) -> None:
     database.execute("update public.profiles set banned = true")
-    assert nothing(touch_everything(database, json.dumps(ada)))
+    assert is_empty(touch_everything(database, json.dumps(ada)))
 
 
 @pytest.mark.parametrize("fva", [[0, -1], [0], None, "0", [0, None]])
-def test_an_owner_without_a_second_factor_may_what_a_viewer_may(database: Database, ada: Claims, fva: object) -> None:
+def test_an_owner_without_a_second_factor_may_do_what_a_viewer_may(
+    database: Database, ada: Claims, fva: object
+) -> None:
     organization = database.value("select id from public.organizations")
     with database.acting("authenticated", ada | {"fva": fva}):
         assert database.value("select public.has_permission(%s, 'specimens:read')", organization)
@@ -157,7 +161,7 @@ def test_an_owner_without_a_second_factor_may_what_a_viewer_may(database: Databa
         assert database.value("select public.has_permission(%s, 'specimens:create')", organization)
 
 
-def test_a_new_organization_takes_the_installations_choice_about_mfa(database: Database) -> None:
+def test_a_new_organization_gets_the_mfa_setting_of_the_installation(database: Database) -> None:
     database.execute("update app.settings set mfa_required = false")
     assert (
         database.value(
@@ -167,7 +171,7 @@ def test_a_new_organization_takes_the_installations_choice_about_mfa(database: D
     )
 
 
-def test_anon_reaches_nothing(database: Database, ada: Claims) -> None:
+def test_anon_cannot_read_any_table(database: Database, ada: Claims) -> None:
     for table in (*READABLE, "backup_logs"):
         with pytest.raises(psycopg.errors.InsufficientPrivilege), database.acting("anon", ada):
             database.execute(f"select from public.{table}")
@@ -182,7 +186,7 @@ def test_an_update_without_a_change_does_not_bump_updated_at(database: Database,
     assert database.value("update public.profiles set last_seen_at = '2020-01-01' returning updated_at = now()")
 
 
-def test_who_leaves_an_organization_stops_working_in_it(database: Database, ada: Claims) -> None:
+def test_leaving_an_organization_clears_it_as_the_current_one(database: Database, ada: Claims) -> None:
     database.execute("update public.profiles set current_organization_id = (select id from public.organizations)")
     database.execute("delete from public.organization_memberships")
     assert database.value("select current_organization_id from public.profiles") is None
@@ -199,7 +203,7 @@ REFUSED_TO_CLERK = "Only the secret key may call this function, not a Clerk toke
 SECRET_KEY = {"iss": "supabase", "ref": "abcdefghijklmnopqrst", "role": "service_role", "iat": 1, "exp": 4102444800}
 
 
-CLERKS_TOKENS: tuple[Claims, ...] = (
+CLERK_TOKENS: tuple[Claims, ...] = (
     {"iss": "https://clerk.example.com", "sub": "user_ada", "role": "service_role", "sid": "sess_1"},
     {"iss": "https://clerk.example.com", "sub": "mch_1", "role": "service_role"},
     {"iss": "https://example.com/__clerk", "role": "service_role"},
@@ -213,10 +217,10 @@ CLERKS_TOKENS: tuple[Claims, ...] = (
 
 @pytest.mark.parametrize(
     "claims",
-    [*map(json.dumps, CLERKS_TOKENS), "not json", "[]", json.dumps({"x": "x" * 8192})],
+    [*map(json.dumps, CLERK_TOKENS), "not json", "[]", json.dumps({"x": "x" * 8192})],
     ids=lambda claims: claims[:90],
 )
-def test_what_is_for_the_service_alone_refuses_a_token_of_clerks(database: Database, claims: str) -> None:
+def test_functions_for_the_service_refuse_clerk_tokens(database: Database, claims: str) -> None:
     calls = [row[0] for row in database.rows(SERVICE_FUNCTIONS)]
     assert len(calls) > 30
     for call in calls:
@@ -227,8 +231,8 @@ def test_what_is_for_the_service_alone_refuses_a_token_of_clerks(database: Datab
             database.execute(f"select {call}")
 
 
-@pytest.mark.parametrize("claims", CLERKS_TOKENS, ids=str)
-def test_a_token_of_clerks_never_names_the_actor_of_an_audit_event(database: Database, claims: Claims) -> None:
+@pytest.mark.parametrize("claims", CLERK_TOKENS, ids=str)
+def test_a_clerk_token_cannot_name_the_actor_of_an_audit_event(database: Database, claims: Claims) -> None:
     with (
         pytest.raises(psycopg.errors.InsufficientPrivilege, match=REFUSED_TO_CLERK),
         database.acting("service_role", claims),
@@ -252,7 +256,9 @@ def test_a_token_of_clerks_never_names_the_actor_of_an_audit_event(database: Dat
     ],
     ids=str,
 )
-def test_the_projects_own_key_is_the_service(database: Database, claims: Claims | None) -> None:
+def test_the_projects_secret_key_may_call_the_functions_for_the_service(
+    database: Database, claims: Claims | None
+) -> None:
     with database.acting("service_role", claims):
         assert database.value("select public.ready()") is True
         assert database.value("select public.backup_is_running()") is False

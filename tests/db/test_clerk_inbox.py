@@ -1,4 +1,4 @@
-"""What the inbox makes of a message's signed text: it reads every event, and refuses only what is not one."""
+"""How the inbox reads the signed text of a message: it accepts any event and refuses only text that is not an event."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests import events
 from tests.conftest import Database
 from tests.events import Json
 
-ANY_CHARACTER = st.characters(exclude_categories=())  # with halves of surrogate pairs
+ANY_CHARACTER = st.characters(exclude_categories=())  # with unpaired surrogates
 NUMBERS = st.integers(-(10**30), 10**30) | st.floats(-1e15, 1e15)
 JSON = st.recursive(
     st.none() | st.booleans() | NUMBERS | st.text(ANY_CHARACTER, max_size=20),
@@ -25,7 +25,7 @@ same_database = settings(suppress_health_check=[HealthCheck.function_scoped_fixt
 
 
 def receive(database: Database, text: str, message_id: str = "msg_odd") -> Any:
-    """The answer to the service. Raises what the database raises."""
+    """Returns the answer that the service gets."""
     with database.acting("service_role"):
         return database.value("select public.receive_clerk_event(%s, %s)", message_id, text)
 
@@ -63,21 +63,21 @@ def with_data(inner: str) -> str:
     ],
     ids=lambda value: repr(value)[:40],
 )
-def test_what_jsonb_cannot_hold_is_replaced_and_nothing_else(database: Database, inner: str, stored: object) -> None:
+def test_only_values_that_jsonb_cannot_represent_are_replaced(database: Database, inner: str, stored: object) -> None:
     assert read(database, with_data(inner)) == {"type": "a", "data": {"x": stored, "y": 1}}
 
 
-def test_the_type_may_need_a_replacement_too(database: Database) -> None:
+def test_invalid_characters_in_the_type_are_replaced_too(database: Database) -> None:
     assert receive(database, r'{"type": "a\u0000", "data": {}}')["type"] == "a\ufffd"
 
 
-def test_of_a_key_that_comes_twice_the_last_counts(database: Database) -> None:
+def test_the_last_of_two_equal_keys_counts(database: Database) -> None:
     assert read(database, '{"type": "a", "type": "b", "data": {}}')["type"] == "b"
 
 
 @pytest.mark.parametrize("levels", [99, 300, 5_000, 100_000])
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"]": ', "}")])
-def test_a_person_is_banned_however_deeply_they_nested_their_metadata(
+def test_deeply_nested_metadata_does_not_prevent_a_ban(
     database: Database, levels: int, opening: str, closing: str
 ) -> None:
     user = json.dumps(events.user("user_deep", banned=True))
@@ -89,7 +89,7 @@ def test_a_person_is_banned_however_deeply_they_nested_their_metadata(
     assert database.value("select banned from public.profiles where clerk_user_id = 'user_deep'") is True
 
 
-def test_only_what_is_nested_deeper_than_100_levels_is_cut(database: Database) -> None:
+def test_only_values_nested_deeper_than_100_levels_become_null(database: Database) -> None:
     def nested(levels: int, inner: str) -> str:  # the event and its data are two levels
         return "[" * (levels - 2) + inner + "]" * (levels - 2)
 
@@ -129,7 +129,7 @@ def test_text_that_is_not_an_event_is_refused(database: Database, text: str) -> 
 
 
 @pytest.mark.parametrize("text", ['"\\' * 250_000, '"' * 500_000, "[" * 500_000, '["' * 250_000, "-" * 500_000])
-def test_hostile_text_is_refused_before_the_data_api_gives_up(database: Database, text: str) -> None:
+def test_hostile_text_is_refused_before_the_data_api_times_out(database: Database, text: str) -> None:
     database.execute("set local statement_timeout = '8s'")
     with pytest.raises(psycopg.DatabaseError) as refused:
         receive(database, text)
@@ -139,7 +139,7 @@ def test_hostile_text_is_refused_before_the_data_api_gives_up(database: Database
 @same_database
 @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=200))
 @example('{"type": "a", "data": "')
-def test_no_other_text_is_taken_or_breaks_the_database(database: Database, text: str) -> None:
+def test_any_text_that_is_not_an_event_is_refused(database: Database, text: str) -> None:
     with pytest.raises(psycopg.DatabaseError) as refused:
         receive(database, text)
     assert refused.value.sqlstate == "PT400"
@@ -156,7 +156,7 @@ def test_any_event_is_read_with_replacements_where_jsonb_needs_them(
 
 
 def repair(value: Any) -> Any:
-    """What a reader of JSON should find: U+FFFD for the zero character and for halves of surrogate pairs."""
+    """The expected value: U+FFFD replaces the null character and unpaired surrogates."""
     match value:
         case str():
             return "".join("\ufffd" if each == "\0" or "\ud800" <= each <= "\udfff" else each for each in value)
@@ -168,7 +168,7 @@ def repair(value: Any) -> Any:
             return value
 
 
-# Whom an event is about -----------------------------------------------------------------------------------------------
+# The answer to the service --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -190,12 +190,12 @@ def test_the_answer_names_the_users_and_organizations_that_an_event_is_about(
     database: Database, kind: str, data: Json, users: list[str], organizations: list[str]
 ) -> None:
     text = json.dumps(events.event(kind, data, events.START))
-    for _ in range(2):  # the second time it is a duplicate, whose first answer may have been lost
+    for _ in range(2):  # the second delivery is a duplicate; the first answer may have been lost
         answer = receive(database, text)
         assert (answer["users"], answer["organizations"]) == (users, organizations)
 
 
-def test_a_failed_event_that_is_applied_again_names_them_too(database: Database) -> None:
+def test_a_retry_names_the_users_and_organizations_too(database: Database) -> None:
     member = {"id": "orgmem_1", "organization": {"id": "org_acme"}, "public_user_data": {}}
     assert (
         receive(database, json.dumps(events.event("organizationMembership.created", member, events.START)))["outcome"]
@@ -211,7 +211,7 @@ def test_a_failed_event_that_is_applied_again_names_them_too(database: Database)
 @pytest.mark.parametrize(
     ("timestamp", "lag"), [("now", True), (1_760_000_000, True), (0, False), ("soon", False), (None, False)]
 )
-def test_the_answer_says_how_long_after_the_event_it_was_stored(
+def test_the_answer_contains_the_lag_between_the_event_and_its_storage(
     database: Database, timestamp: object, lag: bool
 ) -> None:
     now = database.value("select floor(extract(epoch from now()) * 1000)::bigint")

@@ -1,4 +1,4 @@
-"""What Clerk's events do to the rows, one promise a test. Any order at all: tests/properties/test_convergence.py."""
+"""How Clerk's events change the rows, a promise per test. tests/properties/test_convergence.py tries arbitrary orders."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def clerk(database: Database) -> Clerk:
 
 
 class Clerk:
-    """Sends events as the service does, and asks for what became of them."""
+    """Sends events like the service and reads the resulting rows."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
 
     def deliver(self, event: Any, message_id: str | None = None) -> str:
-        """The outcome. Without a message id it is a new message."""
+        """Returns the outcome. Without a message id it is a new message."""
         message = message_id or f"msg_{next(numbers)}"
         with self.database.acting("service_role"):
             answer = self.database.value("select public.receive_clerk_event(%s, %s)", message, json.dumps(event))
@@ -61,7 +61,7 @@ class Clerk:
         )
 
     def members(self) -> list[tuple[Any, ...]]:
-        """(person, role, Clerk's membership id) of everybody in Acme."""
+        """(Clerk user id, role, Clerk membership id) of Acme's members."""
         return self.database.rows(
             "select p.clerk_user_id, m.role, m.clerk_membership_id from public.organization_memberships as m"
             " join public.profiles as p on p.id = m.user_id join public.organizations as o on o.id = m.organization_id"
@@ -81,7 +81,7 @@ class Clerk:
         return self.database.value("select to_jsonb(e) from app.webhook_events as e where message_id = %s", message_id)
 
     def row_version(self, table: str) -> Any:
-        """Another value after any update of the table's rows, even one that changes nothing."""
+        """A value that changes with any update of the table's rows, even one that changes no column."""
         return self.database.rows(f"select ctid, xmin from {table} order by 1")
 
 
@@ -111,7 +111,7 @@ def test_a_message_is_stored_with_its_outcome(clerk: Clerk) -> None:
     assert stored["applied_at"] is not None
 
 
-def test_the_answer_names_message_type_and_outcome(clerk: Clerk) -> None:
+def test_the_answer_contains_message_id_type_and_outcome(clerk: Clerk) -> None:
     with clerk.database.acting("service_role"):
         answer = clerk.database.value(
             "select public.receive_clerk_event('msg_a', %s)", json.dumps(events.event("user.created", ADA))
@@ -130,7 +130,7 @@ def test_a_message_delivered_twice_is_applied_once(clerk: Clerk) -> None:
 
 @pytest.fixture
 def broken_profiles(database: Database) -> None:
-    """For a while, nobody of Ada's address can be stored."""
+    """Profiles with Ada's address cannot be stored until repair() is called."""
     database.execute("alter table public.profiles add constraint broken check (email <> 'ada@example.com')")
 
 
@@ -147,7 +147,7 @@ def test_a_failed_event_is_kept_with_its_error(clerk: Clerk, broken_profiles: No
     assert stored["event"]["data"] == ADA
 
 
-def test_passing_trouble_is_not_stored_so_that_clerk_sends_the_event_again(clerk: Clerk) -> None:
+def test_an_event_with_a_transient_error_is_not_stored_so_that_clerk_redelivers_it(clerk: Clerk) -> None:
     clerk.database.execute(
         "create function public.trouble() returns trigger language plpgsql "
         "as $$ begin raise sqlstate '40P01' using message = 'deadlock detected'; end $$"
@@ -162,12 +162,12 @@ def test_passing_trouble_is_not_stored_so_that_clerk_sends_the_event_again(clerk
     assert clerk.deliver(events.event("user.created", ADA), "msg_a") == "processed"
 
 
-def test_a_failed_event_leaves_nothing_half_done(clerk: Clerk, broken_profiles: None) -> None:
+def test_a_failed_event_leaves_no_partial_changes(clerk: Clerk, broken_profiles: None) -> None:
     clerk.send("user.created", ADA)
     assert clerk.database.rows("select * from app.clerk_records") == []
 
 
-def test_a_failed_event_is_applied_when_it_is_delivered_again(clerk: Clerk, broken_profiles: None) -> None:
+def test_a_failed_event_is_applied_when_it_is_redelivered(clerk: Clerk, broken_profiles: None) -> None:
     clerk.deliver(events.event("user.created", ADA), "msg_a")
     repair(clerk.database)
     assert clerk.deliver(events.event("user.created", ADA), "msg_a") == "processed"
@@ -185,7 +185,7 @@ def test_a_failed_event_is_applied_by_a_retry(clerk: Clerk, broken_profiles: Non
     assert clerk.profile() is not None
 
 
-def test_a_failed_event_retried_late_does_not_undo_what_came_after(clerk: Clerk, broken_profiles: None) -> None:
+def test_a_late_retry_does_not_undo_newer_events(clerk: Clerk, broken_profiles: None) -> None:
     clerk.deliver(events.event("user.created", ADA), "msg_a")
     repair(clerk.database)
     clerk.send("user.updated", events.user("user_ada", LATER, "new@example.com"))
@@ -204,11 +204,11 @@ def test_the_wait_before_the_next_attempt_grows(clerk: Clerk, broken_profiles: N
     assert waits == [30, 60, 120]
 
 
-def test_retrying_what_did_not_fail_changes_nothing(clerk: Clerk) -> None:
+def test_retrying_an_event_that_did_not_fail_changes_nothing(clerk: Clerk) -> None:
     clerk.deliver(events.event("user.created", ADA), "msg_a")
     assert clerk.database.value("select app.retry_clerk_event('msg_a')") == "processed"
     assert clerk.inbox("msg_a")["attempts"] == 1
-    assert clerk.database.value("select app.retry_clerk_event('msg_unheard_of')") is None
+    assert clerk.database.value("select app.retry_clerk_event('msg_unknown')") is None
 
 
 @pytest.mark.parametrize(
@@ -218,13 +218,13 @@ def test_retrying_what_did_not_fail_changes_nothing(clerk: Clerk) -> None:
         "subscription.deleted", "subscriptionItem.deleted", "x",
     ],
 )  # fmt: skip
-def test_a_type_we_do_not_handle_is_stored_as_ignored(clerk: Clerk, kind: str) -> None:
+def test_an_event_of_an_unhandled_type_is_stored_as_ignored(clerk: Clerk, kind: str) -> None:
     assert clerk.deliver(events.event(kind, {"id": "any", "updated_at": START}), "msg_a") == "ignored"
     assert clerk.inbox("msg_a")["outcome"] == "ignored"
 
 
 @pytest.mark.parametrize("message_id", [None, "", "m" * 257])
-def test_a_message_id_that_cannot_be_kept_is_refused(clerk: Clerk, message_id: str | None) -> None:
+def test_an_invalid_message_id_is_refused(clerk: Clerk, message_id: str | None) -> None:
     with pytest.raises(psycopg.DatabaseError), clerk.database.acting("service_role"):
         clerk.database.execute(
             "select public.receive_clerk_event(%s, %s)", message_id, json.dumps(events.event("user.created", ADA))
@@ -233,20 +233,20 @@ def test_a_message_id_that_cannot_be_kept_is_refused(clerk: Clerk, message_id: s
 
 
 @pytest.mark.parametrize("role", ["anon", "authenticated"])
-def test_a_browser_cannot_pretend_to_be_clerk(clerk: Clerk, role: str) -> None:
+def test_browsers_cannot_deliver_events(clerk: Clerk, role: str) -> None:
     claims: Claims = {"sub": "user_ada", "role": role}
     event = json.dumps(events.event("user.created", ADA))
     with pytest.raises(psycopg.errors.InsufficientPrivilege), clerk.database.acting(role, claims):
         clerk.database.execute("select public.receive_clerk_event('msg_a', %s)", event)
 
 
-def test_the_service_cannot_reach_past_the_one_function(clerk: Clerk) -> None:
+def test_the_service_cannot_bypass_receive_clerk_event(clerk: Clerk) -> None:
     for statement in ("select * from app.webhook_events", "select app.record_deletion('user', 'user_ada', now())"):
         with pytest.raises(psycopg.errors.InsufficientPrivilege), clerk.database.acting("service_role"):
             clerk.database.execute(statement)
 
 
-def test_events_of_another_instance_are_ignored_once_one_is_pinned(clerk: Clerk) -> None:
+def test_events_of_another_instance_are_ignored_if_one_is_pinned(clerk: Clerk) -> None:
     clerk.database.execute("update app.settings set clerk_instance_id = 'ins_production'")
     assert clerk.deliver(events.event("user.created", ADA), "msg_a") == "ignored"
     assert clerk.profile() is None
@@ -254,7 +254,7 @@ def test_events_of_another_instance_are_ignored_once_one_is_pinned(clerk: Clerk)
 
 
 @pytest.mark.parametrize("instance", [{"instance_id": "ins_production"}, {"instance_id": None}, {}])
-def test_events_of_the_pinned_instance_or_of_none_are_applied(clerk: Clerk, instance: Json) -> None:
+def test_events_of_the_pinned_instance_or_without_an_instance_are_applied(clerk: Clerk, instance: Json) -> None:
     clerk.database.execute("update app.settings set clerk_instance_id = 'ins_production'")
     event = events.event("user.created", ADA)
     del event["instance_id"]
@@ -307,7 +307,7 @@ def replace_value(event: Json, path: tuple[Any, ...], value: Any) -> Json:
 def test_a_wrong_shape_anywhere_is_stored_and_never_raises(
     clerk: Clerk, kind: str, request: pytest.FixtureRequest
 ) -> None:
-    """Every value of the event, at every depth, is replaced by every odd value in turn; by every third in an everyday run."""
+    """Replaces each value of the event, at any depth, by each odd value in turn; an everyday run tries every third."""
     event = events.event(kind, SENDABLE[kind])
     step = 1 if request.config.getoption("--thorough") else 3
     for number, path in enumerate(paths(event)[1:]):
@@ -323,7 +323,7 @@ def test_a_wrong_shape_anywhere_is_stored_and_never_raises(
 
 
 @pytest.mark.parametrize("kind", SENDABLE)
-def test_an_event_about_no_object_fails_or_is_ignored(clerk: Clerk, kind: str) -> None:
+def test_an_event_without_an_object_id_fails_or_is_ignored(clerk: Clerk, kind: str) -> None:
     odd: list[Any] = [{}, {"id": None}, {"id": 7}, {"id": ""}, {"id": ["user_ada"]}]
     for number, data in enumerate(odd):
         outcome = clerk.deliver(events.event(kind, SENDABLE[kind]) | {"data": data}, f"msg_{number}")
@@ -342,7 +342,7 @@ json_values = st.recursive(
 
 @settings(database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_any_json_in_any_place_is_stored_and_never_raises(clerk: Clerk, data: st.DataObject) -> None:
+def test_any_json_value_in_any_place_is_stored_and_never_raises(clerk: Clerk, data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(list(SENDABLE)))
     event = events.event(kind, SENDABLE[kind])
     for path in data.draw(st.lists(st.sampled_from(paths(event["data"])[1:]), min_size=1, max_size=3)):
@@ -350,7 +350,7 @@ def test_any_json_in_any_place_is_stored_and_never_raises(clerk: Clerk, data: st
         try:
             event = replace_value(event, ("data", *path), changed)
         except (TypeError, KeyError, IndexError):
-            continue  # an earlier replacement took the place away
+            continue  # an earlier replacement removed this place
     with clerk.database.connection.transaction(force_rollback=True):
         assert clerk.deliver(event, "msg_odd") == clerk.inbox("msg_odd")["outcome"]
 
@@ -358,12 +358,12 @@ def test_any_json_in_any_place_is_stored_and_never_raises(clerk: Clerk, data: st
 @pytest.mark.parametrize(
     "url", ["javascript:alert(1)", "data:text/html,x", "ftp://example.com", "//example.com", "", 7, None]
 )
-def test_a_picture_that_is_no_web_address_is_left_out(clerk: Clerk, url: Any) -> None:
+def test_a_picture_without_a_web_address_is_not_stored(clerk: Clerk, url: Any) -> None:
     clerk.send("user.created", ADA | {"image_url": url})
     assert clerk.profile()["avatar_url"] is None
 
 
-def test_errors_hold_nothing_of_the_payload(clerk: Clerk, broken_profiles: None) -> None:
+def test_errors_contain_no_values_of_the_payload(clerk: Clerk, broken_profiles: None) -> None:
     marked: list[Json] = [
         events.event("user.created", ADA | {"first_name": "SECRET", "last_name": "SECRET"}),
         events.event("organizationMembership.created", {"id": "orgmem_1", "updated_at": START, "role": "SECRET"}),
@@ -383,7 +383,7 @@ def test_errors_hold_nothing_of_the_payload(clerk: Clerk, broken_profiles: None)
 # People --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_person_is_shown_as_clerk_has_them(clerk: Clerk) -> None:
+def test_a_profile_has_the_values_of_the_clerk_user(clerk: Clerk) -> None:
     clerk.send("user.created", ADA)
     shown = clerk.profile()
     assert {key: shown[key] for key in ("email", "full_name", "avatar_url", "banned")} == {
@@ -405,7 +405,7 @@ def test_the_primary_email_is_found_by_its_id(clerk: Clerk) -> None:
     "change",
     [
         {"primary_email_address_id": None},
-        {"primary_email_address_id": "idn_of_nobody"},
+        {"primary_email_address_id": "idn_unknown"},
         {"email_addresses": []},
         {"email_addresses": None},
         {"email_addresses": [{"email_address": "ada@example.com"}], "primary_email_address_id": None},
@@ -431,12 +431,12 @@ def test_names_may_be_missing(clerk: Clerk, first: str | None, last: str | None,
     assert clerk.profile()["full_name"] == full
 
 
-def test_two_people_may_have_one_address(clerk: Clerk) -> None:
+def test_two_people_may_have_the_same_address(clerk: Clerk) -> None:
     clerk.send("user.created", ADA)
     assert clerk.send("user.created", events.user("user_ada_again")) == "processed"
 
 
-def test_volatile_fields_alone_do_not_touch_the_row(clerk: Clerk) -> None:
+def test_a_change_of_volatile_fields_does_not_update_the_row(clerk: Clerk) -> None:
     clerk.send("user.created", ADA)
     before = clerk.row_version("public.profiles")
     clerk.send(
@@ -445,7 +445,7 @@ def test_volatile_fields_alone_do_not_touch_the_row(clerk: Clerk) -> None:
     assert clerk.row_version("public.profiles") == before
 
 
-def test_counts_inside_an_organization_alone_do_not_touch_the_row(clerk: Clerk) -> None:
+def test_a_change_of_counts_or_metadata_does_not_update_the_rows(clerk: Clerk) -> None:
     clerk.send("organization.created", ACME)
     clerk.send("organizationMembership.created", member(ADA))
     before = clerk.row_version("public.organizations"), clerk.row_version("public.organization_memberships")
@@ -454,7 +454,7 @@ def test_counts_inside_an_organization_alone_do_not_touch_the_row(clerk: Clerk) 
     assert (clerk.row_version("public.organizations"), clerk.row_version("public.organization_memberships")) == before
 
 
-def test_a_name_changed_here_lasts_until_it_changes_in_clerk(clerk: Clerk) -> None:
+def test_a_profile_edited_here_lasts_until_the_value_changes_in_clerk(clerk: Clerk) -> None:
     clerk.send("user.created", ADA)
     with clerk.database.acting("authenticated", {"sub": "user_ada"}):
         clerk.database.execute("update public.profiles set full_name = 'Countess', avatar_url = 'https://ada.example'")
@@ -466,7 +466,7 @@ def test_a_name_changed_here_lasts_until_it_changes_in_clerk(clerk: Clerk) -> No
     assert (shown["full_name"], shown["avatar_url"]) == ("Augusta Winter", "https://ada.example")
 
 
-def test_an_organizations_name_changed_here_lasts_until_it_changes_in_clerk(clerk: Clerk) -> None:
+def test_an_organization_renamed_here_keeps_its_name_until_it_changes_in_clerk(clerk: Clerk) -> None:
     clerk.send("organizationMembership.created", member(ADA, "org:admin"))
     with clerk.database.acting("authenticated", {"sub": "user_ada", "fva": [0, 0]}):
         clerk.database.execute("update public.organizations set name = 'Acme Ltd'")
@@ -477,7 +477,7 @@ def test_an_organizations_name_changed_here_lasts_until_it_changes_in_clerk(cler
 
 
 @pytest.mark.parametrize("unit", [1, SECOND])
-def test_deletions_are_timed_in_seconds_or_milliseconds(clerk: Clerk, unit: int) -> None:
+def test_the_time_of_a_deletion_may_be_in_seconds_or_milliseconds(clerk: Clerk, unit: int) -> None:
     clerk.delete("user", "user_ada", LATER // unit)
     assert clerk.database.value("select extract(epoch from deleted_at) * 1000 from app.clerk_tombstones") == LATER
 
@@ -488,14 +488,33 @@ def test_an_older_event_changes_nothing(clerk: Clerk) -> None:
     assert clerk.profile()["full_name"] == "Augusta Winter"
 
 
+@pytest.mark.parametrize(("flip", "outcomes"), [(True, ["processed", "stale"]), (False, ["processed", "processed"])])
+def test_the_worked_example_in_records_sql_is_true(clerk: Clerk, flip: bool, outcomes: list[str]) -> None:
+    ten = 1_760_090_400 * SECOND
+    first_name = events.user("user_ada", ten, last_name=None)
+    created = events.event("user.created", first_name, ten + SECOND)
+    updated = events.event(
+        "user.updated", events.user("user_ada", ten + 4 * SECOND, last_name="Lovelace"), ten + 5 * SECOND
+    )
+    assert [clerk.deliver(event) for event in ((updated, created) if flip else (created, updated))] == outcomes
+    membership = member(first_name, at=ten + 8 * SECOND)
+    clerk.deliver(events.event("organizationMembership.created", membership, ten + 9 * SECOND))
+    stamp = """
+        select (stamp).is_real, to_char((stamp).source_updated_at at time zone 'UTC', 'HH24:MI:SS'), (stamp).is_own,
+          to_char((stamp).event_at at time zone 'UTC', 'HH24:MI:SS')
+        from app.clerk_records where clerk_id = 'user_ada'"""
+    assert clerk.database.rows(stamp) == [(True, "10:00:04", True, "10:00:05")]
+    assert clerk.profile()["full_name"] == "Ada Lovelace"
+
+
 @pytest.mark.parametrize("flip", [False, True])
-def test_of_two_events_with_one_updated_at_the_later_sent_counts(clerk: Clerk, flip: bool) -> None:
+def test_of_two_events_with_the_same_updated_at_the_one_sent_later_counts(clerk: Clerk, flip: bool) -> None:
     for name in "BA" if flip else "AB":
         clerk.send("user.updated", ADA | {"first_name": name}, START + ord(name))
     assert clerk.profile()["full_name"] == "B Winter"
 
 
-def test_events_that_tie_in_every_time_end_the_same_in_both_orders(clerk: Clerk) -> None:
+def test_events_with_equal_times_end_in_the_same_row_in_any_order(clerk: Clerk) -> None:
     ends = set()
     for order in itertools.permutations(("Anna", "Bea", "Cleo")):
         with clerk.database.connection.transaction(force_rollback=True):
@@ -505,14 +524,14 @@ def test_events_that_tie_in_every_time_end_the_same_in_both_orders(clerk: Clerk)
     assert len(ends) == 1
 
 
-def test_a_deleted_person_is_gone_with_their_memberships(clerk: Clerk) -> None:
+def test_deleting_a_person_deletes_their_memberships(clerk: Clerk) -> None:
     clerk.send("organizationMembership.created", member(ADA))
     assert clerk.delete("user", "user_ada") == "processed"
     assert clerk.profile() is None
     assert clerk.members() == []
 
 
-def test_nothing_resurrects_a_deleted_person(clerk: Clerk) -> None:
+def test_later_events_do_not_restore_a_deleted_person(clerk: Clerk) -> None:
     clerk.send("user.created", ADA)
     clerk.delete("user", "user_ada")
     assert clerk.send("user.updated", ADA | {"updated_at": MUCH_LATER}) == "stale"
@@ -521,13 +540,13 @@ def test_nothing_resurrects_a_deleted_person(clerk: Clerk) -> None:
     assert clerk.members() == []
 
 
-def test_a_person_deleted_before_they_were_heard_of_never_appears(clerk: Clerk) -> None:
+def test_a_person_whose_deletion_arrives_first_never_appears(clerk: Clerk) -> None:
     clerk.delete("user", "user_ada")
     clerk.send("user.created", ADA)
     assert clerk.profile() is None
 
 
-def test_what_a_deleted_person_made_stays(clerk: Clerk) -> None:
+def test_the_rows_that_a_deleted_person_created_stay(clerk: Clerk) -> None:
     clerk.send("organizationMembership.created", member(ADA))
     clerk.database.execute(
         "insert into public.specimens (organization_id, created_by, title)"
@@ -537,7 +556,7 @@ def test_what_a_deleted_person_made_stays(clerk: Clerk) -> None:
     assert clerk.database.rows("select title, created_by from public.specimens") == [("Apollo", None)]
 
 
-def test_a_banned_persons_token_counts_for_nobody(clerk: Clerk) -> None:
+def test_a_banned_persons_token_shows_no_rows(clerk: Clerk) -> None:
     clerk.send("organizationMembership.created", member(ADA))
     clerk.send("user.updated", ADA | {"updated_at": LATER, "banned": True})
     assert clerk.profile()["banned"] is True
@@ -552,32 +571,32 @@ def test_a_banned_persons_token_counts_for_nobody(clerk: Clerk) -> None:
 # Memberships ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_membership_that_comes_first_brings_the_person_and_the_organization(clerk: Clerk) -> None:
+def test_a_membership_that_arrives_first_creates_the_person_and_the_organization(clerk: Clerk) -> None:
     assert clerk.send("organizationMembership.created", member(ADA)) == "processed"
     assert clerk.members() == [("user_ada", "member", "orgmem_1")]
     assert (clerk.profile()["full_name"], clerk.profile()["email"]) == ("Ada Winter", None)
     assert clerk.organization()["name"] == "Acme"
 
 
-def test_the_identifier_inside_a_membership_is_not_taken_for_an_email(clerk: Clerk) -> None:
+def test_the_identifier_in_a_membership_is_not_used_as_an_email_address(clerk: Clerk) -> None:
     """It may be a username or a telephone number."""
     clerk.send("organizationMembership.created", member(ADA))
     assert clerk.profile()["email"] is None
 
 
-def test_the_real_person_replaces_the_stub_even_when_older(clerk: Clerk) -> None:
-    clerk.send("organizationMembership.created", member(ADA | {"first_name": "Sketch"}, at=LATER))
+def test_a_user_event_replaces_a_partial_copy_even_if_it_is_older(clerk: Clerk) -> None:
+    clerk.send("organizationMembership.created", member(ADA | {"first_name": "Partial"}, at=LATER))
     clerk.send("user.created", ADA)
     assert (clerk.profile()["full_name"], clerk.profile()["email"]) == ("Ada Winter", "ada@example.com")
 
 
-def test_a_stub_never_overwrites_the_real_person(clerk: Clerk) -> None:
+def test_a_partial_copy_never_replaces_a_user(clerk: Clerk) -> None:
     clerk.send("user.created", ADA)
-    clerk.send("organizationMembership.created", member(ADA | {"first_name": "Sketch"}, at=LATER))
+    clerk.send("organizationMembership.created", member(ADA | {"first_name": "Partial"}, at=LATER))
     assert (clerk.profile()["full_name"], clerk.profile()["email"]) == ("Ada Winter", "ada@example.com")
 
 
-def test_the_newest_copy_of_an_organization_counts_wherever_it_stands(clerk: Clerk) -> None:
+def test_the_newest_copy_of_an_organization_counts_in_whichever_event_it_arrives(clerk: Clerk) -> None:
     clerk.send("organization.created", ACME)
     clerk.send("organizationMembership.created", member(ADA, at=LATER, name="Newer", updated_at=LATER))
     assert clerk.organization()["name"] == "Newer"
@@ -585,26 +604,26 @@ def test_the_newest_copy_of_an_organization_counts_wherever_it_stands(clerk: Cle
     assert clerk.organization()["name"] == "Newer"
 
 
-def test_an_organizations_own_event_wins_over_a_copy_of_the_same_time(clerk: Clerk) -> None:
+def test_an_organizations_own_event_wins_over_a_copy_with_the_same_time(clerk: Clerk) -> None:
     clerk.send("organization.created", ACME)
     clerk.send("organizationMembership.created", member(ADA, at=LATER, name="Copy"))
     assert clerk.organization()["name"] == "Acme"
 
 
-def test_a_copy_without_a_time_of_its_own_is_only_a_stub(clerk: Clerk) -> None:
+def test_a_copy_without_updated_at_is_a_partial_one(clerk: Clerk) -> None:
     clerk.send("organization.created", ACME)
-    clerk.send("organizationMembership.created", member(ADA, at=LATER, name="Sketch", updated_at=None))
+    clerk.send("organizationMembership.created", member(ADA, at=LATER, name="Partial", updated_at=None))
     assert clerk.organization()["name"] == "Acme"
 
 
-def test_the_late_deletion_of_a_former_membership_keeps_the_new_one(clerk: Clerk) -> None:
+def test_a_late_deletion_of_a_former_membership_keeps_the_new_one(clerk: Clerk) -> None:
     clerk.send("organizationMembership.created", member(ADA))
     clerk.send("organizationMembership.created", member(ADA, "org:admin", MUCH_LATER, "orgmem_2", created_by=None))
     clerk.send("organizationMembership.deleted", member(ADA), LATER)
     assert clerk.members() == [("user_ada", "admin", "orgmem_2")]
 
 
-def test_the_late_creation_of_a_former_membership_keeps_the_new_one(clerk: Clerk) -> None:
+def test_a_late_creation_of_a_former_membership_keeps_the_new_one(clerk: Clerk) -> None:
     clerk.send("organizationMembership.deleted", member(ADA), LATER)
     clerk.send("organizationMembership.created", member(ADA, at=MUCH_LATER, clerk_id="orgmem_2"))
     assert clerk.send("organizationMembership.created", member(ADA)) == "stale"
@@ -612,14 +631,14 @@ def test_the_late_creation_of_a_former_membership_keeps_the_new_one(clerk: Clerk
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_of_two_memberships_that_tie_one_counts_in_both_orders(clerk: Clerk, flip: bool) -> None:
+def test_of_two_memberships_with_equal_times_the_same_one_counts_in_both_orders(clerk: Clerk, flip: bool) -> None:
     clerk_ids = ["orgmem_1", "orgmem_2"]
     for clerk_id in reversed(clerk_ids) if flip else clerk_ids:
         clerk.send("organizationMembership.created", member(ADA, clerk_id=clerk_id))
     assert clerk.members() == [("user_ada", "member", "orgmem_2")]
 
 
-def test_a_deleted_membership_is_gone_and_stays_gone(clerk: Clerk) -> None:
+def test_a_deleted_membership_does_not_return(clerk: Clerk) -> None:
     clerk.send("organizationMembership.created", member(ADA))
     clerk.send("organizationMembership.deleted", member(ADA), LATER)
     assert clerk.members() == []
@@ -627,7 +646,7 @@ def test_a_deleted_membership_is_gone_and_stays_gone(clerk: Clerk) -> None:
     assert clerk.members() == []
 
 
-def test_a_removed_person_does_not_get_an_older_role_back_while_its_deletion_is_late(clerk: Clerk) -> None:
+def test_a_removed_person_does_not_regain_an_older_role_before_its_deletion_arrives(clerk: Clerk) -> None:
     former, later = member(ADA, "org:admin"), member(ADA, "org:viewer", LATER, "orgmem_2") | {"created_at": LATER}
     clerk.send("organizationMembership.created", former)
     clerk.send("organizationMembership.created", later)
@@ -638,7 +657,7 @@ def test_a_removed_person_does_not_get_an_older_role_back_while_its_deletion_is_
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_of_two_deletions_of_a_membership_each_adds_what_it_knows_in_both_orders(clerk: Clerk, flip: bool) -> None:
+def test_two_deletions_of_a_membership_add_up_in_both_orders(clerk: Clerk, flip: bool) -> None:
     later = member(ADA, "org:viewer", LATER, "orgmem_2")
     deletions = [(later | {"created_at": None}, MUCH_LATER), (later | {"created_at": LATER}, LATER)]
     clerk.send("organizationMembership.created", member(ADA, "org:admin"))
@@ -650,7 +669,7 @@ def test_of_two_deletions_of_a_membership_each_adds_what_it_knows_in_both_orders
     assert clerk.database.rows(known) == clerk.database.rows(expected, LATER, MUCH_LATER)
 
 
-def test_a_copy_of_an_organization_without_all_fields_is_a_sketch(clerk: Clerk) -> None:
+def test_a_copy_of_an_organization_without_all_fields_is_a_partial_one(clerk: Clerk) -> None:
     clerk.send("organization.created", ACME | {"max_allowed_memberships": 50})
     membership = member(ADA, at=LATER, updated_at=LATER)
     del membership["organization"]["max_allowed_memberships"]
@@ -658,7 +677,7 @@ def test_a_copy_of_an_organization_without_all_fields_is_a_sketch(clerk: Clerk) 
     assert clerk.organization()["max_seats"] == 50
 
 
-def test_who_leaves_does_not_go_on_working_there(clerk: Clerk) -> None:
+def test_leaving_an_organization_clears_it_as_the_current_one(clerk: Clerk) -> None:
     clerk.send("organizationMembership.created", member(ADA))
     clerk.database.execute("update public.profiles set current_organization_id = (select id from public.organizations)")
     clerk.send("organizationMembership.deleted", member(ADA), LATER)
@@ -677,21 +696,21 @@ def test_the_creator_with_an_admin_role_is_owner_in_any_order(clerk: Clerk, orde
     assert clerk.members() == [("user_ada", "owner", "orgmem_1"), ("user_ben", "admin", "orgmem_2")]
 
 
-def test_a_creator_known_later_becomes_owner_then(clerk: Clerk) -> None:
+def test_an_admin_becomes_owner_once_an_event_names_them_as_the_creator(clerk: Clerk) -> None:
     clerk.send("organizationMembership.created", member(ADA, "org:admin", created_by=None))
     assert clerk.members() == [("user_ada", "admin", "orgmem_1")]
     clerk.send("organization.updated", ACME | {"updated_at": LATER})
     assert clerk.members() == [("user_ada", "owner", "orgmem_1")]
 
 
-def test_who_is_no_longer_the_creator_is_no_longer_owner(clerk: Clerk) -> None:
+def test_a_new_creator_becomes_owner_in_place_of_the_former_one(clerk: Clerk) -> None:
     clerk.send("organizationMembership.created", member(ADA, "org:admin"))
     clerk.send("organizationMembership.created", member(BEN, "org:admin", clerk_id="orgmem_2"))
     clerk.send("organization.updated", ACME | {"updated_at": LATER, "created_by": "user_ben"})
     assert clerk.members() == [("user_ada", "admin", "orgmem_1"), ("user_ben", "owner", "orgmem_2")]
 
 
-def test_a_creator_who_is_no_admin_is_no_owner(clerk: Clerk) -> None:
+def test_a_creator_is_owner_only_while_they_are_admin(clerk: Clerk) -> None:
     clerk.send("organizationMembership.created", member(ADA, "org:admin"))
     clerk.send("organizationMembership.updated", member(ADA, "org:member", LATER))
     assert clerk.members() == [("user_ada", "member", "orgmem_1")]
@@ -700,13 +719,13 @@ def test_a_creator_who_is_no_admin_is_no_owner(clerk: Clerk) -> None:
 
 
 @pytest.mark.parametrize("key", ["org:billing_manager", "anything", None])
-def test_an_unknown_role_means_viewer_and_keeps_its_key(clerk: Clerk, key: str | None) -> None:
+def test_an_unknown_role_maps_to_viewer_and_keeps_its_key(clerk: Clerk, key: str | None) -> None:
     clerk.send("organizationMembership.created", member(ADA) | {"role": key})
     assert clerk.members() == [("user_ada", "viewer", "orgmem_1")]
     assert clerk.database.value("select clerk_role from public.organization_memberships") == key
 
 
-def test_a_new_meaning_of_a_role_holds_for_members_at_once(clerk: Clerk) -> None:
+def test_a_changed_role_mapping_applies_to_members_at_once(clerk: Clerk) -> None:
     clerk.send("organizationMembership.created", member(ADA, "org:captain"))
     clerk.send("organizationMembership.created", member(BEN, "org:captain", clerk_id="orgmem_2"))
     clerk.database.execute("insert into app.clerk_roles (key, role) values ('org:captain', 'admin')")
@@ -715,13 +734,13 @@ def test_a_new_meaning_of_a_role_holds_for_members_at_once(clerk: Clerk) -> None
     assert clerk.members() == [("user_ada", "viewer", "orgmem_1"), ("user_ben", "viewer", "orgmem_2")]
 
 
-def test_a_new_meaning_of_a_role_holds_for_invitations_at_once(clerk: Clerk) -> None:
+def test_a_changed_role_mapping_applies_to_invitations_at_once(clerk: Clerk) -> None:
     clerk.send("organizationInvitation.created", events.invitation("orginv_1", "org_acme", role="org:captain"))
     clerk.database.execute("insert into app.clerk_roles (key, role) values ('org:captain', 'admin')")
     assert clerk.invitations() == [("orginv_1", "cleo@example.com", "admin")]
 
 
-def test_roles_of_clerk_are_listed_with_what_they_mean_here(clerk: Clerk) -> None:
+def test_clerk_roles_are_listed_with_the_role_that_they_map_to(clerk: Clerk) -> None:
     clerk.send("role.created", events.role("role_1", "org:writer", permissions=("org:posts:create",)))
     clerk.send("role.created", events.role("role_2", "org:admin"))
     clerk.send("permission.created", events.permission("perm_1", "org:posts:create"))
@@ -748,7 +767,7 @@ def test_a_deleted_organization_is_hidden_from_its_members_at_once(clerk: Clerk)
     assert clerk.organization()["deleted_at"] is not None
 
 
-def test_late_events_do_not_bring_a_deleted_organization_back(clerk: Clerk) -> None:
+def test_late_events_do_not_restore_a_deleted_organization(clerk: Clerk) -> None:
     clerk.delete("organization", "org_acme")
     for kind, data in (
         ("organization.updated", ACME | {"updated_at": MUCH_LATER}),
@@ -761,7 +780,7 @@ def test_late_events_do_not_bring_a_deleted_organization_back(clerk: Clerk) -> N
     assert clerk.invitations() == []
 
 
-def test_a_slug_may_be_missing_or_taken(clerk: Clerk) -> None:
+def test_a_slug_may_be_missing_or_not_unique(clerk: Clerk) -> None:
     clerk.send("organization.created", ACME)
     assert clerk.send("organization.created", events.organization("org_other")) == "processed"
     clerk.send("organization.updated", ACME | {"slug": None, "updated_at": LATER})
@@ -771,12 +790,12 @@ def test_a_slug_may_be_missing_or_taken(clerk: Clerk) -> None:
 @pytest.mark.parametrize(
     ("sent", "kept"), [(0, None), (1, 1), (500, 500), (None, 5), (-3, None), (1e12, None), ("9", 5)]
 )
-def test_the_limit_of_seats_is_clerks_where_it_has_one(clerk: Clerk, sent: Any, kept: int | None) -> None:
+def test_the_seat_limit_comes_from_clerk(clerk: Clerk, sent: Any, kept: int | None) -> None:
     clerk.send("organization.created", ACME | {"max_allowed_memberships": sent})
     assert clerk.organization()["max_seats"] == kept
 
 
-def test_a_nameless_organization_goes_by_its_slug_or_id(clerk: Clerk) -> None:
+def test_an_organization_without_a_name_is_named_by_its_slug_or_id(clerk: Clerk) -> None:
     clerk.send("organization.created", ACME | {"name": None})
     assert clerk.organization()["name"] == "acme"
     clerk.send("organization.updated", ACME | {"name": "", "slug": None, "updated_at": LATER})
@@ -794,8 +813,10 @@ def test_a_pending_invitation_is_listed(clerk: Clerk) -> None:
 @pytest.mark.parametrize("answer", ["accepted", "revoked"])
 @pytest.mark.parametrize("answered_at", [START, LATER])
 @pytest.mark.parametrize("flip", [False, True])
-def test_an_answered_invitation_is_gone_in_any_order(clerk: Clerk, answer: str, answered_at: int, flip: bool) -> None:
-    """Even where no time tells which of the two came first."""
+def test_an_answered_invitation_is_deleted_in_any_order(
+    clerk: Clerk, answer: str, answered_at: int, flip: bool
+) -> None:
+    """Even if the creation and the answer have the same time."""
     sent = [("created", "pending", START), (answer, answer, answered_at)]
     for action, status, at in reversed(sent) if flip else sent:
         clerk.send(f"organizationInvitation.{action}", events.invitation("orginv_1", "org_acme", status, at))
@@ -815,17 +836,17 @@ def subscription(*items: Json, status: str = "active", at: int = START) -> Json:
 
 
 @pytest.mark.parametrize("plan", ["pro", "pro-plan", "pro_plan", "pro_org"])
-def test_the_item_in_force_gives_the_tier(clerk: Clerk, plan: str) -> None:
+def test_the_item_in_force_determines_the_tier(clerk: Clerk, plan: str) -> None:
     clerk.send("subscriptionItem.active", item(plan))
     assert clerk.billing() == ("pro", "active")
 
 
-def test_items_inside_a_subscription_count_too(clerk: Clerk) -> None:
+def test_the_items_in_a_subscription_count_too(clerk: Clerk) -> None:
     clerk.send("subscription.created", subscription(item("enterprise")))
     assert clerk.billing() == ("enterprise", "active")
 
 
-def test_a_subscription_may_come_before_its_organization(clerk: Clerk) -> None:
+def test_a_subscription_may_arrive_before_its_organization(clerk: Clerk) -> None:
     clerk.send("subscription.created", subscription(item("pro")))
     clerk.send("organization.created", ACME | {"name": "Acme at last"})
     assert clerk.organization()["name"] == "Acme at last"
@@ -842,7 +863,7 @@ def test_a_subscription_may_come_before_its_organization(clerk: Clerk) -> None:
         ("x", "cancelled"),
     ],
 )
-def test_the_subscription_gives_the_status(clerk: Clerk, status: str, shown: str) -> None:
+def test_the_subscription_determines_the_status(clerk: Clerk, status: str, shown: str) -> None:
     clerk.send("subscription.updated", subscription(item("pro"), status=status))
     assert clerk.billing()[1] == shown
 
@@ -854,12 +875,12 @@ def test_a_plan_counts_until_it_ends(clerk: Clerk, status: str) -> None:
 
 
 @pytest.mark.parametrize("status", ["ended", "upcoming", "incomplete", "abandoned"])
-def test_a_plan_that_is_over_or_has_not_begun_does_not_count(clerk: Clerk, status: str) -> None:
+def test_a_plan_that_has_ended_or_not_begun_does_not_count(clerk: Clerk, status: str) -> None:
     clerk.send("subscriptionItem.updated", item("pro", status))
     assert clerk.billing()[0] == "free"
 
 
-def test_another_plan_takes_the_place_of_the_one_that_ended_in_any_order(clerk: Clerk) -> None:
+def test_a_new_plan_replaces_the_ended_one_in_any_order(clerk: Clerk) -> None:
     for order in each_order(
         events.event("subscriptionItem.active", item("pro")),
         events.event("subscriptionItem.ended", item("pro", "ended", LATER)),
@@ -871,7 +892,7 @@ def test_another_plan_takes_the_place_of_the_one_that_ended_in_any_order(clerk: 
             assert clerk.billing() == ("enterprise", "active")
 
 
-def test_a_new_meaning_of_a_plan_holds_at_once(clerk: Clerk) -> None:
+def test_a_changed_plan_mapping_applies_at_once(clerk: Clerk) -> None:
     clerk.send("subscription.created", subscription(item("gold")))
     assert clerk.billing() == ("free", "active")
     clerk.database.execute("insert into app.clerk_plans (slug, tier) values ('gold', 'enterprise')")
@@ -885,17 +906,17 @@ def test_a_persons_own_subscription_is_ignored(clerk: Clerk) -> None:
     assert clerk.database.value("select count(*) from public.organizations") == 0
 
 
-def test_a_plan_we_do_not_know_leaves_the_organization_free(clerk: Clerk) -> None:
+def test_an_unknown_plan_leaves_the_organization_on_the_free_tier(clerk: Clerk) -> None:
     clerk.send("subscriptionItem.active", item("made_to_measure"))
     assert clerk.billing() == ("free", "active")
 
 
-# At once -------------------------------------------------------------------------------------------------------------
+# Concurrency ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def connections(connect: Callable[[], Connection]) -> Iterator[list[Connection]]:
-    """Three that really commit; the tables are emptied afterwards."""
+    """Three connections that commit. The tables are truncated afterwards."""
     with connect() as one, connect() as two, connect() as three:
         yield [one, two, three]
         one.execute("truncate public.profiles, public.organizations cascade")
@@ -904,17 +925,17 @@ def connections(connect: Callable[[], Connection]) -> Iterator[list[Connection]]
         )
 
 
-def wait_until_it_waits(observer: Connection, connection: Connection) -> None:
+def wait_until_blocked(observer: Connection, connection: Connection) -> None:
     waiting = "select exists (select from pg_locks where not granted and pid = %s)"
     for _ in range(1000):
         if observer.execute(waiting, (connection.info.backend_pid,)).fetchone() == (True,):
             return
         time.sleep(0.01)
-    raise TimeoutError("the connection never waited for a lock")
+    raise TimeoutError("the connection did not wait for a lock within 10 seconds")
 
 
-def test_an_organization_and_a_person_who_works_in_it_may_be_deleted_at_once(connections: list[Connection]) -> None:
-    """Somebody holds the profile, both deletions wait for it in turn, then it is let go: neither may fail."""
+def test_an_organization_and_a_person_working_in_it_may_be_deleted_concurrently(connections: list[Connection]) -> None:
+    """One connection locks the profile, both deletions wait for it in turn, then it commits: neither may fail."""
     holder, *others = connections
     receive = "select public.receive_clerk_event(%s, %s)"
     holder.execute(receive, ("msg_0", json.dumps(events.event("organizationMembership.created", member(ADA)))))
@@ -927,12 +948,12 @@ def test_an_organization_and_a_person_who_works_in_it_may_be_deleted_at_once(con
         holder.execute("select from public.profiles for update")
         for connection, event in zip(others, deletions, strict=True):
             threads.submit(connection.execute, receive, (event["type"], json.dumps(event)))
-            wait_until_it_waits(holder, connection)
+            wait_until_blocked(holder, connection)
     outcomes = holder.execute("select outcome, error from app.webhook_events").fetchall()
     assert outcomes == [("processed", None)] * 3
 
 
-def test_a_new_meaning_of_a_role_reaches_a_membership_under_way(connections: list[Connection]) -> None:
+def test_a_changed_role_mapping_applies_to_a_membership_of_an_uncommitted_event(connections: list[Connection]) -> None:
     sync, administrator, observer = connections
     event = json.dumps(events.event("organizationMembership.created", member(ADA, "org:member")))
     with ThreadPoolExecutor(1) as threads:
@@ -940,7 +961,7 @@ def test_a_new_meaning_of_a_role_reaches_a_membership_under_way(connections: lis
             sync.execute("select public.receive_clerk_event('msg_0', %s)", (event,))
             change = "update app.clerk_roles set role = 'viewer' where key = 'org:member'"
             changed = threads.submit(administrator.execute, change)
-            wait_until_it_waits(observer, administrator)
+            wait_until_blocked(observer, administrator)
         changed.result()
     try:
         assert observer.execute("select role from public.organization_memberships").fetchall() == [("viewer",)]
@@ -948,7 +969,9 @@ def test_a_new_meaning_of_a_role_reaches_a_membership_under_way(connections: lis
         observer.execute("update app.clerk_roles set role = 'member' where key = 'org:member'")
 
 
-def test_whoever_is_removed_while_choosing_the_organization_is_not_left_in_it(connections: list[Connection]) -> None:
+def test_a_person_removed_while_selecting_the_organization_does_not_keep_it_as_current(
+    connections: list[Connection],
+) -> None:
     client, sync, observer = connections
     observer.execute("select public.receive_clerk_event('msg_0', %s)", (member_event("created", START),))
     with ThreadPoolExecutor(1) as threads:
@@ -957,7 +980,7 @@ def test_whoever_is_removed_while_choosing_the_organization_is_not_left_in_it(co
             removal = threads.submit(
                 sync.execute, "select public.receive_clerk_event('msg_1', %s)", (member_event("deleted", LATER),)
             )
-            wait_until_it_waits(observer, sync)
+            wait_until_blocked(observer, sync)
         removal.result()
     assert observer.execute("select outcome from app.webhook_events where message_id = 'msg_1'").fetchone() == (
         "processed",

@@ -1,4 +1,4 @@
-"""public.start_session: who am I, where do I belong, what may I do; also before Clerk's webhooks have arrived."""
+"""public.start_session returns the profile, organizations and permissions, even before Clerk's webhooks arrive."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def clerk(database: Database) -> Clerk:
 
 
 class Clerk:
-    """Sends events as the service does and starts sessions as a browser does."""
+    """Sends events like the service and starts sessions like a browser."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -75,10 +75,10 @@ def version_1(organization: str, role: str) -> Claims:
     return token() | {"v": 1, "org_id": organization, "org_role": role, "org_slug": "acme", "org_permissions": []}
 
 
-# Who is known already ------------------------------------------------------------------------------------------------
+# Known people --------------------------------------------------------------------------------------------------------
 
 
-def test_a_known_person_learns_who_they_are_and_what_they_may_do(clerk: Clerk) -> None:
+def test_a_known_person_gets_their_profile_roles_and_permissions(clerk: Clerk) -> None:
     clerk.send("user.created", ADA)
     clerk.join()
     session = clerk.start(token("org_acme"))
@@ -99,7 +99,7 @@ def test_a_known_person_learns_who_they_are_and_what_they_may_do(clerk: Clerk) -
     }  # fmt: skip
 
 
-def test_a_person_without_an_active_organization_still_sees_all_of_theirs(clerk: Clerk) -> None:
+def test_a_token_without_an_active_organization_still_lists_all_organizations(clerk: Clerk) -> None:
     clerk.join()
     assert [each["clerk_org_id"] for each in clerk.start(token())["organizations"]] == ["org_acme"]
 
@@ -109,7 +109,7 @@ def test_an_existing_membership_is_not_changed_by_a_token(clerk: Clerk) -> None:
     assert clerk.start(token("org_acme", "admin"))["organizations"][0]["role"] == "member"
 
 
-def test_being_seen_is_written_at_most_once_a_minute(clerk: Clerk) -> None:
+def test_last_seen_at_is_written_at_most_once_a_minute(clerk: Clerk) -> None:
     clerk.database.execute(
         "insert into public.profiles (clerk_user_id, last_seen_at) values ('user_ada', now() - interval '50 seconds')"
     )
@@ -121,7 +121,7 @@ def test_being_seen_is_written_at_most_once_a_minute(clerk: Clerk) -> None:
     assert clerk.database.value(ago) == 0
 
 
-def test_being_seen_is_no_change_of_the_profile(clerk: Clerk) -> None:
+def test_last_seen_at_does_not_change_updated_at(clerk: Clerk) -> None:
     clerk.database.execute("insert into public.profiles (clerk_user_id, updated_at) values ('user_ada', '2025-01-01Z')")
     clerk.start(token())
     assert clerk.database.value("select last_seen_at is not null and updated_at = '2025-01-01Z' from public.profiles")
@@ -130,25 +130,25 @@ def test_being_seen_is_no_change_of_the_profile(clerk: Clerk) -> None:
 # Before the webhooks -------------------------------------------------------------------------------------------------
 
 
-def test_a_person_no_webhook_told_of_gets_a_profile(clerk: Clerk) -> None:
+def test_a_person_without_a_webhook_gets_a_profile(clerk: Clerk) -> None:
     session = clerk.start(token())
     assert session["profile"]["clerk_user_id"] == "user_ada"
     assert session["organizations"] == []
 
 
 @pytest.mark.parametrize("claims", [token("org_acme", "member"), version_1("org_acme", "org:member")], ids=["v2", "v1"])
-def test_an_organization_no_webhook_told_of_is_made_from_the_claims(clerk: Clerk, claims: Claims) -> None:
+def test_an_organization_without_a_webhook_is_created_from_the_claims(clerk: Clerk, claims: Claims) -> None:
     [organization] = clerk.start(claims)["organizations"]
     assert (organization["clerk_org_id"], organization["name"], organization["role"]) == ("org_acme", "acme", "member")
     assert "specimens:create" in organization["permissions"]
     assert clerk.members() == [("user_ada", "org_acme", "member", "org:member", None)]
 
 
-def test_a_role_of_the_customers_own_means_viewer(clerk: Clerk) -> None:
+def test_a_custom_clerk_role_maps_to_viewer(clerk: Clerk) -> None:
     assert clerk.start(token("org_acme", "captain"))["organizations"][0]["role"] == "viewer"
 
 
-def test_what_was_made_can_be_used_at_once(clerk: Clerk) -> None:
+def test_provisioned_rows_can_be_used_at_once(clerk: Clerk) -> None:
     claims = token("org_acme", "member")
     organization = clerk.start(claims)["organizations"][0]["id"]
     with clerk.database.acting("authenticated", claims):
@@ -157,20 +157,20 @@ def test_what_was_made_can_be_used_at_once(clerk: Clerk) -> None:
         assert clerk.database.value("select count(*) from public.specimens") == 1
 
 
-def test_a_newer_token_tells_of_a_newer_role(clerk: Clerk) -> None:
+def test_a_newer_token_updates_the_role(clerk: Clerk) -> None:
     clerk.start(token("org_acme", "member"))
     assert clerk.start(token("org_acme", "admin", SESSION_AT + MINUTE))["organizations"][0]["role"] == "admin"
     assert clerk.start(token("org_acme", "member"))["organizations"][0]["role"] == "admin"
 
 
-def test_a_second_session_makes_nothing_more(clerk: Clerk) -> None:
+def test_a_second_session_creates_no_further_rows(clerk: Clerk) -> None:
     first = clerk.start(token("org_acme"))
     assert clerk.start(token("org_acme", at=SESSION_AT + MINUTE)) == first
 
 
 @pytest.mark.parametrize("session_first", [True, False])
-def test_the_webhooks_take_the_place_of_what_a_token_told(clerk: Clerk, session_first: bool) -> None:
-    """Even when they are older than the token."""
+def test_webhooks_replace_the_data_of_a_token(clerk: Clerk, session_first: bool) -> None:
+    """Even if they are older than the token."""
     if session_first:
         clerk.start(token("org_acme", "admin"))
     clerk.join("org:member")
@@ -183,7 +183,7 @@ def test_the_webhooks_take_the_place_of_what_a_token_told(clerk: Clerk, session_
 
 
 @pytest.mark.parametrize("arrives_late", [True, False])
-def test_a_token_issued_before_one_left_does_not_bring_one_back(clerk: Clerk, arrives_late: bool) -> None:
+def test_a_token_issued_before_leaving_does_not_restore_the_membership(clerk: Clerk, arrives_late: bool) -> None:
     if arrives_late:
         assert len(clerk.start(token("org_acme"))["organizations"]) == 1
     clerk.leave(SESSION_AT + SECOND)
@@ -191,29 +191,29 @@ def test_a_token_issued_before_one_left_does_not_bring_one_back(clerk: Clerk, ar
     assert clerk.members() == []
 
 
-def test_a_token_of_the_second_of_the_deletion_does_not_bring_one_back(clerk: Clerk) -> None:
-    """Tokens carry whole seconds: this one may be from before."""
+def test_a_token_issued_in_the_second_of_the_deletion_does_not_restore_the_membership(clerk: Clerk) -> None:
+    """Tokens have whole seconds, so this one may be older than the deletion."""
     clerk.leave(SESSION_AT + 1)
     assert clerk.start(token("org_acme"))["organizations"] == []
 
 
-def test_a_token_issued_after_one_left_tells_of_a_return(clerk: Clerk) -> None:
+def test_a_token_issued_after_leaving_restores_the_membership(clerk: Clerk) -> None:
     clerk.join()
     clerk.leave(SESSION_AT - SECOND)
     assert clerk.start(token("org_acme", "member"))["organizations"][0]["role"] == "member"
 
 
-def test_a_deleted_organization_is_not_brought_back_by_a_token(clerk: Clerk) -> None:
+def test_a_token_does_not_restore_a_deleted_organization(clerk: Clerk) -> None:
     clerk.send("organization.deleted", {"id": "org_acme", "deleted": True}, START)
     assert clerk.start(token("org_acme"))["organizations"] == []
     clerk.start(token("org_acme", at=SESSION_AT + MINUTE))
     assert clerk.database.value("select count(*) from public.organizations where deleted_at is null") == 0
 
 
-# Who is no one -------------------------------------------------------------------------------------------------------
+# Refused callers -----------------------------------------------------------------------------------------------------
 
 
-def test_a_deleted_person_is_refused_however_new_the_token(clerk: Clerk) -> None:
+def test_a_deleted_person_is_refused_even_with_a_new_token(clerk: Clerk) -> None:
     clerk.send("user.deleted", {"id": "user_ada", "deleted": True}, START)
     assert clerk.refused_code(token("org_acme", at=SESSION_AT + 60 * MINUTE)) == "PT403"
     assert clerk.database.value("select count(*) from public.profiles") == 0
@@ -224,7 +224,7 @@ def test_a_banned_person_is_refused(clerk: Clerk) -> None:
     assert clerk.refused_code(token()) == "PT403"
 
 
-def test_an_unfinished_sign_in_is_refused_and_makes_nothing(clerk: Clerk) -> None:
+def test_an_unfinished_sign_in_is_refused_and_creates_no_rows(clerk: Clerk) -> None:
     assert clerk.refused_code(token("org_acme", sts="pending")) == "PT403"
     assert clerk.database.value("select count(*) from public.profiles") == 0
 
@@ -232,11 +232,11 @@ def test_an_unfinished_sign_in_is_refused_and_makes_nothing(clerk: Clerk) -> Non
 @pytest.mark.parametrize(
     "claims", ["", "{}", "[]", "not json", '{"role": "authenticated"}', '{"sub": null}', '{"sub": ""}']
 )
-def test_without_a_token_nobody_is_signed_in(clerk: Clerk, claims: str) -> None:
+def test_a_request_without_a_subject_is_refused(clerk: Clerk, claims: str) -> None:
     assert clerk.refused_code(claims) == "PT401"
 
 
-def test_a_visitor_cannot_call_it(clerk: Clerk) -> None:
+def test_anon_cannot_start_a_session(clerk: Clerk) -> None:
     for function in ("public.start_session()", "app.start_session()"):
         with pytest.raises(psycopg.errors.InsufficientPrivilege), clerk.database.acting("anon", token()):
             clerk.database.execute(f"select {function}")
@@ -254,7 +254,7 @@ def permissions(clerk: Clerk, role: str) -> Any:
 
 
 @pytest.mark.parametrize("fva", WITHOUT_SECOND_FACTOR, ids=str)
-def test_an_owner_without_the_second_factor_may_do_what_a_viewer_may(clerk: Clerk, fva: Any) -> None:
+def test_an_owner_without_a_second_factor_gets_the_permissions_of_a_viewer(clerk: Clerk, fva: Any) -> None:
     clerk.join()
     session = clerk.start(token("org_acme", fva=fva))
     [organization] = session["organizations"]
@@ -269,7 +269,7 @@ def test_a_member_needs_no_second_factor(clerk: Clerk) -> None:
     assert (organization["limited_by"], organization["permissions"]) == (None, permissions(clerk, "member"))
 
 
-def test_an_organization_may_do_without_the_second_factor(clerk: Clerk) -> None:
+def test_an_organization_may_turn_the_second_factor_off(clerk: Clerk) -> None:
     clerk.join()
     clerk.database.execute("update public.organizations set mfa_required = false")
     [organization] = clerk.start(token("org_acme", fva=[0, -1]))["organizations"]
@@ -277,12 +277,12 @@ def test_an_organization_may_do_without_the_second_factor(clerk: Clerk) -> None:
     assert organization["permissions"] == permissions(clerk, "owner")
 
 
-def test_new_organizations_ask_for_what_the_settings_say(clerk: Clerk) -> None:
+def test_a_provisioned_organization_gets_the_mfa_setting_of_the_installation(clerk: Clerk) -> None:
     clerk.database.execute("update app.settings set mfa_required = false")
     assert clerk.start(token("org_acme"))["organizations"][0]["mfa_required"] is False
 
 
-# Claims of any shape -------------------------------------------------------------------------------------------------
+# Arbitrary claims ----------------------------------------------------------------------------------------------------
 
 LONG = "".join(chr(0x4E00 + number * 7919 % 20_000) for number in range(10_000))  # does not compress
 ODD: list[Any] = [
@@ -291,14 +291,14 @@ ODD: list[Any] = [
 
 
 @pytest.mark.parametrize("name", ["sub", "iat", "o", "org_id", "org_role", "org_slug", "fva", "sts", "v", "role"])
-def test_an_odd_claim_is_a_session_or_a_refusal(clerk: Clerk, name: str) -> None:
+def test_an_odd_claim_starts_a_session_or_is_refused(clerk: Clerk, name: str) -> None:
     for value in ODD:
         for claims in (token("org_acme"), version_1("org_acme", "org:admin")):
             assert_session_or_refusal(clerk, json.dumps(claims | {name: value}))
 
 
 @pytest.mark.parametrize("name", ["id", "rol", "slg"])
-def test_an_odd_value_inside_the_organization_claim_is_a_session_or_a_refusal(clerk: Clerk, name: str) -> None:
+def test_an_odd_value_in_the_organization_claim_starts_a_session_or_is_refused(clerk: Clerk, name: str) -> None:
     for value in ODD:
         claims = token("org_acme")
         assert_session_or_refusal(clerk, json.dumps(claims | {"o": claims["o"] | {name: value}}))
@@ -309,13 +309,13 @@ def test_an_odd_value_inside_the_organization_claim_is_a_session_or_a_refusal(cl
     [7, True, ["user_ada"], {"id": "user_ada"}, "b6b9a5d0-3b0e-4f0e-9a57", "user_" + LONG, "user_" + "a" * 252],
     ids=["number", "true", "list", "object", "of another issuer", "long", "too long by one"],
 )
-def test_a_subject_that_is_no_id_of_clerks_is_refused(clerk: Clerk, sub: Any) -> None:
+def test_a_subject_that_is_not_a_clerk_user_id_is_refused(clerk: Clerk, sub: Any) -> None:
     assert clerk.refused_code(token(sub=sub)) in {"PT401", "PT403"}
     assert clerk.database.value("select count(*) from public.profiles") == 0
 
 
 @pytest.mark.parametrize("iat", [None, "1760000060", -1, 1e300, [1760000060]], ids=str)
-def test_without_the_time_of_issue_nothing_is_made(clerk: Clerk, iat: Any) -> None:
+def test_a_token_without_a_time_of_issue_creates_no_rows(clerk: Clerk, iat: Any) -> None:
     assert clerk.refused_code(token("org_acme", iat=iat)) == "PT403"
     assert clerk.database.value("select count(*) from public.profiles") == 0
 
@@ -331,7 +331,7 @@ json_values = st.recursive(
 
 @settings(database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.dictionaries(st.sampled_from(["sub", "iat", "o", "org_id", "org_role", "fva", "sts"]), json_values))
-def test_any_claims_are_a_session_or_a_refusal(clerk: Clerk, changes: Json) -> None:
+def test_any_claims_start_a_session_or_are_refused(clerk: Clerk, changes: Json) -> None:
     assert_session_or_refusal(clerk, json.dumps(token("org_acme") | changes))
 
 
