@@ -97,6 +97,7 @@ def send(connection: Connection, item: Message | Session, prefix: str) -> None:
             connection.execute("select set_config('request.jwt.claims', %s, true)", (claims,))
             connection.execute("select public.start_session()")
             connection.execute("set local role service_role")
+            connection.execute("select set_config('request.jwt.claims', '', true)")
     except psycopg.DatabaseError as error:
         if error.sqlstate != "PT403":
             raise
