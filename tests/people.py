@@ -1,4 +1,4 @@
-"""A small world with one person in every corner of it, and a scan that finds them: by the catalogue, not by our registry."""
+"""A small data set with Ada in every table, and a scan that finds her through the catalogue, not through our registry."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.tenant_tables import TABLES
 ADA = "user_2AdaWinterAdaWinter"
 ADA_EMAILS = ("Ada.Winter@example.com", "ada-at-home@example.org")
 BEN, CLEO = "user_2BenBenBenBen", "user_2CleoCleoCleo"
-# Ids and addresses that begin or end like hers: of other people.
+# Ids and addresses of other people that begin or end like Ada's.
 SIMILAR = {f"{ADA}s": "x.ada.winter@example.com", f"{ADA}-2": "ada.winter@example.community"}
 FAR = START + 1_000_000 * MINUTE
-SECRET = "whatever-the-product-keeps-secret"
+SECRET = "a-value-that-the-product-keeps-secret"
 
 
 def world(database: Database) -> None:
-    """Ada founded Acme, which Ben owns with her, and belongs to Globex too; Initech invites her. There is no table without her."""
+    """Fills every table with data about Ada. She owns Acme with Ben, belongs to Globex and is invited to Initech."""
     sender = Sender(database)
     database.execute("insert into app.clerk_roles values ('org:boss', 'owner')")
     people = {ADA: ADA_EMAILS[0], BEN: "ben@example.com", CLEO: "cleo@example.com"} | SIMILAR
@@ -50,11 +50,11 @@ def world(database: Database) -> None:
         sender.send("organizationMembership.created", membership)
     sender.send(
         "organizationMembership.deleted", memberships[6], START + MINUTE
-    )  # Ada left Initech, which wants her back
+    )  # Ada left Initech, which then invites her again
     for number, email in enumerate([ADA_EMAILS[1].upper(), "ben@example.net"]):
         invitation = events.invitation(f"orginv_{number}", "org_initech", email_address=email, expires_at=FAR)
         sender.send("organizationInvitation.created", invitation)
-    # Types that nobody handles are kept too.
+    # Events of unhandled types are stored too.
     sender.send("session.created", {"id": "sess_1", "user_id": ADA, "client_id": "client_1"}, START)
     sender.send(
         "email.created", {"id": "ema_1", "to_email_address": ADA_EMAILS[0], "data": {"otp_code": SECRET}}, START
@@ -82,7 +82,7 @@ def world(database: Database) -> None:
     for table in TABLES.values():
         for person in (ADA, BEN) if "insert" in table.needs else ():
             act(database, person, table.insert("public.organizations"))
-    # Broken, and yet to be applied again: one about her, one that just names her.
+    # Two failed events that will be retried: one about her, one that only mentions her.
     database.execute("alter table public.organizations add constraint broken check (name <> 'Broken') not valid")
     sender.send("organization.updated", acme | {"name": "Broken", "updated_at": START + 2 * MINUTE}, expected="failed")
     database.execute("alter table public.profiles add constraint broken check (full_name <> 'Broken Broken') not valid")
@@ -91,7 +91,7 @@ def world(database: Database) -> None:
     database.execute("alter table public.organizations drop constraint broken")
     database.execute("alter table public.profiles drop constraint broken")
     call(database, "begin_export", clerk_user_id=ADA, requested_by="administrator")
-    # Mail to her, mail about her, and an address of hers that does not work.
+    # Mail to her, mail about her, and a suppressed address.
     hers = database.value("select id from public.profiles where clerk_user_id = %s", ADA)
     bens = database.value("select id from public.profiles where clerk_user_id = %s", BEN)
     acmes = database.value("select id from public.organizations where name = 'Acme'")
@@ -107,7 +107,7 @@ def world(database: Database) -> None:
 
 
 def act(database: Database, user_id: str, statement: str, *values: object, **claims: Any) -> None:
-    """As that person, through the Data API, from an address of their own."""
+    """Runs a statement as the person, like a request to the Data API from their own IP address."""
     address = f"203.0.113.{1 + [ADA, BEN, CLEO].index(user_id)}"
     headers = {"x-forwarded-for": address, "user-agent": f"Browser of {user_id[6:9]}", "x-request-id": "r"}
     token: Claims = {"sub": user_id, "role": "authenticated", "fva": [0, 0]} | claims
@@ -118,28 +118,28 @@ def act(database: Database, user_id: str, statement: str, *values: object, **cla
 
 
 def call(database: Database, function: str, **arguments: object) -> Any:
-    """A function of public by its name, or another with its schema."""
+    """Calls a function with named arguments. A name without a schema is one of public."""
     named = ", ".join(f"{name} => %s" for name in arguments)
     path = function if "." in function else f"public.{function}"
     return database.value(f"select {path}({named})", *arguments.values())
 
 
 def scan(database: Database, *texts: str) -> dict[str, int]:
-    """How many rows of each table hold one of the texts anywhere, in whatever case; tables without one are left out."""
+    """Counts, per table, the rows that contain one of the texts in any case. Tables without such a row are omitted."""
     return {table: len(rows) for table in tables(database) if (rows := rows_with(database, table, *texts))}
 
 
 def rows_with(database: Database, table: str, *texts: str) -> list[str]:
-    """The table's rows, as text, that hold one of the texts. What is ALIKE does not count."""
+    """The table's rows, as text, that contain one of the texts. The identifiers in SIMILAR do not count."""
     row = "lower(t::text)"
-    for alike in map(str.lower, (*SIMILAR, *SIMILAR.values())):
-        row = f"replace({row}, '{alike}', '')"
+    for similar in map(str.lower, (*SIMILAR, *SIMILAR.values())):
+        row = f"replace({row}, '{similar}', '')"
     query = f"select t::text from {table} as t where exists (select from unnest(%s::text[]) as x where position(lower(x) in {row}) > 0)"
     return [text for (text,) in database.rows(query, list(texts))]
 
 
 def tables(database: Database) -> list[str]:
-    """Every table with data of ours, of whatever schema; a partitioned one once."""
+    """All tables with our data, in all schemas. A partitioned table is listed once."""
     rows = database.rows(
         "select c.oid::regclass::text from pg_class as c where c.relkind in ('r', 'p') and not c.relispartition "
         "and c.relnamespace = any('{public,app,ops,realtime}'::regnamespace[]) order by 1"
@@ -154,7 +154,7 @@ def delete_broadcasts(url: str) -> None:
 
 
 def identifiers(database: Database) -> list[str]:
-    """All that Ada can be known by."""
+    """All identifiers of Ada."""
     return [str(database.value("select id from public.profiles where clerk_user_id = %s", ADA)), ADA, *ADA_EMAILS]
 
 
@@ -165,14 +165,14 @@ def _user(user_id: str, email: str) -> Json:
 
 
 class Sender:
-    """Clerk's messages, handed over as the service does."""
+    """Delivers Clerk's messages like the service."""
 
     def __init__(self, database: Database, first: int = 0) -> None:
         self.database = database
         self.number = first
 
     def send(self, kind: str, data: Json, timestamp: int | None = None, expected: str | None = None) -> str:
-        """Sends one and returns its message id; its outcome is asserted when it is `expected`."""
+        """Sends a message, asserts its `expected` outcome (by default: any but failed), and returns its id."""
         self.number += 1
         event = events.event(kind, data, timestamp)
         message_id = f"msg_world_{self.number}"

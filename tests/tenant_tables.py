@@ -1,4 +1,4 @@
-"""Tables that `ballast new table` made: what tests write to them and who may, by tests/tables/<table>.toml."""
+"""The product's tenant tables: tests/tables/<table>.toml has the values that tests write and the expected permissions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNIQUE = "{unique}"
 
 @dataclass(frozen=True)
 class TenantTable:
-    """`needs` has the permission that a command needs, `permissions` the roles that hold it."""
+    """`needs` maps a command to the permission it needs, `permissions` maps a permission to the roles that hold it."""
 
     name: str
     new: dict[str, Any]
@@ -26,9 +26,9 @@ class TenantTable:
     permissions: dict[str, list[str]]
 
     def insert(self, organizations: str, rows: int = 1) -> str:
-        """A statement that inserts so many rows for each of the organizations, which are rows of a FROM clause.
+        """A statement that inserts `rows` rows for each organization. `organizations` is an item of a FROM clause.
 
-        It holds no %, which psycopg would take for a parameter.
+        The statement contains no %, because psycopg would take it for a parameter.
         """
         return f"""
             insert into public.{self.name} (organization_id, {", ".join(self.new)})
@@ -40,14 +40,14 @@ class TenantTable:
             ) as r"""
 
     def write(self) -> dict[str, str]:
-        """Statements that update and delete every row, as far as people may do so at all."""
+        """Statements that update and delete all rows, for the commands that some role may use."""
         values = ", ".join(f"{column} = {_expression(value)}" for column, value in self.changed.items())
         statements = {"update": f"update public.{self.name} set {values}", "delete": f"delete from public.{self.name}"}
         return {command: statement for command, statement in statements.items() if command in self.needs}
 
 
 def fill_placeholders(values: dict[str, Any]) -> dict[str, Any]:
-    """Values as a client sends them."""
+    """Returns the values with {unique} replaced, as a client sends them."""
     return json.loads(json.dumps(values).replace(UNIQUE, secrets.token_hex(6)))  # type: ignore[no-any-return]
 
 
@@ -65,7 +65,7 @@ def _read(file: Path) -> TenantTable:
 
 
 def permissions_of(role: str) -> set[str]:
-    """What a role holds on all of these tables."""
+    """All permissions of a role on these tables."""
     tables = TABLES.values()
     return {permission for table in tables for permission, roles in table.permissions.items() if role in roles}
 

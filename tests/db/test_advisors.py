@@ -1,4 +1,4 @@
-"""Supabase's own lints (`supabase db advisors`) find nothing but what accepted_advice.toml explains."""
+"""Supabase's lints (`supabase db advisors`) report only findings that accepted_advice.toml explains."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ACCEPTED = tomllib.loads(Path(__file__).with_name("accepted_advice.toml").read_t
 
 @pytest.fixture(scope="module")
 def advice(server: Postgres) -> list[dict[str, Any]]:
-    """What the advisors say about the migrated database, down to level info."""
+    """The advisors' findings about the migrated database, down to level info."""
     command = [ROOT / "node_modules/.bin/supabase", "db", "advisors", f"--remote={server.url()}?sslmode=disable"]
     output = subprocess.run(
         [*command, "--level", "info", "--output-format", "json"], capture_output=True, text=True, check=True
@@ -33,10 +33,10 @@ def is_accepted(entry: dict[str, str], finding: dict[str, Any]) -> bool:
     return entry["advice"] == finding["name"] and fnmatchcase(place, entry["on"])
 
 
-def test_the_advisors_find_nothing_unexplained(advice: list[dict[str, Any]]) -> None:
+def test_the_advisors_report_no_unexplained_finding(advice: list[dict[str, Any]]) -> None:
     assert [found["detail"] for found in advice if not any(is_accepted(entry, found) for entry in ACCEPTED)] == []
 
 
 @pytest.mark.parametrize("entry", ACCEPTED, ids=lambda entry: f"{entry['advice']} {entry['on']}")
-def test_every_accepted_advice_is_still_given(advice: list[dict[str, Any]], entry: dict[str, str]) -> None:
+def test_every_accepted_finding_is_still_reported(advice: list[dict[str, Any]], entry: dict[str, str]) -> None:
     assert any(is_accepted(entry, found) for found in advice)

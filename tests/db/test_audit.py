@@ -1,4 +1,4 @@
-"""The audit trail: what is recorded of whom, what is refused, and that no write ever fails because of it."""
+"""The audit trail: which writes and actors it records, what it refuses, and that it never makes a write fail."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Entry = dict[str, Any]
 
 @pytest.fixture
 def acme(database: Database) -> str:
-    """An organization with Ada as owner, Cleo as member and Dee as viewer; and Globex, with Eve. Nothing recorded yet."""
+    """Acme, with Ada as owner, Cleo as member and Dee as viewer, and Globex, with Eve. Their entries count as read."""
     database.execute(
         "insert into public.organizations (clerk_org_id, name) values ('org_acme', 'Acme'), ('org_globex', 'Globex')"
     )
@@ -29,7 +29,7 @@ def acme(database: Database) -> str:
         "from (values ('user_ada', 'Acme', 'owner'), ('user_cleo', 'Acme', 'member'), ('user_dee', 'Acme', 'viewer'), ('user_eve', 'Globex', 'owner')) "
         "as m (person, org, role) join public.profiles as p on p.clerk_user_id = m.person join public.organizations as o on o.name = m.org"
     )
-    database.execute("create temporary table told on commit drop as select id from public.audit_logs")
+    database.execute("create temporary table read_entries on commit drop as select id from public.audit_logs")
     return str(database.value("select id from public.organizations where name = 'Acme'"))
 
 
@@ -44,7 +44,7 @@ def claims(name: str, **more: Any) -> Claims:
 def read_new_entries(database: Database) -> list[Entry]:
     """The entries since the last call."""
     rows = database.rows(
-        "with recent as (insert into told select id from public.audit_logs where id not in (select id from told) returning id) "
+        "with recent as (insert into read_entries select id from public.audit_logs where id not in (select id from read_entries) returning id) "
         "select to_jsonb(a) from public.audit_logs as a join recent using (id) order by a.action, a.resource_id"
     )
     return [row for (row,) in rows]
@@ -63,16 +63,16 @@ def headers(database: Database, **values: str) -> None:
     database.execute("select set_config('request.headers', %s, true)", json.dumps(named))
 
 
-# --- who
+# --- the actor
 
 
-def test_a_person_is_who_their_token_says(database: Database, acme: str) -> None:
+def test_a_person_is_identified_by_their_token(database: Database, acme: str) -> None:
     headers(
         database,
         x_forwarded_for="203.0.113.9, 10.0.0.1",
         user_agent="Firefox",
         x_request_id="req-1",
-        x_actor="somebody else",
+        x_actor="another actor",
     )
     with database.acting("authenticated", claims("cleo", act={"sub": "user_support"})):
         create(database, acme, "Apollo")
@@ -88,7 +88,7 @@ def test_a_person_is_who_their_token_says(database: Database, acme: str) -> None
 
 
 @pytest.mark.parametrize(("named", "actor"), [({}, "service"), ({"x_actor": "nightly import"}, "nightly import")])
-def test_the_service_is_called_what_it_says(database: Database, acme: str, named: dict[str, str], actor: str) -> None:
+def test_the_service_may_name_itself(database: Database, acme: str, named: dict[str, str], actor: str) -> None:
     headers(database, **named)
     database.execute("""select set_config('request.jwt.claims', '{"role": "service_role"}', true)""")
     create(database, acme, "Apollo")
@@ -96,13 +96,13 @@ def test_the_service_is_called_what_it_says(database: Database, acme: str, named
     assert (entry["user_id"], entry["actor"]) == (None, actor)
 
 
-def test_whoever_is_nobody_is_the_system(database: Database, acme: str) -> None:
-    headers(database, x_actor="somebody else")
+def test_a_write_without_a_token_is_by_the_system(database: Database, acme: str) -> None:
+    headers(database, x_actor="another actor")
     create(database, acme, "Apollo")
     assert [entry["actor"] for entry in read_new_entries(database)] == ["system"]
 
 
-def test_clerk_is_who_acts_by_its_events(database: Database, acme: str) -> None:
+def test_clerk_is_the_actor_of_its_events(database: Database, acme: str) -> None:
     database.execute("""select set_config('request.jwt.claims', '{"role": "service_role"}', true)""")
     event = clerk_event("user.created", clerk_user("user_zoe", first_name="Zoe"))
     database.execute("select public.receive_clerk_event('msg_zoe', %s)", json.dumps(event))
@@ -112,7 +112,7 @@ def test_clerk_is_who_acts_by_its_events(database: Database, acme: str) -> None:
     assert "ada@example.com" not in json.dumps(entry)
 
 
-# --- what
+# --- the write
 
 
 ACTORS: dict[str, tuple[Claims | None, str, str | None]] = {
@@ -122,10 +122,10 @@ ACTORS: dict[str, tuple[Claims | None, str, str | None]] = {
 
 
 @pytest.mark.parametrize(("who", "name", "actor"), ACTORS.values(), ids=ACTORS)
-def test_every_command_on_every_table_is_recorded_with_who_did_it(
+def test_every_command_on_every_table_is_recorded_with_its_actor(
     database: Database, acme: str, who: Claims | None, name: str, actor: str | None
 ) -> None:
-    """As functions of ours write: with the caller's claims, and the owner's privileges."""
+    """Writes like our definer functions: with the caller's claims and the owner's privileges."""
     database.execute(
         "select set_config('request.jwt.claims', %s, true), set_config('app.actor', %s, true)",
         json.dumps(who) if who else "",
@@ -166,7 +166,7 @@ def test_every_command_on_every_table_is_recorded_with_who_did_it(
     assert "Adele" not in json.dumps(entries)
 
 
-def test_nothing_is_recorded_where_nothing_changed(database: Database, acme: str) -> None:
+def test_a_write_that_changes_nothing_is_not_recorded(database: Database, acme: str) -> None:
     create(database, acme, "Apollo")
     read_new_entries(database)
     database.execute("update public.specimens set title = title")
@@ -176,21 +176,21 @@ def test_nothing_is_recorded_where_nothing_changed(database: Database, acme: str
     assert read_new_entries(database) == []
 
 
-def test_a_bulk_statement_is_an_entry_a_row(database: Database, acme: str) -> None:
+def test_a_bulk_statement_makes_one_entry_per_row(database: Database, acme: str) -> None:
     create(database, acme, *(f"Project {number}" for number in range(1000)))
     assert len(read_new_entries(database)) == 1000
     database.execute("update public.specimens set status = 'archived' where title like '%%7'")
     assert len(read_new_entries(database)) == 100
 
 
-@pytest.mark.parametrize("words", ["'public.clients'", "'public.clients', 'client.contact'"])
-def test_a_table_whose_entries_clients_could_write_themselves_is_refused(database: Database, words: str) -> None:
+@pytest.mark.parametrize("arguments", ["'public.clients'", "'public.clients', 'client.contact'"])
+def test_a_table_whose_entries_clients_could_forge_is_refused(database: Database, arguments: str) -> None:
     database.execute("create table public.clients (id uuid primary key, organization_id uuid)")
     with pytest.raises(psycopg.errors.RaiseException, match="Clients may log actions client"):
-        database.execute(f"select app.audit({words})")
+        database.execute(f"select app.audit({arguments})")
 
 
-def test_the_next_table_is_one_line(database: Database, acme: str) -> None:
+def test_one_call_turns_the_audit_trail_on_for_a_table(database: Database, acme: str) -> None:
     database.execute(
         "create table public.probes (id uuid primary key default gen_random_uuid(), organization_id uuid, total numeric, iban text)"
     )
@@ -257,7 +257,7 @@ def test_no_header_makes_a_write_fail_or_go_unrecorded(database: Database, acme:
     assert all(len(entry["user_agent"] or "") <= 512 and len(entry["request_id"] or "") <= 200 for entry in entries)
 
 
-def test_a_write_never_fails_because_of_its_record(database: Database, acme: str) -> None:
+def test_a_write_does_not_fail_when_its_audit_entry_is_refused(database: Database, acme: str) -> None:
     warnings: list[str] = []
     database.connection.add_notice_handler(lambda notice: warnings.append(notice.message_primary or ""))
     database.execute(
@@ -268,7 +268,7 @@ def test_a_write_never_fails_because_of_its_record(database: Database, acme: str
     assert warnings == ["A change of public.specimens is not in the audit trail (23514)."]
 
 
-def test_a_write_does_not_fail_either_where_nobody_can_say_who_acts(database: Database, acme: str) -> None:
+def test_a_write_does_not_fail_when_the_actor_cannot_be_determined(database: Database, acme: str) -> None:
     warnings: list[str] = []
     database.connection.add_notice_handler(lambda notice: warnings.append(notice.message_primary or ""))
     database.execute("alter function app.start_audit_entry() rename to away")
@@ -283,7 +283,7 @@ def test_a_write_does_not_fail_either_where_nobody_can_say_who_acts(database: Da
 LOG = "select public.log_audit_event(p_organization_id => %s, p_action => %s, p_resource_type => 'report', p_resource_id => '7')"
 
 
-def test_a_member_logs_what_they_did_in_their_own_name(database: Database, acme: str) -> None:
+def test_a_member_may_log_an_event_with_themselves_as_the_actor(database: Database, acme: str) -> None:
     with database.acting("authenticated", claims("dee")):
         identifier = database.value(LOG, acme, "client.exported")
     [entry] = read_new_entries(database)
@@ -298,7 +298,7 @@ def test_a_member_logs_what_they_did_in_their_own_name(database: Database, acme:
         ("cleo", {"p_action": "specimen.deleted"}), ("cleo", {"p_action": "client"}), ("cleo", {"p_action": None}), ("cleo", {"p_action": ""}),
         ("cleo", {"p_action": "client." + "x" * 200}), ("cleo", {"p_resource_type": ""}), ("cleo", {"p_resource_type": None}),
         ("cleo", {"p_resource_id": "x" * 201}), ("cleo", {"p_metadata": [1]}), ("cleo", {"p_metadata": None}),
-        ("cleo", {"p_metadata": {"x": "y" * 9000}}), ("eve", {}), ("nobody", {}),
+        ("cleo", {"p_metadata": {"x": "y" * 9000}}), ("eve", {}), ("unknown", {}),
     ],
 )  # fmt: skip
 def test_a_forged_or_oversized_event_is_refused(
@@ -319,7 +319,7 @@ def test_a_forged_or_oversized_event_is_refused(
     assert read_new_entries(database) == []
 
 
-def test_the_service_may_name_who_acted(database: Database, acme: str) -> None:
+def test_the_service_may_name_the_actor(database: Database, acme: str) -> None:
     ada = person(database, "ada")
     with database.acting("service_role", {"role": "service_role"}):
         database.execute(LOG.replace("p_resource_id", "p_user_id => %s, p_resource_id"), acme, "billing.paid", ada)
@@ -329,14 +329,14 @@ def test_the_service_may_name_who_acted(database: Database, acme: str) -> None:
     ]  # fmt: skip
 
 
-# --- who reads, and that nobody rewrites
+# --- reading, and protection from changes
 
 
 @pytest.mark.parametrize(
     ("name", "second_factor", "sees"),
     [("ada", True, True), ("ada", False, False), ("cleo", True, False), ("eve", True, False)],
 )
-def test_owners_and_admins_read_their_own_tenants_entries(
+def test_only_owners_with_a_second_factor_read_their_tenants_entries(
     database: Database, acme: str, name: str, second_factor: bool, sees: bool
 ) -> None:
     create(database, acme, "Apollo")
@@ -352,14 +352,14 @@ CHANGES = ("update public.audit_logs set action = 'x'", "delete from public.audi
     "command", [*CHANGES, "insert into public.audit_logs (action, resource_type) values ('x', 'y')"]
 )
 @pytest.mark.parametrize("role", ["anon", "authenticated", "service_role"])
-def test_no_role_of_the_api_writes_the_trail(database: Database, acme: str, role: str, command: str) -> None:
+def test_no_api_role_may_write_the_trail(database: Database, acme: str, role: str, command: str) -> None:
     with pytest.raises(psycopg.errors.InsufficientPrivilege), database.acting(role, claims("ada", role=role)):
         database.execute(command)
 
 
 @pytest.mark.parametrize("command", CHANGES)
 @pytest.mark.parametrize("partition", [False, True])
-def test_the_owner_does_not_change_it_by_mistake(database: Database, acme: str, command: str, partition: bool) -> None:
+def test_the_owner_cannot_change_it_by_mistake(database: Database, acme: str, command: str, partition: bool) -> None:
     place = database.value("select max(tableoid::regclass::text) from public.audit_logs")
     with pytest.raises(psycopg.errors.InsufficientPrivilege, match="append-only"), database.connection.transaction():
         database.execute(command.replace("public.audit_logs", place) if partition else command)
@@ -379,7 +379,7 @@ def place_of(database: Database, moment: str) -> str:
     return str(database.value("select tableoid::regclass::text from public.audit_logs where created_at = %s", moment))
 
 
-def test_the_months_ahead_are_there(database: Database) -> None:
+def test_the_partitions_of_the_next_months_exist(database: Database) -> None:
     names = {
         name
         for (name,) in database.rows(
@@ -397,7 +397,7 @@ def test_the_months_ahead_are_there(database: Database) -> None:
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "America/New_York", "Pacific/Kiritimati", "Asia/Kolkata"])
-def test_a_month_begins_at_midnight_utc_whatever_the_sessions_zone(database: Database, zone: str) -> None:
+def test_a_month_begins_at_midnight_utc_in_any_session_time_zone(database: Database, zone: str) -> None:
     database.execute("select set_config('TimeZone', %s, true)", zone)
     for month in ("2031-03-15", "2031-10-15", "2032-02-15", "2031-12-15"):
         database.execute("select app.make_audit_partition(%s::timestamptz)", f"{month} 12:00+00")
@@ -410,7 +410,7 @@ def test_a_month_begins_at_midnight_utc_whatever_the_sessions_zone(database: Dat
     assert {moment: place_of(database, moment) for moment in moments} == moments
 
 
-def test_what_fell_outside_is_kept_and_moved_with_a_warning(database: Database) -> None:
+def test_entries_in_the_default_partition_are_moved_with_a_warning(database: Database) -> None:
     warnings: list[str] = []
     database.connection.add_notice_handler(lambda notice: warnings.append(notice.message_primary or ""))
     insert_at(database, "2019-05-05 00:00+00", "2019-05-06 00:00+00", "2040-01-01 00:00+00")
@@ -424,7 +424,7 @@ def test_what_fell_outside_is_kept_and_moved_with_a_warning(database: Database) 
     ]
 
 
-def test_a_new_months_partition_is_as_closed_as_the_others(database: Database) -> None:
+def test_a_new_partition_is_protected_like_the_others(database: Database) -> None:
     database.execute("select app.make_audit_partition('2035-06-01')")
     assert database.value(
         "select relrowsecurity and relforcerowsecurity from pg_class where oid = 'app.audit_logs_2035_06'::regclass"
@@ -438,11 +438,11 @@ def test_a_new_months_partition_is_as_closed_as_the_others(database: Database) -
 
 
 def interventions(database: Database) -> int:
-    """The last that is there already: other tests share the server, and some commit."""
+    """The id of the last existing intervention: other tests share the server, and some commit."""
     return database.value("select coalesce(max(id), 0) from app.audit_interventions") or 0
 
 
-def test_retention_drops_whole_months_and_says_so(database: Database) -> None:
+def test_retention_drops_whole_months_and_records_it(database: Database) -> None:
     for month in ("2019-05-01", "2019-06-01"):
         database.execute("select app.make_audit_partition(%s)", month)
     insert_at(database, "2019-05-05 00:00+00", "2019-05-06 00:00+00")
@@ -457,7 +457,7 @@ def test_retention_drops_whole_months_and_says_so(database: Database) -> None:
 # --- erasure
 
 
-def test_erasure_keeps_the_act_and_loses_the_person(database: Database, acme: str) -> None:
+def test_an_erasure_keeps_the_entries_and_removes_the_person(database: Database, acme: str) -> None:
     headers(database, x_forwarded_for="203.0.113.9", user_agent="Firefox")
     with database.acting("authenticated", claims("cleo", act={"sub": "user_support"})):
         create(database, acme, "Apollo", "Gemini", "Mercury")
@@ -466,7 +466,7 @@ def test_erasure_keeps_the_act_and_loses_the_person(database: Database, acme: st
     before = interventions(database)
     erased = database.value("select count(*) from app.audit_erasures")
     erase = "select app.erase_audit_entries((%s, 'user_cleo', '{}')::app.person, 2)"
-    # Besides the three: that she was made known, and joined.
+    # Five entries: the three specimens, her profile and her membership.
     assert [database.value(erase, cleo) for _ in range(4)] == [2, 2, 1, 0]
     rows = database.rows(
         "select user_id, actor, impersonator, ip_address, user_agent from public.audit_logs where action = 'specimen.created'"
@@ -482,7 +482,7 @@ def test_erasure_keeps_the_act_and_loses_the_person(database: Database, acme: st
         database.execute("delete from public.audit_logs")
 
 
-def test_a_purged_tenant_leaves_its_entries(database: Database, acme: str) -> None:
+def test_the_entries_of_a_purged_tenant_stay(database: Database, acme: str) -> None:
     create(database, acme, "Apollo")
     database.execute("delete from public.organizations where id = %s", acme)
     assert "specimen.created" in {

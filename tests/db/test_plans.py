@@ -1,7 +1,7 @@
-"""How the tenant policies run on a table of some size: the caller's organizations are an index condition, asked for once.
+"""Query plans of the tenant policies on large tables: the caller's organizations are computed once, for an index condition.
 
-The plans are those of `explain (analyze, costs off, format json)` as authenticated. What must not be in them: a SubPlan, which runs
-once a row, and a filter that calls a function, which does so too.
+The plans are those of `explain (analyze, costs off, format json)` as authenticated. They must contain neither a SubPlan nor a
+filter that calls a function, because both run once per row.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ OTHERS_PER_ORGANIZATION = 200
 
 @pytest.fixture(scope="module")
 def tenants(test_run: TestRun, request: pytest.FixtureRequest, starts_servers: None) -> Iterator[OwnDatabase]:
-    """A database of its own, with 100 organizations: planners of other tests must not see these rows."""
+    """A separate database with 100 organizations, so that these rows do not change the plans of other tests."""
     with own_database(test_run.postgres("server", request.config.getoption("--postgres"), is_migrated=True)) as server:
         with psycopg.connect(server.url("supabase_admin")) as admin:
             fill(admin, SPECIMENS)
@@ -45,7 +45,7 @@ def tenants(test_run: TestRun, request: pytest.FixtureRequest, starts_servers: N
                 "from (select array_agg(id) as ids from public.organizations) as o, generate_series(1, %s) as i",
                 [AUDIT_ENTRIES],
             )
-            admin.execute("set session_replication_role = replica")  # nobody has to be told of the rest
+            admin.execute("set session_replication_role = replica")  # without triggers: no audit entries, no broadcasts
             for table in TABLES.values():
                 admin.execute(table.insert("public.organizations", OTHERS_PER_ORGANIZATION).encode())
         with psycopg.connect(server.url("supabase_admin"), autocommit=True) as admin:
@@ -55,10 +55,10 @@ def tenants(test_run: TestRun, request: pytest.FixtureRequest, starts_servers: N
 
 @pytest.fixture
 def explain(tenants: Postgres) -> Iterator[Any]:
-    """Runs a statement as a member of three organizations, rolls it back, and returns every node of its plan."""
+    """Runs a statement as a member of three organizations, rolls it back, and returns all nodes of its plan."""
     with psycopg.connect(tenants.url()) as connection:
         database = Database(connection)
-        database.execute("set search_path = pg_catalog")  # so that plans name the schema of what is ours
+        database.execute("set search_path = pg_catalog")  # so that plans qualify our functions with their schema
 
         def plan_of(statement: str) -> list[Plan]:
             with database.acting("authenticated", claims("user_17", "org_1")):
@@ -78,11 +78,11 @@ def nodes(plan: Plan) -> Iterator[Plan]:
 
 
 def conditions(plan: list[Plan], *kinds: str) -> list[str]:
-    """The texts of the given kinds of conditions, wherever they stand in the plan."""
+    """The texts of all conditions of the given kinds in the plan."""
     return [node[kind] for node in plan for kind in kinds if kind in node]
 
 
-def calls_of_ours(text: str) -> bool:
+def calls_our_function(text: str) -> bool:
     return re.search(r"\b(app|public)\.\w+\(", text) is not None
 
 
@@ -109,7 +109,7 @@ TENANT_STATEMENTS = {
     }.items()
 }
 
-# Few enough rows that PostgreSQL may rather read them all.
+# These tables have so few rows that PostgreSQL may prefer a sequential scan.
 SMALL_STATEMENTS = {
     "read profiles": "select id, full_name from public.profiles",
     "read organizations": "select * from public.organizations",
@@ -126,30 +126,30 @@ def test_the_callers_organizations_are_an_index_condition(explain: Any, statemen
     plan = explain(statement)
     found = conditions(plan, "Index Cond")
     assert any(re.search(rf"\b{column} = ANY \(", condition) for condition in found), plan
-    assert not any(node["Node Type"] == "Seq Scan" for node in plan if not is_of_nothing(node)), plan
+    assert not any(node["Node Type"] == "Seq Scan" for node in plan if not is_empty(node)), plan
 
 
-def is_of_nothing(scan: Plan) -> bool:
-    """A month of the audit trail that has no entries yet is read as a whole."""
+def is_empty(scan: Plan) -> bool:
+    """PostgreSQL scans an empty partition of the audit trail sequentially."""
     return scan["Actual Rows"] + scan.get("Rows Removed by Filter", 0) == 0
 
 
 @pytest.mark.parametrize("statement", EVERY_STATEMENT.values(), ids=EVERY_STATEMENT)
-def test_the_callers_organizations_are_asked_for_once(explain: Any, statement: str) -> None:
-    asked = [node for node in explain(statement) if node.get("Parent Relationship") == "InitPlan"]
-    assert asked
-    assert all(node["Actual Loops"] <= 1 for node in asked), asked
+def test_the_callers_organizations_are_computed_once(explain: Any, statement: str) -> None:
+    init_plans = [node for node in explain(statement) if node.get("Parent Relationship") == "InitPlan"]
+    assert init_plans
+    assert all(node["Actual Loops"] <= 1 for node in init_plans), init_plans
 
 
 @pytest.mark.parametrize("statement", EVERY_STATEMENT.values(), ids=EVERY_STATEMENT)
-def test_nothing_is_asked_once_a_row(explain: Any, statement: str) -> None:
+def test_no_function_or_subplan_runs_once_per_row(explain: Any, statement: str) -> None:
     plan = explain(statement)
     assert not [node for node in plan if node.get("Parent Relationship") == "SubPlan"], plan
     filters = conditions(plan, "Filter", "Join Filter", "Index Cond", "Recheck Cond", "One-Time Filter")
-    assert not [each for each in filters if calls_of_ours(each)], filters
+    assert not [each for each in filters if calls_our_function(each)], filters
 
 
-def test_a_caller_with_many_specimens_is_answered_by_the_index_alone(explain: Any) -> None:
+def test_counting_many_specimens_uses_an_index_only_scan(explain: Any) -> None:
     plan = explain("select count(*) from public.specimens")
     assert [node["Node Type"] for node in plan if node["Node Type"].startswith(("Index", "Bitmap"))] == [
         "Index Only Scan"

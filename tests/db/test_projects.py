@@ -1,4 +1,4 @@
-"""The example `projects`: what it has that not every table has. Deleted with it (docs/extend.md)."""
+"""What the example `projects` has in addition to other tables. Delete this file with the example (docs/extend.md)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from scripts.schema.migrations import ROOT
 from scripts.schema.statements import split
 from tests.conftest import Database
 
-# What migrations do to the publication.
+# The statements of migrations about the publication.
 PUBLISHING = [
     statement.text
     for path in sorted((ROOT / "migrations").glob("*.sql"))
@@ -34,7 +34,7 @@ def test_projects_are_published(database: Database) -> None:
     ["", "drop publication supabase_realtime", "alter publication supabase_realtime drop table public.projects",
      "drop publication supabase_realtime; create publication supabase_realtime for table public.organizations"],
 )  # fmt: skip
-def test_the_migrations_find_what_a_hosted_project_may_have(database: Database, before: str) -> None:
+def test_the_migrations_accept_the_publication_of_a_hosted_project(database: Database, before: str) -> None:
     assert len(PUBLISHING) == 2
     if before:
         database.execute(before)

@@ -1,4 +1,4 @@
-"""The rules of the schema, read from the catalogue: a new table or function that breaks one is named here."""
+"""The rules of the schema, checked in the catalogue. A failing test lists the objects that break its rule."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RULES = {
         where n.nspname in {OURS} and k.contype = 'f' and k.conparentid = 0 and not exists (
           select from pg_index as i
           where i.indrelid = k.conrelid and (i.indkey::smallint[])[0:cardinality(k.conkey) - 1] @> k.conkey)""",
-    "every foreign key says what a deletion does": f"""
+    "every foreign key defines what a deletion does": f"""
         select k.conrelid::regclass || '.' || k.conname from pg_constraint as k join pg_namespace as n on n.oid = k.connamespace
         where n.nspname in {OURS} and k.contype = 'f' and k.confdeltype = 'a'""",
     "every table, view and column has a comment": f"""
@@ -45,29 +45,29 @@ RULES = {
     "every function pins its search path": f"""
         select p.oid::regprocedure::text from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace
         where n.nspname in {OURS} and not coalesce(p.proconfig @> '{{"search_path=pg_catalog, pg_temp"}}', false)""",
-    "a definer function's comment says why it must be one, and ops has none": f"""
+    "the comment of a definer function explains why it is one, and ops has none": f"""
         select p.oid::regprocedure::text from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace
         where n.nspname in {OURS} and p.prosecdef and (n.nspname = 'ops' or obj_description(p.oid, 'pg_proc') not like '%Definer:%')""",
     "a definer function in public is executable by service_role only": """
         select p.oid::regprocedure || ' by ' || coalesce(g.role, 'not service_role') from pg_proc as p, lateral (
-          select case a.grantee when 0 then 'everybody' else pg_get_userbyid(a.grantee) end as role
+          select case a.grantee when 0 then 'PUBLIC' else pg_get_userbyid(a.grantee) end as role
           from aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) as a where a.grantee not in (p.proowner, 'service_role'::regrole)
           union all
           select null where not has_function_privilege('service_role', p.oid, 'execute')) as g
         where p.pronamespace = 'public'::regnamespace and p.prosecdef""",
-    "a function for the service alone refuses Clerk's tokens before it does anything else": f"""
+    "a function for the service refuses Clerk's tokens first": f"""
         select p.oid::regprocedure::text from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace
         where n.nspname in {OURS} and has_function_privilege('service_role', p.oid, 'execute')
           and not has_function_privilege('authenticated', p.oid, 'execute') and p.oid <> 'app.refuse_clerk_tokens()'::regprocedure
           and p.prosrc !~ '^\\s*((#variable_conflict use_variable\\s+)?(declare\\s.*\\n)?begin\\s+perform|select) app\\.refuse_clerk_tokens\\(\\);'""",
-    "nothing is granted to anon or to everybody": f"""
+    "nothing is granted to anon or PUBLIC": f"""
         select 'table ' || c.oid::regclass from pg_class as c join pg_namespace as n on n.oid = c.relnamespace,
           aclexplode(c.relacl) as g where n.nspname in {OURS} and g.grantee in (0, 'anon'::regrole)
         union all
         select 'function ' || p.oid::regprocedure from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace,
           aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) as g
         where n.nspname in {OURS} and g.grantee in (0, 'anon'::regrole)""",
-    "no column is granted to anon or to everybody": f"""
+    "no column is granted to anon or PUBLIC": f"""
         select c.oid::regclass || '.' || a.attname from pg_attribute as a
         join pg_class as c on c.oid = a.attrelid join pg_namespace as n on n.oid = c.relnamespace,
           aclexplode(a.attacl) as g where n.nspname in {OURS} and g.grantee in (0, 'anon'::regrole)""",
@@ -82,7 +82,7 @@ RULES = {
         union all
         select p.oid::regprocedure || ' names the schema extensions' from pg_proc as p
         where p.pronamespace::regnamespace::text in {OURS} and p.prosrc like '%extensions.%'""",
-    "no table of app or ops is granted to a role of the API": """
+    "no table of app or ops is granted to an API role": """
         select c.oid::regclass || ' to ' || g.grantee::regrole from pg_class as c join pg_namespace as n on n.oid = c.relnamespace,
           aclexplode(c.relacl) as g
         where n.nspname in ('app', 'ops') and g.grantee in ('authenticated'::regrole, 'service_role'::regrole)""",
@@ -90,13 +90,13 @@ RULES = {
         select polrelid::regclass || ' ' || polcmd::text from pg_policy where polpermissive group by polrelid, polcmd, polroles having count(*) > 1
         union all
         select polrelid::regclass || ' for all' from pg_policy where polcmd = '*'""",
-    "no policy is open to everybody": "select polrelid::regclass || ' ' || polname from pg_policy where 0 = any(polroles)",
-    "no function or policy calls what raises on a Clerk id": f"""
+    "no policy applies to PUBLIC": "select polrelid::regclass || ' ' || polname from pg_policy where 0 = any(polroles)",
+    "no function or policy calls auth functions that raise on a Clerk id": f"""
         select p.oid::regprocedure::text from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace
         where n.nspname in {OURS} and p.prosrc ~ 'auth\\.(uid|role|email|jwt)'
         union all
         select tablename || ' ' || policyname from pg_policies where coalesce(qual, '') || coalesce(with_check, '') ~ 'auth\\.uid'""",
-    "what policies call is stable, so that it runs once per statement": """
+    "functions that policies call are stable, so that they run once per statement": """
         select p.oid::regprocedure::text from pg_proc as p
         join pg_namespace as n on n.oid = p.pronamespace
         join pg_depend as d on d.refobjid = p.oid and d.refclassid = 'pg_proc'::regclass and d.classid = 'pg_policy'::regclass
@@ -121,12 +121,12 @@ def functions_with_unfiltered_writes(database: Database) -> dict[str, list[str]]
 
 
 def test_no_function_changes_every_row_of_a_table(database: Database) -> None:
-    """Hosted Supabase refuses such a statement when the function is called through the API; the local stack does not."""
+    """When called through the API, hosted Supabase refuses such a statement. The local stack does not."""
     found = functions_with_unfiltered_writes(database)
-    assert found == {}, "Add a WHERE to each; `where true` if every row is meant."
+    assert found == {}, "Add a WHERE clause to each statement, or `where true` if it must change all rows."
 
 
-def test_functions_of_every_language_are_read(database: Database) -> None:
+def test_functions_of_every_language_are_checked(database: Database) -> None:
     write = "update app.settings set mail_enabled = true"
     database.execute(
         f"""create function public.probe_sql() returns void language sql as '{write}';
@@ -184,7 +184,7 @@ def test_a_write_without_where_is_found(text: str) -> None:
         "truncate t",
     ],
 )
-def test_a_write_with_where_passes_and_so_does_what_only_resembles_one(text: str) -> None:
+def test_a_write_with_where_and_other_similar_text_pass(text: str) -> None:
     assert find_unfiltered_writes(text) == []
 
 
@@ -198,7 +198,7 @@ def test_a_write_with_where_passes_and_so_does_what_only_resembles_one(text: str
         ("plpgsql", "declare\n  x integer;\nbegin perform app.refuse_clerk_tokens(); return true; end", False),
     ],
 )
-def test_a_function_for_the_service_alone_without_the_check_is_found(
+def test_a_function_for_the_service_without_the_check_is_found(
     database: Database, language: str, body: str, is_found: bool
 ) -> None:
     database.execute(f"create function public.probe() returns boolean language {language} as $${body}$$")
@@ -207,7 +207,7 @@ def test_a_function_for_the_service_alone_without_the_check_is_found(
     assert database.rows(rule) == [("probe()",)] * is_found
 
 
-def test_all_of_schema_ops_is_in_one_folder_and_nothing_else_is() -> None:
+def test_schema_ops_and_nothing_else_is_in_8_ops() -> None:
     makes = re.compile(r"^create or replace \w+ (\w+)\.", re.MULTILINE)
     schemas = {path: set(makes.findall(path.read_text())) for path in (ROOT / "functions").rglob("*.sql")}
     assert {path.parent.name for path, made in schemas.items() if "ops" in made} == {"8_ops"}
@@ -220,7 +220,7 @@ def test_an_object_that_needs_an_extension_breaks_the_rule(superuser: Database) 
     assert superuser.rows(RULES["no extension is needed"]) == [("table column public.needy.name needs citext",)]
 
 
-# Hosted Supabase refuses to change these roles, apart from their settings. The local server cannot.
+# Hosted Supabase refuses changes of these roles, except of their settings. The local server cannot refuse them.
 RESERVED_ROLES = "anon|authenticated|service_role|authenticator|supabase_\\w+|dashboard_user|pgbouncer"
 CHANGES_RESERVED_ROLE = re.compile(
     rf'\b(?:create|alter|drop)\s+(?:role|user|group)\s+(?:if\s+exists\s+)?"?(?:{RESERVED_ROLES})\b"?'
@@ -249,7 +249,7 @@ def test_a_change_of_a_reserved_role_is_recognised(statement: str, refused: bool
     assert bool(CHANGES_RESERVED_ROLE.search(statement)) == refused
 
 
-def test_migrations_ran_as_a_postgres_that_is_no_superuser(database: Database) -> None:
+def test_migrations_ran_as_postgres_without_superuser_rights(database: Database) -> None:
     assert database.value("select not rolsuper and rolbypassrls from pg_roles where rolname = current_user")
     owners = database.rows(
         f"select distinct pg_get_userbyid(relowner) from pg_class where relnamespace::regnamespace::text in {OURS}"
@@ -257,7 +257,7 @@ def test_migrations_ran_as_a_postgres_that_is_no_superuser(database: Database) -
     assert owners == [("postgres",)]
 
 
-def test_a_new_table_is_closed_until_its_policies_file_opens_it(database: Database) -> None:
+def test_a_new_table_has_no_grants_until_its_policies_file_adds_them(database: Database) -> None:
     database.execute("create table public.probe (id integer primary key)")
     database.execute("create function public.probe_function() returns integer language sql as 'select 1'")
     for role in ("anon", "authenticated", "service_role"):
@@ -267,8 +267,8 @@ def test_a_new_table_is_closed_until_its_policies_file_opens_it(database: Databa
         assert not database.value("select has_function_privilege(%s, 'public.probe_function()', 'execute')", role)
 
 
-def test_the_matrix_is_the_specifications(database: Database) -> None:
-    """Whoever widens a role has to say so here or in tests/tables too: all else reads the matrix from the database."""
+def test_the_permission_matrix_is_the_specified_one(database: Database) -> None:
+    """Change this list, or tests/tables, together with a role: other tests read the matrix from the database."""
     viewer = {"specimens:read", "members:read"}
     member = viewer | {"specimens:create", "specimens:update"}
     admin = member | {"specimens:delete", "members:invite", "members:remove", "organization:update", "audit:read"}

@@ -1,9 +1,9 @@
 """Any order and any repetition of the same Clerk events, over any number of connections, ends in the same rows.
 
-Hypothesis invents the life of a small Clerk: people, organizations, who joins, leaves, rejoins, is banned, pays, who is
-invited at an address of theirs before and after they are deleted. Each history is delivered in order, permuted, permuted
-with repetitions, and so over four connections at once. Every end must be what the simulated Clerk says. More histories:
-`pytest tests/properties --histories 20000`.
+Hypothesis generates histories of a small simulated Clerk. People join, leave, rejoin, are banned, and are deleted;
+organizations pay and invite people, also at addresses of deleted people. Each history is delivered in order, permuted,
+permuted with repetitions, and permuted with repetitions over four connections at once. After each delivery, the rows
+must be those of the simulated Clerk. For more histories: `pytest tests/properties --histories 20000`.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ SOMETIMES: tuple[Operation, ...] = (
 )  # fmt: skip
 RARELY: tuple[Operation, ...] = (Clerk.delete_user, Clerk.delete_organization)
 ADDRESSES: tuple[Operation, ...] = (Clerk.invite_person,) * 6 + (Clerk.change_address, Clerk.delete_user) * 3
-# Without a pause two changes of an object have the same updated_at.
+# Without a pause, two changes of an object have the same updated_at.
 PAUSES = (0, 1, SECOND, 90 * SECOND)
 
 
 @dataclass(frozen=True)
 class History:
-    """Deliveries of the same events by name. What is expected is None where even the messages' times tie: then nobody
-    can say which is the newest, and the deliveries need only agree."""
+    """Deliveries of the same events, by name. `expected` is None if several messages have the same time: then none of
+    them is the newest, and the deliveries only have to agree."""
 
     deliveries: dict[str, Delivery]
     everyone: list[str]
@@ -54,14 +54,14 @@ class History:
     expected: Rows | None
 
     def _repr_pretty_(self, printer: RepresentationPrinter, _cycle: bool) -> None:
-        """What Hypothesis prints of a history that fails."""
+        """Hypothesis prints a failing history with this."""
         for name, delivery in self.deliveries.items():
             printer.text(f"\n{name}:\n  " + "\n  ".join(map(str, delivery)))
 
 
 @st.composite
 def histories(draw: st.DrawFn, *, sessions: bool) -> History:
-    """An organization of two to begin with, then 4 to 14 operations: about 8 to 25 events."""
+    """Generates 4 to 14 operations, after an organization with two members: about 8 to 25 events."""
     clerk = Clerk(coarse=not sessions and draw(st.sampled_from((False,) * 5 + (True,))), sketchy=draw(st.booleans()))
     clerk.sign_up(0, 1)
     clerk.sign_up(1, 1)
@@ -85,7 +85,7 @@ def histories(draw: st.DrawFn, *, sessions: bool) -> History:
 
 
 def send(connection: Connection, item: Message | Session, prefix: str) -> None:
-    """Delivers as the Data API would. To be turned away, banned or deleted, is a fine answer to a session."""
+    """Delivers like the Data API. A session may be refused with PT403, if the person is banned or deleted."""
     if isinstance(item, Message):
         event = json.dumps(item.event).replace(PREFIX, prefix)
         connection.execute("select public.receive_clerk_event(%s, %s)", (f"msg_{prefix}_{item.number}", event))
@@ -104,23 +104,23 @@ def send(connection: Connection, item: Message | Session, prefix: str) -> None:
 
 
 def deliver(connection: Connection, delivery: Delivery, prefix: str) -> None:
-    """The connection acts as service_role, in autocommit or in a transaction of the caller's."""
+    """The connection acts as service_role, in autocommit mode or in the caller's transaction."""
     for item in delivery:
         send(connection, item, prefix)
 
 
 def finish_erasures(connection: Connection) -> None:
-    """As the job does. Most are done by the event, but a slow machine does less in the half second that it has."""
-    begun = """
+    """Completes erasures like the job. The event completes most of them, but it works on one for half a second only."""
+    running = """
         select l.receipt from app.erasure_log as l where l.state = 'running' and (
           exists (select from public.profiles as p where p.id = (l.person).id)
           or exists (select from app.clerk_records as r where r.fields ->> 'created_by' = (l.person).clerk_user_id))"""
-    while receipts := connection.execute(begun).fetchall():
+    while receipts := connection.execute(running).fetchall():
         for receipt in receipts:
             connection.execute("select public.continue_erasure(%s)", receipt)
 
 
-# What the events made, without our own ids and times; and what failed.
+# The rows that the events created, without our own ids and times, and the failed events.
 QUERIES = {
     "profiles": """
         select clerk_user_id, email, full_name, avatar_url, banned, created_at
@@ -147,28 +147,28 @@ QUERIES = {
 }
 
 
-def visible(connection: Connection, history: History, prefix: str) -> Rows:
-    """The rows of a history, as the simulated Clerk writes them. None of its messages may have failed."""
+def read_rows(connection: Connection, history: History, prefix: str) -> Rows:
+    """Reads the rows of a history in the simulated Clerk's form. None of the messages may have failed."""
     ids = {
         "everyone": [each.replace(PREFIX, prefix) for each in history.everyone],
         "everywhere": [each.replace(PREFIX, prefix) for each in history.everywhere],
         "messages": [f"msg_{prefix}_{number}" for number in range(len(history.deliveries["in order"]))],
     }
     rows = {
-        name: in_order(without(prefix, row) for row in connection.execute(query, ids))
+        name: in_order(remove_prefix(prefix, row) for row in connection.execute(query, ids))
         for name, query in QUERIES.items()
     }
     assert not rows.pop("failures")
     return rows
 
 
-def without(prefix: str, row: Row) -> Row:
+def remove_prefix(prefix: str, row: Row) -> Row:
     return tuple(value.replace(prefix, PREFIX) if isinstance(value, str) else value for value in row)
 
 
 @dataclass(frozen=True)
 class Replay:
-    """The connections, kept for all histories: one that delivers alone and looks, four that deliver at once."""
+    """The connections for all histories: one that delivers alone and reads the rows, and four that deliver at once."""
 
     alone: Connection
     together: list[Connection]
@@ -180,31 +180,29 @@ class Replay:
         expected = history.expected
         known: list[Row] | None = None
         for name, delivery in history.deliveries.items():
-            end = self.end(name, delivery, history, prefix)
-            records = end.pop(
-                "records"
-            )  # of those who were deleted there is none, in whatever order Clerk told of them
+            rows = self.deliver_and_read(name, delivery, history, prefix)
+            records = rows.pop("records")  # deleted people have none, in any order of the events
             known = records if known is None else known
             assert records == known, name
-            expected = end if expected is None else expected
-            note(f"{name}: {end}")
-            assert end == expected, name
+            expected = rows if expected is None else expected
+            note(f"{name}: {rows}")
+            assert rows == expected, name
 
-    def end(self, name: str, delivery: Delivery, history: History, prefix: str) -> Rows:
-        """The rows after a delivery. One delivered alone is rolled back, so that the same ids serve again."""
+    def deliver_and_read(self, name: str, delivery: Delivery, history: History, prefix: str) -> Rows:
+        """The rows after a delivery. A single connection's delivery is rolled back, so that the ids can be reused."""
         if name != TOGETHER:
             with self.alone.transaction(force_rollback=True):
                 self.alone.execute("set local role service_role")
                 deliver(self.alone, delivery, prefix)
                 self.alone.execute("reset role")
                 finish_erasures(self.alone)
-                return visible(self.alone, history, prefix)
+                return read_rows(self.alone, history, prefix)
         parts = [delivery[number::CONNECTIONS] for number in range(CONNECTIONS)]
         running = [self.threads.submit(deliver, *each, prefix) for each in zip(self.together, parts, strict=True)]
         for each in running:
             each.result()
         finish_erasures(self.alone)
-        return visible(self.alone, history, prefix)
+        return read_rows(self.alone, history, prefix)
 
 
 @pytest.fixture(scope="module")
@@ -224,8 +222,8 @@ def replay(connect: Callable[[], Connection]) -> Iterator[Replay]:
 
 
 @pytest.fixture(scope="module")
-def thoroughly(request: pytest.FixtureRequest) -> settings:
-    """As many histories as asked for; a history of 25 events is no small input, and takes what it takes."""
+def history_settings(request: pytest.FixtureRequest) -> settings:
+    """Hypothesis settings for --histories. A history has up to 25 events, so there is no deadline."""
     return settings(
         max_examples=request.config.getoption("--histories"),
         deadline=None,
@@ -234,9 +232,11 @@ def thoroughly(request: pytest.FixtureRequest) -> settings:
     )
 
 
-def test_any_order_and_repetition_ends_in_the_same_rows(replay: Replay, thoroughly: settings) -> None:
-    thoroughly(given(histories(sessions=False))(replay.check))()
+def test_any_order_and_repetition_ends_in_the_same_rows(replay: Replay, history_settings: settings) -> None:
+    history_settings(given(histories(sessions=False))(replay.check))()
 
 
-def test_sessions_started_at_any_moment_leave_no_trace_after_the_events(replay: Replay, thoroughly: settings) -> None:
-    thoroughly(given(histories(sessions=True))(replay.check))()
+def test_sessions_started_at_any_moment_do_not_change_the_final_rows(
+    replay: Replay, history_settings: settings
+) -> None:
+    history_settings(given(histories(sessions=True))(replay.check))()

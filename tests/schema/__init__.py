@@ -1,4 +1,4 @@
-"""The product's schema, and with it the tests' own table: specimens.sql."""
+"""Applies the product's schema together with specimens.sql, a table that only tests use."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ REMOVAL = """
 
 
 def migrate(url: str) -> None:
-    """Applies both to a database."""
+    """Applies the product's schema and specimens.sql to a database."""
     migrations.up(url)
     with psycopg.connect(url) as connection:
         connection.execute(SPECIMENS.read_bytes())
 
 
 def remove(url: str) -> None:
-    """Takes the tests' own table away: for tests that look for what no file of a checkout declares."""
+    """Removes specimens: for tests that look for objects that no file of a checkout declares."""
     with psycopg.connect(url) as connection:
         connection.execute(REMOVAL)

@@ -1,5 +1,5 @@
--- Specimens: the tests' own tenant table, in the form of `ballast new table`. No product has it, so that tests of tenants, policies,
--- broadcasts, the audit trail and personal data need no table of the product. It may be applied twice.
+-- Specimens: a tenant table that only tests apply, in the form of `ballast new table`. With it, the tests of tenants, policies, broadcasts,
+-- the audit trail and personal data do not depend on a product's tables. This file may be applied twice.
 create table if not exists public.specimens (
   id uuid primary key default gen_random_uuid(),
   organization_id uuid not null references public.organizations on delete cascade,
