@@ -15,7 +15,7 @@ as $$
 $$;
 comment on function public.backup_is_running is 'Whether a session of this database holds advisory lock 733140620, as `ballast backup run` does.';
 
--- The table lock serializes concurrent requests. A process that was just started has not taken its advisory lock yet, so a row marked
+-- The table lock serializes concurrent requests. A process that was just started has not taken its advisory lock yet. So a row marked
 -- 'started' in the last 10 seconds also counts as running.
 create or replace function public.request_backup(id uuid, filename text, backup_type text) returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp

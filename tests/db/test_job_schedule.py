@@ -39,7 +39,7 @@ def test_each_job_is_scheduled_once_and_calls_the_service_with_the_token(databas
     assert set(calls) == {(f"https://api.example.com/jobs/{job}", "Bearer the token") for (job,) in scheduled}
 
 
-def test_without_the_extensions_the_error_tells_the_operator_to_enable_them(database: Database) -> None:
+def test_without_the_extensions_the_error_explains_how_to_enable_them(database: Database) -> None:
     with pytest.raises(psycopg.DatabaseError, match="pg_cron, pg_net or the vault is not installed"):
         database.execute("select ops.schedule_jobs('https://api.example.com')")
 

@@ -212,7 +212,7 @@ def test_retry_webhook_applies_a_failed_event_again(database: Database) -> None:
 # --- suspension ---
 
 
-def explain_access(database: Database, user_id: str) -> tuple[int, ...]:
+def count_readable(database: Database, user_id: str) -> tuple[int, ...]:
     """How many rows of each table the person can read, and how many organizations and topics their session has."""
     tables = ("organizations", "specimens", "organization_memberships", "audit_logs", "profiles")
     with database.acting("authenticated", {"sub": user_id, "role": "authenticated", "fva": [0, 0]}):
@@ -223,7 +223,7 @@ def explain_access(database: Database, user_id: str) -> tuple[int, ...]:
 
 
 def test_members_cannot_reach_a_suspended_organization_until_it_is_resumed(world: Database) -> None:
-    before = {person: explain_access(world, person) for person in (ADA, BEN, CLEO)}
+    before = {person: count_readable(world, person) for person in (ADA, BEN, CLEO)}
     answer = world.value("select ops.suspend_organization('org_acme', '  does not pay  ')")
     assert answer.startswith("Acme is suspended")
     acme = tenant(world, "org_acme")
@@ -237,7 +237,7 @@ def test_members_cannot_reach_a_suspended_organization_until_it_is_resumed(world
                 query = f"select count(*) from public.{table} where {column} = %s"
                 assert world.value(query, acme["id"]) == 0, (person, table)
             assert not world.value("select public.has_permission(%s, 'specimens:read')", acme["id"])
-            assert world.execute("update public.specimens set title = 'x'").rowcount == explain_access_of_others(
+            assert world.execute("update public.specimens set title = 'x'").rowcount == count_specimens_of_others(
                 world, acme["id"]
             )
             session = world.value("select public.start_session()")
@@ -246,7 +246,7 @@ def test_members_cannot_reach_a_suspended_organization_until_it_is_resumed(world
             statement = "insert into public.specimens (organization_id, title) values (%s, 'x')"
             assert "row-level security" in read_refusal(world, statement, acme["id"])
     world.execute("select ops.resume_organization('org_acme')")
-    after = {person: explain_access(world, person) for person in (ADA, BEN, CLEO)}
+    after = {person: count_readable(world, person) for person in (ADA, BEN, CLEO)}
     # Audit entries (index 3) are left out: the updates above, the suspension and its end added some.
     assert {person: counts[:3] + counts[4:] for person, counts in after.items()} == {
         person: counts[:3] + counts[4:] for person, counts in before.items()
@@ -254,7 +254,7 @@ def test_members_cannot_reach_a_suspended_organization_until_it_is_resumed(world
     assert tenant(world, "org_acme")["state"] == "active"
 
 
-def explain_access_of_others(database: Database, organization: object) -> int:
+def count_specimens_of_others(database: Database, organization: object) -> int:
     """How many specimens of other organizations the caller may read, and so update."""
     return int(database.value("select count(*) from public.specimens where organization_id <> %s", organization))
 
