@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from typing import Any
 
@@ -202,6 +203,15 @@ def test_the_page_size_does_not_change_the_export(world: Database) -> None:
         == without_the_request(export_all(world, page=3))
         == without_the_request(export_all(world))
     )
+
+
+def test_the_example_in_the_header_of_export_sql_is_the_generated_query(world: Database) -> None:
+    header = (ROOT / "functions/5_personal_data/export.sql").read_text().partition("create or replace")[0]
+    example = re.search(r"with fetched .*where m\.before < 2000000", header.replace("\n--", "\n"), re.DOTALL)
+    assert example is not None
+    shortened = """jsonb_populate_record(d, '{"exported": ["t.id", "t.action"]}')"""
+    query = f"select app.export_query({shortened}, false) from app.personal_data as d where d.domain = 'activity'"
+    assert example[0].split() == world.value(query).split()
 
 
 def test_a_page_ends_at_two_megabytes(world: Database) -> None:
