@@ -101,7 +101,7 @@ cross join
         then array['yellow', 'The last sample differs from Clerk: run `ballast clerk reconcile`.']
       when f.failures > 0 then array['yellow', 'The last run failed: read last_report. The next run retries.']
       when f.last_run_at < now() - greatest(3 * f.every, interval '30 minutes')
-        then array['yellow', 'The scheduler has stopped calling the job, although no work is overdue. Check that the scheduler is running.']
+        then array['yellow', 'The scheduler has stopped calling the job. No work is overdue yet. Check that the scheduler is running.']
       else array['green', 'OK.']
     end as verdict
   ) as rule
