@@ -3,8 +3,8 @@
 
 -- The caller's signed claims, in one row. Null if the setting is not a JSON object or exceeds 8 kB: deeply nested JSON of that size could
 -- exhaust the server's stack. Clerk's tokens stay below 4 kB.
--- This and app.caller are views, so that each function below is one query that reads the claims once. Each statement of a browser waits
--- for these functions (`./scripts/bench rls`).
+-- This and app.caller are views, so that each function below is one query that reads the claims once. Speed matters: these functions run in
+-- each statement of a browser (`./scripts/bench rls`).
 do $$
 begin
   if current_setting('server_version_num')::integer >= 160000 then
@@ -94,7 +94,7 @@ begin
   return (select c.id from app.caller as c);
 end;
 $$;
-comment on function app.user_id is 'The caller''s profile, or null. Definer: the policy on profiles needs it before it can read profiles.';
+comment on function app.user_id is 'The id of the caller''s profile, or null. Definer: the policy on profiles needs it before it can read profiles.';
 
 -- The caller's memberships. Owners and admins without the second factor that their organization requires act as viewers.
 create or replace view app.caller_memberships as

@@ -126,7 +126,8 @@ end;
 $$;
 comment on function app.insert_new_users is 'Inserts the records and profiles of a page''s unknown users. Returns their ids.';
 
--- Only if the records of person and organization are newer than the copies in the membership, and the two have never had a membership.
+-- Only if the records of the person and the organization are greater than the copies in the membership, and if no membership of the two
+-- was ever recorded.
 create or replace function app.insert_new_memberships(page jsonb, asked_at timestamptz) returns text[]
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$

@@ -193,4 +193,4 @@ begin
 end;
 $$;
 comment on function app.delete_clerk_object is
-'Deletes an object that Clerk did not have at asked_at. False if it is already deleted, or an event after asked_at mentioned it.';
+'Deletes an object that Clerk did not have at asked_at. False if it is already deleted, or its record is newer than asked_at.';

@@ -32,7 +32,7 @@ begin
   end loop;
 end;
 $$;
-comment on function app.lock_clerk_objects is 'Holds the objects with these Clerk ids until the transaction ends.';
+comment on function app.lock_clerk_objects is 'Locks the objects with these Clerk ids until the transaction ends.';
 
 create or replace function app.salted_hash(salt bytea, value text) returns text
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp

@@ -28,6 +28,6 @@ as $$
   limit audit_page.page;
 $$;
 comment on function public.audit_page is
-'Up to `page` of the organization''s entries of `since` or later, newest first, that are older than the entry (before_time, before_id). Does not check the caller''s permission. Definer: the service has no privilege on tables.';
+'Up to `page` of the organization''s entries, newest first: not older than `since`, and older than the entry (before_time, before_id). Does not check the caller''s permission. Definer: the service has no privilege on tables.';
 
 grant execute on function public.audit_page(uuid, timestamptz, timestamptz, uuid, integer) to service_role;

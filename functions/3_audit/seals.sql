@@ -28,7 +28,7 @@ as $$
   left join app.audit_erasures as e on e.entry_id = a.id and e.entry_created_at = a.created_at and e.remaining = h.hash
   where a.created_at >= range_start and a.created_at < range_end;
 $$;
-comment on function app.audit_digest is 'The number of entries in the range, how many of them an erasure changed, and the SHA-256 over all entries'' hashes in order.';
+comment on function app.audit_digest is 'Of a range: the number of entries, the number changed by an erasure, and the SHA-256 over all entries'' hashes in order.';
 
 create or replace function app.compute_seal(
   previous bytea, range_start timestamptz, range_end timestamptz, entries bigint, digest bytea
