@@ -1,4 +1,4 @@
-"""Clerk's webhook events as plain dicts, in the shape of real deliveries. Times are milliseconds since 1970."""
+"""Builds Clerk's webhook events as dicts, in the form of real deliveries. Times are in milliseconds since 1970."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MINUTE = 60 * SECOND
 
 
 def event(kind: str, data: Json, timestamp: int | None = None) -> Json:
-    """The envelope. Without a timestamp it was sent when the object was last updated."""
+    """The whole event. Its default timestamp is the object's updated_at."""
     return {
         "data": data,
         "event_attributes": {"http_request": {"client_ip": "192.0.2.1", "user_agent": "okhttp/4.12.0"}},
@@ -23,12 +23,12 @@ def event(kind: str, data: Json, timestamp: int | None = None) -> Json:
 
 
 def deletion_event(kind: str, clerk_id: str, timestamp: int) -> Json:
-    """The deletion of a user, organization, role or permission: it carries no more than the id."""
+    """The deletion of a user, organization, role or permission. Its data contains little more than the id."""
     return event(f"{kind}.deleted", {"object": kind, "id": clerk_id, "deleted": True}, timestamp)
 
 
 def user(clerk_id: str, updated_at: int = START, email: str | None = "ada@example.com", **changes: Any) -> Json:
-    """A user whose primary address is `email`; without one, somebody who signed up by phone."""
+    """A user whose primary address is `email`. With None, a user who signed up by phone."""
     addresses = [{"id": "idn_other", "object": "email_address", "email_address": "first@example.com"}]
     if email:
         addresses.append({"id": "idn_primary", "object": "email_address", "email_address": email})
@@ -79,7 +79,7 @@ def organization(clerk_id: str, updated_at: int = START, created_by: str | None 
 def membership(
     clerk_id: str, org: Json, person: Json, role: str = "org:member", updated_at: int = START, **changes: Any
 ) -> Json:
-    """A membership with the copies of the organization and the person that Clerk puts inside."""
+    """A membership, with the copies of the organization and the person that Clerk includes."""
     return {
         "object": "organization_membership",
         "id": clerk_id,
@@ -150,7 +150,7 @@ def permission(clerk_id: str, key: str, updated_at: int = START) -> Json:
 
 
 def payer(organization_id: str = "", user_id: str = "") -> Json:
-    """Who pays: an organization or a person. Clerk leaves the other id empty."""
+    """The payer is an organization or a person. Clerk leaves the other id empty."""
     return {
         "object": "commerce_payer",
         "id": f"cpayer_{organization_id or user_id}",
@@ -166,7 +166,7 @@ def payer(organization_id: str = "", user_id: str = "") -> Json:
 def subscription_item(
     clerk_id: str, plan: str, status: str = "active", updated_at: int = START, **changes: Any
 ) -> Json:
-    """An item. Its own events name the payer, the copies inside a subscription do not."""
+    """A subscription item. Its own events contain the payer, the copies in a subscription do not."""
     return {
         "object": "commerce_subscription_item",
         "id": clerk_id,

@@ -1,6 +1,6 @@
-"""A small Clerk in memory: operations change it, it sends what Clerk would send, and it knows what all should see.
+"""A small Clerk in memory. Operations change its objects and make the events that Clerk would send.
 
-It shares no line with our SQL, so its `visible()` is what the sync's rows are held against.
+It shares no code with our SQL, so tests compare the sync's rows with its `visible()`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from tests.events import SECOND, START, Json
 Row = tuple[Any, ...]
 Rows = dict[str, list[Row]]
 
-PREFIX = "~"  # in every id and address; whoever delivers replaces it, so that histories do not meet
-ROLES = ("org:admin", "org:member", "org:billing_manager")  # the last one is the customer's own: unknown to us
-PLANS = ("pro", "enterprise", "made_to_measure")  # likewise
+PREFIX = "~"  # in all ids and addresses; a delivery replaces it, so that histories do not share objects
+ROLES = ("org:admin", "org:member", "org:billing_manager")  # the last one is a custom role, which has no mapping
+PLANS = ("pro", "enterprise", "made_to_measure")  # the last one has no mapping either
 OUR_ROLE = {"org:admin": "admin", "org:member": "member"}
 OUR_STATUS = {"active": "active", "past_due": "past_due", "ended": "cancelled"}
 
@@ -40,7 +40,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Session:
-    """A token's claims, with which a browser may start a session at any moment."""
+    """The claims of a token. A browser may start a session with it at any time."""
 
     claims: Json
 
@@ -50,10 +50,10 @@ class Session:
 
 @dataclass
 class Clerk:
-    """Each operation takes two numbers: the first chooses among what exists, the second what happens to it."""
+    """Each operation takes two numbers: the first selects an object, the second selects the change."""
 
-    coarse: bool = False  # envelopes carry seconds, as in Clerk's published examples, so that many events tie
-    sketchy: bool = False  # copies of organizations inside memberships are no more than a name
+    coarse: bool = False  # event times are in seconds, as in Clerk's published examples, so that many are equal
+    sketchy: bool = False  # memberships contain only partial copies of their organizations
     now: int = START
     sent_at: int = START
     ids: int = 0
@@ -64,14 +64,14 @@ class Clerk:
     memberships: dict[str, Json] = field(default_factory=dict)
     invitations: dict[str, Json] = field(default_factory=dict)
     subscriptions: dict[str, Json] = field(default_factory=dict)  # by organization
-    items: dict[str, Json] = field(default_factory=dict)  # the one in force, by organization
+    items: dict[str, Json] = field(default_factory=dict)  # the item in force, by organization
     everyone: list[str] = field(default_factory=list)
     everywhere: list[str] = field(default_factory=list)
-    addresses: dict[str, set[str]] = field(default_factory=dict)  # all that a person ever had, also one who is gone
+    addresses: dict[str, set[str]] = field(default_factory=dict)  # all that a person ever had, by person
     deletions: dict[str, int] = field(default_factory=dict)  # by person
 
     def send(self, kind: str, data: Json) -> None:
-        """Each message has a later time than the one before, even when the object's updated_at has not moved."""
+        """Each message has a later time than the previous one, even if the object's updated_at is the same."""
         self.sent_at = max(self.now, self.sent_at + 1)
         sent_at = self.sent_at // SECOND if self.coarse else self.sent_at
         subject, action = kind.split(".")
@@ -110,7 +110,7 @@ class Clerk:
             self.send("user.updated", person)
 
     def change_address(self, a: int, b: int) -> None:
-        """One more, which is the primary one, verified or just typed in, or one instead of all. Others may have it, too."""
+        """Adds an address or replaces all. It may be primary, verified or neither, and others may have it, too."""
         if person := choose(self.users, a):
             status = "unverified" if b % 4 == 0 else "verified"
             new = {
@@ -126,12 +126,12 @@ class Clerk:
 
     def delete_user(self, a: int, b: int) -> None:
         if person := choose(self.users, a):
-            self.end_memberships("user", person["id"], told=b % 2 == 0)
+            self.end_memberships("user", person["id"], with_events=b % 2 == 0)
             del self.users[person["id"]]
             self.send("user.deleted", person)
 
     def start_session(self, a: int, b: int) -> None:
-        """A token as of now; when the browser uses it is another matter."""
+        """Issues a token now. The delivery determines when a browser uses it."""
         if person := choose(self.users, a):
             claims = {"sub": person["id"], "iat": self.now // SECOND, "v": 2}
             mine = {key: known for key, known in self.memberships.items() if known["user"] == person["id"]}
@@ -139,7 +139,7 @@ class Clerk:
                 claims["o"] = {"id": known["org"], "rol": known["role"].removeprefix("org:"), "slg": "acme"}
             self.sessions.append(Session(claims))
 
-    # Organizations and who belongs to them
+    # Organizations and members
 
     def found_organization(self, a: int, b: int) -> None:
         if person := choose(self.users, a):
@@ -162,7 +162,7 @@ class Clerk:
 
     def delete_organization(self, a: int, b: int) -> None:
         if org := choose(self.organizations, a):
-            self.end_memberships("org", org["id"], told=b % 2 == 0)
+            self.end_memberships("org", org["id"], with_events=b % 2 == 0)
             del self.organizations[org["id"]]
             self.send("organization.deleted", org)
 
@@ -207,10 +207,10 @@ class Clerk:
             self.leave(known)
             self.join(self.organizations[known["org"]], self.users[known["user"]], ROLES[b % 3])
 
-    def end_memberships(self, side: str, clerk_id: str, *, told: bool) -> None:
-        """Nobody states whether Clerk sends these events when it deletes a person or an organization."""
+    def end_memberships(self, side: str, clerk_id: str, *, with_events: bool) -> None:
+        """Clerk does not document whether it sends these events when it deletes a person or an organization."""
         for known in [known for known in self.memberships.values() if known[side] == clerk_id]:
-            if told:
+            if with_events:
                 self.leave(known)
             else:
                 del self.memberships[known["id"]]
@@ -219,7 +219,7 @@ class Clerk:
         self.invite_address(a, b, address(b))
 
     def invite_person(self, a: int, b: int) -> None:
-        """At an address of a person who is here, or was: one that they have or had."""
+        """Invites a current or former address of a current or deleted person."""
         if known := sorted({(person, email) for person, emails in self.addresses.items() for email in emails}):
             email = known[b % len(known)][1]
             self.invite_address(a, b, email.title() if a % 3 == 0 else email)
@@ -237,7 +237,7 @@ class Clerk:
         return {key: sent for key, sent in self.invitations.items() if sent["organization_id"] in self.organizations}
 
     def predates_erasure(self, sent: Json) -> bool:
-        """Whether it was made before somebody was deleted who ever had its address, whoever has it now."""
+        """Whether a person who ever had its address was deleted after its creation. Current owners do not matter."""
         return any(
             sent["email_address"].lower() in self.addresses[person] and sent["created_at"] <= deleted_at
             for person, deleted_at in self.deletions.items()
@@ -256,10 +256,10 @@ class Clerk:
             del self.invitations[sent["id"]]
             self.join(self.organizations[sent["organization_id"]], person, sent["role"])
 
-    # Billing: one subscription an organization, one item in force
+    # Billing: one subscription per organization, one item in force
 
     def subscribe(self, a: int, b: int) -> None:
-        """To the first plan, or to another: the item in force ends and a new one begins."""
+        """Starts a plan, or changes it: the item in force ends and a new one begins."""
         if org := choose(self.organizations, a):
             payer = org["id"]
             first = payer not in self.subscriptions
@@ -282,7 +282,7 @@ class Clerk:
             self.change_subscription(payer, "active", "active")
 
     def unsubscribe(self, a: int, b: int) -> None:
-        """Cancelled, an item stays in force until the period ends, which may be at once."""
+        """A cancelled item stays in force until its period ends, which may be at once."""
         if payer := choose_payer(self.items, a):
             self.change_item(payer, "canceled")
             if b % 2:
@@ -301,7 +301,7 @@ class Clerk:
         self.subscriptions[payer] |= {"status": status, "updated_at": self.now, "items": items}
         self.send(f"subscription.{action}", self.subscriptions[payer])
 
-    # What everybody should see
+    # The expected rows
 
     def visible(self) -> Rows:
         return {
@@ -341,7 +341,7 @@ def address(name: object) -> str:
 
 
 def own_addresses(person: Json) -> set[str]:
-    """The primary address and those that were verified."""
+    """The primary address and the verified ones."""
     return {
         entry["email_address"].lower()
         for entry in person["email_addresses"]
@@ -357,7 +357,7 @@ def expected_invitation(sent: Json) -> Row:
 
 
 def in_order(rows: Iterable[Row]) -> list[Row]:
-    """By their text, because columns may be null."""
+    """Sorts by text, because columns may be null."""
     return sorted(rows, key=str)
 
 
