@@ -33,7 +33,7 @@ def acme(database: Database) -> str:
     return str(database.value("select id from public.organizations where name = 'Acme'"))
 
 
-def person(database: Database, name: str) -> Any:
+def profile_id(database: Database, name: str) -> Any:
     return database.value("select id from public.profiles where clerk_user_id = %s", f"user_{name}")
 
 
@@ -50,7 +50,7 @@ def read_new_entries(database: Database) -> list[Entry]:
     return [row for (row,) in rows]
 
 
-def create(database: Database, organization: str, *titles: str) -> None:
+def create_specimens(database: Database, organization: str, *titles: str) -> None:
     database.execute(
         "insert into public.specimens (organization_id, title) select %s, unnest(%s::text[])",
         organization,
@@ -58,7 +58,7 @@ def create(database: Database, organization: str, *titles: str) -> None:
     )
 
 
-def headers(database: Database, **values: str) -> None:
+def set_headers(database: Database, **values: str) -> None:
     named = {name.replace("_", "-"): value for name, value in values.items()}
     database.execute("select set_config('request.headers', %s, true)", json.dumps(named))
 
@@ -67,7 +67,7 @@ def headers(database: Database, **values: str) -> None:
 
 
 def test_a_person_is_identified_by_their_token(database: Database, acme: str) -> None:
-    headers(
+    set_headers(
         database,
         x_forwarded_for="203.0.113.9, 10.0.0.1",
         user_agent="Firefox",
@@ -75,10 +75,10 @@ def test_a_person_is_identified_by_their_token(database: Database, acme: str) ->
         x_actor="another actor",
     )
     with database.acting("authenticated", claims("cleo", act={"sub": "user_support"})):
-        create(database, acme, "Apollo")
+        create_specimens(database, acme, "Apollo")
     [entry] = read_new_entries(database)
     assert (entry["user_id"], entry["actor"], entry["impersonator"]) == (
-        str(person(database, "cleo")),
+        str(profile_id(database, "cleo")),
         None,
         "user_support",
     )
@@ -89,16 +89,16 @@ def test_a_person_is_identified_by_their_token(database: Database, acme: str) ->
 
 @pytest.mark.parametrize(("named", "actor"), [({}, "service"), ({"x_actor": "nightly import"}, "nightly import")])
 def test_the_service_may_name_itself(database: Database, acme: str, named: dict[str, str], actor: str) -> None:
-    headers(database, **named)
+    set_headers(database, **named)
     database.execute("""select set_config('request.jwt.claims', '{"role": "service_role"}', true)""")
-    create(database, acme, "Apollo")
+    create_specimens(database, acme, "Apollo")
     [entry] = read_new_entries(database)
     assert (entry["user_id"], entry["actor"]) == (None, actor)
 
 
 def test_a_write_without_a_token_is_by_the_system(database: Database, acme: str) -> None:
-    headers(database, x_actor="another actor")
-    create(database, acme, "Apollo")
+    set_headers(database, x_actor="another actor")
+    create_specimens(database, acme, "Apollo")
     assert [entry["actor"] for entry in read_new_entries(database)] == ["system"]
 
 
@@ -131,7 +131,7 @@ def test_every_command_on_every_table_is_recorded_with_its_actor(
         json.dumps(who) if who else "",
         name,
     )
-    create(database, acme, "Apollo")
+    create_specimens(database, acme, "Apollo")
     database.execute("update public.specimens set title = 'Gemini', description = 'Twins'")
     database.execute("delete from public.specimens")
     database.execute("update public.organizations set name = 'Acme Corp' where id = %s", acme)
@@ -145,7 +145,7 @@ def test_every_command_on_every_table_is_recorded_with_its_actor(
     database.execute("update public.organizations set deleted_at = now() where id = %s", acme)
     database.execute("delete from public.organizations where id = %s", acme)
     entries = read_new_entries(database)
-    eve = None if actor else str(person(database, "eve"))
+    eve = None if actor else str(profile_id(database, "eve"))
     assert {(entry["user_id"], entry["actor"]) for entry in entries} == {(eve, actor)}
     assert {entry["action"] for entry in entries} == {
         "specimen.created", "specimen.updated", "specimen.deleted", "organization.updated", "organization.deleted", "member.role_changed",
@@ -167,7 +167,7 @@ def test_every_command_on_every_table_is_recorded_with_its_actor(
 
 
 def test_a_write_that_changes_nothing_is_not_recorded(database: Database, acme: str) -> None:
-    create(database, acme, "Apollo")
+    create_specimens(database, acme, "Apollo")
     read_new_entries(database)
     database.execute("update public.specimens set title = title")
     database.execute("update public.specimens set updated_at = now() + interval '1 hour'")
@@ -177,7 +177,7 @@ def test_a_write_that_changes_nothing_is_not_recorded(database: Database, acme: 
 
 
 def test_a_bulk_statement_makes_one_entry_per_row(database: Database, acme: str) -> None:
-    create(database, acme, *(f"Project {number}" for number in range(1000)))
+    create_specimens(database, acme, *(f"Project {number}" for number in range(1000)))
     assert len(read_new_entries(database)) == 1000
     database.execute("update public.specimens set status = 'archived' where title like '%%7'")
     assert len(read_new_entries(database)) == 100
@@ -249,9 +249,9 @@ HOSTILE: list[str] = [
 def test_no_header_makes_a_write_fail_or_go_unrecorded(database: Database, acme: str, text: str, role: str) -> None:
     database.execute("select set_config('request.headers', %s, true)", text)
     with database.acting("authenticated", claims("cleo")):
-        create(database, acme, "Apollo")
+        create_specimens(database, acme, "Apollo")
     database.execute("select set_config('request.jwt.claims', %s, true)", json.dumps({"role": role}))
-    create(database, acme, "Gemini")
+    create_specimens(database, acme, "Gemini")
     entries = read_new_entries(database)
     assert len(entries) == 2
     assert all(len(entry["user_agent"] or "") <= 512 and len(entry["request_id"] or "") <= 200 for entry in entries)
@@ -263,7 +263,7 @@ def test_a_write_does_not_fail_when_its_audit_entry_is_refused(database: Databas
     database.execute(
         "alter table public.audit_logs add constraint full_up check (action <> 'specimen.created') not valid"
     )
-    create(database, acme, "Apollo")
+    create_specimens(database, acme, "Apollo")
     assert database.value("select count(*) from public.specimens") == 1
     assert warnings == ["A change of public.specimens is not in the audit trail (23514)."]
 
@@ -272,7 +272,7 @@ def test_a_write_does_not_fail_when_the_actor_cannot_be_determined(database: Dat
     warnings: list[str] = []
     database.connection.add_notice_handler(lambda notice: warnings.append(notice.message_primary or ""))
     database.execute("alter function app.start_audit_entry() rename to away")
-    create(database, acme, "Apollo")
+    create_specimens(database, acme, "Apollo")
     assert database.value("select count(*) from public.specimens") == 1
     assert warnings == ["A change of public.specimens is not in the audit trail (42883)."]
 
@@ -287,7 +287,7 @@ def test_a_member_may_log_an_event_with_themselves_as_the_actor(database: Databa
     with database.acting("authenticated", claims("dee")):
         identifier = database.value(LOG, acme, "client.exported")
     [entry] = read_new_entries(database)
-    assert (entry["id"], entry["user_id"]) == (str(identifier), str(person(database, "dee")))
+    assert (entry["id"], entry["user_id"]) == (str(identifier), str(profile_id(database, "dee")))
     assert (entry["action"], entry["resource_type"], entry["resource_id"]) == ("client.exported", "report", "7")
 
 
@@ -310,7 +310,7 @@ def test_a_forged_or_oversized_event_is_refused(
     if values["p_organization_id"] == "globex":
         values["p_organization_id"] = database.value("select id from public.organizations where name = 'Globex'")
     if values["p_user_id"]:
-        values["p_user_id"] = person(database, values["p_user_id"])
+        values["p_user_id"] = profile_id(database, values["p_user_id"])
     values["p_metadata"] = json.dumps(values["p_metadata"]) if values["p_metadata"] is not None else None
     named = ", ".join(f"{name} => %s" for name in values)
     with pytest.raises(psycopg.DatabaseError) as refused, database.acting("authenticated", claims(who)):
@@ -320,7 +320,7 @@ def test_a_forged_or_oversized_event_is_refused(
 
 
 def test_the_service_may_name_the_actor(database: Database, acme: str) -> None:
-    ada = person(database, "ada")
+    ada = profile_id(database, "ada")
     with database.acting("service_role", {"role": "service_role"}):
         database.execute(LOG.replace("p_resource_id", "p_user_id => %s, p_resource_id"), acme, "billing.paid", ada)
         database.execute(LOG, acme, "billing.failed")
@@ -339,7 +339,7 @@ def test_the_service_may_name_the_actor(database: Database, acme: str) -> None:
 def test_only_owners_with_a_second_factor_read_their_tenants_entries(
     database: Database, acme: str, name: str, second_factor: bool, sees: bool
 ) -> None:
-    create(database, acme, "Apollo")
+    create_specimens(database, acme, "Apollo")
     with database.acting("authenticated", claims(name, fva=[0, 0 if second_factor else -1])):
         seen = database.value("select count(*) from public.audit_logs where action = 'specimen.created'")
     assert seen == int(sees)
@@ -375,7 +375,7 @@ def insert_at(database: Database, *moments: str) -> None:
     )
 
 
-def place_of(database: Database, moment: str) -> str:
+def partition_of(database: Database, moment: str) -> str:
     return str(database.value("select tableoid::regclass::text from public.audit_logs where created_at = %s", moment))
 
 
@@ -407,17 +407,17 @@ def test_a_month_begins_at_midnight_utc_in_any_session_time_zone(database: Datab
         "2031-12-31 23:59:59.999999+00": "app.audit_logs_2031_12", "2032-01-01 00:00:00+00": "app.audit_logs_default",
     }  # fmt: skip
     insert_at(database, *moments)
-    assert {moment: place_of(database, moment) for moment in moments} == moments
+    assert {moment: partition_of(database, moment) for moment in moments} == moments
 
 
 def test_entries_in_the_default_partition_are_moved_with_a_warning(database: Database) -> None:
     warnings: list[str] = []
     database.connection.add_notice_handler(lambda notice: warnings.append(notice.message_primary or ""))
     insert_at(database, "2019-05-05 00:00+00", "2019-05-06 00:00+00", "2040-01-01 00:00+00")
-    assert place_of(database, "2019-05-05 00:00+00") == "app.audit_logs_default"
+    assert partition_of(database, "2019-05-05 00:00+00") == "app.audit_logs_default"
     database.execute("select app.make_audit_partitions()")
-    assert place_of(database, "2019-05-05 00:00+00") == "app.audit_logs_2019_05"
-    assert place_of(database, "2040-01-01 00:00+00") == "app.audit_logs_2040_01"
+    assert partition_of(database, "2019-05-05 00:00+00") == "app.audit_logs_2019_05"
+    assert partition_of(database, "2040-01-01 00:00+00") == "app.audit_logs_2040_01"
     assert sorted(warnings) == [
         "1 audit entries of audit_logs_2040_01 were in the default partition.",
         "2 audit entries of audit_logs_2019_05 were in the default partition.",
@@ -437,7 +437,7 @@ def test_a_new_partition_is_protected_like_the_others(database: Database) -> Non
         database.execute("truncate app.audit_logs_2035_06")
 
 
-def interventions(database: Database) -> int:
+def last_intervention(database: Database) -> int:
     """The id of the last existing intervention: other tests share the server, and some commit."""
     return database.value("select coalesce(max(id), 0) from app.audit_interventions") or 0
 
@@ -446,7 +446,7 @@ def test_retention_drops_whole_months_and_records_it(database: Database) -> None
     for month in ("2019-05-01", "2019-06-01"):
         database.execute("select app.make_audit_partition(%s)", month)
     insert_at(database, "2019-05-05 00:00+00", "2019-05-06 00:00+00")
-    before = interventions(database)
+    before = last_intervention(database)
     assert database.value("select app.drop_audit_partitions()") == 2
     assert database.value("select to_regclass('app.audit_logs_2019_05')") is None
     new = "select kind, range_start::text, range_end::text, entries from app.audit_interventions where id > %s"
@@ -458,12 +458,12 @@ def test_retention_drops_whole_months_and_records_it(database: Database) -> None
 
 
 def test_an_erasure_keeps_the_entries_and_removes_the_person(database: Database, acme: str) -> None:
-    headers(database, x_forwarded_for="203.0.113.9", user_agent="Firefox")
+    set_headers(database, x_forwarded_for="203.0.113.9", user_agent="Firefox")
     with database.acting("authenticated", claims("cleo", act={"sub": "user_support"})):
-        create(database, acme, "Apollo", "Gemini", "Mercury")
+        create_specimens(database, acme, "Apollo", "Gemini", "Mercury")
     read_new_entries(database)
-    cleo = person(database, "cleo")
-    before = interventions(database)
+    cleo = profile_id(database, "cleo")
+    before = last_intervention(database)
     erased = database.value("select count(*) from app.audit_erasures")
     erase = "select app.erase_audit_entries((%s, 'user_cleo', '{}')::app.person, 2)"
     # Five entries: the three specimens, her profile and her membership.
@@ -483,7 +483,7 @@ def test_an_erasure_keeps_the_entries_and_removes_the_person(database: Database,
 
 
 def test_the_entries_of_a_purged_tenant_stay(database: Database, acme: str) -> None:
-    create(database, acme, "Apollo")
+    create_specimens(database, acme, "Apollo")
     database.execute("delete from public.organizations where id = %s", acme)
     assert "specimen.created" in {
         entry["action"] for entry in read_new_entries(database) if entry["organization_id"] == acme
