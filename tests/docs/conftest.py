@@ -1,4 +1,4 @@
-"""Fixtures of other folders that tests of documents use: databases with backups, and the service with its log."""
+"""Fixtures from other folders that document tests use: databases with backups, and the service with its log."""
 
 from tests.db.conftest import world, world_url  # noqa: F401
 from tests.scripts.conftest import (  # noqa: F401

@@ -1,4 +1,4 @@
-"""docs/deploy.md: its commands exist, its links lead somewhere, and no secret is without a way to replace it."""
+"""docs/deploy.md: it explains how to replace each secret, covers the specification's checklists, and its checks pass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def section(heading: str) -> str:
     return found[1]
 
 
-def test_every_secret_has_a_way_to_replace_it() -> None:
+def test_the_page_explains_how_to_replace_every_secret() -> None:
     names = re.findall(r"^([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
     aws = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
     secrets = {name for name in names if SECRET_NAME.search(name)} - PUBLIC_NAMES | PUBLIC_NAMES | aws
@@ -24,19 +24,19 @@ def test_every_secret_has_a_way_to_replace_it() -> None:
     assert [name for name in sorted(secrets) if f"`{name}`" not in section("Replacing a key")] == []
 
 
-def test_every_item_of_the_specifications_checklists_is_there() -> None:
+def test_the_checklists_cover_every_item_of_the_specification() -> None:
     subjects = """
         variables; migrations; Clerk's production instance; names and certificates; Sentry; backups; privacy page; consent banner; limits;
         mail; payments; errors; what people do; the database; cache; response times; sign-ins; webhooks; audit trail; uptime; costs;
         packages; who may do what; security; personal data
     """
     rows = [row.split(" | ")[0] for row in re.findall(r"^\| .+ \|$", section("Checklists"), re.MULTILINE)]
-    wanted = [subject.strip() for subject in subjects.split(";")]
-    assert [subject for subject in wanted if not any(subject in row for row in rows)] == []
+    required = [subject.strip() for subject in subjects.split(";")]
+    assert [subject for subject in required if not any(subject in row for row in rows)] == []
 
 
-def test_the_checks_that_need_no_account_pass_on_the_local_stack(stack: Stack) -> None:
-    """The page's curls and the smoke test, as they stand there."""
+def test_checks_that_need_no_account_pass_on_the_local_stack(stack: Stack) -> None:
+    """Runs the page's curl commands and the smoke test, unchanged."""
     lines = [
         line.strip()
         for line in [

@@ -1,4 +1,4 @@
-"""docs/extend.md: a product without the example `projects` is complete, keeps everything else, and has tests that pass."""
+"""docs/extend.md: a product without the example `projects` is complete, keeps everything else, and passes its tests."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tests.e2e.conftest import Window, membership
 from tests.schema import remove
 from tests.scripts.schema.test_new_table import SOURCES, blocks, copy_to, run_script
 
-# Of the tests, those that write most to a tenant table.
+# The test files that write most to a tenant table.
 GENERIC = ("audit", "claims", "erasure", "personal_data", "realtime", "schema_rules")
 
 
 @pytest.fixture(scope="module")
 def product(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the checkout, after what the page says to do."""
+    """A copy of the checkout in which the page's steps were followed."""
     names = (
         "scripts",
         "service",
@@ -50,7 +50,7 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_new_database_has_no_trace_of_it_and_is_complete(product: Path, new_database: Callable[..., str]) -> None:
+def test_a_new_database_without_the_example_is_complete(product: Path, new_database: Callable[..., str]) -> None:
     url = new_database()
     migrations.up(url, root=product)
     plan, drifted = drift.check(url, root=product)
@@ -66,7 +66,7 @@ def test_a_new_database_has_no_trace_of_it_and_is_complete(product: Path, new_da
         assert list(bulk.fill(connection, bulk.Size(organizations=2, members=3, projects=1))) == [(2, 14)]
 
 
-def test_a_database_with_people_loses_nothing_else(
+def test_removing_the_example_from_a_used_database_loses_nothing_else(
     product: Path, populated_database: str, new_database: Callable[..., str]
 ) -> None:
     url = new_database(populated_database)
@@ -82,12 +82,12 @@ def test_a_database_with_people_loses_nothing_else(
 
 
 @pytest.mark.thorough
-def test_linters_find_nothing_in_the_migration(product: Path) -> None:
+def test_linters_accept_the_migration(product: Path) -> None:
     run_script(product, "sqlfluff lint migrations/*_remove_projects.sql && squawk migrations/*_remove_projects.sql")
 
 
 @pytest.mark.thorough
-def test_its_types_have_no_projects_and_its_tests_pass(product: Path) -> None:
+def test_types_omit_projects_and_the_remaining_tests_pass(product: Path) -> None:
     run_script(product, "ballast types")
     assert "projects" not in (product / "supabase/types/database.ts").read_text()
     tests = " ".join(f"tests/db/test_{name}.py" for name in GENERIC)
@@ -98,7 +98,7 @@ def test_its_types_have_no_projects_and_its_tests_pass(product: Path) -> None:
 
 @pytest.fixture(scope="module")
 def running(product: Path, home: Path) -> Iterator[Stack]:
-    """Its local stack."""
+    """The local stack of the product."""
     place = {"BALLAST_HOME": str(home / "product"), "BALLAST_PORT_BASE": str(free_port_block()), "BALLAST_JOBS": "off"}
     environment = os.environ | place | {"PYTHONPATH": str(product)}
     environment.pop("COVERAGE_PROCESS_CONFIG", None)
@@ -117,7 +117,7 @@ def running(product: Path, home: Path) -> Iterator[Stack]:
 
 
 @pytest.mark.thorough
-def test_its_page_shows_the_members_live_and_no_projects(chromium: Browser, running: Stack) -> None:
+def test_the_demo_page_shows_members_live_and_no_projects(chromium: Browser, running: Stack) -> None:
     ada = Window(chromium.new_context(base_url=running.environment["SERVICE_URL"]).new_page()).open()
     ada.page.get_by_role("button", name="Ada Winter").click()
     expect(ada.live).to_have_text("Live")

@@ -1,4 +1,4 @@
-"""docs/limits.md: its table is that of the service, and its example caches an answer in a running Redis."""
+"""docs/limits.md: its table matches the service's limits, and its example caches an answer in a running Redis."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ PAGE = (ROOT / "docs/limits.md").read_text()
 SECONDS = {"a minute": 60, "an hour": 3600}
 
 
-def test_the_table_of_limits_is_that_of_the_service() -> None:
+def test_the_table_matches_the_limits_of_the_service() -> None:
     rows = re.findall(r"^\| `(\w+)` \| ([\d,]+) (an? \w+) \| (\w+) \|", PAGE, re.MULTILINE)
     listed = {name: Limit(int(number.replace(",", "")), SECONDS[time], Per(per)) for name, number, time, per in rows}
     assert listed == LIMITS
 
 
-def test_the_example_caches_an_answer_until_it_is_changed(make_app: MakeApp, stack: Stack) -> None:
+def test_the_example_caches_an_answer_until_it_is_invalidated(make_app: MakeApp, stack: Stack) -> None:
     [example] = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     [invalidation] = re.findall(r"`(components\(\)\.cache\.invalidate\(.*\))`", PAGE)
     read: list[str] = []

@@ -1,7 +1,7 @@
-"""Every document: the commands that it names are real ones, and its links lead somewhere.
+"""Every document: its commands exist, its links have targets, and the commands of some pages work on the local stack.
 
-Other tests run those of recovery.md, personal-data.md, operations.md, jobs.md, extend.md and sql-editor.md, and the README's;
-tests/docs/test_sql_blocks.py runs what other pages say in SQL.
+Other tests run the commands of README.md, recovery.md, personal-data.md, operations.md, jobs.md, extend.md and sql-editor.md.
+tests/docs/test_sql_blocks.py runs the SQL of other pages.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
 def commands(page: Path) -> list[str]:
-    """What the page has in code that begins with a command of ours."""
+    """The code on the page that begins with one of our commands."""
     text = page.read_text()
     inline = re.findall(r"`([^`\n]+)`", text)
     lines = [line.strip().removeprefix("$ ") for line in text.splitlines()]
@@ -34,14 +34,14 @@ def commands(page: Path) -> list[str]:
 COMMANDS = [(page, command) for page in PAGES for command in commands(page)]
 
 
-def test_the_pages_name_commands() -> None:
+def test_commands_are_found_on_the_pages() -> None:
     assert len(COMMANDS) > 100
 
 
 @pytest.mark.parametrize(
     ("page", "command"), COMMANDS, ids=[f"{page.relative_to(ROOT)} {command}" for page, command in COMMANDS]
 )
-def test_every_command_is_a_real_one(page: Path, command: str) -> None:
+def test_every_command_and_its_options_exist(page: Path, command: str) -> None:
     program, *words = shlex.split(command.split(" | ", maxsplit=1)[0].split(" > ", maxsplit=1)[0])
     if program != "ballast":
         assert os.access(ROOT / program, os.X_OK)
@@ -58,13 +58,13 @@ def test_every_command_is_a_real_one(page: Path, command: str) -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """Headings as GitHub turns them into anchors."""
+    """The anchors that GitHub makes of the page's headings."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_leads_somewhere(page: Path) -> None:
+def test_every_link_has_a_target(page: Path) -> None:
     for link in LINK.findall(page.read_text()):
         if "://" in link:
             continue
@@ -78,29 +78,29 @@ BLOCK = re.compile(r"^ *```sh\n(.+?)^ *```", re.MULTILINE | re.DOTALL)
 
 
 def follow_page(stack: Stack, page: str) -> None:
-    """Types, on the local stack, what the page says in one block after the other."""
+    """Runs the page's shell blocks on the local stack, in order."""
     for block in BLOCK.findall((ROOT / "docs" / page).read_text()):
-        # The URL of a hosted project is not ours.
+        # The page sets the URL of a hosted project. Here the commands use the local one.
         lines = [line for line in block.splitlines() if not line.strip().startswith("export DATABASE_URL=")]
         ran = stack.run_lines("\n".join(lines))
         assert ran.returncode == 0, f"{block}\n{ran.stdout}\n{ran.stderr}"
 
 
 @pytest.mark.parametrize("page", ["clerk.md", pytest.param("deploy.md", marks=pytest.mark.thorough)])
-def test_what_is_to_be_typed_works_on_the_local_stack(stack: Stack, page: str) -> None:
-    # Other tests leave people that Clerk's stand-in does not know.
-    agreed = stack.ballast("clerk", "reconcile", "--fix", "--yes-delete-many")
-    assert agreed.returncode == 0, agreed.stdout
+def test_the_commands_of_a_page_work_on_the_local_stack(stack: Stack, page: str) -> None:
+    # Other tests leave users that Clerk's stand-in does not have.
+    reconciled = stack.ballast("clerk", "reconcile", "--fix", "--yes-delete-many")
+    assert reconciled.returncode == 0, reconciled.stdout
     follow_page(stack, page)
 
 
 @pytest.mark.thorough
-def test_an_upgrade_is_tried_on_a_backup_and_applied(stack: Stack) -> None:
+def test_an_upgrade_is_checked_on_a_backup_and_applied(stack: Stack) -> None:
     assert stack.ballast("backup", "run").returncode == 0
     follow_page(stack, "upgrade.md")
 
 
-def test_the_audit_trail_is_verified_against_a_seal_that_was_kept(stack: Stack) -> None:
+def test_the_audit_trail_is_verified_against_a_stored_seal(stack: Stack) -> None:
     [line] = re.findall(r"^\$ (ballast audit verify --seal \S+)$", (ROOT / "docs/audit.md").read_text(), re.MULTILINE)
     assert stack.ballast("audit", "seal").returncode == 0
     with psycopg.connect(stack.environment["DATABASE_URL"]) as connection:

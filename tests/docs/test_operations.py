@@ -1,4 +1,4 @@
-"""docs/operations.md, cell by cell: what a route answers while a part is down, slow, or answers nonsense."""
+"""docs/operations.md, cell by cell: the status of each route while a dependency is down, slow or returns garbage."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ CELLS = {
     for row in ROWS[2:]
     for part, cell in zip(COLUMNS, row[1:], strict=True)
 }
-# What waits for which part, and how long in a test; SLOW_SECONDS is longer, and so a part never answers in time.
-WAITS = {
+# The timeout for each part, shortened for the test. SLOW_SECONDS is longer, so a slow part always times out.
+TIMEOUTS = {
     "service.data_api.TIMEOUT": httpx.Timeout(0.3), "service.data_api.PROBE_TIMEOUT": httpx.Timeout(0.3),
     "service.clerk_api.TIMEOUT": httpx.Timeout(0.3), "service.components.REDIS_TIMEOUT": httpx.Timeout(0.3),
     "service.mail.TIMEOUT": httpx.Timeout(0.3), "service.identity.FETCH_TIMEOUT_SECONDS": 0.3,
 }  # fmt: skip
 SLOW_SECONDS = 2.0
-PAIRS = list(itertools.product(PARTS, ("down", "slow", "nonsense")))
+PAIRS = list(itertools.product(PARTS, ("down", "slow", "garbage")))
 
 
 @pytest.fixture(params=PAIRS, ids=" ".join, scope="module")
 def outage(request: pytest.FixtureRequest) -> Iterator[tuple[str, dict[str, str]]]:
-    """A part, and the variables with which it is down, slow, or answers nonsense."""
+    """A part, and the variables that make it down, slow or return garbage."""
     part, how = request.param
 
     def answer(*_: object) -> Answer:
@@ -54,7 +54,7 @@ def outage(request: pytest.FixtureRequest) -> Iterator[tuple[str, dict[str, str]
         return 200, {"Content-Type": "text/html"}, b"<h1>Welcome to nginx!</h1>"
 
     with running_outside() as server, pytest.MonkeyPatch.context() as patch:
-        for name, seconds in WAITS.items() if how == "slow" else ():
+        for name, seconds in TIMEOUTS.items() if how == "slow" else ():
             patch.setattr(name, seconds)
         server.answer = answer
         url = NOBODY if how == "down" else server.url
@@ -73,7 +73,7 @@ def service(make_app: MakeApp, stack: Stack, outage: tuple[str, dict[str, str]])
 
 
 def make_request(client: FlaskClient, stack: Stack, method: str, route: str) -> Callable[[], int]:
-    """Asks the route as somebody who may."""
+    """Returns a function that calls the route as an authorized caller and returns the status."""
     with psycopg.connect(stack.environment["DATABASE_URL"]) as connection:
         [[acme]] = connection.execute("select id from public.organizations where clerk_org_id = 'org_acme'").fetchall()
     variable = {"/jobs": "JOBS_TOKEN", "/metr": "METRICS_TOKEN", "/api/v1/backups": "OPERATOR_TOKEN"}
@@ -88,19 +88,21 @@ def make_request(client: FlaskClient, stack: Stack, method: str, route: str) -> 
     return lambda: client.open(route.replace("{id}", str(acme)), method=method, **arguments).status_code  # type: ignore[arg-type]
 
 
-def test_each_route_answers_as_the_page_says(service: Flask, stack: Stack, outage: tuple[str, dict[str, str]]) -> None:
+def test_each_route_answers_with_the_status_on_the_page(
+    service: Flask, stack: Stack, outage: tuple[str, dict[str, str]]
+) -> None:
     part, _ = outage
-    wanted = {(method, route): status for (of, method, route), status in CELLS.items() if of == part}
-    assert len(wanted) == 15
+    expected = {(method, route): status for (of, method, route), status in CELLS.items() if of == part}
+    assert len(expected) == 15
     client = service.test_client()
-    assert {(method, route): make_request(client, stack, method, route)() for method, route in wanted} == wanted
+    assert {(method, route): make_request(client, stack, method, route)() for method, route in expected} == expected
 
 
-def test_a_slow_part_costs_no_longer_than_the_page_says() -> None:
-    def longest(wait: httpx.Timeout) -> float:
-        return (wait.connect or 0) + (wait.read or 0)
+def test_timeouts_match_those_on_the_page() -> None:
+    def total(timeout: httpx.Timeout) -> float:
+        return (timeout.connect or 0) + (timeout.read or 0)
 
-    database, clerk, redis = (longest(each) for each in (data_api.TIMEOUT, clerk_api.TIMEOUT, components.REDIS_TIMEOUT))
+    database, clerk, redis = (total(each) for each in (data_api.TIMEOUT, clerk_api.TIMEOUT, components.REDIS_TIMEOUT))
     page = " ".join(PAGE.split())
     assert f"at most {database:.0f} seconds for the database" in page
     assert f"{clerk:.0f} for Clerk's API" in page

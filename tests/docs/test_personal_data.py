@@ -1,4 +1,4 @@
-"""The commands of docs/personal-data.md, run as they stand there, one after the other in one shell."""
+"""The commands of docs/personal-data.md, run unchanged and in order, in one shell."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.conftest import ROOT, Stack
 
 
-def test_every_command_of_the_page_on_personal_data_works(stack: Stack, tmp_path: Path) -> None:
+def test_the_commands_of_the_page_work(stack: Stack, tmp_path: Path) -> None:
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs/personal-data.md").read_text(), re.DOTALL)
     assert len(blocks) == 4
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

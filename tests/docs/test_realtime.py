@@ -1,4 +1,4 @@
-"""The client in docs/realtime.md, run in Chromium as it stands there, on the whole stack."""
+"""The client in docs/realtime.md, run unchanged in Chromium, on the whole stack."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.conftest import ROOT, Stack
 from tests.service.outside import Answer, Outside, running_outside
 
 SUPABASE_JS = (ROOT / "node_modules/@supabase/supabase-js/dist/umd/supabase.js").read_text()
-FIRST_LIFE = 5
+FIRST_TOKEN_SECONDS = 5
 PAGE = """
 <!doctype html>
 <script src="/supabase.js"></script>
@@ -31,7 +31,7 @@ PAGE = """
 
 @pytest.fixture
 def organization(stack: Stack) -> Iterator[str]:
-    """Globex, whose new projects are deleted afterwards."""
+    """The id of Globex. The test's projects are deleted afterwards."""
     with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
         [[identifier]] = connection.execute(
             "select id::text from public.organizations where clerk_org_id = 'org_globex'"
@@ -50,12 +50,12 @@ def site() -> Iterator[Outside]:
 def page(stack: Stack, chromium: Browser, site: Outside, organization: str) -> Iterator[Page]:
     [client] = re.findall(r"```js\n(.*?)```", (ROOT / "docs/realtime.md").read_text(), re.DOTALL)
     names = ("SUPABASE_URL", "SUPABASE_PUBLISHABLE_KEY")
-    token = stack.token("user_eve", "org_globex", lifetime=FIRST_LIFE)
-    known = {name: stack.environment[name] for name in names} | {"token": token}
+    token = stack.token("user_eve", "org_globex", lifetime=FIRST_TOKEN_SECONDS)
+    settings = {name: stack.environment[name] for name in names} | {"token": token}
     files = {
         "/": (
             "text/html",
-            PAGE.replace("GLOBALS", json.dumps(known)).replace("ORGANIZATION", json.dumps(organization)),
+            PAGE.replace("GLOBALS", json.dumps(settings)).replace("ORGANIZATION", json.dumps(organization)),
         ),
         "/supabase.js": ("text/javascript", SUPABASE_JS),
         "/module.js": ("text/javascript", "export const { createClient } = globalThis.supabase;"),
@@ -81,23 +81,23 @@ def test_the_documented_client_shows_what_the_database_holds(stack: Stack, page:
         )
         return [title for (title,) in rows]
 
-    def shown() -> None:
+    def wait_until_shown() -> None:
         page.wait_for_function("titles => JSON.stringify(shown) === JSON.stringify(titles)", arg=titles())
 
     with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as database:
-        shown()
+        wait_until_shown()
         database.execute(
             "insert into public.projects (organization_id, title) values (%s, 'docs one'), (%s, 'docs two')",
             [organization] * 2,
         )
-        shown()
+        wait_until_shown()
         database.execute("update public.projects set title = 'docs three' where title = 'docs one'")
         database.execute("delete from public.projects where title = 'docs two'")
-        shown()
-        page.wait_for_timeout(FIRST_LIFE * 1000)  # the channel ends with its token, of which only the clock can tell
+        wait_until_shown()
+        page.wait_for_timeout(FIRST_TOKEN_SECONDS * 1000)  # the server closes the channel when its token expires
         database.execute(
             "insert into public.projects (organization_id, title) values (%s, 'docs four')", [organization]
         )
         page.evaluate("token => { globalThis.token = token }", stack.token("user_eve", "org_globex", lifetime=600))
-        shown()
+        wait_until_shown()
         page.evaluate("end()")

@@ -1,4 +1,4 @@
-"""docs/recovery.md, followed: every command as it stands there, a section in one shell, on real databases and real backups."""
+"""docs/recovery.md: every command, run unchanged on real databases and real backups. Each section runs in one shell."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ KEYS = "Keys"
 
 
 def sections() -> dict[str, str]:
-    """Heading → text."""
+    """The text of each section, by heading."""
     return dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
 
 
 def blocks(text: str, language: str) -> dict[str, str]:
-    """The fenced blocks of a language: name (what follows the language, or a number) → body without its indentation."""
+    """The dedented fenced blocks of a language, by name: the text after the language, or a number."""
     found = [(tag.split(), textwrap.dedent(body)) for tag, body in FENCED.findall(text)]
     chosen = [(words[1:], body) for words, body in found if words[0] == language]
     return {" ".join(name) or str(number): body for number, (name, body) in enumerate(chosen)}
@@ -65,7 +65,7 @@ def blocks(text: str, language: str) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def tools() -> None:
-    """Age and zstd. Without them these tests are skipped, or fail where they must not be (.ci/run)."""
+    """Requires age and zstd. Without them the tests are skipped; with RECOVERY_TOOLS_REQUIRED (.ci/run) they fail."""
     found = subprocess.run([ROOT / "scripts/ci/install-recovery-tools"], capture_output=True, text=True, check=False)
     if found.returncode:
         (pytest.fail if os.environ.get("RECOVERY_TOOLS_REQUIRED") else pytest.skip)(found.stderr.strip())
@@ -73,7 +73,7 @@ def tools() -> None:
 
 @pytest.fixture(scope="module")
 def populated_database(populated_database: str, lasting_database: Callable[..., str]) -> str:
-    """The same without the tests' own table, which `ballast migrate check` would find."""
+    """The same database without the tests' own table, which `ballast migrate check` would report as drift."""
     url = lasting_database(populated_database)
     remove(url)
     return url
@@ -88,7 +88,7 @@ def clerk() -> Iterator[Outside]:
 
 @dataclass(frozen=True)
 class Operator:
-    """Somebody in a folder with a key, who follows the page. `target` is an empty project."""
+    """An operator who follows the page, in a folder with a key. `target` is an empty project."""
 
     vault: Vault
     folder: Path
@@ -119,7 +119,7 @@ class Operator:
         )  # fmt: skip
 
     def follow(self, heading: str, **more: str) -> str:
-        """Runs a section's commands, which have to end well; returns what they printed."""
+        """Runs a section's commands, which must succeed, and returns their output."""
         ran = self.try_to_follow(heading, **more)
         assert ran.returncode == 0, ran.stdout + ran.stderr
         return ran.stdout + ran.stderr
@@ -134,17 +134,17 @@ class Operator:
 def operator(
     tools: None, folder_vault: Vault, new_database: Callable[..., str], tmp_path: Path, clerk: Outside
 ) -> Operator:
-    return _operator(folder_vault, new_database(), tmp_path, clerk)
+    return create_operator(folder_vault, new_database(), tmp_path, clerk)
 
 
 @pytest.fixture
 def operator_with_a_bucket(
     tools: None, bucket_vault: Vault, new_database: Callable[..., str], tmp_path: Path, clerk: Outside
 ) -> Operator:
-    return _operator(bucket_vault, new_database(), tmp_path, clerk)
+    return create_operator(bucket_vault, new_database(), tmp_path, clerk)
 
 
-def _operator(vault: Vault, target: str, tmp_path: Path, clerk: Outside) -> Operator:
+def create_operator(vault: Vault, target: str, tmp_path: Path, clerk: Outside) -> Operator:
     folder = tmp_path / "operator"
     folder.mkdir()
     (folder / "backup-key.txt").write_text(f"# as age-keygen writes it\n{vault.identity}\n")
@@ -168,7 +168,7 @@ def traces_of_ada(url: str) -> dict[str, int]:
 
 
 def require_anon_is_refused(url: str) -> None:
-    """Whoever holds the publishable key asks for every table and view of public."""
+    """Asserts that the role of the publishable key cannot read any table or view of public."""
     with psycopg.connect(url, autocommit=True) as connection:
         names = connection.execute(
             "select relname from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'p', 'v', 'm')"
@@ -183,18 +183,18 @@ def require_anon_is_refused(url: str) -> None:
 # --- the page itself
 
 
-def test_every_command_of_the_page_is_followed_here() -> None:
+def test_these_tests_run_every_command_of_the_page() -> None:
     followed = {SETTING_UP, ROWS, NEW_PROJECT, SAME_PROJECT, AFTERWARDS, WITHOUT_BALLAST, DRILLS, KEYS}
     assert {heading for heading, text in sections().items() if blocks(text, "sh")} == followed
     fences = len(re.findall(r"^ *```", PAGE, re.MULTILINE))
     assert fences % 2 == 0
-    known = sum(len(blocks(PAGE, language)) for language in ("sh", "sql", "json", "console"))
-    assert known == fences // 2 - 1  # and the drawing of what the store holds
+    parsed = sum(len(blocks(PAGE, language)) for language in ("sh", "sql", "json", "console"))
+    assert parsed == fences // 2 - 1  # the other one is the drawing of the store
 
 
-def test_what_the_page_says_of_an_error_is_said_by_the_code() -> None:
-    said = re.findall(r"^\| `([^`]+)` \|", sections()["When something fails"], re.MULTILINE)
-    assert len(said) > 10
+def test_every_message_on_the_page_exists_in_the_code() -> None:
+    messages = re.findall(r"^\| `([^`]+)` \|", sections()["When something fails"], re.MULTILINE)
+    assert len(messages) > 10
     places = [
         *(ROOT / "scripts/backup").glob("*.py"),
         ROOT / "scripts/cli/options.py",
@@ -202,10 +202,10 @@ def test_what_the_page_says_of_an_error_is_said_by_the_code() -> None:
         ROOT / "scripts/schema/database.py",
     ]
     source = "\n".join(place.read_text() for place in places)
-    assert [words for words in said if words not in source] == []
+    assert [message for message in messages if message not in source] == []
 
 
-def test_every_link_of_the_page_leads_somewhere() -> None:
+def test_every_link_of_the_page_has_a_target() -> None:
     def anchors(text: str) -> set[str]:
         headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
         return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
@@ -216,7 +216,7 @@ def test_every_link_of_the_page_leads_somewhere() -> None:
         assert not anchor or anchor in anchors(text), target
 
 
-def test_the_queries_of_the_page_answer(populated_database: str, new_database: Callable[..., str]) -> None:
+def test_the_queries_of_the_page_work(populated_database: str, new_database: Callable[..., str]) -> None:
     with psycopg.connect(new_database(populated_database)) as connection:
         query, setting = blocks(PAGE, "sql").values()
         [[status, *_]] = connection.execute(query.encode()).fetchall()
@@ -224,7 +224,7 @@ def test_the_queries_of_the_page_answer(populated_database: str, new_database: C
         connection.execute(setting.encode())
 
 
-def test_who_has_no_age_is_told_how_to_get_it(tmp_path: Path) -> None:
+def test_missing_tools_are_reported_with_how_to_install_them(tmp_path: Path) -> None:
     words = [shutil.which("bash") or "bash", ROOT / "scripts/ci/install-recovery-tools"]
     ran = subprocess.run(words, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout) == (1, "")
@@ -234,12 +234,12 @@ def test_who_has_no_age_is_told_how_to_get_it(tmp_path: Path) -> None:
 # --- the procedures
 
 
-def test_setting_up_makes_a_backup_that_either_key_opens(operator_with_a_bucket: Operator) -> None:
+def test_the_setup_makes_a_backup_that_either_key_decrypts(operator_with_a_bucket: Operator) -> None:
     operator = operator_with_a_bucket
     for file in operator.folder.iterdir():
         file.unlink()
-    said = operator.follow(SETTING_UP, ENVIRONMENT="production", BACKUP_RECIPIENTS="")
-    assert "proven" in said
+    output = operator.follow(SETTING_UP, ENVIRONMENT="production", BACKUP_RECIPIENTS="")
+    assert "proven" in output
     [name] = operator.vault.store.names()
     sealed = b"".join(operator.vault.store.stream(name, "dump.pgc.zst.age"))
     for key in ("backup-key.txt", "offline-key.txt"):
@@ -250,7 +250,7 @@ def test_setting_up_makes_a_backup_that_either_key_opens(operator_with_a_bucket:
         assert opened.returncode == 0, opened.stderr
 
 
-def test_rows_that_were_deleted_are_back_and_what_was_written_since_stays(operator: Operator) -> None:
+def test_deleted_rows_are_restored_and_later_writes_stay(operator: Operator) -> None:
     url = operator.vault.url
     before, members = rows(url), rows(url, "public.organization_memberships")
     backup = operator.vault.back_up()
@@ -280,20 +280,20 @@ def test_a_damaged_database_is_restored_into_a_new_project(operator: Operator) -
     require_anon_is_refused(target)
 
 
-def test_a_backup_replaces_what_is_there(operator: Operator) -> None:
+def test_a_backup_replaces_the_existing_project(operator: Operator) -> None:
     url = operator.vault.url
     before = rows(url)
     backup = operator.vault.back_up()
     change(url, "drop table public.projects cascade", "create table public.unwanted ()")
-    said = operator.follow(SAME_PROJECT, BACKUP=backup, PROJECT=url.rpartition("/")[2])
-    assert len(operator.vault.store.names()) == 2, said
+    output = operator.follow(SAME_PROJECT, BACKUP=backup, PROJECT=url.rpartition("/")[2])
+    assert len(operator.vault.store.names()) == 2, output
     assert rows(url) == before
     with psycopg.connect(url) as connection:
         assert connection.execute("select to_regclass('public.unwanted')").fetchone() == (None,)
     require_anon_is_refused(url)
 
 
-def test_after_a_restore_the_erased_are_erased_and_nothing_old_is_cached(
+def test_after_a_restore_erasures_are_repeated_and_the_cache_is_empty(
     operator: Operator, populated_database: str, new_database: Callable[..., str], stack: Stack
 ) -> None:
     operator.erase_ada()
@@ -303,11 +303,11 @@ def test_after_a_restore_the_erased_are_erased_and_nothing_old_is_cached(
     assert len(traces_of_ada(restored)) > 3
     redis = {name: stack.environment[name] for name in ("UPSTASH_REDIS_REST_URL", "UPSTASH_REDIS_REST_TOKEN")}
     assert ask_redis(redis, "SET", "old", "1") == "OK"
-    said = operator.follow(AFTERWARDS, NEW_DATABASE_URL=restored, **redis)
+    output = operator.follow(AFTERWARDS, NEW_DATABASE_URL=restored, **redis)
     assert traces_of_ada(restored) == {}
     assert operator.clerk.requests == [f"/v1/users/{ADA}"]
     assert ask_redis(redis, "EXISTS", "old") == 0
-    assert "proven" in said
+    assert "proven" in output
 
 
 def ask_redis(environment: dict[str, str], *command: str) -> Any:
@@ -315,16 +315,16 @@ def ask_redis(environment: dict[str, str], *command: str) -> Any:
     return httpx.post(environment["UPSTASH_REDIS_REST_URL"], headers=headers, json=command).json()["result"]
 
 
-def test_a_drill_by_hand_proves_the_backup(operator: Operator) -> None:
+def test_a_manual_drill_proves_the_backup(operator: Operator) -> None:
     operator.vault.back_up()
     assert "proven" in operator.follow(DRILLS)
 
 
-def test_rotated_keys_open_the_new_backup_and_the_old_one(operator: Operator) -> None:
+def test_rotated_keys_decrypt_the_new_and_the_old_backup(operator: Operator) -> None:
     old = operator.vault.back_up()
     (operator.folder / "offline-key.txt").write_text(str(x25519.Identity.generate()))
-    said = operator.follow(KEYS, BACKUP=old)
-    assert said.count(": proven") == 2
+    output = operator.follow(KEYS, BACKUP=old)
+    assert output.count(": proven") == 2
     [new] = set(operator.vault.store.names()) - {old}
     refused = operator.vault.run("verify", new)  # with the old key
     assert "not encrypted for this key" in refused.stderr
@@ -335,7 +335,7 @@ def test_rotated_keys_open_the_new_backup_and_the_old_one(operator: Operator) ->
 
 @pytest.fixture
 def bystander(operator_with_a_bucket: Operator) -> Operator:
-    """Somebody with the key, the bucket's content, and no Ballast. Ada was erased after the backup."""
+    """An operator with the key and the bucket's content, but without Ballast. Ada was erased after the backup."""
     vault, folder = operator_with_a_bucket.vault, operator_with_a_bucket.folder
     name = vault.back_up()
     operator_with_a_bucket.erase_ada()
@@ -355,12 +355,12 @@ def fetch(bucket: str, prefix: str, folder: Path) -> None:
         client.download_file(bucket, each["Key"], str(folder / each["Key"].removeprefix(prefix)))
 
 
-def test_a_backup_is_recovered_with_programs_from_packages_only(bystander: Operator) -> None:
+def test_a_backup_is_recovered_with_packaged_programs_only(bystander: Operator) -> None:
     assert shutil.which("ballast", path=bystander.environment["PATH"]) is None
-    said = bystander.follow(WITHOUT_BALLAST)
-    assert said.count('"sha256"') == 3
-    assert "differs" not in said
-    assert "open" not in said
+    output = bystander.follow(WITHOUT_BALLAST)
+    assert output.count('"sha256"') == 3
+    assert "differs" not in output
+    assert "open" not in output
     backup = bystander.folder / "backup"
     manifest = json.loads((backup / "manifest.json").read_text())
     assert len((backup / "counts").read_text().splitlines()) == len(manifest["rows"])
@@ -368,26 +368,28 @@ def test_a_backup_is_recovered_with_programs_from_packages_only(bystander: Opera
         hidden = "select banned, full_name from public.profiles where clerk_user_id = %s"
         assert connection.execute(hidden, [ADA]).fetchall() in ([], [(True, None)])
     require_anon_is_refused(bystander.target)
-    finished = bystander.vault.environment | {
+    environment = bystander.vault.environment | {
         "CLERK_API_URL": bystander.clerk.url,
         "CLERK_SECRET_KEY": "sk_test_recovery",
     }
-    result = CliRunner().invoke(ballast, ["person", "replay", "--database-url", bystander.target], env=finished)
+    result = CliRunner().invoke(ballast, ["person", "replay", "--database-url", bystander.target], env=environment)
     assert result.exit_code == 0, result.output
 
 
-def test_what_is_recovered_without_ballast_passes_a_drills_checks(bystander: Operator) -> None:
-    for entry in (bystander.folder / "erasures").iterdir():  # which would change what is compared
+def test_a_recovery_without_ballast_passes_the_checks_of_a_drill(bystander: Operator) -> None:
+    for entry in (
+        bystander.folder / "erasures"
+    ).iterdir():  # without subjects, so that the compared rows stay unchanged
         entry.write_text('{"salt": "", "subject_hash": "", "requested_at": "2026-01-01T00:00:00Z", "receipt": null}')
     bystander.follow(WITHOUT_BALLAST)
     manifest = checks.Manifest.model_validate_json((bystander.folder / "backup/manifest.json").read_bytes())
     assert manifest.structure.keys() > {"grant", "policy"}
     with psycopg.connect(bystander.target, autocommit=True) as connection:
-        done = [*checks.compare_with_manifest(connection, manifest), checks.check_tenant_isolation(connection)]
-    assert [(each.name, each.detail) for each in done if not each.passed] == []
+        results = [*checks.compare_with_manifest(connection, manifest), checks.check_tenant_isolation(connection)]
+    assert [(each.name, each.detail) for each in results if not each.passed] == []
 
 
-def test_without_the_first_script_every_table_is_open_and_the_page_notices(bystander: Operator) -> None:
+def test_without_the_first_script_every_table_is_open_and_the_page_detects_it(bystander: Operator) -> None:
     ran = bystander.try_to_follow(WITHOUT_BALLAST, change=(r"sql_only before.sql .*\n", ""))
     assert ran.returncode == 0, ran.stderr
     assert "open: organizations" in ran.stdout
@@ -402,11 +404,11 @@ def test_a_damaged_file_stops_the_recovery(bystander: Operator) -> None:
     body = bytearray(dump.read_bytes())
     body[len(body) // 2] ^= 1
     dump.write_bytes(body)
-    noticed = bystander.try_to_follow(WITHOUT_BALLAST)
-    assert (noticed.returncode, noticed.stdout) == (1, "")
-    unnoticed = bystander.try_to_follow(WITHOUT_BALLAST, change=(r"(?s)for file.*?done\n", ""))
-    assert "failed to decrypt" in unnoticed.stderr
-    assert unnoticed.returncode == 1
+    with_checksums = bystander.try_to_follow(WITHOUT_BALLAST)
+    assert (with_checksums.returncode, with_checksums.stdout) == (1, "")
+    without_checksums = bystander.try_to_follow(WITHOUT_BALLAST, change=(r"(?s)for file.*?done\n", ""))
+    assert "failed to decrypt" in without_checksums.stderr
+    assert without_checksums.returncode == 1
     with psycopg.connect(bystander.target) as connection:
         assert connection.execute("select from pg_namespace where nspname = any(%s)", [[*SCHEMAS[1:]]]).fetchall() == []
 
@@ -414,7 +416,7 @@ def test_a_damaged_file_stops_the_recovery(bystander: Operator) -> None:
 # --- the store
 
 
-def test_the_rules_of_the_bucket_are_rules_of_s3(s3: str, aws: pytest.MonkeyPatch) -> None:
+def test_s3_accepts_the_rules_of_the_bucket(s3: str, aws: pytest.MonkeyPatch) -> None:
     aws.setenv("AWS_ENDPOINT_URL", s3)
     given = {name: json.loads(body) for name, body in blocks(PAGE, "json").items()}
     client = boto3.client("s3")
@@ -431,14 +433,14 @@ def test_the_rules_of_the_bucket_are_rules_of_s3(s3: str, aws: pytest.MonkeyPatc
 
 @dataclass(frozen=True)
 class Account:
-    """A bucket, and the page's two users, of whom it takes only what their policies allow."""
+    """A bucket, and the page's two users with their policies enforced."""
 
     vault: Vault
     bucket: str
     keys: dict[str, dict[str, str]]
 
     def run(self, user: str, *words: str) -> subprocess.CompletedProcess[str]:
-        """`ballast backup …` in a process of its own: boto3 keeps the first keys that it saw."""
+        """Runs `ballast backup …` in its own process, because boto3 keeps the first keys that it read."""
         given = {name: value or "" for name, value in (os.environ | self.vault.environment).items()} | self.keys[user]
         command = [Path(sys.executable).with_name("ballast"), "backup", *words]
         return subprocess.run(command, env=given, capture_output=True, text=True, check=False, timeout=300)
@@ -463,7 +465,7 @@ def account(
         user = f"{name}-{bucket}"
         policy = json.loads(blocks(PAGE, "json")[f"{name}.json"].replace("your-backups", bucket))
         for statement in policy["Statement"]:
-            # Of a request that deletes several objects moto asks about the bucket, where S3 asks about each object.
+            # To delete several objects, moto checks the permission on the bucket, whereas S3 checks it on each object.
             if "s3:DeleteObject" in statement["Action"]:
                 statement["Resource"] = [statement["Resource"], f"arn:aws:s3:::{bucket}"]
         iam.create_user(UserName=user)
@@ -474,7 +476,7 @@ def account(
         yield Account(Vault(new_database(populated_database), f"s3://{bucket}/production", tmp_path), bucket, keys)
 
 
-def test_the_two_users_may_do_what_the_page_says_they_do(account: Account, tmp_path: Path) -> None:
+def test_the_two_users_may_do_what_the_page_states(account: Account, tmp_path: Path) -> None:
     commands = [
         ("writer", "run"), ("writer", "list"), ("reader", "list"), ("reader", "verify"), ("reader", "drill"),
         ("reader", "extract", "latest", "--organization", "org_acme", "--output", str(tmp_path / "acme.sql")),
@@ -485,14 +487,14 @@ def test_the_two_users_may_do_what_the_page_says_they_do(account: Account, tmp_p
         assert done.returncode == 0, (user, words, done.stdout, done.stderr)
 
 
-def test_the_writer_deletes_what_is_too_old_and_ends_uploads_that_failed(account: Account) -> None:
+def test_the_writer_deletes_expired_backups_and_failed_uploads(account: Account) -> None:
     made = json.loads(account.run("writer", "run", "--json").stdout)
     old = "20200101T020003Z-1a2b3c4d"
     client = account.client("writer")
     manifest = json.dumps(made | {"name": old, "created_at": "2020-01-01T02:00:03Z"})
     client.put_object(Bucket=account.bucket, Key=f"production/database/{old}/manifest.json", Body=manifest)
     client.create_multipart_upload(Bucket=account.bucket, Key=f"production/database/{old}/dump.pgc.zst.age")
-    assert len(client.list_multipart_uploads(Bucket=account.bucket)["Uploads"]) == 1  # since 2010, says moto of each
+    assert len(client.list_multipart_uploads(Bucket=account.bucket)["Uploads"]) == 1  # moto dates every upload to 2010
     done = account.run("writer", "prune", "--daily", "1", "--weekly", "0", "--monthly", "0", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["going"] == [old]
@@ -502,7 +504,7 @@ def test_the_writer_deletes_what_is_too_old_and_ends_uploads_that_failed(account
     assert "Uploads" not in client.list_multipart_uploads(Bucket=account.bucket)
 
 
-def test_the_writer_cannot_read_a_dump_and_the_reader_cannot_make_or_delete_a_backup(account: Account) -> None:
+def test_the_writer_cannot_read_dumps_and_the_reader_cannot_make_or_delete_backups(account: Account) -> None:
     made = json.loads(account.run("writer", "run", "--json").stdout)
     for user, words in (("writer", ("verify",)), ("reader", ("run",))):
         refused = account.run(user, *words)
@@ -514,7 +516,7 @@ def test_the_writer_cannot_read_a_dump_and_the_reader_cannot_make_or_delete_a_ba
             forbidden(Bucket=account.bucket, Key=key)
 
 
-def test_uploads_carry_the_checksum_that_a_locked_bucket_asks_for(aws: pytest.MonkeyPatch) -> None:
+def test_uploads_carry_the_checksum_that_a_locked_bucket_requires(aws: pytest.MonkeyPatch) -> None:
     sent: list[str | None] = []
 
     def answer(_: str, headers: Any, __: bytes) -> tuple[int, dict[str, str], bytes]:

@@ -1,4 +1,4 @@
-"""What the pages beside sql-editor.md say in SQL runs as it stands there, on a database with people in every table."""
+"""The SQL of pages other than sql-editor.md runs unchanged, on a database with rows in every table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BLOCKS = [
     for page in PAGES
     for block in re.findall(r"^```sql\n(.*?)^```", (ROOT / "docs" / page).read_text(), re.MULTILINE | re.DOTALL)
 ]
-# The table that pages tell of.
+# The table that the pages use as their example.
 INVOICES = """
 create table public.invoices (
   id uuid primary key default gen_random_uuid(),
@@ -35,7 +35,7 @@ values
 """
 
 
-def test_each_page_has_some() -> None:
+def test_each_page_has_sql() -> None:
     assert {page for page, _ in BLOCKS} == set(PAGES)
 
 
@@ -44,5 +44,5 @@ def test_each_page_has_some() -> None:
 )
 def test_every_statement_runs(world: Database, page: str, block: str) -> None:
     world.execute(INVOICES)
-    # A row of the registry stands among others.
+    # A block that begins with a parenthesis is one row of the registry.
     world.execute(f"{REGISTRATION}{block.strip().removesuffix(',')}" if block.startswith("(") else block)
