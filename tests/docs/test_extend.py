@@ -38,6 +38,7 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "docs",
         "pyproject.toml",
         "gunicorn.conf.py",
+        ".env.example",
         ".sqlfluff",
         ".squawk.toml",
     )

@@ -346,7 +346,15 @@ def blocks(language: str) -> list[str]:
 def test_the_page_is_followed_to_a_table_whose_tests_pass(tmp_path: Path, new_database: Callable[..., str]) -> None:
     """But for ./scripts/test, of which the cases of the new table are run; the page's table has a name that nobody took."""
     folder = copy_to(
-        tmp_path, *SOURCES, "scripts", "service", "tests", "supabase", "pyproject.toml", "gunicorn.conf.py"
+        tmp_path,
+        *SOURCES,
+        "scripts",
+        "service",
+        "tests",
+        "supabase",
+        "pyproject.toml",
+        "gunicorn.conf.py",
+        ".env.example",
     )
     (folder / "node_modules").symlink_to(ROOT / "node_modules")
     [make, apply, _] = [block.replace("invoices", "example_invoices") for block in blocks("sh")]
