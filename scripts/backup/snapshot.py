@@ -1,4 +1,4 @@
-"""One moment of a database: held open while it is dumped, and counted and described meanwhile."""
+"""A snapshot of a database, held open while it is dumped, counted and described."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from scripts.backup.manifest import SCHEMAS, Seal
 from scripts.errors import Failure
 from scripts.schema.database import Connection
 
-# Chosen once; public.backup_is_running() looks for it.
+# An arbitrary number; public.backup_is_running() checks for the same one.
 ADVISORY_LOCK = 733_140_620
 STRUCTURE = Path(__file__).with_name("structure.sql")
 GLOBALS = Path(__file__).with_name("globals.sql")
 HASH_DIGITS = 16
-# How PostgreSQL writes a definition: a partition's bounds in the session's time zone, an interval in its style.
+# Settings that change how PostgreSQL prints a definition, such as the bounds of a partition or an interval.
 SPELLING = {
     "DateStyle": "ISO, MDY",
     "IntervalStyle": "postgres",
@@ -41,12 +41,12 @@ class BackupRunning(Failure):
 
 
 class NothingToBackUp(Failure):
-    """The database has none of our schemas."""
+    """The database does not have our schemas."""
 
 
 @dataclass(frozen=True)
 class Globals:
-    """What a dump leaves out: the roles that it names, and SQL scripts for before and after it is restored."""
+    """What a dump omits: the roles that it refers to, and SQL scripts to run before and after it is restored."""
 
     roles: list[str]
     before: str
@@ -63,7 +63,7 @@ class Globals:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A moment, `taken_at`, that pg_dump sees too when it is given the `name`."""
+    """A snapshot that was taken at `taken_at`; pg_dump reads the same one by its `name`."""
 
     connection: Connection
     name: str
@@ -72,24 +72,24 @@ class Snapshot:
 
 @contextmanager
 def take_snapshot(connection: Connection) -> Iterator[Snapshot]:
-    """A snapshot, held until the block ends: keep it short. Raises BackupRunning and NothingToBackUp."""
+    """Holds a snapshot until the block ends; keep it short. Raises BackupRunning and NothingToBackUp."""
     with connection.transaction():
         connection.execute("set transaction isolation level repeatable read, read only")
         connection.execute("set local statement_timeout = 0")
         connection.execute("set local idle_in_transaction_session_timeout = 0")
-        # A role that row level security applies to would see, and back up, less than there is.
+        # With `off`, a query that policies would filter fails. Otherwise the backup would be incomplete.
         connection.execute("set local row_security = off")
         if connection.execute("select pg_try_advisory_xact_lock(%s)", [ADVISORY_LOCK]).fetchone() != (True,):
-            raise BackupRunning("A backup of this database is running already: wait for it to end.")
+            raise BackupRunning("Another backup of this database is running: wait until it has ended.")
         present = connection.execute("select from pg_namespace where nspname = any(%s)", [["app", "ops"]]).rowcount
         if not present:
-            raise NothingToBackUp("This database has no schema of ours: run `ballast migrate up` first.")
+            raise NothingToBackUp("This database has no Ballast schemas: run `ballast migrate up` first.")
         [[name, moment]] = connection.execute("select pg_export_snapshot(), now()").fetchall()
         yield Snapshot(connection, name, moment)
 
 
 def estimate_bytes(connection: Connection) -> int:
-    """About what a dump takes, uncompressed: the tables without their indexes."""
+    """Estimates the size of an uncompressed dump: the tables without their indexes."""
     query = """
         select coalesce(sum(pg_table_size(c.oid)), 0)::bigint
         from pg_class as c
@@ -99,7 +99,7 @@ def estimate_bytes(connection: Connection) -> int:
 
 
 def count_rows(connection: Connection) -> dict[str, int]:
-    """Table → rows, of every table of ours that holds any itself: a partition each."""
+    """Counts the rows of each of our tables. Partitions count separately."""
     tables = connection.execute(
         """
         select n.nspname, c.relname
@@ -118,7 +118,7 @@ def count_rows(connection: Connection) -> dict[str, int]:
 
 
 def describe_structure(connection: Connection) -> Structure:
-    """Kind → name → hash of the definition, of all in our schemas. No setting of the session changes it."""
+    """Hashes the definitions in our schemas by kind and name. Settings of the session do not change the result."""
     found: Structure = {}
     with connection.transaction():
         for setting, value in SPELLING.items():
@@ -131,10 +131,10 @@ def describe_structure(connection: Connection) -> Structure:
 
 
 def normalize(kind: str, definition: str) -> str:
-    """The definition in one spelling. PostgreSQL writes a view differently in another version, and when made again.
+    """Normalizes a definition: PostgreSQL prints the same view differently in other versions and after a restore.
 
-    Since 16 a column's table is named only where it must be, and a constant in a later arm of a union gets the column's
-    name. The columns of a view are compared by themselves.
+    Since version 16 it omits the table of a column where possible. After a restore, a constant in a later part of a
+    union has an alias. The columns of a view are compared separately.
     """
     if kind != "view":
         return definition
@@ -142,7 +142,7 @@ def normalize(kind: str, definition: str) -> str:
 
 
 def find_newest_migration(connection: Connection) -> str | None:
-    """Its version."""
+    """The version of the newest applied migration."""
     if connection.execute("select to_regclass('supabase_migrations.schema_migrations')").fetchone() == (None,):
         return None
     row = connection.execute("select max(version) from supabase_migrations.schema_migrations").fetchone()

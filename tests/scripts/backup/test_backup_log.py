@@ -1,4 +1,4 @@
-"""What the database and the service know of backups: on the running stack, through its Data API and its front door."""
+"""Backups and drills are recorded in the database and shown by the service, on the running stack."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def until(condition: Callable[[], Any], seconds: float = 30) -> Any:
     return found
 
 
-def test_a_backup_and_its_proof_are_recorded_and_the_light_turns_green(
+def test_backups_and_drills_are_recorded_and_health_turns_green(
     stack: Stack, database: psycopg.Connection[Row]
 ) -> None:
     assert health(database)["status"] == "red"
@@ -72,12 +72,12 @@ def test_a_backup_and_its_proof_are_recorded_and_the_light_turns_green(
     assert drilled.returncode == 0, drilled.stdout + drilled.stderr
     [row] = rows(database)
     assert (row["drill_passed"], row["drill_report"]) == (True, json.loads(drilled.stdout))
-    light = health(database)
-    assert (light["status"], light["last_filename"]) == ("green", row["filename"])
-    assert light["rto"].total_seconds() == row["drill_report"]["rto_seconds"]
+    healthy = health(database)
+    assert (healthy["status"], healthy["last_filename"]) == ("green", row["filename"])
+    assert healthy["rto"].total_seconds() == row["drill_report"]["rto_seconds"]
 
 
-def test_why_a_backup_failed_is_recorded_without_secrets(
+def test_the_reason_of_a_failure_is_recorded_without_secrets(
     stack: Stack, database: psycopg.Connection[Row], tmp_path: Any
 ) -> None:
     changed = Stack(stack.home, stack.environment | {"BACKUP_URL": (tmp_path / "not-mounted").as_uri()})
@@ -89,9 +89,9 @@ def test_why_a_backup_failed_is_recorded_without_secrets(
     assert health(database)["last_failure"] == row["error_message"]
 
 
-def test_a_killed_backup_is_marked_by_the_next(stack: Stack, database: psycopg.Connection[Row]) -> None:
+def test_the_next_backup_marks_a_killed_one_as_interrupted(stack: Stack, database: psycopg.Connection[Row]) -> None:
     with database.transaction():
-        database.execute("lock table public.organizations in access exclusive mode")  # what pg_dump waits for
+        database.execute("lock table public.organizations in access exclusive mode")  # pg_dump waits for it
         running = subprocess.Popen(
             [sys.executable, "-m", "scripts.cli", "backup", "run"], cwd=ROOT, env=os.environ | stack.environment,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -108,7 +108,7 @@ def test_a_killed_backup_is_marked_by_the_next(stack: Stack, database: psycopg.C
     assert [row["status"] for row in rows(database)] == ["interrupted", "completed"]
 
 
-def test_an_operator_starts_a_backup_and_sees_it_end(stack: Stack, database: psycopg.Connection[Row]) -> None:
+def test_an_operator_starts_a_backup_and_sees_its_result(stack: Stack, database: psycopg.Connection[Row]) -> None:
     url = f"{stack.environment['SERVICE_URL']}/api/v1/backups"
     operator = {"Authorization": f"Bearer {stack.environment['OPERATOR_TOKEN']}"}
     assert httpx.post(url).status_code == 401

@@ -1,4 +1,4 @@
-"""`ballast backup extract`: what one tenant lost comes back, and nothing else changes or is told."""
+"""`ballast backup extract`: lost rows of one tenant come back, nothing else changes, and no other data is revealed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.conftest import Database
 from tests.scripts.conftest import StoredBackup, Vault
 from tests.tenant_tables import TABLES
 
-# The command as a process has a scratch server of its own: test_csv_is_a_file_a_table_with_the_parents_first.
+# test_csv_is_one_file_per_table_with_parents_first runs the command as a process, which starts its own server.
 pytestmark = pytest.mark.usefixtures("scratch_at_hand")
 
 STRANGERS = ("Globex", "Initech", "org_globex", "org_initech")
@@ -33,7 +33,7 @@ IDS_OF_OTHERS = """
 
 
 def contents(vault: Vault, condition: str = "true", besides: tuple[str, ...] = ()) -> dict[str, set[str]]:
-    """Every row of schema public as text, by table."""
+    """Returns every row of schema public as text, by table."""
     tables = [
         "organizations",
         "profiles",
@@ -66,7 +66,7 @@ def extract(vault: Vault, backup: str, output: Path, *options: str) -> dict[str,
 
 
 def run_put_back(vault: Vault, output: Path) -> None:
-    """As a person would: with psql, in the folder."""
+    """Puts the rows back with psql, in the folder of the extract."""
     with vault.connect() as connection:
         psql = programs.choose_programs(connection)["psql"]
     folder, script = (output, "put-back.sql") if output.is_dir() else (output.parent, output.name)
@@ -86,12 +86,12 @@ def acme(table: str) -> str:
     return f"delete from public.{table} where organization_id = (select id from public.organizations where clerk_org_id = 'org_acme')"
 
 
-# What may be new once rows were put back: the record of that.
+# The audit trail records that rows were put back, so it may have new rows.
 RECORD = ("audit_logs",)
 
 
 @pytest.mark.parametrize("output_format", ["sql", "csv"])
-def test_what_was_deleted_comes_back_as_it_was(folder_vault: Vault, tmp_path: Path, output_format: str) -> None:
+def test_deleted_rows_come_back_unchanged(folder_vault: Vault, tmp_path: Path, output_format: str) -> None:
     execute(
         folder_vault,
         "update public.specimens set description = E'a\\tb\\nc\\\\d \"quoted\", ü', metadata = '{\"deep\": [1, null, \"x\\\\ny\"]}' where title = 'Not hers'",
@@ -103,7 +103,7 @@ def test_what_was_deleted_comes_back_as_it_was(folder_vault: Vault, tmp_path: Pa
     backup = folder_vault.back_up()
     execute(folder_vault, acme("specimens"), acme("organization_memberships"),
         f"delete from public.profiles where clerk_user_id = '{people.ADA}s'")  # fmt: skip
-    # Whoever left works nowhere: that is no loss of a row, and stays.
+    # Deleting a membership clears current_organization_id of the profile. The row still exists, so it is not restored.
     lost = contents(folder_vault, besides=RECORD)
     assert lost != before
     extract(folder_vault, backup, tmp_path / "acme", "--format", output_format)
@@ -127,14 +127,12 @@ def test_a_whole_organization_comes_back(
     extract(folder_vault, name, tmp_path / "acme", "--format", output_format)
     run_put_back(folder_vault, tmp_path / "acme")
     after = contents(folder_vault)
-    # Its entries in the audit trail were never gone, and both the loss and the return are recorded.
+    # Its audit entries were never deleted. The trail also records the deletion and the return.
     assert after.pop("audit_logs") > before.pop("audit_logs")
     assert after == before
 
 
-def test_what_changed_since_and_what_is_others_stays_as_it_is(
-    folder_vault: Vault, tmp_path: Path, backup: StoredBackup
-) -> None:
+def test_later_changes_and_other_tenants_rows_stay(folder_vault: Vault, tmp_path: Path, backup: StoredBackup) -> None:
     name = folder_vault.keep(backup)
     execute(
         folder_vault,
@@ -164,21 +162,21 @@ def test_putting_back_twice_changes_nothing(folder_vault: Vault, tmp_path: Path,
 
 
 @pytest.mark.parametrize("output_format", ["sql", "csv"])
-def test_nothing_of_another_tenant_is_told(folder_vault: Vault, tmp_path: Path, output_format: str) -> None:
-    # A member of both works in the other one.
+def test_an_extract_has_no_data_of_another_tenant(folder_vault: Vault, tmp_path: Path, output_format: str) -> None:
+    # A member of both organizations currently works in the other one.
     execute(
         folder_vault,
         "update public.profiles as p set current_organization_id = m.organization_id from public.organization_memberships as m"
         " join public.organizations as o on o.id = m.organization_id where m.user_id = p.id and o.clerk_org_id = 'org_globex'",
-        "insert into public.profiles (clerk_user_id, email) values ('user_of_nobody', 'nobody@example.net')",
+        "insert into public.profiles (clerk_user_id, email) values ('user_alone', 'alone@example.net')",
     )
     with folder_vault.connect() as connection:
         others = [name for (name,) in connection.execute(IDS_OF_OTHERS)]
     extract(folder_vault, folder_vault.back_up(), tmp_path / "acme", "--format", output_format)
-    told = text_of(tmp_path / "acme")
-    assert "Not hers" in told
+    text = text_of(tmp_path / "acme")
+    assert "Not hers" in text
     assert others
-    assert [each for each in (*STRANGERS, "user_of_nobody", *others) if each in told] == []
+    assert [each for each in (*STRANGERS, "user_alone", *others) if each in text] == []
 
 
 def test_a_member_who_works_elsewhere_can_be_put_back(folder_vault: Vault, tmp_path: Path) -> None:
@@ -200,7 +198,9 @@ def test_a_member_who_works_elsewhere_can_be_put_back(folder_vault: Vault, tmp_p
     assert found == [("org_acme", None)]
 
 
-def test_whoever_was_erased_since_is_not_in_it(folder_vault: Vault, tmp_path: Path, backup: StoredBackup) -> None:
+def test_people_erased_since_the_backup_are_not_extracted(
+    folder_vault: Vault, tmp_path: Path, backup: StoredBackup
+) -> None:
     name = folder_vault.keep(backup)
     with folder_vault.connect() as connection:
         database = Database(connection)
@@ -210,18 +210,18 @@ def test_whoever_was_erased_since_is_not_in_it(folder_vault: Vault, tmp_path: Pa
             pass
         LedgerStore(folder_vault.backup_url).put(str(receipt), step)
     extract(folder_vault, name, tmp_path / "acme.sql")
-    told = text_of(tmp_path / "acme.sql").lower()
+    text = text_of(tmp_path / "acme.sql").lower()
     for alike in map(str.lower, (*people.SIMILAR, *people.SIMILAR.values())):
-        told = told.replace(alike, "")
-    assert "not hers" in told
-    assert [name for name in names if name.lower() in told] == []
-    # Nor is anything that only the scratch database did.
+        text = text.replace(alike, "")
+    assert "not hers" in text
+    assert [name for name in names if name.lower() in text] == []
+    # Audit entries of the temporary database are not extracted either.
     before = contents(folder_vault)["audit_logs"]
     run_put_back(folder_vault, tmp_path / "acme.sql")
     assert contents(folder_vault)["audit_logs"] == before
 
 
-def test_only_the_caller_may_read_it(folder_shelf: Vault, tmp_path: Path, backup: StoredBackup) -> None:
+def test_only_the_caller_may_read_an_extract(folder_shelf: Vault, tmp_path: Path, backup: StoredBackup) -> None:
     name = folder_shelf.keep(backup)
     old = os.umask(0)
     try:
@@ -234,7 +234,7 @@ def test_only_the_caller_may_read_it(folder_shelf: Vault, tmp_path: Path, backup
     assert {stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "acme").iterdir()} == {0o600}
 
 
-def test_csv_is_a_file_a_table_with_the_parents_first(
+def test_csv_is_one_file_per_table_with_parents_first(
     bucket_vault: Vault, tmp_path: Path, backup: StoredBackup
 ) -> None:
     with bucket_vault.connect() as connection:
@@ -257,19 +257,17 @@ def test_csv_is_a_file_a_table_with_the_parents_first(
     assert "public.specimens" in printed
 
 
-def test_an_organization_that_the_backup_does_not_hold_leaves_no_file(
-    folder_shelf: Vault, tmp_path: Path, backup: StoredBackup
-) -> None:
+def test_an_unknown_organization_leaves_no_file(folder_shelf: Vault, tmp_path: Path, backup: StoredBackup) -> None:
     name = folder_shelf.keep(backup)
     output = tmp_path / "x.sql"
-    result = folder_shelf.run("extract", name, "--organization", "org_nobody", "--output", str(output))
+    result = folder_shelf.run("extract", name, "--organization", "org_unknown", "--output", str(output))
     assert result.exit_code == 1
-    assert "no organization 'org_nobody'" in result.stderr
+    assert "no organization 'org_unknown'" in result.stderr
     assert not output.exists()
     assert not list(tmp_path.glob(".extract-*"))
 
 
-def test_what_is_there_is_never_written_over(folder_shelf: Vault, tmp_path: Path) -> None:
+def test_an_existing_file_is_never_overwritten(folder_shelf: Vault, tmp_path: Path) -> None:
     output = tmp_path / "x.sql"
     output.write_text("mine")
     result = folder_shelf.run("extract", "latest", "--organization", "org_acme", "--output", str(output))
@@ -277,7 +275,7 @@ def test_what_is_there_is_never_written_over(folder_shelf: Vault, tmp_path: Path
     assert output.read_text() == "mine"
 
 
-def test_a_backup_that_is_not_what_it_says_is_not_extracted(
+def test_a_backup_that_fails_a_check_is_not_extracted(
     folder_shelf: Vault, tmp_path: Path, backup: StoredBackup
 ) -> None:
     name = folder_shelf.keep(backup)
@@ -292,7 +290,7 @@ def test_a_backup_that_is_not_what_it_says_is_not_extracted(
     assert not (tmp_path / "x.sql").exists()
 
 
-# A table of tenants that has everything that makes it hard.
+# A tenant table with unusual names, types, references and partitions.
 HARD = """
     create table public.colours (name text primary key);
     insert into public.colours values ('red'), ('blue');
@@ -324,9 +322,7 @@ HARD = """
 
 
 @pytest.mark.parametrize("output_format", ["sql", "csv"])
-def test_any_table_of_tenants_is_found_by_its_foreign_key(
-    folder_vault: Vault, tmp_path: Path, output_format: str
-) -> None:
+def test_any_tenant_table_is_found_by_its_foreign_key(folder_vault: Vault, tmp_path: Path, output_format: str) -> None:
     execute(folder_vault, HARD)
     query = """
         select id, parent_id, shout, due, at, day, bytes, words, ratio, colour from public."Odd tasks" order by id
@@ -358,7 +354,7 @@ def reference(table: str, target: str) -> Reference:
     return Reference(table, "public", target, ["x"], ["id"], [])
 
 
-def test_parents_come_before_children_and_a_circle_is_one_group() -> None:
+def test_parents_come_before_children_and_a_cycle_is_one_group() -> None:
     names = ["organizations", "profiles", "memberships", "a_leaf", "z_root"]
     links = [("memberships", "organizations"), ("memberships", "profiles"), ("profiles", "memberships"),
         ("a_leaf", "z_root"), ("a_leaf", "a_leaf"), ("z_root", "organizations"), ("a_leaf", "profiles")]  # fmt: skip

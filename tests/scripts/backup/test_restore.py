@@ -1,4 +1,4 @@
-"""`ballast backup restore` and `drill`: all of it comes back, or nothing; and a drill finds what is wrong with a backup."""
+"""`ballast backup restore` and `drill`: a restore is complete or changes nothing, and a drill detects a bad backup."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from tests.tenant_tables import TABLES
 OLDEST = Path("/usr/lib/postgresql/15/bin")
 CHECKS = ["row counts", "structure", "functions", "audit seal", "erasures replayed"]
 Change = Callable[[dict[str, Any]], None]
-# Where the server of a drill is not what is tested.
+# For tests that are not about the server of a drill.
 at_hand = pytest.mark.usefixtures("scratch_at_hand")
 
 
 def contents(url: str) -> dict[str, str]:
-    """Each of our tables → a hash of all that is in it."""
+    """Hashes the contents of each of our tables."""
     with psycopg.connect(url) as connection:
         return {
             table: connection.execute(
@@ -63,7 +63,7 @@ def list_failed(report: dict[str, Any]) -> list[str]:
 
 
 def rewrite(vault: Vault, name: str, change: Change) -> None:
-    """Somebody changes the manifest of a backup in a folder."""
+    """Changes the manifest of a backup in a folder."""
     place = vault.store.path(name, "manifest.json")
     assert place is not None
     manifest = json.loads(place.read_text())
@@ -73,14 +73,14 @@ def rewrite(vault: Vault, name: str, change: Change) -> None:
 
 @pytest.fixture
 def empty(new_database: Callable[..., str]) -> str:
-    """A database as a new Supabase project hands it out."""
+    """A database like that of a new Supabase project."""
     return new_database()
 
 
 # --- restore ---
 
 
-def test_everything_is_again_as_it_was(vault: Vault, empty: str) -> None:
+def test_a_restore_brings_everything_back(vault: Vault, empty: str) -> None:
     name = vault.back_up()
     before = contents(vault.url)
     restored = vault.run_to_end("restore", name, "--to", empty, "--json")
@@ -94,7 +94,7 @@ def test_everything_is_again_as_it_was(vault: Vault, empty: str) -> None:
     assert statistics > 20
 
 
-def test_an_id_may_be_the_latest_or_its_end(
+def test_an_id_may_be_latest_or_its_last_characters(
     folder_shelf: Vault, new_database: Callable[..., str], backup: StoredBackup, other_backup: StoredBackup
 ) -> None:
     names = [folder_shelf.keep(backup), folder_shelf.keep(other_backup)]
@@ -105,10 +105,10 @@ def test_an_id_may_be_the_latest_or_its_end(
     assert "ballast backup list" in unknown.stderr
 
 
-def test_what_is_restored_is_closed_to_whom_it_was_closed(
+def test_restored_tables_stay_closed_to_anonymous_callers(
     folder_shelf: Vault, empty: str, backup: StoredBackup
 ) -> None:
-    """A new project grants everything on new tables of public to anon, and a dump does not say that it may not."""
+    """A new project grants anon everything on new tables of public, and a dump does not revoke that."""
     with psycopg.connect(empty) as connection:
         connection.execute("create table public.trap (id int)")
         assert connection.execute("select has_table_privilege('anon', 'public.trap', 'select')").fetchone() == (True,)
@@ -128,7 +128,7 @@ def test_what_is_restored_is_closed_to_whom_it_was_closed(
     assert new == [(False, False)]
 
 
-def test_our_policies_on_tables_of_others_are_there_and_who_publishes_ours(
+def test_policies_on_others_tables_and_publications_are_restored(
     folder_shelf: Vault, empty: str, backup: StoredBackup
 ) -> None:
     question = (
@@ -144,18 +144,18 @@ def test_our_policies_on_tables_of_others_are_there_and_who_publishes_ours(
         ]
 
 
-def test_it_says_what_is_left_to_do(folder_shelf: Vault, empty: str, backup: StoredBackup) -> None:
-    said = folder_shelf.run_to_end("restore", folder_shelf.keep(backup), "--to", empty).stderr
+def test_a_restore_prints_the_next_steps(folder_shelf: Vault, empty: str, backup: StoredBackup) -> None:
+    output = folder_shelf.run_to_end("restore", folder_shelf.keep(backup), "--to", empty).stderr
     for words in ("FLUSHDB", "ballast person resume", "ballast migrate up", "Clerk"):
-        assert words in said
+        assert words in output
 
 
-def test_the_migrations_find_nothing_to_do_afterwards(folder_shelf: Vault, empty: str, backup: StoredBackup) -> None:
+def test_no_migration_is_pending_after_a_restore(folder_shelf: Vault, empty: str, backup: StoredBackup) -> None:
     folder_shelf.run_to_end("restore", folder_shelf.keep(backup), "--to", empty)
     assert migrations.up(empty, dry_run=True).empty
 
 
-def test_data_is_never_written_over_without_being_asked(
+def test_existing_data_is_only_replaced_on_request(
     folder_vault: Vault, new_database: Callable[..., str], backup: StoredBackup
 ) -> None:
     name = folder_vault.keep(backup)
@@ -184,7 +184,7 @@ def test_data_is_never_written_over_without_being_asked(
         ("127.0.0.1", "postgres", "postgres"),
     ],
 )
-def test_a_project_is_named_as_supabase_names_it(host: str, user: str, project: str) -> None:
+def test_a_project_is_identified_by_its_supabase_reference(host: str, user: str, project: str) -> None:
     from scripts.backup.restore import find_project  # noqa: PLC0415
 
     connection: Any = type(
@@ -195,7 +195,7 @@ def test_a_project_is_named_as_supabase_names_it(host: str, user: str, project: 
 
 @pytest.mark.parametrize("replaced", [False, True])
 @pytest.mark.parametrize("end", ["exit 1", "kill -9 $PPID", "exit 0"])
-def test_a_restore_that_breaks_off_changes_nothing(
+def test_an_aborted_restore_changes_nothing(
     folder_vault: Vault,
     new_database: Callable[..., str],
     make_wrapped_programs: Callable[..., str],
@@ -203,15 +203,15 @@ def test_a_restore_that_breaks_off_changes_nothing(
     replaced: bool,
     backup: StoredBackup,
 ) -> None:
-    """Half of the dump is restored, then it fails, or the command is killed, or all looks well."""
+    """After half of the dump, pg_restore fails, the command is killed, or pg_restore exits with 0."""
     name = folder_vault.keep(backup)
     target = new_database(folder_vault.url) if replaced else new_database()
     before = contents(target)
     half = f'[[ "$*" == *--list* ]] && exec "$REAL/pg_restore" "$@"; "$REAL/pg_restore" "$@" | head -c 400000; {end}'
     words = ["--replace", target.rpartition("/")[2]] if replaced else []
     running = folder_vault.start("restore", name, "--to", target, *words, PG_BIN=make_wrapped_programs(pg_restore=half))
-    _, said = running.communicate(timeout=60)
-    assert running.returncode == (-signal.SIGKILL if "kill" in end else 1), said
+    _, output = running.communicate(timeout=60)
+    assert running.returncode == (-signal.SIGKILL if "kill" in end else 1), output
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         with psycopg.connect(target) as connection:
@@ -225,7 +225,7 @@ def test_a_restore_that_breaks_off_changes_nothing(
     assert contents(target) == contents(folder_vault.url)
 
 
-def test_what_the_database_refuses_is_said_without_the_data(
+def test_the_reason_of_a_refusal_is_reported_without_data(
     folder_shelf: Vault, new_database: Callable[..., str], bare_server: Postgres, backup: StoredBackup
 ) -> None:
     target = new_database()
@@ -241,7 +241,7 @@ def test_what_the_database_refuses_is_said_without_the_data(
 
 @pytest.mark.parametrize("file", ["before.sql", "after.sql"])
 @pytest.mark.parametrize("command", ["\\! touch pwned", "select 1 \\g |touch pwned", "\\unrestrict x\n\\! touch pwned"])
-def test_a_script_in_the_store_runs_no_command_on_this_machine(
+def test_a_forged_script_runs_no_shell_command(
     folder_shelf: Vault,
     empty: str,
     tmp_path: Path,
@@ -250,15 +250,15 @@ def test_a_script_in_the_store_runs_no_command_on_this_machine(
     command: str,
     backup: StoredBackup,
 ) -> None:
-    """Whoever may write to the store may forge one, with its manifest; the machine that restores has the keys."""
+    """A writer to the store can forge a script with its manifest. The restoring machine has the keys."""
     monkeypatch.chdir(tmp_path)
     name = folder_shelf.keep(backup)
     place = folder_shelf.store.path(name, file)
     assert place is not None
     body = f"{place.read_text()}{command}\n".encode()
     place.write_bytes(body)
-    told = {"size_bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}
-    rewrite(folder_shelf, name, lambda manifest: manifest["files"].update({file: told}))
+    described = {"size_bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}
+    rewrite(folder_shelf, name, lambda manifest: manifest["files"].update({file: described}))
     refused = folder_shelf.run("restore", name, "--to", empty)
     assert refused.exit_code == 1
     assert "Nothing was restored." in refused.stderr
@@ -267,18 +267,18 @@ def test_a_script_in_the_store_runs_no_command_on_this_machine(
         assert snapshot.count_rows(connection) == {}
 
 
-def test_a_pg_restore_that_lets_names_run_commands_is_refused(
+def test_a_pg_restore_with_cve_2025_8714_is_refused(
     folder_shelf: Vault, empty: str, make_wrapped_programs: Callable[..., str], backup: StoredBackup
 ) -> None:
     name = folder_shelf.keep(backup)
-    # This psql has ended by then: closing the pipe to it fails, which must not hide the reason.
+    # This psql has already exited, so closing the pipe to it fails. That must not hide the reason.
     old = make_wrapped_programs(pg_restore='"$REAL/pg_restore" "$@" | sed "/restrict /d"', psql="exit 0")
     refused = folder_shelf.run("restore", name, "--to", empty, PG_BIN=old)
     assert refused.exit_code == 1
     assert "CVE-2025-8714" in refused.stderr
 
 
-def test_a_network_that_is_cut_while_a_backup_is_fetched_restores_nothing(
+def test_a_network_failure_during_the_download_restores_nothing(
     heavy: str,
     bucket_vault: Vault,
     empty: str,
@@ -289,10 +289,10 @@ def test_a_network_that_is_cut_while_a_backup_is_fetched_restores_nothing(
     name = large.back_up()
     with relay_to(urlsplit(s3).port or 0) as cable:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{cable.port}")
-        asked = b"GET /" + urlsplit(large.backup_url).netloc.encode()
+        request = b"GET /" + urlsplit(large.backup_url).netloc.encode()
 
         def cut_soon(data: bytes) -> None:
-            if data.startswith(asked) and b"dump.pgc" in data:
+            if data.startswith(request) and b"dump.pgc" in data:
                 threading.Timer(0.02, cable.cut).start()
 
         cable.hears = cut_soon
@@ -303,8 +303,10 @@ def test_a_network_that_is_cut_while_a_backup_is_fetched_restores_nothing(
         assert snapshot.count_rows(connection) == {}
 
 
-def test_default_privileges_of_other_roles_stay_theirs(folder_vault: Vault, empty: str, bare_server: Postgres) -> None:
-    """Hosted Supabase has some of supabase_admin's in public, which a dump holds and postgres may not restore."""
+def test_default_privileges_of_other_roles_are_not_restored(
+    folder_vault: Vault, empty: str, bare_server: Postgres
+) -> None:
+    """In hosted Supabase, supabase_admin has some in public. A dump contains them, but postgres may not restore them."""
     for url in (folder_vault.url, empty):
         with psycopg.connect(bare_server.url("supabase_admin", url.rpartition("/")[2])) as admin:
             admin.execute(
@@ -317,13 +319,13 @@ def test_default_privileges_of_other_roles_stay_theirs(folder_vault: Vault, empt
 
 
 @at_hand
-def test_who_was_erased_since_is_erased_again(folder_vault: Vault, empty: str, backup: StoredBackup) -> None:
+def test_people_erased_since_the_backup_are_erased_again(folder_vault: Vault, empty: str, backup: StoredBackup) -> None:
     name = folder_vault.keep(backup)
     with folder_vault.connect() as connection:
         [[person]] = connection.execute(
             "select id::text from public.profiles where clerk_user_id = %s", [ADA]
         ).fetchall()
-        # Erased in the live database, and in the ledger beside the backups.
+        # The erasure is in the live database, and in the ledger next to the backups.
         [[receipt]] = connection.execute("select app.begin_erasure(%s, 'administrator')", [ADA]).fetchall()
         step: dict[str, Any] = {"state": "running"}
         while step["state"] == "running":
@@ -335,16 +337,14 @@ def test_who_was_erased_since_is_erased_again(folder_vault: Vault, empty: str, b
     folder_vault.run_to_end("restore", name, "--to", empty)
     with psycopg.connect(empty) as connection:
         left = people.scan(Database(connection), person, ADA, *ADA_EMAILS)
-        assert left.keys() <= {"app.erasure_log"}  # until Clerk is told, which `ballast person resume` does
+        assert left.keys() <= {"app.erasure_log"}  # until `ballast person resume` has deleted her in Clerk
         assert connection.execute("select state from app.erasure_log").fetchall() == [("erased",)]
     report = run_drill(folder_vault, name)
     detail = report["checks"]["erasures replayed"]["detail"]
     assert detail == "entries in the ledger: 1; people in the backup, erased again: 1"
 
 
-def test_a_ledger_that_cannot_be_read_is_not_an_empty_one(
-    folder_shelf: Vault, empty: str, backup: StoredBackup
-) -> None:
+def test_an_unreadable_ledger_fails_a_check(folder_shelf: Vault, empty: str, backup: StoredBackup) -> None:
     name = folder_shelf.keep(backup)
     folder = folder_shelf.store.folder
     assert folder is not None
@@ -358,7 +358,7 @@ def test_a_ledger_that_cannot_be_read_is_not_an_empty_one(
 # --- drill ---
 
 
-def test_a_drill_reports_each_check_how_long_it_took_and_how_old_the_data_are(vault: Vault) -> None:
+def test_a_drill_reports_its_checks_and_rto_and_rpo(vault: Vault) -> None:
     name = vault.back_up()
     report = run_drill(vault)
     assert (report["backup"], report["passed"]) == (name, True)
@@ -382,14 +382,14 @@ def test_a_drill_leaves_no_server_and_no_files_behind(
     assert list(place.iterdir()) == []
 
 
-def test_a_drill_of_nothing_fails(folder_shelf: Vault) -> None:
+def test_a_drill_without_a_backup_fails(folder_shelf: Vault) -> None:
     none = folder_shelf.run("drill")
     assert none.exit_code == 1
     assert "no backup 'latest'" in none.stderr
 
 
 @at_hand
-def test_without_the_key_it_says_how_to_give_it(folder_shelf: Vault, tmp_path: Path, backup: StoredBackup) -> None:
+def test_a_missing_key_names_the_option_to_use(folder_shelf: Vault, tmp_path: Path, backup: StoredBackup) -> None:
     folder_shelf.keep(backup)
     without = folder_shelf.run("drill", BACKUP_IDENTITY=None)
     assert without.exit_code == 2
@@ -428,9 +428,9 @@ def test_a_damaged_dump_is_never_restored(
     assert refused.exit_code == 1
     assert "dump.pgc.zst.age" in refused.stderr
     assert "is damaged" in refused.stderr
-    # Also when whoever damaged it wrote a manifest for it.
-    told = {"size_bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}
-    rewrite(folder_shelf, name, lambda manifest: manifest["files"].update({"dump.pgc.zst.age": told}))
+    # This also holds if the manifest was changed to match.
+    described = {"size_bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}
+    rewrite(folder_shelf, name, lambda manifest: manifest["files"].update({"dump.pgc.zst.age": described}))
     assert list_failed(run_drill(folder_shelf, name)) == ["restore"]
     assert folder_shelf.run("restore", name, "--to", empty).exit_code == 1
     with psycopg.connect(empty) as connection:
@@ -438,7 +438,7 @@ def test_a_damaged_dump_is_never_restored(
 
 
 @at_hand
-def test_a_manifest_of_another_backup_is_not_believed(
+def test_the_manifest_of_another_backup_is_rejected(
     folder_shelf: Vault, backup: StoredBackup, other_backup: StoredBackup
 ) -> None:
     first, second = folder_shelf.keep(backup), folder_shelf.keep(other_backup)
@@ -451,7 +451,7 @@ def test_a_manifest_of_another_backup_is_not_believed(
     assert list_failed(run_drill(folder_shelf, second)) == ["restore"]
 
 
-def test_a_manifest_that_is_none_is_named(folder_shelf: Vault, backup: StoredBackup) -> None:
+def test_an_invalid_manifest_is_reported(folder_shelf: Vault, backup: StoredBackup) -> None:
     name = folder_shelf.keep(backup)
     rewrite(folder_shelf, name, lambda manifest: manifest.pop("rows"))
     damaged = folder_shelf.run("drill", name)
@@ -460,11 +460,11 @@ def test_a_manifest_that_is_none_is_named(folder_shelf: Vault, backup: StoredBac
 
 
 FORGERIES: dict[str, tuple[Change, str, str]] = {
-    "a row too few": (lambda m: m["rows"].update({"public.specimens": m["rows"]["public.specimens"] + 1}), "row counts", "public.specimens has"),
-    "a table is gone": (lambda m: m["rows"].update({"public.gone": 3}), "row counts", "public.gone has 0 rows instead of 3"),
-    "a policy is gone": (lambda m: m["structure"]["policy"].update({"gone on public.specimens": "0" * 16}), "structure", "policy gone on public.specimens is missing"),
-    "a grant is new": (lambda m: m["structure"]["grant"].pop("select on public.specimens to authenticated"), "structure", "is new"),
-    "a function differs": (lambda m: m["structure"]["function"].update({"app.user_id()": "0" * 16}), "structure", "function app.user_id() differs"),
+    "a missing row": (lambda m: m["rows"].update({"public.specimens": m["rows"]["public.specimens"] + 1}), "row counts", "public.specimens has"),
+    "a missing table": (lambda m: m["rows"].update({"public.gone": 3}), "row counts", "public.gone has 0 rows instead of 3"),
+    "a missing policy": (lambda m: m["structure"]["policy"].update({"gone on public.specimens": "0" * 16}), "structure", "policy gone on public.specimens is missing"),
+    "a new grant": (lambda m: m["structure"]["grant"].pop("select on public.specimens to authenticated"), "structure", "is new"),
+    "a changed function": (lambda m: m["structure"]["function"].update({"app.user_id()": "0" * 16}), "structure", "function app.user_id() differs"),
     "another migration": (lambda m: m.update(migration="20200101000000"), "structure", "the migration is"),
     "another seal": (lambda m: m["audit_seal"].update(seal="0" * 64), "audit seal", "not the one"),
 }  # fmt: skip
@@ -472,7 +472,7 @@ FORGERIES: dict[str, tuple[Change, str, str]] = {
 
 @pytest.mark.parametrize("forgery", FORGERIES)
 @at_hand
-def test_a_drill_notices_any_difference(folder_shelf: Vault, forgery: str, backup: StoredBackup) -> None:
+def test_a_drill_detects_any_difference(folder_shelf: Vault, forgery: str, backup: StoredBackup) -> None:
     change, check, detail = FORGERIES[forgery]
     name = folder_shelf.keep(backup)
     rewrite(folder_shelf, name, change)
@@ -484,7 +484,7 @@ def test_a_drill_notices_any_difference(folder_shelf: Vault, forgery: str, backu
 
 
 WEAKNESSES = {
-    "create policy \"everybody's\" on public.specimens for select to authenticated using (true)": "other tenants denied",
+    "create policy \"open to all\" on public.specimens for select to authenticated using (true)": "other tenants denied",
     "alter table public.specimens disable row level security": "other tenants denied",
     "create function app.broken() returns bigint language sql set search_path = pg_catalog as 'select count(*) from public.to_go'; "
     "drop table public.to_go": "functions",
@@ -493,7 +493,7 @@ WEAKNESSES = {
 
 @pytest.mark.parametrize("weakness", WEAKNESSES)
 @at_hand
-def test_a_drill_notices_what_was_wrong_already_when_it_was_backed_up(folder_vault: Vault, weakness: str) -> None:
+def test_a_drill_detects_faults_of_the_original_database(folder_vault: Vault, weakness: str) -> None:
     with folder_vault.connect() as connection:
         connection.execute("create table public.to_go (id int)")
         connection.execute(weakness.encode())
@@ -502,7 +502,7 @@ def test_a_drill_notices_what_was_wrong_already_when_it_was_backed_up(folder_vau
 
 
 @at_hand
-def test_a_view_that_postgres_writes_differently_when_it_is_made_again_is_the_same(folder_vault: Vault) -> None:
+def test_a_view_that_postgres_prints_differently_after_a_restore_is_the_same(folder_vault: Vault) -> None:
     with folder_vault.connect() as connection:
         connection.execute(
             "create view ops.odd as select 'a'::text as name, p.id from public.specimens as p union all select 'b'::text, o.id from public.organizations as o"
@@ -516,7 +516,7 @@ def test_a_view_that_postgres_writes_differently_when_it_is_made_again_is_the_sa
 
 @pytest.fixture(scope="module")
 def old(home: Path) -> Iterator[Postgres]:
-    """The oldest that Supabase hosts."""
+    """A server of the oldest version that Supabase hosts."""
     if not (OLDEST / "postgres").exists():
         pytest.skip(f"PostgreSQL 15 is not installed in {OLDEST}")
     server = Postgres(home / "old", free_port_block(), "test", OLDEST)
@@ -537,10 +537,10 @@ def test_a_backup_of_an_older_server_is_proven_on_a_newer_one(old: Postgres, fol
     assert list_failed(report) == [], report["checks"]
 
 
-def test_programs_of_a_newer_version_serve_an_older_server(
+def test_programs_of_a_newer_version_support_an_older_server(
     old: Postgres, folder_vault: Vault, make_wrapped_programs: Callable[..., str]
 ) -> None:
-    """As where only the newest client is installed: pg_restore 18 sets what a server of version 15 does not know."""
+    """Only the newest client is installed: pg_restore 18 sets a parameter that a server of version 15 rejects."""
     vault = Vault(old.url(), folder_vault.backup_url, folder_vault.home, folder_vault.identity)
     newest = make_wrapped_programs()
     name = json.loads(vault.run_to_end("run", "--json", PG_BIN=newest).stdout)["name"]

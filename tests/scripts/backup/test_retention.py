@@ -1,4 +1,4 @@
-"""`ballast backup list` and `prune`: what is told of the store, what stays in it, and that nothing else is touched."""
+"""`ballast backup list` and `prune`: the list is correct, and `prune` keeps the right backups and nothing else changes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def make_backup(created_at: datetime, *, is_proven: bool = False) -> ListedBacku
     return ListedBackup(found.name, found, None, created_at if is_proven else None)
 
 
-# --- which stay ---
+# --- which backups are kept ---
 
 moments = (st.timedeltas(timedelta(0), 2 * DAY) | st.timedeltas(timedelta(0), 700 * DAY)).map(lambda age: NOW - age)
 shelves = st.lists(
@@ -65,7 +65,7 @@ policies = st.builds(Policy, *[st.integers(0, 15)] * 3)
 
 
 @given(shelves, policies)
-def test_the_last_proven_backup_is_never_pruned(shelf: list[ListedBackup], policy: Policy) -> None:
+def test_the_newest_proven_backup_is_never_pruned(shelf: list[ListedBackup], policy: Policy) -> None:
     proven = [each for each in shelf if each.is_proven]
     if proven:
         assert max(proven, key=lambda each: (each.manifest.created_at, each.name)).name in select_kept(
@@ -82,13 +82,13 @@ def test_the_newest_backup_is_never_pruned(shelf: list[ListedBackup], policy: Po
 
 
 @given(shelves, policies)
-def test_nothing_younger_than_a_day_is_pruned(shelf: list[ListedBackup], policy: Policy) -> None:
+def test_backups_younger_than_a_day_are_never_pruned(shelf: list[ListedBackup], policy: Policy) -> None:
     young = {each.name for each in shelf if each.created_at and NOW - each.created_at < DAY}
     assert young <= select_kept(shelf, NOW, policy).keys()
 
 
 @given(shelves, policies)
-def test_no_more_stay_than_the_policy_says(shelf: list[ListedBackup], policy: Policy) -> None:
+def test_no_more_are_kept_than_the_policy_allows(shelf: list[ListedBackup], policy: Policy) -> None:
     reasons = select_kept(shelf, NOW, policy).values()
     for kind, number in (("day", policy.daily), ("week", policy.weekly), ("month", policy.monthly)):
         assert sum(f"{kind} 20" in reason for reason in reasons) <= number
@@ -130,12 +130,12 @@ def test_the_example_in_the_module_is_true() -> None:
         assert kept.get(backup.name) == (reason if decision == "keep" else None)
 
 
-def test_what_cannot_be_read_stays() -> None:
+def test_an_unreadable_backup_is_kept() -> None:
     shelf = [ListedBackup("20200101T000000Z-00000000", None, "damaged"), make_backup(NOW)]
     assert "damaged" in select_kept(shelf, NOW, Policy(0, 0, 0))["20200101T000000Z-00000000"]
 
 
-def test_a_backup_that_a_later_drill_refuted_is_not_proven() -> None:
+def test_a_backup_whose_later_drill_failed_is_not_proven() -> None:
     older, refuted = make_backup(NOW - 60 * DAY, is_proven=True), make_backup(NOW - 50 * DAY)
     refuted = ListedBackup(refuted.name, refuted.manifest, None, NOW - 50 * DAY, is_refuted=True)
     assert select_kept([older, refuted, make_backup(NOW)], NOW, Policy(1, 0, 0)).keys() >= {older.name}
@@ -143,7 +143,7 @@ def test_a_backup_that_a_later_drill_refuted_is_not_proven() -> None:
 
 @settings(max_examples=5, deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 3))
-def test_a_year_of_daily_backups_leaves_some_twenty_of_them(first: int, a_day: int) -> None:
+def test_about_twenty_of_a_year_of_daily_backups_are_kept(first: int, a_day: int) -> None:
     shelf: list[ListedBackup] = []
     for number in range(400 * a_day):
         now = NOW - first * DAY + number * DAY / a_day
@@ -168,14 +168,14 @@ def folder(tmp_path: Path) -> str:
 
 @pytest.fixture(params=["folder", "bucket"])
 def url(request: pytest.FixtureRequest) -> str:
-    """Where there are no backups yet."""
+    """The URL of an empty store."""
     if request.param == "folder":
         return str(request.getfixturevalue("folder"))
     return f"s3://{request.getfixturevalue('bucket')}/a%20prefix"
 
 
 def run(url: str, *words: str, **environment: str | None) -> Result:
-    """Without any database."""
+    """Runs `ballast backup` without a database."""
     nothing = {"DATABASE_URL": None, "BACKUP_URL": url}
     return CliRunner().invoke(ballast, ["backup", *words], env=nothing | environment)
 
@@ -187,10 +187,10 @@ def run_as_json(url: str, *words: str) -> Any:
 
 
 def put(url: str, age: timedelta, **changes: Any) -> str:
-    """A backup of that age, whose dump nobody will open."""
+    """Stores a backup of that age with a placeholder for the dump."""
     made = manifest(datetime.now(UTC) - age, **changes)
     store = BackupStore(url)
-    store.put(made.name, "dump.pgc.zst.age", b"sealed")
+    store.put(made.name, "dump.pgc.zst.age", b"a dump")
     store.put(made.name, MANIFEST, made.model_dump_json().encode())
     return made.name
 
@@ -200,7 +200,7 @@ def store_report(url: str, name: str, day: int, *, passed: bool) -> None:
     BackupStore(url).put(name, f"drills/202610{day:02}T000000000000Z.json", json.dumps(report).encode())
 
 
-def test_a_list_is_newest_first_and_says_what_each_is_worth(url: str) -> None:
+def test_a_list_is_newest_first_with_size_and_proof(url: str) -> None:
     old, new = put(url, 40 * DAY), put(url, timedelta(hours=3))
     store_report(url, old, 1, passed=True)
     listed = run_as_json(url, "list")
@@ -215,7 +215,7 @@ def test_a_list_is_newest_first_and_says_what_each_is_worth(url: str) -> None:
     assert re.search(rf"{old} .* 40 days ", table)
 
 
-def test_a_failed_last_drill_is_red_and_an_older_proof_is_still_named(url: str) -> None:
+def test_a_failed_last_drill_is_red_and_the_older_proof_is_still_shown(url: str) -> None:
     name = put(url, timedelta(hours=1))
     store_report(url, name, 1, passed=True)
     store_report(url, name, 2, passed=False)
@@ -236,7 +236,7 @@ def test_a_damaged_report_proves_nothing(folder: str, report: bytes) -> None:
     assert (listed["proven_at"], listed["last_drill_failed"]) == (None, True)
 
 
-def test_a_latest_backup_that_is_late_is_red(folder: str) -> None:
+def test_a_latest_backup_older_than_a_day_is_red(folder: str) -> None:
     put(folder, timedelta(hours=23))
     assert red(folder) == ""
     late = BackupStore(folder)
@@ -262,14 +262,14 @@ def test_a_damaged_manifest_is_one_row_in_red(url: str, body: bytes) -> None:
 
 
 @pytest.mark.usefixtures("scratch_at_hand")
-def test_a_drill_is_what_proves_a_backup(shelf: Vault, backup: StoredBackup, other_backup: StoredBackup) -> None:
+def test_a_backup_is_proven_by_a_drill(shelf: Vault, backup: StoredBackup, other_backup: StoredBackup) -> None:
     first, second = shelf.keep(backup), shelf.keep(other_backup)
     shelf.run_to_end("drill", first)
     listed = {each["id"]: each["proven_at"] is not None for each in run_as_json(shelf.backup_url, "list")}
     assert listed == {first: True, second: False}
 
 
-def test_an_empty_store_is_no_error(url: str) -> None:
+def test_an_empty_store_is_not_an_error(url: str) -> None:
     assert run_as_json(url, "list") == []
     assert "There is no backup in" in run(url, "list").stdout
     assert "0 deleted, 0 kept." in run(url, "prune").stdout
@@ -285,15 +285,15 @@ def test_each_manifest_is_read_once(bucket: str, caplog: pytest.LogCaptureFixtur
 
 
 def red(url: str) -> str:
-    """What the table has in red."""
+    """Returns the red text of the table."""
     shown = run(url, "list", FORCE_COLOR="1", TERM="xterm", NO_COLOR=None).stdout
     return " ".join(re.findall(r"\x1b\[31m(.*?)\x1b\[0m", shown))
 
 
-# --- pruning one ---
+# --- pruning a store ---
 
 
-def test_what_no_rule_keeps_is_gone_and_the_rest_is_whole(url: str) -> None:
+def test_prune_deletes_only_backups_that_no_rule_keeps(url: str) -> None:
     ages = [timedelta(hours=2), timedelta(hours=5), *(number * DAY for number in range(2, 60))]
     names = [put(url, age) for age in ages]
     proven = names[-1]
@@ -304,13 +304,15 @@ def test_what_no_rule_keeps_is_gone_and_the_rest_is_whole(url: str) -> None:
     assert report == before | {"dry_run": False}
     assert BackupStore(url).names() == sorted(report["kept"])
     assert {names[0], names[1], proven} <= report["kept"].keys()
-    days = len({name[:8] for name in names[:2]})  # one, or at night two, of which the second is a day that is kept
+    days = len(
+        {name[:8] for name in names[:2]}
+    )  # one, or two after midnight; the second day is then one of the kept days
     assert 6 - days <= len(report["kept"]) <= 9
     assert "the newest proven" in report["kept"][proven]
     assert run_as_json(url, "prune", "--daily", "3", "--weekly", "2", "--monthly", "1")["going"] == []
 
 
-def test_a_dry_run_changes_nothing_and_says_what_would_go(url: str) -> None:
+def test_a_dry_run_lists_deletions_and_changes_nothing(url: str) -> None:
     new, old = put(url, timedelta(hours=2)), put(url, 50 * DAY)
     result = run(url, "prune", "--dry-run", "--daily", "1", "--weekly", "0", "--monthly", "0")
     assert re.search(rf"{new} .* keep .* the newest, younger than a day, day 20", result.stdout)
@@ -334,7 +336,7 @@ def test_the_ledger_of_erasures_is_never_touched(url: str) -> None:
     assert list(ledger.entries()) == entries
 
 
-def test_a_damaged_backup_stays_and_is_said_to_be(url: str) -> None:
+def test_a_damaged_backup_is_kept_and_reported(url: str) -> None:
     put(url, timedelta(hours=2))
     BackupStore(url).put("20200101T000000Z-00000000", MANIFEST, b"{}")
     result = run(url, "prune", "--daily", "0", "--weekly", "0", "--monthly", "0")
@@ -342,7 +344,7 @@ def test_a_damaged_backup_stays_and_is_said_to_be(url: str) -> None:
     assert "20200101T000000Z-00000000" in BackupStore(url).names()
 
 
-def test_what_the_bucket_locks_is_named_and_the_others_go(bucket: str) -> None:
+def test_a_locked_backup_is_reported_and_the_others_are_deleted(bucket: str) -> None:
     url = f"s3://{bucket}/a%20prefix"
     put(url, timedelta(hours=2))
     free, locked, later = put(url, 50 * DAY), put(url, 40 * DAY), put(url, 30 * DAY)
@@ -364,14 +366,14 @@ def test_what_the_bucket_locks_is_named_and_the_others_go(bucket: str) -> None:
 
 
 def leave_unfinished(url: str) -> str:
-    """A backup whose run was killed before its manifest."""
+    """Leaves the files of a run that was killed before it wrote the manifest."""
     name = new_name(uuid4(), datetime.now(UTC))
     BackupStore(url).put(name, "before.sql", b"select 1;")
     return name
 
 
 def upload(bucket: str, key: str) -> str:
-    """A multipart upload that was begun, and never ended."""
+    """Starts a multipart upload and does not finish it."""
     client = boto3.client("s3")
     upload_id = str(client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"])
     client.upload_part(Bucket=bucket, Key=key, UploadId=upload_id, PartNumber=1, Body=b"a part")
@@ -389,15 +391,15 @@ def remove_all(url: str, older_than: timedelta = timedelta(0)) -> list[Leftover]
     return found
 
 
-def test_a_folder_without_a_manifest_goes_after_its_time_and_backups_stay(url: str) -> None:
-    name, whole = leave_unfinished(url), put(url, 50 * DAY)
+def test_an_old_folder_without_a_manifest_is_deleted_and_backups_are_kept(url: str) -> None:
+    name, kept = leave_unfinished(url), put(url, 50 * DAY)
     assert remove_all(url, DAY) == []
     assert [(each.path, each.size_bytes) for each in remove_all(url)] == [(f"database/{name}", 9)]
-    assert BackupStore(url).names() == [whole]
+    assert BackupStore(url).names() == [kept]
     assert BackupStore(url).leftovers(timedelta(0)) == []
 
 
-def test_what_obstore_still_wrote_in_a_folder_goes_too(folder: str) -> None:
+def test_staging_files_of_obstore_are_deleted_too(folder: str) -> None:
     store = BackupStore(folder)
     name = new_name(uuid4(), datetime.now(UTC))
     staging = store.path(name, "dump.pgc.zst.age#1")
@@ -410,20 +412,20 @@ def test_what_obstore_still_wrote_in_a_folder_goes_too(folder: str) -> None:
     assert not staging.parent.exists()
 
 
-def test_a_run_that_still_writes_is_left_alone(folder: str) -> None:
+def test_files_of_a_running_backup_are_kept(folder: str) -> None:
     store = BackupStore(folder)
     name = new_name(uuid4(), datetime.now(UTC))
     with store.writer(name, "dump.pgc.zst") as writer:
         writer.write(b"x" * (20 << 20))
         path = store.path(name, "")
         assert path is not None
-        os.utime(path, (0, 0))  # the folder is old: the file in it is not
+        os.utime(path, (0, 0))  # the folder is old, but its file is not
         assert run_as_json(folder, "prune")["leftovers"] == []
         writer.write(b"more")
     assert store.read(name, "dump.pgc.zst").endswith(b"more")
 
 
-def test_unfinished_uploads_are_aborted_after_a_day_and_those_of_others_stay(bucket: str) -> None:
+def test_unfinished_uploads_are_aborted_after_a_day_except_those_of_others(bucket: str) -> None:
     url = f"s3://{bucket}/a%20prefix"
     name = put(url, timedelta(hours=1))
     ours = upload(bucket, f"a prefix/database/{new_name(uuid4(), NOW)}/dump.pgc.zst.age")
@@ -432,7 +434,7 @@ def test_unfinished_uploads_are_aborted_after_a_day_and_those_of_others_stay(buc
         upload(bucket, "else/database/dump"),
         upload(bucket, "a prefixed/database/dump"),
     }
-    assert BackupStore(url).leftovers(timedelta(days=36_500)) == []  # moto began them in 2010
+    assert BackupStore(url).leftovers(timedelta(days=36_500)) == []  # moto dates every upload to 2010
     report = run_as_json(url, "prune", "--dry-run")
     assert len(report["leftovers"]) == 1
     assert uploads(bucket) == {ours} | others
@@ -462,27 +464,27 @@ def test_all_pages_of_objects_are_read(
 ) -> None:
     monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "3")
     url = f"s3://{bucket}"
-    whole, unended = [put(url, number * DAY) for number in range(3)], [leave_unfinished(url) for _ in range(3)]
+    kept, unfinished = [put(url, number * DAY) for number in range(3)], [leave_unfinished(url) for _ in range(3)]
     caplog.clear()
-    assert sorted(each.path for each in remove_all(url)) == sorted(f"database/{name}" for name in unended)
+    assert sorted(each.path for each in remove_all(url)) == sorted(f"database/{name}" for name in unfinished)
     assert any("continuation-token" in line for line in caplog.messages)
-    assert BackupStore(url).names() == sorted(whole)
+    assert BackupStore(url).names() == sorted(kept)
 
 
 @contextmanager
 def pages_of_two(s3: str) -> Iterator[tuple[str, list[str]]]:
-    """An S3 that lists two unfinished uploads at once, as real ones do a thousand: moto lists all."""
+    """An S3 that lists two unfinished uploads per page. The real one lists a thousand; moto does not page."""
 
     class Paging(BaseHTTPRequestHandler):
         pages: ClassVar[list[str]] = []
 
         def do_GET(self) -> None:
-            asked = {
+            query = {
                 name: values[0] for name, values in parse_qs(urlsplit(self.path).query, keep_blank_values=True).items()
             }
             answer = httpx.get(s3 + self.path).text
-            if "uploads" in asked:
-                answer = self.page(answer, asked)
+            if "uploads" in query:
+                answer = self.page(answer, query)
             body = answer.encode()
             self.send_response(200)
             self.send_header("content-type", "application/xml")
@@ -490,9 +492,9 @@ def pages_of_two(s3: str) -> Iterator[tuple[str, list[str]]]:
             self.end_headers()
             self.wfile.write(body)
 
-        def page(self, answer: str, asked: dict[str, str]) -> str:
+        def page(self, answer: str, query: dict[str, str]) -> str:
             self.pages.append(self.path)
-            after = (asked.get("key-marker", ""), asked.get("upload-id-marker", ""))
+            after = (query.get("key-marker", ""), query.get("upload-id-marker", ""))
             found = [(re.search("<Key>(.*?)<", each)[1], re.search("<UploadId>(.*?)<", each)[1], each)  # type: ignore[index]
                 for each in re.findall("<Upload>.*?</Upload>", answer, re.DOTALL)]  # fmt: skip
             rest = [each for each in sorted(found) if each[:2] > after]

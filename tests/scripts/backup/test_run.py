@@ -1,4 +1,4 @@
-"""`ballast backup run`: one moment of the database, whole; and whatever fails leaves nothing that looks like a backup."""
+"""`ballast backup run`: a backup is one complete snapshot, and a failed run leaves nothing that looks like a backup."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from tests.relay import Relay, relay_to
 from tests.scripts.conftest import Vault
 from tests.service.outside import running_outside
 
-# Drills in this process use the running server: where that server is, is not what is tested here.
+# Drills in this process use the running server, because these tests are not about the server of a drill.
 pytestmark = pytest.mark.usefixtures("scratch_at_hand")
 
 FILES = ("after.sql", "before.sql", "dump.pgc.zst.age", "manifest.json")
-# Half of a dump and then: $PPID is the command.
+# Writes half of a dump. In what follows, $PPID is the `ballast` command.
 HALF = '"$REAL/pg_dump" "$@" | head -c 300000;'
 
 
 def objects(vault: Vault) -> list[str]:
-    """Every path in the store, staging files of a folder included."""
+    """Lists every path in the store, including the staging files of a folder."""
     folder = vault.store.folder
     if folder is not None:
         return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
@@ -52,7 +52,7 @@ def objects(vault: Vault) -> list[str]:
 
 
 def uploads(vault: Vault) -> list[str]:
-    """Multipart uploads that were begun and neither completed nor aborted."""
+    """Lists multipart uploads that were neither completed nor aborted."""
     if vault.store.folder is not None:
         return []
     answer = boto3.client("s3").list_multipart_uploads(Bucket=urlsplit(vault.backup_url).netloc)
@@ -60,7 +60,7 @@ def uploads(vault: Vault) -> list[str]:
 
 
 def sessions(vault: Vault) -> list[tuple[str, ...]]:
-    """What the database still has sessions of ours for."""
+    """Lists the other sessions in the database."""
     with vault.connect() as connection:
         return connection.execute(
             "select application_name, state, wait_event, left(query, 80) from pg_stat_activity "
@@ -79,17 +79,17 @@ def has_left_nothing(vault: Vault) -> bool:
 # --- what is stored ---
 
 
-def test_a_backup_is_four_files_and_the_last_says_what_the_others_are(vault: Vault) -> None:
+def test_a_backup_is_four_files_and_the_manifest_describes_the_others(vault: Vault) -> None:
     manifest = json.loads(vault.run_to_end("run", "--json").stdout)
     assert objects(vault) == [f"database/{manifest['name']}/{file}" for file in FILES]
     assert manifest["files"].keys() == set(FILES) - {"manifest.json"}
-    for file, told in manifest["files"].items():
+    for file, described in manifest["files"].items():
         body = vault.store.read(manifest["name"], file)
-        assert (len(body), hashlib.sha256(body).hexdigest()) == (told["size_bytes"], told["sha256"])
+        assert (len(body), hashlib.sha256(body).hexdigest()) == (described["size_bytes"], described["sha256"])
     assert json.loads(vault.store.read(manifest["name"], "manifest.json")) == manifest
 
 
-def test_the_manifest_counts_and_describes_what_is_there(folder_vault: Vault) -> None:
+def test_the_manifest_counts_and_describes_the_database(folder_vault: Vault) -> None:
     manifest = json.loads(folder_vault.run_to_end("run", "--json").stdout)
     with folder_vault.connect() as connection:
         assert manifest["rows"] == snapshot.count_rows(connection)
@@ -112,14 +112,14 @@ def test_the_manifest_counts_and_describes_what_is_there(folder_vault: Vault) ->
         "search_path = app, public, ops, extensions", "quote_all_identifiers = on", "standard_conforming_strings = off",
     ],
 )  # fmt: skip
-def test_a_database_is_described_alike_whatever_the_sessions_settings(populated_database: str, setting: str) -> None:
+def test_settings_of_the_session_do_not_change_the_description(populated_database: str, setting: str) -> None:
     with connect(populated_database) as connection:
         described = snapshot.describe_structure(connection)
         connection.execute(f"set {setting}")
         assert snapshot.describe_structure(connection) == described
 
 
-def test_only_who_has_the_key_can_read_it(folder_vault: Vault) -> None:
+def test_only_the_key_decrypts_a_backup(folder_vault: Vault) -> None:
     name = folder_vault.back_up()
     sealed = folder_vault.store.read(name, "dump.pgc.zst.age")
     assert sealed.startswith(b"age-encryption.org/v1")
@@ -128,7 +128,7 @@ def test_only_who_has_the_key_can_read_it(folder_vault: Vault) -> None:
     assert pyrage.decrypt(sealed, [pyrage.x25519.Identity.from_str(folder_vault.identity)])
 
 
-def test_each_of_several_recipients_can_open_it(folder_vault: Vault) -> None:
+def test_each_of_several_recipients_can_decrypt_a_backup(folder_vault: Vault) -> None:
     offline = pyrage.x25519.Identity.generate()
     both = f"{folder_vault.environment['BACKUP_RECIPIENTS']}, {offline.to_public()}"
     folder_vault.run_to_end("run", BACKUP_RECIPIENTS=both)
@@ -136,7 +136,7 @@ def test_each_of_several_recipients_can_open_it(folder_vault: Vault) -> None:
         folder_vault.run_to_end("drill", BACKUP_IDENTITY=f"# made by age-keygen\n{identity}\n")
 
 
-def test_two_backups_of_one_moment_do_not_overwrite_each_other(vault: Vault) -> None:
+def test_simultaneous_backups_do_not_overwrite_each_other(vault: Vault) -> None:
     first = vault.back_up()
     again = vault.run("run", "--name", first, "--log", "00000000-0000-0000-0000-000000000000")
     assert again.exit_code == 1
@@ -146,7 +146,7 @@ def test_two_backups_of_one_moment_do_not_overwrite_each_other(vault: Vault) -> 
     assert len({vault.back_up() for _ in range(3)}) == 3
 
 
-def test_while_others_write_the_counts_are_those_of_the_dump(
+def test_counts_match_the_dump_during_concurrent_writes(
     folder_vault: Vault, make_wrapped_programs: Callable[..., str]
 ) -> None:
     done = threading.Event()
@@ -183,16 +183,16 @@ def test_while_others_write_the_counts_are_those_of_the_dump(
     assert first != second
 
 
-def test_a_line_says_what_was_made(folder_vault: Vault) -> None:
-    said = folder_vault.run_to_end("run").stdout
-    assert said.startswith(folder_vault.store.names()[0])
-    assert " rows, " in said
+def test_one_line_describes_the_new_backup(folder_vault: Vault) -> None:
+    output = folder_vault.run_to_end("run").stdout
+    assert output.startswith(folder_vault.store.names()[0])
+    assert " rows, " in output
 
 
 # --- what is refused ---
 
 
-def test_in_production_no_backup_is_made_that_anybody_could_read(folder_vault: Vault) -> None:
+def test_production_refuses_unencrypted_backups(folder_vault: Vault) -> None:
     for environment in ("production", "staging", None):
         refused = folder_vault.run("run", ENVIRONMENT=environment, BACKUP_RECIPIENTS=None)
         assert refused.exit_code == 2
@@ -200,7 +200,7 @@ def test_in_production_no_backup_is_made_that_anybody_could_read(folder_vault: V
     assert objects(folder_vault) == []
 
 
-def test_elsewhere_it_is_made_with_a_warning_and_can_be_restored(folder_vault: Vault) -> None:
+def test_elsewhere_an_unencrypted_backup_causes_a_warning_and_can_be_restored(folder_vault: Vault) -> None:
     made = folder_vault.run_to_end("run", BACKUP_RECIPIENTS=None)
     assert "BACKUP_RECIPIENTS is not set" in made.stderr
     assert "not encrypted" in made.stdout
@@ -215,21 +215,21 @@ def test_a_wrong_recipient_is_refused_and_not_repeated(folder_vault: Vault, key:
     assert objects(folder_vault) == []
 
 
-def test_without_a_place_it_says_what_to_set(folder_vault: Vault) -> None:
+def test_a_missing_backup_url_names_the_variable_to_set(folder_vault: Vault) -> None:
     refused = folder_vault.run("run", BACKUP_URL=None)
     assert refused.exit_code == 2
     assert "Set BACKUP_URL" in refused.stderr
 
 
-def test_a_database_without_ours_is_no_empty_backup(folder_vault: Vault, new_database: Callable[..., str]) -> None:
+def test_a_database_without_our_schemas_is_not_backed_up(folder_vault: Vault, new_database: Callable[..., str]) -> None:
     refused = folder_vault.run("run", DATABASE_URL=new_database())
     assert refused.exit_code == 1
     assert "ballast migrate up" in refused.stderr
     assert objects(folder_vault) == []
 
 
-def test_a_role_that_sees_less_than_there_is_makes_no_backup(folder_vault: Vault, bare_server: Postgres) -> None:
-    """Such as --enable-row-security would: 0 rows, and all looks well."""
+def test_a_role_under_row_level_security_cannot_make_a_backup(folder_vault: Vault, bare_server: Postgres) -> None:
+    """As with --enable-row-security, the dump would contain 0 rows and look successful."""
     database = folder_vault.url.rpartition("/")[2]
     with psycopg.connect(bare_server.url("supabase_admin", database), autocommit=True) as admin:
         if not admin.execute("select from pg_roles where rolname = 'weak'").rowcount:
@@ -241,17 +241,17 @@ def test_a_role_that_sees_less_than_there_is_makes_no_backup(folder_vault: Vault
     assert has_left_nothing(folder_vault)
 
 
-def test_one_runs_at_a_time_and_the_second_says_so(folder_vault: Vault) -> None:
+def test_only_one_backup_runs_at_a_time(folder_vault: Vault) -> None:
     with folder_vault.connect() as connection, connection.transaction():
         connection.execute("select pg_advisory_xact_lock(%s)", [snapshot.ADVISORY_LOCK])
         refused = folder_vault.run("run")
     assert refused.exit_code == 1
-    assert "running already" in refused.stderr
+    assert "Another backup of this database is running" in refused.stderr
     assert objects(folder_vault) == []
     folder_vault.back_up()
 
 
-def test_no_password_stands_in_a_command_line() -> None:
+def test_no_password_appears_in_a_command_line() -> None:
     target, environment = programs.split_password(
         "postgresql://postgres:5ecret@db.example:5432/postgres?sslmode=require"
     )
@@ -272,9 +272,9 @@ def test_no_password_stands_in_a_command_line() -> None:
         ("echo 'pg_dump: error: no space' >&2; echo 'DETAIL: ada@example.com' >&2; exit 1", "code 1: no space"),
         ("exit 0", "printed no error"),
     ],
-    ids=["killed", "half", "whole but failed", "said why", "empty"],
+    ids=["killed", "half", "complete but failed", "with an error message", "empty"],
 )
-def test_a_dump_that_does_not_end_well_is_no_backup(
+def test_a_failed_dump_does_not_become_a_backup(
     vault: Vault, make_wrapped_programs: Callable[..., str], pg_dump: str, reason: str
 ) -> None:
     failed = vault.run("run", PG_BIN=make_wrapped_programs(pg_dump=pg_dump))
@@ -285,7 +285,7 @@ def test_a_dump_that_does_not_end_well_is_no_backup(
     vault.back_up()
 
 
-def test_a_store_that_is_not_there_ends_it(folder_vault: Vault, aws: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_store_ends_the_run(folder_vault: Vault, aws: pytest.MonkeyPatch) -> None:
     aws.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     failed = folder_vault.run("run", BACKUP_URL="s3://bucket")
     assert failed.exit_code == 1
@@ -296,7 +296,7 @@ def test_a_store_that_is_not_there_ends_it(folder_vault: Vault, aws: pytest.Monk
     assert has_left_nothing(folder_vault)
 
 
-def test_a_store_that_refuses_says_nothing_of_its_keys(folder_vault: Vault, aws: pytest.MonkeyPatch) -> None:
+def test_a_refusal_by_the_store_reveals_no_keys(folder_vault: Vault, aws: pytest.MonkeyPatch) -> None:
     with running_outside() as outside:
         outside.answer = lambda *_: (403, {}, b"<Error><AWSAccessKeyId>the-key-id</AWSAccessKeyId>5ecret</Error>")
         aws.setenv("AWS_ENDPOINT_URL", outside.url)
@@ -307,7 +307,7 @@ def test_a_store_that_refuses_says_nothing_of_its_keys(folder_vault: Vault, aws:
 
 
 def test_a_full_disk_leaves_nothing(heavy: str, folder_vault: Vault) -> None:
-    """A file may not grow beyond 8 MB: what a full disk answers, too, is an error to a write."""
+    """Limits files to 8 MB, so that a write fails as it does on a full disk."""
     full = Vault(heavy, folder_vault.backup_url, folder_vault.home, folder_vault.identity)
     variables = {name: value for name, value in (os.environ | full.environment).items() if value is not None}
     failed = subprocess.run(
@@ -319,12 +319,12 @@ def test_a_full_disk_leaves_nothing(heavy: str, folder_vault: Vault) -> None:
     assert has_left_nothing(full)
 
 
-def test_an_encryption_that_breaks_leaves_nothing(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
-    def breaks(reader: io.BytesIO, writer: io.BytesIO, _keys: object) -> None:
+def test_a_failed_encryption_leaves_nothing(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(reader: io.BytesIO, writer: io.BytesIO, _keys: object) -> None:
         writer.write(reader.read(8192))
         raise pyrage.EncryptError("no more entropy")
 
-    monkeypatch.setattr(pyrage, "encrypt_io", breaks)
+    monkeypatch.setattr(pyrage, "encrypt_io", fail)
     failed = vault.run("run")
     assert failed.exit_code == 1
     assert "no more entropy" in failed.stderr
@@ -333,13 +333,13 @@ def test_an_encryption_that_breaks_leaves_nothing(vault: Vault, monkeypatch: pyt
 
 @pytest.fixture
 def cable(bucket_vault: Vault, s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
-    """What the bucket is reached through."""
+    """A relay in front of the bucket that can be cut."""
     with relay_to(urlsplit(s3).port or 0) as relay:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{relay.port}")
         yield relay
 
 
-def test_a_network_that_is_cut_midway_leaves_no_backup(
+def test_a_network_failure_during_an_upload_leaves_no_backup(
     heavy: str,
     bucket_vault: Vault,
     cable: Relay,
@@ -356,7 +356,7 @@ def test_a_network_that_is_cut_midway_leaves_no_backup(
     assert sessions(large) == []
 
 
-def test_a_network_that_was_away_for_a_moment_is_not_noticed(bucket_vault: Vault, cable: Relay) -> None:
+def test_a_short_network_failure_is_retried(bucket_vault: Vault, cable: Relay) -> None:
     was_cut = threading.Event()
 
     def cut_once(data: bytes) -> None:
@@ -370,7 +370,7 @@ def test_a_network_that_was_away_for_a_moment_is_not_noticed(bucket_vault: Vault
     assert was_cut.is_set()
 
 
-def test_a_database_that_restarts_meanwhile_ends_it(
+def test_a_restart_of_the_database_ends_the_run(
     home: Path, folder_vault: Vault, make_wrapped_programs: Callable[..., str]
 ) -> None:
     server = Postgres(home / "restarted", free_port_block(), "test")
@@ -388,9 +388,9 @@ def test_a_database_that_restarts_meanwhile_ends_it(
             time.sleep(0.02)
         stop(process)
         process = server.start(fsync="off")
-        _, said = running.communicate(timeout=60)
-        assert running.returncode == 1, said
-        assert "pg_dump exited with code 1" in said
+        _, output = running.communicate(timeout=60)
+        assert running.returncode == 1, output
+        assert "pg_dump exited with code 1" in output
         assert has_left_nothing(vault)
         vault.back_up()
     finally:
@@ -401,7 +401,7 @@ def test_a_database_that_restarts_meanwhile_ends_it(
 
 
 def verify(vault: Vault) -> list[str]:
-    """Every backup in the store; each must be whole."""
+    """Returns every backup in the store, and verifies that each is complete."""
     names = vault.store.names()
     for name in names:
         manifest = vault.store.manifest(name)
@@ -416,7 +416,7 @@ STAGES = ("partNumber=1&", "partNumber=2&", "before.sql", "after.sql", "manifest
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_killed_at_any_stage_of_an_upload_it_leaves_no_backup(
+def test_a_run_killed_at_any_stage_of_an_upload_leaves_no_backup(
     heavy: str,
     bucket_vault: Vault,
     cable: Relay,
@@ -432,7 +432,7 @@ def test_killed_at_any_stage_of_an_upload_it_leaves_no_backup(
         if data.startswith(b"PUT") and stage.encode() in data.partition(b"\r\n")[0] and not killed.is_set():
             running.send_signal(signal.SIGKILL)
             killed.set()
-            raise OSError  # and nothing of it arrives
+            raise OSError  # so that the request does not arrive
 
     cable.hears = kill
     running.communicate(timeout=60)
@@ -448,7 +448,7 @@ def test_killed_at_any_stage_of_an_upload_it_leaves_no_backup(
     assert verify(large) == [name]
 
 
-def test_killed_while_it_dumps_it_leaves_no_backup(
+def test_a_run_killed_during_the_dump_leaves_no_backup(
     folder_vault: Vault, make_wrapped_programs: Callable[..., str]
 ) -> None:
     running = folder_vault.start("run", PG_BIN=make_wrapped_programs(pg_dump=f"{HALF} kill -9 $PPID; sleep 0.2"))
@@ -460,7 +460,7 @@ def test_killed_while_it_dumps_it_leaves_no_backup(
     assert verify(folder_vault) == [name]
 
 
-def test_killed_at_any_moment_a_folder_holds_only_whole_backups(folder_vault: Vault) -> None:
+def test_a_folder_has_only_complete_backups_after_a_kill_at_any_time(folder_vault: Vault) -> None:
     began = time.monotonic()
     folder_vault.start("run").communicate(timeout=60)
     usual = time.monotonic() - began
@@ -474,7 +474,7 @@ def test_killed_at_any_moment_a_folder_holds_only_whole_backups(folder_vault: Va
     assert name in verify(folder_vault)
 
 
-def test_asked_politely_to_stop_it_cleans_up(folder_vault: Vault, make_wrapped_programs: Callable[..., str]) -> None:
+def test_a_terminated_run_cleans_up(folder_vault: Vault, make_wrapped_programs: Callable[..., str]) -> None:
     running = folder_vault.start("run", PG_BIN=make_wrapped_programs(pg_dump=f"{HALF} kill -TERM $PPID; sleep 20"))
     running.communicate(timeout=60)
     assert running.returncode == 128 + signal.SIGTERM
@@ -486,17 +486,17 @@ def test_asked_politely_to_stop_it_cleans_up(folder_vault: Vault, make_wrapped_p
 
 @dataclass
 class Sentry:
-    """What reached Sentry: the lines of each envelope."""
+    """A Sentry server that records the lines of each envelope."""
 
     dsn: str
     lines: list[bytes] = field(default_factory=list)
 
-    def hear(self, _path: str, _headers: object, body: bytes) -> tuple[int, dict[str, str], bytes]:
+    def receive(self, _path: str, _headers: object, body: bytes) -> tuple[int, dict[str, str], bytes]:
         self.lines += (gzip.decompress(body) if body.startswith(b"\x1f\x8b") else body).splitlines()
         return 200, {}, b"{}"
 
     def check_ins(self) -> list[tuple[str, str]]:
-        """(monitor, status) of each."""
+        """Returns the monitor and status of each check-in."""
         items = [json.loads(line) for line in self.lines if b"monitor_slug" in line]
         return [(item["monitor_slug"], item["status"]) for item in items]
 
@@ -504,13 +504,13 @@ class Sentry:
 @pytest.fixture
 def sentry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sentry]:
     with running_outside() as server:
-        heard = Sentry(f"http://public@127.0.0.1:{urlsplit(server.url).port}/1")
-        server.answer = heard.hear
-        monkeypatch.setenv("SENTRY_DSN", heard.dsn)
-        yield heard
+        recorder = Sentry(f"http://public@127.0.0.1:{urlsplit(server.url).port}/1")
+        server.answer = recorder.receive
+        monkeypatch.setenv("SENTRY_DSN", recorder.dsn)
+        yield recorder
 
 
-def test_sentry_hears_of_a_backup_and_of_one_that_failed(
+def test_successes_and_failures_are_reported_to_sentry(
     folder_vault: Vault, sentry: Sentry, make_wrapped_programs: Callable[..., str]
 ) -> None:
     name = json.loads(folder_vault.run_to_end("run", "--json", SENTRY_DSN=sentry.dsn).stdout)["name"]
@@ -522,7 +522,7 @@ def test_sentry_hears_of_a_backup_and_of_one_that_failed(
         for monitor, end in [("backup", "ok"), ("backup", "error"), ("restore-drill", "ok"), ("restore-drill", "error")]
         for status in ("in_progress", end)
     ]
-    told = b"".join(sentry.lines)
+    sent = b"".join(sentry.lines)
     secret = (
         folder_vault.identity,
         "postgresql://",
@@ -531,14 +531,14 @@ def test_sentry_hears_of_a_backup_and_of_one_that_failed(
         str(folder_vault.home),
         "pg_dump",
     )
-    assert not [word for word in secret if word.encode() in told]
+    assert not [word for word in secret if word.encode() in sent]
 
 
 # --- the programs ---
 
 
 class Server:
-    """As much of a connection as the choice of programs looks at."""
+    """The attributes of a connection that the choice of programs reads."""
 
     def __init__(self, version: int, *, tls: bool = False) -> None:
         self.info = type("Info", (), {"server_version": version * 10_000})
@@ -547,7 +547,7 @@ class Server:
 
 @pytest.fixture
 def install_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Puts programs of these versions on PATH, and no others anywhere but the embedded ones."""
+    """Puts programs of these versions on PATH and hides all others except the embedded ones."""
 
     def install(*versions: int) -> None:
         for version in versions:
@@ -562,14 +562,14 @@ def install_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
     return install
 
 
-def test_the_oldest_programs_that_fit_are_chosen(install_programs: Callable[..., None]) -> None:
+def test_the_oldest_suitable_programs_are_chosen(install_programs: Callable[..., None]) -> None:
     install_programs(17, 15, 16, 14)
     assert programs.choose_programs(Server(15)).version == 15  # type: ignore[arg-type]
     assert programs.choose_programs(Server(16)).version == 16  # type: ignore[arg-type]
     assert programs.choose_programs(Server(15), at_least=17).version == 17  # type: ignore[arg-type]
 
 
-def test_a_server_with_tls_is_not_talked_to_by_programs_without(install_programs: Callable[..., None]) -> None:
+def test_programs_without_tls_are_not_used_for_a_server_with_tls(install_programs: Callable[..., None]) -> None:
     install_programs(15)
     assert programs.choose_programs(Server(17)).folder == programs.find_embedded()  # type: ignore[arg-type]
     with pytest.raises(
@@ -578,7 +578,7 @@ def test_a_server_with_tls_is_not_talked_to_by_programs_without(install_programs
         programs.choose_programs(Server(17, tls=True))  # type: ignore[arg-type]
 
 
-def test_a_folder_that_is_named_is_the_only_one(
+def test_pg_bin_is_the_only_folder_searched(
     install_programs: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     install_programs(15, 17)

@@ -1,4 +1,4 @@
-"""`ballast upgrade-check`: an earlier release can be upgraded, and what an upgrade would lose is found."""
+"""`ballast upgrade-check`: an earlier release can be upgraded, and losses are detected."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.scripts.schema.test_new_table import SOURCES, copy_to
 
 pytestmark = pytest.mark.thorough
 
-# A release whose sources differ in all that an upgrade may bring: a column, a function, a policy that uses them.
+# A release that adds a column, a function and a policy that uses them.
 NEXT = """-- Projects have a colour.
 alter table public.projects add column colour text not null default 'red';
 """
@@ -56,14 +56,14 @@ def backup(
 
 @pytest.fixture
 def next_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout whose files go beyond the earlier release."""
+    """A checkout with newer files than the earlier release."""
     root = copy_to(tmp_path / "next", *SOURCES)
     monkeypatch.setattr(migrations, "ROOT", root)
     return root
 
 
 def checks_of(shelf: Vault, backup: StoredBackup, exit_code: int) -> list[dict[str, object]]:
-    """What `ballast upgrade-check` finds on the backup."""
+    """Runs `ballast upgrade-check` on the backup and returns its checks."""
     name = shelf.keep(backup)
     result = CliRunner().invoke(ballast, ["upgrade-check", "--json"], env=shelf.environment)
     assert result.exit_code == exit_code, result.output
@@ -86,7 +86,7 @@ def test_a_database_of_an_earlier_release_can_be_upgraded(
     assert {check["name"] for check in checks} >= {"data", "types", "drift", "policies", "other tenants denied"}
 
 
-def test_a_migration_that_cannot_be_applied_is_a_check_that_failed(
+def test_a_migration_that_cannot_be_applied_fails_a_check(
     next_release: Path, folder_shelf: Vault, backup: StoredBackup
 ) -> None:
     path = migrations.write_next_migration("divide", "select 1 / 0;\n", root=next_release)
@@ -101,7 +101,7 @@ Findings = Callable[..., dict[str, str]]
 
 @pytest.fixture
 def findings(earlier: str, new_database: Callable[..., str], tmp_path: Path) -> Findings:
-    """What is found wrong with a migration, and with other policies, on a database with people in every table."""
+    """Returns the failed checks of a migration and changed policies, on a database with people in every table."""
     copy_to(tmp_path, *SOURCES)
 
     def find(migration: str, **policies: str) -> dict[str, str]:
@@ -117,7 +117,7 @@ def findings(earlier: str, new_database: Callable[..., str], tmp_path: Path) -> 
     return find
 
 
-def test_what_is_added_loses_nothing(findings: Findings) -> None:
+def test_additions_are_not_losses(findings: Findings) -> None:
     migration = (
         "alter table public.projects add column colour text not null default 'red';"
         "create table app.later (id integer primary key);"
@@ -127,7 +127,7 @@ def test_what_is_added_loses_nothing(findings: Findings) -> None:
     assert findings(migration) == {}
 
 
-@pytest.mark.parametrize(("deed", "check", "found"), [
+@pytest.mark.parametrize(("statement", "check", "problem"), [
     ("update public.projects set title = title || '!'", "data", "public.projects.title differs in"),
     ("alter table public.projects alter column description type varchar(3) using left(description, 3)", "types",
      "public.projects.description text is gone"),
@@ -135,11 +135,11 @@ def test_what_is_added_loses_nothing(findings: Findings) -> None:
     ("drop table app.mail_suppressions", "data", "app.mail_suppressions is gone"),
     ("revoke execute on function public.ready() from service_role", "types", "public.ready() service_role is gone"),
 ])  # fmt: skip
-def test_what_is_lost_is_found(findings: Findings, deed: str, check: str, found: str) -> None:
-    assert found in findings(f"{deed};")[check]
+def test_losses_are_detected(findings: Findings, statement: str, check: str, problem: str) -> None:
+    assert problem in findings(f"{statement};")[check]
 
 
-def test_what_a_migration_says_that_it_does_is_no_loss(findings: Findings) -> None:
+def test_declared_changes_are_not_losses(findings: Findings) -> None:
     migration = (
         "-- upgrade-check: changes public.projects.title\n-- upgrade-check: changes public.projects.updated_at\n"
         "-- upgrade-check: removes public.projects.metadata\n"
@@ -149,12 +149,12 @@ def test_what_a_migration_says_that_it_does_is_no_loss(findings: Findings) -> No
     assert findings(migration, projects=policy) == {}
 
 
-def test_rows_that_are_gone_are_no_changed_values(findings: Findings) -> None:
+def test_a_declared_change_does_not_allow_deleted_rows(findings: Findings) -> None:
     migration = "-- upgrade-check: changes public.projects.title\ndelete from public.projects;"
     assert "rows of public.projects are gone" in findings(migration)["data"]
     assert findings("-- upgrade-check: deletes public.projects\ndelete from public.projects;") == {}
 
 
-def test_a_table_that_stands_open_is_found(findings: Findings) -> None:
+def test_a_table_without_forced_row_level_security_is_detected(findings: Findings) -> None:
     found = findings("alter table public.projects no force row level security;")
     assert "public.projects: " in found["policies"]

@@ -1,4 +1,4 @@
-"""`ballast backup verify`: whatever happened to a stored backup is found, without any database."""
+"""`ballast backup verify`: detects any change to a stored backup, without a database."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ WITHOUT_KEY = {"BACKUP_IDENTITY": None, "BACKUP_RECIPIENTS": None}
 
 
 def replace(shelf: Vault, name: str, file: str, change: Callable[[bytes], bytes]) -> None:
-    """As somebody would who may write to the store."""
-    opened = object_store.open_object_store(shelf.backup_url, attempt_seconds=5, retries=0)
-    opened.put(f"database/{name}/{file}", change(shelf.store.read(name, file)))
+    """Changes a file in the store, like an intruder with write access."""
+    store = object_store.open_object_store(shelf.backup_url, attempt_seconds=5, retries=0)
+    store.put(f"database/{name}/{file}", change(shelf.store.read(name, file)))
 
 
 def remove(shelf: Vault, name: str, file: str) -> None:
@@ -46,7 +46,7 @@ def flip_bit(body: bytes, position: int) -> bytes:
     return bytes(changed)
 
 
-def test_a_backup_as_it_was_written_is_verified_without_a_database(shelf: Vault, backup: StoredBackup) -> None:
+def test_an_unchanged_backup_is_verified_without_a_database(shelf: Vault, backup: StoredBackup) -> None:
     name = shelf.keep(backup)
     for words in (("verify",), ("verify", "latest"), ("verify", name), ("verify", name[-8:])):
         result = shelf.run_to_end(*words)
@@ -56,7 +56,7 @@ def test_a_backup_as_it_was_written_is_verified_without_a_database(shelf: Vault,
         assert "decrypted and decompressed to" in result.stdout
 
 
-def test_a_key_file_opens_it_too(folder_shelf: Vault, tmp_path: Path, backup: StoredBackup) -> None:
+def test_a_key_file_decrypts_a_backup(folder_shelf: Vault, tmp_path: Path, backup: StoredBackup) -> None:
     key = tmp_path / "key.txt"
     key.write_text(f"# made today\n{folder_shelf.identity}\n")
     folder_shelf.keep(backup)
@@ -64,7 +64,7 @@ def test_a_key_file_opens_it_too(folder_shelf: Vault, tmp_path: Path, backup: St
     assert "decrypted and decompressed" in result.stdout
 
 
-def test_without_a_key_only_the_checksums_are_compared_and_it_says_so(shelf: Vault, backup: StoredBackup) -> None:
+def test_without_a_key_only_the_checksums_are_compared_with_a_warning(shelf: Vault, backup: StoredBackup) -> None:
     name = shelf.keep(backup)
     result = shelf.run_to_end("verify", **WITHOUT_KEY)
     assert "only the checksums were compared" in result.stderr
@@ -74,7 +74,7 @@ def test_without_a_key_only_the_checksums_are_compared_and_it_says_so(shelf: Vau
 
 
 @pytest.mark.parametrize("place", ["start", "middle", "end"])
-def test_one_flipped_bit_of_the_dump_is_found(shelf: Vault, place: str, backup: StoredBackup) -> None:
+def test_one_flipped_bit_of_the_dump_is_detected(shelf: Vault, place: str, backup: StoredBackup) -> None:
     name = shelf.keep(backup)
     replace(
         shelf,
@@ -86,28 +86,28 @@ def test_one_flipped_bit_of_the_dump_is_found(shelf: Vault, place: str, backup: 
 
 
 @pytest.mark.parametrize("file", [BEFORE, AFTER])
-def test_one_flipped_bit_of_a_script_is_found(shelf: Vault, file: str, backup: StoredBackup) -> None:
+def test_one_flipped_bit_of_a_script_is_detected(shelf: Vault, file: str, backup: StoredBackup) -> None:
     name = shelf.keep(backup)
     replace(shelf, name, file, lambda body: flip_bit(body, -1) if body else b"-- more")
     assert f"{file} of {name} is damaged" in verify_and_fail(shelf)
 
 
 @pytest.mark.parametrize("left", [0, 1, -1])
-def test_a_truncated_dump_is_found(shelf: Vault, left: int, backup: StoredBackup) -> None:
+def test_a_truncated_dump_is_detected(shelf: Vault, left: int, backup: StoredBackup) -> None:
     name = shelf.keep(backup)
     replace(shelf, name, ENCRYPTED_DUMP, lambda body: body[:left])
     assert f"{ENCRYPTED_DUMP} of {name} is damaged" in verify_and_fail(shelf)
 
 
 @pytest.mark.parametrize("file", [BEFORE, AFTER, ENCRYPTED_DUMP])
-def test_a_missing_file_is_named(shelf: Vault, file: str, backup: StoredBackup) -> None:
+def test_a_missing_file_is_reported(shelf: Vault, file: str, backup: StoredBackup) -> None:
     name = shelf.keep(backup)
     remove(shelf, name, file)
     assert f"{file} of {name} is missing" in verify_and_fail(shelf)
 
 
 @pytest.mark.parametrize("file", [BEFORE, AFTER, ENCRYPTED_DUMP])
-def test_a_manifest_that_does_not_name_a_file_is_no_proof(folder_shelf: Vault, file: str, backup: StoredBackup) -> None:
+def test_a_manifest_without_a_required_file_is_rejected(folder_shelf: Vault, file: str, backup: StoredBackup) -> None:
     name = folder_shelf.keep(backup)
 
     def without(body: bytes) -> bytes:
@@ -119,7 +119,7 @@ def test_a_manifest_that_does_not_name_a_file_is_no_proof(folder_shelf: Vault, f
     assert "is damaged: files: Value error, a required file is missing" in verify_and_fail(folder_shelf)
 
 
-def test_the_manifest_of_another_backup_is_found(
+def test_the_manifest_of_another_backup_is_detected(
     shelf: Vault, backup: StoredBackup, other_backup: StoredBackup
 ) -> None:
     first, second = shelf.keep(backup), shelf.keep(other_backup)
@@ -127,24 +127,26 @@ def test_the_manifest_of_another_backup_is_found(
     assert f"is that of {first}" in verify_and_fail(shelf, second)
 
 
-def test_the_files_of_another_backup_are_found(shelf: Vault, backup: StoredBackup, other_backup: StoredBackup) -> None:
+def test_the_files_of_another_backup_are_detected(
+    shelf: Vault, backup: StoredBackup, other_backup: StoredBackup
+) -> None:
     first, second = shelf.keep(backup), shelf.keep(other_backup)
     replace(shelf, second, ENCRYPTED_DUMP, lambda _: shelf.store.read(first, ENCRYPTED_DUMP))
     assert f"{ENCRYPTED_DUMP} of {second} is damaged" in verify_and_fail(shelf, second)
 
 
-def test_a_wrong_key_is_said_to_be_one(shelf: Vault, backup: StoredBackup) -> None:
+def test_a_wrong_key_is_reported(shelf: Vault, backup: StoredBackup) -> None:
     shelf.keep(backup)
     other = str(pyrage.x25519.Identity.generate())
     assert "not encrypted for this key" in verify_and_fail(shelf, BACKUP_IDENTITY=other)
 
 
-def test_a_text_that_is_no_key_is_a_usage_error(folder_shelf: Vault, backup: StoredBackup) -> None:
+def test_an_invalid_key_is_a_usage_error(folder_shelf: Vault, backup: StoredBackup) -> None:
     folder_shelf.keep(backup)
     assert folder_shelf.run("verify", BACKUP_IDENTITY="hello").exit_code == 2
 
 
-def test_an_unencrypted_backup_is_opened_without_a_key(shelf: Vault, plain_backup: StoredBackup) -> None:
+def test_an_unencrypted_backup_is_verified_without_a_key(shelf: Vault, plain_backup: StoredBackup) -> None:
     name = shelf.keep(plain_backup)
     result = shelf.run_to_end("verify", **WITHOUT_KEY)
     assert result.stderr == ""
@@ -154,7 +156,7 @@ def test_an_unencrypted_backup_is_opened_without_a_key(shelf: Vault, plain_backu
 
 
 def remeasure(store: BackupStore, name: str, file: str) -> Callable[[bytes], bytes]:
-    """The manifest, as if the file had been damaged before it was measured."""
+    """Makes the manifest match a damaged file."""
 
     def damage_manifest(body: bytes) -> bytes:
         manifest, found = json.loads(body), store.read(name, file)
@@ -165,7 +167,7 @@ def remeasure(store: BackupStore, name: str, file: str) -> Callable[[bytes], byt
 
 
 @pytest.mark.parametrize("environment", [{}, WITHOUT_KEY])
-def test_a_dump_that_was_cut_before_it_was_measured_is_found_when_it_is_opened(
+def test_a_truncated_dump_with_a_matching_manifest_is_detected(
     folder_shelf: Vault, backup: StoredBackup, plain_backup: StoredBackup, environment: dict[str, str | None]
 ) -> None:
     name, dump = (
@@ -178,7 +180,7 @@ def test_a_dump_that_was_cut_before_it_was_measured_is_found_when_it_is_opened(
     assert "The dump" in verify_and_fail(folder_shelf, **environment)
 
 
-def test_a_dump_of_another_length_than_the_manifest_says_is_found(folder_shelf: Vault, backup: StoredBackup) -> None:
+def test_a_dump_with_another_length_than_in_the_manifest_is_detected(folder_shelf: Vault, backup: StoredBackup) -> None:
     name = folder_shelf.keep(backup)
 
     def longer(body: bytes) -> bytes:
@@ -189,7 +191,7 @@ def test_a_dump_of_another_length_than_the_manifest_says_is_found(folder_shelf: 
     assert "not as long as its manifest says" in verify_and_fail(folder_shelf)
 
 
-def test_a_file_that_we_may_not_read_is_not_said_to_be_missing(bucket_shelf: Vault, backup: StoredBackup) -> None:
+def test_a_forbidden_file_is_not_reported_as_missing(bucket_shelf: Vault, backup: StoredBackup) -> None:
     name = bucket_shelf.keep(backup)
     bucket = bucket_shelf.backup_url.split("/")[2]
     rule = {
