@@ -1,4 +1,4 @@
-"""`ballast bench`: measures on scratch servers of its own, and says which aims are met."""
+"""`./scripts/bench`: runs benchmarks on temporary servers, and reports which aims are met."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tests.bench.webhooks import bench_webhooks
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def bench() -> None:
-    """Measure policies, webhooks, Realtime, the audit trail, exports and backups, on scratch servers, by their aims.
+    """Measure policies, webhooks, Realtime, the audit trail, exports and backups on temporary servers.
 
     \b
-    Example: ballast bench rls --quick
+    Example: ./scripts/bench rls --quick
     """
 
 

@@ -1,4 +1,4 @@
-"""`ballast bench audit`: what the audit trail costs a write, and how soon a tenant sees its first page of it."""
+"""`./scripts/bench audit`: the cost of the audit trail for a write, and the time of a tenant's first page of it."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from tests.bench.scratch import scratch_postgres
 ENTRIES, QUICK_ENTRIES, FULL_ENTRIES = 1_000_000, 100_000, 10_000_000
 TURNS, QUICK_TURNS = 40, 8
 MANY_ROWS: Final = 1_000
-# Statements that follow each other in a turn; the first after triggers were switched plans anew and is not measured.
+# Statements per turn. The first one after switching triggers is planned again, so it is not measured.
 TURN: Final = {1: 10, MANY_ROWS: 2}
-# Statements of many rows take so long that fewer turns show it just as well.
+# Statements of many rows are slow, so fewer turns are enough.
 MANY_ROWS_SHARE: Final = 4
 PAGES_PER_TURN: Final = 10
 PAGE: Final = 50
@@ -46,7 +46,7 @@ LARGEST_PAGE_MS: Final = 2
 NONE: Final = "no audit"
 OURS: Final = "ours"
 GENERIC: Final = "row trigger, whole rows"
-# The triggers that are on while a statement is timed, and the table they fill.
+# The triggers that are enabled while a statement is timed, and the table that they write.
 TRIGGERS: Final = {NONE: [], OURS: ["audit_insert", "audit_update"], GENERIC: ["bench_row"]}
 LOGS: Final = {OURS: "public.audit_logs", GENERIC: "bench.log"}
 
@@ -63,7 +63,7 @@ STATEMENTS: Final = {
 FIRST_PAGE: Final = f"""
     select * from public.audit_logs where organization_id = %s order by created_at desc, id desc limit {PAGE}
 """
-# A month of entries, as updates of projects are recorded. One tenant and its people are among many, at random.
+# One month of entries like those of project updates, for random tenants and people.
 FILL: Final = """
     insert into public.audit_logs (
         organization_id, user_id, action, resource_type, resource_id, metadata, changes, ip_address, user_agent,
@@ -90,11 +90,11 @@ Admin = psycopg.Connection[Any]
 
 
 class EntriesWrong(Failure):
-    """Not every write was recorded once, or a page is not full: what that takes cannot be compared."""
+    """A write was not recorded exactly once, or a page is not full. Such timings cannot be compared."""
 
 
 class Write(NamedTuple):
-    """A statement of so many rows with one way of auditing, when the trail holds so many entries."""
+    """A statement with `rows` rows and one way of auditing, in a trail with `entries` entries."""
 
     entries: int
     statement: str
@@ -108,7 +108,7 @@ class Write(NamedTuple):
 
 @dataclass(frozen=True)
 class Tenant:
-    """An organization with MANY_ROWS projects, its owner's claims, and the connections of both sides."""
+    """An organization with MANY_ROWS projects, its owner's claims, and connections of the administrator and the owner."""
 
     admin: Admin
     caller: Admin
@@ -120,16 +120,16 @@ class Tenant:
 Timings = dict[Write, list[float]]
 
 
-@click.command("audit", short_help="What the audit trail costs a write.")
+@click.command("audit", short_help="The cost of the audit trail for a write.")
 @click.option("--quick", is_flag=True, help=f"Up to {QUICK_ENTRIES:,} entries: under a minute, with the same checks.")
-@click.option("--full", is_flag=True, help=f"Also with {FULL_ENTRIES:,} entries: about 10 GB of disk for a while.")
+@click.option("--full", is_flag=True, help=f"Also with {FULL_ENTRIES:,} entries; needs 10 GB of disk temporarily.")
 @click.option("--entries", type=click.IntRange(MONTHS), hidden=True)
 @click.option("--json", "as_json", is_flag=True, help="Print only JSON.")
 def bench_audit(quick: bool, full: bool, entries: int | None, as_json: bool) -> None:
-    """Measure what the audit trail costs a write, next to none and to a row trigger, and a tenant's first page of it.
+    """Compare writes with our audit trail, without audit and with a row trigger. Also time a tenant's first page.
 
     \b
-    Example: ballast bench audit --json > audit.json
+    Example: ./scripts/bench audit --json > audit.json
     """
     largest = entries or (QUICK_ENTRIES if quick else ENTRIES)
     sizes = [0, largest, *([FULL_ENTRIES] if full else [])]
@@ -137,7 +137,7 @@ def bench_audit(quick: bool, full: bool, entries: int | None, as_json: bool) -> 
 
 
 def measure(sizes: list[int], turns: int) -> report.Report:
-    """Times writes and pages in a trail that grows through these sizes. Raises EntriesWrong."""
+    """Times writes and pages in a trail that grows to each of these sizes. Raises EntriesWrong."""
     console = Console(stderr=True)
     writes: Timings = {}
     pages: dict[int, list[float]] = {}
@@ -158,14 +158,14 @@ def measure(sizes: list[int], turns: int) -> report.Report:
 
 
 def cases(entries: int) -> list[Write]:
-    """Everything in an empty trail; in a full one, what its size could make slower."""
+    """Lists all writes for an empty trail. For a filled one, only those that its size could slow down."""
     if entries:
         return [Write(entries, *each) for each in product(STATEMENTS, [1], [NONE, OURS])]
     return [Write(entries, statement, rows, each) for rows, statement, each in product(TURN, STATEMENTS, TRIGGERS)]
 
 
 def set_up(admin: Admin, caller: Admin) -> Tenant:
-    """Makes the tenant, and the triggers, which are all off."""
+    """Creates the tenant and the triggers, all disabled."""
     admin.execute(SETUP.read_bytes())
     for _ in bulk.fill(admin, bulk.Size(organizations=1, members=3, projects=MANY_ROWS)):
         pass
@@ -182,7 +182,7 @@ def set_up(admin: Admin, caller: Admin) -> Tenant:
 
 
 def fill(tenant: Tenant, entries: int, console: Console) -> None:
-    """Adds so many entries of TENANTS tenants, spread over this month and those before."""
+    """Adds entries of TENANTS tenants, spread over the last MONTHS months."""
     months = tenant.admin.execute(
         "select app.month_start(now()) - i * interval '1 month' from generate_series(%s, 0, -1) as i", [MONTHS - 1]
     ).fetchall()
@@ -196,7 +196,7 @@ def fill(tenant: Tenant, entries: int, console: Console) -> None:
 
 
 def time_writes(tenant: Tenant, writes: list[Write], turns: int, console: Console) -> Timings:
-    """Seconds of each kind of write. The variants of a statement take turns, so that noise hits all of them."""
+    """Times each kind of write. The variants of a statement take turns, so that noise affects all of them."""
     timings: Timings = defaultdict(list)
     for name in dict.fromkeys(write.name for write in writes):
         variants = [write for write in writes if write.name == name]
@@ -208,7 +208,7 @@ def time_writes(tenant: Tenant, writes: list[Write], turns: int, console: Consol
 
 
 def time_turn(tenant: Tenant, write: Write) -> list[float]:
-    """Seconds of TURN writes. Raises EntriesWrong unless each of their rows is recorded once, and only there."""
+    """Times one turn. Raises EntriesWrong unless each row is recorded exactly once, in the expected table."""
     statements = 1 + TURN[write.rows]
     with triggers_on(tenant.admin, write.variant):
         [[start]] = tenant.admin.execute("select clock_timestamp()").fetchall()
@@ -218,13 +218,13 @@ def time_turn(tenant: Tenant, write: Write) -> list[float]:
         [[recorded]] = tenant.admin.execute(query, [tenant.organization, start]).fetchall()
         expected = statements * write.rows if variant == write.variant else 0
         if recorded != expected:
-            raise EntriesWrong(f"{write.name}: {write.variant}: {recorded} entries in {log}, and not {expected}.")
+            raise EntriesWrong(f"{write.name}: {write.variant}: {recorded} entries in {log} instead of {expected}.")
     return seconds[1:]
 
 
 @contextmanager
 def triggers_on(admin: Admin, variant: str) -> Iterator[None]:
-    """With the variant's triggers, and no others."""
+    """Enables only the triggers of the variant."""
     switch(admin, "enable", TRIGGERS[variant])
     try:
         yield
@@ -240,7 +240,7 @@ def switch(admin: Admin, state: str, triggers: list[str]) -> None:
 
 
 def time_write(tenant: Tenant, write: Write) -> float:
-    """Seconds of one statement and its commit, in a transaction as the Data API makes it."""
+    """Times one statement with its commit, in a transaction like those of the Data API."""
     values = {
         "organization": tenant.organization,
         "projects": random.sample(tenant.projects, write.rows),
@@ -254,7 +254,7 @@ def time_write(tenant: Tenant, write: Write) -> float:
 
 
 def time_pages(tenant: Tenant, number: int) -> list[float]:
-    """Seconds of the tenant's first page, under its policy. Raises EntriesWrong unless it is full."""
+    """Times the tenant's first page under its policy. Raises EntriesWrong unless the page is full."""
     timings = []
     with keep_cores_busy():
         for _ in range(number):
@@ -264,12 +264,12 @@ def time_pages(tenant: Tenant, number: int) -> list[float]:
                 rows = tenant.caller.execute(FIRST_PAGE.encode(), [tenant.organization]).fetchall()
                 timings.append(time.perf_counter() - start)
             if len(rows) != PAGE:
-                raise EntriesWrong(f"The first page has {len(rows)} entries, and not {PAGE}.")
+                raise EntriesWrong(f"The first page has {len(rows)} entries instead of {PAGE}.")
     return timings
 
 
 def act(tenant: Tenant) -> None:
-    """Makes the transaction the owner's."""
+    """Runs the rest of the transaction as the owner."""
     tenant.caller.execute(
         """
         select set_config('role', 'authenticated', true), set_config('request.jwt.claims', %s, true),
@@ -287,7 +287,7 @@ def _write_rows(writes: Timings) -> Iterator[report.Case]:
 
 
 def _page_rows(pages: dict[int, list[float]]) -> Iterator[report.Case]:
-    """Each next to the page of the new trail."""
+    """Compares each page with that of the new trail."""
     for entries, seconds in pages.items():
         yield report.case(f"{entries:,} entries: first page", seconds, pages[0])
 

@@ -1,5 +1,5 @@
--- What `ballast bench audit` compares our audit trail with: the usual trigger, which keeps both rows whole, and a log table with the same
--- kind of indexes as ours. Definer, as ours: the caller may not write the log.
+-- The alternative that `./scripts/bench audit` compares with our audit trail: the usual row trigger, which stores both rows completely in a
+-- log table with indexes like ours. It is a definer function like ours, because the caller may not write to the log.
 
 create schema bench;
 
@@ -31,7 +31,7 @@ $$;
 
 create trigger bench_row after insert or update on public.projects for each row execute function bench.log_row();
 
--- Only the audit is compared: broadcasts cost the same whatever is recorded.
+-- Broadcasts are off, because only the cost of the audit is compared.
 alter table public.projects disable trigger broadcast_insert;
 alter table public.projects disable trigger broadcast_update;
 alter table public.projects disable trigger audit_insert;

@@ -1,4 +1,4 @@
-"""`ballast bench backup`: what a backup takes next to pg_dump, in how much memory, and how soon it is restored."""
+"""`./scripts/bench backup`: time and memory of backups and restores, compared with pg_dump and pg_restore."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tests.bench.scratch import scratch_postgres
 
 
 class Size(NamedTuple):
-    """About so many megabytes of a dump that is not compressed; and how often it is backed up, and restored."""
+    """The approximate size of the uncompressed dump, and the numbers of backups and restores to measure."""
 
     megabytes: int
     backups: int
@@ -62,17 +62,17 @@ RESTORES: Final = (PG_RESTORE, RESTORE, DRILL)
 
 LARGEST_RATIO: Final = 1.3
 LARGEST_MEMORY_MB: Final = 150
-# Between the smallest and the largest database: what does not grow with the rows.
+# The largest allowed difference in memory between the smallest and the largest database.
 LARGEST_GROWTH_MB: Final = 20
 SAMPLE_SECONDS: Final = 0.01
 START_SECONDS: Final = 30
 MEGABYTE: Final = 1_000_000
 
 MONTHS: Final = 13
-# Of a megabyte: an organization, its people and projects, and an entry of each project in each month.
+# One megabyte is an organization with its people and projects, and one entry per project and month.
 MEMBERS_PER_MEGABYTE: Final = 10
 PROJECTS_PER_MEGABYTE: Final = 110
-# Texts of made-up words: constant ones would compress as no real ones do.
+# Texts consist of random words: constant texts would compress unrealistically well.
 WORDS: Final = """
     create or replace function pg_temp.words(number integer) returns text language sql volatile as $$
         select string_agg(s.part[1 + floor(random() * 24)] || s.part[1 + floor(random() * 24)]
@@ -81,7 +81,7 @@ WORDS: Final = """
             (select '{ba,co,di,fe,ga,hu,in,jo,ka,le,mo,na,or,pi,qua,re,st,tu,un,ver,wi,ex,ly,za}'::text[]) as s (part)
     $$
 """
-# Entries as updates of these projects are recorded.
+# Audit entries like those of updates of these projects.
 FILL: Final = """
     with described as (
         update public.projects set title = pg_temp.words(3), description = pg_temp.words(20)
@@ -114,15 +114,15 @@ Admin = psycopg.Connection[Any]
 
 
 class BackupWrong(Failure):
-    """A dump or a backup failed, or does not have every row: what it takes cannot be compared."""
+    """A dump or a backup failed or lacks rows. Its timings cannot be compared."""
 
 
 class StoreDidNotStart(Failure):
-    """The stand-in for S3 stayed silent."""
+    """The simulated S3 did not start."""
 
 
 class Rows(NamedTuple):
-    """What a database was filled with."""
+    """The numbers of rows in a database."""
 
     entries: int
     projects: int
@@ -130,7 +130,7 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """What a command took: CPU seconds with its children's, and the most memory of its own process, in MB."""
+    """The time and memory of a command: CPU seconds include child processes, memory is its own peak in MB."""
 
     seconds: float
     cpu_seconds: float
@@ -140,7 +140,7 @@ class Run:
 
 @dataclass
 class Measurements:
-    """One size: the runs of each kind, and how many bytes each kind of backup has."""
+    """The measurements for one size: the runs of each kind, and the stored bytes of each kind of backup."""
 
     runs: dict[str, list[Run]] = field(default_factory=lambda: defaultdict(list))
     stored: dict[str, int] = field(default_factory=dict)
@@ -161,7 +161,7 @@ class Measurements:
 
 @dataclass(frozen=True)
 class Bench:
-    """The server that is backed up, PostgreSQL's programs, and where the backups go."""
+    """The server to back up, the PostgreSQL programs, and the stores."""
 
     url: str
     chosen: Programs
@@ -179,7 +179,7 @@ class Bench:
         return BackupStore((self.folder / "store").as_uri())
 
     def ballast(self, *words: str, backup_url: str) -> Run:
-        """A verb of `ballast backup`, as a person runs it. Raises BackupWrong."""
+        """Runs a verb of `ballast backup` as a process. Raises BackupWrong."""
         names = ("BACKUP_", "SUPABASE_", "SENTRY_", "AWS_")
         environment = {name: value for name, value in os.environ.items() if not name.startswith(names)} | {
             "ENVIRONMENT": "test",
@@ -192,29 +192,29 @@ class Bench:
         return run([sys.executable, "-m", "scripts.cli", "backup", *words, "--json"], environment | self.bucket)
 
     def postgres(self, program: str, *words: str, url: str) -> Run:
-        """One of PostgreSQL's programs on a database. Raises BackupWrong."""
+        """Runs a PostgreSQL program on a database. Raises BackupWrong."""
         target, environment = programs.split_password(url)
         return run([self.chosen[program], f"--dbname={target}", "--no-password", *words], environment)
 
 
-@click.command("backup", short_help="What a backup takes next to pg_dump, and how soon it is restored.")
+@click.command("backup", short_help="Backups and restores, compared with pg_dump and pg_restore.")
 @click.option(
     "--quick", is_flag=True, help=f"Up to {QUICK_SIZES[-1].megabytes} MB: under two minutes, with the same checks."
 )
 @click.option("--megabytes", type=click.IntRange(1), hidden=True)
 @click.option("--json", "as_json", is_flag=True, help="Print only JSON.")
 def bench_backup(quick: bool, megabytes: int | None, as_json: bool) -> None:
-    """Measure backups next to pg_dump, and restores and drills next to pg_restore, of databases of up to 1 GB.
+    """Compare backups with pg_dump, and restores and drills with pg_restore, for databases of up to 1 GB.
 
     \b
-    Example: ballast bench backup --json > backup.json
+    Example: ./scripts/bench backup --json > backup.json
     """
     tiny = (Size(megabytes, 1, 1),) if megabytes else None
     measure(tiny or (QUICK_SIZES if quick else SIZES)).show(as_json=as_json)
 
 
 def measure(sizes: tuple[Size, ...]) -> report.Report:
-    """Backs a database up that grows through these sizes, and restores it. Raises BackupWrong."""
+    """Backs up and restores a database that grows to each of these sizes. Raises BackupWrong."""
     console = Console(stderr=True)
     measured: list[Measurements] = []
     with (
@@ -248,11 +248,11 @@ def measure(sizes: tuple[Size, ...]) -> report.Report:
 
 
 def fill(admin: Admin, megabytes: int) -> Rows:
-    """Adds what is missing to about so many megabytes: tenants, people, projects and their entries."""
+    """Adds tenants, people, projects and audit entries until the dump has about this size."""
     for month in range(MONTHS + 1):
         admin.execute("select app.make_audit_partition(now() - %s * interval '1 month')", [month])
     admin.execute(WORDS)
-    admin.execute("set session_replication_role = replica")  # nothing is recorded and told of but what FILL says
+    admin.execute("set session_replication_role = replica")  # no triggers: only FILL creates audit entries
     for _ in bulk.fill(admin, bulk.Size(megabytes, MEMBERS_PER_MEGABYTE, PROJECTS_PER_MEGABYTE)):
         pass
     admin.execute(FILL, {"months": MONTHS})
@@ -271,16 +271,16 @@ def count_rows(admin: Admin) -> Rows:
 
 
 def require(wanted: Rows, found: Rows, deed: str) -> None:
-    """Raises BackupWrong."""
+    """Raises BackupWrong if the numbers of rows differ."""
     if wanted != found:
         raise BackupWrong(
-            f"{found.entries:,} audit entries and {found.projects:,} projects were {deed}, and not"
+            f"{found.entries:,} audit entries and {found.projects:,} projects were {deed} instead of"
             f" {wanted.entries:,} and {wanted.projects:,}."
         )
 
 
 def back_up(bench: Bench, kind: str, rows: Rows, measured: Measurements) -> Run:
-    """One dump or backup; the last of each kind stays. Raises BackupWrong unless it has every row."""
+    """Makes a dump or a backup, and keeps the last of each kind. Raises BackupWrong unless it has every row."""
     if kind in {PLAIN, GZIP}:
         file = bench.plain if kind == PLAIN else bench.folder / "gzip"
         file.unlink(missing_ok=True)
@@ -309,7 +309,7 @@ def read_counts(manifest: Manifest) -> Rows:
 
 
 def restore(bench: Bench, kind: str, rows: Rows) -> Run:
-    """Back from the folder, or from the plain dump, into a new server. Raises BackupWrong unless every row is there."""
+    """Restores the backup in the folder or the plain dump into a new server. Raises BackupWrong if rows are missing."""
     if kind == DRILL:
         taken = bench.ballast("drill", "latest", backup_url=bench.store.url)
         if not json.loads(taken.output)["passed"]:
@@ -323,7 +323,7 @@ def restore(bench: Bench, kind: str, rows: Rows) -> Run:
         if kind == RESTORE:
             taken = bench.ballast("restore", "latest", "--to", server.url(), backup_url=bench.store.url)
         else:
-            admin.execute("drop schema public cascade")  # the dump makes it
+            admin.execute("drop schema public cascade")  # the dump creates it
             admin.execute(bench.store.read(bench.store.find("latest"), BEFORE))
             url = server.url("supabase_admin")
             taken = bench.postgres("pg_restore", "--single-transaction", str(bench.plain), url=url)
@@ -332,27 +332,27 @@ def restore(bench: Bench, kind: str, rows: Rows) -> Run:
 
 
 def run(command: list[str], environment: dict[str, str]) -> Run:
-    """Runs a command to its end. Raises BackupWrong, with its words, when that is no good one."""
+    """Runs a command and measures it. Raises BackupWrong with its output if it fails."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     with subprocess.Popen(
         command, cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
             with watch_memory(process) as peak:
-                said, complained = process.communicate()
+                output, errors = process.communicate()
         except BaseException:
             process.terminate()
             raise
     seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     if process.returncode:
-        raise BackupWrong(f"{' '.join(command[:5])} … ended with {process.returncode}: {(said + complained)[-2000:]}")
+        raise BackupWrong(f"{' '.join(command[:5])} … exited with {process.returncode}: {(output + errors)[-2000:]}")
     cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Run(seconds, cpu_seconds, max(peak), said)
+    return Run(seconds, cpu_seconds, max(peak), output)
 
 
 @contextmanager
 def watch_memory(process: subprocess.Popen[str]) -> Iterator[list[float]]:
-    """The most memory of the process so far, in MB, over and over: its end leaves nothing to ask."""
+    """Samples the peak memory of the process in MB: the value is no longer available after the process has ended."""
     peaks = [0.0]
     done = threading.Event()
 
@@ -374,7 +374,7 @@ def watch_memory(process: subprocess.Popen[str]) -> Iterator[list[float]]:
 
 @contextmanager
 def bucket_server() -> Iterator[str]:
-    """An S3 in a process of its own, that keeps everything in its memory; its address. Raises StoreDidNotStart."""
+    """Starts a simulated S3 in a separate process and returns its address. Raises StoreDidNotStart."""
     port = free_ports(1)
     process = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)],
@@ -390,7 +390,7 @@ def bucket_server() -> Iterator[str]:
                 break
             time.sleep(0.1)
         else:
-            raise StoreDidNotStart("The stand-in for S3 did not answer: is the package moto installed?")
+            raise StoreDidNotStart("The simulated S3 did not answer: check that the package moto is installed.")
         yield endpoint
     finally:
         stop(process)
@@ -402,7 +402,7 @@ def empty_bucket(endpoint: str) -> None:
 
 
 def _cases(measured: list[Measurements]) -> Iterator[report.Case]:
-    """Each kind next to PostgreSQL's own; a backup also by the processor, for its server is not among its children."""
+    """Compares each kind with PostgreSQL's program: by time, and backups also by CPU time."""
     for size in measured:
         for kinds in (BACKUPS, RESTORES):
             for kind in kinds:

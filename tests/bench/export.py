@@ -1,4 +1,4 @@
-"""`ballast bench export`: how long a person waits for their data, in how much memory; and the steps of an erasure."""
+"""`./scripts/bench export`: time and memory of a person's data export, and the time of an erasure's steps."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ PERSON: Final = "user_ada"
 MONTHS: Final = 13
 LARGEST_RATIO: Final = 3
 LARGEST_SERVICE_MB: Final = 100
-# Between the smallest and the largest export: what does not grow with the rows.
+# The largest allowed difference in memory between the smallest and the largest export.
 LARGEST_GROWTH_MB: Final = 20
 LONGEST_STEP_MS: Final = 1_000
 SAMPLE_SECONDS: Final = 0.02
 MEGABYTE: Final = 1_000_000
 
-# As updates of projects are recorded.
+# Audit entries like those of project updates.
 FILL: Final = """
     insert into public.audit_logs (
         organization_id, user_id, action, resource_type, resource_id, metadata, changes, ip_address, user_agent,
@@ -53,7 +53,7 @@ FILL: Final = """
     from public.profiles as p, generate_series(1, %(entries)s) as n
     where p.clerk_user_id = %(person)s
 """
-# The same rows in the same form, by the fastest way out of PostgreSQL.
+# The same rows in the same format, by the fastest way to read them from PostgreSQL.
 COPY: Final = """
     copy (
         select row_to_json(x)
@@ -71,12 +71,12 @@ Admin = psycopg.Connection[Any]
 
 
 class ExportWrong(Failure):
-    """An export does not have every row: what it takes cannot be compared."""
+    """An export lacks rows. Its timings cannot be compared."""
 
 
 @dataclass
 class Peaks:
-    """The most memory while something ran, in MB: of the service's largest process, and of a database session's own."""
+    """Peak memory in MB: of the service's largest process, and of the largest database session."""
 
     service: float = 0
     database: float = 0
@@ -84,7 +84,7 @@ class Peaks:
 
 @dataclass
 class Measurements:
-    """One size: seconds of each run, and the peaks."""
+    """The measurements for one size: seconds of each run, and peak memory."""
 
     copy: list[float] = field(default_factory=list)
     command: list[float] = field(default_factory=list)
@@ -93,22 +93,22 @@ class Measurements:
     peaks: Peaks = field(default_factory=Peaks)
 
 
-@click.command("export", short_help="How long a person waits for their data, and in how much memory.")
+@click.command("export", short_help="Time and memory of a person's data export.")
 @click.option("--quick", is_flag=True, help=f"Up to {QUICK_SIZES[-1]:,} rows: half a minute, with the same checks.")
 @click.option("--rows", type=click.IntRange(2), hidden=True)
 @click.option("--json", "as_json", is_flag=True, help="Print only JSON.")
 def bench_export(quick: bool, rows: int | None, as_json: bool) -> None:
-    """Measure the export of a person with many audit entries, next to COPY, and the steps of their erasure.
+    """Compare the export of a person with many audit entries with COPY, and time the steps of their erasure.
 
     \b
-    Example: ballast bench export --json > export.json
+    Example: ./scripts/bench export --json > export.json
     """
     sizes = (rows // 2, rows) if rows else QUICK_SIZES if quick else SIZES
     measure(sizes).show(as_json=as_json)
 
 
 def measure(sizes: tuple[int, ...]) -> report.Report:
-    """Exports a person whose rows grow through these sizes, then erases them. Raises ExportWrong."""
+    """Exports a person whose rows grow to each of these sizes, then erases them. Raises ExportWrong."""
     console = Console(stderr=True)
     measured: dict[int, Measurements] = {}
     with (
@@ -128,7 +128,7 @@ def measure(sizes: tuple[int, ...]) -> report.Report:
 
 
 def fill(admin: Admin, entries: int) -> None:
-    """Gives the person so many entries, over thirteen months, and nothing but them."""
+    """Replaces the audit trail with entries of the person over thirteen months."""
     admin.execute("set session_replication_role = replica")  # the trail is append-only
     admin.execute("truncate public.audit_logs")
     admin.execute("reset session_replication_role")
@@ -140,7 +140,7 @@ def fill(admin: Admin, entries: int) -> None:
 
 
 def measure_once(stack: Stack, admin: Admin, folder: Path, entries: int, measured: Measurements) -> None:
-    """One COPY, one export as JSON, one as ZIP. Raises ExportWrong unless the export has every row."""
+    """Measures COPY and the exports as JSON and ZIP. Raises ExportWrong unless the exports have every row."""
     measured.copy.append(measure_seconds(lambda: copy(admin, folder / "copy")))
     with psycopg.connect(stack.postgres.url(), autocommit=True) as connection:
         measured.command.append(measure_seconds(lambda: write_export(connection, PERSON, folder / "command.json")))
@@ -150,11 +150,11 @@ def measure_once(stack: Stack, admin: Admin, folder: Path, entries: int, measure
     for file in ("export.json", "command.json"):
         rows = (folder / file).read_bytes().count(b'"project.updated"')
         if rows != entries:
-            raise ExportWrong(f"{rows:,} rows were exported, and not {entries:,}.")
+            raise ExportWrong(f"{rows:,} rows were exported instead of {entries:,}.")
 
 
 def measure_seconds(act: Callable[[], object]) -> float:
-    """Seconds."""
+    """Returns the duration in seconds."""
     start = time.perf_counter()
     act()
     return time.perf_counter() - start
@@ -166,8 +166,8 @@ def copy(admin: Admin, file: Path) -> None:
 
 
 def export(stack: Stack, admin: Admin, accept: str, file: Path) -> None:
-    """Through the front door. Raises ExportWrong when the service refuses."""
-    admin.execute("update app.exports set outcome = 'failed'")  # otherwise the next one is in an hour
+    """Downloads an export from the service. Raises ExportWrong if the service refuses."""
+    admin.execute("update app.exports set outcome = 'failed'")  # otherwise the next export is allowed in an hour
     environment = stack.environment()
     token = ClerkClient(environment["CLERK_ISSUER"]).token(PERSON)["token"]
     headers = {"Authorization": f"Bearer {token}", "Accept": accept, "Accept-Encoding": "identity"}
@@ -180,7 +180,7 @@ def export(stack: Stack, admin: Admin, accept: str, file: Path) -> None:
 
 @contextmanager
 def watch_memory(stack: Stack, peaks: Peaks) -> Iterator[None]:
-    """Samples the memory of the service and of the database's sessions meanwhile."""
+    """Samples the memory of the service and the database sessions while the block runs."""
     parts = RunRecord.read(stack.home).services
     service, database = (psutil.Process(parts[name].pid) for name in ("service", "postgres"))
     done = threading.Event()
@@ -200,7 +200,7 @@ def watch_memory(stack: Stack, peaks: Peaks) -> Iterator[None]:
 
 
 def own_memory(process: psutil.Process, kind: str) -> float:
-    """In MB: rss, or what is no file and not shared (so not PostgreSQL's cache). 0 for a process that has ended."""
+    """A process's memory in MB, 0 if it has ended. Either rss, or anonymous memory, without PostgreSQL's cache."""
     try:
         if kind == "rss":
             return process.memory_info().rss / MEGABYTE
@@ -213,7 +213,7 @@ def own_memory(process: psutil.Process, kind: str) -> float:
 
 
 def erase(admin: Admin) -> list[float]:
-    """Seconds of each step of the person's erasure. Somebody else becomes an owner first."""
+    """Times each step of the person's erasure. First makes an admin an owner, so that no organization loses its last one."""
     admin.execute("update public.organization_memberships set role = 'owner' where role = 'admin'")
     row = admin.execute("select public.request_erasure(%s, 'administrator') ->> 'receipt'", [PERSON]).fetchone()
     seconds: list[float] = []
@@ -223,7 +223,7 @@ def erase(admin: Admin) -> list[float]:
         state = admin.execute("select public.continue_erasure(%s) ->> 'state'", row).fetchone() or ("lost",)
         seconds.append(time.perf_counter() - start)
     if admin.execute("select from public.audit_logs where user_id is not null limit 1").rowcount:
-        raise ExportWrong("The erasure left entries.")
+        raise ExportWrong("The erasure left audit entries of the person.")
     return seconds
 
 

@@ -1,8 +1,8 @@
-"""Keeps the cores from going to sleep while something is measured.
+"""Keeps the cores from sleeping during a measurement.
 
-A virtual machine's core that waits is halted, and waking it takes as long as a short query. Whether a wait is long
-enough for that is chance: the same query took 0.33 ms on one connection and 0.46 on the next. The cores of a server
-with other work are awake. Not for what waits for a disk: each such wait then lasted a scheduler's tick, 4 ms.
+A virtual machine halts an idle core, and waking it takes as long as a short query. Whether a wait is long enough for
+that is random: the same query took 0.33 ms on one connection and 0.46 ms on the next. On a busy server, the cores are
+awake. Do not use this for work that waits for a disk: each wait then took a tick of the scheduler, 4 ms.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Gives way to everything else at once, and ends when whoever started it is gone.
+# Runs with idle priority, and exits when its parent process ends.
 IDLE_WORK = """
 import os, sys
 if hasattr(os, "SCHED_IDLE"):

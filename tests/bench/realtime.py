@@ -1,4 +1,4 @@
-"""`ballast bench realtime`: how soon subscribers hear of a commit, and what it costs the writer that they do."""
+"""`./scripts/bench realtime`: the latency from a commit to its subscribers, and the cost for the writer."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from tests.bench.subscribers import BROADCAST, CHANGES, Audience, Event, EventsL
 EVENTS, QUICK_EVENTS = 300, 50
 WARM_UP: Final = 5
 MANY_ROWS: Final = 1_000
-# A statement of many rows takes so long that fewer of them show it just as well.
+# Statements of many rows are slow, so fewer of them are enough.
 MANY_ROWS_SHARE: Final = 20
 TOKEN_SECONDS: Final = 3_600
 LARGEST_MEDIAN_MS: Final = {1: 10, 100: 50}
 
 NO_TRIGGER: Final = "no trigger"
-# The trigger that is on while a write is timed; realtime.sql makes those that are not ours.
+# The trigger that is enabled while a write is timed. realtime.sql creates the alternatives to ours.
 TRIGGERS: Final = {
     NO_TRIGGER: None,
     "our statement trigger": "broadcast_insert",
@@ -54,7 +54,7 @@ Admin = psycopg.Connection[Any]
 
 
 class Case(NamedTuple):
-    """So many subscribers who listen in one way, and statements of so many rows."""
+    """A number of subscribers to one feature, and the number of rows per statement."""
 
     feature: str
     subscribers: int
@@ -74,7 +74,7 @@ CASES: Final = tuple(
 
 
 class Write(NamedTuple):
-    """An insert of so many rows, by the trigger that it sets off."""
+    """An insert with a number of rows, and the trigger that it fires."""
 
     rows: int
     trigger: str
@@ -105,21 +105,21 @@ class Tenant:
         self.admin.execute(INSERT, [self.organization, first, last])
 
 
-@click.command("realtime", short_help="How soon subscribers hear of a commit.")
-@click.option("--quick", is_flag=True, help=f"{QUICK_EVENTS} commits a case: under a minute, with the same checks.")
-@click.option("--events", type=click.IntRange(1), help=f"How many commits a case. Default: {EVENTS}.")
+@click.command("realtime", short_help="The latency from a commit to its subscribers.")
+@click.option("--quick", is_flag=True, help=f"{QUICK_EVENTS} commits per case: under a minute, with the same checks.")
+@click.option("--events", type=click.IntRange(1), help=f"Commits per case. Default: {EVENTS}.")
 @click.option("--json", "as_json", is_flag=True, help="Print only JSON.")
 def bench_realtime(quick: bool, events: int | None, as_json: bool) -> None:
-    """Measure how soon subscribers hear of a commit, by Postgres Changes and by Broadcast, and what that costs a write.
+    """Measure the latency from a commit to its subscribers with Postgres Changes and Broadcast, and the cost of a write.
 
     \b
-    Example: ballast bench realtime --json > realtime.json
+    Example: ./scripts/bench realtime --json > realtime.json
     """
     measure(events or (QUICK_EVENTS if quick else EVENTS)).show(as_json=as_json)
 
 
 def measure(events: int) -> report.Report:
-    """Times so many writes for each audience, and with each trigger. Raises EventsLost."""
+    """Times `events` writes for each audience, and with each trigger. Raises EventsLost."""
     console, number = Console(stderr=True), {1: events, MANY_ROWS: max(1, events // MANY_ROWS_SHARE)}
     with scratch_folder("bench") as folder, ExitStack() as servers:
         with scratch_postgres(folder) as server, psycopg.connect(server.url(), autocommit=True) as admin:
@@ -135,7 +135,7 @@ def measure(events: int) -> report.Report:
 
 
 def fill(admin: Admin, stack: Stack, members: int) -> Tenant:
-    """Makes an organization of so many members."""
+    """Creates an organization with `members` members."""
     for _ in bulk.fill(admin, bulk.Size(organizations=1, members=members, projects=0)):
         pass
     people = admin.execute(
@@ -154,7 +154,10 @@ def fill(admin: Admin, stack: Stack, members: int) -> Tenant:
 
 
 def time_case(tenant: Tenant, case: Case, statements: int, console: Console) -> list[float]:
-    """Seconds from each commit until each subscriber heard of its last row; negative if that was before it returned."""
+    """Measures seconds from each commit to the event of its last row, per subscriber.
+
+    The value is negative if the event arrives before the commit has returned to the writer.
+    """
     committed: dict[int, float] = {}
     last = 0
     with start_listeners(tenant.audience(case)) as subscribers:
@@ -170,22 +173,22 @@ def time_case(tenant: Tenant, case: Case, statements: int, console: Console) -> 
 
 
 def require_all(case: Case, events: list[Event], writes: int) -> None:
-    """Raises EventsLost unless each subscriber heard of the writes 1 to `writes`, in this order."""
-    heard = defaultdict(list)
+    """Raises EventsLost unless each subscriber received the writes 1 to `writes`, in this order."""
+    received = defaultdict(list)
     for event in events:
-        heard[event.subscriber].append(event.number)
+        received[event.subscriber].append(event.number)
     for subscriber in range(case.subscribers):
-        numbers = heard[subscriber]
+        numbers = received[subscriber]
         if numbers != list(range(1, writes + 1)):
             lost, doubled = writes - len(set(numbers)), len(numbers) - len(set(numbers))
             raise EventsLost(
-                f"{case.name}: of {writes} events a subscriber missed {lost} and heard {doubled} twice,"
+                f"{case.name}: of {writes} events a subscriber missed {lost} and received {doubled} twice,"
                 f" {'in order' if numbers == sorted(numbers) else 'not in order'}."
             )
 
 
 def time_writes(admin: Admin, number: dict[int, int], console: Console) -> dict[Write, list[float]]:
-    """Seconds of inserts with each trigger, `number` of them per number of rows. The triggers take turns."""
+    """Times inserts with each trigger. `number` maps rows per insert to inserts. The triggers take turns."""
     admin.execute(SETUP.read_bytes())
     [[organization]] = admin.execute(
         "insert into public.organizations (clerk_org_id, name) values ('org_bench', 'Benchmark') returning id"
@@ -200,7 +203,7 @@ def time_writes(admin: Admin, number: dict[int, int], console: Console) -> dict[
 
 
 def time_write(admin: Admin, organization: UUID, write: Write) -> float:
-    """Seconds of one insert, which is rolled back. The same one before it has planned everything."""
+    """Times one insert, and rolls it back. The same insert runs once before, so that planning is not measured."""
     trigger = TRIGGERS[write.trigger]
     with admin.transaction(force_rollback=True):
         if trigger:
@@ -221,7 +224,7 @@ def _rows(number: int) -> str:
 
 
 def _latency_rows(latencies: dict[Case, list[float]]) -> Iterator[report.Case]:
-    """Each next to Postgres Changes for as many subscribers."""
+    """Compares each case with Postgres Changes for the same number of subscribers."""
     for case, seconds in latencies.items():
         yield report.case(case.name, seconds, latencies[case._replace(feature=CHANGES)])
 

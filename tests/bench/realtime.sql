@@ -1,9 +1,9 @@
--- What `ballast bench realtime` compares our statement trigger with: triggers of their own, which a transaction turns on.
--- Definer, as ours: the caller may not send on these topics.
+-- Triggers that `./scripts/bench realtime` compares with our statement trigger; a transaction enables one of them.
+-- Their functions are definers like ours, because the caller may not send on these topics.
 
 create schema bench;
 
--- Supabase's documented way: the whole row, by a call for each.
+-- As documented by Supabase: sends the whole row, with one call per row.
 create function bench.broadcast_row() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
@@ -12,7 +12,7 @@ begin
 end;
 $$;
 
--- A statement trigger that still sends row by row.
+-- A statement trigger that sends each row separately.
 create function bench.send_each() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin

@@ -1,4 +1,4 @@
-"""What a benchmark hands back: cases with medians, aims with verdicts, as a table or as JSON."""
+"""The report of a benchmark: cases with medians and aims with results, as tables or as JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Case:
-    """One thing measured `n` times; `ratio` is its median over the baseline's, None where it has none."""
+    """An operation measured `n` times. `ratio` is its median divided by that of the baseline, if there is one."""
 
     name: str
     median_ms: float
@@ -29,7 +29,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Aim:
-    """A promise about a value: at most `limit`, or at least, as its name says."""
+    """A limit for a value. The name states whether the value must be at most or at least `limit`."""
 
     name: str
     value: float
@@ -39,7 +39,7 @@ class Aim:
 
 @dataclass(frozen=True)
 class Report:
-    """The result of one benchmark; `machine` is a line that says what it ran on."""
+    """The result of one benchmark; `machine` describes the computer in one line."""
 
     benchmark: str
     machine: str
@@ -60,7 +60,7 @@ class Report:
 
 
 def case(name: str, seconds: Sequence[float], baseline: Sequence[float] | None) -> Case:
-    """Summarises timings in seconds; the ratio is that of the medians."""
+    """Summarises timings in seconds. The ratio compares the medians."""
     percentiles = statistics.quantiles(seconds, n=100, method="inclusive") if len(seconds) > 1 else [seconds[0]] * 99
     median, p95, p99 = (round(percentiles[percent - 1] * 1000, 3) for percent in (50, 95, 99))
     ratio = round(statistics.median(seconds) / statistics.median(baseline), 2) if baseline else None
@@ -76,7 +76,7 @@ def at_least(name: str, value: float, limit: float) -> Aim:
 
 
 def machine(connection: psycopg.Connection[tuple[object, ...]]) -> str:
-    """Cores, processor, memory, system and PostgreSQL's version, in one line."""
+    """Describes cores, processor, memory, system and PostgreSQL version in one line."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     major, minor = divmod(connection.info.server_version, 10_000)
     return (

@@ -1,4 +1,4 @@
-"""`ballast bench rls`: what row level security costs, next to queries that name the caller's organizations by hand."""
+"""`./scripts/bench rls`: the cost of row level security, compared with queries that filter by organization themselves."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PROJECTS_PER_ORGANIZATION = 1_000
 USERS_PER_ORGANIZATION = 10
 MEMBERSHIPS_PER_USER = 3
 ROUNDS, QUICK_ROUNDS = 1_000, 200
-# EXISTS takes hundreds of times as long; a tenth of the rounds shows that just as well.
+# EXISTS takes hundreds of times as long, so a tenth of the rounds is enough.
 SLOW_VARIANT_EVERY = 10
 LARGEST_RATIO = 1.3
 TENANTS = Path(__file__).with_name("rls.sql")
@@ -40,11 +40,11 @@ Timings = dict[tuple[str, str], list[float]]
 
 
 class ResultsDiffer(Failure):
-    """Two variants of a query returned different rows: what they cost cannot be compared."""
+    """Two variants of a query returned different rows. Their timings cannot be compared."""
 
 
 class Query(NamedTuple):
-    """A query as a browser sends it under RLS, and as an application without RLS has to write it."""
+    """A query as a browser sends it under RLS, and as an application without RLS writes it."""
 
     name: str
     under_rls: str
@@ -52,7 +52,7 @@ class Query(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """A way to protect the rows of one table; each is a database role, see rls_variants.sql."""
+    """A way to protect the rows of a table. Each variant is a database role: see rls_variants.sql."""
 
     name: str
     role: str
@@ -60,7 +60,7 @@ class Variant(NamedTuple):
 
 @dataclass(frozen=True)
 class Request:
-    """One caller and what they ask for; the keys of `parameters` are used by the queries."""
+    """A caller's claims, and the parameters of the queries."""
 
     claims: str
     parameters: dict[str, UUID | list[UUID]]
@@ -96,7 +96,7 @@ QUERIES = (
         "insert returning",
         "insert into public.specimens (organization_id, title) values (%(organization)s, 'Benchmark')"
         " returning organization_id, created_by, title",
-        # Without policies the statement itself has to ask whether the caller may create here.
+        # Without policies, the statement itself must check whether the caller may create rows here.
         "insert into public.specimens (organization_id, created_by, title)"
         " select organization_id, user_id, 'Benchmark' from public.organization_memberships"
         " where organization_id = %(organization)s and user_id = %(user)s and role in ('owner', 'admin', 'member')"
@@ -105,15 +105,15 @@ QUERIES = (
 )
 
 
-@click.command("rls", short_help="What our policies cost.")
+@click.command("rls", short_help="The cost of our policies.")
 @click.option("--quick", is_flag=True, help=f"{QUICK_PROJECTS:,} projects: under a minute, with the same checks.")
-@click.option("--projects", type=click.IntRange(5_000), help=f"How many projects. Default: {PROJECTS:,}.")
+@click.option("--projects", type=click.IntRange(5_000), help=f"Number of projects. Default: {PROJECTS:,}.")
 @click.option("--json", "as_json", is_flag=True, help="Print only JSON.")
 def bench_rls(quick: bool, projects: int | None, as_json: bool) -> None:
-    """Measure what our policies cost: five queries, next to a hand-written WHERE and to the specification's policies.
+    """Measure five queries with our policies, with a hand-written WHERE, and with the policies of the specification.
 
     \b
-    Example: ballast bench rls --json > rls.json
+    Example: ./scripts/bench rls --json > rls.json
     """
     size = projects or (QUICK_PROJECTS if quick else PROJECTS)
     measure(size, QUICK_ROUNDS if quick else ROUNDS).show(as_json=as_json)
@@ -150,7 +150,7 @@ def fill(admin: psycopg.Connection[Any], projects: int) -> None:
 
 
 def choose_requests(admin: psycopg.Connection[Any], number: int) -> list[Request]:
-    """`number` callers, each with one of their organizations and one of its projects, at random."""
+    """Chooses `number` random callers, each with one of their organizations and one of its projects."""
     rows = admin.execute(
         """
         select p.clerk_user_id, p.id, m.organizations, o.id, o.clerk_org_id, j.id
@@ -177,7 +177,7 @@ def choose_requests(admin: psycopg.Connection[Any], number: int) -> list[Request
 
 
 def claims(user: str, organization: str) -> str:
-    """A Clerk session token's claims (version 2), as PostgREST puts them into request.jwt.claims."""
+    """The claims of a Clerk session token (version 2), as PostgREST stores them in request.jwt.claims."""
     now = int(time.time())
     return json.dumps(
         {
@@ -201,7 +201,7 @@ def claims(user: str, organization: str) -> str:
 
 
 def time_queries(server: Postgres, requests: list[Request], console: Console) -> Timings:
-    """Seconds per (query, variant). The variants of a query take turns, so that noise hits all of them."""
+    """Times each query with each variant. The variants take turns, so that noise affects all of them."""
     timings: Timings = defaultdict(list)
     with ExitStack() as stack:
         connections = {
@@ -215,16 +215,16 @@ def time_queries(server: Postgres, requests: list[Request], console: Console) ->
                 random.shuffle(variants)
                 results = {}
                 for variant in variants:
-                    seconds, results[variant] = ask(connections[variant], query, variant, request)
+                    seconds, results[variant] = time_query(connections[variant], query, variant, request)
                     timings[query.name, variant.name].append(seconds)
                 require_equal(query, results)
     return timings
 
 
-def ask(
+def time_query(
     connection: psycopg.Connection[Any], query: Query, variant: Variant, request: Request
 ) -> tuple[float, list[tuple[Any, ...]]]:
-    """Seconds and rows of one query, asked in a transaction as the Data API makes it, and rolled back."""
+    """Returns the seconds and rows of one query, in a transaction like those of the Data API, which is rolled back."""
     text = query.by_hand if variant is BY_HAND else query.under_rls
     with connection.transaction(force_rollback=True):
         connection.execute(
@@ -237,13 +237,13 @@ def ask(
 
 
 def require_equal(query: Query, results: dict[Variant, list[tuple[Any, ...]]]) -> None:
-    """Raises ResultsDiffer unless every variant found the same rows, and found some."""
+    """Raises ResultsDiffer unless every variant found the same rows, and at least one."""
     expected = results[BY_HAND]
     for variant, rows in results.items():
         if not rows or rows != expected:
             raise ResultsDiffer(
-                f"{query.name}: {variant.name} returned {len(rows)} rows that are not those of {BY_HAND.name} "
-                f"({len(expected)} rows). Look at tests/schema/specimens.sql and functions/1_caller/caller.sql."
+                f"{query.name}: {variant.name} returned {len(rows)} rows that differ from those of {BY_HAND.name} "
+                f"({len(expected)} rows). Check tests/schema/specimens.sql and functions/1_caller/caller.sql."
             )
 
 

@@ -1,15 +1,15 @@
--- One role per way to protect public.specimens, for the benchmark rls: the rows, indexes and caches are the same for all.
--- Roles belong to the whole server: run this on a server of its own.
+-- One role per way to protect public.specimens, for the benchmark rls. All roles use the same rows, indexes and caches.
+-- Roles belong to the whole server, so run this on a temporary server.
 
--- No RLS: what an application does that knows its caller's organizations and never forgets to name them.
+-- No RLS: an application that always filters by its caller's organizations.
 create role bench_by_hand nologin bypassrls;
 grant bench_by_hand to authenticator;
 grant usage on schema public, app to bench_by_hand;
 grant select, insert on public.specimens to bench_by_hand;
 grant select on public.organization_memberships to bench_by_hand;
 
--- The specification's policies, with app.user_id() in place of auth.uid(), which raises on Clerk's ids, and called once
--- instead of once a row; on memberships without its recursion, which PostgreSQL refuses.
+-- The policies of the specification with two changes. They call app.user_id() once per statement instead of auth.uid() per row, which
+-- raises on Clerk ids. The policy on memberships is not recursive, because PostgreSQL refuses that.
 create role bench_exists nologin;
 grant bench_exists to authenticator;
 grant usage on schema public, app to bench_exists;

@@ -1,4 +1,4 @@
-"""Servers that exist for one benchmark: made in a temporary folder on free ports, and removed again."""
+"""Temporary servers for one benchmark, in a temporary folder and on free ports."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tests.schema import migrate
 
 
 class StackDidNotStart(Failure):
-    """`ballast up` gave up; its own words say why."""
+    """`ballast up` failed; the message is its error."""
 
 
 @contextmanager
 def scratch_postgres(folder: Path, **settings: str) -> Iterator[Postgres]:
-    """A migrated server in `folder`, durable as in production, with `settings` on top."""
+    """Starts a migrated server in `folder` with `settings`. Its writes are durable, as in production."""
     with scratch_server(folder, **settings) as server:
         migrate(server.url())
         yield server
@@ -30,7 +30,7 @@ def scratch_postgres(folder: Path, **settings: str) -> Iterator[Postgres]:
 
 @contextmanager
 def scratch_stack(folder: Path, service_workers: int) -> Iterator[Stack]:
-    """A whole running stack in `folder`. Raises StackDidNotStart."""
+    """Starts a whole stack in `folder`. Raises StackDidNotStart."""
     home = folder / "stack"
     stack = Stack(home, free_ports(LAST_PORT_OFFSET) - 1, Secrets.of(home))
     try:

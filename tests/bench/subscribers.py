@@ -1,4 +1,4 @@
-"""Subscribers for `ballast bench realtime`: real clients, in a process of their own so as not to hold up the writer."""
+"""Subscribers for `./scripts/bench realtime`: real clients, in a separate process so that they do not delay the writer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from realtime import (
 from scripts.errors import Failure
 
 WAIT_SECONDS: Final = 30.0
-# What comes twice comes within this time.
+# A duplicate event arrives within this time.
 QUIET_SECONDS: Final = 0.3
 CHANGES: Final = "Postgres Changes"
 BROADCAST: Final = "Broadcast"
@@ -35,15 +35,15 @@ OnEvent = Callable[[Json | None], None]
 
 
 class SubscribersFailed(Failure):
-    """The subscribers' process ended, or they were not all admitted."""
+    """The process of the subscribers ended, or not all of them could subscribe."""
 
 
 class EventsLost(Failure):
-    """A subscriber was not told of each write, once and in order."""
+    """A subscriber did not receive each write once and in order."""
 
 
 class Event(NamedTuple):
-    """A subscriber heard of the project with this number, its title, at this time of the machine's monotonic clock."""
+    """A subscriber received the project with this number as title, at this time of the monotonic clock."""
 
     subscriber: int
     number: int
@@ -52,7 +52,7 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True)
 class Audience:
-    """Who listens where: a token for each subscriber; `topic` is that of their organization's broadcasts."""
+    """The subscribers, with one token each, and the server. `topic` is for the broadcasts of their organization."""
 
     name: str
     feature: str
@@ -63,7 +63,7 @@ class Audience:
 
 
 class Listeners:
-    """Subscribers that listen, as the writer's process sees them."""
+    """The writer's view of the subscribers."""
 
     def __init__(self, name: str, pipe: Connection) -> None:
         self._name = name
@@ -71,17 +71,17 @@ class Listeners:
         self._events: list[Event] = []
 
     def wait(self, writes: int) -> None:
-        """Returns once all subscribers heard of so many more writes. Raises EventsLost or SubscribersFailed."""
+        """Waits until all subscribers received `writes` more writes. Raises EventsLost or SubscribersFailed."""
         for _ in range(writes):
             if not self._pipe.poll(WAIT_SECONDS):
                 raise EventsLost(f"{self._name}: an event did not arrive within {WAIT_SECONDS:.0f} s.")
             try:
                 self._events += self._pipe.recv()
             except EOFError:
-                raise SubscribersFailed(f"{self._name}: the subscribers ended; their own words are above.") from None
+                raise SubscribersFailed(f"{self._name}: the subscribers failed; the error is above.") from None
 
     def events(self) -> list[Event]:
-        """Everything that was heard, when nothing more is coming. It ends the subscriptions."""
+        """Waits for duplicates, ends the subscriptions and returns all events."""
         time.sleep(QUIET_SECONDS)
         self._pipe.send("end")
         with suppress(EOFError):
@@ -109,23 +109,23 @@ def start_listeners(audience: Audience) -> Iterator[Listeners]:
 
 
 def _run(audience: Audience, pipe: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the benchmark, which ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C, the benchmark ends this process
     asyncio.run(_listen(audience, pipe))
 
 
 async def _listen(audience: Audience, pipe: Connection) -> None:
     """Sends an empty list when all are subscribed; then events, as many at a time as there are subscribers."""
-    heard: list[Event] = []
+    received: list[Event] = []
 
     def record(subscriber: int, project: Json | None) -> None:
         at, number = time.monotonic(), int(project["title"]) if project else 0
-        heard.append(Event(subscriber, number, at))
-        if len(heard) == len(audience.tokens):
+        received.append(Event(subscriber, number, at))
+        if len(received) == len(audience.tokens):
             send()
 
     def send() -> None:
-        pipe.send(heard)
-        heard.clear()
+        pipe.send(received)
+        received.clear()
 
     clients = [
         await _subscribe(audience, token, functools.partial(record, subscriber))
@@ -140,20 +140,20 @@ async def _listen(audience: Audience, pipe: Connection) -> None:
 
 
 async def _subscribe(audience: Audience, token: str, on_event: OnEvent) -> AsyncRealtimeClient:
-    """A client that hears of each project inserted by its title."""
+    """Subscribes a client to inserted projects."""
     client = AsyncRealtimeClient(audience.url, audience.key, auto_reconnect=False)
     await client.set_auth(token)
     if audience.feature == CHANGES:
         channel = client.channel("projects").on_postgres_changes(
             RealtimePostgresChangesListenEvent.Insert,
-            lambda told: on_event(told["data"].get("record")),
+            lambda message: on_event(message["data"].get("record")),
             table="projects",
         )
     else:
         channel = client.channel(audience.topic, PRIVATE)
-        channel.on_broadcast("INSERT", lambda told: on_event(told["payload"]["record"]))
+        channel.on_broadcast("INSERT", lambda message: on_event(message["payload"]["record"]))
     answers: list[tuple[RealtimeSubscribeStates, Exception | None]] = []
     await channel.subscribe(lambda state, error: answers.append((state, error)))
     if answers != [(RealtimeSubscribeStates.SUBSCRIBED, None)]:
-        raise SubscribersFailed(f"A subscriber was not admitted: {answers}.")
+        raise SubscribersFailed(f"A subscriber could not subscribe: {answers}.")
     return client

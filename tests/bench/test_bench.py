@@ -1,4 +1,4 @@
-"""`ballast bench`: what it prints for machines, what it refuses to measure, and that it leaves nothing behind."""
+"""Benchmarks print the promised JSON, reject wrong results, and leave no process or file."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ REALTIME = ("realtime", "--events", "2", "--json")
 
 
 def bench(folder: Path, *words: str) -> subprocess.Popen[str]:
-    """Starts a benchmark with `folder` as its place for temporary files, in a process group of its own."""
+    """Starts a benchmark in a separate process group, with `folder` for temporary files."""
     folder.chmod(0o755)
     environment = os.environ | {"TMPDIR": str(folder)}
-    # What measures a whole stack takes twice as long when coverage measures it.
+    # With coverage, a benchmark of a whole stack takes twice as long.
     environment.pop("COVERAGE_PROCESS_CONFIG", None)
     return subprocess.Popen(
         [sys.executable, "-m", "tests.bench", *words],
@@ -50,20 +50,20 @@ def wait_for_output(process: subprocess.Popen[str]) -> str:
 
 
 def find_leftovers(folder: Path) -> list[str]:
-    """Commands of processes that work in `folder`, and what is still in it."""
+    """Lists the commands of processes that work in `folder`, and the files in it."""
     commands = [" ".join(each.info["cmdline"] or []) for each in psutil.process_iter(["cmdline"])]
     return [command for command in commands if str(folder) in command] + [path.name for path in folder.iterdir()]
 
 
 @pytest.fixture
 def folder() -> Any:
-    """Outside pytest's own folders, which PostgreSQL's system user cannot enter when we are root."""
+    """A folder outside those of pytest, which the system user of PostgreSQL cannot enter when tests run as root."""
     with tempfile.TemporaryDirectory(prefix="ballast-test-bench-") as place:
         yield Path(place)
 
 
 @pytest.mark.parametrize("words", [RLS, WEBHOOKS, REALTIME, AUDIT, EXPORT, BACKUP], ids=lambda words: words[0])
-def test_json_has_the_promised_shape_and_nothing_stays_behind(folder: Path, words: tuple[str, ...]) -> None:
+def test_json_has_the_promised_shape_and_nothing_is_left_behind(folder: Path, words: tuple[str, ...]) -> None:
     printed = json.loads(wait_for_output(bench(folder, *words)))
 
     assert list(printed) == ["benchmark", "machine", "cases", "aims"]
@@ -73,7 +73,7 @@ def test_json_has_the_promised_shape_and_nothing_stays_behind(folder: Path, word
         assert list(case) == ["name", "median_ms", "p95_ms", "p99_ms", "n", "ratio"]
         assert case["median_ms"] <= case["p95_ms"] <= case["p99_ms"]
         assert case["n"] > 0
-        # A subscriber may hear of a commit before its writer does.
+        # A subscriber may receive a row before the commit returns to the writer.
         assert words is REALTIME or min(case["median_ms"], case["ratio"]) > 0
     for aim in printed["aims"]:
         assert list(aim) == ["name", "value", "limit", "met"]
@@ -88,7 +88,7 @@ def test_json_has_the_promised_shape_and_nothing_stays_behind(folder: Path, word
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_a_benchmark_that_is_stopped_leaves_nothing_behind(folder: Path, signal_number: int) -> None:
+def test_a_stopped_benchmark_leaves_nothing_behind(folder: Path, signal_number: int) -> None:
     process = bench(folder, "rls", "--projects", "200000", "--json")
     deadline = time.monotonic() + 30
     while not list(folder.glob("*/server*/data/postmaster.pid")) and time.monotonic() < deadline:
@@ -101,19 +101,19 @@ def test_a_benchmark_that_is_stopped_leaves_nothing_behind(folder: Path, signal_
     assert find_leftovers(folder) == []
 
 
-def test_people_get_tables(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_default_output_is_tables(capsys: pytest.CaptureFixture[str]) -> None:
     cases, aims = [report.case("by id", [0.002], [0.001])], [report.at_most("by id: ratio at most", 2.0, 1.3)]
     report.Report("rls", "a machine", cases, aims).show(as_json=False)
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("by id", "2.000", "2.00", "1.3", "no", "a machine"))
 
 
-def test_variants_that_find_different_rows_are_not_compared() -> None:
+def test_variants_with_different_rows_are_not_compared() -> None:
     with pytest.raises(rls.ResultsDiffer, match="count visible"):
         rls.require_equal(rls.QUERIES[2], {rls.BY_HAND: [(3,)], rls.OURS: [(4,)]})
 
 
-def test_a_query_that_finds_nothing_is_not_measured() -> None:
+def test_a_query_without_rows_is_not_measured() -> None:
     with pytest.raises(rls.ResultsDiffer):
         rls.require_equal(rls.QUERIES[0], {rls.BY_HAND: [], rls.OURS: []})
 
@@ -127,16 +127,16 @@ def test_events_that_are_not_applied_are_not_measured(outcome: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("numbers", "told"),
-    [([1, 3], "missed 1"), ([1, 2, 2, 3], "heard 1 twice"), ([1, 3, 2], "not in order"), ([], "missed 3")],
-    ids=["lost", "doubled", "out of order", "deaf"],
+    ("numbers", "message"),
+    [([1, 3], "missed 1"), ([1, 2, 2, 3], "received 1 twice"), ([1, 3, 2], "not in order"), ([], "missed 3")],
+    ids=["lost", "duplicated", "out of order", "nothing received"],
 )
-def test_latencies_of_lost_events_are_not_measured(numbers: list[int], told: str) -> None:
+def test_latencies_of_lost_events_are_not_measured(numbers: list[int], message: str) -> None:
     case = realtime.Case(CHANGES, subscribers=2, rows=1)
-    heard = [Event(0, number, 0.0) for number in (1, 2, 3)]
-    realtime.require_all(case, heard + [Event(1, number, 0.0) for number in (1, 2, 3)], writes=3)
-    with pytest.raises(EventsLost, match=told):
-        realtime.require_all(case, heard + [Event(1, number, 0.0) for number in numbers], writes=3)
+    events = [Event(0, number, 0.0) for number in (1, 2, 3)]
+    realtime.require_all(case, events + [Event(1, number, 0.0) for number in (1, 2, 3)], writes=3)
+    with pytest.raises(EventsLost, match=message):
+        realtime.require_all(case, events + [Event(1, number, 0.0) for number in numbers], writes=3)
 
 
 def test_a_write_that_sends_too_few_messages_is_not_measured(database: Any) -> None:
@@ -177,18 +177,18 @@ def test_a_write_that_is_not_recorded_once_is_not_measured(audited_tenant: audit
 
 
 def test_a_page_that_is_not_full_is_not_measured(audited_tenant: audit.Tenant) -> None:
-    nobody = replace(audited_tenant, claims="{}")
-    with pytest.raises(audit.EntriesWrong, match="has 0 entries, and not 50"):
-        audit.time_pages(nobody, 1)
+    anonymous = replace(audited_tenant, claims="{}")
+    with pytest.raises(audit.EntriesWrong, match="has 0 entries instead of 50"):
+        audit.time_pages(anonymous, 1)
 
 
-def test_an_organizations_messages_are_twenty_and_two_come_twice() -> None:
+def test_an_organization_has_twenty_messages_of_which_two_are_repeated() -> None:
     (messages,) = webhooks.deliveries(1, "test")
     assert len(messages) == 20
     assert len({message.message_id for message in messages}) == 18
 
 
-def test_a_case_sums_up_what_was_timed() -> None:
+def test_a_case_summarises_the_timings() -> None:
     summed = report.case("x", [0.002, 0.004, 0.006], [0.002])
     assert (summed.median_ms, summed.n, summed.ratio) == (4.0, 3, 2.0)
 

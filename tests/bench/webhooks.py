@@ -1,4 +1,4 @@
-"""`ballast bench webhooks`: how fast Clerk's events are stored and applied, step by step from the table to the web."""
+"""`./scripts/bench webhooks`: how fast Clerk events are stored and applied: in SQL, through the Data API and the service."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from scripts.scratch.server import scratch_folder
 from tests.bench import report
 from tests.bench.scratch import scratch_stack
 
-# One client shows what an event costs, several what a machine of few cores can take.
+# One client shows the cost of an event; several show the throughput of a machine with few cores.
 SQL_CLIENTS = (1, 4)
 HTTP_CLIENTS = SERVICE_WORKERS = 4
 ORGANIZATIONS, QUICK_ORGANIZATIONS = 500, 100
 PEOPLE = 5  # in each organization
 REPEATED = 2  # of each organization's messages
-# Node's stand-in for PostgREST takes some 150 requests a second: a tenth of the events shows that just as well.
+# The local PostgREST runs on Node and handles about 150 requests per second, so a tenth of the events is enough.
 HTTP_SHARE = 10
-# The cases of SQL take turns, this many organizations at a time, so that noise hits both.
+# The SQL cases take turns, this many organizations at a time, so that noise affects both.
 TURN = 10
 LEAST_EVENTS_PER_SECOND = 1_000
 LARGEST_RATIO = 2.0
@@ -50,11 +50,11 @@ Send = Callable[["Delivery"], str]
 
 
 class EventsLost(Failure):
-    """What the database shows, or answered, is not what was sent."""
+    """The rows or outcomes differ from what the sent events require."""
 
 
 class Delivery(NamedTuple):
-    """One message on its way, as Svix sends it: once more under the same id when it got no answer."""
+    """A message as Svix sends it. A repeated delivery has the same id."""
 
     message_id: str
     event: dict[str, Any]
@@ -62,30 +62,30 @@ class Delivery(NamedTuple):
 
 @dataclass
 class Case:
-    """What one way of storing events took: `seconds` per event as its client saw it, `elapsed` for all of them."""
+    """The timings of one way to store events: `seconds` per event at the client, `elapsed` for all of them."""
 
     seconds: list[float] = field(default_factory=list)
     elapsed: float = 0.0
     outcomes: Counter[str] = field(default_factory=Counter)
 
 
-@click.command("webhooks", short_help="How fast Clerk's events are taken in.")
+@click.command("webhooks", short_help="How fast Clerk events are stored and applied.")
 @click.option(
     "--quick", is_flag=True, help=f"{QUICK_ORGANIZATIONS} organizations: under a minute, with the same checks."
 )
-@click.option("--organizations", type=click.IntRange(TURN), help=f"How many. Default: {ORGANIZATIONS}.")
+@click.option("--organizations", type=click.IntRange(TURN), help=f"Number of organizations. Default: {ORGANIZATIONS}.")
 @click.option("--json", "as_json", is_flag=True, help="Print only JSON.")
 def bench_webhooks(quick: bool, organizations: int | None, as_json: bool) -> None:
-    """Measure how fast Clerk's events are taken in: a bare insert, our function, the Data API, the service.
+    """Measure Clerk events per second: with a bare insert, our function, the Data API and the service.
 
     \b
-    Example: ballast bench webhooks --json > webhooks.json
+    Example: ./scripts/bench webhooks --json > webhooks.json
     """
     measure(organizations or (QUICK_ORGANIZATIONS if quick else ORGANIZATIONS)).show(as_json=as_json)
 
 
 def measure(organizations: int) -> report.Report:
-    """Sends the events of so many organizations to a scratch stack. Raises EventsLost."""
+    """Sends the events of `organizations` organizations to a temporary stack. Raises EventsLost."""
     console = Console(stderr=True)
     with scratch_folder("bench") as folder, ExitStack() as servers:
         with console.status("Starting a stack …"):
@@ -104,10 +104,10 @@ def measure(organizations: int) -> report.Report:
 
 
 def deliveries(organizations: int, run: str) -> Iterator[list[Delivery]]:
-    """Clerk's messages about each new organization; `run` is part of every id.
+    """Yields the Clerk messages of each new organization; `run` is part of every id.
 
-    Per organization 20: five people sign up, found it and join, most of them sign in again (which changes nothing that
-    we keep), some change, and two messages are delivered twice.
+    Each has 20 messages. Five people sign up and join, and some sign in again, which changes no stored data. Some data
+    changes, and two messages are delivered twice.
     """
     for organization in range(organizations):
         clerk, name = Directory(), f"{run}_{organization}"
@@ -140,7 +140,7 @@ def deliveries(organizations: int, run: str) -> Iterator[list[Delivery]]:
 
 
 def time_sql(stack: Stack, number: int, organizations: int, console: Console) -> dict[str, Case]:
-    """The bare insert and the function, in turns, on the same events, with `number` clients each."""
+    """Times the bare insert and the function in turns, on the same events, with `number` clients each."""
     names = {BARE: sql_name(BARE, number), FUNCTION: sql_name(FUNCTION, number)}
     connect = {names[BARE]: bare_client, names[FUNCTION]: function_client}
     cases, ids = {name: Case() for name in connect}, f"sql{number}"
@@ -172,7 +172,7 @@ def time_http(
     organizations: int,
     console: Console,
 ) -> Case:
-    """One way through HTTP, on events of its own."""
+    """Times one way through HTTP, on separate events."""
     case, ids = Case(), "".join(filter(str.isalpha, name))
     with ExitStack() as connections, Progress(console=console) as progress:
         clients = [connections.enter_context(connect(stack)) for _ in range(HTTP_CLIENTS)]
@@ -187,7 +187,7 @@ def time_http(
 
 
 def run(clients: list[Send], messages: list[Delivery], case: Case) -> None:
-    """Each client takes the next message when it has its answer; what it took is added to `case`."""
+    """Sends the messages. Each client takes the next one after its answer. Adds the timings to `case`."""
     waiting, lock = iter(messages), threading.Lock()
 
     def work(send: Send) -> tuple[list[float], Counter[str]]:
@@ -213,7 +213,7 @@ def run(clients: list[Send], messages: list[Delivery], case: Case) -> None:
 
 @contextmanager
 def sql_client(stack: Stack, statement: str) -> Iterator[Send]:
-    """Runs a statement per event as the Data API does: logged in as authenticator, acting as service_role."""
+    """Runs one statement per event like the Data API: logged in as authenticator, with the role service_role."""
     with psycopg.connect(stack.postgres.url("authenticator"), autocommit=True) as connection:
         connection.execute("set role service_role")
 
@@ -248,14 +248,15 @@ def data_api_client(stack: Stack) -> Iterator[Send]:
 
 @contextmanager
 def service_client(stack: Stack) -> Iterator[Send]:
-    """Posts to the service as Svix does, signed."""
+    """Posts signed messages to the service, like Svix."""
     environment = stack.environment()
     with httpx.Client(base_url=environment["SERVICE_URL"], timeout=30) as http:
 
         def send(delivery: Delivery) -> str:
             body = encode_body(delivery.event)
             headers = sign_headers(environment["CLERK_WEBHOOK_SECRETS"], delivery.message_id, body)
-            headers["X-Forwarded-For"] = str(ip_address(randbits(32)))  # many clients: one has a limit
+            # Many addresses, because each one is rate limited.
+            headers["X-Forwarded-For"] = str(ip_address(randbits(32)))
             return _outcome(http.post("/webhooks/clerk", content=body, headers=headers))
 
         yield send
@@ -269,13 +270,13 @@ def _outcome(answer: httpx.Response) -> str:
 
 def require_applied(name: str, organizations: int, case: Case) -> None:
     """Raises EventsLost unless every event was applied, and only the repeated ones were duplicates."""
-    told = case.outcomes
-    if told.keys() - {"processed", "stale", "duplicate"} or told["duplicate"] != organizations * REPEATED:
-        raise EventsLost(f"{name}: the events' outcomes are {json.dumps(told)}.")
+    outcomes = case.outcomes
+    if outcomes.keys() - {"processed", "stale", "duplicate"} or outcomes["duplicate"] != organizations * REPEATED:
+        raise EventsLost(f"{name}: the outcomes of the events are {json.dumps(outcomes)}.")
 
 
 def require_rows(stack: Stack, name: str, ids: str, organizations: int) -> None:
-    """Raises EventsLost unless the rows are those that the events tell of."""
+    """Raises EventsLost unless the rows match the events."""
     with psycopg.connect(stack.postgres.url()) as admin:
         found = admin.execute(
             """
@@ -294,7 +295,7 @@ def require_rows(stack: Stack, name: str, ids: str, organizations: int) -> None:
 
 
 def _turns(organizations: Iterator[list[Delivery]]) -> Iterator[list[Delivery]]:
-    """The messages of TURN organizations at a time, mixed: messages about one organization wait for each other."""
+    """Yields the messages of TURN organizations, interleaved: those of one organization would block each other."""
     while turn := list(itertools.islice(organizations, TURN)):
         yield list(itertools.chain.from_iterable(zip(*turn, strict=True)))
 
@@ -304,7 +305,7 @@ def _rate(case: Case) -> float:
 
 
 def _rows(cases: dict[str, Case]) -> list[report.Case]:
-    """Each next to the bare insert with as many clients."""
+    """Compares each case with the bare insert with as many clients."""
     return [
         report.case(f"{name} ({_rate(case):,.0f} events/s)", case.seconds, cases[_baseline(name)].seconds)
         for name, case in cases.items()

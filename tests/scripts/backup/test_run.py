@@ -69,7 +69,7 @@ def sessions(vault: Vault) -> list[tuple[str, ...]]:
 
 
 def has_left_nothing(vault: Vault) -> bool:
-    """Nothing is in the store, and no session of ours in the database, as soon as the server noticed that pg_dump is gone."""
+    """Waits until the store is empty and the database has no other session: the server notices the end of pg_dump late."""
     deadline = time.monotonic() + 30
     while (left := (objects(vault), uploads(vault), sessions(vault))) != ([], [], []) and time.monotonic() < deadline:
         time.sleep(0.1)
