@@ -181,8 +181,8 @@ def export(stack: Stack, admin: Admin, accept: str, file: Path) -> None:
 @contextmanager
 def watch_memory(stack: Stack, peaks: Peaks) -> Iterator[None]:
     """Samples the memory of the service and the database sessions while the block runs."""
-    parts = RunRecord.read(stack.home).services
-    service, database = (psutil.Process(parts[name].pid) for name in ("service", "postgres"))
+    services = RunRecord.read(stack.home).services
+    service, database = (psutil.Process(services[name].pid) for name in ("service", "postgres"))
     done = threading.Event()
 
     def sample() -> None:
