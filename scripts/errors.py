@@ -1,9 +1,9 @@
-"""The base of every error that ends a command: one line that says what went wrong and what to do next."""
+"""The base class of every error that ends a command. Its message states what happened, then what to do next."""
 
 from __future__ import annotations
 
 
 class Failure(Exception):
-    """Subclass it per thing that can go wrong; `scripts.cli` prints the message and exits with `exit_code`."""
+    """Each kind of error is a subclass; `scripts.cli` prints the message and exits with `exit_code`."""
 
     exit_code = 1

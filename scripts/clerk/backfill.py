@@ -1,4 +1,4 @@
-"""`ballast clerk backfill`: everything that Clerk has, merged as if its webhooks had told of it."""
+"""`ballast clerk backfill`: merges every Clerk object into the database, as if its webhook had arrived."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from scripts.schema import database
 from scripts.schema.database import Connection
 
 ACTOR = "backfill"
-# A webhook about one of them waits until all are merged, and each holds up to four locks of the few thousand there are.
+# A webhook about one of these objects waits until all are merged. Each object takes up to four locks, and PostgreSQL
+# has room for a few thousand.
 MERGE_BATCH = 250
 MAX_TRIES = 5
-# Classes of errors that pass: a deadlock, no memory, a lock not got in time, a shutdown.
+# Classes of transient errors: deadlock, out of memory, lock timeout, shutdown.
 TRANSIENT_CLASSES = ("40", "53", "55", "57")
 
 
 class OtherInstance(Failure):
-    """The key is of an instance of Clerk's other than the one that the database belongs to."""
+    """The key belongs to another Clerk instance than the database."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,10 @@ class RefusedObject:
 
 @dataclass
 class KindReport:
-    """What became of a kind: how many objects Clerk listed, how many were news, which ones the database refused.
+    """The result for a kind: how many objects Clerk listed, how many changed something, and which the database refused.
 
-    The first `resumed_at` of those listed were merged by a run that was interrupted, and counted here only as listed.
-    `incomplete` says so if Clerk counts more than it lists.
+    An interrupted run merged the first `resumed_at` objects; they count only as listed. `incomplete` is a message if
+    Clerk counts more objects than it lists.
     """
 
     kind: str
@@ -57,26 +58,26 @@ OnProgress = Callable[[Kind, int, int | None], None]
 
 
 def require_same_instance(connection: Connection, listing: ClerkListing) -> None:
-    """Raises OtherInstance when the database belongs to another Clerk instance than the key."""
+    """Raises OtherInstance if the database belongs to another Clerk instance than the key."""
     row = connection.execute("select clerk_instance_id from app.settings").fetchone()
     pinned = row[0] if row else None
-    asked = listing.instance_id() if pinned else None
+    asked = listing.fetch_instance_id() if pinned else None
     if pinned != asked:
         raise OtherInstance(
-            f"The database belongs to Clerk's instance {pinned} (app.settings), the key to {asked}: "
-            "use the key of that instance."
+            f"The database belongs to the Clerk instance {pinned} (app.settings), but CLERK_SECRET_KEY belongs to "
+            f"{asked}: use the key of {pinned}."
         )
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """How far a run came in the lists of an instance of Clerk's: what stays when it is interrupted."""
+    """Stored positions in the lists of a Clerk instance, from which an interrupted run resumes."""
 
     connection: Connection
     instance_id: str | None
 
     def load(self, kind: Kind) -> Position:
-        """Where to go on: the beginning, too, when what is known is of another instance or older than a day."""
+        """Returns the position to resume at: the start if the stored one is of another instance or older than a day."""
         row = self.connection.execute(
             "select next_offset, last_created_ms from app.clerk_backfills "
             "where kind = %s and instance_id = %s and updated_at > now() - interval '1 day'",
@@ -85,7 +86,7 @@ class Checkpoints:
         return Position(*row) if row else LIST_START
 
     def save(self, kind: Kind, position: Position) -> None:
-        """All of the list up to there is merged. Raises psycopg.Error."""
+        """Records that the list is merged up to this position. Raises psycopg.Error."""
         statement = """
             insert into app.clerk_backfills (kind, instance_id, next_offset, last_created_ms) values (%s, %s, %s, %s)
             on conflict (kind) do update set instance_id = excluded.instance_id, next_offset = excluded.next_offset,
@@ -100,11 +101,11 @@ class Checkpoints:
 def backfill(
     connection: Connection, listing: ClerkListing, on_progress: OnProgress = lambda *_: None, *, restart: bool = False
 ) -> list[KindReport]:
-    """Merges all that Clerk lists, a page while the next one is fetched. Raises what ClerkListing raises.
+    """Merges every object that Clerk lists; each page is merged while the next one is fetched.
 
-    Unless told to `restart`, without what a run merged that was interrupted.
+    Resumes an interrupted run, unless `restart` is set. Raises what ClerkListing raises.
     """
-    checkpoints = Checkpoints(connection, listing.instance_id())
+    checkpoints = Checkpoints(connection, listing.fetch_instance_id())
     if restart:
         checkpoints.clear()
     report = [_backfill_kind(checkpoints, listing, kind, on_progress) for kind in KINDS]
@@ -118,12 +119,12 @@ def _backfill_kind(checkpoints: Checkpoints, listing: ClerkListing, kind: Kind, 
     on_progress(kind, 0, total)
     known: set[str] = set()
     try:
-        for page in prefetch(listing.pages(kind, checkpoints.load(kind))):
+        for page in prefetch(listing.list_pages(kind, checkpoints.load(kind))):
             if page.offset and not known:
-                database.echo_err(f"Going on with {kind.plural} at {page.offset:,} of {total:,}.")
+                database.echo_err(f"Resuming {kind.plural} at {page.offset:,} of {total:,}.")
             report.resumed_at = min(report.resumed_at, page.offset) if known else page.offset
             merge_page(checkpoints.connection, kind, page, report)
-            # Not past one that was refused: the next run tries it again, and names it.
+            # Never past a refused object: the next run retries it, and reports it again.
             if page.objects and page.is_gapless and not report.refused:
                 checkpoints.save(kind, page.end)
             known.update(each["id"] for each in page.objects)
@@ -135,7 +136,7 @@ def _backfill_kind(checkpoints: Checkpoints, listing: ClerkListing, kind: Kind, 
 
 
 def merge_page(connection: Connection, kind: Kind, page: Page, report: KindReport) -> None:
-    """Merges a page in a few transactions, and adds to `report` what came of it."""
+    """Merges a page in a few transactions, and adds the outcome to `report`."""
     for first in range(0, len(page.objects), MERGE_BATCH):
         _merge_batch(connection, kind, page.objects[first : first + MERGE_BATCH], page.asked_at, report)
 
@@ -143,7 +144,11 @@ def merge_page(connection: Connection, kind: Kind, page: Page, report: KindRepor
 def _merge_batch(
     connection: Connection, kind: Kind, objects: list[Object], asked_at: datetime, report: KindReport
 ) -> None:
-    """One transaction; when the database refuses it, the halves of it, until only what it refuses is left out."""
+    """Merges objects in one transaction. If the database refuses it, merges each half, down to the refused objects.
+
+    Example: of objects 1 to 4, the database refuses object 3. It then refuses [1, 2, 3, 4], merges [1, 2], refuses
+    [3, 4] and [3], and merges [4].
+    """
     try:
         statement = "select app.merge_clerk_page(%s, %s, %s, %s)"
         report.changed += retry_on_conflict(connection, statement, [kind.name, Jsonb(objects), asked_at, ACTOR])
@@ -159,7 +164,7 @@ def _merge_batch(
 
 
 def retry_on_conflict(connection: Connection, statement: str, values: list[Any]) -> Any:
-    """The one value of a statement, tried again while what is wrong passes. Raises psycopg.Error."""
+    """Returns a statement's value; retries transient errors up to MAX_TRIES times. Raises psycopg.Error."""
     for attempt in range(1, MAX_TRIES + 1):
         try:
             row = connection.execute(statement.encode(), values).fetchone()
@@ -173,7 +178,7 @@ def retry_on_conflict(connection: Connection, statement: str, values: list[Any])
 
 
 def prefetch(pages: Iterable[Page]) -> Iterator[Page]:
-    """The same pages; each is fetched while the caller works on the one before."""
+    """Yields the same pages; fetches the next one while the caller works on the current one."""
     fetched = iter(pages)
     with ThreadPoolExecutor(1) as fetcher:
         upcoming = fetcher.submit(next, fetched, None)

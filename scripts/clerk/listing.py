@@ -1,14 +1,15 @@
-"""Clerk's directory as its Backend API lists it: page by page, waiting when told to, asking again when it has to.
+"""Lists Clerk's directory page by page through its Backend API. Waits for Retry-After and retries transient errors.
 
-Users have a cursor: each page follows the last user of the page before. The other lists have offsets only. There,
-objects that are deleted meanwhile move the others forward, and objects that were created in the same millisecond come
-in any order, which may differ from request to request. So a page begins one object before the last millisecond of the
-page before, and is read further back if it does not begin before that millisecond.
+The list of users has a cursor: each page follows the last user of the previous page. The other lists have offsets only,
+with two problems. A deletion shifts all later objects forward. Objects created in the same millisecond have no fixed
+order, so that two requests may return them in different orders. Therefore consecutive pages overlap: a page begins one
+object before the last millisecond of the previous page. If it does not begin before that millisecond, an earlier page
+is read.
 
-Example, with pages of four and the time of creation: the first page is [1, 2, 5, 5], so the next one begins with 2:
-[2, 5, 5, 5]. Whichever two objects of time 5 were on the first page, the second has them all.
+Example, with pages of four objects, each shown by its time of creation: the first page is [1, 2, 5, 5], so the next one
+begins with 2 and is [2, 5, 5, 5]. It holds all objects of time 5, whichever two of them were on the first page.
 
-In the end, the number of listed objects is compared with Clerk's count. Memory: one id per object.
+At the end, the number of listed objects is compared with Clerk's count. Memory: one id per object.
 """
 
 from __future__ import annotations
@@ -38,35 +39,35 @@ MAX_READINGS = 3
 MAX_TRIES = 8
 FIRST_WAIT_SECONDS = 0.5
 MAX_WAIT_SECONDS = 30
-# Who is told to come back later than this had better look why.
+# A longer Retry-After means that something is wrong: stop instead of waiting.
 MAX_RETRY_AFTER_SECONDS = 120
 MAX_CLOCK_SKEW = timedelta(seconds=2)
 TIMEOUT = httpx.Timeout(connect=5, read=30, write=5, pool=5)
 
 
 class KeyMissing(Failure):
-    """Nobody says which Clerk to ask, or the key is none."""
+    """CLERK_SECRET_KEY is missing or malformed."""
 
 
 class KeyRefused(Failure):
-    """Clerk does not know the secret key, or does not let it read."""
+    """Clerk rejects the secret key, or the key may not read."""
 
 
 class RequestRefused(Failure):
-    """Clerk answers, but not what was asked for: a wrong address, or an API that has changed."""
+    """Clerk rejects the request: the address is wrong, or its API has changed."""
 
 
 class ListIncomplete(Failure):
-    """Clerk counts more objects than it listed, however often the list was read."""
+    """Clerk still counts more objects than it lists after MAX_READINGS readings."""
 
 
 class ClerkUnavailable(Failure):
-    """Clerk did not answer, or not in its right mind, however often it was asked."""
+    """Clerk kept failing or returning invalid responses after all retries."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of Clerk's objects: its name in app.clerk_records, where its list is, and whether that has a cursor."""
+    """A kind of Clerk objects: its name in app.clerk_records, its list, and whether the list has a cursor."""
 
     name: str
     plural: str
@@ -81,12 +82,12 @@ MEMBERSHIPS = Kind("membership", "memberships", "/v1/organization_memberships", 
 INVITATIONS = Kind(
     "invitation", "invitations", "/v1/organization_invitations", {"order_by": "+created_at", "status": "pending"}
 )
-# Parents first: what comes later refers to what came before.
+# Parents first: memberships and invitations refer to users and organizations.
 KINDS = (USERS, ORGANIZATIONS, MEMBERSHIPS, INVITATIONS)
 
 
 class Position(NamedTuple):
-    """How far a list was read: how many objects, and when the last of them was created, in ms since 1970."""
+    """How far a list was read: the number of objects, and the last one's time of creation, in ms since 1970."""
 
     offset: int
     created_at: int
@@ -96,9 +97,10 @@ LIST_START = Position(0, 0)
 
 
 class Page(NamedTuple):
-    """Objects, and a moment on Clerk's clock before which they were not read. `total` of how many, if Clerk says so.
+    """Objects of a list. Clerk read them at `asked_at` or later, by its own clock.
 
-    `offset` of how many others the list has before them. `is_gapless` unless some of those may have been missed.
+    `total` is the length of the whole list, if Clerk states it. `offset` is the number of objects that precede the
+    page. `is_gapless` is false if some of those may not have been listed.
     """
 
     objects: list[Object]
@@ -109,12 +111,12 @@ class Page(NamedTuple):
 
     @property
     def end(self) -> Position:
-        """The place after its last object, of which there must be one."""
-        return Position(self.offset + len(self.objects), _created_at(self.objects[-1]))
+        """The position after the last object. The page must not be empty."""
+        return Position(self.offset + len(self.objects), _read_created_at(self.objects[-1]))
 
 
 class Answer(NamedTuple):
-    """`body` is None when Clerk says that there is no such object."""
+    """`body` is None if Clerk reports that the object does not exist."""
 
     body: Any
     asked_at: datetime
@@ -132,11 +134,11 @@ class ClerkListing:
     def close(self) -> None:
         self._http.close()
 
-    def pages(self, kind: Kind, after: Position = LIST_START, size: int = MAX_PAGE_SIZE) -> Iterator[Page]:
-        """Every object of the kind that is there throughout, oldest first; some more than once.
+    def list_pages(self, kind: Kind, after: Position = LIST_START, size: int = MAX_PAGE_SIZE) -> Iterator[Page]:
+        """Yields every object that exists during the whole listing, oldest first; some of them more than once.
 
-        With the place up to which they were listed some other time, what has come after it, and some from before.
-        Raises ListIncomplete in the end if Clerk counts more.
+        `after` is the position that an earlier listing reached: then only later objects follow, and a few earlier ones.
+        Raises ListIncomplete at the end if Clerk counts more objects.
         """
         seen: set[str] = set()
         for _ in range(MAX_READINGS):
@@ -147,76 +149,78 @@ class ClerkListing:
                 seen.update(each["id"] for each in page.objects)
                 yield page
             listed = len(seen) + (before or 0)
-            # Deletions meanwhile lower the second count; objects created meanwhile are not in the first one.
+            # A deletion during the listing lowers the second count; the first count lacks objects created since.
             if listed >= counted or listed >= self.count(kind):
                 return
             after = LIST_START
         raise ListIncomplete(f"Clerk counts {counted:,} {kind.plural}, but lists {listed:,} of them: run this again.")
 
-    def page(self, kind: Kind, offset: int, size: int) -> Page:
-        """Up to `size` objects from a place on."""
+    def fetch_page(self, kind: Kind, offset: int, size: int) -> Page:
+        """Returns up to `size` objects, starting at an offset."""
         return self._fetch(kind, {"limit": size, "offset": offset}, offset)
 
     def _pages(self, kind: Kind, after: Position, size: int) -> Iterator[Page]:
-        """The list once, from the place on."""
-        page = self._page_from_before(kind, max(0, after.offset - size), after.created_at, size)
+        """Reads the list once, starting at a position."""
+        page = self._fetch_page_before(kind, max(0, after.offset - size), after.created_at, size)
         while True:
             yield page
             if len(page.objects) < size:
                 return
-            following = self._next(kind, page, size)
+            following = self._fetch_next(kind, page, size)
             page = following._replace(is_gapless=following.is_gapless and page.is_gapless)
 
-    def _next(self, kind: Kind, page: Page, size: int) -> Page:
-        """What follows a full page, by the cursor if there is one."""
+    def _fetch_next(self, kind: Kind, page: Page, size: int) -> Page:
+        """Fetches the page that follows a full page, with the cursor if the list has one."""
         last = page.objects[-1]
         if kind.has_cursor:
             try:
                 cursor = {"limit": size, "starting_after": last["id"]}
                 following = self._fetch(kind, cursor, page.offset + len(page.objects))
             except RequestRefused:
-                pass  # as when that user was deleted meanwhile
+                pass  # the user of the cursor may have been deleted
             else:
                 if _follows(following, page):
                     return following
-        older = sum(_created_at(each) < _created_at(last) for each in page.objects)
+        older = sum(_read_created_at(each) < _read_created_at(last) for each in page.objects)
         if older < 2:
             # One millisecond fills the page: only the count shows whether all its objects were listed.
-            return self.page(kind, page.offset + len(page.objects), size)._replace(is_gapless=False)
-        return self._page_from_before(kind, page.offset + older - 1, _created_at(last), size)
+            return self.fetch_page(kind, page.offset + len(page.objects), size)._replace(is_gapless=False)
+        return self._fetch_page_before(kind, page.offset + older - 1, _read_created_at(last), size)
 
-    def _page_from_before(self, kind: Kind, offset: int, moment: int, size: int) -> Page:
-        """The page at the offset, or the nearest earlier one that begins before the moment."""
+    def _fetch_page_before(self, kind: Kind, offset: int, moment: int, size: int) -> Page:
+        """Fetches the page at the offset, or the nearest earlier one that begins before the moment."""
         for _ in range(MAX_STEPS_BACK):
-            page = self.page(kind, offset, size)
-            if not offset or (page.objects and _created_at(page.objects[0]) < moment):
+            page = self.fetch_page(kind, offset, size)
+            if not offset or (page.objects and _read_created_at(page.objects[0]) < moment):
                 return page
             offset = max(0, offset - (size - 1))
-        raise ClerkUnavailable(f"Clerk's list of {kind.plural} changes faster than it can be read.")
+        raise ClerkUnavailable(f"Clerk's list of {kind.plural} changes faster than it can be read: run this again.")
 
     def _fetch(self, kind: Kind, parameters: Parameters, offset: int) -> Page:
-        """A page, which has `offset` others before it."""
-        answer = self._get(kind.path, {**kind.parameters, **parameters}, lambda body: _objects(body) is not None)
+        """Fetches a page that `offset` objects precede."""
+        answer = self._get(kind.path, {**kind.parameters, **parameters}, lambda body: _read_objects(body) is not None)
         if answer.body is None:
-            raise self._refusal(HTTPStatus.NOT_FOUND, NOT_FOUND)
+            raise self._make_refusal(HTTPStatus.NOT_FOUND, NOT_FOUND)
         total = answer.body.get("total_count") if isinstance(answer.body, dict) else None
-        return Page(_objects(answer.body) or [], answer.asked_at, total if isinstance(total, int) else None, offset)
+        return Page(
+            _read_objects(answer.body) or [], answer.asked_at, total if isinstance(total, int) else None, offset
+        )
 
     def count(self, kind: Kind) -> int:
-        """How many there are."""
+        """Returns Clerk's count of the objects of a kind."""
         if kind is not USERS:
-            total = self.page(kind, 0, 1).total
+            total = self.fetch_page(kind, 0, 1).total
         else:
             body = self._get("/v1/users/count", {}, lambda body: isinstance(body, dict)).body
             total = body.get("total_count") if body else None
         if not isinstance(total, int):
-            raise RequestRefused(f"Clerk does not say how many {kind.plural} there are.")
+            raise RequestRefused(f"Clerk's response lacks the count of {kind.plural}: check CLERK_API_URL.")
         return total
 
     def find(self, kind: Kind, clerk_id: str | None, organization: str, person: str) -> Page:
-        """What Clerk says of one object now: a page of it alone, or an empty one when there is none.
+        """Fetches one object: a page with this object, or an empty page if it does not exist.
 
-        Raises RequestRefused when that cannot be told.
+        Raises RequestRefused if Clerk's response does not show which.
         """
         if kind is USERS:
             answer = self._get(f"/v1/users/{_escape_segment(person)}", {}, _is_object)
@@ -229,8 +233,8 @@ class ClerkListing:
             return self._find_membership(organization, person)
         return Page([answer.body] if answer.body else [], answer.asked_at)
 
-    def instance_id(self) -> str | None:
-        """Which instance the key is of."""
+    def fetch_instance_id(self) -> str | None:
+        """Returns the id of the Clerk instance to which the key belongs."""
         body = self._get("/v1/instance", {}, lambda body: isinstance(body, dict)).body
         found = body.get("id") if body else None
         return found if isinstance(found, str) else None
@@ -238,15 +242,17 @@ class ClerkListing:
     def _find_membership(self, organization: str, person: str) -> Page:
         path = f"/v1/organizations/{_escape_segment(organization)}/memberships"
         parameters: Parameters = {"user_id": person, "limit": 10}
-        answer = self._get(path, parameters, lambda body: _objects(body) is not None)
-        found = _objects(answer.body) or []
+        answer = self._get(path, parameters, lambda body: _read_objects(body) is not None)
+        found = _read_objects(answer.body) or []
         if any((each.get("public_user_data") or {}).get("user_id") != person for each in found):
-            raise RequestRefused("Clerk does not say whether somebody is a member: it answers with other people.")
+            raise RequestRefused(
+                "Clerk returned other people when asked for one membership: check CLERK_API_URL, and Clerk's changelog."
+            )
         return Page(found, answer.asked_at)
 
     def _get(self, path: str, parameters: Parameters, is_valid: Callable[[Any], bool]) -> Answer:
         wait = FIRST_WAIT_SECONDS
-        trouble = ""
+        reason = ""
         for attempt in range(MAX_TRIES):
             if attempt:
                 self._sleep(wait)
@@ -254,34 +260,36 @@ class ClerkListing:
             asked_at = datetime.now(UTC)
             try:
                 response = self._http.get(path, params=dict(parameters))
-                body = _json(response)
+                body = _parse_json(response)
             except httpx.HTTPError as error:
-                trouble = type(error).__name__
+                reason = type(error).__name__
                 continue
             status = response.status_code
             if status == HTTPStatus.OK and is_valid(body):
-                return Answer(body, _clerk_time(response, asked_at))
-            # A proxy or a wrong address has 404s too: only Clerk's own means that there is no such object.
-            if status == HTTPStatus.NOT_FOUND and _error_code(body) == NOT_FOUND:
-                return Answer(None, _clerk_time(response, asked_at))
-            trouble = "an answer that is none" if status == HTTPStatus.OK else str(status)
+                return Answer(body, _estimate_clerk_time(response, asked_at))
+            # A proxy or a wrong address returns 404 too. Only Clerk's error code proves that the object does not exist.
+            if status == HTTPStatus.NOT_FOUND and _read_error_code(body) == NOT_FOUND:
+                return Answer(None, _estimate_clerk_time(response, asked_at))
+            reason = "an invalid response" if status == HTTPStatus.OK else str(status)
             if status == HTTPStatus.TOO_MANY_REQUESTS:
                 wait = self._read_retry_after(response, wait)
             elif status != HTTPStatus.OK and status < HTTPStatus.INTERNAL_SERVER_ERROR:
-                raise self._refusal(status, _error_code(body))
+                raise self._make_refusal(status, _read_error_code(body))
         raise ClerkUnavailable(
-            f"Clerk does not answer at {self._url} ({trouble}, {MAX_TRIES} times). Nothing is lost: run this again."
+            f"Clerk failed {MAX_TRIES} times at {self._url} ({reason}). Nothing is lost: run this again."
         )
 
-    def _refusal(self, status: int, code: str | None) -> Failure:
-        said = f"{status} {code}" if code else str(status)
+    def _make_refusal(self, status: int, code: str | None) -> Failure:
+        response = f"{status} {code}" if code else str(status)
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            return KeyRefused(f"Clerk refuses the key in CLERK_SECRET_KEY ({said}): copy it again from the dashboard.")
-        return RequestRefused(f"Clerk does not answer the question at {self._url} ({said}): is CLERK_API_URL right?")
+            return KeyRefused(
+                f"Clerk rejects the key in CLERK_SECRET_KEY ({response}): copy it again from the dashboard."
+            )
+        return RequestRefused(f"Clerk rejects the request at {self._url} ({response}): check CLERK_API_URL.")
 
     @staticmethod
     def _read_retry_after(response: httpx.Response, otherwise: float) -> float:
-        """Seconds, by Retry-After if there is one. Raises ClerkUnavailable when they are too many."""
+        """Returns the seconds of Retry-After, or `otherwise`. Raises ClerkUnavailable if they exceed the maximum."""
         given = response.headers.get("Retry-After", "")
         try:
             seconds = float(given) if given else otherwise
@@ -289,38 +297,40 @@ class ClerkListing:
             date = _parse_date(given)
             seconds = (date - datetime.now(UTC)).total_seconds() if date else otherwise
         if not seconds <= MAX_RETRY_AFTER_SECONDS:
-            raise ClerkUnavailable(f"Clerk wants no requests for {seconds:.0f} seconds. Run this again then.")
+            raise ClerkUnavailable(f"Clerk is rate limiting for {seconds:.0f} s: run this again after that time.")
         return max(seconds, 0)
 
 
 @contextmanager
 def open_listing(environment: Mapping[str, str]) -> Iterator[ClerkListing]:
-    """The listing by CLERK_SECRET_KEY and CLERK_API_URL. Raises KeyMissing, which does not tell the key."""
+    """Opens the listing with CLERK_SECRET_KEY and CLERK_API_URL. Raises KeyMissing, which does not contain the key."""
     key = environment.get("CLERK_SECRET_KEY", "").strip()
     if not key:
-        raise KeyMissing("Which Clerk? Set CLERK_SECRET_KEY, and CLERK_API_URL unless it is Clerk's own.")
+        raise KeyMissing("CLERK_SECRET_KEY is not set: set it in .env or in the environment.")
     if CLERK_KEY.fullmatch(key) is None:
-        raise KeyMissing("CLERK_SECRET_KEY is no secret key of Clerk's: they begin with sk_live_ or sk_test_.")
+        raise KeyMissing(
+            "CLERK_SECRET_KEY is malformed: copy the key that begins with sk_live_ or sk_test_ from Clerk's dashboard."
+        )
     with closing(ClerkListing(environment.get("CLERK_API_URL") or CLERK_API_URL, key)) as listing:
         yield listing
 
 
 def _follows(following: Page, page: Page) -> bool:
-    """Whether Clerk went on from the cursor. If it does not know the cursor, it answers with the first page again."""
+    """Whether the page continues from the cursor. For an unknown cursor, Clerk returns the first page again."""
     if not following.objects:
         return True
     first, last = following.objects[0], page.objects[-1]
-    return _created_at(first) >= _created_at(last) and all(each["id"] != first["id"] for each in page.objects)
+    return _read_created_at(first) >= _read_created_at(last) and all(each["id"] != first["id"] for each in page.objects)
 
 
-def _created_at(each: Object) -> int:
-    """In ms since 1970."""
+def _read_created_at(each: Object) -> int:
+    """Returns the time of creation in ms since 1970."""
     moment = each.get("created_at")
     return moment if isinstance(moment, int) else 0
 
 
-def _objects(body: Any) -> list[Object] | None:
-    """The objects in a list of Clerk's, bare or with a count; None when it is no list of objects with ids."""
+def _read_objects(body: Any) -> list[Object] | None:
+    """Returns the objects of a Clerk list, bare or with a count; None if the body is not a list of objects with ids."""
     found = body.get("data") if isinstance(body, dict) else body
     if body is None:
         return []
@@ -331,14 +341,14 @@ def _is_object(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("id"), str)
 
 
-def _json(response: httpx.Response) -> Any:
+def _parse_json(response: httpx.Response) -> Any:
     try:
         return response.json()
     except ValueError:
-        return ()  # which is nothing that JSON could be
+        return ()  # a value that no JSON text has
 
 
-def _error_code(body: Any) -> str | None:
+def _read_error_code(body: Any) -> str | None:
     try:
         code = body["errors"][0]["code"]
     except (LookupError, TypeError):
@@ -346,10 +356,11 @@ def _error_code(body: Any) -> str | None:
     return code if isinstance(code, str) and code.isidentifier() else None
 
 
-def _clerk_time(response: httpx.Response, asked_at: datetime) -> datetime:
-    """A moment before Clerk read what it answered, by its clock, which its events go by too.
+def _estimate_clerk_time(response: httpx.Response, asked_at: datetime) -> datetime:
+    """Returns a time on Clerk's clock, as its events have it, at or before the moment when Clerk read the objects.
 
-    That tells seconds only. So ours counts, put back by what it may be ahead, unless the two are further apart.
+    The Date header has whole seconds only. So our clock is used, minus the skew that it may have. If the two clocks
+    differ by more than that skew, the Date header is used.
     """
     date = _parse_date(response.headers.get("Date", ""))
     ahead = asked_at + response.elapsed - date if date else timedelta(0)
@@ -367,5 +378,5 @@ def _parse_date(text: str) -> datetime | None:
 
 
 def _escape_segment(clerk_id: str) -> str:
-    # Dots too: an id of two of them would name the folder above.
+    # Dots too: the id ".." would name the parent folder.
     return quote(clerk_id, safe="").replace(".", "%2E")

@@ -1,4 +1,4 @@
-"""`ballast clerk reconcile`: what differs between Clerk and the database, and with --fix no longer does."""
+"""`ballast clerk reconcile`: reports the differences between Clerk and the database; with --fix, repairs them."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from scripts.schema.database import Connection
 
 ACTOR = "reconcile"
 DIFFERENCES = ("missing", "stale", "wrong role", "orphaned")
-# More deletions than both of these are more likely somebody's mistake than Clerk's wish.
+# More deletions than both of these are probably a mistake, such as the key of another instance.
 SUSPICIOUS_COUNT = 10
 SUSPICIOUS_SHARE = 0.05
-# What changed at Clerk just now may be on its way by a webhook: a sample leaves it out.
+# The webhook of a recent change may still be under way: a sample leaves such objects out.
 SETTLING_TIME = timedelta(minutes=5)
 
 
 class ClerkEmpty(Failure):
-    """Clerk knows nobody, while the database knows people: a wrong key, or worse."""
+    """Clerk has no users, but the database has: the key is probably wrong."""
 
 
 @dataclass(frozen=True)
 class MirroredObject:
-    """An object of Clerk's as it is shown here, by its ids. A membership that only a session token told of has none."""
+    """The ids of an object in the database. A membership that only a session token reported has no `clerk_id`."""
 
     clerk_id: str | None
     organization: str | None
@@ -48,13 +48,13 @@ class MirroredObject:
 
     @property
     def key(self) -> object:
-        """What Clerk's list knows it by: a membership is the pair."""
+        """What identifies the object in Clerk's list; for a membership, the pair of organization and person."""
         return (self.organization, self.person) if self.organization and self.person else self.clerk_id
 
 
 @dataclass
 class Difference:
-    """Something that differs: `columns` says where. `note` says why it was left as it is, if it was to be fixed."""
+    """An object that differs in `columns`. `note` is the reason if --fix did not fix it."""
 
     kind: str
     clerk_id: str | None
@@ -68,7 +68,7 @@ class Difference:
 
 @dataclass
 class Report:
-    """How many of each kind were compared, what differs, and of which kinds Clerk counts more than it lists."""
+    """The number compared per kind, the differences, and a message per kind that Clerk did not list completely."""
 
     compared: dict[str, int] = field(default_factory=dict)
     differences: list[Difference] = field(default_factory=list)
@@ -81,7 +81,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of Clerk and a database. With `fix` it mends what it finds; `delete_many` is for who has looked and is sure.
+    """Compares Clerk with a database. With `fix`, repairs the differences; `delete_many` permits many deletions.
 
     Its methods raise what ClerkListing raises.
     """
@@ -92,15 +92,15 @@ class Comparison:
     delete_many: bool = False
 
     def compare_all(self, on_progress: OnProgress = lambda *_: None) -> Report:
-        """Parents first. Raises ClerkEmpty."""
+        """Compares every object, parents first. Raises ClerkEmpty."""
         report = Report()
         for kind in KINDS:
-            # Before Clerk is asked: what is shown by now, Clerk has had, so what is not listed is gone.
+            # Read before Clerk is asked: Clerk has had all these objects, so that an unlisted one was deleted there.
             here = read_mirror(self.connection, kind)
             on_progress(kind, 0, self.listing.count(kind))
             listed: set[object] = set()
             try:
-                for page in prefetch(self.listing.pages(kind)):
+                for page in prefetch(self.listing.list_pages(kind)):
                     new_objects = [each for each in page.objects if _mirror_key(kind, each) not in listed]
                     listed.update(_mirror_key(kind, each) for each in new_objects)
                     report.differences += self._compare_page(kind, page._replace(objects=new_objects))
@@ -108,18 +108,20 @@ class Comparison:
             except ListIncomplete as error:
                 report.incomplete.append(str(error))
             if kind is USERS and here and not listed:
-                raise ClerkEmpty("Clerk knows nobody, but the database knows people: is it the right key?")
+                raise ClerkEmpty(
+                    "Clerk has no users, but the database has: check that CLERK_SECRET_KEY is of the right instance."
+                )
             report.compared[kind.name] = len(listed)
             report.differences += self._resolve_unlisted(kind, here, listed)
         return report
 
     def compare_sample(self, size: int) -> Report:
-        """Up to `size` objects of each kind from a random place in Clerk's list, and as many of ours; removes none."""
+        """Compares up to `size` objects of each kind from a random offset on, and as many of ours. Removes none."""
         report = Report()
         for kind in KINDS:
             here = read_mirror(self.connection, kind)
             total = self.listing.count(kind)
-            page = self.listing.page(kind, random.randint(0, max(0, total - size)), size)  # noqa: S311 - no secret
+            page = self.listing.fetch_page(kind, random.randint(0, max(0, total - size)), size)  # noqa: S311 - no secret
             listed = {_mirror_key(kind, each) for each in page.objects}
             others = [each for each in random.sample(here, min(size, len(here))) if each.key not in listed]
             report.compared[kind.name] = len(listed) + len(others)
@@ -134,7 +136,7 @@ class Comparison:
         return report
 
     def _compare_page(self, kind: Kind, page: Page) -> list[Difference]:
-        """What of a page differs here, mended if that is wanted."""
+        """Returns the differences between a page and the database; repairs them if `fix` is set."""
         found = self._find_differences(kind, page.objects, page.asked_at)
         if not found or not self.fix:
             return [difference for difference, _ in found]
@@ -148,14 +150,14 @@ class Comparison:
         return [difference for difference, _ in found]
 
     def _resolve_unlisted(self, kind: Kind, here: list[MirroredObject], listed: set[object]) -> list[Difference]:
-        """What is here and not listed. Each is asked for again; what Clerk does have after all is compared.
+        """Handles the objects that are here but were not listed. Fetches each one again, and compares it if it exists.
 
-        When they are suspiciously many, nobody is asked and nothing removed, unless that is wanted.
+        If they are suspiciously many, reports them without fetching or removing any, unless `delete_many` is set.
         """
         unlisted = [each for each in here if each.key not in listed]
         if unlisted and not self.delete_many and is_suspicious(len(unlisted), len(here), len(listed)):
             numbers = f"{len(unlisted):,} of {len(here):,} are not in Clerk"
-            note = f"{numbers}: is it the right Clerk? If so, --fix --yes-delete-many removes them"
+            note = f"{numbers}: check CLERK_SECRET_KEY; if it is right, --fix --yes-delete-many removes them"
             return [_make_orphan(kind, each, note) for each in unlisted]
         found = []
         for each in unlisted:
@@ -169,7 +171,7 @@ class Comparison:
         return found
 
     def _fetch_again(self, kind: Kind, each: MirroredObject) -> Page:
-        """What Clerk says of one object. An invitation that was answered is as good as none."""
+        """Fetches one object. An invitation that is no longer pending counts as deleted."""
         page = self.listing.find(kind, each.clerk_id, each.organization or "", each.person or "")
         if kind is INVITATIONS and any(found.get("status") != "pending" for found in page.objects):
             return Page([], page.asked_at)
@@ -180,10 +182,10 @@ class Comparison:
         removed, difference.note = self._try_statement("select app.delete_clerk_object(%s, %s, %s, %s, %s, %s)", values)
         difference.fixed = removed or each not in read_mirror(self.connection, kind)
         if not difference.fixed and not difference.note:
-            difference.note = "Clerk has told of it since it was asked: run this again"
+            difference.note = "Clerk has sent an event about it since the comparison: run this again"
 
     def _try_statement(self, statement: str, values: list[Any]) -> tuple[Any, str | None]:
-        """A statement's value, and why the database refused it, without personal data."""
+        """Returns a statement's value, or the reason why the database refused it, without personal data."""
         try:
             return retry_on_conflict(self.connection, statement, values), None
         except psycopg.Error as error:
@@ -203,18 +205,21 @@ class Comparison:
 
 
 def read_mirror(connection: Connection, kind: Kind) -> list[MirroredObject]:
-    """What the database shows of a kind."""
+    """Returns the objects of a kind that the database has."""
     rows = connection.execute("select clerk_id, organization, person from app.clerk_mirror(%s)", [kind.name])
     return [MirroredObject(*row) for row in rows]
 
 
 def is_suspicious(unlisted: int, here: int, listed: int) -> bool:
-    """Whether so many deletions look like a mistake: of all that is here, or of more than a few and 5 %."""
+    """Whether the deletions are so many that they look like a mistake.
+
+    Examples: all 3 of 3 objects; 11 of 100, more than SUSPICIOUS_COUNT and 5 %. Not suspicious: 10 of 100; 11 of 300.
+    """
     return listed == 0 or unlisted == here or (unlisted > SUSPICIOUS_COUNT and unlisted > SUSPICIOUS_SHARE * here)
 
 
 def _without_recent_changes(page: Page) -> Page:
-    """The page without what changed just now."""
+    """Returns the page without objects that changed within SETTLING_TIME."""
     since = (datetime.now(UTC) - SETTLING_TIME).timestamp() * 1000
     moments = ((each, each.get("updated_at")) for each in page.objects)
     return page._replace(objects=[each for each, moment in moments if not isinstance(moment, int) or moment <= since])
@@ -225,7 +230,7 @@ def _mirror_key(kind: Kind, listed: Object) -> object:
 
 
 def _membership_pair(kind: Kind, listed: Object) -> tuple[str | None, str | None]:
-    """The organization and the person of a membership."""
+    """Returns the organization and the person of a membership; (None, None) for another kind."""
     if kind is not MEMBERSHIPS:
         return None, None
     return (listed.get("organization") or {}).get("id"), (listed.get("public_user_data") or {}).get("user_id")

@@ -1,4 +1,4 @@
-"""The `ballast` command. A verb's module is imported only when it is used, so that `ballast --help` is quick."""
+"""The `ballast` command. A verb's module is imported only when the verb is used, so that `ballast --help` is fast."""
 
 from __future__ import annotations
 
@@ -11,39 +11,37 @@ from scripts.errors import Failure
 
 
 class Verb(NamedTuple):
-    """Where a verb lives (`module:command`) and the line `ballast --help` says about it."""
+    """The location of a verb (`module:command`) and its line in `ballast --help`."""
 
     place: str
     help: str
 
 
 VERBS = {
-    "up": Verb(
-        "scripts.cli.stack:up", "Start everything: Postgres, the Data API, Clerk's stand-in, Redis, the service."
-    ),
+    "up": Verb("scripts.cli.stack:up", "Start the local stack, and seed an empty database."),
     "down": Verb("scripts.cli.stack:down", "Stop everything that `ballast up` started."),
-    "status": Verb("scripts.cli.stack:status", "Show how the database goes, and which local parts run where."),
-    "doctor": Verb("scripts.cli.doctor:doctor", "Check that Supabase, Clerk, the service and backups fit together."),
-    "env": Verb("scripts.cli.stack:env", "Print the environment of the running stack as export lines."),
+    "status": Verb("scripts.cli.stack:status", "Show database health and the local services that are running."),
+    "doctor": Verb("scripts.cli.doctor:doctor", "Check the whole configuration, and print how to fix it."),
+    "env": Verb("scripts.cli.stack:env", "Print the local stack's environment as export lines."),
     "reset": Verb("scripts.cli.stack:reset", "Stop the stack and delete its data."),
-    "token": Verb("scripts.cli.token:token", "Print a session token as Clerk would issue it."),
-    "clerk": Verb("scripts.cli.clerk:clerk", "Send signed Clerk events to the service."),
-    "seed": Verb("scripts.cli.seed:seed", "Fill the database with the example tenants, or with bulk data."),
-    "migrate": Verb("scripts.cli.migrate:migrate", "Apply, check or make migrations."),
-    "new": Verb("scripts.schema.new_table:new", "Write a new table with all that belongs to it, tests included."),
-    "types": Verb("scripts.cli.types:types_command", "Write the schema as types for TypeScript and Python."),
+    "token": Verb("scripts.cli.token:token", "Print a session token, as Clerk would issue it."),
+    "clerk": Verb("scripts.cli.clerk:clerk", "Import or reconcile Clerk data, or send a signed test event."),
+    "seed": Verb("scripts.cli.seed:seed", "Load the example tenants, or bulk data, into the database."),
+    "migrate": Verb("scripts.cli.migrate:migrate", "Apply, list, check or create migrations."),
+    "new": Verb("scripts.schema.new_table:new", "Add a table to your product, with policies, audit and tests."),
+    "types": Verb("scripts.cli.types:types_command", "Generate types of the API for TypeScript and Python."),
     "upgrade-check": Verb(
         "scripts.cli.upgrade_check:upgrade_check", "Test the pending migrations against a restored backup."
     ),
-    "inbox": Verb("scripts.cli.inbox:inbox", "List, show or retry the Clerk events that were received."),
-    "audit": Verb("scripts.cli.audit:audit", "Seal the audit trail, verify it, and keep its months in order."),
-    "person": Verb("scripts.cli.person:person", "Give people a copy of their data, or erase them."),
-    "backup": Verb("scripts.cli.backup:backup", "Back the database up, prove backups by restoring them, restore."),
+    "inbox": Verb("scripts.cli.inbox:inbox", "List, show or retry received Clerk events."),
+    "audit": Verb("scripts.cli.audit:audit", "Seal and verify the audit trail, and maintain its partitions."),
+    "person": Verb("scripts.cli.person:person", "Export or erase a person's data."),
+    "backup": Verb("scripts.cli.backup:backup", "Create, list, verify, test and restore backups."),
 }
 
 
 class CommandGroup(click.Group):
-    """The one place where our errors become a line on stderr and an exit code."""
+    """Converts every Failure into a message on stderr and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -54,7 +52,7 @@ class CommandGroup(click.Group):
 
 
 class LazyGroup(CommandGroup):
-    """Imports the module of a verb when the verb is used."""
+    """Imports a verb's module when the verb is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(VERBS)
@@ -79,7 +77,7 @@ class LazyGroup(CommandGroup):
 def ballast() -> None:
     """A Supabase-native backend for B2B SaaS whose users sign in with Clerk.
 
-    Start with `ballast up`. State lives in BALLAST_HOME (default: .local in the checkout), ports start at
-    BALLAST_PORT_BASE + 1 (default: 54320 + 1), so that several stacks can run next to each other. With BALLAST_JOBS=off
-    nobody calls the service's jobs.
+    Start with `ballast up`. Several local stacks can run at the same time: BALLAST_HOME is the folder of a stack's data
+    (default: .local in the checkout), and its ports start at BALLAST_PORT_BASE + 1 (default: 54320 + 1). With
+    BALLAST_JOBS=off, the stack does not run the service's jobs.
     """

@@ -1,4 +1,4 @@
-"""`python -m scripts.cli`: the `ballast` command without its entry point."""
+"""`python -m scripts.cli`: runs the `ballast` command where it is not installed."""
 
 from scripts.cli import ballast
 

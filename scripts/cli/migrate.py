@@ -1,4 +1,4 @@
-"""`ballast migrate`: apply, list, check and make migrations."""
+"""`ballast migrate`: apply, list, check and create migrations."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ RED_STATES = {"edited", "missing", "late", "undeclared", "different"}
 
 @click.group(epilog="Example: ballast migrate up")
 def migrate() -> None:
-    """Bring a database to what migrations/, functions/ and policies/ say.
+    """Apply migrations/, functions/ and policies/ to a database, or compare them with it.
 
-    A migration is applied once, in the order of its timestamp. A file of functions/ or policies/ is applied again
-    whenever it changed. The Supabase CLI and this command see the same history.
+    Each migration is applied once, in the order of the timestamps. A file of functions/ or policies/ is applied again
+    when it changes. This command and the Supabase CLI share the history of migrations.
     """
 
 
 @migrate.command(epilog="Example: ballast migrate up --dry-run")
 @options.url_option
-@click.option("--dry-run", is_flag=True, help="Do everything, roll it back, and say what it would have been.")
+@click.option("--dry-run", is_flag=True, help="Run everything, roll it back, and print what would be applied.")
 def up(url: str | None, dry_run: bool) -> None:
-    """Apply what is new or changed.
+    """Apply new and changed files.
 
-    Migrations and functions are one transaction: all of them or nothing. Each changed policies file follows in a short
-    transaction of its own. Run it again after a failure: it continues.
+    One transaction applies all migrations and functions, or nothing. Then each changed policies file is applied in its
+    own short transaction. After a failure, run this again: it continues with the failed file.
     """
     plan = migrations.up(options.choose_url(url), dry_run=dry_run, notify=database.echo_err)
-    if plan.empty:
+    if plan.is_empty:
         click.echo(f"Nothing to do: {_format_current(plan)}.")
         return
     for path in plan.paths:
         click.echo(f"{'Would apply' if dry_run else 'Applied'} {path}")
     for path in plan.removed:
         click.echo(
-            f"{'Would forget' if dry_run else 'Forgot'} {path}, which has no file any more{_format_leftovers(path)}"
+            f"{'Would forget' if dry_run else 'Forgot'} {path}, because the file was removed{_format_leftovers(path)}"
         )
 
 
@@ -48,8 +48,8 @@ def up(url: str | None, dry_run: bool) -> None:
 @options.url_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def status(url: str | None, as_json: bool) -> None:
-    """Show every file with its state. Changes and locks nothing."""
-    entries = migrations.status(options.choose_url(url), notify=database.echo_err)
+    """List every file with its state. Changes nothing and takes no locks."""
+    entries = migrations.list_states(options.choose_url(url), notify=database.echo_err)
     if as_json:
         print_json([entry._asdict() for entry in entries])
         return
@@ -60,10 +60,10 @@ def status(url: str | None, as_json: bool) -> None:
 @options.url_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def check(url: str | None, as_json: bool) -> None:
-    """Fail when something is pending or has drifted.
+    """Report pending files and drift. Exits with 1 if there are any.
 
-    Compares functions, views, triggers, column defaults, policies and grants of the schemas public, app and ops. Tries
-    every file in a transaction that is rolled back: tables are locked for that moment.
+    Compares functions, views, triggers, column defaults, policies and grants of the schemas public, app and ops. Runs
+    every file in a transaction that is rolled back, which locks tables for that time.
     """
     plan, found = drift.check(options.choose_url(url), notify=database.echo_err)
     if as_json:
@@ -71,11 +71,11 @@ def check(url: str | None, as_json: bool) -> None:
         print_json({"pending": pending, "drift": [entry._asdict() for entry in found]})
     elif found:
         _print_table(["Kind", "Name", "In the database"], [list(entry) for entry in found])
-        database.echo_err("Put what should stay into functions/ or policies/; `undeclared` objects can be dropped.")
-    if not as_json and not plan.empty:
+        database.echo_err("Add what you want to keep to functions/ or policies/; drop the other undeclared objects.")
+    if not as_json and not plan.is_empty:
         database.echo_err("\n".join(f"Pending: {path}" for path in (*plan.paths, *plan.removed)))
-        database.echo_err("Apply it with `ballast migrate up`.")
-    if found or not plan.empty:
+        database.echo_err("Apply them with `ballast migrate up`.")
+    if found or not plan.is_empty:
         sys.exit(1)
     if not as_json:
         click.echo(f"No drift: {_format_current(plan)}.")
@@ -89,16 +89,16 @@ def new(name: str) -> None:
 
 
 @migrate.command("bundle", epilog="Example: ballast migrate bundle --check")
-@click.option("--check", is_flag=True, help="Write nothing; fail when supabase/migrations/ lacks a change.")
+@click.option("--check", is_flag=True, help="Write nothing; exit with 1 if supabase/migrations/ is not current.")
 def bundle_command(check: bool) -> None:
-    """Write supabase/migrations/, for projects that Supabase deploys by itself.
+    """Write supabase/migrations/, for projects that Supabase itself deploys.
 
-    `supabase db push` and preview branches apply that folder alone: copies of migrations/, and bundles of what changed
-    in functions/ and policies/. Run it before you merge. `migrate up` does not need it.
+    `supabase db push` and preview branches apply only that folder. It contains copies of migrations/, and bundles of
+    the changed files of functions/ and policies/. Run this before you merge. `migrate up` does not need it.
     """
     found = bundle.find_unbundled(migrations.ROOT)
     if not found.paths:
-        click.echo(f"Nothing to do: {migrations.BUNDLES} has every file.")
+        click.echo(f"Nothing to do: {migrations.BUNDLES} is current.")
     elif check:
         database.echo_err("\n".join(f"Not bundled: {path}" for path in found.paths))
         database.echo_err("Write them with `ballast migrate bundle`, and commit them.")
@@ -118,7 +118,7 @@ def _format_count(number: int, thing: str) -> str:
 
 
 def _format_leftovers(path: str) -> str:
-    return "; `ballast migrate check` lists what it leaves behind" if path.startswith("functions/") else ""
+    return "; `ballast migrate check` lists its remaining objects" if path.startswith("functions/") else ""
 
 
 def _print_table(columns: list[str], rows: list[list[str]]) -> None:

@@ -1,4 +1,4 @@
-"""Options that several commands have, and which database and environment they mean."""
+"""Options that several commands share, and the database and environment that they select."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from scripts.local.stack import Stack
 from scripts.schema.database import Connection, connect, echo_err
 
 url_option = click.option(
-    "--database-url", "url", metavar="URL", help="A postgres role's URL. Default: DATABASE_URL, else the local stack's."
+    "--database-url",
+    "url",
+    metavar="URL",
+    help="The database, as role postgres. Default: DATABASE_URL, else the local stack.",
 )
 
 
@@ -22,27 +25,29 @@ identity_option = click.option(
     "--identity",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     metavar="FILE",
-    help="The secret key, as age-keygen writes it. Default: the text of BACKUP_IDENTITY.",
+    help="The file with the secret key, as written by age-keygen. Default: the key in BACKUP_IDENTITY.",
 )
 
 
 class DatabaseUnknown(Failure):
-    """Neither an option, nor the environment, nor a local stack names a database."""
+    """No option, environment variable or local stack selects a database."""
 
 
 def choose_url(url: str | None) -> str:
-    """The URL given, else DATABASE_URL, else that of BALLAST_HOME's stack. Raises DatabaseUnknown."""
+    """Returns the given URL, else DATABASE_URL, else the URL of BALLAST_HOME's stack. Raises DatabaseUnknown."""
     chosen = url or os.environ.get("DATABASE_URL")
     if chosen:
         return chosen
     postgres = Stack.from_environment().postgres
     if not postgres.exists():
-        raise DatabaseUnknown("Which database? Set DATABASE_URL, pass --database-url, or start one with `ballast up`.")
+        raise DatabaseUnknown(
+            "No database is selected: set DATABASE_URL, pass --database-url, or start one with `ballast up`."
+        )
     return postgres.url()
 
 
 def build_environment(url: str | None) -> dict[str, str]:
-    """The variables that go with a database; the local stack's stand-ins only with its own, and the real ones first."""
+    """Returns the variables for a database. The stack's variables count only for its own database, after real ones."""
     stack = Stack.from_environment()
     chosen = url or os.environ.get("DATABASE_URL")
     is_local = chosen == stack.postgres.url() if chosen else stack.postgres.exists()
@@ -55,8 +60,8 @@ class NotMigrated(Failure):
 
 @contextmanager
 def open_database(url: str | None, *, requires: str) -> Iterator[Connection]:
-    """A connection to a database that has the table `requires`; warnings go to stderr. Raises NotMigrated."""
+    """Connects to a database that has the table `requires`; prints warnings to stderr. Raises NotMigrated."""
     with connect(choose_url(url), echo_err) as connection:
         if connection.execute("select to_regclass(%s)", [requires]).fetchone() == (None,):
-            raise NotMigrated(f"This database has no table {requires} yet: run `ballast migrate up`.")
+            raise NotMigrated(f"The database does not have the table {requires} yet: run `ballast migrate up`.")
         yield connection

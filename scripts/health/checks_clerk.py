@@ -12,10 +12,10 @@ from scripts.health.context import (
     CheckFailed,
     CheckSkipped,
     Context,
-    error_message,
-    list_some,
+    join_some,
     parse_json,
     read_claims,
+    read_error_message,
 )
 from scripts.schema import database
 from service.clerk_api import API_VERSION, CLERK_API_URL
@@ -49,7 +49,7 @@ def check_publishable_key(context: Context) -> str:
     if answer.is_success or parse_json(answer).get("code") == "42501":
         return "It answers, and gives nothing to those who are not signed in."
     raise CheckFailed(
-        f"The Data API answers {answer.status_code}: {error_message(answer)}",
+        f"The Data API answers {answer.status_code}: {read_error_message(answer)}",
         "Check SUPABASE_URL and SUPABASE_PUBLISHABLE_KEY, and that the Data API is on and public is an exposed schema.",
     )
 
@@ -60,7 +60,7 @@ def check_secret_key(context: Context) -> str:
     if answer.is_success and answer.text.strip() == "true":
         return "The service reaches the database through it."
     raise CheckFailed(
-        f"public.ready() answers {answer.status_code}: {error_message(answer)}",
+        f"public.ready() answers {answer.status_code}: {read_error_message(answer)}",
         "Check SUPABASE_SECRET_KEY; if it is right, run `ballast migrate up` and `notify pgrst, 'reload schema'`.",
     )
 
@@ -68,14 +68,17 @@ def check_secret_key(context: Context) -> str:
 def check_third_party_auth(context: Context) -> str:
     """A session token of Clerk's is a signed-in person to the Data API."""
     answer = httpx.post(
-        _data_api_url(context, "rpc/my_permissions"),
-        headers={"apikey": context["SUPABASE_PUBLISHABLE_KEY"], "Authorization": f"Bearer {_session_token(context)}"},
+        _build_data_api_url(context, "rpc/my_permissions"),
+        headers={
+            "apikey": context["SUPABASE_PUBLISHABLE_KEY"],
+            "Authorization": f"Bearer {_find_session_token(context)}",
+        },
         timeout=TIMEOUT,
     )
     if answer.is_success:
         return "A session token of Clerk's is accepted."
     raise CheckFailed(
-        f"A session token is answered {answer.status_code}: {error_message(answer)}",
+        f"A session token is answered {answer.status_code}: {read_error_message(answer)}",
         "Enter CLERK_ISSUER under Supabase's Authentication → Third-party auth → Clerk, and activate Clerk's Supabase "
         'integration, which puts "role": "authenticated" into tokens. A token lives for 60 seconds.',
     )
@@ -83,7 +86,7 @@ def check_third_party_auth(context: Context) -> str:
 
 def check_session_token_role(context: Context) -> str:
     """The claim `role` of a session token is "authenticated", and nothing that a user's metadata could choose."""
-    role = read_claims(_session_token(context)).get("role")
+    role = read_claims(_find_session_token(context)).get("role")
     if role == EXPECTED_ROLE:
         return f'A session token has the role "{EXPECTED_ROLE}".'
     raise CheckFailed(
@@ -103,19 +106,19 @@ def check_jwt_templates(context: Context) -> str:
     )
     if not answer.is_success or not isinstance(parse_json(answer, object), list):
         raise CheckFailed(
-            f"Clerk answers {answer.status_code} to the request for its JWT templates: {error_message(answer)}",
+            f"Clerk answers {answer.status_code} to the request for its JWT templates: {read_error_message(answer)}",
             "Check CLERK_SECRET_KEY, and CLERK_API_URL if you set it.",
         )
     roles = {template["name"]: template["claims"].get("role", EXPECTED_ROLE) for template in answer.json()}
     if odd := [name for name, role in roles.items() if role != EXPECTED_ROLE]:
         raise CheckFailed(
-            f"JWT templates at Clerk set another role than {EXPECTED_ROLE}: {list_some(odd)}.",
+            f"JWT templates at Clerk set another role than {EXPECTED_ROLE}: {join_some(odd)}.",
             f'In Clerk, under JWT templates, remove the claim `role` or make it "{EXPECTED_ROLE}".',
         )
     return f"{len(roles)} at Clerk, and none sets another role."
 
 
-def _session_token(context: Context) -> str:
+def _find_session_token(context: Context) -> str:
     if context.session_token:
         return context.session_token
     mint_token = context.local.mint_token if context.local else None
@@ -144,7 +147,7 @@ def check_exposed_schemas(context: Context) -> str:
     return "app and ops are not reachable."
 
 
-def _data_api_url(context: Context, path: str) -> str:
+def _build_data_api_url(context: Context, path: str) -> str:
     return f"{context['SUPABASE_URL'].rstrip('/')}/rest/v1/{path}"
 
 
@@ -153,4 +156,4 @@ def _call_data_api(
 ) -> httpx.Response:
     # As the service does. Supabase's gateway takes a key that is no JWT as bearer token when it is the apikey's too.
     sent = {"apikey": key, "Authorization": f"Bearer {key}"} | dict(headers or {})
-    return httpx.request(method, _data_api_url(context, path), headers=sent, timeout=TIMEOUT)
+    return httpx.request(method, _build_data_api_url(context, path), headers=sent, timeout=TIMEOUT)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from scripts.health.context import CheckFailed, CheckSkipped, Context, list_some
+from scripts.health.context import CheckFailed, CheckSkipped, Context, join_some
 from scripts.schema import database, drift, migrations
 
 # Supabase's own.
@@ -43,12 +43,12 @@ def check_role_timeouts(context: Context) -> str:
 def check_migrations(context: Context) -> str:
     """Every migration is applied, and nothing has drifted. Locks tables for a moment, as `ballast migrate check`."""
     plan, drifted = drift.check(context.database_url)
-    if not plan.empty:
+    if not plan.is_empty:
         pending = [*plan.paths, *plan.removed]
-        raise CheckFailed(f"Not applied: {list_some(pending)}.", "Run `ballast migrate up`.")
+        raise CheckFailed(f"Not applied: {join_some(pending)}.", "Run `ballast migrate up`.")
     if drifted:
         raise CheckFailed(
-            f"Drifted: {list_some([f'{each.kind} {each.name} ({each.problem})' for each in drifted])}.",
+            f"Drifted: {join_some([f'{each.kind} {each.name} ({each.problem})' for each in drifted])}.",
             "See `ballast migrate check`: put what should stay into functions/ or policies/; drop what is undeclared.",
         )
     return f"{len(plan.files.migrations)} migrations, {len(plan.files.sources)} sources, no drift."
@@ -71,7 +71,7 @@ def check_advisors(context: Context) -> str:
     unexplained = [found["detail"] for found in results if not any(_is_accepted(entry, found) for entry in accepted)]
     if unexplained:
         raise CheckFailed(
-            list_some(unexplained), "See Advisors in Supabase's dashboard: each has a page on what to do."
+            join_some(unexplained), "See Advisors in Supabase's dashboard: each has a page on what to do."
         )
     return "Nothing that is not explained."
 

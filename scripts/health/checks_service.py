@@ -10,32 +10,32 @@ from datetime import UTC, datetime
 import httpx
 from standardwebhooks import Webhook
 
-from scripts.health.context import TIMEOUT, CheckFailed, Context, error_message, parse_json
+from scripts.health.context import TIMEOUT, CheckFailed, Context, parse_json, read_error_message
 
 PING_TYPE = "ballast.ping"
 
 
 def check_service(context: Context) -> str:
     """/readyz answers 200."""
-    answer = httpx.get(f"{_service_url(context)}/readyz", timeout=TIMEOUT)
+    answer = httpx.get(f"{_read_service_url(context)}/readyz", timeout=TIMEOUT)
     if answer.is_success:
         return "It answers, and reaches the database and Redis."
     raise CheckFailed(
-        f"/readyz answers {answer.status_code}: {error_message(answer)}",
+        f"/readyz answers {answer.status_code}: {read_error_message(answer)}",
         "See that SERVICE_URL is the service's, and its log for what it does not reach.",
     )
 
 
 def check_webhook_secrets(context: Context) -> str:
     """An event signed with each secret is stored and ignored, one signed with another is refused."""
-    url = f"{_service_url(context)}/webhooks/clerk"
+    url = f"{_read_service_url(context)}/webhooks/clerk"
     signing = context.list_items("CLERK_WEBHOOK_SECRETS")
     for number, secret in enumerate(signing, 1):
         answer = _send_ping(url, secret)
         if not answer.is_success:
             raise CheckFailed(
                 f"An event signed with secret {number} of {len(signing)} is answered {answer.status_code}: "
-                f"{error_message(answer)}",
+                f"{read_error_message(answer)}",
                 "Give the service the CLERK_WEBHOOK_SECRETS that are set here, and start it anew. "
                 "SERVICE_URL must be where the service is.",
             )
@@ -69,7 +69,7 @@ def _send_ping(url: str, secret: str) -> httpx.Response:
 
 def check_jobs_token(context: Context) -> str:
     """The service knows the jobs' token, and asks for it. No job is run."""
-    url, token = f"{_service_url(context)}/jobs/none-of-them", context["JOBS_TOKEN"]
+    url, token = f"{_read_service_url(context)}/jobs/none-of-them", context["JOBS_TOKEN"]
     if httpx.post(url, timeout=TIMEOUT).status_code != httpx.codes.UNAUTHORIZED:
         raise CheckFailed("Jobs can be run without a token.", "See that SERVICE_URL is the service's.")
     answer = httpx.post(url, headers={"Authorization": f"Bearer {token}"}, timeout=TIMEOUT)
@@ -88,10 +88,10 @@ def check_redis(context: Context) -> str:
     if answer.is_success and parse_json(answer).get("result") == "PONG":
         return "PONG."
     raise CheckFailed(
-        f"Redis answers {answer.status_code}: {error_message(answer)}",
+        f"Redis answers {answer.status_code}: {read_error_message(answer)}",
         "Copy both UPSTASH_REDIS_REST_… from Upstash's console, under REST API.",
     )
 
 
-def _service_url(context: Context) -> str:
+def _read_service_url(context: Context) -> str:
     return context["SERVICE_URL"].rstrip("/")

@@ -21,12 +21,12 @@ def check_settings(context: Context) -> str:
 def check_keys(context: Context) -> str:
     """The publishable key is no secret one, and Clerk's are those of an instance for this environment."""
     publishable, secret = context["SUPABASE_PUBLISHABLE_KEY"], context["SUPABASE_SECRET_KEY"]
-    if _role(publishable) != "anon":
+    if _read_role(publishable) != "anon":
         raise CheckFailed(
             "SUPABASE_PUBLISHABLE_KEY is not the publishable key: browsers would get what passes by every policy.",
             "Take sb_publishable_… of Project settings → API keys. If the other one was ever published, revoke it.",
         )
-    if _role(secret) != "service_role":
+    if _read_role(secret) != "service_role":
         raise CheckFailed(
             "SUPABASE_SECRET_KEY is not a secret key.", "Take sb_secret_… of Supabase's Project settings → API keys."
         )
@@ -39,7 +39,7 @@ def check_keys(context: Context) -> str:
     return "Publishable, secret and Clerk's key are each of their kind."
 
 
-def _role(key: str) -> str:
+def _read_role(key: str) -> str:
     """What an API key stands for: anon or service_role. Older keys are JWTs that say so."""
     if not key.startswith("eyJ"):
         return "anon" if key.startswith("sb_publishable_") else "service_role" if key.startswith("sb_secret_") else ""

@@ -139,14 +139,14 @@ def read_claims(token: str) -> dict[str, Any]:
     return claims if isinstance(claims, dict) else {}
 
 
-def error_message(answer: httpx.Response) -> str:
+def read_error_message(answer: httpx.Response) -> str:
     """What an error says of itself: PostgREST's message, a problem's detail, or the beginning of the text."""
     body = parse_json(answer)
     words = body.get("detail") or body.get("message") or body.get("error") or body.get("title")
     return " ".join(str(words or answer.text or answer.reason_phrase).split())[:200]
 
 
-def list_some(things: list[str], most: int = 3) -> str:
+def join_some(things: list[str], most: int = 3) -> str:
     rest = f", and {len(things) - most} more" if len(things) > most else ""
     return f"{', '.join(things[:most])}{rest}"
 

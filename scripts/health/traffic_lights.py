@@ -55,7 +55,7 @@ def run_checks(url: str, *, is_local: bool) -> list[Check]:
 
 def check_migrations(url: str) -> Check:
     """Whether every file is applied as it is. Locks nothing: `ballast migrate check` finds drift, and does."""
-    states = migrations.status(url)
+    states = migrations.list_states(url)
     behind = Counter(state for _, state in states if state not in CURRENT_STATES)
     if not behind:
         return Check("migrations", "green", "OK.", {"files": len(states)})

@@ -1,11 +1,15 @@
-"""`ballast migrate bundle`: writes supabase/migrations/, for projects that Supabase deploys by itself.
+"""`ballast migrate bundle`: writes supabase/migrations/, for projects that Supabase itself deploys.
 
-Supabase's own deployments (`db push`, preview branches) apply that folder and nothing else. It holds copies of
-migrations/, and bundles: migrations that contain the files of functions/ and policies/ that changed since the previous
-bundles. One has all functions; each policies file has its own, because the CLI applies each migration in one
-transaction and policies lock much (migrations.py says what). A bundle closes what it creates as `migrate up` does, and
-records its files in app.applied_sources, so that `migrate up` does not repeat them. Its first lines name each file with
-its checksum.
+Supabase's own deployments (`db push`, preview branches) apply only that folder. It holds copies of migrations/, and
+bundles: migrations with those files of functions/ and policies/ that changed since the previous bundles. One bundle has
+all changed functions. Each policies file has its own bundle: the CLI applies each migration in one transaction, and
+policies lock many tables (see migrations.py).
+
+A bundle revokes default grants on what it creates, as `migrate up` does. It records its files in app.applied_sources,
+so that `migrate up` does not apply them again. Its first lines list each file with its checksum.
+
+Example: functions/1_caller/ids.sql and policies/projects.sql changed. This writes 20261201100000_functions.bundle.sql
+and 20261201100001_policies_projects.bundle.sql.
 """
 
 from __future__ import annotations
@@ -26,8 +30,8 @@ from scripts.schema.migrations import (
     Files,
     Migration,
     Source,
-    next_version,
-    policy_table,
+    choose_next_version,
+    parse_policy_table,
     read_files,
 )
 from scripts.schema.statements import split
@@ -35,17 +39,17 @@ from scripts.schema.statements import split
 TEMPLATE = Path(__file__).with_suffix(".sql")
 _BUNDLE_NAME = re.compile(rf"(?P<version>\d{{14}})_\w+{re.escape(BUNDLE_SUFFIX)}\.sql")
 _ENTRY = re.compile(r"^-- (?P<path>(?:functions|policies)/\S+) (?P<checksum>[0-9a-f]{64}|removed)$", re.MULTILINE)
-# Our migrations create the tables of these schemas. A table of another schema may be created after a bundle is applied.
+# Our migrations create the tables of these schemas. Tables of other schemas may not exist yet when a bundle is applied.
 OUR_SCHEMAS = ('"public".', '"app".', '"ops".')
 
 
 class FolderInvalid(Failure):
-    """supabase/migrations/ holds a file that it should not, or would get one in the wrong place."""
+    """supabase/migrations/ has an unexpected file, or a new copy would precede a bundle."""
 
 
 @dataclass(frozen=True)
 class Unbundled:
-    """What supabase/migrations/ lacks: copies, changed sources in the order of application, and removed sources."""
+    """What supabase/migrations/ lacks: copies, changed sources in the order of application, and removed paths."""
 
     copies: tuple[Migration, ...]
     changed: tuple[Source, ...]
@@ -53,12 +57,12 @@ class Unbundled:
 
     @property
     def paths(self) -> list[str]:
-        """The files that it lacks, or still has."""
+        """The files that are missing from it, or were removed."""
         return [*(copy.path for copy in self.copies), *(source.path for source in self.changed), *self.removed]
 
 
 def find_unbundled(root: Path) -> Unbundled:
-    """Compares the files in `root` with its supabase/migrations/. Raises FilesInvalid and FolderInvalid."""
+    """Compares the files of `root` with its supabase/migrations/. Raises FilesInvalid and FolderInvalid."""
     files = read_files(root)
     folder = root / BUNDLES
     bundles = _list_bundles(folder)
@@ -79,7 +83,7 @@ def write(root: Path, found: Unbundled) -> list[Path]:
     folder = root / BUNDLES
     folder.mkdir(parents=True, exist_ok=True)
     written = {folder / Path(copy.path).name: copy.text for copy in found.copies}
-    first = int(next_version(root))
+    first = int(choose_next_version(root))
     for version, (name, part) in enumerate(_split(found).items(), first):
         written[folder / f"{version:014}_{name}{BUNDLE_SUFFIX}.sql"] = render(part)
     for path, text in written.items():
@@ -88,26 +92,26 @@ def write(root: Path, found: Unbundled) -> list[Path]:
 
 
 def _split(found: Unbundled) -> dict[str, Unbundled]:
-    """Name → what one bundle holds: all functions, then a table's policies each. A bundle is one transaction."""
+    """Returns the contents of each bundle by name: first all functions, then one bundle per policies file."""
     functions = tuple(source for source in found.changed if source.table is None)
-    removed = tuple(path for path in found.removed if policy_table(path) is None)
+    removed = tuple(path for path in found.removed if parse_policy_table(path) is None)
     parts = {"functions": Unbundled((), functions, removed)} if functions or removed else {}
     for source in found.changed:
         if source.table is not None:
-            parts[_name(source.path)] = Unbundled((), (source,), ())
+            parts[_name_bundle(source.path)] = Unbundled((), (source,), ())
     for path in found.removed:
-        if policy_table(path) is not None:
-            parts[_name(path)] = Unbundled((), (), (path,))
+        if parse_policy_table(path) is not None:
+            parts[_name_bundle(path)] = Unbundled((), (), (path,))
     return parts
 
 
-def _name(policies_path: str) -> str:
-    """policies/realtime.messages.sql → policies_realtime_messages."""
+def _name_bundle(policies_path: str) -> str:
+    """Converts policies/realtime.messages.sql to policies_realtime_messages."""
     return re.sub(r"\W+", "_", policies_path.removesuffix(".sql"))
 
 
 def render(found: Unbundled) -> str:
-    """A migration that brings a database from the previous bundle to what the files say."""
+    """Returns the text of a migration that updates a database from the previous bundles to the current files."""
     environment = jinja2.Environment(  # noqa: S701 - SQL of our own files, not HTML
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -118,7 +122,7 @@ def render(found: Unbundled) -> str:
         functions=[source for source in found.changed if source.table is None],
         policies=[source for source in found.changed if source.table is not None],
         removed=found.removed,
-        cleared=[table for path in found.removed if (table := policy_table(path)) is not None],
+        cleared=[table for path in found.removed if (table := parse_policy_table(path)) is not None],
         replaceable=REPLACEABLE,
         api_roles=API_ROLES,
     )
@@ -126,7 +130,7 @@ def render(found: Unbundled) -> str:
 
 
 def _list_bundles(folder: Path) -> dict[str, Path]:
-    """Version → bundle, oldest first."""
+    """Returns the bundles by version, oldest first."""
     found = ((_BUNDLE_NAME.fullmatch(path.name), path) for path in sorted(folder.glob("*.sql")))
     return {match["version"]: path for match, path in found if match}
 
@@ -140,7 +144,7 @@ def _check_folder(folder: Path, bundles: dict[str, Path], files: Files, copies: 
     for path in sorted(folder.glob("*.sql")):
         if path.name not in expected:
             raise FolderInvalid(
-                f"{BUNDLES}/{path.name} is not in migrations/: move it there, or delete it if you deleted the original."
+                f"{BUNDLES}/{path.name} is not in migrations/: move it there, or delete it if you deleted its original."
             )
     newest = max(bundles, default="")
     for file in copies:
@@ -152,7 +156,7 @@ def _check_folder(folder: Path, bundles: dict[str, Path], files: Files, copies: 
 
 
 def _select_grants(text: str) -> str:
-    """The statements of a file that may grant something, without the comments before them."""
+    """Returns the statements of a file that may grant privileges, without the comments that precede them."""
     statements = [each for each in split(text) if each.words and each.words[0] in {"grant", "select", "do"}]
     return "\n".join(f"{each.text[(each.start or 0) - each.offset :]};" for each in statements)
 

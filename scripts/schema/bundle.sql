@@ -14,7 +14,7 @@ on conflict (path) do update set checksum = excluded.checksum, applied_at = excl
 {% endfor %}
 {% if functions %}
 
--- Remembers which functions and views there were.
+-- Records the functions and views that exist before this migration.
 create temporary table ballast_before on commit drop as{{ replaceable }};
 {% for source in functions %}
 
@@ -22,7 +22,7 @@ create temporary table ballast_before on commit drop as{{ replaceable }};
 {{ source.text.strip() }}
 {% endfor %}
 
--- A replaced function keeps its old grants, and a new one may be open to every role: closes what was created just now.
+-- A replaced function keeps its old grants, and a new one is executable by every role: revokes the grants of both.
 do $ballast$
 declare
   made record;
@@ -36,14 +36,14 @@ begin
 end;
 $ballast$;
 
--- Grants again what these files grant.
+-- Repeats the grants of these files.
 {% for source in functions %}
 {{ source.text | grants }}
 {% endfor %}
 {% endif %}
 {% if policies or cleared %}
 
--- Drops a table's policies and, unless it is Supabase's, all grants to the API's roles. Returns whether the table exists.
+-- Drops a table's policies and, except for Supabase's tables, all grants to the API roles. Returns whether the table exists.
 create function pg_temp.clear_table(table_name text) returns boolean
 language plpgsql
 as $ballast$
@@ -72,7 +72,7 @@ select pg_temp.clear_table({{ source.table | literal }});
 do $ballast$
 begin
   if not pg_temp.clear_table({{ source.table | literal }}) then
-    raise warning 'There is no table %: run `ballast migrate up` once it exists.', {{ source.table | literal }};
+    raise warning 'The table % does not exist: run `ballast migrate up` once it exists.', {{ source.table | literal }};
     return;
   end if;
 {{ source.text.strip() }}

@@ -1,4 +1,4 @@
-"""The connection to a database, with errors that a person can act on."""
+"""Opens connections to a database, with errors that state what to do."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ Notify = Callable[[str], None]
 
 
 class DatabaseUnreachable(Failure):
-    """No connection to the database could be made."""
+    """No connection to the database could be opened."""
 
 
 class DatabaseRefused(Failure):
-    """A statement of ours failed: the role may not do it, or the connection was lost."""
+    """A statement failed: the role lacks a privilege, or the connection was lost."""
 
 
 def echo_err(line: str) -> None:
-    """A `Notify` for commands: to stderr, so that a result on stdout stays readable for programs."""
+    """Prints a line to stderr, so that programs can read the result on stdout."""
     click.echo(line, err=True)
 
 
 @contextmanager
 def connect(url: str, notify: Notify = lambda _: None) -> Iterator[Connection]:
-    """A connection in autocommit mode whose warnings go to `notify`.
+    """Opens a connection in autocommit mode, and passes the server's warnings to `notify`.
 
-    Raises DatabaseUnreachable, without the password, and DatabaseRefused for an error that nobody else handles.
+    Raises DatabaseUnreachable, without the password, and DatabaseRefused for an error that the caller does not handle.
     """
     try:
         connection: Connection = psycopg.connect(
             url,
             autocommit=True,
-            prepare_threshold=None,  # A transaction pooler knows no prepared statements
+            prepare_threshold=None,  # a transaction pooler does not support prepared statements
             connect_timeout=10,
             application_name="ballast",
         )
@@ -51,4 +51,4 @@ def connect(url: str, notify: Notify = lambda _: None) -> Iterator[Connection]:
         try:
             yield connection
         except psycopg.Error as error:
-            raise DatabaseRefused(f"The database refused: {error}") from error
+            raise DatabaseRefused(f"The database refused a statement: {error}") from error

@@ -1,9 +1,11 @@
-"""What a database holds in public, app and ops that functions/ and policies/ do not say, and the other way round.
+"""Finds drift: differences between a database and functions/ and policies/, in the schemas public, app and ops.
 
-Found by trying: in a transaction that is rolled back, every grant is taken away and every file applied again. What then
-differs from before has drifted, and a function, view or trigger that was not made again has no file. Each policies file
-is undone at once, which ends its locks (migrations.py says which). Tables and indexes are not compared: migrations make
-them.
+In a transaction that is rolled back, this revokes every grant and applies every file again. An object that then differs
+has drifted. A function, view or trigger that no file created again is undeclared. Each policies file is rolled back
+immediately, which releases its locks (see migrations.py). Tables and indexes are not compared: migrations create them.
+
+Example: someone ran `grant select on public.projects to anon` in production. The revocation removes this grant and no
+file grants it again, so that it is reported as undeclared.
 """
 
 from __future__ import annotations
@@ -35,21 +37,21 @@ NAME = """
 
 
 class Identity(NamedTuple):
-    """What an object is called: its kind and its name."""
+    """What identifies an object: its kind and its name."""
 
     kind: str
     name: str
 
 
 class Definition(NamedTuple):
-    """An object's meaning as text, and where its catalogue row lies: a new place means that it was made again."""
+    """An object's definition, and the ctid of its catalogue row, which changes if the object is created again."""
 
     text: str
     place: str | None
 
 
 class Drift(NamedTuple):
-    """One object and what is wrong: undeclared (no file says it), missing (a file says it) or different."""
+    """A drifted object. `problem` is undeclared (only in the database), missing (only in a file) or different."""
 
     kind: str
     name: str
@@ -57,9 +59,9 @@ class Drift(NamedTuple):
 
 
 def check(database_url: str, *, root: Path = ROOT, notify: Notify = lambda _: None) -> tuple[Plan, list[Drift]]:
-    """What is pending and, when no migration is, what has drifted. Locks tables like `up` for the time of a roll-back.
+    """Returns the pending plan and, if no migration is pending, the drift. Locks tables as `up` does, then rolls back.
 
-    Raises HistoryDisagrees as `up` does, and StatementFailed when a file cannot be applied to what is there.
+    Raises HistoryDisagrees as `up` does, and StatementFailed if a file cannot be applied to this database.
     """
     files = migrations.read_files(root)
     with connect(database_url, notify) as connection, connection.transaction(force_rollback=True):
@@ -69,7 +71,7 @@ def check(database_url: str, *, root: Path = ROOT, notify: Notify = lambda _: No
 
 
 def find_drift(connection: Connection, files: Files) -> list[Drift]:
-    """Compares, in the caller's transaction, which must be rolled back afterwards."""
+    """Compares in the caller's transaction, which the caller must roll back."""
     migrations.reset_session(connection)
     _settle_views(connection)
     before = read_objects(connection)
@@ -98,10 +100,10 @@ def find_drift(connection: Connection, files: Files) -> list[Drift]:
 
 
 def _settle_views(connection: Connection) -> None:
-    """Makes each view of what PostgreSQL says of it.
+    """Creates each view again from PostgreSQL's own text of it, so that both sides of the comparison have this form.
 
-    It may say that with other words than those it was made of, and after a restore it was made of those; but of a view
-    that was made of its own words it says the same again.
+    PostgreSQL may print a view differently from its source. A restore creates the view from the printed text, which may
+    change the printed text once more. A view created from its printed text is then printed the same.
     """
     for statement, *_ in connection.execute(VIEWS).fetchall():
         connection.execute(statement.encode())
@@ -116,14 +118,14 @@ def _describe_problem(before: Definition | None, after: Definition | None) -> st
 
 
 def read_objects(connection: Connection, kinds: Sequence[str] = KINDS) -> dict[Identity, Definition]:
-    """Everything of ours in public, app and ops that files declare, and the tables."""
+    """Reads our tables in public, app and ops, and every object that files declare."""
     every_kind = OBJECTS.read_bytes().rstrip(b";\n").replace(b"%", b"%%")
     rows = connection.execute(b"select * from (%b) as object where kind = any(%%s)" % every_kind, [list(kinds)])
     return {Identity(kind, name): Definition(text, place) for kind, name, text, place in rows}
 
 
 def _read_declared(connection: Connection, source: Source, table: str) -> dict[Identity, Definition]:
-    """The policies and grants that a policies file declares."""
+    """Reads the policies and grants that a policies file declares."""
     with connection.transaction(force_rollback=True):
         connection.execute(f"set local lock_timeout = '{migrations.POLICIES_LOCK_TIMEOUT}'".encode())
         migrations.apply_source(connection, source)
@@ -137,7 +139,7 @@ def _read_declared(connection: Connection, source: Source, table: str) -> dict[I
 
 
 def _revoke_grants(connection: Connection, objects: Iterable[Identity]) -> None:
-    """Takes every grant of the API's roles: only what files state comes back. Those on Supabase's table stay."""
+    """Revokes every grant to the API roles; the files restore the declared ones. Grants on Supabase's table stay."""
     for kind, name in objects:
         if kind == "function" or (kind == "table" and not name.startswith("realtime.")):
             migrations.revoke(connection, f"{'routine' if kind == 'function' else 'table'} {name}")

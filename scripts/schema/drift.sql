@@ -1,6 +1,6 @@
--- Every object of ours in public, app and ops as (kind, name, definition, place). A table has no definition: migrations make it.
--- realtime.messages is Supabase's, and its policies are ours.
--- `place` is where the catalogue keeps what a file must make again; it changes with each `create or replace`.
+-- Our objects in public, app and ops as (kind, name, definition, place). Tables have no definition, because migrations create them.
+-- realtime.messages is listed too: Supabase owns the table, but its policies are ours.
+-- `place` is the ctid of the catalogue row of an object that a file creates. It changes with each `create or replace`.
 with extension_member as (
   select classid, objid from pg_depend where deptype = 'e'
 ), relation as (

@@ -1,9 +1,11 @@
-"""Brings a database to what the files say: migrations/ in version order, then functions/ and policies/ that changed.
+"""Applies pending files to a database: migrations/ in version order, then changed files of functions/ and policies/.
 
 Under an advisory lock, one transaction applies all migrations and functions, or nothing. Then each changed policies
-file has a short transaction of its own: on hosted Supabase every CREATE, ALTER or DROP POLICY by postgres locks some 23
-tables of auth, storage and realtime until its transaction ends. Migrations are recorded in
-supabase_migrations.schema_migrations as the Supabase CLI records them, sources by checksum in app.applied_sources.
+file is applied in its own short transaction. The reason: on hosted Supabase every CREATE, ALTER or DROP POLICY by
+postgres locks some 23 tables of auth, storage and realtime until its transaction ends.
+
+Migrations are recorded in supabase_migrations.schema_migrations, in the format of the Supabase CLI. Sources are
+recorded by checksum in app.applied_sources.
 """
 
 from __future__ import annotations
@@ -29,18 +31,21 @@ from scripts.schema.statements import Statement, split
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Chosen once, at random; two deployers must agree on it. Shown by pg_locks as classid 0 and objid.
+# A random constant: all deployers must use the same key. pg_locks shows it as objid, with classid 0.
 ADVISORY_LOCK = 733_140_617
-# A deployment must not queue behind a long query and hold up everyone behind itself; long index builds are fine.
+# Statements that wait for a lock block all later queries on the table, so a deployment gives up soon. A long index
+# build is allowed.
 LOCK_TIMEOUT = "10s"
 STATEMENT_TIMEOUT = "15min"
-# Policies: below PostgreSQL's deadlock_timeout (1 s), so that we give up before a writer is chosen as the victim.
+# For policies, less than PostgreSQL's deadlock_timeout (1 s): we give up before PostgreSQL aborts a writer.
 POLICIES_LOCK_TIMEOUT = "500ms"
 POLICIES_ATTEMPTS = 30
 LONGEST_PAUSE_SECONDS = 1.0
-CONTINUE = "Nothing of this file was applied; all before it is. Run `ballast migrate up` again, which continues here."
+CONTINUE = (
+    "This file was not applied; all files before it were. Run `ballast migrate up` again: it continues with this file."
+)
 
-# The words of github.com/supabase/cli pkg/migration/history.go, so that either tool finds what the other made.
+# The same statements as in github.com/supabase/cli pkg/migration/history.go: each tool can read the other's history.
 HISTORY_TABLE: tuple[LiteralString, ...] = (
     "create schema if not exists supabase_migrations",
     "create table if not exists supabase_migrations.schema_migrations (version text not null primary key)",
@@ -51,13 +56,14 @@ HISTORY_TABLE: tuple[LiteralString, ...] = (
 ADVICE = {
     "edited": "was edited after it was applied: undo the edit, and make the change in a new migration "
     "(`ballast migrate new NAME`).",
-    "missing": "is applied but has no file: get it back from version control (or, if it should never have been: "
-    "`supabase migration repair VERSION --status reverted`).",
+    "missing": "is applied but has no file: restore the file from version control. If it was applied by mistake, run "
+    "`supabase migration repair VERSION --status reverted`.",
     "late": "is older than a migration that is already applied: give its file a new timestamp, so that every "
     "database applies them in the same order.",
 }
 
-# What `ballast migrate bundle` generates, and how the names of its bundles end: `migrate up` applies their sources.
+# The folder that `ballast migrate bundle` writes, and the suffix of bundle names. `migrate up` ignores recorded
+# bundles, because it applies their sources itself.
 BUNDLES = Path("supabase/migrations")
 BUNDLE_SUFFIX = ".bundle"
 
@@ -68,15 +74,15 @@ _TRANSACTION_CONTROL = {"begin", "start", "commit", "end", "rollback", "abort", 
 
 
 class FilesInvalid(Failure):
-    """A file of migrations/, functions/ or policies/ has a name that says nothing, or cannot be read."""
+    """A file of migrations/, functions/ or policies/ has an invalid name, or cannot be read."""
 
 
 class HistoryDisagrees(Failure):
-    """The applied migrations are not the files: one was edited, is missing, or came too late."""
+    """An applied migration was edited or has no file, or a pending one is older than an applied one."""
 
 
 class StatementFailed(Failure):
-    """The server refused a statement; says file, line, the server's words and what was applied."""
+    """The server refused a statement. The message has file, line, the server's error, and what was applied."""
 
 
 class Migration(NamedTuple):
@@ -92,7 +98,7 @@ class Migration(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A file of functions/ or policies/. `table` is the name, as SQL, of what a policies file defines."""
+    """A file of functions/ or policies/. `table` is the quoted SQL name of the table that a policies file defines."""
 
     path: str
     text: str
@@ -108,10 +114,11 @@ class AppliedMigration(NamedTuple):
 
 
 class FileState(NamedTuple):
-    """How a file stands to the database.
+    """The state of a file in the database.
 
-    A migration is applied, pending, edited (since applied), missing (no file) or late (older than one applied);
-    a source is current, changed (since applied), pending or removed (applied, but no file any more).
+    A migration is applied, pending, edited (after it was applied), missing (applied, but without a file) or late
+    (pending, but older than an applied one). A source is current, changed (after it was applied), pending or removed
+    (applied, but without a file).
     """
 
     path: str
@@ -120,7 +127,7 @@ class FileState(NamedTuple):
 
 @dataclass(frozen=True)
 class Files:
-    """What the checkout declares, in the order of application."""
+    """The files of the checkout, in the order of application."""
 
     migrations: tuple[Migration, ...]
     sources: tuple[Source, ...]
@@ -128,7 +135,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Plan:
-    """What stands between the files and the database. `removed` holds source paths that have no file any more."""
+    """The pending work of a deployment. `removed` holds the paths of applied sources whose file was deleted."""
 
     files: Files
     migrations: tuple[Migration, ...]
@@ -137,8 +144,8 @@ class Plan:
 
     @property
     def policies(self) -> tuple[Source, ...]:
-        """The policies files to apply. One without text closes a table whose file is gone."""
-        gone = (Source(path, "", "", policy_table(path)) for path in self.removed)
+        """The policies files to apply. A source without text closes a table whose policies file was deleted."""
+        gone = (Source(path, "", "", parse_policy_table(path)) for path in self.removed)
         return tuple(source for source in (*self.sources, *gone) if source.table is not None)
 
     @property
@@ -147,7 +154,7 @@ class Plan:
         return [*(migration.path for migration in self.migrations), *(source.path for source in self.sources)]
 
     @property
-    def empty(self) -> bool:
+    def is_empty(self) -> bool:
         return not (self.paths or self.removed)
 
 
@@ -158,14 +165,18 @@ def up(
     dry_run: bool = False,
     notify: Notify = lambda _: None,
 ) -> Plan:
-    """Applies what is new or changed and returns it; with `dry_run` everything runs and is rolled back.
+    """Applies new and changed files, and returns the plan. With `dry_run`, everything runs and is rolled back.
 
-    `notify` gets a line when another deployer or a lock is waited for, and the server's warnings. Raises a Failure:
-    then nothing was applied, or only some policies files were not. Run again, it continues.
+    `notify` receives the server's warnings, and a line while the deployment waits for another one or for a lock.
+    Raises a Failure: either nothing was applied, or only some policies files are left. A second run continues there.
     """
     files = read_files(root)
-    # The lock has a connection of its own: it outlives the transactions of the other, and any pooler keeps it.
-    with connect(database_url, notify) as guard, guard.transaction(), connect(database_url, notify) as connection:
+    # The lock has its own connection, so that it outlives the other's transactions, through any pooler.
+    with (
+        connect(database_url, notify) as guard,
+        guard.transaction(),
+        connect(database_url, notify) as connection,
+    ):
         lock(guard, notify)
         with ExitStack() as trial:
             if dry_run:
@@ -175,16 +186,16 @@ def up(
                 _check_deferred_constraints(connection)
             for source in plan.policies:
                 _apply_policies(connection, source, notify, dry_run=dry_run)
-            if not plan.empty:
+            if not plan.is_empty:
                 connection.execute("notify pgrst, 'reload schema'")
     return plan
 
 
 def _apply_policies(connection: Connection, source: Source, notify: Notify, *, dry_run: bool) -> None:
-    """One policies file in a transaction of its own, tried again while a lock is not free. Raises StatementFailed."""
+    """Applies one policies file in its own transaction; retries while a lock is held. Raises StatementFailed."""
     for attempt in range(1, POLICIES_ATTEMPTS + 1):
         try:
-            # A dry run is one transaction: what is undone here gives its locks back.
+            # A dry run is one outer transaction: rolling back this inner one releases its locks.
             with connection.transaction(force_rollback=dry_run):
                 reset_session(connection)
                 connection.execute(f"set local lock_timeout = '{POLICIES_LOCK_TIMEOUT}'".encode())
@@ -195,53 +206,55 @@ def _apply_policies(connection: Connection, source: Source, notify: Notify, *, d
             if not is_busy or attempt == POLICIES_ATTEMPTS:
                 raise
             if attempt == 1:
-                notify(f"{source.path} waits for a lock that another session holds; trying again ...")
+                notify(f"{source.path} waits for a lock that another session holds; retrying ...")
             time.sleep(random.uniform(0.1, LONGEST_PAUSE_SECONDS))  # noqa: S311 - not for secrets
         else:
             return
 
 
-def status(database_url: str, *, root: Path = ROOT, notify: Notify = lambda _: None) -> list[FileState]:
-    """Every file with its state, migrations first. Takes no lock. Raises DatabaseUnreachable and FilesInvalid."""
+def list_states(database_url: str, *, root: Path = ROOT, notify: Notify = lambda _: None) -> list[FileState]:
+    """Lists every file with its state, migrations first. Takes no lock. Raises DatabaseUnreachable and FilesInvalid."""
     files = read_files(root)
     with connect(database_url, notify) as connection:
-        return read_history(connection, files) + source_states(connection, files)
+        return read_history(connection, files) + read_source_states(connection, files)
 
 
 def lock(connection: Connection, notify: Notify) -> None:
-    """Takes the deployers' lock until the transaction ends; waits, and says so, while another holds it."""
+    """Takes the deployment lock until the transaction ends. While another session holds it, waits with a notice."""
     free = connection.execute("select pg_try_advisory_xact_lock(%s)", [ADVISORY_LOCK]).fetchone()
     if free != (True,):
-        notify("Another deployment is running on this database; waiting for it to end ...")
+        notify("Another deployment is running on this database; waiting until it ends ...")
         connection.execute("set local lock_timeout = 0")
         connection.execute("set local statement_timeout = 0")
         connection.execute("select pg_advisory_xact_lock(%s)", [ADVISORY_LOCK])
 
 
 def read_files(root: Path) -> Files:
-    """Reads the three folders. Raises FilesInvalid for a name that says nothing or a version used twice."""
-    migrations = [_migration(path, text) for path, text in _texts(root, "migrations/*.sql")]
+    """Reads the three folders. Raises FilesInvalid for an invalid name or a duplicate version."""
+    migrations = [_parse_migration(path, text) for path, text in _read_texts(root, "migrations/*.sql")]
     for earlier, later in pairwise(migrations):
         if earlier.version == later.version:
-            raise FilesInvalid(f"{earlier.path} and {later.path} have one version: give the newer another timestamp.")
+            raise FilesInvalid(
+                f"{earlier.path} and {later.path} have the same version: give the newer file another timestamp."
+            )
     patterns = ("functions/**/*.sql", "policies/*.sql")
-    sources = [_source(path, text) for pattern in patterns for path, text in _texts(root, pattern)]
+    sources = [_parse_source(path, text) for pattern in patterns for path, text in _read_texts(root, pattern)]
     if not migrations and not sources:
-        raise FilesInvalid(f"There are no migrations in {root}: run `.venv/bin/ballast` of a checkout.")
+        raise FilesInvalid(f"There are no migrations in {root}: run `.venv/bin/ballast` in a checkout.")
     return Files(tuple(migrations), tuple(sources))
 
 
-def _texts(root: Path, pattern: str) -> Iterator[tuple[str, str]]:
-    """Path and text, in the order of the paths: all of functions/2_clerk/ comes before functions/3_audit/."""
+def _read_texts(root: Path, pattern: str) -> Iterator[tuple[str, str]]:
+    """Yields path and text, ordered by path: all files of functions/2_clerk/ precede those of functions/3_audit/."""
     for path in sorted(file.relative_to(root).as_posix() for file in root.glob(pattern)):
         try:
-            # Not read_text(): it changes line ends, and the Supabase CLI records them as they are.
+            # Not read_text(): it converts line ends, but the Supabase CLI records them unchanged.
             yield path, (root / path).read_bytes().decode()
         except UnicodeDecodeError as error:
             raise FilesInvalid(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8.") from None
 
 
-def _migration(path: str, text: str) -> Migration:
+def _parse_migration(path: str, text: str) -> Migration:
     match = _MIGRATION_NAME.fullmatch(path.removeprefix("migrations/"))
     if match is None:
         raise FilesInvalid(
@@ -250,14 +263,14 @@ def _migration(path: str, text: str) -> Migration:
     return Migration(match["version"], match["name"], path, text)
 
 
-def _source(path: str, text: str) -> Source:
+def _parse_source(path: str, text: str) -> Source:
     if path.startswith("policies/public."):
-        raise FilesInvalid(f"{path}: leave out the `public.`, so that each table has one file name.")
-    return Source(path, text, hashlib.sha256(text.encode()).hexdigest(), policy_table(path))
+        raise FilesInvalid(f"{path}: remove `public.` from the file name, so that each table has only one.")
+    return Source(path, text, hashlib.sha256(text.encode()).hexdigest(), parse_policy_table(path))
 
 
-def policy_table(path: str) -> str | None:
-    """The table that policies/<table>.sql or policies/<schema>.<table>.sql defines; None for another folder's file."""
+def parse_policy_table(path: str) -> str | None:
+    """Returns the table of policies/<table>.sql or policies/<schema>.<table>.sql; None for a file of another folder."""
     folder, _, file_name = path.partition("/")
     if folder != "policies":
         return None
@@ -266,16 +279,16 @@ def policy_table(path: str) -> str | None:
 
 
 def make_plan(connection: Connection, files: Files) -> Plan:
-    """Compares files and database. Raises HistoryDisagrees when a migration is edited, missing or late."""
+    """Compares files and database. Raises HistoryDisagrees if a migration is edited, missing or late."""
     history = dict(read_history(connection, files))
     if wrong := [f"{path} {ADVICE[state]}" for path, state in history.items() if state in ADVICE]:
         raise HistoryDisagrees("\n".join(wrong))
     pending = tuple(migration for migration in files.migrations if history[migration.path] == "pending")
-    return _with_sources(connection, Plan(files, pending, (), ()))
+    return _plan_sources(connection, Plan(files, pending, (), ()))
 
 
-def _with_sources(connection: Connection, plan: Plan) -> Plan:
-    states = dict(source_states(connection, plan.files))
+def _plan_sources(connection: Connection, plan: Plan) -> Plan:
+    states = dict(read_source_states(connection, plan.files))
     return replace(
         plan,
         sources=tuple(source for source in plan.files.sources if states[source.path] != "current"),
@@ -284,39 +297,41 @@ def _with_sources(connection: Connection, plan: Plan) -> Plan:
 
 
 def read_history(connection: Connection, files: Files) -> list[FileState]:
-    """Every migration that has a file or is recorded, in version order."""
+    """Lists every migration that has a file or is recorded, in version order."""
     applied = read_applied_migrations(connection)
     newest = max(applied, default="")
-    history = [FileState(file.path, _migration_state(file, applied, newest)) for file in files.migrations]
+    history = [FileState(file.path, _find_migration_state(file, applied, newest)) for file in files.migrations]
     for version in applied.keys() - {migration.version for migration in files.migrations}:
         history.append(FileState(f"migrations/{version}_{applied[version].name}.sql", "missing"))
     return sorted(history)
 
 
-def _migration_state(migration: Migration, applied: dict[str, AppliedMigration], newest: str) -> str:
+def _find_migration_state(migration: Migration, applied: dict[str, AppliedMigration], newest: str) -> str:
     if migration.version not in applied:
         return "late" if migration.version < newest else "pending"
     recorded = applied[migration.version].statements
-    # `supabase migration repair` of a file that it did not find records no statements.
+    # `supabase migration repair` records no statements if it does not find the file.
     return "applied" if recorded in (None, migration.statements()) else "edited"
 
 
-def source_states(connection: Connection, files: Files) -> list[FileState]:
-    """Every source in order of application, then the removed ones."""
+def read_source_states(connection: Connection, files: Files) -> list[FileState]:
+    """Lists every source in order of application, then the removed ones."""
     checksums = read_applied_sources(connection)
-    states = [FileState(source.path, _source_state(source, checksums.get(source.path))) for source in files.sources]
+    states = [
+        FileState(source.path, _find_source_state(source, checksums.get(source.path))) for source in files.sources
+    ]
     removed = checksums.keys() - {source.path for source in files.sources}
     return states + [FileState(path, "removed") for path in sorted(removed)]
 
 
-def _source_state(source: Source, applied: str | None) -> str:
+def _find_source_state(source: Source, applied: str | None) -> str:
     if applied is None:
         return "pending"
     return "current" if applied == source.checksum else "changed"
 
 
 def read_applied_migrations(connection: Connection) -> dict[str, AppliedMigration]:
-    """Version → what is recorded, without bundles; empty for a database that was never migrated."""
+    """Returns the recorded migrations by version, without bundles; empty for a database that was never migrated."""
     if not _exists(connection, "supabase_migrations.schema_migrations"):
         return {}
     query = "select version, coalesce(name, ''), statements from supabase_migrations.schema_migrations"
@@ -328,7 +343,7 @@ def read_applied_migrations(connection: Connection) -> dict[str, AppliedMigratio
 
 
 def read_applied_sources(connection: Connection) -> dict[str, str]:
-    """Path → checksum; empty before the first migration."""
+    """Returns checksums by path; empty before the first migration."""
     if not _exists(connection, "app.applied_sources"):
         return {}
     return dict(connection.execute("select path, checksum from app.applied_sources").fetchall())
@@ -339,9 +354,10 @@ def _exists(connection: Connection, table: str) -> bool:
 
 
 def apply(connection: Connection, plan: Plan) -> Plan:
-    """Runs a plan's migrations and functions inside the caller's transaction, and returns the plan with its policies.
+    """Runs a plan's migrations and functions in the caller's transaction, and returns the plan with its policies.
 
-    Migrations may bring sources along. Raises FilesInvalid and StatementFailed.
+    The returned plan may have more sources, because a migration may change what is recorded about them. Raises
+    FilesInvalid and StatementFailed.
     """
     reset_session(connection)
     if plan.migrations:
@@ -353,10 +369,10 @@ def apply(connection: Connection, plan: Plan) -> Plan:
             "insert into supabase_migrations.schema_migrations (version, name, statements) values (%s, %s, %s)",
             [migration.version, migration.name, migration.statements()],
         )
-    plan = _with_sources(connection, plan)
+    plan = _plan_sources(connection, plan)
     if (plan.sources or plan.removed) and not _exists(connection, "app.applied_sources"):
         raise FilesInvalid(
-            "There is no table app.applied_sources, to record sources in: the first migration must make it."
+            "The table app.applied_sources, which records sources, does not exist: create it in the first migration."
         )
     for source in plan.sources:
         if source.table is None:
@@ -365,13 +381,13 @@ def apply(connection: Connection, plan: Plan) -> Plan:
         else:
             _require_table(connection, source.path, source.table)
     for path in plan.removed:
-        if policy_table(path) is None:
+        if parse_policy_table(path) is None:
             connection.execute("delete from app.applied_sources where path = %s", [path])
     return plan
 
 
 def _record(connection: Connection, source: Source) -> None:
-    """Notes in app.applied_sources what is applied; a source without checksum has no file any more."""
+    """Records a source in app.applied_sources. A source without a checksum was deleted, and its row is removed."""
     connection.execute("delete from app.applied_sources where path = %s", [source.path])
     if source.checksum:
         connection.execute(
@@ -381,7 +397,7 @@ def _record(connection: Connection, source: Source) -> None:
 
 
 def _check_deferred_constraints(connection: Connection) -> None:
-    """Now rather than at the commit, which a dry run does not reach."""
+    """Checks deferred constraints now, because a dry run does not reach the commit."""
     try:
         connection.execute("set constraints all immediate")
     except psycopg.Error as error:
@@ -389,7 +405,7 @@ def _check_deferred_constraints(connection: Connection) -> None:
 
 
 def reset_session(connection: Connection) -> None:
-    """As the Supabase CLI does for each file: what one has set, the next must not feel, nor we."""
+    """Resets role and settings, as the Supabase CLI does for each file: files must not affect each other or us."""
     connection.execute("reset role")
     connection.execute("reset all")
     connection.execute("set client_min_messages = warning")
@@ -398,7 +414,7 @@ def reset_session(connection: Connection) -> None:
 
 
 def apply_source(connection: Connection, source: Source) -> None:
-    """Makes the database agree with one file of functions/ or policies/. Raises FilesInvalid and StatementFailed."""
+    """Applies one file of functions/ or policies/. Raises FilesInvalid and StatementFailed."""
     if source.table is None:
         _apply_functions(connection, source)
     elif source.checksum or _exists(connection, source.table):
@@ -408,11 +424,11 @@ def apply_source(connection: Connection, source: Source) -> None:
 
 def _require_table(connection: Connection, path: str, table: str) -> None:
     if not _exists(connection, table):
-        raise FilesInvalid(f"{path}: there is no table {table}. {_remedy(table)}")
+        raise FilesInvalid(f"{path}: there is no table {table}. {_advise_on_missing_table(table)}")
 
 
 def _run_policies(connection: Connection, path: str, text: str, table: str) -> None:
-    """Sends a whole file at once: from its first policy on, other sessions wait for each round trip."""
+    """Sends a whole file in one pipeline: after its first policy, other sessions wait during each round trip."""
     _refuse_transaction_control(path, text)
     clearing = CLEARING.format(table=sql.Literal(table).as_string(), api_roles=API_ROLES)
     statements = list(split(text))
@@ -423,27 +439,27 @@ def _run_policies(connection: Connection, path: str, text: str, table: str) -> N
                 sent.append(connection.execute(command.encode()))
     except psycopg.Error as error:
         failed = sum(cursor.statusmessage is not None for cursor in sent)
-        offset = _place(statements[failed - 1], error) if failed else None
-        raise _refusal(path, text, offset, error, CONTINUE) from error
+        offset = _locate_error(statements[failed - 1], error) if failed else None
+        raise _make_failure(path, text, offset, error, CONTINUE) from error
     reset_session(connection)
 
 
-def _remedy(missing_table: str) -> str:
+def _advise_on_missing_table(missing_table: str) -> str:
     if missing_table.startswith('"realtime".'):
-        return "Supabase Realtime makes it when it is first asked: open the dashboard's Realtime Inspector once."
-    return "Rename the file, or make the table."
+        return "Supabase Realtime creates it at its first use: open the dashboard's Realtime Inspector once."
+    return "Rename the file, or create the table."
 
 
 def _apply_functions(connection: Connection, source: Source) -> None:
-    """Runs a file, closes what it made, and runs it again.
+    """Runs a file, revokes all grants on what it created, and runs it again.
 
-    `create or replace` keeps grants: one that the file no longer states would stay. The second run also proves, when
-    it is new, that the file can be applied to a database that has it already.
+    `create or replace` keeps existing grants, also those that the file no longer contains. The second run restores the
+    declared ones. For a new file, it also proves that the file can be applied twice.
     """
-    before = _replaceable(connection)
+    before = _read_replaceable(connection)
     run_file(connection, source.path, source.text)
     with _name_file(source.path):
-        for made in _replaceable(connection) - before:
+        for made in _read_replaceable(connection) - before:
             revoke(connection, f"{made.kind} {made.name}")
     try:
         run_file(connection, source.path, source.text)
@@ -452,7 +468,7 @@ def _apply_functions(connection: Connection, source: Source) -> None:
         raise StatementFailed(f"{message}{failure}") from failure
 
 
-# Functions and views that we may change: kind, name as SQL has it, and place in the catalogue.
+# Functions and views that this role may change: kind, SQL name, and location of the catalogue row (ctid).
 REPLACEABLE = """
     select
       'routine' as kind, format('%I.%I(%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)) as name,
@@ -468,24 +484,24 @@ API_ROLES = "public, anon, authenticated, service_role"
 
 
 class _Replaceable(NamedTuple):
-    """A function or view as SQL names it; its `place` in the catalogue changes whenever it is created or replaced."""
+    """A function or view. `place` is the ctid of its catalogue row, which changes with each `create or replace`."""
 
     kind: str
     name: str
     place: str
 
 
-def _replaceable(connection: Connection) -> set[_Replaceable]:
+def _read_replaceable(connection: Connection) -> set[_Replaceable]:
     return {_Replaceable(*row) for row in connection.execute(REPLACEABLE)}
 
 
 def revoke(connection: Connection, thing: str) -> None:
-    """Takes every grant of the API's roles from a thing as SQL names it, such as `table public.projects`."""
+    """Revokes every grant to the API roles on an object, such as `table public.projects`."""
     connection.execute(f"revoke all on {thing} from {API_ROLES}".encode())
 
 
-# Takes every policy, and every grant to the API's roles, from a table or view. `table` is a literal: its name as SQL.
-# The grants on realtime.messages stay: that table is Supabase's.
+# Drops every policy of a table or view, and revokes every grant to the API roles. `table` is a literal, its SQL name.
+# The grants on realtime.messages stay, because Supabase owns that table.
 CLEARING = """\
 do $ballast$
 declare
@@ -503,18 +519,18 @@ $ballast$;
 
 
 def run_file(connection: Connection, path: str, text: str) -> None:
-    """Runs a file's statements. Raises StatementFailed with file, line and the server's words."""
+    """Runs a file's statements. Raises StatementFailed with file, line and the server's error."""
     _refuse_transaction_control(path, text)
     for statement in split(text):
         try:
             connection.execute(statement.text.encode())
         except psycopg.Error as error:
-            raise _refusal(path, text, _place(statement, error), error) from error
+            raise _make_failure(path, text, _locate_error(statement, error), error) from error
     reset_session(connection)
 
 
-def _place(statement: Statement, error: psycopg.Error) -> int:
-    """Where in its file a statement failed: the server's position, or the statement's start."""
+def _locate_error(statement: Statement, error: psycopg.Error) -> int:
+    """Returns the offset of an error in its file: the server's position, or else the statement's start."""
     if error.diag.statement_position is not None:
         return statement.offset + int(error.diag.statement_position) - 1
     return statement.start if statement.start is not None else statement.offset
@@ -524,57 +540,59 @@ def _refuse_transaction_control(path: str, text: str) -> None:
     for statement in split(text):
         if statement.words[:1] and statement.words[0] in _TRANSACTION_CONTROL:
             raise StatementFailed(
-                f"{path}:{_line(text, statement.start or 0)}: `{statement.words[0]}` is not possible here: "
-                "a file is applied in one transaction. Delete the line.\nNothing was applied."
+                f"{path}:{_find_line(text, statement.start or 0)}: `{statement.words[0]}` is not allowed here, because "
+                "each file is applied in one transaction. Delete the line.\nNothing was applied."
             )
 
 
 @contextmanager
 def _name_file(path: str) -> Iterator[None]:
-    """Names the file for whose sake a statement of ours was run, when the server refuses it."""
+    """Adds the file's path to an error of a statement that we run on behalf of this file."""
     try:
         yield
     except psycopg.Error as error:
         raise StatementFailed(f"{path}: {error}\nNothing was applied.") from error
 
 
-def _refusal(
+def _make_failure(
     path: str, text: str, offset: int | None, error: psycopg.Error, consequence: str = "Nothing was applied."
 ) -> StatementFailed:
-    said = error.diag
-    place = path if offset is None else f"{path}:{_line(text, offset)}"
-    lines = [f"{place}: {said.message_primary or error}"]
-    for title, words in (("Detail", said.message_detail), ("Hint", said.message_hint)):
+    details = error.diag
+    place = path if offset is None else f"{path}:{_find_line(text, offset)}"
+    lines = [f"{place}: {details.message_primary or error}"]
+    for title, words in (("Detail", details.message_detail), ("Hint", details.message_hint)):
         if words:
             lines.append(f"{title}: {words}")
-    if said.context and said.statement_position is None:
-        lines.append(f"Where: {said.context}")
+    if details.context and details.statement_position is None:
+        lines.append(f"Where: {details.context}")
     if isinstance(error, errors.ActiveSqlTransaction):
         lines.append("All files are applied in one transaction: use a form that can run in one (no `concurrently`).")
     return StatementFailed("\n".join([*lines, consequence]))
 
 
-def _line(text: str, offset: int) -> int:
+def _find_line(text: str, offset: int) -> int:
     return text.count("\n", 0, offset) + 1
 
 
 def write_migration(name: str, *, root: Path = ROOT, now: datetime | None = None) -> Path:
-    """Writes an empty migration with the present UTC time as its version. Raises FilesInvalid for a bad name."""
+    """Writes an empty migration with the current UTC time as its version. Raises FilesInvalid for an invalid name."""
     if not re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", name):
-        raise FilesInvalid(f"{name!r} cannot name a migration: use lower-case words joined by _, such as add_projects.")
+        raise FilesInvalid(
+            f"{name!r} is not a valid migration name: use lower-case words joined by _, such as add_projects."
+        )
     return write_next_migration(name, "-- Why this change is needed, in a sentence.\n", root=root, now=now)
 
 
 def write_next_migration(name: str, text: str, *, root: Path = ROOT, now: datetime | None = None) -> Path:
-    """Writes a migration that comes after all others."""
-    path = root / "migrations" / f"{next_version(root, now)}_{name}.sql"
+    """Writes a migration that is newer than all others."""
+    path = root / "migrations" / f"{choose_next_version(root, now)}_{name}.sql"
     with path.open("xb") as file:
         file.write(text.encode())
     return path
 
 
-def next_version(root: Path, now: datetime | None = None) -> str:
-    """A version after those of all migrations and bundles: the present time, or a second after the newest."""
+def choose_next_version(root: Path, now: datetime | None = None) -> str:
+    """Returns a version after all migrations and bundles: the current time, or the newest version plus one."""
     versions = [file.version for file in read_files(root).migrations]
     versions += [path.name.partition("_")[0] for path in (root / BUNDLES).glob("*.sql")]
     return max(f"{now or datetime.now(UTC):%Y%m%d%H%M%S}", f"{int(max(versions, default='0')) + 1:014}")

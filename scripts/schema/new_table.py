@@ -1,6 +1,6 @@
-"""`ballast new table`: what a table of the product needs, in the shape of the example `projects`, tests included.
+"""`ballast new table`: writes the files of a new table, with the shape of the example `projects`, and its test rows.
 
-The files are made of the templates in scripts/schema/table_templates/.
+The templates are in scripts/schema/table_templates/.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from scripts.schema import migrations
 
 TEMPLATES = Path(__file__).with_name("table_templates")
 REGISTRY = "functions/5_personal_data/registry.sql"
-# As .sqlfluff has it.
+# The limit in .sqlfluff.
 LINE_LENGTH = 140
-# PostgreSQL's names end at 63 characters; the longest made of a table's is that of an index, 31 longer.
+# PostgreSQL truncates names to 63 characters. The longest derived name, of an index, has 31 more than the table's.
 MAX_NAME_LENGTH = 32
 OWN_COLUMNS = ("id", "organization_id", "created_by", "created_at", "updated_at")
 SYSTEM_COLUMNS = ("tableoid", "xmin", "cmin", "xmax", "cmax", "ctid")
-# Parameters of PostgREST's: by a column of that name nobody could filter. Others of them are reserved words.
+# PostgREST's query parameters: clients could not filter by a column of such a name. Its others are reserved words.
 PARAMETERS = ("columns", "on_conflict")
-# What entries of the audit trail are about already. Clients log what begins with `client.` (app.audit_prefixes).
+# Resource types that the audit trail already uses. Clients log actions with the prefix `client.` (app.audit_prefixes).
 AUDITED_RESOURCES = ("client", "invitation", "member", "organization", "personal_data", "profile", "project")
-# Who may what with projects.
+# The permissions of each role on projects.
 ROLES = {
     "read": ("owner", "admin", "member", "viewer"),
     "create": ("owner", "admin", "member"),
     "update": ("owner", "admin", "member"),
     "delete": ("owner", "admin"),
 }
-# What SQL cannot take as a name without quotes: categories R and T of pg_get_keywords(), of PostgreSQL 18.
+# Words that are not names without quotes: categories R and T of pg_get_keywords() in PostgreSQL 18.
 RESERVED = frozenset({
     "all", "analyse", "analyze", "and", "any", "array", "as", "asc", "asymmetric", "authorization", "binary", "both",
     "case", "cast", "check", "collate", "collation", "column", "concurrently", "constraint", "create", "cross",
@@ -54,14 +54,11 @@ RESERVED = frozenset({
 
 
 class TableRefused(Failure):
-    """What was asked for cannot be a table of ours: nothing was written."""
+    """The requested table is not possible. Nothing was written."""
 
 
 class Type(NamedTuple):
-    """A type that a column may have: what its comment says, what holds of its values, what it is when nothing is said.
-
-    The last two are values as TOML has them, for tests.
-    """
+    """A column type. `description` is for the column's comment; `example` and `other` are TOML values for tests."""
 
     description: str
     check: str
@@ -70,7 +67,7 @@ class Type(NamedTuple):
     other: str
 
 
-# Infinity and NaN are refused: JSON has no word for them.
+# Infinity and NaN are rejected, because JSON cannot represent them.
 TYPES = {
     "text": Type("1 to 200 characters", "length({0}) between 1 and 200", "", '"A {unique}"', '"Changed {unique}"'),
     "integer": Type("a whole number", "", "", "1", "2"),
@@ -91,7 +88,7 @@ TYPES = {
 
 
 class Column(NamedTuple):
-    """A column of the product's."""
+    """One of the table's own columns."""
 
     name: str
     type: str
@@ -103,30 +100,30 @@ class Column(NamedTuple):
 
     @property
     def definition(self) -> str:
-        """The column in `create table`."""
-        words = f"{self.name} {self.type}"
+        """The column's line in `create table`."""
+        start = f"{self.name} {self.type}"
         if not self.nullable:
-            words += f" not null default {self.kind.default}" if self.kind.default else " not null"
+            start += f" not null default {self.kind.default}" if self.kind.default else " not null"
         if not self.kind.check:
-            return words
+            return start
         check = f"check ({self.kind.check.format(self.name)})"
-        return f"{words} {check}" if len(words) + len(check) + len("   ,") <= LINE_LENGTH else f"{words}\n  {check}"
+        return f"{start} {check}" if len(start) + len(check) + len("   ,") <= LINE_LENGTH else f"{start}\n  {check}"
 
     @property
     def comment(self) -> str:
-        null = " Null where there is none." if self.nullable else ""
+        null = " Null if there is none." if self.nullable else ""
         return f"{_format_title(self.name)}, {self.kind.description}.{null}"
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table to be made, in public."""
+    """A table to be created, in public."""
 
     name: str
     columns: tuple[Column, ...]
 
     @property
-    def words(self) -> str:
+    def plural(self) -> str:
         return self.name.replace("_", " ")
 
     @property
@@ -144,20 +141,20 @@ class Table:
 
     @property
     def headline(self) -> str | None:
-        """The column by which people know a row."""
+        """The column by which people recognize a row."""
         return next((column.name for column in self.columns if column.type == "text"), None)
 
     @property
     def resource(self) -> str | None:
-        """What the audit trail calls a row; None where app.audit() finds the word itself."""
-        word = singular(self.name)
+        """The audit trail's resource type for a row; None if app.audit() derives it from the table's name."""
+        word = make_singular(self.name)
         if word in AUDITED_RESOURCES:
             return self.name
         return None if word == self.name.rstrip("s") else word
 
 
 class Decision(NamedTuple):
-    """A line to be read by whoever made the table: where it is, and what there is to decide."""
+    """A line that the developer has to check: its file, its number, and what to decide."""
 
     path: str
     number: int
@@ -166,72 +163,72 @@ class Decision(NamedTuple):
 
 @click.group(epilog='Example: ballast new table invoices --columns "number:text amount:numeric due:date"')
 def new() -> None:
-    """Make what a product adds."""
+    """Add a table to your product."""
 
 
 @new.command("table", epilog='Example: ballast new table invoices --columns "number:text amount:numeric due:date"')
 @click.argument("name")
 @click.option("--columns", required=True, metavar="'NAME:TYPE …'", help="The table's own columns, with their types.")
 def table_command(name: str, columns: str) -> None:
-    """Write a table NAME of the schema public, whose rows belong to an organization.
+    """Write the files of a table NAME in the schema public, whose rows belong to an organization.
 
-    It has the shape of the example `projects`: id, organization_id, created_by, your columns, created_at, updated_at.
-    With it come its policies, permissions of each role, audit trail, broadcasts, entry in the registry of personal
-    data, and what tests write to it. docs/extend.md goes on from there.
+    It has the columns of the example `projects`: id, organization_id, created_by, your columns, created_at, updated_at.
+    The files also define its policies, permissions of each role, audit trail, broadcasts, registry entry for personal
+    data, and test rows. docs/extend.md describes the next steps.
 
-    TYPE is text, integer, bigint, numeric, boolean, date, timestamptz, uuid or jsonb; a `?` behind it allows null.
-    A boolean is false and a jsonb an empty object where nothing is said, unless null is allowed.
+    TYPE is text, integer, bigint, numeric, boolean, date, timestamptz, uuid or jsonb. A `?` after it allows null.
+    Without `?`, the default of a boolean is false and that of a jsonb is an empty object.
     """
     table = parse_table(name, columns)
     paths = write(table)
     click.echo("\n".join(f"Wrote {path}" for path in paths))
-    click.echo("\nRead these lines, and make them yours:")
+    click.echo("\nCheck these lines, and change them as you need:")
     for line in list_decisions(table, paths):
         click.echo(f"  {line.path}:{line.number}  {line.question}")
     click.echo("\nThen:\n  ballast migrate up\n  ballast types\n  ./scripts/test tests/db tests/api")
-    click.echo("\nBefore you merge it, if Supabase deploys your migrations:\n  ballast migrate bundle")
+    click.echo("\nIf Supabase deploys your migrations, before you merge:\n  ballast migrate bundle")
 
 
 def parse_table(name: str, columns: str) -> Table:
-    """The table that was asked for. Raises TableRefused."""
-    # Without digits, for permissions have none (public.role_permissions).
+    """Parses the arguments of `ballast new table`. Raises TableRefused."""
+    # Without digits, because permissions must not contain any (public.role_permissions).
     if not re.fullmatch(r"[a-z]+(_[a-z]+)*", name) or len(name) > MAX_NAME_LENGTH:
         raise TableRefused(
-            f"{name!r} cannot name a table: use lower-case words without digits, joined by _, such as purchase_orders, "
-            f"and at most {MAX_NAME_LENGTH} characters."
+            f"{name!r} is not a valid table name: use lower-case words without digits, joined by _, such as "
+            f"purchase_orders, and at most {MAX_NAME_LENGTH} characters."
         )
     if name in RESERVED:
-        raise TableRefused(f"{name} is a word of SQL's own: choose another name, such as {name}_items.")
+        raise TableRefused(f"{name} is a reserved word in SQL: choose another name, such as {name}_items.")
     found = tuple(map(_parse_column, columns.split()))
     if not found:
-        raise TableRefused("A table needs a column of its own: give --columns 'title:text'.")
+        raise TableRefused("A table needs at least one column of its own: pass --columns 'title:text'.")
     names = [column.name for column in found]
     if twice := sorted({each for each in names if names.count(each) > 1}):
-        raise TableRefused(f"{', '.join(twice)} is there more than once: name each column once.")
+        raise TableRefused(f"Duplicate column: {', '.join(twice)}. Name each column once.")
     return Table(name, found)
 
 
 def _parse_column(text: str) -> Column:
-    name, _, words = text.partition(":")
+    name, _, given_type = text.partition(":")
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or len(name) > MAX_NAME_LENGTH:
         raise TableRefused(
-            f"{name!r} cannot name a column: use lower-case words joined by _, such as due_on, "
+            f"{name!r} is not a valid column name: use lower-case words joined by _, such as due_on, "
             f"and at most {MAX_NAME_LENGTH} characters."
         )
     if name in OWN_COLUMNS:
-        raise TableRefused(f"{name} is a column of every table: leave it out.")
+        raise TableRefused(f"Every table has a column {name}: leave it out.")
     if name in RESERVED or name in SYSTEM_COLUMNS or name in PARAMETERS:
-        raise TableRefused(f"{name} means something to PostgreSQL or PostgREST already: choose another name.")
-    if (type_name := words.removesuffix("?")) not in TYPES:
+        raise TableRefused(f"{name} is reserved by PostgreSQL or PostgREST: choose another name.")
+    if (type_name := given_type.removesuffix("?")) not in TYPES:
         raise TableRefused(
-            f"{text!r} has no type that is known here: write {name}:TYPE with one of {', '.join(TYPES)}. "
-            "For any other, change the migration before it is applied."
+            f"{text!r} has no supported type: write {name}:TYPE with one of {', '.join(TYPES)}. "
+            "For another type, edit the migration before you apply it."
         )
-    return Column(name, type_name, words.endswith("?"))
+    return Column(name, type_name, given_type.endswith("?"))
 
 
 def write(table: Table, *, root: Path = migrations.ROOT, now: datetime | None = None) -> list[str]:
-    """Writes the table's files, and returns their paths. Raises TableRefused and FilesInvalid, with nothing written."""
+    """Writes the table's files, and returns their paths. Raises TableRefused or FilesInvalid before it writes any."""
     files = {
         f"policies/{table.name}.sql": "policies.sql",
         f"functions/9_tables/{table.name}.sql": "functions.sql",
@@ -250,21 +247,21 @@ def _refuse_existing(table: Table, root: Path, paths: Iterable[str]) -> None:
     found = migrations.read_files(root)
     texts = {file.path: file.text for file in found.migrations} | {file.path: file.text for file in found.sources}
     for path in (path for path, text in texts.items() if made.search(text)):
-        raise TableRefused(f"{path} makes {table.name} already: choose another name.")
+        raise TableRefused(f"{path} already creates {table.name}: choose another name.")
     for path in (path for path, text in texts.items() if f"'{table.name}:" in text):
-        raise TableRefused(f"{path} has permissions {table.name}:… already: choose another name.")
+        raise TableRefused(f"{path} already has permissions {table.name}:…: choose another name.")
     if f"'{table.name}'" in texts.get(REGISTRY, ""):
-        raise TableRefused(f"{REGISTRY} has {table.name} already, of something else: choose another name.")
+        raise TableRefused(f"{REGISTRY} already uses {table.name} for something else: choose another name.")
     for path in paths:
         if (root / path).exists():
             raise TableRefused(
-                f"{path} is there already: choose another name, or delete what is left of another table."
+                f"{path} already exists: choose another name, or delete the files of the previous table."
             )
 
 
 def render(template: str, table: Table) -> str:
-    """A template of scripts/schema/table_templates/, of the table."""
-    environment = jinja2.Environment(  # noqa: S701 - what is made is SQL, of names that read() has checked
+    """Renders a template of scripts/schema/table_templates/ for the table."""
+    environment = jinja2.Environment(  # noqa: S701 - renders SQL, with names that parse_table() has checked
         loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -276,18 +273,18 @@ def render(template: str, table: Table) -> str:
 
 
 def list_decisions(table: Table, paths: Iterable[str], *, root: Path = migrations.ROOT) -> Iterator[Decision]:
-    """The lines in which there is something to decide."""
+    """Lists the lines that the developer has to check."""
     questions = {
         "migrations/": (
             (f"  {table.columns[0].definition},", "what the columns may hold; their comments are below"),
-            ("insert into public.role_permissions", "which role may do what"),
+            ("insert into public.role_permissions", "the permissions of each role"),
         ),
-        "policies/": (("grant insert", "which columns people write, and which they may change"),),
+        "policies/": (("grant insert", "the columns that people may insert, and those that they may update"),),
         "functions/9_tables/": (
-            ("select app.audit", "what entries repeat (named), and must not keep (redacted)"),
-            (f"'Which {table.words} you created'", "what the privacy page says; who else is in the data"),
+            ("select app.audit", "the columns that audit entries repeat (named) or must not store (redacted)"),
+            (f"'Which {table.plural} you created'", "the privacy page's text; other people in the data"),
         ),
-        "tests/": (("[new]", "what tests write, once you have changed the columns"),),
+        "tests/": (("[new]", "the rows that tests write, if you change the columns"),),
     }
     for start, lines in questions.items():
         path = next(path for path in paths if path.startswith(start))
@@ -296,8 +293,8 @@ def list_decisions(table: Table, paths: Iterable[str], *, root: Path = migration
             yield Decision(path, next(number for number, line in enumerate(written, 1) if text in line), question)
 
 
-def singular(plural: str) -> str:
-    """One of them, as regular nouns have it."""
+def make_singular(plural: str) -> str:
+    """Returns the singular of a regular noun."""
     for ending, instead in (("ies", "y"), ("sses", "ss"), ("shes", "sh"), ("ches", "ch"), ("xes", "x")):
         if plural.endswith(ending):
             return plural.removesuffix(ending) + instead
@@ -309,7 +306,7 @@ def _format_title(name: str) -> str:
 
 
 def _wrap_list(items: str, besides: int, indent: str = "") -> str:
-    """A list within parentheses: in their line, or in lines of its own where the `besides` characters leave no room."""
+    """Formats a list in parentheses: on one line if it fits with `besides` other characters, else on its own lines."""
     if len(items) + besides <= LINE_LENGTH:
         return items
     lines = textwrap.wrap(items, LINE_LENGTH - 10, break_long_words=False)

@@ -1,7 +1,10 @@
-"""Splits a file of SQL into its statements, where PostgreSQL's own psql would: after each semicolon that ends one.
+"""Splits an SQL file into statements where psql would: after each semicolon that ends a statement.
 
-No library fits: sqlparse loses nested comments and SQL-standard bodies, pglast is GPL and knows one server version.
-The rules are those of psql's scanner (src/fe_utils/psqlscan.l) with standard_conforming_strings on.
+No library fits: sqlparse fails on nested comments and SQL-standard function bodies; pglast is GPL, and supports only
+one server version. The rules are those of psql's scanner (src/fe_utils/psqlscan.l) with standard_conforming_strings on.
+
+Example: `select ';'; create function f() returns int begin atomic select 1; select 2; end;` has two statements. The
+semicolons in the string and between `begin` and `end` end no statement.
 """
 
 from __future__ import annotations
@@ -10,8 +13,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-# What cannot hold a statement's end is read as one token. An unterminated token reaches to the end of the file: the
-# server then says what is wrong with it.
+# Text that cannot contain a statement's end is one token. An unterminated token extends to the end of the file; the
+# server then reports the error.
 _TOKEN = re.compile(
     r"""
       (?P<comment> --[^\r\n]* )
@@ -34,8 +37,8 @@ _COMMENT_MARK = re.compile(r"/\*|\*/")
 class Statement:
     """`text` without surrounding space and semicolon; `offset` is where it starts in the file, in characters.
 
-    `words` are its first words outside comments and quotes, in lower case, at most four: enough to tell its kind.
-    `start` is the offset of its first token that is no comment; None when it holds nothing but comments.
+    `words` are the first four words outside comments and quotes, in lower case: enough to recognize its kind.
+    `start` is the offset of the first token that is not a comment; None if there are only comments.
     """
 
     text: str
@@ -45,7 +48,7 @@ class Statement:
 
 
 def split(sql: str) -> Iterator[Statement]:
-    """A file's statements in order, as the Supabase CLI records them: comments stay, empty statements are dropped."""
+    """Yields a file's statements in order, as the Supabase CLI records them: with comments, without empty ones."""
     begin, position = 0, 0
     while begin < len(sql):
         scan = _Scanner()
@@ -58,7 +61,7 @@ def split(sql: str) -> Iterator[Statement]:
 
 
 class _Scanner:
-    """The state of reading one statement: how deep in parentheses and in `begin atomic … end` bodies."""
+    """Scans one statement. Counts the open parentheses and the open `begin atomic … end` bodies."""
 
     def __init__(self) -> None:
         self.words: list[str] = []
@@ -70,7 +73,7 @@ class _Scanner:
         """Returns the position after the statement that starts at `position`, its semicolon included."""
         while position < len(sql):
             token = _TOKEN.match(sql, position)
-            if token is None:  # Every character matches `.`
+            if token is None:  # unreachable: every character matches `.`
                 raise AssertionError(position)
             position = token.end()
             if token["block"]:
@@ -106,7 +109,7 @@ class _Scanner:
 
 
 def _end_of_comment(sql: str, position: int) -> int:
-    """Where the block comment opened before `position` ends; block comments nest."""
+    """Returns the end of the block comment that was opened before `position`. Block comments nest."""
     depth = 1
     for mark in _COMMENT_MARK.finditer(sql, position):
         depth += 1 if mark.group() == "/*" else -1

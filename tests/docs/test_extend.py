@@ -21,7 +21,7 @@ from scripts.schema import drift, migrations
 from tests.conftest import ROOT, Database, Stack, free_port_block
 from tests.e2e.conftest import Window, membership
 from tests.schema import remove
-from tests.scripts.schema.test_new_table import SOURCES, blocks, copy_to, run_script
+from tests.scripts.schema.test_new_table import SOURCES, copy_to, find_blocks, run_script
 
 # The test files that write most to a tenant table.
 GENERIC = ("audit", "claims", "erasure", "personal_data", "realtime", "schema_rules")
@@ -44,9 +44,9 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     folder = copy_to(tmp_path_factory.mktemp("product"), *SOURCES, *names)
     (folder / "node_modules").symlink_to(ROOT / "node_modules")
-    [removal] = [block for block in blocks("sh") if "remove_projects" in block]
+    [removal] = [block for block in find_blocks("sh") if "remove_projects" in block]
     migration = run_script(folder, removal).strip()
-    [text] = [block for block in blocks("sql") if "drop table public.projects" in block]
+    [text] = [block for block in find_blocks("sql") if "drop table public.projects" in block]
     (folder / migration).write_text(text)
     return folder
 
@@ -55,7 +55,7 @@ def test_a_new_database_without_the_example_is_complete(product: Path, new_datab
     url = new_database()
     migrations.up(url, root=product)
     plan, drifted = drift.check(url, root=product)
-    assert (plan.empty, drifted) == (True, [])
+    assert (plan.is_empty, drifted) == (True, [])
     with psycopg.connect(url) as connection, connection.transaction(force_rollback=True):
         database = Database(connection)
         assert database.value("select to_regclass('public.projects')") is None

@@ -126,7 +126,7 @@ def test_the_schema_is_applied_to_projects_of_both_kinds(tmp_path: Path, is_memb
                 admin.execute("grant supabase_realtime_admin to postgres")
                 admin.execute("drop event trigger lend_messages; drop event trigger take_messages_back")
         migrations.up(server.url())
-        assert migrations.up(server.url()).empty
+        assert migrations.up(server.url()).is_empty
         assert drift.check(server.url())[1] == []
 
 

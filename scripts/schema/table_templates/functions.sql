@@ -1,4 +1,4 @@
--- What {{ table.words }} need: a stamp, an author, broadcasts, the audit trail, a row in the registry of personal data.
+-- Behaviour of {{ table.plural }}: updated_at, author, broadcasts, audit trail, registry of personal data.
 
 create or replace trigger touch before update on public.{{ table.name }}
 for each row when (old.* is distinct from new.*) execute function app.touch();
@@ -22,7 +22,7 @@ values
   'public.{{ table.name }}', 'created_by', 't.created_by = person.id', '{{ table.name }}',
   array[{{ table.exported | wrap(10, "  ") }}],
   '{id}', 't.created_at', 'set null', null, null,
-  'Your work', 'Which {{ table.words }} you created',
+  'Your work', 'Which {{ table.plural }} you created',
   'To show the members of the organization who created it', 'Contract, Art. 6(1)(b) GDPR',
   null, null, 'as long as they exist: at most 30 days longer than their organization'
 );

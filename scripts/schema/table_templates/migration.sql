@@ -1,4 +1,4 @@
--- {{ table.title }} belong to an organization, like projects. Who may do what with them is in public.role_permissions.
+-- {{ table.title }} belong to an organization, like projects. public.role_permissions has each role's permissions on them.
 create table public.{{ table.name }} (
   id uuid primary key default gen_random_uuid(),
   organization_id uuid not null references public.organizations on delete cascade,
@@ -11,12 +11,12 @@ create table public.{{ table.name }} (
 );
 comment on table public.{{ table.name }} is '{{ table.title }} of an organization.';
 comment on column public.{{ table.name }}.id is 'Our id.';
-comment on column public.{{ table.name }}.organization_id is 'The organization it belongs to, for good.';
-comment on column public.{{ table.name }}.created_by is 'Who made it: the caller. Null once that person is erased.';
+comment on column public.{{ table.name }}.organization_id is 'The organization it belongs to; never changes.';
+comment on column public.{{ table.name }}.created_by is 'The caller who created it. Null after this person was erased.';
 {% for column in table.columns %}
 comment on column public.{{ table.name }}.{{ column.name }} is '{{ column.comment }}';
 {% endfor %}
-comment on column public.{{ table.name }}.created_at is 'When it was made.';
+comment on column public.{{ table.name }}.created_at is 'When it was created.';
 comment on column public.{{ table.name }}.updated_at is 'When a value last changed.';
 create index {{ table.name }}_organization_id_created_at_idx on public.{{ table.name }}
 {{- "\n" if table.name | length > 24 else " " }}(organization_id, created_at desc);

@@ -152,7 +152,7 @@ def test_a_restore_prints_the_next_steps(folder_shelf: Vault, empty: str, backup
 
 def test_no_migration_is_pending_after_a_restore(folder_shelf: Vault, empty: str, backup: StoredBackup) -> None:
     folder_shelf.run_to_end("restore", folder_shelf.keep(backup), "--to", empty)
-    assert migrations.up(empty, dry_run=True).empty
+    assert migrations.up(empty, dry_run=True).is_empty
 
 
 def test_existing_data_is_only_replaced_on_request(

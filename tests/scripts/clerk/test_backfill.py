@@ -501,7 +501,7 @@ def run_until(backfill: Backfill, clerk: ClerkServer, place: str, path: str = "/
 
     clerk.before = refuse
     result = backfill.run(clerk)
-    assert "Clerk refuses the key" in result.stderr, result.output
+    assert "Clerk rejects the key" in result.stderr, result.output
     clerk.before = lambda _: None
     clerk.requests.clear()
 
@@ -533,7 +533,7 @@ def test_a_killed_run_is_gone_on_with_and_ends_as_an_undisturbed_one(
     # Two others are older than user_00001.
     assert list_page_starts(clerk) == [str(place - 500), *(f"user_{end - 3:05}" for end in range(place, 3003, 500))]
     assert (users["listed"], users["resumed_at"]) == (3002, place - 500)
-    assert result.stderr == f"Going on with users at {place - 500:,} of 3,002.\n"
+    assert result.stderr == f"Resuming users at {place - 500:,} of 3,002.\n"
     undisturbed = Backfill(new_database(migrated_database))
     undisturbed.run_to_end(clerk)
     kept = "select kind, clerk_id, fields::text from app.clerk_records order by 1, 2"
@@ -611,14 +611,14 @@ def test_whatever_happens_between_two_runs_both_together_list_everything(clerk: 
         def check(lives: list[tuple[int, bool]], pages: int, newcomers: int, size: int) -> None:
             clerk.directory = Directory()
             clerk.put(*(of_kind(f"x_{n:02}", created_at=START + age) for n, (age, _) in enumerate(lives)))
-            first = until_incomplete(itertools.islice(listing.pages(kind, size=size), pages))[0]
+            first = until_incomplete(itertools.islice(listing.list_pages(kind, size=size), pages))[0]
             for number, (_, is_deleted) in enumerate(lives):
                 if is_deleted:
                     clerk.forget(f"x_{number:02}")
             clerk.put(*(of_kind(f"x_new_{n}", created_at=START + 9) for n in range(newcomers)))
             gapless = [page for page in first if page.objects and page.is_gapless]
             second, is_complete = until_incomplete(
-                listing.pages(kind, gapless[-1].end if gapless else LIST_START, size)
+                listing.list_pages(kind, gapless[-1].end if gapless else LIST_START, size)
             )
             found = {each["id"] for page in (*first, *second) for each in page.objects}
             there = clerk.directory.users if kind is USERS else clerk.directory.organizations
@@ -712,7 +712,7 @@ def test_clerk_is_asked_again_when_its_answer_is_none(outside: Outside, trouble:
         outside.RequestHandlerClass = type("Closing", (OutsideHandler,), {"protocol_version": "HTTP/1.0"})
     else:
         answers(outside, trouble, trouble, GOOD)
-    assert listing(outside, waits).page(USERS, 0, 500).objects == [{"id": "user_ada"}]
+    assert listing(outside, waits).fetch_page(USERS, 0, 500).objects == [{"id": "user_ada"}]
     assert waits in ([0.5, 1.0], [0.5])
 
 
@@ -720,7 +720,7 @@ def test_clerk_is_not_asked_for_ever(outside: Outside) -> None:
     waits: list[float] = []
     answers(outside, (500, {}, b""))
     with pytest.raises(ClerkUnavailable, match="run this again"):
-        listing(outside, waits).page(USERS, 0, 500)
+        listing(outside, waits).fetch_page(USERS, 0, 500)
     assert len(outside.requests) == 8
     assert waits == [0.5, 1, 2, 4, 8, 16, 30]
 
@@ -734,14 +734,14 @@ def test_nobody_there_is_trouble_too() -> None:
 def test_a_limit_is_waited_for_as_long_as_clerk_says(outside: Outside, told: str, seconds: float) -> None:
     waits: list[float] = []
     answers(outside, (429, {"Retry-After": told} if told else {}, b"{}"), GOOD)
-    listing(outside, waits).page(USERS, 0, 500)
+    listing(outside, waits).fetch_page(USERS, 0, 500)
     assert waits == [seconds]
 
 
 def test_an_hour_is_not_waited(outside: Outside) -> None:
     answers(outside, (429, {"Retry-After": "3600"}, b"{}"))
-    with pytest.raises(ClerkUnavailable, match="3600 seconds"):
-        listing(outside, []).page(USERS, 0, 500)
+    with pytest.raises(ClerkUnavailable, match="3600 s:"):
+        listing(outside, []).fetch_page(USERS, 0, 500)
 
 
 def test_a_rate_limit_slows_a_backfill_down_and_no_more(backfill: Backfill) -> None:
@@ -766,7 +766,7 @@ def test_a_rate_limit_slows_a_backfill_down_and_no_more(backfill: Backfill) -> N
 def test_a_refusal_is_final(outside: Outside, answer: Any, failure: type[Exception]) -> None:
     answers(outside, answer)
     with pytest.raises(failure):
-        listing(outside, []).page(USERS, 0, 500)
+        listing(outside, []).fetch_page(USERS, 0, 500)
     assert len(outside.requests) == 1
 
 
@@ -778,17 +778,17 @@ def test_clerks_version_and_largest_page_are_asked_for(outside: Outside) -> None
         return GOOD
 
     outside.answer = answer
-    listing(outside, []).page(USERS, 0, MAX_PAGE_SIZE)
+    listing(outside, []).fetch_page(USERS, 0, MAX_PAGE_SIZE)
     assert seen == [("/v1/users?order_by=%2Bcreated_at&limit=500&offset=0", "2025-11-10", f"Bearer {SECRET_KEY}")]
 
 
 @pytest.mark.parametrize(
     ("key", "complaint"),
     [
-        ("sk_test_AnotherKey", "Clerk refuses the key in CLERK_SECRET_KEY (401 clerk_key_invalid)"),
-        ("pk_test_Publishable", "CLERK_SECRET_KEY is no secret key of Clerk's"),
-        ("sk_test_with\nbreak", "CLERK_SECRET_KEY is no secret key of Clerk's"),
-        ("", "Set CLERK_SECRET_KEY"),
+        ("sk_test_AnotherKey", "Clerk rejects the key in CLERK_SECRET_KEY (401 clerk_key_invalid)"),
+        ("pk_test_Publishable", "CLERK_SECRET_KEY is malformed"),
+        ("sk_test_with\nbreak", "CLERK_SECRET_KEY is malformed"),
+        ("", "CLERK_SECRET_KEY is not set: set it"),
     ],
 )
 def test_a_wrong_key_is_said_and_never_shown(backfill: Backfill, clerk: ClerkServer, key: str, complaint: str) -> None:
@@ -864,7 +864,7 @@ def test_another_instance_is_refused(backfill: Backfill, clerk: ClerkServer) -> 
         connection.execute("update app.settings set clerk_instance_id = 'ins_production'")
     result = backfill.run(clerk)
     assert result.exit_code == 1
-    assert f"instance ins_production (app.settings), the key to {INSTANCE}" in result.stderr
+    assert f"instance ins_production (app.settings), but CLERK_SECRET_KEY belongs to {INSTANCE}:" in result.stderr
     assert backfill.rows(SHOWN) == []
     with backfill.connect() as connection:
         connection.execute("update app.settings set clerk_instance_id = %s", [INSTANCE])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -351,7 +352,7 @@ def test_only_clerks_own_no_removes_somebody(
     reconcile.clerk.before = before
     result = reconcile.run("--fix")
     assert result.exit_code == 1
-    assert "Clerk does not answer" in result.stderr
+    assert re.search("Clerk (rejects the request|failed 8 times) at", result.stderr)
     assert "user_ben" in reconcile.ids()
 
 
@@ -361,7 +362,7 @@ def test_nothing_is_removed_when_clerk_is_down(reconcile: Reconcile, monkeypatch
     before = reconcile.execute(SHOWN)
     result = reconcile.run("--fix", "--yes-delete-many")
     assert result.exit_code == 1
-    assert "Clerk does not answer" in result.stderr
+    assert "Clerk failed 8 times at" in result.stderr
     assert reconcile.execute(SHOWN) == before
 
 
@@ -370,7 +371,7 @@ def test_nothing_is_removed_when_clerk_is_empty(reconcile: Reconcile) -> None:
     before = reconcile.execute(SHOWN)
     result = reconcile.run("--fix", "--yes-delete-many")
     assert result.exit_code == 1
-    assert "Clerk knows nobody" in result.stderr
+    assert "Clerk has no users" in result.stderr
     assert reconcile.execute(SHOWN) == before
 
 
@@ -417,7 +418,7 @@ def test_nobody_is_removed_whom_clerk_has_told_of_since(reconcile: Reconcile) ->
     reconcile.receive(events.event("user.created", events.user("user_zoe", email="zoe@example.com"), far))
     assert reconcile.find("--fix") == {("user", "user_zoe", "orphaned")}
     assert "user_zoe" in reconcile.ids()
-    assert "Clerk has told of it since" in reconcile.run("--fix").stderr
+    assert "Clerk has sent an event about it since" in reconcile.run("--fix").stderr
 
 
 def test_whoever_was_erased_here_stays_so_although_clerk_has_them(reconcile: Reconcile) -> None:

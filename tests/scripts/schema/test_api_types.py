@@ -1,4 +1,4 @@
-"""`ballast types`: the files are current, what the Data API answers is of these types, and the demo page keeps to them."""
+"""`ballast types`: the files are current, and Data API responses and the demo page match the types."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def generated_types(migrated_database: str, lasting_database: Callable[..., str]
 
 @pytest.fixture
 def run(generated_types: Mapping[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Result:
-    """The command in a folder of its own, with a stale file."""
+    """The result of `ballast types --check` in a separate folder with a stale file."""
     monkeypatch.setattr(api_types, "generate", lambda: generated_types)
     monkeypatch.setattr(api_types, "FOLDER", tmp_path)
     (tmp_path / "database.py").write_text(generated_types["database.py"])
@@ -50,7 +50,7 @@ def test_a_stale_file_fails_the_check_and_is_written(run: Result, tmp_path: Path
     assert "organization_memberships" in (tmp_path / "database.ts").read_text()
 
 
-def test_a_program_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_error_names_a_missing_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(api_types, "PROGRAMS", tmp_path)
     result = CliRunner().invoke(ballast, ["types", "--check"])
     assert (result.exit_code, "supabase cannot be run" in result.stderr) == (1, True)
@@ -58,7 +58,7 @@ def test_a_program_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp
 
 @pytest.fixture(scope="module")
 def types(generated_types: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """supabase/types as generated just now."""
+    """A copy of supabase/types with the newly generated files."""
     folder = tmp_path_factory.mktemp("types")
     shutil.copytree(TYPES, folder, dirs_exist_ok=True)
     for name, text in generated_types.items():
@@ -76,26 +76,26 @@ def models(types: Path) -> ModuleType:
 @pytest.mark.parametrize(
     "table", ["projects", "organizations", "organization_memberships", "profiles", "audit_logs", "role_permissions"]
 )
-def test_what_the_data_api_answers_is_of_the_python_type(stack: Stack, models: ModuleType, table: str) -> None:
+def test_data_api_responses_match_the_python_types(stack: Stack, models: ModuleType, table: str) -> None:
     model = getattr(models, "Public" + "".join(word.capitalize() for word in table.split("_")))
     headers = {
         "apikey": stack.environment["SUPABASE_PUBLISHABLE_KEY"],
         "Authorization": f"Bearer {stack.token('user_ada', 'org_acme')}",
     }
-    # Of profiles, one may not read every column.
+    # Callers may not read every column of profiles.
     columns = {"profiles": "id,full_name,email"}.get(table, "*")
     url = f"{stack.environment['SUPABASE_URL']}/rest/v1/{table}?limit=20&select={columns}"
-    answer = httpx.get(url, headers=headers)
-    assert answer.is_success, answer.text
-    assert answer.json()
-    for row in answer.json():
+    response = httpx.get(url, headers=headers)
+    assert response.is_success, response.text
+    assert response.json()
+    for row in response.json():
         if columns == "*":
             model.model_validate(row)
         assert row.keys() <= model.model_fields.keys()
 
 
-def test_the_demo_page_keeps_to_the_types(types: Path, tmp_path: Path) -> None:
-    """Of the page and a copy of a file of it that does not, TypeScript complains about the copy only."""
+def test_the_demo_page_matches_the_types(types: Path, tmp_path: Path) -> None:
+    """TypeScript reports an error in a deliberately wrong copy of a file, and none in the page itself."""
     shutil.copytree(types, tmp_path / "supabase/types")
     shutil.copytree(ROOT / "service/demo_page", tmp_path / "service/demo_page")
     (tmp_path / "node_modules").symlink_to(ROOT / "node_modules")

@@ -26,7 +26,7 @@ from tests.schema import remove
 ROOT = Path(__file__).parents[3]
 
 FOUNDATION = """\
--- As the real one: closed by default; it's where sources are recorded.
+-- Like the real one: it's closed by default; app.applied_sources records the sources.
 alter default privileges revoke execute on functions from public;
 alter default privileges in schema public revoke all on functions from anon, authenticated, service_role;
 alter default privileges in schema public revoke all on tables from anon, authenticated, service_role;
@@ -36,7 +36,7 @@ create table public.notes (id int primary key, body text default 'a;b');
 alter table public.notes enable row level security, force row level security;
 """
 CALLER = """\
--- Who asks.
+-- The caller.
 create or replace function app.caller() returns text language sql stable
 begin atomic
   select current_user::text;
@@ -57,7 +57,7 @@ create policy "read all" on public.notes for select to authenticated using (true
 
 @dataclass(frozen=True)
 class Project:
-    """A checkout with a database of its own."""
+    """A checkout with its own database."""
 
     root: Path
     url: str
@@ -87,7 +87,7 @@ class Project:
     def grants(self) -> set[str]:
         with psycopg.connect(self.url) as connection:
             grants = {found.name for found in drift.read_objects(connection) if found.kind == "grant"}
-        # The embedded Data API's own default; see bootstrap.sql.
+        # A default of the embedded Data API: see bootstrap.sql.
         return {grant for grant in grants if not grant.endswith("to authenticator")}
 
     def history(self) -> list[tuple[Any, ...]]:
@@ -101,14 +101,14 @@ def empty(new_database: Callable[..., str], tmp_path: Path) -> Project:
 
 @pytest.fixture
 def project(empty: Project) -> Project:
-    """Not yet applied."""
+    """A project that is not applied yet."""
     empty.write_files()
     return empty
 
 
 @pytest.fixture(scope="module")
 def model(lasting_database: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Applied, and left as it is."""
+    """An applied project. Tests must not change it."""
     model = Project(tmp_path_factory.mktemp("model"), lasting_database())
     model.write_files()
     model.up()
@@ -141,13 +141,13 @@ class TestUp:
         paths = ["functions/1_first/z.sql", "functions/2_second/a.sql", "functions/2_second/b.sql"]
         for path in reversed(paths):
             project.write(path, "select 1;")
-        applied_project = project.up().paths
-        assert [path for path in applied_project if path.count("/") == 2] == paths
-        assert applied_project[-1] == "policies/notes.sql"
+        paths_applied = project.up().paths
+        assert [path for path in paths_applied if path.count("/") == 2] == paths
+        assert paths_applied[-1] == "policies/notes.sql"
 
-    def test_the_second_time_there_is_nothing_to_do(self, applied_project: Project) -> None:
+    def test_a_second_run_changes_nothing(self, applied_project: Project) -> None:
         before = applied_project.query("select * from app.applied_sources order by path")
-        assert applied_project.up().empty
+        assert applied_project.up().is_empty
         assert applied_project.query("select * from app.applied_sources order by path") == before
 
     def test_only_the_changed_source_is_applied_again(self, applied_project: Project) -> None:
@@ -158,7 +158,7 @@ class TestUp:
         applied_project.write("migrations/20260102000000_more.sql", "alter table public.notes add column more int;")
         assert applied_project.up().paths == ["migrations/20260102000000_more.sql"]
 
-    def test_a_policies_file_is_the_whole_truth_about_its_table(self, applied_project: Project) -> None:
+    def test_a_policies_file_replaces_all_grants_and_policies_of_its_table(self, applied_project: Project) -> None:
         applied_project.query("grant all on public.notes to anon, service_role, public")
         applied_project.query("grant update (body) on public.notes to anon")
         applied_project.query("create policy other on public.notes using (true)")
@@ -174,24 +174,24 @@ class TestUp:
         assert applied_project.up().removed == ("policies/notes.sql",)
         assert applied_project.query("select policyname from pg_policies where schemaname = 'public'") == []
         assert not {grant for grant in applied_project.grants() if "public.notes" in grant}
-        assert applied_project.up().empty
+        assert applied_project.up().is_empty
 
-    def test_a_policies_file_may_go_together_with_its_table(self, applied_project: Project) -> None:
+    def test_a_policies_file_may_be_removed_together_with_its_table(self, applied_project: Project) -> None:
         (applied_project.root / "policies/notes.sql").unlink()
         (applied_project.root / "functions/20_rows.sql").unlink()
         applied_project.write("migrations/20260102000000_drop.sql", "drop table public.notes cascade;")
         assert applied_project.up().removed == ("functions/20_rows.sql", "policies/notes.sql")
-        assert applied_project.up().empty
+        assert applied_project.up().is_empty
 
     def test_a_policies_file_may_name_a_schema(self, applied_project: Project) -> None:
         applied_project.write("migrations/20260102000000_odd.sql", 'create table app."Odd Table" (id int);')
         applied_project.write("policies/app.Odd Table.sql", 'grant select on app."Odd Table" to service_role;')
         applied_project.up()
-        applied_project.write("policies/app.Odd Table.sql", "-- Nobody.")
+        applied_project.write("policies/app.Odd Table.sql", "-- No role.")
         applied_project.up()
         assert not {grant for grant in applied_project.grants() if "Odd" in grant}
 
-    def test_a_table_of_supabases_keeps_its_grants_and_gets_our_policies(self, applied_project: Project) -> None:
+    def test_a_supabase_table_keeps_its_grants_and_gets_our_policies(self, applied_project: Project) -> None:
         policies = "select polname from pg_policy where polrelid = 'realtime.messages'::regclass"
         before = {grant for grant in applied_project.grants() if "realtime.messages" in grant}
         applied_project.query("create policy theirs on realtime.messages for select using (true)")
@@ -208,22 +208,22 @@ class TestUp:
 
     def test_a_table_cannot_have_two_policies_files(self, project: Project) -> None:
         project.write("policies/public.notes.sql", NOTES)
-        with pytest.raises(FilesInvalid, match=r"policies/public\.notes\.sql: leave out"):
+        with pytest.raises(FilesInvalid, match=r"policies/public\.notes\.sql: remove `public\.` from the file name"):
             project.up()
 
-    def test_a_policies_file_without_a_table_is_named(self, project: Project) -> None:
+    def test_an_error_names_a_policies_file_without_a_table(self, project: Project) -> None:
         project.write("policies/nots.sql", "")
         with pytest.raises(FilesInvalid, match=r"policies/nots\.sql: there is no table"):
             project.up()
 
-    def test_a_grant_that_a_functions_file_no_longer_states_is_revoked(self, applied_project: Project) -> None:
+    def test_a_grant_that_a_functions_file_no_longer_contains_is_revoked(self, applied_project: Project) -> None:
         applied_project.write("functions/10_caller.sql", CALLER.replace("authenticated, service_role", "service_role"))
         applied_project.up()
         assert {grant for grant in applied_project.grants() if "app.caller" in grant} == {
             "execute on app.caller() to service_role"
         }
 
-    def test_a_grant_on_a_view_that_its_file_no_longer_states_is_revoked(self, applied_project: Project) -> None:
+    def test_a_grant_on_a_view_that_its_file_no_longer_contains_is_revoked(self, applied_project: Project) -> None:
         applied_project.write("functions/10_caller.sql", CALLER + "grant select on ops.note_count to service_role;")
         applied_project.up()
         assert "select on ops.note_count to service_role" in applied_project.grants()
@@ -231,12 +231,12 @@ class TestUp:
         applied_project.up()
         assert "select on ops.note_count to service_role" not in applied_project.grants()
 
-    def test_a_functions_file_that_could_not_be_applied_again_is_refused_the_first_time(self, project: Project) -> None:
+    def test_a_functions_file_that_cannot_run_twice_is_refused_at_its_first_run(self, project: Project) -> None:
         project.write("functions/30_once.sql", "create view ops.once as select 1 as one;")
         with pytest.raises(StatementFailed, match=r"functions/30_once\.sql cannot be run twice(.|\n)*already exists"):
             project.up()
 
-    def test_a_file_does_not_feel_the_settings_of_another(self, project: Project) -> None:
+    def test_settings_of_one_file_do_not_affect_another(self, project: Project) -> None:
         project.write(
             "migrations/20260102000000_odd.sql",
             "set search_path = ops; set role service_role; set local lock_timeout = 1;",
@@ -248,26 +248,28 @@ class TestUp:
         project.up()
         assert project.query("select * from public.settings") == [("postgres", "10s")]
 
-    def test_it_runs_as_a_role_that_is_no_superuser(self, applied_project: Project) -> None:
+    def test_it_runs_as_a_role_that_is_not_a_superuser(self, applied_project: Project) -> None:
         assert applied_project.query("select rolsuper from pg_roles where rolname = current_user") == [(False,)]
 
-    def test_the_data_api_is_told_to_read_the_schema_again(self, project: Project) -> None:
+    def test_up_notifies_the_data_api_to_reload_the_schema(self, project: Project) -> None:
         with psycopg.connect(project.url, autocommit=True) as listener:
             listener.execute("listen pgrst")
             project.up()
-            assert {heard.payload for heard in listener.notifies(timeout=2, stop_after=1)} == {"reload schema"}
+            assert {notification.payload for notification in listener.notifies(timeout=2, stop_after=1)} == {
+                "reload schema"
+            }
 
-    def test_warnings_of_the_server_are_passed_on(self, project: Project) -> None:
+    def test_server_warnings_are_passed_on(self, project: Project) -> None:
         project.write(
             "migrations/20260102000000_warn.sql", "do $$ begin raise warning 'look out'; raise notice 'no'; end $$;"
         )
-        told: list[str] = []
-        project.up(notify=told.append)
-        assert told == ["WARNING: look out"]
+        notices: list[str] = []
+        project.up(notify=notices.append)
+        assert notices == ["WARNING: look out"]
 
 
 class TestPolicyStatements:
-    """On hosted Supabase each locks tables of auth, storage and realtime until its transaction ends."""
+    """On hosted Supabase, each policy statement locks tables of auth, storage and realtime until its transaction ends."""
 
     @pytest.fixture
     def watched(self, applied_project: Project, bare_server: Postgres) -> Project:
@@ -282,35 +284,35 @@ class TestPolicyStatements:
             )
         return applied_project
 
-    def seen(self, project: Project) -> list[int]:
-        """How many policy statements each transaction ran."""
+    def count_policy_statements(self, project: Project) -> list[int]:
+        """Returns the number of policy statements of each transaction."""
         return [count for (count,) in project.query("select count(*) from watch.seen group by transaction order by 1")]
 
-    def test_none_runs_when_no_policies_file_changed(self, watched: Project) -> None:
+    def test_no_policy_statement_runs_if_no_policies_file_changed(self, watched: Project) -> None:
         watched.write("functions/20_rows.sql", ROWS + "-- changed")
         watched.write("migrations/20260102000000_more.sql", "alter table public.notes add column more int;")
         assert watched.up().paths == ["migrations/20260102000000_more.sql", "functions/20_rows.sql"]
-        assert watched.up().empty
-        assert self.seen(watched) == []
+        assert watched.up().is_empty
+        assert self.count_policy_statements(watched) == []
 
-    def test_each_changed_file_has_a_transaction_of_its_own(self, watched: Project) -> None:
+    def test_each_changed_file_has_its_own_transaction(self, watched: Project) -> None:
         watched.write("migrations/20260102000000_more.sql", "create table public.more (id int);")
         watched.write("policies/more.sql", "create policy p on public.more using (true);")
         watched.write("policies/notes.sql", NOTES + "-- changed")
         watched.up()
-        assert self.seen(watched) == [1, 2]
+        assert self.count_policy_statements(watched) == [1, 2]
         transactions = "select count(distinct xmin::text) from app.applied_sources where path like 'policies/%'"
         assert watched.query(transactions) == [(2,)]
 
-    def test_a_removed_file_has_a_transaction_of_its_own_too(self, watched: Project) -> None:
+    def test_a_removed_file_has_its_own_transaction_too(self, watched: Project) -> None:
         (watched.root / "policies/notes.sql").unlink()
         (watched.root / "functions/20_rows.sql").unlink()
         watched.up()
-        assert self.seen(watched) == [1]
-        assert watched.up().empty
+        assert self.count_policy_statements(watched) == [1]
+        assert watched.up().is_empty
 
     def test_a_check_holds_the_locks_of_one_file_at_a_time(self, watched: Project) -> None:
-        """Each file is undone at once. What then holds a lock on realtime.messages would be left of an earlier file."""
+        """Each file is rolled back immediately. A lock on realtime.messages would remain from an earlier file."""
         locked = "select from pg_locks where pid = pg_backend_pid() and relation = 'realtime.messages'::regclass and mode = 'AccessExclusiveLock'"
         files = migrations.read_files(watched.root)
         with connect(watched.url) as connection, connection.transaction(force_rollback=True):
@@ -319,13 +321,13 @@ class TestPolicyStatements:
 
 
 class TestDryRun:
-    def test_it_says_what_would_be_applied_and_changes_nothing(self, project: Project) -> None:
+    def test_it_lists_what_would_be_applied_and_changes_nothing(self, project: Project) -> None:
         assert len(project.up(dry_run=True).paths) == 4
         assert project.query(
             "select to_regclass('public.notes'), to_regclass('supabase_migrations.schema_migrations')"
         ) == [(None, None)]
 
-    def test_it_finds_what_would_fail(self, project: Project) -> None:
+    def test_it_finds_a_statement_that_would_fail(self, project: Project) -> None:
         project.write("policies/notes.sql", "grant select on public.noets to authenticated;")
         with pytest.raises(StatementFailed, match=r"policies/notes\.sql:1: relation"):
             project.up(dry_run=True)
@@ -354,7 +356,7 @@ class TestFailure:
             ("do $$\nbegin\n  perform 1 / 0;\nend $$;", 1, "division by zero"),
         ],
     )  # fmt: skip
-    def test_it_is_reported_with_file_line_and_the_servers_words(
+    def test_it_is_reported_with_file_line_and_server_message(
         self, project: Project, text: str, line: int, words: str
     ) -> None:
         project.write("migrations/20260102000000_broken.sql", text)
@@ -365,21 +367,21 @@ class TestFailure:
         assert last == "Nothing was applied."
         assert project.query("select to_regclass('public.notes')") == [(None,)]
 
-    def test_a_failing_policies_file_keeps_what_is_before_it_and_up_continues_there(
+    def test_a_failing_policies_file_keeps_earlier_files_and_the_next_up_continues_there(
         self, applied_project: Project
     ) -> None:
         applied_project.write("migrations/20260102000000_more.sql", "create table public.more (id int);")
         applied_project.write("policies/more.sql", "\ncreate policy p on public.more using (nope);")
-        with pytest.raises(StatementFailed, match=r"policies/more\.sql:2: column(.|\n)*all before it is. Run"):
+        with pytest.raises(StatementFailed, match=r"policies/more\.sql:2: column(.|\n)*all files before it were. Run"):
             applied_project.up()
         assert len(applied_project.history()) == 2
-        assert FileState("policies/more.sql", "pending") in migrations.status(
+        assert FileState("policies/more.sql", "pending") in migrations.list_states(
             applied_project.url, root=applied_project.root
         )
         applied_project.write("policies/more.sql", "create policy p on public.more using (true);")
         assert applied_project.up().paths == ["policies/more.sql"]
 
-    def test_a_policies_file_without_a_table_undoes_the_migrations_before_it(self, applied_project: Project) -> None:
+    def test_a_policies_file_without_a_table_rolls_back_the_migrations(self, applied_project: Project) -> None:
         applied_project.write("migrations/20260102000000_more.sql", "create table public.more (id int);")
         applied_project.write("policies/mroe.sql", "")
         with pytest.raises(FilesInvalid, match="there is no table"):
@@ -393,7 +395,7 @@ class TestFailure:
         with pytest.raises(StatementFailed, match=r"no\nDetail: because\nHint: try\nWhere: PL/pgSQL"):
             project.up()
 
-    def test_an_index_made_concurrently_is_refused_with_advice(self, project: Project) -> None:
+    def test_create_index_concurrently_is_refused_with_advice(self, project: Project) -> None:
         project.write("migrations/20260102000000_index.sql", "create index concurrently on public.notes (body);")
         with pytest.raises(StatementFailed, match=r"index\.sql:1: (.|\n)*All files are applied in one transaction"):
             project.up()
@@ -405,7 +407,7 @@ class TestFailure:
             project.up()
         assert project.query("select to_regclass('public.notes')") == [(None,)]
 
-    def test_a_lock_held_by_a_long_query_is_given_up_after_a_while(
+    def test_a_deployment_gives_up_while_a_long_query_holds_a_lock(
         self, applied_project: Project, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(migrations, "LOCK_TIMEOUT", "100ms")
@@ -415,23 +417,23 @@ class TestFailure:
             with pytest.raises(StatementFailed, match=r"more\.sql:1: canceling statement due to lock timeout"):
                 applied_project.up()
 
-    def test_a_policies_file_is_tried_again_while_its_table_is_locked(
+    def test_a_policies_file_is_retried_while_its_table_is_locked(
         self, applied_project: Project, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(migrations, "POLICIES_LOCK_TIMEOUT", "50ms")
         applied_project.write("policies/notes.sql", NOTES + "-- changed")
-        told: list[str] = []
+        notices: list[str] = []
         with psycopg.connect(applied_project.url) as reader:
             reader.execute("select * from public.notes")
 
             def give_way(line: str) -> None:
-                told.append(line)
+                notices.append(line)
                 reader.rollback()
 
             assert applied_project.up(notify=give_way).paths == ["policies/notes.sql"]
-        assert told == ["policies/notes.sql waits for a lock that another session holds; trying again ..."]
+        assert notices == ["policies/notes.sql waits for a lock that another session holds; retrying ..."]
 
-    def test_a_lock_that_a_policies_file_waits_for_in_vain_is_blamed_on_it(
+    def test_a_lock_timeout_names_the_policies_file(
         self, applied_project: Project, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(migrations, "POLICIES_LOCK_TIMEOUT", "50ms")
@@ -442,19 +444,19 @@ class TestFailure:
             with pytest.raises(StatementFailed, match=r"policies/notes\.sql: canceling statement due to lock timeout"):
                 applied_project.up()
 
-    def test_a_database_that_does_not_answer_is_named_without_its_password(self) -> None:
+    def test_an_unreachable_database_is_reported_without_its_password(self) -> None:
         with pytest.raises(DatabaseUnreachable) as failure:
             migrations.up("postgresql://postgres:geheim@127.0.0.1:1/postgres")
         assert "127.0.0.1" in str(failure.value)
         assert "geheim" not in str(failure.value)
 
-    def test_a_role_that_may_not_deploy_gets_the_servers_words(self, project: Project) -> None:
+    def test_a_role_that_may_not_deploy_gets_the_server_message(self, project: Project) -> None:
         with pytest.raises(DatabaseRefused, match=r"permission denied for (database|schema)"):
             migrations.up(project.url.replace("postgres:", "authenticator:", 1), root=project.root)
 
-    def test_sources_need_their_table(self, empty: Project) -> None:
+    def test_sources_require_the_table_that_records_them(self, empty: Project) -> None:
         empty.write("functions/a.sql", "select 1;")
-        with pytest.raises(FilesInvalid, match=r"no table app\.applied_sources"):
+        with pytest.raises(FilesInvalid, match=r"table app\.applied_sources, which records sources, does not exist"):
             empty.up()
 
 
@@ -491,7 +493,7 @@ class TestHistory:
 
     def test_two_files_cannot_share_a_version(self, applied_project: Project) -> None:
         applied_project.write("migrations/20260101000000_other.sql", "select 1;")
-        with pytest.raises(FilesInvalid, match="have one version"):
+        with pytest.raises(FilesInvalid, match="have the same version"):
             applied_project.up()
 
     def test_a_file_that_is_not_utf_8_is_named(self, applied_project: Project) -> None:
@@ -500,25 +502,25 @@ class TestHistory:
             applied_project.up()
 
 
-class TestTwoDeployers:
-    def test_the_second_waits_says_so_and_finds_nothing_to_do(self, project: Project) -> None:
+class TestConcurrentDeployments:
+    def test_the_second_waits_with_a_notice_and_has_nothing_to_do(self, project: Project) -> None:
         project.write("migrations/20260102000000_slow.sql", "select pg_sleep(1);")
         waiting = threading.Event()
         plans: list[Plan] = []
-        told: list[str] = []
+        notices: list[str] = []
 
         def deploy(project: Project) -> None:
-            plans.append(project.up(notify=lambda line: (told.append(line), waiting.set())))
+            plans.append(project.up(notify=lambda line: (notices.append(line), waiting.set())))
 
-        deployers = [threading.Thread(target=deploy, args=[project]) for _ in range(4)]
-        for deployer in deployers:
-            deployer.start()
-        for deployer in deployers:
-            deployer.join(timeout=30)
+        deployments = [threading.Thread(target=deploy, args=[project]) for _ in range(4)]
+        for deployment in deployments:
+            deployment.start()
+        for deployment in deployments:
+            deployment.join(timeout=30)
         assert sorted(len(plan.paths) for plan in plans) == [0, 0, 0, 5]
-        assert told == ["Another deployment is running on this database; waiting for it to end ..."] * 3
+        assert notices == ["Another deployment is running on this database; waiting until it ends ..."] * 3
 
-    def test_a_failed_deployer_leaves_the_work_to_the_one_that_waits(self, project: Project) -> None:
+    def test_a_waiting_deployment_takes_over_from_a_failed_one(self, project: Project) -> None:
         broken = Project(project.root / "broken", project.url)
         broken.root.mkdir()
         broken.write("migrations/20260101000000_foundation.sql", FOUNDATION + "select pg_sleep(0.5); select nope;")
@@ -550,7 +552,7 @@ class TestStatus:
         applied_project.write("functions/20_rows.sql", ROWS + "-- changed")
         applied_project.write("functions/30_new.sql", "")
         (applied_project.root / "policies/notes.sql").unlink()
-        assert migrations.status(applied_project.url, root=applied_project.root) == [
+        assert migrations.list_states(applied_project.url, root=applied_project.root) == [
             FileState("migrations/20251231000000_late.sql", "late"),
             FileState("migrations/20260101000000_foundation.sql", "applied"),
             FileState("migrations/20260102000000_new.sql", "pending"),
@@ -560,24 +562,24 @@ class TestStatus:
             FileState("policies/notes.sql", "removed"),
         ]
 
-    def test_a_new_database_is_only_looked_at(self, project: Project) -> None:
-        assert {entry.state for entry in migrations.status(project.url, root=project.root)} == {"pending"}
+    def test_status_does_not_change_a_new_database(self, project: Project) -> None:
+        assert {entry.state for entry in migrations.list_states(project.url, root=project.root)} == {"pending"}
         assert project.query("select to_regclass('supabase_migrations.schema_migrations')") == [(None,)]
 
 
 class TestCheck:
-    def test_a_database_just_migrated_has_no_drift(self, applied_project: Project) -> None:
+    def test_a_migrated_database_has_no_drift(self, applied_project: Project) -> None:
         assert applied_project.check() == []
 
-    def test_a_view_that_a_restore_made_of_other_words_has_not_drifted(self, project: Project) -> None:
-        """PostgreSQL 18 names a constant of a union's later arms; of what it said so it says that again."""
+    def test_a_restored_view_has_not_drifted(self, project: Project) -> None:
+        """PostgreSQL 18 prints a column name for constants in later arms of a union, and keeps it when restored."""
         view = "create or replace view ops.odd as select 'a'::text as name, id from public.notes union all select 'b'::text, id from public.notes;"
         project.write("functions/30_odd.sql", view)
         project.up()
-        [[said]] = project.query("select pg_get_viewdef('ops.odd'::regclass)")
-        project.query(f"create or replace view ops.odd as {said}")
+        [[printed]] = project.query("select pg_get_viewdef('ops.odd'::regclass)")
+        project.query(f"create or replace view ops.odd as {printed}")
         assert project.check() == []
-        project.query(f"create or replace view ops.odd as {said}".replace("'b'", "'c'"))
+        project.query(f"create or replace view ops.odd as {printed}".replace("'b'", "'c'"))
         assert project.check() == [("view", "ops.odd", "different")]
 
     @pytest.mark.parametrize(
@@ -624,7 +626,7 @@ class TestCheck:
             connection.execute(tampering.encode())
             assert drift.find_drift(connection, files) == found
 
-    def test_a_member_of_the_owner_finds_the_same(self, applied_project: Project, bare_server: Postgres) -> None:
+    def test_a_superuser_finds_the_same(self, applied_project: Project, bare_server: Postgres) -> None:
         name = applied_project.url.rpartition("/")[2]
         applied_project.query("grant update on public.notes to authenticated")
         found = applied_project.check()
@@ -645,7 +647,7 @@ class TestCheck:
         assert len(applied_project.check()) == 3
         assert len(applied_project.check()) == 3
 
-    def test_what_a_removed_functions_file_leaves_behind_is_listed(self, applied_project: Project) -> None:
+    def test_objects_of_a_removed_functions_file_are_listed(self, applied_project: Project) -> None:
         (applied_project.root / "functions/20_rows.sql").unlink()
         applied_project.up()
         assert applied_project.check() == [
@@ -653,7 +655,7 @@ class TestCheck:
             ("trigger", "touch on public.notes", "undeclared"),
         ]
 
-    def test_what_is_pending_is_listed(self, applied_project: Project) -> None:
+    def test_pending_files_are_listed(self, applied_project: Project) -> None:
         applied_project.write("migrations/20260102000000_new.sql", "select 1;")
         plan, found = drift.check(applied_project.url, root=applied_project.root)
         assert plan.paths == ["migrations/20260102000000_new.sql"]
@@ -666,7 +668,7 @@ class TestCheck:
 
 
 class TestNew:
-    def test_it_writes_a_migration_named_by_the_time_in_utc(self, applied_project: Project) -> None:
+    def test_it_names_the_migration_after_the_utc_time(self, applied_project: Project) -> None:
         path = migrations.write_migration(
             "add_more", root=applied_project.root, now=datetime(2026, 5, 6, 7, 8, 9, tzinfo=UTC)
         )
@@ -675,12 +677,12 @@ class TestNew:
 
     @pytest.mark.parametrize("name", ["", "Add", "add more", "../x", "a__b", "x.sql"])
     def test_a_bad_name_is_refused(self, tmp_path: Path, name: str) -> None:
-        with pytest.raises(FilesInvalid, match="cannot name a migration"):
+        with pytest.raises(FilesInvalid, match="is not a valid migration name"):
             migrations.write_migration(name, root=tmp_path)
 
 
 class TestSupabaseCli:
-    """The CLI of the lock file, on the same database and the same files."""
+    """The CLI version of the lock file, on the same database and files."""
 
     TRAPS = (
         "-- It's a header;\ncreate table a (b text default ';', \"c;d\" int); /* ; /* ; */ ; */\r\n"
@@ -703,14 +705,14 @@ class TestSupabaseCli:
         assert result.returncode == 0, result.stdout + result.stderr
         return result.stdout + result.stderr
 
-    def test_it_records_what_we_record(self, project: Project, new_database: Callable[..., str]) -> None:
+    def test_the_cli_records_what_we_record(self, project: Project, new_database: Callable[..., str]) -> None:
         project.write("migrations/20260102000000_traps.sql", self.TRAPS)
         project.up()
         theirs = Project(project.root, new_database())
         self.supabase(theirs, "migration", "up")
         assert theirs.history() == project.history()
 
-    def test_it_finds_nothing_to_do_after_us(self, project: Project) -> None:
+    def test_the_cli_has_nothing_to_do_after_us(self, project: Project) -> None:
         project.write("migrations/20260102000000_traps.sql", self.TRAPS)
         project.up()
         rows = [line.split("|") for line in self.supabase(project, "migration", "list").splitlines() if "`2026" in line]
@@ -720,7 +722,7 @@ class TestSupabaseCli:
         ]
         assert "up to date" in self.supabase(project, "db", "push")
 
-    def test_we_find_only_the_sources_to_do_after_it(self, project: Project) -> None:
+    def test_we_apply_only_the_sources_after_the_cli(self, project: Project) -> None:
         self.supabase(project, "db", "push")
         assert project.up().paths == ["functions/10_caller.sql", "functions/20_rows.sql", "policies/notes.sql"]
 
@@ -747,7 +749,7 @@ class TestCommand:
         assert {entry["state"] for entry in states} == {"applied", "current"}
         assert files.sources[0].path in self.run(url, "status").stdout
 
-    def test_drift_fails_the_check_and_is_shown(self, migrated_database: str, new_database: Callable[..., str]) -> None:
+    def test_drift_is_shown_and_fails_the_check(self, migrated_database: str, new_database: Callable[..., str]) -> None:
         url = new_database(migrated_database)
         remove(url)
         with psycopg.connect(url, autocommit=True) as connection:
@@ -767,7 +769,7 @@ class TestCommand:
         assert (result.exit_code, result.stdout) == (1, "")
         assert result.stderr.startswith("ballast: The database does not answer")
 
-    def test_without_a_database_it_says_what_to_set(self, tmp_path: Path) -> None:
+    def test_without_a_database_the_error_names_the_variable(self, tmp_path: Path) -> None:
         environment = {"DATABASE_URL": "", "BALLAST_HOME": str(tmp_path)}
         result = CliRunner().invoke(ballast, ["migrate", "status"], env=environment)
         assert result.exit_code == 1

@@ -1,4 +1,4 @@
-"""`ballast new table`: what it writes applies, holds the rules, is closed to strangers; what it refuses leaves no file."""
+"""`ballast new table`: its files apply, follow the rules and give strangers no access; a refusal leaves no file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.scripts.schema.test_bundle import push, write_bundle
 from tests.scripts.schema.test_migrate import Project
 
 SOURCES = ("migrations", "functions", "policies")
-# Of every type a column, and one that may be null.
+# For each type, a column and a nullable column.
 COLUMNS = " ".join(f"a_{name}:{name} b_{name}:{name}?" for name in TYPES)
 PAGE = (ROOT / "docs/extend.md").read_text()
 
@@ -45,13 +45,13 @@ def copy_to(folder: Path, *names: str) -> Path:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what `ballast new table` reads, with nothing in it that this test made."""
+    """A copy of the files that `ballast new table` reads. Tests must not change it."""
     return copy_to(tmp_path_factory.mktemp("sources"), *SOURCES)
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with a table of ours, example_rows: a column of every type."""
+    """Another copy, with a new table example_rows that has columns of every type."""
     folder = copy_to(tmp_path_factory.mktemp("checkout"), *SOURCES)
     write(parse_table("example_rows", COLUMNS), root=folder)
     return folder
@@ -59,7 +59,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(checkout: Path, lasting_database: Callable[..., str]) -> str:
-    """A database to which it is applied."""
+    """A database to which the checkout is applied."""
     url = lasting_database()
     migrations.up(url, root=checkout)
     return url
@@ -73,7 +73,7 @@ def database(url: str) -> Iterator[Database]:
 
 @pytest.fixture
 def acme(database: Database) -> str:
-    """An organization with a person of each role, of whom user_stranger belongs to another; returns its id."""
+    """The id of an organization with a person of each role; user_stranger belongs to another organization."""
     database.execute(
         "insert into public.organizations (clerk_org_id, name) values ('org_acme', 'Acme'), ('org_globex', 'Globex')"
     )
@@ -98,33 +98,33 @@ INSERT = (
 )
 
 
-# --- what it writes
+# --- the files that it writes
 
 
-def test_it_is_what_a_database_becomes(url: str, checkout: Path) -> None:
+def test_an_applied_table_has_no_drift(url: str, checkout: Path) -> None:
     plan, drifted = drift.check(url, root=checkout)
-    assert (plan.empty, drifted) == (True, [])
+    assert (plan.is_empty, drifted) == (True, [])
 
 
-def test_bundles_bring_it_to_projects_that_supabase_deploys(tmp_path: Path, new_database: Callable[..., str]) -> None:
+def test_bundles_add_it_to_projects_that_supabase_deploys(tmp_path: Path, new_database: Callable[..., str]) -> None:
     folder = copy_to(tmp_path, *SOURCES)
     write_bundle(folder)
     write(parse_table("example_rows", "title:text"), root=folder)
     write_bundle(folder)
     theirs = Project(folder, new_database())
     push(theirs)
-    assert theirs.up().empty
+    assert theirs.up().is_empty
     assert theirs.check() == []
 
 
-def test_its_policies_are_in_the_form_of_those_of_projects() -> None:
+def test_its_policies_have_the_form_of_the_projects_policies() -> None:
     projects = parse_table("projects", "title:text description:text? status:text metadata:jsonb")
     written = {source.path: source.text for source in migrations.read_files(ROOT).sources}
     assert render("policies.sql", projects) == written["policies/projects.sql"]
 
 
-def test_linters_find_nothing_in_it(tmp_path: Path) -> None:
-    """Nor in one with the longest names."""
+def test_linters_accept_its_files(tmp_path: Path) -> None:
+    """With short names, and with the longest possible ones."""
     longest = " ".join(f"{letter * 32}:{name}" for letter, name in zip("bcdefghij", TYPES, strict=True))
     for table in (parse_table("example_rows", COLUMNS), parse_table("a" * 32, longest)):
         (tmp_path / table.name).mkdir()
@@ -141,7 +141,7 @@ def test_linters_find_nothing_in_it(tmp_path: Path) -> None:
 
 
 def may(database: Database, role: str, statement: str, *values: object) -> bool:
-    """Whether it does something, as a person of that role."""
+    """Whether the statement affects a row when a person with that role runs it."""
     try:
         with database.acting("authenticated", claims(role)):
             return database.execute(statement, *values).rowcount > 0
@@ -149,7 +149,7 @@ def may(database: Database, role: str, statement: str, *values: object) -> bool:
         return False
 
 
-def test_each_role_may_with_it_what_it_may_with_projects(database: Database, acme: str) -> None:
+def test_each_role_has_the_same_permissions_as_on_projects(database: Database, acme: str) -> None:
     database.execute(INSERT, acme)
     allowed = {
         role: "".join(
@@ -164,7 +164,7 @@ def test_each_role_may_with_it_what_it_may_with_projects(database: Database, acm
 
 
 @pytest.mark.parametrize("column", ["id", "created_by", "created_at", "updated_at"])
-def test_what_is_not_the_clients_cannot_be_written(database: Database, acme: str, column: str) -> None:
+def test_clients_cannot_write_system_columns(database: Database, acme: str, column: str) -> None:
     assert may(database, "owner", INSERT, acme)
     assert not may(
         database, "owner", f"insert into public.example_rows (organization_id, {column}) values (%s, null)", acme
@@ -173,7 +173,7 @@ def test_what_is_not_the_clients_cannot_be_written(database: Database, acme: str
     assert not may(database, "owner", "update public.example_rows set organization_id = organization_id")
 
 
-def test_it_says_who_made_a_row_and_when_it_changed(database: Database, acme: str) -> None:
+def test_a_row_records_its_author_and_its_last_change(database: Database, acme: str) -> None:
     may(database, "member", INSERT, acme)
     assert (
         database.value(
@@ -185,7 +185,7 @@ def test_it_says_who_made_a_row_and_when_it_changed(database: Database, acme: st
     assert database.value("select updated_at = now() from public.example_rows")
 
 
-def test_members_hear_of_it_and_the_audit_trail_has_it(database: Database, acme: str) -> None:
+def test_a_change_is_broadcast_to_members_and_audited(database: Database, acme: str) -> None:
     may(database, "member", INSERT, acme)
     topic, payload = database.rows(
         "select topic, payload from realtime.messages where payload ->> 'table' = 'example_rows'"
@@ -204,7 +204,7 @@ def test_members_hear_of_it_and_the_audit_trail_has_it(database: Database, acme:
         assert f"org:{acme}:example_rows:read" in database.value("select app.topics()")
 
 
-def test_a_persons_rows_are_exported_and_lose_the_person(database: Database) -> None:
+def test_rows_are_exported_and_lose_their_author_at_erasure(database: Database) -> None:
     database.execute(SPECIMENS.read_text())
     people.world(database)
     acme = database.value("select id from public.organizations where name = 'Acme'")
@@ -217,7 +217,7 @@ def test_a_persons_rows_are_exported_and_lose_the_person(database: Database) -> 
     assert database.rows("select a_text, created_by from public.example_rows") == [("Apollo", None)]
 
 
-def test_it_is_on_the_privacy_page(database: Database) -> None:
+def test_the_privacy_page_lists_it(database: Database) -> None:
     assert "Which example rows you created" in {
         line["data"] for line in database.value("select public.privacy_notice()")
     }
@@ -227,7 +227,9 @@ def test_it_is_on_the_privacy_page(database: Database) -> None:
     ("text", "''"), ("text", "repeat('x', 201)"), ("numeric", "'NaN'"), ("numeric", "'infinity'"), ("numeric", "-1e15"),
     ("date", "'infinity'"), ("timestamptz", "'-infinity'"), ("jsonb", "'[]'"), ("jsonb", "jsonb_build_object('x', repeat('x', 65537))"),
 ])  # fmt: skip
-def test_values_that_no_client_could_use_are_refused(database: Database, acme: str, type_name: str, value: str) -> None:
+def test_values_that_clients_could_not_read_are_refused(
+    database: Database, acme: str, type_name: str, value: str
+) -> None:
     database.execute(INSERT, acme)
     for column in (f"a_{type_name}", f"b_{type_name}"):
         with pytest.raises(psycopg.errors.CheckViolation), database.connection.transaction():
@@ -235,7 +237,7 @@ def test_values_that_no_client_could_use_are_refused(database: Database, acme: s
     database.execute(f"update public.example_rows set b_{type_name} = null")
 
 
-def test_what_is_left_out_has_a_default_or_is_refused(database: Database, acme: str) -> None:
+def test_omitted_columns_have_a_default_or_are_refused(database: Database, acme: str) -> None:
     database.execute(INSERT, acme)
     assert database.rows("select a_boolean, a_jsonb, b_boolean, b_jsonb, b_date from public.example_rows") == [
         (False, {}, None, None, None)
@@ -244,44 +246,44 @@ def test_what_is_left_out_has_a_default_or_is_refused(database: Database, acme: 
         database.execute("insert into public.example_rows (organization_id) values (%s)", acme)
 
 
-@pytest.mark.parametrize(("name", "said"), [
+@pytest.mark.parametrize(("name", "arguments"), [
     ("invoices", "'public.invoices')"), ("companies", "'public.companies', 'company')"), ("addresses", "'public.addresses', 'address')"),
     ("boxes", "'public.boxes', 'box')"), ("data", "'public.data')"),
-    # client.… is what clients may log themselves: nobody may forge an entry of this table.
+    # Clients may log actions with the prefix `client.`: they must not be able to forge entries about this table.
     ("clients", "'public.clients', 'clients')"),
 ])  # fmt: skip
-def test_entries_are_called_by_one_of_the_table(name: str, said: str) -> None:
-    assert f"select app.audit({said};" in render("functions.sql", parse_table(name, "amount:numeric"))
+def test_audit_entries_use_the_singular_of_the_table(name: str, arguments: str) -> None:
+    assert f"select app.audit({arguments};" in render("functions.sql", parse_table(name, "amount:numeric"))
 
 
-# --- what it refuses
+# --- refusals
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def read_contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(("name", "columns", "reason"), [
-    ("Invoices", "a:text", "cannot name a table"), ("", "a:text", "cannot name a table"), ("invoices2", "a:text", "cannot name a table"),
-    ("in voices", "a:text", "cannot name a table"), ("invoices;drop", "a:text", "cannot name a table"), ("../invoices", "a:text", "cannot name a table"),
-    ("_invoices", "a:text", "cannot name a table"), ("invoices\n", "a:text", "cannot name a table"), ("i" * 33, "a:text", "at most 32"),
-    ("order", "a:text", "a word of SQL's own"), ("user", "a:text", "a word of SQL's own"),
-    ("example_rows", "", "needs a column"), ("example_rows", " ", "needs a column"), ("example_rows", "a:text a:date", "a is there more than once"),
-    ("example_rows", "Title:text", "cannot name a column"), ("example_rows", "a-b:text", "cannot name a column"), ("example_rows", ":text", "cannot name a column"),
-    ("example_rows", "a'b:text", "cannot name a column"), ("example_rows", f"{'a' * 33}:text", "at most 32"), ("example_rows", "a:text, b:text", "no type"),
-    ("example_rows", "id:uuid", "a column of every table"), ("example_rows", "created_by:uuid", "a column of every table"),
-    ("example_rows", "group:text", "means something"), ("example_rows", "ctid:text", "means something"), ("example_rows", "columns:text", "means something"),
-    ("example_rows", "a", "no type that is known"), ("example_rows", "a:", "no type that is known"), ("example_rows", "a:money", "no type that is known"),
-    ("example_rows", "a:text??", "no type that is known"), ("example_rows", "a:TEXT", "no type that is known"), ("example_rows", "a:text:b", "no type that is known"),
-    ("projects", "a:text", "makes projects already"), ("profiles", "a:text", "makes profiles already"), ("audit_logs", "a:text", "makes audit_logs"),
-    ("members", "a:text", "has permissions members:"), ("audit", "a:text", "has permissions audit:"), ("billing", "a:text", "has permissions billing:"),
-    ("activity", "a:text", "of something else"), ("mail", "a:text", "of something else"),
+    ("Invoices", "a:text", "is not a valid table name"), ("", "a:text", "is not a valid table name"), ("invoices2", "a:text", "is not a valid table name"),
+    ("in voices", "a:text", "is not a valid table name"), ("invoices;drop", "a:text", "is not a valid table name"), ("../invoices", "a:text", "is not a valid table name"),
+    ("_invoices", "a:text", "is not a valid table name"), ("invoices\n", "a:text", "is not a valid table name"), ("i" * 33, "a:text", "at most 32"),
+    ("order", "a:text", "a reserved word in SQL"), ("user", "a:text", "a reserved word in SQL"),
+    ("example_rows", "", "needs at least one column"), ("example_rows", " ", "needs at least one column"), ("example_rows", "a:text a:date", "Duplicate column: a. Name"),
+    ("example_rows", "Title:text", "is not a valid column name"), ("example_rows", "a-b:text", "is not a valid column name"), ("example_rows", ":text", "is not a valid column name"),
+    ("example_rows", "a'b:text", "is not a valid column name"), ("example_rows", f"{'a' * 33}:text", "at most 32"), ("example_rows", "a:text, b:text", "no supported type"),
+    ("example_rows", "id:uuid", "Every table has a column"), ("example_rows", "created_by:uuid", "Every table has a column"),
+    ("example_rows", "group:text", "reserved by PostgreSQL"), ("example_rows", "ctid:text", "reserved by PostgreSQL"), ("example_rows", "columns:text", "reserved by PostgreSQL"),
+    ("example_rows", "a", "no supported type"), ("example_rows", "a:", "no supported type"), ("example_rows", "a:money", "no supported type"),
+    ("example_rows", "a:text??", "no supported type"), ("example_rows", "a:TEXT", "no supported type"), ("example_rows", "a:text:b", "no supported type"),
+    ("projects", "a:text", "already creates projects"), ("profiles", "a:text", "already creates profiles"), ("audit_logs", "a:text", "already creates audit_logs"),
+    ("members", "a:text", "already has permissions members:"), ("audit", "a:text", "already has permissions audit:"), ("billing", "a:text", "already has permissions billing:"),
+    ("activity", "a:text", "for something else"), ("mail", "a:text", "for something else"),
 ])  # fmt: skip
-def test_what_cannot_be_a_table_leaves_no_file(sources: Path, name: str, columns: str, reason: str) -> None:
-    before = contents(sources)
+def test_a_refused_table_leaves_no_file(sources: Path, name: str, columns: str, reason: str) -> None:
+    before = read_contents(sources)
     with pytest.raises(TableRefused, match=re.escape(reason)):
         write(parse_table(name, columns), root=sources)
-    assert contents(sources) == before
+    assert read_contents(sources) == before
 
 
 @pytest.mark.parametrize(
@@ -292,35 +294,35 @@ def test_what_cannot_be_a_table_leaves_no_file(sources: Path, name: str, columns
         "tests/tables/example_leftovers.toml",
     ],
 )
-def test_nothing_is_overwritten(tmp_path: Path, path: str) -> None:
+def test_existing_files_are_not_overwritten(tmp_path: Path, path: str) -> None:
     folder = copy_to(tmp_path, *SOURCES)
     (folder / path).parent.mkdir(parents=True, exist_ok=True)
     (folder / path).write_text("-- mine\n")
-    before = contents(folder)
-    with pytest.raises(TableRefused, match=re.escape(f"{path} is there already")):
+    before = read_contents(folder)
+    with pytest.raises(TableRefused, match=re.escape(f"{path} already exists")):
         write(parse_table("example_leftovers", "a:text"), root=folder)
-    assert contents(folder) == before
+    assert read_contents(folder) == before
 
 
-def test_a_second_time_it_is_refused(checkout: Path) -> None:
-    before = contents(checkout)
-    with pytest.raises(TableRefused, match=r"_add_example_rows\.sql makes example_rows already"):
+def test_the_same_table_is_refused_a_second_time(checkout: Path) -> None:
+    before = read_contents(checkout)
+    with pytest.raises(TableRefused, match=r"_add_example_rows\.sql already creates example_rows"):
         write(parse_table("example_rows", "a:text"), root=checkout)
-    assert contents(checkout) == before
+    assert read_contents(checkout) == before
 
 
-def test_words_that_are_refused_are_those_of_the_server(database: Database) -> None:
+def test_reserved_words_are_those_of_the_server(database: Database) -> None:
     words = {word for (word,) in database.rows("select word from pg_get_keywords() where catcode in ('R', 'T')")}
     assert words <= new_table.RESERVED
     if database.value("select current_setting('server_version_num')::integer >= 180000"):
         assert words == new_table.RESERVED
 
 
-def test_a_refusal_is_a_line_that_says_what_to_do() -> None:
+def test_a_refusal_is_one_line_with_advice() -> None:
     ran = CliRunner().invoke(ballast, ["new", "table", "projects", "--columns", "a:text"])
     assert (ran.exit_code, ran.stdout) == (1, "")
     assert re.fullmatch(
-        r"ballast: migrations/\d{14}_projects\.sql makes projects already: choose another name\.\n", ran.stderr
+        r"ballast: migrations/\d{14}_projects\.sql already creates projects: choose another name\.\n", ran.stderr
     )
 
 
@@ -328,7 +330,7 @@ def test_a_refusal_is_a_line_that_says_what_to_do() -> None:
 
 
 def run_script(folder: Path, script: str, **more: str) -> str:
-    """Runs commands in a copy of the checkout, whose code they use, and returns what they printed."""
+    """Runs commands in a copy of the checkout, with the copy's code, and returns their output."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     ran = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
@@ -338,13 +340,15 @@ def run_script(folder: Path, script: str, **more: str) -> str:
     return ran.stdout
 
 
-def blocks(language: str) -> list[str]:
+def find_blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.thorough
-def test_the_page_is_followed_to_a_table_whose_tests_pass(tmp_path: Path, new_database: Callable[..., str]) -> None:
-    """But for ./scripts/test, of which the cases of the new table are run; the page's table has a name that nobody took."""
+def test_the_steps_of_the_page_create_a_table_whose_tests_pass(
+    tmp_path: Path, new_database: Callable[..., str]
+) -> None:
+    """Except that ./scripts/test runs only the cases of the new table, and that the table has an unused name."""
     folder = copy_to(
         tmp_path,
         *SOURCES,
@@ -357,7 +361,7 @@ def test_the_page_is_followed_to_a_table_whose_tests_pass(tmp_path: Path, new_da
         ".env.example",
     )
     (folder / "node_modules").symlink_to(ROOT / "node_modules")
-    [make, apply, _] = [block.replace("invoices", "example_invoices") for block in blocks("sh")]
+    [make, apply, _] = [block.replace("invoices", "example_invoices") for block in find_blocks("sh")]
     url = new_database()
     printed = run_script(folder, make)
     written = re.findall(r"^Wrote (.+)$", printed, re.MULTILINE)

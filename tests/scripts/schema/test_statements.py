@@ -1,4 +1,4 @@
-"""Where one statement ends and the next begins."""
+"""SQL files are split into statements where psql would split them."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def test_a_statement_is_never_cut(statement: str) -> None:
 
 
 @given(st.lists(st.sampled_from(TRAPS), max_size=6))
-def test_statements_in_any_order_come_out_one_by_one(statements: list[str]) -> None:
+def test_statements_in_any_order_are_split(statements: list[str]) -> None:
     assert [part.text for part in split(";".join(statements))] == [statement.strip() for statement in statements]
 
 
 @given(st.lists(PIECES, max_size=40).map("".join) | st.text())
-def test_the_parts_of_any_text_give_the_text_again(text: str) -> None:
+def test_the_parts_of_any_text_add_up_to_the_text(text: str) -> None:
     position = 0
     for part in split(text):
         assert text[position : part.offset].replace(";", "").strip() == ""
@@ -54,10 +54,10 @@ def test_the_parts_of_any_text_give_the_text_again(text: str) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.permutations(TRAPS))
-def test_the_server_takes_every_part_as_exactly_one_statement(server: Postgres, statements: list[str]) -> None:
+def test_the_server_accepts_every_part_as_exactly_one_statement(server: Postgres, statements: list[str]) -> None:
     with psycopg.connect(server.url()) as connection:
         for part in split(";".join(statements)):
-            # The extended protocol refuses two statements at once, and half a statement is a syntax error.
+            # The extended protocol rejects two statements in one call; half a statement is a syntax error.
             connection.execute(part.text.replace("%", "%%").encode(), [], binary=True)
         connection.rollback()
 
