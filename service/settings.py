@@ -23,7 +23,7 @@ ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.
 # What a browser sends as Origin. Extensions and native shells have schemes of their own.
 PAGE_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@]+")
 # Where the data is somebody's.
-GUARDED = frozenset({"staging", "production"})
+GUARDED_ENVIRONMENTS = frozenset({"staging", "production"})
 # What the privacy page and the terms say of whoever runs this.
 LEGAL_SETTINGS = ("legal_company", "legal_address", "legal_contact", "legal_effective_date")
 
@@ -157,7 +157,7 @@ class Settings(BaseSettings):
     @field_validator("supabase_url", "clerk_issuer", "clerk_api_url", "upstash_redis_rest_url")
     @classmethod
     def _require_https(cls, url: str, info: ValidationInfo) -> str:
-        if info.data.get("environment") in GUARDED and not url.startswith("https://"):
+        if info.data.get("environment") in GUARDED_ENVIRONMENTS and not url.startswith("https://"):
             raise ValueError("must use https outside local and test")
         return url
 
@@ -172,7 +172,7 @@ class Settings(BaseSettings):
     @classmethod
     def _require_recipients(cls, keys: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         makes_backups = info.data.get("backup_url") and info.data.get("database_url")
-        if makes_backups and not keys and info.data.get("environment") in GUARDED:
+        if makes_backups and not keys and info.data.get("environment") in GUARDED_ENVIRONMENTS:
             raise ValueError("is missing: backups outside local and test are encrypted")
         return keys
 
@@ -190,7 +190,11 @@ class Settings(BaseSettings):
 
     def missing_for_backups(self) -> tuple[str, ...]:
         """The variables without which the service makes no backup."""
-        needed = ("database_url", "backup_url", *(["backup_recipients"] if self.environment in GUARDED else []))
+        needed = (
+            "database_url",
+            "backup_url",
+            *(["backup_recipients"] if self.environment in GUARDED_ENVIRONMENTS else []),
+        )
         return tuple(name.upper() for name in needed if not getattr(self, name))
 
 

@@ -29,7 +29,7 @@ from scripts.local.stack import LAST_PORT_OFFSET
 from scripts.scratch.postgres import Postgres
 from scripts.scratch.server import free_ports
 from tests.schema import migrate
-from tests.servers import MIGRATED, TestRun, folder_to_keep
+from tests.servers import MIGRATED_DATABASE, TestRun, folder_to_keep
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -182,7 +182,7 @@ class OwnDatabase(Postgres):
 
 
 @contextlib.contextmanager
-def own_database(server: Postgres, template: str = MIGRATED) -> Iterator[OwnDatabase]:
+def own_database(server: Postgres, template: str = MIGRATED_DATABASE) -> Iterator[OwnDatabase]:
     """A copy of a database, for as long as the block runs."""
     name = f"own_{secrets.token_hex(6)}"
     with psycopg.connect(server.url("supabase_admin", "template1"), autocommit=True) as admin:

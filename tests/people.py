@@ -17,7 +17,7 @@ ADA_EMAILS = ("Ada.Winter@example.com", "ada-at-home@example.org")
 BEN, CLEO = "user_2BenBenBenBen", "user_2CleoCleoCleo"
 # Ids and addresses of other people that begin or end like Ada's.
 SIMILAR = {f"{ADA}s": "x.ada.winter@example.com", f"{ADA}-2": "ada.winter@example.community"}
-FAR = START + 1_000_000 * MINUTE
+FAR_FUTURE = START + 1_000_000 * MINUTE
 SECRET = "a-value-that-the-product-keeps-secret"
 
 
@@ -52,7 +52,7 @@ def world(database: Database) -> None:
         "organizationMembership.deleted", memberships[6], START + MINUTE
     )  # Ada left Initech, which then invites her again
     for number, email in enumerate([ADA_EMAILS[1].upper(), "ben@example.net"]):
-        invitation = events.invitation(f"orginv_{number}", "org_initech", email_address=email, expires_at=FAR)
+        invitation = events.invitation(f"orginv_{number}", "org_initech", email_address=email, expires_at=FAR_FUTURE)
         sender.send("organizationInvitation.created", invitation)
     # Events of unhandled types are stored too.
     sender.send("session.created", {"id": "sess_1", "user_id": ADA, "client_id": "client_1"}, START)

@@ -40,7 +40,7 @@ KEPT_SERVERS = ROOT / ".test-servers"
 SOURCES = (
     "migrations", "functions", "policies", "scripts/scratch/bootstrap.sql", "scripts/scratch/realtime.sql", "tests/schema/specimens.sql",
 )  # fmt: skip
-MIGRATED = "migrated"
+MIGRATED_DATABASE = "migrated"
 GRACE_SECONDS = 10
 Json = dict[str, Any]
 
@@ -99,7 +99,7 @@ class TestRun:
             return dict(json.loads(answer.read_text()))
 
     def postgres(self, name: str, programs: Path | None, *, is_migrated: bool) -> Postgres:
-        """A PostgreSQL as Supabase hands one out; durable settings off. It may have a database MIGRATED, to be copied."""
+        """A PostgreSQL as Supabase hands one out; durable settings off. It may have MIGRATED_DATABASE, to be copied."""
         started = self._reuse_postgres(name, programs, is_migrated) if self.kept else None
         if started is None:
             started = self.once(name, lambda home: start_postgres(home, programs, is_migrated=is_migrated))
@@ -139,8 +139,8 @@ def start_postgres(home: Path, programs: Path | None, *, is_migrated: bool) -> J
     process = postgres.start(fsync="off", max_connections="120")
     if is_migrated:
         with psycopg.connect(postgres.url(database="template1"), autocommit=True) as connection:
-            connection.execute(f"create database {MIGRATED} template postgres")
-        migrate(postgres.url(database=MIGRATED))
+            connection.execute(f"create database {MIGRATED_DATABASE} template postgres")
+        migrate(postgres.url(database=MIGRATED_DATABASE))
     return {
         "home": str(home), "port": postgres.port, "password": postgres.password,
         "process": asdict(ProcessRecord.of(process.pid, signal.SIGINT)),

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import httpx
 
-from service.settings import GUARDED
+from service.settings import GUARDED_ENVIRONMENTS
 
 TIMEOUT = httpx.Timeout(10)
 SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|IDENTITY|DATABASE_URL|DSN")
@@ -91,7 +91,7 @@ class Context:
 
     @property
     def is_guarded(self) -> bool:
-        return self.environment.get("ENVIRONMENT") in GUARDED
+        return self.environment.get("ENVIRONMENT") in GUARDED_ENVIRONMENTS
 
     @cached_property
     def database_url(self) -> str:

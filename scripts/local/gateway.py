@@ -27,11 +27,11 @@ REST: Final = "/rest/v1"
 ROUTES: Final = (REST, "/auth/v1")
 TOKEN_SECONDS = 300
 # Bytes of a request's first line, and of a header: Content-Location repeats the query. As in data_api/server.mjs.
-LONGEST_LINE = 128 * 1024
+MAX_LINE_BYTES = 128 * 1024
 HOP_BY_HOP = {"connection", "keep-alive", "te", "trailers", "transfer-encoding", "upgrade"}
 HOP_BY_HOP |= {"proxy-authenticate", "proxy-authorization"}
 # aiohttp would add these to a request that lacks them. With its Content-Type PostgREST looks for a bytea parameter.
-NOT_ADDED = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
+AIOHTTP_DEFAULTS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 CORS = {
     "Access-Control-Allow-Origin": "*",
     # PostgREST's list. Retry-After is not in it: scripts of another origin cannot read that header.
@@ -61,7 +61,7 @@ class Gateway:
         self._session: aiohttp.ClientSession  # while the application runs
 
     def application(self) -> web.Application:
-        limits = {"max_line_size": LONGEST_LINE, "max_field_size": LONGEST_LINE}
+        limits = {"max_line_size": MAX_LINE_BYTES, "max_field_size": MAX_LINE_BYTES}
         application = web.Application(client_max_size=MAX_FRAME_BYTES, handler_args=limits | {"auto_decompress": False})
         application.cleanup_ctx.append(self._lifetime)
         for path in ROUTES:
@@ -132,9 +132,9 @@ class Gateway:
             auto_decompress=False,
             timeout=aiohttp.ClientTimeout(total=60),
             connector=aiohttp.TCPConnector(limit=0),
-            skip_auto_headers=NOT_ADDED,
-            max_line_size=LONGEST_LINE,
-            max_field_size=LONGEST_LINE,
+            skip_auto_headers=AIOHTTP_DEFAULTS,
+            max_line_size=MAX_LINE_BYTES,
+            max_field_size=MAX_LINE_BYTES,
         ) as self._session:
             yield
 

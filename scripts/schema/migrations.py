@@ -40,7 +40,7 @@ STATEMENT_TIMEOUT = "15min"
 # For policies, less than PostgreSQL's deadlock_timeout (1 s): we give up before PostgreSQL aborts a writer.
 POLICIES_LOCK_TIMEOUT = "500ms"
 POLICIES_ATTEMPTS = 30
-LONGEST_PAUSE_SECONDS = 1.0
+MAX_PAUSE_SECONDS = 1.0
 CONTINUE = (
     "This file was not applied; all files before it were. Run `ballast migrate up` again: it continues with this file."
 )
@@ -207,7 +207,7 @@ def _apply_policies(connection: Connection, source: Source, notify: Notify, *, d
                 raise
             if attempt == 1:
                 notify(f"{source.path} waits for a lock that another session holds; retrying ...")
-            time.sleep(random.uniform(0.1, LONGEST_PAUSE_SECONDS))  # noqa: S311 - not for secrets
+            time.sleep(random.uniform(0.1, MAX_PAUSE_SECONDS))  # noqa: S311 - not for secrets
         else:
             return
 

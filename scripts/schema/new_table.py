@@ -39,7 +39,7 @@ ROLES = {
     "delete": ("owner", "admin"),
 }
 # Words that are not names without quotes: categories R and T of pg_get_keywords() in PostgreSQL 18.
-RESERVED = frozenset({
+RESERVED_WORDS = frozenset({
     "all", "analyse", "analyze", "and", "any", "array", "as", "asc", "asymmetric", "authorization", "binary", "both",
     "case", "cast", "check", "collate", "collation", "column", "concurrently", "constraint", "create", "cross",
     "current_catalog", "current_date", "current_role", "current_schema", "current_time", "current_timestamp",
@@ -197,7 +197,7 @@ def parse_table(name: str, columns: str) -> Table:
             f"{name!r} is not a valid table name: use lower-case words without digits, joined by _, such as "
             f"purchase_orders, and at most {MAX_NAME_LENGTH} characters."
         )
-    if name in RESERVED:
+    if name in RESERVED_WORDS:
         raise TableRefused(f"{name} is a reserved word in SQL: choose another name, such as {name}_items.")
     found = tuple(map(_parse_column, columns.split()))
     if not found:
@@ -217,7 +217,7 @@ def _parse_column(text: str) -> Column:
         )
     if name in OWN_COLUMNS:
         raise TableRefused(f"Every table has a column {name}: leave it out.")
-    if name in RESERVED or name in SYSTEM_COLUMNS or name in PARAMETERS:
+    if name in RESERVED_WORDS or name in SYSTEM_COLUMNS or name in PARAMETERS:
         raise TableRefused(f"{name} is reserved by PostgreSQL or PostgREST: choose another name.")
     if (type_name := given_type.removesuffix("?")) not in TYPES:
         raise TableRefused(

@@ -21,14 +21,14 @@ export async function showAuditLog(supabase, organizationId, signal) {
     .limit(ROWS)
     .abortSignal(signal)
     .throwOnError();
-  const names = await namesIn(entries, supabase, signal);
+  const names = await readNames(entries, supabase, signal);
   if (signal.aborted) return;
   element("no-audit-entries").hidden = entries.length > 0;
   drawList(element("audit-entries"), entries, {
     key: (entry) => entry.id,
     make: () => copyOf("audit-row"),
     draw: (item, entry) => {
-      fill(item, { what: `${actorOf(entry, names)} ${deedOf(entry, names)}`, when: momentOf(entry.created_at) });
+      fill(item, { what: `${actorOf(entry, names)} ${describeAction(entry, names)}`, when: momentOf(entry.created_at) });
     },
   });
 }
@@ -37,7 +37,7 @@ export async function showAuditLog(supabase, organizationId, signal) {
  * The names of who did something and of whom it was done to, by id: the trail outlives people and refers to none.
  * @param {Client} supabase
  */
-async function namesIn(entries, supabase, signal) {
+async function readNames(entries, supabase, signal) {
   const ids = entries.flatMap(({ user_id: id, action, metadata }) => [
     id,
     action.startsWith("member.") && metadata.user_id,
@@ -59,8 +59,8 @@ function actorOf({ user_id: id, actor, impersonator }, names) {
 // What has words of its own. A function that returns nothing leaves it to VERBS.
 const DEEDS = {
   "project.updated": ({ before, after, resource }) =>
-    renamed("project", before.title, after.title) ?? STATUS[after.status]?.(resource),
-  "organization.updated": ({ before, after }) => renamed("organization", before.name, after.name),
+    describeRename("project", before.title, after.title) ?? STATUS[after.status]?.(resource),
+  "organization.updated": ({ before, after }) => describeRename("organization", before.name, after.name),
   "member.joined": ({ member, role }) => `added ${member} as ${role}`,
   "member.role_changed": ({ member, before, after }) =>
     after.role && `changed the role of ${member} from ${before.role} to ${after.role}`,
@@ -79,7 +79,7 @@ const VERBS = {
 };
 
 /** What was done: "renamed project Apollo to Gemini". */
-function deedOf({ action, resource_type: type, resource_id: id, metadata, changes }, names) {
+function describeAction({ action, resource_type: type, resource_id: id, metadata, changes }, names) {
   const { before = {}, after = {}, redacted = [] } = changes ?? {};
   const known = {
     before,
@@ -93,6 +93,6 @@ function deedOf({ action, resource_type: type, resource_id: id, metadata, change
   return DEEDS[action]?.(known) || verb?.(known) || `logged ${action} about ${known.resource}`;
 }
 
-function renamed(type, before, after) {
+function describeRename(type, before, after) {
   return after === undefined ? undefined : `renamed ${type} ${before} to ${after}`;
 }

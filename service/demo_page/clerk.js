@@ -1,7 +1,7 @@
 // Clerk's client as far as a page with Supabase needs it, in Clerk's words: with Clerk's own, the rest stays the same.
 // A session is this tab's: another tab may be somebody else.
 
-const KEPT = "clerk-session";
+const SESSION_KEY = "clerk-session";
 
 export class ClerkError extends Error {
   constructor({ code, message }) {
@@ -12,7 +12,7 @@ export class ClerkError extends Error {
 
 export class Clerk {
   /** {user_id, name, organization_id, second_factor}, or null when nobody is signed in. */
-  #kept = JSON.parse(sessionStorage.getItem(KEPT));
+  #session = JSON.parse(sessionStorage.getItem(SESSION_KEY));
   #token = null;
   #request = null;
 
@@ -21,15 +21,15 @@ export class Clerk {
   }
 
   get user() {
-    return this.#kept && { id: this.#kept.user_id, fullName: this.#kept.name };
+    return this.#session && { id: this.#session.user_id, fullName: this.#session.name };
   }
 
   get organization() {
-    return this.#kept?.organization_id ? { id: this.#kept.organization_id } : null;
+    return this.#session?.organization_id ? { id: this.#session.organization_id } : null;
   }
 
   get session() {
-    return this.#kept && { getToken: () => this.#getToken() };
+    return this.#session && { getToken: () => this.#getToken() };
   }
 
   /** Everybody one can be. Clerk has no such thing: there, people prove who they are. */
@@ -48,14 +48,14 @@ export class Clerk {
 
   /** Later tokens speak of this organization. */
   setActive({ organization }) {
-    this.#keep({ ...this.#kept, organization_id: organization });
+    this.#keep({ ...this.#session, organization_id: organization });
   }
 
   #keep(session) {
-    this.#kept = session;
+    this.#session = session;
     this.#token = null;
     this.#request = null; // a request under way is for the session before
-    sessionStorage.setItem(KEPT, JSON.stringify(session));
+    sessionStorage.setItem(SESSION_KEY, JSON.stringify(session));
   }
 
   /**
@@ -63,21 +63,21 @@ export class Clerk {
    * supabase-js asks again. Callers at the same time share one request.
    */
   async #getToken() {
-    if (!this.#kept) return null;
+    if (!this.#session) return null;
     if (this.#token && performance.now() < this.#token.renewAt) return this.#token.jwt;
     this.#request ??= this.#renew();
     return await this.#request;
   }
 
   async #renew() {
-    const session = this.#kept;
+    const session = this.#session;
     try {
       const token = await this.#issue(session);
-      if (session !== this.#kept) return await this.#getToken(); // meanwhile the session has become another
+      if (session !== this.#session) return await this.#getToken(); // meanwhile the session has become another
       this.#token = token;
       return token.jwt;
     } catch (error) {
-      if (session !== this.#kept) return await this.#getToken();
+      if (session !== this.#session) return await this.#getToken();
       if (error.code === "resource_not_found" && session.organization_id) {
         this.setActive({ organization: null }); // as at Clerk: who has left an organization no longer works in it
         return await this.#getToken();
@@ -86,7 +86,7 @@ export class Clerk {
       if (this.#token && performance.now() < this.#token.endsAt) return this.#token.jwt;
       throw error;
     } finally {
-      if (session === this.#kept) this.#request = null;
+      if (session === this.#session) this.#request = null;
     }
   }
 

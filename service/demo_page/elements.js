@@ -13,7 +13,7 @@ export const copyOf = (templateId) =>
 export const isTicked = (id) => /** @type {HTMLInputElement} */ (element(id)).checked;
 
 /** Shows a text in "alert", or tells it to screen readers in "status". */
-export function say(where, text) {
+export function showText(where, text) {
   element(where).textContent = text;
 }
 

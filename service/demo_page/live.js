@@ -40,14 +40,14 @@ export class Live {
       membership.channel = channel;
       // A channel that is being left still speaks for a moment: about an organization that no longer shows.
       const isCurrent = () => membership.channel === channel && this.#memberships.get(topic) === membership;
-      const heardChange = ({ payload }) => isCurrent() && onBroadcast?.(payload);
-      const heardPresence = () => isCurrent() && onPresence(Object.keys(channel.presenceState()));
-      for (const event of EVENTS) channel.on("broadcast", { event }, heardChange);
-      if (onPresence) channel.on("presence", { event: "sync" }, heardPresence);
-      channel.subscribe((status, error) => isCurrent() && heardStatus(status, error));
+      const handleChange = ({ payload }) => isCurrent() && onBroadcast?.(payload);
+      const handlePresence = () => isCurrent() && onPresence(Object.keys(channel.presenceState()));
+      for (const event of EVENTS) channel.on("broadcast", { event }, handleChange);
+      if (onPresence) channel.on("presence", { event: "sync" }, handlePresence);
+      channel.subscribe((status, error) => isCurrent() && handleStatus(status, error));
     };
 
-    const heardStatus = (status, error) => {
+    const handleStatus = (status, error) => {
       membership.state = status === "SUBSCRIBED" ? "live" : "lost";
       this.#report();
       if (status === "SUBSCRIBED") {

@@ -1,7 +1,7 @@
 // The demo page: who one is, and in which organization. Its data comes straight from Supabase, not through our service.
 
 import { Clerk } from "./clerk.js";
-import { copyOf, element, fill, initialsOf, isTicked, say } from "./elements.js";
+import { copyOf, element, fill, initialsOf, isTicked, showText } from "./elements.js";
 import { Live } from "./live.js";
 import { Refresh } from "./refresh.js";
 import { Workspace } from "./workspace.js";
@@ -29,10 +29,10 @@ function showRealClerk() {
 
 function showSignIn() {
   element("sign-in").hidden = false;
-  clerk.people().then(drawPeople, (error) => say("alert", `Clerk’s stand-in does not answer: ${error.message}`));
+  clerk.people().then(drawPeople, (error) => showText("alert", `Clerk’s stand-in does not answer: ${error.message}`));
   return () => {
     element("sign-in").hidden = true;
-    say("alert", "");
+    showText("alert", "");
   };
 }
 
@@ -63,7 +63,7 @@ function showSession() {
   const closing = new AbortController();
   let workspace = null;
 
-  const refresh = new Refresh(startSession, failed, () => say("alert", ""));
+  const refresh = new Refresh(startSession, failed, () => showText("alert", ""));
 
   async function startSession() {
     const { data: session } = await supabase.rpc("start_session").abortSignal(closing.signal).throwOnError();
@@ -84,7 +84,7 @@ function showSession() {
     close();
     element("workspace").hidden = !active;
     if (!active) {
-      say("alert", "You belong to no organization. Once Clerk has told of one, sign in again.");
+      showText("alert", "You belong to no organization. Once Clerk has told of one, sign in again.");
       return;
     }
     if (clerk.organization?.id !== active.clerk_org_id) clerk.setActive({ organization: active.clerk_org_id });
@@ -106,7 +106,7 @@ function showSession() {
   function failed(error) {
     if (error.code === "PT403") close(); // banned or deleted: what shows was read before
     if (error.code === "resource_not_found") signOut(); // Clerk no longer knows the person
-    say("alert", error.message);
+    showText("alert", error.message);
   }
 
   function switchOrganization({ target }) {

@@ -24,7 +24,7 @@ export class ProjectList {
   }
 
   /** Marks a row for a moment as just changed. */
-  mark(id) {
+  highlight(id) {
     const item = [...this.#list.children].find((each) => each.dataset.key === id);
     item?.classList.remove("changed");
     void item?.offsetWidth; // so that the browser begins the animation anew
@@ -48,10 +48,10 @@ export class ProjectList {
         item.querySelector('[data-act="confirm"]').focus();
       },
       confirm: () => {
-        back(item, "delete");
+        closeForm(item, "delete");
         this.#actions.delete(project());
       },
-      cancel: () => back(item, item.dataset.mode === "renaming" ? "rename" : "delete"),
+      cancel: () => closeForm(item, item.dataset.mode === "renaming" ? "rename" : "delete"),
     };
     item.addEventListener("click", ({ target }) => acts[target.dataset.act]?.());
     item.addEventListener("keydown", ({ key }) => {
@@ -60,7 +60,7 @@ export class ProjectList {
     item.addEventListener("animationend", () => item.classList.remove("changed"));
     form.addEventListener("submit", (event) => {
       event.preventDefault();
-      back(item, "rename");
+      closeForm(item, "rename");
       this.#actions.rename(project(), form.elements.title.value.trim());
     });
     show(item, "reading");
@@ -89,7 +89,7 @@ function show(item, mode) {
   for (const part of item.querySelectorAll("[data-mode-of]")) part.hidden = part.dataset.modeOf !== mode;
 }
 
-function back(item, act) {
+function closeForm(item, act) {
   show(item, "reading");
   item.querySelector(`[data-act="${act}"]`).focus();
 }

@@ -1,7 +1,7 @@
 // The projects of one organization: pages of rows from the Data API, kept current by broadcasts. Draws nothing.
 
 const PAGE_ROWS = 10;
-const MOST_ROWS = 999; // Supabase answers with 1,000 at most; one more row than we show says whether there are more
+const MAX_ROWS = 999; // Supabase answers with 1,000 at most; one more row than we show says whether there are more
 const COLUMNS = "id, title, status, created_at";
 
 export class Projects {
@@ -40,7 +40,7 @@ export class Projects {
   /** Reads anew as many rows as are shown. Throws what the Data API answers. */
   reload() {
     return this.#query(async () => {
-      const wanted = Math.min(Math.max(PAGE_ROWS, this.#rows.size), MOST_ROWS);
+      const wanted = Math.min(Math.max(PAGE_ROWS, this.#rows.size), MAX_ROWS);
       const page = await this.#read(wanted, null);
       this.#rows.clear();
       this.#take(page, wanted);
@@ -49,7 +49,7 @@ export class Projects {
   }
 
   /** Reads the next page. Throws what the Data API answers. */
-  more() {
+  loadMore() {
     return this.#query(async () => {
       if (this.#cursor) this.#take(await this.#read(PAGE_ROWS, this.#cursor), PAGE_ROWS);
     });

@@ -1,13 +1,13 @@
 // One organization on the page: its parts, what tells them of changes, and what this person may do with them.
 
 import { showAuditLog } from "./audit_log.js";
-import { drawList, element, isTicked, say } from "./elements.js";
+import { drawList, element, isTicked, showText } from "./elements.js";
 import { Members } from "./members.js";
 import { ProjectList } from "./project_list.js";
 import { Projects } from "./projects.js";
 import { Refresh } from "./refresh.js";
 
-const MOST_MARKED = 20;
+const MAX_HIGHLIGHTED = 20;
 
 export class Workspace {
   #live;
@@ -32,9 +32,9 @@ export class Workspace {
     this.#projects = new Projects(supabase, id, (change) => this.#projectsChanged(change), signal);
     this.#members = new Members(supabase, id, profileId, signal);
     this.#refresh = {
-      projects: new Refresh(() => this.#projects.reload(), cannotRead, canRead),
-      members: new Refresh(() => this.#members.read(), cannotRead, canRead),
-      audit: new Refresh(() => showAuditLog(supabase, id, signal), cannotRead, canRead),
+      projects: new Refresh(() => this.#projects.reload(), showReadError, clearReadError),
+      members: new Refresh(() => this.#members.read(), showReadError, clearReadError),
+      audit: new Refresh(() => showAuditLog(supabase, id, signal), showReadError, clearReadError),
     };
     this.#listenToPage();
     this.permit(organization);
@@ -63,7 +63,7 @@ export class Workspace {
     for (const refresh of Object.values(this.#refresh)) refresh.stop();
     this.#live.keep([]);
     for (const list of ["projects", "members", "audit-entries"]) element(list).replaceChildren();
-    say("alert", "");
+    showText("alert", "");
   }
 
   /** What to listen to. functions/4_realtime/broadcast.sql broadcasts it, policies/realtime.messages.sql says who may listen. */
@@ -120,11 +120,11 @@ export class Workspace {
     const changes = this.#changes.splice(0).filter(Boolean);
     if (this.#closing.signal.aborted) return;
     this.#drawProjects();
-    for (const { id } of changes.slice(-MOST_MARKED)) this.#list.mark(id);
-    if (changes.length > 1) say("status", `${changes.length} projects have changed.`);
+    for (const { id } of changes.slice(-MAX_HIGHLIGHTED)) this.#list.highlight(id);
+    if (changes.length > 1) showText("status", `${changes.length} projects have changed.`);
     if (changes.length !== 1) return;
     const [{ before, after }] = changes;
-    say("status", `${(after ?? before).title} was ${after ? (before ? "changed" : "added") : "deleted"}.`);
+    showText("status", `${(after ?? before).title} was ${after ? (before ? "changed" : "added") : "deleted"}.`);
   }
 
   // --- what the person does
@@ -144,7 +144,7 @@ export class Workspace {
       const title = form.elements.title.value.trim();
       if (await this.#write("projects:create", () => this.#projects.create(title))) form.reset();
     });
-    listen("more", "click", () => this.#projects.more().catch(cannotRead));
+    listen("more", "click", () => this.#projects.loadMore().catch(showReadError));
     listen("offer-all", "change", () => {
       this.#drawAccess();
       this.#drawProjects();
@@ -166,7 +166,7 @@ export class Workspace {
       refusal = `The database refused${error.code ? ` (${error.code})` : ""}: ${error.message}.${needed}`;
     }
     if (this.#closing.signal.aborted) return false;
-    say("alert", refusal);
+    showText("alert", refusal);
     if (rows) this.#askAudit();
     if (this.#live.state !== "live") this.#refresh.projects.ask(); // nobody else will tell us
     return rows > 0;
@@ -222,10 +222,10 @@ function drawPermissions(permissions) {
   });
 }
 
-function cannotRead(error) {
-  say("alert", `The database could not be read: ${error.message}`);
+function showReadError(error) {
+  showText("alert", `The database could not be read: ${error.message}`);
 }
 
-function canRead() {
-  say("alert", "");
+function clearReadError() {
+  showText("alert", "");
 }

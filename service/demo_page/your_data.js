@@ -1,8 +1,8 @@
 // What a person may ask of the service about themselves: a copy of their data, and their erasure.
 
-import { element, say } from "./elements.js";
+import { element, showText } from "./elements.js";
 
-const TOLD = "A copy of all that is held of you, or an end of it.";
+const EXPLANATION = "A copy of all that is held of you, or an end of it.";
 const CONFIRMATION = "erase my account";
 
 /** Works until `signal` comes. `onErased()` runs when nobody of that name is here any more. */
@@ -18,21 +18,21 @@ export function offerYourData(clerk, signal, onErased) {
     },
   };
   ask(false);
-  say("your-data-told", TOLD);
+  showText("your-data-told", EXPLANATION);
   element("receipt").hidden = true;
   for (const [name, act] of Object.entries(acts)) {
     const button = document.querySelector(`:is(#your-data, #erasing) [data-act="${name}"]`);
-    button.addEventListener("click", () => carryOut(button, act), { signal });
+    button.addEventListener("click", () => runAction(button, act), { signal });
   }
 }
 
-async function carryOut(button, act) {
+async function runAction(button, act) {
   button.disabled = true;
   try {
     await act();
   } catch (error) {
     ask(false);
-    say("your-data-told", error.message);
+    showText("your-data-told", error.message);
   } finally {
     button.disabled = false;
   }
@@ -50,7 +50,7 @@ async function download(clerk) {
   const name = answer.headers.get("Content-Disposition").match(/filename="(.+)"/)[1];
   Object.assign(document.createElement("a"), { href: url, download: name }).click();
   URL.revokeObjectURL(url);
-  say("your-data-told", `${name} is on its way.`);
+  showText("your-data-told", `${name} is on its way.`);
 }
 
 async function erase(clerk) {
@@ -59,7 +59,7 @@ async function erase(clerk) {
   const answer = await call(clerk, "/api/v1/gdpr/erasure", { method: "POST", headers, body });
   const { receipt } = await answer.json();
   element("receipt").hidden = false;
-  say("receipt", `You are being erased. Your receipt is ${receipt}`);
+  showText("receipt", `You are being erased. Your receipt is ${receipt}`);
 }
 
 /** The service's answer. Throws what it says when it refuses, and which organizations are in the way. */

@@ -83,7 +83,7 @@
   const allows = (name) => name === "essential" || (names.includes(name) && answer?.choices?.[name] === true);
   const byName = (value) => Object.fromEntries(names.map((name) => [name, value(name)]));
   const choices = () => byName(allows);
-  const tell = () => document.dispatchEvent(new CustomEvent(KEY, { detail: choices() }));
+  const notify = () => document.dispatchEvent(new CustomEvent(KEY, { detail: choices() }));
 
   function decide(choice) {
     answer = { version, at: new Date().toISOString(), choices: byName(choice) };
@@ -94,7 +94,7 @@
     }
     close();
     status.textContent = "Your choice is saved.";
-    tell();
+    notify();
   }
 
   function show(expanded) {
@@ -162,14 +162,14 @@
     if (key !== KEY && key !== null) return;
     answer = kept(); // another tab has answered
     if (answer) close();
-    tell();
+    notify();
   });
   window.consent = { allows, open: () => open(document.activeElement), get choices() { return choices(); } };
 
   if (answer) {
     // By then all scripts listen.
-    if (document.readyState === "complete") tell();
-    else addEventListener("load", tell);
+    if (document.readyState === "complete") notify();
+    else addEventListener("load", notify);
   } else if (names.length) {
     show(false);
     // It takes no focus: screen readers are told, once they know the element.

@@ -26,17 +26,17 @@ members = Blueprint("members", __name__, url_prefix="/api/v1/organizations/<uuid
 EMAIL_ADDRESS = re.compile(r"[^@\s\x00-\x1f]{1,64}@[^@\s\x00-\x1f]{1,255}")
 ROLES = ("admin", "member", "viewer")
 DEFAULT_RETRY_AFTER = 5
-INVITED_ALREADY = "The address has a pending invitation to the organization."
+ALREADY_INVITED = "The address has a pending invitation to the organization."
 NOT_A_MANAGER = "Clerk does not let the caller manage members: their role in Clerk lacks the permission."
 # Clerk's codes: https://clerk.com/docs/guides/development/errors/backend-api
 REASONS = {
     "already_a_member_in_organization": "The address belongs to a member of the organization.",
-    "duplicate_record": INVITED_ALREADY,
+    "duplicate_record": ALREADY_INVITED,
     "form_param_format_invalid": "Clerk does not accept the address.",
     "missing_organization_permission": NOT_A_MANAGER,
     "not_a_member_in_organization": NOT_A_MANAGER,
     "not_an_admin_in_organization": NOT_A_MANAGER,
-    "organization_invitation_not_unique": INVITED_ALREADY,
+    "organization_invitation_not_unique": ALREADY_INVITED,
     "organization_membership_managed_by_scim": "A directory (SCIM) manages the membership: remove the person there.",
     "organization_membership_quota_exceeded": "The organization has no seat left: pending invitations count.",
     "organization_minimum_permissions_needed": "Without this member, no one could manage the organization in Clerk.",

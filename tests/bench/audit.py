@@ -40,8 +40,8 @@ PAGES_PER_TURN: Final = 10
 PAGE: Final = 50
 TENANTS: Final = 1_000
 MONTHS: Final = 13
-LARGEST_RATIO: Final = 1.5
-LARGEST_PAGE_MS: Final = 2
+MAX_RATIO: Final = 1.5
+MAX_PAGE_MS: Final = 2
 
 NONE: Final = "no audit"
 OURS: Final = "ours"
@@ -295,13 +295,13 @@ def _page_rows(pages: dict[int, list[float]]) -> Iterator[report.Case]:
 def _aims(writes: Timings, pages: dict[int, list[float]]) -> Iterator[report.Aim]:
     for write, seconds in writes.items():
         if write.variant == OURS and write.rows == 1:
-            yield _ratio_at_most(write, seconds, writes[write._replace(variant=NONE)], NONE, LARGEST_RATIO)
+            yield _ratio_at_most(write, seconds, writes[write._replace(variant=NONE)], NONE, MAX_RATIO)
     for write, seconds in writes.items():
         if write.variant == OURS and write._replace(variant=GENERIC) in writes:
             yield _ratio_at_most(write, seconds, writes[write._replace(variant=GENERIC)], GENERIC, 1)
     for entries, seconds in pages.items():
         median = report.case("", seconds, None).median_ms
-        yield report.at_most(f"{entries:,} entries: first page: median ms at most", median, LARGEST_PAGE_MS)
+        yield report.at_most(f"{entries:,} entries: first page: median ms at most", median, MAX_PAGE_MS)
 
 
 def _ratio_at_most(write: Write, seconds: list[float], others: list[float], other: str, limit: float) -> report.Aim:

@@ -60,10 +60,10 @@ RESTORE: Final = "ballast backup restore"
 DRILL: Final = "ballast backup drill"
 RESTORES: Final = (PG_RESTORE, RESTORE, DRILL)
 
-LARGEST_RATIO: Final = 1.3
-LARGEST_MEMORY_MB: Final = 150
+MAX_RATIO: Final = 1.3
+MAX_MEMORY_MB: Final = 150
 # The largest allowed difference in memory between the smallest and the largest database.
-LARGEST_GROWTH_MB: Final = 20
+MAX_GROWTH_MB: Final = 20
 SAMPLE_SECONDS: Final = 0.01
 START_SECONDS: Final = 30
 MEGABYTE: Final = 1_000_000
@@ -413,7 +413,7 @@ def _cases(measured: list[Measurements]) -> Iterator[report.Case]:
 
 def _aims(measured: list[Measurements]) -> Iterator[report.Aim]:
     largest = measured[-1]
-    for other, limit in ((PLAIN, LARGEST_RATIO), (GZIP, 1)):
+    for other, limit in ((PLAIN, MAX_RATIO), (GZIP, 1)):
         ratio = round(statistics.median(largest.seconds(FOLDER)) / statistics.median(largest.seconds(other)), 2)
         yield report.at_most(f"{largest.name}: {FOLDER}: ratio to {other} at most", ratio, limit)
     for size in measured:
@@ -423,7 +423,7 @@ def _aims(measured: list[Measurements]) -> Iterator[report.Aim]:
     for size in measured:
         for kind in kinds:
             memory = round(size.memory(kind))
-            yield report.at_most(f"{size.name}: {kind}: memory, MB at most", memory, LARGEST_MEMORY_MB)
+            yield report.at_most(f"{size.name}: {kind}: memory, MB at most", memory, MAX_MEMORY_MB)
     for kind in kinds:
         growth = round(largest.memory(kind) - measured[0].memory(kind), 1)
-        yield report.at_most(f"growth of the memory of {kind}, MB at most", growth, LARGEST_GROWTH_MB)
+        yield report.at_most(f"growth of the memory of {kind}, MB at most", growth, MAX_GROWTH_MB)

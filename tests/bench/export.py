@@ -32,11 +32,11 @@ QUICK_SIZES: Final = (1_000, 20_000)
 RUNS: Final = 3
 PERSON: Final = "user_ada"
 MONTHS: Final = 13
-LARGEST_RATIO: Final = 3
-LARGEST_SERVICE_MB: Final = 100
+MAX_RATIO: Final = 3
+MAX_SERVICE_MB: Final = 100
 # The largest allowed difference in memory between the smallest and the largest export.
-LARGEST_GROWTH_MB: Final = 20
-LONGEST_STEP_MS: Final = 1_000
+MAX_GROWTH_MB: Final = 20
+MAX_STEP_MS: Final = 1_000
 SAMPLE_SECONDS: Final = 0.02
 MEGABYTE: Final = 1_000_000
 
@@ -241,12 +241,10 @@ def _aims(measured: dict[int, Measurements], steps: list[float]) -> Iterator[rep
     for size, each in measured.items():
         for name, seconds in (("command", each.command), ("service", each.json)):
             ratio = round(statistics.median(seconds) / statistics.median(each.copy), 2)
-            yield report.at_most(f"{size:,} rows: {name}, JSON: ratio to COPY at most", ratio, LARGEST_RATIO)
-        yield report.at_most(
-            f"{size:,} rows: service's memory, MB at most", round(each.peaks.service), LARGEST_SERVICE_MB
-        )
+            yield report.at_most(f"{size:,} rows: {name}, JSON: ratio to COPY at most", ratio, MAX_RATIO)
+        yield report.at_most(f"{size:,} rows: service's memory, MB at most", round(each.peaks.service), MAX_SERVICE_MB)
     peaks = [each.peaks for each in measured.values()]
     for part in ("service", "database"):
         growth = round(getattr(peaks[-1], part) - getattr(peaks[0], part), 1)
-        yield report.at_most(f"growth of the {part}'s memory, MB at most", growth, LARGEST_GROWTH_MB)
-    yield report.at_most("longest step of the erasure, ms at most", round(max(steps) * 1000), LONGEST_STEP_MS)
+        yield report.at_most(f"growth of the {part}'s memory, MB at most", growth, MAX_GROWTH_MB)
+    yield report.at_most("longest step of the erasure, ms at most", round(max(steps) * 1000), MAX_STEP_MS)

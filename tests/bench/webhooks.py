@@ -34,13 +34,13 @@ SQL_CLIENTS = (1, 4)
 HTTP_CLIENTS = SERVICE_WORKERS = 4
 ORGANIZATIONS, QUICK_ORGANIZATIONS = 500, 100
 PEOPLE = 5  # in each organization
-REPEATED = 2  # of each organization's messages
+REDELIVERIES = 2  # of each organization's messages
 # The local PostgREST runs on Node and handles about 150 requests per second, so a tenth of the events is enough.
 HTTP_SHARE = 10
 # The SQL cases take turns, this many organizations at a time, so that noise affects both.
 TURN = 10
-LEAST_EVENTS_PER_SECOND = 1_000
-LARGEST_RATIO = 2.0
+MIN_EVENTS_PER_SECOND = 1_000
+MAX_RATIO = 2.0
 
 BARE, FUNCTION = "bare durable insert", "SQL function"
 DATA_API = f"through the Data API, {HTTP_CLIENTS} clients"
@@ -271,7 +271,7 @@ def _outcome(answer: httpx.Response) -> str:
 def require_applied(name: str, organizations: int, case: Case) -> None:
     """Raises EventsLost unless every event was applied, and only the repeated ones were duplicates."""
     outcomes = case.outcomes
-    if outcomes.keys() - {"processed", "stale", "duplicate"} or outcomes["duplicate"] != organizations * REPEATED:
+    if outcomes.keys() - {"processed", "stale", "duplicate"} or outcomes["duplicate"] != organizations * REDELIVERIES:
         raise EventsLost(f"{name}: the outcomes of the events are {json.dumps(outcomes)}.")
 
 
@@ -319,9 +319,9 @@ def _baseline(name: str) -> str:
 
 def _aims(cases: dict[str, Case]) -> Iterator[report.Aim]:
     many = sql_name(FUNCTION, SQL_CLIENTS[-1])
-    yield report.at_least(f"{many}: events per second at least", _rate(cases[many]), LEAST_EVENTS_PER_SECOND)
+    yield report.at_least(f"{many}: events per second at least", _rate(cases[many]), MIN_EVENTS_PER_SECOND)
     for clients in SQL_CLIENTS:
         name = sql_name(FUNCTION, clients)
         ratio = report.case(name, cases[name].seconds, cases[sql_name(BARE, clients)].seconds).ratio
         if ratio is not None:
-            yield report.at_most(f"{name}: ratio at most", ratio, LARGEST_RATIO)
+            yield report.at_most(f"{name}: ratio at most", ratio, MAX_RATIO)

@@ -14,7 +14,7 @@ import pytest
 from scripts.scratch.postgres import Postgres
 from tests.conftest import ROOT
 
-ACCEPTED = tomllib.loads(Path(__file__).with_name("accepted_advice.toml").read_text())["accepted"]
+ACCEPTED_ADVICE = tomllib.loads(Path(__file__).with_name("accepted_advice.toml").read_text())["accepted"]
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +34,11 @@ def is_accepted(entry: dict[str, str], finding: dict[str, Any]) -> bool:
 
 
 def test_the_advisors_report_no_unexplained_finding(advice: list[dict[str, Any]]) -> None:
-    assert [found["detail"] for found in advice if not any(is_accepted(entry, found) for entry in ACCEPTED)] == []
+    assert [
+        found["detail"] for found in advice if not any(is_accepted(entry, found) for entry in ACCEPTED_ADVICE)
+    ] == []
 
 
-@pytest.mark.parametrize("entry", ACCEPTED, ids=lambda entry: f"{entry['advice']} {entry['on']}")
+@pytest.mark.parametrize("entry", ACCEPTED_ADVICE, ids=lambda entry: f"{entry['advice']} {entry['on']}")
 def test_every_accepted_finding_is_still_reported(advice: list[dict[str, Any]], entry: dict[str, str]) -> None:
     assert any(is_accepted(entry, found) for found in advice)

@@ -199,7 +199,7 @@ SERVICE_FUNCTIONS = """
     from pg_proc as p
     where p.pronamespace in ('public'::regnamespace, 'app'::regnamespace) and has_function_privilege('service_role', p.oid, 'execute')
       and not has_function_privilege('authenticated', p.oid, 'execute')"""
-REFUSED_TO_CLERK = "Only the secret key may call this function, not a Clerk token."
+CLERK_REFUSAL = "Only the secret key may call this function, not a Clerk token."
 SECRET_KEY = {"iss": "supabase", "ref": "abcdefghijklmnopqrst", "role": "service_role", "iat": 1, "exp": 4102444800}
 
 
@@ -225,7 +225,7 @@ def test_functions_for_the_service_refuse_clerk_tokens(database: Database, claim
     assert len(calls) > 30
     for call in calls:
         with (
-            pytest.raises(psycopg.errors.InsufficientPrivilege, match=REFUSED_TO_CLERK),
+            pytest.raises(psycopg.errors.InsufficientPrivilege, match=CLERK_REFUSAL),
             database.acting("service_role", claims),
         ):
             database.execute(f"select {call}")
@@ -234,7 +234,7 @@ def test_functions_for_the_service_refuse_clerk_tokens(database: Database, claim
 @pytest.mark.parametrize("claims", CLERK_TOKENS, ids=str)
 def test_a_clerk_token_cannot_name_the_actor_of_an_audit_event(database: Database, claims: Claims) -> None:
     with (
-        pytest.raises(psycopg.errors.InsufficientPrivilege, match=REFUSED_TO_CLERK),
+        pytest.raises(psycopg.errors.InsufficientPrivilege, match=CLERK_REFUSAL),
         database.acting("service_role", claims),
     ):
         database.execute(

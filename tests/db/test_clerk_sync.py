@@ -265,7 +265,7 @@ def test_events_of_the_pinned_instance_or_without_an_instance_are_applied(clerk:
 
 LONG = "x" * 10_000
 RANDOM_LONG = "".join(chr(0x4E00 + number * 7919 % 20_000) for number in range(10_000))  # does not compress
-ODD: list[Any] = [
+ODD_VALUES: list[Any] = [
     None, True, 0, -1, 1e300, 10**400, "", " ", LONG, RANDOM_LONG, "\u2028\ufffd", [], {}, [None], {"id": {}},
 ]  # fmt: skip
 SENDABLE: dict[str, Json] = {
@@ -313,7 +313,7 @@ def test_a_wrong_shape_anywhere_is_stored_and_never_raises(
     for number, path in enumerate(paths(event)[1:]):
         if path in {("type",), ("data",)}:  # without these it is not an event: tests/db/test_clerk_inbox.py
             continue
-        for value in ODD[number % step :: step]:
+        for value in ODD_VALUES[number % step :: step]:
             with clerk.database.connection.transaction(force_rollback=True):
                 outcome = clerk.deliver(replace_value(event, path, value), "msg_odd")
                 stored = clerk.inbox("msg_odd")

@@ -23,7 +23,7 @@ Order = tuple[Step, ...]
 X, Y = "x@example.com", "y@example.com"
 DELETED_AT = START + 60 * MINUTE
 BEFORE, AFTER = DELETED_AT - MINUTE, DELETED_AT + MINUTE
-FAR = START + 1_000_000 * MINUTE  # after any request that a test makes
+FAR_FUTURE = START + 1_000_000 * MINUTE  # after any request that a test makes
 # Supabase deletes these itself after some days.
 DELETED_BY_SUPABASE = {"realtime.messages"}
 
@@ -165,10 +165,10 @@ def test_the_latest_of_several_deletions_counts(database: Database) -> None:
 
 
 def test_a_request_removes_invitations_from_before_the_request(database: Database) -> None:
-    ask, later = request_erasure("user_ada"), invite("later", X, FAR + MINUTE)
+    ask, later = request_erasure("user_ada"), invite("later", X, FAR_FUTURE + MINUTE)
     assert find_outcomes(database, known_first(ADA, ask, OLD, later)) == {"later"}
     # A later deletion at Clerk counts too. A deletion from before the request does not move the time back.
-    between, deleted_later = invite("between", X, FAR - MINUTE), delete_user("user_ada", FAR)
+    between, deleted_later = invite("between", X, FAR_FUTURE - MINUTE), delete_user("user_ada", FAR_FUTURE)
     assert find_outcomes(database, known_first(ADA, ask, between, deleted_later)) == {""}
     assert find_outcomes(database, known_first(ADA, ask, NEW, ADA_DELETED)) == {""}
 
@@ -207,8 +207,8 @@ def test_reconciliation_does_not_report_a_removed_invitation_as_missing(database
     ADA(database)
     ADA_DELETED(database)
     differences = "select count(*) from app.clerk_differences('invitation', %s, to_timestamp(%s / 1000.0))"
-    assert database.value(differences, json.dumps([make_invitation("old", X, BEFORE)]), FAR) == 0
-    assert database.value(differences, json.dumps([make_invitation("new", X, AFTER)]), FAR) == 1
+    assert database.value(differences, json.dumps([make_invitation("old", X, BEFORE)]), FAR_FUTURE) == 0
+    assert database.value(differences, json.dumps([make_invitation("new", X, AFTER)]), FAR_FUTURE) == 1
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests import events, people
 from tests.conftest import Database
-from tests.people import ADA, ADA_EMAILS, BEN, CLEO, FAR, SIMILAR, call, identifiers, rows_with, scan
+from tests.people import ADA, ADA_EMAILS, BEN, CLEO, FAR_FUTURE, SIMILAR, call, identifiers, rows_with, scan
 
 # Supabase deletes these itself after some days.
 DELETED_BY_SUPABASE = {"realtime.messages"}
@@ -121,7 +121,7 @@ def test_a_request_hides_the_person_at_once(world: Database) -> None:
         "select email, full_name, avatar_url, banned from public.profiles where clerk_user_id = %s", ADA
     ) == [(None, None, None, True)]
     with pytest.raises(psycopg.DatabaseError) as refused, world.connection.transaction():
-        people.act(world, ADA, "select public.start_session()", iat=FAR // 1000)
+        people.act(world, ADA, "select public.start_session()", iat=FAR_FUTURE // 1000)
     assert refused.value.sqlstate == "PT403"
     assert (
         world.value(
@@ -176,7 +176,7 @@ def test_a_request_for_an_unknown_person_is_refused(database: Database) -> None:
 def test_a_user_deleted_at_clerk_is_erased(world: Database) -> None:
     texts = identifiers(world)
     people.Sender(world, first=500).send(
-        "user.deleted", {"object": "user", "id": ADA, "deleted": True}, FAR, expected="processed"
+        "user.deleted", {"object": "user", "id": ADA, "deleted": True}, FAR_FUTURE, expected="processed"
     )
     [(receipt, requested_by)] = world.rows("select receipt::text, requested_by from app.erasure_log")
     assert requested_by == "clerk"
@@ -190,14 +190,18 @@ def test_late_clerk_events_about_an_erased_person_leave_no_trace(world: Database
     texts = identifiers(world)
     erase(world)
     late = people.Sender(world, first=500)
-    user = events.user(ADA, email=ADA_EMAILS[0], updated_at=FAR)
-    acme = events.organization("org_acme", created_by=ADA, updated_at=FAR, name="Acme after Ada")
-    late.send("user.deleted", {"object": "user", "id": ADA, "deleted": True}, FAR)
+    user = events.user(ADA, email=ADA_EMAILS[0], updated_at=FAR_FUTURE)
+    acme = events.organization("org_acme", created_by=ADA, updated_at=FAR_FUTURE, name="Acme after Ada")
+    late.send("user.deleted", {"object": "user", "id": ADA, "deleted": True}, FAR_FUTURE)
     late.send("user.updated", user, expected="stale")
     late.send("organization.updated", acme, expected="processed")
-    late.send("organizationMembership.deleted", events.membership("orgmem_0", acme, user, "org:admin", updated_at=FAR))
-    late.send("organizationMembership.created", events.membership("orgmem_99", acme, user, "org:admin", updated_at=FAR))
-    late.send("session.removed", {"id": "sess_1", "user_id": ADA}, FAR, expected="ignored")
+    late.send(
+        "organizationMembership.deleted", events.membership("orgmem_0", acme, user, "org:admin", updated_at=FAR_FUTURE)
+    )
+    late.send(
+        "organizationMembership.created", events.membership("orgmem_99", acme, user, "org:admin", updated_at=FAR_FUTURE)
+    )
+    late.send("session.removed", {"id": "sess_1", "user_id": ADA}, FAR_FUTURE, expected="ignored")
     assert find_texts(world, texts) == {}
     # The rest of these events is applied.
     assert world.value("select name from public.organizations where clerk_org_id = 'org_acme'") == "Acme after Ada"
@@ -233,7 +237,7 @@ def test_an_erasure_stays_pending_until_clerk_has_deleted_the_user(world: Databa
 def test_an_unverified_address_does_not_identify_a_person(world: Database) -> None:
     unverified = {"id": "idn_x", "email_address": "ben@example.net", "verification": {"status": "unverified"}}
     people.Sender(world, first=500).send(
-        "user.updated", events.user(ADA, email=ADA_EMAILS[0], updated_at=FAR) | {"email_addresses": [unverified]}
+        "user.updated", events.user(ADA, email=ADA_EMAILS[0], updated_at=FAR_FUTURE) | {"email_addresses": [unverified]}
     )
     assert "ben@example.net" not in world.value("select (app.find_person(%s)).emails", ADA)
     erase(world)
@@ -248,7 +252,7 @@ def test_an_address_of_another_account_is_recognized_in_any_case(world: Database
 def test_a_new_account_with_the_same_address_keeps_its_data(world: Database) -> None:
     receipt = call(world, "request_erasure", clerk_user_id=ADA, requested_by="person")["receipt"]
     world.execute("insert into public.profiles (clerk_user_id, email) values ('user_2AdaAgain', %s)", ADA_EMAILS[1])
-    invitation = events.invitation("orginv_again", "org_initech", email_address=ADA_EMAILS[1], created_at=FAR)
+    invitation = events.invitation("orginv_again", "org_initech", email_address=ADA_EMAILS[1], created_at=FAR_FUTURE)
     message_id = people.Sender(world, first=500).send("organizationInvitation.created", invitation)
     finish_erasure(world, receipt)
     query = "select clerk_invitation_id from public.organization_invitations where lower(email) = lower(%s)"
@@ -330,7 +334,7 @@ def test_a_locked_row_does_not_prevent_a_deletion_at_clerk_from_hiding_the_perso
     )
     world.execute("create trigger fail before update on public.specimens for each row execute function public.fail()")
     people.Sender(world, first=500).send(
-        "user.deleted", {"object": "user", "id": ADA, "deleted": True}, FAR, expected="processed"
+        "user.deleted", {"object": "user", "id": ADA, "deleted": True}, FAR_FUTURE, expected="processed"
     )
     assert world.rows("select full_name, banned from public.profiles where clerk_user_id = %s", ADA) == [(None, True)]
     world.execute("drop trigger fail on public.specimens")

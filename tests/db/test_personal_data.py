@@ -368,7 +368,7 @@ def test_a_name_is_split_into_its_first_word_and_the_rest(
 
 def test_a_name_that_clerk_changed_is_not_sent_back(world: Database) -> None:
     world.execute("delete from app.name_changes")
-    user = people.events.user(BEN, updated_at=people.FAR, first_name="Benjamin")
+    user = people.events.user(BEN, updated_at=people.FAR_FUTURE, first_name="Benjamin")
     world.execute(
         "select public.receive_clerk_event('msg_renamed', %s)", json.dumps(people.events.event("user.updated", user))
     )

@@ -285,21 +285,21 @@ def test_a_provisioned_organization_gets_the_mfa_setting_of_the_installation(cle
 # Arbitrary claims ----------------------------------------------------------------------------------------------------
 
 LONG = "".join(chr(0x4E00 + number * 7919 % 20_000) for number in range(10_000))  # does not compress
-ODD: list[Any] = [
+ODD_VALUES: list[Any] = [
     None, True, 0, -1, 7.5, 1e300, "", " ", "x", LONG, [], [1], {}, {"id": 1}, {"id": []}, {"id": "x", "rol": {}},
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["sub", "iat", "o", "org_id", "org_role", "org_slug", "fva", "sts", "v", "role"])
 def test_an_odd_claim_starts_a_session_or_is_refused(clerk: Clerk, name: str) -> None:
-    for value in ODD:
+    for value in ODD_VALUES:
         for claims in (token("org_acme"), version_1("org_acme", "org:admin")):
             assert_session_or_refusal(clerk, json.dumps(claims | {name: value}))
 
 
 @pytest.mark.parametrize("name", ["id", "rol", "slg"])
 def test_an_odd_value_in_the_organization_claim_starts_a_session_or_is_refused(clerk: Clerk, name: str) -> None:
-    for value in ODD:
+    for value in ODD_VALUES:
         claims = token("org_acme")
         assert_session_or_refusal(clerk, json.dumps(claims | {"o": claims["o"] | {name: value}}))
 

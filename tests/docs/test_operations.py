@@ -18,7 +18,7 @@ from flask.testing import FlaskClient
 
 from service import clerk_api, components, data_api, identity
 from tests.conftest import ROOT, Stack
-from tests.service.conftest import NOBODY, MakeApp
+from tests.service.conftest import UNUSED_URL, MakeApp
 from tests.service.outside import SECRET, Answer, event, running_outside, sign
 from tests.service.test_personal_data import as_caller
 
@@ -57,7 +57,7 @@ def outage(request: pytest.FixtureRequest) -> Iterator[tuple[str, dict[str, str]
         for name, seconds in TIMEOUTS.items() if how == "slow" else ():
             patch.setattr(name, seconds)
         server.answer = answer
-        url = NOBODY if how == "down" else server.url
+        url = UNUSED_URL if how == "down" else server.url
         yield part, {PARTS[part]: url.replace("//", "//key@") + "/1" if part == "Sentry" else url}
         if part == "Sentry":
             sentry_sdk.get_client().close(timeout=1)
@@ -68,7 +68,7 @@ def outage(request: pytest.FixtureRequest) -> Iterator[tuple[str, dict[str, str]
 def service(make_app: MakeApp, stack: Stack, outage: tuple[str, dict[str, str]]) -> Flask:
     mail = {"RESEND_API_KEY": "re_key", "MAIL_FROM": "Acme <acme@example.com>", "ENVIRONMENT": "test"}
     webhooks = {"CLERK_WEBHOOK_SECRETS": f"{stack.environment['CLERK_WEBHOOK_SECRETS']},{SECRET}"}
-    nowhere = {"RESEND_API_URL": NOBODY}
+    nowhere = {"RESEND_API_URL": UNUSED_URL}
     return make_app(**(stack.environment | mail | webhooks | nowhere | outage[1]))
 
 

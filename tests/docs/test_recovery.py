@@ -40,7 +40,7 @@ from tests.service.outside import Outside, running_outside
 pytestmark = pytest.mark.thorough
 
 PAGE = (ROOT / "docs/recovery.md").read_text()
-FENCED = re.compile(r"^ *```([^\n]+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+CODE_BLOCK = re.compile(r"^ *```([^\n]+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 SETTING_UP = "Setting it up"
 ROWS = "Rows of a table, or of one customer"
 NEW_PROJECT = "Into a new project"
@@ -58,7 +58,7 @@ def sections() -> dict[str, str]:
 
 def blocks(text: str, language: str) -> dict[str, str]:
     """The dedented fenced blocks of a language, by name: the text after the language, or a number."""
-    found = [(tag.split(), textwrap.dedent(body)) for tag, body in FENCED.findall(text)]
+    found = [(tag.split(), textwrap.dedent(body)) for tag, body in CODE_BLOCK.findall(text)]
     chosen = [(words[1:], body) for words, body in found if words[0] == language]
     return {" ".join(name) or str(number): body for number, (name, body) in enumerate(chosen)}
 

@@ -29,7 +29,7 @@ REMEMBER_LIVE_STATES = """
 
 
 # The consent banner was answered before; tests/e2e/test_consent.py begins without.
-REFUSED = """
+REFUSE_CONSENT = """
   localStorage.setItem("consent", JSON.stringify({ version: "1", at: "2026-01-01T00:00:00.000Z", choices: {} }));
 """
 
@@ -44,7 +44,7 @@ class Window:
     def __post_init__(self) -> None:
         self.page.on("console", lambda said: self._record_complaint(said.type, said.text))
         self.page.on("pageerror", lambda error: self._record_complaint("error", str(error)))
-        self.page.add_init_script(REMEMBER_LIVE_STATES + REFUSED)
+        self.page.add_init_script(REMEMBER_LIVE_STATES + REFUSE_CONSENT)
 
     def _record_complaint(self, kind: str, text: str) -> None:
         if kind in {"error", "warning"}:

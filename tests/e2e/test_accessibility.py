@@ -15,12 +15,12 @@ pytestmark = pytest.mark.thorough
 Connection = psycopg.Connection[Any]
 PHONE = {"width": 375, "height": 812}
 
-UNLABELLED = """() => [...document.querySelectorAll("input, select, textarea, button")]
+FIND_UNLABELLED = """() => [...document.querySelectorAll("input, select, textarea, button")]
   .filter((each) => each.checkVisibility() && !each.labels?.length && !each.ariaLabel && !each.textContent.trim())
   .map((each) => each.outerHTML)"""
 
 # WCAG's contrast of each visible text with the first opaque background behind it.
-ILLEGIBLE = """(within) => {
+FIND_ILLEGIBLE = """(within) => {
   const rgba = (color) => color.match(/[\\d.]+/g).map(Number);
   const light = (channel) => (channel /= 255) <= 0.04045 ? channel / 12.92 : ((channel + 0.055) / 1.055) ** 2.4;
   const luminance = ([r, g, b]) => 0.2126 * light(r) + 0.7152 * light(g) + 0.0722 * light(b);
@@ -100,6 +100,6 @@ def expect_accessible(window: Window) -> None:
     page = window.page
     assert page.locator("html").get_attribute("lang") == "en"
     expect(page.locator("h1")).to_have_count(1)
-    assert page.evaluate(UNLABELLED) == []
-    assert page.evaluate(ILLEGIBLE) == []
+    assert page.evaluate(FIND_UNLABELLED) == []
+    assert page.evaluate(FIND_ILLEGIBLE) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from tests.conftest import Stack
 from tests.e2e.conftest import SCREENSHOTS, OpenWindow, membership
-from tests.e2e.test_accessibility import ILLEGIBLE, PHONE
+from tests.e2e.test_accessibility import FIND_ILLEGIBLE, PHONE
 
 pytestmark = pytest.mark.thorough
 
@@ -28,7 +28,7 @@ LISTEN = """
 """
 SIZES: dict[str, Any] = {"desktop": {"width": 1200, "height": 800}, "phone": PHONE}
 LEGAL_PAGES = ["/legal/privacy", "/legal/terms"]
-NOTHING = {"analytics": False, "marketing": False}
+NO_CONSENT = {"analytics": False, "marketing": False}
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_one_click_refuses_or_accepts_and_is_remembered(page: Page, button: str,
     page.goto("/legal/terms")
     press(page, button)
     expect(dialog(page)).to_be_hidden()
-    choices = dict.fromkeys(NOTHING, allowed)
+    choices = dict.fromkeys(NO_CONSENT, allowed)
     kept = read_consent(page)
     assert (kept["version"], kept["choices"]) == ("1", choices)
     assert kept["at"].endswith("Z")
@@ -99,7 +99,7 @@ def test_categories_are_chosen_one_by_one_and_are_off_at_first(page: Page) -> No
     expect(dialog(page).get_by_role("switch", name="Essential")).to_be_disabled()
     dialog(page).get_by_role("switch", name="analytics").check()
     press(page, "Save my choice")
-    assert read_consent(page)["choices"] == NOTHING | {"analytics": True}
+    assert read_consent(page)["choices"] == NO_CONSENT | {"analytics": True}
     assert page.evaluate("[consent.allows('analytics'), consent.allows('marketing')]") == [True, False]
 
 
@@ -152,7 +152,7 @@ def test_the_keyboard_reaches_it_first_and_is_enough(page: Page) -> None:
         page.keyboard.press("Tab")
     assert page.evaluate(focused) == "Save my choice"
     page.keyboard.press("Enter")
-    assert read_consent(page)["choices"] == NOTHING | {"analytics": True}
+    assert read_consent(page)["choices"] == NO_CONSENT | {"analytics": True}
 
 
 def test_it_opens_again_and_escape_changes_nothing(page: Page) -> None:
@@ -192,8 +192,8 @@ def test_opened_again_it_shows_what_was_chosen_and_takes_it_back(page: Page) -> 
     switches = dialog(page).get_by_role("switch")
     assert [each.is_checked() for each in switches.all()] == [True, True, True]
     press(page, "Refuse all")
-    assert read_consent(page)["choices"] == NOTHING
-    assert page.evaluate("told") == [dict.fromkeys(NOTHING, True), NOTHING]
+    assert read_consent(page)["choices"] == NO_CONSENT
+    assert page.evaluate("told") == [dict.fromkeys(NO_CONSENT, True), NO_CONSENT]
 
 
 def test_what_one_tab_answers_holds_in_the_others(page: Page) -> None:
@@ -202,7 +202,7 @@ def test_what_one_tab_answers_holds_in_the_others(page: Page) -> None:
         each.goto("/legal/terms")
     press(other, "Accept all")
     expect(dialog(page)).to_be_hidden()
-    assert page.evaluate("[told, consent.allows('marketing')]") == [[dict.fromkeys(NOTHING, True)], True]
+    assert page.evaluate("[told, consent.allows('marketing')]") == [[dict.fromkeys(NO_CONSENT, True)], True]
 
 
 def test_it_moves_only_where_people_like_that(page: Page) -> None:
@@ -235,14 +235,14 @@ def test_it_and_the_pages_look_right(page: Page, scheme: Any) -> None:
     for size, viewport in SIZES.items():
         page.set_viewport_size(viewport)
         page.screenshot(path=SCREENSHOTS / f"consent-{size}-{scheme}.png")
-        assert dialog(page).evaluate(ILLEGIBLE) == []
+        assert dialog(page).evaluate(FIND_ILLEGIBLE) == []
     press(page, "Save my choice")
     for path in [*LEGAL_PAGES, "/dev/mail"]:
         page.goto(path)
         for size, viewport in SIZES.items():
             page.set_viewport_size(viewport)
             page.screenshot(path=SCREENSHOTS / f"{path.rpartition('/')[2]}-{size}-{scheme}.png", full_page=True)
-            assert page.evaluate(ILLEGIBLE) == []
+            assert page.evaluate(FIND_ILLEGIBLE) == []
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
@@ -290,7 +290,7 @@ def test_the_demo_page_reopens_it_within_its_policy(window: OpenWindow) -> None:
     opened = window().open()
     opened.page.get_by_role("button", name="Privacy choices").click()
     press(opened.page, "Accept all")
-    assert opened.page.evaluate("consent.choices") == dict.fromkeys(NOTHING, True)
+    assert opened.page.evaluate("consent.choices") == dict.fromkeys(NO_CONSENT, True)
     assert opened.errors == []
 
 

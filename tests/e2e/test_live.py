@@ -16,7 +16,7 @@ from tests.e2e.conftest import OpenWindow, Window, membership, organization_id, 
 from tests.relay import Relay, relay_to
 
 Connection = psycopg.Connection[Any]
-LOST = "Connection lost, reconnecting"
+LOST_MESSAGE = "Connection lost, reconnecting"
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_nothing_is_missing_after_the_network_was_gone(
     expect(cleo.titles).to_have_text(titles_in(database, acme, 10))
 
     relay.cut()
-    expect(cleo.live).to_have_text(LOST)
+    expect(cleo.live).to_have_text(LOST_MESSAGE)
     database.execute(add, [acme, "Came meanwhile"])
     database.execute("update public.projects set title = 'New name' where title = 'Old name'")
     database.execute("delete from public.projects where title = 'Goes'")
@@ -123,7 +123,7 @@ def test_the_page_outlives_its_tokens(window: OpenWindow, database: Connection, 
     cleo.open().sign_in("Cleo Santos")
     first = len(issued)
     # supabase-js asks for a token every 15 s, so Realtime closes the channels of these, and the page joins anew.
-    cleo.wait_until(lambda: LOST in cleo.live_states() and cleo.live_states()[-1] == "Live")
+    cleo.wait_until(lambda: LOST_MESSAGE in cleo.live_states() and cleo.live_states()[-1] == "Live")
     assert len(issued) > first
     database.execute("insert into public.projects (organization_id, title) values (%s, 'Still live')", [acme])
     expect(cleo.titles.first).to_have_text("Still live")

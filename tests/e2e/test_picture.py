@@ -13,13 +13,13 @@ from tests.conftest import ROOT
 from tests.e2e.conftest import SCREENSHOTS, OpenWindow
 
 PICTURE = ROOT / "docs/demo.png"
-LARGEST = 200_000  # bytes
+MAX_BYTES = 200_000  # bytes
 WINDOW = {"width": 760, "height": 640}
 
 
 def test_the_readme_has_a_small_picture() -> None:
     assert "](docs/demo.png)" in (ROOT / "README.md").read_text()
-    assert PICTURE.stat().st_size < LARGEST
+    assert PICTURE.stat().st_size < MAX_BYTES
 
 
 def test_the_picture_can_be_taken_again(
@@ -40,7 +40,7 @@ def test_the_picture_can_be_taken_again(
     (SCREENSHOTS / "demo.png").write_bytes(taken)
     if pytestconfig.getoption("--renew-readme-picture"):
         PICTURE.write_bytes(taken)
-    assert len(taken) < LARGEST
+    assert len(taken) < MAX_BYTES
 
 
 def side_by_side(chromium: Browser, *pictures: bytes) -> bytes:

@@ -26,7 +26,7 @@ from scripts.cli import ballast
 from scripts.scratch.postgres import Postgres
 from tests import people
 from tests.conftest import ROOT, Database
-from tests.servers import MIGRATED, TestRun
+from tests.servers import MIGRATED_DATABASE, TestRun
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +72,7 @@ def new_database(bare_server: Postgres) -> Iterator[Callable[..., str]]:
 @pytest.fixture(scope="session")
 def migrated_database(bare_server: Postgres) -> str:
     """A migrated database that all processes share. Copy it: never connect to it."""
-    return bare_server.url(database=MIGRATED)
+    return bare_server.url(database=MIGRATED_DATABASE)
 
 
 @pytest.fixture(scope="session")

@@ -19,19 +19,19 @@ from service.logs import JsonLines
 from tests.conftest import Stack
 from tests.service.outside import OLD_SECRET, SECRET, Issuer, Outside, running_outside
 
-NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens there
+UNUSED_URL = "http://127.0.0.1:9"  # the discard port: nothing listens there
 
 ENVIRONMENT = {
     "ENVIRONMENT": "test",
-    "SUPABASE_URL": NOBODY,
+    "SUPABASE_URL": UNUSED_URL,
     "SUPABASE_PUBLISHABLE_KEY": "sb_publishable_test",
     "SUPABASE_SECRET_KEY": "sb_secret_test",
-    "CLERK_ISSUER": NOBODY,
+    "CLERK_ISSUER": UNUSED_URL,
     "CLERK_WEBHOOK_SECRETS": f"{SECRET},{OLD_SECRET}",
     "CLERK_SECRET_KEY": "sk_test_key",
-    "CLERK_API_URL": NOBODY,
+    "CLERK_API_URL": UNUSED_URL,
     "JOBS_TOKEN": "the scheduler's token, 32 and more",
-    "UPSTASH_REDIS_REST_URL": NOBODY,
+    "UPSTASH_REDIS_REST_URL": UNUSED_URL,
     "UPSTASH_REDIS_REST_TOKEN": "test",
 }
 

@@ -23,7 +23,7 @@ from tests.service.conftest import MakeApp
 from tests.service.outside import HANG_UP, Answer, Issuer, Outside, rest_answer
 from tests.service.test_gunicorn import start_gunicorn
 
-NOWHERE = "/api/v1/organizations/00000000-0000-4000-8000-000000000000/audit.csv"
+UNKNOWN_ORGANIZATION_URL = "/api/v1/organizations/00000000-0000-4000-8000-000000000000/audit.csv"
 
 
 def as_caller(token: str) -> dict[str, str]:
@@ -91,7 +91,7 @@ def test_nobody_else_does(
 
 def test_another_tenant_and_none_are_not_told_apart(online: FlaskClient, stack: Stack, url: str) -> None:
     headers = as_caller(stack.token("user_eve", "org_globex"))
-    another, nowhere = (online.get(each, headers=headers).json for each in (url, NOWHERE))
+    another, nowhere = (online.get(each, headers=headers).json for each in (url, UNKNOWN_ORGANIZATION_URL))
     assert another | {"request_id": ""} == nowhere | {"request_id": ""}
 
 
@@ -182,7 +182,9 @@ def data_api(pages: int, last: Answer | None = HANG_UP) -> Callable[[str, Any, b
 SESSION = {
     "profile": {"clerk_user_id": "user_test"},
     "second_factor": True,
-    "organizations": [{"id": NOWHERE.split("/")[4], "clerk_org_id": "org_test", "permissions": ["audit:read"]}],
+    "organizations": [
+        {"id": UNKNOWN_ORGANIZATION_URL.split("/")[4], "clerk_org_id": "org_test", "permissions": ["audit:read"]}
+    ],
 }
 START = datetime(2026, 1, 1, tzinfo=UTC)
 FULL_PAGE = [
@@ -192,7 +194,7 @@ FULL_PAGE = [
 
 
 def test_without_a_token_nothing_is_asked(client: FlaskClient, outside: Outside) -> None:
-    assert client.get(NOWHERE).status_code == 401
+    assert client.get(UNKNOWN_ORGANIZATION_URL).status_code == 401
     assert outside.requests == []
 
 
@@ -208,7 +210,7 @@ def test_a_range_that_is_none_is_the_callers_mistake(
     client: FlaskClient, outside: Outside, issuer: Issuer, query: str
 ) -> None:
     outside.answer = data_api(1)
-    response = client.get(f"{NOWHERE}?{query}", headers=as_caller(issuer.token()))
+    response = client.get(f"{UNKNOWN_ORGANIZATION_URL}?{query}", headers=as_caller(issuer.token()))
     assert (response.status_code, response.json["type"]) == (400, "urn:problem:ballast:range-invalid")
     assert outside.requests == ["/rest/v1/rpc/start_session"]
 
@@ -218,7 +220,7 @@ def test_a_database_that_does_not_begin_is_an_ordinary_problem(
     client: FlaskClient, outside: Outside, issuer: Issuer, pages: int
 ) -> None:
     outside.answer = data_api(0) if pages == 0 else lambda *_: HANG_UP
-    response = client.get(NOWHERE, headers=as_caller(issuer.token()))
+    response = client.get(UNKNOWN_ORGANIZATION_URL, headers=as_caller(issuer.token()))
     assert (response.status_code, response.json["type"]) == (503, "urn:problem:ballast:database-unavailable")
 
 
@@ -226,7 +228,7 @@ def test_a_page_is_asked_for_when_the_one_before_was_taken_and_memory_stays(
     client: FlaskClient, outside: Outside, issuer: Issuer, log_lines: Callable[[], list[dict[str, object]]]
 ) -> None:
     outside.answer = data_api(95, rest_answer([]))
-    answer = client.get(NOWHERE, headers=as_caller(issuer.token()) | {"X-Request-Id": "mine"})
+    answer = client.get(UNKNOWN_ORGANIZATION_URL, headers=as_caller(issuer.token()) | {"X-Request-Id": "mine"})
     pieces = iter(answer.response)
     assert len(outside.requests) == 2  # the permission, the first page
     for _ in range(5):
@@ -254,7 +256,7 @@ def test_a_database_that_dies_midway_leaves_a_body_without_an_end(tmp_path: Path
     with start_gunicorn(tmp_path, CLERK_ISSUER=issuer.url) as service:
         service.database.answer = data_api(2)
         received: list[bytes] = []
-        with httpx.stream("GET", service.url + NOWHERE, headers=as_caller(issuer.token())) as response:
+        with httpx.stream("GET", service.url + UNKNOWN_ORGANIZATION_URL, headers=as_caller(issuer.token())) as response:
             assert response.status_code == 200
             assert response.headers["Transfer-Encoding"] == "chunked"
             assert response.headers["Cache-Control"] == "no-store"

@@ -30,7 +30,7 @@ from tests.service.test_settings import HTTPS
 
 LOCK = 733140620
 OPERATOR_TOKEN = "the operator's token, 32 and more"
-CONFIGURED = {
+CONFIGURATION = {
     "OPERATOR_TOKEN": OPERATOR_TOKEN,
     "DATABASE_URL": "postgresql://postgres:5ecret@db.example:5432/postgres",
     "BACKUP_URL": "s3://backups",
@@ -102,7 +102,7 @@ def row(database: Database, backup: str) -> dict[str, Any]:
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_without_the_operators_token_nothing_is_told_or_started(make_app: MakeApp, method: str, given: str) -> None:
-    client = make_app(**CONFIGURED).test_client()
+    client = make_app(**CONFIGURATION).test_client()
     response = client.open(PATH, method=method, headers={"Authorization": given} if given else {})
     assert (response.status_code, response.json["type"]) == (401, "urn:problem:ballast:operator-refused")
     assert response.headers["WWW-Authenticate"] == "Bearer"
@@ -111,7 +111,7 @@ def test_without_the_operators_token_nothing_is_told_or_started(make_app: MakeAp
 @pytest.mark.parametrize("given", ["", "Bearer", "Bearer ", "Bearer None", f"Bearer {OPERATOR_TOKEN}"])
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_where_no_token_is_configured_nobody_is_an_operator(make_app: MakeApp, method: str, given: str) -> None:
-    client = make_app(**(CONFIGURED | {"OPERATOR_TOKEN": None})).test_client()
+    client = make_app(**(CONFIGURATION | {"OPERATOR_TOKEN": None})).test_client()
     response = client.open(PATH, method=method, headers={"Authorization": given} if given else {})
     assert (response.status_code, response.json["type"]) == (401, "urn:problem:ballast:operator-refused")
 
@@ -218,7 +218,7 @@ def test_a_second_one_is_refused_while_one_runs(
 def test_what_is_not_configured_is_named(
     make_app: MakeApp, environment: dict[str, str | None], missing: list[str]
 ) -> None:
-    answer = make_app(**(CONFIGURED | environment)).test_client().post(PATH, headers=OPERATOR)
+    answer = make_app(**(CONFIGURATION | environment)).test_client().post(PATH, headers=OPERATOR)
     assert (answer.status_code, answer.json["type"]) == (503, "urn:problem:ballast:backups-unconfigured")
     assert answer.json["missing"] == missing
     assert all(name in answer.json["detail"] for name in missing)
@@ -226,7 +226,7 @@ def test_what_is_not_configured_is_named(
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_without_a_database_it_says_so_and_starts_nothing(make_app: MakeApp, method: str, tmp_path: Path) -> None:
-    client = with_command(make_app(**CONFIGURED), (sys.executable, "-c", f"open({str(tmp_path / 'told')!r}, 'w')"))
+    client = with_command(make_app(**CONFIGURATION), (sys.executable, "-c", f"open({str(tmp_path / 'told')!r}, 'w')"))
     answer = client.open(PATH, method=method, headers=OPERATOR)
     assert (answer.status_code, answer.json["type"]) == (503, "urn:problem:ballast:database-unavailable")
     time.sleep(0.3)
@@ -238,7 +238,7 @@ def test_a_database_that_goes_away_meanwhile_leaves_the_end_to_the_next_run(
 ) -> None:
     begun = {"id": str(uuid4()), "filename": "database/x", "backup_type": "manual", "status": "started"}
     outside.answer = lambda path, *_: rest_answer(begun) if path.endswith("/request_backup") else HANG_UP
-    app = make_app(**CONFIGURED, SUPABASE_URL=outside.url)
+    app = make_app(**CONFIGURATION, SUPABASE_URL=outside.url)
     client = with_command(app, (sys.executable, "-c", "raise SystemExit(5)"))
     assert client.post(PATH, headers=OPERATOR).status_code == 202
     until(lambda: [path for path in outside.requests if path.endswith("/end_backup")])
@@ -248,7 +248,7 @@ def test_a_database_that_goes_away_meanwhile_leaves_the_end_to_the_next_run(
 def test_neither_log_nor_answers_hold_a_secret(
     backing: Callable[..., FlaskClient], make_app: MakeApp, stack: Stack, database: Database, log_lines: LogLines
 ) -> None:
-    answers = [make_app(**(CONFIGURED | {"BACKUP_URL": None})).test_client().post(PATH, headers=OPERATOR)]
+    answers = [make_app(**(CONFIGURATION | {"BACKUP_URL": None})).test_client().post(PATH, headers=OPERATOR)]
     client = backing("sys.exit(3)")
     answers += [client.post(PATH, headers=OPERATOR), client.get(PATH, headers=OPERATOR), client.post(PATH)]
     until(lambda: [line for line in log_lines() if line["message"] == "backup ended"])

@@ -21,7 +21,7 @@ from service.breaker import Breaker
 from service.cache import Cache, Scopes
 from service.components import components
 from tests.conftest import Stack
-from tests.service.conftest import NOBODY, Grown, MakeApp
+from tests.service.conftest import UNUSED_URL, Grown, MakeApp
 from tests.service.outside import (
     HANG_UP,
     Answer,
@@ -569,7 +569,9 @@ def test_without_redis_me_is_answered_all_the_same(
     make_app: MakeApp, outside: Outside, issuer: Issuer, sessions: Sessions
 ) -> None:
     outside.answer = sessions.answer
-    client = make_app(SUPABASE_URL=outside.url, CLERK_ISSUER=issuer.url, UPSTASH_REDIS_REST_URL=NOBODY).test_client()
+    client = make_app(
+        SUPABASE_URL=outside.url, CLERK_ISSUER=issuer.url, UPSTASH_REDIS_REST_URL=UNUSED_URL
+    ).test_client()
     token = issuer.token(sub=new_person())
     assert [client.get(URL, headers=as_caller(token)).status_code for _ in range(3)] == [200] * 3
     assert sessions.calls == 3

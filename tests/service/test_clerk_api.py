@@ -15,7 +15,7 @@ from flask.testing import FlaskClient
 from service.clerk_api import API_VERSION, ClerkApi, ClerkCallFailed
 from service.components import components
 from tests.conftest import Stack
-from tests.service.conftest import NOBODY, MakeApp
+from tests.service.conftest import UNUSED_URL, MakeApp
 from tests.service.outside import HANG_UP, Answer, Outside, rest_answer
 
 PERSON = "user_ada"
@@ -156,7 +156,7 @@ def test_a_code_that_is_none_of_clerks_is_not_repeated(failing: ClerkApi, outsid
 
 def test_no_answer_is_a_failure_that_may_pass(failing: ClerkApi, outside: Outside, make_app: MakeApp) -> None:
     hung_up = failure_of(failing, outside, HANG_UP)
-    with make_app(CLERK_API_URL=NOBODY).app_context(), pytest.raises(ClerkCallFailed) as absent:
+    with make_app(CLERK_API_URL=UNUSED_URL).app_context(), pytest.raises(ClerkCallFailed) as absent:
         components().clerk.delete_user(PERSON)
     for failed, code in ((hung_up, "RemoteProtocolError"), (absent.value, "ConnectError")):
         assert (failed.status, failed.code, failed.is_refusal) == (None, code, False)

@@ -9,7 +9,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from service.routes import demo
-from tests.service.conftest import NOBODY, MakeApp
+from tests.service.conftest import UNUSED_URL, MakeApp
 
 HTTPS = dict.fromkeys(
     ("SUPABASE_URL", "CLERK_ISSUER", "CLERK_API_URL", "UPSTASH_REDIS_REST_URL"), "https://outside.example"
@@ -38,7 +38,7 @@ def test_the_page_runs_its_own_files_and_talks_to_supabase_and_clerk_only(local:
         "script-src": "'self'",
         "style-src": "'self'",
         "img-src": "'self' data:",
-        "connect-src": f"'self' {NOBODY} {NOBODY.replace('http', 'ws')} http://127.0.0.1:10",
+        "connect-src": f"'self' {UNUSED_URL} {UNUSED_URL.replace('http', 'ws')} http://127.0.0.1:10",
         "base-uri": "'none'",
         "form-action": "'none'",
         "frame-ancestors": "'none'",
@@ -61,7 +61,7 @@ def test_every_file_of_the_page_is_served_with_its_type(local: FlaskClient, name
 def test_the_configuration_holds_the_publishable_key_and_no_secret(local: FlaskClient) -> None:
     response = local.get("/demo/config.json")
     assert response.json == {
-        "supabase_url": NOBODY,
+        "supabase_url": UNUSED_URL,
         "supabase_publishable_key": "sb_publishable_test",
         "clerk_issuer": "http://127.0.0.1:10",
     }

@@ -37,7 +37,7 @@ def slow(*_: Any) -> Answer:
     return rest_answer(True)
 
 
-BROKEN = {
+BROKEN_ANSWERS = {
     "hangs up": lambda *_: HANG_UP,
     "slow": slow,
     "500": lambda *_: rest_answer({"code": "XX000", "message": "m"}, 500),
@@ -51,7 +51,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("broken", BROKEN)
+@pytest.mark.parametrize("broken", BROKEN_ANSWERS)
 @pytest.mark.parametrize("down", ["data_api", "redis"])
 def test_the_part_that_is_down_is_named_without_details(
     make_app: MakeApp, outside: Outside, monkeypatch: pytest.MonkeyPatch, broken: str, down: str
@@ -59,7 +59,7 @@ def test_the_part_that_is_down_is_named_without_details(
     monkeypatch.setattr("service.data_api.PROBE_TIMEOUT", httpx.Timeout(0.3))
     monkeypatch.setattr("service.components.REDIS_TIMEOUT", httpx.Timeout(0.3))
     outside.answer = lambda path, *rest: (
-        BROKEN[broken](path, *rest) if path.startswith("/rest") == (down == "data_api") else working(path)
+        BROKEN_ANSWERS[broken](path, *rest) if path.startswith("/rest") == (down == "data_api") else working(path)
     )
     response = make_app(SUPABASE_URL=outside.url, UPSTASH_REDIS_REST_URL=outside.url).test_client().get("/readyz")
     assert (response.status_code, response.json["down"]) == (503, [down])

@@ -29,14 +29,14 @@ from tests.service.outside import (
     stored_answer,
 )
 
-FEW = 5
+LOW_LIMIT = 5
 PAGE = "/legal/terms"
 
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every limit is five requests in a minute."""
-    monkeypatch.setattr(limits, "LIMITS", {name: Limit(FEW, 60, limit.per) for name, limit in LIMITS.items()})
+    monkeypatch.setattr(limits, "LIMITS", {name: Limit(LOW_LIMIT, 60, limit.per) for name, limit in LIMITS.items()})
 
 
 @pytest.fixture
@@ -70,15 +70,15 @@ def as_caller(token: str) -> dict[str, str]:
 
 
 def test_every_answer_says_how_much_is_left(app: Flask, address: str) -> None:
-    answers = [get(app, PAGE, address) for _ in range(FEW)]
-    assert [answer.status_code for answer in answers] == [200] * FEW
+    answers = [get(app, PAGE, address) for _ in range(LOW_LIMIT)]
+    assert [answer.status_code for answer in answers] == [200] * LOW_LIMIT
     assert [answer.headers["RateLimit-Remaining"] for answer in answers] == ["4", "3", "2", "1", "0"]
     assert {answer.headers["RateLimit-Limit"] for answer in answers} == {"5"}
     assert all(1 <= int(answer.headers["RateLimit-Reset"]) <= 60 for answer in answers)
 
 
 def test_who_asks_for_more_gets_a_problem_and_a_time_to_come_back(app: Flask, address: str) -> None:
-    for _ in range(FEW):
+    for _ in range(LOW_LIMIT):
         get(app, PAGE, address)
     refused = get(app, PAGE, address)
     assert (refused.status_code, refused.content_type) == (429, "application/problem+json")
@@ -97,19 +97,19 @@ def test_a_window_ends(monkeypatch: pytest.MonkeyPatch, make_app: MakeApp, stack
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])
 def test_the_platform_is_never_refused(app: Flask, address: str, path: str) -> None:
-    answers = [get(app, path, address) for _ in range(FEW * 2)]
+    answers = [get(app, path, address) for _ in range(LOW_LIMIT * 2)]
     assert 429 not in {answer.status_code for answer in answers}
     assert not any("RateLimit-Limit" in answer.headers for answer in answers)
 
 
 def test_what_is_not_there_is_limited_too(app: Flask, address: str) -> None:
-    assert [get(app, "/nothing", address).status_code for _ in range(FEW + 1)] == [404] * FEW + [429]
+    assert [get(app, "/nothing", address).status_code for _ in range(LOW_LIMIT + 1)] == [404] * LOW_LIMIT + [429]
 
 
 def test_threads_and_processes_count_together(app: Flask, address: str) -> None:
     with ThreadPoolExecutor(8) as threads:
         codes = list(threads.map(lambda _: get(app, PAGE, address).status_code, range(40)))
-    assert sorted(codes) == [200] * FEW + [429] * 35
+    assert sorted(codes) == [200] * LOW_LIMIT + [429] * 35
 
 
 # --- who is one caller ---
@@ -117,12 +117,12 @@ def test_threads_and_processes_count_together(app: Flask, address: str) -> None:
 
 def test_a_person_is_one_caller_wherever_they_are(app: Flask, issuer: Issuer) -> None:
     token = issuer.token(sub=f"user_{secrets.token_hex(8)}")
-    codes = [get(app, "/api/v1/me", new_address(), **as_caller(token)).status_code for _ in range(FEW + 1)]
-    assert codes == [200] * FEW + [429]
+    codes = [get(app, "/api/v1/me", new_address(), **as_caller(token)).status_code for _ in range(LOW_LIMIT + 1)]
+    assert codes == [200] * LOW_LIMIT + [429]
 
 
 def test_people_behind_one_address_are_not(app: Flask, issuer: Issuer, address: str) -> None:
-    tokens = [issuer.token(sub=f"user_{secrets.token_hex(8)}") for _ in range(FEW + 2)]
+    tokens = [issuer.token(sub=f"user_{secrets.token_hex(8)}") for _ in range(LOW_LIMIT + 2)]
     assert {get(app, "/api/v1/me", address, **as_caller(token)).status_code for token in tokens} == {200}
 
 
@@ -131,8 +131,8 @@ def test_who_proves_nothing_is_counted_by_address_and_nobody_in_their_name(
 ) -> None:
     victim = f"user_{secrets.token_hex(8)}"
     forged = issuer.token(sub=victim, exp=1)
-    codes = [get(app, "/api/v1/me", address, **as_caller(forged)).status_code for _ in range(FEW + 1)]
-    assert codes == [401] * FEW + [429]
+    codes = [get(app, "/api/v1/me", address, **as_caller(forged)).status_code for _ in range(LOW_LIMIT + 1)]
+    assert codes == [401] * LOW_LIMIT + [429]
     assert get(app, "/api/v1/me", address, **as_caller(issuer.token(sub=victim))).status_code == 200
 
 
@@ -142,7 +142,7 @@ def test_webhooks_are_counted_by_address(app: Flask, address: str) -> None:
         headers = sign(body) | {"X-Forwarded-For": address}
         return app.test_client().post("/webhooks/clerk", data=body, headers=headers).status_code
 
-    assert [deliver() for _ in range(FEW + 1)] == [200] * FEW + [429]
+    assert [deliver() for _ in range(LOW_LIMIT + 1)] == [200] * LOW_LIMIT + [429]
 
 
 @pytest.mark.parametrize(
@@ -233,10 +233,10 @@ def test_without_redis_nobody_is_refused_and_it_is_logged_once(
 ) -> None:
     outside.answer = answer
     app = make_app(UPSTASH_REDIS_REST_URL=outside.url)
-    answers = [app.test_client().get(PAGE) for _ in range(FEW * 3)]
+    answers = [app.test_client().get(PAGE) for _ in range(LOW_LIMIT * 3)]
     assert {each.status_code for each in answers} == {200}
     assert not any("RateLimit-Limit" in each.headers for each in answers)
-    assert limits_growth() == {"errors": FEW * 3}
+    assert limits_growth() == {"errors": LOW_LIMIT * 3}
     assert log.getvalue().count("redis does not answer") == 1
 
 
@@ -250,9 +250,9 @@ def test_a_slow_redis_is_waited_for_once(make_app: MakeApp, outside: Outside, mo
 
 
 def test_what_passes_and_what_is_refused_is_counted(app: Flask, address: str, limits_growth: Grown) -> None:
-    for _ in range(FEW + 2):
+    for _ in range(LOW_LIMIT + 2):
         get(app, PAGE, address)
-    assert limits_growth() == {"allowed": FEW, "refused": 2}
+    assert limits_growth() == {"allowed": LOW_LIMIT, "refused": 2}
 
 
 @pytest.mark.parametrize("value", ["-1", "10", "x", "1.5"])

@@ -322,13 +322,13 @@ def test_a_sender_that_is_killed_before_it_says_so_loses_nothing_and_sends_nothi
     class Killed(BaseException):
         """Not an error that anything handles: as if the process were gone."""
 
-    def killed() -> Answer | None:
+    def kill() -> Answer | None:
         raise Killed
 
     tools = client.application.extensions["ballast"].mailer
     # Resend has it, we do not know yet.
     dying = mail_module.Mailer(
-        lambda name, given: killed() if name == "end_mail" else tools.call(name, given), tools.renderer, tools.transport
+        lambda name, given: kill() if name == "end_mail" else tools.call(name, given), tools.renderer, tools.transport
     )
     with pytest.raises(Killed):
         dying.send_due()

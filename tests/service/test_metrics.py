@@ -59,13 +59,13 @@ def test_requests_are_counted_by_route_and_never_by_path(
         client.get(path)
     after = samples()
 
-    def added(*name: str) -> float:
+    def count_added(*name: str) -> float:
         return after[name] - before.get(name, 0)
 
-    assert added("ballast_requests_total", "GET", "/healthz", "200") == 2
-    assert added("ballast_requests_total", "none", "none", "404") == 1
-    assert added("ballast_requests_total", "GET", "/api/v1/gdpr/erasure/<uuid:receipt>", "404") == 1
-    assert added("ballast_request_seconds_count", "/healthz") == 2
+    assert count_added("ballast_requests_total", "GET", "/healthz", "200") == 2
+    assert count_added("ballast_requests_total", "none", "none", "404") == 1
+    assert count_added("ballast_requests_total", "GET", "/api/v1/gdpr/erasure/<uuid:receipt>", "404") == 1
+    assert count_added("ballast_request_seconds_count", "/healthz") == 2
     assert "ada@example.com" not in client.get("/metrics", headers=as_caller(TOKEN)).text
 
 

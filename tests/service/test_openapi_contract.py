@@ -72,10 +72,10 @@ def test_a_route_answers_as_described(stack: Stack, app: Flask, path: str, metho
 
     @EACH
     @given(case=operation.as_strategy(generation_mode=GenerationMode.POSITIVE))
-    def allowed(case: schemathesis.Case) -> None:
+    def call_and_validate(case: schemathesis.Case) -> None:
         case.call_and_validate(headers=headers, checks=CHECKS)
 
-    allowed()
+    call_and_validate()
 
 
 WITH_INPUT = [

@@ -26,7 +26,7 @@ from tests.service.outside import HANG_UP, Issuer, Outside, rest_answer
 from tests.service.test_gunicorn import start_gunicorn
 
 EXPORT, ERASURE = "/api/v1/gdpr/export", "/api/v1/gdpr/erasure"
-CONFIRMED = {"confirmation": CONFIRMATION}
+CONFIRMED_BODY = {"confirmation": CONFIRMATION}
 Connection = psycopg.Connection[Any]
 NewPerson = Callable[..., str]
 
@@ -159,7 +159,7 @@ def test_a_stranger_has_nothing_here(make_app: MakeApp, stack: Stack, issuer: Is
     ).test_client()
     for response in (
         client.get(EXPORT, headers=as_caller(issuer.token(sub="user_nobody_ever"))),
-        client.post(ERASURE, headers=as_caller(issuer.token(sub="user_nobody_ever", fva=[0, -1])), json=CONFIRMED),
+        client.post(ERASURE, headers=as_caller(issuer.token(sub="user_nobody_ever", fva=[0, -1])), json=CONFIRMED_BODY),
     ):
         assert (response.status_code, response.json["type"]) == (404, "urn:problem:ballast:nothing-held")
 
@@ -181,7 +181,7 @@ def refusing(make_app: MakeApp, outside: Outside, issuer: Issuer) -> Callable[..
 
 @pytest.mark.parametrize("fva", [[FIRST_FACTOR_MINUTES + 1, 0], [-1, -1], None, "0", [0]])
 def test_a_stale_first_factor_is_refused_in_the_words_that_clerks_components_know(refusing: Any, fva: object) -> None:
-    response = refusing("POST", ERASURE, CONFIRMED, fva=fva)
+    response = refusing("POST", ERASURE, CONFIRMED_BODY, fva=fva)
     assert (response.status_code, response.json["type"]) == (403, "urn:problem:ballast:reverification-required")
     assert response.json["clerk_error"] == {
         "type": "forbidden", "reason": "reverification-error",
@@ -198,13 +198,13 @@ def test_without_the_confirmation_nothing_is_erased(refusing: Any, body: object)
 
 @pytest.mark.parametrize(("method", "path"), [("GET", EXPORT), ("POST", ERASURE)])
 def test_who_acts_in_somebodys_name_has_none_of_their_rights(refusing: Any, method: str, path: str) -> None:
-    response = refusing(method, path, CONFIRMED, act={"sub": "user_support"}, fva=[0, 0])
+    response = refusing(method, path, CONFIRMED_BODY, act={"sub": "user_support"}, fva=[0, 0])
     assert (response.status_code, response.json["type"]) == (403, "urn:problem:ballast:impersonated")
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", EXPORT), ("POST", ERASURE)])
 def test_without_a_token_nobody_is_anybody(offline: FlaskClient, method: str, path: str) -> None:
-    assert offline.open(path, method=method, json=CONFIRMED).status_code == 401
+    assert offline.open(path, method=method, json=CONFIRMED_BODY).status_code == 401
 
 
 def test_an_unknown_receipt_tells_nothing(online: FlaskClient) -> None:
@@ -242,7 +242,7 @@ def test_a_person_is_erased_here_and_at_clerk(
         "select id::text from public.profiles where clerk_user_id = %s", [person]
     ).fetchall()
     assert len(mentions(database, person, profile_id)) >= 6
-    response = online.post(ERASURE, headers=as_caller(stack.token(person)), json=CONFIRMED)
+    response = online.post(ERASURE, headers=as_caller(stack.token(person)), json=CONFIRMED_BODY)
     assert response.status_code == 202
     receipt = response.json["receipt"]
     assert response.headers["Location"] == f"{ERASURE}/{receipt}"
@@ -260,7 +260,7 @@ def test_a_person_is_erased_here_and_at_clerk(
 
 
 def test_a_sole_owner_is_told_what_to_do_first(online: FlaskClient, stack: Stack) -> None:
-    response = online.post(ERASURE, headers=as_caller(stack.token("user_eve", "org_globex")), json=CONFIRMED)
+    response = online.post(ERASURE, headers=as_caller(stack.token("user_eve", "org_globex")), json=CONFIRMED_BODY)
     assert (response.status_code, response.json["type"]) == (409, "urn:problem:ballast:sole-owner")
     assert [each["name"] for each in response.json["organizations"]] == ["Globex"]
 
@@ -268,7 +268,7 @@ def test_a_sole_owner_is_told_what_to_do_first(online: FlaskClient, stack: Stack
 def test_the_log_names_nobody(online: FlaskClient, stack: Stack, new_person: NewPerson, log: io.StringIO) -> None:
     person = new_person()
     online.get(EXPORT, headers=as_caller(stack.token(person)))
-    erasing = online.post(ERASURE, headers=as_caller(stack.token(person)), json=CONFIRMED)
+    erasing = online.post(ERASURE, headers=as_caller(stack.token(person)), json=CONFIRMED_BODY)
     wait_until_complete(online, erasing.json["receipt"])
     assert person not in log.getvalue()
     assert "@example.com" not in log.getvalue()
@@ -330,7 +330,7 @@ def test_what_clerk_or_the_store_refuses_is_postponed(
     person = new_person()
     outside.answer = lambda *_: (503, {}, b"{}")
     client = make_app(**(stack.environment | {"CLERK_API_URL": outside.url})).test_client()
-    response = client.post(ERASURE, headers=as_caller(stack.token(person)), json=CONFIRMED)
+    response = client.post(ERASURE, headers=as_caller(stack.token(person)), json=CONFIRMED_BODY)
     receipt = response.json["receipt"]
     attempted = "select from app.erasure_log where receipt = %s and attempts = 1"
     deadline = time.monotonic() + 20
@@ -363,7 +363,7 @@ def test_a_service_that_is_killed_midway_ends_in_the_same_state(
     ).fetchall()
     elsewhere = {name: value for name, value in stack.environment.items() if name != "SERVICE_URL"}
     with start_gunicorn(tmp_path, **elsewhere) as running:
-        response = httpx.post(f"{running.url}{ERASURE}", headers=as_caller(stack.token(person)), json=CONFIRMED)
+        response = httpx.post(f"{running.url}{ERASURE}", headers=as_caller(stack.token(person)), json=CONFIRMED_BODY)
         receipt = response.json()["receipt"]
         time.sleep(delay)
         for process in [running.process, *psutil.Process(running.process.pid).children()]:

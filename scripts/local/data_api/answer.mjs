@@ -7,7 +7,7 @@ export async function answerAsPostgrest(request, response) {
   const text = withoutMarks(await response.text());
   const headers = new Headers(response.headers);
   headers.delete("content-length");
-  if (response.status >= 300) return refused(response.status, headers, text);
+  if (response.status >= 300) return refuse(response.status, headers, text);
   if (headers.has("content-range")) describe(request, headers);
   if (!text && request.method !== "HEAD") headers.delete("content-type");
   return new Response(request.method === "HEAD" ? null : text || null, { status: response.status, headers });
@@ -17,15 +17,15 @@ export async function answerAsPostgrest(request, response) {
 function describe(request, headers) {
   const isRead = ["GET", "HEAD"].includes(request.method);
   if (isRead && !request.url.includes("/rest/v1/rpc/")) headers.set("content-location", contentLocation(request));
-  if (request.method === "PATCH") headers.set("content-range", changedRange(headers.get("content-range")));
+  if (request.method === "PATCH") headers.set("content-range", rewriteRange(headers.get("content-range")));
   const profile = request.headers.get(isRead ? "accept-profile" : "content-profile");
   if (profile) headers.set("content-profile", profile);
-  const applied = preferencesApplied(request, headers.get("preference-applied"));
+  const applied = listAppliedPreferences(request, headers.get("preference-applied"));
   if (applied) headers.set("preference-applied", applied);
   else headers.delete("preference-applied");
 }
 
-function refused(status, headers, text) {
+function refuse(status, headers, text) {
   const error = /json/.test(headers.get("content-type")) ? JSON.parse(text || "null") : null;
   // A function may choose the status of its own answer.
   if (!error?.code || !("hint" in error)) return new Response(text || null, { status, headers });
@@ -39,21 +39,21 @@ function contentLocation(request) {
   const { pathname, searchParams } = new URL(request.url);
   const query = [...new Set(searchParams.keys())]
     .sort()
-    .map((name) => `${encoded(name)}=${searchParams.getAll(name).map(encoded).join(",")}`)
+    .map((name) => `${encode(name)}=${searchParams.getAll(name).map(encode).join(",")}`)
     .join("&");
   return pathname.replace(/^\/rest\/v1/, "") + (query && `?${query}`);
 }
 
-const encoded = (text) =>
+const encode = (text) =>
   encodeURIComponent(text).replace(/[!'()*]/g, (each) => `%${each.charCodeAt(0).toString(16).toUpperCase()}`);
 
 // Lite leaves out which rows an update changed when it counts them.
-const changedRange = (range) => range.replace(/^\*\/([1-9]\d*)$/, (_, count) => `0-${count - 1}/${count}`);
+const rewriteRange = (range) => range.replace(/^\*\/([1-9]\d*)$/, (_, count) => `0-${count - 1}/${count}`);
 
 const PREFERENCES = ["resolution", "missing", "return", "count", "handling", "timezone", "max-affected"];
 
 // Lite leaves some preferences out. Whether its transaction is committed is not the client's choice.
-function preferencesApplied({ method, headers }, appliedByLite) {
+function listAppliedPreferences({ method, headers }, appliedByLite) {
   const { tx, ...applied } = preferences(appliedByLite);
   const { count, handling, timezone, "max-affected": limit, return: returned } = preferences(headers.get("prefer"));
   if (applied.count) applied.count = count;

@@ -96,14 +96,14 @@ function answerDatabaseErrors(connection) {
     const request = currentRequest();
     const { method, path } = request;
     // Lite logs errors. Their messages may hold personal data, and a log may not.
-    const logged = (words) => ({ [inspect.custom]: () => `${method} ${path}: ${words}` });
+    const logAs = (words) => ({ [inspect.custom]: () => `${method} ${path}: ${words}` });
     const answer = answerFor(error, request);
-    if (!answer) return Object.assign(error, logged(error.name));
+    if (!answer) return Object.assign(error, logAs(error.name));
     const { body, status, headers } = answer;
     return Object.assign(
       new Error(JSON.stringify(body)),
       { code: "PGRST", detail: JSON.stringify({ status, headers }) },
-      logged(`SQLSTATE ${error.code}, answered ${status}`),
+      logAs(`SQLSTATE ${error.code}, answered ${status}`),
     );
   };
 }

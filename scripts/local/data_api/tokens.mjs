@@ -23,7 +23,7 @@ export function tokenVerification({ secret, issuer }) {
   return async (context, next) => {
     const token = /^bearer(?:\s+(.*))?$/i.exec(context.req.header("authorization") ?? "");
     try {
-      const claims = token ? await verifiedClaims(token[1] ?? "", keys) : {};
+      const claims = token ? await verifyClaims(token[1] ?? "", keys) : {};
       currentRequest().claims = { ...claims, role: roleOf(claims) };
     } catch (error) {
       if (!(error instanceof TokenRefused)) throw error;
@@ -38,16 +38,16 @@ export function tokenVerification({ secret, issuer }) {
   };
 }
 
-async function verifiedClaims(token, keys) {
+async function verifyClaims(token, keys) {
   if (token === "") throw new TokenRefused("PGRST301", "Empty JWT is sent in Authorization header");
   const parts = token.split(".").length;
   if (parts !== 3) throw new TokenRefused("PGRST301", `Expected 3 parts in JWT; got ${parts}`);
-  const claims = parsedClaims(await verifiedPayload(token, keys));
+  const claims = parseClaims(await verifyPayload(token, keys));
   checkClaims(claims, Math.floor(Date.now() / 1000));
   return claims;
 }
 
-async function verifiedPayload(token, keys) {
+async function verifyPayload(token, keys) {
   const algorithm = algorithmOf(token);
   if (algorithm === "none") {
     const details = "JWT is unsecured but expected 'alg' was not 'none'";
@@ -78,7 +78,7 @@ function algorithmOf(token) {
   throw new TokenRefused("PGRST301", "JWT cryptographic operation failed");
 }
 
-function parsedClaims(payload) {
+function parseClaims(payload) {
   try {
     const claims = JSON.parse(new TextDecoder().decode(payload));
     if (typeof claims === "object" && claims !== null && !Array.isArray(claims)) return claims;

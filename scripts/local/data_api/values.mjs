@@ -61,13 +61,13 @@ export const types = {
  */
 export function writtenRows(values, { columns, missing, jsonColumns }) {
   const absent = missing === "default" ? sql`default` : null;
-  const written = (name, value) => {
+  const writeValue = (name, value) => {
     if (value === undefined) return absent;
     if (value === null) return null;
     if (jsonColumns.has(name)) return AS_IS + JSON.stringify(value);
     return typeof value === "string" ? AS_IS + value : value;
   };
-  const row = (given) => Object.fromEntries((columns ?? Object.keys(given)).map((name) => [name, written(name, given[name])]));
+  const row = (given) => Object.fromEntries((columns ?? Object.keys(given)).map((name) => [name, writeValue(name, given[name])]));
   return Array.isArray(values) ? values.map((each) => (isRow(each) ? row(each) : each)) : row(values);
 }
 

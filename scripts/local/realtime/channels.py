@@ -25,7 +25,7 @@ from scripts.local.realtime.tokens import Claims, TokenRefused, Tokens
 
 log = logging.getLogger(__name__)
 PREFIX: Final = "realtime:"
-SUBSCRIBED: Final = "Subscribed to PostgreSQL"
+SUBSCRIBED_MESSAGE: Final = "Subscribed to PostgreSQL"
 NO_DATABASE: Final = "Realtime was unable to connect to the project database"
 STREAM_SECONDS: Final = 5.0
 RETRY_SECONDS: Final = 0.5
@@ -206,7 +206,7 @@ class Channels:
         described = [each.wanted | {"id": each.number} for each in channel.subscriptions]
         channel.reply(message.ref, response={"postgres_changes": described})
         if channel.subscriptions:
-            channel.push_system("postgres_changes", "error" if problem else "ok", problem or SUBSCRIBED)
+            channel.push_system("postgres_changes", "error" if problem else "ok", problem or SUBSCRIBED_MESSAGE)
         if problem == NO_DATABASE:
             self._resolve_later(channel)
         channel.sees_presence = channel.settings.presence
@@ -250,7 +250,7 @@ class Channels:
         while (problem := await self._resolve(channel)) == NO_DATABASE and channel.is_open:
             await asyncio.sleep(RETRY_SECONDS)
         if channel.is_open:
-            channel.push_system("postgres_changes", "error" if problem else "ok", problem or SUBSCRIBED)
+            channel.push_system("postgres_changes", "error" if problem else "ok", problem or SUBSCRIBED_MESSAGE)
 
     async def _renew(self, channel: Channel, token: object) -> None:
         """A new token: what it may is asked anew; a channel that may no longer be read is closed."""

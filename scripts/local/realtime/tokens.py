@@ -16,7 +16,7 @@ FOR_EVER = 4_102_444_800  # in the year 2100
 FETCH_TIMEOUT_SECONDS = 3
 ROLES = ("anon", "authenticated", "service_role")
 # As Realtime does: a signature by a known key and an `exp` in the future, without leeway. Nothing else is checked.
-UNCHECKED = ("iss", "aud", "sub", "jti", "nbf", "iat")
+UNCHECKED_CLAIMS = ("iss", "aud", "sub", "jti", "nbf", "iat")
 
 
 class TokenRefused(Exception):
@@ -66,7 +66,7 @@ class Tokens:
         return claims
 
     async def _verify(self, token: str) -> Claims:
-        options: Any = {"require": ["role", "exp"]} | {f"verify_{claim}": False for claim in UNCHECKED}
+        options: Any = {"require": ["role", "exp"]} | {f"verify_{claim}": False for claim in UNCHECKED_CLAIMS}
         if jwt.get_unverified_header(token).get("alg") == "HS256":
             return jwt.decode(token, self._secret, algorithms=["HS256"], options=options)
         key = await asyncio.to_thread(self._jwks.get_signing_key_from_jwt, token)

@@ -117,11 +117,11 @@ def test_an_operator_starts_a_backup_and_sees_its_result(stack: Stack, database:
     begun = answer.json()
     assert begun["status"] == "started"
 
-    def ended() -> Row | None:
+    def find_ended_row() -> Row | None:
         listed = httpx.get(url, headers=operator).json()["backups"]
         return next((row for row in listed if row["id"] == begun["id"] and row["status"] != "started"), None)
 
-    row = until(ended)
+    row = until(find_ended_row)
     assert (row["status"], row["filename"]) == ("completed", begun["filename"])
     assert begun["filename"].rpartition("/")[2] in store_of(stack).names()
     verified = stack.ballast("backup", "drill", begun["filename"][-8:])

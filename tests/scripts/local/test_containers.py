@@ -26,7 +26,7 @@ from tests.conftest import ROOT, free_port_block
 
 pytestmark = pytest.mark.thorough
 
-CONTAINED = ("postgres", "data-api", "redis", "upstash")
+CONTAINER_NAMES = ("postgres", "data-api", "redis", "upstash")
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def variables(stack: Stack, service: str) -> dict[str, str]:
 def test_every_part_is_there_and_four_are_containers(stack: Stack, built_services: dict[str, Service]) -> None:
     assert list(built_services) == [service.name for service in services.build_services(stack)]
     assert [name for name, service in built_services.items() if service.command()[:2] == ["docker", "run"]] == list(
-        CONTAINED
+        CONTAINER_NAMES
     )
 
 
@@ -76,7 +76,7 @@ def test_only_the_stacks_ports_are_published_and_only_here(stack: Stack, built_s
         f"127.0.0.1:{stack.ports.data_api}:3000",
         f"127.0.0.1:{stack.ports.upstash}:80",
     ]
-    for name in CONTAINED[1:]:
+    for name in CONTAINER_NAMES[1:]:
         command = built_services[name].command()
         assert "--publish" not in command
         assert command[command.index("--network") + 1] == f"container:ballast-{stack.port_base}-postgres"
@@ -85,15 +85,15 @@ def test_only_the_stacks_ports_are_published_and_only_here(stack: Stack, built_s
 def test_each_starts_after_what_it_asks(stack: Stack, built_services: dict[str, Service]) -> None:
     assert built_services["data-api"].needs == ("postgres", "clerk")  # it is given Clerk's keys
     assert built_services["redis"].needs == ("postgres",)  # it joins its network
-    assert {name: built_services[name].port for name in CONTAINED} == {
-        service.name: service.port for service in services.build_services(stack) if service.name in CONTAINED
+    assert {name: built_services[name].port for name in CONTAINER_NAMES} == {
+        service.name: service.port for service in services.build_services(stack) if service.name in CONTAINER_NAMES
     }
     # SIGTERM would have PostgreSQL wait for its clients.
     assert built_services["postgres"].stop_signal == signal.SIGINT
 
 
 def test_no_secret_is_in_a_command(stack: Stack, built_services: dict[str, Service]) -> None:
-    commands = " ".join(word for name in CONTAINED for word in built_services[name].command())
+    commands = " ".join(word for name in CONTAINER_NAMES for word in built_services[name].command())
     assert [name for name, secret in asdict(stack.secrets).items() if secret in commands] == []
 
 
@@ -152,12 +152,12 @@ async def serve(application: web.Application, port: int) -> web.AppRunner:
 def test_postgrest_trusts_clerk_and_the_gateway(docker: Path, stack: Stack, built_services: dict[str, Service]) -> None:
     clerk = ClerkStandIn(stack.home, stack.environment()["CLERK_ISSUER"], [""], svix.Endpoint("", "whsec_"), "sk_test_")
 
-    async def prepared() -> None:
+    async def prepare() -> None:
         runner = await serve(clerk.application(), stack.ports.clerk)
         await asyncio.to_thread(built_services["data-api"].before)
         await runner.cleanup()
 
-    asyncio.run(prepared())
+    asyncio.run(prepare())
     given = variables(stack, "data-api")
     assert (
         given["PGRST_DB_URI"] == f"postgresql://authenticator:{stack.secrets.postgres_password}@127.0.0.1:5432/postgres"
@@ -172,7 +172,7 @@ def test_postgrest_trusts_clerk_and_the_gateway(docker: Path, stack: Stack, buil
 def test_postgrest_is_asked_at_its_root(stack: Stack, monkeypatch: pytest.MonkeyPatch, mode: str, path: str) -> None:
     monkeypatch.setenv("BALLAST_CONTAINERS", mode)
 
-    async def asked() -> str:
+    async def ask_proxy() -> str:
         upstream = web.Application()
 
         async def echo(request: web.Request) -> web.Response:
@@ -190,7 +190,7 @@ def test_postgrest_is_asked_at_its_root(stack: Stack, monkeypatch: pytest.Monkey
             await runner.cleanup()
         return answer.text
 
-    assert asyncio.run(asked()) == path
+    assert asyncio.run(ask_proxy()) == path
 
 
 def test_the_images_are_those_of_the_supabase_cli() -> None:

@@ -15,7 +15,7 @@ from supabase import Client, ClientOptions, create_client
 
 from tests.conftest import Stack
 
-SCRATCH = """
+CREATE_SCRATCH = """
 create table public.scratch (
   id integer primary key,
   at timestamptz not null default '2026-11-22 08:40:06.5Z',
@@ -48,7 +48,7 @@ to anon, authenticated, service_role;
 grant execute on function public.scratch_refused to anon, authenticated;
 revoke execute on function public.scratch_refused from public, anon, authenticated;
 """
-SCRAPPED = """
+DROP_SCRATCH = """
 drop table if exists public.scratch, public.scratch_later;
 drop function if exists public.scratch_echo, public.scratch_raise, public.scratch_caller, public.scratch_refused;
 """
@@ -58,11 +58,11 @@ drop function if exists public.scratch_echo, public.scratch_raise, public.scratc
 def api(stack: Stack) -> Iterator[Stack]:
     """The stack with a scratch table and functions in it."""
     with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
-        connection.execute(SCRAPPED)
-        connection.execute(SCRATCH)
+        connection.execute(DROP_SCRATCH)
+        connection.execute(CREATE_SCRATCH)
         _wait_for_table(stack, "scratch")
         yield stack
-        connection.execute(SCRAPPED)
+        connection.execute(DROP_SCRATCH)
         # While the Data API reads the catalog again, the next test's requests may fail.
         _wait_for_table(stack, "scratch", httpx.codes.NOT_FOUND)
 

@@ -272,7 +272,7 @@ class TestPolicyStatements:
     """On hosted Supabase, each policy statement locks tables of auth, storage and realtime until its transaction ends."""
 
     @pytest.fixture
-    def watched(self, applied_project: Project, bare_server: Postgres) -> Project:
+    def watched_project(self, applied_project: Project, bare_server: Postgres) -> Project:
         """A project that records each policy statement with its transaction."""
         with psycopg.connect(bare_server.url("supabase_admin", applied_project.url.rpartition("/")[2])) as admin:
             admin.execute(
@@ -288,34 +288,34 @@ class TestPolicyStatements:
         """Returns the number of policy statements of each transaction."""
         return [count for (count,) in project.query("select count(*) from watch.seen group by transaction order by 1")]
 
-    def test_no_policy_statement_runs_if_no_policies_file_changed(self, watched: Project) -> None:
-        watched.write("functions/20_rows.sql", ROWS + "-- changed")
-        watched.write("migrations/20260102000000_more.sql", "alter table public.notes add column more int;")
-        assert watched.up().paths == ["migrations/20260102000000_more.sql", "functions/20_rows.sql"]
-        assert watched.up().is_empty
-        assert self.count_policy_statements(watched) == []
+    def test_no_policy_statement_runs_if_no_policies_file_changed(self, watched_project: Project) -> None:
+        watched_project.write("functions/20_rows.sql", ROWS + "-- changed")
+        watched_project.write("migrations/20260102000000_more.sql", "alter table public.notes add column more int;")
+        assert watched_project.up().paths == ["migrations/20260102000000_more.sql", "functions/20_rows.sql"]
+        assert watched_project.up().is_empty
+        assert self.count_policy_statements(watched_project) == []
 
-    def test_each_changed_file_has_its_own_transaction(self, watched: Project) -> None:
-        watched.write("migrations/20260102000000_more.sql", "create table public.more (id int);")
-        watched.write("policies/more.sql", "create policy p on public.more using (true);")
-        watched.write("policies/notes.sql", NOTES + "-- changed")
-        watched.up()
-        assert self.count_policy_statements(watched) == [1, 2]
+    def test_each_changed_file_has_its_own_transaction(self, watched_project: Project) -> None:
+        watched_project.write("migrations/20260102000000_more.sql", "create table public.more (id int);")
+        watched_project.write("policies/more.sql", "create policy p on public.more using (true);")
+        watched_project.write("policies/notes.sql", NOTES + "-- changed")
+        watched_project.up()
+        assert self.count_policy_statements(watched_project) == [1, 2]
         transactions = "select count(distinct xmin::text) from app.applied_sources where path like 'policies/%'"
-        assert watched.query(transactions) == [(2,)]
+        assert watched_project.query(transactions) == [(2,)]
 
-    def test_a_removed_file_has_its_own_transaction_too(self, watched: Project) -> None:
-        (watched.root / "policies/notes.sql").unlink()
-        (watched.root / "functions/20_rows.sql").unlink()
-        watched.up()
-        assert self.count_policy_statements(watched) == [1]
-        assert watched.up().is_empty
+    def test_a_removed_file_has_its_own_transaction_too(self, watched_project: Project) -> None:
+        (watched_project.root / "policies/notes.sql").unlink()
+        (watched_project.root / "functions/20_rows.sql").unlink()
+        watched_project.up()
+        assert self.count_policy_statements(watched_project) == [1]
+        assert watched_project.up().is_empty
 
-    def test_a_check_holds_the_locks_of_one_file_at_a_time(self, watched: Project) -> None:
+    def test_a_check_holds_the_locks_of_one_file_at_a_time(self, watched_project: Project) -> None:
         """Each file is rolled back immediately. A lock on realtime.messages would remain from an earlier file."""
         locked = "select from pg_locks where pid = pg_backend_pid() and relation = 'realtime.messages'::regclass and mode = 'AccessExclusiveLock'"
-        files = migrations.read_files(watched.root)
-        with connect(watched.url) as connection, connection.transaction(force_rollback=True):
+        files = migrations.read_files(watched_project.root)
+        with connect(watched_project.url) as connection, connection.transaction(force_rollback=True):
             assert drift.find_drift(connection, files) == []
             assert connection.execute(locked.encode()).rowcount == 0
 

@@ -313,9 +313,9 @@ def test_the_same_table_is_refused_a_second_time(checkout: Path) -> None:
 
 def test_reserved_words_are_those_of_the_server(database: Database) -> None:
     words = {word for (word,) in database.rows("select word from pg_get_keywords() where catcode in ('R', 'T')")}
-    assert words <= new_table.RESERVED
+    assert words <= new_table.RESERVED_WORDS
     if database.value("select current_setting('server_version_num')::integer >= 180000"):
-        assert words == new_table.RESERVED
+        assert words == new_table.RESERVED_WORDS
 
 
 def test_a_refusal_is_one_line_with_advice() -> None:
