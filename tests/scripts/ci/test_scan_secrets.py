@@ -1,4 +1,4 @@
-"""The secret scan reads the files that git tracks or would add. A program in the place of npx prints the files it is given."""
+"""The secret scan reads the files that git tracks or would add. A fake npx prints its arguments."""
 
 from __future__ import annotations
 
