@@ -21,7 +21,7 @@ FAR_FUTURE = START + 1_000_000 * MINUTE
 SECRET = "a-value-that-the-product-keeps-secret"
 
 
-def world(database: Database) -> None:
+def fill_database(database: Database) -> None:
     """Fills every table with data about Ada. She owns Acme with Ben, belongs to Globex and is invited to Initech."""
     sender = Sender(database)
     database.execute("insert into app.clerk_roles values ('org:boss', 'owner')")
@@ -126,10 +126,10 @@ def call(database: Database, function: str, **arguments: object) -> Any:
 
 def scan(database: Database, *texts: str) -> dict[str, int]:
     """Counts, per table, the rows that contain one of the texts in any case. Tables without such a row are omitted."""
-    return {table: len(rows) for table in tables(database) if (rows := rows_with(database, table, *texts))}
+    return {table: len(rows) for table in tables(database) if (rows := find_rows(database, table, *texts))}
 
 
-def rows_with(database: Database, table: str, *texts: str) -> list[str]:
+def find_rows(database: Database, table: str, *texts: str) -> list[str]:
     """The table's rows, as text, that contain one of the texts. The identifiers in SIMILAR do not count."""
     row = "lower(t::text)"
     for similar in map(str.lower, (*SIMILAR, *SIMILAR.values())):

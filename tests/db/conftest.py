@@ -21,7 +21,7 @@ def world_url(server: OwnDatabase | ServerElsewhere) -> Iterator[str | None]:
             return
         url = stack.enter_context(own_database(server)).url()
         with psycopg.connect(url) as connection:
-            people.world(Database(connection))
+            people.fill_database(Database(connection))
         yield url
 
 
@@ -30,7 +30,7 @@ def world(server: OwnDatabase | ServerElsewhere, world_url: str | None) -> Itera
     with psycopg.connect(world_url or server.url()) as connection, connection.transaction(force_rollback=True):
         database = Database(connection)
         if world_url is None:
-            people.world(database)
+            people.fill_database(database)
         yield database
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests import events, people
 from tests.conftest import Database
-from tests.people import ADA, ADA_EMAILS, BEN, CLEO, FAR_FUTURE, SIMILAR, call, identifiers, rows_with, scan
+from tests.people import ADA, ADA_EMAILS, BEN, CLEO, FAR_FUTURE, SIMILAR, call, find_rows, identifiers, scan
 
 # Supabase deletes these itself after some days.
 DELETED_BY_SUPABASE = {"realtime.messages"}
@@ -43,7 +43,7 @@ def read_rows_of_others(database: Database) -> dict[str, set[str]]:
     """All rows that do not mention Ada, by table, for the tables that mention her."""
     hers = identifiers(database)
     return {
-        table: {text for (text,) in database.rows(f"select t::text from {table} as t")} - set(rows_with(database, table, *hers))
+        table: {text for (text,) in database.rows(f"select t::text from {table} as t")} - set(find_rows(database, table, *hers))
         for table in scan(database, *hers)
     }  # fmt: skip
 

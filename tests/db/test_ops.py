@@ -88,7 +88,7 @@ def test_every_view_runs_with_the_callers_privileges(database: Database) -> None
 def test_every_view_works_on_an_empty_and_on_a_full_database(database: Database) -> None:
     for full in (False, True):
         if full:
-            people.world(database)
+            people.fill_database(database)
         for view in views(database):
             count = database.value(f"select count(*) from ops.{view}")
             assert not view.endswith("_health") or count == 1, view

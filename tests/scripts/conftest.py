@@ -80,7 +80,7 @@ def populated_database(lasting_database: Callable[..., str], migrated_database: 
     """A migrated database with people of several organizations in every table. Copy it: never change it."""
     url = lasting_database(migrated_database)
     with psycopg.connect(url) as connection:
-        people.world(Database(connection))
+        people.fill_database(Database(connection))
         connection.execute("select app.seal_audit()")
     return url
 

@@ -523,7 +523,7 @@ def old(home: Path) -> Iterator[Postgres]:
     process = server.start(fsync="off")
     migrate(server.url())
     with psycopg.connect(server.url()) as connection:
-        people.world(Database(connection))
+        people.fill_database(Database(connection))
     yield server
     stop(process)
 

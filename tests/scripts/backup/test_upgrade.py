@@ -40,7 +40,7 @@ def earlier(lasting_database: Callable[..., str]) -> str:
     url = lasting_database()
     migrate(url)
     with psycopg.connect(url) as connection:
-        people.world(Database(connection))
+        people.fill_database(Database(connection))
         connection.execute("select app.seal_audit()")
     remove(url)
     return url

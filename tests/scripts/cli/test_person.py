@@ -101,7 +101,7 @@ def adas_large_database(lasting_database: Callable[..., str], adas_database: str
 
 def settle(url: str) -> None:
     with psycopg.connect(url) as connection:
-        people.world(Database(connection))
+        people.fill_database(Database(connection))
     people.delete_broadcasts(url)
 
 

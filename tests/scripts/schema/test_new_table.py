@@ -206,7 +206,7 @@ def test_a_change_is_broadcast_to_members_and_audited(database: Database, acme: 
 
 def test_rows_are_exported_and_lose_their_author_at_erasure(database: Database) -> None:
     database.execute(SPECIMENS.read_text())
-    people.world(database)
+    people.fill_database(database)
     acme = database.value("select id from public.organizations where name = 'Acme'")
     people.act(database, ADA, INSERT, acme)
     [row] = export_all(database)["example_rows"]
