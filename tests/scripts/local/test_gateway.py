@@ -73,7 +73,7 @@ class Door:
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", self.local.ports.gateway).start()
         async with await asyncio.start_server(record, "127.0.0.1", self.local.ports.data_api):
-            reader, writer = await asyncio.connect("127.0.0.1", self.local.ports.gateway)
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.local.ports.gateway)
             writer.write(request)
             answered = await asyncio.wait_for(reader.read(), 10)
             writer.close()
