@@ -67,10 +67,11 @@ def backup() -> None:
 )
 @click.option("--name", hidden=True, help="The name of the backup in that row.")
 def run(url: str | None, backup_type: BackupType, as_json: bool, backup_id: UUID | None, name: str | None) -> None:
-    """Back up the database to BACKUP_URL, encrypted for BACKUP_RECIPIENTS.
+    """Make an encrypted backup of the database.
 
-    The backup is one consistent snapshot, even during writes. Exits with 1 on failure; the store then has no partial
-    backup. Only one backup of a database runs at a time.
+    The backup is one consistent snapshot, even during writes. It is stored in BACKUP_URL, encrypted for
+    BACKUP_RECIPIENTS. Only one backup of a database runs at a time. Exits with 1 on failure; then no partial backup is
+    left.
     """
     environment = options.build_environment(url)
     new_id = backup_id or uuid4()
@@ -106,10 +107,10 @@ def run(url: str | None, backup_type: BackupType, as_json: bool, backup_id: UUID
 @options.identity_option
 @click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
 def restore(wanted: str, url: str, typed: str | None, identity: Path | None, as_json: bool) -> None:
-    """Restore a backup (its ID, or `latest`) in one transaction, then check the result.
+    """Restore a backup in one transaction, then check the result.
 
-    The database must not contain Ballast tables, unless --replace names the project. Exits with 1 if nothing was
-    restored or a check failed. Erasures since the backup are repeated.
+    ID is that of the backup, or `latest`. The database must not contain Ballast tables, unless --replace names the
+    project. Erasures since the backup are repeated. Exits with 1 if nothing was restored or a check failed.
     """
     environment = options.build_environment(None)
     store = open_store(environment)
@@ -135,9 +136,10 @@ def restore(wanted: str, url: str, typed: str | None, identity: Path | None, as_
 @options.url_option
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def drill(wanted: str, identity: Path | None, url: str | None, as_json: bool) -> None:
-    """Prove a backup (the latest, or ID): restore it into a temporary PostgreSQL and check the result.
+    """Prove a backup by a test restore.
 
-    The report is stored with the backup and in public.backup_logs. Exits with 1 if a check failed.
+    The backup (the latest, or ID) is restored into a temporary PostgreSQL and checked. The report is stored with the
+    backup and in public.backup_logs. Exits with 1 if a check failed.
     """
     environment = options.build_environment(url)
     store = open_store(environment)
@@ -158,10 +160,11 @@ def drill(wanted: str, identity: Path | None, url: str | None, as_json: bool) ->
 @click.argument("wanted", metavar="[ID]", default="latest")
 @options.identity_option
 def verify(wanted: str, identity: Path | None) -> None:
-    """Download a backup (the latest, or ID), and compare its files with their checksums.
+    """Compare the files of a backup with their checksums.
 
-    With the key, also check that it decrypts and decompresses completely. It needs no database. Unlike `ballast backup
-    drill`, it does not prove that PostgreSQL can restore it. Exits with 1 if a file is damaged or missing.
+    Reads the latest backup, or ID. With the key, also checks that the dump decrypts and decompresses completely. Needs
+    no database. Unlike `ballast backup drill`, it does not prove that PostgreSQL can restore the backup. Exits with 1
+    if a file is damaged or missing.
     """
     environment = options.build_environment(None)
     store = open_store(environment)
@@ -185,9 +188,10 @@ def verify(wanted: str, identity: Path | None) -> None:
 @backup.command("list", epilog="Example: ballast backup list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def list_command(as_json: bool) -> None:
-    """List the backups in BACKUP_URL, newest first: age, size, and the last drill that proved each.
+    """List the backups in BACKUP_URL, newest first.
 
-    It needs no database. Problems are red: a damaged backup, a failed drill, or a latest backup older than a day.
+    Shows the age and size of each backup, and the last drill that proved it. Needs no database. Problems are red: a
+    damaged backup, a failed drill, or a latest backup older than a day.
     """
     store = open_store(options.build_environment(None))
     backups = list_backups(store)[::-1]
@@ -207,10 +211,11 @@ def list_command(as_json: bool) -> None:
 @click.option("--monthly", type=NUMBER, default=12, show_default=True, metavar="N", help="Months to keep.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def prune(dry_run: bool, daily: int, weekly: int, monthly: int, as_json: bool) -> None:
-    """Delete old backups from BACKUP_URL. Keeps the newest of each of the last N days, weeks and months with a backup.
+    """Delete old backups from BACKUP_URL.
 
-    Also keeps the newest backup, the newest proven one, those younger than a day, and unreadable ones. Deletes files of
-    interrupted runs after a day. Times are UTC. Exits with 1 if a deletion failed.
+    Keeps the newest backup of each of the last N days, weeks and months that have one. Also keeps the newest backup,
+    the newest proven one, those younger than a day, and unreadable ones. Deletes files of interrupted runs after a day.
+    Times are UTC. Exits with 1 if a deletion failed.
     """
     store = open_store(options.build_environment(None))
     now = datetime.now(UTC)
@@ -254,10 +259,11 @@ def prune(dry_run: bool, daily: int, weekly: int, monthly: int, as_json: bool) -
 def extract(  # noqa: PLR0913, PLR0917 - an argument per option
     wanted: str, organization: str, output: Path, output_format: Format, identity: Path | None, as_json: bool
 ) -> None:
-    """Write one organization's rows from a backup (its ID, or `latest`) to PATH. Only you may read the result.
+    """Write one organization's rows from a backup to a file.
 
-    The backup is restored into a temporary PostgreSQL and checked. Erasures since the backup are repeated there. Put
-    the rows back with psql: it inserts missing rows and changes no existing ones. It can be repeated.
+    The backup (its ID, or `latest`) is restored into a temporary PostgreSQL and checked. Erasures since the backup are
+    repeated there. Only you may read the file. Put the rows back with psql: the script inserts missing rows and changes
+    no existing ones. You can run it repeatedly.
     """
     environment = options.build_environment(None)
     require_free(output)

@@ -21,10 +21,10 @@ from scripts.scratch.server import scratch_folder
 @options.url_option
 @click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON, keyed by the name of the backup.")
 def upgrade_check(wanted: str, identity: Path | None, url: str | None, as_json: bool) -> None:
-    """Test this checkout's migrations on a restored backup: do they preserve data, policies and types?
+    """Test this checkout's migrations on a restored backup.
 
-    The backup is restored into a temporary PostgreSQL, migrated and compared; nothing else is changed. Exits with 1 if
-    the migrations lose anything.
+    The backup is restored into a temporary PostgreSQL and migrated. Then data, policies and types are compared. Nothing
+    else is changed. Exits with 1 if the migrations lose anything.
     """
     environment = options.build_environment(url)
     store = open_store(environment)
