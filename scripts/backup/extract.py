@@ -159,8 +159,8 @@ def write_extract(backup: Backup, organization: str, output: Path, output_format
     """Writes an organization's rows to `output`, atomically. Raises BackupUnsound and OrganizationUnknown."""
     with _restore_and_check(backup, bar) as connection:
         rows = Rows.of(connection, organization, bar)
-        with _write_atomically(output) as place:
-            WRITERS[output_format](rows, place, f"From the backup {backup.manifest.name}")
+        with _write_atomically(output) as path:
+            WRITERS[output_format](rows, path, f"From the backup {backup.manifest.name}")
         return Extract(backup.manifest.name, rows.organization, output_format, str(output), rows.count())
 
 
@@ -186,7 +186,7 @@ class Rows:
 
     connection: Connection
     organization: str
-    shape: TableGraph
+    graph: TableGraph
     bar: Bar
 
     @classmethod
@@ -197,21 +197,21 @@ class Rows:
         found = connection.execute(query, {"id": organization}).fetchone()
         if found is None:
             raise OrganizationUnknown(f"The backup has no organization {organization!r}. Try an older or newer backup.")
-        shape = TableGraph.of(connection)
-        _collect(connection, shape, str(found[0]))
-        return cls(connection, str(found[0]), shape, bar)
+        graph = TableGraph.of(connection)
+        _collect(connection, graph, str(found[0]))
+        return cls(connection, str(found[0]), graph, bar)
 
     def count(self) -> dict[str, int]:
         """Counts rows by table, in the order in which they are put back."""
         query = sql.SQL("select count(*) from {}")
-        ordered = [table for group in self.shape.groups() for table in group]
+        ordered = [table for group in self.graph.groups() for table in group]
         found = [self.connection.execute(query.format(_temporary_table(table))).fetchall() for table in ordered]
         return {table: rows for table, [[rows]] in zip(ordered, found, strict=True)}
 
     def write(self, table: str, options: LiteralString, file: BinaryIO) -> None:
         """Copies a table into a file, and advances the progress bar."""
         query = sql.SQL("copy {} ({}) to stdout with {}").format(
-            _temporary_table(table), _column_list(self.shape.columns[table]), sql.SQL(options)
+            _temporary_table(table), _column_list(self.graph.columns[table]), sql.SQL(options)
         )
         done = 0
         self.bar.start_stage("Extracting")
@@ -221,30 +221,30 @@ class Rows:
                 self.bar.advance_to(done)
 
 
-def _collect(connection: Connection, shape: TableGraph, organization: str) -> None:
+def _collect(connection: Connection, graph: TableGraph, organization: str) -> None:
     """Copies the organization, its rows and the people whom they refer to into temporary tables."""
 
     def copy(table: str, condition: Query) -> None:
         query = sql.SQL("create temporary table {} as select {} from {} as t where {}")
         connection.execute(
-            query.format(_temporary_table(table), _column_list(shape.columns[table], "t"), _public(table), condition)
+            query.format(_temporary_table(table), _column_list(graph.columns[table], "t"), _public(table), condition)
         )
 
     copy(ORGANIZATIONS, sql.SQL("t.id = {}").format(organization))
-    for table in sorted(shape.columns.keys() - {ORGANIZATIONS, PROFILES}):
-        owner = shape.owner(table)
+    for table in sorted(graph.columns.keys() - {ORGANIZATIONS, PROFILES}):
+        owner = graph.owner(table)
         copy(table, _is_among(owner.columns, ORGANIZATIONS, owner.target_columns))
-    to_profiles = [each for each in shape.references if each.is_to({PROFILES}) and each.table != PROFILES]
+    to_profiles = [each for each in graph.references if each.is_to({PROFILES}) and each.table != PROFILES]
     conditions = [_is_among(each.target_columns, each.table, each.columns) for each in to_profiles]
     copy(PROFILES, sql.SQL(" or ").join(conditions) if conditions else sql.SQL("false"))
-    for reference in shape.references:
-        if reference.is_to(shape.columns):
-            _clear_outside_references(connection, shape, reference)
+    for reference in graph.references:
+        if reference.is_to(graph.columns):
+            _clear_outside_references(connection, graph, reference)
 
 
-def _clear_outside_references(connection: Connection, shape: TableGraph, reference: Reference) -> None:
+def _clear_outside_references(connection: Connection, graph: TableGraph, reference: Reference) -> None:
     """Sets columns to null that refer to rows outside the extract, such as those of another organization."""
-    fixed = [] if reference.table in {ORGANIZATIONS, PROFILES} else shape.owner(reference.table).columns
+    fixed = [] if reference.table in {ORGANIZATIONS, PROFILES} else graph.owner(reference.table).columns
     cleared = [name for name in reference.nullable if name not in fixed]
     if not cleared:
         return
@@ -273,25 +273,25 @@ def _is_among(columns: list[str], table: str, others: list[str]) -> Query:
 # --- what is written ---
 
 
-def _write_script(rows: Rows, place: Path, source: str) -> None:
-    with _open_private(place) as script:
+def _write_script(rows: Rows, path: Path, source: str) -> None:
+    with _open_private(path) as script:
 
         def copy(table: str, into: str) -> None:
             script.write(f"copy {into} from stdin;\n".encode())
             rows.write(table, "(format text)", script)
             script.write(b"\\.\n")
 
-        _write_put_back_script(rows, script, source, f"psql {DATABASE_VARIABLE} --file={shlex.quote(place.name)}", copy)
+        _write_put_back_script(rows, script, source, f"psql {DATABASE_VARIABLE} --file={shlex.quote(path.name)}", copy)
 
 
-def _write_folder(rows: Rows, place: Path, source: str) -> None:
-    place.mkdir(mode=0o700)
+def _write_folder(rows: Rows, path: Path, source: str) -> None:
+    path.mkdir(mode=0o700)
     numbers = count(1)
-    with _open_private(place / "put-back.sql") as script:
+    with _open_private(path / "put-back.sql") as script:
 
         def copy(table: str, into: str) -> None:
             name = f"{next(numbers):02}-{UNSAFE_CHARACTERS.sub('_', table)}.csv"
-            with _open_private(place / name) as file:
+            with _open_private(path / name) as file:
                 rows.write(table, "(format csv, header)", file)
             script.write(f"\\copy {into} from '{name}' with (format csv, header)\n".encode())
 
@@ -312,28 +312,28 @@ def _write_put_back_script(
     """
     header = f"{source}: the organization {rows.organization}. Inserts missing rows and changes no existing ones."
     script.write(f"-- {header}\n--   {command}\n{PROLOGUE}".encode())
-    for group in rows.shape.groups():
+    for group in rows.graph.groups():
         for table in group:
-            script.write(_create_temporary_table(rows.shape, table))
-            copy(table, _copy_target(rows.shape, table))
-        script.write(_insert_missing(rows.shape, group))
+            script.write(_create_temporary_table(rows.graph, table))
+            copy(table, _copy_target(rows.graph, table))
+        script.write(_insert_missing(rows.graph, group))
     script.write(EPILOGUE)
 
 
-def _copy_target(shape: TableGraph, table: str) -> str:
-    return _as_text(sql.SQL("{} ({})").format(_temporary_table(table), _column_list(shape.columns[table])))
+def _copy_target(graph: TableGraph, table: str) -> str:
+    return _as_text(sql.SQL("{} ({})").format(_temporary_table(table), _column_list(graph.columns[table])))
 
 
-def _create_temporary_table(shape: TableGraph, table: str) -> bytes:
+def _create_temporary_table(graph: TableGraph, table: str) -> bytes:
     """A table for the written rows, without constraints."""
     query = sql.SQL("create temporary table {} on commit drop as select {} from {} with no data")
-    columns = _column_list(shape.columns[table])
+    columns = _column_list(graph.columns[table])
     return f"\n{_as_text(query.format(_temporary_table(table), columns, _public(table)))};\n".encode()
 
 
-def _insert_missing(shape: TableGraph, group: list[str]) -> bytes:
+def _insert_missing(graph: TableGraph, group: list[str]) -> bytes:
     """Inserts missing rows. A group is one statement, because foreign keys are checked at the end of a statement."""
-    inserts = [_insert_statement(shape, table) for table in group]
+    inserts = [_insert_statement(graph, table) for table in group]
     named = [
         f"{_as_text(sql.Identifier(table))} as (\n{insert}\n)" for table, insert in zip(group, inserts, strict=True)
     ]
@@ -341,16 +341,16 @@ def _insert_missing(shape: TableGraph, group: list[str]) -> bytes:
     return f"{before}{inserts[-1]};\n".encode()
 
 
-def _insert_statement(shape: TableGraph, table: str) -> str:
-    columns = shape.columns[table]
-    values = sql.SQL(", ").join(_column_value(shape, table, name) for name in columns)
+def _insert_statement(graph: TableGraph, table: str) -> str:
+    columns = graph.columns[table]
+    values = sql.SQL(", ").join(_column_value(graph, table, name) for name in columns)
     query = sql.SQL(
         "insert into {} ({}) overriding system value\nselect {}\nfrom {} as t\non conflict do nothing"
     ).format(_public(table), _column_list(columns), values, _temporary_table(table))
     return _as_text(query)
 
 
-def _column_value(shape: TableGraph, table: str, column: str) -> Query:
+def _column_value(graph: TableGraph, table: str, column: str) -> Query:
     """A column, or null if it refers to a row outside the extract that has been deleted since."""
     conditions = [
         sql.SQL("({} or exists (select from {} as r where ({}) = ({})))").format(
@@ -359,8 +359,8 @@ def _column_value(shape: TableGraph, table: str, column: str) -> Query:
             _column_list(each.target_columns, "r"),
             _column_list(each.columns, "t"),
         )
-        for each in shape.references
-        if each.table == table and column in each.nullable and not each.is_to(shape.columns)
+        for each in graph.references
+        if each.table == table and column in each.nullable and not each.is_to(graph.columns)
     ]
     value = sql.SQL("{}").format(sql.Identifier("t", column))
     if not conditions:
@@ -402,18 +402,18 @@ def _write_atomically(output: Path) -> Iterator[Path]:
     """Provides a temporary path that is renamed to `output` if the block succeeds, and is removed otherwise."""
     try:
         with tempfile.TemporaryDirectory(prefix=".extract-", dir=output.parent) as folder:
-            place = Path(folder) / output.name
-            yield place
-            place.rename(output)
+            path = Path(folder) / output.name
+            yield path
+            path.rename(output)
     except OSError as error:
         raise OutputRefused(f"Cannot write {output}: {error.strerror}.") from None
 
 
 @contextmanager
-def _open_private(place: Path) -> Iterator[BinaryIO]:
+def _open_private(path: Path) -> Iterator[BinaryIO]:
     """Opens a new file that only its owner may read, and syncs it to disk when the block ends."""
-    place.touch(mode=OWNER_ONLY, exist_ok=False)
-    with place.open("wb") as file:
+    path.touch(mode=OWNER_ONLY, exist_ok=False)
+    with path.open("wb") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())

@@ -17,7 +17,12 @@ from scripts.errors import Failure
 from scripts.schema.database import Connection
 
 NAMES = ("pg_dump", "pg_restore", "psql")
-PLACES = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql@*/bin", "/usr/local/pgsql/bin")
+FOLDER_PATTERNS = (
+    "/usr/lib/postgresql/*/bin",
+    "/usr/pgsql-*/bin",
+    "/opt/homebrew/opt/postgresql@*/bin",
+    "/usr/local/pgsql/bin",
+)
 VERSION = re.compile(r"\(PostgreSQL\) (\d+)")
 
 
@@ -70,8 +75,8 @@ def split_password(url: str) -> tuple[str, dict[str, str]]:
 
 
 def _list_folders() -> Iterator[Path]:
-    yield from (Path(place) for place in os.environ.get("PATH", "").split(os.pathsep) if place)
-    for pattern in PLACES:
+    yield from (Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep) if folder)
+    for pattern in FOLDER_PATTERNS:
         yield from sorted(Path("/").glob(pattern.lstrip("/")))
     if (own := find_embedded()) is not None:
         yield own

@@ -64,18 +64,18 @@ class Backup:
         file = self.manifest.dump
         bar.start_stage("Fetching", self.manifest.files[file].size_bytes)
         with self._report_missing_as_damage(file):
-            place = self.store.path(self.manifest.name, file)
-            if place is None:
-                place = self.folder / file
+            path = self.store.path(self.manifest.name, file)
+            if path is None:
+                path = self.folder / file
                 done = 0
-                with place.open("wb") as output:
+                with path.open("wb") as output:
                     for piece in self.store.stream(self.manifest.name, file):
                         done += output.write(piece)
                         bar.advance_to(done)
-            with place.open("rb") as dump:
-                found = File(size_bytes=place.stat().st_size, sha256=hashlib.file_digest(dump, "sha256").hexdigest())
+            with path.open("rb") as dump:
+                found = File(size_bytes=path.stat().st_size, sha256=hashlib.file_digest(dump, "sha256").hexdigest())
         self._require_intact(file, found)
-        return place
+        return path
 
     def read_script(self, file: str) -> bytes:
         """Reads before.sql or after.sql and verifies its checksum. Raises ArchiveDamaged."""

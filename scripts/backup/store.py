@@ -109,8 +109,8 @@ class BackupStore:
             manifest = Manifest.model_validate_json(bytes(body))
         except ValidationError as error:
             [first, *_] = error.errors(include_input=False)
-            place = ".".join(str(part) for part in first["loc"])
-            raise ManifestInvalid(f"The manifest of {name} is damaged: {place}: {first['msg']}.") from None
+            field = ".".join(str(part) for part in first["loc"])
+            raise ManifestInvalid(f"The manifest of {name} is damaged: {field}: {first['msg']}.") from None
         if manifest.name != name:
             raise ManifestInvalid(f"The manifest in {FOLDER}/{name} is that of {manifest.name}: trust neither backup.")
         return manifest
@@ -212,8 +212,8 @@ class BackupStore:
         """Like _list_objects(), but includes empty folders and the staging files (`dump…#1`) that obstore hides."""
 
         def walk() -> Iterator[tuple[str, int, datetime]]:
-            for place, _, files in os.walk(folder / FOLDER):
-                for found in (Path(place), *(Path(place, file) for file in files)):
+            for parent, _, files in os.walk(folder / FOLDER):
+                for found in (Path(parent), *(Path(parent, file) for file in files)):
                     with suppress(FileNotFoundError):  # another process finished or deleted it
                         status = found.stat()
                         size = 0 if found.is_dir() else status.st_size
@@ -291,8 +291,9 @@ class BackupStore:
         """Syncs a file in a folder to disk: obstore renames it without a sync, so a power failure could lose it."""
         if self.folder is None:
             return
-        for place in (self.folder / path, (self.folder / path).parent):
-            descriptor = os.open(place, os.O_RDONLY)
+        file = self.folder / path
+        for synced in (file, file.parent):
+            descriptor = os.open(synced, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
             finally:

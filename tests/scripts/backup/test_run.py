@@ -556,7 +556,7 @@ def install_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
             for name in programs.NAMES:
                 (folder / name).write_text(f"#!/bin/sh\necho '{name} (PostgreSQL) {version}.1'\n")
                 (folder / name).chmod(0o755)
-        monkeypatch.setattr(programs, "PLACES", ())
+        monkeypatch.setattr(programs, "FOLDER_PATTERNS", ())
         monkeypatch.setenv("PATH", os.pathsep.join(str(tmp_path / str(version)) for version in versions))
 
     return install
