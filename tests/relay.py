@@ -1,4 +1,4 @@
-"""A TCP relay in front of a server, whose cable can be cut: what WebSockets feel, which a browser's offline switch is not."""
+"""A TCP relay in front of a server that simulates a network failure. A browser's offline switch does not cut WebSockets."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ CHUNK = 65_536
 
 
 class Relay:
-    """Listens on a free port and carries bytes both ways. Cut, it closes every connection and takes no new one.
+    """Listens on a free port and forwards bytes both ways. `cut()` closes every connection and refuses new ones.
 
-    `hears` is told what a client sends, before it is carried on.
+    `on_data` is called with the bytes of a client before they are forwarded.
     """
 
-    def __init__(self, target_port: int, hears: Callable[[bytes], None] = lambda _: None) -> None:
+    def __init__(self, target_port: int, on_data: Callable[[bytes], None] = lambda _: None) -> None:
         self._target_port = target_port
-        self.hears = hears
+        self.on_data = on_data
         self._connections: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._listener = self._listen(0)
@@ -48,9 +48,9 @@ class Relay:
                 server = socket.create_connection(("127.0.0.1", self._target_port))
                 with self._lock:
                     self._connections |= {client, server}
-                threading.Thread(target=self._carry, args=(client, server), daemon=True).start()
+                threading.Thread(target=self._forward, args=(client, server), daemon=True).start()
 
-    def _carry(self, client: socket.socket, server: socket.socket) -> None:
+    def _forward(self, client: socket.socket, server: socket.socket) -> None:
         other = {client: server, server: client}
         with contextlib.suppress(OSError, ValueError), client, server:
             while True:
@@ -59,7 +59,7 @@ class Relay:
                     if not data:
                         return
                     if source is client:
-                        self.hears(data)
+                        self.on_data(data)
                     other[source].sendall(data)
 
 

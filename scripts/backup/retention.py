@@ -4,7 +4,7 @@
 A drill has proven only the oldest. `prune --daily 1 --weekly 2 --monthly 2` decides:
 
     2026-11-24 02:00  keep: the newest, younger than a day, day 2026-11-24, week 2026-W48, month 2026-11
-    2026-11-23 02:00  delete: its week and its month have a newer backup, and one day is kept
+    2026-11-23 02:00  delete: its week and month have a newer backup, and only one day is kept
     2026-11-22 02:00  keep: week 2026-W47
     2026-11-15 02:00  delete: week 2026-W46 would be the third
     2026-10-31 02:00  keep: month 2026-10

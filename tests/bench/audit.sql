@@ -1,5 +1,5 @@
--- The alternative that `./scripts/bench audit` compares with our audit trail: the usual row trigger, which stores both rows completely in a
--- log table with indexes like ours. It is a definer function like ours, because the caller may not write to the log.
+-- The alternative that `./scripts/bench audit` compares with our audit trail: the usual row trigger. It stores both rows completely in a
+-- log table with indexes like ours. Its function is a definer like ours, because the caller may not write to the log.
 
 create schema bench;
 

@@ -1,4 +1,4 @@
-"""A PostgreSQL that has what hosted Supabase has and nothing of ours, to copy databases from; and databases with backups."""
+"""Databases copied from a server like hosted Supabase, without or with our schema, and stores of backups."""
 
 from __future__ import annotations
 
@@ -31,13 +31,16 @@ from tests.servers import MIGRATED_DATABASE, TestRun
 
 @pytest.fixture(scope="session")
 def bare_server(test_run: TestRun, request: pytest.FixtureRequest) -> Postgres:
-    """A server that all processes of the run share. Copy its databases: never connect to them."""
+    """A server that all processes of the test run share. Copy its databases, and never connect to them."""
     return test_run.postgres("bare", request.config.getoption("--postgres"), is_migrated=True)
 
 
 @contextlib.contextmanager
 def maker_of_databases(server: Postgres) -> Iterator[Callable[..., str]]:
-    """Makes a database, and returns its URL as the role postgres: as Supabase hands it out, or a copy of another."""
+    """Provides a function that creates a database and returns its URL for the role postgres.
+
+    The database is like that of a new Supabase project, or a copy of another one.
+    """
     made: list[str] = []
     with psycopg.connect(server.url(database="template1"), autocommit=True) as connection:
 
@@ -57,27 +60,27 @@ def maker_of_databases(server: Postgres) -> Iterator[Callable[..., str]]:
 
 @pytest.fixture(scope="session")
 def lasting_database(bare_server: Postgres) -> Iterator[Callable[..., str]]:
-    """Makes databases that several tests share."""
+    """Creates databases that several tests share."""
     with maker_of_databases(bare_server) as make:
         yield make
 
 
 @pytest.fixture
 def new_database(bare_server: Postgres) -> Iterator[Callable[..., str]]:
-    """Makes databases for one test. They go with it: hundreds would be gigabytes."""
+    """Creates databases for one test and drops them afterwards: hundreds would take gigabytes."""
     with maker_of_databases(bare_server) as make:
         yield make
 
 
 @pytest.fixture(scope="session")
 def migrated_database(bare_server: Postgres) -> str:
-    """A migrated database that all processes share. Copy it: never connect to it."""
+    """A migrated database that all processes share. Copy it, and never connect to it."""
     return bare_server.url(database=MIGRATED_DATABASE)
 
 
 @pytest.fixture(scope="session")
 def populated_database(lasting_database: Callable[..., str], migrated_database: str) -> str:
-    """A migrated database with people of several organizations in every table. Copy it: never change it."""
+    """A migrated database with people of several organizations in every table. Copy it, and never change it."""
     url = lasting_database(migrated_database)
     with psycopg.connect(url) as connection:
         people.fill_database(Database(connection))
@@ -91,7 +94,7 @@ IDENTITY = str(pyrage.x25519.Identity.generate())
 
 @dataclass(frozen=True)
 class StoredBackup:
-    """A backup that was made once, with the bytes of its files: a test that damages one copies it first."""
+    """The files of a backup that is made once. Tests put copies into their own store and may damage those."""
 
     name: str
     files: dict[str, bytes]
@@ -105,7 +108,7 @@ class StoredBackup:
 
 @dataclass(frozen=True)
 class Vault:
-    """A database and a place for its backups, and the command on both. Nothing records them: there is no Data API."""
+    """A database, a store for its backups, and the command for both. Without a Data API, nothing is recorded."""
 
     url: str
     backup_url: str
@@ -121,11 +124,11 @@ class Vault:
         }  # fmt: skip
 
     def run(self, *words: str, **changes: str | None) -> Result:
-        """`ballast backup …`; None removes a variable."""
+        """Runs `ballast backup …`. A change to None removes a variable."""
         return CliRunner().invoke(ballast, ["backup", *words], env=self.environment | changes)
 
     def run_to_end(self, *words: str, **changes: str | None) -> Result:
-        """The same, when it has to end well."""
+        """Runs `ballast backup …` and requires that it succeeds."""
         result = self.run(*words, **changes)
         assert result.exit_code == 0, result.output
         return result
@@ -141,7 +144,7 @@ class Vault:
         return backup.name
 
     def start(self, *words: str, **changes: str | None) -> subprocess.Popen[str]:
-        """The command as a process of its own, to be killed."""
+        """Starts the command in a separate process, so that a test can kill it."""
         variables = os.environ | self.environment | changes
         return subprocess.Popen(
             [sys.executable, "-m", "scripts.cli", "backup", *words],
@@ -159,7 +162,7 @@ class Vault:
 
 @pytest.fixture
 def folder_vault(populated_database: str, new_database: Callable[..., str], tmp_path: Path) -> Vault:
-    """Backups in a folder."""
+    """A database with backups in a folder."""
     folder = tmp_path / "the backups ü"
     folder.mkdir()
     return Vault(new_database(populated_database), folder.as_uri(), tmp_path)
@@ -167,13 +170,13 @@ def folder_vault(populated_database: str, new_database: Callable[..., str], tmp_
 
 @pytest.fixture
 def bucket_vault(populated_database: str, new_database: Callable[..., str], tmp_path: Path, bucket: str) -> Vault:
-    """Backups in a bucket, through S3's own protocol."""
+    """A database with backups in a bucket, through the S3 protocol."""
     return Vault(new_database(populated_database), f"s3://{bucket}/some/prefix", tmp_path)
 
 
 @pytest.fixture(params=["folder", "bucket"])
 def vault(request: pytest.FixtureRequest) -> Vault:
-    """In a folder and in a bucket."""
+    """Runs the test with a folder and with a bucket."""
     return request.getfixturevalue(f"{request.param}_vault")  # type: ignore[no-any-return]
 
 
@@ -182,7 +185,7 @@ NO_DATABASE = "postgresql://nobody@127.0.0.1:1/nothing"
 
 @pytest.fixture
 def folder_shelf(tmp_path: Path) -> Vault:
-    """A folder for backups, and no database: what only reads the store must not ask for one."""
+    """A folder for backups without a database, for commands that must only need the store."""
     folder = tmp_path / "a shelf ü"
     folder.mkdir()
     return Vault(NO_DATABASE, folder.as_uri(), tmp_path)
@@ -190,13 +193,13 @@ def folder_shelf(tmp_path: Path) -> Vault:
 
 @pytest.fixture
 def bucket_shelf(tmp_path: Path, bucket: str) -> Vault:
-    """The same in a bucket."""
+    """A bucket for backups without a database."""
     return Vault(NO_DATABASE, f"s3://{bucket}/some/prefix", tmp_path)
 
 
 @pytest.fixture(params=["folder", "bucket"])
 def shelf(request: pytest.FixtureRequest) -> Vault:
-    """In a folder and in a bucket."""
+    """Runs the test with a folder and with a bucket."""
     return request.getfixturevalue(f"{request.param}_shelf")  # type: ignore[no-any-return]
 
 
@@ -204,7 +207,7 @@ def shelf(request: pytest.FixtureRequest) -> Vault:
 def source(
     populated_database: str, lasting_database: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
 ) -> Vault:
-    """What the shared backups are made of."""
+    """The database of the shared backups."""
     home = tmp_path_factory.mktemp("source")
     (home / "backups").mkdir()
     return Vault(lasting_database(populated_database), (home / "backups").as_uri(), home)
@@ -218,19 +221,19 @@ def backup(source: Vault) -> StoredBackup:
 
 @pytest.fixture(scope="session")
 def other_backup(source: Vault) -> StoredBackup:
-    """A second one, of the same rows."""
+    """A second backup with the same rows."""
     return StoredBackup.make(source)
 
 
 @pytest.fixture(scope="session")
 def plain_backup(source: Vault) -> StoredBackup:
-    """One that is not encrypted."""
+    """A backup that is not encrypted."""
     return StoredBackup.make(source, BACKUP_RECIPIENTS=None)
 
 
 @pytest.fixture(scope="session")
 def heavy(populated_database: str, lasting_database: Callable[..., str], bare_server: Postgres) -> str:
-    """The same with 64 MB of what cannot be compressed much: its backup is uploaded in parts. Only read it."""
+    """The same database with 64 MB of random text, so that its backup is uploaded in parts. Do not change it."""
     url = lasting_database(populated_database)
     with psycopg.connect(bare_server.url("supabase_admin", url.rpartition("/")[2])) as connection:
         connection.execute("set session_replication_role = replica")
@@ -243,9 +246,9 @@ def heavy(populated_database: str, lasting_database: Callable[..., str], bare_se
 
 @pytest.fixture
 def scratch_at_hand(new_database: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drills and extracts in this process restore into a new database of the server that runs already.
+    """Makes drills and extracts in this process restore into a new database of the running server.
 
-    A server of their own is as new, and takes a second to make: drills and extracts as a process still start one.
+    This saves the second that a temporary server takes to start. Drills and extracts as a process still start one.
     """
 
     @contextlib.contextmanager
@@ -258,7 +261,7 @@ def scratch_at_hand(new_database: Callable[..., str], monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def make_wrapped_programs(tmp_path: Path) -> Callable[..., str]:
-    """Makes a PG_BIN in which some programs are scripts; `$REAL` in them is the folder of the real ones."""
+    """Creates a folder for PG_BIN in which some programs are scripts. `$REAL` in them is the folder of the real ones."""
 
     def make(**scripts: str) -> str:
         folder = tmp_path / f"bin-{secrets.token_hex(4)}"

@@ -295,7 +295,7 @@ def test_a_network_failure_during_the_download_restores_nothing(
             if data.startswith(request) and b"dump.pgc" in data:
                 threading.Timer(0.02, cable.cut).start()
 
-        cable.hears = cut_soon
+        cable.on_data = cut_soon
         failed_ = large.run("restore", name, "--to", empty)
     assert failed_.exit_code == 1
     assert "Cannot read dump.pgc.zst.age" in failed_.stderr

@@ -347,7 +347,7 @@ def test_a_network_failure_during_an_upload_leaves_no_backup(
     s3: str,
 ) -> None:
     large = Vault(heavy, bucket_vault.backup_url, bucket_vault.home, bucket_vault.identity)
-    cable.hears = lambda data: cable.cut() if b"partNumber=2" in data else None
+    cable.on_data = lambda data: cable.cut() if b"partNumber=2" in data else None
     failed = large.run("run")
     assert failed.exit_code == 1
     assert "Cannot write dump.pgc.zst.age" in failed.stderr
@@ -365,7 +365,7 @@ def test_a_short_network_failure_is_retried(bucket_vault: Vault, cable: Relay) -
             cable.cut()
             cable.repair()
 
-    cable.hears = cut_once
+    cable.on_data = cut_once
     bucket_vault.run_to_end("drill", bucket_vault.back_up())
     assert was_cut.is_set()
 
@@ -434,7 +434,7 @@ def test_a_run_killed_at_any_stage_of_an_upload_leaves_no_backup(
             killed.set()
             raise OSError  # so that the request does not arrive
 
-    cable.hears = kill
+    cable.on_data = kill
     running.communicate(timeout=60)
     assert killed.is_set()
     assert running.returncode == -signal.SIGKILL
