@@ -1,5 +1,5 @@
-# The service, and the operator's commands: docs/deploy.md says how to run it.
-# Debian by its version: a digest would keep the holes of its day. What is deployed has a tag of its own.
+# The service and the operator's commands. docs/deploy.md explains how to run the image.
+# Debian is pinned by version: a digest would pin its security holes too. Deployed images have their own tags.
 FROM debian:13-slim AS build
 
 RUN apt-get update \
@@ -13,7 +13,7 @@ RUN /venv/bin/pip install --no-cache-dir --no-compile --only-binary :all: --requ
 COPY pyproject.toml README.md ./
 COPY service service
 COPY scripts scripts
-# Of the descriptions of all of AWS's services, the two that backups need: the others are 28 MB.
+# Keeps the descriptions of the two AWS services that backups need; all the others take 28 MB.
 RUN /venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation --editable . \
   && /venv/bin/pip uninstall --yes setuptools pip \
   && find /venv/lib/python3.13/site-packages/botocore/data -mindepth 1 -maxdepth 1 -type d ! -name s3 ! -name sts -exec rm -r {} + \
@@ -21,7 +21,7 @@ RUN /venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation --editab
 
 FROM debian:13-slim
 
-# libpq5 and libreadline8t64 are what PostgreSQL's programs need; their package would bring Perl.
+# PostgreSQL's programs need libpq5 and libreadline8t64. Installing their own package would also install Perl.
 RUN apt-get update \
   && apt-get upgrade --yes \
   && apt-get install --yes --no-install-recommends ca-certificates libpq5 libreadline8t64 python3 \

@@ -1,4 +1,4 @@
-"""How gunicorn runs the service: `gunicorn` in this folder is the whole command."""
+"""gunicorn's configuration for the service: run `gunicorn` in this folder."""
 
 import contextlib
 import os
@@ -12,28 +12,28 @@ from service.settings import SettingsInvalid, load
 try:
     settings = load()
 except SettingsInvalid as error:
-    sys.exit(str(error))  # here, in the master: one line, instead of a traceback from each worker
+    sys.exit(str(error))  # in the master process: one line instead of a traceback from each worker
 
-# Only a platform's proxy should reach us from outside, and it says on which PORT.
+# Locally only this machine may connect. A platform's proxy connects from outside, to the PORT that it chose.
 local = settings.environment in {"local", "test"}
 own_port = urlsplit(os.environ.get("SERVICE_URL", "")).port if local else None
 bind = f"{'127.0.0.1' if local else '0.0.0.0'}:{own_port or os.environ.get('PORT', '8000')}"  # noqa: S104
 
 
 def on_starting(_server: object) -> None:
-    """Prepares the folder in which the workers' counts come together. prometheus-client looks for it in each worker."""
+    """Creates the folder for the workers' metrics. prometheus-client in each worker finds it by the variable."""
     given = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     folder = Path(given or tempfile.mkdtemp(prefix="ballast-metrics-"))
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_counts(folder)  # of a service that was killed
+    _remove_counts(folder)  # left by a service that was killed
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
 
 
 def on_exit(_server: object) -> None:
-    """Removes the counts with the service."""
+    """Removes the metrics when the service ends."""
     folder = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
     _remove_counts(folder)
-    with contextlib.suppress(OSError):  # it has files of somebody else
+    with contextlib.suppress(OSError):  # the folder contains files of others
         folder.rmdir()
 
 
@@ -46,11 +46,11 @@ wsgi_app = "service.app:create_app()"
 worker_class = "gthread"
 workers = 2
 threads = 8
-timeout = 30  # twice what Svix waits for
-graceful_timeout = 20  # Ctrl-C and a deployment let a request end: 14 s at most, but for exports
-keepalive = 75  # longer than a load balancer's 60 s, so that it never sends into a connection we are closing
+timeout = 30  # twice as long as Svix waits
+graceful_timeout = 20  # a stop lets requests finish: they take at most 14 s, except exports
+keepalive = 75  # longer than a load balancer's 60 s, so that it never uses a connection that we are closing
 
-accesslog = None  # service/logs.py writes one line a request
+accesslog = None  # service/logs.py writes one line per request
 errorlog = "-"
 logconfig_dict = {
     "version": 1,
@@ -61,6 +61,6 @@ logconfig_dict = {
     "loggers": {"gunicorn.error": {"level": "INFO", "handlers": ["stderr"], "propagate": False}},
 }
 
-if Path("/dev/shm").is_dir():  # noqa: S108 - a worker's sign of life must not wait for a disk
+if Path("/dev/shm").is_dir():  # noqa: S108 - a worker's heartbeat must not wait for a disk
     worker_tmp_dir = "/dev/shm"  # noqa: S108
-control_socket_disable = True  # nobody uses it
+control_socket_disable = True  # unused

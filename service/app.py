@@ -23,7 +23,7 @@ from service.routes.personal_data import personal_data
 from service.routes.webhooks import webhooks
 from service.settings import Settings, load
 
-MAX_BODY_BYTES = 64 * 1024  # a route that takes more says so itself
+MAX_BODY_BYTES = 64 * 1024  # a route that accepts more raises its own limit
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -32,16 +32,17 @@ def create_app(settings: Settings | None = None) -> Flask:
     app = Flask(__name__, static_folder=None, template_folder="pages")
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    app.url_map.merge_slashes = False  # it redirects to whatever host the request names
+    app.url_map.merge_slashes = False  # its redirect would go to the host that the request names
     settings = settings or load()
     sentry.start(settings)
     components = build_components(app, settings)
     logs.register(app)
     problems.register(app)
     metrics.register(app)
-    cors.register(app, settings.clerk_authorized_parties)  # before the limits: browsers send preflights by themselves
+    # Before the limits: browsers send preflights by themselves, so they must not count.
+    cors.register(app, settings.clerk_authorized_parties)
     limits.register(app, components.limits, components.session_tokens, settings.trusted_proxies)
-    app.after_request(_guard)
+    app.after_request(_set_default_headers)
     for blueprint in (
         health, webhooks, me, members, audit, personal_data, backups, legal, mail, jobs,
         metrics_route, openapi,
@@ -53,10 +54,10 @@ def create_app(settings: Settings | None = None) -> Flask:
     return app
 
 
-def _guard(response: Response) -> Response:
+def _set_default_headers(response: Response) -> Response:
     response.headers.setdefault("Cache-Control", "no-store")
     response.headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
     if response.status_code == HTTPStatus.NO_CONTENT:
-        del response.headers["Content-Type"]  # Flask says text/html of no content too
+        del response.headers["Content-Type"]  # Flask sends text/html even without content
     return response

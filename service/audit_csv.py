@@ -15,22 +15,22 @@ from uuid import UUID
 from service.data_api import CallFailed, DataApi
 from service.logs import log
 
-PAGE = 1000  # the most that Supabase's Data API answers with
+PAGE = 1000  # the most rows that Supabase's Data API returns
 LOWEST_ID = str(UUID(int=0))
 COLUMNS = (
     "id", "created_at", "organization_id", "actor", "user_id", "impersonator", "action", "resource_type", "resource_id",
     "metadata", "changes", "ip_address", "user_agent", "request_id",
 )  # fmt: skip
-# What a spreadsheet takes for a formula (OWASP, "CSV Injection"), also behind the spaces and quotes that one may strip,
-# and in the wide forms that Japanese ones accept.
-FORMULA = re.compile(r"[\s\"'`]*[=+\-@＝＋－＠]|[\t\r\n]")  # noqa: RUF001 - the wide forms
+# Text that a spreadsheet treats as a formula (OWASP, "CSV Injection"). Some spreadsheets first strip spaces and quotes,
+# and Japanese ones accept the full-width forms.
+FORMULA = re.compile(r"[\s\"'`]*[=+\-@＝＋－＠]|[\t\r\n]")  # noqa: RUF001 - the full-width forms
 
 Entry = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Range:
-    """Entries from `start` on and before `end`; without one, whatever is recorded when the first page is read."""
+    """Entries from `start` up to but excluding `end`; without `end`, up to the moment when the first page is read."""
 
     start: datetime
     end: datetime | None
@@ -41,7 +41,7 @@ class Range:
 
 
 def read_pages(data_api: DataApi, organization_id: str, chosen: Range) -> Iterator[list[Entry]]:
-    """At least one page, the last one not full. Raises CallFailed."""
+    """Yields at least one page; the last page is not full. Raises CallFailed."""
     before = (chosen.end.isoformat() if chosen.end else "infinity", LOWEST_ID)
     while True:
         arguments = {
@@ -59,31 +59,31 @@ def read_pages(data_api: DataApi, organization_id: str, chosen: Range) -> Iterat
 
 
 def as_csv(pages: Iterator[list[Entry]]) -> Iterator[str]:
-    """The file in pieces, one for each page. Raises CallFailed."""
-    heading, entries = _lines([COLUMNS]), 0
+    """Yields the file in pieces, one per page. Raises CallFailed."""
+    heading, entries = _format_rows([COLUMNS]), 0
     try:
         for page in pages:
-            yield heading + _lines(map(_row, page))
+            yield heading + _format_rows(map(_make_row, page))
             heading = ""
             entries += len(page)
     except CallFailed as failure:
         if entries:
-            log.error("audit export broke off", extra={"code": failure.code, "entries": entries})
+            log.error("audit export aborted", extra={"code": failure.code, "entries": entries})
         raise
     log.info("audit export", extra={"entries": entries})
 
 
-def _lines(rows: Any) -> str:
+def _format_rows(rows: Any) -> str:
     text = io.StringIO()
     csv.writer(text).writerows(rows)
     return text.getvalue()
 
 
-def _row(entry: Entry) -> list[str]:
-    return [_cell(entry[column]) for column in COLUMNS]
+def _make_row(entry: Entry) -> list[str]:
+    return [_format_cell(entry[column]) for column in COLUMNS]
 
 
-def _cell(value: object) -> str:
+def _format_cell(value: object) -> str:
     if value is None:
         return ""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

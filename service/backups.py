@@ -1,4 +1,4 @@
-"""Starts backups, each in a process of its own: neither its memory nor a worker's restart matters to the service."""
+"""Starts backups, each in its own process: it uses none of the service's memory and survives a worker's restart."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ class BackupsUnconfigured(Problem, status=503, slug="backups-unconfigured", titl
     """`missing` names the variables that are not set."""
 
     def __init__(self, missing: tuple[str, ...]) -> None:
-        super().__init__(f"Set {', '.join(missing)}: see .env.example.", missing=missing)
+        super().__init__(f"Set {', '.join(missing)}; .env.example explains each.", missing=missing)
 
 
-class BackupRunning(Problem, status=409, slug="backup-running", title="A backup is running"):
-    """One is being made, or was asked for a moment ago."""
+class BackupRunning(Problem, status=409, slug="backup-running", title="A backup is already running"):
+    """A backup is being made, or was requested a moment ago."""
 
     def __init__(self) -> None:
-        super().__init__("Wait until it has ended; GET shows it.")
+        super().__init__("Wait until it ends: GET /api/v1/backups shows its status.")
 
 
 @dataclass(frozen=True)
 class BackupRunner:
-    """`call(function, arguments)` is DataApi.call, or does what it does. The process reads the environment itself."""
+    """`call` is DataApi.call or a function like it. The backup process reads the environment itself."""
 
     call: Call
     missing: tuple[str, ...] = ()
     command: tuple[str, ...] = COMMAND
 
     def start(self, backup_type: BackupType) -> dict[str, Any]:
-        """Begins a backup and returns its row: {id, filename, backup_type, status, created_at}.
+        """Starts a backup and returns its row: {id, filename, backup_type, status, created_at}.
 
-        Raises BackupsUnconfigured, BackupRunning, CallFailed, and OSError when the system gives no process.
+        Raises BackupsUnconfigured, BackupRunning, CallFailed, and OSError if the process cannot be created.
         """
         if self.missing:
             raise BackupsUnconfigured(self.missing)
@@ -57,7 +57,7 @@ class BackupRunner:
             raise BackupRunning
         options = ("--log", str(backup), "--name", name, "--type", backup_type)
         try:
-            # What it complains of joins our log; its session is its own, so that what stops us does not stop it.
+            # Its errors go to our log. It has its own session, so that a signal that stops us does not stop it.
             process = subprocess.Popen(
                 (*self.command, *options), start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
             )
@@ -69,12 +69,12 @@ class BackupRunner:
         return row
 
     def _wait(self, backup: str, process: subprocess.Popen[bytes]) -> None:
-        """A process that died could not say so. One that did has its own reason recorded, which stays."""
+        """Records the failure of a process that died. A reason that the process recorded itself is kept."""
         code = process.wait()
         log.log(logging.ERROR if code else logging.INFO, "backup ended", extra={"backup": backup, "code": code})
         if code:
             self._record_failure(backup, f"The backup process ended with code {code}.")
 
     def _record_failure(self, backup: str, reason: str) -> None:
-        with suppress(CallFailed):  # the next run finds it
+        with suppress(CallFailed):  # the next backup marks this one as interrupted
             self.call("end_backup", {"id": backup, "status": "failed", "error_message": reason})

@@ -1,4 +1,4 @@
-"""Tokens of machines and operators: a route lets in only requests that carry its own."""
+"""Static bearer tokens for machines and operators: each route accepts only its own token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.problems import Problem
 class TokenRefused(
     Problem, status=401, slug="token-refused", title="The token is missing or wrong", challenge="Bearer"
 ):
-    """The request does not carry the token, or none is configured. Each kind of token has a `slug` of its own."""
+    """The request does not carry the token, or none is configured. Each kind of token has its own `slug`."""
 
     def __init__(self, slug: str, variable: str) -> None:
         super().__init__(f"Send the token: Authorization: Bearer <{variable}>.")
@@ -21,9 +21,9 @@ class TokenRefused(
 
 
 def require(token: SecretStr | None, slug: str, variable: str) -> None:
-    """Returns if the request says `Authorization: Bearer <token>`, compared in constant time. Raises TokenRefused.
+    """Requires the header `Authorization: Bearer <token>`, compared in constant time. Raises TokenRefused.
 
-    `variable` is the setting that holds the token. While it is not set, every request is refused.
+    `variable` names the setting that holds the token. While it is not set, every request is refused.
     """
     given = request.headers.get("Authorization", "").encode()
     if token is None or not hmac.compare_digest(given, f"Bearer {token.get_secret_value()}".encode()):

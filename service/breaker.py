@@ -1,4 +1,4 @@
-"""Redis behind a circuit breaker: what cannot be reached is not asked by every request, each waiting two seconds."""
+"""A circuit breaker for Redis: while Redis is unreachable, requests do not each wait two seconds for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from upstash_redis import Redis
 
 from service.logs import log
 
-# How long Redis is left alone after a failure: twice as long each time, for as long as it fails.
+# The pause after a failure. It doubles with each further failure, up to the maximum.
 FIRST_PAUSE_SECONDS = 1.0
 MAX_PAUSE_SECONDS = 30.0
 
@@ -19,11 +19,14 @@ Answer = TypeVar("Answer")
 
 
 class RedisUnavailable(Exception):
-    """Redis did not answer, or not in its form, or has not lately. Carry on without it."""
+    """Redis did not answer, answered nonsense, or failed so recently that it was not asked. Continue without it."""
 
 
 class Breaker:
-    """One per process, shared by all threads. Who is under way when Redis fails waits; then one at a time tries."""
+    """One per process, shared by all threads.
+
+    Requests in flight when Redis fails wait for their timeout. Afterwards a single probe at a time is let through.
+    """
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -31,13 +34,13 @@ class Breaker:
         self._failures = 0
         self._paused_until = 0.0
 
-    def ask(self, question: Callable[[Redis], Answer]) -> Answer:
-        """What `question` makes of Redis. Raises RedisUnavailable."""
+    def call(self, operation: Callable[[Redis], Answer]) -> Answer:
+        """Returns what `operation(redis)` returns. Raises RedisUnavailable."""
         if self._is_paused():
-            raise RedisUnavailable("not asked")
+            raise RedisUnavailable("paused after a failure")
         try:
-            answer = question(self._redis)
-        except Exception as error:  # the package trusts the form of an answer, and raises whatever it stumbles over
+            answer = operation(self._redis)
+        except Exception as error:  # the package does not validate answers: a malformed one may raise anything
             self._record_failure(error)
             raise RedisUnavailable(type(error).__name__) from None
         self._record_success()
@@ -48,7 +51,7 @@ class Breaker:
             now = monotonic()
             if now < self._paused_until:
                 return True
-            if self._failures:  # this request tries; the others wait for what becomes of it
+            if self._failures:  # this request is the probe: the others stay paused until it returns
                 self._paused_until = now + MAX_PAUSE_SECONDS
             return False
 
@@ -57,7 +60,7 @@ class Breaker:
             now = monotonic()
             if not self._failures:
                 log.warning("redis does not answer", extra={"reason": type(error).__name__})
-            # Of those that were under way together, the first counts.
+            # Of the requests that failed together, only the first counts as a failure.
             pause = min(FIRST_PAUSE_SECONDS * 2.0**self._failures, MAX_PAUSE_SECONDS)
             if not self._failures or self._paused_until - now > pause:
                 self._failures += 1

@@ -1,7 +1,7 @@
-"""Clerk's Backend API, as much of it as we need: accounts are deleted and renamed there, people invited and removed.
+"""A client for the parts of Clerk's Backend API that we need: delete and rename users, invite and remove members.
 
-Nothing is tried again here: what has to happen stands in a row of Postgres, and the job that reads it knows when; or a
-person waits, and may ask again.
+It does not retry. Work that must happen is a row in Postgres, and the job that reads it retries. In the other cases a
+person waits for the answer and can try again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import httpx
 CLERK_API_URL = "https://api.clerk.com"
 API_VERSION = "2025-11-10"  # https://clerk.com/docs/upgrade-guides/overview
 TIMEOUT = httpx.Timeout(connect=2, read=8, write=2, pool=2)
-# By these Clerk says that it does not want what it was told. A wrong key or address is ours to mend.
+# With these Clerk rejects the request's content. Other statuses, such as for a wrong key or URL, are our own mistakes.
 REFUSALS = {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY}
 NOT_FOUND = "resource_not_found"
 CODE = re.compile(r"[a-z0-9_]{1,100}")
@@ -23,10 +23,10 @@ SECONDS = re.compile(r"[0-9]{1,9}")
 
 
 class ClerkCallFailed(Exception):
-    """A call had no answer, or one that is not 2xx. str(), which ends in logs, names no person and no secret.
+    """A call got no answer, or one that is not 2xx. str(), which appears in logs, names no person and no secret.
 
-    `code` is Clerk's own ("clerk_key_invalid"), else the HTTP status, else what went wrong on the way ("ReadTimeout").
-    `status` is None without an answer. `retry_after`: seconds, if Clerk names them.
+    `code` is Clerk's own ("clerk_key_invalid"), else the HTTP status, else the transport error ("ReadTimeout").
+    `status` is None if there was no answer. `retry_after`: seconds, if Clerk names them.
     """
 
     def __init__(self, call: str, code: str, status: int | None = None, retry_after: int | None = None) -> None:
@@ -37,33 +37,33 @@ class ClerkCallFailed(Exception):
 
     @property
     def is_refusal(self) -> bool:
-        """Whether the same call would fail however often it is made."""
+        """Whether the same call would always fail."""
         return self.status in REFUSALS
 
 
 class ClerkApi:
-    """One per process: its connections are kept and shared by all threads."""
+    """One per process: all threads share its connections."""
 
     def __init__(self, url: str, secret_key: str) -> None:
         headers = {"Authorization": f"Bearer {secret_key}", "Clerk-API-Version": API_VERSION}
         self._http = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT)
 
     def delete_user(self, user_id: str) -> None:
-        """Deletes the account. Returns when there is none, too. Raises ClerkCallFailed."""
-        self._call("delete_user", "DELETE", _user(user_id))
+        """Deletes the account. An account that does not exist is not an error. Raises ClerkCallFailed."""
+        self._call("delete_user", "DELETE", _user_path(user_id))
 
     def rename_user(self, user_id: str, first_name: str | None, last_name: str | None) -> bool:
-        """Sets the names; None or "" takes one away. False when there is no such account. Raises ClerkCallFailed."""
+        """Sets the names; None or "" removes one. False if the account does not exist. Raises ClerkCallFailed."""
         names = {"first_name": first_name, "last_name": last_name}
-        return self._call("rename_user", "PATCH", _user(user_id), names) is not None
+        return self._call("rename_user", "PATCH", _user_path(user_id), names) is not None
 
     def invite(self, organization_id: str, email: str, role: str, inviter_id: str) -> str:
-        """Sends an invitation in the name of a member, and returns its id. `role` is Clerk's. Raises ClerkCallFailed.
+        """Sends an invitation on behalf of a member and returns its id. `role` is Clerk's key. Raises ClerkCallFailed.
 
-        Clerk takes 250 an hour: https://clerk.com/docs/reference/backend/organization/create-organization-invitation
+        Clerk allows 250 an hour: https://clerk.com/docs/reference/backend/organization/create-organization-invitation
         """
         body = {"email_address": email, "role": role, "inviter_user_id": inviter_id}
-        answer = self._call("invite", "POST", f"/v1/organizations/{_segment(organization_id)}/invitations", body)
+        answer = self._call("invite", "POST", f"/v1/organizations/{_quote_segment(organization_id)}/invitations", body)
         if answer is None:
             raise ClerkCallFailed("invite", NOT_FOUND, HTTPStatus.NOT_FOUND)
         try:
@@ -72,14 +72,14 @@ class ClerkApi:
             raise ClerkCallFailed("invite", "answer_unreadable", answer.status_code) from None
 
     def delete_membership(self, organization_id: str, user_id: str) -> None:
-        """Ends a membership. Returns when there is none, too. Raises ClerkCallFailed."""
-        path = f"/v1/organizations/{_segment(organization_id)}/memberships/{_segment(user_id)}"
+        """Deletes a membership. A membership that does not exist is not an error. Raises ClerkCallFailed."""
+        path = f"/v1/organizations/{_quote_segment(organization_id)}/memberships/{_quote_segment(user_id)}"
         self._call("delete_membership", "DELETE", path)
 
     def _call(
         self, call: str, method: str, path: str, body: dict[str, str] | dict[str, str | None] | None = None
     ) -> httpx.Response | None:
-        """Clerk's answer; None when it does not know whom or what the path names. Raises ClerkCallFailed."""
+        """Clerk's answer; None if the path names something that does not exist. Raises ClerkCallFailed."""
         try:
             answer = self._http.request(method, path, json=body)
         except httpx.HTTPError as error:
@@ -87,25 +87,25 @@ class ClerkApi:
         else:
             if answer.is_success:
                 return answer
-            code = _code(answer)
-            # A proxy or a wrong address has 404s too: only Clerk's own means that the person is gone.
+            code = _read_code(answer)
+            # A proxy or a wrong URL can answer 404 too: only Clerk's own 404 means that the person is gone.
             if answer.status_code == HTTPStatus.NOT_FOUND and code == NOT_FOUND:
                 return None
-            failed = ClerkCallFailed(call, code, answer.status_code, _retry_after(answer))
-        # Outside the except block: httpx's error holds the request, with its key and the person's id.
+            failed = ClerkCallFailed(call, code, answer.status_code, _read_retry_after(answer))
+        # Raised outside the except block: httpx's error holds the request, with its key and the person's id.
         raise failed
 
 
-def _user(user_id: str) -> str:
-    return f"/v1/users/{_segment(user_id)}"
+def _user_path(user_id: str) -> str:
+    return f"/v1/users/{_quote_segment(user_id)}"
 
 
-def _segment(clerk_id: str) -> str:
-    # Dots too: an id of two of them would name the folder above.
+def _quote_segment(clerk_id: str) -> str:
+    # Dots are quoted too: the id ".." would name the parent folder.
     return quote(clerk_id, safe="").replace(".", "%2E")
 
 
-def _code(answer: httpx.Response) -> str:
+def _read_code(answer: httpx.Response) -> str:
     try:
         code = answer.json()["errors"][0]["code"]
     except (ValueError, LookupError, TypeError):
@@ -113,6 +113,6 @@ def _code(answer: httpx.Response) -> str:
     return code if isinstance(code, str) and CODE.fullmatch(code) else str(answer.status_code)
 
 
-def _retry_after(answer: httpx.Response) -> int | None:
+def _read_retry_after(answer: httpx.Response) -> int | None:
     given = answer.headers.get("Retry-After", "")
     return int(given) if SECONDS.fullmatch(given) else None

@@ -1,4 +1,4 @@
-"""Compares a sample of what Clerk has with the database: `ballast clerk reconcile --sample` in a process of its own."""
+"""Compares a sample of Clerk's data with the database: `ballast clerk reconcile --sample` in a separate process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SampleUnavailable(
     title="Clerk and the database cannot be compared right now",
     retry_after=300,
 ):
-    """Clerk or the database does not answer, or refuses. Our log has the process's words."""
+    """Clerk or the database does not answer, or refuses. The service's log has the process's messages."""
 
     def __init__(self) -> None:
         super().__init__("Nothing was changed: run the job again.")
@@ -32,19 +32,19 @@ class SampleUnavailable(
 
 @dataclass(frozen=True)
 class ClerkSample:
-    """`variables` are what the process needs besides our own environment; `missing` names those that are not set."""
+    """`variables` are added to our own environment for the process; `missing` names those that are not set."""
 
     variables: dict[str, str] = field(repr=False)
     missing: tuple[str, ...] = ()
     command: tuple[str, ...] = COMMAND
 
     def compare(self) -> dict[str, Any]:
-        """How many of each kind were looked at, and how many differ in which way: {compared, differing}.
+        """Returns {compared: {kind: number}, differing: {difference: number}}. Changes nothing.
 
-        Nothing is changed. Raises SampleUnavailable.
+        Raises SampleUnavailable.
         """
         try:
-            ended = subprocess.run(
+            process = subprocess.run(
                 self.command,
                 env=os.environ | self.variables,
                 stdin=subprocess.DEVNULL,
@@ -52,7 +52,7 @@ class ClerkSample:
                 timeout=MAX_SECONDS,
                 check=False,
             )
-            report = json.loads(ended.stdout)
+            report = json.loads(process.stdout)
         except (OSError, subprocess.TimeoutExpired, ValueError):
             raise SampleUnavailable from None
         return {

@@ -1,4 +1,4 @@
-"""What the service is made of: built once per process by `create_app`, shared by all threads."""
+"""The service's components: built once per process by `create_app`, shared by all threads."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Components:
 
 
 def build_components(app: Flask, settings: Settings) -> Components:
-    """Builds the components and keeps them with `app`. Connects to nothing yet."""
+    """Builds the components and stores them in `app`. Opens no connection yet."""
     data_api = DataApi(
         settings.supabase_url,
         settings.supabase_secret_key.get_secret_value(),
@@ -54,10 +54,10 @@ def build_components(app: Flask, settings: Settings) -> Components:
     )
     clerk = ClerkApi(settings.clerk_api_url, settings.clerk_secret_key.get_secret_value())
     ledger = LedgerStore(settings.backup_url) if settings.backup_url else None
-    redis = _redis(settings)
+    redis = _build_redis(settings)
     breaker = Breaker(redis)
     cache = Cache(breaker, settings.supabase_url)
-    built = app.extensions["ballast"] = Components(
+    built = Components(
         settings=settings,
         data_api=data_api,
         redis=redis,
@@ -68,10 +68,11 @@ def build_components(app: Flask, settings: Settings) -> Components:
         eraser=Eraser(data_api.call, clerk, ledger, lambda user_id: cache.invalidate(users=[user_id])),
         seals=LedgerStore(settings.backup_url, "seals") if settings.backup_url else None,
         backups=BackupRunner(data_api.call, settings.missing_for_backups()),
-        clerk_sample=_clerk_sample(settings),
-        mailer=_mailer(settings, data_api),
+        clerk_sample=_build_clerk_sample(settings),
+        mailer=_build_mailer(settings, data_api),
         privacy_notice=PrivacyNotice(data_api.call),
     )
+    app.extensions["ballast"] = built
     return built
 
 
@@ -80,7 +81,7 @@ def components() -> Components:
     return cast("Components", current_app.extensions["ballast"])
 
 
-def _clerk_sample(settings: Settings) -> ClerkSample:
+def _build_clerk_sample(settings: Settings) -> ClerkSample:
     if settings.database_url is None:
         return ClerkSample({}, ("DATABASE_URL",))
     return ClerkSample(
@@ -92,23 +93,23 @@ def _clerk_sample(settings: Settings) -> ClerkSample:
     )
 
 
-def _mailer(settings: Settings, data_api: DataApi) -> Mailer:
+def _build_mailer(settings: Settings, data_api: DataApi) -> Mailer:
     app_url = settings.clerk_authorized_parties[0] if settings.clerk_authorized_parties else None
     secret = settings.jobs_token.get_secret_value()
     renderer = Renderer(settings.legal_company, app_url, settings.service_url, secret)
-    way: Resend | DevMailbox | None = None
+    transport: Resend | DevMailbox | None = None
     if settings.environment == "local":
-        way = DevMailbox(settings.ballast_home / "mail" if settings.ballast_home else None)
+        transport = DevMailbox(settings.ballast_home / "mail" if settings.ballast_home else None)
     elif settings.resend_api_key is not None and settings.mail_from is not None:
-        way = Resend(settings.resend_api_key.get_secret_value(), settings.resend_api_url, settings.mail_from)
+        transport = Resend(settings.resend_api_key.get_secret_value(), settings.resend_api_url, settings.mail_from)
     elif settings.environment == "test":
-        way = DevMailbox(None)
-    return Mailer(data_api.call, renderer, way)
+        transport = DevMailbox(None)
+    return Mailer(data_api.call, renderer, transport)
 
 
-def _redis(settings: Settings) -> Redis:
+def _build_redis(settings: Settings) -> Redis:
     token = settings.upstash_redis_rest_token.get_secret_value()
     redis = Redis(settings.upstash_redis_rest_url, token, rest_retries=0, allow_telemetry=False, read_your_writes=False)
-    # The package waits for ever and offers no setting for it.
+    # The package has no timeout and no setting for one.
     redis._http._client.timeout = REDIS_TIMEOUT
     return redis

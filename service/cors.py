@@ -1,4 +1,4 @@
-"""Which web pages of other origins may call the API: those whose sessions it accepts, CLERK_AUTHORIZED_PARTIES."""
+"""CORS: pages of the origins in CLERK_AUTHORIZED_PARTIES, whose sessions the API accepts, may call it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ METHODS = "GET, POST, PATCH, DELETE"
 READABLE_HEADERS = (
     "Content-Disposition, RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset, Retry-After, X-Request-Id"
 )
-# Browsers keep a preflight's answer for two hours at most.
+# Browsers cache the answer to a preflight for at most two hours.
 PREFLIGHT_SECONDS = 7200
 
 
 def register(app: Flask, origins: Sequence[str]) -> None:
-    """Answers preflights, and lets the pages of `origins` read answers. Sessions are in a header: cookies stay out."""
+    """Answers preflights, and lets pages of `origins` read responses. Sessions are sent in a header, so no cookies."""
 
     def answer_preflight() -> Response | None:
         is_preflight = request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers

@@ -1,4 +1,4 @@
-"""Supabase's Data API (PostgREST): functions called as the service role, or as the person whose token it is."""
+"""Supabase's Data API (PostgREST): calls functions as the service role, or as the person who owns the token."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 import httpx
 from postgrest import APIError, SyncPostgrestClient
 
-# Together below the 15 s after which Svix counts a delivery as failed.
+# Their sum is below the 15 s after which Svix counts a delivery as failed.
 TIMEOUT = httpx.Timeout(connect=2, read=8, write=2, pool=2)
 PROBE_TIMEOUT = httpx.Timeout(2)
 
 
 class NotTheDataApi(httpx.HTTPError):
-    """Something else answered, such as a proxy's page: PostgREST's client would take its text for the data."""
+    """Something else answered, such as a proxy's page. PostgREST's client would return its text as data."""
 
 
 def _require_json(response: httpx.Response) -> None:
     if response.is_success and response.headers.get("Content-Length") != "0" and response.status_code != NO_CONTENT:
         content_type = response.headers.get("Content-Type", "")
         if "json" not in content_type:
-            raise NotTheDataApi("the answer is no JSON")
+            raise NotTheDataApi("the answer is not JSON")
 
 
-# What DataApi.call does: a function's name and its arguments to its answer. Tests and commands bring their own.
+# The type of DataApi.call: (function, arguments) -> answer. Tests and commands pass their own.
 Call = Callable[[str, dict[str, Any]], Any]
 
 NO_CONTENT = 204
@@ -32,10 +32,10 @@ EVENT_HOOKS = {"response": [_require_json]}
 
 
 class CallFailed(Exception):
-    """A call had no answer, or one that is not 2xx.
+    """A call got no answer, or one that is not 2xx.
 
-    `code` is a SQLSTATE, PostgREST's own code, the HTTP status, or what went wrong on the way ("ConnectTimeout").
-    `message` and `hint` are the database's words: they may quote data, so str(), which ends in logs, leaves them out.
+    `code` is a SQLSTATE, PostgREST's own code, the HTTP status, or the transport error ("ConnectTimeout").
+    `message` and `hint` come from the database. They may quote data, so str(), which appears in logs, omits them.
     """
 
     def __init__(self, function: str, code: str, message: str = "", hint: str = "") -> None:
@@ -46,7 +46,7 @@ class CallFailed(Exception):
 
 
 class DataApi:
-    """One per process: its connections are kept and shared by all threads. Only call_as() needs the publishable key."""
+    """One per process: all threads share its connections. Only call_as() needs the publishable key."""
 
     def __init__(self, supabase_url: str, secret_key: str, publishable_key: str = "") -> None:
         self._url = f"{supabase_url}/rest/v1"
@@ -62,8 +62,8 @@ class DataApi:
         return _call(self._service, function, arguments)
 
     def call_as(self, token: str, function: str, arguments: Mapping[str, Any]) -> object:
-        """Calls `function` as the person whose session token this is. Raises CallFailed."""
-        # A client of its own, on the shared connections: another thread must never see this caller's headers.
+        """Calls `function` as the person who owns the session token. Raises CallFailed."""
+        # A separate client on the shared connections: another thread must never see this caller's headers.
         return _call(self._postgrest(self._publishable_key, token, self._http), function, arguments)
 
     def ready(self) -> bool:

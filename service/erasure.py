@@ -1,6 +1,6 @@
-"""Carries erasures out: step by step in the database, then the ledger beside the backups, then Clerk.
+"""Carries out erasures: step by step in the database, then in the ledger next to the backups, then at Clerk.
 
-Each of these may be done again and again: whoever continues, after whatever crash, ends in the same state.
+Each step is idempotent: after a crash, any process can continue and reaches the same state.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from service.data_api import Call, CallFailed
 from service.erasure_ledger import LedgerStore, LedgerUnavailable
 from service.logs import log
 
-# What is not done by then is left to the job.
+# The job continues what is not finished by then.
 WORK_SECONDS = 20.0
 PAUSE_SECONDS = 0.1
 MAX_PAUSES = 10
@@ -28,9 +28,9 @@ LEDGER_FIELDS = ("receipt", "subject_hash", "salt", "requested_at", "erased_at",
 
 @dataclass(frozen=True)
 class Eraser:
-    """`call(function, arguments)` is DataApi.call, or does what it does. Without a ledger the database remembers.
+    """`call` is DataApi.call or a function like it. Without a ledger only the database remembers the erasure.
 
-    `on_erased` gets the Clerk id of each erased person.
+    `on_erased` is called with the Clerk id of each erased person.
     """
 
     call: Call
@@ -40,17 +40,17 @@ class Eraser:
     _threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(THREADS, "erasure"), repr=False)
 
     def begin(self, receipt: str) -> None:
-        """Works on an erasure while its request is answered. What a crash interrupts, the job takes up."""
+        """Carries out an erasure in the background. After a crash, the job continues it."""
         self._threads.submit(self.carry_out, receipt).add_done_callback(_log_failure)
 
     def begin_pending(self) -> None:
-        """Works on whatever is due, likewise."""
+        """Carries out all due erasures in the background."""
         self._threads.submit(self.carry_out_pending).add_done_callback(_log_failure)
 
     def carry_out(self, receipt: str, on_step: Callable[[dict[str, Any]], None] = lambda _: None) -> str:
-        """Works on an erasure for WORK_SECONDS at most, and returns its state: running, erased or complete.
+        """Works on an erasure for at most WORK_SECONDS and returns its state: running, erased or complete.
 
-        `on_step` gets each step, as public.continue_erasure() returns it. What fails is retried later.
+        `on_step` is called with each step that public.continue_erasure() returns. A failed step is retried later.
         """
         deadline = time.monotonic() + WORK_SECONDS
         state = "running"
@@ -63,7 +63,7 @@ class Eraser:
                 on_step(step)
                 if step == before:
                     pauses += 1
-                    time.sleep(PAUSE_SECONDS)  # it waits for transactions of others, or somebody else is at it
+                    time.sleep(PAUSE_SECONDS)  # it waits for older transactions, or another process works on it
             if state == "erased":
                 self._follow_up(step)
                 state = "complete"
@@ -75,7 +75,7 @@ class Eraser:
         return state
 
     def carry_out_pending(self) -> dict[str, int]:
-        """Works on whatever is due, oldest first. Returns how many are in which state now. Raises CallFailed."""
+        """Works on all due erasures, oldest first. Returns how many are now in each state. Raises CallFailed."""
         deadline = time.monotonic() + WORK_SECONDS
         states: Counter[str] = Counter()
         for receipt in self.call("pending_erasures", {}):
@@ -83,7 +83,7 @@ class Eraser:
         return dict(states)
 
     def _follow_up(self, step: dict[str, Any]) -> None:
-        """Outside the database. Raises LedgerUnavailable, ClerkCallFailed, CallFailed."""
+        """The steps outside the database. Raises LedgerUnavailable, ClerkCallFailed, CallFailed."""
         if self.ledger is not None:
             self.ledger.put(step["receipt"], {name: step[name] for name in LEDGER_FIELDS})
         if step["to_delete_at_clerk"] is not None:
@@ -93,7 +93,7 @@ class Eraser:
 
 
 def _log_failure(work: Future[Any]) -> None:
-    """Nobody waits for it: what went wrong would be lost."""
+    """Logs an error of background work. No caller waits for its result, so the error would be lost."""
     error = work.exception()
     if error is not None:
-        log.error("erasure broke off", extra={"error": type(error).__name__})
+        log.error("erasure aborted", extra={"error": type(error).__name__})

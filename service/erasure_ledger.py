@@ -1,4 +1,4 @@
-"""The ledger of erasures, kept beside the backups: whoever restores one reads here whom to erase again."""
+"""The ledger of erasures, stored next to the backups. A restore reads it to erase the same people again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service import object_store
 
 FOLDER = "erasures"
 RECEIPT = re.compile(r"[A-Za-z0-9_-]{1,128}")
-# Together eight seconds, and a little more for what is slow to begin: a store that hangs must not hold a thread.
+# Eight seconds in total, plus a little for a slow start: a store that hangs must not block a thread for long.
 ATTEMPT_SECONDS = 4
 RETRIES = 1
 
@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 
 
 class LedgerUnavailable(Exception):
-    """The ledger cannot be written or read. `code` says why in one word: the store's own may quote its keys."""
+    """The ledger cannot be written or read. `code` is a one-word reason: the store's own message may quote its keys."""
 
     def __init__(self, action: str, url: str, code: str) -> None:
         super().__init__(f"Cannot {action} in {url}: {code}.")
@@ -31,11 +31,11 @@ class LedgerUnavailable(Exception):
 
 
 class EntryMalformed(ValueError):
-    """A file of the ledger holds JSON, but no object."""
+    """A file of the ledger holds JSON that is not an object."""
 
 
 class LedgerStore:
-    """The ledger in `folder` below `url`, as open_object_store() takes it. Nothing is opened before it is needed.
+    """The ledger in `folder` below `url` (see open_object_store()). The store is opened on first use.
 
     Threads may share one.
     """
@@ -45,31 +45,31 @@ class LedgerStore:
         self._folder = folder
 
     def put(self, receipt: str, entry: Mapping[str, object]) -> None:
-        """Writes one entry; with the same receipt again, over the first. Raises LedgerUnavailable."""
+        """Writes one entry; an entry with the same receipt is overwritten. Raises LedgerUnavailable."""
         if RECEIPT.fullmatch(receipt) is None:
-            raise ValueError("A receipt names a file: letters, digits, _ and - only.")
+            raise ValueError("A receipt is used as a file name: only letters, digits, _ and - are allowed.")
         body = json.dumps(entry, sort_keys=True).encode()
         path = f"{self._folder}/{receipt}.json"
         self._attempt(f"write {path}", lambda store: store.put(path, body))
 
     def entries(self) -> Iterator[dict[str, Any]]:
-        """All entries, by receipt. Raises LedgerUnavailable, also for one that is unreadable: it may not be skipped."""
+        """All entries, sorted by receipt. Raises LedgerUnavailable, also for an unreadable one: none may be skipped."""
         for path in self._list_paths():
-            yield self._attempt(f"read {path}", partial(_entry, path=path))
+            yield self._attempt(f"read {path}", partial(_read_entry, path=path))
 
     def receipts(self) -> list[str]:
-        """Of all entries. Raises LedgerUnavailable."""
+        """The receipts of all entries. Raises LedgerUnavailable."""
         return [path.rpartition("/")[2].removesuffix(".json") for path in self._list_paths()]
 
     def _list_paths(self) -> list[str]:
-        return self._attempt(f"list {self._folder}", partial(_paths, folder=self._folder))
+        return self._attempt(f"list {self._folder}", partial(_list_entries, folder=self._folder))
 
     def _attempt(self, action: str, act: Callable[[ObjectStore], Result]) -> Result:
         try:
             return act(self._store)
         except (BaseError, OSError, ValueError) as error:
             failed = LedgerUnavailable(action, self._url, object_store.describe_error(error))
-        # Outside the except block, as in data_api: a chained traceback would print what the store said.
+        # Raised outside the except block: a chained traceback would print the store's message.
         raise failed
 
     @cached_property
@@ -77,12 +77,12 @@ class LedgerStore:
         return object_store.open_object_store(self._url, attempt_seconds=ATTEMPT_SECONDS, retries=RETRIES)
 
 
-def _paths(store: ObjectStore, folder: str) -> list[str]:
+def _list_entries(store: ObjectStore, folder: str) -> list[str]:
     found = (each["path"] for batch in store.list(folder) for each in batch)
     return sorted(path for path in found if path.endswith(".json"))
 
 
-def _entry(store: ObjectStore, path: str) -> dict[str, Any]:
+def _read_entry(store: ObjectStore, path: str) -> dict[str, Any]:
     entry = json.loads(bytes(store.get(path).bytes()))
     if not isinstance(entry, dict):
         raise EntryMalformed

@@ -1,4 +1,4 @@
-"""Who is calling: Clerk's session tokens, checked against its public keys."""
+"""Authentication: checks Clerk's session tokens against Clerk's public keys."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ ALGORITHM = "RS256"
 LEEWAY_SECONDS = 5
 KEYS_LIFE_SECONDS = 300
 FETCH_TIMEOUT_SECONDS = 3
-# Forged tokens must not make us hammer Clerk: we ask for new keys early, or again after no answer, only this often.
+# Forged tokens must not make us flood Clerk with requests. These are the shortest intervals between two fetches: while
+# the keys are still valid, and after a fetch that failed.
 EARLY_FETCH_SECONDS = 30
 FAILED_FETCH_SECONDS = 5
 BEARER = re.compile(r"bearer +([A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+) *", re.IGNORECASE)
 
 
 class TokenMissing(Problem, status=401, slug="token-missing", title="A session token is required", challenge="Bearer"):
-    """The request says nothing about who sends it."""
+    """The request has no Authorization header."""
 
 
 class TokenInvalid(
@@ -38,26 +39,26 @@ class TokenInvalid(
     title="The session token is not valid",
     challenge='Bearer error="invalid_token"',
 ):
-    """The token is not one that Clerk issued for us, or its time is over. Which of them is not told."""
+    """Clerk did not issue the token for us, or it has expired. The answer does not reveal which."""
 
 
 class SessionPending(Problem, status=403, slug="session-pending", title="The session has unfinished tasks"):
-    """Clerk knows the person, who has yet to finish a task (choose an organization, set up a second factor)."""
+    """The person must first finish a task at Clerk, such as setting up a second factor."""
 
 
 class KeysUnavailable(
     Problem, status=503, slug="identity-unavailable", title="Sessions cannot be checked right now", retry_after=5
 ):
-    """Clerk's public keys cannot be had, so no token can be checked."""
+    """Clerk's public keys cannot be fetched, so no token can be checked."""
 
 
 @dataclass(frozen=True)
 class Caller:
-    """The person behind a request, as Clerk signed it.
+    """The person who sent a request, as Clerk's token states it.
 
-    `organization_role` is Clerk's key with its prefix ("org:admin"), whichever version the token has. A factor's age is
-    the minutes since it was last verified, None when never or not said. Of an impersonated session (the act claim)
-    the caller is whom it is about, not who sits there. What is of the organization is for routes to come.
+    `organization_role` is Clerk's key with its prefix ("org:admin") in either token version. A factor's age is the
+    minutes since it was last verified; None means never, or not stated. In an impersonated session (the act claim) the
+    caller is the impersonated person, not the impersonator.
     """
 
     user_id: str
@@ -71,12 +72,12 @@ class Caller:
 
     @property
     def has_second_factor(self) -> bool:
-        """Whether the session was verified with a second factor, as app.has_second_factor() has it."""
+        """Whether the session was verified with a second factor, by the same rule as app.has_second_factor()."""
         return self.second_factor_age_minutes is not None
 
 
 class SigningKeys:
-    """Clerk's public keys by their id: fetched when first needed, kept five minutes. Safe to share between threads."""
+    """Clerk's public keys by id: fetched when first needed, cached for five minutes. Threads may share it."""
 
     def __init__(self, issuer: str) -> None:
         address = f"{issuer}/.well-known/jwks.json"
@@ -97,7 +98,7 @@ class SigningKeys:
         return self._keys
 
     def refresh(self) -> Mapping[str, PyJWK]:
-        """The keys as they are now, if the last fetch is long enough ago; else those we have."""
+        """Fetches the keys again unless the last fetch was too recent, and returns the newest ones we have."""
         with self._lock:
             if monotonic() - self._tried_at >= EARLY_FETCH_SECONDS:
                 self._fetch()
@@ -110,14 +111,14 @@ class SigningKeys:
         self._tried_at = monotonic()
         try:
             keys = self._client.get_signing_keys(refresh=True)
-        except (jwt.PyJWTError, OSError, HTTPException, ValueError, RecursionError):  # the last two: not JSON
+        except (jwt.PyJWTError, OSError, HTTPException, ValueError, RecursionError):  # the last two mean: not JSON
             return
         self._keys = {key.key_id: key for key in keys if key.key_id}
         self._fetched_at = monotonic()
 
 
 class SessionTokens:
-    """Checks session tokens of one Clerk instance."""
+    """Checks the session tokens of one Clerk instance."""
 
     def __init__(self, issuer: str, authorized_parties: Sequence[str]) -> None:
         self._issuer = issuer
@@ -125,7 +126,7 @@ class SessionTokens:
         self._keys = SigningKeys(issuer)
 
     def authenticate(self, authorization: str | None) -> Caller:
-        """The caller whom the request's Authorization header proves.
+        """Returns the caller that the Authorization header identifies.
 
         Raises TokenMissing, TokenInvalid, SessionPending or KeysUnavailable.
         """
@@ -133,9 +134,9 @@ class SessionTokens:
             raise TokenMissing("Send a Clerk session token: Authorization: Bearer <token>.")
         bearer = BEARER.fullmatch(authorization)
         if bearer is None:
-            raise _invalid()
+            raise _token_invalid()
         claims = self._read_claims(bearer[1])
-        # Absent means active: tokens had no status before Clerk had tasks.
+        # No status means active: tokens without one are older than Clerk's session tasks.
         if claims.get("sts", "active") != "active":
             raise SessionPending("Finish signing in: the session has unfinished tasks.")
         caller = read_caller(claims, bearer[1])
@@ -147,12 +148,12 @@ class SessionTokens:
             header = jwt.get_unverified_header(token)
             kid = header.get("kid")
             if header.get("alg") != ALGORITHM or not isinstance(kid, str):
-                raise _invalid()
+                raise _token_invalid()
             claims = self._verify(token, kid)
         except (jwt.PyJWTError, RecursionError, ValueError, OverflowError):
-            raise _invalid() from None
+            raise _token_invalid() from None
         if not claims["sub"] or not self._is_for_us(claims):
-            raise _invalid()
+            raise _token_invalid()
         return claims
 
     def _verify(self, token: str, kid: str) -> dict[str, Any]:
@@ -161,10 +162,10 @@ class SessionTokens:
             try:
                 return self._decode(token, key)
             except jwt.InvalidSignatureError:
-                pass  # Clerk names its key after the instance: a rotated key may bear the same name
+                pass  # Clerk names its key after the instance: a rotated key may have the same id
         renewed = self._keys.refresh().get(kid)
         if renewed is None or renewed is key:
-            raise _invalid()
+            raise _token_invalid()
         return self._decode(token, renewed)
 
     def _decode(self, token: str, key: PyJWK) -> dict[str, Any]:
@@ -183,25 +184,25 @@ class SessionTokens:
 
 
 def current_caller(tokens: SessionTokens) -> Caller:
-    """Whom this request's token proves, checked once a request. Raises what SessionTokens.caller() does."""
+    """The caller of this request; the token is checked once. Raises what SessionTokens.authenticate() raises."""
     if "caller" not in g:
         g.caller = tokens.authenticate(request.headers.get("Authorization"))
     return cast("Caller", g.caller)
 
 
 def read_caller(claims: Mapping[str, Any], token: str) -> Caller:
-    """What checked claims of either version say. Claims of an unknown shape count as absent."""
+    """Reads verified claims of either token version. A claim of an unknown shape counts as absent."""
     active = claims.get("o")
     if isinstance(active, dict):
-        organization_id, role = _text(active.get("id")), _text(active.get("rol"))
+        organization_id, role = _text_or_none(active.get("id")), _text_or_none(active.get("rol"))
         role = f"org:{role}" if role else None  # version 2 drops the prefix
     else:
-        organization_id, role = _text(claims.get("org_id")), _text(claims.get("org_role"))
-    first, second = _factor_ages(claims.get("fva"))
+        organization_id, role = _text_or_none(claims.get("org_id")), _text_or_none(claims.get("org_role"))
+    first, second = _read_factor_ages(claims.get("fva"))
     return Caller(
         user_id=claims["sub"],
         token=token,
-        session_id=_text(claims.get("sid")),
+        session_id=_text_or_none(claims.get("sid")),
         organization_id=organization_id,
         organization_role=role if organization_id else None,
         first_factor_age_minutes=first,
@@ -210,16 +211,16 @@ def read_caller(claims: Mapping[str, Any], token: str) -> Caller:
     )
 
 
-def _text(claim: object) -> str | None:
+def _text_or_none(claim: object) -> str | None:
     return claim if isinstance(claim, str) and claim else None
 
 
-def _factor_ages(claim: object) -> tuple[int | None, int | None]:
+def _read_factor_ages(claim: object) -> tuple[int | None, int | None]:
     if not isinstance(claim, list) or len(claim) != 2:
         return None, None
     first, second = (age if type(age) is int and age >= 0 else None for age in claim)
     return first, second
 
 
-def _invalid() -> TokenInvalid:
-    return TokenInvalid("Send a valid Clerk session token, not older than a minute.")
+def _token_invalid() -> TokenInvalid:
+    return TokenInvalid("Send a valid Clerk session token that is less than a minute old.")

@@ -1,4 +1,4 @@
-"""Work that a scheduler asks for, by its name in JOBS. Each is short, and may run at any time."""
+"""The jobs that a scheduler runs, by name in JOBS. Each is short, and it is safe to run it at any time."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Report = dict[str, Any]
 
 
 class StoreUnavailable(
-    Problem, status=503, slug="store-unavailable", title="The store does not answer", retry_after=300
+    Problem, status=503, slug="store-unavailable", title="The backup store does not answer", retry_after=300
 ):
-    """The store of backups does not take what belongs beside them."""
+    """The seals could not be written to the backup store."""
 
 
-def retention(tools: Components) -> Report:
-    """Purges what is old: {done, purged: {table: rows}, dropped_audit_months}. Not done: run it again."""
+def retention(components: Components) -> Report:
+    """Deletes expired rows: {done, purged: {table: rows}, dropped_audit_months}. If not done, run it again."""
     deadline = time.monotonic() + WORK_SECONDS
     purged: Counter[str] = Counter()
     while True:
-        step = tools.data_api.call("run_retention", {})
+        step = components.data_api.call("run_retention", {})
         if not isinstance(step, dict):
             raise TypeError("run_retention() returned no object")
         purged.update(step["purged"])
@@ -38,84 +38,86 @@ def retention(tools: Components) -> Report:
             return step | {"purged": dict(purged)}
 
 
-def erasures(tools: Components) -> Report:
-    """Carries on with erasures: how many are running, erased, complete, or waiting for the next run."""
-    return tools.eraser.carry_out_pending()
+def erasures(components: Components) -> Report:
+    """Continues pending erasures: how many are now running, erased, complete, or waiting for the next run."""
+    return components.eraser.carry_out_pending()
 
 
-def name_changes(tools: Components) -> Report:
-    """Tells Clerk of names that people gave themselves: how many it took (told), refused, did not answer (failed)."""
-    report: Counter[str] = Counter(told=0, refused=0, failed=0)
-    for change in _list(tools.data_api.call("claim_name_changes", {})):
+def name_changes(components: Components) -> Report:
+    """Sends names that people changed here to Clerk: how many were renamed, refused, or failed for now."""
+    report: Counter[str] = Counter(renamed=0, refused=0, failed=0)
+    for change in _require_list(components.data_api.call("claim_name_changes", {})):
         error, is_final = None, False
         try:
-            tools.clerk.rename_user(change["clerk_user_id"], change["first_name"], change["last_name"])
-            report["told"] += 1
+            components.clerk.rename_user(change["clerk_user_id"], change["first_name"], change["last_name"])
+            report["renamed"] += 1
         except ClerkCallFailed as failure:
             error, is_final = failure.code, failure.is_refusal
             report["refused" if is_final else "failed"] += 1
         outcome = {"error": error, "is_final": is_final}
-        named = {name: change[name] for name in ("clerk_user_id", "changed_at")}
-        tools.data_api.call("end_name_change", named | outcome)
+        key = {name: change[name] for name in ("clerk_user_id", "changed_at")}
+        components.data_api.call("end_name_change", key | outcome)
     return dict(report)
 
 
-def backup(tools: Components) -> Report:
-    """Starts a backup: the id of the one it started, or running where one is, or the variables that are not set."""
-    if tools.backups.missing:
-        return {"unconfigured": list(tools.backups.missing)}
+def backup(components: Components) -> Report:
+    """Starts a backup: {started: its id}, {running: true} if one is running, or {unconfigured: [variable]}."""
+    if components.backups.missing:
+        return {"unconfigured": list(components.backups.missing)}
     try:
-        return {"started": tools.backups.start("automated")["id"]}
+        return {"started": components.backups.start("automated")["id"]}
     except BackupRunning:
         return {"running": True}
 
 
-def retry_events(tools: Components) -> Report:
-    """Applies what failed of Clerk's events again, those that are due: how many ended in which outcome."""
+def retry_events(components: Components) -> Report:
+    """Retries failed Clerk events that are due: how many ended in each outcome."""
     deadline = time.monotonic() + WORK_SECONDS
     report: Counter[str] = Counter()
     while time.monotonic() < deadline:
-        retried = tools.data_api.call("retry_due_event", {})
+        retried = components.data_api.call("retry_due_event", {})
         if not isinstance(retried, dict):
             break
-        tools.cache.invalidate(retried["users"], retried["organizations"])
+        components.cache.invalidate(retried["users"], retried["organizations"])
         report[retried["outcome"]] += 1
     return dict(report)
 
 
-def partitions(tools: Components) -> Report:
-    """Makes the audit trail's partitions of the months ahead: how many were new. Retention drops the old ones."""
-    return {"made": tools.data_api.call("maintain_partitions", {})}
+def partitions(components: Components) -> Report:
+    """Creates the audit trail's partitions for the coming months: how many are new. Retention drops the old ones."""
+    return {"made": components.data_api.call("maintain_partitions", {})}
 
 
-def seals(tools: Components) -> Report:
-    """Seals the audit trail, and keeps the new seals beside the backups, out of its administrators' reach."""
-    if tools.seals is None:
-        tools.data_api.call("seals_after", {"newest": NO_SEALS_AFTER})
+def seals(components: Components) -> Report:
+    """Seals the audit trail and stores the new seals with the backups, where database administrators cannot write."""
+    if components.seals is None:
+        components.data_api.call("seals_after", {"newest": NO_SEALS_AFTER})
         return {"stored": 0, "unconfigured": ["BACKUP_URL"]}
     try:
-        newest = max(map(int, tools.seals.receipts()), default=0)
-        new = _list(tools.data_api.call("seals_after", {"newest": newest}))
+        newest = max(map(int, components.seals.receipts()), default=0)
+        new = _require_list(components.data_api.call("seals_after", {"newest": newest}))
         for seal in new:
-            tools.seals.put(f"{seal['sequence']:012}", seal)
+            components.seals.put(f"{seal['sequence']:012}", seal)
     except LedgerUnavailable as failure:
-        raise StoreUnavailable("The seals are in the database, and not beside the backups.") from failure
+        raise StoreUnavailable(
+            "The seals are in the database but not in the backup store: run the job again."
+        ) from failure
     return {"stored": len(new)}
 
 
-def reconcile_sample(tools: Components) -> Report:
-    """Compares a sample with Clerk: how many of each kind were looked at, how many differ how. Changes nothing."""
-    if tools.clerk_sample.missing:
-        return {"compared": {}, "differing": {}, "unconfigured": list(tools.clerk_sample.missing)}
-    return tools.clerk_sample.compare()
+def reconcile_sample(components: Components) -> Report:
+    """Compares a sample with Clerk: how many of each kind were compared, and how many differ. Changes nothing."""
+    if components.clerk_sample.missing:
+        return {"compared": {}, "differing": {}, "unconfigured": list(components.clerk_sample.missing)}
+    return components.clerk_sample.compare()
 
 
-def mail(tools: Components) -> Report:
-    """Sends what waits in the outbox: how many were sent, postponed, or given up (failed)."""
-    return tools.mailer.send_due()
+def mail(components: Components) -> Report:
+    """Sends due mail from the outbox: how many were sent, postponed, or given up (failed)."""
+    return components.mailer.send_due()
 
 
-def _list(answer: object) -> list[dict[str, Any]]:
+def _require_list(answer: object) -> list[dict[str, Any]]:
     if not isinstance(answer, list):
         raise TypeError("the database returned no list")
     return answer

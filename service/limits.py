@@ -1,6 +1,6 @@
-"""How much one caller may ask of the service: the table of limits, and the answer to who asks for more.
+"""Rate limits: the table of limits, and the 429 answer for a caller that exceeds one.
 
-Counted in Redis for all processes together, over a sliding window (`upstash-ratelimit`). Without it nobody is refused.
+Redis counts for all processes together, over a sliding window (`upstash-ratelimit`). Without Redis none is refused.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from service.breaker import Breaker, RedisUnavailable
 from service.identity import SessionTokens, current_caller
 from service.problems import Problem
 
-# Clients inside one IPv6 network of this size are one: each may choose among its addresses.
+# All addresses of an IPv6 network of this size count as one client, because one client can use any of them.
 IPV6_NETWORK_BITS = 64
 
 
 class Per(Enum):
-    """Whose requests are counted together."""
+    """What requests are counted by."""
 
     PERSON = "person"
     ADDRESS = "address"
@@ -55,7 +55,7 @@ LIMITS = {
     "jobs": Limit(120, 60, Per.ADDRESS),
     "pages": Limit(600, 60, Per.ADDRESS),
 }
-# By the blueprint or the endpoint. Whatever is not named is a page.
+# The limit of each blueprint or endpoint. All others have the limit for pages.
 CLASSES = {
     "me": "person",
     "audit": "person",
@@ -68,12 +68,12 @@ CLASSES = {
     "backups": "backups",
     "jobs": "jobs",
 }
-# What a platform asks to know whether to send requests at all, and Redis' own state is part of the answer.
+# The platform's health checks. They also report the state of Redis, which counts the requests.
 EXEMPT = frozenset({"health"})
 
 
 class RateLimited(Problem, status=429, slug="rate-limited", title="Too many requests"):
-    """The caller has asked for more than the limit of the route's class, which `limit` names."""
+    """The caller has exceeded the limit of the route's class, which `limit` names."""
 
     def __init__(self, name: str, retry_after: int) -> None:
         limit = LIMITS[name]
@@ -85,8 +85,8 @@ class RateLimited(Problem, status=429, slug="rate-limited", title="Too many requ
 
 
 @dataclass(frozen=True)
-class Standing:
-    """How a caller stands: `resets_in` seconds from now a new window begins."""
+class Decision:
+    """Whether a request is allowed, and what is left of the limit. A new window begins in `resets_in` seconds."""
 
     is_allowed: bool
     limit: int
@@ -95,7 +95,7 @@ class Standing:
 
 
 class Limits:
-    """One per process, shared by all threads. `namespace` keeps installations apart that share a Redis."""
+    """One per process, shared by all threads. `namespace` separates installations that share a Redis."""
 
     def __init__(self, breaker: Breaker, redis: Redis, namespace: str) -> None:
         self._breaker = breaker
@@ -105,45 +105,45 @@ class Limits:
             for name, limit in LIMITS.items()
         }
 
-    def count(self, name: str, caller: str) -> Standing | None:
-        """Counts a request of `caller`, and says how they stand; None when Redis does not."""
-        # Redis sees a hash: neither addresses nor people's ids.
+    def count(self, name: str, caller: str) -> Decision | None:
+        """Counts a request of `caller` against the limit `name`; None if Redis is unavailable."""
+        # Redis gets a hash: neither addresses nor people's ids.
         identifier = hashlib.sha256(caller.encode("utf-8", "replace")).hexdigest()[:32]
         try:
-            standing = self._breaker.ask(lambda _: self._standing(name, identifier))
+            decision = self._breaker.call(lambda _: self._decide(name, identifier))
         except RedisUnavailable:
-            standing = None
-        what = "errors" if standing is None else "allowed" if standing.is_allowed else "refused"
+            decision = None
+        what = "errors" if decision is None else "allowed" if decision.is_allowed else "refused"
         metrics.LIMITS.labels(what).inc()
-        return standing
+        return decision
 
-    def _standing(self, name: str, identifier: str) -> Standing:
+    def _decide(self, name: str, identifier: str) -> Decision:
         response = self._limiters[name].limit(identifier)
         if type(response.remaining) is not int or response.remaining > response.limit:
-            raise ValueError("not what the script returns")
+            raise ValueError("unexpected result of the script")
         resets_in = max(1, math.ceil(response.reset - time.time()))
-        return Standing(response.allowed, response.limit, response.remaining, resets_in)
+        return Decision(response.allowed, response.limit, response.remaining, resets_in)
 
 
 def register(app: Flask, limits: Limits, session_tokens: SessionTokens, trusted_proxies: int) -> None:
-    """Limits every route of `app` but those that are exempt.
+    """Limits every route of `app` except those that are exempt.
 
-    A client's address is the peer's, or what the outermost of `trusted_proxies` said in X-Forwarded-For.
+    A client's address is the peer's, or the one that the outermost of `trusted_proxies` wrote into X-Forwarded-For.
     """
     if trusted_proxies:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=trusted_proxies, x_proto=0)  # type: ignore[method-assign]
     app.before_request(partial(_check, limits, session_tokens))
-    app.after_request(_show)
+    app.after_request(_set_headers)
 
 
-def class_of(endpoint: str | None) -> str | None:
-    """The name of an endpoint's limit; None for those that are exempt."""
+def find_limit(endpoint: str | None) -> str | None:
+    """The name of an endpoint's limit; None if the endpoint is exempt."""
     blueprint = (endpoint or "").partition(".")[0]
     return None if blueprint in EXEMPT else CLASSES.get(endpoint or "") or CLASSES.get(blueprint, "pages")
 
 
 def client_address() -> str:
-    """Where the request comes from; a network, where a client has a whole one to itself."""
+    """The address that the request comes from; for IPv6 its network, since a client may have a whole network."""
     address = request.remote_addr or ""
     try:
         parsed = ip_address(address)
@@ -155,25 +155,25 @@ def client_address() -> str:
 
 
 def _check(limits: Limits, session_tokens: SessionTokens) -> None:
-    name = class_of(request.endpoint)
+    name = find_limit(request.endpoint)
     if name is None:
         return
     caller = client_address()
     if LIMITS[name].per is Per.PERSON:
         try:
             caller = current_caller(session_tokens).user_id
-        except Problem:  # the route says so itself
+        except Problem:  # the route itself answers with this problem
             name = "strangers"
-    standing = limits.count(name, caller)
-    g.standing = standing
-    if standing is not None and not standing.is_allowed:
-        raise RateLimited(name, standing.resets_in)
+    decision = limits.count(name, caller)
+    g.limit_decision = decision
+    if decision is not None and not decision.is_allowed:
+        raise RateLimited(name, decision.resets_in)
 
 
-def _show(response: Response) -> Response:
-    standing: Standing | None = g.get("standing")
-    if standing is not None:
-        response.headers["RateLimit-Limit"] = str(standing.limit)
-        response.headers["RateLimit-Remaining"] = str(standing.remaining)
-        response.headers["RateLimit-Reset"] = str(standing.resets_in)
+def _set_headers(response: Response) -> Response:
+    decision: Decision | None = g.get("limit_decision")
+    if decision is not None:
+        response.headers["RateLimit-Limit"] = str(decision.limit)
+        response.headers["RateLimit-Remaining"] = str(decision.remaining)
+        response.headers["RateLimit-Reset"] = str(decision.resets_in)
     return response

@@ -1,4 +1,4 @@
-"""Request ids, and logs as one JSON object a line on stderr: no bodies, no query strings, no personal data."""
+"""Request ids, and logs on stderr: one JSON object per line, no bodies, no query strings, no personal data."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from flask import Flask, Response, g, has_request_context, request
 log = logging.getLogger("service")
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-# gunicorn quotes the address and the first line of a request that it does not understand.
+# gunicorn quotes the address and the first line of a request that it cannot parse.
 QUOTED_REQUEST = re.compile(r"^(Invalid request|Error handling request)\b.*", re.DOTALL)
 STANDARD_FIELDS = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "color_message"}
 
 
 class JsonLines(logging.Formatter):
-    """One object a record: time, level, message, request_id inside a request, and whatever `extra` named."""
+    """One object per record: time, level, message, request_id during a request, and the fields in `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
@@ -34,13 +34,13 @@ class JsonLines(logging.Formatter):
             line["request_id"] = g.request_id
         line.update({name: value for name, value in record.__dict__.items() if name not in STANDARD_FIELDS})
         if record.exc_info and record.exc_info[0]:
-            # Only the class: an exception's text may hold somebody's data.
+            # Only the class: an exception's text may hold personal data.
             line["error"] = record.exc_info[0].__name__
         return json.dumps(line, default=str)
 
 
 def configure() -> None:
-    """Sends every logger's warnings, and our own information, to stderr as JSON. Calling it again changes nothing."""
+    """Sends every logger's warnings, and our own info records, to stderr as JSON. A second call changes nothing."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     unformatted = [other for other in logging.root.handlers if not isinstance(other.formatter, JsonLines)]
@@ -50,7 +50,7 @@ def configure() -> None:
 
 
 def register(app: Flask) -> None:
-    """Gives every request of `app` an id, echoed in X-Request-Id, and one line in the log."""
+    """Gives every request of `app` an id, returned in X-Request-Id, and writes one log line for it."""
     app.before_request(_begin)
     app.after_request(_end)
 

@@ -1,6 +1,7 @@
-"""Sends what stands in the outbox: claimed one by one, rendered, handed to Resend with its id as idempotency key.
+"""Sends the mail in the outbox: claims one at a time, renders it, and sends it to Resend.
 
-Whatever is killed, fails or runs twice: the outbox knows what is left, and Resend what it already has.
+The mail's id is the idempotency key. So a sender that is killed, fails or runs twice neither loses nor repeats a mail:
+the outbox still has what is not sent, and Resend recognizes what it already has.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from service.logs import log
 from service.settings import ADDRESS
 
 TEMPLATES = Path(__file__).with_name("mail_templates")
-# What people may switch off: app.is_essential_mail() decides, this shows it.
+# The kinds that people may switch off. app.is_essential_mail() decides; a test compares the two.
 OPTIONAL = ("welcome", "member_joined")
 KINDS = (
     *OPTIONAL,
@@ -43,22 +44,22 @@ WORK_SECONDS = 20.0
 TIMEOUT = httpx.Timeout(connect=3, read=8, write=3, pool=3)
 MAX_TEXT_LENGTH = 200
 MAX_RETRY_AFTER = 24 * 60 * 60
-# Control and format characters, line and paragraph separators: what could end a line or turn its direction.
+# Control and format characters, line and paragraph separators: they could end a line or reverse its direction.
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u2028-\u202f\u2060-\u2069\ufeff\ud800-\udfff]+")
 CODE = re.compile(r"[A-Za-z0-9_]{1,100}")
-# Not this mail's fault, so the mail is tried again: the key or the domain (401, 403), the time (408), another request
-# that is under way with the same key (409), too many (429).
+# The mail itself is not the cause, so it is retried. The cause is the API key or domain (401, 403), a timeout (408),
+# another request in flight with the same idempotency key (409), or the rate (429).
 RETRYABLE_STATUSES = {401, 403, 408, 409, 425, 429}
-# Resend has taken a mail with this key, and it said something else then (a name changed meanwhile): it is out.
+# Resend has already accepted a mail with this key but other content, because a name changed meanwhile: it was sent.
 # https://resend.com/docs/dashboard/emails/idempotency-keys
 ALREADY_SENT = "invalid_idempotent_request"
 
 
 class SendingFailed(Exception):
-    """Resend has not confirmed that it took a mail. str(), which ends in logs and in the outbox, names nobody.
+    """Resend did not confirm that it accepted a mail. str(), which appears in logs and in the outbox, names no person.
 
-    `is_final`: the same mail would fail however often it is sent. `retry_after`: seconds, where Resend says so.
-    `is_general`: the next mail would fail too.
+    `is_final`: the same mail would always fail. `is_general`: the next mail would fail too. `retry_after`: seconds, if
+    Resend states them.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class SendingFailed(Exception):
 
 @dataclass(frozen=True)
 class Message:
-    """A mail as it goes out. `unsubscribe_url` is None for essential mail."""
+    """A rendered mail. `unsubscribe_url` is None for essential mail."""
 
     id: str
     template: str
@@ -85,13 +86,13 @@ class Message:
 
 
 class Renderer:
-    """Makes messages of what the outbox says: HTML and text, each from a template of its own."""
+    """Renders the outbox's rows as messages: HTML and plain text, each from its own template."""
 
     def __init__(self, company: str | None, app_url: str | None, service_url: str | None, secret: str) -> None:
         self._constants = {"company": company or "Ballast", "app_url": app_url}
         self._service_url = service_url
         self._key = hmac.digest(secret.encode(), b"mail/unsubscribe", hashlib.sha256)
-        # The texts are no HTML: what would be escaped there, people would read.
+        # Two environments: plain text must not be escaped.
         options: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
         loader = FileSystemLoader(TEMPLATES)
         self._html = Environment(loader=loader, autoescape=True, **options)
@@ -99,7 +100,7 @@ class Renderer:
         self._html.filters["moment"] = self._text.filters["moment"] = _format_time
 
     def render(self, mail: Mapping[str, Any]) -> Message:
-        """The message for a row as claim_mail() returns it. Raises SendingFailed where no mail can be made of it."""
+        """Renders a row that claim_mail() returned. Raises SendingFailed if that is impossible."""
         if mail["template"] not in KINDS:
             raise SendingFailed("template_unknown", is_final=True)
         if not ADDRESS.fullmatch(mail["to"] or ""):
@@ -116,23 +117,23 @@ class Renderer:
         return Message(mail["id"], mail["template"], mail["to"], subject, html, text.strip() + "\n", unsubscribe_url)
 
     def unsubscribe_url(self, person_id: str, kind: str) -> str | None:
-        """Where one click ends mail of this kind, without signing in. None while SERVICE_URL is not set."""
+        """The link that unsubscribes from this kind of mail without signing in. None while SERVICE_URL is not set."""
         if self._service_url is None:
             return None
         query = urlencode({"person": person_id, "kind": kind, "signature": self.signature(person_id, kind)})
         return f"{self._service_url}/mail/unsubscribe?{query}"
 
     def signature(self, person_id: str, kind: str) -> str:
-        """What makes a link ours: it never expires, for a mail may be read late."""
+        """The signature of an unsubscribe link. It never expires, because a mail may be read much later."""
         return hmac.new(self._key, f"{person_id}/{kind}".encode(), hashlib.sha256).hexdigest()
 
     def is_signed(self, person_id: str, kind: str, signature: str) -> bool:
-        """Whether a link is ours."""
+        """Whether the signature of a link is valid."""
         return hmac.compare_digest(self.signature(person_id, kind).encode(), signature.encode(errors="replace"))
 
 
 class Resend:
-    """Resend's API. One per process: its connections are kept. `sender` is the From header."""
+    """Resend's API. One per process: it reuses its connections. `sender` is the From header."""
 
     def __init__(self, api_key: str, api_url: str, sender: str) -> None:
         self._sender = sender
@@ -140,15 +141,15 @@ class Resend:
         self._http = httpx.Client(base_url=api_url, headers=headers, timeout=TIMEOUT)
 
     def send(self, message: Message) -> str | None:
-        """Hands a message over and returns Resend's id of it, None where it had it before. Raises SendingFailed."""
+        """Sends a message and returns Resend's id; None if Resend already had it. Raises SendingFailed."""
         headers = {"Idempotency-Key": message.id}
         try:
             answer = self._http.post("/emails", json=self._body(message), headers=headers)
         except httpx.HTTPError as error:
             failure = SendingFailed(type(error).__name__, is_general=True)
         else:
-            return _provider_id(answer)
-        # Outside the except block: httpx's error holds the request, with what was sent.
+            return _read_provider_id(answer)
+        # Raised outside the except block: httpx's error holds the request, with the mail's content.
         raise failure
 
     def _body(self, message: Message) -> dict[str, Any]:
@@ -158,7 +159,7 @@ class Resend:
             "subject": message.subject,
             "html": message.html,
             "text": message.text,
-            # Resend's webhooks carry them: they may come before we know Resend's id.
+            # Resend's webhooks repeat the tags. A webhook may arrive before we have Resend's id.
             "tags": [{"name": "mail", "value": message.id}, {"name": "template", "value": message.template}],
         }
         if message.unsubscribe_url is not None:
@@ -171,46 +172,46 @@ class Resend:
 
 @dataclass(frozen=True)
 class DevMailbox:
-    """Instead of Resend, where nothing may leave: keeps messages in a folder for /dev/mail, if there is one."""
+    """Replaces Resend where no mail may be sent: stores messages in `folder` for /dev/mail, if there is a folder."""
 
     folder: Path | None
 
     def send(self, message: Message) -> str | None:
-        """Keeps the message."""
+        """Stores the message."""
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            place = self.folder / f"{UUID(message.id)}.json"
-            unfinished = place.with_suffix(".new")
-            kept = asdict(message) | {"sent_at": datetime.now(UTC).isoformat(timespec="seconds")}
-            unfinished.write_text(json.dumps(kept, ensure_ascii=False))
-            unfinished.replace(place)
+            path = self.folder / f"{UUID(message.id)}.json"
+            unfinished = path.with_suffix(".new")
+            stored = asdict(message) | {"sent_at": datetime.now(UTC).isoformat(timespec="seconds")}
+            unfinished.write_text(json.dumps(stored, ensure_ascii=False))
+            unfinished.replace(path)
         return None
 
     def list_messages(self) -> list[dict[str, Any]]:
-        """What was kept, newest first."""
-        kept = [json.loads(file.read_text()) for file in self.folder.glob("*.json")] if self.folder else []
-        return sorted(kept, key=lambda each: each["sent_at"], reverse=True)
+        """The stored messages, newest first."""
+        stored = [json.loads(file.read_text()) for file in self.folder.glob("*.json")] if self.folder else []
+        return sorted(stored, key=lambda each: each["sent_at"], reverse=True)
 
 
 @dataclass(frozen=True)
 class Mailer:
-    """`call(function, arguments)` is DataApi.call, or does what it does. Without a `transport` nothing is claimed."""
+    """`call` is DataApi.call or a function like it. Without a `transport` no mail is claimed."""
 
     call: Call
     renderer: Renderer
     transport: Resend | DevMailbox | None
 
     def send_due(self) -> dict[str, Any]:
-        """Sends what is due, for WORK_SECONDS at most: how many were sent, postponed, or given up (failed).
+        """Sends due mail for at most WORK_SECONDS. Returns how many were sent, postponed, or given up (failed).
 
-        Raises CallFailed when the database does not answer: what was claimed then is claimed again in some minutes.
+        Raises CallFailed if the database does not answer. A claimed mail can then be claimed again after some minutes.
         """
         if self.transport is None:
             return {"unconfigured": ["RESEND_API_KEY"]}
         report: Counter[str] = Counter(sent=0, postponed=0, failed=0)
         deadline = time.monotonic() + WORK_SECONDS
         while time.monotonic() < deadline:
-            # One at a time: whoever is killed leaves no more than one behind.
+            # One at a time: a sender that is killed leaves at most one claimed.
             claimed = self.call("claim_mail", {"batch": 1})
             if not claimed:
                 break
@@ -226,20 +227,20 @@ class Mailer:
         return dict(report)
 
     def _end(self, mail_id: str, failure: SendingFailed, report: Counter[str]) -> None:
-        wanted = "failed" if failure.is_final else "queued"
-        ended = {"id": mail_id, "state": wanted, "error": failure.code, "retry_after": failure.retry_after}
-        state = self.call("end_mail", ended)
+        requested = "failed" if failure.is_final else "queued"
+        outcome = {"id": mail_id, "state": requested, "error": failure.code, "retry_after": failure.retry_after}
+        state = self.call("end_mail", outcome)
         report["failed" if state == "failed" else "postponed"] += 1
         log.warning("mail not sent", extra={"mail": mail_id, "code": failure.code, "state": state})
 
 
 def one_line(text: str) -> str:
-    """`text` on one line, of what people can see, cut to length: fit for a header."""
+    """`text` on one line, without invisible characters and cut to length, so that it is safe in a header."""
     return " ".join(UNPRINTABLE.sub(" ", text).split())[:MAX_TEXT_LENGTH]
 
 
 def _clean(value: Any) -> Any:
-    """What people wrote, such as names, on one line each: nobody writes a paragraph of their own into our mail."""
+    """Reduces each text that people entered, such as a name, to one line: it cannot add a paragraph to our mail."""
     match value:
         case str():
             return one_line(value)
@@ -250,17 +251,17 @@ def _clean(value: Any) -> Any:
 
 
 def _format_time(text: str) -> str:
-    """A time as PostgreSQL writes it in JSON, for people."""
+    """Formats a PostgreSQL timestamp for people: 31 January 2026, 10:00 UTC."""
     moment = datetime.fromisoformat(text).astimezone(UTC)
     return f"{moment.day} {moment:%B %Y, %H:%M} UTC"
 
 
-def _provider_id(answer: httpx.Response) -> str | None:
-    """Resend's id of the mail that it took, None where it had it before. Raises SendingFailed."""
+def _read_provider_id(answer: httpx.Response) -> str | None:
+    """Resend's id of the accepted mail; None if Resend already had it. Raises SendingFailed."""
     try:
         body = answer.json()
     except (ValueError, RecursionError):
-        code = "application_error"  # a proxy's page, or none
+        code = "application_error"  # a proxy's page, or an empty body
     else:
         fields = body if isinstance(body, dict) else {}
         provider_id, name = fields.get("id"), fields.get("name")
@@ -274,9 +275,9 @@ def _provider_id(answer: httpx.Response) -> str | None:
     if answer.is_client_error and answer.status_code not in RETRYABLE_STATUSES:
         raise SendingFailed(code, is_final=True)
     is_general = answer.status_code != HTTPStatus.CONFLICT
-    raise SendingFailed(code, is_general=is_general, retry_after=_retry_after(answer))
+    raise SendingFailed(code, is_general=is_general, retry_after=_read_retry_after(answer))
 
 
-def _retry_after(answer: httpx.Response) -> int | None:
+def _read_retry_after(answer: httpx.Response) -> int | None:
     given = answer.headers.get("Retry-After", "")
     return min(int(given), MAX_RETRY_AFTER) if re.fullmatch(r"[0-9]{1,9}", given) else None

@@ -1,7 +1,7 @@
-"""Who may use a route: the database's own matrix, as `public.start_session()` tells it, through the cache.
+"""Who may use a route: the database's permission matrix, as `public.start_session()` returns it, cached.
 
-What it tells of an organization are the permissions that count in this session: those of a viewer for an owner or admin
-without the second factor that the organization asks for. A test compares it with `public.has_permission()`.
+An organization's permissions are those that count in this session. An owner or admin without the second factor that the
+organization requires has only a viewer's. A test compares the result with `public.has_permission()`.
 """
 
 from __future__ import annotations
@@ -22,35 +22,33 @@ from service.session import Session, fetch_session
 Route = Callable[..., ResponseReturnValue]
 
 
-class NotPermitted(
-    Problem, status=403, slug="not-permitted", title="This takes a permission that the caller does not have"
-):
+class NotPermitted(Problem, status=403, slug="not-permitted", title="The caller lacks the required permission"):
     """The caller lacks the `permission` in the organization, or there is no such organization.
 
-    `limited_by` is second_factor where a session with one might do it, else null.
+    `limited_by` is second_factor if a session with a second factor would have the permission, else null.
     """
 
     def __init__(self, permission: str, limited_by: str | None = None) -> None:
         detail = (
-            f"It takes {permission}, and the organization asks for a second factor."
+            f"This requires {permission}, and the organization requires a second factor. Sign in again with one."
             if limited_by
-            else f"It takes {permission} in this organization."
+            else f"This requires {permission} in this organization. Ask one of its owners or admins."
         )
         super().__init__(detail, permission=permission, limited_by=limited_by)
 
 
 @dataclass(frozen=True)
 class PermittedCaller:
-    """A caller who may, and where: `organization` as in the session, {id, clerk_org_id, role, permissions, …}."""
+    """A permitted caller and their `organization`, as in the session: {id, clerk_org_id, role, permissions, …}."""
 
     caller: Caller
     organization: dict[str, Any]
 
 
 def requires(permission: str, *, refresh: bool = False) -> Callable[[Route], Route]:
-    """For routes of an organization: only who holds the permission there comes in. It gets a PermittedCaller.
+    """Admits only callers with the permission in the route's organization. The route gets a PermittedCaller.
 
-    With `refresh` the database is asked at once: for what it does not check again itself.
+    `refresh` bypasses the cache: use it where the database does not check the permission again itself.
     """
 
     def guard(route: Route) -> Route:
@@ -66,7 +64,7 @@ def requires(permission: str, *, refresh: bool = False) -> Callable[[Route], Rou
 
 
 def require_permission(session: Session, organization_id: UUID, permission: str) -> dict[str, Any]:
-    """The organization of the session in which the permission holds. Raises NotPermitted."""
+    """Returns the organization from the session if the caller holds the permission there. Raises NotPermitted."""
     for organization in session["organizations"]:
         if organization["id"] == str(organization_id):
             if permission in organization["permissions"]:

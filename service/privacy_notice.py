@@ -1,4 +1,4 @@
-"""What the privacy page shows: the registry of personal data, as the database returns it, and who processes it."""
+"""The content of the privacy page: the registry of personal data, read from the database, and the processors."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from service.data_api import Call, CallFailed
 from service.logs import log
 
 LIFE_SECONDS = 300
-RETRY_SECONDS = 5  # what DatabaseUnavailable tells a visitor to wait
+RETRY_SECONDS = 5  # as long as the Retry-After of DatabaseUnavailable
 
 Line = dict[str, str]
 
 
 @dataclass(frozen=True)
 class Processor:
-    """Who processes personal data for us; where, as its own documentation says."""
+    """A company that processes personal data for us. `where` is taken from its own documentation."""
 
     name: str
     purpose: str
@@ -39,35 +39,35 @@ PROCESSORS = (
     Processor(
         name="Supabase",
         purpose="Database and live updates",
-        data="All that is listed above",
+        data="All data listed above",
         where="The region of the project",
         policy="https://supabase.com/privacy",
     ),
     Processor(
         name="Upstash",
-        purpose="Counters and short-lived answers",
-        data="Identifiers of people and requests",
+        purpose="Rate limits and short-lived caching",
+        data="Hashed identifiers of people and IP addresses; profiles and permissions for about a minute",
         where="The region of the database",
         policy="https://upstash.com/trust/privacy.pdf",
     ),
     Processor(
         name="Resend",
         purpose="E-mail",
-        data="The address, and what the e-mail says",
+        data="The address and content of each e-mail",
         where="United States",
         policy="https://resend.com/legal/privacy-policy",
     ),
     Processor(
         name="Sentry",
-        purpose="Reports of errors",
-        data="Where it failed; no names, no content",
+        purpose="Error reports",
+        data="Where an error occurred; no names, no content",
         where="Germany or the United States, as chosen for the account",
         policy="https://sentry.io/privacy/",
     ),
     Processor(
         name="Amazon Web Services (S3)",
         purpose="Backups",
-        data="All that is listed above",
+        data="All data listed above",
         where="The region of the bucket",
         policy="https://aws.amazon.com/privacy/",
     ),
@@ -75,28 +75,28 @@ PROCESSORS = (
 
 
 class PrivacyNotice:
-    """What public.privacy_notice() says, kept for five minutes; an old one is better than none. Threads may share it.
+    """Caches public.privacy_notice() for five minutes. If the database fails, it keeps serving the old notice.
 
-    `call(function, arguments)` is DataApi.call, or does what it does; `now()` is a time in seconds.
+    `call` is DataApi.call or a function like it; `now()` is a time in seconds. Threads may share one.
     """
 
     def __init__(self, call: Call, now: Callable[[], float] = monotonic) -> None:
         self._call = call
         self._now = now
-        self._asking = threading.Lock()
+        self._fetching = threading.Lock()
         self._lines: list[Line] = []
         self._failure = ""
-        self._ask_again_at = -float("inf")
+        self._refresh_at = -float("inf")
 
     def categories(self) -> list[tuple[str, list[Line]]]:
-        """The lines by category, in the order in which each first comes. Raises CallFailed when there is none yet."""
-        # Who finds a kept answer does not wait for whoever asks: a slow database would hold up every thread.
-        if self._asking.acquire(blocking=not self._lines):
+        """The lines by category, in the order of first appearance. Raises CallFailed if nothing was ever read."""
+        # A thread that has a cached notice does not wait for the one that fetches: a slow database would block all.
+        if self._fetching.acquire(blocking=not self._lines):
             try:
-                if self._now() >= self._ask_again_at:
+                if self._now() >= self._refresh_at:
                     self._fetch()
             finally:
-                self._asking.release()
+                self._fetching.release()
         if not self._lines:
             raise CallFailed("privacy_notice", self._failure)
         found: dict[str, list[Line]] = {}
@@ -107,8 +107,8 @@ class PrivacyNotice:
     def _fetch(self) -> None:
         try:
             self._lines = cast("list[Line]", self._call("privacy_notice", {}))
-            self._ask_again_at = self._now() + LIFE_SECONDS
+            self._refresh_at = self._now() + LIFE_SECONDS
         except CallFailed as failure:
             self._failure = failure.code
-            self._ask_again_at = self._now() + RETRY_SECONDS
-            log.warning("privacy notice not read", extra={"code": failure.code, "is_kept": bool(self._lines)})
+            self._refresh_at = self._now() + RETRY_SECONDS
+            log.warning("privacy notice not read", extra={"code": failure.code, "is_cached": bool(self._lines)})

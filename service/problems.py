@@ -1,4 +1,4 @@
-"""Everything that goes wrong as one kind of answer, RFC 9457's: the only place where errors become HTTP."""
+"""Every error becomes a problem document (RFC 9457). This is the only place where errors become HTTP."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from service.logs import log
 
 
 class Problem(Exception):
-    """An error a caller may see: no secret and no personal data in its `detail`. `more` adds members to the document.
+    """An error that a caller may see. `detail` holds no secret and no personal data; `more` adds document members.
 
-    A subclass gives `slug`, which names its kind to machines, and `title`, which does so to people. The answer has
-    Retry-After with `retry_after` (seconds; here or in `more`), and WWW-Authenticate with `challenge`.
+    A subclass sets `slug`, the kind for programs, and `title`, the kind for people. `retry_after` (seconds, here or in
+    `more`) sets Retry-After, and `challenge` sets WWW-Authenticate.
     """
 
     status: HTTPStatus
@@ -45,14 +45,14 @@ class Problem(Exception):
 class DatabaseUnavailable(
     Problem, status=503, slug="database-unavailable", title="The database does not answer", retry_after=5
 ):
-    """The database did not answer, or not as it should."""
+    """The database did not answer, or its answer was not valid."""
 
     def __init__(self) -> None:
         super().__init__("Try again in a few seconds.")
 
 
 def register(app: Flask) -> None:
-    """Makes every error of `app` a problem document."""
+    """Turns every error of `app` into a problem document."""
     app.register_error_handler(Problem, _handle_problem)
     app.register_error_handler(CallFailed, _handle_call_failure)
     app.register_error_handler(HTTPException, _handle_http_error)
@@ -79,14 +79,14 @@ def _handle_problem(error: Problem) -> Response:
 
 
 def _handle_call_failure(error: CallFailed) -> Response:
-    # A route need not handle it: to every caller it means the same.
+    # Routes need not handle it: it means the same to every caller.
     problem = DatabaseUnavailable().with_traceback(error.__traceback__)
     problem.__cause__ = error
     return _handle_problem(problem)
 
 
 def _handle_http_error(error: HTTPException) -> Response:
-    # Werkzeug's description may repeat what the client sent: the status' own words do not.
+    # Werkzeug's description may repeat what the client sent. The standard text of the status does not.
     status = HTTPStatus(error.code or HTTPStatus.INTERNAL_SERVER_ERROR)
     response = _document(status, status.phrase, status.description or status.phrase)
     if isinstance(error, MethodNotAllowed) and error.valid_methods:
@@ -95,7 +95,7 @@ def _handle_http_error(error: HTTPException) -> Response:
 
 
 def _handle_unexpected(error: Exception) -> Response:
-    # An exception's text may hold somebody's data: log its class and where it was, never its message.
+    # An exception's text may hold personal data: log its class and where it was raised, never its message.
     frames = traceback.extract_tb(error.__traceback__)
     where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames[-8:]]
     log.error("unexpected error", extra={"error": type(error).__name__, "where": where, "method": request.method})

@@ -1,4 +1,4 @@
-"""Errors and traces to Sentry: what went wrong where, for which organization; nobody's name, data or secret."""
+"""Sends errors and traces to Sentry: what failed, where, and for which organization. No names, data or secrets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sentry_sdk.types import Event, Hint, MonitorConfig
 
 from service.settings import Settings
 
-# Whatever is not named here is not sent: a new version of the package may think of new things to send.
+# Only the fields listed here are sent, because a new version of the package may add fields.
 EVENT_FIELDS = (
     "event_id",
     "type",
@@ -49,7 +49,7 @@ MAX_RUNTIME_MINUTES = 5
 
 
 def start(settings: Settings) -> None:
-    """Sends from now on, if there is a SENTRY_DSN."""
+    """Starts to send, if SENTRY_DSN is set."""
     if settings.sentry_dsn is None:
         return
     sentry_sdk.init(
@@ -73,7 +73,10 @@ def start(settings: Settings) -> None:
 
 
 def identify(issuer: str, user_id: str, organization_id: str | None) -> None:
-    """Whom the rest of this request is about. A person's id is hashed: who has it finds them, nobody reads it back."""
+    """Attaches the caller to the rest of this request's events.
+
+    Sentry gets a hash of the person's id: with the id you find their events, but the hash does not reveal the id.
+    """
     if sentry_sdk.is_initialized():
         pseudonym = hashlib.sha256(f"{issuer} {user_id}".encode()).hexdigest()[:PSEUDONYM_DIGITS]
         sentry_sdk.set_user({"id": pseudonym})
@@ -81,7 +84,7 @@ def identify(issuer: str, user_id: str, organization_id: str | None) -> None:
 
 
 def report(error: Exception, **tags: object) -> None:
-    """An error that a caller was told of, and that somebody has to look at."""
+    """Reports an error that a caller has seen and that an operator must examine."""
     if sentry_sdk.is_initialized():
         with sentry_sdk.new_scope() as scope:
             for name, value in tags.items():
@@ -90,7 +93,7 @@ def report(error: Exception, **tags: object) -> None:
 
 
 def check_in(job: str, seconds: float, every_minutes: int | None, *, ok: bool) -> None:
-    """Tells the job's cron monitor (ballast-<job>) how a run ended. `every_minutes` makes the monitor."""
+    """Reports a run's outcome to the job's cron monitor (ballast-<job>). `every_minutes` creates the monitor."""
     if not sentry_sdk.is_initialized():
         return
     config: MonitorConfig | None = None
@@ -129,7 +132,7 @@ def _filter_event(event: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _filter_exception(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Its class and where it was; never its text."""
+    """Its class and where it was raised; never its text."""
     frames = [_select(FRAME_FIELDS, frame) for frame in (value.get("stacktrace") or {}).get("frames") or []]
     return _select(("type", "module"), value) | {"stacktrace": {"frames": frames}}
 

@@ -1,4 +1,4 @@
-"""The caller's session, as the database grants it: profile, organizations and permissions; kept in the cache."""
+"""The caller's session, as the database grants it: profile, organizations and permissions. It is cached."""
 
 from __future__ import annotations
 
@@ -8,32 +8,33 @@ from service.cache import Scopes
 from service.components import components
 from service.data_api import CallFailed, DataApi
 from service.identity import Caller, TokenInvalid
+from service.limits import RateLimited
 from service.problems import DatabaseUnavailable, Problem
 
-# PostgREST's own answers to a token it does not take: malformed, none, expired.
+# PostgREST's error codes for a malformed, missing or expired token.
 TOKEN_REFUSED = frozenset({"PGRST301", "PGRST302", "PGRST303", "PT401"})
 
 # What public.start_session() returns: {profile, second_factor, organizations}.
 Session = dict[str, Any]
-KIND = "session:1"  # another number for another shape
+KIND = "session:1"  # increment when the shape changes
 
-WITHOUT_ROLE = "The token's role is not authenticated: activate Clerk's Supabase integration."
+WITHOUT_ROLE = "The token's role is not `authenticated`: activate Clerk's Supabase integration."
 
 
 class SessionRefused(Problem, status=403, slug="session-refused", title="The session is refused"):
-    """The token is good, and its owner may not come in: banned, deleted or pending."""
+    """The token is valid, but its owner is banned or deleted, or has not finished signing in."""
 
 
-class WritesLimited(Problem, status=429, slug="rate-limited", title="Too many requests", retry_after=1):
-    """app.check_request() refuses the person's writes, and counts this call as one. It allows 20 in each second."""
+class WritesLimited(RateLimited, status=429, slug=RateLimited.slug, title=RateLimited.title, retry_after=1):
+    """app.check_request() refuses the person's writes and counts this call as one. It allows 20 a second."""
 
     def __init__(self) -> None:
-        super().__init__("Too many writes through the Data API. Try again in 1 s.", limit="writes")
+        Problem.__init__(self, "Too many writes through the Data API. Try again in 1 s.", limit="writes")
 
 
 def fetch_session(caller: Caller, *, refresh: bool = False) -> Session:
     """The caller's session, from the cache unless `refresh`. Raises what start_session() raises."""
-    # All that the answer depends on besides the database's rows.
+    # Everything that the answer depends on apart from the database's rows.
     facts = (caller.user_id, caller.has_second_factor, caller.organization_id, caller.organization_role)
     return components().cache.fetch(
         KIND,
@@ -45,8 +46,10 @@ def fetch_session(caller: Caller, *, refresh: bool = False) -> Session:
 
 
 def find_scopes(session: Session, caller: Caller) -> Scopes | None:
-    """What a session speaks of: the person and each organization. None for one that is not this caller's, or will not
-    stay so: whose token knows of a membership that the database has yet to hear of.
+    """The person and the organizations that a session depends on. None means that it must not be cached.
+
+    That is the case for a session of another caller, and while the token names an organization whose membership the
+    database does not have yet: Clerk's webhook may arrive at any moment.
     """
     try:
         organizations = [each["clerk_org_id"] for each in session["organizations"]]
@@ -60,7 +63,7 @@ def find_scopes(session: Session, caller: Caller) -> Scopes | None:
 
 
 def start_session(data_api: DataApi, caller: Caller) -> Session:
-    """The session as `public.start_session()` returns it. Raises the problems of refusal()."""
+    """The session as `public.start_session()` returns it. Raises the problems of problem_from_database()."""
     try:
         answer = data_api.call_as(caller.token, "start_session", {})
     except CallFailed as failure:
@@ -71,7 +74,7 @@ def start_session(data_api: DataApi, caller: Caller) -> Session:
 
 
 def problem_from_database(failure: CallFailed) -> Problem:
-    """What it means to the caller that the database, asked in their name, did not do it."""
+    """The problem that a caller gets when the database refuses a call made with their token."""
     if failure.code in TOKEN_REFUSED:
         return TokenInvalid(failure.message)
     if failure.code == "PT429":

@@ -1,4 +1,4 @@
-"""Webhooks signed by Svix, as Clerk and Resend send them: the signature is checked over the raw bytes."""
+"""Verifies webhooks signed by Svix, as Clerk and Resend send them. The signature covers the raw bytes."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from service.problems import Problem
 MAX_BODY_BYTES = 512 * 1024  # Svix sends at most about 350 kB
 MESSAGE_ID = re.compile(r"[!-~]{1,256}")
 TIMESTAMP = re.compile(r"[0-9]{1,12}")
-# Svix signs as svix-*; its white-label customers as webhook-*, the Standard Webhooks' names.
+# Svix sends svix-* headers; its white-label customers send webhook-*, the names of Standard Webhooks.
 PREFIXES = ("svix", "webhook")
 
 
 class HeadersMalformed(
     Problem, status=400, slug="webhook-headers-malformed", title="Webhook headers are missing or malformed"
 ):
-    """The three headers of a delivery are not all there, or not of their form."""
+    """One of the three headers of a delivery is missing or malformed."""
 
 
 class SignatureInvalid(Problem, status=401, slug="webhook-signature-invalid", title="Webhook signature is not valid"):
-    """No secret of ours made this signature, or it was made too long ago. Which of the two is not told."""
+    """None of our secrets made this signature, or it is too old. The answer does not reveal which."""
 
 
 class BodyUnreadable(Problem, status=400, slug="webhook-body-unreadable", title="Webhook body cannot be read"):
-    """The body ends, or breaks, before it should."""
+    """The body is cut off or broken."""
 
 
 class EventMalformed(Problem, status=400, slug="webhook-event-malformed", title="Webhook body is not an event"):
-    """The body is not an event."""
+    """The signed body is not an event."""
 
 
 class EventNotStored(
     Problem, status=503, slug="webhook-event-not-stored", title="The event could not be stored", retry_after=30
 ):
-    """The database did not confirm that it has the event: the sender must try again."""
+    """The database did not confirm that it stored the event: the sender must send it again."""
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """One attempt to hand us a message: the id is the same on every attempt, timestamp and signature are not."""
+    """One attempt to deliver a message. All attempts share the id; each has its own timestamp and signature."""
 
     message_id: str
     timestamp: str
@@ -56,31 +56,31 @@ class Delivery:
 
 def read_body() -> bytes:
     """The request's body, byte for byte. Raises RequestEntityTooLarge or BodyUnreadable."""
-    # A chunked body has no Content-Length, and Werkzeug cuts it at the limit without a word: leave room to notice.
+    # A chunked body has no Content-Length, and Werkzeug silently cuts it at the limit: one byte more reveals that.
     request.max_content_length = MAX_BODY_BYTES + 1
     try:
         body = request.get_data()
     except HTTPException:
         raise
-    except Exception as error:  # a broken chunk: each web server has an error of its own for it
-        raise BodyUnreadable("The body does not follow its own Transfer-Encoding.") from error
+    except Exception as error:  # a broken chunk: each web server raises a different error for it
+        raise BodyUnreadable("The body does not match its Transfer-Encoding: send it again.") from error
     if len(body) > MAX_BODY_BYTES:
         raise RequestEntityTooLarge
     return body
 
 
 def read_delivery(headers: Headers) -> Delivery:
-    """The delivery that the headers describe, by the first complete set of names. Raises HeadersMalformed."""
+    """Reads the delivery from the first complete set of headers. Raises HeadersMalformed."""
     for prefix in PREFIXES:
         names = (f"{prefix}-id", f"{prefix}-timestamp", f"{prefix}-signature")
         message_id, timestamp, signature = (headers.get(name, "") for name in names)
         if MESSAGE_ID.fullmatch(message_id) and TIMESTAMP.fullmatch(timestamp) and signature:
             return Delivery(message_id, timestamp, signature)
-    raise HeadersMalformed("A delivery has the headers svix-id, svix-timestamp and svix-signature, in Svix's form.")
+    raise HeadersMalformed("Send the headers svix-id, svix-timestamp and svix-signature as Svix documents them.")
 
 
 def verify_text(body: bytes, delivery: Delivery, secrets: Sequence[SecretStr]) -> str:
-    """The text of `body`, once one of `secrets` proves to have signed it at most 300 s ago.
+    """Returns the text of `body` if one of `secrets` signed it at most 300 s ago.
 
     Raises HeadersMalformed, SignatureInvalid or EventMalformed.
     """
@@ -90,12 +90,13 @@ def verify_text(body: bytes, delivery: Delivery, secrets: Sequence[SecretStr]) -
         raise EventMalformed("The body is not UTF-8.") from None
     check_signature(text, delivery, secrets)
     if "\0" in text:
-        raise EventMalformed("The body is not JSON.")  # which escapes this character; Postgres takes no text with it
+        # JSON escapes this character, and Postgres accepts no text that contains it.
+        raise EventMalformed("The body is not JSON.")
     return text
 
 
 def check_signature(text: str, delivery: Delivery, secrets: Sequence[SecretStr]) -> None:
-    """Returns when one of `secrets` made a signature of the delivery. Raises HeadersMalformed or SignatureInvalid."""
+    """Requires a signature made with one of `secrets`. Raises HeadersMalformed or SignatureInvalid."""
     headers = {
         "webhook-id": delivery.message_id,
         "webhook-timestamp": delivery.timestamp,
@@ -107,10 +108,10 @@ def check_signature(text: str, delivery: Delivery, secrets: Sequence[SecretStr])
             Webhook(secret.get_secret_value()).verify(text, headers, json_parse=False)
         except WebhookVerificationError:
             continue
-        except ValueError:  # a signature that is not "version,base64" raises this, or its subclass binascii.Error
+        except ValueError:  # raised, also as binascii.Error, for a signature that is not "version,base64"
             malformed = True
         else:
             return
     if malformed:
         raise HeadersMalformed("A signature has the form v1,<base64>; several are separated by one space.")
-    raise SignatureInvalid("The signature does not match the message, or its timestamp is not within 5 minutes of now.")
+    raise SignatureInvalid("The signature does not match, or its timestamp is more than 5 minutes from now.")

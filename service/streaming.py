@@ -1,4 +1,4 @@
-"""Files that are sent while they are made."""
+"""Sends files while they are being made."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from flask import Response, stream_with_context
 
 
 def stream_file(pieces: Iterator[Any], content_type: str, filename: str) -> Response:
-    """An answer whose body is the `pieces`. The first is made now, so that what fails by then is an ordinary problem.
+    """A response whose body is the `pieces`. The first is made now, so an early failure becomes an ordinary problem.
 
-    A later failure leaves the body without its last chunk, which a client sees as a broken transfer: once the headers
-    are sent, gunicorn answers an exception by closing the connection.
+    After a later failure the body has no final chunk, because gunicorn closes the connection. Clients detect this as an
+    incomplete transfer.
     """
     first = next(pieces)
     return Response(
@@ -27,4 +27,4 @@ def _prepend(first: Any, others: Any) -> Iterator[Any]:
         yield first
         yield from others
     finally:
-        others.close()  # also when the client has gone before the second piece
+        others.close()  # also if the client disconnects before the second piece

@@ -1,14 +1,14 @@
 // The latest entries of one organization's audit trail, in plain words.
 
-import { copyOf, drawList, element, fill, momentOf } from "./elements.js";
+import { cloneTemplate, drawList, element, fill, formatTime } from "./elements.js";
 
 const ROWS = 8;
 const COLUMNS = "id, user_id, actor, impersonator, action, resource_type, resource_id, metadata, changes, created_at";
-const ERASED = "erased"; // what functions/5_personal_data/erase_rows.sql puts in the place of an id
+const ERASED = "erased"; // functions/5_personal_data/erase_rows.sql replaces an id by this
 const ACTORS = { clerk: "Clerk", service: "The service", system: "The system" };
 
 /**
- * Reads and draws them, unless `signal` comes first.
+ * Reads and draws them, unless `signal` is aborted first.
  * @param {Client} supabase
  */
 export async function showAuditLog(supabase, organizationId, signal) {
@@ -21,23 +21,23 @@ export async function showAuditLog(supabase, organizationId, signal) {
     .limit(ROWS)
     .abortSignal(signal)
     .throwOnError();
-  const names = await readNames(entries, supabase, signal);
+  const names = await fetchNames(entries, supabase, signal);
   if (signal.aborted) return;
   element("no-audit-entries").hidden = entries.length > 0;
   drawList(element("audit-entries"), entries, {
     key: (entry) => entry.id,
-    make: () => copyOf("audit-row"),
+    make: () => cloneTemplate("audit-row"),
     draw: (item, entry) => {
-      fill(item, { what: `${actorOf(entry, names)} ${describeAction(entry, names)}`, when: momentOf(entry.created_at) });
+      fill(item, { what: `${nameActor(entry, names)} ${describe(entry, names)}`, when: formatTime(entry.created_at) });
     },
   });
 }
 
 /**
- * The names of who did something and of whom it was done to, by id: the trail outlives people and refers to none.
+ * The names of actors and affected people, by id. The trail outlives people, so it has no foreign keys to embed by.
  * @param {Client} supabase
  */
-async function readNames(entries, supabase, signal) {
+async function fetchNames(entries, supabase, signal) {
   const ids = entries.flatMap(({ user_id: id, action, metadata }) => [
     id,
     action.startsWith("member.") && metadata.user_id,
@@ -48,16 +48,16 @@ async function readNames(entries, supabase, signal) {
     .in("id", [...new Set(ids.filter((id) => id && id !== ERASED))])
     .abortSignal(signal)
     .throwOnError();
-  return new Map(data.map(({ id, full_name: name, email }) => [id, name ?? email ?? "Somebody"]));
+  return new Map(data.map(({ id, full_name: name, email }) => [id, name ?? email ?? "A member"]));
 }
 
-function actorOf({ user_id: id, actor, impersonator }, names) {
+function nameActor({ user_id: id, actor, impersonator }, names) {
   const person = actor ? (ACTORS[actor] ?? actor) : id ? (names.get(id) ?? "A former member") : "An erased person";
   return impersonator ? `${impersonator} (on behalf of ${person})` : person;
 }
 
-// What has words of its own. A function that returns nothing leaves it to VERBS.
-const DEEDS = {
+// Descriptions of specific actions. If one returns nothing, VERBS describes the action.
+const ACTIONS = {
   "project.updated": ({ before, after, resource }) =>
     describeRename("project", before.title, after.title) ?? STATUS[after.status]?.(resource),
   "organization.updated": ({ before, after }) => describeRename("organization", before.name, after.name),
@@ -65,8 +65,8 @@ const DEEDS = {
   "member.role_changed": ({ member, before, after }) =>
     after.role && `changed the role of ${member} from ${before.role} to ${after.role}`,
   "member.left": ({ member }) => `removed ${member}`,
-  "invitation.created": ({ role }) => `invited somebody as ${role}`,
-  "invitation.deleted": ({ role }) => `ended an invitation as ${role}`,
+  "invitation.created": ({ role }) => `invited a person as ${role}`,
+  "invitation.deleted": ({ role }) => `revoked an invitation as ${role}`,
 };
 const STATUS = {
   archived: (project) => `archived ${project}`,
@@ -78,10 +78,10 @@ const VERBS = {
   deleted: ({ resource }) => `deleted ${resource}`,
 };
 
-/** What was done: "renamed project Apollo to Gemini". */
-function describeAction({ action, resource_type: type, resource_id: id, metadata, changes }, names) {
+/** Describes an entry: "renamed project Apollo to Gemini". */
+function describe({ action, resource_type: type, resource_id: id, metadata, changes }, names) {
   const { before = {}, after = {}, redacted = [] } = changes ?? {};
-  const known = {
+  const facts = {
     before,
     after,
     resource: [type, metadata.title ?? metadata.name ?? id].filter(Boolean).join(" "),
@@ -89,8 +89,8 @@ function describeAction({ action, resource_type: type, resource_id: id, metadata
     role: metadata.role,
     columns: [...Object.keys(after), ...redacted].map((column) => column.replaceAll("_", " ")).join(", "),
   };
-  const verb = changes && VERBS[action.split(".")[1]]; // without changes, a client or the service logged it
-  return DEEDS[action]?.(known) || verb?.(known) || `logged ${action} about ${known.resource}`;
+  const verb = changes && VERBS[action.split(".")[1]]; // an entry without changes was logged by a client or the service
+  return ACTIONS[action]?.(facts) || verb?.(facts) || `logged ${action} about ${facts.resource}`;
 }
 
 function describeRename(type, before, after) {

@@ -1,7 +1,7 @@
-// Clerk's client as far as a page with Supabase needs it, in Clerk's words: with Clerk's own, the rest stays the same.
-// A session is this tab's: another tab may be somebody else.
+// The part of Clerk's client API that a page with Supabase needs, for the stand-in. With Clerk's own client, the rest
+// of the page stays the same. Each tab has its own session, so two tabs can be two people.
 
-const SESSION_KEY = "clerk-session";
+const STORAGE_KEY = "clerk-session";
 
 export class ClerkError extends Error {
   constructor({ code, message }) {
@@ -11,8 +11,8 @@ export class ClerkError extends Error {
 }
 
 export class Clerk {
-  /** {user_id, name, organization_id, second_factor}, or null when nobody is signed in. */
-  #session = JSON.parse(sessionStorage.getItem(SESSION_KEY));
+  /** {user_id, name, organization_id, second_factor}, or null if no one is signed in. */
+  #stored = JSON.parse(sessionStorage.getItem(STORAGE_KEY));
   #token = null;
   #request = null;
 
@@ -21,72 +21,72 @@ export class Clerk {
   }
 
   get user() {
-    return this.#session && { id: this.#session.user_id, fullName: this.#session.name };
+    return this.#stored && { id: this.#stored.user_id, fullName: this.#stored.name };
   }
 
   get organization() {
-    return this.#session?.organization_id ? { id: this.#session.organization_id } : null;
+    return this.#stored?.organization_id ? { id: this.#stored.organization_id } : null;
   }
 
   get session() {
-    return this.#session && { getToken: () => this.#getToken() };
+    return this.#stored && { getToken: () => this.#getToken() };
   }
 
-  /** Everybody one can be. Clerk has no such thing: there, people prove who they are. */
-  async people() {
+  /** All people that one can sign in as. Only the stand-in has this: at Clerk, people prove who they are. */
+  async listPeople() {
     const response = await fetch(`${this.issuer}/stand-in/people`);
-    return (await answerOf(response)).people;
+    return (await readAnswer(response)).people;
   }
 
   signIn({ user, organization, secondFactor }) {
-    this.#keep({ user_id: user.id, name: user.fullName, organization_id: organization, second_factor: secondFactor });
+    this.#store({ user_id: user.id, name: user.fullName, organization_id: organization, second_factor: secondFactor });
   }
 
   signOut() {
-    this.#keep(null);
+    this.#store(null);
   }
 
-  /** Later tokens speak of this organization. */
+  /** New tokens name this organization as the active one. */
   setActive({ organization }) {
-    this.#keep({ ...this.#session, organization_id: organization });
+    this.#store({ ...this.#stored, organization_id: organization });
   }
 
-  #keep(session) {
-    this.#session = session;
+  #store(session) {
+    this.#stored = session;
     this.#token = null;
-    this.#request = null; // a request under way is for the session before
-    sessionStorage.setItem(SESSION_KEY, JSON.stringify(session));
+    this.#request = null; // a request in flight is for the previous session
+    sessionStorage.setItem(STORAGE_KEY, JSON.stringify(session));
   }
 
   /**
-   * A session token with at least a third of its life ahead: of Clerk's 60 s that is 20, more than the 15 s after which
-   * supabase-js asks again. Callers at the same time share one request.
+   * A session token with at least a third of its life left. For Clerk's 60 s that is 20 s, more than the 15 s after
+   * which supabase-js asks again. Concurrent callers share one request.
    */
   async #getToken() {
-    if (!this.#session) return null;
+    if (!this.#stored) return null;
     if (this.#token && performance.now() < this.#token.renewAt) return this.#token.jwt;
     this.#request ??= this.#renew();
     return await this.#request;
   }
 
   async #renew() {
-    const session = this.#session;
+    const session = this.#stored;
     try {
       const token = await this.#issue(session);
-      if (session !== this.#session) return await this.#getToken(); // meanwhile the session has become another
+      if (session !== this.#stored) return await this.#getToken(); // the session has changed meanwhile
       this.#token = token;
       return token.jwt;
     } catch (error) {
-      if (session !== this.#session) return await this.#getToken();
+      if (session !== this.#stored) return await this.#getToken();
       if (error.code === "resource_not_found" && session.organization_id) {
-        this.setActive({ organization: null }); // as at Clerk: who has left an organization no longer works in it
+        this.setActive({ organization: null }); // as Clerk does: the person has left the active organization
         return await this.#getToken();
       }
-      // The old token serves until its end: a Clerk that is away for a moment signs nobody out.
+      // The old token stays in use until it expires, so a short outage of Clerk signs no one out.
       if (this.#token && performance.now() < this.#token.endsAt) return this.#token.jwt;
       throw error;
     } finally {
-      if (session === this.#session) this.#request = null;
+      if (session === this.#stored) this.#request = null;
     }
   }
 
@@ -96,13 +96,13 @@ export class Clerk {
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify({ user_id, organization_id, second_factor }),
     });
-    const { token, claims } = await answerOf(response);
-    const life = (claims.exp - claims.iat) * 1000; // not exp itself: this machine's clock may be wrong
+    const { token, claims } = await readAnswer(response);
+    const life = (claims.exp - claims.iat) * 1000; // not exp alone: this machine's clock may be wrong
     return { jwt: token, renewAt: performance.now() + (life * 2) / 3, endsAt: performance.now() + life };
   }
 }
 
-async function answerOf(response) {
+async function readAnswer(response) {
   const answer = await response.json();
   if (!response.ok) throw new ClerkError(answer.errors[0]);
   return answer;

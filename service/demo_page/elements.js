@@ -1,39 +1,39 @@
-// What the parts of the page share. Data becomes text, never markup.
+// DOM functions that the modules of the page share. Data becomes text, never markup.
 
 export const element = (id) => document.getElementById(id);
 
 /**
- * A copy of a template's one element.
- * @returns {any} for what is in it only the page says
+ * A copy of a template's only element.
+ * @returns {any} because its content depends on the page
  */
-export const copyOf = (templateId) =>
+export const cloneTemplate = (templateId) =>
   /** @type {HTMLTemplateElement} */ (element(templateId)).content.firstElementChild.cloneNode(true);
 
 /** Whether a checkbox is ticked. */
 export const isTicked = (id) => /** @type {HTMLInputElement} */ (element(id)).checked;
 
-/** Shows a text in "alert", or tells it to screen readers in "status". */
-export function showText(where, text) {
-  element(where).textContent = text;
+/** Sets an element's text. "alert" is visible; "status" is read only by screen readers. */
+export function setText(id, text) {
+  element(id).textContent = text;
 }
 
-/** Puts text into the descendants that are marked with data-slot. */
+/** Sets the text of the descendants with these data-slot names. */
 export function fill(parent, texts) {
   for (const [slot, text] of Object.entries(texts)) parent.querySelector(`[data-slot="${slot}"]`).textContent = text;
 }
 
-/** Makes the items of a list those of `rows`, in that order: told apart by `key(row)`, made and drawn by the others. */
+/** Updates a list to show `rows` in order. `key(row)` identifies an item, `make(row)` creates it, `draw` updates it. */
 export function drawList(list, rows, { key, make, draw }) {
-  const there = new Map([...list.children].map((item) => [item.dataset.key, item]));
+  const existing = new Map([...list.children].map((item) => [item.dataset.key, item]));
   rows.forEach((row, position) => {
-    const item = there.get(key(row)) ?? make(row);
-    there.delete(key(row));
+    const item = existing.get(key(row)) ?? make(row);
+    existing.delete(key(row));
     item.dataset.key = key(row);
     draw(item, row);
-    // Only what is out of place moves: whoever is moved loses the focus.
+    // Only items out of place are moved, because a moved element loses the focus.
     if (list.children[position] !== item) list.insertBefore(item, list.children[position] ?? null);
   });
-  for (const item of there.values()) item.remove();
+  for (const item of existing.values()) item.remove();
 }
 
 export function initialsOf(name) {
@@ -41,11 +41,11 @@ export function initialsOf(name) {
   return (words[0][0] + (words.length > 1 ? words.at(-1)[0] : "")).toUpperCase();
 }
 
-const moment = new Intl.DateTimeFormat(undefined, {
+const timeFormat = new Intl.DateTimeFormat(undefined, {
   month: "short",
   day: "numeric",
   hour: "numeric",
   minute: "2-digit",
 });
 
-export const momentOf = (timestamp) => moment.format(new Date(timestamp));
+export const formatTime = (timestamp) => timeFormat.format(new Date(timestamp));

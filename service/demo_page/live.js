@@ -1,11 +1,11 @@
-// Keeps private channels joined for as long as the page wants them: the only module that knows how Realtime loses them.
+// Keeps private channels joined while the page needs them. Only this module handles how Realtime loses channels.
 
 const EVENTS = ["INSERT", "UPDATE", "DELETE"];
 const BACKOFF = [200, 1000, 2000, 5000, 10000]; // milliseconds
 
 /**
- * One person's live connection. `onState` hears of each change of its state, which is that of the worst channel:
- * "connecting", "live" or "lost".
+ * One person's live connection. `onState(state)` runs when its state changes: "connecting", "live" or "lost". The state
+ * is that of the worst channel.
  */
 export class Live {
   /** @type {Client} */
@@ -20,12 +20,12 @@ export class Live {
   }
 
   /**
-   * Joins a private channel, and again whenever it was lost.
+   * Joins a private channel, and rejoins it whenever it is lost.
    *
-   * - `onSubscribed()` runs each time it is joined: nobody repeats what was sent before, so read again;
-   * - `onBroadcast(payload)` runs for each change that the database broadcasts;
-   * - `onPresence(keys)` runs when somebody comes or goes; we are there ourselves as `presenceKey`;
-   * - `onRefused()` runs each time Realtime closes or refuses it: perhaps the person has lost a permission.
+   * - `onSubscribed()` runs after each join. Read the data again then: earlier broadcasts are not repeated.
+   * - `onBroadcast(payload)` runs for each change that the database broadcasts.
+   * - `onPresence(keys)` runs when a person joins or leaves. We are present as `presenceKey`.
+   * - `onRefused()` runs when Realtime closes or refuses the channel: the person may have lost a permission.
    */
   join(topic, { onSubscribed, onBroadcast, onPresence, presenceKey, onRefused }) {
     if (this.#memberships.has(topic)) return;
@@ -34,11 +34,11 @@ export class Live {
     this.#report();
 
     const open = async () => {
-      await this.#supabase.realtime.setAuth(); // the token of now, not that of the last heartbeat
+      await this.#supabase.realtime.setAuth(); // a fresh token, not the one of the last heartbeat
       if (this.#memberships.get(topic) !== membership) return;
       const channel = this.#supabase.channel(topic, { config: { private: true, presence: { key: presenceKey } } });
       membership.channel = channel;
-      // A channel that is being left still speaks for a moment: about an organization that no longer shows.
+      // A channel that is being left still sends events for a moment, about an organization that is no longer shown.
       const isCurrent = () => membership.channel === channel && this.#memberships.get(topic) === membership;
       const handleChange = ({ payload }) => isCurrent() && onBroadcast?.(payload);
       const handlePresence = () => isCurrent() && onPresence(Object.keys(channel.presenceState()));
@@ -55,11 +55,11 @@ export class Live {
         if (presenceKey) membership.channel.track({});
         onSubscribed?.();
       } else if (status === "CLOSED") {
-        // Its token is too old, or may no longer read the topic. supabase-js has given the channel up: make another.
+        // Its token has expired, or may no longer read the topic. supabase-js gives the channel up, so open a new one.
         membership.timer = setTimeout(open, BACKOFF[Math.min(membership.closings++, BACKOFF.length - 1)]);
         onRefused();
       } else {
-        // supabase-js joins again by itself, with the newest token it knows: let it know one of now.
+        // supabase-js rejoins by itself, with the newest token that it has: give it a fresh one.
         this.#supabase.realtime.setAuth();
         if (error?.message.includes("Unauthorized")) onRefused();
       }
@@ -68,8 +68,8 @@ export class Live {
     open();
   }
 
-  /** Leaves all topics but these. */
-  keep(topics) {
+  /** Leaves all topics except these. */
+  leaveOthers(topics) {
     for (const topic of [...this.#memberships.keys()]) {
       if (!topics.includes(topic)) this.#leave(topic);
     }

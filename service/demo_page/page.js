@@ -1,23 +1,23 @@
-// The demo page: who one is, and in which organization. Its data comes straight from Supabase, not through our service.
+// The demo page: sign-in and choice of organization. It reads its data directly from Supabase, not through our service.
 
 import { Clerk } from "./clerk.js";
-import { copyOf, element, fill, initialsOf, isTicked, showText } from "./elements.js";
+import { cloneTemplate, element, fill, initialsOf, isTicked, setText } from "./elements.js";
 import { Live } from "./live.js";
 import { Refresh } from "./refresh.js";
 import { Workspace } from "./workspace.js";
-import { offerYourData } from "./your_data.js";
+import { showYourData } from "./your_data.js";
 
-const LIVE = { connecting: "Connecting", live: "Live", lost: "Connection lost, reconnecting" };
+const LIVE_LABELS = { connecting: "Connecting", live: "Live", lost: "Connection lost, reconnecting" };
 
 const config = await (await fetch("/demo/config.json")).json();
 const clerk = new Clerk(config.clerk_issuer);
-const isStandIn = !config.clerk_issuer.startsWith("https:"); // Clerk itself answers by https only
+const isStandIn = !config.clerk_issuer.startsWith("https:"); // Clerk itself uses https only
 
-let leave = () => {}; // ends what shows now
+let closeView = () => {};
 
 function show() {
-  leave();
-  if (isStandIn) leave = clerk.session ? showSession() : showSignIn();
+  closeView();
+  if (isStandIn) closeView = clerk.session ? showSession() : showSignIn();
   else showRealClerk();
   element("main").focus();
 }
@@ -29,16 +29,17 @@ function showRealClerk() {
 
 function showSignIn() {
   element("sign-in").hidden = false;
-  clerk.people().then(drawPeople, (error) => showText("alert", `Clerk’s stand-in does not answer: ${error.message}`));
+  const showOutage = (error) => setText("alert", `Clerk’s stand-in does not answer: ${error.message}`);
+  clerk.listPeople().then(drawPeople, showOutage);
   return () => {
     element("sign-in").hidden = true;
-    showText("alert", "");
+    setText("alert", "");
   };
 }
 
 function drawPeople(people) {
   const buttons = people.map(({ user_id: id, name, organizations }) => {
-    const item = copyOf("person-button");
+    const item = cloneTemplate("person-button");
     const places = organizations.map((each) => `${each.name} (${each.role.replace("org:", "")})`);
     fill(item, { name, initials: initialsOf(name), organizations: places.join(", ") || "no organization" });
     item.querySelector("button").addEventListener("click", () => {
@@ -57,13 +58,13 @@ function drawPeople(people) {
 function showSession() {
   const supabase = globalThis.supabase.createClient(config.supabase_url, config.supabase_publishable_key, {
     accessToken: () => clerk.session?.getToken() ?? null,
-    realtime: { heartbeatIntervalMs: 15_000 }, // with each, supabase-js asks for a token: Clerk's live 60 s
+    realtime: { heartbeatIntervalMs: 15_000 }, // supabase-js asks for a token with each heartbeat: tokens live 60 s
   });
   const live = new Live(supabase, drawLive);
   const closing = new AbortController();
   let workspace = null;
 
-  const refresh = new Refresh(startSession, failed, () => showText("alert", ""));
+  const refresh = new Refresh(startSession, showFailure, () => setText("alert", ""));
 
   async function startSession() {
     const { data: session } = await supabase.rpc("start_session").abortSignal(closing.signal).throwOnError();
@@ -71,20 +72,20 @@ function showSession() {
   }
 
   /**
-   * Shows the active organization, or another one of the person's when they have left it.
+   * Shows the active organization, or another of the person's organizations if they have left it.
    * @param {any} session as start_session() returns it
    */
   function enter({ profile, organizations }) {
     const active = organizations.find((each) => each.clerk_org_id === clerk.organization?.id) ?? organizations[0];
     drawOrganizations(organizations, active);
     if (workspace && workspace.organizationId === active?.id) {
-      workspace.permit(active);
+      workspace.updateAccess(active);
       return;
     }
     close();
     element("workspace").hidden = !active;
     if (!active) {
-      showText("alert", "You belong to no organization. Once Clerk has told of one, sign in again.");
+      setText("alert", "You are not a member of any organization. When you have joined one, sign in again.");
       return;
     }
     if (clerk.organization?.id !== active.clerk_org_id) clerk.setActive({ organization: active.clerk_org_id });
@@ -103,10 +104,10 @@ function showSession() {
     element("workspace").hidden = true;
   }
 
-  function failed(error) {
-    if (error.code === "PT403") close(); // banned or deleted: what shows was read before
-    if (error.code === "resource_not_found") signOut(); // Clerk no longer knows the person
-    showText("alert", error.message);
+  function showFailure(error) {
+    if (error.code === "PT403") close(); // banned or deleted: hide what was read before
+    if (error.code === "resource_not_found") signOut(); // the person no longer exists at Clerk
+    setText("alert", error.message);
   }
 
   function switchOrganization({ target }) {
@@ -117,7 +118,7 @@ function showSession() {
   element("session").hidden = false;
   fill(element("session"), { name: clerk.user.fullName, initials: initialsOf(clerk.user.fullName) });
   element("organization").addEventListener("change", switchOrganization, { signal: closing.signal });
-  offerYourData(clerk, closing.signal, signOut);
+  showYourData(clerk, closing.signal, signOut);
   drawLive(live.state);
   refresh.ask();
 
@@ -145,7 +146,7 @@ function drawOrganizations(organizations, active) {
 
 function drawLive(state) {
   element("live").dataset.state = state;
-  element("live").textContent = LIVE[state];
+  element("live").textContent = LIVE_LABELS[state];
 }
 
 element("sign-out").addEventListener("click", signOut);

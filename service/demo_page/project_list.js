@@ -1,11 +1,11 @@
-// The list of projects on the page. Rows change in place, so that focus and a half-typed title survive what others do.
+// The list of projects on the page. Rows change in place: focus and a half-typed title survive the changes of others.
 
-import { copyOf, drawList, fill, momentOf } from "./elements.js";
+import { cloneTemplate, drawList, fill, formatTime } from "./elements.js";
 
 export class ProjectList {
   #list;
   #actions;
-  #projects = new Map(); // as drawn last, by id
+  #projects = new Map(); // as last drawn, by id
 
   /** `actions` are rename(project, title), setStatus(project, status) and delete(project). */
   constructor(list, actions) {
@@ -13,7 +13,7 @@ export class ProjectList {
     this.#actions = actions;
   }
 
-  /** `may(permission)` says which buttons a row has. */
+  /** `may(permission)` decides which buttons a row has. */
   draw(projects, may) {
     this.#projects = new Map(projects.map((project) => [project.id, project]));
     drawList(this.#list, projects, {
@@ -23,16 +23,16 @@ export class ProjectList {
     });
   }
 
-  /** Marks a row for a moment as just changed. */
+  /** Highlights a changed row for a moment. */
   highlight(id) {
     const item = [...this.#list.children].find((each) => each.dataset.key === id);
     item?.classList.remove("changed");
-    void item?.offsetWidth; // so that the browser begins the animation anew
+    void item?.offsetWidth; // makes the browser restart the animation
     item?.classList.add("changed");
   }
 
   #newItem(id) {
-    const item = copyOf("project-row");
+    const item = cloneTemplate("project-row");
     const form = item.querySelector("form");
     const project = () => this.#projects.get(id);
     const acts = {
@@ -48,10 +48,10 @@ export class ProjectList {
         item.querySelector('[data-act="confirm"]').focus();
       },
       confirm: () => {
-        closeForm(item, "delete");
+        returnToReading(item, "delete");
         this.#actions.delete(project());
       },
-      cancel: () => closeForm(item, item.dataset.mode === "renaming" ? "rename" : "delete"),
+      cancel: () => returnToReading(item, item.dataset.mode === "renaming" ? "rename" : "delete"),
     };
     item.addEventListener("click", ({ target }) => acts[target.dataset.act]?.());
     item.addEventListener("keydown", ({ key }) => {
@@ -60,7 +60,7 @@ export class ProjectList {
     item.addEventListener("animationend", () => item.classList.remove("changed"));
     form.addEventListener("submit", (event) => {
       event.preventDefault();
-      closeForm(item, "rename");
+      returnToReading(item, "rename");
       this.#actions.rename(project(), form.elements.title.value.trim());
     });
     show(item, "reading");
@@ -70,7 +70,7 @@ export class ProjectList {
 
 function drawItem(item, { title, status, created_at: createdAt }, may) {
   const archive = status === "active" ? "Archive" : "Restore";
-  fill(item, { title, created: momentOf(createdAt), status, archive });
+  fill(item, { title, created: formatTime(createdAt), status, archive });
   item.querySelector("time").dateTime = createdAt;
   item.dataset.status = status;
   for (const [act, label, permission] of [
@@ -89,7 +89,7 @@ function show(item, mode) {
   for (const part of item.querySelectorAll("[data-mode-of]")) part.hidden = part.dataset.modeOf !== mode;
 }
 
-function closeForm(item, act) {
+function returnToReading(item, act) {
   show(item, "reading");
   item.querySelector(`[data-act="${act}"]`).focus();
 }

@@ -1,7 +1,7 @@
-// The projects of one organization: pages of rows from the Data API, kept current by broadcasts. Draws nothing.
+// The projects of one organization: pages of rows from the Data API, kept current by broadcasts. It draws nothing.
 
 const PAGE_ROWS = 10;
-const MAX_ROWS = 999; // Supabase answers with 1,000 at most; one more row than we show says whether there are more
+const MAX_ROWS = 999; // Supabase returns at most 1,000 rows; we request one extra row to find out if there are more
 const COLUMNS = "id, title, status, created_at";
 
 export class Projects {
@@ -10,15 +10,15 @@ export class Projects {
   #organizationId;
   #onChange;
   #rows = new Map(); // by id
-  #cursor = null; // the last row of the last page; older rows have not been asked for
-  #arrived = null; // broadcasts since the query under way began
+  #cursor = null; // the last row of the last page; older rows have not been read
+  #received = null; // broadcasts since the current query began
   #tasks = Promise.resolve(); // one query at a time
   isLoaded = false;
   #signal;
 
   /**
-   * `onChange(change)` runs after each query, and after each broadcast with what it changed: {id, before, after}.
-   * After `signal` answers are forgotten: the page shows another organization.
+   * `onChange(change)` runs after each query, and after each broadcast with its change: {id, before, after}. Once
+   * `signal` is aborted, answers are ignored, because the page shows another organization.
    * @param {Client} supabase
    */
   constructor(supabase, organizationId, onChange, signal) {
@@ -37,32 +37,32 @@ export class Projects {
     return this.#cursor !== null;
   }
 
-  /** Reads anew as many rows as are shown. Throws what the Data API answers. */
+  /** Reads as many rows again as are shown. Throws the Data API's error. */
   reload() {
     return this.#query(async () => {
       const wanted = Math.min(Math.max(PAGE_ROWS, this.#rows.size), MAX_ROWS);
       const page = await this.#read(wanted, null);
       this.#rows.clear();
-      this.#take(page, wanted);
+      this.#addPage(page, wanted);
       this.isLoaded = true;
     });
   }
 
-  /** Reads the next page. Throws what the Data API answers. */
-  loadMore() {
+  /** Reads the next page. Throws the Data API's error. */
+  more() {
     return this.#query(async () => {
-      if (this.#cursor) this.#take(await this.#read(PAGE_ROWS, this.#cursor), PAGE_ROWS);
+      if (this.#cursor) this.#addPage(await this.#read(PAGE_ROWS, this.#cursor), PAGE_ROWS);
     });
   }
 
-  /** A broadcast about a project: `record`, or for a deletion the key in `old_record`. */
+  /** Applies a broadcast about a project: `record`, or the key in `old_record` for a deletion. */
   receive(broadcast) {
-    this.#arrived?.push(broadcast);
+    this.#received?.push(broadcast);
     const change = this.#apply(broadcast);
     if (change) this.#onChange(change);
   }
 
-  // What follows changes no row here: the broadcast does, in every window alike.
+  // These writes do not change rows here: the broadcast does that, in every window.
 
   create(title) {
     return this.#write(this.#table.insert({ title, organization_id: this.#organizationId }));
@@ -80,35 +80,35 @@ export class Projects {
     return this.#supabase.from("projects");
   }
 
-  /** Returns how many rows were written. Row level security raises for an insert, and hides rows from the others. */
+  /** Returns how many rows were written. RLS raises an error for an insert, but only hides rows from other writes. */
   async #write(statement) {
     const { data } = await statement.select("id").throwOnError();
     return data.length;
   }
 
   /**
-   * Runs one query after the other. What was broadcast meanwhile may be newer than the answer: it is applied again on
-   * top. Where it was older, the broadcasts that follow make up for it, since they come in the order of commits.
+   * Runs one query at a time. A broadcast that arrived meanwhile may be newer than the answer, so it is applied again.
+   * If it was older, later broadcasts correct the row, because they arrive in commit order.
    */
   #query(read) {
     const task = this.#tasks.then(async () => {
       if (this.#signal.aborted) return;
-      this.#arrived = [];
+      this.#received = [];
       try {
         await read();
-        for (const broadcast of this.#arrived) this.#apply(broadcast);
+        for (const broadcast of this.#received) this.#apply(broadcast);
         this.#onChange();
       } catch (error) {
         if (!this.#signal.aborted) throw error;
       } finally {
-        this.#arrived = null;
+        this.#received = null;
       }
     });
     this.#tasks = task.catch(() => {});
     return task;
   }
 
-  /** Rows behind `cursor`, one more than `limit` if there are more. Those of one moment are ordered by their ids. */
+  /** Rows after `cursor`, one more than `limit` if there are more. Rows of the same time are ordered by id. */
   async #read(limit, cursor) {
     let query = this.#table.select(COLUMNS).eq("organization_id", this.#organizationId);
     if (cursor) {
@@ -125,7 +125,7 @@ export class Projects {
     return data;
   }
 
-  #take(rows, limit) {
+  #addPage(rows, limit) {
     for (const row of rows.slice(0, limit)) this.#rows.set(row.id, row);
     this.#cursor = rows.length > limit ? rows[limit - 1] : null;
   }
@@ -133,7 +133,7 @@ export class Projects {
   #apply({ record, old_record: key }) {
     const id = (record ?? key).id;
     const before = this.#rows.get(id);
-    // A row behind the cursor comes with its page.
+    // A row after the cursor comes with its page.
     const isShown = record && !(this.#cursor && newestFirst(record, this.#cursor) > 0);
     if (!isShown && !before) return null;
     if (isShown) this.#rows.set(id, record);
@@ -146,7 +146,7 @@ function newestFirst(a, b) {
   return microseconds(b.created_at) - microseconds(a.created_at) || (a.id < b.id ? 1 : a.id > b.id ? -1 : 0);
 }
 
-/** A timestamp of Postgres has microseconds, and the offset of the session that wrote it; a Date has milliseconds. */
+/** Converts a Postgres timestamp, which has microseconds and a UTC offset; a Date has only milliseconds. */
 function microseconds(timestamp) {
   const digits = /\.(\d+)/.exec(timestamp)?.[1] ?? "";
   return Date.parse(timestamp) * 1000 + Number(digits.slice(3).padEnd(3, "0"));

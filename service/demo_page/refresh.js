@@ -1,16 +1,16 @@
-// Reading again whenever something says that what is shown may be old.
+// Reads again when the shown data may be outdated.
 
-const RETRY = [1000, 2000, 5000, 10000]; // milliseconds
+const RETRY_DELAYS = [1000, 2000, 5000, 10000]; // milliseconds
 
 /**
- * Makes `read` safe to ask for at any moment: one run at a time; asked meanwhile, it runs once more; failed, it is
- * tried again. `onFailure(error)` runs after each failure, `onRecovery()` when it succeeds again.
+ * Makes `read` safe to request at any time. Only one run is active; a request meanwhile causes one more run; a failed
+ * run is retried. `onFailure(error)` runs after each failure, `onRecovery()` after the first success since.
  */
 export class Refresh {
   #read;
   #onFailure;
   #onRecovery;
-  #asked = false;
+  #requested = false;
   #running = false;
   #failures = 0;
   #timer = null;
@@ -24,18 +24,18 @@ export class Refresh {
 
   async ask() {
     clearTimeout(this.#timer);
-    this.#asked = true;
+    this.#requested = true;
     if (this.#running) return;
     this.#running = true;
-    while (this.#asked && !this.#stopped) {
-      this.#asked = false;
+    while (this.#requested && !this.#stopped) {
+      this.#requested = false;
       try {
         await this.#read();
         if (this.#failures && !this.#stopped) this.#onRecovery();
         this.#failures = 0;
       } catch (error) {
         if (this.#stopped) break;
-        this.#timer = setTimeout(() => this.ask(), RETRY[Math.min(this.#failures++, RETRY.length - 1)]);
+        this.#timer = setTimeout(() => this.ask(), RETRY_DELAYS[Math.min(this.#failures++, RETRY_DELAYS.length - 1)]);
         this.#onFailure(error);
       }
     }

@@ -1,7 +1,7 @@
-// One organization on the page: its parts, what tells them of changes, and what this person may do with them.
+// One organization on the page: its projects, members and audit log, their live updates, and the person's permissions.
 
 import { showAuditLog } from "./audit_log.js";
-import { drawList, element, isTicked, showText } from "./elements.js";
+import { drawList, element, isTicked, setText } from "./elements.js";
 import { Members } from "./members.js";
 import { ProjectList } from "./project_list.js";
 import { Projects } from "./projects.js";
@@ -21,7 +21,7 @@ export class Workspace {
   #members;
   #refresh;
 
-  /** `onAccess()` runs when the person's access may have changed: ask start_session(), and `permit()` what it says. */
+  /** `onAccess()` runs when the person's access may have changed. Call start_session(), then `updateAccess()`. */
   constructor({ supabase, live, organization, profileId, onAccess }) {
     const { id } = organization;
     const { signal } = this.#closing;
@@ -32,85 +32,85 @@ export class Workspace {
     this.#projects = new Projects(supabase, id, (change) => this.#projectsChanged(change), signal);
     this.#members = new Members(supabase, id, profileId, signal);
     this.#refresh = {
-      projects: new Refresh(() => this.#projects.reload(), showReadError, clearReadError),
-      members: new Refresh(() => this.#members.read(), showReadError, clearReadError),
-      audit: new Refresh(() => showAuditLog(supabase, id, signal), showReadError, clearReadError),
+      projects: new Refresh(() => this.#projects.reload(), showReadFailure, clearReadFailure),
+      members: new Refresh(() => this.#members.read(), showReadFailure, clearReadFailure),
+      audit: new Refresh(() => showAuditLog(supabase, id, signal), showReadFailure, clearReadFailure),
     };
     this.#listenToPage();
-    this.permit(organization);
+    this.updateAccess(organization);
   }
 
   get organizationId() {
     return this.#organization.id;
   }
 
-  /** Shows what the person may do now, listens to what they may read now, and reads it. */
-  permit(organization) {
+  /** Applies the person's current permissions: shows the allowed actions, joins the readable topics, reads the data. */
+  updateAccess(organization) {
     this.#organization = organization;
     this.#drawAccess();
     this.#drawProjects();
     const topics = this.#topics();
-    this.#live.keep(Object.keys(topics));
+    this.#live.leaveOthers(Object.keys(topics));
     for (const [topic, listeners] of Object.entries(topics)) {
       this.#live.join(topic, { onRefused: this.#onAccess, ...listeners });
     }
     this.#refresh.members.ask();
-    this.#askProjects();
+    this.#refreshProjects();
   }
 
   close() {
     this.#closing.abort();
     for (const refresh of Object.values(this.#refresh)) refresh.stop();
-    this.#live.keep([]);
+    this.#live.leaveOthers([]);
     for (const list of ["projects", "members", "audit-entries"]) element(list).replaceChildren();
-    showText("alert", "");
+    setText("alert", "");
   }
 
-  /** What to listen to. functions/4_realtime/broadcast.sql broadcasts it, policies/realtime.messages.sql says who may listen. */
+  /** The topics that the person may read: functions/4_realtime/broadcast.sql, policies/realtime.messages.sql. */
   #topics() {
     const name = `org:${this.#organization.id}`;
     const topics = {};
     if (this.#has("projects:read")) {
       const onBroadcast = (payload) => this.#projectChanged(payload);
-      topics[`${name}:projects:read`] = { onSubscribed: () => this.#askProjects(), onBroadcast };
+      topics[`${name}:projects:read`] = { onSubscribed: () => this.#refreshProjects(), onBroadcast };
     }
     if (this.#has("members:read")) {
       const onBroadcast = (payload) => this.#memberChanged(payload);
-      topics[`${name}:members:read`] = { onSubscribed: () => this.#askMembers(), onBroadcast };
+      topics[`${name}:members:read`] = { onSubscribed: () => this.#refreshMembers(), onBroadcast };
       const onPresence = (keys) => this.#members.setPresent(keys);
       topics[`${name}:presence`] = { presenceKey: this.#profileId, onPresence };
     }
     return topics;
   }
 
-  #askProjects() {
+  #refreshProjects() {
     if (this.#has("projects:read")) this.#refresh.projects.ask();
-    this.#askAudit();
+    this.#refreshAudit();
   }
 
-  #askMembers() {
+  #refreshMembers() {
     this.#refresh.members.ask();
-    this.#askAudit();
+    this.#refreshAudit();
   }
 
-  /** The audit trail is not broadcast. What is, it records in the same transaction. */
-  #askAudit() {
+  /** The audit trail itself is not broadcast. Each broadcast change is recorded there in the same transaction. */
+  #refreshAudit() {
     if (this.#has("audit:read")) this.#refresh.audit.ask();
   }
 
   #projectChanged(payload) {
     this.#projects.receive(payload);
-    this.#askAudit();
+    this.#refreshAudit();
   }
 
   #memberChanged(payload) {
-    this.#askAudit();
+    this.#refreshAudit();
     if (payload.table !== "organization_memberships") return;
     this.#refresh.members.ask();
     if (this.#members.isOwn(payload)) this.#onAccess();
   }
 
-  /** Draws once a frame, however many changes one statement of somebody's made. */
+  /** Draws once per frame, even if one statement changed many rows. */
   #projectsChanged(change) {
     this.#changes.push(change);
     if (this.#changes.length === 1) requestAnimationFrame(() => this.#showChanges());
@@ -121,13 +121,13 @@ export class Workspace {
     if (this.#closing.signal.aborted) return;
     this.#drawProjects();
     for (const { id } of changes.slice(-MAX_HIGHLIGHTED)) this.#list.highlight(id);
-    if (changes.length > 1) showText("status", `${changes.length} projects have changed.`);
+    if (changes.length > 1) setText("status", `${changes.length} projects have changed.`);
     if (changes.length !== 1) return;
     const [{ before, after }] = changes;
-    showText("status", `${(after ?? before).title} was ${after ? (before ? "changed" : "added") : "deleted"}.`);
+    setText("status", `${(after ?? before).title} was ${after ? (before ? "changed" : "added") : "deleted"}.`);
   }
 
-  // --- what the person does
+  // --- the person's actions
 
   #listenToPage() {
     const listen = (id, event, listener) => {
@@ -144,64 +144,64 @@ export class Workspace {
       const title = form.elements.title.value.trim();
       if (await this.#write("projects:create", () => this.#projects.create(title))) form.reset();
     });
-    listen("more", "click", () => this.#projects.loadMore().catch(showReadError));
+    listen("more", "click", () => this.#projects.more().catch(showReadFailure));
     listen("offer-all", "change", () => {
       this.#drawAccess();
       this.#drawProjects();
     });
   }
 
-  /** Runs a write and says what became of it. Returns whether a row was written. */
+  /** Runs a write and shows a refusal. Returns whether a row was written. */
   async #write(permission, write) {
     const { name } = this.#organization;
-    const lacks = ` It needs the permission ${permission}, which you do not have in ${name} now.`;
-    const needed = this.#has(permission) ? "" : lacks;
+    const lacks = ` This requires the permission ${permission}, which you do not have in ${name}.`;
+    const reason = this.#has(permission) ? "" : lacks;
     let rows = 0;
     let refusal = "";
     try {
       rows = await write();
-      // Row level security raises for an insert only. Rows one may not update or delete, the statement does not find.
-      if (!rows) refusal = `The database changed no row.${needed || " Perhaps somebody was faster."}`;
+      // Row level security raises an error only for inserts. An update or delete does not find forbidden rows.
+      if (!rows) refusal = `The database changed no row.${reason || " Someone else may have deleted it."}`;
     } catch (error) {
-      refusal = `The database refused${error.code ? ` (${error.code})` : ""}: ${error.message}.${needed}`;
+      refusal = `The database refused${error.code ? ` (${error.code})` : ""}: ${error.message}.${reason}`;
     }
     if (this.#closing.signal.aborted) return false;
-    showText("alert", refusal);
-    if (rows) this.#askAudit();
-    if (this.#live.state !== "live") this.#refresh.projects.ask(); // nobody else will tell us
+    setText("alert", refusal);
+    if (rows) this.#refreshAudit();
+    if (this.#live.state !== "live") this.#refresh.projects.ask(); // no broadcast will arrive
     return rows > 0;
   }
 
-  // --- what the page shows
+  // --- drawing
 
   #has(permission) {
     return this.#organization.permissions.includes(permission);
   }
 
-  #offers = (permission) => isTicked("offer-all") || this.#has(permission);
+  #showsAction = (permission) => isTicked("offer-all") || this.#has(permission);
 
   #drawAccess() {
     const { name, role, permissions, limited_by: limit } = this.#organization;
     element("role").textContent = role;
     element("limited").hidden = limit !== "second_factor";
     element("limited").textContent =
-      `This session reads only: ${name} asks its owners and admins for a second factor, and this session has none.`;
+      `This session can only read: ${name} requires a second factor of its owners and admins.`;
     drawPermissions(permissions);
     element("audit").hidden = !this.#has("audit:read");
     element("projects-card").hidden = !this.#has("projects:read");
-    element("create").hidden = !this.#offers("projects:create");
+    element("create").hidden = !this.#showsAction("projects:create");
   }
 
   #drawProjects() {
     const { rows, hasMore, isLoaded } = this.#projects;
     const list = element("projects");
     const hadFocus = list.contains(document.activeElement);
-    this.#list.draw(rows, this.#offers);
+    this.#list.draw(rows, this.#showsAction);
     if (hadFocus && !list.contains(document.activeElement)) element("projects-title").focus(); // its row is gone
     element("project-count").textContent = isLoaded
       ? hasMore
         ? `Newest ${rows.length}`
-        : `${rows.length} in all`
+        : `${rows.length} in total`
       : "";
     element("no-projects").hidden = !isLoaded || rows.length > 0;
     element("more").hidden = !hasMore;
@@ -222,10 +222,10 @@ function drawPermissions(permissions) {
   });
 }
 
-function showReadError(error) {
-  showText("alert", `The database could not be read: ${error.message}`);
+function showReadFailure(error) {
+  setText("alert", `The database could not be read: ${error.message}`);
 }
 
-function clearReadError() {
-  showText("alert", "");
+function clearReadFailure() {
+  setText("alert", "");
 }

@@ -1,47 +1,47 @@
-// What a person may ask of the service about themselves: a copy of their data, and their erasure.
+// The person's own data: downloads a copy and requests erasure, through the service.
 
-import { element, showText } from "./elements.js";
+import { element, setText } from "./elements.js";
 
-const EXPLANATION = "A copy of all that is held of you, or an end of it.";
+const INTRODUCTION = "Download all data about you, or erase your account.";
 const CONFIRMATION = "erase my account";
 
-/** Works until `signal` comes. `onErased()` runs when nobody of that name is here any more. */
-export function offerYourData(clerk, signal, onErased) {
+/** Works until `signal` is aborted. `onErased()` runs once the person is hidden and being erased. */
+export function showYourData(clerk, signal, onErased) {
   const acts = {
     download: () => download(clerk),
-    erase: () => ask(true),
-    keep: () => ask(false),
+    erase: () => askConfirmation(true),
+    cancel: () => askConfirmation(false),
     confirm: async () => {
       await erase(clerk);
       onErased();
       element("receipt").focus();
     },
   };
-  ask(false);
-  showText("your-data-told", EXPLANATION);
+  askConfirmation(false);
+  setText("your-data-message", INTRODUCTION);
   element("receipt").hidden = true;
   for (const [name, act] of Object.entries(acts)) {
     const button = document.querySelector(`:is(#your-data, #erasing) [data-act="${name}"]`);
-    button.addEventListener("click", () => runAction(button, act), { signal });
+    button.addEventListener("click", () => carryOut(button, act), { signal });
   }
 }
 
-async function runAction(button, act) {
+async function carryOut(button, act) {
   button.disabled = true;
   try {
     await act();
   } catch (error) {
-    ask(false);
-    showText("your-data-told", error.message);
+    askConfirmation(false);
+    setText("your-data-message", error.message);
   } finally {
     button.disabled = false;
   }
 }
 
-function ask(isErasing) {
+function askConfirmation(isErasing) {
   element("your-data").hidden = isErasing;
   element("erasing").hidden = !isErasing;
-  if (isErasing) /** @type {HTMLElement} */ (element("erasing").querySelector("[data-act=keep]")).focus();
+  if (isErasing) /** @type {HTMLElement} */ (element("erasing").querySelector("[data-act=cancel]")).focus();
 }
 
 async function download(clerk) {
@@ -50,7 +50,7 @@ async function download(clerk) {
   const name = answer.headers.get("Content-Disposition").match(/filename="(.+)"/)[1];
   Object.assign(document.createElement("a"), { href: url, download: name }).click();
   URL.revokeObjectURL(url);
-  showText("your-data-told", `${name} is on its way.`);
+  setText("your-data-message", `${name} was downloaded.`);
 }
 
 async function erase(clerk) {
@@ -59,13 +59,13 @@ async function erase(clerk) {
   const answer = await call(clerk, "/api/v1/gdpr/erasure", { method: "POST", headers, body });
   const { receipt } = await answer.json();
   element("receipt").hidden = false;
-  showText("receipt", `You are being erased. Your receipt is ${receipt}`);
+  setText("receipt", `Your account is being erased. Your receipt is ${receipt}`);
 }
 
-/** The service's answer. Throws what it says when it refuses, and which organizations are in the way. */
-async function call(clerk, path, { headers, ...how }) {
+/** Calls the service. If it refuses, throws its reason and the organizations that have no other owner. */
+async function call(clerk, path, { headers, ...options }) {
   const token = await clerk.session.getToken();
-  const answer = await fetch(path, { ...how, headers: { ...headers, Authorization: `Bearer ${token}` } });
+  const answer = await fetch(path, { ...options, headers: { ...headers, Authorization: `Bearer ${token}` } });
   if (answer.ok) return answer;
   const { detail, organizations = [] } = await answer.json();
   throw new Error([...organizations.map(({ name }) => `You are the only owner of ${name}.`), detail].join(" "));

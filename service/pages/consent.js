@@ -1,15 +1,15 @@
-// A consent banner for any page; docs/personal-data.md says how to embed it and how to ask it.
+// A consent banner for any page. docs/personal-data.md explains how to use it.
 //   <script src="https://api.example.com/consent.js" defer data-categories="analytics,marketing" data-version="1"></script>
-// Until somebody answers, nothing is stored. localStorage keeps the answer as "consent": {version, at, choices}.
+// Nothing is stored before the visitor chooses. Then localStorage has "consent": {version, at, choices}.
 (() => {
   const KEY = "consent";
   const { src, dataset } = document.currentScript;
   const { categories = "", version = "1", privacy = "/legal/privacy" } = dataset;
   const names = categories.split(",").map((name) => name.trim()).filter((name) => name && name !== "essential");
   const ABOUT = {
-    essential: "Signing in, and this choice. Always on.",
-    analytics: "How this site is used",
-    marketing: "Advertising, and whether it works",
+    essential: "Sign-in, and this choice. Always on.",
+    analytics: "How this site is used.",
+    marketing: "Advertising and its effect.",
   };
   const style = new CSSStyleSheet();
   style.replaceSync(`
@@ -67,8 +67,8 @@
     return input;
   }
 
-  /** The kept answer: none for another version, for nonsense, and where storage is blocked. */
-  function kept() {
+  /** The stored answer; null if it is missing, malformed or of another version, or storage is blocked. */
+  function readAnswer() {
     try {
       const found = JSON.parse(localStorage.getItem(KEY));
       return found.version === version && Object(found.choices) === found.choices ? found : null;
@@ -77,7 +77,7 @@
     }
   }
 
-  let answer = kept();
+  let answer = readAnswer();
   let opener = null;
 
   const allows = (name) => name === "essential" || (names.includes(name) && answer?.choices?.[name] === true);
@@ -90,7 +90,7 @@
     try {
       localStorage.setItem(KEY, JSON.stringify(answer));
     } catch {
-      // Blocked: the answer holds for this page only.
+      // Storage is blocked: the answer applies to this page only.
     }
     close();
     status.textContent = "Your choice is saved.";
@@ -115,14 +115,14 @@
     opener = null;
   }
 
-  /** Asked for, it takes the focus and shows the answer. Escape gives the focus back. */
+  /** Shows the current choice and takes the focus. Escape returns the focus. */
   function open(from) {
     if (from !== host) opener = from;
     show(answer !== null);
     dialog.focus();
   }
 
-  const fieldset = make("fieldset", { "aria-label": "What you allow" });
+  const fieldset = make("fieldset", { "aria-label": "Your choices" });
   makeSwitch("essential", { checked: "", disabled: "" });
   const switches = byName((name) => makeSwitch(name));
   const choose = makeButton("", () => {
@@ -133,12 +133,12 @@
   choose.className = "choose";
   const refuse = makeButton("Refuse all", () => decide(() => false));
   const accept = makeButton("Accept all", () => decide(() => true));
-  const link = make("a", { href: new URL(privacy, src).href }, "More about it");
+  const link = make("a", { href: new URL(privacy, src).href }, "Privacy policy");
   const dialog = make(
     "div",
     { class: "dialog", role: "dialog", "aria-labelledby": "title", "aria-describedby": "text", tabindex: "-1", hidden: "" },
     make("h2", { id: "title" }, "Your privacy"),
-    make("p", { id: "text" }, "We store what this site needs to work. Anything else only if you agree. ", link),
+    make("p", { id: "text" }, "We store what this site needs to work. We store anything else only if you agree. ", link),
     fieldset,
     make("div", { class: "equal" }, refuse, accept),
     choose,
@@ -150,7 +150,7 @@
   const root = host.attachShadow({ mode: "open" });
   root.adoptedStyleSheets = [style];
   root.append(dialog, status);
-  document.body.prepend(host); // the first that Tab reaches
+  document.body.prepend(host); // so that Tab reaches it first
 
   document.addEventListener("click", (event) => {
     const from = event.target.closest?.("[data-consent-open]");
@@ -160,7 +160,7 @@
   });
   addEventListener("storage", ({ key }) => {
     if (key !== KEY && key !== null) return;
-    answer = kept(); // another tab has answered
+    answer = readAnswer(); // the visitor has chosen in another tab
     if (answer) close();
     notify();
   });
@@ -172,9 +172,9 @@
     else addEventListener("load", notify);
   } else if (names.length) {
     show(false);
-    // It takes no focus: screen readers are told, once they know the element.
+    // Screen readers announce a status only if its element existed before the text.
     setTimeout(() => {
-      if (!dialog.hidden) status.textContent = "This site asks for your privacy choices, at the top of the page.";
+      if (!dialog.hidden) status.textContent = "Please make your privacy choices at the top of the page.";
     }, 500);
   }
 })();

@@ -1,4 +1,4 @@
-"""A tenant's audit trail as CSV, for those whom the database lets read it."""
+"""An organization's audit trail as CSV, for callers who hold audit:read there."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ DEFAULT_RANGE = timedelta(days=30)
 
 
 class RangeInvalid(Problem, status=400, slug="range-invalid", title="The range is not valid"):
-    """`from` or `to` is not a time with an offset, or the range ends before it begins."""
+    """`from` or `to` is not a time with a UTC offset, or `from` is later than `to`."""
 
 
 @audit.get("/audit.csv")
 @requires("audit:read", refresh=True)
 def export(permitted: PermittedCaller) -> ResponseReturnValue:
-    """The organization's entries in a range, newest first."""
-    chosen = _range(request.args.get("from"), request.args.get("to"))
+    """Sends the organization's entries in a range, newest first."""
+    chosen = _read_range(request.args.get("from"), request.args.get("to"))
     pages = read_pages(components().data_api, permitted.organization["id"], chosen)
     return stream_file(as_csv(pages), "text/csv; charset=utf-8", chosen.filename)
 
 
-def _range(start: str | None, end: str | None) -> Range:
+def _read_range(start: str | None, end: str | None) -> Range:
     """Raises RangeInvalid."""
     try:
-        until = _moment("to", end) if end is not None else None
+        until = _parse_time("to", end) if end is not None else None
         latest = until or datetime.now(UTC)
-        since = _moment("from", start) if start is not None else latest - DEFAULT_RANGE
+        since = _parse_time("from", start) if start is not None else latest - DEFAULT_RANGE
     except OverflowError:
-        raise RangeInvalid("The range is outside the calendar.") from None
+        raise RangeInvalid("The range is outside the years 1 to 9999: choose other dates.") from None
     if since > latest:
-        raise RangeInvalid("`from` is later than `to`, or than now.")
+        raise RangeInvalid("`from` is later than `to`, or in the future: choose an earlier time.")
     return Range(since, until)
 
 
-def _moment(name: str, text: str) -> datetime:
+def _parse_time(name: str, text: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
         moment = None
     if moment is None or moment.tzinfo is None:
-        # A plus sign in a query string is a space.
-        raise RangeInvalid(f"`{name}` must be ISO 8601 with an offset, such as 2026-01-31T00:00:00Z; write + as %2B.")
+        # An unescaped plus sign in a query string means a space.
+        raise RangeInvalid(f"`{name}` must be ISO 8601 with an offset, such as 2026-01-31T00:00:00Z. Escape + as %2B.")
     return moment.astimezone(UTC)

@@ -1,4 +1,4 @@
-"""`/api/v1/backups`: an operator starts a backup, and sees what became of those before."""
+"""`/api/v1/backups`: an operator starts a backup, and lists earlier ones with their status."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def _require_operator() -> None:
 
 @backups.post("")
 def start() -> ResponseReturnValue:
-    """Begins a backup; it is made after this is answered."""
+    """Starts a backup, which runs after this is answered."""
     return jsonify(components().backups.start("manual")), HTTPStatus.ACCEPTED
 
 
 @backups.get("")
 def show() -> ResponseReturnValue:
-    """The newest hundred backups."""
+    """Lists the newest hundred backups."""
     return jsonify(backups=components().data_api.call("backups", {}))

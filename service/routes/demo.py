@@ -12,32 +12,32 @@ from service.problems import Problem
 from service.settings import Settings
 
 FOLDER = Path(__file__).parents[1] / "demo_page"
-# The lock file's package as npm installs it: the browser gets the file that its authors built.
+# The browser gets the file that the package's authors built, in the version of the lock file.
 SUPABASE_JS = Path(__file__).parents[2] / "node_modules/@supabase/supabase-js/dist/umd"
 
 demo = Blueprint("demo", __name__)
 
 
-class DemoIncomplete(Problem, status=503, slug="demo-incomplete", title="The demo page is not complete"):
-    """The page needs supabase-js, which npm has not installed."""
+class DemoIncomplete(Problem, status=503, slug="demo-incomplete", title="The demo page is incomplete"):
+    """The page needs supabase-js, which is not installed."""
 
 
 @demo.get("/")
 def page() -> ResponseReturnValue:
-    """The page, at the one origin for which Clerk issues tokens."""
+    """Serves the page, only at the origin that Clerk issues tokens for."""
     settings = components().settings
     origins = settings.clerk_authorized_parties
     if origins and request.host_url.rstrip("/") not in origins:
-        return redirect(f"{origins[0]}/")  # people type localhost
+        return redirect(f"{origins[0]}/")  # such as from localhost to 127.0.0.1
     _require_supabase_js()
     response = send_from_directory(FOLDER, "index.html")
-    response.headers["Content-Security-Policy"] = _content_security_policy(settings)
+    response.headers["Content-Security-Policy"] = _build_security_policy(settings)
     return _forbid_caching(response)
 
 
 @demo.get("/demo/config.json")
 def config() -> ResponseReturnValue:
-    """What a browser may know of the settings."""
+    """Serves the settings that a browser needs. None is secret."""
     settings = components().settings
     return jsonify(
         supabase_url=settings.supabase_url,
@@ -48,14 +48,14 @@ def config() -> ResponseReturnValue:
 
 @demo.get("/demo/supabase.js")
 def supabase_js() -> ResponseReturnValue:
-    """supabase-js, which puts itself into the global `supabase`."""
+    """Serves supabase-js, which sets the global `supabase`."""
     _require_supabase_js()
     return send_from_directory(SUPABASE_JS, "supabase.js")
 
 
 @demo.get("/demo/<name>")
 def file(name: str) -> ResponseReturnValue:
-    """One of the page's own files."""
+    """Serves one of the page's own files."""
     return send_from_directory(FOLDER, name)
 
 
@@ -69,8 +69,8 @@ def _forbid_caching(response: Response) -> Response:
     return response
 
 
-def _content_security_policy(settings: Settings) -> str:
-    """Nothing but the page's own files, and connections to Supabase and Clerk."""
+def _build_security_policy(settings: Settings) -> str:
+    """Allows only the page's own files, and connections to Supabase and Clerk."""
     supabase = settings.supabase_url
     connections = ("'self'", supabase, supabase.replace("http", "ws", 1), settings.clerk_issuer)
     return "; ".join(

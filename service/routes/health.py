@@ -1,4 +1,4 @@
-"""Two questions of the platform: is the process alive, and could it do its work now?"""
+"""Health checks for the platform: is the process alive, and are the database and Redis reachable?"""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ health = Blueprint("health", __name__)
 
 
 class NotReady(Problem, status=503, slug="not-ready", title="The service is not ready", retry_after=5):
-    """A part that the service needs does not answer."""
+    """The database or Redis does not answer."""
 
 
 @health.get("/healthz")
 def alive() -> ResponseReturnValue:
-    """The process answers, and says which release it is, for a deployment that waits for it. Asks nobody else."""
+    """Answers without contacting anything else. A deployment waits until the response names its release."""
     release = components().settings.release
     return jsonify({"status": "ok"} | ({"release": release} if release else {}))
 
 
 @health.get("/readyz")
 def ready() -> ResponseReturnValue:
-    """The database and Redis answer too."""
+    """Checks that the database and Redis answer."""
     answers = {"data_api": components().data_api.ready(), "redis": redis_answers(components().redis)}
     down = [name for name, answered in answers.items() if not answered]
     if down:
@@ -37,5 +37,5 @@ def redis_answers(redis: Redis) -> bool:
     """Whether Redis answers a PING within two seconds."""
     try:
         return redis.ping() == "PONG"
-    except Exception:  # the package trusts the form of an answer, and raises whatever it stumbles over
+    except Exception:  # the package does not validate answers: a malformed one may raise anything
         return False

@@ -1,4 +1,4 @@
-"""`POST /jobs/<name>` with the jobs' token: a scheduler asks for work."""
+"""`POST /jobs/<name>` with JOBS_TOKEN: a scheduler runs a job."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ jobs = Blueprint("jobs", __name__, url_prefix="/jobs")
 
 
 class JobUnknown(Problem, status=404, slug="job-unknown", title="There is no such job"):
-    """There is no job of this name."""
+    """JOBS has no job with this name."""
 
 
 @jobs.post("/<name>")
@@ -26,23 +26,23 @@ def run(name: str) -> ResponseReturnValue:
     """Runs a job and answers with its report."""
     bearer.require(components().settings.jobs_token, "job-refused", "JOBS_TOKEN")
     if name not in JOBS:
-        raise JobUnknown(f"The jobs are {', '.join(JOBS)}.")
+        raise JobUnknown(f"Use one of these names: {', '.join(JOBS)}.")
     began = time.monotonic()
     try:
         report = JOBS[name](components())
     except Exception as failure:
-        record(components(), name, {"error": type(failure).__name__}, ok=False, began=began)
+        record_run(components(), name, {"error": type(failure).__name__}, ok=False, began=began)
         raise
-    record(components(), name, report, ok=True, began=began)
+    record_run(components(), name, report, ok=True, began=began)
     return jsonify(report)
 
 
-def record(tools: Components, name: str, report: Report, *, ok: bool, began: float) -> None:
-    """Tells ops.jobs and Sentry how a job ended. What it did is done, whether or not that can be recorded."""
+def record_run(app_components: Components, name: str, report: Report, *, ok: bool, began: float) -> None:
+    """Records a job's outcome in ops.jobs and Sentry. If recording fails, the job still counts as done."""
     seconds = time.monotonic() - began
     every_minutes = None
     with suppress(CallFailed):
         outcome = {"name": name, "report": report, "ok": ok, "duration_ms": round(seconds * 1000)}
-        every_minutes = tools.data_api.call("record_job", outcome)
+        every_minutes = app_components.data_api.call("record_job", outcome)
     if not ok or every_minutes is not None:
         sentry.check_in(name, seconds, every_minutes if isinstance(every_minutes, int) else None, ok=ok)

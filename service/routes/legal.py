@@ -1,4 +1,4 @@
-"""The pages that the law asks for, from templates, settings and the registry of personal data; the consent banner."""
+"""The legal pages, made from templates, settings and the registry of personal data; and the consent banner."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ legal = Blueprint("legal", __name__)
 
 @legal.get("/legal/privacy")
 def privacy() -> ResponseReturnValue:
-    """Which data, why, on which basis, how long, by whom; and what people may ask for."""
-    return _page("privacy.html", categories=components().privacy_notice.categories(), processors=PROCESSORS)
+    """Serves the privacy page: which data, why, on which legal basis, how long, by whom, and people's rights."""
+    return _render_page("privacy.html", categories=components().privacy_notice.categories(), processors=PROCESSORS)
 
 
 @legal.get("/legal/terms")
 def terms() -> ResponseReturnValue:
-    """The terms of service: a template to adapt."""
-    return _page("terms.html")
+    """Serves the terms of service, a template to adapt."""
+    return _render_page("terms.html")
 
 
 @legal.get("/style.css")
 def style() -> ResponseReturnValue:
-    """The stylesheet of all pages."""
+    """Serves the stylesheet of all pages."""
     return _allow_caching(send_from_directory(FOLDER, "style.css"))
 
 
 @legal.get("/consent.js")
 def consent() -> ResponseReturnValue:
-    """The banner, for any page: `<script src="…/consent.js" defer data-categories="analytics" data-version="1">`."""
+    """Serves the banner: `<script src="…/consent.js" defer data-categories="analytics" data-version="1">`."""
     response = _allow_caching(send_from_directory(FOLDER, "consent.js", mimetype="text/javascript"))
     response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
     return response
 
 
-def _page(template: str, **context: object) -> Response:
+def _render_page(template: str, **context: object) -> Response:
     settings = components().settings
     missing = [name.upper() for name in LEGAL_SETTINGS if not getattr(settings, name)]
     response = make_response(render_template(template, settings=settings, missing=missing, **context))
@@ -62,6 +62,6 @@ def _page(template: str, **context: object) -> Response:
 
 
 def _allow_caching(response: Response) -> Response:
-    """For everybody's cache: nothing of a caller's is in it."""
+    """Lets shared caches store the response, which contains nothing about the caller."""
     response.headers["Cache-Control"] = f"public, max-age={LIFE_SECONDS}"
     return response

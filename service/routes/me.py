@@ -1,4 +1,4 @@
-"""The signed-in person's own view of their session."""
+"""`GET /api/v1/me`: the caller's own session."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ me = Blueprint("me", __name__, url_prefix="/api/v1")
 
 @me.get("/me")
 def show() -> ResponseReturnValue:
-    """Who the caller is and what they may do where, as of now or at most a minute ago: see docs/limits.md."""
+    """The caller's profile, organizations and permissions, at most about a minute old: see docs/limits.md."""
     caller = current_caller(components().session_tokens)
     return jsonify(fetch_session(caller, refresh=bool(request.cache_control.no_cache)))

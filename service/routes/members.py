@@ -1,6 +1,7 @@
-"""Who belongs to an organization is Clerk's to say: who may, has people invited and removed there.
+"""Invites and removes members at Clerk, which owns all memberships.
 
-The database looks once more itself, then Clerk does it, and tells of it by a webhook like of any other change.
+The database checks the caller's permission again, then Clerk makes the change. Clerk reports it by a webhook, as it
+reports every other change.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from service.session import problem_from_database
 
 members = Blueprint("members", __name__, url_prefix="/api/v1/organizations/<uuid:organization_id>")
 
-# Clerk knows better what an address is; this keeps what is none from its hourly limit.
+# A cheap check: Clerk validates addresses itself, but an invalid one would count against its hourly limit.
 EMAIL_ADDRESS = re.compile(r"[^@\s\x00-\x1f]{1,64}@[^@\s\x00-\x1f]{1,255}")
 ROLES = ("admin", "member", "viewer")
 DEFAULT_RETRY_AFTER = 5
@@ -45,22 +46,22 @@ REASONS = {
 
 
 class InvitationMalformed(Problem, status=400, slug="invitation-malformed", title="The body is not an invitation"):
-    """The body is not an invitation."""
+    """`email` or `role` is missing or not valid."""
 
 
 class MemberUnknown(Problem, status=404, slug="member-unknown", title="There is no such member"):
     """The organization has no such member."""
 
 
-class LastOwner(Problem, status=409, slug="last-owner", title="The organization would be without an owner"):
-    """The organization would be without an owner."""
+class LastOwner(Problem, status=409, slug="last-owner", title="The organization would have no owner"):
+    """The member is the organization's only owner."""
 
 
-class ClerkRefused(Problem, status=422, slug="clerk-refused", title="Clerk refuses it"):
-    """Clerk does not want it: `clerk_code` says why, such as that the person is a member, or there are too many."""
+class ClerkRefused(Problem, status=422, slug="clerk-refused", title="Clerk refused the change"):
+    """Clerk refused the change. `clerk_code` is its reason, such as that the person is already a member."""
 
 
-class ClerkBusy(Problem, status=429, slug="clerk-busy", title="Clerk takes no more requests for now"):
+class ClerkBusy(Problem, status=429, slug="clerk-busy", title="Clerk is rate limiting"):
     """Clerk's rate limit is reached, such as 250 invitations an hour for all organizations together."""
 
     def __init__(self, retry_after: int) -> None:
@@ -68,13 +69,13 @@ class ClerkBusy(Problem, status=429, slug="clerk-busy", title="Clerk takes no mo
 
 
 class ClerkUnavailable(Problem, status=503, slug="clerk-unavailable", title="Clerk does not answer", retry_after=5):
-    """Clerk did not answer, or not as it should."""
+    """Clerk did not answer, or its answer was not valid."""
 
 
 @members.post("/invitations")
 @requires("members:invite")
 def invite(permitted: PermittedCaller) -> ResponseReturnValue:
-    """Has Clerk invite somebody by e-mail, in the caller's name."""
+    """Sends an invitation through Clerk by e-mail, on behalf of the caller."""
     email, role = parse_invitation(request.get_json(silent=True))
     prepared = _prepare(permitted, "members:invite", "prepare_invitation", {"role": role})
     try:
@@ -89,7 +90,7 @@ def invite(permitted: PermittedCaller) -> ResponseReturnValue:
 @members.delete("/members/<uuid:profile_id>")
 @requires("members:remove")
 def remove(permitted: PermittedCaller, profile_id: UUID) -> ResponseReturnValue:
-    """Has Clerk end a membership."""
+    """Deletes a membership at Clerk."""
     prepared = _prepare(permitted, "members:remove", "prepare_removal", {"profile_id": str(profile_id)})
     try:
         components().clerk.delete_membership(prepared["clerk_org_id"], prepared["clerk_user_id"])
@@ -99,19 +100,19 @@ def remove(permitted: PermittedCaller, profile_id: UUID) -> ResponseReturnValue:
 
 
 def parse_invitation(body: object) -> tuple[str, str]:
-    """The address and the role that a body names. Raises InvitationMalformed."""
+    """Returns the e-mail address and the role in a body. Raises InvitationMalformed."""
     email, role = (body.get("email"), body.get("role")) if isinstance(body, dict) else (None, None)
     if not isinstance(email, str) or EMAIL_ADDRESS.fullmatch(email) is None:
-        raise InvitationMalformed("`email` is the address to invite.")
+        raise InvitationMalformed("`email` must be the e-mail address to invite.")
     if role not in ROLES:
-        raise InvitationMalformed(f"`role` is one of {', '.join(ROLES)}.")
+        raise InvitationMalformed(f"`role` must be one of {', '.join(ROLES)}.")
     return email, role
 
 
 def problem_from_clerk(failure: ClerkCallFailed) -> Problem:
-    """What it means to the caller that Clerk did not do it."""
+    """The problem that a caller gets when a call to Clerk fails."""
     if failure.is_refusal or failure.status in {HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT}:
-        reason = REASONS.get(failure.code, "Clerk refuses the request: clerk_code is its reason.")
+        reason = REASONS.get(failure.code, "Clerk refused the request: `clerk_code` is its reason.")
         return ClerkRefused(reason, clerk_code=failure.code)
     if failure.status == HTTPStatus.TOO_MANY_REQUESTS:
         return ClerkBusy(failure.retry_after or DEFAULT_RETRY_AFTER)
@@ -119,7 +120,10 @@ def problem_from_clerk(failure: ClerkCallFailed) -> Problem:
 
 
 def _prepare(permitted: PermittedCaller, permission: str, function: str, arguments: dict[str, str]) -> dict[str, Any]:
-    """What Clerk has to be told. Raises the problems above, NotPermitted, and those of problem_from_database()."""
+    """Calls a database function that checks the change and returns Clerk's ids for it.
+
+    Raises the problems above, NotPermitted, and those of problem_from_database().
+    """
     try:
         answer = components().data_api.call_as(
             permitted.caller.token, function, {"organization_id": permitted.organization["id"], **arguments}

@@ -1,6 +1,6 @@
-"""`/metrics` for Prometheus: requests, Clerk's webhooks and their lag, and what the database knows of backups.
+"""`/metrics` for Prometheus: requests, Clerk's webhooks and their lag, and the database's state, such as backup age.
 
-Each worker counts for itself; gunicorn.conf.py gives them a folder in which their counts come together.
+Each worker counts for itself. All workers write their counts into one folder, which gunicorn.conf.py creates.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from service.data_api import CallFailed
 metrics = Blueprint("metrics", __name__)
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-# What public.service_metrics() returns besides `health`: a number, or null where there is nothing to measure yet.
+# What public.service_metrics() returns in addition to `health`: numbers, or null if there is nothing to measure yet.
 FROM_DATABASE = {
-    "backup_age_seconds": "How old the data of the last completed backup are.",
-    "drill_age_seconds": "How long ago a backup was last proven by a restore.",
-    "webhook_failures": "Clerk's events that could not be applied yet.",
+    "backup_age_seconds": "Age of the data in the last completed backup.",
+    "drill_age_seconds": "Time since a restore drill last passed.",
+    "webhook_failures": "Clerk events that could not be applied yet.",
     "erasures_waiting": "Erasures that are not complete.",
-    "mail_queued": "Mail that is to be sent.",
-    "mail_oldest_seconds": "How long the oldest of it has been due.",
+    "mail_queued": "Mail waiting to be sent.",
+    "mail_oldest_seconds": "Time since the oldest waiting mail became due.",
 }
 
 
 @metrics.get("/metrics")
 def show() -> ResponseReturnValue:
-    """All of it, in Prometheus' text format."""
+    """Serves all metrics in Prometheus' text format."""
     bearer.require(components().settings.metrics_token, "metrics-refused", "METRICS_TOKEN")
     registry = CollectorRegistry()
     if FOLDER in os.environ:
@@ -48,7 +48,7 @@ def show() -> ResponseReturnValue:
 
 
 class _Database(Collector):
-    """What only the database knows; asked at each scrape."""
+    """Metrics that are read from the database at each scrape."""
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         try:

@@ -1,4 +1,4 @@
-"""`/openapi.json`: the routes as OpenAPI 3.1 describes them. Kept by hand; tests compare it with the routes."""
+"""`/openapi.json`: the OpenAPI 3.1 description of the routes, written by hand. Tests compare it with the routes."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ DOCUMENT: dict[str, Any] = json.loads((Path(__file__).parents[1] / "openapi.json
 
 @openapi.get("/openapi.json")
 def show() -> ResponseReturnValue:
-    """This document."""
+    """Serves this document."""
     return jsonify(DOCUMENT)

@@ -1,4 +1,4 @@
-"""Clerk's webhooks: check the signature, hand the event to Postgres, answer."""
+"""Clerk's webhooks: verifies the signature, stores the event in Postgres, and answers."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ webhooks = Blueprint("webhooks", __name__, url_prefix="/webhooks")
 
 @webhooks.post("/clerk")
 def receive() -> ResponseReturnValue:
-    """Stores one event of Clerk's and answers with what became of it."""
+    """Stores one Clerk event and answers with its outcome."""
     delivery = read_delivery(request.headers)
     event = verify_text(read_body(), delivery, components().settings.clerk_webhook_secrets)
     stored = store(components().data_api, delivery.message_id, event)
-    # Whatever the outcome: an event that comes again may be one whose first answer was lost.
+    # Whatever the outcome: for a duplicate, the first delivery may have failed before it invalidated the cache.
     components().cache.invalidate(stored["users"], stored["organizations"])
     count_webhook(stored["outcome"], stored["lag_seconds"])
     if stored["type"] == "user.deleted":
-        components().eraser.begin_pending()  # what the database did not erase at once
+        components().eraser.begin_pending()  # the part that the database did not erase at once
     return jsonify({name: stored[name] for name in ("message_id", "type", "outcome")})
 
 
 def store(data_api: DataApi, message_id: str, event: str) -> dict[str, Any]:
-    """Hands the event's text to the database, and returns its answer. Raises EventMalformed or EventNotStored."""
+    """Stores the event's text in the database and returns its answer. Raises EventMalformed or EventNotStored."""
     try:
         stored = data_api.call("receive_clerk_event", {"message_id": message_id, "event": event})
     except CallFailed as failure:
         if failure.code == "PT400":
             raise EventMalformed(failure.message) from failure
-        raise EventNotStored("The database did not take the event. Send it again.") from failure
+        raise EventNotStored("The database did not store the event. Send it again.") from failure
     if not isinstance(stored, dict) or not isinstance(stored.get("outcome"), str):
         raise EventNotStored("The database did not confirm the event. Send it again.")
     return stored

@@ -122,7 +122,7 @@ def test_the_demo_page_shows_members_live_and_no_projects(chromium: Browser, run
     ada = Window(chromium.new_context(base_url=running.environment["SERVICE_URL"]).new_page()).open()
     ada.page.get_by_role("button", name="Ada Winter").click()
     expect(ada.live).to_have_text("Live")
-    expect(ada.member("Ada Winter")).to_contain_text("here now")
+    expect(ada.member("Ada Winter")).to_contain_text("online")
     expect(ada.page.locator("#members > li")).to_have_count(4)
     expect(ada.page.get_by_role("heading", name="Projects")).to_have_count(0)
     expect(ada.page.get_by_role("button", name="Create")).to_have_count(0)

@@ -1,4 +1,7 @@
-"""The demo page in Chromium, window by window, each its own person; every test leaves the database as it found it, but for the audit trail."""
+"""Fixtures for the demo page in Chromium: each window is one person.
+
+Every test restores the database, except the audit trail.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from tests.conftest import ROOT, Stack
 SCREENSHOTS = ROOT / "artefacts/screenshots"
 SCREENSHOTS.mkdir(parents=True, exist_ok=True)
 expect.set_options(timeout=15_000)  # supabase-js waits up to 5 s before it tries again
-# An indicator that changes twice within a moment is not seen by who looks now and then.
+# Records every state of the indicator: polling would miss two quick changes.
 REMEMBER_LIVE_STATES = """
   globalThis.liveStates = [];
   addEventListener("DOMContentLoaded", () => {
@@ -28,7 +31,7 @@ REMEMBER_LIVE_STATES = """
 """
 
 
-# The consent banner was answered before; tests/e2e/test_consent.py begins without.
+# All tests start with a stored consent choice, except tests/e2e/test_consent.py.
 REFUSE_CONSENT = """
   localStorage.setItem("consent", JSON.stringify({ version: "1", at: "2026-01-01T00:00:00.000Z", choices: {} }));
 """
@@ -36,7 +39,7 @@ REFUSE_CONSENT = """
 
 @dataclass
 class Window:
-    """A window with the demo page. `complaints` are errors and warnings of the console, breaches of its policy among them."""
+    """A window with the demo page. `errors` are the console's errors and warnings, such as policy violations."""
 
     page: Page
     errors: list[str] = field(default_factory=list)
@@ -55,7 +58,7 @@ class Window:
         return self
 
     def sign_in(self, name: str, *, second_factor: bool = True) -> Window:
-        """Signs in and waits until the page is live and has its projects."""
+        """Signs in and waits until the page is live and shows its projects."""
         switch = self.page.get_by_role("switch", name="Second factor verified")
         switch.set_checked(second_factor)
         self.page.get_by_role("button", name=name).click()
@@ -67,14 +70,14 @@ class Window:
         expect(self.page.locator("#project-count")).not_to_be_empty()
 
     def wait_until(self, condition: Callable[[], object]) -> None:
-        """Lets the page go on until the condition holds, for what Playwright itself cannot wait for."""
+        """Lets the page run until the condition holds, for conditions that Playwright cannot wait for."""
         deadline = time.monotonic() + 15
         while not condition():
-            assert time.monotonic() < deadline, "what was waited for did not come"
+            assert time.monotonic() < deadline, "the condition did not become true within 15 s"
             self.page.wait_for_timeout(20)
 
     def live_states(self) -> list[str]:
-        """What the live indicator has said since the page was opened."""
+        """All texts of the live indicator since the page was opened."""
         states: list[str] = self.page.evaluate("globalThis.liveStates")
         return states
 
@@ -116,8 +119,8 @@ class Window:
     def switch_to(self, organization: str) -> None:
         self.page.get_by_role("combobox", name="Organization").select_option(organization)
 
-    def offer_everything(self) -> None:
-        self.page.get_by_role("switch", name="Also offer what I may not do").check()
+    def show_all_actions(self) -> None:
+        self.page.get_by_role("switch", name="Show actions I am not allowed to do").check()
 
 
 OpenWindow = Callable[..., Window]
@@ -125,7 +128,7 @@ OpenWindow = Callable[..., Window]
 
 @pytest.fixture
 def window(chromium: Browser, stack: Stack, request: pytest.FixtureRequest) -> Iterator[OpenWindow]:
-    """Opens windows; options are those of Playwright's new_context. How each looked at the end is kept as a picture."""
+    """Opens windows, with the options of Playwright's new_context. Takes a screenshot of each at the end."""
     windows: list[Window] = []
 
     def make(**options: Any) -> Window:
@@ -142,7 +145,7 @@ def window(chromium: Browser, stack: Stack, request: pytest.FixtureRequest) -> I
 
 @pytest.fixture
 def database(stack: Stack) -> Iterator[psycopg.Connection[Any]]:
-    """As postgres, with autocommit. Afterwards new projects are gone, and the others are as they were."""
+    """A connection as postgres, with autocommit. Afterwards it deletes new projects and checks the others."""
     everything = "select id::text, to_jsonb(p) from public.projects as p"
     with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
         before = dict(connection.execute(everything).fetchall())
@@ -153,7 +156,7 @@ def database(stack: Stack) -> Iterator[psycopg.Connection[Any]]:
 
 @pytest.fixture
 def clerk(stack: Stack) -> Callable[..., None]:
-    """Sends one of Clerk's signed events, as `ballast clerk send` does."""
+    """Sends a signed Clerk event, as `ballast clerk send` does."""
 
     def send(event_type: str, **data: Any) -> None:
         answer = sending.send(stack.environment, event_type, data)
@@ -178,5 +181,5 @@ def titles_in(database: psycopg.Connection[Any], organization: str, limit: int =
 
 
 def membership(user: str, organization: str, **more: Any) -> dict[str, Any]:
-    """The data of an event about this membership."""
+    """The data of a Clerk event about this membership."""
     return {"public_user_data": {"user_id": user}, "organization": {"id": organization}, **more}

@@ -1,4 +1,4 @@
-"""The consent banner in Chromium, on the demo page, on the legal pages and on a page of somebody else; and a person's own data."""
+"""The consent banner in Chromium, on the demo page, the legal pages and a page of another origin; and a person's own data."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from tests.e2e.test_accessibility import FIND_ILLEGIBLE, PHONE
 pytestmark = pytest.mark.thorough
 
 LISTEN = """
-  globalThis.told = [];
-  document.addEventListener("consent", ({ detail }) => told.push(detail));
-  globalThis.breaches = [];
-  document.addEventListener("securitypolicyviolation", ({ blockedURI, violatedDirective }) => breaches.push([violatedDirective, blockedURI]));
+  globalThis.answers = [];
+  document.addEventListener("consent", ({ detail }) => answers.push(detail));
+  globalThis.violations = [];
+  document.addEventListener("securitypolicyviolation", ({ blockedURI, violatedDirective }) => violations.push([violatedDirective, blockedURI]));
 """
 SIZES: dict[str, Any] = {"desktop": {"width": 1200, "height": 800}, "phone": PHONE}
 LEGAL_PAGES = ["/legal/privacy", "/legal/terms"]
@@ -33,7 +33,7 @@ NO_CONSENT = {"analytics": False, "marketing": False}
 
 @pytest.fixture
 def page(chromium: Browser, stack: Stack) -> Iterator[Page]:
-    """A window in which nobody has answered."""
+    """A window without a stored choice."""
     with chromium.new_context(base_url=stack.environment["SERVICE_URL"]) as context:
         context.add_init_script(LISTEN)
         yield context.new_page()
@@ -55,7 +55,7 @@ def press(page: Page, name: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/legal/privacy"])
-def test_before_an_answer_nothing_is_stored_or_allowed(page: Page, path: str) -> None:
+def test_before_a_choice_nothing_is_stored_or_allowed(page: Page, path: str) -> None:
     page.goto(path)
     expect(dialog(page)).to_be_visible()
     assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
@@ -65,8 +65,8 @@ def test_before_an_answer_nothing_is_stored_or_allowed(page: Page, path: str) ->
         True,
         False,
     ]
-    assert page.evaluate("told") == []
-    assert page.evaluate("breaches") == []
+    assert page.evaluate("answers") == []
+    assert page.evaluate("violations") == []
 
 
 @pytest.mark.parametrize(("button", "allowed"), [("Refuse all", False), ("Accept all", True)])
@@ -75,23 +75,23 @@ def test_one_click_refuses_or_accepts_and_is_remembered(page: Page, button: str,
     press(page, button)
     expect(dialog(page)).to_be_hidden()
     choices = dict.fromkeys(NO_CONSENT, allowed)
-    kept = read_consent(page)
-    assert (kept["version"], kept["choices"]) == ("1", choices)
-    assert kept["at"].endswith("Z")
-    assert page.evaluate("told") == [choices]
+    answer = read_consent(page)
+    assert (answer["version"], answer["choices"]) == ("1", choices)
+    assert answer["at"].endswith("Z")
+    assert page.evaluate("answers") == [choices]
     page.reload()
     expect(dialog(page)).to_be_hidden()
-    assert page.evaluate("[told, consent.choices]") == [[choices], choices]
+    assert page.evaluate("[answers, consent.choices]") == [[choices], choices]
 
 
-def test_refusing_weighs_as_much_as_accepting(page: Page) -> None:
+def test_refusing_looks_the_same_as_accepting(page: Page) -> None:
     page.goto("/legal/terms")
     looks = "(each) => { const { color, backgroundColor, fontSize, fontWeight, border, padding } = getComputedStyle(each); return [color, backgroundColor, fontSize, fontWeight, border, padding, each.offsetWidth, each.offsetHeight]; }"
     refuse, accept = (dialog(page).get_by_role("button", name=name) for name in ("Refuse all", "Accept all"))
     assert refuse.evaluate(looks) == accept.evaluate(looks)
 
 
-def test_categories_are_chosen_one_by_one_and_are_off_at_first(page: Page) -> None:
+def test_categories_are_chosen_one_by_one_and_start_off(page: Page) -> None:
     page.goto("/legal/terms")
     press(page, "Choose")
     switches = dialog(page).get_by_role("switch")
@@ -112,7 +112,7 @@ def test_another_version_asks_again(page: Page) -> None:
     assert page.evaluate("consent.allows('analytics')") is False
 
 
-def test_nonsense_in_the_storage_is_no_answer(page: Page) -> None:
+def test_a_malformed_stored_answer_is_ignored(page: Page) -> None:
     page.goto("/legal/terms")
     with_version = ['{"version": "1"}', '{"version": "1", "choices": null}', '{"version": "1", "choices": 7}']
     for nonsense in ["", "null", "7", "{", *with_version]:
@@ -124,7 +124,7 @@ def test_nonsense_in_the_storage_is_no_answer(page: Page) -> None:
     expect(dialog(page)).to_be_hidden()
 
 
-def test_where_storage_is_blocked_the_answer_holds_for_the_page(page: Page) -> None:
+def test_without_storage_the_answer_applies_to_the_page(page: Page) -> None:
     page.add_init_script(
         "Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('blocked', 'SecurityError'); } });"
     )
@@ -134,18 +134,18 @@ def test_where_storage_is_blocked_the_answer_holds_for_the_page(page: Page) -> N
     assert page.evaluate("consent.allows('analytics')") is True
 
 
-# --- everybody can use it
+# --- accessibility
 
 
-def test_the_keyboard_reaches_it_first_and_is_enough(page: Page) -> None:
+def test_the_keyboard_reaches_it_first_and_can_do_everything(page: Page) -> None:
     page.goto("/legal/privacy")
-    assert page.evaluate("document.activeElement === document.body")  # nobody's focus is taken
+    assert page.evaluate("document.activeElement === document.body")  # the banner takes no focus
     focused = "document.activeElement.shadowRoot?.activeElement?.textContent ?? document.activeElement.textContent"
     reached = []
     for _ in range(4):
         page.keyboard.press("Tab")
         reached.append(page.evaluate(focused))
-    assert reached == ["More about it", "Refuse all", "Accept all", "Choose"]
+    assert reached == ["Privacy policy", "Refuse all", "Accept all", "Choose"]
     page.keyboard.press("Enter")
     page.keyboard.press("Space")  # the first switch has the focus
     for _ in range(4):
@@ -155,10 +155,10 @@ def test_the_keyboard_reaches_it_first_and_is_enough(page: Page) -> None:
     assert read_consent(page)["choices"] == NO_CONSENT | {"analytics": True}
 
 
-def test_it_opens_again_and_escape_changes_nothing(page: Page) -> None:
+def test_it_can_be_reopened_and_escape_changes_nothing(page: Page) -> None:
     page.goto("/legal/privacy")
     page.keyboard.press("Escape")
-    expect(dialog(page)).to_be_visible()  # no answer is none
+    expect(dialog(page)).to_be_visible()  # Escape is not a choice
     press(page, "Refuse all")
     before = read_consent(page)
     opener = page.get_by_role("button", name="Privacy choices")
@@ -170,11 +170,11 @@ def test_it_opens_again_and_escape_changes_nothing(page: Page) -> None:
     expect(dialog(page)).to_be_hidden()
     expect(opener).to_be_focused()
     assert read_consent(page) == before
-    assert page.evaluate("told.length") == 1
-    assert page.evaluate("breaches") == []
+    assert page.evaluate("answers.length") == 1
+    assert page.evaluate("violations") == []
 
 
-def test_before_an_answer_escape_gives_the_focus_back_and_still_asks(page: Page) -> None:
+def test_before_a_choice_escape_returns_the_focus_and_keeps_the_banner(page: Page) -> None:
     page.goto("/legal/privacy")
     opener = page.get_by_role("button", name="Privacy choices")
     opener.focus()
@@ -185,7 +185,7 @@ def test_before_an_answer_escape_gives_the_focus_back_and_still_asks(page: Page)
     expect(dialog(page)).to_be_visible()
 
 
-def test_opened_again_it_shows_what_was_chosen_and_takes_it_back(page: Page) -> None:
+def test_reopened_it_shows_the_choice_which_can_be_withdrawn(page: Page) -> None:
     page.goto("/legal/privacy")
     press(page, "Accept all")
     page.evaluate("consent.open()")
@@ -193,19 +193,19 @@ def test_opened_again_it_shows_what_was_chosen_and_takes_it_back(page: Page) -> 
     assert [each.is_checked() for each in switches.all()] == [True, True, True]
     press(page, "Refuse all")
     assert read_consent(page)["choices"] == NO_CONSENT
-    assert page.evaluate("told") == [dict.fromkeys(NO_CONSENT, True), NO_CONSENT]
+    assert page.evaluate("answers") == [dict.fromkeys(NO_CONSENT, True), NO_CONSENT]
 
 
-def test_what_one_tab_answers_holds_in_the_others(page: Page) -> None:
+def test_a_choice_in_one_tab_applies_to_the_others(page: Page) -> None:
     other = page.context.new_page()
     for each in (page, other):
         each.goto("/legal/terms")
     press(other, "Accept all")
     expect(dialog(page)).to_be_hidden()
-    assert page.evaluate("[told, consent.allows('marketing')]") == [[dict.fromkeys(NO_CONSENT, True)], True]
+    assert page.evaluate("[answers, consent.allows('marketing')]") == [[dict.fromkeys(NO_CONSENT, True)], True]
 
 
-def test_it_moves_only_where_people_like_that(page: Page) -> None:
+def test_it_respects_reduced_motion(page: Page) -> None:
     page.goto("/legal/terms")
     animation = "(each) => getComputedStyle(each).animationName"
     page.emulate_media(reduced_motion="reduce")
@@ -214,18 +214,18 @@ def test_it_moves_only_where_people_like_that(page: Page) -> None:
     assert dialog(page).evaluate(animation) == "rise"
 
 
-def test_screen_readers_are_told(page: Page) -> None:
+def test_screen_readers_announce_it(page: Page) -> None:
     page.goto("/legal/terms")
-    expect(page.get_by_role("status")).to_have_text("This site asks for your privacy choices, at the top of the page.")
+    expect(page.get_by_role("status")).to_have_text("Please make your privacy choices at the top of the page.")
     expect(dialog(page)).to_have_accessible_description(
-        "We store what this site needs to work. Anything else only if you agree. More about it"
+        "We store what this site needs to work. We store anything else only if you agree. Privacy policy"
     )
     press(page, "Refuse all")
     expect(page.get_by_role("status")).to_have_text("Your choice is saved.")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_and_the_pages_look_right(page: Page, scheme: Any) -> None:
+def test_the_banner_and_the_pages_are_legible_and_fit(page: Page, scheme: Any) -> None:
     page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
     page.goto("/legal/privacy")
     for size, viewport in SIZES.items():
@@ -263,7 +263,7 @@ def serve_foreign_page(script: str) -> Iterator[str]:
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Silence."""
+            """Prints nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -271,13 +271,13 @@ def serve_foreign_page(script: str) -> Iterator[str]:
         server.shutdown()
 
 
-def test_any_page_may_have_it_with_categories_of_its_own(page: Page, stack: Stack) -> None:
+def test_any_page_can_embed_it_with_its_own_categories(page: Page, stack: Stack) -> None:
     source = f"{stack.environment['SERVICE_URL']}/consent.js"
     with serve_foreign_page(
         f'<script src="{source}" defer data-categories="maps, chat" data-version="2026"></script>'
     ) as url:
         page.goto(url)
-        link = dialog(page).get_by_role("link", name="More about it")
+        link = dialog(page).get_by_role("link", name="Privacy policy")
         expect(link).to_have_attribute("href", f"{stack.environment['SERVICE_URL']}/legal/privacy")
         press(page, "Accept all")
         assert read_consent(page)["choices"] == {"maps": True, "chat": True}
@@ -286,7 +286,7 @@ def test_any_page_may_have_it_with_categories_of_its_own(page: Page, stack: Stac
         expect(dialog(page)).to_be_visible()
 
 
-def test_the_demo_page_reopens_it_within_its_policy(window: OpenWindow) -> None:
+def test_the_demo_page_reopens_it_without_policy_violations(window: OpenWindow) -> None:
     opened = window().open()
     opened.page.get_by_role("button", name="Privacy choices").click()
     press(opened.page, "Accept all")
@@ -305,23 +305,23 @@ def test_a_person_downloads_their_data_once(window: OpenWindow, clerk: Any) -> N
         ivy.page.get_by_role("button", name="Download my data").click()
     with zipfile.ZipFile(waiting.value.path()) as archive:
         assert [row["full_name"] for row in json.loads(archive.read("profile.json"))] == ["Ivy Stone"]
-    told = ivy.page.locator("#your-data-told")
-    expect(told).to_have_text(f"{waiting.value.suggested_filename} is on its way.")
+    message = ivy.page.locator("#your-data-message")
+    expect(message).to_have_text(f"{waiting.value.suggested_filename} was downloaded.")
     assert ivy.errors == []
     ivy.page.get_by_role("button", name="Download my data").click()
-    expect(told).to_have_text("The last export is too recent, or still running.")
+    expect(message).to_contain_text("The last export is less than an hour old, or still running. Try again in")
     clerk("user.deleted", id="user_ivy")
 
 
-def test_a_sole_owner_is_told_on_the_page(window: OpenWindow) -> None:
+def test_a_sole_owner_sees_why_they_cannot_be_erased(window: OpenWindow) -> None:
     eve = window().open().sign_in("Eve Moreau")
-    eve.page.get_by_role("button", name="Erase me").click()
-    expect(eve.page.get_by_role("button", name="Keep")).to_be_focused()
+    eve.page.get_by_role("button", name="Erase my account").click()
+    expect(eve.page.get_by_role("button", name="Cancel")).to_be_focused()
     eve.page.get_by_role("button", name="Erase", exact=True).click()
-    expect(eve.page.locator("#your-data-told")).to_contain_text("You are the only owner of Globex.")
+    expect(eve.page.locator("#your-data-message")).to_contain_text("You are the only owner of Globex.")
 
 
-def test_a_person_erases_themselves_and_is_gone_for_the_others(
+def test_a_person_erases_their_account_and_disappears_for_others(
     window: OpenWindow, clerk: Any, database: psycopg.Connection[Any]
 ) -> None:
     clerk("user.created", id="user_gone", first_name="Gone", last_name="Tomorrow")
@@ -329,9 +329,9 @@ def test_a_person_erases_themselves_and_is_gone_for_the_others(
     ben = window().open().sign_in("Ben Okafor")
     gone = window().open().sign_in("Gone Tomorrow")
     expect(ben.member("Gone Tomorrow")).to_be_visible()
-    gone.page.get_by_role("button", name="Erase me").click()
+    gone.page.get_by_role("button", name="Erase my account").click()
     gone.page.get_by_role("button", name="Erase", exact=True).click()
-    expect(gone.page.get_by_role("heading", name="Who would you like to be?")).to_be_visible()
+    expect(gone.page.get_by_role("heading", name="Sign in as a demo user")).to_be_visible()
     expect(gone.page.locator("#receipt")).to_be_focused()
     receipt = (gone.page.locator("#receipt").text_content() or "").rpartition(" ")[2]
     gone.wait_until(

@@ -1,4 +1,4 @@
-"""The newcomer's path through the demo page, and what the page does for people who may do less."""
+"""A newcomer's path through the demo page, and what people with fewer permissions see."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.e2e.conftest import OpenWindow, membership, organization_id, titles_i
 Connection = psycopg.Connection[Any]
 
 
-def test_what_one_person_does_another_sees_at_once(window: OpenWindow, database: Connection) -> None:
+def test_one_persons_changes_appear_at_once_in_another_window(window: OpenWindow, database: Connection) -> None:
     ada, cleo = window().open().sign_in("Ada Winter"), window().open().sign_in("Cleo Santos")
     for each in (ada, cleo):
-        expect(each.member("Ada Winter")).to_contain_text("here now")
-        expect(each.member("Cleo Santos")).to_contain_text("here now")
-        expect(each.page.locator("#present-count")).to_have_text("2 here now")
+        expect(each.member("Ada Winter")).to_contain_text("online")
+        expect(each.member("Cleo Santos")).to_contain_text("online")
+        expect(each.page.locator("#present-count")).to_have_text("2 online")
 
     cleo.create("Apollo")
     expect(ada.titles.first).to_have_text("Apollo")
@@ -36,12 +36,12 @@ def test_what_one_person_does_another_sees_at_once(window: OpenWindow, database:
     expect(cleo.project("Artemis")).to_have_count(0)
 
     cleo.page.get_by_role("button", name="Sign out").click()
-    expect(ada.page.locator("#present-count")).to_have_text("1 here now")
-    expect(cleo.page.get_by_role("heading", name="Who would you like to be?")).to_be_visible()
+    expect(ada.page.locator("#present-count")).to_have_text("1 online")
+    expect(cleo.page.get_by_role("heading", name="Sign in as a demo user")).to_be_visible()
     assert (ada.errors, cleo.errors) == ([], [])
 
 
-def test_titles_and_names_are_text_whatever_they_hold(
+def test_markup_in_titles_and_names_is_shown_as_text(
     window: OpenWindow, database: Connection, clerk: Callable[..., None]
 ) -> None:
     image = "<img src=x onerror=alert(1)>"
@@ -61,7 +61,7 @@ def test_titles_and_names_are_text_whatever_they_hold(
         clerk("user.deleted", id="user_mallory")
 
 
-def test_a_viewer_has_no_buttons_and_is_refused_when_offered_them(window: OpenWindow, database: Connection) -> None:
+def test_a_viewer_sees_no_actions_and_is_refused_when_they_are_shown(window: OpenWindow, database: Connection) -> None:
     acme = organization_id(database, "org_acme")
     before = titles_in(database, acme)
     newest = before[0]
@@ -71,7 +71,7 @@ def test_a_viewer_has_no_buttons_and_is_refused_when_offered_them(window: OpenWi
     for act in ("Create", "Rename", "Archive", "Delete"):
         expect(workspace.get_by_role("button", name=act)).to_have_count(0)
 
-    dee.offer_everything()
+    dee.show_all_actions()
     dee.create("Not mine to make")
     expect(dee.alert).to_contain_text("The database refused (42501): new row violates row-level security policy")
     expect(dee.alert).to_contain_text("projects:create")
@@ -85,19 +85,19 @@ def test_a_viewer_has_no_buttons_and_is_refused_when_offered_them(window: OpenWi
 
 
 def refusal(permission: str) -> str:
-    return f"The database changed no row. It needs the permission {permission}, which you do not have in Acme now."
+    return f"The database changed no row. This requires the permission {permission}, which you do not have in Acme."
 
 
-def test_an_owner_without_a_second_factor_reads_only_and_is_told_why(window: OpenWindow) -> None:
+def test_an_owner_without_a_second_factor_can_only_read_and_sees_why(window: OpenWindow) -> None:
     ada = window().open().sign_in("Ada Winter", second_factor=False)
     expect(ada.page.locator("#role")).to_have_text("owner")
-    expect(ada.page.locator("#limited")).to_contain_text("Acme asks its owners and admins for a second factor")
+    expect(ada.page.locator("#limited")).to_contain_text("Acme requires a second factor of its owners and admins")
     expect(ada.page.locator("#permissions li")).to_have_text(["members: read", "projects: read"])
     expect(ada.page.get_by_role("button", name="Rename")).to_have_count(0)
     expect(ada.page.get_by_role("heading", name="Audit log")).to_have_count(0)
 
 
-def test_owners_read_live_who_did_what(window: OpenWindow, database: Connection, clerk: Callable[..., None]) -> None:
+def test_owners_see_the_audit_log_live(window: OpenWindow, database: Connection, clerk: Callable[..., None]) -> None:
     ada, cleo = window().open().sign_in("Ada Winter"), window().open().sign_in("Cleo Santos")
     newest = ada.page.locator("#audit-entries > li").first
     expect(ada.page.locator("#audit-entries > li")).to_have_count(8)
@@ -124,7 +124,7 @@ def test_owners_read_live_who_did_what(window: OpenWindow, database: Connection,
     assert (ada.errors, cleo.errors) == ([], [])
 
 
-def test_the_audit_log_says_who_it_does_not_know_and_on_whose_behalf(window: OpenWindow, database: Connection) -> None:
+def test_the_audit_log_names_impersonators_and_labels_unknown_actors(window: OpenWindow, database: Connection) -> None:
     acme = organization_id(database, "org_acme")
     database.execute(
         """
@@ -158,7 +158,7 @@ def test_a_webhook_adds_a_member_without_a_reload(window: OpenWindow, clerk: Cal
     expect(ada.member("Fay Novak")).to_have_count(0)
 
 
-def test_a_changed_role_changes_ones_own_buttons(window: OpenWindow, clerk: Callable[..., None]) -> None:
+def test_a_changed_role_changes_the_persons_buttons(window: OpenWindow, clerk: Callable[..., None]) -> None:
     cleo = window().open().sign_in("Cleo Santos")
     renames = cleo.page.get_by_role("button", name="Rename")
     expect(renames.first).to_be_visible()
@@ -171,7 +171,7 @@ def test_a_changed_role_changes_ones_own_buttons(window: OpenWindow, clerk: Call
     expect(renames.first).to_be_visible()
 
 
-def test_more_pages_follow_until_everything_is_there(window: OpenWindow, database: Connection) -> None:
+def test_show_more_loads_pages_until_all_projects_are_shown(window: OpenWindow, database: Connection) -> None:
     acme = organization_id(database, "org_acme")
     database.execute(
         "insert into public.projects (organization_id, title, created_at)"
@@ -187,10 +187,10 @@ def test_more_pages_follow_until_everything_is_there(window: OpenWindow, databas
     more.click()
     expect(cleo.titles).to_have_text(expected)
     expect(more).to_have_count(0)
-    expect(cleo.page.locator("#project-count")).to_have_text(f"{len(expected)} in all")
+    expect(cleo.page.locator("#project-count")).to_have_text(f"{len(expected)} in total")
 
 
-def test_with_a_real_clerk_the_page_names_it_and_says_how_to_get_a_token(window: OpenWindow) -> None:
+def test_with_a_real_clerk_the_page_names_it_and_explains_how_to_get_a_token(window: OpenWindow) -> None:
     visitor = window()
 
     def with_real_clerk(route: Route) -> None:
@@ -199,8 +199,8 @@ def test_with_a_real_clerk_the_page_names_it_and_says_how_to_get_a_token(window:
 
     visitor.page.route("**/demo/config.json", with_real_clerk)
     visitor.open()
-    expect(visitor.page.get_by_role("heading", name="Sign in at a page of your own")).to_be_visible()
+    expect(visitor.page.get_by_role("heading", name="Sign in on your own page")).to_be_visible()
     expect(visitor.page.locator("#real-clerk")).to_contain_text("https://brave-gnu-1.clerk.accounts.dev")
     expect(visitor.page.locator("#real-clerk")).to_contain_text("await Clerk.session.getToken()")
-    expect(visitor.page.get_by_role("heading", name="Who would you like to be?")).to_be_hidden()
+    expect(visitor.page.get_by_role("heading", name="Sign in as a demo user")).to_be_hidden()
     assert visitor.errors == []

@@ -1,4 +1,4 @@
-"""The demo page stays true: across lost connections, expired tokens, other tenants and switched organizations."""
+"""The demo page stays correct: across lost connections, expired tokens, other tenants and switched organizations."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ LOST_MESSAGE = "Connection lost, reconnecting"
 
 @pytest.fixture
 def relay(stack: Stack) -> Iterator[Relay]:
-    """A cable between the browser and Supabase."""
+    """A connection between the browser and Supabase that can be cut."""
     with relay_to(urlsplit(stack.environment["SUPABASE_URL"]).port or 0) as cable:
         yield cable
 
 
-def behind(relay: Relay, window: OpenWindow, stack: Stack) -> Window:
-    """A window whose page is told to find Supabase at the relay; its policy, which names the real one, is not enforced."""
+def open_behind(relay: Relay, window: OpenWindow, stack: Stack) -> Window:
+    """A window whose page reaches Supabase through the relay. The page's policy, which allows only the real address, is off."""
     opened = window(bypass_csp=True)
 
     def rewrite(route: Route) -> None:
@@ -38,14 +38,14 @@ def behind(relay: Relay, window: OpenWindow, stack: Stack) -> Window:
     return opened.open()
 
 
-def test_nothing_is_missing_after_the_network_was_gone(
+def test_the_list_is_complete_after_the_network_was_down(
     window: OpenWindow, database: Connection, stack: Stack, relay: Relay
 ) -> None:
     acme = organization_id(database, "org_acme")
     add = "insert into public.projects (organization_id, title) values (%s, %s)"
     for title in ("Stays", "Goes", "Old name"):
         database.execute(add, [acme, title])
-    cleo = behind(relay, window, stack).sign_in("Cleo Santos")
+    cleo = open_behind(relay, window, stack).sign_in("Cleo Santos")
     expect(cleo.titles).to_have_text(titles_in(database, acme, 10))
 
     relay.cut()
@@ -62,9 +62,9 @@ def test_nothing_is_missing_after_the_network_was_gone(
     expect(cleo.titles.first).to_have_text("Came afterwards")
 
 
-def test_a_lost_connection_is_said_also_when_it_was_never_there(window: OpenWindow, stack: Stack, relay: Relay) -> None:
+def test_a_failed_first_connection_is_shown_and_recovers(window: OpenWindow, stack: Stack, relay: Relay) -> None:
     relay.cut()
-    cleo = behind(relay, window, stack)
+    cleo = open_behind(relay, window, stack)
     cleo.page.get_by_role("button", name="Cleo Santos").click()
     expect(cleo.alert).not_to_be_empty()
     relay.repair()
@@ -72,7 +72,7 @@ def test_a_lost_connection_is_said_also_when_it_was_never_there(window: OpenWind
     expect(cleo.alert).to_be_empty()
 
 
-def test_what_happens_during_a_query_is_not_lost_to_its_older_answer(
+def test_a_broadcast_during_a_query_is_not_overwritten_by_the_older_answer(
     window: OpenWindow, database: Connection, stack: Stack
 ) -> None:
     acme = organization_id(database, "org_acme")
@@ -91,7 +91,7 @@ def test_what_happens_during_a_query_is_not_lost_to_its_older_answer(
     cleo.page.get_by_role("button", name="Show more").click()
     cleo.wait_until(lambda: held)
     database.execute("update public.projects set title = 'Renamed' where title = 'On the second page'")
-    for title in ("First", "Last"):  # broadcasts come in the order of commits: the last one was not the only one
+    for title in ("First", "Last"):  # broadcasts arrive in commit order: after the last one, all have arrived
         database.execute("insert into public.projects (organization_id, title) values (%s, %s)", [acme, title])
     expect(cleo.titles.first).to_have_text("Last")
     [(route, older)] = held
@@ -102,8 +102,8 @@ def test_what_happens_during_a_query_is_not_lost_to_its_older_answer(
     expect(cleo.titles).to_have_text(expected)
 
 
-def short_tokens(window: Window, stack: Stack) -> list[str]:
-    """From now on the window's tokens live 5 s, not 60. Returns the list of them, which grows."""
+def shorten_tokens(window: Window, stack: Stack) -> list[str]:
+    """Makes the window's tokens live 5 s instead of 60. Returns a list to which each issued token is added."""
     issued: list[str] = []
 
     def shorten(route: Route) -> None:
@@ -116,20 +116,20 @@ def short_tokens(window: Window, stack: Stack) -> list[str]:
     return issued
 
 
-def test_the_page_outlives_its_tokens(window: OpenWindow, database: Connection, stack: Stack) -> None:
+def test_the_page_stays_live_when_its_tokens_expire(window: OpenWindow, database: Connection, stack: Stack) -> None:
     acme = organization_id(database, "org_acme")
     cleo = window()
-    issued = short_tokens(cleo, stack)
+    issued = shorten_tokens(cleo, stack)
     cleo.open().sign_in("Cleo Santos")
     first = len(issued)
-    # supabase-js asks for a token every 15 s, so Realtime closes the channels of these, and the page joins anew.
+    # supabase-js asks for a token only every 15 s, so Realtime closes the channels at 5 s and the page rejoins them.
     cleo.wait_until(lambda: LOST_MESSAGE in cleo.live_states() and cleo.live_states()[-1] == "Live")
     assert len(issued) > first
     database.execute("insert into public.projects (organization_id, title) values (%s, 'Still live')", [acme])
     expect(cleo.titles.first).to_have_text("Still live")
 
 
-def test_callers_at_the_same_time_share_one_request_for_a_token(window: OpenWindow, stack: Stack) -> None:
+def test_concurrent_callers_share_one_token_request(window: OpenWindow, stack: Stack) -> None:
     cleo = window()
     posted: list[str] = []
     cleo.page.on("request", lambda request: posted.append(request.url) if request.method == "POST" else None)
@@ -137,7 +137,7 @@ def test_callers_at_the_same_time_share_one_request_for_a_token(window: OpenWind
     assert posted.count(f"{stack.environment['CLERK_ISSUER']}/stand-in/tokens") == 1
 
 
-def test_tenants_hear_nothing_of_each_other(window: OpenWindow, database: Connection) -> None:
+def test_a_tenant_receives_nothing_about_another_tenant(window: OpenWindow, database: Connection) -> None:
     globex = organization_id(database, "org_globex")
     eve, cleo = window(), window().open().sign_in("Cleo Santos")
     wire = Wire(eve)
@@ -148,15 +148,15 @@ def test_tenants_hear_nothing_of_each_other(window: OpenWindow, database: Connec
     cleo.create("Acme's own")
     cleo.rename("Acme's own", "Acme's only")
     expect(cleo.project("Acme's only")).to_be_visible()
-    # Changes come in the order of commits: once Eve is told of this one, what she was not told of before never comes.
+    # Broadcasts arrive in commit order: once this change has reached Eve, earlier ones would have reached her too.
     database.execute("insert into public.projects (organization_id, title) values (%s, 'Globex''s own')", [globex])
     expect(eve.titles).to_have_text(["Globex's own", *before])
-    expect(eve.page.locator("#present-count")).to_have_text("1 here now")
+    expect(eve.page.locator("#present-count")).to_have_text("1 online")
     assert "Globex's own" in wire.received
     assert "Acme" not in wire.received
 
 
-def test_after_a_switch_only_the_new_organization_shows_and_is_listened_to(
+def test_after_a_switch_only_the_new_organization_is_shown_and_subscribed(
     window: OpenWindow, database: Connection
 ) -> None:
     acme, globex = (organization_id(database, each) for each in ("org_acme", "org_globex"))
@@ -184,12 +184,12 @@ JOIN_LEAVE_JOIN = """async ([url, key, token, topic]) => {
   const live = new Live(supabase.createClient(url, key, { accessToken: async () => token }), () => {});
   const joined = () => new Promise((resolve) => live.join(topic, { onSubscribed: () => resolve(true), onRefused() {} }));
   await joined();
-  live.keep([]);
+  live.leaveOthers([]);
   return await Promise.race([joined(), new Promise((resolve) => setTimeout(() => resolve(false), 5000))]);
 }"""
 
 
-def test_a_topic_may_be_joined_again_while_it_is_still_being_left(
+def test_a_topic_can_be_rejoined_while_it_is_still_being_left(
     window: OpenWindow, database: Connection, stack: Stack
 ) -> None:
     page = window().open().page
@@ -198,7 +198,7 @@ def test_a_topic_may_be_joined_again_while_it_is_still_being_left(
     assert page.evaluate(JOIN_LEAVE_JOIN, [*project, stack.token("user_cleo", "org_acme"), topic])
 
 
-def test_an_answer_that_comes_after_a_switch_is_not_shown(
+def test_an_answer_that_arrives_after_a_switch_is_not_shown(
     window: OpenWindow, database: Connection, stack: Stack
 ) -> None:
     acme, globex = (organization_id(database, each) for each in ("org_acme", "org_globex"))
@@ -220,24 +220,24 @@ def test_an_answer_that_comes_after_a_switch_is_not_shown(
     expect(ada.titles).to_have_text(titles_in(database, globex, 10))
 
 
-def test_who_is_removed_from_an_organization_sees_it_no_longer(window: OpenWindow, clerk: Callable[..., None]) -> None:
+def test_a_removed_member_no_longer_sees_the_organization(window: OpenWindow, clerk: Callable[..., None]) -> None:
     clerk("user.created", id="user_gus", first_name="Gus")
     clerk("organizationMembership.created", **membership("user_gus", "org_acme"))
     gus = window().open().sign_in("Gus")
-    expect(gus.member("Gus")).to_contain_text("here now")
+    expect(gus.member("Gus")).to_contain_text("online")
     clerk("organizationMembership.deleted", **membership("user_gus", "org_acme"))
-    expect(gus.alert).to_contain_text("You belong to no organization")
+    expect(gus.alert).to_contain_text("You are not a member of any organization")
     expect(gus.titles).to_have_count(0)
     clerk("user.deleted", id="user_gus")
 
 
-def test_who_is_banned_sees_nothing_once_the_token_is_over(
+def test_a_banned_person_sees_nothing_once_the_token_expires(
     window: OpenWindow, clerk: Callable[..., None], stack: Stack
 ) -> None:
     clerk("user.created", id="user_hal", first_name="Hal")
     clerk("organizationMembership.created", **membership("user_hal", "org_acme"))
     hal = window()
-    short_tokens(hal, stack)
+    shorten_tokens(hal, stack)
     hal.open().sign_in("Hal")
     clerk("user.updated", id="user_hal", banned=True)
     expect(hal.alert).to_contain_text("banned or deleted", timeout=10_000)
@@ -246,7 +246,7 @@ def test_who_is_banned_sees_nothing_once_the_token_is_over(
 
 
 class Wire:
-    """What goes over a window's WebSockets from now on."""
+    """Records the traffic of a window's WebSockets."""
 
     def __init__(self, window: Window) -> None:
         self.received = ""

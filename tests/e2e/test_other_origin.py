@@ -1,4 +1,4 @@
-"""A page on a port of its own, as a development server has it: what a browser lets it do, and another origin not."""
+"""A page on another port, as a development server has: an authorized origin works, any other origin reads nothing."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class BlankPage(BaseHTTPRequestHandler):
         self.wfile.write(b"<!doctype html><title>Page</title>")
 
     def log_message(self, *_: object) -> None:
-        """Nothing is printed."""
+        """Prints nothing."""
 
 
 @contextmanager
 def page_at(chromium: Browser, port: int) -> Iterator[Page]:
-    """A blank page of http://localhost and that port; 0 is any port that is free."""
+    """A blank page at http://localhost on that port; 0 means any free port."""
     with ThreadingHTTPServer(("127.0.0.1", port), BlankPage) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         page = chromium.new_page()

@@ -1,4 +1,4 @@
-"""The service under test: on the running stack where it should succeed, on failing stand-ins where it should not."""
+"""Fixtures for the service: on the running stack for success, on stand-ins for failures."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ENVIRONMENT = {
     "UPSTASH_REDIS_REST_TOKEN": "test",
 }
 
-# Only production insists on these.
+# Only production requires these.
 LEGAL = {
     "LEGAL_COMPANY": "Ballast & Sons Ltd",
     "LEGAL_ADDRESS": "1 Dock Road, 12345 Harbour",
@@ -44,30 +44,30 @@ LEGAL = {
 }
 
 MakeApp = Callable[..., Flask]
-Grown = Callable[[], Counter[str]]
+Growth = Callable[[], Counter[str]]
 
 
 @pytest.fixture
 def log() -> Iterator[io.StringIO]:
-    """What the service logs. That this is stderr is for test_gunicorn.py to show."""
+    """Collects the service's log. test_gunicorn.py shows that it goes to stderr."""
     yield io.StringIO()
     for handler in our_handlers():
         logging.root.removeHandler(handler)
 
 
 @pytest.fixture
-def cache_growth() -> Grown:
-    """What the cache has counted since the test began."""
+def cache_growth() -> Growth:
+    """Returns what the cache has counted since the test began."""
     return measure_growth(metrics.CACHE)
 
 
 @pytest.fixture
-def limits_growth() -> Grown:
-    """What the limits have counted since the test began."""
+def limits_growth() -> Growth:
+    """Returns what the limits have counted since the test began."""
     return measure_growth(metrics.LIMITS)
 
 
-def measure_growth(counter: PrometheusCounter) -> Grown:
+def measure_growth(counter: PrometheusCounter) -> Growth:
     def read() -> Counter[str]:
         samples = [sample for metric in counter.collect() for sample in metric.samples]
         return Counter({each.labels["what"]: int(each.value) for each in samples if each.name.endswith("_total")})
@@ -81,7 +81,7 @@ def our_handlers() -> list[logging.StreamHandler[io.StringIO]]:
 
 
 def make_in(environment: dict[str, str | None]) -> Flask:
-    """The app in that environment, where None removes a variable."""
+    """Creates the app in an environment. None removes a variable."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             if value is None:
@@ -93,7 +93,7 @@ def make_in(environment: dict[str, str | None]) -> Flask:
 
 @pytest.fixture
 def make_app(log: io.StringIO) -> MakeApp:
-    """Makes the app in our environment with changes."""
+    """Creates apps in the test environment with changes."""
 
     def make(**changes: str | None) -> Flask:
         app = make_in(ENVIRONMENT | LEGAL | changes)
@@ -111,7 +111,7 @@ def offline_app() -> Flask:
 
 @pytest.fixture
 def offline(offline_app: Flask, log: io.StringIO) -> FlaskClient:
-    """The service with nothing around it."""
+    """The service without a database, Redis or Clerk."""
     logs.configure()
     for handler in our_handlers():
         handler.setStream(log)
@@ -120,7 +120,7 @@ def offline(offline_app: Flask, log: io.StringIO) -> FlaskClient:
 
 @pytest.fixture
 def online(make_app: MakeApp, stack: Stack) -> FlaskClient:
-    """The service on the running stack; Svix's published secret is one of its secrets."""
+    """The service on the running stack. It also accepts the secret that Svix publishes as an example."""
     secrets = f"{stack.environment['CLERK_WEBHOOK_SECRETS']},{SECRET},{OLD_SECRET}"
     return make_app(**(stack.environment | {"CLERK_WEBHOOK_SECRETS": secrets})).test_client()
 
@@ -139,6 +139,6 @@ def issuer() -> Iterator[Issuer]:
 
 @pytest.fixture
 def log_lines(log: io.StringIO) -> Callable[[], list[dict[str, object]]]:
-    """Reads what was logged so far, but for the line that most of these tests have no Redis."""
+    """Returns the log lines so far, except the warning that Redis is missing, as it is in most of these tests."""
     lines = lambda: [json.loads(line) for line in log.getvalue().splitlines()]  # noqa: E731
     return lambda: [line for line in lines() if line["message"] != "redis does not answer"]

@@ -1,4 +1,4 @@
-"""The world outside the service: a signer like Svix, an issuer like Clerk, a server that fails in chosen ways."""
+"""Stand-ins for services outside: a signer like Svix, an issuer like Clerk, a server that fails in chosen ways."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def new_message_id() -> str:
 
 
 def signature(body: bytes, message_id: str, timestamp: str, secret: str = SECRET) -> str:
-    """As Svix documents it, and not by the package that checks it."""
+    """Signs as Svix documents it, without the package that the service uses to verify."""
     key = base64.b64decode(secret.removeprefix("whsec_"))
     content = f"{message_id}.{timestamp}.".encode() + body
     return "v1," + base64.b64encode(hmac.digest(key, content, hashlib.sha256)).decode()
 
 
 def sign(body: bytes, secret: str = SECRET, *, age: float = 0, message_id: str | None = None) -> dict[str, str]:
-    """The headers Svix sends with `body`; `age` is how many seconds ago it signed."""
+    """The headers that Svix sends with `body`, signed `age` seconds ago."""
     message_id = message_id or new_message_id()
     timestamp = str(int(time.time() - age))
     return {
@@ -47,7 +47,7 @@ def sign(body: bytes, secret: str = SECRET, *, age: float = 0, message_id: str |
 
 
 def event(kind: str = "email.created", **data: object) -> bytes:
-    """An event's body; of a kind that changes no rows unless another is named."""
+    """The body of an event. The default kind changes no rows."""
     return json.dumps({"data": data, "object": "event", "type": kind, "timestamp": int(time.time() * 1000)}).encode()
 
 
@@ -56,7 +56,7 @@ HANG_UP = None
 
 
 class Outside(ThreadingHTTPServer):
-    """A real HTTP server on a free port, whose `answer` a test chooses: it gets path, headers, body. None hangs up."""
+    """A real HTTP server on a free port. Tests set `answer(path, headers, body)`; None closes the connection."""
 
     daemon_threads = True
 
@@ -72,7 +72,7 @@ class Outside(ThreadingHTTPServer):
         super().process_request(request, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that gave up waiting is part of the tests."""
+        """Ignores errors: clients that time out are part of the tests."""
 
 
 class OutsideHandler(BaseHTTPRequestHandler):
@@ -100,7 +100,7 @@ class OutsideHandler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = do_CONNECT = handle_any  # noqa: N815 - http.server's names
 
     def log_message(self, format: str, *args: object) -> None:
-        """Silence."""
+        """Prints nothing."""
 
 
 @contextmanager
@@ -123,13 +123,13 @@ def rest_answer(value: object, status: int = 200) -> Answer:
 def stored_answer(
     outcome: str = "processed", *, users: Sequence[str] = (), organizations: Sequence[str] = ()
 ) -> Answer:
-    """What receive_clerk_event() returns of an event that it stored."""
+    """The answer of receive_clerk_event() for a stored event."""
     stored = {"message_id": "msg_test", "type": "email.created", "outcome": outcome, "lag_seconds": 1.5}
     return rest_answer(stored | {"users": users, "organizations": organizations})
 
 
 class Issuer:
-    """Clerk as far as tokens go: keys at a JWKS address, and tokens signed with any key, for any claims."""
+    """A stand-in for Clerk that issues tokens: keys at a JWKS URL, and tokens signed with any key, for any claims."""
 
     def __init__(self, server: Outside) -> None:
         self.server = server
@@ -142,7 +142,7 @@ class Issuer:
         self.server.answer = lambda *_: rest_answer(document)
 
     def claims(self, **changes: object) -> dict[str, object]:
-        """A version 2 token's claims. A change to None removes the claim."""
+        """The claims of a version 2 token. None removes a claim."""
         now = int(time.time())
         claims = {
             "iss": self.url, "sub": "user_test", "sid": "sess_test", "sts": "active", "v": 2, "jti": "j",

@@ -1,4 +1,4 @@
-"""`GET /api/v1/organizations/{id}/audit.csv`: who gets it, what is in it, and that half of it never looks whole."""
+"""`GET /api/v1/organizations/{id}/audit.csv`: permissions, content, and that a partial file never looks complete."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def url(acme: str) -> str:
 
 
 @pytest.mark.parametrize("person", ["user_ada", "user_ben"])
-def test_owners_and_admins_read_who_did_what(
+def test_owners_and_admins_read_the_audit_trail(
     online: FlaskClient, stack: Stack, acme: str, url: str, person: str
 ) -> None:
     response = online.get(url, headers=as_caller(stack.token(person, "org_acme")))
@@ -81,7 +81,7 @@ def test_owners_and_admins_read_who_did_what(
         ("user_eve", "org_globex", True),
     ],
 )
-def test_nobody_else_does(
+def test_other_roles_cannot_read_the_audit_trail(
     online: FlaskClient, stack: Stack, url: str, person: str, tenant: str, second_factor: bool
 ) -> None:
     response = online.get(url, headers=as_caller(stack.token(person, tenant, second_factor=second_factor)))
@@ -89,13 +89,13 @@ def test_nobody_else_does(
     assert response.json["permission"] == "audit:read"
 
 
-def test_another_tenant_and_none_are_not_told_apart(online: FlaskClient, stack: Stack, url: str) -> None:
+def test_another_tenant_and_a_missing_one_get_the_same_answer(online: FlaskClient, stack: Stack, url: str) -> None:
     headers = as_caller(stack.token("user_eve", "org_globex"))
     another, nowhere = (online.get(each, headers=headers).json for each in (url, UNKNOWN_ORGANIZATION_URL))
     assert another | {"request_id": ""} == nowhere | {"request_id": ""}
 
 
-def test_what_a_spreadsheet_would_run_is_text(
+def test_spreadsheet_formulas_are_escaped(
     online: FlaskClient, stack: Stack, database: psycopg.Connection[Any], acme: str, url: str
 ) -> None:
     formula, spaced, harmless = '=HYPERLINK("http://evil.example","Click")', " '=1+1", 'say "no", twice'
@@ -107,13 +107,15 @@ def test_what_a_spreadsheet_would_run_is_text(
     database.execute("insert into public.projects (organization_id, title) values (%s, %s)", [acme, formula])
     database.execute("delete from public.projects where title = %s", [formula])
     response = online.get(url, headers=as_caller(stack.token("user_ada", "org_acme")))
-    assert response.text.count(f"{json.dumps({'title': formula})}".replace('"', '""')) == 2  # which no spreadsheet runs
+    assert (
+        response.text.count(f"{json.dumps({'title': formula})}".replace('"', '""')) == 2
+    )  # JSON cells, which no spreadsheet runs
     kinds = {entry["resource_type"] for entry in rows(response.text)}
     assert {f"'{formula}", "' '=1+1", harmless} <= kinds
     assert not {formula, spaced} & kinds
 
 
-def test_a_range_has_its_first_moment_and_not_its_last(
+def test_a_range_includes_its_start_and_excludes_its_end(
     online: FlaskClient, stack: Stack, database: psycopg.Connection[Any], acme: str, url: str
 ) -> None:
     database.execute(
@@ -127,7 +129,7 @@ def test_a_range_has_its_first_moment_and_not_its_last(
     assert 'filename="audit-20210501T010000Z-20210501T030000Z.csv"' in response.headers["Content-Disposition"]
 
 
-def test_2500_entries_of_few_moments_come_once_each_and_in_order(
+def test_2500_entries_with_equal_times_come_once_each_and_in_order(
     online: FlaskClient, stack: Stack, database: psycopg.Connection[Any], acme: str, url: str
 ) -> None:
     database.execute(
@@ -148,7 +150,7 @@ def test_2500_entries_of_few_moments_come_once_each_and_in_order(
 
 
 @pytest.mark.parametrize("key", ["SUPABASE_PUBLISHABLE_KEY", "a person's token"])
-def test_only_the_service_may_ask_for_pages(stack: Stack, acme: str, key: str) -> None:
+def test_only_the_service_may_read_pages(stack: Stack, acme: str, key: str) -> None:
     headers = {"apikey": stack.environment["SUPABASE_PUBLISHABLE_KEY"]}
     if key == "a person's token":
         headers |= as_caller(stack.token("user_ada", "org_acme"))
@@ -166,7 +168,7 @@ def client(make_app: MakeApp, outside: Outside, issuer: Issuer) -> FlaskClient:
 
 
 def data_api(pages: int, last: Answer | None = HANG_UP) -> Callable[[str, Any, bytes], Answer | None]:
-    """Permits everybody, and has that many full pages before its last answer."""
+    """A stand-in for the database: permits every caller, returns `pages` full pages, then the last answer."""
     served = 0
 
     def answer(path: str, headers: Any, body: bytes) -> Answer | None:
@@ -193,7 +195,7 @@ FULL_PAGE = [
 ]
 
 
-def test_without_a_token_nothing_is_asked(client: FlaskClient, outside: Outside) -> None:
+def test_without_a_token_the_database_is_not_called(client: FlaskClient, outside: Outside) -> None:
     assert client.get(UNKNOWN_ORGANIZATION_URL).status_code == 401
     assert outside.requests == []
 
@@ -206,9 +208,7 @@ def test_without_a_token_nothing_is_asked(client: FlaskClient, outside: Outside)
         "to=0001-01-01T00:00:00Z", "from=0001-01-01T00:00:00%2B14:00", "from=%00",
     ],
 )  # fmt: skip
-def test_a_range_that_is_none_is_the_callers_mistake(
-    client: FlaskClient, outside: Outside, issuer: Issuer, query: str
-) -> None:
+def test_an_invalid_range_is_a_client_error(client: FlaskClient, outside: Outside, issuer: Issuer, query: str) -> None:
     outside.answer = data_api(1)
     response = client.get(f"{UNKNOWN_ORGANIZATION_URL}?{query}", headers=as_caller(issuer.token()))
     assert (response.status_code, response.json["type"]) == (400, "urn:problem:ballast:range-invalid")
@@ -216,7 +216,7 @@ def test_a_range_that_is_none_is_the_callers_mistake(
 
 
 @pytest.mark.parametrize("pages", [0, -1])
-def test_a_database_that_does_not_begin_is_an_ordinary_problem(
+def test_a_failure_before_the_first_page_is_an_ordinary_problem(
     client: FlaskClient, outside: Outside, issuer: Issuer, pages: int
 ) -> None:
     outside.answer = data_api(0) if pages == 0 else lambda *_: HANG_UP
@@ -224,7 +224,7 @@ def test_a_database_that_does_not_begin_is_an_ordinary_problem(
     assert (response.status_code, response.json["type"]) == (503, "urn:problem:ballast:database-unavailable")
 
 
-def test_a_page_is_asked_for_when_the_one_before_was_taken_and_memory_stays(
+def test_pages_are_read_one_at_a_time_in_constant_memory(
     client: FlaskClient, outside: Outside, issuer: Issuer, log_lines: Callable[[], list[dict[str, object]]]
 ) -> None:
     outside.answer = data_api(95, rest_answer([]))
@@ -244,7 +244,7 @@ def test_a_page_is_asked_for_when_the_one_before_was_taken_and_memory_stays(
         _, most_of_all = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert most_of_all < 3 * most_of_ten_pages  # of nine times as many
+    assert most_of_all < 3 * most_of_ten_pages  # for nine times as many pages
     assert [(line["message"], line["request_id"]) for line in log_lines()] == [
         ("request", "mine"),
         ("audit export", "mine"),
@@ -252,7 +252,7 @@ def test_a_page_is_asked_for_when_the_one_before_was_taken_and_memory_stays(
     assert log_lines()[-1]["entries"] == 95 * PAGE
 
 
-def test_a_database_that_dies_midway_leaves_a_body_without_an_end(tmp_path: Path, issuer: Issuer) -> None:
+def test_a_database_failure_midway_leaves_an_incomplete_body(tmp_path: Path, issuer: Issuer) -> None:
     with start_gunicorn(tmp_path, CLERK_ISSUER=issuer.url) as service:
         service.database.answer = data_api(2)
         received: list[bytes] = []
@@ -263,7 +263,7 @@ def test_a_database_that_dies_midway_leaves_a_body_without_an_end(tmp_path: Path
             with pytest.raises(httpx.RemoteProtocolError, match="incomplete chunked read"):
                 received.extend(response.iter_bytes())
         assert b"".join(received).count(b"\r\n") == 1 + 2 * PAGE
-        [broken] = [line for line in service.lines() if line["message"] == "audit export broke off"]
+        [broken] = [line for line in service.lines() if line["message"] == "audit export aborted"]
         assert (broken["level"], broken["entries"], broken["request_id"]) == (
             "error", 2 * PAGE, response.headers["X-Request-Id"],
         )  # fmt: skip

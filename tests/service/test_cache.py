@@ -1,4 +1,4 @@
-"""The cache: one round trip, never older than a change, never an error."""
+"""The cache: a hit costs one round trip, no answer is older than a change, and no failure reaches the caller."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from service.breaker import Breaker
 from service.cache import Cache, Scopes
 from service.components import components
 from tests.conftest import Stack
-from tests.service.conftest import UNUSED_URL, Grown, MakeApp
+from tests.service.conftest import UNUSED_URL, Growth, MakeApp
 from tests.service.outside import (
     HANG_UP,
     Answer,
@@ -41,7 +41,7 @@ URL = "/api/v1/me"
 
 
 class Database:
-    """What is cached: one value, which counts who reads it."""
+    """A stand-in for the database: holds one value and counts its reads."""
 
     def __init__(self) -> None:
         self.value = 0
@@ -75,7 +75,7 @@ def namespace() -> str:
 
 
 @pytest.fixture
-def cache_under_test(redis: Redis, namespace: str) -> Cache:
+def redis_cache(redis: Redis, namespace: str) -> Cache:
     return Cache(Breaker(redis), namespace)
 
 
@@ -84,147 +84,143 @@ def database() -> Database:
     return Database()
 
 
-def about(scopes: Scopes) -> Callable[[object], Scopes]:
+def with_scopes(scopes: Scopes) -> Callable[[object], Scopes]:
     return lambda _: scopes
 
 
-def fetch(cache_under_test: Cache, database: Database, facts: tuple[object, ...] = ("user_ada",), **how: bool) -> Any:
-    return cache_under_test.fetch(KIND, facts, database.read, about(BOTH), **how)["value"]
+def fetch(redis_cache: Cache, database: Database, inputs: tuple[object, ...] = ("user_ada",), **options: bool) -> Any:
+    return redis_cache.fetch(KIND, inputs, database.read, with_scopes(BOTH), **options)["value"]
 
 
-# --- what is kept, and for whom ---
+# --- what is cached, and for how long ---
 
 
-def test_a_second_reader_is_not_the_databases_business(
-    cache_under_test: Cache, database: Database, cache_growth: Grown
-) -> None:
-    assert [fetch(cache_under_test, database) for _ in range(3)] == [0, 0, 0]
+def test_a_second_reader_gets_the_cached_answer(redis_cache: Cache, database: Database, cache_growth: Growth) -> None:
+    assert [fetch(redis_cache, database) for _ in range(3)] == [0, 0, 0]
     assert database.calls == 1
     assert cache_growth() == {"hits": 2, "misses": 1}
 
 
-def test_other_facts_another_version_or_another_installation_have_answers_of_their_own(
-    cache_under_test: Cache, redis: Redis, database: Database
+def test_other_inputs_versions_or_installations_have_separate_answers(
+    redis_cache: Cache, redis: Redis, database: Database
 ) -> None:
-    for facts in (("user_ada", True), ("user_ada", False), ("user_ada", None), ("user_ben", True)):
-        fetch(cache_under_test, database, facts=facts)
-    cache_under_test.fetch("test:2", ("user_ada", True), database.read, about(ADA))
-    Cache(Breaker(redis), "another").fetch(KIND, ("user_ada", secrets.token_hex(4)), database.read, about(ADA))
+    for inputs in (("user_ada", True), ("user_ada", False), ("user_ada", None), ("user_ben", True)):
+        fetch(redis_cache, database, inputs=inputs)
+    redis_cache.fetch("test:2", ("user_ada", True), database.read, with_scopes(ADA))
+    Cache(Breaker(redis), "another").fetch(KIND, ("user_ada", secrets.token_hex(4)), database.read, with_scopes(ADA))
     assert database.calls == 6
 
 
 @pytest.mark.parametrize("changed", [{"users": ["user_ada"]}, {"organizations": ["org_acme"]}], ids=str)
-def test_a_change_of_what_an_answer_speaks_of_ends_it(
-    cache_under_test: Cache, database: Database, changed: dict[str, list[str]]
+def test_a_change_of_a_scope_invalidates_the_answer(
+    redis_cache: Cache, database: Database, changed: dict[str, list[str]]
 ) -> None:
-    fetch(cache_under_test, database)
+    fetch(redis_cache, database)
     database.value = 1
-    cache_under_test.invalidate(**changed)
-    assert [fetch(cache_under_test, database), fetch(cache_under_test, database)] == [1, 1]
+    redis_cache.invalidate(**changed)
+    assert [fetch(redis_cache, database), fetch(redis_cache, database)] == [1, 1]
     assert database.calls == 2
 
 
-def test_a_change_of_something_else_does_not(cache_under_test: Cache, database: Database) -> None:
-    fetch(cache_under_test, database)
-    cache_under_test.invalidate(users=["user_ben", "org_acme"], organizations=["org_globex", "user_ada"])
-    fetch(cache_under_test, database)
+def test_a_change_of_another_scope_does_not_invalidate_it(redis_cache: Cache, database: Database) -> None:
+    fetch(redis_cache, database)
+    redis_cache.invalidate(users=["user_ben", "org_acme"], organizations=["org_globex", "user_ada"])
+    fetch(redis_cache, database)
     assert database.calls == 1
 
 
-def test_an_answer_computed_across_a_change_is_not_taken(cache_under_test: Cache, database: Database) -> None:
+def test_an_answer_computed_across_a_change_is_not_stored(redis_cache: Cache, database: Database) -> None:
     def read() -> dict[str, Any]:
         found = database.read()
         if database.calls == 1:
             database.value = 1
-            cache_under_test.invalidate(organizations=["org_acme"])
+            redis_cache.invalidate(organizations=["org_acme"])
         return found
 
-    first = cache_under_test.fetch(KIND, ("x",), read, about(BOTH))
-    assert (first["value"], cache_under_test.fetch(KIND, ("x",), read, about(BOTH))["value"]) == (0, 1)
+    first = redis_cache.fetch(KIND, ("x",), read, with_scopes(BOTH))
+    assert (first["value"], redis_cache.fetch(KIND, ("x",), read, with_scopes(BOTH))["value"]) == (0, 1)
 
 
-def test_who_asks_anew_is_answered_by_the_database_and_others_hear_of_it(
-    cache_under_test: Cache, database: Database
-) -> None:
-    fetch(cache_under_test, database)
+def test_a_refresh_reads_the_database_and_updates_the_cache(redis_cache: Cache, database: Database) -> None:
+    fetch(redis_cache, database)
     database.value = 1
     assert [
-        fetch(cache_under_test, database),
-        fetch(cache_under_test, database, refresh=True),
-        fetch(cache_under_test, database),
+        fetch(redis_cache, database),
+        fetch(redis_cache, database, refresh=True),
+        fetch(redis_cache, database),
     ] == [0, 1, 1]
 
 
-def test_a_failure_is_not_kept_and_holds_nobody_up(cache_under_test: Cache, database: Database) -> None:
+def test_a_failure_is_not_cached(redis_cache: Cache, database: Database) -> None:
     def fail() -> dict[str, Any]:
         raise LookupError("banned")
 
     with pytest.raises(LookupError):
-        cache_under_test.fetch(KIND, ("user_ada",), fail, about(ADA))
+        redis_cache.fetch(KIND, ("user_ada",), fail, with_scopes(ADA))
     began = time.monotonic()
-    assert fetch(cache_under_test, database) == 0
+    assert fetch(redis_cache, database) == 0
     assert time.monotonic() - began < 0.5
 
 
-def test_what_is_not_to_be_kept_is_not(cache_under_test: Cache, database: Database) -> None:
+def test_a_value_without_scopes_is_not_cached(redis_cache: Cache, database: Database) -> None:
     for _ in range(2):
-        cache_under_test.fetch(KIND, ("user_ada",), database.read, lambda _: None)
+        redis_cache.fetch(KIND, ("user_ada",), database.read, lambda _: None)
     assert database.calls == 2
 
 
-def test_an_answer_ends_by_itself(
-    cache_under_test: Cache, database: Database, redis: Redis, monkeypatch: pytest.MonkeyPatch
+def test_an_answer_expires(
+    redis_cache: Cache, database: Database, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "LIFE_SECONDS", 0.2)
-    fetch(cache_under_test, database)
+    fetch(redis_cache, database)
     time.sleep(0.3)
-    fetch(cache_under_test, database)
+    fetch(redis_cache, database)
     assert database.calls == 2
 
 
-def test_lives_differ_and_none_is_much_longer_than_a_minute(
-    cache_under_test: Cache, database: Database, redis: Redis
-) -> None:
+def test_lifetimes_vary_and_stay_near_a_minute(redis_cache: Cache, database: Database, redis: Redis) -> None:
     for number in range(20):
-        fetch(cache_under_test, database, facts=(number,))
-    lives = [redis.pttl(key) for key in redis.keys(f"{cache_under_test._prefix}:test:1:*")]
+        fetch(redis_cache, database, inputs=(number,))
+    lives = [redis.pttl(key) for key in redis.keys(f"{redis_cache._prefix}:test:1:*")]
     assert len(lives) == 20
     assert 50_000 < min(lives) < max(lives) <= 66_000
     assert max(lives) - min(lives) > 2_000
 
 
-def test_redis_hears_of_nobody_by_id_and_forgets(cache_under_test: Cache, database: Database, redis: Redis) -> None:
-    fetch(cache_under_test, database)
-    cache_under_test.invalidate(*BOTH)
-    keys = redis.keys(f"{cache_under_test._prefix}:*")
+def test_redis_stores_no_ids_and_every_key_expires(redis_cache: Cache, database: Database, redis: Redis) -> None:
+    fetch(redis_cache, database)
+    redis_cache.invalidate(*BOTH)
+    keys = redis.keys(f"{redis_cache._prefix}:*")
     assert len(keys) == 4
     assert not [key for key in keys if "ada" in key or "acme" in key]
-    assert [key for key in keys if redis.ttl(key) < 0] == [f"{cache_under_test._prefix}:clock"]
+    assert [key for key in keys if redis.ttl(key) < 0] == [f"{redis_cache._prefix}:clock"]
 
 
-def test_a_redis_that_lost_everything_does_not_bring_old_answers_back(
-    cache_under_test: Cache, database: Database, redis: Redis
+def test_old_answers_do_not_return_after_redis_lost_its_data(
+    redis_cache: Cache, database: Database, redis: Redis
 ) -> None:
     def read() -> dict[str, Any]:
         found = database.read()
         if database.calls == 1:
-            redis.delete(*redis.keys(f"{cache_under_test._prefix}:*"))
+            redis.delete(*redis.keys(f"{redis_cache._prefix}:*"))
             database.value = 1
-            cache_under_test.invalidate(*ADA)
+            redis_cache.invalidate(*ADA)
         return found
 
-    cache_under_test.fetch(KIND, ("user_ada",), read, about(ADA))
-    assert cache_under_test.fetch(KIND, ("user_ada",), read, about(ADA))["value"] == 1
+    redis_cache.fetch(KIND, ("user_ada",), read, with_scopes(ADA))
+    assert redis_cache.fetch(KIND, ("user_ada",), read, with_scopes(ADA))["value"] == 1
 
 
-# --- many at once ---
+# --- concurrency ---
 
 
-def test_no_reader_ever_sees_what_was_before_a_change_that_was_told_before_it_asked(
-    stack: Stack, namespace: str, cache_growth: Grown
+def test_no_reader_sees_a_value_older_than_an_earlier_invalidation(
+    stack: Stack, namespace: str, cache_growth: Growth
 ) -> None:
-    """Threads of two processes read while a third writes and tells. The database has two clocks, which an answer reads
-    with a pause between them, as slow transactions do."""
+    """Threads of two processes read while a third process writes and invalidates.
+
+    A read of the database takes 4 ms, so that it often overlaps with a write.
+    """
     environment = stack.environment
     caches = [
         Cache(Breaker(redis_at(environment["UPSTASH_REDIS_REST_URL"], environment["UPSTASH_REDIS_REST_TOKEN"])), namespace)
@@ -232,38 +228,38 @@ def test_no_reader_ever_sees_what_was_before_a_change_that_was_told_before_it_as
     ]  # fmt: skip
     database = Database()
     database.seconds = 0.004
-    told = 0
+    invalidated = 0
     stale: list[tuple[int, int]] = []
     reads = 0
-    gives_up = time.monotonic() + 60
+    deadline = time.monotonic() + 60
 
-    def goes_on() -> bool:
-        """For so long that there is something to see, however busy the machine is."""
-        return (reads <= 300 or told <= 30 or cache_growth()["hits"] <= 20) and time.monotonic() < gives_up
+    def should_continue() -> bool:
+        """Runs until enough reads, writes and hits have happened, even on a busy machine."""
+        return (reads <= 300 or invalidated <= 30 or cache_growth()["hits"] <= 20) and time.monotonic() < deadline
 
     def write() -> None:
-        nonlocal told
-        while goes_on():
+        nonlocal invalidated
+        while should_continue():
             database.value += 1
             caches[2].invalidate(**({"users": ["user_ada"]} if database.value % 2 else {"organizations": ["org_acme"]}))
-            told = database.value
+            invalidated = database.value
             time.sleep(0.02)
 
-    def read(cache_under_test: Cache) -> None:
+    def read(redis_cache: Cache) -> None:
         nonlocal reads
-        while goes_on():
-            least = told
-            found = fetch(cache_under_test, database)
+        while should_continue():
+            expected = invalidated
+            found = fetch(redis_cache, database)
             reads += 1
-            if found < least:
-                stale.append((found, least))
+            if found < expected:
+                stale.append((found, expected))
 
     with ThreadPoolExecutor(13) as threads:
         threads.submit(write)
         for number in range(12):
             threads.submit(read, caches[number % 2])
     assert stale == []
-    assert told > 20
+    assert invalidated > 20
     assert reads > 100
     assert cache_growth()["hits"] > 10
 
@@ -279,7 +275,7 @@ def failing(outside: Outside) -> Cache:
 NONSENSE = {
     "hangs up": HANG_UP,
     "an error": rest_answer({"error": "ERR out of memory"}, 400),
-    "no JSON": (200, {}, b"<html>"),
+    "not JSON": (200, {}, b"<html>"),
     "502": (502, {}, b"<html>"),
     "not a list": rest_answer({"result": 5}),
     "null": rest_answer({"result": None}),
@@ -294,8 +290,8 @@ NONSENSE = {
 
 
 @pytest.mark.parametrize("answer", NONSENSE.values(), ids=NONSENSE)
-def test_nonsense_is_no_answer_and_no_error(
-    failing: Cache, outside: Outside, database: Database, cache_growth: Grown, answer: Answer | None
+def test_a_malformed_answer_of_redis_is_ignored(
+    failing: Cache, outside: Outside, database: Database, cache_growth: Growth, answer: Answer | None
 ) -> None:
     outside.answer = lambda *_: answer
     assert [fetch(failing, database) for _ in range(5)] == [0] * 5
@@ -303,21 +299,21 @@ def test_nonsense_is_no_answer_and_no_error(
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "[]", "{}", "null", '{"value": ', "[" * 50_000])
-def test_a_kept_value_that_is_none_is_computed_anew(
-    cache_under_test: Cache, redis: Redis, database: Database, text: str
+def test_a_malformed_cached_value_is_computed_again(
+    redis_cache: Cache, redis: Redis, database: Database, text: str
 ) -> None:
     def scopes(value: object) -> Scopes | None:
         return ADA if isinstance(value, dict) and "value" in value else None
 
-    cache_under_test.fetch(KIND, ("user_ada",), database.read, scopes)
-    [key] = redis.keys(f"{cache_under_test._prefix}:test:*")
+    redis_cache.fetch(KIND, ("user_ada",), database.read, scopes)
+    [key] = redis.keys(f"{redis_cache._prefix}:test:*")
     redis.eval("return redis.call('HSET', KEYS[1], 'value', ARGV[1])", [key], [text])
-    assert cache_under_test.fetch(KIND, ("user_ada",), database.read, scopes) == {"value": 0}
-    assert cache_under_test.fetch(KIND, ("user_ada",), database.read, scopes) == {"value": 0}
+    assert redis_cache.fetch(KIND, ("user_ada",), database.read, scopes) == {"value": 0}
+    assert redis_cache.fetch(KIND, ("user_ada",), database.read, scopes) == {"value": 0}
     assert database.calls == 2
 
 
-def test_a_slow_redis_is_waited_for_once(failing: Cache, outside: Outside, database: Database) -> None:
+def test_a_slow_redis_delays_only_one_request(failing: Cache, outside: Outside, database: Database) -> None:
     outside.answer = lambda *_: time.sleep(2) or HANG_UP  # type: ignore[func-returns-value]
     began = time.monotonic()
     for _ in range(50):
@@ -326,7 +322,7 @@ def test_a_slow_redis_is_waited_for_once(failing: Cache, outside: Outside, datab
     assert len(outside.requests) == 1
 
 
-def test_each_pause_is_longer_and_one_reader_ends_it(
+def test_each_pause_is_longer_and_ends_with_one_probe(
     outside: Outside, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(breaker, "FIRST_PAUSE_SECONDS", 0.05)
@@ -335,7 +331,7 @@ def test_each_pause_is_longer_and_one_reader_ends_it(
     ends = time.monotonic() + 1
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda _: _until(ends, lambda: fetch(failing, database)), range(8)))
-    assert 3 <= len(outside.requests) <= 8 + 6  # those under way at first, then after 0.05, 0.1, 0.2, 0.4, 0.8 s
+    assert 3 <= len(outside.requests) <= 8 + 6  # 8 in flight at first, then one probe after 0.05, 0.1, 0.2, 0.4, 0.8 s
 
 
 def _until(ends: float, act: Callable[[], object]) -> None:
@@ -344,23 +340,23 @@ def _until(ends: float, act: Callable[[], object]) -> None:
         time.sleep(0.001)
 
 
-def test_redis_is_used_again_once_it_answers(
-    stack: Stack, outside: Outside, database: Database, cache_growth: Grown, monkeypatch: pytest.MonkeyPatch
+def test_redis_is_used_again_after_it_recovers(
+    stack: Stack, outside: Outside, database: Database, cache_growth: Growth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(breaker, "FIRST_PAUSE_SECONDS", 0.05)
     with relay(stack, outside) as link:
-        cache_under_test = Cache(Breaker(link.redis()), secrets.token_hex(4))
-        fetch(cache_under_test, database)
+        redis_cache = Cache(Breaker(link.redis()), secrets.token_hex(4))
+        fetch(redis_cache, database)
         link.cut = True
-        assert [fetch(cache_under_test, database) for _ in range(3)] == [0, 0, 0]
+        assert [fetch(redis_cache, database) for _ in range(3)] == [0, 0, 0]
         link.cut = False
         time.sleep(0.1)
-        fetch(cache_under_test, database)
+        fetch(redis_cache, database)
     assert (cache_growth()["hits"], database.calls) == (1, 4)
 
 
 class Link:
-    """A way to the stack's Redis that can be cut."""
+    """A connection to the stack's Redis that can be cut."""
 
     def __init__(self, stack: Stack, outside: Outside) -> None:
         self.cut = False
@@ -379,7 +375,7 @@ class Link:
         return answer.status_code, {}, answer.content
 
 
-class relay:  # noqa: N801 - reads as a function
+class relay:  # noqa: N801 - used like a function
     def __init__(self, stack: Stack, outside: Outside) -> None:
         self._link = Link(stack, outside)
 
@@ -390,13 +386,13 @@ class relay:  # noqa: N801 - reads as a function
         self._link._http.close()
 
 
-def test_a_change_that_redis_missed_is_known_here_at_once_and_elsewhere_when_older_answers_have_expired(
+def test_a_change_that_redis_missed_is_seen_here_at_once_and_elsewhere_after_expiry(
     stack: Stack,
     outside: Outside,
     redis: Redis,
     namespace: str,
     database: Database,
-    cache_growth: Grown,
+    cache_growth: Growth,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cache, "LIFE_SECONDS", 1.0)
@@ -413,7 +409,7 @@ def test_a_change_that_redis_missed_is_known_here_at_once_and_elsewhere_when_old
         link.cut = False
         while fetch(elsewhere, database) != 1:
             assert fetch(here, database) == 1
-            assert time.monotonic() < changed_at + 1.1 + 0.5  # an answer's longest life, and a slow machine
+            assert time.monotonic() < changed_at + 1.1 + 0.5  # an answer's longest life, plus time for a slow machine
         assert fetch(here, database) == 1
         time.sleep(max(0.0, changed_at + 1.2 - time.monotonic()))
         hits = cache_growth()["hits"]
@@ -421,12 +417,12 @@ def test_a_change_that_redis_missed_is_known_here_at_once_and_elsewhere_when_old
         assert cache_growth()["hits"] == hits + 1  # it trusts Redis again
 
 
-def test_an_answers_life_starts_before_the_database_is_asked(
-    cache_under_test: Cache, database: Database, redis: Redis
+def test_an_answers_lifetime_starts_before_the_database_is_read(
+    redis_cache: Cache, database: Database, redis: Redis
 ) -> None:
     database.seconds = 0.5
-    fetch(cache_under_test, database)
-    [key] = redis.keys(f"{cache_under_test._prefix}:test:*")
+    fetch(redis_cache, database)
+    [key] = redis.keys(f"{redis_cache._prefix}:test:*")
     assert redis.pttl(key) <= 66_000 - 500
 
 
@@ -438,7 +434,7 @@ def as_caller(token: str, **headers: str) -> dict[str, str]:
 
 
 class Sessions:
-    """The database as far as sessions go: start_session() answers by the token's claims, receive_clerk_event() by what was set."""
+    """A stand-in for the database: start_session() uses the token's claims, receive_clerk_event() the changed ids set here."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -472,7 +468,7 @@ def sessions() -> Sessions:
 
 @pytest.fixture
 def client(make_app: MakeApp, stack: Stack, issuer: Issuer, sessions: Sessions) -> Iterator[FlaskClient]:
-    """The service with the stack's Redis and a database that counts."""
+    """The service with the stack's Redis and a stand-in for the database that counts calls."""
     names = ("UPSTASH_REDIS_REST_URL", "UPSTASH_REDIS_REST_TOKEN")
     with running_outside() as database:
         database.answer = sessions.answer
@@ -485,7 +481,7 @@ def new_person() -> str:
     return f"user_{secrets.token_hex(8)}"
 
 
-def test_me_is_answered_without_the_database_the_second_time(
+def test_a_second_me_request_is_answered_from_the_cache(
     client: FlaskClient, issuer: Issuer, sessions: Sessions
 ) -> None:
     user_id = new_person()
@@ -495,7 +491,7 @@ def test_me_is_answered_without_the_database_the_second_time(
 
 
 @pytest.mark.parametrize("subject", ["person", "organization"])
-def test_what_an_event_changed_is_seen_at_once(
+def test_a_change_by_an_event_is_visible_at_once(
     client: FlaskClient, issuer: Issuer, sessions: Sessions, subject: str
 ) -> None:
     user_id = new_person()
@@ -511,14 +507,14 @@ def test_what_an_event_changed_is_seen_at_once(
     assert found["profile"]["full_name"] == "Countess"
 
 
-def test_no_cache_asks_the_database(client: FlaskClient, issuer: Issuer, sessions: Sessions) -> None:
+def test_no_cache_bypasses_the_cache(client: FlaskClient, issuer: Issuer, sessions: Sessions) -> None:
     token = issuer.token(sub=new_person())
     for _ in range(2):
         client.get(URL, headers=as_caller(token, Cache_Control="no-cache"))
     assert sessions.calls == 2
 
 
-def test_another_second_factor_or_organization_is_another_answer(
+def test_another_second_factor_or_organization_has_a_separate_answer(
     client: FlaskClient, issuer: Issuer, sessions: Sessions
 ) -> None:
     sessions.organizations.append("org_other")
@@ -530,7 +526,7 @@ def test_another_second_factor_or_organization_is_another_answer(
     assert sessions.calls == 4
 
 
-def test_a_session_whose_active_organization_the_database_does_not_know_is_not_kept(
+def test_a_session_with_an_unknown_active_organization_is_not_cached(
     client: FlaskClient, issuer: Issuer, sessions: Sessions
 ) -> None:
     sessions.organizations = []
@@ -540,7 +536,7 @@ def test_a_session_whose_active_organization_the_database_does_not_know_is_not_k
     assert sessions.calls == 2
 
 
-def test_a_refusal_is_not_kept(client: FlaskClient, issuer: Issuer, sessions: Sessions) -> None:
+def test_a_refusal_is_not_cached(client: FlaskClient, issuer: Issuer, sessions: Sessions) -> None:
     sessions.refusal = rest_answer({"code": "PT403", "message": "banned", "hint": None}, 403)
     token = issuer.token(sub=new_person())
     assert client.get(URL, headers=as_caller(token)).status_code == 403
@@ -548,14 +544,14 @@ def test_a_refusal_is_not_kept(client: FlaskClient, issuer: Issuer, sessions: Se
     assert client.get(URL, headers=as_caller(token)).status_code == 200
 
 
-def test_a_kept_session_does_not_let_in_whose_token_is_not_good(client: FlaskClient, issuer: Issuer) -> None:
+def test_a_cached_session_does_not_admit_an_invalid_token(client: FlaskClient, issuer: Issuer) -> None:
     user_id = new_person()
     assert client.get(URL, headers=as_caller(issuer.token(sub=user_id))).status_code == 200
     refused = [issuer.token(sub=user_id, exp=1), issuer.token(sub=user_id, sts="pending"), "nonsense"]
     assert [client.get(URL, headers=as_caller(token)).status_code for token in refused] == [401, 403, 401]
 
 
-def test_redis_never_holds_a_token(client: FlaskClient, issuer: Issuer, redis: Redis) -> None:
+def test_redis_never_stores_a_token(client: FlaskClient, issuer: Issuer, redis: Redis) -> None:
     token = issuer.token(sub=new_person())
     client.get(URL, headers=as_caller(token))
     with client.application.app_context():
@@ -565,9 +561,7 @@ def test_redis_never_holds_a_token(client: FlaskClient, issuer: Issuer, redis: R
     assert token not in str(values)
 
 
-def test_without_redis_me_is_answered_all_the_same(
-    make_app: MakeApp, outside: Outside, issuer: Issuer, sessions: Sessions
-) -> None:
+def test_me_works_without_redis(make_app: MakeApp, outside: Outside, issuer: Issuer, sessions: Sessions) -> None:
     outside.answer = sessions.answer
     client = make_app(
         SUPABASE_URL=outside.url, CLERK_ISSUER=issuer.url, UPSTASH_REDIS_REST_URL=UNUSED_URL
@@ -577,9 +571,7 @@ def test_without_redis_me_is_answered_all_the_same(
     assert sessions.calls == 3
 
 
-def test_who_is_removed_from_an_organization_has_lost_it_two_seconds_after_the_webhook(
-    online: FlaskClient, stack: Stack
-) -> None:
+def test_a_removed_member_loses_access_within_two_seconds_of_the_webhook(online: FlaskClient, stack: Stack) -> None:
     user_id, organization_id = new_person(), "org_acme"
     send(stack, "user.created", id=user_id)
     membership = {
@@ -604,7 +596,7 @@ def send(stack: Stack, kind: str, **data: object) -> None:
     send_event(stack.environment, kind, data)
 
 
-def test_who_asks_to_be_erased_is_not_answered_from_the_cache(online: FlaskClient, stack: Stack) -> None:
+def test_a_person_who_requested_erasure_is_not_answered_from_the_cache(online: FlaskClient, stack: Stack) -> None:
     user_id = new_person()
     send(stack, "user.created", id=user_id)
     headers = as_caller(stack.token(user_id))

@@ -1,4 +1,4 @@
-"""Clerk's Backend API: a person deleted or renamed there, and what each failure means for the next attempt."""
+"""Clerk's Backend API: deletes and renames people, and classifies failures as final or temporary."""
 
 from __future__ import annotations
 
@@ -32,23 +32,21 @@ def clerk(online: FlaskClient) -> ClerkApi:
 
 @pytest.fixture
 def user_id(stack: Stack) -> str:
-    """Somebody whom only this test knows."""
+    """A Clerk user that only this test uses."""
     user_id = f"user_{secrets.token_hex(8)}"
     sent = stack.ballast("clerk", "send", "user.created", "--data", json.dumps({"id": user_id}))
     assert sent.returncode == 0, sent.stderr
     return user_id
 
 
-def user_at_clerk(stack: Stack, user_id: str) -> httpx.Response:
+def fetch_user(stack: Stack, user_id: str) -> httpx.Response:
     headers = {"Authorization": f"Bearer {stack.environment['CLERK_SECRET_KEY']}"}
     return httpx.get(f"{stack.environment['CLERK_API_URL']}/v1/users/{user_id}", headers=headers)
 
 
-def test_a_deleted_person_has_no_account_any_more_and_can_be_deleted_again(
-    clerk: ClerkApi, stack: Stack, user_id: str
-) -> None:
+def test_deleting_a_person_removes_the_account_and_can_be_repeated(clerk: ClerkApi, stack: Stack, user_id: str) -> None:
     clerk.delete_user(user_id)
-    assert user_at_clerk(stack, user_id).status_code == 404
+    assert fetch_user(stack, user_id).status_code == 404
     clerk.delete_user(user_id)
 
 
@@ -57,15 +55,15 @@ def test_a_renamed_person_has_the_new_names_at_clerk(
     clerk: ClerkApi, stack: Stack, user_id: str, last_name: str | None
 ) -> None:
     assert clerk.rename_user(user_id, "Zoë", last_name) is True
-    user = user_at_clerk(stack, user_id).json()
+    user = fetch_user(stack, user_id).json()
     assert (user["first_name"], user["last_name"]) == ("Zoë", last_name)
 
 
-def test_nobody_can_be_renamed_who_is_gone(clerk: ClerkApi) -> None:
+def test_renaming_a_deleted_person_returns_false(clerk: ClerkApi) -> None:
     assert clerk.rename_user("user_gone", "Zoe", None) is False
 
 
-def test_a_wrong_key_is_ours_to_mend(make_app: MakeApp, stack: Stack) -> None:
+def test_a_wrong_key_is_not_a_refusal(make_app: MakeApp, stack: Stack) -> None:
     app = make_app(**(stack.environment | {"CLERK_SECRET_KEY": "sk_test_wrong"}))
     with app.app_context(), pytest.raises(ClerkCallFailed) as failed:
         components().clerk.delete_user(PERSON)
@@ -82,18 +80,18 @@ def failing(make_app: MakeApp, outside: Outside) -> ClerkApi:
 
 
 def error(status: int, code: object = "some_code", **headers: str) -> Answer:
-    told = [{"message": "about Ada", "long_message": "No user was found with id user_ada", "code": code}]
-    return status, headers, json.dumps({"errors": told, "clerk_trace_id": "t"}).encode()
+    errors = [{"message": "about Ada", "long_message": "No user was found with id user_ada", "code": code}]
+    return status, headers, json.dumps({"errors": errors, "clerk_trace_id": "t"}).encode()
 
 
-def failure_of(clerk: ClerkApi, outside: Outside, answer: Answer | None) -> ClerkCallFailed:
+def get_failure(clerk: ClerkApi, outside: Outside, answer: Answer | None) -> ClerkCallFailed:
     outside.answer = lambda *_: answer
     with pytest.raises(ClerkCallFailed) as failed:
         clerk.delete_user(PERSON)
     return failed.value
 
 
-def test_clerk_is_asked_with_the_key_and_a_version_of_its_api(failing: ClerkApi, outside: Outside) -> None:
+def test_requests_carry_the_key_and_the_api_version(failing: ClerkApi, outside: Outside) -> None:
     seen: list[Any] = []
 
     def answer(path: str, headers: Any, body: bytes) -> Answer:
@@ -114,21 +112,21 @@ def test_clerk_is_asked_with_the_key_and_a_version_of_its_api(failing: ClerkApi,
         ("user ü", "/v1/users/user%20%C3%BC"),
     ],
 )
-def test_an_id_never_leads_to_another_address(failing: ClerkApi, outside: Outside, user_id: str, path: str) -> None:
+def test_an_id_cannot_change_the_path(failing: ClerkApi, outside: Outside, user_id: str, path: str) -> None:
     outside.answer = lambda *_: rest_answer({})
     failing.delete_user(user_id)
     assert outside.requests == [path]
 
 
 @pytest.mark.parametrize("status", [400, 422])
-def test_what_clerk_does_not_want_is_refused(failing: ClerkApi, outside: Outside, status: int) -> None:
-    failed = failure_of(failing, outside, error(status))
+def test_a_rejected_request_is_a_refusal(failing: ClerkApi, outside: Outside, status: int) -> None:
+    failed = get_failure(failing, outside, error(status))
     assert (failed.status, failed.code, failed.is_refusal) == (status, "some_code", True)
 
 
 @pytest.mark.parametrize("status", [302, 401, 403, 404, 408, 409, 410, 425, 429, 500, 502, 503, 504])
-def test_what_may_pass_is_no_refusal(failing: ClerkApi, outside: Outside, status: int) -> None:
-    failed = failure_of(failing, outside, error(status, Location="/"))
+def test_a_temporary_failure_is_not_a_refusal(failing: ClerkApi, outside: Outside, status: int) -> None:
+    failed = get_failure(failing, outside, error(status, Location="/"))
     assert (failed.status, failed.code, failed.is_refusal) == (status, "some_code", False)
     assert len(outside.requests) == 1
 
@@ -138,31 +136,31 @@ def test_a_failure_has_the_seconds_that_clerk_asks_to_wait(
     failing: ClerkApi, outside: Outside, given: str, seconds: int | None
 ) -> None:
     answer = error(429, "too_many_requests", **{"Retry-After": given})
-    assert failure_of(failing, outside, answer).retry_after == seconds
+    assert get_failure(failing, outside, answer).retry_after == seconds
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"\xff", b"[]", b'{"errors": []}', b'{"errors": {"code": "x"}}'])
-def test_a_404_that_is_not_clerks_does_not_mean_that_the_person_is_gone(
+def test_a_404_from_a_proxy_does_not_mean_that_the_person_is_gone(
     failing: ClerkApi, outside: Outside, body: bytes
 ) -> None:
-    failed = failure_of(failing, outside, (404, {}, body))
+    failed = get_failure(failing, outside, (404, {}, body))
     assert (failed.code, failed.is_refusal) == ("404", False)
 
 
 @pytest.mark.parametrize("code", [None, 5, ["x"], "", "ada@example.com", "x" * 101])
-def test_a_code_that_is_none_of_clerks_is_not_repeated(failing: ClerkApi, outside: Outside, code: object) -> None:
-    assert failure_of(failing, outside, error(422, code)).code == "422"
+def test_a_malformed_error_code_is_not_repeated(failing: ClerkApi, outside: Outside, code: object) -> None:
+    assert get_failure(failing, outside, error(422, code)).code == "422"
 
 
-def test_no_answer_is_a_failure_that_may_pass(failing: ClerkApi, outside: Outside, make_app: MakeApp) -> None:
-    hung_up = failure_of(failing, outside, HANG_UP)
+def test_no_answer_is_a_temporary_failure(failing: ClerkApi, outside: Outside, make_app: MakeApp) -> None:
+    hung_up = get_failure(failing, outside, HANG_UP)
     with make_app(CLERK_API_URL=UNUSED_URL).app_context(), pytest.raises(ClerkCallFailed) as absent:
         components().clerk.delete_user(PERSON)
     for failed, code in ((hung_up, "RemoteProtocolError"), (absent.value, "ConnectError")):
         assert (failed.status, failed.code, failed.is_refusal) == (None, code, False)
 
 
-def test_a_clerk_that_never_answers_holds_nobody_for_more_than_ten_seconds(failing: ClerkApi, outside: Outside) -> None:
+def test_a_hanging_clerk_blocks_a_call_for_at_most_ten_seconds(failing: ClerkApi, outside: Outside) -> None:
     given_up = threading.Event()
 
     def answer(*_: object) -> None:
@@ -177,9 +175,9 @@ def test_a_clerk_that_never_answers_holds_nobody_for_more_than_ten_seconds(faili
     assert time.monotonic() - began < 10
 
 
-def test_a_failure_says_nothing_about_person_or_key(failing: ClerkApi, outside: Outside) -> None:
+def test_a_failure_names_neither_the_person_nor_the_key(failing: ClerkApi, outside: Outside) -> None:
     for answer in (error(422), (404, {}, b"ada"), HANG_UP):
-        failed = failure_of(failing, outside, answer)
+        failed = get_failure(failing, outside, answer)
         assert "ada" not in str(failed).lower() + repr(failed).lower()
         assert "sk_test_key" not in str(failed) + repr(failed)
         assert failed.__cause__ is failed.__context__ is None

@@ -1,4 +1,4 @@
-"""Pages of other origins: those of CLERK_AUTHORIZED_PARTIES call the API from a browser, no others do."""
+"""CORS: pages of the origins in CLERK_AUTHORIZED_PARTIES may call the API from a browser, no others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def client(make_app: MakeApp) -> FlaskClient:
 
 
 @pytest.mark.parametrize("origin", ORIGINS)
-def test_a_preflight_of_an_authorized_party_is_answered(client: FlaskClient, origin: str) -> None:
+def test_a_preflight_from_an_authorized_party_is_answered(client: FlaskClient, origin: str) -> None:
     answer = client.options("/api/v1/me", headers=PREFLIGHT | {"Origin": origin})
     assert (answer.status_code, answer.data) == (204, b"")
     assert answer.headers["Access-Control-Allow-Origin"] == origin
@@ -31,7 +31,7 @@ def test_a_preflight_of_an_authorized_party_is_answered(client: FlaskClient, ori
 
 
 @pytest.mark.parametrize("origin", ORIGINS)
-def test_an_authorized_party_reads_refusals_too(client: FlaskClient, origin: str) -> None:
+def test_an_authorized_party_can_read_refusals_too(client: FlaskClient, origin: str) -> None:
     answer = client.get("/api/v1/me", headers={"Origin": origin})
     assert answer.status_code == 401
     assert answer.headers["Access-Control-Allow-Origin"] == origin
@@ -50,17 +50,17 @@ def test_no_other_origin_is_allowed(client: FlaskClient, origin: str, method: st
 
 
 @pytest.mark.parametrize("path", ["/webhooks/clerk", "/jobs/send-mail", "/metrics", "/healthz", "/nowhere"])
-def test_only_the_api_is_for_pages(client: FlaskClient, path: str) -> None:
+def test_pages_of_other_origins_may_call_only_the_api(client: FlaskClient, path: str) -> None:
     answer = client.options(path, headers=PREFLIGHT | {"Origin": ORIGINS[0]})
     assert not [name for name, _ in answer.headers if name.startswith("Access-Control")]
 
 
-def test_without_authorized_parties_no_page_of_another_origin_may_call(make_app: MakeApp) -> None:
+def test_without_authorized_parties_no_other_origin_may_call(make_app: MakeApp) -> None:
     answer = make_app().test_client().options("/api/v1/me", headers=PREFLIGHT | {"Origin": ORIGINS[0]})
     assert "Access-Control-Allow-Origin" not in answer.headers
 
 
-def test_preflights_do_not_count_towards_a_limit(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preflights_do_not_count_against_a_limit(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[str] = []
     monkeypatch.setattr(limits.Limits, "count", lambda _, name, __: counted.append(name))
     client.options("/api/v1/me", headers=PREFLIGHT | {"Origin": ORIGINS[0]})
@@ -69,7 +69,7 @@ def test_preflights_do_not_count_towards_a_limit(client: FlaskClient, monkeypatc
     assert counted == ["strangers"]
 
 
-def test_a_page_on_another_port_signs_in_and_asks_who_it_is(stack: Stack) -> None:
+def test_a_page_on_another_port_signs_in_and_reads_its_session(stack: Stack) -> None:
     page = {"Origin": stack.other_origin}
     asked = {"user_id": "user_ada", "organization_id": "org_acme"}
     issued = httpx.post(f"{stack.environment['CLERK_ISSUER']}/stand-in/tokens", json=asked, headers=page).json()

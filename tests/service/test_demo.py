@@ -1,4 +1,4 @@
-"""The demo page: only where ENVIRONMENT is local, with a tight policy, and with nothing secret in it."""
+"""The demo page: served only where ENVIRONMENT is local, with a strict policy, and without secrets."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def local(make_app: MakeApp) -> FlaskClient:
 
 @pytest.mark.parametrize("environment", ["test", "staging", "production"])
 @pytest.mark.parametrize("path", ["/", "/demo/config.json", "/demo/page.js", "/demo/supabase.js"])
-def test_elsewhere_there_is_no_demo_page(make_app: MakeApp, environment: str, path: str) -> None:
+def test_outside_local_there_is_no_demo_page(make_app: MakeApp, environment: str, path: str) -> None:
     response = make_app(**HTTPS, ENVIRONMENT=environment).test_client().get(path)
     assert (response.status_code, response.content_type) == (404, "application/problem+json")
 
 
-def test_the_page_runs_its_own_files_and_talks_to_supabase_and_clerk_only(local: FlaskClient) -> None:
+def test_the_policy_allows_only_own_files_supabase_and_clerk(local: FlaskClient) -> None:
     response = local.get("/")
     assert (response.status_code, response.content_type) == (200, "text/html; charset=utf-8")
     policy = dict(each.split(" ", 1) for each in response.headers["Content-Security-Policy"].split("; "))
@@ -76,7 +76,7 @@ def test_no_other_file_is_served(local: FlaskClient, path: str) -> None:
     assert local.get(f"/demo/{path}").status_code == 404
 
 
-def test_who_comes_by_another_name_is_sent_to_the_origin_that_clerk_knows(make_app: MakeApp) -> None:
+def test_another_host_name_is_redirected_to_the_origin_that_clerk_accepts(make_app: MakeApp) -> None:
     origin = "http://127.0.0.1:54323"
     client = make_app(ENVIRONMENT="local", CLERK_AUTHORIZED_PARTIES=origin).test_client()
     response = client.get("/", base_url="http://localhost:54323")
@@ -85,7 +85,7 @@ def test_who_comes_by_another_name_is_sent_to_the_origin_that_clerk_knows(make_a
 
 
 @pytest.mark.parametrize("path", ["/", "/demo/supabase.js"])
-def test_without_supabase_js_a_problem_says_how_to_get_it(
+def test_without_supabase_js_a_problem_explains_how_to_install_it(
     local: FlaskClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     monkeypatch.setattr(demo, "SUPABASE_JS", tmp_path)
@@ -94,7 +94,7 @@ def test_without_supabase_js_a_problem_says_how_to_get_it(
     assert "./scripts/setup" in response.json["detail"]
 
 
-def test_a_second_authorized_party_does_not_move_the_page(make_app: MakeApp) -> None:
+def test_a_second_authorized_party_does_not_redirect_the_page(make_app: MakeApp) -> None:
     parties = "http://127.0.0.1:54323,http://localhost:5173"
     client = make_app(ENVIRONMENT="local", CLERK_AUTHORIZED_PARTIES=parties).test_client()
     assert client.get("/", base_url="http://127.0.0.1:54323").status_code == 200

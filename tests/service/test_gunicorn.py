@@ -1,4 +1,4 @@
-"""The service as it is really run: the repository's gunicorn configuration, over a socket."""
+"""The service under gunicorn with the repository's configuration, over a socket."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def in_chunks(size: int) -> Iterator[bytes]:
         yield b" " * min(65_536, size - start)
 
 
-def test_a_signed_event_goes_through(running: Running) -> None:
+def test_a_signed_event_is_accepted(running: Running) -> None:
     body = event()
     assert httpx.post(f"{running.url}/webhooks/clerk", content=body, headers=sign(body)).status_code == 200
 
@@ -121,7 +121,7 @@ HEADERS = b"Host: x\r\nsvix-id: a\r\nsvix-timestamp: 1\r\nsvix-signature: v1,AAA
         (b"Content-Length: 3\r\nTransfer-Encoding: chunked", b"abc"),
     ],
 )
-def test_a_body_that_breaks_off_is_the_senders_mistake(running: Running, framing: bytes, body: bytes) -> None:
+def test_an_incomplete_body_is_a_client_error(running: Running, framing: bytes, body: bytes) -> None:
     answer = send_bytes(running, b"POST /webhooks/clerk HTTP/1.1\r\n" + HEADERS + framing + b"\r\n\r\n" + body)
     assert re.match(rb"HTTP/1.1 40[01] ", answer)
 
@@ -134,30 +134,28 @@ def test_a_body_that_breaks_off_is_the_senders_mistake(running: Running, framing
         b"GET / HTTP/1.1\r\nada@example.com: x\r\n\r\n",
     ],
 )
-def test_a_request_that_is_no_http_is_logged_without_its_words_and_sender(
-    running: Running, request_text: bytes
-) -> None:
+def test_a_malformed_request_is_logged_without_its_content_and_sender(running: Running, request_text: bytes) -> None:
     assert send_bytes(running, request_text).startswith(b"HTTP/1.1 400 ")
     assert running.lines()[-1]["message"] == "Invalid request"
     assert "example.com" not in running.log.read_text()
 
 
 def send_bytes(running: Running, request: bytes) -> bytes:
-    """The answer to these very bytes, after which the sender sends no more."""
+    """Sends exactly these bytes, closes the sending side, and returns the answer."""
     with socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2])), timeout=10) as connection:
         connection.sendall(request)
         connection.shutdown(socket.SHUT_WR)
         return b"".join(iter(lambda: connection.recv(65_536), b""))
 
 
-def test_every_line_of_the_log_is_json_and_a_request_is_one(running: Running) -> None:
+def test_every_log_line_is_json_and_each_request_has_one(running: Running) -> None:
     httpx.get(f"{running.url}/healthz?token=5ecret", headers={"X-Request-Id": "mine"})
     requests = [line for line in running.lines() if line.get("request_id") == "mine"]
     assert [(line["route"], line["status"]) for line in requests] == [("/healthz", 200)]
     assert "5ecret" not in running.log.read_text()
 
 
-def test_a_request_under_way_is_finished_when_the_service_is_told_to_stop(tmp_path: Path) -> None:
+def test_a_request_in_flight_is_finished_when_the_service_stops(tmp_path: Path) -> None:
     asked = threading.Event()
 
     def slow(*_: object) -> Answer:
@@ -180,13 +178,13 @@ def metrics_folders(place: Path) -> list[str]:
     return [each.name for each in place.iterdir() if each.name.startswith("ballast-metrics-")]
 
 
-def test_the_counts_go_with_the_service(tmp_path: Path) -> None:
+def test_the_metrics_folder_is_removed_with_the_service(tmp_path: Path) -> None:
     with start_gunicorn(tmp_path):
         assert len(metrics_folders(tmp_path)) == 1
     assert metrics_folders(tmp_path) == []
 
 
-def test_the_counts_of_a_service_that_was_killed_go_when_the_next_one_starts(tmp_path: Path) -> None:
+def test_metrics_left_by_a_killed_service_are_removed_at_the_next_start(tmp_path: Path) -> None:
     folder = tmp_path / "counts"
     changes = {"PROMETHEUS_MULTIPROC_DIR": str(folder)}
     with start_gunicorn(tmp_path, **changes) as service:
@@ -206,7 +204,7 @@ def test_the_local_stack_waits_longer_than_a_request_may_take() -> None:
 
 
 def read_setting(name: str, **changes: str) -> str:
-    """The value of a setting of gunicorn's."""
+    """The value of a gunicorn setting."""
     environment = ENVIRONMENT | {
         "SUPABASE_URL": "https://project.supabase.co",
         "CLERK_ISSUER": "https://clerk.app.example",

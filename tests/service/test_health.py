@@ -1,4 +1,4 @@
-"""What the platform learns when it asks how the service is."""
+"""The health checks: /healthz and /readyz."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.service.conftest import MakeApp
 from tests.service.outside import HANG_UP, Answer, Outside, rest_answer
 
 
-def test_a_process_is_alive_whatever_else_is_down(offline: FlaskClient) -> None:
+def test_the_process_is_alive_even_if_everything_else_is_down(offline: FlaskClient) -> None:
     response = offline.get("/healthz")
     assert (response.status_code, response.json) == (200, {"status": "ok"})
 
 
-def test_a_deployment_sees_which_release_answers(make_app: MakeApp) -> None:
+def test_a_deployment_sees_which_release_is_running(make_app: MakeApp) -> None:
     response = make_app(RELEASE="4f1c2d7").test_client().get("/healthz")
     assert response.json == {"status": "ok", "release": "4f1c2d7"}
 
@@ -53,7 +53,7 @@ BROKEN_ANSWERS = {
 
 @pytest.mark.parametrize("broken", BROKEN_ANSWERS)
 @pytest.mark.parametrize("down", ["data_api", "redis"])
-def test_the_part_that_is_down_is_named_without_details(
+def test_a_failed_dependency_is_named_without_details(
     make_app: MakeApp, outside: Outside, monkeypatch: pytest.MonkeyPatch, broken: str, down: str
 ) -> None:
     monkeypatch.setattr("service.data_api.PROBE_TIMEOUT", httpx.Timeout(0.3))
@@ -68,5 +68,5 @@ def test_the_part_that_is_down_is_named_without_details(
     assert len(outside.requests) == 2
 
 
-def test_both_parts_may_be_down(offline: FlaskClient) -> None:
+def test_both_dependencies_are_named_if_both_are_down(offline: FlaskClient) -> None:
     assert offline.get("/readyz").json["down"] == ["data_api", "redis"]

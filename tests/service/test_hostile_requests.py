@@ -1,4 +1,4 @@
-"""Whatever a stranger sends, the service answers with a refusal: it neither breaks nor lets anything in."""
+"""The service refuses any hostile request: it neither fails nor accepts it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def app_with_issuer() -> Iterator[Flask]:
     real=st.booleans(),
     body=st.binary(max_size=200),
 )
-def test_no_unsigned_delivery_is_taken_or_breaks_the_service(
+def test_no_unsigned_delivery_is_accepted_or_causes_an_error(
     offline_app: Flask, headers: dict[str, str], real: bool, body: bytes
 ) -> None:
     sent = sign(body, "whsec_" + "AAAA" * 8) | headers if real else headers
@@ -39,8 +39,8 @@ def test_no_unsigned_delivery_is_taken_or_breaks_the_service(
 @given(body=st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
 @example(b"[" * 100_000)
 @example(b"\0")
-def test_no_signed_nonsense_breaks_the_service(offline_app: Flask, body: bytes) -> None:
-    """Nothing is around it: what the database would make of a text is in tests/db/test_clerk_inbox.py."""
+def test_no_signed_nonsense_causes_an_error(offline_app: Flask, body: bytes) -> None:
+    """There is no database here: tests/db/test_clerk_inbox.py tests how the database handles such texts."""
     response = offline_app.test_client().post("/webhooks/clerk", data=body, headers=sign(body))
     is_text = b"\0" not in body and body.decode(errors="replace").encode() == body
     assert (response.status_code, response.content_type) == (503 if is_text else 400, "application/problem+json")
@@ -52,6 +52,6 @@ def test_no_signed_nonsense_breaks_the_service(offline_app: Flask, body: bytes) 
         lambda parts: parts[0] + ".".join(parts[1:])
     )
 )
-def test_no_made_up_token_is_taken_or_breaks_the_service(app_with_issuer: Flask, authorization: str) -> None:
+def test_no_invented_token_is_accepted_or_causes_an_error(app_with_issuer: Flask, authorization: str) -> None:
     response = app_with_issuer.test_client().get("/api/v1/me", headers={"Authorization": authorization})
     assert (response.status_code, response.content_type) == (401, "application/problem+json")

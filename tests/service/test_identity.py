@@ -1,4 +1,4 @@
-"""Whom the service believes: nobody but Clerk, about this instance, now."""
+"""The service accepts only tokens that Clerk issued, for this instance, and that are valid now."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def tokens(issuer: Issuer) -> SessionTokens:
 
 
 class Clock:
-    """Time as the service sees it, moved by the test."""
+    """The service's clock, which the test moves."""
 
     def __init__(self) -> None:
         self.passed = 0.0
@@ -56,7 +56,9 @@ def bearer(token: str) -> str:
 # --- who the caller is ---
 
 
-def test_a_version_2_token_tells_person_session_organization_and_factors(issuer: Issuer, tokens: SessionTokens) -> None:
+def test_a_version_2_token_yields_person_session_organization_and_factors(
+    issuer: Issuer, tokens: SessionTokens
+) -> None:
     token = issuer.token()
     assert tokens.authenticate(bearer(token)) == Caller(
         user_id="user_test",
@@ -69,7 +71,7 @@ def test_a_version_2_token_tells_person_session_organization_and_factors(issuer:
     )
 
 
-def test_a_version_1_token_tells_the_same(issuer: Issuer, tokens: SessionTokens) -> None:
+def test_a_version_1_token_yields_the_same(issuer: Issuer, tokens: SessionTokens) -> None:
     old = {
         "o": None,
         "v": None,
@@ -163,7 +165,7 @@ ATTACKS: dict[str, Callable[[Issuer], str]] = {
     "kid as a list": lambda _: raw(b'{"alg":"RS256","kid":["ins_test"]}'),
     "alg as a list": lambda _: raw(b'{"alg":["RS256"],"kid":"ins_test"}'),
     "a header that is no object": lambda _: raw(b"[]"),
-    "a header that is no JSON": lambda _: raw(b"\xff\xfe"),
+    "a header that is not JSON": lambda _: raw(b"\xff\xfe"),
     "a deeply nested header": lambda _: raw(b"[" * 5000),
     "a number too long in the header": lambda _: raw(b'{"alg":' + b"9" * 5000 + b"}"),
     "unencoded payload": lambda _: raw(b'{"alg":"RS256","kid":"ins_test","b64":false,"crit":["b64"]}'),
@@ -177,7 +179,7 @@ ATTACKS: dict[str, Callable[[Issuer], str]] = {
 
 
 def raw_claims(issuer: Issuer, **changes: object) -> str:
-    """Claims that PyJWT would refuse to write, signed all the same."""
+    """A signed token with claims that PyJWT refuses to encode."""
     payload = json.dumps(issuer.claims(**changes)).encode()
     return jwt.api_jws.encode(payload, issuer.key, "RS256", headers={"kid": "ins_test"})
 
@@ -191,13 +193,13 @@ def test_a_token_that_clerk_did_not_issue_for_us_now_is_refused(
 
 
 @pytest.mark.parametrize("header", [None, ""])
-def test_without_a_token_one_is_asked_for(tokens: SessionTokens, header: str | None) -> None:
+def test_a_missing_token_is_requested(tokens: SessionTokens, header: str | None) -> None:
     with pytest.raises(TokenMissing):
         tokens.authenticate(header)
 
 
 @pytest.mark.parametrize("scheme", ["Basic ", "Token ", "", "Bearer", "Bearer\t", "Bearer Bearer "])
-def test_only_the_bearer_scheme_is_understood(issuer: Issuer, tokens: SessionTokens, scheme: str) -> None:
+def test_only_the_bearer_scheme_is_accepted(issuer: Issuer, tokens: SessionTokens, scheme: str) -> None:
     with pytest.raises(TokenInvalid):
         tokens.authenticate(scheme + issuer.token())
 
@@ -214,13 +216,13 @@ def test_clocks_may_differ_by_five_seconds(issuer: Issuer, tokens: SessionTokens
 
 
 @pytest.mark.parametrize("claims", [{"azp": PARTIES[1]}, {"azp": None}, {"aud": "anybody"}])
-def test_a_party_may_be_absent_and_the_audience_is_anybodys(
+def test_the_authorized_party_may_be_absent_and_the_audience_is_ignored(
     issuer: Issuer, tokens: SessionTokens, claims: dict[str, object]
 ) -> None:
     assert tokens.authenticate(bearer(issuer.token(**claims))).user_id == "user_test"
 
 
-def test_without_configured_parties_any_will_do(issuer: Issuer) -> None:
+def test_without_configured_parties_any_party_is_accepted(issuer: Issuer) -> None:
     assert (
         SessionTokens(issuer.url, ()).authenticate(bearer(issuer.token(azp="https://any.example"))).user_id
         == "user_test"
@@ -246,7 +248,7 @@ def test_keys_are_fetched_once_for_five_minutes(issuer: Issuer, tokens: SessionT
 
 
 @pytest.mark.parametrize("forged", ["unknown kid", "another key"])
-def test_a_flood_of_forged_tokens_does_not_make_us_hammer_clerk(
+def test_a_flood_of_forged_tokens_does_not_flood_clerk(
     issuer: Issuer, tokens: SessionTokens, clock: Clock, forged: str
 ) -> None:
     token = bearer(ATTACKS[forged](issuer))
@@ -294,7 +296,7 @@ def test_a_rotated_key_is_found_whether_or_not_its_name_changed(
         lambda *_: (200, {}, b"[" * 100_000),
     ],
 )
-def test_without_keys_nobody_is_let_in_and_clerk_is_asked_again_only_after_a_while(
+def test_without_keys_every_token_is_refused_and_clerk_is_retried_after_a_pause(
     issuer: Issuer, tokens: SessionTokens, clock: Clock, answer: Any
 ) -> None:
     token = bearer(issuer.token())
@@ -308,7 +310,7 @@ def test_without_keys_nobody_is_let_in_and_clerk_is_asked_again_only_after_a_whi
     assert tokens.authenticate(token).user_id == "user_test"
 
 
-def test_while_clerk_is_down_the_keys_we_have_serve_until_they_expire(
+def test_during_a_clerk_outage_cached_keys_are_used_until_they_expire(
     issuer: Issuer, tokens: SessionTokens, clock: Clock
 ) -> None:
     tokens.authenticate(bearer(issuer.token()))
@@ -322,7 +324,7 @@ def test_while_clerk_is_down_the_keys_we_have_serve_until_they_expire(
         tokens.authenticate(bearer(issuer.token()))
 
 
-def test_a_slow_clerk_is_not_waited_for(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_clerk_times_out(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.identity.FETCH_TIMEOUT_SECONDS", 0.2)
     issuer.server.answer = lambda *_: time.sleep(1)
     began = time.perf_counter()
@@ -331,12 +333,12 @@ def test_a_slow_clerk_is_not_waited_for(issuer: Issuer, monkeypatch: pytest.Monk
     assert time.perf_counter() - began < 0.8
 
 
-def test_a_clerk_that_is_not_there_is_an_outage() -> None:
+def test_an_unreachable_clerk_is_an_outage() -> None:
     with pytest.raises(KeysUnavailable):
         SessionTokens("http://127.0.0.1:9", ()).authenticate(bearer(raw(b'{"alg":"RS256","kid":"ins_test"}')))
 
 
-def test_threads_that_arrive_together_fetch_the_keys_once(issuer: Issuer, tokens: SessionTokens) -> None:
+def test_concurrent_threads_fetch_the_keys_once(issuer: Issuer, tokens: SessionTokens) -> None:
     token, found = bearer(issuer.token()), []
     barrier = threading.Barrier(12)
 

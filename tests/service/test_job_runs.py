@@ -1,4 +1,4 @@
-"""What a job did is told to the database: ops.jobs knows when it last ran, and how that ended."""
+"""Every job run is recorded in the database: ops.jobs shows when a job last ran and its outcome."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_run_is_recorded_with_its_report(
 
 
 @pytest.mark.parametrize(("failure", "status"), [(CallFailed("f", "57014"), 503), (ZeroDivisionError("Ada"), 500)])
-def test_a_run_that_fails_is_recorded_by_the_kind_of_its_error_alone(
+def test_a_failed_run_is_recorded_with_its_error_class_only(
     make_app: MakeApp,
     stack: Stack,
     database: psycopg.Connection[Any],

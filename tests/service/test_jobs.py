@@ -16,7 +16,7 @@ from service.jobs import JOBS
 from tests.conftest import Stack
 from tests.service.conftest import ENVIRONMENT, MakeApp
 from tests.service.outside import Outside
-from tests.service.test_backups import until, with_command
+from tests.service.test_backups import wait_until, with_backup_command
 from tests.service.test_personal_data import as_caller
 
 
@@ -41,14 +41,14 @@ def test_without_the_token_no_job_runs(offline: FlaskClient, given: str) -> None
     assert (response.status_code, response.json["type"]) == (401, "urn:problem:ballast:job-refused")
 
 
-def test_an_unknown_job_is_told_which_there_are(offline: FlaskClient) -> None:
+def test_the_answer_to_an_unknown_job_lists_the_jobs(offline: FlaskClient) -> None:
     response = offline.post("/jobs/nothing", headers=as_caller(ENVIRONMENT["JOBS_TOKEN"] or ""))
     assert response.status_code == 404
     assert all(job in response.json["detail"] for job in JOBS)
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_a_job_without_a_database_is_not_done(make_app: MakeApp, tmp_path: Path, job: str) -> None:
+def test_a_job_fails_without_a_database(make_app: MakeApp, tmp_path: Path, job: str) -> None:
     folder = tmp_path.as_uri()
     client = make_app(DATABASE_URL="postgresql://nobody", BACKUP_URL=folder).test_client()
     response = client.post(f"/jobs/{job}", headers=as_caller(ENVIRONMENT["JOBS_TOKEN"] or ""))
@@ -56,7 +56,7 @@ def test_a_job_without_a_database_is_not_done(make_app: MakeApp, tmp_path: Path,
     assert (response.status_code, response.json["type"]) == (503, f"urn:problem:ballast:{kind}")
 
 
-def test_retention_goes_on_until_all_is_purged(
+def test_retention_runs_until_everything_expired_is_deleted(
     online: FlaskClient, stack: Stack, database: psycopg.Connection[Any]
 ) -> None:
     run(online, stack, "retention")  # what other tests left
@@ -69,7 +69,7 @@ def test_retention_goes_on_until_all_is_purged(
     assert run(online, stack, "retention")["purged"] == {}
 
 
-def test_a_name_that_a_person_changed_is_at_clerk_and_stays(
+def test_a_name_changed_here_reaches_clerk_and_stays(
     online: FlaskClient, stack: Stack, database: psycopg.Connection[Any]
 ) -> None:
     sent = stack.ballast(
@@ -85,21 +85,21 @@ def test_a_name_that_a_person_changed_is_at_clerk_and_stays(
         database.execute("select set_config('request.jwt.claims', %s, true)", [claims])
         database.execute("set local role authenticated")
         database.execute("update public.profiles set full_name = 'New Name of Two' where id = app.user_id()")
-    assert run(online, stack, "name-changes") == {"told": 1, "refused": 0, "failed": 0}
-    assert run(online, stack, "name-changes") == {"told": 0, "refused": 0, "failed": 0}
-    # The next message of Clerk's agrees.
+    assert run(online, stack, "name-changes") == {"renamed": 1, "refused": 0, "failed": 0}
+    assert run(online, stack, "name-changes") == {"renamed": 0, "refused": 0, "failed": 0}
+    # The next Clerk event has the new name.
     assert stack.ballast("clerk", "send", "user.updated", "--data", '{"id": "user_rename"}').returncode == 0
-    told = database.execute(
+    recorded = database.execute(
         "select fields ->> 'full_name' from app.clerk_records where clerk_id = 'user_rename'"
     ).fetchall()
     shown = database.execute("select full_name from public.profiles where clerk_user_id = 'user_rename'").fetchall()
-    assert told == shown == [("New Name of Two",)]
+    assert recorded == shown == [("New Name of Two",)]
 
 
 @pytest.mark.parametrize(
     ("status", "report", "due"), [(422, "refused", False), (503, "failed", True), (401, "failed", True)]
 )
-def test_what_clerk_does_not_take_is_kept(
+def test_a_name_change_that_clerk_rejects_is_kept(
     make_app: MakeApp,
     stack: Stack,
     database: psycopg.Connection[Any],
@@ -113,32 +113,32 @@ def test_what_clerk_does_not_take_is_kept(
     )
     outside.answer = lambda *_: (status, {}, b"{}")
     client = make_app(**(stack.environment | {"CLERK_API_URL": outside.url})).test_client()
-    assert run(client, stack, "name-changes") == {"told": 0, "refused": 0, "failed": 0} | {report: 1}
-    kept = database.execute("delete from app.name_changes returning error, next_attempt_at < 'infinity'").fetchall()
-    assert kept == [(str(status), due)]
+    assert run(client, stack, "name-changes") == {"renamed": 0, "refused": 0, "failed": 0} | {report: 1}
+    pending = database.execute("delete from app.name_changes returning error, next_attempt_at < 'infinity'").fetchall()
+    assert pending == [(str(status), due)]
 
 
-def test_a_backup_is_begun_and_not_a_second_one(
+def test_the_backup_job_starts_one_backup_at_a_time(
     make_app: MakeApp, stack: Stack, database: psycopg.Connection[Any], tmp_path: Path
 ) -> None:
     database.execute("delete from public.backup_logs")
-    told = f"import sys; open({str(tmp_path / 'told')!r}, 'w').write(' '.join(sys.argv[1:]) + ' end')"
-    client = with_command(make_app(**stack.environment), (sys.executable, "-c", told))
+    code = f"import sys; open({str(tmp_path / 'record')!r}, 'w').write(' '.join(sys.argv[1:]) + ' end')"
+    client = with_backup_command(make_app(**stack.environment), (sys.executable, "-c", code))
     report = run(client, stack, "backup")
     assert run(client, stack, "backup") == {"running": True}
     deleted = database.execute("delete from public.backup_logs returning id::text, backup_type, status").fetchall()
     assert deleted == [(report["started"], "automated", "started")]
-    arguments = until(lambda: (tmp_path / "told").exists() and (tmp_path / "told").read_text())
+    arguments = wait_until(lambda: (tmp_path / "record").exists() and (tmp_path / "record").read_text())
     assert arguments.startswith(f"--log {report['started']} --name 20")
-    assert until(lambda: (tmp_path / "told").read_text().endswith(" --type automated end"))
+    assert wait_until(lambda: (tmp_path / "record").read_text().endswith(" --type automated end"))
 
 
-def test_where_backups_are_not_configured_the_job_says_what_is_missing(make_app: MakeApp, stack: Stack) -> None:
+def test_the_backup_job_names_missing_variables(make_app: MakeApp, stack: Stack) -> None:
     client = make_app(**(stack.environment | {"DATABASE_URL": None, "BACKUP_URL": None})).test_client()
     assert run(client, stack, "backup") == {"unconfigured": ["DATABASE_URL", "BACKUP_URL"]}
 
 
-def test_failed_events_that_are_due_are_applied_again(
+def test_failed_events_are_retried_when_due(
     online: FlaskClient, stack: Stack, database: psycopg.Connection[Any]
 ) -> None:
     database.execute(
@@ -153,7 +153,9 @@ def test_failed_events_that_are_due_are_applied_again(
     assert run(online, stack, "retry-events") == {}
 
 
-def test_the_months_ahead_have_partitions(online: FlaskClient, stack: Stack, database: psycopg.Connection[Any]) -> None:
+def test_the_coming_months_have_partitions(
+    online: FlaskClient, stack: Stack, database: psycopg.Connection[Any]
+) -> None:
     [[name]] = database.execute(
         "select max(inhrelid::regclass::text) from pg_inherits where inhparent = 'public.audit_logs'::regclass "
         "and inhrelid::regclass::text ~ '_[0-9]+$'"
@@ -163,27 +165,27 @@ def test_the_months_ahead_have_partitions(online: FlaskClient, stack: Stack, dat
     assert run(online, stack, "partitions") == {"made": 0}
 
 
-def test_seals_are_kept_beside_the_backups_and_each_once(
+def test_each_seal_is_stored_once_with_the_backups(
     make_app: MakeApp, stack: Stack, database: psycopg.Connection[Any], tmp_path: Path
 ) -> None:
     client = make_app(**(stack.environment | {"BACKUP_URL": tmp_path.as_uri()})).test_client()
-    # Where the next range begins: it must not come into one that is sealed.
+    # The entry's time is the start of the next range, because a sealed range accepts no new entries.
     database.execute(
         "insert into public.audit_logs (action, resource_type, created_at) "
         "select 'x', 'x', coalesce(max(range_end), now() - interval '1 hour') from app.audit_seals"
     )
-    # In the first hour of a month the entry is of the month before, which has no partition on a new stack.
+    # In the first hour of a month the entry belongs to the previous month, which has no partition on a new stack.
     database.execute("select app.make_audit_partitions()")
     stored = run(client, stack, "seals")["stored"]
     assert stored >= 1
-    stored += run(client, stack, "seals")["stored"]  # what became complete meanwhile, and nothing again
-    kept = [json.loads(file.read_text())["seal"] for file in sorted((tmp_path / "seals").iterdir())]
-    assert len(kept) == stored
-    verified = stack.ballast("audit", "verify", *(word for seal in kept for word in ("--seal", seal)))
+    stored += run(client, stack, "seals")["stored"]  # new seals only, none a second time
+    stored_seals = [json.loads(file.read_text())["seal"] for file in sorted((tmp_path / "seals").iterdir())]
+    assert len(stored_seals) == stored
+    verified = stack.ballast("audit", "verify", *(word for seal in stored_seals for word in ("--seal", seal)))
     assert verified.returncode == 0, verified.stderr
 
 
-def test_seals_that_cannot_be_stored_are_a_failed_job(make_app: MakeApp, stack: Stack, tmp_path: Path) -> None:
+def test_the_seals_job_fails_if_seals_cannot_be_stored(make_app: MakeApp, stack: Stack, tmp_path: Path) -> None:
     client = make_app(**(stack.environment | {"BACKUP_URL": (tmp_path / "not-mounted").as_uri()})).test_client()
     response = client.post("/jobs/seals", headers=as_caller(stack.environment["JOBS_TOKEN"]))
     assert (response.status_code, response.json["type"]) == (503, "urn:problem:ballast:store-unavailable")
@@ -191,7 +193,7 @@ def test_seals_that_cannot_be_stored_are_a_failed_job(make_app: MakeApp, stack: 
     assert run(without, stack, "seals") == {"stored": 0, "unconfigured": ["BACKUP_URL"]}
 
 
-def test_an_event_that_was_applied_late_ends_what_the_cache_knew(
+def test_a_retried_event_invalidates_the_cache(
     make_app: MakeApp, stack: Stack, database: psycopg.Connection[Any]
 ) -> None:
     client = make_app(**stack.environment).test_client()
@@ -203,7 +205,7 @@ def test_an_event_that_was_applied_late_ends_what_the_cache_knew(
         return str(client.get("/api/v1/me", headers=headers).json["profile"]["full_name"]).split()[0]
 
     assert name() == "Early"
-    # As if the database had failed to apply what came a moment later.
+    # Simulates a later event that the database failed to apply.
     database.execute(
         "insert into app.webhook_events (message_id, type, event, outcome, error, attempts, next_attempt_at) "
         "select 'msg_late', 'user.updated', jsonb_set(e.event, '{data}', e.event -> 'data' || %s) || %s, 'failed', 'XX000', 1, now() "
@@ -218,7 +220,7 @@ def test_an_event_that_was_applied_late_ends_what_the_cache_knew(
     assert name() == "Late"
 
 
-def test_a_sample_is_compared_with_clerk_and_only_counted(
+def test_the_sample_job_counts_differences_and_changes_nothing(
     make_app: MakeApp, stack: Stack, database: psycopg.Connection[Any]
 ) -> None:
     client = make_app(**stack.environment).test_client()
@@ -240,6 +242,6 @@ def test_a_sample_is_compared_with_clerk_and_only_counted(
     assert database.execute("select status from ops.jobs where name = 'reconcile-sample'").fetchall() == [("green",)]
 
 
-def test_without_a_database_url_no_sample_is_compared(make_app: MakeApp, stack: Stack) -> None:
+def test_the_sample_job_names_a_missing_database_url(make_app: MakeApp, stack: Stack) -> None:
     client = make_app(**(stack.environment | {"DATABASE_URL": None, "BACKUP_URL": None})).test_client()
     assert run(client, stack, "reconcile-sample") == {"compared": {}, "differing": {}, "unconfigured": ["DATABASE_URL"]}

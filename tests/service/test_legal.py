@@ -1,4 +1,4 @@
-"""The privacy page, the terms and the consent banner as the service serves them. What a browser makes of them: tests/e2e/test_consent.py."""
+"""The privacy page, the terms and the consent banner as the service serves them; tests/e2e/test_consent.py uses a browser."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ PAGES = ["/legal/privacy", "/legal/terms"]
 
 @pytest.fixture
 def client(make_app: MakeApp, outside: Outside) -> FlaskClient:
-    """The service, whose database has one line for the privacy page."""
+    """The service with a stand-in for the database that has one line for the privacy page."""
     outside.answer = lambda *_: rest_answer([LINE])
     return make_app(SUPABASE_URL=outside.url).test_client()
 
 
-def test_the_privacy_page_says_what_the_registry_says(online: FlaskClient) -> None:
+def test_the_privacy_page_shows_the_registry(online: FlaskClient) -> None:
     text = online.get("/legal/privacy").text
     assert all(
         said in text
@@ -50,7 +50,7 @@ def test_the_privacy_page_says_what_the_registry_says(online: FlaskClient) -> No
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_a_page_names_who_is_responsible(client: FlaskClient, path: str) -> None:
+def test_each_page_names_the_responsible_company(client: FlaskClient, path: str) -> None:
     text = client.get(path).text
     assert all(
         said in text
@@ -59,7 +59,7 @@ def test_a_page_names_who_is_responsible(client: FlaskClient, path: str) -> None
     assert "not complete" not in text
 
 
-def test_lines_of_one_category_are_told_together(client: FlaskClient, outside: Outside) -> None:
+def test_lines_are_grouped_by_category(client: FlaskClient, outside: Outside) -> None:
     others = [LINE | {"category": "Your work", "data": "Projects"}, LINE | {"data": "When you were here"}]
     outside.answer = lambda *_: rest_answer([LINE, *others])
     text = client.get("/legal/privacy").text
@@ -68,18 +68,18 @@ def test_lines_of_one_category_are_told_together(client: FlaskClient, outside: O
 
 
 @pytest.mark.parametrize(
-    "right", ["/api/v1/gdpr/export", "/api/v1/gdpr/erasure", "Correction", "Objection", "complaint"]
+    "right", ["/api/v1/gdpr/export", "/api/v1/gdpr/erasure", "Correction", "Objection", "Complaint"]
 )
-def test_the_privacy_page_says_what_people_may_ask_for(client: FlaskClient, right: str) -> None:
+def test_the_privacy_page_lists_peoples_rights(client: FlaskClient, right: str) -> None:
     assert right in client.get("/legal/privacy").text
 
 
-def test_what_the_registry_says_is_text_and_never_markup(client: FlaskClient) -> None:
+def test_registry_texts_are_escaped(client: FlaskClient) -> None:
     assert "Name &lt;b&gt;&amp; address&lt;/b&gt;" in client.get("/legal/privacy").text
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_what_is_missing_is_said_where_it_cannot_be_overlooked(make_app: MakeApp, outside: Outside, path: str) -> None:
+def test_missing_settings_are_shown_at_the_top(make_app: MakeApp, outside: Outside, path: str) -> None:
     outside.answer = lambda *_: rest_answer([LINE])
     incomplete = make_app(SUPABASE_URL=outside.url, LEGAL_ADDRESS=None, LEGAL_EFFECTIVE_DATE=None).test_client()
     text = incomplete.get(path).text
@@ -88,7 +88,7 @@ def test_what_is_missing_is_said_where_it_cannot_be_overlooked(make_app: MakeApp
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_a_page_allows_nothing_but_its_own_files(client: FlaskClient, path: str) -> None:
+def test_the_policy_allows_only_own_files(client: FlaskClient, path: str) -> None:
     response = client.get(path)
     policy = response.headers["Content-Security-Policy"]
     assert response.content_type == "text/html; charset=utf-8"
@@ -100,29 +100,29 @@ def test_a_page_allows_nothing_but_its_own_files(client: FlaskClient, path: str)
     assert not re.search(r"<style|<script>|style=|\son\w+=", response.text)
 
 
-def test_visitors_do_not_all_ask_the_database(client: FlaskClient, outside: Outside) -> None:
+def test_the_notice_is_cached_for_visitors(client: FlaskClient, outside: Outside) -> None:
     for _ in range(3):
         assert client.get("/legal/privacy").status_code == 200
     assert len(outside.requests) == 1
 
 
-def test_the_page_outlives_a_database_that_goes_down(outside: Outside) -> None:
+def test_the_page_survives_a_database_outage(outside: Outside) -> None:
     outside.answer = lambda *_: rest_answer([LINE])
     now = 0.0
-    kept = PrivacyNotice(DataApi(outside.url, "sb_secret_test").call, lambda: now)
-    assert kept.categories() == [("Account", [LINE])]
+    notice = PrivacyNotice(DataApi(outside.url, "sb_secret_test").call, lambda: now)
+    assert notice.categories() == [("Account", [LINE])]
 
     outside.answer = lambda *_: HANG_UP
     now = LIFE_SECONDS + 1
-    assert kept.categories() == kept.categories() == [("Account", [LINE])]
-    assert len(outside.requests) == 2  # and not once a visitor
+    assert notice.categories() == notice.categories() == [("Account", [LINE])]
+    assert len(outside.requests) == 2  # not one for each visitor
 
     outside.answer = lambda *_: rest_answer([LINE | {"category": "New"}])
     now += RETRY_SECONDS
-    assert kept.categories()[0][0] == "New"
+    assert notice.categories()[0][0] == "New"
 
 
-def test_a_database_that_never_answered_is_not_asked_by_every_visitor() -> None:
+def test_a_failed_database_is_not_retried_for_every_visitor() -> None:
     asked = []
 
     def call(function: str, _: object) -> object:
@@ -136,7 +136,7 @@ def test_a_database_that_never_answered_is_not_asked_by_every_visitor() -> None:
     assert asked == ["privacy_notice"]
 
 
-def test_whoever_finds_a_kept_page_does_not_wait_for_a_slow_database() -> None:
+def test_a_cached_notice_is_served_while_a_slow_database_is_read() -> None:
     now = 0.0
     is_asked, may_answer = threading.Event(), threading.Event()
 
@@ -157,14 +157,14 @@ def test_whoever_finds_a_kept_page_does_not_wait_for_a_slow_database() -> None:
         assert slow.result()[0][0] == f"At {now}"
 
 
-def test_without_a_database_there_is_no_privacy_page_yet(offline: FlaskClient) -> None:
+def test_without_a_database_there_is_no_privacy_page(offline: FlaskClient) -> None:
     response = offline.get("/legal/privacy")
     assert (response.status_code, response.json["type"]) == (503, "urn:problem:ballast:database-unavailable")
     assert offline.get("/legal/terms").status_code == 200
 
 
 @pytest.mark.parametrize(("path", "kind"), [("/consent.js", "text/javascript"), ("/style.css", "text/css")])
-def test_files_are_kept_by_caches_and_asked_for_again_by_their_mark(offline: FlaskClient, path: str, kind: str) -> None:
+def test_files_are_cacheable_and_revalidated_by_etag(offline: FlaskClient, path: str, kind: str) -> None:
     first = offline.get(path)
     assert first.content_type.split(";")[0] == kind
     assert first.headers["Cache-Control"] == "public, max-age=3600"
@@ -172,7 +172,7 @@ def test_files_are_kept_by_caches_and_asked_for_again_by_their_mark(offline: Fla
     assert (again.status_code, again.data) == (304, b"")
 
 
-def test_the_banner_is_small_and_may_be_embedded(offline: FlaskClient) -> None:
+def test_the_banner_is_small_and_embeddable(offline: FlaskClient) -> None:
     response: Any = offline.get("/consent.js")
     assert len(response.data) < 8000
     assert response.headers["Cross-Origin-Resource-Policy"] == "cross-origin"

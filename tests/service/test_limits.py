@@ -1,4 +1,4 @@
-"""Who asks for too much is told so, and how long to wait; everybody else is not held up, also when Redis is not there."""
+"""Rate limits: a client that exceeds one gets 429 and a time to wait. All others are served, also without Redis."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from service import limits
-from service.limits import CLASSES, LIMITS, Limit, Per, class_of
+from service.limits import CLASSES, LIMITS, Limit, Per, find_limit
 from tests.conftest import Stack
-from tests.service.conftest import Grown, MakeApp
+from tests.service.conftest import Growth, MakeApp
 from tests.service.outside import (
     HANG_UP,
     Answer,
@@ -35,13 +35,13 @@ PAGE = "/legal/terms"
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every limit is five requests in a minute."""
+    """Sets every limit to five requests a minute."""
     monkeypatch.setattr(limits, "LIMITS", {name: Limit(LOW_LIMIT, 60, limit.per) for name, limit in LIMITS.items()})
 
 
 @pytest.fixture
 def app(few: None, make_app: MakeApp, stack: Stack, outside: Outside, issuer: Issuer) -> Flask:
-    """The service with the stack's Redis, and a database that answers something. Its counters are its own."""
+    """The service with the stack's Redis, its own counters, and a stand-in for the database."""
     outside.answer = lambda *_: stored_answer()
     names = ("UPSTASH_REDIS_REST_URL", "UPSTASH_REDIS_REST_TOKEN")
     redis = {name: stack.environment[name] for name in names}
@@ -50,7 +50,7 @@ def app(few: None, make_app: MakeApp, stack: Stack, outside: Outside, issuer: Is
 
 @pytest.fixture
 def address() -> str:
-    """A client of this test only: Redis remembers others."""
+    """An address that only this test uses, because Redis remembers the others."""
     return new_address()
 
 
@@ -69,7 +69,7 @@ def as_caller(token: str) -> dict[str, str]:
 # --- what the caller sees ---
 
 
-def test_every_answer_says_how_much_is_left(app: Flask, address: str) -> None:
+def test_every_response_shows_what_is_left_of_the_limit(app: Flask, address: str) -> None:
     answers = [get(app, PAGE, address) for _ in range(LOW_LIMIT)]
     assert [answer.status_code for answer in answers] == [200] * LOW_LIMIT
     assert [answer.headers["RateLimit-Remaining"] for answer in answers] == ["4", "3", "2", "1", "0"]
@@ -77,7 +77,7 @@ def test_every_answer_says_how_much_is_left(app: Flask, address: str) -> None:
     assert all(1 <= int(answer.headers["RateLimit-Reset"]) <= 60 for answer in answers)
 
 
-def test_who_asks_for_more_gets_a_problem_and_a_time_to_come_back(app: Flask, address: str) -> None:
+def test_exceeding_a_limit_returns_a_problem_with_retry_after(app: Flask, address: str) -> None:
     for _ in range(LOW_LIMIT):
         get(app, PAGE, address)
     refused = get(app, PAGE, address)
@@ -87,7 +87,9 @@ def test_who_asks_for_more_gets_a_problem_and_a_time_to_come_back(app: Flask, ad
     assert refused.headers["RateLimit-Remaining"] == "0"
 
 
-def test_a_window_ends(monkeypatch: pytest.MonkeyPatch, make_app: MakeApp, stack: Stack, address: str) -> None:
+def test_requests_are_allowed_again_after_the_window(
+    monkeypatch: pytest.MonkeyPatch, make_app: MakeApp, stack: Stack, address: str
+) -> None:
     monkeypatch.setattr(limits, "LIMITS", {name: Limit(2, 1, limit.per) for name, limit in LIMITS.items()})
     app = make_app(**(stack.environment | {"ENVIRONMENT": "test", "TRUSTED_PROXIES": "1"}))
     assert 429 in [get(app, PAGE, address).status_code for _ in range(4)]
@@ -96,17 +98,17 @@ def test_a_window_ends(monkeypatch: pytest.MonkeyPatch, make_app: MakeApp, stack
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])
-def test_the_platform_is_never_refused(app: Flask, address: str, path: str) -> None:
+def test_health_checks_are_never_limited(app: Flask, address: str, path: str) -> None:
     answers = [get(app, path, address) for _ in range(LOW_LIMIT * 2)]
     assert 429 not in {answer.status_code for answer in answers}
     assert not any("RateLimit-Limit" in answer.headers for answer in answers)
 
 
-def test_what_is_not_there_is_limited_too(app: Flask, address: str) -> None:
+def test_unknown_paths_are_limited_too(app: Flask, address: str) -> None:
     assert [get(app, "/nothing", address).status_code for _ in range(LOW_LIMIT + 1)] == [404] * LOW_LIMIT + [429]
 
 
-def test_threads_and_processes_count_together(app: Flask, address: str) -> None:
+def test_threads_and_processes_share_one_count(app: Flask, address: str) -> None:
     with ThreadPoolExecutor(8) as threads:
         codes = list(threads.map(lambda _: get(app, PAGE, address).status_code, range(40)))
     assert sorted(codes) == [200] * LOW_LIMIT + [429] * 35
@@ -115,18 +117,18 @@ def test_threads_and_processes_count_together(app: Flask, address: str) -> None:
 # --- who is one caller ---
 
 
-def test_a_person_is_one_caller_wherever_they_are(app: Flask, issuer: Issuer) -> None:
+def test_a_person_is_counted_once_across_addresses(app: Flask, issuer: Issuer) -> None:
     token = issuer.token(sub=f"user_{secrets.token_hex(8)}")
     codes = [get(app, "/api/v1/me", new_address(), **as_caller(token)).status_code for _ in range(LOW_LIMIT + 1)]
     assert codes == [200] * LOW_LIMIT + [429]
 
 
-def test_people_behind_one_address_are_not(app: Flask, issuer: Issuer, address: str) -> None:
+def test_people_behind_one_address_are_counted_separately(app: Flask, issuer: Issuer, address: str) -> None:
     tokens = [issuer.token(sub=f"user_{secrets.token_hex(8)}") for _ in range(LOW_LIMIT + 2)]
     assert {get(app, "/api/v1/me", address, **as_caller(token)).status_code for token in tokens} == {200}
 
 
-def test_who_proves_nothing_is_counted_by_address_and_nobody_in_their_name(
+def test_an_unauthenticated_caller_is_counted_by_address_not_as_the_claimed_person(
     app: Flask, issuer: Issuer, address: str
 ) -> None:
     victim = f"user_{secrets.token_hex(8)}"
@@ -159,7 +161,7 @@ def test_webhooks_are_counted_by_address(app: Flask, address: str) -> None:
         ("1", "::ffff:198.51.100.7", "198.51.100.7"),
     ],
 )
-def test_only_what_trusted_proxies_say_of_the_address_counts(
+def test_only_trusted_proxies_can_set_the_address(
     make_app: MakeApp, monkeypatch: pytest.MonkeyPatch, proxies: str, forwarded: str, counted: str
 ) -> None:
     seen: list[tuple[str, str]] = []
@@ -170,7 +172,7 @@ def test_only_what_trusted_proxies_say_of_the_address_counts(
     assert seen == [("pages", counted)]
 
 
-def test_redis_hears_of_nobody_by_id_or_address(few: None, make_app: MakeApp, outside: Outside, issuer: Issuer) -> None:
+def test_redis_stores_neither_ids_nor_addresses(few: None, make_app: MakeApp, outside: Outside, issuer: Issuer) -> None:
     heard: list[bytes] = []
 
     def answer(path: str, headers: Any, body: bytes) -> Answer:
@@ -189,8 +191,8 @@ def test_redis_hears_of_nobody_by_id_or_address(few: None, make_app: MakeApp, ou
 # --- the table ---
 
 
-def test_every_route_has_the_limit_it_should_have(offline_app: Flask) -> None:
-    found = {rule.endpoint: class_of(rule.endpoint) for rule in offline_app.url_map.iter_rules()}
+def test_every_route_has_its_intended_limit(offline_app: Flask) -> None:
+    found = {rule.endpoint: find_limit(rule.endpoint) for rule in offline_app.url_map.iter_rules()}
     expected = {
         "health.alive": None, "health.ready": None, "me.show": "person", "members.invite": "invitations",
         "members.remove": "person", "audit.export": "person", "personal_data.export": "exports",
@@ -201,7 +203,7 @@ def test_every_route_has_the_limit_it_should_have(offline_app: Flask) -> None:
     assert found | expected == found
 
 
-def test_the_table_names_what_there_is(offline_app: Flask) -> None:
+def test_the_table_names_only_existing_routes_and_limits(offline_app: Flask) -> None:
     assert set(CLASSES.values()) <= LIMITS.keys()
     endpoints = {rule.endpoint for rule in offline_app.url_map.iter_rules()}
     assert CLASSES.keys() <= endpoints | {endpoint.partition(".")[0] for endpoint in endpoints}
@@ -223,12 +225,12 @@ NONSENSE: dict[str, Callable[..., Answer | None]] = {
 
 
 @pytest.mark.parametrize("answer", NONSENSE.values(), ids=NONSENSE)
-def test_without_redis_nobody_is_refused_and_it_is_logged_once(
+def test_without_redis_no_request_is_refused_and_the_outage_is_logged_once(
     few: None,
     make_app: MakeApp,
     outside: Outside,
     log: io.StringIO,
-    limits_growth: Grown,
+    limits_growth: Growth,
     answer: Callable[..., Answer | None],
 ) -> None:
     outside.answer = answer
@@ -240,7 +242,9 @@ def test_without_redis_nobody_is_refused_and_it_is_logged_once(
     assert log.getvalue().count("redis does not answer") == 1
 
 
-def test_a_slow_redis_is_waited_for_once(make_app: MakeApp, outside: Outside, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_redis_delays_only_one_request(
+    make_app: MakeApp, outside: Outside, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("service.components.REDIS_TIMEOUT", 0.3)
     outside.answer = lambda *_: time.sleep(2) or HANG_UP  # type: ignore[func-returns-value]
     client = make_app(UPSTASH_REDIS_REST_URL=outside.url).test_client()
@@ -249,19 +253,19 @@ def test_a_slow_redis_is_waited_for_once(make_app: MakeApp, outside: Outside, mo
     assert time.monotonic() - began < 1
 
 
-def test_what_passes_and_what_is_refused_is_counted(app: Flask, address: str, limits_growth: Grown) -> None:
+def test_allowed_and_refused_requests_are_counted(app: Flask, address: str, limits_growth: Growth) -> None:
     for _ in range(LOW_LIMIT + 2):
         get(app, PAGE, address)
     assert limits_growth() == {"allowed": LOW_LIMIT, "refused": 2}
 
 
 @pytest.mark.parametrize("value", ["-1", "10", "x", "1.5"])
-def test_a_number_of_proxies_that_is_none_stops_the_start(make_app: MakeApp, value: str) -> None:
+def test_an_invalid_number_of_proxies_stops_the_start(make_app: MakeApp, value: str) -> None:
     with pytest.raises(Exception, match="TRUSTED_PROXIES"):
         make_app(TRUSTED_PROXIES=value)
 
 
-def test_on_the_running_stack_nobody_notices(online: FlaskClient, stack: Stack) -> None:
+def test_normal_use_on_the_running_stack_is_not_limited(online: FlaskClient, stack: Stack) -> None:
     answers = [online.get("/api/v1/me", headers=as_caller(stack.token("user_ada"))) for _ in range(20)]
     assert {answer.status_code for answer in answers} == {200}
     assert answers[0].headers["RateLimit-Limit"] == "600"

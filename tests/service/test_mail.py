@@ -1,4 +1,4 @@
-"""Mail leaves once, to whom it is for; none is lost, whatever fails or is killed; and nothing of it is in the logs."""
+"""Each mail is sent once, to the right person. No failure loses a mail, and logs contain nothing from it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Mail = dict[str, Any]
 
 
 class Provider:
-    """Resend, as far as we need it: takes a mail once per idempotency key, and answers as a test wants."""
+    """A stand-in for Resend: accepts a mail once per idempotency key, and gives the answers that a test sets."""
 
     def __init__(self, server: Outside) -> None:
         self.server = server
@@ -79,7 +79,7 @@ def provider(outside: Outside) -> Provider:
 
 @pytest.fixture
 def database(stack: Stack) -> Iterator[psycopg.Connection[Any]]:
-    """Mail is on, the outbox empty; a person in an organization of theirs."""
+    """Mail is on and the outbox is empty. There is one person, with their own organization."""
     with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
         connection.execute("delete from app.email_outbox")
         connection.execute("set app.no_mail = 'on'")
@@ -115,22 +115,22 @@ def enqueue(database: psycopg.Connection[Any], template: str = "role_changed", n
     return str(row[0])
 
 
-def states(database: psycopg.Connection[Any], columns: str = "state") -> list[Any]:
+def read_states(database: psycopg.Connection[Any], columns: str = "state") -> list[Any]:
     return database.execute(f"select {columns} from app.email_outbox order by created_at").fetchall()
 
 
-def due(database: psycopg.Connection[Any]) -> None:
+def make_due(database: psycopg.Connection[Any]) -> None:
     database.execute("update app.email_outbox set next_attempt_at = now()")
 
 
 @pytest.fixture
 def client(make_app: MakeApp, stack: Stack, provider: Provider) -> FlaskClient:
-    """The service with a key of Resend's, which the provider takes."""
+    """The service with a Resend key that the provider accepts."""
     return sender(make_app, stack, provider.server.url).test_client()
 
 
 def outgoing(url: str) -> dict[str, str]:
-    """What the service needs to send mail, to a provider at `url`."""
+    """The variables for sending mail to a provider at `url`."""
     return {
         "ENVIRONMENT": "test", "RESEND_API_KEY": KEY, "RESEND_API_URL": url, "RESEND_WEBHOOK_SECRET": SECRET,
         "MAIL_FROM": "Ballast <hello@mail.example>", "SERVICE_URL": "https://api.mail.example",
@@ -151,10 +151,10 @@ def report(**counts: int) -> dict[str, int]:
     return {"sent": 0, "postponed": 0, "failed": 0} | counts
 
 
-# --- it leaves
+# --- sending
 
 
-def test_what_waits_is_sent_once_with_its_id_as_idempotency_key(
+def test_queued_mail_is_sent_once_with_its_id_as_idempotency_key(
     client: FlaskClient, stack: Stack, database: psycopg.Connection[Any], provider: Provider
 ) -> None:
     mail_id = enqueue(database)
@@ -166,24 +166,24 @@ def test_what_waits_is_sent_once_with_its_id_as_idempotency_key(
     assert mail["subject"] == f"Your role in {ORGANIZATION} is now owner"
     assert all(f"Hello {NAME}" in mail[form] for form in ("html", "text"))
     assert {"name": "mail", "value": mail_id} in mail["tags"]
-    assert "headers" not in mail  # essential: nobody can end it
-    assert states(database, "state, provider_id, attempts") == [("sent", f"resend-{mail_id}", 1)]
+    assert "headers" not in mail  # essential: it has no unsubscribe link
+    assert read_states(database, "state, provider_id, attempts") == [("sent", f"resend-{mail_id}", 1)]
 
 
-def test_from_the_change_to_the_delivery(
+def test_a_change_leads_to_a_delivered_mail(
     client: FlaskClient, stack: Stack, database: psycopg.Connection[Any], provider: Provider
 ) -> None:
     database.execute("update public.profiles set email = null where clerk_user_id = 'user_mail'")
     database.execute("update public.profiles set email = %s where clerk_user_id = 'user_mail'", [ADDRESS])
     assert run(client, stack) == report(sent=1)
     ((mail_id, mail),) = provider.delivered.items()
-    told = {"email_id": f"resend-{mail_id}", "to": [ADDRESS], "tags": {"mail": mail_id}}
-    assert webhook(client, "email.delivered", told).json == {"outcome": "processed"}
-    assert states(database, "template, state") == [("welcome", "delivered")]
+    event = {"email_id": f"resend-{mail_id}", "to": [ADDRESS], "tags": {"mail": mail_id}}
+    assert webhook(client, "email.delivered", event).json == {"outcome": "processed"}
+    assert read_states(database, "template, state") == [("welcome", "delivered")]
     assert f"Welcome to {'Ballast & Sons Ltd'}" == mail["subject"]
 
 
-def test_mail_that_is_not_essential_can_be_ended_with_one_click(
+def test_people_unsubscribe_from_optional_mail_with_one_click(
     client: FlaskClient, stack: Stack, database: psycopg.Connection[Any], provider: Provider
 ) -> None:
     mail_id = enqueue(database, "welcome")
@@ -197,13 +197,13 @@ def test_mail_that_is_not_essential_can_be_ended_with_one_click(
     local = link.removeprefix("https://api.mail.example")
     asked = client.get(local)
     assert (asked.status_code, '<form method="post">' in asked.text) == (200, True)
-    assert preferences(database) == {}  # whoever opens links to look at them changes nothing
+    assert read_preferences(database) == {}  # opening the link, as scanners do, changes nothing
     ended = client.post(local, data={"List-Unsubscribe": "One-Click"})
     assert ended.status_code == 200
-    assert preferences(database) == {"mail": {"welcome": False}}
+    assert read_preferences(database) == {"mail": {"welcome": False}}
 
 
-def preferences(database: psycopg.Connection[Any]) -> Any:
+def read_preferences(database: psycopg.Connection[Any]) -> Any:
     return database.execute("select preferences from public.profiles where clerk_user_id = 'user_mail'").fetchall()[0][
         0
     ]
@@ -213,7 +213,7 @@ def preferences(database: psycopg.Connection[Any]) -> Any:
     {"signature": ""}, {"signature": "0" * 64}, {"signature": "é"}, {"person": str(uuid4())}, {"kind": "role_changed"}, {"kind": ""},
 ])  # fmt: skip
 @pytest.mark.parametrize("method", ["get", "post"])
-def test_a_link_that_is_not_ours_ends_nothing(offline: FlaskClient, method: str, change: dict[str, str]) -> None:
+def test_a_forged_link_unsubscribes_no_one(offline: FlaskClient, method: str, change: dict[str, str]) -> None:
     with offline.application.app_context():
         renderer = components().mailer.renderer
         person = str(uuid4())
@@ -222,7 +222,7 @@ def test_a_link_that_is_not_ours_ends_nothing(offline: FlaskClient, method: str,
     assert (response.status_code, response.json["type"]) == (403, "urn:problem:ballast:mail-link-invalid")
 
 
-# --- what fails
+# --- failures
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_a_link_that_is_not_ours_ends_nothing(offline: FlaskClient, method: str,
         (refusal(409, "concurrent_idempotent_requests"), "concurrent_idempotent_requests"),
     ],
 )
-def test_what_is_not_the_mails_fault_is_tried_again_with_the_same_key(
+def test_a_temporary_failure_is_retried_with_the_same_key(
     client: FlaskClient,
     stack: Stack,
     database: psycopg.Connection[Any],
@@ -252,15 +252,15 @@ def test_what_is_not_the_mails_fault_is_tried_again_with_the_same_key(
     mail_id = enqueue(database)
     provider.answers = [answer]
     assert run(client, stack) == report(postponed=1)
-    ((state, error),) = states(database, "state, error")
+    ((state, error),) = read_states(database, "state, error")
     assert (state, error) == ("queued", code)
     assert run(client, stack) == report()  # not yet
-    due(database)
+    make_due(database)
     assert run(client, stack) == report(sent=1)
     assert provider.keys == [mail_id, mail_id]
 
 
-def test_an_answer_that_does_not_come_is_not_waited_for_long(
+def test_a_hanging_provider_times_out(
     client: FlaskClient,
     stack: Stack,
     database: psycopg.Connection[Any],
@@ -275,10 +275,10 @@ def test_an_answer_that_does_not_come_is_not_waited_for_long(
     provider.answers = [lambda: (done.wait(5), refusal(500, "late"))[1]]
     assert run(client, stack) == report(postponed=1)
     done.set()
-    assert states(database, "state, error") == [("queued", "ReadTimeout")]
+    assert read_states(database, "state, error") == [("queued", "ReadTimeout")]
 
 
-def test_resend_says_when_to_come_back(
+def test_resends_retry_after_is_respected(
     client: FlaskClient, stack: Stack, database: psycopg.Connection[Any], provider: Provider
 ) -> None:
     enqueue(database, number=1)
@@ -286,14 +286,14 @@ def test_resend_says_when_to_come_back(
     provider.answers = [refusal(429, "rate_limit_exceeded", **{"Retry-After": "600"})]
     assert run(client, stack) == report(postponed=1)
     assert len(provider.keys) == 1  # the others wait too
-    waits = states(database, "round(extract(epoch from next_attempt_at - now())) between 590 and 600")
+    waits = read_states(database, "round(extract(epoch from next_attempt_at - now())) between 590 and 600")
     assert sorted(waits) == [(False,), (True,)]
 
 
 @pytest.mark.parametrize(
     ("status", "name"), [(400, "validation_error"), (422, "invalid_parameter"), (404, "not_found"), (413, "x")]
 )
-def test_a_mail_that_resend_refuses_is_given_up_and_the_next_is_sent(
+def test_a_rejected_mail_is_given_up_and_the_next_is_sent(
     client: FlaskClient, stack: Stack, database: psycopg.Connection[Any], provider: Provider, status: int, name: str
 ) -> None:
     enqueue(database, number=1)
@@ -303,7 +303,7 @@ def test_a_mail_that_resend_refuses_is_given_up_and_the_next_is_sent(
     assert database.execute("select state, error from ops.mail_failures").fetchall() == [("failed", name)]
 
 
-def test_an_address_that_is_none_is_not_handed_over(
+def test_a_malformed_address_is_not_sent_to_resend(
     client: FlaskClient, stack: Stack, database: psycopg.Connection[Any], provider: Provider
 ) -> None:
     enqueue(database)
@@ -311,37 +311,39 @@ def test_an_address_that_is_none_is_not_handed_over(
         "update public.profiles set email = %s where clerk_user_id = 'user_mail'", ["a@b.example,c@d.example"]
     )
     assert run(client, stack) == report(failed=1)
-    assert (provider.keys, states(database, "error")) == ([], [("address_malformed",)])
+    assert (provider.keys, read_states(database, "error")) == ([], [("address_malformed",)])
 
 
-def test_a_sender_that_is_killed_before_it_says_so_loses_nothing_and_sends_nothing_twice(
+def test_a_sender_killed_after_sending_loses_nothing_and_sends_nothing_twice(
     client: FlaskClient, stack: Stack, database: psycopg.Connection[Any], provider: Provider
 ) -> None:
     mail_id = enqueue(database)
 
     class Killed(BaseException):
-        """Not an error that anything handles: as if the process were gone."""
+        """An error that nothing handles, as if the process had been killed."""
 
     def kill() -> Answer | None:
         raise Killed
 
-    tools = client.application.extensions["ballast"].mailer
-    # Resend has it, we do not know yet.
+    mailer = client.application.extensions["ballast"].mailer
+    # Resend has the mail, but the outbox does not have its id yet.
     dying = mail_module.Mailer(
-        lambda name, given: kill() if name == "end_mail" else tools.call(name, given), tools.renderer, tools.transport
+        lambda name, given: kill() if name == "end_mail" else mailer.call(name, given),
+        mailer.renderer,
+        mailer.transport,
     )
     with pytest.raises(Killed):
         dying.send_due()
-    assert states(database) == [("sending",)]
-    assert run(client, stack) == report()  # it might still be at it
-    due(database)
+    assert read_states(database) == [("sending",)]
+    assert run(client, stack) == report()  # the first sender might still be working on it
+    make_due(database)
     assert run(client, stack) == report(sent=1)
     assert provider.keys == [mail_id, mail_id]
     assert len(provider.delivered) == 1
-    assert states(database, "state, provider_id") == [("sent", f"resend-{mail_id}")]
+    assert read_states(database, "state, provider_id") == [("sent", f"resend-{mail_id}")]
 
 
-def test_a_sender_that_is_killed_while_resend_answers_sends_nothing_twice(
+def test_a_sender_killed_during_a_request_sends_nothing_twice(
     client: FlaskClient, stack: Stack, database: psycopg.Connection[Any], provider: Provider
 ) -> None:
     mail_id = enqueue(database)
@@ -364,34 +366,36 @@ def test_a_sender_that_is_killed_while_resend_answers_sends_nothing_twice(
     finally:
         process.kill()
         over.set()
-    assert states(database) == [("sending",)]
-    due(database)
+    assert read_states(database) == [("sending",)]
+    make_due(database)
     assert run(client, stack) == report(sent=1)
     assert provider.keys == [mail_id, mail_id]
     assert provider.delivered == {mail_id: {"taken": "before the kill"}}
 
 
-def test_what_resend_has_already_taken_in_other_words_counts_as_sent(
+def test_mail_that_resend_already_has_with_other_content_counts_as_sent(
     client: FlaskClient, stack: Stack, database: psycopg.Connection[Any], provider: Provider
 ) -> None:
     mail_id = enqueue(database)
     provider.delivered[mail_id] = {"subject": "before the organization had another name"}
     assert run(client, stack) == report(sent=1)
-    assert states(database, "state, provider_id") == [("sent", None)]
+    assert read_states(database, "state, provider_id") == [("sent", None)]
 
 
 def test_two_jobs_at_once_send_each_mail_once(
     make_app: MakeApp, stack: Stack, database: psycopg.Connection[Any], provider: Provider
 ) -> None:
     app = sender(make_app, stack, provider.server.url)
-    mails = {enqueue(database, number=number) if number == 0 else many(database, number) for number in range(20)}
+    mails = {
+        enqueue(database, number=number) if number == 0 else enqueue_many(database, number) for number in range(20)
+    }
     with ThreadPoolExecutor(2) as threads:
         reports = list(threads.map(lambda _: run(app.test_client(), stack), range(2)))
     assert sum(each["sent"] for each in reports) == len(mails) == 20
     assert sorted(provider.keys) == sorted(mails)
 
 
-def many(database: psycopg.Connection[Any], number: int) -> str:
+def enqueue_many(database: psycopg.Connection[Any], number: int) -> str:
     row = database.execute(
         "insert into app.email_outbox (template, audience, data) values ('backup_failed', 'operator', %s) returning id",
         [json.dumps({"backup_id": number})],
@@ -400,13 +404,13 @@ def many(database: psycopg.Connection[Any], number: int) -> str:
     return str(row[0])
 
 
-def test_without_the_database_the_job_is_not_done(make_app: MakeApp) -> None:
+def test_the_mail_job_fails_without_the_database(make_app: MakeApp) -> None:
     client = make_app(RESEND_API_KEY=KEY, MAIL_FROM="a@b.example", SERVICE_URL="https://c.example").test_client()
     response = client.post("/jobs/mail", headers=as_caller(ENVIRONMENT["JOBS_TOKEN"] or ""))
     assert (response.status_code, response.json["type"]) == (503, "urn:problem:ballast:database-unavailable")
 
 
-def test_a_mail_that_takes_long_is_the_last_one(
+def test_a_slow_mail_is_the_last_one_of_the_run(
     client: FlaskClient,
     stack: Stack,
     database: psycopg.Connection[Any],
@@ -430,7 +434,7 @@ def test_outside_local_and_test_nothing_is_claimed_without_a_key(make_app: MakeA
         assert components().mailer.send_due() == {"unconfigured": ["RESEND_API_KEY"]}
 
 
-# --- what it says
+# --- content
 
 
 def renderer(**changes: str | None) -> Renderer:
@@ -461,8 +465,8 @@ def with_each_text(context: Any, text: str) -> Any:
             return context
 
 
-def elements(html: str) -> list[tuple[str, list[str]]]:
-    """The tags that a browser would see, each with its attributes' names."""
+def find_elements(html: str) -> list[tuple[str, list[str]]]:
+    """The tags that a browser would see, each with the names of its attributes."""
     found: list[tuple[str, list[str]]] = []
 
     class Parser(HTMLParser):
@@ -474,7 +478,7 @@ def elements(html: str) -> list[tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize("template", KINDS)
-def test_every_kind_says_the_same_in_html_and_text(template: str) -> None:
+def test_every_kind_has_the_same_content_in_html_and_text(template: str) -> None:
     message = renderer().render(row(template, EXAMPLE))
     assert message.subject
     assert f"<title>{message.subject.replace('&', '&amp;').replace(chr(39), '&#39;')}</title>" in message.html
@@ -483,12 +487,12 @@ def test_every_kind_says_the_same_in_html_and_text(template: str) -> None:
     assert "Ballast & Sons" in message.text
     assert "Ballast &amp; Sons" in message.html
     words = set(re.findall(r"[A-Z][a-z]{4,}", re.sub(r"<[^>]*>", " ", message.html)))
-    assert words <= set(re.findall(r"[A-Za-z]+", message.text + message.subject)) | {"Begin"}
+    assert words <= set(re.findall(r"[A-Za-z]+", message.text + message.subject))
     assert (message.unsubscribe_url is not None) == (template in OPTIONAL)
 
 
 @pytest.mark.parametrize("template", KINDS)
-def test_every_kind_can_be_said_when_little_is_known(template: str) -> None:
+def test_every_kind_renders_with_missing_values(template: str) -> None:
     little = dict.fromkeys(EXAMPLE) | {name: EXAMPLE[name] for name in ("organization", "receipt", "failures", "role")}
     message = renderer(company=None, app_url=None, service_url=None).render(row(template, little))
     assert message.unsubscribe_url is None
@@ -496,12 +500,12 @@ def test_every_kind_can_be_said_when_little_is_known(template: str) -> None:
 
 
 @pytest.mark.parametrize("template", KINDS)
-def test_what_people_write_is_neither_markup_nor_a_header_nor_a_paragraph(template: str) -> None:
+def test_user_input_cannot_become_markup_a_header_or_a_paragraph(template: str) -> None:
     hostile = "<script>alert(1)</script>\r\nBcc: all@evil.example\n\nDear user,\u2028pay\u202eyap \" onload='x' {{ 777 * 777 }}"
     message = renderer().render(row(template, with_each_text(EXAMPLE, hostile)))
     harmless = {"html", "head", "meta", "title", "body", "div", "h1", "p", "a", "hr", "br", "strong", "code", "pre"}
-    assert {tag for tag, _ in elements(message.html)} <= harmless
-    assert {name for _, attributes in elements(message.html) for name in attributes} <= {
+    assert {tag for tag, _ in find_elements(message.html)} <= harmless
+    assert {name for _, attributes in find_elements(message.html) for name in attributes} <= {
         "lang", "charset", "name", "content", "style", "role", "aria-label", "href"
     }  # fmt: skip
     assert len(message.subject.splitlines()) == 1
@@ -511,7 +515,7 @@ def test_what_people_write_is_neither_markup_nor_a_header_nor_a_paragraph(templa
 
 
 @given(text=st.text(st.characters(exclude_categories=()), max_size=300), template=st.sampled_from(KINDS))
-def test_any_text_makes_a_mail_that_can_be_sent(text: str, template: str) -> None:
+def test_any_text_renders_to_a_valid_mail(text: str, template: str) -> None:
     message = renderer().render(row(template, with_each_text(EXAMPLE, text)))
     json.dumps([message.subject, message.html, message.text]).encode()
     (message.subject + message.html + message.text).encode()  # raises for half a surrogate pair
@@ -522,13 +526,13 @@ def test_any_text_makes_a_mail_that_can_be_sent(text: str, template: str) -> Non
 @pytest.mark.parametrize(
     "address", ["", None, "a", "a@b", "a@b.c,d@e.f", "A <a@b.c>", "a@b.c\nBcc: d@e.f", "a b@c.d", "a@b@c.d", "(x)a@b.c"]
 )
-def test_only_one_address_is_written_to(address: str | None) -> None:
+def test_mail_goes_to_exactly_one_address(address: str | None) -> None:
     with pytest.raises(SendingFailed) as refused:
         renderer().render(row("welcome", EXAMPLE, to=address))
     assert (refused.value.code, refused.value.is_final) == ("address_malformed", True)
 
 
-def test_a_kind_that_the_service_does_not_know_is_given_up() -> None:
+def test_mail_of_an_unknown_kind_is_given_up() -> None:
     with pytest.raises(SendingFailed, match="template_unknown"):
         renderer().render(row("../../etc/passwd", EXAMPLE))
 
@@ -540,7 +544,7 @@ def test_the_service_and_the_database_agree_on_what_is_essential(database: psyco
     assert set(KINDS) - set(essential) == set(OPTIONAL)
 
 
-def test_a_link_never_holds_for_somebody_else_or_another_kind() -> None:
+def test_a_link_is_not_valid_for_another_person_or_kind() -> None:
     ours = renderer()
     person = str(uuid4())
     query = {
@@ -553,7 +557,7 @@ def test_a_link_never_holds_for_somebody_else_or_another_kind() -> None:
     assert not renderer().is_signed(query["person"], query["kind"], query["signature"])
 
 
-# --- what Resend tells
+# --- Resend's events
 
 
 def webhook(client: FlaskClient, kind: str, data: dict[str, Any], secret: str = SECRET, **given: Any) -> Any:
@@ -573,7 +577,7 @@ def webhook(client: FlaskClient, kind: str, data: dict[str, Any], secret: str = 
         ("email.complained", None, "complained", True),
     ],
 )
-def test_what_became_of_a_mail_is_noted(
+def test_the_delivery_status_of_a_mail_is_recorded(
     client: FlaskClient,
     stack: Stack,
     database: psycopg.Connection[Any],
@@ -584,51 +588,51 @@ def test_what_became_of_a_mail_is_noted(
 ) -> None:
     mail_id = enqueue(database)
     run(client, stack)
-    told = {"email_id": f"resend-{mail_id}", "to": [ADDRESS], "bounce": bounce}
+    event = {"email_id": f"resend-{mail_id}", "to": [ADDRESS], "bounce": bounce}
     for _ in range(2):
-        assert webhook(client, kind, told).json == {"outcome": "processed"}
-    assert states(database) == [(state,)]
+        assert webhook(client, kind, event).json == {"outcome": "processed"}
+    assert read_states(database) == [(state,)]
     assert len(database.execute("select from app.mail_suppressions").fetchall()) == is_suppressed
 
 
-def test_a_bounce_that_is_told_before_we_know_resends_id_is_not_lost(
+def test_a_bounce_reported_before_resends_id_is_stored_is_not_lost(
     client: FlaskClient, database: psycopg.Connection[Any]
 ) -> None:
     mail_id = enqueue(database)
     database.execute("select public.claim_mail(1)")
-    told = {"email_id": "resend-x", "to": [ADDRESS], "tags": {"mail": mail_id}}
-    assert webhook(client, "email.bounced", told).json == {"outcome": "processed"}
-    assert states(database, "state, provider_id") == [("bounced", "resend-x")]
+    event = {"email_id": "resend-x", "to": [ADDRESS], "tags": {"mail": mail_id}}
+    assert webhook(client, "email.bounced", event).json == {"outcome": "processed"}
+    assert read_states(database, "state, provider_id") == [("bounced", "resend-x")]
 
 
 @pytest.mark.parametrize("data", [
     {}, {"email_id": "other"}, {"email_id": 1, "to": "x", "tags": [], "bounce": 1}, {"tags": {"mail": "x"}, "to": []},
     {"tags": {"mail": str(uuid4())}, "to": [None]},
 ])  # fmt: skip
-def test_of_mail_that_is_not_ours_nothing_is_noted(
+def test_events_about_other_mail_are_ignored(
     client: FlaskClient, database: psycopg.Connection[Any], data: dict[str, Any]
 ) -> None:
     assert webhook(client, "email.bounced", data).json == {"outcome": "ignored"}
     assert webhook(client, "email.opened", data).json == {"outcome": "ignored"}
 
 
-def test_only_resend_is_believed(client: FlaskClient, offline: FlaskClient) -> None:
+def test_only_events_signed_by_resend_are_accepted(client: FlaskClient, offline: FlaskClient) -> None:
     data = {"email_id": "x"}
     for refused in (
         webhook(client, "email.bounced", data, OLD_SECRET),
         webhook(client, "email.bounced", data, age=600),
-        webhook(offline, "email.bounced", data),  # no secret is set: Clerk's does not count here
+        webhook(offline, "email.bounced", data),  # no secret is set: Clerk's secret is not used here
     ):
         assert (refused.status_code, refused.json["type"]) == (401, "urn:problem:ballast:webhook-signature-invalid")
     assert client.post("/webhooks/resend", data=b"{}").status_code == 400
 
 
-def test_what_the_database_does_not_take_is_sent_again(make_app: MakeApp) -> None:
+def test_an_event_that_cannot_be_stored_is_requested_again(make_app: MakeApp) -> None:
     response = webhook(make_app(RESEND_WEBHOOK_SECRET=SECRET).test_client(), "email.bounced", {"email_id": "x"})
     assert (response.status_code, response.headers["Retry-After"]) == (503, "30")
 
 
-# --- what is not told
+# --- logs
 
 
 def test_nothing_personal_is_logged(
@@ -638,7 +642,7 @@ def test_nothing_personal_is_logged(
     enqueue(database, "welcome", number=2)
     provider.answers = [refusal(422, "validation_error"), refusal(500, "internal_server_error")]
     run(client, stack)
-    due(database)
+    make_due(database)
     run(client, stack)
     (mail,) = provider.delivered.values()
     client.get(mail["headers"]["List-Unsubscribe"].strip("<>").removeprefix("https://api.mail.example"))
@@ -659,17 +663,17 @@ def test_nothing_personal_is_logged(
 
 @pytest.fixture
 def local(make_app: MakeApp, stack: Stack, tmp_path: Any, provider: Provider) -> FlaskClient:
-    """The service as on a developer's machine, where even a key sends nothing."""
+    """The service as on a developer's machine, where no mail is sent even with a key."""
     return sender(make_app, stack, provider.server.url, ENVIRONMENT="local", BALLAST_HOME=str(tmp_path)).test_client()
 
 
-def test_locally_nothing_leaves_and_everything_can_be_read(
+def test_locally_no_mail_is_sent_and_all_mail_is_shown(
     local: FlaskClient, stack: Stack, database: psycopg.Connection[Any], provider: Provider
 ) -> None:
-    assert "There is none yet" in local.get("/dev/mail").text
+    assert "No mail yet" in local.get("/dev/mail").text
     mail_id = enqueue(database)
     assert run(local, stack) == report(sent=1)
-    assert (provider.keys, states(database)) == ([], [("sent",)])
+    assert (provider.keys, read_states(database)) == ([], [("sent",)])
     page = local.get("/dev/mail").text
     assert all(each in page for each in (ADDRESS, ORGANIZATION, f"/dev/mail/{mail_id}.html"))
     html, text = (local.get(f"/dev/mail/{mail_id}.{form}") for form in ("html", "txt"))
@@ -681,7 +685,7 @@ def test_locally_nothing_leaves_and_everything_can_be_read(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_locally_each_kind_is_shown_by_example(local: FlaskClient, kind: str) -> None:
+def test_locally_an_example_of_each_kind_is_shown(local: FlaskClient, kind: str) -> None:
     assert f"/dev/mail/example/{kind}.html" in local.get("/dev/mail").text
     assert "<!doctype html>" in local.get(f"/dev/mail/example/{kind}.html").text
     assert local.get(f"/dev/mail/example/{kind}.txt").text.startswith("Subject: ")
@@ -690,12 +694,12 @@ def test_locally_each_kind_is_shown_by_example(local: FlaskClient, kind: str) ->
 @pytest.mark.parametrize(
     "path", ["/dev/mail", "/dev/mail/example/welcome.html", "/dev/mail/00000000-0000-4000-8000-000000000000.txt"]
 )
-def test_elsewhere_there_is_no_such_page(offline: FlaskClient, path: str) -> None:
+def test_outside_local_there_is_no_mailbox_page(offline: FlaskClient, path: str) -> None:
     assert offline.get(path).status_code == 404
 
 
 @pytest.mark.parametrize("name", ["MAIL_FROM", "SERVICE_URL"])
-def test_with_a_key_mail_needs_a_sender_and_an_address_for_its_links(name: str) -> None:
+def test_with_a_resend_key_sender_and_service_url_are_required(name: str) -> None:
     given = {"RESEND_API_KEY": KEY, "MAIL_FROM": "a@b.example", "SERVICE_URL": "https://c.example"}
     make_in(ENVIRONMENT | given)
     with pytest.raises(Exception, match=f"{name} is missing"):

@@ -1,4 +1,4 @@
-"""`GET /api/v1/me`: the caller's own session, asked for as the caller."""
+"""`GET /api/v1/me`: the caller's own session, read with the caller's token."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ def test_a_seeded_owner_sees_profile_organizations_and_permissions(online: Flask
     assert "members:invite" not in globex["permissions"]
 
 
-def test_someone_without_an_organization_has_a_session_too(online: FlaskClient, stack: Stack) -> None:
+def test_a_person_without_an_organization_has_a_session(online: FlaskClient, stack: Stack) -> None:
     user_id = sign_up(stack)
     session = online.get(URL, headers=as_caller(stack.token(user_id))).json
     assert (session["profile"]["clerk_user_id"], session["organizations"]) == (user_id, [])
 
 
-def test_a_banned_person_is_refused_with_the_databases_words(online: FlaskClient, stack: Stack) -> None:
+def test_a_banned_person_is_refused_with_the_databases_message(online: FlaskClient, stack: Stack) -> None:
     response = online.get(URL, headers=as_caller(stack.token(sign_up(stack, banned=True))))
     assert (response.status_code, response.json["type"]) == (403, "urn:problem:ballast:session-refused")
     assert "banned" in response.json["detail"]
 
 
 def sign_up(stack: Stack, **more: object) -> str:
-    """Lets Clerk's stand-in tell of a new user and returns the id."""
+    """Sends a user.created event for a new user and returns the id."""
     user_id = f"user_{secrets.token_hex(8)}"
     sent = stack.ballast("clerk", "send", "user.created", "--data", json.dumps({"id": user_id, **more}))
     assert sent.returncode == 0, sent.stderr
@@ -72,7 +72,7 @@ def refusal(code: str, status: int, message: str = "This account is banned.", hi
     return lambda *_: rest_answer({"code": code, "message": message, "hint": hint, "details": "row of Ada"}, status)
 
 
-def test_the_database_is_asked_as_the_caller_with_the_publishable_key(
+def test_the_database_is_called_with_the_callers_token_and_the_publishable_key(
     client: FlaskClient, outside: Outside, issuer: Issuer
 ) -> None:
     seen = []
@@ -87,9 +87,7 @@ def test_the_database_is_asked_as_the_caller_with_the_publishable_key(
     assert seen == [("/rest/v1/rpc/start_session", "sb_publishable_test", f"Bearer {token}", b"{}")]
 
 
-def test_callers_served_at_the_same_time_never_act_as_each_other(
-    make_app: MakeApp, outside: Outside, issuer: Issuer
-) -> None:
+def test_concurrent_callers_never_act_as_each_other(make_app: MakeApp, outside: Outside, issuer: Issuer) -> None:
     def answer(path: str, headers: Any, body: bytes) -> Answer:
         if path.endswith("receive_clerk_event"):
             return stored_answer(headers["Authorization"])
@@ -125,7 +123,7 @@ def test_callers_served_at_the_same_time_never_act_as_each_other(
         (lambda *_: (502, {"Content-Type": "text/html"}, b"<html>"), (503, "urn:problem:ballast:database-unavailable")),
     ],
 )
-def test_what_the_database_answers_becomes_the_fitting_problem(
+def test_database_errors_become_matching_problems(
     client: FlaskClient, outside: Outside, issuer: Issuer, answer: Any, problem: tuple[int, str]
 ) -> None:
     outside.answer = answer
@@ -136,7 +134,7 @@ def test_what_the_database_answers_becomes_the_fitting_problem(
     assert ("Retry-After" in response.headers) == (response.status_code in (429, 503))
 
 
-def test_the_databases_words_and_hint_reach_the_caller(client: FlaskClient, outside: Outside, issuer: Issuer) -> None:
+def test_the_databases_message_and_hint_reach_the_caller(client: FlaskClient, outside: Outside, issuer: Issuer) -> None:
     outside.answer = refusal("PT403", 403, hint="Ask an administrator.")
     response = client.get(URL, headers=as_caller(issuer.token()))
     assert response.json["detail"] == "This account is banned. Ask an administrator."
@@ -151,7 +149,7 @@ def test_the_databases_words_and_hint_reach_the_caller(client: FlaskClient, outs
         (lambda issuer: as_caller(issuer.token(sts="pending")), (403, None)),
     ],
 )
-def test_nobody_reaches_the_database_without_a_valid_active_token(
+def test_without_a_valid_active_token_the_database_is_not_called(
     client: FlaskClient,
     outside: Outside,
     issuer: Issuer,
@@ -163,7 +161,7 @@ def test_nobody_reaches_the_database_without_a_valid_active_token(
     assert outside.requests == []
 
 
-def test_without_clerks_keys_the_caller_is_asked_to_come_back(client: FlaskClient, issuer: Issuer) -> None:
+def test_without_clerks_keys_the_caller_is_asked_to_retry(client: FlaskClient, issuer: Issuer) -> None:
     issuer.server.answer = lambda *_: HANG_UP
     response = client.get(URL, headers=as_caller(issuer.token()))
     assert (response.status_code, response.json["type"]) == (503, "urn:problem:ballast:identity-unavailable")

@@ -1,4 +1,4 @@
-"""`/metrics`: who may read them, what they count, and that they name nobody."""
+"""`/metrics`: the token, the counts, and that no person is named."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOKEN = "the monitor's token, 32 characters"
 
 
 def read(text: str) -> dict[tuple[str, ...], float]:
-    """(sample, label values in the order of the labels' names …) → value."""
+    """{(sample, label values in the order of the labels' names, …): value}."""
     return {
         (sample.name, *sample.labels.values()): sample.value
         for family in text_string_to_metric_families(text)
@@ -40,7 +40,7 @@ def samples(client: FlaskClient) -> Callable[[], dict[tuple[str, ...], float]]:
 
 
 @pytest.mark.parametrize("given", ["", "Bearer", "Bearer wrong", TOKEN])
-def test_without_the_token_nobody_reads_them(client: FlaskClient, offline: FlaskClient, given: str) -> None:
+def test_metrics_require_the_token(client: FlaskClient, offline: FlaskClient, given: str) -> None:
     for each in (client, offline):
         refused = each.get("/metrics", headers={"Authorization": given} if given else {})
         assert (refused.status_code, refused.json["type"]) == (401, "urn:problem:ballast:metrics-refused")
@@ -69,9 +69,7 @@ def test_requests_are_counted_by_route_and_never_by_path(
     assert "ada@example.com" not in client.get("/metrics", headers=as_caller(TOKEN)).text
 
 
-def test_webhooks_are_counted_by_outcome_and_how_late_they_were(
-    make_app: MakeApp, stack: Stack, online: FlaskClient
-) -> None:
+def test_webhooks_are_counted_by_outcome_and_lag(make_app: MakeApp, stack: Stack, online: FlaskClient) -> None:
     reader = make_app(**(stack.environment | {"METRICS_TOKEN": TOKEN})).test_client()
     before = read(reader.get("/metrics", headers=as_caller(TOKEN)).text)
     for age in (0, 20_000):
@@ -84,7 +82,7 @@ def test_webhooks_are_counted_by_outcome_and_how_late_they_were(
     assert 20 <= lag < 30
 
 
-def test_what_the_database_knows_is_there(stack: Stack, samples: Callable[[], dict[tuple[str, ...], float]]) -> None:
+def test_metrics_include_the_databases_state(stack: Stack, samples: Callable[[], dict[tuple[str, ...], float]]) -> None:
     with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
         connection.execute("delete from public.backup_logs")
         assert ("ballast_backup_age_seconds",) not in samples()
@@ -107,7 +105,7 @@ def test_what_the_database_knows_is_there(stack: Stack, samples: Callable[[], di
     assert len(health) > 3
 
 
-def test_the_cache_and_the_limits_are_counted(
+def test_cache_and_limit_decisions_are_counted(
     client: FlaskClient, stack: Stack, samples: Callable[[], dict[tuple[str, ...], float]]
 ) -> None:
     before = samples()
@@ -118,13 +116,13 @@ def test_the_cache_and_the_limits_are_counted(
     assert after[("ballast_limits_total", "allowed")] - before.get(("ballast_limits_total", "allowed"), 0) >= 3
 
 
-def test_without_a_database_there_are_still_metrics(make_app: MakeApp) -> None:
+def test_metrics_are_served_without_a_database(make_app: MakeApp) -> None:
     text = make_app(METRICS_TOKEN=TOKEN).test_client().get("/metrics", headers=as_caller(TOKEN)).text
     assert read(text)[("ballast_database_up",)] == 0
 
 
-def test_all_workers_are_counted_together(stack: Stack) -> None:
-    """Through gunicorn, whose two workers share nothing else."""
+def test_metrics_sum_over_all_workers(stack: Stack) -> None:
+    """Under gunicorn, whose two workers share nothing but the metrics folder."""
     headers = {"Authorization": f"Bearer {stack.environment['METRICS_TOKEN']}"}
     url = stack.environment["SERVICE_URL"]
 
@@ -134,6 +132,6 @@ def test_all_workers_are_counted_together(stack: Stack) -> None:
         return read(answer.text).get(("ballast_requests_total", "GET", "/healthz", "200"), 0)
 
     before = healthy()
-    for _ in range(20):  # each on a connection of its own, so that both workers get some
+    for _ in range(20):  # each on a new connection, so that both workers get some
         httpx.get(f"{url}/healthz")
     assert {healthy() - before for _ in range(6)} == {20}

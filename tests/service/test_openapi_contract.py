@@ -1,4 +1,4 @@
-"""Every route, asked whatever its description allows and much that it does not: it answers as described, and never with a 5xx."""
+"""Every route gets requests that its description allows, and many that it forbids. It answers as described, never with a 5xx."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from tests.conftest import Stack
 from tests.service.conftest import make_in
 from tests.service.test_personal_data import as_caller
 
-# Somebody of their own: what they may do to themselves, they will. Who is erased is nobody any more.
+# A separate person, because the requests may erase them.
 PERSON, VICTIM, ANOTHER = "user_contract", "user_contract_erased", "user_contract_refused"
-# Redis, PostgREST, Clerk and the outbox are those of the running stack.
+# Redis, PostgREST, Clerk and the outbox belong to the running stack.
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 ROUTES = sorted((path, method) for path, methods in DOCUMENT["paths"].items() for method in methods)
-# A failure is shown as it was found: to shrink it takes minutes.
+# Failures are not shrunk, because that takes minutes.
 EACH = settings(
     max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
 )
@@ -42,7 +42,7 @@ def app(stack: Stack) -> Iterator[Flask]:
         sent = stack.ballast("clerk", "send", "user.created", "--data", json.dumps({"id": person}))
         assert sent.returncode == 0, sent.stderr
     yield make_in(stack.environment)
-    # Backups that were begun are made by processes of their own.
+    # Started backups run in their own processes.
     with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
@@ -52,7 +52,7 @@ def app(stack: Stack) -> Iterator[Flask]:
 
 
 def credentials(stack: Stack, path: str, victim: str) -> dict[str, str]:
-    """Who may ask it, from now on for a minute."""
+    """Credentials for the route, valid for a minute."""
     security = {
         name for method in DOCUMENT["paths"][path].values() for each in method.get("security", []) for name in each
     }
@@ -64,7 +64,7 @@ def credentials(stack: Stack, path: str, victim: str) -> dict[str, str]:
     return as_caller(stack.token(person)) if "clerk" in security else {}
 
 
-@pytest.mark.parametrize("authorized", [True, False], ids=["as somebody who may", "as anybody"])
+@pytest.mark.parametrize("authorized", [True, False], ids=["authorized", "unauthorized"])
 @pytest.mark.parametrize(("path", "method"), ROUTES, ids=lambda value: value)
 def test_a_route_answers_as_described(stack: Stack, app: Flask, path: str, method: str, authorized: bool) -> None:
     operation = schemathesis.openapi.from_wsgi("/openapi.json", app)[path][method.upper()]

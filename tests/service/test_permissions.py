@@ -1,4 +1,4 @@
-"""Who may use a route of an organization: the service and the database give the same answer, whoever asks."""
+"""Permissions on an organization's routes: the service and the database agree for every caller."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from service.permissions import NotPermitted, require_permission
 from service.routes.members import REASONS
 from service.session import fetch_session
 from tests.conftest import Stack
-from tests.service.conftest import Grown, MakeApp
+from tests.service.conftest import Growth, MakeApp
 from tests.service.outside import HANG_UP, Answer, Issuer, Outside, rest_answer, running_outside
 
 ROLES = {"owner": "user_ada", "admin": "user_ben", "member": "user_cleo", "viewer": "user_dee", "stranger": "user_eve"}
@@ -60,17 +60,17 @@ def acme(sql: psycopg.Connection[Any]) -> UUID:
 
 @pytest.fixture(params=MFA.values(), ids=MFA)
 def second_factor(request: pytest.FixtureRequest, sql: psycopg.Connection[Any], online: FlaskClient) -> Iterator[bool]:
-    """Whether sessions have one; Acme asks for it or does not."""
+    """Whether sessions have a second factor. Acme requires one in half of the cases."""
 
-    def ask_for_it(required: bool) -> None:
+    def set_mfa_required(required: bool) -> None:
         sql.execute("update public.organizations set mfa_required = %s where clerk_org_id = 'org_acme'", [required])
         with online.application.app_context():
             components().cache.invalidate(organizations=["org_acme"])
 
     required, verified = request.param
-    ask_for_it(required)
+    set_mfa_required(required)
     yield verified
-    ask_for_it(True)
+    set_mfa_required(True)
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -79,7 +79,7 @@ def test_service_and_database_agree_on_every_permission(
     stack: Stack,
     sql: psycopg.Connection[Any],
     acme: UUID,
-    cache_growth: Grown,
+    cache_growth: Growth,
     role: str,
     second_factor: bool,
 ) -> None:
@@ -93,7 +93,7 @@ def test_service_and_database_agree_on_every_permission(
                 token, "has_permission", {"organization_id": str(acme), "permission": name}
             )
         }
-        for _ in range(2):  # computed, then kept
+        for _ in range(2):  # computed, then cached
             caller = components().session_tokens.authenticate(f"Bearer {token}")
             by_service = {name for name in everything if holds(fetch_session(caller), acme, name)}
             assert by_service == by_database
@@ -120,17 +120,17 @@ def invite(client: FlaskClient, acme: UUID | str, token: str, body: object = Non
 
 
 @pytest.mark.parametrize("role", ["admin", "member", "viewer"])
-def test_an_invitation_goes_to_clerk_and_comes_back_by_its_webhook(
+def test_an_invitation_is_sent_to_clerk_and_returns_as_a_webhook(
     online: FlaskClient, stack: Stack, sql: psycopg.Connection[Any], acme: UUID, role: str
 ) -> None:
     email = f"{secrets.token_hex(6)}@example.com"
     answer = invite(online, acme, stack.token("user_ben"), {"email": email, "role": role})
     assert (answer.status_code, answer.json["role"]) == (202, role)
     query = "select role from public.organization_invitations where email = %s and clerk_invitation_id = %s"
-    assert eventually(lambda: value(sql, query, email, answer.json["clerk_invitation_id"])) == role
+    assert wait_for(lambda: value(sql, query, email, answer.json["clerk_invitation_id"])) == role
 
 
-def eventually(question: Callable[[], Any], seconds: float = 5) -> Any:
+def wait_for(question: Callable[[], Any], seconds: float = 5) -> Any:
     ends = time.monotonic() + seconds
     while not (found := question()) and time.monotonic() < ends:
         time.sleep(0.05)
@@ -138,20 +138,20 @@ def eventually(question: Callable[[], Any], seconds: float = 5) -> Any:
 
 
 @pytest.mark.parametrize("role", ["member", "viewer", "stranger"])
-def test_who_lacks_the_permission_invites_nobody(online: FlaskClient, stack: Stack, acme: UUID, role: str) -> None:
+def test_callers_without_the_permission_cannot_invite(online: FlaskClient, stack: Stack, acme: UUID, role: str) -> None:
     answer = invite(online, acme, stack.token(ROLES[role]))
     assert (answer.status_code, answer.json["type"]) == (403, "urn:problem:ballast:not-permitted")
     assert (answer.json["permission"], answer.json["limited_by"]) == ("members:invite", None)
 
 
-def test_an_admin_without_the_second_factor_learns_that_it_is_missing(
+def test_an_admin_without_the_second_factor_sees_that_it_is_missing(
     online: FlaskClient, stack: Stack, acme: UUID
 ) -> None:
     answer = invite(online, acme, stack.token("user_ben", None, second_factor=False))
     assert (answer.status_code, answer.json["limited_by"]) == (403, "second_factor")
 
 
-def test_an_organization_that_is_not_there_is_refused_like_one_of_others(online: FlaskClient, stack: Stack) -> None:
+def test_a_missing_organization_is_refused_like_a_foreign_one(online: FlaskClient, stack: Stack) -> None:
     answer = invite(online, uuid4(), stack.token("user_ada"))
     assert (answer.status_code, answer.json["type"]) == (403, "urn:problem:ballast:not-permitted")
 
@@ -165,27 +165,29 @@ def test_an_organization_that_is_not_there_is_refused_like_one_of_others(online:
         {"email": "x@example.com", "role": "org:admin"}, {"email": "x@example.com\n", "role": "member"},
     ],
 )  # fmt: skip
-def test_a_body_that_is_no_invitation_is_refused(online: FlaskClient, stack: Stack, acme: UUID, body: object) -> None:
+def test_a_malformed_invitation_is_refused(online: FlaskClient, stack: Stack, acme: UUID, body: object) -> None:
     answer = invite(online, acme, stack.token("user_ada"), body)
     assert (answer.status_code, answer.json["type"]) == (400, "urn:problem:ballast:invitation-malformed")
 
 
-def test_who_is_a_member_is_not_invited_and_clerk_says_why(online: FlaskClient, stack: Stack, acme: UUID) -> None:
+def test_an_existing_member_is_not_invited_and_clerks_reason_is_shown(
+    online: FlaskClient, stack: Stack, acme: UUID
+) -> None:
     answer = invite(online, acme, stack.token("user_ada"), {"email": "cleo@example.com", "role": "member"})
     assert (answer.status_code, answer.json["type"]) == (422, "urn:problem:ballast:clerk-refused")
     assert answer.json["clerk_code"] == "already_a_member_in_organization"
 
 
 def test_an_address_is_invited_once(online: FlaskClient, stack: Stack, team: Team) -> None:
-    token, body = token_of(stack, team.people["admin"]), {"email": "x@example.com", "role": "member"}
+    token, body = make_token(stack, team.people["admin"]), {"email": "x@example.com", "role": "member"}
     assert invite(online, team.id, token, body).status_code == 202
     answer = invite(online, team.id, token, body)
     assert (answer.status_code, answer.json["clerk_code"]) == (422, "organization_invitation_not_unique")
 
 
-def test_a_full_organization_invites_nobody(online: FlaskClient, stack: Stack, team: Team) -> None:
-    """Its limit is five: it has three members, and two invitations are pending."""
-    token = token_of(stack, team.people["owner"])
+def test_a_full_organization_cannot_invite(online: FlaskClient, stack: Stack, team: Team) -> None:
+    """Its limit is five: it has three members and two pending invitations."""
+    token = make_token(stack, team.people["owner"])
     assert [invite(online, team.id, token).status_code for _ in range(3)] == [202, 202, 422]
     answer = invite(online, team.id, token)
     assert answer.json["type"] == "urn:problem:ballast:clerk-refused"
@@ -204,13 +206,13 @@ def test_clerk_keeps_its_last_administrator(online: FlaskClient, team: Team) -> 
 
 
 def test_a_role_that_clerk_does_not_have_is_refused(online: FlaskClient, team: Team) -> None:
-    """As on a plain instance, which has no org:viewer."""
+    """A Clerk instance without custom roles has no org:viewer."""
     with online.application.app_context(), pytest.raises(ClerkCallFailed) as failed:
         components().clerk.invite(team.clerk_id, "x@example.com", "org:captain", team.people["admin"])
     assert (failed.value.status, failed.value.code) == (404, "resource_not_found")
 
 
-def test_without_a_token_nobody_invites(online: FlaskClient, acme: UUID) -> None:
+def test_inviting_requires_a_token(online: FlaskClient, acme: UUID) -> None:
     assert online.post(f"/api/v1/organizations/{acme}/invitations", json={}).status_code == 401
 
 
@@ -219,7 +221,7 @@ def test_without_a_token_nobody_invites(online: FlaskClient, acme: UUID) -> None
 
 @dataclass(frozen=True)
 class Team:
-    """An organization of its own: `people` by name, `profiles` their ids here."""
+    """A new organization: Clerk ids of its `people` by name, and the ids of their `profiles`."""
 
     id: str
     clerk_id: str
@@ -251,11 +253,11 @@ def send(stack: Stack, kind: str, **data: object) -> None:
     send_event(stack.environment, kind, data)
 
 
-def token_of(stack: Stack, user_id: str) -> str:
-    return str(stand_in(stack, "tokens", {"user_id": user_id})["token"])
+def make_token(stack: Stack, user_id: str) -> str:
+    return str(call_stand_in(stack, "tokens", {"user_id": user_id})["token"])
 
 
-def stand_in(stack: Stack, what: str, body: object) -> Any:
+def call_stand_in(stack: Stack, what: str, body: object) -> Any:
     answer = httpx.post(f"{stack.environment['CLERK_API_URL']}/stand-in/{what}", json=body, timeout=30)
     assert answer.is_success, answer.text
     return answer.json()
@@ -263,41 +265,43 @@ def stand_in(stack: Stack, what: str, body: object) -> Any:
 
 def remove(client: FlaskClient, stack: Stack, team: Team, who: str, whom: str) -> TestResponse:
     url = f"/api/v1/organizations/{team.id}/members/{team.profiles.get(whom, whom)}"
-    return client.delete(url, headers=as_caller(token_of(stack, team.people[who])))
+    return client.delete(url, headers=as_caller(make_token(stack, team.people[who])))
 
 
-def test_a_removed_member_has_lost_access_within_two_seconds(online: FlaskClient, stack: Stack, team: Team) -> None:
-    headers = as_caller(token_of(stack, team.people["member"]))
+def test_a_removed_member_loses_access_within_two_seconds(online: FlaskClient, stack: Stack, team: Team) -> None:
+    headers = as_caller(make_token(stack, team.people["member"]))
     assert len(online.get("/api/v1/me", headers=headers).json["organizations"]) == 1
     removed = remove(online, stack, team, "admin", "member")
     assert (removed.status_code, removed.data, removed.headers.get("Content-Type")) == (204, b"", None)
-    assert eventually(lambda: online.get("/api/v1/me", headers=headers).json["organizations"] == [], 2)
+    assert wait_for(lambda: online.get("/api/v1/me", headers=headers).json["organizations"] == [], 2)
     again = remove(online, stack, team, "admin", "member")
     assert (again.status_code, again.json["type"]) == (404, "urn:problem:ballast:member-unknown")
 
 
-def test_a_member_removes_nobody(online: FlaskClient, stack: Stack, team: Team) -> None:
+def test_a_member_cannot_remove_anyone(online: FlaskClient, stack: Stack, team: Team) -> None:
     answer = remove(online, stack, team, "member", "admin")
     assert (answer.status_code, answer.json["permission"]) == (403, "members:remove")
 
 
-def test_an_admin_does_not_remove_the_owner(online: FlaskClient, stack: Stack, team: Team) -> None:
+def test_an_admin_cannot_remove_the_owner(online: FlaskClient, stack: Stack, team: Team) -> None:
     assert remove(online, stack, team, "admin", "owner").status_code == 403
 
 
-def test_the_last_owner_stays(online: FlaskClient, stack: Stack, team: Team) -> None:
+def test_the_last_owner_cannot_be_removed(online: FlaskClient, stack: Stack, team: Team) -> None:
     answer = remove(online, stack, team, "owner", "owner")
     assert (answer.status_code, answer.json["type"]) == (409, "urn:problem:ballast:last-owner")
 
 
-def test_nobody_is_removed_from_another_organization(online: FlaskClient, stack: Stack, team: Team, acme: UUID) -> None:
+def test_members_of_other_organizations_cannot_be_removed(
+    online: FlaskClient, stack: Stack, team: Team, acme: UUID
+) -> None:
     url = f"/api/v1/organizations/{acme}/members/{team.profiles['member']}"
-    assert online.delete(url, headers=as_caller(token_of(stack, team.people["owner"]))).status_code == 403
+    assert online.delete(url, headers=as_caller(make_token(stack, team.people["owner"]))).status_code == 403
     url = f"/api/v1/organizations/{team.id}/members/{uuid4()}"
-    assert online.delete(url, headers=as_caller(token_of(stack, team.people["owner"]))).status_code == 404
+    assert online.delete(url, headers=as_caller(make_token(stack, team.people["owner"]))).status_code == 404
 
 
-def test_who_is_gone_at_clerk_already_is_removed(online: FlaskClient, stack: Stack, team: Team) -> None:
+def test_removing_a_member_who_is_already_gone_at_clerk_succeeds(online: FlaskClient, stack: Stack, team: Team) -> None:
     with online.application.app_context():
         components().clerk.delete_membership(team.clerk_id, "user_nobody")
 
@@ -332,7 +336,7 @@ def client(make_app: MakeApp, outside: Outside, issuer: Issuer, clerk: Outside) 
     return make_app(SUPABASE_URL=outside.url, CLERK_ISSUER=issuer.url, CLERK_API_URL=clerk.url).test_client()
 
 
-def clerks_error(status: int, code: str) -> Answer:
+def clerk_error(status: int, code: str) -> Answer:
     return status, {}, json.dumps({"errors": [{"code": code, "message": "about Ada"}]}).encode()
 
 
@@ -347,20 +351,20 @@ ACTS: dict[str, Callable[[FlaskClient, str], TestResponse]] = {
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
-        (clerks_error(403, "not_an_admin_in_organization"), (422, "clerk-refused")),
-        (clerks_error(422, "form_param_format_invalid"), (422, "clerk-refused")),
-        (clerks_error(400, "duplicate_record"), (422, "clerk-refused")),
-        (clerks_error(401, "clerk_key_invalid"), (503, "clerk-unavailable")),
-        (clerks_error(409, "organization_membership_managed_by_scim"), (422, "clerk-refused")),
-        (clerks_error(404, "organization_not_found_or_unauthorized"), (422, "clerk-refused")),
-        (clerks_error(429, "too_many_requests"), (429, "clerk-busy")),
-        (clerks_error(500, "internal_clerk_error"), (503, "clerk-unavailable")),
+        (clerk_error(403, "not_an_admin_in_organization"), (422, "clerk-refused")),
+        (clerk_error(422, "form_param_format_invalid"), (422, "clerk-refused")),
+        (clerk_error(400, "duplicate_record"), (422, "clerk-refused")),
+        (clerk_error(401, "clerk_key_invalid"), (503, "clerk-unavailable")),
+        (clerk_error(409, "organization_membership_managed_by_scim"), (422, "clerk-refused")),
+        (clerk_error(404, "organization_not_found_or_unauthorized"), (422, "clerk-refused")),
+        (clerk_error(429, "too_many_requests"), (429, "clerk-busy")),
+        (clerk_error(500, "internal_clerk_error"), (503, "clerk-unavailable")),
         (HANG_UP, (503, "clerk-unavailable")),
         ((502, {}, b"<html>"), (503, "clerk-unavailable")),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("act", ACTS)
-def test_what_clerk_answers_becomes_the_fitting_problem(
+def test_clerk_errors_become_matching_problems(
     client: FlaskClient, clerk: Outside, issuer: Issuer, act: str, answer: Answer | None, problem: tuple[int, str]
 ) -> None:
     clerk.answer = lambda *_: answer
@@ -371,10 +375,10 @@ def test_what_clerk_answers_becomes_the_fitting_problem(
 
 @pytest.mark.parametrize(("given", "seconds"), [("1800", "1800"), (None, "5"), ("soon", "5"), ("-3", "5")])
 @pytest.mark.parametrize("act", ACTS)
-def test_clerks_rate_limit_reaches_the_caller_with_the_time_to_wait(
+def test_clerks_rate_limit_reaches_the_caller_with_retry_after(
     client: FlaskClient, clerk: Outside, issuer: Issuer, act: str, given: str | None, seconds: str
 ) -> None:
-    status, _, body = clerks_error(429, "too_many_requests")
+    status, _, body = clerk_error(429, "too_many_requests")
     clerk.answer = lambda *_: (status, {"Retry-After": given} if given else {}, body)
     answer = ACTS[act](client, issuer.token())
     assert (answer.status_code, answer.headers["Retry-After"]) == (429, seconds)
@@ -383,27 +387,25 @@ def test_clerks_rate_limit_reaches_the_caller_with_the_time_to_wait(
 
 @pytest.mark.parametrize(
     ("code", "detail"),
-    [*REASONS.items(), ("something_new", "Clerk refuses the request: clerk_code is its reason.")],
+    [*REASONS.items(), ("something_new", "Clerk refused the request: `clerk_code` is its reason.")],
 )
-def test_a_refusal_by_clerk_says_what_is_wrong(
+def test_a_refusal_by_clerk_explains_the_reason(
     client: FlaskClient, clerk: Outside, issuer: Issuer, code: str, detail: str
 ) -> None:
-    clerk.answer = lambda *_: clerks_error(400, code)
+    clerk.answer = lambda *_: clerk_error(400, code)
     answer = invite(client, ORGANIZATION, issuer.token())
     assert (answer.json["detail"], answer.json["clerk_code"]) == (detail, code)
 
 
 @pytest.mark.parametrize("answer", [rest_answer({}), rest_answer([]), (200, {}, b"<html>")])
-def test_an_invitation_that_clerk_does_not_name_is_not_taken_for_sent(
+def test_an_invitation_without_an_id_does_not_count_as_sent(
     client: FlaskClient, clerk: Outside, issuer: Issuer, answer: Answer
 ) -> None:
     clerk.answer = lambda *_: answer
     assert invite(client, ORGANIZATION, issuer.token()).status_code == 503
 
 
-def test_clerk_hears_whom_to_invite_as_what_and_in_whose_name(
-    client: FlaskClient, clerk: Outside, issuer: Issuer
-) -> None:
+def test_clerk_gets_the_address_the_role_and_the_inviter(client: FlaskClient, clerk: Outside, issuer: Issuer) -> None:
     heard: list[Any] = []
 
     def answer(path: str, headers: Any, body: bytes) -> Answer:
@@ -417,10 +419,10 @@ def test_clerk_hears_whom_to_invite_as_what_and_in_whose_name(
 
 
 @pytest.mark.parametrize("act", ACTS)
-def test_the_database_has_the_last_word(
+def test_the_database_checks_the_permission_again(
     client: FlaskClient, outside: Outside, clerk: Outside, issuer: Issuer, act: str
 ) -> None:
-    """What the cache still has may be a minute old."""
+    """The cached session may be a minute old."""
     refusal = rest_answer({"code": "PT403", "message": "no", "hint": None, "details": None}, 403)
     outside.answer = lambda path, *_: rest_answer(SESSION) if path.endswith("start_session") else refusal
     assert ACTS[act](client, issuer.token()).json["type"] == "urn:problem:ballast:not-permitted"
@@ -429,7 +431,7 @@ def test_the_database_has_the_last_word(
 
 @pytest.mark.parametrize("answer", [HANG_UP, rest_answer({"code": "57014", "message": "m"}, 500)])
 @pytest.mark.parametrize("act", ACTS)
-def test_without_the_database_nothing_reaches_clerk(
+def test_without_the_database_clerk_is_not_called(
     client: FlaskClient, outside: Outside, clerk: Outside, issuer: Issuer, act: str, answer: Answer | None
 ) -> None:
     outside.answer = lambda path, *_: rest_answer(SESSION) if path.endswith("start_session") else answer
@@ -438,14 +440,14 @@ def test_without_the_database_nothing_reaches_clerk(
 
 
 @pytest.mark.parametrize("act", ACTS)
-def test_a_pending_session_does_nothing(
+def test_a_pending_session_is_refused(
     client: FlaskClient, outside: Outside, clerk: Outside, issuer: Issuer, act: str
 ) -> None:
     assert ACTS[act](client, issuer.token(sts="pending")).json["type"] == "urn:problem:ballast:session-pending"
     assert outside.requests == clerk.requests == []
 
 
-def test_the_stand_in_answers_in_clerks_shapes(stack: Stack, team: Team) -> None:
+def test_the_stand_in_uses_clerks_response_formats(stack: Stack, team: Team) -> None:
     headers = {"Authorization": f"Bearer {stack.environment['CLERK_SECRET_KEY']}"}
     http = httpx.Client(
         base_url=f"{stack.environment['CLERK_API_URL']}/v1/organizations/{team.clerk_id}", headers=headers

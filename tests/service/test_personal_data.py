@@ -1,4 +1,4 @@
-"""`/api/v1/gdpr`: who gets a copy and who is erased, that half an export never looks whole, that a crash changes nothing."""
+"""`/api/v1/gdpr`: permissions, that a partial export never looks complete, and that erasures survive crashes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def database(stack: Stack) -> Iterator[Connection]:
 
 @pytest.fixture
 def new_person(stack: Stack) -> NewPerson:
-    """Signs somebody up at Clerk, as a member of an organization, with some projects, and returns Clerk's id."""
+    """Signs up a person at Clerk, as a member of an organization with some projects, and returns the Clerk id."""
 
     def sign_up(projects: int = 3) -> str:
         user_id = f"user_{secrets.token_hex(8)}"
@@ -64,7 +64,7 @@ def new_person(stack: Stack) -> NewPerson:
 
 
 def mentions(database: Connection, *texts: str) -> dict[str, int]:
-    """How many rows of each table hold one of the texts."""
+    """How many rows of each table contain one of the texts."""
     tables = database.execute(
         "select c.oid::regclass::text from pg_class as c where c.relkind in ('r', 'p') and not c.relispartition "
         "and c.relnamespace = any('{public,app}'::regnamespace[])"
@@ -87,7 +87,7 @@ def wait_until_complete(client: FlaskClient, receipt: str) -> dict[str, Any]:
 
 
 def wait_for_webhook(database: Connection, receipt: str) -> None:
-    """Clerk's own message about the deletion comes in meanwhile."""
+    """Waits until Clerk's own event about the deletion has arrived."""
     query = """
         select from app.webhook_events as e, app.erasure_log as l
         where e.type = 'user.deleted' and e.received_at >= l.erased_at and l.receipt = %s
@@ -100,7 +100,7 @@ def wait_for_webhook(database: Connection, receipt: str) -> None:
 # --- export, on the running stack
 
 
-def test_a_person_gets_all_that_is_held_of_them(online: FlaskClient, stack: Stack, new_person: NewPerson) -> None:
+def test_a_person_gets_all_their_data(online: FlaskClient, stack: Stack, new_person: NewPerson) -> None:
     person = new_person()
     response = online.get(EXPORT, headers=as_caller(stack.token(person)))
     assert (response.status_code, response.content_type) == (200, "application/json")
@@ -118,7 +118,7 @@ def test_a_person_gets_all_that_is_held_of_them(online: FlaskClient, stack: Stac
     assert "personal_data.exported" in {row["action"] for row in document["activity"]}
 
 
-def test_a_zip_has_a_file_per_kind_a_manifest_and_a_readme(
+def test_a_zip_contains_a_file_per_kind_a_manifest_and_a_readme(
     online: FlaskClient, stack: Stack, new_person: NewPerson
 ) -> None:
     person = new_person()
@@ -128,16 +128,19 @@ def test_a_zip_has_a_file_per_kind_a_manifest_and_a_readme(
         assert archive.testzip() is None
         manifest = json.loads(archive.read("manifest.json"))
         assert set(archive.namelist()) == {*manifest["files"], "manifest.json", "README.txt"}
-        for name, told in manifest["files"].items():
+        for name, calls in manifest["files"].items():
             content = archive.read(name)
-            assert (len(json.loads(content)), hashlib.sha256(content).hexdigest()) == (told["records"], told["sha256"])
+            assert (len(json.loads(content)), hashlib.sha256(content).hexdigest()) == (
+                calls["records"],
+                calls["sha256"],
+            )
         assert manifest["files"]["projects.json"]["records"] == 3
         readme = archive.read("README.txt").decode()
     assert "projects.json" in readme
     assert manifest["generated_at"] in readme
 
 
-def test_the_next_export_is_in_an_hour(online: FlaskClient, stack: Stack, new_person: NewPerson) -> None:
+def test_only_one_export_per_hour_is_allowed(online: FlaskClient, stack: Stack, new_person: NewPerson) -> None:
     token = stack.token(new_person())
     assert online.get(EXPORT, headers=as_caller(token)).json["profile"]
     refused = online.get(EXPORT, headers=as_caller(token))
@@ -145,7 +148,7 @@ def test_the_next_export_is_in_an_hour(online: FlaskClient, stack: Stack, new_pe
     assert 3500 < int(refused.headers["Retry-After"]) <= 3600
 
 
-def test_who_went_away_midway_may_ask_again(online: FlaskClient, stack: Stack, new_person: NewPerson) -> None:
+def test_an_aborted_download_can_be_repeated_at_once(online: FlaskClient, stack: Stack, new_person: NewPerson) -> None:
     token = stack.token(new_person())
     broken_off = online.get(EXPORT, headers=as_caller(token), buffered=False)
     next(iter(broken_off.response))
@@ -153,7 +156,7 @@ def test_who_went_away_midway_may_ask_again(online: FlaskClient, stack: Stack, n
     assert online.get(EXPORT, headers=as_caller(token)).status_code == 200
 
 
-def test_a_stranger_has_nothing_here(make_app: MakeApp, stack: Stack, issuer: Issuer) -> None:
+def test_there_is_no_data_about_a_stranger(make_app: MakeApp, stack: Stack, issuer: Issuer) -> None:
     client = make_app(
         **(stack.environment | {"CLERK_ISSUER": issuer.url, "CLERK_AUTHORIZED_PARTIES": ""})
     ).test_client()
@@ -164,12 +167,12 @@ def test_a_stranger_has_nothing_here(make_app: MakeApp, stack: Stack, issuer: Is
         assert (response.status_code, response.json["type"]) == (404, "urn:problem:ballast:nothing-held")
 
 
-# --- who may
+# --- permission
 
 
 @pytest.fixture
 def refusing(make_app: MakeApp, outside: Outside, issuer: Issuer) -> Callable[..., Any]:
-    """Asks, with claims, a service whose database would do anything."""
+    """Sends requests with claims to a service whose database would permit everything."""
     outside.answer = lambda *_: pytest.fail("the database was asked")
     client = make_app(SUPABASE_URL=outside.url, CLERK_ISSUER=issuer.url).test_client()
 
@@ -180,7 +183,7 @@ def refusing(make_app: MakeApp, outside: Outside, issuer: Issuer) -> Callable[..
 
 
 @pytest.mark.parametrize("fva", [[FIRST_FACTOR_MINUTES + 1, 0], [-1, -1], None, "0", [0]])
-def test_a_stale_first_factor_is_refused_in_the_words_that_clerks_components_know(refusing: Any, fva: object) -> None:
+def test_a_stale_first_factor_is_refused_in_clerks_reverification_format(refusing: Any, fva: object) -> None:
     response = refusing("POST", ERASURE, CONFIRMED_BODY, fva=fva)
     assert (response.status_code, response.json["type"]) == (403, "urn:problem:ballast:reverification-required")
     assert response.json["clerk_error"] == {
@@ -197,17 +200,17 @@ def test_without_the_confirmation_nothing_is_erased(refusing: Any, body: object)
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", EXPORT), ("POST", ERASURE)])
-def test_who_acts_in_somebodys_name_has_none_of_their_rights(refusing: Any, method: str, path: str) -> None:
+def test_an_impersonator_can_neither_export_nor_erase(refusing: Any, method: str, path: str) -> None:
     response = refusing(method, path, CONFIRMED_BODY, act={"sub": "user_support"}, fva=[0, 0])
     assert (response.status_code, response.json["type"]) == (403, "urn:problem:ballast:impersonated")
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", EXPORT), ("POST", ERASURE)])
-def test_without_a_token_nobody_is_anybody(offline: FlaskClient, method: str, path: str) -> None:
+def test_without_a_token_every_route_is_refused(offline: FlaskClient, method: str, path: str) -> None:
     assert offline.open(path, method=method, json=CONFIRMED_BODY).status_code == 401
 
 
-def test_an_unknown_receipt_tells_nothing(online: FlaskClient) -> None:
+def test_an_unknown_receipt_reveals_nothing(online: FlaskClient) -> None:
     assert (
         online.get(f"{ERASURE}/00000000-0000-4000-8000-000000000000").json["type"]
         == "urn:problem:ballast:receipt-unknown"
@@ -215,18 +218,18 @@ def test_an_unknown_receipt_tells_nothing(online: FlaskClient) -> None:
     assert online.get(f"{ERASURE}/not-a-receipt").status_code == 404
 
 
-def test_a_question_for_the_headers_makes_no_export(refusing: Any) -> None:
+def test_a_head_request_makes_no_export(refusing: Any) -> None:
     assert refusing("HEAD", EXPORT).status_code == 405
 
 
-def test_an_erasure_that_waits_for_others_is_left_to_the_next_run() -> None:
+def test_an_erasure_that_waits_for_transactions_is_left_to_the_next_run() -> None:
     steps: list[str] = []
 
     def call(function: str, _arguments: dict[str, Any]) -> Any:
         steps.append(function)
         return {"state": "running"}
 
-    waiting: Any = None  # neither Clerk nor the ledger is asked
+    waiting: Any = None  # neither Clerk nor the ledger is called
     assert Eraser(call, waiting, None).carry_out("00000000-0000-4000-8000-000000000000") == "running"
     assert steps == ["continue_erasure"] * (MAX_PAUSES + 1)
 
@@ -259,13 +262,13 @@ def test_a_person_is_erased_here_and_at_clerk(
     assert person not in json.dumps(entry)
 
 
-def test_a_sole_owner_is_told_what_to_do_first(online: FlaskClient, stack: Stack) -> None:
+def test_a_sole_owner_must_first_transfer_the_organization(online: FlaskClient, stack: Stack) -> None:
     response = online.post(ERASURE, headers=as_caller(stack.token("user_eve", "org_globex")), json=CONFIRMED_BODY)
     assert (response.status_code, response.json["type"]) == (409, "urn:problem:ballast:sole-owner")
     assert [each["name"] for each in response.json["organizations"]] == ["Globex"]
 
 
-def test_the_log_names_nobody(online: FlaskClient, stack: Stack, new_person: NewPerson, log: io.StringIO) -> None:
+def test_the_log_names_no_person(online: FlaskClient, stack: Stack, new_person: NewPerson, log: io.StringIO) -> None:
     person = new_person()
     online.get(EXPORT, headers=as_caller(stack.token(person)))
     erasing = online.post(ERASURE, headers=as_caller(stack.token(person)), json=CONFIRMED_BODY)
@@ -274,15 +277,15 @@ def test_the_log_names_nobody(online: FlaskClient, stack: Stack, new_person: New
     assert "@example.com" not in log.getvalue()
 
 
-# --- when something fails
+# --- failures
 
 
-def database_with(pages: Callable[[dict[str, Any]], object], told: list[str]) -> Callable[[str, Any, bytes], Any]:
-    """An answer for a database that has begun an export, whose pages are as given."""
+def database_with(pages: Callable[[dict[str, Any]], object], calls: list[str]) -> Callable[[str, Any, bytes], Any]:
+    """The answers of a database in which an export has begun, with the given pages."""
 
     def answer(path: str, _headers: Any, body: bytes) -> Any:
         function, arguments = path.rpartition("/")[2], json.loads(body or b"{}")
-        told.append(f"{function} {arguments.get('failed', '')}".strip())
+        calls.append(f"{function} {arguments.get('failed', '')}".strip())
         if function == "begin_export":
             domains = [{"name": name, "description": ""} for name in ("profile", "projects")]
             return rest_answer(
@@ -298,33 +301,33 @@ def page(entries: int, following: object) -> Any:
     return rest_answer([{"domain": "profile", "content": content, "entries": entries, "next": following}])
 
 
-def test_an_export_that_fails_at_its_first_page_is_an_ordinary_problem(
+def test_an_export_that_fails_on_its_first_page_is_an_ordinary_problem(
     make_app: MakeApp, outside: Outside, issuer: Issuer
 ) -> None:
-    told: list[str] = []
-    outside.answer = database_with(lambda _: HANG_UP, told)
+    calls: list[str] = []
+    outside.answer = database_with(lambda _: HANG_UP, calls)
     client = make_app(SUPABASE_URL=outside.url, CLERK_ISSUER=issuer.url).test_client()
     response = client.get(EXPORT, headers=as_caller(issuer.token()))
     assert (response.status_code, response.content_type) == (503, "application/problem+json")
-    assert told[-1] == "end_export True"
+    assert calls[-1] == "end_export True"
 
 
 @pytest.mark.parametrize("accept", ["application/json", "application/zip"])
-def test_half_an_export_is_a_broken_transfer(tmp_path: Path, issuer: Issuer, accept: str) -> None:
-    told: list[str] = []
+def test_an_export_that_fails_midway_is_an_incomplete_transfer(tmp_path: Path, issuer: Issuer, accept: str) -> None:
+    calls: list[str] = []
     with start_gunicorn(tmp_path, CLERK_ISSUER=issuer.url) as running:
         running.database.answer = database_with(
-            lambda asked: HANG_UP if asked["after"] else page(2, {"domain": "projects", "key": None}), told
+            lambda asked: HANG_UP if asked["after"] else page(2, {"domain": "projects", "key": None}), calls
         )
         headers = as_caller(issuer.token(), Accept=accept)
         with httpx.stream("GET", f"{running.url}{EXPORT}", headers=headers) as response:
             assert response.status_code == 200
             with pytest.raises(httpx.RemoteProtocolError):
                 response.read()
-    assert told[-1] == "end_export True"
+    assert calls[-1] == "end_export True"
 
 
-def test_what_clerk_or_the_store_refuses_is_postponed(
+def test_an_erasure_that_clerk_or_the_store_refuses_is_postponed(
     make_app: MakeApp, stack: Stack, database: Connection, new_person: NewPerson, outside: Outside
 ) -> None:
     person = new_person()
@@ -342,7 +345,7 @@ def test_what_clerk_or_the_store_refuses_is_postponed(
         "select error, attempts from ops.erasures where receipt = %s", [receipt]
     ).fetchall()
     assert (error, attempts) == ("ClerkCallFailed: 503", 1)
-    # Nothing but Clerk's id is left, in the one place that has to know it.
+    # Only the Clerk id is left, in the row that needs it for the deletion.
     assert mentions(database, person) == {"app.erasure_log": 1}
 
     database.execute("update app.erasure_log set next_attempt_at = now() where receipt = %s", [receipt])
@@ -354,7 +357,7 @@ def test_what_clerk_or_the_store_refuses_is_postponed(
 
 
 @pytest.mark.parametrize("delay", [0.6, *(pytest.param(each, marks=pytest.mark.thorough) for each in (0.05, 1.2))])
-def test_a_service_that_is_killed_midway_ends_in_the_same_state(
+def test_a_service_killed_midway_reaches_the_same_state(
     tmp_path: Path, online: FlaskClient, stack: Stack, database: Connection, new_person: NewPerson, delay: float
 ) -> None:
     person = new_person(projects=4000)
@@ -369,7 +372,7 @@ def test_a_service_that_is_killed_midway_ends_in_the_same_state(
         for process in [running.process, *psutil.Process(running.process.pid).children()]:
             process.kill()
     assert response.status_code == 202
-    for _ in range(3):  # what was under way in the database ends by itself; the scheduler comes again
+    for _ in range(3):  # the scheduler runs the job again
         assert online.post("/jobs/erasures", headers=as_caller(stack.environment["JOBS_TOKEN"])).status_code == 200
     assert wait_until_complete(online, receipt)["counts"]["public.projects"] == 4000
     wait_for_webhook(database, receipt)

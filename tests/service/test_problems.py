@@ -1,4 +1,4 @@
-"""What every answer and every line of the log looks like, whatever went wrong."""
+"""The format of every error response and of every log line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PRIVATE = "ada@example.com"
 
 @pytest.fixture
 def failing(make_app: MakeApp) -> FlaskClient:
-    """The service with routes that go wrong."""
+    """The service with routes that fail."""
     app = make_app()
 
     def raising(error: Exception) -> Callable[[], str]:
@@ -77,16 +77,16 @@ def test_every_error_is_a_problem_document_without_traces_or_personal_data(
     assert "Traceback" not in response.text
 
 
-def test_a_wrong_method_is_told_the_right_ones(offline: FlaskClient) -> None:
+def test_the_answer_to_a_wrong_method_lists_the_allowed_ones(offline: FlaskClient) -> None:
     assert offline.delete("/webhooks/clerk").headers["Allow"] == "OPTIONS, POST"
 
 
-def test_a_request_is_never_redirected_to_the_host_it_names(offline: FlaskClient) -> None:
+def test_a_request_is_never_redirected_to_the_host_that_it_names(offline: FlaskClient) -> None:
     response = offline.get("/api//v1/me", headers={"Host": "evil.example"})
     assert (response.status_code, response.headers.get("Location")) == (404, None)
 
 
-def test_an_unexpected_error_is_logged_with_its_place_and_without_its_text(
+def test_an_unexpected_error_is_logged_with_its_location_and_without_its_text(
     failing: FlaskClient, log_lines: LogLines
 ) -> None:
     failing.get("/boom")
@@ -97,7 +97,7 @@ def test_an_unexpected_error_is_logged_with_its_place_and_without_its_text(
     assert error["request_id"] == request["request_id"]
 
 
-def test_other_loggers_write_json_too_and_no_exceptions_text(failing: FlaskClient, log_lines: LogLines) -> None:
+def test_other_loggers_write_json_too_without_exception_texts(failing: FlaskClient, log_lines: LogLines) -> None:
     failing.get("/logging")
     line = log_lines()[0]
     assert (line["logger"], line["level"], line["message"], line["error"]) == (
@@ -109,7 +109,7 @@ def test_other_loggers_write_json_too_and_no_exceptions_text(failing: FlaskClien
     assert PRIVATE not in str(line)
 
 
-def test_a_request_is_one_line_that_names_the_route_and_not_the_path_or_the_query(
+def test_a_request_is_logged_with_its_route_but_not_its_path_or_query(
     failing: FlaskClient, log_lines: LogLines
 ) -> None:
     failing.post("/people/ada?token=5ecret", data=PRIVATE)
@@ -131,19 +131,19 @@ def test_the_log_outside_a_request_has_no_request_id(offline: FlaskClient, log_l
 
 
 @pytest.mark.parametrize("given", ["a", "Az09._-", "x" * 64])
-def test_a_sane_request_id_is_kept(offline: FlaskClient, given: str) -> None:
+def test_a_well_formed_request_id_is_kept(offline: FlaskClient, given: str) -> None:
     assert offline.get("/healthz", headers={"X-Request-Id": given}).headers["X-Request-Id"] == given
 
 
 @pytest.mark.parametrize("given", ["", "x" * 65, "two words", 'quote"', "\xe9", "a/b", "a,b", "<b>"])
-def test_another_request_id_is_replaced(offline: FlaskClient, given: str) -> None:
+def test_a_malformed_request_id_is_replaced(offline: FlaskClient, given: str) -> None:
     made = [offline.get("/healthz", headers={"X-Request-Id": given}).headers["X-Request-Id"] for _ in range(2)]
     assert re.fullmatch("[0-9a-f]{32}", made[0])
     assert len({given, *made}) == 3
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/openapi.json", "/nothing", "/boom", "/api/v1/me"])
-def test_every_answer_is_neither_stored_nor_guessed_at_nor_framed(failing: FlaskClient, path: str) -> None:
+def test_responses_forbid_storing_sniffing_and_framing(failing: FlaskClient, path: str) -> None:
     headers = failing.get(path).headers
     assert headers["Cache-Control"] == "no-store"
     assert headers["X-Content-Type-Options"] == "nosniff"
@@ -154,11 +154,11 @@ def problem_classes() -> set[type[Problem]]:
     return set(Problem.__subclasses__())
 
 
-def test_every_kind_of_problem_has_a_name_of_its_own() -> None:
+def test_every_problem_has_a_unique_slug() -> None:
     assert len({problem.slug for problem in problem_classes()}) == len(problem_classes()) > 5
 
 
-def test_the_openapi_document_names_the_routes_there_are_and_no_others(make_app: MakeApp) -> None:
+def test_the_openapi_document_lists_exactly_the_routes(make_app: MakeApp) -> None:
     app: Flask = make_app()
     document = app.test_client().get("/openapi.json").json
     described = {(path, method) for path, methods in document["paths"].items() for method in methods}
@@ -171,7 +171,7 @@ def test_the_openapi_document_names_the_routes_there_are_and_no_others(make_app:
     assert described == routed
 
 
-def test_the_openapi_document_names_the_jobs_roles_and_words_that_the_routes_take() -> None:
+def test_the_openapi_document_lists_the_accepted_jobs_roles_and_confirmation() -> None:
     schemas = DOCUMENT["components"]["schemas"]
     assert DOCUMENT["paths"]["/jobs/{name}"]["post"]["parameters"][0]["schema"]["enum"] == list(JOBS)
     assert schemas["Confirmation"]["properties"]["confirmation"]["const"] == CONFIRMATION
@@ -179,15 +179,15 @@ def test_the_openapi_document_names_the_jobs_roles_and_words_that_the_routes_tak
         assert schemas[name]["properties"]["role"]["enum"] == list(ROLES)
 
 
-def test_the_openapi_document_says_too_many_requests_where_a_limit_holds() -> None:
-    told = {
+def test_the_openapi_document_has_429_where_a_limit_applies() -> None:
+    documented = {
         path: {"429" in method["responses"] for method in methods.values()}
         for path, methods in DOCUMENT["paths"].items()
     }
-    assert told == {path: {path not in {"/healthz", "/readyz"}} for path in DOCUMENT["paths"]}
+    assert documented == {path: {path not in {"/healthz", "/readyz"}} for path in DOCUMENT["paths"]}
 
 
-def test_the_openapi_document_refers_to_nothing_that_it_does_not_have(offline: FlaskClient) -> None:
+def test_the_openapi_document_has_no_dangling_references(offline: FlaskClient) -> None:
     response = offline.get("/openapi.json")
     schemas = response.json["components"]["schemas"]
     assert set(re.findall(r"#/components/schemas/(\w+)", response.text)) == schemas.keys()

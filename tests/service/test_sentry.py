@@ -1,4 +1,4 @@
-"""What Sentry hears of an error and of a request: where and for which organization, and nothing that is somebody's."""
+"""Sentry gets the location and the organization of an error or a request, and no personal data."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ PRIVATE = (
 
 @dataclass
 class Sink:
-    """Sentry's door: the envelopes that came in."""
+    """A stand-in for Sentry: collects the envelopes that it receives."""
 
     dsn: str
     raw: list[bytes] = field(default_factory=list)
 
-    def hear(self, _path: str, _headers: object, body: bytes) -> tuple[int, dict[str, str], bytes]:
+    def receive(self, _path: str, _headers: object, body: bytes) -> tuple[int, dict[str, str], bytes]:
         self.raw.append(gzip.decompress(body) if body.startswith(b"\x1f\x8b") else body)
         return 200, {}, b"{}"
 
     def items(self, kind: str) -> list[dict[str, Any]]:
-        """The events (`event`) or traces (`transaction`) in them."""
+        """The events (`event`) or traces (`transaction`) in the envelopes."""
         sentry_sdk.flush(timeout=5)
         found = []
         for envelope in self.raw:
@@ -58,8 +58,8 @@ class Sink:
 def sink() -> Iterator[Sink]:
     with running_outside() as server:
         heard = Sink(f"http://public@127.0.0.1:{urlsplit(server.url).port}/1")
-        server.answer = heard.hear
-        sentry_sdk.get_isolation_scope().clear()  # of what other tests did without a request around it
+        server.answer = heard.receive
+        sentry_sdk.get_isolation_scope().clear()  # set by other tests outside a request
         yield heard
         sentry_sdk.flush(timeout=2)
         sentry_sdk.get_client().close()
@@ -68,7 +68,7 @@ def sink() -> Iterator[Sink]:
 
 @pytest.fixture
 def app(make_app: MakeApp, sink: Sink, issuer: Issuer) -> Flask:
-    """The service with routes that fail, each while it holds what is private."""
+    """The service with routes that fail while they hold private data."""
     app = make_app(SENTRY_DSN=sink.dsn, SENTRY_TRACES_SAMPLE_RATE="1", RELEASE="1.2.3", CLERK_ISSUER=issuer.url)
 
     def boom(name: str) -> str:
@@ -93,7 +93,7 @@ def ask(app: Flask, issuer: Issuer, method: str, path: str) -> int:
     return client.open(path + "?email=ada@example.com", method=method, headers=headers, data="the payload").status_code
 
 
-def test_an_unexpected_error_says_where_it_was_and_for_which_organization(
+def test_an_unexpected_error_is_reported_with_its_location_and_organization(
     app: Flask, sink: Sink, issuer: Issuer
 ) -> None:
     assert ask(app, issuer, "POST", "/people/ada@example.com/boom") == 500
@@ -107,14 +107,14 @@ def test_an_unexpected_error_says_where_it_was_and_for_which_organization(
     assert len(event["user"]["id"]) == 16
 
 
-def test_what_callers_are_told_is_our_fault_is_reported_with_its_kind(app: Flask, sink: Sink, issuer: Issuer) -> None:
+def test_server_side_problems_are_reported_with_their_kind(app: Flask, sink: Sink, issuer: Issuer) -> None:
     assert ask(app, issuer, "GET", "/people/ada@example.com/unavailable") == 503
     [event] = sink.items("event")
     assert [each["type"] for each in event["exception"]["values"]] == ["CallFailed", "DatabaseUnavailable"]
     assert event["tags"] == {"problem": "database-unavailable", "code": "ConnectTimeout", "request_id": "r-1"}
 
 
-def test_what_callers_did_wrong_is_not_reported(app: Flask, sink: Sink) -> None:
+def test_client_errors_are_not_reported(app: Flask, sink: Sink) -> None:
     client = app.test_client()
     assert [client.get(path).status_code for path in ("/nothing", "/api/v1/me")] == [404, 401]
     assert client.post("/webhooks/clerk").status_code == 400
@@ -133,9 +133,9 @@ def test_nothing_private_leaves_the_service(app: Flask, sink: Sink, issuer: Issu
     ask(app, issuer, "GET", "/people/ada@example.com/unavailable")
     app.test_client().get("/ada@example.com/5ecret")
     sink.items("event")
-    told = b"\n".join(sink.raw).decode()
+    sent = b"\n".join(sink.raw).decode()
     assert len(sink.raw) >= 4
-    assert not [word for word in (*PRIVATE, token) if word in told]
+    assert not [word for word in (*PRIVATE, token) if word in sent]
 
 
 def test_without_a_dsn_nothing_is_sent(make_app: MakeApp) -> None:
@@ -150,13 +150,13 @@ def test_a_job_checks_in_with_its_schedule_and_nothing_else(make_app: MakeApp, s
     [check_in] = sink.items("check_in")
     assert (check_in["monitor_slug"], check_in["status"]) == ("ballast-erasures", "ok")
     assert check_in["monitor_config"]["schedule"] == {"type": "interval", "value": 5, "unit": "minute"}
-    told = b"".join(sink.raw).decode()
-    assert not [each for each in ("203.0.113.9", stack.environment["JOBS_TOKEN"]) if each in told]
+    sent = b"".join(sink.raw).decode()
+    assert not [each for each in ("203.0.113.9", stack.environment["JOBS_TOKEN"]) if each in sent]
     known = {"type", "monitor_slug", "check_in_id", "status", "duration", "environment", "release", "monitor_config"}
     assert check_in.keys() == known | {"event_id", "timestamp"}
 
 
-def test_a_job_that_fails_checks_in_as_failed(make_app: MakeApp, sink: Sink) -> None:
+def test_a_failed_job_checks_in_as_failed(make_app: MakeApp, sink: Sink) -> None:
     app = make_app(SENTRY_DSN=sink.dsn)
     headers = {"Authorization": f"Bearer {ENVIRONMENT['JOBS_TOKEN']}"}
     assert app.test_client().post("/jobs/mail", headers=headers).status_code == 503

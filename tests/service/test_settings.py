@@ -1,4 +1,4 @@
-"""A service that is told wrong things does not start, and says in one line which."""
+"""A service with wrong settings does not start, and names them in one line."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_every_mistake_is_named_in_the_same_line(make_app: MakeApp) -> None:
 
 @pytest.mark.parametrize("environment", ["staging", "production"])
 @pytest.mark.parametrize("name", HTTPS)
-def test_outside_local_and_test_addresses_are_https(make_app: MakeApp, environment: str, name: str) -> None:
+def test_outside_local_and_test_urls_must_use_https(make_app: MakeApp, environment: str, name: str) -> None:
     with pytest.raises(SettingsInvalid, match=f"{name} must use https"):
         make_app(**(HTTPS | {"ENVIRONMENT": environment, name: "http://plain.example"}))
     make_app(**HTTPS, ENVIRONMENT=environment)
@@ -124,55 +124,57 @@ def test_outside_local_and_test_addresses_are_https(make_app: MakeApp, environme
 
 def test_lists_are_separated_by_commas_and_may_have_spaces(make_app: MakeApp) -> None:
     parties, secrets = " https://a.example/ , chrome-extension://abc,", f"{SECRET} , {SECRET}"
-    settings = settings_of(make_app(CLERK_AUTHORIZED_PARTIES=parties, CLERK_WEBHOOK_SECRETS=secrets))
+    settings = get_settings(make_app(CLERK_AUTHORIZED_PARTIES=parties, CLERK_WEBHOOK_SECRETS=secrets))
     assert settings.clerk_authorized_parties == ("https://a.example", "chrome-extension://abc")
     assert [secret.get_secret_value() for secret in settings.clerk_webhook_secrets] == [SECRET, SECRET]
 
 
-def test_clerks_own_address_and_no_backups_are_what_is_not_said(make_app: MakeApp) -> None:
-    settings = settings_of(make_app(CLERK_API_URL=None, BACKUP_URL=""))
+def test_the_defaults_are_clerks_own_api_and_no_backups(make_app: MakeApp) -> None:
+    settings = get_settings(make_app(CLERK_API_URL=None, BACKUP_URL=""))
     assert (settings.clerk_api_url, settings.backup_url) == ("https://api.clerk.com", None)
 
 
 @pytest.mark.parametrize(
     "place", ["s3://backups", "s3://my-backups.eu/one/prefix/", "gs://backups", "file:///mnt/back%20ups"]
 )
-def test_backups_are_in_a_bucket_or_a_folder(make_app: MakeApp, place: str) -> None:
-    assert settings_of(make_app(BACKUP_URL=place)).backup_url == place
+def test_backup_url_may_be_a_bucket_or_a_folder(make_app: MakeApp, place: str) -> None:
+    assert get_settings(make_app(BACKUP_URL=place)).backup_url == place
 
 
-def test_backups_are_encrypted_for_ages_keys(make_app: MakeApp) -> None:
+def test_backup_recipients_are_age_public_keys(make_app: MakeApp) -> None:
     keys = (RECIPIENT, f"age1{'p' * 58}")
-    assert settings_of(make_app(BACKUP_RECIPIENTS=", ".join(keys))).backup_recipients == keys
-    assert settings_of(make_app(BACKUP_RECIPIENTS="")).backup_recipients == ()
+    assert get_settings(make_app(BACKUP_RECIPIENTS=", ".join(keys))).backup_recipients == keys
+    assert get_settings(make_app(BACKUP_RECIPIENTS="")).backup_recipients == ()
 
 
 PLACES = {"BACKUP_URL": "s3://backups", "DATABASE_URL": "postgresql://postgres:5ecret@db.example:5432/postgres"}
 
 
 @pytest.mark.parametrize("environment", ["staging", "production"])
-def test_outside_local_and_test_no_backup_is_made_in_the_clear(make_app: MakeApp, environment: str) -> None:
-    with pytest.raises(SettingsInvalid, match=r"start: BACKUP_RECIPIENTS is missing: backups outside .* are encrypted"):
+def test_outside_local_and_test_backups_must_be_encrypted(make_app: MakeApp, environment: str) -> None:
+    with pytest.raises(
+        SettingsInvalid, match=r"start: BACKUP_RECIPIENTS is missing: backups outside .* must be encrypted"
+    ):
         make_app(**HTTPS, **PLACES, ENVIRONMENT=environment)
     make_app(**HTTPS, **PLACES, ENVIRONMENT=environment, BACKUP_RECIPIENTS=RECIPIENT)
-    for place in PLACES:  # then the service makes none, and the ledger of erasures needs no key
+    for place in PLACES:  # with one of them missing, the service makes no backups
         make_app(**(HTTPS | PLACES | {place: None}), ENVIRONMENT=environment)
 
 
-def test_what_backups_lack_is_named(make_app: MakeApp) -> None:
-    assert settings_of(make_app()).missing_for_backups() == ("DATABASE_URL", "BACKUP_URL")
-    assert settings_of(make_app(**PLACES)).missing_for_backups() == ()
-    in_production = settings_of(make_app(**HTTPS, ENVIRONMENT="production", BACKUP_URL="s3://backups"))
+def test_variables_missing_for_backups_are_named(make_app: MakeApp) -> None:
+    assert get_settings(make_app()).missing_for_backups() == ("DATABASE_URL", "BACKUP_URL")
+    assert get_settings(make_app(**PLACES)).missing_for_backups() == ()
+    in_production = get_settings(make_app(**HTTPS, ENVIRONMENT="production", BACKUP_URL="s3://backups"))
     assert in_production.missing_for_backups() == ("DATABASE_URL", "BACKUP_RECIPIENTS")
 
 
-def test_a_slash_at_the_end_of_an_address_does_not_matter(make_app: MakeApp) -> None:
-    assert settings_of(make_app(CLERK_ISSUER="http://clerk.example/")).clerk_issuer == "http://clerk.example"
+def test_a_trailing_slash_in_a_url_is_ignored(make_app: MakeApp) -> None:
+    assert get_settings(make_app(CLERK_ISSUER="http://clerk.example/")).clerk_issuer == "http://clerk.example"
 
 
 def test_printing_the_settings_shows_no_secret(make_app: MakeApp) -> None:
     private = {"OPERATOR_TOKEN": "5ecret of the operator's, 32 and more", "DATABASE_URL": PLACES["DATABASE_URL"]}
-    settings = settings_of(make_app(**private))
+    settings = get_settings(make_app(**private))
     shown = repr(settings) + str(settings)
     assert not [
         secret
@@ -181,12 +183,12 @@ def test_printing_the_settings_shows_no_secret(make_app: MakeApp) -> None:
     ]
 
 
-def settings_of(app: Flask) -> Settings:
+def get_settings(app: Flask) -> Settings:
     with app.app_context():
         return components().settings
 
 
-def test_production_names_itself_to_the_public(make_app: MakeApp) -> None:
+def test_production_requires_the_legal_settings(make_app: MakeApp) -> None:
     addresses = ("SUPABASE_URL", "CLERK_ISSUER", "CLERK_API_URL", "UPSTASH_REDIS_REST_URL")
     elsewhere = dict.fromkeys(addresses, "https://elsewhere.example")
     make_app(ENVIRONMENT="production", **elsewhere)
@@ -197,7 +199,7 @@ def test_production_names_itself_to_the_public(make_app: MakeApp) -> None:
     make_app(ENVIRONMENT="staging", **elsewhere, **unnamed)
 
 
-def test_gunicorn_ends_with_that_one_line_and_no_traceback() -> None:
+def test_gunicorn_exits_with_one_line_and_no_traceback() -> None:
     gunicorn = Path(sys.executable).with_name("gunicorn")
     ended = subprocess.run([gunicorn], cwd=ROOT, env={}, capture_output=True, text=True, check=False, timeout=30)
     assert ended.returncode == 1

@@ -1,4 +1,4 @@
-"""What the service promises Clerk: a signed event is stored once, and nobody else gets anything in."""
+"""Clerk's webhooks: a signed event is stored once, and nothing else is accepted."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def secret_list(*texts: str) -> list[SecretStr]:
     return [SecretStr(text) for text in texts]
 
 
-def kind(response: Any) -> str:
+def slug_of(response: Any) -> str:
     """The slug of a problem document."""
     assert response.content_type == "application/problem+json"
     return str(response.json["type"]).rpartition(":")[2]
@@ -87,14 +87,14 @@ def test_the_signature_that_svix_publishes_is_accepted() -> None:
         {"svix-signature": "v1,rAvfW3dJ/X/qxhsbXPOyyCGmRKsaKWcsNccKXlIktD0="},
     ],
 )
-def test_the_published_signature_is_refused_once_a_header_is_changed(change: dict[str, str]) -> None:
+def test_the_published_signature_is_refused_if_a_header_is_changed(change: dict[str, str]) -> None:
     changed = VECTOR | change
     with pytest.raises(SignatureInvalid):
         check_signature(VECTOR_BODY, read_delivery(Headers(changed)), secret_list(SECRET))
 
 
 @pytest.mark.usefixtures("at_the_vectors_time")
-def test_the_published_signature_is_refused_once_the_body_is_changed() -> None:
+def test_the_published_signature_is_refused_if_the_body_is_changed() -> None:
     with pytest.raises(SignatureInvalid):
         check_signature(VECTOR_BODY + " ", read_delivery(Headers(VECTOR)), secret_list(SECRET))
 
@@ -111,15 +111,13 @@ def test_a_message_signed_with_two_secrets_is_accepted_when_one_of_them_is_ours(
     assert online.post(URL, data=BODY, headers=headers).status_code == 200
 
 
-def test_a_secret_that_is_not_ours_is_refused(offline: FlaskClient) -> None:
+def test_a_signature_with_a_foreign_secret_is_refused(offline: FlaskClient) -> None:
     response = offline.post(URL, data=BODY, headers=sign(BODY, "whsec_" + "AAAA" * 8))
-    assert (response.status_code, kind(response)) == (401, "webhook-signature-invalid")
+    assert (response.status_code, slug_of(response)) == (401, "webhook-signature-invalid")
 
 
 @pytest.mark.parametrize("age", [301, 86_400, -310])
-def test_a_replay_outside_the_tolerance_is_refused_with_the_words_of_a_bad_signature(
-    offline: FlaskClient, age: int
-) -> None:
+def test_a_late_replay_is_refused_like_a_bad_signature(offline: FlaskClient, age: int) -> None:
     replayed = offline.post(URL, data=BODY, headers=sign(BODY, age=age))
     forged = offline.post(URL, data=BODY, headers=sign(BODY) | {"svix-signature": "v1,AAAA"})
     assert replayed.status_code == forged.status_code == 401
@@ -131,7 +129,7 @@ def test_clocks_may_differ_by_almost_five_minutes(online: FlaskClient, age: int)
     assert online.post(URL, data=BODY, headers=sign(BODY, age=age)).status_code == 200
 
 
-def test_the_bytes_count_not_the_json_they_mean(offline: FlaskClient) -> None:
+def test_the_signature_covers_the_bytes_not_the_parsed_json(offline: FlaskClient) -> None:
     headers = sign(BODY)
     assert offline.post(URL, data=json.dumps(json.loads(BODY), indent=1), headers=headers).status_code == 401
 
@@ -169,30 +167,28 @@ def test_the_bytes_count_not_the_json_they_mean(offline: FlaskClient) -> None:
         ("svix-signature", "v1,AAAA,v1,AAAA"),
     ],
 )
-def test_missing_and_malformed_headers_are_the_senders_mistake(
-    offline: FlaskClient, name: str, value: str | None
-) -> None:
+def test_missing_and_malformed_headers_are_client_errors(offline: FlaskClient, name: str, value: str | None) -> None:
     headers = {**sign(BODY), name: value}
     response = offline.post(
         URL, data=BODY, headers={name: value for name, value in headers.items() if value is not None}
     )
-    assert (response.status_code, kind(response)) == (400, "webhook-headers-malformed")
+    assert (response.status_code, slug_of(response)) == (400, "webhook-headers-malformed")
 
 
 @pytest.mark.parametrize("timestamp", ["0", "1", "9" * 11, "9" * 12])
-def test_a_timestamp_far_away_is_refused_and_does_not_break_the_calendar(offline: FlaskClient, timestamp: str) -> None:
+def test_an_extreme_timestamp_is_refused_without_an_error(offline: FlaskClient, timestamp: str) -> None:
     assert offline.post(URL, data=BODY, headers=sign(BODY) | {"svix-timestamp": timestamp}).status_code == 401
 
 
 @pytest.mark.parametrize("signature", ["v1,", "v1,!!!!", "v1,AAAA", "v1a,AAAA", "v2,AAAA", ",", "v1,AAAA v1,AAAA"])
-def test_a_signature_that_proves_nothing_is_refused(offline: FlaskClient, signature: str) -> None:
+def test_a_meaningless_signature_is_refused(offline: FlaskClient, signature: str) -> None:
     assert offline.post(URL, data=BODY, headers=sign(BODY) | {"svix-signature": signature}).status_code == 401
 
 
 def test_headers_are_checked_before_the_signature_and_the_signature_before_the_body(online: FlaskClient) -> None:
-    assert kind(online.post(URL, data=b"no json")) == "webhook-headers-malformed"
-    assert kind(online.post(URL, data=b"no json", headers=sign(BODY))) == "webhook-signature-invalid"
-    assert kind(online.post(URL, data=b"no json", headers=sign(b"no json"))) == "webhook-event-malformed"
+    assert slug_of(online.post(URL, data=b"no json")) == "webhook-headers-malformed"
+    assert slug_of(online.post(URL, data=b"no json", headers=sign(BODY))) == "webhook-signature-invalid"
+    assert slug_of(online.post(URL, data=b"no json", headers=sign(b"no json"))) == "webhook-event-malformed"
 
 
 def test_a_message_id_may_have_256_characters(online: FlaskClient) -> None:
@@ -201,12 +197,12 @@ def test_a_message_id_may_have_256_characters(online: FlaskClient) -> None:
     assert (response.status_code, response.json["message_id"]) == (200, message_id)
 
 
-def test_the_standard_names_of_the_headers_serve_as_well(online: FlaskClient) -> None:
+def test_the_standard_webhooks_header_names_are_accepted(online: FlaskClient) -> None:
     headers = {name.replace("svix-", "webhook-"): value for name, value in sign(BODY).items()}
     assert online.post(URL, data=BODY, headers=headers).status_code == 200
 
 
-def test_the_two_sets_of_names_are_not_mixed() -> None:
+def test_the_two_sets_of_header_names_are_not_mixed() -> None:
     headers = sign(BODY)
     headers["webhook-signature"] = headers.pop("svix-signature")
     with pytest.raises(HeadersMalformed):
@@ -248,9 +244,9 @@ def test_the_two_sets_of_names_are_not_mixed() -> None:
     ],
     ids=lambda body: repr(body[:48]),
 )
-def test_a_signed_body_that_is_no_event_is_refused(online: FlaskClient, body: bytes) -> None:
+def test_a_signed_body_that_is_not_an_event_is_refused(online: FlaskClient, body: bytes) -> None:
     response = online.post(URL, data=body, headers=sign(body) if body[:1] != b"\xff" else sign(BODY))
-    assert (response.status_code, kind(response)) == (400, "webhook-event-malformed")
+    assert (response.status_code, slug_of(response)) == (400, "webhook-event-malformed")
 
 
 def test_a_body_over_512_kb_is_refused_by_its_declared_size(offline: FlaskClient) -> None:
@@ -271,7 +267,7 @@ def read_stored(stack: Stack, message_id: str) -> Any:
         return connection.execute(query, (message_id,)).fetchone()
 
 
-def test_a_signed_event_is_stored_and_its_outcome_told(online: FlaskClient, stack: Stack) -> None:
+def test_a_signed_event_is_stored_and_its_outcome_returned(online: FlaskClient, stack: Stack) -> None:
     user_id = f"user_{secrets.token_hex(8)}"
     body = event("user.created", id=user_id, email_addresses=[], first_name="Grace", created_at=1, updated_at=1)
     headers = sign(body)
@@ -298,15 +294,13 @@ def test_a_redelivery_is_answered_as_a_duplicate(online: FlaskClient) -> None:
         '{"type": "email.created", "data": {"text": "\U0001f600 \u2028 \x7f"}}',
     ],
 )
-def test_an_event_that_jsonb_could_not_hold_as_it_is_is_stored_nevertheless(
-    online: FlaskClient, stack: Stack, text: str
-) -> None:
+def test_an_event_that_jsonb_cannot_represent_is_stored(online: FlaskClient, stack: Stack, text: str) -> None:
     headers = sign(text.encode())
     assert online.post(URL, data=text.encode(), headers=headers).status_code == 200
     assert read_stored(stack, headers["svix-id"]) is not None
 
 
-def test_an_event_as_large_as_svix_sends_is_stored(online: FlaskClient) -> None:
+def test_an_event_of_svixs_maximum_size_is_stored(online: FlaskClient) -> None:
     body = event(text="x" * 350_000)
     assert online.post(URL, data=body, headers=sign(body)).status_code == 200
 
@@ -356,7 +350,7 @@ def slow(*_: object) -> Answer:
         "{}",
     ],
 )
-def test_an_event_that_is_not_known_to_be_stored_is_asked_for_again(
+def test_an_event_not_confirmed_as_stored_is_requested_again(
     make_app: MakeApp,
     outside: Outside,
     monkeypatch: pytest.MonkeyPatch,
@@ -366,13 +360,13 @@ def test_an_event_that_is_not_known_to_be_stored_is_asked_for_again(
     monkeypatch.setattr("service.data_api.TIMEOUT", httpx.Timeout(0.3))
     outside.answer = answer
     response = make_app(SUPABASE_URL=outside.url).test_client().post(URL, data=BODY, headers=sign(BODY))
-    assert (response.status_code, kind(response)) == (503, "webhook-event-not-stored")
+    assert (response.status_code, slug_of(response)) == (503, "webhook-event-not-stored")
     assert int(response.headers["Retry-After"]) > 0
     assert "Ada" not in response.text + json.dumps(log_lines())
 
 
-def test_a_database_that_is_not_there_is_an_outage_too(offline: FlaskClient) -> None:
-    assert kind(offline.post(URL, data=BODY, headers=sign(BODY))) == "webhook-event-not-stored"
+def test_an_unreachable_database_is_an_outage_too(offline: FlaskClient) -> None:
+    assert slug_of(offline.post(URL, data=BODY, headers=sign(BODY))) == "webhook-event-not-stored"
 
 
 def test_connections_to_the_data_api_are_reused(make_app: MakeApp, outside: Outside) -> None:
@@ -383,9 +377,7 @@ def test_connections_to_the_data_api_are_reused(make_app: MakeApp, outside: Outs
     assert (len(outside.requests), outside.connections) == (5, 1)
 
 
-def test_the_data_api_is_asked_with_the_secret_key_and_given_the_event_once(
-    make_app: MakeApp, outside: Outside
-) -> None:
+def test_the_data_api_gets_the_secret_key_and_the_event_once(make_app: MakeApp, outside: Outside) -> None:
     seen = []
 
     def answer(path: str, headers: Any, body: bytes) -> Answer:
@@ -399,7 +391,7 @@ def test_the_data_api_is_asked_with_the_secret_key_and_given_the_event_once(
     assert seen == [("/rest/v1/rpc/receive_clerk_event", "sb_secret_test", arguments)]
 
 
-def test_no_answer_to_a_forger_holds_a_trace_or_a_part_of_what_was_sent(offline: FlaskClient) -> None:
+def test_the_answer_to_a_forger_contains_no_trace_and_no_part_of_the_request(offline: FlaskClient) -> None:
     marker = base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
     for headers in ({"svix-id": marker}, sign(BODY) | {"svix-signature": f"v1,{marker}"}, sign(marker.encode())):
         text = offline.post(URL, data=marker.encode(), headers=headers).text
