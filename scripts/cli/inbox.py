@@ -1,4 +1,4 @@
-"""`ballast inbox`: the Clerk events that were received, and a second try for those that failed."""
+"""`ballast inbox`: lists the received Clerk events, and retries failed ones."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import click
 from psycopg.rows import dict_row
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Column, Table
 
@@ -17,7 +18,7 @@ from scripts.errors import Failure
 from scripts.schema import database
 from scripts.schema.database import Connection
 
-# Without `event`: it is personal data, shown only when asked for by name.
+# Without `event`: it is personal data, which is shown only with --payload.
 COLUMNS = "message_id, type, outcome, attempts, received_at, applied_at, next_attempt_at, error"
 
 
@@ -42,7 +43,7 @@ def list_(url: str | None, failed: bool, limit: int, as_json: bool) -> None:
     if as_json:
         print_json(messages)
     elif messages:
-        _print_table(messages)
+        print_messages(messages)
     else:
         click.echo("No event has failed." if failed else "No event was received yet.")
 
@@ -52,7 +53,7 @@ def list_(url: str | None, failed: bool, limit: int, as_json: bool) -> None:
 @click.option("--payload", is_flag=True, help="Also print the event. It is personal data.")
 @click.argument("message_id")
 def show(url: str | None, payload: bool, message_id: str) -> None:
-    """Print what is known about one event, as JSON."""
+    """Print the record of one event as JSON."""
     columns = f"{COLUMNS}, event" if payload else COLUMNS
     with options.open_database(url, requires="app.webhook_events") as connection:
         query = f"select {columns} from app.webhook_events where message_id = %s"  # noqa: S608 - columns are ours
@@ -67,9 +68,9 @@ def show(url: str | None, payload: bool, message_id: str) -> None:
 @click.option("--all-failed", is_flag=True, help="Every event that failed, oldest first.")
 @click.argument("message_ids", metavar="[MESSAGE_ID]...", nargs=-1)
 def retry(url: str | None, all_failed: bool, message_ids: tuple[str, ...]) -> None:
-    """Apply failed events again. Exits with 1 when one still fails."""
+    """Apply failed events again. The exit code is 1 if one fails again."""
     if all_failed == bool(message_ids):
-        raise click.UsageError("Name messages, or pass --all-failed.")
+        raise click.UsageError("Pass message ids or --all-failed.")
     with options.open_database(url, requires="app.webhook_events") as connection:
         chosen = list_failed_ids(connection) if all_failed else list(message_ids)
         if not chosen:
@@ -97,26 +98,23 @@ def list_messages(connection: Connection, *, failed: bool, limit: int) -> list[d
 
 
 def list_failed_ids(connection: Connection) -> list[str]:
-    """In the order of their arrival."""
+    """The ids of failed messages, in the order of their arrival."""
     query = "select message_id from app.webhook_events where outcome = 'failed' order by received_at, message_id"
     return [message_id for (message_id,) in connection.execute(query)]
 
 
 def retry_message(connection: Connection, message_id: str) -> str | None:
-    """The new outcome; None when there is no such message."""
+    """The new outcome; None if the message does not exist."""
     row = connection.execute("select app.retry_clerk_event(%s)", [message_id]).fetchone()
     return row[0] if row else None
 
 
-def _print_table(messages: list[dict[str, Any]]) -> None:
-    table = Table(Column("Message", no_wrap=True), "Type", "Outcome", "Attempts", "Received", "Error")
+def print_messages(messages: list[dict[str, Any]]) -> None:
+    """Prints messages with the columns COLUMNS as a table. Ids stay on one line, so that they can be copied."""
+    table = Table(Column("Message", no_wrap=True), Column("Outcome", no_wrap=True), "Event", box=None)
     for message in messages:
-        table.add_row(
-            message["message_id"],
-            message["type"],
-            message["outcome"],
-            str(message["attempts"]),
-            f"{message['received_at']:%Y-%m-%d %H:%M:%S%z}",
-            message["error"],
-        )
+        attempts = f"{message['attempts']} attempt{'' if message['attempts'] == 1 else 's'}"
+        event = f"{message['type']}, {message['received_at']:%Y-%m-%d %H:%M:%S%z}, {attempts}"
+        error = f": {message['error']}" if message["error"] else ""
+        table.add_row(message["message_id"], message["outcome"], escape(event + error))
     print_table(table)

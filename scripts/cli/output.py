@@ -1,4 +1,4 @@
-"""How commands print what they found: as a table, or as JSON."""
+"""Prints the results of commands as tables or as JSON."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from scripts.backup.checks import Check
 
 
 def print_table(table: Table) -> None:
-    """Prints a table; into a pipe or file in its full width, for there is nobody to make the window wider."""
+    """Prints a table. On a terminal it wraps; in a pipe or file each row stays on one line, for grep and the like."""
     console = Console() if sys.stdout.isatty() else Console(width=1000)
+    for column in table.columns:
+        column.overflow = "fold"  # rich would cut off a long word
     console.print(table)
 
 
 def print_json(value: Any) -> None:
-    """Prints a value for programs: dataclasses as objects, durations in seconds, and what JSON lacks as text."""
+    """Prints a value for programs: dataclasses as objects, durations in seconds, types that JSON lacks as text."""
     click.echo(json.dumps(value, indent=2, default=_plain))
 
 
@@ -34,7 +36,7 @@ def _plain(value: Any) -> Any:
 
 
 def show_checks(checks: Iterable[Check], *, as_json: bool) -> None:
-    """Each with its verdict."""
+    """Prints each check with its result."""
     if as_json:
         print_json(list(checks))
         return
