@@ -179,6 +179,10 @@ $$;
 -- Decides which subscribers may see a change, and which columns of it. Takes [{"id", "role", "claims", "filters"}]. Returns
 -- {"new": row, "old": row, "secured": whether the table has RLS, "key": [column], "columns": {role: [{"name", "type"}]},
 -- "recipients": {id: null or an error}, "raised": [SQLSTATE]}.
+--
+-- Example: user_ada inserts row 1 of notes, whose policy is `owner = sub`. Subscriber 0 is Ada, 1 is Ben, and 2 is Ada with the filter
+-- id=gt.5. For 0 and 1 the probe `select exists (select from notes where id = '1')` runs with their claims: Ada sees the row, Ben does
+-- not. The filter excludes 2 without a probe. The result has "recipients": {"0": null}.
 create or replace function realtime.visible_change(relation oid, kind text, new_texts jsonb, old_texts jsonb, subscribers jsonb)
 returns jsonb
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$

@@ -1,4 +1,4 @@
-"""Realtime on a Postgres of its own, in this process, with Clerk's keys; and a client that shows every frame."""
+"""A Realtime server in this process with its own Postgres and Clerk keys, and a client that returns each frame."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Json = dict[str, Any]
 PATIENCE = 10.0
 VERSIONS = {1: "1.0.0", 2: "2.0.0"}
 
-# Tables of every kind that Realtime treats differently. Notes belong to the `sub` of a token; those of user_odd make the policy raise.
+# One table for each case of Realtime. Notes belong to the `sub` of a token. A token whose `divisor` is not a number makes the policy raise.
 TABLES = """
 create schema probe;
 grant usage on schema probe to anon, authenticated, service_role;
@@ -60,7 +60,8 @@ alter table probe.full_identity enable row level security, replica identity full
 create policy all_rows on probe.full_identity for select to authenticated using (true);
 grant select on probe.full_identity to authenticated;
 alter publication supabase_realtime add table probe.notes, probe.open, probe.keyless, probe.unreadable_key, probe.full_identity;
--- Who may do what on private topics: read:* and write:* for everybody, own:<sub> for one person, odd:* makes the policy raise.
+-- Access to private topics: all users may read read:* and write:*, and write to write:*. own:<sub> is for one user. The policy raises
+-- for odd:* (reading) and read:odd* (writing) if `sub` is not a number.
 create policy probe_read on realtime.messages for select to authenticated
 using (
   realtime.topic() like 'read:%' or realtime.topic() like 'write:%'
@@ -77,7 +78,7 @@ with check (
 
 @dataclass
 class Server:
-    """A running Realtime. `url` is the project's, as clients are given it."""
+    """A running Realtime. `url` is the project's URL for clients."""
 
     stack: Stack
     realtime: Realtime
@@ -101,7 +102,7 @@ class Server:
         return jwt.encode(given, self.stack.secrets.jwt_secret, "HS256")
 
     def clerk_token(self, sub: str, lifetime: int = 60, **claims: object) -> str:
-        """A token as Clerk signs it."""
+        """A token signed with the Clerk key."""
         issuer = self.stack.environment()["CLERK_ISSUER"]
         wanted = {
             "role": "authenticated",
@@ -113,7 +114,7 @@ class Server:
         return self.clerk.keys.sign(wanted | {"divisor": 1} | claims)
 
     def client(self, token: str | None = None, *, version: int = 2) -> Client:
-        """A connected client, which joins with `token` or, without one, with the publishable key."""
+        """A connected client. It joins with `token`, or with the publishable key if there is none."""
         query = urlencode({"apikey": self.key, "vsn": VERSIONS[version]})
         address = f"{self.url.replace('http', 'ws')}/realtime/v1/websocket?{query}"
         client = Client(open_websocket(address, max_size=None, close_timeout=0.5), version, token)
@@ -126,8 +127,8 @@ class Server:
             cursor = connection.execute(statement, values or None)  # type: ignore[call-overload]
             return list(cursor.fetchall()) if cursor.description else []
 
-    def hang_up(self) -> None:
-        """Closes every client: each has threads."""
+    def close_clients(self) -> None:
+        """Closes all clients, because each of them has threads."""
         for client in self.clients:
             client.connection.close()
         self.clients.clear()
@@ -138,7 +139,7 @@ class Server:
 
 @dataclass
 class Client:
-    """A client that knows nothing but frames."""
+    """A client that sends and receives single frames."""
 
     connection: ClientConnection
     version: int
@@ -170,7 +171,7 @@ class Client:
         return self.ask(f"realtime:{name}", "phx_join", payload)
 
     def subscribe(self, name: str, *wanted: Json, **config: Any) -> Json:
-        """Joins for Postgres Changes and returns the `system` message that says what came of it."""
+        """Joins for Postgres Changes and returns the `system` message with the outcome."""
         assert self.join(name, postgres_changes=list(wanted), **config)["status"] == "ok"
         return self.event("system", name)
 
@@ -184,12 +185,12 @@ class Client:
         return payload
 
     def change(self, name: str) -> Json:
-        """The `data` of the next of Postgres' changes."""
+        """The `data` of the next change."""
         data: Json = self.event("postgres_changes", name)["data"]
         return data
 
     def take(self, wanted: Callable[[tuple[str | None, str, str, Any]], bool]) -> Any:
-        """The payload of the first frame that is wanted; others wait for their turn."""
+        """The payload of the first frame for which `wanted` returns true. Other frames are kept in `waiting`."""
         deadline = time.monotonic() + PATIENCE
         while True:
             for frame in self.waiting:
@@ -203,10 +204,10 @@ class Client:
         try:
             return parse_frame(self.connection.recv(timeout=max(0.0, patience)))
         except TimeoutError:
-            pytest.fail(f"Nothing more came. Waiting: {[(topic, event) for _, topic, event, _ in self.waiting]}")
+            pytest.fail(f"No further frame arrived. Kept: {[(topic, event) for _, topic, event, _ in self.waiting]}")
 
     def unread(self, event: str) -> list[Any]:
-        """The payloads of such events that came and nobody asked for."""
+        """The payloads of received events of this name that no test has taken."""
         return [payload for _, _, each, payload in self.waiting if each == event]
 
 
@@ -247,8 +248,8 @@ async def serve(server: Server) -> list[web.AppRunner]:
 
 
 @contextlib.contextmanager
-def running(home: Path) -> Iterator[Server]:
-    """A server in `home`, on free ports, with the product's schema and the tables above."""
+def running_server(home: Path) -> Iterator[Server]:
+    """Runs a server in `home`, on free ports, with the product's schema and TABLES."""
     stack = Stack(home, free_port_block(), Secrets.of(home))
     process = stack.postgres.start(fsync="off")
     clerk = ClerkStandIn(home, stack.environment()["CLERK_ISSUER"], [""], svix.Endpoint("", "whsec_"), "sk_test_")
@@ -261,7 +262,7 @@ def running(home: Path) -> Iterator[Server]:
         server.sql(TABLES)
         runners = asyncio.run_coroutine_threadsafe(serve(server), loop).result(PATIENCE)
         yield server
-        server.hang_up()
+        server.close_clients()
         for runner in runners:
             server.run(runner.cleanup())
     finally:
@@ -273,15 +274,15 @@ def running(home: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def shared_server(home: Path) -> Iterator[Server]:
-    with running(home / "realtime") as server:
+    with running_server(home / "realtime") as server:
         yield server
 
 
 @pytest.fixture
 def server(shared_server: Server) -> Iterator[Server]:
-    """The server, with no client and no row of the last test's."""
+    """The server, without clients and rows of the previous test."""
     yield shared_server
-    shared_server.hang_up()
+    shared_server.close_clients()
     shared_server.sql("truncate probe.notes, probe.open, probe.keyless, probe.unreadable_key, probe.full_identity")
 
 

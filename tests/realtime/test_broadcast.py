@@ -1,4 +1,4 @@
-"""Broadcast: from clients, by REST and from the database; public channels, and private ones that policies open."""
+"""Broadcasts from clients, by REST and from the database, to public channels and to private ones with policies."""
 
 from __future__ import annotations
 
@@ -34,14 +34,16 @@ def send(client: Client, name: str = "room", event: str = "said", payload: objec
 
 
 def binary_push(name: str, event: str, body: bytes, *, is_json: bool) -> bytes:
-    """As supabase-js sends each broadcast: kind 3, five lengths, encoding, five texts, the body."""
+    """A broadcast in the format of supabase-js: kind 3, five lengths, encoding, five texts, the body."""
     texts = [b"1", b"9", f"realtime:{name}".encode(), event.encode(), b""]
     return bytes([3, *map(len, texts), int(is_json)]) + b"".join(texts) + body
 
 
 @pytest.mark.parametrize("receiving", [1, 2])
 @pytest.mark.parametrize("sending", [1, 2])
-def test_others_in_the_room_receive_and_the_sender_does_not(server: Server, sending: int, receiving: int) -> None:
+def test_other_members_of_the_room_receive_a_broadcast_but_not_the_sender(
+    server: Server, sending: int, receiving: int
+) -> None:
     sender, receiver, elsewhere = (
         member(server, version=sending),
         member(server, version=receiving),
@@ -58,7 +60,7 @@ def test_others_in_the_room_receive_and_the_sender_does_not(server: Server, send
     assert elsewhere.unread("broadcast") == []
 
 
-def test_the_sender_receives_too_and_gets_a_reply_if_it_asks(server: Server, version: int) -> None:
+def test_the_sender_receives_the_broadcast_and_a_reply_if_requested(server: Server, version: int) -> None:
     sender = member(server, version=version, broadcast={"self": "true", "ack": True})
     assert sender.ask("realtime:room", "broadcast", {"event": "said", "payload": PAYLOAD}) == {
         "status": "ok",
@@ -68,7 +70,7 @@ def test_the_sender_receives_too_and_gets_a_reply_if_it_asks(server: Server, ver
 
 
 @pytest.mark.parametrize("is_json", [True, False])
-def test_the_binary_form_reaches_version_2_and_version_1_only_as_json(server: Server, is_json: bool) -> None:
+def test_binary_payloads_reach_version_2_but_version_1_receives_only_json(server: Server, is_json: bool) -> None:
     sender, new, old = member(server, broadcast={"ack": True}), member(server, version=2), member(server, version=1)
     body = b'{"a": 1}' if is_json else b"\x00\xff\x01"
     sender.connection.send(binary_push("room", "said", body, is_json=is_json))
@@ -80,7 +82,7 @@ def test_the_binary_form_reaches_version_2_and_version_1_only_as_json(server: Se
     assert events == (["said", "last"] if is_json else ["last"])
 
 
-def test_names_too_long_for_the_binary_form_arrive_all_the_same(server: Server) -> None:
+def test_names_too_long_for_a_binary_frame_are_delivered_as_json(server: Server) -> None:
     sender, receiver = member(server), member(server)
     send(sender, event="e" * 300)
     assert receiver.broadcast("room") == {"type": "broadcast", "event": "e" * 300, "payload": PAYLOAD}
@@ -98,7 +100,7 @@ def test_a_public_and_a_private_channel_of_one_name_are_two_rooms(server: Server
 # --- private channels
 
 
-def test_a_private_channel_opens_to_whom_its_policies_let_read(server: Server) -> None:
+def test_only_callers_who_may_read_join_a_private_channel(server: Server) -> None:
     ben = server.client(server.project_token(sub="user_ben"))
     assert ben.join("own:user_ben", private=True)["status"] == "ok"
     assert ben.join("own:user_ada", private=True) == {
@@ -110,7 +112,7 @@ def test_a_private_channel_opens_to_whom_its_policies_let_read(server: Server) -
     assert server.client().join("read:1", private=True)["status"] == "error"  # anon
 
 
-def test_who_may_only_read_sends_into_the_void(server: Server) -> None:
+def test_a_broadcast_of_a_caller_who_may_only_read_is_dropped(server: Server) -> None:
     reader, other = (
         member(server, "read:1", private=True, broadcast={"ack": True}),
         member(server, "read:1", private=True),
@@ -122,7 +124,7 @@ def test_who_may_only_read_sends_into_the_void(server: Server) -> None:
     assert reader.unread("phx_reply") == []
 
 
-def test_who_may_write_is_heard(server: Server) -> None:
+def test_a_broadcast_of_a_caller_who_may_write_is_delivered(server: Server) -> None:
     writer, other = (
         member(server, "write:1", private=True, broadcast={"ack": True}),
         member(server, "write:1", private=True),
@@ -131,14 +133,14 @@ def test_who_may_write_is_heard(server: Server) -> None:
     assert other.broadcast("write:1")["payload"] == PAYLOAD
 
 
-def test_asking_leaves_no_message_behind(server: Server) -> None:
+def test_access_checks_leave_no_message(server: Server) -> None:
     before = server.sql("select count(*) from realtime.messages")
-    asking = member(server, "write:1", private=True, broadcast={"ack": True})
-    assert asking.ask("realtime:write:1", "broadcast", {"event": "said", "payload": {}})["status"] == "ok"
+    writer = member(server, "write:1", private=True, broadcast={"ack": True})
+    assert writer.ask("realtime:write:1", "broadcast", {"event": "said", "payload": {}})["status"] == "ok"
     assert server.sql("select count(*) from realtime.messages") == before
 
 
-def test_a_policy_that_raises_keeps_its_own_caller_out_and_is_logged(
+def test_a_raising_policy_refuses_only_its_own_caller_and_is_logged(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     odd = server.client(server.project_token(sub="not a number"))
@@ -146,8 +148,8 @@ def test_a_policy_that_raises_keeps_its_own_caller_out_and_is_logged(
     assert odd.join("read:odd", private=True)["status"] == "ok"
     odd.ask("realtime:read:odd", "presence", {"event": "track", "payload": {}})
     assert server.client(server.project_token(sub="1")).join("odd:1", private=True)["status"] == "ok"
-    complaints = {record.message for record in caplog.records if record.levelno == logging.ERROR}
-    assert complaints == {
+    errors = {record.message for record in caplog.records if record.levelno == logging.ERROR}
+    assert errors == {
         f"A POLICY RAISES: {command} on realtime.messages, SQLSTATE 22P02. The caller is refused."
         for command in ("select", "insert")
     }
@@ -166,8 +168,12 @@ def post(server: Server, path: str = "", token: str | None = None, **request: ob
 def test_many_messages_are_sent_at_once(server: Server) -> None:
     room, private = member(server), member(server, "write:1", private=True)
     message = {"topic": "room", "event": "said", "payload": PAYLOAD}
-    told = [message, message | {"topic": "write:1", "private": True}, message | {"topic": "read:1", "private": True}]
-    answer = post(server, token=server.project_token(sub="user_ada"), json={"messages": told})
+    messages = [
+        message,
+        message | {"topic": "write:1", "private": True},
+        message | {"topic": "read:1", "private": True},
+    ]
+    answer = post(server, token=server.project_token(sub="user_ada"), json={"messages": messages})
     assert (answer.status_code, answer.headers["Access-Control-Allow-Origin"]) == (202, "*")
     assert room.broadcast("room")["payload"] == PAYLOAD
     assert private.broadcast("write:1")["payload"] == PAYLOAD
@@ -179,7 +185,7 @@ def test_many_messages_are_sent_at_once(server: Server) -> None:
      "[" * 100_000, '{"messages": [{"topic": "a\\u0000", "event": "x", "payload": {}}]}', '{"messages": [{"topic": "a", "event": "\\ud800", "payload": {}}]}',
      '{"messages": [{"topic": "a", "event": "x", "payload": {"n": NaN}}]}', '{"messages": [{"topic": "", "event": "x", "payload": {}}]}', '{"messages": [{"topic": "room", "event": 1, "payload": {}}]}'],
 )  # fmt: skip
-def test_messages_that_are_none_are_refused_as_a_whole(server: Server, body: str) -> None:
+def test_invalid_messages_are_refused_as_a_whole(server: Server, body: str) -> None:
     assert post(server, content=body, headers={"Content-Type": "application/json"}).status_code == 422
 
 
@@ -204,13 +210,13 @@ def test_a_private_topic_by_rest_follows_its_policies(server: Server) -> None:
 
 
 @pytest.mark.parametrize("token", ["nonsense", "a.b.c"])
-def test_rest_needs_a_token_that_counts(server: Server, token: str) -> None:
+def test_rest_needs_a_valid_token(server: Server, token: str) -> None:
     body = {"messages": [{"topic": "room", "event": "said", "payload": {}}]}
     assert post(server, token=token, json=body).status_code == 401
     assert httpx.post(f"{server.url}/realtime/v1/api/broadcast", json=body).status_code == 401
 
 
-def test_a_page_of_any_origin_may_ask(server: Server) -> None:
+def test_pages_of_any_origin_may_call_the_rest_api(server: Server) -> None:
     for path in ("", "/room/events/said"):
         answer = httpx.options(f"{server.url}/realtime/v1/api/broadcast{path}")
         assert (answer.status_code, answer.headers["Access-Control-Allow-Origin"]) == (200, "*")
@@ -219,15 +225,15 @@ def test_a_page_of_any_origin_may_ask(server: Server) -> None:
 # --- from the database
 
 
-def test_what_sql_sends_is_heard_with_its_id(server: Server, version: int) -> None:
+def test_a_broadcast_from_sql_is_delivered_with_its_id(server: Server, version: int) -> None:
     listener = member(server, "read:1", private=True, version=version)
     server.sql("""select realtime.send('{"a": 1}', 'said', 'read:1')""")
-    told = listener.broadcast("read:1")
-    assert (told["event"], told["payload"]["a"]) == ("said", 1)
-    assert told["meta"]["id"] == told["payload"]["id"]
+    broadcast = listener.broadcast("read:1")
+    assert (broadcast["event"], broadcast["payload"]["a"]) == ("said", 1)
+    assert broadcast["meta"]["id"] == broadcast["payload"]["id"]
 
 
-def test_what_sql_sends_in_public_is_heard_in_public(server: Server) -> None:
+def test_a_public_broadcast_from_sql_reaches_only_public_channels(server: Server) -> None:
     public, private = member(server, "read:1"), member(server, "read:1", private=True)
     server.sql("select realtime.send('{}', 'open', 'read:1', false)")
     server.sql("select realtime.send('{}', 'closed', 'read:1', true)")
@@ -235,7 +241,7 @@ def test_what_sql_sends_in_public_is_heard_in_public(server: Server) -> None:
     assert private.broadcast("read:1")["event"] == "closed"
 
 
-def test_binary_from_the_database_is_binary(server: Server) -> None:
+def test_a_binary_payload_from_the_database_stays_binary(server: Server) -> None:
     listener = member(server, "read:1", private=True)
     server.sql(
         "insert into realtime.messages (topic, extension, event, private, binary_payload) values ('read:1', 'broadcast', 'said', true, '\\x00ff')"
@@ -243,7 +249,7 @@ def test_binary_from_the_database_is_binary(server: Server) -> None:
     assert listener.broadcast("read:1")["payload"] == b"\x00\xff"
 
 
-def test_rows_that_are_no_broadcast_are_not_heard(server: Server) -> None:
+def test_rows_that_are_not_broadcasts_are_not_delivered(server: Server) -> None:
     listener = member(server, "read:1", private=True)
     for values in (
         "'read:1', 'presence', 'x', '{}'",
@@ -256,7 +262,7 @@ def test_rows_that_are_no_broadcast_are_not_heard(server: Server) -> None:
     assert listener.broadcast("read:1")["event"] == "marker"
 
 
-def test_a_send_that_fails_is_a_warning_to_the_one_who_sends(server: Server) -> None:
+def test_a_failed_send_raises_only_a_warning(server: Server) -> None:
     with psycopg.connect(server.stack.postgres.url()) as connection:
         warnings: list[str] = []
         connection.add_notice_handler(lambda notice: warnings.append(notice.severity or ""))
@@ -264,12 +270,12 @@ def test_a_send_that_fails_is_a_warning_to_the_one_who_sends(server: Server) -> 
     assert warnings == ["WARNING"]
 
 
-def test_row_triggers_may_send_both_rows_as_on_supabase(server: Server) -> None:
+def test_row_triggers_can_send_both_rows_as_on_supabase(server: Server) -> None:
     listener = member(server, "read:1", private=True)
     server.sql(
-        "create function probe.tell() returns trigger security definer language plpgsql as $$ begin perform realtime.broadcast_changes("
+        "create function probe.broadcast_row() returns trigger security definer language plpgsql as $$ begin perform realtime.broadcast_changes("
         "'read:1', tg_op, tg_op, tg_table_name, tg_table_schema, new, old); return null; end $$; "
-        "create trigger tell after insert on probe.open for each row execute function probe.tell()"
+        "create trigger broadcast_row after insert on probe.open for each row execute function probe.broadcast_row()"
     )
     try:
         server.sql("insert into probe.open values (1, 'One', 'two')")
@@ -280,11 +286,11 @@ def test_row_triggers_may_send_both_rows_as_on_supabase(server: Server) -> None:
             "record": {"id": 1, "title": "One", "hidden": "two"},
         }  # fmt: skip
     finally:
-        server.sql("drop function probe.tell() cascade")
+        server.sql("drop function probe.broadcast_row() cascade")
 
 
-def test_a_broadcast_from_the_database_comes_after_its_commit_is_visible(server: Server) -> None:
-    """Each listener reads the row when it hears of it, as clients do that fetch on every event."""
+def test_a_broadcast_from_the_database_is_delivered_after_its_commit_is_visible(server: Server) -> None:
+    """The listener reads the row at each broadcast, like clients that fetch on every event."""
     listener, missing = member(server, "read:1", private=True), []
     number = 300
 
@@ -309,7 +315,7 @@ def test_a_broadcast_from_the_database_comes_after_its_commit_is_visible(server:
     assert missing == []
 
 
-def test_a_statement_of_a_thousand_rows_is_heard_whole_and_in_order(server: Server) -> None:
+def test_a_thousand_broadcasts_of_one_statement_are_delivered_in_order(server: Server) -> None:
     listener = member(server, "read:1", private=True)
     server.sql(
         "select realtime.send(jsonb_build_object('row', i), 'said', 'read:1') from generate_series(1, 1000) as i"
@@ -317,7 +323,7 @@ def test_a_statement_of_a_thousand_rows_is_heard_whole_and_in_order(server: Serv
     assert [listener.broadcast("read:1")["payload"]["row"] for _ in range(1000)] == list(range(1, 1001))
 
 
-def test_old_messages_are_forgotten(server: Server) -> None:
+def test_old_messages_are_deleted(server: Server) -> None:
     server.sql(
         "insert into realtime.messages (topic, extension, inserted_at) values ('read:1', 'broadcast', now() - interval '4 days')"
     )
@@ -333,7 +339,7 @@ def test_old_messages_are_forgotten(server: Server) -> None:
         ("/a%00/events/x?private=true", b"{}", "application/json"), ("/room/events/x", b'{"a":NaN}', "application/json"),
     ],
 )  # fmt: skip
-def test_a_body_or_a_name_that_nobody_could_read_is_refused(
+def test_a_body_or_a_name_that_clients_could_not_parse_is_refused(
     server: Server, path: str, content: bytes, content_type: str
 ) -> None:
     room = member(server)
@@ -349,13 +355,13 @@ def test_a_body_or_a_name_that_nobody_could_read_is_refused(
     assert room.broadcast("room")["event"] == "marker"
 
 
-def test_a_large_body_is_a_broadcast_like_any_other(server: Server) -> None:
+def test_a_large_body_is_delivered(server: Server) -> None:
     room = member(server)
     assert post(server, "/room/events/said", json={"filler": "x" * 2_000_000}).status_code == 202
     assert len(room.broadcast("room")["payload"]["filler"]) == 2_000_000
 
 
-def test_text_that_only_looks_like_json_ends_its_senders_connection_and_reaches_nobody(server: Server) -> None:
+def test_a_binary_frame_with_invalid_json_ends_the_senders_connection_and_is_not_delivered(server: Server) -> None:
     sender, old, new = member(server), member(server, version=1), member(server)
     sender.connection.send(binary_push("room", "said", '{"a":1}'.encode("utf-16"), is_json=True))
     send(old, event="marker")

@@ -1,4 +1,4 @@
-"""The real clients, unchanged: PyPI's supabase and realtime, and supabase-js in Chromium."""
+"""The real clients, unmodified: supabase and realtime from PyPI, and supabase-js in Chromium."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ NOTES = {"schema": "probe", "table": "notes"}
 
 
 class Callback:
-    """What callbacks were called with, to be awaited. A callback that raises would silence the client."""
+    """A callback that queues its arguments. It must not raise: then the client would stop calling it."""
 
     def __init__(self) -> None:
         self._queue = asyncio.Queue[Any]()
 
-    def __call__(self, *told: Any) -> None:
-        self._queue.put_nowait(told[0] if len(told) == 1 else told)
+    def __call__(self, *arguments: Any) -> None:
+        self._queue.put_nowait(arguments[0] if len(arguments) == 1 else arguments)
 
     async def next(self) -> Any:
         async with asyncio.timeout(PATIENCE):
@@ -44,8 +44,10 @@ async def subscribe_channel(channel: AsyncRealtimeChannel) -> AsyncRealtimeChann
     return channel
 
 
-def with_python(server: Server, story: Callable[[AsyncRealtimeClient], Awaitable[None]], sub: str = "user_ada") -> None:
-    """Tells a story with supabase-py's asynchronous client of a person whom Clerk has signed in."""
+def run_with_python(
+    server: Server, story: Callable[[AsyncRealtimeClient], Awaitable[None]], sub: str = "user_ada"
+) -> None:
+    """Runs `story` with the asynchronous client of supabase-py, which has a Clerk token of the user."""
 
     async def run() -> None:
         supabase = await acreate_client(server.url, server.key)
@@ -58,7 +60,7 @@ def with_python(server: Server, story: Callable[[AsyncRealtimeClient], Awaitable
     asyncio.run(run())
 
 
-def test_python_hears_of_changes(server: Server) -> None:
+def test_python_receives_changes(server: Server) -> None:
     async def story(realtime: AsyncRealtimeClient) -> None:
         heard = Callback()
         channel = realtime.channel("db").on_postgres_changes(
@@ -77,10 +79,10 @@ def test_python_hears_of_changes(server: Server) -> None:
         data = (await heard.next())["data"]
         assert (data["type"], data["old_record"]) == ("DELETE", {"id": 1})
 
-    with_python(server, story)
+    run_with_python(server, story)
 
 
-def test_python_sends_and_hears_broadcasts(server: Server) -> None:
+def test_python_sends_and_receives_broadcasts(server: Server) -> None:
     async def story(realtime: AsyncRealtimeClient) -> None:
         heard, settings = (
             Callback(),
@@ -92,10 +94,10 @@ def test_python_sends_and_hears_broadcasts(server: Server) -> None:
         server.sql("select realtime.send('{\"b\": 2}', 'said', 'write:1')")
         assert (await heard.next())["payload"]["b"] == 2
 
-    with_python(server, story)
+    run_with_python(server, story)
 
 
-def test_python_is_told_when_a_channel_is_closed_to_it(server: Server) -> None:
+def test_python_receives_an_error_for_a_channel_that_it_may_not_join(server: Server) -> None:
     async def story(realtime: AsyncRealtimeClient) -> None:
         heard = Callback()
         await realtime.channel(
@@ -105,10 +107,10 @@ def test_python_is_told_when_a_channel_is_closed_to_it(server: Server) -> None:
         assert state == RealtimeSubscribeStates.CHANNEL_ERROR
         assert "You do not have permissions to read" in str(error)
 
-    with_python(server, story)
+    run_with_python(server, story)
 
 
-def test_python_sees_who_is_present(server: Server) -> None:
+def test_python_receives_presence(server: Server) -> None:
     async def story(realtime: AsyncRealtimeClient) -> None:
         synced, joined, left = Callback(), Callback(), Callback()
         channel = realtime.channel("room").on_presence_sync(synced).on_presence_join(joined).on_presence_leave(left)
@@ -124,10 +126,10 @@ def test_python_sees_who_is_present(server: Server) -> None:
         other.connection.close()
         assert (await left.next())[0] == "ben"
 
-    with_python(server, story)
+    run_with_python(server, story)
 
 
-def test_python_keeps_a_channel_by_a_new_token_and_loses_it_with_an_old_one(server: Server) -> None:
+def test_python_keeps_a_channel_with_a_new_token_and_loses_it_when_the_token_expires(server: Server) -> None:
     async def story(realtime: AsyncRealtimeClient) -> None:
         heard, states = Callback(), Callback()
         await realtime.set_auth(server.clerk_token("user_ada", lifetime=3))
@@ -135,12 +137,12 @@ def test_python_keeps_a_channel_by_a_new_token_and_loses_it_with_an_old_one(serv
         await channel.subscribe(states)
         assert (await states.next())[0] == RealtimeSubscribeStates.SUBSCRIBED
         await realtime.set_auth(server.clerk_token("user_ada", lifetime=6))
-        await asyncio.sleep(4)  # the first token's life, of which only the clock can tell
+        await asyncio.sleep(4)  # until the first token has expired
         server.sql("insert into probe.notes (id, owner) values (1, 'user_ada')")
         assert (await heard.next())["data"]["record"]["id"] == 1
         assert (await states.next())[0] in (RealtimeSubscribeStates.CHANNEL_ERROR, RealtimeSubscribeStates.CLOSED)
 
-    with_python(server, story)
+    run_with_python(server, story)
 
 
 # --- supabase-js
@@ -148,7 +150,7 @@ def test_python_keeps_a_channel_by_a_new_token_and_loses_it_with_an_old_one(serv
 
 @pytest.fixture
 def page(server: Server, chromium: Browser) -> Iterator[Page]:
-    """An empty page with supabase-js, which keeps in `heard` whatever its callbacks were told, and a client `supabase`."""
+    """An empty page with supabase-js and a `client`. `hear(kind)` is a callback that appends its argument to `heard`."""
     context = chromium.new_context()
     page = context.new_page()
     page.set_default_timeout(PATIENCE * 1000)
@@ -158,7 +160,7 @@ def page(server: Server, chromium: Browser) -> Iterator[Page]:
           globalThis.token = token;
           globalThis.heard = [];
           globalThis.client = supabase.createClient(url, key, { accessToken: async () => globalThis.token });
-          globalThis.hear = (kind) => (told) => heard.push({ kind, told });
+          globalThis.hear = (kind) => (argument) => heard.push({ kind, argument });
         }""",
         [server.url, server.key, server.clerk_token("user_ada")],
     )
@@ -167,7 +169,7 @@ def page(server: Server, chromium: Browser) -> Iterator[Page]:
 
 
 def subscribe(page: Page, setup: str) -> None:
-    """Makes `channel` by an expression in `client` and `hear`, and waits until it is subscribed."""
+    """Creates `channel` with an expression that may use `client` and `hear`, and waits until it is subscribed."""
     page.evaluate(
         f"globalThis.channel = {setup}; channel.subscribe((state, error) => hear('state')({{ state, error: error?.message }}))"
     )
@@ -175,12 +177,12 @@ def subscribe(page: Page, setup: str) -> None:
 
 
 def next_heard(page: Page, kind: str) -> Any:
-    """What the next such callback was told."""
+    """The argument of the next call of this callback."""
     page.wait_for_function("kind => heard.some((each) => each.kind === kind)", arg=kind)
-    return page.evaluate("kind => heard.splice(heard.findIndex((each) => each.kind === kind), 1)[0].told", kind)
+    return page.evaluate("kind => heard.splice(heard.findIndex((each) => each.kind === kind), 1)[0].argument", kind)
 
 
-def test_javascript_hears_of_changes(server: Server, page: Page) -> None:
+def test_javascript_receives_changes(server: Server, page: Page) -> None:
     wanted = json.dumps(NOTES | {"event": "*", "filter": "id=lt.10"})
     subscribe(page, f"client.channel('db').on('postgres_changes', {wanted}, hear('change'))")
     server.sql(
@@ -201,7 +203,7 @@ def test_javascript_hears_of_changes(server: Server, page: Page) -> None:
     assert (change["eventType"], change["old"], change["new"]) == ("DELETE", {"id": 1}, {})
 
 
-def test_javascript_sends_and_hears_broadcasts_in_text_and_binary(server: Server, page: Page) -> None:
+def test_javascript_sends_and_receives_broadcasts_as_text_and_binary(server: Server, page: Page) -> None:
     other = server.client(server.project_token(sub="user_ben"), version=1)
     other.join("write:1", private=True)
     settings = "{ config: { private: true, broadcast: { self: true, ack: true } } }"
@@ -216,10 +218,10 @@ def test_javascript_sends_and_hears_broadcasts_in_text_and_binary(server: Server
         == "ok"
     )
     page.wait_for_function("heard.some((each) => each.kind === 'broadcast')")
-    assert page.evaluate("[...new Uint8Array(heard.shift().told.payload)]") == [0, 255]
-    server.sql("select realtime.send('{\"c\": 3}', 'told', 'write:1')")
-    told = next_heard(page, "broadcast")
-    assert (told["event"], told["payload"]["c"], told["meta"].keys()) == ("told", 3, {"id"})
+    assert page.evaluate("[...new Uint8Array(heard.shift().argument.payload)]") == [0, 255]
+    server.sql("select realtime.send('{\"c\": 3}', 'from_sql', 'write:1')")
+    broadcast = next_heard(page, "broadcast")
+    assert (broadcast["event"], broadcast["payload"]["c"], broadcast["meta"].keys()) == ("from_sql", 3, {"id"})
 
 
 def test_javascript_sends_by_rest_before_it_has_joined(server: Server, page: Page) -> None:
@@ -230,16 +232,16 @@ def test_javascript_sends_by_rest_before_it_has_joined(server: Server, page: Pag
     assert other.broadcast("write:1")["payload"] == {"a": 1}
 
 
-def test_javascript_is_told_when_a_channel_is_closed_to_it(page: Page) -> None:
+def test_javascript_receives_an_error_for_a_channel_that_it_may_not_join(page: Page) -> None:
     page.evaluate(
         "client.channel('own:user_ben', { config: { private: true } }).subscribe((state, error) => hear('state')({ state, error: error?.message }))"
     )
-    told = next_heard(page, "state")
-    assert told["state"] == "CHANNEL_ERROR"
-    assert "You do not have permissions to read" in told["error"]
+    state = next_heard(page, "state")
+    assert state["state"] == "CHANNEL_ERROR"
+    assert "You do not have permissions to read" in state["error"]
 
 
-def test_javascript_sees_who_is_present(server: Server, page: Page) -> None:
+def test_javascript_receives_presence(server: Server, page: Page) -> None:
     subscribe(
         page,
         "client.channel('room', { config: { presence: { key: 'ada' } } })"
@@ -257,7 +259,7 @@ def test_javascript_sees_who_is_present(server: Server, page: Page) -> None:
     assert page.evaluate("Object.keys(channel.presenceState())") == ["ada"]
 
 
-def test_javascript_keeps_a_channel_by_new_tokens(server: Server, page: Page) -> None:
+def test_javascript_keeps_a_channel_with_new_tokens(server: Server, page: Page) -> None:
     wanted = json.dumps(NOTES | {"event": "*"})
     page.evaluate("token => { globalThis.token = token }", server.clerk_token("user_ada", lifetime=2))
     subscribe(
@@ -268,20 +270,20 @@ def test_javascript_keeps_a_channel_by_new_tokens(server: Server, page: Page) ->
         "token => { globalThis.token = token; return client.realtime.setAuth() }",
         server.clerk_token("user_ada", lifetime=4),
     )
-    page.wait_for_timeout(2000)  # the first token's life, of which only the clock can tell
+    page.wait_for_timeout(2000)  # until the first token has expired
     server.sql("insert into probe.notes (id, owner) values (1, 'user_ada')")
     assert next_heard(page, "change")["new"]["id"] == 1
-    told: Json = {}
-    while told.get("status") != "error":
-        told = next_heard(page, "system")
-    assert told["message"].startswith("Token has expired")
+    system: Json = {}
+    while system.get("status") != "error":
+        system = next_heard(page, "system")
+    assert system["message"].startswith("Token has expired")
     assert next_heard(page, "state")["state"] in ("CHANNEL_ERROR", "CLOSED")
 
 
-def test_javascript_connects_again_by_itself(server: Server, page: Page) -> None:
+def test_javascript_reconnects_by_itself(server: Server, page: Page) -> None:
     wanted = json.dumps(NOTES | {"event": "*"})
     subscribe(page, f"client.channel('db').on('postgres_changes', {wanted}, hear('change'))")
-    server.run(server.realtime.hang_up())
+    server.run(server.realtime.disconnect_clients())
     states = [next_heard(page, "state")["state"]]
     while states[-1] != "SUBSCRIBED":
         states.append(next_heard(page, "state")["state"])

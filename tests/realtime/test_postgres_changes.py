@@ -1,4 +1,4 @@
-"""Postgres Changes: who is told of which change, and exactly what."""
+"""Postgres Changes: which subscribers receive a change, and its exact content."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ EMPTY = dict.fromkeys(column["name"] for column in COLUMNS)
 
 
 def reader(server: Server, sub: str = "user_ada", *wanted: Json, version: int = 2) -> Client:
-    """A person who is subscribed on the channel `db`."""
+    """The client of a user, subscribed on the channel `db`."""
     client = server.client(server.project_token(sub=sub), version=version)
     assert client.subscribe("db", *(wanted or (NOTES,)))["status"] == "ok"
     return client
 
 
-def test_the_reply_repeats_what_was_wanted_with_a_number_each(server: Server, version: int) -> None:
+def test_the_reply_repeats_each_subscription_with_its_id(server: Server, version: int) -> None:
     client = server.client(server.project_token(sub="user_ada"), version=version)
     wanted = [NOTES, {"event": "INSERT", "schema": "probe", "table": "open", "filter": "id=eq.1"}]
     reply = client.join("db", postgres_changes=wanted)
@@ -41,7 +41,7 @@ def test_the_reply_repeats_what_was_wanted_with_a_number_each(server: Server, ve
     }  # fmt: skip
 
 
-def test_an_insert_has_a_record_an_update_both_and_a_deletion_the_key(server: Server, version: int) -> None:
+def test_an_insert_has_a_record_an_update_both_rows_and_a_deletion_the_key(server: Server, version: int) -> None:
     client = reader(server, version=version)
     server.sql("insert into probe.notes (id, owner, title, secret) values (1, 'user_ada', 'One', 'hidden')")
     insert = client.change("db")
@@ -59,7 +59,7 @@ def test_an_insert_has_a_record_an_update_both_and_a_deletion_the_key(server: Se
     assert times == sorted(times)
 
 
-def test_values_are_written_as_the_data_api_writes_them(server: Server) -> None:
+def test_values_have_the_format_of_the_data_api(server: Server) -> None:
     client = reader(server)
     server.sql(
         "insert into probe.notes (id, owner, amount, at, day, tags, doc, raw, done) values (1, 'user_ada', 12345678901234567890.5, "
@@ -72,7 +72,7 @@ def test_values_are_written_as_the_data_api_writes_them(server: Server) -> None:
     }  # fmt: skip
 
 
-def test_row_level_security_decides_who_is_told(server: Server) -> None:
+def test_row_level_security_decides_who_is_notified(server: Server) -> None:
     ada, ben = reader(server, "user_ada"), reader(server, "user_ben")
     for number, owner in enumerate(("user_ben", "user_ada", "user_ben", "user_ada")):
         server.sql("insert into probe.notes (id, owner) values (%s, %s)", number, owner)
@@ -80,7 +80,7 @@ def test_row_level_security_decides_who_is_told(server: Server) -> None:
     assert [ben.change("db")["record"]["id"] for _ in range(2)] == [0, 2]
 
 
-def test_a_row_that_becomes_visible_is_told_and_one_that_goes_is_not(server: Server) -> None:
+def test_an_update_is_sent_to_the_user_who_may_now_read_the_row_and_not_to_the_previous_one(server: Server) -> None:
     ada, ben = reader(server, "user_ada"), reader(server, "user_ben")
     server.sql("insert into probe.notes (id, owner) values (1, 'user_ada')")
     assert ada.change("db")["record"]["id"] == 1
@@ -90,8 +90,8 @@ def test_a_row_that_becomes_visible_is_told_and_one_that_goes_is_not(server: Ser
     assert ben.change("db")["type"] == "UPDATE"
 
 
-def test_a_row_that_is_gone_by_the_time_of_asking_is_told_as_deleted_only(server: Server) -> None:
-    """Policies are asked about the row as it is now. Here it comes and goes within one transaction."""
+def test_a_row_that_is_deleted_before_the_check_is_only_sent_as_deleted(server: Server) -> None:
+    """Policies check the current row. Here it is inserted and deleted before the check."""
     client = reader(server)
     server.sql(
         "with written as (insert into probe.notes (id, owner) values (1, 'user_ada') returning id) select from written; delete from probe.notes"
@@ -99,8 +99,8 @@ def test_a_row_that_is_gone_by_the_time_of_asking_is_told_as_deleted_only(server
     assert client.change("db")["type"] == "DELETE"
 
 
-def test_a_deletion_is_told_to_everybody_with_no_more_than_the_key(server: Server) -> None:
-    """Nobody's policy can be asked about a row that is gone. docs/realtime.md says what follows from this."""
+def test_a_deletion_is_sent_to_all_subscribers_with_only_its_key(server: Server) -> None:
+    """No policy can be checked for a deleted row. docs/realtime.md describes the consequences."""
     full = {"event": "*", "schema": "probe", "table": "full_identity"}
     ben = reader(server, "user_ben", NOTES, full)
     server.sql("insert into probe.notes (id, owner, title) values (1, 'user_ada', 'secret')")
@@ -112,7 +112,7 @@ def test_a_deletion_is_told_to_everybody_with_no_more_than_the_key(server: Serve
     assert ben.change("db")["old_record"] == {"id": 2}
 
 
-def test_without_row_level_security_the_whole_identity_is_told(server: Server) -> None:
+def test_without_row_level_security_the_whole_replica_identity_is_sent(server: Server) -> None:
     client = server.client()
     client.subscribe("db", OPEN)
     server.sql("insert into probe.open values (1, 'One', 'hidden')")
@@ -124,7 +124,7 @@ def test_without_row_level_security_the_whole_identity_is_told(server: Server) -
     ]  # fmt: skip
 
 
-def test_only_granted_columns_are_told(server: Server) -> None:
+def test_only_granted_columns_are_sent(server: Server) -> None:
     client = server.client()
     client.subscribe("db", OPEN)
     server.sql("insert into probe.open values (1, 'One', 'hidden')")
@@ -133,7 +133,7 @@ def test_only_granted_columns_are_told(server: Server) -> None:
     assert [column["name"] for column in change["columns"]] == ["id", "title"]
 
 
-def test_selected_columns_are_told_with_the_key(server: Server) -> None:
+def test_selected_columns_are_sent_with_the_key(server: Server) -> None:
     client = reader(server, "user_ada", NOTES | {"select": ["title", "secret"]})
     server.sql("insert into probe.notes (id, owner, title, secret) values (1, 'user_ada', 'One', 'hidden')")
     change = client.change("db")
@@ -145,7 +145,9 @@ def test_selected_columns_are_told_with_the_key(server: Server) -> None:
     ("table", "error"),
     [("keyless", "Error 400: Bad Request, no primary key"), ("unreadable_key", "Error 401: Unauthorized")],
 )
-def test_a_table_whose_key_cannot_be_read_tells_an_error_and_no_values(server: Server, table: str, error: str) -> None:
+def test_changes_of_a_table_without_a_readable_key_have_an_error_and_no_values(
+    server: Server, table: str, error: str
+) -> None:
     client = reader(server, "user_ada", {"event": "*", "schema": "probe", "table": table})
     server.sql(
         f"insert into probe.{table} (title) values ('One')"
@@ -157,7 +159,7 @@ def test_a_table_whose_key_cannot_be_read_tells_an_error_and_no_values(server: S
     assert "One" not in str(change)
 
 
-def test_a_change_beyond_a_mebibyte_leaves_large_values_out(server: Server) -> None:
+def test_a_change_larger_than_a_mebibyte_is_sent_without_large_values(server: Server) -> None:
     client = reader(server)
     server.sql(
         "insert into probe.notes (id, owner, title, filled) values (1, 'user_ada', 'Small', repeat('x', 1100000))"
@@ -171,7 +173,7 @@ def test_a_change_beyond_a_mebibyte_leaves_large_values_out(server: Server) -> N
     }
 
 
-def test_a_large_value_that_did_not_change_is_not_in_the_stream(server: Server) -> None:
+def test_a_large_unchanged_value_is_not_sent(server: Server) -> None:
     client = reader(server)
     server.sql(
         "insert into probe.notes (id, owner, filled) select 1, 'user_ada', string_agg(md5(i::text), '') from generate_series(1, 3000) as i"
@@ -193,20 +195,20 @@ def test_a_large_value_that_did_not_change_is_not_in_the_stream(server: Server) 
         ("day=gte.2026-01-02", [2]),
     ],
 )  # fmt: skip
-def test_a_filter_lets_through_what_its_operator_says(server: Server, condition: str, ids: list[int]) -> None:
+def test_a_filter_selects_the_rows_of_its_operator(server: Server, condition: str, ids: list[int]) -> None:
     client = reader(server, "user_ada", NOTES | {"filter": condition, "event": "INSERT"}, NOTES | {"event": "UPDATE"})
     server.sql(
         "insert into probe.notes (id, owner, title, done, day) values (1, 'user_ada', 'a,b', true, '2026-01-01'), "
         "(2, 'user_ada', 'plain', false, '2026-01-02'), (3, 'user_ada', 'x=y', null, null), (4, 'user_ada', null, null, null)"
     )
     server.sql("update probe.notes set filled = 'end' where id = 1")
-    told = []
+    received = []
     while (change := client.change("db"))["type"] == "INSERT":
-        told.append(change["record"]["id"])
-    assert told == ids
+        received.append(change["record"]["id"])
+    assert received == ids
 
 
-def test_a_deletion_passes_a_filter_on_its_key_only(server: Server) -> None:
+def test_only_filters_on_the_key_match_a_deletion(server: Server) -> None:
     client = reader(
         server,
         "user_ada",
@@ -235,21 +237,21 @@ def test_a_deletion_passes_a_filter_on_its_key_only(server: Server) -> None:
         (NOTES | {"filter": "id=eq.1'; drop table probe.notes; --"}, "invalid value for filter id"),
     ],
 )
-def test_what_cannot_be_subscribed_to_is_said(server: Server, wanted: Json, message: str) -> None:
+def test_an_invalid_subscription_is_reported(server: Server, wanted: Json, message: str) -> None:
     client = server.client(server.project_token(sub="user_ada"))
-    told = client.subscribe("db", wanted)
-    assert (told["extension"], told["status"]) == ("postgres_changes", "error")
-    assert message in told["message"]
+    system = client.subscribe("db", wanted)
+    assert (system["extension"], system["status"]) == ("postgres_changes", "error")
+    assert message in system["message"]
 
 
-def test_a_schema_can_be_subscribed_to_as_a_whole(server: Server) -> None:
+def test_a_whole_schema_can_be_subscribed_to(server: Server) -> None:
     client = reader(server, "user_ada", {"event": "INSERT", "schema": "probe"})
     server.sql("insert into probe.notes (id, owner) values (1, 'user_ada')")
     server.sql("insert into probe.open values (1, 'One')")
     assert [client.change("db")["table"] for _ in range(2)] == ["notes", "open"]
 
 
-def test_one_change_is_told_once_to_a_channel_with_all_its_numbers(server: Server) -> None:
+def test_a_change_is_sent_once_to_a_channel_with_all_matching_ids(server: Server) -> None:
     client = server.client(server.project_token(sub="user_ada"))
     reply = client.join("db", postgres_changes=[NOTES, NOTES | {"event": "INSERT"}, NOTES | {"event": "DELETE"}])
     numbers = [each["id"] for each in reply["response"]["postgres_changes"]]
@@ -257,7 +259,7 @@ def test_one_change_is_told_once_to_a_channel_with_all_its_numbers(server: Serve
     assert sorted(client.event("postgres_changes", "db")["ids"]) == sorted(numbers[:2])
 
 
-def test_a_policy_that_raises_silences_its_own_subscriber_and_is_logged(
+def test_a_raising_policy_excludes_only_its_own_subscriber_and_is_logged(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     ada, odd = reader(server), server.client(server.project_token(sub="user_ada", divisor="not a number"))
@@ -273,7 +275,7 @@ def test_a_policy_that_raises_silences_its_own_subscriber_and_is_logged(
     assert "not a number" not in caplog.text
 
 
-def test_a_filter_that_raises_silences_its_own_subscriber(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_raising_filter_excludes_only_its_own_subscriber(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     ada, odd = (
         reader(server),
         reader(server, "user_ada", NOTES | {"filter": "title=match.("}, NOTES | {"event": "DELETE"}),
@@ -285,7 +287,7 @@ def test_a_filter_that_raises_silences_its_own_subscriber(server: Server, caplog
     assert "2201B" in caplog.text
 
 
-def test_what_is_rolled_back_is_not_told(server: Server) -> None:
+def test_a_rolled_back_change_is_not_sent(server: Server) -> None:
     client = reader(server)
     with psycopg.connect(server.stack.postgres.url()) as connection:
         connection.execute("insert into probe.notes (id, owner) values (1, 'user_ada')")
@@ -294,14 +296,14 @@ def test_what_is_rolled_back_is_not_told(server: Server) -> None:
     assert client.change("db")["record"]["id"] == 2
 
 
-def test_truncating_is_not_told_and_disturbs_nothing(server: Server) -> None:
+def test_a_truncate_is_not_sent_and_later_changes_are(server: Server) -> None:
     client = reader(server)
     server.sql("truncate probe.notes")
     server.sql("insert into probe.notes (id, owner) values (1, 'user_ada')")
     assert client.change("db")["record"]["id"] == 1
 
 
-def test_a_table_may_change_while_it_is_subscribed_to(server: Server) -> None:
+def test_a_subscribed_table_may_get_and_lose_columns(server: Server) -> None:
     client = reader(server)
     server.sql(
         "alter table probe.notes add column later text default 'new'; grant select (later) on probe.notes to authenticated"
@@ -315,8 +317,8 @@ def test_a_table_may_change_while_it_is_subscribed_to(server: Server) -> None:
     assert "later" not in client.change("db")["record"]
 
 
-def test_no_commit_is_told_before_it_is_visible_and_none_is_lost(server: Server) -> None:
-    """Four writers at once; every policy is asked on a new snapshot, so a commit told too early would be lost."""
+def test_commits_are_sent_once_they_are_visible_and_none_is_lost(server: Server) -> None:
+    """Four concurrent writers. Each policy is checked on a new snapshot, so a commit sent too early would be lost."""
     client = reader(server)
     number = 500
 
@@ -327,19 +329,19 @@ def test_no_commit_is_told_before_it_is_visible_and_none_is_lost(server: Server)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(write, range(4)))
-    told = [client.change("db")["record"]["id"] for _ in range(number)]
-    assert sorted(told) == list(range(number))
-    assert all([row for row in told if row % 4 == writer] == list(range(writer, number, 4)) for writer in range(4))
+    received = [client.change("db")["record"]["id"] for _ in range(number)]
+    assert sorted(received) == list(range(number))
+    assert all([row for row in received if row % 4 == writer] == list(range(writer, number, 4)) for writer in range(4))
 
 
-def test_many_people_are_told_each_of_their_own(server: Server) -> None:
-    """More than one group of changes.GROUP."""
+def test_each_of_many_users_receives_their_own_rows(server: Server) -> None:
+    """There are more subscribers than changes.GROUP."""
     people = [reader(server, f"user_{number}") for number in range(60)]
     server.sql("insert into probe.notes (id, owner) select i, 'user_' || i from generate_series(0, 59) as i")
     assert [person.change("db")["record"]["id"] for person in people] == list(range(60))
 
 
-def test_the_legacy_keys_see_what_their_roles_see(server: Server) -> None:
+def test_tokens_of_the_project_receive_what_their_roles_may_see(server: Server) -> None:
     anonymous, service = (
         server.client(server.project_token("anon")),
         server.client(server.project_token("service_role")),
@@ -354,7 +356,7 @@ def test_the_legacy_keys_see_what_their_roles_see(server: Server) -> None:
     assert service.change("db")["errors"] == ["Error 401: Unauthorized"]
 
 
-def test_a_token_that_changes_the_role_while_a_policy_is_asked_costs_nobody_the_change(server: Server) -> None:
+def test_a_role_change_during_a_check_does_not_affect_other_subscribers(server: Server) -> None:
     ada, other = reader(server), reader(server)
     server.sql(
         "create policy slow on probe.notes as restrictive for select to authenticated using (pg_sleep(0.5)::text is not null)"
@@ -367,14 +369,14 @@ def test_a_token_that_changes_the_role_while_a_policy_is_asked_costs_nobody_the_
         server.sql("drop policy slow on probe.notes")
 
 
-def test_a_subscription_that_was_refused_is_not_said_to_be_well_later(server: Server) -> None:
+def test_a_refused_subscription_stays_refused_after_a_token_renewal(server: Server) -> None:
     client = server.client(server.project_token(sub="user_ada"))
     assert client.subscribe("db", NOTES | {"filter": "absent=eq.1"})["status"] == "error"
     client.send("realtime:db", "access_token", {"access_token": server.project_token(sub="user_ada", lifetime=601)})
     assert client.event("system", "db")["status"] == "error"
 
 
-def test_a_table_of_many_columns_is_told(server: Server) -> None:
+def test_changes_of_a_table_with_many_columns_are_sent(server: Server) -> None:
     names = ", ".join(f"c{number} integer default {number}" for number in range(120))
     server.sql(
         f"create table probe.wide (id integer primary key, {names}); grant select on probe.wide to authenticated"
@@ -388,7 +390,7 @@ def test_a_table_of_many_columns_is_told(server: Server) -> None:
         server.sql("drop table probe.wide")
 
 
-def test_a_number_that_python_cannot_read_is_told_all_the_same(server: Server) -> None:
+def test_a_number_that_python_cannot_parse_is_sent(server: Server) -> None:
     client = reader(server)
     server.sql(
         "insert into probe.notes (id, owner, doc) values (1, 'user_ada', '{\"n\": ' || repeat('9', 5000)::text || '}')".replace(
@@ -401,18 +403,17 @@ def test_a_number_that_python_cannot_read_is_told_all_the_same(server: Server) -
     assert "9" * 5000 in text
 
 
-def test_a_long_filter_is_refused_before_it_costs_anything(server: Server) -> None:
+def test_a_long_filter_is_refused_before_it_is_parsed(server: Server) -> None:
     client = server.client(server.project_token(sub="user_ada"))
     for condition in (" " * 1_000_000, "id=eq." + " " * 1_000_000 + "x", "(" * 1_000_000):
-        told = client.subscribe("db", NOTES | {"filter": condition})
-        assert "at most" in told["message"]
+        assert "at most" in client.subscribe("db", NOTES | {"filter": condition})["message"]
 
 
 @pytest.mark.parametrize(
     "wanted",
     [{"schema": "a\0"}, {"schema": "a\ud800"}, {"schema": "probe", "table": "\0"}, NOTES | {"filter": "title=eq.\0"}],
 )
-def test_what_postgres_cannot_hold_is_refused_and_nothing_else_ends(server: Server, wanted: Json) -> None:
+def test_a_name_that_postgres_cannot_hold_is_refused_and_the_connection_stays(server: Server, wanted: Json) -> None:
     client = server.client(server.project_token(sub="user_ada"))
     client.join("room")
     assert client.subscribe("db", {"event": "*"} | wanted)["status"] == "error"

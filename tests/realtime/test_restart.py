@@ -1,4 +1,4 @@
-"""What Realtime survives: its database going away and coming back, slow clients, broken streams."""
+"""Realtime recovers from restarts of the database, from broken streams and from slow clients."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from scripts.scratch.postgres import stop
-from tests.realtime.conftest import PATIENCE, Client, Server, running
+from tests.realtime.conftest import PATIENCE, Client, Server, running_server
 
 NOTES = {"event": "*", "schema": "probe", "table": "notes"}
 
 
 @pytest.fixture(scope="module")
 def own_server(home: Path) -> Iterator[Server]:
-    """A server whose Postgres a test may stop."""
-    with running(home / "restarted") as server:
+    """A server whose Postgres may be stopped by tests."""
+    with running_server(home / "restarted") as server:
         yield server
 
 
-def ready(server: Server, status: int) -> None:
+def wait_for_health(server: Server, status: int) -> None:
     deadline = time.monotonic() + PATIENCE
     while httpx.get(f"{server.url}/realtime/v1/health").status_code != status:
         assert time.monotonic() < deadline, f"health is not {status}"
@@ -37,17 +37,19 @@ def member(server: Server) -> Client:
     return client
 
 
-def test_clients_stay_and_are_told_again_after_a_restart(own_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clients_stay_connected_and_receive_changes_again_after_a_restart(
+    own_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("scripts.local.realtime.channels.STREAM_SECONDS", 1)
     server, client = own_server, member(own_server)
     stop(server.process)
-    ready(server, 503)
+    wait_for_health(server, 503)
     assert client.ask("phoenix", "heartbeat", {})["status"] == "ok"
     refused = client.join("read:1", private=True)
     assert refused["response"]["reason"] == "Realtime was unable to connect to the project database"
     late = server.client(server.project_token(sub="user_ada"))
-    told = late.subscribe("db", NOTES)
-    assert (told["status"], told["message"]) == ("error", "Realtime was unable to connect to the project database")
+    system = late.subscribe("db", NOTES)
+    assert (system["status"], system["message"]) == ("error", "Realtime was unable to connect to the project database")
     public, other = server.client(), server.client()
     for each in (public, other):
         each.join("room")
@@ -55,10 +57,12 @@ def test_clients_stay_and_are_told_again_after_a_restart(own_server: Server, mon
     assert other.broadcast("room")["event"] == "said"  # needs no database
 
     server.process = server.stack.postgres.start(fsync="off")
-    for each in (client, late):  # so clients know that they must read again
+    for each in (client, late):  # notifies clients that they must read again
         assert each.event("system", "db")["message"] == "Subscribed to PostgreSQL"
-    client.event("phx_error", "write:1")  # a private channel may have missed broadcasts: clients join again, and read
-    ready(server, 200)
+    client.event(
+        "phx_error", "write:1"
+    )  # a private channel may have missed broadcasts, so clients rejoin and read again
+    wait_for_health(server, 200)
     server.sql("insert into probe.notes (id, owner) values (1, 'user_ada')")
     assert client.change("db")["record"]["id"] == late.change("db")["record"]["id"] == 1
     assert client.join("write:1", private=True)["status"] == "ok"
@@ -67,7 +71,7 @@ def test_clients_stay_and_are_told_again_after_a_restart(own_server: Server, mon
     assert client.join("read:1", private=True)["status"] == "ok"
 
 
-def test_a_stream_that_is_cut_begins_again(own_server: Server) -> None:
+def test_a_terminated_stream_restarts(own_server: Server) -> None:
     client = member(own_server)
     own_server.sql("select pg_terminate_backend(pid) from pg_stat_replication", user="supabase_admin")
     assert client.event("system", "db")["message"] == "Subscribed to PostgreSQL"
@@ -76,7 +80,7 @@ def test_a_stream_that_is_cut_begins_again(own_server: Server) -> None:
     assert client.change("db")["record"]["id"] == 2
 
 
-def test_a_table_that_is_gone_when_its_change_is_read_tells_an_error(own_server: Server) -> None:
+def test_a_change_of_a_dropped_table_is_sent_with_an_error(own_server: Server) -> None:
     client = member(own_server)
     own_server.sql(
         "create table probe.gone (id integer primary key); alter publication supabase_realtime add table probe.gone"
@@ -86,7 +90,7 @@ def test_a_table_that_is_gone_when_its_change_is_read_tells_an_error(own_server:
     assert client.change("gone")["errors"] == ["Error 400: Bad Request, no primary key"]
 
 
-def test_a_change_that_cannot_be_told_is_logged_and_does_not_stop_the_next(
+def test_a_change_that_cannot_be_delivered_is_logged_and_does_not_block_the_next(
     own_server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = member(own_server)
@@ -95,7 +99,7 @@ def test_a_change_that_cannot_be_told_is_logged_and_does_not_stop_the_next(
     own_server.sql("select realtime.send('{}', 'marker', 'write:1')")
     client.broadcast("write:1")
     deadline = time.monotonic() + PATIENCE
-    while "A change of probe.notes could not be told: UndefinedFunction." not in caplog.text:
+    while "A change of probe.notes could not be delivered: UndefinedFunction." not in caplog.text:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     own_server.sql("alter function realtime.away(oid, jsonb) rename to row_as_json", user="supabase_admin")
@@ -103,7 +107,7 @@ def test_a_change_that_cannot_be_told_is_logged_and_does_not_stop_the_next(
     assert client.change("db")["record"]["id"] == 4
 
 
-def test_a_client_that_takes_nothing_is_cut_off_and_others_are_served(
+def test_a_client_that_reads_nothing_is_disconnected_and_others_are_served(
     own_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("scripts.local.realtime.channels.MAX_BACKLOG", 10_000_000)

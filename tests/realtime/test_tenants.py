@@ -1,4 +1,4 @@
-"""Two tenants of the product, on everything that Realtime has: neither hears of the other."""
+"""Two tenants of the product with all features of Realtime: neither receives anything of the other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SPECIMENS = {"event": "*", "schema": "public", "table": "specimens"}
 
 @dataclass
 class Tenants:
-    """Acme, where Cleo works, and Globex, where Eve does."""
+    """Acme, with the member Cleo, and Globex, with the member Eve."""
 
     server: Server
     acme: str
@@ -29,7 +29,7 @@ class Tenants:
         return str(identifier)
 
     def person(self, name: str, *topics: str, lifetime: int = 60) -> Client:
-        """A person who listens to Postgres Changes on the channel `db`, and to private topics, as present there as possible."""
+        """A client subscribed to Postgres Changes on the channel `db`, and to private topics with presence."""
         client = self.server.client(self.token(name, lifetime))
         assert client.subscribe("db", SPECIMENS)["status"] == "ok"
         for topic in topics:
@@ -55,7 +55,7 @@ def tenants(server: Server) -> Iterator[Tenants]:
         "on (o.name, p.clerk_user_id) in (('Acme', 'user_cleo'), ('Globex', 'user_eve'))"
     )
     yield Tenants(server, organizations["Acme"], organizations["Globex"])
-    server.hang_up()
+    server.close_clients()
     server.sql("delete from public.organizations")
     server.sql("delete from public.profiles")
 
@@ -65,34 +65,34 @@ def titles(client: Client, number: int) -> list[str]:
 
 
 def next_payload(client: Client, topic: str) -> Json:
-    """The payload of the topic's next broadcast."""
+    """The payload of the next broadcast on the topic."""
     payload: Json = client.broadcast(topic)["payload"]
     return payload
 
 
-def test_each_tenant_is_told_of_its_own_rows_by_postgres_changes(tenants: Tenants) -> None:
+def test_postgres_changes_send_each_tenant_only_its_own_rows(tenants: Tenants) -> None:
     cleo, eve = tenants.person("cleo"), tenants.person("eve")
     tenants.create(tenants.acme, "Acme's")
     tenants.create(tenants.globex, "Globex'")
     tenants.server.sql("update public.specimens set title = title || ' changed'")
     for client, name in ((cleo, "Acme's"), (eve, "Globex'")):
-        told = [client.change("db") for _ in range(2)]
-        assert [change["record"]["title"].split(" ")[0] for change in told] == [name, name]
+        changes = [client.change("db") for _ in range(2)]
+        assert [change["record"]["title"].split(" ")[0] for change in changes] == [name, name]
     tenants.create(tenants.acme, "marker")
     tenants.create(tenants.globex, "marker")
     assert titles(cleo, 1) == titles(eve, 1) == ["marker"]
 
 
-def test_a_deletion_by_postgres_changes_reveals_an_id_and_nothing_else(tenants: Tenants) -> None:
-    """What Supabase promises no more than: docs/realtime.md. Whoever minds listens to the broadcasts instead."""
+def test_postgres_changes_send_only_the_id_of_a_deleted_row_to_other_tenants(tenants: Tenants) -> None:
+    """Supabase guarantees no more: docs/realtime.md. Broadcasts do not reveal the id."""
     eve = tenants.person("eve")
     identifier = tenants.create(tenants.acme, "Acme's")
     tenants.server.sql("delete from public.specimens")
-    told = eve.change("db")
-    assert (told["type"], told["old_record"], "record" in told) == ("DELETE", {"id": identifier}, False)
+    change = eve.change("db")
+    assert (change["type"], change["old_record"], "record" in change) == ("DELETE", {"id": identifier}, False)
 
 
-def test_each_tenant_hears_the_broadcasts_of_its_own_rows(tenants: Tenants) -> None:
+def test_each_tenant_receives_the_broadcasts_of_its_own_rows(tenants: Tenants) -> None:
     acme, globex = f"org:{tenants.acme}:specimens:read", f"org:{tenants.globex}:specimens:read"
     cleo, eve = tenants.person("cleo", acme), tenants.person("eve", globex)
     for organization, name in ((tenants.acme, "Acme's"), (tenants.globex, "Globex'")):
@@ -108,7 +108,7 @@ def test_each_tenant_hears_the_broadcasts_of_its_own_rows(tenants: Tenants) -> N
         assert client.unread("broadcast") == []
 
 
-def test_the_other_tenants_topics_cannot_be_joined(tenants: Tenants) -> None:
+def test_topics_of_another_tenant_cannot_be_joined(tenants: Tenants) -> None:
     eve = tenants.person("eve")
     for suffix in ("", ":specimens:read", ":members:read", ":audit:read", ":presence"):
         reply = eve.join(f"org:{tenants.acme}{suffix}", private=True)
@@ -116,7 +116,7 @@ def test_the_other_tenants_topics_cannot_be_joined(tenants: Tenants) -> None:
         assert reply["response"]["reason"].startswith("Unauthorized")
 
 
-def test_a_public_channel_of_the_same_name_hears_nothing_of_the_database(tenants: Tenants) -> None:
+def test_a_public_channel_of_the_same_name_receives_nothing_from_the_database(tenants: Tenants) -> None:
     eve = tenants.person("eve", f"org:{tenants.globex}:specimens:read")
     eve.join(f"org:{tenants.acme}:specimens:read")
     tenants.create(tenants.acme, "Acme's")
@@ -126,7 +126,7 @@ def test_a_public_channel_of_the_same_name_hears_nothing_of_the_database(tenants
     assert eve.unread("broadcast") == []
 
 
-def test_nobody_forges_an_event_on_an_organizations_topic(tenants: Tenants) -> None:
+def test_clients_cannot_forge_an_event_on_an_organizations_topic(tenants: Tenants) -> None:
     topic = f"org:{tenants.acme}:specimens:read"
     cleo, another = tenants.person("cleo", topic), tenants.person("cleo", topic)
     forged = {"operation": "INSERT", "record": {"title": "forged"}}
@@ -140,7 +140,7 @@ def test_nobody_forges_an_event_on_an_organizations_topic(tenants: Tenants) -> N
     assert next_payload(another, topic)["record"]["title"] == "real"
 
 
-def test_presence_stays_within_the_tenant(tenants: Tenants) -> None:
+def test_presence_is_sent_within_the_tenant_only(tenants: Tenants) -> None:
     acme, globex = f"org:{tenants.acme}:presence", f"org:{tenants.globex}:presence"
     cleo, eve = tenants.person("cleo", acme), tenants.person("eve", globex)
     for client, topic in ((cleo, acme), (eve, globex)):
@@ -154,8 +154,8 @@ def test_presence_stays_within_the_tenant(tenants: Tenants) -> None:
     assert another.event("presence_state", acme).keys() == {"cleo"}
 
 
-def test_who_is_removed_hears_nothing_more_within_one_tokens_life(tenants: Tenants) -> None:
-    """Postgres Changes ask at every event; a private channel asks when a token is renewed, and ends when it is not."""
+def test_a_removed_member_receives_nothing_after_the_lifetime_of_a_token(tenants: Tenants) -> None:
+    """Postgres Changes check access at every event. A private channel checks it when the token is renewed or expires."""
     topic, presence = f"org:{tenants.acme}:specimens:read", f"org:{tenants.acme}:presence"
     cleo, expiring = tenants.person("cleo", topic, presence), tenants.person("cleo", topic, presence, lifetime=4)
     tenants.create(tenants.acme, "before")
@@ -182,7 +182,7 @@ def test_who_is_removed_hears_nothing_more_within_one_tokens_life(tenants: Tenan
         assert (client.unread("broadcast"), client.unread("postgres_changes")) == ([], [])
 
 
-def test_a_change_after_the_removal_is_not_told_by_postgres_changes_at_all(tenants: Tenants) -> None:
+def test_postgres_changes_send_nothing_after_the_removal(tenants: Tenants) -> None:
     cleo, eve = tenants.person("cleo"), tenants.person("eve")
     tenants.server.sql("delete from public.organization_memberships where organization_id = %s", tenants.acme)
     tenants.create(tenants.acme, "after the removal")
@@ -192,7 +192,7 @@ def test_a_change_after_the_removal_is_not_told_by_postgres_changes_at_all(tenan
     assert cleo.unread("postgres_changes") == []
 
 
-def test_a_banned_person_and_a_pending_session_hear_nothing(tenants: Tenants) -> None:
+def test_a_banned_user_and_a_pending_session_cannot_join(tenants: Tenants) -> None:
     topic = f"org:{tenants.acme}:specimens:read"
     pending = tenants.server.client(tenants.server.clerk_token("user_cleo", sts="pending"))
     assert pending.join(topic, private=True)["status"] == "error"

@@ -1,4 +1,4 @@
-"""Who may use a private channel: asked of the policies on realtime.messages, as the caller, and rolled back."""
+"""Checks access to private channels: tries the policies on realtime.messages as the caller, and rolls back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INSERT = "insert into realtime.messages (id, topic, extension) values (%s, %s, %
 
 @dataclass(frozen=True)
 class Access:
-    """Which of a channel's two extensions are open to somebody."""
+    """Which of a channel's two extensions a caller may use."""
 
     broadcast: bool
     presence: bool
@@ -31,16 +31,16 @@ NONE, ALL = Access(broadcast=False, presence=False), Access(broadcast=True, pres
 
 
 class Authorisation:
-    """Asks the database. What a policy refuses, or fails to answer, is closed.
+    """Checks access in the database. If a policy refuses or raises, the caller has no access.
 
-    Raises psycopg.OperationalError or PoolTimeout when the database is away.
+    Raises psycopg.OperationalError or PoolTimeout if the database does not answer.
     """
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
     async def reading(self, claims: Claims, topic: str) -> Access:
-        """What the caller receives on a topic: which of two probing messages they can see."""
+        """What the caller may receive on a topic: inserts a message per extension, and checks which ones they see."""
         probes = {uuid.uuid4(): extension for extension in EXTENSIONS}
         async with self._pool.connection() as connection, connection.transaction(force_rollback=True):
             for identifier, extension in probes.items():
@@ -59,7 +59,7 @@ class Authorisation:
         return Access("broadcast" in seen, "presence" in seen)
 
     async def writing(self, claims: Claims, topic: str) -> Access:
-        """What the caller may send to a topic: which of two messages they could insert."""
+        """What the caller may send to a topic: checks for which extensions they can insert a message."""
         async with self._pool.connection() as connection, connection.transaction(force_rollback=True):
             await _become(connection, claims, topic)
             return Access(*[await _may_insert(connection, topic, extension) for extension in EXTENSIONS])
@@ -88,5 +88,5 @@ async def _may_insert(connection: psycopg.AsyncConnection[Any], topic: str, exte
 
 
 def _log_failure(command: str, error: psycopg.Error) -> None:
-    """Without the server's message: it may quote claims."""
+    """Logs the SQLSTATE only: the server's message may quote claims."""
     log.error("A POLICY RAISES: %s on realtime.messages, SQLSTATE %s. The caller is refused.", command, error.sqlstate)

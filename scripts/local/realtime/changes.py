@@ -1,4 +1,11 @@
-"""Postgres Changes: which subscriber is told of which change, and what of it, as row level security decides."""
+"""Postgres Changes: finds the subscribers of each change, and the columns that row level security lets them see.
+
+Example: Ada and Ben subscribe to `notes`, Ben with the filter `id=lt.10`. Then row 20 is updated. Both subscriptions
+cover the change, so one query of realtime.visible_change() checks both. It applies the filters first: Ben's excludes
+row 20. It then runs the policies with Ada's claims: she sees the row. So it returns {"0": null} as `recipients`: only
+subscription 0 is notified, without an error. All subscriptions with the same role, columns and error share one notice,
+so that equal data is encoded once.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +30,7 @@ log = logging.getLogger(__name__)
 PUBLICATION: Final = "supabase_realtime"
 MAX_PAYLOAD: Final = 1024 * 1024
 MAX_KEPT_VALUE: Final = 64
-# Subscribers are told in groups: the first need not wait until the last one's policies have been asked.
+# The number of subscribers per query: the first ones need not wait until the policies of the last ones were checked.
 GROUP: Final = 25
 
 TABLES = """
@@ -43,12 +50,12 @@ READABLE = """
 
 
 class SubscriptionRefused(Exception):
-    """What a client asks for cannot be; str() is what it reads."""
+    """The subscription is invalid; str() is the message for the client."""
 
 
 @dataclass(eq=False)
 class Subscription:
-    """One entry of a channel's `postgres_changes`. `number` is what both sides call it by."""
+    """One entry of a channel's `postgres_changes`. `number` is its id in messages of both sides."""
 
     number: int
     wanted: Json
@@ -66,7 +73,7 @@ class Subscription:
 
     @property
     def columns(self) -> tuple[str, ...] | None:
-        """The columns asked for; None for all."""
+        """The selected columns; None for all."""
         chosen = self.wanted.get("select")
         return tuple(map(str, chosen)) if isinstance(chosen, list) and chosen else None
 
@@ -76,7 +83,7 @@ class Subscription:
 
 @dataclass(frozen=True)
 class Notice:
-    """What is told to some subscriptions: `data` is JSON text, the same for all of them."""
+    """A change as sent to several subscriptions: `data` is JSON text, the same for all of them."""
 
     data: str
     subscriptions: Sequence[Subscription]
@@ -84,7 +91,10 @@ class Notice:
 
 @dataclass(frozen=True)
 class Visible:
-    """What realtime.visible_change() answers. The values of rows are JSON text."""
+    """The result of realtime.visible_change(). The values of rows are JSON text.
+
+    `recipients` maps the number of each subscription that is notified to its error, or to None.
+    """
 
     new: dict[str, str] | None
     old: dict[str, str] | None
@@ -96,7 +106,7 @@ class Visible:
 
 
 class Changes:
-    """Finds the tables of subscriptions, and the subscriptions of changes."""
+    """Finds the tables of subscriptions, and builds the notices about changes."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -124,35 +134,35 @@ class Changes:
                     f"{unable} Please check Realtime is enabled for the given connect parameters: {encode(wanted)}"
                 )
             for (oid,), one in itertools.product(rows, filters):
-                if reason := await _objection(connection, oid, one, subscription.claims["role"]):
+                if reason := await _find_filter_error(connection, oid, one, subscription.claims["role"]):
                     raise SubscriptionRefused(f"{unable} {reason}: {encode(wanted)}")
         subscription.tables, subscription.filters = frozenset(oid for (oid,) in rows), filters
 
-    async def notices(
+    async def build_notices(
         self, connection: Connection, change: Change, subscriptions: Sequence[Subscription]
     ) -> list[Notice]:
-        """What each of the subscriptions, all of which cover the change, may be told. One query for all of them."""
-        asked = [
+        """The notices for subscriptions that cover the change, as far as they may see it. One query for all of them."""
+        subscribers = [
             {"id": number, "role": each.claims["role"], "claims": each.claims, "filters": each.filters}
             for number, each in enumerate(subscriptions)
         ]
         answer = await connection.execute(
             "select realtime.visible_change(%s::oid, %s, %s, %s, %s)",
-            [change.relation.oid, change.kind, _json(change.new), _json(change.old), Jsonb(asked)],
+            [change.relation.oid, change.kind, _json(change.new), _json(change.old), Jsonb(subscribers)],
         )
-        [[told]] = await answer.fetchall()
-        visible = Visible(**told)
+        [[result]] = await answer.fetchall()
+        visible = Visible(**result)
         for sqlstate in visible.raised:
             log.error(
-                "A POLICY RAISES: select on %s.%s, SQLSTATE %s. Its subscriber is told nothing.",
+                "A POLICY RAISES: select on %s.%s, SQLSTATE %s. The subscriber is not notified.",
                 change.relation.schema, change.relation.name, sqlstate,
             )  # fmt: skip
-        roles = [each["role"] for each in asked]  # as asked: a token may have been renewed meanwhile
-        return list(_notices(change, visible, subscriptions, roles))
+        roles = [each["role"] for each in subscribers]  # those of the query: a token may have been renewed meanwhile
+        return list(_group_notices(change, visible, subscriptions, roles))
 
 
-async def _objection(connection: Connection, table: int, condition: Filter, role: str) -> str | None:
-    """Why a filter cannot be: its column is not there or may not be read, or its value does not fit."""
+async def _find_filter_error(connection: Connection, table: int, condition: Filter, role: str) -> str | None:
+    """Why a filter is invalid: its column does not exist or may not be read, or its value has the wrong type."""
     names = {"table": table, "column": condition.column, "role": role}
     if await (await connection.execute(READABLE, names)).fetchone() != (True,):
         return f"invalid column for filter {condition.column}"
@@ -168,15 +178,15 @@ def _json(row: Any) -> Jsonb | None:
     return None if row is None else Jsonb(row)
 
 
-def _notices(
+def _group_notices(
     change: Change, visible: Visible, subscriptions: Sequence[Subscription], roles: Sequence[str]
 ) -> Iterator[Notice]:
-    """Subscriptions that see the same are told together."""
-    alike = defaultdict(list)
+    """One notice for all subscriptions that receive the same data."""
+    groups = defaultdict(list)
     for number, error in visible.recipients.items():
         subscription = subscriptions[int(number)]
-        alike[roles[int(number)], subscription.columns, error].append(subscription)
-    for (role, chosen, error), group in alike.items():
+        groups[roles[int(number)], subscription.columns, error].append(subscription)
+    for (role, chosen, error), group in groups.items():
         yield Notice(_refusal(change, error) if error else _data(change, visible, role, chosen), group)
 
 
@@ -193,7 +203,7 @@ def _data(change: Change, visible: Visible, role: str, chosen: tuple[str, ...] |
     too_large = sum(len(value) for row in (new, old) for value in row.values()) > MAX_PAYLOAD
 
     def part(row: dict[str, str]) -> str:
-        """The row as JSON: its values are that already."""
+        """The row as JSON text. Its values already are JSON text."""
         values = (
             f"{encode(name)}:{value}"
             for name, value in row.items()
@@ -210,7 +220,7 @@ def _data(change: Change, visible: Visible, role: str, chosen: tuple[str, ...] |
     if change.kind != "DELETE":
         rows.append(f'"record":{part(old | new)}')
     if change.kind != "INSERT":
-        # A deletion is told to everybody, as no policy can be asked about a row that is gone: so only its key.
+        # Policies cannot be checked for a deleted row, so every subscriber is notified, and receives only its key.
         only_key = change.kind == "DELETE" and visible.secured
         rows.append(f'"old_record":{part({name: old[name] for name in old if name in visible.key or not only_key})}')
     return f"{encode(head)[:-1]},{','.join(rows)}}}"

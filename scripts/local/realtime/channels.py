@@ -1,4 +1,4 @@
-"""Channels: joining, leaving, tokens, broadcasts and presence, as Supabase Realtime's clients expect them."""
+"""Channels: joining, leaving, tokens, broadcasts and presence, as the clients of Supabase Realtime expect them."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ MAX_TIMER_SECONDS: Final = 3600.0
 
 
 class Refused(Exception):
-    """A channel that cannot be joined, or not be kept; str() is what the client reads."""
+    """A channel cannot be joined, or has to be closed; str() is the message for the client."""
 
 
 class Socket:
-    """One client: its connection, the token it came with, its channels, and what waits to be sent to it."""
+    """A client: its connection, the token of the connection, its channels, and the frames that wait to be sent."""
 
     def __init__(self, connection: web.WebSocketResponse, transport: asyncio.Transport, wire: Wire, token: str) -> None:
         self.connection = connection
@@ -51,7 +51,7 @@ class Socket:
         self._backlog = 0
 
     def send(self, frame: Frame | None) -> None:
-        """Queues a frame. A client that takes too little is cut off: it connects again and reads what it missed."""
+        """Queues a frame. A client that reads too slowly is disconnected; it reconnects and reads the rows again."""
         if frame is None:
             return
         self._backlog += len(frame) + FRAME_OVERHEAD
@@ -61,7 +61,7 @@ class Socket:
             self._queue.put_nowait(frame)
 
     async def write(self) -> None:
-        """Sends what waits, until cancelled."""
+        """Sends the queued frames until cancelled."""
         while True:
             frame = await self._queue.get()
             if isinstance(frame, str):
@@ -73,7 +73,7 @@ class Socket:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a client asks for when it joins."""
+    """The settings with which a client joins."""
 
     private: bool
     echo: bool
@@ -99,7 +99,7 @@ class Settings:
 
 @dataclass(eq=False)
 class Channel:
-    """A client's place in a room. `writing` is asked for when it first sends."""
+    """A client's membership of a room. `writing` is checked when the client first sends."""
 
     socket: Socket
     topic: str
@@ -117,7 +117,7 @@ class Channel:
 
     @property
     def is_open(self) -> bool:
-        """Whether it still is: a token may run out, or a client hang up, while the database is asked."""
+        """Whether it is still joined: a token may expire, or a client disconnect, during a query."""
         return self.socket.channels.get(self.topic) is self
 
     @property
@@ -135,13 +135,13 @@ class Channel:
         self.push("phx_reply", encode({"status": status, "response": response or {}}), ref)
 
     def push_system(self, extension: str, status: str, message: str) -> None:
-        """A `system` message."""
-        told = {"extension": extension, "status": status, "message": message, "channel": self.name}
-        self.push("system", encode(told))
+        """Sends a `system` message."""
+        payload = {"extension": extension, "status": status, "message": message, "channel": self.name}
+        self.push("system", encode(payload))
 
 
 class Channels:
-    """Every channel of every client. `stream_ready` is set while Postgres tells of changes."""
+    """All channels of all clients. `stream_ready` is set while the stream of changes runs."""
 
     def __init__(
         self, tokens: Tokens, authorisation: Authorisation, changes: Changes, stream_ready: asyncio.Event
@@ -157,7 +157,7 @@ class Channels:
     # --- what clients send
 
     async def handle(self, socket: Socket, message: Message) -> None:
-        """Answers one message of a client."""
+        """Handles one message of a client."""
         channel = socket.channels.get(message.topic)
         if message.topic == HEARTBEAT_TOPIC or (channel is None and message.event == "phx_leave"):
             _reply(socket, message)
@@ -176,11 +176,11 @@ class Channels:
             await self._presence_event(channel, message)
 
     def disconnect(self, socket: Socket) -> None:
-        """A client is gone, and all its channels with it."""
-        gone = list(socket.channels.values())
-        for channel in gone:
+        """Removes all channels of a client that has disconnected."""
+        channels = list(socket.channels.values())
+        for channel in channels:
             self._leave_room(channel)
-        for channel in gone:
+        for channel in channels:
             self._untrack(channel)
 
     async def _join(self, socket: Socket, message: Message) -> None:
@@ -213,7 +213,7 @@ class Channels:
         self._push_presence(channel)
 
     async def _admit(self, channel: Channel) -> None:
-        """Checks token and policies. Raises Refused."""
+        """Checks the token and the policies. Raises Refused."""
         if not channel.topic.startswith(PREFIX):
             raise Refused("unmatched topic")
         if not channel.name:
@@ -227,7 +227,7 @@ class Channels:
             raise Refused(f"Unauthorized: You do not have permissions to read from this Channel topic: {channel.name}")
 
     async def _resolve(self, channel: Channel) -> str | None:
-        """Finds what the channel wants of Postgres Changes, once there is a stream. Returns why it cannot be."""
+        """Resolves the channel's subscriptions to changes, once the stream runs. Returns the problem, if any."""
         for subscription in channel.subscriptions:
             try:
                 async with asyncio.timeout(STREAM_SECONDS):
@@ -241,7 +241,7 @@ class Channels:
         return None
 
     def _resolve_later(self, channel: Channel) -> None:
-        """Resolves again, as soon as the database answers, and tells what came of it."""
+        """Resolves in the background, as soon as the database answers, and sends the outcome to the client."""
         task = asyncio.create_task(self._resolve_until_answered(channel))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -253,7 +253,7 @@ class Channels:
             channel.push_system("postgres_changes", "error" if problem else "ok", problem or SUBSCRIBED_MESSAGE)
 
     async def _renew(self, channel: Channel, token: object) -> None:
-        """A new token: what it may is asked anew; a channel that may no longer be read is closed."""
+        """Replaces the token and checks access again. Closes the channel if it may no longer be read."""
         if not isinstance(token, str) or token.startswith("sb_") or token == channel.token:
             return
         before = channel.reading
@@ -280,7 +280,7 @@ class Channels:
 
     async def _send(self, channel: Channel, ref: str | None, broadcast: Broadcast) -> None:
         if not (await self._writing(channel)).broadcast:
-            return  # as Realtime does: no reply, so that an acknowledgement times out
+            return  # no reply, as in hosted Realtime: the acknowledgement times out
         self.broadcast(channel.room, broadcast, skip=None if channel.settings.echo else channel)
         if channel.settings.acknowledge:
             channel.reply(ref)
@@ -308,7 +308,7 @@ class Channels:
     # --- what is sent to clients
 
     def broadcast(self, room: Room, broadcast: Broadcast, skip: Channel | None = None) -> None:
-        """Hands a broadcast to everybody in the room who may read it."""
+        """Sends a broadcast to all channels in the room that may read it."""
         frames: dict[type[Wire], Frame | None] = {}
         for channel in self._readers(room):
             if channel is not skip and channel.reading.broadcast:
@@ -318,16 +318,16 @@ class Channels:
                 channel.socket.send(frames[type(wire)])
 
     async def may_broadcast(self, claims: Claims, topic: str) -> bool:
-        """Whether somebody may send to a private topic, by REST. Raises psycopg.OperationalError or PoolTimeout."""
+        """Whether the caller may send to a private topic, by REST. Raises psycopg.OperationalError or PoolTimeout."""
         return (await self._authorisation.writing(claims, topic)).broadcast
 
     async def deliver_change(self, connection: Connection, change: Change) -> None:
-        """Tells a change to the subscriptions that may see it."""
+        """Sends a change to the subscriptions that may see it."""
         channels = itertools.chain.from_iterable(list(room) for room in list(self._rooms.values()))
         wanted = {each: channel for channel in channels for each in channel.subscriptions if each.covers(change)}
         waiting = iter(wanted)
         while group := list(itertools.islice(waiting, GROUP)):
-            for notice in await self._changes.notices(connection, change, group):
+            for notice in await self._changes.build_notices(connection, change, group):
                 numbers = defaultdict(list)
                 for subscription in notice.subscriptions:
                     numbers[wanted[subscription]].append(subscription.number)
@@ -336,19 +336,19 @@ class Channels:
                         channel.push("postgres_changes", f'{{"ids":{encode(ids)},"data":{notice.data}}}')
 
     def on_changes_resumed(self) -> None:
-        """Postgres tells of changes again: what happened meanwhile is lost, so clients are told to read again."""
+        """The stream of changes runs again. Changes in between are lost, so clients are notified to read again."""
         for channel in itertools.chain.from_iterable(self._rooms.values()):
             if channel.subscriptions:
                 self._resolve_later(channel)
 
     def on_messages_resumed(self) -> None:
-        """Postgres tells of its broadcasts again: private channels have lost some. Clients join again, and read."""
+        """The stream of broadcasts runs again. Private channels may have missed some, so clients have to rejoin."""
         for channel in list(itertools.chain.from_iterable(self._rooms.values())):
             if channel.settings.private:
                 self._forget(channel)
                 channel.push("phx_error", "{}", channel.join_ref)
 
-    # --- keeping and closing
+    # --- access and closing
 
     async def _reading(self, channel: Channel) -> Access:
         if not channel.settings.private:
@@ -365,11 +365,11 @@ class Channels:
             try:
                 channel.writing = await self._authorisation.writing(channel.claims, channel.name)
             except (psycopg.OperationalError, PoolTimeout):
-                return NONE  # for this message; the next one asks again
+                return NONE  # only for this message: the next one checks again
         return channel.writing
 
     def _watch_expiry(self, channel: Channel) -> None:
-        """Closes the channel when its token's time is over, unless a newer one has come."""
+        """Closes the channel when its token expires, unless the token is renewed."""
         if channel.timer is not None:
             channel.timer.cancel()
         left = int(channel.claims["exp"]) - time.time()

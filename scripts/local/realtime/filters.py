@@ -1,4 +1,4 @@
-"""The filters of Postgres Changes: `column=operator.value`, several of them separated by commas."""
+"""The filters of Postgres Changes: `column=operator.value`, separated by commas."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ OPERATORS: Final = {
 }  # fmt: skip
 MAX_LENGTH: Final = 4096
 CONDITION: Final = re.compile(r"([^=]+)=(not\.)?([a-z]+)\.(.*)", re.DOTALL)
-# A comma separates conditions, unless it stands in parentheses or quotes.
+# A comma separates conditions, unless it is in parentheses or quotes.
 PART: Final = re.compile(r'(?:\([^)]*\)|"(?:\\.|[^"\\])*"|[^,])+')
 TRUTHS: Final = ("null", "true", "false", "unknown")
 
 
 class FilterInvalid(Exception):
-    """A filter that cannot be understood; str() is what the client reads."""
+    """A filter cannot be parsed; str() is the message for the client."""
 
 
 class Filter(NamedTuple):
-    """One condition, as realtime.passes() takes it: `operator` is SQL's, or one of in, is, isdistinct."""
+    """One condition, as realtime.passes() expects it: `operator` is an SQL operator, or in, is or isdistinct."""
 
     column: str
     operator: str
@@ -30,7 +30,7 @@ class Filter(NamedTuple):
 
 
 def parse(text: object) -> list[Filter]:
-    """Raises FilterInvalid."""
+    """The conditions of a filter. Raises FilterInvalid."""
     if not isinstance(text, str):
         return []
     if len(text) > MAX_LENGTH:

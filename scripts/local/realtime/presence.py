@@ -1,4 +1,4 @@
-"""Who is in a room: under each key the metas that its channels track."""
+"""Presence: the metas that the channels of each room track, by key."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from scripts.local.realtime.protocol import Json
 
 
 class Room(NamedTuple):
-    """Where channels meet. A public and a private channel of one name are two rooms."""
+    """All channels with the same name. A public and a private channel of one name are in two rooms."""
 
     name: str
     private: bool
 
 
 class Presence:
-    """The metas of every room. What changes is returned as the `presence_diff` to send."""
+    """The metas of all rooms. Each change returns the `presence_diff` to send."""
 
     def __init__(self) -> None:
         self._rooms: dict[Room, dict[str, list[Json]]] = defaultdict(dict)
 
     def state(self, room: Room) -> Json:
-        """What a client gets that joins."""
+        """The `presence_state` for a client that joins."""
         return {key: {"metas": metas} for key, metas in self._rooms.get(room, {}).items()}
 
     def track(self, room: Room, key: str, payload: Json, previous: Json | None) -> tuple[Json, Json]:
-        """Puts `payload` in the place of a channel's previous meta. Returns the new meta and the diff."""
+        """Replaces the previous meta of a channel by `payload`. Returns the new meta and the diff."""
         meta = {**payload, "phx_ref": uuid.uuid4().hex[:16]}
         leaves: Json = {}
         if previous is not None:
@@ -37,7 +37,7 @@ class Presence:
         return meta, {"joins": {key: {"metas": [meta]}}, "leaves": leaves}
 
     def untrack(self, room: Room, key: str, meta: Json) -> Json:
-        """Takes a channel's meta away and returns the diff."""
+        """Removes the meta of a channel, and returns the diff."""
         keys = self._rooms[room]
         keys[key].remove(meta)
         if not keys[key]:

@@ -1,6 +1,6 @@
-"""Frames of Supabase Realtime in its two wire versions: what clients send, and how everything sent to them is written.
+"""Parses and encodes the frames of Supabase Realtime in both versions of its protocol.
 
-Version 1 is JSON objects, version 2 JSON arrays and, for broadcasts, a binary form. Read from the sources of the
+Version 1 has JSON objects, version 2 JSON arrays and, for broadcasts, binary frames. The source is the code of the
 server and of its clients (https://github.com/supabase/realtime, realtime-js, realtime-py).
 """
 
@@ -18,19 +18,19 @@ MAX_FRAME_BYTES: Final = 5_000_000
 HEARTBEAT_TOPIC: Final = "phoenix"
 _PUSH, _BROADCAST = 3, 4
 _JSON, _BINARY = 1, 0
-# What is written around a payload adds less than this to its depth.
+# The message around a payload adds less than this to its depth.
 _SPARE_DEPTH: Final = 50
-# What JSON can say and a text of Postgres, or UTF-8, cannot hold.
+# Characters that JSON can express, but that Postgres' type text or UTF-8 cannot hold.
 _UNWRITABLE: Final = re.compile("[\0\ud800-\udfff]")
 
 
 class Malformed(Exception):
-    """A client sent something that is no frame of the protocol."""
+    """A client sent an invalid frame."""
 
 
 @dataclass(frozen=True)
 class Broadcast:
-    """What somebody sends to a channel: `body` is JSON text, or binary. `meta` is the server's own, such as an id."""
+    """A broadcast to a channel: `body` is JSON text, or binary. The server sets `meta`, for example an id."""
 
     event: str
     body: bytes
@@ -40,7 +40,7 @@ class Broadcast:
 
 @dataclass(frozen=True)
 class Message:
-    """A client's message. A version 2 broadcast arrives as `broadcast`, with an empty payload."""
+    """A client's message. `broadcast` is set for broadcasts; in binary frames of version 2 the payload is empty."""
 
     join_ref: str | None
     ref: str | None
@@ -54,17 +54,17 @@ class Wire(Protocol):
     """A version of the protocol."""
 
     def read(self, frame: Frame) -> Message:
-        """Raises Malformed."""
+        """Parses a frame. Raises Malformed."""
 
     def push(self, topic: str, event: str, payload: str, ref: str | None = None, join_ref: str | None = None) -> Frame:
-        """`payload` is JSON text, so that it is written once for many receivers."""
+        """Encodes a message. `payload` is JSON text, so that it is encoded only once for many receivers."""
 
     def broadcast(self, topic: str, broadcast: Broadcast) -> Frame | None:
-        """None when this version has no form for it."""
+        """Encodes a broadcast. Returns None if this version cannot express it."""
 
 
 class Version1:
-    """JSON objects. Clients written in Python speak it."""
+    """JSON objects. Used by the Python clients."""
 
     def read(self, frame: Frame) -> Message:
         if isinstance(frame, bytes):
@@ -82,14 +82,14 @@ class Version1:
 
 
 class Version2:
-    """JSON arrays, and binary frames for broadcasts. supabase-js speaks it."""
+    """JSON arrays, and binary frames for broadcasts. Used by supabase-js."""
 
     def read(self, frame: Frame) -> Message:
         if isinstance(frame, bytes):
             return _binary_message(frame)
         given = parse(frame)
         if not isinstance(given, list) or len(given) != 5:
-            raise Malformed("a frame is an array of five")
+            raise Malformed("a frame is an array of five elements")
         return _message(*given)
 
     def push(self, topic: str, event: str, payload: str, ref: str | None = None, join_ref: str | None = None) -> str:
@@ -105,7 +105,7 @@ class Version2:
 
 
 def wire(version: str) -> Wire:
-    """The version that a client's `vsn` names. Without one, the older."""
+    """The version of a client's parameter `vsn`; without it, version 1."""
     return Version2() if version.startswith("2.") else Version1()
 
 
@@ -115,7 +115,7 @@ def encode(value: object) -> str:
 
 
 def parse(text: str) -> object:
-    """What JSON text says; nesting that could not be written again is refused too. Raises Malformed."""
+    """The value of JSON text. Raises Malformed, also if it is nested too deeply to be encoded again."""
     try:
         value: object = json.loads(text, parse_constant=_refuse_constant)
         deeper = value
@@ -123,16 +123,16 @@ def parse(text: str) -> object:
             deeper = [deeper]
         encode(deeper)
     except (ValueError, RecursionError):
-        raise Malformed("what is said to be JSON is not, or is nested too deeply") from None
+        raise Malformed("invalid JSON, or nested too deeply") from None
     return value
 
 
 def json_body(body: bytes) -> object:
-    """What UTF-8 JSON says. Raises Malformed."""
+    """The value of JSON in UTF-8. Raises Malformed."""
     try:
         return parse(body.decode())
     except UnicodeDecodeError:
-        raise Malformed("JSON is UTF-8") from None
+        raise Malformed("JSON must be UTF-8") from None
 
 
 def is_writable(text: str) -> bool:
@@ -141,7 +141,7 @@ def is_writable(text: str) -> bool:
 
 
 def _refuse_constant(constant: str) -> object:
-    raise ValueError(constant)  # NaN and Infinity are no JSON, whatever Python says
+    raise ValueError(constant)  # NaN and Infinity are not valid JSON, although Python accepts them
 
 
 def _as_payload(broadcast: Broadcast) -> str:
@@ -151,7 +151,7 @@ def _as_payload(broadcast: Broadcast) -> str:
 
 def _message(join_ref: object, ref: object, topic: object, event: object, payload: object) -> Message:
     if not isinstance(topic, str) or not isinstance(event, str) or not is_writable(topic + event):
-        raise Malformed("a frame names a topic and an event")
+        raise Malformed("a frame needs a topic and an event")
     fields = payload if isinstance(payload, dict) else {}
     sent = _broadcast(fields) if event == "broadcast" else None
     return Message(_reference(join_ref), _reference(ref), topic, event, fields, sent)
@@ -166,9 +166,9 @@ def _broadcast(payload: Json) -> Broadcast:
 
 
 def _binary_message(frame: bytes) -> Message:
-    """Kind, five lengths, encoding; then join_ref, ref, topic, event, metadata; the rest is the payload."""
+    """The frame is: kind, five lengths, encoding, then join_ref, ref, topic, event, metadata and the payload."""
     if len(frame) < 7 or frame[0] != _PUSH:
-        raise Malformed("a binary frame is a broadcast")
+        raise Malformed("a binary frame must be a broadcast")
     start, texts = 7, []
     for length in frame[1:6]:
         texts.append(frame[start : start + length])
@@ -176,7 +176,7 @@ def _binary_message(frame: bytes) -> Message:
     try:
         join_ref, ref, topic, event, _ = (text.decode() for text in texts)
     except UnicodeDecodeError:
-        raise Malformed("names are UTF-8") from None
+        raise Malformed("names must be UTF-8") from None
     sent = Broadcast(event, frame[start:], is_json=frame[6] == _JSON)
     if sent.is_json:
         json_body(sent.body)

@@ -1,4 +1,4 @@
-"""Postgres' logical replication: every committed change of a publication's tables, in order.
+"""Logical replication: streams every committed change of a publication's tables, in order.
 
 Formats: "Streaming Replication Protocol" and "Logical Replication Message Formats" in PostgreSQL's manual.
 """
@@ -26,12 +26,12 @@ Row = dict[str, str | None]
 Connection = psycopg.AsyncConnection[Any]
 
 RECONNECT_SECONDS = 0.5
-# Also how late a commit may be told: PostgreSQL 18's sender was seen to sleep on a commit until the client wrote to it.
+# Also the longest delay of a commit: PostgreSQL 18 was seen to hold a commit back until the client sent something.
 STATUS_SECONDS = 0.1
 CONNECT_SECONDS = 5
-# Further behind than this, subscribers had better read again.
+# If the stream is further behind than this, it restarts, and subscribers read again.
 MAX_QUEUE = 100_000
-# A policy that waits, for a lock or for ever, must not hold up the others' changes for longer.
+# A policy that waits for a lock, or forever, must not delay the changes of other subscribers for longer.
 ASK_OPTIONS = "-c statement_timeout=10s"
 KINDS: dict[bytes, Kind] = {b"I": "INSERT", b"U": "UPDATE", b"D": "DELETE"}
 POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
@@ -40,12 +40,12 @@ slots = count()
 
 
 class StreamEnded(Exception):
-    """The server ended the stream, or refused to begin it."""
+    """The server ended the stream, or refused to start it."""
 
 
 @dataclass(frozen=True)
 class Relation:
-    """A table as its changes name it. `key` holds the columns of its replica identity."""
+    """A table in the stream. `key` has the columns of its replica identity."""
 
     oid: int
     schema: str
@@ -56,7 +56,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class Change:
-    """A row that was written. Values are in Postgres' text form; one that is too large and unchanged is missing."""
+    """A written row. Values are in Postgres' text format. A large value that did not change is missing."""
 
     kind: Kind
     relation: Relation
@@ -67,7 +67,7 @@ class Change:
 
 
 class Decoder:
-    """Turns pgoutput's messages (version 1) into changes. It remembers the tables and the transaction they speak of."""
+    """Decodes pgoutput messages (version 1) to changes. It keeps the tables and the current transaction."""
 
     def __init__(self) -> None:
         self._relations: dict[int, Relation] = {}
@@ -75,7 +75,7 @@ class Decoder:
         self._committed_at = POSTGRES_EPOCH
 
     def change(self, message: bytes) -> Change | None:
-        """The change that a message tells of, if it does."""
+        """The change in a message; None for other messages."""
         kind, reader = message[:1], _Reader(message, 1)
         if kind == b"B":
             _, microseconds, self._xid = reader.take(">qqI")
@@ -95,7 +95,7 @@ class Decoder:
             row = reader.row(relation.columns)
             if part == b"N":
                 new = row
-            else:  # K: only the key's columns have values; O: all have
+            else:  # K: only the columns of the key have values; O: all columns have
                 old = row if part == b"O" else {name: row[name] for name in row if name in relation.key}
         if kind == "UPDATE" and old is None and new is not None:
             old = {name: new[name] for name in new if name in relation.key}  # the key has not changed
@@ -103,12 +103,12 @@ class Decoder:
 
 
 class Stream:
-    """One publication, read for as long as the task runs, through restarts of the server.
+    """Streams one publication as long as the task runs, and reconnects after restarts of the server.
 
-    Each change is handed to `deliver` with a connection to ask the database on, once its transaction is visible there:
-    the stream may be faster (measured: 5 % of commits). `when_ready` is called at each (re)start; `ready` is set
-    while it runs. What is committed while there is no stream is not told: clients read again after they were told of a
-    new start.
+    `deliver` is called with each change and a connection for queries, once the transaction is visible there. The stream
+    may deliver a commit before it is visible (measured: 5 % of commits). `when_ready` is called at each (re)start, and
+    `ready` is set while the stream runs. Commits while there is no stream are lost: clients are notified of the
+    restart, and read again.
     """
 
     def __init__(
@@ -130,9 +130,9 @@ class Stream:
         while True:
             try:
                 await self._session()
-            except* Exception as group:  # whatever it is, the stream begins again
+            except* Exception as group:  # after any error the stream restarts
                 names = {type(error).__name__ for error in group.exceptions}
-                log.warning("The stream of %s broke (%s): connecting again.", self._publication, ", ".join(names))
+                log.warning("The stream of %s failed (%s): reconnecting.", self._publication, ", ".join(names))
             finally:
                 self.ready.clear()
             await asyncio.sleep(RECONNECT_SECONDS)
@@ -174,12 +174,12 @@ class Stream:
                 if asking.closed:
                     raise
                 table, name = f"{change.relation.schema}.{change.relation.name}", type(error).__name__
-                log.error("A change of %s could not be told: %s.", table, name)  # noqa: TRY400 - a message may hold values
+                log.error("A change of %s could not be delivered: %s.", table, name)  # noqa: TRY400 - a message may hold values
 
 
 @asynccontextmanager
 async def _connect(url: str, **how: str) -> AsyncIterator[Connection]:
-    """Closes without a word more: a connection that streams takes no commands."""
+    """Closes the connection without further commands: a streaming connection accepts none."""
     address = psycopg.conninfo.make_conninfo(url, connect_timeout=CONNECT_SECONDS, **how)
     connection = await psycopg.AsyncConnection.connect(address, autocommit=True)
     try:
@@ -189,14 +189,14 @@ async def _connect(url: str, **how: str) -> AsyncIterator[Connection]:
 
 
 class _Wal:
-    """A replication connection, below psycopg's own methods, which know no COPY BOTH."""
+    """A replication connection. It uses libpq directly, because psycopg does not support COPY BOTH."""
 
     def __init__(self, connection: pq.abc.PGconn) -> None:
         self._connection = connection
         self._received = 0
 
     async def command(self, text: str, expected: pq.ExecStatus) -> None:
-        """Raises StreamEnded with the server's words. Waits as the server does: for open transactions that write."""
+        """Raises StreamEnded with the server's message. The server may wait for open transactions that write."""
         self._connection.send_query(text.encode())
         while self._connection.is_busy():
             await self._arrival()
@@ -208,7 +208,7 @@ class _Wal:
                 pass
 
     async def read(self, queue: asyncio.Queue[bytes]) -> None:
-        """Queues what the stream brings, and confirms it: an unconfirmed stream keeps the server from stopping."""
+        """Queues the messages of the stream, and confirms them: without a confirmation the server cannot stop."""
         last_status = time.monotonic()
         while True:
             size, data = self._connection.get_copy_data(1)
@@ -231,7 +231,7 @@ class _Wal:
                         await self._arrival()
 
     def _note(self, message: bytes) -> bool:
-        """Remembers how far the stream is. Returns whether the server asks for a confirmation."""
+        """Records the position of the stream. Returns whether the server asks for a confirmation."""
         (position,) = struct.unpack_from(">Q", message, 1)
         self._received = max(self._received, position)
         return message[:1] == b"k" and message[17] == 1
@@ -242,7 +242,7 @@ class _Wal:
         self._connection.flush()
 
     async def _arrival(self) -> None:
-        """Returns once the server has sent something."""
+        """Waits until the server has sent data."""
         loop, arrived = asyncio.get_running_loop(), asyncio.Event()
         loop.add_reader(self._connection.socket, arrived.set)
         try:
@@ -253,7 +253,7 @@ class _Wal:
 
 
 class _Reader:
-    """Takes values from a message, one after the other."""
+    """Reads values from a message, one after the other."""
 
     def __init__(self, data: bytes, start: int) -> None:
         self._data = data
@@ -273,7 +273,7 @@ class _Reader:
         return self._data[self._at - length : self._at]
 
     def text(self) -> str:
-        """Text that ends with a zero byte."""
+        """Reads text that ends with a zero byte."""
         end = self._data.index(b"\0", self._at)
         text = self._data[self._at : end].decode()
         self._at = end + 1

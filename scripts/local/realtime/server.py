@@ -1,4 +1,4 @@
-"""Supabase Realtime for the local stack: the real protocol on the gateway's port, on Postgres' own replication."""
+"""Supabase Realtime for the local stack: the real protocol on the gateway's port, fed by Postgres' replication."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from scripts.local.stack import Stack
 
 log = logging.getLogger(__name__)
 MESSAGES_PUBLICATION: Final = "supabase_realtime_messages_publication"
-# A client that sends nothing, not even heartbeats, is gone.
+# A client that sends nothing for this long, not even heartbeats, is disconnected.
 SILENCE_SECONDS: Final = 75
-# How long we wait for a client's goodbye.
+# How long the server waits for a client's close frame.
 CLOSE_SECONDS: Final = 2
 DELETE_EVERY_SECONDS: Final = 3600
 DELETE_OLD_MESSAGES = "delete from realtime.messages where inserted_at < now() - interval '3 days'"
@@ -39,12 +39,12 @@ CORS: Final = {
 
 
 class Realtime:
-    """The server. It logs in as the superuser, as hosted Realtime does, and asks policies as the caller."""
+    """The server. It logs in as the superuser, like hosted Realtime, and checks policies as the caller."""
 
     def __init__(self, stack: Stack) -> None:
         url = stack.postgres.url("supabase_admin")
         self._tokens = Tokens(stack.secrets, stack.environment()["CLERK_ISSUER"])
-        # Nothing is kept open, so that nothing has to recover when Postgres was away.
+        # No connection is kept open, so none has to recover after a restart of Postgres.
         self._pool = AsyncNullConnectionPool[psycopg.AsyncConnection[Any]](
             url, max_size=8, open=False, timeout=2, kwargs={"autocommit": True, "options": ASK_OPTIONS}
         )
@@ -58,9 +58,9 @@ class Realtime:
         self._sockets: set[Socket] = set()
 
     def add_to(self, application: web.Application) -> None:
-        """Serves at /realtime/v1 while the application runs."""
+        """Serves /realtime/v1 while the application runs."""
         application.cleanup_ctx.append(self._lifetime)
-        application.on_shutdown.append(self.hang_up)
+        application.on_shutdown.append(self.disconnect_clients)
         router = application.router
         router.add_get("/realtime/v1/websocket", self.websocket)
         router.add_get("/realtime/v1/health", self.health)
@@ -130,11 +130,11 @@ class Realtime:
         return response
 
     async def broadcast_many(self, request: web.Request, claims: Claims) -> web.Response:
-        """Sends `{"messages": [{topic, event, payload, private?}]}`; leaves out what the caller may not send."""
+        """Sends `{"messages": [{topic, event, payload, private?}]}`, except messages that the caller may not send."""
         given = json_body(await request.read())
         messages = given.get("messages") if isinstance(given, dict) else None
         if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
-            raise Malformed("messages are a list of {topic, event, payload}")
+            raise Malformed("messages must be a list of {topic, event, payload}")
         for message in messages:
             private = message.get("private") is True
             if not private or await self._channels.may_broadcast(claims, message["topic"]):
@@ -143,14 +143,14 @@ class Realtime:
         return web.Response(status=202)
 
     async def broadcast_one(self, request: web.Request, claims: Claims) -> web.Response:
-        """Sends the body to one topic, as JSON or, as application/octet-stream, in binary."""
+        """Sends the body to one topic: as binary if it is application/octet-stream, else as JSON."""
         topic, event = request.match_info["topic"], request.match_info["event"]
         private, is_json = request.query.get("private") == "true", request.content_type != "application/octet-stream"
         body = await request.read()
         if is_json:
             json_body(body)
         if not is_writable(topic + event):
-            raise Malformed("no topic or event has such characters")
+            raise Malformed("a topic or event has invalid characters")
         if private and not await self._channels.may_broadcast(claims, topic):
             return web.json_response({"message": "Unauthorized"}, status=403)
         self._channels.broadcast(Room(topic, private), Broadcast(event, body, is_json))
@@ -162,15 +162,15 @@ class Realtime:
         return await self._tokens.claims(await self._tokens.of_key(given))
 
     async def health(self, _: web.Request) -> web.Response:
-        """Whether both streams run."""
+        """Reports which of the two streams are down."""
         streams = {"postgres_changes": self._tables, "broadcast": self._messages}
         down = [name for name, stream in streams.items() if not stream.ready.is_set()]
         return web.json_response({"down": down}, status=503 if down else 200)
 
-    # --- what Postgres tells
+    # --- broadcasts from the database
 
     async def _deliver_message(self, _: Connection, change: Change) -> None:
-        """A row of realtime.messages is a broadcast from the database."""
+        """Sends a row of realtime.messages as a broadcast."""
         message = change.new
         if change.kind != "INSERT" or message is None or message["extension"] != "broadcast":
             return
@@ -182,7 +182,7 @@ class Realtime:
         sent = Broadcast(event, body, is_json=binary is None, meta={"id": message["id"]})
         self._channels.broadcast(Room(topic, private == "t"), sent)
 
-    # --- life
+    # --- lifetime
 
     async def _lifetime(self, _: web.Application) -> AsyncIterator[None]:
         await self._pool.open(wait=False)
@@ -207,8 +207,8 @@ class Realtime:
                 await self.delete_old_messages()
             await asyncio.sleep(DELETE_EVERY_SECONDS)
 
-    async def hang_up(self, _: web.Application | None = None) -> None:
-        """Closes every connection; clients connect again."""
+    async def disconnect_clients(self, _: web.Application | None = None) -> None:
+        """Closes every connection. Clients reconnect by themselves."""
         closing = [socket.connection.close(code=1001) for socket in self._sockets]
         await asyncio.gather(*closing, return_exceptions=True)
 

@@ -1,4 +1,4 @@
-"""Who is connecting: the project's API keys and tokens, and Clerk's session tokens."""
+"""Verifies API keys and tokens of the project, and Clerk session tokens."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from jwt import PyJWKClient
 from scripts.local.stack import Secrets
 
 Claims = dict[str, Any]
-FOR_EVER = 4_102_444_800  # in the year 2100
+FAR_FUTURE = 4_102_444_800  # in the year 2100
 FETCH_TIMEOUT_SECONDS = 3
 ROLES = ("anon", "authenticated", "service_role")
-# As Realtime does: a signature by a known key and an `exp` in the future, without leeway. Nothing else is checked.
+# Like hosted Realtime, this checks the signature, and that `exp` is in the future, without leeway. Not these claims.
 UNCHECKED_CLAIMS = ("iss", "aud", "sub", "jti", "nbf", "iat")
 
 
 class TokenRefused(Exception):
-    """A token that does not count. `code` names the kind, in Realtime's words; str() is what a client reads."""
+    """An invalid token. `code` is Realtime's code for the reason; str() is the message for the client."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -32,7 +32,7 @@ class TokenRefused(Exception):
 
 
 class Tokens:
-    """Checks tokens: HS256 with the project's secret, RS256 with the keys of the Clerk instance `issuer`."""
+    """Verifies tokens: HS256 with the project's secret, RS256 with the keys of the Clerk instance `issuer`."""
 
     def __init__(self, secrets: Secrets, issuer: str) -> None:
         self._secret = secrets.jwt_secret
@@ -40,17 +40,17 @@ class Tokens:
         self._jwks = PyJWKClient(f"{issuer}/.well-known/jwks.json", timeout=FETCH_TIMEOUT_SECONDS)
 
     async def of_key(self, key: str | None) -> str:
-        """The token that an API key stands for: itself when it is one. Raises TokenRefused."""
+        """The token for an API key; a valid token is returned as it is. Raises TokenRefused."""
         if not key:
             raise TokenRefused("InvalidJWTToken", "API key is missing")
         role = self._keys.get(key)
         if role is None:
             await self.claims(key)
             return key
-        return jwt.encode({"role": role, "exp": FOR_EVER}, self._secret, algorithm="HS256")
+        return jwt.encode({"role": role, "exp": FAR_FUTURE}, self._secret, algorithm="HS256")
 
     async def claims(self, token: str) -> Claims:
-        """The claims of a valid token; `role` and `exp` are among them. Raises TokenRefused."""
+        """The claims of a valid token, including `role` and `exp`. Raises TokenRefused."""
         try:
             claims = await self._verify(token)
         except jwt.ExpiredSignatureError:
