@@ -1,4 +1,4 @@
-"""What tests stand on: one PostgreSQL of their own, shaped like hosted Supabase, and one whole running stack."""
+"""Fixtures of all tests: a PostgreSQL set up like hosted Supabase, and a whole running stack."""
 
 from __future__ import annotations
 
@@ -87,20 +87,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def forget_the_developers_settings(run: TestRun) -> None:
-    """No test works with what a developer's shell or `.env` names: the checkout's own stack, a database, a Clerk."""
+    """Removes the variables of the developer's shell and `.env`, which name the checkout's stack, a database or a Clerk."""
     for name in re.findall(r"^([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE):
         os.environ.pop(name, None)
     os.environ["BALLAST_HOME"] = str(run.folder / "no-stack")
 
 
 def _interrupt(*_: object) -> None:
-    """A polite kill ends the run as Ctrl-C does."""
+    """SIGTERM ends the run like Ctrl-C."""
     raise KeyboardInterrupt
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """The controller of several processes says to each where the run's folder is."""
+    """The controller sends each process the run's folder."""
     run = node.config.stash[RUN]
     node.workerinput["ballast"] = {"folder": str(run.folder), "kept": run.kept and str(run.kept)}
 
@@ -112,7 +112,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
-    """There is one stack: the tests of a file that use it take turns with those of other processes."""
+    """There is one stack, so the files that use it run one at a time, also in several processes."""
     run = item.config.stash[RUN]
     if uses_the_stack(item):
         run.take_turn()
@@ -123,7 +123,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 def concerns(item: pytest.Item, table: str) -> bool:
-    """Whether the test, its file or a parameter of it is named after the table."""
+    """Whether the test, its file or one of its parameters is named after the table."""
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
     named = re.search(rf"(?<![a-z]){re.escape(table)}(?![a-z])", item.nodeid)
     return bool(named) or any(getattr(each, "name", each) == table for each in parameters)
@@ -140,19 +140,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if table := config.getoption("--table"):
         config.hook.pytest_deselected(items=[item for item in items if not concerns(item, table)])
         items[:] = [item for item in items if concerns(item, table)]
-    # Files that use the stack come first. So one process works on them, while the others begin with the rest and steal from its end.
+    # Files that use the stack come first: one process runs them, while the others start with the rest and steal from its end.
     on_the_stack = {item.path for item in items if uses_the_stack(item)}
     items.sort(key=lambda item: item.path not in on_the_stack)
 
 
 def free_port_block() -> int:
-    """A base B such that the ports B to B+6, all that a stack may use, are free now."""
+    """A base B such that the ports B to B+6 are free now: all ports that a stack may use."""
     return free_ports(LAST_PORT_OFFSET + 1)
 
 
 @pytest.fixture(scope="session")
 def home(test_run: TestRun) -> Path:
-    """A folder of this process' own, outside pytest's, which only root may enter when we are root."""
+    """A folder for this process. It is not inside pytest's folder, which only root may enter if we are root."""
     folder = test_run.folder / f"home-{os.getpid()}"
     folder.mkdir(mode=0o755)
     return folder
@@ -160,7 +160,7 @@ def home(test_run: TestRun) -> Path:
 
 @dataclass(frozen=True)
 class ServerElsewhere:
-    """A server that we did not start. `address` is its URL for postgres; its other users have the same password."""
+    """A server that this run did not start. `address` is its URL for postgres; its other users have the same password."""
 
     address: str
 
@@ -173,7 +173,7 @@ class ServerElsewhere:
 
 @dataclass(frozen=True)
 class OwnDatabase(Postgres):
-    """A server that all processes of the run share, and a database in it that is this process' own."""
+    """A database of this process, on a server that all processes of the run share."""
 
     database: str = "postgres"
 
@@ -183,7 +183,7 @@ class OwnDatabase(Postgres):
 
 @contextlib.contextmanager
 def own_database(server: Postgres, template: str = MIGRATED_DATABASE) -> Iterator[OwnDatabase]:
-    """A copy of a database, for as long as the block runs."""
+    """A copy of a database, which is dropped when the block ends."""
     name = f"own_{secrets.token_hex(6)}"
     with psycopg.connect(server.url("supabase_admin", "template1"), autocommit=True) as admin:
         admin.execute(f"create database {name} template {template} strategy file_copy owner postgres".encode())
@@ -212,13 +212,13 @@ def server(test_run: TestRun, request: pytest.FixtureRequest) -> Iterator[OwnDat
 
 @dataclass(frozen=True)
 class Database:
-    """A connection as postgres inside a transaction that is rolled back, and a way to act as somebody else in it."""
+    """A connection as postgres in a transaction that is rolled back, with a method to act as another role."""
 
     connection: psycopg.Connection[Any]
 
     @contextlib.contextmanager
     def acting(self, role: str, claims: Claims | str | None = None) -> Iterator[None]:
-        """As the Data API does it: set the role and the claims, run, set them back. Text is sent as it is."""
+        """Sets the role and the claims like the Data API, and resets them after the block. A string is sent unchanged."""
         text = claims if isinstance(claims, str) else json.dumps(claims) if claims is not None else ""
         with self.connection.transaction():
             self.execute("select set_config('request.jwt.claims', %s, true)", text)
@@ -252,9 +252,9 @@ class Stack:
     tokens: dict[tuple[object, ...], tuple[float, str]] = field(default_factory=dict)
 
     def ballast(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Runs the command against this stack and returns what it printed.
+        """Runs the command against this stack and returns its output.
 
-        Only what starts or ends processes is one itself: in this process a command costs a sixteenth.
+        Only commands that start or stop processes run in their own process: in this process a command is 16 times as fast.
         """
         if arguments[0] in {"up", "down", "reset"}:
             return subprocess.run(
@@ -268,29 +268,29 @@ class Stack:
 
     @property
     def other_origin(self) -> str:
-        """That of a page on a port of its own, as a development server has it: the stack's `.env` names it."""
+        """The origin of a page on another port, such as a development server's. The stack's `.env` names it."""
         return self.environment["CLERK_AUTHORIZED_PARTIES"].split(",")[1]
 
     def run_lines(self, lines: str) -> subprocess.CompletedProcess[str]:
-        """Runs what a page says to type, in the checkout, with this stack's variables."""
+        """Runs the commands of a page in the checkout, with this stack's variables."""
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         return subprocess.run(
             ["bash", "-euo", "pipefail", "-c", lines],
             cwd=ROOT, env=os.environ | self.environment | {"PATH": path}, capture_output=True, text=True, check=False,
         )  # fmt: skip
 
-    def token(self, user: str, organization: str | None = None, **wishes: Any) -> str:
-        """A session token of a seeded person, good for 20 s. `wishes` are second_factor and lifetime."""
-        asked = (user, organization, repr(wishes))
-        minted, token = self.tokens.get(asked, (0.0, ""))
-        if time.monotonic() - minted > TOKEN_LIFE_SECONDS - 20:
-            token = ClerkClient(self.environment["CLERK_ISSUER"]).token(user, organization, **wishes)["token"]
-            self.tokens[asked] = (time.monotonic(), token)
+    def token(self, user: str, organization: str | None = None, **options: Any) -> str:
+        """A session token of a user, valid for at least 20 s. `options` are second_factor and lifetime."""
+        key = (user, organization, repr(options))
+        minted_at, token = self.tokens.get(key, (0.0, ""))
+        if time.monotonic() - minted_at > TOKEN_LIFE_SECONDS - 20:
+            token = ClerkClient(self.environment["CLERK_ISSUER"]).token(user, organization, **options)["token"]
+            self.tokens[key] = (time.monotonic(), token)
         return token
 
 
 def start_stack(home: Path) -> Stack:
-    """Starts a seeded stack in `home`, on free ports, and returns once it is healthy."""
+    """Starts a seeded stack in `home`, on free ports. Returns once it is healthy."""
     home.mkdir(exist_ok=True)
     (home / ".env").write_text(f"CLERK_AUTHORIZED_PARTIES=http://localhost:{free_ports(1)}\n")
     place = {"BALLAST_HOME": str(home), "BALLAST_PORT_BASE": str(free_port_block()), "BALLAST_JOBS": "off"}
@@ -302,7 +302,7 @@ def start_stack(home: Path) -> Stack:
 
 @contextlib.contextmanager
 def running_stack(home: Path) -> Iterator[Stack]:
-    """A seeded stack of its own."""
+    """Runs another seeded stack for the block."""
     try:
         yield start_stack(home)
     finally:
@@ -311,20 +311,20 @@ def running_stack(home: Path) -> Iterator[Stack]:
 
 @pytest.fixture(scope="session")
 def stack(test_run: TestRun) -> Stack:
-    """The seeded stack, started once for all tests that go through the API."""
+    """The seeded stack, started once for all tests of the run that use it."""
     home = test_run.folder / "stack"
     return Stack(home, test_run.once("stack", lambda home: start_stack(home).environment))
 
 
 @pytest.fixture(scope="session")
 def connect(server: Postgres) -> Callable[[], psycopg.Connection[Any]]:
-    """Opens a connection of its own as postgres, with autocommit: for tests about concurrency."""
+    """Returns a function that opens a new connection as postgres with autocommit, for tests of concurrency."""
     return lambda: psycopg.connect(server.url(), autocommit=True)
 
 
 @pytest.fixture(scope="session")
 def chromium_path() -> str:
-    """Where Chromium is. Without one the browser tests are skipped, or fail where they must not be (.ci/run)."""
+    """The path of Chromium. Without Chromium the browser tests are skipped, or fail in .ci/run."""
     found = subprocess.run([ROOT / "scripts/ci/find-chromium"], capture_output=True, text=True, check=False)
     if found.returncode:
         (pytest.fail if os.environ.get("CHROMIUM_REQUIRED") else pytest.skip)(found.stderr.strip())
@@ -333,8 +333,8 @@ def chromium_path() -> str:
 
 @pytest.fixture(scope="module")
 def chromium(chromium_path: str) -> Iterator[Browser]:
-    """A headless Chromium. Not for the session: while it lives, Playwright's event loop keeps tests from running their own."""
-    from playwright.sync_api import sync_playwright  # noqa: PLC0415 - most tests start sooner without it
+    """A headless Chromium for one module: while Playwright's event loop runs, other tests cannot run their own."""
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415 - most tests do not need it
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium_path, args=QUIET_CHROMIUM)
@@ -344,8 +344,8 @@ def chromium(chromium_path: str) -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
-    """An S3 that speaks the real protocol."""
-    from moto.server import ThreadedMotoServer  # noqa: PLC0415 - takes half a second, which most tests save
+    """The URL of an S3 server."""
+    from moto.server import ThreadedMotoServer  # noqa: PLC0415 - the import takes half a second, and most tests do not need it
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -364,7 +364,7 @@ def bucket(s3: str, aws: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def aws(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """The environment of somebody who may use a bucket."""
+    """Sets the variables that give access to a bucket."""
     monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "the-key-id")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "5ecret")

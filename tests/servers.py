@@ -1,10 +1,11 @@
-"""Servers that all test processes of a run share, and the guard that ends everything a run started.
+"""Servers that all test processes of a run share, and the guard that stops everything that a run started.
 
-The first process that needs a server starts it, under a lock in the run's folder; the others read where it is. Every process of
-a run has the folder's name in its environment. The guard is a process of its own: when pytest ends, however it ends, the guard
-stops all processes with that name and removes the folder. So nothing stays behind after Ctrl-C, SIGTERM or SIGKILL.
+The first process that needs a server starts it, under a lock in the run's folder; the others read its address. Every process of
+a run has the folder's name in its environment. The guard is a separate process. When pytest ends, for any reason, the guard
+stops all processes with that name, and removes the folder. So nothing is left after Ctrl-C, SIGTERM or SIGKILL.
 
-With `--keep` database servers outlive the run, for the next one: their folder is named after what the migrated database depends on.
+With `--keep` the database servers keep running for the next run. The name of their folder is a hash of the sources of the
+migrated database.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from tests.schema import migrate
 ROOT = Path(__file__).parents[1]
 MARK = "BALLAST_TEST_RUN"
 KEPT_SERVERS = ROOT / ".test-servers"
-# What a kept server's databases are made of.
+# The sources of the databases of a kept server.
 SOURCES = (
     "migrations", "functions", "policies", "scripts/scratch/bootstrap.sql", "scripts/scratch/realtime.sql", "tests/schema/specimens.sql",
 )  # fmt: skip
@@ -54,7 +55,7 @@ def lock_file(file: Path) -> Iterator[None]:
 
 @dataclass
 class TestRun:
-    """One run of pytest with all its processes. `folder` is shared; `kept` has the servers that outlive the run, if it keeps any."""
+    """One run of pytest with all its processes. `folder` is shared. `kept` is the folder of servers to keep, if any."""
 
     __test__ = False
 
@@ -66,9 +67,9 @@ class TestRun:
 
     @classmethod
     def begin(cls, kept: Path | None) -> TestRun:
-        """For the process that a person started: makes the folder, and starts the guard."""
+        """Makes the folder and starts the guard. Called only in the process that the developer started."""
         folder = Path(tempfile.mkdtemp(prefix="ballast-tests-"))
-        folder.chmod(0o755)  # PostgreSQL's own user passes through it
+        folder.chmod(0o755)  # the system user of PostgreSQL has to enter it
         environment = {name: value for name, value in os.environ.items() if name != MARK}
         environment.pop("COVERAGE_PROCESS_CONFIG", None)
         guard = subprocess.Popen(
@@ -84,14 +85,14 @@ class TestRun:
         return run
 
     def end(self) -> None:
-        """Lets the guard end everything, and waits for it."""
+        """Makes the guard stop everything, and waits for it."""
         if self.guard is not None and self.guard.stdin is not None:
             self.guard.stdin.close()
             self.guard.wait()
             os.environ.pop(MARK, None)
 
     def once(self, name: str, start: Callable[[Path], Json]) -> Json:
-        """What `start` returned, which is called with a folder of its own by the first process that asks."""
+        """The result of `start`, which only the first process calls, with a new folder."""
         with lock_file(self.folder / f"{name}.lock"):
             answer = self.folder / f"{name}.json"
             if not answer.exists():
@@ -99,7 +100,7 @@ class TestRun:
             return dict(json.loads(answer.read_text()))
 
     def postgres(self, name: str, programs: Path | None, *, is_migrated: bool) -> Postgres:
-        """A PostgreSQL as Supabase hands one out; durable settings off. It may have MIGRATED_DATABASE, to be copied."""
+        """A PostgreSQL like a new Supabase project, without durability. With `is_migrated` it has MIGRATED_DATABASE to copy."""
         started = self._reuse_postgres(name, programs, is_migrated) if self.kept else None
         if started is None:
             started = self.once(name, lambda home: start_postgres(home, programs, is_migrated=is_migrated))
@@ -114,7 +115,7 @@ class TestRun:
                 if ProcessRecord(**started["process"]).process() is not None:
                     return started
             stop_kept_server(answer)
-            mark = os.environ.pop(MARK)  # the guard must let it live
+            mark = os.environ.pop(MARK)  # so that the guard does not stop it
             try:
                 started = start_postgres(self.kept / name, programs, is_migrated=is_migrated)
             finally:
@@ -123,7 +124,7 @@ class TestRun:
             return started
 
     def take_turn(self) -> None:
-        """Waits until no other process uses what only one may use at a time: the stack."""
+        """Waits until no other process uses the stack, which only one may use at a time."""
         if self.turn is None:
             self.turn = (self.folder / "turn").open("w")
             fcntl.flock(self.turn, fcntl.LOCK_EX)
@@ -151,7 +152,7 @@ def start_postgres(home: Path, programs: Path | None, *, is_migrated: bool) -> J
 
 
 def folder_to_keep(programs: Path | None) -> Path:
-    """Where a run with --keep has its servers. Stops those that were made by other sources on the same PostgreSQL."""
+    """The folder of the servers of a run with --keep. Stops servers that were made from other sources."""
     binaries = _digest(str(programs)) if programs else "embedded"
     digest = hashlib.sha256()
     for source in map(ROOT.joinpath, SOURCES):
@@ -175,7 +176,7 @@ def _digest(text: str) -> str:
 
 
 def stop_kept(folder: Path, *, wait: bool = True) -> bool:
-    """Ends the servers of one folder, and removes it; unless a run uses them now, and we are not to wait for its end."""
+    """Stops the servers of a folder and removes it. Without `wait` it does nothing if a run uses them."""
     with contextlib.suppress(FileNotFoundError), (folder / "in-use").open("w") as in_use:
         try:
             fcntl.flock(in_use, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -200,7 +201,7 @@ def stop_kept_server(answer: Path) -> None:
 
 
 def processes_of(folder: str) -> list[psutil.Process]:
-    """Every living process that the run started, by its environment."""
+    """All running processes that the run started, found by their environment."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
@@ -210,14 +211,14 @@ def processes_of(folder: str) -> list[psutil.Process]:
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Whether it still runs. The parent of a zombie, which may be pytest, waits for the guard and not for its child."""
+    """Whether the process runs. A zombie counts as ended: its parent may be pytest, which waits for the guard first."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
 
 
 def end_everything(folder: Path) -> None:
-    """Asks stacks and servers to stop in order, then ends what is left of the run, and removes its folder."""
+    """Stops stacks and servers in order, kills the remaining processes of the run, and removes its folder."""
     for record in folder.rglob("run.json"):
         RunRecord.read(record.parent).stop()
     left = processes_of(str(folder))
@@ -225,7 +226,7 @@ def end_everything(folder: Path) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             if process.name() != "postgres":
                 process.terminate()
-            elif process.parent() not in left:  # a server, which ends its other processes itself
+            elif process.parent() not in left:  # the main process, which ends the others itself
                 process.send_signal(signal.SIGINT)
     deadline = time.monotonic() + GRACE_SECONDS
     while any(map(is_alive, left)) and time.monotonic() < deadline:
@@ -239,7 +240,7 @@ def end_everything(folder: Path) -> None:
 def main() -> None:
     match sys.argv[1:]:
         case ["guard", folder]:
-            # Signals that end pytest reach its whole terminal: the guard waits for the end of its input instead.
+            # A signal from the terminal also reaches the guard. It ignores signals, and waits for the end of its input.
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
             sys.stdin.read()

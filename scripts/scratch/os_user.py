@@ -1,4 +1,4 @@
-"""PostgreSQL refuses to run as root. As root it runs as a system user of ours, on files that this user can reach."""
+"""PostgreSQL refuses to run as root. For root it runs as our own system user, on files that this user can read."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def is_root() -> bool:
 
 
 def find_identity() -> Identity:
-    """Who PostgreSQL's processes run as. Makes the system user on first use."""
+    """The user that PostgreSQL runs as. Creates the system user on first use."""
     if not is_root():
         return {}
     user = _system_user()
     return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
 
 
-def make_reachable(path: Path) -> Path:
-    """`path`, or its stand-in below /var/lib/ballast when a private parent folder hides it from the system user."""
+def find_reachable(path: Path) -> Path:
+    """`path`, or a replacement below /var/lib/ballast if a private parent folder hides `path` from the system user."""
     parents = [parent for parent in path.absolute().parents if parent.exists()]
     if not is_root() or all(parent.stat().st_mode & stat.S_IXOTH for parent in parents):
         return path
@@ -44,12 +44,12 @@ def make_reachable(path: Path) -> Path:
     return REACHABLE_FOLDER / f"{path.name}-{digest}"
 
 
-def copy_where_reachable(folder: Path, *names: str) -> Path:
-    """`folder`, or a stand-in with a copy of the folders `names` in it; a newer version of them is copied anew."""
-    if make_reachable(folder / names[0]) == folder / names[0]:
+def find_reachable_copy(folder: Path, *names: str) -> Path:
+    """`folder`, or a replacement with a copy of its subfolders `names`. A newer version of them is copied again."""
+    if find_reachable(folder / names[0]) == folder / names[0]:
         return folder
-    made = "-".join(str((folder / name).stat().st_mtime_ns) for name in names)
-    place = make_reachable(folder / made)
+    version = "-".join(str((folder / name).stat().st_mtime_ns) for name in names)
+    place = find_reachable(folder / version)
     if not place.exists():
         unfinished = place.with_suffix(f".{os.getpid()}")
         for name in names:
@@ -59,14 +59,14 @@ def copy_where_reachable(folder: Path, *names: str) -> Path:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder that only the one who runs PostgreSQL may enter."""
+    """Makes a folder that only the user who runs PostgreSQL may enter."""
     path.mkdir(parents=True, exist_ok=True, mode=0o755)
     path.chmod(0o700)
     give(path)
 
 
 def give(path: Path) -> None:
-    """Hands a file or folder to the system user; nothing to do when we are not root."""
+    """Makes the system user the owner of a file or folder. Does nothing if we are not root."""
     if is_root():
         user = _system_user()
         os.chown(path, user.pw_uid, user.pw_gid)

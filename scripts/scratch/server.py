@@ -1,4 +1,4 @@
-"""Servers that exist for a moment: in a temporary folder, on free ports, and gone however it ends."""
+"""Temporary servers: in a temporary folder, on free ports, and always removed at the end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scripts.scratch.postgres import Postgres, stop
 
 @contextmanager
 def exit_on_sigterm() -> Iterator[None]:
-    """SIGTERM raises SystemExit in the block, so what it made is removed; afterwards SIGTERM acts as before."""
+    """SIGTERM raises SystemExit in the block, so that cleanup runs. Afterwards SIGTERM acts as before."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield
@@ -27,18 +27,18 @@ def exit_on_sigterm() -> Iterator[None]:
 
 @contextmanager
 def scratch_folder(purpose: str) -> Iterator[Path]:
-    """A folder that goes however the block ends: Ctrl-C, an error, or a polite kill."""
+    """A folder that is removed when the block ends, also after Ctrl-C, an error or SIGTERM."""
     with (
         exit_on_sigterm(),
         tempfile.TemporaryDirectory(prefix=f"ballast-{purpose}-", ignore_cleanup_errors=True) as folder,
     ):
-        Path(folder).chmod(0o755)  # so that PostgreSQL's system user can reach its own folder in it
+        Path(folder).chmod(0o755)  # so that the system user of PostgreSQL can enter its own folder in it
         yield Path(folder)
 
 
 @contextmanager
 def scratch_server(folder: Path, **settings: str) -> Iterator[Postgres]:
-    """A server in `folder` as Supabase hands one out, with `settings` on top. Raises ServerDidNotStart."""
+    """Runs a server in `folder`, set up like a new Supabase project, with `settings`. Raises ServerDidNotStart."""
     server = Postgres(folder / "server", free_ports(1), secrets.token_urlsafe(16))
     process = server.start(**settings)
     try:
@@ -48,7 +48,7 @@ def scratch_server(folder: Path, **settings: str) -> Iterator[Postgres]:
 
 
 def free_ports(number: int) -> int:
-    """The first of `number` ports in a row that are free now; below the range from which systems take their own."""
+    """The first of `number` consecutive free ports, below the range of ports that systems assign themselves."""
     while True:
         first = 20_000 + secrets.randbelow(12_000)
         with contextlib.ExitStack() as probes, contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""A new database is what a new project of hosted Supabase is: its owners, grants, extensions and reserved roles."""
+"""A new database is like a new project on hosted Supabase: its owners, grants, extensions and reserved roles."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CREATE_POLICY = "create policy probe on realtime.messages for select to authenti
 
 @pytest.fixture
 def project(new_database: Callable[..., str]) -> Iterator[Database]:
-    """A new project, as its role postgres. Everything is rolled back: roles are the whole server's."""
+    """A new project, as its role postgres. Everything is rolled back, because roles belong to the whole server."""
     with psycopg.connect(new_database()) as connection, connection.transaction(force_rollback=True):
         yield Database(connection)
 
@@ -57,7 +57,7 @@ def test_the_extensions_of_a_new_project_are_in_the_schema_extensions(project: D
     assert {schema for _, schema in found} == {"extensions"}
 
 
-def test_its_time_zone_is_utc_wherever_the_machine_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_zone_is_utc_regardless_of_the_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "Pacific/Kiritimati")
     with scratch_server(tmp_path, fsync="off") as server, psycopg.connect(server.url()) as connection:
         assert connection.execute("show timezone").fetchone() == ("UTC",)
@@ -96,12 +96,12 @@ def test_postgres_manages_policies_on_messages_that_it_does_not_own(project: Dat
         "create or replace function realtime.topic() returns text language sql as 'select null'",
     ],
 )
-def test_postgres_may_do_nothing_else_with_what_is_realtimes(project: Database, statement: str) -> None:
+def test_postgres_cannot_change_other_objects_of_realtime(project: Database, statement: str) -> None:
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         project.execute(statement)
 
 
-def test_a_role_that_postgres_made_cannot_manage_policies_on_messages(project: Database) -> None:
+def test_a_role_created_by_postgres_cannot_manage_policies_on_messages(project: Database) -> None:
     project.execute(
         "create role probe; grant probe to postgres; grant usage on schema realtime to probe; set local role probe"
     )
@@ -119,7 +119,7 @@ def test_a_policy_on_any_table_locks_the_messages_until_the_transaction_ends(pro
 
 @pytest.mark.parametrize("is_member", [False, True], ids=["a new project", "a project from before July 2026"])
 def test_the_schema_is_applied_to_projects_of_both_kinds(tmp_path: Path, is_member: bool) -> None:
-    """Where postgres is a member of the owner, nothing is lent to it: the event triggers are gone."""
+    """If postgres is a member of the owner, the event triggers that lend it the table are not needed."""
     with scratch_server(tmp_path, fsync="off") as server:
         if is_member:
             with psycopg.connect(server.url("supabase_admin")) as admin:
@@ -144,7 +144,7 @@ def test_the_schema_is_applied_to_projects_of_both_kinds(tmp_path: Path, is_memb
         "create role probe; grant authenticated to probe",
     ],
 )
-def test_postgres_may_set_what_hosted_supabase_lets_it_set(project: Database, statement: str) -> None:
+def test_postgres_may_change_the_settings_that_hosted_supabase_allows(project: Database, statement: str) -> None:
     project.execute(statement)
 
 
@@ -163,7 +163,7 @@ def test_postgres_may_set_what_hosted_supabase_lets_it_set(project: Database, st
         "alter role authenticator set log_statement = 'all'",
     ],
 )
-def test_postgres_may_not_touch_the_superuser_nor_drop_reserved_roles(project: Database, statement: str) -> None:
+def test_postgres_cannot_change_the_superuser_or_drop_reserved_roles(project: Database, statement: str) -> None:
     with pytest.raises((psycopg.errors.InsufficientPrivilege, psycopg.errors.DependentObjectsStillExist)):
         project.execute(statement)
 
@@ -177,8 +177,8 @@ def test_postgres_may_not_touch_the_superuser_nor_drop_reserved_roles(project: D
         "grant supabase_realtime_admin to postgres",
     ],
 )
-def test_postgres_may_not_touch_the_owner_of_the_messages(project: Database, statement: str) -> None:
+def test_postgres_cannot_change_the_owner_of_the_messages(project: Database, statement: str) -> None:
     if project.connection.info.server_version < 160000:
-        pytest.skip("before PostgreSQL 16, CREATEROLE may change every role that is no superuser")
+        pytest.skip("before PostgreSQL 16, CREATEROLE may change every role that is not a superuser")
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         project.execute(statement)

@@ -1,4 +1,4 @@
-"""The servers that all processes of a test run share: started once, ended however the run ends, or kept for the next one."""
+"""The servers that the processes of a test run share: started once, and stopped after the run or kept for the next one."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from tests.servers import MARK, TestRun, processes_of, stop_kept
 
 @pytest.fixture(autouse=True)
 def _own_mark(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that a test begins changes it."""
+    """Restores the variable after the test, because `TestRun.begin` changes it."""
     monkeypatch.setenv(MARK, os.environ[MARK])
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 60) -> Any:
     deadline = time.monotonic() + seconds
     while not (answer := condition()):
-        assert time.monotonic() < deadline, "what was waited for did not come"
+        assert time.monotonic() < deadline, f"the condition was not met within {seconds:g} s"
         time.sleep(0.05)
     return answer
 
@@ -47,7 +47,7 @@ def wait_until(condition: Callable[[], Any], seconds: float = 60) -> Any:
         ),
     ],
 )
-def test_nothing_stays_behind_when_pytest_is_ended(
+def test_a_killed_run_leaves_no_process_and_no_folder(
     home: Path, number: signal.Signals, words: list[str], started: str
 ) -> None:
     place = Path(tempfile.mkdtemp(dir=home))
@@ -64,7 +64,7 @@ def test_nothing_stays_behind_when_pytest_is_ended(
     assert processes_of(str(folder)) == []
 
 
-def test_what_two_processes_need_is_started_once(tmp_path: Path) -> None:
+def test_a_server_that_two_processes_need_is_started_once(tmp_path: Path) -> None:
     program = """
 import sys, time
 from pathlib import Path
@@ -84,7 +84,7 @@ print(TestRun(Path(sys.argv[1])).once("server", start))
     assert (tmp_path / "starts").read_text() == "started "
 
 
-def test_only_one_process_has_its_turn(tmp_path: Path) -> None:
+def test_only_one_process_at_a_time_has_its_turn(tmp_path: Path) -> None:
     first = TestRun(tmp_path)
     first.take_turn()
     program = "import sys; from pathlib import Path; from tests.servers import TestRun; TestRun(Path(sys.argv[1])).take_turn()"
@@ -95,7 +95,7 @@ def test_only_one_process_has_its_turn(tmp_path: Path) -> None:
     assert second.wait(30) == 0
 
 
-def test_a_kept_server_serves_the_next_run_and_ends_on_request(home: Path) -> None:
+def test_a_kept_server_is_used_by_the_next_run_and_stopped_on_request(home: Path) -> None:
     kept = home / "kept"
     ports = []
     for _ in range(2):
@@ -117,12 +117,12 @@ def test_a_kept_server_serves_the_next_run_and_ends_on_request(home: Path) -> No
     assert ports[0] not in listening
 
 
-def test_a_kept_server_that_died_is_replaced(home: Path) -> None:
+def test_a_kept_server_that_has_ended_is_replaced(home: Path) -> None:
     kept = home / "replaced"
     run = TestRun.begin(kept)
     try:
         postgres = run.postgres("bare", None, is_migrated=False)
-        running = psutil.process_iter(["cmdline"])  # of a zombie it is None
+        running = psutil.process_iter(["cmdline"])  # None for a zombie
         [killed] = [each for each in running if f"{postgres.folder}/data" in " ".join(each.info["cmdline"] or [])]
         killed.kill()
         wait_until(lambda: not killed.is_running() or killed.status() == psutil.STATUS_ZOMBIE)
@@ -135,7 +135,7 @@ def test_a_kept_server_that_died_is_replaced(home: Path) -> None:
 
 
 @pytest.mark.parametrize("changed", ["migrations/1_a.sql", "functions/a/b.sql", "policies/a.sql"])
-def test_kept_servers_are_those_of_the_same_sources(
+def test_kept_servers_of_other_sources_are_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
     for name in ("migrations/1_a.sql", "functions/a/b.sql", "policies/a.sql", *servers.SOURCES[3:]):
@@ -148,4 +148,4 @@ def test_kept_servers_are_those_of_the_same_sources(
     before.mkdir(parents=True)
     (tmp_path / changed).write_text("select 2;")
     assert servers.folder_to_keep(None) != before
-    assert not before.exists(), "the servers of the earlier sources have ended"
+    assert not before.exists(), "servers of the previous sources still run"
