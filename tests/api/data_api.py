@@ -1,4 +1,4 @@
-"""The local stack's Data API on a database of its own, or any PostgREST, and those who ask it."""
+"""Runs the local stack's Data API on its own database, and sends requests to it or to any other PostgREST."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ CLEO = {"sub": "user_cleo", "role": "authenticated"}
 
 @dataclass(frozen=True)
 class DataApi:
-    """A PostgREST, or what stands in for one, and the secret that signs its tokens."""
+    """A PostgREST, or the local Data API, and the secret that signs its tokens."""
 
     address: str
     jwt_secret: str
     client: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=30))
 
     def ask(self, method: str, path: str, caller: str = "cleo", **request: Any) -> httpx.Response:
-        """`request` may have headers, in which {token} stands for the caller's, and a body: json or text."""
+        """Sends a request. `request` may have a body (json or text) and headers, in which {token} is the caller's token."""
         token = self.token(caller)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         headers |= {name: value.replace("{token}", token) for name, value in request.get("headers", {}).items()}
@@ -44,7 +44,7 @@ class DataApi:
         return self.client.request(method, self.address + path, headers=headers, content=content)
 
     def token(self, caller: str) -> str:
-        """The token of a seeded person, of a role, or of a kind that should be refused; empty for `nobody`."""
+        """The token of an example user, of a role, or an invalid one; empty for `anonymous`."""
         now = int(time.time())
         claims: dict[str, Json] = {
             **{name: {"sub": f"user_{name}", "role": "authenticated", "fva": [0, 0]} for name in PEOPLE},
@@ -69,7 +69,7 @@ class DataApi:
             return self._signed(claims[caller])
         valid = self._signed(CLEO)
         odd = {
-            "nobody": "",
+            "anonymous": "",
             "tampered": valid[:-6] + valid[-6:].swapcase(),
             "garbage": "a.b.c",
             "notjwt": "x",
@@ -79,7 +79,7 @@ class DataApi:
         return odd[caller]
 
     def _signed(self, claims: Json) -> str:
-        """A token of these claims, good for five minutes. PyJWT would refuse the odd ones."""
+        """A token with these claims, valid for five minutes. PyJWT would refuse to encode some of them."""
         parts = ({"alg": "HS256", "typ": "JWT"}, {"exp": int(time.time()) + 300} | claims)
         content = ".".join(_base64(json.dumps(part).encode()) for part in parts)
         signature = jwt.get_algorithm_by_name("HS256").sign(content.encode(), self.jwt_secret.encode())
@@ -88,7 +88,7 @@ class DataApi:
 
 @contextlib.contextmanager
 def running_data_api(database: OwnDatabase) -> Iterator[DataApi]:
-    """The local stack's Data API on the database, which gets the example tenants."""
+    """Runs the local stack's Data API on the database, which gets the example tenants."""
     remove(database.url())
     with psycopg.connect(database.url()) as connection:
         connection.execute((ROOT / "supabase/seed.sql").read_bytes())
@@ -99,7 +99,7 @@ def running_data_api(database: OwnDatabase) -> Iterator[DataApi]:
         "DATABASE_URL": database.url("authenticator"),
         "CATALOG_URL": database.url(),
         "JWT_SECRET": api.jwt_secret,
-        "CLERK_ISSUER": "http://127.0.0.1:9",  # no token here is signed by Clerk
+        "CLERK_ISSUER": "http://127.0.0.1:9",  # Clerk signs none of these tokens
     }
     process = subprocess.Popen(["node", "scripts/local/data_api/server.mjs"], cwd=ROOT, env=os.environ | environment)
     try:
@@ -116,7 +116,7 @@ def _wait_until_ready(api: DataApi, seconds: float = 30) -> None:
         try:
             assert api.ask("POST", "/rpc/ready", "service").is_success
         except httpx.TransportError:
-            assert time.monotonic() < deadline, "The Data API did not start."
+            assert time.monotonic() < deadline, f"The Data API did not start within {seconds:g} s."
             time.sleep(0.05)
         else:
             return

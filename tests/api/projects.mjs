@@ -1,10 +1,11 @@
-// What a browser does with supabase-js: lists projects, creates one, tries another tenant's. Prints JSON for test_newcomer.py.
+// A browser's calls with supabase-js: lists projects, creates one, and tries to change another tenant's. Prints JSON for
+// test_newcomer.py.
 import { createClient } from "@supabase/supabase-js";
 
 const { SUPABASE_URL, SUPABASE_PUBLISHABLE_KEY, TOKEN, OWN_ORGANIZATION, OTHER_ORGANIZATION } = process.env;
 const supabase = createClient(SUPABASE_URL, SUPABASE_PUBLISHABLE_KEY, {
   accessToken: async () => TOKEN,
-  realtime: { transport: globalThis.WebSocket ?? class {} }, // Node 20 has none, and nothing here opens one
+  realtime: { transport: globalThis.WebSocket ?? class {} }, // Node 20 has no WebSocket, and this program opens none
 });
 
 const session = await supabase.rpc("start_session");

@@ -1,7 +1,7 @@
-"""Every role, table and command, own tenant and another's, through the Data API with supabase-py; also on a restored database.
+"""Tests every role, table and command on the own and on another tenant, through the Data API with supabase-py.
 
-What a role may do is read from public.role_permissions; which permission a command on a table needs is said here, once, or in
-tests/tables. A table of the API that is missing in both fails the first test.
+The permissions of a role are read from public.role_permissions. The permission that a command on a table needs is declared here,
+or in tests/tables. The first test fails if a table of the API is missing in both. The thorough tests also use a restored database.
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ MEMBERS_ONLY = "(belonging to the organization)"
 
 @dataclass(frozen=True)
 class Access:
-    """What each command on a table needs: a permission, or one of the two above; a missing command is for nobody.
+    """The permission, or one of the two conditions above, that each command on a table needs. A missing command is forbidden.
 
-    `row` makes a row of the given organization to act on (or finds one), `new` and `changed` are what a client sends,
-    `columns` what it asks for.
+    `row` creates or finds a row of the given organization. A client sends `new` and `changed`, and selects `columns`.
     """
 
     needs: dict[str, str]
@@ -54,7 +53,7 @@ ACCESS = {
         row=f"""select p.* from public.profiles as p join public.organization_memberships as m on m.user_id = p.id
             where m.organization_id = {ORGANIZATION} and p.clerk_user_id is distinct from %(person)s
             order by p.clerk_user_id = 'user_ada' limit 1""",
-        new={"clerk_user_id": "user_forged", "organization_id": None}, changed={"full_name": "Somebody else"}, columns="id, full_name",
+        new={"clerk_user_id": "user_forged", "organization_id": None}, changed={"full_name": "Another name"}, columns="id, full_name",
     ),
     "organization_memberships": Access(
         needs={"select": "members:read"},
@@ -94,7 +93,7 @@ ACCESS = {
 
 @dataclass(frozen=True)
 class Person:
-    """Somebody who asks: the role that counts, and whose token or which key they send."""
+    """A caller: the effective role, and the user whose token is sent. Without a user, an API key is sent."""
 
     name: str
     role: str | None
@@ -111,14 +110,14 @@ PEOPLE = (
     Person("viewer", "viewer", "user_dee"),
     Person("owner without second factor", "viewer", "user_eve", "org_globex", "org_acme", second_factor=False),
     Person("admin without second factor", "viewer", "user_ben", second_factor=False),
-    Person("nobody signed in", None),
+    Person("anonymous", None),
     Person("the service's own key", None),
 )
 
 
 @pytest.fixture(scope="module", params=["live", pytest.param("restored", marks=pytest.mark.thorough)])
 def stack(request: pytest.FixtureRequest, stack: Stack, home: Path) -> Iterator[Stack]:
-    """The running stack; and another, whose database is replaced by a backup of it."""
+    """The running stack, and another one whose database is restored from a backup of it."""
     if request.param == "live":
         yield stack
         return
@@ -151,7 +150,7 @@ def client(stack: Stack, person: Person) -> Client:
 
 @functools.cache
 def client_with(url: str, key: str, token: str | None) -> Client:
-    """Making a client takes longer than most requests, so people keep theirs while their token lasts."""
+    """Creating a client takes longer than most requests, so clients are cached while their token is valid."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     return create_client(url, key, ClientOptions(headers=headers))
 
@@ -171,7 +170,7 @@ def is_allowed(database: psycopg.Connection[dict[str, Any]], person: Person, nee
 
 
 def try_command(asking: Client, table: str, command: str, row: dict[str, Any], tenant_id: str) -> bool:
-    """Whether the command did what it says. A refusal is an empty answer or 42501, and nothing else."""
+    """Whether the command succeeded. A refusal must be an empty answer or the code 42501."""
     access = ACCESS[table]
     key = "id" if "id" in row else "permission"
     try:
@@ -202,7 +201,7 @@ def count(database: psycopg.Connection[dict[str, Any]], table: str) -> int:
     return int(rows["rows"])
 
 
-def test_every_table_of_the_api_is_in_the_matrix(database: psycopg.Connection[dict[str, Any]]) -> None:
+def test_every_table_of_the_api_is_tested(database: psycopg.Connection[dict[str, Any]]) -> None:
     tables = database.execute(
         "select relname from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'p', 'v', 'm', 'f')"
     )

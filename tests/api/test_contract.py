@@ -1,11 +1,11 @@
-"""The Data API answers as PostgREST does: postgrest_answers.json has requests and a real PostgREST's answers.
+"""The Data API answers like PostgREST: postgrest_answers.json has requests, and the answers of a real PostgREST.
 
-PostgREST 14.17 answered in this order, on the seeded database; later requests see what earlier ones wrote. Adapt an answer
-when the schema changes. Unlike hosted projects, that server did not load the extension safeupdate: the two answers
+PostgREST 14.17 gave the answers in this order, on the seeded database; later requests see the rows of earlier ones. Adapt an
+answer when the schema changes. That server did not load the extension safeupdate, which hosted projects have: the two answers
 `requires a WHERE clause` are from its source.
 
-In the file, `as` names the caller (see tests/api/data_api.py). {acme} and {globex} stand for the ids of the two tenants,
-U0, U1 … for ids in the order of their appearance in an answer, and T for a moment before its zone. … ends a list that was cut.
+In the file, `as` is the caller (see tests/api/data_api.py). {acme} and {globex} are the ids of the two tenants. U0, U1 …
+replace ids in the order of their appearance in an answer, and T replaces a time before its zone. … ends a shortened list.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ HEADERS = (
     "location", "allow", "www-authenticate",
 )  # fmt: skip
 
-SYNTAX = "The details of a syntax error are worded differently; status, code and message agree."
+SYNTAX = "The details of a syntax error differ; status, code and message are the same."
 OPENAPI = "Lite does not describe the tables. Types come from `supabase gen types`, which reads the database."
-# Where the local stack answers differently, and why no client depends on it.
+# The answers of the local stack that differ, and why no client depends on them.
 DIFFERENCES = {
     "GET projects?order=title.nope": SYNTAX,
     "GET projects?title=badop.x": SYNTAX,
     "GET projects?or=()": SYNTAX,
     "GET projects?select=title,organizations!inner(name,nope)&limit=1":
-        "The message names the column with the wrong table. Status and code agree.",
+        "The message names the column with the wrong table. Status and code are the same.",
     "GET projects?select=title&title=eq.%00":
-        "Postgres refuses a NUL in a filter with 400; PostgREST cuts the text there. No text in Postgres has one.",
-    "W PUT": "PUT without the key in its body is refused with 400 by both, with another code.",
-    "geojson": "Refused by both: there is no PostGIS.",
+        "Postgres refuses a NUL in a filter with 400; PostgREST truncates the text there. Texts in Postgres have no NUL.",
+    "W PUT": "Both refuse a PUT without the key in its body with 400, but with different codes.",
+    "geojson": "Both refuse it, because there is no PostGIS.",
     "openapi root": OPENAPI,
     "openapi root anon": OPENAPI,
 }  # fmt: skip
@@ -60,27 +60,27 @@ def data_api(request: pytest.FixtureRequest, test_run: TestRun) -> Iterator[Data
         yield api
 
 
-def test_every_answer_is_that_of_postgrest(data_api: DataApi, request: pytest.FixtureRequest) -> None:
-    listed = {} if request.config.getoption("--data-api-url") else DIFFERENCES
+def test_every_answer_is_the_same_as_postgrests(data_api: DataApi, request: pytest.FixtureRequest) -> None:
+    known = {} if request.config.getoption("--data-api-url") else DIFFERENCES
     ids = tenant_ids(data_api)
     found: dict[str, str] = {}
     for each in REQUESTS:
-        asked = with_values(each, ids)
-        body = {kind: asked[kind] for kind in ("headers", "json", "text") if kind in asked}
-        answer = answer_of(data_api.ask(asked["method"], asked["path"], asked["as"], **body), each["answer"])
+        sent = fill_in(each, ids)
+        body = {kind: sent[kind] for kind in ("headers", "json", "text") if kind in sent}
+        answer = answer_of(data_api.ask(sent["method"], sent["path"], sent["as"], **body), each["answer"])
         if answer != each["answer"]:
             found[each["name"]] = f"PostgREST {json.dumps(each['answer'])}\n  here      {json.dumps(answer)}"
-    new = [f"{name}:\n  {answers}" for name, answers in found.items() if name not in listed]
+    new = [f"{name}:\n  {answers}" for name, answers in found.items() if name not in known]
     assert not new, f"{len(new)} answers differ from PostgREST's:\n" + "\n".join(new)
-    assert not listed.keys() - found.keys(), "These answers are PostgREST's now: remove them from DIFFERENCES."
+    assert not known.keys() - found.keys(), "These answers no longer differ: remove them from DIFFERENCES."
 
 
 def tenant_ids(api: DataApi) -> dict[str, str]:
     return {row["slug"]: row["id"] for row in api.ask("GET", "/organizations?select=slug,id", "ada").json()}
 
 
-def with_values(request: Json, ids: dict[str, str]) -> Json:
-    """The request with ids and long texts in place of what stands for them."""
+def fill_in(request: Json, ids: dict[str, str]) -> Json:
+    """Replaces the placeholders of ids and long texts in a request."""
     many = ",".join(str(uuid.uuid5(uuid.NAMESPACE_URL, str(number))) for number in range(300))
     text = json.dumps(request).replace("{300 ids}", many)
     for name, tenant_id in ids.items():
@@ -97,8 +97,8 @@ def _expand(value: Json) -> Json | str:
 
 
 def answer_of(response: httpx.Response, expected: Json) -> Json:
-    """The answer in the file's form."""
-    headers = {name: without_chance(response.headers[name]) for name in HEADERS if name in response.headers}
+    """The answer in the format of the file."""
+    headers = {name: mask_random_values(response.headers[name]) for name in HEADERS if name in response.headers}
     return {"status": response.status_code, "headers": headers, "body": body_of(response, expected["body"])}
 
 
@@ -108,13 +108,13 @@ def body_of(response: httpx.Response, expected: Any) -> Any:
         return "(the OpenAPI document)"
     if "json" not in kind or not response.text:
         return response.text
-    body = json.loads(without_chance(response.text))
+    body = json.loads(mask_random_values(response.text))
     is_cut = isinstance(body, list) and isinstance(expected, list) and expected[-1:] == ["…"]
     return [*body[: len(expected) - 1], "…"] if is_cut else body
 
 
-def without_chance(text: str) -> str:
-    """The text with U0, U1 … in place of ids and T in place of moments."""
+def mask_random_values(text: str) -> str:
+    """Replaces ids by U0, U1 …, and times by T."""
     ids: dict[str, str] = {}
     text = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", lambda m: ids.setdefault(m[0], f"U{len(ids)}"), text)
     return re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?([+-])\d\d:\d\d", r"T\2", text)

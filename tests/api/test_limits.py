@@ -1,4 +1,4 @@
-"""The limit on writes through the Data API, over HTTP: switched on and off with the statements of docs/limits.md."""
+"""The limit on writes through the Data API. The statements of docs/limits.md switch it on and off."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BURST = 100
 RELOAD_SECONDS = 10
 PAGE = (ROOT / "docs/limits.md").read_text()
 SWITCH_ON, SWITCH_OFF = re.findall(r"^```sql\n(alter role .*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-# A bucket whose time is ahead is not refilled: its tokens are exactly the writes that are left.
+# A bucket with a future time is not refilled, so its tokens are exactly the remaining writes.
 FILL = """
 insert into app.rate_limits as l values (app.rate_limit_caller(%s), %s, clock_timestamp() + interval '1 hour')
 on conflict (caller) do update set tokens = excluded.tokens, refilled_at = excluded.refilled_at
@@ -29,7 +29,7 @@ Ask = Callable[..., httpx.Response]
 
 @pytest.fixture
 def postgres(stack: Stack) -> Iterator[psycopg.Connection[Any]]:
-    """The SQL editor. Afterwards nothing limits the other tests."""
+    """A connection like the SQL editor's. Afterwards the limit is off again for other tests."""
     with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
         try:
             yield connection
@@ -41,7 +41,7 @@ def postgres(stack: Stack) -> Iterator[psycopg.Connection[Any]]:
 
 @pytest.fixture
 def editor(stack: Stack, postgres: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
-    """The SQL editor after the limit was switched on."""
+    """The same connection, with the limit switched on."""
     postgres.execute(SWITCH_ON)
     _wait_until(stack, limited=True)
     return postgres
@@ -49,7 +49,7 @@ def editor(stack: Stack, postgres: psycopg.Connection[Any]) -> psycopg.Connectio
 
 @pytest.fixture
 def ask(stack: Stack) -> Iterator[Ask]:
-    """Sends a request to the Data API as a person, or as the service."""
+    """Returns a function that sends a request to the Data API as a user, or as the service."""
     with httpx.Client(base_url=f"{stack.environment['SUPABASE_URL']}/rest/v1") as client:
 
         def send(method: str, path: str, user: str | None = "user_cleo", **more: Any) -> httpx.Response:
@@ -64,12 +64,12 @@ def ask(stack: Stack) -> Iterator[Ask]:
 
 
 def _write(ask: Ask, user: str = "user_cleo") -> int:
-    """A write that changes no row, and its status."""
+    """The status of a write that changes no row."""
     return ask("PATCH", "/organizations?name=eq.nothing", user, json={"name": "x"}).status_code
 
 
 def _is_limited(stack: Stack) -> bool:
-    """Anonymous requests show it: they may not call the function, which comes before the table."""
+    """Whether an anonymous request fails at the limit's function, which it may not call, and not at the table."""
     url = f"{stack.environment['SUPABASE_URL']}/rest/v1/organizations"
     answer = httpx.get(url, headers={"apikey": stack.environment["SUPABASE_PUBLISHABLE_KEY"]})
     assert (answer.status_code, answer.json()["code"]) == (401, "42501")
@@ -77,14 +77,14 @@ def _is_limited(stack: Stack) -> bool:
 
 
 def _wait_until(stack: Stack, *, limited: bool) -> None:
-    """PostgREST reads its configuration again soon after the notification, not at once."""
+    """Waits until PostgREST has reloaded its configuration, which happens soon after the notification."""
     deadline = time.monotonic() + RELOAD_SECONDS
     while _is_limited(stack) != limited:
-        assert time.monotonic() < deadline, "The Data API did not read its configuration again."
+        assert time.monotonic() < deadline, "The Data API did not reload its configuration."
         time.sleep(0.02)
 
 
-def test_a_person_writes_a_hundred_times_at_once_and_the_next_write_gets_429(
+def test_a_user_may_write_a_hundred_times_at_once_and_the_next_write_gets_429(
     editor: psycopg.Connection[Any], ask: Ask
 ) -> None:
     assert _write(ask) == 204
@@ -92,7 +92,7 @@ def test_a_person_writes_a_hundred_times_at_once_and_the_next_write_gets_429(
     assert [_write(ask) for _ in range(BURST)] == [204] * (BURST - 1) + [429]
 
 
-def test_the_refusal_names_the_seconds_after_which_a_write_passes(editor: psycopg.Connection[Any], ask: Ask) -> None:
+def test_the_refusal_has_the_seconds_after_which_a_write_is_accepted(editor: psycopg.Connection[Any], ask: Ask) -> None:
     editor.execute(FILL, ["user_cleo", -40])
     editor.execute("update app.rate_limits set refilled_at = clock_timestamp()")
     refused = ask("PATCH", "/organizations?name=eq.nothing", json={"name": "x"})
@@ -107,7 +107,7 @@ def test_the_refusal_names_the_seconds_after_which_a_write_passes(editor: psycop
     assert _write(ask) == 204
 
 
-def test_supabase_clients_get_the_code_and_the_seconds(editor: psycopg.Connection[Any], stack: Stack) -> None:
+def test_supabase_clients_receive_the_code_and_the_seconds(editor: psycopg.Connection[Any], stack: Stack) -> None:
     editor.execute(FILL, ["user_cleo", 0])
     options = ClientOptions(headers={"Authorization": f"Bearer {stack.token('user_cleo', 'org_acme')}"})
     cleo = create_client(
@@ -119,7 +119,7 @@ def test_supabase_clients_get_the_code_and_the_seconds(editor: psycopg.Connectio
     assert re.fullmatch(r"Try again in \d+ s\.", refusal.value.hint or "")
 
 
-def test_only_writes_of_one_person_are_limited(editor: psycopg.Connection[Any], ask: Ask) -> None:
+def test_only_writes_are_limited_and_each_user_separately(editor: psycopg.Connection[Any], ask: Ask) -> None:
     editor.execute(FILL, ["user_cleo", 1])
     assert [_write(ask), _write(ask), _write(ask, "user_ben")] == [204, 429, 204]
     assert ask("POST", "/rpc/start_session", json={}).status_code == 429
@@ -128,7 +128,7 @@ def test_only_writes_of_one_person_are_limited(editor: psycopg.Connection[Any], 
     assert ask("POST", "/rpc/ready", None, json={}).status_code == 200
 
 
-def test_the_service_passes_the_refusal_on(editor: psycopg.Connection[Any], stack: Stack) -> None:
+def test_the_service_returns_the_refusal_to_its_client(editor: psycopg.Connection[Any], stack: Stack) -> None:
     editor.execute(FILL, ["user_cleo", 0])
     headers = {"Authorization": f"Bearer {stack.token('user_cleo', 'org_acme')}", "Cache-Control": "no-cache"}
     refused = httpx.get(f"{stack.environment['SERVICE_URL']}/api/v1/me", headers=headers)
@@ -136,20 +136,20 @@ def test_the_service_passes_the_refusal_on(editor: psycopg.Connection[Any], stac
     assert (refused.json()["type"], refused.json()["limit"]) == ("urn:problem:ballast:rate-limited", "writes")
 
 
-def test_a_call_of_a_stable_function_is_a_read(editor: psycopg.Connection[Any], ask: Ask) -> None:
+def test_a_call_of_a_stable_function_counts_as_a_read(editor: psycopg.Connection[Any], ask: Ask) -> None:
     editor.execute(FILL, ["user_cleo", 0])
     arguments = {"organization_id": "00000000-0000-0000-0000-000000000000", "permission": "projects:read"}
     assert ask("POST", "/rpc/has_permission", json=arguments).status_code == 200
 
 
-def test_a_write_that_fails_is_not_counted(editor: psycopg.Connection[Any], ask: Ask) -> None:
+def test_a_failed_write_is_not_counted(editor: psycopg.Connection[Any], ask: Ask) -> None:
     editor.execute(FILL, ["user_cleo", 1])
     refused = ask("PATCH", "/organizations?name=eq.nothing", json={"clerk_org_id": "org_other"})
     assert (refused.status_code, refused.json()["code"]) == (403, "42501")
     assert [_write(ask), _write(ask)] == [204, 429]
 
 
-def test_it_is_off_until_postgrest_is_notified_and_off_again_afterwards(
+def test_the_limit_starts_with_the_notification_and_can_be_switched_off(
     postgres: psycopg.Connection[Any], stack: Stack, ask: Ask
 ) -> None:
     postgres.execute(FILL, ["user_cleo", 0])

@@ -1,4 +1,4 @@
-"""PostgREST's behaviour that no request of the contract shows, on tables and functions of the test's own."""
+"""PostgREST's behaviour that the requests of test_contract.py do not cover, on tables and functions of this test."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def data_api(request: pytest.FixtureRequest, test_run: TestRun) -> Iterator[Data
 
 @pytest.fixture
 def ids(data_api: DataApi) -> list[int]:
-    """The ids of three measures of the test's own."""
+    """The ids of three new measures."""
     ids = [uuid.uuid4().int % 2**40 + number for number in range(3)]
     created = data_api.ask("POST", "/measures", json=[{"id": id_, "title": "new"} for id_ in ids])
     assert created.status_code == 201, created.text
@@ -71,7 +71,7 @@ def test_a_change_without_a_filter_is_refused(data_api: DataApi, ids: list[int],
     assert titles(data_api, ids) == {"new"}
 
 
-def test_a_change_of_no_columns_needs_no_filter(data_api: DataApi) -> None:
+def test_an_update_without_columns_needs_no_filter(data_api: DataApi) -> None:
     assert data_api.ask("PATCH", "/measures", json={}).status_code == 204
 
 
@@ -86,7 +86,7 @@ def test_a_change_of_several_rows_as_one_object_is_rolled_back(
     assert titles(data_api, ids) == {"new"}
 
 
-def test_a_change_of_one_row_as_one_object_is_kept(data_api: DataApi, ids: list[int]) -> None:
+def test_a_change_of_one_row_as_one_object_is_committed(data_api: DataApi, ids: list[int]) -> None:
     headers = OBJECT | {"Prefer": "return=minimal"}
     answer = data_api.ask("PATCH", f"/measures?id=eq.{ids[0]}", headers=headers, json={"title": "changed"})
     assert (answer.status_code, answer.headers["preference-applied"]) == (204, "return=minimal")
@@ -129,7 +129,7 @@ def test_the_status_follows_the_sqlstate(data_api: DataApi, code: str, status: i
 
 
 @pytest.mark.parametrize("kind", ["text", "xml", "bytea"])
-def test_a_body_that_is_no_json_needs_a_function_with_such_a_parameter(data_api: DataApi, kind: str) -> None:
+def test_a_body_that_is_not_json_needs_a_function_with_such_a_parameter(data_api: DataApi, kind: str) -> None:
     types = {"text": "text/plain", "xml": "text/xml", "bytea": "application/octet-stream"}
     refused = data_api.ask("POST", "/rpc/timezone", headers={"Content-Type": types[kind]})
     assert (refused.status_code, refused.json()["code"]) == (404, "PGRST202")
@@ -173,7 +173,7 @@ def test_numbers_keep_their_digits_in_functions(data_api: DataApi) -> None:
 @pytest.mark.parametrize(
     "value", ['"{\\"a\\": 1}"', '"text"', '"1"', "5", "12345678901234567890", "[1]", "{}", "true", "null"]
 )
-def test_json_columns_and_arguments_keep_what_the_client_wrote(data_api: DataApi, ids: list[int], value: str) -> None:
+def test_json_columns_and_arguments_are_stored_unchanged(data_api: DataApi, ids: list[int], value: str) -> None:
     headers = {"Prefer": "return=representation"}
     row = data_api.ask("PATCH", f"/measures?id=eq.{ids[0]}&select=notes", headers=headers, text=f'{{"notes": {value}}}')
     assert row.text == f'[{{"notes":{value}}}]'
@@ -184,7 +184,7 @@ def test_json_columns_and_arguments_keep_what_the_client_wrote(data_api: DataApi
 
 
 @pytest.mark.parametrize("text", ["true", "12", "12.50", '{"a":1}', "as is", "*", "\\\\u0041", "null"])
-def test_texts_keep_what_the_client_wrote(data_api: DataApi, ids: list[int], text: str) -> None:
+def test_texts_are_stored_unchanged(data_api: DataApi, ids: list[int], text: str) -> None:
     headers = {"Prefer": "return=representation"}
     row = data_api.ask("PATCH", f"/measures?id=eq.{ids[0]}&select=title", headers=headers, json={"title": text})
     assert row.json() == [{"title": text}]
@@ -199,19 +199,19 @@ def test_a_missing_column_is_null_unless_the_default_is_preferred(data_api: Data
     assert created.json() == [{"status": "active"}, {"status": "archived"}]
 
 
-def test_a_row_is_put_in_its_place(data_api: DataApi, ids: list[int]) -> None:
+def test_put_replaces_a_row(data_api: DataApi, ids: list[int]) -> None:
     headers = {"Prefer": "return=representation"}
     row = {"id": ids[0], "amount": None, "notes": {"a": "1"}, "title": "12", "parts": None, "status": "new"}
     changed = data_api.ask("PUT", f"/measures?id=eq.{ids[0]}", headers=headers, json=row)
     assert (changed.status_code, changed.json()) == (200, [row])
 
 
-def test_one_object_has_its_location(data_api: DataApi, ids: list[int]) -> None:
+def test_one_object_has_a_content_location(data_api: DataApi, ids: list[int]) -> None:
     answer = data_api.ask("GET", f"/measures?id=eq.{ids[0]}", headers=OBJECT)
     assert answer.headers["content-location"] == f"/measures?id=eq.{ids[0]}"
 
 
-def test_preferences_are_named_in_the_answer(data_api: DataApi, ids: list[int]) -> None:
+def test_applied_preferences_are_listed_in_the_answer(data_api: DataApi, ids: list[int]) -> None:
     headers = {"Prefer": "timezone=Europe/Berlin, handling=strict, max-affected=1, count=exact, return=minimal"}
     answer = data_api.ask("PATCH", f"/measures?id=eq.{ids[0]}", headers=headers, json={"title": "named"})
     assert answer.headers["preference-applied"] == (
@@ -219,20 +219,20 @@ def test_preferences_are_named_in_the_answer(data_api: DataApi, ids: list[int]) 
     )
 
 
-def test_an_error_inside_a_function_keeps_its_words(data_api: DataApi) -> None:
+def test_an_error_inside_a_function_keeps_its_message(data_api: DataApi) -> None:
     assert data_api.ask("POST", "/rpc/misspell").json()["message"] == 'column "nope" does not exist'
     assert data_api.ask("PATCH", "/measures?nope=eq.1", json={"title": "x"}).json()["message"] == (
         "column measures.nope does not exist"
     )
 
 
-def test_a_function_chooses_its_own_status(data_api: DataApi) -> None:
+def test_a_function_may_set_the_status(data_api: DataApi) -> None:
     answer = data_api.ask("POST", "/rpc/choose_status", json={"status": 422})
     assert (answer.status_code, answer.json()) == (422, {"code": "mine"})
     assert "proxy-status" not in answer.headers
 
 
-def test_like_any_knows_the_star(data_api: DataApi, ids: list[int]) -> None:
+def test_like_any_accepts_a_star(data_api: DataApi, ids: list[int]) -> None:
     found = data_api.ask("GET", f"/measures?{matching(ids)}&title=like(any).{{*e*,x}}&select=title")
     assert len(found.json()) == 3
     nested = data_api.ask(
@@ -261,7 +261,7 @@ def test_long_numbers_keep_their_digits_in_urls(data_api: DataApi) -> None:
         ("title.eq.read,and(readings.is.null,title.eq.none)", {"read"}),
     ],
 )
-def test_a_null_check_of_an_embedded_table_is_an_alternative(
+def test_a_null_check_of_an_embedded_table_can_be_an_alternative(
     data_api: DataApi, ids: list[int], alternatives: str, found: set[str]
 ) -> None:
     assert data_api.ask("PATCH", f"/measures?id=eq.{ids[0]}", json={"title": "read"}).is_success
@@ -274,7 +274,7 @@ def test_a_null_check_of_an_embedded_table_is_an_alternative(
     assert readings.json() == [{"measures": {"title": "read"}}]
 
 
-def test_head_on_a_function_takes_arguments(data_api: DataApi) -> None:
+def test_head_on_a_function_accepts_arguments(data_api: DataApi) -> None:
     answer = data_api.ask("HEAD", "/rpc/echo_numbers?big=1&exact=1&document={}&words=x")
     assert (answer.status_code, answer.text) == (200, "")
 
@@ -286,7 +286,7 @@ def test_the_preferred_time_zone_is_applied(data_api: DataApi) -> None:
 
 
 @pytest.mark.parametrize("text", ['{"title": "\\ud800"}', b'{"title": "\xff"}', '{"title": '])
-def test_a_body_that_is_no_utf8_json_is_refused(data_api: DataApi, ids: list[int], text: str | bytes) -> None:
+def test_a_body_that_is_not_utf8_json_is_refused(data_api: DataApi, ids: list[int], text: str | bytes) -> None:
     refused = data_api.ask("PATCH", f"/measures?{matching(ids)}", text=text)
     assert (refused.status_code, refused.json()["code"]) == (400, "PGRST102")
     assert titles(data_api, ids) == {"new"}

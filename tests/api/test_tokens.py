@@ -1,4 +1,4 @@
-"""Which tokens the Data API accepts, and how it answers the others: the rules of PostgREST, on hosted Supabase too."""
+"""The Data API accepts and refuses tokens by the rules of PostgREST, which hosted Supabase uses too."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ LEEWAY = 30
 
 
 def mint_token(stack: Stack, **claims: Any) -> str:
-    """A token of Ada's, signed by Clerk's stand-in; a claim that is None is left out."""
+    """A token of Ada from the Clerk stand-in. Claims that are None are omitted."""
     url = f"{stack.environment['CLERK_ISSUER']}/stand-in/tokens"
     return str(httpx.post(url, json={"user_id": "user_ada", "claims": claims}).json()["token"])
 
 
-def signed_by_the_project(stack: Stack, payload: dict[str, Any] | bytes) -> str:
+def sign_by_project(stack: Stack, payload: dict[str, Any] | bytes) -> str:
     secret = json.loads((stack.home / "secrets.json").read_text())["jwt_secret"]
     body = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
     return jwt.PyJWS().encode(body, secret, "HS256")
@@ -52,7 +52,7 @@ def now() -> int:
     ],
     ids=str,
 )
-def test_a_token_that_a_known_key_signed_is_accepted(stack: Stack, claims: dict[str, Any]) -> None:
+def test_a_token_signed_by_a_known_key_is_accepted(stack: Stack, claims: dict[str, Any]) -> None:
     claims = {name: now() + value if isinstance(value, int) else value for name, value in claims.items()}
     answer = read(stack, mint_token(stack, **claims))
     assert answer.status_code == httpx.codes.OK, answer.text
@@ -61,13 +61,13 @@ def test_a_token_that_a_known_key_signed_is_accepted(stack: Stack, claims: dict[
 
 @pytest.mark.parametrize("subject", [None, "user_nobody", 5, ["user_ada"], {"id": "user_ada"}, ""])
 @pytest.mark.parametrize("path", ["projects", "profiles?select=id", "organizations", "rpc/my_permissions"])
-def test_a_token_without_a_person_reads_nothing(stack: Stack, subject: object, path: str) -> None:
+def test_a_token_without_a_known_user_reads_nothing(stack: Stack, subject: object, path: str) -> None:
     answer = read(stack, mint_token(stack, sub=subject), path)
     assert (answer.status_code, answer.json()) == (httpx.codes.OK, [])
 
 
-def test_a_token_that_the_project_signed_is_that_person(stack: Stack) -> None:
-    answer = read(stack, signed_by_the_project(stack, {"sub": "user_cleo", "role": "authenticated"}))
+def test_a_token_signed_by_the_project_identifies_its_user(stack: Stack) -> None:
+    answer = read(stack, sign_by_project(stack, {"sub": "user_cleo", "role": "authenticated"}))
     assert answer.json() == read(stack, stack.token("user_cleo")).json() != []
 
 
@@ -84,7 +84,7 @@ def test_a_token_that_the_project_signed_is_that_person(stack: Stack) -> None:
     ],
     ids=str,
 )
-def test_claims_that_do_not_count_are_refused(stack: Stack, claims: dict[str, Any], message: str) -> None:
+def test_invalid_claims_are_refused(stack: Stack, claims: dict[str, Any], message: str) -> None:
     moved = {name: now() + value if type(value) is int and name != "aud" else value for name, value in claims.items()}
     answer = read(stack, mint_token(stack, **moved))
     assert refusal(answer) == (401, "PGRST303", message, None)
@@ -92,8 +92,8 @@ def test_claims_that_do_not_count_are_refused(stack: Stack, claims: dict[str, An
 
 
 def test_claims_that_are_not_an_object_are_refused(stack: Stack) -> None:
-    for payload in (b"[]", b"null", b'"text"', b"no JSON", b"\xff"):
-        answer = read(stack, signed_by_the_project(stack, payload))
+    for payload in (b"[]", b"null", b'"text"', b"not JSON", b"\xff"):
+        answer = read(stack, sign_by_project(stack, payload))
         assert refusal(answer) == (401, "PGRST303", "Parsing claims failed", None)
 
 
@@ -112,28 +112,28 @@ def test_claims_that_are_not_an_object_are_refused(stack: Stack) -> None:
     ],
     ids=str,
 )
-def test_a_role_that_may_not_be_taken_is_refused(stack: Stack, role: object, answered: Answer) -> None:
+def test_a_role_that_a_token_may_not_use_is_refused(stack: Stack, role: object, answered: Answer) -> None:
     answer = read(stack, mint_token(stack, role=role))
     assert refusal(answer) == answered
     assert answer.headers.get("www-authenticate") == ("Bearer" if answer.status_code == 401 else None)
 
 
-def test_a_role_of_null_is_a_role_of_that_name(stack: Stack) -> None:
-    answer = read(stack, signed_by_the_project(stack, {"sub": "user_ada", "role": None}))
+def test_the_role_null_is_treated_as_a_role_with_this_name(stack: Stack) -> None:
+    answer = read(stack, sign_by_project(stack, {"sub": "user_ada", "role": None}))
     assert refusal(answer) == (401, "22023", 'role "null" does not exist', None)
 
 
-def test_a_token_that_no_known_key_signed_is_refused(stack: Stack) -> None:
+def test_a_token_signed_by_an_unknown_key_is_refused(stack: Stack) -> None:
     claims = {"sub": "user_ada", "role": "authenticated"}
     [key] = httpx.get(f"{stack.environment['CLERK_ISSUER']}/.well-known/jwks.json").json()["keys"]
     kid = {"kid": key["kid"]}
-    stranger = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    unknown_key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     modulus = base64.urlsafe_b64decode(key["n"] + "==")
     header, body, signature = mint_token(stack).split(".")
     forged = base64.urlsafe_b64encode(json.dumps(claims | {"sub": "user_ben"}).encode()).rstrip(b"=").decode()
     message, none_decodes = "No suitable key or wrong key type", "None of the keys was able to decode the JWT"
     for token in (
-        jwt.encode(claims, stranger, "RS256", headers=kid),
+        jwt.encode(claims, unknown_key, "RS256", headers=kid),
         jwt.encode(claims, "another secret of a sufficient length", "HS256"),
         jwt.encode(claims, modulus, "HS256"),  # the public key as a shared secret
         f"{header}.{forged}.{signature}",
@@ -141,7 +141,7 @@ def test_a_token_that_no_known_key_signed_is_refused(stack: Stack) -> None:
     ):
         assert refusal(read(stack, token)) == (401, "PGRST301", message, none_decodes)
     for token in (
-        jwt.encode(claims, stranger, "RS256", headers={"kid": "ins_another"}),
+        jwt.encode(claims, unknown_key, "RS256", headers={"kid": "ins_another"}),
         jwt.encode(claims, "another secret of a sufficient length" * 2, "HS512"),
     ):
         answered = (401, "PGRST301", message, "No suitable key was found to decode the JWT")
@@ -169,7 +169,7 @@ def test_a_token_that_is_not_a_jwt_is_refused(stack: Stack, token: str, message:
     assert answer.headers["www-authenticate"] == f'Bearer error="invalid_token", error_description="{message}"'
 
 
-def test_another_scheme_than_bearer_is_no_token(stack: Stack) -> None:
+def test_a_header_with_another_scheme_than_bearer_is_anonymous(stack: Stack) -> None:
     headers = {"apikey": stack.environment["SUPABASE_PUBLISHABLE_KEY"], "Authorization": "Basic YTpi"}
     answer = httpx.get(f"{stack.environment['SUPABASE_URL']}/rest/v1/projects", headers=headers)
     assert refusal(answer) == (401, "42501", "permission denied for table projects", None)
@@ -180,8 +180,8 @@ def call(stack: Stack, function: str, token: str, arguments: dict[str, Any]) -> 
     return httpx.post(f"{stack.environment['SUPABASE_URL']}/rest/v1/rpc/{function}", headers=headers, json=arguments)
 
 
-def test_a_clerk_token_with_the_services_role_is_not_the_service(stack: Stack) -> None:
-    """PostgREST lets it take the role: the database refuses."""
+def test_a_clerk_token_with_the_role_service_role_is_not_the_service(stack: Stack) -> None:
+    """PostgREST accepts the role; the database refuses the call."""
     token = mint_token(stack, role="service_role")
     event = {
         "message_id": "msg_forged",
@@ -199,6 +199,6 @@ def test_a_clerk_token_with_the_services_role_is_not_the_service(stack: Stack) -
         assert refusal(read(stack, token, table)) == (403, "42501", f"permission denied for table {table}", None)
 
 
-def test_a_token_of_the_project_with_the_services_role_is_the_service(stack: Stack) -> None:
+def test_a_project_token_with_the_role_service_role_is_the_service(stack: Stack) -> None:
     claims = {"iss": "supabase", "ref": "abcdefghijklmnopqrst", "role": "service_role", "iat": now(), "exp": now() + 60}
-    assert call(stack, "ready", signed_by_the_project(stack, claims), {}).json() is True
+    assert call(stack, "ready", sign_by_project(stack, claims), {}).json() is True
