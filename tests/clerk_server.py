@@ -1,4 +1,4 @@
-"""Clerk's Backend API over real HTTP: the stand-in's, in a thread, with a directory that a test fills and failures it chooses."""
+"""Runs the stand-in's Backend API in a thread, with a directory that the test fills and responses that it may replace."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ INSTANCE = "ins_test"
 
 @dataclass
 class ClerkServer:
-    """`before` sees each request and may answer it itself."""
+    """A running server. `before` is called with each request, and may return the response itself."""
 
     url: str = ""
     directory: Directory = field(default_factory=Directory)
@@ -38,7 +38,7 @@ class ClerkServer:
         return {"CLERK_API_URL": self.url, "CLERK_SECRET_KEY": SECRET_KEY}
 
     def put(self, *objects: Json) -> None:
-        """Lets Clerk have these objects, of any kind, and tells nobody."""
+        """Stores objects of any kind, without an event."""
         places = {
             "user": self.directory.users,
             "organization": self.directory.organizations,
@@ -49,19 +49,19 @@ class ClerkServer:
             places[each["object"]][each["id"]] = json.loads(json.dumps(each))
 
     def forget(self, clerk_id: str) -> None:
-        """Lets Clerk delete an object and what belongs to it, and tells nobody."""
+        """Deletes an object and its dependents, without an event."""
         self.directory._remove(clerk_id)
         self.directory.invitations.pop(clerk_id, None)
 
     def become(self, clerk: Clerk, prefix: str) -> None:
-        """Has what a simulated Clerk has now."""
+        """Replaces all objects by those of a simulated Clerk."""
         self.directory = Directory()
         everything = [each for objects in list_objects(clerk).values() for each in objects]
         self.put(*json.loads(json.dumps(everything).replace("~", prefix)))
 
 
 def list_objects(clerk: Clerk) -> dict[str, list[Json]]:
-    """What a simulated Clerk would list, by kind."""
+    """The objects of a simulated Clerk, by kind."""
     memberships = [
         events.membership(
             known["id"], clerk.organizations[known["org"]], clerk.users[known["user"]], known["role"],
@@ -89,7 +89,7 @@ def running_clerk(*limits: Limit) -> Iterator[ClerkServer]:
 
     async def start() -> web.AppRunner:
         application = web.Application(middlewares=[record, _report_failures])
-        backend = BackendApi(_Current(server), SECRET_KEY, lambda *_: None, INSTANCE, limits)  # type: ignore[arg-type]
+        backend = BackendApi(_CurrentDirectory(server), SECRET_KEY, lambda *_: None, INSTANCE, limits)  # type: ignore[arg-type]
         application.add_subapp("/v1/", backend.application())
         runner = web.AppRunner(application, access_log=None)
         await runner.setup()
@@ -109,8 +109,8 @@ def running_clerk(*limits: Limit) -> Iterator[ClerkServer]:
         loop.close()
 
 
-class _Current:
-    """The directory that the server has now."""
+class _CurrentDirectory:
+    """The server's directory, even after `become` has replaced it."""
 
     def __init__(self, server: ClerkServer) -> None:
         self._server = server

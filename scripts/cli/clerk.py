@@ -1,4 +1,4 @@
-"""`ballast clerk`: signed events for the service, and the two commands that read Clerk's directory."""
+"""`ballast clerk`: sends signed events to the service, imports Clerk's data, and compares it with the database."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from scripts.local.stack import client_environment
 from scripts.schema import database
 from scripts.schema.database import Connection
 
-# How many differences are listed one by one.
+# The number of differences that are listed one by one.
 MAX_SHOWN = 50
 
 
 class NotStored(Failure):
-    """The service did not take the event."""
+    """The service did not store the event."""
 
 
 class InvalidData(Failure):
@@ -45,19 +45,19 @@ class InvalidData(Failure):
 
 @click.group(epilog="Example: ballast clerk send user.created")
 def clerk() -> None:
-    """Send signed Clerk events to the service, load Clerk's directory, compare with it."""
+    """Send signed Clerk events to the service, import Clerk's data, or compare it with the database."""
 
 
 @clerk.command("send", epilog="""Example: ballast clerk send user.created --data '{"id": "user_zoe"}'""")
 @click.argument("event_type", metavar="TYPE")
 @click.option("--data", default="{}", help="The event's data as JSON, @FILE, or - for standard input.")
-@click.option("--message-id", help="Svix's id of the message. The same id again is a redelivery.")
-@click.option("--timestamp", type=int, metavar="MS", help="When it happened, in milliseconds since 1970.")
+@click.option("--message-id", help="The message's id at Svix. Sending the same id again is a redelivery.")
+@click.option("--timestamp", type=int, metavar="MS", help="The time of the event, in milliseconds since 1970.")
 @click.option("--json", "as_json", is_flag=True, help="Print the service's answer as JSON.")
 def send_command(event_type: str, data: str, message_id: str | None, timestamp: int | None, as_json: bool) -> None:
-    """Send an event of TYPE, for example user.created. Exits with 1 unless the service stored it.
+    """Send an event of TYPE, for example user.created. The exit code is 1 unless the service stored it.
 
-    What the data lacks is filled in from what Clerk's stand-in knows.
+    The Clerk stand-in adds the fields that the data lacks.
     """
     require_stand_in("Change the object there; Clerk sends the event itself.")
     answer = send(client_environment(), event_type, _parse_data(data), message_id, timestamp)
@@ -71,12 +71,12 @@ def send(
     message_id: str | None = None,
     timestamp: int | None = None,
 ) -> dict[str, Any]:
-    """Completes, signs and posts the event once. Returns the service's answer {message_id, type, outcome}.
+    """Completes, signs and posts the event once. Returns the service's response {message_id, type, outcome}.
 
-    Without a message id each sending is a new message; `timestamp` is in milliseconds.
-    Raises NotStored, and NotRunning when nobody answers.
+    Without a message id each call sends a new message. `timestamp` is in milliseconds.
+    Raises NotStored, and NotRunning if the service or the stand-in does not answer.
     """
-    from scripts.local.clerk import svix  # noqa: PLC0415 - sends by aiohttp, which the service's image does not have
+    from scripts.local.clerk import svix  # noqa: PLC0415 - needs aiohttp, which the service's image does not have
 
     stand_in = ClerkClient(environment["CLERK_ISSUER"])
     completed = stand_in.event(event_type, data, message_id=message_id, timestamp=timestamp)
@@ -94,7 +94,7 @@ def send(
 
 
 def _parse_data(given: str) -> dict[str, Any]:
-    """The JSON object that --data means. Raises InvalidData."""
+    """The JSON object of --data. Raises InvalidData."""
     try:
         text = sys.stdin.read() if given == "-" else Path(given[1:]).read_text() if given.startswith("@") else given
         data = json.loads(text)
@@ -104,19 +104,19 @@ def _parse_data(given: str) -> dict[str, Any]:
         raise InvalidData(f"--data is not JSON: {error}.") from None
     if not isinstance(data, dict):
         raise InvalidData('--data is not a JSON object like {"id": "user_zoe"}.')
-    # A whole event, as Clerk's dashboard shows it, is as good as its data.
+    # A whole event, as Clerk's dashboard shows it, is accepted too.
     return data["data"] if data.get("object") == "event" and isinstance(data.get("data"), dict) else data
 
 
 @clerk.command("backfill", epilog="Example: ballast clerk backfill")
 @options.url_option
-@click.option("--restart", is_flag=True, help="Begin anew, however far a run came that was interrupted.")
+@click.option("--restart", is_flag=True, help="Start from the beginning instead of resuming an interrupted run.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def backfill_command(url: str | None, restart: bool, as_json: bool) -> None:
-    """Load all users, organizations, memberships and pending invitations from Clerk.
+    """Import all users, organizations, memberships and pending invitations from Clerk.
 
-    It may run at any time, beside webhooks, and again: what is known already is skipped, and a run that was interrupted
-    in the last day is gone on with. Needs CLERK_SECRET_KEY. Exits with 1 when an object was refused, or when Clerk
+    You can run it at any time, repeatedly, and while webhooks arrive: known objects are skipped. It resumes a run that
+    was interrupted in the last day. Needs CLERK_SECRET_KEY. The exit code is 1 if an object was refused, or if Clerk
     counts more objects than it lists.
     """
     started = time.monotonic()
@@ -137,23 +137,26 @@ def backfill_command(url: str | None, restart: bool, as_json: bool) -> None:
 
 @clerk.command("reconcile", epilog="Example: ballast clerk reconcile --fix")
 @options.url_option
-@click.option("--fix", is_flag=True, help="Make the database say what Clerk says.")
+@click.option("--fix", is_flag=True, help="Change the database to match Clerk.")
 @click.option(
-    "--sample", type=click.IntRange(1, MAX_PAGE_SIZE), metavar="N", help="Look at N of each kind only; remove nothing."
+    "--sample",
+    type=click.IntRange(1, MAX_PAGE_SIZE),
+    metavar="N",
+    help="Compare only N objects of each kind; remove nothing.",
 )
 @click.option(
     "--yes-delete-many",
     "delete_many",
     is_flag=True,
-    help="With --fix: remove whatever Clerk does not have, however much.",
+    help="With --fix: remove all objects that Clerk does not have, without a limit.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def reconcile_command(url: str | None, fix: bool, sample: int | None, delete_many: bool, as_json: bool) -> None:
     """Compare Clerk's users, organizations, memberships and pending invitations with the database.
 
-    Reports what is missing here, stale, of the wrong role, or orphaned (not in Clerk any more). With --fix, orphaned
-    people are erased, as when Clerk tells of their deletion. Needs CLERK_SECRET_KEY.
-    Exits with 1 when something differs and was not fixed, or when Clerk counts more objects than it lists.
+    Reports objects that are missing here, stale, have the wrong role, or are orphaned (deleted at Clerk). With --fix,
+    orphaned people are erased, as after a user.deleted event. Needs CLERK_SECRET_KEY.
+    The exit code is 1 if a difference was not fixed, or if Clerk counts more objects than it lists.
     """
     with (
         open_listing(options.build_environment(url)) as listing,
@@ -180,7 +183,7 @@ def _open_mirror(url: str | None, listing: ClerkListing) -> Iterator[Connection]
 
 @contextmanager
 def _show_progress() -> Iterator[OnProgress]:
-    """A bar per kind on a terminal's stderr. Yields what sets it: kind, how many are done, of how many."""
+    """A progress bar per kind on stderr, if it is a terminal. Yields its update function: kind, done, total."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
@@ -195,7 +198,7 @@ def _show_progress() -> Iterator[OnProgress]:
 
 
 def _show_backfill(merged: list[KindReport], seconds: float) -> None:
-    table = Table("Kind", "In Clerk", "News", "Refused")
+    table = Table("Kind", "In Clerk", "Changed", "Refused")
     for each in merged:
         table.add_row(each.kind, f"{each.listed:,}", f"{each.changed:,}", f"{len(each.refused):,}")
     print_table(table)
@@ -211,16 +214,16 @@ def _show_report(report: Report, *, fix: bool) -> None:
     counts = Counter((each.kind, each.difference) for each in report.differences)
     fixed = Counter(each.kind for each in report.differences if each.fixed)
     table = Table("Kind", "Compared", *(each.capitalize() for each in DIFFERENCES), *(["Fixed"] if fix else []))
-    for kind, compared_ones in report.compared.items():
+    for kind, compared in report.compared.items():
         found = [counts[kind, each] for each in DIFFERENCES]
-        table.add_row(kind, *(f"{each:,}" for each in (compared_ones, *found, *([fixed[kind]] if fix else []))))
+        table.add_row(kind, *(f"{each:,}" for each in (compared, *found, *([fixed[kind]] if fix else []))))
     print_table(table)
     for each in report.differences[:MAX_SHOWN]:
         name = each.clerk_id or f"{each.person} in {each.organization}"
         columns = f" ({', '.join(each.columns)})" if each.difference != "missing" and each.columns else ""
         click.echo(f"{each.kind} {name}: {each.difference}{columns}{', fixed' if each.fixed else ''}")
     if len(report.differences) > MAX_SHOWN:
-        click.echo(f"… and {len(report.differences) - MAX_SHOWN:,} more: --json lists all.")
+        click.echo(f"… and {len(report.differences) - MAX_SHOWN:,} more. --json lists all of them.")
     notes = [f"{each.kind}: {each.note}" for each in report.differences if each.note]
     for note in dict.fromkeys(notes + report.incomplete):
         database.echo_err(note)

@@ -1,4 +1,4 @@
-"""`ballast seed`: the example tenants through the front doors, or bulk data straight into the database."""
+"""`ballast seed`: creates the example tenants through the service and the Data API, or bulk data in the database."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ from scripts.schema import database
 
 
 class NotSeeded(Failure):
-    """An example was refused."""
+    """The service or the Data API refused a part of the example data."""
 
 
 @click.command(epilog="Example: ballast seed --organizations 100 --members 10 --projects 50")
-@click.option("--organizations", type=click.IntRange(1), metavar="N", help="Bulk data: this many organizations ...")
+@click.option(
+    "--organizations", type=click.IntRange(1), metavar="N", help="Create bulk data: this many organizations ..."
+)
 @click.option(
     "--members", type=click.IntRange(1), default=10, show_default=True, help="... each with these members ..."
 )
 @click.option("--projects", type=click.IntRange(0), default=100, show_default=True, help="... and these projects.")
-@click.option("--sql", "as_sql", is_flag=True, help="Print the example tenants as SQL (supabase/seed.sql) instead.")
+@click.option("--sql", "as_sql", is_flag=True, help="Only print the example tenants as SQL (supabase/seed.sql).")
 def seed(organizations: int | None, members: int, projects: int, as_sql: bool) -> None:
-    """Fill the database with the example tenants: as signed events, and projects that the people create.
+    """Create the example tenants: send signed Clerk events, and create projects as their members.
 
-    With --organizations it fills in bulk instead. Either way a second run changes nothing.
+    With --organizations it creates bulk data instead. In both cases a second run changes nothing.
     """
     if as_sql:
         click.echo(examples.as_sql(), nl=False)
@@ -42,12 +44,12 @@ def seed(organizations: int | None, members: int, projects: int, as_sql: bool) -
 
 
 def _seed_examples() -> None:
-    require_stand_in("`ballast clerk backfill` loads that instance's people.")
+    require_stand_in("`ballast clerk backfill` imports the people of that instance.")
     environment = client_environment()
     outcomes = Counter(_send(environment, event) for event in examples.events())
     with database.connect(environment["DATABASE_URL"]) as connection:
         with_projects = bulk.has_projects(connection)
-        if jobs_are_wanted():  # one of them shows mail at /dev/mail; locally none is sent
+        if jobs_are_wanted():  # a job shows mail at /dev/mail; the local stack sends none
             connection.execute("update app.settings set mail_enabled = true")
     created = sum(
         create_missing_projects(environment, user_id, organization_id, titles)
@@ -56,7 +58,7 @@ def _seed_examples() -> None:
     )
     changed = outcomes["processed"]
     if not changed and not created:
-        click.echo("The example tenants are there already: nothing changed.", err=True)
+        click.echo("The example tenants exist already: nothing changed.", err=True)
     else:
         click.echo(f"Seeded {changed} of {outcomes.total()} events and {created} projects.", err=True)
 
@@ -64,21 +66,21 @@ def _seed_examples() -> None:
 def _send(environment: dict[str, str], event: examples.Event) -> str:
     answer = clerk.send(environment, event.type, event.data, event.message_id, examples.AT)
     if answer["outcome"] == "failed":
-        raise NotSeeded(f"{event.message_id} could not be applied: see `ballast inbox show {event.message_id}`.")
+        raise NotSeeded(f"The event {event.message_id} was not applied: see `ballast inbox show {event.message_id}`.")
     return str(answer["outcome"])
 
 
 def create_missing_projects(
     environment: dict[str, str], user_id: str, organization_id: str, titles: tuple[str, ...]
 ) -> int:
-    """The person creates, through the Data API, those projects that the organization lacks. Returns how many."""
+    """Creates, as the user and through the Data API, the projects that the organization lacks. Returns their number."""
     token = ClerkClient(environment["CLERK_ISSUER"]).token(user_id, organization_id)["token"]
     headers = {"apikey": environment["SUPABASE_PUBLISHABLE_KEY"], "Authorization": f"Bearer {token}"}
     with httpx.Client(base_url=f"{environment['SUPABASE_URL']}/rest/v1", headers=headers, timeout=30) as api:
         [organization] = _rows(api, "/organizations", {"select": "id", "clerk_org_id": f"eq.{organization_id}"})
         filters = {"select": "title", "organization_id": f"eq.{organization['id']}"}
-        there = {row["title"] for row in _rows(api, "/projects", filters)}
-        missing = [{"organization_id": organization["id"], "title": title} for title in titles if title not in there]
+        existing = {row["title"] for row in _rows(api, "/projects", filters)}
+        missing = [{"organization_id": organization["id"], "title": title} for title in titles if title not in existing]
         if missing:
             answer = api.post("/projects", json=missing)
             if not answer.is_success:
@@ -108,4 +110,4 @@ def _seed_bulk(size: bulk.Size) -> None:
         for done, rows in bulk.fill(connection, size):
             added += rows
             progress.update(task, completed=done)
-    click.echo(f"Added {added} rows." if added else "All of it is there already: nothing changed.", err=True)
+    click.echo(f"Added {added} rows." if added else "The bulk data exists already: nothing changed.", err=True)

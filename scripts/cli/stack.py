@@ -1,4 +1,4 @@
-"""`ballast up`, `down`, `status`, `env` and `reset`: the local stack as a whole, and how any database goes."""
+"""`ballast up`, `down`, `status`, `env` and `reset`: run the local stack, and show the health of any database."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -26,14 +25,14 @@ from scripts.local.stack import STAND_IN, Stack, containers_are_wanted
 @click.command(epilog="Example: ballast up --detach")
 @click.option("--detach", is_flag=True, help="Return once everything is healthy, and leave it running.")
 def up(detach: bool) -> None:
-    """Start everything, seed an empty database, print URLs and keys, and stay in front until Ctrl-C."""
+    """Start the local stack, seed an empty database, print URLs and keys, and run until Ctrl-C."""
     stack = Stack.from_environment(create=True)
     stack.record_clerk()
     wanted = _build_services(stack)
     began = time.monotonic()
 
     def show() -> None:
-        _show(stack, time.monotonic() - began)
+        show_summary(stack, time.monotonic() - began)
 
     if detach:
         supervisor.start_detached(stack, wanted)
@@ -44,7 +43,7 @@ def up(detach: bool) -> None:
 
 @click.command(epilog="Example: ballast down")
 def down() -> None:
-    """Stop everything that `ballast up` started, also what a killed `up` left behind."""
+    """Stop everything that `ballast up` started, even if `up` itself was killed."""
     stopped = RunRecord.read(Stack.from_environment().home).stop()
     click.echo(f"Stopped {', '.join(stopped)}." if stopped else "Nothing was running.", err=True)
 
@@ -53,16 +52,17 @@ def down() -> None:
 @options.url_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(url: str | None, as_json: bool) -> None:
-    """Show how the database goes, in traffic lights, and the local stack's parts. Exits with 1 when something is red.
+    """Show the health of the database as traffic lights, and the services of the local stack.
 
-    The parts are shown where a local stack runs, and when no other database is named; each has to be healthy.
+    The exit code is 1 if a check is red, or a service is not healthy. The services are shown if the local stack runs,
+    or if no other database is named.
     """
     stack = Stack.from_environment()
     record = RunRecord.read(stack.home)
-    has_database = record.running() or stack.postgres.exists()
+    has_database = record.is_running() or stack.postgres.exists()
     chosen = url or os.environ.get("DATABASE_URL") or (stack.postgres.url() if has_database else None)
     is_local = chosen in {None, stack.postgres.url()}
-    shows_services = is_local or record.running()
+    shows_services = is_local or record.is_running()
     states = (
         [_state(service, record) for service in _build_services(stack) if not service.once and service.is_wanted()]
         if shows_services
@@ -75,12 +75,12 @@ def status(url: str | None, as_json: bool) -> None:
         light = traffic_lights.find_worst_light(found)
         print_json(
             {
-                "home": stack.home, "running": record.running(), "parts": states, "clerk": stack.clerk_in_use,
+                "home": stack.home, "running": record.is_running(), "parts": states, "clerk": stack.clerk_in_use,
                 "status": light, "checks": found,
             }
         )  # fmt: skip
     else:
-        _show_services(stack, states, is_running=record.running())
+        _show_services(stack, states, is_running=record.is_running())
         _show_checks(found)
     if any(state.state != "healthy" for state in states) or traffic_lights.find_worst_light(found) == "red":
         raise click.exceptions.Exit(1)
@@ -89,7 +89,7 @@ def status(url: str | None, as_json: bool) -> None:
 @click.command(epilog="Example: ballast env --json")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def env(as_json: bool) -> None:
-    """Print the stack's environment: eval "$(ballast env)" points a shell at it."""
+    """Print the environment variables of the local stack. Set them in a shell with: eval "$(ballast env)"."""
     environment = Stack.from_environment(create=True).environment()
     if as_json:
         print_json(environment)
@@ -99,21 +99,21 @@ def env(as_json: bool) -> None:
 
 
 @click.command(epilog="Example: ballast reset --yes")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Skip the confirmation prompt.")
 def reset(yes: bool) -> None:
-    """Stop the stack and delete its data. Its keys stay, so that whoever has them need not change."""
+    """Stop the local stack and delete its data. Its keys stay valid, so clients need no new ones."""
     stack = Stack.from_environment()
     if not yes:
         click.confirm(f"Delete the database and everything else in {stack.home}?", abort=True)
     RunRecord.read(stack.home).stop()
     for folder in (stack.postgres.home, stack.postgres.folder, stack.clerk_folder, stack.backups, stack.logs):
         shutil.rmtree(folder, ignore_errors=True)
-    click.echo("Deleted. `ballast up` starts afresh.", err=True)
+    click.echo("Deleted. `ballast up` creates a new database.", err=True)
 
 
 @dataclass(frozen=True)
 class State:
-    """A service's row of `ballast status`."""
+    """The row of a service in `ballast status`."""
 
     name: str
     state: Literal["healthy", "not answering", "down"]
@@ -136,16 +136,16 @@ def _state(service: Service, record: RunRecord) -> State:
 def _show_services(stack: Stack, states: list[State], *, is_running: bool) -> None:
     if not states:
         return
-    table = Table("part", "state", "process", "address", box=None)
+    table = Table("service", "state", "process", "address", box=None)
     for state in states:
         table.add_row(state.name, state.state, str(state.pid or ""), state.address)
-    Console().print(table)
-    click.echo(f"Clerk: {_clerk_in_words(stack.clerk_in_use)}")
+    print_table(table)
+    click.echo(f"Clerk: {_describe_clerk(stack.clerk_in_use)}")
     if not is_running:
-        click.echo(supervisor.read_last_lines(stack), err=True, nl=False)
+        click.echo(supervisor.read_errors(stack), err=True, nl=False)
 
 
-def _clerk_in_words(clerk: str) -> str:
+def _describe_clerk(clerk: str) -> str:
     return "the stand-in" if clerk == STAND_IN else f"the real instance {clerk}"
 
 
@@ -161,8 +161,8 @@ def _show_checks(found: list[traffic_lights.Check]) -> None:
     print_table(table)
 
 
-def _show(stack: Stack, seconds: float) -> None:
-    """What a person needs next: where things are, and how to be someone."""
+def show_summary(stack: Stack, seconds: float) -> None:
+    """Prints the addresses and keys, and the commands to try first."""
     environment = stack.environment()
     notes = {
         "SERVICE_URL": " (open it: the demo page)",
@@ -182,7 +182,7 @@ def _show(stack: Stack, seconds: float) -> None:
         click.echo(f"{label:>16}  {environment[name]}{notes.get(name, '')}")
     click.echo(f"{'logs':>16}  {stack.logs}\n")
     if stack.clerk == STAND_IN:
-        click.echo("Be someone:  ballast token --user user_ada --org org_acme")
-        click.echo('Be Clerk:    ballast clerk send user.created --data \'{"id": "user_zoe"}\'\n')
+        click.echo("Sign in as:              ballast token --user user_ada --org org_acme")
+        click.echo('Simulate a Clerk event:  ballast clerk send user.created --data \'{"id": "user_zoe"}\'\n')
     else:
         click.echo("Sign in on your own page. docs/local-stack.md describes tokens, and the tunnel for webhooks.\n")

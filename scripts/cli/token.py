@@ -1,4 +1,4 @@
-"""`ballast token`: a session token as Clerk would issue it, from the stand-in of the running stack."""
+"""`ballast token`: prints a session token, as Clerk would issue it, from the Clerk stand-in of the running stack."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from scripts.local.stack import client_environment
 
 
 @click.command(epilog="Example: ballast token --user user_ada --org org_acme")
-@click.option("--user", "user_id", required=True, metavar="ID", help="Whose session, for example user_ada.")
+@click.option("--user", "user_id", required=True, metavar="ID", help="The user to sign in as, for example user_ada.")
 @click.option("--org", "organization_id", metavar="ID", help="The session's active organization, for example org_acme.")
 @click.option("--second-factor/--no-second-factor", default=True, help="Whether a second factor was verified just now.")
-@click.option("--lifetime", default=60, show_default=True, metavar="SECONDS", help="Clerk's tokens live 60 seconds.")
+@click.option(
+    "--lifetime", default=60, show_default=True, metavar="SECONDS", help="Clerk tokens are valid for 60 seconds."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print token and claims as JSON.")
 def token(user_id: str, organization_id: str | None, second_factor: bool, lifetime: int, as_json: bool) -> None:
     """Print a session token as Clerk would issue it."""

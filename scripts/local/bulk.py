@@ -1,4 +1,4 @@
-"""Many tenants at once, in a few set-based statements: for looking at plans and pages, not at the sync."""
+"""Creates many tenants with a few set-based statements, to try query plans and paging. It bypasses the Clerk sync."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from psycopg import sql
 
 ORGANIZATIONS_PER_BATCH = 50
 
-# Every row's key follows from its number, so that a second run finds it there. Parameters: first and last organization,
-# members and projects of each. The first member owns, the second administers, the last only views.
+# Each key is derived from the row's number, so a second run inserts nothing. Parameters: the first and the last
+# organization, and the number of members and projects in each. The first member is the owner, the second an admin, the
+# last a viewer.
 BATCH = (
     """
     insert into public.organizations (clerk_org_id, name, slug)
@@ -43,7 +44,7 @@ BATCH = (
     join public.profiles as p on p.clerk_user_id = format('user_bulk_%%s', lpad(u.number::text, 6, '0'))
     on conflict (user_id, organization_id) do nothing
     """,
-    # The last: skipped in a product without projects.
+    # Projects are last, so that `fill` can leave them out in a product without that table.
     """
     insert into public.projects (id, organization_id, created_by, title, status, created_at)
     select md5(format('bulk project %%s of %%s', k, n))::uuid, o.id, p.id, 'Project ' || k,
@@ -61,7 +62,7 @@ TABLES = ("organizations", "profiles", "organization_memberships", "projects")
 
 @dataclass(frozen=True)
 class Size:
-    """How much: organizations, and for each of them members and projects."""
+    """The number of organizations, and of members and projects in each."""
 
     organizations: int
     members: int
@@ -74,13 +75,13 @@ def has_projects(connection: psycopg.Connection[Any]) -> bool:
 
 
 def fill(connection: psycopg.Connection[Any], size: Size) -> Iterator[tuple[int, int]]:
-    """Inserts what is not there yet; each batch is committed. Yields (organizations done, rows added) per batch."""
-    kinds = len(TABLES) if has_projects(connection) else len(TABLES) - 1
+    """Inserts the missing rows and commits each batch. Yields (organizations done, rows added) per batch."""
+    tables = TABLES if has_projects(connection) else TABLES[:-1]
     for first in range(1, size.organizations + 1, ORGANIZATIONS_PER_BATCH):
         last = min(first + ORGANIZATIONS_PER_BATCH - 1, size.organizations)
         numbers = {"first": first, "last": last, "members": size.members, "projects": size.projects}
         with connection.transaction():
-            added = sum(connection.execute(statement, numbers).rowcount for statement in BATCH[:kinds])
+            added = sum(connection.execute(statement, numbers).rowcount for statement in BATCH[: len(tables)])
         yield last, added
-    for table in TABLES[:kinds]:
+    for table in tables:
         connection.execute(sql.SQL("analyze public.{}").format(sql.Identifier(table)))

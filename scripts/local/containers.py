@@ -1,7 +1,7 @@
-"""A stack whose services Docker runs where it can: what hosted Supabase runs, in place of what stands for it here.
+"""The local stack with containers: Docker runs the programs of hosted Supabase instead of the local substitutes.
 
-The containers share the first one's network, as in a pod: to each other they are on 127.0.0.1, and nothing else is
-published than the stack's own ports. What they hold goes with them.
+The containers share the network of the first one, as in a Kubernetes pod. They reach each other on 127.0.0.1, and only
+the stack's own ports are published. Their data is deleted with them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from scripts.local.services import HEALTH_CHECK_SECONDS, Service
 from scripts.local.stack import CHECKOUT, Stack
 from scripts.scratch import os_user
 
-# The first two are those that the Supabase CLI of package-lock.json starts; a test compares them.
+# The Supabase CLI of package-lock.json starts the first two; a test compares the versions.
 POSTGRES: Final = "supabase/postgres:17.11.0.018"
 POSTGREST: Final = "postgrest/postgrest:v16.5"
 REDIS: Final = "redis:7.4-alpine"
@@ -31,12 +31,12 @@ UPSTASH: Final = "hiett/serverless-redis-http:0.0.10"
 
 
 class DockerMissing(Failure):
-    """There is no Docker, or it does not answer."""
+    """Docker is not installed, or it refused a command."""
 
 
 @dataclass(frozen=True)
 class Container:
-    """A container of the stack. `variables` are read when it starts; `publish` are ports here and in the pod."""
+    """A container of the stack. `variables` is called at its start; `publish` has pairs of host port and pod port."""
 
     stack: Stack
     service: str
@@ -50,7 +50,7 @@ class Container:
         return f"ballast-{self.stack.port_base}-{self.service}"
 
     def command(self) -> list[str]:
-        """Runs it in the foreground. Its secrets come from a file: everybody can read a command."""
+        """The command that runs it in the foreground. Secrets are in a file: every user can read a command line."""
         pod = f"container:{replace(self, service='postgres').name}"
         network = [word for here, there in self.publish for word in ("--publish", f"127.0.0.1:{here}:{there}")]
         return [
@@ -60,34 +60,39 @@ class Container:
         ]
 
     def prepare(self) -> None:
-        """Ends one that outlived its `docker run`, and writes its variables. Raises DockerMissing."""
+        """Removes a container that outlived its `docker run`, and writes the variables. Raises DockerMissing."""
         try:
-            ended = subprocess.run(
+            removal = subprocess.run(
                 ["docker", "rm", "--force", "--volumes", self.name], capture_output=True, text=True, check=False
             )
         except FileNotFoundError:
-            raise DockerMissing("BALLAST_CONTAINERS is on, and there is no Docker here: unset it.") from None
-        if ended.returncode and "No such container" not in ended.stderr:
-            raise DockerMissing(f"BALLAST_CONTAINERS is on, and Docker refused: {ended.stderr.strip()}")
+            raise DockerMissing(
+                "BALLAST_CONTAINERS is on, but Docker is not installed: install it, or unset BALLAST_CONTAINERS."
+            ) from None
+        if removal.returncode and "No such container" not in removal.stderr:
+            raise DockerMissing(
+                f"BALLAST_CONTAINERS is on, but Docker failed: {removal.stderr.strip()}."
+                " Start Docker, or unset BALLAST_CONTAINERS."
+            )
         self._env_file.parent.mkdir(exist_ok=True)
         self._env_file.touch(mode=0o600)
         self._env_file.write_text("".join(f"{name}={value}\n" for name, value in self.variables().items()))
 
     def replace_service(self, service: Service, **changes: object) -> Service:
-        """The service, run as this container: asked the same question at the same port."""
+        """The same service, run as this container. Its port and its health check stay unless `changes` has others."""
         ours = {"command": self.command, "before": self.prepare, "folder": CHECKOUT, "run_as": os_user.Identity()}
         return replace(service, **{"environment": {}, **ours, **changes})  # type: ignore[arg-type]
 
-    def answers(self, *words: str, wanted: str) -> bool:
-        """Whether a program in it prints `wanted`."""
+    def prints(self, expected: str, *words: str) -> bool:
+        """Whether a program in the container prints `expected`."""
         try:
-            asked = subprocess.run(
+            ended = subprocess.run(
                 ["docker", "exec", self.name, *words],
                 capture_output=True, text=True, timeout=HEALTH_CHECK_SECONDS, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             return False
-        return asked.stdout.strip() == wanted
+        return ended.stdout.strip() == expected
 
     @property
     def _env_file(self) -> Path:
@@ -95,7 +100,7 @@ class Container:
 
 
 def build_services(stack: Stack) -> list[Service]:
-    """All services, four of them as containers. Realtime stays the gateway's, and Clerk has no image."""
+    """All services, four of them as containers. The gateway still serves Realtime, and Clerk has no image."""
     contained = {"postgres": _postgres, "data-api": _data_api, "redis": _redis, "upstash": _upstash}
     return [
         contained[service.name](service, stack) if service.name in contained else service
@@ -142,7 +147,7 @@ def _redis(service: Service, stack: Stack) -> Service:
         service,
         needs=("postgres",),
         address=container.name,
-        is_healthy=lambda: container.answers("redis-cli", "ping", wanted="PONG"),
+        is_healthy=lambda: container.prints("PONG", "redis-cli", "ping"),
     )
 
 
@@ -167,5 +172,5 @@ def _clerk_keys(stack: Stack) -> list[dict[str, str]]:
     return keys
 
 
-if __name__ == "__main__":  # what has to be pulled before a stack of them starts within a minute
+if __name__ == "__main__":  # the images to pull first, so that a stack with containers starts within a minute
     print(POSTGRES, POSTGREST, REDIS, UPSTASH, sep="\n")

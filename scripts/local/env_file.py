@@ -1,4 +1,4 @@
-"""The variables about Clerk that `.env` gives the local stack: a real development instance, and further origins."""
+"""The Clerk variables that `.env` sets for the local stack: a real development instance, and further origins."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ PARTIES = "CLERK_AUTHORIZED_PARTIES"
 
 
 class EnvFileInvalid(Failure):
-    """A variable of `.env` is missing or malformed. The message names it, never its value."""
+    """A variable of `.env` is missing or malformed. The message has its name, never its value."""
 
     exit_code = 2
 
 
-def _of_a_development_instance(key: SecretStr) -> SecretStr:
+def _require_development_key(key: SecretStr) -> SecretStr:
     if key.get_secret_value().startswith("sk_live_"):
-        raise ValueError("must be a development instance's (sk_test_…): an erasure here deletes the person at Clerk")
+        raise ValueError(
+            "must be the key of a development instance (sk_test_…): an erasure here deletes the person at Clerk"
+        )
     return key
 
 
 class FurtherOrigins(BaseModel):
-    """What may be set beside the stand-in."""
+    """The variables that may be set while the stand-in is used."""
 
     model_config = ConfigDict(alias_generator=str.upper, str_strip_whitespace=True)
 
@@ -36,18 +38,19 @@ class FurtherOrigins(BaseModel):
 
 
 class RealInstance(FurtherOrigins):
-    """All that names a Clerk instance."""
+    """The variables that select a real Clerk instance."""
 
     clerk_issuer: Origin
-    clerk_secret_key: Annotated[ClerkKey, AfterValidator(_of_a_development_instance)]
+    clerk_secret_key: Annotated[ClerkKey, AfterValidator(_require_development_key)]
     clerk_webhook_secrets: WebhookSecrets
     clerk_api_url: Origin = CLERK_API_URL
 
 
 def clerk_variables(file: Path, stand_in: str) -> dict[str, str]:
-    """The file's variables about Clerk; CLERK_ISSUER is among them if it names a real instance.
+    """The Clerk variables of the file; CLERK_ISSUER is included only if it names a real instance.
 
-    The stand-in's own URL is no real instance, so that `ballast env > .env` changes nothing. Raises EnvFileInvalid.
+    The URL of the stand-in does not count as a real instance, so `ballast env > .env` changes nothing. Raises
+    EnvFileInvalid.
     """
     names = {name.upper() for name in RealInstance.model_fields}
     given = {name: value for name, value in dotenv_values(file, interpolate=False).items() if name in names and value}
@@ -61,7 +64,9 @@ def clerk_variables(file: Path, stand_in: str) -> dict[str, str]:
     else:
         return {name.upper(): _text(value) for name, value in settings if value}
     # Outside the except block: pydantic's error holds the values, and a chained traceback would print them.
-    raise EnvFileInvalid(f"{file} cannot be used: {mistakes}. docs/local-stack.md says what a Clerk instance needs.")
+    raise EnvFileInvalid(
+        f"{file} cannot be used: {mistakes}. docs/local-stack.md lists the variables of a Clerk instance."
+    )
 
 
 def _text(value: object) -> str:

@@ -1,4 +1,4 @@
-"""The example tenants: Acme and Globex, their people as Clerk's events, their projects."""
+"""The example tenants, Acme and Globex: their Clerk events and their projects."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from scripts.local.clerk.directory import Directory
 
-# When all of it happened, in milliseconds: fixed, so that sending it again changes nothing.
+# The time of all events, in milliseconds. It is fixed, so that sending an event again changes nothing.
 AT = 1_767_603_600_000
 MESSAGE_PREFIX = "msg_seed_"
 
@@ -18,7 +18,7 @@ PEOPLE = {
     "user_dee": ("Dee", "Lindqvist"),
     "user_eve": ("Eve", "Moreau"),
 }
-ORGANIZATIONS = {"org_acme": "user_ada", "org_globex": "user_eve"}  # and who created it: the creator is the owner
+ORGANIZATIONS = {"org_acme": "user_ada", "org_globex": "user_eve"}  # each with its creator, who becomes the owner
 SEATS = 20  # the largest limit of a Clerk plan without an add-on
 MEMBERSHIPS = (
     ("user_ada", "org_acme", "org:admin"),
@@ -49,7 +49,7 @@ PROJECTS = {
 
 
 class Event(NamedTuple):
-    """A webhook of Clerk's. Its message id is fixed too: a second sending is a redelivery."""
+    """A Clerk webhook. Its message id is fixed too, so sending it again is a redelivery."""
 
     message_id: str
     type: str
@@ -62,7 +62,7 @@ def events() -> list[Event]:
     events = []
     for event_type, data in _outline():
         complete = directory.complete(event_type, data | {"created_at": AT, "updated_at": AT})
-        directory.apply_event(event_type, complete)
+        directory.apply(event_type, complete)
         events.append(Event(f"{MESSAGE_PREFIX}{complete['id']}", event_type, complete))
     return events
 

@@ -1,6 +1,6 @@
-"""The one door of the local Supabase (API URL): checks the API key, as hosted Supabase does, and forwards.
+"""The local Supabase API URL: checks the API key, as hosted Supabase does, and forwards the request.
 
-Realtime is behind the same door, in the same process: a hop less for each event.
+Realtime runs in the same process, which saves a hop for each event.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from scripts.local.realtime.protocol import MAX_FRAME_BYTES
 from scripts.local.realtime.server import Realtime
 from scripts.local.stack import Stack, containers_are_wanted
 
-# Who each path belongs to. The Data API serves both of today's paths.
+# The paths that are forwarded. The Data API serves both.
 REST: Final = "/rest/v1"
 ROUTES: Final = (REST, "/auth/v1")
 TOKEN_SECONDS = 300
@@ -41,7 +41,7 @@ CORS = {
 
 
 class KeyRefused(Failure):
-    """The request carries no API key, or one that is not ours."""
+    """The request has no API key, or an invalid one."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
@@ -55,7 +55,7 @@ class Gateway:
         self._roles = {stack.secrets.publishable_key: "anon", stack.secrets.secret_key: "service_role"}
         self._jwt_secret = stack.secrets.jwt_secret
         self._upstream = f"http://127.0.0.1:{stack.ports.data_api}"
-        # PostgREST serves at its root what Lite serves where Supabase does.
+        # PostgREST serves at its root; the local Data API serves at Supabase's path.
         self._dropped = REST if containers_are_wanted() else ""
         self._tokens: dict[str, tuple[float, str]] = {}
         self._session: aiohttp.ClientSession  # while the application runs
@@ -97,7 +97,7 @@ class Gateway:
         return given
 
     def _token(self, role: str) -> str:
-        """A token of our own for an API key's role, made anew when half its life is over."""
+        """A token for the role of an API key. It is renewed when half of its lifetime is over."""
         now = time.time()
         made_at, token = self._tokens.get(role, (0.0, ""))
         if now - made_at > TOKEN_SECONDS / 2:
@@ -140,14 +140,14 @@ class Gateway:
 
 
 def _without_api_key(target: str) -> str:
-    """The target without the parameter `apikey`, which PostgREST would quote in an error. The rest is unchanged."""
+    """The target without the parameter `apikey`, which PostgREST would quote in errors. The rest is unchanged."""
     path, mark, query = target.partition("?")
     kept = [each for each in query.split("&") if unquote_plus(each.partition("=")[0]) != "apikey"]
     return path + mark + "&".join(kept) if kept else path
 
 
 def _forwarded_headers(request: web.Request, authorization: str) -> CIMultiDict[str]:
-    """The caller's headers without its API key, which the database must not see, and with where it came from."""
+    """The caller's headers with X-Forwarded-*, and without the API key, which the database must not see."""
     headers = _end_to_end(request.headers, "host", "apikey", "authorization")
     came_from = [request.headers.get("X-Forwarded-For"), request.remote]
     headers["X-Forwarded-For"] = ", ".join(filter(None, came_from))
@@ -158,7 +158,7 @@ def _forwarded_headers(request: web.Request, authorization: str) -> CIMultiDict[
 
 
 def _end_to_end(headers: Mapping[str, str], *dropped: str) -> CIMultiDict[str]:
-    """The headers that a proxy passes on, repeated ones too. `dropped` are more names in lower case to leave out."""
+    """The headers that a proxy forwards, repeated ones included. `dropped` are further names in lower case to omit."""
     return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in HOP_BY_HOP | {*dropped})
 
 

@@ -1,4 +1,4 @@
-"""Processes that must not outlive their stack: who they are, who holds a port, and how they end."""
+"""Identifies and stops the processes of a stack, and finds the process that listens on a port."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,19 @@ import psutil
 
 from scripts.errors import Failure
 
-# psutil derives start times from the clock, which may be set while a stack runs.
+# psutil derives start times from the clock, which may be adjusted while a stack runs.
 CLOCK_TOLERANCE = 2.0
 GRACE_SECONDS = 25.0  # longer than gunicorn gives a request: gunicorn.conf.py
 PASSING_SECONDS = 5.0
 
 
 class PortTaken(Failure):
-    """Another process listens where one of our services would."""
+    """Another process listens on a port that the stack needs."""
 
 
 @dataclass(frozen=True)
 class ProcessRecord:
-    """A process, told from a later one with the same id by its start (seconds since 1970). It leads its own group."""
+    """A process, identified by its id and its start (seconds since 1970), as ids are reused. It leads its own group."""
 
     pid: int
     started: float
@@ -39,7 +40,7 @@ class ProcessRecord:
         return cls(pid, psutil.Process(pid).create_time(), stop_signal)
 
     def process(self) -> psutil.Process | None:
-        """The process while it lives; None for a zombie, and for a stranger with the same id."""
+        """The process while it runs; None for a zombie, and for another process that reuses the id."""
         try:
             process = psutil.Process(self.pid)
             is_ours = abs(process.create_time() - self.started) < CLOCK_TOLERANCE
@@ -48,7 +49,7 @@ class ProcessRecord:
             return None
 
     def group(self) -> list[psutil.Process]:
-        """The living members of its group, itself among them. They may outlive it; strangers are left out."""
+        """The running members of its process group, itself included. They may outlive it."""
         if psutil.pid_exists(self.pid) and self.process() is None and not _is_zombie(self.pid):
             return []
         members = []
@@ -60,7 +61,7 @@ class ProcessRecord:
         return members
 
     def stop(self, seconds: float = GRACE_SECONDS) -> None:
-        """Asks the process to end; after `seconds`, or once it has ended, kills what is left of its group."""
+        """Signals the process to end; once it has ended, or after `seconds`, kills the rest of its group."""
         process = self.process()
         if process is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -74,7 +75,7 @@ class ProcessRecord:
 
 @dataclass
 class RunRecord:
-    """What runs for a stack, kept in its `run.json` so that a later command finds it, whatever happened to `up`."""
+    """The running processes of a stack. Stored in `run.json`, so that commands find them even if `up` was killed."""
 
     file: Path
     supervisor: ProcessRecord | None = None
@@ -85,28 +86,28 @@ class RunRecord:
     def read(cls, home: Path) -> RunRecord:
         record = cls(home / "run.json")
         with contextlib.suppress(FileNotFoundError):
-            kept = json.loads(record.file.read_text())
-            record.supervisor = ProcessRecord(**kept["supervisor"]) if kept["supervisor"] else None
-            record.ready = kept["ready"]
-            record.services = {name: ProcessRecord(**each) for name, each in kept["services"].items()}
+            stored = json.loads(record.file.read_text())
+            record.supervisor = ProcessRecord(**stored["supervisor"]) if stored["supervisor"] else None
+            record.ready = stored["ready"]
+            record.services = {name: ProcessRecord(**each) for name, each in stored["services"].items()}
         return record
 
     def write(self) -> None:
-        kept: dict[str, Any] = {
+        content: dict[str, Any] = {
             "supervisor": asdict(self.supervisor) if self.supervisor else None,
             "ready": self.ready,
             "services": {name: asdict(each) for name, each in self.services.items()},
         }
         unfinished = self.file.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(json.dumps(kept, indent=1))
+        unfinished.write_text(json.dumps(content, indent=1))
         unfinished.replace(self.file)
 
-    def running(self) -> bool:
-        """Whether a supervisor is in charge."""
+    def is_running(self) -> bool:
+        """Whether the supervisor runs."""
         return self.supervisor is not None and self.supervisor.process() is not None
 
     def stop(self) -> list[str]:
-        """Ends the supervisor, which ends its services; then what it left. Returns the names of what was running."""
+        """Stops the supervisor, then any services that are left. Returns the names of the services that ran."""
         was_running = [name for name, each in self.services.items() if each.group()]
         if self.supervisor is not None:
             self.supervisor.stop(seconds=4 * GRACE_SECONDS)
@@ -114,23 +115,23 @@ class RunRecord:
         return was_running
 
     def stop_services(self) -> None:
-        """Ends what a supervisor left behind, and forgets it."""
+        """Stops the services that a supervisor left running, and deletes the record."""
         for record in reversed(self.services.values()):
             record.stop()
         self.file.unlink(missing_ok=True)
 
 
 def require_free(port: int, wanted_by: str) -> None:
-    """Raises PortTaken, naming who listens on 127.0.0.1:`port`."""
+    """Raises PortTaken, with the process that listens on 127.0.0.1:`port`."""
     deadline = time.monotonic() + PASSING_SECONDS
     while not _is_free(port):
         holder = _listener(port)
         if holder is None and time.monotonic() < deadline:
-            time.sleep(0.1)  # the near end of somebody's connection: those pass
+            time.sleep(0.1)  # the local end of an outgoing connection, which closes soon
             continue
         raise PortTaken(
-            f"Port {port}, which {wanted_by} needs, is taken by {holder or 'an open connection'}."
-            " Stop that, or choose other ports with BALLAST_PORT_BASE."
+            f"Port {port}, which {wanted_by} needs, is in use by {holder or 'an open connection'}."
+            " Stop it, or choose other ports with BALLAST_PORT_BASE."
         )
 
 
@@ -145,11 +146,11 @@ def _is_free(port: int) -> bool:
 
 
 def _listener(port: int) -> str | None:
-    """Who listens there, in words; None when nobody does."""
+    """A description of the process that listens on the port; None if there is no such process."""
     try:
         connections = psutil.net_connections(kind="tcp")
     except psutil.AccessDenied:
-        return "a process that only an administrator may see"
+        return "a process that only an administrator can inspect"
     for connection in connections:
         if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN:
             if connection.pid is None:
@@ -167,7 +168,7 @@ def _is_zombie(pid: int) -> bool:
         return False
 
 
-def _wait_until(condition: Any, seconds: float) -> None:
+def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)

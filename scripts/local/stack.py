@@ -1,4 +1,4 @@
-"""What one local stack is: its folder, its ports, its secrets, and the environment that its clients read."""
+"""A local stack: its folder, its ports, its secrets, and the environment variables that its clients read."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from scripts.scratch.postgres import Postgres
 CHECKOUT = Path(__file__).resolve().parents[2]
 DEFAULT_HOME = CHECKOUT / ".local"
 DEFAULT_PORT_BASE = 54320
-# Relative to the stack's folder, where both of its processes run: the name of a socket may have 107 bytes only.
+# Relative to the stack's folder, in which both programs run: the path of a socket has at most 107 bytes.
 REDIS_SOCKET = "redis.sock"
 
 
 class Ports(NamedTuple):
-    """Where the services of a stack listen: one port after the other, on 127.0.0.1."""
+    """The ports of a stack's services on 127.0.0.1, one after the other."""
 
     gateway: int
     postgres: int
@@ -39,7 +39,7 @@ STAND_IN = "stand-in"
 
 
 class InvalidPortBase(Failure):
-    """BALLAST_PORT_BASE is no number that leaves room for our ports."""
+    """BALLAST_PORT_BASE is not a number, or leaves no room for the stack's ports."""
 
     exit_code = 2
 
@@ -54,7 +54,7 @@ def _random(number_of_bytes: int = 32, prefix: str = "") -> str:
 
 @dataclass(frozen=True)
 class Secrets:
-    """Random values, made at the first start of a stack that wants them and kept in its folder."""
+    """Random values, created at the first start of a stack and kept in its folder."""
 
     postgres_password: str = _random(24)
     jwt_secret: str = _random(48)
@@ -70,23 +70,23 @@ class Secrets:
 
     @classmethod
     def of(cls, home: Path) -> Secrets:
-        """The secrets kept in `home`. Those that are not there yet are made: readable by the owner only."""
+        """The secrets kept in `home`, in a file that only its owner can read. Missing ones are created."""
         file = home / "secrets.json"
-        kept = json.loads(file.read_text()) if file.exists() else {}
+        stored = json.loads(file.read_text()) if file.exists() else {}
         names = {field.name for field in fields(cls)}
-        if not kept.keys() >= names:
+        if not stored.keys() >= names:
             home.mkdir(parents=True, exist_ok=True)
             unfinished = home / f"secrets.json.{os.getpid()}"
             unfinished.touch(mode=0o600)
-            unfinished.write_text(json.dumps(asdict(cls()) | kept, indent=2) + "\n")
+            unfinished.write_text(json.dumps(asdict(cls()) | stored, indent=2) + "\n")
             unfinished.replace(file)
-            kept = json.loads(file.read_text())
-        return cls(**{name: kept[name] for name in names})
+            stored = json.loads(file.read_text())
+        return cls(**{name: stored[name] for name in names})
 
 
 @dataclass(frozen=True)
 class Stack:
-    """One stack. `home` holds its data, logs and keys; its ports begin at `port_base` + 1."""
+    """A stack. `home` is the folder of its data, logs and keys; its ports start at `port_base` + 1."""
 
     home: Path
     port_base: int
@@ -96,7 +96,7 @@ class Stack:
     def from_environment(cls, *, create: bool = False) -> Stack:
         """The stack that BALLAST_HOME and BALLAST_PORT_BASE name. Raises InvalidPortBase.
 
-        Without `create` a stack that has no folder gets none: a command in production may not be able to make one.
+        The folder of a new stack is made only with `create`: a command in production may not be allowed to make it.
         """
         home = Path(os.environ.get("BALLAST_HOME") or DEFAULT_HOME).absolute()
         text = os.environ.get("BALLAST_PORT_BASE") or str(DEFAULT_PORT_BASE)
@@ -128,7 +128,7 @@ class Stack:
 
     @property
     def env_file(self) -> Path:
-        """`.env` of the checkout for the checkout's own stack; a stack elsewhere has one in its own folder."""
+        """`.env` of the checkout for the default stack; any other stack has one in its own folder."""
         return (CHECKOUT if self.home.resolve() == DEFAULT_HOME else self.home) / ".env"
 
     @cached_property
@@ -136,7 +136,7 @@ class Stack:
         """The CLERK_ variables of `.env`, checked. The process environment is not read. Raises EnvFileInvalid."""
         if not self.env_file.is_file():
             return {}
-        from scripts.local import env_file  # noqa: PLC0415 - costs a fifth of a second
+        from scripts.local import env_file  # noqa: PLC0415 - the import takes a fifth of a second
 
         return env_file.clerk_variables(self.env_file, stand_in=_url(self.ports.clerk))
 
@@ -147,7 +147,7 @@ class Stack:
 
     @property
     def clerk_in_use(self) -> str:
-        """The Clerk from which the database was filled; without a database the same as `clerk`."""
+        """The Clerk from which the database was filled; the same as `clerk` if there is no database."""
         if not self.postgres.exists():
             return self.clerk
         return self._clerk_record.read_text() if self._clerk_record.exists() else STAND_IN
@@ -168,7 +168,7 @@ class Stack:
         return self.clerk_folder / "issuer"
 
     def environment(self) -> dict[str, str]:
-        """The variables that the service, the tests and `ballast env` agree on; `.env.example` explains each."""
+        """The variables of the service, the tests and `ballast env`; `.env.example` explains each."""
         service_url = _url(self.ports.service)
         origins = [service_url, *self.clerk_variables.get("CLERK_AUTHORIZED_PARTIES", "").split(",")]
         return {
@@ -198,23 +198,23 @@ class Stack:
 
 
 def jobs_are_wanted() -> bool:
-    """Whether the stack calls the service's jobs. Benchmarks, and tests that run one themselves, do not want it to."""
+    """Whether the stack calls the service's jobs. Benchmarks, and tests that call jobs themselves, switch it off."""
     return os.environ.get("BALLAST_JOBS") != "off"
 
 
 def containers_are_wanted() -> bool:
-    """Whether Docker runs what it can of the stack: see scripts/local/containers.py."""
+    """Whether Docker runs services of the stack: see scripts/local/containers.py."""
     return os.environ.get("BALLAST_CONTAINERS") == "on"
 
 
 def client_environment() -> dict[str, str]:
-    """What a command works against: the local stack's variables, each of which the real environment may replace."""
+    """The local stack's variables; variables of the process environment take precedence."""
     environment = Stack.from_environment().environment()
     return environment | {name: os.environ[name] for name in environment if os.environ.get(name)}
 
 
 def _describe(clerk: str) -> str:
-    return "Clerk's stand-in" if clerk == STAND_IN else f"the Clerk instance {clerk}"
+    return "the Clerk stand-in" if clerk == STAND_IN else f"the Clerk instance {clerk}"
 
 
 def _url(port: int) -> str:

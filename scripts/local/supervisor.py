@@ -1,4 +1,10 @@
-"""Runs a stack: starts each service when what it needs is healthy, watches them all, stops them in reverse order."""
+"""Runs a stack: starts each service once those that it needs are healthy, watches all, and stops them in reverse order.
+
+Example: Postgres, Redis and the Clerk stand-in need no other service, so they start at once. When Postgres is healthy,
+the migrations, the Data API, the gateway and Flask's `service` start. The seed needs `service` and the stand-in: it
+starts when both are healthy, and only if the database is empty. A service that is not wanted counts as healthy, so
+others do not wait for it: with a real Clerk the stand-in is not started.
+"""
 
 from __future__ import annotations
 
@@ -30,19 +36,19 @@ COLOURS = ("blue", "magenta", "green", "yellow", "cyan", "bright_blue", "bright_
 
 
 class AlreadyRunning(Failure):
-    """Another `ballast up` is in charge of this folder."""
+    """Another `ballast up` runs the stack of this folder."""
 
 
 class CannotStart(Failure):
-    """A service's program is missing, or may not be run."""
+    """The program of a service is missing, or is not executable."""
 
 
 class ServiceEnded(Failure):
-    """A service ended by itself, or never became healthy. The message ends with its log."""
+    """A service ended unexpectedly, or did not become healthy. The message ends with its log."""
 
 
 class RunningService:
-    """A service that was started: its process, and a thread that copies its output to the log and to the screen."""
+    """A started service: its process, and a thread that copies its output to the log and to the screen."""
 
     def __init__(self, service: Service, stack: Stack, colour: str) -> None:
         self.service = service
@@ -54,7 +60,7 @@ class RunningService:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches us only, and we stop the services in order
+            start_new_session=True,  # Ctrl-C reaches only the supervisor, which stops the services in order
             **service.run_as,
         )
         self.record = ProcessRecord.of(self.process.pid, service.stop_signal)
@@ -72,8 +78,8 @@ class RunningService:
         self.process.wait()
         self._copying.join(timeout=1)
 
-    def end_error(self) -> ServiceEnded:
-        """The error that names this service, tells how it ended and shows the end of its log."""
+    def error(self) -> ServiceEnded:
+        """The error with the service's name, how it ended, and the end of its log."""
         self._copying.join(timeout=1)
         if self.has_ended():
             how = f"ended with exit code {self.process.returncode}"
@@ -81,7 +87,7 @@ class RunningService:
             how = f"did not finish within {READY_SECONDS:g} s"
         else:
             how = "did not become healthy"
-        lines = "\n".join(f"  {line}" for line in self.tail) or "  (it said nothing)"
+        lines = "\n".join(f"  {line}" for line in self.tail) or "  (it is empty)"
         return ServiceEnded(f"{self.service.name} {how}. The end of {self._log}:\n{lines}")
 
     def _copy_output(self) -> None:
@@ -94,24 +100,24 @@ class RunningService:
                 log.flush()
                 text = line.decode(errors="replace").rstrip()
                 self.tail.append(text)
-                with suppress(OSError):  # nobody reads our output any more; the service must not be stopped by that
+                with suppress(OSError):  # a closed output must not stop the service
                     click.echo(self._prefix + text)
 
 
 class Supervisor:
-    """One run of a stack's services, from the first start to the last stop."""
+    """Runs the services of a stack, from the first start to the last stop."""
 
     def __init__(self, stack: Stack, services: list[Service]) -> None:
         self._stack = stack
-        self._parts = services
+        self._services = services
         self._running: list[RunningService] = []
         self._run = RunRecord(stack.home / "run.json")
-        self._asked_to_stop = threading.Event()
+        self._stop_requested = threading.Event()
 
     def run(self, when_ready: Callable[[], None]) -> None:
-        """Blocks until somebody asks to stop. Raises ServiceEnded, AlreadyRunning or PortTaken."""
-        with _hold_lock(self._stack.home), _set_on_signals(self._asked_to_stop):
-            require_startable(self._stack, self._parts)
+        """Blocks until a signal requests the stop. Raises ServiceEnded, AlreadyRunning or PortTaken."""
+        with _lock_home(self._stack.home), _set_on_signals(self._stop_requested):
+            require_startable(self._stack, self._services)
             self._stack.logs.mkdir(parents=True, exist_ok=True)
             self._run.supervisor = ProcessRecord.of(os.getpid())
             self._run.write()
@@ -125,15 +131,15 @@ class Supervisor:
                 self._stop()
 
     def _start(self) -> bool:
-        """Whether all services are healthy, and nobody asked to stop meanwhile."""
-        waiting = list(self._parts)
+        """Starts the services. Returns False if a stop was requested before all of them were healthy."""
+        waiting = list(self._services)
         unwanted: set[str] = set()
         colours = itertools.cycle(COLOURS)
         deadline = time.monotonic() + READY_SECONDS
         while waiting or not all(running.healthy for running in self._running):
             healthy = unwanted | {running.service.name for running in self._running if running.healthy}
             for service in [service for service in waiting if healthy.issuperset(service.needs)]:
-                if self._asked_to_stop.is_set():
+                if self._stop_requested.is_set():
                     return False
                 waiting.remove(service)
                 if service.is_wanted():
@@ -143,8 +149,8 @@ class Supervisor:
             for running in self._running:
                 self._check(running)
                 if not running.healthy and time.monotonic() > deadline:
-                    raise running.end_error()
-            if self._asked_to_stop.wait(0.1):
+                    raise running.error()
+            if self._stop_requested.wait(0.1):
                 return False
         return True
 
@@ -160,17 +166,17 @@ class Supervisor:
         self._run.write()
 
     def _check(self, running: RunningService) -> None:
-        """Notes that a starting service has become healthy. Raises ServiceEnded when it cannot any more."""
+        """Records that a starting service has become healthy. Raises ServiceEnded if it has ended unexpectedly."""
         if running.has_ended():
             if not running.service.once or running.process.returncode != 0:
-                raise running.end_error()
+                raise running.error()
             running.healthy = True
         elif not running.service.once and not running.healthy and running.service.is_healthy():
             running.service.after()
             running.healthy = True
 
     def _watch(self) -> None:
-        while not self._asked_to_stop.wait(0.2):
+        while not self._stop_requested.wait(0.2):
             for running in self._running:
                 self._check(running)
 
@@ -181,9 +187,9 @@ class Supervisor:
 
 
 def require_startable(stack: Stack, services: list[Service]) -> None:
-    """Cleans up after a supervisor that was killed. Raises AlreadyRunning or PortTaken."""
+    """Stops services that a killed supervisor left running. Raises AlreadyRunning or PortTaken."""
     record = RunRecord.read(stack.home)
-    if record.running() and record.supervisor and record.supervisor.pid != os.getpid():
+    if record.is_running() and record.supervisor and record.supervisor.pid != os.getpid():
         raise AlreadyRunning(f"The stack in {stack.home} is running already: see `ballast status`, or `ballast down`.")
     record.stop_services()
     for service in services:
@@ -192,10 +198,10 @@ def require_startable(stack: Stack, services: list[Service]) -> None:
 
 
 def start_detached(stack: Stack, services: list[Service]) -> None:
-    """Starts a supervisor that outlives this process, and returns once all is healthy. Raises ServiceEnded."""
+    """Starts a supervisor that outlives this process. Returns once all services are healthy. Raises ServiceEnded."""
     require_startable(stack, services)
     stack.logs.mkdir(parents=True, exist_ok=True)
-    with (stack.logs / "supervisor.log").open("wb") as output, _read_errors(stack).open("wb") as errors:
+    with (stack.logs / "supervisor.log").open("wb") as output, _errors_file(stack).open("wb") as errors:
         supervisor = subprocess.Popen(
             [sys.executable, "-m", "scripts.cli", "up"],
             cwd=CHECKOUT,
@@ -214,21 +220,21 @@ def start_detached(stack: Stack, services: list[Service]) -> None:
         supervisor.terminate()
         supervisor.wait()
         raise
-    raise ServiceEnded(read_last_lines(stack).strip().removeprefix("ballast: "))
+    raise ServiceEnded(read_errors(stack).strip().removeprefix("ballast: "))
 
 
-def read_last_lines(stack: Stack) -> str:
-    """Why the last detached supervisor ended; empty when it was asked to, or there was none."""
-    return _read_errors(stack).read_text(errors="replace") if _read_errors(stack).exists() else ""
+def read_errors(stack: Stack) -> str:
+    """The errors of the last detached supervisor; empty after a requested stop, and if there was no supervisor."""
+    return _errors_file(stack).read_text(errors="replace") if _errors_file(stack).exists() else ""
 
 
-def _read_errors(stack: Stack) -> Path:
+def _errors_file(stack: Stack) -> Path:
     return stack.logs / "supervisor.err"
 
 
 @contextmanager
-def _hold_lock(home: Path) -> Iterator[None]:
-    """Holds the folder's lock, which ends with this process however it ends."""
+def _lock_home(home: Path) -> Iterator[None]:
+    """Locks the folder. The system releases the lock when this process ends, even if it is killed."""
     home.mkdir(parents=True, exist_ok=True)
     with (home / "lock").open("w") as lock:
         try:
@@ -240,7 +246,7 @@ def _hold_lock(home: Path) -> Iterator[None]:
 
 @contextmanager
 def _set_on_signals(event: threading.Event) -> Iterator[None]:
-    """Ctrl-C, SIGTERM and a closed terminal are requests to stop in order; further ones change nothing."""
+    """Sets the event on Ctrl-C, on SIGTERM and when the terminal closes. Further signals have no effect."""
 
     def set_event(_number: int, _frame: FrameType | None) -> None:
         event.set()

@@ -1,7 +1,7 @@
-"""Redis behind the Upstash REST protocol, so that unmodified Upstash clients work against a local redis-server.
+"""The Upstash REST protocol on top of a local redis-server, so that Upstash clients work unmodified.
 
-POST / runs one command, /pipeline several, /multi-exec several in one transaction. Answers are {"result": …} or
-{"error": …}; with the header `Upstash-Encoding: base64` strings in results are base64 (https://upstash.com/docs/redis/features/restapi).
+POST / runs one command, /pipeline several, /multi-exec several in one transaction. A response is {"result": …} or
+{"error": …}. The header `Upstash-Encoding: base64` asks for base64 strings (https://upstash.com/docs/redis/features/restapi).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from scripts.errors import Failure
 from scripts.local.stack import REDIS_SOCKET, Stack
 
 Command = list[str]
-Reply = Any  # str, bytes, int, None, a list of these, or the redis.ResponseError that a command ended in
+Reply = Any  # str, bytes, int, None, a list of these, or the redis.ResponseError of a failed command
 
 
 class MalformedCommand(Failure):
@@ -29,7 +29,7 @@ class MalformedCommand(Failure):
 
 
 class UpstashRest:
-    """Translates HTTP requests that carry the token to commands on one pool of connections."""
+    """Translates HTTP requests that have the token to Redis commands on a connection pool."""
 
     def __init__(self, token: str, socket: Path) -> None:
         self._authorization = f"Bearer {token}"
@@ -98,12 +98,12 @@ def _commands(given: object) -> list[Command]:
 
 
 def _command(given: object) -> Command:
-    """A command as redis-server takes it. Raises MalformedCommand."""
+    """A command as redis-server accepts it. Raises MalformedCommand."""
     if not isinstance(given, list) or not given:
         raise MalformedCommand("A command is a list of strings and numbers.")
     command = [word if isinstance(word, str) else json.dumps(word) for word in given]
     if command[0].upper() == "EVAL" and len(command) > 1 and command[1].startswith("#!lua"):
-        # upstash-ratelimit marks its scripts with a flag that only Upstash's servers know.
+        # upstash-ratelimit marks its scripts with a flag that only Upstash servers accept.
         command[1] = command[1].partition("\n")[2]
     return command
 
@@ -119,7 +119,7 @@ def _value(reply: Reply, *, encoded: bool) -> Any:
         return [_value(each, encoded=encoded) for each in reply]
     if not isinstance(reply, bytes):
         return reply
-    # Upstash leaves the status OK readable.
+    # Upstash does not encode the status OK.
     return base64.b64encode(reply).decode() if encoded and reply != b"OK" else reply.decode("utf-8", "replace")
 
 

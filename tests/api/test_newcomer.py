@@ -1,11 +1,13 @@
-"""The README's story, step by step, against a freshly started stack: seeds, a signed event, a token, both clients."""
+"""The first look of the README on a freshly started stack: seeds, a signed event, a token, and both clients."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +17,9 @@ from postgrest import ReturnMethod
 from postgrest.exceptions import APIError
 from supabase import Client, ClientOptions, create_client
 
+from scripts.cli.stack import show_summary
+from scripts.local.stack import DEFAULT_PORT_BASE, Secrets
+from scripts.local.stack import Stack as LocalStack
 from tests.conftest import ROOT, Stack
 from tests.tenant_tables import permissions_of
 
@@ -38,7 +43,7 @@ def organization_id(database: psycopg.Connection[Any], clerk_id: str) -> str:
     return str(row[0])
 
 
-def test_the_seeds_came_in_as_signed_events(database: psycopg.Connection[Any]) -> None:
+def test_the_seeds_are_stored_as_signed_events(database: psycopg.Connection[Any]) -> None:
     roles = database.execute(
         "select p.clerk_user_id, o.clerk_org_id, m.role from public.organization_memberships as m "
         "join public.profiles as p on p.id = m.user_id join public.organizations as o on o.id = m.organization_id "
@@ -66,7 +71,9 @@ def test_seeding_again_changes_nothing(stack: Stack, database: psycopg.Connectio
     assert database.execute(count).fetchone() == before
 
 
-def test_a_member_lists_creates_and_cannot_leave_their_tenant(stack: Stack, database: psycopg.Connection[Any]) -> None:
+def test_a_member_lists_and_creates_projects_only_in_their_tenant(
+    stack: Stack, database: psycopg.Connection[Any]
+) -> None:
     cleo = sign_in(stack, "user_cleo", "org_acme")
     globex = organization_id(database, "org_globex")
 
@@ -93,7 +100,7 @@ def test_a_member_lists_creates_and_cannot_leave_their_tenant(stack: Stack, data
     database.execute("delete from public.projects where id = %s", [created["id"]])
 
 
-def test_supabase_js_sees_the_same(stack: Stack, database: psycopg.Connection[Any]) -> None:
+def test_supabase_js_behaves_the_same(stack: Stack, database: psycopg.Connection[Any]) -> None:
     environment = {
         "TOKEN": stack.token("user_cleo", "org_acme"),
         "OWN_ORGANIZATION": organization_id(database, "org_acme"),
@@ -117,9 +124,9 @@ def test_supabase_js_sees_the_same(stack: Stack, database: psycopg.Connection[An
     database.execute("delete from public.projects where id = %s", [answers["created"]["data"]["id"]])
 
 
-def test_a_new_person_is_there_once_clerk_has_told(stack: Stack) -> None:
-    told = stack.ballast("clerk", "send", "user.created", "--data", '{"id": "user_newcomer", "first_name": "Zoe"}')
-    assert (told.returncode, "processed" in told.stdout) == (0, True), told.stdout + told.stderr
+def test_a_new_user_exists_once_clerk_has_sent_the_event(stack: Stack) -> None:
+    sent = stack.ballast("clerk", "send", "user.created", "--data", '{"id": "user_newcomer", "first_name": "Zoe"}')
+    assert (sent.returncode, "processed" in sent.stdout) == (0, True), sent.stdout + sent.stderr
 
     headers = {"Authorization": f"Bearer {stack.token('user_newcomer')}"}
     me = httpx.get(f"{stack.environment['SERVICE_URL']}/api/v1/me", headers=headers).json()
@@ -130,8 +137,8 @@ def test_people_change_their_own_profile_only(stack: Stack, database: psycopg.Co
     dee = sign_in(stack, "user_dee", "org_acme")
     acme, globex = organization_id(database, "org_acme"), organization_id(database, "org_globex")
 
-    def update(whom: str, change: dict[str, Any]) -> None:
-        dee.table("profiles").update(change, returning=ReturnMethod.minimal).eq("clerk_user_id", whom).execute()
+    def update(user_id: str, change: dict[str, Any]) -> None:
+        dee.table("profiles").update(change, returning=ReturnMethod.minimal).eq("clerk_user_id", user_id).execute()
 
     update("user_dee", {"preferences": {"theme": "dark"}, "current_organization_id": acme})
     own = dee.rpc("start_session").execute().data["profile"]
@@ -145,7 +152,7 @@ def test_people_change_their_own_profile_only(stack: Stack, database: psycopg.Co
         update("user_dee", {"banned": False})
 
 
-def test_co_members_do_not_see_where_else_somebody_works(stack: Stack) -> None:
+def test_co_members_cannot_read_private_columns_of_a_profile(stack: Stack) -> None:
     eve = sign_in(stack, "user_eve", "org_globex")
     assert eve.table("profiles").select("full_name").eq("clerk_user_id", "user_ada").execute().data
     for private in ("current_organization_id", "preferences", "last_seen_at"):
@@ -153,7 +160,7 @@ def test_co_members_do_not_see_where_else_somebody_works(stack: Stack) -> None:
             eve.table("profiles").select(private).execute()
 
 
-def test_a_missing_second_factor_is_named(stack: Stack) -> None:
+def test_a_missing_second_factor_is_reported(stack: Stack) -> None:
     headers = {"Authorization": f"Bearer {stack.token('user_ada', 'org_acme', second_factor=False)}"}
     me = httpx.get(f"{stack.environment['SERVICE_URL']}/api/v1/me", headers=headers).json()
     acme = next(organization for organization in me["organizations"] if organization["clerk_org_id"] == "org_acme")
@@ -161,16 +168,25 @@ def test_a_missing_second_factor_is_named(stack: Stack) -> None:
     assert acme["permissions"] == sorted({"members:read"} | permissions_of("viewer"))
 
 
-def test_the_readmes_own_lines_work_as_they_stand_there(stack: Stack, database: psycopg.Connection[Any]) -> None:
+def test_the_readme_shows_the_summary_of_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    secrets = Secrets.of(tmp_path)
+    show_summary(LocalStack(tmp_path, DEFAULT_PORT_BASE, secrets), 4.9)
+    printed = capsys.readouterr().out.replace(str(tmp_path), ".local")
+    for secret in (secrets.publishable_key, secrets.secret_key, secrets.webhook_secret, secrets.postgres_password):
+        printed = printed.replace(re.sub("^(sb_publishable|sb_secret|whsec)_", "", secret), "…")
+    assert f"$ ./scripts/up\n{printed.rstrip()}\n```" in (ROOT / "README.md").read_text()
+
+
+def test_the_commands_of_the_readme_work_unchanged(stack: Stack, database: psycopg.Connection[Any]) -> None:
     first_look = (ROOT / "README.md").read_text().split("\n## A first look\n")[1]
     session, program = (block.removeprefix("python\n") for block in first_look.split("```")[1:4:2])
     lines = [line.removeprefix("$ ") for line in session.splitlines() if line.startswith("$ ")]
     assert lines.pop() == "python"
-    told = f"{program}\nprint(len(projects), session['organizations'][0]['clerk_org_id'], apollo['title'])\n"
-    left = "print(len(supabase.table('projects').select('*').eq('id', apollo['id']).execute().data))\n"
-    ran = stack.run_lines("\n".join([*lines, "python - <<'END'", told + left + "END"]))
+    printing = f"{program}\nprint(len(projects), session['organizations'][0]['clerk_org_id'], apollo['title'])\n"
+    printing += "print(len(supabase.table('projects').select('*').eq('id', apollo['id']).execute().data))\n"
+    ran = stack.run_lines("\n".join([*lines, "python - <<'END'", printing + "END"]))
     database.execute("delete from public.projects where title = 'Apollo'")
     assert ran.returncode == 0, ran.stderr
-    said, counted, kept = ran.stdout.splitlines()[-3:]
-    assert (said.split()[0], said.endswith(": processed")) == ("user.created", True)
-    assert (int(counted.split()[0]) >= 25, counted.split()[1:], kept) == (True, ["org_acme", "Apollo"], "1")
+    sent, listed, left = ran.stdout.splitlines()[-3:]
+    assert (sent.split()[0], sent.endswith(": processed")) == ("user.created", True)
+    assert (int(listed.split()[0]) >= 25, listed.split()[1:], left) == (True, ["org_acme", "Apollo"], "1")

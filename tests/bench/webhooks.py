@@ -115,7 +115,7 @@ def deliveries(organizations: int, run: str) -> Iterator[list[Delivery]]:
 
         def send(event_type: str, data: dict[str, Any], clerk: Directory = clerk, name: str = name) -> None:
             whole = clerk.complete(event_type, data)
-            clerk.apply_event(event_type, whole)
+            clerk.apply(event_type, whole)
             event = {"object": "event", "type": event_type, "timestamp": now(), "data": whole}
             messages.append(Delivery(f"msg_{name}_{len(messages)}", event))  # noqa: B023 - used before the next turn
 

@@ -1,15 +1,15 @@
-"""Clerk's Backend API, as much as Ballast calls: users changed and deleted, people invited and removed.
+"""The part of Clerk's Backend API that Ballast calls: change and delete users, invite and remove members.
 
 Lists are in lists.py, errors in errors.py, rate limits in limits.py. Here:
 
   GET    /v1/users/{id}  -> the user
-  PATCH  /v1/users/{id}  {first_name?, last_name?} -> the user, changed
+  PATCH  /v1/users/{id}  {first_name?, last_name?} -> the changed user
   DELETE /v1/users/{id}  -> {object, id, deleted}
   POST   /v1/organizations/{id}/invitations            {email_address, role, inviter_user_id?} -> the invitation
-  DELETE /v1/organizations/{id}/memberships/{user id}  -> the membership that was
+  DELETE /v1/organizations/{id}/memberships/{user id}  -> the removed membership
 
-As at Clerk, each change also reaches the service as a webhook. The answer does not wait for it.
-Clerk's other parameters (metadata, redirect URLs) and its calls for many objects at once are not here.
+As at Clerk, each change is also sent to the service as a webhook. The response does not wait for it.
+Clerk's other parameters (metadata, redirect URLs) and its bulk calls are not implemented.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ VERSIONS = {"2021-02-05", "2024-10-01", "2025-03-12", "2025-04-10", "2025-11-10"
 
 
 class BackendApi:
-    """Changes what `directory` knows by announcing it: `announce` gets an event's type and data, and completes both."""
+    """Changes `directory` by events: `announce` takes a type and data, and completes, applies and sends the event."""
 
     def __init__(
         self,
@@ -88,8 +88,8 @@ class BackendApi:
         if inviter_id := _text(wanted, "inviter_user_id"):
             self._require_manager(inviter_id, organization_id)
         self._require_stranger(email, organization_id)
-        asked = {"email_address": email, "role": role, "organization_id": organization_id}
-        whole = self._directory.complete("organizationInvitation.created", asked)
+        given = {"email_address": email, "role": role, "organization_id": organization_id}
+        whole = self._directory.complete("organizationInvitation.created", given)
         self._announce("organizationInvitation.created", whole)
         return web.json_response(whole)
 

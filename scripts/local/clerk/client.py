@@ -1,4 +1,4 @@
-"""Talks to Clerk's stand-in: tokens for people it knows, events completed from what it knows."""
+"""The client of the Clerk stand-in: issues tokens for its users, and completes events from its directory."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from scripts.local.stack import STAND_IN, Stack
 
 
 class NotRunning(Failure):
-    """Nothing answers where a part of the stack should."""
+    """A part of the stack does not answer."""
 
 
 class Refused(Failure):
-    """The stand-in says why it does not do what was asked."""
+    """The stand-in refused the request. The message is its reason."""
 
 
 class NoStandIn(Failure):
@@ -24,7 +24,7 @@ class NoStandIn(Failure):
 
 
 def require_stand_in(instead: str) -> None:
-    """Raises NoStandIn when the stack's `.env` names a real instance. `instead` is a sentence."""
+    """Raises NoStandIn if the stack's `.env` names a real instance. `instead` is a sentence about what to do there."""
     stack = Stack.from_environment()
     if stack.clerk != STAND_IN:
         raise NoStandIn(f"{stack.env_file} names the Clerk instance {stack.clerk}, so no stand-in runs. {instead}")
@@ -36,23 +36,23 @@ class ClerkClient:
 
     issuer: str
 
-    def token(self, user_id: str, organization_id: str | None = None, **wishes: Any) -> dict[str, Any]:
-        """{"token", "claims"} of a new session; `wishes` are second_factor, lifetime and claims. Raises Refused."""
-        return self._post("tokens", {"user_id": user_id, "organization_id": organization_id} | wishes)
+    def token(self, user_id: str, organization_id: str | None = None, **options: Any) -> dict[str, Any]:
+        """{"token", "claims"} of a new session; `options` are second_factor, lifetime and claims. Raises Refused."""
+        return self._post("tokens", {"user_id": user_id, "organization_id": organization_id} | options)
 
-    def event(self, event_type: str, data: dict[str, Any], **wishes: Any) -> dict[str, Any]:
-        """{"message_id", "event"}: the event completed and remembered, not sent."""
-        given = {name: value for name, value in wishes.items() if value is not None}
+    def event(self, event_type: str, data: dict[str, Any], **options: Any) -> dict[str, Any]:
+        """{"message_id", "event"}: the complete event. It is applied to the directory, but not sent."""
+        given = {name: value for name, value in options.items() if value is not None}
         return self._post("events", {"type": event_type, "data": data} | given)
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         try:
             answer = httpx.post(f"{self.issuer}/stand-in/{path}", json=body, timeout=120)
-            told: dict[str, Any] = answer.json()
+            content: dict[str, Any] = answer.json()
         except (httpx.HTTPError, ValueError):
             raise NotRunning(
-                f"Clerk's stand-in does not answer at {self.issuer}: start it with `ballast up`."
+                f"The Clerk stand-in does not answer at {self.issuer}: start it with `ballast up`."
             ) from None
         if not answer.is_success:
-            raise Refused(told["errors"][0]["long_message"])
-        return told
+            raise Refused(content["errors"][0]["long_message"])
+        return content

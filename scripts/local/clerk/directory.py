@@ -1,7 +1,7 @@
-"""What the Clerk stand-in knows: users, organizations, memberships and invitations, in the shapes of Clerk's webhooks.
+"""The objects of the Clerk stand-in: users, organizations, memberships and invitations, in the format of webhooks.
 
-It learns from the events that are sent through it, and fills in what their sender left out, so that
-`ballast clerk send user.created --data '{"id": "user_zoe"}'` sends a whole user.
+The directory applies the events that are sent through it, and adds the fields that the sender left out. So
+`ballast clerk send user.created --data '{"id": "user_zoe"}'` sends a complete user.
 """
 
 from __future__ import annotations
@@ -22,46 +22,47 @@ DAY_MS = 24 * 60 * 60 * 1000
 
 
 class IncompleteData(ParameterMissing):
-    """An event's data lacks an id that cannot be made up."""
+    """The data of an event lacks an id that the stand-in cannot invent."""
 
 
 class Directory:
-    """Kept in memory and, when there is one, in `file`. Times are milliseconds, as in Clerk's objects."""
+    """The objects, in memory and, if given, in `file`. Times are in milliseconds, as at Clerk."""
 
     def __init__(self, file: Path | None = None) -> None:
         self._file = file
-        kept = json.loads(file.read_text()) if file and file.exists() else {}
-        self.users: dict[str, Object] = kept.get("users", {})
-        self.organizations: dict[str, Object] = kept.get("organizations", {})
-        self.memberships: dict[str, Object] = kept.get("memberships", {})
-        self.invitations: dict[str, Object] = kept.get("invitations", {})
-        self.roles: dict[str, Role] = kept.get("roles") or initial_roles()
-        self.deleted: list[str] = kept.get("deleted", [])
+        stored = json.loads(file.read_text()) if file and file.exists() else {}
+        self.users: dict[str, Object] = stored.get("users", {})
+        self.organizations: dict[str, Object] = stored.get("organizations", {})
+        self.memberships: dict[str, Object] = stored.get("memberships", {})
+        self.invitations: dict[str, Object] = stored.get("invitations", {})
+        self.roles: dict[str, Role] = stored.get("roles") or initial_roles()
+        self.deleted: list[str] = stored.get("deleted", [])
 
     def user(self, user_id: str) -> Object:
-        """The user object. Raises Unknown with the ids there are."""
+        """The user object. Raises Unknown with a list of the users."""
         if user_id not in self.users:
-            raise Unknown(f"Clerk's stand-in knows no user {user_id}; it knows {_names(self.users)}.")
+            raise Unknown(f"The Clerk stand-in has no user {user_id}. Its users: {_names(self.users)}.")
         return self.users[user_id]
 
     def organization(self, organization_id: str) -> Object:
-        """The organization object. Raises Unknown with the ids there are."""
+        """The organization object. Raises Unknown with a list of the organizations."""
         if organization_id not in self.organizations:
             raise Unknown(
-                f"Clerk's stand-in knows no organization {organization_id}; it knows {_names(self.organizations)}."
+                f"The Clerk stand-in has no organization {organization_id}. Its organizations: "
+                f"{_names(self.organizations)}."
             )
         return self.organizations[organization_id]
 
     def membership(self, user_id: str, organization_id: str) -> Object:
-        """The membership object of a pair. Raises Unknown, for the user and the organization too."""
+        """The user's membership of the organization. Raises Unknown if one of the three does not exist."""
         user, organization = self.user(user_id), self.organization(organization_id)
         membership = self._membership_of(user["id"], organization["id"])
         if membership is None:
-            raise Unknown(f"{user_id} is no member of {organization_id}: send organizationMembership.created first.")
+            raise Unknown(f"{user_id} is not a member of {organization_id}: send organizationMembership.created first.")
         return membership
 
     def memberships_of(self, user_id: str) -> list[Object]:
-        """The user's memberships, of which a stranger has none."""
+        """The user's memberships; an empty list for an unknown user."""
         return [each for each in self.memberships.values() if each["public_user_data"]["user_id"] == user_id]
 
     def members(self, organization_id: str) -> list[Object]:
@@ -92,7 +93,7 @@ class Directory:
         return role is not None and may_manage(role)
 
     def people(self) -> list[Object]:
-        """Everybody, for a page to sign in as: {user_id, name, organizations: [{organization_id, name, role}]}."""
+        """All users, for the sign-in page: {user_id, name, organizations: [{organization_id, name, role}]}."""
         return [
             {
                 "user_id": user_id,
@@ -110,9 +111,9 @@ class Directory:
         ]
 
     def complete(self, event_type: str, data: Object) -> Object:
-        """`data` with what a receiver may expect in an event of that type.
+        """`data` with all fields of an event of that type.
 
-        Raises IncompleteData, RoleUnknown and NoSeatLeft: Clerk sends no event about what it would refuse.
+        Raises IncompleteData, RoleUnknown and NoSeatLeft: Clerk sends no event about a change that it refuses.
         """
         subject, _, what = event_type.partition(".")
         if subject == "user":
@@ -135,35 +136,35 @@ class Directory:
             return self._make_deletion("role", data) if what == "deleted" else self._complete_role(data)
         return data
 
-    def apply_event(self, event_type: str, data: Object) -> None:
-        """Applies a complete event, unless something newer is known, and keeps the result."""
+    def apply(self, event_type: str, data: Object) -> None:
+        """Applies a complete event, unless the object is newer or was deleted, and stores the result."""
         subject, _, what = event_type.partition(".")
-        kept = {
+        objects = {
             "user": self.users,
             "organization": self.organizations,
             "organizationMembership": self.memberships,
             "organizationInvitation": self.invitations,
             "role": self.roles,
         }.get(subject)
-        if kept is None or data["id"] in self.deleted:
+        if objects is None or data["id"] in self.deleted:
             return
         if what == "deleted":
             self.deleted.append(data["id"])
             self._remove(data["id"])
-        elif kept.get(data["id"], {}).get("updated_at", 0) <= data["updated_at"]:
-            kept[data["id"]] = data
+        elif objects.get(data["id"], {}).get("updated_at", 0) <= data["updated_at"]:
+            objects[data["id"]] = data
             if subject == "user":
-                self._refresh_copies(data["id"])
-        self._save()
+                self._update_copies(data["id"])
+        self._store()
 
-    def _refresh_copies(self, user_id: str) -> None:
-        """A membership carries a copy of its user, which follows the original."""
+    def _update_copies(self, user_id: str) -> None:
+        """Updates the copy of the user in each of their memberships."""
         public = self._public_user_data(user_id)
         for each in self.memberships_of(user_id):
             self.memberships[each["id"]] = each | {"public_user_data": each["public_user_data"] | public}
 
     def _require_seat(self, organization_id: str, address: str) -> None:
-        """Raises NoSeatLeft. An invited person who joins keeps the seat of the invitation."""
+        """Raises NoSeatLeft. An invited person who joins takes the seat of the invitation."""
         limit = self.organizations.get(organization_id, {}).get("max_allowed_memberships")
         members = {_address(each) for each in self.members(organization_id)}
         invited = {each["email_address"].lower() for each in self.pending_invitations(organization_id)}
@@ -175,15 +176,15 @@ class Directory:
     def _role_with(self, key: str) -> Role | None:
         return next((each for each in self.roles.values() if each["key"] == key), None)
 
-    def _remove(self, gone: str) -> None:
-        self.users.pop(gone, None)
-        self.roles.pop(gone, None)
-        self.organizations.pop(gone, None)
-        self.invitations = {key: each for key, each in self.invitations.items() if each["organization_id"] != gone}
+    def _remove(self, deleted: str) -> None:
+        self.users.pop(deleted, None)
+        self.roles.pop(deleted, None)
+        self.organizations.pop(deleted, None)
+        self.invitations = {key: each for key, each in self.invitations.items() if each["organization_id"] != deleted}
         self.memberships = {
             key: each
             for key, each in self.memberships.items()
-            if gone not in (key, each["public_user_data"]["user_id"], each["organization"]["id"])
+            if deleted not in (key, each["public_user_data"]["user_id"], each["organization"]["id"])
         }
 
     def _complete_user(self, data: Object) -> Object:
@@ -222,7 +223,7 @@ class Directory:
             "organization": self._complete_organization(data.get("organization") or {"id": organization_id}),
             "public_user_data": self._public_user_data(user_id) | (data.get("public_user_data") or {}),
         }
-        # A membership carries a copy of its organization: the copy is not newer than the original.
+        # A membership has a copy of its organization, which must not be newer than the original.
         if organization_id in self.organizations and "updated_at" not in (data.get("organization") or {}):
             nested["organization"]["updated_at"] = self.organizations[organization_id]["updated_at"]
         return defaults | _times(known) | data | nested
@@ -277,12 +278,12 @@ class Directory:
         pairs = self.memberships_of(user_id)
         return next((each for each in pairs if each["organization"]["id"] == organization_id), None)
 
-    def _save(self) -> None:
+    def _store(self) -> None:
         if self._file is None:
             return
-        kept = {name: value for name, value in vars(self).items() if name != "_file"}
+        content = {name: value for name, value in vars(self).items() if name != "_file"}
         unfinished = self._file.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(json.dumps(kept, indent=1))
+        unfinished.write_text(json.dumps(content, indent=1))
         unfinished.replace(self._file)
 
 
@@ -292,18 +293,18 @@ def now() -> int:
 
 
 def _times(known: Object) -> Object:
-    """When an object was made and changed; a change is always later than what was known before."""
+    """The times of creation and of the change; a change is always later than the previous one."""
     at = max(now(), known.get("updated_at", 0) + 1)
     return {"created_at": known.get("created_at", at), "updated_at": at}
 
 
-def _names(known: dict[str, Object]) -> str:
-    shown = ", ".join(sorted(known)[:10])
-    return f"{shown}, …" if len(known) > 10 else shown or "none yet (`ballast seed` makes some)"
+def _names(objects: dict[str, Object]) -> str:
+    shown = ", ".join(sorted(objects)[:10])
+    return f"{shown}, …" if len(objects) > 10 else shown or "none (run `ballast seed`)"
 
 
 def _address(membership: Object) -> str:
-    """What names the member among members and invitations: the e-mail address, or the id of a user without one."""
+    """The member's e-mail address, to compare with invitations; the user id if there is no address."""
     public = membership["public_user_data"]
     return str(public["identifier"] or public["user_id"]).lower()
 

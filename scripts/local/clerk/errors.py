@@ -1,7 +1,7 @@
-"""The errors of Clerk's Backend API that the stand-in answers with: status, code and message as Clerk publishes them.
+"""The errors of Clerk's Backend API that the stand-in returns: status, code and message as Clerk publishes them.
 
 The index is https://clerk.com/docs/guides/development/errors/backend-api. It does not state which call answers with
-which error. Where that is a guess, the class says so.
+which error. The docstring of a class states if this is a guess.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from scripts.errors import Failure
 
 
 class ClerkRefusal(Failure):
-    """A request that Clerk refuses. `meta` is what Clerk adds for programs, such as the parameter's name."""
+    """A request that Clerk refuses. `meta` has details for programs, such as the parameter's name."""
 
     def __init__(self, status: int, code: str, message: str, long_message: str = "", **meta: object) -> None:
         super().__init__(long_message or message)
@@ -24,13 +24,13 @@ class ClerkRefusal(Failure):
 
     @property
     def error(self) -> dict[str, Any]:
-        """The entry for the list `errors` of the answer."""
+        """The entry for the list `errors` of the response."""
         error = {"message": self._message, "long_message": str(self), "code": self.code}
         return error | ({"meta": self._meta} if self._meta else {})
 
 
 class Unknown(ClerkRefusal):
-    """Clerk has no such object. With a parameter, that names the missing object."""
+    """Clerk has no such object. `meta` may name the parameter that has its id."""
 
     def __init__(self, long_message: str, **meta: object) -> None:
         super().__init__(404, "resource_not_found", "not found", long_message, **meta)
@@ -62,14 +62,14 @@ class KeyInvalid(ClerkRefusal):
 
 
 class VersionInvalid(ClerkRefusal):
-    """There is no such API version. Clerk documents that it refuses the request, not the code."""
+    """The API version does not exist. Clerk documents that it refuses the request, but not the code."""
 
     def __init__(self, version: str) -> None:
         super().__init__(400, "bad_request", "Bad request", f"Clerk-API-Version {version} does not exist.")
 
 
 class TooManyRequests(ClerkRefusal):
-    """A rate limit is reached. Clerk documents the status and Retry-After, not the code."""
+    """A rate limit is reached. Clerk documents the status and Retry-After, but not the code."""
 
     def __init__(self, seconds: int) -> None:
         super().__init__(429, "too_many_requests", "Too many requests", f"Try again in {seconds} seconds.")
@@ -93,7 +93,7 @@ class ParameterMissing(ClerkRefusal):
 
 
 class ParameterUnknown(ClerkRefusal):
-    """The call has no such parameter. The stand-in also refuses Clerk's parameters that it lacks."""
+    """The call does not have the parameter. The stand-in also refuses Clerk parameters that it does not implement."""
 
     def __init__(self, name: str) -> None:
         message = f"{name} is not a valid parameter for this request."
@@ -132,7 +132,7 @@ class ParameterConflict(ClerkRefusal):
         super().__init__(422, "form_conditional_param_disallowed", "is not allowed", message, param_name=name)
 
 
-class ParameterNamesNothing(ClerkRefusal):
+class ResourceNotFound(ClerkRefusal):
     """A parameter names an object that does not exist."""
 
     def __init__(self, name: str) -> None:
@@ -141,7 +141,7 @@ class ParameterNamesNothing(ClerkRefusal):
 
 
 class NotAnAdmin(ClerkRefusal):
-    """The inviter may not manage members. Clerk documents the status; the code is from its older pages."""
+    """The inviter may not manage members. Clerk documents the status; the code is from older documentation."""
 
     def __init__(self, user_id: str) -> None:
         message = f"{user_id} is not an administrator in the organization."
@@ -151,8 +151,8 @@ class NotAnAdmin(ClerkRefusal):
 class AlreadyAMember(ClerkRefusal):
     """The invited address belongs to a member."""
 
-    def __init__(self, who: str) -> None:
-        message = f"{who} is already a member of the organization."
+    def __init__(self, email_address: str) -> None:
+        message = f"{email_address} is already a member of the organization."
         super().__init__(400, "already_a_member_in_organization", "already a member", message)
 
 
@@ -175,7 +175,7 @@ class NoSeatLeft(ClerkRefusal):
 
 
 class LastAdministrator(ClerkRefusal):
-    """Without this member, no one could manage the organization. Clerk lists the error, not the calls that give it."""
+    """Without this member, no one could manage the organization. Clerk does not document which calls return it."""
 
     def __init__(self) -> None:
         message = "There has to be at least one organization member with the minimum required permissions"

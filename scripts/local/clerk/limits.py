@@ -14,7 +14,7 @@ from scripts.local.clerk.errors import TooManyRequests
 
 
 class Limit(NamedTuple):
-    """At most so many requests in so many seconds: all together, or of a method and path, or these for each user."""
+    """At most `requests` in `seconds`: over all calls, or for one method and path, or for these per user."""
 
     requests: int
     seconds: float
@@ -30,14 +30,14 @@ DEVELOPMENT = (
 
 
 class RateLimits:
-    """Counts the requests that were let through, in a sliding window per limit."""
+    """Counts the accepted requests in a sliding window per limit."""
 
     def __init__(self, limits: Sequence[Limit]) -> None:
         self._limits = limits
-        self._passed: dict[tuple[Limit, str], deque[float]] = defaultdict(deque)
+        self._accepted: dict[tuple[Limit, str], deque[float]] = defaultdict(deque)
 
     def count_request(self, request: web.Request) -> None:
-        """Counts the request, unless a limit is reached: then raises TooManyRequests."""
+        """Counts the request. Raises TooManyRequests if a limit is reached."""
         now = time.monotonic()
         windows = [(limit, self._window(limit, request, now)) for limit in self._limits if _applies(limit, request)]
         for limit, window in windows:
@@ -47,7 +47,7 @@ class RateLimits:
             window.append(now)
 
     def _window(self, limit: Limit, request: web.Request, now: float) -> deque[float]:
-        window = self._passed[limit, request.match_info["id"] if limit.per_user else ""]
+        window = self._accepted[limit, request.match_info["id"] if limit.per_user else ""]
         while window and window[0] <= now - limit.seconds:
             window.popleft()
         return window

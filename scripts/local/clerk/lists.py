@@ -1,4 +1,4 @@
-"""Clerk's Backend API, as far as it lists: for `ballast clerk backfill` and `reconcile`.
+"""The lists of Clerk's Backend API, for `ballast clerk backfill` and `reconcile`.
 
   GET /v1/users?limit=&offset=&order_by=&starting_after= -> [user, …]
   GET /v1/users/count                                    -> {object, total_count}
@@ -12,12 +12,12 @@
   GET /v1/jwt_templates                                  -> []
   GET /v1/instance                                       -> {object, id, environment_type}
 
-Lists are the newest first unless order_by is created_at or +created_at. A page is 10 objects unless `limit` says
-otherwise, 500 at most. Objects that were created in the same millisecond come in another order at each request.
+Lists are sorted by creation, newest first, unless order_by is created_at or +created_at. A page has 10 objects by
+default, and 500 at most. Objects that were created in the same millisecond change their order between requests.
 
-Users alone have a cursor: `starting_after`, the id of the last user of the page before. It needs an order by
-created_at, and excludes an offset. An offset of 0 begins the same order that the cursor continues. Clerk does not
-document what the cursor of a deleted user does; here it is refused.
+Only users have a cursor: `starting_after`, the id of the last user of the previous page. It needs an order by
+created_at, and cannot be combined with an offset. A page with offset 0 has the order that the cursor continues. Clerk
+does not document the cursor of a deleted user; the stand-in refuses it.
 Source: GetUserList in https://github.com/clerk/clerk-sdk-python.
 """
 
@@ -35,19 +35,19 @@ DEFAULT_LIMIT = 10
 MAX_LIMIT = 500
 ORDERS = {"created_at": False, "+created_at": False, "-created_at": True}
 STATES = ("pending", "accepted", "revoked", "expired")
-# The first API version whose users have a cursor. Older ones ignore it, as they ignore every unknown parameter.
+# The first API version with a cursor for users. Older versions ignore it, like every unknown parameter.
 CURSOR_VERSION = "2025-11-10"
 
 
 class Lists:
-    """Reads `directory`. `instance_id` is the instance's."""
+    """Serves lists of the objects in `directory`."""
 
     def __init__(self, directory: Directory, instance_id: str) -> None:
         self._directory = directory
         self._instance_id = instance_id
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
-        """Before those of single objects: /users/count is no user."""
+        """Adds the routes. Call it before the routes of single objects are added: /users/count must not match an id."""
         router.add_get("/instance", self.instance)
         router.add_get("/jwt_templates", self.templates)
         router.add_get("/users", self.users)
@@ -70,13 +70,13 @@ class Lists:
         everyone = self._directory.users
         cursor = request.query.get("starting_after")
         if cursor is None or request.headers.get("Clerk-API-Version", "") < CURSOR_VERSION:
-            steady = _number(request, "offset", 0) == 0
-            return web.json_response(_page(request, everyone.values(), steady=steady))
+            is_stable = _number(request, "offset", 0) == 0
+            return web.json_response(_page(request, everyone.values(), is_stable=is_stable))
         if _number(request, "offset", 0):
             raise errors.ParameterConflict("offset", "starting_after")
         if cursor not in everyone:
-            raise errors.ParameterNamesNothing("starting_after")
-        ordered = _sort(request, everyone.values(), steady=True)
+            raise errors.ResourceNotFound("starting_after")
+        ordered = _sort(request, everyone.values(), is_stable=True)
         following = ordered[ordered.index(everyone[cursor]) + 1 :]
         return web.json_response(following[: _limit(request)])
 
@@ -112,7 +112,7 @@ class Lists:
     async def invitation(self, request: web.Request) -> web.Response:
         found = self._directory.invitations.get(request.match_info["invitation"])
         if found is None or found["organization_id"] != request.match_info["id"]:
-            raise errors.Unknown(f"Clerk's stand-in knows no such invitation to {request.match_info['id']}.")
+            raise errors.Unknown(f"The Clerk stand-in has no such invitation to {request.match_info['id']}.")
         return web.json_response(found)
 
     async def roles(self, request: web.Request) -> web.Response:
@@ -124,23 +124,23 @@ def _respond_with_count(request: web.Request, objects: Iterable[Object]) -> web.
     return web.json_response({"data": _page(request, every), "total_count": len(every)})
 
 
-def _page(request: web.Request, objects: Iterable[Object], *, steady: bool = False) -> list[Object]:
-    """The part of the list that `limit` and `offset` ask for."""
+def _page(request: web.Request, objects: Iterable[Object], *, is_stable: bool = False) -> list[Object]:
+    """The part of the list that `limit` and `offset` select."""
     limit, offset = _limit(request), _number(request, "offset", 0)
-    return _sort(request, objects, steady=steady)[offset : offset + limit]
+    return _sort(request, objects, is_stable=is_stable)[offset : offset + limit]
 
 
-def _sort(request: web.Request, objects: Iterable[Object], *, steady: bool) -> list[Object]:
-    """The list in the order that is asked for. Equals have the same order each time only if it is `steady`."""
+def _sort(request: web.Request, objects: Iterable[Object], *, is_stable: bool) -> list[Object]:
+    """The list in the requested order. Objects of the same millisecond keep their order only if it `is_stable`."""
     order = request.query.get("order_by", "-created_at")
     if order not in ORDERS:
         raise errors.ParameterValueInvalid("order_by", order, ", ".join(ORDERS))
-    return sorted(objects, key=lambda each: (each["created_at"], _tie_break(each, steady)), reverse=ORDERS[order])
+    return sorted(objects, key=lambda each: (each["created_at"], _tie_break(each, is_stable)), reverse=ORDERS[order])
 
 
-def _tie_break(each: Object, steady: bool) -> float:
-    """A place among equals. Python salts the hash, so that callers cannot rely on an order by id."""
-    return hash(each["id"]) if steady else random.random()  # noqa: S311 - no secret
+def _tie_break(each: Object, is_stable: bool) -> float:
+    """The place among objects of the same millisecond. Python salts the hash, so the order is not by id."""
+    return hash(each["id"]) if is_stable else random.random()  # noqa: S311 - no secret
 
 
 def _limit(request: web.Request) -> int:

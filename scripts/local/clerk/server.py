@@ -1,13 +1,13 @@
-"""Clerk's stand-in: its public key, session tokens for people it knows, signed events, its Backend API.
+"""The Clerk stand-in: Clerk's public key, session tokens for its users, complete events, and Clerk's Backend API.
 
   GET  /.well-known/jwks.json  as Clerk serves it
-  ...  /v1/...                 its Backend API, see backend.py and lists.py
+  ...  /v1/...                 the Backend API: see backend.py and lists.py
   GET  /stand-in/people        -> {people: [{user_id, name, organizations: [{organization_id, name, role}]}]}
   POST /stand-in/tokens        {user_id, organization_id?, second_factor?, lifetime?, claims?} -> {token, claims}
   POST /stand-in/events        {type, data?, timestamp?, message_id?} -> {message_id, event}
 
-An event is completed and remembered; who asked for it sends it. Of all web pages only those of the authorized parties
-may ask.
+An event of /stand-in/events is completed and applied to the directory; the caller sends it. The stand-in serves web
+pages only if their origin is an authorized party.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ NOT_BEFORE_SECONDS = 5
 
 
 class Keys:
-    """The instance's RSA key, made at the first start. Its id is the instance's id, as at Clerk."""
+    """The RSA key of the instance, created at the first start. Its id is the id of the instance, as at Clerk."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -46,7 +46,7 @@ class Keys:
             _make_key(file)
         key = serialization.load_pem_private_key(file.read_bytes(), password=None)
         if not isinstance(key, rsa.RSAPrivateKey):
-            raise TypeError(f"{file} holds no RSA key")
+            raise TypeError(f"{file} does not hold an RSA key")
         self.private = key
         numbers = RSAAlgorithm.to_jwk(key.public_key(), as_dict=True)
         self.id = f"ins_{numbers['n'][:24].translate({ord('-'): 'a', ord('_'): 'b'})}"
@@ -108,13 +108,13 @@ class ClerkStandIn:
         return web.json_response({"message_id": message_id, "event": event})
 
     def send_event(self, event_type: str, data: Object) -> None:
-        """Makes an event of `data` and lets it reach the service in the background."""
+        """Applies an event with this data, and delivers it to the service in the background."""
         self._deliveries.begin(_new_message_id(), svix.encode_body(self.event(event_type, data)))
 
     def event(self, event_type: str, data: Object, timestamp: int | None = None) -> Object:
-        """The envelope around `data`, completed and learnt. `timestamp` is in milliseconds. Raises IncompleteData."""
+        """Completes and applies an event, and returns it. `timestamp` is in milliseconds. Raises IncompleteData."""
         whole = self.directory.complete(event_type, data)
-        self.directory.apply_event(event_type, whole)
+        self.directory.apply(event_type, whole)
         return {
             "data": whole,
             "event_attributes": {"http_request": {"client_ip": "192.0.2.1", "user_agent": "Clerk stand-in"}},
@@ -127,7 +127,7 @@ class ClerkStandIn:
     def build_claims(
         self, user_id: str, organization_id: str | None, *, second_factor: bool, lifetime: int, party: str
     ) -> Object:
-        """Version 2 claims of a session that just began. Raises Unknown for strangers and non-members."""
+        """Version 2 claims of a new session. Raises Unknown if the user or the membership does not exist."""
         self.directory.user(user_id)
         issued_at = int(time.time())
         claims: Object = {
@@ -151,10 +151,11 @@ class ClerkStandIn:
 
 
 def _organization_claims(membership: Object, organization: Object) -> Object:
-    """The claim `o`, and `fea` when there are custom permissions; system permissions are never in a token.
+    """The claim `o`, and `fea` if there are custom permissions. System permissions are never in a token.
 
-    `per` lists permissions without their feature, `fea` the features, and `fpm` per feature the permissions as bits,
-    the lowest being the first of `per` (as Clerk's own SDKs decode it).
+    `per` lists the permissions without their feature, and `fea` the features. `fpm` has a number per feature whose bits
+    are its permissions, the lowest bit being the first of `per` (as Clerk's SDKs decode it). Example: the permissions
+    billing:read, projects:manage and projects:read give per "manage,read", fea "o:billing,o:projects" and fpm "2,3".
     """
     claim = {"id": organization["id"], "slg": organization["slug"], "rol": membership["role"].removeprefix("org:")}
     custom = [key.split(":")[1:] for key in membership["permissions"] if not key.startswith("org:sys_")]
@@ -186,8 +187,9 @@ def _make_key(file: Path) -> None:
 
 
 def _allow_pages_of(parties: Sequence[str]) -> Middleware:
-    """Keeps pages in a browser on this machine from minting tokens: by a form, by a host name that leads here, or by
-    a script of another origin. Those of `parties` may, as Clerk's own client may on the customer's pages.
+    """Refuses requests of web pages on this machine, except those whose origin is one of `parties`.
+
+    Otherwise any page could mint a token: by a form, by a host name that resolves to this machine, or by a script.
     """
     preflight = {"Access-Control-Allow-Methods": "GET, POST", "Access-Control-Allow-Headers": "content-type"}
 
@@ -195,11 +197,11 @@ def _allow_pages_of(parties: Sequence[str]) -> Middleware:
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         is_json = request.method != "POST" or request.content_type == "application/json"
         if not is_json or request.url.host not in {"127.0.0.1", "localhost"}:
-            return _errors("authorization_invalid", "The stand-in takes JSON, on 127.0.0.1 only.", 403)
+            return _errors("authorization_invalid", "The stand-in accepts only JSON, and only on 127.0.0.1.", 403)
         origin = request.headers.get("Origin", parties[0])
         if origin not in parties:
             return _errors(
-                "origin_invalid", f"Of all web pages only those of {', '.join(parties)} may ask: see .env.example.", 403
+                "origin_invalid", f"The stand-in serves only pages of {', '.join(parties)}: see .env.example.", 403
             )
         allowed = {"Access-Control-Allow-Origin": origin, "Vary": "Origin", "X-Content-Type-Options": "nosniff"}
         if request.method == "OPTIONS":
@@ -213,7 +215,7 @@ def _allow_pages_of(parties: Sequence[str]) -> Middleware:
 
 @web.middleware
 async def _report_failures(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answers a ClerkRefusal in Clerk's shape. A KeyError is a parameter that the body lacks."""
+    """Returns a ClerkRefusal in Clerk's format. A KeyError means that the body lacks a parameter."""
     try:
         response = await handler(request)
     except ClerkRefusal as refusal:

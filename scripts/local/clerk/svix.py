@@ -1,4 +1,4 @@
-"""Webhooks as Svix sends them for Clerk: signed, once more on each failure, with growing pauses."""
+"""Sends webhooks as Svix does for Clerk: signed, and retried after each failure with growing pauses."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ ATTEMPT_SECONDS = 15
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where deliveries go, and the `whsec_…` that signs them."""
+    """The URL of the receiver, and the `whsec_…` that signs the messages."""
 
     url: str
     secret: str
 
 
 def encode_body(event: dict[str, Any]) -> bytes:
-    """The bytes that are sent, and signed, for an event."""
+    """The bytes of an event that are signed and sent."""
     return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def sign_headers(secret: str, message_id: str, body: bytes, at: datetime | None = None) -> dict[str, str]:
-    """The headers of one attempt. `secret` is a `whsec_…`; `at` is now unless a test says otherwise."""
+    """The headers of one attempt. `secret` is a `whsec_…`; `at` defaults to now."""
     at = at or datetime.now(UTC)
     return {
         "content-type": "application/json",
@@ -58,21 +58,21 @@ async def deliver(
 
 
 class Deliveries:
-    """Messages on their way in the background. What is not delivered by the time of `stop` never is."""
+    """Delivers messages in the background. Messages that are not delivered when `stop` is called are lost."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        # Held here, because the event loop itself would let them be collected.
+        # The event loop has only weak references, so a task without another reference could be garbage collected.
         self._tasks: set[asyncio.Task[None]] = set()
 
     def begin(self, message_id: str, body: bytes) -> None:
-        """Starts a message on its way, on Svix's schedule, and returns at once."""
+        """Starts the delivery of a message, with the retries of Svix, and returns at once."""
         task = asyncio.create_task(self._deliver(message_id, body))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def stop(self) -> None:
-        """Gives up what is on its way, and returns once it has ended."""
+        """Cancels all deliveries, and returns once they have ended."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

@@ -1,8 +1,8 @@
-// What leaves: Lite's answers with the headers and words of PostgREST's.
+// Responses: gives the responses of Lite the headers and texts of PostgREST.
 import { preferences } from "./request.mjs";
 import { withoutMarks } from "./values.mjs";
 
-/** Lite's response to the request, as PostgREST would have written it. */
+/** Lite's response to the request, changed to what PostgREST would have sent. */
 export async function answerAsPostgrest(request, response) {
   const text = withoutMarks(await response.text());
   const headers = new Headers(response.headers);
@@ -13,7 +13,7 @@ export async function answerAsPostgrest(request, response) {
   return new Response(request.method === "HEAD" ? null : text || null, { status: response.status, headers });
 }
 
-// The headers about what was asked for: those that Lite leaves out or writes differently.
+// Sets the headers that Lite omits or writes differently.
 function describe(request, headers) {
   const isRead = ["GET", "HEAD"].includes(request.method);
   if (isRead && !request.url.includes("/rest/v1/rpc/")) headers.set("content-location", contentLocation(request));
@@ -27,14 +27,14 @@ function describe(request, headers) {
 
 function refuse(status, headers, text) {
   const error = /json/.test(headers.get("content-type")) ? JSON.parse(text || "null") : null;
-  // A function may choose the status of its own answer.
+  // A function may set the status of its own response.
   if (!error?.code || !("hint" in error)) return new Response(text || null, { status, headers });
   headers.set("content-type", "application/json; charset=utf-8");
   headers.set("proxy-status", `PostgREST; error=${error.code}`);
   return new Response(JSON.stringify({ ...error, hint: closeHint(error) }), { status, headers });
 }
 
-// Sorted, each name once, and encoded more strictly than browsers do.
+// PostgREST sorts the parameters, has each name once, and encodes more characters than browsers do.
 function contentLocation(request) {
   const { pathname, searchParams } = new URL(request.url);
   const query = [...new Set(searchParams.keys())]
@@ -47,12 +47,12 @@ function contentLocation(request) {
 const encode = (text) =>
   encodeURIComponent(text).replace(/[!'()*]/g, (each) => `%${each.charCodeAt(0).toString(16).toUpperCase()}`);
 
-// Lite leaves out which rows an update changed when it counts them.
+// Lite omits the range of the changed rows when it counts them.
 const rewriteRange = (range) => range.replace(/^\*\/([1-9]\d*)$/, (_, count) => `0-${count - 1}/${count}`);
 
 const PREFERENCES = ["resolution", "missing", "return", "count", "handling", "timezone", "max-affected"];
 
-// Lite leaves some preferences out. Whether its transaction is committed is not the client's choice.
+// Lite omits some preferences. `tx` is dropped: clients cannot choose whether the transaction is committed.
 function listAppliedPreferences({ method, headers }, appliedByLite) {
   const { tx, ...applied } = preferences(appliedByLite);
   const { count, handling, timezone, "max-affected": limit, return: returned } = preferences(headers.get("prefer"));
@@ -66,7 +66,7 @@ function listAppliedPreferences({ method, headers }, appliedByLite) {
     .join(", ");
 }
 
-// Lite guesses what a client meant; PostgREST does so only where three quarters of the letters agree.
+// Lite always suggests a similar name. PostgREST does so only if three quarters of the letters are the same.
 function closeHint({ hint, message }) {
   const meant = /^Perhaps you meant (?:the table|to call the function) '?public\.(\w+)'?$/.exec(hint)?.[1];
   const given = /public\.(\w+)/.exec(message)?.[1];
@@ -74,7 +74,7 @@ function closeHint({ hint, message }) {
   return 1 - distance(meant, given) / Math.max(meant.length, given.length) >= 0.75 ? hint : null;
 }
 
-/** Levenshtein's: how many letters have to be added, removed or replaced. */
+/** The Levenshtein distance: the number of letters to add, remove or replace. */
 function distance(one, other) {
   let row = [...Array(other.length + 1).keys()];
   for (const letter of one) {

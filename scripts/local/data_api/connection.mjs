@@ -1,4 +1,4 @@
-// Lite's connection to Postgres, with its differences from PostgREST corrected. Each override says what it is for.
+// Lite's connection to Postgres, with overrides that make it behave like PostgREST. A comment explains each override.
 import { inspect } from "node:util";
 import { createPostgresConnection } from "@supabase/lite/postgres";
 import { sql } from "kysely";
@@ -25,9 +25,9 @@ export async function connect({ url, catalogUrl }) {
 
 const options = (application_name, max) => ({ max, types, onnotice: () => {}, connection: { application_name } });
 
-// Lite looks for tables in information_schema, which hides what a role has no grant on; PostgREST sees all of them.
-// Only the reading of the catalog happens as postgres: no statement of a caller does.
-// A migration may end while the catalog is being read: what was read before it is not kept.
+// Lite reads tables from information_schema, which hides tables without a grant to the role; PostgREST sees all tables.
+// Only the catalog is read as postgres. The statements of callers never run as postgres.
+// A migration may commit while the catalog is read. Then the catalog is read again, so that no stale copy is cached.
 function readCatalogAs(catalog, connection) {
   let changes = 0;
   connection.introspect = async (how) => {
@@ -46,9 +46,9 @@ function readCatalogAs(catalog, connection) {
   };
 }
 
-// Stock Lite grants everything to everyone when it meets RLS, skips SET ROLE where it meets none, and publishes
-// request.* to functions only. PostgREST always becomes the caller's role, with that role's own timeout, and runs reads
-// and functions that are not volatile in a transaction that only reads.
+// Stock Lite grants everything to every role if a table has RLS, skips SET ROLE if none has, and sets request.* only for
+// functions. PostgREST always switches to the caller's role, with the statement timeout of that role. It runs reads, and
+// functions that are not volatile, in read-only transactions.
 function becomeTheCaller(connection) {
   connection.ensureRlsContext = async () => true;
   connection.applyJwtSessionContext = async (transaction) => {
@@ -77,8 +77,8 @@ function becomeTheCaller(connection) {
   };
 }
 
-// As in PostgREST: the function that authenticator's setting names runs as the caller, before anything else. A change of
-// the setting takes effect with `notify pgrst, 'reload config'`.
+// As in PostgREST, the function named by authenticator's setting pgrst.db_pre_request runs as the caller, before
+// anything else. A change of the setting takes effect with `notify pgrst, 'reload config'`.
 async function followPreRequest(connection) {
   const read = async () => {
     const [setting] = await connection.driver`
@@ -90,13 +90,13 @@ async function followPreRequest(connection) {
   await read();
 }
 
-// Stock Lite answers most SQLSTATEs with status 500 and code SUP. An error of code PGRST carries its whole answer.
+// Stock Lite answers most SQLSTATEs with status 500 and code SUP. An error with code PGRST contains the whole response.
 function answerDatabaseErrors(connection) {
   connection.normalizeDbError = (error) => {
     const request = currentRequest();
     const { method, path } = request;
-    // Lite logs errors. Their messages may hold personal data, and a log may not.
-    const logAs = (words) => ({ [inspect.custom]: () => `${method} ${path}: ${words}` });
+    // Lite logs errors. Their messages may contain personal data, which must not be logged.
+    const logAs = (text) => ({ [inspect.custom]: () => `${method} ${path}: ${text}` });
     const answer = answerFor(error, request);
     if (!answer) return Object.assign(error, logAs(error.name));
     const { body, status, headers } = answer;

@@ -1,4 +1,4 @@
-// PostgREST's answer to each SQLSTATE, after its source (`mapSQLtoHTTP`) and documentation ("Errors: HTTP Status Codes").
+// PostgREST's response to each SQLSTATE, from its source (`mapSQLtoHTTP`) and documentation ("Errors: HTTP Status Codes").
 
 const BY_CODE = { 23503: 409, 23505: 409, 25006: 405, 53400: 500, "57P01": 503, P0001: 400, "42883": 404, "42P01": 404, "42P17": 500 };
 
@@ -8,8 +8,8 @@ const BY_CLASS = {
 };
 
 /**
- * The answer to an error of the database, for the request that caused it: {status, headers, body}. Undefined for errors
- * that are not the database's, and for the codes PGRST and PTxxx, by which SQL chooses its own answer and which Lite knows.
+ * The response to a database error of the request: {status, headers, body}. Undefined for other errors, and for the codes
+ * PGRST and PTxxx: with them SQL sets its own response, and Lite handles them itself.
  */
 export function answerFor(error, request) {
   const code = error?.code;
@@ -19,7 +19,7 @@ export function answerFor(error, request) {
   return { status, headers, body: bodyOf(error, request) };
 }
 
-/** A response of our own in PostgREST's form. */
+/** An error response in PostgREST's format. */
 export const refusal = (status, code, message, details = null) =>
   Response.json({ code, details, hint: null, message }, { status });
 
@@ -32,7 +32,7 @@ function statusOf({ code, message }, role) {
 
 function bodyOf(error, request) {
   const { code, detail = null, hint = null, message } = error;
-  // PostgREST lets Postgres read the JSON that clients write, which finds the escape in it.
+  // PostgREST passes the JSON to Postgres, whose JSON parser reports the escape.
   if (code === "22021" && !["GET", "HEAD"].includes(request.method)) {
     const details = "\\u0000 cannot be converted to text.";
     return { code: "22P05", details, hint: null, message: "unsupported Unicode escape sequence" };
@@ -40,7 +40,7 @@ function bodyOf(error, request) {
   return { code, details: detail, hint, message: withRelation(error, request) ?? message };
 }
 
-// PostgREST names the columns of a query together with their table or function. Errors inside a function have a `where`.
+// PostgREST writes the columns of a query with their table or function. Errors inside a function have a `where`.
 function withRelation({ message, where }, { method, path }) {
   const column = /^column "([^"]+)" does not exist$/.exec(message)?.[1];
   const isInsert = method === "POST" && !path.startsWith("/rpc/");

@@ -1,4 +1,4 @@
-// What arrives, before Lite sees it; and what the database may know about it: request.method, .path and .headers.
+// Requests: rewrites them for Lite, and provides request.method, .path and .headers for the database.
 import { AsyncLocalStorage } from "node:async_hooks";
 import { refusal } from "./errors.mjs";
 import { markLongNumbers, markNumbers } from "./values.mjs";
@@ -7,10 +7,10 @@ const requests = new AsyncLocalStorage();
 const FUNCTION = /^\/rest\/v1\/rpc\/([^/]+)$/;
 const SINGLE_PARAMETER = { "text/plain": "text", "text/xml": "xml", "application/octet-stream": "bytea" };
 
-/** The request being answered: {method, path, headers, prefer, body, claims}; an empty object outside of one. */
+/** The current request: {method, path, headers, prefer, body, claims}; an empty object outside of a request. */
 export const currentRequest = () => requests.getStore() ?? {};
 
-/** Hono middleware: remembers the request while it is answered. tokens.mjs adds `claims`, `requestForLite` the `body`. */
+/** Hono middleware: sets the current request. tokens.mjs adds `claims`, and `requestForLite` adds `body`. */
 export async function requestContext(context, next) {
   const { method, path, raw } = context.req;
   const headers = Object.fromEntries(raw.headers);
@@ -18,7 +18,7 @@ export async function requestContext(context, next) {
   await requests.run(request, next);
 }
 
-/** Hono middleware: gives Lite a request that it understands as PostgREST does. */
+/** Hono middleware: rewrites the request so that Lite interprets it as PostgREST does. */
 export async function requestForLite(context, next) {
   const { method, path, raw } = context.req;
   const { headers } = raw;
@@ -32,13 +32,13 @@ export async function requestForLite(context, next) {
   } catch {
     return refusal(400, "PGRST102", "Empty or invalid json");
   }
-  // Lite reads the arguments of a HEAD request to a function from its body. The body of its answer is dropped later.
-  const asked = name && method === "HEAD" ? "GET" : method;
-  context.req.raw = new Request(markLongNumbers(raw.url), { method: asked, headers, body });
+  // For a HEAD request Lite would read the arguments of a function from the body. The response's body is dropped later.
+  const liteMethod = name && method === "HEAD" ? "GET" : method;
+  context.req.raw = new Request(markLongNumbers(raw.url), { method: liteMethod, headers, body });
   await next();
 }
 
-/** What a header Prefer says: {handling: "strict", "max-affected": "1", …}. The first of each name counts. */
+/** The parsed header Prefer: {handling: "strict", "max-affected": "1", …}. If a name is repeated, the first one counts. */
 export function preferences(header) {
   const given = (header ?? "").split(",").map((each) => each.trim().split("="));
   const { timezone, ...others } = Object.fromEntries(given.reverse());
@@ -53,7 +53,7 @@ function isTimezone(name = "") {
   }
 }
 
-// Throws for what is no JSON, and for JSON that no UTF-8 text can hold: half of a surrogate pair.
+// Throws if the text is not JSON, or contains half of a surrogate pair, which UTF-8 cannot encode.
 function jsonForLite(bytes, isFunction) {
   const text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
   const value = JSON.parse(text, (key, part) => {
@@ -61,13 +61,13 @@ function jsonForLite(bytes, isFunction) {
     return part;
   });
   currentRequest().body = value;
-  // To PostgREST a string or a number is a list without rows, and an empty list has no arguments.
+  // PostgREST takes a string or a number as a list without rows, and an empty list as no arguments.
   if (!isFunction && (value === null || typeof value !== "object")) return "[]";
   if (isFunction && Array.isArray(value) && !value.length) return "{}";
   return markNumbers(text);
 }
 
-// Of such a body PostgREST makes the only argument of a function with one unnamed parameter of that type.
+// PostgREST passes such a body to a function with a single unnamed parameter of that type. Lite does not support this.
 const noFunctionOf = (name, type) =>
   refusal(
     404,

@@ -1,12 +1,12 @@
-// The Data API of the local stack: Supabase's own Lite, embedded, made to answer as hosted PostgREST does.
+// The Data API of the local stack: embeds Supabase Lite, and makes it answer as hosted PostgREST does.
 //
-// `lite start` is not used: it records itself in supabase_migrations, re-creates auth.* and grants at every start.
-// The embedded App only reads the catalog and runs the statements of its callers, as the role their token names.
+// `lite start` is not used: it writes to supabase_migrations, and creates auth.* and grants at every start.
+// The embedded App only reads the catalog and runs the statements of its callers, as the role of their token.
 //
-// What remains different is in docs/local-stack.md: nothing of ours may rely on it.
+// docs/local-stack.md lists the remaining differences: no code of this repository may rely on them.
 //
 // Environment: PORT, DATABASE_URL (as authenticator), CATALOG_URL (as postgres), JWT_SECRET (shared with the gateway),
-// CLERK_ISSUER. API keys are the gateway's business; what arrives here carries a token or is anonymous.
+// CLERK_ISSUER. The gateway checks the API keys; a request here has a token or is anonymous.
 import { createServer } from "node:http";
 import { buffer } from "node:stream/consumers";
 import { App } from "@supabase/lite";
@@ -20,9 +20,9 @@ const { PORT, DATABASE_URL, CATALOG_URL, JWT_SECRET, CLERK_ISSUER } = process.en
 
 const app = new App({
   connection: await connect({ url: DATABASE_URL, catalogUrl: CATALOG_URL }),
-  // As on hosted projects the extension safeupdate does: nobody changes every row by leaving out the filter.
+  // Like the extension safeupdate on hosted projects: refuses updates and deletions without a filter.
   api: { schemas: ["public"], max_rows: 1000, pg_safe_update: true },
-  // Nobody signs up here: Clerk is the only way in.
+  // Users sign up at Clerk only.
   auth: { enabled: true, jwt_secret: JWT_SECRET, enable_signup: false },
   db: { driver: "postgres", migrations: { enabled: false } },
   options: {
@@ -34,10 +34,10 @@ const app = new App({
   },
 });
 
-// Lite also has /_system, which prints its configuration: nothing but the two APIs is served.
+// Only the two APIs are served: Lite also has /_system, which prints its configuration.
 const SERVED = /^\/(rest|auth)\/v1(\/|$)/;
 const METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
-const LONGEST_HEAD = 128 * 1024; // bytes of a request's first line and headers: long lists in URLs
+const LONGEST_HEAD = 128 * 1024; // bytes of a request's first line and headers; URLs may contain long lists
 
 async function answer(incoming) {
   const { method, headers } = incoming;
@@ -52,10 +52,10 @@ async function answer(incoming) {
   return url.pathname.startsWith("/rest/") ? answerAsPostgrest(request, response) : response;
 }
 
-// No adapter of Hono's: those invent a Content-Type for empty answers.
+// Hono's adapters are not used: they add a Content-Type to empty responses.
 const server = createServer({ maxHeaderSize: LONGEST_HEAD }, async (incoming, outgoing) => {
   const response = await answer(incoming).catch((error) => {
-    console.error(`${incoming.method}: ${error.name}`); // its message may quote the request
+    console.error(`${incoming.method}: ${error.name}`); // the message may quote the request, so it is not logged
     return refusal(500, "PGRSTX00", "Internal error");
   });
   outgoing.statusCode = response.status;

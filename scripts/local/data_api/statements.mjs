@@ -1,4 +1,4 @@
-// What Lite makes of a request: its syntax tree, its statements and their values, and whether they are committed.
+// Changes the syntax tree, the statements and the values that Lite makes of a request, and rolls back refused changes.
 import { refusal } from "./errors.mjs";
 import { currentRequest } from "./request.mjs";
 import { parameter, writtenRows } from "./values.mjs";
@@ -10,7 +10,7 @@ class RolledBack extends Error {
   }
 }
 
-// Stock Lite refuses to return several rows as one object, and commits what it refuses to return.
+// Stock Lite commits a change although it refuses to return its rows, for example several rows as one object.
 const ROLLED_BACK = ["PGRST116", "PGRST124"];
 
 export function rollBackRefusals(connection) {
@@ -37,7 +37,7 @@ async function codeOf(answer) {
   return isError ? (await answer.clone().json())?.code : undefined;
 }
 
-// Stock Lite knows Prefer: max-affected for tables only.
+// Stock Lite supports Prefer: max-affected only for tables.
 function limitOnRows() {
   const { prefer } = currentRequest();
   return prefer.handling === "strict" && "max-affected" in prefer ? Number(prefer["max-affected"]) : undefined;
@@ -60,17 +60,17 @@ function withinLimit(answer, limit) {
 
 const LIKE_ANY_OF = ["$likeAny", "$likeAll", "$ilikeAny", "$ilikeAll"];
 
-// What Lite's parser makes of a request, before it becomes SQL.
+// Changes the syntax tree of a request before Lite turns it into SQL.
 export function readRequestsAsPostgrest(connection) {
   const onPostgrestAST = connection.onPostgrestAST.bind(connection);
   connection.onPostgrestAST = async (request) => {
     const ast = await onPostgrestAST(request);
     starsAsPercent([ast.where, ast.select]);
-    // PostgREST estimates only what is more than it returns at once.
+    // PostgREST estimates a count only if it is larger than one page.
     if (ast.$meta?.count === "estimated") ast.$meta.count = "exact";
-    // Stock Lite counts the rows only where it returns them.
+    // Stock Lite counts the rows only if it returns them.
     if (ast.$meta?.cardinality === "one" && ast.$meta.return === "minimal") delete ast.$meta.return;
-    // An update of no columns changes nothing, and so needs no filter.
+    // An update without columns changes nothing, so it needs no filter.
     if (ast.type === "update" && ast.values && !Object.keys(ast.values).length) ast.where ??= { $always: false };
     if (ast.where?.$or) ast.where.$or = ast.where.$or.map(await nullCheck(connection, ast));
     if (ast.values && ["insert", "upsert", "update"].includes(ast.type)) {
@@ -84,7 +84,7 @@ export function readRequestsAsPostgrest(connection) {
   };
 }
 
-// Stock Lite understands a null check of an embedded table alone, but not among other alternatives in `or`.
+// Stock Lite supports a null check of an embedded table on its own, but not as an alternative in `or`.
 async function nullCheck(connection, ast) {
   const { foreign_keys } = await connection.introspect({ useCache: true });
   const rows = (name) => {
@@ -107,7 +107,7 @@ async function nullCheck(connection, ast) {
   };
 }
 
-// Stock Lite knows `*` as a wildcard of like, but not of like(any) and its kin.
+// Stock Lite accepts `*` as a wildcard in like, but not in like(any), like(all), ilike(any) and ilike(all).
 function starsAsPercent(node) {
   for (const [key, value] of Object.entries(node)) {
     if (LIKE_ANY_OF.includes(key)) node[key] = [value].flat().map((each) => String(each).replaceAll("*", "%"));
@@ -115,8 +115,8 @@ function starsAsPercent(node) {
   }
 }
 
-// The driver gets each parameter as the client wrote it. Lite makes JSON text of arguments of type json and jsonb, but
-// leaves strings alone, so those are encoded here; in a GET request an argument is JSON text already.
+// Passes each parameter to the driver as the client wrote it. Lite encodes arguments of type json and jsonb as JSON text,
+// except strings, so these are encoded here. In a GET request an argument already is JSON text.
 export function passValuesUnchanged(connection) {
   const jsonArgument = /("?)(\w+)\1 := \$(\d+)::jsonb?(?![[\w])/g;
   const reserve = connection.driver.reserve;
@@ -127,7 +127,7 @@ export function passValuesUnchanged(connection) {
       const { body } = currentRequest();
       for (const [, , name, number] of query.matchAll(jsonArgument))
         if (typeof body?.[name] === "string") values[number - 1] = JSON.stringify(body[name]);
-      // Stock Lite writes a row without columns as no SQL.
+      // Stock Lite writes invalid SQL for a row without columns.
       const statement = query.replace(/^(insert into [^(]+) \(\) values \(\)/, "$1 default values");
       return unsafe(statement, values.map(parameter), ...rest);
     };

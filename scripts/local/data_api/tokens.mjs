@@ -1,5 +1,5 @@
-// Which claims a request carries: those of Clerk's session tokens, or of the gateway's own tokens for the two API keys.
-// The rules are PostgREST's. It asks for a signature by a known key and for the time, not for an issuer or a subject.
+// Verifies the tokens of requests: Clerk's session tokens, and the gateway's own tokens for the two API keys.
+// The rules are those of PostgREST: it checks the signature and the times, but not the issuer or the subject.
 import { compactVerify, createRemoteJWKSet, decodeProtectedHeader } from "jose";
 import { currentRequest } from "./request.mjs";
 
@@ -13,8 +13,8 @@ class TokenRefused extends Error {
 }
 
 /**
- * Hono middleware: refuses a bearer token as PostgREST does, and notes the claims of any other in the request's context.
- * RS256 is Clerk's, checked by its JWKS; HS256 the gateway's. A request without a token is anonymous.
+ * Hono middleware: refuses an invalid bearer token as PostgREST does, and adds the claims of a valid one to the request.
+ * Clerk signs with RS256, verified by its JWKS; the gateway signs with HS256. A request without a token is anonymous.
  */
 export function tokenVerification({ secret, issuer }) {
   const jwks = createRemoteJWKSet(new URL(`${issuer}/.well-known/jwks.json`), { timeoutDuration: 3000 });
@@ -30,7 +30,7 @@ export function tokenVerification({ secret, issuer }) {
       const refusal = `Bearer error="invalid_token", error_description="${error.message}"`;
       return context.json(error.body, 401, { "www-authenticate": refusal });
     }
-    // Lite would check the token again, by stricter rules.
+    // Lite would check the token again, with stricter rules.
     const headers = new Headers(context.req.raw.headers);
     headers.delete("authorization");
     context.req.raw = new Request(context.req.raw, { headers });
@@ -73,7 +73,7 @@ function algorithmOf(token) {
     const { alg } = decodeProtectedHeader(token);
     if (typeof alg === "string") return alg;
   } catch {
-    // Refused below, as a header without an algorithm is.
+    // Refused below, like a header without an algorithm.
   }
   throw new TokenRefused("PGRST301", "JWT cryptographic operation failed");
 }
@@ -83,7 +83,7 @@ function parseClaims(payload) {
     const claims = JSON.parse(new TextDecoder().decode(payload));
     if (typeof claims === "object" && claims !== null && !Array.isArray(claims)) return claims;
   } catch {
-    // Refused below, as JSON that is not an object is.
+    // Refused below, like JSON that is not an object.
   }
   throw new TokenRefused("PGRST303", "Parsing claims failed");
 }
@@ -104,7 +104,7 @@ function checkClaims(claims, now) {
   }
 }
 
-// A role that is not a string stays in the request as its JSON text: the database knows no such role.
+// A role that is not a string is kept as its JSON text, which the database refuses as an unknown role.
 function roleOf({ role }) {
   if (role === undefined) return "anon";
   return typeof role === "string" ? role : JSON.stringify(role);

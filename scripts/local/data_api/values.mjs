@@ -1,14 +1,19 @@
-// Values on their way between clients and Postgres: Lite must neither round nor interpret them.
+// Keeps values exact between clients and Postgres: Lite would round numbers and interpret strings.
+//
+// Example: a client inserts {"amount": 1.10}. JavaScript would turn 1.10 into 1.1, so `markNumbers` makes it the string
+// "digits <id> 1.10". `parameter` removes the mark before the statement runs, so Postgres receives 1.10. In the response,
+// the numeric 1.10 becomes the same marked string, and `withoutMarks` turns it back into the number 1.10.
 import { randomUUID } from "node:crypto";
 import { sql } from "kysely";
 
-// JavaScript rounds these numbers, so they pass through Lite as marked strings. Nothing but this module writes a mark.
+// JavaScript cannot represent some numbers exactly, so they pass through Lite as marked strings. Marks are random, so
+// that a client cannot write one.
 const DIGITS = `digits ${randomUUID()} `;
-// Lite parses strings that look like numbers, booleans or JSON, unless they begin with this.
+// Lite parses strings that look like numbers, booleans or JSON, unless they start with this mark.
 const AS_IS = `as is ${randomUUID()} `;
 
 const STRING_OR_NUMBER = /"[^"\\]*(?:\\.[^"\\]*)*"|-?\d[\d.eE+-]*/g;
-// In JSON the marked string becomes a number. Elsewhere, as in a message that quotes it, only the mark goes.
+// In JSON a marked string becomes a number. Elsewhere, for example in an error message, only the mark is removed.
 const MARKED_NUMBER = new RegExp(`(?<!\\\\)"${DIGITS}(-?\\d[\\d.eE+-]*)"|${DIGITS}`, "g");
 
 const isExact = (number) => String(Number(number)) === number;
@@ -21,11 +26,11 @@ export const markNumbers = (json) =>
 export const markLongNumbers = (url) =>
   url.replace(/(?<![\w"-])-?\d[\d.]{15,}(?![\w"-])/g, (number) => encodeURIComponent(AS_IS) + number);
 
-/** A number as Postgres prints it: a JavaScript number where that is exact. */
+/** A number that Postgres printed: a JavaScript number if that is exact, otherwise a marked string. */
 const numberOf = (text) =>
   /^-?\d/.test(text) && !isExact(text) ? DIGITS + text : Number.isFinite(Number(text)) ? Number(text) : text;
 
-/** The text, of JSON, CSV or a parameter, as it was before it was marked. */
+/** The text (JSON, CSV or a parameter) without marks. */
 export const withoutMarks = (text) => text.replace(MARKED_NUMBER, (_, number = "") => number).replaceAll(AS_IS, "");
 
 /** A parameter of a statement as the client wrote it. */
@@ -39,7 +44,7 @@ const isoTimestamp = (text) => text.replace(" ", "T").replace(/([+-]\d\d)$/, "$1
 const asIs = (value) => value;
 const hexadecimal = (value) => (typeof value === "string" ? value : `\\x${Buffer.from(value).toString("hex")}`);
 
-// A string is JSON text already, and the driver must not encode it again.
+// A string already is JSON text, so the driver must not encode it again.
 const jsonText = (value) => (typeof value === "string" ? value : JSON.stringify(value));
 const parseJson = (text) => JSON.parse(markNumbers(text));
 
@@ -56,8 +61,8 @@ export const types = {
 };
 
 /**
- * The rows that a client writes, as Lite passes them on unchanged. With `columns` every row has these: null, or the
- * column's default, where the client left one out.
+ * The rows that a client writes, in a form that Lite passes on unchanged. With `columns` every row has these columns: a
+ * missing value becomes null, or the column's default.
  */
 export function writtenRows(values, { columns, missing, jsonColumns }) {
   const absent = missing === "default" ? sql`default` : null;

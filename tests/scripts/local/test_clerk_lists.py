@@ -1,4 +1,4 @@
-"""Clerk's stand-in lists as Clerk does: pages, orders, the users' cursor, and no order among equals."""
+"""The lists of the Clerk stand-in behave as Clerk's: pages, orders, the users' cursor, and no stable order of ties."""
 
 from __future__ import annotations
 
@@ -55,18 +55,18 @@ def ids(clerk: ClerkServer, path: str, version: str = "2025-11-10") -> list[str]
 @pytest.mark.parametrize(
     "path", ["users", "organizations", "organization_memberships", "organization_invitations", "organization_roles"]
 )
-def test_pages_that_clerk_refuses_are_refused(clerk: ClerkServer, path: str, query: str, code: str, name: str) -> None:
+def test_invalid_pages_are_refused_as_at_clerk(clerk: ClerkServer, path: str, query: str, code: str, name: str) -> None:
     answer = get(clerk, f"/{path}?{query}")
     [error] = answer.json()["errors"]
     assert (answer.status_code, error["code"], error["meta"]) == (422, code, {"param_name": name})
 
 
-def test_an_invitation_has_one_of_four_states(clerk: ClerkServer) -> None:
+def test_an_unknown_status_of_invitations_is_refused(clerk: ClerkServer) -> None:
     assert get(clerk, "/organization_invitations?status=lost").status_code == 422
     assert get(clerk, "/organization_invitations?status=pending&status=expired").status_code == 200
 
 
-def test_lists_have_the_newest_ten_unless_asked(clerk: ClerkServer) -> None:
+def test_lists_have_the_ten_newest_objects_by_default(clerk: ClerkServer) -> None:
     clerk.put(*people(30), ACME, ADA_IN_ACME)
     assert ids(clerk, "/users") == [f"user_{n:03}" for n in range(29, 19, -1)]
     assert ids(clerk, "/users?order_by=created_at&limit=2&offset=3") == ["user_003", "user_004"]
@@ -81,17 +81,17 @@ def test_an_organization_is_found_by_its_slug(clerk: ClerkServer) -> None:
     assert get(clerk, "/organizations/acme-inc").json()["id"] == "org_acme"
 
 
-# Equals --------------------------------------------------------------------------------------------------------------
+# Ties ----------------------------------------------------------------------------------------------------------------
 
 
-def test_equals_come_in_another_order_each_time(clerk: ClerkServer) -> None:
+def test_objects_of_the_same_millisecond_change_their_order_between_requests(clerk: ClerkServer) -> None:
     clerk.put(*organizations(20), *people(20, at_once=True))
     for path in ("/organizations?limit=20", "/users?limit=20&offset=1"):
         orders = {tuple(ids(clerk, path)) for _ in range(3)}
         assert len(orders) == 3
 
 
-def test_the_order_by_age_holds_among_equals(clerk: ClerkServer) -> None:
+def test_ties_do_not_affect_the_order_by_creation(clerk: ClerkServer) -> None:
     clerk.put(*organizations(5), events.organization("org_new", created_at=START + 1))
     assert {ids(clerk, "/organizations?order_by=%2Bcreated_at")[-1] for _ in range(5)} == {"org_new"}
     assert {ids(clerk, "/organizations")[0] for _ in range(5)} == {"org_new"}
@@ -110,7 +110,7 @@ def test_the_cursor_lists_every_user_once(clerk: ClerkServer, order: str) -> Non
     assert set(found) == clerk.directory.users.keys()
 
 
-def test_the_cursor_says_nothing_about_an_order_by_id(clerk: ClerkServer) -> None:
+def test_the_order_of_the_cursor_is_not_by_id(clerk: ClerkServer) -> None:
     clerk.put(*people(20, at_once=True))
     assert ids(clerk, "/users?limit=20") not in (sorted(clerk.directory.users), sorted(clerk.directory.users)[::-1])
 
@@ -124,7 +124,7 @@ def test_the_cursor_says_nothing_about_an_order_by_id(clerk: ClerkServer) -> Non
         ("starting_after=user_000&limit=501", "form_param_format_invalid"),
     ],
 )
-def test_a_cursor_that_clerk_refuses_is_refused(clerk: ClerkServer, query: str, code: str) -> None:
+def test_an_invalid_cursor_is_refused_as_at_clerk(clerk: ClerkServer, query: str, code: str) -> None:
     clerk.put(*people(3))
     answer = get(clerk, f"/users?{query}")
     assert (answer.status_code, answer.json()["errors"][0]["code"]) == (422, code)

@@ -1,4 +1,4 @@
-"""Clerk's stand-in refuses what Clerk refuses, with Clerk's status, code and shape."""
+"""The Clerk stand-in refuses the same requests as Clerk, with Clerk's status, code and format."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def invite(clerk: ClerkServer, **changes: object) -> httpx.Response:
 
 
 def refusal(answer: httpx.Response) -> tuple[int, str, str | None]:
-    """The status, the code and the parameter's name. Fails if the answer is not in Clerk's shape."""
+    """The status, the code and the parameter's name. Fails if the response does not have Clerk's format."""
     body = answer.json()
     assert body.keys() == {"errors", "clerk_trace_id"}
     [error] = body["errors"]
@@ -105,7 +105,7 @@ def test_pending_invitations_take_seats(clerk: ClerkServer) -> None:
 
 
 @pytest.mark.parametrize("body", ["", "[]", "null", "{"])
-def test_a_body_that_is_no_object_is_refused(clerk: ClerkServer, body: str) -> None:
+def test_a_body_that_is_not_an_object_is_refused(clerk: ClerkServer, body: str) -> None:
     headers = {"Content-Type": "application/json"}
     answer = ask(clerk, "POST", "/organizations/org_acme/invitations", content=body, headers=headers)
     assert refusal(answer) == (400, "request_body_invalid", None)
@@ -114,7 +114,7 @@ def test_a_body_that_is_no_object_is_refused(clerk: ClerkServer, body: str) -> N
 # Memberships ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_last_administrator_is_not_removed(clerk: ClerkServer) -> None:
+def test_the_last_administrator_cannot_be_removed(clerk: ClerkServer) -> None:
     answer = ask(clerk, "DELETE", "/organizations/org_acme/memberships/user_ada")
     assert refusal(answer) == (400, "organization_minimum_permissions_needed", None)
     assert ask(clerk, "DELETE", "/organizations/org_acme/memberships/user_ben").status_code == 200
@@ -162,7 +162,7 @@ def test_an_api_version_that_does_not_exist_is_refused(clerk: ClerkServer) -> No
     assert ask(clerk, "GET", "/users", headers={"Clerk-API-Version": "2025-11-11"}).status_code == 400
 
 
-def test_a_rate_limit_is_answered_with_the_seconds_to_wait() -> None:
+def test_a_rate_limit_is_reported_with_the_seconds_to_wait() -> None:
     with running_clerk(Limit(2, 60)) as clerk:
         assert [ask(clerk, "GET", "/users/count").status_code for _ in range(3)] == [200, 200, 429]
         answer = ask(clerk, "GET", "/users/count")
@@ -171,7 +171,7 @@ def test_a_rate_limit_is_answered_with_the_seconds_to_wait() -> None:
         assert refusal(ask(clerk, "GET", "/users", headers={"Authorization": ""}))[0] == 401
 
 
-def test_a_limit_may_be_for_one_call_or_for_each_user() -> None:
+def test_a_limit_may_apply_to_one_call_or_to_each_user() -> None:
     per_user = Limit(1, 60, ("PATCH", "/v1/users/{id}"), per_user=True)
     with running_clerk(Limit(1, 60, ("POST", "/v1/organizations/{id}/invitations")), per_user) as clerk:
         clerk.put(ADA, BEN, ACME, ADA_IN_ACME)
@@ -192,7 +192,7 @@ def test_the_stack_has_the_limits_of_a_development_instance() -> None:
 # Roles ---------------------------------------------------------------------------------------------------------------
 
 
-def test_the_roles_are_those_of_a_plain_instance_and_the_examples_own(clerk: ClerkServer) -> None:
+def test_the_roles_are_those_of_a_plain_instance_and_the_examples_viewer(clerk: ClerkServer) -> None:
     listed = ask(clerk, "GET", "/organization_roles").json()
     roles = {each["key"]: each for each in listed["data"]}
     assert listed["total_count"] == 3
@@ -212,7 +212,7 @@ def test_the_roles_are_those_of_a_plain_instance_and_the_examples_own(clerk: Cle
 
 def apply_event(directory: Directory, event_type: str, **data: object) -> Any:
     whole = directory.complete(event_type, data)
-    directory.apply_event(event_type, whole)
+    directory.apply(event_type, whole)
     return whole
 
 
@@ -237,7 +237,7 @@ def test_a_role_exists_after_its_event_and_until_it_is_deleted() -> None:
         })  # fmt: skip
 
 
-def test_a_member_with_a_role_that_is_gone_can_be_deleted() -> None:
+def test_a_member_with_a_deleted_role_can_be_deleted() -> None:
     directory = Directory()
     role = apply_event(directory, "role.created", key="org:captain")
     membership = apply_event(directory, "organizationMembership.created", **pair("user_zoe"), role="org:captain")
@@ -255,7 +255,7 @@ def test_roles_outlive_their_process(tmp_path: Path) -> None:
 # Events --------------------------------------------------------------------------------------------------------------
 
 
-def test_no_event_fills_an_organization_beyond_its_limit() -> None:
+def test_no_event_adds_members_beyond_the_limit_of_an_organization() -> None:
     directory = Directory()
     apply_event(directory, "organization.created", id="org_acme", max_allowed_memberships=2)
     apply_event(directory, "organizationMembership.created", **pair("user_ada"))
@@ -268,13 +268,13 @@ def test_no_event_fills_an_organization_beyond_its_limit() -> None:
         directory.complete(
             "organizationInvitation.created", {"organization_id": "org_acme", "email_address": "dee@example.com"}
         )
-    apply_event(directory, "organizationMembership.created", **pair("user_ben"))  # was invited, and keeps the seat
-    apply_event(directory, "organizationMembership.created", **pair("user_ada"))  # is a member already
+    apply_event(directory, "organizationMembership.created", **pair("user_ben"))  # takes the seat of the invitation
+    apply_event(directory, "organizationMembership.created", **pair("user_ada"))  # already is a member
     apply_event(directory, "organization.updated", id="org_acme", max_allowed_memberships=3)
     apply_event(directory, "organizationMembership.created", **pair("user_cleo"))
 
 
-def test_an_invitation_that_is_refused_is_not_announced(tmp_path: Path) -> None:
+def test_a_refused_invitation_is_not_stored(tmp_path: Path) -> None:
     stand_in = ClerkStandIn(tmp_path, "", "", svix.Endpoint("", "whsec_plJ3nmyCDGBKInavdOK15jsl"), SECRET_KEY)
     with pytest.raises(RoleUnknown):
         stand_in.event(

@@ -1,6 +1,6 @@
-"""A stack of containers: what Docker is told to run, how it is asked for its health, and what the gateway makes of PostgREST.
+"""A stack with containers: the commands for Docker, the health checks, and the gateway in front of PostgREST.
 
-Docker runs where these tests do seldom: a program in its place writes down what it is told. What it would run is not tried here.
+Machines that run these tests often have no Docker, so a program in its place records the commands. No container runs.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ def built_services(stack: Stack) -> dict[str, Service]:
 
 @pytest.fixture
 def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A Docker that writes each command to the file returned, and answers as the files `out`, `err` and `status` say."""
+    """Replaces Docker with a program that appends each command to the returned file.
+
+    The files `out`, `err` and `status` next to it set its output and its exit code.
+    """
     folder = tmp_path / "docker"
     folder.mkdir()
     program = folder / "docker"
@@ -55,20 +58,22 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def variables(stack: Stack, service: str) -> dict[str, str]:
-    """What the container's program finds in its environment."""
+    """The environment variables of the container."""
     file = stack.home / "containers" / f"{service}.env"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     return dict(line.split("=", 1) for line in file.read_text().splitlines())
 
 
-def test_every_part_is_there_and_four_are_containers(stack: Stack, built_services: dict[str, Service]) -> None:
+def test_the_stack_has_all_services_and_four_are_containers(stack: Stack, built_services: dict[str, Service]) -> None:
     assert list(built_services) == [service.name for service in services.build_services(stack)]
     assert [name for name, service in built_services.items() if service.command()[:2] == ["docker", "run"]] == list(
         CONTAINER_NAMES
     )
 
 
-def test_only_the_stacks_ports_are_published_and_only_here(stack: Stack, built_services: dict[str, Service]) -> None:
+def test_only_the_stacks_ports_are_published_and_only_on_this_machine(
+    stack: Stack, built_services: dict[str, Service]
+) -> None:
     words = built_services["postgres"].command()
     published = [words[at + 1] for at, word in enumerate(words) if word == "--publish"]
     assert published == [
@@ -82,13 +87,13 @@ def test_only_the_stacks_ports_are_published_and_only_here(stack: Stack, built_s
         assert command[command.index("--network") + 1] == f"container:ballast-{stack.port_base}-postgres"
 
 
-def test_each_starts_after_what_it_asks(stack: Stack, built_services: dict[str, Service]) -> None:
-    assert built_services["data-api"].needs == ("postgres", "clerk")  # it is given Clerk's keys
-    assert built_services["redis"].needs == ("postgres",)  # it joins its network
+def test_each_service_starts_after_the_services_that_it_needs(stack: Stack, built_services: dict[str, Service]) -> None:
+    assert built_services["data-api"].needs == ("postgres", "clerk")  # it reads Clerk's keys
+    assert built_services["redis"].needs == ("postgres",)  # it joins the network of postgres
     assert {name: built_services[name].port for name in CONTAINER_NAMES} == {
         service.name: service.port for service in services.build_services(stack) if service.name in CONTAINER_NAMES
     }
-    # SIGTERM would have PostgreSQL wait for its clients.
+    # After SIGTERM PostgreSQL would wait for its clients.
     assert built_services["postgres"].stop_signal == signal.SIGINT
 
 
@@ -97,7 +102,7 @@ def test_no_secret_is_in_a_command(stack: Stack, built_services: dict[str, Servi
     assert [name for name, secret in asdict(stack.secrets).items() if secret in commands] == []
 
 
-def test_one_that_was_left_behind_is_ended_before_the_next(
+def test_a_leftover_container_is_removed_before_the_start(
     docker: Path, stack: Stack, built_services: dict[str, Service]
 ) -> None:
     built_services["postgres"].before()
@@ -105,33 +110,37 @@ def test_one_that_was_left_behind_is_ended_before_the_next(
     assert variables(stack, "postgres")["POSTGRES_PASSWORD"] == stack.secrets.postgres_password
 
 
-def test_where_none_was_left_behind_it_goes_on(docker: Path, built_services: dict[str, Service]) -> None:
+def test_the_start_continues_without_a_leftover_container(docker: Path, built_services: dict[str, Service]) -> None:
     docker.with_name("err").write_text("Error response from daemon: No such container: x\n")
     docker.with_name("status").write_text("1")
     built_services["redis"].before()
 
 
-def test_a_docker_that_refuses_is_told(docker: Path, built_services: dict[str, Service]) -> None:
+def test_an_error_of_docker_is_reported(docker: Path, built_services: dict[str, Service]) -> None:
     docker.with_name("err").write_text("Cannot connect to the Docker daemon\n")
     docker.with_name("status").write_text("1")
     with pytest.raises(containers.DockerMissing, match="Cannot connect to the Docker daemon"):
         built_services["redis"].before()
 
 
-def test_without_docker_it_says_what_to_do(built_services: dict[str, Service], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_docker_is_reported_with_what_to_do(
+    built_services: dict[str, Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(containers.DockerMissing, match="unset it"):
+    with pytest.raises(containers.DockerMissing, match="install it, or unset BALLAST_CONTAINERS"):
         built_services["redis"].before()
 
 
-def test_redis_is_asked_in_its_container(docker: Path, stack: Stack, built_services: dict[str, Service]) -> None:
+def test_the_health_of_redis_is_checked_in_its_container(
+    docker: Path, stack: Stack, built_services: dict[str, Service]
+) -> None:
     assert not built_services["redis"].is_healthy()
     docker.with_name("out").write_text("PONG\n")
     assert built_services["redis"].is_healthy()
     assert docker.read_text().splitlines()[-1] == f"exec ballast-{stack.port_base}-redis redis-cli ping"
 
 
-def test_the_proxy_finds_redis_and_knows_its_token(
+def test_the_upstash_proxy_has_the_address_of_redis_and_the_token(
     docker: Path, stack: Stack, built_services: dict[str, Service]
 ) -> None:
     built_services["upstash"].before()
@@ -149,7 +158,9 @@ async def serve(application: web.Application, port: int) -> web.AppRunner:
     return runner
 
 
-def test_postgrest_trusts_clerk_and_the_gateway(docker: Path, stack: Stack, built_services: dict[str, Service]) -> None:
+def test_postgrest_accepts_the_keys_of_clerk_and_of_the_gateway(
+    docker: Path, stack: Stack, built_services: dict[str, Service]
+) -> None:
     clerk = ClerkStandIn(stack.home, stack.environment()["CLERK_ISSUER"], [""], svix.Endpoint("", "whsec_"), "sk_test_")
 
     async def prepare() -> None:
@@ -169,10 +180,12 @@ def test_postgrest_trusts_clerk_and_the_gateway(docker: Path, stack: Stack, buil
 
 
 @pytest.mark.parametrize(("mode", "path"), [("on", "/projects?select=id"), ("off", "/rest/v1/projects?select=id")])
-def test_postgrest_is_asked_at_its_root(stack: Stack, monkeypatch: pytest.MonkeyPatch, mode: str, path: str) -> None:
+def test_requests_are_forwarded_to_the_root_of_postgrest(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch, mode: str, path: str
+) -> None:
     monkeypatch.setenv("BALLAST_CONTAINERS", mode)
 
-    async def ask_proxy() -> str:
+    async def forwarded_path() -> str:
         upstream = web.Application()
 
         async def echo(request: web.Request) -> web.Response:
@@ -190,13 +203,13 @@ def test_postgrest_is_asked_at_its_root(stack: Stack, monkeypatch: pytest.Monkey
             await runner.cleanup()
         return answer.text
 
-    assert asyncio.run(ask_proxy()) == path
+    assert asyncio.run(forwarded_path()) == path
 
 
 def test_the_images_are_those_of_the_supabase_cli() -> None:
     found = list((ROOT / "node_modules/@supabase").glob("cli-*/bin/supabase*"))
     if not found:
-        pytest.skip("The Supabase CLI has no package for this platform.")
+        pytest.skip("The Supabase CLI is not available for this platform.")
     program = found[0].read_bytes()
     for image in (containers.POSTGRES, containers.POSTGREST):
         assert image.encode() in program

@@ -1,4 +1,4 @@
-"""The local Data API against the promises of hosted Supabase's PostgREST, through supabase-py."""
+"""The local Data API behaves as the PostgREST of hosted Supabase. Most requests go through supabase-py."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ drop function if exists public.scratch_echo, public.scratch_raise, public.scratc
 
 @pytest.fixture(scope="module")
 def api(stack: Stack) -> Iterator[Stack]:
-    """The stack with a scratch table and functions in it."""
+    """The stack, with a scratch table and functions."""
     with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
         connection.execute(DROP_SCRATCH)
         connection.execute(CREATE_SCRATCH)
         _wait_for_table(stack, "scratch")
         yield stack
         connection.execute(DROP_SCRATCH)
-        # While the Data API reads the catalog again, the next test's requests may fail.
+        # While the Data API reloads the catalog, requests of the next test may fail.
         _wait_for_table(stack, "scratch", httpx.codes.NOT_FOUND)
 
 
@@ -72,7 +72,7 @@ def _wait_for_table(stack: Stack, table: str, status: int = httpx.codes.OK) -> N
         if _get(stack, f"/rest/v1/{table}?limit=0", _secret(stack)).status_code == status:
             return
         time.sleep(0.05)
-    raise AssertionError(f"{table} never answered {status}")
+    raise AssertionError(f"{table} did not answer {status} within 100 attempts")
 
 
 def _secret(stack: Stack) -> dict[str, str]:
@@ -106,15 +106,15 @@ def _person(stack: Stack, token: str) -> Client:
     )
 
 
-def _mint_token(stack: Stack, **wishes: Any) -> str:
+def _mint_token(stack: Stack, **options: Any) -> str:
     url = f"{stack.environment['CLERK_ISSUER']}/stand-in/tokens"
-    return str(httpx.post(url, json={"user_id": "user_ada"} | wishes).json()["token"])
+    return str(httpx.post(url, json={"user_id": "user_ada"} | options).json()["token"])
 
 
 # --- values ----------------------------------------------------------------------------------------------------------
 
 
-def test_values_are_printed_as_postgrest_prints_them(api: Stack) -> None:
+def test_values_have_the_format_of_postgrest(api: Stack) -> None:
     row = _admin(api).table("scratch").insert({"id": 1, "note": {"a": [1, None]}}).execute().data[0]
     assert row == {
         "id": 1,
@@ -131,7 +131,7 @@ def test_values_are_printed_as_postgrest_prints_them(api: Stack) -> None:
 
 
 @pytest.mark.parametrize("value", [{"a": [1]}, [1, "a"], "text", "123", '{"a": 1}', "", 5, 1.5, True, False])
-def test_a_json_argument_arrives_as_it_was_sent(api: Stack, value: object) -> None:
+def test_a_json_argument_is_received_unchanged(api: Stack, value: object) -> None:
     echoed = _admin(api).rpc("scratch_echo", {"value": value, "label": "123"}).execute().data
     assert echoed["value"] == value
     assert echoed["label"] == "123"
@@ -154,14 +154,14 @@ def test_a_json_argument_of_a_get_request_is_json_text(api: Stack) -> None:
         *(("42501", 401), ("PT403", 403), ("PT429", 429)),
     ],
 )
-def test_a_sqlstate_gets_postgrests_status_and_body(api: Stack, code: str, status: int) -> None:
+def test_a_sqlstate_has_the_status_and_body_of_postgrest(api: Stack, code: str, status: int) -> None:
     url = f"{api.environment['SUPABASE_URL']}/rest/v1/rpc/scratch_raise"
     answer = httpx.post(url, headers=_public(api), json={"code": code})
     assert answer.status_code == status
     assert answer.json() == {"code": code, "message": "what", "details": "why", "hint": "what now"}
 
 
-def test_a_conflict_names_the_key(api: Stack) -> None:
+def test_a_conflict_is_reported_with_its_key(api: Stack) -> None:
     admin = _admin(api)
     admin.table("scratch").upsert({"id": 2, "name": "taken"}).execute()
     with pytest.raises(APIError) as refusal:
@@ -170,7 +170,7 @@ def test_a_conflict_names_the_key(api: Stack) -> None:
     assert refusal.value.details == "Key (name)=(taken) already exists."
 
 
-def test_a_refused_request_leaves_no_value_in_the_log(api: Stack) -> None:
+def test_values_of_a_refused_request_are_not_logged(api: Stack) -> None:
     log = api.home / "logs" / "data-api.log"
     for filter_ in ("name=badop.eve@example.com", "or=(eve@example.com)", "id=eq.eve@example.com"):
         assert _get(api, f"/rest/v1/scratch?{filter_}", _secret(api)).status_code == httpx.codes.BAD_REQUEST
@@ -178,7 +178,7 @@ def test_a_refused_request_leaves_no_value_in_the_log(api: Stack) -> None:
     assert "eve@example.com" not in log.read_text()
 
 
-# --- who may do what -------------------------------------------------------------------------------------------------
+# --- permissions -----------------------------------------------------------------------------------------------------
 
 
 def test_a_role_without_a_grant_is_refused(api: Stack) -> None:
@@ -192,7 +192,7 @@ def test_a_revoked_function_is_refused(api: Stack) -> None:
     assert refusal.value.code == "42501"
 
 
-def test_policies_decide_what_a_person_sees_and_grants_what_it_writes(api: Stack) -> None:
+def test_policies_limit_what_a_user_reads_and_grants_what_a_user_writes(api: Stack) -> None:
     _admin(api).table("scratch").upsert([{"id": 11}, {"id": 12}]).execute()
     person = _person(api, _mint_token(api))
     assert [row["id"] for row in person.table("scratch").select("id").in_("id", [11, 12]).execute().data] == [11]
@@ -201,19 +201,19 @@ def test_policies_decide_what_a_person_sees_and_grants_what_it_writes(api: Stack
     assert refusal.value.code == "42501"
 
 
-def test_a_persons_token_makes_the_caller_with_its_claims(api: Stack) -> None:
+def test_a_users_token_sets_the_role_and_the_claims_of_the_caller(api: Stack) -> None:
     caller = _caller(api, _public(api, _mint_token(api, organization_id="org_acme")))
     assert (caller["role"], caller["auth_role"], caller["sub"]) == ("authenticated", "authenticated", "user_ada")
     assert caller["claims"]["o"]["id"] == "org_acme"
     assert caller["timeout"] == "8s"
 
 
-def test_a_persons_token_wins_over_the_secret_key(api: Stack) -> None:
+def test_a_users_token_takes_precedence_over_the_secret_key(api: Stack) -> None:
     token = _mint_token(api)
     assert _caller(api, _secret(api) | {"Authorization": f"Bearer {token}"})["role"] == "authenticated"
 
 
-def test_callers_at_the_same_time_are_never_mixed_up(api: Stack) -> None:
+def test_concurrent_callers_keep_their_identities(api: Stack) -> None:
     tokens = {user: _mint_token(api, user_id=user) for user in ("user_ada", "user_ben", "user_eve")}
 
     def who_am_i(user: str) -> tuple[str, str, str]:
@@ -246,7 +246,7 @@ def test_a_new_table_is_served_without_a_restart(api: Stack) -> None:
     _wait_for_table(api, "scratch_later")
 
 
-def test_the_data_api_left_the_database_alone(api: Stack) -> None:
+def test_the_data_api_creates_no_objects_in_the_database(api: Stack) -> None:
     with psycopg.connect(api.environment["DATABASE_URL"]) as connection:
         owner, columns = connection.execute(
             """select c.relowner::regrole::text, array_agg(a.attname::text order by a.attname)
@@ -264,28 +264,28 @@ def test_the_data_api_left_the_database_alone(api: Stack) -> None:
 # --- the gateway -----------------------------------------------------------------------------------------------------
 
 
-def test_each_key_gives_its_role(api: Stack) -> None:
+def test_each_api_key_has_its_role(api: Stack) -> None:
     anonymous, service = _caller(api, _public(api)), _caller(api, _secret(api))
     assert (anonymous["role"], anonymous["timeout"]) == ("anon", "3s")
     assert (service["role"], service["timeout"]) == ("service_role", "8s")
 
 
-def test_a_key_may_come_in_the_query(api: Stack) -> None:
+def test_a_key_in_the_query_is_accepted(api: Stack) -> None:
     key = api.environment["SUPABASE_SECRET_KEY"]
     assert _get(api, f"/rest/v1/scratch?limit=0&apikey={key}", {}).status_code == httpx.codes.OK
 
 
-def test_a_key_repeated_as_bearer_is_that_key(api: Stack) -> None:
+def test_a_key_repeated_as_bearer_token_is_accepted(api: Stack) -> None:
     key = api.environment["SUPABASE_SECRET_KEY"]
     assert _caller(api, {"apikey": key, "Authorization": f"Bearer {key}"})["role"] == "service_role"
 
 
-def test_a_key_as_bearer_of_another_key_is_refused(api: Stack) -> None:
+def test_two_different_keys_in_a_request_are_refused(api: Stack) -> None:
     headers = _public(api, api.environment["SUPABASE_SECRET_KEY"])
     assert _get(api, "/rest/v1/scratch", headers).json()["code"] == "PGRST301"
 
 
-def test_without_a_key_nothing_is_answered(api: Stack) -> None:
+def test_a_request_without_a_valid_key_is_refused(api: Stack) -> None:
     token = _mint_token(api)
     for headers, message in (
         ({}, "No API key found in request"),
@@ -302,7 +302,7 @@ def test_a_secret_key_is_refused_in_a_browser(api: Stack) -> None:
     assert answer.status_code == httpx.codes.UNAUTHORIZED
 
 
-def test_the_database_sees_where_a_request_came_from_and_no_key(api: Stack) -> None:
+def test_the_database_receives_the_origin_of_a_request_but_no_key(api: Stack) -> None:
     headers = _caller(api, _public(api) | {"X-Forwarded-For": "203.0.113.9", "X-Custom": "yes"})["headers"]
     assert headers["x-forwarded-for"] == "203.0.113.9, 127.0.0.1"
     assert headers["x-custom"] == "yes"
@@ -310,9 +310,9 @@ def test_the_database_sees_where_a_request_came_from_and_no_key(api: Stack) -> N
 
 
 def test_browsers_of_any_origin_may_call(api: Stack) -> None:
-    asked = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
+    wanted = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
     url = f"{api.environment['SUPABASE_URL']}/rest/v1/scratch"
-    preflight = httpx.options(url, headers=asked | {"Access-Control-Request-Headers": "apikey,prefer"})
+    preflight = httpx.options(url, headers=wanted | {"Access-Control-Request-Headers": "apikey,prefer"})
     assert preflight.status_code == httpx.codes.OK
     assert preflight.headers["access-control-allow-origin"] == "*"
     assert preflight.headers["access-control-allow-headers"] == "apikey,prefer"
@@ -320,7 +320,7 @@ def test_browsers_of_any_origin_may_call(api: Stack) -> None:
     assert refused.headers["access-control-allow-origin"] == "*"
 
 
-def test_nobody_signs_up_past_clerk(api: Stack) -> None:
+def test_sign_up_outside_clerk_is_disabled(api: Stack) -> None:
     url = f"{api.environment['SUPABASE_URL']}/auth/v1/signup"
     answer = httpx.post(url, headers=_public(api), json={"email": "a@example.com", "password": "long enough 1"})
     assert answer.json()["error_code"] == "signup_disabled"

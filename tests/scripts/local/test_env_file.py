@@ -1,4 +1,4 @@
-"""What `.env` says of Clerk: a real instance in place of the stand-in, and the origins of further pages."""
+"""The Clerk variables of `.env`: a real instance instead of the stand-in, and the origins of further pages."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MakeStack = Callable[..., Stack]
 
 @pytest.fixture
 def stack_with(tmp_path: Path) -> MakeStack:
-    """A stack in the test's folder, which never runs, with a `.env` of these variables."""
+    """Returns a function that makes a stack in the test's folder with these variables in `.env`. It never runs."""
 
     def make(**variables: str | None) -> Stack:
         lines = [f"{name}={value}\n" for name, value in variables.items() if value is not None]
@@ -46,13 +46,13 @@ def run(stack: Stack, *words: str) -> Result:
     return CliRunner().invoke(ballast, words, env=place)
 
 
-def pretend_there_is_a_database(stack: Stack) -> None:
+def pretend_to_have_a_database(stack: Stack) -> None:
     file = stack.postgres.folder / "data" / "PG_VERSION"
     file.parent.mkdir(parents=True)
     file.touch()
 
 
-# --- which variables -------------------------------------------------------------------------------------------------
+# --- the variables ---------------------------------------------------------------------------------------------------
 
 
 def test_a_real_instance_replaces_the_stand_in(stack_with: MakeStack) -> None:
@@ -67,7 +67,9 @@ def test_a_real_instance_replaces_the_stand_in(stack_with: MakeStack) -> None:
 
 
 @pytest.mark.parametrize("variables", [{}, {"CLERK_ISSUER": "", "CLERK_SECRET_KEY": ""}, {"DATABASE_URL": "x"}])
-def test_the_stand_in_is_used_unless_a_real_instance_is_named(stack_with: MakeStack, variables: dict[str, str]) -> None:
+def test_the_stand_in_is_used_unless_env_file_names_a_real_instance(
+    stack_with: MakeStack, variables: dict[str, str]
+) -> None:
     stack = stack_with(**variables)
     assert stack.environment() == Stack(stack.home / "none", BASE, stack.secrets).environment() | {
         name: stack.environment()[name] for name in ("BALLAST_HOME", "DATABASE_URL", "BACKUP_URL")
@@ -77,7 +79,7 @@ def test_the_stand_in_is_used_unless_a_real_instance_is_named(stack_with: MakeSt
     assert clerk.is_wanted()
 
 
-def test_origins_are_added_to_the_services_own_with_either_clerk(stack_with: MakeStack) -> None:
+def test_origins_are_added_to_the_services_own_with_the_stand_in_and_a_real_clerk(stack_with: MakeStack) -> None:
     origins = "http://localhost:5173/, http://localhost:3000"
     for clerk in ({}, REAL):
         environment = stack_with(**clerk, CLERK_AUTHORIZED_PARTIES=origins).environment()
@@ -91,7 +93,7 @@ def test_origins_are_added_to_the_services_own_with_either_clerk(stack_with: Mak
     (["CLERK_ISSUER", "CLERK_WEBHOOK_SECRETS"], ["CLERK_SECRET_KEY"]),
     (["CLERK_SECRET_KEY", "CLERK_WEBHOOK_SECRETS"], ["CLERK_ISSUER"]),
 ])  # fmt: skip
-def test_what_is_missing_is_named_before_anything_starts(
+def test_missing_variables_are_named_before_anything_starts(
     stack_with: MakeStack, given: list[str], missing: list[str]
 ) -> None:
     stack = stack_with(**{name: REAL[name] for name in given})
@@ -100,7 +102,7 @@ def test_what_is_missing_is_named_before_anything_starts(
         named = "; ".join(f"{name} is missing" for name in missing)
         assert result.exit_code == 2
         assert result.stderr == (
-            f"ballast: {stack.env_file} cannot be used: {named}. docs/local-stack.md says what a Clerk instance needs.\n"
+            f"ballast: {stack.env_file} cannot be used: {named}. docs/local-stack.md lists the variables of a Clerk instance.\n"
         )
     assert sorted(each.name for each in stack.home.iterdir()) == [".env", "secrets.json"]
 
@@ -124,7 +126,7 @@ def test_a_malformed_variable_is_named_without_its_value(stack_with: MakeStack, 
     assert refusal.value.__cause__ is refusal.value.__context__ is None
 
 
-def test_a_stack_stops_and_is_deleted_whatever_the_file_says(stack_with: MakeStack) -> None:
+def test_a_stack_can_be_stopped_and_deleted_with_an_invalid_file(stack_with: MakeStack) -> None:
     stack = stack_with(CLERK_ISSUER=ISSUER)
     assert (run(stack, "down").exit_code, run(stack, "reset", "--yes").exit_code) == (0, 0)
 
@@ -136,10 +138,10 @@ def test_the_stand_ins_own_variables_change_nothing(stack_with: MakeStack) -> No
     assert (again.clerk, again.environment()) == ("stand-in", stack.environment())
 
 
-# --- which file ------------------------------------------------------------------------------------------------------
+# --- the file --------------------------------------------------------------------------------------------------------
 
 
-def test_the_checkouts_own_stack_reads_the_checkouts_file_and_no_other_stack_does(tmp_path: Path) -> None:
+def test_only_the_default_stack_reads_the_file_of_the_checkout(tmp_path: Path) -> None:
     secrets = Secrets()
     assert Stack(DEFAULT_HOME, BASE, secrets).env_file == CHECKOUT / ".env"
     assert Stack(tmp_path, BASE, secrets).env_file == tmp_path / ".env"
@@ -157,11 +159,11 @@ def test_the_process_environment_does_not_choose_the_stacks_clerk(
     assert stack_with(**other).environment()["CLERK_ISSUER"] == other["CLERK_ISSUER"]
 
 
-def test_every_command_works_with_the_same_variables(stack_with: MakeStack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_uses_the_same_variables(stack_with: MakeStack, monkeypatch: pytest.MonkeyPatch) -> None:
     stack = stack_with(**REAL)
     monkeypatch.setenv("BALLAST_HOME", str(stack.home))
     url = Stack.from_environment().postgres.url()
-    for shell in ({}, {"CLERK_SECRET_KEY": "sk_test_shell"}):  # a shell's variable comes first, as for any other
+    for shell in ({}, {"CLERK_SECRET_KEY": "sk_test_shell"}):  # a variable of the shell takes precedence
         for name, value in shell.items():
             monkeypatch.setenv(name, value)
         expected = REAL | shell
@@ -181,8 +183,8 @@ if __name__ == "__main__":
 """
 
 
-def test_tests_know_nothing_of_a_developers_file_and_shell(tmp_path: Path) -> None:
-    """In a copy of the checkout that has a `.env`: a command fails over it, and a test does not even read it."""
+def test_tests_ignore_the_env_file_and_the_shell_of_a_developer(tmp_path: Path) -> None:
+    """In a copy of the checkout with an invalid `.env`, a command fails because of it, but a test does not read it."""
     for folder in ("scripts", "service", "tests"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", ".env.example"):
@@ -202,7 +204,7 @@ def test_tests_know_nothing_of_a_developers_file_and_shell(tmp_path: Path) -> No
     assert ran["test"].returncode == 0, ran["test"].stdout + ran["test"].stderr
 
 
-# --- what commands do with it ----------------------------------------------------------------------------------------
+# --- the commands ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -213,7 +215,7 @@ def test_tests_know_nothing_of_a_developers_file_and_shell(tmp_path: Path) -> No
         (["seed"], "ballast clerk backfill"),
     ],
 )
-def test_what_only_the_stand_in_can_do_says_what_to_do_instead(
+def test_a_command_of_the_stand_in_reports_what_to_do_with_a_real_clerk(
     stack_with: MakeStack, words: list[str], instead: str
 ) -> None:
     result = run(stack_with(**REAL), *words)
@@ -228,7 +230,7 @@ def test_an_empty_database_is_filled_from_the_clerk_in_use(stack_with: MakeStack
         assert seed.command()[-len(words) :] == words
 
 
-def test_doctor_asks_for_a_session_token_of_a_real_instance(
+def test_doctor_mints_a_session_token_only_with_the_stand_in(
     stack_with: MakeStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for variables, is_minted in (({}, True), (REAL, False)):
@@ -237,29 +239,29 @@ def test_doctor_asks_for_a_session_token_of_a_real_instance(
         assert bool(local_stack(stack.environment()).mint_token) == is_minted
 
 
-def test_one_database_never_has_the_people_of_two_clerks(stack_with: MakeStack) -> None:
+def test_a_database_never_has_the_people_of_two_clerks(stack_with: MakeStack) -> None:
     stack_with().record_clerk()
     stack_with(**REAL).record_clerk()  # there is no database yet
-    pretend_there_is_a_database(stack_with(**REAL))
+    pretend_to_have_a_database(stack_with(**REAL))
     stack_with(**REAL).record_clerk()
     with pytest.raises(
-        OtherClerk, match=rf"was filled from the Clerk instance {ISSUER}, but .* selects Clerk's stand-in\."
+        OtherClerk, match=rf"was filled from the Clerk instance {ISSUER}, but .* selects the Clerk stand-in\."
     ):
         stack_with().record_clerk()
     with pytest.raises(OtherClerk, match=r"selects the Clerk instance https://other"):
         stack_with(**REAL | {"CLERK_ISSUER": "https://other.clerk.accounts.dev"}).record_clerk()
 
 
-def test_an_older_stack_has_the_stand_ins_people(stack_with: MakeStack) -> None:
-    pretend_there_is_a_database(stack_with(**REAL))
+def test_an_older_stack_counts_as_filled_from_the_stand_in(stack_with: MakeStack) -> None:
+    pretend_to_have_a_database(stack_with(**REAL))
     up = run(stack_with(**REAL), "up", "--detach")
     assert (up.exit_code, up.stderr.count("\n")) == (1, 1)
-    assert "was filled from Clerk's stand-in" in up.stderr
+    assert "was filled from the Clerk stand-in" in up.stderr
     assert "ballast reset" in up.stderr
 
 
 @pytest.mark.parametrize(("variables", "clerk"), [({}, "stand-in"), (REAL, ISSUER)])
-def test_status_shows_which_clerk_is_used(stack_with: MakeStack, variables: dict[str, str], clerk: str) -> None:
+def test_status_shows_the_clerk_in_use(stack_with: MakeStack, variables: dict[str, str], clerk: str) -> None:
     status = run(stack_with(**variables), "status", "--json")
     assert json.loads(status.stdout)["clerk"] == clerk
     shown = run(stack_with(**variables), "status").stdout

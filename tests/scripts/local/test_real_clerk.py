@@ -1,4 +1,4 @@
-"""A whole stack with a real Clerk instance. A second stand-in takes its place, because tests have no Clerk account."""
+"""A whole stack with a real Clerk instance. Tests have no Clerk account, so a second stand-in plays the instance."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PEOPLE = (
 
 @contextlib.contextmanager
 def running_instance(folder: Path, service_url: str) -> Iterator[str]:
-    """A second stand-in with a key, secrets and people of its own. Yields its issuer."""
+    """Runs a second stand-in with its own key, secrets and people. Yields its issuer."""
     port = free_ports(1)
     issuer = f"http://127.0.0.1:{port}"
     endpoint = svix.Endpoint(f"{service_url}/webhooks/clerk", SECRET)
@@ -84,8 +84,8 @@ class RealStack(Stack):
             ).fetchone()
         return row[0] if row else None
 
-    def answers(self, token: str) -> dict[str, int]:
-        """What the service, the Data API and Realtime answer to a token."""
+    def statuses(self, token: str) -> dict[str, int]:
+        """The status with which the service, the Data API and Realtime answer a request with this token."""
         authorization = {"Authorization": f"Bearer {token}"}
         api = {"apikey": self.environment["SUPABASE_PUBLISHABLE_KEY"]} | authorization
         url = self.environment["SUPABASE_URL"]
@@ -133,8 +133,8 @@ def test_up_and_status_show_the_instance(real: RealStack) -> None:
 
 def test_the_stand_in_does_not_run(real: RealStack) -> None:
     port = int(real.environment["BALLAST_PORT_BASE"]) + 4
-    with socket.socket() as asking:
-        assert asking.connect_ex(("127.0.0.1", port)) != 0
+    with socket.socket() as client:
+        assert client.connect_ex(("127.0.0.1", port)) != 0
 
 
 def test_the_database_has_the_instances_people_and_no_others(real: RealStack) -> None:
@@ -147,14 +147,16 @@ def test_the_database_has_the_instances_people_and_no_others(real: RealStack) ->
     assert (people, members) == ([("user_rea",)], [("org_real", "owner")])
 
 
-def test_tokens_of_the_instance_are_accepted_and_the_stand_ins_are_refused(real: RealStack, tmp_path: Path) -> None:
+def test_tokens_of_the_instance_are_accepted_and_those_of_the_stand_in_are_refused(
+    real: RealStack, tmp_path: Path
+) -> None:
     accepted = ClerkClient(real.issuer).token("user_rea", "org_real")
-    assert real.answers(accepted["token"]) == {"service": 200, "data api": 200, "realtime": 202}
+    assert real.statuses(accepted["token"]) == {"service": 200, "data api": 200, "realtime": 202}
     stand_in = f"http://127.0.0.1:{int(real.environment['BALLAST_PORT_BASE']) + 4}"
     for issuer in (stand_in, real.issuer):
         other = ClerkStandIn(tmp_path, issuer, [], svix.Endpoint("", SECRET), KEY)
         forged = other.keys.sign(accepted["claims"] | {"iss": issuer})
-        assert real.answers(forged) == {"service": 401, "data api": 401, "realtime": 401}
+        assert real.statuses(forged) == {"service": 401, "data api": 401, "realtime": 401}
 
 
 def test_a_change_at_the_instance_arrives_by_its_webhook(real: RealStack) -> None:
@@ -175,7 +177,7 @@ def test_a_webhook_with_the_stand_ins_secret_is_refused(real: RealStack) -> None
     assert httpx.post(url, content=body, headers=sign(body, ours)).status_code == 401
 
 
-def test_doctor_and_backfill_talk_to_the_instance(real: RealStack) -> None:
+def test_doctor_and_backfill_use_the_instance(real: RealStack) -> None:
     token = ClerkClient(real.issuer).token("user_rea", "org_real")["token"]
     findings: list[dict[str, Any]] = json.loads(real.ballast("doctor", "--json", "--session-token", token).stdout)
     outcomes = {each["name"]: each["outcome"] for each in findings}
@@ -184,7 +186,7 @@ def test_doctor_and_backfill_talk_to_the_instance(real: RealStack) -> None:
     assert real.ballast("clerk", "backfill").returncode == 0
 
 
-def test_the_stack_does_not_go_back_to_the_stand_in_with_these_people(real: RealStack) -> None:
+def test_the_stack_cannot_switch_to_the_stand_in_with_the_same_database(real: RealStack) -> None:
     file = real.home / ".env"
     text = file.read_text()
     file.write_text("")

@@ -1,4 +1,4 @@
-"""The local scheduler: which jobs it calls when, and what it says of them."""
+"""The local scheduler: when it calls each job, and what it logs."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ def service() -> Iterator[Outside]:
         yield outside
 
 
-def make_scheduler(server: Postgres, service: Outside, said: list[str]) -> Scheduler:
+def make_scheduler(server: Postgres, service: Outside, log: list[str]) -> Scheduler:
     environment = {"DATABASE_URL": server.url(), "SERVICE_URL": service.url, "JOBS_TOKEN": "the token"}
-    return Scheduler(environment, said.append)
+    return Scheduler(environment, log.append)
 
 
-def take_calls(service: Outside) -> set[str]:
+def take_called_jobs(service: Outside) -> set[str]:
     names = {path.removeprefix("/jobs/") for path in service.requests}
     service.requests.clear()
     return names
 
 
-def test_every_job_is_due_at_the_start_and_then_as_often_as_it_should_be(server: Postgres, service: Outside) -> None:
-    said: list[str] = []
-    scheduler = make_scheduler(server, service, said)
+def test_every_job_is_called_at_the_start_and_then_in_its_interval(server: Postgres, service: Outside) -> None:
+    log: list[str] = []
+    scheduler = make_scheduler(server, service, log)
     scheduler.call_due_jobs(1000)
-    assert take_calls(service) == JOBS
+    assert take_called_jobs(service) == JOBS
     for now, due in {
         1059: set(),
         1060: {"mail"},
@@ -45,11 +45,11 @@ def test_every_job_is_due_at_the_start_and_then_as_often_as_it_should_be(server:
         1000 + 86_400: JOBS,
     }.items():
         scheduler.call_due_jobs(now)
-        assert take_calls(service) == due
-    assert said == []
+        assert take_called_jobs(service) == due
+    assert log == []
 
 
-def test_it_carries_the_token_and_tells_what_was_done(server: Postgres, service: Outside) -> None:
+def test_jobs_are_called_with_the_token_and_their_results_are_logged(server: Postgres, service: Outside) -> None:
     tokens = set()
 
     def answer(path: str, headers: dict[str, str], _body: bytes) -> tuple[int, dict[str, str], bytes]:
@@ -58,23 +58,23 @@ def test_it_carries_the_token_and_tells_what_was_done(server: Postgres, service:
             return 503, {}, json.dumps({"title": "The store does not answer"}).encode()
         return 200, {}, json.dumps({"sent": 2 if path == "/jobs/mail" else 0, "done": True}).encode()
 
-    said: list[str] = []
+    log: list[str] = []
     service.answer = answer
-    make_scheduler(server, service, said).call_due_jobs(0)
+    make_scheduler(server, service, log).call_due_jobs(0)
     assert tokens == {"Bearer the token"}
-    assert said == ["mail: {'sent': 2, 'done': True}", "seals: 503 The store does not answer"]
+    assert log == ["mail: {'sent': 2, 'done': True}", "seals: 503 The store does not answer"]
 
 
 @pytest.mark.parametrize("answer", [(200, {}, b"<h1>Not JSON</h1>"), None])
-def test_a_service_that_does_not_answer_is_asked_again_at_the_next_turn(
+def test_a_job_without_a_valid_answer_is_called_again_at_its_next_turn(
     server: Postgres, service: Outside, answer: tuple[int, dict[str, str], bytes] | None
 ) -> None:
-    said: list[str] = []
-    scheduler = make_scheduler(server, service, said)
+    log: list[str] = []
+    scheduler = make_scheduler(server, service, log)
     service.answer = lambda *_: answer
     scheduler.call_due_jobs(0)
-    assert len(said) == len(JOBS)
-    assert all(" (" in line for line in said)
-    take_calls(service)
+    assert len(log) == len(JOBS)
+    assert all(" (" in line for line in log)
+    take_called_jobs(service)
     scheduler.call_due_jobs(60)
-    assert take_calls(service) == {"mail"}
+    assert take_called_jobs(service) == {"mail"}

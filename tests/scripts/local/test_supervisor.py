@@ -1,4 +1,4 @@
-"""The supervisor's promises, kept with small real processes; and two whole stacks next to each other."""
+"""The supervisor with small real processes, and two whole stacks next to each other."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def small(tmp_path: Path) -> Stack:
 
 
 def _children() -> list[psutil.Process]:
-    """Ours, and theirs; but not PostgreSQL's, whose servers for other tests start and end workers as they like."""
+    """All descendants of this process, except PostgreSQL: servers of other tests start and end workers at any time."""
     return [each for each in psutil.Process().children(recursive=True) if each.name() != "postgres"]
 
 
-def _when(true: Callable[[], bool], seconds: float = 20) -> None:
+def _wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen"
+    while not condition():
+        assert time.monotonic() < deadline, f"the condition was not met within {seconds:g} s"
         time.sleep(0.02)
 
 
@@ -60,14 +60,14 @@ def _stop_soon() -> None:
 # --- a run -----------------------------------------------------------------------------------------------------------
 
 
-def test_what_needs_a_part_that_is_not_wanted_starts_without_it(small: Stack, tmp_path: Path) -> None:
+def test_a_service_starts_without_an_unwanted_service_that_it_needs(small: Stack, tmp_path: Path) -> None:
     unwanted = replace(_service("seed", "raise SystemExit(1)", once=True), is_wanted=lambda: False)
     after = _service("after", f"open({str(tmp_path / 'ran')!r}, 'w')", "seed", once=True)
     Supervisor(small, [unwanted, after]).run(when_ready=_stop_soon)
     assert (tmp_path / "ran").exists()
 
 
-def test_parts_start_when_what_they_need_is_healthy_and_stop_in_reverse_order(small: Stack, tmp_path: Path) -> None:
+def test_services_start_once_their_needs_are_healthy_and_stop_in_reverse_order(small: Stack, tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     code = f"""
 import signal, sys, time
@@ -89,14 +89,14 @@ time.sleep(600)
     assert journal.read_text().split() == ["+a", "+b", "+c", "-c", "-b", "-a"]
 
 
-def test_stopping_leaves_nothing(small: Stack) -> None:
+def test_a_stop_leaves_no_process_and_no_record(small: Stack) -> None:
     before = set(_children())
     Supervisor(small, [_service("family", SLEEP_WITH_CHILD)]).run(when_ready=_stop_soon)
     assert set(_children()) == before
     assert not (small.home / "run.json").exists()
 
 
-def test_a_crashed_part_is_named_and_ends_the_run_with_its_log(small: Stack) -> None:
+def test_a_crashed_service_ends_the_run_with_its_name_and_log(small: Stack) -> None:
     before = set(_children())
     crash = "import sys, time; print('the reason', flush=True); time.sleep(0.3); sys.exit(7)"
     with pytest.raises(ServiceEnded, match=r"(?s)fragile ended with exit code 7.*fragile\.log.*the reason"):
@@ -104,22 +104,22 @@ def test_a_crashed_part_is_named_and_ends_the_run_with_its_log(small: Stack) -> 
     assert set(_children()) == before
 
 
-def test_a_part_whose_program_is_missing_is_named(small: Stack) -> None:
+def test_a_missing_program_is_reported_with_its_service(small: Stack) -> None:
     before = set(_children())
-    parts = [_service("steady", SLEEP), Service("absent", lambda: ["/nowhere/program"], needs=("steady",))]
+    services = [_service("steady", SLEEP), Service("absent", lambda: ["/nowhere/program"], needs=("steady",))]
     with pytest.raises(CannotStart, match=r"absent cannot be started: .*/nowhere/program"):
-        Supervisor(small, parts).run(when_ready=lambda: None)
+        Supervisor(small, services).run(when_ready=lambda: None)
     assert set(_children()) == before
 
 
-def test_a_step_that_fails_ends_the_start(small: Stack) -> None:
-    parts = [_service("step", "print('no'); exit(3)", once=True), _service("next", SLEEP, "step")]
+def test_a_failed_step_ends_the_start(small: Stack) -> None:
+    services = [_service("step", "print('no'); exit(3)", once=True), _service("next", SLEEP, "step")]
     with pytest.raises(ServiceEnded, match="step ended with exit code 3"):
-        Supervisor(small, parts).run(when_ready=lambda: None)
+        Supervisor(small, services).run(when_ready=lambda: None)
     assert not (small.logs / "next.log").exists()
 
 
-def test_a_step_that_takes_too_long_is_named(small: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_takes_too_long_is_reported_with_its_log(small: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "READY_SECONDS", 0.5)
     with pytest.raises(ServiceEnded, match=r"step did not finish within 0\.5 s\. The end of .*step\.log"):
         Supervisor(small, [_service("step", SLEEP, once=True)]).run(when_ready=lambda: None)
@@ -138,11 +138,11 @@ def test_a_second_supervisor_is_refused(small: Stack) -> None:
     assert len(refusals) == 1
 
 
-def test_output_is_shown_with_the_parts_name_and_kept_in_its_log(
+def test_output_is_printed_with_the_services_name_and_written_to_its_log(
     small: Stack, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stop_when_awake() -> None:
-        _when((small.logs / "sleeper.log").read_text)  # type: ignore[arg-type]
+        _wait_until((small.logs / "sleeper.log").read_text)  # type: ignore[arg-type]
         _stop_soon()
 
     Supervisor(small, [_service("sleeper", SLEEP)]).run(when_ready=stop_when_awake)
@@ -150,10 +150,10 @@ def test_output_is_shown_with_the_parts_name_and_kept_in_its_log(
     assert (small.logs / "sleeper.log").read_text() == "awake\n"
 
 
-# --- what survives ---------------------------------------------------------------------------------------------------
+# --- processes that are left ------------------------------------------------------------------------------------------
 
 
-def test_what_a_killed_supervisor_left_is_cleaned_up(small: Stack) -> None:
+def test_services_of_a_killed_supervisor_are_stopped(small: Stack) -> None:
     program = f"""
 import sys
 from scripts.local.services import Service
@@ -164,9 +164,9 @@ Supervisor(Stack.from_environment(), [Service("family", lambda: [sys.executable,
 """
     place = {"BALLAST_HOME": str(small.home), "BALLAST_PORT_BASE": str(small.port_base)}
     supervisor = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=os.environ | place)
-    _when(lambda: RunRecord.read(small.home).ready)
+    _wait_until(lambda: RunRecord.read(small.home).ready)
     record = RunRecord.read(small.home).services["family"]
-    _when(lambda: len(record.group()) == 2)
+    _wait_until(lambda: len(record.group()) == 2)
     supervisor.kill()
     supervisor.wait()
     assert len(record.group()) == 2
@@ -175,16 +175,16 @@ Supervisor(Stack.from_environment(), [Service("family", lambda: [sys.executable,
     assert RunRecord.read(small.home).stop() == []
 
 
-def test_a_stranger_with_a_recycled_id_is_left_alone() -> None:
-    with subprocess.Popen([sys.executable, "-c", SLEEP], start_new_session=True) as stranger:
-        own = ProcessRecord.of(stranger.pid)
-        ProcessRecord(own.pid, own.started - 60).stop()
-        assert stranger.poll() is None
-        own.stop()
-        assert stranger.wait() == -signal.SIGTERM
+def test_another_process_with_a_reused_id_is_not_stopped() -> None:
+    with subprocess.Popen([sys.executable, "-c", SLEEP], start_new_session=True) as other:
+        record = ProcessRecord.of(other.pid)
+        ProcessRecord(record.pid, record.started - 60).stop()
+        assert other.poll() is None
+        record.stop()
+        assert other.wait() == -signal.SIGTERM
 
 
-def test_a_part_that_ignores_the_request_is_killed() -> None:
+def test_a_service_that_ignores_the_signal_is_killed() -> None:
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True) as stubborn:
         assert stubborn.stdout is not None
@@ -196,7 +196,7 @@ def test_a_part_that_ignores_the_request_is_killed() -> None:
         assert stubborn.returncode == -signal.SIGKILL
 
 
-def test_a_taken_port_is_named_with_who_holds_it() -> None:
+def test_a_port_in_use_is_reported_with_its_process() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(PortTaken, match=rf"Port {port}, which the gateway needs, .* process {os.getpid()} \("):
@@ -206,7 +206,7 @@ def test_a_taken_port_is_named_with_who_holds_it() -> None:
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def test_help_lists_every_verb_without_loading_one() -> None:
+def test_help_lists_every_verb_without_importing_its_module() -> None:
     program = (
         "import sys; from scripts.cli import ballast; ballast(['--help'], standalone_mode=False); print(*sys.modules)"
     )
@@ -224,7 +224,7 @@ def test_a_malformed_port_base_is_a_usage_error(tmp_path: Path) -> None:
         assert "BALLAST_PORT_BASE" in result.output
 
 
-def test_an_older_stack_keeps_its_secrets_and_gets_those_that_it_lacks(tmp_path: Path) -> None:
+def test_an_older_stack_keeps_its_secrets_and_gets_the_missing_ones(tmp_path: Path) -> None:
     first, file = Secrets.of(tmp_path), tmp_path / "secrets.json"
     older = json.loads(file.read_text())
     del older["clerk_secret_key"]
@@ -237,7 +237,7 @@ def test_an_older_stack_keeps_its_secrets_and_gets_those_that_it_lacks(tmp_path:
 
 
 @pytest.mark.parametrize("command", ["backup list", "clerk backfill", "doctor", "migrate status", "status"])
-def test_a_command_that_starts_no_stack_makes_no_folder_for_one(tmp_path: Path, command: str) -> None:
+def test_a_command_that_starts_no_stack_creates_no_folder(tmp_path: Path, command: str) -> None:
     home = tmp_path / "stack"
     elsewhere = {"BALLAST_HOME": str(home), "DATABASE_URL": "postgresql://127.0.0.1:1/postgres"}
     result = CliRunner().invoke(ballast, command.split(), env=elsewhere)
@@ -254,7 +254,7 @@ def test_the_environment_of_a_new_stack_is_kept_for_its_start(tmp_path: Path) ->
 
 @pytest.fixture
 def second(home: Path) -> Iterator[RunningStack]:
-    """A place for another whole stack."""
+    """A second whole stack, not started."""
     place = {"BALLAST_HOME": str(home / "second"), "BALLAST_PORT_BASE": str(free_port_block())}
     stack = RunningStack(home / "second", place)
     yield stack
@@ -262,24 +262,24 @@ def second(home: Path) -> Iterator[RunningStack]:
 
 
 def _jobs_ran(stack: RunningStack) -> bool:
-    """Whether the scheduler called each job, and each did its work."""
+    """Waits until the scheduler has called each job, and none has failed."""
     environment = json.loads(stack.ballast("env", "--json").stdout)
     query = "select count(*) from ops.jobs join ops.job_schedule as s using (name) where s.schedule is not null and (last_run_at is null or failures > 0)"
     with psycopg.connect(environment["DATABASE_URL"], autocommit=True) as connection:
-        _when(lambda: connection.execute(query).fetchall() == [(0,)], 40)
+        _wait_until(lambda: connection.execute(query).fetchall() == [(0,)], 40)
         assert connection.execute("select mail_enabled from app.settings").fetchall() == [(True,)]
     return True
 
 
-def test_a_stack_does_not_start_on_the_ports_of_another(stack: RunningStack, second: RunningStack) -> None:
+def test_a_stack_does_not_start_on_the_ports_of_another_stack(stack: RunningStack, second: RunningStack) -> None:
     ports = {"BALLAST_PORT_BASE": stack.environment["BALLAST_PORT_BASE"]}
     up = RunningStack(second.home, second.environment | ports).ballast("up", "--detach")
     assert up.returncode == 1
-    assert "is taken by process" in up.stderr
+    assert "is in use by process" in up.stderr
 
 
 @pytest.mark.thorough
-def test_two_stacks_run_next_to_each_other_and_one_goes_without_a_trace(
+def test_two_stacks_run_next_to_each_other_and_a_reset_leaves_no_trace(
     stack: RunningStack, second: RunningStack
 ) -> None:
     assert second.ballast("status").returncode == 1
@@ -296,7 +296,7 @@ def test_two_stacks_run_next_to_each_other_and_one_goes_without_a_trace(
     families = [child for each in processes for child in [each, *each.children(recursive=True)]]
 
     RunRecord.read(second.home).services["redis"].stop()
-    _when(lambda: "redis ended" in second.ballast("status").stderr)
+    _wait_until(lambda: "redis ended" in second.ballast("status").stderr)
     assert second.ballast("up", "--detach").returncode == 0
     record = RunRecord.read(second.home)
     assert record.supervisor is not None
