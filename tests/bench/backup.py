@@ -249,8 +249,10 @@ def measure(sizes: tuple[Size, ...]) -> report.Report:
 
 def fill(admin: Admin, megabytes: int) -> Rows:
     """Adds tenants, people, projects and audit entries until the dump has about this size."""
+    admin.execute("set role postgres")  # the owner of every table in production: a drill would report another one
     for month in range(MONTHS + 1):
         admin.execute("select app.make_audit_partition(now() - %s * interval '1 month')", [month])
+    admin.execute("reset role")
     admin.execute(WORDS)
     admin.execute("set session_replication_role = replica")  # no triggers: only FILL creates audit entries
     for _ in bulk.fill(admin, bulk.Size(megabytes, MEMBERS_PER_MEGABYTE, PROJECTS_PER_MEGABYTE)):
