@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 import click
 from rich.filesize import decimal
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from scripts.backup.backup_log import BackupLog
 from scripts.backup.cron_monitors import report_to_monitor
@@ -318,7 +318,7 @@ def _backup_as_json(backup: ListedBackup, now: datetime) -> dict[str, Any]:
 
 
 def _show_backups(backups: list[ListedBackup], now: datetime) -> None:
-    table = Table("Backup", "Age", "Size", "Rows", "Encrypted", "Proven")
+    table = Table(Column("Backup", no_wrap=True), "Age", "Size", "Rows", "Encrypted", "Proven", box=None)
     newest = next((each for each in backups if each.manifest is not None), None)
     for each in backups:
         if each.manifest is None or each.created_at is None:

@@ -14,7 +14,7 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 
 from scripts.cli import options
 from scripts.cli.output import print_json, print_table
@@ -107,7 +107,7 @@ def erase_command(url: str | None, yes: bool, as_json: bool, clerk_user_id: str)
                 f"The only owner of {names}. Make somebody else an owner, or delete it in Clerk; then repeat."
             )
         [done] = carry_out_erasures(connection, external, [asked["receipt"]])
-    _show([done], as_json=as_json)
+    show_receipts([done], as_json=as_json)
 
 
 @person.command(epilog="Example: ballast person resume")
@@ -123,7 +123,7 @@ def resume(url: str | None, as_json: bool) -> None:
             "select receipt::text from app.erasure_log where state <> 'complete' order by requested_at"
         ).fetchall()
         done = carry_out_erasures(connection, connect_external_services(url), [receipt for (receipt,) in unfinished])
-    _show(done, as_json=as_json)
+    show_receipts(done, as_json=as_json)
 
 
 @person.command(epilog="Example: ballast person replay --database-url $RESTORED")
@@ -142,7 +142,7 @@ def replay(url: str | None, as_json: bool) -> None:
         returned = connection.execute("select app.replay_erasures(%s)::text", [Jsonb(ledger)]).fetchall()
         done = carry_out_erasures(connection, external, [receipt for (receipt,) in returned])
     database.echo_err(f"{len(ledger):,} in the ledger, {len(done):,} of them in this database.")
-    _show(done, as_json=as_json)
+    show_receipts(done, as_json=as_json)
 
 
 def write_export(connection: Connection, clerk_user_id: str, file: Path) -> int:
@@ -238,12 +238,12 @@ def _make_call(connection: Connection) -> Call:
     return call
 
 
-def _show(receipts: list[dict[str, Any]], *, as_json: bool) -> None:
-    """Raises NotComplete."""
+def show_receipts(receipts: list[dict[str, Any]], *, as_json: bool) -> None:
+    """Prints the receipts of erasures. Raises NotComplete if one is not complete."""
     if as_json:
         print_json(receipts)
     elif receipts:
-        table = Table("Receipt", "State", "Rows erased or changed")
+        table = Table(Column("Receipt", no_wrap=True), "State", "Rows erased or changed", box=None)
         for each in receipts:
             counts = ", ".join(f"{count:,} {name}" for name, count in each["counts"].items())
             table.add_row(each["receipt"], each["state"], counts)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import pytest
 from rich.table import Table
 
-from scripts.cli import inbox
+from scripts.cli import inbox, person
 from scripts.cli.output import print_table
 
 
@@ -55,6 +55,15 @@ def test_the_inbox_shows_the_ids_and_errors_of_events(capture_terminal: Callable
     assert all(str(message[name]) in printed for name in ("message_id", "outcome", "type"))
     words = " ".join(printed.split())
     assert all(word in words for word in ("2026-12-01 04:43:00+0000, 3 attempts:", *error.split()))
+
+
+def test_a_receipt_stays_on_one_line(capture_terminal: Callable[[Callable[[], None]], str]) -> None:
+    receipt = "01234567-89ab-cdef-0123-456789abcdef"
+    counts = {"projects": 12, "organization_memberships": 3, "audit_logs": 1_234_567}
+    receipts = [{"receipt": receipt, "state": "complete", "counts": counts}]
+    printed = capture_terminal(lambda: person.show_receipts(receipts, as_json=False))
+    assert max(map(len, printed.splitlines())) <= 80
+    assert all(text in printed for text in (receipt, "complete", *counts))
 
 
 def test_a_row_is_one_line_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
