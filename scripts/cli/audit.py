@@ -1,4 +1,4 @@
-"""`ballast audit`: seal the audit trail, prove that nobody rewrote it, and keep its months in order."""
+"""`ballast audit`: seals and verifies the audit trail, and maintains its monthly partitions."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from scripts.schema import database
 from scripts.schema.database import Connection
 
 DIFFERENCES = {
-    "broken": "entries were changed, removed or put in",
-    "seal broken": "it does not follow from the seal before: a seal was changed or removed",
+    "broken": "entries were changed, removed or inserted",
+    "seal broken": "it does not follow from the previous seal: a seal was changed or removed",
 }
 
 
@@ -38,7 +38,7 @@ class Seal:
 
 @dataclass(frozen=True)
 class Range:
-    """A row of app.verify_audit(): a sealed range, and what is there now. `seal` is in hex."""
+    """A row of app.verify_audit(): a sealed range and its present contents. `seal` is in hex."""
 
     sequence: int
     range_start: datetime
@@ -51,50 +51,50 @@ class Range:
 
     @property
     def difference(self) -> str | None:
-        """What is wrong, or None: an erasure or retention may change what a range holds."""
+        """The problem, or None. Erasures and retention may change a range without a problem."""
         what = DIFFERENCES.get(self.state)
         return what and f"{what} (sealed {_format_entries(self.sealed)}, found {self.found:,})"
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found; `unsealed` entries are newer than the last seal, `too_old` ones older than the first range."""
+    """The result. `unsealed` entries are newer than the last seal; `too_old` entries are older than the first range."""
 
     ranges: list[Range]
     unsealed: int
     too_old: int
     unknown_seals: list[str]
 
-    def problems(self) -> Iterator[str]:
-        """A line for each kind of problem; of the ranges only the first that is broken."""
+    def list_problems(self) -> Iterator[str]:
+        """Yields a line for each kind of problem. Of the broken ranges, only the first is listed."""
         for broken in [each for each in self.ranges if each.difference][:1]:
             yield f"The first broken range is {broken.sequence}, {_format_range(broken)}: {broken.difference}."
         if self.too_old:
-            yield f"{_format_entries(self.too_old)} put in before the first sealed range."
+            yield f"{_format_entries(self.too_old)} inserted before the first sealed range."
         for seal in self.unknown_seals:
-            yield f"The seal {seal} is not in the chain: the chain itself was rewritten, or this is another database."
+            yield f"The seal {seal} is not in the chain: the chain was rewritten, or this is another database."
 
 
 def _parse_seals(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    """Seals as they were printed, in lower case."""
+    """Returns the given seals in lower case. Raises BadParameter for any other text."""
     if not all(re.fullmatch(r"[0-9a-fA-F]{64}", value) for value in values):
-        raise click.BadParameter("A seal has 64 hexadecimal digits, as `ballast audit seal` prints them.")
+        raise click.BadParameter("A seal has 64 hexadecimal digits: copy it from the output of `ballast audit seal`.")
     return tuple(value.lower() for value in values)
 
 
 @click.group(epilog="Example: ballast audit verify")
 def audit() -> None:
-    """Seal the audit trail, verify that nobody rewrote it, and keep its months in order."""
+    """Seal and verify the audit trail, and maintain its monthly partitions."""
 
 
 @audit.command(epilog="Example: ballast audit seal --json >> seals.json")
 @options.url_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of lines.")
 def seal(url: str | None, as_json: bool) -> None:
-    """Seal what is complete since the last seal, and print the new seals.
+    """Seal the complete entries since the last seal, and print the new seals.
 
-    Keep a copy where the database's administrators cannot change it: whoever may rewrite the trail may rewrite the
-    seals in the database, and only a copy proves it.
+    Store a copy where database administrators cannot change it. An administrator who rewrites the trail can also
+    rewrite the seals in the database; only a copy proves it.
     """
     with options.open_database(url, requires="app.audit_seals") as connection:
         seals = seal_trail(connection)
@@ -104,10 +104,10 @@ def seal(url: str | None, as_json: bool) -> None:
         for each in seals:
             click.echo(f"{each.sequence}  {_format_range(each)}  {_format_entries(each.entries)}  {each.seal}")
         database.echo_err(
-            "Keep them elsewhere: `ballast audit verify --seal …` proves by one that none before was rewritten."
+            "Store them elsewhere: `ballast audit verify --seal …` proves that no sealed entry was rewritten."
         )
     else:
-        click.echo("Nothing to seal: the trail is empty, or sealed up to what still runs.")
+        click.echo("Nothing to seal: every complete entry is sealed.")
 
 
 @audit.command(epilog="Example: ballast audit verify --seal $(tail -1 seals.txt)")
@@ -118,20 +118,20 @@ def seal(url: str | None, as_json: bool) -> None:
     metavar="HEX",
     multiple=True,
     callback=_parse_seals,
-    help="A copy kept elsewhere: it must be in the chain.",
+    help="A stored copy of a seal; it must be in the chain. Repeatable.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def verify(url: str | None, known_seals: tuple[str, ...], as_json: bool) -> None:
-    """Recompute every seal. Exits with 1 when entries or seals are not what they were.
+    """Recompute every seal. Exits with 1 if entries or seals were changed.
 
-    What an erasure or retention did is recorded, allowed, and shown. The whole trail is read.
+    Changes by erasures and retention are recorded, and therefore allowed; the table shows them. Reads the whole trail.
     """
     with (
         options.open_database(url, requires="app.audit_seals") as connection,
         Console(stderr=True).status("Reading the audit trail …"),
     ):
         verification = verify_chain(connection, known_seals)
-    problems = list(verification.problems())
+    problems = list(verification.list_problems())
     if as_json:
         print_json({"problems": problems, **asdict(verification)})
     else:
@@ -146,28 +146,28 @@ def verify(url: str | None, known_seals: tuple[str, ...], as_json: bool) -> None
 @options.url_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of lines.")
 def maintain(url: str | None, as_json: bool) -> None:
-    """Make the partitions of the months ahead, and drop the months that are older than the retention."""
+    """Create the partitions of the coming months, and drop those that are older than the retention period."""
     with options.open_database(url, requires="app.audit_seals") as connection:
         made, dropped = maintain_partitions(connection)
     if as_json:
         print_json({"made": made, "dropped": dropped})
         return
     for partition in made:
-        click.echo(f"Made {partition}")
+        click.echo(f"Created {partition}")
     for partition in dropped:
         click.echo(f"Dropped {partition}")
     if not made and not dropped:
-        click.echo("Nothing to do: the months ahead have partitions, and none is older than the retention.")
+        click.echo("Nothing to do: the coming months have partitions, and none is older than the retention period.")
 
 
 def seal_trail(connection: Connection) -> list[Seal]:
-    """Seals what is complete; a range a month at most."""
+    """Seals the complete entries; each range is at most a month."""
     query = "select sequence, range_start, range_end, entries, encode(seal, 'hex') as seal from app.seal_audit()"
     return connection.cursor(row_factory=class_row(Seal)).execute(query).fetchall()
 
 
 def verify_chain(connection: Connection, known_seals: tuple[str, ...]) -> Verification:
-    """Recomputes the chain, at one moment; `known_seals` are seals in hex that must be in it."""
+    """Recomputes the chain from one snapshot of the database. `known_seals` (in hex) must be in the chain."""
     with connection.transaction():
         connection.execute("set transaction isolation level repeatable read, read only")
         ranges = (
@@ -192,7 +192,7 @@ def verify_chain(connection: Connection, known_seals: tuple[str, ...]) -> Verifi
 
 
 def maintain_partitions(connection: Connection) -> tuple[list[str], list[str]]:
-    """The partitions that were made and those that were dropped, of which some may be both."""
+    """Returns the created and the dropped partitions. A partition may be in both lists."""
     before = list_partitions(connection)
     connection.execute("select app.make_audit_partitions()")
     between = list_partitions(connection)
@@ -202,14 +202,14 @@ def maintain_partitions(connection: Connection) -> tuple[list[str], list[str]]:
 
 
 def list_partitions(connection: Connection) -> set[str]:
-    """Names with their schema."""
+    """Returns the names of the partitions, with their schema."""
     query = "select inhrelid::regclass::text from pg_inherits where inhparent = 'public.audit_logs'::regclass"
     return {name for (name,) in connection.execute(query)}
 
 
 def _print(verification: Verification) -> None:
     table = Table("Seals", "Range", "Entries", "Erased", "State")
-    # Those that are fine stand together, as many as follow each other; each that is not has a line.
+    # Consecutive valid ranges share a row; each broken range has its own.
     for _, group in groupby(verification.ranges, key=lambda each: each.sequence if each.difference else each.state):
         run = list(group)
         first, last = run[0], run[-1]
@@ -224,7 +224,7 @@ def _print(verification: Verification) -> None:
         print_table(table)
         since = f"since the last seal, {_format_time(verification.ranges[-1].range_end)}"
     else:
-        since = "and no seal yet: `ballast audit seal` makes the first"
+        since = "and no seal yet: `ballast audit seal` creates the first"
     click.echo(f"{_format_entries(verification.unsealed)} {since}.")
 
 
@@ -233,7 +233,7 @@ def _format_range(sealed: Seal | Range) -> str:
 
 
 def _format_time(moment: datetime) -> str:
-    """In UTC, where the months begin."""
+    """Formats a time in UTC, in which the months of the ranges begin."""
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
 
 

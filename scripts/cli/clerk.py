@@ -88,7 +88,10 @@ def send(
     except httpx.HTTPError as error:
         raise NotRunning(f"The service does not answer at {url} ({error}): see `ballast status`.") from None
     if answer.status_code != httpx.codes.OK:
-        raise NotStored(f"The service answered {answer.status_code}, so the event is not stored: {answer.text[:500]}")
+        raise NotStored(
+            f"The service returned {answer.status_code} and did not store the event: {answer.text[:500]}\n"
+            "Correct the event, or see the service's log."
+        )
     stored: dict[str, Any] = answer.json()
     return stored
 
@@ -175,7 +178,7 @@ def reconcile_command(url: str | None, fix: bool, sample: int | None, delete_man
 
 @contextmanager
 def _open_mirror(url: str | None, listing: ClerkListing) -> Iterator[Connection]:
-    """A connection to a database that mirrors this Clerk instance. Raises NotMigrated or OtherInstance."""
+    """Connects to the database that mirrors this Clerk instance. Raises NotMigrated or OtherInstance."""
     with options.open_database(url, requires="app.clerk_backfills") as connection:
         require_same_instance(connection, listing)
         yield connection
@@ -211,6 +214,7 @@ def _show_backfill(merged: list[KindReport], seconds: float) -> None:
 
 
 def _show_report(report: Report, *, fix: bool) -> None:
+    """Prints the counts, up to MAX_SHOWN differences, and the notes."""
     counts = Counter((each.kind, each.difference) for each in report.differences)
     fixed = Counter(each.kind for each in report.differences if each.fixed)
     table = Table("Kind", "Compared", *(each.capitalize() for each in DIFFERENCES), *(["Fixed"] if fix else []))

@@ -1,4 +1,4 @@
-"""`ballast doctor`: whether Supabase, Clerk, the service, Redis and the backups fit together."""
+"""`ballast doctor`: checks the configuration of Supabase, Clerk, the service, Redis and the backups."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from scripts.local.stack import STAND_IN, Stack
 
 @click.command(epilog="Example: ballast doctor --json")
 @options.url_option
-@click.option("--write", is_flag=True, help="Also write a small file beside the backups, and delete it.")
-@click.option("--session-token", metavar="TOKEN", help="A session token of Clerk's, to see that Supabase trusts Clerk.")
+@click.option("--write", is_flag=True, help="Also write a small test file to the backup store, and delete it.")
+@click.option("--session-token", metavar="TOKEN", help="A Clerk session token, to check that Supabase trusts Clerk.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def doctor(url: str | None, write: bool, session_token: str | None, as_json: bool) -> None:
-    """Check that everything fits together, and say what to do where it does not. Exits with 1 when a check fails.
+    """Check the whole configuration, and print how to fix each problem. Exits with 1 if a check fails.
 
-    Reads the service's variables from the environment; beside a local stack's own database, from the stack.
+    Reads the service's variables from the environment. For a local stack's database, adds the stack's variables.
     """
     environment = options.build_environment(url)
     console = Console(stderr=True)
-    with console.status("Looking …"):
+    with console.status("Checking …"):
         context = Context(
             environment, url, session_token=session_token, local=local_stack(environment), may_write=write
         )
@@ -43,7 +43,7 @@ def doctor(url: str | None, write: bool, session_token: str | None, as_json: boo
 
 
 def local_stack(environment: Mapping[str, str]) -> LocalStack:
-    """The stack of BALLAST_HOME, whether it runs or not. Its Clerk stand-in is asked only for a token."""
+    """Returns the stack of BALLAST_HOME, even if it is not running. Its Clerk stand-in is used only for a token."""
     stack = Stack.from_environment()
 
     def mint_token(person: str) -> str:

@@ -28,13 +28,13 @@ class NoSuchMessage(Failure):
 
 @click.group(epilog="Example: ballast inbox list")
 def inbox() -> None:
-    """List, show or retry the Clerk events that were received."""
+    """List, show or retry received Clerk events."""
 
 
 @inbox.command("list", epilog="Example: ballast inbox list --failed")
 @options.url_option
-@click.option("--failed/--all", default=True, help="Only failed events (the default), or all.")
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="How many, newest first.")
+@click.option("--failed/--all", default=True, help="List only failed events (the default), or all.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="The maximum number of events.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def list_(url: str | None, failed: bool, limit: int, as_json: bool) -> None:
     """List events, newest first."""
@@ -45,7 +45,7 @@ def list_(url: str | None, failed: bool, limit: int, as_json: bool) -> None:
     elif messages:
         print_messages(messages)
     else:
-        click.echo("No event has failed." if failed else "No event was received yet.")
+        click.echo("No event has failed." if failed else "No event has been received yet.")
 
 
 @inbox.command(epilog="Example: ballast inbox show msg_2abc")
@@ -59,13 +59,13 @@ def show(url: str | None, payload: bool, message_id: str) -> None:
         query = f"select {columns} from app.webhook_events where message_id = %s"  # noqa: S608 - columns are ours
         message = connection.cursor(row_factory=dict_row).execute(query.encode(), [message_id]).fetchone()
     if message is None:
-        raise NoSuchMessage(f"No event {message_id} was received. `ballast inbox list --all` lists them.")
+        raise NoSuchMessage(f"No event {message_id} has been received: `ballast inbox list --all` lists all ids.")
     print_json(message)
 
 
 @inbox.command(epilog="Example: ballast inbox retry --all-failed")
 @options.url_option
-@click.option("--all-failed", is_flag=True, help="Every event that failed, oldest first.")
+@click.option("--all-failed", is_flag=True, help="Retry every failed event, oldest first.")
 @click.argument("message_ids", metavar="[MESSAGE_ID]...", nargs=-1)
 def retry(url: str | None, all_failed: bool, message_ids: tuple[str, ...]) -> None:
     """Apply failed events again. The exit code is 1 if one fails again."""
@@ -82,14 +82,14 @@ def retry(url: str | None, all_failed: bool, message_ids: tuple[str, ...]) -> No
             for message_id in track(chosen, "Applying", console=console, disable=not console.is_terminal)
         }
     for message_id, outcome in outcomes.items():
-        click.echo(f"{message_id} {outcome or 'unknown: no such message was received'}")
+        click.echo(f"{message_id} {outcome or 'unknown: no such event has been received'}")
     if any(outcome in (None, "failed") for outcome in outcomes.values()):
         database.echo_err("`ballast inbox list` shows why an event failed.")
         sys.exit(1)
 
 
 def list_messages(connection: Connection, *, failed: bool, limit: int) -> list[dict[str, Any]]:
-    """The newest events as dicts of COLUMNS, without their payload."""
+    """Returns the newest events as dicts of COLUMNS, without their payload."""
     query = f"""
         select {COLUMNS} from app.webhook_events
         where not %s or outcome = 'failed' order by received_at desc, message_id limit %s

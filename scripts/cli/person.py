@@ -1,4 +1,4 @@
-"""`ballast person`: what people may ask of us, done by an administrator: a copy of their data, and erasure."""
+"""`ballast person`: exports or erases a person's data at their request."""
 
 from __future__ import annotations
 
@@ -32,34 +32,34 @@ NOT_FOUND = "PT404"
 
 
 class NothingHeld(Failure):
-    """The database holds nothing of this person."""
+    """The database has no data of this person."""
 
 
 class FormatUnknown(Failure):
-    """The file's name says neither JSON nor ZIP."""
+    """The file name ends neither in .json nor in .zip."""
 
     exit_code = 2
 
 
 class SoleOwner(Failure):
-    """Organizations would be without an owner."""
+    """An erasure would leave organizations without an owner."""
 
 
 class NotComplete(Failure):
-    """An erasure has yet to be carried on: something outside the database failed, or others' transactions still run."""
+    """An erasure is not complete: an external service failed, or older transactions are still running."""
 
 
 class ClerkUnknown(Failure):
-    """Nobody says which Clerk the person is to be deleted at."""
+    """CLERK_SECRET_KEY is not set."""
 
 
 class LedgerMissing(Failure):
-    """There is no ledger to read, or it cannot be read."""
+    """The erasure ledger is not configured, or cannot be read."""
 
 
 @click.group(epilog="Example: ballast person export user_2abc --output ada.zip")
 def person() -> None:
-    """Give people a copy of their data, or erase them."""
+    """Export or erase a person's data."""
 
 
 @person.command("export", epilog="Example: ballast person export user_2abc --output ada.zip")
@@ -68,17 +68,17 @@ def person() -> None:
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="A .zip or .json; ID.zip by default.",
+    help="A .zip or .json file. Default: ID.zip.",
 )
 @click.argument("clerk_user_id", metavar="ID")
 def export_command(url: str | None, output: Path | None, clerk_user_id: str) -> None:
-    """Write all that is held of the person with this Clerk ID to a file, which only you may read.
+    """Write all data of the person with this Clerk ID to a file that only you may read.
 
-    It is recorded in the audit trail, and in what the person is told of it.
+    The export is recorded in the audit trail, and appears in the exports of the person's own data.
     """
     file = output or Path(f"{clerk_user_id}.zip")
     if file.suffix not in WRITERS:
-        raise FormatUnknown(f"{file} is neither .zip nor .json.")
+        raise FormatUnknown(f"{file} is neither .zip nor .json: choose a file name with one of these endings.")
     with options.open_database(url, requires="app.personal_data") as connection:
         records = write_export(connection, clerk_user_id, file)
     click.echo(f"{file}: {records:,} {'record' if records == 1 else 'records'}")
@@ -86,25 +86,26 @@ def export_command(url: str | None, output: Path | None, clerk_user_id: str) -> 
 
 @person.command("erase", epilog="Example: ballast person erase user_2abc --yes")
 @options.url_option
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Skip the confirmation prompt.")
 @click.option("--json", "as_json", is_flag=True, help="Print the receipt as JSON.")
 @click.argument("clerk_user_id", metavar="ID")
 def erase_command(url: str | None, yes: bool, as_json: bool, clerk_user_id: str) -> None:
-    """Erase the person with this Clerk ID: here, then at Clerk. It cannot be undone.
+    """Erase the person with this Clerk ID: in the database, then at Clerk. This cannot be undone.
 
-    Exits with 1 when it is not complete yet; `ballast person resume` carries on.
+    Exits with 1 if the erasure is not complete yet: `ballast person resume` continues it.
     """
     external = connect_external_services(url)
     with options.open_database(url, requires="app.personal_data") as connection:
         if not yes:
-            click.confirm(f"Erase {clerk_user_id} for good?", abort=True, err=True)
+            click.confirm(f"Erase {clerk_user_id} permanently?", abort=True, err=True)
         asked = _make_call(connection)(
             "request_erasure", {"clerk_user_id": clerk_user_id, "requested_by": "administrator"}
         )
         if "sole_owner_of" in asked:
             names = ", ".join(f"{each['name']} ({each['clerk_org_id']})" for each in asked["sole_owner_of"])
             raise SoleOwner(
-                f"The only owner of {names}. Make somebody else an owner, or delete it in Clerk; then repeat."
+                f"This person is the only owner of {names}. In Clerk, make another member an owner, or delete the "
+                "organization; then run this again."
             )
         [done] = carry_out_erasures(connection, external, [asked["receipt"]])
     show_receipts([done], as_json=as_json)
@@ -114,9 +115,9 @@ def erase_command(url: str | None, yes: bool, as_json: bool, clerk_user_id: str)
 @options.url_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def resume(url: str | None, as_json: bool) -> None:
-    """Carry on with every erasure that is not complete, also with those that are due only later.
+    """Continue every incomplete erasure, including those that are scheduled for later.
 
-    Exits with 1 when one is still not.
+    Exits with 1 if one is still incomplete.
     """
     with options.open_database(url, requires="app.personal_data") as connection:
         unfinished = connection.execute(
@@ -130,10 +131,10 @@ def resume(url: str | None, as_json: bool) -> None:
 @options.url_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def replay(url: str | None, as_json: bool) -> None:
-    """Erase again whoever a restored backup brought back, by the ledger beside the backups (BACKUP_URL)."""
+    """Erase again the people whom a restored backup brought back, according to the ledger in BACKUP_URL."""
     external = connect_external_services(url)
     if external.ledger is None:
-        raise LedgerMissing("Set BACKUP_URL: the ledger of erasures lies beside the backups.")
+        raise LedgerMissing("BACKUP_URL is not set. Set BACKUP_URL: the ledger of erasures is stored with the backups.")
     try:
         ledger = list(external.ledger.entries())
     except LedgerUnavailable as failure:
@@ -146,7 +147,7 @@ def replay(url: str | None, as_json: bool) -> None:
 
 
 def write_export(connection: Connection, clerk_user_id: str, file: Path) -> int:
-    """Writes the file, whole or not at all, and returns how many records it has. Raises NothingHeld."""
+    """Writes the complete file or none, and returns the number of records. Raises NothingHeld."""
     call = _make_call(connection)
     begun = call("begin_export", {"clerk_user_id": clerk_user_id, "requested_by": "administrator"})
     running = Export.of(call, begun)
@@ -178,25 +179,27 @@ def write_export(connection: Connection, clerk_user_id: str, file: Path) -> int:
 
 @dataclass(frozen=True)
 class ExternalServices:
-    """What an erasure ends with. Without a ledger, a restored backup would not know of it."""
+    """Where an erasure ends. Without a ledger, a restored backup would bring the person back unnoticed."""
 
     clerk: ClerkApi
     ledger: LedgerStore | None
 
 
 def connect_external_services(url: str | None) -> ExternalServices:
-    """The Clerk and the store that go with the database: the stand-ins only with their own. Raises ClerkUnknown."""
+    """Returns Clerk and the ledger for the database; a local stack's only for its own database. Raises ClerkUnknown."""
     environment = options.build_environment(url)
     if "CLERK_SECRET_KEY" not in environment:
-        raise ClerkUnknown("Set CLERK_SECRET_KEY: who is erased is deleted at Clerk too.")
+        raise ClerkUnknown("CLERK_SECRET_KEY is not set. Set CLERK_SECRET_KEY: an erasure also deletes the Clerk user.")
     clerk = ClerkApi(environment.get("CLERK_API_URL", CLERK_API_URL), environment["CLERK_SECRET_KEY"])
     return ExternalServices(clerk, LedgerStore(environment["BACKUP_URL"]) if "BACKUP_URL" in environment else None)
 
 
 def carry_out_erasures(connection: Connection, external: ExternalServices, receipts: list[str]) -> list[dict[str, Any]]:
-    """Carries erasures out as far as it goes, and returns their receipts."""
+    """Carries out erasures as far as possible now, and returns their receipts."""
     if external.ledger is None:
-        database.echo_err("BACKUP_URL is not set: a backup that is restored will not know of this.")
+        database.echo_err(
+            "BACKUP_URL is not set, so the erasure is not in the ledger: a restored backup brings the person back."
+        )
     call = _make_call(connection)
     eraser = Eraser(call, external.clerk, external.ledger)
     with Console(stderr=True).status("Erasing …") as status:
@@ -205,14 +208,14 @@ def carry_out_erasures(connection: Connection, external: ExternalServices, recei
             status.update(f"Erasing … {sum(step['counts'].values()):,} rows")
 
         for receipt in receipts:
-            # A busy person takes longer than the service would give it at once.
+            # A person with much data takes longer than one call of the service may.
             while eraser.carry_out(receipt, on_step) == "running" and not _is_waiting(connection, receipt):
                 pass
     return [call("erasure_receipt", {"receipt": receipt}) for receipt in receipts]
 
 
 def _is_waiting(connection: Connection, receipt: str) -> bool:
-    """Whether all is done that can be now: the rest waits for transactions that began before."""
+    """Whether everything possible is done for now, and the rest waits for older transactions to end."""
     row = connection.execute(
         "select settled_at is not null from app.erasure_log where receipt = %s", [receipt]
     ).fetchone()
@@ -220,7 +223,7 @@ def _is_waiting(connection: Connection, receipt: str) -> bool:
 
 
 def _make_call(connection: Connection) -> Call:
-    """Calls functions as DataApi.call() does. Raises NothingHeld."""
+    """Returns a function that calls SQL functions as DataApi.call() does. That function raises NothingHeld."""
 
     def call(function: str, arguments: dict[str, Any]) -> Any:
         named = sql.SQL(", ").join(sql.SQL("{} => %s").format(sql.Identifier(name)) for name in arguments)
@@ -232,7 +235,7 @@ def _make_call(connection: Connection) -> Call:
             if error.sqlstate != NOT_FOUND:
                 raise
             raise NothingHeld(f"{error.diag.message_primary} {error.diag.message_hint}") from None
-        # A function that returns a value is a table of one column with its own name.
+        # `select * from f()` of a scalar function returns one column, named like the function.
         return rows[0][function] if rows and function in rows[0] else rows
 
     return call
@@ -251,4 +254,6 @@ def show_receipts(receipts: list[dict[str, Any]], *, as_json: bool) -> None:
     else:
         click.echo("Nothing to erase.")
     if any(each["state"] != "complete" for each in receipts):
-        raise NotComplete("Not complete: `select * from ops.erasures` says why; `ballast person resume` carries on.")
+        raise NotComplete(
+            "Not complete yet: `select * from ops.erasures` shows the reason; `ballast person resume` continues it."
+        )

@@ -1,4 +1,4 @@
-"""`ballast types`: the API's tables and functions as types, for TypeScript and for Python."""
+"""`ballast types`: generates types of the API's tables and functions, for TypeScript and Python."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from scripts.schema import api_types, database
 
 
 @click.command("types", epilog="Example: ballast types --check")
-@click.option("--check", is_flag=True, help="Write nothing; fail when the files are stale.")
+@click.option("--check", is_flag=True, help="Write nothing; exit with 1 if the files are stale.")
 def types_command(check: bool) -> None:
-    """Write supabase/types/database.ts and database.py: what the schema public holds, as types.
+    """Generate supabase/types/database.ts and database.py: types of the schema public.
 
-    They are made of the files in migrations/, functions/ and policies/, not of a database that runs somewhere.
+    The source is migrations/, functions/ and policies/, not a running database.
     """
     made = api_types.generate()
     stale = [name for name, text in made.items() if not api_types.is_current(api_types.FOLDER / name, text)]

@@ -1,4 +1,4 @@
-"""Whether backups can be made, stored and opened."""
+"""Checks that backups can be created, stored and decrypted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service import object_store
 
 
 def check_pg_dump(context: Context) -> str:
-    """Programs here can dump this server."""
+    """Checks that this machine has a pg_dump that can dump the server."""
     with database.connect(context.database_url) as connection:
         try:
             fit = programs.choose_programs(connection)
@@ -26,7 +26,7 @@ def check_pg_dump(context: Context) -> str:
 
 
 def check_store(context: Context) -> str:
-    """The place of the backups can be listed and, with --write, written."""
+    """Checks that the backup store can be listed and, with --write, written."""
     store_url = context["BACKUP_URL"]
     with use_environment(context.environment):
         try:
@@ -37,7 +37,7 @@ def check_store(context: Context) -> str:
             found, _, remedy = str(failure).partition(". ")
             raise CheckFailed(f"{found}.", f"{remedy} The bucket or folder must exist.") from None
     count = f"{len(names)} backup{'' if len(names) == 1 else 's'}"
-    return f"{count}; {'it can be written' if context.may_write else 'writing was not tried (--write)'}."
+    return f"{count}; {'writable' if context.may_write else 'writing was not tested (--write)'}."
 
 
 def _write_probe(store_url: str) -> None:
@@ -51,7 +51,7 @@ def _write_probe(store_url: str) -> None:
 
 
 def check_encryption(context: Context) -> str:
-    """Backups have recipients whose keys are age's."""
+    """Checks that BACKUP_RECIPIENTS has valid public age keys."""
     context["BACKUP_URL"]
     try:
         recipients = context.list_items("BACKUP_RECIPIENTS")
@@ -59,19 +59,20 @@ def check_encryption(context: Context) -> str:
         if not context.is_guarded:
             raise
         raise CheckFailed(
-            "BACKUP_RECIPIENTS is not set: no backup is made.",
-            "age-keygen makes a key pair; set the public one, age1….",
+            "BACKUP_RECIPIENTS is not set: no backup is created.",
+            "Create a key pair with age-keygen, and set the public key, age1….",
         ) from None
     for number, recipient in enumerate(recipients, 1):
         try:
             pyrage.x25519.Recipient.from_str(recipient)
         except pyrage.RecipientError:
             raise CheckFailed(
-                f"Recipient {number} of BACKUP_RECIPIENTS is no public key of age's.",
-                "It begins with age1; copy all of it.",
+                f"Recipient {number} of BACKUP_RECIPIENTS is not a public age key.",
+                "Copy the whole key, which begins with age1.",
             ) from None
     if len(recipients) == 1 and context.is_guarded:
         return (
-            "One recipient. Add a second, whose secret key is kept offline: without the first, nothing could be read."
+            "One recipient. Add a second one and keep its secret key offline: it decrypts new backups if you lose "
+            "the first key."
         )
     return f"{len(recipients)} recipient{'' if len(recipients) == 1 else 's'}."

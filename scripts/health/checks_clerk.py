@@ -1,4 +1,4 @@
-"""Whether Clerk, Supabase's Data API and their keys fit together."""
+"""Checks that Clerk and Supabase's Data API accept the configured keys and tokens."""
 
 from __future__ import annotations
 
@@ -20,53 +20,53 @@ from scripts.health.context import (
 from scripts.schema import database
 from service.clerk_api import API_VERSION, CLERK_API_URL
 
-# What Clerk's Supabase integration puts into session tokens. PostgREST gives a caller whatever role the token names.
+# Clerk's Supabase integration adds this role to session tokens. PostgREST uses whatever role a token contains.
 EXPECTED_ROLE = "authenticated"
 
 
 def check_clerk_keys(context: Context) -> str:
-    """Clerk's JWKS has keys for RS256, with which its tokens are checked."""
+    """Checks that Clerk's JWKS has keys for RS256, which verify its tokens."""
     url = f"{context['CLERK_ISSUER'].rstrip('/')}/.well-known/jwks.json"
-    remedy = "CLERK_ISSUER is the Frontend API URL of Clerk's dashboard (API keys), without a path."
+    remedy = "Set CLERK_ISSUER to the Frontend API URL from Clerk's dashboard (API keys), without a path."
     answer = httpx.get(url, timeout=TIMEOUT)
     keys = parse_json(answer).get("keys") if answer.is_success else None
     if not isinstance(keys, list):
-        raise CheckFailed(f"{url} answers {answer.status_code} and no keys.", remedy)
+        raise CheckFailed(f"{url} returns {answer.status_code} without keys.", remedy)
     usable = [key for key in keys if key.get("kty") == "RSA" and key.get("alg", "RS256") == "RS256" and key.get("kid")]
     if not usable:
         raise CheckFailed(f"{url} has no key for RS256.", remedy)
-    return f"{len(usable)} for RS256."
+    return f"{len(usable)} key{'' if len(usable) == 1 else 's'} for RS256."
 
 
 def check_publishable_key(context: Context) -> str:
-    """A call with it gets as far as the database, which refuses it: nothing is granted to anon."""
+    """Checks that a call with the key reaches the database, and is refused there: anon has no grants."""
     answer = _call_data_api(context, "GET", "role_permissions?limit=1", context["SUPABASE_PUBLISHABLE_KEY"])
     if answer.is_success and parse_json(answer, list):
         raise CheckFailed(
-            "Somebody who is not signed in reads public.role_permissions.",
+            "Anonymous callers can read public.role_permissions.",
             "Run `ballast migrate check`: a grant has drifted.",
         )
     if answer.is_success or parse_json(answer).get("code") == "42501":
-        return "It answers, and gives nothing to those who are not signed in."
+        return "The Data API answers, and returns nothing to anonymous callers."
     raise CheckFailed(
-        f"The Data API answers {answer.status_code}: {read_error_message(answer)}",
+        f"The Data API returns {answer.status_code}: {read_error_message(answer)}",
         "Check SUPABASE_URL and SUPABASE_PUBLISHABLE_KEY, and that the Data API is on and public is an exposed schema.",
     )
 
 
 def check_secret_key(context: Context) -> str:
-    """public.ready() is true for the service."""
+    """Checks that public.ready() returns true for the service."""
     answer = _call_data_api(context, "POST", "rpc/ready", context["SUPABASE_SECRET_KEY"])
     if answer.is_success and answer.text.strip() == "true":
-        return "The service reaches the database through it."
+        return "The service reaches the database with it."
     raise CheckFailed(
-        f"public.ready() answers {answer.status_code}: {read_error_message(answer)}",
+        f"public.ready() returns {answer.status_code}: {read_error_message(answer)}",
         "Check SUPABASE_SECRET_KEY; if it is right, run `ballast migrate up` and `notify pgrst, 'reload schema'`.",
     )
 
 
 def check_third_party_auth(context: Context) -> str:
-    """A session token of Clerk's is a signed-in person to the Data API."""
+    """Checks that the Data API accepts a Clerk session token."""
     answer = httpx.post(
         _build_data_api_url(context, "rpc/my_permissions"),
         headers={
@@ -76,28 +76,28 @@ def check_third_party_auth(context: Context) -> str:
         timeout=TIMEOUT,
     )
     if answer.is_success:
-        return "A session token of Clerk's is accepted."
+        return "The Data API accepts a Clerk session token."
     raise CheckFailed(
-        f"A session token is answered {answer.status_code}: {read_error_message(answer)}",
-        "Enter CLERK_ISSUER under Supabase's Authentication → Third-party auth → Clerk, and activate Clerk's Supabase "
-        'integration, which puts "role": "authenticated" into tokens. A token lives for 60 seconds.',
+        f"The Data API rejects a Clerk session token with {answer.status_code}: {read_error_message(answer)}",
+        "Enter CLERK_ISSUER in Supabase under Authentication → Third-party auth → Clerk. Activate Clerk's Supabase "
+        'integration, which adds "role": "authenticated" to tokens. A token is valid for 60 seconds.',
     )
 
 
 def check_session_token_role(context: Context) -> str:
-    """The claim `role` of a session token is "authenticated", and nothing that a user's metadata could choose."""
+    """Checks that the claim `role` of a session token is "authenticated", and not taken from a user's metadata."""
     role = read_claims(_find_session_token(context)).get("role")
     if role == EXPECTED_ROLE:
         return f'A session token has the role "{EXPECTED_ROLE}".'
     raise CheckFailed(
         f"A session token has the role {json.dumps(role)[:100]}.",
         "In Clerk, remove `role` from Sessions → Customize session token, and activate the Supabase integration, which "
-        f'sets "{EXPECTED_ROLE}". Put your own roles under another name.',
+        f'sets "{EXPECTED_ROLE}". Use another claim for your own roles.',
     )
 
 
 def check_jwt_templates(context: Context) -> str:
-    """No JWT template at Clerk makes tokens with another role. Clerk's API does not list the session token's claims."""
+    """Checks that no JWT template sets another role. Clerk's API does not list the claims of session tokens."""
     answer = httpx.get(
         f"{(context.environment.get('CLERK_API_URL') or CLERK_API_URL).rstrip('/')}/v1/jwt_templates",
         params={"limit": 500},
@@ -106,16 +106,16 @@ def check_jwt_templates(context: Context) -> str:
     )
     if not answer.is_success or not isinstance(parse_json(answer, object), list):
         raise CheckFailed(
-            f"Clerk answers {answer.status_code} to the request for its JWT templates: {read_error_message(answer)}",
+            f"Clerk returns {answer.status_code} instead of its JWT templates: {read_error_message(answer)}",
             "Check CLERK_SECRET_KEY, and CLERK_API_URL if you set it.",
         )
     roles = {template["name"]: template["claims"].get("role", EXPECTED_ROLE) for template in answer.json()}
     if odd := [name for name, role in roles.items() if role != EXPECTED_ROLE]:
         raise CheckFailed(
-            f"JWT templates at Clerk set another role than {EXPECTED_ROLE}: {join_some(odd)}.",
-            f'In Clerk, under JWT templates, remove the claim `role` or make it "{EXPECTED_ROLE}".',
+            f"JWT templates in Clerk set another role than {EXPECTED_ROLE}: {join_some(odd)}.",
+            f'In Clerk, under JWT templates, remove the claim `role` or set it to "{EXPECTED_ROLE}".',
         )
-    return f"{len(roles)} at Clerk, and none sets another role."
+    return f"{len(roles)} in Clerk; none sets another role."
 
 
 def _find_session_token(context: Context) -> str:
@@ -123,28 +123,28 @@ def _find_session_token(context: Context) -> str:
         return context.session_token
     mint_token = context.local.mint_token if context.local else None
     if mint_token is None or context.environment.get("ENVIRONMENT") != "local":
-        raise CheckSkipped("Pass --session-token, from a signed-in browser: await Clerk.session.getToken().")
+        raise CheckSkipped("Pass --session-token with the result of `await Clerk.session.getToken()` in a browser.")
     with database.connect(context.database_url) as connection:
         row = connection.execute(
             "select clerk_user_id from public.profiles where not banned order by created_at limit 1"
         ).fetchone()
     if row is None:
-        raise CheckSkipped("The local stack has no person who could sign in: run `ballast seed`.")
+        raise CheckSkipped("The local stack has no active user: run `ballast seed`.")
     return mint_token(row[0])
 
 
 def check_exposed_schemas(context: Context) -> str:
-    """The Data API knows no schema app, nor ops."""
+    """Checks that the Data API does not expose the schemas app and ops."""
     for schema, relation in (("app", "settings"), ("ops", "tenants")):
         answer = _call_data_api(
             context, "GET", f"{relation}?limit=1", context["SUPABASE_SECRET_KEY"], {"Accept-Profile": schema}
         )
         if parse_json(answer).get("code") != "PGRST106":
             raise CheckFailed(
-                f"The schema {schema} is reachable through the Data API ({answer.status_code}).",
-                "Remove it from the exposed schemas: Supabase's Project settings → Data API.",
+                f"The Data API exposes the schema {schema} ({answer.status_code}).",
+                "Remove it from the exposed schemas in Supabase: Project settings → Data API.",
             )
-    return "app and ops are not reachable."
+    return "app and ops are not exposed."
 
 
 def _build_data_api_url(context: Context, path: str) -> str:
@@ -154,6 +154,6 @@ def _build_data_api_url(context: Context, path: str) -> str:
 def _call_data_api(
     context: Context, method: str, path: str, key: str, headers: Mapping[str, str] | None = None
 ) -> httpx.Response:
-    # As the service does. Supabase's gateway takes a key that is no JWT as bearer token when it is the apikey's too.
+    # As in the service: Supabase's gateway accepts a key that is not a JWT as bearer token if it equals the apikey.
     sent = {"apikey": key, "Authorization": f"Bearer {key}"} | dict(headers or {})
     return httpx.request(method, _build_data_api_url(context, path), headers=sent, timeout=TIMEOUT)

@@ -1,4 +1,4 @@
-"""Whether the database is as the files say, and its statements end."""
+"""Checks that the database matches the files, and limits the duration of statements."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 from scripts.health.context import CheckFailed, CheckSkipped, Context, join_some
 from scripts.schema import database, drift, migrations
 
-# Supabase's own.
+# Supabase's defaults.
 STATEMENT_TIMEOUTS = {"anon": "3s", "authenticated": "8s"}
 ADVISORS = migrations.ROOT / "node_modules/.bin/supabase"
 ACCEPTED_ADVICE = migrations.ROOT / "tests/db/accepted_advice.toml"
 
 
 def check_role_timeouts(context: Context) -> str:
-    """A statement through the Data API is ended after a while."""
+    """Checks that statements through the Data API have a timeout."""
     with database.connect(context.database_url) as connection:
-        # What is set for this database alone comes later, and counts.
+        # A setting for this database comes last in the order, and overrides the one for all databases.
         found = dict(
             connection.execute(
                 "select r.rolname, split_part(c, '=', 2) from pg_db_role_setting as s "
@@ -33,7 +33,7 @@ def check_role_timeouts(context: Context) -> str:
     unlimited = [role for role in STATEMENT_TIMEOUTS if found.get(role) in {None, "0"}]
     if unlimited:
         raise CheckFailed(
-            f"Without a statement_timeout: {', '.join(unlimited)}. One slow query would hold a connection for ever.",
+            f"Without a statement_timeout: {', '.join(unlimited)}. A slow query can occupy a connection indefinitely.",
             "; ".join(f"alter role {role} set statement_timeout = '{STATEMENT_TIMEOUTS[role]}'" for role in unlimited)
             + "; notify pgrst, 'reload config'.",
         )
@@ -41,7 +41,7 @@ def check_role_timeouts(context: Context) -> str:
 
 
 def check_migrations(context: Context) -> str:
-    """Every migration is applied, and nothing has drifted. Locks tables for a moment, as `ballast migrate check`."""
+    """Checks that every file is applied and nothing has drifted. Locks tables briefly, as `ballast migrate check`."""
     plan, drifted = drift.check(context.database_url)
     if not plan.is_empty:
         pending = [*plan.paths, *plan.removed]
@@ -49,15 +49,15 @@ def check_migrations(context: Context) -> str:
     if drifted:
         raise CheckFailed(
             f"Drifted: {join_some([f'{each.kind} {each.name} ({each.problem})' for each in drifted])}.",
-            "See `ballast migrate check`: put what should stay into functions/ or policies/; drop what is undeclared.",
+            "Run `ballast migrate check`. Add what you want to keep to functions/ or policies/; drop the rest.",
         )
     return f"{len(plan.files.migrations)} migrations, {len(plan.files.sources)} sources, no drift."
 
 
 def check_advisors(context: Context) -> str:
-    """Supabase's lints find nothing but what is explained in tests/db/accepted_advice.toml."""
+    """Checks that Supabase's advisors report only findings that tests/db/accepted_advice.toml explains."""
     if not ADVISORS.exists():
-        raise CheckSkipped("The Supabase CLI is not here: `npm ci` in the checkout installs it.")
+        raise CheckSkipped("The Supabase CLI is not installed: run `npm ci` in the checkout.")
     url = context.database_url
     if context.is_local:
         url += "?sslmode=disable"
@@ -66,14 +66,14 @@ def check_advisors(context: Context) -> str:
         ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
         results = json.loads(ran.stdout)["results"]
     except (subprocess.TimeoutExpired, ValueError, KeyError):
-        raise CheckSkipped("`supabase db advisors` gave no answer. See Advisors in Supabase's dashboard.") from None
+        raise CheckSkipped("`supabase db advisors` failed: see Advisors in Supabase's dashboard.") from None
     accepted = tomllib.loads(ACCEPTED_ADVICE.read_text())["accepted"] if ACCEPTED_ADVICE.exists() else []
     unexplained = [found["detail"] for found in results if not any(_is_accepted(entry, found) for entry in accepted)]
     if unexplained:
         raise CheckFailed(
-            join_some(unexplained), "See Advisors in Supabase's dashboard: each has a page on what to do."
+            join_some(unexplained), "See Advisors in Supabase's dashboard: each finding links to its remedy."
         )
-    return "Nothing that is not explained."
+    return "No unexplained findings."
 
 
 def _is_accepted(entry: Mapping[str, str], finding: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Whether the service and Redis answer, to callers with the right secrets only."""
+"""Checks that the service and Redis answer, and only to callers with valid secrets."""
 
 from __future__ import annotations
 
@@ -16,38 +16,39 @@ PING_TYPE = "ballast.ping"
 
 
 def check_service(context: Context) -> str:
-    """/readyz answers 200."""
+    """Checks that /readyz returns 200."""
     answer = httpx.get(f"{_read_service_url(context)}/readyz", timeout=TIMEOUT)
     if answer.is_success:
-        return "It answers, and reaches the database and Redis."
+        return "Ready: it reaches the database and Redis."
     raise CheckFailed(
-        f"/readyz answers {answer.status_code}: {read_error_message(answer)}",
-        "See that SERVICE_URL is the service's, and its log for what it does not reach.",
+        f"/readyz returns {answer.status_code}: {read_error_message(answer)}",
+        "Check SERVICE_URL. If it is right, the service's log names what it does not reach.",
     )
 
 
 def check_webhook_secrets(context: Context) -> str:
-    """An event signed with each secret is stored and ignored, one signed with another is refused."""
+    """Checks that the service accepts an event signed with each secret, and rejects one with another signature."""
     url = f"{_read_service_url(context)}/webhooks/clerk"
     signing = context.list_items("CLERK_WEBHOOK_SECRETS")
     for number, secret in enumerate(signing, 1):
         answer = _send_ping(url, secret)
         if not answer.is_success:
             raise CheckFailed(
-                f"An event signed with secret {number} of {len(signing)} is answered {answer.status_code}: "
+                f"The service rejects an event with secret {number} of {len(signing)} ({answer.status_code}): "
                 f"{read_error_message(answer)}",
-                "Give the service the CLERK_WEBHOOK_SECRETS that are set here, and start it anew. "
-                "SERVICE_URL must be where the service is.",
+                "Set the same CLERK_WEBHOOK_SECRETS for the service, and restart it. Check SERVICE_URL.",
             )
         if parse_json(answer).get("outcome") != "ignored":
-            raise CheckFailed(f"{url} does not answer as the service does.", "Set SERVICE_URL to where the service is.")
+            raise CheckFailed(
+                f"{url} is not the webhook route of the service.", "Set SERVICE_URL to the service's URL."
+            )
     wrong = _send_ping(url, f"whsec_{base64.b64encode(secrets.token_bytes(24)).decode()}")
     if wrong.status_code != httpx.codes.UNAUTHORIZED:
         raise CheckFailed(
-            f"An event with a wrong signature is answered {wrong.status_code}: whoever knows the URL could write.",
-            "See what stands between here and the service, and that it is Ballast's.",
+            f"An event with a wrong signature gets {wrong.status_code} instead of 401: anyone could send events.",
+            "Check that SERVICE_URL is the service, and look for a proxy in front of it.",
         )
-    return "A signed ping is accepted, a forged one refused."
+    return "Accepts a signed ping, rejects a forged one."
 
 
 def _send_ping(url: str, secret: str) -> httpx.Response:
@@ -57,7 +58,9 @@ def _send_ping(url: str, secret: str) -> httpx.Response:
     try:
         base64.b64decode(secret.removeprefix("whsec_"), validate=True)
     except ValueError:
-        raise CheckFailed("A secret of CLERK_WEBHOOK_SECRETS is not base64.", "Copy all of it: whsec_….") from None
+        raise CheckFailed(
+            "A secret in CLERK_WEBHOOK_SECRETS is not base64.", "Copy the whole secret: whsec_…."
+        ) from None
     headers = {
         "content-type": "application/json",
         "svix-id": message_id,
@@ -68,28 +71,28 @@ def _send_ping(url: str, secret: str) -> httpx.Response:
 
 
 def check_jobs_token(context: Context) -> str:
-    """The service knows the jobs' token, and asks for it. No job is run."""
+    """Checks that the service requires and accepts JOBS_TOKEN. Runs no job."""
     url, token = f"{_read_service_url(context)}/jobs/none-of-them", context["JOBS_TOKEN"]
     if httpx.post(url, timeout=TIMEOUT).status_code != httpx.codes.UNAUTHORIZED:
-        raise CheckFailed("Jobs can be run without a token.", "See that SERVICE_URL is the service's.")
+        raise CheckFailed("The URL accepts requests for jobs without a token.", "Set SERVICE_URL to the service's URL.")
     answer = httpx.post(url, headers={"Authorization": f"Bearer {token}"}, timeout=TIMEOUT)
     if answer.status_code != httpx.codes.NOT_FOUND:
         raise CheckFailed(
-            f"The service does not know JOBS_TOKEN: it answers {answer.status_code}.",
-            "Give the service the same JOBS_TOKEN as here, and start it anew.",
+            f"The service rejects JOBS_TOKEN with {answer.status_code}.",
+            "Set the same JOBS_TOKEN for the service, and restart it.",
         )
-    return "JOBS_TOKEN is the service's."
+    return "The service accepts JOBS_TOKEN."
 
 
 def check_redis(context: Context) -> str:
-    """Redis answers a PING over its REST protocol."""
+    """Checks that Redis answers PING over its REST protocol."""
     url, token = context["UPSTASH_REDIS_REST_URL"].rstrip("/"), context["UPSTASH_REDIS_REST_TOKEN"]
     answer = httpx.post(url, json=["PING"], headers={"Authorization": f"Bearer {token}"}, timeout=TIMEOUT)
     if answer.is_success and parse_json(answer).get("result") == "PONG":
         return "PONG."
     raise CheckFailed(
-        f"Redis answers {answer.status_code}: {read_error_message(answer)}",
-        "Copy both UPSTASH_REDIS_REST_… from Upstash's console, under REST API.",
+        f"Redis returns {answer.status_code}: {read_error_message(answer)}",
+        "Copy both UPSTASH_REDIS_REST_… variables from Upstash's console, under REST API.",
     )
 
 

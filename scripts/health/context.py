@@ -1,6 +1,6 @@
-"""What `ballast doctor` examines, and how a check reports what it found.
+"""The environment that `ballast doctor` checks, and the results of its checks.
 
-Nothing that is printed holds the value of a secret variable.
+No output contains the value of a secret variable.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Outcome = Literal["passed", "failed", "skipped"]
 
 
 class CheckFailed(Exception):
-    """What was looked at is not as it has to be: `found` says how, `remedy` what to do."""
+    """A check failed: `found` is the problem, `remedy` is what to do."""
 
     def __init__(self, found: str, remedy: str) -> None:
         super().__init__(found)
@@ -38,12 +38,12 @@ class CheckFailed(Exception):
 
 
 class CheckSkipped(Exception):
-    """There is nothing to look at: a variable is not set, or a program not there."""
+    """A check cannot run: a variable is not set, or a program is missing."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What became of a check."""
+    """The result of a check."""
 
     name: str
     outcome: Outcome
@@ -53,16 +53,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class LocalStack:
-    """The local stack of this checkout. `mint_token` returns a session token of a person, by Clerk id; a real Clerk
-    instance has no such call.
-    """
+    """The local stack. `mint_token` returns a session token for a Clerk user id; None if the stack has a real Clerk."""
 
     database_url: str
     mint_token: Callable[[str], str] | None
 
 
 class Context:
-    """What is examined: the environment it runs in, and its database."""
+    """The environment and the database that are checked."""
 
     def __init__(
         self,
@@ -80,13 +78,13 @@ class Context:
         self._url = url
 
     def __getitem__(self, name: str) -> str:
-        """A variable. Raises CheckSkipped when it is not set."""
+        """Returns a variable. Raises CheckSkipped if it is not set."""
         if not (value := self.environment.get(name, "").strip()):
             raise CheckSkipped(f"{name} is not set.")
         return value
 
     def list_items(self, name: str) -> list[str]:
-        """A variable's parts between commas. Raises CheckSkipped."""
+        """Returns the items of a comma-separated variable. Raises CheckSkipped if it is not set."""
         return [item.strip() for item in self[name].split(",") if item.strip()]
 
     @property
@@ -102,7 +100,7 @@ class Context:
         return self.local is not None and self.database_url == self.local.database_url
 
     def redact(self, text: str) -> str:
-        """The text without any secret of the environment."""
+        """Replaces every secret of the environment in the text."""
         known = [
             value for name, value in self.environment.items() if SECRET_NAME.search(name) and name not in PUBLIC_NAMES
         ]
@@ -121,7 +119,7 @@ class Context:
 
 
 def parse_json(answer: httpx.Response, kind: type[Any] = dict) -> Any:
-    """The body, when it is JSON of that kind; else an empty one."""
+    """Returns the body if it is JSON of that kind, else an empty value."""
     try:
         body = answer.json()
     except ValueError:
@@ -130,7 +128,7 @@ def parse_json(answer: httpx.Response, kind: type[Any] = dict) -> Any:
 
 
 def read_claims(token: str) -> dict[str, Any]:
-    """The claims of a JWT, whose signature is not checked; an empty object when it is not a JWT."""
+    """Returns the claims of a JWT without verifying its signature; empty if the token is not a JWT."""
     try:
         middle = token.split(".")[1]
         claims = json.loads(base64.urlsafe_b64decode(middle + "=" * (-len(middle) % 4)))
@@ -140,20 +138,20 @@ def read_claims(token: str) -> dict[str, Any]:
 
 
 def read_error_message(answer: httpx.Response) -> str:
-    """What an error says of itself: PostgREST's message, a problem's detail, or the beginning of the text."""
+    """Returns a problem's detail, PostgREST's message, or the beginning of the response."""
     body = parse_json(answer)
-    words = body.get("detail") or body.get("message") or body.get("error") or body.get("title")
-    return " ".join(str(words or answer.text or answer.reason_phrase).split())[:200]
+    message = body.get("detail") or body.get("message") or body.get("error") or body.get("title")
+    return " ".join(str(message or answer.text or answer.reason_phrase).split())[:200]
 
 
-def join_some(things: list[str], most: int = 3) -> str:
-    rest = f", and {len(things) - most} more" if len(things) > most else ""
-    return f"{', '.join(things[:most])}{rest}"
+def join_some(items: list[str], most: int = 3) -> str:
+    rest = f", and {len(items) - most} more" if len(items) > most else ""
+    return f"{', '.join(items[:most])}{rest}"
 
 
 @contextmanager
 def use_environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """The process' own environment, for a while: settings and the store's keys are read from nowhere else."""
+    """Sets the process's environment temporarily, because settings and the store's keys are read only from there."""
     before = dict(os.environ)
     os.environ.update(variables)
     try:

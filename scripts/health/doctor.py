@@ -1,6 +1,6 @@
-"""Every check of `ballast doctor`.
+"""Runs the checks of `ballast doctor`.
 
-Each ends as passed, failed or skipped, with the remedy. None changes anything; the service stores a ping for each
+Each check passes, fails with a remedy, or is skipped. Checks change nothing, except that the service stores a ping per
 webhook secret.
 """
 
@@ -59,7 +59,7 @@ CHECKS: dict[str, Callable[[Context], str]] = {
 
 
 def run_checks(context: Context) -> list[Finding]:
-    """Runs every check, whatever becomes of the others."""
+    """Runs every check, even if others fail."""
     return [run_check(name, context) for name in CHECKS]
 
 
@@ -75,5 +75,5 @@ def run_check(name: str, context: Context) -> Finding:
         found, _, remedy = str(failure).partition("\n")
         return Finding(name, "failed", context.redact(found), context.redact(remedy))
     except httpx.HTTPError as failure:
-        found = f"No answer: {type(failure).__name__}."
-        return Finding(name, "failed", found, "Check the URL, and the way to it from here.")
+        found = f"The server does not answer: {type(failure).__name__}."
+        return Finding(name, "failed", found, "Check the URL, and that this machine can reach it.")

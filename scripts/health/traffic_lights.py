@@ -1,6 +1,6 @@
-"""The health of a database, in traffic lights: whether it is what the files say, and every row of ops.health.
+"""The health of a database as traffic lights: whether every file is applied, and every row of ops.health.
 
-The rules are in the views ops.<subject>_health, which ops.health lists. A new view shows by itself.
+The rules are in the views ops.<subject>_health, which ops.health lists. New views appear automatically.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ LIGHTS: tuple[Light, ...] = ("green", "yellow", "red")
 CURRENT_STATES = {"applied", "current"}
 
 METRICS_TIMEOUT = httpx.Timeout(5)
-# Of the answers that the cache was asked for: more than so many past Redis, and Redis is in trouble.
+# If Redis fails for a larger share of cache requests, the cache is yellow.
 MAX_ERROR_SHARE = 0.1
 
-# Nobody needs these where a developer plays: what is missing there is said, and is no failure.
+# A local stack does not need these: there, a missing one is yellow instead of red.
 PRODUCTION_CHECKS = {"backup", "job", "mail"}
 
 
 @dataclass(frozen=True)
 class Check:
-    """A row of `ballast status`: what was looked at, how it is, what was found, and what to do."""
+    """A row of `ballast status`: the subject, its light, the advice, and the facts."""
 
     name: str
     status: Light
@@ -43,7 +43,7 @@ class Check:
 
 
 def run_checks(url: str, *, is_local: bool) -> list[Check]:
-    """Every check of the database, of which only the first when it does not answer or was never migrated."""
+    """Runs every check. Returns only one if the database does not answer or was never migrated."""
     try:
         files = check_migrations(url)
         with connect(url) as connection:
@@ -54,7 +54,7 @@ def run_checks(url: str, *, is_local: bool) -> list[Check]:
 
 
 def check_migrations(url: str) -> Check:
-    """Whether every file is applied as it is. Locks nothing: `ballast migrate check` finds drift, and does."""
+    """Checks that every file is applied. Takes no locks, unlike `ballast migrate check`, which also finds drift."""
     states = migrations.list_states(url)
     behind = Counter(state for _, state in states if state not in CURRENT_STATES)
     if not behind:
@@ -65,7 +65,7 @@ def check_migrations(url: str) -> Check:
 
 
 def read_health_views(connection: Connection) -> Iterator[Check]:
-    """A check per row of ops.health, by name, with the facts of ops.<subject>_health. None before `migrate up`."""
+    """Yields a check per row of ops.health, with the facts of ops.<subject>_health. Empty before `migrate up`."""
     if connection.execute("select to_regclass('ops.health')").fetchone() == (None,):
         return
     for subject, status, advice in connection.execute("select * from ops.health order by subject").fetchall():
@@ -76,7 +76,7 @@ def read_health_views(connection: Connection) -> Iterator[Check]:
 
 
 def check_cache(environment: Mapping[str, str]) -> Check | None:
-    """How often the service's cache knew the answer, since it started. None without SERVICE_URL and METRICS_TOKEN."""
+    """Returns the service's cache hit rate since its start; None without SERVICE_URL and METRICS_TOKEN."""
     url, token = environment.get("SERVICE_URL"), environment.get("METRICS_TOKEN")
     if not url or not token:
         return None
@@ -90,26 +90,26 @@ def check_cache(environment: Mapping[str, str]) -> Check | None:
             if sample.name == "ballast_cache_total"
         }
     except (httpx.HTTPError, ValueError):
-        return Check("cache", "yellow", "The service shows no /metrics: see SERVICE_URL and METRICS_TOKEN.", {})
+        return Check("cache", "yellow", "/metrics is not available: check SERVICE_URL and METRICS_TOKEN.", {})
     hits, misses, errors = (did.get(what, 0) for what in ("hits", "misses", "errors"))
     asked = hits + misses + errors
     facts = {"hit_rate": f"{hits / asked:.0%}" if asked else None, "hits": hits, "misses": misses, "errors": errors}
     if errors > MAX_ERROR_SHARE * asked:
-        return Check("cache", "yellow", "Redis does not answer as it should: run `ballast doctor`.", facts)
+        return Check("cache", "yellow", "Redis fails for many requests: run `ballast doctor`.", facts)
     return Check("cache", "green", "OK.", facts)
 
 
 def find_worst_light(found: list[Check]) -> Light:
-    """The light of all of them."""
+    """Returns the worst light of all checks; green if there are none."""
     return max((each.status for each in found), key=LIGHTS.index, default="green")
 
 
 def format_facts(facts: dict[str, Any]) -> str:
-    """What was found on one line: `received 24h 12, lag 1 s`. What is null or nought is left out."""
-    said = (
+    """Formats facts on one line: `received 24h 12, lag 1 s`. Null and zero values are omitted."""
+    facts_with_values = (
         f"{name.replace('_', ' ')} {_format_value(value)}" for name, value in facts.items() if value or value is False
     )
-    return ", ".join(said)
+    return ", ".join(facts_with_values)
 
 
 def _format_value(value: object) -> str:

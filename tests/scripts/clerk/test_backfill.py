@@ -1,4 +1,4 @@
-"""`ballast clerk backfill`: what Clerk lists, merged as if its webhooks had told of it, whatever else happens meanwhile."""
+"""`ballast clerk backfill`: merges what Clerk lists, as if its webhooks had arrived, despite concurrent changes and failures."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def clerk() -> Iterator[ClerkServer]:
 
 @dataclass(frozen=True)
 class Backfill:
-    """A migrated database of its own, and the command on it."""
+    """Runs the command on a separate migrated database."""
 
     url: str
 
@@ -71,7 +71,7 @@ class Backfill:
         return CliRunner().invoke(ballast, ["clerk", "backfill", *words], env={"DATABASE_URL": self.url} | environment)
 
     def run_to_end(self, clerk: ClerkServer) -> dict[str, tuple[int, int]]:
-        """By kind: how many Clerk listed, how many of them were news."""
+        """Runs the command; returns, by kind, how many objects Clerk listed and how many changed something."""
         result = self.run(clerk, "--json")
         assert result.exit_code == 0, result.output
         return {each["kind"]: (each["listed"], each["changed"]) for each in json.loads(result.stdout)["kinds"]}
@@ -83,9 +83,9 @@ class Backfill:
         with self.connect() as connection:
             return connection.execute(query.encode(), values or None).fetchall()
 
-    def receive(self, *told: Json) -> None:
+    def receive(self, *events_sent: Json) -> None:
         with self.connect() as connection:
-            for each in told:
+            for each in events_sent:
                 receive(connection, each)
 
 
@@ -128,20 +128,20 @@ def people(count: int) -> list[Json]:
     return [events.user(f"user_{n:05}", email=f"{n}@example.com", created_at=START + n) for n in range(count)]
 
 
-# What is loaded ------------------------------------------------------------------------------------------------------
+# Import ----------------------------------------------------------------------------------------------------------------
 
 
-def test_everything_that_clerk_has_is_loaded(backfill: Backfill, clerk: ClerkServer) -> None:
+def test_all_clerk_data_is_imported(backfill: Backfill, clerk: ClerkServer) -> None:
     clerk.put(*EVERYTHING)
     result = backfill.run(clerk)
     assert result.exit_code == 0, result.output
     assert backfill.rows(SHOWN_QUERY) == EXPECTED_ROWS
 
 
-def test_a_backfilled_database_equals_one_that_got_the_events(
+def test_a_backfilled_database_equals_one_that_received_the_events(
     migrated_database: str, new_database: Callable[..., str], clerk: ClerkServer
 ) -> None:
-    """The same life, told by webhooks in order, and listed at its end."""
+    """One database receives a history as webhooks; the other one lists Clerk at its end."""
     simulated = Clerk()
     chance = random.Random(7)  # noqa: S311 - a history, no secret
     operations = (
@@ -157,11 +157,11 @@ def test_a_backfilled_database_equals_one_that_got_the_events(
     for _ in range(300):
         simulated.now += chance.choice(PAUSES)
         chance.choice(operations)(simulated, chance.randrange(99), chance.randrange(99))
-    told, loaded = Backfill(new_database(migrated_database)), Backfill(new_database(migrated_database))
-    told.receive(*(json.loads(json.dumps(message.event).replace(PREFIX, "x")) for message in simulated.messages))
+    received, loaded = Backfill(new_database(migrated_database)), Backfill(new_database(migrated_database))
+    received.receive(*(json.loads(json.dumps(message.event).replace(PREFIX, "x")) for message in simulated.messages))
     clerk.become(simulated, "x")
     loaded.run_to_end(clerk)
-    [expected, found] = [end(each, simulated, "x") for each in (told, loaded)]
+    [expected, found] = [end(each, simulated, "x") for each in (received, loaded)]
     assert len(expected["profiles"]) > 8
     assert len(expected["memberships"]) > 8
     assert found == expected
@@ -174,9 +174,9 @@ def test_a_backfilled_database_equals_one_that_got_the_events(
 
 
 def end(backfill: Backfill, simulated: Clerk, prefix: str) -> Rows:
-    """What the convergence test compares, of those who are still there; and what is known of them.
+    """Returns what the convergence test compares, of people who still exist, and their records.
 
-    Who founded an organization and was deleted is forgotten by a database that knew them, and unknown to the other.
+    A deleted founder is redacted in a database that had their record, and was never known in the other.
     """
     ids = {
         "everyone": [each.replace(PREFIX, prefix) for each in simulated.users],
@@ -199,14 +199,14 @@ def test_a_large_directory_is_loaded_over_many_pages(backfill: Backfill, clerk: 
     assert backfill.rows("select count(*) from public.profiles") == [(1234,)]
 
 
-def test_the_audit_trail_says_who_loaded_it(backfill: Backfill, clerk: ClerkServer) -> None:
+def test_the_audit_trail_records_backfill_as_the_actor(backfill: Backfill, clerk: ClerkServer) -> None:
     clerk.put(*EVERYTHING)
     backfill.run_to_end(clerk)
     assert backfill.rows("select distinct actor from public.audit_logs") == [("backfill",)]
     assert backfill.rows("select count(*) from public.audit_logs where action = 'member.joined'") == [(2,)]
 
 
-def test_nobody_gets_mail(backfill: Backfill, clerk: ClerkServer) -> None:
+def test_a_backfill_sends_no_mail(backfill: Backfill, clerk: ClerkServer) -> None:
     with backfill.connect() as connection:
         connection.execute("update app.settings set mail_enabled = true")
     today = {"created_at": int(time.time() * 1000)}
@@ -217,7 +217,7 @@ def test_nobody_gets_mail(backfill: Backfill, clerk: ClerkServer) -> None:
     assert backfill.rows("select template from app.email_outbox") == [("welcome",)]
 
 
-def test_the_local_stack_is_loaded_from_its_own_clerk(stack: Stack) -> None:
+def test_the_local_stack_is_imported_from_its_stand_in(stack: Stack) -> None:
     # Other tests send events about people whom the stack's Clerk does not have.
     assert stack.ballast("clerk", "reconcile", "--fix", "--yes-delete-many").returncode == 0
     loaded = stack.ballast("clerk", "backfill", "--json")
@@ -227,7 +227,7 @@ def test_the_local_stack_is_loaded_from_its_own_clerk(stack: Stack) -> None:
     assert (compared.returncode, compared.stderr) == (0, ""), compared.stdout
 
 
-# Again, and meanwhile ------------------------------------------------------------------------------------------------
+# Repeated runs and concurrent changes ----------------------------------------------------------------------------------
 
 
 def test_a_second_run_writes_nothing(backfill: Backfill, clerk: ClerkServer) -> None:
@@ -241,7 +241,7 @@ def test_a_second_run_writes_nothing(backfill: Backfill, clerk: ClerkServer) -> 
     assert (backfill.rows(versions), backfill.rows("select count(*) from public.audit_logs")) == before
 
 
-def test_a_second_run_finds_what_changed(backfill: Backfill, clerk: ClerkServer) -> None:
+def test_a_second_run_finds_changes(backfill: Backfill, clerk: ClerkServer) -> None:
     clerk.put(*EVERYTHING)
     backfill.run_to_end(clerk)
     clerk.put(BEN | {"first_name": "Benjamin", "updated_at": START + MINUTE})
@@ -254,7 +254,7 @@ def test_a_second_run_finds_what_changed(backfill: Backfill, clerk: ClerkServer)
     assert ("profile", "user_ben", "ben@example.com", "Benjamin Winter") in backfill.rows(SHOWN_QUERY)
 
 
-def test_a_change_that_did_not_move_updated_at_is_found_too(backfill: Backfill, clerk: ClerkServer) -> None:
+def test_a_change_that_did_not_update_updated_at_is_found_too(backfill: Backfill, clerk: ClerkServer) -> None:
     backfill.receive(events.event("user.created", ADA))
     clerk.put(ADA | {"banned": True})
     backfill.run_to_end(clerk)
@@ -290,7 +290,7 @@ def test_a_page_that_is_older_than_a_webhook_changes_nothing(backfill: Backfill,
     ],
 )
 @pytest.mark.parametrize("known", [True, False])
-def test_what_was_deleted_does_not_come_back_by_an_older_page(
+def test_an_older_page_does_not_restore_a_deleted_object(
     backfill: Backfill, clerk: ClerkServer, deletion: Json, gone: set[str], known: bool
 ) -> None:
     clerk.put(*EVERYTHING)
@@ -303,7 +303,7 @@ def test_what_was_deleted_does_not_come_back_by_an_older_page(
     assert "user_ada" in shown
 
 
-def test_the_person_who_founded_an_organization_may_be_gone(backfill: Backfill, clerk: ClerkServer) -> None:
+def test_the_founder_of_an_organization_may_be_deleted(backfill: Backfill, clerk: ClerkServer) -> None:
     backfill.receive(events.deletion_event("user", "user_ada", START + MINUTE))
     clerk.put(BEN, ACME, BEN_IN_ACME)
     backfill.run_to_end(clerk)
@@ -311,8 +311,8 @@ def test_the_person_who_founded_an_organization_may_be_gone(backfill: Backfill, 
     assert backfill.run_to_end(clerk)["organization"] == (1, 0)
 
 
-def test_whoever_is_deleted_while_pages_are_read_hides_nobody(backfill: Backfill, clerk: ClerkServer) -> None:
-    """What follows moves up in Clerk's list, over the border of a page that was read already."""
+def test_a_user_deleted_during_the_listing_hides_no_other(backfill: Backfill, clerk: ClerkServer) -> None:
+    """A deletion shifts later users forward, onto a page that was already read."""
     clerk.put(*people(1600))
     pages = itertools.count()
 
@@ -326,7 +326,7 @@ def test_whoever_is_deleted_while_pages_are_read_hides_nobody(backfill: Backfill
     assert backfill.rows("select count(*) from public.profiles where clerk_user_id >= 'user_00700'") == [(900,)]
 
 
-def test_whatever_is_deleted_while_pages_are_read_hides_no_organization(backfill: Backfill, clerk: ClerkServer) -> None:
+def test_an_organization_deleted_during_the_listing_hides_no_other(backfill: Backfill, clerk: ClerkServer) -> None:
     """Organizations have no cursor, and some of these were created in the same millisecond."""
     clerk.put(*(events.organization(f"org_{n:04}", created_at=START + n // 7) for n in range(1300)))
     pages = itertools.count()
@@ -354,7 +354,7 @@ def test_the_user_of_the_cursor_may_be_deleted(backfill: Backfill, clerk: ClerkS
     assert backfill.rows("select count(*) from public.profiles where clerk_user_id >= 'user_01000'") == [(600,)]
 
 
-def test_a_clerk_that_does_not_know_the_cursor_is_read_by_offsets(backfill: Backfill, clerk: ClerkServer) -> None:
+def test_without_cursors_clerk_is_read_by_offsets(backfill: Backfill, clerk: ClerkServer) -> None:
     clerk.put(*people(1600))
 
     def ignore(request: web.Request) -> web.Response | None:
@@ -367,13 +367,13 @@ def test_a_clerk_that_does_not_know_the_cursor_is_read_by_offsets(backfill: Back
     assert backfill.run_to_end(clerk)["user"] == (1600, 1600)
 
 
-def test_thousands_of_one_millisecond_are_all_listed(backfill: Backfill, clerk: ClerkServer) -> None:
+def test_thousands_of_users_created_in_one_millisecond_are_all_listed(backfill: Backfill, clerk: ClerkServer) -> None:
     clerk.put(*(each | {"created_at": START} for each in people(1600)))
     assert backfill.run_to_end(clerk)["user"] == (1600, 1600)
 
 
-def hiding(clerk: ClerkServer, path: str, hidden: str) -> None:
-    """Lets Clerk leave one object out of a list, but not out of its count."""
+def hide_from_list(clerk: ClerkServer, path: str, hidden: str) -> None:
+    """Makes Clerk leave one object out of a list, but not out of its count."""
 
     def answer(request: web.Request) -> web.Response | None:
         if request.path != path:
@@ -384,9 +384,9 @@ def hiding(clerk: ClerkServer, path: str, hidden: str) -> None:
     clerk.before = answer
 
 
-def test_a_list_that_is_shorter_than_its_count_fails_the_run(backfill: Backfill, clerk: ClerkServer) -> None:
+def test_a_list_shorter_than_its_count_fails_the_run(backfill: Backfill, clerk: ClerkServer) -> None:
     clerk.put(ADA, ACME, events.organization("org_hidden"), ADA_IN_ACME)
-    hiding(clerk, "/v1/organizations", "org_hidden")
+    hide_from_list(clerk, "/v1/organizations", "org_hidden")
     result = backfill.run(clerk)
     assert result.exit_code == 1
     assert "Clerk counts 2 organizations, but lists 1 of them: run this again." in result.stderr
@@ -398,7 +398,7 @@ def test_a_list_that_is_shorter_than_its_count_fails_the_run(backfill: Backfill,
 
 @dataclass(frozen=True)
 class Listed:
-    """A page as Clerk answered it at some moment of a history, to be merged at any later one."""
+    """A page that Clerk returned at some moment of a history, to be merged at any later moment."""
 
     kind: str
     objects: list[Json]
@@ -409,13 +409,13 @@ class Listed:
 
 
 def invite(clerk: Clerk, a: int, b: int) -> None:
-    """Nobody who was ever here: who is erased takes along the invitations to their address."""
+    """Invites an address without a user: an erasure also deletes invitations to the user's address."""
     clerk.invite(a, b + 12)
 
 
 @st.composite
 def histories(draw: st.DrawFn) -> tuple[Clerk, Sequence[Message | Listed]]:
-    """A life with pages read in the middle of it, and all of its messages and pages in any order."""
+    """A history with pages that were read during it, and all its messages and pages in any order."""
     clerk = Clerk(sketchy=draw(st.booleans()))
     clerk.sign_up(0, 1)
     clerk.sign_up(1, 1)
@@ -476,14 +476,14 @@ def test_pages_and_webhooks_in_any_order_end_in_the_same_rows(
         thoroughly(given(histories())(check))()
 
 
-# Gone on with --------------------------------------------------------------------------------------------------------
+# Resumed runs ----------------------------------------------------------------------------------------------------------
 
 
 PLACES = "select kind, next_offset, last_created_ms from app.clerk_backfills order by next_offset desc"
 
 
 def list_page_starts(clerk: ClerkServer, path: str = "/v1/users") -> list[str]:
-    """The cursors or offsets of the pages of 500 that Clerk was asked for, in order."""
+    """Returns the cursors or offsets of the requested pages of 500, in order."""
     urls = [httpx.URL(each) for each in clerk.requests]
     return [start(each.params) for each in urls if each.path == path and each.params.get("limit") == "500"]
 
@@ -493,7 +493,7 @@ def start(query: Mapping[str, str]) -> str:
 
 
 def run_until(backfill: Backfill, clerk: ClerkServer, place: str, path: str = "/v1/users") -> None:
-    """Runs until Clerk is asked for the page at the place: from then on, until somebody runs it again, it refuses."""
+    """Runs until the page at this place is requested: Clerk refuses this and all later requests."""
 
     def refuse(request: web.Request) -> web.Response | None:
         is_page = request.path == path and request.query.get("limit") == "500"
@@ -506,7 +506,7 @@ def run_until(backfill: Backfill, clerk: ClerkServer, place: str, path: str = "/
     clerk.requests.clear()
 
 
-def test_a_killed_run_is_gone_on_with_and_ends_as_an_undisturbed_one(
+def test_a_killed_run_is_resumed_and_ends_like_an_undisturbed_one(
     backfill: Backfill, clerk: ClerkServer, migrated_database: str, new_database: Callable[..., str]
 ) -> None:
     clerk.put(*EVERYTHING, *people(3000))
@@ -541,7 +541,7 @@ def test_a_killed_run_is_gone_on_with_and_ends_as_an_undisturbed_one(
     assert backfill.rows(kept) == undisturbed.rows(kept)
 
 
-def test_of_what_was_finished_the_end_is_read_again_for_who_came_since(backfill: Backfill, clerk: ClerkServer) -> None:
+def test_a_resumed_run_reads_the_end_of_finished_lists_again(backfill: Backfill, clerk: ClerkServer) -> None:
     clerk.put(*people(1600), ACME)
     run_until(backfill, clerk, "0", "/v1/organizations")
     clerk.put(events.user("user_late", email="late@example.com", created_at=START + MINUTE))
@@ -554,9 +554,7 @@ def test_of_what_was_finished_the_end_is_read_again_for_who_came_since(backfill:
     assert list_page_starts(clerk) == ["1100", "user_01599"]
 
 
-def test_a_finished_run_leaves_no_place_so_that_the_next_one_reads_everything(
-    backfill: Backfill, clerk: ClerkServer
-) -> None:
+def test_after_a_finished_run_the_next_one_reads_everything(backfill: Backfill, clerk: ClerkServer) -> None:
     clerk.put(*people(1200), ACME)
     run_until(backfill, clerk, "0", "/v1/organization_memberships")
     assert backfill.rows(PLACES) == [("user", 1200, START + 1199), ("organization", 1, START)]
@@ -576,7 +574,7 @@ def test_a_finished_run_leaves_no_place_so_that_the_next_one_reads_everything(
         ("update app.clerk_backfills set instance_id = null", []),
     ],
 )
-def test_a_run_begins_anew_when_told_to_and_where_the_place_is_old_or_of_another_clerk(
+def test_a_run_restarts_on_request_or_if_the_checkpoint_is_old_or_of_another_instance(
     backfill: Backfill, clerk: ClerkServer, change: str, words: list[str]
 ) -> None:
     clerk.put(*people(1200))
@@ -590,8 +588,8 @@ def test_a_run_begins_anew_when_told_to_and_where_the_place_is_old_or_of_another
 
 
 @pytest.mark.parametrize("gone", [range(999, 1000), range(600, 1400), range(700), range(1000), range(999, 1600)])
-def test_whoever_is_deleted_between_two_runs_hides_nobody(backfill: Backfill, clerk: ClerkServer, gone: range) -> None:
-    """The last one who was merged, whole pages before and after, all who were merged, all who were not."""
+def test_users_deleted_between_two_runs_hide_no_other(backfill: Backfill, clerk: ClerkServer, gone: range) -> None:
+    """Deletes the last merged user, whole pages before and after, all merged users, or all others."""
     clerk.put(*people(1600))
     run_until(backfill, clerk, "user_00999")
     assert backfill.rows(PLACES) == [("user", 1000, START + 999)]
@@ -603,8 +601,8 @@ def test_whoever_is_deleted_between_two_runs_hides_nobody(backfill: Backfill, cl
 
 
 @pytest.mark.parametrize("kind", [USERS, ORGANIZATIONS], ids=lambda kind: kind.plural)
-def test_whatever_happens_between_two_runs_both_together_list_everything(clerk: ClerkServer, kind: Kind) -> None:
-    """Many are created in the same millisecond, and any of them deleted. Where the order does not tell, the count does."""
+def test_two_runs_together_list_everything_despite_changes_between_them(clerk: ClerkServer, kind: Kind) -> None:
+    """Many objects share a millisecond, and any are deleted. If the order does not reveal a gap, the count does."""
     of_kind: Callable[..., Json] = events.user if kind is USERS else events.organization
     with open_listing(clerk.environment) as listing:
 
@@ -632,7 +630,7 @@ def test_whatever_happens_between_two_runs_both_together_list_everything(clerk: 
 
 
 def until_incomplete(pages: Iterable[Page]) -> tuple[list[Page], bool]:
-    """The pages, and whether the listing did not end with ListIncomplete."""
+    """Returns the pages, and whether the listing ended without ListIncomplete."""
     found = []
     try:
         found.extend(pages)
@@ -641,7 +639,7 @@ def until_incomplete(pages: Iterable[Page]) -> tuple[list[Page], bool]:
     return found, True
 
 
-def test_who_was_refused_is_tried_again_and_named_after_an_interruption(backfill: Backfill, clerk: ClerkServer) -> None:
+def test_a_resumed_run_retries_and_reports_a_refused_user(backfill: Backfill, clerk: ClerkServer) -> None:
     with backfill.connect() as connection:
         connection.execute("alter table public.profiles add constraint broken check (email <> '600@example.com')")
     clerk.put(*people(2100))
@@ -654,7 +652,7 @@ def test_who_was_refused_is_tried_again_and_named_after_an_interruption(backfill
     assert backfill.rows(PLACES) == []
 
 
-def test_a_place_names_nobody(backfill: Backfill, clerk: ClerkServer) -> None:
+def test_a_checkpoint_has_no_personal_data(backfill: Backfill, clerk: ClerkServer) -> None:
     clerk.put(*people(600))
     run_until(backfill, clerk, "user_00499")
     assert backfill.rows(
@@ -662,7 +660,7 @@ def test_a_place_names_nobody(backfill: Backfill, clerk: ClerkServer) -> None:
     ) == [(1, 0)]
 
 
-# Clerk in trouble ----------------------------------------------------------------------------------------------------
+# Failures of Clerk -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -676,7 +674,7 @@ def listing(outside: Outside, waits: list[float]) -> ClerkListing:
 
 
 def answers(outside: Outside, *given_answers: Any) -> None:
-    """One after the other, the last for ever."""
+    """Makes the server return these answers in order, then the last one forever."""
     left = list(given_answers)
     outside.answer = lambda *_: left.pop(0) if len(left) > 1 else left[0]
 
@@ -686,7 +684,7 @@ HALF_A_PAGE = (200, {"Content-Length": "1000"}, b'[{"id": "user_')
 
 
 @pytest.mark.parametrize(
-    "trouble",
+    "failure",
     [
         (500, {}, b""),
         (502, {}, b"<html>"),
@@ -699,9 +697,9 @@ HALF_A_PAGE = (200, {"Content-Length": "1000"}, b'[{"id": "user_')
         (200, {}, b'[{"id": null}]'),
     ],
 )
-def test_clerk_is_asked_again_when_its_answer_is_none(outside: Outside, trouble: Any) -> None:
+def test_an_invalid_response_is_retried(outside: Outside, failure: Any) -> None:
     waits: list[float] = []
-    if trouble == HALF_A_PAGE:
+    if failure == HALF_A_PAGE:
         connections = itertools.count()
 
         def half(*_: object) -> Any:
@@ -711,12 +709,12 @@ def test_clerk_is_asked_again_when_its_answer_is_none(outside: Outside, trouble:
         # Closes after each answer, so that the half page ends.
         outside.RequestHandlerClass = type("Closing", (OutsideHandler,), {"protocol_version": "HTTP/1.0"})
     else:
-        answers(outside, trouble, trouble, GOOD)
+        answers(outside, failure, failure, GOOD)
     assert listing(outside, waits).fetch_page(USERS, 0, 500).objects == [{"id": "user_ada"}]
     assert waits in ([0.5, 1.0], [0.5])
 
 
-def test_clerk_is_not_asked_for_ever(outside: Outside) -> None:
+def test_retries_end(outside: Outside) -> None:
     waits: list[float] = []
     answers(outside, (500, {}, b""))
     with pytest.raises(ClerkUnavailable, match="run this again"):
@@ -725,30 +723,30 @@ def test_clerk_is_not_asked_for_ever(outside: Outside) -> None:
     assert waits == [0.5, 1, 2, 4, 8, 16, 30]
 
 
-def test_nobody_there_is_trouble_too() -> None:
+def test_a_refused_connection_is_reported() -> None:
     with pytest.raises(ClerkUnavailable, match="ConnectError"):
         ClerkListing("http://127.0.0.1:9", SECRET_KEY, lambda _: None).count(USERS)
 
 
-@pytest.mark.parametrize(("told", "seconds"), [("7", 7.0), ("0", 0.0), ("", 0.5), ("soon", 0.5)])
-def test_a_limit_is_waited_for_as_long_as_clerk_says(outside: Outside, told: str, seconds: float) -> None:
+@pytest.mark.parametrize(("retry_after", "seconds"), [("7", 7.0), ("0", 0.0), ("", 0.5), ("soon", 0.5)])
+def test_the_wait_follows_retry_after(outside: Outside, retry_after: str, seconds: float) -> None:
     waits: list[float] = []
-    answers(outside, (429, {"Retry-After": told} if told else {}, b"{}"), GOOD)
+    answers(outside, (429, {"Retry-After": retry_after} if retry_after else {}, b"{}"), GOOD)
     listing(outside, waits).fetch_page(USERS, 0, 500)
     assert waits == [seconds]
 
 
-def test_an_hour_is_not_waited(outside: Outside) -> None:
+def test_a_retry_after_of_an_hour_ends_the_run(outside: Outside) -> None:
     answers(outside, (429, {"Retry-After": "3600"}, b"{}"))
     with pytest.raises(ClerkUnavailable, match="3600 s:"):
         listing(outside, []).fetch_page(USERS, 0, 500)
 
 
-def test_a_rate_limit_slows_a_backfill_down_and_no_more(backfill: Backfill) -> None:
+def test_a_rate_limit_only_slows_a_backfill_down(backfill: Backfill) -> None:
     with running_clerk(Limit(4, 1.0)) as clerk:
         clerk.put(*EVERYTHING, *people(600))
         assert backfill.run_to_end(clerk)["user"] == (602, 602)
-        assert len(clerk.requests) > 9  # eight that were answered, and some that were not
+        assert len(clerk.requests) > 9  # eight successful ones, and some rejected ones
     assert len(backfill.rows(SHOWN_QUERY)) == len(EVERYTHING) + 600
 
 
@@ -770,7 +768,7 @@ def test_a_refusal_is_final(outside: Outside, answer: Any, failure: type[Excepti
     assert len(outside.requests) == 1
 
 
-def test_clerks_version_and_largest_page_are_asked_for(outside: Outside) -> None:
+def test_requests_pin_the_api_version_and_use_the_largest_page(outside: Outside) -> None:
     seen: list[Any] = []
 
     def answer(path: str, headers: Any, _: bytes) -> Any:
@@ -791,7 +789,9 @@ def test_clerks_version_and_largest_page_are_asked_for(outside: Outside) -> None
         ("", "CLERK_SECRET_KEY is not set: set it"),
     ],
 )
-def test_a_wrong_key_is_said_and_never_shown(backfill: Backfill, clerk: ClerkServer, key: str, complaint: str) -> None:
+def test_a_wrong_key_is_reported_but_not_shown(
+    backfill: Backfill, clerk: ClerkServer, key: str, complaint: str
+) -> None:
     result = backfill.run({"CLERK_API_URL": clerk.url, "CLERK_SECRET_KEY": key})
     assert result.exit_code == 1
     assert complaint in result.stderr
@@ -799,12 +799,10 @@ def test_a_wrong_key_is_said_and_never_shown(backfill: Backfill, clerk: ClerkSer
     assert result.stderr.count("\n") == 1
 
 
-# The database in trouble ---------------------------------------------------------------------------------------------
+# Failures of the database ----------------------------------------------------------------------------------------------
 
 
-def test_an_object_that_the_database_refuses_is_named_and_the_others_loaded(
-    backfill: Backfill, clerk: ClerkServer
-) -> None:
+def test_a_refused_object_is_reported_and_the_others_are_imported(backfill: Backfill, clerk: ClerkServer) -> None:
     with backfill.connect() as connection:
         connection.execute("alter table public.profiles add constraint broken check (email <> 'ben@example.com')")
     clerk.put(ADA, BEN, *people(40), ACME, ADA_IN_ACME)
@@ -839,22 +837,22 @@ def test_a_killed_run_leaves_whole_batches_and_the_next_one_finishes(backfill: B
 
 
 def test_webhooks_during_a_backfill_wait_and_do_not_deadlock(backfill: Backfill, clerk: ClerkServer) -> None:
-    """Deliveries about the same people, one after the other, while pages of them are merged."""
-    everybody = people(2000)
-    clerk.put(*everybody, ACME)
-    told = 0
+    """Webhooks about the same people arrive one after another while their pages are merged."""
+    users = people(2000)
+    clerk.put(*users, ACME)
+    sent = 0
     process = subprocess.Popen(
         [sys.executable, "-m", "scripts.cli", "clerk", "backfill"],
         cwd=ROOT, env=os.environ | clerk.environment | {"DATABASE_URL": backfill.url}, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     with backfill.connect() as connection:
         while process.poll() is None:
-            person = everybody[(told * 37) % 2000] | {"first_name": "New", "updated_at": START + MINUTE}
+            person = users[(sent * 37) % 2000] | {"first_name": "New", "updated_at": START + MINUTE}
             assert receive(connection, events.event("user.updated", person)) in {"processed", "stale"}
-            told += 1
+            sent += 1
     assert process.returncode == 0
-    assert told
-    expected = min(told, 2000)
+    assert sent
+    expected = min(sent, 2000)
     assert backfill.rows("select count(*) from public.profiles where full_name = 'New Winter'") == [(expected,)]
 
 
@@ -871,9 +869,7 @@ def test_another_instance_is_refused(backfill: Backfill, clerk: ClerkServer) -> 
     assert backfill.run_to_end(clerk)["user"] == (2, 2)
 
 
-def test_a_database_that_was_never_migrated_is_told_what_to_do(
-    new_database: Callable[..., str], clerk: ClerkServer
-) -> None:
+def test_a_database_that_was_never_migrated_gets_advice(new_database: Callable[..., str], clerk: ClerkServer) -> None:
     result = Backfill(new_database()).run(clerk)
     assert result.exit_code == 1
     assert "ballast migrate up" in result.stderr

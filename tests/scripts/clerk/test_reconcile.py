@@ -1,4 +1,4 @@
-"""`ballast clerk reconcile`: it names what differs from Clerk, mends it when asked, and removes nothing by mistake."""
+"""`ballast clerk reconcile`: reports differences from Clerk, repairs them with --fix, and removes nothing by mistake."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from scripts.cli import ballast
 from tests import events
 from tests.clerk_server import ClerkServer, running_clerk
 from tests.events import MINUTE, START, Json
-from tests.scripts.clerk.test_backfill import ACME, ADA, BEN, EVERYTHING, SHOWN_QUERY, hiding, people, receive
+from tests.scripts.clerk.test_backfill import ACME, ADA, BEN, EVERYTHING, SHOWN_QUERY, hide_from_list, people, receive
 
 Row = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class Reconcile:
-    """A Clerk and a database that had the same, and the command on both."""
+    """A Clerk and a database with the same data, and the command on both."""
 
     url: str
     clerk: ClerkServer
@@ -38,14 +38,14 @@ class Reconcile:
         return self.ballast("reconcile", *words)
 
     def find(self, *words: str) -> set[Row]:
-        """(kind, Clerk's id, difference) of each."""
+        """Returns (kind, Clerk id, difference) of each difference."""
         result = self.run("--json", *words)
         report = json.loads(result.stdout)
         assert result.exit_code == (1 if report["remaining"] else 0), result.output
         return {(each["kind"], each["clerk_id"], each["difference"]) for each in report["differences"]}
 
     def fix(self, *words: str) -> set[Row]:
-        """The same with --fix, after which nothing may differ."""
+        """Returns the same with --fix, and asserts that no difference remains."""
         found = self.find("--fix", *words)
         assert self.find() == set()
         return found
@@ -65,7 +65,7 @@ class Reconcile:
 
 @pytest.fixture(scope="module")
 def loaded_database(migrated_database: str, lasting_database: Callable[..., str]) -> str:
-    """A database that has what Clerk has. Copy it."""
+    """A database with all Clerk data. Copy it."""
     with running_clerk() as clerk:
         clerk.put(*EVERYTHING)
         both = Reconcile(lasting_database(migrated_database), clerk)
@@ -87,29 +87,29 @@ def test_nothing_differs_after_a_backfill(reconcile: Reconcile) -> None:
     assert reconcile.find() == set()
 
 
-def test_a_list_that_is_shorter_than_its_count_fails_the_run_and_removes_nothing(reconcile: Reconcile) -> None:
+def test_a_list_shorter_than_its_count_fails_the_run_and_removes_nothing(reconcile: Reconcile) -> None:
     reconcile.clerk.put(events.organization("org_new"))
-    hiding(reconcile.clerk, "/v1/organizations", "org_acme")
+    hide_from_list(reconcile.clerk, "/v1/organizations", "org_acme")
     result = reconcile.run("--fix")
     assert result.exit_code == 1
     assert "Clerk counts 2 organizations, but lists 1 of them: run this again." in result.stderr
     assert "org_acme" in reconcile.ids()
 
 
-def test_what_is_listed_twice_is_reported_once(reconcile: Reconcile) -> None:
+def test_an_object_listed_twice_is_reported_once(reconcile: Reconcile) -> None:
     """Pages overlap."""
     reconcile.clerk.put(*(events.organization(f"org_{n}", created_at=START + n) for n in range(600)))
     differences = json.loads(reconcile.run("--json").stdout)["differences"]
     assert len(differences) == 600
 
 
-# What is found, and mended -------------------------------------------------------------------------------------------
+# Found and repaired differences ----------------------------------------------------------------------------------------
 
 NEW_ACME = events.organization("org_new", created_by="user_new")
 NEW = events.user("user_new", email="new@example.com")
 
 
-def test_what_no_event_told_of_is_missing(reconcile: Reconcile) -> None:
+def test_an_object_without_an_event_is_missing(reconcile: Reconcile) -> None:
     reconcile.clerk.put(
         NEW,
         NEW_ACME,
@@ -142,7 +142,7 @@ def test_what_no_event_told_of_is_missing(reconcile: Reconcile) -> None:
     ],
 )
 def test_a_row_that_was_lost_is_missing(reconcile: Reconcile, loss: str, missing: Row) -> None:
-    """Everything is known, and nothing is shown: a merge alone would find nothing new."""
+    """The records are complete but the row is lost: a merge alone would change nothing."""
     before = reconcile.execute(SHOWN_QUERY)
     reconcile.execute(loss)
     assert (*missing, "missing") in reconcile.find()
@@ -199,7 +199,7 @@ def test_an_organization_that_changed_in_clerk_is_stale(reconcile: Reconcile, ch
         ("update public.organization_invitations set role = 'owner'", ("invitation", "orginv_cleo", "stale")),
     ],
 )
-def test_a_row_that_somebody_changed_by_hand_differs(reconcile: Reconcile, meddling: str, found: Row) -> None:
+def test_a_manually_changed_row_differs(reconcile: Reconcile, meddling: str, found: Row) -> None:
     before = reconcile.execute(SHOWN_QUERY)
     reconcile.execute(meddling)
     assert reconcile.fix() == {found}
@@ -213,14 +213,14 @@ def test_a_role_that_changed_in_clerk_is_wrong(reconcile: Reconcile) -> None:
     assert ("membership", "orgmem_ben", "admin", "org:admin") in reconcile.execute(SHOWN_QUERY)
 
 
-def test_who_left_and_came_back_is_stale(reconcile: Reconcile) -> None:
+def test_a_member_who_left_and_returned_is_stale(reconcile: Reconcile) -> None:
     known = reconcile.clerk.directory.memberships.pop("orgmem_ben")
     reconcile.clerk.put(known | {"id": "orgmem_again", "created_at": LATER, "updated_at": LATER})
     assert reconcile.fix() == {("membership", "orgmem_again", "stale")}
     assert "orgmem_ben" not in reconcile.ids()
 
 
-def test_what_people_may_change_here_does_not_differ(reconcile: Reconcile) -> None:
+def test_values_that_people_may_edit_here_do_not_differ(reconcile: Reconcile) -> None:
     reconcile.execute(
         "update public.profiles set full_name = 'Ada of Acme', avatar_url = null, preferences = '{\"a\": 1}'"
     )
@@ -232,17 +232,17 @@ def test_what_people_may_change_here_does_not_differ(reconcile: Reconcile) -> No
     assert [row[2] for row in reconcile.execute(SHOWN_QUERY)] == [row[2] for row in before]
 
 
-def test_what_a_webhook_told_since_is_no_difference(reconcile: Reconcile) -> None:
-    """Clerk's list is older than the event: nothing is wrong here, and nothing may be turned back."""
+def test_a_newer_webhook_is_not_a_difference(reconcile: Reconcile) -> None:
+    """Clerk's list is older than the event: the row is right, and must not be reverted."""
     reconcile.receive(events.event("user.updated", ADA | {"first_name": "Augusta", "updated_at": LATER}))
     assert reconcile.find("--fix") == set()
     assert ("profile", "user_ada", "ada@example.com", "Augusta Winter") in reconcile.execute(SHOWN_QUERY)
 
 
-# What Clerk does not have any more -----------------------------------------------------------------------------------
+# Orphans ---------------------------------------------------------------------------------------------------------------
 
 
-def test_an_orphaned_person_is_erased_as_if_clerk_had_told(reconcile: Reconcile) -> None:
+def test_an_orphaned_person_is_erased_as_by_a_deletion_event(reconcile: Reconcile) -> None:
     reconcile.clerk.forget("user_ben")
     orphans = {("user", "user_ben", "orphaned"), ("membership", "orgmem_ben", "orphaned")}
     assert reconcile.find() == orphans
@@ -283,7 +283,7 @@ def test_an_orphaned_membership_ends(reconcile: Reconcile) -> None:
 
 
 @pytest.mark.parametrize("status", [None, "revoked", "accepted", "expired"])
-def test_an_invitation_that_waits_no_more_ends(reconcile: Reconcile, status: str | None) -> None:
+def test_an_invitation_that_is_no_longer_pending_ends(reconcile: Reconcile, status: str | None) -> None:
     other = events.invitation("orginv_other", "org_acme")
     reconcile.clerk.put(other)
     reconcile.receive(events.event("organizationInvitation.created", other))
@@ -303,7 +303,7 @@ def start_session(reconcile: Reconcile, person: str, seconds: int) -> None:
         connection.execute("select public.start_session()")
 
 
-def test_a_membership_that_only_a_token_told_of_ends_too(reconcile: Reconcile) -> None:
+def test_a_membership_known_only_from_a_token_ends_too(reconcile: Reconcile) -> None:
     dee = events.user("user_dee", email="dee@example.com")
     reconcile.clerk.put(dee)
     start_session(reconcile, "user_dee", START // 1000)
@@ -319,7 +319,7 @@ def test_a_membership_that_only_a_token_told_of_ends_too(reconcile: Reconcile) -
 
 
 def hide(clerk: ClerkServer, *hidden: str) -> None:
-    """Clerk leaves some out of its list of users and out of their count, as if they had been made since."""
+    """Makes Clerk leave users out of its list and count, as if they were created later."""
 
     def before(request: web.Request) -> web.Response | None:
         users = [each for each in clerk.directory.users.values() if each["id"] not in hidden]
@@ -333,14 +333,14 @@ def hide(clerk: ClerkServer, *hidden: str) -> None:
     clerk.before = before
 
 
-def test_who_came_while_clerk_was_asked_is_no_orphan(reconcile: Reconcile) -> None:
+def test_a_user_created_during_the_comparison_is_not_an_orphan(reconcile: Reconcile) -> None:
     hide(reconcile.clerk, "user_ben")
     assert reconcile.find("--fix") == set()
     assert "user_ben" in reconcile.ids()
 
 
 @pytest.mark.parametrize("answer", [(404, "nginx"), (404, "{}"), (400, "{}"), (500, ""), (410, "{}")])
-def test_only_clerks_own_no_removes_somebody(
+def test_only_a_not_found_error_of_clerk_removes_a_person(
     reconcile: Reconcile, answer: tuple[int, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("scripts.clerk.listing.FIRST_WAIT_SECONDS", 0)
@@ -375,8 +375,8 @@ def test_nothing_is_removed_when_clerk_is_empty(reconcile: Reconcile) -> None:
     assert reconcile.execute(SHOWN_QUERY) == before
 
 
-def test_nobody_is_removed_when_clerk_knows_only_others(reconcile: Reconcile) -> None:
-    """Another instance, and so small that few would be removed."""
+def test_nothing_is_removed_when_clerk_has_only_other_users(reconcile: Reconcile) -> None:
+    """Another instance, with so few users that few would be removed."""
     reconcile.clerk.directory = type(reconcile.clerk.directory)()
     reconcile.clerk.put(*people(3))
     before = reconcile.ids()
@@ -391,7 +391,7 @@ def with_people(reconcile: Reconcile, count: int) -> None:
     assert reconcile.ballast("backfill").exit_code == 0
 
 
-def test_many_are_removed_only_if_that_is_said(reconcile: Reconcile) -> None:
+def test_many_are_removed_only_with_the_option(reconcile: Reconcile) -> None:
     with_people(reconcile, 98)  # and two
     for number in range(11):
         reconcile.clerk.forget(f"user_{number:05}")
@@ -405,14 +405,14 @@ def test_many_are_removed_only_if_that_is_said(reconcile: Reconcile) -> None:
 
 
 @pytest.mark.parametrize(("count", "gone"), [(98, 10), (298, 15)])
-def test_a_few_are_removed_without_a_word(reconcile: Reconcile, count: int, gone: int) -> None:
+def test_a_few_are_removed_without_the_option(reconcile: Reconcile, count: int, gone: int) -> None:
     with_people(reconcile, count)
     for number in range(gone):
         reconcile.clerk.forget(f"user_{number:05}")
     assert len(reconcile.fix()) == gone
 
 
-def test_nobody_is_removed_whom_clerk_has_told_of_since(reconcile: Reconcile) -> None:
+def test_a_person_with_a_newer_event_is_not_removed(reconcile: Reconcile) -> None:
     """Clerk's list may lag behind its events."""
     far = 4_000_000_000_000
     reconcile.receive(events.event("user.created", events.user("user_zoe", email="zoe@example.com"), far))
@@ -421,17 +421,17 @@ def test_nobody_is_removed_whom_clerk_has_told_of_since(reconcile: Reconcile) ->
     assert "Clerk has sent an event about it since" in reconcile.run("--fix").stderr
 
 
-def test_whoever_was_erased_here_stays_so_although_clerk_has_them(reconcile: Reconcile) -> None:
-    """Clerk has yet to be told."""
+def test_an_erased_person_stays_erased_although_clerk_lists_them(reconcile: Reconcile) -> None:
+    """The deletion at Clerk is still pending."""
     reconcile.execute("select app.begin_erasure('user_ben', 'person')")
     assert reconcile.find("--fix") == set()
     assert reconcile.execute("select email from public.profiles where clerk_user_id = 'user_ben'") in ([], [(None,)])
 
 
-# A sample, and how it is told ----------------------------------------------------------------------------------------
+# Samples and reports ---------------------------------------------------------------------------------------------------
 
 
-def test_a_sample_finds_what_it_sees_and_removes_nothing(reconcile: Reconcile) -> None:
+def test_a_sample_reports_its_objects_and_removes_nothing(reconcile: Reconcile) -> None:
     reconcile.clerk.put(ADA | {"banned": True, "updated_at": LATER}, NEW)
     reconcile.clerk.forget("user_ben")
     found = reconcile.find("--sample", "50")
@@ -445,40 +445,40 @@ def test_a_sample_finds_what_it_sees_and_removes_nothing(reconcile: Reconcile) -
     assert reconcile.find() == {("user", "user_ben", "orphaned"), ("membership", "orgmem_ben", "orphaned")}
 
 
-def test_a_sample_leaves_out_what_changed_just_now(reconcile: Reconcile) -> None:
+def test_a_sample_skips_recent_changes(reconcile: Reconcile) -> None:
     reconcile.clerk.put(ADA | {"banned": True, "updated_at": int(time.time() * 1000)})
     assert reconcile.find("--sample", "50") == set()
     assert reconcile.find() == {("user", "user_ada", "stale")}
 
 
-def test_a_sample_asks_little_of_clerk(reconcile: Reconcile) -> None:
+def test_a_sample_makes_few_requests(reconcile: Reconcile) -> None:
     with_people(reconcile, 800)
     reconcile.clerk.requests.clear()
     assert reconcile.find("--sample", "5") == set()
     assert len(reconcile.clerk.requests) <= 4 * 2 + 3 * 5
 
 
-def test_the_report_counts_by_kind_and_names_ids_and_columns_only(reconcile: Reconcile) -> None:
+def test_the_report_has_counts_ids_and_columns_only(reconcile: Reconcile) -> None:
     reconcile.clerk.put(ADA | {"first_name": "Augusta", "updated_at": LATER}, NEW)
     reconcile.clerk.forget("orgmem_ben")
     for words in ((), ("--json",), ("--fix",)):
         output = reconcile.run(*words).output
         assert "user_ada" in output
         assert not any(secret in output for secret in ("Augusta", "Winter", "example.com"))
-    told = reconcile.run()
-    assert (told.exit_code, told.output.count("user_")) == (0, 0)
+    result = reconcile.run()
+    assert (result.exit_code, result.output.count("user_")) == (0, 0)
 
 
-def test_the_table_says_how_many_of_each(reconcile: Reconcile) -> None:
+def test_the_table_counts_each_difference(reconcile: Reconcile) -> None:
     reconcile.clerk.put(ADA | {"first_name": "Augusta", "updated_at": LATER}, NEW)
-    told = reconcile.run().stdout
-    [users] = [line for line in told.splitlines() if line.startswith("│ user")]
+    output = reconcile.run().stdout
+    [users] = [line for line in output.splitlines() if line.startswith("│ user")]
     assert [cell.strip() for cell in users.strip("│").split("│")] == ["user", "3", "1", "1", "0", "0"]
-    assert "user user_ada: stale (full_name)" in told
-    assert "user user_new: missing" in told
+    assert "user user_ada: stale (full_name)" in output
+    assert "user user_new: missing" in output
 
 
-def test_an_object_that_the_database_refuses_stays_a_difference(reconcile: Reconcile) -> None:
+def test_an_object_that_the_database_refuses_remains_a_difference(reconcile: Reconcile) -> None:
     reconcile.execute("alter table public.profiles add constraint broken check (email <> 'new@example.com')")
     reconcile.clerk.put(NEW, ADA | {"banned": True, "updated_at": LATER})
     result = reconcile.run("--fix")

@@ -1,4 +1,4 @@
-"""`ballast audit`: what a superuser does to the sealed trail is found and named; what the law asks for is no alarm."""
+"""`ballast audit`: finds and names every change of the sealed trail by a superuser, but permits erasures and retention."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VICTIM = "id = (select id from public.audit_logs where resource_id = '2026-03-04
 
 @dataclass(frozen=True)
 class Trail:
-    """A migrated database with an audit trail of its own, and the command on it."""
+    """Runs the command on a separate migrated database with an audit trail."""
 
     url: str
 
@@ -30,14 +30,14 @@ class Trail:
         return CliRunner().invoke(ballast, ["audit", *arguments], env={"DATABASE_URL": self.url})
 
     def execute(self, statement: str) -> list[Any]:
-        """As the superuser, whom no trigger stops."""
+        """Executes a statement as a superuser, whom no trigger stops."""
         with psycopg.connect(self.url.replace("//postgres:", "//supabase_admin:"), autocommit=True) as connection:
             connection.execute("set session_replication_role = replica")
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
 
     def seals(self) -> list[str]:
-        """The seals in hex; seals what is not sealed yet."""
+        """Seals the unsealed entries, and returns all seals in hex."""
         self.run("seal")
         return [seal for (seal,) in self.execute("select encode(seal, 'hex') from app.audit_seals order by sequence")]
 
@@ -53,7 +53,7 @@ class Trail:
 
 @pytest.fixture
 def empty(migrated_database: str, new_database: Callable[..., str]) -> Trail:
-    """Nothing is recorded, and everything is kept."""
+    """An empty trail with unlimited retention."""
     trail = Trail(new_database(migrated_database))
     trail.execute("update app.settings set audit_retention = '100 years'")
     trail.execute("truncate public.audit_logs")
@@ -62,7 +62,7 @@ def empty(migrated_database: str, new_database: Callable[..., str]) -> Trail:
 
 @pytest.fixture
 def trail(empty: Trail) -> Trail:
-    """Ten entries in each of February, March and April 2026, of which PERSON did the first of each."""
+    """Ten entries in each of February, March and April 2026, the first of each month by PERSON."""
     empty.execute(f"""
         insert into public.audit_logs (user_id, action, resource_type, resource_id, created_at)
         select case day when 1 then '{PERSON}'::uuid end, 'project.created', 'project', date::date, date
@@ -79,12 +79,12 @@ def sealed_trail(trail: Trail) -> Trail:
     return trail
 
 
-def test_seals_are_printed_for_safe_keeping(trail: Trail) -> None:
+def test_seals_are_printed_to_be_stored_elsewhere(trail: Trail) -> None:
     result = trail.run("seal")
     lines = [line.split("  ") for line in result.stdout.splitlines()]
     assert lines[1][:3] == ["2", "2026-03-01 00:00:00Z to 2026-04-01 00:00:00Z", "10 entries"]
     assert [seal for *_, seal in lines] == trail.seals()[: len(lines)]
-    assert "Keep them elsewhere" in result.stderr
+    assert "Store them elsewhere" in result.stderr
 
 
 def test_seals_have_a_json_form(trail: Trail) -> None:
@@ -97,7 +97,7 @@ def test_an_empty_trail_has_nothing_to_seal(empty: Trail) -> None:
     assert "Nothing to seal" in empty.run("seal").stdout
     verified = empty.run("verify")
     assert (verified.stdout, verified.exit_code) == (
-        "0 entries and no seal yet: `ballast audit seal` makes the first.\n",
+        "0 entries and no seal yet: `ballast audit seal` creates the first.\n",
         0,
     )
 
@@ -105,7 +105,7 @@ def test_an_empty_trail_has_nothing_to_seal(empty: Trail) -> None:
 def test_an_untouched_trail_is_intact(sealed_trail: Trail) -> None:
     result = sealed_trail.run("verify")
     assert result.exit_code == 0, result.output
-    # All ranges are one line.
+    # All valid ranges share one row.
     assert [line.split("│")[3:6] for line in result.stdout.splitlines() if "intact" in line] == [
         [" 30      ", " 0      ", " intact "]
     ]
@@ -131,13 +131,13 @@ def test_entries_after_the_last_seal_are_counted(sealed_trail: Trail) -> None:
             11,
         ),
     ],
-    ids=["changed", "moved in time", "erased by hand", "removed", "removed a month", "put in"],
+    ids=["changed", "moved in time", "erased by hand", "removed", "removed a month", "inserted"],
 )
 def test_tampering_with_entries_is_found_and_named(sealed_trail: Trail, tampering: str, found: int) -> None:
     sealed_trail.execute(tampering)
-    assert sealed_trail.problems() == [
+    assert sealed_trail.list_problems() == [
         "The first broken range is 2, 2026-03-01 00:00:00Z to 2026-04-01 00:00:00Z:"
-        f" entries were changed, removed or put in (sealed 10 entries, found {found})."
+        f" entries were changed, removed or inserted (sealed 10 entries, found {found})."
     ]
     shown = sealed_trail.run("verify")
     assert "broken: entries were changed" in shown.stdout
@@ -157,7 +157,7 @@ def test_tampering_with_entries_is_found_and_named(sealed_trail: Trail, tamperin
 )
 def test_tampering_with_seals_is_found_and_named(sealed_trail: Trail, tampering: str, first: int) -> None:
     sealed_trail.execute(tampering)
-    problem, *_ = sealed_trail.problems()
+    problem, *_ = sealed_trail.list_problems()
     assert problem.startswith(f"The first broken range is {first}, ")
     assert "a seal was changed or removed" in problem
 
@@ -166,7 +166,7 @@ def test_an_entry_before_the_first_range_is_found(sealed_trail: Trail) -> None:
     sealed_trail.execute(
         "insert into public.audit_logs (action, resource_type, created_at) values ('x.y', 'x', '2025-12-31')"
     )
-    assert sealed_trail.problems() == ["1 entry put in before the first sealed range."]
+    assert sealed_trail.list_problems() == ["1 entry inserted before the first sealed range."]
 
 
 def test_a_copy_proves_that_the_chain_was_rewritten(sealed_trail: Trail) -> None:
@@ -184,13 +184,13 @@ def test_a_copy_proves_that_the_chain_was_rewritten(sealed_trail: Trail) -> None
 def test_a_copy_proves_that_the_last_seal_was_removed(sealed_trail: Trail) -> None:
     *_, kept = sealed_trail.seals()
     sealed_trail.execute("delete from app.audit_seals where sequence = (select max(sequence) from app.audit_seals)")
-    assert sealed_trail.problems() == []
+    assert sealed_trail.list_problems() == []
     assert len(sealed_trail.problems("--seal", kept)) == 1
 
 
-def test_an_erasure_is_no_tampering(sealed_trail: Trail) -> None:
+def test_an_erasure_is_not_reported_as_tampering(sealed_trail: Trail) -> None:
     assert sealed_trail.execute(ERASE) == [(3,)]
-    assert sealed_trail.problems() == []
+    assert sealed_trail.list_problems() == []
     assert sealed_trail.states()[:4] == ["erased", "erased", "erased", "intact"]
     assert sealed_trail.run("verify").exit_code == 0
 
@@ -201,7 +201,7 @@ def test_tampering_with_an_erased_entry_is_found(sealed_trail: Trail) -> None:
     assert sealed_trail.states()[:4] == ["erased", "broken", "erased", "intact"]
 
 
-def test_retention_is_no_tampering(sealed_trail: Trail) -> None:
+def test_retention_is_not_reported_as_tampering(sealed_trail: Trail) -> None:
     kept = sealed_trail.seals()
     keep_from(sealed_trail, "2026-04-01")
     dropped = sealed_trail.run("maintain")
@@ -213,22 +213,22 @@ def test_retention_is_no_tampering(sealed_trail: Trail) -> None:
     assert sealed_trail.problems("--seal", kept[0], "--seal", kept[2]) == []
 
 
-def test_an_entry_put_into_a_dropped_month_is_found(sealed_trail: Trail) -> None:
+def test_an_entry_inserted_into_a_dropped_month_is_found(sealed_trail: Trail) -> None:
     keep_from(sealed_trail, "2026-04-01")
     sealed_trail.run("maintain")
     sealed_trail.execute(
         "insert into public.audit_logs (action, resource_type, created_at) values ('x.y', 'x', '2026-03-05')"
     )
-    [problem] = sealed_trail.problems()
+    [problem] = sealed_trail.list_problems()
     assert "first broken range is 2" in problem
     assert "found 1" in problem
 
 
-def test_maintenance_makes_a_partition_of_what_has_none(empty: Trail) -> None:
+def test_maintenance_creates_missing_partitions(empty: Trail) -> None:
     empty.execute("insert into public.audit_logs (action, resource_type, created_at) values ('x.y', 'x', '2026-05-31')")
     made = empty.run("maintain")
     assert made.exit_code == 0, made.output
-    assert "Made app.audit_logs_2026_05" in made.stdout
+    assert "Created app.audit_logs_2026_05" in made.stdout
     assert empty.run("maintain").stdout.startswith("Nothing to do")
     assert json.loads(empty.run("maintain", "--json").stdout) == {"made": [], "dropped": []}
 
@@ -241,19 +241,19 @@ def test_verification_has_a_json_form(sealed_trail: Trail) -> None:
     ]  # fmt: skip
 
 
-def test_what_is_no_seal_is_a_usage_error(empty: Trail) -> None:
+def test_an_invalid_seal_is_a_usage_error(empty: Trail) -> None:
     result = empty.run("verify", "--seal", "abc")
     assert result.exit_code == 2
     assert "64 hexadecimal digits" in result.stderr
 
 
 @pytest.mark.parametrize("verb", ["seal", "verify", "maintain"])
-def test_a_database_without_an_audit_trail_says_what_to_do(new_database: Callable[..., str], verb: str) -> None:
+def test_a_database_without_an_audit_trail_gets_advice(new_database: Callable[..., str], verb: str) -> None:
     result = Trail(new_database()).run(verb)
     assert result.exit_code == 1
     assert "ballast migrate up" in result.stderr
 
 
 def keep_from(trail: Trail, day: str) -> None:
-    """Sets the retention so that what is older than this day may go."""
+    """Sets the retention period so that entries before this day may be dropped."""
     trail.execute(f"update app.settings set audit_retention = greatest(now() - '{day} 12:00Z'::timestamptz, '31 days')")

@@ -1,4 +1,4 @@
-"""What every verb of `ballast` owes a person: a line of help, and an example."""
+"""Every verb of `ballast` has a line of help and an example."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from click.testing import CliRunner
 from scripts.cli import VERBS, ballast
 
 
-def commands(command: click.Command, *words: str) -> Iterator[tuple[str, ...]]:
-    """The words of a command and of all below it."""
+def list_commands(command: click.Command, *words: str) -> Iterator[tuple[str, ...]]:
+    """Yields the words of a command and of all its subcommands."""
     yield words
     if isinstance(command, click.Group):
         context = click.Context(command)
         for name in command.list_commands(context):
             below = command.get_command(context, name)
             assert below is not None
-            yield from commands(below, *words, name)
+            yield from list_commands(below, *words, name)
 
 
-@pytest.mark.parametrize("words", list(commands(ballast))[1:], ids=" ".join)
+@pytest.mark.parametrize("words", list(list_commands(ballast))[1:], ids=" ".join)
 def test_every_verb_shows_an_example_of_itself(words: tuple[str, ...]) -> None:
     shown = CliRunner().invoke(ballast, [*words, "--help"])
     assert shown.exit_code == 0

@@ -1,4 +1,4 @@
-"""`ballast inbox`: a person sees which events failed and why, and tries them again."""
+"""`ballast inbox`: lists failed events with their errors, and retries them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECRET_NAME = "Adelheid"
 
 @dataclass(frozen=True)
 class Inbox:
-    """A migrated database with an inbox of its own, and the command on it."""
+    """Runs the command on a separate migrated database with an inbox."""
 
     url: str
 
@@ -41,7 +41,7 @@ def inbox(migrated_database: str, new_database: Callable[..., str]) -> Inbox:
 
 @pytest.fixture
 def inbox_with_failures(inbox: Inbox) -> Inbox:
-    """One event was processed, one ignored, two failed."""
+    """An inbox with one processed, one ignored and two failed events."""
     assert inbox.receive("msg_ok", user_event(id="user_x", first_name=SECRET_NAME)) == "processed"
     assert inbox.receive("msg_sms", {"type": "sms.created", "data": {}}) == "ignored"
     assert inbox.receive("msg_bad", user_event(first_name=SECRET_NAME)) == "failed"
@@ -77,14 +77,14 @@ def test_a_list_can_be_limited(inbox_with_failures: Inbox) -> None:
     assert inbox_with_failures.run("list", "--limit", "0").exit_code == 2
 
 
-def test_an_empty_inbox_says_so(inbox: Inbox) -> None:
+def test_an_empty_inbox_is_reported(inbox: Inbox) -> None:
     assert inbox.run("list").stdout == "No event has failed.\n"
-    assert inbox.run("list", "--all").stdout == "No event was received yet.\n"
+    assert inbox.run("list", "--all").stdout == "No event has been received yet.\n"
     retried = inbox.run("retry", "--all-failed")
     assert (retried.stdout, retried.exit_code) == ("No event has failed.\n", 0)
 
 
-def test_personal_data_is_shown_only_when_asked_for(inbox_with_failures: Inbox) -> None:
+def test_personal_data_is_shown_only_with_payload(inbox_with_failures: Inbox) -> None:
     for arguments in (["list"], ["list", "--all"], ["list", "--all", "--json"], ["show", "msg_bad"]):
         assert SECRET_NAME not in inbox_with_failures.run(*arguments).output
     shown = json.loads(inbox_with_failures.run("show", "msg_bad", "--payload").stdout)
@@ -98,16 +98,16 @@ def test_an_unknown_message_is_an_error(inbox_with_failures: Inbox) -> None:
     assert "msg_none" in shown.stderr
     retried = inbox_with_failures.run("retry", "msg_none")
     assert retried.exit_code == 1
-    assert "no such message" in retried.stdout
+    assert "no such event" in retried.stdout
 
 
-def test_an_event_that_still_fails_fails_the_command(inbox_with_failures: Inbox) -> None:
+def test_the_command_fails_if_an_event_still_fails(inbox_with_failures: Inbox) -> None:
     retried = inbox_with_failures.run("retry", "msg_bad")
     assert (retried.stdout, retried.exit_code) == ("msg_bad failed\n", 1)
     assert json.loads(inbox_with_failures.run("show", "msg_bad").stdout)["attempts"] == 2
 
 
-def test_all_failed_events_are_applied_again_oldest_first(inbox_with_failures: Inbox) -> None:
+def test_all_failed_events_are_retried_oldest_first(inbox_with_failures: Inbox) -> None:
     with psycopg.connect(inbox_with_failures.url, autocommit=True) as connection:
         connection.execute("""
             update app.webhook_events
@@ -120,11 +120,11 @@ def test_all_failed_events_are_applied_again_oldest_first(inbox_with_failures: I
 
 
 @pytest.mark.parametrize("arguments", [[], ["msg_bad", "--all-failed"]])
-def test_what_to_retry_must_be_said(inbox: Inbox, arguments: list[str]) -> None:
+def test_retry_requires_ids_or_all_failed(inbox: Inbox, arguments: list[str]) -> None:
     assert inbox.run("retry", *arguments).exit_code == 2
 
 
-def test_a_database_without_an_inbox_says_what_to_do(new_database: Callable[..., str]) -> None:
+def test_a_database_without_an_inbox_gets_advice(new_database: Callable[..., str]) -> None:
     result = Inbox(new_database()).run("list")
     assert result.exit_code == 1
     assert "ballast migrate up" in result.stderr

@@ -1,4 +1,4 @@
-"""`ballast person`: what it writes, whom it erases, and that a crash at any moment changes nothing about the end."""
+"""`ballast person`: exports, erases, and reaches the same end after a crash at any moment."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.schema import migrate
 from tests.service.outside import Outside, running_outside
 
 Clerk = Outside
-# What a person leaves in rows that stay: each without what differs from one erasure to the next.
+# Rows that remain after an erasure, without the values that differ between erasures.
 REMAINS = {
     "profiles": "select clerk_user_id, email, full_name from public.profiles order by 1",
     "specimens": "select id, title, created_by from public.specimens order by 1",
@@ -44,7 +44,7 @@ REMAINS = {
 
 @dataclass(frozen=True)
 class World:
-    """A database with people in it, and the outside."""
+    """A database with people, a Clerk and a ledger, and the command on them."""
 
     url: str
     home: Path
@@ -53,7 +53,7 @@ class World:
 
     @classmethod
     def of(cls, url: str, home: Path, clerk: Clerk) -> World:
-        """One in which Ada still is."""
+        """Creates a world in which Ada is not erased."""
         with psycopg.connect(url) as connection:
             [[person_id]] = connection.execute(
                 "select id::text from public.profiles where clerk_user_id = %s", [ADA]
@@ -74,7 +74,7 @@ class World:
         return psycopg.connect(self.url, autocommit=True)
 
     def scan(self) -> dict[str, int]:
-        """What a scan finds of Ada."""
+        """Returns what a scan of the database finds of Ada."""
         with self.database() as connection:
             return people.scan(Database(connection), self.person_id, ADA, *ADA_EMAILS)
 
@@ -85,7 +85,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def adas_database(lasting_database: Callable[..., str], migrated_database: str) -> str:
-    """A database with Ada in every corner. Copy it."""
+    """A database with data of Ada in every table. Copy it."""
     url = lasting_database(migrated_database)
     settle(url)
     return url
@@ -93,7 +93,7 @@ def adas_database(lasting_database: Callable[..., str], migrated_database: str) 
 
 @pytest.fixture(scope="module")
 def adas_large_database(lasting_database: Callable[..., str], adas_database: str) -> str:
-    """The same with 6,000 audit entries and 3,000 specimens of hers besides, so that an erasure takes many steps. Copy it."""
+    """The same with 6,000 more audit entries and 3,000 specimens of Ada, so that an erasure takes many steps. Copy it."""
     url = lasting_database(adas_database)
     crowd(url)
     return url
@@ -139,7 +139,7 @@ def large_world(adas_large_database: str, new_database: Callable[..., str], tmp_
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".json"])
-def test_everything_is_in_a_file_that_only_the_caller_may_read(large_world: World, tmp_path: Path, suffix: str) -> None:
+def test_an_export_is_complete_and_only_the_caller_may_read_it(large_world: World, tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"ada{suffix}"
     result = large_world.run("export", ADA, "--output", str(file))
     assert result.exit_code == 0, result.output
@@ -147,7 +147,7 @@ def test_everything_is_in_a_file_that_only_the_caller_may_read(large_world: Worl
     if suffix == ".zip":
         with zipfile.ZipFile(file) as archive:
             records = {name: json.loads(archive.read(name)) for name in archive.namelist() if name.endswith(".json")}
-            counted = sum(told["records"] for told in records.pop("manifest.json")["files"].values())
+            counted = sum(each["records"] for each in records.pop("manifest.json")["files"].values())
             titles = {row["title"] for row in records["specimens.json"]}
     else:
         document = json.loads(file.read_text())
@@ -158,7 +158,7 @@ def test_everything_is_in_a_file_that_only_the_caller_may_read(large_world: Worl
     assert {f"Hers {n}" for n in range(1, 3001)} <= titles
 
 
-def test_the_person_is_told_that_an_administrator_asked(world: World, tmp_path: Path) -> None:
+def test_the_person_can_see_an_export_by_an_administrator(world: World, tmp_path: Path) -> None:
     world.run("export", ADA, "--output", str(tmp_path / "one.json"))
     world.run("export", ADA, "--output", str(tmp_path / "two.json"))
     document = json.loads((tmp_path / "two.json").read_text())
@@ -166,7 +166,7 @@ def test_the_person_is_told_that_an_administrator_asked(world: World, tmp_path: 
     assert "personal_data.exported" in {row["action"] for row in document["activity_about_you"]}
 
 
-def test_half_an_export_is_no_file(world: World, tmp_path: Path) -> None:
+def test_a_failed_export_leaves_no_file(world: World, tmp_path: Path) -> None:
     with world.database() as connection:
         connection.execute(
             "update app.personal_data set subject = '1 / (random() * 0)::integer = 1' where domain = 'messages_from_clerk'"
@@ -176,19 +176,19 @@ def test_half_an_export_is_no_file(world: World, tmp_path: Path) -> None:
     assert list(tmp_path.glob("ada.json*")) == []
 
 
-@pytest.mark.parametrize(("words", "said"), [
+@pytest.mark.parametrize(("words", "message"), [
     (("export", "user_nobody"), "No data about this person is stored"), (("erase", "user_nobody", "--yes"), "No data about this person is stored"),
     (("export", ADA, "--output", "ada.txt"), "neither .zip nor .json"),
 ])  # fmt: skip
-def test_a_mistake_is_one_line(world: World, words: tuple[str, ...], said: str) -> None:
+def test_a_usage_error_is_one_line(world: World, words: tuple[str, ...], message: str) -> None:
     result = world.run(*words)
     assert result.exit_code in (1, 2)
-    assert said in result.stderr
+    assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("words", [("export", ADA), ("erase", ADA, "--yes"), ("resume",)])
-def test_a_database_that_was_never_migrated_is_told(
+def test_a_database_that_was_never_migrated_gets_advice(
     world: World, new_database: Callable[..., str], words: tuple[str, ...]
 ) -> None:
     assert "ballast migrate up" in world.run(*words, DATABASE_URL=new_database()).stderr
@@ -197,7 +197,7 @@ def test_a_database_that_was_never_migrated_is_told(
 # --- erasure
 
 
-def test_somebody_is_erased_here_at_clerk_and_in_the_ledger(world: World) -> None:
+def test_a_person_is_erased_here_at_clerk_and_in_the_ledger(world: World) -> None:
     result = world.run("erase", ADA, "--json", "--yes")
     assert result.exit_code == 0, result.output
     [receipt] = json.loads(result.stdout)
@@ -208,12 +208,12 @@ def test_somebody_is_erased_here_at_clerk_and_in_the_ledger(world: World) -> Non
     assert "Nothing to erase" in world.run("resume").stdout
 
 
-def test_without_a_yes_nobody_is_erased(world: World) -> None:
+def test_without_confirmation_the_person_is_not_erased(world: World) -> None:
     assert world.run("erase", ADA).exit_code == 1
     assert world.scan()
 
 
-def test_what_clerk_does_not_do_is_resumed(world: World) -> None:
+def test_an_erasure_that_clerk_fails_is_resumed(world: World) -> None:
     world.clerk.answer = lambda *_: (500, {}, b"{}")
     result = world.run("erase", ADA, "--yes")
     assert (result.exit_code, "ballast person resume" in result.stderr) == (1, True)
@@ -234,13 +234,15 @@ def test_a_sole_owner_is_not_erased(world: World) -> None:
     assert world.clerk.requests == []
 
 
-def test_a_database_elsewhere_is_never_paired_with_the_stand_in(world: World) -> None:
+def test_another_database_never_uses_the_stand_in(world: World) -> None:
     result = world.run("erase", ADA, "--yes", CLERK_SECRET_KEY=None)
     assert (result.exit_code, "Set CLERK_SECRET_KEY" in result.stderr) == (1, True)
     assert world.scan().keys() >= {"public.profiles"}
 
 
-def test_a_restored_backup_forgets_again(world: World, adas_database: str, new_database: Callable[..., str]) -> None:
+def test_replay_erases_again_in_a_restored_backup(
+    world: World, adas_database: str, new_database: Callable[..., str]
+) -> None:
     assert world.run("erase", ADA, "--yes").exit_code == 0
     restored = World.of(new_database(adas_database), world.home, world.clerk)
     assert restored.scan()
@@ -255,16 +257,16 @@ def test_a_restored_backup_forgets_again(world: World, adas_database: str, new_d
     assert "1 in the ledger, 0 of them" in again.stderr
 
 
-def test_no_ledger_is_no_empty_ledger(world: World) -> None:
+def test_a_missing_ledger_is_not_an_empty_ledger(world: World) -> None:
     assert "Set BACKUP_URL" in world.run("replay", BACKUP_URL=None).stderr
     missing = world.run("replay", BACKUP_URL=(world.home / "missing").as_uri())
     assert (missing.exit_code, "Nothing was erased" in missing.stderr) == (1, True)
 
 
-# --- what happens meanwhile
+# --- concurrent changes
 
 
-def test_what_a_request_writes_that_began_before_is_erased_too(world: World) -> None:
+def test_rows_of_a_request_that_began_earlier_are_erased_too(world: World) -> None:
     with world.database() as request, world.database() as eraser:
         with request.transaction():
             claims = json.dumps({"sub": ADA, "role": "authenticated", "fva": [0, 0]})
@@ -275,7 +277,7 @@ def test_what_a_request_writes_that_began_before_is_erased_too(world: World) -> 
             )
             ask(world)
             [[receipt]] = eraser.execute("select receipt from app.erasure_log").fetchall()
-            for _ in range(20):  # it could be done long since
+            for _ in range(20):  # long enough to finish
                 [[step]] = eraser.execute("select public.continue_erasure(%s)", [receipt]).fetchall()
                 assert step["state"] == "running"
             assert world.scan().keys() == {"app.erasure_log"}
@@ -284,34 +286,34 @@ def test_what_a_request_writes_that_began_before_is_erased_too(world: World) -> 
     assert world.scan() == {}
 
 
-def test_what_clerk_tells_meanwhile_leaves_no_trace(large_world: World) -> None:
+def test_clerk_events_during_an_erasure_leave_no_trace(large_world: World) -> None:
     acme = events.organization("org_acme", created_by=ADA, updated_at=people.FAR_FUTURE)
     user = events.user(ADA, email=ADA_EMAILS[0], updated_at=people.FAR_FUTURE)
     member = events.membership("orgmem_0", acme, user, "org:admin", updated_at=people.FAR_FUTURE)
-    told = [
+    clerk_events = [
         events.event("user.updated", user), events.event("organization.updated", acme), events.deletion_event("user", ADA, people.FAR_FUTURE),
         events.event("organizationMembership.updated", member), events.event("organizationMembership.deleted", member),
         events.event("session.created", {"id": "sess_9", "user_id": ADA}, people.FAR_FUTURE),
     ]  # fmt: skip
 
-    def tell(number: int) -> None:
+    def send_events(number: int) -> None:
         with large_world.database() as connection:
             for turn in range(15):
-                event = json.dumps(told[(turn + number) % len(told)])
+                event = json.dumps(clerk_events[(turn + number) % len(clerk_events)])
                 connection.execute("select public.receive_clerk_event(%s, %s)", [f"msg_{number}_{turn}", event])
 
     ask(large_world)
     with ThreadPoolExecutor(3) as threads:
-        telling = [threads.submit(tell, number) for number in range(3)]
+        sending = [threads.submit(send_events, number) for number in range(3)]
         erasing = resuming(large_world)
-        for each in telling:
+        for each in sending:
             each.result()
         erasing.wait()
     assert large_world.run("resume").exit_code == 0
     assert large_world.scan() == {}
 
 
-def test_of_two_owners_who_leave_at_once_one_stays(world: World) -> None:
+def test_if_two_owners_leave_at_once_one_remains(world: World) -> None:
     query = "select public.request_erasure(%s, 'person')"
     with world.database() as one, world.database() as two, ThreadPoolExecutor(1) as threads:
         with one.transaction():
@@ -339,7 +341,7 @@ def test_retention_does_not_make_writers_wait_for_readers(world: World) -> None:
 def expected_remains(
     adas_large_database: str, lasting_database: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, list[tuple[Any, ...]]]:
-    """What remains after an erasure that nothing disturbed."""
+    """The remaining rows after an undisturbed erasure."""
     with running_outside() as clerk:
         clerk.answer = lambda *_: (200, {}, b"{}")
         world = World.of(lasting_database(adas_large_database), tmp_path_factory.mktemp("uninterrupted"), clerk)
@@ -348,7 +350,7 @@ def expected_remains(
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(more, marks=pytest.mark.thorough) for more in (1, 2))])
-def test_a_command_that_is_killed_again_and_again_ends_in_the_same_rows(
+def test_a_repeatedly_killed_command_ends_in_the_same_rows(
     large_world: World, expected_remains: dict[str, list[tuple[Any, ...]]], seed: int
 ) -> None:
     moments = random.Random(seed)  # noqa: S311 - no secret
@@ -365,7 +367,7 @@ def test_a_command_that_is_killed_again_and_again_ends_in_the_same_rows(
     assert large_world.remains() == expected_remains
 
 
-def test_a_database_that_is_killed_again_and_again_ends_in_the_same_rows(
+def test_a_repeatedly_killed_database_ends_in_the_same_rows(
     home: Path, tmp_path: Path, clerk: Clerk, request: pytest.FixtureRequest
 ) -> None:
     moments = random.Random(7)  # noqa: S311 - no secret
@@ -411,7 +413,7 @@ def resuming(world: World) -> subprocess.Popen[bytes]:
 
 
 def wait_for_progress(world: World, command: subprocess.Popen[bytes]) -> None:
-    """Until a step was committed that erased something, or the command has ended."""
+    """Waits until a step has erased something, or the command has ended."""
     query = "select counts from app.erasure_log"
     with world.database() as connection:
         before = connection.execute(query).fetchall()
@@ -420,7 +422,7 @@ def wait_for_progress(world: World, command: subprocess.Popen[bytes]) -> None:
 
 
 def wait_for_others(world: World) -> None:
-    """Until the server has noticed that nobody listens any more."""
+    """Waits until the server has closed the sessions of killed clients."""
     others = (
         "select from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() "
         "and backend_type = 'client backend'"

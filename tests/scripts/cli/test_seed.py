@@ -1,4 +1,4 @@
-"""The example tenants arrive by every way, bulk data quickly; and never twice."""
+"""`ballast seed`: example tenants and bulk data, neither of which a second run changes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scripts.scratch.postgres import Postgres
 from tests.conftest import ROOT, Stack
 
 SEED_SQL = ROOT / "supabase" / "seed.sql"
-WHO_IS_WHAT = """
+ROLES_BY_PERSON = """
 select p.clerk_user_id, o.clerk_org_id, m.role from public.organization_memberships as m
 join public.profiles as p on p.id = m.user_id join public.organizations as o on o.id = m.organization_id
 where p.clerk_user_id = any (%s) order by 1, 2
@@ -45,7 +45,7 @@ def connection(server: Postgres) -> Iterator[psycopg.Connection[Any]]:
 
 def test_the_stack_starts_with_the_example_tenants(stack: Stack) -> None:
     with psycopg.connect(stack.environment["DATABASE_URL"]) as connection:
-        assert connection.execute(WHO_IS_WHAT, [list(examples.PEOPLE)]).fetchall() == ROLES
+        assert connection.execute(ROLES_BY_PERSON, [list(examples.PEOPLE)]).fetchall() == ROLES
         assert set(connection.execute(PROJECTS).fetchall()) >= EXAMPLE_PROJECTS
 
 
@@ -54,19 +54,19 @@ def test_acme_has_25_projects_and_globex_10() -> None:
     assert (per_tenant.count("org_acme"), per_tenant.count("org_globex")) == (25, 10)
 
 
-def test_the_supabase_clis_seed_is_the_same_and_changes_nothing_twice(connection: psycopg.Connection[Any]) -> None:
+def test_the_seed_of_the_supabase_cli_is_the_same_and_idempotent(connection: psycopg.Connection[Any]) -> None:
     for _ in range(2):
         connection.execute(SEED_SQL.read_bytes())
-        assert connection.execute(WHO_IS_WHAT, [list(examples.PEOPLE)]).fetchall() == ROLES
+        assert connection.execute(ROLES_BY_PERSON, [list(examples.PEOPLE)]).fetchall() == ROLES
         rows = connection.execute(PROJECTS).fetchall()
         assert (len(rows), set(rows)) == (35, EXAMPLE_PROJECTS)
 
 
-def test_the_supabase_clis_seed_is_current() -> None:
+def test_the_seed_of_the_supabase_cli_is_current() -> None:
     assert SEED_SQL.read_text() == examples.as_sql(), "run: ballast seed --sql > supabase/seed.sql"
 
 
-def test_bulk_data_has_the_asked_size_and_changes_nothing_twice(connection: psycopg.Connection[Any]) -> None:
+def test_bulk_data_has_the_requested_size_and_is_idempotent(connection: psycopg.Connection[Any]) -> None:
     size = bulk.Size(organizations=60, members=4, projects=3)
     assert sum(rows for _, rows in bulk.fill(connection, size)) == 60 + 240 + 240 + 180
     assert sum(rows for _, rows in bulk.fill(connection, size)) == 0

@@ -1,4 +1,4 @@
-"""`ballast doctor`: on a whole stack everything passes; each thing that can be wrong is found by breaking it."""
+"""`ballast doctor`: every check passes on a running stack, and finds the problem that a test creates."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Examine = Callable[..., Finding]
 
 
 def jwt(role: object) -> str:
-    """A Supabase key of the old kind or a session token, as far as its middle goes."""
+    """Returns an unsigned JWT, as an older Supabase key or a session token, with this role."""
     claims = base64.urlsafe_b64encode(json.dumps({"role": role}).encode()).decode().rstrip("=")
     return f"eyJhbGciOiJIUzI1NiJ9.{claims}.signature"
 
@@ -41,7 +41,7 @@ def outside() -> Iterator[Outside]:
 
 @pytest.fixture
 def examine(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Examine:
-    """Runs one check on the running stack with changes; None removes a variable."""
+    """Runs one check on the running stack with changed variables; None removes a variable."""
     for name in PLACE:
         monkeypatch.setenv(name, stack.environment[name])
 
@@ -57,13 +57,13 @@ def examine(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Examine:
 
 
 def require_failure(finding: Finding, *words: str) -> None:
-    """Asserts that the check failed, with these words and something to do."""
+    """Asserts that the check failed with these words, and has a remedy."""
     assert finding.outcome == "failed", finding
     assert finding.remedy, finding
     assert all(word in f"{finding.found} {finding.remedy}" for word in words), finding
 
 
-# --- the whole ---
+# --- all checks ---
 
 
 def test_a_running_stack_passes_every_check(stack: Stack) -> None:
@@ -74,7 +74,7 @@ def test_a_running_stack_passes_every_check(stack: Stack) -> None:
     assert result.returncode == 0
 
 
-def test_nothing_that_is_printed_is_a_secret(stack: Stack) -> None:
+def test_no_output_contains_a_secret(stack: Stack) -> None:
     result = stack.ballast("doctor")
     assert result.returncode == 0, result.stdout
     hidden = [
@@ -85,7 +85,7 @@ def test_nothing_that_is_printed_is_a_secret(stack: Stack) -> None:
     assert [value for value in hidden if value in result.stdout + result.stderr] == []
 
 
-def test_where_little_is_set_the_rest_is_skipped_and_said(hosted_database: str, tmp_path: Path) -> None:
+def test_checks_without_their_variables_are_skipped_with_a_reason(hosted_database: str, tmp_path: Path) -> None:
     url = f"{hosted_database}?sslmode=disable"
     place = {"BALLAST_HOME": str(tmp_path / "home"), "BALLAST_PORT_BASE": "40000", "DATABASE_URL": url}
     result: Result = CliRunner().invoke(ballast, ["doctor", "--json"], env=place)
@@ -96,15 +96,15 @@ def test_where_little_is_set_the_rest_is_skipped_and_said(hosted_database: str, 
     assert findings["backup store"]["found"] == "BACKUP_URL is not set."
     assert result.exit_code == 1
     plain = CliRunner().invoke(ballast, ["doctor"], env=place)
-    assert all(word in plain.stdout for word in ("skipped", "failed", "→ Set them as .env.example says"))
+    assert all(word in plain.stdout for word in ("skipped", "failed", "→ Set them as .env.example describes"))
 
 
-def test_without_any_database_the_checks_of_it_are_skipped(tmp_path: Path) -> None:
+def test_without_a_database_its_checks_are_skipped(tmp_path: Path) -> None:
     context = Context({}, None)
     assert {run_check(name, context).outcome for name in CHECKS if name != "settings"} == {"skipped"}
 
 
-def test_a_secret_that_somebody_repeats_is_not_shown(examine: Examine, stack: Stack, outside: Outside) -> None:
+def test_a_secret_in_an_error_response_is_redacted(examine: Examine, stack: Stack, outside: Outside) -> None:
     secret = stack.environment["SUPABASE_SECRET_KEY"]
     outside.answer = lambda *_: rest_answer({"message": f"unknown key {secret}"}, 401)
     finding = examine("secret key", SUPABASE_URL=outside.url)
@@ -112,13 +112,13 @@ def test_a_secret_that_somebody_repeats_is_not_shown(examine: Examine, stack: St
     assert secret not in str(finding)
 
 
-def test_a_database_that_does_not_answer_is_told_without_its_password(examine: Examine) -> None:
+def test_an_unreachable_database_is_reported_without_its_password(examine: Examine) -> None:
     finding = examine("pg_dump", url="postgresql://postgres:tr0ub4dor@127.0.0.1:9/postgres")
     require_failure(finding, "does not answer")
     assert "tr0ub4dor" not in str(finding)
 
 
-# --- each by breaking one thing ---
+# --- one broken part at a time ---
 
 
 @pytest.mark.parametrize(("check", "changes", "words"), [
@@ -138,11 +138,11 @@ def test_a_database_that_does_not_answer_is_told_without_its_password(examine: E
     ("JWT templates", {"CLERK_API_URL": UNUSED_URL}, ["ConnectError"]),
     ("backup store", {"BACKUP_URL": "file:///nowhere/at/all"}, ["BACKUP_URL", "must exist"]),
     ("recipients", {"BACKUP_RECIPIENTS": "age1nonsense"}, ["Recipient 1", "age"]),
-    ("recipients", {"BACKUP_RECIPIENTS": None, "ENVIRONMENT": "production"}, ["no backup is made", "age-keygen"]),
+    ("recipients", {"BACKUP_RECIPIENTS": None, "ENVIRONMENT": "production"}, ["no backup is created", "age-keygen"]),
     ("service", {"SERVICE_URL": UNUSED_URL}, ["ConnectError"]),
     ("webhook secret", {"CLERK_WEBHOOK_SECRETS": "whsec_" + "QUFB" * 8}, ["secret 1 of 1", "401", "CLERK_WEBHOOK_SECRETS"]),
     ("webhook secret", {"CLERK_WEBHOOK_SECRETS": "whsec_!"}, ["not base64"]),
-    ("jobs token", {"JOBS_TOKEN": "a" * 32}, ["does not know JOBS_TOKEN"]),
+    ("jobs token", {"JOBS_TOKEN": "a" * 32}, ["rejects JOBS_TOKEN with 40"]),
     ("Redis", {"UPSTASH_REDIS_REST_TOKEN": "wrong-wrong"}, ["Upstash"]),
     ("Redis", {"UPSTASH_REDIS_REST_URL": UNUSED_URL}, ["ConnectError"]),
 ], ids=str)  # fmt: skip
@@ -158,7 +158,7 @@ def test_a_wrong_variable_is_found(
     assert "short-one" not in str(finding)
 
 
-def test_old_keys_that_are_jwts_are_told_apart(examine: Examine) -> None:
+def test_older_keys_that_are_jwts_are_recognized(examine: Examine) -> None:
     keys = {"SUPABASE_PUBLISHABLE_KEY": jwt("anon"), "SUPABASE_SECRET_KEY": jwt("service_role")}
     assert examine("keys", **keys).outcome == "passed"
 
@@ -180,23 +180,23 @@ def test_a_ping_changes_nothing_but_the_inbox(examine: Examine, stack: Stack) ->
     ("Clerk's keys", "CLERK_ISSUER", rest_answer({"keys": []}), ["no key for RS256"]),
     ("Clerk's keys", "CLERK_ISSUER", rest_answer({"keys": [{"kty": "EC", "kid": "a"}]}), ["no key for RS256"]),
     ("Clerk's keys", "CLERK_ISSUER", (404, {}, b"<html>"), ["404", "Frontend API URL"]),
-    ("publishable key", "SUPABASE_URL", rest_answer([{"role": "owner"}]), ["not signed in", "drifted"]),
+    ("publishable key", "SUPABASE_URL", rest_answer([{"role": "owner"}]), ["Anonymous callers", "drifted"]),
     ("publishable key", "SUPABASE_URL", (502, {}, b"<html>bad gateway"), ["502"]),
     ("secret key", "SUPABASE_URL", rest_answer({"code": "PGRST202", "message": "no function"}, 404), ["no function", "migrate up"]),
     ("third-party auth", "SUPABASE_URL", rest_answer({"code": "PGRST301", "message": "No suitable key"}, 401), ["No suitable key", "Third-party auth"]),
     ("JWT templates", "CLERK_API_URL", rest_answer([{"name": "odd", "claims": {"role": "service_role"}}]), ["authenticated", "odd"]),
     ("JWT templates", "CLERK_API_URL", rest_answer([{"name": "odd", "claims": {"role": "{{user.public_metadata.role}}"}}]), ["odd", "remove"]),
-    ("JWT templates", "CLERK_API_URL", rest_answer({"data": []}), ["Clerk answers 200", "CLERK_API_URL"]),
+    ("JWT templates", "CLERK_API_URL", rest_answer({"data": []}), ["Clerk returns 200", "CLERK_API_URL"]),
     ("JWT templates", "CLERK_API_URL", (502, {}, b"<html>bad gateway"), ["502"]),
-    ("exposed schemas", "SUPABASE_URL", rest_answer([]), ["app is reachable", "exposed schemas"]),
-    ("exposed schemas", "SUPABASE_URL", rest_answer({"code": "42501", "message": "permission denied"}, 403), ["app is reachable"]),
+    ("exposed schemas", "SUPABASE_URL", rest_answer([]), ["exposes the schema app", "exposed schemas"]),
+    ("exposed schemas", "SUPABASE_URL", rest_answer({"code": "42501", "message": "permission denied"}, 403), ["exposes the schema app"]),
     ("service", "SERVICE_URL", rest_answer({"detail": "No answer from: redis."}, 503), ["No answer from: redis."]),
-    ("webhook secret", "SERVICE_URL", rest_answer({"outcome": "ignored"}), ["wrong signature is answered 200"]),
-    ("webhook secret", "SERVICE_URL", rest_answer({}), ["does not answer as the service does"]),
+    ("webhook secret", "SERVICE_URL", rest_answer({"outcome": "ignored"}), ["wrong signature gets 200"]),
+    ("webhook secret", "SERVICE_URL", rest_answer({}), ["not the webhook route of the service"]),
     ("jobs token", "SERVICE_URL", rest_answer({}), ["without a token"]),
     ("Redis", "UPSTASH_REDIS_REST_URL", rest_answer({"result": "PANG"}), ["Upstash"]),
 ], ids=str)  # fmt: skip
-def test_something_else_that_answers_is_found(
+def test_a_wrong_server_is_found(
     examine: Examine, outside: Outside, check: str, variable: str, answer: Answer, words: list[str]
 ) -> None:
     outside.answer = lambda *_: answer
@@ -213,47 +213,47 @@ def test_a_session_token_with_another_role_is_found(examine: Examine, role: obje
     require_failure(examine("role claim", session_token=jwt(role)), json.dumps(role), "Customize session token")
 
 
-def test_jwt_templates_of_people_are_no_fault(examine: Examine, outside: Outside) -> None:
+def test_jwt_templates_with_the_expected_role_pass(examine: Examine, outside: Outside) -> None:
     claims: list[dict[str, object]] = [{"role": "authenticated"}, {"aud": "elsewhere"}]
     outside.answer = lambda *_: rest_answer([{"name": f"t{i}", "claims": each} for i, each in enumerate(claims)])
-    assert examine("JWT templates", CLERK_API_URL=outside.url).found == "2 at Clerk, and none sets another role."
+    assert examine("JWT templates", CLERK_API_URL=outside.url).found == "2 in Clerk; none sets another role."
 
 
-def test_elsewhere_a_session_token_has_to_be_given(examine: Examine) -> None:
+def test_outside_the_local_stack_a_session_token_is_required(examine: Examine) -> None:
     finding = examine("third-party auth", ENVIRONMENT="test")
     assert (finding.outcome, "--session-token" in finding.found) == ("skipped", True)
 
 
-def test_a_pg_dump_that_is_missing_is_found(examine: Examine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_pg_dump_is_found(examine: Examine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PG_BIN", str(tmp_path))
     require_failure(examine("pg_dump"), "No pg_dump", "postgresql-client")
 
 
-def test_a_bucket_is_listed_and_written_only_when_asked(
+def test_a_bucket_is_written_only_with_write(
     examine: Examine, bucket: str, s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = f"s3://{bucket}/some/prefix"
     read = examine("backup store", BACKUP_URL=url)
-    assert (read.outcome, "not tried" in read.found) == ("passed", True)
+    assert (read.outcome, "not tested" in read.found) == ("passed", True)
     written = examine("backup store", may_write=True, BACKUP_URL=url)
-    assert (written.outcome, "can be written" in written.found) == ("passed", True)
+    assert (written.outcome, "writable" in written.found) == ("passed", True)
     require_failure(examine("backup store", BACKUP_URL=f"s3://{bucket}-of-nobody/x"), "BACKUP_URL")
     monkeypatch.setenv("AWS_ENDPOINT_URL", UNUSED_URL)
     require_failure(examine("backup store", BACKUP_URL=url), "BACKUP_URL", "AWS_")
 
 
-def test_a_probe_leaves_nothing(examine: Examine, tmp_path: Path) -> None:
+def test_a_write_test_leaves_no_file(examine: Examine, tmp_path: Path) -> None:
     assert examine("backup store", may_write=True, BACKUP_URL=tmp_path.as_uri()).outcome == "passed"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_recipients_are_better_than_one(examine: Examine, stack: Stack) -> None:
+def test_a_single_recipient_gets_a_warning(examine: Examine, stack: Stack) -> None:
     one = stack.environment["BACKUP_RECIPIENTS"]
     assert "Add a second" in examine("recipients", ENVIRONMENT="production").found
     assert examine("recipients", ENVIRONMENT="production", BACKUP_RECIPIENTS=f"{one},{one}").found == "2 recipients."
 
 
-# --- the database, one that is no stack's ---
+# --- a database that is not the stack's ---
 
 
 @pytest.fixture
@@ -303,13 +303,13 @@ def test_a_database_that_is_behind_or_has_drifted_is_found(
     assert examine("migrations", url=hosted_database).outcome == "failed"
 
 
-def test_what_the_advisors_say_is_passed_on(examine: Examine, hosted_database: str) -> None:
+def test_findings_of_the_advisors_are_reported(examine: Examine, hosted_database: str) -> None:
     execute(hosted_database, "create table public.naked (id integer primary key)")
     execute(hosted_database, "grant select on public.naked to anon")
     require_failure(examine("advisors", url=f"{hosted_database}?sslmode=disable"), "naked", "Advisors")
 
 
-def test_the_environment_is_as_it_was(examine: Examine) -> None:
+def test_the_environment_is_restored(examine: Examine) -> None:
     before: dict[str, Any] = dict(os.environ)
     for check in ("settings", "backup store"):
         examine(check)

@@ -1,4 +1,4 @@
-"""`ballast status`: one screen of traffic lights for any database, and the local stack's parts where there is one."""
+"""`ballast status`: traffic lights for any database, and the services of a local stack."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OURS = {"migrations", "access", "backup", "erasure", "job", "storage", "webhook"
 
 
 class Elsewhere:
-    """A database that is no local stack's, and the command on it."""
+    """Runs the command on a database that does not belong to a local stack."""
 
     def __init__(self, url: str, home: Path) -> None:
         self.url = url
@@ -44,7 +44,7 @@ class Elsewhere:
         return dict(found)
 
     def back_up(self) -> None:
-        """Records that there is a proven backup."""
+        """Records a backup that a drill has proven."""
         self.execute(
             "insert into public.backup_logs (filename, backup_type, status, finished_at, drilled_at, drill_passed) "
             "values ('database/x', 'automated', 'completed', now(), now(), true)"
@@ -56,7 +56,7 @@ def elsewhere(populated_database: str, new_database: Callable[..., str], tmp_pat
     return Elsewhere(new_database(populated_database), tmp_path / "home")
 
 
-def test_a_fresh_stack_has_its_parts_and_no_red_light(stack: Stack) -> None:
+def test_a_fresh_stack_shows_its_services_and_no_red_light(stack: Stack) -> None:
     status = stack.ballast("status", "--json")
     shown = json.loads(status.stdout)
     assert status.returncode == 0, status.stdout
@@ -69,14 +69,14 @@ def test_a_fresh_stack_has_its_parts_and_no_red_light(stack: Stack) -> None:
     assert all(word in plain.stdout for word in ("postgres", "healthy", "webhook", "migrations"))
 
 
-def test_without_a_stack_or_a_database_only_the_parts_are_shown(tmp_path: Path) -> None:
+def test_without_a_stack_or_a_database_only_the_services_are_shown(tmp_path: Path) -> None:
     result = Elsewhere("", tmp_path / "home").run("--json", DATABASE_URL=None)
     shown = json.loads(result.stdout)
     assert (result.exit_code, shown["checks"]) == (1, [])
     assert {part["state"] for part in shown["parts"]} == {"down"}
 
 
-def test_another_database_has_no_parts_and_is_green_when_all_is_well(elsewhere: Elsewhere) -> None:
+def test_another_database_shows_no_services_and_no_red_light(elsewhere: Elsewhere) -> None:
     elsewhere.back_up()
     shown = json.loads(elsewhere.run("--json").stdout)
     assert shown["parts"] == []
@@ -84,12 +84,12 @@ def test_another_database_has_no_parts_and_is_green_when_all_is_well(elsewhere: 
     assert elsewhere.run().exit_code == 0
 
 
-def test_the_option_names_another_database_than_the_environment(elsewhere: Elsewhere) -> None:
+def test_the_option_overrides_the_environment(elsewhere: Elsewhere) -> None:
     result = elsewhere.run("--json", "--database-url", elsewhere.url, DATABASE_URL="postgresql://nobody@127.0.0.1:9/x")
     assert len(json.loads(result.stdout)["checks"]) >= len(OURS)
 
 
-def test_without_a_backup_production_is_red_and_a_playground_is_not(elsewhere: Elsewhere) -> None:
+def test_a_missing_backup_is_red_in_production_and_yellow_locally(elsewhere: Elsewhere) -> None:
     result = elsewhere.run()
     assert result.exit_code == 1
     assert "There is no backup" in result.stdout
@@ -106,7 +106,7 @@ def test_without_a_backup_production_is_red_and_a_playground_is_not(elsewhere: E
     ("update app.applied_sources set checksum = 'x' where path like '%/caller.sql'", "migrations", "ballast migrate up"),
     ("update supabase_migrations.schema_migrations set statements = '{x}' where version like '%230100'", "migrations", "ballast migrate status"),
 ])  # fmt: skip
-def test_each_trouble_is_red_and_says_what_to_do(elsewhere: Elsewhere, breaking: str, name: str, words: str) -> None:
+def test_each_problem_is_red_and_has_advice(elsewhere: Elsewhere, breaking: str, name: str, words: str) -> None:
     elsewhere.back_up()
     assert elsewhere.run().exit_code == 0
     elsewhere.execute(breaking)
@@ -116,7 +116,7 @@ def test_each_trouble_is_red_and_says_what_to_do(elsewhere: Elsewhere, breaking:
     assert (result.exit_code, words in result.stdout) == (1, True)
 
 
-def test_a_view_of_yours_is_shown_like_ours(elsewhere: Elsewhere) -> None:
+def test_your_own_health_view_is_shown(elsewhere: Elsewhere) -> None:
     elsewhere.execute(
         "create view ops.invoice_health as select 3 as overdue, interval '90 minutes' as age, 'yellow' as status, 'Remind [them].' as advice"
     )
@@ -127,7 +127,7 @@ def test_a_view_of_yours_is_shown_like_ours(elsewhere: Elsewhere) -> None:
     assert all(word in line for word in ("yellow", "overdue 3, age 90 min", "Remind [them]."))
 
 
-def test_a_database_without_our_schema_is_to_be_migrated(new_database: Callable[..., str], tmp_path: Path) -> None:
+def test_a_database_without_our_schema_has_pending_migrations(new_database: Callable[..., str], tmp_path: Path) -> None:
     fresh = Elsewhere(new_database(), tmp_path / "home")
     result = fresh.run("--json")
     (check,) = json.loads(result.stdout)["checks"]
@@ -137,19 +137,19 @@ def test_a_database_without_our_schema_is_to_be_migrated(new_database: Callable[
     )
 
 
-def test_a_database_that_does_not_answer_is_red_and_its_password_not_shown(tmp_path: Path) -> None:
+def test_an_unreachable_database_is_red_and_its_password_is_hidden(tmp_path: Path) -> None:
     result = Elsewhere("postgresql://postgres:tr0ub4dor@127.0.0.1:9/postgres", tmp_path / "home").run()
     assert result.exit_code == 1
     assert "does not answer" in result.stdout
     assert "tr0ub4dor" not in result.output
 
 
-def test_facts_are_short_and_say_nothing_of_nothing() -> None:
+def test_facts_omit_null_and_zero() -> None:
     facts = {"failed": 0, "oldest": None, "enabled": False, "received_24h": 7}
     assert traffic_lights.format_facts(facts) == "enabled no, received 24h 7"
 
 
-def test_the_caches_hit_rate_is_shown_where_the_service_is_known(elsewhere: Elsewhere, stack: Stack) -> None:
+def test_the_cache_hit_rate_is_shown_if_the_service_is_configured(elsewhere: Elsewhere, stack: Stack) -> None:
     headers = {"Authorization": f"Bearer {stack.token('user_ada', 'org_acme')}"}
     for _ in range(5):
         assert httpx.get(f"{stack.environment['SERVICE_URL']}/api/v1/me", headers=headers).is_success
