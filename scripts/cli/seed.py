@@ -26,7 +26,7 @@ class NotSeeded(Failure):
     "--organizations", type=click.IntRange(1), metavar="N", help="Create bulk data: this many organizations ..."
 )
 @click.option(
-    "--organizations", type=click.IntRange(1), metavar="N", help="Load bulk data: this many organizations ..."
+    "--members", type=click.IntRange(1), default=10, show_default=True, help="... each with these members ..."
 )
 @click.option("--projects", type=click.IntRange(0), default=100, show_default=True, help="... and these projects.")
 @click.option("--sql", "as_sql", is_flag=True, help="Only print the example tenants as SQL (supabase/seed.sql).")
@@ -77,9 +77,9 @@ def create_missing_projects(
     token = ClerkClient(environment["CLERK_ISSUER"]).token(user_id, organization_id)["token"]
     headers = {"apikey": environment["SUPABASE_PUBLISHABLE_KEY"], "Authorization": f"Bearer {token}"}
     with httpx.Client(base_url=f"{environment['SUPABASE_URL']}/rest/v1", headers=headers, timeout=30) as api:
-        [organization] = _fetch_rows(api, "/organizations", {"select": "id", "clerk_org_id": f"eq.{organization_id}"})
+        [organization] = _rows(api, "/organizations", {"select": "id", "clerk_org_id": f"eq.{organization_id}"})
         filters = {"select": "title", "organization_id": f"eq.{organization['id']}"}
-        existing = {row["title"] for row in _fetch_rows(api, "/projects", filters)}
+        existing = {row["title"] for row in _rows(api, "/projects", filters)}
         missing = [{"organization_id": organization["id"], "title": title} for title in titles if title not in existing]
         if missing:
             answer = api.post("/projects", json=missing)
@@ -88,7 +88,7 @@ def create_missing_projects(
         return len(missing)
 
 
-def _fetch_rows(api: httpx.Client, path: str, query: dict[str, str]) -> list[dict[str, str]]:
+def _rows(api: httpx.Client, path: str, query: dict[str, str]) -> list[dict[str, str]]:
     try:
         answer = api.get(path, params=query)
     except httpx.HTTPError as error:

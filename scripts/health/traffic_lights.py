@@ -121,6 +121,7 @@ def _format_value(value: object) -> str:
 
 
 def _format_duration(length: timedelta) -> str:
+    """Formats 90 minutes as `90 min`, and 30 hours as `30 h`."""
     seconds = length.total_seconds()
     for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if abs(seconds) >= 2 * size:

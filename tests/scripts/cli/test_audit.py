@@ -41,7 +41,7 @@ class Trail:
         self.run("seal")
         return [seal for (seal,) in self.execute("select encode(seal, 'hex') from app.audit_seals order by sequence")]
 
-    def problems(self, *arguments: str) -> list[str]:
+    def list_problems(self, *arguments: str) -> list[str]:
         result = self.run("verify", "--json", *arguments)
         problems: list[str] = json.loads(result.stdout)["problems"]
         assert result.exit_code == bool(problems)
@@ -171,13 +171,13 @@ def test_an_entry_before_the_first_range_is_found(sealed_trail: Trail) -> None:
 
 def test_a_copy_proves_that_the_chain_was_rewritten(sealed_trail: Trail) -> None:
     _, kept, *_ = sealed_trail.seals()
-    assert sealed_trail.problems("--seal", kept.upper()) == []
+    assert sealed_trail.list_problems("--seal", kept.upper()) == []
     sealed_trail.execute(f"update public.audit_logs set action = 'project.deleted' where {VICTIM}")
     sealed_trail.execute("delete from app.audit_seals")
     first, second, *_ = sealed_trail.seals()
     assert second != kept
-    assert sealed_trail.problems("--seal", first) == []
-    [problem] = sealed_trail.problems("--seal", first, "--seal", kept)
+    assert sealed_trail.list_problems("--seal", first) == []
+    [problem] = sealed_trail.list_problems("--seal", first, "--seal", kept)
     assert problem.startswith(f"The seal {kept} is not in the chain")
 
 
@@ -185,7 +185,7 @@ def test_a_copy_proves_that_the_last_seal_was_removed(sealed_trail: Trail) -> No
     *_, kept = sealed_trail.seals()
     sealed_trail.execute("delete from app.audit_seals where sequence = (select max(sequence) from app.audit_seals)")
     assert sealed_trail.list_problems() == []
-    assert len(sealed_trail.problems("--seal", kept)) == 1
+    assert len(sealed_trail.list_problems("--seal", kept)) == 1
 
 
 def test_an_erasure_is_not_reported_as_tampering(sealed_trail: Trail) -> None:
@@ -210,7 +210,7 @@ def test_retention_is_not_reported_as_tampering(sealed_trail: Trail) -> None:
         "Dropped app.audit_logs_2026_03",
     ]
     assert sealed_trail.states()[:3] == ["dropped", "dropped", "intact"]
-    assert sealed_trail.problems("--seal", kept[0], "--seal", kept[2]) == []
+    assert sealed_trail.list_problems("--seal", kept[0], "--seal", kept[2]) == []
 
 
 def test_an_entry_inserted_into_a_dropped_month_is_found(sealed_trail: Trail) -> None:
