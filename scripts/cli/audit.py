@@ -91,7 +91,7 @@ def audit() -> None:
 @options.url_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of lines.")
 def seal(url: str | None, as_json: bool) -> None:
-    """Seal the complete entries since the last seal, and print the new seals.
+    """Seal the new complete entries, and print the seals.
 
     Store a copy where database administrators cannot change it. An administrator who rewrites the trail can also
     rewrite the seals in the database; only a copy proves it.
@@ -146,7 +146,10 @@ def verify(url: str | None, known_seals: tuple[str, ...], as_json: bool) -> None
 @options.url_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of lines.")
 def maintain(url: str | None, as_json: bool) -> None:
-    """Create the partitions of the coming months, and drop those that are older than the retention period."""
+    """Create and drop monthly partitions.
+
+    The coming months get partitions. Those that are older than the retention period are dropped.
+    """
     with options.open_database(url, requires="app.audit_seals") as connection:
         made, dropped = maintain_partitions(connection)
     if as_json:

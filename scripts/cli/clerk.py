@@ -116,8 +116,9 @@ def _parse_data(given: str) -> dict[str, Any]:
 @click.option("--restart", is_flag=True, help="Start from the beginning instead of resuming an interrupted run.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def backfill_command(url: str | None, restart: bool, as_json: bool) -> None:
-    """Import all users, organizations, memberships and pending invitations from Clerk.
+    """Import all data from Clerk.
 
+    These are users, organizations, memberships and pending invitations.
     You can run it at any time, repeatedly, and while webhooks arrive: known objects are skipped. It resumes a run that
     was interrupted in the last day. Needs CLERK_SECRET_KEY. The exit code is 1 if an object was refused, or if Clerk
     counts more objects than it lists.
@@ -155,8 +156,9 @@ def backfill_command(url: str | None, restart: bool, as_json: bool) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def reconcile_command(url: str | None, fix: bool, sample: int | None, delete_many: bool, as_json: bool) -> None:
-    """Compare Clerk's users, organizations, memberships and pending invitations with the database.
+    """Compare Clerk's data with the database.
 
+    These are users, organizations, memberships and pending invitations.
     Reports objects that are missing here, stale, have the wrong role, or are orphaned (deleted at Clerk). With --fix,
     orphaned people are erased, as after a user.deleted event. Needs CLERK_SECRET_KEY.
     The exit code is 1 if a difference was not fixed, or if Clerk counts more objects than it lists.

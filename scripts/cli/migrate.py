@@ -91,7 +91,7 @@ def new(name: str) -> None:
 @migrate.command("bundle", epilog="Example: ballast migrate bundle --check")
 @click.option("--check", is_flag=True, help="Write nothing; exit with 1 if supabase/migrations/ is not current.")
 def bundle_command(check: bool) -> None:
-    """Write supabase/migrations/, for projects that Supabase itself deploys.
+    """Write supabase/migrations/, which Supabase itself deploys.
 
     `supabase db push` and preview branches apply only that folder. It contains copies of migrations/, and bundles of
     the changed files of functions/ and policies/. Run this before you merge. `migrate up` does not need it.

@@ -72,9 +72,10 @@ def person() -> None:
 )
 @click.argument("clerk_user_id", metavar="ID")
 def export_command(url: str | None, output: Path | None, clerk_user_id: str) -> None:
-    """Write all data of the person with this Clerk ID to a file that only you may read.
+    """Write all data of the person with this Clerk ID to a file.
 
-    The export is recorded in the audit trail, and appears in the exports of the person's own data.
+    Only you may read the file. The audit trail records the export, which also appears in the exports of the person's
+    own data.
     """
     file = output or Path(f"{clerk_user_id}.zip")
     if file.suffix not in WRITERS:
@@ -90,7 +91,9 @@ def export_command(url: str | None, output: Path | None, clerk_user_id: str) -> 
 @click.option("--json", "as_json", is_flag=True, help="Print the receipt as JSON.")
 @click.argument("clerk_user_id", metavar="ID")
 def erase_command(url: str | None, yes: bool, as_json: bool, clerk_user_id: str) -> None:
-    """Erase the person with this Clerk ID: in the database, then at Clerk. This cannot be undone.
+    """Erase the person with this Clerk ID.
+
+    The person is erased in the database, then at Clerk. This cannot be undone.
 
     Exits with 1 if the erasure is not complete yet: `ballast person resume` continues it.
     """
@@ -115,8 +118,9 @@ def erase_command(url: str | None, yes: bool, as_json: bool, clerk_user_id: str)
 @options.url_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def resume(url: str | None, as_json: bool) -> None:
-    """Continue every incomplete erasure, including those that are scheduled for later.
+    """Continue every incomplete erasure.
 
+    This includes erasures that are scheduled for later.
     Exits with 1 if one is still incomplete.
     """
     with options.open_database(url, requires="app.personal_data") as connection:
@@ -131,7 +135,10 @@ def resume(url: str | None, as_json: bool) -> None:
 @options.url_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def replay(url: str | None, as_json: bool) -> None:
-    """Erase again the people whom a restored backup brought back, according to the ledger in BACKUP_URL."""
+    """Repeat erasures in a restored backup.
+
+    Erases again the people of the ledger in BACKUP_URL whom the backup brought back.
+    """
     external = connect_external_services(url)
     if external.ledger is None:
         raise LedgerMissing("BACKUP_URL is not set. Set BACKUP_URL: the ledger of erasures is stored with the backups.")

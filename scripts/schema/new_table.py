@@ -170,7 +170,9 @@ def new() -> None:
 @click.argument("name")
 @click.option("--columns", required=True, metavar="'NAME:TYPE …'", help="The table's own columns, with their types.")
 def table_command(name: str, columns: str) -> None:
-    """Write the files of a table NAME in the schema public, whose rows belong to an organization.
+    """Write the files of a new table NAME.
+
+    The table is in the schema public, and each row belongs to an organization.
 
     It has the columns of the example `projects`: id, organization_id, created_by, your columns, created_at, updated_at.
     The files also define its policies, permissions of each role, audit trail, broadcasts, registry entry for personal

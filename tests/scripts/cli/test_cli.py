@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import click
@@ -27,6 +28,12 @@ def test_every_verb_shows_an_example_of_itself(words: tuple[str, ...]) -> None:
     shown = CliRunner().invoke(ballast, [*words, "--help"])
     assert shown.exit_code == 0
     assert f"Example: {' '.join(['ballast', *words])}" in " ".join(shown.output.split())
+
+
+@pytest.mark.parametrize("words", list(list_commands(ballast)), ids=" ".join)
+def test_no_line_of_help_is_cut_off(words: tuple[str, ...]) -> None:
+    shown = CliRunner().invoke(ballast, [*words, "--help"], prog_name="ballast").output
+    assert [line for line in shown.splitlines() if re.search(r"[^\s\]]\.\.\.$", line)] == []
 
 
 def test_help_lists_every_verb() -> None:
