@@ -164,7 +164,7 @@ ATTACKS: dict[str, Callable[[Issuer], str]] = {
     "a changed payload": lambda i: i.token().replace(".", ".A", 1),
     "kid as a list": lambda _: raw(b'{"alg":"RS256","kid":["ins_test"]}'),
     "alg as a list": lambda _: raw(b'{"alg":["RS256"],"kid":"ins_test"}'),
-    "a header that is no object": lambda _: raw(b"[]"),
+    "a header that is not an object": lambda _: raw(b"[]"),
     "a header that is not JSON": lambda _: raw(b"\xff\xfe"),
     "a deeply nested header": lambda _: raw(b"[" * 5000),
     "a number too long in the header": lambda _: raw(b'{"alg":' + b"9" * 5000 + b"}"),
