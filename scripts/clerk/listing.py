@@ -87,7 +87,7 @@ KINDS = (USERS, ORGANIZATIONS, MEMBERSHIPS, INVITATIONS)
 
 
 class Position(NamedTuple):
-    """How far a list was read: the number of objects, and the last one's time of creation, in ms since 1970."""
+    """A position in a list: the number of objects before it, and the last one's time of creation, in ms since 1970."""
 
     offset: int
     created_at: int

@@ -48,7 +48,7 @@ class MirroredObject:
 
     @property
     def key(self) -> object:
-        """What identifies the object in Clerk's list; for a membership, the pair of organization and person."""
+        """The object's identity in Clerk's list; for a membership, the pair of organization and person."""
         return (self.organization, self.person) if self.organization and self.person else self.clerk_id
 
 

@@ -186,7 +186,7 @@ def write_export(connection: Connection, clerk_user_id: str, file: Path) -> int:
 
 @dataclass(frozen=True)
 class ExternalServices:
-    """Where an erasure ends. Without a ledger, a restored backup would bring the person back unnoticed."""
+    """Clerk and the ledger. Without a ledger, a restored backup would bring erased people back unnoticed."""
 
     clerk: ClerkApi
     ledger: LedgerStore | None

@@ -49,7 +49,7 @@ class FolderInvalid(Failure):
 
 @dataclass(frozen=True)
 class Unbundled:
-    """What supabase/migrations/ lacks: copies, changed sources in the order of application, and removed paths."""
+    """The pending changes of supabase/migrations/: copies, changed sources in order of application, removed paths."""
 
     copies: tuple[Migration, ...]
     changed: tuple[Source, ...]

@@ -37,7 +37,7 @@ NAME = """
 
 
 class Identity(NamedTuple):
-    """What identifies an object: its kind and its name."""
+    """The identity of an object: its kind and its name."""
 
     kind: str
     name: str
