@@ -200,7 +200,7 @@ begin
     entry.user_id := (select p.id from public.profiles as p where p.id = p_user_id); -- null for an erased person
     entry.actor := case when entry.user_id is null then coalesce(entry.actor, 'service') end;
   elsif entry.user_id is null or p_user_id <> entry.user_id then
-    raise sqlstate 'PT403' using message = 'The actor of an audit event is the caller.', hint = 'Omit p_user_id.';
+    raise sqlstate 'PT403' using message = 'Only the secret key may name another actor.', hint = 'Omit p_user_id.';
   elsif p_organization_id is null or p_organization_id <> all(app.own_org_ids()) then
     raise sqlstate 'PT403' using message = 'You are not a member of this organization.';
   elsif not exists (select from app.audit_prefixes as a where a.prefix = namespace) then

@@ -155,7 +155,7 @@ begin
   perform app.refuse_clerk_tokens();
   update app.exports as e set touched_at = clock_timestamp() where e.id = export_id and e.outcome = 'running' returning e.* into export;
   if export.id is null then
-    raise sqlstate 'PT404' using message = 'This export does not exist or has ended.', hint = 'Start a new one with begin_export().';
+    raise sqlstate 'PT404' using message = 'This export does not exist or is finished.', hint = 'Start a new one with begin_export().';
   end if;
   person := app.find_person((select p.clerk_user_id from public.profiles as p where p.id = export.person_id));
   for rule in

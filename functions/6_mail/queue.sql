@@ -130,7 +130,7 @@ comment on function app.enqueue_mail is
 
 -- --- triggers that queue mail
 
--- Only for people who signed up in the last two days: a backfill imports older ones.
+-- Only for people who signed up in the last two days: a backfill also imports people who signed up long ago.
 create or replace function app.mail_welcome() returns trigger
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$

@@ -92,10 +92,10 @@ class CompressingReader:
     def read(self, size: int = -1, /) -> bytes:
         """Returns up to `size` bytes. Raises what `make_error` makes."""
         while not (piece := self._ready.read(size)) and not self._has_ended:
-            self._ready = io.BytesIO(self._compress_next())
+            self._ready = io.BytesIO(self._compress_next_chunk())
         return piece
 
-    def _compress_next(self) -> bytes:
+    def _compress_next_chunk(self) -> bytes:
         assert self._program.stdout is not None
         raw = self._program.stdout.read(PIECE_BYTES)
         if raw:

@@ -81,7 +81,7 @@ class BackupUnsound(Failure):
     """The backup was restored, but the result differs from what was backed up."""
 
 
-class OutputRefused(Failure):
+class OutputPathInvalid(Failure):
     """The extract cannot be written to the requested path."""
 
     exit_code = 2
@@ -390,11 +390,11 @@ def _as_text(query: sql.Composable) -> str:
 
 
 def require_free(output: Path) -> None:
-    """Raises OutputRefused if `output` cannot be created. Call it first: an extract takes a while."""
+    """Raises OutputPathInvalid if `output` cannot be created. Call it first: an extract takes a while."""
     if output.exists():
-        raise OutputRefused(f"{output} already exists: choose a path that does not exist.")
+        raise OutputPathInvalid(f"{output} already exists: choose a path that does not exist.")
     if not output.parent.is_dir():
-        raise OutputRefused(f"The folder {output.parent} does not exist: create it or choose another path.")
+        raise OutputPathInvalid(f"The folder {output.parent} does not exist: create it or choose another path.")
 
 
 @contextmanager
@@ -406,7 +406,7 @@ def _write_atomically(output: Path) -> Iterator[Path]:
             yield path
             path.rename(output)
     except OSError as error:
-        raise OutputRefused(f"Cannot write {output}: {error.strerror}.") from None
+        raise OutputPathInvalid(f"Cannot write {output}: {error.strerror}.") from None
 
 
 @contextmanager

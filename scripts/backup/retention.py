@@ -22,7 +22,7 @@ from functools import partial
 from pydantic import AwareDatetime, BaseModel, StrictBool, ValidationError
 
 from scripts.backup.manifest import Manifest
-from scripts.backup.store import BackupStore, Leftover, ManifestInvalid, StoreUnavailable
+from scripts.backup.store import BackupStore, ManifestInvalid, StoreUnavailable, UnfinishedBackup
 from scripts.schema import database
 
 DAY = timedelta(days=1)
@@ -85,7 +85,7 @@ class Plan:
 
     to_keep: dict[str, str]
     to_delete: list[ListedBackup]
-    leftovers: list[Leftover]
+    leftovers: list[UnfinishedBackup]
 
 
 def list_backups(store: BackupStore) -> list[ListedBackup]:

@@ -118,7 +118,7 @@ def count_rows(connection: Connection) -> dict[str, int]:
 
 
 def describe_structure(connection: Connection) -> Structure:
-    """Hashes the definitions in our schemas by kind and name. Settings of the session do not change the result."""
+    """Returns the hash of each definition in our schemas, by kind and name. Session settings do not affect it."""
     found: Structure = {}
     with connection.transaction():
         for setting, value in SPELLING.items():

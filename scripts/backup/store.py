@@ -35,7 +35,7 @@ READ_BYTES = 4 * MEGABYTE
 ATTEMPT_SECONDS = 90
 RETRIES = 3
 
-# The codes of describe_error() for a missing file: of a bucket and of a folder.
+# What describe_error() returns for a missing file: first in a bucket, then in a folder.
 MISSING = {"404", "NotFound"}
 
 Result = TypeVar("Result")
@@ -68,7 +68,7 @@ class Sink(Protocol):
 
 
 @dataclass(frozen=True)
-class Leftover:
+class UnfinishedBackup:
     """Files of an interrupted run that never became a backup."""
 
     path: str
@@ -180,12 +180,12 @@ class BackupStore:
 
     # --- leftovers of interrupted runs ---
 
-    def leftovers(self, older_than: timedelta) -> list[Leftover]:
+    def leftovers(self, older_than: timedelta) -> list[UnfinishedBackup]:
         """Finds unfinished uploads, and folders without a manifest, whose last write is older than this."""
         before = datetime.now(UTC) - older_than
         return [each for each in [*self._find_unfinished_folders(), *self._find_uploads()] if each.began_at < before]
 
-    def remove(self, leftover: Leftover) -> None:
+    def remove(self, leftover: UnfinishedBackup) -> None:
         """Deletes a leftover folder, or aborts an upload."""
         if leftover.upload_id is None:
             self.discard(leftover.path.removeprefix(f"{FOLDER}/"))
@@ -198,7 +198,7 @@ class BackupStore:
             if failure.code not in MISSING:  # missing: the upload has ended in the meantime
                 raise
 
-    def _find_unfinished_folders(self) -> Iterator[Leftover]:
+    def _find_unfinished_folders(self) -> Iterator[UnfinishedBackup]:
         backups = set(self.names())
         folders: dict[str, list[tuple[int, datetime]]] = {}
         for path, size, written_at in self._list_objects() if self.folder is None else self._list_on_disk(self.folder):
@@ -206,7 +206,9 @@ class BackupStore:
             if NAME.fullmatch(name) and name not in backups:
                 folders.setdefault(name, []).append((size, written_at))
         for name, files in folders.items():
-            yield Leftover(f"{FOLDER}/{name}", sum(size for size, _ in files), max(moment for _, moment in files))
+            yield UnfinishedBackup(
+                f"{FOLDER}/{name}", sum(size for size, _ in files), max(moment for _, moment in files)
+            )
 
     def _list_on_disk(self, folder: Path) -> list[tuple[str, int, datetime]]:
         """Like _list_objects(), but includes empty folders and the staging files (`dump…#1`) that obstore hides."""
@@ -221,7 +223,7 @@ class BackupStore:
 
         return self._attempt(f"list {FOLDER}", lambda _: list(walk()))
 
-    def _find_uploads(self) -> Iterator[Leftover]:
+    def _find_uploads(self) -> Iterator[UnfinishedBackup]:
         """Finds multipart uploads that were never completed. Other clouds than S3 expire theirs."""
         if not self.url.startswith("s3:"):
             return
@@ -234,7 +236,7 @@ class BackupStore:
             ),
         )
         for each in found.get("Uploads", []):
-            yield Leftover(each["Key"].removeprefix(self._key("")), 0, each["Initiated"], each["UploadId"])
+            yield UnfinishedBackup(each["Key"].removeprefix(self._key("")), 0, each["Initiated"], each["UploadId"])
 
     # --- access ---
 

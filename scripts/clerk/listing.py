@@ -137,8 +137,8 @@ class ClerkListing:
     def list_pages(self, kind: Kind, after: Position = LIST_START, size: int = MAX_PAGE_SIZE) -> Iterator[Page]:
         """Yields every object that exists during the whole listing, oldest first; some of them more than once.
 
-        `after` is the position that an earlier listing reached: then only later objects follow, and a few earlier ones.
-        Raises ListIncomplete at the end if Clerk counts more objects.
+        `after` is the position that an earlier listing reached. The listing then starts slightly before it.
+        Raises ListIncomplete at the end if Clerk's count is higher than the number of listed objects.
         """
         seen: set[str] = set()
         for _ in range(MAX_READINGS):

@@ -36,10 +36,10 @@ def generate() -> Mapping[str, str]:
     """Returns the generated texts by file name. Raises NotGenerated, and what `migrate up` raises."""
     with scratch_folder("types") as folder, scratch_server(folder, fsync="off") as server:
         migrations.up(server.url())
-        return generate_from(server.url())
+        return generate_types(server.url())
 
 
-def generate_from(url: str) -> Mapping[str, str]:
+def generate_types(url: str) -> Mapping[str, str]:
     """Returns the same from a migrated database. Raises NotGenerated."""
     written = {name: _generate_file(language, f"{url}?sslmode=disable") for name, language in LANGUAGES.items()}
     return {name: _format(name, text) for name, text in written.items()}

@@ -19,7 +19,7 @@ class DatabaseUnreachable(Failure):
     """No connection to the database could be opened."""
 
 
-class DatabaseRefused(Failure):
+class StatementRefused(Failure):
     """A statement failed: the role lacks a privilege, or the connection was lost."""
 
 
@@ -32,7 +32,7 @@ def echo_err(line: str) -> None:
 def connect(url: str, notify: Notify = lambda _: None) -> Iterator[Connection]:
     """Opens a connection in autocommit mode, and passes the server's warnings to `notify`.
 
-    Raises DatabaseUnreachable, without the password, and DatabaseRefused for an error that the caller does not handle.
+    Raises DatabaseUnreachable, without the password, and StatementRefused for an error that the caller does not handle.
     """
     try:
         connection: Connection = psycopg.connect(
@@ -51,4 +51,4 @@ def connect(url: str, notify: Notify = lambda _: None) -> Iterator[Connection]:
         try:
             yield connection
         except psycopg.Error as error:
-            raise DatabaseRefused(f"The database refused a statement: {error}") from error
+            raise StatementRefused(f"The database refused a statement: {error}") from error

@@ -168,7 +168,7 @@ def up(
     """Applies new and changed files, and returns the plan. With `dry_run`, everything runs and is rolled back.
 
     `notify` receives the server's warnings, and a line while the deployment waits for another one or for a lock.
-    Raises a Failure: either nothing was applied, or only some policies files are left. A second run continues there.
+    Raises a Failure: then nothing was applied, or everything but some policies files. A second run applies those.
     """
     files = read_files(root)
     # The lock has its own connection, so that it outlives the other's transactions, through any pooler.
@@ -216,7 +216,7 @@ def list_states(database_url: str, *, root: Path = ROOT, notify: Notify = lambda
     """Lists every file with its state, migrations first. Takes no lock. Raises DatabaseUnreachable and FilesInvalid."""
     files = read_files(root)
     with connect(database_url, notify) as connection:
-        return read_history(connection, files) + read_source_states(connection, files)
+        return read_history(connection, files) + read_file_states(connection, files)
 
 
 def lock(connection: Connection, notify: Notify) -> None:
@@ -231,20 +231,20 @@ def lock(connection: Connection, notify: Notify) -> None:
 
 def read_files(root: Path) -> Files:
     """Reads the three folders. Raises FilesInvalid for an invalid name or a duplicate version."""
-    migrations = [_parse_migration(path, text) for path, text in _read_texts(root, "migrations/*.sql")]
+    migrations = [_parse_migration(path, text) for path, text in _read_sql_files(root, "migrations/*.sql")]
     for earlier, later in pairwise(migrations):
         if earlier.version == later.version:
             raise FilesInvalid(
                 f"{earlier.path} and {later.path} have the same version: give the newer file another timestamp."
             )
     patterns = ("functions/**/*.sql", "policies/*.sql")
-    sources = [_parse_source(path, text) for pattern in patterns for path, text in _read_texts(root, pattern)]
+    sources = [_parse_source(path, text) for pattern in patterns for path, text in _read_sql_files(root, pattern)]
     if not migrations and not sources:
         raise FilesInvalid(f"There are no migrations in {root}: run `.venv/bin/ballast` in a checkout.")
     return Files(tuple(migrations), tuple(sources))
 
 
-def _read_texts(root: Path, pattern: str) -> Iterator[tuple[str, str]]:
+def _read_sql_files(root: Path, pattern: str) -> Iterator[tuple[str, str]]:
     """Yields path and text, ordered by path: all files of functions/2_clerk/ precede those of functions/3_audit/."""
     for path in sorted(file.relative_to(root).as_posix() for file in root.glob(pattern)):
         try:
@@ -288,7 +288,7 @@ def make_plan(connection: Connection, files: Files) -> Plan:
 
 
 def _plan_sources(connection: Connection, plan: Plan) -> Plan:
-    states = dict(read_source_states(connection, plan.files))
+    states = dict(read_file_states(connection, plan.files))
     return replace(
         plan,
         sources=tuple(source for source in plan.files.sources if states[source.path] != "current"),
@@ -314,7 +314,7 @@ def _find_migration_state(migration: Migration, applied: dict[str, AppliedMigrat
     return "applied" if recorded in (None, migration.statements()) else "edited"
 
 
-def read_source_states(connection: Connection, files: Files) -> list[FileState]:
+def read_file_states(connection: Connection, files: Files) -> list[FileState]:
     """Lists every source in order of application, then the removed ones."""
     checksums = read_applied_sources(connection)
     states = [

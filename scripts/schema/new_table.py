@@ -31,7 +31,7 @@ SYSTEM_COLUMNS = ("tableoid", "xmin", "cmin", "xmax", "cmax", "ctid")
 PARAMETERS = ("columns", "on_conflict")
 # Resource types that the audit trail already uses. Clients log actions with the prefix `client.` (app.audit_prefixes).
 AUDITED_RESOURCES = ("client", "invitation", "member", "organization", "personal_data", "profile", "project")
-# The permissions of each role on projects.
+# The permissions of each role for a new table: those of the example `projects`.
 ROLES = {
     "read": ("owner", "admin", "member", "viewer"),
     "create": ("owner", "admin", "member"),
@@ -140,7 +140,7 @@ class Table:
         return ", ".join(f"'t.{name}'" for name in names)
 
     @property
-    def headline(self) -> str | None:
+    def title_column(self) -> str | None:
         """The column by which people recognize a row."""
         return next((column.name for column in self.columns if column.type == "text"), None)
 

@@ -98,7 +98,7 @@ def test_audit_entries_stay_without_the_actor(world: Database) -> None:
         "select user_id, changes -> 'before' ->> 'created_by' from public.audit_logs where action = 'specimen.deleted'"
     )
     assert deleted == [(world.value("select id from public.profiles where clerk_user_id = %s", BEN), "erased")]
-    # An entry that she made on behalf of another person keeps that person, and loses her and her IP address.
+    # An entry that the erased person made for another one still names the other, without the erased person's id and IP address.
     support = world.rows(
         "select impersonator, user_id is null, ip_address is null from public.audit_logs where metadata ->> 'title' = 'Ada as support'"
     )
@@ -244,7 +244,7 @@ def test_an_unverified_address_does_not_identify_a_person(world: Database) -> No
     assert world.value("select count(*) from public.organization_invitations where email = 'ben@example.net'") == 1
 
 
-def test_an_address_of_another_account_is_recognized_in_any_case(world: Database) -> None:
+def test_an_address_of_another_account_is_recognized_regardless_of_letter_case(world: Database) -> None:
     world.execute("update public.profiles set email = upper(%s) where clerk_user_id = %s", ADA_EMAILS[1], CLEO)
     assert ADA_EMAILS[1] not in world.value("select (app.find_person(%s)).emails", ADA)
 

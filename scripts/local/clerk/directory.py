@@ -121,7 +121,7 @@ class Directory:
         if subject == "organization":
             return self._make_deletion("organization", data) if what == "deleted" else self._complete_organization(data)
         if subject == "organizationMembership":
-            membership = self._complete_membership(data)
+            membership = self._fill_in_membership(data)
             if what != "deleted":
                 self.role(membership["role"])
             if what == "created":
@@ -133,7 +133,7 @@ class Directory:
                 self._require_seat(invitation["organization_id"], invitation["email_address"])
             return invitation
         if subject == "role":
-            return self._make_deletion("role", data) if what == "deleted" else self._complete_role(data)
+            return self._make_deletion("role", data) if what == "deleted" else self._fill_in_role(data)
         return data
 
     def apply(self, event_type: str, data: Object) -> None:
@@ -200,7 +200,7 @@ class Directory:
         known = self.organizations.get(organization_id) or _new_organization(organization_id)
         return known | _times(known) | data | {"object": "organization", "id": organization_id}
 
-    def _complete_membership(self, data: Object) -> Object:
+    def _fill_in_membership(self, data: Object) -> Object:
         known = self.memberships.get(data.get("id", ""), {})
         user_id = (data.get("public_user_data") or known.get("public_user_data") or {}).get("user_id")
         organization_id = (data.get("organization") or known.get("organization") or {}).get("id")
@@ -246,7 +246,7 @@ class Directory:
         }
         return defaults | _times({}) | data
 
-    def _complete_role(self, data: Object) -> Object:
+    def _fill_in_role(self, data: Object) -> Object:
         known = self.roles.get(data.get("id", "")) or self._role_with(data.get("key", "")) or {}
         key = data.get("key") or known.get("key")
         if not key:

@@ -125,7 +125,7 @@ class Changes:
             raise SubscriptionRefused(str(error)) from None
         unable = "Unable to subscribe to changes with given parameters."
         if not is_writable(f"{schema}{table}{wanted.get('filter')}"):
-            raise SubscriptionRefused(f"{unable} No name or value has such characters.")
+            raise SubscriptionRefused(f"{unable} The name or value contains characters that are not allowed.")
         async with self._pool.connection() as connection:
             names = {"publication": PUBLICATION, "schema": str(schema), "table": str(table)}
             rows = await (await connection.execute(TABLES, names)).fetchall()

@@ -208,7 +208,7 @@ class Channels:
         if channel.subscriptions:
             channel.push_system("postgres_changes", "error" if problem else "ok", problem or SUBSCRIBED_MESSAGE)
         if problem == NO_DATABASE:
-            self._resolve_later(channel)
+            self._resolve_in_background(channel)
         channel.sees_presence = channel.settings.presence
         self._push_presence(channel)
 
@@ -240,7 +240,7 @@ class Channels:
                 return NO_DATABASE
         return None
 
-    def _resolve_later(self, channel: Channel) -> None:
+    def _resolve_in_background(self, channel: Channel) -> None:
         """Resolves in the background, as soon as the database answers, and sends the outcome to the client."""
         task = asyncio.create_task(self._resolve_until_answered(channel))
         self._tasks.add(task)
@@ -276,7 +276,7 @@ class Channels:
             subscription.claims = channel.claims
         self._watch_expiry(channel)
         if channel.subscriptions:
-            self._resolve_later(channel)
+            self._resolve_in_background(channel)
 
     async def _send(self, channel: Channel, ref: str | None, broadcast: Broadcast) -> None:
         if not (await self._writing(channel)).broadcast:
@@ -310,7 +310,7 @@ class Channels:
     def broadcast(self, room: Room, broadcast: Broadcast, skip: Channel | None = None) -> None:
         """Sends a broadcast to all channels in the room that may read it."""
         frames: dict[type[Wire], Frame | None] = {}
-        for channel in self._readers(room):
+        for channel in self._list_channels(room):
             if channel is not skip and channel.reading.broadcast:
                 wire = channel.socket.wire
                 if type(wire) not in frames:
@@ -339,7 +339,7 @@ class Channels:
         """The stream of changes runs again. Changes in between are lost, so clients are notified to read again."""
         for channel in itertools.chain.from_iterable(self._rooms.values()):
             if channel.subscriptions:
-                self._resolve_later(channel)
+                self._resolve_in_background(channel)
 
     def on_messages_resumed(self) -> None:
         """The stream of broadcasts runs again. Private channels may have missed some, so clients have to rejoin."""
@@ -428,11 +428,11 @@ class Channels:
 
     def _push_difference(self, room: Room, diff: Json) -> None:
         text = encode(diff)
-        for channel in self._readers(room):
+        for channel in self._list_channels(room):
             if channel.reading.presence:
                 channel.socket.send(channel.socket.wire.push(channel.topic, "presence_diff", text))
 
-    def _readers(self, room: Room) -> Iterator[Channel]:
+    def _list_channels(self, room: Room) -> Iterator[Channel]:
         return iter(list(self._rooms[room])) if room in self._rooms else iter(())
 
 

@@ -9,7 +9,7 @@ select app.broadcast('public.{{ table.name }}', '{{ table.name }}:read');
 
 select app.audit('public.{{ table.name }}'
 {%- if table.resource %}, '{{ table.resource }}'{% endif %}
-{%- if table.headline %}, named => '{{ "{" }}{{ table.headline }}{{ "}" }}'{% endif %});
+{%- if table.title_column %}, named => '{{ "{" }}{{ table.title_column }}{{ "}" }}'{% endif %});
 
 delete from app.personal_data
 where relation = 'public.{{ table.name }}';

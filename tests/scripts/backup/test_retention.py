@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from scripts.backup import retention
 from scripts.backup.manifest import MANIFEST, File, Manifest
 from scripts.backup.retention import DAY, ListedBackup, Policy, select_kept
-from scripts.backup.store import BackupStore, Leftover
+from scripts.backup.store import BackupStore, UnfinishedBackup
 from scripts.cli import ballast
 from service.backups import new_name
 from service.erasure_ledger import LedgerStore
@@ -384,7 +384,7 @@ def uploads(bucket: str) -> set[str]:
     return {each["UploadId"] for each in boto3.client("s3").list_multipart_uploads(Bucket=bucket).get("Uploads", [])}
 
 
-def remove_all(url: str, older_than: timedelta = timedelta(0)) -> list[Leftover]:
+def remove_all(url: str, older_than: timedelta = timedelta(0)) -> list[UnfinishedBackup]:
     found = BackupStore(url).leftovers(older_than)
     for leftover in found:
         BackupStore(url).remove(leftover)

@@ -67,7 +67,7 @@ def test_stack_supabase_starts_the_cli_stack_and_tests_its_database(run: Run) ->
 def test_stack_containers_pulls_the_images_before_it_runs_tests(run: Run) -> None:
     assert lines(run("--stack", "containers")) == [
         "setup",
-        # The script pulls what the first python prints. This one prints its arguments.
+        # The script pulls the images that `python` prints. This stub, first in PATH, prints its arguments.
         "docker pull --quiet python",
         "docker pull --quiet -m",
         "docker pull --quiet scripts.local.containers",

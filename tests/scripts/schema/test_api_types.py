@@ -25,7 +25,7 @@ TYPES = ROOT / "supabase/types"
 def generated_types(migrated_database: str, lasting_database: Callable[..., str]) -> Mapping[str, str]:
     url = lasting_database(migrated_database)
     remove(url)
-    return api_types.generate_from(url)
+    return api_types.generate_types(url)
 
 
 @pytest.fixture

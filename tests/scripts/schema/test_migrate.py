@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from scripts.cli import ballast
 from scripts.schema import drift, migrations
-from scripts.schema.database import DatabaseRefused, DatabaseUnreachable, connect
+from scripts.schema.database import DatabaseUnreachable, StatementRefused, connect
 from scripts.schema.migrations import FilesInvalid, FileState, HistoryDisagrees, Plan, StatementFailed
 from scripts.scratch.postgres import Postgres
 from tests.schema import remove
@@ -451,7 +451,7 @@ class TestFailure:
         assert "geheim" not in str(failure.value)
 
     def test_a_role_that_may_not_deploy_gets_the_server_message(self, project: Project) -> None:
-        with pytest.raises(DatabaseRefused, match=r"permission denied for (database|schema)"):
+        with pytest.raises(StatementRefused, match=r"permission denied for (database|schema)"):
             migrations.up(project.url.replace("postgres:", "authenticator:", 1), root=project.root)
 
     def test_sources_require_the_table_that_records_them(self, empty: Project) -> None:
