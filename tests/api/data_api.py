@@ -54,7 +54,7 @@ class DataApi:
             "nbf": CLEO | {"nbf": now + 1000},
             "iat-future": CLEO | {"iat": now + 1000},
             "norole": {"sub": "user_cleo"},
-            "badrole": CLEO | {"role": "nobody_here"},
+            "badrole": CLEO | {"role": "no_such_role"},
             "postgresrole": CLEO | {"role": "postgres"},
             "supaadmin": CLEO | {"role": "supabase_admin"},
             "authenticatorrole": CLEO | {"role": "authenticator"},

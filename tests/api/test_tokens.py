@@ -59,7 +59,7 @@ def test_a_token_signed_by_a_known_key_is_accepted(stack: Stack, claims: dict[st
     assert answer.json() != []
 
 
-@pytest.mark.parametrize("subject", [None, "user_nobody", 5, ["user_ada"], {"id": "user_ada"}, ""])
+@pytest.mark.parametrize("subject", [None, "user_unknown", 5, ["user_ada"], {"id": "user_ada"}, ""])
 @pytest.mark.parametrize("path", ["projects", "profiles?select=id", "organizations", "rpc/my_permissions"])
 def test_a_token_without_a_known_user_reads_nothing(stack: Stack, subject: object, path: str) -> None:
     answer = read(stack, mint_token(stack, sub=subject), path)
@@ -102,7 +102,7 @@ def test_claims_that_are_not_an_object_are_refused(stack: Stack) -> None:
     [
         (None, (401, "42501", "permission denied for table projects", None)),
         ("anon", (401, "42501", "permission denied for table projects", None)),
-        ("nobody_here", (401, "22023", 'role "nobody_here" does not exist', None)),
+        ("no_such_role", (401, "22023", 'role "no_such_role" does not exist', None)),
         (["authenticated"], (401, "22023", 'role "["authenticated"]" does not exist', None)),
         ("", (401, "22023", 'role "" does not exist', None)),
         ("postgres", (403, "42501", 'permission denied to set role "postgres"', None)),

@@ -130,7 +130,7 @@ def test_an_insert_without_an_identity_is_refused_by_the_policy(database: Databa
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"sub": "user_nobody"}, "unknown person"),
+        ({"sub": "user_unknown"}, "unknown person"),
         ({"sub": "USER_ADA"}, "another spelling"),
         ({"sts": "pending"}, "unfinished sign-in"),
         ({"sts": "blocked"}, "an unknown status"),

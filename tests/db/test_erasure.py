@@ -166,7 +166,7 @@ def test_a_sole_owner_gets_a_list_of_their_organizations_and_is_not_erased(world
 
 def test_a_request_for_an_unknown_person_is_refused(database: Database) -> None:
     with pytest.raises(psycopg.DatabaseError) as refused:
-        call(database, "request_erasure", clerk_user_id="user_nobody", requested_by="person")
+        call(database, "request_erasure", clerk_user_id="user_unknown", requested_by="person")
     assert refused.value.sqlstate == "PT404"
 
 

@@ -361,7 +361,7 @@ def test_explain_access_names_unknown_ambiguous_and_deleted_people_and_tenants(w
     def reasons(person: str, organization: str = "org_acme") -> set[tuple[Any, ...]]:
         return set(world.rows("select allowed, because from ops.explain_access(%s, %s)", person, organization))
 
-    ((allowed, because),) = reasons("user_nobody")
+    ((allowed, because),) = reasons("user_unknown")
     assert (allowed, "the webhook has not arrived" in because) == (False, True)
     ((allowed, because),) = reasons(ADA, "org_none")
     assert (allowed, "No organization or more than one matches org_none" in because) == (False, True)

@@ -278,7 +278,7 @@ def test_an_ended_export_has_no_pages(world: Database) -> None:
 
 def test_an_export_of_an_unknown_person_is_refused(database: Database) -> None:
     with pytest.raises(psycopg.DatabaseError) as refused:
-        call(database, "begin_export", clerk_user_id="user_nobody", requested_by="person")
+        call(database, "begin_export", clerk_user_id="user_unknown", requested_by="person")
     assert refused.value.sqlstate == "PT404"
 
 

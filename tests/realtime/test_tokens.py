@@ -39,7 +39,7 @@ def test_an_invalid_token_is_refused_with_its_reason(server: Server) -> None:
     assert join_refusal(client, server.clerk_token("user_ada", lifetime=-7)) in {
         f"InvalidJWTToken: Token has expired {age} seconds ago" for age in (6, 7, 8)
     }
-    assert join_refusal(client, server.clerk_token("user_ada", role="nobody_here")) == (
+    assert join_refusal(client, server.clerk_token("user_ada", role="no_such_role")) == (
         "InvalidJWTToken: Fields `role` and `exp` are required in JWT"
     )
 

@@ -180,7 +180,7 @@ def vault(request: pytest.FixtureRequest) -> Vault:
     return request.getfixturevalue(f"{request.param}_vault")  # type: ignore[no-any-return]
 
 
-NO_DATABASE = "postgresql://nobody@127.0.0.1:1/nothing"
+NO_DATABASE = "postgresql://unknown@127.0.0.1:1/nothing"
 
 
 @pytest.fixture

@@ -215,7 +215,7 @@ def test_clocks_may_differ_by_five_seconds(issuer: Issuer, tokens: SessionTokens
     assert tokens.authenticate(bearer(token)).user_id == "user_test"
 
 
-@pytest.mark.parametrize("claims", [{"azp": PARTIES[1]}, {"azp": None}, {"aud": "anybody"}])
+@pytest.mark.parametrize("claims", [{"azp": PARTIES[1]}, {"azp": None}, {"aud": "another-audience"}])
 def test_the_authorized_party_may_be_absent_and_the_audience_is_ignored(
     issuer: Issuer, tokens: SessionTokens, claims: dict[str, object]
 ) -> None:

@@ -50,7 +50,7 @@ def test_the_answer_to_an_unknown_job_lists_the_jobs(offline: FlaskClient) -> No
 @pytest.mark.parametrize("job", JOBS)
 def test_a_job_fails_without_a_database(make_app: MakeApp, tmp_path: Path, job: str) -> None:
     folder = tmp_path.as_uri()
-    client = make_app(DATABASE_URL="postgresql://nobody", BACKUP_URL=folder).test_client()
+    client = make_app(DATABASE_URL="postgresql://unknown", BACKUP_URL=folder).test_client()
     response = client.post(f"/jobs/{job}", headers=as_caller(ENVIRONMENT["JOBS_TOKEN"] or ""))
     kind = "sample-unavailable" if job == "reconcile-sample" else "database-unavailable"
     assert (response.status_code, response.json["type"]) == (503, f"urn:problem:ballast:{kind}")

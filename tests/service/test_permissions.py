@@ -159,7 +159,7 @@ def test_a_missing_organization_is_refused_like_a_foreign_one(online: FlaskClien
 @pytest.mark.parametrize(
     "body",
     [
-        [], "text", 5, {}, {"email": "x@example.com"}, {"role": "member"}, {"email": "nobody", "role": "member"},
+        [], "text", 5, {}, {"email": "x@example.com"}, {"role": "member"}, {"email": "no-address", "role": "member"},
         {"email": "a b@example.com", "role": "member"}, {"email": ["x@example.com"], "role": "member"},
         {"email": "x@example.com", "role": "owner"}, {"email": "x@example.com", "role": ["member"]},
         {"email": "x@example.com", "role": "org:admin"}, {"email": "x@example.com\n", "role": "member"},
@@ -303,7 +303,7 @@ def test_members_of_other_organizations_cannot_be_removed(
 
 def test_removing_a_member_who_is_already_gone_at_clerk_succeeds(online: FlaskClient, stack: Stack, team: Team) -> None:
     with online.application.app_context():
-        components().clerk.delete_membership(team.clerk_id, "user_nobody")
+        components().clerk.delete_membership(team.clerk_id, "user_unknown")
 
 
 # --- Clerk and the database fail ---

@@ -161,8 +161,8 @@ def test_there_is_no_data_about_a_stranger(make_app: MakeApp, stack: Stack, issu
         **(stack.environment | {"CLERK_ISSUER": issuer.url, "CLERK_AUTHORIZED_PARTIES": ""})
     ).test_client()
     for response in (
-        client.get(EXPORT, headers=as_caller(issuer.token(sub="user_nobody_ever"))),
-        client.post(ERASURE, headers=as_caller(issuer.token(sub="user_nobody_ever", fva=[0, -1])), json=CONFIRMED_BODY),
+        client.get(EXPORT, headers=as_caller(issuer.token(sub="user_unknown"))),
+        client.post(ERASURE, headers=as_caller(issuer.token(sub="user_unknown", fva=[0, -1])), json=CONFIRMED_BODY),
     ):
         assert (response.status_code, response.json["type"]) == (404, "urn:problem:ballast:nothing-held")
 

@@ -52,7 +52,7 @@ def logs_an_exception() -> str:
 @pytest.mark.parametrize(
     ("method", "path", "status", "title"),
     [
-        ("GET", f"/nobody/{PRIVATE}", 404, "Not Found"),
+        ("GET", f"/missing/{PRIVATE}", 404, "Not Found"),
         ("DELETE", "/webhooks/clerk", 405, "Method Not Allowed"),
         ("GET", "/webhooks/clerk", 405, "Method Not Allowed"),
         ("BREW", "/healthz", 405, "Method Not Allowed"),

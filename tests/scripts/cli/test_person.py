@@ -177,7 +177,7 @@ def test_a_failed_export_leaves_no_file(world: World, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (("export", "user_nobody"), "No data about this person is stored"), (("erase", "user_nobody", "--yes"), "No data about this person is stored"),
+    (("export", "user_unknown"), "No data about this person is stored"), (("erase", "user_unknown", "--yes"), "No data about this person is stored"),
     (("export", ADA, "--output", "ada.txt"), "neither .zip nor .json"),
 ])  # fmt: skip
 def test_a_usage_error_is_one_line(world: World, words: tuple[str, ...], message: str) -> None:

@@ -237,7 +237,7 @@ def test_a_bucket_is_written_only_with_write(
     assert (read.outcome, "not tested" in read.found) == ("passed", True)
     written = examine("backup store", may_write=True, BACKUP_URL=url)
     assert (written.outcome, "writable" in written.found) == ("passed", True)
-    require_failure(examine("backup store", BACKUP_URL=f"s3://{bucket}-of-nobody/x"), "BACKUP_URL")
+    require_failure(examine("backup store", BACKUP_URL=f"s3://{bucket}-missing/x"), "BACKUP_URL")
     monkeypatch.setenv("AWS_ENDPOINT_URL", UNUSED_URL)
     require_failure(examine("backup store", BACKUP_URL=url), "BACKUP_URL", "AWS_")
 

@@ -85,7 +85,7 @@ def test_another_database_shows_no_services_and_no_red_light(elsewhere: Elsewher
 
 
 def test_the_option_overrides_the_environment(elsewhere: Elsewhere) -> None:
-    result = elsewhere.run("--json", "--database-url", elsewhere.url, DATABASE_URL="postgresql://nobody@127.0.0.1:9/x")
+    result = elsewhere.run("--json", "--database-url", elsewhere.url, DATABASE_URL="postgresql://unknown@127.0.0.1:9/x")
     assert len(json.loads(result.stdout)["checks"]) >= len(OURS)
 
 

@@ -72,7 +72,7 @@ def refusal(answer: httpx.Response) -> tuple[int, str, str | None]:
         ({"role": "org:captain"}, (404, "resource_not_found", "role")),
         ({"role": "member"}, (404, "resource_not_found", "role")),
         ({"inviter_user_id": "user_ben"}, (403, "not_an_admin_in_organization", None)),
-        ({"inviter_user_id": "user_nobody"}, (404, "resource_not_found", None)),
+        ({"inviter_user_id": "user_unknown"}, (404, "resource_not_found", None)),
         ({"email_address": "BEN@example.com"}, (400, "already_a_member_in_organization", None)),
     ],
 )
@@ -125,15 +125,15 @@ def test_the_last_administrator_cannot_be_removed(clerk: ClerkServer) -> None:
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("GET", "/users/user_nobody"),
-        ("PATCH", "/users/user_nobody"),
-        ("DELETE", "/users/user_nobody"),
+        ("GET", "/users/user_unknown"),
+        ("PATCH", "/users/user_unknown"),
+        ("DELETE", "/users/user_unknown"),
         ("GET", "/organizations/org_nowhere"),
         ("POST", "/organizations/org_nowhere/invitations"),
         ("GET", "/organizations/org_nowhere/memberships"),
         ("GET", "/organizations/org_acme/invitations/orginv_none"),
         ("DELETE", "/organizations/org_nowhere/memberships/user_ada"),
-        ("DELETE", "/organizations/org_acme/memberships/user_nobody"),
+        ("DELETE", "/organizations/org_acme/memberships/user_unknown"),
     ],
 )
 def test_an_unknown_id_is_not_found(clerk: ClerkServer, method: str, path: str) -> None:

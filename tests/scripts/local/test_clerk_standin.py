@@ -68,7 +68,7 @@ def test_the_second_factor_is_verified_by_default(stack: Stack) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--user", "user_nobody"], "has no user user_nobody"),
+        (["--user", "user_unknown"], "has no user user_unknown"),
         (["--user", "user_ada", "--org", "org_nowhere"], "has no organization org_nowhere"),
         (["--user", "user_eve", "--org", "org_acme"], "user_eve is not a member of org_acme"),
     ],
@@ -152,7 +152,7 @@ def test_pages_of_each_authorized_party_are_served(stack: Stack, place: int) -> 
     assert preflight.status_code == 204
     assert preflight.headers["Access-Control-Allow-Headers"] == "content-type"
     issued = httpx.post(url, json={"user_id": "user_ada"}, headers={"Origin": origin})
-    refused = httpx.post(url, json={"user_id": "user_nobody"}, headers={"Origin": origin})
+    refused = httpx.post(url, json={"user_id": "user_unknown"}, headers={"Origin": origin})
     assert (issued.status_code, refused.status_code) == (200, 404)
     for answer in (preflight, issued, refused):
         assert answer.headers["Access-Control-Allow-Origin"] == origin
@@ -241,14 +241,14 @@ def test_without_the_secret_key_the_backend_api_does_nothing(
 
 @pytest.mark.parametrize("method", ["GET", "PATCH", "DELETE"])
 def test_the_backend_api_reports_an_unknown_user(stack: Stack, method: str) -> None:
-    answer = _backend(stack, method, "user_nobody", json={})
+    answer = _backend(stack, method, "user_unknown", json={})
     assert (answer.status_code, answer.json()["errors"][0]["code"]) == (404, "resource_not_found")
 
 
 @pytest.mark.parametrize("method", ["OPTIONS", "GET", "PATCH", "DELETE"])
 def test_the_backend_api_refuses_web_pages(stack: Stack, method: str) -> None:
     headers = {"Authorization": f"Bearer {stack.environment['CLERK_SECRET_KEY']}", "Origin": "https://evil.example"}
-    assert _backend(stack, method, "user_nobody", headers=headers).status_code == 403
+    assert _backend(stack, method, "user_unknown", headers=headers).status_code == 403
 
 
 def test_a_user_is_returned_with_all_fields(stack: Stack) -> None:
