@@ -39,7 +39,7 @@ class ProjectMistyped(Failure):
 
 
 def open_backup(store: BackupStore, wanted: str, keys: list[Key], folder: Path) -> Backup:
-    """Finds a backup. Raises BackupUnknown, ManifestInvalid, or IdentityUnknown if an encrypted one comes without a key."""
+    """Finds a backup. Raises BackupUnknown, ManifestInvalid, or IdentityUnknown if a key is missing."""
     manifest = store.manifest(store.find(wanted))
     if manifest.is_encrypted and not keys:
         raise IdentityUnknown(
