@@ -81,9 +81,9 @@ end;
 $$;
 comment on function app.retention_period is 'The interval after which rows of a rule of app.personal_data expire; null if the rule has none.';
 
--- For the privacy page: what a visitor needs to know, without tables and columns.
+-- For the privacy page: what a visitor needs to know, without tables and columns. Intervals read "1 hour", not "01:00:00".
 create or replace function public.privacy_notice() returns jsonb
-language plpgsql stable parallel unsafe security definer set search_path = pg_catalog, pg_temp
+language plpgsql stable parallel unsafe security definer set search_path = pg_catalog, pg_temp set intervalstyle = postgres_verbose
 as $$
 begin
   perform app.refuse_clerk_tokens();
@@ -100,7 +100,7 @@ begin
           end
         ) as line
       from app.personal_data as d
-      cross join lateral (select concat_ws(' ', app.retention_period(d)::text, d.retention) as words) as r
+      cross join lateral (select concat_ws(' ', ltrim(app.retention_period(d)::text, '@ '), d.retention) as words) as r
       where d.erasure <> 'none'
       group by d.category, d.data, d.purpose, d.lawful_basis, d.erasure, r.words
     ) as n

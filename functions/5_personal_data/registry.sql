@@ -168,25 +168,25 @@ values
   'app.erasure_log', 'person', null, null, null, null, null, 'keep', null, null,
   'Your rights', 'A hash that shows that you were erased, and when',
   'To prove the erasure, and to repeat it after a restore. While the erasure runs, it also holds your ids and e-mail addresses',
-  'Legal obligation, Art. 6(1)(c) GDPR', null, null, 'for good'
+  'Legal obligation, Art. 6(1)(c) GDPR', null, null, 'permanently'
 ),
 (
   'app.clerk_tombstones', 'clerk_id', null, null, null, null, null, 'keep', null, null,
   'Your rights', 'The same hash', 'To prevent a late message from restoring your data', 'Legal obligation, Art. 6(1)(c) GDPR',
-  null, null, 'for good'
+  null, null, 'permanently'
 ),
 (
   'app.known_addresses', 'address_hash', null, null, null, null, null, 'keep', null, null,
   'Your rights', 'Hashes of the e-mail addresses you have had',
   'To remove invitations to them when you are erased, and to ignore late messages about them',
   'Legal obligation, Art. 6(1)(c) GDPR',
-  null, null, 'for good'
+  null, null, 'permanently'
 ),
 (
   'app.audit_erasures', 'original', null, null, null, null, null, 'keep', null, null,
   'Your rights', 'Hashes of audit entries as they were before you were erased',
   'To prove that the audit trail was not changed in any other way',
-  'Legitimate interest in security, Art. 6(1)(f) GDPR', null, null, 'for good'
+  'Legitimate interest in security, Art. 6(1)(f) GDPR', null, null, 'permanently'
 ),
 (
   'app.rate_limits', 'caller', 't.caller = app.rate_limit_caller(person.clerk_user_id)', null, null, null, null, 'delete', null, null,

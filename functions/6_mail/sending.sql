@@ -106,7 +106,7 @@ begin
 end;
 $$;
 comment on function public.end_mail is
-'Records the outcome of a claimed mail: sent; queued (retry with exponential backoff, not before retry_after seconds); failed (for good). Returns the resulting state. Definer: the service has no privilege on tables.';
+'Records the outcome of a claimed mail: sent; queued (retry with exponential backoff, not before retry_after seconds); failed (permanently). Returns the resulting state. Definer: the service has no privilege on tables.';
 
 -- Resend's events arrive in any order, possibly before Resend's id is recorded here. So a mail carries our id as a tag.
 create or replace function public.record_mail_event(

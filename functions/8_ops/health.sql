@@ -196,7 +196,7 @@ cross join lateral (
           'red', 'Queued mail is not being sent. Read last_error, check that the scheduler calls POST /jobs/mail, and check RESEND_API_KEY.'
         ]
     when f.failed_24h > 0
-      then array['red', 'Mail failed for good. Read error in ops.mail_failures, fix the cause, then run select ops.retry_mail(id).']
+      then array['red', 'Mail failed permanently. Read error in ops.mail_failures, fix the cause, then run select ops.retry_mail(id).']
     when f.bounced_7d >= 5 and f.bounced_7d > f.sent_7d * 0.05
       then array['yellow', 'More than 5 % of mail bounces. Read ops.mail_failures and check SPF, DKIM and DMARC of your domain in Resend.']
     when f.operator_email is null

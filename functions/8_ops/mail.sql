@@ -5,7 +5,7 @@ select o.id, o.template, o.audience, o.person_id, o.state, o.error, o.attempts, 
 from app.email_outbox as o
 where o.state in ('failed', 'bounced', 'complained') or (o.state in ('queued', 'sending') and o.error is not null)
 order by o.created_at desc;
-comment on view ops.mail_failures is 'Mail that failed for good, bounced, was reported as spam, or is being retried, newest first. Shows no addresses.';
+comment on view ops.mail_failures is 'Mail that failed permanently, bounced, was reported as spam, or is being retried, newest first. Shows no addresses.';
 
 create or replace function ops.retry_mail(id uuid) returns text
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp

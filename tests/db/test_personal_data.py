@@ -120,6 +120,7 @@ def test_the_registry_is_shown_to_administrators_and_on_the_privacy_page(databas
     assert {*notice[0]} == {"category", "data", "purpose", "lawful_basis", "retention", "erasure"}
     assert all(line[field] for line in notice for field in line)
     assert "30 days after a message was applied" in {line["retention"] for line in notice}
+    assert "1 hour after you last wrote" in {line["retention"] for line in notice}
     assert len(notice) == database.value("select count(*) from app.personal_data where erasure <> 'none'")
 
 
