@@ -53,8 +53,8 @@ end;
 $$;
 comment on function app.lock_clerk_page is 'Locks all objects of a page, and those that they mention, until the transaction ends.';
 
--- When a page is read again, most of its objects are unchanged. One query finds the others. It needs no lock, because a record's stamp never
--- decreases.
+-- When a page is read again, most of its objects are unchanged. One query finds the others. It needs no lock, because a record's
+-- stamp never decreases.
 -- An object with unchanged fields keeps its record's stamp, even if the page's stamp would be greater. That is safe, because the event that
 -- set these fields has arrived or will arrive, and its stamp is greater than that of any earlier event.
 create or replace function app.select_changed_objects(kind text, page jsonb) returns jsonb
