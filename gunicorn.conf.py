@@ -21,7 +21,7 @@ bind = f"{'127.0.0.1' if local else '0.0.0.0'}:{own_port or os.environ.get('PORT
 
 
 def on_starting(_server: object) -> None:
-    """Creates the folder for the workers' metrics. prometheus-client in each worker finds it by the variable."""
+    """Creates the folder for the workers' metrics, which prometheus-client finds by PROMETHEUS_MULTIPROC_DIR."""
     given = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     folder = Path(given or tempfile.mkdtemp(prefix="ballast-metrics-"))
     folder.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,9 @@ LEDGER_FIELDS = ("receipt", "subject_hash", "salt", "requested_at", "erased_at",
 
 @dataclass(frozen=True)
 class Eraser:
-    """`call` is DataApi.call or a function like it. Without a ledger only the database remembers the erasure.
+    """`call` is DataApi.call or a function like it.
+
+    Without a ledger the erasure is recorded only in the database, so restoring a backup undoes it.
 
     `on_erased` is called with the Clerk id of each erased person.
     """

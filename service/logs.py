@@ -51,17 +51,17 @@ def configure() -> None:
 
 def register(app: Flask) -> None:
     """Gives every request of `app` an id, returned in X-Request-Id, and writes one log line for it."""
-    app.before_request(_begin)
-    app.after_request(_end)
+    app.before_request(_start_request)
+    app.after_request(_log_request)
 
 
-def _begin() -> None:
+def _start_request() -> None:
     g.started = time.perf_counter()
     given = request.headers.get("X-Request-Id", "")
     g.request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
-def _end(response: Response) -> Response:
+def _log_request(response: Response) -> Response:
     response.headers["X-Request-Id"] = g.request_id
     fields = {
         "method": request.method,

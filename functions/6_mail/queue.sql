@@ -235,7 +235,7 @@ comment on function app.mail_erasure_done is 'Releases the mail that confirms an
 create or replace trigger mail_erasure_done after update of state on app.erasure_log
 for each row when (old.state = 'running' and new.state <> 'running') execute function app.mail_erasure_done();
 
-create or replace function app.mail_backups() returns trigger
+create or replace function app.enqueue_backup_alerts() returns trigger
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -248,10 +248,10 @@ begin
   return null;
 end;
 $$;
-comment on function app.mail_backups is 'Notifies the operator of a failed backup or drill. Definer: it reads the outbox.';
+comment on function app.enqueue_backup_alerts is 'Notifies the operator of a failed backup or drill. Definer: it reads the outbox.';
 
-create or replace trigger mail_backups after insert or update on public.backup_logs
-for each row execute function app.mail_backups();
+create or replace trigger enqueue_backup_alerts after insert or update on public.backup_logs
+for each row execute function app.enqueue_backup_alerts();
 
 -- Many events often fail at once for one reason. The lock lets only one of several concurrent transactions queue the mail. It is due
 -- after ten minutes; if every event has succeeded by then, it is dropped.

@@ -72,7 +72,7 @@ class Snapshot:
 
 @contextmanager
 def take_snapshot(connection: Connection) -> Iterator[Snapshot]:
-    """Holds a snapshot until the block ends; keep it short. Raises BackupRunning and NothingToBackUp."""
+    """Holds a snapshot until the block ends, so keep the block short. Raises BackupRunning and NothingToBackUp."""
     with connection.transaction():
         connection.execute("set transaction isolation level repeatable read, read only")
         connection.execute("set local statement_timeout = 0")

@@ -78,6 +78,6 @@ def ballast() -> None:
     """A Supabase-native backend for B2B SaaS whose users sign in with Clerk.
 
     Start with `ballast up`. Several local stacks can run at the same time: BALLAST_HOME is the folder of a stack's data
-    (default: .local in the checkout), and its ports start at BALLAST_PORT_BASE + 1 (default: 54320 + 1). With
+    (default: .local in the checkout), and its ports are BALLAST_PORT_BASE + 1 and up (default base: 54320). With
     BALLAST_JOBS=off, the stack does not run the service's jobs.
     """

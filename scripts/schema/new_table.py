@@ -135,7 +135,7 @@ class Table:
         return ", ".join(column.name for column in self.columns)
 
     @property
-    def exported(self) -> str:
+    def exported_columns(self) -> str:
         names = ("id", "organization_id", *(column.name for column in self.columns), "created_at", "updated_at")
         return ", ".join(f"'t.{name}'" for name in names)
 

@@ -83,10 +83,10 @@ class _Scanner:
                     return position
                 if self.start is None:
                     self.start = token.start()
-                self._note(token["word"], token["mark"])
+                self._update_depth(token["word"], token["mark"])
         return position
 
-    def _note(self, word: str | None, mark: str | None) -> None:
+    def _update_depth(self, word: str | None, mark: str | None) -> None:
         if mark == "(":
             self.parentheses += 1
         elif mark == ")":
@@ -95,13 +95,13 @@ class _Scanner:
             if len(self.words) < 4:
                 self.words.append(word.lower())
             if self.parentheses == 0 and self._creates_routine():
-                self._note_body(word.lower())
+                self._count_bodies(word.lower())
 
     def _creates_routine(self) -> bool:
         words = [word for word in self.words if word not in ("or", "replace")]
         return words[:2] in (["create", "function"], ["create", "procedure"])
 
-    def _note_body(self, word: str) -> None:
+    def _count_bodies(self, word: str) -> None:
         if word == "begin" or (word == "case" and self.bodies):
             self.bodies += 1
         elif word == "end" and self.bodies:

@@ -88,7 +88,9 @@ def test_a_person_is_identified_by_their_token(database: Database, acme: str) ->
 
 
 @pytest.mark.parametrize(("named", "actor"), [({}, "service"), ({"x_actor": "nightly import"}, "nightly import")])
-def test_the_service_may_name_itself(database: Database, acme: str, named: dict[str, str], actor: str) -> None:
+def test_the_service_may_record_itself_as_the_actor(
+    database: Database, acme: str, named: dict[str, str], actor: str
+) -> None:
     set_headers(database, **named)
     database.execute("""select set_config('request.jwt.claims', '{"role": "service_role"}', true)""")
     create_specimens(database, acme, "Apollo")

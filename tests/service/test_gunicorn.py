@@ -233,5 +233,5 @@ def read_setting(name: str, **changes: str) -> str:
         ({"ENVIRONMENT": "staging"}, "0.0.0.0:8000"),
     ],
 )
-def test_the_address_follows_the_environment(environment: dict[str, str], address: str) -> None:
+def test_the_address_is_read_from_environment_variables(environment: dict[str, str], address: str) -> None:
     assert read_setting("bind", **environment) == f"['{address}']"

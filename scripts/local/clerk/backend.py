@@ -68,7 +68,7 @@ class BackendApi:
         user_id = self._directory.user(request.match_info["id"])["id"]
         names = await _body(request, NAMES)
         for name in names:
-            _text(names, name)
+            _read_text_parameter(names, name)
         self._announce("user.updated", {"id": user_id} | names)
         return web.json_response(self._directory.user(user_id))
 
@@ -85,7 +85,7 @@ class BackendApi:
         email, role = _require_text(wanted, "email_address"), _require_text(wanted, "role")
         if EMAIL_ADDRESS.fullmatch(email) is None:
             raise errors.ParameterFormatInvalid("email_address", "a valid email address")
-        if inviter_id := _text(wanted, "inviter_user_id"):
+        if inviter_id := _read_text_parameter(wanted, "inviter_user_id"):
             self._require_manager(inviter_id, organization_id)
         self._require_stranger(email, organization_id)
         given = {"email_address": email, "role": role, "organization_id": organization_id}
@@ -142,13 +142,13 @@ async def _body(request: web.Request, parameters: set[str]) -> Object:
 
 def _require_text(body: Object, name: str) -> str:
     """The text with this name. Raises ParameterMissing and ParameterTypeInvalid."""
-    found = _text(body, name)
+    found = _read_text_parameter(body, name)
     if not found:
         raise errors.ParameterMissing(name)
     return found
 
 
-def _text(body: Object, name: str) -> str | None:
+def _read_text_parameter(body: Object, name: str) -> str | None:
     """The text with this name, or None for null and absence. Raises ParameterTypeInvalid."""
     found = body.get(name)
     if found is not None and not isinstance(found, str):

@@ -89,7 +89,7 @@ class Version2:
             return _binary_message(frame)
         given = parse(frame)
         if not isinstance(given, list) or len(given) != 5:
-            raise Malformed("a frame is an array of five elements")
+            raise Malformed("a frame must be an array of five elements")
         return _message(*given)
 
     def push(self, topic: str, event: str, payload: str, ref: str | None = None, join_ref: str | None = None) -> str:

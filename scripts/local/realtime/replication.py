@@ -142,7 +142,7 @@ class Stream:
             _connect(self._url, options=ASK_OPTIONS) as asking,
             _connect(self._url, replication="database") as streaming,
         ):
-            wal = _Wal(streaming.pgconn)
+            wal = _WalStream(streaming.pgconn)
             slot = f"realtime_{os.getpid()}_{next(slots)}"
             await wal.command(
                 f"CREATE_REPLICATION_SLOT {slot} TEMPORARY LOGICAL pgoutput NOEXPORT_SNAPSHOT", pq.ExecStatus.TUPLES_OK
@@ -188,7 +188,7 @@ async def _connect(url: str, **how: str) -> AsyncIterator[Connection]:
         await connection.close()
 
 
-class _Wal:
+class _WalStream:
     """A replication connection. It uses libpq directly, because psycopg does not support COPY BOTH."""
 
     def __init__(self, connection: pq.abc.PGconn) -> None:

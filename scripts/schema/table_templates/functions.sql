@@ -20,7 +20,7 @@ insert into app.personal_data (
 values
 (
   'public.{{ table.name }}', 'created_by', 't.created_by = person.id', '{{ table.name }}',
-  array[{{ table.exported | wrap(10, "  ") }}],
+  array[{{ table.exported_columns | wrap(10, "  ") }}],
   '{id}', 't.created_at', 'set null', null, null,
   'Your work', 'Which {{ table.plural }} you created',
   'To show the members of the organization who created it', 'Contract, Art. 6(1)(b) GDPR',

@@ -114,7 +114,7 @@ def test_with_arguments_only_the_selected_tests_run(run: Run) -> None:
     assert lines(run("tests/db", "--thorough")) == ["setup", "python -m pytest --thorough tests/db"]
 
 
-def test_servers_are_kept_and_stopped_on_request(run: Run) -> None:
+def test_servers_keep_running_with_keep_and_stop_with_stop(run: Run) -> None:
     assert lines(run("--keep", "tests/db"))[-1] == "python -m pytest --keep tests/db"
     assert lines(run("--keep"))[-1] == lines(run())[-1] + " --keep"
     assert lines(run("--stop"))[-1] == "python -m tests.servers stop"

@@ -714,7 +714,7 @@ def test_an_invalid_response_is_retried(outside: Outside, failure: Any) -> None:
     assert waits in ([0.5, 1.0], [0.5])
 
 
-def test_retries_end(outside: Outside) -> None:
+def test_it_gives_up_after_a_limited_number_of_retries(outside: Outside) -> None:
     waits: list[float] = []
     answers(outside, (500, {}, b""))
     with pytest.raises(ClerkUnavailable, match="run this again"):

@@ -131,7 +131,7 @@ def test_a_stack_can_be_stopped_and_deleted_with_an_invalid_file(stack_with: Mak
     assert (run(stack, "down").exit_code, run(stack, "reset", "--yes").exit_code) == (0, 0)
 
 
-def test_the_stand_ins_own_variables_change_nothing(stack_with: MakeStack) -> None:
+def test_with_only_variables_of_the_stand_in_the_file_keeps_the_stand_in(stack_with: MakeStack) -> None:
     stack = stack_with()
     (stack.home / ".env").write_text(run(stack, "env").stdout)
     again = Stack(stack.home, BASE, stack.secrets)

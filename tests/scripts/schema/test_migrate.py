@@ -546,7 +546,7 @@ class TestConcurrentDeployments:
 
 
 class TestStatus:
-    def test_each_file_has_its_state(self, applied_project: Project) -> None:
+    def test_status_lists_the_state_of_each_file(self, applied_project: Project) -> None:
         applied_project.write("migrations/20251231000000_late.sql", "select 1;")
         applied_project.write("migrations/20260102000000_new.sql", "select 1;")
         applied_project.write("functions/20_rows.sql", ROWS + "-- changed")
