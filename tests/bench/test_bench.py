@@ -40,7 +40,13 @@ def bench(folder: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "tests.bench", *words],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=accept_interrupts,
     )  # fmt: skip
+
+
+def accept_interrupts() -> None:
+    """A shell starts background jobs with SIGINT ignored, and processes inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for_output(process: subprocess.Popen[str]) -> str:
