@@ -40,7 +40,7 @@ def bench(folder: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "tests.bench", *words],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        preexec_fn=accept_interrupts,
+        preexec_fn=accept_interrupts,  # noqa: PLW1509 - it only sets a signal handler
     )  # fmt: skip
 
 
