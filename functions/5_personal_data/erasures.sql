@@ -115,7 +115,7 @@ begin
 end;
 $$;
 comment on function public.request_erasure is
-'Requests the erasure of a person, whom the service has authenticated. Returns {receipt, state, …}. For a sole owner it changes nothing and returns {sole_owner_of: [{id, clerk_org_id, name}]}. Definer: the service has no privilege on tables.';
+'Requests the erasure of a person. The service has authenticated the caller. Returns {receipt, state, …}. For a sole owner it changes nothing and returns {sole_owner_of: [{id, clerk_org_id, name}]}. Definer: the service has no privilege on tables.';
 
 create or replace function public.erasure_receipt(receipt uuid) returns jsonb
 language sql stable parallel unsafe security definer set search_path = pg_catalog, pg_temp

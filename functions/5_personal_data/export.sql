@@ -69,7 +69,7 @@ begin
 end;
 $$;
 comment on function public.begin_export is
-'Starts an export for a person, whom the service has authenticated. Returns {export_id, schema_version, generated_at, domains}, or {retry_after} in seconds. Definer: the service has no privilege on tables.';
+'Starts an export for a person. The service has authenticated the caller. Returns {export_id, schema_version, generated_at, domains}, or {retry_after} in seconds. Definer: the service has no privilege on tables.';
 
 -- Selects rows in key order, up to a number of rows, and up to the row that makes the page exceed 2 MB. The first page has no key to
 -- compare with. The key's first column is compared once more on its own, so that PostgreSQL skips the partitions before it.

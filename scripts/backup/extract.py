@@ -222,7 +222,7 @@ class Rows:
 
 
 def _collect(connection: Connection, graph: TableGraph, organization: str) -> None:
-    """Copies the organization, its rows and the people whom they refer to into temporary tables."""
+    """Copies the organization, its rows and the people that they refer to into temporary tables."""
 
     def copy(table: str, condition: Query) -> None:
         query = sql.SQL("create temporary table {} as select {} from {} as t where {}")

@@ -137,7 +137,7 @@ def resume(url: str | None, as_json: bool) -> None:
 def replay(url: str | None, as_json: bool) -> None:
     """Repeat erasures in a restored backup.
 
-    Erases again the people of the ledger in BACKUP_URL whom the backup brought back.
+    Erases again the people that the backup brought back, by the ledger in BACKUP_URL.
     """
     external = connect_external_services(url)
     if external.ledger is None:

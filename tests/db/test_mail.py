@@ -107,7 +107,7 @@ def fail_webhook(database: Database, number: int = 1) -> None:
     assert outcome["outcome"] == "failed"
 
 
-# --- which mail is queued, and for whom
+# --- which mail is queued, and its recipients
 
 
 def test_a_new_user_gets_one_welcome_mail(mail: Database) -> None:

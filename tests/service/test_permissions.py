@@ -263,8 +263,8 @@ def call_stand_in(stack: Stack, what: str, body: object) -> Any:
     return answer.json()
 
 
-def remove(client: FlaskClient, stack: Stack, team: Team, who: str, whom: str) -> TestResponse:
-    url = f"/api/v1/organizations/{team.id}/members/{team.profiles.get(whom, whom)}"
+def remove(client: FlaskClient, stack: Stack, team: Team, who: str, target: str) -> TestResponse:
+    url = f"/api/v1/organizations/{team.id}/members/{team.profiles.get(target, target)}"
     return client.delete(url, headers=as_caller(make_token(stack, team.people[who])))
 
 

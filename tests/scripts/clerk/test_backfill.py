@@ -218,7 +218,7 @@ def test_a_backfill_sends_no_mail(backfill: Backfill, clerk: ClerkServer) -> Non
 
 
 def test_the_local_stack_is_imported_from_its_stand_in(stack: Stack) -> None:
-    # Other tests send events about people whom the stack's Clerk does not have.
+    # Other tests send events about people that the stack's Clerk does not have.
     assert stack.ballast("clerk", "reconcile", "--fix", "--yes-delete-many").returncode == 0
     loaded = stack.ballast("clerk", "backfill", "--json")
     assert loaded.returncode == 0, loaded.stderr

@@ -30,7 +30,7 @@ class Trail:
         return CliRunner().invoke(ballast, ["audit", *arguments], env={"DATABASE_URL": self.url})
 
     def execute(self, statement: str) -> list[Any]:
-        """Executes a statement as a superuser, whom no trigger stops."""
+        """Executes a statement as a superuser: no trigger stops it."""
         with psycopg.connect(self.url.replace("//postgres:", "//supabase_admin:"), autocommit=True) as connection:
             connection.execute("set session_replication_role = replica")
             cursor = connection.execute(statement.encode())
