@@ -19,7 +19,7 @@ legal = Blueprint("legal", __name__)
 
 @legal.get("/legal/privacy")
 def privacy() -> ResponseReturnValue:
-    """Serves the privacy page: which data, why, on which legal basis, how long, who processes it, and people's rights."""
+    """Serves the privacy page: which data, why, on which legal basis, how long, who processes it, and the rights."""
     return _render_page("privacy.html", categories=components().privacy_notice.categories(), processors=PROCESSORS)
 
 
