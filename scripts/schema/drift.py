@@ -28,6 +28,7 @@ VIEWS = """
     where n.nspname in ('public', 'app', 'ops') and c.relkind = 'v' and pg_has_role(c.relowner, 'usage')
       and ('pg_class'::regclass, c.oid) not in (select classid, objid from pg_depend where deptype = 'e')
 """
+RUN_AGAIN = "The check changes nothing. If another session holds a lock, run it again."
 OBJECTS = Path(__file__).with_suffix(".sql")
 KINDS = ("table", "function", "view", "trigger", "policy", "default", "grant")
 NAME = """
@@ -128,7 +129,7 @@ def _read_declared(connection: Connection, source: Source, table: str) -> dict[I
     """Reads the policies and grants that a policies file declares."""
     with connection.transaction(force_rollback=True):
         connection.execute(f"set local lock_timeout = '{migrations.POLICIES_LOCK_TIMEOUT}'".encode())
-        migrations.apply_source(connection, source)
+        migrations.apply_source(connection, source, RUN_AGAIN)
         made = read_objects(connection, ["policy", "grant"])
         [[name]] = connection.execute(NAME, [table]).fetchall()
     return {

@@ -41,6 +41,7 @@ STATEMENT_TIMEOUT = "15min"
 POLICIES_LOCK_TIMEOUT = "500ms"
 POLICIES_ATTEMPTS = 30
 MAX_PAUSE_SECONDS = 1.0
+NOTHING_APPLIED = "Nothing was applied."
 CONTINUE = (
     "This file was not applied; all files before it were. Run `ballast migrate up` again: it continues with this file."
 )
@@ -193,17 +194,19 @@ def up(
 
 def _apply_policies(connection: Connection, source: Source, notify: Notify, *, dry_run: bool) -> None:
     """Applies one policies file in its own transaction; retries while a lock is held. Raises StatementFailed."""
-    for attempt in range(1, POLICIES_ATTEMPTS + 1):
+    # A dry run keeps the locks of the migrations meanwhile, so it does not retry.
+    attempts = 1 if dry_run else POLICIES_ATTEMPTS
+    for attempt in range(1, attempts + 1):
         try:
             # A dry run is one outer transaction: rolling back this inner one releases its locks.
             with connection.transaction(force_rollback=dry_run):
                 reset_session(connection)
                 connection.execute(f"set local lock_timeout = '{POLICIES_LOCK_TIMEOUT}'".encode())
                 _record(connection, source)
-                apply_source(connection, source)
+                apply_source(connection, source, NOTHING_APPLIED if dry_run else CONTINUE)
         except StatementFailed as failure:
             is_busy = isinstance(failure.__cause__, (errors.LockNotAvailable, errors.DeadlockDetected))
-            if not is_busy or attempt == POLICIES_ATTEMPTS:
+            if not is_busy or attempt == attempts:
                 raise
             if attempt == 1:
                 notify(f"{source.path} waits for a lock that another session holds; retrying ...")
@@ -221,6 +224,8 @@ def list_states(database_url: str, *, root: Path = ROOT, notify: Notify = lambda
 
 def lock(connection: Connection, notify: Notify) -> None:
     """Takes the deployment lock until the transaction ends. While another session holds it, waits with a notice."""
+    # The lock's session may be idle for as long as a migration runs.
+    connection.execute("set local idle_in_transaction_session_timeout = 0")
     free = connection.execute("select pg_try_advisory_xact_lock(%s)", [ADVISORY_LOCK]).fetchone()
     if free != (True,):
         notify("Another deployment is running on this database; waiting until it ends ...")
@@ -380,6 +385,7 @@ def apply(connection: Connection, plan: Plan) -> Plan:
             _record(connection, source)
         else:
             _require_table(connection, source.path, source.table)
+            _refuse_transaction_control(source.path, source.text)
     for path in plan.removed:
         if parse_policy_table(path) is None:
             connection.execute("delete from app.applied_sources where path = %s", [path])
@@ -413,13 +419,16 @@ def reset_session(connection: Connection) -> None:
     connection.execute(f"set local statement_timeout = '{STATEMENT_TIMEOUT}'")
 
 
-def apply_source(connection: Connection, source: Source) -> None:
-    """Applies one file of functions/ or policies/. Raises FilesInvalid and StatementFailed."""
+def apply_source(connection: Connection, source: Source, consequence: str = NOTHING_APPLIED) -> None:
+    """Applies one file of functions/ or policies/. Raises FilesInvalid and StatementFailed.
+
+    `consequence` ends the message of a policies file that fails: it states what was applied.
+    """
     if source.table is None:
         _apply_functions(connection, source)
     elif source.checksum or _exists(connection, source.table):
         _require_table(connection, source.path, source.table)
-        _run_policies(connection, source.path, source.text, source.table)
+        _run_policies(connection, source, source.table, consequence)
 
 
 def _require_table(connection: Connection, path: str, table: str) -> None:
@@ -427,11 +436,11 @@ def _require_table(connection: Connection, path: str, table: str) -> None:
         raise FilesInvalid(f"{path}: there is no table {table}. {_advise_on_missing_table(table)}")
 
 
-def _run_policies(connection: Connection, path: str, text: str, table: str) -> None:
+def _run_policies(connection: Connection, source: Source, table: str, consequence: str) -> None:
     """Sends a whole file in one pipeline: after its first policy, other sessions wait during each round trip."""
-    _refuse_transaction_control(path, text)
+    _refuse_transaction_control(source.path, source.text)
     clearing = CLEARING.format(table=sql.Literal(table).as_string(), api_roles=API_ROLES)
-    statements = list(split(text))
+    statements = list(split(source.text))
     sent: list[Cursor] = []
     try:
         with connection.pipeline():
@@ -440,7 +449,7 @@ def _run_policies(connection: Connection, path: str, text: str, table: str) -> N
     except psycopg.Error as error:
         failed = sum(cursor.statusmessage is not None for cursor in sent)
         offset = _locate_error(statements[failed - 1], error) if failed else None
-        raise _make_failure(path, text, offset, error, CONTINUE) from error
+        raise _make_failure(source.path, source.text, offset, error, consequence) from error
     reset_session(connection)
 
 
@@ -555,7 +564,7 @@ def _name_file(path: str) -> Iterator[None]:
 
 
 def _make_failure(
-    path: str, text: str, offset: int | None, error: psycopg.Error, consequence: str = "Nothing was applied."
+    path: str, text: str, offset: int | None, error: psycopg.Error, consequence: str = NOTHING_APPLIED
 ) -> StatementFailed:
     details = error.diag
     place = path if offset is None else f"{path}:{_find_line(text, offset)}"

@@ -444,6 +444,35 @@ class TestFailure:
             with pytest.raises(StatementFailed, match=r"policies/notes\.sql: canceling statement due to lock timeout"):
                 applied_project.up()
 
+    def test_a_dry_run_gives_up_at_once_and_a_check_says_to_run_it_again(
+        self, applied_project: Project, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(migrations, "POLICIES_LOCK_TIMEOUT", "50ms")
+        notices: list[str] = []
+        with psycopg.connect(applied_project.url) as reader:
+            reader.execute("select * from public.notes")
+            with pytest.raises(StatementFailed, match=r"lock timeout(.|\n)*The check changes nothing"):
+                drift.check(applied_project.url, root=applied_project.root)
+            applied_project.write("policies/notes.sql", NOTES + "-- changed")
+            with pytest.raises(StatementFailed, match=r"lock timeout(.|\n)*Nothing was applied"):
+                applied_project.up(dry_run=True, notify=notices.append)
+        assert notices == []
+
+    def test_transaction_control_in_a_policies_file_is_refused_before_anything_is_applied(
+        self, applied_project: Project
+    ) -> None:
+        applied_project.write("migrations/20260102000000_more.sql", "alter table public.notes add column more int;")
+        applied_project.write("policies/notes.sql", NOTES + "commit;")
+        with pytest.raises(StatementFailed, match=r"`commit` is not allowed here"):
+            applied_project.up()
+        column = "select from pg_attribute where attrelid = 'public.notes'::regclass and attname = 'more'"
+        assert applied_project.query(column) == []
+
+    def test_the_deployment_lock_outlives_a_timeout_for_idle_sessions(self, applied_project: Project) -> None:
+        applied_project.write("migrations/20260102000000_slow.sql", "select pg_sleep(1);")
+        options = "?options=-c%20idle_in_transaction_session_timeout%3D200ms"
+        assert migrations.up(applied_project.url + options, root=applied_project.root).migrations
+
     def test_an_unreachable_database_is_reported_without_its_password(self) -> None:
         with pytest.raises(DatabaseUnreachable) as failure:
             migrations.up("postgresql://postgres:geheim@127.0.0.1:1/postgres")
