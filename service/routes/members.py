@@ -111,7 +111,10 @@ def parse_invitation(body: object) -> tuple[str, str]:
 
 def problem_from_clerk(failure: ClerkCallFailed) -> Problem:
     """The problem that a caller gets when a call to Clerk fails."""
-    if failure.is_refusal or failure.status in {HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT}:
+    # Without a code of Clerk's, such a status may be a proxy's or come from a wrong CLERK_API_URL.
+    has_clerk_code = not failure.code.isdigit()
+    may_refuse = {HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT}
+    if failure.is_refusal or (failure.status in may_refuse and has_clerk_code):
         reason = REASONS.get(failure.code, "Clerk refused the request: `clerk_code` is its reason.")
         return ClerkRefused(reason, clerk_code=failure.code)
     if failure.status == HTTPStatus.TOO_MANY_REQUESTS:

@@ -361,6 +361,8 @@ ACTS: dict[str, Callable[[FlaskClient, str], TestResponse]] = {
         (clerk_error(500, "internal_clerk_error"), (503, "clerk-unavailable")),
         (HANG_UP, (503, "clerk-unavailable")),
         ((502, {}, b"<html>"), (503, "clerk-unavailable")),
+        ((404, {}, b"<html>"), (503, "clerk-unavailable")),
+        ((403, {}, b"<html>"), (503, "clerk-unavailable")),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("act", ACTS)
