@@ -59,7 +59,7 @@ begin
   end if;
   claims := (select t.claims from app.token as t);
   if claims is null or claims ->> 'sub' like 'user\_%'
-    or (claims ->> 'iss' like 'http%' and claims ->> 'iss' !~ '^https://[a-z0-9]+\.supabase\.co(/|$)|/auth/v1$') then
+    or (claims ->> 'iss' like 'http%' and claims ->> 'iss' !~ '^https://[a-z0-9]+\.supabase\.(co|com|in)(/|$)|/auth/v1$') then
     raise insufficient_privilege using
       message = 'Only the secret key may call this function, not a Clerk token.',
       hint = 'Clerk''s session tokens must have the role "authenticated": see "The role claim" in docs/deploy.md.';

@@ -251,6 +251,7 @@ def test_a_clerk_token_cannot_name_the_actor_of_an_audit_event(database: Databas
         SECRET_KEY | {"iss": "supabase-demo"},
         SECRET_KEY | {"iss": "https://abcdefghijklmnopqrst.supabase.co/auth/v1"},
         SECRET_KEY | {"iss": "https://abcdefghijklmnopqrst.supabase.co"},
+        SECRET_KEY | {"iss": "https://api.supabase.com"},
         SECRET_KEY | {"iss": "https://api.example.com/auth/v1"},
         SECRET_KEY | {"sub": "5c9a4b1e-0000-4000-8000-000000000000", "aud": "authenticated"},
     ],
