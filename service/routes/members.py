@@ -111,7 +111,7 @@ def parse_invitation(body: object) -> tuple[str, str]:
 
 def problem_from_clerk(failure: ClerkCallFailed) -> Problem:
     """The problem that a caller gets when a call to Clerk fails."""
-    # Without a code of Clerk's, such a status may be a proxy's or come from a wrong CLERK_API_URL.
+    # Without an error code from Clerk, a proxy may have sent the status, or CLERK_API_URL is wrong.
     has_clerk_code = not failure.code.isdigit()
     may_refuse = {HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT}
     if failure.is_refusal or (failure.status in may_refuse and has_clerk_code):
