@@ -306,7 +306,7 @@ def open_listing(environment: Mapping[str, str]) -> Iterator[ClerkListing]:
     """Opens the listing with CLERK_SECRET_KEY and CLERK_API_URL. Raises KeyMissing, which does not contain the key."""
     key = environment.get("CLERK_SECRET_KEY", "").strip()
     if not key:
-        raise KeyMissing("CLERK_SECRET_KEY is not set: set it in .env or in the environment.")
+        raise KeyMissing("CLERK_SECRET_KEY is not set: set it in the environment.")
     if CLERK_KEY.fullmatch(key) is None:
         raise KeyMissing(
             "CLERK_SECRET_KEY is malformed: copy the key that begins with sk_live_ or sk_test_ from Clerk's dashboard."

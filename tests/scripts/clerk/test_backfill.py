@@ -786,7 +786,7 @@ def test_requests_pin_the_api_version_and_use_the_largest_page(outside: Outside)
         ("sk_test_AnotherKey", "Clerk rejects the key in CLERK_SECRET_KEY (401 clerk_key_invalid)"),
         ("pk_test_Publishable", "CLERK_SECRET_KEY is malformed"),
         ("sk_test_with\nbreak", "CLERK_SECRET_KEY is malformed"),
-        ("", "CLERK_SECRET_KEY is not set: set it"),
+        ("", "CLERK_SECRET_KEY is not set: set it in the environment."),
     ],
 )
 def test_a_wrong_key_is_reported_but_not_shown(
