@@ -31,7 +31,7 @@ def doctor(url: str | None, write: bool, session_token: str | None, as_json: boo
     console = Console(stderr=True)
     with console.status("Checking …"):
         context = Context(
-            environment, url, session_token=session_token, local=local_stack(environment), may_write=write
+            environment, url, session_token=session_token, local=local_stack(environment, url), may_write=write
         )
         findings = run_checks(context)
     if as_json:
@@ -42,14 +42,19 @@ def doctor(url: str | None, write: bool, session_token: str | None, as_json: boo
         raise click.exceptions.Exit(1)
 
 
-def local_stack(environment: Mapping[str, str]) -> LocalStack:
-    """Returns the stack of BALLAST_HOME, even if it is not running. Its Clerk stand-in is used only for a token."""
+def local_stack(environment: Mapping[str, str], url: str | None) -> LocalStack:
+    """Returns the stack of BALLAST_HOME, even if it is not running. Its Clerk stand-in is used only for a token.
+
+    The stack's `.env` is read only if the stack's database is checked.
+    """
     stack = Stack.from_environment()
+    database_url = stack.postgres.url()
+    is_local = (url or environment.get("DATABASE_URL")) == database_url
 
     def mint_token(person: str) -> str:
         return str(ClerkClient(environment["CLERK_ISSUER"]).token(person, None)["token"])
 
-    return LocalStack(stack.postgres.url(), mint_token if stack.clerk == STAND_IN else None)
+    return LocalStack(database_url, mint_token if is_local and stack.clerk == STAND_IN else None)
 
 
 def _show(findings: list[Finding]) -> None:

@@ -75,8 +75,8 @@ def status(url: str | None, as_json: bool) -> None:
         light = traffic_lights.find_worst_light(found)
         print_json(
             {
-                "home": stack.home, "running": record.is_running(), "parts": states, "clerk": stack.clerk_in_use,
-                "status": light, "checks": found,
+                "home": stack.home, "running": record.is_running(), "parts": states,
+                "clerk": stack.clerk_in_use if shows_services else None, "status": light, "checks": found,
             }
         )  # fmt: skip
     else:

@@ -53,7 +53,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class LocalStack:
-    """The local stack. `mint_token` returns a session token for a Clerk user id; None if the stack has a real Clerk."""
+    """The local stack. `mint_token` returns a session token for a Clerk user id.
+
+    It is None if the stack has a real Clerk, or if another database is checked.
+    """
 
     database_url: str
     mint_token: Callable[[str], str] | None

@@ -50,7 +50,9 @@ def examine(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Examine:
         environment = {name: value for name, value in changed.items() if value is not None}
         return run_check(
             check,
-            Context(environment, url, session_token=session_token, local=local_stack(environment), may_write=may_write),
+            Context(
+                environment, url, session_token=session_token, local=local_stack(environment, url), may_write=may_write
+            ),
         )
 
     return examine_with

@@ -236,7 +236,23 @@ def test_doctor_mints_a_session_token_only_with_the_stand_in(
     for variables, is_minted in (({}, True), (REAL, False)):
         stack = stack_with(**variables)
         monkeypatch.setenv("BALLAST_HOME", str(stack.home))
-        assert bool(local_stack(stack.environment()).mint_token) == is_minted
+        monkeypatch.setenv("BALLAST_PORT_BASE", str(BASE))
+        assert bool(local_stack(stack.environment(), None).mint_token) == is_minted
+
+
+@pytest.mark.parametrize("words", [["doctor", "--json"], ["status", "--json"]])
+@pytest.mark.parametrize("is_option", [True, False])
+def test_another_database_is_checked_with_an_invalid_file(
+    stack_with: MakeStack, monkeypatch: pytest.MonkeyPatch, words: list[str], is_option: bool
+) -> None:
+    stack = stack_with(**REAL | {"CLERK_SECRET_KEY": "sk_live_real"})
+    url = "postgresql://postgres@127.0.0.1:1/postgres"
+    if not is_option:
+        monkeypatch.setenv("DATABASE_URL", url)
+    result = run(stack, *words, *(["--database-url", url] if is_option else []))
+    assert (result.exit_code, result.stderr) == (1, "")
+    report = json.loads(result.stdout)
+    assert words[0] == "doctor" or report["clerk"] is None
 
 
 def test_a_database_never_has_the_people_of_two_clerks(stack_with: MakeStack) -> None:
