@@ -16,7 +16,7 @@ PARTIES = "CLERK_AUTHORIZED_PARTIES"
 
 
 class EnvFileInvalid(Failure):
-    """A variable of `.env` is missing or malformed. The message has its name, never its value."""
+    """`.env` cannot be read, or a variable is missing or malformed. The message has its name, never its value."""
 
     exit_code = 2
 
@@ -53,7 +53,7 @@ def clerk_variables(file: Path, stand_in: str) -> dict[str, str]:
     EnvFileInvalid.
     """
     names = {name.upper() for name in RealInstance.model_fields}
-    given = {name: value for name, value in dotenv_values(file, interpolate=False).items() if name in names and value}
+    given = {name: value for name, value in _read(file).items() if name in names and value}
     if given.get("CLERK_ISSUER") == stand_in:
         given = {name: value for name, value in given.items() if name == PARTIES}
     model = RealInstance if given.keys() - {PARTIES} else FurtherOrigins
@@ -67,6 +67,17 @@ def clerk_variables(file: Path, stand_in: str) -> dict[str, str]:
     raise EnvFileInvalid(
         f"{file} cannot be used: {mistakes}. docs/local-stack.md lists the variables of a Clerk instance."
     )
+
+
+def _read(file: Path) -> dict[str, str | None]:
+    try:
+        return dotenv_values(file, interpolate=False)
+    except OSError as error:
+        reason = error.strerror
+    except UnicodeDecodeError:
+        reason = "it is not UTF-8 text"
+    # Outside the except block: the decoding error holds the whole file.
+    raise EnvFileInvalid(f"{file} cannot be read: {reason}.")
 
 
 def _text(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -124,6 +125,29 @@ def test_a_malformed_variable_is_named_without_its_value(stack_with: MakeStack, 
         stack_with(**REAL | {name: value}).environment()
     assert "5ecret" not in str(refusal.value)
     assert refusal.value.__cause__ is refusal.value.__context__ is None
+
+
+def test_a_file_that_is_not_utf8_is_reported(stack_with: MakeStack) -> None:
+    stack = stack_with()
+    stack.env_file.write_bytes("CLERK_SECRET_KEY=sk_test_5ecreté\n".encode("latin-1"))
+    result = run(stack, "env")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        f"ballast: {stack.env_file} cannot be read: it is not UTF-8 text.\n",
+    )
+    with pytest.raises(EnvFileInvalid) as refusal:
+        stack.environment()
+    assert refusal.value.__cause__ is refusal.value.__context__ is None
+
+
+def test_a_file_without_read_permission_is_reported(stack_with: MakeStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")  # chmod does not stop root
+
+    stack = stack_with()
+    monkeypatch.setattr("scripts.local.env_file.dotenv_values", refuse)
+    result = run(stack, "env")
+    assert (result.exit_code, result.stderr) == (2, f"ballast: {stack.env_file} cannot be read: Permission denied.\n")
 
 
 def test_a_stack_can_be_stopped_and_deleted_with_an_invalid_file(stack_with: MakeStack) -> None:
