@@ -9,6 +9,7 @@ from dotenv import dotenv_values
 from pydantic import AfterValidator, BaseModel, ConfigDict, SecretStr, ValidationError
 
 from scripts.errors import Failure
+from scripts.local.stack import stand_in_url
 from service.clerk_api import CLERK_API_URL
 from service.settings import ClerkKey, Origin, Origins, WebhookSecrets, list_mistakes
 
@@ -46,15 +47,17 @@ class RealInstance(FurtherOrigins):
     clerk_api_url: Origin = CLERK_API_URL
 
 
-def clerk_variables(file: Path, stand_in: str) -> dict[str, str]:
+def clerk_variables(file: Path, port_base: int) -> dict[str, str]:
     """The Clerk variables of the file; CLERK_ISSUER is included only if it names a real instance.
 
-    The URL of the stand-in does not count as a real instance, so `ballast env > .env` changes nothing. Raises
-    EnvFileInvalid.
+    The URL of the stand-in does not count as a real instance, so `ballast env > .env` changes nothing. That file names
+    its own BALLAST_PORT_BASE, which may differ from the stack's `port_base`. Raises EnvFileInvalid.
     """
+    variables = _read(file)
     names = {name.upper() for name in RealInstance.model_fields}
-    given = {name: value for name, value in _read(file).items() if name in names and value}
-    if given.get("CLERK_ISSUER") == stand_in:
+    given = {name: value for name, value in variables.items() if name in names and value}
+    bases = (str(port_base), variables.get("BALLAST_PORT_BASE") or "")
+    if given.get("CLERK_ISSUER") in {stand_in_url(int(base)) for base in bases if base.isdecimal()}:
         given = {name: value for name, value in given.items() if name == PARTIES}
     model = RealInstance if given.keys() - {PARTIES} else FurtherOrigins
     try:

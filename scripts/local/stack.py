@@ -33,6 +33,10 @@ class Ports(NamedTuple):
     upstash: int
     data_api: int
 
+    @classmethod
+    def after(cls, port_base: int) -> Ports:
+        return cls(*range(port_base + 1, port_base + 1 + LAST_PORT_OFFSET))
+
 
 LAST_PORT_OFFSET = len(Ports._fields)
 STAND_IN = "stand-in"
@@ -108,7 +112,7 @@ class Stack:
 
     @property
     def ports(self) -> Ports:
-        return Ports(*range(self.port_base + 1, self.port_base + 1 + LAST_PORT_OFFSET))
+        return Ports.after(self.port_base)
 
     @property
     def logs(self) -> Path:
@@ -138,7 +142,7 @@ class Stack:
             return {}
         from scripts.local import env_file  # noqa: PLC0415 - the import takes a fifth of a second
 
-        return env_file.clerk_variables(self.env_file, stand_in=_url(self.ports.clerk))
+        return env_file.clerk_variables(self.env_file, self.port_base)
 
     @property
     def clerk(self) -> str:
@@ -179,10 +183,10 @@ class Stack:
             "SUPABASE_PUBLISHABLE_KEY": self.secrets.publishable_key,
             "SUPABASE_SECRET_KEY": self.secrets.secret_key,
             "DATABASE_URL": self.postgres.url(),
-            "CLERK_ISSUER": _url(self.ports.clerk),
+            "CLERK_ISSUER": stand_in_url(self.port_base),
             "CLERK_WEBHOOK_SECRETS": self.secrets.webhook_secret,
             "CLERK_SECRET_KEY": self.secrets.clerk_secret_key,
-            "CLERK_API_URL": _url(self.ports.clerk),
+            "CLERK_API_URL": stand_in_url(self.port_base),
             "JOBS_TOKEN": self.secrets.jobs_token,
             "OPERATOR_TOKEN": self.secrets.operator_token,
             "METRICS_TOKEN": self.secrets.metrics_token,
@@ -211,6 +215,11 @@ def client_environment() -> dict[str, str]:
     """The local stack's variables; variables of the process environment take precedence."""
     environment = Stack.from_environment().environment()
     return environment | {name: os.environ[name] for name in environment if os.environ.get(name)}
+
+
+def stand_in_url(port_base: int) -> str:
+    """The URL of the Clerk stand-in, which is its issuer too, in a stack with this port base."""
+    return _url(Ports.after(port_base).clerk)
 
 
 def _describe(clerk: str) -> str:

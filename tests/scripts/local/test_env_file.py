@@ -162,6 +162,19 @@ def test_with_only_variables_of_the_stand_in_the_file_keeps_the_stand_in(stack_w
     assert (again.clerk, again.environment()) == ("stand-in", stack.environment())
 
 
+def test_the_variables_of_a_stand_in_on_other_ports_keep_the_stand_in(stack_with: MakeStack) -> None:
+    stack = stack_with()
+    stack.env_file.write_text(run(stack, "env").stdout)
+    moved = Stack(stack.home, BASE + 100, stack.secrets)
+    assert (moved.clerk, moved.environment()["CLERK_ISSUER"]) == ("stand-in", f"http://127.0.0.1:{BASE + 104}")
+
+
+def test_a_file_of_a_real_instance_on_other_ports_keeps_the_instance(stack_with: MakeStack) -> None:
+    stack = stack_with(**REAL)
+    stack.env_file.write_text(run(stack, "env").stdout)
+    assert Stack(stack.home, BASE + 100, stack.secrets).clerk == ISSUER
+
+
 # --- the file --------------------------------------------------------------------------------------------------------
 
 
