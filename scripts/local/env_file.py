@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,6 @@ from dotenv import dotenv_values
 from pydantic import AfterValidator, BaseModel, ConfigDict, SecretStr, ValidationError
 
 from scripts.errors import Failure
-from scripts.local.stack import stand_in_url
 from service.clerk_api import CLERK_API_URL
 from service.settings import ClerkKey, Origin, Origins, WebhookSecrets, list_mistakes
 
@@ -47,7 +47,7 @@ class RealInstance(FurtherOrigins):
     clerk_api_url: Origin = CLERK_API_URL
 
 
-def clerk_variables(file: Path, port_base: int) -> dict[str, str]:
+def clerk_variables(file: Path, port_base: int, stand_in_url: Callable[[int], str]) -> dict[str, str]:
     """The Clerk variables of the file; CLERK_ISSUER is included only if it names a real instance.
 
     The URL of the stand-in does not count as a real instance, so `ballast env > .env` changes nothing. That file names

@@ -142,7 +142,7 @@ class Stack:
             return {}
         from scripts.local import env_file  # noqa: PLC0415 - the import takes a fifth of a second
 
-        return env_file.clerk_variables(self.env_file, self.port_base)
+        return env_file.clerk_variables(self.env_file, self.port_base, stand_in_url)
 
     @property
     def clerk(self) -> str:
