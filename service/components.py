@@ -24,6 +24,8 @@ from service.privacy_notice import PrivacyNotice
 from service.settings import Settings
 
 REDIS_TIMEOUT = httpx.Timeout(2)
+# A platform takes away an instance whose readiness check is late, which Redis alone must not cause.
+REDIS_PROBE_TIMEOUT = httpx.Timeout(0.3)
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Components:
 
     settings: Settings
     data_api: DataApi
-    redis: Redis
+    redis_probe: Redis
     cache: Cache
     limits: Limits
     session_tokens: SessionTokens
@@ -54,13 +56,13 @@ def build_components(app: Flask, settings: Settings) -> Components:
     )
     clerk = ClerkApi(settings.clerk_api_url, settings.clerk_secret_key.get_secret_value())
     ledger = LedgerStore(settings.backup_url) if settings.backup_url else None
-    redis = _build_redis(settings)
+    redis = _build_redis(settings, REDIS_TIMEOUT)
     breaker = Breaker(redis)
     cache = Cache(breaker, settings.supabase_url)
     built = Components(
         settings=settings,
         data_api=data_api,
-        redis=redis,
+        redis_probe=_build_redis(settings, REDIS_PROBE_TIMEOUT),
         cache=cache,
         limits=Limits(breaker, redis, settings.supabase_url),
         session_tokens=SessionTokens(settings.clerk_issuer, settings.clerk_authorized_parties),
@@ -107,9 +109,9 @@ def _build_mailer(settings: Settings, data_api: DataApi) -> Mailer:
     return Mailer(data_api.call, renderer, transport)
 
 
-def _build_redis(settings: Settings) -> Redis:
+def _build_redis(settings: Settings, timeout: httpx.Timeout) -> Redis:
     token = settings.upstash_redis_rest_token.get_secret_value()
     redis = Redis(settings.upstash_redis_rest_url, token, rest_retries=0, allow_telemetry=False, read_your_writes=False)
     # The package has no timeout and no setting for one.
-    redis._http._client.timeout = REDIS_TIMEOUT
+    redis._http._client.timeout = timeout
     return redis

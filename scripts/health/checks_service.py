@@ -16,9 +16,14 @@ PING_TYPE = "ballast.ping"
 
 
 def check_service(context: Context) -> str:
-    """Checks that /readyz returns 200."""
+    """Checks that /readyz returns 200, and that it does not report Redis as down."""
     answer = httpx.get(f"{_read_service_url(context)}/readyz", timeout=TIMEOUT)
     if answer.is_success:
+        if "redis" in parse_json(answer).get("down", []):
+            raise CheckFailed(
+                "The service works, but without a cache and without limits: it does not reach Redis.",
+                "Check UPSTASH_REDIS_REST_URL and UPSTASH_REDIS_REST_TOKEN of the service.",
+            )
         return "Ready: it reaches the database and Redis."
     raise CheckFailed(
         f"/readyz returns {answer.status_code}: {read_error_message(answer)}",
