@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from http import HTTPStatus
 
 from flask import Flask, Response
@@ -21,9 +23,19 @@ from service.routes.metrics import metrics as metrics_route
 from service.routes.openapi import openapi
 from service.routes.personal_data import personal_data
 from service.routes.webhooks import webhooks
-from service.settings import Settings, load
+from service.settings import GUARDED_ENVIRONMENTS, Settings, load
 
 MAX_BODY_BYTES = 64 * 1024  # a route that accepts more raises its own limit
+# A response has these headers unless its route sets another value.
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Permissions-Policy": "camera=(), display-capture=(), geolocation=(), microphone=(), payment=(), usb=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+# Browsers then use https only, for a year. Where everything is https, a proxy ends it, so requests come here by http.
+HTTPS_ONLY = {"Strict-Transport-Security": "max-age=31536000"}
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -34,6 +46,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.url_map.merge_slashes = False  # its redirect would go to the host that the request names
     settings = settings or load()
+    is_guarded = settings.environment in GUARDED_ENVIRONMENTS
     sentry.start(settings)
     components = build_components(app, settings)
     logs.register(app)
@@ -42,7 +55,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     # Before the limits: browsers send preflights by themselves, so they must not count.
     cors.register(app, settings.clerk_authorized_parties)
     limits.register(app, components.limits, components.session_tokens, settings.trusted_proxies)
-    app.after_request(_set_default_headers)
+    app.after_request(partial(_set_headers, HEADERS | (HTTPS_ONLY if is_guarded else {})))
     for blueprint in (
         health, webhooks, me, members, audit, personal_data, backups, legal, mail, jobs,
         metrics_route, openapi,
@@ -54,10 +67,9 @@ def create_app(settings: Settings | None = None) -> Flask:
     return app
 
 
-def _set_default_headers(response: Response) -> Response:
-    response.headers.setdefault("Cache-Control", "no-store")
-    response.headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
-    response.headers.setdefault("X-Content-Type-Options", "nosniff")
+def _set_headers(headers: Mapping[str, str], response: Response) -> Response:
+    for name, value in headers.items():
+        response.headers.setdefault(name, value)
     if response.status_code == HTTPStatus.NO_CONTENT:
         del response.headers["Content-Type"]  # Flask sends text/html even without content
     return response

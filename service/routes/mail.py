@@ -187,5 +187,4 @@ def _render_message(subject: str, html: str, text: str, form: str) -> Response:
 def _render_page(template: str, policy: str, **context: object) -> Response:
     response = make_response(render_template(template, settings=components().settings, **context))
     response.headers["Content-Security-Policy"] = policy
-    response.headers["Referrer-Policy"] = "no-referrer"  # the URL contains the signature
     return response

@@ -7,6 +7,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from service import limits
+from service.cors import SENDABLE_HEADERS
 from tests.conftest import Stack
 from tests.service.conftest import MakeApp
 
@@ -24,10 +25,36 @@ def test_a_preflight_from_an_authorized_party_is_answered(client: FlaskClient, o
     answer = client.options("/api/v1/me", headers=PREFLIGHT | {"Origin": origin})
     assert (answer.status_code, answer.data) == (204, b"")
     assert answer.headers["Access-Control-Allow-Origin"] == origin
-    assert answer.headers["Access-Control-Allow-Headers"] == "authorization,cache-control"
+    assert answer.headers["Access-Control-Allow-Headers"] == SENDABLE_HEADERS
     assert "DELETE" in answer.headers["Access-Control-Allow-Methods"]
     assert "Access-Control-Allow-Credentials" not in answer.headers
-    assert set(answer.vary) == {"Origin", "Access-Control-Request-Headers"}
+    assert set(answer.vary) == {"Origin"}
+
+
+def test_a_preflight_does_not_allow_whatever_header_is_asked_for(client: FlaskClient) -> None:
+    asked = PREFLIGHT | {"Access-Control-Request-Headers": "authorization,x-forwarded-for,cookie,x-evil"}
+    answer = client.options("/api/v1/me", headers=asked | {"Origin": ORIGINS[0]})
+    assert {each.strip().lower() for each in answer.headers["Access-Control-Allow-Headers"].split(",")} == {
+        "authorization", "cache-control", "content-type", "x-request-id",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_an_authorized_party_can_read_that_something_failed(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch, origin: str
+) -> None:
+    refused = limits.Decision(is_allowed=False, limit=600, remaining=0, resets_in=7)
+    monkeypatch.setattr(limits.Limits, "count", lambda *_: refused)
+    limited = client.get("/api/v1/me", headers={"Origin": origin})
+    monkeypatch.setattr(limits.Limits, "count", lambda *_: 1 / 0)
+    failed = client.get("/api/v1/me", headers={"Origin": origin})
+    assert (limited.status_code, limited.headers["Retry-After"], failed.status_code) == (429, "7", 500)
+    for answer in (limited, failed):
+        assert answer.content_type == "application/problem+json"
+        assert answer.headers["Access-Control-Allow-Origin"] == origin
+        assert {"Retry-After", "X-Request-Id", "RateLimit-Reset", "Content-Disposition"} <= {
+            each.strip() for each in answer.headers["Access-Control-Expose-Headers"].split(",")
+        }
 
 
 @pytest.mark.parametrize("origin", ORIGINS)

@@ -142,12 +142,34 @@ def test_a_malformed_request_id_is_replaced(offline: FlaskClient, given: str) ->
     assert len({given, *made}) == 3
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/openapi.json", "/nothing", "/boom", "/api/v1/me"])
-def test_responses_forbid_storing_sniffing_and_framing(failing: FlaskClient, path: str) -> None:
+PATHS = ("/healthz", "/readyz", "/openapi.json", "/nothing", "/boom", "/api/v1/me", "/legal/terms", "/consent.js")
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_responses_forbid_sniffing_framing_referrers_and_devices(failing: FlaskClient, path: str) -> None:
     headers = failing.get(path).headers
-    assert headers["Cache-Control"] == "no-store"
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+    assert headers["Referrer-Policy"] == "no-referrer"
+    assert {"camera=()", "geolocation=()", "microphone=()"} <= set(headers["Permissions-Policy"].split(", "))
+
+
+@pytest.mark.parametrize("path", PATHS[:-1])
+def test_responses_forbid_storing_unless_they_concern_no_caller(failing: FlaskClient, path: str) -> None:
+    assert failing.get(path).headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [("local", None), ("test", None), ("staging", "max-age=31536000"), ("production", "max-age=31536000")],
+)
+def test_browsers_must_use_https_except_where_the_service_has_none(
+    make_app: MakeApp, environment: str, expected: str | None, path: str
+) -> None:
+    urls = ("SUPABASE_URL", "CLERK_ISSUER", "CLERK_API_URL", "UPSTASH_REDIS_REST_URL")
+    client = make_app(ENVIRONMENT=environment, **dict.fromkeys(urls, "https://127.0.0.1:9")).test_client()
+    assert client.get(path).headers.get("Strict-Transport-Security") == expected
 
 
 def problem_classes() -> set[type[Problem]]:
