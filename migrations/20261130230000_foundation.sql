@@ -46,7 +46,7 @@ comment on column app.settings.only_row is 'Always true: there is one row.';
 comment on column app.settings.clerk_instance_id is 'The Clerk instance whose events are accepted. Null accepts any instance.';
 comment on column app.settings.mfa_required is 'Whether a new organization requires a second factor of its owners and admins.';
 comment on column app.settings.audit_retention is 'How long audit entries are kept. A month is dropped once all its entries are older.';
-comment on column app.settings.erasure_salt is 'Salt of the hashes of erased people. Never change it: erased people could come back.';
+comment on column app.settings.erasure_salt is 'Salt of the hashes of erased people, and of the people named in the audit trail. Never change it: erased people could come back.';
 comment on column app.settings.backup_rpo is 'Largest accepted age of the last backup: the most data that can be lost. ops.backup_health reports an older one.';
 comment on column app.settings.drill_every is 'How often a backup must be restored to prove it. ops.backup_health turns yellow a day later.';
 comment on column app.settings.mail_enabled is 'Whether mail is queued and sent. Off until the service has a Resend key.';

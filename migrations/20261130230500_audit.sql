@@ -12,6 +12,7 @@ create table public.audit_logs (
   resource_type text not null,
   resource_id text,
   subject_ids uuid[],
+  mentions bigint[],
   changes jsonb,
   metadata jsonb not null default '{}',
   ip_address inet,
@@ -30,7 +31,10 @@ comment on column public.audit_logs.impersonator is 'Clerk''s id of the person w
 comment on column public.audit_logs.action is 'What was done, such as project.updated.';
 comment on column public.audit_logs.resource_type is 'The kind of object it was done to.';
 comment on column public.audit_logs.resource_id is 'The object''s primary key.';
-comment on column public.audit_logs.subject_ids is 'People the entry is about or names, other than user_id; null if there are none.';
+comment on column public.audit_logs.subject_ids is
+'People to whom the changed row refers, other than user_id; null if there are none. Not readable through the API.';
+comment on column public.audit_logs.mentions is
+'Salted hashes of the ids and addresses in a logged event, other than those of user_id; null if there are none. Not readable through the API.';
 comment on column public.audit_logs.changes is
 'before and after: the columns that changed; redacted: names of changed columns whose values are not recorded.';
 comment on column public.audit_logs.metadata is
@@ -43,8 +47,9 @@ comment on column public.audit_logs.created_at is 'When it was done.';
 create index audit_logs_organization_id_created_at_idx on public.audit_logs (organization_id, created_at desc, id desc);
 create index audit_logs_user_id_created_at_idx on public.audit_logs (user_id, created_at desc);
 create index audit_logs_resource_idx on public.audit_logs (resource_type, resource_id, created_at desc);
--- Export and erasure find a person's entries by these two.
+-- Export and erasure find a person's entries by these three.
 create index audit_logs_subject_ids_idx on public.audit_logs using gin (subject_ids) where subject_ids is not null;
+create index audit_logs_mentions_idx on public.audit_logs using gin (mentions) where mentions is not null;
 create index audit_logs_impersonator_idx on public.audit_logs (impersonator) where impersonator is not null;
 alter table public.audit_logs enable row level security, force row level security;
 

@@ -169,21 +169,41 @@ end;
 $$;
 comment on function app.audit is 'Turns the audit trail on for a table, or changes its options.';
 
-create or replace function app.find_people_named(value jsonb, besides uuid) returns uuid[]
+-- An event may name people: colleagues, strangers, people who sign up later. Exports and erasures must find it by their ids and addresses.
+-- A look-up would tell the author who has an account, so the entry gets hashes of everything that looks like an id or an address. The salt
+-- is private, and 64 bits of a hash suffice: a false match changes nothing in the entry.
+create or replace function app.hash_mentions(identifiers text[]) returns bigint[]
 language sql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
-  with texts as materialized (
-    select v #>> '{}' as text from jsonb_path_query(value, 'strict $.** ? (@.type() == "string")') as v
-  )
-  select array_agg(distinct p.id)
-  from public.profiles as p
-  where p.id is distinct from besides and (
-    p.id = any(array(select t.text::uuid from texts as t where t.text ~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'))
-    or p.clerk_user_id = any(array(select t.text from texts as t))
-    or lower(p.email) = any(array(select lower(t.text) from texts as t))
-  );
+  select array_agg(distinct ('x' || left(app.salted_hash(s.erasure_salt, lower(i.id)), 16))::bit(64)::bigint)
+  from app.settings as s cross join unnest(identifiers) as i (id)
+  where i.id <> '';
 $$;
-comment on function app.find_people_named is 'The people, except one, whose id, Clerk id or e-mail address is a string in the value; null if there are none.';
+comment on function app.hash_mentions is 'The hashes by which audit_logs.mentions names people; null if there are none.';
+
+create or replace function app.person_mentions(person app.person) returns bigint[]
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return app.hash_mentions(array[person.id::text, person.clerk_user_id] || person.emails);
+end;
+$$;
+comment on function app.person_mentions is 'The hashes by which audit_logs.mentions names the person.';
+
+-- The second pattern finds addresses inside a longer text, such as a link or a sentence.
+create or replace function app.find_identifiers(value text) returns text[]
+language sql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+  select array_agg(distinct m.match[1])
+  from
+    unnest(array[
+      '([^\s"(),:;<>@\[\]\\]+@[^\s"(),:;<>@\[\]\\]+)', '([\w.+%-]+@[\w-]+(?:\.[\w-]+)*)', '(?<![\w.+%-])(user_[\w-]+)',
+      '([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})'
+    ]) as p (pattern),
+    -- JSON writes a line break as \n. Its letter n is not a part of the next word.
+    regexp_matches(regexp_replace(value, '\\(u[0-9a-f]{4}|.)', ' ', 'g'), p.pattern, 'gi') as m (match);
+$$;
+comment on function app.find_identifiers is 'Everything in a JSON text that looks like our id, Clerk''s id or an e-mail address of a person.';
 
 -- For events that no table shows, such as the export of a report. The actor is the caller. Only the service may name another one.
 create or replace function app.log_audit_event(
@@ -223,7 +243,15 @@ begin
   entry.resource_type := p_resource_type;
   entry.resource_id := p_resource_id;
   entry.metadata := p_metadata;
-  entry.subject_ids := app.find_people_named(p_metadata || jsonb_build_object('resource', p_resource_id), entry.user_id);
+  entry.mentions := (
+    select app.hash_mentions(array(
+      select i.id
+      from unnest(app.find_identifiers(concat(p_metadata, to_json(p_resource_id)))) as i (id)
+      where not exists (
+        select from public.profiles as p where p.id = entry.user_id and lower(i.id) in (p.id::text, lower(p.clerk_user_id), lower(p.email))
+      )
+    ))
+  );
   insert into public.audit_logs select (entry).*;
   return entry.id;
 end;

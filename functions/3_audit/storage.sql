@@ -121,6 +121,7 @@ language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
   pattern text := app.person_pattern(person);
+  hashes bigint[] := app.person_mentions(person);
   erased integer;
 begin
   perform set_config('app.audit_intervention', 'on', true);
@@ -128,6 +129,8 @@ begin
     (select a.id, a.created_at, app.audit_hash(a) as original from public.audit_logs as a where a.user_id = person.id limit batch)
     union
     (select a.id, a.created_at, app.audit_hash(a) from public.audit_logs as a where a.subject_ids @> array[person.id] limit batch)
+    union
+    (select a.id, a.created_at, app.audit_hash(a) from public.audit_logs as a where a.mentions && hashes limit batch)
     union
     (select a.id, a.created_at, app.audit_hash(a) from public.audit_logs as a where a.impersonator = person.clerk_user_id limit batch)
     limit batch
@@ -144,6 +147,7 @@ begin
       ip_address = case when a.user_id is distinct from person.id and a.impersonator is distinct from person.clerk_user_id then a.ip_address end,
       user_agent = case when a.user_id is distinct from person.id and a.impersonator is distinct from person.clerk_user_id then a.user_agent end,
       subject_ids = nullif(array_remove(a.subject_ids, person.id), '{}'),
+      mentions = (select array_agg(m.hash) from unnest(a.mentions) as m (hash) where m.hash <> all(hashes)),
       resource_id = case when a.resource_id ~* pattern then null else a.resource_id end,
       metadata = app.redact_person(a.metadata, person),
       changes = app.redact_person(a.changes, person)

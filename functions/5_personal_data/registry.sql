@@ -87,7 +87,8 @@ values
     't.request_id',
     'case when t.impersonator is null then t.ip_address end as ip_address',
     'case when t.impersonator is null then t.user_agent end as user_agent',
-    'case when t.subject_ids is null then t.metadata end as metadata', 'case when t.subject_ids is null then t.changes end as changes'
+    'case when t.subject_ids is null and t.mentions is null then t.metadata end as metadata',
+    'case when t.subject_ids is null then t.changes end as changes'
   ],
   '{created_at,id}', 't.created_at', 'pseudonymise', null, 'app.erase_audit_entries',
   'Audit trail', 'What you changed and when, with the IP address and the browser of the request',
@@ -107,7 +108,8 @@ values
 ),
 (
   'public.audit_logs', 'subject_ids',
-  't.subject_ids @> array[person.id] and t.user_id is distinct from person.id and t.impersonator is distinct from person.clerk_user_id',
+  '(t.subject_ids @> array[person.id] or t.mentions && app.person_mentions(person)) '
+  'and t.user_id is distinct from person.id and t.impersonator is distinct from person.clerk_user_id',
   'activity_about_you',
   array[
     't.id', 't.created_at', 't.organization_id', 't.action', 't.resource_type', 't.resource_id',

@@ -27,6 +27,7 @@ class PublicAuditLogs(BaseModel):
     id: uuid.UUID = Field(alias="id")
     impersonator: Optional[str] = Field(alias="impersonator")
     ip_address: Optional[PgCatalogInet] = Field(alias="ip_address")
+    mentions: Optional[List[int]] = Field(alias="mentions")
     metadata: JsonValue = Field(alias="metadata")
     organization_id: Optional[uuid.UUID] = Field(alias="organization_id")
     request_id: Optional[str] = Field(alias="request_id")
@@ -45,6 +46,7 @@ class PublicAuditLogsInsert(TypedDict):
     id: NotRequired[Annotated[uuid.UUID, Field(alias="id")]]
     impersonator: NotRequired[Annotated[Optional[str], Field(alias="impersonator")]]
     ip_address: NotRequired[Annotated[Optional[PgCatalogInet], Field(alias="ip_address")]]
+    mentions: NotRequired[Annotated[Optional[List[int]], Field(alias="mentions")]]
     metadata: NotRequired[Annotated[JsonValue, Field(alias="metadata")]]
     organization_id: NotRequired[Annotated[Optional[uuid.UUID], Field(alias="organization_id")]]
     request_id: NotRequired[Annotated[Optional[str], Field(alias="request_id")]]
@@ -63,6 +65,7 @@ class PublicAuditLogsUpdate(TypedDict):
     id: NotRequired[Annotated[uuid.UUID, Field(alias="id")]]
     impersonator: NotRequired[Annotated[Optional[str], Field(alias="impersonator")]]
     ip_address: NotRequired[Annotated[Optional[PgCatalogInet], Field(alias="ip_address")]]
+    mentions: NotRequired[Annotated[Optional[List[int]], Field(alias="mentions")]]
     metadata: NotRequired[Annotated[JsonValue, Field(alias="metadata")]]
     organization_id: NotRequired[Annotated[Optional[uuid.UUID], Field(alias="organization_id")]]
     request_id: NotRequired[Annotated[Optional[str], Field(alias="request_id")]]

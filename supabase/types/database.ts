@@ -14,6 +14,7 @@ export type Database = {
           id: string;
           impersonator: string | null;
           ip_address: unknown;
+          mentions: number[] | null;
           metadata: NonNullable<Json>;
           organization_id: string | null;
           request_id: string | null;
@@ -32,6 +33,7 @@ export type Database = {
           id?: string;
           impersonator?: string | null;
           ip_address?: unknown;
+          mentions?: number[] | null;
           metadata?: NonNullable<Json>;
           organization_id?: string | null;
           request_id?: string | null;
@@ -49,6 +51,7 @@ export type Database = {
           id?: string;
           impersonator?: string | null;
           ip_address?: unknown;
+          mentions?: number[] | null;
           metadata?: NonNullable<Json>;
           organization_id?: string | null;
           request_id?: string | null;

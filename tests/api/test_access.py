@@ -70,7 +70,7 @@ ACCESS = {
         needs={"select": "audit:read"},
         row=f"""insert into public.audit_logs (organization_id, action, resource_type)
             values ({ORGANIZATION}, 'test.done', 'test') returning *""",
-        new={"action": "forged", "resource_type": "x"}, changed={"action": "forged"},
+        new={"action": "forged", "resource_type": "x"}, changed={"action": "forged"}, columns="id, action",
     ),
     "backup_logs": Access(
         needs={},

@@ -366,8 +366,8 @@ def test_replaying_the_ledger_erases_the_people_that_a_restore_brought_back(worl
 def test_the_ledger_can_be_replayed_on_a_database_with_another_salt(world: Database) -> None:
     texts = identifiers(world)
     with world.connection.transaction(force_rollback=True):
+        world.execute("update app.settings set erasure_salt = decode(repeat('ab', 32), 'hex')")
         entry = erase(world)
-    world.execute("update app.settings set erasure_salt = decode(repeat('ab', 32), 'hex')")
     [[receipt]] = world.rows("select app.replay_erasures(%s)::text", json.dumps([entry]))
     finish_erasure(world, receipt)
     call(world, "end_erasure", receipt=receipt, is_stored=True)

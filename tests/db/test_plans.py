@@ -97,7 +97,7 @@ TENANT_STATEMENTS = {
     "delete specimens": ("delete from public.specimens where status = 'archived'", "organization_id"),
     "read members": ("select * from public.organization_memberships", "organization_id"),
     "read invitations": ("select * from public.organization_invitations", "organization_id"),
-    "read the audit log": ("select * from public.audit_logs", "organization_id"),
+    "read the audit log": ("select id, action, metadata from public.audit_logs", "organization_id"),
 } | {
     f"{what} {table.name}": (statement, "organization_id")
     for table in TABLES.values()

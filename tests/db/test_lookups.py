@@ -1,0 +1,166 @@
+"""What a caller learns about other tenants: nothing, neither from answers and errors nor from what an entry, an export or a count shows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.conftest import Claims, Database
+from tests.db.test_erasure import erase, find_texts
+from tests.db.test_personal_data import export_all
+from tests.people import ADA, ADA_EMAILS, identifiers
+
+MALLORY = "user_2Mallory"
+
+
+@pytest.fixture
+def mallorys(world: Database) -> str:
+    """The id of an organization of Mallory, who shares none with the people of the world."""
+    world.execute("insert into public.organizations (clerk_org_id, name) values ('org_mallory', 'Mallory''s')")
+    world.execute("insert into public.profiles (clerk_user_id, email) values (%s, 'mallory@example.com')", MALLORY)
+    world.execute(
+        "insert into public.organization_memberships (organization_id, user_id, role) "
+        "select o.id, p.id, 'owner' from public.organizations as o, public.profiles as p where o.clerk_org_id = 'org_mallory' and p.clerk_user_id = %s",
+        MALLORY,
+    )
+    return str(world.value("select id from public.organizations where clerk_org_id = 'org_mallory'"))
+
+
+def mallory(**more: Any) -> Claims:
+    return {"sub": MALLORY, "role": "authenticated", "fva": [0, 0]} | more
+
+
+def log_event(world: Database, organization: str, metadata: object, resource: str | None = None) -> str:
+    log = "select public.log_audit_event(%s, 'client.noted', 'note', %s, %s)"
+    with world.acting("authenticated", mallory()):
+        made = world.value(log, organization, resource, json.dumps(metadata))
+    world.execute("select set_config('request.jwt.claims', '', true)")
+    return str(made)
+
+
+def entry(world: Database, identifier: str) -> dict[str, Any]:
+    found: dict[str, Any] = world.value("select to_jsonb(a) from public.audit_logs as a where id = %s", identifier)
+    return found
+
+
+# --- people whom an audit entry names
+
+NAMINGS: dict[str, Callable[[str], tuple[object, str | None]]] = {
+    "a value": lambda name: ({"person": name}, None),
+    "a value in other letters": lambda name: ({"person": name.upper() if "@" in name else name}, None),
+    "a nested value": lambda name: ({"people": [{"who": [name]}]}, None),
+    "a key": lambda name: ({name: 1}, None),
+    "a sentence": lambda name: ({"note": f"Wrote to {name}, and waits.\nThen '{name}' answered {name}."}, None),
+    "a link": lambda name: ({"link": f"https://example.com/people?who={name}&a=1"}, None),
+    "after a line break": lambda name: ({"note": f'"\n{name}\\'}, None),
+    "the resource": lambda name: ({}, name),
+}
+
+
+@pytest.mark.parametrize("name", NAMINGS.values(), ids=NAMINGS)
+def test_an_erasure_finds_an_entry_whose_author_could_not_see_the_person(
+    world: Database, mallorys: str, name: Callable[[str], tuple[object, str | None]]
+) -> None:
+    texts = identifiers(world)
+    for text in texts:
+        metadata, resource = name(text)
+        log_event(world, mallorys, metadata, resource)
+    assert find_texts(world, texts)["public.audit_logs"] >= len(texts)
+    erase(world)
+    assert find_texts(world, texts) == {}
+    assert world.value("select count(*) from public.audit_logs where action = 'client.noted'") == len(texts)
+
+
+def test_an_erasure_finds_an_entry_from_before_the_person_signed_up(world: Database, mallorys: str) -> None:
+    log_event(world, mallorys, {"to": "Zoe.Late@example.com"})
+    world.execute("insert into public.profiles (clerk_user_id, email) values ('user_2Zoe', 'zoe.late@example.com')")
+    erase(world, "user_2Zoe")
+    assert find_texts(world, ["zoe.late@example.com"]) == {}
+
+
+def test_an_erasure_keeps_the_other_people_of_an_entry_findable(world: Database, mallorys: str) -> None:
+    made = log_event(world, mallorys, {"copies": [ADA, "user_2Zoe"]})
+    world.execute("insert into public.profiles (clerk_user_id) values ('user_2Zoe')")
+    erase(world)
+    assert entry(world, made)["metadata"] == {"copies": ["erased", "user_2Zoe"]}
+    erase(world, "user_2Zoe")
+    assert entry(world, made)["metadata"] == {"copies": ["erased", "erased"]}
+    assert entry(world, made)["mentions"] is None
+
+
+def test_a_person_gets_the_entries_that_name_them(world: Database, mallorys: str) -> None:
+    made = [log_event(world, mallorys, {"note": f"Ask {name}"}) for name in identifiers(world)]
+    found = [row for row in export_all(world)["activity_about_you"] if row["id"] in made]
+    assert sorted(row["id"] for row in found) == sorted(made)
+    assert {row["organization_id"] for row in found} == {mallorys}
+
+
+def test_an_entry_does_not_show_whether_the_person_it_names_has_an_account(world: Database, mallorys: str) -> None:
+    """Not even in the columns that no client may read: they depend on the text only."""
+    unknown = ("00000000-0000-4000-8000-000000000000", "user_2Unknown", "unknown@example.com", "unknown@example.org")
+    facts = [
+        {
+            column: len(value) if column == "mentions" else value
+            for column, value in entry(world, log_event(world, mallorys, {"to": name}, name)).items()
+            if column not in ("id", "metadata", "resource_id")
+        }
+        for known in zip(identifiers(world), unknown, strict=True)
+        for name in known
+    ]
+    assert facts == [facts[0]] * len(facts)
+    assert (facts[0]["mentions"], facts[0]["subject_ids"]) == (1, None)
+
+
+def test_the_authors_export_does_not_show_whether_a_person_has_an_account(world: Database, mallorys: str) -> None:
+    for address in (ADA_EMAILS[0], "unknown@example.com"):
+        log_event(world, mallorys, {"to": address})
+    known, unknown = [
+        {name: value for name, value in row.items() if name != "id"}
+        for row in export_all(world, MALLORY)["activity"]
+        if row["action"] == "client.noted"
+    ]
+    assert known == unknown
+
+
+def test_an_entry_that_names_only_its_author_is_exported_to_them_in_full(world: Database, mallorys: str) -> None:
+    log_event(world, mallorys, {"from": "Mallory@example.com", "id": MALLORY})
+    [row] = [row for row in export_all(world, MALLORY)["activity"] if row["action"] == "client.noted"]
+    assert row["metadata"] == {"from": "Mallory@example.com", "id": MALLORY}
+
+
+@pytest.mark.parametrize("column", ["subject_ids", "mentions"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "select {} from public.audit_logs",
+        "select id from public.audit_logs where {} is not null",
+        "select id from public.audit_logs order by {}",
+        "select count({}) from public.audit_logs",
+        "select a from public.audit_logs as a",
+        "select * from public.audit_logs",
+        "select a.xmin from public.audit_logs as a",
+    ],
+)
+def test_no_client_reads_or_compares_whom_an_entry_is_about(
+    world: Database, mallorys: str, statement: str, column: str
+) -> None:
+    log_event(world, mallorys, {"to": ADA})
+    with (
+        pytest.raises(psycopg.errors.InsufficientPrivilege),
+        world.connection.transaction(),
+        world.acting("authenticated", mallory()),
+    ):
+        world.execute(statement.format(column))
+
+
+def test_the_audit_csv_does_not_show_whom_an_entry_is_about(world: Database) -> None:
+    columns = {
+        name
+        for (name,) in world.rows("select attname::text from pg_attribute where attrelid = 'app.audit_entries'::regclass and attnum > 0")
+    }  # fmt: skip
+    assert {"id", "metadata"} <= columns
+    assert columns.isdisjoint({"subject_ids", "mentions"})
