@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,18 +70,21 @@ def read_body() -> bytes:
     return body
 
 
-def read_delivery(headers: Headers) -> Delivery:
-    """Reads the delivery from the first complete set of headers. Raises HeadersMalformed."""
+def read_deliveries(headers: Headers) -> list[Delivery]:
+    """Reads the delivery from each complete set of headers. Raises HeadersMalformed if no set is complete."""
+    deliveries = []
     for prefix in PREFIXES:
         names = (f"{prefix}-id", f"{prefix}-timestamp", f"{prefix}-signature")
         message_id, timestamp, signature = (headers.get(name, "") for name in names)
         if MESSAGE_ID.fullmatch(message_id) and TIMESTAMP.fullmatch(timestamp) and signature:
-            return Delivery(message_id, timestamp, signature)
-    raise HeadersMalformed("Send the headers svix-id, svix-timestamp and svix-signature as Svix documents them.")
+            deliveries.append(Delivery(message_id, timestamp, signature))
+    if not deliveries:
+        raise HeadersMalformed("Send the headers svix-id, svix-timestamp and svix-signature as Svix documents them.")
+    return deliveries
 
 
-def verify_text(body: bytes, delivery: Delivery, secrets: Sequence[SecretStr]) -> str:
-    """Returns the text of `body` if one of `secrets` signed it at most 300 s ago.
+def verify_text(body: bytes, deliveries: Sequence[Delivery], secrets: Sequence[SecretStr]) -> tuple[str, str]:
+    """Returns the message id and the text of `body` if one of `secrets` signed them at most 300 s ago.
 
     Raises HeadersMalformed, SignatureInvalid or EventMalformed.
     """
@@ -88,30 +92,40 @@ def verify_text(body: bytes, delivery: Delivery, secrets: Sequence[SecretStr]) -
         text = body.decode()
     except UnicodeDecodeError:
         raise EventMalformed("The body is not UTF-8.") from None
-    check_signature(text, delivery, secrets)
+    message_id = check_signature(text, deliveries, secrets)
     if "\0" in text:
         # JSON escapes this character, and Postgres accepts no text that contains it.
         raise EventMalformed("The body is not JSON.")
-    return text
+    return message_id, text
 
 
-def check_signature(text: str, delivery: Delivery, secrets: Sequence[SecretStr]) -> None:
-    """Requires a signature made with one of `secrets`. Raises HeadersMalformed or SignatureInvalid."""
-    headers = {
-        "webhook-id": delivery.message_id,
-        "webhook-timestamp": delivery.timestamp,
-        "webhook-signature": delivery.signature,
-    }
+def check_signature(text: str, deliveries: Sequence[Delivery], secrets: Sequence[SecretStr]) -> str:
+    """Returns the id of the delivery that one of `secrets` signed. Raises HeadersMalformed or SignatureInvalid."""
     malformed = False
-    for secret in secrets:
-        try:
-            Webhook(secret.get_secret_value()).verify(text, headers, json_parse=False)
-        except WebhookVerificationError:
-            continue
-        except ValueError:  # raised, also as binascii.Error, for a signature that is not "version,base64"
-            malformed = True
-        else:
-            return
+    for delivery in deliveries:
+        signatures = delivery.signature.split(" ")
+        readable = [each for each in signatures if _is_readable(each)]
+        malformed = malformed or len(readable) < len(signatures)
+        headers = {
+            "webhook-id": delivery.message_id,
+            "webhook-timestamp": delivery.timestamp,
+            "webhook-signature": " ".join(readable),
+        }
+        for secret in secrets:
+            try:
+                Webhook(secret.get_secret_value()).verify(text, headers, json_parse=False)
+            except WebhookVerificationError:
+                continue
+            return delivery.message_id
     if malformed:
         raise HeadersMalformed("A signature has the form v1,<base64>; several are separated by one space.")
     raise SignatureInvalid("The signature does not match, or its timestamp is more than 5 minutes from now.")
+
+
+def _is_readable(signature: str) -> bool:
+    """Whether standardwebhooks can read it. Where it cannot, it raises and does not read the signatures after it."""
+    version, comma, encoded = signature.partition(",")
+    try:
+        return comma == "," and "," not in encoded and (version != "v1" or base64.b64decode(encoded) is not None)
+    except ValueError:  # also binascii.Error
+        return False

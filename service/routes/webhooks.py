@@ -10,7 +10,7 @@ from flask.typing import ResponseReturnValue
 from service.components import components
 from service.data_api import CallFailed, DataApi
 from service.metrics import count_webhook
-from service.signed_webhooks import EventMalformed, EventNotStored, read_body, read_delivery, verify_text
+from service.signed_webhooks import EventMalformed, EventNotStored, read_body, read_deliveries, verify_text
 
 webhooks = Blueprint("webhooks", __name__, url_prefix="/webhooks")
 
@@ -18,9 +18,9 @@ webhooks = Blueprint("webhooks", __name__, url_prefix="/webhooks")
 @webhooks.post("/clerk")
 def receive() -> ResponseReturnValue:
     """Stores one Clerk event and answers with its outcome."""
-    delivery = read_delivery(request.headers)
-    event = verify_text(read_body(), delivery, components().settings.clerk_webhook_secrets)
-    stored = store(components().data_api, delivery.message_id, event)
+    deliveries = read_deliveries(request.headers)
+    message_id, event = verify_text(read_body(), deliveries, components().settings.clerk_webhook_secrets)
+    stored = store(components().data_api, message_id, event)
     # Whatever the outcome: for a duplicate, the first delivery may have failed before it invalidated the cache.
     components().cache.invalidate(stored["users"], stored["organizations"])
     count_webhook(stored["outcome"], stored["lag_seconds"])

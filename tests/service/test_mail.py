@@ -627,6 +627,13 @@ def test_only_events_signed_by_resend_are_accepted(client: FlaskClient, offline:
     assert client.post("/webhooks/resend", data=b"{}").status_code == 400
 
 
+def test_a_malformed_signature_before_resends_does_not_hide_it(client: FlaskClient) -> None:
+    body = json.dumps({"type": "email.opened", "data": {}}).encode()
+    headers = sign(body)
+    headers["svix-signature"] = f"v1,abcde {headers['svix-signature']}"
+    assert client.post("/webhooks/resend", data=body, headers=headers).json == {"outcome": "ignored"}
+
+
 def test_an_event_that_cannot_be_stored_is_requested_again(make_app: MakeApp) -> None:
     response = webhook(make_app(RESEND_WEBHOOK_SECRET=SECRET).test_client(), "email.bounced", {"email_id": "x"})
     assert (response.status_code, response.headers["Retry-After"]) == (503, "30")

@@ -22,7 +22,7 @@ from service.signed_webhooks import (
     HeadersMalformed,
     SignatureInvalid,
     check_signature,
-    read_delivery,
+    read_deliveries,
 )
 from tests.conftest import Stack
 from tests.service.conftest import MakeApp
@@ -75,7 +75,7 @@ def at_the_vectors_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("at_the_vectors_time")
 def test_the_signature_that_svix_publishes_is_accepted() -> None:
-    check_signature(VECTOR_BODY, read_delivery(Headers(VECTOR)), secret_list(SECRET))
+    check_signature(VECTOR_BODY, read_deliveries(Headers(VECTOR)), secret_list(SECRET))
 
 
 @pytest.mark.usefixtures("at_the_vectors_time")
@@ -90,13 +90,13 @@ def test_the_signature_that_svix_publishes_is_accepted() -> None:
 def test_the_published_signature_is_refused_if_a_header_is_changed(change: dict[str, str]) -> None:
     changed = VECTOR | change
     with pytest.raises(SignatureInvalid):
-        check_signature(VECTOR_BODY, read_delivery(Headers(changed)), secret_list(SECRET))
+        check_signature(VECTOR_BODY, read_deliveries(Headers(changed)), secret_list(SECRET))
 
 
 @pytest.mark.usefixtures("at_the_vectors_time")
 def test_the_published_signature_is_refused_if_the_body_is_changed() -> None:
     with pytest.raises(SignatureInvalid):
-        check_signature(VECTOR_BODY + " ", read_delivery(Headers(VECTOR)), secret_list(SECRET))
+        check_signature(VECTOR_BODY + " ", read_deliveries(Headers(VECTOR)), secret_list(SECRET))
 
 
 def test_while_secrets_rotate_both_are_accepted(online: FlaskClient) -> None:
@@ -109,6 +109,26 @@ def test_a_message_signed_with_two_secrets_is_accepted_when_one_of_them_is_ours(
     foreign = signature(BODY, headers["svix-id"], headers["svix-timestamp"], "whsec_" + "AAAA" * 8)
     headers["svix-signature"] = f"{foreign} v2,unknown {headers['svix-signature']}"
     assert online.post(URL, data=BODY, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("malformed", ["v1", "no comma", "v1,a,b", "v1,abcde", "v1,\xe9\xe9\xe9\xe9", ""])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_malformed_signature_does_not_hide_a_good_one(online: FlaskClient, malformed: str, is_first: bool) -> None:
+    headers = sign(BODY)
+    both = [malformed, headers["svix-signature"]]
+    headers["svix-signature"] = " ".join(both if is_first else reversed(both))
+    assert online.post(URL, data=BODY, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"svix-signature": "v1,abcde"}, {"svix-signature": "v1,AAAA"}, {"svix-timestamp": "soon"}, {"svix-id": "msg_other"}],
+)
+def test_one_set_of_headers_does_not_hide_a_good_one(online: FlaskClient, change: dict[str, str]) -> None:
+    headers = sign(BODY)
+    good = {name.replace("svix-", "webhook-"): value for name, value in headers.items()}
+    response = online.post(URL, data=BODY, headers=headers | change | good)
+    assert (response.status_code, response.json["message_id"]) == (200, headers["svix-id"])
 
 
 def test_a_signature_with_a_foreign_secret_is_refused(offline: FlaskClient) -> None:
@@ -206,7 +226,7 @@ def test_the_two_sets_of_header_names_are_not_mixed() -> None:
     headers = sign(BODY)
     headers["webhook-signature"] = headers.pop("svix-signature")
     with pytest.raises(HeadersMalformed):
-        read_delivery(Headers(headers))
+        read_deliveries(Headers(headers))
 
 
 # --- the body ---
