@@ -22,6 +22,7 @@ from service.clerk_api import API_VERSION, CLERK_API_URL
 
 # Clerk's Supabase integration adds this role to session tokens. PostgREST uses whatever role a token contains.
 EXPECTED_ROLE = "authenticated"
+CLERK_REMEDY = "Check CLERK_SECRET_KEY, and CLERK_API_URL if you set it."
 
 
 def check_clerk_keys(context: Context) -> str:
@@ -96,18 +97,37 @@ def check_session_token_role(context: Context) -> str:
     )
 
 
+def check_instance(context: Context) -> str:
+    """Checks that the database accepts events of one instance only, the one to which CLERK_SECRET_KEY belongs."""
+    answer = _call_clerk(context, "instance")
+    instance = parse_json(answer).get("id") if answer.is_success else None
+    if not isinstance(instance, str):
+        raise CheckFailed(
+            f"Clerk returns {answer.status_code} instead of its instance: {read_error_message(answer)}", CLERK_REMEDY
+        )
+    with database.connect(context.database_url) as connection:
+        row = connection.execute("select clerk_instance_id from app.settings").fetchone()
+    pinned = row[0] if row else None
+    remedy = f"In the SQL editor: update app.settings set clerk_instance_id = '{instance}'."  # noqa: S608 - advice, which is not run
+    if pinned is None and context.is_local:
+        return f"Not pinned to {instance}: the local stack accepts events of any instance."
+    if pinned is None:
+        raise CheckFailed("No Clerk instance is pinned: the examples of Clerk's dashboard would change rows.", remedy)
+    if pinned != instance:
+        raise CheckFailed(
+            f"{pinned} is pinned, but CLERK_SECRET_KEY belongs to {instance}, whose events are ignored.",
+            f"Use the key of {pinned}. If the key is right: {remedy}",
+        )
+    return f"Only events of {instance} are applied."
+
+
 def check_jwt_templates(context: Context) -> str:
     """Checks that no JWT template sets another role. Clerk's API does not list the claims of session tokens."""
-    answer = httpx.get(
-        f"{(context.environment.get('CLERK_API_URL') or CLERK_API_URL).rstrip('/')}/v1/jwt_templates",
-        params={"limit": 500},
-        headers={"Authorization": f"Bearer {context['CLERK_SECRET_KEY']}", "Clerk-API-Version": API_VERSION},
-        timeout=TIMEOUT,
-    )
+    answer = _call_clerk(context, "jwt_templates?limit=500")
     if not answer.is_success or not isinstance(parse_json(answer, object), list):
         raise CheckFailed(
             f"Clerk returns {answer.status_code} instead of its JWT templates: {read_error_message(answer)}",
-            "Check CLERK_SECRET_KEY, and CLERK_API_URL if you set it.",
+            CLERK_REMEDY,
         )
     roles = {template["name"]: template["claims"].get("role", EXPECTED_ROLE) for template in answer.json()}
     if odd := [name for name, role in roles.items() if role != EXPECTED_ROLE]:
@@ -145,6 +165,14 @@ def check_exposed_schemas(context: Context) -> str:
                 "Remove it from the exposed schemas in Supabase: Project settings → Data API.",
             )
     return "app and ops are not exposed."
+
+
+def _call_clerk(context: Context, path: str) -> httpx.Response:
+    return httpx.get(
+        f"{(context.environment.get('CLERK_API_URL') or CLERK_API_URL).rstrip('/')}/v1/{path}",
+        headers={"Authorization": f"Bearer {context['CLERK_SECRET_KEY']}", "Clerk-API-Version": API_VERSION},
+        timeout=TIMEOUT,
+    )
 
 
 def _build_data_api_url(context: Context, path: str) -> str:

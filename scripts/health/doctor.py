@@ -15,6 +15,7 @@ from scripts.health.checks_backups import check_encryption, check_pg_dump, check
 from scripts.health.checks_clerk import (
     check_clerk_keys,
     check_exposed_schemas,
+    check_instance,
     check_jwt_templates,
     check_publishable_key,
     check_secret_key,
@@ -43,6 +44,7 @@ CHECKS: dict[str, Callable[[Context], str]] = {
     "secret key": check_secret_key,
     "third-party auth": check_third_party_auth,
     "role claim": check_session_token_role,
+    "Clerk instance": check_instance,
     "JWT templates": check_jwt_templates,
     "exposed schemas": check_exposed_schemas,
     "role timeouts": check_role_timeouts,

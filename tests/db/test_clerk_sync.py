@@ -246,16 +246,28 @@ def test_the_service_cannot_bypass_receive_clerk_event(clerk: Clerk) -> None:
             clerk.database.execute(statement)
 
 
-def test_events_of_another_instance_are_ignored_if_one_is_pinned(clerk: Clerk) -> None:
+@pytest.mark.parametrize(
+    "instance",
+    [
+        {"instance_id": "ins_development"},
+        {"instance_id": ""},
+        {"instance_id": None},
+        {"instance_id": ["ins_production"]},
+        {},
+    ],
+)
+def test_only_events_of_the_pinned_instance_change_rows(clerk: Clerk, instance: Json) -> None:
     clerk.database.execute("update app.settings set clerk_instance_id = 'ins_production'")
-    assert clerk.deliver(events.event("user.created", ADA), "msg_a") == "ignored"
+    event = events.event("user.created", ADA)
+    del event["instance_id"]
+    assert clerk.deliver(event | instance, "msg_a") == "ignored"
     assert clerk.profile() is None
     assert "instance_id" in clerk.inbox("msg_a")["error"]
+    assert clerk.deliver(event | {"instance_id": "ins_production"}) == "processed"
 
 
-@pytest.mark.parametrize("instance", [{"instance_id": "ins_production"}, {"instance_id": None}, {}])
-def test_events_of_the_pinned_instance_or_without_an_instance_are_applied(clerk: Clerk, instance: Json) -> None:
-    clerk.database.execute("update app.settings set clerk_instance_id = 'ins_production'")
+@pytest.mark.parametrize("instance", [{"instance_id": "ins_any"}, {"instance_id": None}, {}])
+def test_without_a_pinned_instance_any_event_is_applied(clerk: Clerk, instance: Json) -> None:
     event = events.event("user.created", ADA)
     del event["instance_id"]
     assert clerk.deliver(event | instance) == "processed"

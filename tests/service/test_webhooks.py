@@ -122,7 +122,12 @@ def test_a_malformed_signature_does_not_hide_a_good_one(online: FlaskClient, mal
 
 @pytest.mark.parametrize(
     "change",
-    [{"svix-signature": "v1,abcde"}, {"svix-signature": "v1,AAAA"}, {"svix-timestamp": "soon"}, {"svix-id": "msg_other"}],
+    [
+        {"svix-signature": "v1,abcde"},
+        {"svix-signature": "v1,AAAA"},
+        {"svix-timestamp": "soon"},
+        {"svix-id": "msg_other"},
+    ],
 )
 def test_one_set_of_headers_does_not_hide_a_good_one(online: FlaskClient, change: dict[str, str]) -> None:
     headers = sign(BODY)

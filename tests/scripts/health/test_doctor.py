@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
 from click.testing import CliRunner, Result
@@ -188,6 +189,8 @@ def test_a_ping_changes_nothing_but_the_inbox(examine: Examine, stack: Stack) ->
     ("third-party auth", "SUPABASE_URL", rest_answer({"code": "PGRST301", "message": "No suitable key"}, 401), ["No suitable key", "Third-party auth"]),
     ("JWT templates", "CLERK_API_URL", rest_answer([{"name": "odd", "claims": {"role": "service_role"}}]), ["authenticated", "odd"]),
     ("JWT templates", "CLERK_API_URL", rest_answer([{"name": "odd", "claims": {"role": "{{user.public_metadata.role}}"}}]), ["odd", "remove"]),
+    ("Clerk instance", "CLERK_API_URL", rest_answer({"object": "instance"}), ["Clerk returns 200", "CLERK_API_URL"]),
+    ("Clerk instance", "CLERK_API_URL", rest_answer({"errors": []}, 401), ["Clerk returns 401", "CLERK_SECRET_KEY"]),
     ("JWT templates", "CLERK_API_URL", rest_answer({"data": []}), ["Clerk returns 200", "CLERK_API_URL"]),
     ("JWT templates", "CLERK_API_URL", (502, {}, b"<html>bad gateway"), ["502"]),
     ("exposed schemas", "SUPABASE_URL", rest_answer([]), ["exposes the schema app", "exposed schemas"]),
@@ -310,6 +313,19 @@ def test_findings_of_the_advisors_are_reported(examine: Examine, hosted_database
     execute(hosted_database, "create table public.naked (id integer primary key)")
     execute(hosted_database, "grant select on public.naked to anon")
     require_failure(examine("advisors", url=f"{hosted_database}?sslmode=disable"), "naked", "Advisors")
+
+
+def test_an_instance_that_is_not_pinned_is_found(examine: Examine, stack: Stack, hosted_database: str) -> None:
+    instance = examine("Clerk instance")
+    assert (instance.outcome, "Not pinned" in instance.found) == ("passed", True)  # the local stack
+    headers = {"Authorization": f"Bearer {stack.environment['CLERK_SECRET_KEY']}"}
+    expected = httpx.get(f"{stack.environment['CLERK_API_URL']}/v1/instance", headers=headers).json()["id"]
+    finding = examine("Clerk instance", url=hosted_database)
+    require_failure(finding, "No Clerk instance is pinned", f"set clerk_instance_id = '{expected}'")
+    execute(hosted_database, "update app.settings set clerk_instance_id = 'ins_other'")
+    require_failure(examine("Clerk instance", url=hosted_database), "ins_other is pinned", expected)
+    execute(hosted_database, f"update app.settings set clerk_instance_id = '{expected}'")
+    assert examine("Clerk instance", url=hosted_database).outcome == "passed"
 
 
 def test_the_environment_is_restored(examine: Examine) -> None:
