@@ -81,7 +81,7 @@ comment on column public.profiles.current_organization_id is 'The organization t
 comment on column public.profiles.preferences is 'The person''s own settings, an object of at most 64 KiB. Only start_session returns them, and only to their owner.';
 comment on column public.profiles.last_seen_at is 'Last start of a session, to the minute.';
 comment on column public.profiles.created_at is 'When the person signed up.';
-comment on column public.profiles.updated_at is 'When a value other than last_seen_at last changed.';
+comment on column public.profiles.updated_at is 'When a value that co-members may read last changed.';
 create index profiles_current_organization_id_idx on public.profiles (current_organization_id, id);
 create index profiles_email_idx on public.profiles (email);
 create index profiles_lower_email_idx on public.profiles (lower(email));

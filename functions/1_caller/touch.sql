@@ -17,9 +17,12 @@ create or replace trigger touch before update on public.organization_memberships
 for each row when (old.* is distinct from new.*) execute function app.touch();
 create or replace trigger touch before update on public.organization_invitations
 for each row when (old.* is distinct from new.*) execute function app.touch();
--- A new last_seen_at does not count as a change of the profile.
+-- Co-members read updated_at, so it must not show a change of the columns that policies/profiles.sql hides from them.
 create or replace trigger touch before update on public.profiles
-for each row when (to_jsonb(old) - 'last_seen_at' is distinct from to_jsonb(new) - 'last_seen_at') execute function app.touch();
+for each row when (
+  to_jsonb(old) - '{current_organization_id,preferences,last_seen_at}'::text[]
+  is distinct from to_jsonb(new) - '{current_organization_id,preferences,last_seen_at}'::text[]
+) execute function app.touch();
 
 create or replace function app.mfa_required() returns boolean
 language sql stable parallel safe security definer set search_path = pg_catalog, pg_temp

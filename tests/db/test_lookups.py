@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import Claims, Database
 from tests.db.test_erasure import erase, find_texts
 from tests.db.test_personal_data import export_all
-from tests.people import ADA, ADA_EMAILS, identifiers
+from tests.people import ADA, ADA_EMAILS, BEN, CLEO, identifiers
 
 MALLORY = "user_2Mallory"
 
@@ -164,3 +164,108 @@ def test_the_audit_csv_does_not_show_whom_an_entry_is_about(world: Database) -> 
     }  # fmt: skip
     assert {"id", "metadata"} <= columns
     assert columns.isdisjoint({"subject_ids", "mentions"})
+
+
+# --- columns that clients may not read
+
+HIDDEN_COLUMNS = """
+    select c.oid::regclass::text, a.attname::text, format_type(a.atttypid, a.atttypmod)
+    from pg_class as c join pg_attribute as a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+    where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p')
+      and has_any_column_privilege('authenticated', c.oid, 'select') and not has_column_privilege('authenticated', c.oid, a.attnum, 'select')
+    order by 1, 2
+"""
+READABLE_COLUMNS = """
+    select string_agg(format('t.%%I', a.attname), ', ') from pg_attribute as a
+    where a.attrelid = %s::regclass and a.attnum > 0 and not a.attisdropped and has_column_privilege('authenticated', a.attrelid, a.attnum, 'select')
+"""
+# A different value for each type of hidden column, unless the column needs one of its own.
+OTHER_VALUES = {
+    "jsonb": "jsonb_build_object('probe', true)", "timestamp with time zone": "now() - interval '1 year'", "uuid[]": "array[gen_random_uuid()]",
+    "bigint[]": "array[7]", "text": "'probe'", "boolean": "not t.{column}", "integer": "t.{column} + 1",
+    "current_organization_id": "(select m.organization_id from public.organization_memberships as m where m.user_id = t.id order by 1 limit 1)",
+}  # fmt: skip
+
+
+def read_hidden_columns(database: Database) -> list[tuple[str, str, str]]:
+    return database.rows(HIDDEN_COLUMNS)  # type: ignore[return-value]
+
+
+def test_a_change_of_a_hidden_column_changes_no_column_that_clients_may_read(world: Database) -> None:
+    """Such as updated_at: it would show co-members when a person switches to another organization."""
+    world.execute("set local app.audit_intervention = 'on'")
+    hidden = read_hidden_columns(world)
+    assert {("profiles", "preferences"), ("audit_logs", "subject_ids")} <= {
+        (table, column) for table, column, _ in hidden
+    }
+    for table, column, kind in hidden:
+        key = (
+            f"clerk_user_id = '{BEN}'"
+            if table == "profiles"
+            else f"id = (select min(id::text)::uuid from public.{table})"
+        )
+        backdate(world, table, key)
+        readable = world.value(READABLE_COLUMNS, f"public.{table}")
+        before = world.rows(f"select {readable} from public.{table} as t where {key}")
+        chosen = OTHER_VALUES[column if column in OTHER_VALUES else kind].format(column=column)
+        value = f"({chosen})::{kind}"
+        changed = world.execute(
+            f"update public.{table} as t set {column} = {value} where {key} and {column} is distinct from {value}"
+        )
+        assert changed.rowcount == 1, (table, column)
+        assert world.rows(f"select {readable} from public.{table} as t where {key}") == before, (table, column)
+
+
+def backdate(world: Database, table: str, key: str) -> None:
+    """Sets updated_at, if there is one, to a time that no trigger would set."""
+    if world.value(
+        "select true from pg_attribute where attrelid = %s::regclass and attname = 'updated_at'", f"public.{table}"
+    ):
+        world.execute(f"alter table public.{table} disable trigger user")
+        world.execute(f"update public.{table} set updated_at = '2020-01-01' where {key}")
+        world.execute(f"alter table public.{table} enable trigger user")
+
+
+def test_a_change_of_a_column_that_clients_may_read_still_sets_updated_at(world: Database) -> None:
+    backdate(world, "profiles", f"clerk_user_id = '{ADA}'")
+    world.execute("update public.profiles set full_name = 'Ada Autumn' where clerk_user_id = %s", ADA)
+    assert world.value("select updated_at = now() from public.profiles where clerk_user_id = %s", ADA)
+
+
+def test_a_start_of_a_session_and_a_switch_of_organization_show_nothing_to_co_members(world: Database) -> None:
+    backdate(world, "profiles", f"clerk_user_id = '{ADA}'")
+    seen = "select to_jsonb(p) from (select id, full_name, banned, updated_at from public.profiles where clerk_user_id = %s) as p"
+    messages = world.value("select count(*) from realtime.messages")
+    with world.acting("authenticated", mallory(sub=CLEO)):
+        before = world.value(seen, ADA)
+    with world.acting("authenticated", mallory(sub=ADA)):
+        world.execute("select public.start_session()")
+        world.execute(
+            "update public.profiles set preferences = '{\"theme\": \"dark\"}', current_organization_id = "
+            "(select id from public.organizations where name = 'Globex') where clerk_user_id = %s", ADA
+        )  # fmt: skip
+    with world.acting("authenticated", mallory(sub=CLEO)):
+        assert world.value(seen, ADA) == before
+    assert world.value("select count(*) from realtime.messages") == messages
+
+
+def test_a_broadcast_of_a_table_with_a_hidden_column_does_not_show_when_it_changes(world: Database) -> None:
+    world.execute("revoke select on public.specimens from authenticated")
+    world.execute("grant select (id, organization_id, title) on public.specimens to authenticated")
+    messages = world.value("select count(*) from realtime.messages")
+    world.execute("update public.specimens set description = 'hidden', updated_at = now() + interval '1 day'")
+    assert world.value("select count(*) from realtime.messages") == messages
+    world.execute("update public.specimens set title = title || '!' where title = 'Not hers'")
+    assert world.value("select count(*) from realtime.messages") > messages
+
+
+@pytest.mark.parametrize("column", ["xmin", "xmax", "ctid", "cmin"])
+def test_the_system_columns_of_a_row_with_hidden_columns_are_hidden_too(world: Database, column: str) -> None:
+    """They change whenever any column of the row changes."""
+    for table in {table for table, _, _ in read_hidden_columns(world)}:
+        with (
+            pytest.raises(psycopg.errors.InsufficientPrivilege),
+            world.connection.transaction(),
+            world.acting("authenticated", mallory(sub=ADA)),
+        ):
+            world.execute(f"select t.{column} from public.{table} as t")

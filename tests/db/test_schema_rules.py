@@ -101,6 +101,10 @@ RULES = {
         join pg_namespace as n on n.oid = p.pronamespace
         join pg_depend as d on d.refobjid = p.oid and d.refclassid = 'pg_proc'::regclass and d.classid = 'pg_policy'::regclass
         where n.nspname = 'app' and p.provolatile <> 's'""",
+    "a published table has no column that clients may not read: Realtime would show when it changes": f"""
+        select p.schemaname || '.' || p.tablename || '.' || a.attname from pg_publication_tables as p
+        join pg_attribute as a on a.attrelid = format('%I.%I', p.schemaname, p.tablename)::regclass and a.attnum > 0 and not a.attisdropped
+        where p.schemaname in {OURS} and not has_column_privilege('authenticated', a.attrelid, a.attnum, 'select')""",
     "every constraint is valid": f"""
         select k.conname::text from pg_constraint as k join pg_namespace as n on n.oid = k.connamespace
         where n.nspname in {OURS} and not k.convalidated""",
