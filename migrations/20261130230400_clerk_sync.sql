@@ -119,7 +119,7 @@ from unnest(array['free', 'starter', 'pro', 'enterprise']) as tier, unnest(array
 -- Where an interrupted `ballast clerk backfill` resumes. Clerk lists objects by creation time, so that time is the position:
 -- it stays right when earlier objects are deleted and, unlike an id, identifies no person.
 create table app.clerk_backfills (
-  kind text primary key check (kind in ('user', 'organization', 'membership', 'invitation')),
+  kind text primary key check (kind in ('user', 'organization', 'membership', 'invitation', 'role', 'permission')),
   instance_id text,
   next_offset integer not null check (next_offset > 0),
   last_created_ms bigint not null,

@@ -44,6 +44,7 @@ class ClerkServer:
             "organization": self.directory.organizations,
             "organization_membership": self.directory.memberships,
             "organization_invitation": self.directory.invitations,
+            "role": self.directory.roles,
         }
         for each in objects:
             places[each["object"]][each["id"]] = json.loads(json.dumps(each))

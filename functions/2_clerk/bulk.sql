@@ -66,7 +66,9 @@ begin
     select coalesce(jsonb_agg(o.object), '[]')
     from jsonb_array_elements(page) as o (object)
     left join app.clerk_records as r on r.kind = kind and r.clerk_id = app.clerk_text(o.object -> 'id')
-    cross join lateral (select app.clerk_time(o.object -> 'updated_at') as updated_at) as u
+    cross join lateral (
+      select coalesce(app.clerk_time(o.object -> 'updated_at'), (r.stamp).source_updated_at) as updated_at -- some roles have no time
+    ) as u
     where not coalesce(
       (r.stamp).is_real and (
         (r.stamp).source_updated_at > u.updated_at

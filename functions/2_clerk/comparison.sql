@@ -102,6 +102,16 @@ begin
           case when i.created_at <> app.clerk_time(l.fields -> 'created_at') then 'created_at' end
         ], null) as columns) as d
         where l.fields ->> 'email' is not null and l.object ->> 'status' = 'pending' and (i.id is null or d.columns <> '{}');
+    else -- roles and permissions have no row in public
+      return query
+        select l.object, l.clerk_id, case when l.known is null then 'missing' else 'stale' end, d.columns
+        from app.read_clerk_page(kind, page, asked_at) as l
+        cross join lateral (
+          select coalesce(array_agg(f.key order by f.key), '{}') as columns
+          from jsonb_each(l.fields) as f
+          where l.known -> f.key is distinct from f.value
+        ) as d
+        where l.known is null or d.columns <> '{}';
   end case;
 end;
 $$;
@@ -161,6 +171,8 @@ begin
         select i.clerk_invitation_id, o.clerk_org_id, null::text
         from public.organization_invitations as i
         join public.organizations as o on o.id = i.organization_id;
+    else
+      return query select r.clerk_id, null::text, null::text from app.clerk_records as r where r.kind = clerk_mirror.kind;
   end case;
 end;
 $$;

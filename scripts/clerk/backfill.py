@@ -12,7 +12,18 @@ from typing import Any
 import psycopg
 from psycopg.types.json import Jsonb
 
-from scripts.clerk.listing import KINDS, LIST_START, ClerkListing, Kind, ListIncomplete, Object, Page, Position
+from scripts.clerk.listing import (
+    KINDS,
+    LIST_START,
+    ClerkListing,
+    Incomplete,
+    Kind,
+    ListIncomplete,
+    Object,
+    Page,
+    Position,
+)
+from scripts.clerk.mirror import name_unlisted
 from scripts.errors import Failure
 from scripts.schema import database
 from scripts.schema.database import Connection
@@ -42,8 +53,8 @@ class RefusedObject:
 class KindReport:
     """The result for a kind: how many objects Clerk listed, how many changed something, and which the database refused.
 
-    An interrupted run merged the first `resumed_at` objects; they count only as listed. `incomplete` is a message if
-    Clerk counts more objects than it lists.
+    An interrupted run merged the first `resumed_at` objects; they count only as listed. `incomplete` says what is
+    missing if Clerk counts more objects than it lists.
     """
 
     kind: str
@@ -51,7 +62,7 @@ class KindReport:
     resumed_at: int = 0
     changed: int = 0
     refused: list[RefusedObject] = field(default_factory=list)
-    incomplete: str | None = None
+    incomplete: Incomplete | None = None
 
 
 OnProgress = Callable[[Kind, int, int | None], None]
@@ -131,14 +142,15 @@ def _backfill_kind(checkpoints: Checkpoints, listing: ClerkListing, kind: Kind, 
             report.listed = report.resumed_at + len(known)
             on_progress(kind, report.listed, None)
     except ListIncomplete as error:
-        report.incomplete = str(error)
+        report.incomplete = name_unlisted(checkpoints.connection, listing, kind, known, error.report)
     return report
 
 
 def merge_page(connection: Connection, kind: Kind, page: Page, report: KindReport) -> None:
     """Merges a page in a few transactions, and adds the outcome to `report`."""
-    for first in range(0, len(page.objects), MERGE_BATCH):
-        _merge_batch(connection, kind, page.objects[first : first + MERGE_BATCH], page.asked_at, report)
+    objects = [each for each in page.objects if kind.is_current(each)]
+    for first in range(0, len(objects), MERGE_BATCH):
+        _merge_batch(connection, kind, objects[first : first + MERGE_BATCH], page.asked_at, report)
 
 
 def _merge_batch(

@@ -9,15 +9,23 @@ is read.
 Example, with pages of four objects, each shown by its time of creation: the first page is [1, 2, 5, 5], so the next one
 begins with 2 and is [2, 5, 5, 5]. It holds all objects of time 5, whichever two of them were on the first page.
 
-At the end, the number of listed objects is compared with Clerk's count. Memory: one id per object.
+At the end, the number of listed objects is compared with Clerk's count. Objects come and go during a listing, so the
+count covers only objects that are older than the listing:
+
+- The reading is complete if it has as many of them as Clerk counted at its start.
+- Objects deleted before they were read are missing from it. So the count at its end is enough too, but only if the
+  order proves that the pages had no gap. Otherwise a deletion could hide an object that was never listed.
+
+An incomplete reading is repeated in another way: memberships and invitations by organization, the others in another
+order. Memory: a few ids per object.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -31,11 +39,13 @@ from service.clerk_api import API_VERSION, CLERK_API_URL, NOT_FOUND
 from service.settings import CLERK_KEY
 
 Object = dict[str, Any]
-Parameters = Mapping[str, str | int]
+Parameters = Mapping[str, str | int | Sequence[str]]
 
 MAX_PAGE_SIZE = 500  # Clerk's own limit
 MAX_STEPS_BACK = 1000
 MAX_READINGS = 3
+# Objects that are asked for one by one, to find out whether they still exist.
+MAX_LOOKUPS = 1000
 MAX_TRIES = 8
 FIRST_WAIT_SECONDS = 0.5
 MAX_WAIT_SECONDS = 30
@@ -57,8 +67,16 @@ class RequestRefused(Failure):
     """Clerk rejects the request: the address is wrong, or its API has changed."""
 
 
+class ObjectMissing(RequestRefused):
+    """Clerk does not have the object whose list was requested."""
+
+
 class ListIncomplete(Failure):
-    """Clerk still counts more objects than it lists after MAX_READINGS readings."""
+    """Clerk still counts more objects than it lists after MAX_READINGS readings. `report` says which are missing."""
+
+    def __init__(self, report: Incomplete) -> None:
+        super().__init__(report.message)
+        self.report = report
 
 
 class ClerkUnavailable(Failure):
@@ -67,23 +85,56 @@ class ClerkUnavailable(Failure):
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of Clerk objects: its name in app.clerk_records, its list, and whether the list has a cursor."""
+    """A kind of Clerk objects: its name in app.clerk_records, its list, and how else it can be listed.
+
+    `other_order` sorts by another field than created_at; `part` is the list of one organization.
+    """
 
     name: str
     plural: str
     path: str
-    parameters: Parameters
+    parameters: Parameters = field(default_factory=dict)
     has_cursor: bool = False
+    other_order: str = "-created_at"
+    part: str | None = None
+
+    def is_current(self, each: Object) -> bool:
+        """Whether the object is imported: every one is, except invitations that are no longer pending."""
+        return self.name != "invitation" or each.get("status") == "pending"
+
+    def within(self, organization: str) -> Kind:
+        """The same kind, limited to one organization."""
+        return replace(self, path=f"/v1/organizations/{_escape_segment(organization)}/{self.part}", part=None)
 
 
-USERS = Kind("user", "users", "/v1/users", {"order_by": "+created_at"}, has_cursor=True)
-ORGANIZATIONS = Kind("organization", "organizations", "/v1/organizations", {"order_by": "+created_at"})
-MEMBERSHIPS = Kind("membership", "memberships", "/v1/organization_memberships", {"order_by": "+created_at"})
+USERS = Kind("user", "users", "/v1/users", has_cursor=True)
+ORGANIZATIONS = Kind("organization", "organizations", "/v1/organizations", other_order="+name")
+MEMBERSHIPS = Kind("membership", "memberships", "/v1/organization_memberships", part="memberships")
+# In every status: Clerk does not document whether total_count follows the filter.
 INVITATIONS = Kind(
-    "invitation", "invitations", "/v1/organization_invitations", {"order_by": "+created_at", "status": "pending"}
-)
+    "invitation", "invitations", "/v1/organization_invitations",
+    {"status": ("pending", "accepted", "revoked", "expired")}, part="invitations",
+)  # fmt: skip
+ROLES = Kind("role", "roles", "/v1/organization_roles", other_order="+key")
+PERMISSIONS = Kind("permission", "permissions", "/v1/organization_permissions", other_order="+key")
 # Parents first: memberships and invitations refer to users and organizations.
-KINDS = (USERS, ORGANIZATIONS, MEMBERSHIPS, INVITATIONS)
+KINDS = (USERS, ORGANIZATIONS, MEMBERSHIPS, INVITATIONS, ROLES, PERMISSIONS)
+
+
+@dataclass
+class Incomplete:
+    """A kind of which Clerk counts more objects than it lists.
+
+    `organizations` has the number of listed and of counted objects of each organization that lacks some. `unlisted` has
+    the ids that the database knows: Clerk has these objects, but does not list them.
+    """
+
+    kind: str
+    plural: str
+    message: str
+    missing: int
+    organizations: dict[str, tuple[int, int]] = field(default_factory=dict)
+    unlisted: list[str] = field(default_factory=list)
 
 
 class Position(NamedTuple):
@@ -94,6 +145,15 @@ class Position(NamedTuple):
 
 
 LIST_START = Position(0, 0)
+
+
+class Reference(NamedTuple):
+    """What it takes to find an object again, and when it was created, in ms since 1970."""
+
+    clerk_id: str
+    organization: str
+    person: str
+    created_at: int
 
 
 class Page(NamedTuple):
@@ -140,23 +200,92 @@ class ClerkListing:
         `after` is the position that an earlier listing reached. The listing then starts slightly before it.
         Raises ListIncomplete at the end if Clerk's count is higher than the number of listed objects.
         """
-        seen: set[str] = set()
-        for _ in range(MAX_READINGS):
-            counted = self.count(kind)
-            before: int | None = None
-            for page in self._pages(kind, after, size):
-                before = page.offset if before is None else before
-                seen.update(each["id"] for each in page.objects)
+        seen: dict[str, Reference] = {}
+        short: dict[str, tuple[int, int]] = {}
+        for reading in range(MAX_READINGS):
+            newest, counted = self._count_at_start(kind)
+            read: dict[str, Reference] = {}
+            before, is_gapless = 0, True
+            for page in self._read(kind, after, size, reading, short):
+                before = before if read else page.offset
+                is_gapless = is_gapless and page.is_gapless
+                read |= {each["id"]: _refer(each) for each in page.objects}
                 yield page
-            listed = len(seen) + (before or 0)
-            # A deletion during the listing lowers the second count; the first count lacks objects created since.
-            if listed >= counted or listed >= self.count(kind):
+            if not is_gapless:
+                # An object that only an earlier reading has was deleted since, or left out by this one.
+                read |= self._select_existing(kind, [each for key, each in seen.items() if key not in read])
+            listed = before + sum(each.created_at <= newest for each in read.values())
+            if listed >= counted or (is_gapless and listed >= self._count_until(kind, newest)):
                 return
+            seen |= read
             after = LIST_START
-        raise ListIncomplete(f"Clerk counts {counted:,} {kind.plural}, but lists {listed:,} of them: run this again.")
+        message = f"Clerk counts {counted:,} {kind.plural}, but lists {listed:,} of them: run this again."
+        raise ListIncomplete(Incomplete(kind.name, kind.plural, message, counted - listed, short))
+
+    def _read(
+        self, kind: Kind, after: Position, size: int, reading: int, short: dict[str, tuple[int, int]]
+    ) -> Iterator[Page]:
+        """Reads the list once: the first time by creation, later in another way."""
+        if not reading or kind.has_cursor:
+            yield from self._pages(kind, after, size)
+        elif kind.part:
+            short.clear()
+            yield from self._pages_by_organization(kind, size, short)
+        else:
+            yield from self._pages_by_offset(kind, size)
+
+    def _pages_by_organization(self, kind: Kind, size: int, short: dict[str, tuple[int, int]]) -> Iterator[Page]:
+        """Reads the list of each organization. `short` receives those that lack objects: their number and the count."""
+        known: set[str] = set()
+        for parents in self._pages(ORGANIZATIONS, LIST_START, size):
+            for organization in sorted({each["id"] for each in parents.objects} - known):
+                known.add(organization)
+                found: set[str] = set()
+                counted = 0
+                try:
+                    for page in self._pages(kind.within(organization), LIST_START, size):
+                        found |= {each["id"] for each in page.objects}
+                        counted = page.total or 0
+                        yield page._replace(is_gapless=False)
+                except ObjectMissing:
+                    continue  # deleted meanwhile
+                if len(found) < counted:
+                    short[organization] = (len(found), counted)
+
+    def _pages_by_offset(self, kind: Kind, size: int) -> Iterator[Page]:
+        """Reads the list in its other order, without any overlap."""
+        offset = 0
+        while True:
+            page = self._fetch(kind, {"order_by": kind.other_order, "limit": size, "offset": offset}, offset)
+            yield page._replace(is_gapless=False)
+            offset += len(page.objects)
+            if len(page.objects) < size:
+                return
+
+    def _select_existing(self, kind: Kind, objects: list[Reference]) -> dict[str, Reference]:
+        """Returns the objects that still exist, of up to MAX_LOOKUPS."""
+        return {each.clerk_id: each for each in objects[:MAX_LOOKUPS] if self.exists(kind, each)}
+
+    def exists(self, kind: Kind, each: Reference) -> bool:
+        """Whether Clerk has the object. A member who left and returned has another membership."""
+        found = self.find(kind, each.clerk_id, each.organization, each.person)
+        return any(one["id"] == each.clerk_id for one in found.objects)
+
+    def _count_at_start(self, kind: Kind) -> tuple[int, int]:
+        """Returns when the newest object was created, in ms since 1970 by Clerk's clock, and the count up to it."""
+        page = self._fetch(kind, {"order_by": "-created_at", "limit": 1, "offset": 0}, 0)
+        newest = _read_created_at(page.objects[0]) if page.objects else 0
+        return newest, self._count_until(kind, newest) if kind is USERS else self._require_total(kind, page.total)
+
+    def _count_until(self, kind: Kind, moment: int) -> int:
+        """Returns Clerk's count of the objects that were created up to the moment, in ms since 1970."""
+        if kind is USERS:
+            return self._count_users({"created_at_before": moment + 1})
+        page = self._fetch(kind, {"order_by": "-created_at", "limit": MAX_PAGE_SIZE, "offset": 0}, 0)
+        return self._require_total(kind, page.total) - sum(_read_created_at(each) > moment for each in page.objects)
 
     def fetch_page(self, kind: Kind, offset: int, size: int) -> Page:
-        """Returns up to `size` objects, starting at an offset."""
+        """Returns up to `size` objects, starting at an offset of the list from the oldest to the newest."""
         return self._fetch(kind, {"limit": size, "offset": offset}, offset)
 
     def _pages(self, kind: Kind, after: Position, size: int) -> Iterator[Page]:
@@ -198,9 +327,10 @@ class ClerkListing:
 
     def _fetch(self, kind: Kind, parameters: Parameters, offset: int) -> Page:
         """Fetches a page that `offset` objects precede."""
-        answer = self._get(kind.path, {**kind.parameters, **parameters}, lambda body: _read_objects(body) is not None)
+        wanted = {"order_by": "+created_at", **kind.parameters, **parameters}
+        answer = self._get(kind.path, wanted, lambda body: _read_objects(body) is not None)
         if answer.body is None:
-            raise self._make_refusal(HTTPStatus.NOT_FOUND, NOT_FOUND)
+            raise ObjectMissing(str(self._make_refusal(HTTPStatus.NOT_FOUND, NOT_FOUND)))
         total = answer.body.get("total_count") if isinstance(answer.body, dict) else None
         return Page(
             _read_objects(answer.body) or [], answer.asked_at, total if isinstance(total, int) else None, offset
@@ -208,11 +338,14 @@ class ClerkListing:
 
     def count(self, kind: Kind) -> int:
         """Returns Clerk's count of the objects of a kind."""
-        if kind is not USERS:
-            total = self.fetch_page(kind, 0, 1).total
-        else:
-            body = self._get("/v1/users/count", {}, lambda body: isinstance(body, dict)).body
-            total = body.get("total_count") if body else None
+        return self._count_users({}) if kind is USERS else self._require_total(kind, self.fetch_page(kind, 0, 1).total)
+
+    def _count_users(self, parameters: Parameters) -> int:
+        body = self._get("/v1/users/count", parameters, lambda body: isinstance(body, dict)).body
+        return self._require_total(USERS, body.get("total_count") if body else None)
+
+    @staticmethod
+    def _require_total(kind: Kind, total: Any) -> int:
         if not isinstance(total, int):
             raise RequestRefused(f"Clerk's response lacks the count of {kind.plural}: check CLERK_API_URL.")
         return total
@@ -229,8 +362,10 @@ class ClerkListing:
         elif kind is INVITATIONS:
             path = f"/v1/organizations/{_escape_segment(organization)}/invitations/{_escape_segment(clerk_id or '')}"
             answer = self._get(path, {}, _is_object)
-        else:
+        elif kind is MEMBERSHIPS:
             return self._find_membership(organization, person)
+        else:
+            answer = self._get(f"{kind.path}/{_escape_segment(clerk_id or '')}", {}, _is_object)
         return Page([answer.body] if answer.body else [], answer.asked_at)
 
     def fetch_instance_id(self) -> str | None:
@@ -327,6 +462,12 @@ def _read_created_at(each: Object) -> int:
     """Returns the time of creation in ms since 1970."""
     moment = each.get("created_at")
     return moment if isinstance(moment, int) else 0
+
+
+def _refer(each: Object) -> Reference:
+    organization = (each.get("organization") or {}).get("id") or each.get("organization_id") or each["id"]
+    person = (each.get("public_user_data") or {}).get("user_id") or each["id"]
+    return Reference(each["id"], organization, person, _read_created_at(each))
 
 
 def _read_objects(body: Any) -> list[Object] | None:

@@ -12,16 +12,17 @@ from psycopg.types.json import Jsonb
 
 from scripts.clerk.backfill import OnProgress, prefetch, retry_on_conflict
 from scripts.clerk.listing import (
-    INVITATIONS,
     KINDS,
     MEMBERSHIPS,
     USERS,
     ClerkListing,
+    Incomplete,
     Kind,
     ListIncomplete,
     Object,
     Page,
 )
+from scripts.clerk.mirror import MirroredObject, name_unlisted, read_mirror
 from scripts.errors import Failure
 from scripts.schema.database import Connection
 
@@ -36,20 +37,6 @@ SETTLING_TIME = timedelta(minutes=5)
 
 class ClerkEmpty(Failure):
     """Clerk has no users, but the database has: the key is probably wrong."""
-
-
-@dataclass(frozen=True)
-class MirroredObject:
-    """The ids of an object in the database. A membership that only a session token reported has no `clerk_id`."""
-
-    clerk_id: str | None
-    organization: str | None
-    person: str | None
-
-    @property
-    def key(self) -> object:
-        """The object's identity in Clerk's list; for a membership, the pair of organization and person."""
-        return (self.organization, self.person) if self.organization and self.person else self.clerk_id
 
 
 @dataclass
@@ -68,11 +55,11 @@ class Difference:
 
 @dataclass
 class Report:
-    """The number compared per kind, the differences, and a message per kind that Clerk did not list completely."""
+    """The number compared per kind, the differences, and the kinds that Clerk did not list completely."""
 
     compared: dict[str, int] = field(default_factory=dict)
     differences: list[Difference] = field(default_factory=list)
-    incomplete: list[str] = field(default_factory=list)
+    incomplete: list[Incomplete] = field(default_factory=list)
 
     @property
     def remaining(self) -> int:
@@ -99,14 +86,17 @@ class Comparison:
             here = read_mirror(self.connection, kind)
             on_progress(kind, 0, self.listing.count(kind))
             listed: set[object] = set()
+            ids: set[str] = set()
             try:
                 for page in prefetch(self.listing.list_pages(kind)):
-                    new_objects = [each for each in page.objects if _mirror_key(kind, each) not in listed]
+                    ids.update(each["id"] for each in page.objects)
+                    current = filter(kind.is_current, page.objects)
+                    new_objects = [each for each in current if _mirror_key(kind, each) not in listed]
                     listed.update(_mirror_key(kind, each) for each in new_objects)
                     report.differences += self._compare_page(kind, page._replace(objects=new_objects))
                     on_progress(kind, len(listed), None)
             except ListIncomplete as error:
-                report.incomplete.append(str(error))
+                report.incomplete.append(name_unlisted(self.connection, self.listing, kind, ids, error.report))
             if kind is USERS and here and not listed:
                 raise ClerkEmpty(
                     "Clerk has no users, but the database has: check that CLERK_SECRET_KEY is of the right instance."
@@ -122,6 +112,7 @@ class Comparison:
             here = read_mirror(self.connection, kind)
             total = self.listing.count(kind)
             page = self.listing.fetch_page(kind, random.randint(0, max(0, total - size)), size)  # noqa: S311 - no secret
+            page = page._replace(objects=[each for each in page.objects if kind.is_current(each)])
             listed = {_mirror_key(kind, each) for each in page.objects}
             others = [each for each in random.sample(here, min(size, len(here))) if each.key not in listed]
             report.compared[kind.name] = len(listed) + len(others)
@@ -173,9 +164,7 @@ class Comparison:
     def _fetch_again(self, kind: Kind, each: MirroredObject) -> Page:
         """Fetches one object. An invitation that is no longer pending counts as deleted."""
         page = self.listing.find(kind, each.clerk_id, each.organization or "", each.person or "")
-        if kind is INVITATIONS and any(found.get("status") != "pending" for found in page.objects):
-            return Page([], page.asked_at)
-        return page
+        return page if all(map(kind.is_current, page.objects)) else Page([], page.asked_at)
 
     def _remove(self, kind: Kind, each: MirroredObject, asked_at: datetime, difference: Difference) -> None:
         values = [kind.name, each.clerk_id, each.organization, each.person, asked_at, ACTOR]
@@ -202,12 +191,6 @@ class Comparison:
             (Difference(kind.name, clerk_id, difference, columns, *_membership_pair(kind, each)), each)
             for clerk_id, difference, columns, each in rows
         ]
-
-
-def read_mirror(connection: Connection, kind: Kind) -> list[MirroredObject]:
-    """Returns the objects of a kind that the database has."""
-    rows = connection.execute("select clerk_id, organization, person from app.clerk_mirror(%s)", [kind.name])
-    return [MirroredObject(*row) for row in rows]
 
 
 def is_suspicious(unlisted: int, here: int, listed: int) -> bool:

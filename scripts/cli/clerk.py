@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from scripts.clerk.backfill import KindReport, OnProgress, backfill, require_same_instance
-from scripts.clerk.listing import MAX_PAGE_SIZE, ClerkListing, Kind, open_listing
+from scripts.clerk.listing import MAX_PAGE_SIZE, ClerkListing, Incomplete, Kind, open_listing
 from scripts.clerk.reconcile import DIFFERENCES, Comparison, Report
 from scripts.cli import options
 from scripts.cli.output import print_json, print_table
@@ -118,7 +118,7 @@ def _parse_data(given: str) -> dict[str, Any]:
 def backfill_command(url: str | None, restart: bool, as_json: bool) -> None:
     """Import all data from Clerk.
 
-    These are users, organizations, memberships and pending invitations.
+    These are users, organizations, memberships, pending invitations, roles and permissions.
     You can run it at any time, repeatedly, and while webhooks arrive: known objects are skipped. It resumes a run that
     was interrupted in the last day. Needs CLERK_SECRET_KEY. The exit code is 1 if an object was refused, or if Clerk
     counts more objects than it lists.
@@ -158,7 +158,7 @@ def backfill_command(url: str | None, restart: bool, as_json: bool) -> None:
 def reconcile_command(url: str | None, fix: bool, sample: int | None, delete_many: bool, as_json: bool) -> None:
     """Compare Clerk's data with the database.
 
-    These are users, organizations, memberships and pending invitations.
+    These are users, organizations, memberships, pending invitations, roles and permissions.
     Reports objects that are missing here, stale, have the wrong role, or are orphaned (deleted at Clerk). With --fix,
     orphaned people are erased, as after a user.deleted event. Needs CLERK_SECRET_KEY.
     The exit code is 1 if a difference was not fixed, or if Clerk counts more objects than it lists.
@@ -212,7 +212,7 @@ def _show_backfill(merged: list[KindReport], seconds: float) -> None:
         for refused in each.refused:
             database.echo_err(f"{each.kind} {refused.clerk_id}: {refused.error}")
         if each.incomplete:
-            database.echo_err(each.incomplete)
+            _show_missing(each.incomplete)
 
 
 def _show_report(report: Report, *, fix: bool) -> None:
@@ -231,5 +231,23 @@ def _show_report(report: Report, *, fix: bool) -> None:
     if len(report.differences) > MAX_SHOWN:
         click.echo(f"… and {len(report.differences) - MAX_SHOWN:,} more. --json lists all of them.")
     notes = [f"{each.kind}: {each.note}" for each in report.differences if each.note]
-    for note in dict.fromkeys(notes + report.incomplete):
+    for note in dict.fromkeys(notes):
         database.echo_err(note)
+    for incomplete in report.incomplete:
+        _show_missing(incomplete)
+
+
+def _show_missing(incomplete: Incomplete) -> None:
+    """Prints what Clerk counts but does not list: up to MAX_SHOWN organizations and ids."""
+    database.echo_err(incomplete.message)
+    missing = [
+        f"{organization} has {counted:,} {incomplete.plural}, but Clerk lists {listed:,}."
+        for organization, (listed, counted) in incomplete.organizations.items()
+    ]
+    missing += [f"{incomplete.kind} {clerk_id} is missing from the list." for clerk_id in incomplete.unlisted]
+    for line in missing[:MAX_SHOWN]:
+        database.echo_err(line)
+    if len(missing) > MAX_SHOWN:
+        database.echo_err(f"… and {len(missing) - MAX_SHOWN:,} more. --json lists all of them.")
+    if unknown := incomplete.missing - len(incomplete.unlisted):
+        database.echo_err(f"The database does not know the other {unknown:,}.")

@@ -81,6 +81,10 @@ class Directory:
             raise RoleUnknown(key, sorted(each["key"] for each in self.roles.values()))
         return found
 
+    def permissions(self) -> dict[str, Object]:
+        """The permissions of all roles, by id."""
+        return {each["id"]: each for role in self.roles.values() for each in role["permissions"]}
+
     def require_another_manager(self, membership: Object) -> None:
         """Raises LastAdministrator if no other member could manage the organization."""
         others = [each for each in self.members(membership["organization"]["id"]) if each["id"] != membership["id"]]

@@ -1,29 +1,34 @@
 """The lists of Clerk's Backend API, for `ballast clerk backfill` and `reconcile`.
 
   GET /v1/users?limit=&offset=&order_by=&starting_after= -> [user, …]
-  GET /v1/users/count                                    -> {object, total_count}
+  GET /v1/users/count?created_at_before=                 -> {object, total_count}
   GET /v1/organizations?…                                -> {data, total_count}
   GET /v1/organizations/{id or slug}                     -> the organization
   GET /v1/organization_memberships?…                     -> {data, total_count}
   GET /v1/organizations/{id}/memberships?user_id=        -> {data, total_count}
   GET /v1/organization_invitations?status=               -> {data, total_count}
   GET /v1/organizations/{id}/invitations/{id}            -> the invitation
+  GET /v1/organizations/{id}/invitations?status=         -> {data, total_count}
   GET /v1/organization_roles?…                           -> {data, total_count}
+  GET /v1/organization_roles/{id}                        -> the role
+  GET /v1/organization_permissions?…                     -> {data, total_count}
+  GET /v1/organization_permissions/{id}                  -> the permission
   GET /v1/jwt_templates                                  -> []
   GET /v1/instance                                       -> {object, id, environment_type}
 
-Lists are sorted by creation, newest first, unless order_by is created_at or +created_at. A page has 10 objects by
-default, and 500 at most. Objects that were created in the same millisecond change their order between requests.
+Lists are sorted by creation, newest first, unless order_by names another field of the kind. A page has 10 objects by
+default, and 500 at most. Objects that are equal in that field change their order between requests.
 
 Only users have a cursor: `starting_after`, the id of the last user of the previous page. It needs an order by
 created_at, and cannot be combined with an offset. A page with offset 0 has the order that the cursor continues. Clerk
 does not document the cursor of a deleted user; the stand-in refuses it.
-Source: GetUserList in https://github.com/clerk/clerk-sdk-python.
+Source: clerk-backend-api 7.0.0, https://github.com/clerk/clerk-sdk-python.
 """
 
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterable
 
 from aiohttp import web
@@ -33,7 +38,14 @@ from scripts.local.clerk.directory import Directory, Object
 
 DEFAULT_LIMIT = 10
 MAX_LIMIT = 500
-ORDERS = {"created_at": False, "+created_at": False, "-created_at": True}
+# What lists can be sorted by besides created_at, by the last part of the path. Only what the objects here have.
+OTHER_ORDERS = {
+    "organizations": ("name",),
+    "organization_invitations": ("email_address",),
+    "invitations": ("email_address",),
+    "organization_roles": ("name", "key"),
+    "organization_permissions": ("name", "key"),
+}
 STATES = ("pending", "accepted", "revoked", "expired")
 # The first API version with a cursor for users. Older versions ignore it, like every unknown parameter.
 CURSOR_VERSION = "2025-11-10"
@@ -55,10 +67,14 @@ class Lists:
         router.add_get("/organizations", self.organizations)
         router.add_get("/organizations/{id}", self.organization)
         router.add_get("/organizations/{id}/memberships", self.members)
+        router.add_get("/organizations/{id}/invitations", self.invited)
         router.add_get("/organizations/{id}/invitations/{invitation}", self.invitation)
         router.add_get("/organization_memberships", self.memberships)
         router.add_get("/organization_invitations", self.invitations)
         router.add_get("/organization_roles", self.roles)
+        router.add_get("/organization_roles/{id}", self.role)
+        router.add_get("/organization_permissions", self.permissions)
+        router.add_get("/organization_permissions/{id}", self.permission)
 
     async def instance(self, _: web.Request) -> web.Response:
         return web.json_response({"object": "instance", "id": self._instance_id, "environment_type": "development"})
@@ -80,8 +96,10 @@ class Lists:
         following = ordered[ordered.index(everyone[cursor]) + 1 :]
         return web.json_response(following[: _limit(request)])
 
-    async def count(self, _: web.Request) -> web.Response:
-        return web.json_response({"object": "total_count", "total_count": len(self._directory.users)})
+    async def count(self, request: web.Request) -> web.Response:
+        before = _number(request, "created_at_before", sys.maxsize)
+        older = [each for each in self._directory.users.values() if each["created_at"] < before]
+        return web.json_response({"object": "total_count", "total_count": len(older)})
 
     async def organizations(self, request: web.Request) -> web.Response:
         return _respond_with_count(request, self._directory.organizations.values())
@@ -102,12 +120,12 @@ class Lists:
         )
 
     async def invitations(self, request: web.Request) -> web.Response:
-        states = request.query.getall("status", [])
-        for state in states:
-            if state not in STATES:
-                raise errors.ParameterValueInvalid("status", state, ", ".join(STATES))
-        sent = self._directory.invitations.values()
-        return _respond_with_count(request, [each for each in sent if not states or each["status"] in states])
+        return _respond_with_count(request, _select_by_status(request, self._directory.invitations.values()))
+
+    async def invited(self, request: web.Request) -> web.Response:
+        organization_id = self._directory.organization(request.match_info["id"])["id"]
+        here = [each for each in self._directory.invitations.values() if each["organization_id"] == organization_id]
+        return _respond_with_count(request, _select_by_status(request, here))
 
     async def invitation(self, request: web.Request) -> web.Response:
         found = self._directory.invitations.get(request.match_info["invitation"])
@@ -117,6 +135,30 @@ class Lists:
 
     async def roles(self, request: web.Request) -> web.Response:
         return _respond_with_count(request, self._directory.roles.values())
+
+    async def role(self, request: web.Request) -> web.Response:
+        return _respond_with_one(self._directory.roles, request.match_info["id"])
+
+    async def permissions(self, request: web.Request) -> web.Response:
+        return _respond_with_count(request, self._directory.permissions().values())
+
+    async def permission(self, request: web.Request) -> web.Response:
+        return _respond_with_one(self._directory.permissions(), request.match_info["id"])
+
+
+def _select_by_status(request: web.Request, invitations: Iterable[Object]) -> list[Object]:
+    """The invitations with one of the requested statuses, or all of them."""
+    states = request.query.getall("status", [])
+    for state in states:
+        if state not in STATES:
+            raise errors.ParameterValueInvalid("status", state, ", ".join(STATES))
+    return [each for each in invitations if not states or each["status"] in states]
+
+
+def _respond_with_one(objects: dict[str, Object], wanted: str) -> web.Response:
+    if wanted not in objects:
+        raise errors.Unknown(f"The Clerk stand-in has no {wanted}.")
+    return web.json_response(objects[wanted])
 
 
 def _respond_with_count(request: web.Request, objects: Iterable[Object]) -> web.Response:
@@ -131,15 +173,17 @@ def _page(request: web.Request, objects: Iterable[Object], *, is_stable: bool = 
 
 
 def _sort(request: web.Request, objects: Iterable[Object], *, is_stable: bool) -> list[Object]:
-    """The list in the requested order. Objects of the same millisecond keep their order only if it `is_stable`."""
+    """The list in the requested order. Objects that are equal in it keep their places only if it `is_stable`."""
     order = request.query.get("order_by", "-created_at")
-    if order not in ORDERS:
-        raise errors.ParameterValueInvalid("order_by", order, ", ".join(ORDERS))
-    return sorted(objects, key=lambda each: (each["created_at"], _tie_break(each, is_stable)), reverse=ORDERS[order])
+    field = order.removeprefix("-") if order.startswith("-") else order.removeprefix("+")
+    fields = ("created_at", *OTHER_ORDERS.get(request.path.rpartition("/")[2], ()))
+    if field not in fields:
+        raise errors.ParameterValueInvalid("order_by", order, ", ".join(fields))
+    return sorted(objects, key=lambda each: (each[field], _tie_break(each, is_stable)), reverse=order.startswith("-"))
 
 
 def _tie_break(each: Object, is_stable: bool) -> float:
-    """The place among objects of the same millisecond. Python salts the hash, so the order is not by id."""
+    """The place among equal objects. Python salts the hash, so the order is not by id."""
     return hash(each["id"]) if is_stable else random.random()  # noqa: S311 - no secret
 
 

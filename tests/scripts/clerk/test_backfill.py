@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -41,6 +42,7 @@ from scripts.clerk.listing import (
 from scripts.cli import ballast
 from scripts.local.clerk.directory import Directory
 from scripts.local.clerk.limits import Limit
+from scripts.local.clerk.roles import PROJECTS
 from tests import events
 from tests.clerk_server import INSTANCE, SECRET_KEY, ClerkServer, list_objects, running_clerk
 from tests.conftest import ROOT, Stack
@@ -227,6 +229,20 @@ def test_the_local_stack_is_imported_from_its_stand_in(stack: Stack) -> None:
     assert (compared.returncode, compared.stderr) == (0, ""), compared.stdout
 
 
+def test_roles_and_their_permissions_are_imported(backfill: Backfill, clerk: ClerkServer) -> None:
+    """Also a role that has no row in app.clerk_roles yet: an administrator has to see it to map it."""
+    clerk.put(events.role("role_captain", "org:captain", permissions=("org:ships:sail",)))
+    assert backfill.run_to_end(clerk)["role"] == (4, 4)
+    assert backfill.rows("select key, role, mapped, clerk_permissions from ops.clerk_roles where key > 'org:b'") == [
+        ("org:captain", "viewer", False, ["org:ships:sail"]),
+        ("org:member", "member", True, ["org:sys_memberships:read", "org:sys_billing:read", *PROJECTS]),
+        ("org:viewer", "viewer", True, ["org:projects:read"]),
+    ]
+    assert ("org:ships:sail",) in backfill.rows(
+        "select fields ->> 'key' from app.clerk_records where kind = 'permission'"
+    )
+
+
 # Repeated runs and concurrent changes ----------------------------------------------------------------------------------
 
 
@@ -250,6 +266,8 @@ def test_a_second_run_finds_changes(backfill: Backfill, clerk: ClerkServer) -> N
         "organization": (1, 0),
         "membership": (2, 0),
         "invitation": (1, 0),
+        "role": (3, 0),
+        "permission": (10, 0),
     }
     assert ("profile", "user_ben", "ben@example.com", "Benjamin Winter") in backfill.rows(SHOWN_QUERY)
 
@@ -372,14 +390,23 @@ def test_thousands_of_users_created_in_one_millisecond_are_all_listed(backfill: 
     assert backfill.run_to_end(clerk)["user"] == (1600, 1600)
 
 
-def hide_from_list(clerk: ClerkServer, path: str, hidden: str) -> None:
-    """Makes Clerk leave one object out of a list, but not out of its count."""
+LISTS = {"organizations": "organizations", "organization_memberships": "memberships", "memberships": "memberships"}
+
+
+def hide_from_list(clerk: ClerkServer, path: str, *hidden: str) -> None:
+    """Makes Clerk leave objects out of the lists with this path, but not out of their counts."""
 
     def answer(request: web.Request) -> web.Response | None:
-        if request.path != path:
+        if re.fullmatch(path, request.path) is None:
             return None
-        kept = [each for each in clerk.directory.organizations.values() if each["id"] != hidden]
-        return web.json_response({"data": kept, "total_count": len(clerk.directory.organizations)})
+        objects = getattr(clerk.directory, LISTS[request.path.rpartition("/")[2]]).values()
+        of = request.path.split("/")[3] if request.path.count("/") > 2 else None
+        here = [each for each in objects if of in (None, (each.get("organization") or {}).get("id"))]
+        kept = sorted((each for each in here if each["id"] not in hidden), key=lambda each: int(each["created_at"]))
+        if request.query["order_by"].startswith("-"):
+            kept.reverse()
+        first, size = int(request.query["offset"]), int(request.query["limit"])
+        return web.json_response({"data": kept[first : first + size], "total_count": len(here)})
 
     clerk.before = answer
 
@@ -390,10 +417,177 @@ def test_a_list_shorter_than_its_count_fails_the_run(backfill: Backfill, clerk: 
     result = backfill.run(clerk)
     assert result.exit_code == 1
     assert "Clerk counts 2 organizations, but lists 1 of them: run this again." in result.stderr
+    assert "The database does not know the other 1." in result.stderr
     assert len([each for each in clerk.requests if each.startswith("/v1/organizations?")]) > 3
     assert backfill.rows("select clerk_org_id from public.organizations") == [("org_acme",)]
     assert backfill.rows("select count(*) from public.organization_memberships") == [(1,)]
     assert backfill.rows(PLACES) == []
+
+
+def test_what_clerk_does_not_list_is_named_if_the_database_knows_it(backfill: Backfill, clerk: ClerkServer) -> None:
+    """The database knows org_hidden from a webhook, but not org_secret. Clerk has deleted org_gone."""
+    for known in ("org_hidden", "org_gone"):
+        backfill.receive(events.event("organization.created", events.organization(known)))
+    clerk.put(ADA, ACME, events.organization("org_hidden"), events.organization("org_secret"))
+    hide_from_list(clerk, "/v1/organizations", "org_hidden", "org_secret")
+    result = backfill.run(clerk)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [
+        "Clerk counts 3 organizations, but lists 1 of them: run this again.",
+        "organization org_hidden is missing from the list.",
+        "The database does not know the other 1.",
+    ]
+    report = next(each for each in json.loads(backfill.run(clerk, "--json").stdout)["kinds"] if each["incomplete"])
+    assert (report["kind"], report["incomplete"]["missing"], report["incomplete"]["unlisted"]) == (
+        "organization", 2, ["org_hidden"],
+    )  # fmt: skip
+
+
+def test_memberships_that_the_whole_list_lacks_are_read_by_organization(backfill: Backfill, clerk: ClerkServer) -> None:
+    clerk.put(ADA, BEN, ACME, ADA_IN_ACME, BEN_IN_ACME)
+    hide_from_list(clerk, "/v1/organization_memberships", "orgmem_ben")
+    assert backfill.run_to_end(clerk)["membership"] == (2, 2)
+    assert backfill.rows("select count(*) from public.organization_memberships") == [(2,)]
+
+
+def test_an_organization_that_lacks_members_is_named(backfill: Backfill, clerk: ClerkServer) -> None:
+    other = events.organization("org_other", created_at=START + 1)
+    clerk.put(ADA, BEN, ACME, other, ADA_IN_ACME, BEN_IN_ACME, events.membership("orgmem_o", other, ADA))
+    hide_from_list(clerk, "/v1/.*memberships", "orgmem_ben")
+    result = backfill.run(clerk)
+    assert result.exit_code == 1
+    assert "Clerk counts 3 memberships, but lists 2 of them: run this again." in result.stderr
+    assert "org_acme has 2 memberships, but Clerk lists 1." in result.stderr
+    assert "org_other has" not in result.stderr
+
+
+def test_a_large_import_of_one_millisecond_is_read_by_organization(backfill: Backfill, clerk: ClerkServer) -> None:
+    """Pages of 500 cannot overlap by a millisecond with more memberships and invitations, in an unstable order."""
+    everyone = people(1200)
+    tenants = [events.organization(f"org_{n:02}", created_at=START + n) for n in range(12)]
+    clerk.put(
+        *everyone, *tenants,
+        *(events.membership(f"orgmem_{n}", tenants[n % 12], each) for n, each in enumerate(everyone)),
+        *(events.invitation(f"orginv_{n}", f"org_{n % 12:02}", email_address=f"i{n}@example.com") for n in range(700)),
+    )  # fmt: skip
+    loaded = backfill.run_to_end(clerk)
+    assert (loaded["membership"][1], loaded["invitation"][1]) == (1200, 700)
+    assert backfill.rows(
+        "select count(*), (select count(*) from public.organization_invitations) from public.organization_memberships"
+    ) == [(1200, 700)]
+
+
+def test_a_large_import_of_organizations_in_one_millisecond_is_read_by_name(
+    backfill: Backfill, clerk: ClerkServer
+) -> None:
+    clerk.put(*(events.organization(f"org_{n:04}", name=f"Tenant {n:04}") for n in range(1300)))
+    assert backfill.run_to_end(clerk)["organization"] == (1300, 1300)
+
+
+@pytest.mark.parametrize("respects_status", [True, False])
+def test_it_does_not_matter_whether_the_count_of_invitations_follows_a_status(
+    backfill: Backfill, clerk: ClerkServer, respects_status: bool
+) -> None:
+    clerk.put(ADA, ACME, CLEOS_INVITATION)
+    for number, status in enumerate(("accepted", "revoked", "expired")):
+        clerk.put(events.invitation(f"orginv_{number}", "org_acme", status))
+
+    def answer(request: web.Request) -> web.Response | None:
+        if request.path != "/v1/organization_invitations":
+            return None
+        every = list(clerk.directory.invitations.values())
+        kept = [each for each in every if each["status"] in request.query.getall("status")]
+        return web.json_response({"data": kept, "total_count": len(kept if respects_status else every)})
+
+    clerk.before = answer
+    assert backfill.run_to_end(clerk)["invitation"] == (4, 1)
+    assert backfill.rows("select clerk_invitation_id from public.organization_invitations") == [("orginv_cleo",)]
+
+
+def on_page(clerk: ClerkServer, path: str, number: int, change: Callable[[], None]) -> None:
+    """Makes Clerk change before it answers a request for the page of 500 with this number."""
+    pages = itertools.count()
+
+    def before(request: web.Request) -> None:
+        if request.path == path and request.query.get("limit") == "500" and next(pages) == number:
+            change()
+
+    clerk.before = before
+
+
+@pytest.mark.parametrize("kind", [USERS, ORGANIZATIONS], ids=lambda kind: kind.plural)
+def test_objects_created_during_the_listing_neither_alarm_nor_hide_a_missing_one(
+    backfill: Backfill, clerk: ClerkServer, kind: Kind
+) -> None:
+    """Ten are created while the list is read, and one that was there before is never listed."""
+    of_kind: Callable[..., Json] = events.user if kind is USERS else events.organization
+    old = [of_kind(f"x_{n:04}", created_at=START + n) for n in range(1200)]
+    new = [of_kind(f"x_new_{n}", created_at=START + MINUTE + n) for n in range(10)]
+    clerk.put(*old)
+    on_page(clerk, kind.path, 1, lambda: clerk.put(*new))
+    result = backfill.run(clerk)
+    assert result.exit_code == 0, result.output
+    for each in new:
+        clerk.forget(each["id"])
+    on_page(clerk, kind.path, 1, lambda: clerk.put(*new))
+    create = clerk.before
+
+    def hide(request: web.Request) -> web.Response | None:
+        create(request)
+        if request.path != kind.path or request.query["limit"] != "500":
+            return None
+        there = clerk.directory.users if kind is USERS else clerk.directory.organizations
+        kept = sorted((each for each in there.values() if each["id"] != "x_0003"), key=lambda each: each["created_at"])
+        if request.query["order_by"].startswith("-"):
+            kept.reverse()
+        after = request.query.get("starting_after")
+        first = [each["id"] for each in kept].index(after) + 1 if after else int(request.query["offset"])
+        page = kept[first : first + 500]
+        return web.json_response(page if kind is USERS else {"data": page, "total_count": len(there)})
+
+    clerk.before = hide
+    result = backfill.run(clerk)
+    assert result.exit_code == 1
+    assert f"{kind.name} x_0003 is missing from the list." in result.stderr
+
+
+@pytest.mark.parametrize("kind", [USERS, ORGANIZATIONS], ids=lambda kind: kind.plural)
+def test_objects_deleted_before_they_are_read_raise_no_alarm(
+    backfill: Backfill, clerk: ClerkServer, kind: Kind
+) -> None:
+    of_kind: Callable[..., Json] = events.user if kind is USERS else events.organization
+    clerk.put(*(of_kind(f"x_{n:04}", created_at=START + n) for n in range(1200)))
+    on_page(clerk, kind.path, 1, lambda: [clerk.forget(f"x_{n:04}") for n in range(1100, 1150)] and None)
+    assert backfill.run_to_end(clerk)[kind.name] == (1150, 1150)
+    assert len(list_page_starts(clerk, kind.path)) <= 5, "one reading, and the count at its end"
+
+
+@pytest.mark.parametrize("answer", [web.Response, None])
+def test_an_interrupted_list_is_not_done_and_resumes(
+    backfill: Backfill, clerk: ClerkServer, answer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clerk limits the rate for an hour, or answers with errors only, in the middle of the memberships."""
+    monkeypatch.setattr("scripts.clerk.listing.FIRST_WAIT_SECONDS", 0)
+    everyone = people(1200)
+    clerk.put(
+        *everyone, ACME,
+        *(events.membership(f"orgmem_{n:04}", ACME, each, created_at=START + n) for n, each in enumerate(everyone)),
+    )  # fmt: skip
+
+    def refuse(request: web.Request) -> web.Response | None:
+        if not request.path.endswith("memberships") or request.query["offset"] == "0":
+            return None
+        return web.Response(status=429, headers={"Retry-After": "3600"}) if answer else web.Response(status=502)
+
+    clerk.before = refuse
+    result = backfill.run(clerk)
+    assert result.exit_code == 1
+    assert "3600 s: run this again" in result.stderr or "Clerk failed 8 times" in result.stderr
+    assert backfill.rows("select kind, next_offset from app.clerk_backfills where kind = 'membership'") == [
+        ("membership", 500)
+    ]
+    clerk.before = lambda _: None
+    assert backfill.run_to_end(clerk)["membership"] == (1200, 700)
 
 
 @dataclass(frozen=True)
@@ -550,6 +744,8 @@ def test_a_resumed_run_reads_the_end_of_finished_lists_again(backfill: Backfill,
         "organization": (1, 1),
         "membership": (0, 0),
         "invitation": (0, 0),
+        "role": (3, 3),
+        "permission": (10, 10),
     }
     assert list_page_starts(clerk) == ["1100", "user_01599"]
 

@@ -93,7 +93,10 @@ def test_a_list_shorter_than_its_count_fails_the_run_and_removes_nothing(reconci
     result = reconcile.run("--fix")
     assert result.exit_code == 1
     assert "Clerk counts 2 organizations, but lists 1 of them: run this again." in result.stderr
+    assert "organization org_acme is missing from the list." in result.stderr
     assert "org_acme" in reconcile.ids()
+    [incomplete] = json.loads(reconcile.run("--json").stdout)["incomplete"]
+    assert (incomplete["missing"], incomplete["unlisted"]) == (1, ["org_acme"])
 
 
 def test_an_object_listed_twice_is_reported_once(reconcile: Reconcile) -> None:
@@ -127,6 +130,24 @@ def test_an_object_without_an_event_is_missing(reconcile: Reconcile) -> None:
     reconcile.fix()
     assert {"user_new", "org_new", "orgmem_new", "orginv_new"} <= reconcile.ids()
     assert ("membership", "orgmem_new", "owner", "org:admin") in reconcile.execute(SHOWN_QUERY)
+
+
+def test_roles_and_permissions_are_compared(reconcile: Reconcile) -> None:
+    reconcile.clerk.put(events.role("role_captain", "org:captain", permissions=("org:ships:sail",)))
+    reconcile.clerk.directory.roles["role_member"]["name"] = "Crew"
+    reconcile.receive(events.event("role.created", events.role("role_gone", "org:gone")))
+    assert reconcile.fix() == {
+        ("role", "role_captain", "missing"),
+        ("permission", "perm_0", "missing"),
+        ("role", "role_member", "stale"),
+        ("role", "role_gone", "orphaned"),
+    }
+    assert reconcile.execute("select key, name from ops.clerk_roles") == [
+        ("org:admin", "Admin"),
+        ("org:captain", "Captain"),
+        ("org:member", "Crew"),
+        ("org:viewer", "Viewer"),
+    ]
 
 
 @pytest.mark.parametrize(

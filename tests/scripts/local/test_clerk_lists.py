@@ -53,9 +53,20 @@ def ids(clerk: ClerkServer, path: str, version: str = "2025-11-10") -> list[str]
     ],
 )
 @pytest.mark.parametrize(
-    "path", ["users", "organizations", "organization_memberships", "organization_invitations", "organization_roles"]
+    "path",
+    [
+        "users",
+        "organizations",
+        "organization_memberships",
+        "organization_invitations",
+        "organization_roles",
+        "organization_permissions",
+        "organizations/org_acme/memberships",
+        "organizations/org_acme/invitations",
+    ],
 )
 def test_invalid_pages_are_refused_as_at_clerk(clerk: ClerkServer, path: str, query: str, code: str, name: str) -> None:
+    clerk.put(ACME)
     answer = get(clerk, f"/{path}?{query}")
     [error] = answer.json()["errors"]
     assert (answer.status_code, error["code"], error["meta"]) == (422, code, {"param_name": name})
@@ -74,6 +85,45 @@ def test_lists_have_the_ten_newest_objects_by_default(clerk: ClerkServer) -> Non
     assert get(clerk, "/organizations").json() == {"data": [ACME], "total_count": 1}
     assert get(clerk, "/organization_memberships").json() == {"data": [ADA_IN_ACME], "total_count": 1}
     assert get(clerk, "/organizations/org_acme/memberships?user_id=user_ben").json() == {"data": [], "total_count": 0}
+
+
+def test_the_count_of_users_may_be_limited_to_older_ones(clerk: ClerkServer) -> None:
+    clerk.put(*people(3))
+    assert get(clerk, f"/users/count?created_at_before={START + 2}").json()["total_count"] == 2
+
+
+def test_lists_have_the_other_orders_of_clerk(clerk: ClerkServer) -> None:
+    clerk.put(ACME, events.organization("org_zoo", name="Zoo", created_at=START - 1))
+    clerk.put(*(events.invitation(f"orginv_{n}", "org_acme", email_address=f"{9 - n}@example.com") for n in range(3)))
+    assert ids(clerk, "/organizations?order_by=%2Bname") == ["org_acme", "org_zoo"]
+    assert ids(clerk, "/organizations?order_by=-name") == ["org_zoo", "org_acme"]
+    assert ids(clerk, "/organization_invitations?order_by=email_address") == ["orginv_2", "orginv_1", "orginv_0"]
+    assert ids(clerk, "/organization_roles?order_by=key") == ["role_admin", "role_member", "role_viewer"]
+    assert get(clerk, "/organizations?order_by=key").status_code == 422
+
+
+def test_roles_and_permissions_are_listed_and_found(clerk: ClerkServer) -> None:
+    assert get(clerk, "/organization_permissions").json()["total_count"] == 10
+    assert get(clerk, "/organization_permissions/perm_projects_read").json()["key"] == "org:projects:read"
+    assert get(clerk, "/organization_roles/role_admin").json()["key"] == "org:admin"
+    for path in ("/organization_roles/role_x", "/organization_permissions/perm_x"):
+        assert (get(clerk, path).status_code, get(clerk, path).json()["errors"][0]["code"]) == (
+            404,
+            "resource_not_found",
+        )
+
+
+def test_invitations_of_one_organization_are_listed_by_status(clerk: ClerkServer) -> None:
+    clerk.put(ACME, events.organization("org_zoo"))
+    clerk.put(
+        *(
+            events.invitation(f"orginv_{each}", each, status)
+            for each, status in (("org_acme", "pending"), ("org_zoo", "revoked"))
+        )
+    )
+    assert ids(clerk, "/organizations/org_zoo/invitations") == ["orginv_org_zoo"]
+    assert ids(clerk, "/organizations/org_zoo/invitations?status=pending") == []
+    assert get(clerk, "/organizations/org_gone/invitations").status_code == 404
 
 
 def test_an_organization_is_found_by_its_slug(clerk: ClerkServer) -> None:
