@@ -29,7 +29,9 @@ create table public.organizations (
   subscription_tier text not null default 'free' check (subscription_tier in ('free', 'starter', 'pro', 'enterprise')),
   subscription_status text not null default 'active' check (subscription_status in ('active', 'cancelled', 'past_due')),
   max_seats integer default 5 check (max_seats > 0),
-  settings jsonb not null default '{}' check (jsonb_typeof(settings) = 'object' and octet_length(settings::text) <= 65536),
+  settings jsonb not null default '{}' check (
+    jsonb_typeof(settings) = 'object' and octet_length(settings::text) <= 65536 and not jsonb_path_exists(settings, 'strict $.**{64}')
+  ),
   mfa_required boolean not null,
   -- A deleted organization loses its members at once and is purged later; a suspended one returns unchanged.
   suspended_at timestamptz,
@@ -46,7 +48,7 @@ comment on column public.organizations.slug is 'Clerk''s slug. Clerk does not gu
 comment on column public.organizations.subscription_tier is 'Plan, from Clerk''s billing events through app.clerk_plans.';
 comment on column public.organizations.subscription_status is 'State of the subscription, from Clerk''s billing events.';
 comment on column public.organizations.max_seats is 'Largest number of members; null means no limit.';
-comment on column public.organizations.settings is 'The tenant''s own settings, an object of at most 64 KiB.';
+comment on column public.organizations.settings is 'The tenant''s own settings, an object of at most 64 KiB and 64 levels.';
 comment on column public.organizations.mfa_required is 'Whether owners and admins need a second factor for more than a viewer may do.';
 comment on column public.organizations.suspended_at is 'When it was suspended: since then only administrators reach its data. Null if it is not. ops.suspend_organization() sets it.';
 comment on column public.organizations.suspension_reason is 'The reason that the administrator gave. Members cannot read it while the organization is suspended.';
@@ -65,7 +67,10 @@ create table public.profiles (
   avatar_url text check (avatar_url ~ '^https?://' and length(avatar_url) <= 2048),
   banned boolean not null default false,
   current_organization_id uuid,
-  preferences jsonb not null default '{}' check (jsonb_typeof(preferences) = 'object' and octet_length(preferences::text) <= 65536),
+  preferences jsonb not null default '{}' check (
+    jsonb_typeof(preferences) = 'object' and octet_length(preferences::text) <= 65536
+    and not jsonb_path_exists(preferences, 'strict $.**{64}')
+  ),
   last_seen_at timestamptz,
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now()
@@ -78,7 +83,7 @@ comment on column public.profiles.full_name is 'Display name. A change here last
 comment on column public.profiles.avatar_url is 'Picture, http or https.';
 comment on column public.profiles.banned is 'Whether Clerk has banned the person: their tokens are then ignored.';
 comment on column public.profiles.current_organization_id is 'The organization the person works in; one they belong to.';
-comment on column public.profiles.preferences is 'The person''s own settings, an object of at most 64 KiB. Only start_session returns them, and only to their owner.';
+comment on column public.profiles.preferences is 'The person''s own settings, an object of at most 64 KiB and 64 levels. Only start_session returns them, and only to their owner.';
 comment on column public.profiles.last_seen_at is 'Last start of a session, to the minute.';
 comment on column public.profiles.created_at is 'When the person signed up.';
 comment on column public.profiles.updated_at is 'When a value that co-members may read last changed.';

@@ -4,7 +4,7 @@
 create table app.webhook_events (
   message_id text primary key check (length(message_id) between 1 and 256),
   type text not null,
-  event jsonb not null,
+  event jsonb not null check (not jsonb_path_exists(event, 'strict $.**{64}')),
   mentions text[] not null default '{}',
   outcome text not null check (outcome in ('processed', 'stale', 'ignored', 'failed')),
   error text,
@@ -50,7 +50,7 @@ create table app.clerk_records (
   user_id text,
   address_hash text,
   stamp app.clerk_stamp not null,
-  fields jsonb not null,
+  fields jsonb not null check (not jsonb_path_exists(fields, 'strict $.**{64}')),
   primary key (kind, clerk_id)
 );
 comment on table app.clerk_records is 'Last writer wins, per Clerk object: the fields we use and the stamp they came with.';

@@ -89,7 +89,7 @@ create table app.erasure_log (
   person app.person,
   state text not null default 'running' check (state in ('running', 'erased', 'complete')),
   requested_by text not null check (requested_by in ('person', 'clerk', 'administrator', 'restore')),
-  counts jsonb not null default '{}',
+  counts jsonb not null default '{}' check (not jsonb_path_exists(counts, 'strict $.**{64}')),
   requested_at timestamptz not null default now(),
   settled_at timestamptz,
   erased_at timestamptz,

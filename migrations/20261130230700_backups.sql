@@ -11,7 +11,7 @@ create table public.backup_logs (
   finished_at timestamptz,
   drilled_at timestamptz,
   drill_passed boolean,
-  drill_report jsonb
+  drill_report jsonb check (not jsonb_path_exists(drill_report, 'strict $.**{64}'))
 );
 comment on table public.backup_logs is 'One row per backup, whatever its outcome.';
 comment on column public.backup_logs.id is 'Our id.';

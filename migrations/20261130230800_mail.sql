@@ -10,7 +10,9 @@ create table app.email_outbox (
   about_id uuid references public.profiles on delete cascade,
   organization_id uuid references public.organizations on delete cascade,
   recipient text check (length(recipient) <= 320),
-  data jsonb not null default '{}' check (jsonb_typeof(data) = 'object' and octet_length(data::text) <= 2048),
+  data jsonb not null default '{}' check (
+    jsonb_typeof(data) = 'object' and octet_length(data::text) <= 2048 and not jsonb_path_exists(data, 'strict $.**{64}')
+  ),
   state text not null default 'queued' check (
     state in ('queued', 'sending', 'sent', 'delivered', 'bounced', 'complained', 'failed', 'dropped')
   ),

@@ -6,7 +6,7 @@ create table app.job_runs (
   last_run_at timestamptz not null default now(),
   last_ok_at timestamptz,
   duration_ms integer not null check (duration_ms >= 0),
-  report jsonb not null default '{}' check (jsonb_typeof(report) = 'object')
+  report jsonb not null default '{}' check (jsonb_typeof(report) = 'object' and not jsonb_path_exists(report, 'strict $.**{64}'))
 );
 comment on table app.job_runs is 'The last run of each job of the service. ops.jobs shows whether a job is late.';
 comment on column app.job_runs.name is 'As in POST /jobs/<name>.';

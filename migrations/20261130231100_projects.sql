@@ -6,7 +6,9 @@ create table public.projects (
   title text not null check (length(title) between 1 and 200),
   description text check (length(description) <= 10000),
   status text not null default 'active' check (status in ('active', 'archived', 'deleted')),
-  metadata jsonb not null default '{}' check (jsonb_typeof(metadata) = 'object' and octet_length(metadata::text) <= 65536),
+  metadata jsonb not null default '{}' check (
+    jsonb_typeof(metadata) = 'object' and octet_length(metadata::text) <= 65536 and not jsonb_path_exists(metadata, 'strict $.**{64}')
+  ),
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now()
 );
@@ -17,7 +19,7 @@ comment on column public.projects.created_by is 'The person who created it. Null
 comment on column public.projects.title is 'Title, 1 to 200 characters.';
 comment on column public.projects.description is 'Free text.';
 comment on column public.projects.status is 'active, archived or deleted (in the bin).';
-comment on column public.projects.metadata is 'The product''s own data, an object of at most 64 KiB.';
+comment on column public.projects.metadata is 'The product''s own data, an object of at most 64 KiB and 64 levels.';
 comment on column public.projects.created_at is 'When it was created.';
 comment on column public.projects.updated_at is 'When a value last changed.';
 create index projects_organization_id_created_at_idx on public.projects (organization_id, created_at desc);

@@ -1,8 +1,8 @@
 -- The caller's identity and permissions. Policies call these functions once per statement. They must never raise: on Supabase Realtime
 -- one policy that raises stops delivery to all subscribers. Therefore they never cast text that a client wrote.
 
--- The caller's signed claims, in one row. Null if the setting is not a JSON object or exceeds 8 kB: deeply nested JSON of that size could
--- exhaust the server's stack. Clerk's tokens stay below 4 kB.
+-- The caller's signed claims, in one row. Null if the setting is not a JSON object, exceeds 8 kB or has more than 64 levels: larger JSON
+-- could be nested so deeply that parsing it exhausts the server's stack. Clerk's tokens stay below 4 kB.
 -- This and app.caller are views, so that each function below is one query that reads the claims once. Speed matters: these functions run in
 -- each statement of a browser (`./scripts/bench rls`).
 do $$
@@ -10,11 +10,15 @@ begin
   if current_setting('server_version_num')::integer >= 160000 then
     -- "offset 0" stops the planner from parsing the claims again for each use of a column.
     create or replace view app.token as
-    select case
-      when starts_with(ltrim(s.claims, e' \t\r\n'), '{') and octet_length(s.claims) <= 8192 and pg_input_is_valid(s.claims, 'jsonb')
-        then s.claims::jsonb
-    end as claims
-    from (select current_setting('request.jwt.claims', true) as claims) as s
+    select case when not jsonb_path_exists(p.claims, 'strict $.**{64}') then p.claims end as claims
+    from (
+      select case
+        when starts_with(ltrim(s.claims, e' \t\r\n'), '{') and octet_length(s.claims) <= 8192 and pg_input_is_valid(s.claims, 'jsonb')
+          then s.claims::jsonb
+      end as claims
+      from (select current_setting('request.jwt.claims', true) as claims) as s
+      offset 0
+    ) as p
     offset 0;
   else
     -- PostgreSQL 15 has no pg_input_is_valid(), so the cast is tried.
@@ -23,8 +27,12 @@ begin
     as $try$
     declare
       setting text := current_setting('request.jwt.claims', true);
+      claims jsonb;
     begin
-      return case when starts_with(ltrim(setting, e' \t\r\n'), '{') and octet_length(setting) <= 8192 then setting::jsonb end;
+      if starts_with(ltrim(setting, e' \t\r\n'), '{') and octet_length(setting) <= 8192 then
+        claims := setting::jsonb;
+      end if;
+      return case when not jsonb_path_exists(claims, 'strict $.**{64}') then claims end;
     exception when others then
       return null;
     end;

@@ -1,7 +1,7 @@
 -- The inbox: stores the signed text of each message in app.webhook_events, applies it and records the outcome.
 
 -- Users may put any text into their metadata, and a signed event must not be lost because of it. \u0000 and unpaired surrogates become
--- U+FFFD. Values nested deeper than 100 levels, and numbers outside the range of JSON parsers, become null. Example:
+-- U+FFFD. Values below level 64, and numbers outside the range of JSON parsers, become null. Example:
 -- {"a": "\u0000", "b": 1e99999} becomes {"a": "\ufffd", "b": null}. Text that is not JSON is still not JSON afterwards.
 create or replace function app.repair_json(document text) returns text
 language sql immutable parallel safe set search_path = pg_catalog, pg_temp
@@ -25,12 +25,12 @@ as $$
   )
   select string_agg(
     case
-      when l.step = 1 and l.level = 101 or l.text ~ '^[-0-9]' and (length(l.text) > 300 or l.text ~ '[eE][-+]?[0-9]{4}') then 'null'
+      when l.step = 1 and l.level = 64 or l.text ~ '^[-0-9]' and (length(l.text) > 300 or l.text ~ '[eE][-+]?[0-9]{4}') then 'null'
       else l.text
     end, '' order by l.place
   )
   from leveled as l
-  where l.level <= 100 and not (l.step = -1 and l.level = 100) or l.step = 1 and l.level = 101;
+  where l.level < 64 and not (l.step = -1 and l.level = 63) or l.step = 1 and l.level = 64;
 $$;
 comment on function app.repair_json is 'The JSON, with U+FFFD or null in place of what jsonb or a later parser cannot represent.';
 
@@ -45,7 +45,7 @@ begin
   exception when others then
     null; -- it is repaired below and read again
   end;
-  if found is null or found @? 'strict $.**{101}' or event ~ '[0-9]{255}|[eE][-+]?[0-9]{4}' then
+  if found is null or jsonb_path_exists(found, 'strict $.**{64}') or event ~ '[0-9]{255}|[eE][-+]?[0-9]{4}' then
     found := app.repair_json(event)::jsonb;
   end if;
   if jsonb_typeof(found) is distinct from 'object' or jsonb_typeof(found -> 'data') is distinct from 'object'

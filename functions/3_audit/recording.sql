@@ -40,6 +40,23 @@ end;
 $$;
 comment on function app.start_audit_entry is 'An entry with actor, impersonator and origin, to be completed. Never raises. Definer: it reads app.token and app.caller.';
 
+-- For tables whose JSON columns lack the check of functions/1_caller/depth.sql: the entry keeps all other values, and a hash shows whether
+-- this one changed.
+create or replace function app.omit_deep_values(content jsonb) returns jsonb
+language sql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+  select jsonb_object_agg(
+    c.name,
+    case
+      when jsonb_path_exists(c.value, 'strict $.**{64}')
+        then to_jsonb('more than 64 levels, SHA-256 ' || encode(sha256(convert_to(c.value::text, 'UTF8')), 'hex'))
+      else c.value
+    end
+  )
+  from jsonb_each(content) as c (name, value);
+$$;
+comment on function app.omit_deep_values is 'The columns of a row, without values of more than 64 levels.';
+
 -- One insert per statement, however many rows the statement wrote. The trigger's arguments are those of app.audit(), and the columns that
 -- refer to people. Nested loops are off, because a session plans this for its first statement, perhaps of one row, and reuses the plan for
 -- thousands of rows. That plan's estimated cost is high, so JIT compilation is off. "offset 0" stops the planner from building a row's JSON
@@ -80,7 +97,10 @@ begin
       jsonb_build_object(
         case tg_op when 'INSERT' then 'after' else 'before' end, r.content - ignored - redacted, 'redacted', redacted
       )
-    from (select to_jsonb(w.*) as content from written_rows as w offset 0) as r;
+    from (select to_jsonb(w.*) as content from written_rows as w offset 0) as w
+    cross join lateral (
+      select case when jsonb_path_exists(w.content, 'strict $.**{65}') then app.omit_deep_values(w.content) else w.content end as content offset 0
+    ) as r;
   else
     insert into public.audit_logs (
       user_id, actor, impersonator, ip_address, user_agent, request_id,
@@ -100,7 +120,13 @@ begin
         'before', c.before - redacted, 'after', c.after - redacted,
         'redacted', array(select u.name from unnest(redacted) as u (name) where c.after ? u.name)
       )
-    from (select to_jsonb(n.*) as new, to_jsonb(o.*) as old from new_rows as n join old_rows as o on n.id = o.id offset 0) as r
+    from (select to_jsonb(n.*) as new, to_jsonb(o.*) as old from new_rows as n join old_rows as o on n.id = o.id offset 0) as w
+    cross join lateral (
+      select
+        case when jsonb_path_exists(w.new, 'strict $.**{65}') then app.omit_deep_values(w.new) else w.new end as new,
+        case when jsonb_path_exists(w.old, 'strict $.**{65}') then app.omit_deep_values(w.old) else w.old end as old
+      offset 0
+    ) as r
     cross join lateral (
       select jsonb_object_agg(e.key, r.old -> e.key) as before, jsonb_object_agg(e.key, e.value) as after
       from jsonb_each(r.new - ignored) as e
@@ -205,16 +231,20 @@ as $$
 $$;
 comment on function app.find_identifiers is 'Everything in a JSON text that looks like our id, Clerk''s id or an e-mail address of a person.';
 
--- For events that no table shows, such as the export of a report. The actor is the caller. Only the service may name another one.
+-- For events that no table shows, such as the export of a report. The actor is the caller. Only the service may name another one. A person
+-- may log a burst of 100 events in an organization, and 20 a minute after that. The service has no limit, because its events are yours.
 create or replace function app.log_audit_event(
   p_organization_id uuid, p_user_id uuid, p_action text, p_resource_type text, p_resource_id text, p_metadata jsonb
 ) returns uuid
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
-  entry public.audit_logs := app.start_audit_entry();
+  entry public.audit_logs;
   namespace text := substring(p_action from '^[^.]*\.');
+  wait integer;
 begin
+  perform app.refuse_deep_json(p_metadata);
+  entry := app.start_audit_entry();
   if coalesce((select t.claims ->> 'role' from app.token as t), '') = 'service_role' then
     perform app.refuse_clerk_tokens();
     entry.user_id := (select p.id from public.profiles as p where p.id = p_user_id); -- null for an erased person
@@ -226,6 +256,11 @@ begin
   elsif not exists (select from app.audit_prefixes as a where a.prefix = namespace) then
     raise sqlstate 'PT403' using
       message = 'Clients may not log this action.', hint = 'Use an action client.<name>, or add its prefix to app.audit_prefixes.';
+  else
+    wait := app.take_token(app.claims() ->> 'sub', 'audit:' || app.rate_limit_caller(p_organization_id::text), 100, 1.0 / 3);
+    if wait > 0 then
+      raise sqlstate 'PT429' using message = 'You log too many audit events.', hint = format('Try again in %s s.', wait);
+    end if;
   end if;
   if not coalesce(
     length(p_action) <= 100 and length(p_resource_type) between 1 and 100 and coalesce(length(p_resource_id), 0) <= 200
@@ -267,7 +302,7 @@ as $$
   select app.log_audit_event(p_organization_id, p_user_id, p_action, p_resource_type, p_resource_id, p_metadata);
 $$;
 comment on function public.log_audit_event is
-'Adds an audit entry, with the caller as its actor, for one of the caller''s organizations. Returns its id. The action must begin with a prefix of app.audit_prefixes.';
+'Adds an audit entry, with the caller as its actor, for one of the caller''s organizations. Returns its id. The action must begin with a prefix of app.audit_prefixes. A person may log a burst of 100 events per organization, and 20 a minute after that: PT429. The service has no limit.';
 
 grant execute on function app.log_audit_event(uuid, uuid, text, text, text, jsonb) to authenticated, service_role;
 grant execute on function public.log_audit_event(uuid, text, text, text, jsonb, uuid) to authenticated, service_role;

@@ -153,6 +153,7 @@ declare
   bytes integer := 0;
 begin
   perform app.refuse_clerk_tokens();
+  perform app.refuse_deep_json(after);
   update app.exports as e set touched_at = clock_timestamp() where e.id = export_id and e.outcome = 'running' returning e.* into export;
   if export.id is null then
     raise sqlstate 'PT404' using message = 'This export does not exist or is finished.', hint = 'Start a new one with begin_export().';

@@ -192,7 +192,7 @@ values
 ),
 (
   'app.rate_limits', 'caller', 't.caller = app.rate_limit_caller(person.clerk_user_id)', null, null, null, null, 'delete', null, null,
-  'Your work', 'A hash of your account, and how much you wrote in the last seconds',
+  'Your work', 'A hash of your account, and how much you wrote in the last minutes',
   'To keep one person from slowing down others. Not part of an export, because it expires within an hour',
   'Legitimate interest in security, Art. 6(1)(f) GDPR', $$interval '1 hour'$$, 't.refilled_at < $1', 'after you last wrote'
 ),

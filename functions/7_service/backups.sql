@@ -84,6 +84,8 @@ language sql volatile parallel unsafe security definer set search_path = pg_cata
 as $$
   select app.refuse_clerk_tokens();
 
+  select app.refuse_deep_json(backup), app.refuse_deep_json(report);
+
   insert into public.backup_logs as b (
     id, filename, backup_type, status, size_bytes, checksum, created_at, drilled_at, drill_passed, drill_report
   )

@@ -5,6 +5,7 @@ language plpgsql volatile parallel unsafe security definer set search_path = pg_
 as $$
 begin
   perform app.refuse_clerk_tokens();
+  perform app.refuse_deep_json(report);
   insert into app.job_runs as j (name, failures, last_ok_at, duration_ms, report)
   values (
     record_job.name, case when record_job.ok then 0 else 1 end, case when record_job.ok then now() end, record_job.duration_ms, record_job.report

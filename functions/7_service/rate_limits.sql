@@ -1,30 +1,28 @@
--- The write limit per person in the Data API: PostgREST's pre-request function. It is off by default; docs/limits.md switches it on.
+-- The limits per person in the database. The write limit in the Data API is PostgREST's pre-request function. It is off by default;
+-- docs/limits.md switches it on. app.log_audit_event() has a limit of its own, which is always on.
 
-create or replace function app.rate_limit_caller(clerk_user_id text) returns text
+create or replace function app.rate_limit_caller(id text) returns text
 language sql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
-  select encode(sha256(convert_to(rate_limit_caller.clerk_user_id, 'UTF8')), 'hex');
+  select encode(sha256(convert_to(rate_limit_caller.id, 'UTF8')), 'hex');
 $$;
-comment on function app.rate_limit_caller is 'The hash by which app.rate_limits identifies a person.';
+comment on function app.rate_limit_caller is
+'The hash by which app.rate_limits identifies a person (by Clerk''s id) or an organization (by ours).';
 
--- A token bucket: it holds 100 writes and refills at 20 per second. The upsert is one statement, so that two concurrent writes cannot take
--- the same last token. The second waits for the first, whose transaction lasts as long as its write. Its clock was read before the wait,
--- so refilled_at could go back: greatest() prevents that.
-create or replace function app.take_token() returns integer
-language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+-- A token bucket: it holds `burst` tokens and refills at `refill` tokens per second. The upsert is one statement, so that two concurrent
+-- writes cannot take the same last token. The second waits for the first, whose transaction lasts as long as its write. Its clock was read
+-- before the wait, so refilled_at could go back: greatest() prevents that.
+create or replace function app.take_token(clerk_user_id text, bucket text, burst double precision, refill double precision) returns integer
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
+#variable_conflict use_variable
 declare
-  burst constant double precision := 100;
-  refill constant double precision := 20;
-  person text := app.claims() ->> 'sub';
+  caller constant text := app.rate_limit_caller(clerk_user_id);
   wait double precision;
 begin
-  if coalesce(person, '') = '' then
-    return 0; -- an anonymous caller: the policies refuse the write
-  end if;
-  insert into app.rate_limits as l (caller, tokens, refilled_at)
-  values (app.rate_limit_caller(person), burst - 1, clock_timestamp())
-  on conflict (caller) do update
+  insert into app.rate_limits as l (caller, bucket, tokens, refilled_at)
+  values (caller, bucket, burst - 1, clock_timestamp())
+  on conflict on constraint rate_limits_pkey do update
   set
     tokens = least(burst, l.tokens + refill * greatest(0, extract(epoch from excluded.refilled_at - l.refilled_at))) - 1,
     refilled_at = greatest(l.refilled_at, excluded.refilled_at)
@@ -33,13 +31,29 @@ begin
     return 0;
   end if;
   select (1 - l.tokens) / refill - extract(epoch from clock_timestamp() - l.refilled_at) into wait
-  from app.rate_limits as l where l.caller = app.rate_limit_caller(person);
+  from app.rate_limits as l where l.caller = caller and l.bucket = bucket;
   return greatest(1, ceil(wait))::integer;
 exception when others then
   return 0; -- a fault in the limiter must never refuse a write
 end;
 $$;
-comment on function app.take_token is 'Takes one write from the caller''s bucket. Returns 0, or the seconds until a write is available. Definer: no role has a privilege on the buckets.';
+comment on function app.take_token(text, text, double precision, double precision) is
+'Takes a token from one of a person''s buckets. Returns 0, or the seconds until there is one.';
+
+create or replace function app.take_token() returns integer
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+  person text := app.claims() ->> 'sub';
+begin
+  if coalesce(person, '') = '' then
+    return 0; -- an anonymous caller: the policies refuse the write
+  end if;
+  return app.take_token(person, 'writes', 100, 20);
+end;
+$$;
+comment on function app.take_token() is
+'Takes one write from the caller''s bucket. Returns 0, or the seconds until a write is available. Definer: no role has a privilege on the buckets.';
 
 -- Reads cannot be counted: PostgREST runs them, and calls of functions that are not volatile, in read-only transactions.
 -- The service has its own limits (service/limits.py). PostgREST adds a header to an error only if it is raised in this form:

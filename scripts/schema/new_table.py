@@ -58,7 +58,10 @@ class TableRefused(Failure):
 
 
 class Type(NamedTuple):
-    """A column type. `description` is for the column's comment; `example` and `other` are TOML values for tests."""
+    """A column type. `description` is for the column's comment; `example` and `other` are TOML values for tests.
+
+    `check` is written on one line if it fits, otherwise in its own lines.
+    """
 
     description: str
     check: str
@@ -78,8 +81,9 @@ TYPES = {
     "timestamptz": Type("a moment", "isfinite({0})", "", '"2026-01-31T12:00:00Z"', '"2026-02-28T12:00:00Z"'),
     "uuid": Type("an id", "", "", '"00000000-0000-4000-8000-000000000001"', '"00000000-0000-4000-8000-000000000002"'),
     "jsonb": Type(
-        "an object of at most 64 KiB",
-        "jsonb_typeof({0}) = 'object' and octet_length({0}::text) <= 65536",
+        "an object of at most 64 KiB and 64 levels",
+        "jsonb_typeof({0}) = 'object' and octet_length({0}::text) <= 65536\n"
+        "and not jsonb_path_exists({0}, 'strict $.**{{64}}')",
         "'{}'",
         '{ note = "A" }',
         '{ note = "Changed" }',
@@ -100,14 +104,17 @@ class Column(NamedTuple):
 
     @property
     def definition(self) -> str:
-        """The column's line in `create table`."""
+        """The column in `create table`: one line, or several."""
         start = f"{self.name} {self.type}"
         if not self.nullable:
             start += f" not null default {self.kind.default}" if self.kind.default else " not null"
         if not self.kind.check:
             return start
-        check = f"check ({self.kind.check.format(self.name)})"
-        return f"{start} {check}" if len(start) + len(check) + len("   ,") <= LINE_LENGTH else f"{start}\n  {check}"
+        conditions = self.kind.check.format(self.name).splitlines()
+        line = f"{start} check ({' '.join(conditions)})"
+        if len(line) + len("  ,") <= LINE_LENGTH:
+            return line
+        return "\n    ".join((f"{start} check (", *conditions)) + "\n  )"
 
     @property
     def comment(self) -> str:
@@ -278,7 +285,7 @@ def list_decisions(table: Table, paths: Iterable[str], *, root: Path = migration
     """Lists the lines that the developer has to check."""
     questions = {
         "migrations/": (
-            (f"  {table.columns[0].definition},", "what the columns may hold; their comments are below"),
+            (f"  {table.columns[0].definition.splitlines()[0]}", "what the columns may hold; their comments are below"),
             ("insert into public.role_permissions", "the permissions of each role"),
         ),
         "policies/": (("grant insert", "the columns that people may insert, and those that they may update"),),

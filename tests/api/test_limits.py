@@ -21,8 +21,8 @@ PAGE = (ROOT / "docs/limits.md").read_text()
 SWITCH_ON, SWITCH_OFF = re.findall(r"^```sql\n(alter role .*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 # A bucket with a future time is not refilled, so its tokens are exactly the remaining writes.
 FILL = """
-insert into app.rate_limits as l values (app.rate_limit_caller(%s), %s, clock_timestamp() + interval '1 hour')
-on conflict (caller) do update set tokens = excluded.tokens, refilled_at = excluded.refilled_at
+insert into app.rate_limits as l values (app.rate_limit_caller(%s), 'writes', %s, clock_timestamp() + interval '1 hour')
+on conflict (caller, bucket) do update set tokens = excluded.tokens, refilled_at = excluded.refilled_at
 """
 Ask = Callable[..., httpx.Response]
 

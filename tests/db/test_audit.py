@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -9,6 +10,8 @@ import psycopg
 import pytest
 
 from tests.conftest import Claims, Database
+from tests.db.test_erasure import erase
+from tests.deep_json import LEVELS, nest
 from tests.events import event as clerk_event
 from tests.events import user as clerk_user
 
@@ -239,7 +242,7 @@ def test_a_table_that_cannot_be_audited_is_refused_at_once(database: Database, c
 
 HOSTILE: list[str] = [
     "", "null", "[]", "3", "not json", "{", '{"x-forwarded-for": 3}', '{"x-forwarded-for": null, "user-agent": []}', "[" * 20_000,
-    '{"user-agent": "\\u0000"}', '{"user-agent": "\\ud800"}',
+    f'{{"user-agent": {nest(4_000)}, "x-request-id": {nest(65)}}}', '{"user-agent": "\\u0000"}', '{"user-agent": "\\ud800"}',
     *(json.dumps({"x-forwarded-for": value, "user-agent": value, "x-request-id": value, "x-actor": value}) for value in (
         "x" * 65_536, "'; drop table audit_logs; --", "999.999.999.999", "::ffff:1.2.3.4%eth0", "1.2.3.4/33", ":" * 45, "..", ",", " , ", "\u202e\u2028é😀",
     )),
@@ -257,6 +260,45 @@ def test_no_header_makes_a_write_fail_or_go_unrecorded(database: Database, acme:
     entries = read_new_entries(database)
     assert len(entries) == 2
     assert all(len(entry["user_agent"] or "") <= 512 and len(entry["request_id"] or "") <= 200 for entry in entries)
+
+
+def test_json_of_64_levels_is_recorded_unchanged(database: Database, acme: str) -> None:
+    database.execute("select app.audit('public.specimens', named => '{metadata}')")
+    deep, other = nest(LEVELS), nest(LEVELS).replace("1", "2")
+    database.execute(
+        "insert into public.specimens (organization_id, title, metadata) values (%s, 'Apollo', %s)", acme, deep
+    )
+    database.execute("update public.specimens set metadata = %s", other)
+    database.execute("delete from public.specimens")
+    created, deleted, updated = read_new_entries(database)
+    assert created["changes"]["after"]["metadata"] == created["metadata"]["metadata"] == json.loads(deep)
+    assert updated["changes"]["before"]["metadata"] == json.loads(deep)
+    assert updated["changes"]["after"]["metadata"] == deleted["changes"]["before"]["metadata"] == json.loads(other)
+
+
+def test_of_json_with_more_levels_only_its_hash_is_recorded(database: Database, acme: str) -> None:
+    """A product's table may lack the check. Its writes succeed, and each change stays visible."""
+    database.execute(
+        "create table public.shapes (id uuid primary key default gen_random_uuid(), organization_id uuid, name text, content jsonb)"
+    )
+    database.execute("select app.audit('public.shapes', named => '{name,content}')")
+    values = [nest(levels) for levels in (LEVELS + 1, LEVELS + 2, 3_000)]
+    database.execute(
+        "insert into public.shapes (organization_id, name, content) values (%s, 'Circle', %s)", acme, values[0]
+    )
+    database.execute("update public.shapes set content = %s", values[1])
+    database.execute("update public.shapes set content = %s", values[1])
+    database.execute("update public.shapes set content = %s", values[2])
+    database.execute("delete from public.shapes")
+    hashed = "select 'more than 64 levels, SHA-256 ' || encode(sha256(%s::jsonb::text::bytea), 'hex')"
+    first, second, third = (database.value(hashed, value) for value in values)
+    created, deleted, *updated = read_new_entries(database)
+    assert (created["changes"]["after"]["content"], created["changes"]["after"]["name"]) == (first, "Circle")
+    assert created["metadata"] == {"name": "Circle", "content": first}
+    assert deleted["changes"]["before"]["content"] == third
+    assert sorted(
+        [each["changes"]["before"]["content"], each["changes"]["after"]["content"]] for each in updated
+    ) == sorted([[first, second], [second, third]])
 
 
 def test_a_write_does_not_fail_when_its_audit_entry_is_refused(database: Database, acme: str) -> None:
@@ -319,6 +361,88 @@ def test_a_forged_or_oversized_event_is_refused(
         database.execute(f"select public.log_audit_event({named})", *values.values())
     assert refused.value.sqlstate in ("PT403", "PT400")
     assert read_new_entries(database) == []
+
+
+LOG_METADATA = LOG.replace("p_resource_id", "p_metadata => %s, p_resource_id")
+
+
+def test_an_event_has_at_most_64_levels(database: Database, acme: str) -> None:
+    with database.acting("authenticated", claims("dee")):
+        database.execute(LOG_METADATA, acme, "client.exported", nest(LEVELS))
+    [entry] = read_new_entries(database)
+    assert entry["metadata"] == json.loads(nest(LEVELS))
+    with (
+        pytest.raises(psycopg.DatabaseError, match="more than 64 levels") as refused,
+        database.acting("authenticated", claims("dee")),
+    ):
+        database.execute(LOG_METADATA, acme, "client.exported", nest(LEVELS + 1))
+    assert refused.value.sqlstate == "PT400"
+
+
+def log(database: Database, name: str, organization: str) -> psycopg.DatabaseError | None:
+    """Logs an event as this person; returns the refusal. The Data API's own limit plays no part: nothing calls it here."""
+    try:
+        with database.connection.transaction(), database.acting("authenticated", claims(name)):
+            database.execute(LOG, organization, "client.exported")
+    except psycopg.DatabaseError as error:
+        return error
+    return None
+
+
+def test_a_person_may_log_a_burst_of_a_hundred_events_and_twenty_a_minute_after_that(
+    database: Database, acme: str
+) -> None:
+    assert log(database, "dee", acme) is None
+    # With a time in the future nothing refills, however slow this test is.
+    database.execute("update app.rate_limits set refilled_at = refilled_at + interval '1 hour'")
+    assert not any(log(database, "dee", acme) for _ in range(99))
+    assert len(read_new_entries(database)) == 100
+    database.execute("update app.rate_limits set refilled_at = clock_timestamp()")
+    refused = log(database, "dee", acme)
+    assert refused is not None
+    assert (refused.sqlstate, refused.diag.message_primary) == ("PT429", "You log too many audit events.")
+    assert refused.diag.message_hint == "Try again in 3 s."
+    database.execute("update app.rate_limits set refilled_at = clock_timestamp() - interval '6 seconds'")
+    assert [log(database, "dee", acme) is None for _ in range(3)] == [True, True, False]
+
+
+def test_each_person_and_each_organization_has_its_own_limit_of_events(database: Database, acme: str) -> None:
+    globex = database.value("select id from public.organizations where name = 'Globex'")
+    database.execute(
+        "insert into public.organization_memberships (organization_id, user_id, role) values (%s, %s, 'member')",
+        globex,
+        profile_id(database, "cleo"),
+    )
+    log(database, "cleo", acme)
+    database.execute("update app.rate_limits set tokens = 0")
+    assert log(database, "cleo", acme)
+    assert log(database, "cleo", globex) is None
+    assert log(database, "dee", acme) is None
+
+
+def test_the_service_has_no_limit_of_events(database: Database, acme: str) -> None:
+    with database.acting("service_role", {"role": "service_role"}):
+        for _ in range(101):
+            database.execute(LOG, acme, "billing.paid")
+    assert database.value("select count(*) from app.rate_limits") == 0
+
+
+def test_a_fault_in_the_limit_does_not_refuse_an_event(database: Database, acme: str) -> None:
+    database.execute("alter table app.rate_limits rename to rate_limits_elsewhere")
+    assert log(database, "dee", acme) is None
+
+
+def test_an_erasure_removes_the_limit_of_every_organization(database: Database, acme: str) -> None:
+    def hash_of(text: str) -> str:
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    log(database, "dee", acme)
+    assert database.rows("select caller, bucket from app.rate_limits") == [
+        (hash_of("user_dee"), f"audit:{hash_of(acme)}")
+    ]
+    database.execute("select set_config('request.jwt.claims', '', true)")
+    erase(database, "user_dee")
+    assert database.value("select count(*) from app.rate_limits") == 0
 
 
 def test_the_service_may_name_the_actor(database: Database, acme: str) -> None:
@@ -467,9 +591,9 @@ def test_an_erasure_keeps_the_entries_and_removes_the_person(database: Database,
     cleo = profile_id(database, "cleo")
     before = last_intervention(database)
     erased = database.value("select count(*) from app.audit_erasures")
-    erase = "select app.erase_audit_entries((%s, 'user_cleo', '{}')::app.person, 2)"
+    erase_two = "select app.erase_audit_entries((%s, 'user_cleo', '{}')::app.person, 2)"
     # Five entries: the three specimens, her profile and her membership.
-    assert [database.value(erase, cleo) for _ in range(4)] == [2, 2, 1, 0]
+    assert [database.value(erase_two, cleo) for _ in range(4)] == [2, 2, 1, 0]
     rows = database.rows(
         "select user_id, actor, impersonator, ip_address, user_agent from public.audit_logs where action = 'specimen.created'"
     )

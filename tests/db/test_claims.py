@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import Claims, Database
+from tests.deep_json import LEVELS, nest
 from tests.tenant_tables import TABLES
 
 READABLE = (
@@ -26,7 +27,8 @@ ODD_CLAIMS: list[str] = [
     '{"sub": "user_ada", "fva": ["a", "b"]}', '{"sub": "user_ada", "fva": [0, 1e400]}', '{"sub": "user_ada", "fva": [0, null]}',
     '{"sub": "user_ada", "sts": []}', '{"sub": "user_ada", "iat": "x"}', '{"sub": "' + "u" * 100_000 + '"}',
     '{"sub": "user_ada", "role": null}', '{"sub": "user_ada", "role": ["authenticated"]}', '{"role": "authenticated"}',
-    '{"sub": "\\u0000"}', '{"sub": "\\ud800"}', "[" * 20_000,
+    '{"sub": "\\u0000"}', '{"sub": "\\ud800"}', "[" * 20_000, '{"sub": "user_ada", "o": ' + "[" * 8_160,
+    f'{{"sub": "user_ada", "o": {"[" * 4_000}{"]" * 4_000}}}',
 ]  # fmt: skip
 
 json_values = st.recursive(
@@ -82,6 +84,12 @@ def test_the_owner_sees_her_rows(database: Database, ada: Claims) -> None:
         "organizations": 1, "profiles": 1, "organization_memberships": 1, "organization_invitations": 0, "specimens": 1,
         "audit_logs": 3 + len(TABLES), "role_permissions": 0,
     } | dict.fromkeys(TABLES, 1)  # fmt: skip
+
+
+def test_claims_with_more_than_64_levels_identify_no_caller(database: Database, ada: Claims) -> None:
+    for levels, is_known in ((LEVELS, True), (LEVELS + 1, False)):
+        with database.acting("authenticated", ada | {"metadata": json.loads(nest(levels - 1))}):
+            assert (database.value("select app.user_id()") is not None) == is_known
 
 
 def test_odd_claims_never_make_a_policy_raise(database: Database, ada: Claims) -> None:

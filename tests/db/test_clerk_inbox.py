@@ -75,7 +75,7 @@ def test_the_last_of_two_equal_keys_counts(database: Database) -> None:
     assert read(database, '{"type": "a", "type": "b", "data": {}}')["type"] == "b"
 
 
-@pytest.mark.parametrize("levels", [99, 300, 5_000, 100_000])
+@pytest.mark.parametrize("levels", [61, 62, 300, 5_000, 100_000])
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"]": ', "}")])
 def test_deeply_nested_metadata_does_not_prevent_a_ban(
     database: Database, levels: int, opening: str, closing: str
@@ -89,15 +89,28 @@ def test_deeply_nested_metadata_does_not_prevent_a_ban(
     assert database.value("select banned from public.profiles where clerk_user_id = 'user_deep'") is True
 
 
-def test_only_values_nested_deeper_than_100_levels_become_null(database: Database) -> None:
+def test_only_values_below_level_64_become_null(database: Database) -> None:
     def nested(levels: int, inner: str) -> str:  # the event and its data are two levels
         return "[" * (levels - 2) + inner + "]" * (levels - 2)
 
-    for kept in (nested(99, "[1], 2"), nested(100, "1, 2")):
+    for kept in (nested(62, "[1], 2"), nested(63, "1, 2")):
         assert read(database, with_data(kept))["data"]["x"] == json.loads(kept)
-    assert read(database, with_data(nested(100, '[1, {"a": []}], 2')))["data"]["x"] == json.loads(
-        nested(100, "null, 2")
-    )
+    assert read(database, with_data(nested(63, '[1, {"a": []}], 2')))["data"]["x"] == json.loads(nested(63, "null, 2"))
+
+
+def test_deep_metadata_leaves_the_ids_and_times_of_an_event_as_they_are(database: Database) -> None:
+    event = {
+        "type": "user.updated",
+        "timestamp": events.START,
+        "instance_id": "ins_1",
+        "data": events.user("user_deep"),
+    }
+    deep = f"{'[' * 5_000}{']' * 5_000}"
+    text = json.dumps(event | {"data": {"unsafe_metadata": None} | event["data"] | {"unsafe_metadata": "HERE"}})
+    stored = read(database, text.replace('"HERE"', deep))
+    assert stored["data"].pop("unsafe_metadata") == json.loads("[" * 61 + "null" + "]" * 61)
+    event["data"].pop("unsafe_metadata", None)
+    assert stored == event
 
 
 @pytest.mark.parametrize(

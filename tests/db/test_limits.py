@@ -71,7 +71,9 @@ def test_the_bucket_refills_up_to_a_hundred_writes(database: Database) -> None:
 
 
 def test_each_person_has_their_own_bucket(database: Database) -> None:
-    database.execute("insert into app.rate_limits select app.rate_limit_caller('user_ada'), 0, clock_timestamp()")
+    database.execute(
+        "insert into app.rate_limits select app.rate_limit_caller('user_ada'), 'writes', 0, clock_timestamp()"
+    )
     assert request(database)
     assert request(database, ADA | {"sub": "user_ben"}) is None
 

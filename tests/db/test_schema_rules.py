@@ -8,6 +8,7 @@ import pytest
 
 from scripts.schema.migrations import ROOT
 from tests.conftest import Database
+from tests.deep_json import find_unchecked_arguments, find_unchecked_columns
 from tests.tenant_tables import permissions_of
 from tests.unfiltered_writes import find_unfiltered_writes
 
@@ -209,6 +210,50 @@ def test_a_function_for_the_service_without_the_check_is_found(
     database.execute("grant execute on function public.probe() to service_role")
     [rule] = [query for name, query in RULES.items() if "refuses Clerk's tokens" in name]
     assert database.rows(rule) == [("probe()",)] * is_found
+
+
+def test_every_json_column_refuses_more_than_64_levels(database: Database) -> None:
+    assert find_unchecked_columns(database) == [], "Add: check (not jsonb_path_exists(value, 'strict $.**{64}'))"
+
+
+def test_a_json_column_of_any_form_without_the_check_is_found(database: Database) -> None:
+    check = "check (not jsonb_path_exists({}, 'strict $.**{{64}}'))".format
+    database.execute(
+        f"""create domain app.loose as jsonb check (jsonb_typeof(value) = 'object');
+        create domain app.strict as jsonb {check("value")};
+        create type app.pair as (name text, value jsonb);
+        create table public.probe (
+          id integer primary key, plain jsonb, text json, list jsonb[], domain app.loose, pair app.pair, pairs app.pair[],
+          sized jsonb check (octet_length(sized::text) < 65536), either jsonb check (either is not null or not jsonb_path_exists(either, 'strict $.**{{64}}')),
+          later jsonb check (not jsonb_path_exists(later, 'strict $.**{{65}}')),
+          good_plain jsonb {check("good_plain")}, good_text json {check("good_text::jsonb")}, good_list jsonb[] {check("to_jsonb(good_list)")},
+          good_domain app.strict, good_pair app.pair {check("to_jsonb(good_pair)")}, "Good name" jsonb, {check('"Good name"')}
+        )"""
+    )
+    names = ("domain", "either", "later", "list", "pair", "pairs", "plain", "sized", "text")
+    assert find_unchecked_columns(database) == [f"probe.{name}" for name in names]
+
+
+def test_every_function_of_the_api_refuses_json_with_more_than_64_levels(database: Database) -> None:
+    assert find_unchecked_arguments(database) == [], "Begin with: perform app.refuse_deep_json(value);"
+
+
+def test_an_argument_of_any_form_that_accepts_more_levels_is_found(database: Database) -> None:
+    database.execute(
+        """create function public.probe_sql(value jsonb) returns jsonb language sql as 'select value';
+        create function app.probe_list(name text, variadic parts json[]) returns void language plpgsql as 'begin end';
+        create function public.probe_late(value jsonb) returns void language plpgsql security definer as $$
+          begin raise sqlstate 'PT403'; perform app.refuse_deep_json(value); end $$;
+        create function public.probe_good(value jsonb) returns void language plpgsql security definer as $$
+          begin perform app.refuse_deep_json(value); end $$;
+        grant execute on function public.probe_sql(jsonb), app.probe_list(text, json[]) to authenticated;
+        grant execute on function public.probe_late(jsonb), public.probe_good(jsonb) to service_role"""
+    )
+    assert find_unchecked_arguments(database) == [
+        "app.probe_list(text,json[]), argument 2, as authenticated",
+        "probe_late(jsonb), argument 1, as service_role",
+        "probe_sql(jsonb), argument 1, as authenticated",
+    ]
 
 
 def test_schema_ops_and_nothing_else_is_in_8_ops() -> None:

@@ -7,7 +7,7 @@ create table if not exists public.specimens (
   title text not null check (length(title) between 1 and 200),
   description text check (length(description) <= 10000),
   status text not null default 'active' check (status in ('active', 'archived')),
-  metadata jsonb not null default '{}' check (jsonb_typeof(metadata) = 'object'),
+  metadata jsonb not null default '{}' check (jsonb_typeof(metadata) = 'object' and not jsonb_path_exists(metadata, 'strict $.**{64}')),
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now()
 );

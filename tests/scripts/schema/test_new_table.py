@@ -22,6 +22,7 @@ from tests import people
 from tests.conftest import Claims, Database
 from tests.db.test_erasure import erase, find_texts
 from tests.db.test_personal_data import export_all
+from tests.deep_json import nest
 from tests.people import ADA, identifiers
 from tests.schema import SPECIMENS
 from tests.scripts.schema.test_bundle import push, write_bundle
@@ -226,6 +227,7 @@ def test_the_privacy_page_lists_it(database: Database) -> None:
 @pytest.mark.parametrize(("type_name", "value"), [
     ("text", "''"), ("text", "repeat('x', 201)"), ("numeric", "'NaN'"), ("numeric", "'infinity'"), ("numeric", "-1e15"),
     ("date", "'infinity'"), ("timestamptz", "'-infinity'"), ("jsonb", "'[]'"), ("jsonb", "jsonb_build_object('x', repeat('x', 65537))"),
+    ("jsonb", f"'{nest(65)}'"),
 ])  # fmt: skip
 def test_values_that_clients_could_not_read_are_refused(
     database: Database, acme: str, type_name: str, value: str
