@@ -50,21 +50,29 @@ class DataApi:
 
     def __init__(self, supabase_url: str, secret_key: str, publishable_key: str = "") -> None:
         self._url = f"{supabase_url}/rest/v1"
+        self._secret_key = secret_key
         self._publishable_key = publishable_key
         self._http = httpx.Client(timeout=TIMEOUT, event_hooks=EVENT_HOOKS)
-        self._service = self._postgrest(secret_key, secret_key, self._http)
+        self._service = self._postgrest(secret_key, secret_key, self._http, {})
         self._probe = self._postgrest(
-            secret_key, secret_key, httpx.Client(timeout=PROBE_TIMEOUT, event_hooks=EVENT_HOOKS)
+            secret_key, secret_key, httpx.Client(timeout=PROBE_TIMEOUT, event_hooks=EVENT_HOOKS), {}
         )
 
-    def call(self, function: str, arguments: Mapping[str, Any]) -> object:
-        """Calls `function` as the service role and returns its JSON. Raises CallFailed."""
-        return _call(self._service, function, arguments)
+    def call(self, function: str, arguments: Mapping[str, Any], origin: Mapping[str, str] | None = None) -> object:
+        """Calls `function` as the service role and returns its JSON. Raises CallFailed.
 
-    def call_as(self, token: str, function: str, arguments: Mapping[str, Any]) -> object:
-        """Calls `function` as the person who owns the session token. Raises CallFailed."""
+        `origin` are the headers of a person's request on whose behalf this is: see origin_headers().
+        """
+        if origin is None:
+            return _call(self._service, function, arguments)
+        return _call(self._postgrest(self._secret_key, self._secret_key, self._http, origin), function, arguments)
+
+    def call_as(
+        self, token: str, function: str, arguments: Mapping[str, Any], origin: Mapping[str, str] | None = None
+    ) -> object:
+        """Calls `function` as the person who owns the session token. `origin` as in call(). Raises CallFailed."""
         # A separate client on the shared connections: another thread must never see this caller's headers.
-        return _call(self._postgrest(self._publishable_key, token, self._http), function, arguments)
+        return _call(self._postgrest(self._publishable_key, token, self._http, origin or {}), function, arguments)
 
     def ready(self) -> bool:
         """Whether the database answers a query through the Data API within two seconds."""
@@ -73,8 +81,10 @@ class DataApi:
         except CallFailed:
             return False
 
-    def _postgrest(self, api_key: str, token: str, http: httpx.Client) -> SyncPostgrestClient:
-        headers = {"apikey": api_key, "Authorization": f"Bearer {token}"}
+    def _postgrest(
+        self, api_key: str, token: str, http: httpx.Client, origin: Mapping[str, str]
+    ) -> SyncPostgrestClient:
+        headers = {**origin, "apikey": api_key, "Authorization": f"Bearer {token}"}
         return SyncPostgrestClient(self._url, headers=headers, http_client=http)
 
 

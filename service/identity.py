@@ -46,6 +46,10 @@ class SessionPending(Problem, status=403, slug="session-pending", title="The ses
     """The person must first finish a task at Clerk, such as setting up a second factor."""
 
 
+class Impersonated(Problem, status=403, slug="impersonated", title="Only the person may do this"):
+    """The token belongs to an impersonator (it has an act claim)."""
+
+
 class KeysUnavailable(
     Problem, status=503, slug="identity-unavailable", title="Sessions cannot be checked right now", retry_after=5
 ):
@@ -188,6 +192,12 @@ def current_caller(tokens: SessionTokens) -> Caller:
     if "caller" not in g:
         g.caller = tokens.authenticate(request.headers.get("Authorization"))
     return cast("Caller", g.caller)
+
+
+def require_person(caller: Caller, detail: str) -> None:
+    """Requires that the caller acts for themselves. Raises Impersonated."""
+    if caller.is_impersonated:
+        raise Impersonated(f"{detail} Ask them to sign in themselves.")
 
 
 def read_caller(claims: Mapping[str, Any], token: str) -> Caller:

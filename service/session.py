@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from service.cache import Scopes
@@ -9,6 +10,7 @@ from service.components import components
 from service.data_api import CallFailed, DataApi
 from service.identity import Caller, TokenInvalid
 from service.limits import RateLimited
+from service.origin import origin_headers
 from service.problems import DatabaseUnavailable, Problem
 
 # PostgREST's error codes for a malformed, missing or expired token.
@@ -25,11 +27,13 @@ class SessionRefused(Problem, status=403, slug="session-refused", title="The ses
     """The token is valid, but its owner is banned or deleted, or has not finished signing in."""
 
 
-class WritesLimited(RateLimited, status=429, slug=RateLimited.slug, title=RateLimited.title, retry_after=1):
-    """app.check_request() refuses the person's writes and counts this call as one. It allows 20 a second."""
+class WritesLimited(RateLimited, status=429, slug=RateLimited.slug, title=RateLimited.title):
+    """A limit in the database refuses the person's write: app.check_request() or app.limit_audit_events()."""
 
-    def __init__(self) -> None:
-        Problem.__init__(self, "Too many writes through the Data API. Try again in 1 s.", limit="writes")
+    def __init__(self, message: str, hint: str) -> None:
+        seconds = re.search(r"\d+", hint)
+        retry_after = int(seconds[0]) if seconds else 1
+        Problem.__init__(self, f"{message} {hint}".strip(), limit="writes", retry_after=retry_after)
 
 
 def fetch_session(caller: Caller, *, refresh: bool = False) -> Session:
@@ -65,7 +69,7 @@ def find_scopes(session: Session, caller: Caller) -> Scopes | None:
 def start_session(data_api: DataApi, caller: Caller) -> Session:
     """The session as `public.start_session()` returns it. Raises the problems of problem_from_database()."""
     try:
-        answer = data_api.call_as(caller.token, "start_session", {})
+        answer = data_api.call_as(caller.token, "start_session", {}, origin_headers())
     except CallFailed as failure:
         raise problem_from_database(failure) from failure
     if not isinstance(answer, dict):
@@ -78,7 +82,7 @@ def problem_from_database(failure: CallFailed) -> Problem:
     if failure.code in TOKEN_REFUSED:
         return TokenInvalid(failure.message)
     if failure.code == "PT429":
-        return WritesLimited()
+        return WritesLimited(failure.message, failure.hint)
     if failure.code == "42501":
         return SessionRefused(WITHOUT_ROLE)
     if failure.code == "PT403":

@@ -21,8 +21,8 @@ begin
     entry.request_id := left(headers ->> 'x-request-id', 200);
     address := trim(split_part(headers ->> 'x-forwarded-for', ',', 1));
     entry.ip_address := case when address ~ '^[0-9a-fA-F.:]{2,45}$' then address::inet end;
-  exception when data_exception or program_limit_exceeded then
-    null; -- other errors are trouble of the server, which fails the write
+  exception when others then
+    null;
   end;
   if entry.user_id is null then
     claims := (select t.claims from app.token as t);
@@ -38,7 +38,7 @@ begin
   return entry;
 end;
 $$;
-comment on function app.start_audit_entry is 'An entry with actor, impersonator and origin, to be completed. No header or token makes it fail. Definer: it reads app.token and app.caller.';
+comment on function app.start_audit_entry is 'An entry with actor, impersonator and origin, to be completed. Never raises. Definer: it reads app.token and app.caller.';
 
 -- For tables whose JSON columns lack the check of functions/1_caller/depth.sql: the entry keeps all other values, and a hash shows whether
 -- this one changed.
@@ -74,7 +74,6 @@ declare
   ignored text[] := tg_argv[5];
   people text[] := tg_argv[6];
   who public.audit_logs;
-  lost bigint;
 begin
   -- Erasure and retention record their work once, not per row.
   if current_setting('app.unaudited', true) = 'on' then
@@ -137,16 +136,7 @@ begin
   end if;
   return null;
 exception when others then
-  -- Trouble of the server fails the write: the client repeats it, and then it has its entry. A property of the row never fails a write:
-  -- repeating would not help. The lost entries are counted instead, and ops.audit_health reports them.
-  if app.is_transient(sqlstate) then
-    raise;
-  elsif tg_op = 'UPDATE' then
-    select count(*) into lost from new_rows;
-  else
-    select count(*) into lost from written_rows;
-  end if;
-  perform app.record_loss('audit', tg_relid, sqlstate, lost);
+  -- A write never fails because its audit entry fails. The server log reports the missing entry.
   raise warning 'A change of % is not in the audit trail (%).', tg_relid::regclass, sqlstate;
   return null;
 end;
@@ -241,6 +231,19 @@ as $$
 $$;
 comment on function app.find_identifiers is 'Everything in a JSON text that looks like our id, Clerk''s id or an e-mail address of a person.';
 
+create or replace function app.limit_audit_events(organization_id uuid) returns void
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  wait integer := app.take_token(app.claims() ->> 'sub', 'audit:' || app.rate_limit_caller(organization_id::text), 100, 1.0 / 3);
+begin
+  if wait > 0 then
+    raise sqlstate 'PT429' using message = 'You log too many audit events.', hint = format('Try again in %s s.', wait);
+  end if;
+end;
+$$;
+comment on function app.limit_audit_events is 'Counts an entry that the caller makes in an organization. Raises PT429 above 100 at once and 20 a minute.';
+
 -- For events that no table shows, such as the export of a report. The actor is the caller. Only the service may name another one. A person
 -- may log a burst of 100 events in an organization, and 20 a minute after that. The service has no limit, because its events are yours.
 create or replace function app.log_audit_event(
@@ -251,7 +254,6 @@ as $$
 declare
   entry public.audit_logs;
   namespace text := substring(p_action from '^[^.]*\.');
-  wait integer;
 begin
   perform app.refuse_deep_json(p_metadata);
   entry := app.start_audit_entry();
@@ -267,10 +269,7 @@ begin
     raise sqlstate 'PT403' using
       message = 'Clients may not log this action.', hint = 'Use an action client.<name>, or add its prefix to app.audit_prefixes.';
   else
-    wait := app.take_token(app.claims() ->> 'sub', 'audit:' || app.rate_limit_caller(p_organization_id::text), 100, 1.0 / 3);
-    if wait > 0 then
-      raise sqlstate 'PT429' using message = 'You log too many audit events.', hint = format('Try again in %s s.', wait);
-    end if;
+    perform app.limit_audit_events(p_organization_id);
   end if;
   if not coalesce(
     length(p_action) <= 100 and length(p_resource_type) between 1 and 100 and coalesce(length(p_resource_id), 0) <= 200

@@ -58,8 +58,7 @@ begin
   )
   values (
     case when by_person then person_id else entry.user_id end, case when not by_person then coalesce(entry.actor, 'system') end,
-    entry.impersonator, case when not by_person then entry.ip_address end, case when not by_person then entry.user_agent end,
-    entry.request_id,
+    entry.impersonator, entry.ip_address, entry.user_agent, entry.request_id,
     record_request.action, 'personal_data', record_request.metadata, case when not by_person and person_id is not null then array[person_id] end
   );
 end;

@@ -65,6 +65,8 @@ const ACTIONS = {
   "member.role_changed": ({ member, before, after }) =>
     after.role && `changed the role of ${member} from ${before.role} to ${after.role}`,
   "member.left": ({ member }) => `removed ${member}`,
+  "member.removal_requested": ({ member }) => `asked to remove ${member}`,
+  "invitation.requested": ({ role }) => `asked to invite a person as ${role}`,
   "invitation.created": ({ role }) => `invited a person as ${role}`,
   "invitation.deleted": ({ role }) => `revoked an invitation as ${role}`,
 };

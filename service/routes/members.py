@@ -1,7 +1,7 @@
 """Invites and removes members at Clerk, which owns all memberships.
 
-The database checks the caller's permission again, then Clerk makes the change. Clerk reports it by a webhook, as it
-reports every other change.
+The database checks the caller's permission again and records the request in the audit trail, then Clerk makes the
+change. Clerk reports it by a webhook, as it reports every other change.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from flask.typing import ResponseReturnValue
 from service.clerk_api import ClerkCallFailed
 from service.components import components
 from service.data_api import CallFailed
+from service.identity import require_person
+from service.origin import origin_headers
 from service.permissions import NotPermitted, PermittedCaller, requires
 from service.problems import Problem
 from service.session import problem_from_database
@@ -76,6 +78,7 @@ class ClerkUnavailable(Problem, status=503, slug="clerk-unavailable", title="Cle
 @requires("members:invite")
 def invite(permitted: PermittedCaller) -> ResponseReturnValue:
     """Sends an invitation through Clerk by e-mail, on behalf of the caller."""
+    require_person(permitted.caller, "An impersonator may not invite people for the person.")
     email, role = parse_invitation(request.get_json(silent=True))
     prepared = _prepare(permitted, "members:invite", "prepare_invitation", {"role": role})
     try:
@@ -91,6 +94,7 @@ def invite(permitted: PermittedCaller) -> ResponseReturnValue:
 @requires("members:remove")
 def remove(permitted: PermittedCaller, profile_id: UUID) -> ResponseReturnValue:
     """Deletes a membership at Clerk."""
+    require_person(permitted.caller, "An impersonator may not remove members for the person.")
     prepared = _prepare(permitted, "members:remove", "prepare_removal", {"profile_id": str(profile_id)})
     try:
         components().clerk.delete_membership(prepared["clerk_org_id"], prepared["clerk_user_id"])
@@ -123,13 +127,16 @@ def problem_from_clerk(failure: ClerkCallFailed) -> Problem:
 
 
 def _prepare(permitted: PermittedCaller, permission: str, function: str, arguments: dict[str, str]) -> dict[str, Any]:
-    """Calls a database function that checks the change and returns Clerk's ids for it.
+    """Calls a database function that checks and records the request, and returns Clerk's ids for it.
 
     Raises the problems above, NotPermitted, and those of problem_from_database().
     """
     try:
         answer = components().data_api.call_as(
-            permitted.caller.token, function, {"organization_id": permitted.organization["id"], **arguments}
+            permitted.caller.token,
+            function,
+            {"organization_id": permitted.organization["id"], **arguments},
+            origin_headers(),
         )
     except CallFailed as failure:
         problems: dict[str, Problem] = {

@@ -15,8 +15,9 @@ from werkzeug.exceptions import MethodNotAllowed
 from service.components import components
 from service.data_api import CallFailed
 from service.export import Export, write_json, write_zip
-from service.identity import Caller, current_caller
+from service.identity import Caller, current_caller, require_person
 from service.logs import log
+from service.origin import origin_headers
 from service.problems import Problem
 from service.streaming import stream_file
 
@@ -25,10 +26,6 @@ personal_data = Blueprint("personal_data", __name__, url_prefix="/api/v1/gdpr")
 CONFIRMATION = "erase my account"
 FIRST_FACTOR_MINUTES = 10
 FORMATS = {"application/json": ("json", write_json), "application/zip": ("zip", write_zip)}
-
-
-class Impersonated(Problem, status=403, slug="impersonated", title="Only the person may do this"):
-    """The token belongs to an impersonator (it has an act claim)."""
 
 
 class NothingHeld(Problem, status=404, slug="nothing-held", title="There is no data about this person"):
@@ -122,15 +119,14 @@ def show_erasure(receipt: UUID) -> ResponseReturnValue:
 def _require_person() -> Caller:
     """The caller, if they act for themselves. Raises Impersonated, and what SessionTokens.authenticate() raises."""
     caller = current_caller(components().session_tokens)
-    if caller.is_impersonated:
-        raise Impersonated("An impersonator may neither export nor erase the person. Ask them to sign in themselves.")
+    require_person(caller, "An impersonator may neither export nor erase the person.")
     return caller
 
 
 def _call(function: str, arguments: dict[str, Any]) -> Any:
     """Raises NothingHeld and CallFailed."""
     try:
-        return components().data_api.call(function, arguments)
+        return components().data_api.call(function, arguments, origin_headers())
     except CallFailed as failure:
         if failure.code == "PT404":
             raise NothingHeld("Sign in to the product once. After an erasure there is no data left.") from failure

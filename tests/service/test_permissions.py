@@ -306,6 +306,48 @@ def test_removing_a_member_who_is_already_gone_at_clerk_succeeds(online: FlaskCl
         components().clerk.delete_membership(team.clerk_id, "user_unknown")
 
 
+# --- the audit trail ---
+
+REQUESTS = """
+    select a.action, p.clerk_user_id, a.impersonator, host(a.ip_address), a.user_agent, a.request_id
+    from public.audit_logs as a left join public.profiles as p on p.id = a.user_id
+    where a.organization_id = %s and a.action like '%%requested' order by a.created_at
+"""
+
+
+@pytest.mark.parametrize(("proxies", "address"), [("0", "203.0.113.77"), ("1", "198.51.100.9"), ("2", "192.0.2.1")])
+def test_a_request_is_recorded_with_the_address_that_trusted_proxies_wrote(
+    make_app: MakeApp, stack: Stack, sql: psycopg.Connection[Any], team: Team, proxies: str, address: str
+) -> None:
+    """Never with an address that the client itself wrote. The client wrote the first one here."""
+    service = make_app(**(stack.environment | {"ENVIRONMENT": "test", "TRUSTED_PROXIES": proxies})).test_client()
+    headers = as_caller(make_token(stack, team.people["owner"])) | {
+        "X-Forwarded-For": "127.9.9.9, 192.0.2.1, 198.51.100.9", "User-Agent": "Firefox/\xe9\t1", "X-Request-Id": f"req-{proxies}",
+    }  # fmt: skip
+    peer = {"REMOTE_ADDR": "203.0.113.77"}
+    url = f"/api/v1/organizations/{team.id}"
+    body = {"email": f"{secrets.token_hex(6)}@example.com", "role": "member"}
+    invited = service.post(f"{url}/invitations", headers=headers, json=body, environ_overrides=peer)
+    removed = service.delete(f"{url}/members/{team.profiles['member']}", headers=headers, environ_overrides=peer)
+    assert (invited.status_code, removed.status_code) == (202, 204)
+    facts = (team.people["owner"], None, address, "Firefox/??1", f"req-{proxies}")
+    assert sql.execute(REQUESTS, [team.id]).fetchall() == [
+        ("invitation.requested", *facts),
+        ("member.removal_requested", *facts),
+    ]
+    assert body["email"] not in str(
+        sql.execute("select a from public.audit_logs as a where organization_id = %s", [team.id]).fetchall()
+    )
+
+
+def test_a_request_that_clerk_refuses_stays_recorded(
+    online: FlaskClient, stack: Stack, sql: psycopg.Connection[Any], team: Team
+) -> None:
+    token, body = make_token(stack, team.people["admin"]), {"email": "x@example.com", "role": "member"}
+    assert [invite(online, team.id, token, body).status_code for _ in range(2)] == [202, 422]
+    assert [row[0] for row in sql.execute(REQUESTS, [team.id])] == ["invitation.requested"] * 2
+
+
 # --- Clerk and the database fail ---
 
 ORGANIZATION = uuid4()
@@ -438,6 +480,16 @@ def test_without_the_database_clerk_is_not_called(
 ) -> None:
     outside.answer = lambda path, *_: rest_answer(SESSION) if path.endswith("start_session") else answer
     assert ACTS[act](client, issuer.token()).status_code == 503
+    assert clerk.requests == []
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_an_impersonator_is_refused(
+    client: FlaskClient, outside: Outside, clerk: Outside, issuer: Issuer, act: str
+) -> None:
+    outside.answer = lambda path, *_: rest_answer(SESSION) if path.endswith("start_session") else HANG_UP
+    answer = ACTS[act](client, issuer.token(act={"sub": "user_support"}))
+    assert (answer.status_code, answer.json["type"]) == (403, "urn:problem:ballast:impersonated")
     assert clerk.requests == []
 
 
