@@ -120,3 +120,24 @@ comment on column app.audit_erasures.remaining is 'SHA-256 of the entry after th
 comment on column app.audit_erasures.intervention_id is 'The last erasure of the entry.';
 create index audit_erasures_intervention_id_idx on app.audit_erasures (intervention_id);
 alter table app.audit_erasures enable row level security, force row level security;
+
+-- No two backends write the same row, so no write waits for another one here.
+create table app.lost_records (
+  kind text not null check (kind in ('audit', 'broadcast')),
+  relation text not null,
+  error text not null,
+  day date not null,
+  backend integer not null,
+  lost bigint not null check (lost >= 0),
+  last_at timestamptz not null default now(),
+  primary key (kind, relation, error, day, backend)
+);
+comment on table app.lost_records is 'Rows that were written without their audit entry or broadcast. ops.audit_health and ops.realtime_health report them.';
+comment on column app.lost_records.kind is 'What was lost: audit (the entries) or broadcast.';
+comment on column app.lost_records.relation is 'The table that was written to.';
+comment on column app.lost_records.error is 'The SQLSTATE of the error.';
+comment on column app.lost_records.day is 'The day, in UTC.';
+comment on column app.lost_records.backend is 'The process that wrote.';
+comment on column app.lost_records.lost is 'Number of rows.';
+comment on column app.lost_records.last_at is 'When a row was last lost.';
+alter table app.lost_records enable row level security, force row level security;

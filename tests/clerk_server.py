@@ -47,7 +47,11 @@ class ClerkServer:
             "role": self.directory.roles,
         }
         for each in objects:
-            places[each["object"]][each["id"]] = json.loads(json.dumps(each))
+            stored = json.loads(json.dumps(each))
+            if each["object"] == "commerce_subscription":
+                self.directory.subscriptions[each["payer"]["organization_id"]] = stored
+            else:
+                places[each["object"]][each["id"]] = stored
 
     def forget(self, clerk_id: str) -> None:
         """Deletes an object and its dependents, without an event."""

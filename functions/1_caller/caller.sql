@@ -33,7 +33,7 @@ begin
         claims := setting::jsonb;
       end if;
       return case when not jsonb_path_exists(claims, 'strict $.**{64}') then claims end;
-    exception when others then
+    exception when data_exception or program_limit_exceeded then
       return null;
     end;
     $try$;

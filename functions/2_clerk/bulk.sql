@@ -53,6 +53,24 @@ end;
 $$;
 comment on function app.lock_clerk_page is 'Locks all objects of a page, and those that they mention, until the transaction ends.';
 
+create or replace function app.has_changed_items(subscription jsonb) returns boolean
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return exists (
+    select from jsonb_path_query(subscription, '$.items[*]') as i (item)
+    left join app.clerk_records as r on r.kind = 'subscription_item' and r.clerk_id = app.clerk_text(i.item -> 'id')
+    cross join lateral (select coalesce(app.clerk_time(i.item -> 'updated_at'), (r.stamp).source_updated_at) as updated_at) as u
+    where not coalesce(
+      (r.stamp).source_updated_at > u.updated_at
+      or (r.stamp).source_updated_at = u.updated_at and r.fields = app.clerk_fields('subscription_item', i.item),
+      false
+    )
+  );
+end;
+$$;
+comment on function app.has_changed_items is 'Whether a merge of a Clerk subscription may change one of its items.';
+
 -- When a page is read again, most of its objects are unchanged. One query finds the others. It needs no lock, because a record's
 -- stamp never decreases.
 -- An object with unchanged fields keeps its record's stamp, even if the page's stamp would be greater. That is safe, because the event that
@@ -75,7 +93,7 @@ begin
         or (r.stamp).source_updated_at = u.updated_at and (r.stamp).is_own and r.fields = app.read_page_fields(kind, o.object)
       ),
       false
-    )
+    ) or kind = 'subscription' and app.has_changed_items(o.object)
   );
 end;
 $$;

@@ -35,6 +35,43 @@ end;
 $$;
 comment on function app.read_clerk_page is 'The objects of a page that are still current: their Clerk ids, the fields that we keep, and those of the record.';
 
+-- A missed event may leave an item in force. Clerk's other items of that organization are given by their ids.
+create or replace function app.select_ended_items(organization text, listed text[], asked_at timestamptz) returns setof app.clerk_records
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  return query
+    select r.*
+    from app.clerk_records as r
+    where r.organization_id = organization and r.kind = 'subscription_item' and r.clerk_id <> all(listed)
+      and r.fields ->> 'status' in ('active', 'past_due', 'canceled') and (r.stamp).event_at <= asked_at;
+end;
+$$;
+comment on function app.select_ended_items is 'The records of items that are in force here, but that Clerk did not list at asked_at or later.';
+
+create or replace function app.end_subscription_items(organization text, listed text[], asked_at timestamptz) returns void
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform app.merge_record(
+    r.kind, r.clerk_id, (true, asked_at, false, asked_at, null),
+    jsonb_build_object('status', 'ended', 'plan', jsonb_build_object('slug', r.fields -> 'plan')), organization
+  )
+  from app.select_ended_items(organization, listed, asked_at) as r;
+end;
+$$;
+comment on function app.end_subscription_items is 'Ends the items of an organization that Clerk did not list at asked_at or later.';
+
+create or replace function app.clerk_item_ids(subscription jsonb) returns text[]
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return array(select app.clerk_text(id) from jsonb_path_query(subscription, '$.items[*].id') as id where app.clerk_text(id) is not null);
+end;
+$$;
+comment on function app.clerk_item_ids is 'The ids of the items of a Clerk subscription.';
+
 -- For columns that people may edit here, compares the page with the record of Clerk's value. For all others, with the row.
 create or replace function app.clerk_differences(kind text, page jsonb, asked_at timestamptz)
 returns table (object jsonb, clerk_id text, difference text, columns text[])
@@ -102,6 +139,18 @@ begin
           case when i.created_at <> app.clerk_time(l.fields -> 'created_at') then 'created_at' end
         ], null) as columns) as d
         where l.fields ->> 'email' is not null and l.object ->> 'status' = 'pending' and (i.id is null or d.columns <> '{}');
+    when 'subscription' then
+      return query
+        select l.object, l.clerk_id, case when l.known is null then 'missing' else 'stale' end, d.columns
+        from app.read_clerk_page(kind, page, asked_at) as l
+        cross join lateral (select array_remove(array[
+          case when l.known -> 'status' is distinct from l.fields -> 'status' then 'status' end,
+          case
+            when app.has_changed_items(l.object)
+              or exists (select from app.select_ended_items(l.organization, app.clerk_item_ids(l.object), asked_at)) then 'items'
+          end
+        ], null) as columns) as d
+        where l.known is null or d.columns <> '{}';
     else -- roles and permissions have no row in public
       return query
         select l.object, l.clerk_id, case when l.known is null then 'missing' else 'stale' end, d.columns
@@ -137,6 +186,8 @@ begin
       when 'organization' then perform app.project_organization(known.clerk_id, known.fields, known.fields - 'created_by');
       when 'membership' then perform app.project_membership(known.organization_id, known.user_id);
       when 'invitation' then perform app.project_invitation(known.clerk_id, known.organization_id, known.fields);
+      when 'subscription' then
+        perform app.end_subscription_items(known.organization_id, app.clerk_item_ids(object), asked_at);
       else null; -- deleted or erased in the meantime
     end case;
   end loop;
@@ -171,12 +222,19 @@ begin
         select i.clerk_invitation_id, o.clerk_org_id, null::text
         from public.organization_invitations as i
         join public.organizations as o on o.id = i.organization_id;
+    when 'subscription' then
+      return query
+        select distinct on (r.organization_id) r.clerk_id, r.organization_id, null::text
+        from app.clerk_records as r
+        join public.organizations as o on o.clerk_org_id = r.organization_id and o.deleted_at is null
+        where r.kind = 'subscription' and r.fields ->> 'status' <> 'ended'
+        order by r.organization_id, r.stamp desc;
     else
       return query select r.clerk_id, null::text, null::text from app.clerk_records as r where r.kind = clerk_mirror.kind;
   end case;
 end;
 $$;
-comment on function app.clerk_mirror is 'The Clerk ids of all rows of a kind.';
+comment on function app.clerk_mirror is 'The Clerk ids of all rows of a kind; of subscriptions, of those that have not ended.';
 
 -- Does what a deletion event does. Without clerk_id it deletes a membership that is known only from a session token. A token issued later
 -- may create it again.
@@ -200,6 +258,10 @@ begin
       kind, coalesce(clerk_id, format('reconciled:%s:%s', organization, person)), asked_at, organization, person,
       app.clerk_time(known.fields -> 'created_at')
     );
+  end if;
+  if kind = 'subscription' then -- Clerk ends subscriptions and does not delete them
+    perform app.end_subscription_items(organization, '{}', asked_at);
+    return app.merge_record(kind, clerk_id, (true, asked_at, false, asked_at, null), '{"status": "ended"}', organization);
   end if;
   return app.record_deletion(kind, clerk_id, asked_at);
 end;

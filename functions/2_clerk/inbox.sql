@@ -110,7 +110,7 @@ begin
   outcome := app.apply_clerk_event(event);
 exception when others then
   -- Transient errors (deadlock, out of memory, shutdown) are re-raised: the event is not stored, and Clerk redelivers it.
-  if sqlstate ~ '^(40|53|55|57)' then
+  if app.is_transient(sqlstate) then
     raise;
   end if;
   outcome := 'failed';

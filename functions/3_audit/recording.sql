@@ -21,8 +21,8 @@ begin
     entry.request_id := left(headers ->> 'x-request-id', 200);
     address := trim(split_part(headers ->> 'x-forwarded-for', ',', 1));
     entry.ip_address := case when address ~ '^[0-9a-fA-F.:]{2,45}$' then address::inet end;
-  exception when others then
-    null;
+  exception when data_exception or program_limit_exceeded then
+    null; -- other errors are trouble of the server, which fails the write
   end;
   if entry.user_id is null then
     claims := (select t.claims from app.token as t);
@@ -38,7 +38,7 @@ begin
   return entry;
 end;
 $$;
-comment on function app.start_audit_entry is 'An entry with actor, impersonator and origin, to be completed. Never raises. Definer: it reads app.token and app.caller.';
+comment on function app.start_audit_entry is 'An entry with actor, impersonator and origin, to be completed. No header or token makes it fail. Definer: it reads app.token and app.caller.';
 
 -- For tables whose JSON columns lack the check of functions/1_caller/depth.sql: the entry keeps all other values, and a hash shows whether
 -- this one changed.
@@ -74,6 +74,7 @@ declare
   ignored text[] := tg_argv[5];
   people text[] := tg_argv[6];
   who public.audit_logs;
+  lost bigint;
 begin
   -- Erasure and retention record their work once, not per row.
   if current_setting('app.unaudited', true) = 'on' then
@@ -136,7 +137,16 @@ begin
   end if;
   return null;
 exception when others then
-  -- A write never fails because its audit entry fails. The server log reports the missing entry.
+  -- Trouble of the server fails the write: the client repeats it, and then it has its entry. A property of the row never fails a write:
+  -- repeating would not help. The lost entries are counted instead, and ops.audit_health reports them.
+  if app.is_transient(sqlstate) then
+    raise;
+  elsif tg_op = 'UPDATE' then
+    select count(*) into lost from new_rows;
+  else
+    select count(*) into lost from written_rows;
+  end if;
+  perform app.record_loss('audit', tg_relid, sqlstate, lost);
   raise warning 'A change of % is not in the audit trail (%).', tg_relid::regclass, sqlstate;
   return null;
 end;

@@ -40,6 +40,7 @@ declare
   deletion jsonb := change || '{"operation": "DELETE"}';
   hidden text[];
   not_key text[];
+  lost bigint;
 begin
   -- Not assigned in the declarations: the exception block does not catch errors there.
   hidden := array(
@@ -81,8 +82,18 @@ begin
   end if;
   return null;
 exception when others then
-  -- A failed broadcast never fails the write.
+  -- A lost broadcast never fails the write, not even if it cannot be counted. Clients read again when they reconnect.
   raise warning 'A change of % was not broadcast (%).', tg_relid::regclass, sqlstate;
+  begin
+    if tg_op = 'DELETE' then
+      select count(*) into lost from old_rows;
+    else
+      select count(*) into lost from new_rows;
+    end if;
+    perform app.record_loss('broadcast', tg_relid, sqlstate, lost);
+  exception when others then
+    raise warning 'The lost broadcast of % was not counted (%).', tg_relid::regclass, sqlstate;
+  end;
   return null;
 end;
 $$;

@@ -219,4 +219,10 @@ values
 ('app.audit_interventions', '', 'none', 'When the audit trail was changed, and how much', null, null),
 ('app.personal_data', '', 'none', 'This registry', null, null);
 
+insert into app.personal_data (relation, path, erasure, purpose, retention_period, expired, retention)
+values (
+  'app.lost_records', '', 'none', 'How many audit entries and broadcasts were lost', '(select s.audit_retention from app.settings as s)',
+  't.last_at < $1', 'as long as the audit trail'
+);
+
 select setval(pg_get_serial_sequence('app.personal_data', 'position'), greatest(999, max(d.position))) from app.personal_data as d;

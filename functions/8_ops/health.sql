@@ -257,3 +257,32 @@ from (
   from ops.table_sizes as t
 ) as f;
 comment on view ops.storage_health is 'The size of the database, and whether vacuum keeps up: one row.';
+
+-- A lost entry cannot be recovered, so the status stays until someone acknowledges it, at most 7 days.
+create or replace view ops.audit_health with (security_invoker) as
+select
+  l.lost, l.last_lost_at, l.relation, l.error,
+  case when l.lost > 0 then 'red' else 'green' end as status,
+  case
+    when l.lost > 0
+      then
+        'Rows were written without an audit entry. Fix the cause of error (an SQLSTATE; app.lost_records has all), then run '
+        || '`update app.settings set losses_acknowledged_at = now()`.'
+    else 'OK.'
+  end as advice
+from app.count_losses('audit') as l;
+comment on view ops.audit_health is 'Whether audit entries were lost in the last 7 days and not yet acknowledged: one row.';
+
+create or replace view ops.realtime_health with (security_invoker) as
+select
+  l.lost, l.last_lost_at, l.relation, l.error,
+  case when l.lost > 0 then 'yellow' else 'green' end as status,
+  case
+    when l.lost > 0
+      then
+        'Changes were not broadcast, so open pages show old data until they read again. Fix the cause of error (an SQLSTATE; '
+        || 'app.lost_records has all), then run `update app.settings set losses_acknowledged_at = now()`.'
+    else 'OK.'
+  end as advice
+from app.count_losses('broadcast') as l;
+comment on view ops.realtime_health is 'Whether broadcasts were lost in the last 7 days and not yet acknowledged: one row.';

@@ -15,6 +15,7 @@ from psycopg.types.json import Jsonb
 from scripts.clerk.listing import (
     KINDS,
     LIST_START,
+    BillingRefused,
     ClerkListing,
     Incomplete,
     Kind,
@@ -23,7 +24,7 @@ from scripts.clerk.listing import (
     Page,
     Position,
 )
-from scripts.clerk.mirror import name_unlisted
+from scripts.clerk.mirror import list_pages, name_unlisted
 from scripts.errors import Failure
 from scripts.schema import database
 from scripts.schema.database import Connection
@@ -54,7 +55,7 @@ class KindReport:
     """The result for a kind: how many objects Clerk listed, how many changed something, and which the database refused.
 
     An interrupted run merged the first `resumed_at` objects; they count only as listed. `incomplete` says what is
-    missing if Clerk counts more objects than it lists.
+    missing if Clerk counts more objects than it lists. `skipped` is the reason if the kind could not be read.
     """
 
     kind: str
@@ -63,6 +64,7 @@ class KindReport:
     changed: int = 0
     refused: list[RefusedObject] = field(default_factory=list)
     incomplete: Incomplete | None = None
+    skipped: str | None = None
 
 
 OnProgress = Callable[[Kind, int, int | None], None]
@@ -126,11 +128,11 @@ def backfill(
 
 def _backfill_kind(checkpoints: Checkpoints, listing: ClerkListing, kind: Kind, on_progress: OnProgress) -> KindReport:
     report = KindReport(kind.name)
-    total = listing.count(kind)
+    total, pages = list_pages(checkpoints.connection, listing, kind, checkpoints.load(kind))
     on_progress(kind, 0, total)
     known: set[str] = set()
     try:
-        for page in prefetch(listing.list_pages(kind, checkpoints.load(kind))):
+        for page in prefetch(pages):
             if page.offset and not known:
                 database.echo_err(f"Resuming {kind.plural} at {page.offset:,} of {total:,}.")
             report.resumed_at = min(report.resumed_at, page.offset) if known else page.offset
@@ -143,6 +145,8 @@ def _backfill_kind(checkpoints: Checkpoints, listing: ClerkListing, kind: Kind, 
             on_progress(kind, report.listed, None)
     except ListIncomplete as error:
         report.incomplete = name_unlisted(checkpoints.connection, listing, kind, known, error.report)
+    except BillingRefused as error:
+        report.skipped = str(error)
     return report
 
 

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from scripts.clerk.listing import MAX_LOOKUPS, ClerkListing, Incomplete, Kind, Reference
+from scripts.clerk.listing import (
+    LIST_START,
+    MAX_LOOKUPS,
+    ORGANIZATIONS,
+    SUBSCRIPTIONS,
+    ClerkListing,
+    Incomplete,
+    Kind,
+    Page,
+    Position,
+    Reference,
+)
 from scripts.schema.database import Connection
 
 
@@ -27,6 +38,19 @@ def read_mirror(connection: Connection, kind: Kind) -> list[MirroredObject]:
     """Returns the objects of a kind that the database has."""
     rows = connection.execute("select clerk_id, organization, person from app.clerk_mirror(%s)", [kind.name])
     return [MirroredObject(*row) for row in rows]
+
+
+def list_pages(
+    connection: Connection, listing: ClerkListing, kind: Kind, after: Position = LIST_START
+) -> tuple[int, Iterator[Page]]:
+    """Returns how many objects Clerk has, and their pages. Subscriptions: how many organizations are asked about.
+
+    Raises what ClerkListing.list_pages raises, and BillingRefused.
+    """
+    if kind is not SUBSCRIPTIONS:
+        return listing.count(kind), listing.list_pages(kind, after)
+    organizations = [each.organization for each in read_mirror(connection, ORGANIZATIONS) if each.organization]
+    return len(organizations), listing.list_subscriptions(organizations)
 
 
 def name_unlisted(

@@ -14,7 +14,10 @@ from scripts.clerk.backfill import OnProgress, prefetch, retry_on_conflict
 from scripts.clerk.listing import (
     KINDS,
     MEMBERSHIPS,
+    ORGANIZATIONS,
+    SUBSCRIPTIONS,
     USERS,
+    BillingRefused,
     ClerkListing,
     Incomplete,
     Kind,
@@ -22,7 +25,7 @@ from scripts.clerk.listing import (
     Object,
     Page,
 )
-from scripts.clerk.mirror import MirroredObject, name_unlisted, read_mirror
+from scripts.clerk.mirror import MirroredObject, list_pages, name_unlisted, read_mirror
 from scripts.errors import Failure
 from scripts.schema.database import Connection
 
@@ -55,11 +58,12 @@ class Difference:
 
 @dataclass
 class Report:
-    """The number compared per kind, the differences, and the kinds that Clerk did not list completely."""
+    """The number compared per kind, the differences, and the kinds that Clerk did not list, or not completely."""
 
     compared: dict[str, int] = field(default_factory=dict)
     differences: list[Difference] = field(default_factory=list)
     incomplete: list[Incomplete] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
 
     @property
     def remaining(self) -> int:
@@ -84,11 +88,12 @@ class Comparison:
         for kind in KINDS:
             # Read before Clerk is asked: Clerk has had all these objects, so that an unlisted one was deleted there.
             here = read_mirror(self.connection, kind)
-            on_progress(kind, 0, self.listing.count(kind))
+            total, pages = list_pages(self.connection, self.listing, kind)
+            on_progress(kind, 0, total)
             listed: set[object] = set()
             ids: set[str] = set()
             try:
-                for page in prefetch(self.listing.list_pages(kind)):
+                for page in prefetch(pages):
                     ids.update(each["id"] for each in page.objects)
                     current = filter(kind.is_current, page.objects)
                     new_objects = [each for each in current if _mirror_key(kind, each) not in listed]
@@ -97,6 +102,8 @@ class Comparison:
                     on_progress(kind, len(listed), None)
             except ListIncomplete as error:
                 report.incomplete.append(name_unlisted(self.connection, self.listing, kind, ids, error.report))
+            except BillingRefused as error:
+                report.skipped.append(str(error))
             if kind is USERS and here and not listed:
                 raise ClerkEmpty(
                     "Clerk has no users, but the database has: check that CLERK_SECRET_KEY is of the right instance."
@@ -110,8 +117,7 @@ class Comparison:
         report = Report()
         for kind in KINDS:
             here = read_mirror(self.connection, kind)
-            total = self.listing.count(kind)
-            page = self.listing.fetch_page(kind, random.randint(0, max(0, total - size)), size)  # noqa: S311 - no secret
+            page = self._fetch_sample(kind, size)
             page = page._replace(objects=[each for each in page.objects if kind.is_current(each)])
             listed = {_mirror_key(kind, each) for each in page.objects}
             others = [each for each in random.sample(here, min(size, len(here))) if each.key not in listed]
@@ -125,6 +131,18 @@ class Comparison:
                     note = "run this without --sample to remove it" if self.fix else None
                     report.differences.append(_make_orphan(kind, each, note))
         return report
+
+    def _fetch_sample(self, kind: Kind, size: int) -> Page:
+        """Returns a page from a random offset on; of subscriptions, those of random organizations."""
+        if kind is not SUBSCRIPTIONS:
+            offset = random.randint(0, max(0, self.listing.count(kind) - size))  # noqa: S311 - no secret
+            return self.listing.fetch_page(kind, offset, size)
+        organizations = [each.organization or "" for each in read_mirror(self.connection, ORGANIZATIONS)]
+        asked = random.sample(organizations, min(size, len(organizations)))
+        try:
+            return next(self.listing.list_subscriptions(asked), Page([], datetime.now(UTC)))
+        except BillingRefused:
+            return Page([], datetime.now(UTC))
 
     def _compare_page(self, kind: Kind, page: Page) -> list[Difference]:
         """Returns the differences between a page and the database; repairs them if `fix` is set."""

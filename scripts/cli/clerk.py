@@ -118,7 +118,8 @@ def _parse_data(given: str) -> dict[str, Any]:
 def backfill_command(url: str | None, restart: bool, as_json: bool) -> None:
     """Import all data from Clerk.
 
-    These are users, organizations, memberships, pending invitations, roles and permissions.
+    These are users, organizations, memberships, pending invitations, roles, permissions and the
+    organizations' subscriptions.
     You can run it at any time, repeatedly, and while webhooks arrive: known objects are skipped. It resumes a run that
     was interrupted in the last day. Needs CLERK_SECRET_KEY. The exit code is 1 if an object was refused, or if Clerk
     counts more objects than it lists.
@@ -158,7 +159,8 @@ def backfill_command(url: str | None, restart: bool, as_json: bool) -> None:
 def reconcile_command(url: str | None, fix: bool, sample: int | None, delete_many: bool, as_json: bool) -> None:
     """Compare Clerk's data with the database.
 
-    These are users, organizations, memberships, pending invitations, roles and permissions.
+    These are users, organizations, memberships, pending invitations, roles, permissions and the
+    organizations' subscriptions.
     Reports objects that are missing here, stale, have the wrong role, or are orphaned (deleted at Clerk). With --fix,
     orphaned people are erased, as after a user.deleted event. Needs CLERK_SECRET_KEY.
     The exit code is 1 if a difference was not fixed, or if Clerk counts more objects than it lists.
@@ -213,6 +215,8 @@ def _show_backfill(merged: list[KindReport], seconds: float) -> None:
             database.echo_err(f"{each.kind} {refused.clerk_id}: {refused.error}")
         if each.incomplete:
             _show_missing(each.incomplete)
+        if each.skipped:
+            database.echo_err(each.skipped)
 
 
 def _show_report(report: Report, *, fix: bool) -> None:
@@ -231,7 +235,7 @@ def _show_report(report: Report, *, fix: bool) -> None:
     if len(report.differences) > MAX_SHOWN:
         click.echo(f"… and {len(report.differences) - MAX_SHOWN:,} more. --json lists all of them.")
     notes = [f"{each.kind}: {each.note}" for each in report.differences if each.note]
-    for note in dict.fromkeys(notes):
+    for note in dict.fromkeys(notes + report.skipped):
         database.echo_err(note)
     for incomplete in report.incomplete:
         _show_missing(incomplete)

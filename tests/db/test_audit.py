@@ -310,6 +310,71 @@ def test_a_write_does_not_fail_when_its_audit_entry_is_refused(database: Databas
     create_specimens(database, acme, "Apollo")
     assert database.value("select count(*) from public.specimens") == 1
     assert warnings == ["A change of public.specimens is not in the audit trail (23514)."]
+    assert losses(database) == [("audit", "public.specimens", "23514", 1)]
+
+
+def losses(database: Database) -> list[tuple[Any, ...]]:
+    """What this test's own connection has lost."""
+    return database.rows(
+        "select kind, relation, error, sum(lost)::int from app.lost_records where backend = pg_backend_pid() "
+        "and last_at = now() group by kind, relation, error order by kind, error"
+    )
+
+
+def test_each_lost_entry_is_counted(database: Database, acme: str) -> None:
+    create_specimens(database, acme, "Apollo", "Gemini")
+    database.execute(
+        "alter table public.audit_logs add constraint full_up check (resource_type <> 'specimen') not valid"
+    )
+    create_specimens(database, acme, "Mercury", "Vostok", "Voskhod")
+    database.execute("update public.specimens set status = 'archived' where title in ('Apollo', 'Gemini')")
+    database.execute("delete from public.specimens where title = 'Apollo'")
+    assert losses(database) == [("audit", "public.specimens", "23514", 6)]
+
+
+# One SQLSTATE of each class: a deadlock, a full disk, no memory, a lock that is not available, a shutdown, and an I/O error.
+TROUBLE = ("40P01", "53100", "53200", "55P03", "57P01", "58030")
+WRITES = (
+    "insert into public.specimens (organization_id, title) values ('{acme}', 'Gemini')",
+    "update public.specimens set title = 'Gemini'",
+    "delete from public.specimens",
+)
+
+
+def fail_entries(database: Database, table: str, error: str) -> None:
+    """Makes each insert into a table raise an SQLSTATE, as the server would."""
+    database.execute(
+        f"create function public.fail_entry() returns trigger language plpgsql as "
+        f"$$ begin raise sqlstate '{error}' using message = 'trouble'; end; $$"
+    )
+    database.execute(
+        f"create trigger fail_entry before insert on {table} for each row execute function public.fail_entry()"
+    )
+
+
+@pytest.mark.parametrize("write", WRITES, ids=lambda write: write.split()[0])
+@pytest.mark.parametrize("error", TROUBLE)
+def test_trouble_of_the_server_fails_the_write_instead_of_losing_its_entry(
+    database: Database, acme: str, write: str, error: str
+) -> None:
+    create_specimens(database, acme, "Apollo")
+    fail_entries(database, "public.audit_logs", error)
+    with pytest.raises(psycopg.Error) as failed, database.connection.transaction():
+        database.execute(write.format(acme=acme))
+    assert failed.value.sqlstate == error
+    assert database.rows("select title from public.specimens") == [("Apollo",)]
+    assert losses(database) == []
+
+
+def test_a_write_whose_entry_waits_for_a_lock_in_vain_fails(database: Database, server: Any) -> None:
+    """Another session locks the trail's partition, as a change of its structure does."""
+    with psycopg.connect(server.url()) as other:
+        other.execute("lock table public.audit_logs in access exclusive mode")
+        database.execute("set local lock_timeout = '50ms'")
+        with pytest.raises(psycopg.errors.LockNotAvailable), database.connection.transaction():
+            database.execute("insert into public.organizations (clerk_org_id, name) values ('org_locked', 'Locked')")
+        other.rollback()
+    assert database.value("select count(*) from public.organizations where clerk_org_id = 'org_locked'") == 0
 
 
 def test_a_write_does_not_fail_when_the_actor_cannot_be_determined(database: Database, acme: str) -> None:

@@ -541,6 +541,29 @@ def test_erasure_health_reports_an_overdue_erasure(database: Database, ago: str,
     assert found == {"running": 1, "waiting_for_clerk": 0, "error": "503", "status": light}
 
 
+# --- lost audit entries and broadcasts ---
+
+
+@pytest.mark.parametrize(
+    ("kind", "view", "light"), [("audit", "audit_health", "red"), ("broadcast", "realtime_health", "yellow")]
+)
+def test_losses_are_reported_for_a_week_or_until_they_are_acknowledged(
+    database: Database, kind: str, view: str, light: str
+) -> None:
+    assert verdict(database, view) == GREEN
+    database.execute(
+        "insert into app.lost_records (kind, relation, error, day, backend, lost, last_at) select %s, t, e, current_date, b, 2, now() - b * interval '2 days' "
+        "from (values ('public.projects', '23514', 1), ('public.profiles', '22003', 2), ('public.profiles', '22003', 4)) as v (t, e, b)",
+        kind,
+    )
+    found = row(database, f"select lost, relation, error, status from ops.{view}")
+    assert found == {"lost": 4, "relation": "public.projects", "error": "23514", "status": light}
+    database.execute("update app.settings set losses_acknowledged_at = now() - interval '3 days'")
+    assert row(database, f"select lost from ops.{view}") == {"lost": 2}
+    database.execute("update app.settings set losses_acknowledged_at = now()")
+    assert verdict(database, view) == GREEN
+
+
 # --- sizes and queries ---
 
 

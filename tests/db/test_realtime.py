@@ -198,6 +198,38 @@ def test_a_failed_broadcast_does_not_fail_the_write(superuser: Database) -> None
     assert warnings == ["A change of public.specimens was not broadcast (23514)."] * 2
 
 
+def make_messages_fail(superuser: Database, error: str) -> None:
+    superuser.execute(
+        f"create function public.fail_message() returns trigger language plpgsql as "
+        f"$$ begin raise sqlstate '{error}' using message = 'trouble'; end; $$"
+    )
+    superuser.execute(
+        "create trigger fail_message before insert on realtime.messages for each row execute function public.fail_message()"
+    )
+
+
+@pytest.mark.parametrize("error", ["23514", "40P01", "53100", "55P03", "57P01"])
+def test_a_lost_broadcast_never_fails_the_write_and_is_counted(superuser: Database, error: str) -> None:
+    tenants = make_tenants(superuser)
+    make_messages_fail(superuser, error)
+    create(superuser, tenants["Acme"], "Apollo", "Gemini")
+    superuser.execute("update public.specimens set title = 'Mercury' where title = 'Gemini'")
+    superuser.execute("delete from public.specimens where title = 'Mercury'")
+    assert superuser.rows("select title from public.specimens") == [("Apollo",)]
+    counted = (
+        "select relation, error, lost from app.lost_records where kind = 'broadcast' and backend = pg_backend_pid()"
+    )
+    assert superuser.rows(counted) == [("public.specimens", error, 4)]
+
+
+def test_a_lost_broadcast_that_cannot_even_be_counted_does_not_fail_the_write(superuser: Database) -> None:
+    tenants = make_tenants(superuser)
+    make_messages_fail(superuser, "53100")
+    superuser.execute("alter table app.lost_records rename to away")
+    create(superuser, tenants["Acme"], "Apollo")
+    assert superuser.rows("select title from public.specimens") == [("Apollo",)]
+
+
 def test_a_write_succeeds_if_the_role_authenticated_does_not_exist(superuser: Database) -> None:
     tenants = make_tenants(superuser)
     warnings: list[str] = []

@@ -117,6 +117,29 @@ def test_rule(database: Database, rule: str) -> None:
     assert [row[0] for row in database.rows(RULES[rule])] == [], rule
 
 
+# Each handler that catches every error, and why that hides no trouble of the server. Two handlers in one function need two entries.
+CATCHES_ALL = {
+    "app.record_changes()": "raises transient trouble again; counts other losses",
+    "app.try_clerk_event(jsonb)": "raises transient trouble again; stores other failures with the event",
+    "app.read_clerk_event(text)": "repairs the text and reads it again, outside the handler",
+    "app.broadcast_changes()": "a lost broadcast never fails a write; it is counted",
+    "app.broadcast_changes() (2)": "not even if it cannot be counted; the server's log has it",
+    "app.take_token(text,text,double precision,double precision)": "a fault in the limiter must not refuse a write; nothing is lost",
+    "app.erase_deleted_user(text)": "the person is hidden and the erasure recorded; a job continues it",
+}
+
+
+def test_only_listed_functions_catch_every_error(database: Database) -> None:
+    """A handler that swallows a full disk or a deadlock hides a loss. Catch the errors that you expect, such as data_exception."""
+    found = database.rows(
+        f"""select p.oid::regprocedure::text || case when m.number > 1 then format(' (%s)', m.number) else '' end
+        from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace
+        cross join regexp_matches(p.prosrc, '\\mwhen\\s+(\\w+\\s+or\\s+)*others\\M', 'gi') with ordinality as m (match, number)
+        where n.nspname in {OURS}"""
+    )
+    assert {name for (name,) in found} == set(CATCHES_ALL)
+
+
 def functions_with_unfiltered_writes(database: Database) -> dict[str, list[str]]:
     functions = database.rows(
         f"""select p.oid::regprocedure::text, coalesce(pg_get_function_sqlbody(p.oid), p.prosrc)

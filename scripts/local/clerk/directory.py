@@ -36,6 +36,8 @@ class Directory:
         self.memberships: dict[str, Object] = stored.get("memberships", {})
         self.invitations: dict[str, Object] = stored.get("invitations", {})
         self.roles: dict[str, Role] = stored.get("roles") or initial_roles()
+        # By organization. People who subscribe are left out.
+        self.subscriptions: dict[str, Object] = stored.get("subscriptions", {})
         self.deleted: list[str] = stored.get("deleted", [])
 
     def user(self, user_id: str) -> Object:
@@ -143,6 +145,11 @@ class Directory:
     def apply(self, event_type: str, data: Object) -> None:
         """Applies a complete event, unless the object is newer or was deleted, and stores the result."""
         subject, _, what = event_type.partition(".")
+        organization_id = (data.get("payer") or {}).get("organization_id")
+        if subject == "subscription" and organization_id:
+            self.subscriptions[organization_id] = data
+            self._store()
+            return
         objects = {
             "user": self.users,
             "organization": self.organizations,
@@ -184,6 +191,7 @@ class Directory:
         self.users.pop(deleted, None)
         self.roles.pop(deleted, None)
         self.organizations.pop(deleted, None)
+        self.subscriptions.pop(deleted, None)
         self.invitations = {key: each for key, each in self.invitations.items() if each["organization_id"] != deleted}
         self.memberships = {
             key: each

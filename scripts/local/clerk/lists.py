@@ -13,6 +13,8 @@
   GET /v1/organization_roles/{id}                        -> the role
   GET /v1/organization_permissions?…                     -> {data, total_count}
   GET /v1/organization_permissions/{id}                  -> the permission
+  GET /v1/billing/plans?…                                -> {data, total_count}
+  GET /v1/organizations/{id}/billing/subscription        -> the subscription
   GET /v1/jwt_templates                                  -> []
   GET /v1/instance                                       -> {object, id, environment_type}
 
@@ -46,6 +48,7 @@ OTHER_ORDERS = {
     "organization_roles": ("name", "key"),
     "organization_permissions": ("name", "key"),
 }
+PAYERS = ("org", "user")
 STATES = ("pending", "accepted", "revoked", "expired")
 # The first API version with a cursor for users. Older versions ignore it, like every unknown parameter.
 CURSOR_VERSION = "2025-11-10"
@@ -71,6 +74,8 @@ class Lists:
         router.add_get("/organizations/{id}/invitations/{invitation}", self.invitation)
         router.add_get("/organization_memberships", self.memberships)
         router.add_get("/organization_invitations", self.invitations)
+        router.add_get("/organizations/{id}/billing/subscription", self.subscription)
+        router.add_get("/billing/plans", self.plans)
         router.add_get("/organization_roles", self.roles)
         router.add_get("/organization_roles/{id}", self.role)
         router.add_get("/organization_permissions", self.permissions)
@@ -144,6 +149,25 @@ class Lists:
 
     async def permission(self, request: web.Request) -> web.Response:
         return _respond_with_one(self._directory.permissions(), request.match_info["id"])
+
+    async def plans(self, request: web.Request) -> web.Response:
+        """The plans of the organizations' subscriptions. Clerk has them even before they are sold."""
+        payer = request.query.get("payer_type", "org")
+        if payer not in PAYERS:
+            raise errors.ParameterValueInvalid("payer_type", payer, ", ".join(PAYERS))
+        items = [item for each in self._directory.subscriptions.values() for item in each["items"]]
+        plans = {item["plan"]["id"]: item["plan"] | {"created_at": 0} for item in items} if payer == "org" else {}
+        return _respond_with_count(request, plans.values())
+
+    async def subscription(self, request: web.Request) -> web.Response:
+        """The subscription in the Backend API's form: no payer, and the items have another name."""
+        organization_id = self._directory.organization(request.match_info["id"])["id"]
+        if organization_id not in self._directory.subscriptions:
+            raise errors.Unknown(f"{organization_id} has no subscription.")
+        whole = self._directory.subscriptions[organization_id]
+        kept = {name: value for name, value in whole.items() if name not in ("payer", "items")}
+        items = [item | {"payer_id": whole.get("payer_id")} for item in whole["items"]]
+        return web.json_response(kept | {"instance_id": self._instance_id, "subscription_items": items})
 
 
 def _select_by_status(request: web.Request, invitations: Iterable[Object]) -> list[Object]:

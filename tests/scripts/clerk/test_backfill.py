@@ -243,6 +243,70 @@ def test_roles_and_their_permissions_are_imported(backfill: Backfill, clerk: Cle
     )
 
 
+# Billing ---------------------------------------------------------------------------------------------------------------
+
+BILLING_QUERY = "select clerk_org_id, subscription_tier, subscription_status from public.organizations order by 1"
+
+
+def subscribe(organization: str, plan: str, status: str = "active", updated_at: int = START) -> Json:
+    item = events.subscription_item(f"csub_item_{organization}", plan, status, updated_at)
+    return events.subscription(f"csub_{organization}", events.payer(organization), (item,), status, updated_at)
+
+
+def test_a_paying_tenant_is_not_free_after_an_import(backfill: Backfill, clerk: ClerkServer) -> None:
+    tenants = [events.organization(f"org_{name}", created_at=START + n) for n, name in enumerate(("a", "b", "c"))]
+    clerk.put(ADA, *tenants, subscribe("org_a", "pro"), subscribe("org_b", "enterprise", "past_due"))
+    assert backfill.run_to_end(clerk)["subscription"] == (2, 2)
+    imported = backfill.rows(BILLING_QUERY)
+    assert imported == [
+        ("org_a", "pro", "active"), ("org_b", "enterprise", "past_due"), ("org_c", "free", "active"),
+    ]  # fmt: skip
+    assert backfill.run_to_end(clerk)["subscription"] == (2, 0)
+
+
+def test_an_imported_subscription_is_as_old_as_its_updated_at(backfill: Backfill, clerk: ClerkServer) -> None:
+    """A newer event has arrived, another one arrives late, and a third one changes an item alone."""
+    clerk.put(ADA, ACME, subscribe("org_acme", "pro", updated_at=START + MINUTE))
+    newer = subscribe("org_acme", "enterprise", updated_at=START + 2 * MINUTE)
+    backfill.receive(events.event("subscription.updated", newer))
+    backfill.run_to_end(clerk)
+    assert backfill.rows(BILLING_QUERY) == [("org_acme", "enterprise", "active")]
+    backfill.receive(events.event("subscription.updated", subscribe("org_acme", "pro")))
+    assert backfill.rows(BILLING_QUERY) == [("org_acme", "enterprise", "active")]
+    newer["items"][0] |= {"status": "ended", "updated_at": START + 3 * MINUTE}
+    clerk.put(newer)
+    assert backfill.run_to_end(clerk)["subscription"] == (1, 1)
+    assert backfill.rows(BILLING_QUERY) == [("org_acme", "free", "active")]
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 422])
+def test_an_instance_without_billing_is_imported_and_the_gap_is_reported(
+    backfill: Backfill, clerk: ClerkServer, status: int
+) -> None:
+    clerk.put(*EVERYTHING)
+    clerk.before = lambda request: web.Response(status=status) if "/billing/" in request.path else None
+    result = backfill.run(clerk)
+    assert result.exit_code == 0, result.output
+    assert "Subscriptions were not read: " in result.stderr
+    assert len(backfill.rows(SHOWN_QUERY)) == len(EVERYTHING)
+
+
+def test_without_plans_no_organization_is_asked_about(backfill: Backfill, clerk: ClerkServer) -> None:
+    clerk.put(*EVERYTHING)
+    assert backfill.run_to_end(clerk)["subscription"] == (0, 0)
+    assert [each for each in clerk.requests if "/billing/subscription" in each] == []
+
+
+def test_a_subscription_that_cannot_be_read_fails_the_run(
+    backfill: Backfill, clerk: ClerkServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scripts.clerk.listing.FIRST_WAIT_SECONDS", 0)
+    clerk.put(ADA, ACME, subscribe("org_acme", "pro"))
+    clerk.before = lambda request: web.Response(status=500) if "/billing/subscription" in request.path else None
+    result = backfill.run(clerk)
+    assert (result.exit_code, "Clerk failed 8 times" in result.stderr) == (1, True)
+
+
 # Repeated runs and concurrent changes ----------------------------------------------------------------------------------
 
 
@@ -268,6 +332,7 @@ def test_a_second_run_finds_changes(backfill: Backfill, clerk: ClerkServer) -> N
         "invitation": (1, 0),
         "role": (3, 0),
         "permission": (10, 0),
+        "subscription": (0, 0),
     }
     assert ("profile", "user_ben", "ben@example.com", "Benjamin Winter") in backfill.rows(SHOWN_QUERY)
 
@@ -746,6 +811,7 @@ def test_a_resumed_run_reads_the_end_of_finished_lists_again(backfill: Backfill,
         "invitation": (0, 0),
         "role": (3, 3),
         "permission": (10, 10),
+        "subscription": (0, 0),
     }
     assert list_page_starts(clerk) == ["1100", "user_01599"]
 

@@ -18,7 +18,17 @@ from scripts.cli import ballast
 from tests import events
 from tests.clerk_server import ClerkServer, running_clerk
 from tests.events import MINUTE, START, Json
-from tests.scripts.clerk.test_backfill import ACME, ADA, BEN, EVERYTHING, SHOWN_QUERY, hide_from_list, people, receive
+from tests.scripts.clerk.test_backfill import (
+    ACME,
+    ADA,
+    BEN,
+    EVERYTHING,
+    SHOWN_QUERY,
+    hide_from_list,
+    people,
+    receive,
+    subscribe,
+)
 
 Row = tuple[Any, ...]
 
@@ -148,6 +158,47 @@ def test_roles_and_permissions_are_compared(reconcile: Reconcile) -> None:
         ("org:member", "Crew"),
         ("org:viewer", "Viewer"),
     ]
+
+
+def test_missed_billing_events_are_found(reconcile: Reconcile) -> None:
+    """Four tenants: one subscribed, one was cancelled, one lost an item, and one no longer has a subscription."""
+    tenants = [events.organization(f"org_{n}", created_at=START + n) for n in range(4)]
+    reconcile.clerk.put(*tenants, *(subscribe(f"org_{n}", "pro") for n in (1, 2)))
+    assert reconcile.ballast("backfill").exit_code == 0
+    reconcile.receive(events.event("subscription.created", subscribe("org_3", "pro")))
+    two_items = subscribe("org_2", "pro")
+    two_items["items"].append(events.subscription_item("csub_item_lost", "enterprise", updated_at=START + 1))
+    reconcile.receive(events.event("subscription.updated", two_items, LATER))
+    reconcile.clerk.put(subscribe("org_0", "enterprise"), subscribe("org_1", "pro", "past_due", LATER))
+    tiers = "select clerk_org_id, subscription_tier, subscription_status from public.organizations order by 1"
+    assert reconcile.execute(tiers)[2:4] == [("org_2", "enterprise", "active"), ("org_3", "pro", "active")]
+    found = {
+        ("subscription", "csub_org_0", "missing"),
+        ("subscription", "csub_org_1", "stale"),
+        ("subscription", "csub_org_2", "stale"),
+        ("subscription", "csub_org_3", "orphaned"),
+    }
+    assert reconcile.find() == found
+    assert reconcile.fix() == found
+    assert reconcile.execute(tiers) == [
+        ("org_0", "enterprise", "active"),
+        ("org_1", "pro", "past_due"),
+        ("org_2", "pro", "active"),
+        ("org_3", "free", "cancelled"),
+        ("org_acme", "free", "active"),
+    ]
+    assert reconcile.ballast("backfill", "--json").exit_code == 0
+    reconcile.receive(events.event("subscription.created", subscribe("org_3", "pro", updated_at=4_000_000_000_000)))
+    assert reconcile.execute(tiers)[3] == ("org_3", "pro", "active")
+
+
+def test_no_subscription_ends_because_clerk_refuses_to_show_it(reconcile: Reconcile) -> None:
+    reconcile.clerk.put(subscribe("org_acme", "pro"))
+    assert reconcile.ballast("backfill").exit_code == 0
+    reconcile.clerk.before = lambda request: web.Response(status=403) if "/billing/" in request.path else None
+    for words in (("--fix",), ("--fix", "--yes-delete-many")):
+        assert reconcile.run(*words).exit_code == 1
+    assert reconcile.execute("select subscription_tier from public.organizations") == [("pro",)]
 
 
 @pytest.mark.parametrize(

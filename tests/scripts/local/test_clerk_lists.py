@@ -186,3 +186,18 @@ def test_older_versions_and_other_lists_have_no_cursor(clerk: ClerkServer) -> No
     assert len(ids(clerk, "/users?starting_after=user_002")) == 2
     assert len(ids(clerk, "/users?starting_after=user_002", "2025-04-10")) == 3
     assert len(ids(clerk, "/organizations?starting_after=org_002")) == 3
+
+
+# Billing -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_subscription_has_the_form_of_the_backend_api(clerk: ClerkServer) -> None:
+    item = events.subscription_item("csub_item_1", "pro")
+    clerk.put(ACME, events.organization("org_free"), events.subscription("csub_1", events.payer("org_acme"), (item,)))
+    found = get(clerk, "/organizations/org_acme/billing/subscription").json()
+    assert (found["id"], [each["id"] for each in found["subscription_items"]]) == ("csub_1", ["csub_item_1"])
+    assert not {"payer", "items", "organization_id"} & found.keys()
+    assert get(clerk, "/organizations/org_free/billing/subscription").status_code == 404
+    assert get(clerk, "/billing/plans?payer_type=org").json()["total_count"] == 1
+    assert get(clerk, "/billing/plans?payer_type=user").json()["total_count"] == 0
+    assert get(clerk, "/billing/plans?payer_type=dog").status_code == 422
