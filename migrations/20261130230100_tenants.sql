@@ -28,7 +28,7 @@ create table public.organizations (
   slug text,
   subscription_tier text not null default 'free' check (subscription_tier in ('free', 'starter', 'pro', 'enterprise')),
   subscription_status text not null default 'active' check (subscription_status in ('active', 'cancelled', 'past_due')),
-  max_seats integer default 5 check (max_seats > 0),
+  max_seats integer check (max_seats > 0),
   settings jsonb not null default '{}' check (
     jsonb_typeof(settings) = 'object' and octet_length(settings::text) <= 65536 and not jsonb_path_exists(settings, 'strict $.**{64}')
   ),
@@ -47,12 +47,12 @@ comment on column public.organizations.name is 'Display name. A change here last
 comment on column public.organizations.slug is 'Clerk''s slug. Clerk does not guarantee that there is one, nor that it stays unique.';
 comment on column public.organizations.subscription_tier is 'Plan, from Clerk''s billing events through app.clerk_plans.';
 comment on column public.organizations.subscription_status is 'State of the subscription, from Clerk''s billing events.';
-comment on column public.organizations.max_seats is 'Largest number of members; null means no limit.';
+comment on column public.organizations.max_seats is 'Largest number of members that Clerk allows; null if Clerk gave no limit.';
 comment on column public.organizations.settings is 'The tenant''s own settings, an object of at most 64 KiB and 64 levels.';
 comment on column public.organizations.mfa_required is 'Whether owners and admins need a second factor for more than a viewer may do.';
 comment on column public.organizations.suspended_at is 'When it was suspended: since then only administrators reach its data. Null if it is not. ops.suspend_organization() sets it.';
 comment on column public.organizations.suspension_reason is 'The reason that the administrator gave. Members cannot read it while the organization is suspended.';
-comment on column public.organizations.deleted_at is 'When Clerk deleted it: hidden from then on, purged after a grace period.';
+comment on column public.organizations.deleted_at is 'When it was hidden here because Clerk deleted it. The grace period until it is purged counts from then.';
 comment on column public.organizations.created_at is 'When the organization was created.';
 comment on column public.organizations.updated_at is 'When a value last changed.';
 create index organizations_deleted_at_idx on public.organizations (deleted_at) where deleted_at is not null;
@@ -78,10 +78,10 @@ create table public.profiles (
 comment on table public.profiles is 'People, synced from Clerk users.';
 comment on column public.profiles.id is 'Our id; every reference to a person uses it.';
 comment on column public.profiles.clerk_user_id is 'Clerk''s id, user_…: the sub of a session token.';
-comment on column public.profiles.email is 'Primary e-mail address, or null. Not unique: a person who signs up again gets a new id.';
+comment on column public.profiles.email is 'Primary e-mail address; null without one, or while Clerk has not verified it. Not unique: a person who signs up again gets a new id.';
 comment on column public.profiles.full_name is 'Display name. A change here lasts until the name changes in Clerk.';
 comment on column public.profiles.avatar_url is 'Picture, http or https.';
-comment on column public.profiles.banned is 'Whether Clerk has banned the person: their tokens are then ignored.';
+comment on column public.profiles.banned is 'Whether Clerk has ended the person''s access: banned, or deprovisioned by a directory. Their tokens are then ignored.';
 comment on column public.profiles.current_organization_id is 'The organization the person works in; one they belong to.';
 comment on column public.profiles.preferences is 'The person''s own settings, an object of at most 64 KiB and 64 levels. Only start_session returns them, and only to their owner.';
 comment on column public.profiles.last_seen_at is 'Last start of a session, to the minute.';

@@ -56,7 +56,7 @@ create table app.clerk_records (
 comment on table app.clerk_records is 'Last writer wins, per Clerk object: the fields we use and the stamp they came with.';
 comment on column app.clerk_records.kind is 'user, organization, membership, invitation, role, permission, subscription or subscription_item.';
 comment on column app.clerk_records.clerk_id is 'Clerk''s id. A membership known from a session token only: session:ORGANIZATION:USER.';
-comment on column app.clerk_records.organization_id is 'Clerk''s id of the organization the object belongs to.';
+comment on column app.clerk_records.organization_id is 'Clerk''s id of the organization the object belongs to; null until an event names the payer of a subscription item.';
 comment on column app.clerk_records.user_id is 'Clerk''s id of the person a membership belongs to.';
 comment on column app.clerk_records.address_hash is
 'For an invitation: app.person_hash() of its address in lower case. An erasure that has only the hash finds it by this.';
@@ -79,13 +79,13 @@ create table app.clerk_tombstones (
   deleted_at timestamptz not null,
   primary key (kind, clerk_id)
 );
-comment on table app.clerk_tombstones is 'Clerk objects that were deleted; rows are only ever added.';
+comment on table app.clerk_tombstones is 'Clerk objects that were deleted; rows are only ever added or completed.';
 comment on column app.clerk_tombstones.kind is 'As in app.clerk_records.';
 comment on column app.clerk_tombstones.clerk_id is 'Clerk''s id; for a user its hash, from app.person_hash().';
-comment on column app.clerk_tombstones.organization_id is 'For a membership: its organization.';
-comment on column app.clerk_tombstones.user_id is 'For a membership: its person.';
+comment on column app.clerk_tombstones.organization_id is 'For a membership: its organization, once an event has named it.';
+comment on column app.clerk_tombstones.user_id is 'For a membership: its person, once an event has named them.';
 comment on column app.clerk_tombstones.began_at is 'For a membership: when it began.';
-comment on column app.clerk_tombstones.deleted_at is 'When Clerk deleted it: the newest time received.';
+comment on column app.clerk_tombstones.deleted_at is 'When Clerk deleted it: the newest time received; infinity if an event had no usable time.';
 create index clerk_tombstones_pair_idx on app.clerk_tombstones (organization_id, user_id) where organization_id is not null;
 create index clerk_tombstones_user_id_idx on app.clerk_tombstones (user_id) where user_id is not null;
 alter table app.clerk_tombstones enable row level security, force row level security;
@@ -103,7 +103,7 @@ insert into app.clerk_roles (key, role) values
 ('org:owner', 'owner'), ('org:admin', 'admin'), ('org:member', 'member'), ('org:viewer', 'viewer'),
 ('admin', 'admin'), ('basic_member', 'member'), ('guest_member', 'viewer');
 
--- Clerk's customers choose their own plan slugs too. A slug that is not listed here is ignored.
+-- Clerk's customers choose their own plan slugs too. A slug that is not listed here counts as free; ops.clerk_plans shows who pays for it.
 create table app.clerk_plans (
   slug text primary key,
   tier text not null check (tier in ('free', 'starter', 'pro', 'enterprise'))

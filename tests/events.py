@@ -27,11 +27,17 @@ def deletion_event(kind: str, clerk_id: str, timestamp: int) -> Json:
     return event(f"{kind}.deleted", {"object": kind, "id": clerk_id, "deleted": True}, timestamp)
 
 
+def email_address(clerk_id: str, email: str, status: str | None = "verified") -> Json:
+    """One of a user's addresses. With None, Clerk has no verification of it at all."""
+    verification = status and {"status": status, "strategy": "email_code", "attempts": 1, "expire_at": None}
+    return {"id": clerk_id, "object": "email_address", "email_address": email, "verification": verification}
+
+
 def user(clerk_id: str, updated_at: int = START, email: str | None = "ada@example.com", **changes: Any) -> Json:
     """A user whose primary address is `email`. With None, a user who signed up by phone."""
-    addresses = [{"id": "idn_other", "object": "email_address", "email_address": "first@example.com"}]
+    addresses = [email_address("idn_other", "first@example.com", None)]
     if email:
-        addresses.append({"id": "idn_primary", "object": "email_address", "email_address": email})
+        addresses.append(email_address("idn_primary", email))
     return {
         "object": "user",
         "id": clerk_id,

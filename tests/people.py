@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import psycopg
 
 from tests import events
 from tests.conftest import Claims, Database
-from tests.events import MINUTE, START, Json
+from tests.events import MINUTE, SECOND, START, Json
 from tests.tenant_tables import TABLES
 
 ADA = "user_2AdaWinterAdaWinter"
@@ -17,7 +18,7 @@ ADA_EMAILS = ("Ada.Winter@example.com", "ada-at-home@example.org")
 BEN, CLEO = "user_2BenBenBenBen", "user_2CleoCleoCleo"
 # Ids and addresses of other people that begin or end like Ada's.
 SIMILAR = {f"{ADA}s": "x.ada.winter@example.com", f"{ADA}-2": "ada.winter@example.community"}
-FAR_FUTURE = START + 1_000_000 * MINUTE
+FAR_FUTURE = int(time.time()) * SECOND + 12 * 60 * MINUTE  # after any request that a test makes, before tomorrow
 SECRET = "a-value-that-the-product-keeps-secret"
 
 
@@ -27,9 +28,7 @@ def fill_database(database: Database) -> None:
     database.execute("insert into app.clerk_roles values ('org:boss', 'owner')")
     people = {ADA: ADA_EMAILS[0], BEN: "ben@example.com", CLEO: "cleo@example.com"} | SIMILAR
     users = {user_id: _user(user_id, email) for user_id, email in people.items()}
-    users[ADA]["email_addresses"].append(
-        {"id": "idn_home", "email_address": ADA_EMAILS[1], "verification": {"status": "verified"}}
-    )
+    users[ADA]["email_addresses"].append(events.email_address("idn_home", ADA_EMAILS[1]))
     users[ADA]["private_metadata"] = {"note": SECRET}
     acme = events.organization("org_acme", created_by=ADA)
     globex = events.organization("org_globex", created_by=BEN, name="Globex", slug="globex")
@@ -159,9 +158,8 @@ def identifiers(database: Database) -> list[str]:
 
 
 def _user(user_id: str, email: str) -> Json:
-    return events.user(user_id, email=email, first_name=user_id[6:9], last_name="Winter", email_addresses=[
-        {"id": "idn_primary", "object": "email_address", "email_address": email}
-    ])  # fmt: skip
+    addresses = [events.email_address("idn_primary", email)]
+    return events.user(user_id, email=email, first_name=user_id[6:9], last_name="Winter", email_addresses=addresses)
 
 
 class Sender:

@@ -6,7 +6,8 @@ It shares no code with our SQL, so tests compare the sync's rows with its `visib
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -21,6 +22,11 @@ PREFIX = "~"  # in all ids and addresses; a delivery replaces it, so that histor
 ROLES = ("org:admin", "org:member", "org:billing_manager")  # the last one is a custom role, which has no mapping
 PLANS = ("pro", "enterprise", "made_to_measure")  # the last one has no mapping either
 OUR_ROLE = {"org:admin": "admin", "org:member": "member"}
+TEXTUAL: dict[int, Callable[[int], str]] = {
+    2: str,
+    3: lambda milliseconds: datetime.fromtimestamp(milliseconds / SECOND, UTC).isoformat(timespec="milliseconds"),
+}
+UNUSABLE = {4: None, 5: "yesterday", 6: 1, 7: 4_000_000_000_000}  # 4,000,000,000,000 is in the year 2096
 OUR_STATUS = {"active": "active", "past_due": "past_due", "ended": "cancelled"}
 
 
@@ -31,11 +37,11 @@ class Message:
 
     def __str__(self) -> str:
         data = self.event["data"]
-        names = ("organization_id", "role", "status", "name", "first_name", "banned", "created_by", "updated_at")
+        names = ("organization_id", "role", "status", "name", "first_name", "banned", "deprovisioned", "created_by", "updated_at")  # fmt: skip
         details = {name: data[name] for name in names if data.get(name)}
         if "public_user_data" in data:
             details |= {"organization": data["organization"]["id"], "user": data["public_user_data"]["user_id"]}
-        return f"{self.number}: {self.event['timestamp']} {self.event['type']} {data['id']} {details}"
+        return f"{self.number}: {self.event.get('timestamp')} {self.event['type']} {data['id']} {details}"
 
 
 @dataclass(frozen=True)
@@ -50,10 +56,14 @@ class Session:
 
 @dataclass
 class Clerk:
-    """Each operation takes two numbers: the first selects an object, the second selects the change."""
+    """Each operation takes two numbers: the first selects an object, the second selects the change.
+
+    `forms` selects how each event in turn writes its times, and whether a deletion has more than the id: see send().
+    """
 
     coarse: bool = False  # event times are in seconds, as in Clerk's published examples, so that many are equal
     sketchy: bool = False  # memberships contain only partial copies of their organizations
+    forms: tuple[int, ...] = (0,)
     now: int = START
     sent_at: int = START
     ids: int = 0
@@ -68,20 +78,40 @@ class Clerk:
     everyone: list[str] = field(default_factory=list)
     everywhere: list[str] = field(default_factory=list)
     addresses: dict[str, set[str]] = field(default_factory=dict)  # all that a person ever had, by person
-    deletions: dict[str, int] = field(default_factory=dict)  # by person
+    deletions: dict[str, float] = field(default_factory=dict)  # by person; infinite without a usable time
 
     def send(self, kind: str, data: Json) -> None:
-        """Each message has a later time than the previous one, even if the object's updated_at is the same."""
+        """Each message has a later time than the previous one, even if the object's updated_at is the same.
+
+        Only an end that is final may lack all times. An update lacks one of its two times if the other one tells the
+        same, so that the newest state remains known.
+        """
         self.sent_at = max(self.now, self.sent_at + 1)
         sent_at = self.sent_at // SECOND if self.coarse else self.sent_at
+        form = self.forms[len(self.messages) % len(self.forms)]
         subject, action = kind.split(".")
-        bare = action == "deleted" and subject in {"user", "organization"}
-        event = events.deletion_event(subject, data["id"], sent_at) if bare else events.event(kind, data, sent_at)
+        is_final = action in {"deleted", "accepted", "revoked", "ended"}
+        if action == "deleted" and (subject in {"user", "organization"} or form % 2):
+            event = events.deletion_event(subject, data["id"], sent_at)
+        else:
+            event = events.event(kind, dict(data), sent_at)
+        if kind in {"subscriptionItem.ended", "subscriptionItem.canceled"} and form % 2:
+            del event["data"]["payer"]
+        is_dated = True
+        if form in TEXTUAL:
+            event["timestamp"] = TEXTUAL[form](self.sent_at)
+        elif form in UNUSABLE and is_final:
+            event |= {"timestamp": UNUSABLE[form]}
+            event["data"] |= {"updated_at": UNUSABLE[form]}
+            is_dated = False
+        elif form in UNUSABLE and not self.coarse and data.get("updated_at") == sent_at:
+            without = event if form % 2 else event["data"]
+            without |= {"timestamp" if form % 2 else "updated_at": UNUSABLE[form]}
         self.messages.append(Message(len(self.messages), json.loads(json.dumps(event))))
         if subject == "user":
-            self.addresses.setdefault(data["id"], set()).update(own_addresses(data))
+            self.addresses.setdefault(data["id"], set()).update(verified_addresses(data))
         if kind == "user.deleted":
-            self.deletions[data["id"]] = sent_at
+            self.deletions[data["id"]] = self.sent_at if is_dated else math.inf
 
     def new_id(self, kind: str) -> str:
         self.ids += 1
@@ -101,7 +131,9 @@ class Clerk:
             changes: tuple[Json, ...] = (
                 {"first_name": f"Name {b}"},
                 {"first_name": None, "last_name": None},
-                {"banned": not person["banned"]},
+                {"banned": not person["banned"]}
+                if a % 2
+                else {"deprovisioned": not person.get("deprovisioned", False)},
                 {"last_sign_in_at": self.now},
                 {"primary_email_address_id": "idn_other" if b > 5 else None},
                 {"image_url": f"https://img.clerk.com/{b}"},
@@ -113,11 +145,7 @@ class Clerk:
         """Adds an address or replaces all. It may be primary, verified or neither, and others may have it, too."""
         if person := choose(self.users, a):
             status = "unverified" if b % 4 == 0 else "verified"
-            new = {
-                "id": self.new_id("idn"),
-                "email_address": address(b % 3),
-                "verification": {"status": status},
-            }
+            new = events.email_address(self.new_id("idn"), address(b % 3), status)
             if a % 3 == 0:
                 person |= {"email_addresses": [], "primary_email_address_id": None}
             person["email_addresses"] = [*person["email_addresses"], new]
@@ -328,11 +356,11 @@ class Clerk:
 
 
 def expected_user(person: Json) -> Row:
-    addresses = {entry["id"]: entry["email_address"] for entry in person["email_addresses"]}
+    addresses = {entry["id"]: entry["email_address"] for entry in person["email_addresses"] if is_verified(entry)}
     return (
         person["id"], addresses.get(person["primary_email_address_id"]),
         " ".join(filter(None, (person["first_name"], person["last_name"]))) or None,
-        person["image_url"], person["banned"], at(person["created_at"]),
+        person["image_url"], person["banned"] or person.get("deprovisioned", False), at(person["created_at"]),
     )  # fmt: skip
 
 
@@ -340,13 +368,12 @@ def address(name: object) -> str:
     return f"{PREFIX}{name}@example.com"
 
 
-def own_addresses(person: Json) -> set[str]:
-    """The primary address and the verified ones."""
-    return {
-        entry["email_address"].lower()
-        for entry in person["email_addresses"]
-        if entry["id"] == person["primary_email_address_id"] or entry.get("verification") == {"status": "verified"}
-    }
+def is_verified(entry: Json) -> bool:
+    return entry["verification"] is not None and entry["verification"]["status"] == "verified"
+
+
+def verified_addresses(person: Json) -> set[str]:
+    return {entry["email_address"].lower() for entry in person["email_addresses"] if is_verified(entry)}
 
 
 def expected_invitation(sent: Json) -> Row:

@@ -85,7 +85,7 @@ begin
     from jsonb_array_elements(page) as o (object)
     left join app.clerk_records as r on r.kind = kind and r.clerk_id = app.clerk_text(o.object -> 'id')
     cross join lateral (
-      select coalesce(app.clerk_time(o.object -> 'updated_at'), (r.stamp).source_updated_at) as updated_at -- some roles have no time
+      select coalesce(app.clerk_event_time(o.object -> 'updated_at'), (r.stamp).source_updated_at) as updated_at -- some roles have no time
     ) as u
     where not coalesce(
       (r.stamp).is_real and (
@@ -110,7 +110,7 @@ declare
 begin
   with listed as materialized (
     select distinct on (u.id)
-      u.id, coalesce(app.clerk_time(e.object -> 'updated_at'), asked_at) as updated_at, app.clerk_fields('user', e.object) as fields,
+      u.id, coalesce(app.clerk_event_time(e.object -> 'updated_at'), asked_at) as updated_at, app.clerk_fields('user', e.object) as fields,
       app.clerk_addresses(e.object) as addresses
     from jsonb_array_elements(page) as e (object)
     cross join lateral (select app.clerk_text(e.object -> 'id') as id) as u
@@ -157,9 +157,9 @@ declare
 begin
   with listed as materialized (
     select distinct on (i.organization, i.person)
-      i.id, i.organization, i.person, coalesce(app.clerk_time(e.object -> 'updated_at'), asked_at) as updated_at,
+      i.id, i.organization, i.person, coalesce(app.clerk_event_time(e.object -> 'updated_at'), asked_at) as updated_at,
       app.clerk_fields('membership', e.object) as fields,
-      coalesce(app.clerk_time(e.object -> 'organization' -> 'updated_at'), '-infinity') as organization_updated_at
+      coalesce(app.clerk_event_time(e.object -> 'organization' -> 'updated_at'), '-infinity') as organization_updated_at
     from jsonb_array_elements(page) as e (object)
     cross join lateral (
       select

@@ -29,7 +29,7 @@ begin
       and not exists (select from app.clerk_tombstones as t where t.kind = 'organization' and t.clerk_id = l.org_id)
       and not (kind = 'invitation' and app.invitation_predates_erasure(app.read_page_fields(kind, l.object)))
       and not coalesce(
-        r.stamp > (true, coalesce(app.clerk_time(l.object -> 'updated_at'), asked_at), true, asked_at, null)::app.clerk_stamp, false
+        r.stamp > (true, coalesce(app.clerk_event_time(l.object -> 'updated_at'), asked_at), true, asked_at, null)::app.clerk_stamp, false
       );
 end;
 $$;

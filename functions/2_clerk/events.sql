@@ -1,36 +1,44 @@
 -- Turns events into writes (app.merge_record, app.record_deletion). inbox.sql stores the events and calls app.apply_clerk_event.
 
-create or replace function app.apply_clerk_membership(data jsonb, stamp app.clerk_stamp, deleted boolean) returns boolean
+-- Clerk's schema requires of a deleted membership neither its organization nor its person. What the event lacks comes from the record. If
+-- there is none yet, the deletion waits as a tombstone; any other event fails, and is retried once the membership is known.
+create or replace function app.apply_clerk_membership(data jsonb, stamp app.clerk_stamp, deleted_at timestamptz) returns boolean
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
   membership text := app.clerk_text(data -> 'id');
   organization text := app.clerk_text(data -> 'organization' -> 'id');
   person text := app.clerk_text(data -> 'public_user_data' -> 'user_id');
-  organization_updated_at timestamptz := app.clerk_time(data -> 'organization' -> 'updated_at');
+  organization_updated_at timestamptz := app.clerk_event_time(data -> 'organization' -> 'updated_at');
   is_whole boolean := organization_updated_at is not null and data -> 'organization' ?& array['created_by', 'max_allowed_memberships'];
   changed boolean := false;
 begin
-  if organization is null or person is null then
-    raise exception 'the membership has no organization id or no user id';
-  end if;
   -- The copy of the person is partial. So is that of the organization, unless it has its own updated_at and all fields that we use.
-  if app.merge_record('user', person, (false, stamp.source_updated_at, false, stamp.event_at, null), data -> 'public_user_data') then
+  if person is not null
+    and app.merge_record('user', person, (false, stamp.source_updated_at, false, stamp.event_at, null), data -> 'public_user_data') then
     changed := true;
   end if;
-  if app.merge_record(
+  if organization is not null and app.merge_record(
     'organization', organization,
     (is_whole, coalesce(organization_updated_at, stamp.source_updated_at), false, stamp.event_at, null), data -> 'organization'
   ) then
     changed := true;
   end if;
-  if deleted then
-    return app.record_deletion('membership', membership, stamp.event_at, organization, person, app.clerk_time(data -> 'created_at')) or changed;
+  if organization is null or person is null then
+    select coalesce(organization, r.organization_id), coalesce(person, r.user_id) into organization, person
+    from (select) as one left join app.clerk_records as r on r.kind = 'membership' and r.clerk_id = membership;
+    perform app.lock_clerk_objects(array[organization, person]);
+  end if;
+  if deleted_at is not null then
+    return app.record_deletion('membership', membership, deleted_at, organization, person, app.clerk_time(data -> 'created_at')) or changed;
+  elsif organization is null or person is null then
+    raise exception 'the membership has no organization id or no user id, and is not known yet';
   end if;
   return app.merge_record('membership', membership, stamp, data, organization, person) or changed;
 end;
 $$;
-comment on function app.apply_clerk_membership is 'Applies a membership event: first the copies of the person and the organization in it, then the membership.';
+comment on function app.apply_clerk_membership is
+'Applies a membership event (a deletion if deleted_at is given): first the copies of the person and the organization, then the membership.';
 
 -- Writes with the smallest stamp, so that any other data about the organization replaces it.
 create or replace function app.ensure_organization(clerk_id text, name text) returns void
@@ -58,7 +66,7 @@ begin
     item_id := app.clerk_text(item -> 'id');
     if item_id is not null and app.merge_record(
       'subscription_item', item_id,
-      (true, coalesce(app.clerk_time(item -> 'updated_at'), stamp.source_updated_at), false, stamp.event_at, null),
+      (true, coalesce(app.clerk_event_time(item -> 'updated_at'), stamp.source_updated_at), false, stamp.event_at, null),
       item, organization
     ) then
       changed := true;
@@ -69,55 +77,70 @@ end;
 $$;
 comment on function app.apply_clerk_subscription is 'Applies a subscription event and the items in it.';
 
+-- Writes are ordered by the object's updated_at, else by the event's time, else by the object's created_at. Without any of them, a write
+-- yields to every other one. If that loses data, the event fails, so that it shows until the object is read from Clerk again.
+--
 -- Returns 'ignored' for an event type that we do not handle, and 'stale' if the event changed no record. Raises if the payload lacks an id.
 create or replace function app.apply_clerk_event(event jsonb) returns text
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
+#variable_conflict use_variable
 declare
   subject text := split_part(event ->> 'type', '.', 1);
   action text := split_part(event ->> 'type', '.', 2);
+  kind text := case subject
+    when 'organizationMembership' then 'membership' when 'organizationInvitation' then 'invitation' when 'subscriptionItem' then 'subscription_item'
+    else subject
+  end;
   data jsonb := event -> 'data';
   id text := app.clerk_text(data -> 'id');
   payer jsonb := data -> 'payer';
   organization text := coalesce(app.clerk_text(data -> 'organization_id'), app.clerk_text(payer -> 'organization_id'));
-  event_at timestamptz := coalesce(app.clerk_time(event -> 'timestamp'), app.clerk_time(data -> 'updated_at'), '-infinity');
-  stamp app.clerk_stamp := (true, coalesce(app.clerk_time(data -> 'updated_at'), event_at), true, event_at, null);
+  sent_at timestamptz := app.clerk_event_time(event -> 'timestamp');
+  deleted_at timestamptz := coalesce(sent_at, 'infinity');
+  created_at timestamptz := app.clerk_event_time(data -> 'created_at');
+  updated_at timestamptz := coalesce(app.clerk_event_time(data -> 'updated_at'), sent_at, case when action = 'created' then created_at end);
+  assumed_at timestamptz := coalesce(updated_at, created_at, '-infinity');
+  stamp app.clerk_stamp := (true, assumed_at, true, coalesce(sent_at, assumed_at), null);
   changed boolean;
 begin
   if not (
-    subject in ('user', 'organization', 'organizationMembership', 'role', 'permission') and action in ('created', 'updated', 'deleted')
-    or subject = 'organizationInvitation' and action <> 'deleted' -- Clerk never deletes these: their status ends them
-    or subject in ('subscription', 'subscriptionItem') and action <> 'deleted' and organization is not null -- else a person subscribed
+    kind in ('user', 'organization', 'membership', 'role', 'permission') and action in ('created', 'updated', 'deleted')
+    or kind = 'invitation' and action <> 'deleted' -- Clerk never deletes these: their status ends them
+    or kind in ('subscription', 'subscription_item') and action <> 'deleted'
+    and (organization is not null or app.clerk_text(payer -> 'user_id') is null) -- else a person subscribed
   ) then
     return 'ignored';
   end if;
   if id is null then
     raise exception 'the event has no object id: data.id is missing';
   end if;
-  if subject = 'organizationMembership' then
-    changed := app.apply_clerk_membership(data, stamp, action = 'deleted');
+  if kind = 'membership' then
+    changed := app.apply_clerk_membership(data, stamp, case when action = 'deleted' then deleted_at end);
   elsif action = 'deleted' then
-    changed := app.record_deletion(subject, id, event_at);
-  elsif subject = 'organizationInvitation' and (action in ('accepted', 'revoked') or data ->> 'status' <> 'pending') then
-    changed := app.record_deletion('invitation', id, event_at); -- an answer is final, and the address is no longer needed
-  elsif subject = 'user' then
-    changed := app.merge_record('user', id, stamp, data);
-  elsif subject = 'organization' then
-    changed := app.merge_record('organization', id, stamp, data);
-  elsif subject in ('role', 'permission') then
-    changed := app.merge_record(subject, id, stamp, data);
-  elsif organization is null then
+    changed := app.record_deletion(kind, id, deleted_at);
+  elsif kind = 'invitation' and (action in ('accepted', 'revoked') or data ->> 'status' <> 'pending') then
+    changed := app.record_deletion(kind, id, deleted_at); -- an answer is final, and the address is no longer needed
+  elsif kind = 'subscription_item' and action in ('ended', 'abandoned') and updated_at is null then
+    changed := app.record_deletion(kind, id, deleted_at); -- without a time to compare, the end is final
+  elsif kind = 'invitation' and organization is null then
     raise exception 'the invitation has no organization id';
   else
-    if subject = 'organizationInvitation' then
+    if kind = 'invitation' then
       perform app.lock_addresses(is_erasure => false);
     end if;
-    perform app.ensure_organization(organization, payer ->> 'organization_name');
-    changed := case subject
-      when 'organizationInvitation' then app.merge_record('invitation', id, stamp, data, organization)
+    if kind in ('invitation', 'subscription', 'subscription_item') and organization is not null then
+      perform app.ensure_organization(organization, payer ->> 'organization_name');
+    end if;
+    changed := case kind
       when 'subscription' then app.apply_clerk_subscription(data, stamp, organization)
-      else app.merge_record('subscription_item', id, stamp, data, organization)
+      else app.merge_record(kind, id, stamp, data, case when kind in ('invitation', 'subscription_item') then organization end)
     end;
+  end if;
+  if not changed and action <> 'deleted' and updated_at is null and exists (
+    select from app.clerk_records as r where r.kind = kind and r.clerk_id = id and r.fields <> app.clerk_fields(r.kind, data)
+  ) then
+    raise exception 'the event has no usable time, so it cannot replace what is recorded: `ballast clerk reconcile --fix` reads the object again';
   end if;
   return case when changed then 'processed' else 'stale' end;
 end;

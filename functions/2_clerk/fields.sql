@@ -1,20 +1,62 @@
 -- Reads the fields of Clerk's objects. No function here raises, whatever the payload contains.
 -- They are plpgsql, not SQL, because PostgreSQL before version 18 plans an SQL function again for each statement that calls it.
 
+-- Clerk documents no textual times. They are read nevertheless, because a deletion whose time is unknown counts for ever. Only ISO 8601
+-- with a time zone is unambiguous. A day that its month lacks becomes one of the next month, because make_date() would raise.
+create or replace function app.iso_time(value text) returns timestamptz
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  part text[] := regexp_match(
+    value, '^([12]\d{3})-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])T([01]\d|2[0-3]):([0-5]\d):([0-5]\d(?:\.\d{1,6})?)\d*(?:Z|([+-][01]\d):([0-5]\d))$'
+  );
+  shift interval := make_interval(hours => coalesce(part[7], '0')::integer, mins => (left(coalesce(part[7], '+'), 1) || coalesce(part[8], '0'))::integer);
+begin
+  return (make_date(part[1]::integer, part[2]::integer, 1) + (part[3]::integer - 1))::timestamp at time zone 'UTC'
+    + make_interval(hours => part[4]::integer, mins => part[5]::integer, secs => part[6]::double precision) - shift;
+end;
+$$;
+comment on function app.iso_time is 'The time in a text such as 2026-11-15T20:45:21.5Z or 2026-11-15T21:45:21+01:00; null for any other text.';
+
 -- Real deliveries have milliseconds, Clerk's published examples have seconds. A number below 1e11 counts as seconds.
 create or replace function app.clerk_time(value jsonb) returns timestamptz
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
 declare
-  number numeric := case when jsonb_typeof(value) = 'number' then value::numeric end;
+  given text := value #>> '{}';
+  number numeric := case when jsonb_typeof(value) = 'number' or jsonb_typeof(value) = 'string' and given ~ '^\d{1,15}$' then given::numeric end;
 begin
   return case
     when number between 1 and 1e11 then to_timestamp(number::double precision)
     when number between 1e11 and 2e14 then to_timestamp((number / 1000)::double precision)
+    when jsonb_typeof(value) = 'string' then app.iso_time(given)
   end;
 end;
 $$;
-comment on function app.clerk_time is 'A Clerk timestamp, in seconds or milliseconds since 1970; null if the value is not a plausible one.';
+comment on function app.clerk_time is
+'A Clerk timestamp: seconds or milliseconds since 1970 as a number or its digits, or ISO 8601. Null if the value is not a plausible time.';
+
+-- For the times that order writes. One from before Clerk existed would lose against everything, and one from the future would block all
+-- later changes. A day is far more than clocks differ.
+create or replace function app.clerk_event_time(value jsonb) returns timestamptz
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  found timestamptz := app.clerk_time(value);
+begin
+  return case when found between '2015-01-01 00:00:00+00' and now() + interval '1 day' then found end;
+end;
+$$;
+comment on function app.clerk_event_time is 'When something happened at Clerk; null if the value is not a time, or one that cannot be true.';
+
+create or replace function app.clerk_milliseconds(value jsonb) returns jsonb
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return to_jsonb(round(extract(epoch from app.clerk_time(value)) * 1000));
+end;
+$$;
+comment on function app.clerk_milliseconds is 'A Clerk timestamp in milliseconds since 1970, whatever its form; null if it is not one.';
 
 -- For a missing value Clerk omits the key, or sends null or an empty string.
 create or replace function app.clerk_text(value jsonb, max_length integer default 256) returns text
@@ -35,38 +77,44 @@ end;
 $$;
 comment on function app.clerk_number is 'The value if it is a number, otherwise null.';
 
+-- Only addresses that Clerk has verified: anyone can enter another person's, even as their primary one.
+create or replace function app.clerk_verified_emails(data jsonb) returns table (id text, address text)
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+    select e ->> 'id', a.address
+    from jsonb_array_elements(case when jsonb_typeof(data -> 'email_addresses') = 'array' then data -> 'email_addresses' else '[]' end) as e
+    cross join lateral (select app.clerk_text(e -> 'email_address', 320) as address) as a
+    where e -> 'verification' ->> 'status' = 'verified' and a.address is not null;
+end;
+$$;
+comment on function app.clerk_verified_emails is 'The verified e-mail addresses of a user, with their Clerk ids.';
+
 -- The first e-mail address in the list need not be the primary one.
 create or replace function app.clerk_primary_email(data jsonb) returns text
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return (
-    select app.clerk_text(e -> 'email_address', 320)
-    from jsonb_array_elements(case when jsonb_typeof(data -> 'email_addresses') = 'array' then data -> 'email_addresses' else '[]' end) as e
-    where e ->> 'id' = data ->> 'primary_email_address_id'
-    limit 1
-  );
+  return (select e.address from app.clerk_verified_emails(data) as e where e.id = data ->> 'primary_email_address_id' limit 1);
 end;
 $$;
-comment on function app.clerk_primary_email is 'The address whose id is primary_email_address_id, or null.';
+comment on function app.clerk_primary_email is 'The address whose id is primary_email_address_id; null without one, or while it is not verified.';
 
--- Unverified addresses do not count: anyone can enter another person's.
 create or replace function app.clerk_addresses(data jsonb) returns text[]
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return array(
-    select distinct lower(a.address)
-    from jsonb_array_elements(case when jsonb_typeof(data -> 'email_addresses') = 'array' then data -> 'email_addresses' else '[]' end) as e
-    cross join lateral (select app.clerk_text(e -> 'email_address', 320) as address) as a
-    where a.address is not null
-      and (e ->> 'id' = data ->> 'primary_email_address_id' or e -> 'verification' ->> 'status' = 'verified')
-  );
+  return array(select distinct lower(e.address) from app.clerk_verified_emails(data) as e);
 end;
 $$;
-comment on function app.clerk_addresses is 'A user''s addresses in lower case: the primary one and those that Clerk has verified.';
+comment on function app.clerk_addresses is 'A user''s verified addresses in lower case.';
 
 -- The argument is a user, or the public_user_data of a membership, which has no e-mail addresses.
+-- Clerk ends a person's access in two ways, according to the schemas User and OrganizationMembershipPublicUserData of its Backend API,
+-- version 2026-05-12 (https://github.com/clerk/openapi-specs; models/user.py in PyPI's clerk-backend-api 7.0.0): `banned`, and
+-- `deprovisioned`, "restricted from signing in", for people whom a directory removed (https://clerk.com/docs, "Directory Sync (SCIM)").
+-- Both become the one flag `banned`. `locked` does not: it ends by itself after failed attempts to sign in.
 create or replace function app.clerk_user_fields(data jsonb) returns jsonb
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -75,8 +123,8 @@ begin
     'email', app.clerk_primary_email(data),
     'full_name', app.clerk_text(to_jsonb(concat_ws(' ', app.clerk_text(data -> 'first_name'), app.clerk_text(data -> 'last_name')))),
     'avatar_url', substring(app.clerk_text(data -> 'image_url', 2048) from '^https?://.*'),
-    'banned', coalesce(data -> 'banned' = 'true', false),
-    'created_at', app.clerk_number(data -> 'created_at')
+    'banned', coalesce(data -> 'banned' = 'true', false) or coalesce(data -> 'deprovisioned' = 'true', false),
+    'created_at', app.clerk_milliseconds(data -> 'created_at')
   );
 end;
 $$;
@@ -91,7 +139,7 @@ begin
     'slug', app.clerk_text(data -> 'slug'),
     'max_seats', app.clerk_number(data -> 'max_allowed_memberships'),
     'created_by', app.clerk_text(data -> 'created_by'),
-    'created_at', app.clerk_number(data -> 'created_at')
+    'created_at', app.clerk_milliseconds(data -> 'created_at')
   );
 end;
 $$;
@@ -101,7 +149,7 @@ create or replace function app.clerk_membership_fields(data jsonb) returns jsonb
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return jsonb_build_object('role', app.clerk_text(data -> 'role'), 'created_at', app.clerk_number(data -> 'created_at'));
+  return jsonb_build_object('role', app.clerk_text(data -> 'role'), 'created_at', app.clerk_milliseconds(data -> 'created_at'));
 end;
 $$;
 comment on function app.clerk_membership_fields is 'The fields that we keep of a Clerk membership.';
@@ -113,8 +161,8 @@ begin
   return jsonb_build_object(
     'email', app.clerk_text(data -> 'email_address', 320),
     'role', app.clerk_text(data -> 'role'),
-    'expires_at', app.clerk_number(data -> 'expires_at'),
-    'created_at', app.clerk_number(data -> 'created_at')
+    'expires_at', app.clerk_milliseconds(data -> 'expires_at'),
+    'created_at', coalesce(app.clerk_milliseconds(data -> 'created_at'), app.clerk_milliseconds(data -> 'updated_at'))
   );
 end;
 $$;
@@ -139,10 +187,14 @@ create or replace function app.clerk_subscription_fields(data jsonb) returns jso
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return jsonb_build_object('status', app.clerk_text(data -> 'status'), 'plan', app.clerk_text(data -> 'plan' -> 'slug'));
+  return jsonb_build_object(
+    'status', app.clerk_text(data -> 'status'), 'plan', app.clerk_text(data -> 'plan' -> 'slug'),
+    'period_end', app.clerk_milliseconds(data -> 'period_end')
+  );
 end;
 $$;
-comment on function app.clerk_subscription_fields is 'The fields that we keep of a Clerk subscription (status) or of one of its items (status and plan).';
+comment on function app.clerk_subscription_fields is
+'The fields that we keep of a Clerk subscription (status) or of one of its items (status, plan and period_end).';
 
 create or replace function app.clerk_fields(kind text, data jsonb) returns jsonb
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp

@@ -18,8 +18,9 @@
 -- smaller although it is later, because false < true: a partial copy never replaces a whole object. If two stamps are equal in all four
 -- values, the fifth decides: a hash of the fields.
 
--- All callers lock objects in the same order, so that concurrent deliveries wait for each other and never deadlock. They also share a lock
--- on the mappings of roles and plans. A change of a mapping waits for running deliveries, and later ones see the change.
+-- All callers lock objects in the same order, so that concurrent deliveries wait for each other and never deadlock. An event may name a
+-- membership or a subscription by its id alone: the known organization and person are locked with it. Callers also share a lock on the
+-- mappings of roles and plans. A change of a mapping waits for running deliveries, and later ones see the change.
 create or replace function app.lock_clerk_objects(clerk_ids text[]) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -27,12 +28,22 @@ declare
   key bigint;
 begin
   perform pg_advisory_xact_lock_shared('app.clerk_roles'::regclass::oid::integer, 0);
-  for key in select distinct hashtextextended(clerk_id, 0) from unnest(clerk_ids) as clerk_id where clerk_id <> '' order by 1 loop
+  for key in
+    select distinct hashtextextended(i.id, 0)
+    from (
+      select unnest(clerk_ids)
+      union
+      select unnest(array[r.organization_id, r.user_id]) from app.clerk_records as r
+      where r.kind in ('membership', 'subscription', 'subscription_item') and r.clerk_id = any(clerk_ids)
+    ) as i (id)
+    where i.id <> '' order by 1
+  loop
     perform pg_advisory_xact_lock(key);
   end loop;
 end;
 $$;
-comment on function app.lock_clerk_objects is 'Locks the objects with these Clerk ids until the transaction ends.';
+comment on function app.lock_clerk_objects is
+'Locks the objects with these Clerk ids, and the organizations and people they are known to belong to, until the transaction ends.';
 
 create or replace function app.salted_hash(salt bytea, value text) returns text
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
@@ -83,7 +94,8 @@ comment on function app.is_erased is 'Whether the person was deleted in Clerk or
 -- An invitation to an erased person's address is not stored if it is older than the erasure. A later one is: the address may have a new
 -- owner by then. All addresses count that a message ever contained for the person, and the latest time of their deletion or erasure.
 -- Both only grow, so the order of arrival does not matter. A rule that released an address (because the person changed it, or another
--- person has it) would have to restore an invitation that is already deleted.
+-- person has it) would have to restore an invitation that is already deleted. An invitation without a time counts as older: the address of
+-- an erased person must not remain, and the invitation is still valid at Clerk.
 create or replace function app.invitation_predates_erasure(invitation jsonb) returns boolean
 language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -135,6 +147,27 @@ $$;
 comment on function app.record_addresses is
 'Records permanently, as hashes, that the person has or had these addresses (in lower case). If the person is erased, deletes older invitations to them.';
 
+-- The deletion of a membership may have only its id. An event about the membership that arrives later tells whose it was. Then older
+-- memberships of the two, and tokens from before the deletion, end as if the deletion had arrived whole.
+create or replace function app.complete_tombstone(membership text, organization text, person text, began_at timestamptz) returns boolean
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if app.is_erased(person) then
+    return false; -- a tombstone would only reveal the membership
+  end if;
+  update app.clerk_tombstones as t
+  set organization_id = organization, user_id = person, began_at = greatest(t.began_at, complete_tombstone.began_at)
+  where t.kind = 'membership' and t.clerk_id = membership
+    and (t.organization_id, t.user_id, t.began_at) is distinct from (organization, person, greatest(t.began_at, complete_tombstone.began_at));
+  if found then
+    perform app.project_membership(organization, person);
+  end if;
+  return found;
+end;
+$$;
+comment on function app.complete_tombstone is 'Adds to the tombstone of a membership whose it was and when it began. False if that is known already.';
+
 create or replace function app.merge_record(
   kind text, clerk_id text, stamp app.clerk_stamp, data jsonb, organization text default null, person text default null
 ) returns boolean
@@ -144,19 +177,26 @@ declare
   known app.clerk_records;
   newest jsonb;
   address text; -- hashed
+  is_assigned boolean := false;
 begin
   if kind = 'user' and data ? 'email_addresses' then
     perform app.record_addresses(clerk_id, app.clerk_addresses(data)); -- even if the write is otherwise stale
   end if;
   select r.* into known from app.clerk_records as r where r.kind = merge_record.kind and r.clerk_id = merge_record.clerk_id;
+  -- Until an event names the payer of a subscription item, its record belongs to no organization.
+  if known.organization_id is null and known.clerk_id is not null and organization is not null then
+    update app.clerk_records as r set organization_id = organization where r.kind = merge_record.kind and r.clerk_id = merge_record.clerk_id;
+    perform app.project_billing(organization);
+    is_assigned := true;
+  end if;
   -- A null fingerprint compares as greater than any hash, so this is certain before the fields are read. Most copies return here.
   if known.stamp > stamp then
-    return false;
+    return is_assigned;
   end if;
   newest := app.clerk_fields(kind, data);
   stamp.fingerprint := sha256(convert_to(newest::text, 'UTF8'));
   if known.stamp >= stamp then
-    return false;
+    return is_assigned;
   end if;
   -- Clerk still names an organization's creator after that person's deletion.
   if kind = 'organization' and (newest ->> 'created_by' = 'erased' or app.is_erased(newest ->> 'created_by')) then
@@ -176,7 +216,7 @@ begin
       app.is_erased(case kind when 'user' then clerk_id else person end)
       or exists (select from app.clerk_tombstones as t where t.kind = merge_record.kind and t.clerk_id = merge_record.clerk_id)
     ) then
-      return false;
+      return kind = 'membership' and app.complete_tombstone(clerk_id, organization, person, app.clerk_time(newest -> 'created_at'));
     end if;
     insert into app.clerk_records (kind, clerk_id, organization_id, user_id, stamp, fields, address_hash)
     values (merge_record.kind, merge_record.clerk_id, organization, person, merge_record.stamp, newest, address);
@@ -189,7 +229,7 @@ begin
   if merge_record.kind = 'membership' then
     perform app.project_membership(organization, person);
   elsif merge_record.kind in ('subscription', 'subscription_item') then
-    perform app.project_billing(organization);
+    perform app.project_billing(coalesce(organization, known.organization_id));
   elsif known.fields is distinct from newest then
     case merge_record.kind
       when 'user' then perform app.project_profile(merge_record.clerk_id, newest, known.fields);
@@ -203,6 +243,8 @@ end;
 $$;
 comment on function app.merge_record is 'Keeps a write if its stamp is greater than the record''s, and updates the rows in public. False if the record is as new or newer.';
 
+-- A deletion is final, whenever it happened, because Clerk never reuses an id. Its time only tells which tokens and invitations are older.
+-- If that time is unknown, it is 'infinity': all of them are.
 create or replace function app.record_deletion(
   kind text, clerk_id text, deleted_at timestamptz, organization text default null, person text default null,
   began_at timestamptz default null
@@ -211,7 +253,14 @@ language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
   is_new boolean;
+  known app.clerk_records;
 begin
+  select r.* into known from app.clerk_records as r where r.kind = record_deletion.kind and r.clerk_id = record_deletion.clerk_id;
+  if record_deletion.kind = 'membership' then
+    organization := coalesce(organization, known.organization_id);
+    person := coalesce(person, known.user_id);
+    began_at := coalesce(began_at, app.clerk_time(known.fields -> 'created_at'));
+  end if;
   if app.is_erased(person) then
     return false; -- an erased person's objects cannot return, and a tombstone would only reveal the membership
   end if;
@@ -221,10 +270,14 @@ begin
     organization, person, record_deletion.began_at, record_deletion.deleted_at
   )
   on conflict on constraint clerk_tombstones_pkey do update
-  set began_at = greatest(t.began_at, excluded.began_at), deleted_at = greatest(t.deleted_at, excluded.deleted_at)
-  where (t.began_at, t.deleted_at)
-    is distinct from (greatest(t.began_at, excluded.began_at), greatest(t.deleted_at, excluded.deleted_at))
-  returning true into is_new;
+  set
+    organization_id = coalesce(t.organization_id, excluded.organization_id), user_id = coalesce(t.user_id, excluded.user_id),
+    began_at = greatest(t.began_at, excluded.began_at), deleted_at = greatest(t.deleted_at, excluded.deleted_at)
+  where (t.organization_id, t.user_id, t.began_at, t.deleted_at) is distinct from (
+    coalesce(t.organization_id, excluded.organization_id), coalesce(t.user_id, excluded.user_id),
+    greatest(t.began_at, excluded.began_at), greatest(t.deleted_at, excluded.deleted_at)
+  )
+  returning true, t.organization_id, t.user_id into is_new, organization, person;
   if is_new is null then
     return false;
   end if;
@@ -236,18 +289,24 @@ begin
     when 'user' then
       perform app.erase_deleted_user(record_deletion.clerk_id);
     when 'organization' then
-      update public.organizations as o set deleted_at = record_deletion.deleted_at where o.clerk_org_id = record_deletion.clerk_id;
+      -- The grace period begins now: Clerk may report a deletion late, or without a time.
+      update public.organizations as o set deleted_at = now() where o.clerk_org_id = record_deletion.clerk_id and o.deleted_at is null;
       delete from public.organization_memberships as m using public.organizations as o
       where o.clerk_org_id = record_deletion.clerk_id and m.organization_id = o.id;
       delete from public.organization_invitations as i using public.organizations as o
       where o.clerk_org_id = record_deletion.clerk_id and i.organization_id = o.id;
     when 'membership' then
-      perform app.project_membership(organization, person);
+      if organization is not null and person is not null then
+        perform app.project_membership(organization, person);
+      end if;
     when 'invitation' then
       delete from public.organization_invitations as i where i.clerk_invitation_id = record_deletion.clerk_id;
+    when 'subscription_item' then
+      perform app.project_billing(known.organization_id);
     else null; -- roles and permissions have no row in public
   end case;
   return true;
 end;
 $$;
-comment on function app.record_deletion is 'Records a deletion permanently and deletes the rows that depend on the object. False if it was already recorded.';
+comment on function app.record_deletion is
+'Records a deletion permanently and deletes the rows that depend on the object. deleted_at is infinity if unknown. False if it was already recorded.';

@@ -37,14 +37,14 @@ create or replace function app.project_organization(clerk_id text, fields jsonb,
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
-  seats numeric := (fields ->> 'max_seats')::numeric; -- null: the default of 5; 0: no limit
-  seat_limit integer := case when seats is null then 5 when seats between 1 and 1e9 then floor(seats)::integer end;
+  seats numeric := (fields ->> 'max_seats')::numeric; -- null: Clerk gave no limit; 0: Clerk sets no limit
+  seat_limit integer := case when seats between 1 and 1e9 then floor(seats)::integer end;
   organization uuid;
 begin
   insert into public.organizations as o (clerk_org_id, name, slug, max_seats, created_at, deleted_at)
   values (
     clerk_id, fields ->> 'name', fields ->> 'slug', seat_limit, coalesce(app.clerk_time(fields -> 'created_at'), now()),
-    (select t.deleted_at from app.clerk_tombstones as t where t.kind = 'organization' and t.clerk_id = project_organization.clerk_id)
+    (select now() from app.clerk_tombstones as t where t.kind = 'organization' and t.clerk_id = project_organization.clerk_id)
   )
   on conflict (clerk_org_id) do update set
     name = case when fields -> 'name' = before -> 'name' then o.name else excluded.name end,
@@ -71,6 +71,7 @@ language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
   membership app.clerk_records;
+  began_at timestamptz;
 begin
   select r.* into membership
   from app.clerk_records as r
@@ -92,18 +93,20 @@ begin
     return;
   end if;
 
+  began_at := app.clerk_time(membership.fields -> 'created_at');
   insert into public.organization_memberships as m (organization_id, user_id, role, clerk_role, clerk_membership_id, joined_at)
   select
     o.id, p.id, app.clerk_role(membership.fields ->> 'role', r.fields ->> 'created_by' = person), membership.fields ->> 'role',
-    case when (membership.stamp).is_real then membership.clerk_id end, coalesce(app.clerk_time(membership.fields -> 'created_at'), now())
+    case when (membership.stamp).is_real then membership.clerk_id end, coalesce(began_at, now())
   from public.organizations as o
   cross join public.profiles as p
   left join app.clerk_records as r on r.kind = 'organization' and r.clerk_id = o.clerk_org_id
   where o.clerk_org_id = organization and o.deleted_at is null and p.clerk_user_id = person
   on conflict (user_id, organization_id) do update set
-    role = excluded.role, clerk_role = excluded.clerk_role, clerk_membership_id = excluded.clerk_membership_id, joined_at = excluded.joined_at
+    role = excluded.role, clerk_role = excluded.clerk_role, clerk_membership_id = excluded.clerk_membership_id,
+    joined_at = coalesce(began_at, m.joined_at)
   where (m.role, m.clerk_role, m.clerk_membership_id, m.joined_at)
-    is distinct from (excluded.role, excluded.clerk_role, excluded.clerk_membership_id, excluded.joined_at);
+    is distinct from (excluded.role, excluded.clerk_role, excluded.clerk_membership_id, coalesce(began_at, m.joined_at));
 end;
 $$;
 comment on function app.project_membership is 'Writes or deletes the membership of a person in an organization, given by their Clerk ids.';
@@ -125,30 +128,52 @@ begin
   where o.clerk_org_id = organization and o.deleted_at is null
   on conflict (clerk_invitation_id) do update set
     email = excluded.email, role = excluded.role, clerk_role = excluded.clerk_role,
-    expires_at = excluded.expires_at, created_at = excluded.created_at;
+    expires_at = excluded.expires_at, created_at = coalesce(app.clerk_time(fields -> 'created_at'), i.created_at);
 end;
 $$;
 comment on function app.project_invitation is 'Writes a pending invitation, or deletes it if it has no address.';
 
--- The newest item in force determines the tier, and the newest subscription determines the status.
+-- The tier comes from one item, the status from the newest subscription. Items rank by their status: active, past_due, and canceled, which
+-- Clerk keeps in force until the end of the period that is paid for. Among equals, one whose plan is mapped comes first, then the newest.
+--
+-- Worked example: Acme pays for three items. Its tier is starter.
+-- (tests/db/test_clerk_sync.py runs this example.)
+--
+--   item | plan       | status   | period_end | updated_at | rank
+--   -----+------------+----------+------------+------------+---------------------------------
+--   a    | starter    | active   | tomorrow   | 10:00      | 1
+--   b    | enterprise | canceled | tomorrow   | 11:00      | 3, although it is newer
+--   c    | pro        | canceled | yesterday  | 12:00      | none: its period is over
+--   d    | made_up    | active   | tomorrow   | 13:00      | 1, after a: made_up is not mapped
+--
+-- Without a, made_up ranks first. Acme is then on the free tier, and ops.clerk_plans shows the plan that lacks a mapping.
+create or replace view app.clerk_items_in_force with (security_invoker) as
+select
+  r.organization_id, r.clerk_id, r.fields ->> 'plan' as plan, r.fields ->> 'status' as status, p.tier,
+  row_number() over (
+    partition by r.organization_id
+    order by
+      array_position('{canceled,past_due,active}', r.fields ->> 'status') desc, p.slug is not null desc, r.stamp desc, r.clerk_id desc
+  ) as rank
+from app.clerk_records as r
+left join app.clerk_plans as p on p.slug = r.fields ->> 'plan'
+where r.kind = 'subscription_item' and r.organization_id is not null and (
+  r.fields ->> 'status' in ('active', 'past_due')
+  or r.fields ->> 'status' = 'canceled' and coalesce(app.clerk_time(r.fields -> 'period_end') > now(), true)
+);
+comment on view app.clerk_items_in_force is 'The subscription items that give an organization its plan; the one with rank 1 determines the tier.';
+
 create or replace function app.project_billing(organization text) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
-  tier text;
+  tier text := (select i.tier from app.clerk_items_in_force as i where i.organization_id = organization and i.rank = 1);
   status text;
 begin
-  select p.tier into tier
-  from app.clerk_records as r
-  join app.clerk_plans as p on p.slug = r.fields ->> 'plan'
-  where r.organization_id = organization and r.kind = 'subscription_item' and r.fields ->> 'status' in ('active', 'past_due', 'canceled')
-  order by r.stamp desc
-  limit 1;
-
   select case r.fields ->> 'status' when 'active' then 'active' when 'past_due' then 'past_due' else 'cancelled' end into status
   from app.clerk_records as r
   where r.organization_id = organization and r.kind = 'subscription' and r.fields ->> 'status' is not null
-  order by r.stamp desc
+  order by r.stamp desc, r.clerk_id desc
   limit 1;
 
   update public.organizations as o

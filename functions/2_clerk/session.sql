@@ -20,7 +20,7 @@ language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
   person text := claims ->> 'sub';
-  issued_at timestamptz := app.clerk_time(claims -> 'iat');
+  issued_at timestamptz := app.clerk_event_time(app.clerk_number(claims -> 'iat'));
   organization record := app.claimed_organization(claims);
 begin
   if issued_at is null or person not like 'user\_%' or length(person) > 256 then
@@ -76,7 +76,7 @@ begin
   end if;
   me := app.user_id();
   if me is null then
-    raise sqlstate 'PT403' using message = 'This account is banned or deleted.', hint = 'Ask an administrator.';
+    raise sqlstate 'PT403' using message = 'This account is banned, deactivated or deleted.', hint = 'Ask an administrator.';
   end if;
   update public.profiles as p set last_seen_at = now()
   where p.id = me and (p.last_seen_at is null or p.last_seen_at < now() - interval '1 minute');

@@ -54,7 +54,8 @@ values
 ),
 (
   'app.clerk_tombstones', 'user_id', 't.user_id = person.clerk_user_id', 'past_memberships',
-  '{t.organization_id,t.began_at,t.deleted_at}', '{kind,clerk_id}', 't.deleted_at', 'delete', null, null,
+  array['t.organization_id', 't.began_at', $$nullif(t.deleted_at, 'infinity') as deleted_at$$], '{kind,clerk_id}',
+  $$case when isfinite(t.deleted_at) then t.deleted_at else '-infinity' end$$, 'delete', null, null,
   'Organizations', 'Which organizations you have left, and when', 'To prevent a late message from restoring your access',
   'Legitimate interest in access control, Art. 6(1)(f) GDPR', null, null, 'as long as you have an account'
 ),

@@ -70,9 +70,9 @@ begin
     )
     when exists (select from app.erasure_log as l where l.state <> 'complete' and (l.person).id = profile.id)
       then 'The person is being erased: their tokens are refused.'
-    when profile.banned then format('%s is banned in Clerk: their tokens are refused everywhere.', display_name)
+    when profile.banned then format('%s is banned or deprovisioned in Clerk: their tokens are refused everywhere.', display_name)
     when tenant.deleted_at is not null
-      then format('%s was deleted in Clerk on %s: it is hidden until it is purged.', tenant.name, tenant.deleted_at::date)
+      then format('%s was deleted in Clerk: it has been hidden since %s, until it is purged.', tenant.name, tenant.deleted_at::date)
     when tenant.suspended_at is not null then format(
       '%s has been suspended since %s (%s): ops.resume_organization() ends the suspension.',
       tenant.name, tenant.suspended_at::date, tenant.suspension_reason

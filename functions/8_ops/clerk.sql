@@ -30,6 +30,22 @@ where r.kind = 'role'
 order by key;
 comment on view ops.clerk_roles is 'Clerk''s roles and the role that each maps to here. To map one, insert a row into app.clerk_roles.';
 
+create or replace view ops.clerk_plans with (security_invoker) as
+select
+  i.plan, coalesce(i.tier, 'free') as tier, i.tier is not null as mapped, count(distinct i.organization_id) as organizations,
+  case when i.tier is null then 'yellow' else 'green' end as status,
+  case
+    when i.plan is null then 'Clerk named no plan: look the subscription up in Clerk.'
+    when i.tier is null then 'Map it: insert into app.clerk_plans (slug, tier) values (…).'
+    else 'OK.'
+  end as advice
+from app.clerk_items_in_force as i
+join public.organizations as o on i.organization_id = o.clerk_org_id and o.deleted_at is null
+group by i.plan, i.tier
+order by mapped asc, organizations desc, i.plan asc;
+comment on view ops.clerk_plans is
+'The plans that organizations subscribe to, and the tier that each maps to here. A yellow one has no mapping: organizations that pay only for it are on the free tier.';
+
 create or replace view ops.refused_names with (security_invoker) as
 select n.person_id, n.changed_at, n.attempts, n.error
 from app.name_changes as n

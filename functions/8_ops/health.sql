@@ -232,6 +232,25 @@ cross join lateral (
 ) as rule;
 comment on view ops.erasure_health is 'Whether erasures complete in time: one row. ops.erasures lists them.';
 
+create or replace view ops.plan_health with (security_invoker) as
+select
+  p.unmapped, p.on_free_tier, case when p.unmapped > 0 then 'yellow' else 'green' end as status,
+  case
+    when p.unmapped > 0
+      then
+        'Organizations pay for a plan that has no tier, so they may be on the free tier. ops.clerk_plans names the plan: '
+        || 'insert its slug and tier into app.clerk_plans.'
+    else 'OK.'
+  end as advice
+from (
+  select
+    count(distinct i.organization_id) filter (where i.tier is null) as unmapped,
+    count(distinct i.organization_id) filter (where i.tier is null and i.rank = 1) as on_free_tier
+  from app.clerk_items_in_force as i
+  join public.organizations as o on i.organization_id = o.clerk_org_id and o.deleted_at is null
+) as p;
+comment on view ops.plan_health is 'Whether every plan that organizations pay for has a tier: one row. ops.clerk_plans lists the plans.';
+
 -- A transaction that stays open blocks vacuum from removing dead rows. Seals and erasures wait for it too.
 create or replace view ops.storage_health with (security_invoker) as
 select

@@ -56,7 +56,7 @@ select
   p.created_at
 from public.profiles as p
 order by p.last_seen_at desc nulls last, p.created_at desc;
-comment on view ops.people is 'Every person: their organizations and roles, when they were last seen, and whether they are banned or being erased.';
+comment on view ops.people is 'Every person: their organizations and roles, when they were last seen, and whether they are banned (or deprovisioned) in Clerk or being erased.';
 
 create or replace view ops.audit_activity with (security_invoker) as
 select

@@ -568,9 +568,11 @@ def test_the_rows_that_a_deleted_person_created_stay(clerk: Clerk) -> None:
     assert clerk.database.rows("select title, created_by from public.specimens") == [("Apollo", None)]
 
 
-def test_a_banned_persons_token_shows_no_rows(clerk: Clerk) -> None:
+@pytest.mark.parametrize("field", ["banned", "deprovisioned"])
+def test_the_token_of_a_person_whose_access_ended_shows_no_rows(clerk: Clerk, field: str) -> None:
+    """Directory sync (SCIM) sets deprovisioned in a user.updated event."""
     clerk.send("organizationMembership.created", member(ADA))
-    clerk.send("user.updated", ADA | {"updated_at": LATER, "banned": True})
+    clerk.send("user.updated", ADA | {"updated_at": LATER, field: True})
     assert clerk.profile()["banned"] is True
     with clerk.database.acting("authenticated", {"sub": "user_ada"}):
         assert clerk.database.value("select count(*) from public.organizations") == 0
@@ -578,6 +580,43 @@ def test_a_banned_persons_token_shows_no_rows(clerk: Clerk) -> None:
     clerk.send("user.updated", ADA | {"updated_at": MUCH_LATER})
     with clerk.database.acting("authenticated", {"sub": "user_ada"}):
         assert clerk.database.value("select count(*) from public.organizations") == 1
+
+
+def test_a_locked_person_keeps_access(clerk: Clerk) -> None:
+    clerk.send("organizationMembership.created", member(ADA))
+    clerk.send("user.updated", ADA | {"updated_at": LATER, "locked": True})
+    with clerk.database.acting("authenticated", {"sub": "user_ada"}):
+        assert clerk.database.value("select count(*) from public.organizations") == 1
+
+
+@pytest.mark.parametrize("field", ["banned", "deprovisioned"])
+def test_access_may_have_ended_before_the_persons_own_event_arrives(clerk: Clerk, field: str) -> None:
+    membership = member(ADA)
+    membership["public_user_data"][field] = True
+    clerk.send("organizationMembership.created", membership)
+    assert clerk.profile()["banned"] is True
+
+
+@pytest.mark.parametrize("field", ["banned", "deprovisioned"])
+def test_reconcile_finds_and_repairs_access_that_ended_unnoticed(clerk: Clerk, field: str) -> None:
+    clerk.send("user.created", ADA)
+    page = json.dumps([ADA | {field: True, "updated_at": LATER}])
+    differences = "select columns from app.clerk_differences('user', %s, to_timestamp(%s / 1000.0))"
+    assert clerk.database.rows(differences, page, MUCH_LATER) == [(["banned"],)]
+    clerk.database.execute(
+        "select app.repair_clerk_objects('user', %s, to_timestamp(%s / 1000.0), 'reconcile')", page, MUCH_LATER
+    )
+    assert clerk.profile()["banned"] is True
+
+
+@pytest.mark.parametrize("status", ["unverified", "failed", "expired", None])
+def test_an_unverified_primary_address_is_not_the_persons_email(clerk: Clerk, status: str | None) -> None:
+    claimed = events.email_address("idn_primary", "ben@example.com", status)
+    clerk.send("user.created", ADA | {"email_addresses": [claimed]})
+    assert clerk.profile()["email"] is None
+    claimed = events.email_address("idn_primary", "ben@example.com")
+    clerk.send("user.updated", ADA | {"email_addresses": [claimed], "updated_at": LATER})
+    assert clerk.profile()["email"] == "ben@example.com"
 
 
 # Memberships ---------------------------------------------------------------------------------------------------------
@@ -800,11 +839,20 @@ def test_a_slug_may_be_missing_or_not_unique(clerk: Clerk) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sent", "kept"), [(0, None), (1, 1), (500, 500), (None, 5), (-3, None), (1e12, None), ("9", 5)]
+    ("sent", "kept"), [(0, None), (1, 1), (500, 500), (None, None), (-3, None), (1e12, None), ("9", None)]
 )
 def test_the_seat_limit_comes_from_clerk(clerk: Clerk, sent: Any, kept: int | None) -> None:
     clerk.send("organization.created", ACME | {"max_allowed_memberships": sent})
     assert clerk.organization()["max_seats"] == kept
+
+
+def test_without_a_limit_from_clerk_an_organization_has_none(clerk: Clerk) -> None:
+    unlimited = dict(ACME)
+    del unlimited["max_allowed_memberships"]
+    clerk.send("organization.created", unlimited)
+    assert clerk.organization()["max_seats"] is None
+    clerk.send("subscription.created", events.subscription("csub_9", events.payer("org_unknown")))
+    assert clerk.organization("org_unknown")["max_seats"] is None
 
 
 def test_an_organization_without_a_name_is_named_by_its_slug_or_id(clerk: Clerk) -> None:
@@ -834,6 +882,290 @@ def test_an_answered_invitation_is_deleted_in_any_order(
         clerk.send(f"organizationInvitation.{action}", events.invitation("orginv_1", "org_acme", status, at))
     assert clerk.invitations() == []
     assert "cleo@example.com" not in str(clerk.database.rows("select * from app.clerk_records"))
+
+
+# Times ---------------------------------------------------------------------------------------------------------------
+
+# Each means "unknown": no timestamp at all, a text, a moment before Clerk existed, the year 2096.
+UNUSABLE: list[Any] = [None, "soon", 1, 4_000_000_000_000]
+
+
+def without_time(event: Json, timestamp: Any) -> Json:
+    """The event with an unusable timestamp."""
+    return {key: value for key, value in event.items() if key != "timestamp"} | (
+        {} if timestamp is None else {"timestamp": timestamp}
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        (1_760_000_000, "2025-10-09T08:53:20+00:00"),
+        (1_760_000_000_123, "2025-10-09T08:53:20.123+00:00"),
+        ("1760000000123", "2025-10-09T08:53:20.123+00:00"),
+        ("1760000000", "2025-10-09T08:53:20+00:00"),
+        ("2025-10-09T08:53:20Z", "2025-10-09T08:53:20+00:00"),
+        ("2025-10-09T08:53:20.123Z", "2025-10-09T08:53:20.123+00:00"),
+        ("2025-10-09T08:53:20.123456789Z", "2025-10-09T08:53:20.123456+00:00"),
+        ("2025-10-09T10:23:20+01:30", "2025-10-09T08:53:20+00:00"),
+        ("2025-10-09T04:23:20-04:30", "2025-10-09T08:53:20+00:00"),
+        ("2025-02-30T00:00:00Z", "2025-03-02T00:00:00+00:00"),
+        ("2025-10-09T08:53:20", None),
+        ("2025-10-09 08:53:20Z", None),
+        ("2025-10-09", None),
+        ("0000-01-01T00:00:00Z", None),
+        ("2025-13-01T00:00:00Z", None),
+        ("1.76e9", None),
+        ("-1760000000", None),
+        ("now", None),
+        ("infinity", None),
+        (0, None),
+        (-1, None),
+        (1e300, None),
+        (True, None),
+        ([1_760_000_000], None),
+        (None, None),
+    ],
+)
+def test_a_time_is_read_from_a_number_its_digits_or_iso_8601(clerk: Clerk, given: Any, read: str | None) -> None:
+    found = clerk.database.value("select app.clerk_time(%s::jsonb) = %s::timestamptz", json.dumps(given), read)
+    assert found is (None if read is None else True)
+
+
+@pytest.mark.parametrize("given", [*UNUSABLE, "", True, {}, 0, -1, 10**15, "2026-02-30", "10/11/2026", "infinity"])
+def test_a_time_that_cannot_be_true_orders_nothing(clerk: Clerk, given: Any) -> None:
+    assert clerk.database.value("select app.clerk_event_time(%s::jsonb)", json.dumps(given)) is None
+
+
+@pytest.mark.parametrize("form", ["text", "iso", "seconds"])
+def test_events_with_textual_times_are_ordered_like_others(clerk: Clerk, form: str) -> None:
+    def write(milliseconds: int) -> Any:
+        iso = clerk.database.value("select to_char(to_timestamp(%s / 1000.0) at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')", milliseconds)  # fmt: skip
+        return {"text": str(milliseconds), "iso": iso, "seconds": milliseconds // SECOND}[form]
+
+    newer = ADA | {"updated_at": write(LATER), "created_at": write(START), "first_name": "Augusta"}
+    clerk.deliver(events.event("user.updated", newer, write(LATER)))
+    clerk.send("user.updated", ADA | {"updated_at": LATER - SECOND})
+    assert clerk.profile()["full_name"] == "Augusta Winter"
+    assert clerk.database.value("select extract(epoch from created_at) * 1000 from public.profiles") == START
+    clerk.send("user.updated", ADA | {"updated_at": LATER + SECOND})
+    assert clerk.profile()["full_name"] == "Ada Winter"
+
+
+@pytest.mark.parametrize("timestamp", UNUSABLE)
+def test_an_organization_deleted_without_a_usable_time_is_hidden_but_not_purged(clerk: Clerk, timestamp: Any) -> None:
+    clerk.send("organizationMembership.created", member(ADA, "org:admin"))
+    assert clerk.deliver(without_time(events.deletion_event("organization", "org_acme", LATER), timestamp)) == "processed"  # fmt: skip
+    assert clerk.members() == []
+    assert clerk.database.value("select deleted_at = now() from public.organizations")
+    run_retention(clerk)
+    assert clerk.organization() is not None
+
+
+def test_a_deletion_that_arrives_a_month_late_begins_the_grace_period(clerk: Clerk) -> None:
+    month_ago = clerk.database.value("select (extract(epoch from now() - interval '31 days') * 1000)::bigint")
+    for early in (True, False):
+        with clerk.database.connection.transaction(force_rollback=True):
+            for event in (
+                events.event("organization.created", ACME),
+                events.deletion_event("organization", "org_acme", month_ago),
+            )[:: 1 if early else -1]:
+                clerk.deliver(event)
+            run_retention(clerk)
+            assert clerk.database.value("select deleted_at = now() from public.organizations")
+            clerk.database.execute("update public.organizations set deleted_at = now() - interval '31 days'")
+            run_retention(clerk)
+            assert clerk.organization() is None
+
+
+def test_a_repeated_deletion_does_not_extend_the_grace_period(clerk: Clerk) -> None:
+    clerk.send("organization.created", ACME)
+    clerk.delete("organization", "org_acme", LATER)
+    clerk.database.execute("update public.organizations set deleted_at = now() - interval '7 days'")
+    clerk.delete("organization", "org_acme", MUCH_LATER)
+    clerk.send("organization.updated", ACME | {"updated_at": MUCH_LATER, "name": "Acme, renamed"})
+    assert clerk.database.value("select deleted_at = now() - interval '7 days' from public.organizations")
+
+
+def run_retention(clerk: Clerk) -> None:
+    with clerk.database.acting("service_role"):
+        while not clerk.database.value("select public.run_retention() -> 'done'"):
+            pass
+
+
+@pytest.mark.parametrize("timestamp", UNUSABLE)
+@pytest.mark.parametrize("flip", [False, True])
+def test_an_admin_removed_without_a_usable_time_does_not_return_with_a_token(
+    clerk: Clerk, timestamp: Any, flip: bool
+) -> None:
+    clerk.send("organizationMembership.created", member(ADA, "org:admin"))
+    removal = without_time(events.event("organizationMembership.deleted", member(ADA, "org:admin")), timestamp)
+    claims = {"sub": "user_ada", "iat": LATER // SECOND, "o": {"id": "org_acme", "rol": "admin"}, "fva": [0, 0]}
+    for step in (1, 0) if flip else (0, 1):
+        if step == 0:
+            clerk.deliver(removal)
+        else:
+            with clerk.database.acting("authenticated", claims):
+                clerk.database.execute("select public.start_session()")
+    assert clerk.members() == []
+
+
+@pytest.mark.parametrize("timestamp", UNUSABLE)
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_person_deleted_without_a_usable_time_never_returns(clerk: Clerk, timestamp: Any, flip: bool) -> None:
+    deletion = without_time(events.deletion_event("user", "user_ada", LATER), timestamp)
+    for event in (events.event("user.updated", ADA), deletion)[:: -1 if flip else 1]:
+        assert clerk.deliver(event) in {"processed", "stale"}
+    clerk.send("user.updated", ADA | {"updated_at": MUCH_LATER})
+    assert clerk.profile() is None
+
+
+@pytest.mark.parametrize("action", ["accepted", "revoked"])
+@pytest.mark.parametrize("flip", [False, True])
+def test_an_answer_without_a_time_and_with_only_an_id_ends_the_invitation(
+    clerk: Clerk, action: str, flip: bool
+) -> None:
+    answer = without_time(events.event(f"organizationInvitation.{action}", {"id": "orginv_1"}, LATER), None)
+    created = events.event("organizationInvitation.created", events.invitation("orginv_1", "org_acme"))
+    for event in (created, answer)[:: -1 if flip else 1]:
+        assert clerk.deliver(event) in {"processed", "stale"}
+    assert clerk.invitations() == []
+
+
+@pytest.mark.parametrize("updated_at", UNUSABLE)
+def test_without_a_usable_updated_at_the_time_of_the_event_counts(clerk: Clerk, updated_at: Any) -> None:
+    clerk.send("user.created", ADA)
+    clerk.send("user.updated", ADA | {"updated_at": updated_at, "first_name": "Augusta"}, LATER)
+    assert clerk.profile()["full_name"] == "Augusta Winter"
+    clerk.send("user.updated", ADA | {"updated_at": LATER - SECOND})
+    assert clerk.profile()["full_name"] == "Augusta Winter"
+    clerk.send("user.updated", ADA | {"updated_at": LATER + SECOND})
+    assert clerk.profile()["full_name"] == "Ada Winter"
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_an_update_without_any_usable_time_never_replaces_data_and_is_not_lost(clerk: Clerk, flip: bool) -> None:
+    undated = without_time(events.event("user.updated", ADA | {"updated_at": None, "banned": True}, START), None)
+    sent = (events.event("user.updated", ADA | {"first_name": "Augusta"}), undated)
+    outcomes = [clerk.deliver(event, f"msg_{event['type']}_{number}") for number, event in enumerate(sent[:: -1 if flip else 1])]  # fmt: skip
+    assert outcomes == (["processed", "processed"] if flip else ["processed", "failed"])
+    assert (clerk.profile()["full_name"], clerk.profile()["banned"]) == ("Augusta Winter", False)
+    if not flip:
+        assert "no usable time" in clerk.inbox("msg_user.updated_1")["error"]
+        clerk.send("user.updated", ADA | {"updated_at": LATER, "banned": True})
+        assert clerk.database.value("select app.retry_clerk_event('msg_user.updated_1')") == "stale"
+
+
+def test_a_creation_without_other_times_counts_from_created_at(clerk: Clerk) -> None:
+    clerk.send("user.updated", ADA | {"updated_at": LATER, "first_name": "Augusta"})
+    assert clerk.deliver(without_time(events.event("user.created", ADA | {"updated_at": None}, START), None)) == "stale"
+    assert clerk.profile()["full_name"] == "Augusta Winter"
+
+
+def test_a_membership_without_created_at_keeps_the_day_it_was_first_seen(clerk: Clerk) -> None:
+    clerk.send("organizationMembership.created", member(ADA) | {"created_at": None})
+    clerk.database.execute("update public.organization_memberships set joined_at = '2026-01-01 00:00:00+00'")
+    clerk.send("organizationMembership.updated", member(ADA, "org:admin", LATER) | {"created_at": "?"})
+    assert clerk.database.rows("select role, joined_at = '2026-01-01 00:00:00+00' from public.organization_memberships") == [("owner", True)]  # fmt: skip
+
+
+# Deletions with only an id -------------------------------------------------------------------------------------------
+
+SHORT = {"object": "organization_membership", "id": "orgmem_1", "deleted": True}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        SHORT,
+        SHORT | {"organization": ACME},
+        SHORT | {"public_user_data": {"user_id": "user_ada"}},
+        SHORT | {"organization": None, "public_user_data": {}},
+    ],
+)
+@pytest.mark.parametrize("timestamp", [LATER, None])
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_membership_is_deleted_by_its_id_in_any_order(
+    clerk: Clerk, data: Json, timestamp: int | None, flip: bool
+) -> None:
+    deletion = without_time(events.event("organizationMembership.deleted", data, LATER), timestamp)
+    created = events.event("organizationMembership.created", member(ADA, "org:admin"))
+    for event in (created, deletion)[:: -1 if flip else 1]:
+        assert clerk.deliver(event) == "processed"
+    assert clerk.members() == []
+    clerk.send("organizationMembership.updated", member(ADA, "org:admin", MUCH_LATER))
+    assert clerk.members() == []
+    claims = {"sub": "user_ada", "iat": START // SECOND, "o": {"id": "org_acme", "rol": "admin"}, "fva": [0, 0]}
+    with clerk.database.acting("authenticated", claims):
+        clerk.database.execute("select public.start_session()")
+    assert clerk.members() == []
+
+
+def test_a_short_deletion_ends_the_same_in_any_order_when_a_person_rejoins(clerk: Clerk) -> None:
+    first = member(ADA, "org:admin")
+    second = member(ADA, "org:viewer", LATER, "orgmem_2") | {"created_at": LATER}
+    for order in each_order(
+        events.event("organizationMembership.created", first),
+        events.event("organizationMembership.deleted", SHORT, LATER),
+        events.event("organizationMembership.created", second),
+        events.event("organizationMembership.deleted", SHORT | {"id": "orgmem_2"}, MUCH_LATER),
+    ):
+        with clerk.database.connection.transaction(force_rollback=True):
+            for event in order:
+                assert clerk.deliver(event) in {"processed", "stale"}
+            assert clerk.members() == []
+
+
+def test_a_short_deletion_of_a_former_membership_keeps_the_new_one(clerk: Clerk) -> None:
+    for order in each_order(
+        events.event("organizationMembership.created", member(ADA, "org:admin")),
+        events.event("organizationMembership.deleted", SHORT, LATER),
+        events.event("organizationMembership.created", member(ADA, "org:viewer", LATER, "orgmem_2") | {"created_at": LATER}),
+    ):  # fmt: skip
+        with clerk.database.connection.transaction(force_rollback=True):
+            for event in order:
+                clerk.deliver(event)
+            assert clerk.members() == [("user_ada", "viewer", "orgmem_2")]
+
+
+def test_a_short_deletion_of_an_erased_persons_membership_reveals_nothing(clerk: Clerk) -> None:
+    clerk.send("organizationMembership.deleted", SHORT, LATER)
+    clerk.delete("user", "user_ada")
+    assert clerk.send("organizationMembership.created", member(ADA)) != "failed"
+    assert clerk.database.rows("select user_id from app.clerk_tombstones where kind = 'membership'") == [(None,)]
+
+
+def test_an_update_without_the_person_is_resolved_from_what_is_known(clerk: Clerk) -> None:
+    update = {"id": "orgmem_1", "role": "org:viewer", "updated_at": LATER}
+    assert clerk.deliver(events.event("organizationMembership.updated", update), "msg_early") == "failed"
+    clerk.send("organizationMembership.created", member(ADA, "org:admin"))
+    assert clerk.database.value("select app.retry_clerk_event('msg_early')") == "processed"
+    assert clerk.members() == [("user_ada", "viewer", "orgmem_1")]
+
+
+def without_payer(data: Json) -> Json:
+    return {key: value for key, value in data.items() if key != "payer"}
+
+
+@pytest.mark.parametrize("timestamp", [LATER, None])
+@pytest.mark.parametrize("only_id", [False, True])
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_subscription_item_ends_without_its_payer_in_any_order(
+    clerk: Clerk, timestamp: int | None, only_id: bool, flip: bool
+) -> None:
+    data = {"id": "csub_item_1"} if only_id else without_payer(item("pro", "ended", LATER)) | {"updated_at": timestamp}
+    ended = without_time(events.event("subscriptionItem.ended", data, LATER), timestamp)
+    for event in (events.event("subscriptionItem.active", item("pro")), ended)[:: -1 if flip else 1]:
+        assert clerk.deliver(event) in {"processed", "stale"}
+    assert clerk.billing() == ("free", "active")
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_payer_of_an_item_is_taken_from_any_event_that_names_it(clerk: Clerk, flip: bool) -> None:
+    nameless = events.event("subscriptionItem.updated", without_payer(item("enterprise", at=LATER)))
+    for event in (nameless, events.event("subscription.created", subscription(item("pro"))))[:: -1 if flip else 1]:
+        assert clerk.deliver(event) == "processed"
+    assert clerk.billing() == ("enterprise", "active")
 
 
 # Billing -------------------------------------------------------------------------------------------------------------
@@ -904,6 +1236,32 @@ def test_a_new_plan_replaces_the_ended_one_in_any_order(clerk: Clerk) -> None:
             assert clerk.billing() == ("enterprise", "active")
 
 
+def test_the_worked_example_of_ranks_in_rows_sql_is_true(clerk: Clerk) -> None:
+    now, day = clerk.database.value("select (extract(epoch from now()) * 1000)::bigint"), 24 * 60 * MINUTE
+    for order in each_order(
+        item("starter", "active", START, "a") | {"period_end": now + day},
+        item("enterprise", "canceled", START + MINUTE, "b") | {"period_end": now + day},
+        item("pro", "canceled", START + 2 * MINUTE, "c") | {"period_end": now - day},
+        item("made_up", "active", START + 3 * MINUTE, "d") | {"period_end": now + day},
+    ):
+        with clerk.database.connection.transaction(force_rollback=True):
+            for each in order:
+                clerk.send("subscriptionItem.updated", each)
+            assert clerk.billing() == ("starter", "active")
+            clerk.send("subscriptionItem.ended", {"id": "a"}, START + 4 * MINUTE)
+            assert clerk.billing() == ("free", "active")
+            assert clerk.database.rows("select plan, tier, mapped, organizations, status from ops.clerk_plans") == [
+                ("made_up", "free", False, 1, "yellow"), ("enterprise", "enterprise", True, 1, "green"),
+            ]  # fmt: skip
+
+
+@pytest.mark.parametrize("better", ["active", "past_due"])
+def test_a_cancelled_item_never_outranks_one_that_is_paid_for(clerk: Clerk, better: str) -> None:
+    clerk.send("subscriptionItem.updated", item("pro", better))
+    clerk.send("subscriptionItem.canceled", item("enterprise", "canceled", LATER, "csub_item_2"))
+    assert clerk.billing()[0] == "pro"
+
+
 def test_a_changed_plan_mapping_applies_at_once(clerk: Clerk) -> None:
     clerk.send("subscription.created", subscription(item("gold")))
     assert clerk.billing() == ("free", "active")
@@ -918,9 +1276,28 @@ def test_a_persons_own_subscription_is_ignored(clerk: Clerk) -> None:
     assert clerk.database.value("select count(*) from public.organizations") == 0
 
 
-def test_an_unknown_plan_leaves_the_organization_on_the_free_tier(clerk: Clerk) -> None:
+def test_a_plan_that_is_paid_for_without_a_mapping_shows_as_yellow(clerk: Clerk) -> None:
+    plans = "select plan, tier, mapped, organizations, status from ops.clerk_plans"
+    health = "select status from ops.health where subject = 'plan'"
+    assert clerk.database.rows(health) == [("green",)]
     clerk.send("subscriptionItem.active", item("made_to_measure"))
     assert clerk.billing() == ("free", "active")
+    assert clerk.database.rows(plans) == [("made_to_measure", "free", False, 1, "yellow")]
+    assert clerk.database.rows(health) == [("yellow",)]
+    assert clerk.database.rows("select unmapped, on_free_tier from ops.plan_health") == [(1, 1)]
+    clerk.database.execute("insert into app.clerk_plans (slug, tier) values ('made_to_measure', 'enterprise')")
+    assert clerk.billing() == ("enterprise", "active")
+    assert clerk.database.rows(plans) == [("made_to_measure", "enterprise", True, 1, "green")]
+    assert clerk.database.rows(health) == [("green",)]
+
+
+def test_a_plan_of_a_deleted_organization_or_one_not_in_force_is_no_concern(clerk: Clerk) -> None:
+    clerk.send("subscriptionItem.ended", item("made_to_measure", "ended"))
+    assert clerk.database.rows("select * from ops.clerk_plans") == []
+    clerk.send("subscriptionItem.active", item("made_to_measure", "active", clerk_id="csub_item_2"))
+    clerk.delete("organization", "org_acme")
+    assert clerk.database.rows("select * from ops.clerk_plans") == []
+    assert clerk.database.rows("select status from ops.health where subject = 'plan'") == [("green",)]
 
 
 # Concurrency ---------------------------------------------------------------------------------------------------------

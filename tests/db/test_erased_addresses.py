@@ -14,7 +14,7 @@ import pytest
 from tests import events
 from tests.conftest import Database
 from tests.events import MINUTE, SECOND, START, Json
-from tests.people import call, scan
+from tests.people import FAR_FUTURE, call, scan
 
 Connection = psycopg.Connection[Any]
 Step = Callable[[Database], object]
@@ -23,7 +23,6 @@ Order = tuple[Step, ...]
 X, Y = "x@example.com", "y@example.com"
 DELETED_AT = START + 60 * MINUTE
 BEFORE, AFTER = DELETED_AT - MINUTE, DELETED_AT + MINUTE
-FAR_FUTURE = START + 1_000_000 * MINUTE  # after any request that a test makes
 # Supabase deletes these itself after some days.
 DELETED_BY_SUPABASE = {"realtime.messages"}
 
@@ -137,8 +136,8 @@ def test_every_address_that_an_event_gave_the_person_counts(database: Database) 
 
 
 def test_only_verified_addresses_count(database: Database) -> None:
-    verified = {"id": "idn_2", "email_address": Y, "verification": {"status": "verified"}}
-    unverified = {"id": "idn_3", "email_address": "typed@example.com", "verification": {"status": "unverified"}}
+    verified = events.email_address("idn_2", Y)
+    unverified = events.email_address("idn_3", "typed@example.com", "unverified")
     ada = update_user("user_ada", X, email_addresses=[verified, unverified])
     old = [invite("old", Y, BEFORE), invite("unverified", "typed@example.com", BEFORE)]
     assert find_outcomes(database, any_order(ada, *old, ADA_DELETED)) == {"unverified"}
@@ -185,7 +184,7 @@ def test_a_page_of_a_clerk_list_has_the_same_outcome_as_an_event(database: Datab
 
 def test_every_verified_address_in_a_page_counts(database: Database) -> None:
     user = events.user("user_ada", email=X)
-    user["email_addresses"].append({"id": "idn_2", "email_address": Y, "verification": {"status": "verified"}})
+    user["email_addresses"].append(events.email_address("idn_2", Y))
     users, old = merge_listed("user", user), invite("old", Y, BEFORE)
     assert find_outcomes(database, any_order(users, old, ADA_DELETED)) == {""}
 

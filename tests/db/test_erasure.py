@@ -235,7 +235,7 @@ def test_an_erasure_stays_pending_until_clerk_has_deleted_the_user(world: Databa
 
 
 def test_an_unverified_address_does_not_identify_a_person(world: Database) -> None:
-    unverified = {"id": "idn_x", "email_address": "ben@example.net", "verification": {"status": "unverified"}}
+    unverified = events.email_address("idn_x", "ben@example.net", "unverified")
     people.Sender(world, first=500).send(
         "user.updated", events.user(ADA, email=ADA_EMAILS[0], updated_at=FAR_FUTURE) | {"email_addresses": [unverified]}
     )

@@ -36,7 +36,7 @@ def now(database: Database, ago: str = "0 s") -> int:
 
 def user(database: Database, user_id: str, ago: str = "0 s", **changes: object) -> Json:
     made = now(database, ago)
-    emails = [{"id": "idn_primary", "object": "email_address", "email_address": EMAILS[user_id]}]
+    emails = [events.email_address("idn_primary", EMAILS[user_id])]
     return events.user(user_id, email_addresses=emails, created_at=made, updated_at=made) | changes
 
 

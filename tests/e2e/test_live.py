@@ -240,7 +240,7 @@ def test_a_banned_person_sees_nothing_once_the_token_expires(
     shorten_tokens(hal, stack)
     hal.open().sign_in("Hal")
     clerk("user.updated", id="user_hal", banned=True)
-    expect(hal.alert).to_contain_text("banned or deleted", timeout=10_000)
+    expect(hal.alert).to_contain_text("banned, deactivated or deleted", timeout=10_000)
     expect(hal.page.locator("#projects > li, #members > li")).to_have_count(0)
     clerk("user.deleted", id="user_hal")
 

@@ -1,7 +1,8 @@
 """Any order and any repetition of the same Clerk events, over any number of connections, ends in the same rows.
 
-Hypothesis generates histories of a small simulated Clerk. People join, leave, rejoin, are banned, and are deleted;
-organizations pay and invite people, also at addresses of deleted people. Each history is delivered in order, permuted,
+Hypothesis generates histories of a small simulated Clerk. People join, leave, rejoin, are banned, deprovisioned and
+deleted; organizations pay and invite people, also at addresses of deleted people. Times may be textual, missing or
+absurd, and deletions may have only an id. Each history is delivered in order, permuted,
 permuted with repetitions, and permuted with repetitions over four connections at once. After each delivery, the rows
 must be those of the simulated Clerk. For more histories: `pytest tests/properties --histories 20000`.
 """
@@ -62,7 +63,11 @@ class History:
 @st.composite
 def histories(draw: st.DrawFn, *, sessions: bool) -> History:
     """Generates 4 to 14 operations, after an organization with two members: about 8 to 25 events."""
-    clerk = Clerk(coarse=not sessions and draw(st.sampled_from((False,) * 5 + (True,))), sketchy=draw(st.booleans()))
+    clerk = Clerk(
+        coarse=not sessions and draw(st.sampled_from((False,) * 5 + (True,))),
+        sketchy=draw(st.booleans()),
+        forms=draw(st.just((0,)) | st.lists(st.integers(0, 7), min_size=1, max_size=12).map(tuple)),
+    )
     clerk.sign_up(0, 1)
     clerk.sign_up(1, 1)
     clerk.found_organization(0, 0)
