@@ -10,6 +10,7 @@ from flask import Flask, Response
 
 from service import cors, limits, logs, metrics, problems, sentry
 from service.components import build_components
+from service.json_levels import LimitedRequest
 from service.routes.audit import audit
 from service.routes.backups import backups
 from service.routes.demo import demo
@@ -44,6 +45,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app = Flask(__name__, static_folder=None, template_folder="pages")
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.request_class = LimitedRequest
     app.url_map.merge_slashes = False  # its redirect would go to the host that the request names
     settings = settings or load()
     is_guarded = settings.environment in GUARDED_ENVIRONMENTS

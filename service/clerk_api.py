@@ -68,7 +68,7 @@ class ClerkApi:
             raise ClerkCallFailed("invite", NOT_FOUND, HTTPStatus.NOT_FOUND)
         try:
             return str(answer.json()["id"])
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             raise ClerkCallFailed("invite", "answer_unreadable", answer.status_code) from None
 
     def delete_membership(self, organization_id: str, user_id: str) -> None:
@@ -108,7 +108,7 @@ def _quote_segment(clerk_id: str) -> str:
 def _read_code(answer: httpx.Response) -> str:
     try:
         code = answer.json()["errors"][0]["code"]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         code = None
     return code if isinstance(code, str) and CODE.fullmatch(code) else str(answer.status_code)
 
