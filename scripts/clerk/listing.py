@@ -22,6 +22,8 @@ order. Memory: a few ids per object.
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -55,6 +57,8 @@ MAX_WAIT_SECONDS = 30
 # A longer Retry-After means that something is wrong: stop instead of waiting.
 MAX_RETRY_AFTER_SECONDS = 120
 MAX_CLOCK_SKEW = timedelta(seconds=2)
+MAX_LEVELS = 64
+BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)  # a string is one token, whatever it contains
 TIMEOUT = httpx.Timeout(connect=5, read=30, write=5, pool=5)
 
 
@@ -526,10 +530,38 @@ def _is_object(value: Any) -> bool:
 
 
 def _parse_json(response: httpx.Response) -> Any:
+    text = response.content.decode(errors="replace")
     try:
-        return response.json()
+        try:
+            return json.loads(text, object_hook=_drop_metadata)
+        except RecursionError:
+            return json.loads(_cut_levels(text), object_hook=_drop_metadata)
     except ValueError:
         return ()  # a value that no JSON text has
+
+
+def _drop_metadata(value: Object) -> Object:
+    """Drops what applications and users store at Clerk: nothing here uses it, and it may be any JSON."""
+    return {name: each for name, each in value.items() if not name.endswith("_metadata")}
+
+
+def _cut_levels(text: str) -> str:
+    """Replaces the objects and arrays at level 64 of a JSON text with null.
+
+    Example, if it were level 2: [[1], 2] becomes [null, 2].
+    """
+    pieces, start, level = [], 0, 0
+    for token in BRACKETS.finditer(text):
+        if token[0] in "[{":
+            level += 1
+            if level == MAX_LEVELS:
+                pieces.append(text[start : token.start()])
+        elif token[0] in "]}":
+            if level == MAX_LEVELS:
+                pieces.append("null")
+                start = token.end()
+            level -= 1
+    return "".join((*pieces, text[start:] if level < MAX_LEVELS else ""))
 
 
 def _read_error_code(body: Any) -> str | None:

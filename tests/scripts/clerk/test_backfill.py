@@ -976,6 +976,18 @@ def test_an_invalid_response_is_retried(outside: Outside, failure: Any) -> None:
     assert waits in ([0.5, 1.0], [0.5])
 
 
+@pytest.mark.parametrize("levels", [60, 900, 990, 1_500, 100_000])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"]\\"{": ', "}")])
+def test_deep_metadata_of_a_user_does_not_hide_the_others(
+    outside: Outside, levels: int, opening: str, closing: str
+) -> None:
+    deep = f"{opening * levels}1{closing * levels}"
+    body = f'[{{"id": "user_ada", "unsafe_metadata": {deep}}}, {{"id": "user_ben", "new": [[[{deep}, "x"]]]}}]'
+    answers(outside, (200, {"Content-Type": "application/json"}, body.encode()))
+    ada, ben = listing(outside, []).fetch_page(USERS, 0, 500).objects
+    assert (ada, ben["id"], ben["new"][0][0][1]) == ({"id": "user_ada"}, "user_ben", "x")
+
+
 def test_it_gives_up_after_a_limited_number_of_retries(outside: Outside) -> None:
     waits: list[float] = []
     answers(outside, (500, {}, b""))
@@ -1074,6 +1086,13 @@ def test_a_refused_object_is_reported_and_the_others_are_imported(backfill: Back
     assert "ben@example.com" not in result.output
     assert backfill.rows("select count(*) from public.profiles") == [(41,)]
     assert backfill.rows("select count(*) from public.organization_memberships") == [(1,)]
+
+
+def test_metadata_that_postgres_cannot_represent_stops_no_import(backfill: Backfill, clerk: ClerkServer) -> None:
+    """A user's browser may write any JSON into unsafe_metadata."""
+    clerk.put(ADA | {"unsafe_metadata": {"a": "\0", "b": "\ud800", "c": {"\0": 1}}}, BEN, ACME, ADA_IN_ACME)
+    assert backfill.run_to_end(clerk)["user"] == (2, 2)
+    assert backfill.rows("select count(*) from public.profiles") == [(2,)]
 
 
 def test_a_killed_run_leaves_whole_batches_and_the_next_one_finishes(backfill: Backfill, clerk: ClerkServer) -> None:
