@@ -269,3 +269,110 @@ def test_the_system_columns_of_a_row_with_hidden_columns_are_hidden_too(world: D
             world.acting("authenticated", mallory(sub=ADA)),
         ):
             world.execute(f"select t.{column} from public.{table} as t")
+
+
+# --- functions that look across tenants
+
+# Each definer function that an API role may execute, with what it may show its caller. Review a new one before you add it: does its answer,
+# its error or its effect depend on rows that the caller may not see?
+REVIEWED = {
+    "app.log_audit_event(uuid,uuid,text,text,text,jsonb)": "an entry id; whether the caller belongs to the organization",
+    "app.my_permissions()": "the caller's own organizations, roles and permissions",
+    "app.org_ids(text)": "the caller's own organizations",
+    "app.own_org_ids()": "the caller's own organizations",
+    "app.prepare_invitation(uuid,text)": "Clerk's id of an organization in which the caller may invite; the role key for it",
+    "app.prepare_removal(uuid,uuid)": "Clerk's ids of a member, in an organization in which the caller may remove members",
+    "app.start_session()": "the caller's own profile, organizations and permissions",
+    "app.take_token()": "how long the caller's own writes must wait",
+    "app.topics()": "topics of the caller's own organizations",
+    "app.user_id()": "the caller's own profile id",
+    "app.visible_profile_ids()": "the caller, and co-members where the caller has members:read",
+}
+# Definer functions that run when a client writes a row. A client sees neither their result nor their warnings.
+REVIEWED_TRIGGERS = {"app.broadcast_changes()", "app.mail_welcome()", "app.queue_name_change()", "app.record_changes()"}
+EXECUTABLE_DEFINERS = """
+    select p.oid::regprocedure::text from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace
+    where n.nspname in ('public', 'app', 'ops') and p.prosecdef
+      and (has_function_privilege('authenticated', p.oid, 'execute') or has_function_privilege('anon', p.oid, 'execute'))
+"""
+TRIGGERED_DEFINERS = """
+    select distinct p.oid::regprocedure::text from pg_trigger as t join pg_proc as p on p.oid = t.tgfoid
+    where not t.tgisinternal and p.prosecdef and has_any_column_privilege('authenticated', t.tgrelid, 'insert, update')
+"""
+
+
+def test_every_definer_function_that_an_api_role_may_execute_was_reviewed(database: Database) -> None:
+    assert {name for (name,) in database.rows(EXECUTABLE_DEFINERS)} == REVIEWED.keys()
+    assert {name for (name,) in database.rows(TRIGGERED_DEFINERS)} == REVIEWED_TRIGGERS
+
+
+def test_a_new_definer_function_is_found_until_it_is_reviewed(database: Database) -> None:
+    database.execute(
+        "create function app.probe(email text) returns boolean security definer language sql as 'select true'"
+    )
+    database.execute("grant execute on function app.probe(text) to authenticated")
+    assert ("app.probe(text)",) in database.rows(EXECUTABLE_DEFINERS)
+
+
+# What Mallory tries on an organization and a person that she cannot see. %(org)s and %(person)s exist, or not: the answers must be equal.
+PROBES = {
+    "log an event": "select public.log_audit_event(%(org)s, 'client.x', 'x')",
+    "log an event as another": "select public.log_audit_event(%(own)s, 'client.x', 'x', p_user_id => %(person)s)",
+    "invite": "select public.prepare_invitation(%(org)s, 'member')",
+    "invite in a bad role": "select public.prepare_invitation(%(org)s, 'owner')",
+    "remove": "select public.prepare_removal(%(org)s, %(person)s)",
+    "remove from the own organization": "select public.prepare_removal(%(own)s, %(person)s)",
+    "ask for a permission": "select public.has_permission(%(org)s, 'members:read')",
+    "switch to the organization": "update public.profiles set current_organization_id = %(org)s where clerk_user_id = 'user_2Mallory'",
+    "update the person": "update public.profiles set full_name = 'x' where id = %(person)s",
+    "update the organization": "update public.organizations set name = 'x' where id = %(org)s",
+    "insert a row": "insert into public.specimens (organization_id, title) values (%(org)s, 'x')",
+    "read rows": "select id from public.specimens where organization_id = %(org)s",
+    "move a row": "update public.specimens set organization_id = %(org)s where false",
+    "read the trail": "select id from public.audit_logs where organization_id = %(org)s or user_id = %(person)s",
+    "join a channel": "select count(*) from realtime.messages where topic = 'org:' || %(org)s || ':specimens:read'",
+    "be present": "insert into realtime.messages (topic, extension) values ('org:' || %(org)s || ':presence', 'presence')",
+    "start a session": "select public.start_session() -> 'organizations'",
+    "list permissions": "select public.my_permissions()",
+    "list topics": "select app.topics()",
+    "list people": "select app.visible_profile_ids()",
+    "list organizations": "select app.own_org_ids(), app.org_ids('members:read'), app.user_id(), app.take_token()",
+}  # fmt: skip
+
+
+def ask_as_mallory(world: Database, statement: str, values: dict[str, str]) -> str:
+    """Everything that PostgREST would send her, without the ids that she sent."""
+    with world.connection.transaction(force_rollback=True):
+        try:
+            with world.acting("authenticated", mallory()):
+                cursor = world.connection.execute(statement, values)  # type: ignore[arg-type]
+                answer = f"{cursor.rowcount} {cursor.fetchall() if cursor.description else ''}"
+        except psycopg.DatabaseError as refused:
+            error = refused.diag
+            answer = f"{refused.sqlstate} {error.message_primary} {error.message_detail} {error.message_hint} {error.constraint_name}"
+    for name, value in values.items():
+        answer = answer.replace(value, name)
+    return answer
+
+
+@pytest.mark.parametrize("statement", PROBES.values(), ids=PROBES)
+def test_an_answer_does_not_show_whether_a_foreign_organization_or_person_exists(
+    world: Database, mallorys: str, statement: str
+) -> None:
+    existing = {
+        "own": mallorys,
+        "org": str(world.value("select id from public.organizations where name = 'Acme'")),
+        "person": str(world.value("select id from public.profiles where clerk_user_id = %s", ADA)),
+    }
+    unknown = {
+        "own": mallorys,
+        "org": "00000000-0000-4000-8000-00000000000a",
+        "person": "00000000-0000-4000-8000-00000000000b",
+    }
+    answer = ask_as_mallory(world, statement, existing)
+    assert answer == ask_as_mallory(world, statement, unknown)
+    foreign = world.rows(
+        "select id::text from public.profiles where clerk_user_id <> %s union all select id::text from public.organizations where id <> %s",
+        MALLORY, mallorys,
+    )  # fmt: skip
+    assert [text for (text,) in foreign if text in answer] == []

@@ -106,6 +106,20 @@ RULES = {
         select p.schemaname || '.' || p.tablename || '.' || a.attname from pg_publication_tables as p
         join pg_attribute as a on a.attrelid = format('%I.%I', p.schemaname, p.tablename)::regclass and a.attnum > 0 and not a.attisdropped
         where p.schemaname in {OURS} and not has_column_privilege('authenticated', a.attrelid, a.attnum, 'select')""",
+    "a unique key that clients write includes organization_id: a violation shows another tenant's value": f"""
+        select i.indexrelid::regclass::text from pg_index as i join pg_class as c on c.oid = i.indrelid join pg_namespace as n on n.oid = c.relnamespace
+        where n.nspname in {OURS} and (i.indisunique or i.indisexclusion)
+          and exists (select from pg_attribute as a where a.attrelid = c.oid and (a.attnum = any(i.indkey) or i.indexprs is not null) and a.attnum > 0
+            and has_column_privilege('authenticated', c.oid, a.attnum, 'insert, update'))
+          and not exists (select from pg_attribute as a where a.attrelid = c.oid and a.attnum = any(i.indkey) and a.attname = 'organization_id')""",
+    "a foreign key that clients write includes organization_id, or the row's own id: a violation shows whether another tenant's row exists": f"""
+        select k.conrelid::regclass || '.' || k.conname from pg_constraint as k join pg_namespace as n on n.oid = k.connamespace
+        where n.nspname in {OURS} and k.contype = 'f' and k.conparentid = 0
+          and (k.confrelid in ('public.organizations'::regclass, 'public.profiles'::regclass)
+            or exists (select from pg_attribute as t where t.attrelid = k.confrelid and t.attname = 'organization_id'))
+          and exists (select from unnest(k.conkey) as u (number) where has_column_privilege('authenticated', k.conrelid, u.number, 'insert, update'))
+          and not exists (select from pg_attribute as a where a.attrelid = k.conrelid and a.attnum = any(k.conkey) and (a.attname = 'organization_id'
+            or a.attname = 'id' and not has_column_privilege('authenticated', k.conrelid, a.attnum, 'insert, update')))""",
     "every constraint is valid": f"""
         select k.conname::text from pg_constraint as k join pg_namespace as n on n.oid = k.connamespace
         where n.nspname in {OURS} and not k.convalidated""",
@@ -277,6 +291,28 @@ def test_an_argument_of_any_form_that_accepts_more_levels_is_found(database: Dat
         "probe_late(jsonb), argument 1, as service_role",
         "probe_sql(jsonb), argument 1, as authenticated",
     ]
+
+
+@pytest.mark.parametrize(
+    ("rule", "definition", "is_found"),
+    [
+        ("a unique key", "number text unique", True),
+        ("a unique key", "number text, exclude (number with =)", True),
+        ("a unique key", "number text, unique (organization_id, number)", False),
+        ("a foreign key", "number uuid references public.specimens", True),
+        ("a foreign key", "number uuid references public.profiles", True),
+        ("a foreign key", "number uuid references public.profiles, organization_id_2 uuid references public.organizations", True),
+        ("a foreign key",
+         "number uuid, foreign key (organization_id, number) references public.organization_memberships (organization_id, user_id)", False),
+    ],
+)  # fmt: skip
+def test_a_key_that_shows_another_tenants_rows_is_found(
+    database: Database, rule: str, definition: str, is_found: bool
+) -> None:
+    database.execute(f"create table public.probes (id uuid primary key, organization_id uuid, {definition})")
+    database.execute("grant insert (organization_id, number), select on public.probes to authenticated")
+    [query] = [query for name, query in RULES.items() if name.startswith(f"{rule} that clients write")]
+    assert bool(database.rows(query)) == is_found
 
 
 def test_schema_ops_and_nothing_else_is_in_8_ops() -> None:
