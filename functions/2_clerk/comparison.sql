@@ -43,9 +43,9 @@ as $$
 begin
   return query
     select r.*
-    from app.clerk_records as r
-    where r.organization_id = organization and r.kind = 'subscription_item' and r.clerk_id <> all(listed)
-      and r.fields ->> 'status' in ('active', 'past_due', 'canceled') and (r.stamp).event_at <= asked_at;
+    from app.clerk_items_in_force as i
+    join app.clerk_records as r on r.kind = 'subscription_item' and r.clerk_id = i.clerk_id
+    where i.organization_id = organization and i.clerk_id <> all(listed) and (r.stamp).event_at <= asked_at;
 end;
 $$;
 comment on function app.select_ended_items is 'The records of items that are in force here, but that Clerk did not list at asked_at or later.';

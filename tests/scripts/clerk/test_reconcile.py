@@ -188,7 +188,8 @@ def test_missed_billing_events_are_found(reconcile: Reconcile) -> None:
         ("org_acme", "free", "active"),
     ]
     assert reconcile.ballast("backfill", "--json").exit_code == 0
-    reconcile.receive(events.event("subscription.created", subscribe("org_3", "pro", updated_at=4_000_000_000_000)))
+    now = int(time.time() * 1000)
+    reconcile.receive(events.event("subscription.created", subscribe("org_3", "pro", updated_at=now)))
     assert reconcile.execute(tiers)[3] == ("org_3", "pro", "active")
 
 
@@ -232,6 +233,7 @@ LATER = START + MINUTE
         ({"image_url": "https://img.clerk.com/new"}, "avatar_url"),
         ({"primary_email_address_id": "idn_other"}, "email"),
         ({"banned": True}, "banned"),
+        ({"deprovisioned": True}, "banned"),
     ],
 )
 @pytest.mark.parametrize("updated_at", [START, LATER], ids=["in silence", "later"])
