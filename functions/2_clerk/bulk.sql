@@ -36,23 +36,6 @@ end;
 $$;
 comment on function app.read_page_fields is 'The fields that app.merge_record would keep of an object of a page.';
 
--- Locks the objects and the people that they mention, so that no one is erased during the merge.
-create or replace function app.lock_clerk_page(page jsonb) returns void
-language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
-as $$
-begin
-  perform app.lock_clerk_objects(array(
-    select app.clerk_text(i.id)
-    from jsonb_array_elements(page) as o (object)
-    cross join lateral (
-      values (o.object -> 'id'), (o.object -> 'created_by'), (o.object -> 'organization_id'), (o.object -> 'organization' -> 'id'),
-        (o.object -> 'organization' -> 'created_by'), (o.object -> 'public_user_data' -> 'user_id')
-    ) as i (id)
-  ));
-end;
-$$;
-comment on function app.lock_clerk_page is 'Locks all objects of a page, and those that they mention, until the transaction ends.';
-
 create or replace function app.has_changed_items(subscription jsonb) returns boolean
 language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -219,7 +202,7 @@ begin
   if candidates = '[]' then
     return 0;
   end if;
-  perform app.lock_clerk_page(candidates);
+  perform app.lock_clerk_data(candidates);
   perform app.begin_bulk_merge(actor);
   if merge_clerk_page.kind = 'user' then
     inserted := app.insert_new_users(candidates, moment);

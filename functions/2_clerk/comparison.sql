@@ -176,7 +176,7 @@ declare
   object jsonb;
   known app.clerk_records;
 begin
-  perform app.lock_clerk_page(page);
+  perform app.lock_clerk_data(page);
   perform app.begin_bulk_merge(actor);
   for object in select e.object from jsonb_array_elements(page) as e (object) loop
     perform app.apply_clerk_event(app.build_page_event(kind, object, asked_at));

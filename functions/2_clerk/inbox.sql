@@ -77,22 +77,7 @@ end;
 $$;
 comment on function app.clerk_scopes is 'The Clerk ids of the users and organizations that an event is about.';
 
--- Takes the locks before the attempt, because a failed attempt would release them. Then an erasure of a person in the event runs either
--- before the event or after it.
-create or replace function app.lock_clerk_event(event jsonb, mentions text[]) returns void
-language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
-as $$
-declare
-  scopes record := app.clerk_scopes(event);
-begin
-  perform app.lock_clerk_objects(
-    array(select m.id from unnest(mentions) as m (id) where m.id like 'user\_%')
-    || scopes.users || scopes.organizations || app.clerk_text(event -> 'data' -> 'id')
-  );
-end;
-$$;
-comment on function app.lock_clerk_event is 'Locks all objects that an event is about or mentions, until the transaction ends.';
-
+-- The caller has locked the objects (app.lock_clerk_data), because a failed attempt would release its locks.
 -- An event that fails must not lose the message. In a pinned instance, events of other instances must not change rows. Clerk's dashboard
 -- can send examples: their instance_id is a made-up one, or missing.
 create or replace function app.try_clerk_event(event jsonb, out outcome text, out error text)
@@ -143,7 +128,7 @@ begin
 
   if known is null then
     mentions := app.clerk_mentions(content);
-    perform app.lock_clerk_event(content, mentions);
+    perform app.lock_clerk_data(jsonb_build_array(content -> 'data'));
     select t.outcome, t.error into outcome, failure from app.try_clerk_event(content) as t;
     insert into app.webhook_events (message_id, type, event, mentions, outcome, error, next_attempt_at, applied_at)
     values (
@@ -178,7 +163,7 @@ declare
   failure text;
 begin
   select e.* into stored from app.webhook_events as e where e.message_id = retry_clerk_event.message_id;
-  perform app.lock_clerk_event(stored.event, stored.mentions);
+  perform app.lock_clerk_data(jsonb_build_array(stored.event -> 'data'));
   select e.* into stored from app.webhook_events as e where e.message_id = retry_clerk_event.message_id for update;
   if stored.message_id is null or stored.outcome <> 'failed' then
     return stored.outcome;

@@ -45,6 +45,26 @@ $$;
 comment on function app.lock_clerk_objects is
 'Locks the objects with these Clerk ids, and the organizations and people they are known to belong to, until the transaction ends.';
 
+-- Only ids in the fields that we use: metadata may contain any number of others, and all sessions share the space for locks. Up to seven
+-- locks per object. An erasure of one of these people therefore runs before the object is applied or after it. For people who are mentioned
+-- elsewhere nothing is applied. If their erasure began after the event was searched for erased people, it finds the mention: it ends only
+-- after all transactions that began before (app.has_older_transactions).
+create or replace function app.lock_clerk_data(objects jsonb) returns void
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform app.lock_clerk_objects(array(
+    select app.clerk_text(i.id)
+    from jsonb_array_elements(objects) as o (object)
+    cross join lateral (
+      values (o.object -> 'id'), (o.object -> 'created_by'), (o.object -> 'organization_id'), (o.object -> 'organization' -> 'id'),
+        (o.object -> 'organization' -> 'created_by'), (o.object -> 'public_user_data' -> 'user_id'), (o.object -> 'payer' -> 'organization_id')
+    ) as i (id)
+  ));
+end;
+$$;
+comment on function app.lock_clerk_data is 'Locks Clerk objects, and the people and organizations in the fields that we use, until the transaction ends.';
+
 create or replace function app.salted_hash(salt bytea, value text) returns text
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$

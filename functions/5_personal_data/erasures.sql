@@ -133,7 +133,7 @@ comment on function public.erasure_receipt is
 'Returns what the holder of a receipt may see: {receipt, state, requested_at, erased_at, clerk_deleted_at, counts}; null for an unknown receipt. Definer: the service has no privilege on tables.';
 
 -- Only one session at a time works on an erasure; a concurrent call only returns the state. If another transaction holds a row for longer
--- than a second, the step fails and is retried.
+-- than a second, the step fails and is retried. settled_at is a time after the request was committed; now() may be one before.
 create or replace function public.continue_erasure(receipt uuid) returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp set lock_timeout = '1s'
 as $$
@@ -157,7 +157,7 @@ begin
     update app.erasure_log as l
     set
       state = job.state, counts = step.counts,
-      settled_at = case when step.finished and step.erased = 0 then coalesce(job.settled_at, now()) end,
+      settled_at = case when step.finished and step.erased = 0 then coalesce(job.settled_at, clock_timestamp()) end,
       erased_at = case when job.state = 'erased' then coalesce(l.erased_at, now()) end,
       person = case job.state when 'erased' then (null, (l.person).clerk_user_id, null)::app.person else l.person end
     where l.receipt = receipt;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
@@ -10,12 +11,15 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from scripts.clerk.backfill import MERGE_BATCH
 from tests import events
 from tests.conftest import Database
 from tests.events import Json
+from tests.people import call
 
 ANY_CHARACTER = st.characters(exclude_categories=())  # with unpaired surrogates
 NUMBERS = st.integers(-(10**30), 10**30) | st.floats(-1e15, 1e15)
+Connection = psycopg.Connection[Any]
 JSON = st.recursive(
     st.none() | st.booleans() | NUMBERS | st.text(ANY_CHARACTER, max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(ANY_CHARACTER, max_size=8), inner, max_size=4),
@@ -233,3 +237,102 @@ def test_the_answer_contains_the_lag_between_the_event_and_its_storage(
     assert (found is not None) == lag
     if timestamp == "now":
         assert 0 <= found < 1
+
+
+# Locks, and erasures that run at the same time -------------------------------------------------------------------------
+
+LOCKS = "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()"
+
+
+def mentioning(*ids: str) -> str:
+    """An event about an organization whose metadata mentions people."""
+    acme = events.organization("org_acme", created_by="user_founder", public_metadata={"people": list(ids)})
+    return json.dumps(events.event("organization.updated", acme))
+
+
+@pytest.mark.parametrize("kind", ["organization.updated", "organization.deleted", "session.created"])
+def test_ids_in_metadata_take_no_locks(database: Database, kind: str) -> None:
+    event = json.loads(mentioning(*(f"user_{number}" for number in range(740))))
+    receive(database, json.dumps(event | {"type": kind}))
+    assert database.value("select cardinality(mentions) from app.webhook_events") == 741
+    assert 3 <= database.value(LOCKS) <= 6
+
+
+def test_the_locks_of_a_page_fit_three_times_into_the_smallest_lock_table(database: Database) -> None:
+    page = [
+        events.membership(
+            f"orgmem_{n}", events.organization(f"org_{n}", created_by=f"user_founder_{n}"), events.user(f"user_{n}")
+        )
+        for n in range(MERGE_BATCH)
+    ]
+    database.value("select app.merge_clerk_page('membership', %s, now(), 'backfill')", json.dumps(page))
+    smallest = 64 * 60  # max_locks_per_transaction * max_connections of Supabase's smallest compute
+    assert 4 * MERGE_BATCH < database.value(LOCKS) < smallest / 3
+
+
+@pytest.fixture
+def connections(connect: Callable[[], Connection]) -> Iterator[list[Database]]:
+    """Three connections that commit. The tables are emptied afterwards."""
+    with connect() as one, connect() as two, connect() as three:
+        for each in (one, two, three):
+            each.execute("set lock_timeout = '20s'")
+        yield [Database(one), Database(two), Database(three)]
+        one.execute("truncate public.profiles, public.organizations cascade")
+        one.execute(
+            "truncate app.webhook_events, app.clerk_records, app.clerk_tombstones, app.known_addresses, app.erasure_log"
+        )
+
+
+def request_erasure(database: Database) -> str:
+    return str(call(database, "request_erasure", clerk_user_id="user_ada", requested_by="person")["receipt"])
+
+
+def continue_erasure(database: Database, receipt: str) -> str:
+    return str(call(database, "continue_erasure", receipt=receipt)["state"])
+
+
+def read_mentions(database: Database) -> int:
+    return int(database.value("select count(*) from app.webhook_events as e where e::text like '%%user_ada%%'"))
+
+
+def test_a_mention_in_an_uncommitted_event_is_erased_without_waiting(connections: list[Database]) -> None:
+    sync, eraser, _ = connections
+    receive(eraser, json.dumps(events.event("user.created", events.user("user_ada"))), "msg_0")
+    with sync.connection.transaction():
+        receive(sync, mentioning("user_ada"), "msg_1")
+        receipt = request_erasure(eraser)
+        states = {continue_erasure(eraser, receipt) for _ in range(5)}
+    assert states == {"running"}  # it does not end before the event is visible
+    assert read_mentions(sync) == 1
+    for _ in range(5):
+        states.add(continue_erasure(eraser, receipt))
+    assert states == {"running", "erased"}
+    assert read_mentions(sync) == 0
+
+
+def test_a_mention_in_an_event_that_began_during_a_step_is_erased(connections: list[Database]) -> None:
+    """The step's transaction begins before the event's, and the event looks for erased people before the erasure."""
+    sync, eraser, requester = connections
+    receive(requester, json.dumps(events.event("user.created", events.user("user_ada"))), "msg_0")
+    with eraser.connection.transaction():
+        eraser.execute("select now()")
+        sync.execute("begin")
+        receive(sync, mentioning("user_ada"), "msg_1")
+        receipt = request_erasure(requester)
+        for _ in range(3):
+            continue_erasure(eraser, receipt)
+    assert {continue_erasure(eraser, receipt) for _ in range(3)} == {"running"}
+    sync.execute("commit")
+    for _ in range(5):
+        continue_erasure(eraser, receipt)
+    assert read_mentions(sync) == 0
+
+
+def test_an_event_that_begins_after_the_request_contains_no_mention(connections: list[Database]) -> None:
+    sync, eraser, _ = connections
+    receive(eraser, json.dumps(events.event("user.created", events.user("user_ada"))), "msg_0")
+    with sync.connection.transaction():
+        sync.execute("select now()")
+        request_erasure(eraser)
+        receive(sync, mentioning("user_ada"), "msg_1")
+    assert sync.value("select event from app.webhook_events where message_id = 'msg_1'")["erased"] is True
