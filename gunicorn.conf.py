@@ -5,6 +5,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from service.settings import SettingsInvalid, load
@@ -42,12 +43,18 @@ def _remove_counts(folder: Path) -> None:
         file.unlink(missing_ok=True)
 
 
+def post_worker_init(worker: Any) -> None:
+    """Gives the service the number of threads, also if the command line changed it."""
+    worker.wsgi.extensions["ballast"].threads.total = worker.cfg.threads
+
+
 wsgi_app = "service.app:create_app()"
-worker_class = "gthread"
+worker_class = "service.gunicorn_worker.Worker"
 workers = 2
 threads = 8
+sendfile = False  # it has no deadline
 timeout = 30  # twice as long as Svix waits
-graceful_timeout = 20  # a stop lets requests finish: they take at most 14 s, except exports
+graceful_timeout = 20  # a stop lets requests finish: they take at most 14 s, except downloads
 keepalive = 75  # longer than a load balancer's 60 s, so that it never uses a connection that we are closing
 
 accesslog = None  # service/logs.py writes one line per request

@@ -56,7 +56,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     metrics.register(app)
     # Before the limits: browsers send preflights by themselves, so they must not count.
     cors.register(app, settings.clerk_authorized_parties)
-    limits.register(app, components.limits, components.session_tokens, settings.trusted_proxies)
+    limits.register(app, components.limits, components.threads, components.session_tokens, settings.trusted_proxies)
     app.after_request(partial(_set_headers, HEADERS | (HTTPS_ONLY if is_guarded else {})))
     for blueprint in (
         health, webhooks, me, members, audit, personal_data, backups, legal, mail, jobs,

@@ -58,12 +58,12 @@ def read_pages(data_api: DataApi, organization_id: str, chosen: Range) -> Iterat
         before = (page[-1]["created_at"], page[-1]["id"])
 
 
-def as_csv(pages: Iterator[list[Entry]]) -> Iterator[str]:
+def as_csv(pages: Iterator[list[Entry]]) -> Iterator[bytes]:
     """Yields the file in pieces, one per page. Raises CallFailed."""
     heading, entries = _format_rows([COLUMNS]), 0
     try:
         for page in pages:
-            yield heading + _format_rows(map(_make_row, page))
+            yield (heading + _format_rows(map(_make_row, page))).encode()
             heading = ""
             entries += len(page)
     except CallFailed as failure:

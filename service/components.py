@@ -22,6 +22,7 @@ from service.limits import Limits
 from service.mail import DevMailbox, Mailer, Renderer, Resend
 from service.privacy_notice import PrivacyNotice
 from service.settings import Settings
+from service.threads import Threads
 
 REDIS_TIMEOUT = httpx.Timeout(2)
 # A platform takes away an instance whose readiness check is late, which Redis alone must not cause.
@@ -33,6 +34,7 @@ class Components:
     """The service's settings and its connections to the outside."""
 
     settings: Settings
+    threads: Threads
     data_api: DataApi
     redis_probe: Redis
     cache: Cache
@@ -61,6 +63,7 @@ def build_components(app: Flask, settings: Settings) -> Components:
     cache = Cache(breaker, settings.supabase_url)
     built = Components(
         settings=settings,
+        threads=Threads(),
         data_api=data_api,
         redis_probe=_build_redis(settings, REDIS_PROBE_TIMEOUT),
         cache=cache,

@@ -22,6 +22,7 @@ from service import metrics
 from service.breaker import Breaker, RedisUnavailable
 from service.identity import SessionTokens, current_caller
 from service.problems import Problem
+from service.threads import Threads
 
 # All addresses of an IPv6 network of this size count as one client, because one client can use any of them.
 IPV6_NETWORK_BITS = 64
@@ -84,6 +85,13 @@ class RateLimited(Problem, status=429, slug="rate-limited", title="Too many requ
         )
 
 
+class TooManyAtOnce(Problem, status=429, slug="too-many-at-once", title="Too many requests at once"):
+    """As many requests of the person are being processed as are allowed: the last threads are for others."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit} of your requests are being processed. Try again in 1 s.", limit=limit, retry_after=1)
+
+
 @dataclass(frozen=True)
 class Decision:
     """Whether a request is allowed, and what is left of the limit. A new window begins in `resets_in` seconds."""
@@ -125,14 +133,15 @@ class Limits:
         return Decision(response.allowed, response.limit, response.remaining, resets_in)
 
 
-def register(app: Flask, limits: Limits, session_tokens: SessionTokens, trusted_proxies: int) -> None:
+def register(app: Flask, limits: Limits, threads: Threads, session_tokens: SessionTokens, trusted_proxies: int) -> None:
     """Limits every route of `app` except those that are exempt.
 
     A client's address is the peer's, or the one that the outermost of `trusted_proxies` wrote into X-Forwarded-For.
     """
     if trusted_proxies:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=trusted_proxies, x_proto=0)  # type: ignore[method-assign]
-    app.before_request(partial(_check, limits, session_tokens))
+    app.before_request(partial(_check, limits, threads, session_tokens))
+    app.teardown_request(lambda _: _release(threads))
     app.after_request(_set_headers)
 
 
@@ -154,7 +163,7 @@ def client_address() -> str:
     return str(getattr(parsed, "ipv4_mapped", None) or parsed)
 
 
-def _check(limits: Limits, session_tokens: SessionTokens) -> None:
+def _check(limits: Limits, threads: Threads, session_tokens: SessionTokens) -> None:
     name = find_limit(request.endpoint)
     if name is None:
         return
@@ -164,10 +173,26 @@ def _check(limits: Limits, session_tokens: SessionTokens) -> None:
             caller = current_caller(session_tokens).user_id
         except Problem:  # the route itself answers with this problem
             name = "strangers"
+        else:
+            _take_place(threads, caller)
     decision = limits.count(name, caller)
     g.limit_decision = decision
     if decision is not None and not decision.is_allowed:
         raise RateLimited(name, decision.resets_in)
+
+
+def _take_place(threads: Threads, person: str) -> None:
+    """Counts the request until its response is made. Raises TooManyAtOnce."""
+    most = threads.most_requests_per_person
+    if threads.requests.take(person, most, math.inf) is not None:
+        raise TooManyAtOnce(most)
+    g.place = person
+
+
+def _release(threads: Threads) -> None:
+    # A download's context is torn down twice: before its body is sent, and after it.
+    if (person := g.pop("place", None)) is not None:
+        threads.requests.release(person)
 
 
 def _set_headers(response: Response) -> Response:

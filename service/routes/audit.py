@@ -11,7 +11,7 @@ from service.audit_csv import Range, as_csv, read_pages
 from service.components import components
 from service.permissions import PermittedCaller, requires
 from service.problems import Problem
-from service.streaming import stream_file
+from service.streaming import take_slot
 
 audit = Blueprint("audit", __name__, url_prefix="/api/v1/organizations/<uuid:organization_id>")
 
@@ -27,8 +27,9 @@ class RangeInvalid(Problem, status=400, slug="range-invalid", title="The range i
 def export(permitted: PermittedCaller) -> ResponseReturnValue:
     """Sends the organization's entries in a range, newest first."""
     chosen = _read_range(request.args.get("from"), request.args.get("to"))
-    pages = read_pages(components().data_api, permitted.organization["id"], chosen)
-    return stream_file(as_csv(pages), "text/csv; charset=utf-8", chosen.filename)
+    with take_slot(components().threads, permitted.caller.user_id) as slot:
+        pages = read_pages(components().data_api, permitted.organization["id"], chosen)
+        return slot.send(as_csv(pages), "text/csv; charset=utf-8", chosen.filename)
 
 
 def _read_range(start: str | None, end: str | None) -> Range:

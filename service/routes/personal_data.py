@@ -19,7 +19,7 @@ from service.identity import Caller, current_caller, require_person
 from service.logs import log
 from service.origin import origin_headers
 from service.problems import Problem
-from service.streaming import stream_file
+from service.streaming import take_slot
 
 personal_data = Blueprint("personal_data", __name__, url_prefix="/api/v1/gdpr")
 
@@ -73,16 +73,18 @@ def export() -> ResponseReturnValue:
     """Sends all data about the caller, as JSON, or as a ZIP if the Accept header prefers that."""
     if request.method == "HEAD":
         raise MethodNotAllowed(["GET"])  # Flask would make the whole export and then discard it
-    started = _call("begin_export", {"clerk_user_id": _require_person().user_id})
-    if "retry_after" in started:
-        raise ExportTooSoon(started["retry_after"])
-    running = Export.of(components().data_api.call, started)
-    content_type = request.accept_mimetypes.best_match(FORMATS, "application/json")
-    extension, write = FORMATS[content_type]
-    filename = f"user-data-{running.generated_at[:10]}.{extension}"
-    answer = stream_file(_record_end(running, write(running)), content_type, filename)
-    answer.headers["Vary"] = "Accept"
-    return answer
+    person = _require_person().user_id
+    with take_slot(components().threads, person) as slot:
+        started = _call("begin_export", {"clerk_user_id": person})
+        if "retry_after" in started:
+            raise ExportTooSoon(started["retry_after"])
+        running = Export.of(components().data_api.call, started)
+        content_type = request.accept_mimetypes.best_match(FORMATS, "application/json")
+        extension, write = FORMATS[content_type]
+        filename = f"user-data-{running.generated_at[:10]}.{extension}"
+        answer = slot.send(_record_end(running, write(running)), content_type, filename)
+        answer.headers["Vary"] = "Accept"
+        return answer
 
 
 @personal_data.post("/erasure")
