@@ -8,7 +8,7 @@ import secrets
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,12 @@ set local client_min_messages = warning;
 set local maintenance_work_mem = '256MB';
 set local synchronous_commit = off;
 """
+# psql prints these lines of an error; the data that follows them is left out. CONTEXT may have several lines.
+ERROR = re.compile(r"^psql:.*?: \w+:  (?P<code>(?!0[012])\w{5}): (?P<message>.*)$", re.MULTILINE)  # not a warning
+COPY_CONTEXT = re.compile(r"^(?:CONTEXT:  )?COPY ([^\s,:]+), line (\d+)(?:, column ([^\s,:]+))?", re.MULTILINE)
+# Messages of these SQLSTATE classes quote the names of objects. Others may quote values.
+CLASSES_THAT_QUOTE_NAMES = {"0A", "23", "28", "2B", "3D", "3F", "42", "55", "58"}
+BUILT_IN_CLASS = re.compile("[0-9FHX]")  # other errors are raised by functions, with any text
 EPILOGUE = b"""\
 notify pgrst, 'reload schema';
 commit;
@@ -128,7 +134,10 @@ def restore(backup: Backup, dump: Path, target: Target, bar: Bar) -> None:
     """Restores everything in one transaction. Raises RestoreFailed, ArchiveDamaged, ProgramsMissing."""
     chosen = programs.choose_programs(target.connection, at_least=backup.manifest.dump_version)
     before, after = backup.read_script(BEFORE), backup.read_script(AFTER)
-    with tempfile.TemporaryDirectory(prefix="ballast-restore-") as folder, _open_psql(chosen, target.url) as psql:
+    with (
+        tempfile.TemporaryDirectory(prefix="ballast-restore-") as folder,
+        _open_psql(chosen, target.url, backup.manifest.rows) as psql,
+    ):
         contents = Path(folder) / "contents"
         contents.write_text("\n".join(_list_contents(backup, dump, chosen, target.connection)))
         bar.start_stage("Restoring", backup.manifest.dump_bytes)
@@ -159,14 +168,16 @@ def analyze(connection: Connection) -> None:
 
 
 @contextmanager
-def _open_psql(chosen: Programs, url: str) -> Iterator[_Psql]:
+def _open_psql(chosen: Programs, url: str, tables: Collection[str]) -> Iterator[_Psql]:
     """Starts psql for a script. If the block raises, psql is killed and the transaction rolled back.
+
+    An error names which of the `tables` it is about, such as public.projects.
 
     Raises RestoreFailed.
     """
     target, environment = programs.split_password(url)
     command = [chosen["psql"], f"--dbname={target}", "--no-password", "--no-psqlrc", "--quiet", "--file=-"]
-    settings = ["--set=ON_ERROR_STOP=1", "--set=VERBOSITY=terse"]
+    settings = ["--set=ON_ERROR_STOP=1", "--set=VERBOSITY=verbose"]
     with tempfile.TemporaryFile() as stderr:
         process = subprocess.Popen(
             [*command, *settings],
@@ -177,7 +188,7 @@ def _open_psql(chosen: Programs, url: str) -> Iterator[_Psql]:
             pipesize=archive.PIECE_BYTES,
         )
         with process:
-            psql = _Psql(process, stderr)
+            psql = _Psql(process, stderr, tables)
             try:
                 yield psql
             except BaseException:
@@ -193,6 +204,7 @@ def _open_psql(chosen: Programs, url: str) -> Iterator[_Psql]:
 class _Psql:
     process: subprocess.Popen[bytes]
     stderr: IO[bytes]
+    tables: Collection[str]
 
     def write(self, script: bytes) -> None:
         """Sends a script to psql. Raises RestoreFailed with psql's error if it has stopped."""
@@ -207,7 +219,7 @@ class _Psql:
         with suppress(BrokenPipeError):
             self.process.stdin.close()
         if self.process.wait() != 0:
-            raise RestoreFailed(f"Nothing was restored. {_read_error(self.stderr)}")
+            raise RestoreFailed(f"Nothing was restored. {_read_error(self.stderr, self.tables)}")
 
 
 def _pipe_dump(backup: Backup, dump: Path, pg_restore: list[str], psql: _Psql, bar: Bar) -> None:
@@ -296,13 +308,28 @@ class _Feeder(threading.Thread):
             self._process.stdin.close()
 
 
-def _read_error(stderr: IO[bytes]) -> str:
-    """Reads psql's first error, without the details, which may quote data."""
+def _read_error(stderr: IO[bytes], tables: Collection[str]) -> str:
+    """Describes psql's first error: the table and the row if it knows them, the reason, and no data.
+
+    Example: Row 3 of public.projects, column metadata: stack depth limit exceeded (54001).
+    """
     stderr.seek(0)
-    lines = stderr.read(20_000).decode(errors="replace").splitlines()
-    return next(
-        (line.partition(": ")[2][:300] for line in lines if "ERROR: " in line or "error: " in line), "psql failed."
-    )
+    text = stderr.read(100_000).decode(errors="replace")
+    error = ERROR.search(text)
+    if error is None:
+        return next((line.partition(": ")[2][:300] for line in text.splitlines() if "error: " in line), "psql failed.")
+    code, message = error["code"], error["message"]
+    if code[:2] not in CLASSES_THAT_QUOTE_NAMES:
+        message = re.sub('".*', "…", message) if BUILT_IN_CLASS.match(code) else "a function raised an error"
+    return f"{_describe_place(text[error.end() :], tables)}{message[:300]} ({code})."
+
+
+def _describe_place(context: str, tables: Collection[str]) -> str:
+    """Names the row that COPY was reading. Data before the last line of the context may contain similar text."""
+    for name, row, column in reversed(COPY_CONTEXT.findall(context)):
+        if found := " or ".join(table for table in tables if table.partition(".")[2] == name):
+            return f"Row {int(row):,} of {found}{f', column {column}' if column else ''}: "
+    return ""
 
 
 def _describe_file(file: File | None) -> str:

@@ -49,6 +49,7 @@ AFTERWARDS = "After every restore"
 WITHOUT_BALLAST = "Without Ballast"
 DRILLS = "Drills"
 KEYS = "Keys"
+BAD_ROW = "A row that no server accepts"
 
 
 def sections() -> dict[str, str]:
@@ -113,8 +114,11 @@ class Operator:
     ) -> subprocess.CompletedProcess[str]:
         commands = "\n".join(blocks(sections()[heading], "sh").values())
         assert commands
+        return self.run(re.sub(*change, commands) if change[0] else commands, **more)
+
+    def run(self, commands: str, **more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", re.sub(*change, commands) if change[0] else commands],
+            ["bash", "-euo", "pipefail", "-c", commands],
             cwd=self.folder, env=self.environment | more, capture_output=True, text=True, check=False, timeout=300,
         )  # fmt: skip
 
@@ -184,7 +188,7 @@ def require_anon_is_refused(url: str) -> None:
 
 
 def test_these_tests_run_every_command_of_the_page() -> None:
-    followed = {SETTING_UP, ROWS, NEW_PROJECT, SAME_PROJECT, AFTERWARDS, WITHOUT_BALLAST, DRILLS, KEYS}
+    followed = {SETTING_UP, ROWS, NEW_PROJECT, SAME_PROJECT, AFTERWARDS, WITHOUT_BALLAST, DRILLS, KEYS, BAD_ROW}
     assert {heading for heading, text in sections().items() if blocks(text, "sh")} == followed
     fences = len(re.findall(r"^ *```", PAGE, re.MULTILINE))
     assert fences % 2 == 0
@@ -397,6 +401,19 @@ def test_without_the_first_script_every_table_is_open_and_the_page_detects_it(by
     with psycopg.connect(bystander.target) as connection:
         connection.execute("set role anon")
         connection.execute("select count(*) from public.organizations")
+
+
+def test_a_row_of_the_dump_can_be_looked_at(bystander: Operator) -> None:
+    decrypt = list(blocks(sections()[WITHOUT_BALLAST], "sh").values())[:2]
+    [look] = blocks(sections()[BAD_ROW], "sh").values()
+    commands = [*decrypt, *(look.replace("1 + 3", f"1 + {row}") for row in (1, 2, 3))]
+    heading, *lines = bystander.run("\n".join(commands)).stdout.splitlines()[-6:]
+    assert heading.startswith("COPY public.projects (id, organization_id, ")
+    shown = {line.partition("\t")[0] for line in lines} - {heading}
+    with psycopg.connect(bystander.vault.url) as connection:
+        projects = connection.execute("select id::text from public.projects").fetchall()
+    assert len(shown) == 3
+    assert shown <= {each for (each,) in projects}
 
 
 def test_a_damaged_file_stops_the_recovery(bystander: Operator) -> None:

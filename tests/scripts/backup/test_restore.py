@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -234,9 +235,95 @@ def test_the_reason_of_a_refusal_is_reported_without_data(
         admin.execute("create schema hidden")
     refused = folder_shelf.run("restore", folder_shelf.keep(backup), "--to", target)
     assert refused.exit_code == 1
-    assert 'Nothing was restored. ERROR:  schema "app" already exists' in refused.stderr
+    assert 'Nothing was restored. schema "app" already exists (42P06).' in refused.stderr
     with psycopg.connect(target) as connection:
         assert snapshot.count_rows(connection) == {}
+
+
+SECRET_TITLE = "Of ada@example.com\nCONTEXT:  COPY profiles, line 7"
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A backup of a database with a row in public.projects that no server accepts. `row` counts in the dump's order."""
+
+    vault: Vault
+    name: str
+    row: int
+
+
+@pytest.fixture
+def make_bad_row(folder_vault: Vault, bare_server: Postgres) -> Callable[..., BadRow]:
+    """Inserts a project after these statements, and backs up after others. A superuser runs them, without triggers."""
+
+    def make(before: str, metadata: str, after: str = "") -> BadRow:
+        url = bare_server.url("supabase_admin", folder_vault.url.rpartition("/")[2])
+        with psycopg.connect(url) as admin:
+            admin.execute("set session_replication_role = replica")
+            admin.execute(before.encode())
+            others = "insert into public.projects (organization_id, title) select id, 'Later' from public.organizations"
+            admin.execute(others.encode())
+            [[place]] = admin.execute(
+                "insert into public.projects (organization_id, title, metadata) values (gen_random_uuid(), %s, %s) returning ctid::text",
+                [SECRET_TITLE, metadata],
+            ).fetchall()
+            admin.execute(others.encode())
+            [[row]] = admin.execute("select count(*) from public.projects where ctid <= %s", [place]).fetchall()
+            admin.execute(after.encode())
+        return BadRow(folder_vault, folder_vault.back_up(), row)
+
+    return make
+
+
+def assert_refused(bad: BadRow, empty: str, reason: str) -> None:
+    """A restore and a drill both report the reason, and no data."""
+    expected = f"Nothing was restored. {reason.format(row=bad.row)}"
+    refused = bad.vault.run("restore", bad.name, "--to", empty)
+    assert (refused.exit_code, refused.stderr.splitlines()[-1]) == (1, f"ballast: {expected}")
+    report = run_drill(bad.vault, bad.name)
+    assert [(check["passed"], check["detail"]) for check in report["checks"].values()] == [(False, expected)]
+    for output in (refused.output, json.dumps(report)):
+        assert "ada@" not in output
+        assert "profiles" not in output
+    with psycopg.connect(empty) as connection:
+        assert snapshot.count_rows(connection) == {}
+
+
+@at_hand
+def test_a_restore_names_the_row_that_is_nested_too_deeply(make_bad_row: Callable[..., BadRow], empty: str) -> None:
+    loosened = "set max_stack_depth = '7MB'; alter table public.projects drop constraint projects_metadata_check"
+    bad = make_bad_row(loosened, '{"a":' * 30_000 + "1" + "}" * 30_000)
+    assert_refused(bad, empty, "Row {row} of public.projects, column metadata: stack depth limit exceeded (54001).")
+
+
+@at_hand
+@pytest.mark.parametrize(
+    ("check", "reason"),
+    [
+        ("title < 'O'", 'new row for relation "projects" violates check constraint "probe" (23514)'),
+        ("title = 'Later' or title::integer > 0", "invalid input syntax for type integer: … (22P02)"),
+        ("public.probe(title)", "a function raised an error (P0001)"),
+    ],
+)
+def test_a_restore_names_the_row_that_a_check_refuses(
+    make_bad_row: Callable[..., BadRow], empty: str, check: str, reason: str
+) -> None:
+    function = """
+        create function public.probe(title text) returns boolean language plpgsql as $$
+        begin if title <> 'Later' then raise '% is wrong', title; end if; return true; end $$"""
+    # The dump of a constraint that is not valid would add it after the rows.
+    constraint = f"alter table public.projects add constraint probe check ({check}) not valid"
+    valid = "update pg_constraint set convalidated = true where conname = 'probe'"
+    bad = make_bad_row(f"delete from public.projects; {function}", "{}", f"{constraint}; {valid}")
+    assert_refused(bad, empty, f"Row {{row}} of public.projects: {reason}.")
+
+
+@at_hand
+def test_a_restore_names_the_table_of_a_dangling_reference(make_bad_row: Callable[..., BadRow], empty: str) -> None:
+    violated = (
+        'insert or update on table "projects" violates foreign key constraint "projects_organization_id_fkey" (23503).'
+    )
+    assert_refused(make_bad_row("", "{}"), empty, violated)
 
 
 @pytest.mark.parametrize("file", ["before.sql", "after.sql"])
