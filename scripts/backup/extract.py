@@ -25,6 +25,9 @@ from scripts.schema.database import Connection
 
 ORGANIZATIONS, PROFILES = "organizations", "profiles"
 OWNER = "organization_id"
+# The audit trail is append-only and sealed: entries that a script adds to a sealed range, or to a month that retention
+# has dropped, would look like forgeries.
+LEFT_OUT = ("public.audit_logs",)
 OWNER_ONLY = 0o600
 DATABASE_VARIABLE = '"$DATABASE_URL"'
 # Formats of the written values, so that every server reads the same values.
@@ -153,6 +156,7 @@ class Extract:
     format: Format
     output: str
     rows: dict[str, int]
+    left_out: tuple[str, ...] = LEFT_OUT
 
 
 def write_extract(backup: Backup, organization: str, output: Path, output_format: Format, bar: Bar) -> Extract:
@@ -311,7 +315,8 @@ def _write_put_back_script(
     `copy(table, into)` writes a table's rows, and the statement that loads them.
     """
     header = f"{source}: the organization {rows.organization}. Inserts missing rows and changes no existing ones."
-    script.write(f"-- {header}\n--   {command}\n{PROLOGUE}".encode())
+    without = f"Without the organization's rows of {', '.join(LEFT_OUT)}."
+    script.write(f"-- {header}\n-- {without}\n--   {command}\n{PROLOGUE}".encode())
     for group in rows.graph.groups():
         for table in group:
             script.write(_create_temporary_table(rows.graph, table))

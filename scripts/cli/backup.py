@@ -263,7 +263,8 @@ def extract(  # noqa: PLR0913, PLR0917 - an argument per option
 
     The backup (its ID, or `latest`) is restored into a temporary PostgreSQL and checked. Erasures since the backup are
     repeated there. Only you may read the file. Put the rows back with psql: the script inserts missing rows and changes
-    no existing ones. You can run it repeatedly.
+    no existing ones. You can run it repeatedly. The organization's audit entries are not written: nothing may be added
+    to the sealed trail. Read them in the database, or restore the backup and read them there.
     """
     environment = options.build_environment(None)
     require_free(output)
@@ -298,6 +299,10 @@ def _show_extract(done: Extract, *, as_json: bool) -> None:
         f"psql {DATABASE_VARIABLE} --file={path}"
         if done.format == "sql"
         else f"cd {path} && psql {DATABASE_VARIABLE} --file=put-back.sql"
+    )
+    click.echo(
+        f"The organization's audit entries ({', '.join(done.left_out)}) are not in it: nothing may be added to the"
+        " sealed trail. To read old ones, restore the backup."
     )
     click.echo(f"{sum(done.rows.values()):,} rows of {done.organization}. To put back missing rows, run: {command}")
 

@@ -255,6 +255,25 @@ def test_csv_is_one_file_per_table_with_parents_first(
     }  # fmt: skip
     assert (tmp_path / "a b" / names[0]).read_text().startswith("id,clerk_org_id,name,")
     assert "public.specimens" in printed
+    assert "audit entries (public.audit_logs) are not in it" in " ".join(printed.split())
+    assert "-- Without the organization's rows of public.audit_logs." in (tmp_path / "a b" / "put-back.sql").read_text()
+
+
+@pytest.mark.parametrize("output_format", ["sql", "csv"])
+def test_an_extract_says_that_it_has_no_audit_entries(
+    folder_vault: Vault, tmp_path: Path, output_format: str, backup: StoredBackup
+) -> None:
+    with folder_vault.connect() as connection:
+        entries = connection.execute(
+            "select a.id::text from public.audit_logs as a join public.organizations as o on o.id = a.organization_id"
+            " where o.clerk_org_id = 'org_acme'"
+        ).fetchall()
+    report = extract(folder_vault, folder_vault.keep(backup), tmp_path / "acme", "--format", output_format)
+    assert report["left_out"] == ["public.audit_logs"]
+    assert "public.audit_logs" not in report["rows"]
+    text = text_of(tmp_path / "acme")
+    assert entries
+    assert [identifier for (identifier,) in entries if identifier in text] == []
 
 
 def test_an_unknown_organization_leaves_no_file(folder_shelf: Vault, tmp_path: Path, backup: StoredBackup) -> None:
