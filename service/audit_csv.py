@@ -41,7 +41,7 @@ class Range:
 
 
 def read_pages(data_api: DataApi, organization_id: str, chosen: Range) -> Iterator[list[Entry]]:
-    """Yields at least one page; the last page is not full. Raises CallFailed."""
+    """Yields pages of up to PAGE entries and 2 MB; the last page is empty. Raises CallFailed."""
     before = (chosen.end.isoformat() if chosen.end else "infinity", LOWEST_ID)
     while True:
         arguments = {
@@ -53,7 +53,7 @@ def read_pages(data_api: DataApi, organization_id: str, chosen: Range) -> Iterat
         }
         page = cast("list[Entry]", data_api.call("audit_page", arguments))
         yield page
-        if len(page) < PAGE:
+        if not page:
             return
         before = (page[-1]["created_at"], page[-1]["id"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,6 +29,9 @@ def _require_json(response: httpx.Response) -> None:
 Call = Callable[[str, dict[str, Any]], Any]
 
 NO_CONTENT = 204
+# A number in a jsonb column may have 131,072 digits before its decimal point, and users write such columns. Python
+# refuses to read an integer of more than 4,300 digits.
+sys.set_int_max_str_digits(200_000)
 EVENT_HOOKS = {"response": [_require_json]}
 
 

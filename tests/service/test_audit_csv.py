@@ -149,6 +149,45 @@ def test_2500_entries_with_equal_times_come_once_each_and_in_order(
     assert [entry["id"] for entry in rows(response.text)] == [each for (each,) in expected]
 
 
+def test_no_member_can_make_the_file_unreadable_with_long_numbers(
+    online: FlaskClient, stack: Stack, acme: str, url: str
+) -> None:
+    """A number of 5,001 digits takes six characters to write."""
+    event = (
+        f'{{"p_organization_id": "{acme}", "p_action": "client.x", "p_resource_type": "t", "p_metadata": {{"n": %s}}}}'
+    )
+    headers = {"apikey": stack.environment["SUPABASE_PUBLISHABLE_KEY"], "Content-Type": "application/json"}
+    for number in ("1e5000", "-" + "9" * 5000, "1e-5000"):
+        logged = httpx.post(
+            f"{stack.environment['SUPABASE_URL']}/rest/v1/rpc/log_audit_event", content=event % number,
+            headers=headers | as_caller(stack.token("user_dee", "org_acme")),
+        )  # fmt: skip
+        assert logged.status_code == 200, logged.text
+    response = online.get(url, headers=as_caller(stack.token("user_ada", "org_acme")))
+    assert response.status_code == 200
+    assert {f'{{"n": 1{"0" * 5000}}}', f'{{"n": -{"9" * 5000}}}'} <= {
+        entry["metadata"] for entry in rows(response.text)
+    }
+
+
+def test_no_member_can_make_the_file_unreadable_with_large_entries(
+    online: FlaskClient, stack: Stack, database: psycopg.Connection[Any], acme: str, url: str
+) -> None:
+    """A change of a project's metadata is an entry of up to 128 kB. A page of a thousand would take too long."""
+    database.execute(
+        "insert into public.audit_logs (organization_id, action, resource_type, created_at, changes)"
+        " select %s, 'client.large', 'test', '2021-02-28Z', jsonb_build_object('after', repeat(md5(n::text), 4000))"
+        " from generate_series(1, 1200) as n",
+        [acme],
+    )
+    asked = f"{url}?from=2021-01-01T00:00:00Z&to=2021-12-31T00:00:00Z"
+    response = online.get(asked, headers=as_caller(stack.token("user_ada", "org_acme")))
+    assert response.status_code == 200
+    assert response.text.count("client.large") == 1200
+    page = "select count(*) from public.audit_page(%s, '2021-02-28Z', '2021-02-28T00:00:01Z', gen_random_uuid(), 1000)"
+    assert database.execute(page, [acme]).fetchone() == (16,)
+
+
 @pytest.mark.parametrize("key", ["SUPABASE_PUBLISHABLE_KEY", "a person's token"])
 def test_only_the_service_may_read_pages(stack: Stack, acme: str, key: str) -> None:
     headers = {"apikey": stack.environment["SUPABASE_PUBLISHABLE_KEY"]}
