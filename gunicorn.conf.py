@@ -55,6 +55,7 @@ threads = 8
 sendfile = False  # it has no deadline
 timeout = 30  # twice as long as Svix waits
 graceful_timeout = 20  # a stop lets requests finish: they take at most 14 s, except downloads
+limit_request_field_size = 16384  # a token with 8 kB of claims has 11 kB
 keepalive = 75  # longer than a load balancer's 60 s, so that it never uses a connection that we are closing
 
 accesslog = None  # service/logs.py writes one line per request

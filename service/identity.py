@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,8 @@ FETCH_TIMEOUT_SECONDS = 3
 # the keys are still valid, and after a fetch that failed.
 EARLY_FETCH_SECONDS = 30
 FAILED_FETCH_SECONDS = 5
+# The limit of app.token, which measures the claims as PostgREST writes them: compact, in UTF-8.
+MAX_CLAIMS_BYTES = 8192
 BEARER = re.compile(r"bearer +([A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+) *", re.IGNORECASE)
 
 
@@ -40,6 +43,17 @@ class TokenInvalid(
     challenge='Bearer error="invalid_token"',
 ):
     """Clerk did not issue the token for us, or it has expired. The answer does not reveal which."""
+
+
+class TokenTooLarge(Problem, status=431, slug="token-too-large", title="The session token has too many claims"):
+    """The database ignores such a token (app.token), so its owner would seem to be signed out there."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(
+            f"Its claims have {size} bytes, and at most {MAX_CLAIMS_BYTES} are read. "
+            "Put fewer custom claims into Clerk's session token.",
+            limit=MAX_CLAIMS_BYTES,
+        )
 
 
 class SessionPending(Problem, status=403, slug="session-pending", title="The session has unfinished tasks"):
@@ -132,7 +146,7 @@ class SessionTokens:
     def authenticate(self, authorization: str | None) -> Caller:
         """Returns the caller that the Authorization header identifies.
 
-        Raises TokenMissing, TokenInvalid, SessionPending or KeysUnavailable.
+        Raises TokenMissing, TokenInvalid, TokenTooLarge, SessionPending or KeysUnavailable.
         """
         if not authorization:
             raise TokenMissing("Send a Clerk session token: Authorization: Bearer <token>.")
@@ -140,6 +154,7 @@ class SessionTokens:
         if bearer is None:
             raise _token_invalid()
         claims = self._read_claims(bearer[1])
+        _check_size(claims)
         # No status means active: tokens without one are older than Clerk's session tasks.
         if claims.get("sts", "active") != "active":
             raise SessionPending("Finish signing in: the session has unfinished tasks.")
@@ -219,6 +234,13 @@ def read_caller(claims: Mapping[str, Any], token: str) -> Caller:
         second_factor_age_minutes=second,
         is_impersonated=claims.get("act") is not None,
     )
+
+
+def _check_size(claims: Mapping[str, Any]) -> None:
+    """Raises TokenTooLarge."""
+    size = len(json.dumps(claims, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace"))
+    if size > MAX_CLAIMS_BYTES:
+        raise TokenTooLarge(size)
 
 
 def _text_or_none(claim: object) -> str | None:

@@ -80,7 +80,7 @@ def start_session(data_api: DataApi, caller: Caller) -> Session:
 def problem_from_database(failure: CallFailed) -> Problem:
     """The problem that a caller gets when the database refuses a call made with their token."""
     if failure.code in TOKEN_REFUSED:
-        return TokenInvalid(failure.message)
+        return TokenInvalid(f"{failure.message} {failure.hint}".strip())
     if failure.code == "PT429":
         return WritesLimited(failure.message, failure.hint)
     if failure.code == "42501":

@@ -66,7 +66,10 @@ declare
   claims jsonb := app.claims();
   me uuid;
 begin
-  if coalesce(claims ->> 'sub', '') = '' then
+  if claims = '{}' and starts_with(current_setting('request.jwt.claims', true), '{"') then
+    raise sqlstate 'PT401' using message = 'The token''s claims exceed 8 kB or 64 levels, so they are not read.',
+      hint = 'Put fewer custom claims into Clerk''s session token: see "The size of a token" in docs/limits.md.';
+  elsif coalesce(claims ->> 'sub', '') = '' then
     raise sqlstate 'PT401' using message = 'The request has no signed-in user.', hint = 'Send a Clerk session token as the bearer token.';
   elsif coalesce(claims ->> 'sts', 'active') <> 'active' then
     raise sqlstate 'PT403' using message = 'The sign-in is not finished.', hint = 'Finish the tasks that Clerk shows, then try again.';

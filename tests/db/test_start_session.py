@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from typing import Any
@@ -234,6 +235,22 @@ def test_an_unfinished_sign_in_is_refused_and_creates_no_rows(clerk: Clerk) -> N
 )
 def test_a_request_without_a_subject_is_refused(clerk: Clerk, claims: str) -> None:
     assert clerk.refused_code(claims) == "PT401"
+
+
+@pytest.mark.parametrize(
+    "custom", ["x" * 8192, "ü" * 4096, functools.reduce(lambda inner, _: [inner], range(64), [])], ids=len
+)
+def test_a_token_with_too_many_claims_is_refused_with_the_reason(clerk: Clerk, custom: object) -> None:
+    claims = json.dumps(token("org_acme", custom=custom), ensure_ascii=False)
+    with pytest.raises(psycopg.DatabaseError, match="exceed 8 kB or 64 levels") as refused:
+        clerk.start(claims)
+    assert refused.value.sqlstate == "PT401"
+    assert "fewer custom claims" in (refused.value.diag.message_hint or "")
+
+
+def test_a_token_of_almost_8_kb_is_read(clerk: Clerk) -> None:
+    space = 8192 - len(json.dumps(token(custom="")))
+    assert clerk.start(json.dumps(token(custom="x" * space)))["profile"]["clerk_user_id"] == "user_ada"
 
 
 def test_anon_cannot_start_a_session(clerk: Clerk) -> None:

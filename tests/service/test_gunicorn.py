@@ -25,7 +25,7 @@ from scripts.local.processes import GRACE_SECONDS
 from service.signed_webhooks import MAX_BODY_BYTES
 from tests.conftest import free_port_block
 from tests.service.conftest import ENVIRONMENT, LEGAL
-from tests.service.outside import Answer, Outside, event, running_outside, sign, stored_answer
+from tests.service.outside import Answer, Issuer, Outside, event, running_outside, sign, stored_answer
 
 ROOT = Path(__file__).parents[2]
 
@@ -153,6 +153,14 @@ def test_every_log_line_is_json_and_each_request_has_one(running: Running) -> No
     requests = [line for line in running.lines() if line.get("request_id") == "mine"]
     assert [(line["route"], line["status"]) for line in requests] == [("/healthz", 200)]
     assert "5ecret" not in running.log.read_text()
+
+
+def test_a_token_that_is_too_large_is_refused_with_the_reason(tmp_path: Path, issuer: Issuer) -> None:
+    with start_gunicorn(tmp_path, CLERK_ISSUER=issuer.url) as service:
+        headers = {"Authorization": f"Bearer {issuer.token(custom='x' * 8192)}"}
+        answer = httpx.get(f"{service.url}/api/v1/me", headers=headers)
+    assert (answer.status_code, answer.json()["type"]) == (431, "urn:problem:ballast:token-too-large")
+    assert answer.json()["limit"] == 8192
 
 
 def test_a_request_in_flight_is_finished_when_the_service_stops(tmp_path: Path) -> None:

@@ -15,12 +15,14 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from service.identity import (
+    MAX_CLAIMS_BYTES,
     Caller,
     KeysUnavailable,
     SessionPending,
     SessionTokens,
     TokenInvalid,
     TokenMissing,
+    TokenTooLarge,
 )
 from tests.service.outside import HANG_UP, Issuer, new_key, rest_answer
 
@@ -227,6 +229,24 @@ def test_without_configured_parties_any_party_is_accepted(issuer: Issuer) -> Non
         SessionTokens(issuer.url, ()).authenticate(bearer(issuer.token(azp="https://any.example"))).user_id
         == "user_test"
     )
+
+
+@pytest.mark.parametrize("letter", ["x", "ü"])
+def test_a_token_with_more_than_8_kb_of_claims_is_refused_with_the_limit(
+    issuer: Issuer, tokens: SessionTokens, letter: str
+) -> None:
+    large = issuer.claims(custom="")
+    space = MAX_CLAIMS_BYTES - len(json.dumps(large, separators=(",", ":")))
+    fitting = letter * (space // len(letter.encode()))
+    assert tokens.authenticate(bearer(issuer.token(**large | {"custom": fitting}))).user_id == "user_test"
+    with pytest.raises(TokenTooLarge, match="fewer custom claims") as refused:
+        tokens.authenticate(bearer(issuer.token(**large | {"custom": fitting + letter})))
+    assert (refused.value.status, refused.value.more) == (431, {"limit": 8192})
+
+
+def test_a_forged_token_of_any_size_is_only_not_valid(issuer: Issuer, tokens: SessionTokens) -> None:
+    with pytest.raises(TokenInvalid):
+        tokens.authenticate(bearer(issuer.token(key=new_key(), custom="x" * 10_000)))
 
 
 @pytest.mark.parametrize("status", ["pending", "something new", 5])

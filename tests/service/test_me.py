@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import pytest
 from flask.testing import FlaskClient
 
@@ -107,6 +108,15 @@ def test_concurrent_callers_never_act_as_each_other(make_app: MakeApp, outside: 
     with ThreadPoolExecutor(8) as threads:
         assert all(threads.map(ask, range(80)))
     assert outside.connections <= 8
+
+
+def test_the_data_api_names_the_reason_for_refusing_a_large_token(stack: Stack) -> None:
+    headers = {"apikey": stack.environment["SUPABASE_PUBLISHABLE_KEY"]}
+    headers |= as_caller(stack.token("user_ada", "org_acme", claims={"custom": "x" * 8192}))
+    refused = httpx.post(f"{stack.environment['SUPABASE_URL']}/rest/v1/rpc/start_session", json={}, headers=headers)
+    assert (refused.status_code, refused.json()["code"]) == (401, "PT401")
+    assert "exceed 8 kB" in refused.json()["message"]
+    assert "fewer custom claims" in refused.json()["hint"]
 
 
 @pytest.mark.parametrize(
