@@ -146,6 +146,25 @@ def test_the_audit_log_names_impersonators_and_labels_unknown_actors(window: Ope
         expect(entries).to_contain_text(f"{who} logged client.exported about report 7")
 
 
+def test_the_audit_log_shows_who_asked_to_invite_and_to_remove(window: OpenWindow, database: Connection) -> None:
+    acme = organization_id(database, "org_acme")
+    database.execute(
+        """
+        insert into public.audit_logs (organization_id, user_id, action, resource_type, metadata)
+        select %s, ada.id, r.action, r.resource, r.metadata || jsonb_build_object('user_id', dee.id)
+        from (values
+          ('invitation.requested', 'invitation', '{"role": "viewer"}'::jsonb), ('member.removal_requested', 'member', '{"role": "viewer"}')
+        ) as r (action, resource, metadata)
+        cross join public.profiles as ada cross join public.profiles as dee
+        where ada.clerk_user_id = 'user_ada' and dee.clerk_user_id = 'user_dee'
+        """,
+        [acme],
+    )
+    entries = window().open().sign_in("Ada Winter").page.locator("#audit-entries")
+    expect(entries).to_contain_text("Ada Winter asked to invite a person as viewer")
+    expect(entries).to_contain_text("Ada Winter asked to remove Dee Lindqvist")
+
+
 def test_a_webhook_adds_a_member_without_a_reload(window: OpenWindow, clerk: Callable[..., None]) -> None:
     ada = window().open().sign_in("Ada Winter")
     expect(ada.member("Dee Lindqvist")).to_be_visible()
