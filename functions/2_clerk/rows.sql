@@ -183,3 +183,25 @@ begin
 end;
 $$;
 comment on function app.project_billing is 'Writes an organization''s tier and status from its subscriptions and their items.';
+
+-- Clerk reports the end of a cancelled item with an event. If that event is lost, the item still ends with its period. Tiers of
+-- organizations without such an item stay as they are, because a product may set them without Clerk.
+create or replace function app.end_billing_periods() returns void
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  ended text[] := array(
+    select r.organization_id
+    from app.clerk_records as r
+    join public.organizations as o on o.clerk_org_id = r.organization_id
+    left join app.clerk_items_in_force as i on i.organization_id = r.organization_id and i.rank = 1
+    where r.kind = 'subscription_item' and r.fields ->> 'status' = 'canceled' and app.clerk_time(r.fields -> 'period_end') <= now()
+      and o.subscription_tier <> coalesce(i.tier, 'free')
+    limit 1000
+  );
+begin
+  perform app.lock_clerk_objects(ended);
+  perform app.project_billing(e.organization_id) from unnest(ended) as e (organization_id);
+end;
+$$;
+comment on function app.end_billing_periods is 'Recomputes the tier of organizations whose cancelled item is past its period. The job retention calls it.';

@@ -97,6 +97,7 @@ begin
       exit when purged = 0;
     end loop;
   end loop;
+  perform app.end_billing_periods();
   -- A session that reads the whole trail holds a lock on it. While we waited for ours, every writer would wait behind us. So give up soon:
   -- the next run tries again.
   perform set_config('lock_timeout', '200ms', true);

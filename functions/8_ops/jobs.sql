@@ -12,7 +12,7 @@ from (
   ('seals', interval '1 hour', '7 * * * *', 'Seals the audit trail: `ballast audit seal`.'),
   ('reconcile-sample', interval '1 hour', '37 * * * *', 'Compares a sample with Clerk: `ballast clerk reconcile --sample`.'),
   ('partitions', interval '1 day', '23 1 * * *', 'Creates the audit trail''s partitions for the coming months: `ballast audit maintain`.'),
-  ('retention', interval '1 day', '43 1 * * *', 'Deletes expired rows.'),
+  ('retention', interval '1 day', '43 1 * * *', 'Deletes expired rows, and ends cancelled plans whose period is over.'),
   ('backup', (select s.backup_rpo from app.settings as s), null, 'Backs up the database.'),
   ('drill', (select s.drill_every from app.settings as s), null, 'Restores a backup as a test.')
 ) as j (name, every, schedule, purpose);

@@ -1262,6 +1262,26 @@ def test_a_cancelled_item_never_outranks_one_that_is_paid_for(clerk: Clerk, bett
     assert clerk.billing()[0] == "pro"
 
 
+def test_a_cancelled_plan_ends_with_its_period_even_if_the_event_is_lost(clerk: Clerk) -> None:
+    soon = clerk.database.value("select (extract(epoch from now() + interval '1 day') * 1000)::bigint")
+    clerk.send("subscriptionItem.canceled", item("pro", "canceled") | {"period_end": soon})
+    run_retention(clerk)
+    assert clerk.billing()[0] == "pro"
+    clerk.database.execute(
+        "update app.clerk_records set fields = fields || jsonb_build_object('period_end', %s) where kind = 'subscription_item'",
+        START,
+    )
+    run_retention(clerk)
+    assert clerk.billing()[0] == "free"
+
+
+def test_a_tier_that_was_set_without_clerk_stays(clerk: Clerk) -> None:
+    clerk.send("organization.created", ACME)
+    clerk.database.execute("update public.organizations set subscription_tier = 'enterprise'")
+    run_retention(clerk)
+    assert clerk.billing()[0] == "enterprise"
+
+
 def test_a_changed_plan_mapping_applies_at_once(clerk: Clerk) -> None:
     clerk.send("subscription.created", subscription(item("gold")))
     assert clerk.billing() == ("free", "active")

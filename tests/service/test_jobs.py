@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -206,13 +207,14 @@ def test_a_retried_event_invalidates_the_cache(
 
     assert name() == "Early"
     # Simulates a later event that the database failed to apply.
+    soon = (int(time.time()) + 3600) * 1000
     database.execute(
         "insert into app.webhook_events (message_id, type, event, outcome, error, attempts, next_attempt_at) "
         "select 'msg_late', 'user.updated', jsonb_set(e.event, '{data}', e.event -> 'data' || %s) || %s, 'failed', 'XX000', 1, now() "
         "from app.webhook_events as e where e.type = 'user.created' and e.event -> 'data' ->> 'id' = 'user_late'",
         [
-            json.dumps({"first_name": "Late", "updated_at": 2_000_000_000_000}),
-            json.dumps({"type": "user.updated", "timestamp": 2_000_000_000_000}),
+            json.dumps({"first_name": "Late", "updated_at": soon}),
+            json.dumps({"type": "user.updated", "timestamp": soon}),
         ],
     )
     assert name() == "Early"
