@@ -234,10 +234,14 @@ def test_an_erasure_stays_pending_until_clerk_has_deleted_the_user(world: Databa
 # --- faults that an attack on erasures found
 
 
-def test_an_unverified_address_does_not_identify_a_person(world: Database) -> None:
-    unverified = events.email_address("idn_x", "ben@example.net", "unverified")
+@pytest.mark.parametrize("primary", ["idn_x", None])
+def test_an_unverified_address_does_not_identify_a_person(world: Database, primary: str | None) -> None:
+    changes = {
+        "email_addresses": [events.email_address("idn_x", "ben@example.net", "unverified")],
+        "primary_email_address_id": primary,
+    }
     people.Sender(world, first=500).send(
-        "user.updated", events.user(ADA, email=ADA_EMAILS[0], updated_at=FAR_FUTURE) | {"email_addresses": [unverified]}
+        "user.updated", events.user(ADA, email=ADA_EMAILS[0], updated_at=FAR_FUTURE) | changes
     )
     assert "ben@example.net" not in world.value("select (app.find_person(%s)).emails", ADA)
     erase(world)
@@ -247,6 +251,12 @@ def test_an_unverified_address_does_not_identify_a_person(world: Database) -> No
 def test_an_address_of_another_account_is_recognized_regardless_of_letter_case(world: Database) -> None:
     world.execute("update public.profiles set email = upper(%s) where clerk_user_id = %s", ADA_EMAILS[1], CLEO)
     assert ADA_EMAILS[1] not in world.value("select (app.find_person(%s)).emails", ADA)
+
+
+def test_a_stranger_cannot_protect_data_from_an_erasure_by_entering_the_persons_address(world: Database) -> None:
+    stranger = events.user(CLEO, FAR_FUTURE, email_addresses=[events.email_address("idn_primary", ADA_EMAILS[1], None)])
+    people.Sender(world, first=500).send("user.updated", stranger)
+    assert ADA_EMAILS[1] in world.value("select (app.find_person(%s)).emails", ADA)
 
 
 def test_a_new_account_with_the_same_address_keeps_its_data(world: Database) -> None:

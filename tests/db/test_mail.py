@@ -129,6 +129,22 @@ def test_an_imported_user_gets_no_welcome_mail(mail: Database) -> None:
     assert outbox(mail) == []
 
 
+def test_an_unverified_address_gets_no_mail_until_it_is_verified(mail: Database) -> None:
+    sign_up(mail, email_addresses=[events.email_address("idn_primary", EMAILS[NEW], "unverified")])
+    assert call_service(mail, "claim_mail", batch=10) == []
+    Sender(mail, first=3000).send("user.updated", user(mail, NEW) | {"updated_at": now(mail, "-1 s")})
+    assert [each["to"] for each in claim(mail)] == [EMAILS[NEW]]
+
+
+def test_a_person_whom_a_directory_deprovisioned_gets_no_mail(mail: Database) -> None:
+    sign_up(mail)
+    Sender(mail, first=3000).send(
+        "user.updated", user(mail, NEW, deprovisioned=True) | {"updated_at": now(mail, "-1 s")}
+    )
+    assert claim(mail) == []
+    assert outbox(mail, "template, state, error") == [("welcome", "dropped", "banned")]
+
+
 def test_only_owners_and_admins_are_notified_of_a_new_member(mail: Database) -> None:
     sign_up(mail)
     join_acme(mail, NEW)

@@ -203,6 +203,7 @@ class Directory:
         user_id = data.get("id") or f"user_{_random_id()}"
         known = self.users.get(user_id) or _new_user(user_id)
         user = known | _times(known) | data | {"object": "user", "id": user_id}
+        user["email_addresses"] = [_new_address() | each for each in user["email_addresses"] or []]
         if data.get("email_addresses") and "primary_email_address_id" not in data:
             user["primary_email_address_id"] = data["email_addresses"][0].get("id")
         return user
@@ -278,6 +279,7 @@ class Directory:
             "has_image": user["has_image"],
             "identifier": addresses.get(user["primary_email_address_id"]),
             "banned": user["banned"],
+            "deprovisioned": user.get("deprovisioned", False),
         }
 
     def _make_deletion(self, kind: str, data: Object) -> Object:
@@ -329,6 +331,16 @@ def _title(identifier: str, prefix: str) -> str:
     return identifier.removeprefix(prefix).replace("_", " ").title()
 
 
+def _new_address() -> Object:
+    """An e-mail address that the person has verified, without the address."""
+    return {
+        "object": "email_address",
+        "linked_to": [],
+        "reserved": False,
+        "verification": {"status": "verified", "strategy": "email_code", "attempts": 1, "expire_at": None},
+    }
+
+
 def _new_user(user_id: str) -> Object:
     """A user with one verified address at example.com, named after the id: user_ada is Ada."""
     name = user_id.removeprefix("user_")
@@ -349,16 +361,7 @@ def _new_user(user_id: str) -> Object:
         "public_metadata": {},
         "private_metadata": {},
         "unsafe_metadata": {},
-        "email_addresses": [
-            {
-                "object": "email_address",
-                "id": address_id,
-                "email_address": f"{name}@example.com",
-                "linked_to": [],
-                "reserved": False,
-                "verification": {"status": "verified", "strategy": "email_code", "attempts": 1, "expire_at": None},
-            }
-        ],
+        "email_addresses": [_new_address() | {"id": address_id, "email_address": f"{name}@example.com"}],
         "phone_numbers": [],
         "web3_wallets": [],
         "passkeys": [],
@@ -374,6 +377,7 @@ def _new_user(user_id: str) -> Object:
         "last_sign_in_at": None,
         "last_active_at": None,
         "banned": False,
+        "deprovisioned": False,
         "locked": False,
         "lockout_expires_in_seconds": None,
         "verification_attempts_remaining": 100,
