@@ -290,6 +290,11 @@ begin
       message = 'The audit event is incomplete or too large.',
       hint = 'At most 100 characters each for action and resource type, 200 for the resource id, 8 kB for the metadata object.';
   end if;
+  -- An erasure removes people from the resource id and the metadata only.
+  if app.find_identifiers(concat_ws(' ', p_action, replace(p_action, '.', ' '), p_resource_type)) is not null then
+    raise sqlstate 'PT400' using
+      message = 'The action or the resource type contains an id or an address.', hint = 'Pass it as p_resource_id or in p_metadata.';
+  end if;
   entry.id := gen_random_uuid();
   entry.created_at := now();
   entry.organization_id := p_organization_id;

@@ -84,7 +84,8 @@ values
 (
   'public.audit_logs', 'user_id', 't.user_id = person.id', 'activity',
   array[
-    't.id', 't.created_at', 't.organization_id', 't.action', 't.resource_type', 't.resource_id',
+    't.id', 't.created_at', 't.organization_id', 't.action', 't.resource_type',
+    'case when t.mentions is null or app.find_identifiers(t.resource_id) is null then t.resource_id end as resource_id',
     't.request_id',
     'case when t.impersonator is null then t.ip_address end as ip_address',
     'case when t.impersonator is null then t.user_agent end as user_agent',
@@ -113,7 +114,8 @@ values
   'and t.user_id is distinct from person.id and t.impersonator is distinct from person.clerk_user_id',
   'activity_about_you',
   array[
-    't.id', 't.created_at', 't.organization_id', 't.action', 't.resource_type', 't.resource_id',
+    't.id', 't.created_at', 't.organization_id', 't.action', 't.resource_type',
+    'case when t.mentions is null or app.find_identifiers(t.resource_id) is null then t.resource_id end as resource_id',
     $$case when t.resource_type in ('member', 'profile') then t.changes end as changes$$
   ],
   '{created_at,id}', 't.created_at', 'pseudonymise', null, 'app.erase_audit_entries',

@@ -92,6 +92,35 @@ def test_an_erasure_keeps_the_other_people_of_an_entry_findable(world: Database,
     assert entry(world, made)["mentions"] is None
 
 
+@pytest.mark.parametrize("argument", ["action", "resource type"])
+def test_an_event_that_names_a_person_where_no_erasure_looks_is_refused(
+    world: Database, mallorys: str, argument: str
+) -> None:
+    log = "select public.log_audit_event(%s, %s, %s)"
+    for name in identifiers(world):
+        action, resource = (f"client.{name}", "note") if argument == "action" else ("client.noted", f"note of {name}")
+        with (
+            pytest.raises(psycopg.DatabaseError) as refused,
+            world.connection.transaction(),
+            world.acting("authenticated", mallory()),
+        ):
+            world.execute(log, mallorys, action, resource)
+        assert refused.value.sqlstate == "PT400"
+
+
+@pytest.mark.parametrize("exporter", [ADA, MALLORY])
+def test_an_export_does_not_contain_another_person_whom_an_event_names(
+    world: Database, mallorys: str, exporter: str
+) -> None:
+    for resource in (BEN, "ben@example.com"):
+        log_event(world, mallorys, {"to": ADA}, resource)
+    exported = export_all(world, exporter)["activity_about_you" if exporter == ADA else "activity"]
+    rows = [row for row in exported if row["action"] == "client.noted"]
+    assert len(rows) == 2
+    assert BEN not in json.dumps(rows)
+    assert "ben@example.com" not in json.dumps(rows)
+
+
 def test_a_person_gets_the_entries_that_name_them(world: Database, mallorys: str) -> None:
     made = [log_event(world, mallorys, {"note": f"Ask {name}"}) for name in identifiers(world)]
     found = [row for row in export_all(world)["activity_about_you"] if row["id"] in made]
