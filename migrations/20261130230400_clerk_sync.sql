@@ -29,6 +29,7 @@ create index webhook_events_next_attempt_at_idx on app.webhook_events (next_atte
 create index webhook_events_received_at_idx on app.webhook_events (received_at);
 create index webhook_events_applied_at_idx on app.webhook_events (applied_at);
 create index webhook_events_mentions_idx on app.webhook_events using gin (mentions);
+create index webhook_events_user_id_idx on app.webhook_events using hash ((event -> 'data' ->> 'id')) where type like 'user.%';
 alter table app.webhook_events enable row level security, force row level security;
 
 -- Orders all writes to one object, compared from left to right. The same events in any order leave the greatest stamp.

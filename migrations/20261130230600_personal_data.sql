@@ -15,6 +15,7 @@ create table app.personal_data (
   relation text not null,
   path text not null,
   subject text,
+  erasure_subject text,
   domain text unique,
   exported text[],
   ordered_by text[],
@@ -42,6 +43,7 @@ comment on table app.personal_data is 'Registry of personal data, declared in fu
 comment on column app.personal_data.relation is 'The table, with its schema.';
 comment on column app.personal_data.path is 'The column that refers to a person or holds data about one. Empty: the table has no personal data.';
 comment on column app.personal_data.subject is 'SQL condition: the row t is about the person.';
+comment on column app.personal_data.erasure_subject is 'Like subject, for an erasure only. Null: subject.';
 comment on column app.personal_data.domain is 'Its name in an export; null if it is not exported, and purpose says why.';
 comment on column app.personal_data.exported is 'SQL expressions: what an export contains of a row.';
 comment on column app.personal_data.ordered_by is 'The key columns by which an export pages through it.';
@@ -49,7 +51,7 @@ comment on column app.personal_data.made_at is 'SQL expression: when a row was c
 comment on column app.personal_data.erasure is 'What an erasure does: delete, set null, pseudonymise, keep; or none if nothing is personal.';
 comment on column app.personal_data.replacements is 'For pseudonymise: the SET list. Afterwards subject must be false for the row.';
 comment on column app.personal_data.erased_by is
-'A function (person app.person, batch integer) that erases a batch and returns the number of rows; null: the generic SQL for erasure.';
+'A function (person app.person, keys jsonb) that erases the rows with these primary keys, such as [[id], [id]], and returns how many; null: the generic SQL for erasure.';
 comment on column app.personal_data.category is 'Heading on the privacy page.';
 comment on column app.personal_data.data is 'Which data, in the privacy page''s words.';
 comment on column app.personal_data.purpose is 'The purpose of keeping it. For erasure none or keep: the reason.';
@@ -95,6 +97,10 @@ create table app.erasure_log (
   erased_at timestamptz,
   clerk_deleted_at timestamptz,
   stored_at timestamptz,
+  next_rule integer,
+  found bigint not null default 0,
+  was_quiet boolean not null default false,
+  batches jsonb not null default '{}' check (not jsonb_path_exists(batches, 'strict $.**{64}')),
   attempts integer not null default 0,
   next_attempt_at timestamptz not null default now(),
   error text,
@@ -114,11 +120,40 @@ comment on column app.erasure_log.settled_at is 'When a step found no more rows;
 comment on column app.erasure_log.erased_at is 'When this database had no more data of the person.';
 comment on column app.erasure_log.clerk_deleted_at is 'When Clerk deleted the account, or reported that it had.';
 comment on column app.erasure_log.stored_at is 'When the entry was written to the ledger, which is stored with the backups.';
-comment on column app.erasure_log.attempts is 'How often Clerk or the store failed since the last success.';
+comment on column app.erasure_log.next_rule is
+'The rule with which the next step begins: a position in app.personal_data. Null: a new pass over all rules begins.';
+comment on column app.erasure_log.found is 'How many rows this pass has found. A pass that finds none ends the erasure.';
+comment on column app.erasure_log.was_quiet is
+'Whether all transactions from before settled_at had ended when this pass began.';
+comment on column app.erasure_log.batches is 'Rows per batch, by rule, as {"relation.path": rows}.';
+comment on column app.erasure_log.attempts is
+'How often a step, Clerk or the store failed. After the first failure a step is only one batch, to find the row that fails.';
 comment on column app.erasure_log.next_attempt_at is 'When it is due again.';
 comment on column app.erasure_log.error is 'The last failure: a code, no data.';
 create index erasure_log_next_attempt_at_idx on app.erasure_log (next_attempt_at) where state <> 'complete';
 alter table app.erasure_log enable row level security, force row level security;
+
+-- Rows that an erasure could not change, such as one that a trigger of yours refuses. They do not stop the erasure of other rows, and the
+-- erasure is not complete before they are gone.
+create table app.erasure_failures (
+  receipt uuid not null references app.erasure_log on delete cascade,
+  relation text not null,
+  key text not null,
+  error text,
+  attempts integer not null default 1,
+  failed_at timestamptz not null default now(),
+  next_attempt_at timestamptz not null default now() + interval '30 seconds',
+  primary key (receipt, relation, key)
+);
+comment on table app.erasure_failures is 'Rows that an erasure skipped because they could not be erased.';
+comment on column app.erasure_failures.receipt is 'The erasure.';
+comment on column app.erasure_failures.relation is 'The table.';
+comment on column app.erasure_failures.key is 'The row''s primary key, as a JSON array.';
+comment on column app.erasure_failures.error is 'The SQLSTATE of the failure.';
+comment on column app.erasure_failures.attempts is 'How often it failed.';
+comment on column app.erasure_failures.failed_at is 'When it last failed.';
+comment on column app.erasure_failures.next_attempt_at is 'When it is tried again.';
+alter table app.erasure_failures enable row level security, force row level security;
 
 -- Addresses that a person has had, so that their erasure also removes invitations to them, in whatever order the two arrive. Hashes,
 -- because the rows outlast the person, and because a late message may still reveal an address of an erased person.

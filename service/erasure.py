@@ -45,36 +45,45 @@ class Eraser:
         """Carries out an erasure in the background. After a crash, the job continues it."""
         self._threads.submit(self.carry_out, receipt).add_done_callback(_log_failure)
 
-    def begin_pending(self) -> None:
-        """Carries out all due erasures in the background."""
-        self._threads.submit(self.carry_out_pending).add_done_callback(_log_failure)
-
     def carry_out(self, receipt: str, on_step: Callable[[dict[str, Any]], None] = lambda _: None) -> str:
         """Works on an erasure for at most WORK_SECONDS and returns its state: running, erased or complete.
 
-        `on_step` is called with each step that public.continue_erasure() returns. A failed step is retried later.
+        `on_step` is called with each step that public.continue_erasure() returns. After a failed step the database
+        continues with other rows. If only rows are left that cannot be erased yet, the person is deleted at Clerk, and
+        the state stays "running".
         """
         deadline = time.monotonic() + WORK_SECONDS
-        state = "running"
-        try:
-            step: dict[str, Any] = {}
-            pauses = 0
-            while state == "running" and time.monotonic() < deadline and pauses < MAX_PAUSES:
-                before, step = step, self.call("continue_erasure", {"receipt": receipt})
-                state = step["state"]
+        step: dict[str, Any] = {}
+        pauses = 0
+        while step.get("state", "running") == "running" and not step.get("is_blocked"):
+            if time.monotonic() > deadline or pauses >= MAX_PAUSES:
+                return "running"
+            before = step
+            try:
+                step = self.call("continue_erasure", {"receipt": receipt})
+            except CallFailed as failure:
+                self._postpone(receipt, failure, in_step=True)
+            else:
                 on_step(step)
-                if step == before:
-                    pauses += 1
-                    time.sleep(PAUSE_SECONDS)  # it waits for older transactions, or another process works on it
-            if state == "erased":
-                self._follow_up(step)
-                state = "complete"
+            if step == before:
+                pauses += 1
+                time.sleep(PAUSE_SECONDS)  # it failed, waits for older transactions, or another process works on it
+        if step["state"] == "complete":
+            return "complete"
+        try:
+            self._follow_up(step)
         except (CallFailed, ClerkCallFailed, LedgerUnavailable) as failure:
-            log.error("erasure postponed", extra={"failure": type(failure).__name__, "code": failure.code})
-            with suppress(CallFailed):
-                error = f"{type(failure).__name__}: {failure.code}"
-                self.call("postpone_erasure", {"receipt": receipt, "error": error})
-        return state
+            self._postpone(receipt, failure, in_step=False)
+            return str(step["state"])
+        return "running" if step["state"] == "running" else "complete"
+
+    def _postpone(
+        self, receipt: str, failure: CallFailed | ClerkCallFailed | LedgerUnavailable, *, in_step: bool
+    ) -> None:
+        log.error("erasure postponed", extra={"failure": type(failure).__name__, "code": failure.code})
+        error = f"{type(failure).__name__}: {failure.code}"
+        with suppress(CallFailed):
+            self.call("postpone_erasure", {"receipt": receipt, "error": error, "in_step": in_step})
 
     def carry_out_pending(self) -> dict[str, int]:
         """Works on all due erasures, oldest first. Returns how many are now in each state. Raises CallFailed."""

@@ -143,12 +143,16 @@ begin
   end if;
   return jsonb_build_object(
     'message_id', message_id, 'type', content ->> 'type', 'outcome', outcome, 'users', scopes.users, 'organizations', scopes.organizations,
-    'lag_seconds', extract(epoch from now() - app.clerk_time(content -> 'timestamp'))
+    'lag_seconds', extract(epoch from now() - app.clerk_time(content -> 'timestamp')),
+    'erasure', (
+      select l.receipt from app.erasure_log as l
+      where content ->> 'type' = 'user.deleted' and l.state <> 'complete' and l.subject_hash = app.person_hash(content -> 'data' ->> 'id')
+    )
   );
 end;
 $$;
 comment on function public.receive_clerk_event is
-'For the service: stores the signed text of a message and applies it once. Returns message_id, type, outcome, users, organizations, lag_seconds. Definer: service_role has no access to the tables.';
+'For the service: stores the signed text of a message and applies it once. Returns message_id, type, outcome, users, organizations, lag_seconds, and the receipt of the erasure that user.deleted began. Definer: service_role has no access to the tables.';
 
 grant execute on function public.receive_clerk_event(text, text) to service_role;
 

@@ -147,6 +147,30 @@ end;
 $$;
 comment on function app.lock_addresses is 'Shared for invitations, exclusive for an erasure, until the transaction ends: neither runs during the other.';
 
+create or replace function app.address_hashes(clerk_user_id text) returns text[]
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return array(
+    select a.address_hash from app.known_addresses as a where a.subject_hash = app.person_hash(address_hashes.clerk_user_id)
+  );
+end;
+$$;
+comment on function app.address_hashes is 'The hashes of all addresses that the person has or had.';
+
+create or replace function app.resume_erasure(clerk_user_id text, addresses text[]) returns void
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+begin
+  update app.erasure_log as l
+  set
+    state = 'running', settled_at = null, next_rule = null, next_attempt_at = now(),
+    person = ((l.person).id, resume_erasure.clerk_user_id, coalesce((l.person).emails, '{}') || addresses)::app.person
+  where l.subject_hash = app.person_hash(resume_erasure.clerk_user_id);
+end;
+$$;
+comment on function app.resume_erasure is 'Continues the erasure of an erased person, with addresses that a late event revealed.';
+
 create or replace function app.record_addresses(clerk_user_id text, addresses text[]) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -160,12 +184,12 @@ begin
   -- Addresses that were already recorded were handled by the erasure.
   if found and app.is_erased(clerk_user_id) then
     perform app.lock_addresses(is_erasure => true);
-    perform app.erase_invitations((null, clerk_user_id, addresses)::app.person, null);
+    perform app.resume_erasure(clerk_user_id, addresses);
   end if;
 end;
 $$;
 comment on function app.record_addresses is
-'Records permanently, as hashes, that the person has or had these addresses (in lower case). If the person is erased, deletes older invitations to them.';
+'Records permanently, as hashes, that the person has or had these addresses (in lower case). If the person is erased, resumes the erasure: it deletes older invitations to them.';
 
 -- The deletion of a membership may have only its id. An event about the membership that arrives later tells whose it was. Then older
 -- memberships of the two, and tokens from before the deletion, end as if the deletion had arrived whole.

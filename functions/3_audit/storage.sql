@@ -115,25 +115,19 @@ end;
 $$;
 comment on function app.drop_audit_partitions is 'A daily job: drops and records the months that are older than app.settings.audit_retention. Returns how many.';
 
--- An erasure keeps the entries, but removes the person from them, as actor and as subject. In batches, because there may be many entries.
-create or replace function app.erase_audit_entries(person app.person, batch integer) returns integer
+-- An erasure keeps the entries, but removes the person from them, as actor and as subject. The keys are those of a batch (app.select_rows).
+create or replace function app.erase_audit_entries(person app.person, keys jsonb) returns integer
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
-  pattern text := app.person_pattern(person);
-  hashes bigint[] := app.person_mentions(person);
+  hashes constant bigint[] := app.person_mentions(person);
   erased integer;
 begin
   perform set_config('app.audit_intervention', 'on', true);
   with found as materialized (
-    (select a.id, a.created_at, app.audit_hash(a) as original from public.audit_logs as a where a.user_id = person.id limit batch)
-    union
-    (select a.id, a.created_at, app.audit_hash(a) from public.audit_logs as a where a.subject_ids @> array[person.id] limit batch)
-    union
-    (select a.id, a.created_at, app.audit_hash(a) from public.audit_logs as a where a.mentions && hashes limit batch)
-    union
-    (select a.id, a.created_at, app.audit_hash(a) from public.audit_logs as a where a.impersonator = person.clerk_user_id limit batch)
-    limit batch
+    select a.id, a.created_at, app.audit_hash(a) as original
+    from jsonb_array_elements(keys) as k (key)
+    join public.audit_logs as a on a.id = (k.key ->> 0)::uuid and a.created_at = (k.key ->> 1)::timestamptz
   ), intervention as (
     insert into app.audit_interventions (kind, range_start, range_end, entries)
     select 'erasure', min(f.created_at), max(f.created_at), count(*) from found as f having count(*) > 0
@@ -148,7 +142,7 @@ begin
       user_agent = case when a.user_id is distinct from person.id and a.impersonator is distinct from person.clerk_user_id then a.user_agent end,
       subject_ids = nullif(array_remove(a.subject_ids, person.id), '{}'),
       mentions = (select array_agg(m.hash) from unnest(a.mentions) as m (hash) where m.hash <> all(hashes)),
-      resource_id = case when a.resource_id ~* pattern then null else a.resource_id end,
+      resource_id = case when app.redact_person(to_jsonb(a.resource_id), person) = to_jsonb(a.resource_id) then a.resource_id end,
       metadata = app.redact_person(a.metadata, person),
       changes = app.redact_person(a.changes, person)
     from found as f
@@ -164,7 +158,7 @@ begin
 end;
 $$;
 comment on function app.erase_audit_entries is
-'Removes a person from up to `batch` entries by or about them, and records the intervention. Returns how many; call it until it returns 0.';
+'Removes a person from the entries with these keys, [[id, created_at], …], and records the intervention. Returns how many.';
 
 select app.make_audit_partitions();
 

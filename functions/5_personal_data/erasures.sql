@@ -4,11 +4,16 @@
 -- 1. Hide. request_erasure('user_ada') deletes her memberships, clears and bans her profile, and adds receipt r1 to app.erasure_log:
 --    state = 'running', person = (7c1…, user_ada, {ada@example.com}). Other people cannot see her any more, her tokens are refused,
 --    and no Clerk event can restore her.
--- 2. Erase. The service calls continue_erasure('r1') again and again. Each call is a transaction of about half a second. The first
---    erases 22 rows: counts = {"public.projects": 2, "public.audit_logs": 19, "public.profiles": 1}.
--- 3. Settle. The call at 10:00:02 finds no rows and sets settled_at = 10:00:02. A transaction that began at 09:59:59, before Ada was
---    hidden, may still commit a row about her. A later call that finds rows resets settled_at to null. A call that finds none, after all
---    transactions from before 10:00:02 have ended, sets state = 'erased' and reduces person to (null, user_ada, null).
+-- 2. Erase. The service calls continue_erasure('r1') again and again. Each call is a transaction of about half a second, and applies the
+--    rules of app.personal_data in batches. The first call erases 21 of 22 rows: counts = {"public.projects": 2, "public.audit_logs": 18,
+--    "public.profiles": 1}. A trigger refuses to change one audit entry. Its batch fails, is halved until only this entry is left, and
+--    the entry is recorded in app.erasure_failures. A call that times out is rolled back: the service reports it with
+--    postpone_erasure('r1', …, in_step => true), and the next call continues with the next rule, and later with half the batch.
+-- 3. Settle. The pass over all rules that ends at 10:00:02 finds no rows and sets settled_at = 10:00:02. A transaction that began at
+--    09:59:59, before Ada was hidden, may still commit a row about her. A later pass that finds rows resets settled_at to null. A pass that
+--    finds none, and began after all transactions from before 10:00:02 had ended, sets state = 'erased' and reduces person to
+--    (null, user_ada, null). As long as the audit entry is skipped, the state stays 'running', but step 4 is done. Once the trigger is
+--    gone, the next attempt erases the entry.
 -- 4. Complete. The service writes the receipt with the hash of user_ada to the ledger beside the backups, deletes user_ada at Clerk, and
 --    calls end_erasure('r1', true): state = 'complete', person = null. The receipt still shows the counts and the times.
 -- If an older backup is restored, replay_erasures() finds Ada by the hash in the ledger, and the erasure runs again from step 1 as r1.
@@ -24,7 +29,8 @@ as $$
 $$;
 comment on function app.has_older_transactions is 'Whether another transaction that began before the moment is still running. Definer: most roles cannot see other sessions'' transactions.';
 
--- Step 1. Touches few rows, so that the person is hidden at once. Tables with many rows follow in steps.
+-- Step 1. Touches only what Clerk says about the person, so that others cannot delay it: the person is hidden at once. All other rows
+-- follow in steps.
 create or replace function app.begin_erasure(clerk_user_id text, requested_by text, receipt uuid default gen_random_uuid()) returns uuid
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -39,17 +45,17 @@ begin
   person := app.find_person(clerk_user_id);
   addresses := app.find_addresses(clerk_user_id);
   insert into app.erasure_log as l (receipt, subject_hash, person, requested_by) values (receipt, hash, person, requested_by)
-  on conflict (subject_hash) do update set person = excluded.person, state = 'running', settled_at = null
+  on conflict (subject_hash) do update set person = excluded.person, state = 'running', settled_at = null, next_rule = null
   where l.state <> 'running' and (excluded.person).id is not null; -- a restored backup contained the person again
   insert into app.clerk_tombstones as t (kind, clerk_id, deleted_at) values ('user', hash, now())
   on conflict on constraint clerk_tombstones_pkey do update set deleted_at = excluded.deleted_at
   where requested_by in ('person', 'administrator') and t.deleted_at < excluded.deleted_at;
 
+  perform app.record_addresses(clerk_user_id, addresses);
   delete from app.clerk_records as r where r.kind = 'user' and r.clerk_id = clerk_user_id;
   delete from app.clerk_records as r where r.user_id = clerk_user_id;
   -- Locks memberships before the profile, as the deletion of an organization does. In the opposite order the two could deadlock.
   delete from public.organization_memberships as m where m.user_id = person.id;
-  perform app.record_addresses(clerk_user_id, addresses);
   perform set_config('app.unaudited', 'on', true);
   update public.profiles as p set banned = true, email = null, full_name = null, avatar_url = null, preferences = '{}', last_seen_at = null
   where p.id = person.id;
@@ -67,14 +73,17 @@ declare
   receipt uuid := app.begin_erasure(clerk_user_id, 'clerk');
 begin
   update app.erasure_log as l set clerk_deleted_at = coalesce(l.clerk_deleted_at, now()) where l.receipt = receipt;
-  begin
-    perform public.continue_erasure(receipt);
-  exception when others then
-    null; -- the person is hidden; the service and the job continue, so Clerk's webhook need not fail
-  end;
+  -- After an erasure at the person's request, the deletion at Clerk is newer, and so may be more invitations.
+  if exists (
+    select from app.clerk_records as r
+    where r.kind = 'invitation' and r.address_hash = any(app.address_hashes(clerk_user_id)) and app.invitation_predates_erasure(r.fields)
+  ) then
+    perform app.resume_erasure(clerk_user_id, '{}');
+  end if;
 end;
 $$;
-comment on function app.erase_deleted_user is 'Erases a person who was deleted at Clerk. If many rows are left, public.continue_erasure() erases the rest.';
+comment on function app.erase_deleted_user is
+'Hides a person who was deleted at Clerk. The service and the job erase them with public.continue_erasure(), in transactions of their own.';
 
 create or replace function public.request_erasure(clerk_user_id text, requested_by text default 'person') returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
@@ -124,48 +133,62 @@ as $$
 
   select jsonb_build_object(
     'receipt', l.receipt, 'state', l.state, 'requested_at', l.requested_at, 'erased_at', l.erased_at, 'clerk_deleted_at', l.clerk_deleted_at,
-    'counts', l.counts
+    'counts', l.counts,
+    'skipped', (select count(*) from app.erasure_failures as f where f.receipt = l.receipt)
   )
   from app.erasure_log as l
   where l.receipt = erasure_receipt.receipt;
 $$;
 comment on function public.erasure_receipt is
-'Returns what the holder of a receipt may see: {receipt, state, requested_at, erased_at, clerk_deleted_at, counts}; null for an unknown receipt. Definer: the service has no privilege on tables.';
+'Returns what the holder of a receipt may see: {receipt, state, requested_at, erased_at, clerk_deleted_at, counts, skipped}; null for an unknown receipt. Definer: the service has no privilege on tables.';
 
 -- Only one session at a time works on an erasure; a concurrent call only returns the state. If another transaction holds a row for longer
--- than a second, the step fails and is retried. settled_at is a time after the request was committed; now() may be one before.
+-- than a second, its batch fails and is tried again. If only skipped rows are left, the erasure is blocked: everything outside the database
+-- is done, and the state stays 'running'. settled_at is a time after the request was committed; now() may be one before.
 create or replace function public.continue_erasure(receipt uuid) returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp set lock_timeout = '1s'
 as $$
 #variable_conflict use_variable
 declare
   job app.erasure_log;
-  person app.person;
-  step record;
-  is_quiet boolean;
+  is_blocked boolean := false;
 begin
   perform app.refuse_clerk_tokens();
   select l.* into job from app.erasure_log as l where l.receipt = receipt for update skip locked;
   if job.state = 'running' then
-    is_quiet := job.settled_at is not null and not app.has_older_transactions(job.settled_at);
-    person := job.person;
-    person.emails := app.select_own_addresses(person.emails, person.clerk_user_id); -- a new account may use the same address by now
-    select * into step from app.erase_step(person, job.counts);
-    if step.erased = 0 and step.finished and is_quiet then
-      job.state := 'erased';
+    if job.next_rule is null then
+      job.found := 0;
+      job.was_quiet := job.settled_at is not null and not app.has_older_transactions(job.settled_at);
+    end if;
+    job := app.erase_step(job);
+    job.next_attempt_at := now();
+    if job.found > 0 then
+      job.settled_at := null;
+    elsif job.next_rule is null and not job.was_quiet then
+      job.settled_at := coalesce(job.settled_at, clock_timestamp());
+    elsif job.next_rule is null then
+      select f.next_attempt_at into job.next_attempt_at from app.erasure_failures as f
+      where f.receipt = receipt and f.next_attempt_at > now()
+      order by f.next_attempt_at limit 1;
+      is_blocked := found;
+      if not is_blocked then
+        delete from app.erasure_failures as f where f.receipt = receipt; -- others have deleted these rows
+        job.state := 'erased';
+        job.erased_at := coalesce(job.erased_at, now());
+        job.next_attempt_at := now();
+        job.person := (null, (job.person).clerk_user_id, null)::app.person;
+      end if;
     end if;
     update app.erasure_log as l
     set
-      state = job.state, counts = step.counts,
-      settled_at = case when step.finished and step.erased = 0 then coalesce(job.settled_at, clock_timestamp()) end,
-      erased_at = case when job.state = 'erased' then coalesce(l.erased_at, now()) end,
-      person = case job.state when 'erased' then (null, (l.person).clerk_user_id, null)::app.person else l.person end
+      state = job.state, person = job.person, counts = job.counts, settled_at = job.settled_at, erased_at = job.erased_at,
+      next_rule = job.next_rule, found = job.found, was_quiet = job.was_quiet, batches = job.batches, next_attempt_at = job.next_attempt_at
     where l.receipt = receipt;
   end if;
   return public.erasure_receipt(receipt) || (
     select jsonb_build_object(
-      'subject_hash', l.subject_hash, 'salt', encode(s.erasure_salt, 'hex'),
-      'to_delete_at_clerk', case when l.state = 'erased' and l.clerk_deleted_at is null then (l.person).clerk_user_id end
+      'subject_hash', l.subject_hash, 'salt', encode(s.erasure_salt, 'hex'), 'next_rule', l.next_rule, 'is_blocked', is_blocked,
+      'to_delete_at_clerk', case when (l.state = 'erased' or is_blocked) and l.clerk_deleted_at is null then (l.person).clerk_user_id end
     )
     from app.erasure_log as l cross join app.settings as s
     where l.receipt = receipt
@@ -173,7 +196,7 @@ begin
 end;
 $$;
 comment on function public.continue_erasure is
-'Runs one step of an erasure. Call it in separate transactions while state is running. Then write the ledger, delete the user at Clerk, and call end_erasure(). Definer: the service has no privilege on tables.';
+'Runs one step of an erasure. Call it in separate transactions while state is running and is_blocked false. Report a failure with postpone_erasure(). Then write the ledger, delete the user at Clerk, and call end_erasure(). Definer: the service has no privilege on tables.';
 
 create or replace function public.end_erasure(receipt uuid, is_stored boolean) returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
@@ -183,26 +206,52 @@ begin
   perform app.refuse_clerk_tokens();
   update app.erasure_log as l
   set
-    state = 'complete', person = null, clerk_deleted_at = coalesce(l.clerk_deleted_at, now()), attempts = 0, error = null,
+    state = case l.state when 'erased' then 'complete' else l.state end,
+    person = case when l.state = 'running' then l.person end,
+    clerk_deleted_at = coalesce(l.clerk_deleted_at, now()), attempts = 0, error = null,
     stored_at = case when is_stored then coalesce(l.stored_at, now()) else l.stored_at end
-  where l.receipt = receipt and l.state = 'erased';
+  where l.receipt = receipt
+    and (l.state = 'erased' or l.state = 'running' and exists (select from app.erasure_failures as f where f.receipt = receipt));
   return public.erasure_receipt(receipt);
 end;
 $$;
 comment on function public.end_erasure is
-'Completes an erasure: the user is deleted at Clerk, and the ledger has the entry (or there is no store). Removes Clerk''s id from the log. Definer: the service has no privilege on tables.';
+'Completes an erasure: the user is deleted at Clerk, and the ledger has the entry (or there is no store). Removes Clerk''s id from the log. While rows are skipped, it only records both. Definer: the service has no privilege on tables.';
 
-create or replace function public.postpone_erasure(receipt uuid, error text) returns void
-language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+-- After the first failure of a step, each call applies only one batch. So from the second failure on it is known which rule failed:
+-- next_rule. Its batch is halved, and the next call continues with the rule after it, so that one rule never stops the others.
+create or replace function public.postpone_erasure(receipt uuid, error text, in_step boolean default false) returns void
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
-  select app.refuse_clerk_tokens();
-
+#variable_conflict use_variable
+declare
+  job app.erasure_log;
+  failed record;
+begin
+  perform app.refuse_clerk_tokens();
+  select l.* into job from app.erasure_log as l where l.receipt = receipt and l.state <> 'complete' for update;
+  if in_step and job.state = 'running' and job.attempts > 0 then
+    select format('%s.%s', d.relation, d.path) as name, d.next into failed
+    from (
+      select r.relation, r.path, r.position, lead(r.position) over (order by r.position desc) as next
+      from app.personal_data as r
+      where r.erasure not in ('keep', 'none')
+    ) as d
+    where d.position <= coalesce(job.next_rule, d.position)
+    order by d.position desc limit 1;
+    job.batches := job.batches || jsonb_build_object(failed.name, coalesce((job.batches ->> failed.name)::integer, 50) / 2);
+    job.next_rule := failed.next;
+    job.found := job.found + 1;
+  end if;
   update app.erasure_log as l
-  set attempts = l.attempts + 1, next_attempt_at = now() + interval '30 seconds' * power(2, least(l.attempts, 9)), error = left(postpone_erasure.error, 200)
-  where l.receipt = postpone_erasure.receipt and l.state <> 'complete';
+  set
+    attempts = l.attempts + 1, next_attempt_at = now() + interval '30 seconds' * power(2, least(l.attempts, 9)), error = left(error, 200),
+    batches = job.batches, next_rule = job.next_rule, found = job.found
+  where l.receipt = job.receipt;
+end;
 $$;
 comment on function public.postpone_erasure is
-'Records a failure of Clerk or of the store, and schedules a retry with exponential backoff up to about four hours. Definer: the service has no privilege on tables.';
+'Records a failure of Clerk, of the store, or of continue_erasure() (in_step), and schedules a retry with exponential backoff up to about four hours. Definer: the service has no privilege on tables.';
 
 create or replace function public.pending_erasures() returns setof uuid
 language sql stable parallel unsafe security definer set search_path = pg_catalog, pg_temp
@@ -253,6 +302,6 @@ comment on function app.replay_erasures is
 'Hides the people of the ledger who are in this database, and begins to erase them. The ledger is an array of entries as continue_erasure() returned them. Returns their receipts: continue each with continue_erasure().';
 
 grant execute on function
-public.request_erasure(text, text), public.continue_erasure(uuid), public.end_erasure(uuid, boolean), public.postpone_erasure(uuid, text),
-public.pending_erasures(), public.erasure_receipt(uuid)
+public.request_erasure(text, text), public.continue_erasure(uuid), public.end_erasure(uuid, boolean),
+public.postpone_erasure(uuid, text, boolean), public.pending_erasures(), public.erasure_receipt(uuid)
 to service_role;

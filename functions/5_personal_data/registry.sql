@@ -68,7 +68,7 @@ values
 ),
 (
   'public.organization_invitations', 'email', 'lower(t.email) = any(person.emails)', 'invitations',
-  '{t.id,t.organization_id,t.email,t.role,t.expires_at,t.created_at}', '{id}', 't.created_at', 'delete', null, 'app.erase_invitations',
+  '{t.id,t.organization_id,t.email,t.role,t.expires_at,t.created_at}', '{id}', 't.created_at', 'delete', null, null,
   'Invitations', 'The e-mail address to which an organization sent an invitation, and the role', 'To let invited people join',
   'Legitimate interest of the inviting organization, Art. 6(1)(f) GDPR', $$interval '30 days'$$, 't.expires_at < $1',
   'after the invitation expired; a pending invitation is kept until it expires'
@@ -176,6 +176,11 @@ values
   'Legal obligation, Art. 6(1)(c) GDPR', null, null, 'permanently'
 ),
 (
+  'app.erasure_failures', 'key', null, null, null, null, null, 'keep', null, null,
+  'Your rights', 'The ids of rows that could not be erased yet', 'To erase them later', 'Legal obligation, Art. 6(1)(c) GDPR',
+  null, null, 'until you have been erased'
+),
+(
   'app.clerk_tombstones', 'clerk_id', null, null, null, null, null, 'keep', null, null,
   'Your rights', 'The same hash', 'To prevent a late message from restoring your data', 'Legal obligation, Art. 6(1)(c) GDPR',
   null, null, 'permanently'
@@ -227,5 +232,22 @@ values (
   'app.lost_records', '', 'none', 'How many audit entries and broadcasts were lost', '(select s.audit_retention from app.settings as s)',
   't.last_at < $1', 'as long as the audit trail'
 );
+
+-- An erasure finds invitations also by the hashes of the person's addresses, because the addresses may be erased already. Invitations from
+-- after the erasure stay.
+update app.personal_data as d
+set erasure_subject = $$
+  t.kind = 'invitation'
+  and (t.address_hash = any(app.address_hashes(person.clerk_user_id)) or lower(t.fields ->> 'email') = any(person.emails))
+  and app.invitation_predates_erasure(t.fields)
+$$
+where d.domain = 'invitation_records';
+
+update app.personal_data as d
+set erasure_subject = $$
+  lower(t.email) = any(person.emails)
+  and app.invitation_predates_erasure(jsonb_build_object('email', t.email, 'created_at', extract(epoch from t.created_at)))
+$$
+where d.domain = 'invitations';
 
 select setval(pg_get_serial_sequence('app.personal_data', 'position'), greatest(999, max(d.position))) from app.personal_data as d;

@@ -208,11 +208,12 @@ comment on view ops.mail_health is 'Whether mail is sent and delivered: one row.
 
 create or replace view ops.erasure_health with (security_invoker) as
 select
-  e.running, e.waiting_for_clerk, e.oldest_requested_at, e.error, rule.verdict[1] as status, rule.verdict[2] as advice
+  e.running, e.waiting_for_clerk, e.skipped, e.oldest_requested_at, e.error, rule.verdict[1] as status, rule.verdict[2] as advice
 from (
   select
     count(*) filter (where l.state = 'running') as running, count(*) filter (where l.state = 'erased') as waiting_for_clerk,
-    min(l.requested_at) as oldest_requested_at, (array_agg(l.error order by l.requested_at) filter (where l.error is not null))[1] as error
+    (select count(*) from app.erasure_failures) as skipped, min(l.requested_at) as oldest_requested_at,
+    (array_agg(l.error order by l.requested_at) filter (where l.error is not null))[1] as error
   from app.erasure_log as l
   where l.state <> 'complete'
 ) as e
@@ -223,6 +224,12 @@ cross join lateral (
         array[
           'red',
           'An erasure is overdue; the law allows one month. Fix the error in ops.erasures, then run `ballast person resume`.'
+        ]
+    when e.skipped > 0
+      then
+        array[
+          'yellow',
+          'Some rows of a person could not be erased. ops.erasure_failures names them: remove the cause, then run `ballast person resume`.'
         ]
     when e.oldest_requested_at < now() - interval '1 day'
       then

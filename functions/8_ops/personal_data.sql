@@ -3,10 +3,20 @@
 create or replace view ops.erasures with (security_invoker) as
 select
   l.receipt, l.state, l.requested_by, l.requested_at, l.erased_at, l.clerk_deleted_at, l.stored_at, l.attempts, l.next_attempt_at,
-  l.error, l.counts
+  l.error, l.counts, (
+    select count(*) from app.erasure_failures as f
+    where f.receipt = l.receipt
+  ) as skipped
 from app.erasure_log as l
 order by l.state = 'complete', l.requested_at desc;
 comment on view ops.erasures is 'Erasures, incomplete ones first. `ballast person resume` continues them.';
+
+create or replace view ops.erasure_failures with (security_invoker) as
+select f.receipt, f.relation, f.key, f.error, f.attempts, f.failed_at, f.next_attempt_at
+from app.erasure_failures as f
+order by f.failed_at desc;
+comment on view ops.erasure_failures is
+'Rows that an erasure could not change, by table and primary key, with the SQLSTATE. Remove the cause, then run `ballast person resume`.';
 
 create or replace view ops.personal_data_map with (security_invoker) as
 select

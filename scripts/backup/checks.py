@@ -164,13 +164,20 @@ def _replay_ledger(connection: Connection, ledger: list[dict[str, Any]]) -> Chec
 
 
 def _finish_erasure(connection: Connection, receipt: str) -> bool:
-    step: object = None
+    step: dict[str, Any] = {}
     waits = 0
     while waits < MAX_WAITS:
-        before, [[step]] = step, connection.execute("select public.continue_erasure(%s)", [receipt]).fetchall()
-        if step["state"] != "running":  # type: ignore[index]
-            return True
-        if step == before:  # other transactions are still running
+        before = step
+        try:
+            [[step]] = connection.execute("select public.continue_erasure(%s)", [receipt]).fetchall()
+        except psycopg.DatabaseError as error:
+            connection.execute("select public.postpone_erasure(%s, %s, in_step => true)", [receipt, error.sqlstate])
+        else:
+            if step["state"] != "running":
+                return True
+            if step.get("is_blocked"):
+                return False
+        if step == before:  # it failed, or other transactions are still running
             waits += 1
             time.sleep(STEP_SECONDS)
     return False

@@ -22,7 +22,7 @@ from scripts.errors import Failure
 from scripts.schema import database
 from scripts.schema.database import Connection
 from service.clerk_api import CLERK_API_URL, ClerkApi
-from service.data_api import Call
+from service.data_api import Call, CallFailed
 from service.erasure import Eraser
 from service.erasure_ledger import LedgerStore, LedgerUnavailable
 from service.export import Export, write_json, write_zip
@@ -120,10 +120,11 @@ def erase_command(url: str | None, yes: bool, as_json: bool, clerk_user_id: str)
 def resume(url: str | None, as_json: bool) -> None:
     """Continue every incomplete erasure.
 
-    This includes erasures that are scheduled for later.
+    This includes erasures, and rows that could not be erased, that are scheduled for later.
     Exits with 1 if one is still incomplete.
     """
     with options.open_database(url, requires="app.personal_data") as connection:
+        connection.execute("update app.erasure_failures set next_attempt_at = now() where next_attempt_at > now()")
         unfinished = connection.execute(
             "select receipt::text from app.erasure_log where state <> 'complete' order by requested_at"
         ).fetchall()
@@ -208,25 +209,36 @@ def carry_out_erasures(connection: Connection, external: ExternalServices, recei
             "BACKUP_URL is not set, so the erasure is not in the ledger: a restored backup brings the person back."
         )
     call = _make_call(connection)
-    eraser = Eraser(call, external.clerk, external.ledger)
+
+    def call_step(function: str, arguments: dict[str, Any]) -> Any:
+        try:
+            return call(function, arguments)
+        except psycopg.DatabaseError as error:
+            raise CallFailed(function, error.sqlstate or type(error).__name__) from None
+
+    eraser = Eraser(call_step, external.clerk, external.ledger)
     with Console(stderr=True).status("Erasing …") as status:
 
         def on_step(step: dict[str, Any]) -> None:
             status.update(f"Erasing … {sum(step['counts'].values()):,} rows")
 
         for receipt in receipts:
-            # A person with much data takes longer than one call of the service may.
-            while eraser.carry_out(receipt, on_step) == "running" and not _is_waiting(connection, receipt):
-                pass
+            # A person with much data takes longer than one call of the service may. Without progress, the rest waits
+            # for older transactions to end, or cannot be erased yet.
+            before, progress = None, _read_progress(connection, receipt)
+            while progress != before and eraser.carry_out(receipt, on_step) == "running":
+                before, progress = progress, _read_progress(connection, receipt)
     return [call("erasure_receipt", {"receipt": receipt}) for receipt in receipts]
 
 
-def _is_waiting(connection: Connection, receipt: str) -> bool:
-    """Whether everything possible is done for now, and the rest waits for older transactions to end."""
-    row = connection.execute(
-        "select settled_at is not null from app.erasure_log where receipt = %s", [receipt]
+def _read_progress(connection: Connection, receipt: str) -> tuple[Any, ...] | None:
+    """What changes while an erasure finds rows that it can erase."""
+    return connection.execute(
+        "select counts, batches, settled_at is not null,"
+        " (select count(*) from app.erasure_failures as f where f.receipt = l.receipt)"
+        " from app.erasure_log as l where receipt = %s",
+        [receipt],
     ).fetchone()
-    return row == (True,)
 
 
 def _make_call(connection: Connection) -> Call:
@@ -260,6 +272,11 @@ def show_receipts(receipts: list[dict[str, Any]], *, as_json: bool) -> None:
         print_table(table)
     else:
         click.echo("Nothing to erase.")
+    if skipped := sum(each["skipped"] for each in receipts):
+        raise NotComplete(
+            f"Not complete: {skipped:,} {'row' if skipped == 1 else 'rows'} could not be erased. The view "
+            "ops.erasure_failures names table, key and error. Remove the cause, then run `ballast person resume`."
+        )
     if any(each["state"] != "complete" for each in receipts):
         raise NotComplete(
             "Not complete yet: `select * from ops.erasures` shows the reason; `ballast person resume` continues it."

@@ -24,8 +24,8 @@ def receive() -> ResponseReturnValue:
     # Whatever the outcome: for a duplicate, the first delivery may have failed before it invalidated the cache.
     components().cache.invalidate(stored["users"], stored["organizations"])
     count_webhook(stored["outcome"], stored["lag_seconds"])
-    if stored["type"] == "user.deleted":
-        components().eraser.begin_pending()  # the part that the database did not erase at once
+    if stored.get("erasure") is not None:
+        components().eraser.begin(stored["erasure"])  # the person is hidden; erasing takes longer than Clerk may wait
     return jsonify({name: stored[name] for name in ("message_id", "type", "outcome")})
 
 

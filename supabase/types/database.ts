@@ -442,7 +442,7 @@ export type Database = {
         }[];
       };
       pending_erasures: { Args: Record<PropertyKey, never>; Returns: string[] };
-      postpone_erasure: { Args: { error: string; receipt: string }; Returns: undefined };
+      postpone_erasure: { Args: { error: string; in_step?: boolean; receipt: string }; Returns: undefined };
       prepare_invitation: { Args: { organization_id: string; role: string }; Returns: Json };
       prepare_removal: { Args: { organization_id: string; profile_id: string }; Returns: Json };
       privacy_notice: { Args: Record<PropertyKey, never>; Returns: Json };

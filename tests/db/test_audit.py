@@ -656,9 +656,11 @@ def test_an_erasure_keeps_the_entries_and_removes_the_person(database: Database,
     cleo = profile_id(database, "cleo")
     before = last_intervention(database)
     erased = database.value("select count(*) from app.audit_erasures")
-    erase_two = "select app.erase_audit_entries((%s, 'user_cleo', '{}')::app.person, 2)"
     # Five entries: the three specimens, her profile and her membership.
-    assert [database.value(erase_two, cleo) for _ in range(4)] == [2, 2, 1, 0]
+    hers = "(select id, created_at from public.audit_logs where user_id = %s or subject_ids @> array[%s] limit 2)"
+    keys = f"(select coalesce(jsonb_agg(jsonb_build_array(a.id, a.created_at)), '[]') from {hers} as a)"
+    erase_two = f"select app.erase_audit_entries((%s, 'user_cleo', '{{}}')::app.person, {keys})"
+    assert [database.value(erase_two, cleo, cleo, cleo) for _ in range(4)] == [2, 2, 1, 0]
     rows = database.rows(
         "select user_id, actor, impersonator, ip_address, user_agent from public.audit_logs where action = 'specimen.created'"
     )

@@ -279,7 +279,7 @@ def connections(connect: Callable[[], Connection]) -> Iterator[list[Database]]:
         yield [Database(one), Database(two), Database(three)]
         one.execute("truncate public.profiles, public.organizations cascade")
         one.execute(
-            "truncate app.webhook_events, app.clerk_records, app.clerk_tombstones, app.known_addresses, app.erasure_log"
+            "truncate app.webhook_events, app.clerk_records, app.clerk_tombstones, app.known_addresses, app.erasure_log, app.erasure_failures"
         )
 
 

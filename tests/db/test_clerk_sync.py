@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tests import events
 from tests.conftest import Claims, Database
 from tests.events import MINUTE, SECOND, START, Json
+from tests.people import finish_erasures
 
 Connection = psycopg.Connection[Any]
 LATER = START + MINUTE
@@ -48,7 +49,10 @@ class Clerk:
         return self.deliver(events.event(kind, data, timestamp))
 
     def delete(self, kind: str, clerk_id: str, timestamp: int = LATER) -> str:
-        return self.deliver(events.deletion_event(kind, clerk_id, timestamp))
+        """Sends a deletion. A person is then erased, as the service does after its answer."""
+        outcome = self.deliver(events.deletion_event(kind, clerk_id, timestamp))
+        finish_erasures(self.database)
+        return outcome
 
     def profile(self, clerk_user_id: str = "user_ada") -> Any:
         return self.database.value(
@@ -1330,7 +1334,7 @@ def connections(connect: Callable[[], Connection]) -> Iterator[list[Connection]]
         yield [one, two, three]
         one.execute("truncate public.profiles, public.organizations cascade")
         one.execute(
-            "truncate app.webhook_events, app.clerk_records, app.clerk_tombstones, app.known_addresses, app.erasure_log"
+            "truncate app.webhook_events, app.clerk_records, app.clerk_tombstones, app.known_addresses, app.erasure_log, app.erasure_failures"
         )
 
 

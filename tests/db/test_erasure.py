@@ -145,7 +145,7 @@ def test_a_repeated_request_returns_the_same_receipt_and_changes_nothing(world: 
 def test_the_receipt_shows_the_state_and_not_the_person(world: Database) -> None:
     receipt = erase(world)["receipt"]
     shown = call(world, "erasure_receipt", receipt=receipt)
-    assert shown.keys() == {"receipt", "state", "requested_at", "erased_at", "clerk_deleted_at", "counts"}
+    assert shown.keys() == {"receipt", "state", "requested_at", "erased_at", "clerk_deleted_at", "counts", "skipped"}
     assert shown["state"] == "complete"
     assert world.rows("select state, requested_by, stored_at is null from ops.erasures") == [
         ("complete", "person", False)

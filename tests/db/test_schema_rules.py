@@ -139,7 +139,7 @@ CATCHES_ALL = {
     "app.broadcast_changes()": "a lost broadcast never fails a write; it is counted",
     "app.broadcast_changes() (2)": "not even if it cannot be counted; the server's log has it",
     "app.take_token(text,text,double precision,double precision)": "a fault in the limiter must not refuse a write; nothing is lost",
-    "app.erase_deleted_user(text)": "the person is hidden and the erasure recorded; a job continues it",
+    "app.erase_batch(app.erasure_log,app.personal_data,app.person)": "halves the batch; a single row is recorded and tried again",
 }
 
 

@@ -22,7 +22,9 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from hypothesis.vendor.pretty import RepresentationPrinter
 
+from tests.conftest import Database
 from tests.events import SECOND
+from tests.people import finish_erasures
 from tests.simulated_clerk import PREFIX, Clerk, Message, Row, Rows, Session, in_order
 
 Connection = psycopg.Connection[Any]
@@ -116,17 +118,6 @@ def deliver(connection: Connection, delivery: Delivery, prefix: str) -> None:
         send(connection, item, prefix)
 
 
-def finish_erasures(connection: Connection) -> None:
-    """Completes erasures like the job. The event completes most of them, but it works on one for half a second only."""
-    running = """
-        select l.receipt from app.erasure_log as l where l.state = 'running' and (
-          exists (select from public.profiles as p where p.id = (l.person).id)
-          or exists (select from app.clerk_records as r where r.fields ->> 'created_by' = (l.person).clerk_user_id))"""
-    while receipts := connection.execute(running).fetchall():
-        for receipt in receipts:
-            connection.execute("select public.continue_erasure(%s)", receipt)
-
-
 # The rows that the events created, without our own ids and times, and the failed events.
 QUERIES = {
     "profiles": """
@@ -202,13 +193,13 @@ class Replay:
                 self.alone.execute("set local role service_role")
                 deliver(self.alone, delivery, prefix)
                 self.alone.execute("reset role")
-                finish_erasures(self.alone)
+                finish_erasures(Database(self.alone))
                 return read_rows(self.alone, history, prefix)
         parts = [delivery[number::CONNECTIONS] for number in range(CONNECTIONS)]
         running = [self.threads.submit(deliver, *each, prefix) for each in zip(self.together, parts, strict=True)]
         for each in running:
             each.result()
-        finish_erasures(self.alone)
+        finish_erasures(Database(self.alone))
         return read_rows(self.alone, history, prefix)
 
 
@@ -222,7 +213,7 @@ def replay(connect: Callable[[], Connection]) -> Iterator[Replay]:
     with connect() as last:
         last.execute("truncate public.profiles, public.organizations cascade")
         last.execute(
-            "truncate app.webhook_events, app.clerk_records, app.clerk_tombstones, app.known_addresses, app.erasure_log"
+            "truncate app.webhook_events, app.clerk_records, app.clerk_tombstones, app.known_addresses, app.erasure_log, app.erasure_failures"
         )
     for connection in together:
         connection.close()

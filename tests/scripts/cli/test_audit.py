@@ -15,7 +15,11 @@ from click.testing import CliRunner, Result
 from scripts.cli import ballast
 
 PERSON = UUID("00000000-0000-4000-8000-000000000001")
-ERASE = f"select app.erase_audit_entries(('{PERSON}', 'user_erased', '{{}}')::app.person, 1000)"
+ERASE = (
+    f"select app.erase_audit_entries(('{PERSON}', 'user_erased', '{{}}')::app.person,"
+    " jsonb_agg(jsonb_build_array(a.id, a.created_at)))"
+    f" from public.audit_logs as a where a.user_id = '{PERSON}' or a.subject_ids @> array['{PERSON}'::uuid]"
+)
 # The fourth entry of March, the month in the middle; its seal is the second of five.
 VICTIM = "id = (select id from public.audit_logs where resource_id = '2026-03-04')"
 

@@ -75,7 +75,7 @@ def test_the_inbox_shows_the_ids_and_errors_of_events(capture_terminal: Callable
 def test_a_receipt_stays_on_one_line(capture_terminal: Callable[[Callable[[], None]], str]) -> None:
     receipt = "01234567-89ab-cdef-0123-456789abcdef"
     counts = {"projects": 12, "organization_memberships": 3, "audit_logs": 1_234_567}
-    receipts = [{"receipt": receipt, "state": "complete", "counts": counts}]
+    receipts = [{"receipt": receipt, "state": "complete", "counts": counts, "skipped": 0}]
     printed = capture_terminal(lambda: person.show_receipts(receipts, as_json=False))
     assert max(map(len, printed.splitlines())) <= 80
     assert all(text in printed for text in (receipt, "complete", *counts))
