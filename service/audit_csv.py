@@ -21,9 +21,12 @@ COLUMNS = (
     "id", "created_at", "organization_id", "actor", "user_id", "impersonator", "action", "resource_type", "resource_id",
     "metadata", "changes", "ip_address", "user_agent", "request_id",
 )  # fmt: skip
-# Text that a spreadsheet treats as a formula (OWASP, "CSV Injection"). Some spreadsheets first strip spaces and quotes,
-# and Japanese ones accept the full-width forms.
-FORMULA = re.compile(r"[\s\"'`]*[=+\-@＝＋－＠]|[\t\r\n]")  # noqa: RUF001 - the full-width forms
+SEPARATORS = {"comma": ",", "semicolon": ";"}
+BYTE_ORDER_MARK = "\ufeff"  # without it Excel takes the file for another encoding than UTF-8
+# A formula, as a spreadsheet sees it that splits lines at another separator than the file's: at the start of a cell, or
+# after any separator in it. Spreadsheets may strip spaces and quotes first, and Japanese ones accept full-width forms.
+# Source: OWASP, "CSV Injection". The pattern consumes each run of separators and spaces once, so it takes linear time.
+FORMULA = re.compile(r"(?:^|[,;|\t\n\v\f\r\x85\u2028\u2029])[,;|\s\"'`]*+([=+\-@＝＋－＠])?")  # noqa: RUF001 - full-width
 
 Entry = dict[str, Any]
 
@@ -58,12 +61,12 @@ def read_pages(data_api: DataApi, organization_id: str, chosen: Range) -> Iterat
         before = (page[-1]["created_at"], page[-1]["id"])
 
 
-def as_csv(pages: Iterator[list[Entry]]) -> Iterator[bytes]:
+def as_csv(pages: Iterator[list[Entry]], separator: str = ",") -> Iterator[bytes]:
     """Yields the file in pieces, one per page. Raises CallFailed."""
-    heading, entries = _format_rows([COLUMNS]), 0
+    heading, entries = BYTE_ORDER_MARK + _format_rows([COLUMNS], separator), 0
     try:
         for page in pages:
-            yield (heading + _format_rows(map(_make_row, page))).encode()
+            yield (heading + _format_rows(map(_make_row, page), separator)).encode()
             heading = ""
             entries += len(page)
     except CallFailed as failure:
@@ -73,9 +76,9 @@ def as_csv(pages: Iterator[list[Entry]]) -> Iterator[bytes]:
     log.info("audit export", extra={"entries": entries})
 
 
-def _format_rows(rows: Any) -> str:
+def _format_rows(rows: Any, separator: str) -> str:
     text = io.StringIO()
-    csv.writer(text).writerows(rows)
+    csv.writer(text, delimiter=separator).writerows(rows)
     return text.getvalue()
 
 
@@ -87,4 +90,9 @@ def _format_cell(value: object) -> str:
     if value is None:
         return ""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return f"'{text}" if FORMULA.match(text) else text
+    return FORMULA.sub(_quote_formula, text)
+
+
+def _quote_formula(found: re.Match[str]) -> str:
+    """Puts ' in front of the sign that begins a formula. docs/audit.md explains how to remove it again."""
+    return f"{found[0][:-1]}'{found[1]}" if found[1] else found[0]

@@ -252,7 +252,7 @@ def prune(dry_run: bool, daily: int, weekly: int, monthly: int, as_json: bool) -
     type=click.Choice(["sql", "csv"]),
     default="sql",
     show_default=True,
-    help="A psql script, or a folder with one file per table.",
+    help="A psql script, or a folder with one file per table. A spreadsheet would run formulas in these files.",
 )
 @options.identity_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")

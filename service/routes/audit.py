@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from flask import Blueprint, request
 from flask.typing import ResponseReturnValue
 
-from service.audit_csv import Range, as_csv, read_pages
+from service.audit_csv import SEPARATORS, Range, as_csv, read_pages
 from service.components import components
 from service.permissions import PermittedCaller, requires
 from service.problems import Problem
@@ -22,14 +22,21 @@ class RangeInvalid(Problem, status=400, slug="range-invalid", title="The range i
     """`from` or `to` is not a time with a UTC offset, or `from` is later than `to`."""
 
 
+class SeparatorInvalid(Problem, status=400, slug="separator-invalid", title="The separator is not valid"):
+    """`separator` is not the name of one."""
+
+
 @audit.get("/audit.csv")
 @requires("audit:read", refresh=True)
 def export(permitted: PermittedCaller) -> ResponseReturnValue:
     """Sends the organization's entries in a range, newest first."""
     chosen = _read_range(request.args.get("from"), request.args.get("to"))
+    separator = SEPARATORS.get(request.args.get("separator", "comma"))
+    if separator is None:
+        raise SeparatorInvalid(f"`separator` must be one of {', '.join(SEPARATORS)}.")
     with take_slot(components().threads, permitted.caller.user_id) as slot:
         pages = read_pages(components().data_api, permitted.organization["id"], chosen)
-        return slot.send(as_csv(pages), "text/csv; charset=utf-8", chosen.filename)
+        return slot.send(as_csv(pages, separator), "text/csv; charset=utf-8", chosen.filename)
 
 
 def _read_range(start: str | None, end: str | None) -> Range:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -16,8 +18,10 @@ import httpx
 import psycopg
 import pytest
 from flask.testing import FlaskClient
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from service.audit_csv import COLUMNS, PAGE
+from service.audit_csv import BYTE_ORDER_MARK, COLUMNS, PAGE, SEPARATORS, as_csv
 from tests.conftest import Stack
 from tests.service.conftest import MakeApp
 from tests.service.outside import HANG_UP, Answer, Issuer, Outside, rest_answer
@@ -31,7 +35,8 @@ def as_caller(token: str) -> dict[str, str]:
 
 
 def rows(text: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(text, newline="")))
+    assert text.startswith(BYTE_ORDER_MARK)
+    return list(csv.DictReader(io.StringIO(text[1:], newline="")))
 
 
 # --- on the running stack ---
@@ -111,8 +116,35 @@ def test_spreadsheet_formulas_are_escaped(
         response.text.count(f"{json.dumps({'title': formula})}".replace('"', '""')) == 2
     )  # JSON cells, which no spreadsheet runs
     kinds = {entry["resource_type"] for entry in rows(response.text)}
-    assert {f"'{formula}", "' '=1+1", harmless} <= kinds
+    assert {f"'{formula}", " ''=1+1", harmless} <= kinds
     assert not {formula, spaced} & kinds
+
+
+def test_no_user_agent_begins_a_formula_with_another_separator(
+    online: FlaskClient, stack: Stack, database: psycopg.Connection[Any], acme: str, url: str
+) -> None:
+    database.execute(
+        "insert into public.audit_logs (organization_id, action, resource_type, user_agent) values (%s, 'client.done', 'test', %s)",
+        [acme, "Mozilla;=HYPERLINK(0)"],
+    )
+    response = online.get(url, headers=as_caller(stack.token("user_ada", "org_acme")))
+    cells = [cell for row in csv.reader(io.StringIO(response.text, newline=""), delimiter=";") for cell in row]
+    assert any(cell.startswith("'=HYPERLINK(0)") for cell in cells)
+    assert not [cell for cell in cells if cell.startswith("=")]
+
+
+def test_cells_are_separated_by_semicolons_on_request(online: FlaskClient, stack: Stack, url: str) -> None:
+    headers = as_caller(stack.token("user_ada", "org_acme"))
+    with_commas, with_semicolons = (
+        online.get(f"{url}?to=2100-01-01T00:00:00Z&separator={each}", headers=headers).text.removeprefix(
+            BYTE_ORDER_MARK
+        )
+        for each in ("comma", "semicolon")
+    )
+    semicolons = csv.reader(io.StringIO(with_semicolons, newline=""), delimiter=";")
+    commas = csv.reader(io.StringIO(with_commas, newline=""))
+    assert with_semicolons.startswith(";".join(COLUMNS))
+    assert list(semicolons) == list(commas)
 
 
 def test_a_range_includes_its_start_and_excludes_its_end(
@@ -252,6 +284,70 @@ def test_an_invalid_range_is_a_client_error(client: FlaskClient, outside: Outsid
     response = client.get(f"{UNKNOWN_ORGANIZATION_URL}?{query}", headers=as_caller(issuer.token()))
     assert (response.status_code, response.json["type"]) == (400, "urn:problem:ballast:range-invalid")
     assert outside.requests == ["/rest/v1/rpc/start_session"]
+
+
+@pytest.mark.parametrize("separator", ["", ";", ",", "tab", "SEMICOLON", "comma,semicolon"])
+def test_any_other_separator_is_a_client_error(
+    client: FlaskClient, outside: Outside, issuer: Issuer, separator: str
+) -> None:
+    outside.answer = data_api(1)
+    url = f"{UNKNOWN_ORGANIZATION_URL}?separator={quote(separator)}"
+    response = client.get(url, headers=as_caller(issuer.token()))
+    assert (response.status_code, response.json["type"]) == (400, "urn:problem:ballast:separator-invalid")
+    assert outside.requests == ["/rest/v1/rpc/start_session"]
+
+
+# --- any content, opened with any separator ---
+
+SPECIAL = ["=", "+", "-", "@", "＝", "＋", "－", "＠", ",", ";", "\t", "|", "\n", "\r", "\r\n", '"', "'", "`", " ", "\u3000", "\x0b", "\u2028", "x"]  # fmt: skip  # noqa: RUF001
+TEXT = st.lists(st.sampled_from(SPECIAL) | st.characters(codec="utf-8", exclude_characters="\0"), max_size=12).map(
+    "".join
+)
+CELL = TEXT | st.none() | st.recursive(
+    TEXT | st.integers(), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3)
+)  # fmt: skip
+FORMULA_START = re.compile(r"[\s\"'`]*?[=+\-@＝＋－＠]")  # noqa: RUF001
+HARMLESS_START = re.compile(r"[\s\"`]*'")
+
+
+def written(cells: list[Any], separator: str) -> str:
+    entries = [dict.fromkeys(COLUMNS) | {"id": "e1", "user_agent": cell} for cell in cells]
+    text = b"".join(as_csv(iter([entries]), SEPARATORS[separator])).decode()
+    return text.removeprefix(BYTE_ORDER_MARK)
+
+
+def begins_formula(cell: str) -> bool:
+    return bool(FORMULA_START.match(cell)) and not HARMLESS_START.match(cell)
+
+
+@given(cells=st.lists(CELL, min_size=1, max_size=3), separator=st.sampled_from(sorted(SEPARATORS)))
+@example(cells=["x;=1+1"], separator="comma")
+@example(cells=['x;"=1+1'], separator="comma")
+@example(cells=["x\n=1", "x\t +1", "a|-1", ",@x", ';"";=1'], separator="semicolon")
+def test_no_cell_begins_a_formula_whichever_separator_the_file_is_opened_with(cells: list[Any], separator: str) -> None:
+    file = written(cells, separator)
+    for opened_with in (",", ";", "\t", "|"):
+        for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE):
+            parsed = csv.reader(io.StringIO(file, newline=""), delimiter=opened_with, quoting=quoting)
+            assert not [cell for row in parsed for cell in row if begins_formula(cell)], (opened_with, quoting)
+
+
+@given(cell=CELL, separator=st.sampled_from(sorted(SEPARATORS)))
+def test_the_exact_text_can_be_restored(cell: Any, separator: str) -> None:
+    parsed = list(csv.DictReader(io.StringIO(written([cell], separator), newline=""), delimiter=SEPARATORS[separator]))
+    text = "" if cell is None else cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False)
+    restored = re.sub(
+        r"((?:^|[,;|\t\n\v\f\r\x85\u2028\u2029])[,;|\s\"'`]*)'([=+\-@＝＋－＠])",  # noqa: RUF001
+        r"\1\2",
+        parsed[0]["user_agent"],
+    )
+    assert restored == text
+
+
+def test_a_hostile_cell_is_written_in_linear_time() -> None:
+    started = time.process_time()
+    written(["\t" * 200_000, ", " * 200_000, "'" * 200_000, ";=" * 100_000], "comma")
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize("pages", [0, -1])
