@@ -4,30 +4,24 @@
 -- public.audit_logs, subject 't.user_id = person.id', made_at 't.created_at', ordered_by '{created_at,id}', and (shortened) exported
 -- '{t.id,t.action}'. The query for every page but the first is:
 --
---   with fetched as materialized (
---     select row_to_json(x)::text as line, t.created_at as k1, t.id as k2
+--   select row_to_json(x)::text as line, jsonb_build_array(t.created_at, t.id) as key
+--   from (
+--     select t.*
 --     from public.audit_logs as t
 --     cross join (select ($1).*) as person
---     cross join lateral (select t.id, t.action) as x
 --     where (t.user_id = person.id) and t.created_at <= $2
 --       and (t.created_at, t.id) > (($3 ->> 0)::timestamp with time zone, ($3 ->> 1)::uuid)
 --       and t.created_at >= ($3 ->> 0)::timestamp with time zone
 --     order by t.created_at, t.id
 --     limit $4
---   ), measured as (
---     select f.*, sum(octet_length(f.line)) over (rows unbounded preceding) - octet_length(f.line) as before from fetched as f
---   )
---   select
---     coalesce(string_agg(m.line, e',\n'), ''), count(*)::integer,
---     case when count(*) = $4 or count(*) < (select count(*) from fetched)
---       then jsonb_build_array((array_agg(m.k1))[count(*)], (array_agg(m.k2))[count(*)])
---     end
---   from measured as m
---   where m.before < 2000000
+--   ) as t
+--   cross join (select ($1).*) as person
+--   cross join lateral (select t.id, t.action) as x
 --
--- With $4 = 2 and the previous key $3 = ["2026-11-30T08:15:00+00:00", "4f0…"] it returns the next two rows and their last key:
---   {"id":"51a…","action":"project.created"},        count 2, key ["2026-11-30T09:40:00+00:00", "6d2…"]
---   {"id":"6d2…","action":"project.deleted"}
+-- With $4 = 2 and the previous key $3 = ["2026-11-30T08:15:00+00:00", "4f0…"] it returns the next two rows and their keys:
+--   {"id":"51a…","action":"project.created"}   ["2026-11-30T09:12:00+00:00", "1c8…"]
+--   {"id":"6d2…","action":"project.deleted"}   ["2026-11-30T09:40:00+00:00", "6d2…"]
+-- public.export_page() reads the rows one at a time, because they may be large, and stops at 2 MB. The next page begins after the last key.
 -- A page that ends before $4 rows and before 2 MB is the last one of its domain: its key is null.
 
 -- A person may start one export an hour, unless the last one failed. An export also counts as failed if no page of it was read for a
@@ -71,38 +65,31 @@ $$;
 comment on function public.begin_export is
 'Starts an export for a person. The service has authenticated the caller. Returns {export_id, schema_version, generated_at, domains}, or {retry_after} in seconds. Definer: the service has no privilege on tables.';
 
--- Selects rows in key order, up to a number of rows, and up to the row that makes the page exceed 2 MB. The first page has no key to
--- compare with. The key's first column is compared once more on its own, so that PostgreSQL skips the partitions before it.
+-- Selects rows in key order. Their text is made after the sort, only for the rows that are read. The first page has no key to compare with.
+-- The key's first column is compared once more on its own, so that PostgreSQL skips the partitions before it.
 create or replace function app.export_query(rule app.personal_data, is_first boolean) returns text
 language sql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
   select format(
     $query$
-      with fetched as materialized (
-        select row_to_json(x)::text as line, %1$s
+      select row_to_json(x)::text as line, jsonb_build_array(%1$s) as key
+      from (
+        select t.*
         from %2$s as t
         cross join (select ($1).*) as person
-        cross join lateral (select %3$s) as x
         where (%4$s) and %5$s and %6$s
-        order by %7$s
+        order by %1$s
         limit $4
-      ), measured as (
-        select f.*, sum(octet_length(f.line)) over (rows unbounded preceding) - octet_length(f.line) as before from fetched as f
-      )
-      select
-        coalesce(string_agg(m.line, e',\n'), ''), count(*)::integer,
-        case when count(*) = $4 or count(*) < (select count(*) from fetched) then jsonb_build_array(%8$s) end
-      from measured as m
-      where m.before < 2000000
+      ) as t
+      cross join (select ($1).*) as person
+      cross join lateral (select %3$s) as x
     $query$,
-    k.columns, rule.relation, array_to_string(rule.exported, ', '), rule.subject, coalesce(rule.made_at || ' <= $2', 'true'),
-    case when is_first then 'true' else format('(%s) > (%s) and %s >= %s', k.names, k.after, k.first_name, k.first_after) end,
-    k.names, k.last
+    k.names, rule.relation, array_to_string(rule.exported, ', '), rule.subject, coalesce(rule.made_at || ' <= $2', 'true'),
+    case when is_first then 'true' else format('(%s) > (%s) and %s >= %s', k.names, k.after, k.first_name, k.first_after) end
   )
   from (
     select
-      string_agg(c.name || ' as k' || c.place, ', ' order by c.place) as columns, string_agg(c.name, ', ' order by c.place) as names,
-      string_agg(c.after, ', ' order by c.place) as after, string_agg(format('(array_agg(m.k%s))[count(*)]', c.place), ', ' order by c.place) as last,
+      string_agg(c.name, ', ' order by c.place) as names, string_agg(c.after, ', ' order by c.place) as after,
       min(c.name) filter (where c.place = 1) as first_name, min(c.after) filter (where c.place = 1) as first_after
     from (
       select
@@ -114,7 +101,7 @@ as $$
   ) as k;
 $$;
 comment on function app.export_query is
-'Builds the query for a page of a domain. It returns the rows as text, their number, and the last key (null at the end). Parameters: $1 the person, $2 the time of the export, $3 the previous key, $4 the number of rows.';
+'Builds the query for the rows of a domain, as text, and their keys. Parameters: $1 the person, $2 the time of the export, $3 the previous key, $4 the number of rows.';
 
 create or replace function app.count_export_records(export_id uuid) returns bigint
 language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp
@@ -149,7 +136,11 @@ declare
   person app.person;
   rule app.personal_data;
   key jsonb := after -> 'key';
+  after_key jsonb;
+  line text;
+  lines text[];
   remaining integer := page;
+  size integer; -- of the domain's part, in bytes
   bytes integer := 0;
 begin
   perform app.refuse_clerk_tokens();
@@ -173,12 +164,24 @@ begin
       return next;
       return;
     end if;
-    execute app.export_query(rule, coalesce(key, 'null') = 'null') into content, entries, key using person, export.started_at, key, remaining;
+    after_key := key;
+    lines := '{}';
+    size := 0;
+    for line, key in execute app.export_query(rule, coalesce(after_key, 'null') = 'null') using person, export.started_at, after_key, remaining loop
+      lines := lines || line;
+      size := size + octet_length(line);
+      exit when size >= 2000000;
+    end loop;
+    content := array_to_string(lines, e',\n');
+    entries := cardinality(lines);
+    if entries < remaining and size < 2000000 then
+      key := null;
+    end if;
     next := case when key is not null then jsonb_build_object('domain', domain, 'key', key) end;
     return next;
     exit when next is not null;
     remaining := remaining - entries;
-    bytes := bytes + octet_length(content);
+    bytes := bytes + size;
   end loop;
 end;
 $$;
