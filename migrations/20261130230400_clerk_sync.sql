@@ -32,6 +32,20 @@ create index webhook_events_mentions_idx on app.webhook_events using gin (mentio
 create index webhook_events_user_id_idx on app.webhook_events using hash ((event -> 'data' ->> 'id')) where type like 'user.%';
 alter table app.webhook_events enable row level security, force row level security;
 
+-- Attempts to apply a message that ended with their transaction, so that they could record nothing.
+create table app.event_failures (
+  message_id text primary key check (length(message_id) between 1 and 256),
+  error text not null check (error ~ '^[0-9A-Z]{5}$'),
+  failures integer not null,
+  failed_at timestamptz not null default now()
+);
+comment on table app.event_failures is 'Clerk''s messages whose last attempts failed together with their transactions. Applying a message deletes its row.';
+comment on column app.event_failures.message_id is 'The svix-id header.';
+comment on column app.event_failures.error is 'The SQLSTATE.';
+comment on column app.event_failures.failures is 'How many attempts in a row failed with this SQLSTATE. After two, the next delivery is stored without being applied.';
+comment on column app.event_failures.failed_at is 'When the last one failed.';
+alter table app.event_failures enable row level security, force row level security;
+
 -- Orders all writes to one object, compared from left to right. The same events in any order leave the greatest stamp.
 create type app.clerk_stamp as (
   is_real boolean,

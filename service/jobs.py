@@ -11,6 +11,7 @@ from service.backups import BackupRunning
 from service.clerk_api import ClerkCallFailed
 from service.components import Components
 from service.erasure_ledger import LedgerUnavailable
+from service.inbox import retry_due_event
 from service.problems import Problem
 
 WORK_SECONDS = 20.0
@@ -74,10 +75,7 @@ def retry_events(components: Components) -> Report:
     """Retries failed Clerk events that are due: how many ended in each outcome."""
     deadline = time.monotonic() + WORK_SECONDS
     report: Counter[str] = Counter()
-    while time.monotonic() < deadline:
-        retried = components.data_api.call("retry_due_event", {})
-        if not isinstance(retried, dict):
-            break
+    while time.monotonic() < deadline and (retried := retry_due_event(components.data_api)):
         components.cache.invalidate(retried["users"], retried["organizations"])
         report[retried["outcome"]] += 1
     return dict(report)

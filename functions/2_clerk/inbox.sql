@@ -94,7 +94,8 @@ begin
   perform set_config('app.actor', 'clerk', true); -- the audit trail names Clerk, not the caller
   outcome := app.apply_clerk_event(event);
 exception when others then
-  -- Transient errors (deadlock, out of memory, shutdown) are re-raised: the event is not stored, and Clerk redelivers it.
+  -- Transient errors (deadlock, out of memory, shutdown) are re-raised: the event is not stored, and Clerk redelivers it. A timeout is not
+  -- caught at all. public.record_event_failure counts both.
   if app.is_transient(sqlstate) then
     raise;
   end if;
@@ -104,8 +105,9 @@ end;
 $$;
 comment on function app.try_clerk_event is 'Applies one event. A failure is rolled back and becomes the outcome, unless it is transient.';
 
--- Stores and applies the event in one transaction. With the result, the service invalidates its cache of the users and organizations, and
--- measures the lag.
+-- Stores and applies the event in one transaction. An event whose attempts ended twice with the same SQLSTATE is stored without being
+-- applied: it waits as `failed` for the job retry-events. Otherwise Clerk would give up after about 28 hours, or disable the endpoint. With
+-- the result, the service invalidates its cache of the users and organizations, and measures the lag.
 create or replace function public.receive_clerk_event(message_id text, event text) returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -113,6 +115,7 @@ declare
   content jsonb;
   scopes record;
   known text;
+  unapplied text;
   outcome text;
   failure text;
   mentions text[];
@@ -126,18 +129,30 @@ begin
   perform pg_advisory_xact_lock(hashtextextended(message_id, 1)); -- objects have the seed 0
   select e.outcome into known from app.webhook_events as e where e.message_id = receive_clerk_event.message_id;
 
+  select f.error || ': the attempts to apply it ended with this error' into unapplied
+  from app.event_failures as f
+  where f.message_id = receive_clerk_event.message_id and f.failures >= 2;
+
   if known is null then
     mentions := app.clerk_mentions(content);
-    perform app.lock_clerk_data(jsonb_build_array(content -> 'data'));
-    select t.outcome, t.error into outcome, failure from app.try_clerk_event(content) as t;
+    if unapplied is null then
+      perform app.lock_clerk_data(jsonb_build_array(content -> 'data'));
+      select t.outcome, t.error into outcome, failure from app.try_clerk_event(content) as t;
+    else
+      outcome := 'failed';
+      failure := unapplied;
+    end if;
     insert into app.webhook_events (message_id, type, event, mentions, outcome, error, next_attempt_at, applied_at)
     values (
       receive_clerk_event.message_id, content ->> 'type', content, mentions, outcome, failure,
       case when outcome = 'failed' then now() + interval '30 seconds' end, case when outcome <> 'failed' then now() end
     );
     perform app.redact_incoming_event(receive_clerk_event.message_id, mentions);
+    if outcome <> 'failed' then
+      delete from app.event_failures as f where f.message_id = receive_clerk_event.message_id;
+    end if;
   elsif known = 'failed' then
-    outcome := app.retry_clerk_event(message_id);
+    outcome := case when unapplied is null then app.retry_clerk_event(message_id) else 'failed' end;
   else
     outcome := 'duplicate';
   end if;
@@ -156,13 +171,39 @@ comment on function public.receive_clerk_event is
 
 grant execute on function public.receive_clerk_event(text, text) to service_role;
 
+-- Called after an attempt failed with its transaction, in a transaction of its own. During an outage this call fails too, so nothing is
+-- counted: Clerk sends the event again. The end of a connection (class 08) and of the server (57P) says nothing about an event either.
+-- Other trouble of the server, such as a full memory or a lock, may affect many events. They are stored unapplied: the retries apply them.
+create or replace function public.record_event_failure(message_id text, error text) returns void
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  perform app.refuse_clerk_tokens();
+  if error ~ '^(08|57P)' then
+    return;
+  end if;
+  insert into app.event_failures as f (message_id, error, failures) values (message_id, error, 1)
+  on conflict on constraint event_failures_pkey do update
+  set failures = case when f.error = excluded.error then f.failures + 1 else 1 end, error = excluded.error, failed_at = now();
+  update app.webhook_events as e set error = error || ': the attempt to apply it ended with this error'
+  where e.message_id = message_id and e.outcome = 'failed';
+end;
+$$;
+comment on function public.record_event_failure is
+'For the service: records that an attempt to apply a message failed with this SQLSTATE and stored nothing. Definer: service_role has no access to the tables.';
+
+grant execute on function public.record_event_failure(text, text) to service_role;
+
 -- If it fails again, the wait before the next attempt doubles, from 30 seconds to about four hours. Called by the job retry-events, by
--- `ballast inbox retry`, and when Clerk redelivers the message.
-create or replace function app.retry_clerk_event(message_id text) returns text
+-- `ballast inbox retry`, and when Clerk redelivers the message. The event is stored, so any error that can be caught becomes the outcome.
+-- An attempt that app.claim_due_event has announced is counted already.
+create or replace function app.retry_clerk_event(message_id text, is_claimed boolean default false) returns text
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
   stored app.webhook_events;
+  tries integer;
   outcome text;
   failure text;
 begin
@@ -172,16 +213,70 @@ begin
   if stored.message_id is null or stored.outcome <> 'failed' then
     return stored.outcome;
   end if;
-  select t.outcome, t.error into outcome, failure from app.try_clerk_event(stored.event) as t;
+  tries := stored.attempts + case when is_claimed then 0 else 1 end;
+  begin
+    select t.outcome, t.error into outcome, failure from app.try_clerk_event(stored.event) as t;
+  exception when others then
+    outcome := 'failed';
+    failure := sqlstate || ': ' || sqlerrm;
+  end;
   update app.webhook_events as e
   set
-    outcome = retry.outcome, error = retry.failure, attempts = e.attempts + 1,
-    next_attempt_at = case when retry.outcome = 'failed' then now() + interval '30 seconds' * power(2, least(e.attempts, 9)) end,
+    outcome = retry.outcome, error = retry.failure, attempts = tries,
+    next_attempt_at = case when retry.outcome = 'failed' then now() + app.retry_pause(tries) end,
     applied_at = case when retry.outcome <> 'failed' then now() end
   from (select outcome, failure) as retry
   where e.message_id = stored.message_id;
   perform app.redact_incoming_event(stored.message_id, stored.mentions);
+  if outcome <> 'failed' then
+    delete from app.event_failures as f where f.message_id = stored.message_id;
+  end if;
   return outcome;
 end;
 $$;
 comment on function app.retry_clerk_event is 'Applies a failed message again and returns its outcome; null if there is no such message.';
+
+create or replace function app.retry_pause(attempts integer) returns interval
+language sql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+  select interval '30 seconds' * power(2, least(attempts - 1, 9));
+$$;
+comment on function app.retry_pause is 'How long to wait after that many failed attempts: from 30 seconds to about four hours.';
+
+-- In a transaction of its own, so that the attempt counts even if it ends with an error that cannot be caught, or with a crash. The events
+-- with the fewest attempts come first, so that those that always fail stop no others.
+create or replace function public.claim_due_event() returns jsonb
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+  due app.webhook_events;
+  scopes record;
+begin
+  perform app.refuse_clerk_tokens();
+  update app.webhook_events as e set attempts = e.attempts + 1, next_attempt_at = now() + app.retry_pause(e.attempts + 1)
+  where e.message_id = (
+    select d.message_id from app.webhook_events as d
+    where d.outcome = 'failed' and d.next_attempt_at <= now()
+    order by d.attempts, d.next_attempt_at limit 1 for update skip locked
+  )
+  returning e.* into due;
+  scopes := app.clerk_scopes(due.event);
+  return case when due.message_id is not null then
+    jsonb_build_object('message_id', due.message_id, 'users', scopes.users, 'organizations', scopes.organizations)
+  end;
+end;
+$$;
+comment on function public.claim_due_event is
+'For the service: announces the next attempt to apply a failed event that is due. Returns {message_id, users, organizations}, or null if no event is due. Definer: service_role has no access to the tables.';
+
+create or replace function public.retry_claimed_event(message_id text) returns text
+language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+as $$
+  select app.refuse_clerk_tokens();
+
+  select app.retry_clerk_event(message_id, is_claimed => true);
+$$;
+comment on function public.retry_claimed_event is
+'For the service: applies the event that claim_due_event() returned, and returns its outcome. Definer: service_role has no access to the tables.';
+
+grant execute on function public.claim_due_event(), public.retry_claimed_event(text) to service_role;

@@ -211,6 +211,13 @@ values
   'after the change'
 );
 
+insert into app.personal_data (relation, path, erasure, purpose, retention_period, expired, retention)
+values
+(
+  'app.event_failures', '', 'none', 'Ids of messages that could not be applied', $$interval '7 days'$$, 't.failed_at < $1',
+  'after the last attempt'
+);
+
 insert into app.personal_data (relation, path, erasure, purpose, retention_period, retention)
 values
 ('public.organizations', '', 'none', 'Customers, not people', $$interval '30 days'$$, 'after Clerk deleted it, with all its rows'),

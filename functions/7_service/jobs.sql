@@ -25,19 +25,4 @@ $$;
 comment on function public.seals_after is
 'Seals the finished part of the audit trail. Returns up to 1,000 seals after the given sequence, oldest first, to be stored outside the database. Definer: the service has no privilege on tables.';
 
-create or replace function public.retry_due_event() returns jsonb
-language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
-as $$
-  select app.refuse_clerk_tokens();
-
-  select jsonb_build_object('outcome', app.retry_clerk_event(due.message_id), 'users', scope.users, 'organizations', scope.organizations)
-  from (
-    select e.message_id, e.event from app.webhook_events as e
-    where e.outcome = 'failed' and e.next_attempt_at <= now() order by e.next_attempt_at limit 1
-  ) as due
-  cross join app.clerk_scopes(due.event) as scope;
-$$;
-comment on function public.retry_due_event is
-'Retries the failed event that has been due longest. Returns {outcome, users, organizations}, or null if no event is due. Definer: the service has no privilege on tables.';
-
-grant execute on function public.retry_due_event(), public.maintain_partitions(), public.seals_after(bigint) to service_role;
+grant execute on function public.maintain_partitions(), public.seals_after(bigint) to service_role;

@@ -393,6 +393,7 @@ export type Database = {
       backups: { Args: { newest?: number }; Returns: Json };
       begin_backup: { Args: { backup_type: string; filename: string; id: string }; Returns: undefined };
       begin_export: { Args: { clerk_user_id: string; requested_by?: string }; Returns: Json };
+      claim_due_event: { Args: Record<PropertyKey, never>; Returns: Json };
       claim_mail: { Args: { batch?: number }; Returns: Json };
       claim_name_changes: { Args: Record<PropertyKey, never>; Returns: Json };
       continue_erasure: { Args: { receipt: string }; Returns: Json };
@@ -449,6 +450,7 @@ export type Database = {
       ready: { Args: Record<PropertyKey, never>; Returns: boolean };
       receive_clerk_event: { Args: { event: string; message_id: string }; Returns: Json };
       record_drill: { Args: { backup: Json; report: Json }; Returns: undefined };
+      record_event_failure: { Args: { error: string; message_id: string }; Returns: undefined };
       record_job: { Args: { duration_ms: number; name: string; ok: boolean; report: Json }; Returns: number };
       record_mail_event: {
         Args: { address?: string; is_permanent?: boolean; kind: string; mail_id: string; provider_id: string };
@@ -456,7 +458,7 @@ export type Database = {
       };
       request_backup: { Args: { backup_type: string; filename: string; id: string }; Returns: Json };
       request_erasure: { Args: { clerk_user_id: string; requested_by?: string }; Returns: Json };
-      retry_due_event: { Args: Record<PropertyKey, never>; Returns: Json };
+      retry_claimed_event: { Args: { message_id: string }; Returns: string };
       run_retention: { Args: Record<PropertyKey, never>; Returns: Json };
       seals_after: { Args: { newest: number }; Returns: Json };
       service_metrics: { Args: Record<PropertyKey, never>; Returns: Json };

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -219,10 +221,11 @@ def test_a_retry_names_the_users_and_organizations_too(database: Database) -> No
         == "failed"
     )
     database.execute("update app.webhook_events set next_attempt_at = now()")
+    claimed = {"message_id": "msg_odd", "users": [], "organizations": ["org_acme"]}
     with database.acting("service_role"):
-        retried = database.value("select public.retry_due_event()")
-        assert retried == {"outcome": "failed", "users": [], "organizations": ["org_acme"]}
-        assert database.value("select public.retry_due_event()") is None
+        assert database.value("select public.claim_due_event()") == claimed
+        assert database.value("select public.retry_claimed_event('msg_odd')") == "failed"
+        assert database.value("select public.claim_due_event()") is None
 
 
 @pytest.mark.parametrize(
@@ -237,6 +240,144 @@ def test_the_answer_contains_the_lag_between_the_event_and_its_storage(
     assert (found is not None) == lag
     if timestamp == "now":
         assert 0 <= found < 1
+
+
+# Attempts that end with their transaction ----------------------------------------------------------------------------
+
+USER = json.dumps(events.event("user.created", events.user("user_ada")))
+STORED = "select outcome, error, attempts, next_attempt_at > now() as waits from app.webhook_events"
+STILL_FAILING = "the attempts to apply it ended with this error"
+
+
+def break_profiles(database: Database, code: str) -> None:
+    """From now on, writing a profile fails. plpgsql cannot catch 57014, like that of a real timeout."""
+    database.execute(
+        "create or replace function public.trouble() returns trigger language plpgsql "
+        f"as $$ begin raise sqlstate '{code}' using message = 'trouble'; end $$"
+    )
+    database.execute(
+        "create or replace trigger trouble before insert on public.profiles execute function public.trouble()"
+    )
+
+
+def fail_to_receive(database: Database, code: str, text: str = USER) -> None:
+    """An attempt that fails, and what the service does after it."""
+    with pytest.raises(psycopg.Error) as failure, database.connection.transaction():
+        receive(database, text)
+    assert failure.value.sqlstate == code
+    record_failure(database, code)
+
+
+def record_failure(database: Database, code: str) -> None:
+    with database.acting("service_role"):
+        database.execute("select public.record_event_failure('msg_odd', %s)", code)
+
+
+@pytest.mark.parametrize("code", ["40P01", "40001", "53200", "55P03", "57014", "58030"])
+def test_an_event_that_fails_twice_with_the_same_code_is_stored_unapplied(database: Database, code: str) -> None:
+    break_profiles(database, code)
+    for _ in range(2):
+        fail_to_receive(database, code)
+    assert receive(database, USER)["outcome"] == "failed"
+    assert database.rows(STORED) == [("failed", f"{code}: {STILL_FAILING}", 1, True)]
+    assert receive(database, USER)["outcome"] == "failed"  # it is stored: no attempt, no 503
+    database.execute("drop trigger trouble on public.profiles")
+    assert database.value("select app.retry_clerk_event('msg_odd')") == "processed"
+    assert database.value("select count(*) from app.event_failures") == 0
+    assert receive(database, USER)["outcome"] == "duplicate"
+
+
+def test_two_failures_with_different_codes_do_not_count_together(database: Database) -> None:
+    for code in ("57014", "40P01", "57014"):
+        record_failure(database, code)
+    assert receive(database, USER)["outcome"] == "processed"
+    assert database.value("select count(*) from app.event_failures") == 0
+
+
+@pytest.mark.parametrize("code", ["57P01", "57P02", "57P03", "57P05", "08006", "08003"])
+def test_the_end_of_the_server_or_the_connection_is_not_counted(database: Database, code: str) -> None:
+    for _ in range(3):
+        record_failure(database, code)
+    assert receive(database, USER)["outcome"] == "processed"
+
+
+def test_a_stored_event_that_ends_the_attempt_of_a_redelivery_is_answered_as_failed(database: Database) -> None:
+    break_profiles(database, "XX000")
+    assert receive(database, USER)["outcome"] == "failed"
+    break_profiles(database, "57014")
+    for _ in range(2):
+        fail_to_receive(database, "57014")
+    assert receive(database, USER)["outcome"] == "failed"
+    assert database.rows(STORED)[0][1] == "57014: the attempt to apply it ended with this error"
+
+
+def test_a_retry_keeps_transient_errors_as_its_outcome(database: Database) -> None:
+    break_profiles(database, "XX000")
+    receive(database, USER)
+    break_profiles(database, "40P01")
+    assert database.value("select app.retry_clerk_event('msg_odd')") == "failed"
+    assert database.rows(STORED) == [("failed", "40P01: trouble", 2, True)]
+
+
+def test_an_attempt_that_ends_with_a_crash_counts_and_lets_others_go_first(database: Database) -> None:
+    database.execute(
+        "insert into app.webhook_events (message_id, type, event, outcome, attempts, next_attempt_at) "
+        "select 'msg_' || n, 'a', '{}', 'failed', 4 - n, now() - n * interval '1 minute' from generate_series(1, 3) as n"
+    )
+    claimed = []
+    with database.acting("service_role"):
+        while answer := database.value("select public.claim_due_event()"):  # and nothing more: the process crashed
+            claimed.append(answer["message_id"])
+    assert claimed == ["msg_3", "msg_2", "msg_1"]
+    waits = "select attempts, extract(epoch from next_attempt_at - now())::integer from app.webhook_events order by 1"
+    assert database.rows(waits) == [(2, 60), (3, 120), (4, 240)]
+
+
+def test_a_real_timeout_ends_in_a_stored_event(connections: list[Database]) -> None:
+    sync, other, _ = connections
+    receive(sync, USER)
+    update = json.dumps(
+        events.event("user.updated", events.user("user_ada", first_name="Eda", updated_at=events.START + events.MINUTE))
+    )
+    with other.connection.transaction():
+        other.execute("select from public.profiles for update")
+        sync.execute("set statement_timeout = '200ms'")
+        for _ in range(2):
+            with pytest.raises(psycopg.errors.QueryCanceled):
+                receive(sync, update, "msg_late")
+            with sync.acting("service_role"):
+                sync.execute("select public.record_event_failure('msg_late', '57014')")
+        assert receive(sync, update, "msg_late")["outcome"] == "failed"
+    assert sync.value("select app.retry_clerk_event('msg_late')") == "processed"
+
+
+def test_a_killed_attempt_leaves_nothing_and_the_next_one_applies_the_event(connections: list[Database]) -> None:
+    observer, other, _ = connections
+    with psycopg.connect(other.connection.info.dsn, password=other.connection.info.password, autocommit=True) as victim:
+        killed = Database(victim)
+        with other.connection.transaction(), ThreadPoolExecutor(1) as thread:
+            receive(other, USER, "msg_first")  # holds the locks until its end
+            attempt = thread.submit(receive, killed, USER, "msg_killed")
+            while not observer.value(
+                "select count(*) from pg_locks where not granted and pid = %s", victim.info.backend_pid
+            ):
+                time.sleep(0.01)
+            observer.execute("select pg_terminate_backend(%s)", victim.info.backend_pid)
+            with pytest.raises(psycopg.errors.AdminShutdown):
+                attempt.result(timeout=20)
+    assert observer.value("select count(*) from app.webhook_events where message_id = 'msg_killed'") == 0
+    assert receive(observer, USER, "msg_killed")["outcome"] == "stale"
+
+
+@pytest.mark.parametrize("values", ["user_{}", "a{}@b", "\\u0000{}", "{}e9999"])
+def test_storing_unapplied_is_quick_for_any_event_of_the_largest_size(database: Database, values: str) -> None:
+    items = [values.format(number) for number in range(350_000 // 12)]
+    quoted = [item if item.endswith("e9999") else f'"{item}"' for item in items]
+    text = USER.replace('"unsafe_metadata": {}', f'"unsafe_metadata": {{"x": [{", ".join(quoted)}]}}')
+    for _ in range(2):
+        record_failure(database, "57014")
+    database.execute("set local statement_timeout = '4s'")
+    assert receive(database, text)["outcome"] == "failed"
 
 
 # Locks, and erasures that run at the same time -------------------------------------------------------------------------
@@ -279,7 +420,8 @@ def connections(connect: Callable[[], Connection]) -> Iterator[list[Database]]:
         yield [Database(one), Database(two), Database(three)]
         one.execute("truncate public.profiles, public.organizations cascade")
         one.execute(
-            "truncate app.webhook_events, app.clerk_records, app.clerk_tombstones, app.known_addresses, app.erasure_log, app.erasure_failures"
+            "truncate app.webhook_events, app.event_failures, app.clerk_records, app.clerk_tombstones, app.known_addresses, "
+            "app.erasure_log, app.erasure_failures"
         )
 
 

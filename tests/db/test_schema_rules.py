@@ -135,6 +135,7 @@ def test_rule(database: Database, rule: str) -> None:
 CATCHES_ALL = {
     "app.record_changes()": "raises transient trouble again; counts other losses",
     "app.try_clerk_event(jsonb)": "raises transient trouble again; stores other failures with the event",
+    "app.retry_clerk_event(text,boolean)": "the event is stored, and stays failed with this error",
     "app.read_clerk_event(text)": "repairs the text and reads it again, outside the handler",
     "app.broadcast_changes()": "a lost broadcast never fails a write; it is counted",
     "app.broadcast_changes() (2)": "not even if it cannot be counted; the server's log has it",

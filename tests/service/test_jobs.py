@@ -154,6 +154,34 @@ def test_failed_events_are_retried_when_due(
     assert run(online, stack, "retry-events") == {}
 
 
+def test_an_event_that_fails_every_time_does_not_stop_the_retries_of_others(
+    online: FlaskClient, stack: Stack, database: psycopg.Connection[Any]
+) -> None:
+    database.execute(
+        "create function public.cancel() returns trigger language plpgsql as "
+        "$$ begin if new.clerk_id = 'role_bad' then raise query_canceled; end if; return new; end $$"
+    )
+    database.execute(
+        "create trigger cancel before insert on app.clerk_records for each row execute function public.cancel()"
+    )
+    database.execute(
+        "insert into app.webhook_events (message_id, type, event, outcome, attempts, next_attempt_at) "
+        "select 'msg_retry_' || n, 'role.created', jsonb_build_object('type', 'role.created', 'data', "
+        "jsonb_build_object('id', case when n = 1 then 'role_bad' else 'role_' || n end, 'updated_at', 1760000000000)), 'failed', 1, "
+        "now() - interval '1 hour' / n from generate_series(1, 3) as n"
+    )
+    try:
+        assert run(online, stack, "retry-events") == {"failed": 1, "processed": 2}
+        [[attempts, error]] = database.execute(
+            "select attempts, error from app.webhook_events where message_id = 'msg_retry_1' and next_attempt_at > now()"
+        )
+        assert (attempts, error[:6]) == (2, "57014:")
+    finally:
+        database.execute("drop function public.cancel() cascade")
+        database.execute("delete from app.webhook_events where message_id like 'msg_retry_%'")
+        database.execute("delete from app.clerk_records where clerk_id like 'role__'")
+
+
 def test_the_coming_months_have_partitions(
     online: FlaskClient, stack: Stack, database: psycopg.Connection[Any]
 ) -> None:
@@ -229,7 +257,7 @@ def test_the_sample_job_counts_differences_and_changes_nothing(
     assert stack.ballast("clerk", "reconcile", "--fix", "--yes-delete-many").returncode == 0
     report = run(client, stack, "reconcile-sample")
     assert report["differing"] == {}
-    assert report["compared"].keys() == {"user", "organization", "membership", "invitation"}
+    assert report["compared"].keys() >= {"user", "organization", "membership", "invitation", "role", "subscription"}
     name = database.execute("select email from public.profiles where clerk_user_id = 'user_ada'").fetchone()
     database.execute("update public.profiles set email = 'other@example.com' where clerk_user_id = 'user_ada'")
     try:

@@ -7,7 +7,7 @@ import datetime
 import json
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -388,6 +388,91 @@ def test_an_event_not_confirmed_as_stored_is_requested_again(
     assert (response.status_code, slug_of(response)) == (503, "webhook-event-not-stored")
     assert int(response.headers["Retry-After"]) > 0
     assert "Ada" not in response.text + json.dumps(log_lines())
+
+
+@pytest.fixture
+def trouble(stack: Stack) -> Iterator[Callable[[str, str], None]]:
+    """Returns a function that makes each write of one person's profile run a statement first, until the test ends."""
+    with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
+
+        def begin(user_id: str, statement: str) -> None:
+            connection.execute(
+                "create function public.trouble() returns trigger language plpgsql as "
+                f"$$ begin if new.clerk_user_id = '{user_id}' then {statement}; end if; return new; end $$".encode()
+            )
+            connection.execute(
+                "create trigger trouble before insert or update on public.profiles "
+                "for each row execute function public.trouble()"
+            )
+
+        yield begin
+        connection.execute("drop function if exists public.trouble() cascade")
+
+
+def new_user() -> tuple[str, bytes]:
+    user_id = f"user_{secrets.token_hex(8)}"
+    return user_id, event("user.created", id=user_id, email_addresses=[], first_name="Eve", created_at=1, updated_at=1)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "raise sqlstate '40P01'",
+        "raise sqlstate '53200'",
+        "raise sqlstate '57014'",
+        "perform pg_cancel_backend(pg_backend_pid()); perform pg_sleep(1)",
+    ],
+)
+def test_an_event_that_fails_twice_in_the_same_way_is_stored_and_retried_later(
+    online: FlaskClient, stack: Stack, trouble: Callable[[str, str], None], statement: str
+) -> None:
+    user_id, body = new_user()
+    message_id = new_message_id()
+    trouble(user_id, statement)
+    answers = [online.post(URL, data=body, headers=sign(body, message_id=message_id)) for _ in range(4)]
+    assert [each.status_code for each in answers] == [503, 503, 200, 200]
+    assert {each.json["outcome"] for each in answers[2:]} == {"failed"}
+    assert read_stored(stack, message_id) == (json.loads(body), "failed")
+    with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
+        connection.execute("drop function public.trouble() cascade")
+        connection.execute("update app.webhook_events set next_attempt_at = now() where message_id = %s", [message_id])
+    headers = {"Authorization": f"Bearer {stack.environment['JOBS_TOKEN']}"}
+    assert online.post("/jobs/retry-events", headers=headers).json == {"processed": 1}
+
+
+@pytest.mark.parametrize(
+    ("answer", "recorded"),
+    [
+        (lambda *_: rest_answer({"code": "40001", "message": "m"}, 500), ["40001"]),
+        (slow, ["57014"]),  # Postgres and the service stop waiting at the same time
+        (lambda *_: rest_answer({"code": "PGRST003", "message": "no connection"}, 504), []),
+        (lambda *_: rest_answer({"message": "m"}, 503), []),
+        (lambda *_: (502, {"Content-Type": "text/html"}, b"<html>"), []),
+        (lambda *_: HANG_UP, []),
+    ],
+    ids=["40001", "no answer in time", "no connection", "503", "502", "hangs up"],
+)
+def test_an_outage_is_not_recorded_as_a_failure_of_the_event(
+    make_app: MakeApp,
+    outside: Outside,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: Callable[..., Answer | None],
+    recorded: list[str],
+) -> None:
+    monkeypatch.setattr("service.data_api.TIMEOUT", httpx.Timeout(0.3))
+    seen = []
+
+    def answer_by_path(path: str, headers: Any, body: bytes) -> Answer | None:
+        if not path.endswith("/record_event_failure"):
+            return answer(path, headers, body)
+        seen.append(json.loads(body))
+        return rest_answer(None)
+
+    outside.answer = answer_by_path
+    headers = sign(BODY)
+    response = make_app(SUPABASE_URL=outside.url).test_client().post(URL, data=BODY, headers=headers)
+    assert slug_of(response) == "webhook-event-not-stored"
+    assert seen == [{"message_id": headers["svix-id"], "error": code} for code in recorded]
 
 
 def test_an_unreachable_database_is_an_outage_too(offline: FlaskClient) -> None:
