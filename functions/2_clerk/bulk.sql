@@ -43,7 +43,7 @@ begin
   return exists (
     select from jsonb_path_query(subscription, '$.items[*]') as i (item)
     left join app.clerk_records as r on r.kind = 'subscription_item' and r.clerk_id = app.clerk_text(i.item -> 'id')
-    cross join lateral (select coalesce(app.clerk_time(i.item -> 'updated_at'), (r.stamp).source_updated_at) as updated_at) as u
+    cross join lateral (select coalesce(app.clerk_event_time(i.item -> 'updated_at'), (r.stamp).source_updated_at) as updated_at) as u
     where not coalesce(
       (r.stamp).source_updated_at > u.updated_at
       or (r.stamp).source_updated_at = u.updated_at and r.fields = app.clerk_fields('subscription_item', i.item),

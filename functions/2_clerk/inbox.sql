@@ -158,7 +158,7 @@ begin
   end if;
   return jsonb_build_object(
     'message_id', message_id, 'type', content ->> 'type', 'outcome', outcome, 'users', scopes.users, 'organizations', scopes.organizations,
-    'lag_seconds', extract(epoch from now() - app.clerk_time(content -> 'timestamp')),
+    'lag_seconds', extract(epoch from now() - app.clerk_event_time(content -> 'timestamp')),
     'erasure', (
       select l.receipt from app.erasure_log as l
       where content ->> 'type' = 'user.deleted' and l.state <> 'complete' and l.subject_hash = app.person_hash(content -> 'data' ->> 'id')

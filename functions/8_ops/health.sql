@@ -36,7 +36,7 @@ with facts as (
       where e.received_at > now() - interval '24 hours' and e.type <> 'ballast.ping'
     ) as received_24h,
     failure.failed, failure.oldest_failure_at, failure.most_attempts, last_event.received_at as last_received_at,
-    last_event.received_at - app.clerk_time(last_event.event -> 'timestamp') as lag
+    last_event.received_at - app.clerk_event_time(last_event.event -> 'timestamp') as lag
   from (
     select count(*) as failed, min(f.received_at) as oldest_failure_at, max(f.attempts) as most_attempts
     from app.webhook_events as f

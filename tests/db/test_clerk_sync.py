@@ -1382,6 +1382,23 @@ def test_a_changed_role_mapping_applies_to_a_membership_of_an_uncommitted_event(
         observer.execute("update app.clerk_roles set role = 'member' where key = 'org:member'")
 
 
+def test_a_short_deletion_waits_for_a_rejoining_that_is_not_committed(connections: list[Connection]) -> None:
+    """It names neither the person nor the organization, but must lock both: otherwise it would delete the new row."""
+    rejoining, deleting, observer = connections
+    receive = "select public.receive_clerk_event(%s, %s)"
+    rejoin = events.event("organizationMembership.created", member(ADA, "org:viewer", LATER, "orgmem_2"))
+    observer.execute(receive, ("msg_0", member_event("created", START)))
+    with ThreadPoolExecutor(1) as threads:
+        with rejoining.transaction():
+            rejoining.execute(receive, ("msg_1", json.dumps(rejoin)))
+            short = json.dumps(events.event("organizationMembership.deleted", SHORT, LATER))
+            deletion = threads.submit(deleting.execute, receive, ("msg_2", short))
+            wait_until_blocked(observer, deleting)
+        deletion.result()
+    rows = "select clerk_membership_id, role from public.organization_memberships"
+    assert observer.execute(rows).fetchall() == [("orgmem_2", "viewer")]
+
+
 def test_a_person_removed_while_selecting_the_organization_does_not_keep_it_as_current(
     connections: list[Connection],
 ) -> None:
