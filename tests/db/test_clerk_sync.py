@@ -1021,6 +1021,9 @@ def test_a_person_deleted_without_a_usable_time_never_returns(clerk: Clerk, time
     for event in (events.event("user.updated", ADA), deletion)[:: -1 if flip else 1]:
         assert clerk.deliver(event) in {"processed", "stale"}
     clerk.send("user.updated", ADA | {"updated_at": MUCH_LATER})
+    with clerk.database.acting("authenticated", {"sub": "user_ada"}):
+        assert clerk.database.value("select count(*) from public.profiles") == 0
+    finish_erasures(clerk.database)
     assert clerk.profile() is None
 
 
