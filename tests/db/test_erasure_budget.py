@@ -277,3 +277,34 @@ def redact(value: Any) -> Any:
 def test_redaction_equals_the_reference(database: Database, value: object) -> None:
     redacted = database.value("select app.redact_matches(%s, %s)", json.dumps(value), [EMAIL, ADA])
     assert redacted == redact(value)
+
+
+def test_an_address_in_unusual_letters_does_not_keep_an_erasure_running(database: Database) -> None:
+    """The Kelvin sign is a k in lower case, but no regular expression for a k matches it."""
+    sign_up(database)
+    call(
+        database, "receive_clerk_event", message_id="msg_kim",
+        event=json.dumps(events.event("user.updated", events.user(ADA, events.START + 1, email="kim@example.com"))),
+    )  # fmt: skip
+    broken = {"id": None, "note": "\u212aim@example.com", "created_at": events.START, "updated_at": events.START}
+    stored = call(
+        database, "receive_clerk_event", message_id="msg_broken",
+        event=json.dumps(events.event("organizationMembership.created", broken)),
+    )  # fmt: skip
+    assert stored["outcome"] == "failed"
+    receipt = request_erasure(database)
+    states = [call(database, "continue_erasure", receipt=receipt)["state"] for _ in range(20)]
+    assert states[-1] != "running"
+    assert database.value("select mentions from app.webhook_events where message_id = 'msg_broken'") == []
+
+
+def test_thousands_of_addresses_of_a_person_fit_into_a_step(database: Database) -> None:
+    sign_up(database)
+    addresses = [f"a{number}@example.com" for number in range(3000)]
+    person = json.dumps({"id": None, "clerk_user_id": ADA, "emails": addresses})
+    database.execute("set local statement_timeout = '8s'")  # as Supabase sets it for the Data API
+    redacted = database.value(
+        "select app.redact_person(%s, jsonb_populate_record(null::app.person, %s))",
+        json.dumps({"to": addresses, "kept": ["aa1@example.com", "a1@example.com.au"]}), person,
+    )  # fmt: skip
+    assert redacted == {"to": ["erased"] * 3000, "kept": ["aa1@example.com", "a1@example.com.au"]}
