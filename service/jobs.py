@@ -27,16 +27,21 @@ class StoreUnavailable(
 
 
 def retention(components: Components) -> Report:
-    """Deletes expired rows: {done, purged: {table: rows}, dropped_audit_months}. If not done, run it again."""
+    """Deletes expired rows: {done, purged: {table: rows}, failed, dropped_audit_months}. If not done, run it again.
+
+    `failed` names the tables of rows that could not be deleted: {table: {error, rows, key}}.
+    """
     deadline = time.monotonic() + WORK_SECONDS
     purged: Counter[str] = Counter()
+    failed: Report = {}
     while True:
         step = components.data_api.call("run_retention", {})
         if not isinstance(step, dict):
             raise TypeError("run_retention() returned no object")
         purged.update(step["purged"])
+        failed |= step["failed"]
         if step["done"] or time.monotonic() > deadline:
-            return step | {"purged": dict(purged)}
+            return step | {"purged": dict(purged), "failed": failed}
 
 
 def erasures(components: Components) -> Report:

@@ -278,8 +278,20 @@ $$;
 comment on function app.skip_row is
 'Records a row that could not be erased. The erasure leaves it out until its next attempt, which comes after 30 seconds, then ever later.';
 
--- A batch begins with 50 rows. It doubles after a quick success and halves after a slow one or a failure. The size 0 means that a single
--- row timed out, so that its failure could not be recorded: postpone_erasure() has halved the batch of 1 row. Then that row is skipped.
+-- So no batch takes much longer than its predecessor, whatever the rows contain: sizes are compressed, and triggers may take any time.
+create or replace function app.next_batch(batch integer, began_at timestamptz) returns integer
+language sql volatile parallel safe set search_path = pg_catalog, pg_temp
+as $$
+  select case
+    when clock_timestamp() > began_at + interval '200 milliseconds' then greatest(batch / 2, 1)
+    when clock_timestamp() < began_at + interval '50 milliseconds' then least(batch * 2, 500)
+    else batch
+  end;
+$$;
+comment on function app.next_batch is 'Rows of the next batch: twice as many after a quick one, at most 500, and half as many after a slow one.';
+
+-- A batch begins with 50 rows, and halves after a failure. The size 0 means that a single row timed out, so that its failure could not be
+-- recorded: postpone_erasure() has halved the batch of 1 row. Then that row is skipped.
 -- Returns the number of rows that were erased or skipped: 0 if the rule finds no more rows.
 create or replace function app.erase_batch(inout job app.erasure_log, rule app.personal_data, person app.person, out done integer)
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
@@ -310,11 +322,7 @@ begin
       delete from app.erasure_failures as f
       using jsonb_array_elements(keys) as k (key)
       where f.receipt = job.receipt and f.relation = rule.relation and f.key = k.key::text;
-      batch := case
-        when clock_timestamp() > began_at + interval '200 milliseconds' then greatest(batch / 2, 1)
-        when clock_timestamp() < began_at + interval '50 milliseconds' then least(batch * 2, 500)
-        else batch
-      end;
+      batch := app.next_batch(batch, began_at);
     exception when others then
       if batch = 1 then
         perform app.skip_row(job.receipt, rule.relation, keys -> 0, sqlstate);

@@ -1,8 +1,9 @@
 -- Retention: deletes expired rows (by the rules in app.personal_data), deleted organizations with all their rows, and old months of the
 -- audit trail.
 
--- Deletes in batches, table by table: one statement for a large organization would take minutes.
-create or replace function app.purge_organizations(batch integer) returns integer
+-- Deletes in batches, table by table: one statement for a large organization would take minutes. Like app.selection() it limits a batch in
+-- rows and in bytes. Tables of tenants need no primary key.
+create or replace function app.purge_organization(organization uuid, batch integer) returns integer
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -10,12 +11,7 @@ declare
   child record;
   purged integer := 0;
 begin
-  select o.* into tenant from public.organizations as o
-  where o.deleted_at < now() - (select app.retention_period(d) from app.personal_data as d where d.relation = 'public.organizations')
-  order by o.deleted_at limit 1;
-  if not found then
-    return 0;
-  end if;
+  select o.* into tenant from public.organizations as o where o.id = organization;
   perform app.lock_clerk_objects(array[tenant.clerk_org_id]); -- before the row lock: Clerk events lock in this order
   perform from public.organizations as o where o.id = tenant.id for update;
   perform set_config('app.unaudited', 'on', true);
@@ -26,8 +22,17 @@ begin
     where k.contype = 'f' and k.confrelid = 'public.organizations'::regclass and cardinality(k.conkey) = 1
   loop
     execute format(
-      'with batch as materialized (select t.tableoid as part, t.ctid as place from %1$s as t where t.%2$I = $1 limit $2) '
-      'delete from %1$s as t using batch where t.tableoid = batch.part and t.ctid = batch.place', child.relation, child.name
+      $query$
+        with found as materialized (
+          select t.tableoid as part, t.ctid as place, %3$s as size from %1$s as t where t.%2$I = $1 limit $2
+        ), batch as materialized (
+          select m.part, m.place
+          from (select f.*, sum(f.size) over (rows unbounded preceding) - f.size as before from found as f) as m
+          where m.before < $2 * 8192
+        )
+        delete from %1$s as t using batch where t.tableoid = batch.part and t.ctid = batch.place
+      $query$,
+      child.relation, child.name, (select d.size from app.describe_rows(child.relation::text) as d)
     ) using tenant.id, batch;
     get diagnostics purged = row_count;
     exit when purged > 0;
@@ -52,52 +57,86 @@ begin
   return purged;
 end;
 $$;
-comment on function app.purge_organizations is 'Deletes up to `batch` rows of an organization whose grace period is over, and finally the organization. Returns how many.';
+comment on function app.purge_organization is 'Deletes up to `batch` rows of an organization, and finally the organization. Returns how many.';
 
-create or replace function app.purge_batch(rule app.personal_data, batch integer) returns integer
+-- Of the rule for organizations a batch is one organization, or some of its rows. A batch that fails is tried again with half its rows; a
+-- single row that fails is skipped until the next run.
+create or replace function app.purge_batch(
+  rule app.personal_data, inout batch integer, inout skipped text[], out purged integer, out error text
+)
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
-  purged integer;
+  is_tenant constant boolean := rule.relation = 'public.organizations';
+  keys jsonb;
+  began_at timestamptz;
 begin
-  execute format(
-    'with batch as materialized (select t.tableoid as part, t.ctid as place from %1$s as t where %2$s limit $2) '
-    'delete from %1$s as t using batch where t.tableoid = batch.part and t.ctid = batch.place', rule.relation, rule.expired
-  ) using now() - app.retention_period(rule), batch;
-  get diagnostics purged = row_count;
-  return purged;
+  execute app.selection(rule.relation, '', coalesce(rule.expired, 't.deleted_at < $1'))
+  into keys using now() - app.retention_period(rule), case when is_tenant then 1 else batch end, skipped;
+  if keys = '[]' then
+    return;
+  end if;
+  began_at := clock_timestamp();
+  begin
+    if is_tenant then
+      purged := app.purge_organization((keys -> 0 ->> 0)::uuid, batch);
+    else
+      execute format(
+        'delete from %s as t using jsonb_array_elements($1) as k (key) where %s',
+        rule.relation, (select d.matched_by from app.describe_rows(rule.relation) as d)
+      ) using keys;
+      get diagnostics purged = row_count;
+    end if;
+    if purged = 0 then
+      raise exception 'expired rows were not deleted';
+    end if;
+    batch := app.next_batch(batch, began_at);
+  exception when others then
+    error := sqlstate;
+    purged := 0;
+    if batch = 1 then
+      skipped := skipped || (keys -> 0)::text;
+    end if;
+    batch := greatest(batch / 2, 1);
+  end;
 end;
 $$;
-comment on function app.purge_batch is 'Deletes up to `batch` rows that have expired by a rule of app.personal_data. Returns how many.';
+comment on function app.purge_batch is
+'Deletes a batch of rows that have expired by a rule of app.personal_data. purged: how many; null if no row is left but the skipped ones.';
 
--- Stops after the batch during which half a second has passed. Once no other row is expired, it drops whole months of the audit trail.
+-- Stops after the batch during which half a second has passed. The order is random: a rule that times out never stops the others for long.
+-- Once no other row is expired, it drops whole months of the audit trail.
 create or replace function public.run_retention() returns jsonb
-language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp set lock_timeout = '1s'
 as $$
 declare
-  batch constant integer := 1000;
   deadline constant timestamptz := clock_timestamp() + interval '500 milliseconds';
   rule app.personal_data;
-  purged integer;
+  batch record;
   dropped integer;
   counts jsonb := '{}';
+  failed jsonb := '{}';
 begin
   perform app.refuse_clerk_tokens();
   for rule in
-    select d.* from app.personal_data as d where d.expired is not null or d.relation = 'public.organizations' order by d.position
+    select d.* from app.personal_data as d where d.expired is not null or d.relation = 'public.organizations' order by random()
   loop
+    select 50 as batch, '{}'::text[] as skipped into batch;
     loop
-      purged := case rule.relation when 'public.organizations' then app.purge_organizations(batch) else app.purge_batch(rule, batch) end;
-      if purged > 0 then
-        counts := counts || jsonb_build_object(rule.relation, coalesce((counts ->> rule.relation)::bigint, 0) + purged);
+      batch := app.purge_batch(rule, batch.batch, batch.skipped);
+      exit when batch.purged is null;
+      if batch.purged > 0 then
+        counts := counts || jsonb_build_object(rule.relation, coalesce((counts ->> rule.relation)::bigint, 0) + batch.purged);
+      elsif cardinality(batch.skipped) > 0 then
+        failed := failed || jsonb_build_object(
+          rule.relation, jsonb_build_object('error', batch.error, 'rows', cardinality(batch.skipped), 'key', batch.skipped[1]::jsonb)
+        );
       end if;
       if clock_timestamp() > deadline then
-        return jsonb_build_object('done', false, 'purged', counts);
+        return jsonb_build_object('done', false, 'purged', counts, 'failed', failed);
       end if;
-      exit when purged = 0;
     end loop;
   end loop;
-  perform app.end_billing_periods();
   -- A session that reads the whole trail holds a lock on it. While we waited for ours, every writer would wait behind us. So give up soon:
   -- the next run tries again.
   perform set_config('lock_timeout', '200ms', true);
@@ -107,10 +146,10 @@ begin
   exception when lock_not_available then
     dropped := null;
   end;
-  return jsonb_build_object('done', true, 'purged', counts, 'dropped_audit_months', dropped);
+  return jsonb_build_object('done', true, 'purged', counts, 'failed', failed, 'dropped_audit_months', dropped);
 end;
 $$;
 comment on function public.run_retention is
-'Runs one step of retention: {done, purged: {table: rows}, dropped_audit_months}. Call it until done. dropped_audit_months is null if another session was reading the trail. Definer: the service has no privilege on tables.';
+'Runs one step of retention: {done, purged: {table: rows}, failed: {table: {error, rows, key}}, dropped_audit_months}. Call it until done. failed: rows that could not be deleted, with the key of the first. dropped_audit_months is null if another session was reading the trail. Definer: the service has no privilege on tables.';
 
 grant execute on function public.run_retention() to service_role;

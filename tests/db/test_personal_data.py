@@ -355,10 +355,63 @@ def test_a_large_organization_is_purged_in_batches(world: Database) -> None:
         "insert into public.specimens (organization_id, title) select %s, 'Many' from generate_series(1, 2500)", acme
     )
     world.execute("update public.organizations set deleted_at = now() - interval '31 days' where id = %s", acme)
-    batches = list(iter(lambda: call(world, "app.purge_organizations", batch=1000), 0))
+    exists = "select exists (select from public.organizations where id = %s)"
+    batches = []
+    while world.value(exists, acme):
+        batches.append(call(world, "app.purge_organization", organization=acme, batch=1000))
     assert max(batches) == 1000
     assert sum(batches) > 2500
     assert scan(world, str(acme)).keys() <= {"public.audit_logs", "realtime.messages"}
+
+
+def test_large_rows_are_purged_in_smaller_batches(world: Database) -> None:
+    acme = world.value("select id from public.organizations where name = 'Acme'")
+    world.execute("alter table public.specimens alter column metadata set storage external")  # not compressed
+    world.execute(
+        "insert into public.specimens (organization_id, title, metadata) "
+        "select %s, 'Large', jsonb_build_object('text', repeat('x', 60000)) from generate_series(1, 200)",
+        acme,
+    )
+    world.execute("delete from public.specimens where title <> 'Large' and organization_id = %s", acme)
+    left = "select count(*) from public.specimens where organization_id = %s"
+    batches = []
+    while world.value(left, acme):
+        batches.append(call(world, "app.purge_organization", organization=acme, batch=100))
+    assert 10 < max(batch for batch in batches if batch < 100) < 20  # about 800 kB
+
+
+def refuse_deletion(database: Database, table: str, condition: str) -> None:
+    database.execute(
+        f"create function public.refuse() returns trigger language plpgsql as $$ begin if {condition} then raise 'no'; end if; return old; end $$"
+    )
+    database.execute(f"create trigger refuse before delete on {table} for each row execute function public.refuse()")
+
+
+def test_a_row_that_cannot_be_deleted_is_reported_and_stops_neither_rows_nor_tables(world: Database) -> None:
+    world.execute("update app.webhook_events set applied_at = now() - interval '31 days' where outcome <> 'failed'")
+    world.execute("update app.exports set started_at = now() - interval '31 days'")
+    [[key]] = world.rows("select message_id from app.webhook_events where applied_at is not null limit 1")
+    refuse_deletion(world, "app.webhook_events", f"old.message_id = '{key}'")
+    steps = [call(world, "run_retention")]
+    while not steps[-1]["done"]:
+        steps.append(call(world, "run_retention"))
+    assert steps[-1]["failed"] == {"app.webhook_events": {"error": "P0001", "rows": 1, "key": [key]}}
+    assert world.rows("select message_id from app.webhook_events where applied_at is not null") == [(key,)]
+    assert world.value("select count(*) from app.exports") == 0
+
+
+def test_an_organization_that_cannot_be_purged_does_not_stop_others(world: Database) -> None:
+    world.execute(
+        "update public.organizations set deleted_at = now() - interval '40 days' + (name = 'Globex')::integer * interval '1 day'"
+        " where name in ('Acme', 'Globex')"
+    )
+    refuse_deletion(
+        world, "public.specimens", "old.organization_id = (select id from public.organizations where name = 'Acme')"
+    )
+    while not (step := call(world, "run_retention"))["done"]:
+        pass
+    assert step["failed"].keys() == {"public.organizations"}
+    assert world.rows("select name from public.organizations where deleted_at is not null") == [("Acme",)]
 
 
 # --- rectification
