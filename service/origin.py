@@ -21,7 +21,8 @@ def origin_headers() -> dict[str, str]:
         return {}
     return {
         "X-Forwarded-For": _as_header(request.remote_addr or ""),
-        "User-Agent": _as_header(request.headers.get("User-Agent", ""))[:USER_AGENT_LENGTH].strip(),
+        # Supabase refuses a secret key that comes with a browser's User-Agent.
+        "X-User-Agent": _as_header(request.headers.get("User-Agent", ""))[:USER_AGENT_LENGTH].strip(),
         "X-Request-Id": g.request_id,
     }
 

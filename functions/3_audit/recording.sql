@@ -2,8 +2,8 @@
 -- functions/9_tables/*.sql turn it on with app.audit().
 
 -- A new entry with only the actor and the origin. A person's identity comes from the token. A client with the secret key may name itself
--- in the header x-actor, and our own functions do so in the setting app.actor. Clients can forge the address in x-forwarded-for, unless a
--- proxy replaces it.
+-- in the header x-actor, and our own functions do so in the setting app.actor. The service names the browser of the person whom it acts
+-- for in x-user-agent. Clients can forge the browser, and the address in x-forwarded-for unless a proxy replaces it.
 create or replace function app.start_audit_entry() returns public.audit_logs
 language plpgsql stable parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -17,7 +17,7 @@ begin
   -- Casts are tried, because PostgreSQL 15 has no pg_input_is_valid(). The address comes last, so that a malformed one loses nothing else.
   begin
     headers := nullif(current_setting('request.headers', true), '')::jsonb;
-    entry.user_agent := left(headers ->> 'user-agent', 512);
+    entry.user_agent := left(coalesce(headers ->> 'x-user-agent', headers ->> 'user-agent'), 512);
     entry.request_id := left(headers ->> 'x-request-id', 200);
     address := trim(split_part(headers ->> 'x-forwarded-for', ',', 1));
     entry.ip_address := case when address ~ '^[0-9a-fA-F.:]{2,45}$' then address::inet end;

@@ -322,7 +322,7 @@ def test_a_request_is_recorded_with_the_address_that_trusted_proxies_wrote(
     """Never with an address that the client itself wrote. The client wrote the first one here."""
     service = make_app(**(stack.environment | {"ENVIRONMENT": "test", "TRUSTED_PROXIES": proxies})).test_client()
     headers = as_caller(make_token(stack, team.people["owner"])) | {
-        "X-Forwarded-For": "127.9.9.9, 192.0.2.1, 198.51.100.9", "User-Agent": "Firefox/\xe9\t1", "X-Request-Id": f"req-{proxies}",
+        "X-Forwarded-For": "127.9.9.9, 192.0.2.1, 198.51.100.9", "User-Agent": "Mozilla/5.0 Firefox/\xe9\t1", "X-Request-Id": f"req-{proxies}",
     }  # fmt: skip
     peer = {"REMOTE_ADDR": "203.0.113.77"}
     url = f"/api/v1/organizations/{team.id}"
@@ -330,7 +330,7 @@ def test_a_request_is_recorded_with_the_address_that_trusted_proxies_wrote(
     invited = service.post(f"{url}/invitations", headers=headers, json=body, environ_overrides=peer)
     removed = service.delete(f"{url}/members/{team.profiles['member']}", headers=headers, environ_overrides=peer)
     assert (invited.status_code, removed.status_code) == (202, 204)
-    facts = (team.people["owner"], None, address, "Firefox/??1", f"req-{proxies}")
+    facts = (team.people["owner"], None, address, "Mozilla/5.0 Firefox/??1", f"req-{proxies}")
     assert sql.execute(REQUESTS, [team.id]).fetchall() == [
         ("invitation.requested", *facts),
         ("member.removal_requested", *facts),

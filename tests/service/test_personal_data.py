@@ -146,13 +146,14 @@ def test_an_export_is_recorded_with_the_address_and_the_browser_of_the_person(
     """A stolen session can be recognized by them."""
     person = new_person()
     client = make_app(**(stack.environment | {"ENVIRONMENT": "test", "TRUSTED_PROXIES": "0"})).test_client()
-    headers = as_caller(stack.token(person), **{"User-Agent": "Firefox", "X-Forwarded-For": "127.9.9.9"})
+    browser = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
+    headers = as_caller(stack.token(person), **{"User-Agent": browser, "X-Forwarded-For": "127.9.9.9"})
     assert client.get(EXPORT, headers=headers, environ_overrides={"REMOTE_ADDR": "203.0.113.77"}).status_code == 200
     recorded = database.execute(
         "select host(a.ip_address), a.user_agent from public.audit_logs as a join public.profiles as p on p.id = a.user_id"
         " where a.action = 'personal_data.exported' and p.clerk_user_id = %s", [person],
     ).fetchall()  # fmt: skip
-    assert recorded == [("203.0.113.77", "Firefox")]
+    assert recorded == [("203.0.113.77", browser)]
 
 
 def test_only_one_export_per_hour_is_allowed(online: FlaskClient, stack: Stack, new_person: NewPerson) -> None:
