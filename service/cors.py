@@ -11,7 +11,7 @@ METHODS = "GET, POST, PATCH, DELETE"
 # Apart from those that browsers always allow, such as Accept.
 SENDABLE_HEADERS = "Authorization, Cache-Control, Content-Type, X-Request-Id"
 READABLE_HEADERS = (
-    "Content-Disposition, RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset, Retry-After, X-Request-Id"
+    "Content-Disposition, Location, RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset, Retry-After, X-Request-Id"
 )
 # Browsers cache the answer to a preflight for at most two hours.
 PREFLIGHT_SECONDS = 7200
