@@ -42,18 +42,27 @@ def make_value(database: Database, kind: int, levels: int) -> str | None:
     return None
 
 
-def find_unchecked_columns(database: Database) -> list[str]:
-    """Columns for which no check is false although their JSON has one level too many."""
-    columns = database.rows(
+def read_columns(database: Database) -> list[tuple[int, str, str, str, int, int]]:
+    """All columns of our tables: the table's oid, its name with and without schema, then name, number and type."""
+    return database.rows(
         f"""select c.oid::bigint, c.oid::regclass::text, c.relname::text, a.attname::text, a.attnum, a.atttypid::bigint
         from pg_class as c
         join pg_namespace as n on n.oid = c.relnamespace
         join pg_attribute as a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
         where n.nspname in {OURS} and c.relkind in ('r', 'p') and not c.relispartition order by 2, 4"""
     )
+
+
+def list_columns(database: Database) -> list[tuple[str, str]]:
+    """The table and name of each column with JSON."""
+    return [(table, column) for _, table, _, column, _, kind in read_columns(database) if make_value(database, kind, 2)]
+
+
+def find_unchecked_columns(database: Database) -> list[str]:
+    """Columns for which no check is false although their JSON has one level too many."""
     return [
         f"{table}.{column}"
-        for oid, table, name, column, number, kind in columns
+        for oid, table, name, column, number, kind in read_columns(database)
         if (value := make_value(database, kind, LEVELS_OF.get((name, column), LEVELS) + 1))
         and not is_refused(database, oid, number, value)
     ]
@@ -80,18 +89,31 @@ def is_refused(database: Database, table: int, column: int, value: str) -> bool:
         return True
 
 
-def find_unchecked_arguments(database: Database) -> list[str]:
-    """Arguments of functions that an API role may execute, for which one level too many does not raise PT400."""
-    functions = database.rows(
+def read_functions(database: Database) -> list[tuple[str, str, str, list[int]]]:
+    """The functions that an API role may execute: signature, name, role, and types of the arguments."""
+    return database.rows(
         f"""select p.oid::regprocedure::text, p.oid::regproc::text, r.role, p.proargtypes::oid[]::bigint[]
         from pg_proc as p
         join pg_namespace as n on n.oid = p.pronamespace
         cross join unnest('{{authenticated,service_role}}'::text[]) as r (role)
         where n.nspname in {OURS} and has_function_privilege(r.role, p.oid, 'execute') order by 1, 3"""
     )
+
+
+def list_arguments(database: Database) -> set[tuple[str, str]]:
+    """The name and role of each function in public that takes JSON."""
+    return {
+        (name, role)
+        for _, name, role, kinds in read_functions(database)
+        if "." not in name and any(make_value(database, kind, 2) for kind in kinds)
+    }
+
+
+def find_unchecked_arguments(database: Database) -> list[str]:
+    """Arguments of functions that an API role may execute, for which one level too many does not raise PT400."""
     return [
         f"{signature}, argument {place + 1}, as {role}"
-        for signature, name, role, kinds in functions
+        for signature, name, role, kinds in read_functions(database)
         for place, kind in enumerate(kinds)
         if (value := make_value(database, kind, LEVELS + 1))
         and not raises_pt400(database, role, name, [value if at == place else "null" for at in range(len(kinds))])
