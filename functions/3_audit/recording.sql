@@ -233,7 +233,7 @@ as $$
   select array_agg(distinct m.match[1])
   from
     unnest(array[
-      '([^\s"(),:;<>@\[\]\\]+@[^\s"(),:;<>@\[\]\\]+)', '([\w.+%-]+@[\w-]+(?:\.[\w-]+)*)', '(?<![\w.+%-])(user_[\w-]+)',
+      '([^\s"(),:;<>@\[\]\\]+@[^\s"(),:;<>@\[\]\\]+)', '([\w.+%-]+@[\w-]+(?:\.[\w-]+)*)', '(?:^|[^\w.+%-])(user_[\w-]+)',
       '([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})'
     ]) as p (pattern),
     -- JSON writes a line break as \n. Its letter n is not a part of the next word.

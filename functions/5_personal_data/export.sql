@@ -24,6 +24,22 @@
 -- public.export_page() reads the rows one at a time, because they may be large, and stops at 2 MB. The next page begins after the last key.
 -- A page that ends before $4 rows and before 2 MB is the last one of its domain: its key is null.
 
+-- What a person logged may name others. Whether these have an account makes no difference, because an export must not show it. A large
+-- object is left out, so that a page of them does not take too long.
+create or replace function app.leave_out_others(value jsonb, person app.person) returns jsonb
+language sql stable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+  select jsonb_object_agg(e.key, e.value) filter (
+    where not exists (
+      select from unnest(app.find_identifiers(concat(to_json(e.key), e.value))) as i (id)
+      where lower(i.id) <> all(array_remove(array[person.id::text, lower(person.clerk_user_id)] || person.emails, null))
+    )
+  )
+  from jsonb_each(value) as e
+  where octet_length(value::text) <= 1000;
+$$;
+comment on function app.leave_out_others is 'The fields of the object that contain no id or address except the person''s own; null if there are none, or it is larger than 1 kB.';
+
 -- A person may start one export an hour, unless the last one failed. An export also counts as failed if no page of it was read for a
 -- minute. The limit does not apply to administrators.
 create or replace function public.begin_export(clerk_user_id text, requested_by text default 'person') returns jsonb

@@ -89,7 +89,9 @@ values
     't.request_id',
     'case when t.impersonator is null then t.ip_address end as ip_address',
     'case when t.impersonator is null then t.user_agent end as user_agent',
-    'case when t.subject_ids is null and t.mentions is null then t.metadata end as metadata',
+    $$case
+      when t.mentions is not null then app.leave_out_others(t.metadata, person) when t.subject_ids is null then t.metadata
+    end as metadata$$,
     'case when t.subject_ids is null then t.changes end as changes'
   ],
   '{created_at,id}', 't.created_at', 'pseudonymise', null, 'app.erase_audit_entries',

@@ -155,6 +155,16 @@ def test_the_authors_export_does_not_show_whether_a_person_has_an_account(world:
     assert known == unknown
 
 
+def test_the_author_gets_what_they_logged_without_the_ids_and_addresses_of_others(
+    world: Database, mallorys: str
+) -> None:
+    log_event(
+        world, mallorys, {"to": ADA_EMAILS[0], "from": "mallory@example.com", "note": f"1. Ask {ADA}\n2. Pay", "n": 7}
+    )
+    [row] = [row for row in export_all(world, MALLORY)["activity"] if row["action"] == "client.noted"]
+    assert row["metadata"] == {"from": "mallory@example.com", "n": 7}
+
+
 def test_an_entry_that_names_only_its_author_is_exported_to_them_in_full(world: Database, mallorys: str) -> None:
     log_event(world, mallorys, {"from": "Mallory@example.com", "id": MALLORY})
     [row] = [row for row in export_all(world, MALLORY)["activity"] if row["action"] == "client.noted"]
