@@ -23,6 +23,7 @@ as $$
 declare
   pattern constant text := app.id_pattern(ids);
   shortest constant integer := (select min(length(i.id)) from unnest(ids) as i (id));
+  are_many constant boolean := cardinality(ids) >= 10; -- then most strings have none of them, and the pattern is slow
   redacted text;
 begin
   with part as materialized (
@@ -31,9 +32,13 @@ begin
       case
         when p.place % 2 = 1 or length(p.text) < shortest then null
         when p.text like '%\\%' then ('"' || p.text || '"')::jsonb #>> '{}'
-        else p.text
+        when not are_many or exists (select from unnest(ids) as i (id) where strpos(p.lowered, lower(i.id)) > 0) then p.text
       end as decoded
-    from string_to_table(replace(replace(value::text, '\\', '\u005c'), '\"', '\u0022'), '"') with ordinality as p (text, place)
+    from (
+      select s.text, s.place, case when are_many then lower(s.text) end as lowered
+      from string_to_table(replace(replace(value::text, '\\', '\u005c'), '\"', '\u0022'), '"') with ordinality as s (text, place)
+      offset 0
+    ) as p
   ), changed as materialized (
     select p.place, p.text, to_json(nullif(regexp_replace(p.decoded, pattern, '\1erased', 'gi'), p.decoded))::text as encoded from part as p
   )
