@@ -380,6 +380,27 @@ def test_storing_unapplied_is_quick_for_any_event_of_the_largest_size(database: 
     assert receive(database, text)["outcome"] == "failed"
 
 
+def test_a_failed_event_that_mentions_hundreds_of_erased_people_is_stored_without_them(database: Database) -> None:
+    database.execute(
+        "insert into app.clerk_tombstones (kind, clerk_id, deleted_at) "
+        "select 'user', app.person_hash('user_' || n), now() from generate_series(0, 739) as n"
+    )
+    erased = [f"user_{number}" for number in range(740)]
+    kept = [f"user_{number} is not \\ erased, ask user-{number}" for number in range(1000, 8000)]
+    texts = ["\nuser_7", '"user_8"', "user_9\\", "\u0001user_10", "(user_11, user_12)", "user_1234567", "a.user_14"]
+    data = {"id": None, "metadata": [*erased, *kept, *texts], "keys": {"user_5": "user_6", 'a"user_5': 1}}
+    database.execute("set local statement_timeout = '4s'")
+    assert receive(database, json.dumps({"type": "organization.updated", "data": data}))["outcome"] == "failed"
+    [[stored, mentions]] = database.rows("select event -> 'data', mentions from app.webhook_events")
+    assert stored["keys"] == {"erased": "erased", 'a"erased': 1}
+    assert stored["metadata"][:740] == ["erased"] * 740
+    assert stored["metadata"][740:-7] == kept
+    assert stored["metadata"][-7:] == [
+        "\nerased", '"erased"', "erased\\", "\u0001erased", "(erased, erased)", "user_1234567", "a.erased",
+    ]  # fmt: skip
+    assert set(mentions) == {*kept, "user_1234567"}
+
+
 # Locks, and erasures that run at the same time -------------------------------------------------------------------------
 
 LOCKS = "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()"
