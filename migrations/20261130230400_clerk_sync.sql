@@ -6,12 +6,15 @@ create table app.webhook_events (
   type text not null,
   event jsonb not null check (not jsonb_path_exists(event, 'strict $.**{64}')),
   mentions text[] not null default '{}',
-  outcome text not null check (outcome in ('processed', 'stale', 'ignored', 'failed')),
+  outcome text not null check (outcome in ('processed', 'stale', 'ignored', 'failed', 'dismissed')),
   error text,
+  dismissed_by text check (length(dismissed_by) between 1 and 100),
+  dismissal_reason text check (length(dismissal_reason) between 1 and 500),
   attempts integer not null default 1,
   next_attempt_at timestamptz,
   received_at timestamptz not null default now(),
-  applied_at timestamptz
+  applied_at timestamptz,
+  check ((outcome = 'dismissed') = (dismissed_by is not null))
 );
 comment on table app.webhook_events is 'Inbox of Clerk''s webhooks: one row per message, stored and applied in one transaction.';
 comment on column app.webhook_events.message_id is 'The svix-id header: the same on every delivery of a message.';
@@ -19,8 +22,10 @@ comment on column app.webhook_events.type is 'Clerk''s event type, such as user.
 comment on column app.webhook_events.event is 'The whole event as received. Personal data.';
 comment on column app.webhook_events.mentions is 'The Clerk user ids and the e-mail addresses in the event. Personal data.';
 comment on column app.webhook_events.outcome is
-'processed; stale: all its data was already recorded or superseded; ignored: we do not handle its type or instance; failed: see error.';
+'processed; stale: all its data was already recorded or superseded; ignored: we do not handle its type or instance; failed: see error; dismissed: it failed, and an administrator gave it up.';
 comment on column app.webhook_events.error is 'Why it failed or was ignored.';
+comment on column app.webhook_events.dismissed_by is 'The administrator who dismissed it.';
+comment on column app.webhook_events.dismissal_reason is 'Why it was dismissed. An erasure of a person in the event removes them from it.';
 comment on column app.webhook_events.attempts is 'How often applying it was attempted.';
 comment on column app.webhook_events.next_attempt_at is 'When the job retry-events tries a failed event again.';
 comment on column app.webhook_events.received_at is 'When the first delivery arrived.';

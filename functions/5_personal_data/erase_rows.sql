@@ -112,6 +112,7 @@ begin
       where m.id <> all(array_remove(person.emails || person.clerk_user_id, null))
     ),
     outcome = case when is_about and e.outcome = 'failed' then 'ignored' else e.outcome end,
+    dismissal_reason = left(app.redact_person(to_jsonb(e.dismissal_reason), person) #>> '{}', 500),
     applied_at = case when is_about then coalesce(e.applied_at, now()) else e.applied_at end,
     next_attempt_at = case when not is_about then e.next_attempt_at end,
     error = case when is_about and e.outcome = 'failed' then 'the person it is about was erased' when e.outcome = 'failed' then e.error end

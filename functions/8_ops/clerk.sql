@@ -5,7 +5,8 @@ select e.message_id, e.type, e.error, e.attempts, e.received_at, e.next_attempt_
 from app.webhook_events as e
 where e.outcome = 'failed'
 order by e.received_at;
-comment on view ops.webhook_failures is 'Clerk events that could not be applied, oldest first. `ballast inbox retry` applies them again.';
+comment on view ops.webhook_failures is
+'Clerk events that could not be applied, oldest first. `ballast inbox retry` applies them again, `ballast inbox dismiss` gives one up.';
 
 create or replace function ops.retry_webhook(message_id text) returns table (outcome text, error text)
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
@@ -19,6 +20,40 @@ begin
 end;
 $$;
 comment on function ops.retry_webhook is 'Retries a failed event and returns its outcome. For an event that did not fail it returns the recorded outcome.';
+
+-- For an event that can never be applied. It is not retried any more, a delivery by Clerk is a duplicate, and retention deletes it like an
+-- applied one.
+create or replace function ops.dismiss_webhook(message_id text, reason text, dismissed_by text default session_user) returns text
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  known app.webhook_events;
+begin
+  select e.* into known from app.webhook_events as e where e.message_id = message_id for update;
+  if known.message_id is null then
+    raise exception 'No message % was received.', message_id using hint = 'ops.webhook_failures lists the ids.';
+  elsif known.outcome <> 'failed' then
+    raise exception 'The outcome of % is %, so it cannot be dismissed.', message_id, known.outcome using hint = 'Only failed events can be.';
+  elsif coalesce(btrim(reason), '') = '' then
+    raise exception 'A dismissal needs a reason.' using hint = 'Pass the reason as the second argument.';
+  end if;
+  update app.webhook_events as e
+  set
+    outcome = 'dismissed', dismissed_by = dismissed_by, dismissal_reason = left(btrim(reason), 500), next_attempt_at = null, applied_at = now()
+  where e.message_id = message_id;
+  delete from app.event_failures as f where f.message_id = message_id;
+  insert into public.audit_logs (actor, action, resource_type, resource_id, metadata, mentions)
+  values (
+    'administrator', 'webhook.dismissed', 'webhook', message_id,
+    jsonb_build_object('type', known.type, 'reason', left(btrim(reason), 500), 'dismissed_by', dismissed_by),
+    app.hash_mentions(app.find_identifiers(to_json(reason)::text))
+  );
+  return format('%s (%s) is dismissed. If Clerk has its data, `ballast clerk reconcile --fix` repairs what it would have changed.', message_id, known.type);
+end;
+$$;
+comment on function ops.dismiss_webhook is
+'Gives up a failed event, with the reason. Records who did it in the inbox and in the audit trail. The event is not applied any more.';
 
 create or replace view ops.clerk_roles with (security_invoker) as
 select

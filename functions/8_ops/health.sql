@@ -27,7 +27,7 @@ order by array_position('{red,yellow,green}', h.status), h.subject;
 comment on view ops.health is 'Health of each subject with advice, red first. ops.<subject>_health has the figures.';
 
 -- The pings of `ballast doctor` are left out, because they do not come from Clerk. Clerk stops retrying after about a day, so an event
--- with a longer lag was replayed by hand and is not late.
+-- that is older by days was replayed by hand, or is an example: it is not late, and has no lag.
 create or replace view ops.webhook_health with (security_invoker) as
 with facts as (
   select
@@ -36,7 +36,7 @@ with facts as (
       where e.received_at > now() - interval '24 hours' and e.type <> 'ballast.ping'
     ) as received_24h,
     failure.failed, failure.oldest_failure_at, failure.most_attempts, last_event.received_at as last_received_at,
-    last_event.received_at - app.clerk_event_time(last_event.event -> 'timestamp') as lag
+    case when age.lag < interval '3 days' then age.lag end as lag
   from (
     select count(*) as failed, min(f.received_at) as oldest_failure_at, max(f.attempts) as most_attempts
     from app.webhook_events as f
@@ -48,6 +48,7 @@ with facts as (
     order by e.received_at desc
     limit 1
   ) as last_event on true
+  cross join lateral (select last_event.received_at - app.clerk_event_time(last_event.event -> 'timestamp') as lag) as age
 )
 
 select
@@ -60,7 +61,8 @@ cross join lateral (
         array[
           'red',
           'Clerk events have been failing for hours, so people may keep access that Clerk revoked. Fix the error that ops.webhook_failures '
-          || 'shows, then run select * from ops.retry_webhook(message_id).'
+          || 'shows, then run select * from ops.retry_webhook(message_id). If an event can never be applied: select '
+          || 'ops.dismiss_webhook(message_id, ''the reason'').'
         ]
     when f.failed > 0
       then
@@ -74,14 +76,14 @@ cross join lateral (
           'yellow',
           'No Clerk event has arrived yet. Create the webhook endpoint in Clerk (docs/deploy.md) and check it with `ballast doctor`.'
         ]
-    when f.lag between interval '5 minutes' and interval '3 days'
+    when f.lag >= interval '5 minutes'
       then
         array['yellow', 'The last Clerk event arrived late. Check in Clerk''s log of the endpoint whether the service answered 2xx.']
     else array['green', 'OK.']
   end as verdict
 ) as rule;
 comment on view ops.webhook_health is
-'Whether Clerk events arrive and are applied: one row. lag is the time from Clerk''s timestamp of the last event to its arrival.';
+'Whether Clerk events arrive and are applied: one row. lag is the time from Clerk''s timestamp of the last event to its arrival; null if the event is older than three days.';
 
 -- Returns one row even if there is no backup.
 create or replace view ops.backup_health with (security_invoker) as

@@ -1,11 +1,13 @@
-"""`ballast inbox`: lists the received Clerk events, and retries failed ones."""
+"""`ballast inbox`: lists the received Clerk events, and retries or dismisses failed ones."""
 
 from __future__ import annotations
 
+import getpass
 import sys
 from typing import Any
 
 import click
+import psycopg
 from psycopg.rows import dict_row
 from rich.console import Console
 from rich.markup import escape
@@ -19,16 +21,23 @@ from scripts.schema import database
 from scripts.schema.database import Connection
 
 # Without `event`: it is personal data, which is shown only with --payload.
-COLUMNS = "message_id, type, outcome, attempts, received_at, applied_at, next_attempt_at, error"
+COLUMNS = (
+    "message_id, type, outcome, attempts, received_at, applied_at, next_attempt_at, error, dismissed_by, "
+    "dismissal_reason"
+)
 
 
 class NoSuchMessage(Failure):
     """No event with this message id was received."""
 
 
+class NotDismissed(Failure):
+    """The event cannot be dismissed: there is none with this id, or it did not fail."""
+
+
 @click.group(epilog="Example: ballast inbox list")
 def inbox() -> None:
-    """List, show or retry received Clerk events."""
+    """List, show, retry or dismiss received Clerk events."""
 
 
 @inbox.command("list", epilog="Example: ballast inbox list --failed")
@@ -88,6 +97,24 @@ def retry(url: str | None, all_failed: bool, message_ids: tuple[str, ...]) -> No
         sys.exit(1)
 
 
+@inbox.command(epilog="Example: ballast inbox dismiss msg_2abc --reason 'It has no user id'")
+@options.url_option
+@click.option("--reason", required=True, help="Why the event is given up. It is kept with the event, and in the audit.")
+@click.option("--by", default=getpass.getuser, help="Who dismisses it; by default your user name on this computer.")
+@click.argument("message_id")
+def dismiss(url: str | None, reason: str, by: str, message_id: str) -> None:
+    """Give up a failed event that can never be applied.
+
+    It is not retried any more, and a delivery by Clerk changes nothing. `ballast status` shows the next failure again.
+    """
+    with options.open_database(url, requires="app.webhook_events") as connection:
+        try:
+            row = connection.execute("select ops.dismiss_webhook(%s, %s, %s)", [message_id, reason, by]).fetchone()
+        except (psycopg.errors.RaiseException, psycopg.errors.CheckViolation) as error:
+            raise NotDismissed(" ".join(filter(None, [error.diag.message_primary, error.diag.message_hint]))) from None
+    click.echo(row[0] if row else "")
+
+
 def list_messages(connection: Connection, *, failed: bool, limit: int) -> list[dict[str, Any]]:
     """Returns the newest events as dicts of COLUMNS, without their payload."""
     query = f"""
@@ -104,8 +131,14 @@ def list_failed_ids(connection: Connection) -> list[str]:
 
 
 def retry_message(connection: Connection, message_id: str) -> str | None:
-    """The new outcome; None if the message does not exist."""
-    row = connection.execute("select app.retry_clerk_event(%s)", [message_id]).fetchone()
+    """The new outcome; None if the message does not exist. An error that ends the attempt is recorded."""
+    try:
+        row = connection.execute("select app.retry_clerk_event(%s)", [message_id]).fetchone()
+    except psycopg.Error as error:
+        if connection.closed or error.sqlstate is None:
+            raise
+        connection.execute("select public.record_event_failure(%s, %s)", [message_id, error.sqlstate])
+        return "failed"
     return row[0] if row else None
 
 
@@ -116,5 +149,7 @@ def print_messages(messages: list[dict[str, Any]]) -> None:
         attempts = f"{message['attempts']} attempt{'' if message['attempts'] == 1 else 's'}"
         event = f"{message['type']}, {message['received_at']:%Y-%m-%d %H:%M:%S%z}, {attempts}"
         error = f": {message['error']}" if message["error"] else ""
-        table.add_row(message["message_id"], message["outcome"], escape(event + error))
+        dismissal = f" (dismissed by {message['dismissed_by']}: {message['dismissal_reason']})"
+        note = error + dismissal if message["dismissed_by"] else error
+        table.add_row(message["message_id"], message["outcome"], escape(event + note))
     print_table(table)

@@ -62,7 +62,7 @@ def test_api_roles_cannot_use_ops(database: Database, role: str) -> None:
         for view in views(database):
             assert "permission denied for schema ops" in read_refusal(database, f"select * from ops.{view}")
         for call in (
-            "retry_webhook('m')", "suspend_organization('o', 'r')", "resume_organization('o')", "explain_access('a', 'b')", "person_id('a')",
+            "retry_webhook('m')", "dismiss_webhook('m', 'r')", "suspend_organization('o', 'r')", "resume_organization('o')", "explain_access('a', 'b')", "person_id('a')",
         ):  # fmt: skip
             assert "permission denied for schema ops" in read_refusal(database, f"select ops.{call}")
         assert "permission denied" in read_refusal(database, "select app.slow_queries()")
@@ -207,6 +207,81 @@ def test_retry_webhook_applies_a_failed_event_again(database: Database) -> None:
     assert "No message msg_none was received. ops.webhook_failures" in read_refusal(
         database, "select ops.retry_webhook('msg_none')"
     )
+
+
+def test_a_dismissed_event_is_given_up_and_the_next_failure_shows_again(database: Database) -> None:
+    message_id = store_event(database, "7 hours", outcome="failed")
+    store_event(database)
+    assert verdict(database, "webhook_health")[0] == "red"
+    said = database.value("select ops.dismiss_webhook(%s, ' It has no id ')", message_id)
+    assert said.startswith(f"{message_id} (user.updated) is dismissed.")
+    assert verdict(database, "webhook_health") == GREEN
+    assert database.rows("select * from ops.webhook_failures") == []
+    assert row(
+        database,
+        "select outcome, dismissal_reason, dismissed_by, next_attempt_at, applied_at from app.webhook_events where message_id = %s",
+        message_id,
+    ) == {
+        "outcome": "dismissed", "dismissal_reason": "It has no id", "dismissed_by": "postgres", "next_attempt_at": None,
+        "applied_at": database.value("select now()"),
+    }  # fmt: skip
+    assert database.rows("select action, actor, resource_id, metadata from public.audit_logs where resource_type = 'webhook'") == [
+        ("webhook.dismissed", "administrator", message_id,
+         {"type": "user.updated", "reason": "It has no id", "dismissed_by": "postgres"})
+    ]  # fmt: skip
+    store_event(database, outcome="failed")
+    assert verdict(database, "webhook_health")[0] == "yellow"
+
+
+def test_a_dismissed_event_is_neither_retried_nor_applied_by_a_delivery_and_expires(database: Database) -> None:
+    sender = people.Sender(database, 900)
+    bad = {"object": "user", "first_name": "Eda"}
+    message_id = sender.send("user.updated", bad, events.START, expected="failed")
+    database.value("select ops.dismiss_webhook(%s, 'no id')", message_id)
+    assert database.value("select app.retry_clerk_event(%s)", message_id) == "dismissed"
+    database.execute("update app.webhook_events set applied_at = now() - interval '31 days'")
+    assert (
+        people.call(
+            database, "receive_clerk_event", message_id=message_id, event=json.dumps({"type": "a", "data": {}})
+        )["outcome"]
+        == "duplicate"
+    )
+    with database.acting("service_role"):
+        database.execute("select public.run_retention()")
+    assert database.value("select count(*) from app.webhook_events where message_id = %s", message_id) == 0
+
+
+def test_only_a_failed_event_is_dismissed_and_only_with_a_reason(database: Database) -> None:
+    failed, applied = store_event(database, outcome="failed"), store_event(database)
+    for arguments, refusal in [
+        (f"'{failed}', ' '", "A dismissal needs a reason."),
+        (f"'{failed}', null", "A dismissal needs a reason."),
+        (f"'{applied}', 'why'", f"The outcome of {applied} is processed"),
+        ("'msg_none', 'why'", "No message msg_none was received."),
+    ]:
+        assert refusal in read_refusal(database, f"select ops.dismiss_webhook({arguments})")
+    assert database.value("select count(*) from app.webhook_events where outcome = 'failed'") == 1
+
+
+def test_the_reason_of_a_dismissal_does_not_keep_an_erased_person(world: Database) -> None:
+    event = {"type": "organization.updated", "data": {"public_metadata": {"owner": ADA}}}
+    assert (
+        people.call(world, "receive_clerk_event", message_id="msg_bad", event=json.dumps(event))["outcome"] == "failed"
+    )
+    world.value("select ops.dismiss_webhook('msg_bad', %s)", f"{ADA} has no organization")
+    receipt = people.call(world, "request_erasure", clerk_user_id=ADA, requested_by="person")["receipt"]
+    for _ in range(20):
+        people.call(world, "continue_erasure", receipt=receipt)
+    stored = "select event, dismissal_reason from app.webhook_events where message_id = 'msg_bad'"
+    [[event, reason]] = world.rows(stored)
+    assert (event["data"], reason) == ({}, "erased has no organization")
+    entry = "select metadata ->> 'reason' from public.audit_logs where action = 'webhook.dismissed'"
+    assert world.value(entry) == "erased has no organization"
+
+
+def test_an_example_of_years_ago_has_no_lag(database: Database) -> None:
+    store_event(database, lag="330 days")
+    assert row(database, "select lag, status from ops.webhook_health") == {"lag": None, "status": "green"}
 
 
 # --- suspension ---

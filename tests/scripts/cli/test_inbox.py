@@ -124,6 +124,52 @@ def test_retry_requires_ids_or_all_failed(inbox: Inbox, arguments: list[str]) ->
     assert inbox.run("retry", *arguments).exit_code == 2
 
 
+def test_a_dismissed_event_is_listed_with_its_reason_and_not_retried(inbox_with_failures: Inbox) -> None:
+    dismissed = inbox_with_failures.run("dismiss", "msg_bad", "--reason", "no id", "--by", "ada")
+    assert (dismissed.exit_code, "msg_bad (user.created) is dismissed" in dismissed.stdout) == (0, True)
+    assert "msg_bad" not in inbox_with_failures.run("list").stdout
+    shown = json.loads(inbox_with_failures.run("show", "msg_bad").stdout)
+    assert (shown["outcome"], shown["dismissed_by"], shown["dismissal_reason"]) == ("dismissed", "ada", "no id")
+    listed = " ".join(inbox_with_failures.run("list", "--all").stdout.split())
+    assert "data.id is missing (dismissed by ada: no id)" in listed
+    assert inbox_with_failures.run("retry", "msg_bad").stdout == "msg_bad dismissed\n"
+    assert inbox_with_failures.receive("msg_bad", user_event(id="user_y")) == "duplicate"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "refusal"),
+    [
+        (["msg_none", "--reason", "why"], "No message msg_none was received."),
+        (["msg_ok", "--reason", "why"], "The outcome of msg_ok is processed"),
+        (["msg_bad", "--reason", " "], "A dismissal needs a reason."),
+        (["msg_bad", "--reason", "why", "--by", "x" * 101], "dismissed_by"),
+    ],
+)
+def test_what_cannot_be_dismissed_is_reported(inbox_with_failures: Inbox, arguments: list[str], refusal: str) -> None:
+    refused = inbox_with_failures.run("dismiss", *arguments)
+    assert (refused.exit_code, refusal in refused.stderr) == (1, True)
+    assert inbox_with_failures.run("dismiss", "msg_bad").exit_code == 2  # a reason is required
+
+
+def test_an_event_that_ends_its_attempt_does_not_stop_the_others(inbox_with_failures: Inbox) -> None:
+    with psycopg.connect(inbox_with_failures.url, autocommit=True) as connection:
+        connection.execute(
+            "create function public.cancel() returns trigger language plpgsql as "
+            "$$ begin if new.clerk_id = 'user_y' then raise query_canceled; end if; return new; end $$"
+        )
+        connection.execute(
+            "create trigger cancel before insert on app.clerk_records for each row execute function public.cancel()"
+        )
+        connection.execute("""
+            update app.webhook_events
+            set event = jsonb_set(event, '{data,id}', to_jsonb(replace(type, '.created', '_y')))
+            where outcome = 'failed'
+        """)
+    retried = inbox_with_failures.run("retry", "--all-failed")
+    assert (retried.stdout, retried.exit_code) == ("msg_bad failed\nmsg_worse processed\n", 1)
+    assert "57014" in json.loads(inbox_with_failures.run("show", "msg_bad").stdout)["error"]
+
+
 def test_a_database_without_an_inbox_gets_advice(new_database: Callable[..., str]) -> None:
     result = Inbox(new_database()).run("list")
     assert result.exit_code == 1
