@@ -53,10 +53,38 @@ as $$
 $$;
 comment on function app.audit_complete_until is 'No new entry will appear before this time. Definer: only privileged roles see the transactions of other roles.';
 
+-- Members choose how large entries are, and the job that seals them has a timeout. Entries of one transaction have the same time and cannot
+-- be separated. The sort is inside, so that large values are only read up to the limit.
+create or replace function app.end_seal_range(range_start timestamptz, latest timestamptz) returns timestamptz
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  entry record;
+  bytes bigint := 0;
+  newest timestamptz := range_start;
+begin
+  for entry in
+    select a.created_at, octet_length(a.metadata::text) + coalesce(octet_length(a.changes::text), 0) + 300 as size
+    from (
+      select * from public.audit_logs as a where a.created_at >= range_start and a.created_at < latest order by a.created_at offset 0
+    ) as a
+  loop
+    if bytes > 20000000 and entry.created_at > newest then
+      return entry.created_at;
+    end if;
+    bytes := bytes + entry.size;
+    newest := entry.created_at;
+  end loop;
+  return latest;
+end;
+$$;
+comment on function app.end_seal_range is 'Where a seal ends: after about 20 MB of entries, and at the latest at the given time.';
+
 create or replace function app.seal_audit(until timestamptz default null) returns setof app.audit_seals
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
+  deadline constant timestamptz := clock_timestamp() + interval '3 seconds';
   seal app.audit_seals;
   previous app.audit_seals;
   complete_until timestamptz := least(app.audit_complete_until(), until);
@@ -64,9 +92,9 @@ begin
   perform pg_advisory_xact_lock(733140618); -- one run at a time
   select * into previous from app.audit_seals as s order by s.sequence desc limit 1;
   seal.range_start := coalesce(previous.range_end, (select app.month_start(min(a.created_at)) from public.audit_logs as a));
-  while seal.range_start < complete_until loop
+  while seal.range_start < complete_until and clock_timestamp() < deadline loop
     seal.sequence := coalesce(previous.sequence, 0) + 1;
-    seal.range_end := least(complete_until, app.next_month(seal.range_start));
+    seal.range_end := app.end_seal_range(seal.range_start, least(complete_until, app.next_month(seal.range_start)));
     select d.entries, d.digest into seal.entries, seal.digest from app.audit_digest(seal.range_start, seal.range_end) as d;
     seal.seal := app.compute_seal(previous.seal, seal.range_start, seal.range_end, seal.entries, seal.digest);
     seal.sealed_at := clock_timestamp();
@@ -77,7 +105,7 @@ begin
   end loop;
 end;
 $$;
-comment on function app.seal_audit is 'An hourly job: seals the entries since the last seal, as far as they are complete. Returns the new seals; keep a copy elsewhere.';
+comment on function app.seal_audit is 'An hourly job: seals the entries since the last seal, as far as they are complete, for three seconds. Returns the new seals; keep a copy elsewhere.';
 
 create or replace function app.verify_audit() returns table (
   sequence bigint, range_start timestamptz, range_end timestamptz, sealed bigint, found bigint, erased bigint, state text, seal bytea

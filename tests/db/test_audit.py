@@ -681,3 +681,19 @@ def test_the_entries_of_a_purged_tenant_stay(database: Database, acme: str) -> N
     assert "specimen.created" in {
         entry["action"] for entry in read_new_entries(database) if entry["organization_id"] == acme
     }
+
+
+def test_large_entries_do_not_stop_the_seals(database: Database) -> None:
+    """A member's changes of 64 kB of metadata are entries of 128 kB. Sealing all at once would exceed the job's timeout."""
+    database.execute(
+        "insert into public.audit_logs (action, resource_type, created_at, changes) "
+        "select 'client.large', 'test', now() - interval '3 hours' + n / 10 * interval '1 second', "
+        "  jsonb_build_object('after', repeat(md5(n::text), 4000)) from generate_series(1, 600) as n"
+    )
+    for _ in range(20):
+        if not database.rows("select from app.seal_audit()"):
+            break
+    large = database.rows("select entries from app.audit_seals where entries > 50 order by sequence")
+    assert len(large) >= 3
+    assert max(entries for (entries,) in large) <= 200
+    assert {state for (state,) in database.rows("select state from app.verify_audit()")} == {"intact"}
