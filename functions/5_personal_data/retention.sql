@@ -137,6 +137,7 @@ begin
       end if;
     end loop;
   end loop;
+  perform app.end_billing_periods();
   -- A session that reads the whole trail holds a lock on it. While we waited for ours, every writer would wait behind us. So give up soon:
   -- the next run tries again.
   perform set_config('lock_timeout', '200ms', true);
