@@ -119,6 +119,18 @@ def test_supabase_clients_receive_the_code_and_the_seconds(editor: psycopg.Conne
     assert re.fullmatch(r"Try again in \d+ s\.", refusal.value.hint or "")
 
 
+def test_audit_events_have_their_own_limit_which_is_always_on(postgres: psycopg.Connection[Any], ask: Ask) -> None:
+    [[acme]] = postgres.execute("select id::text from public.organizations where clerk_org_id = 'org_acme'").fetchall()
+    event = {"p_organization_id": acme, "p_action": "client.done", "p_resource_type": "report"}
+    assert ask("POST", "/rpc/log_audit_event", json=event).status_code == 200
+    postgres.execute("update app.rate_limits set tokens = 0, refilled_at = clock_timestamp()")
+    refused = ask("POST", "/rpc/log_audit_event", json=event)
+    assert (refused.status_code, refused.json()["code"]) == (429, "PT429")
+    assert re.fullmatch(r"Try again in [1-3] s\.", refused.json()["hint"])
+    assert ask("POST", "/rpc/log_audit_event", None, json=event).status_code == 200
+    assert _write(ask) == 204
+
+
 def test_only_writes_are_limited_and_each_user_separately(editor: psycopg.Connection[Any], ask: Ask) -> None:
     editor.execute(FILL, ["user_cleo", 1])
     assert [_write(ask), _write(ask), _write(ask, "user_ben")] == [204, 429, 204]

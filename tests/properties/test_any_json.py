@@ -191,12 +191,15 @@ class World:
         assert [each["clerk_user_id"] for each in document["profile"]] == [ADA]
 
     def read_csv(self) -> None:
-        organization = self.database.value("select id::text from public.organizations where name = 'Acme'")
+        [[organization, entries]] = self.database.rows(
+            "select o.id::text, count(a.id) from public.organizations as o join public.audit_logs as a on a.organization_id = o.id "
+            "where o.name = 'Acme' group by 1"
+        )
         pages = read_pages(self, organization, Range(datetime(2000, 1, 1, tzinfo=UTC), None))  # type: ignore[arg-type]
         text = b"".join(as_csv(pages)).decode("utf-8-sig")
-        for row in csv.DictReader(io.StringIO(text, newline="")):
-            assert tuple(row) == COLUMNS
-            json.loads(row["metadata"])
+        csv.field_size_limit(10**8)
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        assert (len(rows), {tuple(row) for row in rows}) == (entries, {COLUMNS})
 
     def erase(self) -> None:
         receipt = self.call("request_erasure", {"clerk_user_id": ADA, "requested_by": "administrator"})["receipt"]
@@ -237,7 +240,7 @@ def test_every_door_accepts_an_object_with_64_levels(world: World) -> None:
 @pytest.fixture
 def json_settings(request: pytest.FixtureRequest) -> settings:
     """Each example writes through every door, so there are fewer than in other tests."""
-    examples = 200 if request.config.getoption("--thorough") else 20
+    examples = 150 if request.config.getoption("--thorough") else 20
     return settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 
