@@ -107,9 +107,10 @@ comment on function app.try_clerk_event is 'Applies one event. A failure is roll
 
 -- Stores and applies the event in one transaction. An event whose attempts ended twice with the same SQLSTATE is stored without being
 -- applied: it waits as `failed` for the job retry-events. Otherwise Clerk would give up after about 28 hours, or disable the endpoint. With
--- the result, the service invalidates its cache of the users and organizations, and measures the lag.
+-- the result, the service invalidates its cache of the users and organizations, and measures the lag. The service waits for 8 seconds: a
+-- shorter wait for locks ends with an error that it can record, and does not go on after the service has gone.
 create or replace function public.receive_clerk_event(message_id text, event text) returns jsonb
-language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp set lock_timeout = '6s'
 as $$
 declare
   content jsonb;
@@ -270,7 +271,7 @@ comment on function public.claim_due_event is
 'For the service: announces the next attempt to apply a failed event that is due. Returns {message_id, users, organizations}, or null if no event is due. Definer: service_role has no access to the tables.';
 
 create or replace function public.retry_claimed_event(message_id text) returns text
-language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp set lock_timeout = '6s'
 as $$
   select app.refuse_clerk_tokens();
 

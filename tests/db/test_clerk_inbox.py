@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from scripts.clerk.backfill import MERGE_BATCH
+from service.data_api import TIMEOUT
 from tests import events
 from tests.conftest import Database
 from tests.events import Json
@@ -301,6 +302,18 @@ def test_the_end_of_the_server_or_the_connection_is_not_counted(database: Databa
     assert receive(database, USER)["outcome"] == "processed"
 
 
+def test_recorded_failures_expire(database: Database) -> None:
+    for code in ("57014", "57014"):
+        record_failure(database, code)
+    expired = "select failed_at from app.event_failures"
+    database.execute("update app.event_failures set failed_at = now() - interval '6 days'")
+    call(database, "run_retention")
+    assert len(database.rows(expired)) == 1
+    database.execute("update app.event_failures set failed_at = now() - interval '8 days'")
+    call(database, "run_retention")
+    assert database.rows(expired) == []
+
+
 def test_a_stored_event_that_ends_the_attempt_of_a_redelivery_is_answered_as_failed(database: Database) -> None:
     break_profiles(database, "XX000")
     assert receive(database, USER)["outcome"] == "failed"
@@ -349,6 +362,24 @@ def test_a_real_timeout_ends_in_a_stored_event(connections: list[Database]) -> N
                 sync.execute("select public.record_event_failure('msg_late', '57014')")
         assert receive(sync, update, "msg_late")["outcome"] == "failed"
     assert sync.value("select app.retry_clerk_event('msg_late')") == "processed"
+
+
+def test_an_event_waits_for_locks_no_longer_than_the_service_waits_for_it(connections: list[Database]) -> None:
+    sync, other, _ = connections
+    sync.execute("set lock_timeout = 0")
+    receive(sync, USER)
+    with other.connection.transaction():
+        other.execute("select from public.profiles for update")
+        began = time.monotonic()
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            receive(
+                sync,
+                json.dumps(
+                    events.event("user.updated", events.user("user_ada", first_name="Eda", updated_at=events.START + 1))
+                ),
+                "msg_late",
+            )
+        assert 5 < time.monotonic() - began < float(TIMEOUT.read or 0)
 
 
 def test_a_killed_attempt_leaves_nothing_and_the_next_one_applies_the_event(connections: list[Database]) -> None:
