@@ -4,8 +4,8 @@
 -- rows and in bytes. A batch that fails is tried again with half its rows; a single row that fails is skipped and recorded.
 
 -- Matches one of the ids or addresses inside a text, with the character before it. It does not match a longer id or address that merely
--- contains it: the pattern for ada@example.com does not match ada@example.com.au or nada@example.com. A lookbehind would start from the
--- beginning of the text for each match, which takes seconds for a long text.
+-- contains it: the pattern for ada@example.com does not match ada@example.com.au or nada@example.com. The time grows
+-- with the length of the text, and not faster (measured with 8 kB and 350 kB).
 create or replace function app.id_pattern(ids text[]) returns text
 language sql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -14,6 +14,23 @@ as $$
 $$;
 comment on function app.id_pattern is 'A regular expression that matches the ids or addresses inside a text; its first group is the character before.';
 
+-- A plain substring search excludes most ids quickly. A person may have thousands of addresses, and a pattern of them all would take minutes
+-- or more memory than there is, so a pattern has at most 50. The ids are in lower case.
+create or replace function app.redact_text(value text, ids text[]) returns text
+language plpgsql immutable strict parallel safe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  content constant text := lower(value);
+  found constant text[] := array(select i.id from unnest(ids) as i (id) where strpos(content, i.id) > 0);
+begin
+  for place in 1 .. cardinality(found) by 50 loop
+    value := regexp_replace(value, app.id_pattern(found[place:place + 49]), '\1erased', 'gi');
+  end loop;
+  return value;
+end;
+$$;
+comment on function app.redact_text is 'Replaces each of the ids and addresses in the text with "erased".';
+
 -- Works on the text of the value, string by string. Example: {"a": "b\"c"} is written {"a": "b\u0022c"}, so that each quotation mark begins
 -- or ends a string, and is split at them: every second part is a string. Each is decoded, redacted and encoded again. A value that is
 -- nested too deeply to be read back becomes an object with its text. If two keys become equal, the last one stays.
@@ -21,9 +38,8 @@ create or replace function app.redact_matches(value jsonb, ids text[]) returns j
 language plpgsql immutable parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
-  pattern constant text := app.id_pattern(ids);
-  shortest constant integer := (select min(length(i.id)) from unnest(ids) as i (id));
-  are_many constant boolean := cardinality(ids) >= 10; -- then most strings have none of them, and the pattern is slow
+  lowered constant text[] := array(select lower(i.id) from unnest(ids) as i (id));
+  shortest constant integer := (select min(length(i.id)) from unnest(lowered) as i (id));
   redacted text;
 begin
   with part as materialized (
@@ -32,15 +48,11 @@ begin
       case
         when p.place % 2 = 1 or length(p.text) < shortest then null
         when p.text like '%\\%' then ('"' || p.text || '"')::jsonb #>> '{}'
-        when not are_many or exists (select from unnest(ids) as i (id) where strpos(p.lowered, lower(i.id)) > 0) then p.text
+        else p.text
       end as decoded
-    from (
-      select s.text, s.place, case when are_many then lower(s.text) end as lowered
-      from string_to_table(replace(replace(value::text, '\\', '\u005c'), '\"', '\u0022'), '"') with ordinality as s (text, place)
-      offset 0
-    ) as p
+    from string_to_table(replace(replace(value::text, '\\', '\u005c'), '\"', '\u0022'), '"') with ordinality as p (text, place)
   ), changed as materialized (
-    select p.place, p.text, to_json(nullif(regexp_replace(p.decoded, pattern, '\1erased', 'gi'), p.decoded))::text as encoded from part as p
+    select p.place, p.text, to_json(nullif(app.redact_text(p.decoded, lowered), p.decoded))::text as encoded from part as p
   )
   select string_agg(coalesce(substr(c.encoded, 2, length(c.encoded) - 2), c.text), '"' order by c.place) into redacted from changed as c;
   return redacted::jsonb;
@@ -50,8 +62,7 @@ end;
 $$;
 comment on function app.redact_matches is 'Replaces each of the ids and addresses in the strings and keys of the value with "erased".';
 
--- Most values do not mention the person. A plain substring search excludes them quickly, and shortens the pattern for the others. A person
--- may have thousands of addresses, and a pattern of them all would take minutes or more memory than there is.
+-- Most values do not mention the person. They are not taken apart.
 create or replace function app.redact_person(value jsonb, person app.person) returns jsonb
 language plpgsql immutable parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -62,10 +73,7 @@ declare
     where i.id <> '' and strpos(content, lower(btrim(to_json(i.id)::text, '"'))) > 0
   );
 begin
-  for place in 1 .. cardinality(found) by 50 loop
-    value := app.redact_matches(value, found[place:place + 49]);
-  end loop;
-  return value;
+  return case when found = '{}' then value else app.redact_matches(value, found) end;
 end;
 $$;
 comment on function app.redact_person is 'Replaces each id and address of the person in the value with "erased".';

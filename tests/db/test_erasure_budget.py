@@ -308,3 +308,59 @@ def test_many_addresses_of_a_person_fit_into_a_step(database: Database) -> None:
         json.dumps({"to": addresses, "kept": ["aa1@example.com", "a1@example.com.au"]}), person,
     )  # fmt: skip
     assert redacted == {"to": ["erased"] * 1500, "kept": ["aa1@example.com", "a1@example.com.au"]}
+
+
+# --- hiding the person
+
+
+def test_events_of_others_that_mention_the_person_are_not_read_to_hide_them(database: Database) -> None:
+    sign_up(database)
+    for number in range(3):
+        bea = events.user(f"user_bea_{number}", email=f"bea{number}@example.com", unsafe_metadata={"about": ADA})
+        call(
+            database,
+            "receive_clerk_event",
+            message_id=f"msg_{number}",
+            event=json.dumps(events.event("user.created", bea)),
+        )
+    database.execute("set local enable_seqscan = off")  # the table is small
+    plan = database.rows(
+        "explain (analyze, timing off, costs off, summary off) select from app.webhook_events as w "
+        "where w.type like 'user.%%' and w.event -> 'data' ->> 'id' = %s",
+        ADA,
+    )
+    assert "webhook_events_user_id_idx" in str(plan)
+    assert re.search(r"rows=1(\.00)? ", str(plan))
+    source = database.value("select prosrc from pg_proc where proname = 'find_addresses'")
+    assert "w.type like 'user.%' and w.event -> 'data' ->> 'id' = find_addresses.clerk_user_id" in source
+
+
+def test_an_event_that_mentions_many_erased_people_is_redacted_in_one_write(database: Database) -> None:
+    people = [f"user_{number:04}" for number in range(300)]
+    for person in people:
+        deleted = events.event("user.deleted", {"object": "user", "id": person, "deleted": True}, events.START)
+        call(database, "receive_clerk_event", message_id=f"msg_{person}", event=json.dumps(deleted))
+    database.execute("alter table public.profiles add constraint broken check (full_name <> 'Broken') not valid")
+    bea = events.user(
+        "user_bea",
+        email="bea@example.com",
+        first_name="Broken",
+        last_name=None,
+        unsafe_metadata=dict(enumerate(people)),
+    )
+    event = json.dumps(events.event("user.created", bea))
+    database.execute("create temporary sequence writes")
+    database.execute(
+        "create function public.count_write() returns trigger language plpgsql as "
+        "$$ begin perform nextval('pg_temp.writes'); return new; end $$"
+    )
+    database.execute(
+        "create trigger count_write before update on app.webhook_events for each row execute function public.count_write()"
+    )
+    answer = call(database, "receive_clerk_event", message_id="msg_bea", event=event)
+    assert answer["outcome"] == "failed"
+    stored = database.value("select event::text from app.webhook_events where message_id = 'msg_bea'")
+    assert stored.count('"erased"') == 300
+    assert not any(person in stored for person in people)
+    assert "user_bea" in stored
+    assert database.value("select last_value from pg_temp.writes") == 1

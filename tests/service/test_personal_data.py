@@ -18,6 +18,7 @@ import psycopg
 import pytest
 from flask.testing import FlaskClient
 
+from service.data_api import CallFailed
 from service.erasure import MAX_PAUSES, Eraser
 from service.routes.personal_data import CONFIRMATION, FIRST_FACTOR_MINUTES
 from tests.conftest import Stack
@@ -248,6 +249,21 @@ def test_an_erasure_that_waits_for_transactions_is_left_to_the_next_run() -> Non
     waiting: Any = None  # neither Clerk nor the ledger is called
     assert Eraser(call, waiting, None).carry_out("00000000-0000-4000-8000-000000000000") == "running"
     assert steps == ["continue_erasure"] * (MAX_PAUSES + 1)
+
+
+def test_a_failed_step_is_reported_and_the_erasure_goes_on() -> None:
+    calls: list[tuple[str, Any]] = []
+
+    def call(function: str, arguments: dict[str, Any]) -> Any:
+        calls.append((function, arguments.get("error")))
+        if calls[-1][0] == "continue_erasure" and len(calls) < 4:
+            raise CallFailed(function, "57014")
+        return {"state": "complete"}
+
+    unused: Any = None
+    assert Eraser(call, unused, None).carry_out("00000000-0000-4000-8000-000000000000") == "complete"
+    failed = [("continue_erasure", None), ("postpone_erasure", "CallFailed: 57014")]
+    assert calls == [*failed, *failed, ("continue_erasure", None)]
 
 
 # --- erasure, on the running stack

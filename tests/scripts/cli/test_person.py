@@ -213,6 +213,38 @@ def test_without_confirmation_the_person_is_not_erased(world: World) -> None:
     assert world.scan()
 
 
+def refuse_to_erase(world: World, error: str) -> None:
+    """Adds a trigger that refuses to unlink one of Ada's specimens. So her profile cannot be deleted either."""
+    with world.database() as connection:
+        connection.execute(
+            "create function public.refuse() returns trigger language plpgsql as $$ begin "
+            f"if old.title = 'Hers in Globex' then {error}; end if; return new; end $$".encode()
+        )
+        connection.execute(
+            "create trigger refuse before update on public.specimens for each row execute function public.refuse()"
+        )
+
+
+@pytest.mark.parametrize("error", ["raise 'no'", "raise sqlstate '57014'"], ids=["error", "timeout"])
+def test_a_row_that_cannot_be_erased_is_named_and_everything_else_is_erased(world: World, error: str) -> None:
+    refuse_to_erase(world, error)
+    result = world.run("erase", ADA, "--yes")
+    if error != "raise 'no'":  # each timeout is tried again with half the batch
+        result = world.run("resume")
+    assert result.exit_code == 1
+    assert "2 rows could not be erased" in result.stderr
+    assert "ops.erasure_failures" in result.stderr
+    assert world.clerk.requests == [f"/v1/users/{ADA}"]
+    assert [file.stem for file in (world.home / "erasures").iterdir()] != []
+    assert world.scan().keys() == {"app.erasure_failures", "app.erasure_log", "public.profiles", "public.specimens"}
+    with world.database() as connection:
+        failures = connection.execute("select relation from ops.erasure_failures order by 1").fetchall()
+        assert failures == [("public.profiles",), ("public.specimens",)]
+        connection.execute("drop trigger refuse on public.specimens")
+    assert world.run("resume").exit_code == 0
+    assert world.scan() == {}
+
+
 def test_an_erasure_that_clerk_fails_is_resumed(world: World) -> None:
     world.clerk.answer = lambda *_: (500, {}, b"{}")
     result = world.run("erase", ADA, "--yes")
