@@ -256,6 +256,14 @@ def test_an_export_leaves_out_rows_created_after_it_began(world: Database) -> No
     assert "Tomorrow" not in {row["title"] for row in read_pages(world, begun["export_id"])["specimens"]}
 
 
+def test_an_export_has_a_membership_that_ended_at_an_unknown_time(world: Database) -> None:
+    ended = people.events.event("organizationMembership.deleted", {"id": "orgmem_0"}, people.START)
+    del ended["timestamp"]
+    world.execute("select public.receive_clerk_event('msg_undated', %s)", json.dumps(ended))
+    (past,) = [each for each in export_all(world)["past_memberships"] if each["organization_id"] == "org_acme"]
+    assert past["deleted_at"] is None
+
+
 def test_a_person_may_export_once_an_hour_unless_the_last_export_failed(world: Database) -> None:
     def begin_export() -> Any:
         return call(world, "begin_export", clerk_user_id=ADA, requested_by="person")
