@@ -59,19 +59,30 @@ end;
 $$;
 comment on function app.read_clerk_event is 'The event in the text of a message. Raises PT400 if the text is not an event.';
 
+-- For an event that names only the id of a membership or a subscription, they come from its record. So this is called before the event is
+-- applied: afterwards the record may be deleted.
 create or replace function app.clerk_scopes(event jsonb, out users text[], out organizations text[])
-language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
 declare
   subject text := split_part(event ->> 'type', '.', 1);
   data jsonb := event -> 'data';
+  known app.clerk_records;
 begin
+  select r.* into known from app.clerk_records as r
+  where r.clerk_id = app.clerk_text(data -> 'id') and r.kind = case subject
+    when 'organizationMembership' then 'membership' when 'subscriptionItem' then 'subscription_item' when 'subscription' then subject
+  end;
   users := array_remove(array[
-    case subject when 'user' then app.clerk_text(data -> 'id') end, app.clerk_text(data -> 'public_user_data' -> 'user_id')
+    case subject when 'user' then app.clerk_text(data -> 'id') end,
+    coalesce(app.clerk_text(data -> 'public_user_data' -> 'user_id'), known.user_id)
   ], null);
   organizations := array_remove(array[
-    case subject when 'organization' then app.clerk_text(data -> 'id') end, app.clerk_text(data -> 'organization' -> 'id'),
-    app.clerk_text(data -> 'organization_id'), app.clerk_text(data -> 'payer' -> 'organization_id')
+    case subject when 'organization' then app.clerk_text(data -> 'id') end,
+    coalesce(
+      app.clerk_text(data -> 'organization' -> 'id'), app.clerk_text(data -> 'organization_id'),
+      app.clerk_text(data -> 'payer' -> 'organization_id'), known.organization_id
+    )
   ], null);
 end;
 $$;

@@ -1108,6 +1108,15 @@ def test_a_membership_is_deleted_by_its_id_in_any_order(
     assert clerk.members() == []
 
 
+def test_the_answer_to_a_short_deletion_names_the_person_and_the_organization(clerk: Clerk) -> None:
+    """The service then forgets what it cached about them."""
+    clerk.send("organizationMembership.created", member(ADA, "org:admin"))
+    deletion = json.dumps(events.event("organizationMembership.deleted", SHORT, LATER))
+    with clerk.database.acting("service_role"):
+        answer = clerk.database.value("select public.receive_clerk_event('msg_short', %s)", deletion)
+    assert (answer["users"], answer["organizations"]) == (["user_ada"], ["org_acme"])
+
+
 def test_a_short_deletion_ends_the_same_in_any_order_when_a_person_rejoins(clerk: Clerk) -> None:
     first = member(ADA, "org:admin")
     second = member(ADA, "org:viewer", LATER, "orgmem_2") | {"created_at": LATER}
