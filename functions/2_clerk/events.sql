@@ -27,7 +27,6 @@ begin
   if organization is null or person is null then
     select coalesce(organization, r.organization_id), coalesce(person, r.user_id) into organization, person
     from (select) as one left join app.clerk_records as r on r.kind = 'membership' and r.clerk_id = membership;
-    perform app.lock_clerk_objects(array[organization, person]);
   end if;
   if deleted_at is not null then
     return app.record_deletion('membership', membership, deleted_at, organization, person, app.clerk_time(data -> 'created_at')) or changed;

@@ -18,27 +18,47 @@
 -- smaller although it is later, because false < true: a partial copy never replaces a whole object. If two stamps are equal in all four
 -- values, the fifth decides: a hash of the fields.
 
--- All callers lock objects in the same order, so that concurrent deliveries wait for each other and never deadlock. An event may name a
--- membership or a subscription by its id alone: the known organization and person are locked with it. Callers also share a lock on the
--- mappings of roles and plans. A change of a mapping waits for running deliveries, and later ones see the change.
+create or replace function app.add_owners(clerk_ids text[]) returns text[]
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return array(
+    select i.id from unnest(clerk_ids) as i (id) where i.id <> ''
+    union
+    select o.id
+    from app.clerk_records as r
+    cross join lateral (values (r.organization_id), (r.user_id)) as o (id)
+    where r.kind in ('membership', 'subscription', 'subscription_item') and r.clerk_id = any(clerk_ids) and o.id is not null
+  );
+end;
+$$;
+comment on function app.add_owners is 'The ids, and those of the organizations and people to whom memberships and subscriptions among them are known to belong.';
+
+-- All callers lock objects in the same order, so that concurrent deliveries wait for each other and never deadlock. They also share a lock
+-- on the mappings of roles and plans. A change of a mapping waits for running deliveries, and later ones see the change.
+-- An event may name a membership by its id alone. Then its organization and its person are locked, too. If another transaction makes them
+-- known while this one waits, the error below gives the locks back, and all are taken in order.
 create or replace function app.lock_clerk_objects(clerk_ids text[]) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
+  wanted text[];
   key bigint;
 begin
   perform pg_advisory_xact_lock_shared('app.clerk_roles'::regclass::oid::integer, 0);
-  for key in
-    select distinct hashtextextended(i.id, 0)
-    from (
-      select unnest(clerk_ids)
-      union
-      select unnest(array[r.organization_id, r.user_id]) from app.clerk_records as r
-      where r.kind in ('membership', 'subscription', 'subscription_item') and r.clerk_id = any(clerk_ids)
-    ) as i (id)
-    where i.id <> '' order by 1
   loop
-    perform pg_advisory_xact_lock(key);
+    wanted := app.add_owners(clerk_ids);
+    begin
+      for key in select distinct hashtextextended(w.id, 0) from unnest(wanted) as w (id) order by 1 loop
+        perform pg_advisory_xact_lock(key);
+      end loop;
+      if app.add_owners(clerk_ids) <@ wanted then
+        return;
+      end if;
+      raise sqlstate 'BA001';
+    exception when sqlstate 'BA001' then
+      null;
+    end;
   end loop;
 end;
 $$;

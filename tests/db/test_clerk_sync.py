@@ -1411,6 +1411,29 @@ def test_a_short_deletion_waits_for_a_rejoining_that_is_not_committed(connection
     assert observer.execute(rows).fetchall() == [("orgmem_2", "viewer")]
 
 
+def test_a_short_deletion_that_waits_for_the_membership_does_not_deadlock(connections: list[Connection]) -> None:
+    """While it waits, its person and organization become known. It must not lock them after the membership."""
+    creating, deleting, updating = connections
+    receive = "select public.receive_clerk_event(%s, %s)"
+    last = "select 'orgmem_' || n from generate_series(1, 100) as n order by hashtextextended('orgmem_' || n, 0) desc limit 1"
+    (clerk_id,) = creating.execute(last).fetchone() or ("",)
+    created, updated = (
+        events.event(f"organizationMembership.{action}", member(ADA, role, at, clerk_id))
+        for action, role, at in (("created", "org:admin", START), ("updated", "org:viewer", LATER))
+    )
+    short = events.event("organizationMembership.deleted", SHORT | {"id": clerk_id}, MUCH_LATER)
+    with ThreadPoolExecutor(2) as threads:
+        with creating.transaction():
+            creating.execute(receive, ("msg_0", json.dumps(created)))
+            running = []
+            for number, (connection, event) in enumerate(((deleting, short), (updating, updated)), 1):
+                running.append(threads.submit(connection.execute, receive, (f"msg_{number}", json.dumps(event))))
+                wait_until_blocked(creating, connection)
+        for each in running:
+            each.result()
+    assert creating.execute("select count(*) from public.organization_memberships").fetchone() == (0,)
+
+
 def test_a_person_removed_while_selecting_the_organization_does_not_keep_it_as_current(
     connections: list[Connection],
 ) -> None:
