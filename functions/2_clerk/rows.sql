@@ -202,6 +202,8 @@ declare
 begin
   perform app.lock_clerk_objects(ended);
   perform app.project_billing(e.organization_id) from unnest(ended) as e (organization_id);
+exception when lock_not_available or deadlock_detected then
+  null; -- an event is being applied to one of them; the next run tries again
 end;
 $$;
 comment on function app.end_billing_periods is 'Recomputes the tier of organizations whose cancelled item is past its period. The job retention calls it.';
