@@ -28,7 +28,7 @@ $$;
 comment on function app.mail_context is 'Current values for the template of a mail. Every kind of mail gets the same keys, null if they do not apply.';
 
 -- A claim lasts three minutes. Then the sender is presumed dead, and the mail can be claimed again. Mail that must not be sent any more
--- is dropped here.
+-- is dropped here, at most 1,000 at a time: so many that are due cannot make a call time out, and the next call takes the others.
 create or replace function public.claim_mail(batch integer default 1) returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -41,7 +41,8 @@ begin
   if not coalesce((select s.mail_enabled from app.settings as s), false) then
     return claimed;
   end if;
-  while jsonb_array_length(claimed) < batch loop
+  for examined in 1 .. 1000 + batch loop
+    exit when jsonb_array_length(claimed) = batch;
     select o.* into mail from app.email_outbox as o
     where o.state in ('queued', 'sending') and o.next_attempt_at <= now()
     order by o.next_attempt_at

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from scripts.backup import checks
 from tests import events
 from tests.conftest import Database, OwnDatabase, ServerElsewhere, own_database
 from tests.people import call, find_rows, finish_erasures
@@ -220,6 +221,19 @@ def test_a_row_that_always_times_out_is_skipped_and_the_other_rows_and_tables_ar
     assert database.rows("select relation, error from ops.erasure_failures") == [
         ("public.audit_logs", "CallFailed: 57014")
     ]
+
+
+def test_a_restore_reports_a_row_that_cannot_be_erased_again_and_erases_the_others(own: Database) -> None:
+    sign_up(own)
+    for number in range(20):
+        log_entry(own, {"about": ADA, "number": number})
+    with own.connection.transaction(force_rollback=True):  # the rollback restores the state before the erasure
+        entry = call(own, "continue_erasure", receipt=request_erasure(own))
+    fail_for(own, "old.metadata -> 'number' = '17'", "raise sqlstate '57014'")
+    check = checks.replay_erasures(own.connection, lambda: [entry])
+    assert (check.passed, "1 of 1 erasures are unfinished" in check.detail) == (False, True)
+    assert count_entries(own) == 1
+    assert own.value("select count(*) from public.profiles where clerk_user_id = %s", ADA) == 0
 
 
 # --- redaction against a reference

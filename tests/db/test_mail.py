@@ -497,6 +497,18 @@ def test_a_delivery_event_ends_mail_whose_sender_was_killed(mail: Database) -> N
     assert outbox(mail, "state, provider_id, sent_at is not null") == [("delivered", "re_1", True)]
 
 
+def test_a_claim_examines_a_limited_number_of_mails(mail: Database) -> None:
+    mail.execute(
+        "insert into app.email_outbox (template, audience, data, give_up_at) "
+        "select 'backup_failed', 'operator', jsonb_build_object('number', n), now() - interval '1 hour' from generate_series(1, 1500) as n"
+    )
+    assert claim(mail, batch=1) == []
+    waiting = "select count(*) from app.email_outbox where state = 'queued'"
+    assert mail.value(waiting) == 1500 - 1001
+    assert claim(mail, batch=1) == []
+    assert mail.value(waiting) == 0
+
+
 # --- erasure and retention
 
 
