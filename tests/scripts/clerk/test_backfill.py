@@ -45,8 +45,9 @@ from scripts.local.clerk.limits import Limit
 from scripts.local.clerk.roles import PROJECTS
 from tests import events
 from tests.clerk_server import INSTANCE, SECRET_KEY, ClerkServer, list_objects, running_clerk
-from tests.conftest import ROOT, Stack
+from tests.conftest import ROOT, Database, Stack
 from tests.events import MINUTE, START, Json
+from tests.people import finish_erasures
 from tests.properties.test_convergence import OFTEN, PAUSES, QUERIES, RARELY
 from tests.service.outside import HANG_UP, Outside, OutsideHandler, rest_answer, running_outside
 from tests.simulated_clerk import PREFIX, Clerk, Message, Rows, in_order
@@ -89,6 +90,7 @@ class Backfill:
         with self.connect() as connection:
             for each in events_sent:
                 receive(connection, each)
+            finish_erasures(Database(connection))
 
 
 def receive(connection: Connection, event: Json) -> str:
@@ -722,6 +724,7 @@ def test_pages_and_webhooks_in_any_order_end_in_the_same_rows(
                             "select app.merge_clerk_page(%s, %s, to_timestamp(%s / 1000.0), 'backfill')",
                             [each.kind, Jsonb(each.objects), each.asked_at],
                         )
+                finish_erasures(Database(connection))
                 found = {name: in_order(connection.execute(QUERIES[name], ids)) for name in clerk.visible()}
             expected = clerk.visible()
             differing = {name: set(found[name]) ^ set(expected[name]) for name in found}
