@@ -72,6 +72,8 @@ create table app.audit_seals (
   range_end timestamptz not null check (range_end > range_start),
   entries bigint not null check (entries >= 0),
   digest bytea not null check (length(digest) = 32),
+  interventions bytea not null check (length(interventions) = 32),
+  retention interval not null,
   seal bytea not null unique check (length(seal) = 32),
   sealed_at timestamptz not null default now()
 );
@@ -81,43 +83,64 @@ comment on column app.audit_seals.range_start is 'The first moment of the range:
 comment on column app.audit_seals.range_end is 'The end of the range, exclusive. No range crosses a month.';
 comment on column app.audit_seals.entries is 'Number of entries in the range.';
 comment on column app.audit_seals.digest is 'SHA-256 over the SHA-256 of each entry, ordered by time and id.';
-comment on column app.audit_seals.seal is 'SHA-256 over the previous seal, the range, the number of entries and the digest.';
+comment on column app.audit_seals.interventions is 'SHA-256 over the erasures and drops of months since the previous seal.';
+comment on column app.audit_seals.retention is 'app.settings.audit_retention at that time.';
+comment on column app.audit_seals.seal is 'SHA-256 over the previous seal and the columns from range_start to retention.';
 comment on column app.audit_seals.sealed_at is 'When it was created.';
 alter table app.audit_seals enable row level security, force row level security;
 
--- The law requires a few changes to the trail. Each of them is recorded here.
+-- The law requires a few changes to the trail. Each is planned here, and carried out after its receipt was written outside the database.
+-- No foreign key to app.erasure_log: the record outlives it.
 create table app.audit_interventions (
-  id bigint generated always as identity primary key,
+  id uuid primary key default gen_random_uuid(),
   kind text not null check (kind in ('erasure', 'retention')),
+  erasure uuid,
   range_start timestamptz not null,
   range_end timestamptz not null,
   entries bigint not null check (entries > 0),
-  happened_at timestamptz not null default now()
+  retention interval not null,
+  contents bytea not null check (length(contents) = 32),
+  planned_at timestamptz not null default now(),
+  stored_at timestamptz,
+  happened_at timestamptz,
+  sealed_by bigint references app.audit_seals on delete restrict,
+  check ((kind = 'erasure') = (erasure is not null))
 );
-comment on table app.audit_interventions is 'Each time retention dropped entries, or an erasure removed a person from them.';
+comment on table app.audit_interventions is 'Each time retention drops entries, or an erasure removes a person from them.';
 comment on column app.audit_interventions.id is 'The intervention.';
 comment on column app.audit_interventions.kind is 'erasure or retention.';
+comment on column app.audit_interventions.erasure is 'The receipt of the erasure.';
 comment on column app.audit_interventions.range_start is 'The time of the first entry, or the start of the dropped month.';
 comment on column app.audit_interventions.range_end is 'The time of the last entry, or the end of the dropped month.';
 comment on column app.audit_interventions.entries is 'Number of entries.';
-comment on column app.audit_interventions.happened_at is 'When it happened.';
+comment on column app.audit_interventions.retention is 'app.settings.audit_retention when it was planned.';
+comment on column app.audit_interventions.contents is
+'SHA-256 over the rows of app.audit_erasures, or over the seals of the dropped month.';
+comment on column app.audit_interventions.planned_at is 'When it was planned.';
+comment on column app.audit_interventions.stored_at is 'When its receipt was written beside the backups; null if no store is configured.';
+comment on column app.audit_interventions.happened_at is 'When it was carried out; null until then.';
+comment on column app.audit_interventions.sealed_by is 'The seal that covers it; null until the next seal.';
+create index audit_interventions_sealed_by_idx on app.audit_interventions (sealed_by);
+-- One plan at a time for each erasure, and one for retention.
+create unique index audit_interventions_planned_idx on app.audit_interventions (coalesce(erasure, '00000000-0000-0000-0000-000000000000'))
+where happened_at is null;
 alter table app.audit_interventions enable row level security, force row level security;
 
 -- Hashes of an entry before and after an erasure: enough to prove the seal over it, too little to identify the person.
 create table app.audit_erasures (
   entry_id uuid not null,
   entry_created_at timestamptz not null,
+  intervention_id uuid not null references app.audit_interventions on delete cascade,
   original bytea not null check (length(original) = 32),
   remaining bytea not null check (length(remaining) = 32),
-  intervention_id bigint not null references app.audit_interventions on delete restrict,
-  primary key (entry_id, entry_created_at)
+  primary key (entry_id, entry_created_at, intervention_id)
 );
-comment on table app.audit_erasures is 'Entries that an erasure changed.';
+comment on table app.audit_erasures is 'Entries that an erasure changes.';
 comment on column app.audit_erasures.entry_id is 'The entry.';
 comment on column app.audit_erasures.entry_created_at is 'The entry''s time.';
-comment on column app.audit_erasures.original is 'SHA-256 of the entry as it was recorded; the seal covers this.';
-comment on column app.audit_erasures.remaining is 'SHA-256 of the entry after the erasure.';
-comment on column app.audit_erasures.intervention_id is 'The last erasure of the entry.';
+comment on column app.audit_erasures.intervention_id is 'The erasure. An entry about two people may be changed by two.';
+comment on column app.audit_erasures.original is 'SHA-256 of the entry before it.';
+comment on column app.audit_erasures.remaining is 'SHA-256 of the entry after it.';
 create index audit_erasures_intervention_id_idx on app.audit_erasures (intervention_id);
 alter table app.audit_erasures enable row level security, force row level security;
 

@@ -9,6 +9,7 @@ import httpx
 from flask import Flask, current_app
 from upstash_redis import Redis
 
+from service.audit_store import AuditStore
 from service.backups import BackupRunner
 from service.breaker import Breaker
 from service.cache import Cache
@@ -42,7 +43,7 @@ class Components:
     session_tokens: SessionTokens
     clerk: ClerkApi
     eraser: Eraser
-    seals: LedgerStore | None
+    audit_store: AuditStore | None
     backups: BackupRunner
     clerk_sample: ClerkSample
     mailer: Mailer
@@ -58,6 +59,7 @@ def build_components(app: Flask, settings: Settings) -> Components:
     )
     clerk = ClerkApi(settings.clerk_api_url, settings.clerk_secret_key.get_secret_value())
     ledger = LedgerStore(settings.backup_url) if settings.backup_url else None
+    audit_store = AuditStore(settings.backup_url) if settings.backup_url else None
     redis = _build_redis(settings, REDIS_TIMEOUT)
     breaker = Breaker(redis)
     cache = Cache(breaker, settings.supabase_url)
@@ -70,8 +72,8 @@ def build_components(app: Flask, settings: Settings) -> Components:
         limits=Limits(breaker, redis, settings.supabase_url),
         session_tokens=SessionTokens(settings.clerk_issuer, settings.clerk_authorized_parties),
         clerk=clerk,
-        eraser=Eraser(data_api.call, clerk, ledger, lambda user_id: cache.invalidate(users=[user_id])),
-        seals=LedgerStore(settings.backup_url, "seals") if settings.backup_url else None,
+        eraser=Eraser(data_api.call, clerk, ledger, audit_store, lambda user_id: cache.invalidate(users=[user_id])),
+        audit_store=audit_store,
         backups=BackupRunner(data_api.call, settings.missing_for_backups()),
         clerk_sample=_build_clerk_sample(settings),
         mailer=_build_mailer(settings, data_api),

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from service.audit_store import AuditStore
 from service.clerk_api import ClerkApi, ClerkCallFailed
 from service.data_api import Call, CallFailed
 from service.erasure_ledger import LedgerStore, LedgerUnavailable
@@ -30,7 +31,8 @@ LEDGER_FIELDS = ("receipt", "subject_hash", "salt", "requested_at", "erased_at",
 class Eraser:
     """`call` is DataApi.call or a function like it.
 
-    Without a ledger the erasure is recorded only in the database, so restoring a backup undoes it.
+    Without a ledger the erasure is recorded only in the database, so restoring a backup undoes it. Without an audit
+    store the changes to the audit trail have no receipts, so `ballast audit verify` cannot prove them.
 
     `on_erased` is called with the Clerk id of each erased person.
     """
@@ -38,6 +40,7 @@ class Eraser:
     call: Call
     clerk: ClerkApi
     ledger: LedgerStore | None
+    audit_store: AuditStore | None = None
     on_erased: Callable[[str], None] = lambda _: None
     _threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(THREADS, "erasure"), repr=False)
 
@@ -60,11 +63,13 @@ class Eraser:
                 return "running"
             before = step
             try:
-                step = self.call("continue_erasure", {"receipt": receipt})
+                step = self.call("continue_erasure", {"receipt": receipt, "has_store": self.audit_store is not None})
             except CallFailed as failure:
                 self._postpone(receipt, failure, in_step=True)
             else:
                 on_step(step)
+            if not self._store_receipt(receipt, step):
+                return "running"
             if step == before:
                 pauses += 1
                 time.sleep(PAUSE_SECONDS)  # it failed, waits for older transactions, or another process works on it
@@ -76,6 +81,19 @@ class Eraser:
             self._postpone(receipt, failure, in_step=False)
             return str(step["state"])
         return "running" if step["state"] == "running" else "complete"
+
+    def _store_receipt(self, receipt: str, step: dict[str, Any]) -> bool:
+        """Stores the receipt for which the erasure waits, if any. False: it failed, and is tried again later."""
+        pending = step.get("receipt_to_store")
+        if self.audit_store is None or pending is None:
+            return True
+        try:
+            self.audit_store.put_receipt(pending)
+            self.call("confirm_receipt", {"digest": pending["digest"]})
+        except (CallFailed, LedgerUnavailable) as failure:
+            self._postpone(receipt, failure, in_step=False)
+            return False
+        return True
 
     def _postpone(
         self, receipt: str, failure: CallFailed | ClerkCallFailed | LedgerUnavailable, *, in_step: bool

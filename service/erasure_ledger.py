@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
-from obstore.exceptions import BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import ObjectStore
 
 from service import object_store
@@ -46,11 +47,18 @@ class LedgerStore:
 
     def put(self, receipt: str, entry: Mapping[str, object]) -> None:
         """Writes one entry; an entry with the same receipt is overwritten. Raises LedgerUnavailable."""
-        if RECEIPT.fullmatch(receipt) is None:
-            raise ValueError("A receipt is used as a file name: only letters, digits, _ and - are allowed.")
-        body = json.dumps(entry, sort_keys=True).encode()
-        path = f"{self._folder}/{receipt}.json"
+        path, body = self._path(receipt), _encode(entry)
         self._attempt(f"write {path}", lambda store: store.put(path, body))
+
+    def put_once(self, receipt: str, entry: Mapping[str, object]) -> None:
+        """Writes one entry, unless there is one with the same receipt. Raises LedgerUnavailable."""
+        path, body = self._path(receipt), _encode(entry)
+
+        def write(store: ObjectStore) -> None:
+            with suppress(AlreadyExistsError):
+                store.put(path, body, mode="create")
+
+        self._attempt(f"write {path}", write)
 
     def entries(self) -> Iterator[dict[str, Any]]:
         """All entries, sorted by receipt. Raises LedgerUnavailable, also for an unreadable one: none may be skipped."""
@@ -60,6 +68,11 @@ class LedgerStore:
     def receipts(self) -> list[str]:
         """The receipts of all entries. Raises LedgerUnavailable."""
         return [path.rpartition("/")[2].removesuffix(".json") for path in self._list_paths()]
+
+    def _path(self, receipt: str) -> str:
+        if RECEIPT.fullmatch(receipt) is None:
+            raise ValueError("A receipt is used as a file name: only letters, digits, _ and - are allowed.")
+        return f"{self._folder}/{receipt}.json"
 
     def _list_paths(self) -> list[str]:
         return self._attempt(f"list {self._folder}", partial(_list_entries, folder=self._folder))
@@ -75,6 +88,10 @@ class LedgerStore:
     @cached_property
     def _store(self) -> ObjectStore:
         return object_store.open_object_store(self._url, attempt_seconds=ATTEMPT_SECONDS, retries=RETRIES)
+
+
+def _encode(entry: Mapping[str, object]) -> bytes:
+    return json.dumps(entry, sort_keys=True).encode()
 
 
 def _list_entries(store: ObjectStore, folder: str) -> list[str]:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from service.audit_store import ChainDiverged
 from service.backups import BackupRunning
 from service.clerk_api import ClerkCallFailed
 from service.components import Components
@@ -23,7 +24,11 @@ Report = dict[str, Any]
 class StoreUnavailable(
     Problem, status=503, slug="store-unavailable", title="The backup store does not answer", retry_after=300
 ):
-    """The seals could not be written to the backup store."""
+    """Seals or receipts could not be written to the backup store."""
+
+
+class SealsDiverged(Problem, status=409, slug="seals-diverged", title="The audit trail does not continue its seals"):
+    """The database does not contain the newest seal in the backup store."""
 
 
 def retention(components: Components) -> Report:
@@ -32,16 +37,26 @@ def retention(components: Components) -> Report:
     `failed` names the tables of rows that could not be deleted: {table: {error, rows, key}}.
     """
     deadline = time.monotonic() + WORK_SECONDS
+    store = components.audit_store
     purged: Counter[str] = Counter()
     failed: Report = {}
+    dropped: int | None = 0
     while True:
-        step = components.data_api.call("run_retention", {})
+        step = components.data_api.call("run_retention", {"has_store": store is not None})
         if not isinstance(step, dict):
             raise TypeError("run_retention() returned no object")
         purged.update(step["purged"])
         failed |= step["failed"]
+        months = step["dropped_audit_months"]
+        dropped = None if dropped is None or months is None else dropped + months
+        if store is not None and step["receipt_to_store"] is not None:
+            try:
+                store.put_receipt(step["receipt_to_store"])
+            except LedgerUnavailable as failure:
+                raise StoreUnavailable("The receipt of an expired month could not be stored.") from failure
+            components.data_api.call("confirm_receipt", {"digest": step["receipt_to_store"]["digest"]})
         if step["done"] or time.monotonic() > deadline:
-            return step | {"purged": dict(purged), "failed": failed}
+            return {"done": step["done"], "purged": dict(purged), "failed": failed, "dropped_audit_months": dropped}
 
 
 def erasures(components: Components) -> Report:
@@ -93,19 +108,24 @@ def partitions(components: Components) -> Report:
 
 def seals(components: Components) -> Report:
     """Seals the audit trail and stores the new seals with the backups, where database administrators cannot write."""
-    if components.seals is None:
+    if components.audit_store is None:
         components.data_api.call("seals_after", {"newest": NO_SEALS_AFTER})
         return {"stored": 0, "unconfigured": ["BACKUP_URL"]}
+
+    def seals_after(newest: int, seal: str | None) -> list[dict[str, Any]] | None:
+        found = components.data_api.call("seals_after", {"newest": newest, "seal": seal})
+        return None if found is None else _require_list(found)
+
     try:
-        newest = max(map(int, components.seals.receipts()), default=0)
-        new = _require_list(components.data_api.call("seals_after", {"newest": newest}))
-        for seal in new:
-            components.seals.put(f"{seal['sequence']:012}", seal)
+        return {"stored": components.audit_store.anchor(seals_after)}
     except LedgerUnavailable as failure:
         raise StoreUnavailable(
             "The seals are in the database but not in the backup store: run the job again."
         ) from failure
-    return {"stored": len(new)}
+    except ChainDiverged as failure:
+        raise SealsDiverged(
+            f"{failure} Someone changed seals, or a backup was restored: run `ballast audit verify`."
+        ) from failure
 
 
 def reconcile_sample(components: Components) -> Report:

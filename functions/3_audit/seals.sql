@@ -1,5 +1,6 @@
 -- Seals: a hash chain over the audit trail. Each seal is a 32-byte hash over the entries of a closed range of time and over the previous
--- seal. An administrator who keeps a copy of a seal elsewhere can later detect any entry that was changed, removed or inserted before it.
+-- seal. The seals are also stored beside the backups, where a database administrator cannot write. `ballast audit verify` compares them.
+-- It computes all hashes itself (scripts/health/audit_trail.sql), because an administrator can also replace the functions here.
 
 -- The hashed form of an entry depends neither on settings nor on columns that are added later.
 create or replace function app.audit_hash(entry public.audit_logs) returns bytea
@@ -8,39 +9,57 @@ as $$
   select sha256(convert_to(
     jsonb_build_array(
       entry.id, extract(epoch from entry.created_at), entry.organization_id, entry.user_id, entry.actor, entry.impersonator, entry.action,
-      entry.resource_type, entry.resource_id, entry.metadata, entry.changes, host(entry.ip_address), entry.user_agent, entry.request_id
+      entry.resource_type, entry.resource_id, entry.metadata, entry.changes, host(entry.ip_address), entry.user_agent, entry.request_id,
+      entry.subject_ids, entry.mentions
     )::text, 'UTF8'
   ));
 $$;
 comment on function app.audit_hash is 'SHA-256 of an entry.';
 
-create or replace function app.audit_digest(
-  range_start timestamptz, range_end timestamptz, out entries bigint, out erased bigint, out digest bytea
-)
+-- An entry that erasures changed counts with its hash before the first of them.
+create or replace function app.audit_digest(range_start timestamptz, range_end timestamptz, out entries bigint, out digest bytea)
 language sql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
-  -- An entry that an erasure changed counts with its original hash, if it still is exactly what the erasure left.
-  select
-    count(*), count(e.original),
-    sha256(coalesce(string_agg(coalesce(e.original, h.hash), ''::bytea order by a.created_at, a.id), ''))
+  with erased as materialized (
+    select distinct on (e.entry_id, e.entry_created_at) e.entry_id, e.entry_created_at, e.original
+    from app.audit_erasures as e
+    join app.audit_interventions as i on i.id = e.intervention_id
+    where e.entry_created_at >= audit_digest.range_start and e.entry_created_at < audit_digest.range_end and i.happened_at is not null
+    order by e.entry_id, e.entry_created_at, i.happened_at
+  )
+  select count(*), sha256(coalesce(string_agg(coalesce(e.original, app.audit_hash(a)), ''::bytea order by a.created_at, a.id), ''))
   from public.audit_logs as a
-  cross join lateral (select app.audit_hash(a) as hash) as h
-  left join app.audit_erasures as e on e.entry_id = a.id and e.entry_created_at = a.created_at and e.remaining = h.hash
-  where a.created_at >= range_start and a.created_at < range_end;
+  left join erased as e on e.entry_id = a.id and e.entry_created_at = a.created_at
+  where a.created_at >= audit_digest.range_start and a.created_at < audit_digest.range_end;
 $$;
-comment on function app.audit_digest is 'Of a range: the number of entries, the number changed by an erasure, and the SHA-256 over all entries'' hashes in order.';
+comment on function app.audit_digest is 'Of a range: the number of entries, and the SHA-256 over all entries'' hashes in order.';
 
-create or replace function app.compute_seal(
-  previous bytea, range_start timestamptz, range_end timestamptz, entries bigint, digest bytea
-) returns bytea
+create or replace function app.intervention_digest(intervention app.audit_interventions) returns bytea
+language sql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+  select sha256(convert_to(
+    jsonb_build_array(
+      intervention.id, intervention.kind, intervention.erasure, extract(epoch from intervention.range_start),
+      extract(epoch from intervention.range_end), intervention.entries, extract(epoch from intervention.retention),
+      extract(epoch from intervention.planned_at), encode(intervention.contents, 'hex')
+    )::text, 'UTF8'
+  ));
+$$;
+comment on function app.intervention_digest is 'SHA-256 of a planned intervention: the name of its receipt.';
+
+create or replace function app.compute_seal(previous bytea, seal app.audit_seals) returns bytea
 language sql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
   select sha256(
-    coalesce(previous, '') || digest
-    || convert_to(jsonb_build_array(extract(epoch from range_start), extract(epoch from range_end), entries)::text, 'UTF8')
+    coalesce(previous, '') || seal.digest || seal.interventions
+    || convert_to(
+      jsonb_build_array(
+        extract(epoch from seal.range_start), extract(epoch from seal.range_end), seal.entries, extract(epoch from seal.retention)
+      )::text, 'UTF8'
+    )
   );
 $$;
-comment on function app.compute_seal is 'The seal of a range, computed from its digest and the previous seal.';
+comment on function app.compute_seal is 'The seal of a range, computed from its other columns and the previous seal.';
 
 -- An entry has the start time of its transaction, but becomes visible when the transaction ends. Therefore the trail is complete only up to
 -- the start of the oldest running transaction.
@@ -88,6 +107,7 @@ declare
   seal app.audit_seals;
   previous app.audit_seals;
   complete_until timestamptz := least(app.audit_complete_until(), until);
+  covered uuid[];
 begin
   perform pg_advisory_xact_lock(733140618); -- one run at a time
   select * into previous from app.audit_seals as s order by s.sequence desc limit 1;
@@ -96,43 +116,38 @@ begin
     seal.sequence := coalesce(previous.sequence, 0) + 1;
     seal.range_end := app.end_seal_range(seal.range_start, least(complete_until, app.next_month(seal.range_start)));
     select d.entries, d.digest into seal.entries, seal.digest from app.audit_digest(seal.range_start, seal.range_end) as d;
-    seal.seal := app.compute_seal(previous.seal, seal.range_start, seal.range_end, seal.entries, seal.digest);
+    covered := array(select i.id from app.audit_interventions as i where i.happened_at is not null and i.sealed_by is null);
+    seal.interventions := (
+      select sha256(coalesce(string_agg(app.intervention_digest(i) || timestamptz_send(i.happened_at), ''::bytea order by i.id), ''))
+      from app.audit_interventions as i where i.id = any(covered)
+    );
+    seal.retention := (select s.audit_retention from app.settings as s);
+    seal.seal := app.compute_seal(previous.seal, seal);
     seal.sealed_at := clock_timestamp();
     insert into app.audit_seals select (seal).*;
+    update app.audit_interventions as i set sealed_by = seal.sequence where i.id = any(covered);
     return next seal;
     previous := seal;
     seal.range_start := seal.range_end;
   end loop;
 end;
 $$;
-comment on function app.seal_audit is 'An hourly job: seals the entries since the last seal, as far as they are complete, for three seconds. Returns the new seals; keep a copy elsewhere.';
+comment on function app.seal_audit is
+'An hourly job: seals the entries since the last seal, as far as they are complete, and the interventions since then, for three seconds. Returns the new seals.';
 
-create or replace function app.verify_audit() returns table (
-  sequence bigint, range_start timestamptz, range_end timestamptz, sealed bigint, found bigint, erased bigint, state text, seal bytea
-)
-language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp
+create or replace function app.seals_after(newest bigint, seal text) returns jsonb
+language sql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
-declare
-  s app.audit_seals;
-  previous app.audit_seals;
-  current record;
-begin
-  for s in select * from app.audit_seals as a order by a.sequence loop
-    current := app.audit_digest(s.range_start, s.range_end);
-    return query select s.sequence, s.range_start, s.range_end, s.entries, current.entries, current.erased, case
-      when s.sequence <> coalesce(previous.sequence, 0) + 1 or s.range_start <> coalesce(previous.range_end, s.range_start)
-        or s.seal <> app.compute_seal(previous.seal, s.range_start, s.range_end, s.entries, s.digest) then 'seal broken'
-      when current.digest = s.digest and current.erased > 0 then 'erased'
-      when current.digest = s.digest then 'intact'
-      when current.entries = 0 and exists (
-        select from app.audit_interventions as i
-        where i.kind = 'retention' and i.range_start <= s.range_start and i.range_end >= s.range_end
-      ) then 'dropped'
-      else 'broken'
-    end, s.seal;
-    previous := s;
-  end loop;
-end;
+  select coalesce(
+    jsonb_agg(
+      to_jsonb(s) || jsonb_build_object(
+        'seal', encode(s.seal, 'hex'), 'digest', encode(s.digest, 'hex'), 'interventions', encode(s.interventions, 'hex')
+      ) order by s.sequence
+    ), '[]'
+  )
+  from (select a.* from app.audit_seals as a where a.sequence > seals_after.newest order by a.sequence limit 1000) as s
+  having seals_after.seal is null
+    or exists (select from app.audit_seals as a where a.sequence = seals_after.newest and encode(a.seal, 'hex') = seals_after.seal);
 $$;
-comment on function app.verify_audit is
-'Recomputes each seal: intact, erased (intact except for what erasures removed), dropped (by retention), broken (the entries) or seal broken.';
+comment on function app.seals_after is
+'Up to 1,000 seals after the given one, oldest first; null if the chain does not contain that one. A null seal is not checked.';

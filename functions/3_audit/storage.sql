@@ -1,7 +1,8 @@
 -- Storage of the audit trail: one partition per month, created in advance. Entries are never changed or deleted, except by the functions
 -- for retention and erasure in this file.
 
--- Privileges already stop all roles except the owner. This trigger stops the owner's mistakes, too. The seals reveal a deliberate change.
+-- Privileges already stop all roles except the owner. This trigger stops the owner's mistakes, too. Seals and receipts reveal a deliberate
+-- change.
 create or replace function app.refuse_change() returns trigger
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -83,29 +84,99 @@ as $$
 $$;
 comment on function app.make_audit_partitions is 'A daily job: creates the partitions of this month, of the months ahead and of entries in the default partition. Returns how many it created.';
 
--- Drops only whole months: all their entries must be older than app.settings.audit_retention.
-create or replace function app.drop_audit_partitions() returns integer
+-- Interventions: the few changes that the law requires. Each has two phases, so that its receipt exists outside the database before it
+-- happens. What has no receipt was not planned by the functions here, or no store is configured.
+-- Example: February is older than app.settings.audit_retention.
+-- 1. drop_audit_partitions(true) plans: it adds a row to app.audit_interventions, and drops nothing yet.
+-- 2. The service reads pending_receipt(), writes it beside the backups, and calls confirm_receipt(), which sets stored_at.
+-- 3. drop_audit_partitions(true) finds the plan unchanged, sets happened_at, and drops the month. The next seal covers the row.
+-- After a crash, any process continues: a plan without stored_at is handed out again, and one that no longer applies is replaced.
+create or replace function app.pending_receipt(erasure uuid default null) returns jsonb
+language sql stable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+  select jsonb_build_object(
+    'digest', encode(app.intervention_digest(i), 'hex'), 'id', i.id, 'kind', i.kind, 'erasure', i.erasure, 'range_start', i.range_start,
+    'range_end', i.range_end, 'entries', i.entries, 'retention_seconds', extract(epoch from i.retention), 'planned_at', i.planned_at,
+    'contents', encode(i.contents, 'hex')
+  )
+  from app.audit_interventions as i
+  where i.erasure is not distinct from pending_receipt.erasure and i.happened_at is null and i.stored_at is null;
+$$;
+comment on function app.pending_receipt is 'The receipt that must be stored before an erasure (null: retention) may continue; null if there is none.';
+
+create or replace function public.confirm_receipt(digest text) returns void
+language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+as $$
+  select app.refuse_clerk_tokens();
+
+  update app.audit_interventions as i set stored_at = now()
+  where i.happened_at is null and i.stored_at is null and encode(app.intervention_digest(i), 'hex') = confirm_receipt.digest;
+$$;
+comment on function public.confirm_receipt is
+'Records that the receipt of a planned intervention is stored beside the backups, so that it may happen. Definer: the service has no privilege on tables.';
+
+-- An existing plan stays if it still describes the month. The seals in the month stand for its entries: computing their hashes again would
+-- take long.
+create or replace function app.plan_drop(partition regclass, first timestamptz, last timestamptz, retention interval)
+returns app.audit_interventions
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  plan app.audit_interventions;
+  contents bytea;
+  entries bigint;
+begin
+  execute format('select count(*) from %s', partition) into entries;
+  if entries = 0 then
+    return plan;
+  end if;
+  if not exists (select from app.audit_seals as s where s.range_end >= last) then
+    perform app.seal_audit();
+    if not exists (select from app.audit_seals as s where s.range_end >= last) then
+      plan.entries := entries; -- a transaction from that time is still running
+      return plan;
+    end if;
+  end if;
+  contents := (
+    select sha256(coalesce(string_agg(s.seal, ''::bytea order by s.sequence), ''))
+    from app.audit_seals as s where s.range_start >= first and s.range_end <= last
+  );
+  select i.* into plan from app.audit_interventions as i where i.kind = 'retention' and i.happened_at is null;
+  if plan.id is null or (plan.range_start, plan.range_end, plan.entries, plan.contents) is distinct from (first, last, entries, contents) then
+    delete from app.audit_interventions as i where i.kind = 'retention' and i.happened_at is null;
+    insert into app.audit_interventions (kind, range_start, range_end, entries, retention, contents)
+    values ('retention', first, last, entries, retention, contents)
+    returning * into plan;
+  end if;
+  return plan;
+end;
+$$;
+comment on function app.plan_drop is
+'The plan to drop a month. Its id is null, but not its entries, if the month cannot be dropped yet. All null: the month is empty.';
+
+-- Drops only whole months: all their entries must be older than app.settings.audit_retention, and the chain of seals must be past them.
+create or replace function app.drop_audit_partitions(has_store boolean default false) returns integer
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
-  kept_from timestamptz := now() - (select s.audit_retention from app.settings as s);
+  retention constant interval := (select s.audit_retention from app.settings as s);
   month record;
-  entries bigint;
+  plan app.audit_interventions;
   dropped integer := 0;
 begin
   for month in
-    select c.oid::regclass as partition, to_timestamp(right(c.relname, 7) || '+00', 'YYYY_MMTZH') as first
+    select c.oid::regclass as partition, m.first, app.next_month(m.first) as last
     from pg_inherits as i
     join pg_class as c on c.oid = i.inhrelid
+    cross join to_timestamp(right(c.relname, 7) || '+00', 'YYYY_MMTZH') as m (first)
     where i.inhparent = 'public.audit_logs'::regclass and c.relname ~ '^audit_logs_\d{4}_\d{2}$'
-    order by c.relname
+      and app.next_month(m.first) <= now() - retention
+    order by m.first
   loop
-    continue when app.next_month(month.first) > kept_from;
-    execute format('select count(*) from %s', month.partition) into entries;
-    if entries > 0 then
-      insert into app.audit_interventions (kind, range_start, range_end, entries)
-      values ('retention', month.first, app.next_month(month.first), entries);
-    end if;
+    plan := app.plan_drop(month.partition, month.first, month.last, retention);
+    exit when plan.entries > 0 and (plan.id is null or has_store and plan.stored_at is null);
+    update app.audit_interventions as i set happened_at = clock_timestamp() where i.id = plan.id;
     execute format('alter table public.audit_logs detach partition %s', month.partition);
     execute format('drop table %s', month.partition);
     dropped := dropped + 1;
@@ -113,25 +184,37 @@ begin
   return dropped;
 end;
 $$;
-comment on function app.drop_audit_partitions is 'A daily job: drops and records the months that are older than app.settings.audit_retention. Returns how many.';
+comment on function app.drop_audit_partitions is
+'A daily job: drops and records the months that are older than app.settings.audit_retention. Returns how many. If pending_receipt() is not null then, store it, call confirm_receipt(), and call again.';
 
--- An erasure keeps the entries, but removes the person from them, as actor and as subject. The keys are those of a batch (app.select_rows).
-create or replace function app.erase_audit_entries(person app.person, keys jsonb) returns integer
+create or replace function app.erasure_contents(changes app.audit_erasures[]) returns bytea
+language sql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+  select sha256(coalesce(
+    string_agg(
+      uuid_send(c.entry_id) || timestamptz_send(c.entry_created_at) || c.original || c.remaining, ''::bytea
+      order by c.entry_created_at, c.entry_id
+    ), ''
+  ))
+  from unnest(changes) as c;
+$$;
+comment on function app.erasure_contents is 'SHA-256 over the entries that an erasure changes, and their hashes before and after it.';
+
+-- An erasure keeps the entries, but removes the person from them, as actor and as subject. Locks the entries before it computes their
+-- hashes: the erasure of another person may be changing them.
+create or replace function app.rewrite_audit_entries(person app.person, keys jsonb) returns app.audit_erasures[]
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
   hashes constant bigint[] := app.person_mentions(person);
-  erased integer;
+  changes app.audit_erasures[];
 begin
   perform set_config('app.audit_intervention', 'on', true);
   with found as materialized (
     select a.id, a.created_at, app.audit_hash(a) as original
     from jsonb_array_elements(keys) as k (key)
     join public.audit_logs as a on a.id = (k.key ->> 0)::uuid and a.created_at = (k.key ->> 1)::timestamptz
-  ), intervention as (
-    insert into app.audit_interventions (kind, range_start, range_end, entries)
-    select 'erasure', min(f.created_at), max(f.created_at), count(*) from found as f having count(*) > 0
-    returning id
+    for update of a
   ), changed as (
     update public.audit_logs as a
     set
@@ -149,16 +232,75 @@ begin
     where a.id = f.id and a.created_at = f.created_at
     returning a.id, a.created_at, f.original, app.audit_hash(a) as remaining
   )
-  insert into app.audit_erasures (entry_id, entry_created_at, original, remaining, intervention_id)
-  select c.id, c.created_at, c.original, c.remaining, i.id from changed as c cross join intervention as i
-  on conflict (entry_id, entry_created_at) do update set remaining = excluded.remaining, intervention_id = excluded.intervention_id;
-  get diagnostics erased = row_count;
+  select coalesce(array_agg((c.id, c.created_at, null, c.original, c.remaining)::app.audit_erasures), '{}') into changes from changed as c;
   perform set_config('app.audit_intervention', '', true);
-  return erased;
+  return changes;
+end;
+$$;
+comment on function app.rewrite_audit_entries is
+'Removes a person from the entries with these keys, [[id, created_at], …]. Returns their hashes before and after. Records nothing.';
+
+-- To know the hashes before the receipt, it changes the entries and undoes that. Entries that cannot be changed fail already here.
+create or replace function app.erase_audit_entries(person app.person, keys jsonb) returns integer
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+declare
+  changes app.audit_erasures[];
+  plan uuid;
+begin
+  begin
+    changes := app.rewrite_audit_entries(person, keys);
+    raise sqlstate 'BA000';
+  exception when sqlstate 'BA000' then
+    null;
+  end;
+  insert into app.audit_interventions (kind, erasure, range_start, range_end, entries, retention, contents)
+  select
+    'erasure', (select l.receipt from app.erasure_log as l where l.subject_hash = app.person_hash(person.clerk_user_id)),
+    min(c.entry_created_at), max(c.entry_created_at), count(*), (select s.audit_retention from app.settings as s), app.erasure_contents(changes)
+  from unnest(changes) as c
+  having count(*) > 0
+  returning id into plan;
+  insert into app.audit_erasures (entry_id, entry_created_at, intervention_id, original, remaining)
+  select c.entry_id, c.entry_created_at, plan, c.original, c.remaining from unnest(changes) as c;
+  return cardinality(changes);
 end;
 $$;
 comment on function app.erase_audit_entries is
-'Removes a person from the entries with these keys, [[id, created_at], …], and records the intervention. Returns how many.';
+'Plans to remove a person from the entries with these keys, [[id, created_at], …]; app.apply_erasure() does it. Returns how many.';
+
+-- A plan that no longer fits is deleted: the entries still name the person, so the erasure finds them again and makes a new plan.
+create or replace function app.apply_erasure(erasure uuid, person app.person, has_store boolean) returns boolean
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  plan app.audit_interventions;
+  keys jsonb;
+begin
+  select i.* into plan from app.audit_interventions as i where i.erasure = erasure and i.happened_at is null;
+  if plan.id is null then
+    return true;
+  elsif has_store and plan.stored_at is null then
+    return false;
+  end if;
+  keys := (select jsonb_agg(jsonb_build_array(e.entry_id, e.entry_created_at)) from app.audit_erasures as e where e.intervention_id = plan.id);
+  begin
+    if app.erasure_contents(app.rewrite_audit_entries(person, keys)) <> plan.contents then
+      raise sqlstate 'BA000';
+    end if;
+    update app.audit_interventions as i set happened_at = clock_timestamp() where i.id = plan.id;
+  exception when others then
+    if app.is_transient(sqlstate) then
+      raise;
+    end if;
+    delete from app.audit_interventions as i where i.id = plan.id;
+  end;
+  return true;
+end;
+$$;
+comment on function app.apply_erasure is
+'Carries out the planned changes to the audit trail of an erasure. False: the receipt must be stored first (app.pending_receipt).';
 
 select app.make_audit_partitions();
 
@@ -174,3 +316,5 @@ begin
   end loop;
 end;
 $$;
+
+grant execute on function public.confirm_receipt(text) to service_role;

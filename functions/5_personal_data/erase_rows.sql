@@ -374,7 +374,7 @@ comment on function app.erase_batch is 'Erases a person from a batch of rows by 
 -- Continues with the rule in job.next_rule, in the reverse order of app.personal_data, so that profiles come last. Stops after the batch
 -- during which half a second has passed. A call that times out is rolled back, and nothing says at which batch. So once a call has failed,
 -- each call applies only one batch: if that fails too, postpone_erasure() knows its rule, next_rule.
-create or replace function app.erase_step(inout job app.erasure_log)
+create or replace function app.erase_step(inout job app.erasure_log, has_store boolean)
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -385,6 +385,10 @@ declare
   batch record;
 begin
   person.emails := app.select_own_addresses(person.emails, person.clerk_user_id); -- a new account may use the same address by now
+  if not app.apply_erasure(job.receipt, person, has_store) then
+    job.found := job.found + 1; -- the planned audit entries still name the person
+    return;
+  end if;
   for rule in
     select d.* from app.personal_data as d
     where d.erasure not in ('keep', 'none') and d.position <= coalesce(job.next_rule, d.position)
@@ -400,7 +404,7 @@ begin
       exit when batch.done = 0;
       job := batch.job;
       job.found := job.found + batch.done;
-      if is_careful or clock_timestamp() > deadline then
+      if not app.apply_erasure(job.receipt, person, has_store) or is_careful or clock_timestamp() > deadline then
         return;
       end if;
     end loop;
@@ -408,4 +412,4 @@ begin
   job.next_rule := null;
 end;
 $$;
-comment on function app.erase_step is 'Erases for half a second. next_rule is null afterwards if all rules were applied; found counts the rows that they found.';
+comment on function app.erase_step is 'Erases for half a second, or until a receipt must be stored. next_rule is null afterwards if all rules were applied; found counts the rows that they found.';

@@ -145,7 +145,7 @@ comment on function public.erasure_receipt is
 -- Only one session at a time works on an erasure; a concurrent call only returns the state. If another transaction holds a row for longer
 -- than a second, its batch fails and is tried again. If only skipped rows are left, the erasure is blocked: everything outside the database
 -- is done, and the state stays 'running'. settled_at is a time after the request was committed; now() may be one before.
-create or replace function public.continue_erasure(receipt uuid) returns jsonb
+create or replace function public.continue_erasure(receipt uuid, has_store boolean default false) returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp set lock_timeout = '1s'
 as $$
 #variable_conflict use_variable
@@ -160,7 +160,7 @@ begin
       job.found := 0;
       job.was_quiet := job.settled_at is not null and not app.has_older_transactions(job.settled_at);
     end if;
-    job := app.erase_step(job);
+    job := app.erase_step(job, has_store);
     job.next_attempt_at := now();
     if job.found > 0 then
       job.settled_at := null;
@@ -188,6 +188,7 @@ begin
   return public.erasure_receipt(receipt) || (
     select jsonb_build_object(
       'subject_hash', l.subject_hash, 'salt', encode(s.erasure_salt, 'hex'), 'next_rule', l.next_rule, 'is_blocked', is_blocked,
+      'receipt_to_store', case when has_store then app.pending_receipt(receipt) end,
       'to_delete_at_clerk', case when (l.state = 'erased' or is_blocked) and l.clerk_deleted_at is null then (l.person).clerk_user_id end
     )
     from app.erasure_log as l cross join app.settings as s
@@ -196,7 +197,7 @@ begin
 end;
 $$;
 comment on function public.continue_erasure is
-'Runs one step of an erasure. Call it in separate transactions while state is running and is_blocked false. Report a failure with postpone_erasure(). Then write the ledger, delete the user at Clerk, and call end_erasure(). Definer: the service has no privilege on tables.';
+'Runs one step of an erasure. With a store, the changes to the audit trail wait until receipt_to_store is stored: call confirm_receipt() then. Call it in separate transactions while state is running and is_blocked false. Report a failure with postpone_erasure(). Then write the ledger, delete the user at Clerk, and call end_erasure(). Definer: the service has no privilege on tables.';
 
 create or replace function public.end_erasure(receipt uuid, is_stored boolean) returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
@@ -302,6 +303,6 @@ comment on function app.replay_erasures is
 'Hides the people of the ledger who are in this database, and begins to erase them. The ledger is an array of entries as continue_erasure() returned them. Returns their receipts: continue each with continue_erasure().';
 
 grant execute on function
-public.request_erasure(text, text), public.continue_erasure(uuid), public.end_erasure(uuid, boolean),
+public.request_erasure(text, text), public.continue_erasure(uuid, boolean), public.end_erasure(uuid, boolean),
 public.postpone_erasure(uuid, text, boolean), public.pending_erasures(), public.erasure_receipt(uuid)
 to service_role;

@@ -105,8 +105,8 @@ comment on function app.purge_batch is
 'Deletes a batch of rows that have expired by a rule of app.personal_data. purged: how many; null if no row is left but the skipped ones.';
 
 -- Stops after the batch during which half a second has passed. The order is random: a rule that times out never stops the others for long.
--- Once no other row is expired, it drops whole months of the audit trail.
-create or replace function public.run_retention() returns jsonb
+-- Once no other row is expired, it drops whole months of the audit trail; with a store, the receipt of each drop must be stored first.
+create or replace function public.run_retention(has_store boolean default false) returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp set lock_timeout = '1s'
 as $$
 declare
@@ -116,6 +116,7 @@ declare
   dropped integer;
   counts jsonb := '{}';
   failed jsonb := '{}';
+  receipt jsonb;
 begin
   perform app.refuse_clerk_tokens();
   for rule in
@@ -133,7 +134,7 @@ begin
         );
       end if;
       if clock_timestamp() > deadline then
-        return jsonb_build_object('done', false, 'purged', counts, 'failed', failed);
+        return jsonb_build_object('done', false, 'purged', counts, 'failed', failed, 'dropped_audit_months', 0, 'receipt_to_store', null);
       end if;
     end loop;
   end loop;
@@ -143,14 +144,17 @@ begin
   perform set_config('lock_timeout', '200ms', true);
   begin
     perform app.make_audit_partitions();
-    dropped := app.drop_audit_partitions();
+    dropped := app.drop_audit_partitions(has_store);
   exception when lock_not_available then
     dropped := null;
   end;
-  return jsonb_build_object('done', true, 'purged', counts, 'failed', failed, 'dropped_audit_months', dropped);
+  receipt := case when has_store then app.pending_receipt() end;
+  return jsonb_build_object(
+    'done', receipt is null, 'purged', counts, 'failed', failed, 'dropped_audit_months', dropped, 'receipt_to_store', receipt
+  );
 end;
 $$;
 comment on function public.run_retention is
-'Runs one step of retention: {done, purged: {table: rows}, failed: {table: {error, rows, key}}, dropped_audit_months}. Call it until done. failed: rows that could not be deleted, with the key of the first. dropped_audit_months is null if another session was reading the trail. Definer: the service has no privilege on tables.';
+'Runs one step of retention: {done, purged: {table: rows}, failed: {table: {error, rows, key}}, dropped_audit_months, receipt_to_store}. Call it until done. failed: rows that could not be deleted, with the key of the first. dropped_audit_months is null if another session was reading the trail. If receipt_to_store is not null, store it and call confirm_receipt() first. Definer: the service has no privilege on tables.';
 
-grant execute on function public.run_retention() to service_role;
+grant execute on function public.run_retention(boolean) to service_role;

@@ -10,19 +10,16 @@ $$;
 comment on function public.maintain_partitions is
 'Creates the audit trail''s partitions for the coming months. Returns how many it created. Definer: the service may not create tables.';
 
-create or replace function public.seals_after(newest bigint) returns jsonb
+create or replace function public.seals_after(newest bigint, seal text default null) returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
   perform app.refuse_clerk_tokens();
   perform app.seal_audit();
-  return (
-    select coalesce(jsonb_agg(to_jsonb(s) || jsonb_build_object('seal', encode(s.seal, 'hex'), 'digest', encode(s.digest, 'hex')) order by s.sequence), '[]')
-    from (select a.* from app.audit_seals as a where a.sequence > seals_after.newest order by a.sequence limit 1000) as s
-  );
+  return app.seals_after(newest, seal);
 end;
 $$;
 comment on function public.seals_after is
-'Seals the finished part of the audit trail. Returns up to 1,000 seals after the given sequence, oldest first, to be stored outside the database. Definer: the service has no privilege on tables.';
+'Seals the finished part of the audit trail. Returns up to 1,000 seals after the given one, oldest first, to be stored outside the database; null if the chain does not contain that one. Definer: the service has no privilege on tables.';
 
-grant execute on function public.maintain_partitions(), public.seals_after(bigint) to service_role;
+grant execute on function public.maintain_partitions(), public.seals_after(bigint, text) to service_role;

@@ -289,17 +289,26 @@ comment on view ops.storage_health is 'The size of the database, and whether vac
 -- A lost entry cannot be recovered, so the status stays until someone acknowledges it, at most 7 days.
 create or replace view ops.audit_health with (security_invoker) as
 select
-  l.lost, l.last_lost_at, l.relation, l.error,
-  case when l.lost > 0 then 'red' else 'green' end as status,
+  l.lost, l.last_lost_at, l.relation, l.error, p.waiting_since,
+  case when l.lost > 0 then 'red' when p.waiting_since < now() - interval '1 day' then 'yellow' else 'green' end as status,
   case
     when l.lost > 0
       then
         'Rows were written without an audit entry. Fix the cause of error (an SQLSTATE; app.lost_records has all), then run '
         || '`update app.settings set losses_acknowledged_at = now()`.'
+    when p.waiting_since < now() - interval '1 day'
+      then
+        'An erasure or the drop of a month waits until its receipt is stored. Check that the service can write to BACKUP_URL, and that the '
+        || 'scheduler calls the jobs erasures and retention.'
     else 'OK.'
   end as advice
-from app.count_losses('audit') as l;
-comment on view ops.audit_health is 'Whether audit entries were lost in the last 7 days and not yet acknowledged: one row.';
+from app.count_losses('audit') as l
+cross join (
+  select min(i.planned_at) as waiting_since from app.audit_interventions as i
+  where i.happened_at is null
+) as p;
+comment on view ops.audit_health is
+'Whether audit entries were lost in the last 7 days and not yet acknowledged, and whether a change to the trail waits for its receipt: one row.';
 
 create or replace view ops.realtime_health with (security_invoker) as
 select

@@ -16,6 +16,8 @@ from scripts.backup import snapshot
 from scripts.backup.manifest import SCHEMAS, Manifest
 from scripts.errors import Failure
 from scripts.schema.database import Connection
+from service.audit_store import AuditStore
+from service.erasure_ledger import LedgerUnavailable
 
 MAX_REASONS = 3
 # A drill queries the data as this many members of real tenants.
@@ -81,9 +83,11 @@ def compare_with_manifest(connection: Connection, manifest: Manifest) -> Iterato
     yield run_check("audit seal", lambda: _compare_seal(connection, manifest))
 
 
-def replay_erasures(connection: Connection, ledger: Callable[[], list[dict[str, Any]]]) -> Check:
+def replay_erasures(
+    connection: Connection, ledger: Callable[[], list[dict[str, Any]]], audit_store: AuditStore | None
+) -> Check:
     """Repeats the erasures in the ledger, because the backup may contain people who were erased since."""
-    return run_check("erasures replayed", lambda: _replay_ledger(connection, ledger()))
+    return run_check("erasures replayed", lambda: _replay_ledger(connection, ledger(), audit_store))
 
 
 def check_tenant_isolation(connection: Connection) -> Check:
@@ -150,26 +154,29 @@ def _compare_seal(connection: Connection, manifest: Manifest) -> CheckResult:
     return True, f"the last seal is {seal.sequence}, as backed up" if seal else "the audit trail has no seal yet"
 
 
-def _replay_ledger(connection: Connection, ledger: list[dict[str, Any]]) -> CheckResult:
+def _replay_ledger(connection: Connection, ledger: list[dict[str, Any]], audit_store: AuditStore | None) -> CheckResult:
     if connection.execute("select to_regproc('app.replay_erasures')").fetchone() == (None,):
         return not ledger, (
             f"entries in the ledger: {len(ledger):,}; this backup predates erasures: run `ballast migrate up`,"
             " then `ballast person replay`"
         )
     returned = connection.execute("select app.replay_erasures(%s)", [Jsonb(ledger)]).fetchall()
-    unfinished = [receipt for (receipt,) in returned if not _finish_erasure(connection, receipt)]
+    unfinished = [receipt for (receipt,) in returned if not _finish_erasure(connection, receipt, audit_store)]
     if unfinished:
         return False, f"{len(unfinished):,} of {len(returned):,} erasures are unfinished: run `ballast person resume`"
     return True, f"entries in the ledger: {len(ledger):,}; people in the backup, erased again: {len(returned):,}"
 
 
-def _finish_erasure(connection: Connection, receipt: str) -> bool:
+def _finish_erasure(connection: Connection, receipt: str, audit_store: AuditStore | None) -> bool:
+    """Whether the erasure is finished. Raises CheckFailed if a receipt cannot be stored."""
     step: dict[str, Any] = {}
     waits = 0
     while waits < MAX_WAITS:
         before = step
         try:
-            [[step]] = connection.execute("select public.continue_erasure(%s)", [receipt]).fetchall()
+            [[step]] = connection.execute(
+                "select public.continue_erasure(%s, %s)", [receipt, audit_store is not None]
+            ).fetchall()
         except psycopg.DatabaseError as error:
             connection.execute("select public.postpone_erasure(%s, %s, in_step => true)", [receipt, error.sqlstate])
         else:
@@ -177,10 +184,20 @@ def _finish_erasure(connection: Connection, receipt: str) -> bool:
                 return True
             if step.get("is_blocked"):
                 return False
+            if audit_store is not None and step["receipt_to_store"] is not None:
+                _store_receipt(connection, step["receipt_to_store"], audit_store)
         if step == before:  # it failed, or other transactions are still running
             waits += 1
             time.sleep(STEP_SECONDS)
     return False
+
+
+def _store_receipt(connection: Connection, receipt: dict[str, Any], audit_store: AuditStore) -> None:
+    try:
+        audit_store.put_receipt(receipt)
+    except LedgerUnavailable as failure:
+        raise CheckFailed(f"{failure} Continue with `ballast person resume`.") from None
+    connection.execute("select public.confirm_receipt(%s)", [receipt["digest"]])
 
 
 def _read_as_people(connection: Connection) -> CheckResult:

@@ -16,6 +16,7 @@ from scripts.backup.restore_engine import Backup, Target
 from scripts.backup.store import BackupStore
 from scripts.errors import Failure
 from scripts.schema.database import Connection
+from service.audit_store import AuditStore
 from service.erasure_ledger import LedgerStore, LedgerUnavailable
 
 SUPABASE_HOST = re.compile(r"db\.([a-z0-9]+)\.supabase\.[a-z]+")
@@ -48,15 +49,20 @@ def open_backup(store: BackupStore, wanted: str, keys: list[Key], folder: Path) 
     return Backup(store, manifest, keys, folder)
 
 
-def restore_and_check(backup: Backup, target: Target, bar: Bar) -> Iterator[Check]:
-    """Restores a backup and yields the result of each check. If the restore raises, the target is unchanged."""
+def restore_and_check(
+    backup: Backup, target: Target, bar: Bar, audit_store: AuditStore | None = None
+) -> Iterator[Check]:
+    """Restores a backup and yields the result of each check. If the restore raises, the target is unchanged.
+
+    A database that stays gets `audit_store`, for the receipts of what replayed erasures change in the audit trail.
+    """
     dump = backup.fetch_dump(bar)
     restore_engine.restore(backup, dump, target, bar)
     bar.start_stage("Analyzing")
     restore_engine.analyze(target.connection)
     bar.start_stage("Checking")
     yield from checks.compare_with_manifest(target.connection, backup.manifest)
-    yield checks.replay_erasures(target.connection, lambda: read_ledger(backup.store))
+    yield checks.replay_erasures(target.connection, lambda: read_ledger(backup.store), audit_store)
 
 
 def read_ledger(store: BackupStore) -> list[dict[str, Any]]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import groupby
+from typing import Any
 
 import click
 from psycopg.rows import class_row
@@ -16,13 +18,29 @@ from rich.table import Table
 
 from scripts.cli import options
 from scripts.cli.output import print_json, print_table
+from scripts.errors import Failure
+from scripts.health import audit_trail
+from scripts.health.audit_trail import Verification, format_entries, format_time
 from scripts.schema import database
 from scripts.schema.database import Connection
+from service.audit_store import AuditStore, ChainDiverged
+from service.erasure_ledger import LedgerUnavailable
 
-DIFFERENCES = {
-    "broken": "entries were changed, removed or inserted",
-    "seal broken": "it does not follow from the previous seal: a seal was changed or removed",
-}
+UNPROVEN = 3
+
+
+class StoreFailed(Failure):
+    """The store in BACKUP_URL cannot be read or written."""
+
+
+class StoreMissing(Failure):
+    """The command needs the store, and BACKUP_URL is not set."""
+
+    exit_code = 2
+
+
+class SealsDiverged(Failure):
+    """The chain does not contain the newest stored seal."""
 
 
 @dataclass(frozen=True)
@@ -34,45 +52,6 @@ class Seal:
     range_end: datetime
     entries: int
     seal: str
-
-
-@dataclass(frozen=True)
-class Range:
-    """A row of app.verify_audit(): a sealed range and its present contents. `seal` is in hex."""
-
-    sequence: int
-    range_start: datetime
-    range_end: datetime
-    sealed: int
-    found: int
-    erased: int
-    state: str
-    seal: str
-
-    @property
-    def difference(self) -> str | None:
-        """The problem, or None. Erasures and retention may change a range without a problem."""
-        what = DIFFERENCES.get(self.state)
-        return what and f"{what} (sealed {_format_entries(self.sealed)}, found {self.found:,})"
-
-
-@dataclass(frozen=True)
-class Verification:
-    """The result. `unsealed` entries are newer than the last seal; `too_old` entries are older than the first range."""
-
-    ranges: list[Range]
-    unsealed: int
-    too_old: int
-    unknown_seals: list[str]
-
-    def list_problems(self) -> Iterator[str]:
-        """Yields a line for each kind of problem. Of the broken ranges, only the first is listed."""
-        for broken in [each for each in self.ranges if each.difference][:1]:
-            yield f"The first broken range is {broken.sequence}, {_format_range(broken)}: {broken.difference}."
-        if self.too_old:
-            yield f"{_format_entries(self.too_old)} inserted before the first sealed range."
-        for seal in self.unknown_seals:
-            yield f"The seal {seal} is not in the chain: the chain was rewritten, or this is another database."
 
 
 def _parse_seals(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -91,23 +70,29 @@ def audit() -> None:
 @options.url_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of lines.")
 def seal(url: str | None, as_json: bool) -> None:
-    """Seal the new complete entries, and print the seals.
+    """Seal the new complete entries, store the seals in BACKUP_URL, and print them.
 
-    Store a copy where database administrators cannot change it. An administrator who rewrites the trail can also
-    rewrite the seals in the database; only a copy proves it.
+    An administrator who rewrites the trail can also rewrite the seals in the database; only a copy proves it. Without
+    BACKUP_URL, store a copy where database administrators cannot change it.
     """
+    store = open_store(url)
     with options.open_database(url, requires="app.audit_seals") as connection:
         seals = seal_trail(connection)
+        stored = store_seals(connection, store) if store else None
     if as_json:
         print_json(seals)
+        return
+    for each in seals:
+        range_ = f"{format_time(each.range_start)} to {format_time(each.range_end)}"
+        click.echo(f"{each.sequence}  {range_}  {format_entries(each.entries)}  {each.seal}")
+    if not seals:
+        click.echo("Nothing to seal: every complete entry is sealed.")
+    if stored is not None:
+        database.echo_err(f"New seals stored in BACKUP_URL: {stored:,}.")
     elif seals:
-        for each in seals:
-            click.echo(f"{each.sequence}  {_format_range(each)}  {_format_entries(each.entries)}  {each.seal}")
         database.echo_err(
             "Store them elsewhere: `ballast audit verify --seal …` proves that no sealed entry was rewritten."
         )
-    else:
-        click.echo("Nothing to seal: every complete entry is sealed.")
 
 
 @audit.command(epilog="Example: ballast audit verify --seal $(tail -1 seals.txt)")
@@ -122,24 +107,63 @@ def seal(url: str | None, as_json: bool) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def verify(url: str | None, known_seals: tuple[str, ...], as_json: bool) -> None:
-    """Recompute every seal. Exits with 1 if entries or seals were changed.
+    """Recompute every seal, and compare the trail with the store in BACKUP_URL.
 
-    Changes by erasures and retention are recorded, and therefore allowed; the table shows them. Reads the whole trail.
+    Exits with 1 if entries, seals or records were changed. Exits with 3 if the trail is unproven: nothing contradicts
+    it, but nothing outside the database proves it.
+
+    Changes by erasures and retention are allowed if their receipts are in the store; the table shows them. Reads the
+    whole trail.
     """
-    with (
-        options.open_database(url, requires="app.audit_seals") as connection,
-        Console(stderr=True).status("Reading the audit trail …"),
-    ):
-        verification = verify_chain(connection, known_seals)
-    problems = list(verification.list_problems())
+    verification = read_verification(url, known_seals)
+    problems, doubts = list(verification.list_problems()), list(verification.list_doubts())
     if as_json:
-        print_json({"problems": problems, **asdict(verification)})
+        anchored = verification.anchored and verification.anchored.sequence
+        print_json({"problems": problems, "unproven": doubts, "anchored": anchored, **asdict(verification.trail)})
     else:
         _print(verification)
-    for problem in problems:
-        database.echo_err(problem)
-    if problems:
-        sys.exit(1)
+    for line in [*problems, *(f"Unproven: {doubt}" for doubt in doubts)]:
+        database.echo_err(line)
+    if problems or doubts:
+        sys.exit(1 if problems else UNPROVEN)
+
+
+@audit.command(epilog='Example: ballast audit accept --reason "restored the backup of 3 March"')
+@options.url_option
+@click.option("--reason", required=True, metavar="TEXT", help="Why; it is stored with the acceptance.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def accept(url: str | None, reason: str, yes: bool) -> None:
+    """Accept what a restore, or a time without a store, leaves behind.
+
+    After a restore, the chain lacks the newest stored seals. From before BACKUP_URL was set, erasures and drops of
+    months have no receipts. This stores in BACKUP_URL that you know of them, and `ballast audit verify` no longer
+    reports them. Changed entries cannot be accepted.
+    """
+    store = open_store(url)
+    if store is None:
+        raise StoreMissing("BACKUP_URL is not set. Set BACKUP_URL: what you accept is stored with the backups.")
+    verification = read_verification(url, ())
+    seals = [each.name for each in verification.missing_seals()]
+    unproven = verification.unproven()
+    for name in seals:
+        click.echo(f"The stored seal {name} is not in the chain.")
+    for each in unproven:
+        click.echo(f"{each.describe()} has no receipt in the store.")
+    if not seals and not unproven:
+        click.echo("Nothing to accept.")
+        return
+    if not yes:
+        click.confirm("Do you know the reason for each of them?", abort=True)
+    with _store_failures():
+        store.accept(
+            {
+                "seals": seals,
+                "interventions": [each.digest for each in unproven],
+                "reason": reason,
+                "accepted_at": datetime.now(UTC).isoformat(),
+            }
+        )
+    click.echo("Accepted.")
 
 
 @audit.command(epilog="Example: ballast audit maintain")
@@ -148,10 +172,12 @@ def verify(url: str | None, known_seals: tuple[str, ...], as_json: bool) -> None
 def maintain(url: str | None, as_json: bool) -> None:
     """Create and drop monthly partitions.
 
-    The coming months get partitions. Those that are older than the retention period are dropped.
+    The coming months get partitions. Those that are older than the retention period are dropped, after a receipt of
+    each was stored in BACKUP_URL.
     """
+    store = open_store(url)
     with options.open_database(url, requires="app.audit_seals") as connection:
-        made, dropped = maintain_partitions(connection)
+        made, dropped = maintain_partitions(connection, store)
     if as_json:
         print_json({"made": made, "dropped": dropped})
         return
@@ -163,43 +189,54 @@ def maintain(url: str | None, as_json: bool) -> None:
         click.echo("Nothing to do: the coming months have partitions, and none is older than the retention period.")
 
 
+def open_store(url: str | None) -> AuditStore | None:
+    """Returns the store in BACKUP_URL, or None; a local stack's only for its own database."""
+    backup_url = options.build_environment(url).get("BACKUP_URL")
+    return AuditStore(backup_url) if backup_url else None
+
+
+def read_verification(url: str | None, known_seals: tuple[str, ...]) -> Verification:
+    """Verifies the trail. Raises StoreFailed."""
+    store = open_store(url)
+    with (
+        _store_failures(),
+        options.open_database(url, requires="app.audit_seals") as connection,
+        Console(stderr=True).status("Reading the audit trail …"),
+    ):
+        return audit_trail.verify(connection, store, known_seals)
+
+
 def seal_trail(connection: Connection) -> list[Seal]:
     """Seals the complete entries; each range is at most a month."""
     query = "select sequence, range_start, range_end, entries, encode(seal, 'hex') as seal from app.seal_audit()"
     return connection.cursor(row_factory=class_row(Seal)).execute(query).fetchall()
 
 
-def verify_chain(connection: Connection, known_seals: tuple[str, ...]) -> Verification:
-    """Recomputes the chain from one snapshot of the database. `known_seals` (in hex) must be in the chain."""
-    with connection.transaction():
-        connection.execute("set transaction isolation level repeatable read, read only")
-        ranges = (
-            connection.cursor(row_factory=class_row(Range))
-            .execute("""
-                select sequence, range_start, range_end, sealed, found, erased, state, encode(seal, 'hex') as seal
-                from app.verify_audit()
-            """)
-            .fetchall()
-        )
-        start, end = (ranges[0].range_start, ranges[-1].range_end) if ranges else (None, None)
-        [[unsealed, too_old]] = connection.execute(
-            """
-            select count(*) filter (where %(end)s::timestamptz is null or created_at >= %(end)s),
-                count(*) filter (where created_at < %(start)s)
-            from public.audit_logs
-            """,
-            {"start": start, "end": end},
-        ).fetchall()
-    chain = {each.seal for each in ranges}
-    return Verification(ranges, unsealed, too_old, [each for each in known_seals if each not in chain])
+def store_seals(connection: Connection, store: AuditStore) -> int:
+    """Stores the seals that are not stored yet, and returns how many. Raises StoreFailed and SealsDiverged."""
+
+    def seals_after(newest: int, seal: str | None) -> Any:
+        [[found]] = connection.execute("select app.seals_after(%s, %s)", [newest, seal]).fetchall()
+        return found
+
+    with _store_failures():
+        try:
+            return store.anchor(seals_after)
+        except ChainDiverged as failure:
+            raise SealsDiverged(f"{failure} No seal was stored: `ballast audit verify` shows what changed.") from None
 
 
-def maintain_partitions(connection: Connection) -> tuple[list[str], list[str]]:
-    """Returns the created and the dropped partitions. A partition may be in both lists."""
+def maintain_partitions(connection: Connection, store: AuditStore | None) -> tuple[list[str], list[str]]:
+    """Returns the created and the dropped partitions. A partition may be in both lists. Raises StoreFailed."""
     before = list_partitions(connection)
     connection.execute("select app.make_audit_partitions()")
     between = list_partitions(connection)
-    connection.execute("select app.drop_audit_partitions()")
+    connection.execute("select app.drop_audit_partitions(%s)", [store is not None])
+    while store is not None and (receipt := _find_pending_receipt(connection)):
+        with _store_failures():
+            store.put_receipt(receipt)
+        connection.execute("select public.confirm_receipt(%s)", [receipt["digest"]])
+        connection.execute("select app.drop_audit_partitions(true)")
     after = list_partitions(connection)
     return sorted(between - before), sorted(between - after)
 
@@ -210,35 +247,50 @@ def list_partitions(connection: Connection) -> set[str]:
     return {name for (name,) in connection.execute(query)}
 
 
+def _find_pending_receipt(connection: Connection) -> Any:
+    found = connection.execute("select app.pending_receipt()").fetchone()
+    return found and found[0]
+
+
+@contextmanager
+def _store_failures() -> Iterator[None]:
+    try:
+        yield
+    except LedgerUnavailable as failure:
+        raise StoreFailed(f"{failure} Check BACKUP_URL and the variables AWS_….") from None
+
+
 def _print(verification: Verification) -> None:
+    trail = verification.trail
     table = Table("Seals", "Range", "Entries", "Erased", "State")
     # Consecutive valid ranges share a row; each broken range has its own.
-    for _, group in groupby(verification.ranges, key=lambda each: each.sequence if each.difference else each.state):
+    for _, group in groupby(trail.ranges, key=lambda each: each.sequence if each.difference else each.state):
         run = list(group)
         first, last = run[0], run[-1]
+        color = "yellow" if first.state == "unproven" else "green"
         table.add_row(
             str(first.sequence) if first is last else f"{first.sequence} to {last.sequence} ({len(run):,})",
-            f"{_format_time(first.range_start)} to {_format_time(last.range_end)}",
+            f"{format_time(first.range_start)} to {format_time(last.range_end)}",
             f"{sum(each.sealed for each in run):,}",
             f"{sum(each.erased for each in run):,}",
-            f"[red]{first.state}: {first.difference}[/]" if first.difference else f"[green]{first.state}[/]",
+            f"[red]{first.state}: {first.difference}[/]" if first.difference else f"[{color}]{first.state}[/]",
         )
-    if verification.ranges:
+    if trail.ranges:
         print_table(table)
-        since = f"since the last seal, {_format_time(verification.ranges[-1].range_end)}"
+        since = f"since the last seal, {format_time(trail.ranges[-1].range_end)}"
     else:
         since = "and no seal yet: `ballast audit seal` creates the first"
-    click.echo(f"{_format_entries(verification.unsealed)} {since}.")
-
-
-def _format_range(sealed: Seal | Range) -> str:
-    return f"{_format_time(sealed.range_start)} to {_format_time(sealed.range_end)}"
-
-
-def _format_time(moment: datetime) -> str:
-    """Formats a time in UTC, in which the months of the ranges begin."""
-    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
-
-
-def _format_entries(number: int) -> str:
-    return f"{number:,} {'entry' if number == 1 else 'entries'}"
+    click.echo(f"{format_entries(trail.unsealed)} {since}.")
+    for each in trail.interventions:
+        if each.kind == "retention":
+            click.echo(f"{each.describe()} followed a retention period of {each.retention_days:g} days.")
+    for before, changed in verification.retention_changes():
+        click.echo(
+            f"The retention period changed from {before:g} to {changed.retention_days:g} days before seal"
+            f" {changed.sequence}, {format_time(changed.range_end)}."
+        )
+    if anchored := verification.anchored:
+        click.echo(
+            f"The newest seal that is stored outside the database is {anchored.sequence},"
+            f" {format_time(anchored.range_end)}. `postgres` can recompute what comes after it."
+        )

@@ -32,11 +32,13 @@ from scripts.cli import options
 from scripts.cli.output import print_json, print_table, show_checks
 from scripts.schema import database
 from scripts.scratch.server import exit_on_sigterm, scratch_folder
+from service.audit_store import AuditStore
 from service.backup_names import BackupType, filename_of, new_name
 
 NEXT_STEPS = (
     "Clear the cache, which predates the restore: run FLUSHDB on the Upstash database.",
     "Finish the repeated erasures in Clerk and the ledger: ballast person resume",
+    "Accept that the audit trail now lacks its newest stored seals: ballast audit accept",
     "Apply newer migrations, if the code is newer than the backup: ballast migrate up",
     "Replay the Clerk messages since the backup, in the Clerk dashboard (Webhooks, the endpoint).",
     "Restart the service and reload open browsers: their Realtime connections belong to the old database.",
@@ -121,7 +123,7 @@ def restore(wanted: str, url: str, typed: str | None, identity: Path | None, as_
     ):
         backup = open_backup(store, wanted, read_keys(environment, identity), Path(folder))
         target = Target(url, connection, replace=may_replace(connection, typed))
-        done = list(restore_and_check(backup, target, bar))
+        done = list(restore_and_check(backup, target, bar, AuditStore(store.url)))
     show_checks(done, as_json=as_json)
     if not as_json:
         for line in NEXT_STEPS:

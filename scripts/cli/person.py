@@ -21,6 +21,7 @@ from scripts.cli.output import print_json, print_table
 from scripts.errors import Failure
 from scripts.schema import database
 from scripts.schema.database import Connection
+from service.audit_store import AuditStore
 from service.clerk_api import CLERK_API_URL, ClerkApi
 from service.data_api import Call, CallFailed
 from service.erasure import Eraser
@@ -101,7 +102,7 @@ def erase_command(url: str | None, yes: bool, as_json: bool, clerk_user_id: str)
     with options.open_database(url, requires="app.personal_data") as connection:
         if not yes:
             click.confirm(f"Erase {clerk_user_id} permanently?", abort=True, err=True)
-        asked = _make_call(connection)(
+        asked = make_call(connection)(
             "request_erasure", {"clerk_user_id": clerk_user_id, "requested_by": "administrator"}
         )
         if "sole_owner_of" in asked:
@@ -156,7 +157,7 @@ def replay(url: str | None, as_json: bool) -> None:
 
 def write_export(connection: Connection, clerk_user_id: str, file: Path) -> int:
     """Writes the complete file or none, and returns the number of records. Raises NothingHeld."""
-    call = _make_call(connection)
+    call = make_call(connection)
     begun = call("begin_export", {"clerk_user_id": clerk_user_id, "requested_by": "administrator"})
     running = Export.of(call, begun)
     unfinished = file.with_name(f"{file.name}.{os.getpid()}")
@@ -187,10 +188,11 @@ def write_export(connection: Connection, clerk_user_id: str, file: Path) -> int:
 
 @dataclass(frozen=True)
 class ExternalServices:
-    """Clerk and the ledger. Without a ledger, a restored backup would bring erased people back unnoticed."""
+    """Clerk, and the stores in BACKUP_URL. Without a ledger, a restored backup brings erased people back unnoticed."""
 
     clerk: ClerkApi
     ledger: LedgerStore | None
+    audit_store: AuditStore | None
 
 
 def connect_external_services(url: str | None) -> ExternalServices:
@@ -199,7 +201,8 @@ def connect_external_services(url: str | None) -> ExternalServices:
     if "CLERK_SECRET_KEY" not in environment:
         raise ClerkUnknown("CLERK_SECRET_KEY is not set. Set CLERK_SECRET_KEY: an erasure also deletes the Clerk user.")
     clerk = ClerkApi(environment.get("CLERK_API_URL", CLERK_API_URL), environment["CLERK_SECRET_KEY"])
-    return ExternalServices(clerk, LedgerStore(environment["BACKUP_URL"]) if "BACKUP_URL" in environment else None)
+    store = environment.get("BACKUP_URL")
+    return ExternalServices(clerk, LedgerStore(store) if store else None, AuditStore(store) if store else None)
 
 
 def carry_out_erasures(connection: Connection, external: ExternalServices, receipts: list[str]) -> list[dict[str, Any]]:
@@ -208,7 +211,7 @@ def carry_out_erasures(connection: Connection, external: ExternalServices, recei
         database.echo_err(
             "BACKUP_URL is not set, so the erasure is not in the ledger: a restored backup brings the person back."
         )
-    call = _make_call(connection)
+    call = make_call(connection)
 
     def call_step(function: str, arguments: dict[str, Any]) -> Any:
         try:
@@ -216,7 +219,7 @@ def carry_out_erasures(connection: Connection, external: ExternalServices, recei
         except psycopg.DatabaseError as error:
             raise CallFailed(function, error.sqlstate or type(error).__name__) from None
 
-    eraser = Eraser(call_step, external.clerk, external.ledger)
+    eraser = Eraser(call_step, external.clerk, external.ledger, external.audit_store)
     with Console(stderr=True).status("Erasing …") as status:
 
         def on_step(step: dict[str, Any]) -> None:
@@ -241,7 +244,7 @@ def _read_progress(connection: Connection, receipt: str) -> tuple[Any, ...] | No
     ).fetchone()
 
 
-def _make_call(connection: Connection) -> Call:
+def make_call(connection: Connection) -> Call:
     """Returns a function that calls SQL functions as DataApi.call() does. That function raises NothingHeld."""
 
     def call(function: str, arguments: dict[str, Any]) -> Any:

@@ -396,7 +396,8 @@ export type Database = {
       claim_due_event: { Args: Record<PropertyKey, never>; Returns: Json };
       claim_mail: { Args: { batch?: number }; Returns: Json };
       claim_name_changes: { Args: Record<PropertyKey, never>; Returns: Json };
-      continue_erasure: { Args: { receipt: string }; Returns: Json };
+      confirm_receipt: { Args: { digest: string }; Returns: undefined };
+      continue_erasure: { Args: { has_store?: boolean; receipt: string }; Returns: Json };
       end_backup: {
         Args: { checksum?: string; error_message?: string; id: string; size_bytes?: number; status: string };
         Returns: undefined;
@@ -459,8 +460,8 @@ export type Database = {
       request_backup: { Args: { backup_type: string; filename: string; id: string }; Returns: Json };
       request_erasure: { Args: { clerk_user_id: string; requested_by?: string }; Returns: Json };
       retry_claimed_event: { Args: { message_id: string }; Returns: string };
-      run_retention: { Args: Record<PropertyKey, never>; Returns: Json };
-      seals_after: { Args: { newest: number }; Returns: Json };
+      run_retention: { Args: { has_store?: boolean }; Returns: Json };
+      seals_after: { Args: { newest: number; seal?: string }; Returns: Json };
       service_metrics: { Args: Record<PropertyKey, never>; Returns: Json };
       start_session: { Args: Record<PropertyKey, never>; Returns: Json };
       unsubscribe_from_mail: { Args: { person_id: string; template: string }; Returns: boolean };

@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from scripts.health import audit_trail
 from tests.conftest import Claims, Database
 from tests.db.test_erasure import erase
 from tests.deep_json import LEVELS, nest
@@ -628,24 +629,114 @@ def test_a_new_partition_is_protected_like_the_others(database: Database) -> Non
         database.execute("truncate app.audit_logs_2035_06")
 
 
-def last_intervention(database: Database) -> int:
-    """The id of the last existing intervention: other tests share the server, and some commit."""
-    return database.value("select coalesce(max(id), 0) from app.audit_interventions") or 0
+# This test's own: other tests share the server, and some commit.
+INTERVENTIONS = (
+    "select kind, range_start::text, range_end::text, entries, stored_at is not null, happened_at is not null "
+    "from app.audit_interventions where planned_at = now() order by happened_at"
+)
 
 
 def test_retention_drops_whole_months_and_records_it(database: Database) -> None:
     for month in ("2019-05-01", "2019-06-01"):
         database.execute("select app.make_audit_partition(%s)", month)
     insert_at(database, "2019-05-05 00:00+00", "2019-05-06 00:00+00")
-    before = last_intervention(database)
     assert database.value("select app.drop_audit_partitions()") == 2
     assert database.value("select to_regclass('app.audit_logs_2019_05')") is None
-    new = "select kind, range_start::text, range_end::text, entries from app.audit_interventions where id > %s"
-    assert database.rows(new, before) == [("retention", "2019-05-01 00:00:00+00", "2019-06-01 00:00:00+00", 2)]
+    may = ("retention", "2019-05-01 00:00:00+00", "2019-06-01 00:00:00+00", 2)
+    assert database.rows(INTERVENTIONS) == [(*may, False, True)]
     assert database.value("select app.drop_audit_partitions()") == 0
 
 
+def test_with_a_store_a_month_waits_for_its_receipt(database: Database) -> None:
+    """An empty month needs none. A plan that no longer describes its month is replaced."""
+    for month in ("2019-05-01", "2019-06-01", "2019-07-01"):
+        database.execute("select app.make_audit_partition(%s)", month)
+    insert_at(database, "2019-06-05 00:00+00", "2019-07-05 00:00+00")
+    pending = "select app.pending_receipt()"
+    assert database.value("select app.drop_audit_partitions(true)") == 1
+    outdated = database.value(pending)["digest"]
+    database.execute("select public.confirm_receipt(%s)", outdated)
+    insert_at(database, "2019-06-06 00:00+00")
+    assert database.value("select app.drop_audit_partitions(true)") == 0
+    june = ("retention", "2019-06-01 00:00:00+00", "2019-07-01 00:00:00+00", 2)
+    assert database.rows(INTERVENTIONS) == [(*june, False, False)]
+    assert database.value(pending)["digest"] != outdated
+    database.execute("select public.confirm_receipt(%s)", outdated)
+    assert database.value("select app.drop_audit_partitions(true)") == 0
+    for dropped in (1, 1, 0):
+        if receipt := database.value(pending):
+            database.execute("select public.confirm_receipt(%s)", receipt["digest"])
+        assert database.value("select app.drop_audit_partitions(true)") == dropped
+    july = ("retention", "2019-07-01 00:00:00+00", "2019-08-01 00:00:00+00", 1)
+    assert database.rows(INTERVENTIONS) == [(*june, True, True), (*july, True, True)]
+
+
 # --- erasure
+
+
+def begin_erasure(database: Database, name: str) -> Any:
+    """Records the erasure of a person, without hiding them."""
+    return database.value(
+        "insert into app.erasure_log (subject_hash, person, requested_by) select app.person_hash(p.clerk_user_id), "
+        "(p.id, p.clerk_user_id, '{}'::text[])::app.person, 'person' from public.profiles as p where p.clerk_user_id = %s returning receipt",
+        f"user_{name}",
+    )
+
+
+def apply_erasure(database: Database, receipt: Any, person: Any, *, has_store: bool = False) -> bool:
+    applied = "select app.apply_erasure(%s, (%s, 'user_cleo', '{}')::app.person, %s)"
+    return bool(database.value(applied, receipt, person, has_store))
+
+
+def plan_erasure(database: Database) -> tuple[Any, Any]:
+    """Plans the erasure of Cleo's entries. Returns the receipt of the erasure and her id."""
+    cleo = profile_id(database, "cleo")
+    receipt = begin_erasure(database, "cleo")
+    database.execute(
+        "select app.erase_audit_entries((%s, 'user_cleo', '{}')::app.person, jsonb_agg(jsonb_build_array(a.id, a.created_at))) "
+        "from public.audit_logs as a where a.user_id = %s or a.subject_ids @> array[%s]", cleo, cleo, cleo,
+    )  # fmt: skip
+    return receipt, cleo
+
+
+NAMED = "select count(*) from public.audit_logs where user_id = %s or subject_ids @> array[%s]"
+
+
+def test_a_plan_changes_no_entry_and_waits_for_its_receipt(database: Database, acme: str) -> None:
+    receipt, cleo = plan_erasure(database)
+    assert database.value(NAMED, cleo, cleo) == 2
+    assert not apply_erasure(database, receipt, cleo, has_store=True)
+    assert database.value(NAMED, cleo, cleo) == 2
+    pending = database.value("select app.pending_receipt(%s)", receipt)
+    assert (pending["kind"], pending["erasure"], pending["entries"]) == ("erasure", str(receipt), 2)
+    database.execute("select public.confirm_receipt(%s)", pending["digest"])
+    assert apply_erasure(database, receipt, cleo, has_store=True)
+    assert database.value(NAMED, cleo, cleo) == 0
+    assert database.value("select app.pending_receipt(%s)", receipt) is None
+
+
+def test_a_plan_that_no_longer_fits_is_not_carried_out(database: Database, acme: str) -> None:
+    receipt, cleo = plan_erasure(database)
+    database.execute("select set_config('app.audit_intervention', 'on', true)")
+    database.execute(
+        "update public.audit_logs set action = 'x.y' where user_id = %s or subject_ids @> array[%s]", cleo, cleo
+    )
+    assert apply_erasure(database, receipt, cleo)
+    assert database.value(NAMED, cleo, cleo) == 2
+    assert database.rows(INTERVENTIONS) == []
+
+
+def test_trouble_of_the_server_does_not_discard_a_plan(database: Database, acme: str) -> None:
+    receipt, cleo = plan_erasure(database)
+    database.execute(
+        "create function public.fail_entry() returns trigger language plpgsql as $$ begin raise sqlstate '53100' using message = 'full'; end; $$"
+    )
+    database.execute(
+        "create trigger fail_entry before update on public.audit_logs for each row execute function public.fail_entry()"
+    )
+    with pytest.raises(psycopg.errors.DiskFull), database.connection.transaction():
+        apply_erasure(database, receipt, cleo)
+    assert len(database.rows(INTERVENTIONS)) == 1
 
 
 def test_an_erasure_keeps_the_entries_and_removes_the_person(database: Database, acme: str) -> None:
@@ -654,20 +745,27 @@ def test_an_erasure_keeps_the_entries_and_removes_the_person(database: Database,
         create_specimens(database, acme, "Apollo", "Gemini", "Mercury")
     read_new_entries(database)
     cleo = profile_id(database, "cleo")
-    before = last_intervention(database)
-    erased = database.value("select count(*) from app.audit_erasures")
+    receipt = begin_erasure(database, "cleo")
     # Five entries: the three specimens, her profile and her membership.
     hers = "(select id, created_at from public.audit_logs where user_id = %s or subject_ids @> array[%s] limit 2)"
     keys = f"(select coalesce(jsonb_agg(jsonb_build_array(a.id, a.created_at)), '[]') from {hers} as a)"
-    erase_two = f"select app.erase_audit_entries((%s, 'user_cleo', '{{}}')::app.person, {keys})"
-    assert [database.value(erase_two, cleo, cleo, cleo) for _ in range(4)] == [2, 2, 1, 0]
+    plan_two = f"select app.erase_audit_entries((%s, 'user_cleo', '{{}}')::app.person, {keys})"
+    planned = []
+    for _ in range(4):
+        planned.append(database.value(plan_two, cleo, cleo, cleo))
+        assert apply_erasure(database, receipt, cleo)
+    assert planned == [2, 2, 1, 0]
     rows = database.rows(
         "select user_id, actor, impersonator, ip_address, user_agent from public.audit_logs where action = 'specimen.created'"
     )
     assert rows == [(None, None, None, None, None)] * 3
-    new = "select kind, entries from app.audit_interventions where id > %s order by id"
-    assert database.rows(new, before) == [("erasure", 2), ("erasure", 2), ("erasure", 1)]
-    assert database.value("select count(*) from app.audit_erasures") == erased + 5
+    assert [(row[0], row[3]) for row in database.rows(INTERVENTIONS)] == [
+        ("erasure", 2),
+        ("erasure", 2),
+        ("erasure", 1),
+    ]
+    changed = "select count(*) from app.audit_erasures as e join app.audit_interventions as i on i.id = e.intervention_id where i.erasure = %s"
+    assert database.value(changed, receipt) == 5
     assert not database.value(
         "select exists (select from public.audit_logs as a where a::text like '%%' || %s || '%%')", str(cleo)
     )
@@ -696,4 +794,5 @@ def test_large_entries_do_not_stop_the_seals(database: Database) -> None:
     large = database.rows("select entries from app.audit_seals where entries > 50 order by sequence")
     assert len(large) >= 3
     assert max(entries for (entries,) in large) <= 200
-    assert {state for (state,) in database.rows("select state from app.verify_audit()")} == {"intact"}
+    [[shown]] = database.connection.execute(audit_trail.QUERY.read_bytes(), {"proven": []}).fetchall()
+    assert {each["state"] for each in shown["ranges"]} == {"intact"}

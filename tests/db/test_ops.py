@@ -565,8 +565,8 @@ WAITING = {
     "values ('msg_old', 'x', '{}', 'ignored', now() - interval '30 days' - %s::interval)",
     "retry-events": "insert into app.webhook_events (message_id, type, event, outcome, next_attempt_at) "
     "values ('msg_bad', 'x', '{}', 'failed', now() - %s::interval)",
-    "seals": "insert into app.audit_seals (sequence, range_start, range_end, entries, digest, seal, sealed_at) "
-    "select 1, now() - interval '99 days', now() - a.age, 0, sha256('a'), sha256('b'), now() - a.age from (select %s::interval as age) as a",
+    "seals": "insert into app.audit_seals (sequence, range_start, range_end, entries, digest, interventions, retention, seal, sealed_at) "
+    "select 1, now() - interval '99 days', now() - a.age, 0, sha256('a'), sha256(''), '400 days', sha256('b'), now() - a.age from (select %s::interval as age) as a",
 }  # fmt: skip
 
 
@@ -637,6 +637,16 @@ def test_losses_are_reported_for_a_week_or_until_they_are_acknowledged(
     assert row(database, f"select lost from ops.{view}") == {"lost": 2}
     database.execute("update app.settings set losses_acknowledged_at = now()")
     assert verdict(database, view) == GREEN
+
+
+def test_audit_health_reports_a_receipt_that_cannot_be_stored(database: Database) -> None:
+    for ago, light in (("1 hour", "green"), ("2 days", "yellow")):
+        database.execute("delete from app.audit_interventions where happened_at is null")
+        database.execute(
+            "insert into app.audit_interventions (kind, range_start, range_end, entries, retention, contents, planned_at) "
+            "values ('retention', now(), now(), 1, '400 days', sha256(''), now() - %s::interval)", ago
+        )  # fmt: skip
+        assert verdict(database, "audit_health")[0] == light
 
 
 # --- sizes and queries ---

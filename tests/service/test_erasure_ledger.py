@@ -50,6 +50,13 @@ def test_writing_the_same_receipt_again_replaces_the_entry(url: str) -> None:
     assert list(ledger.entries()) == [ADA]
 
 
+def test_an_entry_that_is_written_once_is_never_replaced(url: str) -> None:
+    ledger = LedgerStore(url)
+    ledger.put_once("receipt-1", ADA)
+    ledger.put_once("receipt-1", EVE)
+    assert list(LedgerStore(url).entries()) == [ADA]
+
+
 def test_a_new_ledger_has_no_entries(url: str) -> None:
     assert list(LedgerStore(url).entries()) == []
 

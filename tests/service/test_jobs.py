@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from flask.testing import FlaskClient
 
+from service.audit_store import AuditStore
 from service.jobs import JOBS
 from tests.conftest import Stack
 from tests.service.conftest import ENVIRONMENT, MakeApp
@@ -208,10 +209,49 @@ def test_each_seal_is_stored_once_with_the_backups(
     stored = run(client, stack, "seals")["stored"]
     assert stored >= 1
     stored += run(client, stack, "seals")["stored"]  # new seals only, none a second time
-    stored_seals = [json.loads(file.read_text())["seal"] for file in sorted((tmp_path / "seals").iterdir())]
-    assert len(stored_seals) == stored
-    verified = stack.ballast("audit", "verify", *(word for seal in stored_seals for word in ("--seal", seal)))
-    assert verified.returncode == 0, verified.stderr
+    files = sorted((tmp_path / "seals").iterdir())
+    seals = [json.loads(file.read_text()) for file in files]
+    assert [file.stem for file in files] == [f"{each['sequence']:012}-{each['seal']}" for each in seals]
+    assert len(seals) == stored
+    shown = stack.ballast("audit", "verify", "--json", *(word for each in seals for word in ("--seal", each["seal"])))
+    assert not [problem for problem in json.loads(shown.stdout)["problems"] if "seal" in problem]
+
+
+def test_the_seals_job_fails_if_the_chain_lacks_the_newest_stored_seal(
+    make_app: MakeApp, stack: Stack, database: psycopg.Connection[Any], tmp_path: Path
+) -> None:
+    """Someone removed or rewrote seals, or a backup was restored. An operator who knows why accepts it."""
+    client = make_app(**(stack.environment | {"BACKUP_URL": tmp_path.as_uri()})).test_client()
+    run(client, stack, "seals")
+    store = AuditStore(tmp_path.as_uri())
+    newest = store.seals()[-1].sequence
+    cut = f"{newest + 1:012}-{'0' * 64}"
+    (tmp_path / "seals" / f"{cut}.json").write_text("{}")
+    response = client.post("/jobs/seals", headers=as_caller(stack.environment["JOBS_TOKEN"]))
+    assert (response.status_code, response.json["type"]) == (409, "urn:problem:ballast:seals-diverged")
+    assert store.seals()[-1].name == cut
+    store.accept({"seals": [cut], "interventions": [], "reason": "test", "accepted_at": "2026-01-01T00:00:00Z"})
+    assert run(client, stack, "seals")["stored"] >= 1
+
+
+def test_a_month_is_dropped_after_its_receipt_is_stored(
+    make_app: MakeApp, stack: Stack, database: psycopg.Connection[Any], tmp_path: Path
+) -> None:
+    run(make_app(**stack.environment).test_client(), stack, "retention")  # what other tests left
+    database.execute(
+        "insert into public.audit_logs (action, resource_type, created_at) values ('x.y', 'x', '2019-05-05')"
+    )
+    database.execute("select app.make_audit_partitions()")
+    missing = make_app(**(stack.environment | {"BACKUP_URL": (tmp_path / "not-mounted").as_uri()})).test_client()
+    response = missing.post("/jobs/retention", headers=as_caller(stack.environment["JOBS_TOKEN"]))
+    assert (response.status_code, response.json["type"]) == (503, "urn:problem:ballast:store-unavailable")
+    assert database.execute("select to_regclass('app.audit_logs_2019_05')").fetchall() != [(None,)]
+    client = make_app(**(stack.environment | {"BACKUP_URL": tmp_path.as_uri()})).test_client()
+    report = run(client, stack, "retention")
+    assert (report["done"], report["dropped_audit_months"]) == (True, 1)
+    assert database.execute("select to_regclass('app.audit_logs_2019_05')").fetchall() == [(None,)]
+    [receipt] = [json.loads(file.read_text()) for file in (tmp_path / "audit-receipts").iterdir()]
+    assert (receipt["kind"], receipt["entries"], receipt["range_start"][:10]) == ("retention", 1, "2019-05-01")
 
 
 def test_the_seals_job_fails_if_seals_cannot_be_stored(make_app: MakeApp, stack: Stack, tmp_path: Path) -> None:
