@@ -172,11 +172,14 @@ begin
       order by f.next_attempt_at limit 1;
       is_blocked := found;
       if not is_blocked then
-        delete from app.erasure_failures as f where f.receipt = receipt; -- others have deleted these rows
-        job.state := 'erased';
-        job.erased_at := coalesce(job.erased_at, now());
         job.next_attempt_at := now();
-        job.person := (null, (job.person).clerk_user_id, null)::app.person;
+        -- Others have deleted these rows, or they became due after this pass had left them out: another pass shows which.
+        delete from app.erasure_failures as f where f.receipt = receipt;
+        if not found then
+          job.state := 'erased';
+          job.erased_at := coalesce(job.erased_at, now());
+          job.person := (null, (job.person).clerk_user_id, null)::app.person;
+        end if;
       end if;
     end if;
     update app.erasure_log as l

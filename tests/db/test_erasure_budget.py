@@ -173,6 +173,24 @@ def test_a_skipped_row_that_was_deleted_meanwhile_does_not_keep_the_erasure_open
     assert (step["state"], step["skipped"]) == ("erased", 0)
 
 
+def test_a_row_that_becomes_due_after_a_pass_has_skipped_it_keeps_the_erasure_open(database: Database) -> None:
+    sign_up(database)
+    log_entry(database, {"about": ADA})
+    fail_for(database, "old.metadata ->> 'about' is not null")
+    receipt = request_erasure(database)
+    for _ in range(10):
+        call(database, "continue_erasure", receipt=receipt)
+    call(database, "postpone_erasure", receipt=receipt, error="ClerkCallFailed: 500")  # from now on a step is one rule
+    last_rule = database.value("select position from app.personal_data where domain = 'profile'")
+    while call(database, "continue_erasure", receipt=receipt)["next_rule"] != last_rule:
+        pass
+    database.execute("update app.erasure_failures set next_attempt_at = now()")
+    states = [call(database, "continue_erasure", receipt=receipt)["state"] for _ in range(100)]
+    assert states[-1] == "running"
+    assert count_entries(database) == 1
+    assert database.value("select count(*) from ops.erasure_failures") == 1
+
+
 def batch_of(database: Database, rule: str) -> Any:
     return database.value("select batches -> %s from app.erasure_log", rule)
 
