@@ -61,7 +61,11 @@ STATEMENTS: Final = {
     "update": "update public.projects set title = %(title)s where id = any(%(projects)s)",
 }
 FIRST_PAGE: Final = f"""
-    select * from public.audit_logs where organization_id = %s order by created_at desc, id desc limit {PAGE}
+    select
+        id, created_at, organization_id, user_id, actor, impersonator, action, resource_type, resource_id, metadata,
+        changes, ip_address, user_agent, request_id
+    from public.audit_logs
+    where organization_id = %s order by created_at desc, id desc limit {PAGE}
 """
 # One month of entries like those of project updates, for random tenants and people.
 FILL: Final = """
