@@ -7,14 +7,13 @@ create or replace function app.repair_json(document text) returns text
 language sql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
   with escaped as (
-    -- First an escaped backslash (\\) becomes \u005c. After that, each \u begins an escaped character.
-    select regexp_replace(
-      regexp_replace(
-        replace(replace(document, '\\', '\u005c'), '\u0000', '\ufffd'),
-        '\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})', '\\ufffd', 'g'
-      ),
-      '(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}', '\\ufffd', 'g'
-    ) as repaired
+    -- First an escaped backslash (\\) becomes \u005c. After that, each \u begins an escaped character. The text is split at the unpaired
+    -- surrogates. A lookbehind would find them too, but start from the beginning of the text for each.
+    select string_agg(coalesce(m.match[1], '\ufffd'), '' order by m.place) as repaired
+    from regexp_matches(
+      replace(replace(document, '\\', '\u005c'), '\u0000', '\ufffd'),
+      '((?:[^\\]|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\(?!u[dD][89a-fA-F][0-9a-fA-F]{2}))+)|\\u[0-9a-fA-F]{4}', 'g'
+    ) with ordinality as m (match, place)
   ), token as (
     select m.place, m.match[1] as text, case when m.match[1] in ('[', '{') then 1 when m.match[1] in (']', '}') then -1 else 0 end as step
     from

@@ -74,6 +74,12 @@ def test_only_values_that_jsonb_cannot_represent_are_replaced(database: Database
     assert read(database, with_data(inner)) == {"type": "a", "data": {"x": stored, "y": 1}}
 
 
+def test_an_event_full_of_unpaired_surrogates_is_read_in_time(database: Database) -> None:
+    database.execute("set local statement_timeout = '8s'")  # as Supabase sets it for the Data API
+    surrogates = r"\udc00" * 80_000
+    assert read(database, with_data(f'"{surrogates}"'))["data"]["x"] == "\ufffd" * 80_000
+
+
 def test_invalid_characters_in_the_type_are_replaced_too(database: Database) -> None:
     assert receive(database, r'{"type": "a\u0000", "data": {}}')["type"] == "a\ufffd"
 
