@@ -4,7 +4,7 @@ import { cloneTemplate, drawList, element, fill, formatTime } from "./elements.j
 
 const ROWS = 8;
 const COLUMNS = "id, user_id, actor, impersonator, action, resource_type, resource_id, metadata, changes, created_at";
-const ERASED = "erased"; // functions/5_personal_data/erase_rows.sql replaces an id by this
+const ERASED = "erased"; // functions/5_personal_data/erase_content.sql replaces an id by this
 const ACTORS = { clerk: "Clerk", service: "The service", system: "The system" };
 
 /**
