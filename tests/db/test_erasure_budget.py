@@ -248,7 +248,7 @@ def test_a_restore_reports_a_row_that_cannot_be_erased_again_and_erases_the_othe
     with own.connection.transaction(force_rollback=True):  # the rollback restores the state before the erasure
         entry = call(own, "continue_erasure", receipt=request_erasure(own))
     fail_for(own, "old.metadata -> 'number' = '17'", "raise sqlstate '57014'")
-    check = checks.replay_erasures(own.connection, lambda: [entry])
+    check = checks.replay_erasures(own.connection, lambda: [entry], None)
     assert (check.passed, "1 of 1 erasures are unfinished" in check.detail) == (False, True)
     assert count_entries(own) == 1
     assert own.value("select count(*) from public.profiles where clerk_user_id = %s", ADA) == 0
