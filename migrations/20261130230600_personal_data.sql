@@ -100,6 +100,7 @@ create table app.erasure_log (
   next_rule integer,
   found bigint not null default 0,
   was_quiet boolean not null default false,
+  quiet_passes integer not null default 0,
   batches jsonb not null default '{}' check (not jsonb_path_exists(batches, 'strict $.**{64}')),
   attempts integer not null default 0,
   next_attempt_at timestamptz not null default now(),
@@ -116,15 +117,17 @@ comment on column app.erasure_log.state is
 comment on column app.erasure_log.requested_by is 'person, clerk (a webhook), administrator, or restore (of a backup that is older).';
 comment on column app.erasure_log.counts is 'Rows that were erased or changed, by table.';
 comment on column app.erasure_log.requested_at is 'When it was requested. From then on the person is hidden from everyone else.';
-comment on column app.erasure_log.settled_at is 'When a step found no more rows; transactions that began earlier may still write some.';
+comment on column app.erasure_log.settled_at is 'When the first pass over all rules ended; transactions that began earlier may still write rows.';
 comment on column app.erasure_log.erased_at is 'When this database had no more data of the person.';
 comment on column app.erasure_log.clerk_deleted_at is 'When Clerk deleted the account, or reported that it had.';
 comment on column app.erasure_log.stored_at is 'When the entry was written to the ledger, which is stored with the backups.';
 comment on column app.erasure_log.next_rule is
 'The rule with which the next step begins: a position in app.personal_data. Null: a new pass over all rules begins.';
-comment on column app.erasure_log.found is 'How many rows this pass has found. A pass that finds none ends the erasure.';
+comment on column app.erasure_log.found is 'How many rows this pass has found. A quiet pass that finds none ends the erasure.';
 comment on column app.erasure_log.was_quiet is
-'Whether all transactions from before settled_at had ended when this pass began.';
+'Whether this pass is quiet: all transactions from before settled_at had ended when it began, and it leaves no rule out.';
+comment on column app.erasure_log.quiet_passes is
+'How many passes in a row were quiet. The third ends the erasure even if others still write about the person.';
 comment on column app.erasure_log.batches is 'Rows per batch, by rule, as {"relation.path": rows}.';
 comment on column app.erasure_log.attempts is
 'How often a step, Clerk or the store failed. After the first failure a step is only one batch, to find the row that fails.';

@@ -184,7 +184,7 @@ as $$
 begin
   update app.erasure_log as l
   set
-    state = 'running', settled_at = null, next_rule = null, next_attempt_at = now(),
+    state = 'running', settled_at = null, next_rule = null, quiet_passes = 0, next_attempt_at = now(),
     person = ((l.person).id, resume_erasure.clerk_user_id, coalesce((l.person).emails, '{}') || addresses)::app.person
   where l.subject_hash = app.person_hash(resume_erasure.clerk_user_id);
 end;

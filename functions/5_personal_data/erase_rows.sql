@@ -169,6 +169,7 @@ begin
   person.emails := app.select_own_addresses(person.emails, person.clerk_user_id); -- a new account may use the same address by now
   if not app.apply_erasure(job.receipt, person, has_store) then
     job.found := job.found + 1; -- the planned audit entries still name the person
+    job.was_quiet := false;
     return;
   end if;
   for rule in

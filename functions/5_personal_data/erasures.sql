@@ -9,11 +9,11 @@
 --    "public.profiles": 1}. A trigger refuses to change one audit entry. Its batch fails, is halved until only this entry is left, and
 --    the entry is recorded in app.erasure_failures. A call that times out is rolled back: the service reports it with
 --    postpone_erasure('r1', …, in_step => true), and the next call continues with the next rule, and later with half the batch.
--- 3. Settle. The pass over all rules that ends at 10:00:02 finds no rows and sets settled_at = 10:00:02. A transaction that began at
---    09:59:59, before Ada was hidden, may still commit a row about her. A later pass that finds rows resets settled_at to null. A pass that
---    finds none, and began after all transactions from before 10:00:02 had ended, sets state = 'erased' and reduces person to
---    (null, user_ada, null). As long as the audit entry is skipped, the state stays 'running', but step 4 is done. Once the trigger is
---    gone, the next attempt erases the entry.
+-- 3. Settle. The first pass over all rules ends at 10:00:02 and sets settled_at = 10:00:02. A transaction that began at 09:59:59, before
+--    Ada was hidden, may still commit a row about her. A quiet pass begins after all transactions from before 10:00:02 have ended. One that
+--    finds no rows sets state = 'erased' and reduces person to (null, user_ada, null). So does the third quiet pass in a row, because
+--    others could write her address again and again: what they write after the erasure is like what they write next year. As long as the
+--    audit entry is skipped, the state stays 'running', but step 4 is done. Once the trigger is gone, the next attempt erases the entry.
 -- 4. Complete. The service writes the receipt with the hash of user_ada to the ledger beside the backups, deletes user_ada at Clerk, and
 --    calls end_erasure('r1', true): state = 'complete', person = null. The receipt still shows the counts and the times.
 -- If an older backup is restored, replay_erasures() finds Ada by the hash in the ledger, and the erasure runs again from step 1 as r1.
@@ -45,7 +45,7 @@ begin
   person := app.find_person(clerk_user_id);
   addresses := app.find_addresses(clerk_user_id);
   insert into app.erasure_log as l (receipt, subject_hash, person, requested_by) values (receipt, hash, person, requested_by)
-  on conflict (subject_hash) do update set person = excluded.person, state = 'running', settled_at = null, next_rule = null
+  on conflict (subject_hash) do update set person = excluded.person, state = 'running', settled_at = null, next_rule = null, quiet_passes = 0
   where l.state <> 'running' and (excluded.person).id is not null; -- a restored backup contained the person again
   insert into app.clerk_tombstones as t (kind, clerk_id, deleted_at) values ('user', hash, now())
   on conflict on constraint clerk_tombstones_pkey do update set deleted_at = excluded.deleted_at
@@ -162,16 +162,18 @@ begin
     end if;
     job := app.erase_step(job, has_store);
     job.next_attempt_at := now();
-    if job.found > 0 then
-      job.settled_at := null;
-    elsif job.next_rule is null and not job.was_quiet then
+    if job.next_rule is null then
       job.settled_at := coalesce(job.settled_at, clock_timestamp());
-    elsif job.next_rule is null then
+      job.quiet_passes := case when job.was_quiet then job.quiet_passes + 1 else 0 end;
+    end if;
+    if job.next_rule is null and (job.quiet_passes > 0 and job.found = 0 or job.quiet_passes > 2) then
       select f.next_attempt_at into job.next_attempt_at from app.erasure_failures as f
       where f.receipt = receipt and f.next_attempt_at > now()
       order by f.next_attempt_at limit 1;
       is_blocked := found;
-      if not is_blocked then
+      if is_blocked then
+        job.quiet_passes := 0;
+      else
         job.next_attempt_at := now();
         -- Others have deleted these rows, or they became due after this pass had left them out: another pass shows which.
         delete from app.erasure_failures as f where f.receipt = receipt;
@@ -185,7 +187,8 @@ begin
     update app.erasure_log as l
     set
       state = job.state, person = job.person, counts = job.counts, settled_at = job.settled_at, erased_at = job.erased_at,
-      next_rule = job.next_rule, found = job.found, was_quiet = job.was_quiet, batches = job.batches, next_attempt_at = job.next_attempt_at
+      next_rule = job.next_rule, found = job.found, was_quiet = job.was_quiet, quiet_passes = job.quiet_passes,
+      batches = job.batches, next_attempt_at = job.next_attempt_at
     where l.receipt = receipt;
   end if;
   return public.erasure_receipt(receipt) || (
@@ -246,11 +249,12 @@ begin
     job.batches := job.batches || jsonb_build_object(failed.name, coalesce((job.batches ->> failed.name)::integer, 50) / 2);
     job.next_rule := failed.next;
     job.found := job.found + 1;
+    job.was_quiet := false; -- this pass leaves rows out
   end if;
   update app.erasure_log as l
   set
     attempts = l.attempts + 1, next_attempt_at = now() + interval '30 seconds' * power(2, least(l.attempts, 9)), error = left(error, 200),
-    batches = job.batches, next_rule = job.next_rule, found = job.found
+    batches = job.batches, next_rule = job.next_rule, found = job.found, was_quiet = job.was_quiet
   where l.receipt = job.receipt;
 end;
 $$;

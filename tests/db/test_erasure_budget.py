@@ -117,6 +117,19 @@ def test_a_value_that_is_too_deep_to_be_read_back_is_kept_as_redacted_text(super
 # --- a batch that fails
 
 
+def test_an_erasure_ends_although_others_never_stop_writing_about_the_person(own: Database) -> None:
+    sign_up(own)
+    log_entry(own, {"seen": EMAIL})
+    receipt = request_erasure(own)
+    states = ["running"]
+    while states[-1] == "running" and len(states) < 50:
+        states.append(call(own, "continue_erasure", receipt=receipt)["state"])
+        log_entry(own, {"seen again": EMAIL})
+    assert states[-1] == "erased"
+    assert len(states) > 3, "others wrote during the erasure"
+    assert count_entries(own) == 1, "only what was written after the last pass is left"
+
+
 def test_rows_that_cannot_be_erased_are_reported_and_do_not_stop_others(database: Database) -> None:
     sign_up(database)
     for number in range(120):
