@@ -124,7 +124,8 @@ def seals(components: Components) -> Report:
         ) from failure
     except ChainDiverged as failure:
         raise SealsDiverged(
-            f"{failure} Someone changed seals, or a backup was restored: run `ballast audit verify`."
+            f"{failure} Run `ballast audit verify`: someone changed seals, or a backup was restored. After a restore,"
+            " run `ballast audit accept`."
         ) from failure
 
 

@@ -109,8 +109,9 @@ def seal(url: str | None, as_json: bool) -> None:
 def verify(url: str | None, known_seals: tuple[str, ...], as_json: bool) -> None:
     """Recompute every seal, and compare the trail with the store in BACKUP_URL.
 
-    Exits with 1 if entries, seals or records were changed. Exits with 3 if the trail is unproven: nothing contradicts
-    it, but nothing outside the database proves it.
+    Exits with 1 if entries, seals or records were changed, or the store lacks a receipt, or the chain lacks a stored
+    seal. Exits with 3 if the trail is unproven: nothing contradicts it, but BACKUP_URL is not set, or no seal is stored
+    there yet. docs/audit.md says what to do.
 
     Changes by erasures and retention are allowed if their receipts are in the store; the table shows them. Reads the
     whole trail.
@@ -130,14 +131,14 @@ def verify(url: str | None, known_seals: tuple[str, ...], as_json: bool) -> None
 
 @audit.command(epilog='Example: ballast audit accept --reason "restored the backup of 3 March"')
 @options.url_option
-@click.option("--reason", required=True, metavar="TEXT", help="Why; it is stored with the acceptance.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--reason", required=True, metavar="TEXT", help="Why these gaps are known; it is stored with them.")
+@click.option("--yes", is_flag=True, help="Skip the confirmation prompt.")
 def accept(url: str | None, reason: str, yes: bool) -> None:
-    """Accept what a restore, or a time without a store, leaves behind.
+    """Accept the gaps that a restore, or a time without BACKUP_URL, left in the proof of the trail.
 
-    After a restore, the chain lacks the newest stored seals. From before BACKUP_URL was set, erasures and drops of
-    months have no receipts. This stores in BACKUP_URL that you know of them, and `ballast audit verify` no longer
-    reports them. Changed entries cannot be accepted.
+    After a restore, the chain lacks the newest stored seals. Erasures and drops of months from before BACKUP_URL was
+    set have no receipts. Lists these gaps, asks you to confirm, and stores them with the reason in BACKUP_URL. `ballast
+    audit verify` then no longer reports them. Changed entries cannot be accepted.
     """
     store = open_store(url)
     if store is None:
@@ -153,7 +154,7 @@ def accept(url: str | None, reason: str, yes: bool) -> None:
         click.echo("Nothing to accept.")
         return
     if not yes:
-        click.confirm("Do you know the reason for each of them?", abort=True)
+        click.confirm("Accept all of them?", abort=True)
     with _store_failures():
         store.accept(
             {

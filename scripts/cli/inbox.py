@@ -99,13 +99,14 @@ def retry(url: str | None, all_failed: bool, message_ids: tuple[str, ...]) -> No
 
 @inbox.command(epilog="Example: ballast inbox dismiss msg_2abc --reason 'It has no user id'")
 @options.url_option
-@click.option("--reason", required=True, help="Why the event is given up. It is kept with the event, and in the audit.")
+@click.option("--reason", required=True, help="Why the event is given up. The event and the audit trail keep it.")
 @click.option("--by", default=getpass.getuser, help="Who dismisses it; by default your user name on this computer.")
 @click.argument("message_id")
 def dismiss(url: str | None, reason: str, by: str, message_id: str) -> None:
     """Give up a failed event that can never be applied.
 
-    It is not retried any more, and a delivery by Clerk changes nothing. `ballast status` shows the next failure again.
+    It is not retried any more, and a later delivery of it by Clerk changes nothing. `ballast status` still reports
+    other events that fail.
     """
     with options.open_database(url, requires="app.webhook_events") as connection:
         try:

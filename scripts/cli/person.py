@@ -47,7 +47,7 @@ class SoleOwner(Failure):
 
 
 class NotComplete(Failure):
-    """An erasure is not complete: an external service failed, or older transactions are still running."""
+    """An erasure is not complete: a step or an external service failed, rows were skipped, or old transactions run."""
 
 
 class ClerkUnknown(Failure):
@@ -121,8 +121,8 @@ def erase_command(url: str | None, yes: bool, as_json: bool, clerk_user_id: str)
 def resume(url: str | None, as_json: bool) -> None:
     """Continue every incomplete erasure.
 
-    This includes erasures, and rows that could not be erased, that are scheduled for later.
-    Exits with 1 if one is still incomplete.
+    Does not wait for their next scheduled attempt, and retries the rows that were skipped because they could not be
+    erased. Exits with 1 if an erasure is still incomplete.
     """
     with options.open_database(url, requires="app.personal_data") as connection:
         connection.execute("update app.erasure_failures set next_attempt_at = now() where next_attempt_at > now()")

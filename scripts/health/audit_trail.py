@@ -138,14 +138,23 @@ class Verification:
             )
         if self.evidence is not None:
             for unproven in self.unproven():
-                yield f"{unproven.describe()} has no receipt in the store: it may be forged."
+                yield (
+                    f"{unproven.describe()} has no receipt in the store: it may be forged. If it is from before"
+                    " BACKUP_URL was set, run `ballast audit accept`."
+                )
 
     def list_doubts(self) -> Iterator[str]:
         """Yields a line for what may be true but is not proven from outside."""
         if self.evidence is None and (unproven := self.unproven()):
-            yield f"No receipt outside the database proves the erasures and drops of months: {len(unproven):,}."
+            yield (
+                "Erasures and drops of months have no receipt outside the database, because BACKUP_URL is not set:"
+                f" {len(unproven):,}."
+            )
         if self.anchored is None and (self.trail.ranges or self.trail.unsealed):
-            yield "No seal is stored outside the database, so `postgres` can recompute all of them."
+            yield (
+                "No seal is stored outside the database, so `postgres` can recompute all of them. Set BACKUP_URL, then"
+                " run `ballast audit seal`."
+            )
 
     def retention_changes(self) -> list[tuple[float, Range]]:
         """The ranges with another retention period than the one before, after that period in days."""

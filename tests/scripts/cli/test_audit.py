@@ -259,7 +259,7 @@ def test_a_copy_of_a_seal_proves_the_trail_without_a_store(sealed_trail: Trail) 
 
 def test_the_help_names_the_exit_codes(empty: Trail) -> None:
     text = " ".join(empty.run("verify", "--help").stdout.split())
-    assert "Exits with 1 if entries, seals or records were changed." in text
+    assert "Exits with 1 if entries, seals or records were changed, or the store lacks" in text
     assert "Exits with 3 if the trail is unproven" in text
 
 
@@ -353,7 +353,9 @@ def test_a_receipt_that_is_missing_in_the_store_is_a_problem(sealed_trail: Trail
         file.unlink()
     [problem] = sealed_trail.list_problems()
     assert re.fullmatch(
-        rf"The erasure {RECEIPT} \(3 entries, .*\) has no receipt in the store: it may be forged.", problem
+        rf"The erasure {RECEIPT} \(3 entries, .*\) has no receipt in the store: it may be forged\."
+        r" If it is from before BACKUP_URL was set, run `ballast audit accept`\.",
+        problem,
     )
 
 
