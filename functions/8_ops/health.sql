@@ -286,11 +286,12 @@ from (
 ) as f;
 comment on view ops.storage_health is 'The size of the database, and whether vacuum keeps up: one row.';
 
--- A lost entry cannot be recovered, so the status stays until someone acknowledges it, at most 7 days.
+-- A lost entry cannot be recovered, so the status stays until someone acknowledges it, at most 7 days. The trail is searched only if its
+-- newest seal is old. ops.storage_health reports an open transaction, which the seals wait for.
 create or replace view ops.audit_health with (security_invoker) as
 select
   l.lost, l.last_lost_at, l.relation, l.error, p.waiting_since,
-  case when l.lost > 0 then 'red' when p.waiting_since < now() - interval '1 day' then 'yellow' else 'green' end as status,
+  case when l.lost > 0 then 'red' when p.waiting_since < now() - interval '1 day' or u.is_late then 'yellow' else 'green' end as status,
   case
     when l.lost > 0
       then
@@ -300,15 +301,30 @@ select
       then
         'An erasure or the drop of a month waits until its receipt is stored. Check that the service can write to BACKUP_URL, and that the '
         || 'scheduler calls the jobs erasures and retention.'
+    when u.is_late
+      then
+        'Audit entries older than a day are not sealed, so `ballast audit verify` cannot find changes of them. Run `ballast audit seal`, '
+        || 'and check that the scheduler calls the job seals.'
     else 'OK.'
-  end as advice
+  end as advice,
+  u.sealed_until
 from app.count_losses('audit') as l
 cross join (
   select min(i.planned_at) as waiting_since from app.audit_interventions as i
   where i.happened_at is null
-) as p;
+) as p
+cross join (
+  select
+    s.sealed_until,
+    coalesce(s.sealed_until, '-infinity') < c.due and exists (
+      select from public.audit_logs as a
+      where a.created_at >= coalesce(s.sealed_until, '-infinity') and a.created_at < c.due
+    ) as is_late
+  from (select max(a.range_end) as sealed_until from app.audit_seals as a) as s
+  cross join (select least(app.audit_complete_until(), now() - interval '1 day') as due) as c
+) as u;
 comment on view ops.audit_health is
-'Whether audit entries were lost in the last 7 days and not yet acknowledged, and whether a change to the trail waits for its receipt: one row.';
+'Whether audit entries were lost in the last 7 days and not yet acknowledged, whether a change to the trail waits for its receipt, and whether seals are late: one row.';
 
 create or replace view ops.realtime_health with (security_invoker) as
 select

@@ -649,6 +649,46 @@ def test_audit_health_reports_a_receipt_that_cannot_be_stored(database: Database
         assert verdict(database, "audit_health")[0] == light
 
 
+def add_entry(database: Database, ago: str) -> None:
+    database.execute(
+        "insert into public.audit_logs (action, resource_type, created_at) values ('client.x', 'x', now() - %s::interval)", ago
+    )  # fmt: skip
+
+
+def test_audit_health_reports_entries_that_were_never_sealed_for_a_day(database: Database) -> None:
+    add_entry(database, "23 hours")
+    assert verdict(database, "audit_health") == GREEN
+    add_entry(database, "25 hours")
+    assert row(database, "select sealed_until, status, advice from ops.audit_health") == {
+        "sealed_until": None, "status": "yellow",
+        "advice": "Audit entries older than a day are not sealed, so `ballast audit verify` cannot find changes of them. "
+        "Run `ballast audit seal`, and check that the scheduler calls the job seals.",
+    }  # fmt: skip
+    database.execute("select app.seal_audit()")
+    assert verdict(database, "audit_health") == GREEN
+
+
+def test_audit_health_reports_seals_that_stopped_only_if_entries_wait_for_them(database: Database) -> None:
+    add_entry(database, "5 days")
+    database.execute("select app.seal_audit(now() - interval '4 days')")
+    assert verdict(database, "audit_health") == GREEN
+    add_entry(database, "3 days")
+    assert verdict(database, "audit_health")[0] == "yellow"
+    until = database.value("select sealed_until from ops.audit_health")
+    assert until == database.value("select now() - interval '4 days'")
+
+
+def test_audit_health_does_not_search_the_trail_while_seals_are_recent(database: Database) -> None:
+    add_entry(database, "5 days")
+    database.execute("select app.seal_audit()")
+    plan = [
+        line for (line,) in database.rows("explain (analyze, costs off, timing off) select * from ops.audit_health")
+    ]
+    scans = [line for line in plan if "audit_logs" in line]
+    assert scans
+    assert all("never executed" in line for line in scans)
+
+
 # --- sizes and queries ---
 
 
