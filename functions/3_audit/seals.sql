@@ -16,20 +16,22 @@ as $$
 $$;
 comment on function app.audit_hash is 'SHA-256 of an entry.';
 
--- An entry that erasures changed counts with its hash before the first of them.
+-- An entry that erasures changed counts with its hash before the first of them: the one that none of the others left. Clocks may step back,
+-- so the times of the erasures do not give their order.
 create or replace function app.audit_digest(range_start timestamptz, range_end timestamptz, out entries bigint, out digest bytea)
 language sql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
-  with erased as materialized (
-    select distinct on (e.entry_id, e.entry_created_at) e.entry_id, e.entry_created_at, e.original
+  with changed as materialized (
+    select
+      e.entry_id, e.entry_created_at, e.original,
+      e.original <> all(array_agg(e.remaining) over (partition by e.entry_id, e.entry_created_at)) as is_first
     from app.audit_erasures as e
     join app.audit_interventions as i on i.id = e.intervention_id
     where e.entry_created_at >= audit_digest.range_start and e.entry_created_at < audit_digest.range_end and i.happened_at is not null
-    order by e.entry_id, e.entry_created_at, i.happened_at
   )
-  select count(*), sha256(coalesce(string_agg(coalesce(e.original, app.audit_hash(a)), ''::bytea order by a.created_at, a.id), ''))
+  select count(*), sha256(coalesce(string_agg(coalesce(c.original, app.audit_hash(a)), ''::bytea order by a.created_at, a.id), ''))
   from public.audit_logs as a
-  left join erased as e on e.entry_id = a.id and e.entry_created_at = a.created_at
+  left join changed as c on c.entry_id = a.id and c.entry_created_at = a.created_at and c.is_first
   where a.created_at >= audit_digest.range_start and a.created_at < audit_digest.range_end;
 $$;
 comment on function app.audit_digest is 'Of a range: the number of entries, and the SHA-256 over all entries'' hashes in order.';

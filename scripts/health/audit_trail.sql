@@ -36,20 +36,21 @@ interventions as materialized (
   where i.happened_at is not null
 ),
 
--- Each erasure of an entry must begin with what the one before it left.
+-- Each erasure of an entry must begin with what another one left, except for one, the first. So they form a chain. Their times do not give
+-- its order, because clocks may step back.
 erased as materialized (
   select
-    e.entry_id, e.entry_created_at, bool_and(e.is_linked) as is_linked, bool_and(e.is_proven) as is_proven,
-    (array_agg(e.original order by e.happened_at))[1] as original,
-    (array_agg(e.remaining order by e.happened_at desc))[1] as remaining
+    e.entry_id, e.entry_created_at, bool_and(e.is_proven) as is_proven,
+    bool_and(e.is_consistent) and count(*) filter (where e.is_first) = 1 and count(*) filter (where e.is_last) = 1 as is_linked,
+    (array_agg(e.original) filter (where e.is_first))[1] as original,
+    (array_agg(e.remaining) filter (where e.is_last))[1] as remaining
   from (
     select
-      e.*, i.happened_at, i.is_proven,
-      i.is_consistent and e.original = coalesce(
-        lag(e.remaining) over (partition by e.entry_id, e.entry_created_at order by i.happened_at), e.original
-      ) as is_linked
+      e.*, i.is_proven, i.is_consistent,
+      e.original <> all(array_agg(e.remaining) over entry) as is_first, e.remaining <> all(array_agg(e.original) over entry) as is_last
     from app.audit_erasures as e
     join interventions as i on i.id = e.intervention_id
+    window entry as (partition by e.entry_id, e.entry_created_at)
   ) as e
   group by e.entry_id, e.entry_created_at
 ),

@@ -334,17 +334,31 @@ def test_without_a_store_an_erasure_is_unproven(sealed_trail: Trail) -> None:
     assert [each["state"] for each in found["ranges"]][:4] == ["unproven", "unproven", "unproven", "intact"]
 
 
-def test_two_erasures_of_one_entry_are_proven(sealed_trail: Trail) -> None:
-    other, receipt = UUID(int=2, version=4), UUID(int=0xBB, version=4)
-    sealed_trail.execute(
-        f"insert into public.audit_logs (user_id, impersonator, subject_ids, action, resource_type) "
-        f"values ('{PERSON}', 'user_{receipt}', array['{other}'::uuid], 'project.created', 'project')"
+@pytest.mark.parametrize("is_sealed_first", [True, False])
+@pytest.mark.parametrize("step", ["-1 day", "1 day"])
+def test_erasures_of_one_entry_are_proven_even_if_the_clock_steps_back(
+    trail: Trail, is_sealed_first: bool, step: str
+) -> None:
+    """The second erasure seems to happen before the first one, and before the third; the seal comes before or after them."""
+    people = [PERSON, *(UUID(int=number, version=4) for number in (2, 3))]
+    receipts = [RECEIPT, *(UUID(int=number, version=4) for number in (0xBB, 0xCC))]
+    trail.execute(
+        f"insert into public.audit_logs (user_id, subject_ids, action, resource_type, created_at) values "
+        f"('{people[0]}', array['{people[1]}', '{people[2]}']::uuid[], 'project.created', 'project', now() - interval '1 hour')"
     )
-    sealed_trail.erase()
-    sealed_trail.erase(other, receipt)
-    changed = sealed_trail.execute("select count(*) from app.audit_erasures group by entry_id having count(*) > 1")
-    assert changed == [(2,)]
-    assert sealed_trail.verify()["exit_code"] == INTACT
+    if is_sealed_first:
+        trail.run("seal")
+    for person, receipt in zip(people, receipts, strict=True):
+        trail.erase(person, receipt)
+    trail.execute(
+        f"update app.audit_interventions set happened_at = happened_at + interval '{step}' where erasure = '{receipts[1]}'"
+    )
+    changed = trail.execute("select count(*) from app.audit_erasures group by entry_id having count(*) > 1")
+    assert changed == [(3,)]
+    trail.run("seal")
+    found = trail.verify()
+    assert (found["exit_code"], found["problems"]) == (INTACT, [])
+    assert "erased" in [each["state"] for each in found["ranges"]]
 
 
 def test_a_receipt_that_is_missing_in_the_store_is_a_problem(sealed_trail: Trail) -> None:
@@ -482,6 +496,28 @@ def test_changed_records_of_an_erasure_are_found(sealed_trail: Trail, attack: st
     sealed_trail.execute(attack)
     assert state in sealed_trail.states()
     assert sealed_trail.verify()["exit_code"] == TAMPERED
+
+
+@pytest.mark.parametrize("hashes", ["e.original, sha256('x')", "sha256('x'), e.remaining", "e.original, e.remaining"])
+def test_erasures_of_one_entry_that_do_not_follow_each_other_are_found(sealed_trail: Trail, hashes: str) -> None:
+    """A forged record begins or ends as the true erasure of the same entry does."""
+    sealed_trail.erase()
+    assert sealed_trail.without_store().states()[0] == "unproven"
+    sealed_trail.execute(f"""
+        with forged as (
+            select e.entry_id, e.entry_created_at, gen_random_uuid() as id, f.original, f.remaining
+            from (select * from app.audit_erasures order by entry_created_at limit 1) as e
+            cross join lateral (values ({hashes})) as f (original, remaining)
+        ), intervention as (
+            insert into app.audit_interventions (id, kind, erasure, range_start, range_end, entries, retention, contents, happened_at)
+            select f.id, 'erasure', f.id, f.entry_created_at, f.entry_created_at, 1, '400 days',
+                sha256(uuid_send(f.entry_id) || timestamptz_send(f.entry_created_at) || f.original || f.remaining), now()
+            from forged as f returning id
+        )
+        insert into app.audit_erasures (entry_id, entry_created_at, intervention_id, original, remaining)
+        select f.entry_id, f.entry_created_at, i.id, f.original, f.remaining from forged as f join intervention as i on i.id = f.id
+    """)
+    assert sealed_trail.without_store().states()[0] == "broken"
 
 
 def test_a_rewritten_entry_cannot_hide_in_a_true_erasure(sealed_trail: Trail) -> None:
