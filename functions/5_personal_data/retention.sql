@@ -2,44 +2,65 @@
 -- audit trail.
 
 -- Deletes in batches, table by table: one statement for a large organization would take minutes. Like app.selection() it limits a batch in
--- rows and in bytes. Tables of tenants need no primary key.
-create or replace function app.purge_organization(organization uuid, batch integer) returns integer
+-- rows and in bytes. Tables of tenants need no primary key. A batch that fails raises its error, but a single row is skipped.
+create or replace function app.purge_organization(
+  organization uuid, batch integer, inout skipped text[], out purged integer, out error text
+)
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 declare
   tenant public.organizations;
   child record;
-  purged integer := 0;
+  name text; -- of a row
+  has_rows boolean := false; -- skipped ones
 begin
   select o.* into tenant from public.organizations as o where o.id = organization;
   perform app.lock_clerk_objects(array[tenant.clerk_org_id]); -- before the row lock: Clerk events lock in this order
   perform from public.organizations as o where o.id = tenant.id for update;
   perform set_config('app.unaudited', 'on', true);
   for child in
-    select k.conrelid::regclass as relation, a.attname as name
+    select
+      k.conrelid::regclass as relation, a.attname as name, d.size,
+      format('jsonb_build_array(%L, %s)::text', k.conrelid::regclass, case when d.matched_by is null then 't.ctid' else d.key end) as key
     from pg_constraint as k
     join pg_attribute as a on a.attrelid = k.conrelid and a.attnum = k.conkey[1]
+    cross join app.describe_rows(k.conrelid::regclass::text) as d
     where k.contype = 'f' and k.confrelid = 'public.organizations'::regclass and cardinality(k.conkey) = 1
   loop
-    execute format(
-      $query$
-        with found as materialized (
-          select t.tableoid as part, t.ctid as place, %3$s as size from %1$s as t where t.%2$I = $1 limit $2
-        ), batch as materialized (
-          select m.part, m.place
-          from (select f.*, sum(f.size) over (rows unbounded preceding) - f.size as before from found as f) as m
-          where m.before < $2 * 8192
-        )
-        delete from %1$s as t using batch where t.tableoid = batch.part and t.ctid = batch.place
-      $query$,
-      child.relation, child.name, (select d.size from app.describe_rows(child.relation::text) as d)
-    ) using tenant.id, batch;
-    get diagnostics purged = row_count;
+    begin
+      execute format(
+        $query$
+          with found as materialized (
+            select t.tableoid as part, t.ctid as place, %3$s as size from %1$s as t where t.%2$I = $1 and %4$s <> all($3) limit $2
+          ), batch as materialized (
+            select m.part, m.place
+            from (select f.*, sum(f.size) over (rows unbounded preceding) - f.size as before from found as f) as m
+            where m.before < $2 * 8192
+          )
+          delete from %1$s as t using batch where t.tableoid = batch.part and t.ctid = batch.place
+        $query$,
+        child.relation, child.name, child.size, child.key
+      ) using tenant.id, batch, skipped;
+      get diagnostics purged = row_count;
+    exception when others then
+      if batch > 1 then
+        raise;
+      end if;
+      error := sqlstate;
+      execute format('select %3$s from %1$s as t where t.%2$I = $1 and %3$s <> all($2) limit 1', child.relation, child.name, child.key)
+      into name using tenant.id, skipped;
+      skipped := skipped || name;
+      purged := 0;
+      perform set_config('app.unaudited', '', true);
+      return;
+    end;
     exit when purged > 0;
+    execute format('select $2 or exists (select from %s as t where t.%I = $1)', child.relation, child.name)
+    into has_rows using tenant.id, has_rows;
   end loop;
-  if purged > 0 then
+  if purged > 0 or has_rows then
     perform set_config('app.unaudited', '', true);
-    return purged;
+    return;
   end if;
   delete from app.clerk_records as r
   where r.ctid = any(array(select c.ctid from app.clerk_records as c where c.organization_id = tenant.clerk_org_id limit batch));
@@ -54,10 +75,10 @@ begin
     purged := 1;
   end if;
   perform set_config('app.unaudited', '', true);
-  return purged;
 end;
 $$;
-comment on function app.purge_organization is 'Deletes up to `batch` rows of an organization, and finally the organization. Returns how many.';
+comment on function app.purge_organization is
+'Deletes up to `batch` rows of an organization, and finally the organization. purged: how many. skipped: rows that failed, as [table, key].';
 
 -- Of the rule for organizations a batch is one organization, or some of its rows. A batch that fails is tried again with half its rows; a
 -- single row that fails is skipped until the next run.
@@ -79,7 +100,8 @@ begin
   began_at := clock_timestamp();
   begin
     if is_tenant then
-      purged := app.purge_organization((keys -> 0 ->> 0)::uuid, batch);
+      select p.skipped, p.purged, p.error into skipped, purged, error
+      from app.purge_organization((keys -> 0 ->> 0)::uuid, batch, skipped) as p;
     else
       execute format(
         'delete from %s as t using jsonb_array_elements($1) as k (key) where %s',
@@ -87,7 +109,7 @@ begin
       ) using keys;
       get diagnostics purged = row_count;
     end if;
-    if purged = 0 then
+    if purged = 0 and error is null then
       raise exception 'expired rows were not deleted';
     end if;
     batch := app.next_batch(batch, began_at);
@@ -125,7 +147,7 @@ begin
     select 50 as batch, '{}'::text[] as skipped into batch;
     loop
       batch := app.purge_batch(rule, batch.batch, batch.skipped);
-      exit when batch.purged is null;
+      exit when batch.purged is null or cardinality(batch.skipped) >= 100; -- else many bad rows would keep the rest from its turn
       if batch.purged > 0 then
         counts := counts || jsonb_build_object(rule.relation, coalesce((counts ->> rule.relation)::bigint, 0) + batch.purged);
       elsif cardinality(batch.skipped) > 0 then
@@ -155,6 +177,6 @@ begin
 end;
 $$;
 comment on function public.run_retention is
-'Runs one step of retention: {done, purged: {table: rows}, failed: {table: {error, rows, key}}, dropped_audit_months, receipt_to_store}. Call it until done. failed: rows that could not be deleted, with the key of the first. dropped_audit_months is null if another session was reading the trail. If receipt_to_store is not null, store it and call confirm_receipt() first. Definer: the service has no privilege on tables.';
+'Runs one step of retention: {done, purged: {table: rows}, failed: {table: {error, rows, key}}, dropped_audit_months, receipt_to_store}. Call it until done. failed: rows that could not be deleted, with the key of the first; of an organization''s row it is [table, key]. dropped_audit_months is null if another session was reading the trail. If receipt_to_store is not null, store it and call confirm_receipt() first. Definer: the service has no privilege on tables.';
 
 grant execute on function public.run_retention(boolean) to service_role;

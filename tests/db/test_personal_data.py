@@ -357,6 +357,11 @@ def test_a_deleted_organization_is_purged_with_all_its_rows_after_its_grace_peri
     assert world.value("select count(*) from public.specimens where title = 'Hers in Globex'") == 1
 
 
+def purge(database: Database, organization: Any, batch: int) -> int:
+    """Purges a batch, and returns how many rows."""
+    return int(database.value("select p.purged from app.purge_organization(%s, %s, '{}') as p", organization, batch))
+
+
 def test_a_large_organization_is_purged_in_batches(world: Database) -> None:
     acme = world.value("select id from public.organizations where name = 'Acme'")
     world.execute(
@@ -366,7 +371,7 @@ def test_a_large_organization_is_purged_in_batches(world: Database) -> None:
     exists = "select exists (select from public.organizations where id = %s)"
     batches = []
     while world.value(exists, acme):
-        batches.append(call(world, "app.purge_organization", organization=acme, batch=1000))
+        batches.append(purge(world, acme, 1000))
     assert max(batches) == 1000
     assert sum(batches) > 2500
     assert scan(world, str(acme)).keys() <= {"public.audit_logs", "realtime.messages"}
@@ -384,7 +389,7 @@ def test_large_rows_are_purged_in_smaller_batches(world: Database) -> None:
     left = "select count(*) from public.specimens where organization_id = %s"
     batches = []
     while world.value(left, acme):
-        batches.append(call(world, "app.purge_organization", organization=acme, batch=100))
+        batches.append(purge(world, acme, 100))
     assert 10 < max(batch for batch in batches if batch < 100) < 20  # about 800 kB
 
 
@@ -420,6 +425,31 @@ def test_an_organization_that_cannot_be_purged_does_not_stop_others(world: Datab
         pass
     assert step["failed"].keys() == {"public.organizations"}
     assert world.rows("select name from public.organizations where deleted_at is not null") == [("Acme",)]
+
+
+def test_a_row_that_cannot_be_purged_with_its_organization_is_reported_and_stops_no_other_row(world: Database) -> None:
+    acme = world.value("select id from public.organizations where name = 'Acme'")
+    insert = "insert into public.projects (organization_id, title) select %s, 'p' || n from generate_series(1, 60) as n"
+    world.execute(insert, acme)
+    world.execute("update public.organizations set deleted_at = now() - interval '40 days' where id = %s", acme)
+    refuse_deletion(world, "public.projects", "old.title = 'p7'")
+    while not (step := call(world, "run_retention"))["done"]:
+        pass
+    [(row, title)] = world.rows("select id::text, title from public.projects where organization_id = %s", acme)
+    assert title == "p7"
+    assert step["failed"]["public.organizations"]["key"] == ["public.projects", [row]]
+    assert world.value("select count(*) from public.specimens where organization_id = %s", acme) == 0
+
+
+def test_many_rows_that_cannot_be_deleted_do_not_keep_the_rest_of_retention_from_its_turn(world: Database) -> None:
+    world.execute(
+        """insert into app.event_failures (message_id, error, failures, failed_at)
+        select 'm' || n, '57014', 1, now() - interval '8 days' from generate_series(1, 3000) as n"""
+    )
+    refuse_deletion(world, "app.event_failures", "true")
+    steps = [call(world, "run_retention") for _ in range(10)]
+    assert steps[-1]["done"]
+    assert steps[-1]["failed"]["app.event_failures"]["error"] == "P0001"
 
 
 # --- rectification

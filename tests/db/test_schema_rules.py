@@ -142,6 +142,7 @@ CATCHES_ALL = {
     "app.broadcast_changes() (2)": "not even if it cannot be counted; the server's log has it",
     "app.take_token(text,text,double precision,double precision)": "a fault in the limiter must not refuse a write; nothing is lost",
     "app.purge_batch(app.personal_data,integer,text[])": "halves the batch; a single row is reported and tried again in the next run",
+    "app.purge_organization(uuid,integer,text[])": "raises the error of a batch again; a single row is reported and tried again in the next run",
     "app.erase_batch(app.erasure_log,app.personal_data,app.person)": "halves the batch; a single row is recorded and tried again",
 }
 
