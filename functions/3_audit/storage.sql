@@ -269,20 +269,19 @@ $$;
 comment on function app.erase_audit_entries is
 'Plans to remove a person from the entries with these keys, [[id, created_at], …]; app.apply_erasure() does it. Returns how many.';
 
--- A plan that no longer fits is deleted: the entries still name the person, so the erasure finds them again and makes a new plan.
-create or replace function app.apply_erasure(erasure uuid, person app.person, has_store boolean) returns boolean
+-- A plan that no longer fits is deleted: the entries still name the person, so the erasure finds them again and makes a new plan. So only
+-- a plan that is carried out counts in the receipt.
+create or replace function app.apply_erasure(inout job app.erasure_log, person app.person, has_store boolean, out is_waiting boolean)
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
-#variable_conflict use_variable
 declare
   plan app.audit_interventions;
   keys jsonb;
 begin
-  select i.* into plan from app.audit_interventions as i where i.erasure = erasure and i.happened_at is null;
-  if plan.id is null then
-    return true;
-  elsif has_store and plan.stored_at is null then
-    return false;
+  select i.* into plan from app.audit_interventions as i where i.erasure = job.receipt and i.happened_at is null;
+  is_waiting := plan.id is not null and has_store and plan.stored_at is null;
+  if plan.id is null or is_waiting then
+    return;
   end if;
   keys := (select jsonb_agg(jsonb_build_array(e.entry_id, e.entry_created_at)) from app.audit_erasures as e where e.intervention_id = plan.id);
   begin
@@ -290,17 +289,19 @@ begin
       raise sqlstate 'BA000';
     end if;
     update app.audit_interventions as i set happened_at = clock_timestamp() where i.id = plan.id;
+    job.counts := job.counts || jsonb_build_object(
+      'public.audit_logs', coalesce((job.counts ->> 'public.audit_logs')::bigint, 0) + plan.entries
+    );
   exception when others then
     if app.is_transient(sqlstate) then
       raise;
     end if;
     delete from app.audit_interventions as i where i.id = plan.id;
   end;
-  return true;
 end;
 $$;
 comment on function app.apply_erasure is
-'Carries out the planned changes to the audit trail of an erasure. False: the receipt must be stored first (app.pending_receipt).';
+'Carries out the planned changes to the audit trail of an erasure. is_waiting: the receipt must be stored first (app.pending_receipt).';
 
 select app.make_audit_partitions();
 

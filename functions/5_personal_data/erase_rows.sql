@@ -146,7 +146,7 @@ begin
     end;
   end if;
   job.batches := job.batches || jsonb_build_object(name, batch);
-  if erased > 0 then
+  if erased > 0 and rule.relation <> 'public.audit_logs' then -- those are only planned: app.apply_erasure() counts them
     job.counts := job.counts || jsonb_build_object(rule.relation, coalesce((job.counts ->> rule.relation)::bigint, 0) + erased);
   end if;
 end;
@@ -165,9 +165,12 @@ declare
   person app.person := job.person;
   rule app.personal_data;
   batch record;
+  planned record;
 begin
   person.emails := app.select_own_addresses(person.emails, person.clerk_user_id); -- a new account may use the same address by now
-  if not app.apply_erasure(job.receipt, person, has_store) then
+  planned := app.apply_erasure(job, person, has_store);
+  job := planned.job;
+  if planned.is_waiting then
     job.found := job.found + 1; -- the planned audit entries still name the person
     job.was_quiet := false;
     return;
@@ -185,9 +188,10 @@ begin
     loop
       batch := app.erase_batch(job, rule, person);
       exit when batch.done = 0;
-      job := batch.job;
+      planned := app.apply_erasure(batch.job, person, has_store);
+      job := planned.job;
       job.found := job.found + batch.done;
-      if not app.apply_erasure(job.receipt, person, has_store) or is_careful or clock_timestamp() > deadline then
+      if planned.is_waiting or is_careful or clock_timestamp() > deadline then
         return;
       end if;
     end loop;

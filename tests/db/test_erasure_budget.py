@@ -130,6 +130,34 @@ def test_an_erasure_ends_although_others_never_stop_writing_about_the_person(own
     assert count_entries(own) == 1, "only what was written after the last pass is left"
 
 
+def test_an_entry_whose_plan_was_replaced_counts_once(database: Database) -> None:
+    """The entry changes after its receipt was stored, so the erasure makes another plan and asks for another receipt."""
+    sign_up(database)
+    log_entry(database, {"about": ADA})
+    receipt = request_erasure(database)
+
+    def run_step() -> dict[str, Any]:
+        step: dict[str, Any] = call(database, "continue_erasure", receipt=receipt, has_store=True)
+        if step["receipt_to_store"]:
+            call(database, "confirm_receipt", digest=step["receipt_to_store"]["digest"])
+        return step
+
+    first = run_step()
+    assert "public.audit_logs" not in first["counts"], "nothing happened yet"
+    database.execute("set app.audit_intervention = 'on'")
+    database.execute(
+        "update public.audit_logs set metadata = metadata || '{\"more\": 1}' where metadata ->> 'about' = %s", ADA
+    )
+    database.execute("set app.audit_intervention = ''")
+    second = run_step()
+    while (step := run_step())["state"] == "running":
+        pass
+    assert second["receipt_to_store"]["id"] != first["receipt_to_store"]["id"]
+    assert count_entries(database) == 0
+    changed = database.value("select count(distinct (entry_id, entry_created_at)) from app.audit_erasures")
+    assert step["counts"]["public.audit_logs"] == changed
+
+
 def test_rows_that_cannot_be_erased_are_reported_and_do_not_stop_others(database: Database) -> None:
     sign_up(database)
     for number in range(120):

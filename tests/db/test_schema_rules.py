@@ -137,7 +137,7 @@ CATCHES_ALL = {
     "app.try_clerk_event(jsonb)": "raises transient trouble again; stores other failures with the event",
     "app.retry_clerk_event(text,boolean)": "the event is stored, and stays failed with this error",
     "app.read_clerk_event(text)": "repairs the text and reads it again, outside the handler",
-    "app.apply_erasure(uuid,app.person,boolean)": "raises transient trouble again; a new plan replaces this one",
+    "app.apply_erasure(app.erasure_log,app.person,boolean)": "raises transient trouble again; a new plan replaces this one",
     "app.broadcast_changes()": "a lost broadcast never fails a write; it is counted",
     "app.broadcast_changes() (2)": "not even if it cannot be counted; the server's log has it",
     "app.take_token(text,text,double precision,double precision)": "a fault in the limiter must not refuse a write; nothing is lost",
