@@ -106,7 +106,7 @@ create table app.audit_interventions (
   sealed_by bigint references app.audit_seals on delete restrict,
   check ((kind = 'erasure') = (erasure is not null))
 );
-comment on table app.audit_interventions is 'Each time retention drops entries, or an erasure removes a person from them.';
+comment on table app.audit_interventions is 'Each drop of a month by retention, and each removal of a person from entries by an erasure: planned, then carried out.';
 comment on column app.audit_interventions.id is 'The intervention.';
 comment on column app.audit_interventions.kind is 'erasure or retention.';
 comment on column app.audit_interventions.erasure is 'The receipt of the erasure.';
@@ -117,7 +117,7 @@ comment on column app.audit_interventions.retention is 'app.settings.audit_reten
 comment on column app.audit_interventions.contents is
 'SHA-256 over the rows of app.audit_erasures, or over the seals of the dropped month.';
 comment on column app.audit_interventions.planned_at is 'When it was planned.';
-comment on column app.audit_interventions.stored_at is 'When its receipt was written beside the backups; null if no store is configured.';
+comment on column app.audit_interventions.stored_at is 'When its receipt was stored next to the backups; null until then, or if no store is configured.';
 comment on column app.audit_interventions.happened_at is 'When it was carried out; null until then.';
 comment on column app.audit_interventions.sealed_by is 'The seal that covers it; null until the next seal.';
 create index audit_interventions_sealed_by_idx on app.audit_interventions (sealed_by);
@@ -139,8 +139,8 @@ comment on table app.audit_erasures is 'Entries that an erasure changes.';
 comment on column app.audit_erasures.entry_id is 'The entry.';
 comment on column app.audit_erasures.entry_created_at is 'The entry''s time.';
 comment on column app.audit_erasures.intervention_id is 'The erasure. An entry about two people may be changed by two.';
-comment on column app.audit_erasures.original is 'SHA-256 of the entry before it.';
-comment on column app.audit_erasures.remaining is 'SHA-256 of the entry after it.';
+comment on column app.audit_erasures.original is 'SHA-256 of the entry before the erasure.';
+comment on column app.audit_erasures.remaining is 'SHA-256 of the entry after the erasure.';
 create index audit_erasures_intervention_id_idx on app.audit_erasures (intervention_id);
 alter table app.audit_erasures enable row level security, force row level security;
 

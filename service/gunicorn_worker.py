@@ -51,7 +51,7 @@ def _find_request(found: bytes) -> Arrived:
 
 
 class ClientSocket(socket.socket):
-    """A connection to a client. A client that is too slow seems to have disconnected, and then is."""
+    """A connection to a client. A too slow client looks disconnected to gunicorn; the worker then closes it."""
 
     receive_until = inf
     is_late = False
@@ -77,7 +77,7 @@ class ClientSocket(socket.socket):
         return arrived
 
     def begin(self) -> None:
-        """Begins to read a request, unless its time is over: then only what has arrived is read."""
+        """Starts the deadline for reading a request. If it has passed, only bytes that have arrived are read."""
         self.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
         self.seen = 0
         self.receive_until = monotonic() + (0 if self.is_late else RECEIVE_SECONDS)
@@ -127,8 +127,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     """Waits for clients in the poller, where gunicorn's own worker lets threads wait.
 
     There a thread waits for a request to arrive, and the main thread, which accepts connections, waits two seconds for
-    a client to close its side after a response. Here a request gets a thread when it has arrived completely. Those of
-    which that cannot be known, such as chunked ones, get at most half of the threads.
+    a client to close its side after a response. Here a request gets a thread when it has arrived completely. If that
+    cannot be known, as for chunked requests, it gets one of at most half of the threads.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""Who holds the threads of a process: neither one person's requests nor all downloads together hold the last ones."""
+"""Limits the threads that one person's requests, or all downloads, may hold: some stay free for others."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Threads:
 
 
 class Places:
-    """Counts what each person holds. Shared by all threads."""
+    """Counts the requests, or the downloads, that each person has running. Shared by all threads."""
 
     def __init__(self) -> None:
         # Reentrant: the garbage collector may close a download, which releases its place, at any moment.

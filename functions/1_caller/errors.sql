@@ -6,7 +6,7 @@ as $$
   select error ~ '^(40|53|55|57|58)';
 $$;
 comment on function app.is_transient is
-'Whether an SQLSTATE is trouble of the server: conflicts, a full disk or memory, locks, a shutdown, I/O. The same row may succeed later.';
+'Whether an SQLSTATE means temporary trouble of the server: conflicts, a full disk or memory, locks, a shutdown, I/O. The same row may succeed later.';
 
 -- A backend never waits here, because no other one writes its rows: the key has its process id.
 create or replace function app.record_loss(kind text, relation regclass, error text, lost bigint) returns void

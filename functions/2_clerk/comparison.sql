@@ -48,7 +48,7 @@ begin
     where i.organization_id = organization and i.clerk_id <> all(listed) and (r.stamp).event_at <= asked_at;
 end;
 $$;
-comment on function app.select_ended_items is 'The records of items that are in force here, but that Clerk did not list at asked_at or later.';
+comment on function app.select_ended_items is 'The records of items that are in force here, but missing from the list that Clerk was asked for at asked_at. Newer records are left out.';
 
 create or replace function app.end_subscription_items(organization text, listed text[], asked_at timestamptz) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
@@ -61,7 +61,7 @@ begin
   from app.select_ended_items(organization, listed, asked_at) as r;
 end;
 $$;
-comment on function app.end_subscription_items is 'Ends the items of an organization that Clerk did not list at asked_at or later.';
+comment on function app.end_subscription_items is 'Ends the items of an organization that are missing from the list that Clerk was asked for at asked_at.';
 
 create or replace function app.clerk_item_ids(subscription jsonb) returns text[]
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp

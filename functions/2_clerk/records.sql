@@ -32,7 +32,7 @@ begin
   );
 end;
 $$;
-comment on function app.add_owners is 'The ids, and those of the organizations and people to whom memberships and subscriptions among them are known to belong.';
+comment on function app.add_owners is 'The ids, and the ids of the organizations and people that, as far as known, own the memberships and subscriptions among them.';
 
 -- All callers lock objects in the same order, so that concurrent deliveries wait for each other and never deadlock. They also share a lock
 -- on the mappings of roles and plans. A change of a mapping waits for running deliveries, and later ones see the change.
@@ -67,8 +67,8 @@ comment on function app.lock_clerk_objects is
 
 -- Only ids in the fields that we use: metadata may contain any number of others, and all sessions share the space for locks. Up to seven
 -- locks per object. An erasure of one of these people therefore runs before the object is applied or after it. For people who are mentioned
--- elsewhere nothing is applied. If their erasure began after the event was searched for erased people, it finds the mention: it ends only
--- after all transactions that began before (app.has_older_transactions).
+-- elsewhere nothing is applied. If their erasure began after the event was searched for erased people, the erasure finds the event later:
+-- it ends only after all transactions that began before it (app.has_older_transactions).
 create or replace function app.lock_clerk_data(objects jsonb) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -230,7 +230,7 @@ begin
   return found;
 end;
 $$;
-comment on function app.complete_tombstone is 'Adds to the tombstone of a membership whose it was and when it began. False if that is known already.';
+comment on function app.complete_tombstone is 'Adds the organization, the person and the start of a deleted membership to its tombstone. False if the tombstone has them already.';
 
 create or replace function app.merge_record(
   kind text, clerk_id text, stamp app.clerk_stamp, data jsonb, organization text default null, person text default null

@@ -1,5 +1,5 @@
 -- Seals: a hash chain over the audit trail. Each seal is a 32-byte hash over the entries of a closed range of time and over the previous
--- seal. The seals are also stored beside the backups, where a database administrator cannot write. `ballast audit verify` compares them.
+-- seal. The seals are also stored next to the backups, where a database administrator cannot write. `ballast audit verify` compares them.
 -- It computes all hashes itself (scripts/health/audit_trail.sql), because an administrator can also replace the functions here.
 
 -- The hashed form of an entry depends neither on settings nor on columns that are added later.

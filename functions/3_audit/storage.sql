@@ -85,10 +85,10 @@ $$;
 comment on function app.make_audit_partitions is 'A daily job: creates the partitions of this month, of the months ahead and of entries in the default partition. Returns how many it created.';
 
 -- Interventions: the few changes that the law requires. Each has two phases, so that its receipt exists outside the database before it
--- happens. What has no receipt was not planned by the functions here, or no store is configured.
+-- happens. An intervention without a receipt was forged, or happened while no store was configured.
 -- Example: February is older than app.settings.audit_retention.
 -- 1. drop_audit_partitions(true) plans: it adds a row to app.audit_interventions, and drops nothing yet.
--- 2. The service reads pending_receipt(), writes it beside the backups, and calls confirm_receipt(), which sets stored_at.
+-- 2. The service reads pending_receipt(), writes it next to the backups, and calls confirm_receipt(), which sets stored_at.
 -- 3. drop_audit_partitions(true) finds the plan unchanged, sets happened_at, and drops the month. The next seal covers the row.
 -- After a crash, any process continues: a plan without stored_at is handed out again, and one that no longer applies is replaced.
 create or replace function app.pending_receipt(erasure uuid default null) returns jsonb
@@ -113,7 +113,7 @@ as $$
   where i.happened_at is null and i.stored_at is null and encode(app.intervention_digest(i), 'hex') = confirm_receipt.digest;
 $$;
 comment on function public.confirm_receipt is
-'Records that the receipt of a planned intervention is stored beside the backups, so that it may happen. Definer: the service has no privilege on tables.';
+'Records that the receipt of a planned intervention is stored next to the backups, so that it may happen. Definer: the service has no privilege on tables.';
 
 -- An existing plan stays if it still describes the month. The seals in the month stand for its entries: computing their hashes again would
 -- take long.
@@ -240,7 +240,8 @@ $$;
 comment on function app.rewrite_audit_entries is
 'Removes a person from the entries with these keys, [[id, created_at], …]. Returns their hashes before and after. Records nothing.';
 
--- To know the hashes before the receipt, it changes the entries and undoes that. Entries that cannot be changed fail already here.
+-- The receipt needs the hashes after the change, so this changes the entries and rolls that back. An entry that cannot be changed fails here
+-- already.
 create or replace function app.erase_audit_entries(person app.person, keys jsonb) returns integer
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$

@@ -27,7 +27,7 @@ comment on function app.describe_rows is
 
 -- Selects up to $2 rows, and up to the row that makes the batch exceed 8 kB a row on average. The sizes are the stored, perhaps compressed
 -- ones: reading them costs nothing. $1 is the parameter of the condition, $3 are the keys of rows to leave out.
-create or replace function app.selection(relation text, joined text, condition text) returns text
+create or replace function app.build_selection(relation text, joined text, condition text) returns text
 language sql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
   select format(
@@ -41,7 +41,7 @@ as $$
   )
   from app.describe_rows(relation) as d;
 $$;
-comment on function app.selection is 'Builds the query for the keys, as a JSON array, of a batch of a table''s rows t that fulfill a condition.';
+comment on function app.build_selection is 'Builds the query for the keys, as a JSON array, of a batch of a table''s rows t that fulfill a condition.';
 
 create or replace function app.select_rows(rule app.personal_data, person app.person, batch integer, skipped text[]) returns jsonb
 language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp
@@ -49,7 +49,7 @@ as $$
 declare
   keys jsonb;
 begin
-  execute app.selection(rule.relation, 'cross join (select ($1).*) as person', coalesce(rule.erasure_subject, rule.subject))
+  execute app.build_selection(rule.relation, 'cross join (select ($1).*) as person', coalesce(rule.erasure_subject, rule.subject))
   into keys using person, batch, skipped;
   return keys;
 end;
@@ -91,7 +91,7 @@ as $$
     next_attempt_at = now() + interval '30 seconds' * power(2, least(f.attempts, 9));
 $$;
 comment on function app.skip_row is
-'Records a row that could not be erased. The erasure leaves it out until its next attempt, which comes after 30 seconds, then ever later.';
+'Records a row that could not be erased. The erasure leaves it out until its next attempt, which comes after 30 seconds, then after pauses that double, up to about four hours.';
 
 -- So no batch takes much longer than its predecessor, whatever the rows contain: sizes are compressed, and triggers may take any time.
 create or replace function app.next_batch(batch integer, began_at timestamptz) returns integer

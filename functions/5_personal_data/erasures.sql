@@ -14,7 +14,7 @@
 --    finds no rows sets state = 'erased' and reduces person to (null, user_ada, null). So does the third quiet pass in a row, because
 --    others could write her address again and again: what they write after the erasure is like what they write next year. As long as the
 --    audit entry is skipped, the state stays 'running', but step 4 is done. Once the trigger is gone, the next attempt erases the entry.
--- 4. Complete. The service writes the receipt with the hash of user_ada to the ledger beside the backups, deletes user_ada at Clerk, and
+-- 4. Complete. The service writes the receipt with the hash of user_ada to the ledger next to the backups, deletes user_ada at Clerk, and
 --    calls end_erasure('r1', true): state = 'complete', person = null. The receipt still shows the counts and the times.
 -- If an older backup is restored, replay_erasures() finds Ada by the hash in the ledger, and the erasure runs again from step 1 as r1.
 
@@ -29,8 +29,8 @@ as $$
 $$;
 comment on function app.has_older_transactions is 'Whether another transaction that began before the moment is still running. Definer: most roles cannot see other sessions'' transactions.';
 
--- Step 1. Touches only what Clerk says about the person, so that others cannot delay it: the person is hidden at once. All other rows
--- follow in steps.
+-- Step 1. Changes only rows that come from Clerk, so that rows written by other people cannot delay it: the person is hidden at once. All
+-- other rows follow in step 2.
 create or replace function app.begin_erasure(clerk_user_id text, requested_by text, receipt uuid default gen_random_uuid()) returns uuid
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -73,7 +73,8 @@ declare
   receipt uuid := app.begin_erasure(clerk_user_id, 'clerk');
 begin
   update app.erasure_log as l set clerk_deleted_at = coalesce(l.clerk_deleted_at, now()) where l.receipt = receipt;
-  -- After an erasure at the person's request, the deletion at Clerk is newer, and so may be more invitations.
+  -- If the person had requested the erasure earlier, invitations from between the request and the deletion at Clerk are still there. They
+  -- are older than the deletion, so they are erased too.
   if exists (
     select from app.clerk_records as r
     where r.kind = 'invitation' and r.address_hash = any(app.address_hashes(clerk_user_id)) and app.invitation_predates_erasure(r.fields)
@@ -175,7 +176,7 @@ begin
         job.quiet_passes := 0;
       else
         job.next_attempt_at := now();
-        -- Others have deleted these rows, or they became due after this pass had left them out: another pass shows which.
+        -- Other sessions have deleted the skipped rows, or the rows became due after this pass had left them out. Another pass shows which.
         delete from app.erasure_failures as f where f.receipt = receipt;
         if not found then
           job.state := 'erased';
@@ -271,7 +272,7 @@ $$;
 comment on function public.pending_erasures is
 'Receipts of the erasures that are due to be continued, oldest first. Definer: the service has no privilege on tables.';
 
--- A backup from before an erasure still contains the person. The ledger beside the backups lists the erased people by hash only. So this
+-- A backup from before an erasure still contains the person. The ledger next to the backups lists the erased people by hash only. So this
 -- hashes every person in the database with each salt of the ledger, and erases the matches.
 create or replace function app.replay_erasures(ledger jsonb) returns setof uuid
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp

@@ -1,8 +1,8 @@
 -- Retention: deletes expired rows (by the rules in app.personal_data), deleted organizations with all their rows, and old months of the
 -- audit trail.
 
--- Deletes in batches, table by table: one statement for a large organization would take minutes. Like app.selection() it limits a batch in
--- rows and in bytes. Tables of tenants need no primary key. A batch that fails raises its error, but a single row is skipped.
+-- Deletes in batches, table by table: one statement for a large organization would take minutes. Like app.build_selection() it limits a
+-- batch in rows and in bytes. Tables of tenants need no primary key. A batch that fails raises its error, but a single row is skipped.
 create or replace function app.purge_organization(
   organization uuid, batch integer, inout skipped text[], out purged integer, out error text
 )
@@ -92,7 +92,7 @@ declare
   keys jsonb;
   began_at timestamptz;
 begin
-  execute app.selection(rule.relation, '', coalesce(rule.expired, 't.deleted_at < $1'))
+  execute app.build_selection(rule.relation, '', coalesce(rule.expired, 't.deleted_at < $1'))
   into keys using now() - app.retention_period(rule), case when is_tenant then 1 else batch end, skipped;
   if keys = '[]' then
     return;

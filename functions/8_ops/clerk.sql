@@ -34,7 +34,7 @@ begin
   if known.message_id is null then
     raise exception 'No message % was received.', message_id using hint = 'ops.webhook_failures lists the ids.';
   elsif known.outcome <> 'failed' then
-    raise exception 'The outcome of % is %, so it cannot be dismissed.', message_id, known.outcome using hint = 'Only failed events can be.';
+    raise exception 'The outcome of % is %, so it cannot be dismissed.', message_id, known.outcome using hint = 'Only failed events can be dismissed.';
   elsif coalesce(btrim(reason), '') = '' then
     raise exception 'A dismissal needs a reason.' using hint = 'Pass the reason as the second argument.';
   end if;

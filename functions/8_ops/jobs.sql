@@ -94,9 +94,9 @@ cross join
         then array['yellow', 'It has not run yet: read advice in ops.backup_health.']
       when f.failures >= 3 then array['red', 'At least three runs in a row failed. Read last_report and the service''s log.']
       when f.overdue_since < now() - greatest(3 * f.every, interval '1 day')
-        then array['red', 'Work is long overdue. Check that the scheduler calls the job, and what the job answers.']
+        then array['red', 'Work is long overdue. Check that the scheduler calls the job, and read last_report.']
       when f.overdue_since < now() - greatest(f.every, interval '30 minutes')
-        then array['yellow', 'Work is overdue. Check that the scheduler calls the job.']
+        then array['yellow', 'Work is overdue. Check that the scheduler calls the job, and read last_report.']
       when f.name = 'reconcile-sample' and f.report -> 'differing' <> '{}'
         then array['yellow', 'The last sample differs from Clerk: run `ballast clerk reconcile`.']
       when f.failures > 0 then array['yellow', 'The last run failed: read last_report. The next run retries.']
