@@ -240,8 +240,8 @@ $$;
 comment on function app.rewrite_audit_entries is
 'Removes a person from the entries with these keys, [[id, created_at], …]. Returns their hashes before and after. Records nothing.';
 
--- The receipt needs the hashes after the change, so this changes the entries and rolls that back. An entry that cannot be changed fails here
--- already.
+-- The receipt needs the hashes after the change, so this changes the entries and rolls that back. An entry that cannot be changed fails
+-- here already.
 create or replace function app.erase_audit_entries(person app.person, keys jsonb) returns integer
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
