@@ -116,9 +116,10 @@ $$;
 comment on function app.try_clerk_event is 'Applies one event. A failure is rolled back and becomes the outcome, unless it is transient.';
 
 -- Stores and applies the event in one transaction. An event whose attempts ended twice with the same SQLSTATE is stored without being
--- applied: it waits as `failed` for the job retry-events. Otherwise Clerk would give up after about 28 hours, or disable the endpoint. With
--- the result, the service invalidates its cache of the users and organizations, and measures the lag. The service waits for 8 seconds: a
--- shorter wait for locks ends with an error that it can record, and does not go on after the service has gone.
+-- applied: it waits as `failed` for the job retry-events. Otherwise Clerk would give up after about 28 hours, or disable the endpoint. It
+-- is due at once: until user.deleted is applied, others see the person. With the result, the service invalidates its cache of the users and
+-- organizations, and measures the lag. The service waits for 8 seconds: a shorter wait for locks ends with an error that it can record, and
+-- does not go on after the service has gone.
 create or replace function public.receive_clerk_event(message_id text, event text) returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp set lock_timeout = '6s'
 as $$
@@ -156,7 +157,7 @@ begin
     insert into app.webhook_events (message_id, type, event, mentions, outcome, error, next_attempt_at, applied_at)
     values (
       receive_clerk_event.message_id, content ->> 'type', content, mentions, outcome, failure,
-      case when outcome = 'failed' then now() + interval '30 seconds' end, case when outcome <> 'failed' then now() end
+      case when unapplied is not null then now() when outcome = 'failed' then now() + interval '30 seconds' end, case when outcome <> 'failed' then now() end
     );
     perform app.redact_incoming_event(receive_clerk_event.message_id, mentions);
     if outcome <> 'failed' then

@@ -286,12 +286,26 @@ def test_an_event_that_fails_twice_with_the_same_code_is_stored_unapplied(databa
     for _ in range(2):
         fail_to_receive(database, code)
     assert receive(database, USER)["outcome"] == "failed"
-    assert database.rows(STORED) == [("failed", f"{code}: {STILL_FAILING}", 1, True)]
+    assert database.rows(STORED) == [("failed", f"{code}: {STILL_FAILING}", 1, False)]  # due at once
     assert receive(database, USER)["outcome"] == "failed"  # it is stored: no attempt, no 503
     database.execute("drop trigger trouble on public.profiles")
     assert database.value("select app.retry_clerk_event('msg_odd')") == "processed"
     assert database.value("select count(*) from app.event_failures") == 0
     assert receive(database, USER)["outcome"] == "duplicate"
+
+
+def test_a_deletion_that_is_stored_unapplied_hides_the_person_with_the_next_retry(database: Database) -> None:
+    receive(database, USER, "msg_ada")
+    deleted = json.dumps(
+        events.event("user.deleted", {"object": "user", "id": "user_ada", "deleted": True}, events.START)
+    )
+    for _ in range(2):
+        record_failure(database, "57014")
+    assert receive(database, deleted)["outcome"] == "failed"
+    with database.acting("service_role"):
+        assert database.value("select public.claim_due_event() ->> 'message_id'") == "msg_odd"
+        assert database.value("select public.retry_claimed_event('msg_odd')") == "processed"
+    assert database.rows("select banned, email from public.profiles where clerk_user_id = 'user_ada'") == [(True, None)]
 
 
 def test_two_failures_with_different_codes_do_not_count_together(database: Database) -> None:
