@@ -129,11 +129,11 @@ begin
   perform set_config('app.unaudited', 'on', true);
   update public.organizations as o set suspended_at = now(), suspension_reason = btrim(reason) where o.id = tenant.id;
   perform set_config('app.unaudited', '', true);
-  insert into public.audit_logs (organization_id, actor, action, resource_type, resource_id, metadata)
-  values (
-    tenant.id, 'administrator', 'organization.suspended', 'organization', tenant.id::text,
-    jsonb_build_object('name', tenant.name, 'reason', btrim(reason))
-  );
+  insert into public.audit_logs (organization_id, actor, action, resource_type, resource_id, metadata, mentions)
+  select
+    tenant.id, 'administrator', 'organization.suspended', 'organization', tenant.id::text, m.metadata,
+    app.hash_mentions(app.find_identifiers(m.metadata::text))
+  from jsonb_build_object('name', tenant.name, 'reason', btrim(reason)) as m (metadata);
   return format('%s is suspended: only administrators can reach its data. ops.resume_organization() ends the suspension.', tenant.name);
 end;
 $$;
@@ -156,11 +156,11 @@ begin
   perform set_config('app.unaudited', 'on', true);
   update public.organizations as o set suspended_at = null, suspension_reason = null where o.id = tenant.id;
   perform set_config('app.unaudited', '', true);
-  insert into public.audit_logs (organization_id, actor, action, resource_type, resource_id, metadata)
-  values (
-    tenant.id, 'administrator', 'organization.resumed', 'organization', tenant.id::text,
-    jsonb_build_object('name', tenant.name, 'reason', tenant.suspension_reason, 'suspended_at', tenant.suspended_at)
-  );
+  insert into public.audit_logs (organization_id, actor, action, resource_type, resource_id, metadata, mentions)
+  select
+    tenant.id, 'administrator', 'organization.resumed', 'organization', tenant.id::text, m.metadata,
+    app.hash_mentions(app.find_identifiers(m.metadata::text))
+  from jsonb_build_object('name', tenant.name, 'reason', tenant.suspension_reason, 'suspended_at', tenant.suspended_at) as m (metadata);
   return format('%s is no longer suspended: its members can reach it again.', tenant.name);
 end;
 $$;

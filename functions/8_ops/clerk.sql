@@ -44,11 +44,9 @@ begin
   where e.message_id = message_id;
   delete from app.event_failures as f where f.message_id = message_id;
   insert into public.audit_logs (actor, action, resource_type, resource_id, metadata, mentions)
-  values (
-    'administrator', 'webhook.dismissed', 'webhook', message_id,
-    jsonb_build_object('type', known.type, 'reason', left(btrim(reason), 500), 'dismissed_by', dismissed_by),
-    app.hash_mentions(app.find_identifiers(to_json(reason)::text))
-  );
+  select
+    'administrator', 'webhook.dismissed', 'webhook', message_id, m.metadata, app.hash_mentions(app.find_identifiers(m.metadata::text))
+  from jsonb_build_object('type', known.type, 'reason', left(btrim(reason), 500), 'dismissed_by', dismissed_by) as m (metadata);
   return format('%s (%s) is dismissed. If Clerk has its data, `ballast clerk reconcile --fix` repairs what it would have changed.', message_id, known.type);
 end;
 $$;

@@ -279,6 +279,31 @@ def test_the_reason_of_a_dismissal_does_not_keep_an_erased_person(world: Databas
     assert world.value(entry) == "erased has no organization"
 
 
+def test_the_reason_of_a_suspension_in_the_audit_trail_does_not_keep_an_erased_person(world: Database) -> None:
+    """In capitals: the database finds addresses as people write them."""
+    address = people.ADA_EMAILS[0].upper()
+    world.value("select ops.suspend_organization('org_globex', %s)", f"Asked for by {address}")
+    world.value("select ops.resume_organization('org_globex')")
+    receipt = people.call(world, "request_erasure", clerk_user_id=ADA, requested_by="person")["receipt"]
+    for _ in range(20):
+        people.call(world, "continue_erasure", receipt=receipt)
+    reasons = "select action, metadata ->> 'reason' from public.audit_logs where metadata ? 'reason' order by action"
+    assert world.rows(reasons) == [
+        ("organization.resumed", "Asked for by erased"), ("organization.suspended", "Asked for by erased"),
+    ]  # fmt: skip
+
+
+def test_the_name_of_who_dismissed_an_event_does_not_keep_an_erased_person(world: Database) -> None:
+    event = {"type": "organization.updated", "data": {}}
+    people.call(world, "receive_clerk_event", message_id="msg_bad", event=json.dumps(event))
+    world.value("select ops.dismiss_webhook('msg_bad', 'no id', %s)", people.ADA_EMAILS[0])
+    receipt = people.call(world, "request_erasure", clerk_user_id=ADA, requested_by="person")["receipt"]
+    for _ in range(20):
+        people.call(world, "continue_erasure", receipt=receipt)
+    entry = "select metadata ->> 'dismissed_by' from public.audit_logs where action = 'webhook.dismissed'"
+    assert world.value(entry) == "erased"
+
+
 def test_an_example_of_years_ago_has_no_lag(database: Database) -> None:
     store_event(database, lag="330 days")
     assert row(database, "select lag, status from ops.webhook_health") == {"lag": None, "status": "green"}
