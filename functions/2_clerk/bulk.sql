@@ -22,19 +22,19 @@ end;
 $$;
 comment on function app.begin_bulk_merge is 'Sets the actor for the audit trail and turns mail off, until the transaction ends.';
 
-create or replace function app.read_page_fields(kind text, object jsonb) returns jsonb
+create or replace function app.read_fields(kind text, object jsonb) returns jsonb
 language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
 declare
   fields jsonb := app.clerk_fields(kind, object);
 begin
-  if kind = 'organization' and app.is_erased(fields ->> 'created_by') then
+  if kind = 'organization' and (fields ->> 'created_by' = 'erased' or app.is_erased(fields ->> 'created_by')) then
     return fields || '{"created_by": null}';
   end if;
   return fields;
 end;
 $$;
-comment on function app.read_page_fields is 'The fields that app.merge_record would keep of an object of a page.';
+comment on function app.read_fields is 'The fields that app.merge_record would keep of an object.';
 
 create or replace function app.has_changed_items(subscription jsonb) returns boolean
 language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
@@ -73,7 +73,7 @@ begin
     where not coalesce(
       (r.stamp).is_real and (
         (r.stamp).source_updated_at > u.updated_at
-        or (r.stamp).source_updated_at = u.updated_at and (r.stamp).is_own and r.fields = app.read_page_fields(kind, o.object)
+        or (r.stamp).source_updated_at = u.updated_at and (r.stamp).is_own and r.fields = app.read_fields(kind, o.object)
       ),
       false
     ) or kind = 'subscription' and app.has_changed_items(o.object)

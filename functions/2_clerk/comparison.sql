@@ -20,14 +20,14 @@ begin
     ), erased as materialized (
       select app.select_erased(array(select l.user_id from listed as l where l.user_id is not null)) as ids
     )
-    select l.object, l.id, l.org_id, l.user_id, app.read_page_fields(kind, l.object), r.fields
+    select l.object, l.id, l.org_id, l.user_id, app.read_fields(kind, l.object), r.fields
     from listed as l
     cross join erased as e
     left join app.clerk_records as r on r.kind = kind and r.clerk_id = l.id
     where coalesce(l.user_id <> all(e.ids), true)
       and not exists (select from app.clerk_tombstones as t where t.kind = kind and t.clerk_id = l.id)
       and not exists (select from app.clerk_tombstones as t where t.kind = 'organization' and t.clerk_id = l.org_id)
-      and not (kind = 'invitation' and app.invitation_predates_erasure(app.read_page_fields(kind, l.object)))
+      and not (kind = 'invitation' and app.invitation_predates_erasure(app.read_fields(kind, l.object)))
       and not coalesce(
         r.stamp > (true, coalesce(app.clerk_event_time(l.object -> 'updated_at'), asked_at), true, asked_at, null)::app.clerk_stamp, false
       );

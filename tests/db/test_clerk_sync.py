@@ -1063,6 +1063,15 @@ def test_an_update_without_any_usable_time_never_replaces_data_and_is_not_lost(c
         assert clerk.database.value("select app.retry_clerk_event('msg_user.updated_1')") == "stale"
 
 
+def test_an_undated_copy_of_an_organization_whose_founder_is_erased_loses_nothing(clerk: Clerk) -> None:
+    clerk.send("user.created", ADA)
+    clerk.deliver(events.deletion_event("user", ADA["id"], LATER), "msg_deleted")
+    organization = events.organization("org_acme", created_by=ADA["id"])
+    clerk.send("organization.created", organization)
+    undated = without_time(events.event("organization.updated", organization | {"updated_at": None}, START), None)
+    assert clerk.deliver(undated, "msg_undated") == "stale"
+
+
 def test_a_creation_without_other_times_counts_from_created_at(clerk: Clerk) -> None:
     clerk.send("user.updated", ADA | {"updated_at": LATER, "first_name": "Augusta"})
     assert clerk.deliver(without_time(events.event("user.created", ADA | {"updated_at": None}, START), None)) == "stale"
