@@ -70,10 +70,10 @@ def audit() -> None:
 @options.url_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of lines.")
 def seal(url: str | None, as_json: bool) -> None:
-    """Seal the new complete entries, store the seals in BACKUP_URL, and print them.
+    """Seal the new complete entries, and store the seals.
 
-    An administrator who rewrites the trail can also rewrite the seals in the database; only a copy proves it. Without
-    BACKUP_URL, store a copy where database administrators cannot change it.
+    Stores them in BACKUP_URL and prints them. An administrator who rewrites the trail can also rewrite the seals in the
+    database; only a copy proves it. Without BACKUP_URL, store a copy where database administrators cannot change it.
     """
     store = open_store(url)
     with options.open_database(url, requires="app.audit_seals") as connection:
@@ -107,7 +107,7 @@ def seal(url: str | None, as_json: bool) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def verify(url: str | None, known_seals: tuple[str, ...], as_json: bool) -> None:
-    """Recompute every seal, and compare the trail with the store in BACKUP_URL.
+    """Recompute every seal, and compare it with BACKUP_URL.
 
     Exits with 1 if entries, seals or records were changed, or the store lacks a receipt, or the chain lacks a stored
     seal. Exits with 3 if the trail is unproven: nothing contradicts it, but BACKUP_URL is not set, or no seal is stored
@@ -134,11 +134,11 @@ def verify(url: str | None, known_seals: tuple[str, ...], as_json: bool) -> None
 @click.option("--reason", required=True, metavar="TEXT", help="Why these gaps are known; it is stored with them.")
 @click.option("--yes", is_flag=True, help="Skip the confirmation prompt.")
 def accept(url: str | None, reason: str, yes: bool) -> None:
-    """Accept the gaps that a restore, or a time without BACKUP_URL, left in the proof of the trail.
+    """Accept the gaps that a restore left in the proof.
 
     After a restore, the chain lacks the newest stored seals. Erasures and drops of months from before BACKUP_URL was
-    set have no receipts. Lists these gaps, asks you to confirm, and stores them with the reason in BACKUP_URL. `ballast
-    audit verify` then no longer reports them. Changed entries cannot be accepted.
+    set have no receipts: these are gaps too. Lists the gaps, asks you to confirm, and stores them with the reason in
+    BACKUP_URL. `ballast audit verify` then no longer reports them. Changed entries cannot be accepted.
     """
     store = open_store(url)
     if store is None:

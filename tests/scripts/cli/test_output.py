@@ -64,6 +64,7 @@ def test_the_inbox_shows_the_ids_and_errors_of_events(capture_terminal: Callable
     message = {
         "message_id": f"msg_{'2NvZk8sQ0' * 3}", "type": "organizationMembership.created", "outcome": "failed",
         "attempts": 3, "received_at": datetime(2026, 12, 1, 4, 43, tzinfo=UTC), "error": error,
+        "dismissed_by": None, "dismissal_reason": None,
     }  # fmt: skip
     printed = capture_terminal(lambda: inbox.print_messages([message]))
     assert max(map(len, printed.splitlines())) <= 80
