@@ -684,8 +684,13 @@ def begin_erasure(database: Database, name: str) -> Any:
 
 
 def apply_erasure(database: Database, receipt: Any, person: Any, *, has_store: bool = False) -> bool:
-    applied = "select app.apply_erasure(%s, (%s, 'user_cleo', '{}')::app.person, %s)"
-    return bool(database.value(applied, receipt, person, has_store))
+    """Whether nothing planned is left to do."""
+    applied = """
+      select not a.is_waiting from app.erasure_log as l
+      cross join lateral app.apply_erasure(l, (%s, 'user_cleo', '{}')::app.person, %s) as a
+      where l.receipt = %s
+    """
+    return bool(database.value(applied, person, has_store, receipt))
 
 
 def plan_erasure(database: Database) -> tuple[Any, Any]:
