@@ -227,7 +227,9 @@ comment on function public.end_erasure is
 'Completes an erasure: the user is deleted at Clerk, and the ledger has the entry (or there is no store). Removes Clerk''s id from the log. While rows are skipped, it only records both. Definer: the service has no privilege on tables.';
 
 -- After the first failure of a step, each call applies only one batch. So from the second failure on it is known which rule failed:
--- next_rule. Its batch is halved, and the next call continues with the rule after it, so that one rule never stops the others.
+-- next_rule. Its batch is halved, and the next call continues with the rule after it, so that one rule never stops the others. A call first
+-- carries out the planned changes to the audit trail, so these may be what failed: the plan is deleted, and the next one has half its
+-- entries. If its receipt was stored already, it stays outside and proves nothing.
 create or replace function public.postpone_erasure(receipt uuid, error text, in_step boolean default false) returns void
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -235,6 +237,7 @@ as $$
 declare
   job app.erasure_log;
   failed record;
+  planned bigint;
 begin
   perform app.refuse_clerk_tokens();
   select l.* into job from app.erasure_log as l where l.receipt = receipt and l.state <> 'complete' for update;
@@ -247,7 +250,10 @@ begin
     ) as d
     where d.position <= coalesce(job.next_rule, d.position)
     order by d.position desc limit 1;
-    job.batches := job.batches || jsonb_build_object(failed.name, coalesce((job.batches ->> failed.name)::integer, 50) / 2);
+    delete from app.audit_interventions as i where i.erasure = receipt and i.happened_at is null returning i.entries into planned;
+    job.batches := job.batches || jsonb_build_object(
+      failed.name, coalesce(planned, (job.batches ->> failed.name)::integer, 50) / 2
+    );
     job.next_rule := failed.next;
     job.found := job.found + 1;
     job.was_quiet := false; -- this pass leaves rows out

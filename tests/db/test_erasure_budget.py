@@ -282,6 +282,72 @@ def test_a_row_that_always_times_out_is_skipped_and_the_other_rows_and_tables_ar
     ]
 
 
+def time_out_while_applying(database: Database, condition: str) -> None:
+    """Adds a trigger that stops a stored plan for the audit trail, but not the planning, if its rows fulfill a condition."""
+    database.execute(f"""
+        create function public.stop() returns trigger language plpgsql security definer as $$ begin
+          if {condition}
+            and exists (select from app.audit_interventions where stored_at is not null and happened_at is null) then
+            raise sqlstate '57014';
+          end if;
+          return null;
+        end $$
+    """)
+    database.execute(
+        "create trigger stop after update on public.audit_logs referencing new table as rows "
+        "for each statement execute function public.stop()"
+    )
+
+
+def erase_with_store(database: Database, receipt: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Works on an erasure until it ends or is blocked. Returns the last step and the receipts that were stored."""
+    step: dict[str, Any] = {}
+    stored = []
+    for _ in range(300):
+        try:
+            with database.connection.transaction():
+                step = call(database, "continue_erasure", receipt=receipt, has_store=True)
+        except psycopg.errors.QueryCanceled:
+            call(database, "postpone_erasure", receipt=receipt, error="CallFailed: 57014", in_step=True)
+            continue
+        if step["receipt_to_store"]:
+            stored.append(step["receipt_to_store"])
+            call(database, "confirm_receipt", digest=stored[-1]["digest"])
+        if step["state"] != "running" or step["is_blocked"]:
+            break
+    return step, stored
+
+
+def test_a_plan_that_times_out_when_it_is_carried_out_is_replaced_by_one_of_half_the_entries(
+    database: Database,
+) -> None:
+    sign_up(database)
+    for number in range(60):
+        log_entry(database, {"about": ADA, "number": number})
+    time_out_while_applying(database, "(select count(*) from rows) > 6")
+    step, stored = erase_with_store(database, request_erasure(database))
+    assert step["state"] == "erased"
+    assert count_entries(database) == 0
+    sizes = [each["entries"] for each in stored if each["entries"] > 1]  # another rule finds the entry of the request
+    assert sizes[:4] == [50, 25, 12, 6]
+    happened = database.rows("select id::text from app.audit_interventions where happened_at is not null")
+    assert database.value("select count(*) from app.audit_interventions") == len(happened) < len(stored)
+    assert {key for (key,) in happened} < {each["id"] for each in stored}
+
+
+def test_an_entry_that_always_times_out_when_its_plan_is_carried_out_is_skipped(database: Database) -> None:
+    sign_up(database)
+    for number in range(20):
+        log_entry(database, {"about": ADA, "number": number})
+    time_out_while_applying(database, "exists (select from rows where metadata -> 'number' = '7')")
+    step, _ = erase_with_store(database, request_erasure(database))
+    assert (step["skipped"], step["is_blocked"]) == (1, True)
+    assert count_entries(database) == 1
+    assert database.rows("select relation, error from ops.erasure_failures") == [
+        ("public.audit_logs", "CallFailed: 57014")
+    ]
+
+
 def test_a_restore_reports_a_row_that_cannot_be_erased_again_and_erases_the_others(own: Database) -> None:
     sign_up(own)
     for number in range(20):
