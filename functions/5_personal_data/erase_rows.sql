@@ -25,19 +25,31 @@ $$;
 comment on function app.describe_rows is
 'SQL expressions for the rows t of a table: the primary key as a JSON array, the condition that a row has the key k.key, and the stored size in bytes.';
 
+-- The order is the same for all queries of a statement, so that two of them find the same row.
+create or replace function app.build_order(key text, is_shuffled boolean) returns text
+language sql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+  select case
+    when is_shuffled
+    then format('order by hashtextextended((%s)::text, (extract(epoch from statement_timestamp()) * 1000000)::bigint)', key)
+    else ''
+  end;
+$$;
+comment on function app.build_order is 'Builds the clause for an order by key that seems random and changes with each statement; empty unless is_shuffled.';
+
 -- Selects up to $2 rows, and up to the row that makes the batch exceed 8 kB a row on average. The sizes are the stored, perhaps compressed
 -- ones: reading them costs nothing. $1 is the parameter of the condition, $3 are the keys of rows to leave out.
-create or replace function app.build_selection(relation text, joined text, condition text) returns text
+create or replace function app.build_selection(relation text, joined text, condition text, is_shuffled boolean) returns text
 language sql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
   select format(
     $query$
-      with found as materialized (select %1$s as key, %2$s as size from %3$s as t %4$s where (%5$s) and %1$s::text <> all($3) limit $2)
+      with found as materialized (select %1$s as key, %2$s as size from %3$s as t %4$s where (%5$s) and %1$s::text <> all($3) %6$s limit $2)
       select coalesce(jsonb_agg(m.key), '[]')
       from (select f.key, sum(f.size) over (rows unbounded preceding) - f.size as before from found as f) as m
       where m.before < $2 * 8192
     $query$,
-    d.key, d.size, relation, joined, condition
+    d.key, d.size, relation, joined, condition, app.build_order(d.key, is_shuffled)
   )
   from app.describe_rows(relation) as d;
 $$;
@@ -49,7 +61,7 @@ as $$
 declare
   keys jsonb;
 begin
-  execute app.build_selection(rule.relation, 'cross join (select ($1).*) as person', coalesce(rule.erasure_subject, rule.subject))
+  execute app.build_selection(rule.relation, 'cross join (select ($1).*) as person', coalesce(rule.erasure_subject, rule.subject), false)
   into keys using person, batch, skipped;
   return keys;
 end;

@@ -1,6 +1,15 @@
 -- Retention: deletes expired rows (by the rules in app.personal_data), deleted organizations with all their rows, and old months of the
 -- audit trail.
 
+-- The skipped rows are forgotten between steps. So after this many the order is random, and the rows behind many bad ones are reached over
+-- several runs. A random order reads all expired rows, so a rule with few bad rows does without.
+create or replace function app.has_many_failures(skipped text[]) returns boolean
+language sql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+  select cardinality(skipped) >= 20;
+$$;
+comment on function app.has_many_failures is 'Whether a step of retention has skipped so many rows of a rule that it selects further rows in random order.';
+
 -- Deletes in batches, table by table: one statement for a large organization would take minutes. Like app.build_selection() it limits a
 -- batch in rows and in bytes. Tables of tenants need no primary key. A batch that fails raises its error, but a single row is skipped.
 create or replace function app.purge_organization(
@@ -13,6 +22,7 @@ declare
   child record;
   name text; -- of a row
   has_rows boolean := false; -- skipped ones
+  is_shuffled constant boolean := app.has_many_failures(skipped);
 begin
   select o.* into tenant from public.organizations as o where o.id = organization;
   perform app.lock_clerk_objects(array[tenant.clerk_org_id]); -- before the row lock: Clerk events lock in this order
@@ -26,12 +36,13 @@ begin
     join pg_attribute as a on a.attrelid = k.conrelid and a.attnum = k.conkey[1]
     cross join app.describe_rows(k.conrelid::regclass::text) as d
     where k.contype = 'f' and k.confrelid = 'public.organizations'::regclass and cardinality(k.conkey) = 1
+    order by case when is_shuffled then random() end
   loop
     begin
       execute format(
         $query$
           with found as materialized (
-            select t.tableoid as part, t.ctid as place, %3$s as size from %1$s as t where t.%2$I = $1 and %4$s <> all($3) limit $2
+            select t.tableoid as part, t.ctid as place, %3$s as size from %1$s as t where t.%2$I = $1 and %4$s <> all($3) %5$s limit $2
           ), batch as materialized (
             select m.part, m.place
             from (select f.*, sum(f.size) over (rows unbounded preceding) - f.size as before from found as f) as m
@@ -39,7 +50,7 @@ begin
           )
           delete from %1$s as t using batch where t.tableoid = batch.part and t.ctid = batch.place
         $query$,
-        child.relation, child.name, child.size, child.key
+        child.relation, child.name, child.size, child.key, app.build_order(child.key, is_shuffled)
       ) using tenant.id, batch, skipped;
       get diagnostics purged = row_count;
     exception when others then
@@ -47,8 +58,10 @@ begin
         raise;
       end if;
       error := sqlstate;
-      execute format('select %3$s from %1$s as t where t.%2$I = $1 and %3$s <> all($2) limit 1', child.relation, child.name, child.key)
-      into name using tenant.id, skipped;
+      execute format(
+        'select %3$s from %1$s as t where t.%2$I = $1 and %3$s <> all($2) %4$s limit 1',
+        child.relation, child.name, child.key, app.build_order(child.key, is_shuffled)
+      ) into name using tenant.id, skipped;
       skipped := skipped || name;
       purged := 0;
       perform set_config('app.unaudited', '', true);
@@ -92,7 +105,7 @@ declare
   keys jsonb;
   began_at timestamptz;
 begin
-  execute app.build_selection(rule.relation, '', coalesce(rule.expired, 't.deleted_at < $1'))
+  execute app.build_selection(rule.relation, '', coalesce(rule.expired, 't.deleted_at < $1'), app.has_many_failures(skipped))
   into keys using now() - app.retention_period(rule), case when is_tenant then 1 else batch end, skipped;
   if keys = '[]' then
     return;
@@ -156,6 +169,7 @@ begin
         );
       end if;
       if clock_timestamp() > deadline then
+        exit when app.has_many_failures(batch.skipped); -- its turn is over; the others have theirs
         return jsonb_build_object('done', false, 'purged', counts, 'failed', failed, 'dropped_audit_months', 0, 'receipt_to_store', null);
       end if;
     end loop;

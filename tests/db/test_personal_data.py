@@ -452,6 +452,41 @@ def test_many_rows_that_cannot_be_deleted_do_not_keep_the_rest_of_retention_from
     assert steps[-1]["failed"]["app.event_failures"]["error"] == "P0001"
 
 
+def test_rows_behind_many_that_cannot_be_deleted_are_reached_over_several_runs(world: Database) -> None:
+    world.execute(
+        """insert into app.event_failures (message_id, error, failures, failed_at)
+        select case when n <= 150 then 'bad' else 'good' end || n, '57014', 1, now() - interval '8 days'
+        from generate_series(1, 155) as n"""
+    )
+    refuse_deletion(world, "app.event_failures", "old.message_id like 'bad%'")
+    runs = 0
+    while world.value("select count(*) from app.event_failures where message_id like 'good%%'") and runs < 60:
+        call(world, "run_retention")
+        runs += 1
+    assert world.rows("select left(message_id, 3), count(*) from app.event_failures group by 1") == [("bad", 150)]
+
+
+def test_what_is_behind_an_organization_with_many_rows_that_cannot_be_purged_is_reached(world: Database) -> None:
+    acme = world.value("select id from public.organizations where name = 'Acme'")
+    insert = "insert into public.projects (organization_id, title) select %s, case when n <= 150 then 'bad' else 'good' end || n"
+    world.execute(f"{insert} from generate_series(1, 155) as n", acme)
+    world.execute(
+        "update public.organizations set deleted_at = now() - interval '40 days' where name in ('Acme', 'Globex')"
+    )
+    refuse_deletion(world, "public.projects", "old.title like 'bad%'")
+    remaining = """select
+        (select count(*) from public.projects where organization_id = o.id and title like 'good%%'),
+        (select count(*) from public.specimens where organization_id = o.id),
+        (select count(*) from public.organizations where name = 'Globex')
+        from public.organizations as o where o.id = %s"""
+    runs = 0
+    while world.rows(remaining, acme) != [(0, 0, 0)] and runs < 60:
+        call(world, "run_retention")
+        runs += 1
+    assert runs < 60
+    assert world.value("select count(*) from public.projects where title like 'bad%%'") == 150
+
+
 # --- rectification
 
 
