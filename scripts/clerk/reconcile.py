@@ -58,12 +58,15 @@ class Difference:
 
 @dataclass
 class Report:
-    """The number compared per kind, the differences, and the kinds that Clerk did not list, or not completely."""
+    """The number compared per kind, the differences, and the kinds that Clerk did not list completely.
+
+    `skipped` has the reason for each kind that was not compared, because Clerk refused to list it.
+    """
 
     compared: dict[str, int] = field(default_factory=dict)
     differences: list[Difference] = field(default_factory=list)
     incomplete: list[Incomplete] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
 
     @property
     def remaining(self) -> int:
@@ -103,7 +106,8 @@ class Comparison:
             except ListIncomplete as error:
                 report.incomplete.append(name_unlisted(self.connection, self.listing, kind, ids, error.report))
             except BillingRefused as error:
-                report.skipped.append(str(error))
+                report.skipped[kind.name] = str(error)
+                continue
             if kind is USERS and here and not listed:
                 raise ClerkEmpty(
                     "Clerk has no users, but the database has: check that CLERK_SECRET_KEY is of the right instance."
@@ -117,7 +121,11 @@ class Comparison:
         report = Report()
         for kind in KINDS:
             here = read_mirror(self.connection, kind)
-            page = self._fetch_sample(kind, size)
+            try:
+                page = self._fetch_sample(kind, size)
+            except BillingRefused as error:
+                report.skipped[kind.name] = str(error)
+                continue
             page = page._replace(objects=[each for each in page.objects if kind.is_current(each)])
             listed = {_mirror_key(kind, each) for each in page.objects}
             others = [each for each in random.sample(here, min(size, len(here))) if each.key not in listed]
@@ -133,16 +141,16 @@ class Comparison:
         return report
 
     def _fetch_sample(self, kind: Kind, size: int) -> Page:
-        """Returns a page from a random offset on; of subscriptions, those of random organizations."""
+        """Returns a page from a random offset on; of subscriptions, those of random organizations.
+
+        Raises BillingRefused.
+        """
         if kind is not SUBSCRIPTIONS:
             offset = random.randint(0, max(0, self.listing.count(kind) - size))  # noqa: S311 - no secret
             return self.listing.fetch_page(kind, offset, size)
         organizations = [each.organization or "" for each in read_mirror(self.connection, ORGANIZATIONS)]
         asked = random.sample(organizations, min(size, len(organizations)))
-        try:
-            return next(self.listing.list_subscriptions(asked), Page([], datetime.now(UTC)))
-        except BillingRefused:
-            return Page([], datetime.now(UTC))
+        return next(self.listing.list_subscriptions(asked), Page([], datetime.now(UTC)))
 
     def _compare_page(self, kind: Kind, page: Page) -> list[Difference]:
         """Returns the differences between a page and the database; repairs them if `fix` is set."""

@@ -163,7 +163,8 @@ def reconcile_command(url: str | None, fix: bool, sample: int | None, delete_man
     organizations' subscriptions.
     Reports objects that are missing here, stale, have the wrong role, or are orphaned (deleted at Clerk). With --fix,
     orphaned people are erased, as after a user.deleted event. Needs CLERK_SECRET_KEY.
-    The exit code is 1 if a difference was not fixed, or if Clerk counts more objects than it lists.
+    The exit code is 1 if a difference was not fixed, or if Clerk counts more objects than it lists. A kind that Clerk
+    refuses to list is not compared: this is reported on stderr, and does not change the exit code.
     """
     with (
         open_listing(options.build_environment(url)) as listing,
@@ -176,6 +177,8 @@ def reconcile_command(url: str | None, fix: bool, sample: int | None, delete_man
         print_json(asdict(report) | {"remaining": report.remaining})
     else:
         _show_report(report, fix=fix)
+    for kind, reason in report.skipped.items():
+        database.echo_err(f"{kind}: not compared. {reason}")
     if report.remaining or report.incomplete:
         sys.exit(1)
 
@@ -227,6 +230,8 @@ def _show_report(report: Report, *, fix: bool) -> None:
     for kind, compared in report.compared.items():
         found = [counts[kind, each] for each in DIFFERENCES]
         table.add_row(kind, *(f"{each:,}" for each in (compared, *found, *([fixed[kind]] if fix else []))))
+    for kind in report.skipped:
+        table.add_row(kind, "not compared")
     print_table(table)
     for each in report.differences[:MAX_SHOWN]:
         name = each.clerk_id or f"{each.person} in {each.organization}"
@@ -235,7 +240,7 @@ def _show_report(report: Report, *, fix: bool) -> None:
     if len(report.differences) > MAX_SHOWN:
         click.echo(f"… and {len(report.differences) - MAX_SHOWN:,} more. --json lists all of them.")
     notes = [f"{each.kind}: {each.note}" for each in report.differences if each.note]
-    for note in dict.fromkeys(notes + report.skipped):
+    for note in dict.fromkeys(notes):
         database.echo_err(note)
     for incomplete in report.incomplete:
         _show_missing(incomplete)

@@ -201,8 +201,17 @@ def test_no_subscription_ends_because_clerk_refuses_to_show_it(reconcile: Reconc
     reconcile.clerk.put(subscribe("org_acme", "pro"))
     assert reconcile.ballast("backfill").exit_code == 0
     reconcile.clerk.before = lambda request: web.Response(status=403) if "/billing/" in request.path else None
-    for words in (("--fix",), ("--fix", "--yes-delete-many")):
-        assert reconcile.run(*words).exit_code == 1
+    for words in (("--fix",), ("--fix", "--yes-delete-many"), ("--sample", "10")):
+        result = reconcile.run(*words)
+        assert result.exit_code == 0, result.output
+        assert "subscription: not compared. Subscriptions were not read: " in result.stderr
+        assert "not compared" in result.stdout
+        assert "orphaned" not in result.stdout
+        report = reconcile.run(*words, "--json")
+        assert "subscription: not compared" in report.stderr
+        found = json.loads(report.stdout)
+        assert (found["differences"], found["skipped"].keys()) == ([], {"subscription"})
+        assert "subscription" not in found["compared"]
     assert reconcile.execute("select subscription_tier from public.organizations") == [("pro",)]
 
 
