@@ -137,7 +137,8 @@ begin
     end;
   end if;
   if not changed and action <> 'deleted' and updated_at is null and exists (
-    select from app.clerk_records as r where r.kind = kind and r.clerk_id = id and r.fields <> app.read_fields(r.kind, data)
+    select from app.clerk_records as r
+    where r.kind = kind and r.clerk_id = id and r.fields <> app.keep_created_at(app.read_fields(r.kind, data), r.fields)
   ) then
     raise exception 'the event has no usable time, so it cannot replace what is recorded: `ballast clerk reconcile --fix` reads the object again';
   end if;

@@ -221,9 +221,9 @@ begin
     return false; -- a tombstone would only reveal the membership
   end if;
   update app.clerk_tombstones as t
-  set organization_id = organization, user_id = person, began_at = greatest(t.began_at, complete_tombstone.began_at)
+  set organization_id = organization, user_id = person, began_at = least(t.began_at, complete_tombstone.began_at)
   where t.kind = 'membership' and t.clerk_id = membership
-    and (t.organization_id, t.user_id, t.began_at) is distinct from (organization, person, greatest(t.began_at, complete_tombstone.began_at));
+    and (t.organization_id, t.user_id, t.began_at) is distinct from (organization, person, least(t.began_at, complete_tombstone.began_at));
   if found then
     perform app.project_membership(organization, person);
   end if;
@@ -231,6 +231,20 @@ begin
 end;
 $$;
 comment on function app.complete_tombstone is 'Adds the organization, the person and the start of a deleted membership to its tombstone. False if the tombstone has them already.';
+
+-- An object's created_at never changes at Clerk, but an event may lack it. So the record keeps the earliest that any write has, a stale one
+-- included: the newest write, or the first to arrive, would depend on the order.
+create or replace function app.keep_created_at(fields jsonb, other jsonb) returns jsonb
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if fields -> 'created_at' is not distinct from other -> 'created_at' or not fields ? 'created_at' then
+    return fields;
+  end if;
+  return fields || jsonb_build_object('created_at', least((fields ->> 'created_at')::numeric, (other ->> 'created_at')::numeric));
+end;
+$$;
+comment on function app.keep_created_at is 'The fields, with the earlier created_at of the two writes. For kinds without this field, the fields as they are.';
 
 create or replace function app.merge_record(
   kind text, clerk_id text, stamp app.clerk_stamp, data jsonb, organization text default null, person text default null
@@ -254,13 +268,19 @@ begin
     is_assigned := true;
   end if;
   -- A null fingerprint compares as greater than any hash, so this is certain before the fields are read. Most copies return here.
-  if known.stamp > stamp then
+  if known.stamp > stamp and (data ->> 'created_at' is null and kind <> 'invitation' or data -> 'created_at' = known.fields -> 'created_at') then
     return is_assigned;
   end if;
   newest := app.clerk_fields(kind, data);
   stamp.fingerprint := sha256(convert_to(newest::text, 'UTF8'));
   if known.stamp >= stamp then
-    return is_assigned;
+    newest := app.keep_created_at(known.fields, newest);
+    if newest = known.fields then
+      return is_assigned;
+    end if;
+    stamp := known.stamp;
+  else
+    newest := app.keep_created_at(newest, known.fields);
   end if;
   -- Clerk still names an organization's creator after that person's deletion.
   if kind = 'organization' and (newest ->> 'created_by' = 'erased' or app.is_erased(newest ->> 'created_by')) then
@@ -305,7 +325,7 @@ begin
   return true;
 end;
 $$;
-comment on function app.merge_record is 'Keeps a write if its stamp is greater than the record''s, and updates the rows in public. False if the record is as new or newer.';
+comment on function app.merge_record is 'Keeps a write if its stamp is greater than the record''s, and updates the rows in public. False if the record is as new or newer, and lacks nothing.';
 
 -- A deletion is final, whenever it happened, because Clerk never reuses an id. Its time only tells which tokens and invitations are older.
 -- If that time is unknown, it is 'infinity': all of them are.
@@ -323,7 +343,7 @@ begin
   if record_deletion.kind = 'membership' then
     organization := coalesce(organization, known.organization_id);
     person := coalesce(person, known.user_id);
-    began_at := coalesce(began_at, app.clerk_time(known.fields -> 'created_at'));
+    began_at := least(began_at, app.clerk_time(known.fields -> 'created_at'));
   end if;
   if app.is_erased(person) then
     return false; -- an erased person's objects cannot return, and a tombstone would only reveal the membership
@@ -336,10 +356,10 @@ begin
   on conflict on constraint clerk_tombstones_pkey do update
   set
     organization_id = coalesce(t.organization_id, excluded.organization_id), user_id = coalesce(t.user_id, excluded.user_id),
-    began_at = greatest(t.began_at, excluded.began_at), deleted_at = greatest(t.deleted_at, excluded.deleted_at)
+    began_at = least(t.began_at, excluded.began_at), deleted_at = greatest(t.deleted_at, excluded.deleted_at)
   where (t.organization_id, t.user_id, t.began_at, t.deleted_at) is distinct from (
     coalesce(t.organization_id, excluded.organization_id), coalesce(t.user_id, excluded.user_id),
-    greatest(t.began_at, excluded.began_at), greatest(t.deleted_at, excluded.deleted_at)
+    least(t.began_at, excluded.began_at), greatest(t.deleted_at, excluded.deleted_at)
   )
   returning true, t.organization_id, t.user_id into is_new, organization, person;
   if is_new is null then

@@ -92,6 +92,7 @@ class Clerk:
 ADA = events.user("user_ada")
 BEN = events.user("user_ben", email="ben@example.com", first_name="Ben")
 ACME = events.organization("org_acme")
+INVITATION = events.invitation("orginv_1", "org_acme")
 
 
 def member(person: Json, role: str = "org:member", at: int = START, clerk_id: str = "orgmem_1", **changes: Any) -> Json:
@@ -1083,6 +1084,68 @@ def test_a_membership_without_created_at_keeps_the_day_it_was_first_seen(clerk: 
     clerk.database.execute("update public.organization_memberships set joined_at = '2026-01-01 00:00:00+00'")
     clerk.send("organizationMembership.updated", member(ADA, "org:admin", LATER) | {"created_at": "?"})
     assert clerk.database.rows("select role, joined_at = '2026-01-01 00:00:00+00' from public.organization_memberships") == [("owner", True)]  # fmt: skip
+
+
+@pytest.mark.parametrize("deletion", [{}, {"created_at": START + 5 * SECOND}])
+def test_an_event_without_created_at_never_hides_when_a_membership_began(clerk: Clerk, deletion: Json) -> None:
+    """Deleted, it ends an older membership of the same person, too."""
+    began = START + 5 * SECOND
+    second = member(ADA, "org:viewer", began, "orgmem_2") | {"created_at": began}
+    for order in each_order(
+        events.event("organizationMembership.created", second),
+        events.event("organizationMembership.updated", second | {"created_at": None, "updated_at": LATER}),
+        events.event("organizationMembership.deleted", SHORT | {"id": "orgmem_2"} | deletion, MUCH_LATER),
+    ):
+        with clerk.database.connection.transaction(force_rollback=True):
+            clerk.send("organizationMembership.created", member(ADA, "org:admin"))
+            for event in order:
+                assert clerk.deliver(event) in {"processed", "stale"}
+            assert clerk.members() == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "column"),
+    [
+        ("user", "select created_at from public.profiles"),
+        ("organization", "select created_at from public.organizations"),
+        ("organizationMembership", "select joined_at from public.organization_memberships"),
+        ("organizationInvitation", "select created_at from public.organization_invitations"),
+    ],
+)
+def test_an_event_without_created_at_leaves_it_as_it_was_in_any_order(clerk: Clerk, kind: str, column: str) -> None:
+    data = {
+        "user": ADA, "organization": ACME, "organizationMembership": member(ADA), "organizationInvitation": INVITATION,
+    }[kind]  # fmt: skip
+    for order in each_order(
+        events.event(f"{kind}.created", data),
+        events.event(f"{kind}.updated", data | {"created_at": None, "updated_at": LATER}),
+        events.event(f"{kind}.updated", data | {"created_at": "?", "updated_at": MUCH_LATER}),
+    ):
+        with clerk.database.connection.transaction(force_rollback=True):
+            for event in order:
+                assert clerk.deliver(event) in {"processed", "stale"}
+            assert clerk.database.value(f"select extract(epoch from ({column})) * 1000") == START
+
+
+def test_an_invitation_predates_an_erasure_if_any_event_tells_so(clerk: Clerk) -> None:
+    person = events.user("user_cleo", email="cleo@example.com")
+    for order in each_order(
+        events.event("organizationInvitation.created", INVITATION),
+        events.event("organizationInvitation.updated", INVITATION | {"created_at": None, "updated_at": MUCH_LATER}),
+        events.deletion_event("user", "user_cleo", LATER),
+    ):
+        with clerk.database.connection.transaction(force_rollback=True):
+            clerk.send("user.created", person)
+            for event in order:
+                clerk.deliver(event)
+                finish_erasures(clerk.database)
+            assert clerk.invitations() == []
+
+
+def test_an_event_without_any_time_or_created_at_loses_nothing_if_all_else_is_equal(clerk: Clerk) -> None:
+    clerk.send("user.created", ADA)
+    undated = events.event("user.updated", ADA | {"created_at": None, "updated_at": None}, START) | {"timestamp": None}
+    assert clerk.deliver(undated) == "stale"
 
 
 # Deletions with only an id -------------------------------------------------------------------------------------------
