@@ -1,7 +1,8 @@
 -- Turns events into writes (app.merge_record, app.record_deletion). inbox.sql stores the events and calls app.apply_clerk_event.
 
--- Clerk's schema requires of a deleted membership neither its organization nor its person. What the event lacks comes from the record. If
--- there is none yet, the deletion waits as a tombstone; any other event fails, and is retried once the membership is known.
+-- Clerk's schema requires of a deleted membership neither its organization nor its person. What the event lacks comes from the record
+-- or the tombstone. If there is none yet, the deletion waits as a tombstone; any other event fails, and is retried once the membership is
+-- known.
 create or replace function app.apply_clerk_membership(data jsonb, stamp app.clerk_stamp, deleted_at timestamptz) returns boolean
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
@@ -25,8 +26,10 @@ begin
     changed := true;
   end if;
   if organization is null or person is null then
-    select coalesce(organization, r.organization_id), coalesce(person, r.user_id) into organization, person
-    from (select) as one left join app.clerk_records as r on r.kind = 'membership' and r.clerk_id = membership;
+    select coalesce(organization, r.organization_id, t.organization_id), coalesce(person, r.user_id, t.user_id) into organization, person
+    from (select) as one
+    left join app.clerk_records as r on r.kind = 'membership' and r.clerk_id = membership
+    left join app.clerk_tombstones as t on t.kind = 'membership' and t.clerk_id = membership;
   end if;
   if deleted_at is not null then
     return app.record_deletion('membership', membership, deleted_at, organization, person, app.clerk_time(data -> 'created_at')) or changed;

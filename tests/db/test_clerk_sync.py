@@ -1231,6 +1231,24 @@ def test_an_update_without_the_person_is_resolved_from_what_is_known(clerk: Cler
     assert clerk.members() == [("user_ada", "viewer", "orgmem_1")]
 
 
+def test_an_update_without_the_person_is_stale_once_the_membership_is_deleted(clerk: Clerk) -> None:
+    clerk.send("organizationMembership.created", member(ADA, "org:admin"))
+    clerk.send("organizationMembership.deleted", SHORT, LATER)
+    update = {"id": "orgmem_1", "role": "org:viewer", "updated_at": MUCH_LATER}
+    assert clerk.deliver(events.event("organizationMembership.updated", update)) == "stale"
+    assert clerk.members() == []
+
+
+def test_a_short_deletion_ends_a_membership_from_a_token_once_its_owner_is_named(clerk: Clerk) -> None:
+    claims = {"sub": "user_ada", "iat": START // SECOND, "o": {"id": "org_acme", "rol": "admin"}, "fva": [0, 0]}
+    with clerk.database.acting("authenticated", claims):
+        clerk.database.execute("select public.start_session()")
+    clerk.send("organizationMembership.deleted", SHORT, LATER)
+    assert clerk.members() == [("user_ada", "admin", None)]
+    clerk.send("organizationMembership.created", member(ADA, "org:admin"))
+    assert clerk.members() == []
+
+
 def without_payer(data: Json) -> Json:
     return {key: value for key, value in data.items() if key != "payer"}
 
