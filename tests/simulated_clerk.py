@@ -59,7 +59,7 @@ class Clerk:
     """Each operation takes two numbers: the first selects an object, the second selects the change.
 
     `forms` selects how each event in turn writes its times, and whether a deletion has more than the id: see send().
-    From 8 on, an event lacks the created_at that an earlier one told.
+    From 8 on, an event lacks created_at if an earlier event of the object had it.
     """
 
     coarse: bool = False  # event times are in seconds, as in Clerk's published examples, so that many are equal
