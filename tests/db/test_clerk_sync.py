@@ -1127,7 +1127,7 @@ def test_an_event_without_created_at_leaves_it_as_it_was_in_any_order(clerk: Cle
             assert clerk.database.value(f"select extract(epoch from ({column})) * 1000") == START
 
 
-def test_an_invitation_predates_an_erasure_if_any_event_tells_so(clerk: Clerk) -> None:
+def test_an_invitation_predates_an_erasure_if_any_event_shows_it(clerk: Clerk) -> None:
     person = events.user("user_cleo", email="cleo@example.com")
     for order in each_order(
         events.event("organizationInvitation.created", INVITATION),
