@@ -32,7 +32,7 @@ comment on column public.audit_logs.action is 'What was done, such as project.up
 comment on column public.audit_logs.resource_type is 'The kind of object it was done to.';
 comment on column public.audit_logs.resource_id is 'The object''s primary key.';
 comment on column public.audit_logs.subject_ids is
-'People to whom the changed row refers, other than user_id; null if there are none. Not readable through the API.';
+'People that the changed row refers to, other than user_id; null if there are none. Not readable through the API.';
 comment on column public.audit_logs.mentions is
 'Salted hashes of the ids and addresses in a logged event, other than those of user_id; null if there are none. Not readable through the API.';
 comment on column public.audit_logs.changes is

@@ -31,7 +31,7 @@ RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Arrived(Enum):
-    """How much of a request has arrived. UNKNOWN: only a thread that reads it, and may have to wait, can tell."""
+    """How much of a request has arrived. UNKNOWN: only a thread that reads it, and may have to wait, can find out."""
 
     NOTHING = auto()
     PART = auto()

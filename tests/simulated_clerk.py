@@ -85,7 +85,7 @@ class Clerk:
     def send(self, kind: str, data: Json) -> None:
         """Each message has a later time than the previous one, even if the object's updated_at is the same.
 
-        Only an end that is final may lack all times. An update lacks one of its two times if the other one tells the
+        Only an end that is final may lack all times. An update lacks one of its two times if the other one gives the
         same, so that the newest state remains known.
         """
         self.sent_at = max(self.now, self.sent_at + 1)

@@ -57,7 +57,7 @@ begin
   if key is null then
     raise sqlstate 'PT400' using message = 'No Clerk role maps to this role.', hint = 'Add a row to app.clerk_roles.';
   end if;
-  -- Without the address: it belongs to a person whom we may not know, and invitation.created omits it too.
+  -- Without the address: it may belong to a person without an account, and invitation.created omits it too.
   perform app.record_member_request(
     organization_id, 'invitation.requested', 'invitation', null, jsonb_build_object('role', role), null
   );

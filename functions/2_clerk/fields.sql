@@ -113,7 +113,7 @@ comment on function app.clerk_addresses is 'A user''s verified addresses in lowe
 -- The argument is a user, or the public_user_data of a membership, which has no e-mail addresses.
 -- Clerk ends a person's access in two ways, according to the schemas User and OrganizationMembershipPublicUserData of its Backend API,
 -- version 2026-05-12 (https://github.com/clerk/openapi-specs; models/user.py in PyPI's clerk-backend-api 7.0.0): `banned`, and
--- `deprovisioned`, "restricted from signing in", for people whom a directory removed (https://clerk.com/docs, "Directory Sync (SCIM)").
+-- `deprovisioned`, "restricted from signing in", for people removed by a directory (https://clerk.com/docs, "Directory Sync (SCIM)").
 -- Both become the one flag `banned`. `locked` does not: it ends by itself after failed attempts to sign in.
 create or replace function app.clerk_user_fields(data jsonb) returns jsonb
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp

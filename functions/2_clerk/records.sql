@@ -211,7 +211,7 @@ $$;
 comment on function app.record_addresses is
 'Records permanently, as hashes, that the person has or had these addresses (in lower case). If the person is erased, resumes the erasure: it deletes older invitations to them.';
 
--- The deletion of a membership may have only its id. An event about the membership that arrives later tells whose it was. Then older
+-- The deletion of a membership may have only its id. A later event about the membership names its owner. Then older
 -- memberships of the two, and tokens from before the deletion, end as if the deletion had arrived whole.
 create or replace function app.complete_tombstone(membership text, organization text, person text, began_at timestamptz) returns boolean
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
@@ -327,7 +327,7 @@ end;
 $$;
 comment on function app.merge_record is 'Keeps a write if its stamp is greater than the record''s, and updates the rows in public. False if the record is as new or newer, and lacks nothing.';
 
--- A deletion is final, whenever it happened, because Clerk never reuses an id. Its time only tells which tokens and invitations are older.
+-- A deletion is final, whenever it happened, because Clerk never reuses an id. Its time only shows which tokens and invitations are older.
 -- If that time is unknown, it is 'infinity': all of them are.
 create or replace function app.record_deletion(
   kind text, clerk_id text, deleted_at timestamptz, organization text default null, person text default null,

@@ -2,7 +2,7 @@
 -- functions/9_tables/*.sql turn it on with app.audit().
 
 -- A new entry with only the actor and the origin. A person's identity comes from the token. A client with the secret key may name itself
--- in the header x-actor, and our own functions do so in the setting app.actor. The service names the browser of the person whom it acts
+-- in the header x-actor, and our own functions do so in the setting app.actor. The service names the browser of the person that it acts
 -- for in x-user-agent. Clients can forge the browser, and the address in x-forwarded-for unless a proxy replaces it.
 create or replace function app.start_audit_entry() returns public.audit_logs
 language plpgsql stable parallel unsafe security definer set search_path = pg_catalog, pg_temp
@@ -206,7 +206,7 @@ $$;
 comment on function app.audit is 'Turns the audit trail on for a table, or changes its options.';
 
 -- An event may name people: colleagues, strangers, people who sign up later. Exports and erasures must find it by their ids and addresses.
--- A look-up would tell the author who has an account, so the entry gets hashes of everything that looks like an id or an address. The salt
+-- A look-up would show the author who has an account, so the entry gets hashes of everything that looks like an id or an address. The salt
 -- is private, and 64 bits of a hash suffice: a false match changes nothing in the entry.
 create or replace function app.hash_mentions(identifiers text[]) returns bigint[]
 language sql stable parallel safe set search_path = pg_catalog, pg_temp

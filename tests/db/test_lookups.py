@@ -47,7 +47,7 @@ def entry(world: Database, identifier: str) -> dict[str, Any]:
     return found
 
 
-# --- people whom an audit entry names
+# --- people named by an audit entry
 
 NAMINGS: dict[str, Callable[[str], tuple[object, str | None]]] = {
     "a value": lambda name: ({"person": name}, None),
