@@ -154,7 +154,11 @@ def test_an_entry_whose_plan_was_replaced_counts_once(database: Database) -> Non
         pass
     assert second["receipt_to_store"]["id"] != first["receipt_to_store"]["id"]
     assert count_entries(database) == 0
-    changed = database.value("select count(distinct (entry_id, entry_created_at)) from app.audit_erasures")
+    changed = database.value(
+        "select count(distinct (e.entry_id, e.entry_created_at)) from app.audit_erasures as e "
+        "join app.audit_interventions as i on i.id = e.intervention_id where i.erasure = %s",
+        receipt,
+    )
     assert step["counts"]["public.audit_logs"] == changed
 
 

@@ -429,16 +429,18 @@ def test_an_organization_that_cannot_be_purged_does_not_stop_others(world: Datab
 
 def test_a_row_that_cannot_be_purged_with_its_organization_is_reported_and_stops_no_other_row(world: Database) -> None:
     acme = world.value("select id from public.organizations where name = 'Acme'")
-    insert = "insert into public.projects (organization_id, title) select %s, 'p' || n from generate_series(1, 60) as n"
+    insert = (
+        "insert into public.specimens (organization_id, title) select %s, 'p' || n from generate_series(1, 60) as n"
+    )
     world.execute(insert, acme)
     world.execute("update public.organizations set deleted_at = now() - interval '40 days' where id = %s", acme)
-    refuse_deletion(world, "public.projects", "old.title = 'p7'")
+    refuse_deletion(world, "public.specimens", "old.title = 'p7'")
     while not (step := call(world, "run_retention"))["done"]:
         pass
-    [(row, title)] = world.rows("select id::text, title from public.projects where organization_id = %s", acme)
+    [(row, title)] = world.rows("select id::text, title from public.specimens where organization_id = %s", acme)
     assert title == "p7"
-    assert step["failed"]["public.organizations"]["key"] == ["public.projects", [row]]
-    assert world.value("select count(*) from public.specimens where organization_id = %s", acme) == 0
+    assert step["failed"]["public.organizations"]["key"] == ["public.specimens", [row]]
+    assert world.value("select count(*) from public.organization_memberships where organization_id = %s", acme) == 0
 
 
 def test_many_rows_that_cannot_be_deleted_do_not_keep_the_rest_of_retention_from_its_turn(world: Database) -> None:
@@ -468,15 +470,15 @@ def test_rows_behind_many_that_cannot_be_deleted_are_reached_over_several_runs(w
 
 def test_what_is_behind_an_organization_with_many_rows_that_cannot_be_purged_is_reached(world: Database) -> None:
     acme = world.value("select id from public.organizations where name = 'Acme'")
-    insert = "insert into public.projects (organization_id, title) select %s, case when n <= 150 then 'bad' else 'good' end || n"
+    insert = "insert into public.specimens (organization_id, title) select %s, case when n <= 150 then 'bad' else 'good' end || n"
     world.execute(f"{insert} from generate_series(1, 155) as n", acme)
     world.execute(
         "update public.organizations set deleted_at = now() - interval '40 days' where name in ('Acme', 'Globex')"
     )
-    refuse_deletion(world, "public.projects", "old.title like 'bad%'")
+    refuse_deletion(world, "public.specimens", "old.title like 'bad%'")
     remaining = """select
-        (select count(*) from public.projects where organization_id = o.id and title like 'good%%'),
-        (select count(*) from public.specimens where organization_id = o.id),
+        (select count(*) from public.specimens where organization_id = o.id and title like 'good%%'),
+        (select count(*) from public.organization_memberships where organization_id = o.id),
         (select count(*) from public.organizations where name = 'Globex')
         from public.organizations as o where o.id = %s"""
     runs = 0
@@ -484,7 +486,7 @@ def test_what_is_behind_an_organization_with_many_rows_that_cannot_be_purged_is_
         call(world, "run_retention")
         runs += 1
     assert runs < 60
-    assert world.value("select count(*) from public.projects where title like 'bad%%'") == 150
+    assert world.value("select count(*) from public.specimens where title like 'bad%%'") == 150
 
 
 # --- rectification
