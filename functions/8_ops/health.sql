@@ -60,15 +60,16 @@ cross join lateral (
       then
         array[
           'red',
-          'Clerk events have been failing for hours, so people may keep access that Clerk revoked. Fix the error that ops.webhook_failures '
-          || 'shows, then run select * from ops.retry_webhook(message_id). If an event can never be applied: select '
-          || 'ops.dismiss_webhook(message_id, ''the reason'').'
+          'Clerk events have been failing for hours, so people may keep access that Clerk revoked. Fix the error that `ballast inbox list` '
+          || 'shows, then run `ballast inbox retry --all-failed`. If an event can never be applied, run `ballast inbox dismiss`. '
+          || 'In the SQL editor: ops.webhook_failures, ops.retry_webhook(message_id), ops.dismiss_webhook(message_id, ''the reason'').'
         ]
     when f.failed > 0
       then
         array[
           'yellow',
-          'Clerk events failed. Read error in ops.webhook_failures, fix the cause, then run select * from ops.retry_webhook(message_id).'
+          'Clerk events failed. Fix the error that `ballast inbox list` shows, then run `ballast inbox retry --all-failed`. In the SQL '
+          || 'editor: ops.webhook_failures and ops.retry_webhook(message_id).'
         ]
     when f.last_received_at is null
       then
@@ -233,9 +234,15 @@ cross join lateral (
           'yellow',
           'Some rows of a person could not be erased. ops.erasure_failures names them: remove the cause, then run `ballast person resume`.'
         ]
-    when e.oldest_requested_at < now() - interval '1 day'
+    when e.oldest_requested_at < now() - interval '1 hour' and e.error is not null
+      then array['yellow', 'An erasure is delayed. Fix the error in ops.erasures, then run `ballast person resume`.']
+    when e.oldest_requested_at < now() - interval '1 hour'
       then
-        array['yellow', 'An erasure is slow. Read error in ops.erasures and check that the scheduler calls POST /jobs/erasures.']
+        array[
+          'yellow',
+          'Erasures wait for more than an hour. Check in ops.jobs that the job erasures runs, and in ops.storage_health that no '
+          || 'transaction blocks them. Then run `ballast person resume`.'
+        ]
     else array['green', 'OK.']
   end as verdict
 ) as rule;

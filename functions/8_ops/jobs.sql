@@ -19,7 +19,8 @@ from (
 comment on view ops.job_schedule is 'Periodic work: how often it should run, and the cron schedule (UTC) on which the scheduler calls the service''s job.';
 
 -- last_effect_at is the last time the data shows that the work was done, by whatever means. overdue_since is the time at which the oldest
--- unfinished piece of work was due. A job that only the service defines appears here after its first run.
+-- unfinished piece of work was due. A job that only the service defines appears here after its first run. A job without a run counts
+-- from the installation, so a scheduler that was never set up shows within the first hour.
 create or replace view ops.jobs with (security_invoker) as
 with kept as (
   select d.relation, app.retention_period(d) as retention_period from app.personal_data as d
@@ -76,11 +77,13 @@ evidence as (
 facts as (
   select
     coalesce(k.name, r.name) as name, k.every, k.purpose, r.last_run_at, r.last_ok_at, coalesce(r.failures, 0) as failures, r.report,
+    case when k.schedule is not null then now() - coalesce(r.last_run_at, s.installed_at) end as silence,
     greatest(e.last_effect_at, r.last_ok_at) as last_effect_at,
     case when e.overdue_since < now() then e.overdue_since end as overdue_since
   from ops.job_schedule as k
   full join app.job_runs as r on k.name = r.name
   left join evidence as e on k.name = e.name
+  cross join app.settings as s
 )
 
 select
@@ -100,8 +103,17 @@ cross join
       when f.name = 'reconcile-sample' and f.report -> 'differing' <> '{}'
         then array['yellow', 'The last sample differs from Clerk: run `ballast clerk reconcile`.']
       when f.failures > 0 then array['yellow', 'The last run failed: read last_report. The next run retries.']
-      when f.last_run_at < now() - greatest(3 * f.every, interval '30 minutes')
-        then array['yellow', 'The scheduler has stopped calling the job. No work is overdue yet. Check that the scheduler is running.']
+      when f.silence < interval '-5 minutes'
+        then array['yellow', 'The last run is dated in the future: the database''s clock was changed. Call the job, and check the clock.']
+      when f.silence > greatest(3 * f.every, interval '30 minutes')
+        then
+          array[
+            case when f.silence > greatest(10 * f.every, interval '1 day') then 'red' else 'yellow' end,
+            case
+              when f.last_run_at is null then 'No scheduler has called the job yet. Set one up: docs/jobs.md.'
+              else 'The scheduler has stopped calling the job. No work is overdue yet. Check that the scheduler is running.'
+            end
+          ]
       else array['green', 'OK.']
     end as verdict
   ) as rule
@@ -115,7 +127,12 @@ select
   string_agg(j.name, ', ' order by j.name) filter (where j.status <> 'green') as which,
   max(j.last_run_at) as last_run_at,
   coalesce((array_agg(j.status order by array_position('{red,yellow,green}', j.status)))[1], 'green') as status,
-  case when bool_or(j.status <> 'green') then 'Read advice in ops.jobs.' else 'OK.' end as advice
+  coalesce(
+    (array_agg(format('%s: %s See ops.jobs.', j.name, j.advice) order by array_position('{red,yellow}', j.status), j.name) filter (
+      where j.status <> 'green'
+    ))[1],
+    'OK.'
+  ) as advice
 from ops.jobs as j
 where j.name not in ('backup', 'drill');
 comment on view ops.job_health is 'Whether periodic work runs on time: one row. ops.jobs lists the jobs.';

@@ -191,7 +191,8 @@ def test_webhook_health_is_yellow_after_a_failure_and_red_after_hours(database: 
     store_event(database, ago, outcome="failed")
     store_event(database)
     status, advice = verdict(database, "webhook_health")
-    assert (status, "ops.retry_webhook(message_id)" in advice) == (light, True)
+    assert (status, "`ballast inbox retry --all-failed`" in advice) == (light, True)
+    assert "ops.retry_webhook(message_id)" in advice
 
 
 def test_retry_webhook_applies_a_failed_event_again(database: Database) -> None:
@@ -551,10 +552,43 @@ def test_only_the_service_can_record_a_job(database: Database, role: str) -> Non
         assert "permission denied" in read_refusal(database, "select public.record_job('x', '{}', true, 1)")
 
 
+def install(database: Database, ago: str = "0") -> None:
+    database.execute("update app.settings set installed_at = now() - %s::interval", ago)
+
+
 def test_in_a_fresh_database_only_the_first_backup_and_drill_are_late(database: Database) -> None:
+    install(database)
     late = database.rows("select name, status from ops.jobs where is_late")
     assert sorted(late) == [("backup", "yellow"), ("drill", "yellow")]
     assert verdict(database, "job_health") == GREEN
+
+
+FREQUENT_JOBS = {"mail", "retry-events", "erasures", "name-changes"}
+JOBS = FREQUENT_JOBS | {"seals", "reconcile-sample", "partitions", "retention"}
+
+
+@pytest.mark.parametrize(("ago", "light", "late"), [
+    ("25 minutes", "green", set()),
+    ("1 hour", "yellow", FREQUENT_JOBS),
+    ("4 hours", "yellow", JOBS - {"partitions", "retention"}),
+    ("4 days", "red", JOBS),
+])  # fmt: skip
+def test_a_scheduler_that_never_called_a_job_is_reported_within_the_first_hour(
+    database: Database, ago: str, light: str, late: set[str]
+) -> None:
+    install(database, ago)
+    reported = database.rows("select name, advice from ops.jobs where is_late and name not in ('backup', 'drill')")
+    assert {name for name, _ in reported} == late
+    assert all("No scheduler has called the job yet" in advice and "docs/jobs.md" in advice for _, advice in reported)
+    found = row(database, "select late, status, advice from ops.job_health")
+    assert (found["late"], found["status"]) == (len(late), light)
+    assert light == "green" or "No scheduler has called the job yet" in found["advice"]
+
+
+def test_a_run_dated_in_the_future_is_not_taken_for_a_recent_one(database: Database) -> None:
+    record_run(database, "erasures", ago="-2 days")
+    found = job(database, "erasures")
+    assert (found["status"], "clock" in found["advice"]) == ("yellow", True)
 
 
 def test_a_run_is_recorded_with_its_report(database: Database) -> None:
@@ -569,6 +603,7 @@ def test_a_run_is_recorded_with_its_report(database: Database) -> None:
 
 
 def test_a_failing_job_is_yellow_and_red_after_three_failures(database: Database) -> None:
+    install(database)
     for light in ("yellow", "yellow", "red"):
         record_run(database, "name-changes", ok=False)
         assert job(database, "name-changes")["status"] == light
@@ -578,8 +613,10 @@ def test_a_failing_job_is_yellow_and_red_after_three_failures(database: Database
 
 
 def test_a_job_that_the_scheduler_no_longer_calls_is_reported(database: Database) -> None:
-    record_run(database, "erasures", ago="2 hours")
-    assert "stopped calling" in job(database, "erasures")["advice"]
+    for ago, light in (("2 hours", "yellow"), ("2 days", "red")):
+        record_run(database, "erasures", ago=ago)
+        found = job(database, "erasures")
+        assert (found["status"], "stopped calling" in found["advice"]) == (light, True)
 
 
 WAITING = {
@@ -600,6 +637,7 @@ WAITING = {
 def test_overdue_work_is_reported_even_if_the_job_never_ran(
     database: Database, name: str, ago: str, light: str | None
 ) -> None:
+    install(database)
     database.execute("insert into public.profiles (clerk_user_id) values ('user_x')")
     database.execute(WAITING[name], ago)
     found = job(database, name)
@@ -608,6 +646,7 @@ def test_overdue_work_is_reported_even_if_the_job_never_ran(
 
 
 def test_a_name_that_clerk_refused_for_good_is_not_overdue(database: Database) -> None:
+    install(database)
     database.execute("insert into public.profiles (clerk_user_id) values ('user_x')")
     database.execute(
         "insert into app.name_changes (person_id, next_attempt_at) select id, 'infinity' from public.profiles"
@@ -622,6 +661,7 @@ def test_a_missing_audit_partition_is_overdue(database: Database) -> None:
 
 
 def test_backups_and_drills_are_among_the_jobs(database: Database) -> None:
+    install(database)
     database.execute(
         "insert into public.backup_logs (filename, backup_type, status, created_at, finished_at, drilled_at, drill_passed) "
         "values ('database/x', 'automated', 'completed', now() - interval '5 days', now(), now() - interval '1 day', true)"
@@ -630,7 +670,7 @@ def test_backups_and_drills_are_among_the_jobs(database: Database) -> None:
     assert verdict(database, "job_health") == GREEN  # ops.backup_health reports backups
 
 
-@pytest.mark.parametrize(("ago", "light"), [("1 hour", "green"), ("2 days", "yellow"), ("15 days", "red")])
+@pytest.mark.parametrize(("ago", "light"), [("50 minutes", "green"), ("70 minutes", "yellow"), ("15 days", "red")])
 def test_erasure_health_reports_an_overdue_erasure(database: Database, ago: str, light: str) -> None:
     assert verdict(database, "erasure_health") == GREEN
     database.execute(
@@ -639,6 +679,15 @@ def test_erasure_health_reports_an_overdue_erasure(database: Database, ago: str,
     )  # fmt: skip
     found = row(database, "select running, waiting_for_clerk, error, status from ops.erasure_health")
     assert found == {"running": 1, "waiting_for_clerk": 0, "error": "503", "status": light}
+
+
+def test_a_backlog_of_erasures_without_an_error_names_the_job(database: Database) -> None:
+    database.execute(
+        "insert into app.erasure_log (subject_hash, person, requested_by, requested_at) "
+        "select repeat(n::text, 64), (null, 'user_' || n, null)::app.person, 'clerk', now() - interval '70 minutes' from generate_series(1, 9) as n"
+    )
+    status, advice = verdict(database, "erasure_health")
+    assert (status, "the job erasures runs" in advice, "`ballast person resume`" in advice) == ("yellow", True, True)
 
 
 # --- lost audit entries and broadcasts ---

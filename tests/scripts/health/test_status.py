@@ -100,7 +100,7 @@ def test_a_missing_backup_is_red_in_production_and_yellow_locally(elsewhere: Els
 @pytest.mark.parametrize(("breaking", "name", "words"), [
     ("insert into app.erasure_log (subject_hash, person, requested_by, requested_at) values "
      "(repeat('a', 64), (null, 'user_x', null), 'person', now() - interval '20 days')", "erasure", "resume"),
-    ("update app.webhook_events set received_at = now() - interval '2 days' where outcome = 'failed'", "webhook", "ops.retry_webhook"),
+    ("update app.webhook_events set received_at = now() - interval '2 days' where outcome = 'failed'", "webhook", "ballast inbox retry"),
     ("insert into app.job_runs (name, failures, duration_ms) values ('retention', 3, 1)", "job", "ops.jobs"),
     ("alter table public.specimens disable row level security", "access", "ops.rls_coverage"),
     ("update app.applied_sources set checksum = 'x' where path like '%/caller.sql'", "migrations", "ballast migrate up"),
