@@ -1,8 +1,9 @@
--- Lists what a dump of our schemas omits, as (kind, text). Kind `role` is the name of a role that the dump refers to.
+-- Lists what a dump of our schemas omits, as (kind, text). Kind `role` is the name of a role that the dump refers to. Kind `extension`
+-- describes an extension that our objects need, as JSON.
 -- Statements of kind `before` run before the dump is restored: they create roles and extensions, and revoke default privileges.
 -- Statements of kind `after` run after it: policies on others' tables that call our functions, publications of our tables, and default
 -- privileges. Every statement can be repeated.
-with ours as (
+with recursive ours as (
   select oid from pg_namespace where nspname = any(%(schemas)s)
 ), relation as (
   select c.oid, c.relowner, c.relacl, format('%%I.%%I', n.nspname, c.relname) as name
@@ -11,19 +12,6 @@ with ours as (
   where n.oid in (table ours)
 ), routine as (
   select p.oid, p.proowner, p.proacl from pg_proc as p where p.pronamespace in (table ours)
-), acl as (
-  select relacl as items from relation
-  union all select a.attacl from pg_attribute as a join relation on relation.oid = a.attrelid
-  union all select proacl from routine
-  union all select n.nspacl from pg_namespace as n join ours using (oid)
-  union all select d.defaclacl from pg_default_acl as d where d.defaclnamespace in (table ours) or d.defaclnamespace = 0
-), named as (
-  select relowner as role from relation
-  union select proowner from routine
-  union select n.nspowner from pg_namespace as n join ours using (oid)
-  union select unnest(array[x.grantee, x.grantor]) from acl, aclexplode(acl.items) as x
-  union select unnest(p.polroles) from pg_policy as p join relation on relation.oid = p.polrelid
-  union select d.defaclrole from pg_default_acl as d where d.defaclnamespace in (table ours)
 ), policy as (
   select p.*, format('%%I on %%I.%%I', p.polname, n.nspname, c.relname) as name, format('%%I.%%I', n.nspname, c.relname) as of
   from pg_policy as p
@@ -35,6 +23,60 @@ with ours as (
     join routine on routine.oid = d.refobjid and d.refclassid = 'pg_proc'::regclass
     where d.classid = 'pg_policy'::regclass and d.objid = p.oid
   )
+), part (classid, objid) as ( -- our objects and their parts: columns, constraints, indexes, defaults, rules, triggers and policies
+  select d.classid, d.objid
+  from pg_depend as d
+  where d.refclassid = 'pg_namespace'::regclass and d.refobjid in (table ours) and d.classid <> 'pg_extension'::regclass
+    and not exists (
+      select from pg_depend as member where member.classid = d.classid and member.objid = d.objid and member.deptype = 'e'
+    )
+  union
+  select 'pg_policy'::regclass, policy.oid from policy
+  union
+  select d.classid, d.objid
+  from part
+  join pg_depend as d on d.refclassid = part.classid and d.refobjid = part.objid
+  where d.deptype in ('a', 'i', 'I', 'P', 'S')
+), needed (classid, objid) as ( -- what these refer to, the type of an array's elements, and the extension that each belongs to
+  select d.refclassid, d.refobjid from part join pg_depend as d using (classid, objid)
+  union
+  select d.refclassid, d.refobjid
+  from needed
+  join pg_depend as d using (classid, objid)
+  where d.deptype in ('i', 'e') or d.classid in ('pg_extension'::regclass, 'pg_foreign_server'::regclass)
+), required (extension, other) as ( -- an extension that another one requires is created first
+  select d.objid, d.refobjid
+  from pg_depend as d
+  where d.classid = 'pg_extension'::regclass and d.refclassid = 'pg_extension'::regclass
+  union
+  select r.extension, d.refobjid
+  from required as r
+  join pg_depend as d on d.classid = 'pg_extension'::regclass and d.refclassid = 'pg_extension'::regclass and d.objid = r.other
+), extension as (
+  select e.extname as name, n.nspname as schema, e.extversion as version, count(required) as depth
+  from pg_extension as e
+  join pg_namespace as n on n.oid = e.extnamespace
+  left join required on required.extension = e.oid
+  where e.extname <> 'plpgsql' and ('pg_extension'::regclass, e.oid) in (table needed)
+  group by e.oid, n.oid
+), home as ( -- the schemas of these extensions, with their grants
+  select n.oid, n.nspname as schema, n.nspowner, n.nspacl
+  from pg_namespace as n
+  where n.nspname in (select schema from extension) and n.nspname not in ('pg_catalog', 'public')
+), acl as (
+  select relacl as items from relation
+  union all select a.attacl from pg_attribute as a join relation on relation.oid = a.attrelid
+  union all select proacl from routine
+  union all select n.nspacl from pg_namespace as n join ours using (oid)
+  union all select home.nspacl from home
+  union all select d.defaclacl from pg_default_acl as d where d.defaclnamespace in (table ours) or d.defaclnamespace = 0
+), named as (
+  select relowner as role from relation
+  union select proowner from routine
+  union select n.nspowner from pg_namespace as n join ours using (oid)
+  union select unnest(array[x.grantee, x.grantor]) from acl, aclexplode(acl.items) as x
+  union select unnest(p.polroles) from pg_policy as p join relation on relation.oid = p.polrelid
+  union select d.defaclrole from pg_default_acl as d where d.defaclnamespace in (table ours)
 ), standing as ( -- default privileges of the roles that own our objects, which apply in every schema
   select d.defaclrole, d.defaclobjtype as kind, d.defaclacl as now, acldefault(
       case d.defaclobjtype when 'S' then 's' else d.defaclobjtype end, d.defaclrole
@@ -51,30 +93,26 @@ with ours as (
     )
   from role
   union all
-  select 2, 'before', format('create schema if not exists %%I', n.nspname)
-  from pg_extension as e
-  join pg_namespace as n on n.oid = e.extnamespace
-  where e.extname <> 'plpgsql' and n.nspname not in ('pg_catalog', 'public')
+  -- A Supabase project has some of these schemas with their grants, such as extensions.
+  select 2, 'before', format('do $do$ begin if to_regnamespace(%%L) is null then create schema %%I;%%s end if; end $do$', quote_ident(schema), schema, (
+      select string_agg(
+        format(' grant %%s on schema %%I to %%s;', g.privilege_type, schema, case when g.grantee = 0 then 'public' else g.grantee::regrole::text end),
+        '' order by g.grantee::regrole::text, g.privilege_type
+      )
+      from aclexplode(home.nspacl) as g
+      where g.grantee <> home.nspowner
+    ))
+  from home
   union all
-  select 3, 'before', format('create extension if not exists %%I schema %%I', e.extname, n.nspname)
-  from pg_extension as e
-  join pg_namespace as n on n.oid = e.extnamespace
-  where e.extname <> 'plpgsql' and exists ( -- only extensions that our objects use
-    select
-    from pg_depend as d
-    join pg_depend as member on member.classid = d.refclassid and member.objid = d.refobjid and member.deptype = 'e'
-    where member.refobjid = e.oid and (
-      d.classid = 'pg_class'::regclass and (d.objid in (select oid from relation) or d.objid in (
-        select i.indexrelid from pg_index as i join relation on relation.oid = i.indrelid
-      ))
-      or d.classid = 'pg_proc'::regclass and d.objid in (select oid from routine)
-      or d.classid = 'pg_attrdef'::regclass and d.objid in (select a.oid from pg_attrdef as a join relation on relation.oid = a.adrelid)
-    )
-  )
+  select 3 + depth, 'extension', json_build_object('name', name, 'namespace', schema, 'version', version)::text
+  from extension
+  union all
+  select 3 + depth, 'before', format('create extension if not exists %%I schema %%I', name, schema)
+  from extension
   union all
   -- A dump stores grants as differences from PostgreSQL's own defaults. A new Supabase project has other defaults, which would grant
   -- anon access to every restored table of public. So revoke them first.
-  select 4, 'before', $text$
+  select 1000, 'before', $text$
 do $do$
 declare
   change record;
@@ -83,7 +121,7 @@ begin
     select
       case when n.oid is null then '' else format('in schema %%I ', n.nspname) end as place,
       case d.defaclobjtype when 'r' then 'tables' when 'S' then 'sequences' when 'f' then 'functions' when 'T' then 'types' end as kind,
-      x.verb, x.privilege_type as privilege, case when x.grantee = 0 then 'public' else quote_ident(x.grantee::regrole::text) end as grantee
+      x.verb, x.privilege_type as privilege, case when x.grantee = 0 then 'public' else x.grantee::regrole::text end as grantee
     from pg_default_acl as d
     left join pg_namespace as n on n.oid = d.defaclnamespace
     cross join lateral (
@@ -108,20 +146,20 @@ end;
 $do$$text$
   union all
   -- A Supabase table may not exist yet. If a restored database lacks its policies, the check of the structure reports it.
-  select 5, 'after', format(
+  select 1005, 'after', format(
       'do $do$ begin if to_regclass(%%L) is not null then execute %%L; execute %%L; end if; end $do$', of, 'drop policy if exists ' || name,
       concat_ws(
         ' ', 'create policy', name, case when polpermissive then 'as permissive' else 'as restrictive' end,
         'for', case polcmd when 'r' then 'select' when 'a' then 'insert' when 'w' then 'update' when 'd' then 'delete' else 'all' end,
         'to', (
-          select string_agg(case when role = 0 then 'public' else quote_ident(role::regrole::text) end, ', ') from unnest(polroles) as role
+          select string_agg(case when role = 0 then 'public' else role::regrole::text end, ', ') from unnest(polroles) as role
         ),
         'using (' || pg_get_expr(polqual, polrelid) || ')', 'with check (' || pg_get_expr(polwithcheck, polrelid) || ')'
       )
     )
   from policy
   union all
-  select distinct 7, 'after', format(
+  select distinct 1007, 'after', format(
       'do $do$ begin if not exists (select from pg_publication where pubname = %%L) then create publication %%I; end if; end $do$',
       p.pubname, p.pubname
     )
@@ -129,7 +167,7 @@ $do$$text$
   join pg_publication as p on p.oid = pr.prpubid
   join relation on relation.oid = pr.prrelid
   union all
-  select 8, 'after', format(
+  select 1008, 'after', format(
       'do $do$ begin if not exists (select from pg_publication_rel as r join pg_publication as p on p.oid = r.prpubid where p.pubname = %%L and r.prrelid = %%L::regclass) then alter publication %%I add table %%s; end if; end $do$',
       p.pubname, relation.name, p.pubname, relation.name
     )
@@ -137,10 +175,10 @@ $do$$text$
   join pg_publication as p on p.oid = pr.prpubid
   join relation on relation.oid = pr.prrelid
   union all
-  select case x.verb when 'revoke' then 9 else 10 end, 'after', format(
+  select case x.verb when 'revoke' then 1009 else 1010 end, 'after', format(
       'alter default privileges %%s %%s on %%s %%s %%s', x.verb, x.privilege_type,
       case s.kind when 'r' then 'tables' when 'S' then 'sequences' when 'f' then 'functions' when 'T' then 'types' else 'schemas' end,
-      case x.verb when 'grant' then 'to' else 'from' end, case when x.grantee = 0 then 'public' else quote_ident(x.grantee::regrole::text) end
+      case x.verb when 'grant' then 'to' else 'from' end, case when x.grantee = 0 then 'public' else x.grantee::regrole::text end
     )
   from standing as s
   cross join lateral (

@@ -33,6 +33,16 @@ class Seal(BaseModel):
     seal: str
 
 
+class Extension(BaseModel):
+    """An extension that the backed up objects need; `namespace` is its schema."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    namespace: str
+    version: str
+
+
 class Manifest(BaseModel):
     """Describes one snapshot: `created_at` is its time, `rows` are its exact counts.
 
@@ -52,6 +62,7 @@ class Manifest(BaseModel):
     dump_version: int
     migration: str | None
     roles: list[str]
+    extensions: list[Extension] = []
     rows: dict[str, int]
     structure: dict[str, dict[str, str]]
     audit_seal: Seal | None

@@ -146,6 +146,7 @@ def _store_backup(task: Task, taken: Snapshot, bar: Bar) -> Manifest:
         dump_version=chosen.version,
         migration=snapshot.find_newest_migration(taken.connection),
         roles=scripts.roles,
+        extensions=scripts.extensions,
         rows=rows,
         structure=snapshot.describe_structure(taken.connection),
         audit_seal=snapshot.find_last_seal(taken.connection),

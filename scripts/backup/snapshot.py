@@ -12,7 +12,7 @@ from pathlib import Path
 
 from psycopg import sql
 
-from scripts.backup.manifest import SCHEMAS, Seal
+from scripts.backup.manifest import SCHEMAS, Extension, Seal
 from scripts.errors import Failure
 from scripts.schema.database import Connection
 
@@ -46,19 +46,22 @@ class NothingToBackUp(Failure):
 
 @dataclass(frozen=True)
 class Globals:
-    """What a dump omits: the roles that it refers to, and SQL scripts to run before and after it is restored."""
+    """What a dump omits: roles and extensions that it needs, and SQL scripts to run before and after it is restored."""
 
     roles: list[str]
+    extensions: list[Extension]
     before: str
     after: str
 
     @classmethod
     def of(cls, connection: Connection) -> Globals:
         found: dict[str, list[str]] = {}
-        for kind, text in connection.execute(GLOBALS.read_bytes(), {"schemas": list(SCHEMAS)}):
-            found.setdefault(kind, []).append(text)
+        with _fixed_spelling(connection):
+            for kind, text in connection.execute(GLOBALS.read_bytes(), {"schemas": list(SCHEMAS)}):
+                found.setdefault(kind, []).append(text)
         before, after = ("".join(f"{text};\n" for text in found.get(kind, [])) for kind in ("before", "after"))
-        return cls(found.get("role", []), before, after)
+        extensions = [Extension.model_validate_json(text) for text in found.get("extension", [])]
+        return cls(found.get("role", []), extensions, before, after)
 
 
 @dataclass(frozen=True)
@@ -120,14 +123,21 @@ def count_rows(connection: Connection) -> dict[str, int]:
 def describe_structure(connection: Connection) -> Structure:
     """Returns the hash of each definition in our schemas, by kind and name. Session settings do not affect it."""
     found: Structure = {}
-    with connection.transaction():
-        for setting, value in SPELLING.items():
-            connection.execute("select set_config(%s, %s, true)", [setting, value])
+    with _fixed_spelling(connection):
         rows = connection.execute(STRUCTURE.read_bytes(), {"schemas": list(SCHEMAS)}).fetchall()
     for kind, name, definition in rows:
         digest = hashlib.sha256(normalize(kind, definition).encode()).hexdigest()[:HASH_DIGITS]
         found.setdefault(kind, {})[name] = digest
     return found
+
+
+@contextmanager
+def _fixed_spelling(connection: Connection) -> Iterator[None]:
+    """A transaction in which PostgreSQL prints definitions as in any other session."""
+    with connection.transaction():
+        for setting, value in SPELLING.items():
+            connection.execute("select set_config(%s, %s, true)", [setting, value])
+        yield
 
 
 def normalize(kind: str, definition: str) -> str:

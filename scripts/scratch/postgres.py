@@ -18,6 +18,7 @@ from scripts.scratch import os_user
 
 BOOTSTRAP = Path(__file__).with_name("bootstrap.sql")
 REALTIME = Path(__file__).with_name("realtime.sql")
+SUPAUTILS = Path(__file__).with_name("supautils.sql")
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
@@ -102,6 +103,8 @@ class Postgres:
                 statement = sql.SQL("alter role {} password {}")
                 connection.execute(statement.format(sql.Identifier(role), sql.Literal(self.password)))
             connection.execute(REALTIME.read_bytes())
+            if connection.execute("select current_setting('supautils.superuser', true)").fetchone() == (None,):
+                connection.execute(SUPAUTILS.read_bytes())
 
     def start(self, **settings: str) -> subprocess.Popen[bytes]:
         """Creates the server if needed, starts it, waits until it answers, and returns its process."""

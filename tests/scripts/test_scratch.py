@@ -130,6 +130,45 @@ def test_the_schema_is_applied_to_projects_of_both_kinds(tmp_path: Path, is_memb
         assert drift.check(server.url())[1] == []
 
 
+# --- what a superuser does for postgres ---
+
+
+def is_superuser(database: Database) -> bool:
+    return bool(database.value("select rolsuper from pg_roles where rolname = 'postgres'"))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "create extension moddatetime schema extensions",
+        "create extension earthdistance schema extensions cascade",
+        "create extension if not exists pg_stat_statements",
+        "create publication probe for all tables",
+        "create publication probe for tables in schema public",
+    ],
+)
+def test_postgres_may_create_the_extensions_and_publications_that_hosted_supabase_allows(
+    project: Database, statement: str
+) -> None:
+    project.execute(statement)
+    assert not is_superuser(project)
+    owners = project.rows("select pubowner::regrole::text from pg_publication where pubname = 'probe'")
+    assert owners == ([("postgres",)] if "publication" in statement else [])
+
+
+@pytest.mark.parametrize("extension", ["pageinspect", "file_fdw"])
+def test_postgres_cannot_create_an_extension_that_hosted_supabase_refuses(project: Database, extension: str) -> None:
+    with pytest.raises(psycopg.errors.InsufficientPrivilege), project.connection.transaction():
+        project.execute(f"create extension {extension}")
+    assert not is_superuser(project)
+
+
+def test_other_roles_cannot_create_a_publication_for_all_tables(project: Database) -> None:
+    project.execute("create role probe; grant probe to postgres; set local role probe")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        project.execute("create publication probe for all tables")
+
+
 # --- reserved roles ---
 
 
