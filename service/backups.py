@@ -8,11 +8,10 @@ import sys
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
-from service.backup_names import BackupType, filename_of, new_name
+from service.backup_names import BackupType, name_of
 from service.data_api import Call, CallFailed
 from service.logs import log
 from service.problems import Problem
@@ -50,12 +49,10 @@ class BackupRunner:
         if self.missing:
             raise BackupsUnconfigured(self.missing)
         backup = uuid4()
-        name = new_name(backup, datetime.now(UTC))
-        arguments = {"id": str(backup), "filename": filename_of(name), "backup_type": backup_type}
-        row: dict[str, Any] | None = self.call("request_backup", arguments)
+        row: dict[str, Any] | None = self.call("request_backup", {"id": str(backup), "backup_type": backup_type})
         if row is None:
             raise BackupRunning
-        options = ("--log", str(backup), "--name", name, "--type", backup_type)
+        options = ("--log", str(backup), "--name", name_of(row["filename"]), "--type", backup_type)
         try:
             # Its errors go to our log. It has its own session, so that a signal that stops us does not stop it.
             process = subprocess.Popen(

@@ -17,7 +17,7 @@ comment on function public.backup_is_running is 'Whether a session of this datab
 
 -- The table lock serializes concurrent requests. A process that was just started has not taken its advisory lock yet. So a row marked
 -- 'started' in the last 10 seconds also counts as running.
-create or replace function public.request_backup(id uuid, filename text, backup_type text) returns jsonb
+create or replace function public.request_backup(id uuid, backup_type text) returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
@@ -27,10 +27,16 @@ begin
   perform app.refuse_clerk_tokens();
   lock table public.backup_logs in share row exclusive mode;
   if public.backup_is_running()
-    or exists (select from public.backup_logs as b where b.status = 'started' and b.created_at > now() - interval '10 seconds') then
+    or exists (
+      select from public.backup_logs as b
+      where b.status = 'started' and b.created_at > now() - interval '10 seconds' and b.created_at <= clock_timestamp()
+    ) then
     return null;
   end if;
-  insert into public.backup_logs as b (id, filename, backup_type, status) values (id, filename, backup_type, 'started')
+  insert into public.backup_logs as b (id, filename, backup_type, status)
+  values (
+    id, to_char(now() at time zone 'UTC', '"database/"YYYYMMDD"T"HH24MISS"Z-"') || left(id::text, 8), backup_type, 'started'
+  )
   returning b.* into requested;
   return jsonb_build_object(
     'id', requested.id, 'filename', requested.filename, 'backup_type', requested.backup_type, 'status', requested.status,
@@ -39,7 +45,7 @@ begin
 end;
 $$;
 comment on function public.request_backup is
-'Records a backup before the service starts its process. Returns {id, filename, backup_type, status, created_at}, or null if a backup is running or was requested in the last 10 seconds. Definer: the service has no privilege on tables.';
+'Records a backup before the service starts its process, and names it by the clock of the database. Returns {id, filename, backup_type, status, created_at}, or null if a backup is running or was requested in the last 10 seconds. Definer: the service has no privilege on tables.';
 
 -- The caller holds the advisory lock, so any other row still marked 'started' belongs to a run that crashed. The caller's own row may
 -- have been marked 'interrupted' by mistake, by a run that began in between: it becomes 'started' again.
@@ -129,6 +135,6 @@ comment on function public.backups is
 'Lists backups, newest first: [{id, filename, backup_type, status, size_bytes, duration_seconds, checksum, error_message, created_at, drilled_at, drill_passed}]. Definer: the service has no privilege on tables.';
 
 grant execute on function
-public.backup_is_running(), public.request_backup(uuid, text, text), public.begin_backup(uuid, text, text),
+public.backup_is_running(), public.request_backup(uuid, text), public.begin_backup(uuid, text, text),
 public.end_backup(uuid, text, bigint, text, text), public.record_drill(jsonb, jsonb), public.backups(integer)
 to service_role;

@@ -104,7 +104,8 @@ with facts as (
   left join lateral (
     select b.* from public.backup_logs as b
     where b.status = 'completed'
-    order by b.created_at desc
+    -- A backup that is dated in the future comes last: the clock of the database was wrong.
+    order by b.created_at > now() + interval '5 minutes', b.created_at desc
     limit 1
   ) as success on true
   left join lateral (
@@ -138,6 +139,12 @@ from facts as f
 cross join lateral (
   select case
     when f.last_success_at is null then array['red', 'There is no backup: run `ballast backup run` now.']
+    when f.rpo_now < interval '-5 minutes'
+      then
+        array[
+          'red',
+          'The last backup is dated in the future: the clock of the database was wrong, or is. Correct it, then run `ballast backup run`.'
+        ]
     when f.rpo_now > f.rpo_target + interval '2 hours'
       then array['red', 'The last backup is too old. Run `ballast backup run` now and find out why the scheduler did not run it.']
     when not f.last_drill_passed

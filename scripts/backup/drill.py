@@ -37,13 +37,16 @@ class DrillFailed(Failure):
 
 @dataclass(frozen=True)
 class Drill:
-    """The report of a drill. RTO is the duration of the recovery, RPO the age of the data when it began."""
+    """The report of a drill. RTO is the duration of the recovery, RPO the age of the data when it began.
+
+    The age is None if a clock is wrong.
+    """
 
     backup: str
     passed: bool
     started_at: str
     rto_seconds: float
-    rpo_seconds: float
+    rpo_seconds: float | None
     rows: int
     dump_bytes: int
     server_version: int
@@ -64,23 +67,33 @@ def scratch_target(backup: Backup, bar: Bar) -> Iterator[Target]:
 def run_drill(backup: Backup, bar: Bar) -> Drill:
     """Restores and checks a backup. A failed restore is reported as a failed check."""
     began, started_at = time.monotonic(), datetime.now(UTC)
-    done: list[Check] = []
+    manifest, done = backup.manifest, list[Check]()
+    clocks, age = check_clocks(backup), (started_at - manifest.created_at).total_seconds()
     try:
         with scratch_target(backup, bar) as target:
             for check in restore_and_check(backup, target, bar):
                 done.append(check)
-            done.append(checks.check_tenant_isolation(target.connection))
+            done += [checks.check_tenant_isolation(target.connection), clocks]
     except Failure as failure:
         done.append(Check("restore", False, str(failure), round(time.monotonic() - began, 3)))
-    manifest = backup.manifest
     return Drill(
         manifest.name,
         all(check.passed for check in done),
         started_at.isoformat(timespec="seconds"),
         round(time.monotonic() - began, 1),
-        round((started_at - manifest.created_at).total_seconds(), 1),
+        round(max(age, 0), 1) if clocks.passed else None,
         sum(manifest.rows.values()),
         manifest.dump_bytes,
         manifest.server_version,
         done,
     )
+
+
+def check_clocks(backup: Backup) -> Check:
+    """Checks that the backup is not dated in the future: its age would be unknown, and `latest` another backup."""
+    began, made_at = time.monotonic(), backup.manifest.created_at.astimezone(UTC)
+    ahead = backup.store.measure_ahead(backup.manifest)
+    detail = f"made at {made_at:%Y-%m-%d %H:%M:%S} UTC"
+    if ahead:
+        detail += f", {ahead} ahead: the clock of the database, of the store or of this machine is wrong"
+    return Check("clocks", not ahead, detail, round(time.monotonic() - began, 3))

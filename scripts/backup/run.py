@@ -8,9 +8,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC
 from typing import IO
+from uuid import UUID
 
 from scripts.backup import archive, programs, snapshot
 from scripts.backup.backup_log import BackupLog
@@ -21,7 +22,7 @@ from scripts.backup.snapshot import Globals, Snapshot
 from scripts.backup.store import BackupStore, StoreUnavailable
 from scripts.errors import Failure
 from scripts.schema import database
-from service.backup_names import BackupType, filename_of
+from service.backup_names import BackupType, filename_of, new_name
 from service.settings import BACKUP_PLACE
 
 # How long pg_dump waits for a table that a deployment has locked.
@@ -47,15 +48,18 @@ class DumpFailed(Failure):
 
 @dataclass(frozen=True)
 class Task:
-    """A backup to make. `recipients` are age public keys; without any, the backup is not encrypted."""
+    """A backup to make. `recipients` are age public keys; without any, the backup is not encrypted.
+
+    Without a name, the backup is named by the time of its snapshot.
+    """
 
     url: str
     store: BackupStore
     recipients: tuple[str, ...]
     log: BackupLog
     id: str
-    name: str
     backup_type: BackupType
+    name: str = ""
 
     @property
     def filename(self) -> str:
@@ -97,6 +101,7 @@ def run_backup(task: Task, bar: Bar) -> Manifest:
             snapshot.take_snapshot(connection) as taken,
             report_to_monitor("ballast-backup"),
         ):
+            task = replace(task, name=task.name or new_name(UUID(task.id), taken.taken_at))
             task.log.begin(task.id, task.filename, task.backup_type)
             task.store.require_unused(task.name)
             with _discard_on_failure(task):

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,7 @@ from pydantic import ValidationError
 
 from scripts.backup.manifest import MANIFEST, Manifest
 from scripts.errors import Failure
+from scripts.schema import database
 from service import object_store
 from service.backup_names import FOLDER
 
@@ -31,9 +33,13 @@ MEGABYTE = 1 << 20
 PART_BYTES = 8 * MEGABYTE
 PARTS_AT_ONCE = 2
 READ_BYTES = 4 * MEGABYTE
+MANIFESTS_AT_ONCE = 8
 # The timeout of a request: one part at 1 Mbit/s. A stalled upload must not keep a transaction open for days.
 ATTEMPT_SECONDS = 90
 RETRIES = 3
+# Clocks that differ by less count as equal, as for signed webhooks.
+CLOCK_TOLERANCE = timedelta(minutes=5)
+NEVER = datetime.max.replace(tzinfo=UTC)
 
 # What describe_error() returns for a missing file: first in a bucket, then in a folder.
 MISSING = {"404", "NotFound"}
@@ -68,6 +74,30 @@ class Sink(Protocol):
 
 
 @dataclass(frozen=True)
+class StoredManifest:
+    """A manifest, and when it was written by the store's clock.
+
+    If it cannot be read, `manifest` is None and `damage` is the reason.
+    """
+
+    name: str
+    written_at: datetime
+    manifest: Manifest | None
+    damage: str | None = None
+
+    @property
+    def created_at(self) -> datetime:
+        """The time of the snapshot by the database's clock. If that is unreadable, when the manifest was written."""
+        return self.manifest.created_at if self.manifest else self.written_at
+
+    @property
+    def ahead(self) -> timedelta:
+        """How far the snapshot is dated after the clocks of the store and of this machine; zero if the clocks agree."""
+        ahead = self.created_at - min(self.written_at, datetime.now(UTC))
+        return timedelta(seconds=round(ahead.total_seconds())) if ahead > CLOCK_TOLERANCE else timedelta(0)
+
+
+@dataclass(frozen=True)
 class UnfinishedBackup:
     """Files of an interrupted run that never became a backup."""
 
@@ -89,18 +119,31 @@ class BackupStore:
     # --- reading ---
 
     def names(self) -> list[str]:
-        """The names of all backups, oldest first."""
-        suffix = f"/{MANIFEST}"
-        found = (path.removesuffix(suffix).rpartition("/")[2] for path in self._list_paths() if path.endswith(suffix))
-        return sorted(name for name in found if NAME.fullmatch(name))
+        """The names of all backups, sorted."""
+        return sorted(self._list_manifests())
 
     def find(self, wanted: str) -> str:
-        """Finds a backup by its name, its last 8 characters, or `latest`. Raises BackupUnknown."""
-        names = self.names()
-        found = names[-1:] if wanted == "latest" else [name for name in names if wanted in {name, name[-8:]}]
+        """Finds a backup by its name, its last 8 characters, or `latest`: the newest snapshot.
+
+        Raises BackupUnknown, and ManifestInvalid if the latest backup may be one that cannot be read.
+        """
+        if wanted == "latest":
+            found = self._find_latest()
+        else:
+            found = [name for name in self.names() if wanted in {name, name[-8:]}]
         if not found:
             raise BackupUnknown(f"There is no backup {wanted!r} in {self.url}. Run `ballast backup list` to see them.")
         return found[0]
+
+    def manifests(self) -> list[StoredManifest]:
+        """Reads all manifests. They are sorted by the time of the snapshot, oldest first."""
+        with ThreadPoolExecutor(MANIFESTS_AT_ONCE) as pool:
+            found = pool.map(lambda each: self._read_manifest(*each), self._list_manifests().items())
+            return sorted(found, key=lambda each: (each.created_at, each.name))
+
+    def measure_ahead(self, manifest: Manifest) -> timedelta:
+        """How far a backup is dated after the clocks of the store and of this machine; zero if the clocks agree."""
+        return StoredManifest(manifest.name, self._list_manifests()[manifest.name], manifest).ahead
 
     def manifest(self, name: str) -> Manifest:
         """Reads and validates a manifest. Raises ManifestInvalid."""
@@ -118,6 +161,35 @@ class BackupStore:
     def read(self, name: str, file: str) -> bytes:
         """Reads a small file of a backup."""
         return bytes(self._attempt(f"read {file} of {name}", lambda store: store.get(_path(name, file)).bytes()))
+
+    def _find_latest(self) -> list[str]:
+        """Returns no name if there is no backup. Raises ManifestInvalid; warns if a clock was wrong."""
+        for latest in self.manifests()[-1:]:
+            if latest.manifest is None:
+                raise ManifestInvalid(f"{latest.damage} It may be the latest backup: choose another one by its ID.")
+            if latest.ahead:
+                database.echo_err(
+                    f"{latest.name} counts as the latest backup, but is dated {latest.ahead} ahead: the clock of the"
+                    " database, of the store or of this machine is wrong. Compare it with `ballast backup list`."
+                )
+            return [latest.name]
+        return []
+
+    def _read_manifest(self, name: str, written_at: datetime) -> StoredManifest:
+        try:
+            return StoredManifest(name, written_at, self.manifest(name))
+        except ManifestInvalid as damage:
+            return StoredManifest(name, written_at, None, str(damage))
+
+    def _list_manifests(self) -> dict[str, datetime]:
+        """Maps the name of each backup to the time when its manifest was written."""
+        suffix = f"/{MANIFEST}"
+        found = {
+            path.removesuffix(suffix).rpartition("/")[2]: written_at
+            for path, _, written_at in self._list_objects()
+            if path.endswith(suffix)
+        }
+        return {name: written_at for name, written_at in found.items() if NAME.fullmatch(name)}
 
     def stream(self, name: str, file: str) -> Iterator[bytes]:
         """Reads a file of a backup in pieces."""
@@ -169,6 +241,11 @@ class BackupStore:
         self._attempt(f"write {file} of {name}", lambda store: store.put(path, body, mode="create"))
         self._sync(path)
 
+    def put_report(self, name: str, body: bytes) -> None:
+        """Writes the report of a drill. Reports are numbered, so that no clock decides which is the last one."""
+        number = len(self.drills().get(name, [])) + 1
+        self.put(name, f"{DRILLS}/{number:04}-{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}.json", body)
+
     def discard(self, name: str) -> None:
         """Deletes a backup, the manifest first: an interrupted deletion then leaves nothing that counts as a backup."""
         folder = f"{FOLDER}/{name}/"
@@ -181,9 +258,16 @@ class BackupStore:
     # --- leftovers of interrupted runs ---
 
     def leftovers(self, older_than: timedelta) -> list[UnfinishedBackup]:
-        """Finds unfinished uploads, and folders without a manifest, whose last write is older than this."""
-        before = datetime.now(UTC) - older_than
-        return [each for each in [*self._find_unfinished_folders(), *self._find_uploads()] if each.began_at < before]
+        """Finds unfinished uploads, and folders without a manifest, whose last write is older than this.
+
+        Older than the newest file, by the store's clock. With this machine's clock alone, one that is wrong by days
+        would delete the files of a backup that is running.
+        """
+        files = list(self._list_objects() if self.folder is None else self._list_on_disk(self.folder))
+        found = [*self._find_unfinished_folders(files), *self._find_uploads()]
+        newest = max([written_at for *_, written_at in files] + [each.began_at for each in found], default=NEVER)
+        before = min(newest, datetime.now(UTC)) - older_than
+        return [each for each in found if each.began_at <= before]
 
     def remove(self, leftover: UnfinishedBackup) -> None:
         """Deletes a leftover folder, or aborts an upload."""
@@ -198,16 +282,16 @@ class BackupStore:
             if failure.code not in MISSING:  # missing: the upload has ended in the meantime
                 raise
 
-    def _find_unfinished_folders(self) -> Iterator[UnfinishedBackup]:
+    def _find_unfinished_folders(self, files: list[tuple[str, int, datetime]]) -> Iterator[UnfinishedBackup]:
         backups = set(self.names())
         folders: dict[str, list[tuple[int, datetime]]] = {}
-        for path, size, written_at in self._list_objects() if self.folder is None else self._list_on_disk(self.folder):
+        for path, size, written_at in files:
             name = path.removeprefix(f"{FOLDER}/").partition("/")[0]
             if NAME.fullmatch(name) and name not in backups:
                 folders.setdefault(name, []).append((size, written_at))
-        for name, files in folders.items():
+        for name, written in folders.items():
             yield UnfinishedBackup(
-                f"{FOLDER}/{name}", sum(size for size, _ in files), max(moment for _, moment in files)
+                f"{FOLDER}/{name}", sum(size for size, _ in written), max(moment for _, moment in written)
             )
 
     def _list_on_disk(self, folder: Path) -> list[tuple[str, int, datetime]]:

@@ -26,14 +26,14 @@ from scripts.backup.restore import may_replace, open_backup, read_keys, restore_
 from scripts.backup.restore_engine import Backup, Target
 from scripts.backup.retention import DAY, DEFAULT_RPO, ListedBackup, Plan, Policy, apply_plan, list_backups, make_plan
 from scripts.backup.run import Task, open_store, read_recipients, run_backup
-from scripts.backup.store import DRILLS
+from scripts.backup.store import CLOCK_TOLERANCE
 from scripts.backup.verify import verify_backup
 from scripts.cli import options
 from scripts.cli.output import print_json, print_table, show_checks
 from scripts.schema import database
 from scripts.scratch.server import exit_on_sigterm, scratch_folder
 from service.audit_store import AuditStore
-from service.backup_names import BackupType, filename_of, new_name
+from service.backup_names import BackupType, filename_of
 
 NEXT_STEPS = (
     "Clear the cache, which predates the restore: run FLUSHDB on the Upstash database.",
@@ -76,15 +76,14 @@ def run(url: str | None, backup_type: BackupType, as_json: bool, backup_id: UUID
     left.
     """
     environment = options.build_environment(url)
-    new_id = backup_id or uuid4()
     task = Task(
         options.choose_url(url),
         open_store(environment),
         read_recipients(environment),
         BackupLog.of(environment),
-        str(new_id),
-        name or new_name(new_id, datetime.now(UTC)),
+        str(backup_id or uuid4()),
         backup_type,
+        name or "",
     )
     with exit_on_sigterm(), progress_bar() as bar:
         manifest = run_backup(task, bar)
@@ -153,7 +152,7 @@ def drill(wanted: str, identity: Path | None, url: str | None, as_json: bool) ->
         log.record_drill(backup.manifest, filename_of(report.backup), asdict(report))
         _show_drill(report, as_json=as_json)
         body = json.dumps(asdict(report), indent=2).encode()
-        store.put(report.backup, f"{DRILLS}/{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}.json", body)
+        store.put_report(report.backup, body)
         if not report.passed:
             raise DrillFailed(f"{report.backup} is not proven: do not rely on it. Make another backup.")
 
@@ -193,7 +192,8 @@ def list_command(as_json: bool) -> None:
     """List the backups in BACKUP_URL, newest first.
 
     Shows the age and size of each backup, and the last drill that proved it. Needs no database. Problems are red: a
-    damaged backup, a failed drill, or a latest backup older than a day.
+    damaged backup, a failed drill, a latest backup older than a day, or one dated in the future because a clock is
+    wrong.
     """
     store = open_store(options.build_environment(None))
     backups = list_backups(store)[::-1]
@@ -216,14 +216,14 @@ def prune(dry_run: bool, daily: int, weekly: int, monthly: int, as_json: bool) -
     """Delete old backups from BACKUP_URL.
 
     Keeps the newest backup of each of the last N days, weeks and months that have one. Also keeps the newest backup,
-    the newest proven one, those younger than a day, and unreadable ones. Deletes files of interrupted runs after a day.
-    Times are UTC. Exits with 1 if a deletion failed.
+    those made less than a day before it, the newest proven one, unreadable ones, and those dated in the future. Deletes
+    files of interrupted runs that are a day older than the newest file in the store. Times are UTC and those of the
+    database. Exits with 1 if a deletion failed.
     """
     store = open_store(options.build_environment(None))
-    now = datetime.now(UTC)
-    plan = make_plan(store, now, Policy(daily, weekly, monthly))
+    plan = make_plan(store, Policy(daily, weekly, monthly))
     if not as_json:
-        _show_plan(plan, now)
+        _show_plan(plan)
     failed = [] if dry_run else apply_plan(store, plan)
     if as_json:
         to_delete = [each.name for each in plan.to_delete]
@@ -281,10 +281,10 @@ def _show_drill(report: Drill, *, as_json: bool) -> None:
         print_json(report)
         return
     show_checks(report.checks, as_json=False)
-    age = timedelta(seconds=round(report.rpo_seconds))
+    age = "unknown" if report.rpo_seconds is None else str(timedelta(seconds=round(report.rpo_seconds)))
     click.echo(
         f"{report.backup}: {'proven' if report.passed else 'NOT proven'}. Recovered {decimal(report.dump_bytes)} in"
-        f" {report.rto_seconds} s (RTO); the data is {age} old (RPO)."
+        f" {report.rto_seconds} s (RTO); the age of the data is {age} (RPO)."
     )
 
 
@@ -314,6 +314,7 @@ def _backup_as_json(backup: ListedBackup, now: datetime) -> dict[str, Any]:
     return {
         "id": backup.name,
         "created_at": created_at.isoformat() if created_at else None,
+        "ahead_seconds": round(backup.ahead.total_seconds()),
         "age_seconds": round((now - created_at).total_seconds()) if created_at else None,
         "size_bytes": manifest.size_bytes if manifest else None,
         "rows": sum(manifest.rows.values()) if manifest else None,
@@ -326,15 +327,14 @@ def _backup_as_json(backup: ListedBackup, now: datetime) -> dict[str, Any]:
 
 def _show_backups(backups: list[ListedBackup], now: datetime) -> None:
     table = Table(Column("Backup", no_wrap=True), "Age", "Size", "Rows", "Encrypted", "Proven", box=None)
-    newest = next((each for each in backups if each.manifest is not None), None)
+    newest = next((each for each in backups if each.manifest is not None and not each.ahead), None)
     for each in backups:
         if each.manifest is None or each.created_at is None:
             table.add_row(f"[red]{each.name}", "", "", "", "", f"[red]{escape(each.damage or '')}")
             continue
-        is_late = each is newest and now - each.created_at > DEFAULT_RPO
         table.add_row(
             each.name,
-            f"[red]{_format_age(now - each.created_at)}" if is_late else _format_age(now - each.created_at),
+            _describe_age(each, now - each.created_at, is_newest=each is newest),
             decimal(each.manifest.size_bytes),
             f"{sum(each.manifest.rows.values()):,}",
             "yes" if each.manifest.is_encrypted else "[red]no",
@@ -343,23 +343,30 @@ def _show_backups(backups: list[ListedBackup], now: datetime) -> None:
     print_table(table)
 
 
+def _describe_age(backup: ListedBackup, age: timedelta, *, is_newest: bool) -> str:
+    if backup.ahead:
+        return f"[red]dated {backup.ahead} ahead: a clock is wrong"
+    return f"[red]{_format_age(age)}" if is_newest and age > DEFAULT_RPO else _format_age(age)
+
+
 def _format_proof(backup: ListedBackup, now: datetime) -> str:
     when = f"{_format_age(now - backup.proven_at)} ago" if backup.proven_at else "never"
+    if backup.proven_at and backup.proven_at > now + CLOCK_TOLERANCE:
+        when = "dated in the future: a clock is wrong"
     if backup.is_refuted:
         return f"[red]last drill FAILED; proven: {when}"
     return f"[green]{when}" if backup.proven_at else when
 
 
-def _show_plan(plan: Plan, now: datetime) -> None:
+def _show_plan(plan: Plan) -> None:
     table = Table("Backup", "", "Why")
     for name, reason in plan.to_keep.items():
         table.add_row(name, "[green]keep", escape(reason))
     for each in reversed(plan.to_delete):
-        age = f"{_format_age(now - each.created_at)} old" if each.created_at else ""
-        table.add_row(each.name, "[yellow]delete", f"{age}; no rule keeps it")
+        table.add_row(each.name, "[yellow]delete", f"made {each.created_at:%Y-%m-%d %H:%M}; no rule keeps it")
     for leftover in plan.leftovers:
         kind = "an unfinished upload" if leftover.upload_id else "an unfinished backup"
-        table.add_row(leftover.path, "[yellow]delete", f"{kind}, {_format_age(now - leftover.began_at)} old")
+        table.add_row(leftover.path, "[yellow]delete", f"{kind}, last written {leftover.began_at:%Y-%m-%d %H:%M}")
     if table.rows:
         print_table(table)
 

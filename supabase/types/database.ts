@@ -457,7 +457,7 @@ export type Database = {
         Args: { address?: string; is_permanent?: boolean; kind: string; mail_id: string; provider_id: string };
         Returns: boolean;
       };
-      request_backup: { Args: { backup_type: string; filename: string; id: string }; Returns: Json };
+      request_backup: { Args: { backup_type: string; id: string }; Returns: Json };
       request_erasure: { Args: { clerk_user_id: string; requested_by?: string }; Returns: Json };
       retry_claimed_event: { Args: { message_id: string }; Returns: string };
       run_retention: { Args: { has_store?: boolean }; Returns: Json };

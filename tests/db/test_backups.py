@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
+from service.backup_names import new_name
 from tests.conftest import Database
 
 LOCK = 733140620
@@ -73,7 +74,7 @@ def hold_lock(connect: Connect) -> Callable[[int], psycopg.Connection[Any]]:
 
 
 @pytest.mark.parametrize("function", [
-    "backup_is_running()", "request_backup(gen_random_uuid(), 'x', 'manual')", "begin_backup(gen_random_uuid(), 'x', 'manual')",
+    "backup_is_running()", "request_backup(gen_random_uuid(), 'manual')", "begin_backup(gen_random_uuid(), 'x', 'manual')",
     "end_backup(gen_random_uuid(), 'failed')", "record_drill('{}', '{}')", "backups()",
 ])  # fmt: skip
 @pytest.mark.parametrize("role", ["anon", "authenticated"])
@@ -116,10 +117,7 @@ def test_a_run_in_another_database_does_not_count(database: Database, server: An
 
 
 def request(database: Database) -> dict[str, Any] | None:
-    backup = uuid4()
-    answer: dict[str, Any] | None = call(
-        database, "request_backup", id=backup, filename=f"database/{backup}", backup_type="manual"
-    )
+    answer: dict[str, Any] | None = call(database, "request_backup", id=uuid4(), backup_type="manual")
     return answer
 
 
@@ -128,8 +126,9 @@ def test_a_request_returns_the_new_row(database: Database) -> None:
     assert requested is not None
     assert list(requested) == ["id", "status", "filename", "created_at", "backup_type"]
     assert requested["status"] == "started"
-    assert row(database, UUID(requested["id"]), "filename", "backup_type", "status") == (
-        f"database/{requested['id']}", "manual", "started",
+    now, backup = database.value("select now()"), UUID(requested["id"])
+    assert row(database, backup, "filename", "backup_type", "status") == (
+        f"database/{new_name(backup, now)}", "manual", "started",
     )  # fmt: skip
 
 
@@ -146,6 +145,11 @@ def test_only_the_first_of_two_requests_in_ten_seconds_succeeds(database: Databa
     assert first is not None
     assert request(database) is None
     make_older(database, UUID(first["id"]), "11 seconds")  # its process never took the lock
+    assert request(database) is not None
+
+
+def test_a_crashed_backup_that_is_dated_in_the_future_blocks_no_request(database: Database) -> None:
+    make_older(database, begin(database), "-2 days")
     assert request(database) is not None
 
 
@@ -368,6 +372,22 @@ def test_health_is_yellow_if_a_backup_is_late_and_red_two_hours_later(
 ) -> None:
     make_older(database, proven_backup, age)
     assert verdict(database) == colour
+
+
+def test_health_is_red_if_the_only_backup_is_dated_in_the_future(database: Database, proven_backup: UUID) -> None:
+    make_older(database, proven_backup, "-2 days")
+    assert health(database, "status") == ("red",)
+    assert "dated in the future" in health(database, "advice")[0]
+
+
+def test_health_ignores_a_backup_that_is_dated_in_the_future_if_there_is_another(
+    database: Database, proven_backup: UUID
+) -> None:
+    end(database, future := begin(database))
+    make_older(database, future, "-2 days")
+    make_older(database, proven_backup, "3 days")
+    assert health(database, "status", "last_filename") == ("red", f"database/{proven_backup}")
+    assert "too old" in health(database, "advice")[0]
 
 
 def test_health_uses_the_targets_of_app_settings(database: Database, proven_backup: UUID) -> None:
