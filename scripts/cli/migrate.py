@@ -29,19 +29,21 @@ def migrate() -> None:
 def up(url: str | None, dry_run: bool) -> None:
     """Apply new and changed files.
 
-    One transaction applies all migrations and functions, or nothing. Then each changed policies file is applied in its
-    own short transaction. After a failure, run this again: it continues with the failed file.
+    Each file is applied in its own short transaction, whole or not at all. People may write meanwhile: a file that does
+    not get a lock within half a second is tried again for a minute. After a failure, or if this was killed, run it
+    again: it continues with the first file that is not applied.
     """
-    plan = migrations.up(options.choose_url(url), dry_run=dry_run, notify=database.echo_err)
+    plan = migrations.up(
+        options.choose_url(url),
+        dry_run=dry_run,
+        notify=database.echo_err,
+        on_applied=lambda file: click.echo(_describe_applied(file, "Applied", "Forgot")),
+    )
     if plan.is_empty:
         click.echo(f"Nothing to do: {_format_current(plan)}.")
-        return
-    for path in plan.paths:
-        click.echo(f"{'Would apply' if dry_run else 'Applied'} {path}")
-    for path in plan.removed:
-        click.echo(
-            f"{'Would forget' if dry_run else 'Forgot'} {path}, because the file was removed{_format_leftovers(path)}"
-        )
+    elif dry_run:
+        for file in plan.pending:
+            click.echo(_describe_applied(file, "Would apply", "Would forget"))
 
 
 @migrate.command(epilog="Example: ballast migrate status --json")
@@ -106,6 +108,12 @@ def bundle_command(check: bool) -> None:
     else:
         for path in bundle.write(migrations.ROOT, found):
             click.echo(f"Wrote {path}")
+
+
+def _describe_applied(file: migrations.Migration | migrations.Source, applied: str, forgot: str) -> str:
+    if isinstance(file, migrations.Source) and not file.checksum:
+        return f"{forgot} {file.path}, because the file was removed{_format_leftovers(file.path)}"
+    return f"{applied} {file.path}"
 
 
 def _format_current(plan: migrations.Plan) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 import psycopg
+from psycopg import errors
 
 from scripts.errors import Failure
 
@@ -50,5 +51,8 @@ def connect(url: str, notify: Notify = lambda _: None) -> Iterator[Connection]:
         connection.add_notice_handler(lambda notice: notify(f"{notice.severity}: {notice.message_primary}"))
         try:
             yield connection
+        except errors.InsufficientPrivilege as error:
+            advice = "The role of this connection lacks a right: connect as the owner, which on Supabase is postgres."
+            raise StatementRefused(f"The database refused a statement: {error}\n{advice}") from error
         except psycopg.Error as error:
             raise StatementRefused(f"The database refused a statement: {error}") from error

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from scripts.schema import migrations
 from scripts.schema.database import Connection, Notify, connect
+from scripts.schema.locks import Locks
 from scripts.schema.migrations import ROOT, Files, Plan, Source
 
 VIEWS = """
@@ -65,28 +66,38 @@ def check(database_url: str, *, root: Path = ROOT, notify: Notify = lambda _: No
     Raises HistoryDisagrees as `up` does, and StatementFailed if a file cannot be applied to this database.
     """
     files = migrations.read_files(root)
-    with connect(database_url, notify) as connection, connection.transaction(force_rollback=True):
-        migrations.lock(connection, notify)
+    with (
+        connect(database_url, notify) as guard,
+        guard.transaction(),
+        connect(database_url, notify) as connection,
+    ):
+        migrations.lock(guard, notify)
         plan = migrations.make_plan(connection, files)
-        return plan, [] if plan.migrations else find_drift(connection, files)
+        if plan.migrations:
+            return plan, []
+        locks = Locks(connection, guard, notify)
+        return plan, locks.retry("The check", lambda: find_drift(locks, files), force_rollback=True)
 
 
-def find_drift(connection: Connection, files: Files) -> list[Drift]:
+def find_drift(locks: Locks, files: Files) -> list[Drift]:
     """Compares in the caller's transaction, which the caller must roll back."""
-    migrations.reset_session(connection)
+    connection = locks.connection
+    for setting in migrations.SETTINGS:
+        connection.execute(setting)
+    connection.execute(locks.limit.encode())
     _settle_views(connection)
     before = read_objects(connection)
     _revoke_grants(connection, before)
     cleared = read_objects(connection)
     for source in files.sources:
         if source.table is None:
-            migrations.apply_source(connection, source)
+            _apply(locks, source)
     after = read_objects(connection)
     _settle_views(connection)
     settled = {identity: found for identity, found in read_objects(connection).items() if identity.kind != "policy"}
     for source in files.sources:
         if source.table is not None:
-            settled |= _read_declared(connection, source, source.table)
+            settled |= _read_declared(locks, source, source.table)
     drift = [
         Drift(*identity, _describe_problem(before.get(identity), settled.get(identity)))
         for identity in before | settled
@@ -125,11 +136,16 @@ def read_objects(connection: Connection, kinds: Sequence[str] = KINDS) -> dict[I
     return {Identity(kind, name): Definition(text, place) for kind, name, text, place in rows}
 
 
-def _read_declared(connection: Connection, source: Source, table: str) -> dict[Identity, Definition]:
+def _apply(locks: Locks, source: Source) -> None:
+    commands = [*migrations.list_commands(locks.connection, source), *map(migrations.Command, migrations.SETTINGS)]
+    migrations.run(locks, source.path, source.text, commands, RUN_AGAIN)
+
+
+def _read_declared(locks: Locks, source: Source, table: str) -> dict[Identity, Definition]:
     """Reads the policies and grants that a policies file declares."""
+    connection = locks.connection
     with connection.transaction(force_rollback=True):
-        connection.execute(f"set local lock_timeout = '{migrations.POLICIES_LOCK_TIMEOUT}'".encode())
-        migrations.apply_source(connection, source, RUN_AGAIN)
+        _apply(locks, source)
         made = read_objects(connection, ["policy", "grant"])
         [[name]] = connection.execute(NAME, [table]).fetchall()
     return {

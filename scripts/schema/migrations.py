@@ -1,9 +1,10 @@
 """Applies pending files to a database: migrations/ in version order, then changed files of functions/ and policies/.
 
-Under an advisory lock, one transaction applies all migrations and functions, or nothing. Then each changed policies
-file is applied in its own short transaction. The reason: on hosted Supabase every CREATE, ALTER or DROP POLICY by
-postgres locks some 23 tables of auth, storage and realtime until its transaction ends.
+Each file is one short transaction, which also records it. So a file is applied whole or not at all, and a run that ends
+early, however it ends, is continued by the next one. People write meanwhile: see locks.py. On hosted Supabase every
+CREATE, ALTER or DROP POLICY by postgres locks some 23 tables of auth, storage and realtime until its transaction ends.
 
+An advisory lock allows one deployment at a time.
 Migrations are recorded in supabase_migrations.schema_migrations, in the format of the Supabase CLI. Sources are
 recorded by checksum in app.applied_sources.
 """
@@ -11,13 +12,11 @@ recorded by checksum in app.applied_sources.
 from __future__ import annotations
 
 import hashlib
-import random
 import re
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, LiteralString, NamedTuple
@@ -27,25 +26,31 @@ from psycopg import errors, sql
 
 from scripts.errors import Failure
 from scripts.schema.database import Connection, Notify, connect
+from scripts.schema.locks import BUSY, Locks
 from scripts.schema.statements import Statement, split
 
 ROOT = Path(__file__).resolve().parents[2]
 
 # A random constant: all deployers must use the same key. pg_locks shows it as objid, with classid 0.
 ADVISORY_LOCK = 733_140_617
-# Statements that wait for a lock block all later queries on the table, so a deployment gives up soon. A long index
-# build is allowed.
-LOCK_TIMEOUT = "10s"
-STATEMENT_TIMEOUT = "15min"
-# For policies, less than PostgreSQL's deadlock_timeout (1 s): we give up before PostgreSQL aborts a writer.
-POLICIES_LOCK_TIMEOUT = "500ms"
-POLICIES_ATTEMPTS = 30
-MAX_PAUSE_SECONDS = 1.0
+# Sent before each file. `reset` as the Supabase CLI does for each file: files must not affect each other or us. The
+# others last until the transaction ends, so that a transaction pooler gives the session to others unchanged.
+RESET: tuple[LiteralString, ...] = ("reset role", "reset all")
+SETTINGS: tuple[LiteralString, ...] = (
+    *RESET,
+    "set local client_min_messages = warning",
+    # A long index build is allowed.
+    "set local statement_timeout = '15min'",
+    # If this process or its connection dies, the server soon releases the locks.
+    "set local client_connection_check_interval = '1s'",
+    "set local idle_in_transaction_session_timeout = '1min'",
+)
 NOTHING_APPLIED = "Nothing was applied."
 CONTINUE = (
     "This file was not applied; all files before it were. Run `ballast migrate up` again: it continues with this file."
 )
 
+HISTORY = "The history of migrations"
 # The same statements as in github.com/supabase/cli pkg/migration/history.go: each tool can read the other's history.
 HISTORY_TABLE: tuple[LiteralString, ...] = (
     "create schema if not exists supabase_migrations",
@@ -53,6 +58,17 @@ HISTORY_TABLE: tuple[LiteralString, ...] = (
     "alter table supabase_migrations.schema_migrations add column if not exists statements text[]",
     "alter table supabase_migrations.schema_migrations add column if not exists name text",
 )
+
+# The owner of what exists, or else of the database. On Supabase both are postgres.
+ROLE = """
+    select current_user, coalesce(c.relowner, d.datdba)::regrole::text,
+      coalesce(c.relowner::regrole = current_user::regrole, has_database_privilege(d.oid, 'create')),
+      pg_is_in_recovery() or current_setting('transaction_read_only')::boolean
+    from pg_database as d
+    left join (pg_class as c join pg_namespace as n on n.oid = c.relnamespace and n.nspname = 'app')
+      on c.relname = 'applied_sources' and c.relkind = 'r'
+    where d.datname = current_database()
+"""
 
 ADVICE = {
     "edited": "was edited after it was applied: undo the edit, and make the change in a new migration "
@@ -68,6 +84,9 @@ ADVICE = {
 BUNDLES = Path("supabase/migrations")
 BUNDLE_SUFFIX = ".bundle"
 
+# Checks deferred constraints, so that a failure is reported with its file.
+CHECK_CONSTRAINTS: LiteralString = "set constraints all immediate"
+
 Cursor = psycopg.Cursor[Any]
 
 _MIGRATION_NAME = re.compile(r"(?P<version>\d{14})_(?P<name>[a-z0-9_]+)\.sql")
@@ -76,6 +95,10 @@ _TRANSACTION_CONTROL = {"begin", "start", "commit", "end", "rollback", "abort", 
 
 class FilesInvalid(Failure):
     """A file of migrations/, functions/ or policies/ has an invalid name, or cannot be read."""
+
+
+class RoleUnfit(Failure):
+    """The role of the connection may not migrate. The message names the one that may."""
 
 
 class HistoryDisagrees(Failure):
@@ -99,12 +122,24 @@ class Migration(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A file of functions/ or policies/. `table` is the quoted SQL name of the table that a policies file defines."""
+    """A file of functions/ or policies/. `table` is the quoted SQL name of the table that a policies file defines.
+
+    A file that was deleted has neither text nor checksum.
+    """
 
     path: str
     text: str
     checksum: str
     table: str | None
+
+
+class Command(NamedTuple):
+    """What is sent to the server. `statement` is the one of the file that it is, None for one of ours."""
+
+    text: str
+    statement: Statement | None = None
+    parameters: tuple[object, ...] | None = None
+    is_second_run: bool = False
 
 
 class AppliedMigration(NamedTuple):
@@ -144,10 +179,14 @@ class Plan:
     removed: tuple[str, ...]
 
     @property
-    def policies(self) -> tuple[Source, ...]:
-        """The policies files to apply. A source without text closes a table whose policies file was deleted."""
-        gone = (Source(path, "", "", parse_policy_table(path)) for path in self.removed)
-        return tuple(source for source in (*self.sources, *gone) if source.table is not None)
+    def changes(self) -> tuple[Source, ...]:
+        """The sources to apply, in order, then the deleted ones. A deleted policies file closes its table."""
+        return (*self.sources, *(Source(path, "", "", parse_policy_table(path)) for path in self.removed))
+
+    @property
+    def pending(self) -> tuple[Migration | Source, ...]:
+        """What to apply, in order."""
+        return (*self.migrations, *self.changes)
 
     @property
     def paths(self) -> list[str]:
@@ -165,11 +204,13 @@ def up(
     root: Path = ROOT,
     dry_run: bool = False,
     notify: Notify = lambda _: None,
+    on_applied: Callable[[Migration | Source], None] = lambda _: None,
 ) -> Plan:
     """Applies new and changed files, and returns the plan. With `dry_run`, everything runs and is rolled back.
 
     `notify` receives the server's warnings, and a line while the deployment waits for another one or for a lock.
-    Raises a Failure: then nothing was applied, or everything but some policies files. A second run applies those.
+    `on_applied` receives each file once it is committed. Raises a Failure: then the files before the one
+    that failed are applied. A second run continues with it.
     """
     files = read_files(root)
     # The lock has its own connection, so that it outlives the other's transactions, through any pooler.
@@ -179,40 +220,83 @@ def up(
         connect(database_url, notify) as connection,
     ):
         lock(guard, notify)
-        with ExitStack() as trial:
-            if dry_run:
-                trial.enter_context(connection.transaction(force_rollback=True))
-            with connection.transaction():
-                plan = apply(connection, make_plan(connection, files))
-                _check_deferred_constraints(connection)
-            for source in plan.policies:
-                _apply_policies(connection, source, notify, dry_run=dry_run)
-            if not plan.is_empty:
-                connection.execute("notify pgrst, 'reload schema'")
+        _check_role(connection)
+        locks = Locks(connection, guard, notify)
+        plan = make_plan(connection, files)
+        for file in plan.pending:
+            _refuse_transaction_control(file.path, file.text)
+        if dry_run:
+            return locks.retry("The dry run", lambda: _try(locks, plan), force_rollback=True)
+        return _apply(locks, plan, on_applied)
+
+
+def _apply(locks: Locks, plan: Plan, on_applied: Callable[[Migration | Source], None]) -> Plan:
+    """Applies each file of a plan in its own transaction, and returns the plan with the sources that were applied."""
+    if plan.migrations:
+        locks.retry(HISTORY, lambda: _create_history(locks))
+    for migration in plan.migrations:
+        locks.retry(migration.path, partial(_apply_file, locks, migration))
+        on_applied(migration)
+    plan = _plan_sources(locks.connection, plan)
+    for source in plan.changes:
+        locks.retry(source.path, partial(_apply_file, locks, source))
+        on_applied(source)
+    if not plan.is_empty:
+        locks.connection.execute("notify pgrst, 'reload schema'")
     return plan
 
 
-def _apply_policies(connection: Connection, source: Source, notify: Notify, *, dry_run: bool) -> None:
-    """Applies one policies file in its own transaction; retries while a lock is held. Raises StatementFailed."""
-    # A dry run keeps the locks of the migrations meanwhile, so it does not retry.
-    attempts = 1 if dry_run else POLICIES_ATTEMPTS
-    for attempt in range(1, attempts + 1):
-        try:
-            # A dry run is one outer transaction: rolling back this inner one releases its locks.
-            with connection.transaction(force_rollback=dry_run):
-                reset_session(connection)
-                connection.execute(f"set local lock_timeout = '{POLICIES_LOCK_TIMEOUT}'".encode())
-                _record(connection, source)
-                apply_source(connection, source, NOTHING_APPLIED if dry_run else CONTINUE)
-        except StatementFailed as failure:
-            is_busy = isinstance(failure.__cause__, (errors.LockNotAvailable, errors.DeadlockDetected))
-            if not is_busy or attempt == attempts:
-                raise
-            if attempt == 1:
-                notify(f"{source.path} waits for a lock that another session holds; retrying ...")
-            time.sleep(random.uniform(0.1, MAX_PAUSE_SECONDS))  # noqa: S311 - not for secrets
-        else:
-            return
+def _try(locks: Locks, plan: Plan) -> Plan:
+    """Applies a plan in the caller's transaction, because later files need earlier ones."""
+    if plan.migrations:
+        _create_history(locks)
+    for migration in plan.migrations:
+        _apply_file(locks, migration, is_trial=True)
+    plan = _plan_sources(locks.connection, plan)
+    for source in plan.changes:
+        # A policies file is rolled back at once, which releases its locks.
+        with locks.connection.transaction(force_rollback=source.table is not None):
+            _apply_file(locks, source, is_trial=True)
+    run(locks, "Deferred constraints", "", [Command(CHECK_CONSTRAINTS)], NOTHING_APPLIED)
+    return plan
+
+
+def _create_history(locks: Locks) -> None:
+    run(locks, HISTORY, "", [Command(text) for text in (*SETTINGS, *HISTORY_TABLE)], NOTHING_APPLIED)
+
+
+def _apply_file(locks: Locks, file: Migration | Source, *, is_trial: bool = False) -> None:
+    """Applies and records one file in the caller's transaction. The only place where this happens.
+
+    Raises FilesInvalid and StatementFailed.
+    """
+    commands = [*map(Command, SETTINGS), *_list_record_commands(locks.connection, file)]
+    commands += list_commands(locks.connection, file)
+    commands += map(Command, RESET if is_trial else (*RESET, CHECK_CONSTRAINTS))
+    run(locks, file.path, file.text, commands, NOTHING_APPLIED if is_trial else CONTINUE)
+
+
+def _list_record_commands(connection: Connection, file: Migration | Source) -> Iterator[Command]:
+    """Records a file. A source without a checksum was deleted, and its row is removed.
+
+    This precedes the file's statements. If an ended deployment's server process still applies the file, this waits.
+    """
+    if isinstance(file, Migration):
+        yield Command(
+            "insert into supabase_migrations.schema_migrations (version, name, statements) values (%s, %s, %s)",
+            parameters=(file.version, file.name, file.statements()),
+        )
+        return
+    if not _exists(connection, "app.applied_sources"):
+        raise FilesInvalid(
+            "The table app.applied_sources, which records sources, does not exist: create it in the first migration."
+        )
+    yield Command("delete from app.applied_sources where path = %s", parameters=(file.path,))
+    if file.checksum:
+        yield Command(
+            "insert into app.applied_sources (path, checksum, applied_at) values (%s, %s, now())",
+            parameters=(file.path, file.checksum),
+        )
 
 
 def list_states(database_url: str, *, root: Path = ROOT, notify: Notify = lambda _: None) -> list[FileState]:
@@ -232,6 +316,16 @@ def lock(connection: Connection, notify: Notify) -> None:
         connection.execute("set local lock_timeout = 0")
         connection.execute("set local statement_timeout = 0")
         connection.execute("select pg_advisory_xact_lock(%s)", [ADVISORY_LOCK])
+
+
+def _check_role(connection: Connection) -> None:
+    """Refuses a role without rights, and one whose new objects the owner of the others could not change later."""
+    row = connection.execute(ROLE).fetchone()
+    role, owner, may_create, is_read_only = row or ("", "", False, False)
+    if is_read_only:
+        raise RoleUnfit("This connection is read-only: connect to the primary server, without a read-only setting.")
+    if not may_create:
+        raise RoleUnfit(f"The role {role} may not migrate this database: connect as {owner}, which owns it.")
 
 
 def read_files(root: Path) -> Files:
@@ -358,123 +452,36 @@ def _exists(connection: Connection, table: str) -> bool:
     return connection.execute("select to_regclass(%s) is not null", [table]).fetchone() == (True,)
 
 
-def apply(connection: Connection, plan: Plan) -> Plan:
-    """Runs a plan's migrations and functions in the caller's transaction, and returns the plan with its policies.
-
-    The returned plan may have more sources, because a migration may change what is recorded about them. Raises
-    FilesInvalid and StatementFailed.
-    """
-    reset_session(connection)
-    if plan.migrations:
-        for statement in HISTORY_TABLE:
-            connection.execute(statement)
-    for migration in plan.migrations:
-        run_file(connection, migration.path, migration.text)
-        connection.execute(
-            "insert into supabase_migrations.schema_migrations (version, name, statements) values (%s, %s, %s)",
-            [migration.version, migration.name, migration.statements()],
-        )
-    plan = _plan_sources(connection, plan)
-    if (plan.sources or plan.removed) and not _exists(connection, "app.applied_sources"):
-        raise FilesInvalid(
-            "The table app.applied_sources, which records sources, does not exist: create it in the first migration."
-        )
-    for source in plan.sources:
-        if source.table is None:
-            apply_source(connection, source)
-            _record(connection, source)
-        else:
-            _require_table(connection, source.path, source.table)
-            _refuse_transaction_control(source.path, source.text)
-    for path in plan.removed:
-        if parse_policy_table(path) is None:
-            connection.execute("delete from app.applied_sources where path = %s", [path])
-    return plan
+def list_commands(connection: Connection, file: Migration | Source) -> list[Command]:
+    """Returns what applies a file, without its record. Raises FilesInvalid."""
+    statements = [Command(statement.text, statement) for statement in split(file.text)]
+    if isinstance(file, Migration):
+        return statements
+    if file.table is not None:
+        return _list_policies_commands(connection, file, file.table, statements)
+    if not file.checksum:
+        return []
+    # `create or replace` keeps existing grants, also those that the file no longer contains. The second run restores
+    # the declared ones. For a new file, it also proves that the file can be applied twice.
+    again = [command._replace(is_second_run=True) for command in statements]
+    return [Command(REMEMBER_REPLACEABLE), *statements, Command(REVOKE_REPLACED), *again]
 
 
-def _record(connection: Connection, source: Source) -> None:
-    """Records a source in app.applied_sources. A source without a checksum was deleted, and its row is removed."""
-    connection.execute("delete from app.applied_sources where path = %s", [source.path])
-    if source.checksum:
-        connection.execute(
-            "insert into app.applied_sources (path, checksum, applied_at) values (%s, %s, now())",
-            [source.path, source.checksum],
-        )
-
-
-def _check_deferred_constraints(connection: Connection) -> None:
-    """Checks deferred constraints now, because a dry run does not reach the commit."""
-    try:
-        connection.execute("set constraints all immediate")
-    except psycopg.Error as error:
-        raise StatementFailed(f"A deferred constraint fails: {error}\nNothing was applied.") from error
-
-
-def reset_session(connection: Connection) -> None:
-    """Resets role and settings, as the Supabase CLI does for each file: files must not affect each other or us."""
-    connection.execute("reset role")
-    connection.execute("reset all")
-    connection.execute("set client_min_messages = warning")
-    connection.execute(f"set local lock_timeout = '{LOCK_TIMEOUT}'")
-    connection.execute(f"set local statement_timeout = '{STATEMENT_TIMEOUT}'")
-
-
-def apply_source(connection: Connection, source: Source, consequence: str = NOTHING_APPLIED) -> None:
-    """Applies one file of functions/ or policies/. Raises FilesInvalid and StatementFailed.
-
-    `consequence` ends the message of a policies file that fails: it states what was applied.
-    """
-    if source.table is None:
-        _apply_functions(connection, source)
-    elif source.checksum or _exists(connection, source.table):
-        _require_table(connection, source.path, source.table)
-        _run_policies(connection, source, source.table, consequence)
-
-
-def _require_table(connection: Connection, path: str, table: str) -> None:
+def _list_policies_commands(
+    connection: Connection, source: Source, table: str, statements: list[Command]
+) -> list[Command]:
     if not _exists(connection, table):
-        raise FilesInvalid(f"{path}: there is no table {table}. {_advise_on_missing_table(table)}")
-
-
-def _run_policies(connection: Connection, source: Source, table: str, consequence: str) -> None:
-    """Sends a whole file in one pipeline: after its first policy, other sessions wait during each round trip."""
-    _refuse_transaction_control(source.path, source.text)
+        if not source.checksum:
+            return []
+        raise FilesInvalid(f"{source.path}: there is no table {table}. {_advise_on_missing_table(table)}")
     clearing = CLEARING.format(table=sql.Literal(table).as_string(), api_roles=API_ROLES)
-    statements = list(split(source.text))
-    sent: list[Cursor] = []
-    try:
-        with connection.pipeline():
-            for command in (clearing, *(statement.text for statement in statements)):
-                sent.append(connection.execute(command.encode()))
-    except psycopg.Error as error:
-        failed = sum(cursor.statusmessage is not None for cursor in sent)
-        offset = _locate_error(statements[failed - 1], error) if failed else None
-        raise _make_failure(source.path, source.text, offset, error, consequence) from error
-    reset_session(connection)
+    return [Command(clearing), *statements]
 
 
 def _advise_on_missing_table(missing_table: str) -> str:
     if missing_table.startswith('"realtime".'):
         return "Supabase Realtime creates it at its first use: open the dashboard's Realtime Inspector once."
     return "Rename the file, or create the table."
-
-
-def _apply_functions(connection: Connection, source: Source) -> None:
-    """Runs a file, revokes all grants on what it created, and runs it again.
-
-    `create or replace` keeps existing grants, also those that the file no longer contains. The second run restores the
-    declared ones. For a new file, it also proves that the file can be applied twice.
-    """
-    before = _read_replaceable(connection)
-    run_file(connection, source.path, source.text)
-    with _name_file(source.path):
-        for made in _read_replaceable(connection) - before:
-            revoke(connection, f"{made.kind} {made.name}")
-    try:
-        run_file(connection, source.path, source.text)
-    except StatementFailed as failure:
-        message = f"{source.path} cannot be run twice (use `create or replace`, `if not exists`, `on conflict`):\n"
-        raise StatementFailed(f"{message}{failure}") from failure
 
 
 # Functions and views that this role may change: kind, SQL name, and location of the catalogue row (ctid).
@@ -492,16 +499,28 @@ REPLACEABLE = """
 API_ROLES = "public, anon, authenticated, service_role"
 
 
-class _Replaceable(NamedTuple):
-    """A function or view. `place` is the ctid of its catalogue row, which changes with each `create or replace`."""
-
-    kind: str
-    name: str
-    place: str
-
-
-def _read_replaceable(connection: Connection) -> set[_Replaceable]:
-    return {_Replaceable(*row) for row in connection.execute(REPLACEABLE)}
+# Remembers all functions and views until the transaction ends. A setting, because it writes no catalogue row.
+REMEMBER_REPLACEABLE = f"""\
+select set_config(
+  'ballast.before', array(select concat_ws(' ', kind, name, place) from ({REPLACEABLE}) as r order by 1)::text, true
+)"""  # noqa: S608 - constants
+# A replaced function keeps its old grants, and a new one may have default grants: revokes the grants of both.
+REVOKE_REPLACED = f"""\
+do $ballast$
+declare
+  made record;
+begin
+  if coalesce(current_setting('ballast.before', true), '') = '' then
+    raise exception 'Apply this file in one transaction, as the Supabase CLI does.';
+  end if;
+  for made in
+    select r.kind, r.name from ({REPLACEABLE}) as r
+    where concat_ws(' ', r.kind, r.name, r.place) <> all (current_setting('ballast.before')::text[])
+  loop
+    execute format('revoke all on %s %s from {API_ROLES}', made.kind, made.name);
+  end loop;
+end;
+$ballast$"""  # noqa: S608 - constants
 
 
 def revoke(connection: Connection, thing: str) -> None:
@@ -527,15 +546,21 @@ $ballast$;
 """
 
 
-def run_file(connection: Connection, path: str, text: str) -> None:
-    """Runs a file's statements. Raises StatementFailed with file, line and the server's error."""
-    _refuse_transaction_control(path, text)
-    for statement in split(text):
-        try:
-            connection.execute(statement.text.encode())
-        except psycopg.Error as error:
-            raise _make_failure(path, text, _locate_error(statement, error), error) from error
-    reset_session(connection)
+def run(locks: Locks, path: str, text: str, commands: Sequence[Command], consequence: str) -> None:
+    """Sends all commands in one pipeline: after the first lock, other sessions wait during each round trip.
+
+    Raises StatementFailed with file, line, the server's error and the `consequence`.
+    """
+    sent: list[Cursor] = []
+    try:
+        with locks.connection.pipeline():
+            for command in commands:
+                # Each time, because `reset all` and files change it, and because the time runs out.
+                locks.connection.execute(locks.limit.encode())
+                sent.append(locks.connection.execute(command.text.encode(), command.parameters))
+    except psycopg.Error as error:
+        failed = commands[min(sum(cursor.pgresult is not None for cursor in sent), len(commands) - 1)]
+        raise _make_failure(path, text, failed, error, consequence) from error
 
 
 def _locate_error(statement: Statement, error: psycopg.Error) -> int:
@@ -550,32 +575,24 @@ def _refuse_transaction_control(path: str, text: str) -> None:
         if statement.words[:1] and statement.words[0] in _TRANSACTION_CONTROL:
             raise StatementFailed(
                 f"{path}:{_find_line(text, statement.start or 0)}: `{statement.words[0]}` is not allowed here, because "
-                "each file is applied in one transaction. Delete the line.\nNothing was applied."
+                f"each file is applied in one transaction. Delete the line.\n{NOTHING_APPLIED}"
             )
 
 
-@contextmanager
-def _name_file(path: str) -> Iterator[None]:
-    """Adds the file's path to an error of a statement that we run on behalf of this file."""
-    try:
-        yield
-    except psycopg.Error as error:
-        raise StatementFailed(f"{path}: {error}\nNothing was applied.") from error
-
-
-def _make_failure(
-    path: str, text: str, offset: int | None, error: psycopg.Error, consequence: str = NOTHING_APPLIED
-) -> StatementFailed:
+def _make_failure(path: str, text: str, failed: Command, error: psycopg.Error, consequence: str) -> StatementFailed:
     details = error.diag
+    offset = _locate_error(failed.statement, error) if failed.statement is not None else None
     place = path if offset is None else f"{path}:{_find_line(text, offset)}"
     lines = [f"{place}: {details.message_primary or error}"]
+    if failed.is_second_run and not isinstance(error, BUSY):
+        lines.insert(0, f"{path} cannot be run twice (use `create or replace`, `if not exists`, `on conflict`):")
     for title, words in (("Detail", details.message_detail), ("Hint", details.message_hint)):
         if words:
             lines.append(f"{title}: {words}")
     if details.context and details.statement_position is None:
         lines.append(f"Where: {details.context}")
     if isinstance(error, errors.ActiveSqlTransaction):
-        lines.append("All files are applied in one transaction: use a form that can run in one (no `concurrently`).")
+        lines.append("Each file is applied in one transaction: use a form that can run in one (no `concurrently`).")
     return StatementFailed("\n".join([*lines, consequence]))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from scripts.schema.migrations import ROOT, run_file
+from scripts.schema.migrations import ROOT
 from tests import people
 from tests.conftest import Database
 from tests.people import ADA, ADA_EMAILS, BEN, CLEO, SECRET, SIMILAR, call, identifiers, scan, tables
@@ -57,12 +57,12 @@ def test_the_registry_keeps_its_order_when_its_files_are_applied_again(database:
     assert before[-1] == ("public.specimens", "created_by")
     registry = (ROOT / "functions/5_personal_data/registry.sql").read_text()
     for text in (registry, SPECIMENS.read_text(), registry):
-        run_file(database.connection, "registry.sql", text)
+        database.connection.execute(text.encode())
         assert database.rows(order) == before
     database.execute(
         "insert into app.personal_data (relation, path, erasure, purpose) values ('public.more', '', 'none', 'A test')"
     )
-    run_file(database.connection, "registry.sql", registry)
+    database.connection.execute(registry.encode())
     assert database.rows(order) == [*before, ("public.more", "")]
 
 
@@ -70,7 +70,7 @@ def test_an_entry_that_its_file_no_longer_has_is_deleted(database: Database) -> 
     registry = (ROOT / "functions/5_personal_data/registry.sql").read_text()
     entry = "('app.job_runs', '', 'none', 'Outcomes of jobs: counts', null, null),\n"
     assert entry in registry
-    run_file(database.connection, "registry.sql", registry.replace(entry, ""))
+    database.connection.execute(registry.replace(entry, "").encode())
     assert database.rows("select from app.personal_data where relation = 'app.job_runs'") == []
 
 

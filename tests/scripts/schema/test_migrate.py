@@ -17,9 +17,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from scripts.cli import ballast
-from scripts.schema import drift, migrations
+from scripts.schema import drift, locks, migrations
 from scripts.schema.database import DatabaseUnreachable, StatementRefused, connect
-from scripts.schema.migrations import FilesInvalid, FileState, HistoryDisagrees, Plan, StatementFailed
+from scripts.schema.locks import Locks
+from scripts.schema.migrations import FilesInvalid, FileState, HistoryDisagrees, Plan, RoleUnfit, StatementFailed
 from scripts.scratch.postgres import Postgres
 from tests.schema import remove
 
@@ -239,14 +240,14 @@ class TestUp:
     def test_settings_of_one_file_do_not_affect_another(self, project: Project) -> None:
         project.write(
             "migrations/20260102000000_odd.sql",
-            "set search_path = ops; set role service_role; set local lock_timeout = 1;",
+            "set search_path = ops; set role service_role; set local statement_timeout = 1000;",
         )
         project.write(
             "functions/05_settings.sql",
-            "create table if not exists settings as select current_user, current_setting('lock_timeout');",
+            "create table if not exists settings as select current_user, current_setting('statement_timeout');",
         )
         project.up()
-        assert project.query("select * from public.settings") == [("postgres", "10s")]
+        assert project.query("select * from public.settings") == [("postgres", "15min")]
 
     def test_it_runs_as_a_role_that_is_not_a_superuser(self, applied_project: Project) -> None:
         assert applied_project.query("select rolsuper from pg_roles where rolname = current_user") == [(False,)]
@@ -316,7 +317,7 @@ class TestPolicyStatements:
         locked = "select from pg_locks where pid = pg_backend_pid() and relation = 'realtime.messages'::regclass and mode = 'AccessExclusiveLock'"
         files = migrations.read_files(watched_project.root)
         with connect(watched_project.url) as connection, connection.transaction(force_rollback=True):
-            assert drift.find_drift(connection, files) == []
+            assert drift.find_drift(Locks(connection, connection, print), files) == []
             assert connection.execute(locked.encode()).rowcount == 0
 
 
@@ -364,8 +365,8 @@ class TestFailure:
             project.up()
         first, *_, last = str(failure.value).splitlines()
         assert first.startswith(f"migrations/20260102000000_broken.sql:{line}: {words}")
-        assert last == "Nothing was applied."
-        assert project.query("select to_regclass('public.notes')") == [(None,)]
+        assert last.startswith("This file was not applied; all files before it were. Run `ballast migrate up` again")
+        assert [version for version, *_ in project.history()] == ["20260101000000"]
 
     def test_a_failing_policies_file_keeps_earlier_files_and_the_next_up_continues_there(
         self, applied_project: Project
@@ -381,12 +382,12 @@ class TestFailure:
         applied_project.write("policies/more.sql", "create policy p on public.more using (true);")
         assert applied_project.up().paths == ["policies/more.sql"]
 
-    def test_a_policies_file_without_a_table_rolls_back_the_migrations(self, applied_project: Project) -> None:
+    def test_a_policies_file_without_a_table_keeps_the_files_before_it(self, applied_project: Project) -> None:
         applied_project.write("migrations/20260102000000_more.sql", "create table public.more (id int);")
         applied_project.write("policies/mroe.sql", "")
         with pytest.raises(FilesInvalid, match="there is no table"):
             applied_project.up()
-        assert len(applied_project.history()) == 1
+        assert len(applied_project.history()) == 2
 
     def test_detail_and_hint_are_passed_on(self, project: Project) -> None:
         project.write(
@@ -397,7 +398,7 @@ class TestFailure:
 
     def test_create_index_concurrently_is_refused_with_advice(self, project: Project) -> None:
         project.write("migrations/20260102000000_index.sql", "create index concurrently on public.notes (body);")
-        with pytest.raises(StatementFailed, match=r"index\.sql:1: (.|\n)*All files are applied in one transaction"):
+        with pytest.raises(StatementFailed, match=r"index\.sql:1: (.|\n)*Each file is applied in one transaction"):
             project.up()
 
     @pytest.mark.parametrize("word", ["begin", "COMMIT", "rollback", "end", "start transaction", "savepoint a"])
@@ -407,56 +408,21 @@ class TestFailure:
             project.up()
         assert project.query("select to_regclass('public.notes')") == [(None,)]
 
-    def test_a_deployment_gives_up_while_a_long_query_holds_a_lock(
-        self, applied_project: Project, monkeypatch: pytest.MonkeyPatch
+    def test_a_failing_migration_keeps_the_files_before_it_and_the_next_up_continues_there(
+        self, applied_project: Project
     ) -> None:
-        monkeypatch.setattr(migrations, "LOCK_TIMEOUT", "100ms")
-        applied_project.write("migrations/20260102000000_more.sql", "alter table public.notes add column more int;")
-        with psycopg.connect(applied_project.url) as reader:
-            reader.execute("select * from public.notes")
-            with pytest.raises(StatementFailed, match=r"more\.sql:1: canceling statement due to lock timeout"):
-                applied_project.up()
-
-    def test_a_policies_file_is_retried_while_its_table_is_locked(
-        self, applied_project: Project, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(migrations, "POLICIES_LOCK_TIMEOUT", "50ms")
-        applied_project.write("policies/notes.sql", NOTES + "-- changed")
-        notices: list[str] = []
-        with psycopg.connect(applied_project.url) as reader:
-            reader.execute("select * from public.notes")
-
-            def give_way(line: str) -> None:
-                notices.append(line)
-                reader.rollback()
-
-            assert applied_project.up(notify=give_way).paths == ["policies/notes.sql"]
-        assert notices == ["policies/notes.sql waits for a lock that another session holds; retrying ..."]
-
-    def test_a_lock_timeout_names_the_policies_file(
-        self, applied_project: Project, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(migrations, "POLICIES_LOCK_TIMEOUT", "50ms")
-        monkeypatch.setattr(migrations, "POLICIES_ATTEMPTS", 2)
-        applied_project.write("policies/notes.sql", NOTES + "-- changed")
-        with psycopg.connect(applied_project.url) as reader:
-            reader.execute("select * from public.notes")
-            with pytest.raises(StatementFailed, match=r"policies/notes\.sql: canceling statement due to lock timeout"):
-                applied_project.up()
-
-    def test_a_dry_run_gives_up_at_once_and_a_check_says_to_run_it_again(
-        self, applied_project: Project, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(migrations, "POLICIES_LOCK_TIMEOUT", "50ms")
-        notices: list[str] = []
-        with psycopg.connect(applied_project.url) as reader:
-            reader.execute("select * from public.notes")
-            with pytest.raises(StatementFailed, match=r"lock timeout(.|\n)*The check changes nothing"):
-                drift.check(applied_project.url, root=applied_project.root)
-            applied_project.write("policies/notes.sql", NOTES + "-- changed")
-            with pytest.raises(StatementFailed, match=r"lock timeout(.|\n)*Nothing was applied"):
-                applied_project.up(dry_run=True, notify=notices.append)
-        assert notices == []
+        applied_project.write("migrations/20260102000000_more.sql", "create table public.more (id int);")
+        applied_project.write("migrations/20260103000000_broken.sql", "create table public.less (id int); select nope;")
+        applied_project.write("functions/30_late.sql", "select 1;")
+        applied: list[str] = []
+        with pytest.raises(StatementFailed, match=r"broken\.sql:1: column"):
+            applied_project.up(on_applied=lambda file: applied.append(file.path))
+        assert applied == ["migrations/20260102000000_more.sql"]
+        assert applied_project.query("select to_regclass('public.more')::text, to_regclass('public.less')") == [
+            ("more", None)
+        ]
+        applied_project.write("migrations/20260103000000_broken.sql", "create table public.less (id int);")
+        assert applied_project.up().paths == ["migrations/20260103000000_broken.sql", "functions/30_late.sql"]
 
     def test_transaction_control_in_a_policies_file_is_refused_before_anything_is_applied(
         self, applied_project: Project
@@ -479,14 +445,154 @@ class TestFailure:
         assert "127.0.0.1" in str(failure.value)
         assert "geheim" not in str(failure.value)
 
-    def test_a_role_that_may_not_deploy_gets_the_server_message(self, project: Project) -> None:
-        with pytest.raises(StatementRefused, match=r"permission denied for (database|schema)"):
+    @pytest.mark.parametrize("role", ["authenticator", "supabase_admin"])
+    def test_another_role_than_the_owner_reads_which_role_to_use(
+        self, applied_project: Project, bare_server: Postgres, role: str
+    ) -> None:
+        """A superuser could, but the owner could not change its new objects later."""
+        url = bare_server.url(role, applied_project.url.rpartition("/")[2])
+        with pytest.raises(RoleUnfit, match=f"^The role {role} may not migrate this database: connect as postgres"):
+            migrations.up(url, root=applied_project.root)
+
+    def test_a_role_that_may_not_create_schemas_reads_which_role_to_use(self, project: Project) -> None:
+        [[owner]] = project.query("select datdba::regrole from pg_database where datname = current_database()")
+        with pytest.raises(RoleUnfit, match=f"^The role authenticator may not .*: connect as {owner}, which"):
             migrations.up(project.url.replace("postgres:", "authenticator:", 1), root=project.root)
+
+    def test_status_and_check_tell_a_role_without_rights_which_role_to_use(self, applied_project: Project) -> None:
+        url = applied_project.url.replace("postgres:", "authenticator:", 1)
+        for look in (migrations.list_states, drift.check):
+            with pytest.raises(StatementRefused, match=r"permission denied(.|\n)*which on Supabase is postgres"):
+                look(url, root=applied_project.root)
+
+    def test_a_read_only_connection_is_refused(self, applied_project: Project) -> None:
+        options = "?options=-c%20default_transaction_read_only%3Don"
+        with pytest.raises(RoleUnfit, match="is read-only: connect to the primary"):
+            migrations.up(applied_project.url + options, root=applied_project.root)
 
     def test_sources_require_the_table_that_records_them(self, empty: Project) -> None:
         empty.write("functions/a.sql", "select 1;")
         with pytest.raises(FilesInvalid, match=r"table app\.applied_sources, which records sources, does not exist"):
             empty.up()
+
+
+class TestWriters:
+    """People write while files are applied. Where the two wait for each other, the deployment gives way."""
+
+    ALTER = "alter table public.notes add column more int;"
+
+    @pytest.fixture
+    def short_patience(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(locks, "PATIENCE_SECONDS", 0.1)
+
+    @pytest.mark.parametrize(
+        ("path", "text"),
+        [
+            ("migrations/20260102000000_more.sql", ALTER),
+            ("functions/20_rows.sql", ROWS + "-- changed"),
+            ("policies/notes.sql", NOTES + "-- changed"),
+        ],
+    )
+    def test_a_file_is_retried_while_its_table_is_locked(self, applied_project: Project, path: str, text: str) -> None:
+        applied_project.write(path, text)
+        notices: list[str] = []
+        with psycopg.connect(applied_project.url, application_name="report") as other:
+            other.execute("lock table public.notes in row exclusive mode")
+
+            def give_way(line: str) -> None:
+                notices.append(line)
+                other.rollback()
+
+            assert applied_project.up(notify=give_way).paths == [path]
+            pid = other.info.backend_pid
+        assert [notice.partition(", its")[0] for notice in notices] == [
+            f"{path} waits for a lock; retrying ... The lock is held by process {pid} "
+            "(role postgres, report, idle in transaction"
+        ]
+
+    @pytest.mark.usefixtures("short_patience")
+    def test_a_deployment_gives_up_in_the_end_and_names_who_holds_the_lock(self, applied_project: Project) -> None:
+        applied_project.write("migrations/20260102000000_more.sql", self.ALTER)
+        with psycopg.connect(applied_project.url, application_name="report") as reader:
+            reader.execute("select body, 'secret' from public.notes")
+            with pytest.raises(StatementFailed) as failure:
+                applied_project.up()
+            pid = reader.info.backend_pid
+        first, consequence, holder = str(failure.value).splitlines()
+        assert first == "migrations/20260102000000_more.sql:1: canceling statement due to lock timeout"
+        assert consequence.startswith("This file was not applied; all files before it were.")
+        assert holder.startswith(f"The lock is held by process {pid} (role postgres, report, idle in transaction, ")
+        assert "secret" not in str(failure.value)
+        assert applied_project.up().paths == ["migrations/20260102000000_more.sql"]
+
+    def test_a_writer_that_waits_for_the_deployment_and_blocks_it_is_not_aborted(
+        self, applied_project: Project
+    ) -> None:
+        applied_project.query("create table public.others (id int); insert into public.others values (1)")
+        applied_project.query("insert into public.notes values (1)")
+        # The deployment has held its first lock for a while when it comes to the second one.
+        applied_project.write(
+            "migrations/20260102000000_both.sql",
+            f"{self.ALTER} select pg_sleep(0.3); alter table public.others add column more int;",
+        )
+        plans: list[Plan] = []
+        deployment = threading.Thread(target=lambda: plans.append(applied_project.up()))
+        with (
+            psycopg.connect(applied_project.url) as writer,
+            psycopg.connect(applied_project.url, autocommit=True) as watcher,
+        ):
+            writer.execute("update public.others set id = 2")
+            deployment.start()
+            alters = "select from pg_locks where relation = 'public.notes'::regclass and mode = 'AccessExclusiveLock'"
+            while not watcher.execute(alters).rowcount:
+                pass
+            writer.execute("update public.notes set body = 'written'")
+        deployment.join(timeout=30)
+        assert [plan.paths for plan in plans] == [["migrations/20260102000000_both.sql"]]
+        assert applied_project.query("select body from public.notes") == [("written",)]
+
+    def test_lock_waits_end_before_the_servers_deadlock_timeout(
+        self, applied_project: Project, bare_server: Postgres
+    ) -> None:
+        """A statement that comes late in its transaction may hardly wait: locks are held by then."""
+        name = applied_project.url.rpartition("/")[2]
+        applied_project.write(
+            "migrations/20260102000000_waits.sql",
+            "create table public.waits as select current_setting('lock_timeout')::interval as first;"
+            "select pg_sleep(0.2); alter table public.waits add column last interval;"
+            "update public.waits set last = current_setting('lock_timeout')::interval;",
+        )
+        with psycopg.connect(bare_server.url("supabase_admin", name), autocommit=True) as admin:
+            admin.execute(f"alter database {name} set deadlock_timeout = '300ms'")
+        applied_project.up()
+        assert applied_project.query("select first <= '150ms' and first > '5ms', last = '5ms' from public.waits") == [
+            (True, True)
+        ]
+
+    @pytest.mark.usefixtures("short_patience")
+    def test_a_dry_run_and_a_check_name_who_holds_the_lock(self, applied_project: Project) -> None:
+        with psycopg.connect(applied_project.url) as reader:
+            reader.execute("lock table public.notes in share mode")
+            with pytest.raises(StatementFailed, match=r"lock timeout\nThe check changes nothing(.|\n)*held by process"):
+                drift.check(applied_project.url, root=applied_project.root)
+            applied_project.write("policies/notes.sql", NOTES + "-- changed")
+            with pytest.raises(StatementFailed, match=r"lock timeout(.|\n)*Nothing was applied(.|\n)*held by process"):
+                applied_project.up(dry_run=True)
+
+    def test_a_dry_run_and_a_check_are_retried(self, applied_project: Project) -> None:
+        notices: list[str] = []
+        with psycopg.connect(applied_project.url) as reader:
+
+            def give_way(line: str) -> None:
+                notices.append(line.partition(";")[0])
+                reader.rollback()
+
+            reader.execute("lock table public.notes in share mode")
+            assert drift.check(applied_project.url, root=applied_project.root, notify=give_way)[1] == []
+            applied_project.write("policies/notes.sql", NOTES + "-- changed")
+            reader.execute("lock table public.notes in share mode")
+            assert applied_project.up(dry_run=True, notify=give_way).paths == ["policies/notes.sql"]
+        assert notices == ["The check waits for a lock", "The dry run waits for a lock"]
 
 
 class TestHistory:
@@ -653,7 +759,7 @@ class TestCheck:
         files = migrations.read_files(model.root)
         with connect(model.url) as connection, connection.transaction(force_rollback=True):
             connection.execute(tampering.encode())
-            assert drift.find_drift(connection, files) == found
+            assert drift.find_drift(Locks(connection, connection, print), files) == found
 
     def test_a_superuser_finds_the_same(self, applied_project: Project, bare_server: Postgres) -> None:
         name = applied_project.url.rpartition("/")[2]

@@ -1,0 +1,141 @@
+"""Short lock waits, so that a deployment gives up before PostgreSQL aborts a writer; retries, and says who blocks it.
+
+Two sessions that wait for each other are a deadlock. PostgreSQL looks for one when a session has waited for
+deadlock_timeout (1 s by default), and aborts the session that looks. A deployment that holds locks for longer than that
+and then waits makes a writer look. So all waits of a transaction end within half of deadlock_timeout after it began.
+
+Example: `up` alters public.projects, and then needs public.profiles. A writer has locked public.profiles, and waits
+for public.projects. After half a second `up` rolls the file back, the writer continues, and `up` tries again.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
+
+from psycopg import errors
+
+from scripts.errors import Failure
+from scripts.schema.database import Connection, Notify
+
+# How long one file is retried. A session that holds a lock for longer is named, and needs a decision.
+PATIENCE_SECONDS = 60.0
+MAX_PAUSE_SECONDS = 1.0
+# Writers behind the deployment wait as long as it does, so a longer deadlock_timeout does not make it wait longer.
+MAX_WAIT_MS = 500
+# Later waits of a transaction that already took longer. Zero would be no limit.
+MIN_WAIT_MS = 5
+LOOK_SECONDS = 0.1
+
+BUSY = (errors.LockNotAvailable, errors.DeadlockDetected)
+
+Result = TypeVar("Result")
+
+# pg_blocking_pids() returns 0 for a prepared transaction, which has no session.
+BLOCKERS = """
+    select b.pid, a.usename, a.application_name, coalesce(a.backend_type, ''), a.state,
+      extract(epoch from clock_timestamp() - coalesce(a.xact_start, a.state_change, a.backend_start))
+    from (select distinct unnest(pg_blocking_pids(%s)) as pid) as b left join pg_stat_activity as a using (pid)
+    order by b.pid
+"""
+
+
+class Blocker(NamedTuple):
+    """A session that holds or awaits a lock before us. Not its query, which may contain personal data.
+
+    `seconds` is the age of its transaction. `state` and `seconds` are None if our role may not see them.
+    """
+
+    pid: int
+    role: str | None
+    application: str | None
+    backend: str
+    state: str | None
+    seconds: float | None
+
+    def __str__(self) -> str:
+        if self.pid == 0:
+            return "a prepared transaction (see pg_prepared_xacts)"
+        facts = [f"role {self.role}" if self.role else self.backend]
+        facts += [self.application] if self.application else []
+        facts += [self.state] if self.state else []
+        facts += [f"its transaction began {self.seconds:.0f} s ago"] if self.seconds is not None else []
+        return f"process {self.pid} ({', '.join(fact for fact in facts if fact)})"
+
+
+@dataclass
+class Locks:
+    """Retries transactions of `connection`. `guard`, another connection in a transaction, sees meanwhile who blocks."""
+
+    connection: Connection
+    guard: Connection
+    notify: Notify
+    wait_ms: int = 0
+    pid: int | None = None
+    blockers: list[Blocker] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Reads the server's deadlock_timeout, which every role may read."""
+        query = "select setting::int from pg_settings where name = 'deadlock_timeout'"
+        [[deadlock_timeout]] = self.guard.execute(query).fetchall()
+        self.wait_ms = max(MIN_WAIT_MS, min(MAX_WAIT_MS, deadlock_timeout // 2))
+
+    @property
+    def limit(self) -> str:
+        """A statement that limits later lock waits to what is left of this transaction's time."""
+        passed = "(extract(epoch from clock_timestamp() - transaction_timestamp()) * 1000)::bigint"
+        rest = f"greatest({MIN_WAIT_MS}, {self.wait_ms} - {passed})"
+        return f"select set_config('lock_timeout', {rest}::text, true)"
+
+    def retry(self, what: str, work: Callable[[], Result], *, force_rollback: bool = False) -> Result:
+        """Runs `work` in a transaction until no lock stops it. Raises its Failure when PATIENCE_SECONDS are over."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        reported = None
+        while True:
+            self.blockers = []
+            try:
+                with self._observe(), self.connection.transaction(force_rollback=force_rollback):
+                    # Asked each time: through a transaction pooler, each transaction may have another server process.
+                    [[self.pid]] = self.connection.execute("select pg_backend_pid()").fetchall()
+                    return work()
+            except Failure as failure:
+                if not isinstance(failure.__cause__, BUSY):
+                    raise
+                if time.monotonic() >= deadline:
+                    raise type(failure)(f"{failure}\n{self._describe_blockers()}") from failure.__cause__
+            if (pids := [blocker.pid for blocker in self.blockers]) != reported:
+                self.notify(f"{what} waits for a lock; retrying ... {self._describe_blockers()}")
+                reported = pids
+            time.sleep(random.uniform(0.1, MAX_PAUSE_SECONDS))  # noqa: S311 - not for secrets
+
+    def _describe_blockers(self) -> str:
+        if not self.blockers:
+            return "The lock was free again before its holder was found."
+        return f"The lock is held by {'; '.join(str(blocker) for blocker in self.blockers)}."
+
+    @contextmanager
+    def _observe(self) -> Iterator[None]:
+        """Looks from `guard` who blocks the transaction in this block."""
+        self.pid = None
+        ended = threading.Event()
+        with ThreadPoolExecutor(1) as pool:
+            looking = pool.submit(self._look, ended)
+            try:
+                yield
+            finally:
+                ended.set()
+        # If the guard's connection is lost, so is the deployment lock.
+        looking.result()
+
+    def _look(self, ended: threading.Event) -> None:
+        while not ended.wait(min(LOOK_SECONDS, self.wait_ms / 4000)):
+            # In a transaction, the statistics views keep their first result until it is cleared.
+            self.guard.execute("select pg_stat_clear_snapshot()")
+            if found := self.guard.execute(BLOCKERS, [self.pid]).fetchall():
+                self.blockers = [Blocker(*row) for row in found]
