@@ -8,6 +8,7 @@ from scripts.cli import CommandGroup
 from tests.bench.audit import bench_audit
 from tests.bench.backup import bench_backup
 from tests.bench.export import bench_export
+from tests.bench.migrate import bench_migrate
 from tests.bench.realtime import bench_realtime
 from tests.bench.rls import bench_rls
 from tests.bench.webhooks import bench_webhooks
@@ -15,7 +16,7 @@ from tests.bench.webhooks import bench_webhooks
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def bench() -> None:
-    """Measure policies, webhooks, Realtime, the audit trail, exports and backups on temporary servers.
+    """Measure policies, webhooks, Realtime, the audit trail, exports, backups and migrations on temporary servers.
 
     \b
     Example: ./scripts/bench rls --quick
@@ -28,3 +29,4 @@ bench.add_command(bench_realtime)
 bench.add_command(bench_audit)
 bench.add_command(bench_export)
 bench.add_command(bench_backup)
+bench.add_command(bench_migrate)

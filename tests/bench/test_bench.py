@@ -11,14 +11,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psutil
 import psycopg
 import pytest
 
-from tests.bench import audit, realtime, report, rls, webhooks
+from scripts.schema import migrations
+from tests.bench import audit, migrate, realtime, report, rls, webhooks
 from tests.bench.subscribers import CHANGES, Event, EventsLost
 
 pytestmark = pytest.mark.thorough
@@ -28,6 +31,7 @@ WEBHOOKS = ("webhooks", "--organizations", "10", "--json")
 AUDIT = ("audit", "--entries", "2000", "--json")
 EXPORT = ("export", "--rows", "300", "--json")
 BACKUP = ("backup", "--megabytes", "1", "--json")
+MIGRATE = ("migrate", "--rounds", "1", "--json")
 REALTIME = ("realtime", "--events", "2", "--json")
 
 
@@ -68,7 +72,7 @@ def folder() -> Any:
         yield Path(place)
 
 
-@pytest.mark.parametrize("words", [RLS, WEBHOOKS, REALTIME, AUDIT, EXPORT, BACKUP], ids=lambda words: words[0])
+@pytest.mark.parametrize("words", [RLS, WEBHOOKS, REALTIME, AUDIT, EXPORT, BACKUP, MIGRATE], ids=lambda words: words[0])
 def test_json_has_the_promised_shape_and_nothing_is_left_behind(folder: Path, words: tuple[str, ...]) -> None:
     printed = json.loads(wait_for_output(bench(folder, *words)))
 
@@ -186,6 +190,36 @@ def test_a_page_that_is_not_full_is_not_measured(audited_tenant: audit.Tenant) -
     anonymous = replace(audited_tenant, claims="{}")
     with pytest.raises(audit.EntriesWrong, match="has 0 entries instead of 50"):
         audit.time_pages(anonymous, 1)
+
+
+def test_a_lost_project_is_not_measured(database: Any) -> None:
+    organization = database.value(
+        "insert into public.organizations (clerk_org_id, name) values ('x', 'X') returning id"
+    )
+    project = database.value(
+        "insert into public.projects (organization_id, title) values (%s, 'Kept') returning id", organization
+    )
+    migrate.require_writes(database.connection, [project])
+    with pytest.raises(migrate.WritesLost, match="Of 2 committed projects 1"):
+        migrate.require_writes(database.connection, [project, uuid4()])
+
+
+def test_each_round_changes_every_file_and_a_trigger(tmp_path: Path) -> None:
+    root = migrate.copy_checkout(tmp_path / "checkout")
+    seen = [migrations.read_files(root)]
+    for number in (1, 2):
+        migrate.change(root, number)
+        seen.append(migrations.read_files(root))
+    for before, after in pairwise(seen):
+        assert len(after.migrations) == len(before.migrations) + len(migrate.MIGRATIONS)
+        assert not {source.checksum for source in before.sources} & {source.checksum for source in after.sources}
+        triggers = [
+            [source.text for source in files.sources if source.path == migrate.TRIGGER_FILE]
+            for files in (before, after)
+        ]
+        assert {condition for condition in migrate.TRIGGER_CONDITIONS for [text] in triggers if condition in text} == {
+            *migrate.TRIGGER_CONDITIONS
+        }
 
 
 def test_an_organization_has_twenty_messages_of_which_two_are_repeated() -> None:
