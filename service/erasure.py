@@ -5,10 +5,11 @@ Each step is idempotent: after a crash, any process can continue and reaches the
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,12 +20,37 @@ from service.data_api import Call, CallFailed
 from service.erasure_ledger import LedgerStore, LedgerUnavailable
 from service.logs import log
 
-# The job continues what is not finished by then.
+# How long one erasure is worked on before it is another's turn.
 WORK_SECONDS = 20.0
+# How long the job waits for its work, which goes on afterwards.
+JOB_SECONDS = 20.0
 PAUSE_SECONDS = 0.1
 MAX_PAUSES = 10
 THREADS = 2
+DUE_THREADS = 2
 LEDGER_FIELDS = ("receipt", "subject_hash", "salt", "requested_at", "erased_at", "counts")
+
+
+class DueWork:
+    """Works on due erasures with DUE_THREADS threads, however often it is run at once."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(DUE_THREADS, "due erasures")
+        self._lock = threading.Lock()
+        self._work: list[Future[None]] = []
+        self._states: Counter[str] = Counter()
+
+    def run(self, work: Callable[[Counter[str]], None]) -> dict[str, Any]:
+        """Starts the work unless it is going on, and waits for it. Raises its error."""
+        with self._lock:
+            if all(each.done() for each in self._work):
+                self._states = Counter()
+                self._work = [self._threads.submit(work, self._states) for _ in range(DUE_THREADS)]
+            running, states = self._work, self._states
+        ended, unfinished = wait(running, JOB_SECONDS)
+        for each in ended:
+            each.result()
+        return {"done": not unfinished, **states}
 
 
 @dataclass(frozen=True)
@@ -43,6 +69,7 @@ class Eraser:
     audit_store: AuditStore | None = None
     on_erased: Callable[[str], None] = lambda _: None
     _threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(THREADS, "erasure"), repr=False)
+    _due: DueWork = field(default_factory=DueWork, repr=False)
 
     def begin(self, receipt: str) -> None:
         """Carries out an erasure in the background. After a crash, the job continues it."""
@@ -103,13 +130,17 @@ class Eraser:
         with suppress(CallFailed):
             self.call("postpone_erasure", {"receipt": receipt, "error": error, "in_step": in_step})
 
-    def carry_out_pending(self) -> dict[str, int]:
-        """Works on all due erasures, oldest first. Returns how many are now in each state. Raises CallFailed."""
-        deadline = time.monotonic() + WORK_SECONDS
-        states: Counter[str] = Counter()
-        for receipt in self.call("pending_erasures", {}):
-            states["waiting" if time.monotonic() > deadline else self.carry_out(receipt)] += 1
-        return dict(states)
+    def carry_out_due(self) -> dict[str, Any]:
+        """Works on due erasures until none is due: {done, and how many are now in each state}. Raises CallFailed.
+
+        Returns after at most JOB_SECONDS. What is left then is continued in the background (done: false).
+        """
+        return self._due.run(self._work_through_due)
+
+    def _work_through_due(self, states: Counter[str]) -> None:
+        # The main thread ends first when the process ends. What is left is continued by another one.
+        while threading.main_thread().is_alive() and (receipt := self.call("claim_due_erasure", {})) is not None:
+            states[self.carry_out(receipt)] += 1
 
     def _follow_up(self, step: dict[str, Any]) -> None:
         """The steps outside the database. Raises LedgerUnavailable, ClerkCallFailed, CallFailed."""

@@ -60,8 +60,8 @@ def retention(components: Components) -> Report:
 
 
 def erasures(components: Components) -> Report:
-    """Continues pending erasures: how many are now running, erased, complete, or waiting for the next run."""
-    return components.eraser.carry_out_pending()
+    """Continues due erasures: how many are now running, erased, or complete. If not done, it goes on after the run."""
+    return components.eraser.carry_out_due()
 
 
 def name_changes(components: Components) -> Report:

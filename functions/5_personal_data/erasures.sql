@@ -145,7 +145,8 @@ comment on function public.erasure_receipt is
 
 -- Only one session at a time works on an erasure; a concurrent call only returns the state. If another transaction holds a row for longer
 -- than a second, its batch fails and is tried again. If only skipped rows are left, the erasure is blocked: everything outside the database
--- is done, and the state stays 'running'. settled_at is a time after the request was committed; now() may be one before.
+-- is done, and the state stays 'running'. settled_at is a time after the request was committed; now() may be one before. The caller goes on
+-- at once. If it does not, another one does after 10 seconds, or half a minute if the erasure waits for older transactions.
 create or replace function public.continue_erasure(receipt uuid, has_store boolean default false) returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp set lock_timeout = '1s'
 as $$
@@ -162,7 +163,7 @@ begin
       job.was_quiet := job.settled_at is not null and not app.has_older_transactions(job.settled_at);
     end if;
     job := app.erase_step(job, has_store);
-    job.next_attempt_at := now();
+    job.next_attempt_at := now() + case when job.next_rule is null and not job.was_quiet then interval '30 seconds' else interval '10 seconds' end;
     if job.next_rule is null then
       job.settled_at := coalesce(job.settled_at, clock_timestamp());
       job.quiet_passes := case when job.was_quiet then job.quiet_passes + 1 else 0 end;
@@ -175,7 +176,7 @@ begin
       if is_blocked then
         job.quiet_passes := 0;
       else
-        job.next_attempt_at := now();
+        job.next_attempt_at := now() + interval '10 seconds';
         -- Other sessions have deleted the skipped rows, or the rows became due after this pass had left them out. Another pass shows which.
         delete from app.erasure_failures as f where f.receipt = receipt;
         if not found then
@@ -268,15 +269,22 @@ $$;
 comment on function public.postpone_erasure is
 'Records a failure of Clerk, of the store, or of continue_erasure() (in_step), and schedules a retry with exponential backoff up to about four hours. Definer: the service has no privilege on tables.';
 
-create or replace function public.pending_erasures() returns setof uuid
-language sql stable parallel unsafe security definer set search_path = pg_catalog, pg_temp
+-- The one that has waited longest comes first. Each step moves next_attempt_at, so a large erasure takes turns with the others.
+create or replace function public.claim_due_erasure() returns uuid
+language sql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
   select app.refuse_clerk_tokens();
 
-  select l.receipt from app.erasure_log as l where l.state <> 'complete' and l.next_attempt_at <= now() order by l.requested_at limit 100;
+  update app.erasure_log as l set next_attempt_at = now() + interval '10 seconds'
+  where l.receipt = (
+    select d.receipt from app.erasure_log as d
+    where d.state <> 'complete' and d.next_attempt_at <= now()
+    order by d.next_attempt_at limit 1 for update skip locked
+  )
+  returning l.receipt;
 $$;
-comment on function public.pending_erasures is
-'Receipts of the erasures that are due to be continued, oldest first. Definer: the service has no privilege on tables.';
+comment on function public.claim_due_erasure is
+'For the service: the erasure to continue next; null if none is due. Others do not claim it for 10 seconds after its last step. Definer: the service has no privilege on tables.';
 
 -- A backup from before an erasure still contains the person. The ledger next to the backups lists the erased people by hash only. So this
 -- hashes every person in the database with each salt of the ledger, and erases the matches.
@@ -318,5 +326,5 @@ comment on function app.replay_erasures is
 
 grant execute on function
 public.request_erasure(text, text), public.continue_erasure(uuid, boolean), public.end_erasure(uuid, boolean),
-public.postpone_erasure(uuid, text, boolean), public.pending_erasures(), public.erasure_receipt(uuid)
+public.postpone_erasure(uuid, text, boolean), public.claim_due_erasure(), public.erasure_receipt(uuid)
 to service_role;

@@ -7,7 +7,7 @@ from (
   values
   ('mail', interval '1 minute', '* * * * *', 'Sends queued mail.'),
   ('retry-events', interval '5 minutes', '*/5 * * * *', 'Retries failed Clerk events.'),
-  ('erasures', interval '5 minutes', '*/5 * * * *', 'Continues erasures.'),
+  ('erasures', interval '1 minute', '* * * * *', 'Continues erasures.'),
   ('name-changes', interval '5 minutes', '*/5 * * * *', 'Sends names that people changed here to Clerk.'),
   ('seals', interval '1 hour', '7 * * * *', 'Seals the audit trail: `ballast audit seal`.'),
   ('reconcile-sample', interval '1 hour', '37 * * * *', 'Compares a sample with Clerk: `ballast clerk reconcile --sample`.'),

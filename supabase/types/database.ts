@@ -393,6 +393,7 @@ export type Database = {
       backups: { Args: { newest?: number }; Returns: Json };
       begin_backup: { Args: { backup_type: string; filename: string; id: string }; Returns: undefined };
       begin_export: { Args: { clerk_user_id: string; requested_by?: string }; Returns: Json };
+      claim_due_erasure: { Args: Record<PropertyKey, never>; Returns: string };
       claim_due_event: { Args: Record<PropertyKey, never>; Returns: Json };
       claim_mail: { Args: { batch?: number }; Returns: Json };
       claim_name_changes: { Args: Record<PropertyKey, never>; Returns: Json };
@@ -443,7 +444,6 @@ export type Database = {
           role: string;
         }[];
       };
-      pending_erasures: { Args: Record<PropertyKey, never>; Returns: string[] };
       postpone_erasure: { Args: { error: string; in_step?: boolean; receipt: string }; Returns: undefined };
       prepare_invitation: { Args: { organization_id: string; role: string }; Returns: Json };
       prepare_removal: { Args: { organization_id: string; profile_id: string }; Returns: Json };

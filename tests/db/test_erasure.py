@@ -218,13 +218,39 @@ def test_a_failed_event_about_others_can_still_be_retried(world: Database) -> No
     assert world.value("select name from public.organizations where clerk_org_id = 'org_acme'") == "Broken"
 
 
+def pass_seconds(world: Database, seconds: int) -> None:
+    world.execute("update app.erasure_log set next_attempt_at = next_attempt_at - make_interval(secs => %s)", seconds)
+
+
+def test_due_erasures_take_turns_and_each_is_claimed_once(world: Database) -> None:
+    receipts = [
+        UUID(call(world, "request_erasure", clerk_user_id=person, requested_by="administrator")["receipt"])
+        for person in SIMILAR
+    ]
+    for ago, receipt in enumerate(reversed(receipts)):
+        world.execute(
+            "update app.erasure_log set next_attempt_at = now() - make_interval(secs => %s) where receipt = %s",
+            ago, receipt,
+        )  # fmt: skip
+    claim = "select public.claim_due_erasure()"
+    assert [world.value(claim), world.value(claim), world.value(claim)] == [*receipts, None]
+    # The first is large: its next step is due after the second, which has had no step yet.
+    pass_seconds(world, 10)
+    call(world, "continue_erasure", receipt=str(receipts[0]))
+    pass_seconds(world, 60)
+    assert [world.value(claim), world.value(claim)] == [receipts[1], receipts[0]]
+
+
 def test_an_erasure_stays_pending_until_clerk_has_deleted_the_user(world: Database) -> None:
     receipt = call(world, "request_erasure", clerk_user_id=ADA, requested_by="person")["receipt"]
     step = finish_erasure(world, receipt)
     assert (step["state"], step["to_delete_at_clerk"]) == ("erased", ADA)
-    assert world.rows("select * from public.pending_erasures()") == [(UUID(receipt),)]
+    assert world.value("select public.claim_due_erasure()") is None  # its worker may still be calling Clerk
+    pass_seconds(world, 10)
+    assert world.value("select public.claim_due_erasure()") == UUID(receipt)
     call(world, "postpone_erasure", receipt=receipt, error="ClerkCallFailed: 503")
-    assert world.rows("select * from public.pending_erasures()") == []
+    pass_seconds(world, 10)
+    assert world.value("select public.claim_due_erasure()") is None
     assert world.rows("select attempts, error, next_attempt_at > now() from ops.erasures") == [
         (1, "ClerkCallFailed: 503", True)
     ]

@@ -193,7 +193,7 @@ def test_an_erasure_with_skipped_rows_is_complete_once_they_can_be_erased(databa
         step = call(database, "continue_erasure", receipt=receipt)
     assert step["to_delete_at_clerk"] == ADA  # one bad row does not keep the account at Clerk
     assert call(database, "end_erasure", receipt=receipt, is_stored=True)["state"] == "running"
-    assert database.rows("select * from public.pending_erasures()") == []
+    assert database.value("select public.claim_due_erasure()") is None
     database.execute("drop trigger refuse on public.audit_logs")
     database.execute("update app.erasure_failures set next_attempt_at = now()")
     for _ in range(10):

@@ -127,7 +127,7 @@ def test_the_registry_is_shown_to_administrators_and_on_the_privacy_page(databas
 @pytest.mark.parametrize("function", [
     "privacy_notice()", "begin_export('user_x')", "end_export(gen_random_uuid(), true)", "export_page(gen_random_uuid(), null, 1)",
     "request_erasure('user_x')", "continue_erasure(gen_random_uuid())", "end_erasure(gen_random_uuid(), true)",
-    "postpone_erasure(gen_random_uuid(), '')", "pending_erasures()", "erasure_receipt(gen_random_uuid())", "run_retention()",
+    "postpone_erasure(gen_random_uuid(), '')", "claim_due_erasure()", "erasure_receipt(gen_random_uuid())", "run_retention()",
     "claim_name_changes()", "end_name_change('user_x', now(), null, true)",
 ])  # fmt: skip
 @pytest.mark.parametrize("role", ["anon", "authenticated"])

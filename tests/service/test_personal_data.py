@@ -18,6 +18,7 @@ import psycopg
 import pytest
 from flask.testing import FlaskClient
 
+from service import erasure
 from service.data_api import CallFailed
 from service.erasure import MAX_PAUSES, Eraser
 from service.routes.personal_data import CONFIRMATION, FIRST_FACTOR_MINUTES
@@ -388,6 +389,31 @@ def test_an_erasure_that_clerk_or_the_store_refuses_is_postponed(
     assert mentions(database, person) == {}
 
 
+@pytest.mark.parametrize("count", [120, pytest.param(300, marks=pytest.mark.thorough)])
+def test_one_run_of_the_job_carries_out_all_erasures_that_arrived_in_the_database(
+    online: FlaskClient, stack: Stack, database: Connection, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """More than a run can wait for: the rest goes on in the background, and a second run does not double the work."""
+    monkeypatch.setattr(erasure, "JOB_SECONDS", 0.1)
+    receipts = [
+        row[0]
+        for number in range(count)
+        for row in database.execute("select app.begin_erasure(%s, 'clerk')", [f"user_{secrets.token_hex(8)}{number}"])
+    ]
+    database.execute(
+        "update app.erasure_log set clerk_deleted_at = now() where receipt = any(%s)", [receipts]
+    )  # as after the event user.deleted
+    runs = [online.post("/jobs/erasures", headers=as_caller(stack.environment["JOBS_TOKEN"])).json for _ in range(2)]
+    assert [run["done"] for run in runs] == [False, False]
+    waiting = "select count(*) from app.erasure_log where state <> 'complete' and receipt = any(%s)"
+    deadline = time.monotonic() + 120
+    while database.execute(waiting, [receipts]).fetchone() != (0,):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    attempts = "select max(attempts) from app.erasure_log where receipt = any(%s)"
+    assert database.execute(attempts, [receipts]).fetchone() == (0,)
+
+
 @pytest.mark.parametrize("delay", [0.6, *(pytest.param(each, marks=pytest.mark.thorough) for each in (0.05, 1.2))])
 def test_a_service_killed_midway_reaches_the_same_state(
     tmp_path: Path, online: FlaskClient, stack: Stack, database: Connection, new_person: NewPerson, delay: float
@@ -404,7 +430,8 @@ def test_a_service_killed_midway_reaches_the_same_state(
         for process in [running.process, *psutil.Process(running.process.pid).children()]:
             process.kill()
     assert response.status_code == 202
-    for _ in range(3):  # the scheduler runs the job again
+    for _ in range(3):  # the scheduler runs the job again, later
+        database.execute("update app.erasure_log set next_attempt_at = now() where receipt = %s", [receipt])
         assert online.post("/jobs/erasures", headers=as_caller(stack.environment["JOBS_TOKEN"])).status_code == 200
     assert wait_until_complete(online, receipt)["counts"]["public.projects"] == 4000
     wait_for_webhook(database, receipt)
