@@ -25,6 +25,7 @@ from functools import partial
 
 from pydantic import AwareDatetime, BaseModel, StrictBool, ValidationError
 
+from scripts.backup.checksum import has_checksum
 from scripts.backup.manifest import Manifest
 from scripts.backup.store import MANIFESTS_AT_ONCE, BackupStore, StoredManifest, StoreUnavailable, UnfinishedBackup
 from scripts.schema import database
@@ -165,11 +166,12 @@ def _read_drills(store: BackupStore, name: str, drills: list[str]) -> tuple[date
     """The start of the last drill that passed, and whether one failed since. A damaged report counts as failed."""
     is_refuted = False
     for file in reversed(drills):
+        stored = store.read(name, file)
         try:
-            report = Report.model_validate_json(store.read(name, file))
+            report = Report.model_validate_json(stored)
         except ValidationError:
             report = None
-        if report and report.passed:
+        if report and report.passed and has_checksum(stored):
             return report.started_at, is_refuted
         is_refuted = True
     return None, is_refuted

@@ -16,7 +16,7 @@ from uuid import UUID
 from scripts.backup import archive, programs, snapshot
 from scripts.backup.backup_log import BackupLog
 from scripts.backup.cron_monitors import report_to_monitor
-from scripts.backup.manifest import AFTER, BEFORE, DUMP, ENCRYPTED_DUMP, MANIFEST, SCHEMAS, File, Manifest
+from scripts.backup.manifest import AFTER, BEFORE, DUMP, ENCRYPTED_DUMP, SCHEMAS, File, Manifest
 from scripts.backup.progress import Bar
 from scripts.backup.snapshot import Globals, Snapshot
 from scripts.backup.store import BackupStore, StoreUnavailable
@@ -158,7 +158,7 @@ def _store_backup(task: Task, taken: Snapshot, bar: Bar) -> Manifest:
         dump_bytes=dump_bytes,
         files=files,
     )
-    task.store.put(task.name, MANIFEST, manifest.model_dump_json(indent=2).encode())
+    task.store.put_manifest(manifest)
     return manifest
 
 

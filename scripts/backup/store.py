@@ -20,6 +20,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import ObjectStore
 from pydantic import ValidationError
 
+from scripts.backup.checksum import add_checksum, has_checksum
 from scripts.backup.manifest import MANIFEST, Manifest
 from scripts.errors import Failure
 from scripts.schema import database
@@ -147,9 +148,11 @@ class BackupStore:
 
     def manifest(self, name: str) -> Manifest:
         """Reads and validates a manifest. Raises ManifestInvalid."""
-        body = self._attempt(f"read the manifest of {name}", lambda store: store.get(_path(name, MANIFEST)).bytes())
+        body = self.read(name, MANIFEST)
+        if not has_checksum(body):
+            raise ManifestInvalid(f"The manifest of {name} is damaged: it differs from its own checksum.")
         try:
-            manifest = Manifest.model_validate_json(bytes(body))
+            manifest = Manifest.model_validate_json(body)
         except ValidationError as error:
             [first, *_] = error.errors(include_input=False)
             field = ".".join(str(part) for part in first["loc"])
@@ -244,7 +247,11 @@ class BackupStore:
     def put_report(self, name: str, body: bytes) -> None:
         """Writes the report of a drill. Reports are numbered, so that no clock decides which is the last one."""
         number = len(self.drills().get(name, [])) + 1
-        self.put(name, f"{DRILLS}/{number:04}-{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}.json", body)
+        self.put(name, f"{DRILLS}/{number:04}-{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}.json", add_checksum(body))
+
+    def put_manifest(self, manifest: Manifest) -> None:
+        """Writes the manifest: from then on, the backup counts."""
+        self.put(manifest.name, MANIFEST, add_checksum(manifest.model_dump_json(indent=2).encode()))
 
     def discard(self, name: str) -> None:
         """Deletes a backup, the manifest first: an interrupted deletion then leaves nothing that counts as a backup."""

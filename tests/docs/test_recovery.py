@@ -28,6 +28,7 @@ from psycopg import sql
 from pyrage import x25519
 
 from scripts.backup import checks, programs
+from scripts.backup.checksum import add_checksum
 from scripts.backup.manifest import SCHEMAS
 from scripts.backup.store import BackupStore
 from scripts.cli import ballast
@@ -362,6 +363,7 @@ def fetch(bucket: str, prefix: str, folder: Path) -> None:
 def test_a_backup_is_recovered_with_packaged_programs_only(bystander: Operator) -> None:
     assert shutil.which("ballast", path=bystander.environment["PATH"]) is None
     output = bystander.follow(WITHOUT_BALLAST)
+    assert output.count('"checksum"') == 1
     assert output.count('"sha256"') == 3
     assert "differs" not in output
     assert "open" not in output
@@ -508,7 +510,7 @@ def test_the_writer_deletes_expired_backups_and_failed_uploads(account: Account)
     made = json.loads(account.run("writer", "run", "--json").stdout)
     old = "20200101T020003Z-1a2b3c4d"
     client = account.client("writer")
-    manifest = json.dumps(made | {"name": old, "created_at": "2020-01-01T02:00:03Z"})
+    manifest = add_checksum(json.dumps(made | {"name": old, "created_at": "2020-01-01T02:00:03Z"}).encode())
     client.put_object(Bucket=account.bucket, Key=f"production/database/{old}/manifest.json", Body=manifest)
     client.create_multipart_upload(Bucket=account.bucket, Key=f"production/database/{old}/dump.pgc.zst.age")
     assert len(client.list_multipart_uploads(Bucket=account.bucket)["Uploads"]) == 1  # moto dates every upload to 2010

@@ -22,8 +22,7 @@ from tests.scripts.conftest import StoredBackup, Vault
 def put(url: str, created_at: datetime, backup_id: str = "00000000", machine: timedelta = timedelta(0)) -> str:
     """Stores a backup. The clock of the machine that named it differs by `machine`."""
     name = new_name(UUID(backup_id * 4), created_at + machine)
-    body = manifest(created_at, name=name).model_dump_json().encode()
-    BackupStore(url).put(name, MANIFEST, body)
+    BackupStore(url).put_manifest(manifest(created_at, name=name))
     return name
 
 

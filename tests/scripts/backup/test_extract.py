@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from scripts.backup import programs
+from scripts.backup.checksum import add_checksum
 from scripts.backup.extract import Reference, TableGraph
 from service.erasure_ledger import LedgerStore
 from tests import people
@@ -302,7 +303,7 @@ def test_a_backup_that_fails_a_check_is_not_extracted(
     assert manifest is not None
     body = json.loads(manifest.read_text())
     body["rows"]["public.specimens"] += 1
-    manifest.write_text(json.dumps(body))
+    manifest.write_bytes(add_checksum(json.dumps(body).encode()))
     result = folder_shelf.run("extract", name, "--organization", "org_acme", "--output", str(tmp_path / "x.sql"))
     assert result.exit_code == 1
     assert "row counts" in result.stderr

@@ -21,6 +21,7 @@ import pytest
 from psycopg import sql
 
 from scripts.backup import snapshot
+from scripts.backup.checksum import add_checksum
 from scripts.schema import migrations
 from scripts.scratch.postgres import Postgres, stop
 from tests import people
@@ -69,7 +70,7 @@ def rewrite(vault: Vault, name: str, change: Change) -> None:
     assert place is not None
     manifest = json.loads(place.read_text())
     change(manifest)
-    place.write_text(json.dumps(manifest))
+    place.write_bytes(add_checksum(json.dumps(manifest).encode()))
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scripts.backup import retention
+from scripts.backup.checksum import add_checksum
 from scripts.backup.manifest import MANIFEST, File, Manifest
 from scripts.backup.retention import DAY, ListedBackup, Policy, select_kept
 from scripts.backup.store import BackupStore, UnfinishedBackup
@@ -190,13 +191,13 @@ def put(url: str, age: timedelta, **changes: Any) -> str:
     made = manifest(datetime.now(UTC) - age, **changes)
     store = BackupStore(url)
     store.put(made.name, "dump.pgc.zst.age", b"a dump")
-    store.put(made.name, MANIFEST, made.model_dump_json().encode())
+    store.put_manifest(made)
     return made.name
 
 
 def store_report(url: str, name: str, day: int, *, passed: bool) -> None:
     report = {"passed": passed, "started_at": f"2026-10-{day:02}T00:00:00+00:00", "checks": []}
-    BackupStore(url).put(name, f"drills/202610{day:02}T000000000000Z.json", json.dumps(report).encode())
+    BackupStore(url).put_report(name, json.dumps(report).encode())
 
 
 def test_a_list_is_newest_first_with_size_and_proof(url: str) -> None:
@@ -226,9 +227,13 @@ def test_a_failed_last_drill_is_red_and_the_older_proof_is_still_shown(url: str)
     assert (listed["proven_at"], listed["last_drill_failed"]) == ("2026-10-03T00:00:00+00:00", False)
 
 
-@pytest.mark.parametrize(
-    "report", [b"", b"{}", b'{"passed": "yes", "started_at": "2026-10-01T00:00:00Z"}', b"[]", b"\xff"]
-)
+PASSED = b'{"passed": true, "started_at": "2026-10-01T00:00:00Z"}'
+
+
+@pytest.mark.parametrize("report", [
+    b"", b"{}", b"[]", b"\xff", PASSED, add_checksum(PASSED.replace(b"true", b'"yes"')),
+    add_checksum(PASSED).replace(b"2026", b"2027"),
+])  # fmt: skip
 def test_a_damaged_report_proves_nothing(folder: str, report: bytes) -> None:
     BackupStore(folder).put(put(folder, DAY), "drills/20261001T000000000000Z.json", report)
     [listed] = run_as_json(folder, "list")
@@ -252,7 +257,7 @@ def test_a_damaged_manifest_is_one_row_in_red(url: str, body: bytes) -> None:
     good = put(url, timedelta(hours=1))
     BackupStore(url).put("20200101T000000Z-00000000", MANIFEST, body)
     foreign = manifest(NOW)
-    BackupStore(url).put("20200102T000000Z-00000000", MANIFEST, foreign.model_dump_json().encode())
+    BackupStore(url).put("20200102T000000Z-00000000", MANIFEST, add_checksum(foreign.model_dump_json().encode()))
     listed = run_as_json(url, "list")
     found = {each["id"]: each["damage"] for each in listed}
     assert found.keys() == {good, "20200102T000000Z-00000000", "20200101T000000Z-00000000"}

@@ -12,8 +12,9 @@ import obstore
 import pyrage
 import pytest
 
+from scripts.backup.checksum import add_checksum, has_checksum
 from scripts.backup.manifest import AFTER, BEFORE, ENCRYPTED_DUMP, MANIFEST
-from scripts.backup.store import BackupStore
+from scripts.backup.store import BackupStore, ManifestInvalid
 from service import object_store
 from tests.scripts.conftest import StoredBackup, Vault
 
@@ -92,6 +93,33 @@ def test_one_flipped_bit_of_a_script_is_detected(shelf: Vault, file: str, backup
     assert f"{file} of {name} is damaged" in verify_and_fail(shelf)
 
 
+def test_every_flipped_bit_of_a_small_file_is_detected() -> None:
+    whole = add_checksum(b'{\n  "rows": {"public.specimens": 1200},\n  "name": "caf\xc3\xa9"\n}')
+    assert has_checksum(whole)
+    assert json.loads(whole)["rows"] == {"public.specimens": 1200}
+    for bit in range(8 * len(whole)):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        assert not has_checksum(bytes(changed))
+    for place in range(len(whole)):
+        assert not has_checksum(whole[:place])
+        assert not has_checksum(whole[:place] + b" " + whole[place:])
+
+
+def test_one_flipped_bit_of_the_manifest_is_detected_wherever_it_is(shelf: Vault, backup: StoredBackup) -> None:
+    name = shelf.keep(backup)
+    whole = shelf.store.read(name, MANIFEST)
+    for number in range(30):
+        place = number * (len(whole) - 1) // 29
+        replace(shelf, name, MANIFEST, lambda body: flip_bit(body, place))  # noqa: B023 - called at once
+        with pytest.raises(ManifestInvalid, match=f"manifest of {name} is damaged: it differs from its own checksum"):
+            shelf.store.manifest(name)
+        replace(shelf, name, MANIFEST, lambda _: whole)
+    replace(shelf, name, MANIFEST, lambda body: flip_bit(body, len(body) // 2))
+    for words in (("verify",), ("verify", name), ("drill", name)):
+        assert "differs from its own checksum" in shelf.run(*words).stderr
+
+
 @pytest.mark.parametrize("left", [0, 1, -1])
 def test_a_truncated_dump_is_detected(shelf: Vault, left: int, backup: StoredBackup) -> None:
     name = shelf.keep(backup)
@@ -113,7 +141,7 @@ def test_a_manifest_without_a_required_file_is_rejected(folder_shelf: Vault, fil
     def without(body: bytes) -> bytes:
         manifest = json.loads(body)
         del manifest["files"][file]
-        return json.dumps(manifest).encode()
+        return add_checksum(json.dumps(manifest).encode())
 
     replace(folder_shelf, name, MANIFEST, without)
     assert "is damaged: files: Value error, a required file is missing" in verify_and_fail(folder_shelf)
@@ -161,7 +189,7 @@ def remeasure(store: BackupStore, name: str, file: str) -> Callable[[bytes], byt
     def damage_manifest(body: bytes) -> bytes:
         manifest, found = json.loads(body), store.read(name, file)
         manifest["files"][file] = {"size_bytes": len(found), "sha256": hashlib.sha256(found).hexdigest()}
-        return json.dumps(manifest).encode()
+        return add_checksum(json.dumps(manifest).encode())
 
     return damage_manifest
 
@@ -185,7 +213,7 @@ def test_a_dump_with_another_length_than_in_the_manifest_is_detected(folder_shel
 
     def longer(body: bytes) -> bytes:
         manifest = json.loads(body)
-        return json.dumps(manifest | {"dump_bytes": manifest["dump_bytes"] + 1}).encode()
+        return add_checksum(json.dumps(manifest | {"dump_bytes": manifest["dump_bytes"] + 1}).encode())
 
     replace(folder_shelf, name, MANIFEST, longer)
     assert "not as long as its manifest says" in verify_and_fail(folder_shelf)
