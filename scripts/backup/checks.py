@@ -14,6 +14,7 @@ from psycopg.types.json import Jsonb
 
 from scripts.backup import snapshot
 from scripts.backup.manifest import SCHEMAS, Manifest
+from scripts.backup.structure import Structure, find_differences
 from scripts.errors import Failure
 from scripts.schema.database import Connection
 from service.audit_store import AuditStore
@@ -75,10 +76,10 @@ class CheckFailed(Failure):
 CheckResult = tuple[bool, str]
 
 
-def compare_with_manifest(connection: Connection, manifest: Manifest) -> Iterator[Check]:
+def compare_with_manifest(connection: Connection, manifest: Manifest, definitions: Structure) -> Iterator[Check]:
     """Compares a database with the manifest. Call it right after the restore, before anything changes the data."""
     yield run_check("row counts", lambda: _compare_rows(connection, manifest))
-    yield run_check("structure", lambda: _compare_structure(connection, manifest))
+    yield run_check("structure", lambda: _compare_structure(connection, manifest, definitions))
     yield run_check("functions", lambda: _validate_functions(connection))
     yield run_check("audit seal", lambda: _compare_seal(connection, manifest))
 
@@ -118,15 +119,8 @@ def _compare_rows(connection: Connection, manifest: Manifest) -> CheckResult:
     return not wrong, join_reasons(wrong) or f"{total:,} rows in {len(manifest.rows)} tables, as backed up"
 
 
-def _compare_structure(connection: Connection, manifest: Manifest) -> CheckResult:
-    found = snapshot.describe_structure(connection)
-    wrong: list[str] = []
-    for kind in sorted(found.keys() | manifest.structure.keys()):
-        actual, expected = found.get(kind, {}), manifest.structure.get(kind, {})
-        wrong += [f"{kind} {name} is missing" for name in sorted(expected.keys() - actual.keys())]
-        wrong += [f"{kind} {name} is new" for name in sorted(actual.keys() - expected.keys())]
-        both = sorted(actual.keys() & expected.keys())
-        wrong += [f"{kind} {name} differs" for name in both if actual[name] != expected[name]]
+def _compare_structure(connection: Connection, manifest: Manifest, definitions: Structure) -> CheckResult:
+    wrong = [str(each) for each in find_differences(connection, manifest, definitions)]
     migration = snapshot.find_newest_migration(connection)
     if migration != manifest.migration:
         wrong.append(f"the migration is {migration} instead of {manifest.migration}")

@@ -11,6 +11,8 @@ DUMP = "dump.pgc.zst"
 ENCRYPTED_DUMP = f"{DUMP}.age"
 BEFORE = "before.sql"
 AFTER = "after.sql"
+STRUCTURE = "structure.json"
+ENCRYPTED_STRUCTURE = f"{STRUCTURE}.age"
 # The schemas that are dumped. auth, storage, realtime and the others belong to Supabase.
 SCHEMAS = ("public", "app", "ops", "supabase_migrations")
 
@@ -46,8 +48,9 @@ class Extension(BaseModel):
 class Manifest(BaseModel):
     """Describes one snapshot: `created_at` is its time, `rows` are its exact counts.
 
-    `structure` maps each kind to the names of its objects and a hash of their definitions. `dump_bytes` is the size of
-    the pg_dump archive before compression.
+    `structure` maps each kind to the names of its objects and a hash of their definitions, which structure.json has:
+    definitions may contain secrets, such as the key in a webhook's trigger. `dump_bytes` is the size of the pg_dump
+    archive before compression.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -80,6 +83,11 @@ class Manifest(BaseModel):
     def dump(self) -> str:
         """The name of the dump file, which depends on whether it is encrypted."""
         return ENCRYPTED_DUMP if ENCRYPTED_DUMP in self.files else DUMP
+
+    @property
+    def definitions(self) -> str:
+        """The name of the file with the definitions."""
+        return ENCRYPTED_STRUCTURE if self.is_encrypted else STRUCTURE
 
     @property
     def size_bytes(self) -> int:

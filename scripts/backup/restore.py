@@ -61,7 +61,7 @@ def restore_and_check(
     bar.start_stage("Analyzing")
     restore_engine.analyze(target.connection)
     bar.start_stage("Checking")
-    yield from checks.compare_with_manifest(target.connection, backup.manifest)
+    yield from checks.compare_with_manifest(target.connection, backup.manifest, backup.read_definitions())
     yield checks.replay_erasures(target.connection, lambda: read_ledger(backup.store), audit_store)
 
 

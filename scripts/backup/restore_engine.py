@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import secrets
 import subprocess
@@ -15,13 +16,15 @@ from pathlib import Path
 from typing import IO
 
 from psycopg import sql
+from pydantic import ValidationError
 
-from scripts.backup import archive, programs
+from scripts.backup import archive, programs, structure
 from scripts.backup.archive import ArchiveDamaged, Key
 from scripts.backup.manifest import AFTER, BEFORE, SCHEMAS, File, Manifest
 from scripts.backup.programs import Programs
 from scripts.backup.progress import Bar, NoProgress
 from scripts.backup.store import MISSING, BackupStore, Sink, StoreUnavailable
+from scripts.backup.structure import Structure
 from scripts.errors import Failure
 from scripts.schema.database import Connection
 
@@ -83,8 +86,21 @@ class Backup:
         self._require_intact(file, found)
         return path
 
-    def read_script(self, file: str) -> bytes:
-        """Reads before.sql or after.sql and verifies its checksum. Raises ArchiveDamaged."""
+    def read_definitions(self) -> Structure:
+        """Reads the definitions of what was backed up. Raises ArchiveDamaged."""
+        file = self.manifest.definitions
+        if file not in self.manifest.files:  # a backup of an older release
+            return {}
+        body = io.BytesIO()
+        encrypted = io.BytesIO(self.read_file(file))
+        archive.decrypt(encrypted, body, self.keys, is_encrypted=self.manifest.is_encrypted)
+        try:
+            return structure.JSON.validate_json(body.getvalue())
+        except ValidationError:
+            raise ArchiveDamaged(f"{file} of {self.manifest.name} is damaged. Restore another backup.") from None
+
+    def read_file(self, file: str) -> bytes:
+        """Reads a small file, such as before.sql, and verifies its checksum. Raises ArchiveDamaged."""
         with self._report_missing_as_damage(file):
             body = self.store.read(self.manifest.name, file)
         self._require_intact(file, File(size_bytes=len(body), sha256=hashlib.sha256(body).hexdigest()))
@@ -133,7 +149,7 @@ class Target:
 def restore(backup: Backup, dump: Path, target: Target, bar: Bar) -> None:
     """Restores everything in one transaction. Raises RestoreFailed, ArchiveDamaged, ProgramsMissing."""
     chosen = programs.choose_programs(target.connection, at_least=backup.manifest.dump_version)
-    before, after = backup.read_script(BEFORE), backup.read_script(AFTER)
+    before, after = backup.read_file(BEFORE), backup.read_file(AFTER)
     with (
         tempfile.TemporaryDirectory(prefix="ballast-restore-") as folder,
         _open_psql(chosen, target.url, backup.manifest.rows) as psql,

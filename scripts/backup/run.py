@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import subprocess
 import tempfile
 import time
@@ -13,10 +14,20 @@ from datetime import UTC
 from typing import IO
 from uuid import UUID
 
-from scripts.backup import archive, programs, snapshot
+from scripts.backup import archive, programs, snapshot, structure
 from scripts.backup.backup_log import BackupLog
 from scripts.backup.cron_monitors import report_to_monitor
-from scripts.backup.manifest import AFTER, BEFORE, DUMP, ENCRYPTED_DUMP, SCHEMAS, File, Manifest
+from scripts.backup.manifest import (
+    AFTER,
+    BEFORE,
+    DUMP,
+    ENCRYPTED_DUMP,
+    ENCRYPTED_STRUCTURE,
+    SCHEMAS,
+    STRUCTURE,
+    File,
+    Manifest,
+)
 from scripts.backup.progress import Bar
 from scripts.backup.snapshot import Globals, Snapshot
 from scripts.backup.store import BackupStore, StoreUnavailable
@@ -128,7 +139,7 @@ def _discard_on_failure(task: Task) -> Iterator[None]:
 
 
 def _store_backup(task: Task, taken: Snapshot, bar: Bar) -> Manifest:
-    """Stores the dump, the two scripts and, last, the manifest."""
+    """Stores the dump, the definitions, the two scripts and, last, the manifest."""
     began = time.monotonic()
     chosen = programs.choose_programs(taken.connection)
     bar.start_stage("Counting")
@@ -141,6 +152,9 @@ def _store_backup(task: Task, taken: Snapshot, bar: Bar) -> Manifest:
     files = {dump: dumped}
     for name, text in ((BEFORE, scripts.before), (AFTER, scripts.after)):
         files[name] = _store_file(task, name, text.encode())
+    definitions = structure.describe(taken.connection)
+    name = ENCRYPTED_STRUCTURE if task.recipients else STRUCTURE
+    files[name] = _store_file(task, name, _encrypt(structure.JSON.dump_json(definitions), task.recipients))
     manifest = Manifest(
         id=task.id,
         name=task.name,
@@ -153,7 +167,7 @@ def _store_backup(task: Task, taken: Snapshot, bar: Bar) -> Manifest:
         roles=scripts.roles,
         extensions=scripts.extensions,
         rows=rows,
-        structure=snapshot.describe_structure(taken.connection),
+        structure=structure.hash_definitions(definitions),
         audit_seal=snapshot.find_last_seal(taken.connection),
         dump_bytes=dump_bytes,
         files=files,
@@ -165,6 +179,12 @@ def _store_backup(task: Task, taken: Snapshot, bar: Bar) -> Manifest:
 def _store_file(task: Task, name: str, body: bytes) -> File:
     task.store.put(task.name, name, body)
     return File(size_bytes=len(body), sha256=hashlib.sha256(body).hexdigest())
+
+
+def _encrypt(body: bytes, recipients: tuple[str, ...]) -> bytes:
+    encrypted = io.BytesIO()
+    archive.encrypt(io.BytesIO(body), encrypted, archive.parse_recipients(recipients))
+    return encrypted.getvalue()
 
 
 def _store_dump(task: Task, taken: Snapshot, chosen: programs.Programs, file: str, bar: Bar) -> tuple[int, File]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,27 +11,13 @@ from pathlib import Path
 from psycopg import sql
 
 from scripts.backup.manifest import SCHEMAS, Extension, Seal
+from scripts.backup.structure import pin_session, pinned
 from scripts.errors import Failure
 from scripts.schema.database import Connection
 
 # An arbitrary number; public.backup_is_running() checks for the same one.
 ADVISORY_LOCK = 733_140_620
-STRUCTURE = Path(__file__).with_name("structure.sql")
 GLOBALS = Path(__file__).with_name("globals.sql")
-HASH_DIGITS = 16
-# Settings that change how PostgreSQL prints a definition, such as the bounds of a partition or an interval.
-SPELLING = {
-    "DateStyle": "ISO, MDY",
-    "IntervalStyle": "postgres",
-    "quote_all_identifiers": "off",
-    "search_path": "pg_catalog",
-    "standard_conforming_strings": "on",
-    "TimeZone": "UTC",
-}
-
-VIEW_NOISE = re.compile(r'\b[a-z_]\w*\.(?=["a-z_])| AS (?:"[^"]+"|[a-z_]\w*)(?=,| FROM\b| UNION\b|\)|;|$)')
-
-Structure = dict[str, dict[str, str]]
 
 
 class BackupRunning(Failure):
@@ -56,7 +40,7 @@ class Globals:
     @classmethod
     def of(cls, connection: Connection) -> Globals:
         found: dict[str, list[str]] = {}
-        with _fixed_spelling(connection):
+        with pinned(connection):
             for kind, text in connection.execute(GLOBALS.read_bytes(), {"schemas": list(SCHEMAS)}):
                 found.setdefault(kind, []).append(text)
         before, after = ("".join(f"{text};\n" for text in found.get(kind, [])) for kind in ("before", "after"))
@@ -82,6 +66,7 @@ def take_snapshot(connection: Connection) -> Iterator[Snapshot]:
         connection.execute("set local idle_in_transaction_session_timeout = 0")
         # With `off`, a query that policies would filter fails. Otherwise the backup would be incomplete.
         connection.execute("set local row_security = off")
+        pin_session(connection, until_commit=True)
         if connection.execute("select pg_try_advisory_xact_lock(%s)", [ADVISORY_LOCK]).fetchone() != (True,):
             raise BackupRunning("Another backup of this database is running: wait until it has ended.")
         present = connection.execute("select from pg_namespace where nspname = any(%s)", [["app", "ops"]]).rowcount
@@ -118,37 +103,6 @@ def count_rows(connection: Connection) -> dict[str, int]:
         f"{schema}.{table}": connection.execute(query.format(sql.Identifier(schema, table))).fetchall()[0][0]
         for schema, table in tables
     }
-
-
-def describe_structure(connection: Connection) -> Structure:
-    """Returns the hash of each definition in our schemas, by kind and name. Session settings do not affect it."""
-    found: Structure = {}
-    with _fixed_spelling(connection):
-        rows = connection.execute(STRUCTURE.read_bytes(), {"schemas": list(SCHEMAS)}).fetchall()
-    for kind, name, definition in rows:
-        digest = hashlib.sha256(normalize(kind, definition).encode()).hexdigest()[:HASH_DIGITS]
-        found.setdefault(kind, {})[name] = digest
-    return found
-
-
-@contextmanager
-def _fixed_spelling(connection: Connection) -> Iterator[None]:
-    """A transaction in which PostgreSQL prints definitions as in any other session."""
-    with connection.transaction():
-        for setting, value in SPELLING.items():
-            connection.execute("select set_config(%s, %s, true)", [setting, value])
-        yield
-
-
-def normalize(kind: str, definition: str) -> str:
-    """Normalizes a definition: PostgreSQL prints the same view differently in other versions and after a restore.
-
-    Since version 16 it omits the table of a column where possible. After a restore, a constant in a later part of a
-    union has an alias. The columns of a view are compared separately.
-    """
-    if kind != "view":
-        return definition
-    return VIEW_NOISE.sub("", " ".join(definition.split()))
 
 
 def find_newest_migration(connection: Connection) -> str | None:

@@ -20,6 +20,7 @@ from typing import Any
 import boto3
 import httpx
 import psycopg
+import pyrage
 import pytest
 from botocore.exceptions import ClientError
 from click.testing import CliRunner
@@ -27,7 +28,7 @@ from moto.core.authorization import enable_iam_authentication
 from psycopg import sql
 from pyrage import x25519
 
-from scripts.backup import checks, programs
+from scripts.backup import checks, programs, structure
 from scripts.backup.checksum import add_checksum
 from scripts.backup.manifest import SCHEMAS
 from scripts.backup.store import BackupStore
@@ -390,8 +391,14 @@ def test_a_recovery_without_ballast_passes_the_checks_of_a_drill(bystander: Oper
     bystander.follow(WITHOUT_BALLAST)
     manifest = checks.Manifest.model_validate_json((bystander.folder / "backup/manifest.json").read_bytes())
     assert manifest.structure.keys() > {"grant", "policy"}
+    stored = (bystander.folder / f"backup/{manifest.definitions}").read_bytes()
+    key = x25519.Identity.from_str(bystander.vault.identity)
+    definitions = structure.JSON.validate_json(pyrage.decrypt(stored, [key]))
     with psycopg.connect(bystander.target, autocommit=True) as connection:
-        results = [*checks.compare_with_manifest(connection, manifest), checks.check_tenant_isolation(connection)]
+        results = [
+            *checks.compare_with_manifest(connection, manifest, definitions),
+            checks.check_tenant_isolation(connection),
+        ]
     assert [(each.name, each.detail) for each in results if not each.passed] == []
 
 

@@ -22,7 +22,7 @@ import psycopg
 import pyrage
 import pytest
 
-from scripts.backup import programs, snapshot
+from scripts.backup import programs, snapshot, structure
 from scripts.backup.progress import NoProgress
 from scripts.backup.restore_engine import Backup
 from scripts.schema import migrations
@@ -37,7 +37,7 @@ from tests.service.outside import running_outside
 # Drills in this process use the running server, because these tests are not about the server of a drill.
 pytestmark = pytest.mark.usefixtures("scratch_at_hand")
 
-FILES = ("after.sql", "before.sql", "dump.pgc.zst.age", "manifest.json")
+FILES = ("after.sql", "before.sql", "dump.pgc.zst.age", "manifest.json", "structure.json.age")
 # Writes half of a dump. In what follows, $PPID is the `ballast` command.
 HALF = '"$REAL/pg_dump" "$@" | head -c 300000;'
 
@@ -79,7 +79,7 @@ def has_left_nothing(vault: Vault) -> bool:
 # --- what is stored ---
 
 
-def test_a_backup_is_four_files_and_the_manifest_describes_the_others(vault: Vault) -> None:
+def test_a_backup_is_five_files_and_the_manifest_describes_the_others(vault: Vault) -> None:
     manifest = json.loads(vault.run_to_end("run", "--json").stdout)
     assert objects(vault) == [f"database/{manifest['name']}/{file}" for file in FILES]
     assert manifest["files"].keys() == set(FILES) - {"manifest.json"}
@@ -95,7 +95,7 @@ def test_the_manifest_counts_and_describes_the_database(folder_vault: Vault) -> 
     manifest = json.loads(folder_vault.run_to_end("run", "--json").stdout)
     with folder_vault.connect() as connection:
         assert manifest["rows"] == snapshot.count_rows(connection)
-        assert manifest["structure"] == snapshot.describe_structure(connection)
+        assert manifest["structure"] == structure.hash_definitions(structure.describe(connection))
         [[migration, seal]] = connection.execute(
             "select (select max(version) from supabase_migrations.schema_migrations), "
             "(select encode(seal, 'hex') from app.audit_seals order by sequence desc limit 1)"
@@ -116,9 +116,9 @@ def test_the_manifest_counts_and_describes_the_database(folder_vault: Vault) -> 
 )  # fmt: skip
 def test_settings_of_the_session_do_not_change_the_description(populated_database: str, setting: str) -> None:
     with connect(populated_database) as connection:
-        described = snapshot.describe_structure(connection)
+        described = structure.describe(connection)
         connection.execute(f"set {setting}")
-        assert snapshot.describe_structure(connection) == described
+        assert structure.describe(connection) == described
 
 
 def test_only_the_key_decrypts_a_backup(folder_vault: Vault) -> None:
@@ -409,12 +409,13 @@ def verify(vault: Vault) -> list[str]:
         manifest = vault.store.manifest(name)
         backup = Backup(vault.store, manifest, [pyrage.x25519.Identity.from_str(vault.identity)], vault.home)
         backup.decrypt_into(io.BytesIO(), backup.fetch_dump(NoProgress()), NoProgress())
-        assert backup.read_script("before.sql")
-        assert backup.read_script("after.sql")
+        assert backup.read_file("before.sql")
+        assert backup.read_file("after.sql")
+        assert backup.read_definitions()
     return names
 
 
-STAGES = ("partNumber=1&", "partNumber=2&", "before.sql", "after.sql", "manifest.json")
+STAGES = ("partNumber=1&", "partNumber=2&", "before.sql", "after.sql", "structure.json", "manifest.json")
 
 
 @pytest.mark.parametrize("stage", STAGES)

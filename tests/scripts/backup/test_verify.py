@@ -53,7 +53,7 @@ def test_an_unchanged_backup_is_verified_without_a_database(shelf: Vault, backup
         result = shelf.run_to_end(*words)
         assert result.stderr == ""
         assert result.stdout.count("\n") == 1
-        assert result.stdout.startswith(f"{name}: 3 files, ")
+        assert result.stdout.startswith(f"{name}: 4 files, ")
         assert "decrypted and decompressed to" in result.stdout
 
 
