@@ -30,7 +30,7 @@ def up(url: str | None, dry_run: bool) -> None:
     """Apply new and changed files.
 
     Each file is applied in its own short transaction, whole or not at all. People may write meanwhile: a file that does
-    not get a lock within half a second is tried again for a minute. After a failure, or if this was killed, run it
+    not get a lock within 200 ms is tried again for a minute. After a failure, or if this was killed, run it
     again: it continues with the first file that is not applied.
     """
     plan = migrations.up(

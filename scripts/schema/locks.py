@@ -5,7 +5,7 @@ deadlock_timeout (1 s by default), and aborts the session that looks. A deployme
 and then waits makes a writer look. So all waits of a transaction end within half of deadlock_timeout after it began.
 
 Example: `up` alters public.projects, and then needs public.profiles. A writer has locked public.profiles, and waits
-for public.projects. After half a second `up` rolls the file back, the writer continues, and `up` tries again.
+for public.projects. After 200 ms `up` rolls the file back, the writer continues, and `up` tries again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from scripts.schema.database import Connection, Notify
 PATIENCE_SECONDS = 60.0
 MAX_PAUSE_SECONDS = 1.0
 # Writers behind the deployment wait as long as it does, so a longer deadlock_timeout does not make it wait longer.
-MAX_WAIT_MS = 500
+MAX_WAIT_MS = 200
 # Later waits of a transaction that already took longer. Zero would be no limit.
 MIN_WAIT_MS = 5
 LOOK_SECONDS = 0.1
