@@ -65,7 +65,7 @@ def check(url: str | None, as_json: bool) -> None:
     """Report pending files and drift. Exits with 1 if there are any.
 
     Compares functions, views, triggers, column defaults, policies and grants of the schemas public, app and ops. Runs
-    every file in a transaction that is rolled back, which locks tables for that time.
+    every file and rolls it back at once. People may write meanwhile.
     """
     plan, found = drift.check(options.choose_url(url), notify=database.echo_err)
     if as_json:

@@ -1,8 +1,12 @@
 """Finds drift: differences between a database and functions/ and policies/, in the schemas public, app and ops.
 
 In a transaction that is rolled back, this revokes every grant and applies every file again. An object that then differs
-has drifted. A function, view or trigger that no file created again is undeclared. Each policies file is rolled back
-immediately, which releases its locks (see migrations.py). Tables and indexes are not compared: migrations create them.
+has drifted. A function, view or trigger that no file created again is undeclared. Tables and indexes are not compared:
+migrations create them.
+
+Each file is rolled back at once, which releases its locks, and retried if it does not get them (see locks.py). If a
+file fails because the database lacks an object of an earlier file, all are applied together instead. Then this gives
+way to anyone who waits for it.
 
 Example: someone ran `grant select on public.projects to anon` in production. The revocation removes this grant and no
 file grants it again, so that it is reported as undeclared.
@@ -10,28 +14,27 @@ file grants it again, so that it is reported as undeclared.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from scripts.schema import migrations
 from scripts.schema.database import Connection, Notify, connect
-from scripts.schema.locks import Locks
-from scripts.schema.migrations import ROOT, Files, Plan, Source
+from scripts.schema.locks import START, Locks
+from scripts.schema.migrations import ROOT, Command, Files, Plan, Source, StatementFailed
 
 VIEWS = """
     select format(
-        'create or replace view %I.%I %s as %s', n.nspname, c.relname,
+        'create or replace view %%I.%%I %%s as %%s', n.nspname, c.relname,
         'with (' || nullif(array_to_string(c.reloptions, ', '), '') || ')', pg_get_viewdef(c.oid)
       )
     from pg_class as c
     join pg_namespace as n on n.oid = c.relnamespace
-    where n.nspname in ('public', 'app', 'ops') and c.relkind = 'v' and pg_has_role(c.relowner, 'usage')
-      and ('pg_class'::regclass, c.oid) not in (select classid, objid from pg_depend where deptype = 'e')
+    where c.relkind = 'v' and format('%%I.%%I', n.nspname, c.relname) = any (%s)
 """
 RUN_AGAIN = "The check changes nothing. If another session holds a lock, run it again."
-OBJECTS = Path(__file__).with_suffix(".sql")
-KINDS = ("table", "function", "view", "trigger", "policy", "default", "grant")
+OBJECTS = Path(__file__).with_suffix(".sql").read_bytes()
 NAME = """
     select format('%%I.%%I', n.nspname, c.relname)
     from pg_class as c join pg_namespace as n on n.oid = c.relnamespace where c.oid = %s::regclass
@@ -50,6 +53,9 @@ class Definition(NamedTuple):
 
     text: str
     place: str | None
+
+
+Objects = dict[Identity, Definition]
 
 
 class Drift(NamedTuple):
@@ -73,52 +79,87 @@ def check(database_url: str, *, root: Path = ROOT, notify: Notify = lambda _: No
     ):
         migrations.lock(guard, notify)
         plan = migrations.make_plan(connection, files)
-        if plan.migrations:
-            return plan, []
-        locks = Locks(connection, guard, notify)
-        return plan, locks.retry("The check", lambda: find_drift(locks, files), force_rollback=True)
+        return plan, [] if plan.migrations else find_drift(Locks(connection, guard, notify), files)
 
 
 def find_drift(locks: Locks, files: Files) -> list[Drift]:
-    """Compares in the caller's transaction, which the caller must roll back."""
+    """Compares and rolls back. Raises LockUnavailable, and StatementFailed if a file cannot be applied."""
+    drift = _find(locks, files, [])
+    views = [found.name for found in drift if found.kind == "view" and found.problem == "different"]
+    return _find(locks, files, views) if views else drift
+
+
+def _find(locks: Locks, files: Files, views: list[str]) -> list[Drift]:
+    try:
+        with locks.connection.transaction(force_rollback=True):
+            return _compare(locks, files, views)
+    except StatementFailed:
+        together = partial(_compare, locks, files, views, is_together=True)
+        return locks.retry("The check", together, force_rollback=True, gives_way=True)
+
+
+def _compare(locks: Locks, files: Files, views: list[str], *, is_together: bool = False) -> list[Drift]:
+    """Compares in the caller's transaction, which the caller must roll back. `views` are settled before.
+
+    With `is_together`, functions stay until the caller's transaction ends, and the caller retries.
+    """
     connection = locks.connection
+
+    def attempt(what: str, work: Callable[[], Objects], *, is_kept: bool = False) -> Objects:
+        if is_together:
+            with connection.transaction(force_rollback=not is_kept):
+                return work()
+        return locks.retry(what, work, force_rollback=True)
+
+    def apply(source: Source) -> Objects:
+        commands = [*migrations.SETTINGS, *([] if is_together else [START])]
+        applying = [*map(Command, commands), *migrations.list_commands(connection, source)]
+        migrations.run(locks, source.path, source.text, [*applying, *map(Command, migrations.SETTINGS)], RUN_AGAIN)
+        made = read_objects(connection)
+        # Only those that this file created: the others still have the text of the database.
+        changed = [view for view in views if made.get(Identity("view", view)) != cleared.get(Identity("view", view))]
+        return _read_settled(connection, changed) if changed else made
+
     for setting in migrations.SETTINGS:
         connection.execute(setting)
-    connection.execute(locks.limit.encode())
-    _settle_views(connection)
-    before = read_objects(connection)
+    before = attempt("The check", lambda: _read_settled(connection, views))
     _revoke_grants(connection, before)
     cleared = read_objects(connection)
+    declared = {identity: found for identity, found in cleared.items() if identity.kind != "policy"}
+    created: set[Identity] = set()
     for source in files.sources:
-        if source.table is None:
-            _apply(locks, source)
-    after = read_objects(connection)
-    _settle_views(connection)
-    settled = {identity: found for identity, found in read_objects(connection).items() if identity.kind != "policy"}
-    for source in files.sources:
+        made = attempt(source.path, partial(apply, source), is_kept=source.table is None)
         if source.table is not None:
-            settled |= _read_declared(locks, source, source.table)
+            declared |= _select_declared(connection, made, source.table)
+            continue
+        changed = {identity: found for identity, found in made.items() if found != cleared.get(identity)}
+        for identity in cleared.keys() - made.keys():
+            declared.pop(identity, None)
+        declared |= {identity: found for identity, found in changed.items() if identity.kind != "policy"}
+        created |= changed.keys()
     drift = [
-        Drift(*identity, _describe_problem(before.get(identity), settled.get(identity)))
-        for identity in before | settled
+        Drift(*identity, _describe_problem(before.get(identity), declared.get(identity)))
+        for identity in before | declared
         if identity.kind != "table"
     ]
     drift += [
         Drift(*identity, "undeclared")
-        for identity, definition in after.items()
-        if definition.place is not None and definition == cleared.get(identity)
+        for identity, definition in cleared.items()
+        if definition.place is not None and identity in declared and identity not in created
     ]
     return sorted(found for found in drift if found.problem)
 
 
-def _settle_views(connection: Connection) -> None:
-    """Creates each view again from PostgreSQL's own text of it, so that both sides of the comparison have this form.
+def _read_settled(connection: Connection, views: list[str]) -> Objects:
+    """Creates `views` again from PostgreSQL's own text of them, so that both sides of a comparison have this form.
 
     PostgreSQL may print a view differently from its source. A restore creates the view from the printed text, which may
     change the printed text once more. A view created from its printed text is then printed the same.
     """
-    for statement, *_ in connection.execute(VIEWS).fetchall():
-        connection.execute(statement.encode())
+    if views:
+        for statement, *_ in connection.execute(VIEWS, [views]).fetchall():
+            connection.execute(statement.encode())
+    return read_objects(connection)
 
 
 def _describe_problem(before: Definition | None, after: Definition | None) -> str:
@@ -129,29 +170,18 @@ def _describe_problem(before: Definition | None, after: Definition | None) -> st
     return "" if before.text == after.text else "different"
 
 
-def read_objects(connection: Connection, kinds: Sequence[str] = KINDS) -> dict[Identity, Definition]:
+def read_objects(connection: Connection) -> Objects:
     """Reads our tables in public, app and ops, and every object that files declare."""
-    every_kind = OBJECTS.read_bytes().rstrip(b";\n").replace(b"%", b"%%")
-    rows = connection.execute(b"select * from (%b) as object where kind = any(%%s)" % every_kind, [list(kinds)])
-    return {Identity(kind, name): Definition(text, place) for kind, name, text, place in rows}
+    return {Identity(kind, name): Definition(text, place) for kind, name, text, place in connection.execute(OBJECTS)}
 
 
-def _apply(locks: Locks, source: Source) -> None:
-    commands = [*migrations.list_commands(locks.connection, source), *map(migrations.Command, migrations.SETTINGS)]
-    migrations.run(locks, source.path, source.text, commands, RUN_AGAIN)
-
-
-def _read_declared(locks: Locks, source: Source, table: str) -> dict[Identity, Definition]:
-    """Reads the policies and grants that a policies file declares."""
-    connection = locks.connection
-    with connection.transaction(force_rollback=True):
-        _apply(locks, source)
-        made = read_objects(connection, ["policy", "grant"])
-        [[name]] = connection.execute(NAME, [table]).fetchall()
+def _select_declared(connection: Connection, made: Objects, table: str) -> Objects:
+    """Selects the policies of a table, and all grants."""
+    [[name]] = connection.execute(NAME, [table]).fetchall()
     return {
         identity: definition
         for identity, definition in made.items()
-        if identity.kind == "grant" or identity.name.endswith(f" on {name}")
+        if identity.kind == "grant" or (identity.kind == "policy" and identity.name.endswith(f" on {name}"))
     }
 
 

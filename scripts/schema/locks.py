@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
+import psycopg
 from psycopg import errors
 
 from scripts.errors import Failure
@@ -32,6 +33,10 @@ MAX_WAIT_MS = 200
 # Later waits of a transaction that already took longer. Zero would be no limit.
 MIN_WAIT_MS = 5
 LOOK_SECONDS = 0.1
+REPORT_SECONDS = 10.0
+
+# All locks before this are released, so waits count from here until the transaction ends.
+START = "select set_config('ballast.start', clock_timestamp()::text, true)"
 
 BUSY = (errors.LockNotAvailable, errors.DeadlockDetected)
 
@@ -44,6 +49,17 @@ BLOCKERS = """
     from (select distinct unnest(pg_blocking_pids(%s)) as pid) as b left join pg_stat_activity as a using (pid)
     order by b.pid
 """
+
+
+# Sessions that have waited for us for too long.
+WAITERS = """
+    select from pg_locks
+    where not granted and waitstart < clock_timestamp() - %s * interval '1 ms' and %s = any (pg_blocking_pids(pid))
+"""
+
+
+class LockUnavailable(Failure):
+    """A lock was not available in time. The message names the statement and who held the lock."""
 
 
 class Blocker(NamedTuple):
@@ -78,6 +94,8 @@ class Locks:
     notify: Notify
     wait_ms: int = 0
     pid: int | None = None
+    gives_way: bool = False
+    has_given_way: bool = False
     blockers: list[Blocker] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -88,33 +106,44 @@ class Locks:
 
     @property
     def limit(self) -> str:
-        """A statement that limits later lock waits to what is left of this transaction's time."""
-        passed = "(extract(epoch from clock_timestamp() - transaction_timestamp()) * 1000)::bigint"
-        rest = f"greatest({MIN_WAIT_MS}, {self.wait_ms} - {passed})"
-        return f"select set_config('lock_timeout', {rest}::text, true)"
+        """A statement that limits later lock waits to the rest of the time, from START or the transaction's begin."""
+        start = "coalesce(nullif(current_setting('ballast.start', true), '')::timestamptz, transaction_timestamp())"
+        passed = f"(extract(epoch from clock_timestamp() - {start}) * 1000)::bigint"
+        return f"select set_config('lock_timeout', greatest({MIN_WAIT_MS}, {self.wait_ms} - {passed})::text, true)"
 
-    def retry(self, what: str, work: Callable[[], Result], *, force_rollback: bool = False) -> Result:
-        """Runs `work` in a transaction until no lock stops it. Raises its Failure when PATIENCE_SECONDS are over."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        reported = None
+    def retry(
+        self, what: str, work: Callable[[], Result], *, force_rollback: bool = False, gives_way: bool = False
+    ) -> Result:
+        """Runs `work` in a transaction until no lock stops it. Raises its error when PATIENCE_SECONDS are over.
+
+        With `gives_way`, the work is also stopped when others wait for it.
+        """
+        began = time.monotonic()
+        reported = began - REPORT_SECONDS
         while True:
-            self.blockers = []
+            self.gives_way, self.has_given_way, self.blockers = gives_way, False, []
             try:
                 with self._observe(), self.connection.transaction(force_rollback=force_rollback):
                     # Asked each time: through a transaction pooler, each transaction may have another server process.
                     [[self.pid]] = self.connection.execute("select pg_backend_pid()").fetchall()
                     return work()
-            except Failure as failure:
-                if not isinstance(failure.__cause__, BUSY):
+            except (Failure, psycopg.Error) as error:
+                reason = error.__cause__ if isinstance(error, Failure) else error
+                if not self._is_busy(reason):
                     raise
-                if time.monotonic() >= deadline:
-                    raise type(failure)(f"{failure}\n{self._describe_blockers()}") from failure.__cause__
-            if (pids := [blocker.pid for blocker in self.blockers]) != reported:
+                if time.monotonic() - began >= PATIENCE_SECONDS:
+                    raise LockUnavailable(f"{error}\n{self._describe_blockers()}") from reason
+            if time.monotonic() - reported >= REPORT_SECONDS:
                 self.notify(f"{what} waits for a lock; retrying ... {self._describe_blockers()}")
-                reported = pids
+                reported = time.monotonic()
             time.sleep(random.uniform(0.1, MAX_PAUSE_SECONDS))  # noqa: S311 - not for secrets
 
+    def _is_busy(self, error: BaseException | None) -> bool:
+        return isinstance(error, BUSY) or (self.has_given_way and isinstance(error, errors.QueryCanceled))
+
     def _describe_blockers(self) -> str:
+        if self.has_given_way:
+            return "It stopped because others waited for it for too long."
         if not self.blockers:
             return "The lock was free again before its holder was found."
         return f"The lock is held by {'; '.join(str(blocker) for blocker in self.blockers)}."
@@ -139,3 +168,7 @@ class Locks:
             self.guard.execute("select pg_stat_clear_snapshot()")
             if found := self.guard.execute(BLOCKERS, [self.pid]).fetchall():
                 self.blockers = [Blocker(*row) for row in found]
+            if self.gives_way and self.guard.execute(WAITERS, [self.wait_ms, self.pid]).rowcount:
+                self.has_given_way = True
+                self.connection.cancel_safe()
+                return

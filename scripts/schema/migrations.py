@@ -225,9 +225,7 @@ def up(
         plan = make_plan(connection, files)
         for file in plan.pending:
             _refuse_transaction_control(file.path, file.text)
-        if dry_run:
-            return locks.retry("The dry run", lambda: _try(locks, plan), force_rollback=True)
-        return _apply(locks, plan, on_applied)
+        return _try(locks, plan) if dry_run else _apply(locks, plan, on_applied)
 
 
 def _apply(locks: Locks, plan: Plan, on_applied: Callable[[Migration | Source], None]) -> Plan:
@@ -247,14 +245,26 @@ def _apply(locks: Locks, plan: Plan, on_applied: Callable[[Migration | Source], 
 
 
 def _try(locks: Locks, plan: Plan) -> Plan:
-    """Applies a plan in the caller's transaction, because later files need earlier ones."""
+    """Applies a plan and rolls it back: each file at once, or all together if later files need earlier ones."""
+    if not plan.migrations:
+        try:
+            for source in plan.changes:
+                locks.retry(source.path, partial(_apply_file, locks, source, is_trial=True), force_rollback=True)
+        except StatementFailed:
+            pass
+        else:
+            return plan
+    return locks.retry("The dry run", lambda: _try_together(locks, plan), force_rollback=True, gives_way=True)
+
+
+def _try_together(locks: Locks, plan: Plan) -> Plan:
     if plan.migrations:
         _create_history(locks)
     for migration in plan.migrations:
         _apply_file(locks, migration, is_trial=True)
     plan = _plan_sources(locks.connection, plan)
     for source in plan.changes:
-        # A policies file is rolled back at once, which releases its locks.
+        # Nothing needs a policies file, so its locks are released at once.
         with locks.connection.transaction(force_rollback=source.table is not None):
             _apply_file(locks, source, is_trial=True)
     run(locks, "Deferred constraints", "", [Command(CHECK_CONSTRAINTS)], NOTHING_APPLIED)
@@ -272,6 +282,7 @@ def _apply_file(locks: Locks, file: Migration | Source, *, is_trial: bool = Fals
     """
     commands = [*map(Command, SETTINGS), *_list_record_commands(locks.connection, file)]
     commands += list_commands(locks.connection, file)
+    # A trial of all files checks them at its end, because checking makes them immediate.
     commands += map(Command, RESET if is_trial else (*RESET, CHECK_CONSTRAINTS))
     run(locks, file.path, file.text, commands, NOTHING_APPLIED if is_trial else CONTINUE)
 

@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from scripts.cli import ballast
 from scripts.schema import drift, locks, migrations
 from scripts.schema.database import DatabaseUnreachable, StatementRefused, connect
-from scripts.schema.locks import Locks
+from scripts.schema.locks import Locks, LockUnavailable
 from scripts.schema.migrations import FilesInvalid, FileState, HistoryDisagrees, Plan, RoleUnfit, StatementFailed
 from scripts.scratch.postgres import Postgres
 from tests.schema import remove
@@ -316,8 +316,12 @@ class TestPolicyStatements:
         """Each file is rolled back immediately. A lock on realtime.messages would remain from an earlier file."""
         locked = "select from pg_locks where pid = pg_backend_pid() and relation = 'realtime.messages'::regclass and mode = 'AccessExclusiveLock'"
         files = migrations.read_files(watched_project.root)
-        with connect(watched_project.url) as connection, connection.transaction(force_rollback=True):
-            assert drift.find_drift(Locks(connection, connection, print), files) == []
+        with (
+            connect(watched_project.url) as guard,
+            connect(watched_project.url) as connection,
+            connection.transaction(force_rollback=True),
+        ):
+            assert drift.find_drift(Locks(connection, guard, print), files) == []
             assert connection.execute(locked.encode()).rowcount == 0
 
 
@@ -515,7 +519,7 @@ class TestWriters:
         applied_project.write("migrations/20260102000000_more.sql", self.ALTER)
         with psycopg.connect(applied_project.url, application_name="report") as reader:
             reader.execute("select body, 'secret' from public.notes")
-            with pytest.raises(StatementFailed) as failure:
+            with pytest.raises(LockUnavailable) as failure:
                 applied_project.up()
             pid = reader.info.backend_pid
         first, consequence, holder = str(failure.value).splitlines()
@@ -573,10 +577,10 @@ class TestWriters:
     def test_a_dry_run_and_a_check_name_who_holds_the_lock(self, applied_project: Project) -> None:
         with psycopg.connect(applied_project.url) as reader:
             reader.execute("lock table public.notes in share mode")
-            with pytest.raises(StatementFailed, match=r"lock timeout\nThe check changes nothing(.|\n)*held by process"):
+            with pytest.raises(LockUnavailable, match=r"lock timeout\nThe check changes nothing(.|\n)*held by process"):
                 drift.check(applied_project.url, root=applied_project.root)
             applied_project.write("policies/notes.sql", NOTES + "-- changed")
-            with pytest.raises(StatementFailed, match=r"lock timeout(.|\n)*Nothing was applied(.|\n)*held by process"):
+            with pytest.raises(LockUnavailable, match=r"lock timeout(.|\n)*Nothing was applied(.|\n)*held by process"):
                 applied_project.up(dry_run=True)
 
     def test_a_dry_run_and_a_check_are_retried(self, applied_project: Project) -> None:
@@ -592,7 +596,38 @@ class TestWriters:
             applied_project.write("policies/notes.sql", NOTES + "-- changed")
             reader.execute("lock table public.notes in share mode")
             assert applied_project.up(dry_run=True, notify=give_way).paths == ["policies/notes.sql"]
-        assert notices == ["The check waits for a lock", "The dry run waits for a lock"]
+        assert notices == ["functions/20_rows.sql waits for a lock", "policies/notes.sql waits for a lock"]
+
+    @pytest.mark.usefixtures("short_patience")
+    def test_a_dry_run_of_a_migration_gives_way_to_writers(self, applied_project: Project) -> None:
+        """All files stay applied until its end, because later files need earlier ones."""
+        applied_project.write("migrations/20260102000000_slow.sql", f"{self.ALTER} select pg_sleep(60);")
+        failures: list[BaseException] = []
+
+        def try_it() -> None:
+            try:
+                applied_project.up(dry_run=True)
+            except LockUnavailable as failure:
+                failures.append(failure)
+
+        trial = threading.Thread(target=try_it)
+        trial.start()
+        alters = "select from pg_locks where relation = 'public.notes'::regclass and mode = 'AccessExclusiveLock'"
+        with psycopg.connect(applied_project.url, autocommit=True) as writer:
+            while not writer.execute(alters).rowcount:
+                pass
+            writer.execute("insert into public.notes values (1)")
+        trial.join(timeout=30)
+        [failure] = failures
+        assert str(failure).endswith("Nothing was applied.\nIt stopped because others waited for it for too long.")
+
+    def test_files_that_need_an_earlier_one_are_tried_together(self, applied_project: Project) -> None:
+        applied_project.write("functions/30_base.sql", "create or replace view ops.base as select 1 as one;")
+        applied_project.write("functions/40_top.sql", "create or replace view ops.top as select one from ops.base;")
+        assert len(applied_project.up(dry_run=True).paths) == 2
+        applied_project.up()
+        applied_project.query("drop view ops.base cascade")
+        assert applied_project.check() == [("view", "ops.base", "missing"), ("view", "ops.top", "missing")]
 
 
 class TestHistory:
@@ -757,9 +792,13 @@ class TestCheck:
     )  # fmt: skip
     def test_tampering_is_found(self, model: Project, tampering: str, found: list[tuple[str, str, str]]) -> None:
         files = migrations.read_files(model.root)
-        with connect(model.url) as connection, connection.transaction(force_rollback=True):
+        with (
+            connect(model.url) as guard,
+            connect(model.url) as connection,
+            connection.transaction(force_rollback=True),
+        ):
             connection.execute(tampering.encode())
-            assert drift.find_drift(Locks(connection, connection, print), files) == found
+            assert drift.find_drift(Locks(connection, guard, print), files) == found
 
     def test_a_superuser_finds_the_same(self, applied_project: Project, bare_server: Postgres) -> None:
         name = applied_project.url.rpartition("/")[2]
