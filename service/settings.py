@@ -101,7 +101,12 @@ ResendKey = Annotated[SecretStr, _must_match(r"re_[!-~]+", "a Resend API key tha
 EmailAddress = Annotated[str, _must_match(r"[^@\s]+@[^@\s]+\.[^@\s]+", "an e-mail address")]
 BackupUrl = Annotated[str, _must_match(BACKUP_PLACE, "a backup location like s3://bucket/prefix or file:///folder")]
 DatabaseUrl = Annotated[
-    SecretStr, _must_match(r"postgres(ql)?://(?s:.*)", "a URL like postgresql://user:password@host:5432/postgres")
+    SecretStr,
+    _must_match(
+        r"postgres(ql)?://(([^@/%\s]|%[0-9A-Fa-f]{2})*@)?[^@\s]*",
+        "a URL like postgresql://user:password@host:5432/postgres, with special characters in the password encoded: "
+        "% as %25, @ as %40, / as %2F",
+    ),
 ]
 SentryDsn = Annotated[
     SecretStr,

@@ -26,7 +26,11 @@ class BackupLog:
         """Connects with SUPABASE_URL and SUPABASE_SECRET_KEY."""
         url, key = environment.get("SUPABASE_URL"), environment.get("SUPABASE_SECRET_KEY")
         if url and key:
-            return cls(DataApi(url.rstrip("/"), key))
+            try:
+                return cls(DataApi(url.rstrip("/"), key))
+            except ValueError:  # its message may quote them
+                database.echo_err("Not recorded in public.backup_logs: SUPABASE_URL or the key is malformed.")
+                return cls(None)
         database.echo_err("Not recorded in public.backup_logs: set SUPABASE_URL and SUPABASE_SECRET_KEY to record it.")
         return cls(None)
 

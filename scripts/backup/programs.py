@@ -9,12 +9,9 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from scripts.errors import Failure
-from scripts.schema.database import Connection
+from scripts.schema.database import Connection, parse_url
 
 NAMES = ("pg_dump", "pg_restore", "psql")
 FOLDER_PATTERNS = (
@@ -64,14 +61,18 @@ def choose_programs(connection: Connection, *, at_least: int = 0) -> Programs:
 
 
 def split_password(url: str) -> tuple[str, dict[str, str]]:
-    """Splits a URL into a connection string and an environment with the password.
+    """Splits a URL into one without the password, and an environment with it. Raises DatabaseUrlInvalid.
 
-    Every user on the machine can read the arguments of a process.
+    Every user on the machine can read the arguments of a process, but not its environment.
     """
-    parts: dict[str, Any] = dict(conninfo_to_dict(url))
-    password = parts.pop("password", None)
-    hidden = {"PGPASSWORD": str(password)} if password else {}
-    return make_conninfo(**(parts | {"application_name": "ballast"})), os.environ | hidden
+    password = parse_url(url).get("password")
+    scheme, _, rest = url.partition("://")
+    credentials, at, place = rest.rpartition("@")
+    hidden = {"PGPASSWORD": password} if password else {}
+    return (
+        f"{scheme}://{credentials.partition(':')[0]}{at}{place}",
+        os.environ | {"PGAPPNAME": "ballast"} | hidden,
+    )
 
 
 def _list_folders() -> Iterator[Path]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from typing import Any, NamedTuple
 
 import click
 
 from scripts.errors import Failure
+
+# The example that errors give is no secret.
+DATABASE_CREDENTIALS = re.compile(r"(postgres(?:ql)?://)(?!user:password@).*@", re.DOTALL)
 
 
 class Verb(NamedTuple):
@@ -40,14 +44,21 @@ VERBS = {
 }
 
 
+def hide_credentials(message: str) -> str:
+    """Hides the user and password of a database's URL: a URL that is given as another argument is quoted in errors."""
+    return DATABASE_CREDENTIALS.sub(r"\1…@", message)
+
+
 class CommandGroup(click.Group):
     """Converts every Failure into a message on stderr and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            raise click.UsageError(hide_credentials(error.format_message()), error.ctx) from None
         except Failure as failure:
-            click.echo(f"ballast: {failure}", err=True)
+            click.echo(f"ballast: {hide_credentials(str(failure))}", err=True)
             ctx.exit(failure.exit_code)
 
 

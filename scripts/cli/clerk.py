@@ -86,7 +86,9 @@ def send(
     try:
         answer = httpx.post(url, content=body, headers=headers, timeout=svix.ATTEMPT_SECONDS)
     except httpx.HTTPError as error:
-        raise NotRunning(f"The service does not answer at {url} ({error}): see `ballast status`.") from None
+        raise NotRunning(
+            f"The service does not answer at {url} ({type(error).__name__}): see `ballast status`."
+        ) from None
     if answer.status_code != httpx.codes.OK:
         raise NotStored(
             f"The service returned {answer.status_code} and did not store the event: {answer.text[:500]}\n"

@@ -27,6 +27,7 @@ from service.data_api import Call, CallFailed
 from service.erasure import Eraser
 from service.erasure_ledger import LedgerStore, LedgerUnavailable
 from service.export import Export, write_json, write_zip
+from service.settings import CLERK_KEY
 
 WRITERS = {".json": write_json, ".zip": write_zip}
 NOT_FOUND = "PT404"
@@ -200,7 +201,12 @@ def connect_external_services(url: str | None) -> ExternalServices:
     environment = options.build_environment(url)
     if "CLERK_SECRET_KEY" not in environment:
         raise ClerkUnknown("CLERK_SECRET_KEY is not set. Set CLERK_SECRET_KEY: an erasure also deletes the Clerk user.")
-    clerk = ClerkApi(environment.get("CLERK_API_URL", CLERK_API_URL), environment["CLERK_SECRET_KEY"])
+    key = environment["CLERK_SECRET_KEY"].strip()
+    if CLERK_KEY.fullmatch(key) is None:
+        raise ClerkUnknown(
+            "CLERK_SECRET_KEY is malformed: copy the key that begins with sk_live_ or sk_test_ from Clerk."
+        )
+    clerk = ClerkApi(environment.get("CLERK_API_URL", CLERK_API_URL), key)
     store = environment.get("BACKUP_URL")
     return ExternalServices(clerk, LedgerStore(store) if store else None, AuditStore(store) if store else None)
 

@@ -92,7 +92,9 @@ def _rows(api: httpx.Client, path: str, query: dict[str, str]) -> list[dict[str,
     try:
         answer = api.get(path, params=query)
     except httpx.HTTPError as error:
-        raise NotRunning(f"The Data API does not answer at {api.base_url} ({error}): see `ballast status`.") from None
+        raise NotRunning(
+            f"The Data API does not answer at {api.base_url} ({type(error).__name__}): see `ballast status`."
+        ) from None
     if not answer.is_success:
         raise NotSeeded(f"{path} could not be read: {answer.text}")
     rows: list[dict[str, str]] = answer.json()

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
+from scripts.backup.programs import split_password
 from scripts.health.context import CheckFailed, CheckSkipped, Context, join_some
 from scripts.schema import database, drift, migrations
 
@@ -58,12 +59,12 @@ def check_advisors(context: Context) -> str:
     """Checks that Supabase's advisors report only findings that tests/db/accepted_advice.toml explains."""
     if not ADVISORS.exists():
         raise CheckSkipped("The Supabase CLI is not installed: run `npm ci` in the checkout.")
-    url = context.database_url
+    url, environment = split_password(context.database_url)
     if context.is_local:
         url += "?sslmode=disable"
     command = [str(ADVISORS), "db", "advisors", f"--remote={url}", "--level", "warn", "--output-format", "json"]
     try:
-        ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
         results = json.loads(ran.stdout)["results"]
     except (subprocess.TimeoutExpired, ValueError, KeyError):
         raise CheckSkipped("`supabase db advisors` failed: see Advisors in Supabase's dashboard.") from None

@@ -79,3 +79,6 @@ def run_check(name: str, context: Context) -> Finding:
     except httpx.HTTPError as failure:
         found = f"The server does not answer: {type(failure).__name__}."
         return Finding(name, "failed", found, "Check the URL, and that this machine can reach it.")
+    except (httpx.InvalidURL, ValueError) as failure:  # the message may quote the value
+        found = f"A variable of this check is malformed: {type(failure).__name__}."
+        return Finding(name, "failed", found, "Compare the variables with .env.example.")

@@ -1,4 +1,4 @@
-"""Opens connections to a database, with errors that state what to do."""
+"""Opens connections to a database, with errors that state what to do. No error shows a part of the password."""
 
 from __future__ import annotations
 
@@ -9,11 +9,27 @@ from typing import Any
 import click
 import psycopg
 from psycopg import errors
+from psycopg.conninfo import conninfo_to_dict
 
 from scripts.errors import Failure
 
 Connection = psycopg.Connection[Any]
 Notify = Callable[[str], None]
+
+SCHEMES = {"postgresql", "postgres"}
+
+
+class DatabaseUrlInvalid(Failure):
+    """The URL of a database is malformed. The message contains no part of it."""
+
+    exit_code = 2
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"The URL of the database is malformed: {reason}.\n"
+            "Write it as postgresql://user:password@host:5432/postgres, and percent-encode special characters in the "
+            "password: % as %25, @ as %40, / as %2F, ? as %3F, # as %23, & as %26, a space as %20."
+        )
 
 
 class DatabaseUnreachable(Failure):
@@ -22,6 +38,42 @@ class DatabaseUnreachable(Failure):
 
 class StatementRefused(Failure):
     """A statement failed: the role lacks a privilege, or the connection was lost."""
+
+
+def parse_url(url: str) -> dict[str, str]:
+    """Returns the parts of a database's URL by libpq's names. Raises DatabaseUrlInvalid.
+
+    libpq's errors quote the malformed part, which may be the password. After an `@` or `/` that is not encoded, libpq
+    takes the rest of a password for the host or the database, which later errors show: for example
+    `postgresql://postgres:s3@cret@host/postgres` names the host `cret@host`.
+    """
+    scheme, _, rest = url.partition("://")
+    credentials, _, place = rest.rpartition("@")
+    if scheme not in SCHEMES:
+        raise DatabaseUrlInvalid("it does not start with postgresql://")
+    if {"@", "/"} & set(credentials):
+        raise DatabaseUrlInvalid("it has an @ or a / that is not percent-encoded")
+    if "password=" in place:
+        raise DatabaseUrlInvalid("its password is not before the @")
+    if (parts := _parse_with_libpq(url)) is None:
+        has_options = _parse_with_libpq(url.removesuffix(place) + place.partition("?")[0]) is not None
+        raise DatabaseUrlInvalid(
+            "an option after the ? is not one of PostgreSQL's" if has_options else "a character is not percent-encoded"
+        )
+    if not all(port.isascii() and port.isdigit() and 1 <= int(port) <= 65535 for port in _list_ports(parts)):
+        raise DatabaseUrlInvalid("its port is not a number from 1 to 65535")
+    return parts
+
+
+def _parse_with_libpq(url: str) -> dict[str, str] | None:
+    try:
+        return {name: str(value) for name, value in conninfo_to_dict(url).items()}
+    except (psycopg.Error, UnicodeError):
+        return None
+
+
+def _list_ports(parts: dict[str, str]) -> list[str]:
+    return [port for port in parts.get("port", "").split(",") if port]
 
 
 def echo_err(line: str) -> None:
@@ -33,8 +85,10 @@ def echo_err(line: str) -> None:
 def connect(url: str, notify: Notify = lambda _: None) -> Iterator[Connection]:
     """Opens a connection in autocommit mode, and passes the server's warnings to `notify`.
 
-    Raises DatabaseUnreachable, without the password, and StatementRefused for an error that the caller does not handle.
+    Raises DatabaseUrlInvalid and DatabaseUnreachable, without the password, and StatementRefused for an error that the
+    caller does not handle.
     """
+    parse_url(url)
     try:
         connection: Connection = psycopg.connect(
             url,
@@ -43,7 +97,7 @@ def connect(url: str, notify: Notify = lambda _: None) -> Iterator[Connection]:
             connect_timeout=10,
             application_name="ballast",
         )
-    except psycopg.Error as error:
+    except (psycopg.Error, UnicodeError) as error:
         reason = " ".join(str(error).split())
         message = f"The database does not answer: {reason}\nCheck DATABASE_URL, or run `ballast up`."
         raise DatabaseUnreachable(message) from None

@@ -537,6 +537,24 @@ def test_successes_and_failures_are_reported_to_sentry(
     assert not [word for word in secret if word.encode() in sent]
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"SENTRY_DSN": "https://key@127.0.0.1/s3cret"},
+        {"SENTRY_DSN": "s3cret"},
+        {"SUPABASE_URL": "ftp://s3cret", "SUPABASE_SECRET_KEY": "s3cret"},
+        {"SUPABASE_URL": "http://127.0.0.1:1", "SUPABASE_SECRET_KEY": "s3crét"},
+    ],
+    ids=["DSN without a project", "no DSN", "URL", "key"],
+)
+def test_a_backup_is_made_even_if_a_variable_for_its_report_is_malformed(
+    folder_vault: Vault, wrong: dict[str, str]
+) -> None:
+    run = folder_vault.run_to_end("run", **wrong)
+    assert "is malformed" in run.stderr
+    assert "s3c" not in run.stderr
+
+
 # --- the programs ---
 
 

@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 
 from scripts.cli import ballast
 from scripts.cli.doctor import local_stack
+from scripts.health import checks_database
 from scripts.health.context import Context, Finding
 from scripts.health.doctor import CHECKS, run_check
 from scripts.scratch.postgres import Postgres
@@ -313,6 +314,32 @@ def test_findings_of_the_advisors_are_reported(examine: Examine, hosted_database
     execute(hosted_database, "create table public.naked (id integer primary key)")
     execute(hosted_database, "grant select on public.naked to anon")
     require_failure(examine("advisors", url=f"{hosted_database}?sslmode=disable"), "naked", "Advisors")
+
+
+def test_the_advisors_are_asked_without_a_password_among_the_arguments(
+    examine: Examine, hosted_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = tmp_path / "arguments"
+    program = tmp_path / "supabase"
+    program.write_text(f'#!/bin/sh\necho "$@" > {arguments}\nexec {checks_database.ADVISORS} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(checks_database, "ADVISORS", program)
+    assert ":test@" in hosted_database
+    assert examine("advisors", url=f"{hosted_database}?sslmode=disable").outcome == "passed"
+    assert "--remote=postgresql://postgres@127.0.0.1:" in arguments.read_text()
+
+
+@pytest.mark.parametrize(
+    ("check", "name"),
+    [("secret key", "SUPABASE_SECRET_KEY"), ("jobs token", "JOBS_TOKEN"), ("Redis", "UPSTASH_REDIS_REST_TOKEN")],
+)
+@pytest.mark.parametrize("value", ["s3crét", "s3c\nret"])
+def test_a_malformed_secret_fails_its_check_and_is_not_shown(
+    examine: Examine, check: str, name: str, value: str
+) -> None:
+    finding = examine(check, **{name: value})
+    assert finding.outcome == "failed"
+    assert "s3c" not in f"{finding.found}{finding.remedy}"
 
 
 def test_an_instance_that_is_not_pinned_is_found(examine: Examine, stack: Stack, hosted_database: str) -> None:
