@@ -175,13 +175,13 @@ declare
     where k.conrelid = relation and k.contype = 'f' and k.confrelid = 'public.profiles'::regclass
     union all
     select 'id' where relation = 'public.profiles'::regclass
+    order by 1 -- else the triggers would differ from run to run, which is reported as drift
   );
   event record;
 begin
   if not exists (
-    select from pg_constraint as k where k.conrelid = relation and k.contype = 'p' and k.conkey = array(
-      select a.attnum from pg_attribute as a where a.attrelid = relation and a.attname = 'id'
-    )
+    select from pg_constraint as k join pg_attribute as a on a.attrelid = k.conrelid and k.conkey = array[a.attnum]
+    where k.conrelid = relation and k.contype = 'p' and a.attname = 'id'
   ) then
     raise exception '% has no primary key `id`: add one, because entries refer to rows by it.', relation;
   elsif tenant <> '' and not exists (

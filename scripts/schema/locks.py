@@ -35,7 +35,7 @@ MIN_WAIT_MS = 5
 LOOK_SECONDS = 0.1
 REPORT_SECONDS = 10.0
 
-# All locks before this are released, so waits count from here until the transaction ends.
+# No locks are held before this, so waits count from here until the transaction ends.
 START = "select set_config('ballast.start', clock_timestamp()::text, true)"
 
 BUSY = (errors.LockNotAvailable, errors.DeadlockDetected)

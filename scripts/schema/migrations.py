@@ -26,7 +26,7 @@ from psycopg import errors, sql
 
 from scripts.errors import Failure
 from scripts.schema.database import Connection, Notify, connect
-from scripts.schema.locks import BUSY, Locks
+from scripts.schema.locks import BUSY, START, Locks
 from scripts.schema.statements import Statement, split
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -249,7 +249,7 @@ def _try(locks: Locks, plan: Plan) -> Plan:
     if not plan.migrations:
         try:
             for source in plan.changes:
-                locks.retry(source.path, partial(_apply_file, locks, source, is_trial=True), force_rollback=True)
+                locks.retry(source.path, partial(_apply_file, locks, source, NOTHING_APPLIED), force_rollback=True)
         except StatementFailed:
             pass
         else:
@@ -261,12 +261,12 @@ def _try_together(locks: Locks, plan: Plan) -> Plan:
     if plan.migrations:
         _create_history(locks)
     for migration in plan.migrations:
-        _apply_file(locks, migration, is_trial=True)
+        _apply_file(locks, migration, NOTHING_APPLIED, is_together=True)
     plan = _plan_sources(locks.connection, plan)
     for source in plan.changes:
         # Nothing needs a policies file, so its locks are released at once.
         with locks.connection.transaction(force_rollback=source.table is not None):
-            _apply_file(locks, source, is_trial=True)
+            _apply_file(locks, source, NOTHING_APPLIED, is_together=True)
     run(locks, "Deferred constraints", "", [Command(CHECK_CONSTRAINTS)], NOTHING_APPLIED)
     return plan
 
@@ -275,16 +275,20 @@ def _create_history(locks: Locks) -> None:
     run(locks, HISTORY, "", [Command(text) for text in (*SETTINGS, *HISTORY_TABLE)], NOTHING_APPLIED)
 
 
-def _apply_file(locks: Locks, file: Migration | Source, *, is_trial: bool = False) -> None:
+def _apply_file(
+    locks: Locks, file: Migration | Source, consequence: str = CONTINUE, *, is_together: bool = False
+) -> None:
     """Applies and records one file in the caller's transaction. The only place where this happens.
 
-    Raises FilesInvalid and StatementFailed.
+    With `is_together`, other files preceded it in this transaction, and their locks are held. Raises FilesInvalid and
+    StatementFailed.
     """
-    commands = [*map(Command, SETTINGS), *_list_record_commands(locks.connection, file)]
+    commands = [Command(text) for text in (SETTINGS if is_together else (*SETTINGS, START))]
+    commands += _list_record_commands(locks.connection, file)
     commands += list_commands(locks.connection, file)
-    # A trial of all files checks them at its end, because checking makes them immediate.
-    commands += map(Command, RESET if is_trial else (*RESET, CHECK_CONSTRAINTS))
-    run(locks, file.path, file.text, commands, NOTHING_APPLIED if is_trial else CONTINUE)
+    # Checking constraints makes them immediate, so files that are tried together check them at the end.
+    commands += [Command(text) for text in (RESET if is_together else (*RESET, CHECK_CONSTRAINTS))]
+    run(locks, file.path, file.text, commands, consequence)
 
 
 def _list_record_commands(connection: Connection, file: Migration | Source) -> Iterator[Command]:

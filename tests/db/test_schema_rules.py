@@ -158,6 +158,71 @@ def test_only_listed_functions_catch_every_error(database: Database) -> None:
     assert {name for (name,) in found} == set(CATCHES_ALL)
 
 
+# An aggregate whose result has an order.
+ORDERED_AGGREGATE = re.compile(
+    r"\b(?:array\s*\((?=\s*(?:select|table|values|with)\b)|(?:array|string|jsonb?|xml)_?agg\s*\(|json_object_agg\s*\()",
+    re.I,
+)
+
+
+def find_unordered_aggregates(source: str) -> list[str]:
+    """Lists the aggregates of an SQL text whose elements come in the order of the plan."""
+    found = []
+    for match in ORDERED_AGGREGATE.finditer(source):
+        depth, end = 1, match.end()
+        while depth and end < len(source):
+            depth += {"(": 1, ")": -1}.get(source[end], 0)
+            end += 1
+        if not re.search(r"\border\s+by\b", source[match.end() : end], re.I):
+            found.append(" ".join(source[match.start() : end].split()))
+    return found
+
+
+def test_a_function_that_creates_objects_does_not_depend_on_the_order_of_a_plan(database: Database) -> None:
+    """After an ANALYZE the object would differ from its file: `migrate check` and `doctor` would report drift."""
+    functions = database.rows(
+        f"""select p.oid::regprocedure::text, p.prosrc from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace
+        where n.nspname in {OURS} and p.prosrc ~* '\\mexecute\\M' and p.prosrc ~* '\\m(create|alter|comment on)\\M'"""
+    )
+    assert "app.audit(regclass,text,text[],text,text[],text[],text[])" in dict(functions)
+    found = {name: unordered for name, source in functions if (unordered := find_unordered_aggregates(source))}
+    assert found == {}, "Add `order by` inside the aggregate."
+
+
+def test_the_triggers_of_the_audit_trail_do_not_depend_on_the_plan(database: Database) -> None:
+    database.execute(
+        "create table public.probe (id uuid primary key, organization_id uuid, b_by uuid references public.profiles, "
+        "a_by uuid references public.profiles)"
+    )
+    triggers = []
+    for is_on in ("on", "off"):
+        database.execute(f"set local enable_indexscan = {is_on}; select app.audit('public.probe')")
+        rows = database.rows(
+            "select pg_get_triggerdef(t.oid) from pg_trigger as t where t.tgrelid = 'public.probe'::regclass "
+            "and not t.tgisinternal order by 1"
+        )
+        assert "{a_by,b_by}" in rows[0][0]
+        triggers.append(rows)
+    assert triggers[0] == triggers[1]
+
+
+@pytest.mark.parametrize(
+    ("source", "is_found"),
+    [
+        ("select array_agg(a.name) from a", True),
+        ("select array_agg(a.name order by f(a.id)) from a", False),
+        ("select string_agg(format('(%s)', a.name), ', ') from a order by 1", True),
+        ("names := ARRAY (select a.name from a where a.x = any(b))", True),
+        ("names := array(select a.name from a order by 1)", False),
+        ("names := array['a', 'b']", False),
+        ("select jsonb_object_agg(a.key, a.value) from a", False),
+        ("select jsonb_agg(a.value), json_object_agg(a.key, a.value order by 1) from a", True),
+    ],
+)
+def test_unordered_aggregates_are_found(source: str, is_found: bool) -> None:
+    assert bool(find_unordered_aggregates(source)) == is_found
+
+
 def functions_with_unfiltered_writes(database: Database) -> dict[str, list[str]]:
     functions = database.rows(
         f"""select p.oid::regprocedure::text, coalesce(pg_get_function_sqlbody(p.oid), p.prosrc)
