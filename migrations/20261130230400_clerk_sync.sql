@@ -51,6 +51,27 @@ comment on column app.event_failures.failures is 'How many attempts in a row fai
 comment on column app.event_failures.failed_at is 'When the last one failed.';
 alter table app.event_failures enable row level security, force row level security;
 
+-- Deliveries that the service refused. Strangers can cause them, so they are only counted: a few rows an hour, written at most once a
+-- minute by each process.
+create table app.refused_deliveries (
+  sender text not null check (sender in ('clerk', 'resend')),
+  reason text not null check (reason in ('signature', 'timestamp')),
+  hour timestamptz not null,
+  deliveries bigint not null check (deliveries > 0),
+  skew interval,
+  last_at timestamptz not null default now(),
+  primary key (hour, sender, reason)
+);
+comment on table app.refused_deliveries is 'How many webhook deliveries the service refused, by hour.';
+comment on column app.refused_deliveries.sender is 'Whose webhook route it was: clerk or resend.';
+comment on column app.refused_deliveries.reason is
+'signature: none of our secrets signed it. timestamp: one of our secrets did, but more than 5 minutes before or after the service''s time.';
+comment on column app.refused_deliveries.hour is 'The beginning of the hour.';
+comment on column app.refused_deliveries.deliveries is 'How many were refused.';
+comment on column app.refused_deliveries.skew is 'For timestamp: the service''s clock minus the last delivery''s timestamp.';
+comment on column app.refused_deliveries.last_at is 'When the last of them was recorded.';
+alter table app.refused_deliveries enable row level security, force row level security;
+
 -- Orders all writes to one object, compared from left to right. The same events in any order leave the greatest stamp.
 create type app.clerk_stamp as (
   is_real boolean,
@@ -86,6 +107,7 @@ create index clerk_records_organization_id_idx on app.clerk_records (organizatio
 create index clerk_records_user_id_idx on app.clerk_records (user_id) where user_id is not null;
 create index clerk_records_created_by_idx on app.clerk_records ((fields ->> 'created_by')) where kind = 'organization';
 create index clerk_records_email_idx on app.clerk_records (lower(fields ->> 'email')) where kind = 'invitation';
+create index clerk_records_undescribed_idx on app.clerk_records (clerk_id) where kind = 'user' and (stamp).event_at = '-infinity';
 create index clerk_records_address_hash_idx on app.clerk_records (address_hash) where address_hash is not null;
 alter table app.clerk_records enable row level security, force row level security;
 

@@ -22,6 +22,7 @@ from service.identity import SessionTokens
 from service.limits import Limits
 from service.mail import DevMailbox, Mailer, Renderer, Resend
 from service.privacy_notice import PrivacyNotice
+from service.refusals import Refusals
 from service.settings import Settings
 from service.threads import Threads
 
@@ -37,6 +38,7 @@ class Components:
     settings: Settings
     threads: Threads
     data_api: DataApi
+    refusals: Refusals
     redis_probe: Redis
     cache: Cache
     limits: Limits
@@ -67,6 +69,7 @@ def build_components(app: Flask, settings: Settings) -> Components:
         settings=settings,
         threads=Threads(),
         data_api=data_api,
+        refusals=Refusals(data_api.call_briefly),
         redis_probe=_build_redis(settings, REDIS_PROBE_TIMEOUT),
         cache=cache,
         limits=Limits(breaker, redis, settings.supabase_url),

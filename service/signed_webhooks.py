@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import hmac
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from flask import request
 from pydantic import SecretStr
@@ -18,6 +21,7 @@ from service.problems import Problem
 MAX_BODY_BYTES = 512 * 1024  # Svix sends at most about 350 kB
 MESSAGE_ID = re.compile(r"[!-~]{1,256}")
 TIMESTAMP = re.compile(r"[0-9]{1,12}")
+MAX_TIMESTAMP = 253_402_300_799  # the end of the year 9999
 # Svix sends svix-* headers; its white-label customers send webhook-*, the names of Standard Webhooks.
 PREFIXES = ("svix", "webhook")
 
@@ -29,7 +33,20 @@ class HeadersMalformed(
 
 
 class SignatureInvalid(Problem, status=401, slug="webhook-signature-invalid", title="Webhook signature is not valid"):
-    """None of our secrets made this signature, or it is too old. The answer does not reveal which."""
+    """None of our secrets made this signature, or it is too old. The answer does not reveal which.
+
+    `skew_seconds`: our clock minus the delivery's timestamp, if one of our secrets made the signature; else None.
+    """
+
+    def __init__(self, message_id: str, skew_seconds: float | None) -> None:
+        super().__init__("The signature does not match, or its timestamp is more than 5 minutes from now.")
+        self.message_id = message_id
+        self.skew_seconds = skew_seconds
+
+    @property
+    def reason(self) -> str:
+        """`timestamp` or `signature`."""
+        return "signature" if self.skew_seconds is None else "timestamp"
 
 
 class BodyUnreadable(Problem, status=400, slug="webhook-body-unreadable", title="Webhook body cannot be read"):
@@ -102,6 +119,7 @@ def verify_text(body: bytes, deliveries: Sequence[Delivery], secrets: Sequence[S
 def check_signature(text: str, deliveries: Sequence[Delivery], secrets: Sequence[SecretStr]) -> str:
     """Returns the id of the delivery that one of `secrets` signed. Raises HeadersMalformed or SignatureInvalid."""
     malformed = False
+    skew: float | None = None
     for delivery in deliveries:
         signatures = delivery.signature.split(" ")
         readable = [each for each in signatures if _is_readable(each)]
@@ -115,11 +133,24 @@ def check_signature(text: str, deliveries: Sequence[Delivery], secrets: Sequence
             try:
                 Webhook(secret.get_secret_value()).verify(text, headers, json_parse=False)
             except WebhookVerificationError:
+                skew = _find_skew(text, delivery, readable, secret) if skew is None else skew
                 continue
             return delivery.message_id
     if malformed:
         raise HeadersMalformed("A signature has the form v1,<base64>; several are separated by one space.")
-    raise SignatureInvalid("The signature does not match, or its timestamp is more than 5 minutes from now.")
+    raise SignatureInvalid(deliveries[0].message_id, skew)
+
+
+def _find_skew(text: str, delivery: Delivery, signatures: Sequence[str], secret: SecretStr) -> float | None:
+    """Our clock minus the delivery's timestamp, if this secret made one of the signatures; else None."""
+    seconds = int(delivery.timestamp)
+    if seconds > MAX_TIMESTAMP:
+        return None
+    sent_at = datetime.fromtimestamp(seconds, UTC)
+    expected = Webhook(secret.get_secret_value()).sign(delivery.message_id, sent_at, text)
+    if not any(hmac.compare_digest(expected.encode(), signature.encode()) for signature in signatures):
+        return None
+    return time.time() - seconds
 
 
 def _is_readable(signature: str) -> bool:

@@ -240,7 +240,8 @@ insert into app.personal_data (relation, path, erasure, purpose, retention_perio
 values (
   'app.lost_records', '', 'none', 'How many audit entries and broadcasts were lost', '(select s.audit_retention from app.settings as s)',
   't.last_at < $1', 'as long as the audit trail'
-);
+),
+('app.refused_deliveries', '', 'none', 'How many webhook deliveries were refused', $$interval '30 days'$$, 't.last_at < $1', null);
 
 -- An erasure finds invitations also by the hashes of the person's addresses, because the addresses may be erased already. Invitations from
 -- after the erasure stay.

@@ -27,7 +27,9 @@ order by array_position('{red,yellow,green}', h.status), h.subject;
 comment on view ops.health is 'Health of each subject with advice, red first. ops.<subject>_health has the figures.';
 
 -- The pings of `ballast doctor` are left out, because they do not come from Clerk. Clerk stops retrying after about a day, so an event
--- that is older by days was replayed by hand, or is an example: it is not late, and has no lag.
+-- that is older by days was replayed by hand, or is an example: it is not late, and has no lag. A person is undescribed if they signed in
+-- an hour ago or earlier, and no event or import has described them since. Deliveries that were refused before the last accepted event do
+-- not change the status.
 create or replace view ops.webhook_health with (security_invoker) as
 with facts as (
   select
@@ -35,10 +37,27 @@ with facts as (
       select count(*) from app.webhook_events as e
       where e.received_at > now() - interval '24 hours' and e.type <> 'ballast.ping'
     ) as received_24h,
-    failure.failed, failure.oldest_failure_at, failure.most_attempts, last_event.received_at as last_received_at,
-    case when age.lag < interval '3 days' then age.lag end as lag
+    failure.failed, failure.oldest_failure_at, last_event.received_at as last_received_at,
+    case when age.lag < interval '3 days' then age.lag end as lag,
+    (
+      select sum(r.deliveries) from app.refused_deliveries as r
+      where r.sender = 'clerk' and r.last_at > now() - interval '24 hours'
+    ) as refused_24h,
+    refused.reason as refused_for, refused.skew as clock_skew, undescribed.people as undescribed_people,
+    undescribed.oldest_at as oldest_undescribed_at,
+    last_event.received_at < now() - interval '3 days' and exists (
+      select from public.profiles as p
+      where p.last_seen_at > last_event.received_at + interval '1 hour'
+    ) as is_silent,
+    (
+      select min(u.failed_at) from app.event_failures as u
+      where not exists (
+        select from app.webhook_events as e
+        where e.message_id = u.message_id
+      )
+    ) as oldest_unstored_at
   from (
-    select count(*) as failed, min(f.received_at) as oldest_failure_at, max(f.attempts) as most_attempts
+    select count(*) as failed, min(f.received_at) as oldest_failure_at
     from app.webhook_events as f
     where f.outcome = 'failed'
   ) as failure
@@ -49,10 +68,23 @@ with facts as (
     limit 1
   ) as last_event on true
   cross join lateral (select last_event.received_at - app.clerk_event_time(last_event.event -> 'timestamp') as lag) as age
+  left join lateral (
+    select r.reason, r.skew from app.refused_deliveries as r
+    where r.sender = 'clerk' and r.last_at > coalesce(last_event.received_at, '-infinity')
+    order by r.reason = 'timestamp' desc, r.last_at desc
+    limit 1
+  ) as refused on true
+  cross join (
+    select count(*) as people, min(p.created_at) as oldest_at
+    from app.clerk_records as c
+    join public.profiles as p on c.clerk_id = p.clerk_user_id
+    where c.kind = 'user' and (c.stamp).event_at = '-infinity' and p.created_at < now() - interval '1 hour'
+  ) as undescribed
 )
 
 select
-  f.received_24h, f.failed, f.oldest_failure_at, f.last_received_at, f.lag, rule.verdict[1] as status, rule.verdict[2] as advice
+  f.received_24h, f.failed, f.oldest_failure_at, f.last_received_at, f.lag, f.refused_24h, f.clock_skew, f.undescribed_people,
+  rule.verdict[1] as status, rule.verdict[2] as advice
 from facts as f
 cross join lateral (
   select case
@@ -64,6 +96,26 @@ cross join lateral (
           || 'shows, then run `ballast inbox retry --all-failed`. If an event can never be applied, run `ballast inbox dismiss`. '
           || 'In the SQL editor: ops.webhook_failures, ops.retry_webhook(message_id), ops.dismiss_webhook(message_id, ''the reason'').'
         ]
+    when f.refused_for = 'timestamp'
+      then
+        array[
+          'red',
+          format('Clock skew: the service refuses Clerk''s deliveries, because its clock differs from theirs by %s. ', f.clock_skew)
+          || 'Correct the clock of the service''s host (NTP), then run `ballast clerk reconcile --fix`. If the clock is right, someone '
+          || 'repeats old deliveries.'
+        ]
+    when f.oldest_undescribed_at < now() - interval '1 day' and f.oldest_undescribed_at > coalesce(f.last_received_at, '-infinity')
+      then
+        array[
+          'red',
+          'People sign in, but Clerk''s events about them do not arrive, so they may keep access that Clerk revoked. '
+          || case
+            when f.refused_for = 'signature'
+              then 'The service refuses deliveries: put the signing secret of Clerk''s endpoint into CLERK_WEBHOOK_SECRETS.'
+            else 'Check in Clerk that the webhook endpoint exists and is enabled, and read its log.'
+          end
+          || ' Then run `ballast clerk reconcile --fix`.'
+        ]
     when f.failed > 0
       then
         array[
@@ -71,20 +123,55 @@ cross join lateral (
           'Clerk events failed. Fix the error that `ballast inbox list` shows, then run `ballast inbox retry --all-failed`. In the SQL '
           || 'editor: ops.webhook_failures and ops.retry_webhook(message_id).'
         ]
+    when f.refused_for = 'signature'
+      then
+        array[
+          'yellow',
+          'The service refuses deliveries that no secret in CLERK_WEBHOOK_SECRETS signed, and has accepted none since. Put the signing '
+          || 'secret of Clerk''s endpoint into it, and check it with `ballast doctor`. Then send an event from Clerk: the light turns '
+          || 'green if it arrives. Strangers can cause this too.'
+        ]
     when f.last_received_at is null
       then
         array[
           'yellow',
           'No Clerk event has arrived yet. Create the webhook endpoint in Clerk (docs/deploy.md) and check it with `ballast doctor`.'
         ]
+    when f.undescribed_people > 0
+      then
+        array[
+          'yellow',
+          'People signed in, but no Clerk event describes them. Import those from before the webhook with `ballast clerk backfill`. For '
+          || 'new ones, check that Clerk''s endpoint sends the events user.*, and read its log.'
+        ]
+    when f.is_silent
+      then
+        array[
+          'yellow',
+          'No Clerk event has arrived for days, although people use the product. Send an example event from the endpoint''s page in Clerk: '
+          || 'the light turns green if it arrives. Otherwise read the endpoint''s log there.'
+        ]
+    when f.oldest_unstored_at < now() - interval '1 hour'
+      then
+        array[
+          'yellow',
+          'Events could not be stored: app.event_failures has the SQLSTATE, and the service''s log has more. Clerk sends them again for a '
+          || 'day. After that, run `ballast clerk reconcile --fix`.'
+        ]
+    when f.lag < interval '-1 minute'
+      then array['yellow', 'Clock skew: the database''s clock is behind Clerk''s by lag. Correct the clock of the database''s host (NTP).']
     when f.lag >= interval '5 minutes'
       then
-        array['yellow', 'The last Clerk event arrived late. Check in Clerk''s log of the endpoint whether the service answered 2xx.']
+        array[
+          'yellow',
+          'The last Clerk event arrived late. Check in Clerk''s log of the endpoint whether the service answered 2xx. If it did at once, '
+          || 'the database''s clock is ahead.'
+        ]
     else array['green', 'OK.']
   end as verdict
 ) as rule;
 comment on view ops.webhook_health is
-'Whether Clerk events arrive and are applied: one row. lag is the time from Clerk''s timestamp of the last event to its arrival; null if the event is older than three days.';
+'Whether Clerk events arrive and are applied: one row. undescribed_people signed in, but no event described them. lag is the time from Clerk''s timestamp of the last event to its arrival; null if the event is older than three days.';
 
 -- Returns one row even if there is no backup.
 create or replace view ops.backup_health with (security_invoker) as
@@ -147,7 +234,7 @@ cross join lateral (
         ]
     when f.rpo_now > f.rpo_target + interval '2 hours'
       then array['red', 'The last backup is too old. Run `ballast backup run` now and find out why the scheduler did not run it.']
-    when not f.last_drill_passed
+    when f.last_drill_at is not null and f.last_drill_passed is not true
       then
         array[
           'red',
@@ -158,6 +245,13 @@ cross join lateral (
     when f.last_failure_at > f.last_success_at
       then array['yellow', 'The last backup failed. Fix the error in last_failure, then run `ballast backup run`.']
     when f.last_drill_at is null then array['yellow', 'No backup has been test-restored yet: run `ballast backup drill latest`.']
+    when f.last_drill_at > now() + interval '5 minutes'
+      then
+        array[
+          'yellow',
+          'The last drill is dated in the future: the clock of the database was wrong, or is. Correct it, then run '
+          || '`ballast backup drill latest`.'
+        ]
     when f.last_drill_at < now() - f.drill_every - interval '1 day'
       then array['yellow', 'The last drill is too old. Run `ballast backup drill latest` and find out why the scheduler did not run it.']
     else array['green', 'OK.']
@@ -181,14 +275,23 @@ with facts as (
     count(*) filter (where o.sent_at > now() - interval '7 days') as sent_7d,
     mode() within group (order by o.error) filter (
       where o.state in ('queued', 'sending', 'failed') and o.created_at > now() - interval '48 hours'
-    ) as last_error
+    ) as last_error,
+    count(*) filter (where o.state in ('delivered', 'bounced', 'complained') and o.sent_at > now() - interval '24 hours') as reports_24h,
+    (
+      select sum(r.deliveries) from app.refused_deliveries as r
+      where r.sender = 'resend' and r.last_at > now() - interval '24 hours'
+    ) as refused_24h,
+    (
+      select j.report -> 'unconfigured' from app.job_runs as j
+      where j.name = 'mail'
+    ) is not null as is_unconfigured
   from app.settings as s
   left join app.email_outbox as o on true
   group by s.mail_enabled, s.operator_email
 )
 
 select
-  f.mail_enabled, f.queued, f.oldest_queued_at, f.sent_24h, f.failed_24h, f.bounced_7d, f.sent_7d, f.last_error,
+  f.mail_enabled, f.queued, f.oldest_queued_at, f.sent_24h, f.failed_24h, f.bounced_7d, f.sent_7d, f.last_error, f.refused_24h,
   rule.verdict[1] as status, rule.verdict[2] as advice
 from facts as f
 cross join lateral (
@@ -199,6 +302,13 @@ cross join lateral (
           'yellow',
           'Mail is switched off, but some is queued: run `update app.settings set mail_enabled = true`, or delete it from app.email_outbox.'
         ]
+    when not f.mail_enabled and f.operator_email is not null
+      then
+        array[
+          'yellow',
+          'Mail is switched off, so the operator address gets no reports: `update app.settings set mail_enabled = true`, or set '
+          || 'operator_email to null.'
+        ]
     when not f.mail_enabled then array['green', 'Mail is switched off. To switch it on: `update app.settings set mail_enabled = true`.']
     when f.oldest_queued_at < now() - interval '1 hour'
       then
@@ -207,6 +317,23 @@ cross join lateral (
         ]
     when f.failed_24h > 0
       then array['red', 'Mail failed permanently. Read error in ops.mail_failures, fix the cause, then run select ops.retry_mail(id).']
+    when f.is_unconfigured
+      then
+        array['yellow', 'Mail is switched on, but the service has no RESEND_API_KEY or MAIL_FROM. Set both, and restart the service.']
+    when f.oldest_queued_at < now() - interval '10 minutes'
+      then
+        array[
+          'yellow',
+          format('Queued mail is not being sent (%s). ', coalesce(f.last_error, 'not attempted'))
+          || 'Check in ops.jobs that the job mail runs, and in Resend the API key and that the domain is verified.'
+        ]
+    when f.refused_24h > 0 and f.reports_24h = 0
+      then
+        array[
+          'yellow',
+          'The service refuses reports of bounces, because RESEND_WEBHOOK_SECRET did not sign them. Copy the secret from the webhook in '
+          || 'Resend. Strangers can cause this too.'
+        ]
     when f.bounced_7d >= 5 and f.bounced_7d > f.sent_7d * 0.05
       then array['yellow', 'More than 5 % of mail bounces. Read ops.mail_failures and check SPF, DKIM and DMARC of your domain in Resend.']
     when f.operator_email is null

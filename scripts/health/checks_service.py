@@ -11,6 +11,7 @@ import httpx
 from standardwebhooks import Webhook
 
 from scripts.health.context import TIMEOUT, CheckFailed, Context, parse_json, read_error_message
+from service.refusals import DOCTOR_MESSAGE
 
 PING_TYPE = "ballast.ping"
 
@@ -57,7 +58,7 @@ def check_webhook_secrets(context: Context) -> str:
 
 
 def _send_ping(url: str, secret: str) -> httpx.Response:
-    message_id, now = f"msg_ballast_doctor_{secrets.token_hex(8)}", datetime.now(UTC)
+    message_id, now = f"{DOCTOR_MESSAGE}{secrets.token_hex(8)}", datetime.now(UTC)
     event = {"type": PING_TYPE, "object": "event", "timestamp": int(now.timestamp() * 1000), "data": {}}
     body = json.dumps(event)
     try:

@@ -13,7 +13,14 @@ from service.components import components
 from service.data_api import CallFailed
 from service.mail import KINDS, OPTIONAL, DevMailbox, Message
 from service.problems import Problem
-from service.signed_webhooks import EventMalformed, EventNotStored, read_body, read_deliveries, verify_text
+from service.signed_webhooks import (
+    EventMalformed,
+    EventNotStored,
+    SignatureInvalid,
+    read_body,
+    read_deliveries,
+    verify_text,
+)
 
 mail = Blueprint("mail", __name__)
 dev_mail = Blueprint("dev_mail", __name__, url_prefix="/dev/mail")
@@ -78,7 +85,12 @@ def unsubscribe() -> ResponseReturnValue:
 def receive() -> ResponseReturnValue:
     """Records the delivery status of a mail. Events of other kinds, or about mail that is not ours, are ignored."""
     secret = components().settings.resend_webhook_secret
-    _, text = verify_text(read_body(), read_deliveries(request.headers), (secret,) if secret else ())
+    deliveries = read_deliveries(request.headers)
+    try:
+        _, text = verify_text(read_body(), deliveries, (secret,) if secret else ())
+    except SignatureInvalid as refusal:
+        components().refusals.count("resend", refusal)
+        raise
     event = _parse_event(text)
     kind = EVENTS.get(event["type"])
     if kind is None:

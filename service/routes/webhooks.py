@@ -8,7 +8,7 @@ from flask.typing import ResponseReturnValue
 from service.components import components
 from service.inbox import store_event
 from service.metrics import count_webhook
-from service.signed_webhooks import read_body, read_deliveries, verify_text
+from service.signed_webhooks import SignatureInvalid, read_body, read_deliveries, verify_text
 
 webhooks = Blueprint("webhooks", __name__, url_prefix="/webhooks")
 
@@ -17,7 +17,11 @@ webhooks = Blueprint("webhooks", __name__, url_prefix="/webhooks")
 def receive() -> ResponseReturnValue:
     """Stores one Clerk event and answers with its outcome."""
     deliveries = read_deliveries(request.headers)
-    message_id, event = verify_text(read_body(), deliveries, components().settings.clerk_webhook_secrets)
+    try:
+        message_id, event = verify_text(read_body(), deliveries, components().settings.clerk_webhook_secrets)
+    except SignatureInvalid as refusal:
+        components().refusals.count("clerk", refusal)
+        raise
     stored = store_event(components().data_api, message_id, event)
     # Whatever the outcome: for a duplicate, the first delivery may have failed before it invalidated the cache.
     components().cache.invalidate(stored["users"], stored["organizations"])

@@ -457,6 +457,10 @@ export type Database = {
         Args: { address?: string; is_permanent?: boolean; kind: string; mail_id: string; provider_id: string };
         Returns: boolean;
       };
+      record_refused_deliveries: {
+        Args: { deliveries: number; reason: string; sender: string; skew_seconds?: number };
+        Returns: undefined;
+      };
       request_backup: { Args: { backup_type: string; id: string }; Returns: Json };
       request_erasure: { Args: { clerk_user_id: string; requested_by?: string }; Returns: Json };
       retry_claimed_event: { Args: { message_id: string }; Returns: string };

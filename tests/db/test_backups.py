@@ -380,6 +380,16 @@ def test_health_is_red_if_the_only_backup_is_dated_in_the_future(database: Datab
     assert "dated in the future" in health(database, "advice")[0]
 
 
+def test_health_reports_a_drill_that_is_dated_in_the_future_or_has_no_result(
+    database: Database, proven_backup: UUID
+) -> None:
+    make_older(database, proven_backup, "-2 days", "drilled_at")
+    assert health(database, "status") == ("yellow",)
+    assert "drill is dated in the future" in health(database, "advice")[0]
+    database.execute("update public.backup_logs set drilled_at = now(), drill_passed = null")
+    assert health(database, "status") == ("red",)
+
+
 def test_health_ignores_a_backup_that_is_dated_in_the_future_if_there_is_another(
     database: Database, proven_backup: UUID
 ) -> None:

@@ -635,3 +635,43 @@ def test_mail_health_reports_overdue_mail_and_a_missing_operator_address(mail: D
     assert (health()[0], "operator_email" in health()[2]) == ("yellow", True)
     mail.execute("update app.settings set mail_enabled = false")
     assert health()[0] == "green"
+
+
+def mail_light(mail: Database) -> tuple[Any, ...]:
+    (found,) = mail.rows("select status, advice from ops.mail_health")
+    return found
+
+
+def test_mail_that_fails_again_and_again_is_reported_with_its_error_within_minutes(mail: Database) -> None:
+    """As with a wrong key, which Resend refuses with 401: the mail stays queued for a day."""
+    sign_up(mail)
+    [queued] = claim(mail)
+    assert call_service(mail, "end_mail", id=queued["id"], state="queued", error="invalid_api_key") == "queued"
+    assert mail_light(mail)[0] == "green"
+    mail.execute("update app.email_outbox set created_at = now() - interval '11 minutes'")
+    status, advice = mail_light(mail)
+    assert (status, "invalid_api_key" in advice, "Resend the API key" in advice) == ("yellow", True, True)
+
+
+def test_mail_that_is_on_without_a_key_is_reported_before_any_mail_is_due(mail: Database) -> None:
+    report = '{"unconfigured": ["RESEND_API_KEY"]}'
+    mail.execute("insert into app.job_runs (name, duration_ms, report) values ('mail', 1, %s)", report)
+    status, advice = mail_light(mail)
+    assert (status, "RESEND_API_KEY" in advice) == ("yellow", True)
+
+
+def test_an_operator_address_without_mail_is_reported(mail: Database) -> None:
+    mail.execute("update app.settings set mail_enabled = false, operator_email = 'ops@example.com'")
+    status, advice = mail_light(mail)
+    assert (status, "operator address gets no reports" in advice) == ("yellow", True)
+
+
+def test_refused_reports_of_resend_are_reported_until_one_is_accepted(mail: Database) -> None:
+    call_service(mail, "record_refused_deliveries", sender="resend", reason="signature", deliveries=2)
+    status, advice = mail_light(mail)
+    assert (status, "RESEND_WEBHOOK_SECRET" in advice) == ("yellow", True)
+    sign_up(mail)
+    [queued] = claim(mail)
+    call_service(mail, "end_mail", id=queued["id"], state="sent", provider_id="re_1")
+    call_service(mail, "record_mail_event", mail_id=queued["id"], provider_id="re_1", kind="delivered")
+    assert mail_light(mail) == ("green", "OK.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,109 @@ def test_webhook_health_is_green_if_events_arrive_and_are_applied(database: Data
 def test_webhook_health_reports_a_late_event_unless_it_was_replayed(database: Database, lag: str, light: str) -> None:
     store_event(database, lag=lag)
     assert verdict(database, "webhook_health")[0] == light
+
+
+def test_an_event_from_the_future_is_clock_skew(database: Database) -> None:
+    store_event(database, lag="-10 minutes")
+    status, advice = verdict(database, "webhook_health")
+    assert (status, advice.startswith("Clock skew: the database's clock is behind Clerk's")) == ("yellow", True)
+
+
+def refuse_delivery(database: Database, reason: str, *, sender: str = "clerk", skew: float | None = None) -> None:
+    with database.acting("service_role"):
+        database.execute("select public.record_refused_deliveries(%s, %s, 3, %s)", sender, reason, skew)
+
+
+def test_refused_deliveries_are_reported_until_one_is_accepted(database: Database) -> None:
+    store_event(database, "2 hours")
+    refuse_delivery(database, "signature")
+    refuse_delivery(database, "signature")
+    found = row(database, "select refused_24h, status, advice from ops.webhook_health")
+    assert (found["refused_24h"], found["status"]) == (6, "yellow")
+    assert "CLERK_WEBHOOK_SECRETS" in found["advice"]
+    assert "Strangers can cause this" in found["advice"]
+    store_event(database, "-1 second")
+    assert verdict(database, "webhook_health") == GREEN
+    assert database.value("select count(*) from app.refused_deliveries") == 1
+
+
+def test_deliveries_refused_for_their_time_are_called_clock_skew(database: Database) -> None:
+    store_event(database, "2 hours")
+    refuse_delivery(database, "signature")
+    refuse_delivery(database, "timestamp", skew=-1800.5)
+    found = row(database, "select clock_skew, status, advice from ops.webhook_health")
+    assert (found["clock_skew"].total_seconds(), found["status"]) == (-1800.5, "red")
+    assert found["advice"].startswith("Clock skew: the service refuses Clerk's deliveries")
+    assert "NTP" in found["advice"]
+
+
+@pytest.mark.parametrize("role", ["anon", "authenticated"])
+def test_only_the_service_can_count_refused_deliveries(database: Database, role: str) -> None:
+    with database.acting(role):
+        assert "permission denied" in read_refusal(
+            database, "select public.record_refused_deliveries('clerk', 'signature', 1)"
+        )
+
+
+def sign_in(database: Database, person: str, ago: str) -> None:
+    """Signs in with a token before any event about the person, and ages the profile."""
+    claims = {"sub": person, "role": "authenticated", "iat": int(time.time())}
+    with database.acting("authenticated", claims):
+        database.execute("select public.start_session()")
+    database.execute("select set_config('request.jwt.claims', '', true)")
+    database.execute(
+        "update public.profiles set created_at = now() - %s::interval where clerk_user_id = %s", ago, person
+    )
+
+
+@pytest.mark.parametrize(("ago", "event_ago", "light", "words"), [
+    ("10 minutes", "2 days", "green", "OK."),
+    ("2 hours", "2 days", "yellow", "`ballast clerk backfill`"),
+    ("30 hours", "2 days", "red", "the webhook endpoint exists"),
+    ("30 hours", "1 hour", "yellow", "`ballast clerk backfill`"),
+])  # fmt: skip
+def test_people_who_sign_in_without_any_event_are_reported(
+    database: Database, ago: str, event_ago: str, light: str, words: str
+) -> None:
+    store_event(database, event_ago)
+    sign_in(database, "user_2Silent", ago)
+    status, advice = verdict(database, "webhook_health")
+    assert (status, words in advice) == (light, True), advice
+    people.Sender(database, 900).send("user.created", events.user("user_2Silent"))
+    database.execute("update app.webhook_events set event = event - 'timestamp'")
+    assert verdict(database, "webhook_health") == GREEN
+
+
+def test_refused_deliveries_and_people_without_events_are_red(database: Database) -> None:
+    sign_in(database, "user_2Silent", "30 hours")
+    refuse_delivery(database, "signature")
+    status, advice = verdict(database, "webhook_health")
+    assert (status, "CLERK_WEBHOOK_SECRETS" in advice) == ("red", True)
+
+
+def test_days_without_an_event_are_reported_only_if_people_use_the_product(database: Database) -> None:
+    people.Sender(database, 900).send("user.created", events.user("user_2Known"))
+    database.execute(
+        "update app.webhook_events set event = event - 'timestamp', received_at = now() - interval '4 days'"
+    )
+    assert verdict(database, "webhook_health") == GREEN
+    sign_in(database, "user_2Known", "10 days")
+    status, advice = verdict(database, "webhook_health")
+    assert (status, advice.startswith("No Clerk event has arrived for days")) == ("yellow", True)
+    store_event(database, "2 days")
+    assert verdict(database, "webhook_health") == GREEN
+
+
+def test_an_event_that_was_never_stored_is_reported(database: Database) -> None:
+    message_id = store_event(database)
+    for unstored in (message_id, "msg_unstored"):
+        with database.acting("service_role"):
+            database.execute("select public.record_event_failure(%s, '57014')", unstored)
+    assert verdict(database, "webhook_health") == GREEN  # Clerk sends it again
+    database.execute("update app.event_failures set failed_at = now() - interval '2 hours'")
+    assert "app.event_failures" in verdict(database, "webhook_health")[1]
+    database.execute("delete from app.event_failures where message_id = 'msg_unstored'")
+    assert verdict(database, "webhook_health") == GREEN
 
 
 def test_a_ping_of_the_doctor_does_not_count_as_a_clerk_event(database: Database) -> None:

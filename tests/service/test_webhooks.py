@@ -17,6 +17,8 @@ from flask.testing import FlaskClient
 from pydantic import SecretStr
 from werkzeug.datastructures import Headers
 
+from service import refusals
+from service.data_api import CallFailed
 from service.signed_webhooks import (
     MAX_BODY_BYTES,
     HeadersMalformed,
@@ -152,6 +154,78 @@ def test_a_late_replay_is_refused_like_a_bad_signature(offline: FlaskClient, age
 @pytest.mark.parametrize("age", [0, 290, -290])
 def test_clocks_may_differ_by_almost_five_minutes(online: FlaskClient, age: int) -> None:
     assert online.post(URL, data=BODY, headers=sign(BODY, age=age)).status_code == 200
+
+
+@pytest.fixture
+def refused(stack: Stack) -> Iterator[Callable[[], list[tuple[Any, ...]]]]:
+    """Reads the counts of refused deliveries, and removes them before and after the test."""
+    with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
+        connection.execute("delete from app.refused_deliveries")
+        yield lambda: connection.execute(
+            "select sender, reason, deliveries, round(extract(epoch from skew) / 60) from app.refused_deliveries order by reason"
+        ).fetchall()
+        connection.execute("delete from app.refused_deliveries")
+
+
+FOREIGN_SECRET = "whsec_" + "AAAA" * 8
+
+
+def test_refused_deliveries_are_counted_with_one_write_a_minute(
+    make_app: MakeApp, stack: Stack, refused: Callable[[], list[tuple[Any, ...]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(refusals, "monotonic", lambda: now)
+    app = make_app(**stack.environment | {"CLERK_WEBHOOK_SECRETS": SECRET})
+    client, counter = app.test_client(), app.extensions["ballast"].refusals
+    writes = []
+    monkeypatch.setattr(counter, "_call", lambda *call, write=counter._call: writes.append(call) or write(*call))
+    for _ in range(20):
+        assert client.post(URL, data=BODY, headers=sign(BODY, FOREIGN_SECRET)).status_code == 401
+    assert client.post(URL, data=BODY, headers=sign(BODY, age=600)).status_code == 401
+    assert (len(writes), refused()) == (1, [("clerk", "signature", 1, None)])
+    now += refusals.PAUSE_SECONDS
+    assert client.post("/webhooks/resend", data=BODY, headers=sign(BODY, FOREIGN_SECRET)).status_code == 401
+    assert (len(writes), refused()) == (
+        4,
+        [("clerk", "signature", 20, None), ("resend", "signature", 1, None), ("clerk", "timestamp", 1, 10)],
+    )
+
+
+def test_only_a_delivery_with_our_signature_counts_as_clock_skew(
+    online: FlaskClient, stack: Stack, refused: Callable[[], list[tuple[Any, ...]]]
+) -> None:
+    """The service's clock is 20 minutes behind. A stranger without the secret cannot cause this count."""
+    assert online.post(URL, data=BODY, headers=sign(BODY, age=-1200)).status_code == 401
+    assert refused() == [("clerk", "timestamp", 1, -20)]
+    [light] = [
+        check for check in json.loads(stack.ballast("status", "--json").stdout)["checks"] if check["name"] == "webhook"
+    ]
+    assert (light["status"], light["advice"].startswith("Clock skew: ")) == ("red", True)
+
+
+def test_the_forged_ping_of_the_doctor_is_not_counted(
+    online: FlaskClient, refused: Callable[[], list[tuple[Any, ...]]]
+) -> None:
+    forged = sign(BODY, FOREIGN_SECRET, message_id=f"{refusals.DOCTOR_MESSAGE}x")
+    assert online.post(URL, data=BODY, headers=forged).status_code == 401
+    assert refused() == []
+
+
+def test_counts_that_the_database_does_not_take_are_written_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, writes = 1000.0, []
+
+    def call(function: str, arguments: dict[str, Any]) -> None:
+        if now < 2000:
+            raise CallFailed(function, "ConnectError")
+        writes.append((function, arguments["deliveries"]))
+
+    monkeypatch.setattr(refusals, "monotonic", lambda: now)
+    counter = refusals.Refusals(call)
+    for _ in range(3):
+        counter.count("clerk", SignatureInvalid("msg_1", None))
+    now = 3000.0
+    counter.count("clerk", SignatureInvalid("msg_1", None))
+    assert writes == [("record_refused_deliveries", 4)]
 
 
 def test_the_signature_covers_the_bytes_not_the_parsed_json(offline: FlaskClient) -> None:
