@@ -27,7 +27,7 @@ class LedgerUnavailable(Exception):
     """The ledger cannot be written or read. `code` is a one-word reason: the store's own message may quote its keys."""
 
     def __init__(self, action: str, url: str, code: str) -> None:
-        super().__init__(f"Cannot {action} in {url}: {code}.")
+        super().__init__(f"Cannot {action} in {url}: {code}. {object_store.advise(url, code)}")
         self.code = code
 
 

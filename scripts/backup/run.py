@@ -107,6 +107,7 @@ def read_recipients(environment: dict[str, str]) -> tuple[str, ...]:
 def run_backup(task: Task, bar: Bar) -> Manifest:
     """Makes and records a backup, and returns its manifest. If it raises, no backup was made."""
     try:
+        task.store.create_folder()
         with (
             database.connect(task.url, notify=database.echo_err) as connection,
             snapshot.take_snapshot(connection) as taken,

@@ -52,7 +52,7 @@ class StoreUnavailable(Failure):
     """The store cannot be read or written. `code` is the reason, without the store's message: that may quote keys."""
 
     def __init__(self, action: str, url: str, code: str) -> None:
-        super().__init__(f"Cannot {action} in {url}: {code}. Check BACKUP_URL and the variables AWS_….")
+        super().__init__(f"Cannot {action} in {url}: {code}. {object_store.advise(url, code)}")
         self.code = code
 
 
@@ -212,6 +212,16 @@ class BackupStore:
         return found
 
     # --- writing ---
+
+    def create_folder(self) -> None:
+        """Creates the folder of the store if it is missing. Only this process's user may read it."""
+        if self.folder is None or os.path.lexists(self.folder):
+            return
+        try:
+            self.folder.mkdir(mode=0o700, parents=True)
+        except OSError as error:
+            raise StoreUnavailable("create the folder", self.url, object_store.describe_error(error)) from None
+        database.echo_err(f"Created the folder {self.folder}, which BACKUP_URL names.")
 
     def require_unused(self, name: str) -> None:
         """Raises NameTaken: a run must neither overwrite another backup, nor delete it when it cleans up."""
@@ -386,11 +396,7 @@ class BackupStore:
             return
         file = self.folder / path
         for synced in (file, file.parent):
-            descriptor = os.open(synced, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            self._attempt(f"write {path}", partial(_sync_to_disk, path=synced))
 
     @cached_property
     def _store(self) -> ObjectStore:
@@ -407,6 +413,14 @@ class _GuardedWriter:
     def write(self, piece: bytes, /) -> int:
         self._guard(lambda: self._upload.write(piece))
         return len(piece)
+
+
+def _sync_to_disk(_store: ObjectStore, path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _path(name: str, file: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import re
+import tempfile
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -50,7 +52,7 @@ def hide_credentials(message: str) -> str:
 
 
 class CommandGroup(click.Group):
-    """Converts every Failure into a message on stderr and an exit code."""
+    """Converts every Failure, and a full disk of this machine, into a message on stderr and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -60,6 +62,12 @@ class CommandGroup(click.Group):
         except Failure as failure:
             click.echo(f"ballast: {hide_credentials(str(failure))}", err=True)
             ctx.exit(failure.exit_code)
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            place = error.filename or tempfile.gettempdir()
+            click.echo(f"ballast: {error.strerror}: {place}. Free some space, or set TMPDIR to another disk.", err=True)
+            ctx.exit(1)
 
 
 class LazyGroup(CommandGroup):

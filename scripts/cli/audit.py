@@ -258,7 +258,7 @@ def _store_failures() -> Iterator[None]:
     try:
         yield
     except LedgerUnavailable as failure:
-        raise StoreFailed(f"{failure} Check BACKUP_URL and the variables AWS_….") from None
+        raise StoreFailed(str(failure)) from None
 
 
 def _print(verification: Verification) -> None:

@@ -35,7 +35,7 @@ def check_store(context: Context) -> str:
                 _write_probe(store_url)
         except StoreUnavailable as failure:
             found, _, remedy = str(failure).partition(". ")
-            raise CheckFailed(f"{found}.", f"{remedy} The bucket or folder must exist.") from None
+            raise CheckFailed(f"{found}.", remedy) from None
     count = f"{len(names)} backup{'' if len(names) == 1 else 's'}"
     return f"{count}; {'writable' if context.may_write else 'writing was not tested (--write)'}."
 

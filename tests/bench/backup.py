@@ -47,7 +47,7 @@ class Size(NamedTuple):
     restores: int
 
 
-SIZES: Final = (Size(10, 5, 3), Size(100, 5, 3), Size(1_000, 3, 2))
+SIZES: Final = (Size(10, 5, 3), Size(200, 3, 2), Size(2_000, 1, 1))
 QUICK_SIZES: Final = (Size(5, 2, 1), Size(50, 2, 1))
 
 PLAIN: Final = "pg_dump -Fc -Z0 to a file"
@@ -204,7 +204,7 @@ class Bench:
 @click.option("--megabytes", type=click.IntRange(1), hidden=True)
 @click.option("--json", "as_json", is_flag=True, help="Print only JSON.")
 def bench_backup(quick: bool, megabytes: int | None, as_json: bool) -> None:
-    """Compare backups with pg_dump, and restores and drills with pg_restore, for databases of up to 1 GB.
+    """Compare backups with pg_dump, and restores and drills with pg_restore, for databases of up to 2 GB.
 
     \b
     Example: ./scripts/bench backup --json > backup.json

@@ -122,7 +122,7 @@ def collect_failures(ledger: LedgerStore) -> list[LedgerUnavailable]:
 def test_a_missing_folder_is_an_error_not_an_empty_ledger(tmp_path: Path) -> None:
     folder = tmp_path / "not-mounted"
     for failed in collect_failures(LedgerStore(folder.as_uri())):
-        assert str(failed).endswith(f" in {folder.as_uri()}: NotFound.")
+        assert f" in {folder.as_uri()}: NotFound. The folder {folder} does not exist: create it" in str(failed)
     assert not folder.exists()
 
 

@@ -293,9 +293,6 @@ def test_an_unreachable_store_ends_the_run(folder_vault: Vault, aws: pytest.Monk
     assert failed.exit_code == 1
     assert "Cannot list database in s3://bucket: Connect." in failed.stderr
     assert has_left_nothing(folder_vault)
-    missing = folder_vault.run("run", BACKUP_URL=f"{folder_vault.backup_url}/not-mounted")
-    assert missing.exit_code == 1
-    assert has_left_nothing(folder_vault)
 
 
 def test_a_refusal_by_the_store_reveals_no_keys(folder_vault: Vault, aws: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,7 @@ def test_an_unreachable_database_is_reported_without_its_password(examine: Exami
     ("secret key", {"SUPABASE_SECRET_KEY": "sb_secret_wrong_wrong"}, ["SUPABASE_SECRET_KEY"]),
     ("JWT templates", {"CLERK_SECRET_KEY": "sk_test_wrong_wrong"}, ["401", "CLERK_SECRET_KEY"]),
     ("JWT templates", {"CLERK_API_URL": UNUSED_URL}, ["ConnectError"]),
-    ("backup store", {"BACKUP_URL": "file:///nowhere/at/all"}, ["BACKUP_URL", "must exist"]),
+    ("backup store", {"BACKUP_URL": "file:///nowhere/at/all"}, ["BACKUP_URL", "The folder /nowhere/at/all does not exist: create it"]),
     ("recipients", {"BACKUP_RECIPIENTS": "age1nonsense"}, ["Recipient 1", "age"]),
     ("recipients", {"BACKUP_RECIPIENTS": None, "ENVIRONMENT": "production"}, ["no backup is created", "age-keygen"]),
     ("service", {"SERVICE_URL": UNUSED_URL}, ["ConnectError"]),
