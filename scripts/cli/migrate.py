@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 from rich.table import Table
@@ -11,6 +13,7 @@ from scripts.cli import options
 from scripts.cli.output import print_json, print_table
 from scripts.schema import bundle, database, drift, migrations
 
+PENDING_STATES = {"pending", "changed", "removed"}
 RED_STATES = {"edited", "missing", "late", "undeclared", "different"}
 
 
@@ -30,15 +33,16 @@ def up(url: str | None, dry_run: bool) -> None:
     """Apply new and changed files.
 
     Each file is applied in its own short transaction, whole or not at all. People may write meanwhile: a file that does
-    not get a lock within 200 ms is tried again for a minute. After a failure, or if this was killed, run it
-    again: it continues with the first file that is not applied.
+    not get a lock within 200 ms is tried again for a minute. After a failure, or if this was killed, run it again: it
+    continues with the first file that is not applied.
     """
-    plan = migrations.up(
-        options.choose_url(url),
-        dry_run=dry_run,
-        notify=database.echo_err,
-        on_applied=lambda file: click.echo(_describe_applied(file, "Applied", "Forgot")),
-    )
+    with _advise_on_local_history(url):
+        plan = migrations.up(
+            options.choose_url(url),
+            dry_run=dry_run,
+            notify=database.echo_err,
+            on_applied=lambda file: click.echo(_describe_applied(file, "Applied", "Forgot")),
+        )
     if plan.is_empty:
         click.echo(f"Nothing to do: {_format_current(plan)}.")
     elif dry_run:
@@ -56,6 +60,11 @@ def status(url: str | None, as_json: bool) -> None:
         print_json([entry._asdict() for entry in entries])
         return
     _print_table(["File", "State"], [list(entry) for entry in entries])
+    for path, state in entries:
+        if state in migrations.ADVICE:
+            database.echo_err(f"{path} {migrations.ADVICE[state]}")
+    if pending := [path for path, state in entries if state in PENDING_STATES]:
+        database.echo_err(f"Next: {pending[0]}. `ballast migrate up` applies it, and then the files after it.")
 
 
 @migrate.command(epilog="Example: ballast migrate check")
@@ -67,7 +76,8 @@ def check(url: str | None, as_json: bool) -> None:
     Compares functions, views, triggers, column defaults, policies and grants of the schemas public, app and ops. Runs
     every file and rolls it back at once. People may write meanwhile.
     """
-    plan, found = drift.check(options.choose_url(url), notify=database.echo_err)
+    with _advise_on_local_history(url):
+        plan, found = drift.check(options.choose_url(url), notify=database.echo_err)
     if as_json:
         pending = [*plan.paths, *plan.removed]
         print_json({"pending": pending, "drift": [entry._asdict() for entry in found]})
@@ -108,6 +118,18 @@ def bundle_command(check: bool) -> None:
     else:
         for path in bundle.write(migrations.ROOT, found):
             click.echo(f"Wrote {path}")
+
+
+@contextmanager
+def _advise_on_local_history(url: str | None) -> Iterator[None]:
+    """Adds the simplest remedy if the history disagrees with a database that may be deleted."""
+    try:
+        yield
+    except migrations.HistoryDisagrees as failure:
+        if not options.is_local(url):
+            raise
+        advice = "This is the local stack's database: `ballast reset` and `ballast up` create it again from the files."
+        raise migrations.HistoryDisagrees(f"{failure}\n{advice}") from None
 
 
 def _describe_applied(file: migrations.Migration | migrations.Source, applied: str, forgot: str) -> str:

@@ -48,10 +48,15 @@ def choose_url(url: str | None) -> str:
 
 def build_environment(url: str | None) -> dict[str, str]:
     """Returns the variables for a database. The stack's variables count only for its own database, after real ones."""
-    stack = Stack.from_environment()
+    local = Stack.from_environment().environment() if is_local(url) else {}
+    return local | {name: value for name, value in os.environ.items() if value}
+
+
+def is_local(url: str | None) -> bool:
+    """Returns whether the chosen database is that of the local stack."""
+    postgres = Stack.from_environment().postgres
     chosen = url or os.environ.get("DATABASE_URL")
-    is_local = chosen == stack.postgres.url() if chosen else stack.postgres.exists()
-    return (stack.environment() if is_local else {}) | {name: value for name, value in os.environ.items() if value}
+    return chosen == postgres.url() if chosen else postgres.exists()
 
 
 class NotMigrated(Failure):

@@ -22,6 +22,7 @@ from scripts.schema.database import DatabaseUnreachable, StatementRefused, conne
 from scripts.schema.locks import Locks, LockUnavailable
 from scripts.schema.migrations import FilesInvalid, FileState, HistoryDisagrees, Plan, RoleUnfit, StatementFailed
 from scripts.scratch.postgres import Postgres
+from scripts.scratch.server import scratch_server
 from tests.schema import remove
 
 ROOT = Path(__file__).parents[3]
@@ -949,6 +950,44 @@ class TestCommand:
             "pending": [],
             "drift": [{"kind": "view", "name": "ops.extra", "problem": "undeclared"}],
         }
+
+    def test_status_names_the_next_file_and_explains_what_up_refuses(
+        self, migrated_database: str, new_database: Callable[..., str]
+    ) -> None:
+        url = new_database(migrated_database)
+        late = "20200101000000"
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(
+                "delete from app.applied_sources where path in ('policies/profiles.sql', 'policies/projects.sql')"
+            )
+            connection.execute(
+                f"insert into supabase_migrations.schema_migrations values ('{late}', null, 'gone')".encode()
+            )
+        status = self.run(url, "status")
+        assert f"migrations/{late}_gone.sql is applied but has no file: restore" in status.stderr
+        assert "Next: policies/profiles.sql. `ballast migrate up` applies it" in status.stderr
+
+    def test_an_edited_migration_mentions_reset_for_the_local_stack_only(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first = migrations.read_files(ROOT).migrations[0]
+        with scratch_server(tmp_path, fsync="off") as server:
+            with psycopg.connect(server.url(), autocommit=True) as connection:
+                for statement in migrations.HISTORY_TABLE:
+                    connection.execute(statement)
+                connection.execute(
+                    "insert into supabase_migrations.schema_migrations values (%s, '{edited}')", [first.version]
+                )
+            (tmp_path / "home").mkdir()
+            (tmp_path / "home/secrets.json").write_text(json.dumps({"postgres_password": server.password}))
+            monkeypatch.setenv("BALLAST_PORT_BASE", str(server.port - 2))
+            for home in ("home", "other"):
+                monkeypatch.setenv("BALLAST_HOME", str(tmp_path / home))
+                for command in ("up", "check"):
+                    result = self.run(server.url(), command)
+                    assert result.exit_code == 1
+                    assert f"{first.path} was edited after it was applied" in result.stderr
+                    assert ("`ballast reset` and `ballast up` create it" in result.stderr) == (home == "home")
 
     def test_a_failure_is_a_line_on_stderr_and_exit_code_1(self) -> None:
         result = self.run("postgresql://postgres@127.0.0.1:1/postgres", "up")
