@@ -53,15 +53,42 @@ def clerk() -> None:
 @click.option("--data", default="{}", help="The event's data as JSON, @FILE, or - for standard input.")
 @click.option("--message-id", help="The message's id at Svix. Sending the same id again is a redelivery.")
 @click.option("--timestamp", type=int, metavar="MS", help="The time of the event, in milliseconds since 1970.")
-@click.option("--json", "as_json", is_flag=True, help="Print the service's answer as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the service's answer, and its reason, as JSON.")
 def send_command(event_type: str, data: str, message_id: str | None, timestamp: int | None, as_json: bool) -> None:
-    """Send an event of TYPE, for example user.created. The exit code is 1 unless the service stored it.
+    """Send an event of TYPE, for example user.created, and print its outcome.
 
-    The Clerk stand-in adds the fields that the data lacks.
+    The Clerk stand-in adds the fields that the data lacks. An event that changes nothing is stale, ignored or a
+    duplicate, and the reason is printed. The exit code is 1 if the event failed, or if the service did not store it.
     """
     require_stand_in("Change the object there; Clerk sends the event itself.")
-    answer = send(client_environment(), event_type, _parse_data(data), message_id, timestamp)
-    click.echo(json.dumps(answer) if as_json else f"{answer['type']} {answer['message_id']}: {answer['outcome']}")
+    environment = client_environment()
+    answer = send(environment, event_type, _parse_data(data), message_id, timestamp)
+    reason = find_reason(environment, answer)
+    if as_json:
+        click.echo(json.dumps(answer | {"reason": reason}))
+    else:
+        click.echo(f"{answer['type']} {answer['message_id']}: {answer['outcome']}")
+        if reason:
+            database.echo_err(reason)
+    if answer["outcome"] == "failed":
+        sys.exit(1)
+
+
+def find_reason(environment: dict[str, str], answer: dict[str, Any]) -> str | None:
+    """Says why an event changed nothing, and what to do; None if it was applied."""
+    if answer["outcome"] == "processed":
+        return None
+    with database.connect(environment["DATABASE_URL"]) as connection:
+        query = "select outcome, error from app.webhook_events where message_id = %s"
+        outcome, error = connection.execute(query, [answer["message_id"]]).fetchone() or (answer["outcome"], None)
+    if answer["outcome"] == "duplicate":
+        return f"The message {answer['message_id']} arrived before, and was {outcome}: another --message-id is applied."
+    if outcome == "failed":
+        retry = f"`ballast inbox retry {answer['message_id']}`"
+        return f"{error}\nCorrect the data and send it as a new message, or run {retry}."
+    if outcome == "ignored":
+        return error or f"Ballast applies no {answer['type']} events with this data: nothing changed."
+    return "Nothing changed: what is recorded of the object is as new as this event, or newer."
 
 
 def send(

@@ -66,7 +66,8 @@ def _seed_examples() -> None:
 def _send(environment: dict[str, str], event: examples.Event) -> str:
     answer = clerk.send(environment, event.type, event.data, event.message_id, examples.AT)
     if answer["outcome"] == "failed":
-        raise NotSeeded(f"The event {event.message_id} was not applied: see `ballast inbox show {event.message_id}`.")
+        reason = clerk.find_reason(environment, answer)
+        raise NotSeeded(f"The event {event.message_id} was not applied: {reason}")
     return str(answer["outcome"])
 
 

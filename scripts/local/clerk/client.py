@@ -48,11 +48,16 @@ class ClerkClient:
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         try:
             answer = httpx.post(f"{self.issuer}/stand-in/{path}", json=body, timeout=120)
-            content: dict[str, Any] = answer.json()
-        except (httpx.HTTPError, ValueError):
+        except httpx.HTTPError:
             raise NotRunning(
                 f"The Clerk stand-in does not answer at {self.issuer}: start it with `ballast up`."
             ) from None
+        if answer.is_server_error:
+            raise Refused(
+                f"The Clerk stand-in failed with {answer.status_code}. Check the data; logs/clerk.log in the "
+                "stack's folder has the error."
+            )
+        content: dict[str, Any] = answer.json()
         if not answer.is_success:
             raise Refused(content["errors"][0]["long_message"])
         return content

@@ -104,6 +104,50 @@ def test_data_is_read_from_a_file(stack: Stack, tmp_path: Path) -> None:
     assert json.loads(sent.stdout)["outcome"] == "ignored"
 
 
+def _send(stack: Stack, *words: str) -> tuple[int, str, str]:
+    sent = stack.ballast("clerk", "send", *words)
+    return sent.returncode, sent.stdout.rpartition(": ")[2].strip(), sent.stderr
+
+
+def test_an_event_that_fails_is_printed_with_its_reason_and_fails_the_command(stack: Stack) -> None:
+    event = (
+        "organizationInvitation.created",
+        "--data",
+        '{"id": "orginv_x", "email_address": "x@y.example", "organization_id": 7}',
+        "--message-id",
+        "msg_f",
+    )
+    code, outcome, stderr = _send(stack, *event)
+    assert (code, outcome) == (1, "failed")
+    assert "the invitation has no organization id" in stderr
+    assert "ballast inbox retry msg_f" in stderr
+    answer = json.loads(stack.ballast("clerk", "send", *event, "--json").stdout)
+    assert answer["outcome"] == "failed"
+    assert "the invitation has no organization id" in answer["reason"]
+    with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
+        connection.execute("delete from app.webhook_events where message_id = 'msg_f'")
+
+
+def test_data_that_the_stand_in_cannot_read_is_not_reported_as_its_absence(stack: Stack) -> None:
+    code, _, stderr = _send(stack, "role.created", "--data", '{"id": "role_x", "key": 7}')
+    assert code == 1
+    assert "The Clerk stand-in failed with 500. Check the data" in stderr
+
+
+def test_an_event_that_changes_nothing_is_printed_with_its_reason(stack: Stack) -> None:
+    code, outcome, stderr = _send(stack, "thing.made", "--data", '{"id": "thing_2"}', "--message-id", "msg_thing_2")
+    assert (code, outcome) == (0, "ignored")
+    assert "Ballast applies no thing.made events" in stderr
+    code, outcome, stderr = _send(stack, "thing.made", "--data", '{"id": "thing_2"}', "--message-id", "msg_thing_2")
+    assert (code, outcome) == (0, "duplicate")
+    assert "msg_thing_2 arrived before, and was ignored" in stderr
+    gone = ("user.deleted", "--data", '{"id": "user_gone"}')
+    assert _send(stack, *gone)[1] == "processed"
+    code, outcome, stderr = _send(stack, *gone, "--timestamp", "1767603600000")
+    assert (code, outcome) == (0, "stale")
+    assert "as new as this event, or newer" in stderr
+
+
 @pytest.mark.parametrize("data", ["{", "[]", "@/nowhere"])
 def test_data_that_is_not_an_object_is_a_usage_error(stack: Stack, data: str) -> None:
     sent = stack.ballast("clerk", "send", "user.created", "--data", data)
