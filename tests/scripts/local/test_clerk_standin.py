@@ -110,22 +110,18 @@ def _send(stack: Stack, *words: str) -> tuple[int, str, str]:
 
 
 def test_an_event_that_fails_is_printed_with_its_reason_and_fails_the_command(stack: Stack) -> None:
-    event = (
-        "organizationInvitation.created",
-        "--data",
-        '{"id": "orginv_x", "email_address": "x@y.example", "organization_id": 7}',
-        "--message-id",
-        "msg_f",
-    )
+    data = ("--data", '{"id": "orginv_x", "email_address": "x@y.example", "organization_id": 7}')
+    event = ("organizationInvitation.created", *data, "--message-id", "msg_failed")
     code, outcome, stderr = _send(stack, *event)
     assert (code, outcome) == (1, "failed")
     assert "the invitation has no organization id" in stderr
-    assert "ballast inbox retry msg_f" in stderr
+    assert "ballast inbox retry msg_failed" in stderr
     answer = json.loads(stack.ballast("clerk", "send", *event, "--json").stdout)
     assert answer["outcome"] == "failed"
     assert "the invitation has no organization id" in answer["reason"]
+    assert _send(stack, "organizationInvitation.revoked", *data)[1] == "processed"  # others compare with the stand-in
     with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
-        connection.execute("delete from app.webhook_events where message_id = 'msg_f'")
+        connection.execute("delete from app.webhook_events where message_id = 'msg_failed'")
 
 
 def test_data_that_the_stand_in_cannot_read_is_not_reported_as_its_absence(stack: Stack) -> None:
