@@ -109,7 +109,7 @@ def run_backup(task: Task, bar: Bar) -> Manifest:
     try:
         task.store.create_folder()
         with (
-            database.connect(task.url, notify=database.echo_err) as connection,
+            database.connect(task.url, notify=database.echo_err, own_session=True) as connection,
             snapshot.take_snapshot(connection) as taken,
             report_to_monitor("ballast-backup"),
         ):

@@ -117,7 +117,7 @@ def restore(wanted: str, url: str, typed: str | None, identity: Path | None, as_
     store = open_store(environment)
     with (
         tempfile.TemporaryDirectory(prefix="ballast-restore-") as folder,
-        database.connect(url, notify=database.echo_err) as connection,
+        database.connect(url, notify=database.echo_err, own_session=True) as connection,
         progress_bar() as bar,
     ):
         backup = open_backup(store, wanted, read_keys(environment, identity), Path(folder))

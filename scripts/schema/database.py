@@ -13,6 +13,9 @@ from psycopg.conninfo import conninfo_to_dict
 
 from scripts.errors import Failure
 
+# How often two connections are asked for their server process.
+PROBES = 4
+
 Connection = psycopg.Connection[Any]
 Notify = Callable[[str], None]
 
@@ -38,6 +41,10 @@ class DatabaseUnreachable(Failure):
 
 class StatementRefused(Failure):
     """A statement failed: the role lacks a privilege, or the connection was lost."""
+
+
+class SessionShared(Failure):
+    """A pooler in transaction mode is in front of the database."""
 
 
 def parse_url(url: str) -> dict[str, str]:
@@ -82,11 +89,12 @@ def echo_err(line: str) -> None:
 
 
 @contextmanager
-def connect(url: str, notify: Notify = lambda _: None) -> Iterator[Connection]:
+def connect(url: str, notify: Notify = lambda _: None, *, own_session: bool = False) -> Iterator[Connection]:
     """Opens a connection in autocommit mode, and passes the server's warnings to `notify`.
 
     Raises DatabaseUrlInvalid and DatabaseUnreachable, without the password, and StatementRefused for an error that the
     caller does not handle.
+    With `own_session`, raises SessionShared behind a pooler in transaction mode.
     """
     parse_url(url)
     try:
@@ -104,9 +112,31 @@ def connect(url: str, notify: Notify = lambda _: None) -> Iterator[Connection]:
     with connection:
         connection.add_notice_handler(lambda notice: notify(f"{notice.severity}: {notice.message_primary}"))
         try:
+            if own_session:
+                _require_own_session(connection)
             yield connection
         except errors.InsufficientPrivilege as error:
             advice = "The role of this connection lacks a right: connect as the owner, which on Supabase is postgres."
             raise StatementRefused(f"The database refused a statement: {error}\n{advice}") from error
         except psycopg.Error as error:
             raise StatementRefused(f"The database refused a statement: {error}") from error
+
+
+def _require_own_session(connection: Connection) -> None:
+    """Raises SessionShared behind a pooler in transaction mode: pg_dump and psql set what lasts until a session ends.
+
+    Such a pooler gives each transaction any free session. So the next statement of pg_dump may lack its settings, and
+    other clients, whose session has them, no longer find their tables. Through any other pooler, two connections always
+    have two sessions.
+    """
+    place, password = connection.info.dsn, connection.info.password
+    with (
+        psycopg.connect(place, password=password, autocommit=True) as one,
+        psycopg.connect(place, password=password, autocommit=True) as other,
+    ):
+        pids = [each.execute("select pg_backend_pid()").fetchone() for _ in range(PROBES) for each in (one, other)]
+    if len(set(pids[::2])) > 1 or set(pids[::2]) & set(pids[1::2]):
+        raise SessionShared(
+            "DATABASE_URL leads to a pooler in transaction mode, which shares sessions between clients. pg_dump and"
+            " psql need their own: use the direct connection or the session pooler (on Supabase, port 5432, not 6543)."
+        )

@@ -23,7 +23,7 @@ def run(tmp_path: Path) -> Run:
     for name in ("bin", "scripts/ci", ".venv/bin"):
         (tmp_path / name).mkdir(parents=True)
     shutil.copy(ROOT / "scripts/test", tmp_path / "scripts/test")
-    programs = ("setup", "ci/start-supabase", "ci/find-chromium", "ci/install-recovery-tools")
+    programs = ("setup", "ci/start-supabase", "ci/find-chromium", "ci/install-recovery-tools", "ci/install-pgbouncer")
     for name in (*(f"scripts/{program}" for program in programs), ".venv/bin/python"):
         program = tmp_path / name
         program.write_text(f'#!/bin/sh\necho "{Path(name).name} $* $BALLAST_CONTAINERS"\n')

@@ -153,6 +153,7 @@ PROVIDES = {
     r"install-postgres server 15$": "PostgreSQL 15",
     r"install-postgres server 17$": "PostgreSQL 17",
     r"^sudo \./scripts/ci/install-recovery-tools --install$": "age and zstd",
+    r"^sudo \./scripts/ci/install-pgbouncer --install$": "PgBouncer",
     r"^\./scripts/ci/start-supabase$": "Supabase",
     r"^\./scripts/ci/image build": "image",
 }
