@@ -29,6 +29,23 @@ comment on column app.applied_sources.checksum is 'SHA-256 of the file, in hexad
 comment on column app.applied_sources.applied_at is 'When this version was applied.';
 alter table app.applied_sources enable row level security, force row level security;
 
+-- ops.structure_health compares the database with these records.
+create table app.recorded_objects (
+  kind text not null,
+  name text not null,
+  hash text not null,
+  postgres_major integer not null,
+  recorded_at timestamptz not null default now(),
+  primary key (kind, name)
+);
+comment on table app.recorded_objects is 'Tables, constraints, functions and other objects as files made them.';
+comment on column app.recorded_objects.kind is 'Such as table, constraint or function.';
+comment on column app.recorded_objects.name is 'Such as public.projects, or projects_pkey on public.projects.';
+comment on column app.recorded_objects.hash is 'MD5 of the definition in the catalogue.';
+comment on column app.recorded_objects.postgres_major is 'Major version of the server. On another one the same definition has another hash.';
+comment on column app.recorded_objects.recorded_at is 'When a file created or last changed it.';
+alter table app.recorded_objects enable row level security, force row level security;
+
 -- Choices of the installation, not of a tenant.
 create table app.settings (
   only_row boolean primary key default true check (only_row),

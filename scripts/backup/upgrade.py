@@ -32,7 +32,7 @@ _DECLARATION = re.compile(
     r"^-- upgrade-check: (?P<verb>changes|deletes|removes) (?P<name>[a-z_]\w*(?:\.[a-z_]\w*){1,2})$", re.MULTILINE
 )
 # Each migration rewrites these tables from the files of the checkout, so they are not compared.
-DECLARED_DATA = ("app.applied_sources", "app.personal_data")
+DECLARED_DATA = ("app.applied_sources", "app.recorded_objects", "app.personal_data")
 
 TABLES = """
     select n.nspname, c.relname, array_agg(a.attname::text order by a.attnum)

@@ -6,7 +6,8 @@ all changed functions. Each policies file has its own bundle: the CLI applies ea
 policies lock many tables (see migrations.py).
 
 A bundle revokes default grants on what it creates, as `migrate up` does. It records its files in app.applied_sources,
-so that `migrate up` does not apply them again. Its first lines list each file with its checksum.
+so that `migrate up` does not apply them again, and the structure (see structure.py). Its first lines list each file
+with its checksum.
 
 Example: functions/1_caller/ids.sql and policies/projects.sql changed. This writes 20261201100000_functions.bundle.sql
 and 20261201100001_policies_projects.bundle.sql.
@@ -22,6 +23,7 @@ import jinja2
 from psycopg import sql
 
 from scripts.errors import Failure
+from scripts.schema import structure
 from scripts.schema.migrations import (
     API_ROLES,
     BUNDLE_SUFFIX,
@@ -95,7 +97,8 @@ def _split(found: Unbundled) -> dict[str, Unbundled]:
     """Returns the contents of each bundle by name: first all functions, then one bundle per policies file."""
     functions = tuple(source for source in found.changed if source.table is None)
     removed = tuple(path for path in found.removed if parse_policy_table(path) is None)
-    parts = {"functions": Unbundled((), functions, removed)} if functions or removed else {}
+    # Copies alone get a bundle too, because only a bundle records the structure.
+    parts = {"functions": Unbundled((), functions, removed)} if functions or removed or found.copies else {}
     for source in found.changed:
         if source.table is not None:
             parts[_name_bundle(source.path)] = Unbundled((), (source,), ())
@@ -125,6 +128,7 @@ def render(found: Unbundled) -> str:
         cleared=[table for path in found.removed if (table := parse_policy_table(path)) is not None],
         replaceable=REPLACEABLE,
         api_roles=API_ROLES,
+        record_structure=structure.RECORD,
     )
     return text.rstrip() + "\n"
 

@@ -98,3 +98,6 @@ delete from app.applied_sources where path = {{ path | literal }};
 {{ record(recorded) }}
 {% endif %}
 {% endwith %}
+
+-- Records the structure that ops.structure_health compares with.
+{{ record_structure }};

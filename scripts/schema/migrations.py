@@ -25,6 +25,7 @@ import psycopg
 from psycopg import errors, sql
 
 from scripts.errors import Failure
+from scripts.schema import structure
 from scripts.schema.database import Connection, Notify, connect
 from scripts.schema.locks import BUSY, START, Locks
 from scripts.schema.statements import Statement, split
@@ -230,14 +231,15 @@ def up(
 
 def _apply(locks: Locks, plan: Plan, on_applied: Callable[[Migration | Source], None]) -> Plan:
     """Applies each file of a plan in its own transaction, and returns the plan with the sources that were applied."""
+    apply_file = partial(_apply_file, known=structure.list_changes(locks.connection))
     if plan.migrations:
         locks.retry(HISTORY, lambda: _create_history(locks))
     for migration in plan.migrations:
-        locks.retry(migration.path, partial(_apply_file, locks, migration))
+        locks.retry(migration.path, partial(apply_file, locks, migration))
         on_applied(migration)
     plan = _plan_sources(locks.connection, plan)
     for source in plan.changes:
-        locks.retry(source.path, partial(_apply_file, locks, source))
+        locks.retry(source.path, partial(apply_file, locks, source))
         on_applied(source)
     if not plan.is_empty:
         locks.connection.execute("notify pgrst, 'reload schema'")
@@ -276,18 +278,24 @@ def _create_history(locks: Locks) -> None:
 
 
 def _apply_file(
-    locks: Locks, file: Migration | Source, consequence: str = CONTINUE, *, is_together: bool = False
+    locks: Locks,
+    file: Migration | Source,
+    consequence: str = CONTINUE,
+    *,
+    known: str = "[]",
+    is_together: bool = False,
 ) -> None:
     """Applies and records one file in the caller's transaction. The only place where this happens.
 
-    With `is_together`, other files preceded it in this transaction, and their locks are held. Raises FilesInvalid and
-    StatementFailed.
+    `known` lists what someone changed by hand: see structure.py. With `is_together`, other files preceded it in this
+    transaction, and their locks are held. Raises FilesInvalid and StatementFailed.
     """
     commands = [Command(text) for text in (SETTINGS if is_together else (*SETTINGS, START))]
     commands += _list_record_commands(locks.connection, file)
     commands += list_commands(locks.connection, file)
     # Checking constraints makes them immediate, so files that are tried together check them at the end.
     commands += [Command(text) for text in (RESET if is_together else (*RESET, CHECK_CONSTRAINTS))]
+    commands += [Command(structure.SET_KNOWN, parameters=(known,)), Command(structure.RECORD)]
     run(locks, file.path, file.text, commands, consequence)
 
 

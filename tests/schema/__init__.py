@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psycopg
 
-from scripts.schema import migrations
+from scripts.schema import migrations, structure
 
 SPECIMENS = Path(__file__).with_name("specimens.sql")
 
@@ -23,9 +23,11 @@ def migrate(url: str) -> None:
     migrations.up(url)
     with psycopg.connect(url) as connection:
         connection.execute(SPECIMENS.read_bytes())
+        connection.execute(structure.RECORD)
 
 
 def remove(url: str) -> None:
     """Removes specimens: for tests that look for objects that no file of a checkout declares."""
     with psycopg.connect(url) as connection:
         connection.execute(REMOVAL)
+        connection.execute(structure.RECORD)

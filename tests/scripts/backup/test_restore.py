@@ -40,7 +40,7 @@ at_hand = pytest.mark.usefixtures("scratch_at_hand")
 
 
 def contents(url: str) -> dict[str, str]:
-    """Hashes the contents of each of our tables."""
+    """Hashes the contents of each of our tables, except app.recorded_objects, which a restore renews."""
     with psycopg.connect(url) as connection:
         return {
             table: connection.execute(
@@ -49,6 +49,7 @@ def contents(url: str) -> dict[str, str]:
                 )
             ).fetchall()[0][0]
             for table in snapshot.count_rows(connection)
+            if table != "app.recorded_objects"
         }
 
 
