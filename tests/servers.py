@@ -39,8 +39,8 @@ MARK = "BALLAST_TEST_RUN"
 KEPT_SERVERS = ROOT / ".test-servers"
 # The sources of the databases of a kept server.
 SOURCES = (
-    "migrations", "functions", "policies", "scripts/scratch/bootstrap.sql", "scripts/scratch/realtime.sql", "scripts/scratch/supautils.sql",
-    "tests/schema/specimens.sql",
+    "migrations", "functions", "policies", "tests/schema/specimens.sql",
+    *(f"scripts/scratch/{name}.sql" for name in ("roles", "bootstrap", "realtime_roles", "realtime", "supautils")),
 )  # fmt: skip
 MIGRATED_DATABASE = "migrated"
 GRACE_SECONDS = 10

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from scripts.backup import checks
+from scripts.backup.borrowed import SuperuserMissing, borrow_database
 from scripts.backup.checks import Check
+from scripts.backup.programs import ProgramsMissing
 from scripts.backup.progress import Bar
 from scripts.backup.restore import restore_and_check
-from scripts.backup.restore_engine import Backup, Target
+from scripts.backup.restore_engine import Backup, ServerUnsuitable, Target
 from scripts.errors import Failure
 from scripts.schema import database
+from scripts.schema.database import DatabaseUnreachable
+from scripts.scratch.postgres import ServerDidNotStart
 from scripts.scratch.server import scratch_server
 
 # The server does not have to survive a power failure.
@@ -29,6 +33,9 @@ SCRATCH_SETTINGS = {
     "shared_buffers": "256MB",
     "default_statistics_target": "10",
 }
+
+# Errors about the place of a test restore.
+UNSUITABLE = (ServerUnsuitable, ProgramsMissing, SuperuserMissing, ServerDidNotStart, DatabaseUnreachable)
 
 
 class DrillFailed(Failure):
@@ -55,17 +62,26 @@ class Drill:
 
 @contextmanager
 def scratch_target(backup: Backup, bar: Bar) -> Iterator[Target]:
-    """Provides an empty database to restore into, in a server that stops when the block ends."""
+    """Provides an empty database to restore into, which is gone when the block ends."""
     bar.start_stage("Starting")
-    with (
-        scratch_server(backup.folder, **SCRATCH_SETTINGS) as server,
-        database.connect(server.url(), notify=database.echo_err) as connection,
-    ):
-        yield Target(server.url(), connection)
+    place = backup.place
+    with ExitStack() as stack:
+        if place.server is not None:
+            borrowed = stack.enter_context(borrow_database(place.server, backup.manifest.roles))
+            url, admin_url = borrowed.url, borrowed.admin_url
+        else:
+            server = stack.enter_context(scratch_server(backup.folder, place.programs, **SCRATCH_SETTINGS))
+            url, admin_url = server.url(), server.url("supabase_admin")
+        connection = stack.enter_context(database.connect(url, notify=database.echo_err))
+        admin = stack.enter_context(database.connect(admin_url))
+        yield Target(url, connection, admin=admin, programs=place.programs)
 
 
 def run_drill(backup: Backup, bar: Bar) -> Drill:
-    """Restores and checks a backup. A failed restore is reported as a failed check."""
+    """Restores and checks a backup. A failed restore is reported as a failed check.
+
+    Raises the errors in UNSUITABLE, which say nothing about the backup.
+    """
     began, started_at = time.monotonic(), datetime.now(UTC)
     manifest, done = backup.manifest, list[Check]()
     clocks, age = check_clocks(backup), (started_at - manifest.created_at).total_seconds()
@@ -74,6 +90,8 @@ def run_drill(backup: Backup, bar: Bar) -> Drill:
             for check in restore_and_check(backup, target, bar):
                 done.append(check)
             done += [checks.check_tenant_isolation(target.connection), clocks]
+    except UNSUITABLE:
+        raise
     except Failure as failure:
         done.append(Check("restore", False, str(failure), round(time.monotonic() - began, 3)))
     return Drill(

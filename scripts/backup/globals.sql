@@ -94,14 +94,17 @@ with recursive ours as (
   from role
   union all
   -- A Supabase project has some of these schemas with their grants, such as extensions.
-  select 2, 'before', format('do $do$ begin if to_regnamespace(%%L) is null then create schema %%I;%%s end if; end $do$', quote_ident(schema), schema, (
-      select string_agg(
-        format(' grant %%s on schema %%I to %%s;', g.privilege_type, schema, case when g.grantee = 0 then 'public' else g.grantee::regrole::text end),
-        '' order by g.grantee::regrole::text, g.privilege_type
-      )
-      from aclexplode(home.nspacl) as g
-      where g.grantee <> home.nspowner
-    ))
+  select 2, 'before', format(
+      'do $do$ begin if to_regnamespace(%%L) is null then create schema %%I; end if;%%s end $do$', quote_ident(schema), schema, ' if '
+      || format('pg_has_role((select nspowner from pg_namespace where nspname = %%L), ''usage'') then', schema) || (
+        select string_agg(
+          format(' grant %%s on schema %%I to %%s;', g.privilege_type, schema, case when g.grantee = 0 then 'public' else g.grantee::regrole::text end),
+          '' order by g.grantee::regrole::text, g.privilege_type
+        )
+        from aclexplode(home.nspacl) as g
+        where g.grantee <> home.nspowner
+      ) || ' end if;'
+    )
   from home
   union all
   select 3 + depth, 'extension', json_build_object('name', name, 'namespace', schema, 'version', version)::text

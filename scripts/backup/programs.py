@@ -39,17 +39,18 @@ class Programs:
         return str(self.folder / name)
 
 
-def choose_programs(connection: Connection, *, at_least: int = 0) -> Programs:
+def choose_programs(connection: Connection, *, at_least: int = 0, first: Path | None = None) -> Programs:
     """Returns the oldest programs that support this server and read an archive of version `at_least`.
 
     The oldest, because reading an archive requires programs at least as new as those that wrote it. PG_BIN overrides
-    the search with a folder. Raises ProgramsMissing.
+    the search with a folder. `first` is a folder to search in addition. Raises ProgramsMissing.
     """
     server = connection.info.server_version // 10_000
     needed = max(server, at_least)
     needs_tls = connection.pgconn.ssl_in_use
     chosen = os.environ.get("PG_BIN")
-    found = [each for each in map(_inspect_folder, [Path(chosen)] if chosen else _list_folders()) if each is not None]
+    folders = [Path(chosen)] if chosen else [*([first] if first else []), *_list_folders()]
+    found = [each for each in map(_inspect_folder, folders) if each is not None]
     fit = [each for each in found if each.version >= needed and (each.has_tls or not needs_tls)]
     if not fit:
         seen = ", ".join(f"{each.version} in {each.folder}{_tls_note(each)}" for each in found) or "none"

@@ -9,6 +9,7 @@ from typing import Any
 
 from scripts.backup import archive, checks, restore_engine
 from scripts.backup.archive import Key
+from scripts.backup.borrowed import EMBEDDED, Place
 from scripts.backup.checks import Check
 from scripts.backup.manifest import SCHEMAS
 from scripts.backup.progress import Bar
@@ -40,14 +41,14 @@ class ProjectMistyped(Failure):
     exit_code = 2
 
 
-def open_backup(store: BackupStore, wanted: str, keys: list[Key], folder: Path) -> Backup:
+def open_backup(store: BackupStore, wanted: str, keys: list[Key], folder: Path, place: Place = EMBEDDED) -> Backup:
     """Finds a backup. Raises BackupUnknown, ManifestInvalid, or IdentityUnknown if a key is missing."""
     manifest = store.manifest(store.find(wanted))
     if manifest.is_encrypted and not keys:
         raise IdentityUnknown(
             "The backup is encrypted: pass --identity FILE, or set BACKUP_IDENTITY to the text of the key."
         )
-    return Backup(store, manifest, keys, folder)
+    return Backup(store, manifest, keys, folder, place)
 
 
 def restore_and_check(
@@ -57,6 +58,7 @@ def restore_and_check(
 
     A database that stays gets `audit_store`, for the receipts of what replayed erasures change in the audit trail.
     """
+    restore_engine.require_suitable(backup.manifest, target)
     dump = backup.fetch_dump(bar)
     restore_engine.restore(backup, dump, target, bar)
     bar.start_stage("Analyzing")

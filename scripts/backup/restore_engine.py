@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import psycopg
 from psycopg import sql
 from pydantic import ValidationError
 
 from scripts.backup import archive, programs, structure
 from scripts.backup.archive import ArchiveDamaged, Key
+from scripts.backup.borrowed import EMBEDDED, Place
 from scripts.backup.manifest import AFTER, BEFORE, SCHEMAS, File, Manifest
 from scripts.backup.programs import Programs
 from scripts.backup.progress import Bar, NoProgress
@@ -55,18 +57,26 @@ commit;
 """
 
 
+class ServerUnsuitable(Failure):
+    """The server lacks what the backup needs. This says nothing about the backup."""
+
+
 class RestoreFailed(Failure):
     """The database refused the restore, and is unchanged."""
 
 
 @dataclass(frozen=True)
 class Backup:
-    """A backup to read, and the keys that decrypt it. Files from a bucket are downloaded to `folder`."""
+    """A backup to read, and the keys that decrypt it. Files from a bucket are downloaded to `folder`.
+
+    Test restores run at `place`.
+    """
 
     store: BackupStore
     manifest: Manifest
     keys: list[Key]
     folder: Path
+    place: Place = EMBEDDED
 
     def fetch_dump(self, bar: Bar) -> Path:
         """Downloads the dump if necessary and verifies its checksum, without decrypting it. Raises ArchiveDamaged."""
@@ -139,16 +149,89 @@ class Backup:
 
 @dataclass(frozen=True)
 class Target:
-    """The database to restore into: its URL and a connection. `replace` drops our existing objects first."""
+    """The database to restore into: its URL and a connection. `replace` drops our existing objects first.
+
+    In a temporary database, the superuser `admin` creates extensions. `programs` is the bin folder of its PostgreSQL.
+    """
 
     url: str
     connection: Connection
     replace: bool = False
+    admin: Connection | None = None
+    programs: Path | None = None
+
+    def choose_programs(self, manifest: Manifest) -> Programs:
+        return programs.choose_programs(self.connection, at_least=manifest.dump_version, first=self.programs)
+
+
+def require_suitable(manifest: Manifest, target: Target) -> None:
+    """Checks the version, the programs and the extensions of a target. Raises ServerUnsuitable, ProgramsMissing.
+
+    Call it before the dump is read: a download may take hours.
+    """
+    needed, found = (version // 10_000 for version in (manifest.server_version, target.connection.info.server_version))
+    if found < needed:
+        raise ServerUnsuitable(
+            f"Nothing was restored: PostgreSQL {found} cannot take a backup of PostgreSQL {needed}. Use a server of"
+            f" PostgreSQL {needed} or newer."
+        )
+    target.choose_programs(manifest)
+    missing = list(_list_missing_extensions(manifest, target.connection))
+    if missing:
+        raise ServerUnsuitable(
+            f"Nothing was restored: the server lacks what the backup needs: {'; '.join(missing)}. Install it there, or"
+            " use another server (--server or --postgres for a drill, an extract or an upgrade check)."
+        )
+    _create_extensions(manifest, target)
+
+
+def _list_missing_extensions(manifest: Manifest, connection: Connection) -> Iterator[str]:
+    available = {
+        name: (version, schema)
+        for name, version, schema in connection.execute(
+            """
+            select a.name, coalesce(a.installed_version, a.default_version), n.nspname::text
+            from pg_available_extensions as a
+            left join pg_extension as e on e.extname = a.name
+            left join pg_namespace as n on n.oid = e.extnamespace
+            """
+        )
+    }
+    for each in manifest.extensions:
+        version, schema = available.get(each.name, (None, None))
+        if version is None:
+            yield f"the extension {each.name} {each.version} is not available"
+        elif _parse_version(version) < _parse_version(each.version):
+            yield f"the extension {each.name} has the version {version} instead of {each.version}"
+        elif schema not in {None, each.namespace}:
+            yield f"the extension {each.name} is in the schema {schema} instead of {each.namespace}"
+
+
+def _parse_version(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)]
+
+
+def _create_extensions(manifest: Manifest, target: Target) -> None:
+    """Creates the extensions. Without a superuser it only tries to, because before.sql creates them."""
+    connection = target.admin or target.connection
+    for each in manifest.extensions:
+        try:
+            with connection.transaction(force_rollback=target.admin is None):
+                if not connection.execute("select from pg_namespace where nspname = %s", [each.namespace]).rowcount:
+                    schema = sql.SQL("create schema {} authorization postgres" if target.admin else "create schema {}")
+                    connection.execute(schema.format(sql.Identifier(each.namespace)))
+                extension = sql.SQL("create extension if not exists {} schema {} cascade")
+                connection.execute(extension.format(sql.Identifier(each.name), sql.Identifier(each.namespace)))
+        except psycopg.Error as error:
+            raise ServerUnsuitable(
+                f"Nothing was restored: the extension {each.name} cannot be created: {error.diag.message_primary}."
+                " Let a superuser create it first, or use another server."
+            ) from None
 
 
 def restore(backup: Backup, dump: Path, target: Target, bar: Bar) -> None:
     """Restores everything in one transaction. Raises RestoreFailed, ArchiveDamaged, ProgramsMissing."""
-    chosen = programs.choose_programs(target.connection, at_least=backup.manifest.dump_version)
+    chosen = target.choose_programs(backup.manifest)
     before, after = backup.read_file(BEFORE), backup.read_file(AFTER)
     with (
         tempfile.TemporaryDirectory(prefix="ballast-restore-") as folder,

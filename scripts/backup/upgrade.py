@@ -20,7 +20,7 @@ from psycopg import sql
 
 from scripts.backup import checks
 from scripts.backup.checks import Check, CheckResult, join_reasons, run_check
-from scripts.backup.drill import scratch_target
+from scripts.backup.drill import UNSUITABLE, scratch_target
 from scripts.backup.progress import Bar
 from scripts.backup.restore import restore_and_check
 from scripts.backup.restore_engine import Backup
@@ -82,7 +82,10 @@ class DeclaredChanges:
 
 
 def check_upgrade(backup: Backup, bar: Bar) -> list[Check]:
-    """Restores, migrates and compares a backup. An error is reported as a failed check."""
+    """Restores, migrates and compares a backup. An error is reported as a failed check.
+
+    Raises the errors in UNSUITABLE, which say nothing about the migrations.
+    """
     done: list[Check] = []
     began = time.monotonic()
     try:
@@ -90,6 +93,8 @@ def check_upgrade(backup: Backup, bar: Bar) -> list[Check]:
             done += restore_and_check(backup, target, bar)
             bar.start_stage("Migrating")
             done += migrate_and_compare(target.url, target.connection, migrations.ROOT)
+    except UNSUITABLE:
+        raise
     except Failure as failure:
         done.append(Check("upgrade", False, str(failure), round(time.monotonic() - began, 3)))
     return done

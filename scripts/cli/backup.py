@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from scripts.backup.backup_log import BackupLog
+from scripts.backup.borrowed import Place
 from scripts.backup.cron_monitors import report_to_monitor
 from scripts.backup.drill import Drill, DrillFailed, run_drill
 from scripts.backup.extract import DATABASE_VARIABLE, Extract, Format, require_free, write_extract
@@ -135,8 +136,9 @@ def restore(wanted: str, url: str, typed: str | None, identity: Path | None, as_
 @click.argument("wanted", metavar="[ID]", default="latest")
 @options.identity_option
 @options.url_option
+@options.place_options
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def drill(wanted: str, identity: Path | None, url: str | None, as_json: bool) -> None:
+def drill(wanted: str, identity: Path | None, url: str | None, place: Place, as_json: bool) -> None:
     """Prove a backup by a test restore.
 
     The backup (the latest, or ID) is restored into a temporary PostgreSQL and checked. The report is stored with the
@@ -147,7 +149,7 @@ def drill(wanted: str, identity: Path | None, url: str | None, as_json: bool) ->
     log = BackupLog.of(environment)
     with scratch_folder("drill") as folder, report_to_monitor("ballast-restore-drill"):
         with progress_bar() as bar:
-            backup = open_backup(store, wanted, read_keys(environment, identity), folder)
+            backup = open_backup(store, wanted, read_keys(environment, identity), folder, place)
             report = run_drill(backup, bar)
         log.record_drill(backup.manifest, filename_of(report.backup), asdict(report))
         _show_drill(report, as_json=as_json)
@@ -257,9 +259,16 @@ def prune(dry_run: bool, daily: int, weekly: int, monthly: int, as_json: bool) -
     help="A psql script, or a folder with one file per table. A spreadsheet would run formulas in these files.",
 )
 @options.identity_option
+@options.place_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def extract(  # noqa: PLR0913, PLR0917 - an argument per option
-    wanted: str, organization: str, output: Path, output_format: Format, identity: Path | None, as_json: bool
+    wanted: str,
+    organization: str,
+    output: Path,
+    output_format: Format,
+    identity: Path | None,
+    place: Place,
+    as_json: bool,
 ) -> None:
     """Write one organization's rows from a backup to a file.
 
@@ -271,7 +280,7 @@ def extract(  # noqa: PLR0913, PLR0917 - an argument per option
     environment = options.build_environment(None)
     require_free(output)
     with scratch_folder("extract") as folder, progress_bar() as bar:
-        backup = open_backup(open_store(environment), wanted, read_keys(environment, identity), folder)
+        backup = open_backup(open_store(environment), wanted, read_keys(environment, identity), folder, place)
         done = write_extract(backup, organization, output, output_format, bar)
     _show_extract(done, as_json=as_json)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import click
 
+from scripts.backup.borrowed import Place
 from scripts.errors import Failure
 from scripts.local.stack import Stack
 from scripts.schema.database import Connection, connect, echo_err
@@ -27,6 +30,30 @@ identity_option = click.option(
     metavar="FILE",
     help="The file with the secret key, as written by age-keygen. Default: the key in BACKUP_IDENTITY.",
 )
+
+
+def place_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds --server and --postgres, and passes them to the command as `place`."""
+
+    @click.option(
+        "--server",
+        metavar="URL",
+        help="Restore on this server, in a new database that is dropped at the end. URL of a superuser.",
+    )
+    @click.option(
+        "--postgres",
+        "programs",
+        type=click.Path(path_type=Path, file_okay=False, exists=True, resolve_path=True),
+        metavar="BIN",
+        help="Restore with the PostgreSQL in this bin folder instead of the embedded one.",
+    )
+    @wraps(command)
+    def wrapped(*arguments: Any, server: str | None, programs: Path | None, **options: Any) -> None:
+        if server is not None and programs is not None:
+            raise click.UsageError("Choose one of --server and --postgres.")
+        command(*arguments, place=Place(server, programs), **options)
+
+    return wrapped
 
 
 class DatabaseUnknown(Failure):

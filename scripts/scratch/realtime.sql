@@ -1,16 +1,6 @@
 -- Supabase Realtime's part of the database: realtime.messages, whose policies authorize private channels, and the functions that send.
 -- Runs as the superuser at each start of the server, before migrations. Every statement may run again.
 
-do $$
-begin
-  if not exists (select from pg_roles where rolname = 'supabase_realtime_admin') then
-    create role supabase_realtime_admin nologin noinherit createrole replication;
-  end if;
-end;
-$$;
--- supabase_realtime_admin owns the messages. postgres was its member in projects older than July 2026; in newer ones it is not.
-revoke supabase_realtime_admin from postgres;
-grant anon, authenticated, service_role to supabase_realtime_admin;
 grant usage, create on schema public to supabase_realtime_admin;
 grant usage on schema auth, extensions to supabase_realtime_admin;
 
@@ -44,11 +34,11 @@ grant select, insert, update on realtime.messages to postgres, anon, authenticat
 create or replace function realtime.lend_messages() returns event_trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
-  if session_user = 'postgres' and to_regclass('realtime.messages') is not null then
+  if 'postgres' in (session_user, current_setting('role')) and to_regclass('realtime.messages') is not null then
     if tg_event = 'ddl_command_start' then
       execute 'lock table only realtime.messages in access exclusive mode';
     end if;
-    update pg_class set relowner = case tg_event when 'ddl_command_start' then session_user else 'supabase_realtime_admin' end::regrole
+    update pg_class set relowner = case tg_event when 'ddl_command_start' then 'postgres' else 'supabase_realtime_admin' end::regrole
     where oid = to_regclass('realtime.messages');
   end if;
 end;

@@ -37,9 +37,12 @@ def scratch_folder(purpose: str) -> Iterator[Path]:
 
 
 @contextmanager
-def scratch_server(folder: Path, **settings: str) -> Iterator[Postgres]:
-    """Runs a server in `folder`, set up like a new Supabase project, with `settings`. Raises ServerDidNotStart."""
-    server = Postgres(folder / "server", free_ports(1), secrets.token_urlsafe(16))
+def scratch_server(folder: Path, programs: Path | None = None, /, **settings: str) -> Iterator[Postgres]:
+    """Runs a server in `folder`, set up like a new Supabase project, with `settings`.
+
+    `programs` is the bin folder of another PostgreSQL than the embedded one. Raises ServerDidNotStart.
+    """
+    server = Postgres(folder / "server", free_ports(1), secrets.token_urlsafe(16), programs)
     process = server.start(**settings)
     try:
         yield server

@@ -245,16 +245,16 @@ def heavy(populated_database: str, lasting_database: Callable[..., str], bare_se
 
 
 @pytest.fixture
-def scratch_at_hand(new_database: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def scratch_at_hand(new_database: Callable[..., str], bare_server: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes drills and extracts in this process restore into a new database of the running server.
 
     This saves the second that a temporary server takes to start. Drills and extracts as a process still start one.
     """
 
     @contextlib.contextmanager
-    def at_hand(_folder: Path, **_settings: str) -> Iterator[SimpleNamespace]:
-        url = new_database()
-        yield SimpleNamespace(url=lambda: url)
+    def at_hand(_folder: Path, _programs: Path | None, **_settings: str) -> Iterator[SimpleNamespace]:
+        name = new_database().rpartition("/")[2]
+        yield SimpleNamespace(url=lambda user="postgres": bare_server.url(user, name))
 
     monkeypatch.setattr("scripts.backup.drill.scratch_server", at_hand)
 
