@@ -34,7 +34,7 @@ from scripts.backup.manifest import SCHEMAS
 from scripts.backup.store import BackupStore
 from scripts.cli import ballast
 from tests.conftest import ROOT, Database, Stack
-from tests.people import ADA, ADA_EMAILS, delete_broadcasts, scan
+from tests.people import ADA, ADA_EMAILS, SIMILAR, delete_broadcasts, scan
 from tests.schema import remove
 from tests.scripts.conftest import Vault
 from tests.service.outside import Outside, running_outside
@@ -315,6 +315,27 @@ def test_after_a_restore_erasures_are_repeated_and_the_cache_is_empty(
     assert operator.clerk.requests == [f"/v1/users/{ADA}"]
     assert ask_redis(redis, "EXISTS", "old") == 0
     assert "proven" in output
+
+
+def test_an_older_backup_brings_no_erased_person_back(operator: Operator) -> None:
+    """The erasure and its ledger are those of `ballast person erase`; it is repeated by restore, drill and extract."""
+    vault, output = operator.vault, operator.folder / "acme.sql"
+    backup = vault.back_up()
+    operator.erase_ada()
+    vault.back_up()
+    assert vault.store.folder is not None
+    assert len(list((vault.store.folder / "erasures").iterdir())) == 1
+    vault.run_to_end("restore", backup, "--to", operator.target)
+    assert traces_of_ada(operator.target).keys() <= {"app.erasure_log"}
+    report = json.loads(vault.run_to_end("drill", backup, "--json").stdout)
+    details = {each["name"]: each["detail"] for each in report["checks"]}
+    assert details["erasures replayed"] == "entries in the ledger: 1; people in the backup, erased again: 1"
+    vault.run_to_end("extract", backup, "--organization", "org_acme", "--output", str(output))
+    text = output.read_text()
+    for alike in (*SIMILAR, *SIMILAR.values()):  # of other people, who stay
+        assert alike in text
+        text = text.replace(alike, "")
+    assert [word for word in (ADA, *ADA_EMAILS) if word in text] == []
 
 
 def ask_redis(environment: dict[str, str], *command: str) -> Any:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
 import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +70,20 @@ def extract(vault: Vault, backup: str, output: Path, *options: str) -> dict[str,
     return report
 
 
-def run_put_back(vault: Vault, output: Path) -> None:
-    """Puts the rows back with psql, in the folder of the extract."""
+def try_to_put_back(vault: Vault, output: Path) -> subprocess.CompletedProcess[str]:
+    """Runs the script with psql, in the folder of the extract."""
     with vault.connect() as connection:
         psql = programs.choose_programs(connection)["psql"]
     folder, script = (output, "put-back.sql") if output.is_dir() else (output.parent, output.name)
-    done = subprocess.run(
+    return subprocess.run(
         [psql, "--no-psqlrc", "--quiet", f"--dbname={vault.url}", f"--file={script}"],
         cwd=folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
+
+
+def run_put_back(vault: Vault, output: Path) -> None:
+    """Puts the rows back."""
+    done = try_to_put_back(vault, output)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -150,6 +159,122 @@ def test_later_changes_and_other_tenants_rows_stay(folder_vault: Vault, tmp_path
     [back] = after.pop("specimens") - before.pop("specimens")
     assert "For support" in back
     assert after == before
+
+
+FOREIGN_KEYS = """
+    select k.conrelid::regclass::text, k.conname, pg_get_constraintdef(k.oid) from pg_constraint as k
+    where k.contype = 'f' and k.conparentid = 0 and k.connamespace = 'public'::regnamespace
+"""
+DEEDS = """
+    select a.organization_id = o.id, a.user_id, a.action, count(*) from public.audit_logs as a
+    join public.organizations as o on o.clerk_org_id = 'org_acme'
+    where a.created_at > %s and a.changes::text not like '%%Concurrent%%' and a.metadata::text not like '%%Concurrent%%'
+    group by 1, 2, 3
+"""
+INSERTS = """
+    select m.topic like '%%' || o.id || '%%', count(*) from realtime.messages as m
+    join public.organizations as o on o.clerk_org_id = 'org_acme'
+    where m.inserted_at > %s::timestamptz at time zone 'UTC' and m.event = 'INSERT' and m.payload::text not like '%%Concurrent%%'
+    group by 1
+"""
+
+
+@contextlib.contextmanager
+def others_write(vault: Vault) -> Iterator[Callable[[], None]]:
+    """Another tenant inserts, changes and deletes rows until the block ends. Provides a function that waits for it."""
+    rounds, ended, failures = list[int](), threading.Event(), list[Exception]()
+
+    def write() -> None:
+        try:
+            with vault.connect() as connection:
+                while not ended.is_set():
+                    connection.execute(
+                        "insert into public.specimens (organization_id, title) select id, 'Concurrent' from public.organizations"
+                        " where clerk_org_id = 'org_globex'"
+                    )
+                    connection.execute("update public.specimens set status = 'archived' where title = 'Concurrent'")
+                    connection.execute("delete from public.specimens where title = 'Concurrent'")
+                    rounds.append(1)
+        except Exception as failure:
+            failures.append(failure)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+
+    def wait_for_next_round() -> None:
+        before = len(rounds)
+        while len(rounds) == before and writer.is_alive():
+            time.sleep(0.01)
+
+    try:
+        yield wait_for_next_round
+    finally:
+        ended.set()
+        writer.join()
+    assert failures == []
+
+
+def test_one_tenant_is_put_back_into_a_live_database(folder_vault: Vault, tmp_path: Path, backup: StoredBackup) -> None:
+    name, original = folder_vault.keep(backup), contents(folder_vault, besides=RECORD)
+    execute(
+        folder_vault,
+        "delete from public.specimens where title in ('For support', 'Ada as support')",
+        acme("organization_memberships"),
+        "update public.specimens set title = title || ' changed', metadata = '{\"newer\": true}' where title = 'Not hers'",
+        "update public.organizations set name = name || ' renamed'",
+        "insert into public.specimens (organization_id, title) select id, 'New since' from public.organizations",
+    )
+    damaged = contents(folder_vault, besides=RECORD)
+    lost = {table: {row for row in rows if row not in damaged[table]} for table, rows in original.items()}
+    # Rows that were deleted. Of rows that were changed, the newer version stays.
+    lost = {
+        "organization_memberships": lost["organization_memberships"],
+        "specimens": {row for row in lost["specimens"] if "Not hers" not in row},
+    }
+    assert all(lost.values())
+    extract(folder_vault, name, tmp_path / "acme.sql")
+    with folder_vault.connect() as connection:
+        [[began]] = connection.execute("select clock_timestamp()").fetchall()
+    with others_write(folder_vault) as wait_for_next_round:
+        wait_for_next_round()
+        run_put_back(folder_vault, tmp_path / "acme.sql")
+        wait_for_next_round()
+    expected = {table: rows | lost.get(table, set()) for table, rows in damaged.items()}
+    assert contents(folder_vault, besides=RECORD) == expected
+    with folder_vault.connect() as connection:
+        deeds = connection.execute(DEEDS, [began]).fetchall()
+        assert {(is_acme, author) for is_acme, author, *_ in deeds} == {(True, None)}
+        assert {action: number for *_, action, number in deeds} == {
+            "specimen.created": len(lost["specimens"]),
+            "member.joined": len(lost["organization_memberships"]),
+        }
+        [(is_acme, number)] = connection.execute(INSERTS, [began]).fetchall()
+        assert (is_acme, number >= len(lost["specimens"])) == (True, True)
+        with connection.transaction(force_rollback=True):
+            for table, key, definition in connection.execute(FOREIGN_KEYS).fetchall():
+                connection.execute(
+                    f'alter table {table} drop constraint "{key}", add constraint "{key}" {definition}'.encode()
+                )
+    once = contents(folder_vault)
+    run_put_back(folder_vault, tmp_path / "acme.sql")
+    assert contents(folder_vault) == once
+
+
+def test_an_organization_that_was_created_again_is_not_mixed_with_the_old_one(
+    folder_vault: Vault, tmp_path: Path, backup: StoredBackup
+) -> None:
+    """Its rows have another id now: the script is refused as a whole."""
+    name = folder_vault.keep(backup)
+    execute(
+        folder_vault,
+        "delete from public.organizations where clerk_org_id = 'org_acme'",
+        "insert into public.organizations (clerk_org_id, name) values ('org_acme', 'Acme again')",
+    )
+    before = contents(folder_vault)
+    extract(folder_vault, name, tmp_path / "acme.sql")
+    refused = try_to_put_back(folder_vault, tmp_path / "acme.sql")
+    assert (refused.returncode, "violates foreign key constraint" in refused.stderr) == (3, True)
+    assert contents(folder_vault) == before
 
 
 def test_putting_back_twice_changes_nothing(folder_vault: Vault, tmp_path: Path, backup: StoredBackup) -> None:
