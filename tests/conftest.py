@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -143,6 +144,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     # Files that use the stack come first: one process runs them, while the others start with the rest and steal from its end.
     on_the_stack = {item.path for item in items if uses_the_stack(item)}
     items.sort(key=lambda item: item.path not in on_the_stack)
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """The URL of a server that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
 def free_port_block() -> int:

@@ -25,6 +25,8 @@ from scripts.local.stack import STAND_IN, Stack
 def doctor(url: str | None, write: bool, session_token: str | None, as_json: bool) -> None:
     """Check the whole configuration, and print how to fix each problem. Exits with 1 if a check fails.
 
+    Includes the lights of `ballast status`: yellow is a warning, red a failure.
+
     Reads the service's variables from the environment. For a local stack's database, adds the stack's variables.
     """
     environment = options.build_environment(url)
@@ -58,7 +60,7 @@ def local_stack(environment: Mapping[str, str], url: str | None) -> LocalStack:
 
 
 def _show(findings: list[Finding]) -> None:
-    styles = {"passed": "green", "failed": "red", "skipped": "yellow"}
+    styles = {"passed": "green", "warning": "yellow", "failed": "red", "skipped": "yellow"}
     table = Table("check", "", "found", box=None)
     for finding in findings:
         remedy = f"\n→ {finding.remedy}" if finding.remedy else ""

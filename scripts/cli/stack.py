@@ -68,9 +68,8 @@ def status(url: str | None, as_json: bool) -> None:
         if shows_services
         else []
     )
-    found = traffic_lights.run_checks(chosen, is_local=is_local) if chosen else []
-    if chosen and (cache := traffic_lights.check_cache(options.build_environment(url))):
-        found.append(cache)
+    environment = options.build_environment(url)
+    found = traffic_lights.run_checks(chosen, is_local=is_local, environment=environment) if chosen else []
     if as_json:
         light = traffic_lights.find_worst_light(found)
         print_json(

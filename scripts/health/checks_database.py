@@ -1,4 +1,4 @@
-"""Checks that the database matches the files, and limits the duration of statements."""
+"""Checks that the database matches the files, and that Supabase's advisors find nothing unexplained."""
 
 from __future__ import annotations
 
@@ -11,34 +11,10 @@ from typing import Any
 
 from scripts.backup.programs import split_password
 from scripts.health.context import CheckFailed, CheckSkipped, Context, join_some
-from scripts.schema import database, drift, migrations
+from scripts.schema import drift, migrations
 
-# Supabase's defaults.
-STATEMENT_TIMEOUTS = {"anon": "3s", "authenticated": "8s"}
 ADVISORS = migrations.ROOT / "node_modules/.bin/supabase"
 ACCEPTED_ADVICE = migrations.ROOT / "tests/db/accepted_advice.toml"
-
-
-def check_role_timeouts(context: Context) -> str:
-    """Checks that statements through the Data API have a timeout."""
-    with database.connect(context.database_url) as connection:
-        # A setting for this database comes last in the order, and overrides the one for all databases.
-        found = dict(
-            connection.execute(
-                "select r.rolname, split_part(c, '=', 2) from pg_db_role_setting as s "
-                "join pg_roles as r on r.oid = s.setrole cross join unnest(s.setconfig) as c "
-                "where r.rolname in ('anon', 'authenticated') and c like 'statement_timeout=%' and s.setdatabase in "
-                "(0, (select oid from pg_database where datname = current_database())) order by s.setdatabase"
-            ).fetchall()
-        )
-    unlimited = [role for role in STATEMENT_TIMEOUTS if found.get(role) in {None, "0"}]
-    if unlimited:
-        raise CheckFailed(
-            f"Without a statement_timeout: {', '.join(unlimited)}. A slow query can occupy a connection indefinitely.",
-            "; ".join(f"alter role {role} set statement_timeout = '{STATEMENT_TIMEOUTS[role]}'" for role in unlimited)
-            + "; notify pgrst, 'reload config'.",
-        )
-    return ", ".join(f"{role} {limit}" for role, limit in sorted(found.items()))
 
 
 def check_migrations(context: Context) -> str:

@@ -20,10 +20,12 @@ def check_service(context: Context) -> str:
     """Checks that /readyz returns 200, and that it does not report Redis as down."""
     answer = httpx.get(f"{_read_service_url(context)}/readyz", timeout=TIMEOUT)
     if answer.is_success:
-        if "redis" in parse_json(answer).get("down", []):
+        body = parse_json(answer)
+        if "redis" in body.get("down", []):
             raise CheckFailed(
-                "The service works, but without a cache and without limits: it does not reach Redis.",
-                "Check UPSTASH_REDIS_REST_URL and UPSTASH_REDIS_REST_TOKEN of the service.",
+                "The service works, but without a cache and without limits: "
+                + ("Redis hangs." if body.get("redis") == "hanging" else "it does not reach Redis."),
+                "Check UPSTASH_REDIS_REST_URL and UPSTASH_REDIS_REST_TOKEN of the service, and that Redis answers.",
             )
         return "Ready: it reaches the database and Redis."
     raise CheckFailed(
@@ -93,7 +95,13 @@ def check_jobs_token(context: Context) -> str:
 def check_redis(context: Context) -> str:
     """Checks that Redis answers PING over its REST protocol."""
     url, token = context["UPSTASH_REDIS_REST_URL"].rstrip("/"), context["UPSTASH_REDIS_REST_TOKEN"]
-    answer = httpx.post(url, json=["PING"], headers={"Authorization": f"Bearer {token}"}, timeout=TIMEOUT)
+    try:
+        answer = httpx.post(url, json=["PING"], headers={"Authorization": f"Bearer {token}"}, timeout=TIMEOUT)
+    except httpx.ReadTimeout:
+        raise CheckFailed(
+            f"Redis hangs: it accepted the connection and did not answer for {TIMEOUT.read:.0f} seconds.",
+            "Look at the load and the log of Redis, or restart it. The service works without it, but slower.",
+        ) from None
     if answer.is_success and parse_json(answer).get("result") == "PONG":
         return "PONG."
     raise CheckFailed(

@@ -25,7 +25,7 @@ PUBLIC_NAMES = {"SUPABASE_PUBLISHABLE_KEY"}
 MIN_REDACTED_LENGTH = 6
 
 
-Outcome = Literal["passed", "failed", "skipped"]
+Outcome = Literal["passed", "warning", "failed", "skipped"]
 
 
 class CheckFailed(Exception):

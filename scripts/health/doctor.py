@@ -1,7 +1,7 @@
-"""Runs the checks of `ballast doctor`.
+"""Runs the checks of `ballast doctor`: all lights of `ballast status`, and what only an outside view shows.
 
-Each check passes, fails with a remedy, or is skipped. Checks change nothing, except that the service stores a ping per
-webhook secret.
+Each check passes, warns or fails with a remedy, or is skipped. Checks change nothing, except that the service stores a
+ping per webhook secret.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable
 import httpx
 
 from scripts.errors import Failure
+from scripts.health import traffic_lights
 from scripts.health.checks_backups import check_encryption, check_pg_dump, check_store
 from scripts.health.checks_clerk import (
     check_clerk_keys,
@@ -22,11 +23,8 @@ from scripts.health.checks_clerk import (
     check_session_token_role,
     check_third_party_auth,
 )
-from scripts.health.checks_database import (
-    check_advisors,
-    check_migrations,
-    check_role_timeouts,
-)
+from scripts.health.checks_clocks import check_clocks
+from scripts.health.checks_database import check_advisors, check_migrations
 from scripts.health.checks_service import (
     check_jobs_token,
     check_redis,
@@ -34,11 +32,12 @@ from scripts.health.checks_service import (
     check_webhook_secrets,
 )
 from scripts.health.checks_settings import check_keys, check_settings
-from scripts.health.context import CheckFailed, CheckSkipped, Context, Finding
+from scripts.health.context import CheckFailed, CheckSkipped, Context, Finding, Outcome
 
 CHECKS: dict[str, Callable[[Context], str]] = {
     "settings": check_settings,
     "keys": check_keys,
+    "clocks": check_clocks,
     "Clerk's keys": check_clerk_keys,
     "publishable key": check_publishable_key,
     "secret key": check_secret_key,
@@ -47,7 +46,6 @@ CHECKS: dict[str, Callable[[Context], str]] = {
     "Clerk instance": check_instance,
     "JWT templates": check_jwt_templates,
     "exposed schemas": check_exposed_schemas,
-    "role timeouts": check_role_timeouts,
     "migrations": check_migrations,
     "advisors": check_advisors,
     "pg_dump": check_pg_dump,
@@ -60,9 +58,31 @@ CHECKS: dict[str, Callable[[Context], str]] = {
 }
 
 
+# A red light fails here too, so `status` and `doctor` agree on every rule of ops.health.
+OUTCOMES: dict[traffic_lights.Light, Outcome] = {"green": "passed", "yellow": "warning", "red": "failed"}
+
+
 def run_checks(context: Context) -> list[Finding]:
     """Runs every check, even if others fail."""
-    return [run_check(name, context) for name in CHECKS]
+    return [*(run_check(name, context) for name in CHECKS), *read_lights(context)]
+
+
+def read_lights(context: Context) -> list[Finding]:
+    """The lights of `ballast status`, each as a check `light: <name>`."""
+    try:
+        found = traffic_lights.run_checks(
+            context.database_url, is_local=context.is_local, environment=context.environment
+        )
+    except CheckSkipped as reason:
+        return [Finding("lights", "skipped", context.redact(str(reason)))]
+    return [_convert_light(each, context) for each in found]
+
+
+def _convert_light(check: traffic_lights.Check, context: Context) -> Finding:
+    name, facts = f"light: {check.name}", context.redact(traffic_lights.format_facts(check.facts))
+    if check.status == "green":
+        return Finding(name, "passed", facts or "OK.")
+    return Finding(name, OUTCOMES[check.status], facts or f"The light is {check.status}.", context.redact(check.advice))
 
 
 def run_check(name: str, context: Context) -> Finding:

@@ -28,6 +28,13 @@ METRICS_TIMEOUT = httpx.Timeout(5)
 # If Redis fails for a larger share of cache requests, the cache is yellow.
 MAX_ERROR_SHARE = 0.1
 
+# By the label `state` of the service's metric ballast_redis_up.
+REDIS_ADVICE = {
+    "unreachable": "The service does not reach Redis: check its UPSTASH_REDIS_REST_URL, and that Redis is running.",
+    "hanging": "Redis hangs: it accepts connections and does not answer. Look at its load, or restart it.",
+    "invalid": "Redis returns errors or no Redis answers: check the service's UPSTASH_REDIS_REST_… variables.",
+}
+
 # A local stack does not need these: there, a missing one is yellow instead of red.
 PRODUCTION_CHECKS = {"backup", "job", "mail"}
 
@@ -42,8 +49,13 @@ class Check:
     facts: dict[str, Any]
 
 
-def run_checks(url: str, *, is_local: bool) -> list[Check]:
-    """Runs every check. Returns only one if the database does not answer or was never migrated."""
+def run_checks(url: str, *, is_local: bool, environment: Mapping[str, str]) -> list[Check]:
+    """Runs every check. Returns only one of the database if it does not answer or was never migrated."""
+    cache = check_cache(environment)
+    return [*_check_database(url, is_local=is_local), *([cache] if cache else [])]
+
+
+def _check_database(url: str, *, is_local: bool) -> list[Check]:
     try:
         files = check_migrations(url)
         with connect(url) as connection:
@@ -83,17 +95,16 @@ def check_cache(environment: Mapping[str, str]) -> Check | None:
     try:
         answer = httpx.get(f"{url}/metrics", headers={"Authorization": f"Bearer {token}"}, timeout=METRICS_TIMEOUT)
         answer.raise_for_status()
-        did = {
-            sample.labels["what"]: int(sample.value)
-            for family in text_string_to_metric_families(answer.text)
-            for sample in family.samples
-            if sample.name == "ballast_cache_total"
-        }
+        samples = [each for family in text_string_to_metric_families(answer.text) for each in family.samples]
+        did = {each.labels["what"]: int(each.value) for each in samples if each.name == "ballast_cache_total"}
+        redis = next((each.labels["state"] for each in samples if each.name == "ballast_redis_up"), "up")
     except (httpx.HTTPError, ValueError):
         return Check("cache", "yellow", "/metrics is not available: check SERVICE_URL and METRICS_TOKEN.", {})
     hits, misses, errors = (did.get(what, 0) for what in ("hits", "misses", "errors"))
     asked = hits + misses + errors
     facts = {"hit_rate": f"{hits / asked:.0%}" if asked else None, "hits": hits, "misses": misses, "errors": errors}
+    if redis != "up":
+        return Check("cache", "yellow", REDIS_ADVICE[redis], facts)
     if errors > MAX_ERROR_SHARE * asked:
         return Check("cache", "yellow", "Redis fails for many requests: run `ballast doctor`.", facts)
     return Check("cache", "green", "OK.", facts)

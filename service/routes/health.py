@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import httpx
 from flask import Blueprint, jsonify
 from flask.typing import ResponseReturnValue
 from upstash_redis import Redis
@@ -10,6 +13,8 @@ from service.components import components
 from service.problems import Problem
 
 health = Blueprint("health", __name__)
+
+RedisState = Literal["up", "unreachable", "hanging", "invalid"]
 
 
 class NotReady(Problem, status=503, slug="not-ready", title="The service is not ready", retry_after=5):
@@ -26,16 +31,20 @@ def alive() -> ResponseReturnValue:
 @health.get("/readyz")
 def ready() -> ResponseReturnValue:
     """Checks that the database answers. `down` names Redis too, which the service does not need."""
-    answers = {"data_api": components().data_api.ready(), "redis": redis_answers(components().redis_probe)}
-    down = [name for name, answered in answers.items() if not answered]
-    if not answers["data_api"]:
-        raise NotReady(f"No answer from: {', '.join(down)}.", down=down)
-    return jsonify(status="ok", down=down)
+    is_ready, redis = components().data_api.ready(), read_redis_state(components().redis_probe)
+    down = [name for name, is_up in (("data_api", is_ready), ("redis", redis == "up")) if not is_up]
+    if not is_ready:
+        raise NotReady(f"No answer from: {', '.join(down)}.", down=down, redis=redis)
+    return jsonify(status="ok", down=down, redis=redis)
 
 
-def redis_answers(redis: Redis) -> bool:
-    """Whether Redis answers a PING in time."""
+def read_redis_state(redis: Redis) -> RedisState:
+    """Sends a PING. Redis hangs if it accepts the connection and does not answer within the timeout."""
     try:
-        return redis.ping() == "PONG"
+        return "up" if redis.ping() == "PONG" else "invalid"
+    except (httpx.ConnectError, httpx.ConnectTimeout):
+        return "unreachable"
+    except httpx.TimeoutException:
+        return "hanging"
     except Exception:  # the package does not validate answers: a malformed one may raise anything
-        return False
+        return "invalid"

@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from service import bearer
 from service.components import components
 from service.data_api import CallFailed
+from service.routes.health import read_redis_state
 
 metrics = Blueprint("metrics", __name__)
 
@@ -44,7 +45,20 @@ def show() -> ResponseReturnValue:
     else:
         registry.register(REGISTRY)
     registry.register(_Database())
+    registry.register(_Redis())
     return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
+
+
+class _Redis(Collector):
+    """Whether Redis answers a PING at each scrape."""
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        state = read_redis_state(components().redis_probe)
+        gauge = GaugeMetricFamily(
+            "ballast_redis_up", "Whether Redis answered; state: up, unreachable, hanging, invalid.", labels=["state"]
+        )
+        gauge.add_metric([state], float(state == "up"))
+        yield gauge
 
 
 class _Database(Collector):

@@ -25,7 +25,7 @@ def test_a_deployment_sees_which_release_is_running(make_app: MakeApp) -> None:
 
 def test_on_the_running_stack_the_service_is_ready(online: FlaskClient) -> None:
     response = online.get("/readyz")
-    assert (response.status_code, response.json) == (200, {"status": "ok", "down": []})
+    assert (response.status_code, response.json) == (200, {"status": "ok", "down": [], "redis": "up"})
 
 
 def working(path: str, *_: Any) -> Answer:
@@ -76,10 +76,19 @@ def test_without_redis_the_service_is_ready_and_reports_it_soon(
     client = make_app(SUPABASE_URL=outside.url, UPSTASH_REDIS_REST_URL=outside.url).test_client()
     began = time.monotonic()
     response = client.get("/readyz")
-    assert (response.status_code, response.json) == (200, {"status": "ok", "down": ["redis"]})
+    state = "hanging" if broken == "slow" else "invalid"
+    assert (response.status_code, response.json) == (200, {"status": "ok", "down": ["redis"], "redis": state})
     assert time.monotonic() - began < 1  # Kubernetes' default timeout
     assert len(outside.requests) == 2
 
 
+def test_a_redis_that_accepts_and_never_answers_is_called_hanging(make_app: MakeApp, silent_server: str) -> None:
+    client = make_app(UPSTASH_REDIS_REST_URL=silent_server, METRICS_TOKEN="m" * 32).test_client()
+    assert client.get("/readyz").json["redis"] == "hanging"
+    metrics = client.get("/metrics", headers={"Authorization": f"Bearer {'m' * 32}"}).text
+    assert 'ballast_redis_up{state="hanging"} 0.0' in metrics
+
+
 def test_both_dependencies_are_named_if_both_are_down(offline: FlaskClient) -> None:
-    assert offline.get("/readyz").json["down"] == ["data_api", "redis"]
+    found = offline.get("/readyz").json
+    assert (found["down"], found["redis"]) == (["data_api", "redis"], "unreachable")

@@ -5,7 +5,12 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +21,13 @@ from click.testing import CliRunner, Result
 
 from scripts.cli import ballast
 from scripts.cli.doctor import local_stack
-from scripts.health import checks_database
+from scripts.health import checks_database, checks_service
 from scripts.health.context import Context, Finding
 from scripts.health.doctor import CHECKS, run_check
-from scripts.scratch.postgres import Postgres
-from tests.conftest import Stack
+from tests.conftest import ROOT, Stack
 from tests.schema import remove
-from tests.service.outside import Answer, Outside, rest_answer, running_outside
+from tests.scripts.backup.test_clocks import fake_clock
+from tests.service.outside import Answer, Outside, OutsideHandler, rest_answer, running_outside
 
 UNUSED_URL = "http://127.0.0.1:9"
 PLACE = ("BALLAST_HOME", "BALLAST_PORT_BASE")
@@ -73,8 +78,12 @@ def require_failure(finding: Finding, *words: str) -> None:
 def test_a_running_stack_passes_every_check(stack: Stack) -> None:
     result = stack.ballast("doctor", "--write", "--json")
     findings = json.loads(result.stdout)
-    assert [each for each in findings if each["outcome"] != "passed"] == []
-    assert [each["name"] for each in findings] == list(CHECKS)
+    outside = findings[: len(CHECKS)]
+    assert [each for each in outside if each["outcome"] != "passed"] == []
+    assert [each["name"] for each in outside] == list(CHECKS)
+    lights = findings[len(CHECKS) :]
+    assert {each["name"] for each in lights} >= {"light: webhook", "light: job", "light: role", "light: cache"}
+    assert [each for each in lights if each["outcome"] not in {"passed", "warning"}] == []
     assert result.returncode == 0
 
 
@@ -95,8 +104,13 @@ def test_checks_without_their_variables_are_skipped_with_a_reason(hosted_databas
     result: Result = CliRunner().invoke(ballast, ["doctor", "--json"], env=place)
     findings = {each["name"]: each for each in json.loads(result.stdout)}
     passed = {name for name, each in findings.items() if each["outcome"] == "passed"}
-    assert passed == {"role timeouts", "migrations", "advisors", "pg_dump"}
-    assert {name for name, each in findings.items() if each["outcome"] == "failed"} == {"settings"}
+    assert {name for name in passed if not name.startswith("light: ")} == {
+        "migrations",
+        "advisors",
+        "pg_dump",
+        "clocks",
+    }
+    assert {name for name, each in findings.items() if each["outcome"] == "failed"} == {"settings", "light: backup"}
     assert findings["backup store"]["found"] == "BACKUP_URL is not set."
     assert result.exit_code == 1
     plain = CliRunner().invoke(ballast, ["doctor"], env=place)
@@ -198,6 +212,7 @@ def test_a_ping_changes_nothing_but_the_inbox(examine: Examine, stack: Stack) ->
     ("exposed schemas", "SUPABASE_URL", rest_answer({"code": "42501", "message": "permission denied"}, 403), ["exposes the schema app"]),
     ("service", "SERVICE_URL", rest_answer({"detail": "No answer from: data_api."}, 503), ["No answer from: data_api."]),
     ("service", "SERVICE_URL", rest_answer({"status": "ok", "down": ["redis"]}), ["without a cache", "UPSTASH"]),
+    ("service", "SERVICE_URL", rest_answer({"status": "ok", "down": ["redis"], "redis": "hanging"}), ["Redis hangs"]),
     ("webhook secret", "SERVICE_URL", rest_answer({"outcome": "ignored"}), ["wrong signature gets 200"]),
     ("webhook secret", "SERVICE_URL", rest_answer({}), ["not the webhook route of the service"]),
     ("jobs token", "SERVICE_URL", rest_answer({}), ["without a token"]),
@@ -208,6 +223,43 @@ def test_a_wrong_server_is_found(
 ) -> None:
     outside.answer = lambda *_: answer
     require_failure(examine(check, **{variable: outside.url}), *words)
+
+
+def test_a_redis_that_accepts_and_never_answers_is_called_hanging(
+    examine: Examine, silent_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks_service, "TIMEOUT", httpx.Timeout(0.5))
+    require_failure(examine("Redis", UPSTASH_REDIS_REST_URL=silent_server), "Redis hangs", "did not answer", "restart")
+    require_failure(examine("Redis", UPSTASH_REDIS_REST_URL=UNUSED_URL), "ConnectError")
+
+
+@pytest.mark.parametrize(("minutes", "words"), [(-10, "behind that of Clerk"), (10, "ahead of that of Clerk")])
+def test_a_clock_that_differs_from_clerks_is_called_clock_skew(
+    examine: Examine, outside: Outside, monkeypatch: pytest.MonkeyPatch, minutes: int, words: str
+) -> None:
+    agreed = examine("clocks")
+    assert (agreed.outcome, agreed.found) == (
+        "passed",
+        "The clocks of this machine, the database, the service, Clerk agree.",
+    )
+    clerks_time = format_datetime(datetime.now(UTC) - timedelta(minutes=minutes))
+    monkeypatch.setattr(OutsideHandler, "date_time_string", lambda *_: clerks_time)
+    finding = examine("clocks", CLERK_ISSUER=outside.url)
+    require_failure(finding, "Clock skew", words, "NTP")
+    assert all(name in finding.found for name in ("this machine", "the database", "the service"))
+
+
+def test_a_machine_whose_clock_is_wrong_is_named_alone(stack: Stack) -> None:
+    """The whole command, with a clock that is 10 minutes behind."""
+    result = subprocess.run(
+        [sys.executable, "-m", "scripts.cli", "doctor", "--json"],
+        env={**os.environ, **stack.environment, **fake_clock("-10m")}, capture_output=True, text=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+    [clocks] = [each for each in json.loads(result.stdout) if each["name"] == "clocks"]
+    assert (result.returncode, clocks["outcome"]) == (1, "failed")
+    assert re.fullmatch(
+        r"Clock skew: the clock of this machine is (59\d|60\d) seconds behind that of Clerk\.", clocks["found"]
+    )
 
 
 def test_a_token_that_supabase_does_not_trust_is_found(examine: Examine) -> None:
@@ -273,25 +325,6 @@ def hosted_database(populated_database: str, new_database: Callable[..., str]) -
 def execute(url: str, statement: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(statement.encode())
-
-
-@pytest.mark.parametrize("limit", ["0", None])
-def test_a_role_without_a_timeout_is_found(
-    examine: Examine, hosted_database: str, bare_server: Postgres, limit: str | None
-) -> None:
-    assert examine("role timeouts", url=hosted_database).outcome == "passed"
-    name = hosted_database.rpartition("/")[2]
-    admin = bare_server.url("supabase_admin", name)
-    if limit is None:
-        execute(admin, "alter role anon reset statement_timeout")
-    else:
-        execute(admin, f"alter role anon in database {name} set statement_timeout = {limit}")
-    try:
-        require_failure(
-            examine("role timeouts", url=hosted_database), "anon", "alter role anon set statement_timeout = '3s'"
-        )
-    finally:
-        execute(admin, "alter role anon set statement_timeout = '3s'")
 
 
 def test_a_database_that_is_behind_or_has_drifted_is_found(

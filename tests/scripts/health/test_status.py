@@ -13,11 +13,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from scripts.cli import ballast
-from scripts.health import traffic_lights
+from scripts.health import doctor, traffic_lights
+from scripts.health.context import Context
 from scripts.schema import migrations
 from tests.conftest import Stack
+from tests.service.conftest import MakeApp, log, make_app
 from tests.service.outside import running_outside
 
+__all__ = ["log", "make_app"]  # fixtures of the service's tests
 OURS = {"migrations", "access", "backup", "erasure", "job", "storage", "webhook"}
 
 
@@ -93,7 +96,8 @@ def test_a_missing_backup_is_red_in_production_and_yellow_locally(elsewhere: Els
     result = elsewhere.run()
     assert result.exit_code == 1
     assert "There is no backup" in result.stdout
-    lights = {check.name: check.status for check in traffic_lights.run_checks(elsewhere.url, is_local=True)}
+    found = traffic_lights.run_checks(elsewhere.url, is_local=True, environment={})
+    lights = {check.name: check.status for check in found}
     assert lights["backup"] == "yellow"
 
 
@@ -107,6 +111,7 @@ def test_a_missing_backup_is_red_in_production_and_yellow_locally(elsewhere: Els
     ("update supabase_migrations.schema_migrations set statements = '{x}' where version like '%230100'", "migrations", "ballast migrate status"),
 ])  # fmt: skip
 def test_each_problem_is_red_and_has_advice(elsewhere: Elsewhere, breaking: str, name: str, words: str) -> None:
+    """In `status` and in `doctor`."""
     elsewhere.back_up()
     assert elsewhere.run().exit_code == 0
     elsewhere.execute(breaking)
@@ -114,6 +119,41 @@ def test_each_problem_is_red_and_has_advice(elsewhere: Elsewhere, breaking: str,
     assert (found["status"], words in found["advice"]) == ("red", True), found
     result = elsewhere.run()
     assert (result.exit_code, words in result.stdout) == (1, True)
+    assert_doctor_agrees(elsewhere)
+
+
+def assert_doctor_agrees(elsewhere: Elsewhere) -> None:
+    """Each light of `status` is a check of `doctor`: red fails, yellow warns, with the same advice."""
+    lights = {
+        f"light: {each['name']}": (each["status"], each["advice"])
+        for each in json.loads(elsewhere.run("--json").stdout)["checks"]
+    }
+    found = {each.name: each for each in doctor.read_lights(Context({"DATABASE_URL": elsewhere.url}, None))}
+    assert {name: (each.outcome, each.remedy or "OK.") for name, each in found.items()} == {
+        name: (doctor.OUTCOMES[status], advice if status != "green" else "OK.")
+        for name, (status, advice) in lights.items()
+    }
+
+
+@pytest.mark.parametrize(("breaking", "name"), [
+    ("update app.settings set installed_at = now() - interval '1 hour'", "job"),
+    ("insert into app.refused_deliveries (sender, reason, hour, deliveries) values ('clerk', 'signature', now(), 3)", "webhook"),
+    ("update app.settings set operator_email = 'ops@example.com'", "mail"),
+    ("insert into app.erasure_log (subject_hash, person, requested_by, requested_at) values "
+     "(repeat('a', 64), (null, 'user_x', null), 'clerk', now() - interval '2 hours')", "erasure"),
+    ("insert into app.lost_records (kind, relation, error, day, backend, lost) values "
+     "('broadcast', 'public.specimens', '23514', current_date, 1, 2)", "realtime"),
+])  # fmt: skip
+def test_a_yellow_light_is_a_warning_of_the_doctor(elsewhere: Elsewhere, breaking: str, name: str) -> None:
+    elsewhere.back_up()
+    elsewhere.execute("delete from app.webhook_events where outcome = 'failed'")
+    elsewhere.execute("delete from app.email_outbox")
+    elsewhere.execute("update app.settings set mail_enabled = false, operator_email = null")
+    assert elsewhere.check(name)["status"] == "green"
+    elsewhere.execute(breaking)
+    assert elsewhere.check(name)["status"] == "yellow"
+    assert elsewhere.run().exit_code == 0
+    assert_doctor_agrees(elsewhere)
 
 
 def test_your_own_health_view_is_shown(elsewhere: Elsewhere) -> None:
@@ -167,6 +207,8 @@ def test_the_cache_hit_rate_is_shown_if_the_service_is_configured(elsewhere: Els
     (b'ballast_cache_total{what="hits"} 95\nballast_cache_total{what="errors"} 5\n', "green"),
     (b"", "green"),
     (b"<h1>Welcome</h1>", "yellow"),
+    (b'ballast_redis_up{state="hanging"} 0\n', "yellow"),
+    (b'ballast_redis_up{state="up"} 1\n', "green"),
 ])  # fmt: skip
 def test_a_cache_whose_redis_fails_is_yellow(lines: bytes, status: str) -> None:
     with running_outside() as service:
@@ -174,6 +216,16 @@ def test_a_cache_whose_redis_fails_is_yellow(lines: bytes, status: str) -> None:
         found = traffic_lights.check_cache({"SERVICE_URL": service.url, "METRICS_TOKEN": "x"})
     assert found is not None
     assert found.status == status
+
+
+def test_a_hanging_redis_of_the_service_is_called_so(make_app: MakeApp, silent_server: str) -> None:
+    app = make_app(UPSTASH_REDIS_REST_URL=silent_server, METRICS_TOKEN="m" * 32)
+    with running_outside() as service:
+        headers = {"Authorization": f"Bearer {'m' * 32}"}
+        service.answer = lambda path, *_: (200, {}, app.test_client().get(path, headers=headers).data)
+        found = traffic_lights.check_cache({"SERVICE_URL": service.url, "METRICS_TOKEN": "m" * 32})
+    assert found is not None
+    assert (found.status, found.advice.startswith("Redis hangs: ")) == ("yellow", True)
 
 
 def test_a_service_that_does_not_answer_is_yellow() -> None:
