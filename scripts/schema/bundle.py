@@ -1,16 +1,16 @@
 """`ballast migrate bundle`: writes supabase/migrations/, for projects that Supabase itself deploys.
 
 Supabase's own deployments (`db push`, preview branches) apply only that folder. It holds copies of migrations/, and
-bundles: migrations with those files of functions/ and policies/ that changed since the previous bundles. One bundle has
-all changed functions. Each policies file has its own bundle: the CLI applies each migration in one transaction, and
-policies lock many tables (see migrations.py).
+bundles: migrations with those files of functions/ and policies/ that changed since the previous bundles. Each file has
+its own bundle, because the CLI applies each migration in one transaction, which should be short (see locks.py). A
+bundle gives up if it does not get a lock in time. The CLI does not retry it: the next `db push` continues with it.
 
 A bundle revokes default grants on what it creates, as `migrate up` does. It records its files in app.applied_sources,
 so that `migrate up` does not apply them again, and the structure (see structure.py). Its first lines list each file
 with its checksum.
 
-Example: functions/1_caller/ids.sql and policies/projects.sql changed. This writes 20261201100000_functions.bundle.sql
-and 20261201100001_policies_projects.bundle.sql.
+Example: functions/1_caller/ids.sql and policies/projects.sql changed. This writes
+20261201100000_functions_1_caller_ids.bundle.sql and 20261201100001_policies_projects.bundle.sql.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from psycopg import sql
 
 from scripts.errors import Failure
 from scripts.schema import structure
+from scripts.schema.locks import MAX_WAIT_MS
 from scripts.schema.migrations import (
     API_ROLES,
     BUNDLE_SUFFIX,
     BUNDLES,
-    REPLACEABLE,
+    REMEMBER_REPLACEABLE,
+    REVOKE_REPLACED,
     Files,
     Migration,
     Source,
@@ -94,23 +96,24 @@ def write(root: Path, found: Unbundled) -> list[Path]:
 
 
 def _split(found: Unbundled) -> dict[str, Unbundled]:
-    """Returns the contents of each bundle by name: first all functions, then one bundle per policies file."""
-    functions = tuple(source for source in found.changed if source.table is None)
-    removed = tuple(path for path in found.removed if parse_policy_table(path) is None)
-    # Copies alone get a bundle too, because only a bundle records the structure.
-    parts = {"functions": Unbundled((), functions, removed)} if functions or removed or found.copies else {}
-    for source in found.changed:
-        if source.table is not None:
-            parts[_name_bundle(source.path)] = Unbundled((), (source,), ())
-    for path in found.removed:
-        if parse_policy_table(path) is not None:
-            parts[_name_bundle(path)] = Unbundled((), (), (path,))
+    """Returns the content of each bundle by name: first functions, then policies, the removed files last of each."""
+    parts = {}
+    for is_policy in (False, True):
+        for source in found.changed:
+            if (source.table is not None) == is_policy:
+                parts[_name_bundle(source.path)] = Unbundled((), (source,), ())
+        for path in found.removed:
+            if (parse_policy_table(path) is not None) == is_policy:
+                parts[_name_bundle(path)] = Unbundled((), (), (path,))
+    # Copies alone need a bundle too, because only a bundle records the structure.
+    if found.copies and not parts:
+        parts["structure"] = Unbundled((), (), ())
     return parts
 
 
-def _name_bundle(policies_path: str) -> str:
+def _name_bundle(path: str) -> str:
     """Converts policies/realtime.messages.sql to policies_realtime_messages."""
-    return re.sub(r"\W+", "_", policies_path.removesuffix(".sql"))
+    return re.sub(r"\W+", "_", path.removesuffix(".sql"))
 
 
 def render(found: Unbundled) -> str:
@@ -126,9 +129,11 @@ def render(found: Unbundled) -> str:
         policies=[source for source in found.changed if source.table is not None],
         removed=found.removed,
         cleared=[table for path in found.removed if (table := parse_policy_table(path)) is not None],
-        replaceable=REPLACEABLE,
+        remember_replaceable=REMEMBER_REPLACEABLE,
+        revoke_replaced=REVOKE_REPLACED,
         api_roles=API_ROLES,
         record_structure=structure.RECORD,
+        max_wait_ms=MAX_WAIT_MS,
     )
     return text.rstrip() + "\n"
 

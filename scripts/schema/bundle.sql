@@ -12,10 +12,13 @@ on conflict (path) do update set checksum = excluded.checksum, applied_at = excl
 {% for path in removed %}
 -- {{ path }} removed
 {% endfor %}
+
+-- Gives up before PostgreSQL's deadlock detector aborts a writer. `set local` would warn, because the CLI's transaction is implicit.
+select set_config('lock_timeout', least({{ max_wait_ms }}, setting::integer / 2)::text, true) from pg_settings where name = 'deadlock_timeout';
 {% if functions %}
 
--- Records the functions and views that exist before this migration.
-create temporary table ballast_before on commit drop as{{ replaceable }};
+-- Remembers the functions and views that exist before this migration.
+{{ remember_replaceable }};
 {% for source in functions %}
 
 -- {{ source.path }}
@@ -23,18 +26,7 @@ create temporary table ballast_before on commit drop as{{ replaceable }};
 {% endfor %}
 
 -- A replaced function keeps its old grants, and a new one is executable by every role: revokes the grants of both.
-do $ballast$
-declare
-  made record;
-begin
-  if to_regclass('pg_temp.ballast_before') is null then
-    raise exception 'Apply this migration in one transaction, as the Supabase CLI does.';
-  end if;
-  for made in select r.kind, r.name from ({{ replaceable }}) as r where (r.kind, r.name, r.place) not in (table ballast_before) loop
-    execute format('revoke all on %s %s from {{ api_roles }}', made.kind, made.name);
-  end loop;
-end;
-$ballast$;
+{{ revoke_replaced }};
 
 -- Repeats the grants of these files.
 {% for source in functions %}
