@@ -57,6 +57,7 @@ create table app.settings (
   drill_every interval not null default '7 days' check (drill_every > interval '0'),
   mail_enabled boolean not null default false,
   losses_acknowledged_at timestamptz,
+  disk_gb numeric check (disk_gb > 0),
   installed_at timestamptz not null default now(),
   operator_email text check (operator_email ~ '^[^@\s]+@[^@\s]+\.[^@\s]+$' and length(operator_email) <= 320)
 );
@@ -72,6 +73,8 @@ comment on column app.settings.mail_enabled is 'Whether mail is queued and sent.
 comment on column app.settings.losses_acknowledged_at is
 'Lost audit entries and broadcasts up to this time are known: ops.audit_health and ops.realtime_health stop reporting them.';
 comment on column app.settings.installed_at is 'When the database was set up. ops.jobs reports jobs that have not run since.';
+comment on column app.settings.disk_gb is
+'Size of the disk of the database server in GB, as its dashboard shows it. Null: no light shows how full the disk is.';
 comment on column app.settings.operator_email is 'Receives the reports of failed backups, drills and webhooks. Null: no such mail is sent.';
 alter table app.settings enable row level security, force row level security;
 insert into app.settings default values;

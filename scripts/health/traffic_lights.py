@@ -5,10 +5,12 @@ The rules are in the views ops.<subject>_health, which ops.health lists. New vie
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 import httpx
@@ -25,6 +27,9 @@ LIGHTS: tuple[Light, ...] = ("green", "yellow", "red")
 CURRENT_STATES = {"applied", "current"}
 
 METRICS_TIMEOUT = httpx.Timeout(5)
+# Without space for WAL, PostgreSQL stops. The stack's logs and backups are on the same disk.
+MIN_FREE_BYTES = 500_000_000
+LOW_FREE_BYTES = 2_000_000_000
 # If Redis fails for a larger share of cache requests, the cache is yellow.
 MAX_ERROR_SHARE = 0.1
 
@@ -60,6 +65,8 @@ def _check_database(url: str, *, is_local: bool) -> list[Check]:
         files = check_migrations(url)
         with connect(url) as connection:
             found = [files, *read_health_views(connection)]
+            if is_local:
+                found += check_disk(connection)
     except Failure as failure:
         return [Check("database", "red", str(failure), {})]
     return [_relax_for_local_stack(each) if is_local else each for each in found]
@@ -85,6 +92,20 @@ def read_health_views(connection: Connection) -> Iterator[Check]:
         row = connection.cursor(row_factory=dict_row).execute(query).fetchone() or {}
         facts = {name: value for name, value in row.items() if name not in {"status", "advice"}}
         yield Check(subject, status, advice, facts)
+
+
+def check_disk(connection: Connection) -> Iterator[Check]:
+    """Checks how much space the disk of a database on this machine has left. SQL cannot see that.
+
+    Yields nothing for a database in a container, whose folder is not here.
+    """
+    [[folder]] = connection.execute("show data_directory").fetchall()
+    if not Path(folder).exists():
+        return
+    free = shutil.disk_usage(folder).free
+    status: Light = "red" if free < MIN_FREE_BYTES else "yellow" if free < LOW_FREE_BYTES else "green"
+    advice = "OK." if status == "green" else f"The disk of {folder} is almost full: delete files on it."
+    yield Check("disk", status, advice, {"free": f"{free / 1e9:.1f} GB"})
 
 
 def check_cache(environment: Mapping[str, str]) -> Check | None:

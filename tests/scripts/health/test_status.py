@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -21,7 +23,7 @@ from tests.service.conftest import MakeApp, log, make_app
 from tests.service.outside import running_outside
 
 __all__ = ["log", "make_app"]  # fixtures of the service's tests
-OURS = {"migrations", "access", "backup", "erasure", "job", "storage", "webhook"}
+OURS = {"migrations", "access", "backup", "erasure", "job", "role", "server", "storage", "structure", "webhook"}
 
 
 class Elsewhere:
@@ -65,7 +67,7 @@ def test_a_fresh_stack_shows_its_services_and_no_red_light(stack: Stack) -> None
     assert status.returncode == 0, status.stdout
     assert {part["state"] for part in shown["parts"]} == {"healthy"}
     assert shown["running"]
-    assert {check["name"] for check in shown["checks"]} >= OURS
+    assert {check["name"] for check in shown["checks"]} >= OURS | {"disk"}
     assert shown["status"] in {"green", "yellow"}
     plain = stack.ballast("status")
     assert plain.returncode == 0
@@ -107,6 +109,9 @@ def test_a_missing_backup_is_red_in_production_and_yellow_locally(elsewhere: Els
     ("update app.webhook_events set received_at = now() - interval '2 days' where outcome = 'failed'", "webhook", "ballast inbox retry"),
     ("insert into app.job_runs (name, failures, duration_ms) values ('retention', 3, 1)", "job", "ops.jobs"),
     ("alter table public.specimens disable row level security", "access", "ops.rls_coverage"),
+    ("alter table public.audit_logs disable trigger append_only", "structure", "`ballast migrate up`"),
+    ("drop index public.specimens_created_by_idx", "structure", "The index specimens_created_by_idx on public.specimens is missing."),
+    ("alter default privileges in schema public grant select on tables to anon", "role", "revoke all on tables from anon"),
     ("update app.applied_sources set checksum = 'x' where path like '%/caller.sql'", "migrations", "ballast migrate up"),
     ("update supabase_migrations.schema_migrations set statements = '{x}' where version like '%230100'", "migrations", "ballast migrate status"),
 ])  # fmt: skip
@@ -154,6 +159,17 @@ def test_a_yellow_light_is_a_warning_of_the_doctor(elsewhere: Elsewhere, breakin
     assert elsewhere.check(name)["status"] == "yellow"
     assert elsewhere.run().exit_code == 0
     assert_doctor_agrees(elsewhere)
+
+
+@pytest.mark.parametrize(("free", "light"), [(3e9, "green"), (1e9, "yellow"), (1e8, "red")])
+def test_a_local_disk_that_fills_is_reported(
+    elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch, free: float, light: str
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    checks = traffic_lights.run_checks(elsewhere.url, is_local=True, environment={})
+    [found] = [check for check in checks if check.name == "disk"]
+    assert (found.status, found.facts) == (light, {"free": f"{free / 1e9:.1f} GB"})
+    assert light == "green" or found.advice.endswith("is almost full: delete files on it.")
 
 
 def test_your_own_health_view_is_shown(elsewhere: Elsewhere) -> None:
