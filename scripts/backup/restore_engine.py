@@ -46,6 +46,7 @@ set local maintenance_work_mem = '256MB';
 set local synchronous_commit = off;
 """
 # psql prints these lines of an error; the data that follows them is left out. CONTEXT may have several lines.
+DISK_FULL = "53100"
 ERROR = re.compile(r"^psql:.*?: \w+:  (?P<code>(?!0[012])\w{5}): (?P<message>.*)$", re.MULTILINE)  # not a warning
 COPY_CONTEXT = re.compile(r"^(?:CONTEXT:  )?COPY ([^\s,:]+), line (\d+)(?:, column ([^\s,:]+))?", re.MULTILINE)
 # Messages of these SQLSTATE classes quote the names of objects. Others may quote values.
@@ -233,11 +234,8 @@ def restore(backup: Backup, dump: Path, target: Target, bar: Bar) -> None:
     """Restores everything in one transaction. Raises RestoreFailed, ArchiveDamaged, ProgramsMissing."""
     chosen = target.choose_programs(backup.manifest)
     before, after = backup.read_file(BEFORE), backup.read_file(AFTER)
-    with (
-        tempfile.TemporaryDirectory(prefix="ballast-restore-") as folder,
-        _open_psql(chosen, target.url, backup.manifest.rows) as psql,
-    ):
-        contents = Path(folder) / "contents"
+    with _open_psql(chosen, target.url, backup.manifest.rows) as psql:
+        contents = backup.folder / "contents"
         contents.write_text("\n".join(_list_contents(backup, dump, chosen, target.connection)))
         bar.start_stage("Restoring", backup.manifest.dump_bytes)
         psql.write(PROLOGUE + (DROP_EXISTING.read_bytes() if target.replace else b"") + _restrict(before))
@@ -418,6 +416,8 @@ def _read_error(stderr: IO[bytes], tables: Collection[str]) -> str:
     if error is None:
         return next((line.partition(": ")[2][:300] for line in text.splitlines() if "error: " in line), "psql failed.")
     code, message = error["code"], error["message"]
+    if code == DISK_FULL:
+        return f"The disk of the server is full: free some space there, and restore again ({code})."
     if code[:2] not in CLASSES_THAT_QUOTE_NAMES:
         message = re.sub('".*', "…", message) if BUILT_IN_CLASS.match(code) else "a function raised an error"
     return f"{_describe_place(text[error.end() :], tables)}{message[:300]} ({code})."

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-import tempfile
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -117,11 +116,11 @@ def restore(wanted: str, url: str, typed: str | None, identity: Path | None, as_
     environment = options.build_environment(None)
     store = open_store(environment)
     with (
-        tempfile.TemporaryDirectory(prefix="ballast-restore-") as folder,
+        scratch_folder("restore") as folder,
         database.connect(url, notify=database.echo_err, own_session=True) as connection,
         progress_bar() as bar,
     ):
-        backup = open_backup(store, wanted, read_keys(environment, identity), Path(folder))
+        backup = open_backup(store, wanted, read_keys(environment, identity), folder)
         target = Target(url, connection, replace=may_replace(connection, typed))
         done = list(restore_and_check(backup, target, bar, AuditStore(store.url)))
     show_checks(done, as_json=as_json)

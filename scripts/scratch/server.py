@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import secrets
+import shutil
 import signal
 import socket
 import sys
@@ -13,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from scripts.scratch.postgres import Postgres, stop
+
+PREFIX = "ballast-scratch-"
 
 
 @contextmanager
@@ -27,13 +32,41 @@ def exit_on_sigterm() -> Iterator[None]:
 
 @contextmanager
 def scratch_folder(purpose: str) -> Iterator[Path]:
-    """A folder that is removed when the block ends, also after Ctrl-C, an error or SIGTERM."""
-    with (
-        exit_on_sigterm(),
-        tempfile.TemporaryDirectory(prefix=f"ballast-{purpose}-", ignore_cleanup_errors=True) as folder,
-    ):
-        Path(folder).chmod(0o755)  # so that the system user of PostgreSQL can enter its own folder in it
-        yield Path(folder)
+    """A folder that is removed when the block ends, also after Ctrl-C, an error or SIGTERM.
+
+    After kill -9 it stays, with decrypted data and a running server. The next scratch folder removes it, and PostgreSQL
+    ends within a minute after its files are gone.
+    """
+    _remove_abandoned_folders()
+    with exit_on_sigterm():
+        folder, lock = _create_locked_folder(purpose)
+        try:
+            folder.chmod(0o755)  # so that the system user of PostgreSQL can enter its own folder in it
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+
+
+def _create_locked_folder(purpose: str) -> tuple[Path, int]:
+    """Creates a folder and returns it with the file descriptor that locks it. It gets its name once it is locked."""
+    new = Path(tempfile.mkdtemp(prefix="ballast-new-"))
+    lock = os.open(new, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return new.rename(new.with_name(f"{PREFIX}{purpose}-{secrets.token_hex(4)}")), lock
+
+
+def _remove_abandoned_folders() -> None:
+    """Removes this user's folders that no process locks."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):  # it is locked, or another process has just removed it
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(lock).st_uid == os.geteuid():
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 @contextmanager
