@@ -6,6 +6,7 @@ create table app.job_runs (
   last_run_at timestamptz not null default now(),
   last_ok_at timestamptz,
   duration_ms integer not null check (duration_ms >= 0),
+  clock_skew interval,
   report jsonb not null default '{}' check (jsonb_typeof(report) = 'object' and not jsonb_path_exists(report, 'strict $.**{64}'))
 );
 comment on table app.job_runs is 'The last run of each job of the service. ops.jobs shows whether a job is late.';
@@ -15,5 +16,6 @@ comment on column app.job_runs.failures is 'How often it failed since it last su
 comment on column app.job_runs.last_run_at is 'When it last ended, whether it succeeded or failed.';
 comment on column app.job_runs.last_ok_at is 'When it last succeeded; null for never.';
 comment on column app.job_runs.duration_ms is 'How long the last run took, in milliseconds.';
+comment on column app.job_runs.clock_skew is 'How far the service''s clock was ahead of the database''s at the end of the last run.';
 comment on column app.job_runs.report is 'Result of the last run: counts, or the kind of error. Nothing about people.';
 alter table app.job_runs enable row level security, force row level security;

@@ -169,6 +169,8 @@ class SessionTokens:
             if header.get("alg") != ALGORITHM or not isinstance(kid, str):
                 raise _token_invalid()
             claims = self._verify(token, kid)
+        except jwt.ImmatureSignatureError:  # the signature is right
+            raise TokenInvalid("The token is dated in the future: the service's clock or Clerk's is wrong.") from None
         except (jwt.PyJWTError, RecursionError, ValueError, OverflowError):
             raise _token_invalid() from None
         if not claims["sub"] or not self._is_for_us(claims):

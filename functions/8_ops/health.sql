@@ -245,6 +245,12 @@ cross join lateral (
       then array['yellow', 'The next backup is late. Check that the scheduler is running, or run `ballast backup run`.']
     when f.last_failure_at > f.last_success_at
       then array['yellow', 'The last backup failed. Fix the error in last_failure, then run `ballast backup run`.']
+    when f.running_since < now() - interval '6 hours'
+      then
+        array[
+          'yellow',
+          'A backup has been running for more than 6 hours. If its log shows no progress, end its process, then run `ballast backup run`.'
+        ]
     when f.last_drill_at is null then array['yellow', 'No backup has been test-restored yet: run `ballast backup drill latest`.']
     when f.last_drill_at > now() + interval '5 minutes'
       then
@@ -433,7 +439,11 @@ comment on view ops.storage_health is 'The size of the database, and whether vac
 create or replace view ops.audit_health with (security_invoker) as
 select
   l.lost, l.last_lost_at, l.relation, l.error, p.waiting_since,
-  case when l.lost > 0 then 'red' when p.waiting_since < now() - interval '1 day' or u.is_late then 'yellow' else 'green' end as status,
+  case
+    when l.lost > 0 then 'red'
+    when p.waiting_since < now() - interval '1 day' or u.is_late or u.sealed_until > now() + interval '5 minutes' then 'yellow'
+    else 'green'
+  end as status,
   case
     when l.lost > 0
       then
@@ -447,6 +457,10 @@ select
       then
         'Audit entries older than a day are not sealed, so `ballast audit verify` cannot find changes of them. Run `ballast audit seal`, '
         || 'and check that the scheduler calls the job seals.'
+    when u.sealed_until > now() + interval '5 minutes'
+      then
+        'Clock skew: the newest seal is dated in the future, so entries are not sealed until then. Correct the database''s clock (NTP), '
+        || 'and run `ballast audit verify`.'
     else 'OK.'
   end as advice,
   u.sealed_until

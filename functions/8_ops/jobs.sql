@@ -76,7 +76,8 @@ evidence as (
 
 facts as (
   select
-    coalesce(k.name, r.name) as name, k.every, k.purpose, r.last_run_at, r.last_ok_at, coalesce(r.failures, 0) as failures, r.report,
+    coalesce(k.name, r.name) as name, k.every, k.purpose, r.last_run_at, r.last_ok_at, coalesce(r.failures, 0) as failures,
+    r.report, r.clock_skew,
     case when k.schedule is not null then now() - coalesce(r.last_run_at, s.installed_at) end as silence,
     greatest(e.last_effect_at, r.last_ok_at) as last_effect_at,
     case when e.overdue_since < now() then e.overdue_since end as overdue_since
@@ -102,6 +103,13 @@ cross join
         then array['yellow', 'Work is overdue. Check that the scheduler calls the job, and read last_report.']
       when f.name = 'reconcile-sample' and f.report -> 'differing' <> '{}'
         then array['yellow', 'The last sample differs from Clerk: run `ballast clerk reconcile`.']
+      when abs(extract(epoch from f.clock_skew)) > 30
+        then
+          array[
+            'yellow',
+            format('Clock skew: the service''s clock differs from the database''s by %s. Correct both (NTP): tokens live ', f.clock_skew)
+            || 'for a minute. `ballast doctor` names the wrong one.'
+          ]
       when f.failures > 0 then array['yellow', 'The last run failed: read last_report. The next run retries.']
       when f.silence < interval '-5 minutes'
         then array['yellow', 'The last run is dated in the future: the database''s clock was changed. Call the job, and check the clock.']

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 
 import httpx
@@ -22,6 +23,8 @@ from service.clerk_api import API_VERSION, CLERK_API_URL
 
 # Clerk's Supabase integration adds this role to session tokens. PostgREST uses whatever role a token contains.
 EXPECTED_ROLE = "authenticated"
+# PostgREST's errors about a token's exp, nbf and iat.
+CLOCK_ERRORS = re.compile("JWT (expired|not yet valid|issued at future)")
 CLERK_REMEDY = "Check CLERK_SECRET_KEY, and CLERK_API_URL if you set it."
 
 
@@ -78,8 +81,14 @@ def check_third_party_auth(context: Context) -> str:
     )
     if answer.is_success:
         return "The Data API accepts a Clerk session token."
+    message = read_error_message(answer)
+    if CLOCK_ERRORS.search(message):
+        raise CheckFailed(
+            f"The Data API rejects a Clerk session token for its time: {message}",
+            "If the token is less than a minute old, this is clock skew: the check `clocks` names the wrong clock.",
+        )
     raise CheckFailed(
-        f"The Data API rejects a Clerk session token with {answer.status_code}: {read_error_message(answer)}",
+        f"The Data API rejects a Clerk session token with {answer.status_code}: {message}",
         "Enter CLERK_ISSUER in Supabase under Authentication → Third-party auth → Clerk. Activate Clerk's Supabase "
         'integration, which adds "role": "authenticated" to tokens. A token is valid for 60 seconds.',
     )

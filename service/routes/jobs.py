@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from datetime import UTC, datetime
 
 from flask import Blueprint, jsonify
 from flask.typing import ResponseReturnValue
@@ -43,6 +44,7 @@ def record_run(app_components: Components, name: str, report: Report, *, ok: boo
     every_minutes = None
     with suppress(CallFailed):
         outcome = {"name": name, "report": report, "ok": ok, "duration_ms": round(seconds * 1000)}
-        every_minutes = app_components.data_api.call("record_job", outcome)
+        clock = datetime.now(UTC).isoformat()  # the database compares it with its own
+        every_minutes = app_components.data_api.call("record_job", outcome | {"clock": clock})
     if not ok or every_minutes is not None:
         sentry.check_in(name, seconds, every_minutes if isinstance(every_minutes, int) else None, ok=ok)

@@ -452,7 +452,10 @@ export type Database = {
       receive_clerk_event: { Args: { event: string; message_id: string }; Returns: Json };
       record_drill: { Args: { backup: Json; report: Json }; Returns: undefined };
       record_event_failure: { Args: { error: string; message_id: string }; Returns: undefined };
-      record_job: { Args: { duration_ms: number; name: string; ok: boolean; report: Json }; Returns: number };
+      record_job: {
+        Args: { clock?: string; duration_ms: number; name: string; ok: boolean; report: Json };
+        Returns: number;
+      };
       record_mail_event: {
         Args: { address?: string; is_permanent?: boolean; kind: string; mail_id: string; provider_id: string };
         Returns: boolean;

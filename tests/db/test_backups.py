@@ -400,6 +400,13 @@ def test_health_ignores_a_backup_that_is_dated_in_the_future_if_there_is_another
     assert "too old" in health(database, "advice")[0]
 
 
+def test_health_reports_a_backup_that_has_been_running_for_hours(database: Database, proven_backup: UUID) -> None:
+    make_older(database, begin(database), "7 hours")
+    database.execute("select pg_advisory_xact_lock(%s)", LOCK)
+    status, advice = health(database, "status", "advice")
+    assert (status, "running for more than 6 hours" in advice) == ("yellow", True)
+
+
 def test_health_uses_the_targets_of_app_settings(database: Database, proven_backup: UUID) -> None:
     database.execute("update app.settings set backup_rpo = '30 minutes'")
     assert verdict(database) == "yellow"

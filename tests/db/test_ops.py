@@ -689,6 +689,20 @@ def test_a_scheduler_that_never_called_a_job_is_reported_within_the_first_hour(
     assert light == "green" or "No scheduler has called the job yet" in found["advice"]
 
 
+@pytest.mark.parametrize(
+    ("skew", "light"), [("-10 minutes", "yellow"), ("10 minutes", "yellow"), ("5 seconds", "green")]
+)
+def test_a_service_whose_clock_differs_from_the_databases_is_reported(
+    database: Database, skew: str, light: str
+) -> None:
+    install(database)
+    with database.acting("service_role"):
+        database.execute("select public.record_job('mail', '{}', true, 1, clock_timestamp() + %s::interval)", skew)
+    assert job(database, "mail")["status"] == light
+    status, advice = verdict(database, "job_health")
+    assert (status, "Clock skew: the service's clock" in advice) == (light, light == "yellow")
+
+
 def test_a_run_dated_in_the_future_is_not_taken_for_a_recent_one(database: Database) -> None:
     record_run(database, "erasures", ago="-2 days")
     found = job(database, "erasures")
@@ -854,6 +868,13 @@ def test_audit_health_reports_seals_that_stopped_only_if_entries_wait_for_them(d
     assert verdict(database, "audit_health")[0] == "yellow"
     until = database.value("select sealed_until from ops.audit_health")
     assert until == database.value("select now() - interval '4 days'")
+
+
+def test_audit_health_reports_a_seal_that_is_dated_in_the_future(database: Database) -> None:
+    database.execute("select app.seal_audit()")
+    database.execute(WAITING["seals"], "-2 days")
+    status, advice = verdict(database, "audit_health")
+    assert (status, advice.startswith("Clock skew: the newest seal")) == ("yellow", True)
 
 
 def test_audit_health_does_not_search_the_trail_while_seals_are_recent(database: Database) -> None:

@@ -217,6 +217,17 @@ def test_clocks_may_differ_by_five_seconds(issuer: Issuer, tokens: SessionTokens
     assert tokens.authenticate(bearer(token)).user_id == "user_test"
 
 
+@pytest.mark.parametrize("claim", ["nbf", "iat"])
+def test_a_token_from_the_future_is_refused_with_the_clock_as_the_reason(
+    issuer: Issuer, tokens: SessionTokens, claim: str
+) -> None:
+    now = int(time.time())
+    for token, names_clock in ((issuer.token(**{claim: now + 600}), True), (issuer.token(exp=now - 600), False)):
+        with pytest.raises(TokenInvalid) as refusal:
+            tokens.authenticate(bearer(token))
+        assert ("dated in the future" in refusal.value.detail) == names_clock
+
+
 @pytest.mark.parametrize("claims", [{"azp": PARTIES[1]}, {"azp": None}, {"aud": "another-audience"}])
 def test_the_authorized_party_may_be_absent_and_the_audience_is_ignored(
     issuer: Issuer, tokens: SessionTokens, claims: dict[str, object]

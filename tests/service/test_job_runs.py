@@ -38,6 +38,8 @@ def test_a_run_is_recorded_with_its_report(
         "select last_run_at > now() - interval '1 minute' and duration_ms < 60000 from app.job_runs where name = 'erasures'"
     ).fetchone() or (None,)
     assert recent is True
+    [[skew]] = database.execute("select clock_skew from app.job_runs where name = 'erasures'").fetchall()
+    assert abs(skew.total_seconds()) < 30
 
 
 @pytest.mark.parametrize(("failure", "status"), [(CallFailed("f", "57014"), 503), (ZeroDivisionError("Ada"), 500)])

@@ -202,6 +202,8 @@ def test_a_ping_changes_nothing_but_the_inbox(examine: Examine, stack: Stack) ->
     ("publishable key", "SUPABASE_URL", (502, {}, b"<html>bad gateway"), ["502"]),
     ("secret key", "SUPABASE_URL", rest_answer({"code": "PGRST202", "message": "no function"}, 404), ["no function", "migrate up"]),
     ("third-party auth", "SUPABASE_URL", rest_answer({"code": "PGRST301", "message": "No suitable key"}, 401), ["No suitable key", "Third-party auth"]),
+    ("third-party auth", "SUPABASE_URL", rest_answer({"code": "PGRST303", "message": "JWT issued at future"}, 401), ["for its time", "clock skew"]),
+    ("third-party auth", "SUPABASE_URL", rest_answer({"code": "PGRST303", "message": "JWT expired"}, 401), ["for its time", "clock skew"]),
     ("JWT templates", "CLERK_API_URL", rest_answer([{"name": "odd", "claims": {"role": "service_role"}}]), ["authenticated", "odd"]),
     ("JWT templates", "CLERK_API_URL", rest_answer([{"name": "odd", "claims": {"role": "{{user.public_metadata.role}}"}}]), ["odd", "remove"]),
     ("Clerk instance", "CLERK_API_URL", rest_answer({"object": "instance"}), ["Clerk returns 200", "CLERK_API_URL"]),
