@@ -39,12 +39,13 @@ RESTRICT_COMMAND = re.compile(rb"^\\restrict ", re.MULTILINE)
 # pg_restore writes this line for every server, but servers before 17 reject it. The value is the default anyway.
 TRANSACTION_TIMEOUT = re.compile(rb"^SET transaction_timeout = 0;\n", re.MULTILINE)
 # maintenance_work_mem is for building indexes; the default of a server is 64 MB or less.
-PROLOGUE = b"""\
+PROLOGUE = f"""\
 begin;
+{structure.SET_LOCAL}\
 set local client_min_messages = warning;
 set local maintenance_work_mem = '256MB';
 set local synchronous_commit = off;
-"""
+""".encode()
 # psql prints these lines of an error; the data that follows them is left out. CONTEXT may have several lines.
 DISK_FULL = "53100"
 ERROR = re.compile(r"^psql:.*?: \w+:  (?P<code>(?!0[012])\w{5}): (?P<message>.*)$", re.MULTILINE)  # not a warning

@@ -43,6 +43,8 @@ PINNED = {
     "xmlbinary": "base64",
     "xmloption": "content",
 }
+# For a script that psql runs. The objects that it refers to may need another search path.
+SET_LOCAL = "".join(f"set local {name} = '{value}';\n" for name, value in PINNED.items() if name != "search_path")
 
 
 class Definition(NamedTuple):

@@ -99,7 +99,7 @@ from relation
 where relkind <> 'v'
 union all
 select 'partition key', name, '', format(
-    'alter table %%1$s rename to %%2$I; create table %%1$s (like %%3$I.%%2$I including generated) partition by %%4$s',
+    'alter table %%1$s rename to %%2$I; create table %%1$s (like %%3$I.%%2$I) partition by %%4$s',
     name, 'aside_' || md5(name), nspname, pg_get_partkeydef(oid)
   )
 from relation
@@ -118,16 +118,18 @@ select 'default', name, '', format('alter table only %%s alter column %%I set de
 from col
 where attgenerated = '' and expression is not null
 union all
--- In a copy without rows, because adding the column rewrites the whole table.
-select 'generated column', col.name, '', format(
-    'alter table %%1$s rename to %%2$I; create table %%1$s (like %%3$I.%%2$I including generated); '
-    'alter table %%1$s drop column %%4$I; alter table %%1$s add column %%4$I %%5$s generated always as (%%6$s) %%7$s',
-    relation, 'aside_' || md5(col.name), relation.nspname, attname, concat_ws(' ', type, collated), expression,
-    case attgenerated when 's' then 'stored' else 'virtual' end
+-- In a copy without rows, because adding the columns rewrites the whole table.
+select 'generated columns', 'of ' || relation.name, '', format(
+    'alter table %%1$s rename to %%2$I; create table %%1$s (like %%3$I.%%2$I); alter table %%1$s %%4$s', relation.name, 'aside_' || md5(relation.name),
+    relation.nspname, string_agg(format(
+      'drop column %%1$I, add column %%1$I %%2$s generated always as (%%3$s) %%4$s', attname, concat_ws(' ', type, collated), expression,
+      case attgenerated when 's' then 'stored' else 'virtual' end
+    ), ', ' order by attname)
   )
 from col
 join relation on relation.oid = col.attrelid
 where attgenerated <> ''
+group by relation.name, relation.nspname
 union all
 select 'constraint', format('%%I on %%s', conname, name), concat_ws(
     ' ', contype, case when not convalidated then 'not validated' end, case when is_inherited then 'inherited' when contype not in ('c', 'x') then definition end
@@ -187,7 +189,7 @@ union all
 select 'policy', format('%%I on %%s', p.polname, r.name), '', concat_ws(
     ' ', format('drop policy %%1$I on %%2$s; create policy %%1$I on %%2$s', p.polname, r.name), case when p.polpermissive then 'as permissive' else 'as restrictive' end,
     'for', case p.polcmd when 'r' then 'select' when 'a' then 'insert' when 'w' then 'update' when 'd' then 'delete' else 'all' end, 'to', array_to_string(array(
-      select case when role = 0 then 'public' else quote_ident(rolname) end from unnest(p.polroles) as role left join pg_roles on pg_roles.oid = role order by 1
+      select case when role = 0 then 'public' else quote_ident(rolname) end from unnest(p.polroles) as role left join pg_roles on pg_roles.oid = role order by rolname
     ), ', '), 'using (' || pg_get_expr(p.polqual, p.polrelid) || ')', 'with check (' || pg_get_expr(p.polwithcheck, p.polrelid) || ')'
   )
 from pg_policy as p
@@ -252,9 +254,9 @@ where ('pg_opclass'::regclass, o.oid) not in (table extension_member)
 union all
 select 'operator family', format('%%I.%%I using %%I', ours.nspname, f.opfname, m.amname), concat_ws(
     ' ', array(
-      select concat_ws(' ', a.amopstrategy, a.amoppurpose, a.amopopr::regoperator, nullif(a.amopsortfamily, 0)::bigint) from pg_amop as a where a.amopfamily = f.oid order by 1
+      select concat_ws(' ', a.amopstrategy, a.amoppurpose, a.amopopr::regoperator, nullif(a.amopsortfamily, 0)::bigint) from pg_amop as a where a.amopfamily = f.oid order by a.amopstrategy, a.amopopr::regoperator::text collate "C"
     ), array(
-      select concat_ws(' ', a.amprocnum, a.amproclefttype::regtype, a.amprocrighttype::regtype, a.amproc::regprocedure) from pg_amproc as a where a.amprocfamily = f.oid order by 1
+      select concat_ws(' ', a.amprocnum, a.amproclefttype::regtype, a.amprocrighttype::regtype, a.amproc::regprocedure) from pg_amproc as a where a.amprocfamily = f.oid order by a.amprocnum, a.amproc::regprocedure::text collate "C"
     )
   ), null
 from pg_opfamily as f

@@ -24,6 +24,7 @@ from scripts.backup.drill import UNSUITABLE, scratch_target
 from scripts.backup.progress import Bar
 from scripts.backup.restore import restore_and_check
 from scripts.backup.restore_engine import Backup
+from scripts.backup.structure import pinned
 from scripts.errors import Failure
 from scripts.schema import drift, migrations
 from scripts.schema.database import Connection
@@ -118,15 +119,18 @@ def migrate_and_compare(url: str, connection: Connection, root: Path) -> Iterato
 
 def record_hashes(connection: Connection) -> None:
     """Stores a hash of every value in the schema upgrade_check of the temporary server."""
-    connection.execute("create schema upgrade_check")
-    connection.execute("create table upgrade_check.before (relation text, columns text[], key text, hashes bigint[])")
-    for schema, table, columns in connection.execute(TABLES).fetchall():
-        query = sql.SQL("insert into upgrade_check.before select {}, {}, {}, {} from {} as t").format(
-            sql.Literal(f"{schema}.{table}"), sql.Literal(columns), _key(connection, schema, table),
-            _hashes(columns), sql.Identifier(schema, table),
-        )  # fmt: skip
-        if f"{schema}.{table}" not in DECLARED_DATA:
-            connection.execute(query)
+    with pinned(connection):
+        connection.execute("create schema upgrade_check")
+        connection.execute(
+            "create table upgrade_check.before (relation text, columns text[], key text, hashes bigint[])"
+        )
+        for schema, table, columns in connection.execute(TABLES).fetchall():
+            query = sql.SQL("insert into upgrade_check.before select {}, {}, {}, {} from {} as t").format(
+                sql.Literal(f"{schema}.{table}"), sql.Literal(columns), _key(connection, schema, table),
+                _hashes(columns), sql.Identifier(schema, table),
+            )  # fmt: skip
+            if f"{schema}.{table}" not in DECLARED_DATA:
+                connection.execute(query)
 
 
 def _key(connection: Connection, schema: str, table: str) -> sql.Composable:
@@ -185,7 +189,8 @@ def _find_losses(
         sql.Identifier(schema, table),
         relation,
     )
-    [[missing, *changed]] = connection.execute(query).fetchall()
+    with pinned(connection):
+        [[missing, *changed]] = connection.execute(query).fetchall()
     if missing and not _is_declared(relation, declared.deletes + declared.removes):
         yield f"{missing:,} rows of {relation} are gone"
     for column, number in zip(kept, changed, strict=True):

@@ -23,10 +23,13 @@ from scripts.backup import programs
 from scripts.backup.manifest import MANIFEST
 from scripts.backup.store import BackupStore
 from scripts.cli import ballast
-from scripts.scratch.postgres import Postgres
+from scripts.scratch.postgres import Postgres, stop
 from tests import people
-from tests.conftest import ROOT, Database
+from tests.conftest import ROOT, Database, free_port_block
+from tests.schema import migrate
 from tests.servers import MIGRATED_DATABASE, TestRun
+
+OLDEST = Path("/usr/lib/postgresql/15/bin")
 
 
 @pytest.fixture(scope="session")
@@ -86,6 +89,27 @@ def populated_database(lasting_database: Callable[..., str], migrated_database: 
         people.fill_database(Database(connection))
         connection.execute("select app.seal_audit()")
     return url
+
+
+@pytest.fixture(scope="session")
+def old(home: Path) -> Iterator[Postgres]:
+    """A server of the oldest version that Supabase hosts, with people."""
+    if not (OLDEST / "postgres").exists():
+        pytest.skip(f"PostgreSQL 15 is not installed in {OLDEST}")
+    server = Postgres(home / "old", free_port_block(), "test", OLDEST)
+    process = server.start(fsync="off")
+    migrate(server.url())
+    with psycopg.connect(server.url()) as connection:
+        people.fill_database(Database(connection))
+    yield server
+    stop(process)
+
+
+@pytest.fixture
+def old_database(old: Postgres) -> Iterator[str]:
+    """A database of the oldest version, for one test."""
+    with maker_of_databases(old) as make:
+        yield make()
 
 
 # Of every vault, so that a backup made once can be put into any of them.

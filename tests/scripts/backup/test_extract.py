@@ -420,19 +420,55 @@ def test_an_existing_file_is_never_overwritten(folder_shelf: Vault, tmp_path: Pa
     assert output.read_text() == "mine"
 
 
-def test_a_backup_that_fails_a_check_is_not_extracted(
-    folder_shelf: Vault, tmp_path: Path, backup: StoredBackup
+@pytest.mark.parametrize(
+    ("part", "kind", "name"),
+    [
+        ("rows", None, "public.specimens"),
+        ("structure", "column", "public.specimens.title"),
+        ("structure", "column", "public.specimens.gone"),
+    ],
+)
+def test_an_extract_refuses_what_makes_its_rows_wrong(
+    folder_shelf: Vault, tmp_path: Path, backup: StoredBackup, part: str, kind: str | None, name: str
 ) -> None:
-    name = folder_shelf.keep(backup)
-    manifest = folder_shelf.store.path(name, "manifest.json")
-    assert manifest is not None
-    body = json.loads(manifest.read_text())
-    body["rows"]["public.specimens"] += 1
-    manifest.write_bytes(add_checksum(json.dumps(body).encode()))
-    result = folder_shelf.run("extract", name, "--organization", "org_acme", "--output", str(tmp_path / "x.sql"))
+    differ(folder_shelf, folder_shelf.keep(backup), part, kind, name)
+    result = folder_shelf.run("extract", "latest", "--organization", "org_acme", "--output", str(tmp_path / "x.sql"))
     assert result.exit_code == 1
-    assert "row counts" in result.stderr
+    assert f"Nothing was extracted: the check {'structure' if kind else 'row counts'!r} of" in result.stderr
+    assert name in result.stderr
     assert not (tmp_path / "x.sql").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("policy", "gone on public.specimens"),
+        ("index", "specimens_pkey on public.specimens"),
+        ("options of column", "public.specimens.title"),
+        ("column", "app.settings.operator_email"),
+    ],
+)
+def test_an_extract_warns_of_any_other_difference(
+    folder_shelf: Vault, tmp_path: Path, backup: StoredBackup, kind: str, name: str
+) -> None:
+    differ(folder_shelf, folder_shelf.keep(backup), "structure", kind, name)
+    arguments = ("--organization", "org_acme", "--output", str(tmp_path / "x.sql"))
+    result = folder_shelf.run_to_end("extract", "latest", *arguments)
+    assert f"{kind} {name}" in result.stderr
+    assert "The rows are complete" in result.stderr
+    assert (tmp_path / "x.sql").exists()
+
+
+def differ(vault: Vault, name: str, part: str, kind: str | None, entry: str) -> None:
+    """Makes the manifest of a backup differ in one entry."""
+    place = vault.store.path(name, "manifest.json")
+    assert place is not None
+    body = json.loads(place.read_text())
+    if kind is None:
+        body[part][entry] += 1
+    else:
+        body[part][kind][entry] = "0" * 16
+    place.write_bytes(add_checksum(json.dumps(body).encode()))
 
 
 # A tenant table with unusual names, types, references and partitions.

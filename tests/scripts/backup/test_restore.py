@@ -9,7 +9,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,14 @@ from psycopg import sql
 from scripts.backup import snapshot
 from scripts.backup.checksum import add_checksum
 from scripts.schema import migrations
-from scripts.scratch.postgres import Postgres, stop
+from scripts.scratch.postgres import Postgres
 from tests import people
-from tests.conftest import Database, free_port_block
+from tests.conftest import Database
 from tests.people import ADA, ADA_EMAILS
 from tests.relay import relay_to
-from tests.schema import migrate
 from tests.scripts.conftest import StoredBackup, Vault
 from tests.tenant_tables import TABLES
 
-OLDEST = Path("/usr/lib/postgresql/15/bin")
 CHECKS = ["row counts", "structure", "functions", "audit seal", "erasures replayed"]
 Change = Callable[[dict[str, Any]], None]
 # For tests that are not about the server of a drill.
@@ -601,20 +599,6 @@ def test_a_view_that_postgres_prints_differently_after_a_restore_is_the_same(fol
 
 
 # --- other versions of PostgreSQL ---
-
-
-@pytest.fixture(scope="module")
-def old(home: Path) -> Iterator[Postgres]:
-    """A server of the oldest version that Supabase hosts."""
-    if not (OLDEST / "postgres").exists():
-        pytest.skip(f"PostgreSQL 15 is not installed in {OLDEST}")
-    server = Postgres(home / "old", free_port_block(), "test", OLDEST)
-    process = server.start(fsync="off")
-    migrate(server.url())
-    with psycopg.connect(server.url()) as connection:
-        people.fill_database(Database(connection))
-    yield server
-    stop(process)
 
 
 @at_hand

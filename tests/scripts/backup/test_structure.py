@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
 import pytest
 
+from scripts.backup.archive import parse_identities
+from scripts.backup.restore import open_backup
+from scripts.backup.structure import find_differences, pin_session
+from scripts.schema import database
 from scripts.scratch.postgres import Postgres
+from tests.scripts.backup.definitions import make_all, make_tables
 from tests.scripts.conftest import Vault
 
 pytestmark = pytest.mark.usefixtures("scratch_at_hand")
 
 
-def drill(vault: Vault, **changes: str | None) -> str:
+def drill(vault: Vault) -> str:
     """Backs up and runs a drill. Returns what its check of the structure says, and requires that the others pass."""
     vault.back_up()
+    return check_structure(vault)
+
+
+def check_structure(vault: Vault, **changes: str | None) -> str:
     checks = {check["name"]: check for check in json.loads(vault.run("drill", "--json", **changes).stdout)["checks"]}
     assert [name for name, check in checks.items() if not check["passed"]] in ([], ["structure"]), checks
     return str(checks["structure"]["detail"])
@@ -60,3 +70,83 @@ def test_a_backup_of_a_hosted_project_is_proven(bare_vault: Vault, bare_server: 
         admin.execute("grant select on public.theirs to postgres")
         admin.execute("grant all on public.theirs to service_role")
     assert "as backed up" in drill(bare_vault)
+
+
+@pytest.mark.parametrize("number", [4, pytest.param(250, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("version", ["same", "old"])
+def test_generated_definitions_are_the_same_and_changed_ones_differ(
+    request: pytest.FixtureRequest, new_database: Callable[..., str], bare_vault: Vault, version: str, number: int
+) -> None:
+    """Of each kind, in one database that is backed up and restored once."""
+    vault = replace(bare_vault, url=request.getfixturevalue("old_database")) if version == "old" else bare_vault
+    definitions = list(make_all(20, number))
+    with vault.connect() as connection:
+        connection.execute(make_tables(number).encode())
+        for each in definitions:
+            connection.execute(each.create.encode())
+    name, target = vault.back_up(), new_database()
+    vault.run_to_end("restore", name, "--to", target)
+    backup = open_backup(vault.store, name, parse_identities(vault.identity), vault.home)
+    with database.connect(target) as connection:
+        for each in definitions:
+            connection.execute(each.change.encode())
+        found = {each[:2] for each in find_differences(connection, backup.manifest, backup.read_definitions())}
+    assert found == {(each.kind, each.name) for each in definitions}
+
+
+# What a database, a role or a pooler may have set, and each of it changes how PostgreSQL prints or reads something.
+SETTINGS = {
+    "timezone": "America/St_Johns", "datestyle": "SQL, DMY", "intervalstyle": "sql_standard", "search_path": "ops, app, public", "extra_float_digits": "-8",
+    "bytea_output": "escape", "xmloption": "document", "quote_all_identifiers": "on", "standard_conforming_strings": "off", "array_nulls": "off",
+    "transform_null_equals": "on", "backslash_quote": "on", "lc_numeric": "POSIX",
+}  # fmt: skip
+SENSITIVE = r"""
+    create table public.sensitive (
+        id int primary key, at timestamptz default '2026-03-29 01:30:00+00', due interval default '-1 day 02:03', raw bytea default '\x00ff5c', f double precision default 0.1::double precision / 3,
+        day date default '2026-02-01' check (day > '2025-03-04' and at > '2026-01-02 03:04:05.678+00'), words text[] default array[null, 'a\b', 'it''s'],
+        check (f < 1.2345678901234567::double precision and due <> interval '1 day -02:03')
+    );
+    create table public.spread (like public.sensitive) partition by range (at);
+    create table public.spread_1 partition of public.spread for values from ('2026-03-29 00:00:00+00') to ('2026-10-25 01:00:00+00');
+    create policy "early" on public.sensitive using (at < '2026-07-01 12:00:00+02');
+    insert into public.sensitive select n from generate_series(1, 3) as n;
+    insert into public.spread select * from public.sensitive;
+"""
+
+
+@pytest.mark.parametrize("place", ["database", "role"])
+def test_settings_of_the_source_do_not_matter(bare_vault: Vault, bare_server: Postgres, place: str) -> None:
+    name = bare_vault.url.rpartition("/")[2]
+    with bare_vault.connect() as connection:
+        connection.execute(SENSITIVE)
+    with psycopg.connect(bare_server.url("supabase_admin", name), autocommit=True) as admin:
+        scope = f"database {name}" if place == "database" else f"role postgres in database {name}"
+        for setting, value in SETTINGS.items():
+            admin.execute(f"alter {scope} set {setting} = {value if ',' in value else repr(value)}".encode())
+    assert "as backed up" in drill(bare_vault)
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "Pacific/Kiritimati", "America/St_Johns"])
+def test_a_backup_made_in_one_time_zone_is_proven_in_another(bare_vault: Vault, zone: str) -> None:
+    with bare_vault.connect() as connection:
+        connection.execute(SENSITIVE)
+    bare_vault.run_to_end("run", TZ="Asia/Kolkata", PGTZ="Asia/Kolkata", PGDATESTYLE="German")
+    assert "as backed up" in check_structure(bare_vault, TZ=zone, PGTZ=zone, PGDATESTYLE="SQL, DMY")
+
+
+def test_settings_of_the_target_do_not_matter(
+    bare_vault: Vault, bare_server: Postgres, new_database: Callable[..., str]
+) -> None:
+    with bare_vault.connect() as connection:
+        connection.execute(SENSITIVE)
+        rows = "select s::text from (select * from public.sensitive union all select * from public.spread) as s"
+        before = connection.execute(rows).fetchall()
+    target = new_database()
+    name = target.rpartition("/")[2]
+    with psycopg.connect(bare_server.url("supabase_admin", "postgres"), autocommit=True) as admin:
+        for setting, value in SETTINGS.items():
+            admin.execute(f"alter database {name} set {setting} = {value if ',' in value else repr(value)}".encode())
+    bare_vault.run_to_end("restore", bare_vault.back_up(), "--to", target)
+    with database.connect(target) as connection:
+        pin_session(connection, until_commit=False)
+        assert connection.execute(rows).fetchall() == before
