@@ -9,7 +9,11 @@ select
       then
         'Apply its file again: delete the row of the file from app.applied_sources, then run `ballast migrate up`.'
     when c.kind = 'publication'
-      then 'Run `alter publication … add table …`, as its migration does.'
+      then
+        format(
+          'Run `alter publication %s add table %s`, or compare its options with its migration.',
+          split_part(c.name, ' of ', 2), split_part(c.name, ' of ', 1)
+        )
     when c.kind = 'table' and c.hash is not null
       then
         '`ballast migrate check` lists its policies, triggers and grants. Compare row level security, owner and rules with its migration.'

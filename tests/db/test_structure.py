@@ -75,8 +75,10 @@ FAULTS = {
     "drop policy \"read with specimens:read\" on public.specimens": ("The table public.specimens was changed by hand.", "lists its policies"),
     "alter policy \"read with specimens:read\" on public.specimens using (true)": ("The policy read with specimens:read on public.specimens was changed by hand.", AGAIN),
     "alter policy \"read with specimens:read\" on public.specimens to anon": ("The policy read with specimens:read on public.specimens was changed by hand.", AGAIN),
-    "alter publication supabase_realtime drop table public.projects": ("The publication public.projects of supabase_realtime is missing.", "alter publication"),
-    "alter publication supabase_realtime set (publish = 'insert')": ("of supabase_realtime was changed by hand.", "alter publication"),
+    "alter publication supabase_realtime drop table public.specimens": ("The publication public.specimens of supabase_realtime is missing.", "alter publication supabase_realtime add table public."),
+    "drop publication supabase_realtime": ("The publication public.", "`alter publication supabase_realtime add table public."),
+    "alter view ops.health reset (security_invoker)": ("The view ops.health was changed by hand.", AGAIN),
+    "alter publication supabase_realtime set (publish = 'insert')": ("of supabase_realtime was changed by hand.", "alter publication supabase_realtime add table public."),
 }  # fmt: skip
 
 

@@ -113,7 +113,7 @@ def test_bundles_record_the_structure(new_database: Callable[..., str], tmp_path
     assert project.query(LIGHT) == [("green",)]
     add_migration(project, "add_parts", PARTS)
     written = write_bundle(tmp_path)
-    assert [path.name.partition("_")[2] for path in written] == ["add_parts.sql", "functions.bundle.sql"]
+    assert [path.name.partition("_")[2] for path in written] == ["add_parts.sql", "structure.bundle.sql"]
     push(project)
     assert project.query(CHANGES) == []
     project.query("alter table public.parts drop constraint parts_weight_check")
