@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
@@ -58,6 +58,12 @@ WAITERS = """
 """
 
 
+# The table whose lock a session awaits.
+AWAITED = """
+    select l.relation::regclass::text from pg_locks as l where l.pid = %s and not l.granted and l.locktype = 'relation'
+"""
+
+
 class LockUnavailable(Failure):
     """A lock was not available in time. The message names the statement and who held the lock."""
 
@@ -92,7 +98,9 @@ class Locks:
     connection: Connection
     guard: Connection
     notify: Notify
+    deadlock_ms: int = 0
     wait_ms: int = 0
+    vacuumed_table: str | None = None
     pid: int | None = None
     gives_way: bool = False
     has_given_way: bool = False
@@ -101,8 +109,8 @@ class Locks:
     def __post_init__(self) -> None:
         """Reads the server's deadlock_timeout, which every role may read."""
         query = "select setting::int from pg_settings where name = 'deadlock_timeout'"
-        [[deadlock_timeout]] = self.guard.execute(query).fetchall()
-        self.wait_ms = max(MIN_WAIT_MS, min(MAX_WAIT_MS, deadlock_timeout // 2))
+        [[self.deadlock_ms]] = self.guard.execute(query).fetchall()
+        self.wait_ms = max(MIN_WAIT_MS, min(MAX_WAIT_MS, self.deadlock_ms // 2))
 
     @property
     def limit(self) -> str:
@@ -121,7 +129,7 @@ class Locks:
         began = time.monotonic()
         reported = began - REPORT_SECONDS
         while True:
-            self.gives_way, self.has_given_way, self.blockers = gives_way, False, []
+            self.gives_way, self.has_given_way, self.blockers, self.vacuumed_table = gives_way, False, [], None
             try:
                 with self._observe(), self.connection.transaction(force_rollback=force_rollback):
                     # Asked each time: through a transaction pooler, each transaction may have another server process.
@@ -136,7 +144,19 @@ class Locks:
             if time.monotonic() - reported >= REPORT_SECONDS:
                 self.notify(f"{what} waits for a lock; retrying ... {self._describe_blockers()}")
                 reported = time.monotonic()
-            time.sleep(random.uniform(0.1, MAX_PAUSE_SECONDS))  # noqa: S311 - not for secrets
+            if self.vacuumed_table is not None:
+                self._end_autovacuum(self.vacuumed_table)
+            else:
+                time.sleep(random.uniform(0.1, MAX_PAUSE_SECONDS))  # noqa: S311 - not for secrets
+
+    def _end_autovacuum(self, table: str) -> None:
+        """Waits until PostgreSQL cancels the autovacuum of a table, for a session that waits for deadlock_timeout.
+
+        We wait in a mode that does not block readers and writers, and hold no other lock.
+        """
+        with suppress(errors.LockNotAvailable), self.connection.transaction(force_rollback=True):
+            self.connection.execute(f"set local lock_timeout = {self.deadlock_ms + 500}".encode())
+            self.connection.execute(f"lock table {table} in share update exclusive mode".encode())
 
     def _is_busy(self, error: BaseException | None) -> bool:
         return isinstance(error, BUSY) or (self.has_given_way and isinstance(error, errors.QueryCanceled))
@@ -168,6 +188,8 @@ class Locks:
             self.guard.execute("select pg_stat_clear_snapshot()")
             if found := self.guard.execute(BLOCKERS, [self.pid]).fetchall():
                 self.blockers = [Blocker(*row) for row in found]
+                if any(blocker.backend == "autovacuum worker" for blocker in self.blockers):
+                    self.vacuumed_table, *_ = self.guard.execute(AWAITED, [self.pid]).fetchone() or [None]
             if self.gives_way and self.guard.execute(WAITERS, [self.wait_ms, self.pid]).rowcount:
                 self.has_given_way = True
                 self.connection.cancel_safe()

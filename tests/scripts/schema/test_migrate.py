@@ -631,6 +631,28 @@ class TestWriters:
         assert applied_project.check() == [("view", "ops.base", "missing"), ("view", "ops.top", "missing")]
 
 
+def test_an_autovacuum_gives_way_to_a_deployment(tmp_path: Path) -> None:
+    """PostgreSQL cancels one only for sessions that wait for longer than a deployment waits for its locks."""
+    with scratch_server(tmp_path, fsync="off", autovacuum_naptime="1s") as server:
+        project = Project(tmp_path / "project", server.url())
+        project.write_files()
+        project.up()
+        project.query(
+            "alter table public.notes set (autovacuum_vacuum_threshold = 1, autovacuum_vacuum_cost_delay = 100, "
+            "autovacuum_vacuum_cost_limit = 1)"
+        )
+        project.query("insert into public.notes select n, repeat('x', 1000) from generate_series(1, 10000) as n")
+        project.query("delete from public.notes where id % 2 = 0")
+        vacuums = "select from pg_stat_progress_vacuum as v where v.relid = 'public.notes'::regclass"
+        with psycopg.connect(server.url("supabase_admin"), autocommit=True) as watcher:
+            while not watcher.execute(vacuums).rowcount:
+                pass
+        project.write("migrations/20260102000000_more.sql", TestWriters.ALTER)
+        notices: list[str] = []
+        assert project.up(notify=notices.append).paths == ["migrations/20260102000000_more.sql"]
+        assert "(autovacuum worker, active, its transaction began" in notices[0]
+
+
 class TestHistory:
     def test_an_edited_migration_is_named(self, applied_project: Project) -> None:
         applied_project.write("migrations/20260101000000_foundation.sql", FOUNDATION.replace("a;b", "a;c"))
