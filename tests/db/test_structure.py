@@ -203,3 +203,23 @@ def test_a_file_that_repairs_a_change_by_hand_ends_the_report(superuser: Databas
     superuser.connection.execute(structure.SET_KNOWN, [known])
     superuser.execute(structure.RECORD)
     assert verdict(superuser) == ("green", "OK.")
+
+
+@pytest.mark.parametrize(("breaking", "repair"), [
+    ("alter table public.specimens drop constraint specimens_organization_id_fkey",
+     "alter table public.specimens add foreign key (organization_id) references public.organizations on delete cascade"),
+    ("alter table public.specimens drop constraint specimens_title_check",
+     "alter table public.specimens add constraint specimens_title_check check (length(title) between 1 and 200)"),
+    ("drop index public.specimens_created_by_idx", "create index specimens_created_by_idx on public.specimens (created_by)"),
+    ("alter table public.specimens alter column status drop default", "alter table public.specimens alter column status set default 'active'"),
+    ("alter table public.specimens alter column title drop not null", "alter table public.specimens alter column title set not null"),
+    ("alter publication supabase_realtime drop table public.specimens", "alter publication supabase_realtime add table public.specimens"),
+    ("alter table public.specimens disable trigger touch", "alter table public.specimens enable trigger touch"),
+    ("grant select on public.specimens to anon", "revoke select on public.specimens from anon"),
+])  # fmt: skip
+def test_what_someone_creates_again_as_advised_is_green(superuser: Database, breaking: str, repair: str) -> None:
+    superuser.execute(breaking)
+    assert verdict(superuser)[0] == "red"
+    superuser.execute(repair)
+    assert superuser.rows("select * from ops.structure_changes") == []
+    assert verdict(superuser) == ("green", "OK.")
