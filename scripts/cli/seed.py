@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 import httpx
@@ -15,6 +17,7 @@ from scripts.local import bulk, examples
 from scripts.local.clerk.client import ClerkClient, NotRunning, require_stand_in
 from scripts.local.stack import client_environment, jobs_are_wanted
 from scripts.schema import database
+from scripts.schema.database import Connection
 
 
 class NotSeeded(Failure):
@@ -46,11 +49,10 @@ def seed(organizations: int | None, members: int, projects: int, as_sql: bool) -
 def _seed_examples() -> None:
     require_stand_in("`ballast clerk backfill` imports the people of that instance.")
     environment = client_environment()
-    outcomes = Counter(_send(environment, event) for event in examples.events())
     with database.connect(environment["DATABASE_URL"]) as connection:
         with_projects = bulk.has_projects(connection)
-        if jobs_are_wanted():  # a job shows mail at /dev/mail; the local stack sends none
-            connection.execute("update app.settings set mail_enabled = true")
+        with _mail_off(connection):
+            outcomes = Counter(_send(environment, event) for event in examples.events())
     created = sum(
         create_missing_projects(environment, user_id, organization_id, titles)
         for (organization_id, user_id), titles in examples.PROJECTS.items()
@@ -61,6 +63,17 @@ def _seed_examples() -> None:
         click.echo("The example tenants exist already: nothing changed.", err=True)
     else:
         click.echo(f"Seeded {changed} of {outcomes.total()} events and {created} projects.", err=True)
+
+
+@contextmanager
+def _mail_off(connection: Connection) -> Iterator[None]:
+    """Queues no mail to the example people. Afterwards a job shows mail at /dev/mail; the local stack sends none."""
+    was_on = connection.execute("select from app.settings where mail_enabled").rowcount == 1
+    connection.execute("update app.settings set mail_enabled = false")
+    try:
+        yield
+    finally:
+        connection.execute("update app.settings set mail_enabled = %s", [was_on or jobs_are_wanted()])
 
 
 def _send(environment: dict[str, str], event: examples.Event) -> str:

@@ -81,6 +81,7 @@ def fill(connection: psycopg.Connection[Any], size: Size) -> Iterator[tuple[int,
         last = min(first + ORGANIZATIONS_PER_BATCH - 1, size.organizations)
         numbers = {"first": first, "last": last, "members": size.members, "projects": size.projects}
         with connection.transaction():
+            connection.execute("select set_config('app.no_mail', 'on', true)")
             added = sum(connection.execute(statement, numbers).rowcount for statement in BATCH[: len(tables)])
         yield last, added
     for table in tables:

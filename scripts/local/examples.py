@@ -71,7 +71,9 @@ def as_sql() -> str:
     """supabase/seed.sql: the same events and projects for the Supabase CLI, which can only run SQL."""
     lines = [
         "-- The example tenants, for the Supabase CLI (`db push --include-seed`, `start`). Made by: ballast seed --sql",
+        "set app.no_mail = 'on';",
         *(_event_as_sql(event) for event in events()),
+        "reset app.no_mail;",
         "",
         "do $$",
         "begin",

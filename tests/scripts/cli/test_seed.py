@@ -7,7 +7,9 @@ from typing import Any
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 
+from scripts.cli import ballast
 from scripts.local import bulk, examples
 from scripts.scratch.postgres import Postgres
 from tests.conftest import ROOT, Stack
@@ -26,6 +28,7 @@ ROLES = [
     ("user_dee", "org_acme", "viewer"),
     ("user_eve", "org_globex", "owner"),
 ]
+QUEUED = "select from app.email_outbox as m join public.profiles as p on p.id = m.person_id where p.email like '%@%'"
 PROJECTS = """
 select o.clerk_org_id, p.clerk_user_id, t.title from public.projects as t
 join public.organizations as o on o.id = t.organization_id join public.profiles as p on p.id = t.created_by
@@ -55,8 +58,10 @@ def test_acme_has_25_projects_and_globex_10() -> None:
 
 
 def test_the_seed_of_the_supabase_cli_is_the_same_and_idempotent(connection: psycopg.Connection[Any]) -> None:
+    connection.execute("update app.settings set mail_enabled = true")
     for _ in range(2):
         connection.execute(SEED_SQL.read_bytes())
+        assert connection.execute(QUEUED).rowcount == 0
         assert connection.execute(ROLES_BY_PERSON, [list(examples.PEOPLE)]).fetchall() == ROLES
         rows = connection.execute(PROJECTS).fetchall()
         assert (len(rows), set(rows)) == (35, EXAMPLE_PROJECTS)
@@ -67,6 +72,7 @@ def test_the_seed_of_the_supabase_cli_is_current() -> None:
 
 
 def test_bulk_data_has_the_requested_size_and_is_idempotent(connection: psycopg.Connection[Any]) -> None:
+    connection.execute("update app.settings set mail_enabled = true")
     size = bulk.Size(organizations=60, members=4, projects=3)
     assert sum(rows for _, rows in bulk.fill(connection, size)) == 60 + 240 + 240 + 180
     assert sum(rows for _, rows in bulk.fill(connection, size)) == 0
@@ -74,5 +80,22 @@ def test_bulk_data_has_the_requested_size_and_is_idempotent(connection: psycopg.
         join public.organizations as o on o.id = m.organization_id
         where o.clerk_org_id like 'org\\_bulk\\_%' group by 1 order by 1"""
     assert connection.execute(roles).fetchall() == [("admin", 60), ("member", 60), ("owner", 60), ("viewer", 60)]
+    assert connection.execute(QUEUED).rowcount == 0
     first = "select count(*) from public.organizations where clerk_org_id = 'org_bulk_000001'"
     assert connection.execute(first).fetchall() == [(1,)]
+
+
+def test_new_example_people_get_no_mail_and_mail_stays_on(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    person = examples.Event("msg_seed_user_fay", "user.created", {"id": "user_fay", "first_name": "Fay"})
+    monkeypatch.setattr(examples, "events", lambda: [person])
+    monkeypatch.setattr(examples, "PROJECTS", {})
+    with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
+        before = connection.execute("update app.settings set mail_enabled = true returning mail_enabled").fetchall()
+        seeded = CliRunner().invoke(ballast, ["seed"], env=stack.environment | {"BALLAST_JOBS": "off"})
+        queued = connection.execute(f"{QUEUED} and p.clerk_user_id = 'user_fay'").rowcount
+        after = connection.execute("select mail_enabled from app.settings").fetchall()
+        connection.execute("update app.settings set mail_enabled = false")
+        stack.ballast("clerk", "send", "user.deleted", "--data", '{"id": "user_fay"}')
+    assert seeded.exit_code == 0, seeded.output
+    assert "Seeded 1 of 1 events" in seeded.output
+    assert (queued, after) == (0, before)
