@@ -11,6 +11,8 @@ import httpx
 from rich.console import Console
 from rich.progress import Progress
 
+from scripts.clerk.backfill import backfill
+from scripts.clerk.listing import open_listing
 from scripts.cli import clerk
 from scripts.errors import Failure
 from scripts.local import bulk, examples
@@ -53,6 +55,9 @@ def _seed_examples() -> None:
         with_projects = bulk.has_projects(connection)
         with _mail_off(connection):
             outcomes = Counter(_send(environment, event) for event in examples.events())
+        # A Clerk instance has roles and permissions from the start.
+        with open_listing(environment) as listing:
+            backfill(connection, listing, lambda *_: None, restart=True)
     created = sum(
         create_missing_projects(environment, user_id, organization_id, titles)
         for (organization_id, user_id), titles in examples.PROJECTS.items()

@@ -15,11 +15,15 @@ from rich.table import Table
 
 from scripts.cli import options
 from scripts.cli.output import print_json, print_table
+from scripts.errors import Failure
 from scripts.health import traffic_lights
 from scripts.local import containers, services, supervisor
 from scripts.local.processes import RunRecord
+from scripts.local.scheduler import HEARTBEAT
 from scripts.local.services import Service
 from scripts.local.stack import STAND_IN, Stack, containers_are_wanted
+
+FULL_DISK_BYTES = 50_000_000
 
 
 @click.command(epilog="Example: ballast up --detach")
@@ -63,23 +67,29 @@ def status(url: str | None, as_json: bool) -> None:
     chosen = url or os.environ.get("DATABASE_URL") or (stack.postgres.url() if has_database else None)
     is_local = chosen in {None, stack.postgres.url()}
     shows_services = is_local or record.is_running()
+    if record.is_running() and record.port_base not in {0, stack.port_base}:
+        raise OtherPorts(
+            f"The stack in {stack.home} runs with BALLAST_PORT_BASE={record.port_base}, not {stack.port_base}: set it."
+        )
     states = (
         [_state(service, record) for service in _build_services(stack) if not service.once and service.is_wanted()]
         if shows_services
         else []
     )
-    environment = options.build_environment(url)
+    has_service = record.is_running() or not is_local
+    environment = options.build_environment(url) if has_service else {}
     found = traffic_lights.run_checks(chosen, is_local=is_local, environment=environment) if chosen else []
     if as_json:
         light = traffic_lights.find_worst_light(found)
         print_json(
             {
                 "home": stack.home, "running": record.is_running(), "parts": states,
+                "reason": explain(stack, record, states) if shows_services else None,
                 "clerk": stack.clerk_in_use if shows_services else None, "status": light, "checks": found,
             }
         )  # fmt: skip
     else:
-        _show_services(stack, states, is_running=record.is_running())
+        _show_services(stack, record, states)
         _show_checks(found)
     if any(state.state != "healthy" for state in states) or traffic_lights.find_worst_light(found) == "red":
         raise click.exceptions.Exit(1)
@@ -107,7 +117,14 @@ def reset(yes: bool) -> None:
     RunRecord.read(stack.home).stop()
     for folder in (stack.postgres.home, stack.postgres.folder, stack.clerk_folder, stack.backups, stack.logs):
         shutil.rmtree(folder, ignore_errors=True)
+    (stack.home / HEARTBEAT).unlink(missing_ok=True)
     click.echo("Deleted. `ballast up` creates a new database.", err=True)
+
+
+class OtherPorts(Failure):
+    """The stack of this folder runs on the ports of another BALLAST_PORT_BASE."""
+
+    exit_code = 2
 
 
 @dataclass(frozen=True)
@@ -115,7 +132,7 @@ class State:
     """The row of a service in `ballast status`."""
 
     name: str
-    state: Literal["healthy", "not answering", "down"]
+    state: Literal["healthy", "starting", "not answering", "down"]
     pid: int | None
     address: str
 
@@ -127,12 +144,38 @@ def _build_services(stack: Stack) -> list[Service]:
 def _state(service: Service, record: RunRecord) -> State:
     recorded = record.services.get(service.name)
     process = recorded.process() if recorded else None
+    is_starting = record.is_running() and not record.ready
     if process is None:
-        return State(service.name, "down", None, service.address)
-    return State(service.name, "healthy" if service.is_healthy() else "not answering", process.pid, service.address)
+        return State(service.name, "starting" if is_starting else "down", None, service.address)
+    if service.is_healthy():
+        return State(service.name, "healthy", process.pid, service.address)
+    return State(service.name, "starting" if is_starting else "not answering", process.pid, service.address)
 
 
-def _show_services(stack: Stack, states: list[State], *, is_running: bool) -> None:
+def explain(stack: Stack, record: RunRecord, states: list[State]) -> str | None:
+    """Says why the stack is not healthy, and what to do; None if it is healthy."""
+    free = shutil.disk_usage(stack.home if stack.home.exists() else stack.home.anchor).free
+    full = f"The disk of {stack.home} is full: {free / 1e6:.0f} MB are free.\n" if free < FULL_DISK_BYTES else ""
+    unhealthy = [state.name for state in states if state.state != "healthy"]
+    left = [state.name for state in states if state.pid is not None]
+    if record.is_running() and not record.ready:
+        reason = f"`ballast up` is still starting {', '.join(unhealthy) or 'the stack'}: see the logs in {stack.logs}."
+    elif record.is_running() and unhealthy:
+        remedy = f"See the logs in {stack.logs}. Run `ballast down`, then `ballast up`."
+        reason = f"Not answering: {', '.join(unhealthy)}. {remedy}"
+    elif record.is_running():
+        reason = ""
+    elif left:
+        reason = (
+            f"`ballast up` was killed and left {', '.join(left)} running: `ballast up` starts the stack again, and "
+            "`ballast down` stops it."
+        )
+    else:
+        reason = supervisor.read_error(stack).strip() or "The stack is not running: `ballast up` starts it."
+    return (full + reason).strip() or None
+
+
+def _show_services(stack: Stack, record: RunRecord, states: list[State]) -> None:
     if not states:
         return
     table = Table("service", "state", "process", "address", box=None)
@@ -140,8 +183,8 @@ def _show_services(stack: Stack, states: list[State], *, is_running: bool) -> No
         table.add_row(state.name, state.state, str(state.pid or ""), state.address)
     print_table(table)
     click.echo(f"Clerk: {_describe_clerk(stack.clerk_in_use)}")
-    if not is_running:
-        click.echo(supervisor.read_errors(stack), err=True, nl=False)
+    if reason := explain(stack, record, states):
+        click.echo(reason, err=True)
 
 
 def _describe_clerk(clerk: str) -> str:

@@ -80,15 +80,18 @@ class RunRecord:
     file: Path
     supervisor: ProcessRecord | None = None
     ready: bool = False
+    port_base: int = 0
     services: dict[str, ProcessRecord] = field(default_factory=dict)
 
     @classmethod
     def read(cls, home: Path) -> RunRecord:
         record = cls(home / "run.json")
-        with contextlib.suppress(FileNotFoundError):
+        # A power failure may leave an empty file. `up` then finds what still runs by its port.
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
             stored = json.loads(record.file.read_text())
             record.supervisor = ProcessRecord(**stored["supervisor"]) if stored["supervisor"] else None
             record.ready = stored["ready"]
+            record.port_base = stored.get("port_base", 0)  # absent if an older release wrote it
             record.services = {name: ProcessRecord(**each) for name, each in stored["services"].items()}
         return record
 
@@ -96,6 +99,7 @@ class RunRecord:
         content: dict[str, Any] = {
             "supervisor": asdict(self.supervisor) if self.supervisor else None,
             "ready": self.ready,
+            "port_base": self.port_base,
             "services": {name: asdict(each) for name, each in self.services.items()},
         }
         unfinished = self.file.with_suffix(f".{os.getpid()}")

@@ -6,12 +6,16 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from pathlib import Path
 
 import click
 import httpx
 import psycopg
 
 PAUSE_SECONDS = 1.0
+# A file in the stack's folder, by which `ballast status` knows that the scheduler works.
+HEARTBEAT = "scheduler.beat"
+MAX_SILENCE_SECONDS = 90
 # A job takes up to half a minute.
 TIMEOUT = httpx.Timeout(60)
 
@@ -25,12 +29,14 @@ class Scheduler:
         self._every: dict[str, timedelta] = dict(rows)
         self._due = dict.fromkeys(self._every, 0.0)
         self._log = log
+        self._heartbeat = Path(environment["BALLAST_HOME"]) / HEARTBEAT
         authorization = {"Authorization": f"Bearer {environment['JOBS_TOKEN']}"}
         self._http = httpx.Client(base_url=environment["SERVICE_URL"], headers=authorization, timeout=TIMEOUT)
 
     def call_due_jobs(self, now: float) -> None:
         """Calls the due jobs one after the other. `now` is in seconds, of a monotonic clock."""
         for job, every in self._every.items():
+            self._heartbeat.touch()
             if self._due[job] <= now:
                 self._due[job] = now + every.total_seconds()
                 self._call(job)

@@ -6,6 +6,7 @@ import importlib.util
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ import jwt
 import psycopg
 
 from scripts.errors import Failure
+from scripts.local.scheduler import HEARTBEAT, MAX_SILENCE_SECONDS
 from scripts.local.stack import CHECKOUT, REDIS_SOCKET, STAND_IN, Stack, jobs_are_wanted
 from scripts.scratch import os_user
 
@@ -63,11 +65,45 @@ def build_services(stack: Stack) -> list[Service]:
         _upstash(stack),
         _gateway(stack),
         _service(stack),
-        Service(
-            "seed", _fill_command(stack), needs=("service", "clerk"), once=True, is_wanted=lambda: _is_empty(stack)
-        ),
-        Service("scheduler", _module("scripts.local.scheduler"), needs=("service", "seed"), is_wanted=jobs_are_wanted),
+        _seed(stack),
+        _scheduler(stack),
     ]
+
+
+def _seed(stack: Stack) -> Service:
+    """Fills an empty database. After an interruption it goes on at the next start: both commands can be repeated."""
+    unfinished = stack.clerk_folder / "unfinished"
+
+    def begin() -> None:
+        unfinished.parent.mkdir(mode=0o700, exist_ok=True)
+        unfinished.touch()
+
+    return Service(
+        "seed",
+        _fill_command(stack),
+        needs=("service", "clerk"),
+        once=True,
+        before=begin,
+        after=unfinished.unlink,
+        is_wanted=lambda: unfinished.exists() or _is_empty(stack),
+    )
+
+
+def _scheduler(stack: Stack) -> Service:
+    """It answers no requests, but touches a file before each round of jobs."""
+    heartbeat = stack.home / HEARTBEAT
+
+    def is_beating() -> bool:
+        return heartbeat.exists() and time.time() - heartbeat.stat().st_mtime < MAX_SILENCE_SECONDS
+
+    return Service(
+        "scheduler",
+        _module("scripts.local.scheduler"),
+        is_beating,
+        needs=("service", "seed"),
+        before=lambda: heartbeat.unlink(missing_ok=True),
+        is_wanted=jobs_are_wanted,
+    )
 
 
 def _postgres(stack: Stack) -> Service:

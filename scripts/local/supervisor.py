@@ -18,7 +18,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict
+from logging import LogRecord, makeLogRecord
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -32,6 +35,10 @@ from scripts.local.stack import CHECKOUT, Stack
 
 READY_SECONDS = 60.0
 TAIL_LINES = 30
+# A log is renamed to .log.1 when it is full and at the next start, and .log.1 to .log.2.
+LOG_BYTES = 10_000_000
+OLDER_LOGS = 2
+LINE_BYTES = 65_536
 COLOURS = ("blue", "magenta", "green", "yellow", "cyan", "bright_blue", "bright_magenta", "bright_green")
 
 
@@ -45,6 +52,23 @@ class CannotStart(Failure):
 
 class ServiceEnded(Failure):
     """A service ended unexpectedly, or did not become healthy. The message ends with its log."""
+
+
+class ServiceLog(RotatingFileHandler):
+    """A log of bounded size. Writes that fail, as on a full disk, are dropped, so that the service is not blocked."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(file, maxBytes=LOG_BYTES, backupCount=OLDER_LOGS, encoding="utf-8")
+        if file.stat().st_size:
+            self.doRollover()
+
+    def handleError(self, record: LogRecord) -> None:  # noqa: N802 - the name is logging's
+        """Drops the line."""
+
+    def close(self) -> None:
+        """Closes the file, also without the lines that could not be written."""
+        with suppress(OSError):
+            super().close()
 
 
 class RunningService:
@@ -65,8 +89,10 @@ class RunningService:
         )
         self.record = ProcessRecord.of(self.process.pid, service.stop_signal)
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self.started = time.monotonic()
         self._prefix = click.style(f"{service.name:>9} │ ", fg=colour)
         self._log = stack.logs / f"{service.name}.log"
+        self._secrets = list(asdict(stack.secrets).values())
         self._copying = threading.Thread(target=self._copy_output, daemon=True)
         self._copying.start()
 
@@ -82,11 +108,13 @@ class RunningService:
         """The error with the service's name, how it ended, and the end of its log."""
         self._copying.join(timeout=1)
         if self.has_ended():
-            how = f"ended with exit code {self.process.returncode}"
+            how = describe_end(self.process.returncode)
         elif self.service.once:
             how = f"did not finish within {READY_SECONDS:g} s"
+        elif self.healthy:
+            how = "does not answer any more"
         else:
-            how = "did not become healthy"
+            how = f"did not become healthy within {READY_SECONDS:g} s"
         lines = "\n".join(f"  {line}" for line in self.tail) or "  (it is empty)"
         return ServiceEnded(f"{self.service.name} {how}. The end of {self._log}:\n{lines}")
 
@@ -94,11 +122,12 @@ class RunningService:
         output: IO[bytes] | None = self.process.stdout
         if output is None:
             return
-        with self._log.open("wb") as log:
-            for line in output:
-                log.write(line)
-                log.flush()
+        with closing(ServiceLog(self._log)) as log:
+            for line in iter(lambda: output.readline(LINE_BYTES), b""):
                 text = line.decode(errors="replace").rstrip()
+                for secret in self._secrets:
+                    text = text.replace(secret, "…")
+                log.handle(makeLogRecord({"msg": text}))
                 self.tail.append(text)
                 with suppress(OSError):  # a closed output must not stop the service
                     click.echo(self._prefix + text)
@@ -111,18 +140,22 @@ class Supervisor:
         self._stack = stack
         self._services = services
         self._running: list[RunningService] = []
-        self._run = RunRecord(stack.home / "run.json")
+        self._run = RunRecord(stack.home / "run.json", port_base=stack.port_base)
         self._stop_requested = threading.Event()
 
     def run(self, when_ready: Callable[[], None]) -> None:
         """Blocks until a signal requests the stop. Raises ServiceEnded, AlreadyRunning or PortTaken."""
-        with _lock_home(self._stack.home), _set_on_signals(self._stop_requested):
+        with (
+            _lock_home(self._stack.home),
+            _record_error(self._stack),
+            _set_on_signals(self._stop_requested),
+        ):
             require_startable(self._stack, self._services)
-            self._stack.logs.mkdir(parents=True, exist_ok=True)
             self._run.supervisor = ProcessRecord.of(os.getpid())
             self._run.write()
             try:
                 if self._start():
+                    self._require_healthy()
                     self._run.ready = True
                     self._run.write()
                     when_ready()
@@ -135,7 +168,6 @@ class Supervisor:
         waiting = list(self._services)
         unwanted: set[str] = set()
         colours = itertools.cycle(COLOURS)
-        deadline = time.monotonic() + READY_SECONDS
         while waiting or not all(running.healthy for running in self._running):
             healthy = unwanted | {running.service.name for running in self._running if running.healthy}
             for service in [service for service in waiting if healthy.issuperset(service.needs)]:
@@ -148,15 +180,22 @@ class Supervisor:
                     unwanted.add(service.name)
             for running in self._running:
                 self._check(running)
-                if not running.healthy and time.monotonic() > deadline:
+                if not running.healthy and time.monotonic() > running.started + READY_SECONDS:
                     raise running.error()
             if self._stop_requested.wait(0.1):
                 return False
         return True
 
+    def _require_healthy(self) -> None:
+        """Asks each service again: the first may have failed while the last started. Raises ServiceEnded."""
+        for running in self._running:
+            self._check(running)
+            if not running.service.once and not running.service.is_healthy():
+                raise running.error()
+
     def _launch(self, service: Service, colour: str) -> None:
-        service.before()
         try:
+            service.before()
             self._running.append(RunningService(service, self._stack, colour))
         except OSError as error:
             raise CannotStart(
@@ -170,6 +209,8 @@ class Supervisor:
         if running.has_ended():
             if not running.service.once or running.process.returncode != 0:
                 raise running.error()
+            if not running.healthy:
+                running.service.after()
             running.healthy = True
         elif not running.service.once and not running.healthy and running.service.is_healthy():
             running.service.after()
@@ -201,12 +242,14 @@ def start_detached(stack: Stack, services: list[Service]) -> None:
     """Starts a supervisor that outlives this process. Returns once all services are healthy. Raises ServiceEnded."""
     require_startable(stack, services)
     stack.logs.mkdir(parents=True, exist_ok=True)
-    with (stack.logs / "supervisor.log").open("wb") as output, _errors_file(stack).open("wb") as errors:
+    _errors_file(stack).unlink(missing_ok=True)
+    # Each service has its own log. What `up` prints besides has the stack's keys.
+    with (stack.logs / "supervisor.log").open("wb") as errors:
         supervisor = subprocess.Popen(
             [sys.executable, "-m", "scripts.cli", "up"],
             cwd=CHECKOUT,
             stdin=subprocess.DEVNULL,
-            stdout=output,
+            stdout=subprocess.DEVNULL,
             stderr=errors,
             start_new_session=True,
         )
@@ -220,16 +263,40 @@ def start_detached(stack: Stack, services: list[Service]) -> None:
         supervisor.terminate()
         supervisor.wait()
         raise
-    raise ServiceEnded(read_errors(stack).strip().removeprefix("ballast: "))
+    printed = (stack.logs / "supervisor.log").read_text(errors="replace").strip().removeprefix("ballast: ")
+    raise ServiceEnded(read_error(stack) or printed or f"`ballast up` {describe_end(supervisor.returncode)}.")
 
 
-def read_errors(stack: Stack) -> str:
-    """The errors of the last detached supervisor; empty after a requested stop, and if there was no supervisor."""
+def read_error(stack: Stack) -> str:
+    """The error that ended the last `ballast up`; empty after a requested stop, and if there was none."""
     return _errors_file(stack).read_text(errors="replace") if _errors_file(stack).exists() else ""
+
+
+def describe_end(code: int) -> str:
+    """How a process ended, with what often causes it."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    name = signal.Signals(-code).name
+    cause = ": it was killed by hand, or by the system because memory ran out" if -code == signal.SIGKILL else ""
+    return f"was ended by {name}{cause}"
 
 
 def _errors_file(stack: Stack) -> Path:
     return stack.logs / "supervisor.err"
+
+
+@contextmanager
+def _record_error(stack: Stack) -> Iterator[None]:
+    """Keeps the error that ends the run, for `ballast status`."""
+    stack.logs.mkdir(parents=True, exist_ok=True)
+    _errors_file(stack).unlink(missing_ok=True)
+    try:
+        yield
+    except Exception as error:
+        message = str(error) if isinstance(error, Failure) else f"`ballast up` failed: {type(error).__name__}: {error}"
+        with suppress(OSError):  # a full disk
+            _errors_file(stack).write_text(message)
+        raise
 
 
 @contextmanager

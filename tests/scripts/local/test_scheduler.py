@@ -22,7 +22,9 @@ def service() -> Iterator[Outside]:
 
 
 def make_scheduler(server: Postgres, service: Outside, log: list[str]) -> Scheduler:
-    environment = {"DATABASE_URL": server.url(), "SERVICE_URL": service.url, "JOBS_TOKEN": "the token"}
+    environment = {
+        "BALLAST_HOME": str(server.home), "DATABASE_URL": server.url(), "SERVICE_URL": service.url, "JOBS_TOKEN": "the token",
+    }  # fmt: skip
     return Scheduler(environment, log.append)
 
 
@@ -39,7 +41,7 @@ def test_every_job_is_called_at_the_start_and_then_in_its_interval(server: Postg
     assert take_called_jobs(service) == JOBS
     for now, due in {
         1059: set(),
-        1060: {"mail"},
+        1060: {"mail", "erasures"},
         1300: {"mail", "retry-events", "erasures", "name-changes"},
         4600: JOBS - {"partitions", "retention"},
         1000 + 86_400: JOBS,
@@ -77,4 +79,4 @@ def test_a_job_without_a_valid_answer_is_called_again_at_its_next_turn(
     assert all(" (" in line for line in log)
     take_called_jobs(service)
     scheduler.call_due_jobs(60)
-    assert take_called_jobs(service) == {"mail"}
+    assert take_called_jobs(service) == {"mail", "erasures"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,8 +21,10 @@ import pytest
 from click.testing import CliRunner
 
 from scripts.cli import VERBS, ballast
-from scripts.local import supervisor
+from scripts.cli import stack as stack_commands
+from scripts.local import services, supervisor
 from scripts.local.processes import PortTaken, ProcessRecord, RunRecord, require_free
+from scripts.local.scheduler import HEARTBEAT
 from scripts.local.services import Service
 from scripts.local.stack import Secrets, Stack
 from scripts.local.supervisor import AlreadyRunning, CannotStart, ServiceEnded, Supervisor
@@ -150,12 +153,146 @@ def test_output_is_printed_with_the_services_name_and_written_to_its_log(
     assert (small.logs / "sleeper.log").read_text() == "awake\n"
 
 
+def test_a_log_is_bounded_and_ends_with_the_last_line(small: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "LOG_BYTES", 10_000)
+    chatty = "for n in range(5000): print(f'line {n}')"
+    Supervisor(small, [_service("chatty", chatty, once=True)]).run(when_ready=_stop_soon)
+    logs = sorted(small.logs.glob("chatty.log*"))
+    assert [log.name for log in logs] == ["chatty.log", "chatty.log.1", "chatty.log.2"]
+    assert all(log.stat().st_size <= 10_000 for log in logs)
+    assert logs[0].read_text().endswith("line 4999\n")
+
+
+def test_the_log_of_the_last_run_is_kept_at_the_next_start(small: Stack) -> None:
+    for word in ("first", "second"):
+        Supervisor(small, [_service("step", f"print({word!r})", once=True)]).run(when_ready=_stop_soon)
+    assert (small.logs / "step.log").read_text() == "second\n"
+    assert (small.logs / "step.log.1").read_text() == "first\n"
+
+
+def test_a_full_disk_does_not_block_a_service_that_logs(small: Stack) -> None:
+    small.logs.mkdir()
+    (small.logs / "chatty.log").symlink_to("/dev/full")
+    chatty = "for n in range(50000): print(f'line {n}')"
+    with pytest.raises(ServiceEnded, match=r"(?s)chatty ended with exit code 3.*line 49999"):
+        Supervisor(small, [_service("chatty", f"{chatty}\nexit(3)", once=True)]).run(when_ready=lambda: None)
+
+
+def test_a_log_and_an_error_show_no_secret(small: Stack) -> None:
+    leak = f"print('postgresql://postgres:{small.secrets.postgres_password}@host'); exit(1)"
+    with pytest.raises(ServiceEnded, match="postgresql://postgres:…@host") as ended:
+        Supervisor(small, [_service("leaky", leak, once=True)]).run(when_ready=lambda: None)
+    shown = f"{ended.value}{(small.logs / 'leaky.log').read_text()}{supervisor.read_error(small)}"
+    assert small.secrets.postgres_password not in shown
+
+
+def test_a_killed_service_ends_the_run_with_the_signal_and_its_usual_cause(small: Stack) -> None:
+    kill = "import os, signal, time; time.sleep(0.3); os.kill(os.getpid(), signal.SIGKILL)"
+    with pytest.raises(ServiceEnded, match=r"fragile was ended by SIGKILL: .*memory ran out"):
+        Supervisor(small, [_service("steady", SLEEP), _service("fragile", kill)]).run(when_ready=lambda: None)
+
+
+def test_the_error_of_the_last_run_is_kept_until_the_next_one(small: Stack) -> None:
+    with pytest.raises(ServiceEnded):
+        Supervisor(small, [_service("step", "exit(3)", once=True)]).run(when_ready=lambda: None)
+    assert "step ended with exit code 3" in supervisor.read_error(small)
+    Supervisor(small, [_service("step", "exit(0)", once=True)]).run(when_ready=_stop_soon)
+    assert supervisor.read_error(small) == ""
+
+
+def test_a_service_that_fails_while_another_starts_is_not_reported_ready(small: Stack, tmp_path: Path) -> None:
+    answers = iter([True, False])
+    fickle = replace(_service("fickle", SLEEP), is_healthy=lambda: next(answers))
+    with pytest.raises(ServiceEnded, match="fickle does not answer any more"):
+        Supervisor(small, [fickle, _service("step", "exit(0)", "fickle", once=True)]).run(
+            when_ready=(tmp_path / "ready").touch
+        )
+    assert not (tmp_path / "ready").exists()
+
+
+def test_an_interrupted_seed_goes_on_at_the_next_start(small: Stack) -> None:
+    seed = next(each for each in services.build_services(small) if each.name == "seed")
+    seed.before()
+    assert seed.is_wanted()  # without a look at the database, which has a part of the data
+    seed.after()
+    assert not (small.clerk_folder / "unfinished").exists()
+
+
+def test_a_silent_scheduler_is_not_healthy(small: Stack) -> None:
+    scheduler = next(each for each in services.build_services(small) if each.name == "scheduler")
+    scheduler.before()
+    assert not scheduler.is_healthy()
+    beat = small.home / HEARTBEAT
+    beat.touch()
+    assert scheduler.is_healthy()
+    os.utime(beat, (time.time() - 91, time.time() - 91))
+    assert not scheduler.is_healthy()
+
+
+# --- what `ballast status` says -----------------------------------------------------------------------------------------
+
+
+def _status(stack: Stack) -> str:
+    place = {"BALLAST_HOME": str(stack.home), "BALLAST_PORT_BASE": str(stack.port_base), "DATABASE_URL": ""}
+    result = CliRunner().invoke(ballast, ["status"], env=place)
+    assert result.exit_code != 0
+    assert isinstance(result.exception, SystemExit), result.exception
+    return " ".join(result.output.split())
+
+
+def test_status_says_that_nothing_runs(small: Stack) -> None:
+    assert "The stack is not running: `ballast up` starts it." in _status(small)
+
+
+def test_status_says_why_the_last_run_ended(small: Stack) -> None:
+    with pytest.raises(ServiceEnded):
+        Supervisor(small, [_service("postgres", "print('no space left'); exit(3)")]).run(when_ready=lambda: None)
+    assert re.search(r"postgres ended with exit code 3\. .*no space left", _status(small))
+
+
+def test_status_says_that_the_stack_starts(small: Stack) -> None:
+    said: list[str] = []
+
+    def ask_and_stop() -> bool:
+        said.append(_status(small))
+        _stop_soon()
+        return False
+
+    starting = replace(_service("redis", SLEEP), is_healthy=ask_and_stop)
+    Supervisor(small, [starting]).run(when_ready=lambda: None)
+    assert "`ballast up` is still starting postgres" in said[0]
+
+
+def test_status_names_the_ports_of_a_running_stack(small: Stack) -> None:
+    said: list[str] = []
+
+    def ask_and_stop() -> None:
+        said.append(_status(replace(small, port_base=small.port_base + 1)))
+        _stop_soon()
+
+    Supervisor(small, [_service("redis", SLEEP)]).run(when_ready=ask_and_stop)
+    assert f"runs with BALLAST_PORT_BASE={small.port_base}, not {small.port_base + 1}: set it" in said[0]
+
+
+def test_status_says_that_the_disk_is_full(small: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stack_commands, "FULL_DISK_BYTES", 1 << 60)
+    assert re.search(r"The disk of .* is full: \d+ MB are free", _status(small))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_damaged_record_of_a_run_counts_as_none(small: Stack, content: str) -> None:
+    (small.home / "run.json").write_text(content)
+    assert "The stack is not running" in _status(small)
+    Supervisor(small, [_service("steady", SLEEP)]).run(when_ready=_stop_soon)
+
+
 # --- processes that are left ------------------------------------------------------------------------------------------
 
 
 def test_services_of_a_killed_supervisor_are_stopped(small: Stack) -> None:
     program = f"""
 import sys
+from scripts.local.scheduler import HEARTBEAT
 from scripts.local.services import Service
 from scripts.local.stack import Stack
 from scripts.local.supervisor import Supervisor
@@ -292,15 +429,24 @@ def test_two_stacks_run_next_to_each_other_and_a_reset_leaves_no_trace(
     assert {service["state"] for service in status["parts"]} == {"healthy"}
     assert stack.ballast("status").returncode == 0
     assert _jobs_ran(second)
+    lights = {
+        check["name"]: check["status"] for check in json.loads(second.ballast("status", "--json").stdout)["checks"]
+    }
+    assert {name for name, light in lights.items() if light != "green"} == {"backup", "mail"}
     processes = [psutil.Process(service["pid"]) for service in status["parts"]]
     families = [child for each in processes for child in [each, *each.children(recursive=True)]]
 
-    RunRecord.read(second.home).services["redis"].stop()
-    _wait_until(lambda: "redis ended" in second.ballast("status").stderr)
+    redis = RunRecord.read(second.home).services["redis"].process()
+    assert redis is not None
+    redis.suspend()
+    assert "Not answering: redis, upstash." in second.ballast("status").stderr
+    redis.kill()
+    _wait_until(lambda: "redis was ended by SIGKILL" in second.ballast("status").stderr)
     assert second.ballast("up", "--detach").returncode == 0
     record = RunRecord.read(second.home)
     assert record.supervisor is not None
     os.kill(record.supervisor.pid, signal.SIGKILL)
+    _wait_until(lambda: "`ballast up` was killed and left postgres" in second.ballast("status").stderr)
     assert second.ballast("up", "--detach").returncode == 0
     assert second.ballast("reset", "--yes").returncode == 0
 
