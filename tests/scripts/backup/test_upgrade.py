@@ -92,7 +92,8 @@ def test_a_migration_that_cannot_be_applied_fails_a_check(
     path = migrations.write_next_migration("divide", "select 1 / 0;\n", root=next_release)
     assert checks_of(folder_shelf, backup, 1)[-1] | {"seconds": 0} == {
         "name": "upgrade", "passed": False, "seconds": 0,
-        "detail": f"migrations/{path.name}:1: division by zero\nNothing was applied.",
+        "detail": f"migrations/{path.name}:1: division by zero\nThis file was not applied; all files before it were. "
+        "Run `ballast migrate up` again: it continues with this file.",
     }  # fmt: skip
 
 
