@@ -144,7 +144,8 @@ class BackupStore:
 
     def measure_ahead(self, manifest: Manifest) -> timedelta:
         """How far a backup is dated after the clocks of the store and of this machine; zero if the clocks agree."""
-        return StoredManifest(manifest.name, self._list_manifests()[manifest.name], manifest).ahead
+        now = datetime.now(UTC)  # if the backup has been pruned meanwhile
+        return StoredManifest(manifest.name, self._list_manifests().get(manifest.name, now), manifest).ahead
 
     def manifest(self, name: str) -> Manifest:
         """Reads and validates a manifest. Raises ManifestInvalid."""

@@ -453,12 +453,17 @@ def test_a_damaged_file_stops_the_recovery(bystander: Operator) -> None:
     body[len(body) // 2] ^= 1
     dump.write_bytes(body)
     with_checksums = bystander.try_to_follow(WITHOUT_BALLAST)
-    assert (with_checksums.returncode, with_checksums.stdout) == (1, "")
+    assert with_checksums.returncode == 1
+    assert re.fullmatch(r'\{"checksum": "[0-9a-f]{64}",\n', with_checksums.stdout)  # only the manifest is undamaged
     without_checksums = bystander.try_to_follow(WITHOUT_BALLAST, change=(r"(?s)for file.*?done\n", ""))
     assert "failed to decrypt" in without_checksums.stderr
     assert without_checksums.returncode == 1
     with psycopg.connect(bystander.target) as connection:
         assert connection.execute("select from pg_namespace where nspname = any(%s)", [[*SCHEMAS[1:]]]).fetchall() == []
+    manifest = bystander.folder / "backup/manifest.json"
+    manifest.write_bytes(manifest.read_bytes().replace(b'"public.', b'"publik.', 1))
+    refused = bystander.try_to_follow(WITHOUT_BALLAST)
+    assert (refused.returncode, refused.stdout) == (1, "")
 
 
 # --- the store
