@@ -43,6 +43,10 @@ class StatementRefused(Failure):
     """A statement failed: the role lacks a privilege, or the connection was lost."""
 
 
+class RowsHidden(Failure):
+    """Policies hide rows from the role of the connection. It would take a full table for an empty one."""
+
+
 class SessionShared(Failure):
     """A pooler in transaction mode is in front of the database."""
 
@@ -93,7 +97,7 @@ def connect(url: str, notify: Notify = lambda _: None, *, own_session: bool = Fa
     """Opens a connection in autocommit mode, and passes the server's warnings to `notify`.
 
     Raises DatabaseUrlInvalid and DatabaseUnreachable, without the password, and StatementRefused for an error that the
-    caller does not handle.
+    caller does not handle. Raises RowsHidden for a role from which policies hide rows.
     With `own_session`, raises SessionShared behind a pooler in transaction mode.
     """
     parse_url(url)
@@ -112,14 +116,29 @@ def connect(url: str, notify: Notify = lambda _: None, *, own_session: bool = Fa
     with connection:
         connection.add_notice_handler(lambda notice: notify(f"{notice.severity}: {notice.message_primary}"))
         try:
+            _require_rows(connection)
             if own_session:
                 _require_own_session(connection)
             yield connection
         except errors.InsufficientPrivilege as error:
             advice = "The role of this connection lacks a right: connect as the owner, which on Supabase is postgres."
             raise StatementRefused(f"The database refused a statement: {error}\n{advice}") from error
+        except errors.ReadOnlySqlTransaction as error:
+            advice = "This connection is read-only: connect to the primary server, without a read-only setting."
+            raise StatementRefused(f"The database refused a statement: {error}\n{advice}") from error
         except psycopg.Error as error:
             raise StatementRefused(f"The database refused a statement: {error}") from error
+
+
+def _require_rows(connection: Connection) -> None:
+    """Raises RowsHidden, which names the owner. An administrator and the owner of our schemas pass."""
+    query = """
+        select r.rolname, n.nspowner::regrole::text
+        from pg_namespace as n join pg_roles as r on r.rolname = current_user
+        where n.nspname = 'app' and n.nspowner <> r.oid and not (r.rolsuper or r.rolbypassrls)
+    """
+    for role, owner in connection.execute(query):
+        raise RowsHidden(f"The role {role} may not see all rows of this database: connect as {owner}, which owns it.")
 
 
 def _require_own_session(connection: Connection) -> None:

@@ -36,6 +36,11 @@ CHANGED = """
     order by name
 """
 
+LOCKS = """
+    select count(*) from pg_locks as l join pg_database as d on d.oid = l.database
+    where l.locktype = 'advisory' and d.datname = current_database()
+"""
+
 
 @pytest.fixture
 def pooler(bare_server: Postgres, tmp_path: Path) -> Iterator[Pooler]:
@@ -95,7 +100,7 @@ def test_a_second_deployment_waits_for_the_first(url: str, pooler: Pooler) -> No
         with psycopg.connect(url, autocommit=True, prepare_threshold=None) as second:
             locked = second.execute("select pg_try_advisory_xact_lock(%s)", [migrations.ADVISORY_LOCK]).fetchone()
     assert (notices, locked) == ([], (False,))
-    assert query(url, "select count(*) from pg_locks where locktype = 'advisory'") == [(0,)]
+    assert query(url, LOCKS) == [(0,)]
 
 
 def test_a_backup_is_refused_and_leaves_nothing_in_the_sessions(url: str, pooler: Pooler, tmp_path: Path) -> None:
