@@ -149,7 +149,7 @@ def test_a_job_checks_in_with_its_schedule_and_nothing_else(make_app: MakeApp, s
     assert app.test_client().post("/jobs/erasures", headers=headers).status_code == 200
     [check_in] = sink.items("check_in")
     assert (check_in["monitor_slug"], check_in["status"]) == ("ballast-erasures", "ok")
-    assert check_in["monitor_config"]["schedule"] == {"type": "interval", "value": 5, "unit": "minute"}
+    assert check_in["monitor_config"]["schedule"] == {"type": "interval", "value": 1, "unit": "minute"}
     sent = b"".join(sink.raw).decode()
     assert not [each for each in ("203.0.113.9", stack.environment["JOBS_TOKEN"]) if each in sent]
     known = {"type", "monitor_slug", "check_in_id", "status", "duration", "environment", "release", "monitor_config"}
