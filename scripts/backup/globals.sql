@@ -1,5 +1,6 @@
 -- Lists what a dump of our schemas omits, as (kind, text). Kind `role` is the name of a role that the dump refers to. Kind `extension`
--- describes an extension that our objects need, as JSON.
+-- describes an extension that our objects need, as JSON. Kind `missing` names an object that our objects need, or that uses them, and that no
+-- backup contains: the restore fails, or the restored database lacks it.
 -- Statements of kind `before` run before the dump is restored: they create roles and extensions, and revoke default privileges.
 -- Statements of kind `after` run after it: policies on others' tables that call our functions, publications of our tables, and default
 -- privileges. Every statement can be repeated.
@@ -63,6 +64,44 @@ with recursive ours as (
   select n.oid, n.nspname as schema, n.nspowner, n.nspacl
   from pg_namespace as n
   where n.nspname in (select schema from extension) and n.nspname not in ('pg_catalog', 'public')
+), published as ( -- our tables in publications, each with its columns and row filter
+  select pr.prpubid, pr.prrelid, relation.name, concat_ws(
+      ' ', 'table only', relation.name,
+      '(' || (
+        select string_agg(quote_ident(a.attname), ', ' order by a.attnum)
+        from pg_attribute as a where a.attrelid = pr.prrelid and a.attnum = any(pr.prattrs)
+      ) || ')', 'where (' || pg_get_expr(pr.prqual, pr.prrelid) || ')'
+    ) as text
+  from pg_publication_rel as pr
+  join relation on relation.oid = pr.prrelid
+), publication as (
+  select
+    p.pubname, p.puballtables, x.schemas,
+    case when p.puballtables then 'all tables' else concat_ws(', ', 'tables in schema ' || x.schemas, x.tables) end as content,
+    format(
+      'with (publish = %%L, publish_via_partition_root = %%s%%s)',
+      concat_ws(
+        ', ', case when pubinsert then 'insert' end, case when pubupdate then 'update' end, case when pubdelete then 'delete' end,
+        case when pubtruncate then 'truncate' end
+      ), p.pubviaroot::text, case when to_jsonb(p) ->> 'pubgencols' = 's' then ', publish_generated_columns = stored' end
+    ) as options, x.additions, (
+      select r.rolname from pg_roles as r where r.oid = p.pubowner and not r.rolsuper and r.rolname <> current_user
+    ) as owner
+  from pg_publication as p
+  cross join lateral (
+    select
+      (
+        select string_agg(quote_ident(n.nspname), ', ' order by n.nspname)
+        from pg_publication_namespace as pn
+        join pg_namespace as n on n.oid = pn.pnnspid
+        where pn.pnpubid = p.oid and n.oid in (table ours)
+      ) as schemas,
+      (select string_agg(text, ', ' order by name) from published where prpubid = p.oid) as tables,
+      (
+        select string_agg(format('; alter publication %%I add %%s', p.pubname, text), '' order by name) from published where prpubid = p.oid
+      ) as additions
+  ) as x
+  where p.puballtables or x.schemas is not null or x.tables is not null
 ), acl as (
   select relacl as items from relation
   union all select a.attacl from pg_attribute as a join relation on relation.oid = a.attrelid
@@ -77,12 +116,36 @@ with recursive ours as (
   union select unnest(array[x.grantee, x.grantor]) from acl, aclexplode(acl.items) as x
   union select unnest(p.polroles) from pg_policy as p join relation on relation.oid = p.polrelid
   union select d.defaclrole from pg_default_acl as d where d.defaclnamespace in (table ours)
+  union select p.polrole from policy, unnest(policy.polroles) as p (polrole)
+  union select r.oid from publication join pg_roles as r on r.rolname = publication.owner
 ), standing as ( -- default privileges of the roles that own our objects, which apply in every schema
   select d.defaclrole, d.defaclobjtype as kind, d.defaclacl as now, acldefault(
       case d.defaclobjtype when 'S' then 's' else d.defaclobjtype end, d.defaclrole
     ) as at_first
   from pg_default_acl as d
   where d.defaclnamespace = 0 and d.defaclrole in (select relowner from relation union select proowner from routine)
+), missing (object) as (
+  -- Objects of other schemas, apart from those of extensions and of Supabase, which a project has before the restore.
+  select pg_describe_object(d.refclassid, d.refobjid, 0)
+  from part
+  join pg_depend as d using (classid, objid)
+  cross join pg_identify_object(d.refclassid, d.refobjid, 0) as i
+  where d.refobjid >= 16384 and d.refclassid <> 'pg_namespace'::regclass and d.deptype in ('n', 'a') and i.schema <> all(%(schemas)s)
+    and i.schema not in ('auth', 'storage', 'realtime', 'extensions', 'vault', 'cron', 'net', 'graphql_public', 'supabase_functions', 'pg_toast')
+    and (d.refclassid, d.refobjid) not in (select classid, objid from pg_depend where deptype = 'e')
+  union
+  -- Objects without a schema: foreign servers, languages and access methods.
+  select pg_describe_object(d.refclassid, d.refobjid, 0)
+  from part
+  join pg_depend as d using (classid, objid)
+  where d.refobjid >= 16384 and d.refclassid in ('pg_foreign_server'::regclass, 'pg_language'::regclass, 'pg_am'::regclass)
+    and (d.refclassid, d.refobjid) not in (select classid, objid from pg_depend where deptype = 'e')
+  union
+  -- What uses our functions or types.
+  select pg_describe_object(d.classid, d.objid, 0)
+  from part
+  join pg_depend as d on d.refclassid = part.classid and d.refobjid = part.objid
+  where d.classid in ('pg_cast'::regclass, 'pg_transform'::regclass, 'pg_event_trigger'::regclass, 'pg_foreign_data_wrapper'::regclass)
 ), role as (
   select r.rolname from pg_roles as r where r.oid in (table named) and r.rolname not like 'pg\_%%'
 ), statement as (
@@ -162,21 +225,33 @@ $do$$text$
     )
   from policy
   union all
-  select distinct 1007, 'after', format(
-      'do $do$ begin if not exists (select from pg_publication where pubname = %%L) then create publication %%I; end if; end $do$',
-      p.pubname, p.pubname
+  select 1007, 'after', format(
+      $text$do $do$
+declare
+  present pg_publication;
+begin
+  select * into present from pg_publication where pubname = %%1$L;
+  if present.oid is not null and (present.puballtables or %%2$L) then
+    execute %%3$L;
+    present := null;
+  end if;
+  execute case when present.oid is null then %%4$L else %%5$L end;
+exception when insufficient_privilege then
+  raise warning using errcode = '01B01', message = 'The publication ' || %%1$L || ' was not restored: ' || sqlerrm;
+end $do$$text$,
+      pubname, puballtables or schemas is not null, format('drop publication %%I', pubname),
+      concat_ws(' ', 'create publication', quote_ident(pubname), 'for ' || content, options),
+      concat_ws(' ', format('alter publication %%I set', pubname), substr(options, 6), additions)
     )
-  from pg_publication_rel as pr
-  join pg_publication as p on p.oid = pr.prpubid
-  join relation on relation.oid = pr.prrelid
+  from publication
   union all
   select 1008, 'after', format(
-      'do $do$ begin if not exists (select from pg_publication_rel as r join pg_publication as p on p.oid = r.prpubid where p.pubname = %%L and r.prrelid = %%L::regclass) then alter publication %%I add table %%s; end if; end $do$',
-      p.pubname, relation.name, p.pubname, relation.name
+      'do $do$ begin alter publication %%1$I owner to %%2$I; exception when insufficient_privilege or undefined_object then raise warning using '
+      'errcode = ''01B01'', message = ''The publication '' || %%1$L || '' does not belong to '' || %%2$L || '' again: '' || sqlerrm; end $do$',
+      pubname, owner
     )
-  from pg_publication_rel as pr
-  join pg_publication as p on p.oid = pr.prpubid
-  join relation on relation.oid = pr.prrelid
+  from publication
+  where owner is not null
   union all
   select case x.verb when 'revoke' then 1009 else 1010 end, 'after', format(
       'alter default privileges %%s %%s on %%s %%s %%s', x.verb, x.privilege_type,
@@ -193,4 +268,8 @@ $do$$text$
   ) as x
   where x.grantee <> s.defaclrole
 )
-select kind, text from statement order by place, text;
+select kind, text from (
+  select place, kind, text from statement
+  union all
+  select 0, 'missing', object from missing
+) as found order by place, text;

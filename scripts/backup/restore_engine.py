@@ -28,7 +28,7 @@ from scripts.backup.progress import Bar, NoProgress
 from scripts.backup.store import MISSING, BackupStore, Sink, StoreUnavailable
 from scripts.backup.structure import Structure
 from scripts.errors import Failure
-from scripts.schema.database import Connection
+from scripts.schema.database import Connection, echo_err
 
 DROP_EXISTING = Path(__file__).with_name("drop_existing.sql")
 HEADER_BYTES = 4096
@@ -49,6 +49,8 @@ set local synchronous_commit = off;
 # psql prints these lines of an error; the data that follows them is left out. CONTEXT may have several lines.
 DISK_FULL = "53100"
 ERROR = re.compile(r"^psql:.*?: \w+:  (?P<code>(?!0[012])\w{5}): (?P<message>.*)$", re.MULTILINE)  # not a warning
+# globals.sql raises this for what the role may not restore. The message contains names, and no data.
+LEFT_OUT = re.compile(r"^psql:.*?: WARNING:  01B01: (.*)$", re.MULTILINE)
 COPY_CONTEXT = re.compile(r"^(?:CONTEXT:  )?COPY ([^\s,:]+), line (\d+)(?:, column ([^\s,:]+))?", re.MULTILINE)
 # Messages of these SQLSTATE classes quote the names of objects. Others may quote values.
 CLASSES_THAT_QUOTE_NAMES = {"0A", "23", "28", "2B", "3D", "3F", "42", "55", "58"}
@@ -318,6 +320,9 @@ class _Psql:
             self.process.stdin.close()
         if self.process.wait() != 0:
             raise RestoreFailed(f"Nothing was restored. {_read_error(self.stderr, self.tables)}")
+        self.stderr.seek(0)
+        for message in LEFT_OUT.findall(self.stderr.read(100_000).decode(errors="replace")):
+            echo_err(message[:300])
 
 
 def _pipe_dump(backup: Backup, dump: Path, pg_restore: list[str], psql: _Psql, bar: Bar) -> None:

@@ -146,6 +146,11 @@ def _store_backup(task: Task, taken: Snapshot, bar: Bar) -> Manifest:
     bar.start_stage("Counting")
     rows = snapshot.count_rows(taken.connection)
     scripts = Globals.of(taken.connection)
+    for missing in scripts.missing:
+        database.echo_err(
+            f"Not in the backup: {missing}, which objects of the backup need or are used by. Create it by hand when you"
+            " restore: docs/recovery.md#what-is-backed-up."
+        )
     bar.start_stage("Dumping", snapshot.estimate_bytes(taken.connection))
     dump = ENCRYPTED_DUMP if task.recipients else DUMP
     dump_bytes, dumped = _store_dump(task, taken, chosen, dump, bar)

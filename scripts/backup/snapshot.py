@@ -30,10 +30,14 @@ class NothingToBackUp(Failure):
 
 @dataclass(frozen=True)
 class Globals:
-    """What a dump omits: roles and extensions that it needs, and SQL scripts to run before and after it is restored."""
+    """What a dump omits: roles and extensions that it needs, and SQL scripts to run before and after it is restored.
+
+    `missing` describes objects that our objects need, or that use them, and that no backup contains.
+    """
 
     roles: list[str]
     extensions: list[Extension]
+    missing: list[str]
     before: str
     after: str
 
@@ -45,7 +49,7 @@ class Globals:
                 found.setdefault(kind, []).append(text)
         before, after = ("".join(f"{text};\n" for text in found.get(kind, [])) for kind in ("before", "after"))
         extensions = [Extension.model_validate_json(text) for text in found.get("extension", [])]
-        return cls(found.get("role", []), extensions, before, after)
+        return cls(found.get("role", []), extensions, found.get("missing", []), before, after)
 
 
 @dataclass(frozen=True)

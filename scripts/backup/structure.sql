@@ -298,10 +298,31 @@ cross join pg_identify_object_as_address(d.classoid, d.objoid, d.objsubid) as a
 where d.objoid >= 16384 and (d.classoid, d.objoid) not in (table extension_member)
   and (i.schema = any(%(schemas)s) or i.type <> 'event trigger' and a.object_names[1] = any(%(schemas)s))
 union all
-select 'publication', format('%%I of %%s', p.pubname, relation.name), '', null
+select 'publication', quote_ident(p.pubname), concat_ws(
+    ' ', case when p.puballtables then 'all tables' end, 'schemas ' || x.schemas, case when pubinsert then 'insert' end, case when pubupdate then 'update' end,
+    case when pubdelete then 'delete' end, case when pubtruncate then 'truncate' end, case when pubviaroot then 'via root' end,
+    'generated columns ' || nullif(to_jsonb(p) ->> 'pubgencols', 'n')
+  ), null
+from pg_publication as p
+cross join lateral (
+  select string_agg(ours.nspname, ', ' order by ours.nspname) as schemas
+  from pg_publication_namespace as pn join ours on ours.oid = pn.pnnspid where pn.pnpubid = p.oid
+) as x
+where p.puballtables or x.schemas is not null or exists (select from pg_publication_rel as pr join relation on relation.oid = pr.prrelid where pr.prpubid = p.oid)
+union all
+select 'publication', format('%%I of %%s', p.pubname, relation.name), coalesce(x.columns, ''), case
+    when pr.prqual is not null then format(
+      'alter publication %%1$I drop table only %%2$s; alter publication %%1$I add table only %%2$s%%3$s where (%%4$s)',
+      p.pubname, relation.name, ' (' || x.columns || ')', pg_get_expr(pr.prqual, pr.prrelid)
+    )
+  end
 from pg_publication_rel as pr
 join pg_publication as p on p.oid = pr.prpubid
 join relation on relation.oid = pr.prrelid
+cross join lateral (
+  select string_agg(quote_ident(a.attname), ', ' order by a.attname) as columns
+  from pg_attribute as a where a.attrelid = pr.prrelid and a.attnum = any(pr.prattrs)
+) as x
 union all
 select 'default privilege', format(
     '%%s%%s of %%s to %%s', lower(g.privilege_type), concat_ws('', ' on type ', d.defaclobjtype, ' in schema ' || n.nspname), d.defaclrole::regrole,
