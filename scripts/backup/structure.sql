@@ -266,7 +266,7 @@ where ('pg_opfamily'::regclass, f.oid) not in (table extension_member)
 union all
 -- The columns of a collation have other names in each version.
 select 'collation', format('%%I.%%I', ours.nspname, k.collname), concat_ws(
-    ' ', collprovider, collisdeterministic, collencoding, collcollate, collctype,
+    ' ', collprovider, collisdeterministic, collcollate, collctype,
     coalesce(to_jsonb(k) ->> 'colllocale', to_jsonb(k) ->> 'colliculocale'), to_jsonb(k) ->> 'collicurules'
   ), null
 from pg_collation as k

@@ -202,7 +202,7 @@ def test_every_message_on_the_page_exists_in_the_code() -> None:
     messages = re.findall(r"^\| `([^`]+)` \|", sections()["When something fails"], re.MULTILINE)
     assert len(messages) > 10
     places = [
-        *(ROOT / "scripts/backup").glob("*.py"),
+        *(ROOT / "scripts/backup").glob("*.*"),
         ROOT / "scripts/cli/options.py",
         ROOT / "scripts/cli/backup.py",
         ROOT / "scripts/schema/database.py",

@@ -177,6 +177,28 @@ def test_existing_data_is_only_replaced_on_request(
     assert contents(target) == contents(folder_vault.url)
 
 
+def test_every_kind_of_object_is_replaced(folder_vault: Vault, new_database: Callable[..., str]) -> None:
+    with folder_vault.connect() as connection:
+        connection.execute("""
+            create type public.pair as (a integer, b text); create type public.kind as enum ('a');
+            create domain public.word as text check (value <> ''); create type public.span as range (subtype = integer);
+            create sequence public.ids; create collation public.plain from "C";
+            create text search configuration public.simple_words (copy = simple);
+            create text search dictionary public.words (template = simple);
+            create function public.same(integer, integer) returns boolean language sql immutable return $1 = $2;
+            create operator public.=== (function = public.same, leftarg = integer, rightarg = integer);
+            create aggregate public.total (integer) (sfunc = int4pl, stype = integer);
+            create procedure public.nothing() language sql begin atomic end;
+            create table public.parent (id integer, word public.word) partition by range (id);
+            create table public.child partition of public.parent for values from (0) to (9);
+            create materialized view public.counted as select count(*) from public.parent;
+            create statistics public.related on id, word from public.parent
+            """)
+    name = folder_vault.back_up()
+    target = new_database(folder_vault.url)
+    folder_vault.run_to_end("restore", name, "--to", target, "--replace", target.rpartition("/")[2])
+
+
 @pytest.mark.parametrize(
     ("host", "user", "project"),
     [
