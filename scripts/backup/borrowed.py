@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote, urlencode
 
 import psycopg
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict
 
 from scripts.errors import Failure
 from scripts.schema.database import Connection, connect, echo_err
@@ -76,8 +77,8 @@ def borrow_database(url: str, roles: Iterable[str]) -> Iterator[Borrowed]:
             admin.execute(_format("create database {} owner {} template template0 encoding 'UTF8'", name, OWNER))
             admin.execute(_format('alter database {} set search_path = "$user", public, extensions', name))
         borrowed = Borrowed(
-            make_conninfo(url, dbname=name, user=name, password=password, options=f"-c role={OWNER}"),
-            make_conninfo(url, dbname=name),
+            _change_url(url, dbname=name, user=name, password=password, options=f"-c role={OWNER}"),
+            _change_url(url, dbname=name),
         )
         with connect(borrowed.admin_url) as inside:
             prepare_database(inside)
@@ -85,6 +86,12 @@ def borrow_database(url: str, roles: Iterable[str]) -> Iterator[Borrowed]:
     finally:
         if created:
             _drop(url, name, created[::-1])
+
+
+def _change_url(url: str, **changes: str) -> str:
+    parts = conninfo_to_dict(url) | changes
+    login = ":".join(quote(str(parts.pop(name)), safe="") for name in ("user", "password") if name in parts)
+    return f"postgresql://{login}@?{urlencode(parts, quote_via=quote)}"
 
 
 def _require_superuser(admin: Connection) -> None:
@@ -107,9 +114,10 @@ def _create_roles(admin: Connection, roles: dict[str, str], created: list[str]) 
 
 
 def _list_grantable(admin: Connection, roles: Iterable[str]) -> list[str]:
-    """The roles that the restored database uses, without superusers."""
+    """The roles that the restored database uses, without superusers and postgres."""
     found = admin.execute(
-        "select rolname::text from pg_roles where rolname = any(%s) and not rolsuper order by 1", [[*roles, *ROLES]]
+        "select rolname::text from pg_roles where rolname = any(%s) and not rolsuper order by 1",
+        [sorted({*roles, *ROLES} - {OWNER})],
     )
     return [role for (role,) in found]
 

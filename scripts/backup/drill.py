@@ -17,7 +17,7 @@ from scripts.backup.restore import restore_and_check
 from scripts.backup.restore_engine import Backup, ServerUnsuitable, Target
 from scripts.errors import Failure
 from scripts.schema import database
-from scripts.schema.database import DatabaseUnreachable
+from scripts.schema.database import DatabaseUnreachable, DatabaseUrlInvalid
 from scripts.scratch.postgres import ServerDidNotStart
 from scripts.scratch.server import scratch_server
 
@@ -35,7 +35,14 @@ SCRATCH_SETTINGS = {
 }
 
 # Errors about the place of a test restore.
-UNSUITABLE = (ServerUnsuitable, ProgramsMissing, SuperuserMissing, ServerDidNotStart, DatabaseUnreachable)
+UNSUITABLE = (
+    ServerUnsuitable,
+    ProgramsMissing,
+    SuperuserMissing,
+    ServerDidNotStart,
+    DatabaseUnreachable,
+    DatabaseUrlInvalid,
+)
 
 
 class DrillFailed(Failure):

@@ -224,7 +224,9 @@ def test_an_older_server_is_refused_in_words(
             admin.execute("drop database target")
     for refused in answers:
         assert refused.exit_code == 1
-        assert "PostgreSQL 15 cannot take a backup of PostgreSQL 18. Use a server of PostgreSQL 18" in refused.stderr
+        assert "PostgreSQL 15 cannot take a backup of PostgreSQL 18. Use a server of PostgreSQL 18" in refused.stderr, (
+            refused.output
+        )
 
 
 # --- another server ---
@@ -245,13 +247,10 @@ def test_a_backup_is_proven_on_a_server_that_stays_as_it_was(
     before = traces(server)
     report = json.loads(folder_vault.run_to_end("drill", "--json", "--server", server).stdout)
     assert report["passed"]
-    if kind == "foreign":
-        assert list_passed(check_upgrade(folder_vault, "--json", "--server", server)) >= UPGRADE_CHECKS
-    else:
-        output = tmp_path / "rows.sql"
-        words = ["--organization", organization, "--output", str(output), "--server", server]
-        folder_vault.run_to_end("extract", "latest", *words)
-        assert organization in output.read_text()
+    output = tmp_path / "rows.sql"
+    words = ["--organization", organization, "--output", str(output), "--server", server]
+    folder_vault.run_to_end("extract", "latest", *words)
+    assert organization in output.read_text()
     assert traces(server) == before
 
 
@@ -274,7 +273,7 @@ def test_an_interrupted_drill_drops_its_database(
     folder_vault.back_up()
     before = traces(elsewhere)
     stuck = make_wrapped_programs(
-        pg_restore=f'[[ "$*" == *--list* ]] && exec "$REAL/pg_restore" "$@"; touch "{folder_vault.home}/restoring"; sleep 60'
+        pg_restore=f'[[ "$*" == *--list* ]] && exec "$REAL/pg_restore" "$@"; touch "{folder_vault.home}/restoring"; exec sleep 60'
     )
     running = folder_vault.start("drill", "--server", elsewhere, PG_BIN=stuck)
     while not (folder_vault.home / "restoring").exists():
@@ -282,7 +281,7 @@ def test_an_interrupted_drill_drops_its_database(
         time.sleep(0.02)
     assert traces(elsewhere) != before
     running.send_signal(end)
-    running.communicate(timeout=60)
+    running.communicate(timeout=120)
     assert traces(elsewhere) == before
 
 
