@@ -239,7 +239,7 @@ def test_a_role_under_row_level_security_cannot_make_a_backup(folder_vault: Vaul
             admin.execute("grant pg_read_all_data to weak")
     refused = folder_vault.run("run", DATABASE_URL=bare_server.url("weak", database))
     assert refused.exit_code == 1
-    assert "row-level security" in refused.stderr
+    assert "The role weak may not see all rows of this database: connect as postgres" in refused.stderr
     assert has_left_nothing(folder_vault)
 
 
