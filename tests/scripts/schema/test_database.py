@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scripts.backup.borrowed import borrow_database
 from scripts.backup.programs import split_password
 from scripts.cli import VERBS, ballast
 from scripts.schema.database import DatabaseUnreachable, DatabaseUrlInvalid, connect, parse_url
@@ -176,3 +177,10 @@ def test_the_reason_of_a_refusal_is_named(url: str, reason: str) -> None:
 )
 def test_urls_that_libpq_accepts_are_accepted(url: str) -> None:
     assert parse_url(url)
+
+
+def test_the_server_of_a_drill_is_refused_without_its_password() -> None:
+    server = borrow_database("postgresql://postgres:s3@cret@127.0.0.1:1/postgres", [])
+    with pytest.raises(DatabaseUrlInvalid, match="percent-encode") as refused, server:
+        pass
+    assert "cret" not in str(refused.value)
