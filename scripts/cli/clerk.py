@@ -55,7 +55,7 @@ def clerk() -> None:
 @click.option("--timestamp", type=int, metavar="MS", help="The time of the event, in milliseconds since 1970.")
 @click.option("--json", "as_json", is_flag=True, help="Print the service's answer, and its reason, as JSON.")
 def send_command(event_type: str, data: str, message_id: str | None, timestamp: int | None, as_json: bool) -> None:
-    """Send an event of TYPE, for example user.created, and print its outcome.
+    """Send an event and print its outcome.
 
     The Clerk stand-in adds the fields that the data lacks. An event that changes nothing is stale, ignored or a
     duplicate, and the reason is printed. The exit code is 1 if the event failed, or if the service did not store it.
