@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 import time
@@ -39,6 +40,12 @@ class NotStored(Failure):
 
 class InvalidData(Failure):
     """--data is not a JSON object."""
+
+    exit_code = 2
+
+
+class InvalidSecret(Failure):
+    """CLERK_WEBHOOK_SECRETS does not begin with a secret that can sign."""
 
     exit_code = 2
 
@@ -101,15 +108,16 @@ def send(
     """Completes, signs and posts the event once. Returns the service's response {message_id, type, outcome}.
 
     Without a message id each call sends a new message. `timestamp` is in milliseconds.
-    Raises NotStored, and NotRunning if the service or the stand-in does not answer.
+    Raises NotStored, InvalidSecret, and NotRunning if the service or the stand-in does not answer.
     """
     from scripts.local.clerk import svix  # noqa: PLC0415 - needs aiohttp, which the service's image does not have
 
+    secret = _read_secret(environment)
     stand_in = ClerkClient(environment["CLERK_ISSUER"])
     completed = stand_in.event(event_type, data, message_id=message_id, timestamp=timestamp)
     url = f"{environment['SERVICE_URL']}/webhooks/clerk"
     body = svix.encode_body(completed["event"])
-    headers = svix.sign_headers(environment["CLERK_WEBHOOK_SECRETS"].split(",")[0], completed["message_id"], body)
+    headers = svix.sign_headers(secret, completed["message_id"], body)
     try:
         answer = httpx.post(url, content=body, headers=headers, timeout=svix.ATTEMPT_SECONDS)
     except httpx.HTTPError as error:
@@ -123,6 +131,18 @@ def send(
         )
     stored: dict[str, Any] = answer.json()
     return stored
+
+
+def _read_secret(environment: dict[str, str]) -> str:
+    """The first secret, which signs. Raises InvalidSecret."""
+    secret = environment["CLERK_WEBHOOK_SECRETS"].split(",")[0].strip()
+    try:
+        key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+    except ValueError:
+        key = b""
+    if not key:
+        raise InvalidSecret("The first secret in CLERK_WEBHOOK_SECRETS is not base64: copy the whole secret, whsec_….")
+    return secret
 
 
 def _parse_data(given: str) -> dict[str, Any]:

@@ -48,6 +48,10 @@ class InvalidPortBase(Failure):
     exit_code = 2
 
 
+class SecretsDamaged(Failure):
+    """The file with the stack's secrets cannot be read."""
+
+
 class OtherClerk(Failure):
     """The database was filled from another Clerk than the one that `.env` selects."""
 
@@ -74,9 +78,12 @@ class Secrets:
 
     @classmethod
     def of(cls, home: Path) -> Secrets:
-        """The secrets kept in `home`, in a file that only its owner can read. Missing ones are created."""
+        """The secrets kept in `home`, in a file that only its owner can read. Missing ones are created.
+
+        Raises SecretsDamaged.
+        """
         file = home / "secrets.json"
-        stored = json.loads(file.read_text()) if file.exists() else {}
+        stored = _read_secrets(file) if file.exists() else {}
         names = {field.name for field in fields(cls)}
         if not stored.keys() >= names:
             home.mkdir(parents=True, exist_ok=True)
@@ -84,7 +91,7 @@ class Secrets:
             unfinished.touch(mode=0o600)
             unfinished.write_text(json.dumps(asdict(cls()) | stored, indent=2) + "\n")
             unfinished.replace(file)
-            stored = json.loads(file.read_text())
+            stored = _read_secrets(file)
         return cls(**{name: stored[name] for name in names})
 
 
@@ -199,6 +206,19 @@ class Stack:
             **self.clerk_variables,
             "CLERK_AUTHORIZED_PARTIES": ",".join(filter(None, dict.fromkeys(origins))),
         }
+
+
+def _read_secrets(file: Path) -> dict[str, str]:
+    try:
+        stored = json.loads(file.read_text())
+    except (OSError, ValueError):
+        stored = None
+    if not isinstance(stored, dict) or not all(isinstance(value, str) and value.isascii() for value in stored.values()):
+        raise SecretsDamaged(
+            f"{file} is damaged or unreadable, and the stack's database cannot be opened without it. Restore the file, "
+            f"or delete {file.parent} and run `ballast up`, which creates a new stack."
+        )
+    return stored
 
 
 def jobs_are_wanted() -> bool:

@@ -99,7 +99,20 @@ class Postgres:
         unfinished.rename(self.folder / "data")
 
     def bootstrap(self) -> None:
-        """Creates hosted Supabase's roles, schemas and privileges in a new cluster, and Realtime's in any cluster."""
+        """Creates hosted Supabase's roles, schemas and privileges in a new cluster, and Realtime's in any cluster.
+
+        Raises ServerDidNotStart if the server refuses a statement, or ends meanwhile.
+        """
+        try:
+            self._run_bootstrap()
+        except psycopg.Error as error:
+            # The message itself may quote a statement with the password.
+            reason = error.diag.message_primary or type(error).__name__
+            raise ServerDidNotStart(
+                f"PostgreSQL on port {self.port} could not be set up: {reason}. Read its log, and start it again."
+            ) from None
+
+    def _run_bootstrap(self) -> None:
         with psycopg.connect(self.url("supabase_admin")) as connection:
             if not connection.execute("select from pg_roles where rolname = 'authenticator'").rowcount:
                 connection.execute(ROLES.read_bytes())

@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from scripts.schema import drift, migrations
+from scripts.scratch.postgres import ServerDidNotStart
 from scripts.scratch.server import scratch_server
 from tests.conftest import Database
 
@@ -61,6 +62,14 @@ def test_the_time_zone_is_utc_regardless_of_the_machines(tmp_path: Path, monkeyp
     monkeypatch.setenv("TZ", "Pacific/Kiritimati")
     with scratch_server(tmp_path, fsync="off") as server, psycopg.connect(server.url()) as connection:
         assert connection.execute("show timezone").fetchone() == ("UTC",)
+
+
+def test_a_server_that_refuses_its_setup_is_an_error_in_words(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ServerDidNotStart, match=r"could not be set up: cannot execute CREATE ROLE in a read-only trans"),
+        scratch_server(tmp_path, fsync="off", default_transaction_read_only="on"),
+    ):
+        pytest.fail("the server was set up")
 
 
 # --- realtime.messages ---

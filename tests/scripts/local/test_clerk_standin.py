@@ -150,6 +150,15 @@ def test_data_that_is_not_an_object_is_a_usage_error(stack: Stack, data: str) ->
     assert (sent.returncode, sent.stdout) == (2, "")
 
 
+@pytest.mark.parametrize("secret", ["whsec_sécret", "whsec_b3RoZX", ",", "whsec_"])
+def test_a_secret_that_cannot_sign_is_a_usage_error(stack: Stack, secret: str) -> None:
+    sent = Stack(stack.home, stack.environment | {"CLERK_WEBHOOK_SECRETS": secret}).ballast(
+        "clerk", "send", "thing.made"
+    )
+    assert (sent.returncode, sent.stdout, sent.stderr.count("\n")) == (2, "", 1)
+    assert "CLERK_WEBHOOK_SECRETS is not base64: copy the whole secret" in sent.stderr
+
+
 def test_an_event_that_is_not_stored_fails_the_command(stack: Stack) -> None:
     other_secret = Stack(stack.home, stack.environment | {"CLERK_WEBHOOK_SECRETS": "whsec_" + "b3RoZXIgc2VjcmV0IQ=="})
     sent = other_secret.ballast("clerk", "send", "thing.made")

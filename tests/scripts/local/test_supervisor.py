@@ -373,6 +373,18 @@ def test_an_older_stack_keeps_its_secrets_and_gets_the_missing_ones(tmp_path: Pa
     assert file.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b'{"jwt_secret": "a', b"[]", b'{"jwt_secret": 1}', b"\xff", '{"jwt_secret": "\u00e9"}'.encode()]
+)
+def test_damaged_secrets_are_an_error_in_words(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "secrets.json"
+    file.write_bytes(content)
+    result = CliRunner().invoke(ballast, ["status"], env={"BALLAST_HOME": str(tmp_path)})
+    assert (result.exit_code, result.output.count("\n")) == (1, 1)
+    assert f"{file} is damaged or unreadable" in result.output
+    assert file.read_bytes() == content
+
+
 @pytest.mark.parametrize("command", ["backup list", "clerk backfill", "doctor", "migrate status", "status"])
 def test_a_command_that_starts_no_stack_creates_no_folder(tmp_path: Path, command: str) -> None:
     home = tmp_path / "stack"
