@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psycopg
+from psycopg import sql
 from pydantic import TypeAdapter
 
 from scripts.backup.manifest import SCHEMAS, Manifest
@@ -147,12 +148,18 @@ def _find_same(
             if text is not None and text.statement is not None and text.facts == restored[name].facts:
                 try:
                     with connection.transaction():
-                        connection.execute(text.statement.encode())
+                        _execute_inside(connection, text.statement)
                 except psycopg.Error:
                     continue
                 created.add(name)
         printed = describe(connection).get(kind, {}) if created else {}
     return {name for name in created if name in printed and printed[name].statement == restored[name].statement}
+
+
+def _execute_inside(connection: Connection, statements: str) -> None:
+    """Runs statements that cannot end the transaction: a writer to the store could have forged them."""
+    block = sql.SQL("begin execute {}; end").format(statements)
+    connection.execute(sql.SQL("do {}").format(block.as_string(connection)))
 
 
 def _is_restored(difference: Difference, role: str, *, has_maintain: bool) -> bool:

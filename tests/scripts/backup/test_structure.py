@@ -12,7 +12,7 @@ import pytest
 
 from scripts.backup.archive import parse_identities
 from scripts.backup.restore import open_backup
-from scripts.backup.structure import find_differences, pin_session
+from scripts.backup.structure import Definition, describe, find_differences, hash_definitions, pin_session
 from scripts.schema import database
 from scripts.scratch.postgres import Postgres
 from tests.scripts.backup.definitions import make_all, make_tables
@@ -208,3 +208,19 @@ def test_what_is_compared_as_it_is(bare_vault: Vault, new_database: Callable[...
                 connection.execute(change.encode())
                 found = find_differences(connection, backup.manifest, backup.read_definitions())
             assert difference in {f"{each.kind} {each.name}" for each in found}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["commit; create table public.forged ()", "create table public.forged (); commit", "rollback; create table public.forged ()", "copy public.specimens to stdout"],
+)  # fmt: skip
+def test_a_forged_definition_changes_nothing(bare_vault: Vault, statement: str) -> None:
+    """A writer to the store can forge definitions with their hashes. They run on the database that was restored."""
+    backup = open_backup(bare_vault.store, bare_vault.back_up(), parse_identities(bare_vault.identity), bare_vault.home)
+    with database.connect(bare_vault.url) as connection:
+        forged = describe(connection)
+        forged["view"] = {"ops.health": Definition(forged["view"]["ops.health"].facts, statement)}
+        manifest = backup.manifest.model_copy(update={"structure": hash_definitions(forged)})
+        found = find_differences(connection, manifest, forged)
+        assert ("view", "ops.health", "differs") in found
+        assert connection.execute("select to_regclass('public.forged')").fetchall() == [(None,)]
