@@ -353,7 +353,7 @@ def _pipe_dump(backup: Backup, dump: Path, pg_restore: list[str], psql: _Psql, b
 def _list_contents(backup: Backup, dump: Path, chosen: Programs, connection: Connection) -> list[str]:
     """The archive's table of contents without the entries that cannot be restored.
 
-    The schema public already exists. Only the role itself may change its default privileges.
+    The schema public and those of extensions already exist. Only the role itself may change its default privileges.
     """
     process = subprocess.Popen(
         [chosen["pg_restore"], "--list"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -367,10 +367,11 @@ def _list_contents(backup: Backup, dump: Path, chosen: Programs, connection: Con
                 f"Nothing was restored: pg_restore {chosen.version} cannot read the dump. Restore another backup."
             )
     [[role]] = connection.execute("select current_user").fetchall()
+    present = "|".join(re.escape(name) for name in ("public", *(each.namespace for each in backup.manifest.extensions)))
     return [
         line
         for line in listed
-        if not re.search(r"\d+ \d+ SCHEMA - public ", line)
+        if not re.search(rf"\d+ \d+ SCHEMA - ({present}) ", line)
         and (" DEFAULT ACL " not in line or line.endswith(f" {role}"))
     ]
 

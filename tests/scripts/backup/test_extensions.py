@@ -89,3 +89,21 @@ def test_an_extension_keeps_its_schema_with_the_grants(folder_vault: Vault, new_
         ).fetchall()
     assert found == [("citext", '"Odd home"', True, False), ("hstore", "public", True, True)]
     assert json.loads(folder_vault.run_to_end("drill", "--json").stdout)["passed"]
+
+
+@pytest.mark.usefixtures("scratch_at_hand")
+@pytest.mark.parametrize("place", ["app", "ops", "supabase_migrations"])
+def test_an_extension_in_one_of_our_schemas_is_restored(
+    folder_vault: Vault, new_database: Callable[..., str], place: str
+) -> None:
+    with folder_vault.connect() as connection:
+        connection.execute(f"create extension citext schema {place}".encode())
+        connection.execute(f"create table app.uses (name {place}.citext)".encode())
+    folder_vault.back_up()
+    assert json.loads(folder_vault.run_to_end("drill", "--json").stdout)["passed"]
+    target = new_database()
+    folder_vault.run_to_end("restore", "latest", "--to", target)
+    folder_vault.run_to_end("restore", "latest", "--to", target, "--replace", target.rpartition("/")[2])
+    with psycopg.connect(target) as connection:
+        found = "select extnamespace::regnamespace::text from pg_extension where extname = 'citext'"
+        assert connection.execute(found).fetchall() == [(place,)]
