@@ -55,6 +55,7 @@ FOREIGN_KEYS = """
         array(
             select a.attname::text from pg_attribute as a
             where a.attrelid = k.conrelid and a.attnum = any(k.conkey) and not a.attnotnull and a.attgenerated = ''
+            order by a.attnum
         ) as nullable
     from pg_constraint as k
     join pg_class as c on c.oid = k.conrelid

@@ -218,7 +218,9 @@ $do$$text$
         ' ', 'create policy', name, case when polpermissive then 'as permissive' else 'as restrictive' end,
         'for', case polcmd when 'r' then 'select' when 'a' then 'insert' when 'w' then 'update' when 'd' then 'delete' else 'all' end,
         'to', (
-          select string_agg(case when role = 0 then 'public' else role::regrole::text end, ', ') from unnest(polroles) as role
+          select string_agg(x.name, ', ' order by x.name)
+          from unnest(polroles) as role
+          cross join lateral (select case when role = 0 then 'public' else role::regrole::text end) as x (name)
         ),
         'using (' || pg_get_expr(polqual, polrelid) || ')', 'with check (' || pg_get_expr(polwithcheck, polrelid) || ')'
       )
