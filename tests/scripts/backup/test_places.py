@@ -251,6 +251,7 @@ def test_a_backup_is_proven_on_a_server_that_stays_as_it_was(
     words = ["--organization", organization, "--output", str(output), "--server", server]
     folder_vault.run_to_end("extract", "latest", *words)
     assert organization in output.read_text()
+    assert list_passed(check_upgrade(folder_vault, "--json", "--server", server)) >= UPGRADE_CHECKS
     assert traces(server) == before
 
 
