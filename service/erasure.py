@@ -20,9 +20,9 @@ from service.data_api import Call, CallFailed
 from service.erasure_ledger import LedgerStore, LedgerUnavailable
 from service.logs import log
 
-# How long one erasure is worked on before it is another's turn.
+# An erasure takes turns of this length with the others.
 WORK_SECONDS = 20.0
-# How long the job waits for its work, which goes on afterwards.
+# How long the job waits before it responds. The work continues in the background.
 JOB_SECONDS = 20.0
 PAUSE_SECONDS = 0.1
 MAX_PAUSES = 10

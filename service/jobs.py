@@ -60,7 +60,7 @@ def retention(components: Components) -> Report:
 
 
 def erasures(components: Components) -> Report:
-    """Continues due erasures: how many are now running, erased, or complete. If not done, it goes on after the run."""
+    """Continues due erasures: how many are now running, erased, or complete. If not done, work continues."""
     return components.eraser.carry_out_due()
 
 

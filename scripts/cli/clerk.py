@@ -82,20 +82,20 @@ def send_command(event_type: str, data: str, message_id: str | None, timestamp: 
 
 
 def find_reason(environment: dict[str, str], answer: dict[str, Any]) -> str | None:
-    """Says why an event changed nothing, and what to do; None if it was applied."""
+    """Returns why an event changed nothing, and what to do; None if it was applied."""
     if answer["outcome"] == "processed":
         return None
     with database.connect(environment["DATABASE_URL"]) as connection:
         query = "select outcome, error from app.webhook_events where message_id = %s"
         outcome, error = connection.execute(query, [answer["message_id"]]).fetchone() or (answer["outcome"], None)
     if answer["outcome"] == "duplicate":
-        return f"The message {answer['message_id']} arrived before, and was {outcome}: another --message-id is applied."
+        return f"The message {answer['message_id']} arrived before, and was {outcome}. Use another --message-id."
     if outcome == "failed":
         retry = f"`ballast inbox retry {answer['message_id']}`"
         return f"{error}\nCorrect the data and send it as a new message, or run {retry}."
     if outcome == "ignored":
         return error or f"Ballast applies no {answer['type']} events with this data: nothing changed."
-    return "Nothing changed: what is recorded of the object is as new as this event, or newer."
+    return "Nothing changed: the recorded state of the object is as new as this event, or newer."
 
 
 def send(

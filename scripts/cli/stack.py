@@ -153,7 +153,7 @@ def _state(service: Service, record: RunRecord) -> State:
 
 
 def explain(stack: Stack, record: RunRecord, states: list[State]) -> str | None:
-    """Says why the stack is not healthy, and what to do; None if it is healthy."""
+    """Returns why the stack is not healthy, and what to do; None if it is healthy."""
     free = shutil.disk_usage(stack.home if stack.home.exists() else stack.home.anchor).free
     full = f"The disk of {stack.home} is full: {free / 1e6:.0f} MB are free.\n" if free < FULL_DISK_BYTES else ""
     unhealthy = [state.name for state in states if state.state != "healthy"]

@@ -25,7 +25,7 @@ def check_clocks(context: Context) -> str:
     """Compares all clocks with Clerk's, or with this machine's if Clerk does not answer."""
     ahead = {THIS_MACHINE: 0.0} | dict(_measure(context))
     if len(ahead) == 1:
-        raise CheckSkipped("No other clock can be read: set DATABASE_URL, SERVICE_URL or CLERK_ISSUER.")
+        raise CheckSkipped("No other clock can be read: check DATABASE_URL, SERVICE_URL and CLERK_ISSUER.")
     reference = "Clerk" if "Clerk" in ahead else THIS_MACHINE
     wrong = [
         f"the clock of {name} is {abs(skew):.0f} seconds {'ahead of' if skew > 0 else 'behind'} that of {reference}"
@@ -34,7 +34,7 @@ def check_clocks(context: Context) -> str:
     ]
     if wrong:
         raise CheckFailed(f"Clock skew: {'; '.join(wrong)}.", REMEDY)
-    return f"The clocks of {', '.join(ahead)} agree."
+    return f"These clocks agree: {', '.join(ahead)}."
 
 
 def _measure(context: Context) -> list[tuple[str, float]]:

@@ -44,7 +44,7 @@ class StatementRefused(Failure):
 
 
 class RowsHidden(Failure):
-    """Policies hide rows from the role of the connection. It would take a full table for an empty one."""
+    """Policies hide rows from the role of the connection, so a full table would look empty to it."""
 
 
 class SessionShared(Failure):

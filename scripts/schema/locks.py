@@ -1,4 +1,4 @@
-"""Short lock waits, so that a deployment gives up before PostgreSQL aborts a writer; retries, and says who blocks it.
+"""Limits lock waits, so that a deployment gives up before PostgreSQL aborts a writer; retries, and names blockers.
 
 Two sessions that wait for each other are a deadlock. PostgreSQL looks for one when a session has waited for
 deadlock_timeout (1 s by default), and aborts the session that looks. A deployment that holds locks for longer than that
@@ -170,7 +170,7 @@ class Locks:
 
     @contextmanager
     def _observe(self) -> Iterator[None]:
-        """Looks from `guard` who blocks the transaction in this block."""
+        """Records, through `guard`, which sessions block the transaction in this block."""
         self.pid = None
         ended = threading.Event()
         with ThreadPoolExecutor(1) as pool:

@@ -242,7 +242,7 @@ def test_a_clock_that_differs_from_clerks_is_called_clock_skew(
     agreed = examine("clocks")
     assert (agreed.outcome, agreed.found) == (
         "passed",
-        "The clocks of this machine, the database, the service, Clerk agree.",
+        "These clocks agree: this machine, the database, the service, Clerk.",
     )
     clerks_time = format_datetime(datetime.now(UTC) - timedelta(minutes=minutes))
     monkeypatch.setattr(OutsideHandler, "date_time_string", lambda *_: clerks_time)

@@ -38,7 +38,7 @@ SHAPES = (
     "host=127.0.0.1 port=1 user=postgres password='{} dbname=postgres",
     "{}",
 )
-# Here, what follows an @ in the password is the host: nothing tells them apart.
+# Here, what follows an @ in the password is the host: the two cannot be distinguished.
 WITHOUT_HOST = ("postgresql://postgres:{}", "postgresql://postgres:{}/postgres")
 URLS = st.builds(str.format, st.sampled_from(SHAPES), PASSWORDS) | st.builds(
     str.format, st.sampled_from(WITHOUT_HOST), PASSWORDS.filter(lambda password: "@" not in password)

@@ -1,4 +1,4 @@
-"""Every command tells a role from which policies hide rows which role to use. It would take full tables for empty ones."""
+"""Every command refuses a role from which policies hide rows, and names the role to use: a full table would look empty."""
 
 from __future__ import annotations
 
