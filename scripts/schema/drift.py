@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scripts.schema import migrations
-from scripts.schema.database import Connection, Notify, connect
+from scripts.schema.database import Connection, Notify
 from scripts.schema.locks import START, Locks
 from scripts.schema.migrations import ROOT, Command, Files, Plan, Source, StatementFailed
 
@@ -72,14 +72,9 @@ def check(database_url: str, *, root: Path = ROOT, notify: Notify = lambda _: No
     Raises HistoryDisagrees as `up` does, and StatementFailed if a file cannot be applied to this database.
     """
     files = migrations.read_files(root)
-    with (
-        connect(database_url, notify) as guard,
-        guard.transaction(),
-        connect(database_url, notify) as connection,
-    ):
-        migrations.lock(guard, notify)
-        plan = migrations.make_plan(connection, files)
-        return plan, [] if plan.migrations else find_drift(Locks(connection, guard, notify), files)
+    with migrations.open_deployment(database_url, notify) as locks:
+        plan = migrations.make_plan(locks.connection, files)
+        return plan, [] if plan.migrations else find_drift(locks, files)
 
 
 def find_drift(locks: Locks, files: Files) -> list[Drift]:

@@ -14,6 +14,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -46,6 +48,8 @@ SETTINGS: tuple[LiteralString, ...] = (
     "set local client_connection_check_interval = '1s'",
     "set local idle_in_transaction_session_timeout = '1min'",
 )
+# How long a pooler may take to provide a session. Its other clients wait meanwhile if it has only one.
+SESSION_SECONDS = 10
 NOTHING_APPLIED = "Nothing was applied."
 CONTINUE = (
     "This file was not applied; all files before it were. Run `ballast migrate up` again: it continues with this file."
@@ -100,6 +104,10 @@ class FilesInvalid(Failure):
 
 class RoleUnfit(Failure):
     """The role of the connection may not migrate. The message names the one that may."""
+
+
+class PoolTooSmall(Failure):
+    """A pooler had no second session for the deployment."""
 
 
 class HistoryDisagrees(Failure):
@@ -214,16 +222,9 @@ def up(
     that failed are applied. A second run continues with it.
     """
     files = read_files(root)
-    # The lock has its own connection, so that it outlives the other's transactions, through any pooler.
-    with (
-        connect(database_url, notify) as guard,
-        guard.transaction(),
-        connect(database_url, notify) as connection,
-    ):
-        lock(guard, notify)
-        _check_role(connection)
-        locks = Locks(connection, guard, notify)
-        plan = make_plan(connection, files)
+    with open_deployment(database_url, notify) as locks:
+        _check_role(locks.connection)
+        plan = make_plan(locks.connection, files)
         for file in plan.pending:
             _refuse_transaction_control(file.path, file.text)
         return _try(locks, plan) if dry_run else _apply(locks, plan, on_applied)
@@ -327,6 +328,36 @@ def list_states(database_url: str, *, root: Path = ROOT, notify: Notify = lambda
     files = read_files(root)
     with connect(database_url, notify) as connection:
         return read_history(connection, files) + read_file_states(connection, files)
+
+
+@contextmanager
+def open_deployment(database_url: str, notify: Notify) -> Iterator[Locks]:
+    """Holds the deployment lock during the block. Raises PoolTooSmall.
+
+    The lock has its own connection, so that it outlives the other's transactions, through any pooler.
+    """
+    with (
+        connect(database_url, notify) as guard,
+        connect(database_url, notify) as connection,
+        guard.transaction(),
+    ):
+        lock(guard, notify)
+        _require_second_session(connection, guard)
+        yield Locks(connection, guard, notify)
+
+
+def _require_second_session(connection: Connection, guard: Connection) -> None:
+    """Raises PoolTooSmall if the guard's transaction occupies all sessions of a pooler, which then serves no one."""
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(connection.execute, "select")
+        try:
+            answer.result(timeout=SESSION_SECONDS)
+        except TimeoutError:
+            guard.close()
+            raise PoolTooSmall(
+                f"The pooler had no second session for {SESSION_SECONDS} s, and the deployment needs two: use the "
+                f"direct connection or the session pooler, or give the pooler more sessions.\n{NOTHING_APPLIED}"
+            ) from None
 
 
 def lock(connection: Connection, notify: Notify) -> None:

@@ -140,3 +140,20 @@ def test_status_and_doctor_read_through_the_pooler(url: str, pooler: Pooler) -> 
         assert "refused a statement" not in printed
         assert "does not answer" not in printed
     assert pooler.run_in_each_session(url, CHANGED) == before
+
+
+@pytest.mark.parametrize("words", [("up",), ("check",)], ids=" ".join)
+def test_a_pooler_with_a_single_session_is_refused_and_serves_others_again(
+    bare_server: Postgres,
+    migrated_database: str,
+    tmp_path: Path,
+    words: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(migrations, "SESSION_SECONDS", 1)
+    with pooler_to(bare_server, tmp_path / "pooler", sessions=1) as pooler:
+        url = pooler.url(database=migrated_database.rpartition("/")[2])
+        result = run(url, "migrate", *words)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "no second session for 1 s, and the deployment needs two: use the direct connection" in result.stderr
+        assert query(url, "select 1") == [(1,)]
