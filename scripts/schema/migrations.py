@@ -637,10 +637,16 @@ def _make_failure(path: str, text: str, failed: Command, error: psycopg.Error, c
     details = error.diag
     offset = _locate_error(failed.statement, error) if failed.statement is not None else None
     place = path if offset is None else f"{path}:{_find_line(text, offset)}"
-    lines = [f"{place}: {details.message_primary or error}"]
+    message, detail = details.message_primary or str(error), details.message_detail
+    # No personal data: these name values of rows, unless the server points to a literal of the file.
+    if isinstance(error, errors.IntegrityError):
+        detail = None
+    elif isinstance(error, errors.DataError) and details.statement_position is None:
+        message, detail = re.sub(r'".*"', "(a value of a row)", message, flags=re.DOTALL), None
+    lines = [f"{place}: {message}"]
     if failed.is_second_run and not isinstance(error, BUSY):
         lines.insert(0, f"{path} cannot be run twice (use `create or replace`, `if not exists`, `on conflict`):")
-    for title, words in (("Detail", details.message_detail), ("Hint", details.message_hint)):
+    for title, words in (("Detail", detail), ("Hint", details.message_hint)):
         if words:
             lines.append(f"{title}: {words}")
     if details.context and details.statement_position is None:

@@ -401,6 +401,34 @@ class TestFailure:
         with pytest.raises(StatementFailed, match=r"no\nDetail: because\nHint: try\nWhere: PL/pgSQL"):
             project.up()
 
+    @pytest.mark.parametrize(
+        ("statement", "words"),
+        [
+            ("alter table public.people add unique (mail)", 'could not create unique index "people_mail_key"'),
+            ("alter table public.people add check (length(mail) > 99)", 'check constraint "people_mail_check" of rel'),
+            ("alter table public.people alter column age set not null", 'column "age" of relation "people" contains'),
+            ("update public.people set age = null, mail = null", 'null value in column "mail" of relation "people"'),
+            (
+                "alter table public.people alter column mail type int using mail::int",
+                "type integer: (a value of a row)",
+            ),
+        ],
+    )
+    def test_no_value_of_a_row_is_printed(self, applied_project: Project, statement: str, words: str) -> None:
+        applied_project.query("create table public.people (mail text not null, age int)")
+        applied_project.query("insert into public.people values ('ann@example.com', 1), ('ann@example.com', null)")
+        applied_project.write("migrations/20260102000000_strict.sql", statement)
+        for dry_run in (True, False):
+            with pytest.raises(StatementFailed) as failure:
+                applied_project.up(dry_run=dry_run)
+            assert words in str(failure.value)
+            assert "ann@" not in str(failure.value)
+
+    def test_a_value_of_the_file_is_printed(self, project: Project) -> None:
+        project.write("migrations/20260102000000_x.sql", "select 'many'::int")
+        with pytest.raises(StatementFailed, match='for type integer: "many"'):
+            project.up()
+
     def test_create_index_concurrently_is_refused_with_advice(self, project: Project) -> None:
         project.write("migrations/20260102000000_index.sql", "create index concurrently on public.notes (body);")
         with pytest.raises(StatementFailed, match=r"index\.sql:1: (.|\n)*Each file is applied in one transaction"):
