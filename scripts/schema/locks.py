@@ -64,6 +64,10 @@ AWAITED = """
 """
 
 
+class DeploymentLockLost(Failure):
+    """The guard's connection ended, and with it the lock that allows one deployment at a time."""
+
+
 class LockUnavailable(Failure):
     """A lock was not available in time. The message names the statement and who held the lock."""
 
@@ -122,9 +126,10 @@ class Locks:
     def retry(
         self, what: str, work: Callable[[], Result], *, force_rollback: bool = False, gives_way: bool = False
     ) -> Result:
-        """Runs `work` in a transaction until no lock stops it. Raises its error when PATIENCE_SECONDS are over.
+        """Runs `work` in a transaction until no lock stops it. Raises LockUnavailable when PATIENCE_SECONDS are over.
 
-        With `gives_way`, the work is also stopped when others wait for it.
+        The work is also stopped while others wait for it and it waits itself; with `gives_way`, whenever others wait.
+        Raises DeploymentLockLost, and the error of the work.
         """
         began = time.monotonic()
         reported = began - REPORT_SECONDS
@@ -170,17 +175,24 @@ class Locks:
 
     @contextmanager
     def _observe(self) -> Iterator[None]:
-        """Records, through `guard`, which sessions block the transaction in this block."""
+        """Records, through `guard`, which sessions block the transaction in this block. Raises DeploymentLockLost."""
         self.pid = None
         ended = threading.Event()
-        with ThreadPoolExecutor(1) as pool:
-            looking = pool.submit(self._look, ended)
-            try:
-                yield
-            finally:
-                ended.set()
-        # If the guard's connection is lost, so is the deployment lock.
-        looking.result()
+        try:
+            self.guard.execute("select")
+            with ThreadPoolExecutor(1) as pool:
+                looking = pool.submit(self._look, ended)
+                try:
+                    yield
+                finally:
+                    ended.set()
+            looking.result()
+        except psycopg.OperationalError as error:
+            if not self.guard.broken:
+                raise
+            raise DeploymentLockLost(
+                "The connection that holds the deployment lock was lost. Run this again: it continues."
+            ) from error
 
     def _look(self, ended: threading.Event) -> None:
         while not ended.wait(min(LOOK_SECONDS, self.wait_ms / 4000)):
@@ -190,7 +202,8 @@ class Locks:
                 self.blockers = [Blocker(*row) for row in found]
                 if any(blocker.backend == "autovacuum worker" for blocker in self.blockers):
                     self.vacuumed_table, *_ = self.guard.execute(AWAITED, [self.pid]).fetchone() or [None]
-            if self.gives_way and self.guard.execute(WAITERS, [self.wait_ms, self.pid]).rowcount:
+            # A long statement may still wait for wait_ms when the deadlock detector of a session behind it looks.
+            if (self.gives_way or found) and self.guard.execute(WAITERS, [self.wait_ms, self.pid]).rowcount:
                 self.has_given_way = True
+                # Again at the next look: between two statements, this cancels nothing.
                 self.connection.cancel_safe()
-                return

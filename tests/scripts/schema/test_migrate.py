@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from click.testing import CliRunner, Result
 from scripts.cli import ballast
 from scripts.schema import drift, locks, migrations
 from scripts.schema.database import DatabaseUnreachable, RowsHidden, StatementRefused, connect
-from scripts.schema.locks import Locks, LockUnavailable
+from scripts.schema.locks import DeploymentLockLost, Locks, LockUnavailable
 from scripts.schema.migrations import FilesInvalid, FileState, HistoryDisagrees, Plan, RoleUnfit, StatementFailed
 from scripts.scratch.postgres import Postgres
 from scripts.scratch.server import scratch_server
@@ -586,6 +587,68 @@ class TestWriters:
         assert [plan.paths for plan in plans] == [["migrations/20260102000000_both.sql"]]
         assert applied_project.query("select body from public.notes") == [("written",)]
 
+    def test_a_long_statement_that_closes_a_circle_gives_way(
+        self, applied_project: Project, bare_server: Postgres, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its lock_timeout dates from its beginning, so it would still wait when the writer's detector looks."""
+        monkeypatch.setattr(locks, "MAX_WAIT_MS", 1_500)
+        name = applied_project.url.rpartition("/")[2]
+        applied_project.query("create table public.others (id int); insert into public.others values (1)")
+        applied_project.query("insert into public.notes values (1)")
+        with psycopg.connect(bare_server.url("supabase_admin", name), autocommit=True) as admin:
+            admin.execute(f"alter database {name} set deadlock_timeout = '3s'")
+        applied_project.write(
+            "migrations/20260102000000_long.sql",
+            f"do $$ begin {self.ALTER} perform pg_sleep(2); alter table public.others add column more int; end $$",
+        )
+        notices: list[str] = []
+        deployment = threading.Thread(target=lambda: applied_project.up(notify=notices.append))
+        with (
+            psycopg.connect(applied_project.url) as writer,
+            psycopg.connect(applied_project.url, autocommit=True) as watcher,
+        ):
+            writer.execute("update public.others set id = 2")
+            deployment.start()
+            alters = "select from pg_locks where relation = 'public.notes'::regclass and mode = 'AccessExclusiveLock'"
+            while not watcher.execute(alters).rowcount:
+                pass
+            writer.execute("update public.notes set body = 'written'")
+        deployment.join(timeout=30)
+        assert [notice.partition("retrying ... ")[2] for notice in notices] == [
+            "It stopped because others waited for it for too long."
+        ]
+        assert {each.state for each in migrations.list_states(applied_project.url, root=applied_project.root)} == {
+            "applied",
+            "current",
+        }
+
+    @pytest.mark.usefixtures("short_patience")
+    def test_work_that_gives_way_between_two_statements_is_stopped_at_the_next_one(
+        self, applied_project: Project
+    ) -> None:
+        """A cancellation without a running statement is lost."""
+        with (
+            connect(applied_project.url) as guard,
+            connect(applied_project.url) as connection,
+            connect(applied_project.url) as writer,
+            guard.transaction(),
+        ):
+            held = Locks(connection, guard, print)
+            writing = threading.Thread(target=writer.execute, args=["insert into public.notes values (1)"])
+
+            def work() -> None:
+                connection.execute("lock table public.notes")
+                writing.start()
+                while not held.has_given_way:
+                    pass
+                time.sleep(1)  # the first cancellation has arrived, and found no statement
+                connection.execute("select pg_sleep(60)")
+
+            with pytest.raises(LockUnavailable, match="It stopped because others waited"):
+                held.retry("The work", work, gives_way=True)
+            writing.join(timeout=30)
+        assert applied_project.query("select id from public.notes") == [(1,)]
+
     def test_lock_waits_end_before_the_servers_deadlock_timeout(
         self, applied_project: Project, bare_server: Postgres
     ) -> None:
@@ -726,6 +789,25 @@ class TestHistory:
 
 
 class TestConcurrentDeployments:
+    def test_a_deployment_without_its_lock_applies_no_further_file(self, applied_project: Project) -> None:
+        applied_project.write("migrations/20260102000000_one.sql", "create table public.one ();")
+        applied_project.write("migrations/20260103000000_two.sql", "create table public.two ();")
+        end = (
+            "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and granted and database = "
+            f"(select oid from pg_database where datname = current_database()) and objid = {migrations.ADVISORY_LOCK}"
+        )
+
+        def end_guard(_: object) -> None:
+            while applied_project.query(end):
+                pass
+
+        with pytest.raises(DeploymentLockLost, match=r"lock was lost\. Run this again"):
+            applied_project.up(on_applied=end_guard)
+        assert applied_project.query("select to_regclass('public.one')::text, to_regclass('public.two')") == [
+            ("one", None)
+        ]
+        assert applied_project.up().paths == ["migrations/20260103000000_two.sql"]
+
     def test_the_second_waits_with_a_notice_and_has_nothing_to_do(self, project: Project) -> None:
         project.write("migrations/20260102000000_slow.sql", "select pg_sleep(1);")
         waiting = threading.Event()
