@@ -251,8 +251,14 @@ def test_a_backup_is_proven_on_a_server_that_stays_as_it_was(
     words = ["--organization", organization, "--output", str(output), "--server", server]
     folder_vault.run_to_end("extract", "latest", *words)
     assert organization in output.read_text()
-    assert list_passed(check_upgrade(folder_vault, "--json", "--server", server)) >= UPGRADE_CHECKS
     assert traces(server) == before
+
+
+def test_an_upgrade_is_checked_on_a_server_that_stays_as_it_was(folder_vault: Vault, elsewhere: str) -> None:
+    folder_vault.back_up()
+    before = traces(elsewhere)
+    assert list_passed(check_upgrade(folder_vault, "--json", "--server", elsewhere)) >= UPGRADE_CHECKS
+    assert traces(elsewhere) == before
 
 
 @pytest.mark.parametrize(
