@@ -366,6 +366,12 @@ def read_stored(stack: Stack, message_id: str) -> Any:
         return connection.execute(query, (message_id,)).fetchone()
 
 
+def delete_user(online: FlaskClient, user_id: str) -> None:
+    """Removes a user whom the stand-in does not know: `ballast doctor` and reconcile-sample would find a difference."""
+    body = event("user.deleted", id=user_id, deleted=True)
+    assert online.post(URL, data=body, headers=sign(body)).json["outcome"] == "processed"
+
+
 def test_a_signed_event_is_stored_and_its_outcome_returned(online: FlaskClient, stack: Stack) -> None:
     user_id = f"user_{secrets.token_hex(8)}"
     body = event("user.created", id=user_id, email_addresses=[], first_name="Grace", created_at=1, updated_at=1)
@@ -374,6 +380,7 @@ def test_a_signed_event_is_stored_and_its_outcome_returned(online: FlaskClient, 
     assert response.status_code == 200
     assert response.json == {"message_id": headers["svix-id"], "type": "user.created", "outcome": "processed"}
     assert read_stored(stack, headers["svix-id"]) == (json.loads(body), "processed")
+    delete_user(online, user_id)
 
 
 def test_a_redelivery_is_answered_as_a_duplicate(online: FlaskClient) -> None:
@@ -512,6 +519,7 @@ def test_an_event_that_fails_twice_in_the_same_way_is_stored_and_retried_later(
         connection.execute("update app.webhook_events set next_attempt_at = now() where message_id = %s", [message_id])
     headers = {"Authorization": f"Bearer {stack.environment['JOBS_TOKEN']}"}
     assert online.post("/jobs/retry-events", headers=headers).json == {"processed": 1}
+    delete_user(online, user_id)
 
 
 @pytest.mark.parametrize(

@@ -47,13 +47,13 @@ def outside() -> Iterator[Outside]:
 
 
 @pytest.fixture
-def examine(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Examine:
+def examine(fresh_stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Examine:
     """Runs one check on the running stack with changed variables; None removes a variable."""
     for name in PLACE:
-        monkeypatch.setenv(name, stack.environment[name])
+        monkeypatch.setenv(name, fresh_stack.environment[name])
 
     def examine_with(check: str, *, url: str | None = None, session_token: str | None = None, may_write: bool = False, **changes: str | None) -> Finding:  # fmt: skip
-        changed = stack.environment | changes
+        changed = fresh_stack.environment | changes
         environment = {name: value for name, value in changed.items() if value is not None}
         return run_check(
             check,
@@ -75,8 +75,8 @@ def require_failure(finding: Finding, *words: str) -> None:
 # --- all checks ---
 
 
-def test_a_running_stack_passes_every_check(stack: Stack) -> None:
-    result = stack.ballast("doctor", "--write", "--json")
+def test_a_running_stack_passes_every_check(fresh_stack: Stack) -> None:
+    result = fresh_stack.ballast("doctor", "--write", "--json")
     findings = json.loads(result.stdout)
     outside = findings[: len(CHECKS)]
     assert [each for each in outside if each["outcome"] != "passed"] == []
@@ -87,11 +87,11 @@ def test_a_running_stack_passes_every_check(stack: Stack) -> None:
     assert result.returncode == 0
 
 
-def test_no_output_contains_a_secret(stack: Stack) -> None:
-    result = stack.ballast("doctor")
+def test_no_output_contains_a_secret(fresh_stack: Stack) -> None:
+    result = fresh_stack.ballast("doctor")
     assert result.returncode == 0, result.stdout
     hidden = [
-        value for name, value in stack.environment.items()
+        value for name, value in fresh_stack.environment.items()
         if name.endswith(("_KEY", "_TOKEN", "_SECRETS", "_IDENTITY", "DATABASE_URL")) and "PUBLISHABLE" not in name
     ]  # fmt: skip
     assert len(hidden) >= 8
@@ -122,8 +122,8 @@ def test_without_a_database_its_checks_are_skipped(tmp_path: Path) -> None:
     assert {run_check(name, context).outcome for name in CHECKS if name != "settings"} == {"skipped"}
 
 
-def test_a_secret_in_an_error_response_is_redacted(examine: Examine, stack: Stack, outside: Outside) -> None:
-    secret = stack.environment["SUPABASE_SECRET_KEY"]
+def test_a_secret_in_an_error_response_is_redacted(examine: Examine, fresh_stack: Stack, outside: Outside) -> None:
+    secret = fresh_stack.environment["SUPABASE_SECRET_KEY"]
     outside.answer = lambda *_: rest_answer({"message": f"unknown key {secret}"}, 401)
     finding = examine("secret key", SUPABASE_URL=outside.url)
     require_failure(finding, "unknown key …")
@@ -181,14 +181,14 @@ def test_older_keys_that_are_jwts_are_recognized(examine: Examine) -> None:
     assert examine("keys", **keys).outcome == "passed"
 
 
-def test_of_two_webhook_secrets_the_wrong_one_is_named(examine: Examine, stack: Stack) -> None:
-    both = f"{stack.environment['CLERK_WEBHOOK_SECRETS']}, whsec_{'QUFB' * 8}"
+def test_of_two_webhook_secrets_the_wrong_one_is_named(examine: Examine, fresh_stack: Stack) -> None:
+    both = f"{fresh_stack.environment['CLERK_WEBHOOK_SECRETS']}, whsec_{'QUFB' * 8}"
     require_failure(examine("webhook secret", CLERK_WEBHOOK_SECRETS=both), "secret 2 of 2")
 
 
-def test_a_ping_changes_nothing_but_the_inbox(examine: Examine, stack: Stack) -> None:
+def test_a_ping_changes_nothing_but_the_inbox(examine: Examine, fresh_stack: Stack) -> None:
     query = "select type, outcome from app.webhook_events where message_id like 'msg_ballast_doctor_%' and received_at > now() - interval '1 minute'"
-    with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
+    with psycopg.connect(fresh_stack.environment["DATABASE_URL"], autocommit=True) as connection:
         before = connection.execute(query).fetchall()
         assert examine("webhook secret").outcome == "passed"
         assert connection.execute(query).fetchall()[len(before) :] == [("ballast.ping", "ignored")]
@@ -251,11 +251,11 @@ def test_a_clock_that_differs_from_clerks_is_called_clock_skew(
     assert all(name in finding.found for name in ("this machine", "the database", "the service"))
 
 
-def test_a_machine_whose_clock_is_wrong_is_named_alone(stack: Stack) -> None:
+def test_a_machine_whose_clock_is_wrong_is_named_alone(fresh_stack: Stack) -> None:
     """The whole command, with a clock that is 10 minutes behind."""
     result = subprocess.run(
         [sys.executable, "-m", "scripts.cli", "doctor", "--json"],
-        env={**os.environ, **stack.environment, **fake_clock("-10m")}, capture_output=True, text=True, check=False, cwd=ROOT,
+        env={**os.environ, **fresh_stack.environment, **fake_clock("-10m")}, capture_output=True, text=True, check=False, cwd=ROOT,
     )  # fmt: skip
     [clocks] = [each for each in json.loads(result.stdout) if each["name"] == "clocks"]
     assert (result.returncode, clocks["outcome"]) == (1, "failed")
@@ -308,8 +308,8 @@ def test_a_write_test_leaves_no_file(examine: Examine, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_single_recipient_gets_a_warning(examine: Examine, stack: Stack) -> None:
-    one = stack.environment["BACKUP_RECIPIENTS"]
+def test_a_single_recipient_gets_a_warning(examine: Examine, fresh_stack: Stack) -> None:
+    one = fresh_stack.environment["BACKUP_RECIPIENTS"]
     assert "Add a second" in examine("recipients", ENVIRONMENT="production").found
     assert examine("recipients", ENVIRONMENT="production", BACKUP_RECIPIENTS=f"{one},{one}").found == "2 recipients."
 
@@ -377,11 +377,11 @@ def test_a_malformed_secret_fails_its_check_and_is_not_shown(
     assert "s3c" not in f"{finding.found}{finding.remedy}"
 
 
-def test_an_instance_that_is_not_pinned_is_found(examine: Examine, stack: Stack, hosted_database: str) -> None:
+def test_an_instance_that_is_not_pinned_is_found(examine: Examine, fresh_stack: Stack, hosted_database: str) -> None:
     instance = examine("Clerk instance")
     assert (instance.outcome, "Not pinned" in instance.found) == ("passed", True)  # the local stack
-    headers = {"Authorization": f"Bearer {stack.environment['CLERK_SECRET_KEY']}"}
-    expected = httpx.get(f"{stack.environment['CLERK_API_URL']}/v1/instance", headers=headers).json()["id"]
+    headers = {"Authorization": f"Bearer {fresh_stack.environment['CLERK_SECRET_KEY']}"}
+    expected = httpx.get(f"{fresh_stack.environment['CLERK_API_URL']}/v1/instance", headers=headers).json()["id"]
     finding = examine("Clerk instance", url=hosted_database)
     require_failure(finding, "No Clerk instance is pinned", f"set clerk_instance_id = '{expected}'")
     execute(hosted_database, "update app.settings set clerk_instance_id = 'ins_other'")
