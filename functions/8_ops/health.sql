@@ -30,7 +30,9 @@ comment on view ops.health is 'Health of each subject with advice, red first. op
 -- The pings of `ballast doctor` are left out, because they do not come from Clerk. Clerk stops retrying after about a day, so an event
 -- that is older by days was replayed by hand, or is an example: it is not late, and has no lag. A person is undescribed if they signed in
 -- an hour ago or earlier, and no event or import has described them since. Deliveries that were refused before the last accepted event do
--- not change the status.
+-- not change the status. Clerk repeats a refused delivery for a day. So refusals in a single hour only come from strangers.
+-- A session of Clerk lasts a week: people can use the product for days without an event. So three days without one count as silence only
+-- if ten people came, and eight days if anyone did.
 create or replace view ops.webhook_health with (security_invoker) as
 with facts as (
   select
@@ -46,10 +48,7 @@ with facts as (
     ) as refused_24h,
     refused.reason as refused_for, refused.skew as clock_skew, undescribed.people as undescribed_people,
     undescribed.oldest_at as oldest_undescribed_at,
-    last_event.received_at < now() - interval '3 days' and exists (
-      select from public.profiles as p
-      where p.last_seen_at > last_event.received_at + interval '1 hour'
-    ) as is_silent,
+    came.people >= case when last_event.received_at < now() - interval '8 days' then 1 else 10 end as is_silent,
     (
       select min(u.failed_at) from app.event_failures as u
       where not exists (
@@ -69,9 +68,26 @@ with facts as (
     limit 1
   ) as last_event on true
   cross join lateral (select last_event.received_at - app.clerk_event_time(last_event.event -> 'timestamp') as lag) as age
+  cross join
+    lateral (
+      select count(*) as people from public.profiles as p
+      where
+        last_event.received_at < now() - interval '3 days'
+        and p.last_seen_at > greatest(last_event.received_at + interval '1 hour', now() - interval '8 days')
+    ) as came
   left join lateral (
     select r.reason, r.skew from app.refused_deliveries as r
-    where r.sender = 'clerk' and r.last_at > coalesce(last_event.received_at, '-infinity')
+    where
+      r.sender = 'clerk' and r.last_at > coalesce(last_event.received_at, '-infinity') and (
+        r.reason = 'timestamp'
+        or r.last_at > now() - interval '6 hours'
+        or exists (
+          select from app.refused_deliveries as o
+          where
+            o.sender = r.sender and o.reason = r.reason and o.hour <> r.hour
+            and o.last_at > coalesce(last_event.received_at, '-infinity')
+        )
+      )
     order by r.reason = 'timestamp' desc, r.last_at desc
     limit 1
   ) as refused on true
@@ -149,8 +165,8 @@ cross join lateral (
       then
         array[
           'yellow',
-          'No Clerk event has arrived for days, although people use the product. Send an example event from the endpoint''s page in Clerk: '
-          || 'the light turns green if it arrives. Otherwise read the endpoint''s log there.'
+          'No Clerk event has arrived for days, although people use the product. Pin the instance in app.settings.clerk_instance_id, '
+          || 'then send an example event from the endpoint''s page in Clerk: the light turns green if it arrives. If not, read its log.'
         ]
     when f.oldest_unstored_at < now() - interval '1 hour'
       then

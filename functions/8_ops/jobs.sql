@@ -20,7 +20,7 @@ comment on view ops.job_schedule is 'Periodic work: how often it should run, and
 
 -- last_effect_at is the last time the data shows that the work was done, by whatever means. overdue_since is the time at which the oldest
 -- unfinished piece of work was due. A job that only the service defines appears here after its first run. A job without a run counts
--- from the installation, so a scheduler that was never set up shows within the first hour.
+-- from the installation, so a scheduler that was never set up shows within the first hour. A job of a new release counts from the release.
 create or replace view ops.jobs with (security_invoker) as
 with kept as (
   select d.relation, app.retention_period(d) as retention_period from app.personal_data as d
@@ -36,14 +36,12 @@ evidence as (
     ) as last_effect_at,
     least(
       (
-        select min(e.applied_at) + k.retention_period from app.webhook_events as e cross join kept as k
+        select (select min(e.applied_at) from app.webhook_events as e) + k.retention_period from kept as k
         where k.relation = 'app.webhook_events'
-        group by k.retention_period
       ),
       (
-        select min(o.deleted_at) + k.retention_period from public.organizations as o cross join kept as k
+        select (select min(o.deleted_at) from public.organizations as o) + k.retention_period from kept as k
         where k.relation = 'public.organizations'
-        group by k.retention_period
       )
     ) as overdue_since
   union all
@@ -78,13 +76,17 @@ facts as (
   select
     coalesce(k.name, r.name) as name, k.every, k.purpose, r.last_run_at, r.last_ok_at, coalesce(r.failures, 0) as failures,
     r.report, r.clock_skew,
-    case when k.schedule is not null then now() - coalesce(r.last_run_at, s.installed_at) end as silence,
+    case when k.schedule is not null then now() - coalesce(r.last_run_at, greatest(s.installed_at, released.at)) end as silence,
     greatest(e.last_effect_at, r.last_ok_at) as last_effect_at,
     case when e.overdue_since < now() then e.overdue_since end as overdue_since
   from ops.job_schedule as k
   full join app.job_runs as r on k.name = r.name
   left join evidence as e on k.name = e.name
   cross join app.settings as s
+  cross join (
+    select max(a.applied_at) as at from app.applied_sources as a
+    where a.path = 'functions/8_ops/jobs.sql'
+  ) as released
 )
 
 select

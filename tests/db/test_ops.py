@@ -204,6 +204,21 @@ def test_refused_deliveries_are_reported_until_one_is_accepted(database: Databas
     assert database.value("select count(*) from app.refused_deliveries") == 1
 
 
+def test_refusals_that_clerk_does_not_repeat_are_forgotten(database: Database) -> None:
+    """Clerk repeats a delivery for a day. A stranger who tries once must not keep the light yellow for weeks."""
+    store_event(database, "3 days")
+    refuse_delivery(database, "signature")
+    database.execute(
+        "update app.refused_deliveries set hour = hour - interval '7 hours', last_at = last_at - interval '7 hours'"
+    )
+    assert verdict(database, "webhook_health") == GREEN
+    database.execute(
+        "insert into app.refused_deliveries (sender, reason, hour, deliveries, last_at) "
+        "select sender, reason, hour - interval '3 hours', 1, last_at - interval '3 hours' from app.refused_deliveries"
+    )
+    assert verdict(database, "webhook_health")[0] == "yellow"
+
+
 def test_deliveries_refused_for_their_time_are_called_clock_skew(database: Database) -> None:
     store_event(database, "2 hours")
     refuse_delivery(database, "signature")
@@ -258,6 +273,20 @@ def test_refused_deliveries_and_people_without_events_are_red(database: Database
     assert (status, "CLERK_WEBHOOK_SECRETS" in advice) == ("red", True)
 
 
+@pytest.mark.parametrize(("people_seen", "light"), [(9, "green"), (10, "yellow")])
+def test_three_days_without_an_event_are_silence_if_many_people_come(
+    database: Database, people_seen: int, light: str
+) -> None:
+    sender = people.Sender(database, 900)
+    for number in range(people_seen):
+        sender.send("user.created", events.user(f"user_2Many{number}"))
+    database.execute(
+        "update app.webhook_events set event = event - 'timestamp', received_at = now() - interval '4 days'"
+    )
+    database.execute("update public.profiles set last_seen_at = now() where clerk_user_id like 'user\\_2Many%'")
+    assert verdict(database, "webhook_health")[0] == light
+
+
 def test_days_without_an_event_are_reported_only_if_people_use_the_product(database: Database) -> None:
     people.Sender(database, 900).send("user.created", events.user("user_2Known"))
     database.execute(
@@ -265,6 +294,8 @@ def test_days_without_an_event_are_reported_only_if_people_use_the_product(datab
     )
     assert verdict(database, "webhook_health") == GREEN
     sign_in(database, "user_2Known", "10 days")
+    assert verdict(database, "webhook_health") == GREEN  # one session lasts a week without an event
+    database.execute("update app.webhook_events set received_at = now() - interval '9 days'")
     status, advice = verdict(database, "webhook_health")
     assert (status, advice.startswith("No Clerk event has arrived for days")) == ("yellow", True)
     store_event(database, "2 days")
@@ -656,8 +687,12 @@ def test_only_the_service_can_record_a_job(database: Database, role: str) -> Non
         assert "permission denied" in read_refusal(database, "select public.record_job('x', '{}', true, 1)")
 
 
-def install(database: Database, ago: str = "0") -> None:
+def install(database: Database, ago: str = "0", *, released_ago: str | None = None) -> None:
     database.execute("update app.settings set installed_at = now() - %s::interval", ago)
+    database.execute(
+        "update app.applied_sources set applied_at = now() - %s::interval where path = 'functions/8_ops/jobs.sql'",
+        released_ago or ago,
+    )
 
 
 def test_in_a_fresh_database_only_the_first_backup_and_drill_are_late(database: Database) -> None:
@@ -687,6 +722,15 @@ def test_a_scheduler_that_never_called_a_job_is_reported_within_the_first_hour(
     found = row(database, "select late, status, advice from ops.job_health")
     assert (found["late"], found["status"]) == (len(late), light)
     assert light == "green" or "No scheduler has called the job yet" in found["advice"]
+
+
+def test_a_job_of_a_new_release_is_not_late_at_once(database: Database) -> None:
+    install(database, "400 days", released_ago="10 minutes")
+    for name in JOBS - {"retention"}:
+        record_run(database, name)
+    assert verdict(database, "job_health") == GREEN
+    install(database, "400 days", released_ago="11 days")
+    assert (job(database, "retention")["status"], verdict(database, "job_health")[0]) == ("red", "red")
 
 
 @pytest.mark.parametrize(

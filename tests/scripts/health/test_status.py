@@ -61,15 +61,15 @@ def elsewhere(populated_database: str, new_database: Callable[..., str], tmp_pat
     return Elsewhere(new_database(populated_database), tmp_path / "home")
 
 
-def test_a_fresh_stack_shows_its_services_and_no_red_light(stack: Stack) -> None:
-    status = stack.ballast("status", "--json")
+def test_a_fresh_stack_shows_its_services_and_no_red_light(fresh_stack: Stack) -> None:
+    status = fresh_stack.ballast("status", "--json")
     shown = json.loads(status.stdout)
     assert status.returncode == 0, status.stdout
     assert {part["state"] for part in shown["parts"]} == {"healthy"}
     assert shown["running"]
     assert {check["name"] for check in shown["checks"]} >= OURS | {"disk"}
     assert shown["status"] in {"green", "yellow"}
-    plain = stack.ballast("status")
+    plain = fresh_stack.ballast("status")
     assert plain.returncode == 0
     assert all(word in plain.stdout for word in ("postgres", "healthy", "webhook", "migrations"))
 
@@ -92,6 +92,14 @@ def test_another_database_shows_no_services_and_no_red_light(elsewhere: Elsewher
 def test_the_option_overrides_the_environment(elsewhere: Elsewhere) -> None:
     result = elsewhere.run("--json", "--database-url", elsewhere.url, DATABASE_URL="postgresql://unknown@127.0.0.1:9/x")
     assert len(json.loads(result.stdout)["checks"]) >= len(OURS)
+
+
+def test_a_clerk_instance_that_is_not_pinned_is_yellow(elsewhere: Elsewhere) -> None:
+    found = elsewhere.check("clerk")
+    assert (found["status"], "set clerk_instance_id" in found["advice"]) == ("yellow", True)
+    assert_doctor_agrees(elsewhere)
+    elsewhere.execute("update app.settings set clerk_instance_id = 'ins_1'")
+    assert (elsewhere.check("clerk")["status"], elsewhere.check("clerk")["facts"]) == ("green", {"instance": "ins_1"})
 
 
 def test_a_missing_backup_is_red_in_production_and_yellow_locally(elsewhere: Elsewhere) -> None:
@@ -141,7 +149,8 @@ def assert_doctor_agrees(elsewhere: Elsewhere) -> None:
 
 
 @pytest.mark.parametrize(("breaking", "name"), [
-    ("update app.settings set installed_at = now() - interval '1 hour'", "job"),
+    ("with earlier as (update app.settings set installed_at = now() - interval '1 hour') "
+     "update app.applied_sources set applied_at = now() - interval '1 hour'", "job"),
     ("insert into app.refused_deliveries (sender, reason, hour, deliveries) values ('clerk', 'signature', now(), 3)", "webhook"),
     ("update app.settings set operator_email = 'ops@example.com'", "mail"),
     ("insert into app.erasure_log (subject_hash, person, requested_by, requested_at) values "
