@@ -65,8 +65,7 @@ def _check_database(url: str, *, is_local: bool) -> list[Check]:
         files = check_migrations(url)
         with connect(url) as connection:
             found = [files, *read_health_views(connection)]
-            if is_local:
-                found += check_disk(connection)
+            found += check_disk(connection) if is_local else check_instance(connection)
     except Failure as failure:
         return [Check("database", "red", str(failure), {})]
     return [_relax_for_local_stack(each) if is_local else each for each in found]
@@ -106,6 +105,24 @@ def check_disk(connection: Connection) -> Iterator[Check]:
     status: Light = "red" if free < MIN_FREE_BYTES else "yellow" if free < LOW_FREE_BYTES else "green"
     advice = "OK." if status == "green" else f"The disk of {folder} is almost full: delete files on it."
     yield Check("disk", status, advice, {"free": f"{free / 1e9:.1f} GB"})
+
+
+def check_instance(connection: Connection) -> Iterator[Check]:
+    """Checks that the database accepts events of one Clerk instance only. Yields nothing before `migrate up`.
+
+    A local stack accepts those of any instance. `ballast doctor` also compares the instance with CLERK_SECRET_KEY.
+    """
+    if connection.execute("select to_regclass('app.settings')").fetchone() == (None,):
+        return
+    [[pinned]] = connection.execute("select clerk_instance_id from app.settings").fetchall()
+    if pinned is None:
+        advice = (
+            "No Clerk instance is pinned: the examples of Clerk's dashboard would change rows. In the SQL editor: "
+            "update app.settings set clerk_instance_id = 'ins_…'. `ballast doctor` names the instance."
+        )
+        yield Check("clerk", "yellow", advice, {})
+    else:
+        yield Check("clerk", "green", "OK.", {"instance": pinned})
 
 
 def check_cache(environment: Mapping[str, str]) -> Check | None:
