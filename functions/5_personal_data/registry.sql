@@ -111,8 +111,9 @@ values
   'from the day of the entry'
 ),
 (
+  -- The select calls the function once, not for each partition and, when the index is not used, each row.
   'public.audit_logs', 'subject_ids',
-  '(t.subject_ids @> array[person.id] or t.mentions && app.person_mentions(person)) '
+  '(t.subject_ids @> array[person.id] or t.mentions && (select app.person_mentions(person))) '
   'and t.user_id is distinct from person.id and t.impersonator is distinct from person.clerk_user_id',
   'activity_about_you',
   array[
