@@ -3,13 +3,14 @@
 -- Others write the rows, so nothing here depends on how large or many they are: a batch is limited in rows and in bytes. A batch that fails
 -- is tried again with half its rows; a single row that fails is skipped and recorded.
 
--- Example: for app.clerk_records it returns
+-- An erasure calls this for every rule, so it is in plpgsql, which keeps the plan. Example: for app.clerk_records it returns
 --   key        jsonb_build_array(t.kind, t.clerk_id)
 --   matched_by t.kind = (k.key ->> 0)::text and t.clerk_id = (k.key ->> 1)::text
 --   size       coalesce(pg_column_size(t.kind), 0) + coalesce(pg_column_size(t.clerk_id), 0) + …
 create or replace function app.describe_rows(relation text, out key text, out matched_by text, out size text)
-language sql stable parallel safe set search_path = pg_catalog, pg_temp
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
+begin
   select
     format('jsonb_build_array(%s)', string_agg(format('t.%I', a.attname), ', ' order by k.place)),
     string_agg(format('t.%I = (k.key ->> %s)::%s', a.attname, k.place - 1, format_type(a.atttypid, a.atttypmod)), ' and ' order by k.place),
@@ -17,10 +18,12 @@ as $$
       select string_agg(format('coalesce(pg_column_size(t.%I), 0)', c.attname), ' + ' order by c.attnum)
       from pg_attribute as c where c.attrelid = relation::regclass and c.attnum > 0 and not c.attisdropped
     )
+  into key, matched_by, size
   from pg_index as i
   cross join unnest(i.indkey::smallint[]) with ordinality as k (attnum, place)
   join pg_attribute as a on a.attrelid = i.indrelid and a.attnum = k.attnum
   where i.indrelid = relation::regclass and i.indisprimary;
+end;
 $$;
 comment on function app.describe_rows is
 'SQL expressions for the rows t of a table: the primary key as a JSON array, the condition that a row has the key k.key, and the stored size in bytes.';
