@@ -13,6 +13,8 @@ BEFORE = "before.sql"
 AFTER = "after.sql"
 STRUCTURE = "structure.json"
 ENCRYPTED_STRUCTURE = f"{STRUCTURE}.age"
+PLAIN_FILES = {BEFORE, AFTER, DUMP, STRUCTURE}
+ENCRYPTED_FILES = {BEFORE, AFTER, ENCRYPTED_DUMP, ENCRYPTED_STRUCTURE}
 # The schemas that are dumped. auth, storage, realtime and the others belong to Supabase.
 SCHEMAS = ("public", "app", "ops", "supabase_migrations")
 
@@ -75,7 +77,7 @@ class Manifest(BaseModel):
     @field_validator("files")
     @classmethod
     def _require_restore_files(cls, files: dict[str, File]) -> dict[str, File]:
-        if not files.keys() >= {BEFORE, AFTER} or not files.keys() & {DUMP, ENCRYPTED_DUMP}:
+        if not any(files.keys() >= needed for needed in (PLAIN_FILES, ENCRYPTED_FILES)):
             raise ValueError("a required file is missing from the list")
         return files
 

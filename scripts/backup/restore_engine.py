@@ -103,8 +103,6 @@ class Backup:
     def read_definitions(self) -> Structure:
         """Reads the definitions of what was backed up. Raises ArchiveDamaged."""
         file = self.manifest.definitions
-        if file not in self.manifest.files:  # a backup of an older release
-            return {}
         body = io.BytesIO()
         encrypted = io.BytesIO(self.read_file(file))
         archive.decrypt(encrypted, body, self.keys, is_encrypted=self.manifest.is_encrypted)

@@ -45,7 +45,7 @@ def manifest(created_at: datetime, **changes: Any) -> Manifest:
         "rows": {"public.specimens": 1200}, "structure": {}, "audit_seal": None, "dump_bytes": 5_000,
         "files": {
             "dump.pgc.zst.age": File(size_bytes=2_000, sha256="0" * 64),
-            **{name: File(size_bytes=0, sha256="0" * 64) for name in ("before.sql", "after.sql")},
+            **{name: File(size_bytes=0, sha256="0" * 64) for name in ("before.sql", "after.sql", "structure.json.age")},
         },
     }  # fmt: skip
     return Manifest.model_validate(values | changes)

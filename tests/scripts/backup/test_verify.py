@@ -13,7 +13,7 @@ import pyrage
 import pytest
 
 from scripts.backup.checksum import add_checksum, has_checksum
-from scripts.backup.manifest import AFTER, BEFORE, ENCRYPTED_DUMP, MANIFEST
+from scripts.backup.manifest import AFTER, BEFORE, ENCRYPTED_DUMP, ENCRYPTED_STRUCTURE, MANIFEST
 from scripts.backup.store import BackupStore, ManifestInvalid
 from service import object_store
 from tests.scripts.conftest import StoredBackup, Vault
@@ -127,14 +127,14 @@ def test_a_truncated_dump_is_detected(shelf: Vault, left: int, backup: StoredBac
     assert f"{ENCRYPTED_DUMP} of {name} is damaged" in verify_and_fail(shelf)
 
 
-@pytest.mark.parametrize("file", [BEFORE, AFTER, ENCRYPTED_DUMP])
+@pytest.mark.parametrize("file", [BEFORE, AFTER, ENCRYPTED_DUMP, ENCRYPTED_STRUCTURE])
 def test_a_missing_file_is_reported(shelf: Vault, file: str, backup: StoredBackup) -> None:
     name = shelf.keep(backup)
     remove(shelf, name, file)
     assert f"{file} of {name} is missing" in verify_and_fail(shelf)
 
 
-@pytest.mark.parametrize("file", [BEFORE, AFTER, ENCRYPTED_DUMP])
+@pytest.mark.parametrize("file", [BEFORE, AFTER, ENCRYPTED_DUMP, ENCRYPTED_STRUCTURE])
 def test_a_manifest_without_a_required_file_is_rejected(folder_shelf: Vault, file: str, backup: StoredBackup) -> None:
     name = folder_shelf.keep(backup)
 
