@@ -367,7 +367,7 @@ def read_stored(stack: Stack, message_id: str) -> Any:
 
 
 def delete_user(online: FlaskClient, user_id: str) -> None:
-    """Removes a user whom the stand-in does not know: `ballast doctor` and reconcile-sample would find a difference."""
+    """Removes a user that the stand-in does not know: `ballast doctor` and reconcile-sample would find a difference."""
     body = event("user.deleted", id=user_id, deleted=True)
     assert online.post(URL, data=body, headers=sign(body)).json["outcome"] == "processed"
 
