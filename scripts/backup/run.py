@@ -107,7 +107,6 @@ def read_recipients(environment: dict[str, str]) -> tuple[str, ...]:
 def run_backup(task: Task, bar: Bar) -> Manifest:
     """Makes and records a backup, and returns its manifest. If it raises, no backup was made."""
     try:
-        task.store.create_folder()
         with (
             database.connect(task.url, notify=database.echo_err, own_session=True) as connection,
             snapshot.take_snapshot(connection) as taken,
@@ -115,6 +114,7 @@ def run_backup(task: Task, bar: Bar) -> Manifest:
         ):
             task = replace(task, name=task.name or new_name(UUID(task.id), taken.taken_at))
             task.log.begin(task.id, task.filename, task.backup_type)
+            task.store.create_folder()
             task.store.require_unused(task.name)
             with _discard_on_failure(task):
                 manifest = _store_backup(task, taken, bar)

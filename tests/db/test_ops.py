@@ -790,7 +790,7 @@ WAITING = {
     "retry-events": "insert into app.webhook_events (message_id, type, event, outcome, next_attempt_at) "
     "values ('msg_bad', 'x', '{}', 'failed', now() - %s::interval)",
     "seals": "insert into app.audit_seals (sequence, range_start, range_end, entries, digest, interventions, retention, seal, sealed_at) "
-    "select 1, now() - interval '99 days', now() - a.age, 0, sha256('a'), sha256(''), '400 days', sha256('b'), now() - a.age from (select %s::interval as age) as a",
+    "select coalesce((select max(sequence) from app.audit_seals), 0) + 1, now() - interval '99 days', now() - a.age, 0, sha256('a'), sha256(''), '400 days', sha256('b'), now() - a.age from (select %s::interval as age) as a",
 }  # fmt: skip
 
 

@@ -80,11 +80,12 @@ def test_backups_and_drills_are_recorded_and_health_turns_green(
 def test_the_reason_of_a_failure_is_recorded_without_secrets(
     stack: Stack, database: psycopg.Connection[Row], tmp_path: Any
 ) -> None:
-    changed = Stack(stack.home, stack.environment | {"BACKUP_URL": (tmp_path / "not-mounted").as_uri()})
+    (tmp_path / "a-file").touch()
+    changed = Stack(stack.home, stack.environment | {"BACKUP_URL": (tmp_path / "a-file" / "backups").as_uri()})
     assert changed.ballast("backup", "run").returncode == 1
     [row] = rows(database)
     assert row["status"] == "failed"
-    assert row["error_message"].startswith("Cannot list database in file://")
+    assert row["error_message"].startswith("Cannot create the folder in file://")
     assert stack.environment["DATABASE_URL"] not in str(row)
     assert health(database)["last_failure"] == row["error_message"]
 

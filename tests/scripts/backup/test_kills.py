@@ -93,7 +93,7 @@ def test_the_folder_of_a_running_command_is_kept(
 def test_a_database_whose_disk_is_full_is_unchanged_by_a_restore(heavy: str, folder_vault: Vault, home: Path) -> None:
     """The disk holds a new server, but not 64 MB of rows besides."""
     name = Vault(heavy, folder_vault.backup_url, folder_vault.home).back_up()
-    with mounted(home / "small", "105m") as disk:
+    with mounted(home / "full-disk", "105m") as disk:
         disk.chmod(0o755)
         server = Postgres(disk / "server", free_ports(1), "test")
         process = server.start(

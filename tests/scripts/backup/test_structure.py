@@ -140,6 +140,7 @@ def test_settings_of_the_target_do_not_matter(
     with bare_vault.connect() as connection:
         connection.execute(SENSITIVE)
         rows = "select s::text from (select * from public.sensitive union all select * from public.spread) as s"
+        pin_session(connection, until_commit=False)
         before = connection.execute(rows).fetchall()
     target = new_database()
     name = target.rpartition("/")[2]

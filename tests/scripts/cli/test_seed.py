@@ -86,16 +86,16 @@ def test_bulk_data_has_the_requested_size_and_is_idempotent(connection: psycopg.
 
 
 def test_new_example_people_get_no_mail_and_mail_stays_on(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    person = examples.Event("msg_seed_user_fay", "user.created", {"id": "user_fay", "first_name": "Fay"})
+    person = examples.Event("msg_seed_user_newcomer", "user.created", {"id": "user_newcomer", "first_name": "Nova"})
     monkeypatch.setattr(examples, "events", lambda: [person])
     monkeypatch.setattr(examples, "PROJECTS", {})
     with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
         before = connection.execute("update app.settings set mail_enabled = true returning mail_enabled").fetchall()
         seeded = CliRunner().invoke(ballast, ["seed"], env=stack.environment | {"BALLAST_JOBS": "off"})
-        queued = connection.execute(f"{QUEUED} and p.clerk_user_id = 'user_fay'").rowcount
+        queued = connection.execute(f"{QUEUED} and p.clerk_user_id = 'user_newcomer'").rowcount
         after = connection.execute("select mail_enabled from app.settings").fetchall()
         connection.execute("update app.settings set mail_enabled = false")
-        stack.ballast("clerk", "send", "user.deleted", "--data", '{"id": "user_fay"}')
+        stack.ballast("clerk", "send", "user.deleted", "--data", '{"id": "user_newcomer"}')
     assert seeded.exit_code == 0, seeded.output
     assert "Seeded 1 of 1 events" in seeded.output
     assert (queued, after) == (0, before)
