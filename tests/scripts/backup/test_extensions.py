@@ -48,12 +48,15 @@ USES = {
     "partition key": ("pg_trgm", "create table app.uses (name text) partition by range (extensions.similarity(name, 'a'))"),
     "statistics": ("pg_trgm", "create statistics app.uses on extensions.similarity(title, 'a'), id from public.specimens"),
 }  # fmt: skip
+EVERYDAY = {"trigger", "view", "check", "domain", "policy", "column"}
 # Extensions that another one requires.
 REQUIRED = {"earthdistance": ["cube", "earthdistance"]}
 
 
 @pytest.mark.usefixtures("scratch_at_hand")
-@pytest.mark.parametrize("place", USES)
+@pytest.mark.parametrize("place", [
+    pytest.param(place, marks=() if place in EVERYDAY else pytest.mark.thorough) for place in USES
+])  # fmt: skip
 def test_a_backup_brings_the_extensions_that_its_objects_use(
     folder_vault: Vault, new_database: Callable[..., str], place: str
 ) -> None:
@@ -92,7 +95,9 @@ def test_an_extension_keeps_its_schema_with_the_grants(folder_vault: Vault, new_
 
 
 @pytest.mark.usefixtures("scratch_at_hand")
-@pytest.mark.parametrize("place", ["app", "ops", "supabase_migrations"])
+@pytest.mark.parametrize("place", [
+    "app", *(pytest.param(place, marks=pytest.mark.thorough) for place in ("ops", "supabase_migrations"))
+])  # fmt: skip
 def test_an_extension_in_one_of_our_schemas_is_restored(
     folder_vault: Vault, new_database: Callable[..., str], place: str
 ) -> None:

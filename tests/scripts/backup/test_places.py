@@ -128,6 +128,7 @@ def list_passed(checked: Result) -> set[str]:
 # --- another PostgreSQL ---
 
 
+@pytest.mark.thorough
 def test_an_installed_postgres_proves_a_backup_with_its_extensions(old_vault: Vault, tmp_path: Path) -> None:
     name = old_vault.back_up()
     assert [each.name for each in old_vault.store.manifest(name).extensions] == ["pgcrypto", "uuid-ossp"]
