@@ -26,7 +26,7 @@ from scripts.backup.restore import restore_and_check
 from scripts.backup.restore_engine import Backup
 from scripts.backup.structure import pinned
 from scripts.errors import Failure
-from scripts.schema import drift, migrations
+from scripts.schema import drift, migrations, sql_files
 from scripts.schema.database import Connection
 
 _DECLARATION = re.compile(
@@ -93,7 +93,7 @@ def check_upgrade(backup: Backup, bar: Bar) -> list[Check]:
         with scratch_target(backup, bar) as target:
             done += restore_and_check(backup, target, bar)
             bar.start_stage("Migrating")
-            done += migrate_and_compare(target.url, target.connection, migrations.ROOT)
+            done += migrate_and_compare(target.url, target.connection, sql_files.ROOT)
     except UNSUITABLE:
         raise
     except Failure as failure:

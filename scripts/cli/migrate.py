@@ -11,7 +11,7 @@ from rich.table import Table
 
 from scripts.cli import options
 from scripts.cli.output import print_json, print_table
-from scripts.schema import bundle, database, drift, migrations
+from scripts.schema import bundle, database, drift, history, migrations, sql_files
 
 PENDING_STATES = {"pending", "changed", "removed"}
 RED_STATES = {"edited", "missing", "late", "undeclared", "different"}
@@ -61,8 +61,8 @@ def status(url: str | None, as_json: bool) -> None:
         return
     _print_table(["File", "State"], [list(entry) for entry in entries])
     for path, state in entries:
-        if state in migrations.ADVICE:
-            database.echo_err(f"{path} {migrations.ADVICE[state]}")
+        if state in history.ADVICE:
+            database.echo_err(f"{path} {history.ADVICE[state]}")
     if pending := [path for path, state in entries if state in PENDING_STATES]:
         database.echo_err(f"Next: {pending[0]}. `ballast migrate up` applies it, and then the files after it.")
 
@@ -97,7 +97,7 @@ def check(url: str | None, as_json: bool) -> None:
 @click.argument("name")
 def new(name: str) -> None:
     """Write an empty migration and print its path."""
-    click.echo(migrations.write_migration(name).relative_to(migrations.ROOT))
+    click.echo(sql_files.write_migration(name).relative_to(sql_files.ROOT))
 
 
 @migrate.command("bundle", epilog="Example: ballast migrate bundle --check")
@@ -108,15 +108,15 @@ def bundle_command(check: bool) -> None:
     `supabase db push` and preview branches apply only that folder. It contains copies of migrations/, and bundles of
     the changed files of functions/ and policies/. Run this before you merge. `migrate up` does not need it.
     """
-    found = bundle.find_unbundled(migrations.ROOT)
+    found = bundle.find_unbundled(sql_files.ROOT)
     if not found.paths:
-        click.echo(f"Nothing to do: {migrations.BUNDLES} is current.")
+        click.echo(f"Nothing to do: {sql_files.BUNDLES} is current.")
     elif check:
         database.echo_err("\n".join(f"Not bundled: {path}" for path in found.paths))
         database.echo_err("Write them with `ballast migrate bundle`, and commit them.")
         sys.exit(1)
     else:
-        for path in bundle.write(migrations.ROOT, found):
+        for path in bundle.write(sql_files.ROOT, found):
             click.echo(f"Wrote {path}")
 
 
@@ -125,15 +125,15 @@ def _advise_on_local_history(url: str | None) -> Iterator[None]:
     """Adds the simplest remedy if the history disagrees with a database that may be deleted."""
     try:
         yield
-    except migrations.HistoryDisagrees as failure:
+    except history.HistoryDisagrees as failure:
         if not options.is_local(url):
             raise
         advice = "This is the local stack's database: `ballast reset` and `ballast up` create it again from the files."
-        raise migrations.HistoryDisagrees(f"{failure}\n{advice}") from None
+        raise history.HistoryDisagrees(f"{failure}\n{advice}") from None
 
 
-def _describe_applied(file: migrations.Migration | migrations.Source, applied: str, forgot: str) -> str:
-    if isinstance(file, migrations.Source) and not file.checksum:
+def _describe_applied(file: sql_files.Migration | sql_files.Source, applied: str, forgot: str) -> str:
+    if isinstance(file, sql_files.Source) and not file.checksum:
         return f"{forgot} {file.path}, because the file was removed{_format_leftovers(file.path)}"
     return f"{applied} {file.path}"
 

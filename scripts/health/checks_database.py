@@ -11,10 +11,10 @@ from typing import Any
 
 from scripts.backup.programs import split_password
 from scripts.health.context import CheckFailed, CheckSkipped, Context, join_some
-from scripts.schema import drift, migrations
+from scripts.schema import drift, sql_files
 
-ADVISORS = migrations.ROOT / "node_modules/.bin/supabase"
-ACCEPTED_ADVICE = migrations.ROOT / "tests/db/accepted_advice.toml"
+ADVISORS = sql_files.ROOT / "node_modules/.bin/supabase"
+ACCEPTED_ADVICE = sql_files.ROOT / "tests/db/accepted_advice.toml"
 
 
 def check_migrations(context: Context) -> str:

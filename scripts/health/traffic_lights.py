@@ -19,7 +19,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from scripts.errors import Failure
-from scripts.schema import migrations
+from scripts.schema import history, migrations
 from scripts.schema.database import Connection, connect
 
 Light = Literal["green", "yellow", "red"]
@@ -77,7 +77,7 @@ def check_migrations(url: str) -> Check:
     behind = Counter(state for _, state in states if state not in CURRENT_STATES)
     if not behind:
         return Check("migrations", "green", "OK.", {"files": len(states)})
-    is_undecided = behind.keys() & migrations.ADVICE.keys()
+    is_undecided = behind.keys() & history.ADVICE.keys()
     advice = "Run `ballast migrate status`." if is_undecided else "Run `ballast migrate up`."
     return Check("migrations", "red", advice, {"files": len(states), **behind})
 

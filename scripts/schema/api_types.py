@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from scripts.errors import Failure
-from scripts.schema import migrations
+from scripts.schema import migrations, sql_files
 from scripts.scratch.server import scratch_folder, scratch_server
 
-FOLDER = migrations.ROOT / "supabase/types"
-PROGRAMS = migrations.ROOT / "node_modules/.bin"
+FOLDER = sql_files.ROOT / "supabase/types"
+PROGRAMS = sql_files.ROOT / "node_modules/.bin"
 FORMATTERS = {
     "database.ts": [str(PROGRAMS / "prettier"), "--parser", "typescript", "--print-width", "120"],
     "database.py": [sys.executable, "-m", "ruff", "format", "--no-cache", "--stdin-filename", "database.py", "-"],
@@ -60,7 +60,7 @@ def _format(name: str, text: str) -> str:
 
 def _run(command: list[str], stdin: str) -> str:
     try:
-        ran = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, cwd=migrations.ROOT)
+        ran = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, cwd=sql_files.ROOT)
     except OSError as error:
         raise NotGenerated(f"{Path(command[0]).name} cannot be run: {error}. Run ./scripts/setup.") from None
     if ran.returncode:

@@ -25,12 +25,10 @@ from psycopg import sql
 from scripts.errors import Failure
 from scripts.schema import structure
 from scripts.schema.locks import MAX_WAIT_MS
-from scripts.schema.migrations import (
-    API_ROLES,
+from scripts.schema.migrations import API_ROLES, REMEMBER_REPLACEABLE, REVOKE_REPLACED
+from scripts.schema.sql_files import (
     BUNDLE_SUFFIX,
     BUNDLES,
-    REMEMBER_REPLACEABLE,
-    REVOKE_REPLACED,
     Files,
     Migration,
     Source,

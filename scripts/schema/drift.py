@@ -19,10 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from scripts.schema import migrations
+from scripts.schema import migrations, sql_files
 from scripts.schema.database import Connection, Notify
 from scripts.schema.locks import START, Locks
-from scripts.schema.migrations import ROOT, Command, Files, Plan, Source, StatementFailed
+from scripts.schema.migrations import Command, Plan, StatementFailed
+from scripts.schema.sql_files import ROOT, Files, Source
 
 VIEWS = """
     select format(
@@ -71,7 +72,7 @@ def check(database_url: str, *, root: Path = ROOT, notify: Notify = lambda _: No
 
     Raises HistoryDisagrees as `up` does, and StatementFailed if a file cannot be applied to this database.
     """
-    files = migrations.read_files(root)
+    files = sql_files.read_files(root)
     with migrations.open_deployment(database_url, notify) as locks:
         plan = migrations.make_plan(locks.connection, files)
         return plan, [] if plan.migrations else find_drift(locks, files)

@@ -4,22 +4,17 @@ Each file is one short transaction, which also records it. So a file is applied 
 early, however it ends, is continued by the next one. People write meanwhile: see locks.py. On hosted Supabase every
 CREATE, ALTER or DROP POLICY by postgres locks some 23 tables of auth, storage and realtime until its transaction ends.
 
-An advisory lock allows one deployment at a time.
-Migrations are recorded in supabase_migrations.schema_migrations, in the format of the Supabase CLI. Sources are
-recorded by checksum in app.applied_sources.
+An advisory lock allows one deployment at a time. sql_files.py reads the files, history.py what was applied before.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, LiteralString, NamedTuple
 
@@ -29,10 +24,18 @@ from psycopg import errors, sql
 from scripts.errors import Failure
 from scripts.schema import structure
 from scripts.schema.database import Connection, Notify, connect
+from scripts.schema.history import (
+    ADVICE,
+    HISTORY_TABLE,
+    FileState,
+    HistoryDisagrees,
+    exists,
+    read_file_states,
+    read_history,
+)
 from scripts.schema.locks import BUSY, START, Locks
+from scripts.schema.sql_files import ROOT, Files, FilesInvalid, Migration, Source, parse_policy_table, read_files
 from scripts.schema.statements import Statement, split
-
-ROOT = Path(__file__).resolve().parents[2]
 
 # A random constant: all deployers must use the same key. pg_locks shows it as objid, with classid 0.
 ADVISORY_LOCK = 733_140_617
@@ -56,14 +59,6 @@ CONTINUE = (
 )
 
 HISTORY = "The history of migrations"
-# The same statements as in github.com/supabase/cli pkg/migration/history.go: each tool can read the other's history.
-HISTORY_TABLE: tuple[LiteralString, ...] = (
-    "create schema if not exists supabase_migrations",
-    "create table if not exists supabase_migrations.schema_migrations (version text not null primary key)",
-    "alter table supabase_migrations.schema_migrations add column if not exists statements text[]",
-    "alter table supabase_migrations.schema_migrations add column if not exists name text",
-)
-
 # The owner of what exists, or else of the database. On Supabase both are postgres.
 ROLE = """
     select current_user, coalesce(c.relowner, d.datdba)::regrole::text,
@@ -75,31 +70,12 @@ ROLE = """
     where d.datname = current_database()
 """
 
-ADVICE = {
-    "edited": "was edited after it was applied: undo the edit, and make the change in a new migration "
-    "(`ballast migrate new NAME`).",
-    "missing": "is applied but has no file: restore the file from version control. If it was applied by mistake, run "
-    "`supabase migration repair VERSION --status reverted`.",
-    "late": "is older than a migration that is already applied: give its file a new timestamp, so that every "
-    "database applies them in the same order.",
-}
-
-# The folder that `ballast migrate bundle` writes, and the suffix of bundle names. `migrate up` ignores recorded
-# bundles, because it applies their sources itself.
-BUNDLES = Path("supabase/migrations")
-BUNDLE_SUFFIX = ".bundle"
-
 # Checks deferred constraints, so that a failure is reported with its file.
 CHECK_CONSTRAINTS: LiteralString = "set constraints all immediate"
 
 Cursor = psycopg.Cursor[Any]
 
-_MIGRATION_NAME = re.compile(r"(?P<version>\d{14})_(?P<name>[a-z0-9_]+)\.sql")
 _TRANSACTION_CONTROL = {"begin", "start", "commit", "end", "rollback", "abort", "savepoint", "release", "prepare"}
-
-
-class FilesInvalid(Failure):
-    """A file of migrations/, functions/ or policies/ has an invalid name, or cannot be read."""
 
 
 class RoleUnfit(Failure):
@@ -110,36 +86,8 @@ class PoolTooSmall(Failure):
     """A pooler had no second session for the deployment."""
 
 
-class HistoryDisagrees(Failure):
-    """An applied migration was edited or has no file, or a pending one is older than an applied one."""
-
-
 class StatementFailed(Failure):
     """The server refused a statement. The message has file, line, the server's error, and what was applied."""
-
-
-class Migration(NamedTuple):
-    """A file of migrations/. `path` is relative to the root, as in every message."""
-
-    version: str
-    name: str
-    path: str
-    text: str
-
-    def statements(self) -> list[str]:
-        return [statement.text for statement in split(self.text)]
-
-
-class Source(NamedTuple):
-    """A file of functions/ or policies/. `table` is the quoted SQL name of the table that a policies file defines.
-
-    A file that was deleted has neither text nor checksum.
-    """
-
-    path: str
-    text: str
-    checksum: str
-    table: str | None
 
 
 class Command(NamedTuple):
@@ -149,33 +97,6 @@ class Command(NamedTuple):
     statement: Statement | None = None
     parameters: tuple[object, ...] | None = None
     is_second_run: bool = False
-
-
-class AppliedMigration(NamedTuple):
-    """A row of supabase_migrations.schema_migrations."""
-
-    name: str
-    statements: list[str] | None
-
-
-class FileState(NamedTuple):
-    """The state of a file in the database.
-
-    A migration is applied, pending, edited (after it was applied), missing (applied, but without a file) or late
-    (pending, but older than an applied one). A source is current, changed (after it was applied), pending or removed
-    (applied, but without a file).
-    """
-
-    path: str
-    state: str
-
-
-@dataclass(frozen=True)
-class Files:
-    """The files of the checkout, in the order of application."""
-
-    migrations: tuple[Migration, ...]
-    sources: tuple[Source, ...]
 
 
 @dataclass(frozen=True)
@@ -311,7 +232,7 @@ def _list_record_commands(connection: Connection, file: Migration | Source) -> I
             parameters=(file.version, file.name, file.statements()),
         )
         return
-    if not _exists(connection, "app.applied_sources"):
+    if not exists(connection, "app.applied_sources"):
         raise FilesInvalid(
             "The table app.applied_sources, which records sources, does not exist: create it in the first migration."
         )
@@ -382,55 +303,6 @@ def _check_role(connection: Connection) -> None:
         raise RoleUnfit(f"The role {role} may not migrate this database: connect as {owner}, which owns it.")
 
 
-def read_files(root: Path) -> Files:
-    """Reads the three folders. Raises FilesInvalid for an invalid name or a duplicate version."""
-    migrations = [_parse_migration(path, text) for path, text in _read_sql_files(root, "migrations/*.sql")]
-    for earlier, later in pairwise(migrations):
-        if earlier.version == later.version:
-            raise FilesInvalid(
-                f"{earlier.path} and {later.path} have the same version: give the newer file another timestamp."
-            )
-    patterns = ("functions/**/*.sql", "policies/*.sql")
-    sources = [_parse_source(path, text) for pattern in patterns for path, text in _read_sql_files(root, pattern)]
-    if not migrations and not sources:
-        raise FilesInvalid(f"There are no migrations in {root}: run `.venv/bin/ballast` in a checkout.")
-    return Files(tuple(migrations), tuple(sources))
-
-
-def _read_sql_files(root: Path, pattern: str) -> Iterator[tuple[str, str]]:
-    """Yields path and text, ordered by path: all files of functions/2_clerk/ precede those of functions/3_audit/."""
-    for path in sorted(file.relative_to(root).as_posix() for file in root.glob(pattern)):
-        try:
-            # Not read_text(): it converts line ends, but the Supabase CLI records them unchanged.
-            yield path, (root / path).read_bytes().decode()
-        except UnicodeDecodeError as error:
-            raise FilesInvalid(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8.") from None
-
-
-def _parse_migration(path: str, text: str) -> Migration:
-    match = _MIGRATION_NAME.fullmatch(path.removeprefix("migrations/"))
-    if match is None:
-        raise FilesInvalid(
-            f"{path} is not named <14 digits>_<lower_case_name>.sql: rename it (`ballast migrate new` does)."
-        )
-    return Migration(match["version"], match["name"], path, text)
-
-
-def _parse_source(path: str, text: str) -> Source:
-    if path.startswith("policies/public."):
-        raise FilesInvalid(f"{path}: remove `public.` from the file name, so that each table has only one.")
-    return Source(path, text, hashlib.sha256(text.encode()).hexdigest(), parse_policy_table(path))
-
-
-def parse_policy_table(path: str) -> str | None:
-    """Returns the table of policies/<table>.sql or policies/<schema>.<table>.sql; None for a file of another folder."""
-    folder, _, file_name = path.partition("/")
-    if folder != "policies":
-        return None
-    schema, _, table = file_name.removesuffix(".sql").rpartition(".")
-    return sql.Identifier(schema or "public", table).as_string()
-
-
 def make_plan(connection: Connection, files: Files) -> Plan:
     """Compares files and database. Raises HistoryDisagrees if a migration is edited, missing or late."""
     history = dict(read_history(connection, files))
@@ -447,63 +319,6 @@ def _plan_sources(connection: Connection, plan: Plan) -> Plan:
         sources=tuple(source for source in plan.files.sources if states[source.path] != "current"),
         removed=tuple(path for path, state in states.items() if state == "removed"),
     )
-
-
-def read_history(connection: Connection, files: Files) -> list[FileState]:
-    """Lists every migration that has a file or is recorded, in version order."""
-    applied = read_applied_migrations(connection)
-    newest = max(applied, default="")
-    history = [FileState(file.path, _find_migration_state(file, applied, newest)) for file in files.migrations]
-    for version in applied.keys() - {migration.version for migration in files.migrations}:
-        history.append(FileState(f"migrations/{version}_{applied[version].name}.sql", "missing"))
-    return sorted(history)
-
-
-def _find_migration_state(migration: Migration, applied: dict[str, AppliedMigration], newest: str) -> str:
-    if migration.version not in applied:
-        return "late" if migration.version < newest else "pending"
-    recorded = applied[migration.version].statements
-    # `supabase migration repair` records no statements if it does not find the file.
-    return "applied" if recorded in (None, migration.statements()) else "edited"
-
-
-def read_file_states(connection: Connection, files: Files) -> list[FileState]:
-    """Lists every source in order of application, then the removed ones."""
-    checksums = read_applied_sources(connection)
-    states = [
-        FileState(source.path, _find_source_state(source, checksums.get(source.path))) for source in files.sources
-    ]
-    removed = checksums.keys() - {source.path for source in files.sources}
-    return states + [FileState(path, "removed") for path in sorted(removed)]
-
-
-def _find_source_state(source: Source, applied: str | None) -> str:
-    if applied is None:
-        return "pending"
-    return "current" if applied == source.checksum else "changed"
-
-
-def read_applied_migrations(connection: Connection) -> dict[str, AppliedMigration]:
-    """Returns the recorded migrations by version, without bundles; empty for a database that was never migrated."""
-    if not _exists(connection, "supabase_migrations.schema_migrations"):
-        return {}
-    query = "select version, coalesce(name, ''), statements from supabase_migrations.schema_migrations"
-    return {
-        version: AppliedMigration(name, statements)
-        for version, name, statements in connection.execute(query)
-        if not name.endswith(BUNDLE_SUFFIX)
-    }
-
-
-def read_applied_sources(connection: Connection) -> dict[str, str]:
-    """Returns checksums by path; empty before the first migration."""
-    if not _exists(connection, "app.applied_sources"):
-        return {}
-    return dict(connection.execute("select path, checksum from app.applied_sources").fetchall())
-
-
-def _exists(connection: Connection, table: str) -> bool:
-    return connection.execute("select to_regclass(%s) is not null", [table]).fetchone() == (True,)
 
 
 def list_commands(connection: Connection, file: Migration | Source) -> list[Command]:
@@ -524,7 +339,7 @@ def list_commands(connection: Connection, file: Migration | Source) -> list[Comm
 def _list_policies_commands(
     connection: Connection, source: Source, table: str, statements: list[Command]
 ) -> list[Command]:
-    if not _exists(connection, table):
+    if not exists(connection, table):
         if not source.checksum:
             return []
         raise FilesInvalid(f"{source.path}: there is no table {table}. {_advise_on_missing_table(table)}")
@@ -659,27 +474,3 @@ def _make_failure(path: str, text: str, failed: Command, error: psycopg.Error, c
 
 def _find_line(text: str, offset: int) -> int:
     return text.count("\n", 0, offset) + 1
-
-
-def write_migration(name: str, *, root: Path = ROOT, now: datetime | None = None) -> Path:
-    """Writes an empty migration with the current UTC time as its version. Raises FilesInvalid for an invalid name."""
-    if not re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", name):
-        raise FilesInvalid(
-            f"{name!r} is not a valid migration name: use lower-case words joined by _, such as add_projects."
-        )
-    return write_next_migration(name, "-- Why this change is needed, in a sentence.\n", root=root, now=now)
-
-
-def write_next_migration(name: str, text: str, *, root: Path = ROOT, now: datetime | None = None) -> Path:
-    """Writes a migration that is newer than all others."""
-    path = root / "migrations" / f"{choose_next_version(root, now)}_{name}.sql"
-    with path.open("xb") as file:
-        file.write(text.encode())
-    return path
-
-
-def choose_next_version(root: Path, now: datetime | None = None) -> str:
-    """Returns a version after all migrations and bundles: the current time, or the newest version plus one."""
-    versions = [file.version for file in read_files(root).migrations]
-    versions += [path.name.partition("_")[0] for path in (root / BUNDLES).glob("*.sql")]
-    return max(f"{now or datetime.now(UTC):%Y%m%d%H%M%S}", f"{int(max(versions, default='0')) + 1:014}")

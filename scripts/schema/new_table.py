@@ -17,7 +17,7 @@ import click
 import jinja2
 
 from scripts.errors import Failure
-from scripts.schema import migrations
+from scripts.schema import sql_files
 
 TEMPLATES = Path(__file__).with_name("table_templates")
 REGISTRY = "functions/5_personal_data/registry.sql"
@@ -236,7 +236,7 @@ def _parse_column(text: str) -> Column:
     return Column(name, type_name, given_type.endswith("?"))
 
 
-def write(table: Table, *, root: Path = migrations.ROOT, now: datetime | None = None) -> list[str]:
+def write(table: Table, *, root: Path = sql_files.ROOT, now: datetime | None = None) -> list[str]:
     """Writes the table's files, and returns their paths. Raises TableRefused or FilesInvalid before it writes any."""
     files = {
         f"policies/{table.name}.sql": "policies.sql",
@@ -244,7 +244,7 @@ def write(table: Table, *, root: Path = migrations.ROOT, now: datetime | None = 
         f"tests/tables/{table.name}.toml": "rows.toml",
     }
     _refuse_existing(table, root, files)
-    migration = migrations.write_next_migration(f"add_{table.name}", render("migration.sql", table), root=root, now=now)
+    migration = sql_files.write_next_migration(f"add_{table.name}", render("migration.sql", table), root=root, now=now)
     for path, template in files.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(render(template, table).encode())
@@ -253,7 +253,7 @@ def write(table: Table, *, root: Path = migrations.ROOT, now: datetime | None = 
 
 def _refuse_existing(table: Table, root: Path, paths: Iterable[str]) -> None:
     made = re.compile(rf"\b(?:table|view)\s+(?:if\s+not\s+exists\s+)?public\.{table.name}\b", re.IGNORECASE)
-    found = migrations.read_files(root)
+    found = sql_files.read_files(root)
     texts = {file.path: file.text for file in found.migrations} | {file.path: file.text for file in found.sources}
     for path in (path for path, text in texts.items() if made.search(text)):
         raise TableRefused(f"{path} already creates {table.name}: choose another name.")
@@ -281,7 +281,7 @@ def render(template: str, table: Table) -> str:
     return environment.get_template(template).render(table=table, roles=ROLES)
 
 
-def list_decisions(table: Table, paths: Iterable[str], *, root: Path = migrations.ROOT) -> Iterator[Decision]:
+def list_decisions(table: Table, paths: Iterable[str], *, root: Path = sql_files.ROOT) -> Iterator[Decision]:
     """Lists the lines that the developer has to check."""
     questions = {
         "migrations/": (

@@ -24,7 +24,7 @@ from rich.progress import track
 
 from scripts.errors import Failure
 from scripts.local import bulk
-from scripts.schema import migrations
+from scripts.schema import migrations, sql_files
 from scripts.scratch.postgres import Postgres
 from scripts.scratch.server import scratch_folder
 from tests.bench import report, rls
@@ -178,7 +178,7 @@ def measure(organizations: int, rounds: int) -> report.Report:
 def copy_checkout(root: Path) -> Path:
     """Copies the three folders that `migrate up` applies."""
     for name in ("migrations", "functions", "policies"):
-        shutil.copytree(migrations.ROOT / name, root / name)
+        shutil.copytree(sql_files.ROOT / name, root / name)
     return root
 
 
@@ -192,7 +192,7 @@ def change(root: Path, number: int) -> None:
     trigger.write_text(trigger.read_text().replace(before, after))
     for name, text in MIGRATIONS.items():
         written = text.format(number=number, concurrently="")
-        migrations.write_next_migration(f"bench_{name}_{number}", written, root=root)
+        sql_files.write_next_migration(f"bench_{name}_{number}", written, root=root)
 
 
 def prepare(server: Postgres, number: int) -> None:

@@ -20,7 +20,7 @@ import psutil
 import psycopg
 import pytest
 
-from scripts.schema import migrations
+from scripts.schema import sql_files
 from tests.bench import audit, migrate, realtime, report, rls, webhooks
 from tests.bench.subscribers import CHANGES, Event, EventsLost
 
@@ -206,10 +206,10 @@ def test_a_lost_project_is_not_measured(database: Any) -> None:
 
 def test_each_round_changes_every_file_and_a_trigger(tmp_path: Path) -> None:
     root = migrate.copy_checkout(tmp_path / "checkout")
-    seen = [migrations.read_files(root)]
+    seen = [sql_files.read_files(root)]
     for number in (1, 2):
         migrate.change(root, number)
-        seen.append(migrations.read_files(root))
+        seen.append(sql_files.read_files(root))
     for before, after in pairwise(seen):
         assert len(after.migrations) == len(before.migrations) + len(migrate.MIGRATIONS)
         assert not {source.checksum for source in before.sources} & {source.checksum for source in after.sources}

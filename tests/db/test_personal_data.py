@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from scripts.schema.migrations import ROOT
+from scripts.schema.sql_files import ROOT
 from tests import people
 from tests.conftest import Database
 from tests.people import ADA, ADA_EMAILS, BEN, CLEO, SECRET, SIMILAR, call, identifiers, scan, tables

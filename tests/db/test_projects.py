@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scripts.schema.migrations import ROOT
+from scripts.schema.sql_files import ROOT
 from scripts.schema.statements import split
 from tests.conftest import Database
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from scripts.schema.migrations import ROOT
+from scripts.schema.sql_files import ROOT
 from tests.conftest import Database
 from tests.deep_json import find_unchecked_arguments, find_unchecked_columns
 from tests.tenant_tables import permissions_of

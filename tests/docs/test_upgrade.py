@@ -15,7 +15,7 @@ import httpx
 import psycopg
 import pytest
 
-from scripts.schema import migrations
+from scripts.schema import migrations, sql_files
 from tests.conftest import ROOT, Stack, running_stack
 
 pytestmark = pytest.mark.thorough
@@ -110,7 +110,7 @@ class Checkout:
         """Applies the files, and uses the previous release after each one. Returns their paths."""
         applied: list[str] = []
 
-        def use(file: migrations.Migration | migrations.Source) -> None:
+        def use(file: sql_files.Migration | sql_files.Source) -> None:
             applied.append(file.path)
             # With PostgREST's old cache, and with a new one: on hosted Supabase each change reloads it.
             release.use()

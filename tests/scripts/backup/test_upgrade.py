@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from scripts.backup import upgrade
 from scripts.cli import ballast
-from scripts.schema import database, migrations
+from scripts.schema import database, sql_files
 from tests import people
 from tests.conftest import ROOT, Database
 from tests.schema import migrate, remove
@@ -58,7 +58,7 @@ def backup(
 def next_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout with newer files than the earlier release."""
     root = copy_to(tmp_path / "next", *SOURCES)
-    monkeypatch.setattr(migrations, "ROOT", root)
+    monkeypatch.setattr(sql_files, "ROOT", root)
     return root
 
 
@@ -75,7 +75,7 @@ def checks_of(shelf: Vault, backup: StoredBackup, exit_code: int) -> list[dict[s
 def test_a_database_of_an_earlier_release_can_be_upgraded(
     next_release: Path, folder_shelf: Vault, backup: StoredBackup
 ) -> None:
-    migrations.write_next_migration("add_colour", NEXT, root=next_release)
+    sql_files.write_next_migration("add_colour", NEXT, root=next_release)
     (next_release / "functions/98_colours.sql").write_text(NEXT_FUNCTION)
     policies = next_release / "policies/projects.sql"
     policies.write_text(policies.read_text().replace(", metadata)", ", metadata, colour)"))
@@ -89,7 +89,7 @@ def test_a_database_of_an_earlier_release_can_be_upgraded(
 def test_a_migration_that_cannot_be_applied_fails_a_check(
     next_release: Path, folder_shelf: Vault, backup: StoredBackup
 ) -> None:
-    path = migrations.write_next_migration("divide", "select 1 / 0;\n", root=next_release)
+    path = sql_files.write_next_migration("divide", "select 1 / 0;\n", root=next_release)
     assert checks_of(folder_shelf, backup, 1)[-1] | {"seconds": 0} == {
         "name": "upgrade", "passed": False, "seconds": 0,
         "detail": f"migrations/{path.name}:1: division by zero\nThis file was not applied; all files before it were. "
@@ -106,7 +106,7 @@ def findings(earlier: str, new_database: Callable[..., str], tmp_path: Path) -> 
     copy_to(tmp_path, *SOURCES)
 
     def find(migration: str, **policies: str) -> dict[str, str]:
-        migrations.write_next_migration("next", migration, root=tmp_path)
+        sql_files.write_next_migration("next", migration, root=tmp_path)
         for table, text in policies.items():
             (tmp_path / f"policies/{table}.sql").write_text(text)
         url = new_database(earlier)

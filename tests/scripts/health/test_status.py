@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from scripts.cli import ballast
 from scripts.health import doctor, traffic_lights
 from scripts.health.context import Context
-from scripts.schema import migrations
+from scripts.schema import sql_files
 from tests.conftest import Stack
 from tests.service.conftest import MakeApp, log, make_app
 from tests.service.outside import running_outside
@@ -197,8 +197,8 @@ def test_a_database_without_our_schema_has_pending_migrations(new_database: Call
     result = fresh.run("--json")
     (check,) = json.loads(result.stdout)["checks"]
     assert (result.exit_code, check["name"], check["status"]) == (1, "migrations", "red")
-    assert check["facts"]["pending"] == len(migrations.read_files(migrations.ROOT).migrations) + len(
-        migrations.read_files(migrations.ROOT).sources
+    assert check["facts"]["pending"] == len(sql_files.read_files(sql_files.ROOT).migrations) + len(
+        sql_files.read_files(sql_files.ROOT).sources
     )
 
 

@@ -14,9 +14,10 @@ from click.testing import CliRunner
 
 from scripts.backup import programs
 from scripts.cli import ballast
-from scripts.schema import bundle, migrations
+from scripts.schema import bundle, migrations, sql_files
 from scripts.schema.bundle import FolderInvalid
-from scripts.schema.migrations import ROOT, FileState
+from scripts.schema.history import FileState
+from scripts.schema.sql_files import ROOT
 from scripts.schema.statements import split
 from scripts.scratch.postgres import Postgres
 from tests.scripts.schema.test_migrate import CALLER, FOUNDATION, NOTES, ROWS, Project
@@ -195,7 +196,7 @@ def test_a_policies_file_removed_with_its_table_loses_its_record(project: Projec
     push(project)
     (project.root / "policies/notes.sql").unlink()
     project.write("functions/20_rows.sql", "")
-    migrations.write_next_migration(
+    sql_files.write_next_migration(
         "drop_notes", "drop view ops.note_count; drop table public.notes;\n", root=project.root
     )
     write_bundle(project.root)
@@ -253,7 +254,7 @@ def test_an_error_names_a_migration_that_is_only_in_the_supabase_folder(project:
 def test_the_check_lists_files_that_are_not_bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = Project(tmp_path, "")
     project.write_files()
-    monkeypatch.setattr(migrations, "ROOT", tmp_path)
+    monkeypatch.setattr(sql_files, "ROOT", tmp_path)
     refused = CliRunner().invoke(ballast, ["migrate", "bundle", "--check"])
     assert (refused.exit_code, refused.stdout) == (1, "")
     for path in ("migrations/20260101000000_foundation.sql", "functions/20_rows.sql", "policies/notes.sql"):

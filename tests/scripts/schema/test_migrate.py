@@ -18,10 +18,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from scripts.cli import ballast
-from scripts.schema import drift, locks, migrations
+from scripts.schema import drift, history, locks, migrations, sql_files
 from scripts.schema.database import DatabaseUnreachable, RowsHidden, StatementRefused, connect
+from scripts.schema.history import FileState, HistoryDisagrees
 from scripts.schema.locks import DeploymentLockLost, Locks, LockUnavailable
-from scripts.schema.migrations import FilesInvalid, FileState, HistoryDisagrees, Plan, RoleUnfit, StatementFailed
+from scripts.schema.migrations import Plan, RoleUnfit, StatementFailed
+from scripts.schema.sql_files import FilesInvalid
 from scripts.scratch.postgres import Postgres
 from scripts.scratch.server import scratch_server
 from tests.schema import remove
@@ -317,7 +319,7 @@ class TestPolicyStatements:
     def test_a_check_holds_the_locks_of_one_file_at_a_time(self, watched_project: Project) -> None:
         """Each file is rolled back immediately. A lock on realtime.messages would remain from an earlier file."""
         locked = "select from pg_locks where pid = pg_backend_pid() and relation = 'realtime.messages'::regclass and mode = 'AccessExclusiveLock'"
-        files = migrations.read_files(watched_project.root)
+        files = sql_files.read_files(watched_project.root)
         with (
             connect(watched_project.url) as guard,
             connect(watched_project.url) as connection,
@@ -926,7 +928,7 @@ class TestCheck:
         ],
     )  # fmt: skip
     def test_tampering_is_found(self, model: Project, tampering: str, found: list[tuple[str, str, str]]) -> None:
-        files = migrations.read_files(model.root)
+        files = sql_files.read_files(model.root)
         with (
             connect(model.url) as guard,
             connect(model.url) as connection,
@@ -978,7 +980,7 @@ class TestCheck:
 
 class TestNew:
     def test_it_names_the_migration_after_the_utc_time(self, applied_project: Project) -> None:
-        path = migrations.write_migration(
+        path = sql_files.write_migration(
             "add_more", root=applied_project.root, now=datetime(2026, 5, 6, 7, 8, 9, tzinfo=UTC)
         )
         assert path.name == "20260506070809_add_more.sql"
@@ -987,7 +989,7 @@ class TestNew:
     @pytest.mark.parametrize("name", ["", "Add", "add more", "../x", "a__b", "x.sql"])
     def test_a_bad_name_is_refused(self, tmp_path: Path, name: str) -> None:
         with pytest.raises(FilesInvalid, match="is not a valid migration name"):
-            migrations.write_migration(name, root=tmp_path)
+            sql_files.write_migration(name, root=tmp_path)
 
 
 class TestSupabaseCli:
@@ -1049,7 +1051,7 @@ class TestCommand:
         assert self.run(url, "check").exit_code == 1
         up = self.run(url, "up")
         assert up.stdout == dry.stdout.replace("Would apply", "Applied").replace("Would forget", "Forgot")
-        files = migrations.read_files(ROOT)
+        files = sql_files.read_files(ROOT)
         current = f"{len(files.migrations)} migrations, {len(files.sources)} sources are current"
         assert self.run(url, "up").stdout == f"Nothing to do: {current}.\n"
         check = self.run(url, "check")
@@ -1104,10 +1106,10 @@ class TestCommand:
     def test_an_edited_migration_mentions_reset_for_the_local_stack_only(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        first = migrations.read_files(ROOT).migrations[0]
+        first = sql_files.read_files(ROOT).migrations[0]
         with scratch_server(tmp_path, fsync="off") as server:
             with psycopg.connect(server.url(), autocommit=True) as connection:
-                for statement in migrations.HISTORY_TABLE:
+                for statement in history.HISTORY_TABLE:
                     connection.execute(statement)
                 connection.execute(
                     "insert into supabase_migrations.schema_migrations values (%s, '{edited}')", [first.version]

@@ -15,9 +15,9 @@ import pytest
 from click.testing import CliRunner
 
 from scripts.cli import ballast
-from scripts.schema import drift, migrations, new_table
-from scripts.schema.migrations import ROOT
+from scripts.schema import drift, migrations, new_table, sql_files
 from scripts.schema.new_table import TYPES, TableRefused, parse_table, render, write
+from scripts.schema.sql_files import ROOT
 from tests import people
 from tests.conftest import Claims, Database
 from tests.db.test_erasure import erase, find_texts
@@ -120,7 +120,7 @@ def test_bundles_add_it_to_projects_that_supabase_deploys(tmp_path: Path, new_da
 
 def test_its_policies_have_the_form_of_the_projects_policies() -> None:
     projects = parse_table("projects", "title:text description:text? status:text metadata:jsonb")
-    written = {source.path: source.text for source in migrations.read_files(ROOT).sources}
+    written = {source.path: source.text for source in sql_files.read_files(ROOT).sources}
     assert render("policies.sql", projects) == written["policies/projects.sql"]
 
 

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from scripts.cli import ballast
-from scripts.schema import migrations
+from scripts.schema import migrations, sql_files
 from scripts.scratch.postgres import Postgres
 from tests.pooler import Pooler, pooler_to
 from tests.schema import remove
@@ -77,7 +77,7 @@ def test_pending_files_are_applied_and_other_clients_get_no_setting_of_ours(
     states = {state.state for state in migrations.list_states(url)}
     assert states == {"applied", "current"}
     assert query(url, "select count(*) from supabase_migrations.schema_migrations") == [
-        (len(migrations.read_files(migrations.ROOT).migrations),)
+        (len(sql_files.read_files(sql_files.ROOT).migrations),)
     ]
     # Each file begins with `reset all`, so settings that another client left behind may be gone.
     for pid, settings in pooler.run_in_each_session(url, CHANGED).items():

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts.schema import migrations
-from scripts.schema.migrations import ROOT, StatementFailed
+from scripts.schema import sql_files
+from scripts.schema.migrations import StatementFailed
+from scripts.schema.sql_files import ROOT
 from tests.scripts.schema.test_bundle import push, write_bundle
 from tests.scripts.schema.test_migrate import Project
 
@@ -34,7 +35,7 @@ def project(migrated_database: str, new_database: Callable[..., str], tmp_path: 
 
 
 def add_migration(project: Project, name: str, text: str) -> None:
-    migrations.write_next_migration(name, text, root=project.root)
+    sql_files.write_next_migration(name, text, root=project.root)
 
 
 def test_the_objects_of_a_products_files_are_recorded(project: Project) -> None:

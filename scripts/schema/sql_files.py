@@ -1,0 +1,135 @@
+"""Reads and writes the files of a checkout that `ballast migrate` applies: migrations/, functions/ and policies/."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+from psycopg import sql
+
+from scripts.errors import Failure
+from scripts.schema.statements import split
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# The folder that `ballast migrate bundle` writes, and the suffix of bundle names. `migrate up` ignores recorded
+# bundles, because it applies their sources itself.
+BUNDLES = Path("supabase/migrations")
+BUNDLE_SUFFIX = ".bundle"
+
+_MIGRATION_NAME = re.compile(r"(?P<version>\d{14})_(?P<name>[a-z0-9_]+)\.sql")
+
+
+class FilesInvalid(Failure):
+    """A file of migrations/, functions/ or policies/ has an invalid name, or cannot be read."""
+
+
+class Migration(NamedTuple):
+    """A file of migrations/. `path` is relative to the root, as in every message."""
+
+    version: str
+    name: str
+    path: str
+    text: str
+
+    def statements(self) -> list[str]:
+        return [statement.text for statement in split(self.text)]
+
+
+class Source(NamedTuple):
+    """A file of functions/ or policies/. `table` is the quoted SQL name of the table that a policies file defines.
+
+    A file that was deleted has neither text nor checksum.
+    """
+
+    path: str
+    text: str
+    checksum: str
+    table: str | None
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of the checkout, in the order of application."""
+
+    migrations: tuple[Migration, ...]
+    sources: tuple[Source, ...]
+
+
+def read_files(root: Path) -> Files:
+    """Reads the three folders. Raises FilesInvalid for an invalid name or a duplicate version."""
+    migrations = [_parse_migration(path, text) for path, text in _read_sql_files(root, "migrations/*.sql")]
+    for earlier, later in pairwise(migrations):
+        if earlier.version == later.version:
+            raise FilesInvalid(
+                f"{earlier.path} and {later.path} have the same version: give the newer file another timestamp."
+            )
+    patterns = ("functions/**/*.sql", "policies/*.sql")
+    sources = [_parse_source(path, text) for pattern in patterns for path, text in _read_sql_files(root, pattern)]
+    if not migrations and not sources:
+        raise FilesInvalid(f"There are no migrations in {root}: run `.venv/bin/ballast` in a checkout.")
+    return Files(tuple(migrations), tuple(sources))
+
+
+def _read_sql_files(root: Path, pattern: str) -> Iterator[tuple[str, str]]:
+    """Yields path and text, ordered by path: all files of functions/2_clerk/ precede those of functions/3_audit/."""
+    for path in sorted(file.relative_to(root).as_posix() for file in root.glob(pattern)):
+        try:
+            # Not read_text(): it converts line ends, but the Supabase CLI records them unchanged.
+            yield path, (root / path).read_bytes().decode()
+        except UnicodeDecodeError as error:
+            raise FilesInvalid(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8.") from None
+
+
+def _parse_migration(path: str, text: str) -> Migration:
+    match = _MIGRATION_NAME.fullmatch(path.removeprefix("migrations/"))
+    if match is None:
+        raise FilesInvalid(
+            f"{path} is not named <14 digits>_<lower_case_name>.sql: rename it (`ballast migrate new` does)."
+        )
+    return Migration(match["version"], match["name"], path, text)
+
+
+def _parse_source(path: str, text: str) -> Source:
+    if path.startswith("policies/public."):
+        raise FilesInvalid(f"{path}: remove `public.` from the file name, so that each table has only one.")
+    return Source(path, text, hashlib.sha256(text.encode()).hexdigest(), parse_policy_table(path))
+
+
+def parse_policy_table(path: str) -> str | None:
+    """Returns the table of policies/<table>.sql or policies/<schema>.<table>.sql; None for a file of another folder."""
+    folder, _, file_name = path.partition("/")
+    if folder != "policies":
+        return None
+    schema, _, table = file_name.removesuffix(".sql").rpartition(".")
+    return sql.Identifier(schema or "public", table).as_string()
+
+
+def write_migration(name: str, *, root: Path = ROOT, now: datetime | None = None) -> Path:
+    """Writes an empty migration with the current UTC time as its version. Raises FilesInvalid for an invalid name."""
+    if not re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", name):
+        raise FilesInvalid(
+            f"{name!r} is not a valid migration name: use lower-case words joined by _, such as add_projects."
+        )
+    return write_next_migration(name, "-- Why this change is needed, in a sentence.\n", root=root, now=now)
+
+
+def write_next_migration(name: str, text: str, *, root: Path = ROOT, now: datetime | None = None) -> Path:
+    """Writes a migration that is newer than all others."""
+    path = root / "migrations" / f"{choose_next_version(root, now)}_{name}.sql"
+    with path.open("xb") as file:
+        file.write(text.encode())
+    return path
+
+
+def choose_next_version(root: Path, now: datetime | None = None) -> str:
+    """Returns a version after all migrations and bundles: the current time, or the newest version plus one."""
+    versions = [file.version for file in read_files(root).migrations]
+    versions += [path.name.partition("_")[0] for path in (root / BUNDLES).glob("*.sql")]
+    return max(f"{now or datetime.now(UTC):%Y%m%d%H%M%S}", f"{int(max(versions, default='0')) + 1:014}")
