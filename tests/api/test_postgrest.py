@@ -190,6 +190,19 @@ def test_texts_are_stored_unchanged(data_api: DataApi, ids: list[int], text: str
     assert row.json() == [{"title": text}]
 
 
+@pytest.mark.parametrize("text", ["null", "true", "false", '"quoted"', '"'])
+def test_texts_in_filters_are_compared_unchanged(data_api: DataApi, ids: list[int], text: str) -> None:
+    assert data_api.ask("PATCH", f"/measures?id=eq.{ids[0]}", json={"title": text}).is_success
+    for condition, found in (("eq", {text}), ("neq", {"new"}), ("not.eq", {"new"})):
+        answer = data_api.ask("GET", f"/measures?{matching(ids)}&select=title&title={condition}.{text}")
+        assert {row["title"] for row in answer.json()} == found, condition
+
+
+def test_null_is_no_value_of_a_number(data_api: DataApi) -> None:
+    refused = data_api.ask("GET", "/measures?id=eq.null")
+    assert (refused.status_code, refused.json()["code"]) == (400, "22P02")
+
+
 def test_a_missing_column_is_null_unless_the_default_is_preferred(data_api: DataApi, ids: list[int]) -> None:
     rows = [{"id": ids[0] + 10}, {"id": ids[0] + 11, "status": "archived"}]
     path = "/measures?columns=id,status&select=status"

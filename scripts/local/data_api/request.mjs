@@ -1,7 +1,7 @@
 // Requests: rewrites them for Lite, and provides request.method, .path and .headers for the database.
 import { AsyncLocalStorage } from "node:async_hooks";
 import { refusal } from "./errors.mjs";
-import { markLongNumbers, markNumbers } from "./values.mjs";
+import { markLongNumbers, markNumbers, markTexts } from "./values.mjs";
 
 const requests = new AsyncLocalStorage();
 const FUNCTION = /^\/rest\/v1\/rpc\/([^/]+)$/;
@@ -34,7 +34,8 @@ export async function requestForLite(context, next) {
   }
   // For a HEAD request Lite would read the arguments of a function from the body. The response's body is dropped later.
   const liteMethod = name && method === "HEAD" ? "GET" : method;
-  context.req.raw = new Request(markLongNumbers(raw.url), { method: liteMethod, headers, body });
+  const url = name ? raw.url : markTexts(raw.url);
+  context.req.raw = new Request(markLongNumbers(url), { method: liteMethod, headers, body });
   await next();
 }
 

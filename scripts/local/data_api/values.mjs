@@ -26,6 +26,12 @@ export const markNumbers = (json) =>
 export const markLongNumbers = (url) =>
   url.replace(/(?<![\w"-])-?\d[\d.]{15,}(?![\w"-])/g, (number) => encodeURIComponent(AS_IS) + number);
 
+// Example: in ?title=eq.null and ?title=eq."a" PostgREST passes the texts null and "a" to Postgres, with the quotes.
+const INTERPRETED = /([?&][^=&]+=(?:not\.)?(?:n?eq|[lg]te?|i?like|isdistinct)\.)(?=(?:null|true|false|(?:%22|")[^&]*)(?:&|$))/g;
+
+/** The URL of a table with a mark before each text in a filter that Lite would interpret. Lists are left as they are. */
+export const markTexts = (url) => url.replace(INTERPRETED, (filter) => filter + encodeURIComponent(AS_IS));
+
 /** A number that Postgres printed: a JavaScript number if that is exact, otherwise a marked string. */
 const numberOf = (text) =>
   /^-?\d/.test(text) && !isExact(text) ? DIGITS + text : Number.isFinite(Number(text)) ? Number(text) : text;
