@@ -13,7 +13,7 @@ from scripts.cli import options
 from scripts.cli.output import print_json, print_table
 from scripts.schema import bundle, database, drift, history, migrations, sql_files
 
-PENDING_STATES = {"pending", "changed", "removed"}
+PENDING_STATES = {"pending", "renamed", "changed", "removed"}
 RED_STATES = {"edited", "missing", "late", "undeclared", "different"}
 
 
@@ -43,6 +43,9 @@ def up(url: str | None, dry_run: bool) -> None:
             notify=database.echo_err,
             on_applied=lambda file: click.echo(_describe_applied(file, "Applied", "Forgot")),
         )
+    for path, record in plan.renamed.items():
+        verb = "Would record" if dry_run else "Recorded"
+        click.echo(f"{verb} {path} under this name: it was applied as {record.version}_{record.name}.sql")
     if plan.is_empty:
         click.echo(f"Nothing to do: {_format_current(plan)}.")
     elif dry_run:
@@ -79,13 +82,13 @@ def check(url: str | None, as_json: bool) -> None:
     with _advise_on_local_history(url):
         plan, found = drift.check(options.choose_url(url), notify=database.echo_err)
     if as_json:
-        pending = [*plan.paths, *plan.removed]
+        pending = [*plan.renamed, *plan.paths, *plan.removed]
         print_json({"pending": pending, "drift": [entry._asdict() for entry in found]})
     elif found:
         _print_table(["Kind", "Name", "In the database"], [list(entry) for entry in found])
         database.echo_err("Add what you want to keep to functions/ or policies/; drop the other undeclared objects.")
     if not as_json and not plan.is_empty:
-        database.echo_err("\n".join(f"Pending: {path}" for path in (*plan.paths, *plan.removed)))
+        database.echo_err("\n".join(f"Pending: {path}" for path in (*plan.renamed, *plan.paths, *plan.removed)))
         database.echo_err("Apply them with `ballast migrate up`.")
     if found or not plan.is_empty:
         sys.exit(1)

@@ -26,7 +26,10 @@ from scripts.schema import structure
 from scripts.schema.database import Connection, Notify, connect
 from scripts.schema.history import (
     ADVICE,
+    FINISH_RENAMING,
     HISTORY_TABLE,
+    RENAME,
+    AppliedMigration,
     FileState,
     HistoryDisagrees,
     exists,
@@ -101,12 +104,16 @@ class Command(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """The pending work of a deployment. `removed` holds the paths of applied sources whose file was deleted."""
+    """The pending work of a deployment. `removed` holds the paths of applied sources whose file was deleted.
+
+    `renamed` holds applied migrations that the database records under another version, by path.
+    """
 
     files: Files
     migrations: tuple[Migration, ...]
     sources: tuple[Source, ...]
     removed: tuple[str, ...]
+    renamed: dict[str, AppliedMigration]
 
     @property
     def changes(self) -> tuple[Source, ...]:
@@ -125,7 +132,7 @@ class Plan:
 
     @property
     def is_empty(self) -> bool:
-        return not (self.paths or self.removed)
+        return not (self.paths or self.removed or self.renamed)
 
 
 def up(
@@ -156,6 +163,8 @@ def _apply(locks: Locks, plan: Plan, on_applied: Callable[[Migration | Source], 
     apply_file = partial(_apply_file, known=structure.list_changes(locks.connection))
     if plan.migrations:
         locks.retry(HISTORY, lambda: _create_history(locks))
+    if plan.renamed:
+        locks.retry(HISTORY, lambda: _rename_records(locks, plan))
     for migration in plan.migrations:
         locks.retry(migration.path, partial(apply_file, locks, migration))
         on_applied(migration)
@@ -184,6 +193,8 @@ def _try(locks: Locks, plan: Plan) -> Plan:
 def _try_together(locks: Locks, plan: Plan) -> Plan:
     if plan.migrations:
         _create_history(locks)
+    if plan.renamed:
+        _rename_records(locks, plan)
     for migration in plan.migrations:
         _apply_file(locks, migration, NOTHING_APPLIED, is_together=True)
     plan = _plan_sources(locks.connection, plan)
@@ -197,6 +208,16 @@ def _try_together(locks: Locks, plan: Plan) -> Plan:
 
 def _create_history(locks: Locks) -> None:
     run(locks, HISTORY, "", [Command(text) for text in (*SETTINGS, *HISTORY_TABLE)], NOTHING_APPLIED)
+
+
+def _rename_records(locks: Locks, plan: Plan) -> None:
+    """Records applied migrations under the versions of their files, so that the Supabase CLI finds them too."""
+    files = {migration.path: migration for migration in plan.files.migrations}
+    commands = [
+        Command(RENAME, parameters=(f"-{file.version}", file.name, file.statements(), record.version))
+        for file, record in ((files[path], record) for path, record in plan.renamed.items())
+    ]
+    run(locks, HISTORY, "", [*map(Command, SETTINGS), *commands, Command(FINISH_RENAMING)], NOTHING_APPLIED)
 
 
 def _apply_file(
@@ -248,7 +269,7 @@ def list_states(database_url: str, *, root: Path = ROOT, notify: Notify = lambda
     """Lists every file with its state, migrations first. Takes no lock. Raises DatabaseUnreachable and FilesInvalid."""
     files = read_files(root)
     with connect(database_url, notify) as connection:
-        return read_history(connection, files) + read_file_states(connection, files)
+        return read_history(connection, files).states + read_file_states(connection, files)
 
 
 @contextmanager
@@ -305,11 +326,12 @@ def _check_role(connection: Connection) -> None:
 
 def make_plan(connection: Connection, files: Files) -> Plan:
     """Compares files and database. Raises HistoryDisagrees if a migration is edited, missing or late."""
-    history = dict(read_history(connection, files))
-    if wrong := [f"{path} {ADVICE[state]}" for path, state in history.items() if state in ADVICE]:
+    history = read_history(connection, files)
+    states = dict(history.states)
+    if wrong := [f"{path} {ADVICE[state]}" for path, state in states.items() if state in ADVICE]:
         raise HistoryDisagrees("\n".join(wrong))
-    pending = tuple(migration for migration in files.migrations if history[migration.path] == "pending")
-    return _plan_sources(connection, Plan(files, pending, (), ()))
+    pending = tuple(migration for migration in files.migrations if states[migration.path] == "pending")
+    return _plan_sources(connection, Plan(files, pending, (), (), history.renamed))
 
 
 def _plan_sources(connection: Connection, plan: Plan) -> Plan:

@@ -23,6 +23,10 @@ ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = Path("supabase/migrations")
 BUNDLE_SUFFIX = ".bundle"
 
+# The first line of a migration that `ballast upgrade` took from a release: its version there, and a checksum of the
+# rest of the file. It identifies the migration for good, whatever timestamp the file has here.
+ORIGIN_MARK = "-- ballast:"
+_ORIGIN = re.compile(rf"{ORIGIN_MARK} (?P<version>\d{{14}}) (?P<checksum>[0-9a-f]{{64}})")
 _MIGRATION_NAME = re.compile(r"(?P<version>\d{14})_(?P<name>[a-z0-9_]+)\.sql")
 
 
@@ -37,6 +41,11 @@ class Migration(NamedTuple):
     name: str
     path: str
     text: str
+
+    @property
+    def origin(self) -> str | None:
+        """The version that a release gave it; None for one that was not taken with `ballast upgrade`."""
+        return read_origin(self.text)
 
     def statements(self) -> list[str]:
         return [statement.text for statement in split(self.text)]
@@ -63,13 +72,9 @@ class Files:
 
 
 def read_files(root: Path) -> Files:
-    """Reads the three folders. Raises FilesInvalid for an invalid name or a duplicate version."""
-    migrations = [_parse_migration(path, text) for path, text in _read_sql_files(root, "migrations/*.sql")]
-    for earlier, later in pairwise(migrations):
-        if earlier.version == later.version:
-            raise FilesInvalid(
-                f"{earlier.path} and {later.path} have the same version: give the newer file another timestamp."
-            )
+    """Reads the three folders. Raises FilesInvalid for an invalid name, an edited or a duplicate migration."""
+    migrations = [parse_migration(path, text) for path, text in _read_sql_files(root, "migrations/*.sql")]
+    _refuse_duplicates(migrations)
     patterns = ("functions/**/*.sql", "policies/*.sql")
     sources = [_parse_source(path, text) for pattern in patterns for path, text in _read_sql_files(root, pattern)]
     if not migrations and not sources:
@@ -87,13 +92,57 @@ def _read_sql_files(root: Path, pattern: str) -> Iterator[tuple[str, str]]:
             raise FilesInvalid(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8.") from None
 
 
-def _parse_migration(path: str, text: str) -> Migration:
+def _refuse_duplicates(migrations: list[Migration]) -> None:
+    """Raises FilesInvalid if two files have the same version, or are the same migration of a release."""
+    for earlier, later in pairwise(migrations):
+        if earlier.version == later.version:
+            raise FilesInvalid(
+                f"{earlier.path} and {later.path} have the same version: give the newer file another timestamp."
+            )
+    taken: dict[str, Migration] = {}
+    for migration in migrations:
+        other = taken.setdefault(migration.origin, migration) if migration.origin else migration
+        if other is not migration:
+            raise FilesInvalid(
+                f"{other.path} and {migration.path} are the same migration of a release, taken on two branches: delete "
+                "the one that your main branch did not have. Databases that applied it recognize the other one."
+            )
+    texts = {strip_origin(migration.text): migration for migration in taken.values()}
+    for migration in migrations:
+        if migration.origin is None and (marked := texts.get(migration.text)):
+            raise FilesInvalid(
+                f"{migration.path} and {marked.path} are the same migration of a release: delete {migration.path}."
+            )
+
+
+def parse_migration(path: str, text: str) -> Migration:
     match = _MIGRATION_NAME.fullmatch(path.removeprefix("migrations/"))
     if match is None:
         raise FilesInvalid(
             f"{path} is not named <14 digits>_<lower_case_name>.sql: rename it (`ballast migrate new` does)."
         )
+    if text.startswith(ORIGIN_MARK) and text != mark_origin(read_origin(text) or "", strip_origin(text)):
+        raise FilesInvalid(
+            f"{path} differs from the release that it came with: restore it from version control, and make the change "
+            "in a new migration (`ballast migrate new NAME`)."
+        )
     return Migration(match["version"], match["name"], path, text)
+
+
+def read_origin(text: str) -> str | None:
+    """Returns the version that the first line of a migration, or of its first statement, names."""
+    match = _ORIGIN.match(text)
+    return match["version"] if match else None
+
+
+def strip_origin(text: str) -> str:
+    """Returns a migration as the release has it."""
+    return text.partition("\n")[2] if text.startswith(ORIGIN_MARK) else text
+
+
+def mark_origin(version: str, text: str) -> str:
+    """Returns a migration of a release with the line that identifies it."""
+    return f"{ORIGIN_MARK} {version} {hashlib.sha256(text.encode()).hexdigest()}\n{text}"
 
 
 def _parse_source(path: str, text: str) -> Source:

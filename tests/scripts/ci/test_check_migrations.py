@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.schema.sql_files import mark_origin
 from tests.conftest import ROOT
 
 BASELINE = "migrations/20260101000000_baseline.sql"
@@ -76,6 +77,17 @@ def test_a_released_migration_may_not_change(released_checkout: Path, path: str,
     ran = check(released_checkout)
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr.startswith(f"{path} was released in v0.10.0: restore it")
+
+
+@pytest.mark.parametrize(("text", "returncode"), [("select 2;\n", 0), ("select 20;\n", 1)])
+def test_a_product_has_a_released_migration_under_another_name(
+    released_checkout: Path, text: str, returncode: int
+) -> None:
+    (released_checkout / NEXT).unlink()
+    commit(released_checkout, "migrations/20260301000000_next.sql", mark_origin("20260102000000", text))
+    ran = check(released_checkout)
+    assert ran.returncode == returncode, ran.stderr
+    assert ran.stderr.startswith(f"{NEXT} was released in v0.10.0" if returncode else "")
 
 
 def test_a_release_candidate_is_older_than_its_release(released_checkout: Path) -> None:
