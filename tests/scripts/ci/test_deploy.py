@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.conftest import ROOT, Stack
@@ -123,6 +124,34 @@ def test_the_local_service_passes_the_smoke_test(stack: Stack) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(" ok ") == len(GOOD) + 1
+
+
+def smoke(stack: Stack, token: str) -> subprocess.CompletedProcess[str]:
+    given = {name: stack.environment[name] for name in ("SUPABASE_URL", "SUPABASE_PUBLISHABLE_KEY")}
+    return subprocess.run(
+        [ROOT / "scripts/ci/smoke", stack.environment["SERVICE_URL"]],
+        env={"PATH": os.environ["PATH"], "SESSION_TOKEN": token} | given, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_with_a_session_token_the_smoke_test_signs_in_to_the_service_and_to_the_data_api(stack: Stack) -> None:
+    done = smoke(stack, stack.token("user_ada", "org_acme"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(" ok ") == len(GOOD) + 3
+    assert "rest/v1/organizations" in done.stdout
+
+
+def test_the_smoke_test_fails_if_the_session_token_is_not_accepted(stack: Stack) -> None:
+    done = smoke(stack, stack.token("user_ada", "org_acme") + "forged")
+    assert done.returncode == 1
+    assert "FAILED  GET /api/v1/me: 401" in done.stderr
+    assert done.stderr.count("FAILED") == 2
+
+
+def test_an_anonymous_caller_would_not_pass_the_smoke_test_of_the_data_api(stack: Stack) -> None:
+    url, key = stack.environment["SUPABASE_URL"], stack.environment["SUPABASE_PUBLISHABLE_KEY"]
+    answer = httpx.get(f"{url}/rest/v1/organizations?select=id&limit=1", headers={"apikey": key})
+    assert answer.status_code == 401
 
 
 def test_the_smoke_test_fails_if_nothing_listens() -> None:
