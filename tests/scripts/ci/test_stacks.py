@@ -102,9 +102,10 @@ def test_thorough_runs_everything_with_coverage_and_on_the_oldest_postgresql(run
     printed = lines(run("--thorough"))
     assert printed[0] == "setup"
     assert [line for line in printed if "PostgreSQL 15" in line or "--postgres /usr/lib/postgresql/15/bin" in line]
-    assert [re.sub("--numprocesses.* --", "--", line) for line in printed[-3:]] == [
+    assert [re.sub("--numprocesses.* --", "--", line) for line in printed[-4:]] == [
         "python -m coverage run -m pytest --thorough",
         "python -m coverage combine --quiet",
+        "python -m coverage html --quiet --skip-covered --directory artefacts/coverage",
         "python -m coverage report --skip-covered --fail-under=85",
     ]
 
