@@ -50,3 +50,8 @@ def test_checks_that_need_no_account_pass_on_the_local_stack(stack: Stack) -> No
         assert ran.returncode == 0, (line, ran.stderr)
         if "--include" in line:
             assert "RateLimit-Remaining" in ran.stdout
+    signed_in = re.search(r"`(SESSION_TOKEN=[^`]+)`", section("Checklists"))
+    assert signed_in
+    ran = stack.run_lines(f"TOKEN={stack.token('user_ada', 'org_acme')}\n{signed_in[1]}")
+    assert ran.returncode == 0, ran.stderr
+    assert "rest/v1/organizations" in ran.stdout
