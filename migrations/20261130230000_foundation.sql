@@ -58,7 +58,6 @@ create table app.settings (
   mail_enabled boolean not null default false,
   losses_acknowledged_at timestamptz,
   disk_gb numeric check (disk_gb > 0),
-  installed_at timestamptz not null default now(),
   operator_email text check (operator_email ~ '^[^@\s]+@[^@\s]+\.[^@\s]+$' and length(operator_email) <= 320)
 );
 comment on table app.settings is 'One row: the choices of this installation. Change it in the SQL editor.';
@@ -72,7 +71,6 @@ comment on column app.settings.drill_every is 'How often a backup must be restor
 comment on column app.settings.mail_enabled is 'Whether mail is queued and sent. Off until the service has a Resend key.';
 comment on column app.settings.losses_acknowledged_at is
 'Lost audit entries and broadcasts up to this time are known: ops.audit_health and ops.realtime_health stop reporting them.';
-comment on column app.settings.installed_at is 'When the database was set up. ops.jobs reports jobs that have not run since.';
 comment on column app.settings.disk_gb is
 'Size of the disk of the database server in GB, as its dashboard shows it. Null: no light shows how full the disk is.';
 comment on column app.settings.operator_email is 'Receives the reports of failed backups, drills and webhooks. Null: no such mail is sent.';

@@ -1,4 +1,23 @@
--- The service's periodic work. One row per job, not per run: its last outcome and for how long it has failed. The server logs each run.
+-- The service's periodic work: how often each job runs, and the outcome of its last run. A functions file declares a job with
+-- app.schedule_job(). ops.job_schedule adds backups and drills, whose intervals are settings.
+create table app.job_schedules (
+  name text primary key check (name ~ '^[a-z][a-z0-9-]{0,62}$' and name not in ('backup', 'drill')),
+  every interval not null check (every between interval '1 minute' and interval '1 year'),
+  schedule text not null check (schedule ~ '^[^ \n]+( [^ \n]+){4}$'),
+  purpose text not null check (length(purpose) between 1 and 200),
+  shipped boolean not null default false,
+  added_at timestamptz not null default now()
+);
+comment on table app.job_schedules is 'The jobs that a scheduler calls. app.schedule_job() writes a row.';
+comment on column app.job_schedules.name is 'As in POST /jobs/<name>, and as its module in service/jobs/.';
+comment on column app.job_schedules.every is 'How often the job should run. ops.jobs reports a longer pause.';
+comment on column app.job_schedules.schedule is 'When the scheduler calls the job: a cron schedule, in UTC.';
+comment on column app.job_schedules.purpose is 'What the job does, in one sentence.';
+comment on column app.job_schedules.shipped is 'Whether Ballast declares it. A shipped row that Ballast''s file no longer contains is deleted.';
+comment on column app.job_schedules.added_at is 'When it was first declared. A job that has not run yet counts from here.';
+alter table app.job_schedules enable row level security, force row level security;
+
+-- One row per job, not per run: its last outcome and for how long it has failed. The service logs each run.
 create table app.job_runs (
   name text primary key check (name ~ '^[a-z][a-z0-9-]{0,62}$'),
   runs bigint not null default 1 check (runs > 0),

@@ -10,6 +10,7 @@ from flask import Flask, Response
 
 from service import cors, limits, logs, metrics, problems, sentry
 from service.components import build_components
+from service.jobs import find_jobs
 from service.json_levels import LimitedRequest
 from service.routes.audit import audit
 from service.routes.backups import backups
@@ -40,7 +41,8 @@ HTTPS_ONLY = {"Strict-Transport-Security": "max-age=31536000"}
 
 
 def create_app(settings: Settings | None = None) -> Flask:
-    """The service, with the environment's settings unless others are given. Raises SettingsInvalid."""
+    """The service, with the environment's settings unless others are given. Raises SettingsInvalid and JobInvalid."""
+    find_jobs()
     logs.configure()
     app = Flask(__name__, static_folder=None, template_folder="pages")
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES

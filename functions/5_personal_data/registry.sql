@@ -228,6 +228,7 @@ values
 ('public.backup_logs', '', 'none', 'When backups were made', null, null),
 ('app.applied_sources', '', 'none', 'Names of files', null, null),
 ('app.recorded_objects', '', 'none', 'Names of tables and functions', null, null),
+('app.job_schedules', '', 'none', 'How often each job runs', null, null),
 ('app.job_runs', '', 'none', 'Outcomes of jobs: counts', null, null),
 ('app.clerk_backfills', '', 'none', 'Progress of an import from Clerk: a number and a time', null, null),
 ('app.settings', '', 'none', 'Settings of the installation', null, null),

@@ -1,4 +1,4 @@
--- The outcome of each job's last run. ops.job_schedule defines how often a job should run.
+-- The outcome of each job's last run. app.job_schedules defines how often a job should run.
 
 create or replace function public.record_job(
   name text, report jsonb, ok boolean, duration_ms integer, clock timestamptz default null

@@ -2,25 +2,16 @@
 
 -- Schedules are in UTC. Work without a schedule is not run by the jobs' scheduler, but by a workflow or an operator.
 create or replace view ops.job_schedule with (security_invoker) as
-select j.name, j.every, j.schedule, j.purpose
-from (
-  values
-  ('mail', interval '1 minute', '* * * * *', 'Sends queued mail.'),
-  ('retry-events', interval '5 minutes', '*/5 * * * *', 'Retries failed Clerk events.'),
-  ('erasures', interval '1 minute', '* * * * *', 'Continues erasures.'),
-  ('name-changes', interval '5 minutes', '*/5 * * * *', 'Sends names that people changed here to Clerk.'),
-  ('seals', interval '1 hour', '7 * * * *', 'Seals the audit trail: `ballast audit seal`.'),
-  ('reconcile-sample', interval '1 hour', '37 * * * *', 'Compares a sample with Clerk: `ballast clerk reconcile --sample`.'),
-  ('partitions', interval '1 day', '23 1 * * *', 'Creates the audit trail''s partitions for the coming months: `ballast audit maintain`.'),
-  ('retention', interval '1 day', '43 1 * * *', 'Deletes expired rows, and ends cancelled plans whose period is over.'),
-  ('backup', (select s.backup_rpo from app.settings as s), null, 'Backs up the database.'),
-  ('drill', (select s.drill_every from app.settings as s), null, 'Restores a backup as a test.')
-) as j (name, every, schedule, purpose);
+select j.name, j.every, j.schedule, j.purpose from app.job_schedules as j
+union all
+select 'backup', s.backup_rpo, null, 'Backs up the database.' from app.settings as s
+union all
+select 'drill', s.drill_every, null, 'Restores a backup as a test.' from app.settings as s;
 comment on view ops.job_schedule is 'Periodic work: how often it should run, and the cron schedule (UTC) on which the scheduler calls the service''s job.';
 
 -- last_effect_at is the last time the data shows that the work was done, by whatever means. overdue_since is the time at which the oldest
--- unfinished piece of work was due. A job that only the service defines appears here after its first run. A job without a run counts
--- from the installation, so a scheduler that was never set up shows within the first hour. A job of a new release counts from the release.
+-- unfinished piece of work was due. A job without a run counts from its declaration, so a scheduler that was never set up shows within
+-- the first hour. `ballast doctor` reports a job that only the service or only the database has.
 create or replace view ops.jobs with (security_invoker) as
 with kept as (
   select d.relation, app.retention_period(d) as retention_period from app.personal_data as d
@@ -74,19 +65,15 @@ evidence as (
 
 facts as (
   select
-    coalesce(k.name, r.name) as name, k.every, k.purpose, r.last_run_at, r.last_ok_at, coalesce(r.failures, 0) as failures,
+    k.name, k.every, k.purpose, r.last_run_at, r.last_ok_at, coalesce(r.failures, 0) as failures,
     r.report, r.clock_skew,
-    case when k.schedule is not null then now() - coalesce(r.last_run_at, greatest(s.installed_at, released.at)) end as silence,
+    case when k.schedule is not null then now() - coalesce(r.last_run_at, d.added_at) end as silence,
     greatest(e.last_effect_at, r.last_ok_at) as last_effect_at,
     case when e.overdue_since < now() then e.overdue_since end as overdue_since
   from ops.job_schedule as k
-  full join app.job_runs as r on k.name = r.name
+  left join app.job_schedules as d on k.name = d.name
+  left join app.job_runs as r on k.name = r.name
   left join evidence as e on k.name = e.name
-  cross join app.settings as s
-  cross join (
-    select max(a.applied_at) as at from app.applied_sources as a
-    where a.path = 'functions/8_ops/jobs.sql'
-  ) as released
 )
 
 select
@@ -161,6 +148,13 @@ begin
     raise sqlstate 'PT400' using
       message = 'The service URL is not valid.', hint = 'Pass a URL without a path, such as https://api.example.com.';
   end if;
+  -- Jobs that no longer exist. Only our own schedules call this path.
+  for job in execute
+    $query$ select j.jobname from cron.job as j where j.jobname like 'ballast %' and j.command like '%/jobs/%'
+    and not exists (select from ops.job_schedule as s where s.schedule is not null and 'ballast ' || s.name = j.jobname) $query$
+  loop
+    execute 'select cron.unschedule($1)' using job;
+  end loop;
   for job, schedule in select s.name, s.schedule from ops.job_schedule as s where s.schedule is not null loop
     execute 'select cron.schedule($1, $2, $3)' using 'ballast ' || job, schedule, format(
       'select net.http_post(url := %L, headers := jsonb_build_object(''Authorization'', ''Bearer '' || ('
@@ -172,4 +166,4 @@ begin
 end;
 $$;
 comment on function ops.schedule_jobs is
-'Schedules pg_cron calls of the service''s jobs, with the secret jobs_token from the vault. Call it again if the URL changes: it replaces the schedules.';
+'Schedules pg_cron calls of the service''s jobs, with the secret jobs_token from the vault. Call it again if the URL or the jobs change: it replaces the schedules.';

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import httpx
 from standardwebhooks import Webhook
 
-from scripts.health.context import TIMEOUT, CheckFailed, Context, parse_json, read_error_message
+from scripts.health.context import TIMEOUT, CheckFailed, Context, join_some, parse_json, read_error_message
 from service.refusals import DOCTOR_MESSAGE
 
 PING_TYPE = "ballast.ping"
@@ -78,18 +78,29 @@ def _send_ping(url: str, secret: str) -> httpx.Response:
     return httpx.post(url, content=body, headers=headers, timeout=TIMEOUT)
 
 
-def check_jobs_token(context: Context) -> str:
-    """Checks that the service requires and accepts JOBS_TOKEN. Runs no job."""
-    url, token = f"{_read_service_url(context)}/jobs/none-of-them", context["JOBS_TOKEN"]
-    if httpx.post(url, timeout=TIMEOUT).status_code != httpx.codes.UNAUTHORIZED:
+def check_jobs(context: Context) -> str:
+    """Checks that the service requires and accepts JOBS_TOKEN, and that each job has a schedule. Runs no job."""
+    url, token = f"{_read_service_url(context)}/jobs", context["JOBS_TOKEN"]
+    if httpx.get(url, timeout=TIMEOUT).status_code != httpx.codes.UNAUTHORIZED:
         raise CheckFailed("The URL accepts requests for jobs without a token.", "Set SERVICE_URL to the service's URL.")
-    answer = httpx.post(url, headers={"Authorization": f"Bearer {token}"}, timeout=TIMEOUT)
-    if answer.status_code != httpx.codes.NOT_FOUND:
+    answer = httpx.get(url, headers={"Authorization": f"Bearer {token}"}, timeout=TIMEOUT)
+    if not answer.is_success:
         raise CheckFailed(
             f"The service rejects JOBS_TOKEN with {answer.status_code}.",
             "Set the same JOBS_TOKEN for the service, and restart it.",
         )
-    return "The service accepts JOBS_TOKEN."
+    jobs = parse_json(answer)
+    if jobs["undeclared"]:
+        raise CheckFailed(
+            f"Jobs of the service that the database does not declare: {join_some(jobs['undeclared'])}.",
+            "Run `ballast migrate up`, and call app.schedule_job() in a file of functions/9_tables.",
+        )
+    if jobs["missing"]:
+        raise CheckFailed(
+            f"Jobs that the database declares and the service does not have: {join_some(jobs['missing'])}.",
+            "Deploy the service. If the job was removed, delete its row from app.job_schedules.",
+        )
+    return f"The service accepts JOBS_TOKEN, and has {len(jobs['scheduled'])} scheduled jobs."
 
 
 def check_redis(context: Context) -> str:

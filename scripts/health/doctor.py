@@ -26,7 +26,7 @@ from scripts.health.checks_clerk import (
 from scripts.health.checks_clocks import check_clocks
 from scripts.health.checks_database import check_advisors, check_migrations
 from scripts.health.checks_service import (
-    check_jobs_token,
+    check_jobs,
     check_redis,
     check_service,
     check_webhook_secrets,
@@ -53,7 +53,7 @@ CHECKS: dict[str, Callable[[Context], str]] = {
     "recipients": check_encryption,
     "service": check_service,
     "webhook secret": check_webhook_secrets,
-    "jobs token": check_jobs_token,
+    "jobs": check_jobs,
     "Redis": check_redis,
 }
 

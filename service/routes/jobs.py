@@ -1,4 +1,4 @@
-"""`POST /jobs/<name>` with JOBS_TOKEN: a scheduler runs a job."""
+"""`/jobs` with JOBS_TOKEN: a scheduler lists the jobs and runs them."""
 
 from __future__ import annotations
 
@@ -12,25 +12,33 @@ from flask.typing import ResponseReturnValue
 from service import bearer, sentry
 from service.components import Components, components
 from service.data_api import CallFailed
-from service.jobs import JOBS, Report
+from service.jobs import Report, compare_with_schedule, find_jobs
 from service.problems import Problem
 
 jobs = Blueprint("jobs", __name__, url_prefix="/jobs")
 
 
 class JobUnknown(Problem, status=404, slug="job-unknown", title="There is no such job"):
-    """JOBS has no job with this name."""
+    """service/jobs has no job with this name."""
+
+
+@jobs.get("")
+def index() -> ResponseReturnValue:
+    """The jobs that a scheduler calls, and where service/jobs and the database differ."""
+    _require_token()
+    return jsonify(compare_with_schedule(components().data_api))
 
 
 @jobs.post("/<name>")
 def run(name: str) -> ResponseReturnValue:
     """Runs a job and answers with its report."""
-    bearer.require(components().settings.jobs_token, "job-refused", "JOBS_TOKEN")
-    if name not in JOBS:
-        raise JobUnknown(f"Use one of these names: {', '.join(JOBS)}.")
+    _require_token()
+    job = find_jobs().get(name)
+    if job is None:
+        raise JobUnknown(f"Use one of these names: {', '.join(find_jobs())}.")
     began = time.monotonic()
     try:
-        report = JOBS[name](components())
+        report = job.run(components())
     except Exception as failure:
         record_run(components(), name, {"error": type(failure).__name__}, ok=False, began=began)
         raise
@@ -48,3 +56,7 @@ def record_run(app_components: Components, name: str, report: Report, *, ok: boo
         every_minutes = app_components.data_api.call("record_job", outcome | {"clock": clock})
     if not ok or every_minutes is not None:
         sentry.check_in(name, seconds, every_minutes if isinstance(every_minutes, int) else None, ok=ok)
+
+
+def _require_token() -> None:
+    bearer.require(components().settings.jobs_token, "job-refused", "JOBS_TOKEN")

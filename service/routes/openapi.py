@@ -9,9 +9,12 @@ from typing import Any
 from flask import Blueprint, jsonify
 from flask.typing import ResponseReturnValue
 
+from service.jobs import find_jobs
+
 openapi = Blueprint("openapi", __name__)
 
 DOCUMENT: dict[str, Any] = json.loads((Path(__file__).parents[1] / "openapi.json").read_text())
+DOCUMENT["paths"]["/jobs/{name}"]["post"]["parameters"][0]["schema"]["enum"] = list(find_jobs())
 
 
 @openapi.get("/openapi.json")

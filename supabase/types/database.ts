@@ -424,6 +424,7 @@ export type Database = {
         }[];
       };
       has_permission: { Args: { organization_id: string; permission: string }; Returns: boolean };
+      job_schedule: { Args: Record<PropertyKey, never>; Returns: Json };
       log_audit_event: {
         Args: {
           p_action: string;

@@ -9,9 +9,9 @@ import psycopg
 import pytest
 from flask.testing import FlaskClient
 
-from service import jobs
 from service.components import Components
 from service.data_api import CallFailed
+from service.jobs import retention
 from tests.conftest import Stack
 from tests.service.conftest import MakeApp
 from tests.service.test_personal_data import as_caller
@@ -54,7 +54,7 @@ def test_a_failed_run_is_recorded_with_its_error_class_only(
     def fails(_: Components) -> dict[str, Any]:
         raise failure
 
-    monkeypatch.setitem(jobs.JOBS, "retention", fails)
+    monkeypatch.setattr(retention, "run", fails)
     client = make_app(**stack.environment).test_client()
     answer = client.post("/jobs/retention", headers=as_caller(stack.environment["JOBS_TOKEN"]))
     assert answer.status_code == status

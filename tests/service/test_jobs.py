@@ -13,13 +13,15 @@ import psycopg
 import pytest
 from flask.testing import FlaskClient
 
+from service import jobs
 from service.audit_store import AuditStore
-from service.jobs import JOBS
+from service.jobs import find_jobs
 from tests.conftest import Stack
 from tests.service.conftest import ENVIRONMENT, MakeApp
 from tests.service.outside import Outside
 from tests.service.test_backups import wait_until, with_backup_command
 from tests.service.test_personal_data import as_caller
+from tests.shipped_jobs import SHIPPED_JOBS
 
 
 @pytest.fixture
@@ -46,10 +48,39 @@ def test_without_the_token_no_job_runs(offline: FlaskClient, given: str) -> None
 def test_the_answer_to_an_unknown_job_lists_the_jobs(offline: FlaskClient) -> None:
     response = offline.post("/jobs/nothing", headers=as_caller(ENVIRONMENT["JOBS_TOKEN"] or ""))
     assert response.status_code == 404
-    assert all(job in response.json["detail"] for job in JOBS)
+    assert all(job in response.json["detail"] for job in find_jobs())
 
 
-@pytest.mark.parametrize("job", JOBS)
+def list_jobs(client: FlaskClient, stack: Stack) -> Any:
+    return client.get("/jobs", headers=as_caller(stack.environment["JOBS_TOKEN"])).json
+
+
+def test_a_scheduler_gets_the_jobs_that_the_service_and_the_database_have(
+    online: FlaskClient, stack: Stack, database: psycopg.Connection[Any]
+) -> None:
+    assert online.get("/jobs").status_code == 401
+    listed = list_jobs(online, stack)
+    assert set(SHIPPED_JOBS) <= set(listed["scheduled"])
+    assert listed == {"scheduled": listed["scheduled"], "undeclared": [], "missing": []}
+    database.execute("update app.job_schedules set name = 'renamed' where name = 'seals'")
+    try:
+        left = [name for name in listed["scheduled"] if name != "seals"]
+        assert list_jobs(online, stack) == {"scheduled": left, "undeclared": ["seals"], "missing": ["renamed"]}
+    finally:
+        database.execute("update app.job_schedules set name = 'seals' where name = 'renamed'")
+
+
+@pytest.mark.parametrize(("module", "problem"), [("no_run", "add run\\(components\\)"), ("Not-A-Job", "only a-z")])
+def test_a_module_that_is_not_a_job_stops_the_start_with_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, problem: str
+) -> None:
+    (tmp_path / f"{module}.py").write_text('"""Counts."""')
+    monkeypatch.setattr(jobs, "__path__", [*jobs.__path__, str(tmp_path)])
+    with pytest.raises(jobs.JobInvalid, match=f"^service/jobs/{module}.py is not a job: .*{problem}"):
+        find_jobs.__wrapped__()
+
+
+@pytest.mark.parametrize("job", [*SHIPPED_JOBS, "backup"])
 def test_a_job_fails_without_a_database(make_app: MakeApp, tmp_path: Path, job: str) -> None:
     folder = tmp_path.as_uri()
     client = make_app(DATABASE_URL="postgresql://unknown", BACKUP_URL=folder).test_client()

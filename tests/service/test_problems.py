@@ -12,7 +12,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.exceptions import Gone
 
-from service.jobs import JOBS
+from service.jobs import find_jobs
 from service.problems import Problem
 from service.routes.members import ROLES
 from service.routes.openapi import DOCUMENT
@@ -195,7 +195,7 @@ def test_the_openapi_document_lists_exactly_the_routes(make_app: MakeApp) -> Non
 
 def test_the_openapi_document_lists_the_accepted_jobs_roles_and_confirmation() -> None:
     schemas = DOCUMENT["components"]["schemas"]
-    assert DOCUMENT["paths"]["/jobs/{name}"]["post"]["parameters"][0]["schema"]["enum"] == list(JOBS)
+    assert DOCUMENT["paths"]["/jobs/{name}"]["post"]["parameters"][0]["schema"]["enum"] == list(find_jobs())
     assert schemas["Confirmation"]["properties"]["confirmation"]["const"] == CONFIRMATION
     for name in ("Invitation", "InvitationSent"):
         assert schemas[name]["properties"]["role"]["enum"] == list(ROLES)

@@ -160,7 +160,7 @@ def test_an_unreachable_database_is_reported_without_its_password(examine: Exami
     ("service", {"SERVICE_URL": UNUSED_URL}, ["ConnectError"]),
     ("webhook secret", {"CLERK_WEBHOOK_SECRETS": "whsec_" + "QUFB" * 8}, ["secret 1 of 1", "401", "CLERK_WEBHOOK_SECRETS"]),
     ("webhook secret", {"CLERK_WEBHOOK_SECRETS": "whsec_!"}, ["not base64"]),
-    ("jobs token", {"JOBS_TOKEN": "a" * 32}, ["rejects JOBS_TOKEN with 40"]),
+    ("jobs", {"JOBS_TOKEN": "a" * 32}, ["rejects JOBS_TOKEN with 40"]),
     ("Redis", {"UPSTASH_REDIS_REST_TOKEN": "wrong-wrong"}, ["Upstash"]),
     ("Redis", {"UPSTASH_REDIS_REST_URL": UNUSED_URL}, ["ConnectError"]),
 ], ids=str)  # fmt: skip
@@ -217,7 +217,7 @@ def test_a_ping_changes_nothing_but_the_inbox(examine: Examine, fresh_stack: Sta
     ("service", "SERVICE_URL", rest_answer({"status": "ok", "down": ["redis"], "redis": "hanging"}), ["Redis hangs"]),
     ("webhook secret", "SERVICE_URL", rest_answer({"outcome": "ignored"}), ["wrong signature gets 200"]),
     ("webhook secret", "SERVICE_URL", rest_answer({}), ["not the webhook route of the service"]),
-    ("jobs token", "SERVICE_URL", rest_answer({}), ["without a token"]),
+    ("jobs", "SERVICE_URL", rest_answer({}), ["without a token"]),
     ("Redis", "UPSTASH_REDIS_REST_URL", rest_answer({"result": "PANG"}), ["Upstash"]),
 ], ids=str)  # fmt: skip
 def test_a_wrong_server_is_found(
@@ -225,6 +225,21 @@ def test_a_wrong_server_is_found(
 ) -> None:
     outside.answer = lambda *_: answer
     require_failure(examine(check, **{variable: outside.url}), *words)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "words"),
+    [
+        ({"undeclared": ["remind-clients"]}, ["does not declare: remind-clients", "app.schedule_job"]),
+        ({"missing": ["remind-clients"]}, ["the service does not have: remind-clients", "app.job_schedules"]),
+    ],
+)
+def test_a_job_that_only_the_service_or_only_the_database_has_is_found(
+    examine: Examine, outside: Outside, jobs: dict[str, list[str]], words: list[str]
+) -> None:
+    listed = {"scheduled": [], "undeclared": [], "missing": []} | jobs
+    outside.answer = lambda _, headers, __: rest_answer(listed) if "Authorization" in headers else (401, {}, b"{}")
+    require_failure(examine("jobs", SERVICE_URL=outside.url), *words)
 
 
 def test_a_redis_that_accepts_and_never_answers_is_called_hanging(
@@ -366,7 +381,7 @@ def test_the_advisors_are_asked_without_a_password_among_the_arguments(
 
 @pytest.mark.parametrize(
     ("check", "name"),
-    [("secret key", "SUPABASE_SECRET_KEY"), ("jobs token", "JOBS_TOKEN"), ("Redis", "UPSTASH_REDIS_REST_TOKEN")],
+    [("secret key", "SUPABASE_SECRET_KEY"), ("jobs", "JOBS_TOKEN"), ("Redis", "UPSTASH_REDIS_REST_TOKEN")],
 )
 @pytest.mark.parametrize("value", ["s3crét", "s3c\nret"])
 def test_a_malformed_secret_fails_its_check_and_is_not_shown(

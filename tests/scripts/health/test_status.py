@@ -149,8 +149,7 @@ def assert_doctor_agrees(elsewhere: Elsewhere) -> None:
 
 
 @pytest.mark.parametrize(("breaking", "name"), [
-    ("with earlier as (update app.settings set installed_at = now() - interval '1 hour') "
-     "update app.applied_sources set applied_at = now() - interval '1 hour'", "job"),
+    ("update app.job_schedules set added_at = now() - interval '1 hour'", "job"),
     ("insert into app.refused_deliveries (sender, reason, hour, deliveries) values ('clerk', 'signature', now(), 3)", "webhook"),
     ("update app.settings set operator_email = 'ops@example.com'", "mail"),
     ("insert into app.erasure_log (subject_hash, person, requested_by, requested_at) values "
