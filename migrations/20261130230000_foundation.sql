@@ -63,7 +63,7 @@ create table app.settings (
 comment on table app.settings is 'One row: the choices of this installation. Change it in the SQL editor.';
 comment on column app.settings.only_row is 'Always true: there is one row.';
 comment on column app.settings.clerk_instance_id is 'The Clerk instance whose events are accepted. Null accepts events of any instance, and events without one.';
-comment on column app.settings.mfa_required is 'Whether a new organization requires a second factor of its owners and admins.';
+comment on column app.settings.mfa_required is 'Whether a new organization requires the second factor that public.roles asks of a role.';
 comment on column app.settings.audit_retention is 'How long audit entries are kept. A month is dropped once all its entries are older.';
 comment on column app.settings.erasure_salt is 'Salt of the hashes of erased people, and of the people named in the audit trail. Never change it: erased people could come back.';
 comment on column app.settings.backup_rpo is 'Largest accepted age of the last backup: the most data that can be lost. ops.backup_health reports an older one.';

@@ -1,13 +1,52 @@
 -- Organizations, people and memberships, and what each role may do.
 
+-- Roles are rows: a product adds its own in a migration. Only the key owner has a meaning in code: a person who owns the organization.
+create table public.roles (
+  key text primary key check (key ~ '^[a-z][a-z_]{0,39}$'),
+  name text not null check (length(name) between 1 and 100),
+  rank integer not null unique check (rank between 1 and 100),
+  needs_second_factor boolean not null default false,
+  fallback text,
+  may_be_invited boolean not null default true,
+  may_own boolean not null default false,
+  -- Always false, so that the foreign key below finds only roles that need no second factor. Such a role has no fallback itself. So the
+  -- fallbacks form no cycle, and no chain.
+  fallback_needs_second_factor boolean not null generated always as (false) stored,
+  unique (key, needs_second_factor),
+  check (needs_second_factor = (fallback is not null)),
+  check ((key = 'owner') = (rank = 100)),
+  check (key <> 'owner' or may_own),
+  constraint roles_fallback_fkey foreign key (fallback, fallback_needs_second_factor) references public.roles (key, needs_second_factor)
+  on update restrict on delete restrict
+);
+comment on table public.roles is 'The roles of members. public.role_permissions has what each may do, app.clerk_roles which of Clerk''s roles it is.';
+comment on column public.roles.key is 'The name in SQL and in the API. It never changes. owner: the person who owns the organization.';
+comment on column public.roles.name is 'The name for people.';
+comment on column public.roles.rank is
+'Members invite and remove only people of their own rank or lower. The owner''s is 100. A Clerk role without a row in app.clerk_roles means the role with the lowest rank.';
+comment on column public.roles.needs_second_factor is
+'Whether members in this role need a second factor, in organizations that require it. Without one, they act in the fallback role.';
+comment on column public.roles.fallback is 'The role of a session without the needed second factor: one of a lower rank that needs none.';
+comment on column public.roles.may_be_invited is 'Whether people can be invited in this role.';
+comment on column public.roles.may_own is
+'Whether the person who owns the organization is its owner while their Clerk role means this role.';
+comment on column public.roles.fallback_needs_second_factor is 'Always false: part of the foreign key of fallback.';
+create index roles_fallback_idx on public.roles (fallback, fallback_needs_second_factor);
+alter table public.roles enable row level security, force row level security;
+insert into public.roles (key, name, rank, needs_second_factor, fallback, may_be_invited, may_own) values
+('viewer', 'Viewer', 10, false, null, true, false),
+('member', 'Member', 20, false, null, true, false),
+('admin', 'Admin', 30, true, 'viewer', true, true),
+('owner', 'Owner', 100, true, 'viewer', false, true);
+
 -- The only matrix of roles and permissions. Policies, the service and browsers read it.
 create table public.role_permissions (
-  role text not null check (role in ('owner', 'admin', 'member', 'viewer')),
+  role text not null references public.roles on update restrict on delete cascade,
   permission text not null check (permission ~ '^[a-z_]+:[a-z_]+$'),
   primary key (role, permission)
 );
 comment on table public.role_permissions is 'Which role holds which permission.';
-comment on column public.role_permissions.role is 'owner, admin, member or viewer.';
+comment on column public.role_permissions.role is 'The role.';
 comment on column public.role_permissions.permission is 'resource:action, such as projects:update.';
 alter table public.role_permissions enable row level security, force row level security;
 
@@ -49,7 +88,7 @@ comment on column public.organizations.subscription_tier is 'Plan, from Clerk''s
 comment on column public.organizations.subscription_status is 'State of the subscription, from Clerk''s billing events.';
 comment on column public.organizations.max_seats is 'Largest number of members that Clerk allows; null if Clerk gave no limit.';
 comment on column public.organizations.settings is 'The tenant''s own settings, an object of at most 64 KiB and 64 levels.';
-comment on column public.organizations.mfa_required is 'Whether owners and admins need a second factor for more than a viewer may do.';
+comment on column public.organizations.mfa_required is 'Whether members need the second factor that public.roles asks of their role.';
 comment on column public.organizations.suspended_at is 'When it was suspended: since then only administrators reach its data. Null if it is not. ops.suspend_organization() sets it.';
 comment on column public.organizations.suspension_reason is 'The reason that the administrator gave. Members cannot read it while the organization is suspended.';
 comment on column public.organizations.deleted_at is 'When it was hidden here because Clerk deleted it. The grace period until it is purged counts from then.';
@@ -97,7 +136,7 @@ create table public.organization_memberships (
   id uuid primary key default gen_random_uuid(),
   organization_id uuid not null references public.organizations on delete cascade,
   user_id uuid not null references public.profiles on delete cascade,
-  role text not null check (role in ('owner', 'admin', 'member', 'viewer')),
+  role text not null references public.roles on update restrict on delete restrict,
   clerk_role text,
   clerk_membership_id text unique,
   joined_at timestamptz not null default now(),
@@ -109,7 +148,7 @@ comment on column public.organization_memberships.id is 'Our id.';
 comment on column public.organization_memberships.organization_id is 'The organization.';
 comment on column public.organization_memberships.user_id is 'The person.';
 comment on column public.organization_memberships.role is
-'The role that policies use: clerk_role mapped by app.clerk_roles. The creator is owner if their Clerk role maps to admin.';
+'The role that policies use: clerk_role mapped by app.clerk_roles. The person who owns the organization is owner if that role may own it.';
 comment on column public.organization_memberships.clerk_role is 'Clerk''s key as received, such as org:admin.';
 comment on column public.organization_memberships.clerk_membership_id is
 'Clerk''s id, orgmem_…; null while the membership is known from a session token only.';
@@ -120,6 +159,7 @@ alter table public.profiles add constraint profiles_current_organization_id_fkey
 foreign key (current_organization_id, id) references public.organization_memberships (organization_id, user_id)
 on delete set null (current_organization_id);
 create index organization_memberships_organization_id_idx on public.organization_memberships (organization_id);
+create index organization_memberships_role_idx on public.organization_memberships (role);
 alter table public.organization_memberships enable row level security, force row level security;
 
 -- Pending invitations, for the team page. Answered and revoked ones are deleted.
@@ -128,7 +168,7 @@ create table public.organization_invitations (
   organization_id uuid not null references public.organizations on delete cascade,
   clerk_invitation_id text not null unique,
   email text not null check (length(email) <= 320),
-  role text not null check (role in ('owner', 'admin', 'member', 'viewer')),
+  role text not null references public.roles on update restrict on delete restrict,
   clerk_role text,
   expires_at timestamptz,
   created_at timestamptz not null default now(),
@@ -145,5 +185,6 @@ comment on column public.organization_invitations.expires_at is 'When the invita
 comment on column public.organization_invitations.created_at is 'When it was sent.';
 comment on column public.organization_invitations.updated_at is 'When a value last changed.';
 create index organization_invitations_organization_id_created_at_idx on public.organization_invitations (organization_id, created_at desc);
+create index organization_invitations_role_idx on public.organization_invitations (role);
 create index organization_invitations_email_idx on public.organization_invitations (lower(email));
 alter table public.organization_invitations enable row level security, force row level security;

@@ -132,14 +132,15 @@ create index clerk_tombstones_pair_idx on app.clerk_tombstones (organization_id,
 create index clerk_tombstones_user_id_idx on app.clerk_tombstones (user_id) where user_id is not null;
 alter table app.clerk_tombstones enable row level security, force row level security;
 
--- Clerk's customers choose their own role keys. A key that is not listed here maps to viewer.
+-- Clerk's customers choose their own role keys. A key that is not listed here maps to the role with the lowest rank.
 create table app.clerk_roles (
   key text primary key,
-  role text not null check (role in ('owner', 'admin', 'member', 'viewer'))
+  role text not null references public.roles on update restrict on delete restrict
 );
 comment on table app.clerk_roles is 'Maps Clerk role keys to roles. A change applies to existing members at once.';
 comment on column app.clerk_roles.key is 'Clerk''s role key, such as org:admin.';
 comment on column app.clerk_roles.role is 'Our role.';
+create index clerk_roles_role_idx on app.clerk_roles (role);
 alter table app.clerk_roles enable row level security, force row level security;
 insert into app.clerk_roles (key, role) values
 ('org:owner', 'owner'), ('org:admin', 'admin'), ('org:member', 'member'), ('org:viewer', 'viewer'),

@@ -332,6 +332,16 @@ def connect(server: Postgres) -> Callable[[], psycopg.Connection[Any]]:
     return lambda: psycopg.connect(server.url(), autocommit=True)
 
 
+def wait_until_blocked(observer: psycopg.Connection[Any], connection: psycopg.Connection[Any]) -> None:
+    """Returns once the connection waits for a lock. Raises TimeoutError after 10 seconds."""
+    waiting = "select exists (select from pg_locks where not granted and pid = %s)"
+    for _ in range(1000):
+        if observer.execute(waiting, (connection.info.backend_pid,)).fetchone() == (True,):
+            return
+        time.sleep(0.01)
+    raise TimeoutError("the connection did not wait for a lock within 10 seconds")
+
+
 @pytest.fixture(scope="session")
 def chromium_path() -> str:
     """The path of Chromium. Without Chromium the browser tests are skipped, or fail in .ci/run."""

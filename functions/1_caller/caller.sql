@@ -104,15 +104,17 @@ end;
 $$;
 comment on function app.user_id is 'The id of the caller''s profile, or null. Definer: the policy on profiles needs it before it can read profiles.';
 
--- The caller's memberships. Owners and admins without the second factor that their organization requires act as viewers.
+-- The caller's memberships. Without the second factor that the organization and the role require, the role is its fallback. The join to
+-- public.roles is an outer one, so that the planner leaves it out where only the organization is asked for.
 create or replace view app.caller_memberships as
 select
   m.organization_id,
   m.role as granted_role,
-  case when m.role in ('owner', 'admin') and o.mfa_required and not c.second_factor then 'viewer' else m.role end as role
+  case when o.mfa_required and not c.second_factor then coalesce(r.fallback, m.role) else m.role end as role
 from app.caller as c
 join public.organization_memberships as m on c.id = m.user_id
 join public.organizations as o on m.organization_id = o.id
+left join public.roles as r on m.role = r.key
 where o.deleted_at is null and o.suspended_at is null;
 comment on view app.caller_memberships is 'The caller''s memberships, each with the granted and the effective role. Only definer functions read it.';
 

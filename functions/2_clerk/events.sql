@@ -150,12 +150,17 @@ end;
 $$;
 comment on function app.apply_clerk_event is 'Applies one event. Returns processed, stale or ignored.';
 
--- A changed mapping of a role key applies at once to existing memberships and invitations.
+-- A changed mapping of a role key applies at once to existing memberships and invitations. So does a changed role: its rank may make it
+-- the lowest one, and its may_own an owner. Writers wait for each other here, so that each sees the roles that the others committed.
 create or replace function app.apply_clerk_roles() returns trigger
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 begin
   perform pg_advisory_xact_lock('app.clerk_roles'::regclass::oid::integer, 0);
+  if exists (select from public.roles as r join public.roles as f on f.key = r.fallback where f.rank >= r.rank) then
+    raise check_violation using
+      message = 'The fallback of a role must have a lower rank than the role.', hint = 'Read key, rank and fallback in public.roles.';
+  end if;
   update public.organization_memberships as m
   set role = app.clerk_role(m.clerk_role, coalesce(r.fields ->> 'created_by' = p.clerk_user_id, false))
   from public.organizations as o
@@ -168,9 +173,12 @@ begin
   return null;
 end;
 $$;
-comment on function app.apply_clerk_roles is 'Recomputes the role of each membership and invitation from app.clerk_roles.';
+comment on function app.apply_clerk_roles is 'Recomputes the role of each membership and invitation from app.clerk_roles and public.roles. Raises if a fallback has no lower rank than its role.';
 
 create or replace trigger apply_clerk_roles after insert or update or delete on app.clerk_roles
+for each statement execute function app.apply_clerk_roles();
+
+create or replace trigger apply_clerk_roles after insert or update or delete on public.roles
 for each statement execute function app.apply_clerk_roles();
 
 -- A changed mapping of a plan applies at once, too.

@@ -5,13 +5,23 @@
 -- these two tables, never from an event. events.sql turns events into writes, records.sql maintains the two tables (with a worked example),
 -- and this file computes the rows.
 
-create or replace function app.clerk_role(key text, is_creator boolean) returns text
+create or replace function app.lowest_role() returns text
 language sql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
-  select case when r.role = 'admin' and is_creator then 'owner' else coalesce(r.role, 'viewer') end
-  from (select) as one left join app.clerk_roles as r on r.key = clerk_role.key;
+  select r.key from public.roles as r order by r.rank limit 1;
 $$;
-comment on function app.clerk_role is 'Our role for a Clerk role key. Clerk has no owner role: the creator is the owner while they have an admin role.';
+comment on function app.lowest_role is 'The role with the lowest rank: what a Clerk role means that app.clerk_roles does not map.';
+
+create or replace function app.clerk_role(key text, is_owner boolean) returns text
+language sql stable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+  select case when r.may_own and is_owner then 'owner' else coalesce(c.role, app.lowest_role()) end
+  from (select) as one
+  left join app.clerk_roles as c on c.key = clerk_role.key
+  left join public.roles as r on r.key = c.role;
+$$;
+comment on function app.clerk_role is
+'Our role for a Clerk role key. Clerk has no owner role: the person who owns the organization is the owner while their role may own it.';
 
 -- A column that people may edit here is written only if the value changed in Clerk, so that their edit lasts.
 create or replace function app.project_profile(clerk_id text, fields jsonb, before jsonb) returns void

@@ -224,6 +224,7 @@ values
 insert into app.personal_data (relation, path, erasure, purpose, retention_period, retention)
 values
 ('public.organizations', '', 'none', 'Customers, not people', $$interval '30 days'$$, 'after Clerk deleted it, with all its rows'),
+('public.roles', '', 'none', 'The roles of members', null, null),
 ('public.role_permissions', '', 'none', 'The permissions of roles', null, null),
 ('public.backup_logs', '', 'none', 'When backups were made', null, null),
 ('app.applied_sources', '', 'none', 'Names of files', null, null),

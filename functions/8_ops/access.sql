@@ -91,16 +91,17 @@ begin
         )
         when not rp.permission = any(with_factor) then 'Denied by a rule that is not explained here: read app.caller_memberships.'
         when not rp.permission = any(without_factor) then format(
-          '%s is %s of %s, and the role has this permission. But %s requires a second factor of owners and admins: '
-          'without one they act as viewers.',
-          display_name, held_role, tenant.name, tenant.name
+          '%s is %s of %s, and the role has this permission. But %s requires a second factor of this role: '
+          'without one it acts as %s.',
+          display_name, held_role, tenant.name, tenant.name, (select r.fallback from public.roles as r where r.key = held_role)
         )
         else format('%s is %s of %s, and the role has this permission.', display_name, held_role, tenant.name)
       end
     from (
-      select r.permission, array_agg(r.role order by array_position('{owner,admin,member,viewer}', r.role)) as roles
-      from public.role_permissions as r
-      group by r.permission
+      select rp.permission, array_agg(r.key order by r.rank desc) as roles
+      from public.role_permissions as rp
+      join public.roles as r on r.key = rp.role
+      group by rp.permission
     ) as rp
     order by rp.permission;
 end;

@@ -55,7 +55,7 @@ comment on function ops.dismiss_webhook is
 
 create or replace view ops.clerk_roles with (security_invoker) as
 select
-  r.fields ->> 'key' as key, r.fields ->> 'name' as name, coalesce(c.role, 'viewer') as role, c.key is not null as mapped,
+  r.fields ->> 'key' as key, r.fields ->> 'name' as name, coalesce(c.role, app.lowest_role()) as role, c.key is not null as mapped,
   r.fields -> 'permissions' as clerk_permissions
 from app.clerk_records as r
 left join app.clerk_roles as c on c.key = r.fields ->> 'key'

@@ -332,3 +332,36 @@ class PublicRolePermissionsInsert(TypedDict):
 class PublicRolePermissionsUpdate(TypedDict):
     permission: NotRequired[Annotated[str, Field(alias="permission")]]
     role: NotRequired[Annotated[str, Field(alias="role")]]
+
+
+class PublicRoles(BaseModel):
+    fallback: Optional[str] = Field(alias="fallback")
+    fallback_needs_second_factor: bool = Field(alias="fallback_needs_second_factor")
+    key: str = Field(alias="key")
+    may_be_invited: bool = Field(alias="may_be_invited")
+    may_own: bool = Field(alias="may_own")
+    name: str = Field(alias="name")
+    needs_second_factor: bool = Field(alias="needs_second_factor")
+    rank: int = Field(alias="rank")
+
+
+class PublicRolesInsert(TypedDict):
+    fallback: NotRequired[Annotated[Optional[str], Field(alias="fallback")]]
+    fallback_needs_second_factor: NotRequired[Annotated[bool, Field(alias="fallback_needs_second_factor")]]
+    key: Annotated[str, Field(alias="key")]
+    may_be_invited: NotRequired[Annotated[bool, Field(alias="may_be_invited")]]
+    may_own: NotRequired[Annotated[bool, Field(alias="may_own")]]
+    name: Annotated[str, Field(alias="name")]
+    needs_second_factor: NotRequired[Annotated[bool, Field(alias="needs_second_factor")]]
+    rank: Annotated[int, Field(alias="rank")]
+
+
+class PublicRolesUpdate(TypedDict):
+    fallback: NotRequired[Annotated[Optional[str], Field(alias="fallback")]]
+    fallback_needs_second_factor: NotRequired[Annotated[bool, Field(alias="fallback_needs_second_factor")]]
+    key: NotRequired[Annotated[str, Field(alias="key")]]
+    may_be_invited: NotRequired[Annotated[bool, Field(alias="may_be_invited")]]
+    may_own: NotRequired[Annotated[bool, Field(alias="may_own")]]
+    name: NotRequired[Annotated[str, Field(alias="name")]]
+    needs_second_factor: NotRequired[Annotated[bool, Field(alias="needs_second_factor")]]
+    rank: NotRequired[Annotated[int, Field(alias="rank")]]

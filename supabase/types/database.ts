@@ -152,6 +152,13 @@ export type Database = {
             referencedRelation: "organizations";
             referencedColumns: ["id"];
           },
+          {
+            foreignKeyName: "organization_invitations_role_fkey";
+            columns: ["role"];
+            isOneToOne: false;
+            referencedRelation: "roles";
+            referencedColumns: ["key"];
+          },
         ];
       };
       organization_memberships: {
@@ -193,6 +200,13 @@ export type Database = {
             isOneToOne: false;
             referencedRelation: "organizations";
             referencedColumns: ["id"];
+          },
+          {
+            foreignKeyName: "organization_memberships_role_fkey";
+            columns: ["role"];
+            isOneToOne: false;
+            referencedRelation: "roles";
+            referencedColumns: ["key"];
           },
           {
             foreignKeyName: "organization_memberships_user_id_fkey";
@@ -372,7 +386,57 @@ export type Database = {
           permission?: string;
           role?: string;
         };
-        Relationships: [];
+        Relationships: [
+          {
+            foreignKeyName: "role_permissions_role_fkey";
+            columns: ["role"];
+            isOneToOne: false;
+            referencedRelation: "roles";
+            referencedColumns: ["key"];
+          },
+        ];
+      };
+      roles: {
+        Row: {
+          fallback: string | null;
+          fallback_needs_second_factor: boolean;
+          key: string;
+          may_be_invited: boolean;
+          may_own: boolean;
+          name: string;
+          needs_second_factor: boolean;
+          rank: number;
+        };
+        ComputedFields: never;
+        Insert: {
+          fallback?: string | null;
+          fallback_needs_second_factor?: never;
+          key: string;
+          may_be_invited?: boolean;
+          may_own?: boolean;
+          name: string;
+          needs_second_factor?: boolean;
+          rank: number;
+        };
+        Update: {
+          fallback?: string | null;
+          fallback_needs_second_factor?: never;
+          key?: string;
+          may_be_invited?: boolean;
+          may_own?: boolean;
+          name?: string;
+          needs_second_factor?: boolean;
+          rank?: number;
+        };
+        Relationships: [
+          {
+            foreignKeyName: "roles_fallback_fkey";
+            columns: ["fallback", "fallback_needs_second_factor"];
+            isOneToOne: false;
+            referencedRelation: "roles";
+            referencedColumns: ["key", "needs_second_factor"];
+          },
+        ];
       };
     };
     Views: {

@@ -77,6 +77,11 @@ ACCESS = {
         row="insert into public.backup_logs (filename, backup_type, status) values (gen_random_uuid()::text, 'manual', 'started') returning *",
         new={"filename": "y", "backup_type": "manual", "status": "started", "organization_id": None}, changed={"status": "failed"},
     ),
+    "roles": Access(
+        needs={"select": SIGNED_IN},
+        row="select * from public.roles limit 1",
+        new={"key": "forged", "name": "Forged", "rank": 99, "organization_id": None}, changed={"rank": 99},
+    ),
     "role_permissions": Access(
         needs={"select": SIGNED_IN},
         row="select * from public.role_permissions limit 1",
@@ -172,7 +177,7 @@ def is_allowed(database: psycopg.Connection[dict[str, Any]], person: Person, nee
 def try_command(asking: Client, table: str, command: str, row: dict[str, Any], tenant_id: str) -> bool:
     """Whether the command succeeded. A refusal must be an empty answer or the code 42501."""
     access = ACCESS[table]
-    key = "id" if "id" in row else "permission"
+    key = next(name for name in ("id", "permission", "key") if name in row)
     try:
         match command:
             case "select":
@@ -233,5 +238,5 @@ def test_access(
     assert did == is_allowed(database, person, access.needs.get(command), organization)
     if not did or command == "select":
         assert count(database, table) == rows
-        key = "id" if "id" in row else "permission"
+        key = next(name for name in ("id", "permission", "key") if name in row)
         assert database.execute(f"select * from public.{table} where {key} = %s", (row[key],)).fetchone() == row  # type: ignore[arg-type]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests import events
-from tests.conftest import Claims, Database
+from tests.conftest import Claims, Database, wait_until_blocked
 from tests.events import MINUTE, SECOND, START, Json
 from tests.people import finish_erasures
 
@@ -1438,15 +1437,6 @@ def connections(connect: Callable[[], Connection]) -> Iterator[list[Connection]]
         one.execute(
             "truncate app.webhook_events, app.clerk_records, app.clerk_tombstones, app.known_addresses, app.erasure_log, app.erasure_failures"
         )
-
-
-def wait_until_blocked(observer: Connection, connection: Connection) -> None:
-    waiting = "select exists (select from pg_locks where not granted and pid = %s)"
-    for _ in range(1000):
-        if observer.execute(waiting, (connection.info.backend_pid,)).fetchone() == (True,):
-            return
-        time.sleep(0.01)
-    raise TimeoutError("the connection did not wait for a lock within 10 seconds")
 
 
 def test_an_organization_and_a_person_working_in_it_may_be_deleted_concurrently(connections: list[Connection]) -> None:

@@ -578,7 +578,7 @@ def expected_reason(role: str | None, *, banned: bool, suspended: bool, allowed:
         return "is not a member of Acme."
     if not allowed:
         return f"and the role {role} lacks this permission. Only "
-    return "and the role has this permission." if without else "without one they act as viewers"
+    return "and the role has this permission." if without else "without one it acts as viewer"
 
 
 @pytest.mark.parametrize("person", [ADA, "ada.winter@EXAMPLE.com", "our id"])
