@@ -1,9 +1,8 @@
 // The demo page: sign-in and choice of organization. It reads its data directly from Supabase, not through our service.
 
+import { createBallastClient, Refresh } from "./ballast.js";
 import { Clerk } from "./clerk.js";
 import { cloneTemplate, element, fill, initialsOf, isTicked, setText } from "./elements.js";
-import { Live } from "./live.js";
-import { Refresh } from "./refresh.js";
 import { Workspace } from "./workspace.js";
 import { showYourData } from "./your_data.js";
 
@@ -56,27 +55,26 @@ function drawPeople(people) {
 }
 
 function showSession() {
-  const supabase = globalThis.supabase.createClient(config.supabase_url, config.supabase_publishable_key, {
-    accessToken: () => clerk.session?.getToken() ?? null,
-    realtime: { heartbeatIntervalMs: 15_000 }, // supabase-js asks for a token with each heartbeat: tokens live 60 s
+  const ballast = createBallastClient(clerk, {
+    createClient: globalThis.supabase.createClient,
+    supabaseUrl: config.supabase_url,
+    publishableKey: config.supabase_publishable_key,
+    onLive: drawLive,
   });
-  const live = new Live(supabase, drawLive);
   const closing = new AbortController();
   let workspace = null;
+  let organizations = [];
 
   const refresh = new Refresh(startSession, showFailure, () => setText("alert", ""));
 
   async function startSession() {
-    const { data: session } = await supabase.rpc("start_session").abortSignal(closing.signal).throwOnError();
+    const session = await ballast.session();
     if (!closing.signal.aborted) enter(session);
   }
 
-  /**
-   * Shows the active organization, or another of the person's organizations if they have left it.
-   * @param {any} session as start_session() returns it
-   */
-  function enter({ profile, organizations }) {
-    const active = organizations.find((each) => each.clerk_org_id === clerk.organization?.id) ?? organizations[0];
+  /** Shows the current organization. */
+  function enter({ profile, organization: active, ...session }) {
+    organizations = session.organizations;
     drawOrganizations(organizations, active);
     if (workspace && workspace.organizationId === active?.id) {
       workspace.updateAccess(active);
@@ -88,10 +86,8 @@ function showSession() {
       setText("alert", "You are not a member of any organization. When you have joined one, sign in again.");
       return;
     }
-    if (clerk.organization?.id !== active.clerk_org_id) clerk.setActive({ organization: active.clerk_org_id });
     workspace = new Workspace({
-      supabase,
-      live,
+      ballast,
       organization: active,
       profileId: profile.id,
       onAccess: () => refresh.ask(),
@@ -110,23 +106,23 @@ function showSession() {
     setText("alert", error.message);
   }
 
-  function switchOrganization({ target }) {
-    clerk.setActive({ organization: target.value });
+  async function switchOrganization({ target }) {
+    await ballast.switchOrganization(organizations.find((each) => each.id === target.value)).catch(showFailure);
     refresh.ask();
   }
 
   element("session").hidden = false;
   fill(element("session"), { name: clerk.user.fullName, initials: initialsOf(clerk.user.fullName) });
   element("organization").addEventListener("change", switchOrganization, { signal: closing.signal });
-  showYourData(clerk, closing.signal, signOut);
-  drawLive(live.state);
+  showYourData(ballast, closing.signal, signOut);
+  drawLive(ballast.live);
   refresh.ask();
 
   return () => {
     closing.abort();
     refresh.stop();
     close();
-    supabase.removeAllChannels();
+    ballast.close();
     element("organization").replaceChildren();
     element("session").hidden = true;
   };
@@ -138,9 +134,7 @@ function signOut() {
 }
 
 function drawOrganizations(organizations, active) {
-  const options = organizations.map(
-    ({ name, clerk_org_id: id }) => new Option(name, id, false, id === active.clerk_org_id),
-  );
+  const options = organizations.map(({ name, id }) => new Option(name, id, false, id === active.id));
   element("organization").replaceChildren(...options);
 }
 

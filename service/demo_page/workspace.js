@@ -1,40 +1,38 @@
 // One organization on the page: its projects, members and audit log, their live updates, and the person's permissions.
 
 import { showAuditLog } from "./audit_log.js";
+import { Refresh } from "./ballast.js";
 import { drawList, element, isTicked, setText } from "./elements.js";
 import { Members } from "./members.js";
 import { ProjectList } from "./project_list.js";
 import { Projects } from "./projects.js";
-import { Refresh } from "./refresh.js";
 
 const MAX_HIGHLIGHTED = 20;
 
 export class Workspace {
-  #live;
+  /** @type {BallastClient} */
+  #ballast;
   #organization; // as start_session() returns it
-  #profileId;
   #onAccess;
   #closing = new AbortController();
-  #projects;
+  #projects = null; // while the person may read them
+  #leave = new Map(); // by topic
   #changes = []; // not drawn yet
   #list;
   #members;
   #refresh;
 
   /** `onAccess()` runs when the person's access may have changed. Call start_session(), then `updateAccess()`. */
-  constructor({ supabase, live, organization, profileId, onAccess }) {
+  constructor({ ballast, organization, profileId, onAccess }) {
     const { id } = organization;
     const { signal } = this.#closing;
-    this.#live = live;
+    this.#ballast = ballast;
     this.#organization = organization;
-    this.#profileId = profileId;
     this.#onAccess = onAccess;
-    this.#projects = new Projects(supabase, id, (change) => this.#projectsChanged(change), signal);
-    this.#members = new Members(supabase, id, profileId, signal);
+    this.#members = new Members(ballast.supabase, id, profileId, signal);
     this.#refresh = {
-      projects: new Refresh(() => this.#projects.reload(), showReadFailure, clearReadFailure),
       members: new Refresh(() => this.#members.read(), showReadFailure, clearReadFailure),
-      audit: new Refresh(() => showAuditLog(supabase, id, signal), showReadFailure, clearReadFailure),
+      audit: new Refresh(() => showAuditLog(ballast.supabase, id, signal), showReadFailure, clearReadFailure),
     };
     this.#listenToPage();
     this.updateAccess(organization);
@@ -49,43 +47,60 @@ export class Workspace {
     this.#organization = organization;
     this.#drawAccess();
     this.#drawProjects();
+    this.#projects?.rows.reload();
     const topics = this.#topics();
-    this.#live.leaveOthers(Object.keys(topics));
-    for (const [topic, listeners] of Object.entries(topics)) {
-      this.#live.join(topic, { onRefused: this.#onAccess, ...listeners });
+    for (const [topic, leave] of this.#leave) {
+      if (topic in topics) continue;
+      leave();
+      this.#leave.delete(topic);
+    }
+    for (const [topic, join] of Object.entries(topics)) {
+      if (!this.#leave.has(topic)) this.#leave.set(topic, join());
     }
     this.#refresh.members.ask();
-    this.#refreshProjects();
+    this.#refreshAudit();
   }
 
   close() {
     this.#closing.abort();
     for (const refresh of Object.values(this.#refresh)) refresh.stop();
-    this.#live.leaveOthers([]);
+    for (const leave of this.#leave.values()) leave();
     for (const list of ["projects", "members", "audit-entries"]) element(list).replaceChildren();
     setText("alert", "");
   }
 
-  /** The topics that the person may read: functions/4_realtime/broadcast.sql, policies/realtime.messages.sql. */
+  /** Functions that join what the person may read. Each returns a function that leaves it. */
   #topics() {
-    const name = `org:${this.#organization.id}`;
-    const topics = {};
-    if (this.#has("projects:read")) {
-      const onBroadcast = (payload) => this.#projectChanged(payload);
-      topics[`${name}:projects:read`] = { onSubscribed: () => this.#refreshProjects(), onBroadcast };
-    }
-    if (this.#has("members:read")) {
-      const onBroadcast = (payload) => this.#memberChanged(payload);
-      topics[`${name}:members:read`] = { onSubscribed: () => this.#refreshMembers(), onBroadcast };
-      const onPresence = (keys) => this.#members.setPresent(keys);
-      topics[`${name}:presence`] = { presenceKey: this.#profileId, onPresence };
-    }
-    return topics;
+    const { id } = this.#organization;
+    return {
+      ...(this.#has("projects:read") && { projects: () => this.#followProjects() }),
+      ...(this.#has("members:read") && {
+        members: () =>
+          this.#ballast.listen(id, "members:read", {
+            onSubscribed: () => this.#refreshMembers(),
+            onBroadcast: (broadcast) => this.#memberChanged(broadcast),
+            onRefused: this.#onAccess,
+          }),
+        presence: () => this.#ballast.present(id, (profileIds) => this.#members.setPresent(profileIds)),
+      }),
+    };
   }
 
-  #refreshProjects() {
-    if (this.#has("projects:read")) this.#refresh.projects.ask();
-    this.#refreshAudit();
+  #followProjects() {
+    const { id } = this.#organization;
+    const leave = this.#ballast.listen(id, "projects:read", { onBroadcast: () => this.#refreshAudit() });
+    this.#projects = new Projects(this.#ballast, id, {
+      onChange: (_, change) => this.#projectsChanged(change),
+      onError: showReadFailure,
+      onRecovery: clearReadFailure,
+      onRefused: this.#onAccess,
+    });
+    return () => {
+      leave();
+      this.#projects.rows.close();
+      this.#projects = null;
+      this.#drawProjects();
+    };
   }
 
   #refreshMembers() {
@@ -98,11 +113,6 @@ export class Workspace {
     if (this.#has("audit:read")) this.#refresh.audit.ask();
   }
 
-  #projectChanged(payload) {
-    this.#projects.receive(payload);
-    this.#refreshAudit();
-  }
-
   #memberChanged(payload) {
     this.#refreshAudit();
     if (payload.table !== "organization_memberships") return;
@@ -112,6 +122,7 @@ export class Workspace {
 
   /** Draws once per frame, even if one statement changed many rows. */
   #projectsChanged(change) {
+    this.#refreshAudit();
     this.#changes.push(change);
     if (this.#changes.length === 1) requestAnimationFrame(() => this.#showChanges());
   }
@@ -144,7 +155,7 @@ export class Workspace {
       const title = form.elements.title.value.trim();
       if (await this.#write("projects:create", () => this.#projects.create(title))) form.reset();
     });
-    listen("more", "click", () => this.#projects.more().catch(showReadFailure));
+    listen("more", "click", () => this.#projects.rows.more().catch(showReadFailure));
     listen("offer-all", "change", () => {
       this.#drawAccess();
       this.#drawProjects();
@@ -168,7 +179,7 @@ export class Workspace {
     if (this.#closing.signal.aborted) return false;
     setText("alert", refusal);
     if (rows) this.#refreshAudit();
-    if (this.#live.state !== "live") this.#refresh.projects.ask(); // no broadcast will arrive
+    if (this.#ballast.live !== "live") this.#projects?.rows.reload(); // no broadcast will arrive
     return rows > 0;
   }
 
@@ -193,7 +204,7 @@ export class Workspace {
   }
 
   #drawProjects() {
-    const { rows, hasMore, isLoaded } = this.#projects;
+    const { rows, hasMore, isLoaded } = this.#projects?.rows ?? { rows: [], hasMore: false, isLoaded: false };
     const list = element("projects");
     const hadFocus = list.contains(document.activeElement);
     this.#list.draw(rows, this.#showsAction);

@@ -6,13 +6,13 @@ const INTRODUCTION = "Download all data about you, or erase your account.";
 const CONFIRMATION = "erase my account";
 
 /** Works until `signal` is aborted. `onErased()` runs once the person is hidden and being erased. */
-export function showYourData(clerk, signal, onErased) {
+export function showYourData(ballast, signal, onErased) {
   const acts = {
-    download: () => download(clerk),
+    download: () => download(ballast),
     erase: () => askConfirmation(true),
     cancel: () => askConfirmation(false),
     confirm: async () => {
-      await erase(clerk);
+      await erase(ballast);
       onErased();
       element("receipt").focus();
     },
@@ -44,8 +44,8 @@ function askConfirmation(isErasing) {
   if (isErasing) /** @type {HTMLElement} */ (element("erasing").querySelector("[data-act=cancel]")).focus();
 }
 
-async function download(clerk) {
-  const answer = await call(clerk, "/api/v1/gdpr/export", { headers: { Accept: "application/zip" } });
+async function download(ballast) {
+  const answer = await call(ballast, "/api/v1/gdpr/export", { headers: { Accept: "application/zip" } });
   const url = URL.createObjectURL(await answer.blob());
   const name = answer.headers.get("Content-Disposition").match(/filename="(.+)"/)[1];
   Object.assign(document.createElement("a"), { href: url, download: name }).click();
@@ -53,20 +53,21 @@ async function download(clerk) {
   setText("your-data-message", `${name} was downloaded.`);
 }
 
-async function erase(clerk) {
+async function erase(ballast) {
   const body = JSON.stringify({ confirmation: CONFIRMATION });
   const headers = { "Content-Type": "application/json" };
-  const answer = await call(clerk, "/api/v1/gdpr/erasure", { method: "POST", headers, body });
+  const answer = await call(ballast, "/api/v1/gdpr/erasure", { method: "POST", headers, body });
   const { receipt } = await answer.json();
   element("receipt").hidden = false;
   setText("receipt", `Your account is being erased. Your receipt is ${receipt}`);
 }
 
 /** Calls the service. If it refuses, throws its reason and the organizations that have no other owner. */
-async function call(clerk, path, { headers, ...options }) {
-  const token = await clerk.session.getToken();
-  const answer = await fetch(path, { ...options, headers: { ...headers, Authorization: `Bearer ${token}` } });
-  if (answer.ok) return answer;
-  const { detail, organizations = [] } = await answer.json();
-  throw new Error([...organizations.map(({ name }) => `You are the only owner of ${name}.`), detail].join(" "));
+async function call(ballast, path, options) {
+  try {
+    return await ballast.request(path, options);
+  } catch (error) {
+    const owned = (error.problem?.organizations ?? []).map(({ name }) => `You are the only owner of ${name}.`);
+    throw new Error([...owned, error.message].join(" "));
+  }
 }

@@ -12,6 +12,7 @@ from service.problems import Problem
 from service.settings import Settings
 
 FOLDER = Path(__file__).parents[1] / "demo_page"
+CLIENTS = Path(__file__).parents[2] / "clients"
 # The browser gets the file that the package's authors built, in the version of the lock file.
 SUPABASE_JS = Path(__file__).parents[2] / "node_modules/@supabase/supabase-js/dist/umd"
 
@@ -51,6 +52,12 @@ def supabase_js() -> ResponseReturnValue:
     """Serves supabase-js, which sets the global `supabase`."""
     _require_supabase_js()
     return send_from_directory(SUPABASE_JS, "supabase.js")
+
+
+@demo.get("/demo/ballast.js")
+def ballast_js() -> ResponseReturnValue:
+    """Serves Ballast's client, the file that a product's front end uses."""
+    return send_from_directory(CLIENTS, "ballast.js")
 
 
 @demo.get("/demo/<name>")

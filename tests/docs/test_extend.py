@@ -31,6 +31,7 @@ GENERIC = ("audit", "claims", "erasure", "personal_data", "realtime", "schema_ru
 def product(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the checkout in which the page's steps were followed."""
     names = (
+        "clients",
         "scripts",
         "service",
         "supabase",

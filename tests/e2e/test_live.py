@@ -179,13 +179,15 @@ def test_after_a_switch_only_the_new_organization_is_shown_and_subscribed(
     ada.wait_until(lambda: not wire.list_joined())
 
 
-JOIN_LEAVE_JOIN = """async ([url, key, token, topic]) => {
-  const { Live } = await import("/demo/live.js");
-  const live = new Live(supabase.createClient(url, key, { accessToken: async () => token }), () => {});
-  const joined = () => new Promise((resolve) => live.join(topic, { onSubscribed: () => resolve(true), onRefused() {} }));
-  await joined();
-  live.leaveOthers([]);
-  return await Promise.race([joined(), new Promise((resolve) => setTimeout(() => resolve(false), 5000))]);
+JOIN_LEAVE_JOIN = """async ([supabaseUrl, publishableKey, token, organization]) => {
+  const { createBallastClient } = await import("/demo/ballast.js");
+  const clerk = { session: { getToken: async () => token } };
+  const ballast = createBallastClient(clerk, { ...supabase, supabaseUrl, publishableKey });
+  const joined = () => new Promise((resolve) => {
+    const leave = ballast.listen(organization, "projects:read", { onSubscribed: () => resolve(leave) });
+  });
+  (await joined())();
+  return await Promise.race([joined().then(() => true), new Promise((resolve) => setTimeout(resolve, 5000))]);
 }"""
 
 
@@ -193,9 +195,9 @@ def test_a_topic_can_be_rejoined_while_it_is_still_being_left(
     window: OpenWindow, database: Connection, stack: Stack
 ) -> None:
     page = window().open().page
-    topic = f"org:{organization_id(database, 'org_acme')}:projects:read"
+    acme = organization_id(database, "org_acme")
     project = [stack.environment[name] for name in ("SUPABASE_URL", "SUPABASE_PUBLISHABLE_KEY")]
-    assert page.evaluate(JOIN_LEAVE_JOIN, [*project, stack.token("user_cleo", "org_acme"), topic])
+    assert page.evaluate(JOIN_LEAVE_JOIN, [*project, stack.token("user_cleo", "org_acme"), acme])
 
 
 def test_an_answer_that_arrives_after_a_switch_is_not_shown(

@@ -49,7 +49,7 @@ def test_the_policy_allows_only_own_files_supabase_and_clerk(local: FlaskClient)
     assert not re.search(r"<script(?![^>]* src=)|<style|\son\w+=|\sstyle=|https?://", response.text)
 
 
-@pytest.mark.parametrize("name", [*FILES, "supabase.js"])
+@pytest.mark.parametrize("name", [*FILES, "ballast.js", "supabase.js"])
 def test_every_file_of_the_page_is_served_with_its_type(local: FlaskClient, name: str) -> None:
     response = local.get(f"/demo/{name}")
     types = {".js": "text/javascript", ".html": "text/html", ".svg": "image/svg+xml"}

@@ -97,7 +97,8 @@ def test_data_api_responses_match_the_python_types(stack: Stack, models: ModuleT
 def test_the_demo_page_matches_the_types(types: Path, tmp_path: Path) -> None:
     """TypeScript reports an error in a deliberately wrong copy of a file, and none in the page itself."""
     shutil.copytree(types, tmp_path / "supabase/types")
-    shutil.copytree(ROOT / "service/demo_page", tmp_path / "service/demo_page")
+    for name in ("service/demo_page", "clients"):
+        shutil.copytree(ROOT / name, tmp_path / name)
     (tmp_path / "node_modules").symlink_to(ROOT / "node_modules")
     script = (tmp_path / "service/demo_page/projects.js").read_text()
     wrong = script.replace("insert({ title,", "insert({ headline: title,")
