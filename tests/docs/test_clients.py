@@ -1,0 +1,297 @@
+"""docs/clients.md: its examples run unchanged, the page in Chromium on an origin that is not the service's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import ModuleType
+from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from playwright.sync_api import Browser, Page, Route, expect
+
+from scripts.local.clerk.client import ClerkClient
+from tests.conftest import ROOT, Stack
+
+TEXT = (ROOT / "docs/clients.md").read_text()
+TOKEN_SECONDS = 5
+PATIENCE = 15
+SUPABASE_JS = ROOT / "node_modules/@supabase/supabase-js/dist/umd/supabase.js"
+# What a bundler resolves. Clerk's stand-in has no sign-in page, so its client signs in at once.
+IMPORT_MAP = """
+<script src="/supabase-umd.js"></script>
+<script type="importmap">
+  {"imports": {"@supabase/supabase-js": "/supabase.js", "@clerk/clerk-js": "/clerk.js", "ballast-client": "/ballast.js"}}
+</script>
+"""
+CLERK_JS = """
+import { Clerk as StandIn } from "/stand-in.js";
+export class Clerk extends StandIn {
+  async load() {
+    this.signIn({ user: { id: "user_ada" }, organization: null, secondFactor: true });
+    globalThis.clerk = this;
+  }
+}
+"""
+
+Connection = psycopg.Connection[Any]
+
+
+def find_blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def database(stack: Stack) -> Iterator[Connection]:
+    """A connection as postgres. Afterwards it deletes the tests' projects and the stored choices of organizations."""
+    with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
+        yield connection
+        connection.execute("delete from public.projects where title like 'docs %'")
+        connection.execute("update public.profiles set current_organization_id = null")
+
+
+@pytest.fixture
+def acme(database: Connection) -> str:
+    return find_organization(database, "org_acme")
+
+
+def find_organization(database: Connection, clerk_id: str) -> str:
+    query = "select id::text from public.organizations where clerk_org_id = %s"
+    [[identifier]] = database.execute(query, [clerk_id]).fetchall()
+    return str(identifier)
+
+
+def titles(database: Connection, organization: str) -> list[str]:
+    rows = database.execute(
+        "select title from public.projects where organization_id = %s order by created_at desc, id desc", [organization]
+    )
+    return [title for (title,) in rows]
+
+
+def add(database: Connection, organization: str, *names: str) -> None:
+    for name in names:
+        database.execute("insert into public.projects (organization_id, title) values (%s, %s)", [organization, name])
+
+
+@pytest.fixture
+def site(stack: Stack) -> Iterator[str]:
+    """Serves the documented page at the origin of a development server."""
+    environment = stack.environment
+    settings = {
+        "clerkPublishableKey": environment["CLERK_ISSUER"],
+        "supabaseUrl": environment["SUPABASE_URL"],
+        "publishableKey": environment["SUPABASE_PUBLISHABLE_KEY"],
+        "serviceUrl": environment["SERVICE_URL"],
+    }
+    [html] = find_blocks("html")
+    [app] = [block for block in find_blocks("js") if block.startswith("// app.js\n")]
+    files = {
+        "/": html.replace("<script", IMPORT_MAP + "<script"),
+        "/blank": "<!doctype html>" + IMPORT_MAP,
+        "/app.js": app,
+        "/settings.js": f"export const settings = {json.dumps(settings)};",
+        "/supabase-umd.js": SUPABASE_JS.read_text(),
+        "/supabase.js": "export const { createClient } = globalThis.supabase;",
+        "/ballast.js": (ROOT / "clients/ballast.js").read_text(),
+        "/clerk.js": CLERK_JS,
+        "/stand-in.js": (ROOT / "service/demo_page/clerk.js").read_text(),
+    }
+
+    class Files(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = files.get(self.path)
+            self.send_response(404 if body is None else 200)
+            kind = "javascript" if self.path.endswith(".js") else "html"
+            self.send_header("Content-Type", f"text/{kind}; charset=utf-8")
+            self.end_headers()
+            self.wfile.write((body or "").encode())
+
+        def log_message(self, *_: object) -> None:
+            """Prints nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", urlsplit(stack.other_origin).port or 0), Files) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield stack.other_origin
+        server.shutdown()
+
+
+@pytest.fixture
+def page(chromium: Browser, site: str) -> Iterator[Page]:
+    context = chromium.new_context(base_url=site)
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE * 1000)
+    yield page
+    context.close()
+
+
+def shorten_tokens(page: Page, stack: Stack) -> list[str]:
+    """Makes the page's tokens live 5 s instead of 60. Returns a list to which each issued token is added."""
+    issued: list[str] = []
+
+    def shorten(route: Route) -> None:
+        wanted = json.loads(route.request.post_data or "{}") | {"lifetime": TOKEN_SECONDS}
+        response = route.fetch(post_data=json.dumps(wanted))
+        issued.append(response.json()["token"])
+        route.fulfill(response=response)
+
+    page.route(f"{stack.environment['CLERK_ISSUER']}/stand-in/tokens", shorten)
+    return issued
+
+
+def test_the_browser_app_shows_what_the_database_holds_while_tokens_expire(
+    stack: Stack, page: Page, database: Connection, acme: str
+) -> None:
+    issued = shorten_tokens(page, stack)
+    shown = page.locator("li")
+    page.goto("/")
+    expect(shown).to_have_text(titles(database, acme))
+    add(database, acme, "docs one", "docs two")
+    database.execute("update public.projects set title = 'docs three' where title = 'docs one'")
+    database.execute("delete from public.projects where title = 'docs two'")
+    expect(shown).to_have_text(titles(database, acme))
+    tokens = len(issued)
+    page.wait_for_timeout(TOKEN_SECONDS * 1000)  # Realtime closes the channel when its token expires
+    add(database, acme, "docs four")
+    expect(shown).to_have_text(titles(database, acme))
+    assert len(issued) > tokens
+
+
+def test_the_browser_app_writes_switches_and_calls_the_service(page: Page, database: Connection, acme: str) -> None:
+    globex = find_organization(database, "org_globex")
+    shown, message, picker = page.locator("li"), page.get_by_role("status"), page.get_by_label("Organization")
+    page.goto("/")
+    expect(picker).to_have_value(acme)
+    page.get_by_label("Title").fill("docs written")
+    page.get_by_role("button", name="Create").click()
+    expect(shown.first).to_have_text("docs written")
+
+    picker.select_option("Globex")
+    expect(shown).to_have_text(titles(database, globex))
+    assert page.evaluate("clerk.organization.id") == "org_globex"
+    choice = "select current_organization_id::text from public.profiles where clerk_user_id = 'user_ada'"
+    assert database.execute(choice).fetchone() == (globex,)
+    page.get_by_label("Title").fill("docs refused")
+    page.get_by_role("button", name="Create").click()
+    expect(message).to_contain_text("row-level security")
+    page.get_by_role("button", name="Who am I?").click()
+    expect(message).to_have_text("Ada Winter")
+
+    page.reload()  # the new session has no active organization, so the stored choice counts
+    expect(picker).to_have_value(globex)
+
+
+FOLLOW = """async ({ organizationId, table = "projects", ...options }) => {
+  const { createBallastClient } = await import("ballast-client");
+  const { Clerk } = await import("@clerk/clerk-js");
+  const { settings } = await import("/settings.js");
+  const clerk = new Clerk(settings.clerkPublishableKey);
+  await clerk.load();
+  globalThis.ballast = createBallastClient(clerk, { ...supabase, ...settings });
+  globalThis.rows = ballast.follow(table, { organizationId, onChange() {}, ...options });
+}"""
+
+
+def wait_until_shown(page: Page, expression: str, expected: object) -> None:
+    """Waits until the expression, which may use `rows`, has this value."""
+    compare = f"(expected) => rows.isLoaded && JSON.stringify({expression}) === JSON.stringify(expected)"
+    page.wait_for_function(compare, arg=expected)
+
+
+def test_more_rows_than_one_request_returns_are_followed(page: Page, database: Connection, acme: str) -> None:
+    # All of one statement have the same created_at.
+    database.execute(
+        "insert into public.projects (organization_id, title) select %s, 'docs ' || n from generate_series(1, 1100) as n",
+        [acme],
+    )
+    expected = titles(database, acme)
+    page.goto("/blank")
+    page.evaluate(FOLLOW, {"organizationId": acme, "pageSize": 1050})
+    wait_until_shown(page, "rows.rows.map(({ title }) => title)", expected[:1050])
+    assert page.evaluate("rows.hasMore") is True
+    page.evaluate("rows.more()")
+    wait_until_shown(page, "rows.rows.map(({ title }) => title)", expected)
+    assert page.evaluate("rows.hasMore") is False
+    page.evaluate("rows.reload()")
+    wait_until_shown(page, "rows.rows.map(({ title }) => title)", expected)
+
+
+def test_only_rows_with_the_given_values_are_followed(page: Page, database: Connection, acme: str) -> None:
+    add(database, acme, "docs one", "docs two")
+    page.goto("/blank")
+    page.evaluate(FOLLOW, {"organizationId": acme, "where": {"status": "archived"}})
+    wait_until_shown(page, "rows.rows.filter(({ status }) => status !== 'archived')", [])
+    database.execute("update public.projects set status = 'archived' where title in ('docs one', 'docs two')")
+    ours = "rows.rows.map(({ title }) => title).filter((title) => title.startsWith('docs ')).sort()"
+    wait_until_shown(page, ours, ["docs one", "docs two"])
+    database.execute("update public.projects set status = 'active' where title = 'docs one'")
+    wait_until_shown(page, ours, ["docs two"])
+
+
+def test_embedded_rows_are_read_again_after_a_broadcast(page: Page, database: Connection, acme: str) -> None:
+    page.goto("/blank")
+    columns = "id, created_at, title, organization:organizations(name)"
+    page.evaluate(FOLLOW, {"organizationId": acme, "columns": columns})
+    page.wait_for_function("rows.isLoaded && ballast.live === 'live'")
+    add(database, acme, "docs embedded")
+    page.wait_for_function("rows.rows[0].title === 'docs embedded' && rows.rows[0].organization.name === 'Acme'")
+
+
+# --- Python
+
+
+@pytest.fixture
+def example() -> ModuleType:
+    [source] = find_blocks("python")
+    module = ModuleType("example")
+    exec(compile(source, "docs/clients.md", "exec"), module.__dict__)  # noqa: S102
+    return module
+
+
+def test_the_python_program_follows_while_tokens_expire(
+    stack: Stack, database: Connection, acme: str, example: ModuleType
+) -> None:
+    clerk = ClerkClient(stack.environment["CLERK_ISSUER"])
+    shown: list[list[str]] = []
+    issued: list[str] = []
+
+    async def get_token() -> str:
+        issued.append(clerk.token("user_cleo", "org_acme", lifetime=TOKEN_SECONDS)["token"])
+        return issued[-1]
+
+    def show(rows: list[Any]) -> None:
+        shown.append([row["title"] for row in rows])
+
+    async def until_shown() -> None:
+        async with asyncio.timeout(PATIENCE):
+            while not shown or sorted(shown[-1]) != sorted(titles(database, acme)):
+                await asyncio.sleep(0.05)
+
+    async def story() -> None:
+        names = ("SUPABASE_URL", "SUPABASE_PUBLISHABLE_KEY")
+        client, session = await example.connect(*(stack.environment[name] for name in names), get_token)
+        assert session["profile"]["full_name"] == "Cleo Santos"
+        following = asyncio.create_task(example.follow(client, acme, get_token, show))
+        await until_shown()
+        add(database, acme, "docs one")
+        await until_shown()
+        tokens = len(issued)
+        await asyncio.sleep(TOKEN_SECONDS)  # Realtime closes the channel when its token expires
+        add(database, acme, "docs two")
+        await until_shown()
+        assert len(issued) > tokens
+        database.execute("delete from public.projects where title = 'docs one'")
+        await until_shown()
+        following.cancel()
+        me = await example.call_service(stack.environment["SERVICE_URL"], "/api/v1/me", get_token)
+        assert me["profile"]["clerk_user_id"] == "user_cleo"
+
+    # In a thread of its own, because Playwright runs an event loop in this one.
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, story()).result()
