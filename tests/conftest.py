@@ -92,7 +92,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def forget_the_developers_settings(run: TestRun) -> None:
     """Removes the variables of the developer's shell and `.env`, which name the checkout's stack, a database or a Clerk."""
     for name in re.findall(r"^([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE):
-        os.environ.pop(name, None)
+        if name != "BALLAST_CONTAINERS":  # `./scripts/test --stack containers` sets it
+            os.environ.pop(name, None)
     os.environ["BALLAST_HOME"] = str(run.folder / "no-stack")
 
 
