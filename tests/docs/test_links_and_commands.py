@@ -74,6 +74,13 @@ def test_every_link_has_a_target(page: Path) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
+def test_the_index_links_every_page() -> None:
+    index = ROOT / "docs/README.md"
+    linked = {(index.parent / link.partition("#")[0]).resolve() for link in LINK.findall(index.read_text())}
+    pages = {page.resolve() for page in (ROOT / "docs").glob("*.md")} - {index.resolve()}
+    assert sorted(page.name for page in pages - linked) == []
+
+
 BLOCK = re.compile(r"^ *```sh\n(.+?)^ *```", re.MULTILINE | re.DOTALL)
 
 
