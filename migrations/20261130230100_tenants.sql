@@ -154,6 +154,8 @@ comment on column public.organization_memberships.clerk_membership_id is
 'Clerk''s id, orgmem_…; null while the membership is known from a session token only.';
 comment on column public.organization_memberships.joined_at is 'When the person joined.';
 comment on column public.organization_memberships.updated_at is 'When a value last changed.';
+comment on constraint organization_memberships_clerk_membership_id_key on public.organization_memberships is
+'Across tenants: Clerk makes these ids, and only the Clerk sync writes them.';
 -- When a person leaves their current organization, current_organization_id becomes null, even if they select it at that moment.
 alter table public.profiles add constraint profiles_current_organization_id_fkey
 foreign key (current_organization_id, id) references public.organization_memberships (organization_id, user_id)
@@ -184,6 +186,8 @@ comment on column public.organization_invitations.clerk_role is 'Clerk''s key as
 comment on column public.organization_invitations.expires_at is 'When the invitation expires, if it does.';
 comment on column public.organization_invitations.created_at is 'When it was sent.';
 comment on column public.organization_invitations.updated_at is 'When a value last changed.';
+comment on constraint organization_invitations_clerk_invitation_id_key on public.organization_invitations is
+'Across tenants: Clerk makes these ids, and only the Clerk sync writes them.';
 create index organization_invitations_organization_id_created_at_idx on public.organization_invitations (organization_id, created_at desc);
 create index organization_invitations_role_idx on public.organization_invitations (role);
 create index organization_invitations_email_idx on public.organization_invitations (lower(email));

@@ -52,6 +52,7 @@ create index email_outbox_about_id_idx on app.email_outbox (about_id) where abou
 create index email_outbox_organization_id_idx on app.email_outbox (organization_id) where organization_id is not null;
 create index email_outbox_created_at_idx on app.email_outbox (created_at);
 create unique index email_outbox_provider_id_idx on app.email_outbox (provider_id) where provider_id is not null;
+comment on index app.email_outbox_provider_id_idx is 'Across tenants: Resend makes these ids, and only the service reads or writes them.';
 alter table app.email_outbox enable row level security, force row level security;
 
 -- Mail providers treat a sender who keeps writing to addresses that bounce or complain as a spammer.

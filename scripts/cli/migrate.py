@@ -14,7 +14,7 @@ from scripts.cli.output import print_json, print_table
 from scripts.schema import bundle, database, drift, history, migrations, sql_files
 
 PENDING_STATES = {"pending", "renamed", "changed", "removed"}
-RED_STATES = {"edited", "missing", "late", "undeclared", "different"}
+RED_STATES = {"edited", "missing", "late", "undeclared", "different", drift.ACROSS_TENANTS}
 
 
 @click.group(epilog="Example: ballast migrate up")
@@ -74,10 +74,12 @@ def status(url: str | None, as_json: bool) -> None:
 @options.url_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def check(url: str | None, as_json: bool) -> None:
-    """Report pending files and drift. Exits with 1 if there are any.
+    """Report pending files, drift, and keys across tenants. Exits with 1 if there are any.
 
     Compares functions, views, triggers, column defaults, policies and grants of the schemas public, app and ops. Runs
     every file and rolls it back at once. People may write meanwhile.
+
+    A foreign or unique key of a table with organization_id must include that column, or a comment must explain it.
     """
     with _advise_on_local_history(url):
         plan, found = drift.check(options.choose_url(url), notify=database.echo_err)
@@ -86,7 +88,15 @@ def check(url: str | None, as_json: bool) -> None:
         print_json({"pending": pending, "drift": [entry._asdict() for entry in found]})
     elif found:
         _print_table(["Kind", "Name", "In the database"], [list(entry) for entry in found])
-        database.echo_err("Add what you want to keep to functions/ or policies/; drop the other undeclared objects.")
+        if any(entry.problem != drift.ACROSS_TENANTS for entry in found):
+            database.echo_err(
+                "Add what you want to keep to functions/ or policies/; drop the other undeclared objects."
+            )
+        if any(entry.problem == drift.ACROSS_TENANTS for entry in found):
+            database.echo_err(
+                "A key across tenants reveals whether another tenant's row exists. Include organization_id, or "
+                "explain: comment on constraint (or index) … is 'Across tenants: …'"
+            )
     if not as_json and not plan.is_empty:
         database.echo_err("\n".join(f"Pending: {path}" for path in (*plan.renamed, *plan.paths, *plan.removed)))
         database.echo_err("Apply them with `ballast migrate up`.")

@@ -26,7 +26,7 @@ def check_migrations(context: Context) -> str:
     if drifted:
         raise CheckFailed(
             f"Drifted: {join_some([f'{each.kind} {each.name} ({each.problem})' for each in drifted])}.",
-            "Run `ballast migrate check`. Add what you want to keep to functions/ or policies/; drop the rest.",
+            "Run `ballast migrate check`, which says how to correct it.",
         )
     return f"{len(plan.files.migrations)} migrations, {len(plan.files.sources)} sources, no drift."
 

@@ -2,7 +2,7 @@
 
 In a transaction that is rolled back, this revokes every grant and applies every file again. An object that then differs
 has drifted. A function, view or trigger that no file created again is undeclared. Tables and indexes are not compared:
-migrations create them.
+migrations create them. But check() also reports their keys that join rows of several tenants (tenant_keys.sql).
 
 Each file is rolled back at once, which releases its locks, and retried if it does not get them (see locks.py). If a
 file fails because the database lacks an object of an earlier file, all are applied together instead. Then this gives
@@ -14,7 +14,7 @@ file grants it again, so that it is reported as undeclared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -34,8 +34,10 @@ VIEWS = """
     join pg_namespace as n on n.oid = c.relnamespace
     where c.relkind = 'v' and format('%%I.%%I', n.nspname, c.relname) = any (%s)
 """
+ACROSS_TENANTS = "across tenants"
 RUN_AGAIN = "The check changes nothing. If another session holds a lock, run it again."
 OBJECTS = Path(__file__).with_suffix(".sql").read_bytes()
+TENANT_KEYS = Path(__file__).with_name("tenant_keys.sql").read_bytes()
 NAME = """
     select format('%%I.%%I', n.nspname, c.relname)
     from pg_class as c join pg_namespace as n on n.oid = c.relnamespace where c.oid = %s::regclass
@@ -60,7 +62,10 @@ Objects = dict[Identity, Definition]
 
 
 class Drift(NamedTuple):
-    """A drifted object. `problem` is undeclared (only in the database), missing (only in a file) or different."""
+    """A drifted object. `problem` is undeclared (only in the database), missing (only in a file) or different.
+
+    A key that joins rows of several tenants has the problem `across tenants`.
+    """
 
     kind: str
     name: str
@@ -75,7 +80,15 @@ def check(database_url: str, *, root: Path = ROOT, notify: Notify = lambda _: No
     files = sql_files.read_files(root)
     with migrations.open_deployment(database_url, notify) as locks:
         plan = migrations.make_plan(locks.connection, files)
-        return plan, [] if plan.migrations else find_drift(locks, files)
+        if plan.migrations:
+            return plan, []
+        return plan, [*find_drift(locks, files), *find_tenant_keys(locks.connection)]
+
+
+def find_tenant_keys(connection: Connection) -> Iterator[Drift]:
+    """Finds the keys that join rows of several tenants."""
+    for kind, name in connection.execute(TENANT_KEYS):
+        yield Drift(kind, name, ACROSS_TENANTS)
 
 
 def find_drift(locks: Locks, files: Files) -> list[Drift]:

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from scripts.schema import drift
 from scripts.schema.sql_files import ROOT
 from tests.conftest import Database
 from tests.deep_json import find_unchecked_arguments, find_unchecked_columns
@@ -106,20 +107,11 @@ RULES = {
         select p.schemaname || '.' || p.tablename || '.' || a.attname from pg_publication_tables as p
         join pg_attribute as a on a.attrelid = format('%I.%I', p.schemaname, p.tablename)::regclass and a.attnum > 0 and not a.attisdropped
         where p.schemaname in {OURS} and not has_column_privilege('authenticated', a.attrelid, a.attnum, 'select')""",
-    "a unique key that clients write includes organization_id: a violation shows another tenant's value": f"""
-        select i.indexrelid::regclass::text from pg_index as i join pg_class as c on c.oid = i.indrelid join pg_namespace as n on n.oid = c.relnamespace
-        where n.nspname in {OURS} and (i.indisunique or i.indisexclusion)
-          and exists (select from pg_attribute as a where a.attrelid = c.oid and (a.attnum = any(i.indkey) or i.indexprs is not null) and a.attnum > 0
-            and has_column_privilege('authenticated', c.oid, a.attnum, 'insert, update'))
-          and not exists (select from pg_attribute as a where a.attrelid = c.oid and a.attnum = any(i.indkey) and a.attname = 'organization_id')""",
-    "a foreign key that clients write includes organization_id, or the row's own id: a violation shows whether another tenant's row exists": f"""
-        select k.conrelid::regclass || '.' || k.conname from pg_constraint as k join pg_namespace as n on n.oid = k.connamespace
-        where n.nspname in {OURS} and k.contype = 'f' and k.conparentid = 0
-          and (k.confrelid in ('public.organizations'::regclass, 'public.profiles'::regclass)
-            or exists (select from pg_attribute as t where t.attrelid = k.confrelid and t.attname = 'organization_id'))
-          and exists (select from unnest(k.conkey) as u (number) where has_column_privilege('authenticated', k.conrelid, u.number, 'insert, update'))
-          and not exists (select from pg_attribute as a where a.attrelid = k.conrelid and a.attnum = any(k.conkey) and (a.attname = 'organization_id'
-            or a.attname = 'id' and not has_column_privilege('authenticated', k.conrelid, a.attnum, 'insert, update')))""",
+    "a deletion never clears organization_id": f"""
+        select k.conrelid::regclass || '.' || k.conname from pg_constraint as k
+        join pg_namespace as n on n.oid = k.connamespace join pg_attribute as a on a.attrelid = k.conrelid and a.attnum = any(k.conkey)
+        where n.nspname in {OURS} and k.contype = 'f' and a.attname = 'organization_id' and k.confdeltype in ('n', 'd')
+          and (k.confdelsetcols is null or a.attnum = any(k.confdelsetcols))""",
     "every constraint is valid": f"""
         select k.conname::text from pg_constraint as k join pg_namespace as n on n.oid = k.connamespace
         where n.nspname in {OURS} and not k.convalidated""",
@@ -362,26 +354,113 @@ def test_an_argument_of_any_form_that_accepts_more_levels_is_found(database: Dat
     ]
 
 
-@pytest.mark.parametrize(
-    ("rule", "definition", "is_found"),
-    [
-        ("a unique key", "number text unique", True),
-        ("a unique key", "number text, exclude (number with =)", True),
-        ("a unique key", "number text, unique (organization_id, number)", False),
-        ("a foreign key", "number uuid references public.specimens", True),
-        ("a foreign key", "number uuid references public.profiles", True),
-        ("a foreign key", "number uuid references public.profiles, organization_id_2 uuid references public.organizations", True),
-        ("a foreign key",
-         "number uuid, foreign key (organization_id, number) references public.organization_memberships (organization_id, user_id)", False),
-    ],
+def find_tenant_keys(database: Database, table: str = "") -> list[str]:
+    return [found.name for found in drift.find_tenant_keys(database.connection) if found.name.endswith(table)]
+
+
+def test_no_key_joins_rows_of_several_tenants(database: Database) -> None:
+    assert find_tenant_keys(database) == [], "Include organization_id, or add: comment on … is 'Across tenants: …'."
+
+
+# Keys of a tenant table with a column `number` that clients write. `test_parents` is a tenant table, too.
+PARENT = "public.test_parents"
+JOINING = (
+    "number text unique",
+    "number text, unique (number) include (organization_id)",
+    "number text, exclude (number with =)",
+    f"number uuid references {PARENT}",
+    f"number uuid, other uuid, foreign key (number, other) references {PARENT} (organization_id, id)",
+    f"number uuid, foreign key (number, organization_id) references {PARENT} (organization_id, id)",
+    "number uuid references public.profiles",
+    "number uuid references public.organizations",
+    "number uuid, primary key (number)",
+    "number uuid default gen_random_uuid(), primary key (number)",
+    f"number uuid, id uuid primary key default gen_random_uuid() references {PARENT}",
+)
+SEPARATE = (
+    "number text, unique (organization_id, number)",
+    "number text, unique nulls not distinct (number, organization_id)",
+    "number text, id uuid primary key default gen_random_uuid()",
+    "number text, id bigint generated always as identity primary key",
+    f"number uuid, foreign key (organization_id, number) references {PARENT} (organization_id, id)",
+    f"number uuid, other uuid, foreign key (organization_id, other) references {PARENT} (organization_id, id) match full",
+    "number uuid, foreign key (organization_id, number) references public.organization_memberships (organization_id, user_id)",
+    "number uuid, other uuid references public.profiles",
+)
+JOINING_INDEXES = (
+    "(number)", "(lower(number))", "(number) include (organization_id)", "(number) where organization_id is not null",
+    "((organization_id::text || number))",
 )  # fmt: skip
-def test_a_key_that_shows_another_tenants_rows_is_found(
-    database: Database, rule: str, definition: str, is_found: bool
-) -> None:
-    database.execute(f"create table public.probes (id uuid primary key, organization_id uuid, {definition})")
-    database.execute("grant insert (organization_id, number), select on public.probes to authenticated")
-    [query] = [query for name, query in RULES.items() if name.startswith(f"{rule} that clients write")]
-    assert bool(database.rows(query)) == is_found
+
+
+@pytest.fixture
+def tenants(database: Database) -> Database:
+    """A database with a tenant table that keys may refer to."""
+    database.execute(
+        f"""create table {PARENT} (
+          id uuid primary key default gen_random_uuid(), organization_id uuid not null references public.organizations on delete cascade,
+          unique (organization_id, id))"""
+    )
+    return database
+
+
+def create_table(database: Database, definition: str, name: str = "public.test_children", rest: str = "") -> None:
+    database.execute(f"create table {name} (organization_id uuid references public.organizations, {definition}) {rest}")
+    database.execute(f"grant insert (organization_id, number), select on {name} to authenticated")
+
+
+@pytest.mark.parametrize(
+    ("definition", "is_found"), [*((key, True) for key in JOINING), *((key, False) for key in SEPARATE)]
+)
+def test_a_key_that_joins_rows_of_several_tenants_is_found(tenants: Database, definition: str, is_found: bool) -> None:
+    create_table(tenants, definition)
+    assert len(find_tenant_keys(tenants, "test_children")) == is_found
+
+
+@pytest.mark.parametrize("columns", JOINING_INDEXES)
+def test_a_unique_index_that_joins_rows_of_several_tenants_is_found(tenants: Database, columns: str) -> None:
+    create_table(tenants, "number text")
+    tenants.execute(f"create unique index test_index on public.test_children {columns}")
+    assert find_tenant_keys(tenants, "test_children") == ["test_index on test_children"]
+    tenants.execute("comment on index public.test_index is 'Across tenants: the number is part of a public address.'")
+    assert find_tenant_keys(tenants, "test_children") == []
+
+
+def test_a_comment_must_explain_why_a_key_joins_rows_of_several_tenants(tenants: Database) -> None:
+    create_table(tenants, f"number uuid constraint test_key references {PARENT}")
+    for comment, is_found in (("For speed.", True), ("Across tenants: ", True), ("Across tenants: shared.", False)):
+        tenants.execute(f"comment on constraint test_key on public.test_children is '{comment}'")
+        assert bool(find_tenant_keys(tenants, "test_children")) == is_found
+
+
+def test_a_key_of_a_partition_is_found_and_that_of_its_table_once(tenants: Database) -> None:
+    create_table(tenants, f"number uuid references {PARENT}", rest="partition by list (number)")
+    tenants.execute("create table public.test_part partition of public.test_children default")
+    assert len(find_tenant_keys(tenants, "test_children")) == 1
+    tenants.execute("create unique index test_index on public.test_part (number)")
+    assert find_tenant_keys(tenants, "test_part") == ["test_index on test_part"]
+
+
+def test_a_key_that_clients_write_in_a_table_without_tenants_is_found(tenants: Database) -> None:
+    tenants.execute(
+        f"create table public.test_notes (id uuid primary key references {PARENT}, number text unique, other text unique)"
+    )
+    assert find_tenant_keys(tenants, "test_notes") == []
+    tenants.execute("grant update (number) on public.test_notes to authenticated")
+    assert find_tenant_keys(tenants, "test_notes") == ["test_notes_number_key on test_notes"]
+    tenants.execute("grant insert (id) on public.test_notes to authenticated")
+    assert len(find_tenant_keys(tenants, "test_notes")) == 3
+
+
+def test_an_exclusion_constraint_must_compare_the_organization_with_equality(superuser: Database) -> None:
+    superuser.execute("create extension if not exists btree_gist schema extensions")
+    for operator, is_found in (("<>", True), ("=", False)):
+        superuser.execute(
+            f"""create table public.test_stays (organization_id uuid, during tstzrange,
+              exclude using gist (organization_id extensions.gist_uuid_ops with {operator}, during with &&))"""
+        )
+        assert bool(find_tenant_keys(superuser, "test_stays")) == is_found
+        superuser.execute("drop table public.test_stays")
 
 
 def test_schema_ops_and_nothing_else_is_in_8_ops() -> None:

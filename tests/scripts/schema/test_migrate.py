@@ -1087,6 +1087,23 @@ class TestCommand:
             "drift": [{"kind": "view", "name": "ops.extra", "problem": "undeclared"}],
         }
 
+    def test_a_key_across_tenants_fails_the_check(
+        self, migrated_database: str, new_database: Callable[..., str]
+    ) -> None:
+        url = new_database(migrated_database)
+        remove(url)
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("create table public.strays (organization_id uuid, number text unique)")
+        check = self.run(url, "check")
+        assert check.exit_code == 1
+        assert "strays_number_key on strays" in check.stdout
+        assert "comment on constraint (or index)" in check.stderr
+        assert "drop the other" not in check.stderr
+        as_json = json.loads(self.run(url, "check", "--json").stdout)
+        assert as_json["drift"] == [
+            {"kind": "unique key", "name": "strays_number_key on strays", "problem": "across tenants"}
+        ]
+
     def test_status_names_the_next_file_and_explains_what_up_refuses(
         self, migrated_database: str, new_database: Callable[..., str]
     ) -> None:
