@@ -10,8 +10,9 @@ as $$
 $$;
 comment on function app.has_many_failures is 'Whether a step of retention has skipped so many rows of a rule that it selects further rows in random order.';
 
--- Deletes in batches, table by table: one statement for a large organization would take minutes. Like app.build_selection() it limits a
--- batch in rows and in bytes. Tables of tenants need no primary key. A batch that fails raises its error, but a single row is skipped.
+-- Deletes in batches, table by table: one statement for a large organization would take minutes. Rows that refer to others go first,
+-- because a reference may prevent the deletion (`on delete restrict`). Like app.build_selection() it limits a batch in rows and in bytes.
+-- Tables of tenants need no primary key. A batch that fails raises its error, but a single row is skipped.
 create or replace function app.purge_organization(
   organization uuid, batch integer, inout skipped text[], out purged integer, out error text
 )
@@ -29,6 +30,15 @@ begin
   perform from public.organizations as o where o.id = tenant.id for update;
   perform set_config('app.unaudited', 'on', true);
   for child in
+    -- How many references lead to a table, counted along the longest path. A circle of references ends at the limit.
+    with recursive distance (relation, steps) as (
+      select k.conrelid, 0 from pg_constraint as k where k.contype = 'f' and k.confrelid = 'public.organizations'::regclass
+      union
+      select k.confrelid, d.steps + 1
+      from distance as d
+      join pg_constraint as k on k.conrelid = d.relation
+      where k.contype = 'f' and k.confrelid <> k.conrelid and d.steps < 10
+    )
     select
       k.conrelid::regclass as relation, a.attname as name, d.size,
       format('jsonb_build_array(%L, %s)::text', k.conrelid::regclass, case when d.matched_by is null then 't.ctid' else d.key end) as key
@@ -36,7 +46,7 @@ begin
     join pg_attribute as a on a.attrelid = k.conrelid and a.attnum = k.conkey[1]
     cross join app.describe_rows(k.conrelid::regclass::text) as d
     where k.contype = 'f' and k.confrelid = 'public.organizations'::regclass and cardinality(k.conkey) = 1
-    order by case when is_shuffled then random() end
+    order by case when is_shuffled then random() end, (select max(f.steps) from distance as f where f.relation = k.conrelid), k.conrelid
   loop
     begin
       execute format(
