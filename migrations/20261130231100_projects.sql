@@ -10,7 +10,9 @@ create table public.projects (
     jsonb_typeof(metadata) = 'object' and octet_length(metadata::text) <= 65536 and not jsonb_path_exists(metadata, 'strict $.**{64}')
   ),
   created_at timestamptz not null default now(),
-  updated_at timestamptz not null default now()
+  updated_at timestamptz not null default now(),
+  -- For references of other tables, which include organization_id.
+  unique (organization_id, id)
 );
 comment on table public.projects is 'Example business entity, scoped to an organization.';
 comment on column public.projects.id is 'Our id.';

@@ -20,7 +20,7 @@ from psycopg.rows import dict_row
 from supabase import Client, ClientOptions, create_client
 
 from tests.conftest import Stack, running_stack
-from tests.tenant_tables import TABLES, fill_placeholders
+from tests.tenant_tables import TABLES, TenantTable, fill_placeholders
 
 COMMANDS = ("select", "insert", "update", "delete")
 SIGNED_IN = "(being signed in)"
@@ -32,6 +32,7 @@ class Access:
     """The permission, or one of the two conditions above, that each command on a table needs. A missing command is forbidden.
 
     `row` creates or finds a row of the given organization. A client sends `new` and `changed`, and selects `columns`.
+    `table` is a tenant table of the product; its parents are filled before each row.
     """
 
     needs: dict[str, str]
@@ -39,8 +40,10 @@ class Access:
     new: dict[str, Any]
     changed: dict[str, Any]
     columns: str = "*"
+    table: TenantTable | None = None
 
 
+GIVEN = "(select * from public.organizations where clerk_org_id = %(organization)s)"
 ORGANIZATION = "(select id from public.organizations where clerk_org_id = %(organization)s)"
 ACCESS = {
     "organizations": Access(
@@ -89,8 +92,8 @@ ACCESS = {
     ),
 } | {
     name: Access(
-        needs=table.needs, new=table.new, changed=table.changed,
-        row=f"{table.insert('(select * from public.organizations where clerk_org_id = %(organization)s)')} returning *",
+        needs=table.needs, new=table.new, changed=table.changed, table=table,
+        row=f"{table.insert(GIVEN)} returning *",
     )
     for name, table in TABLES.items()
 }  # fmt: skip
@@ -143,7 +146,7 @@ def database(stack: Stack) -> Iterator[psycopg.Connection[dict[str, Any]]]:
         yield connection
         connection.execute("delete from public.organization_invitations")
         connection.execute("delete from public.backup_logs")
-        for table in TABLES:
+        for table in reversed(TABLES):
             connection.execute(f"delete from public.{table} where created_at >= %(now)s".encode(), began)
 
 
@@ -174,7 +177,20 @@ def is_allowed(database: psycopg.Connection[dict[str, Any]], person: Person, nee
     )
 
 
-def try_command(asking: Client, table: str, command: str, row: dict[str, Any], tenant_id: str) -> bool:
+def make_parents(database: psycopg.Connection[dict[str, Any]], access: Access, organization: str) -> dict[str, str]:
+    """Makes the rows that a row of the table refers to, and returns their ids by column."""
+    if access.table is None or not access.table.parents:
+        return {}
+    for table in access.table.ancestors():
+        database.execute(table.insert(GIVEN).encode(), {"organization": organization})
+    found = database.execute(access.table.choose_parents(GIVEN).encode(), {"organization": organization}).fetchone()
+    assert found is not None
+    return found["jsonb_build_object"]  # type: ignore[no-any-return]
+
+
+def try_command(
+    asking: Client, table: str, command: str, row: dict[str, Any], tenant_id: str, parents: dict[str, str]
+) -> bool:
     """Whether the command succeeded. A refusal must be an empty answer or the code 42501."""
     access = ACCESS[table]
     key = next(name for name in ("id", "permission", "key") if name in row)
@@ -183,14 +199,15 @@ def try_command(asking: Client, table: str, command: str, row: dict[str, Any], t
             case "select":
                 answer = asking.table(table).select(access.columns).eq(key, row[key]).execute()
             case "insert":
-                new = {"organization_id": tenant_id} | fill_placeholders(access.new)
+                new = {"organization_id": tenant_id} | parents | fill_placeholders(access.new)
                 answer = (
                     asking.table(table)
                     .insert({name: value for name, value in new.items() if value is not None})
                     .execute()
                 )
             case "update":
-                answer = asking.table(table).update(fill_placeholders(access.changed)).eq(key, row[key]).execute()
+                changed = fill_placeholders(access.changed) or parents
+                answer = asking.table(table).update(changed).eq(key, row[key]).execute()
             case _:
                 answer = asking.table(table).delete().eq(key, row[key]).execute()
     except APIError as refusal:
@@ -225,7 +242,9 @@ def test_access(
     organization = person.home if tenant == "own" else person.other
     access = ACCESS[table]
     values = {"organization": organization, "person": person.user}
+    make_parents(database, access, organization)
     row = database.execute(access.row, values).fetchone()  # type: ignore[arg-type]
+    parents = make_parents(database, access, organization)
     assert row is not None
     tenant_id = database.execute(
         "select id::text from public.organizations where clerk_org_id = %s", (organization,)
@@ -233,7 +252,7 @@ def test_access(
     assert tenant_id is not None
     rows = count(database, table)
 
-    did = try_command(client(stack, person), table, command, row, tenant_id["id"])
+    did = try_command(client(stack, person), table, command, row, tenant_id["id"], parents)
 
     assert did == is_allowed(database, person, access.needs.get(command), organization)
     if not did or command == "select":

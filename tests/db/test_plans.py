@@ -47,7 +47,8 @@ def tenants(test_run: TestRun, request: pytest.FixtureRequest, starts_servers: N
             )
             admin.execute("set session_replication_role = replica")  # without triggers: no audit entries, no broadcasts
             for table in TABLES.values():
-                admin.execute(table.insert("public.organizations", OTHERS_PER_ORGANIZATION).encode())
+                rows = table.insert("public.organizations", OTHERS_PER_ORGANIZATION, without_parents=True)
+                admin.execute(rows.encode())
         with psycopg.connect(server.url("supabase_admin"), autocommit=True) as admin:
             admin.execute("vacuum (analyze)")
         yield server

@@ -9,7 +9,8 @@ create table if not exists public.specimens (
   status text not null default 'active' check (status in ('active', 'archived')),
   metadata jsonb not null default '{}' check (jsonb_typeof(metadata) = 'object' and not jsonb_path_exists(metadata, 'strict $.**{64}')),
   created_at timestamptz not null default now(),
-  updated_at timestamptz not null default now()
+  updated_at timestamptz not null default now(),
+  unique (organization_id, id)
 );
 comment on table public.specimens is 'Specimens of an organization.';
 comment on column public.specimens.id is 'Our id.';

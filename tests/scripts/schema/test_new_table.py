@@ -31,6 +31,12 @@ from tests.scripts.schema.test_migrate import Project
 SOURCES = ("migrations", "functions", "policies")
 # For each type, a column and a nullable column.
 COLUMNS = " ".join(f"a_{name}:{name} b_{name}:{name}?" for name in TYPES)
+# Tables with references of each kind.
+REFERENCES = {
+    "example_clients": "name:text(unique)",
+    "example_invoices": "client:ref(example_clients) number:text(unique)? amount:integer(unique)? status:enum(draft,sent,paid)",
+    "example_comments": "invoice:ref(example_invoices,cascade) client:ref(example_clients)? answered:ref(example_comments)? body:text",
+}
 PAGE = (ROOT / "docs/extend.md").read_text()
 
 
@@ -55,6 +61,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another copy, with a new table example_rows that has columns of every type."""
     folder = copy_to(tmp_path_factory.mktemp("checkout"), *SOURCES)
     write(parse_table("example_rows", COLUMNS), root=folder)
+    for name, columns in REFERENCES.items():
+        write(parse_table(name, columns), root=folder)
     return folder
 
 
@@ -127,10 +135,13 @@ def test_its_policies_have_the_form_of_the_projects_policies() -> None:
 def test_linters_accept_its_files(tmp_path: Path) -> None:
     """With short names, and with the longest possible ones."""
     longest = " ".join(f"{letter * 32}:{name}" for letter, name in zip("bcdefghij", TYPES, strict=True))
-    for table in (parse_table("example_rows", COLUMNS), parse_table("a" * 32, longest)):
+    longest += f" {'k' * 20}:ref({'l' * 32})? {'m' * 32}:uuid(unique) {'n' * 32}:enum({','.join(letter * 20 for letter in 'opqrstuv')})"
+    tables = [parse_table("example_rows", COLUMNS), parse_table("a" * 32, longest)]
+    tables += [parse_table(name, columns) for name, columns in REFERENCES.items()]
+    for table in tables:
         (tmp_path / table.name).mkdir()
         for template in ("migration.sql", "policies.sql", "functions.sql"):
-            (tmp_path / table.name / template).write_text(render(template, table).lstrip())
+            (tmp_path / table.name / template).write_text(render(template, table, table.parents.values()).lstrip())
     (tmp_path / ".sqlfluff").write_bytes((ROOT / ".sqlfluff").read_bytes())
     programs = Path(sys.executable).parent
     for command in (
@@ -258,6 +269,173 @@ def test_audit_entries_use_the_singular_of_the_table(name: str, arguments: str) 
     assert f"select app.audit({arguments};" in render("functions.sql", parse_table(name, "amount:numeric"))
 
 
+# --- references and keys
+
+
+def fail(database: Database, role: str, statement: str, *values: object) -> str:
+    """The error code, detail and message of a statement of a person with that role."""
+    with pytest.raises(psycopg.Error) as caught, database.acting("authenticated", claims(role)):
+        database.execute(statement, *values)
+    return f"{caught.value.sqlstate} {caught.value.diag.message_primary} {caught.value.diag.message_detail}"
+
+
+def add(database: Database, table: str, organization: str, **values: object) -> str:
+    """Inserts a row as the owner of the database, and returns its id."""
+    columns = {"organization_id": organization} | values
+    text = f"insert into public.{table} ({', '.join(columns)}) values ({', '.join(['%s'] * len(columns))}) returning id::text"
+    return str(database.value(text, *columns.values()))
+
+
+@pytest.fixture
+def globex(database: Database, acme: str) -> str:
+    return str(database.value("select id from public.organizations where name = 'Globex'"))
+
+
+def test_a_member_cannot_refer_to_another_tenants_row_nor_see_whether_it_exists(
+    database: Database, acme: str, globex: str
+) -> None:
+    theirs = add(database, "example_clients", globex, name="Secret")
+    ours = add(database, "example_clients", acme, name="Ours")
+    invoice = add(database, "example_invoices", acme, client_id=ours, number="1")
+    missing = database.value("select gen_random_uuid()::text")
+    for statement in (
+        f"insert into public.example_invoices (organization_id, client_id, number) values ('{acme}', %s, '2')",
+        f"update public.example_invoices set client_id = %s where id = '{invoice}'",
+    ):
+        errors = {fail(database, "member", statement, identifier) for identifier in (theirs, missing)}
+        assert len({error.replace(theirs, "").replace(missing, "") for error in errors}) == 1, errors
+        assert {error[:5] for error in errors} == {"23503"}
+
+
+def test_no_other_tenant_prevents_a_deletion(database: Database, acme: str, globex: str) -> None:
+    theirs = add(database, "example_clients", globex, name="Secret")
+    fail(
+        database,
+        "member",
+        f"insert into public.example_invoices (organization_id, client_id) values ('{acme}', %s)",
+        theirs,
+    )
+    assert may(database, "stranger", "delete from public.example_clients where id = %s", theirs)
+
+
+def test_no_key_of_a_new_table_joins_tenants(database: Database) -> None:
+    assert [found for found in drift.find_tenant_keys(database.connection) if "example_" in found.name] == []
+
+
+def test_a_reference_has_an_index_that_begins_with_its_columns(database: Database) -> None:
+    indexes = [
+        name for (name,) in database.rows("select indexdef from pg_indexes where tablename = 'example_comments'")
+    ]
+    for column in ("invoice_id", "client_id", "answered_id"):
+        assert [index for index in indexes if index.endswith(f"(organization_id, {column})")]
+
+
+def test_a_deletion_is_prevented_or_cascades_or_clears_only_the_reference(database: Database, acme: str) -> None:
+    client = add(database, "example_clients", acme, name="Ours")
+    other = add(database, "example_clients", acme, name="Other")
+    invoice = add(database, "example_invoices", acme, client_id=client)
+    comment = add(database, "example_comments", acme, invoice_id=invoice, client_id=other, body="A")
+    add(database, "example_comments", acme, invoice_id=invoice, answered_id=comment, body="B")
+    delete = "delete from public.example_{} where id = %s".format
+    assert fail(database, "owner", delete("clients"), client)[:5] in {"23001", "23503"}
+    assert may(database, "owner", delete("clients"), other)
+    assert database.rows("select organization_id::text, client_id from public.example_comments where body = 'A'") == [
+        (acme, None)
+    ]
+    assert may(database, "owner", delete("comments"), comment)
+    assert database.rows("select organization_id::text, answered_id from public.example_comments") == [(acme, None)]
+    assert may(database, "owner", delete("invoices"), invoice)
+    assert database.value("select count(*) from public.example_comments") == 0
+    assert may(database, "owner", delete("clients"), client)
+
+
+def test_unique_values_are_unique_in_an_organization(database: Database, acme: str, globex: str) -> None:
+    for organization in (acme, globex):
+        client = add(database, "example_clients", organization, name="Same")
+        for number, amount in ((None, None), (None, None), ("1", 1)):
+            add(database, "example_invoices", organization, client_id=client, number=number, amount=amount)
+    insert = f"insert into public.example_clients (organization_id, name) values ('{acme}', 'Same')"
+    assert fail(database, "member", insert)[:5] == "23505"
+
+
+def test_an_enum_accepts_its_values_and_its_first_is_the_default(database: Database, acme: str) -> None:
+    client = add(database, "example_clients", acme, name="Ours")
+    add(database, "example_invoices", acme, client_id=client)
+    assert database.value("select status from public.example_invoices") == "draft"
+    assert may(database, "member", "update public.example_invoices set status = 'paid'")
+    assert fail(database, "member", "update public.example_invoices set status = 'lost'")[:5] == "23514"
+
+
+def test_retention_deletes_an_organization_with_its_references(database: Database, acme: str) -> None:
+    for number in range(3):
+        client = add(database, "example_clients", acme, name=f"C{number}")
+        invoice = add(database, "example_invoices", acme, client_id=client)
+        add(database, "example_comments", acme, invoice_id=invoice, client_id=client, body="A")
+    database.execute("update public.organizations set deleted_at = now() - interval '1 year' where id = %s", acme)
+    for _ in range(50):
+        answer = database.value("select public.run_retention()")
+        assert answer["failed"] == {}
+        if answer["done"]:
+            break
+    assert database.value("select count(*) from public.organizations where id = %s", acme) == 0
+
+
+def test_an_organization_with_references_can_be_deleted_at_once(database: Database, acme: str) -> None:
+    client = add(database, "example_clients", acme, name="Ours")
+    add(
+        database,
+        "example_comments",
+        acme,
+        invoice_id=add(database, "example_invoices", acme, client_id=client),
+        body="A",
+    )
+    database.execute("delete from public.organizations where id = %s", acme)
+    assert database.value("select count(*) from public.example_comments") == 0
+
+
+@pytest.mark.parametrize(
+    ("definition", "rest", "has_key"),
+    [
+        ("id uuid primary key, organization_id uuid not null, unique (organization_id, id)", "", True),
+        ("ID uuid, Organization_ID uuid, PRIMARY KEY ( organization_id , id )", "", True),
+        ("id uuid primary key, organization_id uuid not null", 'alter table only public."example_old" add unique (organization_id, id);', True),
+        ("id uuid primary key, organization_id uuid not null", "create unique index a on public.example_old using btree (organization_id, id);", True),
+        ("id uuid primary key, organization_id uuid not null, unique (id, organization_id)", "", False),
+        ("id uuid primary key, organization_id uuid not null", "create index a on public.example_old (organization_id, id);", False),
+        ("id uuid primary key, organization_id uuid not null -- unique (organization_id, id)\n", "", False),
+        ("id uuid primary key, organization_id uuid not null", "create unique index a on public.example_old (organization_id, id) where true;", False),
+    ],
+)  # fmt: skip
+def test_the_migration_adds_the_key_that_an_older_parent_lacks(
+    tmp_path: Path, definition: str, rest: str, has_key: bool
+) -> None:
+    folder = copy_to(tmp_path, *SOURCES)
+    made = f"create table public.example_old ({definition});\n{rest}"
+    (folder / "migrations/20261201000000_example_old.sql").write_text(made)
+    (folder / "functions/9_tables/example_old.sql").write_text("-- Nothing.\n")
+    [path, *_] = write(parse_table("example_new", "old:ref(example_old)"), root=folder)
+    text = (folder / path).read_text()
+    assert ("create unique index if not exists example_old_organization_id_id_idx on" in text) != has_key
+    assert "\n-- squawk-ignore" in text or has_key
+
+
+def test_a_table_can_refer_to_an_older_table(tmp_path: Path, new_database: Callable[..., str]) -> None:
+    folder = copy_to(tmp_path, *SOURCES)
+    old = "create table public.example_old (id uuid primary key, organization_id uuid references public.organizations);"
+    (folder / "migrations/20261201000000_example_old.sql").write_text(old)
+    (folder / "functions/9_tables/example_old.sql").write_text("-- Nothing.\n")
+    write(parse_table("example_new", "old:ref(example_old)"), root=folder)
+    url = new_database()
+    migrations.up(url, root=folder)
+    with psycopg.connect(url) as connection:
+        [[found]] = connection.execute(
+            "select pg_get_constraintdef(oid) from pg_constraint where conname like 'example_new%old_id_fkey'"
+        )
+    assert (
+        found == "FOREIGN KEY (organization_id, old_id) REFERENCES example_old(organization_id, id) ON DELETE RESTRICT"
+    )
+
+
 # --- refusals
 
 
@@ -279,6 +457,15 @@ def read_contents(folder: Path) -> dict[str, bytes]:
     ("example_rows", "a:text??", "no supported type"), ("example_rows", "a:TEXT", "no supported type"), ("example_rows", "a:text:b", "no supported type"),
     ("projects", "a:text", "already creates projects"), ("profiles", "a:text", "already creates profiles"), ("audit_logs", "a:text", "already creates audit_logs"),
     ("members", "a:text", "already has permissions members:"), ("audit", "a:text", "already has permissions audit:"), ("billing", "a:text", "already has permissions billing:"),
+    ("example_rows", "a:ref(invoices)", "There is no table invoices whose rows belong to an organization"), ("example_rows", "a:ref(profiles)", "There is no table profiles"),
+    ("example_rows", "a:ref(organizations)", "There is no table organizations"), ("example_rows", "a:ref(organization_memberships)", "refer to one of projects"),
+    ("example_rows", "a:ref(example_rows)", "Write a:ref(example_rows)?"), ("example_rows", "a:ref()", "is not valid: write ref(table)"),
+    ("example_rows", 'a:ref("projects")', "is not valid: write ref(table)"), ("example_rows", "a:ref(public.projects)", "is not valid: write ref(table)"),
+    ("example_rows", "a:ref(projects,set null)", "is not valid: write ref(table)"), ("example_rows", "a:ref(projects", "no supported type"),
+    ("example_rows", "a:ref(projects) a_id:uuid", "Duplicate column: a_id"), ("a" * 32, f"{'a' * 32}:ref(projects)", "more than 63"),
+    ("example_rows", "a:enum(b)", "two or more different"), ("example_rows", "a:enum(b,b)", "two or more different"), ("example_rows", "a:enum(b,'c')", "without quotes"),
+    ("example_rows", "a:enum(b,)", "two or more different"), ("example_rows", "a:enum(B,c)", "two or more different"), ("example_rows", "a:enum", "no supported type"), ("example_rows", "a:ref", "no supported type"),
+    ("example_rows", "a:boolean(unique)", "a boolean cannot be unique"), ("example_rows", "a:text(other)", "no supported type"), ("example_rows", "a:enum(b,c)(unique)", "no supported type"),
     ("activity", "a:text", "for something else"), ("mail", "a:text", "for something else"),
 ])  # fmt: skip
 def test_a_refused_table_leaves_no_file(sources: Path, name: str, columns: str, reason: str) -> None:
@@ -363,22 +550,23 @@ def test_the_steps_of_the_page_create_a_table_whose_tests_pass(
         ".env.example",
     )
     (folder / "node_modules").symlink_to(ROOT / "node_modules")
-    [make, apply, _] = [block.replace("invoices", "example_invoices") for block in find_blocks("sh")]
+    [make, apply, _] = [re.sub(r"\b(clients|invoices|comments)\b", r"example_\1", block) for block in find_blocks("sh")]
     url = new_database()
     printed = run_script(folder, make)
     written = re.findall(r"^Wrote (.+)$", printed, re.MULTILINE)
-    assert len(written) == 4
+    assert len(written) == 12
     assert all((folder / path).exists() for path in written)
     for path, number in re.findall(r"^  (\S+):(\d+)  ", printed, re.MULTILINE):
         assert path in written
         assert (folder / path).read_text().splitlines()[int(number) - 1].strip()
-    assert apply.count("./scripts/test tests/db tests/api") == 1
+    command = "./scripts/test --keep --table example_invoices"
+    assert apply.count(command) == 1
     tests = (
         "python -m pytest -q -p no:cacheprovider tests/db/test_schema_rules.py tests/db/test_claims.py tests/db/test_personal_data.py "
         "tests/api/test_access.py -k 'not restored and (example_invoices and (member or viewer) or matrix or registered or "
         "a_scan_of_all or owner_sees or without_an_identity or test_rule and comment)'"
     )
-    printed = run_script(folder, apply.replace("./scripts/test tests/db tests/api", tests), DATABASE_URL=url)
+    printed = run_script(folder, apply.replace(command, tests), DATABASE_URL=url)
     assert f"Applied {written[0]}" in printed
     assert "Wrote database.ts, database.py." in printed
     assert int(re.findall(r"(\d+) passed", printed)[0]) > 25
