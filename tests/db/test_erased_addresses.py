@@ -133,6 +133,7 @@ def test_an_answered_invitation_is_never_shown(database: Database, answer: str) 
     assert find_outcomes(database, any_order(ADA, NEW, ADA_DELETED, new)) == {""}
 
 
+@pytest.mark.thorough
 def test_every_address_that_an_event_gave_the_person_counts(database: Database) -> None:
     moved = update_user("user_ada", Y, START + MINUTE)
     assert find_outcomes(database, any_order(ADA, moved, OLD, ADA_DELETED)) == {""}
@@ -147,6 +148,7 @@ def test_only_verified_addresses_count(database: Database) -> None:
     assert find_outcomes(database, any_order(ada, *old, ADA_DELETED)) == {"unverified"}
 
 
+@pytest.mark.thorough
 def test_the_next_owner_of_the_address_does_not_change_the_outcome(database: Database) -> None:
     ben = update_user("user_ben", X, AFTER)
     assert find_outcomes(database, any_order(ADA, OLD, ADA_DELETED, ben)) == {""}

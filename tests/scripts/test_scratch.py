@@ -126,7 +126,11 @@ def test_a_policy_on_any_table_locks_the_messages_until_the_transaction_ends(pro
     assert project.rows(locks) == [("AccessExclusiveLock",)]
 
 
-@pytest.mark.parametrize("is_member", [False, True], ids=["a new project", "a project from before July 2026"])
+@pytest.mark.parametrize(
+    "is_member",
+    [False, pytest.param(True, marks=pytest.mark.thorough)],
+    ids=["a new project", "a project from before July 2026"],
+)
 def test_the_schema_is_applied_to_projects_of_both_kinds(tmp_path: Path, is_member: bool) -> None:
     """If postgres is a member of the owner, the event triggers that lend it the table are not needed."""
     with scratch_server(tmp_path, fsync="off") as server:

@@ -202,6 +202,7 @@ def test_no_member_can_make_the_file_unreadable_with_long_numbers(
     }
 
 
+@pytest.mark.thorough
 def test_no_member_can_make_the_file_unreadable_with_large_entries(
     online: FlaskClient, stack: Stack, database: psycopg.Connection[Any], acme: str, url: str
 ) -> None:

@@ -160,6 +160,7 @@ def test_no_answer_is_a_temporary_failure(failing: ClerkApi, outside: Outside, m
         assert (failed.status, failed.code, failed.is_refusal) == (None, code, False)
 
 
+@pytest.mark.thorough
 def test_a_hanging_clerk_blocks_a_call_for_at_most_ten_seconds(failing: ClerkApi, outside: Outside) -> None:
     given_up = threading.Event()
 

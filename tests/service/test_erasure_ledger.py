@@ -161,6 +161,7 @@ def test_a_brief_failure_is_retried(aws: pytest.MonkeyPatch, outside: Outside) -
     assert len(outside.requests) == 2
 
 
+@pytest.mark.thorough
 def test_a_hanging_store_does_not_block_for_long(aws: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         aws.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")

@@ -186,12 +186,14 @@ def metrics_folders(place: Path) -> list[str]:
     return [each.name for each in place.iterdir() if each.name.startswith("ballast-metrics-")]
 
 
+@pytest.mark.thorough
 def test_the_metrics_folder_is_removed_with_the_service(tmp_path: Path) -> None:
     with start_gunicorn(tmp_path):
         assert len(metrics_folders(tmp_path)) == 1
     assert metrics_folders(tmp_path) == []
 
 
+@pytest.mark.thorough
 def test_metrics_left_by_a_killed_service_are_removed_at_the_next_start(tmp_path: Path) -> None:
     folder = tmp_path / "counts"
     changes = {"PROMETHEUS_MULTIPROC_DIR": str(folder)}

@@ -138,7 +138,9 @@ def test_the_limit_follows_gunicorns_threads(tmp_path: Path, issuer: Issuer) -> 
 
 
 @pytest.mark.parametrize("path", [UNKNOWN_ORGANIZATION_URL, EXPORT_URL], ids=["audit.csv", "export"])
-@pytest.mark.parametrize("people", [1, CLIENTS], ids=["one person", "many people"])
+@pytest.mark.parametrize(
+    "people", [pytest.param(1, marks=pytest.mark.thorough), CLIENTS], ids=["one person", "many people"]
+)
 def test_slow_downloads_do_not_stop_the_service(service: Running, issuer: Issuer, path: str, people: int) -> None:
     with slow_clients(service) as clients:
         for client, token in zip(clients, tokens(issuer, people), strict=True):
@@ -179,6 +181,7 @@ def is_reset_after_a_byte(client: SlowClient) -> bool:
     return any(happened & select.POLLHUP for _, happened in state.poll(0))
 
 
+@pytest.mark.thorough
 def test_a_client_that_disconnects_frees_its_place(service: Running, issuer: Issuer) -> None:
     for _ in range(4 * PER_PERSON * WORKERS):
         with slow_clients(service, 1) as [client]:
@@ -207,7 +210,11 @@ SLOW = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("sent", SLOW.values(), ids=SLOW)
+@pytest.mark.parametrize(
+    "sent",
+    [pytest.param(sent, marks=[pytest.mark.thorough] if name != "body" else []) for name, sent in SLOW.items()],
+    ids=SLOW,
+)
 def test_clients_that_send_slowly_delay_no_one(service: Running, sent: bytes) -> None:
     with slow_clients(service) as clients:
         for client in clients:
@@ -227,6 +234,7 @@ def test_clients_that_send_slowly_are_disconnected(service: Running, sent: bytes
             assert re.match(rb"HTTP/1.1 40[01] |$", answer)
 
 
+@pytest.mark.thorough
 def test_clients_that_do_not_close_a_finished_connection_delay_no_one(service: Running) -> None:
     with slow_clients(service) as clients:
         for client in clients:
@@ -266,7 +274,9 @@ def test_one_persons_requests_leave_threads_while_the_database_is_slow(service: 
     assert statuses.keys() == {200, 429}
 
 
-@pytest.mark.parametrize("step", [1, 7, 1000])
+@pytest.mark.parametrize(
+    "step", [pytest.param(1, marks=pytest.mark.thorough), 7, pytest.param(1000, marks=pytest.mark.thorough)]
+)
 def test_a_request_that_arrives_in_pieces_is_answered(service: Running, step: int) -> None:
     body = event(text="x" * 300)
     head = "".join(f"{name}: {value}\r\n" for name, value in sign(body).items())

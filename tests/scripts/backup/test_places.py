@@ -274,7 +274,7 @@ def test_what_is_restored_does_not_get_the_rights_of_the_superuser(elsewhere: st
             connection.execute(statement.encode())
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("end", [pytest.param(signal.SIGINT, marks=pytest.mark.thorough), signal.SIGTERM])
 def test_an_interrupted_drill_drops_its_database(
     folder_vault: Vault, elsewhere: str, make_wrapped_programs: Callable[..., str], end: signal.Signals
 ) -> None:

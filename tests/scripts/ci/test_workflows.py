@@ -424,6 +424,7 @@ def run_step(step: Step, environment: dict[str, str]) -> subprocess.CompletedPro
     )  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_the_commands_of_both_workflows_work_with_their_secrets(
     stack: Stack, tmp_path: Path, bucket: str, s3: str
 ) -> None:

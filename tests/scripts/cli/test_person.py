@@ -318,6 +318,7 @@ def test_rows_of_a_request_that_began_earlier_are_erased_too(world: World) -> No
     assert world.scan() == {}
 
 
+@pytest.mark.thorough
 def test_clerk_events_during_an_erasure_leave_no_trace(large_world: World) -> None:
     acme = events.organization("org_acme", created_by=ADA, updated_at=people.FAR_FUTURE)
     user = events.user(ADA, email=ADA_EMAILS[0], updated_at=people.FAR_FUTURE)
@@ -399,6 +400,7 @@ def test_a_repeatedly_killed_command_ends_in_the_same_rows(
     assert large_world.remains() == expected_remains
 
 
+@pytest.mark.thorough
 def test_a_repeatedly_killed_database_ends_in_the_same_rows(
     home: Path, tmp_path: Path, clerk: Clerk, request: pytest.FixtureRequest
 ) -> None:

@@ -98,6 +98,7 @@ def test_no_output_contains_a_secret(fresh_stack: Stack) -> None:
     assert [value for value in hidden if value in result.stdout + result.stderr] == []
 
 
+@pytest.mark.thorough
 def test_checks_without_their_variables_are_skipped_with_a_reason(hosted_database: str, tmp_path: Path) -> None:
     url = f"{hosted_database}?sslmode=disable"
     place = {"BALLAST_HOME": str(tmp_path / "home"), "BALLAST_PORT_BASE": "40000", "DATABASE_URL": url}
@@ -266,6 +267,7 @@ def test_a_clock_that_differs_from_clerks_is_called_clock_skew(
     assert all(name in finding.found for name in ("this machine", "the database", "the service"))
 
 
+@pytest.mark.thorough
 def test_a_machine_whose_clock_is_wrong_is_named_alone(fresh_stack: Stack) -> None:
     """The whole command, with a clock that is 10 minutes behind."""
     result = subprocess.run(

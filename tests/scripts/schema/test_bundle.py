@@ -82,6 +82,7 @@ def test_a_database_that_only_the_supabase_cli_migrates_is_complete(
     assert theirs.query("select count(*) from public.projects") == [(35,)]
 
 
+@pytest.mark.thorough
 def test_bundles_do_not_change_a_database_that_migrate_up_migrated(project: Project) -> None:
     project.up()
     before = dump_schema(project.url)
@@ -91,6 +92,7 @@ def test_bundles_do_not_change_a_database_that_migrate_up_migrated(project: Proj
     assert project.up().is_empty
 
 
+@pytest.mark.thorough
 def test_migrate_up_does_not_repeat_bundled_files(project: Project) -> None:
     copy, made, *others = write_bundle(project.root)
     assert [path.name.partition("_")[2] for path in (made, *others)] == [
@@ -106,6 +108,7 @@ def test_migrate_up_does_not_repeat_bundled_files(project: Project) -> None:
     assert write_bundle(project.root) == []
 
 
+@pytest.mark.thorough
 def test_a_later_bundle_has_only_the_changed_files(project: Project, theirs: Project) -> None:
     write_bundle(project.root)
     push(theirs)
@@ -147,6 +150,7 @@ def test_each_file_has_its_own_transaction(project: Project) -> None:
     assert project.query("select count(distinct xmin::text) from app.applied_sources") == [(4,)]
 
 
+@pytest.mark.thorough
 def test_a_copied_migration_waits_without_limit_unless_it_sets_one(project: Project) -> None:
     """docs/deploy.md advises the second one."""
     record = "as select current_setting('lock_timeout')::interval as wait;\n"
@@ -160,6 +164,7 @@ def test_a_copied_migration_waits_without_limit_unless_it_sets_one(project: Proj
     assert project.query("select wait::text from public.short_wait") == [("00:00:00.2",)]
 
 
+@pytest.mark.thorough
 def test_a_bundle_gives_up_before_writers_are_aborted_and_the_next_push_continues(project: Project) -> None:
     project.write(
         "functions/30_limit.sql",

@@ -89,7 +89,11 @@ def test_the_commands_that_take_a_url_are_found() -> None:
     assert set(VERBS) >= {words[0] for words in COMMANDS}
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [pytest.param(words, marks=[pytest.mark.thorough] if words == ("doctor",) else []) for words in COMMANDS],
+    ids=" ".join,
+)
 @given(url=URLS)
 @settings(max_examples=15, deadline=None)
 def test_no_command_shows_the_password_of_any_url(

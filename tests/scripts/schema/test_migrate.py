@@ -1060,6 +1060,7 @@ class TestCommand:
         assert {entry["state"] for entry in states} == {"applied", "current"}
         assert files.sources[0].path in self.run(url, "status").stdout
 
+    @pytest.mark.thorough
     def test_plans_do_not_cause_drift(self, migrated_database: str, new_database: Callable[..., str]) -> None:
         """Statistics and planner settings change the order in which a query without `order by` returns rows."""
         url = new_database(migrated_database)

@@ -106,6 +106,7 @@ def test_a_dry_run_records_nothing(project: Project) -> None:
     assert project.query("select * from app.recorded_objects where name like '%parts%'") == []
 
 
+@pytest.mark.thorough
 def test_bundles_record_the_structure(new_database: Callable[..., str], tmp_path: Path) -> None:
     copy_files(tmp_path)
     project = Project(tmp_path, new_database())
