@@ -241,6 +241,13 @@ def test_a_deployment_waits_for_the_security_workflow_without_codeql() -> None:
     assert "secrets" not in caller
     called = workflow("security.yml")
     assert "workflow_call" in called["on"]
+    commands = {
+        shlex.join(shlex.split(step["run"])[:2])
+        for job in called["jobs"].values()
+        for step in job["steps"]
+        if "run" in step
+    }
+    assert commands >= {"uvx pip-audit@2.10.1", "npm audit", "./scripts/ci/scan-secrets", "./scripts/ci/image scan"}
     # A job that is skipped or may fail would let a deployment pass. A private repository may be unable to run CodeQL.
     assert {job for job, found in called["jobs"].items() if {"if", "continue-on-error"} & found.keys()} == {"codeql"}
     # A run that waits in a concurrency group is cancelled if another one arrives: the weekly run has its own group.
