@@ -1,10 +1,28 @@
 -- Mail as a transactional outbox: a mail is queued in the same transaction as the change it reports, and sent afterwards.
 
+-- Data, not a list in code: Ballast's functions register its kinds, and a product's functions its own (app.register_mail_kind).
+create table app.mail_kinds (
+  kind text primary key check (kind ~ '^[a-z][a-z0-9_]{0,49}$'),
+  data_function text check (length(data_function) <= 200),
+  audience text not null check (audience in ('person', 'operator', 'erased')),
+  is_essential boolean not null check (is_essential or audience = 'person'),
+  repeat_after interval not null check (repeat_after >= interval '0'),
+  example jsonb not null check (jsonb_typeof(example) = 'object' and not jsonb_path_exists(example, 'strict $.**{64}'))
+);
+comment on table app.mail_kinds is 'The kinds of mail. The texts of each are in service/mail_templates.';
+comment on column app.mail_kinds.kind is 'The name of the kind and of its templates.';
+comment on column app.mail_kinds.data_function is 'Returns the data of a mail as a row; null if the names of recipient and organization suffice.';
+comment on column app.mail_kinds.audience is 'person; operator: app.settings.operator_email; erased: an erased person.';
+comment on column app.mail_kinds.is_essential is 'Whether it is sent regardless of the recipient''s preferences.';
+comment on column app.mail_kinds.repeat_after is 'How long the same mail is not repeated. While it is queued, it never is.';
+comment on column app.mail_kinds.example is 'The values that its templates have, as an example.';
+alter table app.mail_kinds enable row level security, force row level security;
+
 -- The id is the idempotency key: however often Resend receives a mail, it goes out once. Names and addresses are looked up when
 -- the mail is sent, so that they are current and not stored here. The one exception is the address of an erased person.
 create table app.email_outbox (
   id uuid primary key default gen_random_uuid(),
-  template text not null check (template ~ '^[a-z][a-z_]{0,49}$'),
+  template text not null check (template ~ '^[a-z][a-z0-9_]{0,49}$'),
   audience text not null check (audience in ('person', 'operator', 'erased')),
   person_id uuid references public.profiles on delete cascade,
   about_id uuid references public.profiles on delete cascade,
@@ -28,7 +46,7 @@ create table app.email_outbox (
 );
 comment on table app.email_outbox is 'Mail to be sent, and its outcome for 30 days.';
 comment on column app.email_outbox.id is 'The mail; Resend''s Idempotency-Key. For mail to an erased person it is the receipt.';
-comment on column app.email_outbox.template is 'Which mail: service/mail_templates has its texts.';
+comment on column app.email_outbox.template is 'Which mail: a kind of app.mail_kinds.';
 comment on column app.email_outbox.audience is 'person; operator: app.settings.operator_email; erased: recipient.';
 comment on column app.email_outbox.person_id is 'The recipient: the address in the profile at the time of sending.';
 comment on column app.email_outbox.about_id is 'The person it names, if that is not the recipient.';

@@ -17,29 +17,22 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlencode
 from uuid import UUID
 
 import httpx
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError, TemplateNotFound, meta, nodes
 
 from service.data_api import Call
 from service.logs import log
 from service.settings import ADDRESS
 
 TEMPLATES = Path(__file__).with_name("mail_templates")
-# The kinds that people may switch off. app.is_essential_mail() decides; a test compares the two.
-OPTIONAL = ("welcome", "member_joined")
-KINDS = (
-    *OPTIONAL,
-    "role_changed",
-    "export_ready",
-    "erasure_done",
-    "backup_failed",
-    "drill_failed",
-    "webhook_failures",
-)
+LAYOUT = "layout"
+FORMS = ("txt", "html")
+# What a template may use, besides `mail`.
+CONSTANTS = frozenset({"company", "app_url", "unsubscribe_url", "subject"})
 WORK_SECONDS = 20.0
 TIMEOUT = httpx.Timeout(connect=3, read=8, write=3, pool=3)
 MAX_TEXT_LENGTH = 200
@@ -53,6 +46,15 @@ RETRYABLE_STATUSES = {401, 403, 408, 409, 425, 429}
 # Resend has already accepted a mail with this key but other content, because a name changed meanwhile: it was sent.
 # https://resend.com/docs/dashboard/emails/idempotency-keys
 ALREADY_SENT = "invalid_idempotent_request"
+
+
+def list_kinds(folder: Path = TEMPLATES) -> list[str]:
+    """The kinds of mail that have both templates in `folder`, by name."""
+    texts, pages = ({file.stem for file in folder.glob(f"*.{form}")} for form in FORMS)
+    return sorted((texts & pages) - {LAYOUT})
+
+
+KINDS = list_kinds()
 
 
 class SendingFailed(Exception):
@@ -72,6 +74,24 @@ class SendingFailed(Exception):
         self.retry_after = retry_after
 
 
+def find_faults(examples: Mapping[str, Mapping[str, Any]], templates: Path = TEMPLATES) -> list[str]:
+    """Compares the templates with the registered kinds, which are given with an example of their data.
+
+    A fault is a kind without templates or registration, a template that does not parse, or one that uses a value that
+    the data of its kind does not have.
+    """
+    faults = []
+    kinds = {file.stem for form in FORMS for file in templates.glob(f"*.{form}")} - {LAYOUT}
+    for form, environment in zip(FORMS, _open_templates(templates), strict=True):
+        for kind in sorted({*examples, *kinds}):
+            if kind not in examples:
+                found = ["its kind is not registered. Call app.register_mail_kind(), or delete the file."]
+            else:
+                found = _find_template_faults(environment, f"{kind}.{form}", examples[kind])
+            faults += [f"{templates.name}/{kind}.{form}: {fault}" for fault in found]
+    return faults
+
+
 @dataclass(frozen=True)
 class Message:
     """A rendered mail. `unsubscribe_url` is None for essential mail."""
@@ -88,20 +108,23 @@ class Message:
 class Renderer:
     """Renders the outbox's rows as messages: HTML and plain text, each from its own template."""
 
-    def __init__(self, company: str | None, app_url: str | None, service_url: str | None, secret: str) -> None:
+    def __init__(
+        self,
+        company: str | None,
+        app_url: str | None,
+        service_url: str | None,
+        secret: str,
+        templates: Path = TEMPLATES,
+    ) -> None:
         self._constants = {"company": company or "Ballast", "app_url": app_url}
         self._service_url = service_url
         self._key = hmac.digest(secret.encode(), b"mail/unsubscribe", hashlib.sha256)
-        # Two environments: plain text must not be escaped.
-        options: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-        loader = FileSystemLoader(TEMPLATES)
-        self._html = Environment(loader=loader, autoescape=True, **options)
-        self._text = Environment(loader=loader, autoescape=False, **options)  # noqa: S701 - plain text
-        self._html.filters["moment"] = self._text.filters["moment"] = _format_time
+        self.kinds = list_kinds(templates)
+        self._text, self._html = _open_templates(templates)
 
     def render(self, mail: Mapping[str, Any]) -> Message:
         """Renders a row that claim_mail() returned. Raises SendingFailed if that is impossible."""
-        if mail["template"] not in KINDS:
+        if mail["template"] not in self.kinds:
             raise SendingFailed("template_unknown", is_final=True)
         if not ADDRESS.fullmatch(mail["to"] or ""):
             raise SendingFailed("address_malformed", is_final=True)
@@ -115,6 +138,14 @@ class Renderer:
         except TemplateError as error:
             raise SendingFailed(f"template_{type(error).__name__}", is_final=True) from None
         return Message(mail["id"], mail["template"], mail["to"], subject, html, text.strip() + "\n", unsubscribe_url)
+
+    def describe(self, kind: str) -> str:
+        """What people unsubscribe from: the block `what` of the kind's text, or the layout's if it has none."""
+        template, layout = (
+            self._text.get_template(f"{name}.txt") for name in (kind if kind in self.kinds else LAYOUT, LAYOUT)
+        )
+        source = template if "what" in template.blocks else layout
+        return "".join(source.blocks["what"](source.new_context()))
 
     def unsubscribe_url(self, person_id: str, kind: str) -> str | None:
         """The link that unsubscribes from this kind of mail without signing in. None while SERVICE_URL is not set."""
@@ -212,7 +243,7 @@ class Mailer:
         deadline = time.monotonic() + WORK_SECONDS
         while time.monotonic() < deadline:
             # One at a time: a sender that is killed leaves at most one claimed.
-            claimed = self.call("claim_mail", {"batch": 1})
+            claimed = self.call("claim_mail", {"batch": 1, "kinds": self.renderer.kinds})
             if not claimed:
                 break
             try:
@@ -246,14 +277,61 @@ def _clean(value: Any) -> Any:
             return one_line(value)
         case dict():
             return {name: _clean(each) for name, each in value.items()}
+        case list():
+            return [_clean(each) for each in value]
         case _:
             return value
 
 
-def _format_time(text: str) -> str:
-    """Formats a PostgreSQL timestamp for people: 31 January 2026, 10:00 UTC."""
-    moment = datetime.fromisoformat(text).astimezone(UTC)
+def _omit_none(value: Any) -> Any:
+    """Renders a missing value as nothing instead of `None`."""
+    return "" if value is None else value
+
+
+def _format_time(text: str | None) -> str:
+    """Formats a PostgreSQL date or timestamp for people: 31 January 2026, or 31 January 2026, 10:00 UTC."""
+    if text is None:
+        return ""
+    moment = datetime.fromisoformat(text)
+    if len(text) == len("2026-01-31"):
+        return f"{moment.day} {moment:%B %Y}"
+    moment = moment.astimezone(UTC)
     return f"{moment.day} {moment:%B %Y, %H:%M} UTC"
+
+
+def _open_templates(folder: Path) -> tuple[Environment, Environment]:
+    """One environment for each of FORMS, because plain text must not be escaped."""
+    options: dict[str, Any] = {
+        "loader": FileSystemLoader(folder),
+        "undefined": StrictUndefined,
+        "finalize": _omit_none,
+        "trim_blocks": True,
+        "lstrip_blocks": True,
+    }
+    text = Environment(autoescape=False, **options)  # noqa: S701 - plain text
+    html = Environment(autoescape=True, **options)
+    html.filters["moment"] = text.filters["moment"] = _format_time
+    return text, html
+
+
+def _find_template_faults(environment: Environment, name: str, example: Mapping[str, Any]) -> list[str]:
+    """Examines all branches of a template, which rendering it once does not."""
+    loader = cast("FileSystemLoader", environment.loader)
+    try:
+        environment.get_template(name)
+        tree = environment.parse(loader.get_source(environment, name)[0])
+    except TemplateNotFound:
+        return ["the file is missing. Write it, or delete the row of app.mail_kinds."]
+    except TemplateError as error:
+        return [f"{(error.message or type(error).__name__).rstrip('.')}."]
+    used = {
+        each.attr
+        for each in tree.find_all(nodes.Getattr)
+        if isinstance(each.node, nodes.Name) and each.node.name == "mail"
+    }
+    unknown = [f"mail.{each}" for each in sorted(used - {*example})]
+    unknown += sorted(meta.find_undeclared_variables(tree) - CONSTANTS - {"mail"})
+    return [f"it uses {each}, which is not among the data of its kind." for each in unknown]
 
 
 def _read_provider_id(answer: httpx.Response) -> str | None:

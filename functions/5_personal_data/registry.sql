@@ -158,8 +158,9 @@ values
 (
   'app.email_outbox', 'about_id', 't.about_id = person.id and t.person_id is distinct from person.id', 'mail_about_you',
   '{t.id,t.template,t.organization_id,t.created_at}', '{id}', 't.created_at', 'delete', null, null,
-  'E-mail', 'That we notified the owners of an organization that you joined', 'To inform them who has access',
-  'Legitimate interest in access control, Art. 6(1)(f) GDPR', $$interval '30 days'$$, null, 'after it was queued'
+  'E-mail', 'That we notified others of something that concerns you, for example that you joined their organization',
+  'To inform the people who need to know', 'Legitimate interest of the organization, Art. 6(1)(f) GDPR',
+  $$interval '30 days'$$, null, 'after it was queued'
 ),
 (
   'app.mail_suppressions', 'person_id', 't.person_id = person.id', 'mail_suppressions', '{t.address,t.reason,t.suppressed_at}',
@@ -233,6 +234,7 @@ values
 ('app.job_runs', '', 'none', 'Outcomes of jobs: counts', null, null),
 ('app.clerk_backfills', '', 'none', 'Progress of an import from Clerk: a number and a time', null, null),
 ('app.settings', '', 'none', 'Settings of the installation', null, null),
+('app.mail_kinds', '', 'none', 'The kinds of mail', null, null),
 ('app.clerk_roles', '', 'none', 'The role for each role in Clerk', null, null),
 ('app.clerk_plans', '', 'none', 'The plan for each plan in Clerk', null, null),
 ('app.audit_prefixes', '', 'none', 'Actions that clients may log', null, null),

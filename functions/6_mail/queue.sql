@@ -13,14 +13,6 @@ end;
 $$;
 comment on function app.is_mail_enabled is 'Whether mail is queued in this session. Definer: app.settings is private.';
 
--- People can switch off mail that is not essential: profiles.preferences -> 'mail' -> <template> = false.
-create or replace function app.is_essential_mail(template text) returns boolean
-language sql immutable parallel safe set search_path = pg_catalog, pg_temp
-as $$
-  select template not in ('welcome', 'member_joined');
-$$;
-comment on function app.is_essential_mail is 'Whether the mail is sent regardless of the recipient''s preferences.';
-
 create or replace function app.mail_address(mail app.email_outbox) returns text
 language sql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -32,19 +24,21 @@ as $$
 $$;
 comment on function app.mail_address is 'The current address of a mail''s recipient; null if there is none.';
 
--- Checked twice: when a mail is queued and again when it is about to be sent.
+-- Checked twice: when a mail is queued and again when it is about to be sent. People can switch off mail that is not essential:
+-- profiles.preferences -> 'mail' -> <kind> = false.
 create or replace function app.mail_block_reason(mail app.email_outbox) returns text
 language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
   person public.profiles;
+  kind app.mail_kinds;
 begin
-  if app.mail_address(mail) is null then
+  select k.* into kind from app.mail_kinds as k where k.kind = mail.template;
+  if not found then
+    return 'unknown_kind';
+  elsif app.mail_address(mail) is null then
     return 'no_address';
-  end if;
-  if mail.template = 'webhook_failures' then
-    return case when not exists (select from app.webhook_events as e where e.outcome = 'failed') then 'resolved' end;
   elsif mail.audience <> 'person' then
     return null;
   end if;
@@ -53,19 +47,7 @@ begin
     return 'banned';
   elsif exists (select from public.organizations as o where o.id = mail.organization_id and o.deleted_at is not null) then
     return 'organization_deleted';
-  elsif mail.template = 'member_joined' and not (
-    exists (
-      select from public.organization_memberships as m
-      where m.organization_id = mail.organization_id and m.user_id = person.id and m.role in ('owner', 'admin')
-    )
-    and exists (select from public.organization_memberships as m where m.organization_id = mail.organization_id and m.user_id = mail.about_id)
-  ) then
-    return 'not_a_member';
-  elsif mail.template = 'role_changed' and not exists (
-    select from public.organization_memberships as m where m.organization_id = mail.organization_id and m.user_id = person.id
-  ) then
-    return 'not_a_member';
-  elsif app.is_essential_mail(mail.template) then
+  elsif kind.is_essential then
     return null;
   elsif person.preferences -> 'mail' -> mail.template = 'false' then
     return 'unsubscribed';
@@ -75,28 +57,22 @@ begin
   return null;
 end;
 $$;
-comment on function app.mail_block_reason is 'A code for why a mail must not be sent; null if it may be sent.';
+comment on function app.mail_block_reason is 'A code for why a mail must not be sent to its recipient; null if it may be sent.';
 
--- The same mail is not repeated while the first is queued or within an hour (webhook_failures: a day). An exception is role_changed: a
--- role may change back within the hour, so only a queued one counts. It reports the role at the time of sending.
 create or replace function app.is_repeated_mail(mail app.email_outbox) returns boolean
 language sql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
   select exists (
     select from app.email_outbox as o
+    join app.mail_kinds as k on k.kind = o.template
     where o.person_id is not distinct from mail.person_id and o.template = mail.template
       and (o.about_id, o.organization_id, o.data) is not distinct from (mail.about_id, mail.organization_id, mail.data)
-      and (
-        o.state = 'queued'
-        or (
-          mail.template <> 'role_changed' and o.state <> 'dropped'
-          and o.created_at > now() - case mail.template when 'webhook_failures' then interval '1 day' else interval '1 hour' end
-        )
-      )
+      and (o.state = 'queued' or (o.state <> 'dropped' and o.created_at > now() - k.repeat_after))
   );
 $$;
-comment on function app.is_repeated_mail is 'Whether the same mail is queued or was queued a short time ago.';
+comment on function app.is_repeated_mail is 'Whether the same mail is queued, or was queued within app.mail_kinds.repeat_after.';
 
+-- A wrong kind raises also while mail is switched off, so that a test finds it.
 create or replace function app.enqueue_mail(
   template text, person_id uuid default null, about_id uuid default null, organization_id uuid default null, data jsonb default '{}',
   due_at timestamptz default now()
@@ -107,12 +83,17 @@ as $$
 declare
   mail app.email_outbox;
 begin
-  if not app.is_mail_enabled() then
+  select k.audience into mail.audience from app.mail_kinds as k where k.kind = template;
+  if not found then
+    raise exception 'There is no mail kind %.', template using errcode = 'undefined_object', hint = 'Register it with app.register_mail_kind().';
+  elsif mail.audience <> (case when person_id is null then 'operator' else 'person' end) then
+    raise exception 'Mail of the kind % goes to: %.', template, mail.audience
+      using errcode = 'invalid_parameter_value', hint = 'Pass person_id for mail to a person, and only then.';
+  elsif not app.is_mail_enabled() then
     return null;
   end if;
   mail.id := gen_random_uuid();
   mail.template := template;
-  mail.audience := case when person_id is null then 'operator' else 'person' end;
   mail.person_id := person_id;
   mail.about_id := about_id;
   mail.organization_id := organization_id;
@@ -126,7 +107,7 @@ begin
 end;
 $$;
 comment on function app.enqueue_mail is
-'Queues mail to a person, or to the operator if person_id is null. Returns its id, or null if it must not be sent. Definer: callers have no privilege on the outbox.';
+'Queues mail to a person, or to the operator if person_id is null. Returns its id, or null if it must not be sent. Raises if the kind is not registered, or has another audience. Definer: callers have no privilege on the outbox.';
 
 -- --- triggers that queue mail
 
@@ -158,14 +139,15 @@ begin
     perform app.enqueue_mail('member_joined', m.user_id, new.user_id, new.organization_id)
     from (
       select m.user_id from public.organization_memberships as m
-      where m.organization_id = new.organization_id and m.role in ('owner', 'admin') and m.user_id <> new.user_id
+      join public.role_permissions as rp on rp.role = m.role and rp.permission = 'members:invite'
+      where m.organization_id = new.organization_id and m.user_id <> new.user_id
       order by m.user_id
     ) as m;
   end if;
   return null;
 end;
 $$;
-comment on function app.mail_member_joined is 'Notifies owners and admins of a new member. Definer: it reads memberships.';
+comment on function app.mail_member_joined is 'Notifies the members who may invite people of a new member. Definer: it reads memberships.';
 
 create or replace trigger mail_member_joined after insert on public.organization_memberships
 for each row execute function app.mail_member_joined();

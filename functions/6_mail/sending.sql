@@ -1,40 +1,34 @@
 -- Sending mail: the service claims queued mail, records the outcome, and reports Resend's delivery events.
 
 create or replace function app.mail_context(mail app.email_outbox) returns jsonb
-language sql stable parallel safe set search_path = pg_catalog, pg_temp
+language plpgsql stable parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
-  select jsonb_build_object(
+declare
+  data_function constant text := (select k.data_function from app.mail_kinds as k where k.kind = mail.template);
+  own jsonb := '{}';
+begin
+  if data_function is not null then
+    execute format('select to_jsonb(d) from (select f.* from %s($1) as f limit 1) as d', data_function) into own using mail;
+  end if;
+  return own || jsonb_build_object(
     'name', (select p.full_name from public.profiles as p where p.id = mail.person_id),
-    'organization', (select coalesce(o.name, o.slug, o.clerk_org_id) from public.organizations as o where o.id = mail.organization_id),
-    'member', (select coalesce(p.full_name, p.email) from public.profiles as p where p.id = mail.about_id),
-    'role', (
-      select m.role from public.organization_memberships as m
-      where m.organization_id = mail.organization_id and m.user_id = coalesce(mail.about_id, mail.person_id)
-    ),
-    'receipt', case mail.audience when 'erased' then mail.id end,
-    'failures', case mail.template
-      when 'webhook_failures' then (select count(*) from app.webhook_events as e where e.outcome = 'failed')
-    end,
-    'export', (
-      select jsonb_build_object('requested_by', e.requested_by, 'started_at', e.started_at)
-      from app.exports as e where e.id::text = mail.data ->> 'export_id'
-    ),
-    'backup', (
-      select jsonb_build_object('filename', b.filename, 'created_at', b.created_at, 'status', b.status, 'error', b.error_message)
-      from public.backup_logs as b where b.id::text = mail.data ->> 'backup_id'
-    )
+    'organization', (select coalesce(o.name, o.slug, o.clerk_org_id) from public.organizations as o where o.id = mail.organization_id)
   );
+end;
 $$;
-comment on function app.mail_context is 'Current values for the template of a mail. Every kind of mail gets the same keys, null if they do not apply.';
+comment on function app.mail_context is 'Current values for the template of a mail; null if the mail is no longer true.';
 
 -- A claim lasts three minutes. Then the sender is presumed dead, and the mail can be claimed again. Mail that must not be sent any more
--- is dropped here, at most 1,000 at a time: so many that are due cannot make a call time out, and the next call takes the others.
-create or replace function public.claim_mail(batch integer default 1) returns jsonb
+-- is dropped here, at most 1,000 at a time: so many that are due cannot make a call time out, and the next call takes the others. Mail
+-- whose data cannot be read is retried later: it does not stop the others.
+create or replace function public.claim_mail(batch integer default 1, kinds text[] default null) returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
+#variable_conflict use_variable
 declare
   mail app.email_outbox;
   block_reason text;
+  context jsonb;
   claimed jsonb := '[]';
 begin
   perform app.refuse_clerk_tokens();
@@ -44,24 +38,34 @@ begin
   for examined in 1 .. 1000 + batch loop
     exit when jsonb_array_length(claimed) = batch;
     select o.* into mail from app.email_outbox as o
-    where o.state in ('queued', 'sending') and o.next_attempt_at <= now()
+    where o.state in ('queued', 'sending') and o.next_attempt_at <= now() and (kinds is null or o.template = any(kinds))
     order by o.next_attempt_at
     limit 1
     for update skip locked;
     exit when not found;
     block_reason := app.mail_block_reason(mail);
     if mail.give_up_at <= now() then
-      update app.email_outbox as o 
+      update app.email_outbox as o
       set state = 'failed', recipient = null, error = coalesce(o.error, 'too_late'), next_attempt_at = now()
       where o.id = mail.id;
-    elsif block_reason is not null then
-      update app.email_outbox as o set state = 'dropped', recipient = null, error = block_reason where o.id = mail.id;
-    else
+      continue;
+    elsif block_reason is null then
       update app.email_outbox as o set state = 'sending', attempts = o.attempts + 1, next_attempt_at = now() + interval '3 minutes'
       where o.id = mail.id;
+      begin
+        context := app.mail_context(mail);
+      exception when others then
+        perform public.end_mail(mail.id, 'queued', error => 'data_' || sqlstate);
+        continue;
+      end;
+      block_reason := case when context is null then 'outdated' end;
+    end if;
+    if block_reason is not null then
+      update app.email_outbox as o set state = 'dropped', recipient = null, error = block_reason where o.id = mail.id;
+    else
       claimed := claimed || jsonb_build_object(
         'id', mail.id, 'template', mail.template, 'to', app.mail_address(mail), 'person_id', mail.person_id,
-        'is_essential', app.is_essential_mail(mail.template), 'context', app.mail_context(mail)
+        'is_essential', (select k.is_essential from app.mail_kinds as k where k.kind = mail.template), 'context', context
       );
     end if;
   end loop;
@@ -69,7 +73,7 @@ begin
 end;
 $$;
 comment on function public.claim_mail is
-'Claims mail that is due, for three minutes: [{id, template, to, person_id, is_essential, context}]. Definer: the service has no privilege on tables.';
+'Claims mail that is due, for three minutes: [{id, template, to, person_id, is_essential, context}]. kinds: those that the service has templates for; mail of another kind waits for a newer service. Definer: the service has no privilege on tables.';
 
 -- If a sender that was presumed dead and its successor both report, success wins.
 create or replace function public.end_mail(
@@ -155,7 +159,7 @@ language plpgsql volatile parallel unsafe security definer set search_path = pg_
 as $$
 begin
   perform app.refuse_clerk_tokens();
-  if app.is_essential_mail(template) then
+  if not exists (select from app.mail_kinds as k where k.kind = unsubscribe_from_mail.template and not k.is_essential) then
     return false;
   end if;
   update public.profiles as p
@@ -168,9 +172,24 @@ begin
 end;
 $$;
 comment on function public.unsubscribe_from_mail is
-'Switches a kind of mail off for a person. The service has verified the link. Returns false for essential mail, which cannot be switched off. Definer: the service has no privilege on tables.';
+'Switches a kind of mail off for a person. The service has verified the link. Returns false for essential mail, which cannot be switched off, and for a kind that no longer exists. Definer: the service has no privilege on tables.';
+
+-- For the previews of the local mailbox.
+create or replace function public.list_mail_kinds() returns jsonb
+language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform app.refuse_clerk_tokens();
+  return (
+    select coalesce(jsonb_object_agg(k.kind, jsonb_build_object('is_essential', k.is_essential, 'example', k.example)), '{}')
+    from app.mail_kinds as k
+  );
+end;
+$$;
+comment on function public.list_mail_kinds is
+'The kinds of mail: {kind: {is_essential, example}}. Definer: the service has no privilege on tables.';
 
 grant execute on function
-public.claim_mail(integer), public.end_mail(uuid, text, text, text, integer), public.record_mail_event(uuid, text, text, text, boolean),
-public.unsubscribe_from_mail(uuid, text)
+public.claim_mail(integer, text[]), public.list_mail_kinds(), public.end_mail(uuid, text, text, text, integer),
+public.record_mail_event(uuid, text, text, text, boolean), public.unsubscribe_from_mail(uuid, text)
 to service_role;

@@ -12,6 +12,8 @@ from typing import Any
 from scripts.backup.programs import split_password
 from scripts.health.context import CheckFailed, CheckSkipped, Context, join_some
 from scripts.schema import drift, sql_files
+from scripts.schema.database import connect
+from service.mail import find_faults
 
 ADVISORS = sql_files.ROOT / "node_modules/.bin/supabase"
 ACCEPTED_ADVICE = sql_files.ROOT / "tests/db/accepted_advice.toml"
@@ -29,6 +31,22 @@ def check_migrations(context: Context) -> str:
             "Run `ballast migrate check`, which says how to correct it.",
         )
     return f"{len(plan.files.migrations)} migrations, {len(plan.files.sources)} sources, no drift."
+
+
+def check_mail_kinds(context: Context) -> str:
+    """Checks that each registered kind of mail has templates that use only its data, and that its function exists."""
+    with connect(context.database_url) as connection:
+        if connection.execute("select to_regclass('app.mail_kinds')").fetchone() == (None,):
+            raise CheckSkipped("The table app.mail_kinds is missing: run `ballast migrate up`.")
+        registered = connection.execute(
+            "select k.kind, k.example, to_regprocedure(k.data_function || '(app.email_outbox)') is null "
+            "and k.data_function is not null from app.mail_kinds as k"
+        ).fetchall()
+    faults = find_faults({kind: example for kind, example, _ in registered})
+    faults += [f"The function for the data of {kind} is gone." for kind, _, is_gone in registered if is_gone]
+    if faults:
+        raise CheckFailed(join_some(faults), "Correct the files, then run `ballast migrate up`: docs/mail.md.")
+    return f"{len(registered)} kinds of mail have matching templates."
 
 
 def check_advisors(context: Context) -> str:

@@ -24,7 +24,7 @@ from scripts.health.checks_clerk import (
     check_third_party_auth,
 )
 from scripts.health.checks_clocks import check_clocks
-from scripts.health.checks_database import check_advisors, check_migrations
+from scripts.health.checks_database import check_advisors, check_mail_kinds, check_migrations
 from scripts.health.checks_service import (
     check_jobs,
     check_redis,
@@ -47,6 +47,7 @@ CHECKS: dict[str, Callable[[Context], str]] = {
     "JWT templates": check_jwt_templates,
     "exposed schemas": check_exposed_schemas,
     "migrations": check_migrations,
+    "mail kinds": check_mail_kinds,
     "advisors": check_advisors,
     "pg_dump": check_pg_dump,
     "backup store": check_store,

@@ -11,7 +11,7 @@ from flask.typing import ResponseReturnValue
 
 from service.components import components
 from service.data_api import CallFailed
-from service.mail import KINDS, OPTIONAL, DevMailbox, Message
+from service.mail import KINDS, DevMailbox, Message
 from service.problems import Problem
 from service.signed_webhooks import (
     EventMalformed,
@@ -40,22 +40,7 @@ STYLE = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'sel
 # A mail contains its own styles and loads nothing else.
 MAIL_STYLE = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
-# Example values for the previews of all kinds of mail.
-EXAMPLE: dict[str, Any] = {
-    "name": "Ada Winter",
-    "organization": "Acme",
-    "member": "Ben Summer",
-    "role": "admin",
-    "receipt": "00000000-0000-4000-8000-000000000000",
-    "failures": 3,
-    "export": {"requested_by": "person", "started_at": "2026-01-31T10:00:00+00:00"},
-    "backup": {
-        "filename": "database/20260131T020000Z-0123abcd",
-        "created_at": "2026-01-31T02:00:00+00:00",
-        "status": "failed",
-        "error": "pg_dump ended with 1",
-    },
-}
+EXAMPLE_ID = "00000000-0000-4000-8000-000000000000"
 
 
 class LinkInvalid(Problem, status=403, slug="mail-link-invalid", title="This link is not valid"):
@@ -70,7 +55,7 @@ class MailUnknown(Problem, status=404, slug="mail-unknown", title="There is no s
 def confirm_unsubscribe() -> ResponseReturnValue:
     """Asks for confirmation and changes nothing: mail scanners open every link."""
     _, kind = _read_signed_link()
-    return _render_page("unsubscribe.html", STYLE, kind=kind, done=False)
+    return _render_page("unsubscribe.html", STYLE, what=_describe(kind), done=False)
 
 
 @mail.post("/mail/unsubscribe")
@@ -78,7 +63,7 @@ def unsubscribe() -> ResponseReturnValue:
     """Unsubscribes from one kind of mail: from the page, or by the mail program's own button (RFC 8058)."""
     person_id, kind = _read_signed_link()
     components().data_api.call("unsubscribe_from_mail", {"person_id": person_id, "template": kind})
-    return _render_page("unsubscribe.html", STYLE, kind=kind, done=True)
+    return _render_page("unsubscribe.html", STYLE, what=_describe(kind), done=True)
 
 
 @mail.post("/webhooks/resend")
@@ -146,6 +131,10 @@ def _read_signed_link() -> tuple[str, str]:
     return person_id, kind
 
 
+def _describe(kind: str) -> str:
+    return components().mailer.renderer.describe(kind)
+
+
 @dev_mail.get("")
 def list_messages() -> ResponseReturnValue:
     """Lists all mail that was sent locally, newest first, and an example of each kind."""
@@ -169,15 +158,18 @@ def example(kind: str, form: str) -> ResponseReturnValue:
 
 
 def example_message(kind: str) -> Message:
-    """Renders an example of this kind of mail, addressed to Ada Winter."""
+    """Renders an example of this kind of mail. Raises MailUnknown if the kind is not registered."""
+    registered = components().mailer.call("list_mail_kinds", {})
+    if kind not in registered:
+        raise MailUnknown(f"Register the kind {kind} with app.register_mail_kind().")
     return components().mailer.renderer.render(
         {
-            "id": EXAMPLE["receipt"],
+            "id": EXAMPLE_ID,
             "template": kind,
             "to": "ada@example.com",
-            "person_id": EXAMPLE["receipt"],
-            "is_essential": kind not in OPTIONAL,
-            "context": EXAMPLE,
+            "person_id": EXAMPLE_ID,
+            "is_essential": registered[kind]["is_essential"],
+            "context": registered[kind]["example"],
         }
     )
 

@@ -459,7 +459,7 @@ export type Database = {
       begin_export: { Args: { clerk_user_id: string; requested_by?: string }; Returns: Json };
       claim_due_erasure: { Args: Record<PropertyKey, never>; Returns: string };
       claim_due_event: { Args: Record<PropertyKey, never>; Returns: Json };
-      claim_mail: { Args: { batch?: number }; Returns: Json };
+      claim_mail: { Args: { batch?: number; kinds?: string[] }; Returns: Json };
       claim_name_changes: { Args: Record<PropertyKey, never>; Returns: Json };
       confirm_receipt: { Args: { digest: string }; Returns: undefined };
       continue_erasure: { Args: { has_store?: boolean; receipt: string }; Returns: Json };
@@ -489,6 +489,7 @@ export type Database = {
       };
       has_permission: { Args: { organization_id: string; permission: string }; Returns: boolean };
       job_schedule: { Args: Record<PropertyKey, never>; Returns: Json };
+      list_mail_kinds: { Args: Record<PropertyKey, never>; Returns: Json };
       log_audit_event: {
         Args: {
           p_action: string;

@@ -132,6 +132,8 @@ CATCHES_ALL = {
     "app.apply_erasure(app.erasure_log,app.person,boolean)": "raises transient trouble again; a new plan replaces this one",
     "app.broadcast_changes()": "a lost broadcast never fails a write; it is counted",
     "app.broadcast_changes() (2)": "not even if it cannot be counted; the server's log has it",
+    "app.register_mail_kind(text,text,text,boolean,interval,jsonb)": "raises the error again, with the function's name",
+    "claim_mail(integer,text[])": "the mail stays queued with the code of the error",
     "app.take_token(text,text,double precision,double precision)": "a fault in the limiter must not refuse a write; nothing is lost",
     "app.purge_batch(app.personal_data,integer,text[])": "halves the batch; a single row is reported and tried again in the next run",
     "app.purge_organization(uuid,integer,text[])": "raises the error of a batch again; a single row is reported and tried again in the next run",

@@ -13,4 +13,4 @@ from tests.scripts.conftest import (  # noqa: F401
     populated_database,
     source,
 )
-from tests.service.conftest import log, make_app  # noqa: F401
+from tests.service.conftest import log, make_app, outside  # noqa: F401

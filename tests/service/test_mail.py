@@ -6,6 +6,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any, cast
 from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
@@ -27,8 +30,7 @@ from hypothesis import strategies as st
 
 from service import mail as mail_module
 from service.components import components
-from service.mail import KINDS, OPTIONAL, Renderer, SendingFailed, one_line
-from service.routes.mail import EXAMPLE
+from service.mail import KINDS, TEMPLATES, Renderer, SendingFailed, find_faults, one_line
 from tests.conftest import ROOT, Stack
 from tests.service.conftest import ENVIRONMENT, MakeApp, make_in
 from tests.service.outside import HANG_UP, OLD_SECRET, SECRET, Answer, Outside, rest_answer, sign
@@ -446,20 +448,38 @@ def renderer(**changes: str | None) -> Renderer:
     return Renderer(**(given | changes), secret=secrets.token_hex())
 
 
-def row(template: str, context: dict[str, Any], **changes: Any) -> Mail:
+@dataclass(frozen=True)
+class Kind:
+    """A registered kind of mail."""
+
+    is_essential: bool
+    example: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def registered(stack: Stack) -> dict[str, Kind]:
+    """All kinds: those of Ballast and those of a product."""
+    with psycopg.connect(stack.environment["DATABASE_URL"]) as connection:
+        rows = connection.execute("select kind, is_essential, example from app.mail_kinds").fetchall()
+    return {kind: Kind(is_essential, example) for kind, is_essential, example in rows}
+
+
+def row(template: str, kind: Kind, **changes: Any) -> Mail:
     person = str(uuid4())
-    is_essential = template not in OPTIONAL
-    return {"id": str(uuid4()), "template": template, "to": "a@b.example", "person_id": person, "is_essential": is_essential, "context": context} | changes  # fmt: skip
+    return {
+        "id": str(uuid4()), "template": template, "to": "a@b.example", "person_id": person,
+        "is_essential": kind.is_essential, "context": kind.example,
+    } | changes  # fmt: skip
 
 
 def with_each_text(context: Any, text: str) -> Any:
+    """Replaces every text that is not a date or time."""
     match context:
         case dict():
-            return {
-                name: each if name in {"requested_by", "started_at", "created_at"} else with_each_text(each, text)
-                for name, each in context.items()
-            }
-        case str():
+            return {name: with_each_text(each, text) for name, each in context.items()}
+        case list():
+            return [with_each_text(each, text) for each in context]
+        case str() if not re.match(r"\d{4}-\d\d-\d\d", context):
             return text
         case _:
             return context
@@ -478,8 +498,8 @@ def find_elements(html: str) -> list[tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize("template", KINDS)
-def test_every_kind_has_the_same_content_in_html_and_text(template: str) -> None:
-    message = renderer().render(row(template, EXAMPLE))
+def test_every_kind_has_the_same_content_in_html_and_text(template: str, registered: dict[str, Kind]) -> None:
+    message = renderer().render(row(template, registered[template]))
     assert message.subject
     assert f"<title>{message.subject.replace('&', '&amp;').replace(chr(39), '&#39;')}</title>" in message.html
     assert "{{" not in message.html + message.text
@@ -488,26 +508,31 @@ def test_every_kind_has_the_same_content_in_html_and_text(template: str) -> None
     assert "Ballast &amp; Sons" in message.html
     words = set(re.findall(r"[A-Z][a-z]{4,}", re.sub(r"<[^>]*>", " ", message.html)))
     assert words <= set(re.findall(r"[A-Za-z]+", message.text + message.subject))
-    assert (message.unsubscribe_url is not None) == (template in OPTIONAL)
+    assert (message.unsubscribe_url is not None) != registered[template].is_essential
 
 
 @pytest.mark.parametrize("template", KINDS)
-def test_every_kind_renders_with_missing_values(template: str) -> None:
-    little = dict.fromkeys(EXAMPLE) | {name: EXAMPLE[name] for name in ("organization", "receipt", "failures", "role")}
-    message = renderer(company=None, app_url=None, service_url=None).render(row(template, little))
+def test_every_kind_renders_with_missing_values(template: str, registered: dict[str, Kind]) -> None:
+    kind = registered[template]
+    message = renderer(company=None, app_url=None, service_url=None).render(
+        row(template, kind, context=dict.fromkeys(kind.example))
+    )
     assert message.unsubscribe_url is None
+    assert message.subject
     assert "None" not in message.subject + message.html + message.text
 
 
 @pytest.mark.parametrize("template", KINDS)
-def test_user_input_cannot_become_markup_a_header_or_a_paragraph(template: str) -> None:
+def test_user_input_cannot_become_markup_a_header_or_a_paragraph(template: str, registered: dict[str, Kind]) -> None:
     hostile = "<script>alert(1)</script>\r\nBcc: all@evil.example\n\nDear user,\u2028pay\u202eyap \" onload='x' {{ 777 * 777 }}"
-    message = renderer().render(row(template, with_each_text(EXAMPLE, hostile)))
+    kind = registered[template]
+    usual = find_elements(renderer().render(row(template, kind)).html)
+    message = renderer().render(row(template, kind, context=with_each_text(kind.example, hostile)))
     harmless = {"html", "head", "meta", "title", "body", "div", "h1", "p", "a", "hr", "br", "strong", "code", "pre"}
-    assert {tag for tag, _ in find_elements(message.html)} <= harmless
+    assert {tag for tag, _ in find_elements(message.html)} <= harmless | {tag for tag, _ in usual} - {"script"}
     assert {name for _, attributes in find_elements(message.html) for name in attributes} <= {
         "lang", "charset", "name", "content", "style", "role", "aria-label", "href"
-    }  # fmt: skip
+    } | {name for _, attributes in usual for name in attributes} - {"onload"}  # fmt: skip
     assert len(message.subject.splitlines()) == 1
     assert not re.search(r"[\x00-\x1f\u2028\u202e]", message.subject)
     assert not re.search(r"^(Bcc|Dear)", message.text, re.MULTILINE)
@@ -515,12 +540,16 @@ def test_user_input_cannot_become_markup_a_header_or_a_paragraph(template: str) 
 
 
 @given(text=st.text(st.characters(exclude_categories=()), max_size=300), template=st.sampled_from(KINDS))
-def test_any_text_renders_to_a_valid_mail(text: str, template: str) -> None:
-    message = renderer().render(row(template, with_each_text(EXAMPLE, text)))
+def test_any_text_renders_to_a_valid_mail(registered: dict[str, Kind], text: str, template: str) -> None:
+    kind = registered[template]
+    message = renderer().render(row(template, kind, context=with_each_text(kind.example, text)))
     json.dumps([message.subject, message.html, message.text]).encode()
     (message.subject + message.html + message.text).encode()  # raises for half a surrogate pair
     assert message.subject == one_line(message.subject)
     assert message.subject
+
+
+WELCOME = Kind(is_essential=False, example={"name": NAME, "organization": None})
 
 
 @pytest.mark.parametrize(
@@ -528,20 +557,51 @@ def test_any_text_renders_to_a_valid_mail(text: str, template: str) -> None:
 )
 def test_mail_goes_to_exactly_one_address(address: str | None) -> None:
     with pytest.raises(SendingFailed) as refused:
-        renderer().render(row("welcome", EXAMPLE, to=address))
+        renderer().render(row("welcome", WELCOME, to=address))
     assert (refused.value.code, refused.value.is_final) == ("address_malformed", True)
 
 
 def test_mail_of_an_unknown_kind_is_given_up() -> None:
     with pytest.raises(SendingFailed, match="template_unknown"):
-        renderer().render(row("../../etc/passwd", EXAMPLE))
+        renderer().render(row("../../etc/passwd", WELCOME))
 
 
-def test_the_service_and_the_database_agree_on_what_is_essential(database: psycopg.Connection[Any]) -> None:
-    essential = [
-        kind for kind in KINDS if database.execute("select app.is_essential_mail(%s)", [kind]).fetchall() == [(True,)]
-    ]
-    assert set(KINDS) - set(essential) == set(OPTIONAL)
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, ""),
+        ("2026-01-31", "31 January 2026"),
+        ("2026-01-31T23:30:00-02:00", "1 February 2026, 01:30 UTC"),
+        ("2026-01-31T10:00:00.123456+00:00", "31 January 2026, 10:00 UTC"),
+    ],
+)
+def test_dates_and_times_are_written_for_people(given: str | None, expected: str) -> None:
+    assert mail_module._format_time(given) == expected
+
+
+def test_every_template_has_a_registered_kind_and_uses_only_its_data(registered: dict[str, Kind]) -> None:
+    assert find_faults({kind: each.example for kind, each in registered.items()}) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (None, "the file is missing. Write it, or delete the row of app.mail_kinds."),
+        ("{% if false %}{{ mail.total }}{% endif %}", "it uses mail.total, which is not among the data of its kind."),
+        ("{{ amount }}", "it uses amount, which is not among the data of its kind."),
+        ("{{ mail.amount | money }}", "No filter named 'money'."),
+        ("{% if %}", "Expected an expression, got 'end of statement block'."),
+    ],
+)
+def test_a_fault_of_a_template_is_found_before_a_mail_is_sent(tmp_path: Path, text: str | None, fault: str) -> None:
+    for form in ("txt", "html"):
+        shutil.copy(TEMPLATES / f"layout.{form}", tmp_path)
+        (tmp_path / f"reminder.{form}").write_text("{{ mail.amount }} {{ company }}")
+    assert find_faults({"reminder": {"amount": 1}}, tmp_path) == []
+    assert find_faults({}, tmp_path)[0].startswith(f"{tmp_path.name}/reminder.txt: its kind is not registered.")
+    page = tmp_path / "reminder.html"
+    page.unlink() if text is None else page.write_text(text)
+    assert find_faults({"reminder": {"amount": 1}}, tmp_path) == [f"{tmp_path.name}/reminder.html: {fault}"]
 
 
 def test_a_link_is_not_valid_for_another_person_or_kind() -> None:

@@ -107,6 +107,7 @@ def test_checks_without_their_variables_are_skipped_with_a_reason(hosted_databas
     passed = {name for name, each in findings.items() if each["outcome"] == "passed"}
     assert {name for name in passed if not name.startswith("light: ")} == {
         "migrations",
+        "mail kinds",
         "advisors",
         "pg_dump",
         "clocks",
@@ -360,6 +361,18 @@ def test_a_database_that_is_behind_or_has_drifted_is_found(
         "update supabase_migrations.schema_migrations set statements = '{x}' where version like '%110100'",
     )
     assert examine("migrations", url=hosted_database).outcome == "failed"
+
+
+def test_a_kind_of_mail_without_matching_templates_is_found(
+    examine: Examine, hosted_database: str, new_database: Callable[..., str]
+) -> None:
+    assert examine("mail kinds", url=new_database()).outcome == "skipped"
+    assert examine("mail kinds", url=hosted_database).outcome == "passed"
+    execute(hosted_database, "select app.register_mail_kind('reminder')")
+    require_failure(examine("mail kinds", url=hosted_database), "reminder.txt: the file is missing", "app.mail_kinds")
+    execute(hosted_database, "delete from app.mail_kinds where kind = 'reminder'")
+    execute(hosted_database, "update app.mail_kinds set data_function = 'app.gone' where kind = 'role_changed'")
+    require_failure(examine("mail kinds", url=hosted_database), "the data of role_changed is gone")
 
 
 def test_findings_of_the_advisors_are_reported(examine: Examine, hosted_database: str) -> None:
