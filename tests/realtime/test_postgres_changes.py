@@ -221,6 +221,30 @@ def test_only_filters_on_the_key_match_a_deletion(server: Server) -> None:
     assert client.change("db")["old_record"] == {"id": 2}
 
 
+def test_a_filter_on_a_table_with_full_identity_reveals_deleted_rows(server: Server) -> None:
+    """Ben may not read the row. docs/realtime.md therefore warns of this replica identity."""
+    server.sql("alter table probe.notes replica identity full")
+    try:
+        deleted = NOTES | {"event": "DELETE"}
+        ben = reader(server, "user_ben", deleted | {"filter": "title=eq.Guess"}, deleted | {"filter": "title=eq.Merger"})
+        server.sql("insert into probe.notes (id, owner, title) values (1, 'user_ada', 'Merger')")
+        server.sql("delete from probe.notes")
+        assert ben.change("db")["old_record"] == {"id": 1}
+    finally:
+        server.sql("alter table probe.notes replica identity default")
+
+
+def test_an_update_omits_large_values_that_it_does_not_change(server: Server) -> None:
+    client = reader(server, "user_ada", NOTES | {"event": "UPDATE"})
+    large = "select string_agg(md5(n::text), '') from generate_series(1, 1000) as n"
+    server.sql(f"insert into probe.notes (id, owner, title, filled) values (1, 'user_ada', 'One', ({large}))")
+    server.sql("update probe.notes set title = 'Two'")
+    omitted = client.change("db")["record"]
+    assert (omitted["title"], "filled" in omitted) == ("Two", False)
+    server.sql("update probe.notes set filled = filled || 'x'")
+    assert client.change("db")["record"]["filled"].endswith("x")
+
+
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
@@ -230,6 +254,7 @@ def test_only_filters_on_the_key_match_a_deletion(server: Server) -> None:
         (NOTES | {"filter": "nonsense"}, "Error parsing `filter` params"),
         (NOTES | {"filter": "id=contains.1"}, "Error parsing `filter` params"),
         (NOTES | {"filter": "id=in.1,2"}, "must be wrapped by parentheses"),
+        (NOTES | {"filter": f"id=in.({','.join(map(str, range(101)))})"}, "Maximum 100"),
         (NOTES | {"filter": "done=is.maybe"}, "invalid value for is filter"),
         (NOTES | {"filter": "secret=eq.x"}, "invalid column for filter secret"),
         (NOTES | {"filter": "absent=eq.x"}, "invalid column for filter absent"),

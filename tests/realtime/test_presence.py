@@ -124,3 +124,11 @@ def test_a_client_with_a_payload_nested_too_deeply_leaves_the_room(server: Serve
         late.ask("realtime:room", "phx_leave", {})
         late.join("room", presence={"key": "late", "enabled": True})
     assert watcher.ask("phoenix", "heartbeat", {})["status"] == "ok"
+
+
+def test_a_member_may_announce_any_key(server: Server) -> None:
+    """Presence is what a client claims: docs/realtime.md warns of that."""
+    ben = join_with_key(server, "ben", sub="user_ben")
+    ada = join_with_key(server, "ben", sub="user_ada")
+    track(ada, {"name": "Ben"})
+    assert ben.event("presence_diff", "room")["joins"]["ben"]["metas"][0]["name"] == "Ben"

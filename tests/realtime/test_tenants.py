@@ -199,3 +199,17 @@ def test_a_banned_user_and_a_pending_session_cannot_join(tenants: Tenants) -> No
     tenants.server.sql("update public.profiles set banned = true where clerk_user_id = 'user_cleo'")
     banned = tenants.server.client(tenants.token("cleo"))
     assert banned.join(topic, private=True)["status"] == "error"
+
+
+def test_the_filter_of_the_specification_misses_deletions_and_a_broadcast_does_not(tenants: Tenants) -> None:
+    """docs/deviations.md names the broadcast instead of a filter on organization_id."""
+    topic = f"org:{tenants.acme}:specimens:read"
+    cleo = tenants.server.client(tenants.token("cleo"))
+    assert cleo.subscribe("db", SPECIMENS | {"filter": f"organization_id=eq.{tenants.acme}"})["status"] == "ok"
+    assert cleo.join(topic, private=True)["status"] == "ok"
+    deleted = tenants.create(tenants.acme, "Deleted")
+    assert titles(cleo, 1) == ["Deleted"]
+    tenants.server.sql("delete from public.specimens where id = %s", deleted)
+    tenants.create(tenants.acme, "Next")
+    assert titles(cleo, 1) == ["Next"], "the deletion was not sent"
+    assert [next_payload(cleo, topic)["operation"] for _ in range(3)] == ["INSERT", "DELETE", "INSERT"]

@@ -10,9 +10,11 @@ OPERATORS: Final = {
     "like": "~~", "ilike": "~~*", "match": "~", "imatch": "~*", "in": "in", "is": "is", "isdistinct": "isdistinct",
 }  # fmt: skip
 MAX_LENGTH: Final = 4096
+MAX_IN_VALUES: Final = 100
 CONDITION: Final = re.compile(r"([^=]+)=(not\.)?([a-z]+)\.(.*)", re.DOTALL)
 # A comma separates conditions, unless it is in parentheses or quotes.
 PART: Final = re.compile(r'(?:\([^)]*\)|"(?:\\.|[^"\\])*"|[^,])+')
+IN_VALUE: Final = re.compile(r'"(?:\\.|[^"\\])*"|[^,]+')
 TRUTHS: Final = ("null", "true", "false", "unknown")
 
 
@@ -50,6 +52,8 @@ def _value(operator: str, value: str) -> str:
     if operator == "in":
         if not (value.startswith("(") and value.endswith(")")):
             raise FilterInvalid("Error parsing `filter` params: `in` filter value must be wrapped by parentheses")
+        if len(IN_VALUE.findall(value[1:-1])) > MAX_IN_VALUES:
+            raise FilterInvalid(f"too many values for `in` filter. Maximum {MAX_IN_VALUES}")
         return f"{{{value[1:-1]}}}"
     if operator == "is" and value not in TRUTHS:
         raise FilterInvalid("invalid value for is filter: must be null, true, false, or unknown")
