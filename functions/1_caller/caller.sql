@@ -184,7 +184,8 @@ comment on function public.my_permissions is 'The caller''s role and permissions
 grant execute on function app.user_id(), app.own_org_ids(), app.org_ids(text), app.visible_profile_ids(), app.my_permissions()
 to authenticated;
 grant execute on function public.has_permission(uuid, text), public.my_permissions() to authenticated;
-grant execute on function app.refuse_clerk_tokens() to service_role;
+-- user_id() is the default of columns such as created_by. For the service it is null.
+grant execute on function app.refuse_clerk_tokens(), app.user_id() to service_role;
 
 -- On PostgreSQL 15 all of these call app.try_claims(), which cannot run in a parallel plan.
 do $$

@@ -226,7 +226,9 @@ def test_a_filter_on_a_table_with_full_identity_reveals_deleted_rows(server: Ser
     server.sql("alter table probe.notes replica identity full")
     try:
         deleted = NOTES | {"event": "DELETE"}
-        ben = reader(server, "user_ben", deleted | {"filter": "title=eq.Guess"}, deleted | {"filter": "title=eq.Merger"})
+        ben = reader(
+            server, "user_ben", deleted | {"filter": "title=eq.Guess"}, deleted | {"filter": "title=eq.Merger"}
+        )
         server.sql("insert into probe.notes (id, owner, title) values (1, 'user_ada', 'Merger')")
         server.sql("delete from probe.notes")
         assert ben.change("db")["old_record"] == {"id": 1}
