@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 ROOT = Path(__file__).parents[1]
-# The files of a product, which work only in the product: tests/scripts/schema/test_releases.py.
+# The files of a product, which work only in the product: tests/scripts/schema/test_product.py.
 collect_ignore = ["product"]
 Claims = dict[str, Any]
 TOKEN_LIFE_SECONDS = 60

@@ -36,6 +36,7 @@ VERBS = {
     "migrate": Verb("scripts.cli.migrate:migrate", "Apply, list, check or create migrations."),
     "new": Verb("scripts.schema.new_table:new", "Add a table to your product, with policies, audit and tests."),
     "types": Verb("scripts.cli.types:types_command", "Generate types of the API for TypeScript and Python."),
+    "upgrade": Verb("scripts.cli.upgrade:upgrade", "Merge a release of Ballast into this product."),
     "upgrade-check": Verb(
         "scripts.cli.upgrade_check:upgrade_check", "Test the pending migrations against a restored backup."
     ),

@@ -18,6 +18,7 @@ from scripts.schema.statements import split
 
 ROOT = Path(__file__).resolve().parents[2]
 
+MIGRATIONS = Path("migrations")
 # The folder that `ballast migrate bundle` writes, and the suffix of bundle names. `migrate up` ignores recorded
 # bundles, because it applies their sources itself.
 BUNDLES = Path("supabase/migrations")
@@ -27,6 +28,7 @@ BUNDLE_SUFFIX = ".bundle"
 # rest of the file. It identifies the migration for good, whatever timestamp the file has here.
 ORIGIN_MARK = "-- ballast:"
 _ORIGIN = re.compile(rf"{ORIGIN_MARK} (?P<version>\d{{14}}) (?P<checksum>[0-9a-f]{{64}})")
+_VERSION = re.compile(r"\d{14}(?=_)")
 _MIGRATION_NAME = re.compile(r"(?P<version>\d{14})_(?P<name>[a-z0-9_]+)\.sql")
 
 
@@ -73,13 +75,18 @@ class Files:
 
 def read_files(root: Path) -> Files:
     """Reads the three folders. Raises FilesInvalid for an invalid name, an edited or a duplicate migration."""
-    migrations = [parse_migration(path, text) for path, text in _read_sql_files(root, "migrations/*.sql")]
+    migrations = read_migrations(root)
     _refuse_duplicates(migrations)
     patterns = ("functions/**/*.sql", "policies/*.sql")
     sources = [_parse_source(path, text) for pattern in patterns for path, text in _read_sql_files(root, pattern)]
     if not migrations and not sources:
         raise FilesInvalid(f"There are no migrations in {root}: run `.venv/bin/ballast` in a checkout.")
     return Files(tuple(migrations), tuple(sources))
+
+
+def read_migrations(root: Path) -> list[Migration]:
+    """Reads migrations/, where a release's migration may be twice. Raises FilesInvalid for an edited one."""
+    return [parse_migration(path, text) for path, text in _read_sql_files(root, "migrations/*.sql")]
 
 
 def _read_sql_files(root: Path, pattern: str) -> Iterator[tuple[str, str]]:
@@ -179,6 +186,13 @@ def write_next_migration(name: str, text: str, *, root: Path = ROOT, now: dateti
 
 def choose_next_version(root: Path, now: datetime | None = None) -> str:
     """Returns a version after all migrations and bundles: the current time, or the newest version plus one."""
-    versions = [file.version for file in read_files(root).migrations]
-    versions += [path.name.partition("_")[0] for path in (root / BUNDLES).glob("*.sql")]
-    return max(f"{now or datetime.now(UTC):%Y%m%d%H%M%S}", f"{int(max(versions, default='0')) + 1:014}")
+    names = [path.name for folder in (MIGRATIONS, BUNDLES) for path in (root / folder).glob("*.sql")]
+    newest = max((int(version[0]) for name in names if (version := _VERSION.match(name))), default=0)
+    return max(f"{now or datetime.now(UTC):%Y%m%d%H%M%S}", f"{newest + 1:014}")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file so that it is complete or not there, whatever ends this process."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_bytes(text.encode())
+    draft.replace(path)
