@@ -65,7 +65,10 @@
  * @property {number} [pageSize] how many rows are read first, and how many more() adds
  */
 /**
- * @template Database
+ * The type that `ballast types` generates.
+ * @typedef {{ public: { Tables: Record<string, { Row: any }> } }} AnyDatabase
+ */
+/**
  * @typedef {object} Settings
  * @property {typeof import("@supabase/supabase-js").createClient} createClient supabase-js' own function
  * @property {string} supabaseUrl
@@ -75,19 +78,19 @@
  */
 /**
  * Creates the client of the person who is signed in at Clerk. Create it once, and close it when they sign out.
- * @template [Database=any]
+ * @template {AnyDatabase} [Database=any]
  * @param {Clerk} clerk
- * @param {Settings<Database>} settings
+ * @param {Settings} settings
  * @returns {BallastClient<Database>}
  */
-export function createBallastClient<Database = any>(clerk: Clerk, settings: Settings<Database>): BallastClient<Database>;
-/** @template [Database=any] */
-export class BallastClient<Database = any> {
+export function createBallastClient<Database extends AnyDatabase = any>(clerk: Clerk, settings: Settings): BallastClient<Database>;
+/** @template {AnyDatabase} [Database=any] */
+export class BallastClient<Database extends AnyDatabase = any> {
     /**
      * @param {Clerk} clerk
-     * @param {Settings<Database>} settings
+     * @param {Settings} settings
      */
-    constructor(clerk: Clerk, { createClient, supabaseUrl, publishableKey, serviceUrl, onLive }: Settings<Database>);
+    constructor(clerk: Clerk, { createClient, supabaseUrl, publishableKey, serviceUrl, onLive }: Settings);
     /** @type {import("@supabase/supabase-js").SupabaseClient<Database>} */
     supabase: import("@supabase/supabase-js").SupabaseClient<Database>;
     /** Returns a session token with most of its life left, or null if no one is signed in. */
@@ -108,23 +111,13 @@ export class BallastClient<Database = any> {
     switchOrganization(organization: Organization): Promise<void>;
     /**
      * Reads a table's rows of one organization, newest first, and keeps them current until `close()`.
-     * @template {string & keyof (Database extends { public: { Tables: infer Tables } } ? Tables : never)} Table
-     * @template [Row=Database extends { public: { Tables: Record<Table, { Row: infer Row }> } } ? Row : any]
+     * @template {string & keyof Database["public"]["Tables"]} Table
+     * @template [Row=Database["public"]["Tables"][Table]["Row"]]
      * @param {Table} table it needs the columns `id` and `created_at`, and a broadcast
      * @param {FollowOptions<Row>} options
      * @returns {Rows<Row>}
      */
-    follow<Table extends string & keyof (Database extends {
-        public: {
-            Tables: infer Tables;
-        };
-    } ? Tables : never), Row = Database extends {
-        public: {
-            Tables: Record<Table, {
-                Row: infer Row_1;
-            }>;
-        };
-    } ? Row_1 : any>(table: Table, options: FollowOptions<Row>): Rows<Row>;
+    follow<Table extends string & keyof Database["public"]["Tables"], Row = Database["public"]["Tables"][Table]["Row"]>(table: Table, options: FollowOptions<Row>): Rows<Row>;
     /**
      * Joins the topic of a permission, and rejoins it whenever it is lost. Returns a function that leaves it.
      * @param {string} organizationId
@@ -323,7 +316,17 @@ export type FollowOptions<Row> = {
      */
     pageSize?: number | undefined;
 };
-export type Settings<Database> = {
+/**
+ * The type that `ballast types` generates.
+ */
+export type AnyDatabase = {
+    public: {
+        Tables: Record<string, {
+            Row: any;
+        }>;
+    };
+};
+export type Settings = {
     /**
      * supabase-js' own function
      */

@@ -82,7 +82,11 @@ const MAX_ROWS = 1000; // Supabase returns at most this many rows
  */
 
 /**
- * @template Database
+ * The type that `ballast types` generates.
+ * @typedef {{ public: { Tables: Record<string, { Row: any }> } }} AnyDatabase
+ */
+
+/**
  * @typedef {object} Settings
  * @property {typeof import("@supabase/supabase-js").createClient} createClient supabase-js' own function
  * @property {string} supabaseUrl
@@ -93,16 +97,16 @@ const MAX_ROWS = 1000; // Supabase returns at most this many rows
 
 /**
  * Creates the client of the person who is signed in at Clerk. Create it once, and close it when they sign out.
- * @template [Database=any]
+ * @template {AnyDatabase} [Database=any]
  * @param {Clerk} clerk
- * @param {Settings<Database>} settings
+ * @param {Settings} settings
  * @returns {BallastClient<Database>}
  */
 export function createBallastClient(clerk, settings) {
   return new BallastClient(clerk, settings);
 }
 
-/** @template [Database=any] */
+/** @template {AnyDatabase} [Database=any] */
 export class BallastClient {
   #clerk;
   #serviceUrl;
@@ -111,7 +115,7 @@ export class BallastClient {
 
   /**
    * @param {Clerk} clerk
-   * @param {Settings<Database>} settings
+   * @param {Settings} settings
    */
   constructor(clerk, { createClient, supabaseUrl, publishableKey, serviceUrl = "", onLive = () => {} }) {
     this.#clerk = clerk;
@@ -172,8 +176,8 @@ export class BallastClient {
 
   /**
    * Reads a table's rows of one organization, newest first, and keeps them current until `close()`.
-   * @template {string & keyof (Database extends { public: { Tables: infer Tables } } ? Tables : never)} Table
-   * @template [Row=Database extends { public: { Tables: Record<Table, { Row: infer Row }> } } ? Row : any]
+   * @template {string & keyof Database["public"]["Tables"]} Table
+   * @template [Row=Database["public"]["Tables"][Table]["Row"]]
    * @param {Table} table it needs the columns `id` and `created_at`, and a broadcast
    * @param {FollowOptions<Row>} options
    * @returns {Rows<Row>}

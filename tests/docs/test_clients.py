@@ -1,14 +1,22 @@
-"""docs/clients.md: its examples run unchanged, the page in Chromium on an origin that is not the service's."""
+"""docs/clients.md: its examples run unchanged, the page in Chromium on an origin that is not the service's.
+
+The thorough tests install the packages of tests/docs/clients/ into a temporary folder.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
@@ -295,3 +303,143 @@ def test_the_python_program_follows_while_tokens_expire(
     # In a thread of its own, because Playwright runs an event loop in this one.
     with ThreadPoolExecutor(1) as thread:
         thread.submit(asyncio.run, story()).result()
+
+
+# --- TypeScript, with the real packages
+
+# Where the examples of each section go. React's are used in two folders.
+FOLDERS = {
+    "Organizations": ["browser"],
+    "A browser app": ["browser"],
+    "React": ["nextjs", "native"],
+    "Next.js": ["nextjs"],
+    "React Native": ["native"],
+    "An edge function": ["edge"],
+}
+EDGE_FUNCTION = "edge/supabase/functions/archive/index.ts"
+# A mistake in a copy of each file, which the compiler must find.
+MISTAKES = {
+    "browser/app.js": ("redirectToSignIn", "redirectToLogIn"),
+    "nextjs/server.ts": ("{ getToken }", "{ getJwt }"),
+    "nextjs/app/live_projects.tsx": ("{ id, title }", "{ id, headline }"),
+    "native/App.tsx": ("item.title", "item.headline"),
+    EDGE_FUNCTION: ('status: "archived"', 'state: "archived"'),
+}
+RUN_EDGE_FUNCTION = """
+import { readFileSync, writeFileSync } from "node:fs";
+import typescript from "typescript";
+const [, , file, requests] = process.argv;
+const options = { compilerOptions: { target: "es2022", module: "esnext" } };
+writeFileSync("function.mjs", typescript.transpileModule(readFileSync(file, "utf8"), options).outputText);
+globalThis.WebSocket ??= class {}; // as Deno has, and Node.js 22
+globalThis.Deno = { env: { get: (name) => process.env[name] }, serve: (handler) => (globalThis.handler = handler) };
+await import("./function.mjs");
+const answers = [];
+for (const { headers, ...options } of JSON.parse(requests)) {
+  const answer = await handler(new Request("http://function.example/archive", { headers, ...options }));
+  answers.push({ status: answer.status, headers: Object.fromEntries(answer.headers), text: await answer.text() });
+}
+console.log(JSON.stringify(answers));
+"""
+
+
+def write_examples(folder: Path) -> None:
+    """Writes each example to the file that its first line names."""
+    for section in re.split("^## ", TEXT, flags=re.MULTILINE):
+        title, _, text = section.partition("\n")
+        for place in FOLDERS.get(title, []):
+            for code in re.findall(r"^```(?:js|tsx?)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+                file = folder / place / code.partition("\n")[0].removeprefix("// ")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(code)
+    for place in ("nextjs", "native", "edge/supabase/types"):
+        (folder / place).mkdir(exist_ok=True)
+        shutil.copy(ROOT / "supabase/types/database.ts", folder / place)
+    names = "clerkPublishableKey", "supabaseUrl", "publishableKey", "serviceUrl"
+    (folder / "browser/settings.js").write_text(f"export const settings = {json.dumps(dict.fromkeys(names, ''))};")
+
+
+@pytest.fixture(scope="module")
+def examples() -> Iterator[Path]:
+    """A folder with the examples and the packages that they use."""
+    with TemporaryDirectory() as name:
+        folder = Path(name) / "examples"
+        shutil.copytree(ROOT / "tests/docs/clients", folder, ignore=shutil.ignore_patterns("node_modules"))
+        subprocess.run(["npm", "ci", "--silent", "--no-audit"], cwd=folder, check=True)
+        [install] = [line for line in find_blocks("sh")[0].splitlines() if line.startswith("npm install")]
+        command = install.replace("../ballast/clients", str(ROOT / "clients"))
+        subprocess.run([*command.split(), "--no-save", "--silent", "--no-audit"], cwd=folder, check=True)
+        write_examples(folder)
+        yield folder
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("place", ["browser", "nextjs", "native", "edge"])
+def test_the_examples_match_the_packages(examples: Path, place: str) -> None:
+    """The compiler reports an error in each copy with a mistake, and none in the examples themselves."""
+    wrong = []
+    for name, (right, mistake) in MISTAKES.items():
+        if name.startswith(f"{place}/"):
+            file = examples / name
+            assert right in file.read_text()
+            file.with_name(f"wrong_{file.name}").write_text(file.read_text().replace(right, mistake))
+            wrong.append(str(Path(name).with_name(f"wrong_{file.name}")))
+    tsc = [examples / "node_modules/.bin/tsc", "-p", f"{place}.json"]
+    ran = subprocess.run(tsc, cwd=examples, capture_output=True, text=True, check=False)
+    found = {line.partition("(")[0] for line in ran.stdout.splitlines() if not line.startswith(" ")}
+    assert found == set(wrong), ran.stdout
+
+
+@pytest.mark.thorough
+def test_the_types_of_the_module_are_those_of_its_comments(tmp_path: Path) -> None:
+    tsc = [ROOT / "node_modules/.bin/tsc", "-p", "clients", "--outDir", tmp_path]
+    subprocess.run(tsc, cwd=ROOT, check=True)
+    written = (ROOT / "clients/ballast.d.ts").read_text()
+    assert (tmp_path / "ballast.d.ts").read_text() == written, "run node_modules/.bin/tsc -p clients"
+
+
+@pytest.mark.thorough
+def test_the_edge_function_acts_for_the_person(examples: Path, stack: Stack, database: Connection, acme: str) -> None:
+    (examples / "run.mjs").write_text(RUN_EDGE_FUNCTION)
+    environment = {
+        "SUPABASE_URL": stack.environment["SUPABASE_URL"],
+        "SUPABASE_PUBLISHABLE_KEYS": json.dumps({"default": stack.environment["SUPABASE_PUBLISHABLE_KEY"]}),
+        "ALLOWED_ORIGINS": stack.other_origin,
+    }
+    body = json.dumps({"organization_id": acme})
+
+    def archive(user: str, organization: str) -> dict[str, object]:
+        return {
+            "method": "POST",
+            "headers": {
+                "Authorization": f"Bearer {stack.token(user, organization)}",
+                "Content-Type": "application/json",
+            },
+            "body": body,
+        }
+
+    requests = [
+        {"method": "OPTIONS", "headers": {"Origin": stack.other_origin}},
+        {"method": "OPTIONS", "headers": {"Origin": "https://other.example"}},
+        {"method": "POST", "headers": {}, "body": body},
+        {"method": "POST", "headers": {"Authorization": "Bearer not-a-token"}, "body": body},
+        archive("user_eve", "org_globex"),
+        archive("user_cleo", "org_acme"),
+    ]
+    before = database.execute("select id::text, status from public.projects").fetchall()
+    active = "select id::text from public.projects where organization_id = %s and status = 'active'"
+    expected = {identifier for (identifier,) in database.execute(active, [acme])}
+    try:
+        ran = subprocess.run(
+            ["node", "run.mjs", EDGE_FUNCTION, json.dumps(requests)],
+            cwd=examples, env=os.environ | environment, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    finally:
+        for identifier, status in before:
+            database.execute("update public.projects set status = %s where id = %s", [status, identifier])
+    own, foreign, missing, invalid, stranger, member = json.loads(ran.stdout)
+    assert own["headers"]["access-control-allow-origin"] == stack.other_origin
+    assert "access-control-allow-origin" not in foreign["headers"]
+    assert [answer["status"] for answer in (missing, invalid, stranger, member)] == [401, 401, 200, 200]
+    assert json.loads(stranger["text"]) == {"ids": []}
+    assert set(json.loads(member["text"])["ids"]) == expected != set()
