@@ -146,6 +146,21 @@ insert into app.clerk_roles (key, role) values
 ('org:owner', 'owner'), ('org:admin', 'admin'), ('org:member', 'member'), ('org:viewer', 'viewer'),
 ('admin', 'admin'), ('basic_member', 'member'), ('guest_member', 'viewer');
 
+-- Who owns an organization, once an administrator has decided it. Until then it is the person who created it in Clerk.
+create table app.ownerships (
+  organization_id uuid primary key references public.organizations on delete cascade,
+  owner_id uuid references public.profiles on delete set null,
+  transferred_at timestamptz not null default now()
+);
+comment on table app.ownerships is
+'The owner of each organization whose ownership was transferred: ops.transfer_ownership() writes it, and no event from Clerk changes it.';
+comment on column app.ownerships.organization_id is 'The organization.';
+comment on column app.ownerships.owner_id is
+'The person who owns it. Null once they are erased: the ownership does not return to the person who created the organization.';
+comment on column app.ownerships.transferred_at is 'When the ownership was last transferred.';
+create index ownerships_owner_id_idx on app.ownerships (owner_id);
+alter table app.ownerships enable row level security, force row level security;
+
 -- Clerk's customers choose their own plan slugs too. A slug that is not listed here counts as free; ops.clerk_plans shows who pays for it.
 create table app.clerk_plans (
   slug text primary key,

@@ -53,6 +53,7 @@ def fill_database(database: Database) -> None:
     for number, email in enumerate([ADA_EMAILS[1].upper(), "ben@example.net"]):
         invitation = events.invitation(f"orginv_{number}", "org_initech", email_address=email, expires_at=FAR_FUTURE)
         sender.send("organizationInvitation.created", invitation)
+    database.execute("select ops.transfer_ownership('org_acme', %s)", ADA)
     # Events of unhandled types are stored too.
     sender.send("session.created", {"id": "sess_1", "user_id": ADA, "client_id": "client_1"}, START)
     sender.send(

@@ -54,6 +54,18 @@ class Session:
         return f"start_session {self.claims}"
 
 
+@dataclass(frozen=True)
+class Transfer:
+    """An administrator of ours transfers an ownership, after the first `after` messages. Clerk gets no notice of it."""
+
+    after: int
+    organization: str
+    user: str
+
+    def __str__(self) -> str:
+        return f"transfer {self.organization} to {self.user} after {self.after} messages"
+
+
 @dataclass
 class Clerk:
     """Each operation takes two numbers: the first selects an object, the second selects the change.
@@ -70,6 +82,8 @@ class Clerk:
     ids: int = 0
     messages: list[Message] = field(default_factory=list)
     sessions: list[Session] = field(default_factory=list)
+    transfers: list[Transfer] = field(default_factory=list)
+    owners: dict[str, str] = field(default_factory=dict)  # by organization, of those that were transferred
     users: dict[str, Json] = field(default_factory=dict)
     organizations: dict[str, Json] = field(default_factory=dict)
     memberships: dict[str, Json] = field(default_factory=dict)
@@ -335,6 +349,14 @@ class Clerk:
         self.subscriptions[payer] |= {"status": status, "updated_at": self.now, "items": items}
         self.send(f"subscription.{action}", self.subscriptions[payer])
 
+    def transfer(self, a: int, _b: int) -> None:
+        """Only an admin can become the owner. With coarse times, the rows may not show yet who is one."""
+        admins = [known for known in self.memberships.values() if known["role"] == "org:admin"]
+        if admins and not self.coarse:
+            known = admins[a % len(admins)]
+            self.owners[known["org"]] = known["user"]
+            self.transfers.append(Transfer(len(self.messages), known["org"], known["user"]))
+
     # The expected rows
 
     def visible(self) -> Rows:
@@ -356,8 +378,9 @@ class Clerk:
         )  # fmt: skip
 
     def expected_membership(self, known: Json) -> Row:
-        creator = self.organizations[known["org"]]["created_by"] == known["user"]
-        role = "owner" if creator and known["role"] == "org:admin" else OUR_ROLE.get(known["role"], "viewer")
+        owner = self.owners.get(known["org"], self.organizations[known["org"]]["created_by"])
+        is_owner = owner == known["user"] and known["role"] == "org:admin"
+        role = "owner" if is_owner else OUR_ROLE.get(known["role"], "viewer")
         return (known["id"], known["org"], known["user"], role, known["role"], at(known["created_at"]))
 
 

@@ -97,7 +97,7 @@ begin
       select from public.organization_memberships as m
       where m.organization_id = organization_id and m.role = 'owner' and m.user_id <> profile_id
     ) then
-      raise sqlstate 'PT409' using message = 'The organization would have no owner.', hint = 'Make another member an owner first.';
+      raise sqlstate 'PT409' using message = 'The organization would have no owner.', hint = 'Ask an administrator to transfer the ownership first.';
     end if;
   end if;
   perform app.record_member_request(

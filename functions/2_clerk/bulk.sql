@@ -160,10 +160,11 @@ begin
   ), erased as materialized (
     select app.select_erased(array(select l.person from listed as l)) as ids
   ), fresh as materialized (
-    select l.*, o.id as organization_id, p.id as user_id, app.clerk_role(l.fields ->> 'role', ro.fields ->> 'created_by' = l.person) as role
+    select l.*, o.id as organization_id, p.id as user_id, app.clerk_role(l.fields ->> 'role', w.clerk_user_id = l.person) as role
     from listed as l
     cross join erased as e
     join public.organizations as o on o.clerk_org_id = l.organization and o.deleted_at is null
+    join app.organization_owners as w on w.organization_id = o.id
     join public.profiles as p on p.clerk_user_id = l.person
     join app.clerk_records as ru on ru.kind = 'user' and ru.clerk_id = l.person and (ru.stamp).is_real
     join app.clerk_records as ro on ro.kind = 'organization' and ro.clerk_id = l.organization

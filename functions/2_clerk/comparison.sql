@@ -115,11 +115,11 @@ begin
         left join public.organizations as o on o.clerk_org_id = l.organization
         left join public.profiles as p on p.clerk_user_id = l.person
         left join public.organization_memberships as m on m.organization_id = o.id and m.user_id = p.id
-        left join app.clerk_records as r on r.kind = 'organization' and r.clerk_id = l.organization
+        left join app.organization_owners as w on w.organization_id = o.id
         cross join lateral (select array_remove(array[
           case
             when m.clerk_role is distinct from l.fields ->> 'role'
-              or m.role <> app.clerk_role(l.fields ->> 'role', r.fields ->> 'created_by' = l.person) then 'role'
+              or m.role <> app.clerk_role(l.fields ->> 'role', w.clerk_user_id = l.person) then 'role'
           end,
           case when m.clerk_membership_id is distinct from l.clerk_id then 'clerk_membership_id' end,
           case when m.joined_at <> app.clerk_time(l.fields -> 'created_at') then 'joined_at' end

@@ -162,12 +162,11 @@ begin
       message = 'The fallback of a role must have a lower rank than the role.', hint = 'Read key, rank and fallback in public.roles.';
   end if;
   update public.organization_memberships as m
-  set role = app.clerk_role(m.clerk_role, coalesce(r.fields ->> 'created_by' = p.clerk_user_id, false))
-  from public.organizations as o
+  set role = app.clerk_role(m.clerk_role, w.clerk_user_id = p.clerk_user_id)
+  from app.organization_owners as w
   cross join public.profiles as p
-  left join app.clerk_records as r on r.kind = 'organization' and r.clerk_id = o.clerk_org_id
-  where o.id = m.organization_id and p.id = m.user_id
-    and m.role <> app.clerk_role(m.clerk_role, coalesce(r.fields ->> 'created_by' = p.clerk_user_id, false));
+  where w.organization_id = m.organization_id and p.id = m.user_id
+    and m.role <> app.clerk_role(m.clerk_role, w.clerk_user_id = p.clerk_user_id);
   update public.organization_invitations as i set role = app.clerk_role(i.clerk_role, false)
   where i.role <> app.clerk_role(i.clerk_role, false);
   return null;

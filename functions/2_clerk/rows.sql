@@ -23,6 +23,32 @@ $$;
 comment on function app.clerk_role is
 'Our role for a Clerk role key. Clerk has no owner role: the person who owns the organization is the owner while their role may own it.';
 
+create or replace view app.organization_owners with (security_invoker) as
+select
+  o.id as organization_id, o.clerk_org_id,
+  case when s.organization_id is null then r.fields ->> 'created_by' else p.clerk_user_id end as clerk_user_id
+from public.organizations as o
+left join app.ownerships as s on o.id = s.organization_id
+left join public.profiles as p on s.owner_id = p.id
+left join app.clerk_records as r on r.kind = 'organization' and o.clerk_org_id = r.clerk_id;
+comment on view app.organization_owners is
+'The person who owns each organization, by Clerk''s id: to whom it was last transferred here, else its creator in Clerk. Null if that person was erased.';
+
+create or replace function app.project_roles(organization_id uuid) returns void
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  update public.organization_memberships as m
+  set role = app.clerk_role(m.clerk_role, p.clerk_user_id = w.clerk_user_id)
+  from app.organization_owners as w
+  cross join public.profiles as p
+  where m.organization_id = organization_id and w.organization_id = m.organization_id and p.id = m.user_id
+    and m.role <> app.clerk_role(m.clerk_role, p.clerk_user_id = w.clerk_user_id);
+end;
+$$;
+comment on function app.project_roles is 'Writes the roles of an organization''s members again: from their Clerk roles, and from who owns it.';
+
 -- A column that people may edit here is written only if the value changed in Clerk, so that their edit lasts.
 create or replace function app.project_profile(clerk_id text, fields jsonb, before jsonb) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
@@ -64,10 +90,7 @@ begin
   returning o.id into organization;
 
   if fields -> 'created_by' is distinct from before -> 'created_by' then
-    update public.organization_memberships as m
-    set role = app.clerk_role(m.clerk_role, p.clerk_user_id = fields ->> 'created_by')
-    from public.profiles as p
-    where m.organization_id = organization and p.id = m.user_id and p.clerk_user_id in (fields ->> 'created_by', before ->> 'created_by');
+    perform app.project_roles(organization);
   end if;
 end;
 $$;
@@ -106,11 +129,11 @@ begin
   began_at := app.clerk_time(membership.fields -> 'created_at');
   insert into public.organization_memberships as m (organization_id, user_id, role, clerk_role, clerk_membership_id, joined_at)
   select
-    o.id, p.id, app.clerk_role(membership.fields ->> 'role', r.fields ->> 'created_by' = person), membership.fields ->> 'role',
+    o.id, p.id, app.clerk_role(membership.fields ->> 'role', w.clerk_user_id = person), membership.fields ->> 'role',
     case when (membership.stamp).is_real then membership.clerk_id end, coalesce(began_at, now())
   from public.organizations as o
   cross join public.profiles as p
-  left join app.clerk_records as r on r.kind = 'organization' and r.clerk_id = o.clerk_org_id
+  join app.organization_owners as w on w.organization_id = o.id
   where o.clerk_org_id = organization and o.deleted_at is null and p.clerk_user_id = person
   on conflict (user_id, organization_id) do update set
     role = excluded.role, clerk_role = excluded.clerk_role, clerk_membership_id = excluded.clerk_membership_id,

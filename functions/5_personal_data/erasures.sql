@@ -104,7 +104,9 @@ begin
     raise sqlstate 'PT404' using message = 'No data about this person is stored.', hint = 'Check the id: user_…, as Clerk shows it.';
   end if;
   if receipt is null then
-    -- Serializes the erasures of two owners of one organization. The second sees that no other owner is left.
+    -- Locks like an event: first the person, so that no ownership is transferred to them meanwhile, then rows. The row locks serialize the
+    -- erasures of two owners of one organization: the second sees that no other owner is left.
+    perform app.lock_clerk_objects(array[clerk_user_id]);
     perform from public.organizations as o
     where o.id in (select m.organization_id from public.organization_memberships as m where m.user_id = person_id)
     order by o.id for no key update;

@@ -67,6 +67,15 @@ values
   null, null, 'as long as the organization exists and you have an account'
 ),
 (
+  'app.ownerships', 'owner_id', 't.owner_id = person.id', 'owned_organizations',
+  array[
+    't.organization_id', '(select o.name from public.organizations as o where o.id = t.organization_id) as organization', 't.transferred_at'
+  ],
+  '{organization_id}', 't.transferred_at', 'set null', null, null,
+  'Organizations', 'Which organizations were transferred to you', 'To know who owns an organization', 'Contract, Art. 6(1)(b) GDPR',
+  null, null, 'as long as the organization exists and you have an account'
+),
+(
   'public.organization_invitations', 'email', 'lower(t.email) = any(person.emails)', 'invitations',
   '{t.id,t.organization_id,t.email,t.role,t.expires_at,t.created_at}', '{id}', 't.created_at', 'delete', null, null,
   'Invitations', 'The e-mail address to which an organization sent an invitation, and the role', 'To let invited people join',

@@ -109,8 +109,8 @@ def erase_command(url: str | None, yes: bool, as_json: bool, clerk_user_id: str)
         if "sole_owner_of" in asked:
             names = ", ".join(f"{each['name']} ({each['clerk_org_id']})" for each in asked["sole_owner_of"])
             raise SoleOwner(
-                f"This person is the only owner of {names}. In Clerk, make another member an owner, or delete the "
-                "organization; then run this again."
+                f"This person is the only owner of {names}. Transfer each organization to another member with "
+                "`select ops.transfer_ownership('org_…', 'user_…');`, or delete it in Clerk; then run this again."
             )
         [done] = carry_out_erasures(connection, external, [asked["receipt"]])
     show_receipts([done], as_json=as_json)

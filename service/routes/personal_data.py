@@ -99,7 +99,7 @@ def erase() -> ResponseReturnValue:
     requested = _call("request_erasure", {"clerk_user_id": caller.user_id})
     if "sole_owner_of" in requested:
         raise SoleOwner(
-            "Make another member an owner of each organization, or delete it. Then try again.",
+            "Ask an administrator to transfer each organization to another member, or delete it. Then try again.",
             organizations=requested["sole_owner_of"],
         )
     components().cache.invalidate(users=[caller.user_id])

@@ -116,7 +116,9 @@ def test_tenants_shows_plan_seats_members_and_last_activity(world: Database) -> 
     assert {name: acme[name] for name in ("organization", "state", "plan", "plan_status", "seats_used", "seats")} == {
         "organization": "Acme", "state": "active", "plan": "free", "plan_status": "active", "seats_used": 5, "seats": 5,
     }  # fmt: skip
-    assert (acme["owners"], acme["admins"], acme["members"], acme["viewers"]) == (2, 0, 3, 0)
+    assert (acme["owners"], acme["members_by_role"], acme["owner_status"]) == (
+        "Ada Summer, Ben Winter", "2 owner, 3 member", "green",
+    )  # fmt: skip
     assert acme["last_activity_at"] is not None
     assert (acme["state_since"], acme["purged_after"]) == (None, None)
     assert tenant(world, "org_initech")["invitations"] == 2

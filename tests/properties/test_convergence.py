@@ -2,7 +2,8 @@
 
 Hypothesis generates histories of a small simulated Clerk. People join, leave, rejoin, are banned, deprovisioned and
 deleted; organizations pay and invite people, also at addresses of deleted people. Times may be textual, missing or
-absurd, deletions may have only an id, and events may lack created_at. Each history is delivered in order, permuted,
+absurd, deletions may have only an id, and events may lack created_at. An administrator of ours may transfer the
+ownership of an organization, after the events until then; all events are delivered again afterwards. Each history is delivered in order, permuted,
 permuted with repetitions, and permuted with repetitions over four connections at once. After each delivery, the rows
 must be those of the simulated Clerk. For more histories: `pytest tests/properties --histories 20000`.
 """
@@ -25,7 +26,7 @@ from hypothesis.vendor.pretty import RepresentationPrinter
 from tests.conftest import Database
 from tests.events import SECOND
 from tests.people import finish_erasures
-from tests.simulated_clerk import PREFIX, Clerk, Message, Row, Rows, Session, in_order
+from tests.simulated_clerk import PREFIX, Clerk, Message, Row, Rows, Session, Transfer, in_order
 
 Connection = psycopg.Connection[Any]
 Delivery = Sequence[Message | Session]
@@ -40,7 +41,7 @@ SOMETIMES: tuple[Operation, ...] = (
     Clerk.sign_up, Clerk.found_organization, Clerk.remove_member, Clerk.accept_invitation, Clerk.revoke_invitation,
     Clerk.subscribe, Clerk.miss_payment, Clerk.pay, Clerk.unsubscribe,
 )  # fmt: skip
-RARELY: tuple[Operation, ...] = (Clerk.delete_user, Clerk.delete_organization)
+RARELY: tuple[Operation, ...] = (Clerk.delete_user, Clerk.delete_organization, Clerk.transfer, Clerk.transfer)
 ADDRESSES: tuple[Operation, ...] = (Clerk.invite_person,) * 6 + (Clerk.change_address, Clerk.delete_user) * 3
 # Without a pause, two changes of an object have the same updated_at.
 PAUSES = (0, 1, SECOND, 90 * SECOND)
@@ -52,12 +53,14 @@ class History:
     them is the newest, and the deliveries only have to agree."""
 
     deliveries: dict[str, Delivery]
+    transfers: list[Transfer]
     everyone: list[str]
     everywhere: list[str]
     expected: Rows | None
 
     def _repr_pretty_(self, printer: RepresentationPrinter, _cycle: bool) -> None:
         """Hypothesis prints a failing history with this."""
+        printer.text("\n" + "\n".join(map(str, self.transfers)))
         for name, delivery in self.deliveries.items():
             printer.text(f"\n{name}:\n  " + "\n  ".join(map(str, delivery)))
 
@@ -90,7 +93,9 @@ def histories(draw: st.DrawFn, *, sessions: bool) -> History:
         "permuted with repetitions": draw(st.permutations(repeated)),
         TOGETHER: draw(st.permutations(repeated)),
     }
-    return History(deliveries, clerk.everyone, clerk.everywhere, None if clerk.coarse else clerk.visible())
+    return History(
+        deliveries, clerk.transfers, clerk.everyone, clerk.everywhere, None if clerk.coarse else clerk.visible()
+    )
 
 
 def send(connection: Connection, item: Message | Session, prefix: str) -> None:
@@ -116,6 +121,17 @@ def deliver(connection: Connection, delivery: Delivery, prefix: str) -> None:
     """The connection acts as service_role, in autocommit mode or in the caller's transaction."""
     for item in delivery:
         send(connection, item, prefix)
+
+
+def transfer_ownerships(connection: Connection, history: History, prefix: str) -> None:
+    """Delivers in order what each transfer must find, and transfers. The connection acts as an administrator."""
+    messages = history.deliveries["in order"]
+    sent = 0
+    for transfer in history.transfers:
+        deliver(connection, messages[sent : transfer.after], prefix)
+        sent = transfer.after
+        ids = [each.replace(PREFIX, prefix) for each in (transfer.organization, transfer.user)]
+        connection.execute("select ops.transfer_ownership(%s, %s)", ids)
 
 
 # The rows that the events created, without our own ids and times, and the failed events.
@@ -190,11 +206,13 @@ class Replay:
         """The rows after a delivery. A single connection's delivery is rolled back, so that the ids can be reused."""
         if name != TOGETHER:
             with self.alone.transaction(force_rollback=True):
+                transfer_ownerships(self.alone, history, prefix)
                 self.alone.execute("set local role service_role")
                 deliver(self.alone, delivery, prefix)
                 self.alone.execute("reset role")
                 finish_erasures(Database(self.alone))
                 return read_rows(self.alone, history, prefix)
+        transfer_ownerships(self.alone, history, prefix)
         parts = [delivery[number::CONNECTIONS] for number in range(CONNECTIONS)]
         running = [self.threads.submit(deliver, *each, prefix) for each in zip(self.together, parts, strict=True)]
         for each in running:
