@@ -91,8 +91,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def forget_the_developers_settings(run: TestRun) -> None:
     """Removes the variables of the developer's shell and `.env`, which name the checkout's stack, a database or a Clerk."""
-    for name in re.findall(r"^([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE):
-        if name != "BALLAST_CONTAINERS":  # `./scripts/test --stack containers` sets it
+    for file in ROOT.glob(".env*.example"):
+        names = re.findall(r"^([A-Z_]+)=", file.read_text(), re.MULTILINE)
+        for name in {*names} - {"BALLAST_CONTAINERS"}:  # `./scripts/test --stack containers` sets it
             os.environ.pop(name, None)
     os.environ["BALLAST_HOME"] = str(run.folder / "no-stack")
 

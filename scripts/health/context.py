@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import httpx
 
-from service.settings import GUARDED_ENVIRONMENTS
+from service.settings import GUARDED_ENVIRONMENTS, secret_variables
 
 TIMEOUT = httpx.Timeout(10)
 SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|IDENTITY|DATABASE_URL|DSN")
@@ -105,7 +105,9 @@ class Context:
     def redact(self, text: str) -> str:
         """Replaces every secret of the environment in the text."""
         known = [
-            value for name, value in self.environment.items() if SECRET_NAME.search(name) and name not in PUBLIC_NAMES
+            value
+            for name, value in self.environment.items()
+            if (SECRET_NAME.search(name) or name in secret_variables()) and name not in PUBLIC_NAMES
         ]
         pieces = {piece.strip() for value in known for piece in (value, *value.split(","))}
         if self._url:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pyrage
+from dotenv import dotenv_values
 
 from scripts.errors import Failure
 from scripts.scratch.postgres import Postgres
@@ -182,7 +183,10 @@ class Stack:
         """The variables of the service, the tests and `ballast env`; `.env.example` explains each."""
         service_url = _url(self.ports.service)
         origins = [service_url, *self.clerk_variables.get("CLERK_AUTHORIZED_PARTIES", "").split(",")]
+        own = product_variables()
         return {
+            **own,
+            **{name: os.environ[name] for name in own if os.environ.get(name)},
             "ENVIRONMENT": "local",
             "BALLAST_HOME": str(self.home),
             "BALLAST_PORT_BASE": str(self.port_base),
@@ -219,6 +223,12 @@ def _read_secrets(file: Path) -> dict[str, str]:
             f"or delete {file.parent} and run `ballast up`, which creates a new stack."
         )
     return stored
+
+
+def product_variables() -> dict[str, str]:
+    """The variables of a product's own settings: the local stack and the tests use the values of `.env.*.example`."""
+    read = [dotenv_values(file, interpolate=False) for file in sorted(CHECKOUT.glob(".env.*.example"))]
+    return {name: value for variables in read for name, value in variables.items() if value}
 
 
 def jobs_are_wanted() -> bool:

@@ -13,6 +13,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from prometheus_client import Counter as PrometheusCounter
 
+from scripts.local.stack import product_variables
 from service import logs, metrics
 from service.app import create_app
 from service.logs import JsonLines
@@ -81,9 +82,9 @@ def our_handlers() -> list[logging.StreamHandler[io.StringIO]]:
 
 
 def make_in(environment: dict[str, str | None]) -> Flask:
-    """Creates the app in an environment. None removes a variable."""
+    """Creates the app in an environment, with the values of a product's examples. None removes a variable."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
+        for name, value in (product_variables() | environment).items():
             if value is None:
                 patch.delenv(name, raising=False)
             else:

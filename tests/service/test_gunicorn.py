@@ -22,6 +22,7 @@ import psutil
 import pytest
 
 from scripts.local.processes import GRACE_SECONDS
+from scripts.local.stack import product_variables
 from service.signed_webhooks import MAX_BODY_BYTES
 from tests.conftest import free_port_block
 from tests.service.conftest import ENVIRONMENT, LEGAL
@@ -49,7 +50,7 @@ def start_gunicorn(folder: Path, **changes: str) -> Iterator[Running]:
         process = subprocess.Popen(
             [Path(sys.executable).with_name("gunicorn")],
             cwd=ROOT, stderr=log, text=True,
-            env=os.environ | ENVIRONMENT | {"SUPABASE_URL": database.url, "SERVICE_URL": url, "PORT": "1", "TMPDIR": str(folder)} | changes,
+            env=os.environ | product_variables() | ENVIRONMENT | {"SUPABASE_URL": database.url, "SERVICE_URL": url, "PORT": "1", "TMPDIR": str(folder)} | changes,
         )  # fmt: skip
         try:
             wait_until_alive(url)
@@ -215,12 +216,16 @@ def test_the_local_stack_waits_longer_than_a_request_may_take() -> None:
 
 def read_setting(name: str, **changes: str) -> str:
     """The value of a gunicorn setting."""
-    environment = ENVIRONMENT | {
-        "SUPABASE_URL": "https://project.supabase.co",
-        "CLERK_ISSUER": "https://clerk.app.example",
-        "CLERK_API_URL": "https://api.clerk.com",
-        "UPSTASH_REDIS_REST_URL": "https://cache.upstash.io",
-    }
+    environment = (
+        product_variables()
+        | ENVIRONMENT
+        | {
+            "SUPABASE_URL": "https://project.supabase.co",
+            "CLERK_ISSUER": "https://clerk.app.example",
+            "CLERK_API_URL": "https://api.clerk.com",
+            "UPSTASH_REDIS_REST_URL": "https://cache.upstash.io",
+        }
+    )
     shown = subprocess.run(
         [Path(sys.executable).with_name("gunicorn"), "--print-config"],
         cwd=ROOT, env=environment | changes, capture_output=True, text=True, check=True, timeout=30,

@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from flask import Flask
 
+from scripts.health.context import Context
+from service import settings as settings_folder
 from service.components import components
-from service.settings import Settings, SettingsInvalid
+from service.settings import Settings, SettingsFile, SettingsInvalid, find_settings
 from tests.service.conftest import ENVIRONMENT, MakeApp
 from tests.service.outside import SECRET
 
@@ -215,8 +218,9 @@ READ = re.compile(r"""environ(?:ment)?(?:\.get)?[\[(]['"]([A-Z_]+)['"]""")
 SET_BY_OTHERS = {"PATH", "VERCEL_GIT_COMMIT_SHA", "PROMETHEUS_MULTIPROC_DIR"}
 
 
-def test_the_example_environment_explains_every_variable_that_the_code_reads() -> None:
-    lines = (ROOT / ".env.example").read_text().splitlines()
+def test_the_example_files_explain_every_variable_that_the_code_reads() -> None:
+    """`.env.example` has Ballast's variables, and `.env.<name>.example` those of a product."""
+    lines = [line for file in sorted(ROOT.glob(".env*.example")) for line in file.read_text().splitlines()]
     named = {
         line.partition("=")[0]: lines[number - 1] for number, line in enumerate(lines) if re.match(r"[A-Z_]+=", line)
     }
@@ -226,8 +230,43 @@ def test_the_example_environment_explains_every_variable_that_the_code_reads() -
         *(file for name in ("api", "service", "scripts") for file in (ROOT / name).rglob("*.py")),
     ]
     read = {name for file in code for name in READ.findall(file.read_text())}
-    settings = {name.upper() for name in Settings.model_fields}
+    fields = Counter(name.upper() for kind in find_settings() for name in kind.model_fields if name != "environment")
+    settings = {*fields, "ENVIRONMENT"}
     explained = named.keys() | set(re.findall(r"AWS_[A-Z_]+", "\n".join(lines)))
     assert len(read) > 10
     assert sorted((settings | read) - SET_BY_OTHERS - explained) == []
     assert sorted(named.keys() - settings - read) == []
+    assert max(fields.values()) == 1
+
+
+@pytest.fixture
+def reminders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "reminders.py").write_text(
+        "from pydantic import SecretStr\n"
+        "from service.settings.fields import LongSecret, SettingsFile\n"
+        "class Reminders(SettingsFile):\n    reminder_days: int = 14\n    reminder_pass: LongSecret\n"
+    )
+    monkeypatch.delitem(sys.modules, "service.settings.reminders", raising=False)
+    monkeypatch.setattr(settings_folder, "__path__", [*settings_folder.__path__, str(tmp_path)])
+
+
+def reminders_of(app: Flask) -> SettingsFile:
+    [kind] = [kind for kind in find_settings() if kind.__name__ == "Reminders"]
+    return get_settings(app).of(kind)
+
+
+def test_the_settings_of_another_module_are_read_and_not_shown(make_app: MakeApp, reminders: None) -> None:
+    secret = "5ecret" * 6
+    found = reminders_of(make_app(REMINDER_DAYS="3", REMINDER_PASS=secret))
+    assert found.model_dump()["reminder_days"] == 3
+    assert "5ecret" not in repr(found) + str(found)
+    assert Context({"REMINDER_PASS": secret}, None).redact(f"It is {secret}.") == "It is …."
+
+
+def test_mistakes_in_every_module_are_named_in_one_line(make_app: MakeApp, reminders: None) -> None:
+    with pytest.raises(SettingsInvalid) as stopped:
+        make_app(CLERK_ISSUER="x", REMINDER_DAYS="often", REMINDER_PASS=None)
+    assert re.fullmatch(
+        r"The service cannot start: CLERK_ISSUER must [^;]+; REMINDER_DAYS must be [^;]+; REMINDER_PASS is missing\. See \.env\.example\.",
+        str(stopped.value),
+    )

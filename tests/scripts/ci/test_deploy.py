@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from scripts.local.stack import product_variables
 from tests.conftest import ROOT, Stack
 from tests.scripts.ci.test_image import import_with_service_packages
 from tests.service.conftest import ENVIRONMENT
@@ -187,7 +188,7 @@ def test_vercel_routes_every_path_to_the_service_and_serves_no_files() -> None:
 
 def test_on_vercel_the_release_is_the_commit() -> None:
     code = "from api.index import app; print(app.test_client().get('/healthz').text)"
-    given = {name: value for name, value in os.environ.items() if name != "RELEASE"} | ENVIRONMENT
+    given = {name: value for name, value in os.environ.items() if name != "RELEASE"} | product_variables() | ENVIRONMENT
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=given | {"VERCEL_GIT_COMMIT_SHA": NEW},
         capture_output=True, text=True, check=True,

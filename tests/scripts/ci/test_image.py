@@ -20,6 +20,7 @@ import httpx
 import pytest
 
 from scripts.cli import VERBS
+from scripts.local.stack import product_variables
 from tests.conftest import ROOT, free_port_block
 from tests.service.conftest import ENVIRONMENT
 from tests.service.outside import Answer, event, rest_answer, running_outside, sign, stored_answer
@@ -158,7 +159,7 @@ def import_with_service_packages(*modules: str) -> subprocess.CompletedProcess[s
     names = " ".join(locked_versions("requirements-service.txt"))
     return subprocess.run(
         [sys.executable, "-c", GUARD, names, *modules],
-        cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True, check=False,
+        cwd=ROOT, env=os.environ | product_variables() | ENVIRONMENT, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
 
@@ -263,7 +264,7 @@ def image() -> str:
 def container(image: str) -> Iterator[tuple[str, str]]:
     """The id and URL of a container, run as in docs/deploy.md but on the host's network."""
     port = str(free_port_block() + 1)
-    settings = [f"--env={name}={value}" for name, value in (ENVIRONMENT | {"PORT": port}).items()]
+    settings = [f"--env={name}={value}" for name, value in (product_variables() | ENVIRONMENT | {"PORT": port}).items()]
     hardened = ["--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges"]
     container_id = docker("run", "--detach", "--network=host", *hardened, *settings, image)
     try:
@@ -305,7 +306,7 @@ def test_a_stopping_container_finishes_its_requests(image: str) -> None:
     port = str(free_port_block() + 1)
     with running_outside() as database, ThreadPoolExecutor() as threads:
         database.answer = slow
-        settings = ENVIRONMENT | {"PORT": port, "SUPABASE_URL": database.url}
+        settings = product_variables() | ENVIRONMENT | {"PORT": port, "SUPABASE_URL": database.url}
         container = docker(
             "run", "--detach", "--network=host", "--read-only", "--tmpfs=/tmp",
             *[f"--env={name}={value}" for name, value in settings.items()], image,
