@@ -8,24 +8,11 @@ from http import HTTPStatus
 
 from flask import Flask, Response
 
-from service import cors, limits, logs, metrics, problems, sentry
+from service import cors, limits, logs, metrics, problems, routes, sentry
 from service.components import build_components
 from service.jobs import find_jobs
 from service.json_levels import LimitedRequest
-from service.routes.audit import audit
-from service.routes.backups import backups
-from service.routes.demo import demo
-from service.routes.health import health
-from service.routes.jobs import jobs
-from service.routes.legal import legal
-from service.routes.mail import dev_mail, mail
-from service.routes.me import me
-from service.routes.members import members
-from service.routes.metrics import metrics as metrics_route
-from service.routes.openapi import openapi
-from service.routes.personal_data import personal_data
-from service.routes.webhooks import webhooks
-from service.settings import GUARDED_ENVIRONMENTS, Settings, load
+from service.settings import Settings, load
 
 MAX_BODY_BYTES = 64 * 1024  # a route that accepts more raises its own limit
 # A response has these headers unless its route sets another value.
@@ -41,7 +28,10 @@ HTTPS_ONLY = {"Strict-Transport-Security": "max-age=31536000"}
 
 
 def create_app(settings: Settings | None = None) -> Flask:
-    """The service, with the environment's settings unless others are given. Raises SettingsInvalid and JobInvalid."""
+    """The service, with the environment's settings unless others are given.
+
+    Raises SettingsInvalid, JobInvalid, RouteInvalid and DescriptionInvalid.
+    """
     find_jobs()
     logs.configure()
     app = Flask(__name__, static_folder=None, template_folder="pages")
@@ -50,7 +40,6 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.request_class = LimitedRequest
     app.url_map.merge_slashes = False  # its redirect would go to the host that the request names
     settings = settings or load()
-    is_guarded = settings.environment in GUARDED_ENVIRONMENTS
     sentry.start(settings)
     components = build_components(app, settings)
     logs.register(app)
@@ -59,15 +48,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     # Before the limits: browsers send preflights by themselves, so they must not count.
     cors.register(app, settings.clerk_authorized_parties)
     limits.register(app, components.limits, components.threads, components.session_tokens, settings.trusted_proxies)
-    app.after_request(partial(_set_headers, HEADERS | (HTTPS_ONLY if is_guarded else {})))
-    for blueprint in (
-        health, webhooks, me, members, audit, personal_data, backups, legal, mail, jobs,
-        metrics_route, openapi,
-    ):  # fmt: skip
-        app.register_blueprint(blueprint)
-    if settings.environment == "local":
-        app.register_blueprint(demo)
-        app.register_blueprint(dev_mail)
+    app.after_request(partial(_set_headers, HEADERS | (HTTPS_ONLY if settings.is_guarded else {})))
+    routes.register(app, is_local=settings.environment == "local")
     return app
 
 

@@ -17,6 +17,7 @@ from flask import Flask, Response, g, request
 from upstash_ratelimit import Ratelimit, SlidingWindow
 from upstash_redis import Redis
 from werkzeug.middleware.proxy_fix import ProxyFix
+from werkzeug.routing import Rule
 
 from service import metrics
 from service.breaker import Breaker, RedisUnavailable
@@ -56,18 +57,15 @@ LIMITS = {
     "jobs": Limit(120, 60, Per.ADDRESS),
     "pages": Limit(600, 60, Per.ADDRESS),
 }
-# The limit of each blueprint or endpoint. All others have the limit for pages.
-CLASSES = {
-    "me": "person",
-    "audit": "person",
-    "members": "person",
+# The limit of a route, by the start of its path. All others have the limit for pages.
+PREFIXES = {"/api/": "person", "/webhooks/": "webhooks", "/jobs": "jobs"}
+# The endpoints and blueprints that have another limit.
+EXCEPTIONS = {
     "members.invite": "invitations",
     "personal_data.export": "exports",
     "personal_data.erase": "erasures",
-    "webhooks": "webhooks",
-    "mail.receive": "webhooks",
+    "personal_data.show_erasure": "pages",
     "backups": "backups",
-    "jobs": "jobs",
 }
 # The platform's health checks. They also report the state of Redis, which counts the requests.
 EXEMPT = frozenset({"health"})
@@ -134,7 +132,7 @@ class Limits:
 
 
 def register(app: Flask, limits: Limits, threads: Threads, session_tokens: SessionTokens, trusted_proxies: int) -> None:
-    """Limits every route of `app` except those that are exempt.
+    """Limits every route of `app` except those that are exempt. A route whose limit counts people needs a session.
 
     A client's address is the peer's, or the one that the outermost of `trusted_proxies` wrote into X-Forwarded-For.
     """
@@ -145,10 +143,14 @@ def register(app: Flask, limits: Limits, threads: Threads, session_tokens: Sessi
     app.after_request(_set_headers)
 
 
-def find_limit(endpoint: str | None) -> str | None:
-    """The name of an endpoint's limit; None if the endpoint is exempt."""
-    blueprint = (endpoint or "").partition(".")[0]
-    return None if blueprint in EXEMPT else CLASSES.get(endpoint or "") or CLASSES.get(blueprint, "pages")
+def find_limit(rule: Rule | None) -> str | None:
+    """The name of a route's limit; None if the route is exempt. A request without a route has the limit for pages."""
+    if rule is None:
+        return "pages"
+    blueprint = rule.endpoint.partition(".")[0]
+    by_path = (name for prefix, name in PREFIXES.items() if rule.rule.startswith(prefix))
+    other = EXCEPTIONS.get(rule.endpoint) or EXCEPTIONS.get(blueprint)
+    return None if blueprint in EXEMPT else other or next(by_path, "pages")
 
 
 def client_address() -> str:
@@ -164,21 +166,24 @@ def client_address() -> str:
 
 
 def _check(limits: Limits, threads: Threads, session_tokens: SessionTokens) -> None:
-    name = find_limit(request.endpoint)
+    name = find_limit(request.url_rule)
     if name is None:
         return
     caller = client_address()
+    refusal: Problem | None = None
     if LIMITS[name].per is Per.PERSON:
         try:
             caller = current_caller(session_tokens).user_id
-        except Problem:  # the route itself answers with this problem
-            name = "strangers"
+        except Problem as problem:
+            name, refusal = "strangers", problem
         else:
             _take_place(threads, caller)
     decision = limits.count(name, caller)
     g.limit_decision = decision
     if decision is not None and not decision.is_allowed:
         raise RateLimited(name, decision.resets_in)
+    if refusal is not None:
+        raise refusal
 
 
 def _take_place(threads: Threads, person: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 from service.cache import Scopes
@@ -20,6 +22,14 @@ TOKEN_REFUSED = frozenset({"PGRST301", "PGRST302", "PGRST303", "PT401"})
 Session = dict[str, Any]
 KIND = "session:1"  # increment when the shape changes
 
+# The database's own message may quote a row, so the caller gets these.
+REFUSED_VALUES = {
+    "23502": (400, "A value is missing."),
+    "23503": (409, "A value refers to a row that does not exist, or the row is still referred to."),
+    "23505": (409, "There is a row with this value."),
+    "23514": (400, "A value is not allowed."),
+    "22P02": (400, "A value is malformed."),
+}
 WITHOUT_ROLE = "The token's role is not `authenticated`: activate Clerk's Supabase integration."
 
 
@@ -34,6 +44,14 @@ class WritesLimited(RateLimited, status=429, slug=RateLimited.slug, title=RateLi
         seconds = re.search(r"\d+", hint)
         retry_after = int(seconds[0]) if seconds else 1
         Problem.__init__(self, f"{message} {hint}".strip(), limit="writes", retry_after=retry_after)
+
+
+class CallRefused(Problem, status=400, slug="call-refused", title="The database refuses the call"):
+    """A function refused what the caller asked for. Its `status` is the function's: PT404 becomes 404."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = HTTPStatus(status)
 
 
 def fetch_session(caller: Caller, *, refresh: bool = False) -> Session:
@@ -64,6 +82,18 @@ def find_scopes(session: Session, caller: Caller) -> Scopes | None:
     except (KeyError, TypeError):
         pass
     return None
+
+
+def call_as_caller(caller: Caller, function: str, arguments: Mapping[str, Any]) -> object:
+    """Calls a function of the API as the caller. Raises CallRefused and the problems of problem_from_database()."""
+    try:
+        return components().data_api.call_as(caller.token, function, arguments, origin_headers())
+    except CallFailed as failure:
+        if re.fullmatch(r"PT4(0[0469]|22)", failure.code):
+            raise CallRefused(int(failure.code[2:]), f"{failure.message} {failure.hint}".strip()) from failure
+        if failure.code in REFUSED_VALUES:
+            raise CallRefused(*REFUSED_VALUES[failure.code]) from failure
+        raise problem_from_database(failure) from failure
 
 
 def start_session(data_api: DataApi, caller: Caller) -> Session:

@@ -1,14 +1,15 @@
-"""The demo page: `GET /` and its files. `create_app` registers it only where ENVIRONMENT is local."""
+"""The demo page: `GET /` and its files. They exist only where ENVIRONMENT is local."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from flask import Blueprint, Response, jsonify, redirect, request, send_from_directory
+from flask import Response, jsonify, redirect, request, send_from_directory
 from flask.typing import ResponseReturnValue
 
 from service.components import components
 from service.problems import Problem
+from service.routes import LocalBlueprint
 from service.settings import Settings
 
 FOLDER = Path(__file__).parents[1] / "demo_page"
@@ -16,7 +17,7 @@ CLIENTS = Path(__file__).parents[2] / "clients"
 # The browser gets the file that the package's authors built, in the version of the lock file.
 SUPABASE_JS = Path(__file__).parents[2] / "node_modules/@supabase/supabase-js/dist/umd"
 
-demo = Blueprint("demo", __name__)
+demo = LocalBlueprint("demo", __name__)
 
 
 class DemoIncomplete(Problem, status=503, slug="demo-incomplete", title="The demo page is incomplete"):

@@ -13,6 +13,7 @@ from service.components import components
 from service.data_api import CallFailed
 from service.mail import KINDS, DevMailbox, Message
 from service.problems import Problem
+from service.routes import LocalBlueprint
 from service.signed_webhooks import (
     EventMalformed,
     EventNotStored,
@@ -23,7 +24,7 @@ from service.signed_webhooks import (
 )
 
 mail = Blueprint("mail", __name__)
-dev_mail = Blueprint("dev_mail", __name__, url_prefix="/dev/mail")
+dev_mail = LocalBlueprint("dev_mail", __name__, url_prefix="/dev/mail")
 
 # Other events (opened, clicked, sent, delayed, …) are ignored.
 EVENTS = {

@@ -1,20 +1,15 @@
-"""`/openapi.json`: the OpenAPI 3.1 description of the routes, written by hand. Tests compare it with the routes."""
+"""`/openapi.json`: the OpenAPI 3.1 description of the routes. Tests compare it with the routes."""
 
 from __future__ import annotations
-
-import json
-from pathlib import Path
-from typing import Any
 
 from flask import Blueprint, jsonify
 from flask.typing import ResponseReturnValue
 
-from service.jobs import find_jobs
+from service.openapi import build_document
 
 openapi = Blueprint("openapi", __name__)
 
-DOCUMENT: dict[str, Any] = json.loads((Path(__file__).parents[1] / "openapi.json").read_text())
-DOCUMENT["paths"]["/jobs/{name}"]["post"]["parameters"][0]["schema"]["enum"] = list(find_jobs())
+DOCUMENT = build_document()
 
 
 @openapi.get("/openapi.json")

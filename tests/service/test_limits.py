@@ -14,7 +14,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from service import limits
-from service.limits import CLASSES, LIMITS, Limit, Per, find_limit
+from service.limits import EXCEPTIONS, LIMITS, PREFIXES, Limit, Per, find_limit
 from tests.conftest import Stack
 from tests.service.conftest import Growth, MakeApp
 from tests.service.outside import (
@@ -192,7 +192,7 @@ def test_redis_stores_neither_ids_nor_addresses(few: None, make_app: MakeApp, ou
 
 
 def test_every_route_has_its_intended_limit(offline_app: Flask) -> None:
-    found = {rule.endpoint: find_limit(rule.endpoint) for rule in offline_app.url_map.iter_rules()}
+    found = {rule.endpoint: find_limit(rule) for rule in offline_app.url_map.iter_rules()}
     expected = {
         "health.alive": None, "health.ready": None, "me.show": "person", "members.invite": "invitations",
         "members.remove": "person", "audit.export": "person", "personal_data.export": "exports",
@@ -204,9 +204,9 @@ def test_every_route_has_its_intended_limit(offline_app: Flask) -> None:
 
 
 def test_the_table_names_only_existing_routes_and_limits(offline_app: Flask) -> None:
-    assert set(CLASSES.values()) <= LIMITS.keys()
+    assert {*EXCEPTIONS.values(), *PREFIXES.values()} <= LIMITS.keys()
     endpoints = {rule.endpoint for rule in offline_app.url_map.iter_rules()}
-    assert CLASSES.keys() <= endpoints | {endpoint.partition(".")[0] for endpoint in endpoints}
+    assert EXCEPTIONS.keys() <= endpoints | {endpoint.partition(".")[0] for endpoint in endpoints}
     assert all(limit.requests > 0 and limit.seconds > 0 and isinstance(limit.per, Per) for limit in LIMITS.values())
 
 
