@@ -102,7 +102,7 @@ begin
   return (select c.id from app.caller as c);
 end;
 $$;
-comment on function app.user_id is 'The id of the caller''s profile, or null. Definer: the policy on profiles needs it before it can read profiles.';
+comment on function app.user_id is 'The id of the caller''s profile, or null. Definer: the policy on profiles needs it before it can read profiles. The caller learns: their own profile id.';
 
 -- The caller's memberships. Without the second factor that the organization and the role require, the role is its fallback. The join to
 -- public.roles is an outer one, so that the planner leaves it out where only the organization is asked for.
@@ -125,7 +125,7 @@ begin
   return array(select m.organization_id from app.caller_memberships as m);
 end;
 $$;
-comment on function app.own_org_ids is 'Organizations the caller belongs to. Definer: members cannot read memberships without it.';
+comment on function app.own_org_ids is 'Organizations the caller belongs to. Definer: members cannot read memberships without it. The caller learns: their own organizations.';
 
 create or replace function app.org_ids(permission text) returns uuid[]
 language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp
@@ -138,7 +138,7 @@ begin
   );
 end;
 $$;
-comment on function app.org_ids is 'Organizations in which the caller holds the permission. Definer: members cannot read memberships without it.';
+comment on function app.org_ids is 'Organizations in which the caller holds the permission. Definer: members cannot read memberships without it. The caller learns: their own organizations.';
 
 create or replace function app.visible_profile_ids() returns uuid[]
 language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp
@@ -153,7 +153,7 @@ begin
   );
 end;
 $$;
-comment on function app.visible_profile_ids is 'The caller and their co-members. Definer: it reads memberships for the policy on profiles.';
+comment on function app.visible_profile_ids is 'The caller and their co-members. Definer: it reads memberships for the policy on profiles. The caller learns: themselves, and co-members where they have members:read.';
 
 create or replace function app.my_permissions() returns table (organization_id uuid, role text, permissions text[])
 language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp
@@ -164,7 +164,7 @@ begin
     from app.caller_memberships as m;
 end;
 $$;
-comment on function app.my_permissions is 'The caller''s role and permissions per organization. Definer: it reads app.caller_memberships.';
+comment on function app.my_permissions is 'The caller''s role and permissions per organization. Definer: it reads app.caller_memberships. The caller learns: their own organizations, roles and permissions.';
 
 -- Clients call this to decide which buttons to show. It protects nothing: the policies do.
 create or replace function public.has_permission(organization_id uuid, permission text) returns boolean

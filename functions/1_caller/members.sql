@@ -66,7 +66,7 @@ begin
   );
 end;
 $$;
-comment on function app.prepare_invitation is 'The Clerk organization id and role key for an invitation that the caller may send. Definer: app.clerk_roles is private, and no API role may write the audit trail.';
+comment on function app.prepare_invitation is 'The Clerk organization id and role key for an invitation that the caller may send. Definer: app.clerk_roles is private, and no API role may write the audit trail. The caller learns: an organization''s Clerk id, if they may invite there; the role key for it.';
 
 create or replace function app.prepare_removal(organization_id uuid, profile_id uuid) returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
@@ -107,7 +107,7 @@ begin
   return prepared;
 end;
 $$;
-comment on function app.prepare_removal is 'The Clerk ids of a member that the caller may remove. Definer: it reads memberships and Clerk''s ids, and writes the audit trail.';
+comment on function app.prepare_removal is 'The Clerk ids of a member that the caller may remove. Definer: it reads memberships and Clerk''s ids, and writes the audit trail. The caller learns: Clerk''s ids of a member, if they may remove members of the organization.';
 
 create or replace function public.prepare_invitation(organization_id uuid, role text) returns jsonb
 language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp

@@ -12,7 +12,7 @@ begin
   return null;
 end;
 $$;
-comment on function app.queue_name_change is 'Queues a changed name for Clerk. Definer: people may write their profile, but not this queue.';
+comment on function app.queue_name_change is 'Queues a changed name for Clerk. Definer: people may write their profile, but not this queue. The caller learns: nothing.';
 
 create or replace trigger queue_name_change after update of full_name on public.profiles
 for each row when (old.full_name is distinct from new.full_name) execute function app.queue_name_change();

@@ -107,7 +107,7 @@ begin
   );
 end;
 $$;
-comment on function app.start_session is 'The caller''s session. Provisions the caller first if Clerk''s webhook is late. Definer: it writes profiles and the sync''s tables.';
+comment on function app.start_session is 'The caller''s session. Provisions the caller first if Clerk''s webhook is late. Definer: it writes profiles and the sync''s tables. The caller learns: their own profile, organizations and permissions.';
 
 create or replace function public.start_session() returns jsonb
 language sql volatile parallel unsafe security invoker set search_path = pg_catalog, pg_temp

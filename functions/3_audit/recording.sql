@@ -151,7 +151,7 @@ exception when others then
   return null;
 end;
 $$;
-comment on function app.record_changes is 'Records what a statement wrote. Definer: no API role may write the audit trail.';
+comment on function app.record_changes is 'Records what a statement wrote. Definer: no API role may write the audit trail. The caller learns: nothing.';
 
 -- Turns the audit trail on for a table with a primary key `id`. Another call changes the options.
 create or replace function app.audit(
@@ -315,7 +315,7 @@ begin
   return entry.id;
 end;
 $$;
-comment on function app.log_audit_event is 'Writes an entry on behalf of a caller. Definer: no API role may write the audit trail.';
+comment on function app.log_audit_event is 'Writes an entry on behalf of a caller. Definer: no API role may write the audit trail. The caller learns: an entry id; whether the caller belongs to the organization.';
 
 create or replace function public.log_audit_event(
   p_organization_id uuid, p_action text, p_resource_type text, p_resource_id text default null, p_metadata jsonb default '{}',

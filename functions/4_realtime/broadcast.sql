@@ -24,7 +24,7 @@ begin
   );
 end;
 $$;
-comment on function app.topics is 'The private topics that the caller may subscribe to. Definer: it reads app.caller_memberships.';
+comment on function app.topics is 'The private topics that the caller may subscribe to. Definer: it reads app.caller_memberships. The caller learns: topics of their own organizations.';
 
 -- Turns the rows that a statement wrote into messages. Messages contain only columns that clients may select. An update is sent only if
 -- one of these columns changed. Moving a row to another tenant is a DELETE for the old one. Deletes carry only the primary key.
@@ -98,7 +98,7 @@ exception when others then
 end;
 $$;
 comment on function app.broadcast_changes is
-'Broadcasts the rows that a statement wrote, on the topic of each row''s organization. Definer: clients may not send there.';
+'Broadcasts the rows that a statement wrote, on the topic of each row''s organization. Definer: clients may not send there. The caller learns: nothing.';
 
 create or replace function app.broadcast(relation regclass, permission text) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp

@@ -123,7 +123,7 @@ begin
   return null;
 end;
 $$;
-comment on function app.mail_welcome is 'Queues the welcome mail when a person first has an address. Definer: it reads the outbox.';
+comment on function app.mail_welcome is 'Queues the welcome mail when a person first has an address. Definer: it reads the outbox. The caller learns: nothing.';
 
 create or replace trigger mail_welcome_new after insert on public.profiles
 for each row when (new.email is not null) execute function app.mail_welcome();

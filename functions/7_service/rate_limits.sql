@@ -53,7 +53,7 @@ begin
 end;
 $$;
 comment on function app.take_token() is
-'Takes one write from the caller''s bucket. Returns 0, or the seconds until a write is available. Definer: no role has a privilege on the buckets.';
+'Takes one write from the caller''s bucket. Returns 0, or the seconds until a write is available. Definer: no role has a privilege on the buckets. The caller learns: how long their own writes must wait.';
 
 -- Reads cannot be counted: PostgREST runs them, and calls of functions that are not volatile, in read-only transactions.
 -- The service has its own limits (service/limits.py). PostgREST adds a header to an error only if it is raised in this form:
