@@ -6,15 +6,19 @@ import json
 import subprocess
 import tomllib
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from scripts.health import checks_database
 from scripts.scratch.postgres import Postgres
 from tests.conftest import ROOT
 
-ACCEPTED_ADVICE = tomllib.loads(Path(__file__).with_name("accepted_advice.toml").read_text())["accepted"]
+ACCEPTED_ADVICE = [
+    entry
+    for file in sorted(ROOT.glob(checks_database.ACCEPTED_ADVICE))
+    for entry in tomllib.loads(file.read_text())["accepted"]
+]
 
 
 @pytest.fixture(scope="module")
