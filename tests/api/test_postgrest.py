@@ -31,7 +31,15 @@ language plpgsql as $$ begin perform nope from public.measures; end $$;
 create function public.choose_status(status text) returns jsonb volatile
 language plpgsql as $$ begin perform set_config('response.status', status, true); return '{"code": "mine"}'; end $$;
 create function public.timezone() returns text stable language sql as $$ select current_setting('timezone') $$;
-grant all on public.measures, public.readings to authenticated;
+create table public.authors (id int primary key);
+create table public.drafts (id int primary key, measure_id bigint references public.measures, author_id int references public.authors);
+create table public.fans (id int primary key);
+create table public.likes (measure_id bigint references public.measures, fan_id int references public.fans, primary key (measure_id, fan_id));
+create table public.sizes (a int, b int, primary key (a, b));
+create table public.boxes (id int primary key, a int, b int, constraint boxes_size foreign key (a, b) references public.sizes);
+create schema hidden;
+create table hidden.junction (box_id int references public.boxes, fan_id int references public.fans, primary key (box_id, fan_id));
+grant all on all tables in schema public to authenticated;
 grant execute on all functions in schema public to authenticated;
 """
 
@@ -188,6 +196,25 @@ def test_texts_are_stored_unchanged(data_api: DataApi, ids: list[int], text: str
     headers = {"Prefer": "return=representation"}
     row = data_api.ask("PATCH", f"/measures?id=eq.{ids[0]}&select=title", headers=headers, json={"title": text})
     assert row.json() == [{"title": text}]
+
+
+@pytest.mark.parametrize(
+    ("path", "is_related"),
+    [
+        ("measures?select=id,drafts(id,authors(id))", True),
+        ("measures?select=id,authors(id)", False),  # drafts has a key of its own
+        ("measures?select=id,fans(id)", True),
+        ("boxes?select=id,fans(id)", False),  # the junction is in another schema
+        ("boxes?select=id,sizes(a)", True),
+        ("boxes?select=id,sizes!boxes_size(a)", True),
+        ("boxes?select=id,sizes!a(b)", False),
+        ("sizes?select=a,boxes(id,sizes!a(b))", False),
+    ],
+)
+def test_tables_are_embedded_by_their_foreign_keys(data_api: DataApi, path: str, is_related: bool) -> None:
+    answer = data_api.ask("GET", f"/{path}")
+    code = None if answer.is_success else answer.json()["code"]
+    assert (answer.status_code, code) == ((200, None) if is_related else (400, "PGRST200"))
 
 
 @pytest.mark.parametrize("text", ["null", "true", "false", '"quoted"', '"'])

@@ -297,6 +297,12 @@ def test_members_with_profiles_need_a_hint(stack: Stack) -> None:
     assert send(stack, "cleo", "GET", named).is_success
 
 
+def test_profiles_are_embedded_step_by_step(cleo: Client) -> None:
+    columns = "name, organization_memberships(role, profiles!user_id(full_name))"
+    read: Json = cleo.table("organizations").select(columns).execute().data
+    assert "Ada Winter" in {each["profiles"]["full_name"] for each in read[0]["organization_memberships"]}
+
+
 def test_a_reference_of_several_columns_is_embedded(cleo: Client, acme: str) -> None:
     client = cleo.table("page_clients").insert({"organization_id": acme, "name": "Embedded"}).execute().data[0]
     invoice = {"organization_id": acme, "client_id": client["id"]}
@@ -476,6 +482,8 @@ def failing_requests(database: psycopg.Connection[Any], acme: str, projects: lis
         ("23505", ("cleo", "POST", "page_clients", [client, client])),
         ("21000", ("ada", "DELETE", "projects", None)),
         ("PGRST201", ("cleo", "GET", "organization_memberships?select=profiles(id)", None)),
+        ("PGRST200", ("cleo", "GET", "organizations?select=profiles(id)", None)),
+        ("PGRST200", ("cleo", "GET", "page_invoices?select=page_clients!client_id(name)", None)),
         ("PT400", ("cleo", "POST", "rpc/log_audit_event", event | {"p_resource_type": ""})),
         ("PT403", ("cleo", "POST", "rpc/log_audit_event", event | {"p_organization_id": globex})),
         ("PT404", ("ada", "POST", "rpc/prepare_removal", {"organization_id": acme, "profile_id": ABSENT})),

@@ -26,6 +26,7 @@ export async function connect({ url, catalogUrl }) {
 const options = (application_name, max) => ({ max, types, onnotice: () => {}, connection: { application_name } });
 
 // Lite reads tables from information_schema, which hides tables without a grant to the role; PostgREST sees all tables.
+// Lite also relates tables through those of other schemas, which PostgREST does not expose.
 // Only the catalog is read as postgres. The statements of callers never run as postgres.
 // A migration may commit while the catalog is read. Then the catalog is read again, so that no stale copy is cached.
 function readCatalogAs(catalog, connection) {
@@ -33,7 +34,9 @@ function readCatalogAs(catalog, connection) {
   connection.introspect = async (how) => {
     for (;;) {
       const before = changes;
-      const introspection = await catalog.introspect(how);
+      const introspection = { ...(await catalog.introspect(how)) };
+      for (const kind of ["foreign_keys", "primary_keys"])
+        introspection[kind] = introspection[kind].filter(({ schema }) => schema === "public");
       if (before === changes) return (connection.introspection = introspection);
       await catalog.clearSchemaCache();
     }

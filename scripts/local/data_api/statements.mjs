@@ -1,4 +1,5 @@
 // Changes the syntax tree, the statements and the values that Lite makes of a request, and rolls back refused changes.
+import { checkEmbeddings } from "./embedding.mjs";
 import { refusal } from "./errors.mjs";
 import { currentRequest } from "./request.mjs";
 import { parameter, writtenRows } from "./values.mjs";
@@ -65,6 +66,7 @@ export function readRequestsAsPostgrest(connection) {
   const onPostgrestAST = connection.onPostgrestAST.bind(connection);
   connection.onPostgrestAST = async (request) => {
     const ast = await onPostgrestAST(request);
+    if (ast.join) checkEmbeddings(ast.from, ast, await connection.introspect({ useCache: true }));
     starsAsPercent([ast.where, ast.select]);
     // PostgREST estimates a count only if it is larger than one page.
     if (ast.$meta?.count === "estimated") ast.$meta.count = "exact";
