@@ -11,7 +11,7 @@ import psycopg
 from tests import events
 from tests.conftest import Claims, Database
 from tests.events import MINUTE, SECOND, START, Json
-from tests.tenant_tables import TABLES
+from tests.tenant_tables import FOLDER, TABLES
 
 ADA = "user_2AdaWinterAdaWinter"
 ADA_EMAILS = ("Ada.Winter@example.com", "ada-at-home@example.org")
@@ -85,6 +85,8 @@ def fill_database(database: Database) -> None:
             continue
         for person in (ADA, BEN):
             act(database, person, table.insert("public.organizations"))
+    for file in sorted(FOLDER.glob("*.sql")):  # rows of tables that were made by hand
+        database.execute(file.read_text())
     # Two failed events that will be retried: one about her, one that only mentions her.
     database.execute("alter table public.organizations add constraint broken check (name <> 'Broken') not valid")
     sender.send("organization.updated", acme | {"name": "Broken", "updated_at": START + 2 * MINUTE}, expected="failed")

@@ -18,6 +18,8 @@ from tests.schema import SPECIMENS
 
 # Not part of an export: messages that Realtime delivers to her colleagues, and that Supabase deletes after some days.
 DELETED_BY_SUPABASE = {"realtime.messages"}
+# A run of retention ends after half a second: a busy machine, or a product with more tables, needs more runs.
+MAX_RUNS = 300
 
 
 def read_page(database: Database, export_id: str, after: object, page: int) -> list[tuple[str, str, int, Any]]:
@@ -90,16 +92,16 @@ def test_every_reference_to_a_person_is_registered(database: Database) -> None:
 
 def test_every_column_commented_as_personal_data_is_registered(database: Database) -> None:
     commented = database.rows(
-        "select a.attrelid::regclass::text as relation, a.attname from pg_attribute as a join pg_class as c on c.oid = a.attrelid "
+        "select a.attrelid::regclass::text, a.attname from pg_attribute as a join pg_class as c on c.oid = a.attrelid "
         "where c.relnamespace in ('public'::regnamespace, 'app'::regnamespace) and c.relkind in ('r', 'p') and not c.relispartition "
         "and col_description(a.attrelid, a.attnum) ~* 'personal data'"
     )
     assert ("app.webhook_events", "event") in commented
-    unregistered = [
-        (relation, column) for relation, column in commented
-        if not database.value("select exists (select from app.personal_data as d where d.relation = %s and d.erasure <> 'none')", relation)
-    ]  # fmt: skip
-    assert [each for each in unregistered if each[0] != "app.personal_data"] == []
+    registered = database.rows(
+        "select distinct relation::regclass::text from app.personal_data where erasure <> 'none'"
+    )
+    free = {"app.personal_data", *(relation for (relation,) in registered)}
+    assert [(relation, column) for relation, column in commented if relation not in free] == []
 
 
 def test_every_path_begins_with_a_column(database: Database) -> None:
@@ -462,7 +464,7 @@ def test_rows_behind_many_that_cannot_be_deleted_are_reached_over_several_runs(w
     )
     refuse_deletion(world, "app.event_failures", "old.message_id like 'bad%'")
     runs = 0
-    while world.value("select count(*) from app.event_failures where message_id like 'good%%'") and runs < 60:
+    while world.value("select count(*) from app.event_failures where message_id like 'good%%'") and runs < MAX_RUNS:
         call(world, "run_retention")
         runs += 1
     assert world.rows("select left(message_id, 3), count(*) from app.event_failures group by 1") == [("bad", 150)]
@@ -482,10 +484,10 @@ def test_what_is_behind_an_organization_with_many_rows_that_cannot_be_purged_is_
         (select count(*) from public.organizations where name = 'Globex')
         from public.organizations as o where o.id = %s"""
     runs = 0
-    while world.rows(remaining, acme) != [(0, 0, 0)] and runs < 60:
+    while world.rows(remaining, acme) != [(0, 0, 0)] and runs < MAX_RUNS:
         call(world, "run_retention")
         runs += 1
-    assert runs < 60
+    assert runs < MAX_RUNS
     assert world.value("select count(*) from public.specimens where title like 'bad%%'") == 150
 
 

@@ -7,6 +7,9 @@ import re
 import pytest
 
 from tests.conftest import ROOT, Database
+from tests.db.test_erasure import erase
+from tests.db.test_personal_data import export_all
+from tests.people import ADA_EMAILS, call
 
 PAGES = ("audit.md", "deploy.md", "limits.md", "personal-data.md", "realtime.md")
 BLOCKS = [
@@ -26,6 +29,14 @@ create table public.invoices (
 );
 insert into public.role_permissions (role, permission) values ('owner', 'invoices:read');
 """
+NEWSLETTER = """
+create table public.newsletter_signups (
+  id uuid primary key default gen_random_uuid(),
+  person_id uuid references public.profiles on delete cascade,
+  email text not null,
+  created_at timestamptz not null default now()
+);
+"""
 REGISTRATION = """
 insert into app.personal_data (
   relation, path, subject, domain, exported, ordered_by, made_at, erasure, replacements, erased_by,
@@ -43,6 +54,22 @@ def test_each_page_has_sql() -> None:
     ("page", "block"), BLOCKS, ids=[f"{page} {' '.join(block.split())[:50]}" for page, block in BLOCKS]
 )
 def test_every_statement_runs(world: Database, page: str, block: str) -> None:
-    world.execute(INVOICES)
+    world.execute(INVOICES + NEWSLETTER)
     # A block that begins with a parenthesis is one row of the registry.
     world.execute(f"{REGISTRATION}{block.strip().removesuffix(',')}" if block.startswith("(") else block)
+
+
+def test_a_table_that_was_made_by_hand_is_exported_erased_and_cleaned_up(world: Database) -> None:
+    world.execute(NEWSLETTER)
+    for _, block in BLOCKS:
+        if "public.newsletter_signups" in block:
+            world.execute(block)
+    world.execute(
+        "insert into public.newsletter_signups (email, created_at) values ('old@example.com', now() - interval '3 years')"
+    )
+    assert [row["email"] for row in export_all(world)["newsletter"]] == [ADA_EMAILS[0]]
+    while not call(world, "run_retention")["done"]:
+        pass
+    assert world.rows("select email from public.newsletter_signups") == [(ADA_EMAILS[0],)]
+    erase(world)
+    assert world.rows("select from public.newsletter_signups") == []
