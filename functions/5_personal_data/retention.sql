@@ -30,14 +30,14 @@ begin
   perform from public.organizations as o where o.id = tenant.id for update;
   perform set_config('app.unaudited', 'on', true);
   for child in
-    -- How many references lead to a table, counted along the longest path. A circle of references ends at the limit.
+    -- How many references lead to a table, counted along the longest path. People are not deleted here. A circle ends at the limit.
     with recursive distance (relation, steps) as (
       select k.conrelid, 0 from pg_constraint as k where k.contype = 'f' and k.confrelid = 'public.organizations'::regclass
       union
       select k.confrelid, d.steps + 1
       from distance as d
       join pg_constraint as k on k.conrelid = d.relation
-      where k.contype = 'f' and k.confrelid <> k.conrelid and d.steps < 10
+      where k.contype = 'f' and k.confrelid not in (k.conrelid, 'public.profiles'::regclass) and d.steps < 10
     )
     select
       k.conrelid::regclass as relation, a.attname as name, d.size,

@@ -259,6 +259,8 @@ def parse_table(name: str, columns: str) -> Table:
             f"{name!r} is not a valid table name: use lower-case words without digits, joined by _, such as "
             f"purchase_orders, and at most {MAX_NAME_LENGTH} characters."
         )
+    if name == "specimens" or name.startswith("test_"):
+        raise TableRefused(f"{name} is a name of the tests, which create tables: choose another name.")
     if name in RESERVED_WORDS:
         raise TableRefused(f"{name} is a reserved word in SQL: choose another name, such as {name}_items.")
     found = tuple(_parse_column(name, text) for text in re.findall(r"(?:[^\s(]|\([^)]*\)?)+", columns))

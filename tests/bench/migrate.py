@@ -55,13 +55,13 @@ alter table public.organization_memberships add column bench_{number} text;
 alter table public.projects add column bench_{number} text;
 """,
     "table": """\
-create table public.bench_{number} (
+create table public.test_bench_{number} (
   id uuid primary key default gen_random_uuid(),
   organization_id uuid not null references public.organizations on delete cascade,
   project_id uuid not null references public.projects on delete cascade
 );
-create index on public.bench_{number} (project_id);
-alter table public.bench_{number} enable row level security, force row level security;
+create index on public.test_bench_{number} (project_id);
+alter table public.test_bench_{number} enable row level security, force row level security;
 """,
     "index": INDEX,
 }

@@ -189,22 +189,26 @@ def test_a_bulk_statement_makes_one_entry_per_row(database: Database, acme: str)
     assert len(read_new_entries(database)) == 100
 
 
-@pytest.mark.parametrize("arguments", ["'public.clients'", "'public.clients', 'client.contact'"])
+@pytest.mark.parametrize("arguments", ["'app.clients'", "'app.clients', 'client.contact'"])
 def test_a_table_whose_entries_clients_could_forge_is_refused(database: Database, arguments: str) -> None:
-    database.execute("create table public.clients (id uuid primary key, organization_id uuid)")
+    database.execute("create table app.clients (id uuid primary key, organization_id uuid)")
     with pytest.raises(psycopg.errors.RaiseException, match="Clients may log actions client"):
         database.execute(f"select app.audit({arguments})")
 
 
 def test_one_call_turns_the_audit_trail_on_for_a_table(database: Database, acme: str) -> None:
     database.execute(
-        "create table public.probes (id uuid primary key default gen_random_uuid(), organization_id uuid, total numeric, iban text)"
+        "create table public.test_probes (id uuid primary key default gen_random_uuid(), organization_id uuid, total numeric, iban text)"
     )
     for _ in range(2):
-        database.execute("select app.audit('public.probes', named => '{total}', redacted => '{iban}')")
-    database.execute("insert into public.probes (organization_id, total, iban) values (%s, 9.5, 'DE00')", acme)
+        database.execute("select app.audit('public.test_probes', named => '{total}', redacted => '{iban}')")
+    database.execute("insert into public.test_probes (organization_id, total, iban) values (%s, 9.5, 'DE00')", acme)
     [entry] = read_new_entries(database)
-    assert (entry["action"], entry["organization_id"], entry["metadata"]) == ("probe.created", acme, {"total": 9.5})
+    assert (entry["action"], entry["organization_id"], entry["metadata"]) == (
+        "test_probe.created",
+        acme,
+        {"total": 9.5},
+    )
     assert "DE00" not in json.dumps(entry)
 
 
@@ -213,14 +217,14 @@ def test_one_call_turns_the_audit_trail_on_for_a_table(database: Database, acme:
 )
 def test_a_column_of_any_name_is_recorded_like_others(database: Database, acme: str, name: str) -> None:
     database.execute(
-        f"create table public.shapes (id uuid primary key default gen_random_uuid(), organization_id uuid, {name} jsonb, iban text)"
+        f"create table public.test_shapes (id uuid primary key default gen_random_uuid(), organization_id uuid, {name} jsonb, iban text)"
     )
-    database.execute("select app.audit('public.shapes', redacted => '{iban}')")
+    database.execute("select app.audit('public.test_shapes', redacted => '{iban}')")
     database.execute(
-        f"insert into public.shapes (organization_id, {name}, iban) values (%s, '{{\"a\": null}}', 'DE00')", acme
+        f"insert into public.test_shapes (organization_id, {name}, iban) values (%s, '{{\"a\": null}}', 'DE00')", acme
     )
-    database.execute(f"update public.shapes set {name} = '[2]', iban = 'DE01'")
-    database.execute("delete from public.shapes")
+    database.execute(f"update public.test_shapes set {name} = '[2]', iban = 'DE01'")
+    database.execute("delete from public.test_shapes")
     created, deleted, updated = read_new_entries(database)
     assert (created["changes"]["after"][name], deleted["changes"]["before"][name]) == ({"a": None}, [2])
     assert updated["changes"] == {"before": {name: {"a": None}}, "after": {name: [2]}, "redacted": ["iban"]}
@@ -233,9 +237,9 @@ def test_a_column_of_any_name_is_recorded_like_others(database: Database, acme: 
      ("number integer primary key, organization_id uuid", "no primary key"), ("id uuid primary key", "no column organization_id")],
 )  # fmt: skip
 def test_a_table_that_cannot_be_audited_is_refused_at_once(database: Database, columns: str, reason: str) -> None:
-    database.execute(f"create table public.shapes ({columns})")
+    database.execute(f"create table public.test_shapes ({columns})")
     with pytest.raises(psycopg.errors.RaiseException, match=reason):
-        database.execute("select app.audit('public.shapes')")
+        database.execute("select app.audit('public.test_shapes')")
 
 
 # --- hostile
@@ -280,17 +284,17 @@ def test_json_of_64_levels_is_recorded_unchanged(database: Database, acme: str) 
 def test_of_json_with_more_levels_only_its_hash_is_recorded(database: Database, acme: str) -> None:
     """A product's table may lack the check. Its writes succeed, and each change stays visible."""
     database.execute(
-        "create table public.shapes (id uuid primary key default gen_random_uuid(), organization_id uuid, name text, content jsonb)"
+        "create table public.test_shapes (id uuid primary key default gen_random_uuid(), organization_id uuid, name text, content jsonb)"
     )
-    database.execute("select app.audit('public.shapes', named => '{name,content}')")
+    database.execute("select app.audit('public.test_shapes', named => '{name,content}')")
     values = [nest(levels) for levels in (LEVELS + 1, LEVELS + 2, 3_000)]
     database.execute(
-        "insert into public.shapes (organization_id, name, content) values (%s, 'Circle', %s)", acme, values[0]
+        "insert into public.test_shapes (organization_id, name, content) values (%s, 'Circle', %s)", acme, values[0]
     )
-    database.execute("update public.shapes set content = %s", values[1])
-    database.execute("update public.shapes set content = %s", values[1])
-    database.execute("update public.shapes set content = %s", values[2])
-    database.execute("delete from public.shapes")
+    database.execute("update public.test_shapes set content = %s", values[1])
+    database.execute("update public.test_shapes set content = %s", values[1])
+    database.execute("update public.test_shapes set content = %s", values[2])
+    database.execute("delete from public.test_shapes")
     hashed = "select 'more than 64 levels, SHA-256 ' || encode(sha256(%s::jsonb::text::bytea), 'hex')"
     first, second, third = (database.value(hashed, value) for value in values)
     created, deleted, *updated = read_new_entries(database)
@@ -345,11 +349,11 @@ WRITES = (
 def fail_entries(database: Database, table: str, error: str) -> None:
     """Makes each insert into a table raise an SQLSTATE, as the server would."""
     database.execute(
-        f"create function public.fail_entry() returns trigger language plpgsql as "
+        f"create function public.test_fail_entry() returns trigger language plpgsql as "
         f"$$ begin raise sqlstate '{error}' using message = 'trouble'; end; $$"
     )
     database.execute(
-        f"create trigger fail_entry before insert on {table} for each row execute function public.fail_entry()"
+        f"create trigger fail_entry before insert on {table} for each row execute function public.test_fail_entry()"
     )
 
 
@@ -734,10 +738,10 @@ def test_a_plan_that_no_longer_fits_is_not_carried_out(database: Database, acme:
 def test_trouble_of_the_server_does_not_discard_a_plan(database: Database, acme: str) -> None:
     receipt, cleo = plan_erasure(database)
     database.execute(
-        "create function public.fail_entry() returns trigger language plpgsql as $$ begin raise sqlstate '53100' using message = 'full'; end; $$"
+        "create function public.test_fail_entry() returns trigger language plpgsql as $$ begin raise sqlstate '53100' using message = 'full'; end; $$"
     )
     database.execute(
-        "create trigger fail_entry before update on public.audit_logs for each row execute function public.fail_entry()"
+        "create trigger fail_entry before update on public.audit_logs for each row execute function public.test_fail_entry()"
     )
     with pytest.raises(psycopg.errors.DiskFull), database.connection.transaction():
         apply_erasure(database, receipt, cleo)

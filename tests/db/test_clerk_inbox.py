@@ -259,11 +259,11 @@ STILL_FAILING = "the attempts to apply it ended with this error"
 def break_profiles(database: Database, code: str) -> None:
     """From now on, writing a profile fails. plpgsql cannot catch 57014, like that of a real timeout."""
     database.execute(
-        "create or replace function public.trouble() returns trigger language plpgsql "
+        "create or replace function public.test_trouble() returns trigger language plpgsql "
         f"as $$ begin raise sqlstate '{code}' using message = 'trouble'; end $$"
     )
     database.execute(
-        "create or replace trigger trouble before insert on public.profiles execute function public.trouble()"
+        "create or replace trigger trouble before insert on public.profiles execute function public.test_trouble()"
     )
 
 

@@ -153,11 +153,11 @@ def test_a_failed_event_is_kept_with_its_error(clerk: Clerk, broken_profiles: No
 
 def test_an_event_with_a_transient_error_is_not_stored_so_that_clerk_redelivers_it(clerk: Clerk) -> None:
     clerk.database.execute(
-        "create function public.trouble() returns trigger language plpgsql "
+        "create function public.test_trouble() returns trigger language plpgsql "
         "as $$ begin raise sqlstate '40P01' using message = 'deadlock detected'; end $$"
     )
     clerk.database.execute(
-        "create trigger trouble before insert on public.profiles for each row execute function public.trouble()"
+        "create trigger trouble before insert on public.profiles for each row execute function public.test_trouble()"
     )
     with pytest.raises(psycopg.errors.DeadlockDetected):
         clerk.deliver(events.event("user.created", ADA), "msg_a")

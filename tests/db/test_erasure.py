@@ -322,18 +322,18 @@ def test_a_text_that_only_contains_a_part_of_the_address_is_unchanged(
 
 def test_purging_keeps_the_rows_of_other_tenants_in_partitions(world: Database) -> None:
     world.execute(
-        "create table public.events (id uuid default gen_random_uuid(), organization_id uuid not null references public.organizations on delete cascade) partition by list (organization_id)"
+        "create table public.test_events (id uuid default gen_random_uuid(), organization_id uuid not null references public.organizations on delete cascade) partition by list (organization_id)"
     )
     for (organization,) in world.rows("select id::text from public.organizations"):
         world.execute(
-            f"create table public.{f'events_{organization[:8]}'} partition of public.events for values in ('{organization}')"
+            f"create table public.{f'events_{organization[:8]}'} partition of public.test_events for values in ('{organization}')"
         )
     world.execute(
-        "insert into public.events (organization_id) select id from public.organizations, generate_series(1, 10)"
+        "insert into public.test_events (organization_id) select id from public.organizations, generate_series(1, 10)"
     )
     world.execute("update public.organizations set deleted_at = now() - interval '31 days' where name = 'Acme'")
     call(world, "run_retention")
-    assert world.value("select count(*) from public.events") == 20
+    assert world.value("select count(*) from public.test_events") == 20
 
 
 def test_an_entry_written_after_the_erasure_does_not_name_the_erased_person(world: Database) -> None:
@@ -366,9 +366,11 @@ def test_a_failed_event_about_others_loses_only_the_persons_address(world: Datab
 
 def test_a_locked_row_does_not_prevent_a_deletion_at_clerk_from_hiding_the_person(world: Database) -> None:
     world.execute(
-        "create function public.fail() returns trigger language plpgsql as $$ begin raise lock_not_available; end $$"
+        "create function public.test_fail() returns trigger language plpgsql as $$ begin raise lock_not_available; end $$"
     )
-    world.execute("create trigger fail before update on public.specimens for each row execute function public.fail()")
+    world.execute(
+        "create trigger fail before update on public.specimens for each row execute function public.test_fail()"
+    )
     people.Sender(world, first=500).send(
         "user.deleted", {"object": "user", "id": ADA, "deleted": True}, FAR_FUTURE, expected="processed"
     )

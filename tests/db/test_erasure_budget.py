@@ -41,10 +41,10 @@ def request_erasure(database: Database) -> str:
 def fail_for(database: Database, condition: str, error: str = "raise 'no'") -> None:
     """Adds a trigger that refuses to erase the audit entries for which the condition holds."""
     database.execute(
-        f"create or replace function public.refuse() returns trigger language plpgsql as $$ begin if {condition} then {error}; end if; return new; end $$"
+        f"create or replace function public.test_refuse() returns trigger language plpgsql as $$ begin if {condition} then {error}; end if; return new; end $$"
     )
     database.execute(
-        "create or replace trigger refuse before update on public.audit_logs for each row execute function public.refuse()"
+        "create or replace trigger refuse before update on public.audit_logs for each row execute function public.test_refuse()"
     )
 
 
@@ -289,7 +289,7 @@ def test_a_row_that_always_times_out_is_skipped_and_the_other_rows_and_tables_ar
 def time_out_while_applying(database: Database, condition: str) -> None:
     """Adds a trigger that stops a stored plan for the audit trail, but not the planning, if its rows fulfill a condition."""
     database.execute(f"""
-        create function public.stop() returns trigger language plpgsql security definer as $$ begin
+        create function public.test_stop() returns trigger language plpgsql security definer as $$ begin
           if {condition}
             and exists (select from app.audit_interventions where stored_at is not null and happened_at is null) then
             raise sqlstate '57014';
@@ -299,7 +299,7 @@ def time_out_while_applying(database: Database, condition: str) -> None:
     """)
     database.execute(
         "create trigger stop after update on public.audit_logs referencing new table as rows "
-        "for each statement execute function public.stop()"
+        "for each statement execute function public.test_stop()"
     )
 
 
@@ -496,11 +496,11 @@ def test_an_event_that_mentions_many_erased_people_is_redacted_in_one_write(data
     event = json.dumps(events.event("user.created", bea))
     database.execute("create temporary sequence writes")
     database.execute(
-        "create function public.count_write() returns trigger language plpgsql as "
+        "create function public.test_count_write() returns trigger language plpgsql as "
         "$$ begin perform nextval('pg_temp.writes'); return new; end $$"
     )
     database.execute(
-        "create trigger count_write before update on app.webhook_events for each row execute function public.count_write()"
+        "create trigger count_write before update on app.webhook_events for each row execute function public.test_count_write()"
     )
     answer = call(database, "receive_clerk_event", message_id="msg_bea", event=event)
     assert answer["outcome"] == "failed"

@@ -238,14 +238,14 @@ def test_a_page_reads_no_more_large_rows_than_it_returns(world: Database) -> Non
         "select o.id, p.id, 'Large', jsonb_build_object('text', repeat('x', 60000)) "
         "from public.organizations as o, public.profiles as p, generate_series(1, 400) where o.name = 'Acme' and p.clerk_user_id = %s", ADA
     )  # fmt: skip
-    world.execute("create sequence public.reads")
+    world.execute("create sequence public.test_reads")
     world.execute(
-        "update app.personal_data set exported = exported || array['nextval(''public.reads'') as place'] where domain = 'specimens'"
+        "update app.personal_data set exported = exported || array['nextval(''public.test_reads'') as place'] where domain = 'specimens'"
     )
     begun = call(world, "begin_export", clerk_user_id=ADA, requested_by="administrator")
     [*_, (domain, _, entries, _)] = read_page(world, begun["export_id"], None, 2000)
     assert (domain, 30 < entries < 40) == ("specimens", True)
-    assert world.value("select last_value from public.reads") < 100
+    assert world.value("select last_value from public.test_reads") < 100
 
 
 def test_an_export_leaves_out_rows_created_after_it_began(world: Database) -> None:
@@ -397,9 +397,11 @@ def test_large_rows_are_purged_in_smaller_batches(world: Database) -> None:
 
 def refuse_deletion(database: Database, table: str, condition: str) -> None:
     database.execute(
-        f"create function public.refuse() returns trigger language plpgsql as $$ begin if {condition} then raise 'no'; end if; return old; end $$"
+        f"create function public.test_refuse() returns trigger language plpgsql as $$ begin if {condition} then raise 'no'; end if; return old; end $$"
     )
-    database.execute(f"create trigger refuse before delete on {table} for each row execute function public.refuse()")
+    database.execute(
+        f"create trigger refuse before delete on {table} for each row execute function public.test_refuse()"
+    )
 
 
 def test_a_row_that_cannot_be_deleted_is_reported_and_stops_neither_rows_nor_tables(world: Database) -> None:

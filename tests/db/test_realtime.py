@@ -200,11 +200,11 @@ def test_a_failed_broadcast_does_not_fail_the_write(superuser: Database) -> None
 
 def make_messages_fail(superuser: Database, error: str) -> None:
     superuser.execute(
-        f"create function public.fail_message() returns trigger language plpgsql as "
+        f"create function public.test_fail_message() returns trigger language plpgsql as "
         f"$$ begin raise sqlstate '{error}' using message = 'trouble'; end; $$"
     )
     superuser.execute(
-        "create trigger fail_message before insert on realtime.messages for each row execute function public.fail_message()"
+        "create trigger fail_message before insert on realtime.messages for each row execute function public.test_fail_message()"
     )
 
 
@@ -242,15 +242,15 @@ def test_a_write_succeeds_if_the_role_authenticated_does_not_exist(superuser: Da
 
 def test_one_call_switches_broadcasts_on_for_another_table(database: Database, tenants: dict[str, str]) -> None:
     database.execute(
-        "create table public.probes (number integer, organization_id uuid references public.organizations, total numeric, "
+        "create table public.test_probes (number integer, organization_id uuid references public.organizations, total numeric, "
         "primary key (organization_id, number))"
     )
-    database.execute("grant select on public.probes to authenticated")
+    database.execute("grant select on public.test_probes to authenticated")
     database.execute("insert into public.role_permissions (role, permission) values ('owner', 'billing:read')")
     for _ in range(2):
-        database.execute("select app.broadcast('public.probes', 'billing:read')")
-    database.execute("insert into public.probes values (1, %s, 9.5)", tenants["Acme"])
-    database.execute("delete from public.probes")
+        database.execute("select app.broadcast('public.test_probes', 'billing:read')")
+    database.execute("insert into public.test_probes values (1, %s, 9.5)", tenants["Acme"])
+    database.execute("delete from public.test_probes")
     key = {"organization_id": tenants["Acme"], "number": 1}
     topic = f"org:{tenants['Acme']}:billing:read"
     assert [(where, event, payload["record"], payload["old_record"]) for where, event, payload in read_new_messages(database)] == [
@@ -356,9 +356,9 @@ def test_users_cannot_change_or_delete_messages(database: Database, tenants: dic
 
 def record_broadcasts(database: Database, definition: str, granted: str, *statements: str) -> list[dict[str, Any]]:
     """Creates a table of this shape, runs the statements, and returns the payloads that it broadcast."""
-    database.execute(f"create table public.shaped ({definition})")
-    database.execute(f"grant select ({granted}) on public.shaped to authenticated")
-    database.execute("select app.broadcast('public.shaped', 'specimens:read')")
+    database.execute(f"create table public.test_shaped ({definition})")
+    database.execute(f"grant select ({granted}) on public.test_shaped to authenticated")
+    database.execute("select app.broadcast('public.test_shaped', 'specimens:read')")
     for statement in statements:
         database.execute(statement)
     return [payload for _, _, payload in read_new_messages(database)]
@@ -376,8 +376,8 @@ def test_no_column_name_leaks_hidden_data_or_prevents_broadcasts(
 ) -> None:
     payloads = record_broadcasts(
         database, f"id integer primary key, organization_id uuid, {name} {kind}", "id, organization_id",
-        f"insert into public.shaped values (1, '{tenants['Acme']}', '{value}')",
-        "update public.shaped set id = 2", "delete from public.shaped",
+        f"insert into public.test_shaped values (1, '{tenants['Acme']}', '{value}')",
+        "update public.test_shaped set id = 2", "delete from public.test_shaped",
     )  # fmt: skip
     record = {"id": 1, "organization_id": tenants["Acme"]}
     assert [(payload["operation"], payload["record"], payload["old_record"]) for payload in payloads if payload["operation"] != "DELETE"] == [
@@ -389,9 +389,9 @@ def test_no_column_name_leaks_hidden_data_or_prevents_broadcasts(
 def test_a_delete_sends_neither_hidden_nor_included_columns_of_the_primary_key(
     database: Database, tenants: dict[str, str]
 ) -> None:
-    insert = f"insert into public.shaped values (1, 2, '{tenants['Acme']}', 'LEAK')"
+    insert = f"insert into public.test_shaped values (1, 2, '{tenants['Acme']}', 'LEAK')"
     definition = "id integer, part integer, organization_id uuid, secret text, primary key (id, part) include (secret)"
-    payloads = record_broadcasts(database, definition, "id, organization_id", insert, "delete from public.shaped")
+    payloads = record_broadcasts(database, definition, "id, organization_id", insert, "delete from public.test_shaped")
     assert payloads[1]["old_record"] == {"id": 1}
     assert "LEAK" not in str(payloads)
 
@@ -408,6 +408,6 @@ def test_a_delete_sends_neither_hidden_nor_included_columns_of_the_primary_key(
 def test_a_table_that_cannot_be_broadcast_is_refused(
     database: Database, definition: str, permission: str, reason: str
 ) -> None:
-    database.execute(f"create table public.shaped ({definition})")
+    database.execute(f"create table public.test_shaped ({definition})")
     with pytest.raises(psycopg.errors.RaiseException, match=reason):
-        database.execute("select app.broadcast('public.shaped', %s)", permission)
+        database.execute("select app.broadcast('public.test_shaped', %s)", permission)

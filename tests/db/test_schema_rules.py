@@ -185,14 +185,14 @@ def test_a_function_that_creates_objects_does_not_depend_on_the_order_of_a_plan(
 
 def test_the_triggers_of_the_audit_trail_do_not_depend_on_the_plan(database: Database) -> None:
     database.execute(
-        "create table public.probe (id uuid primary key, organization_id uuid, b_by uuid references public.profiles, "
+        "create table public.test_probe (id uuid primary key, organization_id uuid, b_by uuid references public.profiles, "
         "a_by uuid references public.profiles)"
     )
     triggers = []
     for is_on in ("on", "off"):
-        database.execute(f"set local enable_indexscan = {is_on}; select app.audit('public.probe')")
+        database.execute(f"set local enable_indexscan = {is_on}; select app.audit('public.test_probe')")
         rows = database.rows(
-            "select pg_get_triggerdef(t.oid) from pg_trigger as t where t.tgrelid = 'public.probe'::regclass "
+            "select pg_get_triggerdef(t.oid) from pg_trigger as t where t.tgrelid = 'public.test_probe'::regclass "
             "and not t.tgisinternal order by 1"
         )
         assert "{a_by,b_by}" in rows[0][0]
@@ -234,13 +234,13 @@ def test_no_function_changes_every_row_of_a_table(database: Database) -> None:
 def test_functions_of_every_language_are_checked(database: Database) -> None:
     write = "update app.settings set mail_enabled = true"
     database.execute(
-        f"""create function public.probe_sql() returns void language sql as '{write}';
+        f"""create function public.test_probe_sql() returns void language sql as '{write}';
         create function app.probe_atomic() returns void begin atomic {write}; end;
         create function ops.probe_plpgsql() returns void language plpgsql as 'begin {write}; end';
         create procedure app.probe_procedure() language sql as '{write}'"""
     )
     found = functions_with_unfiltered_writes(database)
-    assert sorted(found) == ["app.probe_atomic()", "app.probe_procedure()", "ops.probe_plpgsql()", "probe_sql()"]
+    assert sorted(found) == ["app.probe_atomic()", "app.probe_procedure()", "ops.probe_plpgsql()", "test_probe_sql()"]
 
 
 @pytest.mark.parametrize(
@@ -306,10 +306,10 @@ def test_a_write_with_where_and_other_similar_text_pass(text: str) -> None:
 def test_a_function_for_the_service_without_the_check_is_found(
     database: Database, language: str, body: str, is_found: bool
 ) -> None:
-    database.execute(f"create function public.probe() returns boolean language {language} as $${body}$$")
-    database.execute("grant execute on function public.probe() to service_role")
+    database.execute(f"create function public.test_probe() returns boolean language {language} as $${body}$$")
+    database.execute("grant execute on function public.test_probe() to service_role")
     [rule] = [query for name, query in RULES.items() if "refuses Clerk's tokens" in name]
-    assert database.rows(rule) == [("probe()",)] * is_found
+    assert database.rows(rule) == [("test_probe()",)] * is_found
 
 
 def test_every_json_column_refuses_more_than_64_levels(database: Database) -> None:
@@ -322,7 +322,7 @@ def test_a_json_column_of_any_form_without_the_check_is_found(database: Database
         f"""create domain app.loose as jsonb check (jsonb_typeof(value) = 'object');
         create domain app.strict as jsonb {check("value")};
         create type app.pair as (name text, value jsonb);
-        create table public.probe (
+        create table public.test_probe (
           id integer primary key, plain jsonb, text json, list jsonb[], domain app.loose, pair app.pair, pairs app.pair[],
           sized jsonb check (octet_length(sized::text) < 65536), either jsonb check (either is not null or not jsonb_path_exists(either, 'strict $.**{{64}}')),
           later jsonb check (not jsonb_path_exists(later, 'strict $.**{{65}}')),
@@ -331,7 +331,7 @@ def test_a_json_column_of_any_form_without_the_check_is_found(database: Database
         )"""
     )
     names = ("domain", "either", "later", "list", "pair", "pairs", "plain", "sized", "text")
-    assert find_unchecked_columns(database) == [f"probe.{name}" for name in names]
+    assert find_unchecked_columns(database) == [f"test_probe.{name}" for name in names]
 
 
 def test_every_function_of_the_api_refuses_json_with_more_than_64_levels(database: Database) -> None:
@@ -340,19 +340,19 @@ def test_every_function_of_the_api_refuses_json_with_more_than_64_levels(databas
 
 def test_an_argument_of_any_form_that_accepts_more_levels_is_found(database: Database) -> None:
     database.execute(
-        """create function public.probe_sql(value jsonb) returns jsonb language sql as 'select value';
+        """create function public.test_probe_sql(value jsonb) returns jsonb language sql as 'select value';
         create function app.probe_list(name text, variadic parts json[]) returns void language plpgsql as 'begin end';
-        create function public.probe_late(value jsonb) returns void language plpgsql security definer as $$
+        create function public.test_probe_late(value jsonb) returns void language plpgsql security definer as $$
           begin raise sqlstate 'PT403'; perform app.refuse_deep_json(value); end $$;
-        create function public.probe_good(value jsonb) returns void language plpgsql security definer as $$
+        create function public.test_probe_good(value jsonb) returns void language plpgsql security definer as $$
           begin perform app.refuse_deep_json(value); end $$;
-        grant execute on function public.probe_sql(jsonb), app.probe_list(text, json[]) to authenticated;
-        grant execute on function public.probe_late(jsonb), public.probe_good(jsonb) to service_role"""
+        grant execute on function public.test_probe_sql(jsonb), app.probe_list(text, json[]) to authenticated;
+        grant execute on function public.test_probe_late(jsonb), public.test_probe_good(jsonb) to service_role"""
     )
     assert find_unchecked_arguments(database) == [
         "app.probe_list(text,json[]), argument 2, as authenticated",
-        "probe_late(jsonb), argument 1, as service_role",
-        "probe_sql(jsonb), argument 1, as authenticated",
+        "test_probe_late(jsonb), argument 1, as service_role",
+        "test_probe_sql(jsonb), argument 1, as authenticated",
     ]
 
 
@@ -474,8 +474,8 @@ def test_schema_ops_and_nothing_else_is_in_8_ops() -> None:
 
 def test_an_object_that_needs_an_extension_breaks_the_rule(superuser: Database) -> None:
     superuser.execute("create extension if not exists citext schema extensions")
-    superuser.execute("create table public.needy (id integer primary key, name extensions.citext)")
-    assert superuser.rows(RULES["no extension is needed"]) == [("table column public.needy.name needs citext",)]
+    superuser.execute("create table public.test_needy (id integer primary key, name extensions.citext)")
+    assert superuser.rows(RULES["no extension is needed"]) == [("table column public.test_needy.name needs citext",)]
 
 
 # Hosted Supabase refuses changes of these roles, except of their settings. The local server cannot refuse them.
@@ -516,13 +516,13 @@ def test_migrations_ran_as_postgres_without_superuser_rights(database: Database)
 
 
 def test_a_new_table_has_no_grants_until_its_policies_file_adds_them(database: Database) -> None:
-    database.execute("create table public.probe (id integer primary key)")
-    database.execute("create function public.probe_function() returns integer language sql as 'select 1'")
+    database.execute("create table public.test_probe (id integer primary key)")
+    database.execute("create function public.test_probe_function() returns integer language sql as 'select 1'")
     for role in ("anon", "authenticated", "service_role"):
         assert not database.value(
-            "select has_table_privilege(%s, 'public.probe', 'select, insert, update, delete')", role
+            "select has_table_privilege(%s, 'public.test_probe', 'select, insert, update, delete')", role
         )
-        assert not database.value("select has_function_privilege(%s, 'public.probe_function()', 'execute')", role)
+        assert not database.value("select has_function_privilege(%s, 'public.test_probe_function()', 'execute')", role)
 
 
 def test_the_permission_matrix_is_the_specified_one(database: Database) -> None:

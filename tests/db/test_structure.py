@@ -143,7 +143,7 @@ def test_partitions_of_the_audit_trail_may_come_and_go(database: Database) -> No
 
 def test_objects_that_no_file_made_are_not_reported(database: Database) -> None:
     database.execute(
-        "create table public.scratch (id integer primary key); create function app.scratch() returns void language sql as ''"
+        "create table public.test_scratch (id integer primary key); create function app.scratch() returns void language sql as ''"
     )
     assert verdict(database) == ("green", "OK.")
 

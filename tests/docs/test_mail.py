@@ -15,10 +15,10 @@ from tests.conftest import ROOT, Database
 from tests.people import BEN
 from tests.service.outside import Outside, rest_answer
 
-PAGE = (ROOT / "docs/mail.md").read_text()
+PAGE = (ROOT / "docs/mail.md").read_text().replace("public.invoices", "public.test_invoices")
 # The columns that docs/extend.md gives the table.
 INVOICES = """
-create table public.invoices (
+create table public.test_invoices (
   id uuid primary key default gen_random_uuid(),
   organization_id uuid not null references public.organizations on delete cascade,
   created_by uuid references public.profiles on delete set null,
@@ -42,7 +42,7 @@ def test_the_example_kind_is_sent_and_can_be_switched_off(world: Database, outsi
     assert find_faults({"invoice_unpaid": example}, tmp_path) == []
     world.execute("update app.settings set mail_enabled = true")
     world.execute(
-        "insert into public.invoices (organization_id, created_by, number, amount, status, created_at) "
+        "insert into public.test_invoices (organization_id, created_by, number, amount, status, created_at) "
         "select m.organization_id, m.user_id, n, 119.5, case n when '17' then 'sent' else 'paid' end, '2026-01-31' "
         "from public.organization_memberships as m join public.profiles as p on p.id = m.user_id, "
         "unnest(array['17', '18']) as n where p.clerk_user_id = %s order by m.organization_id limit 2",

@@ -291,12 +291,12 @@ def test_a_backup_replaces_the_existing_project(operator: Operator) -> None:
     url = operator.vault.url
     before = rows(url)
     backup = operator.vault.back_up()
-    change(url, "drop table public.projects cascade", "create table public.unwanted ()")
+    change(url, "drop table public.projects cascade", "create table public.test_unwanted ()")
     output = operator.follow(SAME_PROJECT, BACKUP=backup, PROJECT=url.rpartition("/")[2])
     assert len(operator.vault.store.names()) == 2, output
     assert rows(url) == before
     with psycopg.connect(url) as connection:
-        assert connection.execute("select to_regclass('public.unwanted')").fetchone() == (None,)
+        assert connection.execute("select to_regclass('public.test_unwanted')").fetchone() == (None,)
     require_anon_is_refused(url)
 
 

@@ -12,14 +12,16 @@ from tests.db.test_personal_data import export_all
 from tests.people import ADA_EMAILS, call
 
 PAGES = ("audit.md", "deploy.md", "limits.md", "personal-data.md", "realtime.md")
+# The example tables of the pages, which a product may have.
+EXAMPLES = re.compile(r"\b(invoices|newsletter_signups)\b")
 BLOCKS = [
-    (page, block)
+    (page, EXAMPLES.sub(r"test_\1", block))
     for page in PAGES
     for block in re.findall(r"^```sql\n(.*?)^```", (ROOT / "docs" / page).read_text(), re.MULTILINE | re.DOTALL)
 ]
 # The table that the pages use as their example.
 INVOICES = """
-create table public.invoices (
+create table public.test_invoices (
   id uuid primary key default gen_random_uuid(),
   organization_id uuid not null references public.organizations on delete cascade,
   number text not null,
@@ -27,10 +29,10 @@ create table public.invoices (
   approved_by uuid references public.profiles on delete set null,
   created_at timestamptz not null default now()
 );
-insert into public.role_permissions (role, permission) values ('owner', 'invoices:read');
+insert into public.role_permissions (role, permission) values ('owner', 'test_invoices:read');
 """
 NEWSLETTER = """
-create table public.newsletter_signups (
+create table public.test_newsletter_signups (
   id uuid primary key default gen_random_uuid(),
   person_id uuid references public.profiles on delete cascade,
   email text not null,
@@ -62,14 +64,14 @@ def test_every_statement_runs(world: Database, page: str, block: str) -> None:
 def test_a_table_that_was_made_by_hand_is_exported_erased_and_cleaned_up(world: Database) -> None:
     world.execute(NEWSLETTER)
     for _, block in BLOCKS:
-        if "public.newsletter_signups" in block:
+        if "public.test_newsletter_signups" in block:
             world.execute(block)
     world.execute(
-        "insert into public.newsletter_signups (email, created_at) values ('old@example.com', now() - interval '3 years')"
+        "insert into public.test_newsletter_signups (email, created_at) values ('old@example.com', now() - interval '3 years')"
     )
     assert [row["email"] for row in export_all(world)["newsletter"]] == [ADA_EMAILS[0]]
     while not call(world, "run_retention")["done"]:
         pass
-    assert world.rows("select email from public.newsletter_signups") == [(ADA_EMAILS[0],)]
+    assert world.rows("select email from public.test_newsletter_signups") == [(ADA_EMAILS[0],)]
     erase(world)
-    assert world.rows("select from public.newsletter_signups") == []
+    assert world.rows("select from public.test_newsletter_signups") == []

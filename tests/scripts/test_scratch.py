@@ -39,13 +39,13 @@ def test_postgres_may_create_in_public_without_a_grant(project: Database) -> Non
         == "pg_database_owner"
     )
     assert grants(project, "public", "postgres") == {"usage"}
-    project.execute("create table public.probe (id integer)")
+    project.execute("create table public.test_probe (id integer)")
 
 
 def test_new_objects_in_public_are_open_to_the_roles_of_the_api(project: Database) -> None:
-    project.execute("create table public.probe (id integer)")
+    project.execute("create table public.test_probe (id integer)")
     for role in ("anon", "authenticated", "service_role"):
-        assert project.value("select has_table_privilege(%s, 'public.probe', 'select, delete, truncate')", role)
+        assert project.value("select has_table_privilege(%s, 'public.test_probe', 'select, delete, truncate')", role)
 
 
 def test_the_extensions_of_a_new_project_are_in_the_schema_extensions(project: Database) -> None:
@@ -119,10 +119,10 @@ def test_a_role_created_by_postgres_cannot_manage_policies_on_messages(project: 
 
 
 def test_a_policy_on_any_table_locks_the_messages_until_the_transaction_ends(project: Database) -> None:
-    project.execute("create table public.probe (id integer)")
+    project.execute("create table public.test_probe (id integer)")
     locks = "select mode from pg_locks where pid = pg_backend_pid() and relation = 'realtime.messages'::regclass and mode like '%%Exclusive%%'"
     assert project.rows(locks) == []
-    project.execute("create policy probe on public.probe using (true)")
+    project.execute("create policy probe on public.test_probe using (true)")
     assert project.rows(locks) == [("AccessExclusiveLock",)]
 
 

@@ -190,11 +190,11 @@ def test_an_event_that_fails_every_time_does_not_stop_the_retries_of_others(
     online: FlaskClient, stack: Stack, database: psycopg.Connection[Any]
 ) -> None:
     database.execute(
-        "create function public.cancel() returns trigger language plpgsql as "
+        "create function public.test_cancel() returns trigger language plpgsql as "
         "$$ begin if new.clerk_id = 'role_bad' then raise query_canceled; end if; return new; end $$"
     )
     database.execute(
-        "create trigger cancel before insert on app.clerk_records for each row execute function public.cancel()"
+        "create trigger cancel before insert on app.clerk_records for each row execute function public.test_cancel()"
     )
     database.execute(
         "insert into app.webhook_events (message_id, type, event, outcome, attempts, next_attempt_at) "
@@ -209,7 +209,7 @@ def test_an_event_that_fails_every_time_does_not_stop_the_retries_of_others(
         )
         assert (attempts, error[:6]) == (2, "57014:")
     finally:
-        database.execute("drop function public.cancel() cascade")
+        database.execute("drop function public.test_cancel() cascade")
         database.execute("delete from app.webhook_events where message_id like 'msg_retry_%'")
         database.execute("delete from app.clerk_records where clerk_id like 'role__'")
 

@@ -478,16 +478,16 @@ def trouble(stack: Stack) -> Iterator[Callable[[str, str], None]]:
 
         def begin(user_id: str, statement: str) -> None:
             connection.execute(
-                "create function public.trouble() returns trigger language plpgsql as "
+                "create function public.test_trouble() returns trigger language plpgsql as "
                 f"$$ begin if new.clerk_user_id = '{user_id}' then {statement}; end if; return new; end $$".encode()
             )
             connection.execute(
                 "create trigger trouble before insert or update on public.profiles "
-                "for each row execute function public.trouble()"
+                "for each row execute function public.test_trouble()"
             )
 
         yield begin
-        connection.execute("drop function if exists public.trouble() cascade")
+        connection.execute("drop function if exists public.test_trouble() cascade")
 
 
 def new_user() -> tuple[str, bytes]:
@@ -515,7 +515,7 @@ def test_an_event_that_fails_twice_in_the_same_way_is_stored_and_retried_later(
     assert {each.json["outcome"] for each in answers[2:]} == {"failed"}
     assert read_stored(stack, message_id) == (json.loads(body), "failed")
     with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
-        connection.execute("drop function public.trouble() cascade")
+        connection.execute("drop function public.test_trouble() cascade")
         connection.execute("update app.webhook_events set next_attempt_at = now() where message_id = %s", [message_id])
     headers = {"Authorization": f"Bearer {stack.environment['JOBS_TOKEN']}"}
     assert online.post("/jobs/retry-events", headers=headers).json == {"processed": 1}

@@ -473,31 +473,31 @@ def differ(vault: Vault, name: str, part: str, kind: str | None, entry: str) -> 
 
 # A tenant table with unusual names, types, references and partitions.
 HARD = """
-    create table public.colours (name text primary key);
-    insert into public.colours values ('red'), ('blue');
+    create table public.test_colours (name text primary key);
+    insert into public.test_colours values ('red'), ('blue');
     create table public."Odd tasks" (
         id bigint generated always as identity primary key,
         organization_id uuid not null references public.organizations on delete cascade,
         partner_id uuid references public.organizations on delete set null,
         parent_id bigint references public."Odd tasks" on delete set null,
-        colour text references public.colours on delete set null,
+        colour text references public.test_colours on delete set null,
         "the 'name'" text not null,
         shout text generated always as (upper("the 'name'")) stored not null,
         due interval, at timestamptz, day date, bytes bytea, words text[], ratio double precision
     );
     insert into public."Odd tasks" (organization_id, partner_id, parent_id, colour, "the 'name'", due, at, day, bytes, words, ratio)
     select o.id, p.id, null, c.name, 'task ' || c.name || ' of ' || o.name, '-1 day 02:03', now(), '2026-02-01', '\\x00ff', array['a,b', null, '"'], 0.1
-    from public.organizations as o cross join public.colours as c join public.organizations as p on p.name = 'Globex';
+    from public.organizations as o cross join public.test_colours as c join public.organizations as p on p.name = 'Globex';
     update public."Odd tasks" as t set parent_id = (
         select u.id from public."Odd tasks" as u where u.organization_id = t.organization_id and u.colour = 'blue'
     ) where t.colour = 'red';
-    create table public.visits (
+    create table public.test_visits (
         id uuid default gen_random_uuid(), organization_id uuid not null references public.organizations on delete cascade,
         at date, task bigint references public."Odd tasks" on delete cascade, primary key (id, at)
     ) partition by range (at);
-    create table public.visits_2025 partition of public.visits for values from ('2025-01-01') to ('2026-01-01');
-    create table app.visits_else partition of public.visits default;
-    insert into public.visits (organization_id, at, task)
+    create table public.test_visits_2025 partition of public.test_visits for values from ('2025-01-01') to ('2026-01-01');
+    create table app.visits_else partition of public.test_visits default;
+    insert into public.test_visits (organization_id, at, task)
     select t.organization_id, d.day, t.id from public."Odd tasks" as t cross join unnest('{2025-05-05,2026-05-05}'::date[]) as d (day);
 """
 
@@ -508,12 +508,12 @@ def test_any_tenant_table_is_found_by_its_foreign_key(folder_vault: Vault, tmp_p
     query = """
         select id, parent_id, shout, due, at, day, bytes, words, ratio, colour from public."Odd tasks" order by id
     """
-    visits = "select tableoid, id, organization_id, at, task from public.visits order by id"
+    visits = "select tableoid, id, organization_id, at, task from public.test_visits order by id"
     with folder_vault.connect() as connection:
         before, visits_before = connection.execute(query).fetchall(), connection.execute(visits).fetchall()
         backup = folder_vault.back_up()
         execute(folder_vault, acme('"Odd tasks"'))
-        connection.execute("delete from public.colours where name = 'red'")
+        connection.execute("delete from public.test_colours where name = 'red'")
         connection.execute("update public.\"Odd tasks\" set colour = 'blue'")
         report = extract(folder_vault, backup, tmp_path / "acme", "--format", output_format)
         run_put_back(folder_vault, tmp_path / "acme")
@@ -523,9 +523,9 @@ def test_any_tenant_table_is_found_by_its_foreign_key(folder_vault: Vault, tmp_p
         ).fetchall()
         assert connection.execute(visits).fetchall() == visits_before
     assert report["rows"]["Odd tasks"] == 2
-    assert report["rows"]["visits"] == 4
-    assert list(report["rows"]).index("visits") > list(report["rows"]).index("Odd tasks")
-    assert "visits_2025" not in report["rows"]
+    assert report["rows"]["test_visits"] == 4
+    assert list(report["rows"]).index("test_visits") > list(report["rows"]).index("Odd tasks")
+    assert "test_visits_2025" not in report["rows"]
     assert [row[:-1] for row in after] == [row[:-1] for row in before]
     assert {row[-1] for row in after} == {"blue", None}
     assert partners == 0

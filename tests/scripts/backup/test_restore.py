@@ -111,8 +111,10 @@ def test_restored_tables_stay_closed_to_anonymous_callers(
 ) -> None:
     """A new project grants anon everything on new tables of public, and a dump does not revoke that."""
     with psycopg.connect(empty) as connection:
-        connection.execute("create table public.trap (id int)")
-        assert connection.execute("select has_table_privilege('anon', 'public.trap', 'select')").fetchone() == (True,)
+        connection.execute("create table public.test_trap (id int)")
+        assert connection.execute("select has_table_privilege('anon', 'public.test_trap', 'select')").fetchone() == (
+            True,
+        )
         connection.rollback()
     folder_shelf.run_to_end("restore", folder_shelf.keep(backup), "--to", empty)
     with psycopg.connect(empty) as connection:
@@ -121,10 +123,10 @@ def test_restored_tables_stay_closed_to_anonymous_callers(
             "and has_table_privilege('anon', c.oid, 'select, insert, update, delete')"
         ).fetchall()
         assert open_to_anon == []
-        connection.execute("create function public.later() returns int language sql as 'select 1'")
-        connection.execute("create table public.later (id int)")
+        connection.execute("create function public.test_later() returns int language sql as 'select 1'")
+        connection.execute("create table public.test_later (id int)")
         new = connection.execute(
-            "select has_function_privilege('anon', 'public.later()', 'execute'), has_table_privilege('anon', 'public.later', 'select')"
+            "select has_function_privilege('anon', 'public.test_later()', 'execute'), has_table_privilege('anon', 'public.test_later', 'select')"
         ).fetchall()
     assert new == [(False, False)]
 
@@ -163,7 +165,7 @@ def test_existing_data_is_only_replaced_on_request(
     target = new_database(folder_vault.url)
     with psycopg.connect(target) as connection:
         connection.execute("update public.specimens set title = 'Later'")
-        connection.execute("create table public.newer (id int)")
+        connection.execute("create table public.test_newer (id int)")
     before = contents(target)
     project = target.rpartition("/")[2]
     refused = folder_vault.run("restore", name, "--to", target)
@@ -180,19 +182,19 @@ def test_existing_data_is_only_replaced_on_request(
 def test_every_kind_of_object_is_replaced(folder_vault: Vault, new_database: Callable[..., str]) -> None:
     with folder_vault.connect() as connection:
         connection.execute("""
-            create type public.pair as (a integer, b text); create type public.kind as enum ('a');
-            create domain public.word as text check (value <> ''); create type public.span as range (subtype = integer);
-            create sequence public.ids; create collation public.plain from "C";
+            create type public.test_pair as (a integer, b text); create type public.test_kind as enum ('a');
+            create domain public.test_word as text check (value <> ''); create type public.test_span as range (subtype = integer);
+            create sequence public.test_ids; create collation public.plain from "C";
             create text search configuration public.simple_words (copy = simple);
             create text search dictionary public.words (template = simple);
-            create function public.same(integer, integer) returns boolean language sql immutable return $1 = $2;
-            create operator public.=== (function = public.same, leftarg = integer, rightarg = integer);
-            create aggregate public.total (integer) (sfunc = int4pl, stype = integer);
-            create procedure public.nothing() language sql begin atomic end;
-            create table public.parent (id integer, word public.word) partition by range (id);
-            create table public.child partition of public.parent for values from (0) to (9);
-            create materialized view public.counted as select count(*) from public.parent;
-            create statistics public.related on id, word from public.parent
+            create function public.test_same(integer, integer) returns boolean language sql immutable return $1 = $2;
+            create operator public.=== (function = public.test_same, leftarg = integer, rightarg = integer);
+            create aggregate public.test_total (integer) (sfunc = int4pl, stype = integer);
+            create procedure public.test_nothing() language sql begin atomic end;
+            create table public.test_parent (id integer, word public.test_word) partition by range (id);
+            create table public.test_child partition of public.test_parent for values from (0) to (9);
+            create materialized view public.test_counted as select count(*) from public.test_parent;
+            create statistics public.related on id, word from public.test_parent
             """)
     name = folder_vault.back_up()
     target = new_database(folder_vault.url)
@@ -324,14 +326,14 @@ def test_a_restore_names_the_row_that_is_nested_too_deeply(make_bad_row: Callabl
     [
         ("title < 'O'", 'new row for relation "projects" violates check constraint "probe" (23514)'),
         ("title = 'Later' or title::integer > 0", "invalid input syntax for type integer: … (22P02)"),
-        ("public.probe(title)", "a function raised an error (P0001)"),
+        ("public.test_probe(title)", "a function raised an error (P0001)"),
     ],
 )
 def test_a_restore_names_the_row_that_a_check_refuses(
     make_bad_row: Callable[..., BadRow], empty: str, check: str, reason: str
 ) -> None:
     function = """
-        create function public.probe(title text) returns boolean language plpgsql as $$
+        create function public.test_probe(title text) returns boolean language plpgsql as $$
         begin if title <> 'Later' then raise '% is wrong', title; end if; return true; end $$"""
     # The dump of a constraint that is not valid would add it after the rows.
     constraint = f"alter table public.projects add constraint probe check ({check}) not valid"
@@ -595,8 +597,8 @@ def test_a_drill_detects_any_difference(folder_shelf: Vault, forgery: str, backu
 WEAKNESSES = {
     "create policy \"open to all\" on public.specimens for select to authenticated using (true)": "other tenants denied",
     "alter table public.specimens disable row level security": "other tenants denied",
-    "create function app.broken() returns bigint language sql set search_path = pg_catalog as 'select count(*) from public.to_go'; "
-    "drop table public.to_go": "functions",
+    "create function app.broken() returns bigint language sql set search_path = pg_catalog as 'select count(*) from public.test_to_go'; "
+    "drop table public.test_to_go": "functions",
 }  # fmt: skip
 
 
@@ -604,7 +606,7 @@ WEAKNESSES = {
 @at_hand
 def test_a_drill_detects_faults_of_the_original_database(folder_vault: Vault, weakness: str) -> None:
     with folder_vault.connect() as connection:
-        connection.execute("create table public.to_go (id int)")
+        connection.execute("create table public.test_to_go (id int)")
         connection.execute(weakness.encode())
     folder_vault.back_up()
     assert list_failed(run_drill(folder_vault)) == [WEAKNESSES[weakness]]

@@ -41,16 +41,16 @@ def bare_vault(migrated_database: str, new_database: Callable[..., str], tmp_pat
 
 
 ORDINARY = """
-    create table public.ordinary (
+    create table public.test_ordinary (
         kind varchar(20) check (kind in ('a', 'b')),
         x int, y int, at timestamptz, check (x between 1 and 5 and y > 0)
     );
-    alter table public.ordinary enable row level security, force row level security;
-    create index on public.ordinary (x) where kind in ('a', 'b') and x between 1 and 5;
-    create policy "some" on public.ordinary to authenticated using (kind in ('a', 'b') and x between 1 and 5 and y > 0);
-    create function public.touch() returns trigger language plpgsql as 'begin return new; end';
-    create trigger touch before update on public.ordinary for each row when (new.kind in ('a', 'b') and new.x between 1 and 5)
-    execute function public.touch();
+    alter table public.test_ordinary enable row level security, force row level security;
+    create index on public.test_ordinary (x) where kind in ('a', 'b') and x between 1 and 5;
+    create policy "some" on public.test_ordinary to authenticated using (kind in ('a', 'b') and x between 1 and 5 and y > 0);
+    create function public.test_touch() returns trigger language plpgsql as 'begin return new; end';
+    create trigger touch before update on public.test_ordinary for each row when (new.kind in ('a', 'b') and new.x between 1 and 5)
+    execute function public.test_touch();
 """
 
 
@@ -66,9 +66,9 @@ def test_a_backup_of_a_hosted_project_is_proven(bare_vault: Vault, bare_server: 
         admin.execute("revoke all on schema public from public, postgres")
         admin.execute("grant usage on schema public to postgres")
         admin.execute("alter default privileges for role supabase_admin in schema public grant all on tables to anon")
-        admin.execute("create table public.theirs (id int)")
-        admin.execute("grant select on public.theirs to postgres")
-        admin.execute("grant all on public.theirs to service_role")
+        admin.execute("create table public.test_theirs (id int)")
+        admin.execute("grant select on public.test_theirs to postgres")
+        admin.execute("grant all on public.test_theirs to service_role")
     assert "as backed up" in drill(bare_vault)
 
 
@@ -101,16 +101,16 @@ SETTINGS = {
     "transform_null_equals": "on", "backslash_quote": "on", "lc_numeric": "POSIX",
 }  # fmt: skip
 SENSITIVE = r"""
-    create table public.sensitive (
+    create table public.test_sensitive (
         id int primary key, at timestamptz default '2026-03-29 01:30:00+00', due interval default '-1 day 02:03', raw bytea default '\x00ff5c', f double precision default 0.1::double precision / 3,
         day date default '2026-02-01' check (day > '2025-03-04' and at > '2026-01-02 03:04:05.678+00'), words text[] default array[null, 'a\b', 'it''s'],
         check (f < 1.2345678901234567::double precision and due <> interval '1 day -02:03')
     );
-    create table public.spread (like public.sensitive) partition by range (at);
-    create table public.spread_1 partition of public.spread for values from ('2026-03-29 00:00:00+00') to ('2026-10-25 01:00:00+00');
-    create policy "early" on public.sensitive using (at < '2026-07-01 12:00:00+02');
-    insert into public.sensitive select n from generate_series(1, 3) as n;
-    insert into public.spread select * from public.sensitive;
+    create table public.test_spread (like public.test_sensitive) partition by range (at);
+    create table public.test_spread_1 partition of public.test_spread for values from ('2026-03-29 00:00:00+00') to ('2026-10-25 01:00:00+00');
+    create policy "early" on public.test_sensitive using (at < '2026-07-01 12:00:00+02');
+    insert into public.test_sensitive select n from generate_series(1, 3) as n;
+    insert into public.test_spread select * from public.test_sensitive;
 """
 
 
@@ -139,7 +139,9 @@ def test_settings_of_the_target_do_not_matter(
 ) -> None:
     with bare_vault.connect() as connection:
         connection.execute(SENSITIVE)
-        rows = "select s::text from (select * from public.sensitive union all select * from public.spread) as s"
+        rows = (
+            "select s::text from (select * from public.test_sensitive union all select * from public.test_spread) as s"
+        )
         pin_session(connection, until_commit=False)
         before = connection.execute(rows).fetchall()
     target = new_database()
@@ -155,13 +157,13 @@ def test_settings_of_the_target_do_not_matter(
 
 # What is compared as it is: a statement that makes it, and one that changes it into what the difference names.
 AS_IT_IS = {
-    "sequence public.numbers": ("create sequence public.numbers increment 5 cache 3", "alter sequence public.numbers cycle"),
-    "type public.grade": ("create type public.grade as enum ('low', 'high')", "alter type public.grade add value 'higher'"),
-    "column public.pair.b": ("create type public.pair as (a int, b text)", "alter type public.pair alter attribute b type varchar(9)"),
-    "type public.span": ("create type public.span as range (subtype = float8)", "drop type public.span; create type public.span as range (subtype = float8, subtype_diff = float8mi)"),
-    "type public.tight": ("create domain public.tight as text not null", "alter domain public.tight drop not null"),
-    "aggregate public.total(integer)": (
-        "create aggregate public.total(int) (sfunc = int4pl, stype = int, initcond = '0')", "create or replace aggregate public.total(int) (sfunc = int4pl, stype = int, initcond = '1')"
+    "sequence public.test_numbers": ("create sequence public.test_numbers increment 5 cache 3", "alter sequence public.test_numbers cycle"),
+    "type public.test_grade": ("create type public.test_grade as enum ('low', 'high')", "alter type public.test_grade add value 'higher'"),
+    "column public.test_pair.b": ("create type public.test_pair as (a int, b text)", "alter type public.test_pair alter attribute b type varchar(9)"),
+    "type public.test_span": ("create type public.test_span as range (subtype = float8)", "drop type public.test_span; create type public.test_span as range (subtype = float8, subtype_diff = float8mi)"),
+    "type public.test_tight": ("create domain public.test_tight as text not null", "alter domain public.test_tight drop not null"),
+    "aggregate public.test_total(integer)": (
+        "create aggregate public.test_total(int) (sfunc = int4pl, stype = int, initcond = '0')", "create or replace aggregate public.test_total(int) (sfunc = int4pl, stype = int, initcond = '1')"
     ),
     "operator public.===(integer,integer)": (
         "create operator public.=== (leftarg = int, rightarg = int, function = int4eq, restrict = eqsel)", "alter operator public.=== (int, int) set (restrict = none)"
@@ -175,29 +177,31 @@ AS_IT_IS = {
     "text search dictionary public.short": (
         "create text search dictionary public.short (template = simple, stopwords = english)", "alter text search dictionary public.short (stopwords)"
     ),
-    "comment table column of public.plain_table.a": ("comment on column public.plain_table.a is 'one'", "comment on column public.plain_table.a is 'two'"),
-    "comment policy of seen on public.plain_table": ("comment on policy seen on public.plain_table is 'one'", "comment on policy seen on public.plain_table is 'two'"),
-    "options of column public.plain_table.b": ("alter table public.plain_table alter b set storage external", "alter table public.plain_table alter b set storage main"),
-    "column public.plain_table.id": ("alter table public.plain_table add id int generated always as identity", "alter table public.plain_table alter id set generated by default"),
-    "table public.heir": ("create table public.heir (c int) inherits (public.plain_table)", "alter table public.heir no inherit public.plain_table"),
-    "table public.named": ("create table public.named (a int primary key) with (fillfactor = 70)", "alter table public.named replica identity full"),
-    "trigger quiet on public.plain_table": (
-        "create trigger quiet before insert on public.plain_table for each row execute function suppress_redundant_updates_trigger(); alter table public.plain_table disable trigger quiet",
-        "alter table public.plain_table enable always trigger quiet",
+    "comment table column of public.test_plain_table.a": ("comment on column public.test_plain_table.a is 'one'", "comment on column public.test_plain_table.a is 'two'"),
+    "comment policy of seen on public.test_plain_table": ("comment on policy seen on public.test_plain_table is 'one'", "comment on policy seen on public.test_plain_table is 'two'"),
+    "options of column public.test_plain_table.b": ("alter table public.test_plain_table alter b set storage external", "alter table public.test_plain_table alter b set storage main"),
+    "column public.test_plain_table.id": ("alter table public.test_plain_table add id int generated always as identity", "alter table public.test_plain_table alter id set generated by default"),
+    "table public.test_heir": ("create table public.test_heir (c int) inherits (public.test_plain_table)", "alter table public.test_heir no inherit public.test_plain_table"),
+    "table public.test_named": ("create table public.test_named (a int primary key) with (fillfactor = 70)", "alter table public.test_named replica identity full"),
+    "trigger quiet on public.test_plain_table": (
+        "create trigger quiet before insert on public.test_plain_table for each row execute function suppress_redundant_updates_trigger(); alter table public.test_plain_table disable trigger quiet",
+        "alter table public.test_plain_table enable always trigger quiet",
     ),
-    "rule still on public.plain_table": ("create rule still as on delete to public.plain_table do nothing", "alter table public.plain_table disable rule still"),
-    "constraint late on public.plain_table": ("alter table public.plain_table add constraint late foreign key (a) references public.named", "alter table public.plain_table alter constraint late deferrable"),
-    "index named_pkey on public.named": ("alter table public.named cluster on named_pkey", "alter table public.named set without cluster"),
-    "view public.shown": ("create view public.shown with (security_invoker) as select a from public.plain_table", "alter view public.shown reset (security_invoker)"),
-    "materialized view public.kept": ("create materialized view public.kept as select 1 as a", "refresh materialized view public.kept with no data"),
-    "grant usage on type public.grade to anon": ("revoke usage on type public.grade from public", "grant usage on type public.grade to anon"),
-    "grant select (a) on public.plain_table to anon": ("grant select (a) on public.plain_table to anon", "revoke select (a) on public.plain_table from anon"),
+    "rule still on public.test_plain_table": ("create rule still as on delete to public.test_plain_table do nothing", "alter table public.test_plain_table disable rule still"),
+    "constraint late on public.test_plain_table": ("alter table public.test_plain_table add constraint late foreign key (a) references public.test_named", "alter table public.test_plain_table alter constraint late deferrable"),
+    "index test_named_pkey on public.test_named": ("alter table public.test_named cluster on test_named_pkey", "alter table public.test_named set without cluster"),
+    "view public.test_shown": ("create view public.test_shown with (security_invoker) as select a from public.test_plain_table", "alter view public.test_shown reset (security_invoker)"),
+    "materialized view public.test_kept": ("create materialized view public.test_kept as select 1 as a", "refresh materialized view public.test_kept with no data"),
+    "grant usage on type public.test_grade to anon": ("revoke usage on type public.test_grade from public", "grant usage on type public.test_grade to anon"),
+    "grant select (a) on public.test_plain_table to anon": ("grant select (a) on public.test_plain_table to anon", "revoke select (a) on public.test_plain_table from anon"),
 }  # fmt: skip
 
 
 def test_what_is_compared_as_it_is(bare_vault: Vault, new_database: Callable[..., str]) -> None:
     with bare_vault.connect() as connection:
-        connection.execute("create table public.plain_table (a int, b text); create policy seen on public.plain_table")
+        connection.execute(
+            "create table public.test_plain_table (a int, b text); create policy seen on public.test_plain_table"
+        )
         for create, _ in AS_IT_IS.values():
             connection.execute(create.encode())
     name, target = bare_vault.back_up(), new_database()
@@ -213,7 +217,7 @@ def test_what_is_compared_as_it_is(bare_vault: Vault, new_database: Callable[...
 
 @pytest.mark.parametrize(
     "statement",
-    ["commit; create table public.forged ()", "create table public.forged (); commit", "rollback; create table public.forged ()", "copy public.specimens to stdout"],
+    ["commit; create table public.test_forged ()", "create table public.test_forged (); commit", "rollback; create table public.test_forged ()", "copy public.specimens to stdout"],
 )  # fmt: skip
 def test_a_forged_definition_changes_nothing(bare_vault: Vault, statement: str) -> None:
     """A writer to the store can forge definitions with their hashes. They run on the database that was restored."""
@@ -224,4 +228,4 @@ def test_a_forged_definition_changes_nothing(bare_vault: Vault, statement: str) 
         manifest = backup.manifest.model_copy(update={"structure": hash_definitions(forged)})
         found = find_differences(connection, manifest, forged)
         assert ("view", "ops.health", "differs") in found
-        assert connection.execute("select to_regclass('public.forged')").fetchall() == [(None,)]
+        assert connection.execute("select to_regclass('public.test_forged')").fetchall() == [(None,)]

@@ -154,11 +154,11 @@ def test_what_cannot_be_dismissed_is_reported(inbox_with_failures: Inbox, argume
 def test_an_event_that_ends_its_attempt_does_not_stop_the_others(inbox_with_failures: Inbox) -> None:
     with psycopg.connect(inbox_with_failures.url, autocommit=True) as connection:
         connection.execute(
-            "create function public.cancel() returns trigger language plpgsql as "
+            "create function public.test_cancel() returns trigger language plpgsql as "
             "$$ begin if new.clerk_id = 'user_y' then raise query_canceled; end if; return new; end $$"
         )
         connection.execute(
-            "create trigger cancel before insert on app.clerk_records for each row execute function public.cancel()"
+            "create trigger cancel before insert on app.clerk_records for each row execute function public.test_cancel()"
         )
         connection.execute("""
             update app.webhook_events

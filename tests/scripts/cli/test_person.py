@@ -217,11 +217,11 @@ def refuse_to_erase(world: World, error: str) -> None:
     """Adds a trigger that refuses to unlink one of Ada's specimens. So her profile cannot be deleted either."""
     with world.database() as connection:
         connection.execute(
-            "create function public.refuse() returns trigger language plpgsql as $$ begin "
+            "create function public.test_refuse() returns trigger language plpgsql as $$ begin "
             f"if old.title = 'Hers in Globex' then {error}; end if; return new; end $$".encode()
         )
         connection.execute(
-            "create trigger refuse before update on public.specimens for each row execute function public.refuse()"
+            "create trigger refuse before update on public.specimens for each row execute function public.test_refuse()"
         )
 
 

@@ -376,9 +376,9 @@ def test_a_kind_of_mail_without_matching_templates_is_found(
 
 
 def test_findings_of_the_advisors_are_reported(examine: Examine, hosted_database: str) -> None:
-    execute(hosted_database, "create table public.naked (id integer primary key)")
-    execute(hosted_database, "grant select on public.naked to anon")
-    require_failure(examine("advisors", url=f"{hosted_database}?sslmode=disable"), "naked", "Advisors")
+    execute(hosted_database, "create table public.test_naked (id integer primary key)")
+    execute(hosted_database, "grant select on public.test_naked to anon")
+    require_failure(examine("advisors", url=f"{hosted_database}?sslmode=disable"), "test_naked", "Advisors")
 
 
 def test_the_advisors_are_asked_without_a_password_among_the_arguments(

@@ -16,7 +16,7 @@ from supabase import Client, ClientOptions, create_client
 from tests.conftest import Stack
 
 CREATE_SCRATCH = """
-create table public.scratch (
+create table public.test_scratch (
   id integer primary key,
   at timestamptz not null default '2026-11-22 08:40:06.5Z',
   local_time timestamp not null default '2026-11-22 08:40:06',
@@ -28,29 +28,29 @@ create table public.scratch (
   path text not null default current_setting('request.path'),
   method text not null default current_setting('request.method')
 );
-alter table public.scratch enable row level security, force row level security;
-grant all on public.scratch to service_role;
-grant select on public.scratch to authenticated;
-create policy "odd ones" on public.scratch for select to authenticated using (id % 2 = 1);
+alter table public.test_scratch enable row level security, force row level security;
+grant all on public.test_scratch to service_role;
+grant select on public.test_scratch to authenticated;
+create policy "odd ones" on public.test_scratch for select to authenticated using (id % 2 = 1);
 
-create function public.scratch_echo(value jsonb, label text default '') returns jsonb language sql
+create function public.test_scratch_echo(value jsonb, label text default '') returns jsonb language sql
 as $$ select jsonb_build_object('type', jsonb_typeof(value), 'value', value, 'label', label) $$;
-create function public.scratch_raise(code text) returns void language plpgsql
+create function public.test_scratch_raise(code text) returns void language plpgsql
 as $$ begin raise exception using errcode = code, message = 'what', detail = 'why', hint = 'what now'; end $$;
-create function public.scratch_caller() returns jsonb language sql as $$
+create function public.test_scratch_caller() returns jsonb language sql as $$
   select jsonb_build_object('role', current_user, 'timeout', current_setting('statement_timeout'),
     'claims', current_setting('request.jwt.claims')::jsonb, 'headers', current_setting('request.headers')::jsonb,
     'sub', auth.jwt() ->> 'sub', 'auth_role', auth.role())
 $$;
-create function public.scratch_refused() returns void language sql as $$ select $$;
-grant execute on function public.scratch_echo, public.scratch_raise, public.scratch_caller
+create function public.test_scratch_refused() returns void language sql as $$ select $$;
+grant execute on function public.test_scratch_echo, public.test_scratch_raise, public.test_scratch_caller
 to anon, authenticated, service_role;
-grant execute on function public.scratch_refused to anon, authenticated;
-revoke execute on function public.scratch_refused from public, anon, authenticated;
+grant execute on function public.test_scratch_refused to anon, authenticated;
+revoke execute on function public.test_scratch_refused from public, anon, authenticated;
 """
 DROP_SCRATCH = """
-drop table if exists public.scratch, public.scratch_later;
-drop function if exists public.scratch_echo, public.scratch_raise, public.scratch_caller, public.scratch_refused;
+drop table if exists public.test_scratch, public.test_scratch_later;
+drop function if exists public.test_scratch_echo, public.test_scratch_raise, public.test_scratch_caller, public.test_scratch_refused;
 """
 
 
@@ -60,11 +60,11 @@ def api(stack: Stack) -> Iterator[Stack]:
     with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
         connection.execute(DROP_SCRATCH)
         connection.execute(CREATE_SCRATCH)
-        _wait_for_table(stack, "scratch")
+        _wait_for_table(stack, "test_scratch")
         yield stack
         connection.execute(DROP_SCRATCH)
         # While the Data API reloads the catalog, requests of the next test may fail.
-        _wait_for_table(stack, "scratch", httpx.codes.NOT_FOUND)
+        _wait_for_table(stack, "test_scratch", httpx.codes.NOT_FOUND)
 
 
 def _wait_for_table(stack: Stack, table: str, status: int = httpx.codes.OK) -> None:
@@ -89,7 +89,9 @@ def _get(stack: Stack, path: str, headers: dict[str, str]) -> httpx.Response:
 
 
 def _caller(stack: Stack, headers: dict[str, str]) -> dict[str, Any]:
-    answer = httpx.post(f"{stack.environment['SUPABASE_URL']}/rest/v1/rpc/scratch_caller", headers=headers, json={})
+    answer = httpx.post(
+        f"{stack.environment['SUPABASE_URL']}/rest/v1/rpc/test_scratch_caller", headers=headers, json={}
+    )
     assert answer.status_code == httpx.codes.OK, answer.text
     caller: dict[str, Any] = answer.json()
     return caller
@@ -115,7 +117,7 @@ def _mint_token(stack: Stack, **options: Any) -> str:
 
 
 def test_values_have_the_format_of_postgrest(api: Stack) -> None:
-    row = _admin(api).table("scratch").insert({"id": 1, "note": {"a": [1, None]}}).execute().data[0]
+    row = _admin(api).table("test_scratch").insert({"id": 1, "note": {"a": [1, None]}}).execute().data[0]
     assert row == {
         "id": 1,
         "at": "2026-11-22T08:40:06.5+00:00",
@@ -125,20 +127,20 @@ def test_values_have_the_format_of_postgrest(api: Stack) -> None:
         "bytes": "\\x00ff",
         "note": {"a": [1, None]},
         "name": None,
-        "path": "/scratch",
+        "path": "/test_scratch",
         "method": "POST",
     }
 
 
 @pytest.mark.parametrize("value", [{"a": [1]}, [1, "a"], "text", "123", '{"a": 1}', "", 5, 1.5, True, False])
 def test_a_json_argument_is_received_unchanged(api: Stack, value: object) -> None:
-    echoed = _admin(api).rpc("scratch_echo", {"value": value, "label": "123"}).execute().data
+    echoed = _admin(api).rpc("test_scratch_echo", {"value": value, "label": "123"}).execute().data
     assert echoed["value"] == value
     assert echoed["label"] == "123"
 
 
 def test_a_json_argument_of_a_get_request_is_json_text(api: Stack) -> None:
-    answer = _get(api, '/rest/v1/rpc/scratch_echo?value={"a":"1"}', _secret(api))
+    answer = _get(api, '/rest/v1/rpc/test_scratch_echo?value={"a":"1"}', _secret(api))
     assert answer.json()["value"] == {"a": "1"}
 
 
@@ -155,7 +157,7 @@ def test_a_json_argument_of_a_get_request_is_json_text(api: Stack) -> None:
     ],
 )
 def test_a_sqlstate_has_the_status_and_body_of_postgrest(api: Stack, code: str, status: int) -> None:
-    url = f"{api.environment['SUPABASE_URL']}/rest/v1/rpc/scratch_raise"
+    url = f"{api.environment['SUPABASE_URL']}/rest/v1/rpc/test_scratch_raise"
     answer = httpx.post(url, headers=_public(api), json={"code": code})
     assert answer.status_code == status
     assert answer.json() == {"code": code, "message": "what", "details": "why", "hint": "what now"}
@@ -163,9 +165,9 @@ def test_a_sqlstate_has_the_status_and_body_of_postgrest(api: Stack, code: str, 
 
 def test_a_conflict_is_reported_with_its_key(api: Stack) -> None:
     admin = _admin(api)
-    admin.table("scratch").upsert({"id": 2, "name": "taken"}).execute()
+    admin.table("test_scratch").upsert({"id": 2, "name": "taken"}).execute()
     with pytest.raises(APIError) as refusal:
-        admin.table("scratch").insert({"id": 4, "name": "taken"}).execute()
+        admin.table("test_scratch").insert({"id": 4, "name": "taken"}).execute()
     assert refusal.value.code == "23505"
     assert refusal.value.details == "Key (name)=(taken) already exists."
 
@@ -173,8 +175,8 @@ def test_a_conflict_is_reported_with_its_key(api: Stack) -> None:
 def test_values_of_a_refused_request_are_not_logged(api: Stack) -> None:
     log = api.home / "logs" / "data-api.log"
     for filter_ in ("name=badop.eve@example.com", "or=(eve@example.com)", "id=eq.eve@example.com"):
-        assert _get(api, f"/rest/v1/scratch?{filter_}", _secret(api)).status_code == httpx.codes.BAD_REQUEST
-    assert "GET /scratch" in log.read_text()
+        assert _get(api, f"/rest/v1/test_scratch?{filter_}", _secret(api)).status_code == httpx.codes.BAD_REQUEST
+    assert "GET /test_scratch" in log.read_text()
     assert "eve@example.com" not in log.read_text()
 
 
@@ -182,22 +184,22 @@ def test_values_of_a_refused_request_are_not_logged(api: Stack) -> None:
 
 
 def test_a_role_without_a_grant_is_refused(api: Stack) -> None:
-    answer = _get(api, "/rest/v1/scratch", _public(api))
+    answer = _get(api, "/rest/v1/test_scratch", _public(api))
     assert (answer.status_code, answer.json()["code"]) == (401, "42501")
 
 
 def test_a_revoked_function_is_refused(api: Stack) -> None:
     with pytest.raises(APIError) as refusal:
-        _person(api, _mint_token(api)).rpc("scratch_refused").execute()
+        _person(api, _mint_token(api)).rpc("test_scratch_refused").execute()
     assert refusal.value.code == "42501"
 
 
 def test_policies_limit_what_a_user_reads_and_grants_what_a_user_writes(api: Stack) -> None:
-    _admin(api).table("scratch").upsert([{"id": 11}, {"id": 12}]).execute()
+    _admin(api).table("test_scratch").upsert([{"id": 11}, {"id": 12}]).execute()
     person = _person(api, _mint_token(api))
-    assert [row["id"] for row in person.table("scratch").select("id").in_("id", [11, 12]).execute().data] == [11]
+    assert [row["id"] for row in person.table("test_scratch").select("id").in_("id", [11, 12]).execute().data] == [11]
     with pytest.raises(APIError) as refusal:
-        person.table("scratch").insert({"id": 13}).execute()
+        person.table("test_scratch").insert({"id": 13}).execute()
     assert refusal.value.code == "42501"
 
 
@@ -241,9 +243,9 @@ def test_only_public_is_exposed(api: Stack) -> None:
 
 def test_a_new_table_is_served_without_a_restart(api: Stack) -> None:
     with psycopg.connect(api.environment["DATABASE_URL"], autocommit=True) as connection:
-        connection.execute("create table public.scratch_later (id int primary key)")
-        connection.execute("grant select on public.scratch_later to service_role")
-    _wait_for_table(api, "scratch_later")
+        connection.execute("create table public.test_scratch_later (id int primary key)")
+        connection.execute("grant select on public.test_scratch_later to service_role")
+    _wait_for_table(api, "test_scratch_later")
 
 
 def test_the_data_api_creates_no_objects_in_the_database(api: Stack) -> None:
@@ -272,7 +274,7 @@ def test_each_api_key_has_its_role(api: Stack) -> None:
 
 def test_a_key_in_the_query_is_accepted(api: Stack) -> None:
     key = api.environment["SUPABASE_SECRET_KEY"]
-    assert _get(api, f"/rest/v1/scratch?limit=0&apikey={key}", {}).status_code == httpx.codes.OK
+    assert _get(api, f"/rest/v1/test_scratch?limit=0&apikey={key}", {}).status_code == httpx.codes.OK
 
 
 def test_a_key_repeated_as_bearer_token_is_accepted(api: Stack) -> None:
@@ -282,7 +284,7 @@ def test_a_key_repeated_as_bearer_token_is_accepted(api: Stack) -> None:
 
 def test_two_different_keys_in_a_request_are_refused(api: Stack) -> None:
     headers = _public(api, api.environment["SUPABASE_SECRET_KEY"])
-    assert _get(api, "/rest/v1/scratch", headers).json()["code"] == "PGRST301"
+    assert _get(api, "/rest/v1/test_scratch", headers).json()["code"] == "PGRST301"
 
 
 def test_a_request_without_a_valid_key_is_refused(api: Stack) -> None:
@@ -293,12 +295,12 @@ def test_a_request_without_a_valid_key_is_refused(api: Stack) -> None:
         ({"apikey": "sb_secret_wrong"}, "Invalid API key"),
         ({"apikey": token}, "Invalid API key"),
     ):
-        answer = _get(api, "/rest/v1/scratch", headers)
+        answer = _get(api, "/rest/v1/test_scratch", headers)
         assert (answer.status_code, answer.json()["message"]) == (401, message)
 
 
 def test_a_secret_key_is_refused_in_a_browser(api: Stack) -> None:
-    answer = _get(api, "/rest/v1/scratch", _secret(api) | {"User-Agent": "Mozilla/5.0 (X11; Linux x86_64)"})
+    answer = _get(api, "/rest/v1/test_scratch", _secret(api) | {"User-Agent": "Mozilla/5.0 (X11; Linux x86_64)"})
     assert answer.status_code == httpx.codes.UNAUTHORIZED
 
 
@@ -311,12 +313,12 @@ def test_the_database_receives_the_origin_of_a_request_but_no_key(api: Stack) ->
 
 def test_browsers_of_any_origin_may_call(api: Stack) -> None:
     wanted = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
-    url = f"{api.environment['SUPABASE_URL']}/rest/v1/scratch"
+    url = f"{api.environment['SUPABASE_URL']}/rest/v1/test_scratch"
     preflight = httpx.options(url, headers=wanted | {"Access-Control-Request-Headers": "apikey,prefer"})
     assert preflight.status_code == httpx.codes.OK
     assert preflight.headers["access-control-allow-origin"] == "*"
     assert preflight.headers["access-control-allow-headers"] == "apikey,prefer"
-    refused = _get(api, "/rest/v1/scratch", {"Origin": "https://app.example"})
+    refused = _get(api, "/rest/v1/test_scratch", {"Origin": "https://app.example"})
     assert refused.headers["access-control-allow-origin"] == "*"
 
 

@@ -154,25 +154,25 @@ def test_each_file_has_its_own_transaction(project: Project) -> None:
 def test_a_copied_migration_waits_without_limit_unless_it_sets_one(project: Project) -> None:
     """docs/deploy.md advises the second one."""
     record = "as select current_setting('lock_timeout')::interval as wait;\n"
-    project.write("migrations/20260102000000_default.sql", f"create table public.default_wait {record}")
+    project.write("migrations/20260102000000_default.sql", f"create table public.test_default_wait {record}")
     advice = "select set_config('lock_timeout', '200ms', true);"
     assert advice in (ROOT / "docs/deploy.md").read_text()
-    project.write("migrations/20260103000000_short.sql", f"{advice}\ncreate table public.short_wait {record}")
+    project.write("migrations/20260103000000_short.sql", f"{advice}\ncreate table public.test_short_wait {record}")
     write_bundle(project.root)
     push(project)
-    assert project.query("select wait::text from public.default_wait") == [("00:00:00",)]
-    assert project.query("select wait::text from public.short_wait") == [("00:00:00.2",)]
+    assert project.query("select wait::text from public.test_default_wait") == [("00:00:00",)]
+    assert project.query("select wait::text from public.test_short_wait") == [("00:00:00.2",)]
 
 
 @pytest.mark.thorough
 def test_a_bundle_gives_up_before_writers_are_aborted_and_the_next_push_continues(project: Project) -> None:
     project.write(
         "functions/30_limit.sql",
-        "create table if not exists public.wait as select current_setting('lock_timeout') as ms;",
+        "create table if not exists public.test_wait as select current_setting('lock_timeout') as ms;",
     )
     write_bundle(project.root)
     push(project)
-    assert project.query("table public.wait") == [("200ms",)]
+    assert project.query("table public.test_wait") == [("200ms",)]
     project.write("functions/20_rows.sql", ROWS + "-- changed")
     write_bundle(project.root)
     with psycopg.connect(project.url) as writer:

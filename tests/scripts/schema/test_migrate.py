@@ -1094,15 +1094,15 @@ class TestCommand:
         url = new_database(migrated_database)
         remove(url)
         with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute("create table public.strays (organization_id uuid, number text unique)")
+            connection.execute("create table public.test_strays (organization_id uuid, number text unique)")
         check = self.run(url, "check")
         assert check.exit_code == 1
-        assert "strays_number_key on strays" in check.stdout
+        assert "test_strays_number_key on test_strays" in check.stdout
         assert "comment on constraint (or index)" in check.stderr
         assert "drop the other" not in check.stderr
         as_json = json.loads(self.run(url, "check", "--json").stdout)
         assert as_json["drift"] == [
-            {"kind": "unique key", "name": "strays_number_key on strays", "problem": "across tenants"}
+            {"kind": "unique key", "name": "test_strays_number_key on test_strays", "problem": "across tenants"}
         ]
 
     def test_status_names_the_next_file_and_explains_what_up_refuses(

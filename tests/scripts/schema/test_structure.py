@@ -16,10 +16,8 @@ from tests.scripts.schema.test_migrate import Project
 
 LIGHT = "select status from ops.structure_health"
 CHANGES = "select kind, name, problem from ops.structure_changes"
-PARTS = "create table public.parts (id integer primary key, weight integer check (weight > 0));\n"
-COUNT = (
-    "create or replace function app.count_parts() returns bigint language sql as 'select count(*) from public.parts';\n"
-)
+PARTS = "create table public.test_parts (id integer primary key, weight integer check (weight > 0));\n"
+COUNT = "create or replace function app.count_parts() returns bigint language sql as 'select count(*) from public.test_parts';\n"
 
 
 def copy_files(folder: Path) -> None:
@@ -43,10 +41,10 @@ def test_the_objects_of_a_products_files_are_recorded(project: Project) -> None:
     project.write("functions/9_tables/parts.sql", COUNT)
     project.up()
     assert project.query(CHANGES) == []
-    project.query("alter table public.parts drop constraint parts_weight_check")
+    project.query("alter table public.test_parts drop constraint parts_weight_check")
     project.query("create or replace function app.count_parts() returns bigint language sql as 'select 0::bigint'")
     assert project.query(CHANGES) == [
-        ("constraint", "parts_weight_check on public.parts", "missing"), ("function", "app.count_parts()", "different"),
+        ("constraint", "parts_weight_check on public.test_parts", "missing"), ("function", "app.count_parts()", "different"),
     ]  # fmt: skip
     assert project.query(LIGHT) == [("red",)]
 
@@ -57,11 +55,11 @@ def test_what_a_file_changes_or_drops_is_not_reported(project: Project) -> None:
     add_migration(
         project,
         "change_parts",
-        "alter table public.parts drop constraint parts_weight_check, alter weight type bigint;\n",
+        "alter table public.test_parts drop constraint parts_weight_check, alter weight type bigint;\n",
     )
     project.up()
     assert project.query(CHANGES) == []
-    add_migration(project, "drop_parts", "drop table public.parts;\n")
+    add_migration(project, "drop_parts", "drop table public.test_parts;\n")
     project.up()
     assert project.query(CHANGES) == []
     assert project.query("select * from app.recorded_objects where name like '%parts%'") == []
@@ -118,6 +116,6 @@ def test_bundles_record_the_structure(new_database: Callable[..., str], tmp_path
     assert [path.name.partition("_")[2] for path in written] == ["add_parts.sql", "structure.bundle.sql"]
     push(project)
     assert project.query(CHANGES) == []
-    project.query("alter table public.parts drop constraint parts_weight_check")
-    assert project.query(CHANGES) == [("constraint", "parts_weight_check on public.parts", "missing")]
+    project.query("alter table public.test_parts drop constraint parts_weight_check")
+    assert project.query(CHANGES) == [("constraint", "parts_weight_check on public.test_parts", "missing")]
     assert project.up().is_empty
