@@ -127,11 +127,18 @@ def cleo(sign_in: SignIn) -> Client:
 
 
 def send(
-    stack: Stack, user: str, method: str, path: str, body: Json = None, prefer: str = "", accept: str = "*/*"
+    stack: Stack,
+    user: str,
+    method: str,
+    path: str,
+    body: Json = None,
+    prefer: str = "",
+    accept: str = "*/*",
+    token: str = "",
 ) -> httpx.Response:
     headers = {"apikey": stack.environment["SUPABASE_PUBLISHABLE_KEY"], "Prefer": prefer, "Accept": accept}
     if user:
-        headers["Authorization"] = f"Bearer {stack.token(f'user_{user}', 'org_acme')}"
+        headers["Authorization"] = f"Bearer {token or stack.token(f'user_{user}', 'org_acme')}"
     return HTTP.request(method, f"{stack.environment['SUPABASE_URL']}/rest/v1/{path}", headers=headers, json=body)
 
 
@@ -522,6 +529,10 @@ def test_each_error_of_the_table_has_its_status_and_quotes_no_row(
             assert not any(value in details for value in (acme, ABSENT, "Refused", "Twice")), (path, details)
     finally:
         database.execute("delete from app.rate_limits where caller = app.rate_limit_caller('user_dee')")
+    for code, token in (("PGRST303", stack.token("user_cleo", "org_acme", lifetime=-60)), ("PGRST301", "x")):
+        refused = send(stack, "cleo", "GET", "projects", token=token)
+        assert refused.json()["code"] == code
+        seen[code] = {refused.status_code}
     single = send(stack, "cleo", "GET", f"projects?id=eq.{ABSENT}", accept="application/vnd.pgrst.object+json")
     seen[single.json()["code"]] = {single.status_code}
     if database.info.server_version < 180000:

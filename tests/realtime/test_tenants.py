@@ -213,3 +213,17 @@ def test_the_filter_of_the_specification_misses_deletions_and_a_broadcast_does_n
     tenants.create(tenants.acme, "Next")
     assert titles(cleo, 1) == ["Next"], "the deletion was not sent"
     assert [next_payload(cleo, topic)["operation"] for _ in range(3)] == ["INSERT", "DELETE", "INSERT"]
+
+
+def test_a_broadcast_of_an_update_has_large_values_that_it_does_not_change(tenants: Tenants) -> None:
+    topic = f"org:{tenants.acme}:specimens:read"
+    cleo = tenants.server.client(tenants.token("cleo"))
+    assert cleo.join(topic, private=True)["status"] == "ok"
+    large = "jsonb_build_object('text', (select string_agg(md5(n::text), '') from generate_series(1, 500) as n))"
+    tenants.server.sql(
+        f"insert into public.specimens (organization_id, title, metadata) values (%s, 'One', {large})", tenants.acme
+    )
+    tenants.server.sql("update public.specimens set title = 'Two' where organization_id = %s", tenants.acme)
+    inserted, updated = (next_payload(cleo, topic)["record"] for _ in range(2))
+    assert (updated["title"], updated["metadata"]) == ("Two", inserted["metadata"])
+    assert len(inserted["metadata"]["text"]) == 16_000
