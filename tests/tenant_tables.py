@@ -103,9 +103,18 @@ def _read() -> dict[str, TenantTable]:
 
 
 def permissions_of(role: str) -> set[str]:
-    """All permissions of a role on these tables."""
-    tables = TABLES.values()
-    return {permission for table in tables for permission, roles in table.permissions.items() if role in roles}
+    """All permissions of a role that tests/tables and tests/permissions declare."""
+    return {permission for permission, roles in DECLARED if role in roles}
+
+
+def declared_roles() -> set[str]:
+    """All roles that tests/tables and tests/permissions name."""
+    return {role for _, roles in DECLARED for role in roles}
 
 
 TABLES = _read()
+# A product declares what its own permissions, or its own roles, add in a file tests/permissions/<name>.toml.
+DECLARED: list[tuple[str, list[str]]] = [
+    *(item for table in TABLES.values() for item in table.permissions.items()),
+    *(item for file in FOLDER.parent.glob("permissions/*.toml") for item in tomllib.loads(file.read_text()).items()),
+]
