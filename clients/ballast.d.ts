@@ -140,8 +140,8 @@ export class BallastClient<Database extends AnyDatabase = any> {
      * @param {RequestInit} [options]
      */
     request(path: string, options?: RequestInit): Promise<Response>;
-    /** Leaves all topics. */
-    close(): void;
+    /** Leaves all topics and disconnects. The client cannot be used again. */
+    close(): Promise<void>;
     #private;
 }
 /** The service refused a request. `problem` is its answer: application/problem+json. */
@@ -368,7 +368,7 @@ declare class Channels {
      * @param {Listener} listener
      */
     join(name: string, listener: Listener): () => void;
-    close(): void;
+    close(): Promise<void>;
     #private;
 }
 export {};

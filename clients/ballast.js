@@ -224,9 +224,9 @@ export class BallastClient {
     return answer;
   }
 
-  /** Leaves all topics. */
-  close() {
-    this.#channels.close();
+  /** Leaves all topics and disconnects. The client cannot be used again. */
+  async close() {
+    await this.#channels.close();
   }
 }
 
@@ -505,8 +505,6 @@ class Channels {
   #onState;
   /** @type {Map<string, Topic>} */
   #topics = new Map();
-  /** @type {Map<string, Promise<unknown>>} */
-  #leaving = new Map(); // by topic: supabase-js has one channel for a topic, so it must have left before it joins again
   /** @type {LiveState} */
   state = "connecting";
 
@@ -542,8 +540,9 @@ class Channels {
     };
   }
 
-  close() {
-    for (const name of [...this.#topics.keys()]) this.#leave(name);
+  async close() {
+    await Promise.all([...this.#topics.keys()].map((name) => this.#leave(name)));
+    await this.#supabase.realtime.disconnect();
   }
 
   /**
@@ -552,8 +551,7 @@ class Channels {
    * @param {Listener} first
    */
   async #open(name, topic, { onPresence, presenceKey }) {
-    // A fresh token, not the one of the last heartbeat.
-    await Promise.all([this.#supabase.realtime.setAuth(), this.#leaving.get(name)]);
+    await this.#supabase.realtime.setAuth(); // a fresh token, not the one of the last heartbeat
     if (this.#topics.get(name) !== topic) return;
     const channel = this.#supabase.channel(name, { config: { private: true, presence: { key: presenceKey } } });
     topic.channel = channel;
@@ -598,8 +596,9 @@ class Channels {
     const { timer, channel } = /** @type {Topic} */ (this.#topics.get(name));
     this.#topics.delete(name);
     clearTimeout(timer);
-    if (channel) this.#leaving.set(name, this.#supabase.removeChannel(channel));
+    const removal = channel && this.#supabase.removeChannel(channel);
     this.#report();
+    return removal;
   }
 
   #report() {

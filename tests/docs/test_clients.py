@@ -58,11 +58,11 @@ def find_blocks(language: str) -> list[str]:
 
 @pytest.fixture
 def database(stack: Stack) -> Iterator[Connection]:
-    """A connection as postgres. Afterwards it deletes the tests' projects and the stored choices of organizations."""
+    """A connection as postgres. No person has chosen an organization yet. Afterwards it deletes the tests' projects."""
     with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
+        connection.execute("update public.profiles set current_organization_id = null")
         yield connection
         connection.execute("delete from public.projects where title like 'docs %'")
-        connection.execute("update public.profiles set current_organization_id = null")
 
 
 @pytest.fixture
