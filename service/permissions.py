@@ -1,7 +1,7 @@
 """Who may use a route: the database's permission matrix, as `public.start_session()` returns it, cached.
 
-An organization's permissions are those that count in this session. An owner or admin without the second factor that the
-organization requires has only a viewer's. A test compares the result with `public.has_permission()`.
+An organization's permissions are those that count in this session. A role without the second factor that it needs and
+the organization requires has only those of its fallback role. A test compares this with `public.has_permission()`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class NotPermitted(Problem, status=403, slug="not-permitted", title="The caller 
     `limited_by` is second_factor if a session with a second factor would have the permission, else null.
     """
 
-    def __init__(self, permission: str, limited_by: str | None = None) -> None:
-        detail = (
+    def __init__(self, permission: str, limited_by: str | None = None, detail: str | None = None) -> None:
+        detail = detail or (
             f"This requires {permission}, and the organization requires a second factor. Sign in again with one."
             if limited_by
-            else f"This requires {permission} in this organization. Ask one of its owners or admins."
+            else f"This requires {permission} in this organization. Ask one of its owners."
         )
         super().__init__(detail, permission=permission, limited_by=limited_by)
 

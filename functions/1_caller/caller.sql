@@ -118,6 +118,19 @@ left join public.roles as r on m.role = r.key
 where o.deleted_at is null and o.suspended_at is null;
 comment on view app.caller_memberships is 'The caller''s memberships, each with the granted and the effective role. Only definer functions read it.';
 
+create or replace function app.caller_rank(organization_id uuid) returns integer
+language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (
+    select r.rank from app.caller_memberships as m
+    join public.roles as r on r.key = m.role
+    where m.organization_id = caller_rank.organization_id
+  );
+end;
+$$;
+comment on function app.caller_rank is 'The rank of the caller''s effective role in the organization, or null. Definer: it reads app.caller_memberships.';
+
 create or replace function app.own_org_ids() returns uuid[]
 language plpgsql stable parallel safe security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -194,7 +207,7 @@ declare
 begin
   if current_setting('server_version_num')::integer < 160000 then
     foreach helper in array array[
-      'app.claims()', 'app.refuse_clerk_tokens()', 'app.has_second_factor()', 'app.user_id()', 'app.own_org_ids()', 'app.org_ids(text)',
+      'app.claims()', 'app.refuse_clerk_tokens()', 'app.has_second_factor()', 'app.user_id()', 'app.caller_rank(uuid)', 'app.own_org_ids()', 'app.org_ids(text)',
       'app.visible_profile_ids()', 'app.my_permissions()', 'public.has_permission(uuid, text)', 'public.my_permissions()'
     ]::regprocedure[] loop
       execute format('alter function %s parallel unsafe', helper);

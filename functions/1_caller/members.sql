@@ -41,19 +41,21 @@ language plpgsql volatile parallel unsafe security definer set search_path = pg_
 as $$
 #variable_conflict use_variable
 declare
+  invitable text[] := array(
+    select r.key from public.roles as r where r.may_be_invited and r.rank <= app.caller_rank(organization_id) order by r.rank desc
+  );
   key text;
 begin
   perform app.refuse_impersonator();
   if organization_id is null or not organization_id = any(app.org_ids('members:invite')) then
     raise sqlstate 'PT403' using
       message = 'You may not invite people to this organization.', hint = 'Your role needs the permission members:invite.';
-  elsif role is null or role not in ('admin', 'member', 'viewer') then
-    raise sqlstate 'PT400' using message = 'The role of an invitation must be admin, member or viewer.';
+  elsif role is null or role <> all(invitable) then
+    raise sqlstate 'PT400' using
+      message = format('The role of an invitation must be one of these: %s.', array_to_string(invitable, ', ')),
+      hint = 'Members invite people in roles of their own rank or lower.';
   end if;
-  -- Several Clerk role keys may map to this role. Prefer Clerk's default key to custom ones.
-  select r.key into key from app.clerk_roles as r where r.role = role
-  order by r.key = 'org:' || role desc, starts_with(r.key, 'org:') desc, r.key
-  limit 1;
+  key := app.clerk_role_key(role);
   if key is null then
     raise sqlstate 'PT400' using message = 'No Clerk role maps to this role.', hint = 'Add a row to app.clerk_roles.';
   end if;
@@ -90,15 +92,15 @@ begin
   where m.organization_id = organization_id and m.user_id = profile_id;
   if found_role is null then
     raise sqlstate 'PT404' using message = 'This person is not a member of the organization.';
-  elsif found_role = 'owner' then
-    if not exists (select from app.caller_memberships as m where m.organization_id = organization_id and m.role = 'owner') then
-      raise sqlstate 'PT403' using message = 'Only an owner may remove an owner.';
-    elsif not exists (
-      select from public.organization_memberships as m
-      where m.organization_id = organization_id and m.role = 'owner' and m.user_id <> profile_id
-    ) then
-      raise sqlstate 'PT409' using message = 'The organization would have no owner.', hint = 'Ask an administrator to transfer the ownership first.';
-    end if;
+  elsif app.caller_rank(organization_id) < (select r.rank from public.roles as r where r.key = found_role) then
+    raise sqlstate 'PT403' using
+      message = format('Your role ranks below the role %s of this person.', found_role),
+      hint = 'Ask a member of that role or a higher one to remove them.';
+  elsif found_role = 'owner' and not exists (
+    select from public.organization_memberships as m
+    where m.organization_id = organization_id and m.role = 'owner' and m.user_id <> profile_id
+  ) then
+    raise sqlstate 'PT409' using message = 'The organization would have no owner.', hint = 'Ask an administrator to transfer the ownership first.';
   end if;
   perform app.record_member_request(
     organization_id, 'member.removal_requested', 'member', membership,

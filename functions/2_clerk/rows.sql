@@ -23,6 +23,16 @@ $$;
 comment on function app.clerk_role is
 'Our role for a Clerk role key. Clerk has no owner role: the person who owns the organization is the owner while their role may own it.';
 
+-- Several Clerk role keys may map to a role. Clerk's default key comes before custom ones.
+create or replace function app.clerk_role_key(role text) returns text
+language sql stable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+  select c.key from app.clerk_roles as c where c.role = clerk_role_key.role
+  order by c.key = 'org:' || clerk_role_key.role desc, starts_with(c.key, 'org:') desc, c.key
+  limit 1;
+$$;
+comment on function app.clerk_role_key is 'The Clerk role key for an invitation in a role, or null if no key maps to the role.';
+
 create or replace view app.organization_owners with (security_invoker) as
 select
   o.id as organization_id, o.clerk_org_id,

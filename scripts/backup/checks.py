@@ -53,7 +53,7 @@ CREATE_TEST_TENANTS = """
         returning id, clerk_user_id
     )
     insert into public.organization_memberships (organization_id, user_id, role)
-    select o.id, p.id, 'viewer'
+    select o.id, p.id, (select r.key from public.roles as r order by r.rank limit 1)
     from organization as o
     join person as p on substr(p.clerk_user_id, 6) = substr(o.clerk_org_id, 5)
 """

@@ -32,13 +32,15 @@ BATCH = (
     """,
     """
     insert into public.organization_memberships (organization_id, user_id, role, clerk_role, clerk_membership_id)
-    select o.id, p.id, r.role, case r.role when 'owner' then 'org:admin' else 'org:' || r.role end,
+    select o.id, p.id, r.role, app.clerk_role_key(r.role),
         format('orgmem_bulk_%%s', lpad(u.number::text, 6, '0'))
     from generate_series(%(first)s::int, %(last)s) as n
     cross join generate_series(1, %(members)s) as m
     cross join lateral (select (n - 1) * %(members)s + m as number) as u
     cross join lateral (
-        select case when m = 1 then 'owner' when m = 2 then 'admin' when m = %(members)s then 'viewer' else 'member' end
+        -- The roles from the highest down. The last member has the lowest, and all others the one above it.
+        select k.roles[case when m = %(members)s then k.lowest else least(m, greatest(k.lowest - 1, 1)) end]
+        from (select array_agg(key order by rank desc) as roles, count(*)::integer as lowest from public.roles) as k
     ) as r (role)
     join public.organizations as o on o.clerk_org_id = format('org_bulk_%%s', lpad(n::text, 6, '0'))
     join public.profiles as p on p.clerk_user_id = format('user_bulk_%%s', lpad(u.number::text, 6, '0'))

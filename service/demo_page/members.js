@@ -2,9 +2,9 @@
 
 import { cloneTemplate, drawList, element, fill, initialsOf } from "./elements.js";
 
-const ROLES = ["owner", "admin", "member", "viewer"];
 // Profiles grant only some columns, so each is named. The hint selects one of the two foreign keys.
-const COLUMNS = "id, user_id, role, profile:profiles!organization_memberships_user_id_fkey(full_name, email)";
+const COLUMNS =
+  "id, user_id, role, rank_of:roles(rank), profile:profiles!organization_memberships_user_id_fkey(full_name, email)";
 
 export class Members {
   /** @type {Client} */
@@ -34,10 +34,10 @@ export class Members {
       .abortSignal(this.#signal)
       .throwOnError();
     if (this.#signal.aborted) return;
-    this.#members = data.map(({ id, user_id: profileId, role, profile }) => {
-      return { id, profileId, role, name: profile?.full_name ?? profile?.email ?? "A member" };
+    this.#members = data.map(({ id, user_id: profileId, role, rank_of: { rank }, profile }) => {
+      return { id, profileId, role, rank, name: profile?.full_name ?? profile?.email ?? "A member" };
     });
-    this.#members.sort((a, b) => ROLES.indexOf(a.role) - ROLES.indexOf(b.role) || a.name.localeCompare(b.name));
+    this.#members.sort((a, b) => b.rank - a.rank || a.name.localeCompare(b.name));
     this.#draw();
   }
 

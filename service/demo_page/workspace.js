@@ -196,7 +196,7 @@ export class Workspace {
     element("role").textContent = role;
     element("limited").hidden = limit !== "second_factor";
     element("limited").textContent =
-      `This session can only read: ${name} requires a second factor of its owners and admins.`;
+      `This session may do less: ${name} requires a second factor of the role ${role}.`;
     drawPermissions(permissions);
     element("audit").hidden = !this.#has("audit:read");
     element("projects-card").hidden = !this.#has("projects:read");

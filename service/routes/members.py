@@ -27,7 +27,7 @@ members = Blueprint("members", __name__, url_prefix="/api/v1/organizations/<uuid
 
 # A cheap check: Clerk validates addresses itself, but an invalid one would count against its hourly limit.
 EMAIL_ADDRESS = re.compile(r"[^@\s\x00-\x1f]{1,64}@[^@\s\x00-\x1f]{1,255}")
-ROLES = ("admin", "member", "viewer")
+ROLE_KEY = re.compile(r"[a-z][a-z_]{0,39}")  # which keys exist, and which the caller may use, the database knows
 DEFAULT_RETRY_AFTER = 5
 ALREADY_INVITED = "The address has a pending invitation to the organization."
 NOT_A_MANAGER = "Clerk does not let the caller manage members: their role in Clerk lacks the permission."
@@ -108,8 +108,8 @@ def parse_invitation(body: object) -> tuple[str, str]:
     email, role = (body.get("email"), body.get("role")) if isinstance(body, dict) else (None, None)
     if not isinstance(email, str) or EMAIL_ADDRESS.fullmatch(email) is None:
         raise InvitationMalformed("`email` must be the e-mail address to invite.")
-    if role not in ROLES:
-        raise InvitationMalformed(f"`role` must be one of {', '.join(ROLES)}.")
+    if not isinstance(role, str) or ROLE_KEY.fullmatch(role) is None:
+        raise InvitationMalformed("`role` must be the key of a role, such as member.")
     return email, role
 
 
@@ -141,7 +141,7 @@ def _prepare(permitted: PermittedCaller, permission: str, function: str, argumen
     except CallFailed as failure:
         problems: dict[str, Problem] = {
             "PT400": InvitationMalformed(failure.message),
-            "PT403": NotPermitted(permission),
+            "PT403": NotPermitted(permission, detail=f"{failure.message} {failure.hint}".strip()),
             "PT404": MemberUnknown(failure.message),
             "PT409": LastOwner(f"{failure.message} {failure.hint}".strip()),
         }

@@ -239,7 +239,51 @@ def test_every_table_of_the_api_is_tested(database: psycopg.Connection[dict[str,
 def test_access(
     stack: Stack, database: psycopg.Connection[dict[str, Any]], person: Person, table: str, command: str, tenant: str
 ) -> None:
-    organization = person.home if tenant == "own" else person.other
+    check_access(stack, database, person, table, command, person.home if tenant == "own" else person.other)
+
+
+@pytest.fixture
+def further_roles(database: psycopg.Connection[dict[str, Any]]) -> Iterator[list[str]]:
+    """The roles that no one of PEOPLE has: those of a product, and one that is added here. Dee may be given each."""
+    database.execute(
+        "insert into public.roles (key, name, rank) select 'tested', 'Tested', min(n) from generate_series(2, 99) as n"
+        " where n > (select min(rank) from public.roles) and n not in (select rank from public.roles)"
+    )
+    database.execute(
+        "insert into public.role_permissions select distinct 'tested', permission from public.role_permissions"
+        " where role = 'viewer' or permission = 'audit:read'"
+    )
+    known = [person.role for person in PEOPLE if person.role]
+    keys = database.execute("select key from public.roles where key <> all(%s) order by rank", (known,)).fetchall()
+    yield [row["key"] for row in keys]
+    give_dee_role(database, "viewer")
+    database.execute("delete from public.roles where key = 'tested'")
+
+
+def give_dee_role(database: psycopg.Connection[dict[str, Any]], role: str) -> None:
+    database.execute(
+        "update public.organization_memberships set role = %s where user_id = (select id from public.profiles where clerk_user_id = 'user_dee')",
+        (role,),
+    )
+
+
+def test_access_in_every_further_role(
+    stack: Stack, database: psycopg.Connection[dict[str, Any]], further_roles: list[str]
+) -> None:
+    for role in further_roles:
+        give_dee_role(database, role)
+        for table, command in itertools.product(ACCESS, COMMANDS):
+            check_access(stack, database, Person(role, role, "user_dee"), table, command, "org_acme")
+
+
+def check_access(
+    stack: Stack,
+    database: psycopg.Connection[dict[str, Any]],
+    person: Person,
+    table: str,
+    command: str,
+    organization: str,
+) -> None:
     access = ACCESS[table]
     values = {"organization": organization, "person": person.user}
     make_parents(database, access, organization)
@@ -254,7 +298,7 @@ def test_access(
 
     did = try_command(client(stack, person), table, command, row, tenant_id["id"], parents)
 
-    assert did == is_allowed(database, person, access.needs.get(command), organization)
+    assert did == is_allowed(database, person, access.needs.get(command), organization), (person.name, table, command)
     if not did or command == "select":
         assert count(database, table) == rows
         key = next(name for name in ("id", "permission", "key") if name in row)

@@ -91,7 +91,7 @@ def refusal(permission: str) -> str:
 def test_an_owner_without_a_second_factor_can_only_read_and_sees_why(window: OpenWindow) -> None:
     ada = window().open().sign_in("Ada Winter", second_factor=False)
     expect(ada.page.locator("#role")).to_have_text("owner")
-    expect(ada.page.locator("#limited")).to_contain_text("Acme requires a second factor of its owners and admins")
+    expect(ada.page.locator("#limited")).to_contain_text("Acme requires a second factor of the role owner")
     expect(ada.page.locator("#permissions li")).to_have_text(["members: read", "projects: read"])
     expect(ada.page.get_by_role("button", name="Rename")).to_have_count(0)
     expect(ada.page.get_by_role("heading", name="Audit log")).to_have_count(0)
