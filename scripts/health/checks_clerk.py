@@ -12,6 +12,7 @@ from scripts.health.context import (
     TIMEOUT,
     CheckFailed,
     CheckSkipped,
+    CheckWarned,
     Context,
     join_some,
     parse_json,
@@ -128,6 +129,33 @@ def check_instance(context: Context) -> str:
             f"Use the key of {pinned}. If the key is right: {remedy}",
         )
     return f"Only events of {instance} are applied."
+
+
+def check_clerk_roles(context: Context) -> str:
+    """Checks that each role in Clerk is mapped, and that one of them maps to each role that may be invited."""
+    answer = _call_clerk(context, "organization_roles?limit=500")
+    listed = parse_json(answer).get("data") if answer.is_success else None
+    if not isinstance(listed, list):
+        raise CheckFailed(
+            f"Clerk returns {answer.status_code} instead of its roles: {read_error_message(answer)}", CLERK_REMEDY
+        )
+    keys = sorted(each["key"] for each in listed)
+    with database.connect(context.database_url) as connection:
+        mapped = dict(connection.execute("select key, role from app.clerk_roles").fetchall())
+        invitable = connection.execute("select key from public.roles where may_be_invited order by rank desc")
+        missing = [key for (key,) in invitable if key not in {mapped.get(each) for each in keys}]
+    if unmapped := [key for key in keys if key not in mapped]:
+        raise CheckWarned(
+            f"Not mapped, so their members have the lowest role: {join_some(unmapped)}.",
+            f"In the SQL editor: insert into app.clerk_roles values ('{unmapped[0]}', 'member'), or another role.",  # noqa: S608 - advice
+        )
+    if missing:
+        raise CheckWarned(
+            f"No role in Clerk maps to {join_some(missing)}, so no one can be invited in it.",
+            f"Create org:{missing[0]} in Clerk (docs/deploy.md, section 1). Without custom roles, in the SQL editor: "  # noqa: S608 - advice
+            f"update public.roles set may_be_invited = false where key = '{missing[0]}'.",
+        )
+    return f"{len(keys)} in Clerk, each mapped."
 
 
 def check_jwt_templates(context: Context) -> str:

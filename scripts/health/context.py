@@ -37,6 +37,10 @@ class CheckFailed(Exception):
         self.remedy = remedy
 
 
+class CheckWarned(CheckFailed):
+    """Everything works, but not for everyone: `found` is what does not, `remedy` is what to do."""
+
+
 class CheckSkipped(Exception):
     """A check cannot run: a variable is not set, or a program is missing."""
 

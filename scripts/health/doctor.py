@@ -15,6 +15,7 @@ from scripts.health import traffic_lights
 from scripts.health.checks_backups import check_encryption, check_pg_dump, check_store
 from scripts.health.checks_clerk import (
     check_clerk_keys,
+    check_clerk_roles,
     check_exposed_schemas,
     check_instance,
     check_jwt_templates,
@@ -32,7 +33,7 @@ from scripts.health.checks_service import (
     check_webhook_secrets,
 )
 from scripts.health.checks_settings import check_keys, check_settings
-from scripts.health.context import CheckFailed, CheckSkipped, Context, Finding, Outcome
+from scripts.health.context import CheckFailed, CheckSkipped, CheckWarned, Context, Finding, Outcome
 
 CHECKS: dict[str, Callable[[Context], str]] = {
     "settings": check_settings,
@@ -44,6 +45,7 @@ CHECKS: dict[str, Callable[[Context], str]] = {
     "third-party auth": check_third_party_auth,
     "role claim": check_session_token_role,
     "Clerk instance": check_instance,
+    "Clerk roles": check_clerk_roles,
     "JWT templates": check_jwt_templates,
     "exposed schemas": check_exposed_schemas,
     "migrations": check_migrations,
@@ -93,7 +95,8 @@ def run_check(name: str, context: Context) -> Finding:
     except CheckSkipped as reason:
         return Finding(name, "skipped", context.redact(str(reason)))
     except CheckFailed as failure:
-        return Finding(name, "failed", context.redact(failure.found), context.redact(failure.remedy))
+        outcome: Outcome = "warning" if isinstance(failure, CheckWarned) else "failed"
+        return Finding(name, outcome, context.redact(failure.found), context.redact(failure.remedy))
     except Failure as failure:
         found, _, remedy = str(failure).partition("\n")
         return Finding(name, "failed", context.redact(found), context.redact(remedy))

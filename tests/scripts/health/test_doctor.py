@@ -206,6 +206,7 @@ def test_a_ping_changes_nothing_but_the_inbox(examine: Examine, fresh_stack: Sta
     ("third-party auth", "SUPABASE_URL", rest_answer({"code": "PGRST301", "message": "No suitable key"}, 401), ["No suitable key", "Third-party auth"]),
     ("third-party auth", "SUPABASE_URL", rest_answer({"code": "PGRST303", "message": "JWT issued at future"}, 401), ["for its time", "clock skew"]),
     ("third-party auth", "SUPABASE_URL", rest_answer({"code": "PGRST303", "message": "JWT expired"}, 401), ["for its time", "clock skew"]),
+    ("Clerk roles", "CLERK_API_URL", rest_answer({"errors": []}, 401), ["Clerk returns 401", "CLERK_SECRET_KEY"]),
     ("JWT templates", "CLERK_API_URL", rest_answer([{"name": "odd", "claims": {"role": "service_role"}}]), ["authenticated", "odd"]),
     ("JWT templates", "CLERK_API_URL", rest_answer([{"name": "odd", "claims": {"role": "{{user.public_metadata.role}}"}}]), ["odd", "remove"]),
     ("Clerk instance", "CLERK_API_URL", rest_answer({"object": "instance"}), ["Clerk returns 200", "CLERK_API_URL"]),
@@ -290,6 +291,24 @@ def test_a_token_that_supabase_does_not_trust_is_found(examine: Examine) -> None
 def test_a_session_token_with_another_role_is_found(examine: Examine, role: object) -> None:
     assert examine("role claim", session_token=jwt("authenticated")).outcome == "passed"
     require_failure(examine("role claim", session_token=jwt(role)), json.dumps(role), "Customize session token")
+
+
+@pytest.mark.parametrize(
+    ("keys", "found", "remedy"),
+    [
+        (["org:admin", "org:member"], "No role in Clerk maps to viewer", "may_be_invited = false where key = 'viewer'"),
+        (["org:admin", "org:captain", "org:member", "org:viewer"], "Not mapped, .*: org:captain", "values \\('org:captain', 'member'"),
+    ],
+)  # fmt: skip
+def test_roles_that_clerk_and_the_database_do_not_share_are_warned_of(
+    examine: Examine, outside: Outside, keys: list[str], found: str, remedy: str
+) -> None:
+    assert examine("Clerk roles").found == "3 in Clerk, each mapped."
+    outside.answer = lambda *_: rest_answer({"data": [{"key": key} for key in keys], "total_count": len(keys)})
+    finding = examine("Clerk roles", CLERK_API_URL=outside.url)
+    assert finding.outcome == "warning"
+    assert re.search(found, finding.found)
+    assert re.search(remedy, finding.remedy)
 
 
 def test_jwt_templates_with_the_expected_role_pass(examine: Examine, outside: Outside) -> None:
