@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
+import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from time import monotonic
 from typing import cast
 
 from service.data_api import Call, CallFailed
 from service.logs import log
 
+FOLDER = Path(__file__).with_name("processors")
 LIFE_SECONDS = 300
 RETRY_SECONDS = 5  # as long as the Retry-After of DatabaseUnavailable
 
@@ -28,50 +31,19 @@ class Processor:
     policy: str
 
 
-PROCESSORS = (
-    Processor(
-        name="Clerk",
-        purpose="Sign-in and organizations",
-        data="Accounts, organizations, invitations",
-        where="United States",
-        policy="https://clerk.com/legal/privacy",
-    ),
-    Processor(
-        name="Supabase",
-        purpose="Database and live updates",
-        data="All data listed above",
-        where="The region of the project",
-        policy="https://supabase.com/privacy",
-    ),
-    Processor(
-        name="Upstash",
-        purpose="Rate limits and short-lived caching",
-        data="Hashed identifiers of people and IP addresses; profiles and permissions for about a minute",
-        where="The region of the database",
-        policy="https://upstash.com/trust/privacy.pdf",
-    ),
-    Processor(
-        name="Resend",
-        purpose="E-mail",
-        data="The address and content of each e-mail",
-        where="United States",
-        policy="https://resend.com/legal/privacy-policy",
-    ),
-    Processor(
-        name="Sentry",
-        purpose="Error reports",
-        data="Where an error occurred; no names, no content",
-        where="Germany or the United States, as chosen for the account",
-        policy="https://sentry.io/privacy/",
-    ),
-    Processor(
-        name="Amazon Web Services (S3)",
-        purpose="Backups",
-        data="All data listed above",
-        where="The region of the bucket",
-        policy="https://aws.amazon.com/privacy/",
-    ),
-)
+def read_processors(folder: Path = FOLDER) -> list[Processor]:
+    """Reads a processor from each file of the folder. Raises TypeError if a file lacks a field or has another one."""
+    processors = []
+    for file in sorted(folder.glob("*.toml")):
+        try:
+            processors.append(Processor(**tomllib.loads(file.read_text())))
+        except TypeError as error:
+            error.add_note(f"The fields of {file} are: {', '.join(each.name for each in fields(Processor))}.")
+            raise
+    return processors
+
+
+PROCESSORS = read_processors()
 
 
 class PrivacyNotice:

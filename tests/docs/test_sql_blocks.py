@@ -12,8 +12,8 @@ from tests.db.test_personal_data import export_all
 from tests.people import ADA_EMAILS, call
 
 PAGES = ("audit.md", "deploy.md", "limits.md", "personal-data.md", "realtime.md")
-# The example tables of the pages, which a product may have.
-EXAMPLES = re.compile(r"\b(invoices|newsletter_signups)\b")
+# The examples of the pages, which a product may have.
+EXAMPLES = re.compile(r"\b(invoices|newsletter_signups|(?<=')newsletter(?='))\b")
 BLOCKS = [
     (page, EXAMPLES.sub(r"test_\1", block))
     for page in PAGES
@@ -69,7 +69,7 @@ def test_a_table_that_was_made_by_hand_is_exported_erased_and_cleaned_up(world: 
     world.execute(
         "insert into public.test_newsletter_signups (email, created_at) values ('old@example.com', now() - interval '3 years')"
     )
-    assert [row["email"] for row in export_all(world)["newsletter"]] == [ADA_EMAILS[0]]
+    assert [row["email"] for row in export_all(world)["test_newsletter"]] == [ADA_EMAILS[0]]
     while not call(world, "run_retention")["done"]:
         pass
     assert world.rows("select email from public.test_newsletter_signups") == [(ADA_EMAILS[0],)]

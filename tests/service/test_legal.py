@@ -5,13 +5,21 @@ from __future__ import annotations
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
 
 from service.data_api import CallFailed, DataApi
-from service.privacy_notice import LIFE_SECONDS, PROCESSORS, RETRY_SECONDS, PrivacyNotice
+from service.privacy_notice import (
+    LIFE_SECONDS,
+    PROCESSORS,
+    RETRY_SECONDS,
+    PrivacyNotice,
+    Processor,
+    read_processors,
+)
 from tests.service.conftest import MakeApp
 from tests.service.outside import HANG_UP, Outside, rest_answer
 
@@ -39,7 +47,7 @@ def test_the_privacy_page_shows_the_registry(online: FlaskClient) -> None:
         )
     )  # fmt: skip
     assert all(each.name in text and each.where in text and each.policy in text for each in PROCESSORS)
-    assert {each.name.split()[0] for each in PROCESSORS} == {
+    assert {each.name.split()[0] for each in PROCESSORS} >= {
         "Clerk",
         "Supabase",
         "Upstash",
@@ -47,6 +55,17 @@ def test_the_privacy_page_shows_the_registry(online: FlaskClient) -> None:
         "Sentry",
         "Amazon",
     }
+
+
+def test_a_product_adds_a_processor_with_a_file(tmp_path: Path) -> None:
+    lines = 'purpose = "Payments"\ndata = "Invoices"\nwhere = "Ireland"\npolicy = "https://pay.example"\n'
+    file = tmp_path / "pay.toml"
+    file.write_text(f'name = "Pay"\n{lines}')
+    assert read_processors(tmp_path) == [Processor("Pay", "Payments", "Invoices", "Ireland", "https://pay.example")]
+    file.write_text(lines)
+    with pytest.raises(TypeError, match="'name'") as refused:
+        read_processors(tmp_path)
+    assert refused.value.__notes__ == [f"The fields of {file} are: name, purpose, data, where, policy."]
 
 
 @pytest.mark.parametrize("path", PAGES)
