@@ -1,4 +1,7 @@
-"""The product's tenant tables: tests/tables/<table>.toml has the values that tests write and the expected permissions."""
+"""The product's tenant tables, views and functions: tests/tables/<name>.toml says what tests write, and who may do what.
+
+A file describes a table. With `kind = "view"` it describes a view, and with `kind = "function"` a function of the API.
+"""
 
 from __future__ import annotations
 
@@ -83,6 +86,28 @@ class TenantTable:
         return f"(jsonb_populate_record(null::public.{self.name}, {values}::jsonb)).{column}"
 
 
+@dataclass(frozen=True)
+class View:
+    """A view with a column organization_id. Tests make a row of each table in `rows`; then it has a row for each tenant."""
+
+    name: str
+    rows: list[str]
+    needs: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function that clients call. The caller needs the permission `needs` in the tenant of the arguments.
+
+    In `arguments`, `{organization}` is the tenant's id, and the name of a table of `rows` in braces the id of a new row.
+    """
+
+    name: str
+    needs: str
+    arguments: dict[str, Any]
+    rows: list[str] = field(default_factory=list)
+
+
 def fill_placeholders(values: dict[str, Any]) -> dict[str, Any]:
     """Returns the values with the placeholders replaced, as a client sends them."""
     text = json.dumps(values).replace(UNIQUE_NUMBER, str(secrets.randbelow(2 * 10**9)))
@@ -93,9 +118,14 @@ def _json(values: dict[str, Any]) -> str:
     return sql.Literal(json.dumps(values).replace("%", "\\u0025")).as_string()
 
 
-def _read() -> dict[str, TenantTable]:
-    """Reads the tables. A table follows those that it refers to."""
-    tables = {file.stem: TenantTable(file.stem, **tomllib.loads(file.read_text())) for file in FOLDER.glob("*.toml")}
+def _read(kind: str) -> dict[str, dict[str, Any]]:
+    """Reads the files of one kind, by the name of the object."""
+    files = {file.stem: tomllib.loads(file.read_text()) for file in sorted(FOLDER.glob("*.toml"))}
+    return {name: values for name, values in files.items() if values.pop("kind", "table") == kind}
+
+
+def _order(tables: dict[str, TenantTable]) -> dict[str, TenantTable]:
+    """Orders tables so that each follows those that it refers to."""
     if lacking := {parent for table in tables.values() for parent in table.parents.values()} - tables.keys():
         raise LookupError(f"tests/tables has no file of {', '.join(sorted(lacking))}: write it, or change [parents].")
     order = TopologicalSorter({name: sorted(tables[name].parents.values()) for name in sorted(tables)})
@@ -112,7 +142,9 @@ def declared_roles() -> set[str]:
     return {role for _, roles in DECLARED for role in roles}
 
 
-TABLES = _read()
+TABLES = _order({name: TenantTable(name, **values) for name, values in _read("table").items()})
+VIEWS = {name: View(name, **values) for name, values in _read("view").items()}
+FUNCTIONS = {name: Function(name, **values) for name, values in _read("function").items()}
 # A product declares what its own permissions, or its own roles, add in a file tests/permissions/<name>.toml.
 DECLARED: list[tuple[str, list[str]]] = [
     *(item for table in TABLES.values() for item in table.permissions.items()),

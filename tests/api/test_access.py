@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,8 @@ from postgrest.exceptions import APIError
 from psycopg.rows import dict_row
 from supabase import Client, ClientOptions, create_client
 
-from tests.conftest import Stack, running_stack
-from tests.tenant_tables import TABLES, TenantTable, fill_placeholders
+from tests.conftest import ROOT, Stack, running_stack
+from tests.tenant_tables import FUNCTIONS, TABLES, VIEWS, Function, TenantTable, View, fill_placeholders
 
 COMMANDS = ("select", "insert", "update", "delete")
 SIGNED_IN = "(being signed in)"
@@ -177,6 +178,27 @@ def is_allowed(database: psycopg.Connection[dict[str, Any]], person: Person, nee
     )
 
 
+def find_tenant(database: psycopg.Connection[dict[str, Any]], organization: str) -> str:
+    row = database.execute(
+        "select id::text from public.organizations where clerk_org_id = %s", [organization]
+    ).fetchone()
+    assert row is not None
+    return str(row["id"])
+
+
+def make_rows(database: psycopg.Connection[dict[str, Any]], names: list[str], organization: str) -> dict[str, str]:
+    """Makes a row of each table, with the rows that it refers to. Returns the ids by table, in braces."""
+    made = {}
+    for name in names:
+        for table in TABLES[name].ancestors():
+            database.execute(table.insert(GIVEN).encode(), {"organization": organization})
+        statement = f"{TABLES[name].insert(GIVEN)} returning id::text"
+        row = database.execute(statement.encode(), {"organization": organization}).fetchone()
+        assert row is not None
+        made[f"{{{name}}}"] = row["id"]
+    return made
+
+
 def make_parents(database: psycopg.Connection[dict[str, Any]], access: Access, organization: str) -> dict[str, str]:
     """Makes the rows that a row of the table refers to, and returns their ids by column."""
     if access.table is None or not access.table.parents:
@@ -225,9 +247,25 @@ def count(database: psycopg.Connection[dict[str, Any]], table: str) -> int:
 
 def test_every_table_of_the_api_is_tested(database: psycopg.Connection[dict[str, Any]]) -> None:
     tables = database.execute(
-        "select relname from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'p', 'v', 'm', 'f')"
+        "select relname, has_any_column_privilege('authenticated', oid, 'select, insert, update') "
+        "or has_table_privilege('authenticated', oid, 'delete') as is_granted "
+        "from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'p', 'v', 'm', 'f')"
+    ).fetchall()
+    tested = ACCESS.keys() | VIEWS.keys()
+    assert {row["relname"] for row in tables if row["is_granted"]} <= tested, "Describe it in tests/tables/<name>.toml."
+    assert tested <= {row["relname"] for row in tables}
+
+
+def test_every_function_that_a_product_adds_for_clients_is_tested(database: psycopg.Connection[dict[str, Any]]) -> None:
+    """A product's functions are in functions/9_tables."""
+    created = re.compile(r"create or replace function public\.(\w+)\(")
+    names = {name for file in (ROOT / "functions/9_tables").glob("*.sql") for name in created.findall(file.read_text())}
+    callable_ = database.execute(
+        "select distinct proname::text from pg_proc where pronamespace = 'public'::regnamespace and proname = any(%s) "
+        "and has_function_privilege('authenticated', oid, 'execute')",
+        [list(names)],
     )
-    assert {row["relname"] for row in tables} == set(ACCESS)
+    assert {row["proname"] for row in callable_} == FUNCTIONS.keys(), "Describe it in tests/tables/<function>.toml."
 
 
 @pytest.mark.parametrize(
@@ -290,16 +328,66 @@ def check_access(
     row = database.execute(access.row, values).fetchone()  # type: ignore[arg-type]
     parents = make_parents(database, access, organization)
     assert row is not None
-    tenant_id = database.execute(
-        "select id::text from public.organizations where clerk_org_id = %s", (organization,)
-    ).fetchone()
-    assert tenant_id is not None
+    tenant_id = find_tenant(database, organization)
     rows = count(database, table)
 
-    did = try_command(client(stack, person), table, command, row, tenant_id["id"], parents)
+    did = try_command(client(stack, person), table, command, row, tenant_id, parents)
 
     assert did == is_allowed(database, person, access.needs.get(command), organization), (person.name, table, command)
     if not did or command == "select":
         assert count(database, table) == rows
         key = next(name for name in ("id", "permission", "key") if name in row)
         assert database.execute(f"select * from public.{table} where {key} = %s", (row[key],)).fetchone() == row  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("person", PEOPLE, ids=lambda person: person.name)
+@pytest.mark.parametrize("view", VIEWS.values(), ids=lambda view: view.name)
+@pytest.mark.parametrize("tenant", ["own", "another"])
+def test_a_view_shows_the_rows_of_tenants_in_which_the_caller_has_the_permission(
+    stack: Stack, database: psycopg.Connection[dict[str, Any]], person: Person, view: View, tenant: str
+) -> None:
+    organization = person.home if tenant == "own" else person.other
+    make_rows(database, view.rows, organization)
+    asking = client(stack, person).table(view.name).select("organization_id")
+    try:
+        found = asking.eq("organization_id", find_tenant(database, organization)).execute().data
+    except APIError as refusal:
+        if refusal.code != "42501":
+            raise
+        found = []
+    assert bool(found) == is_allowed(database, person, view.needs.get("select"), organization)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_clients_do_not_write_through_a_view(database: psycopg.Connection[dict[str, Any]], view: str) -> None:
+    grants = database.execute(
+        "select privilege_type, grantee from information_schema.role_table_grants where table_schema = 'public' "
+        "and table_name = %s and grantee in ('anon', 'authenticated', 'PUBLIC') and privilege_type <> 'SELECT'",
+        [view],
+    )
+    assert grants.fetchall() == []
+
+
+@pytest.mark.parametrize("person", PEOPLE, ids=lambda person: person.name)
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=lambda function: function.name)
+@pytest.mark.parametrize("tenant", ["own", "another"])
+def test_a_function_serves_callers_who_have_the_permission(
+    stack: Stack, database: psycopg.Connection[dict[str, Any]], person: Person, function: Function, tenant: str
+) -> None:
+    """A refusal is an error, or an answer without a value: null, false, or an empty list."""
+    organization = person.home if tenant == "own" else person.other
+    given = make_rows(database, function.rows, organization) | {"{organization}": find_tenant(database, organization)}
+    arguments = {name: given.get(str(value), value) for name, value in function.arguments.items()}
+    [returns] = database.execute(
+        "select distinct prorettype = 'void'::regtype as nothing from pg_proc "
+        "where pronamespace = 'public'::regnamespace and proname = %s",
+        [function.name],
+    ).fetchall()
+    try:
+        answer = client(stack, person).rpc(function.name, fill_placeholders(arguments)).execute().data
+        did = bool(answer) or returns["nothing"]
+    except APIError as refusal:
+        if not re.fullmatch(r"42501|PT4\d\d", str(refusal.code)):
+            raise
+        did = False
+    assert did == is_allowed(database, person, function.needs, organization)

@@ -17,7 +17,7 @@ from scripts.scratch.postgres import Postgres
 from tests.bench.rls import claims, fill
 from tests.conftest import Database, OwnDatabase, own_database
 from tests.servers import TestRun
-from tests.tenant_tables import TABLES
+from tests.tenant_tables import TABLES, VIEWS
 
 Plan = dict[str, Any]
 
@@ -119,10 +119,15 @@ SMALL_STATEMENTS = {
     "insert a specimen": "insert into public.specimens (organization_id, title) select id, 'x' from public.organizations returning id",
 }
 
+VIEW_STATEMENTS = {f"read {view}": (f"select * from public.{view}", "organization_id") for view in VIEWS}
+
 EVERY_STATEMENT = {name: statement for name, (statement, _) in TENANT_STATEMENTS.items()} | SMALL_STATEMENTS
 
 
-@pytest.mark.parametrize(("statement", "column"), TENANT_STATEMENTS.values(), ids=TENANT_STATEMENTS)
+READING = TENANT_STATEMENTS | VIEW_STATEMENTS
+
+
+@pytest.mark.parametrize(("statement", "column"), READING.values(), ids=READING)
 def test_the_callers_organizations_are_an_index_condition(explain: Any, statement: str, column: str) -> None:
     plan = explain(statement)
     found = conditions(plan, "Index Cond")

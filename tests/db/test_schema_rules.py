@@ -112,6 +112,11 @@ RULES = {
         join pg_namespace as n on n.oid = k.connamespace join pg_attribute as a on a.attrelid = k.conrelid and a.attnum = any(k.conkey)
         where n.nspname in {OURS} and k.contype = 'f' and a.attname = 'organization_id' and k.confdeltype in ('n', 'd')
           and (k.confdelsetcols is null or a.attnum = any(k.confdelsetcols))""",
+    "a view in public obeys the policies of its reader: security_invoker": """
+        select c.oid::regclass::text from pg_class as c
+        where c.relnamespace = 'public'::regnamespace and (
+          c.relkind = 'v' and not exists (select from unnest(c.reloptions) as o where o ~ '^security_invoker=(true|on|1|yes)$')
+          or c.relkind = 'm' and (has_any_column_privilege('anon', c.oid, 'select') or has_any_column_privilege('authenticated', c.oid, 'select')))""",
     "every constraint is valid": f"""
         select k.conname::text from pg_constraint as k join pg_namespace as n on n.oid = k.connamespace
         where n.nspname in {OURS} and not k.convalidated""",
@@ -463,6 +468,18 @@ def test_an_exclusion_constraint_must_compare_the_organization_with_equality(sup
         )
         assert bool(find_tenant_keys(superuser, "test_stays")) == is_found
         superuser.execute("drop table public.test_stays")
+
+
+def test_a_view_that_ignores_the_policies_of_its_reader_is_found(database: Database) -> None:
+    for number, options in enumerate(
+        ("", "with (security_invoker = false)", "with (security_invoker)", "with (security_invoker = on)")
+    ):
+        database.execute(f"create view public.test_view_{number} {options} as select 1 as one")
+    database.execute(
+        "create materialized view public.test_sums as select 1 as one; grant select on public.test_sums to authenticated"
+    )
+    [rule] = [query for name, query in RULES.items() if "security_invoker" in name]
+    assert {name for (name,) in database.rows(rule)} == {"test_view_0", "test_view_1", "test_sums"}
 
 
 def test_schema_ops_and_nothing_else_is_in_8_ops() -> None:

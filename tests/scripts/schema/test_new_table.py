@@ -529,6 +529,11 @@ def run_script(folder: Path, script: str, **more: str) -> str:
     return ran.stdout
 
 
+def rename(block: str) -> str:
+    """Gives the page's objects names that a product does not have."""
+    return re.sub(r"\b(clients|invoices|comments|invoice_totals)\b", r"example_\1", block)
+
+
 def find_blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
@@ -537,7 +542,7 @@ def find_blocks(language: str) -> list[str]:
 def test_the_steps_of_the_page_create_a_table_whose_tests_pass(
     tmp_path: Path, new_database: Callable[..., str]
 ) -> None:
-    """Except that ./scripts/test runs only the cases of the new table, and that the table has an unused name."""
+    """Except that ./scripts/test runs only the cases of the new objects, and that these have unused names."""
     folder = copy_to(
         tmp_path,
         *SOURCES,
@@ -550,8 +555,12 @@ def test_the_steps_of_the_page_create_a_table_whose_tests_pass(
         ".env.example",
     )
     (folder / "node_modules").symlink_to(ROOT / "node_modules")
-    [make, apply, _] = [re.sub(r"\b(clients|invoices|comments)\b", r"example_\1", block) for block in find_blocks("sh")]
+    [make, apply, _] = map(rename, find_blocks("sh"))
     url = new_database()
+    [view] = [rename(block) for block in find_blocks("sql") if "create or replace view" in block]
+    [described] = [rename(block) for block in find_blocks("toml") if 'kind = "view"' in block]
+    (folder / "functions/9_tables/example_invoice_totals.sql").write_text(view)
+    (folder / "tests/tables/example_invoice_totals.toml").write_text(described)
     printed = run_script(folder, make)
     written = re.findall(r"^Wrote (.+)$", printed, re.MULTILINE)
     assert len(written) == 12
@@ -562,8 +571,8 @@ def test_the_steps_of_the_page_create_a_table_whose_tests_pass(
     command = "./scripts/test --keep --table example_invoices"
     assert apply.count(command) == 1
     tests = (
-        "python -m pytest -q -p no:cacheprovider tests/db/test_schema_rules.py tests/db/test_claims.py tests/db/test_personal_data.py "
-        "tests/api/test_access.py -k 'not restored and (example_invoices and (member or viewer) or matrix or registered or "
+        "python -m pytest -q -p no:cacheprovider tests/db/test_schema_rules.py tests/db/test_claims.py tests/db/test_personal_data.py tests/db/test_plans.py "
+        "tests/api/test_access.py -k 'not restored and (example_invoice and (member or viewer or read) or matrix or registered or "
         "a_scan_of_all or owner_sees or without_an_identity or test_rule and comment)'"
     )
     printed = run_script(folder, apply.replace(command, tests), DATABASE_URL=url)
