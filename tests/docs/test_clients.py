@@ -11,7 +11,9 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -251,6 +253,11 @@ def test_embedded_rows_are_read_again_after_a_broadcast(page: Page, database: Co
     page.wait_for_function("rows.rows[0].title === 'docs embedded' && rows.rows[0].organization.name === 'Acme'")
 
 
+def test_the_module_has_the_version_of_the_release() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert json.loads((ROOT / "clients/package.json").read_text())["version"] == project["version"]
+
+
 # --- Python
 
 
@@ -303,6 +310,14 @@ def test_the_python_program_follows_while_tokens_expire(
     # In a thread of its own, because Playwright runs an event loop in this one.
     with ThreadPoolExecutor(1) as thread:
         thread.submit(asyncio.run, story()).result()
+
+
+@pytest.mark.thorough
+def test_the_python_program_has_correct_types(tmp_path: Path) -> None:
+    (tmp_path / "example.py").write_text(find_blocks("python")[0])
+    mypy = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", tmp_path / "cache", tmp_path / "example.py"]
+    ran = subprocess.run(mypy, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout
 
 
 # --- TypeScript, with the real packages
@@ -388,6 +403,14 @@ def test_the_examples_match_the_packages(examples: Path, place: str) -> None:
     ran = subprocess.run(tsc, cwd=examples, capture_output=True, text=True, check=False)
     found = {line.partition("(")[0] for line in ran.stdout.splitlines() if not line.startswith(" ")}
     assert found == set(wrong), ran.stdout
+
+
+@pytest.mark.thorough
+def test_react_native_needs_another_url(examples: Path) -> None:
+    """supabase-js sets the protocol of a URL."""
+    url = (examples / "node_modules/react-native/Libraries/Blob/URL.js").read_text()
+    assert "get protocol(" in url
+    assert "set protocol(" not in url, "remove the polyfill from docs/clients.md"
 
 
 @pytest.mark.thorough
