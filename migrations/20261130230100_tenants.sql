@@ -50,7 +50,8 @@ comment on column public.role_permissions.role is 'The role.';
 comment on column public.role_permissions.permission is 'resource:action, such as projects:update.';
 alter table public.role_permissions enable row level security, force row level security;
 
--- A tenant table adds its own permissions in its own migration.
+-- A tenant table adds its own permissions in its own migration. No policy asks for billing:manage and organization:delete: at Clerk,
+-- Clerk's own permissions decide. Clients show or hide buttons by these two.
 insert into public.role_permissions (role, permission) values
 ('owner', 'members:read'), ('owner', 'members:invite'), ('owner', 'members:remove'), ('owner', 'audit:read'),
 ('owner', 'billing:manage'), ('owner', 'organization:update'), ('owner', 'organization:delete'),

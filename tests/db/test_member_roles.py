@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ import pytest
 from psycopg import Connection, DatabaseError, errors
 
 from tests import events
-from tests.conftest import Database, wait_until_blocked
+from tests.conftest import ROOT, Database, wait_until_blocked
 from tests.events import MINUTE, SECOND, START
 from tests.people import ADA, BEN, CLEO, Sender
 
@@ -100,15 +101,12 @@ def test_may_own_decides_in_which_roles_the_creator_is_the_owner(world: Database
 
 # A fifth role is rows, not code --------------------------------------------------------------------------------------
 
-TWO_MORE_ROLES = """
-    insert into public.roles (key, name, rank, needs_second_factor, fallback) values
-    ('accountant', 'Accountant', 15, false, null), ('treasurer', 'Treasurer', 25, true, 'accountant');
-    insert into public.role_permissions (role, permission) values
-    ('accountant', 'members:read'), ('accountant', 'specimens:read'), ('accountant', 'members:invite'),
-    ('treasurer', 'members:read'), ('treasurer', 'specimens:read'), ('treasurer', 'specimens:create'),
-    ('treasurer', 'members:invite'), ('treasurer', 'members:remove');
-    insert into app.clerk_roles (key, role) values ('org:accountant', 'accountant'), ('org:treasurer', 'treasurer');
-"""
+# The example of the page, with the table of the tests.
+[TWO_MORE_ROLES] = re.findall(
+    r"```sql\n(insert into public\.roles .*?)```",
+    (ROOT / "docs/extend.md").read_text().replace("projects:", "specimens:"),
+    re.DOTALL,
+)
 JIM = "user_2JimJimJim"
 
 
