@@ -207,17 +207,21 @@ def settle(repository: Repository) -> None:
     """
     take_migrations(repository)
     _keep_own_bundles(repository)
-    conflicts = repository.list_conflicts()
-    for path in TYPES:
-        if path in conflicts:
-            repository.run("checkout", "--theirs", "--", path)
-            repository.run("add", "--", path)
-    if OWN_PAGE in conflicts and OWN_PAGE in repository.list_paths("HEAD", OWN_PAGE):
-        repository.run("checkout", "HEAD", "--", OWN_PAGE)
-    for path in find_stale_locks(repository):
-        if path in conflicts:
-            repository.run("checkout", "--theirs", "--", path)
-            repository.run("add", "--", path)
+    stale_locks = find_stale_locks(repository)
+    for path in repository.list_conflicts():
+        # The merge base and the release have the file.
+        if _list_stages(repository, path) == ["1", "3"]:
+            # The product deleted it, such as the example `projects`.
+            repository.run("rm", "--quiet", "--force", "--", path)
+        elif path == OWN_PAGE:
+            repository.run("checkout", "HEAD", "--", path)
+        elif path in TYPES or path in stale_locks:
+            repository.run("checkout", "MERGE_HEAD", "--", path)
+
+
+def _list_stages(repository: Repository, path: str) -> list[str]:
+    """Returns which sides of a conflict have a file: 1 the merge base, 2 the product, 3 the release."""
+    return [line.partition("\t")[0].split()[2] for line in repository.lines("ls-files", "--unmerged", "--", path)]
 
 
 def take_migrations(repository: Repository) -> None:

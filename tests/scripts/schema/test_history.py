@@ -116,9 +116,11 @@ def test_a_database_that_the_supabase_cli_migrated_recognizes_it(branches: Branc
     branches.keep({"20260301000000_rank": MARKED_RANK})
     for path in (project.root / "supabase/migrations").glob("*_rank.sql"):
         path.unlink()
-    assert project.up().paths == []
     copy = project.root / "supabase/migrations/20260301000000_rank.sql"
     copy.write_text(MARKED_RANK)
+    with pytest.raises(AssertionError, match="Remote migration versions not found in local migrations directory"):
+        push(project)
+    assert project.up().paths == []
     push(project)
     assert [name for name in names(project) if not name.endswith(".bundle")] == ["20260301000000_rank"]
 

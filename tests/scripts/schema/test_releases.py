@@ -270,6 +270,35 @@ def test_an_upgrade_that_is_undone_leaves_nothing(product: Clone) -> None:
     assert product.git("status", "--porcelain") == ""
 
 
+def test_a_file_that_the_product_deleted_stays_deleted(upstream: Clone, product: Clone) -> None:
+    """Such as the example `projects`, whose files docs/extend.md deletes."""
+    product.commit({"functions/a.sql": None})
+    product.take()
+    assert product.git("ls-files", "functions") == ""
+    upstream.commit({"functions/a.sql": "select 4;\n"}, "v0.4.0")
+    product.take()
+    assert product.git("ls-files", "functions") == ""
+
+
+def test_a_changed_file_that_the_release_deletes_is_a_conflict(upstream: Clone, product: Clone) -> None:
+    upstream.commit({"functions/a.sql": None}, "v0.4.0")
+    product.commit({"functions/a.sql": "select 'ours';\n"})
+    product.merge()
+    releases.settle(product.repository)
+    assert product.repository.list_conflicts() == ["functions/a.sql"]
+
+
+def test_a_file_that_both_renamed_is_a_conflict(upstream: Clone, product: Clone) -> None:
+    text = "".join(f"select {number};\n" for number in range(20))
+    upstream.commit({"functions/b.sql": text}, "v0.4.0")
+    product.take()
+    upstream.commit({"functions/b.sql": None, "functions/theirs.sql": text}, "v0.5.0")
+    product.commit({"functions/b.sql": None, "functions/ours.sql": text})
+    product.merge()
+    releases.settle(product.repository)
+    assert product.repository.list_conflicts() == ["functions/b.sql", "functions/ours.sql", "functions/theirs.sql"]
+
+
 def test_generated_files_never_conflict(upstream: Clone, product: Clone) -> None:
     types, bundle = "supabase/types/database.ts", "supabase/migrations/20260105000000_functions_a.bundle.sql"
     upstream.commit({types: "theirs\n", bundle: "theirs\n"}, "v0.4.0")

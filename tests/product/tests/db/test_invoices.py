@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import psycopg
 import pytest
 
 from tests.conftest import Claims, Database
@@ -13,11 +14,11 @@ def claims(role: str) -> Claims:
 
 @pytest.fixture
 def acme(database: Database) -> str:
-    """The id of an organization with a member, a viewer and an unsettled invoice. user_stranger owns another one."""
+    """The id of an organization with people of three roles and an unsettled invoice. user_stranger owns another one."""
     database.execute(
         "insert into public.organizations (clerk_org_id, name) values ('org_acme', 'Acme'), ('org_globex', 'Globex')"
     )
-    for role, organization in (("member", "Acme"), ("viewer", "Acme"), ("owner", "Globex")):
+    for role, organization in (("member", "Acme"), ("bookkeeper", "Acme"), ("viewer", "Acme"), ("owner", "Globex")):
         user = f"user_{'stranger' if organization == 'Globex' else role}"
         database.execute("insert into public.profiles (clerk_user_id) values (%s)", user)
         database.execute(
@@ -44,6 +45,24 @@ def settle(database: Database, role: str, organization: str) -> bool:
 def test_members_settle_invoices(database: Database, acme: str, role: str, may: bool) -> None:
     assert settle(database, role, acme) is may
     assert database.value("select is_settled from public.invoices where organization_id = %s", acme) is may
+
+
+@pytest.mark.parametrize(("factors", "may"), [([0, 0], True), ([0, -1], False)])
+def test_bookkeepers_write_off_invoices_with_a_second_factor(
+    database: Database, acme: str, factors: list[int], may: bool
+) -> None:
+    invoice = database.value("select id from public.invoices where organization_id = %s", acme)
+    with database.acting("authenticated", claims("bookkeeper") | {"fva": factors}):
+        assert database.value("select count(*) from public.invoices") == 1
+        if may:
+            database.execute("select public.write_off_invoice(%s)", invoice)
+        else:
+            with (
+                pytest.raises(psycopg.DatabaseError, match="you may not write it off"),
+                database.connection.transaction(),
+            ):
+                database.execute("select public.write_off_invoice(%s)", invoice)
+    assert database.value("select amount = 0 from public.invoices where id = %s", invoice) is may
 
 
 @pytest.mark.parametrize(("role", "found"), [("viewer", [(1, 119, 119)]), ("stranger", [])])
