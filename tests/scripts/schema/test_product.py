@@ -63,7 +63,7 @@ select (select count(*) from public.clients), (select count(*) from public.invoi
 REMOTE, UPGRADE = re.findall(r"^```console\n\$ (.+)$", (ROOT / "docs/upgrade.md").read_text(), re.MULTILINE)
 # Tests of Ballast that read the whole schema, and those of the product.
 TESTS = (
-    "tests/db/test_schema_rules.py", "tests/db/test_claims.py", "tests/db/test_erasure.py", "tests/db/test_realtime.py",
+    "tests/db/test_schema_rules.py", "tests/db/test_claims.py", "tests/db/test_realtime.py", "tests/db/test_member_roles.py",
     "tests/db/test_personal_data.py", "tests/db/test_job_schedule.py", "tests/service/test_mail.py",
 )  # fmt: skip
 
