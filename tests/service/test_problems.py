@@ -14,7 +14,7 @@ from werkzeug.exceptions import Gone
 
 from service.jobs import find_jobs
 from service.problems import Problem
-from service.routes.members import ROLES
+from service.routes.members import ROLE_KEY
 from service.routes.openapi import DOCUMENT
 from service.routes.personal_data import CONFIRMATION
 from tests.service.conftest import MakeApp
@@ -197,8 +197,9 @@ def test_the_openapi_document_lists_the_accepted_jobs_roles_and_confirmation() -
     schemas = DOCUMENT["components"]["schemas"]
     assert DOCUMENT["paths"]["/jobs/{name}"]["post"]["parameters"][0]["schema"]["enum"] == list(find_jobs())
     assert schemas["Confirmation"]["properties"]["confirmation"]["const"] == CONFIRMATION
+    assert schemas["RoleKey"]["pattern"] == f"^{ROLE_KEY.pattern}$"
     for name in ("Invitation", "InvitationSent"):
-        assert schemas[name]["properties"]["role"]["enum"] == list(ROLES)
+        assert schemas[name]["properties"]["role"] == {"$ref": "#/components/schemas/RoleKey"}
 
 
 def test_the_openapi_document_has_429_where_a_limit_applies() -> None:
