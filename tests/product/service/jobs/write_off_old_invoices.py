@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from service.settings.invoicing import Invoicing
-
 from service.components import Components
 from service.jobs import Report
+from service.settings.invoicing import Invoicing
 
 
 def run(components: Components) -> Report:

@@ -7,12 +7,12 @@ from uuid import UUID
 
 from flask import Blueprint, jsonify
 from flask.typing import ResponseReturnValue
-from service.settings.invoicing import Invoicing
 
 from service.components import components
 from service.identity import current_caller
 from service.permissions import PermittedCaller, requires
 from service.session import call_as_caller
+from service.settings.invoicing import Invoicing
 
 invoices = Blueprint("invoices", __name__, url_prefix="/api/v1")
 
