@@ -135,14 +135,14 @@ def measure(projects: int, rounds: int) -> report.Report:
     return report.Report("rls", machine, list(_cases(timings)), list(_aims(timings)))
 
 
-def fill(admin: psycopg.Connection[Any], projects: int) -> None:
-    """Creates the tenants, their people and projects."""
+def fill(admin: psycopg.Connection[Any], projects: int, portion: int = 1) -> None:
+    """Creates the tenants and people for so many projects, and one in `portion` of the projects."""
     organizations = projects // PROJECTS_PER_ORGANIZATION
     sizes = {
         "organizations": organizations,
         "users": organizations * USERS_PER_ORGANIZATION,
         "memberships": MEMBERSHIPS_PER_USER,
-        "projects": projects,
+        "projects": projects // portion,
     }
     for name, value in sizes.items():
         admin.execute("select set_config(%s, %s, false)", [f"bench.{name}", str(value)])

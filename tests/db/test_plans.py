@@ -29,24 +29,29 @@ OTHERS_PER_ORGANIZATION = 200
 
 @pytest.fixture(scope="module")
 def tenants(test_run: TestRun, request: pytest.FixtureRequest, starts_servers: None) -> Iterator[OwnDatabase]:
-    """A separate database with 100 organizations, so that these rows do not change the plans of other tests."""
+    """A separate database with 100 organizations, so that these rows do not change the plans of other tests.
+
+    With --table for a product's table, only this one has many rows.
+    """
+    only = TABLES.get(request.config.getoption("--table"))
+    portion = 100 if only else 1
     with own_database(test_run.postgres("server", request.config.getoption("--postgres"), is_migrated=True)) as server:
         with psycopg.connect(server.url("supabase_admin")) as admin:
-            fill(admin, SPECIMENS)
+            fill(admin, SPECIMENS, portion)
             admin.execute(
                 "insert into public.organization_invitations (organization_id, clerk_invitation_id, email, role) "
                 "select o.ids[1 + i %% cardinality(o.ids)], 'orginv_' || i, 'x@example.com', 'member' "
                 "from (select array_agg(id) as ids from public.organizations) as o, generate_series(1, %s) as i",
-                [INVITATIONS],
+                [INVITATIONS // portion],
             )
             admin.execute(
                 "insert into public.audit_logs (organization_id, action, resource_type) "
                 "select o.ids[1 + i %% cardinality(o.ids)], 'project.updated', 'project' "
                 "from (select array_agg(id) as ids from public.organizations) as o, generate_series(1, %s) as i",
-                [AUDIT_ENTRIES],
+                [AUDIT_ENTRIES // portion],
             )
             admin.execute("set session_replication_role = replica")  # without triggers: no audit entries, no broadcasts
-            for table in TABLES.values():
+            for table in [only] if only else TABLES.values():
                 rows = table.insert("public.organizations", OTHERS_PER_ORGANIZATION, without_parents=True)
                 admin.execute(rows.encode())
         with psycopg.connect(server.url("supabase_admin"), autocommit=True) as admin:
