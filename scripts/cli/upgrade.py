@@ -81,7 +81,7 @@ def _require_no_conflicts(repository: Repository, release: Release) -> None:
     if conflicts:
         lines = [f"  {path}: {_advise(path)}" for path in conflicts]
         raise ConflictsLeft(
-            "\n".join([f"{len(conflicts)} files conflict with {release.tag}:", *lines])
+            "\n".join([f"These files conflict with {release.tag}:", *lines])
             + "\nResolve them, `git add` them, and run `ballast upgrade` again: it continues."
         )
 

@@ -410,7 +410,7 @@ def test_the_command_lists_conflicts_with_advice(product: Clone, monkeypatch: py
     for _ in range(2):
         ran = CliRunner().invoke(ballast, ["upgrade"])
         assert ran.exit_code == 1
-        assert "1 files conflict with v0.3.0:\n  functions/a.sql: a file of Ballast that you changed" in ran.stderr
+        assert "These files conflict with v0.3.0:\n  functions/a.sql: a file of Ballast that you changed" in ran.stderr
         assert "run `ballast upgrade` again" in ran.stderr
     wrong = CliRunner().invoke(ballast, ["upgrade", "v0.2.0"])
     assert "A merge of v0.3.0 is not finished" in wrong.stderr
