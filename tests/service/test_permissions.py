@@ -284,7 +284,23 @@ def test_a_member_cannot_remove_anyone(online: FlaskClient, stack: Stack, team: 
 
 
 def test_an_admin_cannot_remove_the_owner(online: FlaskClient, stack: Stack, team: Team) -> None:
-    assert remove(online, stack, team, "admin", "owner").status_code == 403
+    answer = remove(online, stack, team, "admin", "owner")
+    assert (answer.status_code, answer.json["detail"].partition(".")[0]) == (
+        403, "Your role ranks below the role owner of this person",
+    )  # fmt: skip
+
+
+def test_a_refused_role_names_the_roles_that_the_caller_may_use(
+    online: FlaskClient, stack: Stack, sql: psycopg.Connection[Any], acme: UUID
+) -> None:
+    answer = invite(online, acme, stack.token("user_ben"), {"email": "x@example.com", "role": "emperor"})
+    keys = value(
+        sql,
+        "select string_agg(key, ', ' order by rank desc) from public.roles"
+        " where may_be_invited and rank <= (select rank from public.roles where key = %s)",
+        "admin",
+    )
+    assert answer.json["detail"] == f"The role of an invitation must be one of these: {keys}."
 
 
 def test_the_last_owner_cannot_be_removed(online: FlaskClient, stack: Stack, team: Team) -> None:
