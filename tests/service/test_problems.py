@@ -193,7 +193,7 @@ def test_the_openapi_document_lists_exactly_the_routes(make_app: MakeApp) -> Non
     assert described == routed
 
 
-def test_the_openapi_document_lists_the_accepted_jobs_roles_and_confirmation() -> None:
+def test_the_openapi_document_states_the_accepted_jobs_roles_and_confirmation() -> None:
     schemas = DOCUMENT["components"]["schemas"]
     assert DOCUMENT["paths"]["/jobs/{name}"]["post"]["parameters"][0]["schema"]["enum"] == list(find_jobs())
     assert schemas["Confirmation"]["properties"]["confirmation"]["const"] == CONFIRMATION
