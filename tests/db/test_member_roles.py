@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+import tomllib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -102,11 +103,9 @@ def test_may_own_decides_in_which_roles_the_creator_is_the_owner(world: Database
 # A fifth role is rows, not code --------------------------------------------------------------------------------------
 
 # The example of the page, with the table of the tests.
-[TWO_MORE_ROLES] = re.findall(
-    r"```sql\n(insert into public\.roles .*?)```",
-    (ROOT / "docs/extend.md").read_text().replace("projects:", "specimens:"),
-    re.DOTALL,
-)
+PAGE = (ROOT / "docs/extend.md").read_text().replace("projects:", "specimens:")
+[TWO_MORE_ROLES] = re.findall(r"```sql\n(insert into public\.roles .*?)```", PAGE, re.DOTALL)
+[DECLARED_PERMISSIONS] = re.findall(r"```toml tests/permissions/\S+\n(.*?)```", PAGE, re.DOTALL)
 JIM = "user_2JimJimJim"
 
 
@@ -165,6 +164,16 @@ def test_a_role_that_is_rows_decides_what_its_members_may_do(
     else:
         with pytest.raises(errors.InsufficientPrivilege):
             ask(staffed, user_id, create, acme_id(staffed), second_factor=second_factor)
+
+
+def test_the_page_declares_the_permissions_of_its_roles(staffed: Database) -> None:
+    held = dict(
+        staffed.rows(
+            "select permission, array_agg(role order by role) from public.role_permissions "
+            "where role in ('accountant', 'treasurer') group by permission"
+        )
+    )
+    assert tomllib.loads(DECLARED_PERMISSIONS) == held
 
 
 def test_members_invite_people_of_their_own_rank_or_lower(staffed: Database) -> None:
