@@ -421,12 +421,16 @@ def environment_of(step: Step, secrets: dict[str, str], variables: dict[str, str
     return {name: EXPRESSION.sub(lambda found: value(found[1]), text) for name, text in step.get("env", {}).items()}
 
 
+# https://docs.github.com/en/actions/reference/workflows-and-actions/workflow-syntax#jobsjob_idstepsshell
+SHELLS = {None: ["bash", "-e"], "bash": ["bash", "--noprofile", "--norc", "-eo", "pipefail"]}
+
+
 def run_step(step: Step, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """Runs the step as a runner does, with no other environment variables."""
     path = os.pathsep.join([str(Path(sys.executable).parent), "/usr/local/bin", "/usr/bin", "/bin"])
     coverage = {name: value for name, value in os.environ.items() if name.startswith(("COVERAGE", "PYTHON"))}
     return subprocess.run(
-        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
+        [*SHELLS[step.get("shell")], "-c", step["run"]],
         cwd=ROOT, env={"PATH": path, "CI": "true"} | coverage | environment, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
 
