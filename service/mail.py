@@ -135,7 +135,7 @@ class Renderer:
             subject, _, text = whole.strip().partition("\n")
             subject = one_line(subject)
             html = self._html.get_template(f"{mail['template']}.html").render(context, subject=subject)
-        except TemplateError as error:
+        except Exception as error:  # a template may fail with any: one mail must not stop the others
             raise SendingFailed(f"template_{type(error).__name__}", is_final=True) from None
         return Message(mail["id"], mail["template"], mail["to"], subject, html, text.strip() + "\n", unsubscribe_url)
 
@@ -145,7 +145,7 @@ class Renderer:
             self._text.get_template(f"{name}.txt") for name in (kind if kind in self.kinds else LAYOUT, LAYOUT)
         )
         source = template if "what" in template.blocks else layout
-        return "".join(source.blocks["what"](source.new_context()))
+        return "".join(source.blocks["what"](source.new_context(self._constants)))
 
     def unsubscribe_url(self, person_id: str, kind: str) -> str | None:
         """The link that unsubscribes from this kind of mail without signing in. None while SERVICE_URL is not set."""
@@ -299,6 +299,14 @@ def _format_time(text: str | None) -> str:
     return f"{moment.day} {moment:%B %Y, %H:%M} UTC"
 
 
+class _Templates(Environment):
+    """`mail.items` is the value of this name, not the method of Python's dict."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """Looks for a value first, then for an attribute."""
+        return self.getitem(obj, attribute)
+
+
 def _open_templates(folder: Path) -> tuple[Environment, Environment]:
     """One environment for each of FORMS, because plain text must not be escaped."""
     options: dict[str, Any] = {
@@ -308,8 +316,8 @@ def _open_templates(folder: Path) -> tuple[Environment, Environment]:
         "trim_blocks": True,
         "lstrip_blocks": True,
     }
-    text = Environment(autoescape=False, **options)  # noqa: S701 - plain text
-    html = Environment(autoescape=True, **options)
+    text = _Templates(autoescape=False, **options)
+    html = _Templates(autoescape=True, **options)
     html.filters["moment"] = text.filters["moment"] = _format_time
     return text, html
 
@@ -331,7 +339,11 @@ def _find_template_faults(environment: Environment, name: str, example: Mapping[
     }
     unknown = [f"mail.{each}" for each in sorted(used - {*example})]
     unknown += sorted(meta.find_undeclared_variables(tree) - CONSTANTS - {"mail"})
-    return [f"it uses {each}, which is not among the data of its kind." for each in unknown]
+    faults = [f"it uses {each}, which is not among the data of its kind." for each in unknown]
+    what = [each for block in tree.find_all(nodes.Block) if block.name == "what" for each in block.find_all(nodes.Name)]
+    if any(each.name == "mail" for each in what):
+        faults.append("its block `what` uses mail, but the page that it is also for has no mail. Write a fixed text.")
+    return faults
 
 
 def _read_provider_id(answer: httpx.Response) -> str | None:

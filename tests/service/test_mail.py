@@ -590,6 +590,10 @@ def test_every_template_has_a_registered_kind_and_uses_only_its_data(registered:
         ("{% if false %}{{ mail.total }}{% endif %}", "it uses mail.total, which is not among the data of its kind."),
         ("{{ amount }}", "it uses amount, which is not among the data of its kind."),
         ("{{ mail.amount | money }}", "No filter named 'money'."),
+        (
+            "{% block what %}mail of {{ mail.amount }}{% endblock %}",
+            "its block `what` uses mail, but the page that it is also for has no mail. Write a fixed text.",
+        ),
         ("{% if %}", "Expected an expression, got 'end of statement block'."),
     ],
 )
@@ -602,6 +606,42 @@ def test_a_fault_of_a_template_is_found_before_a_mail_is_sent(tmp_path: Path, te
     page = tmp_path / "reminder.html"
     page.unlink() if text is None else page.write_text(text)
     assert find_faults({"reminder": {"amount": 1}}, tmp_path) == [f"{tmp_path.name}/reminder.html: {fault}"]
+
+
+def reminder(folder: Path, text: str) -> Renderer:
+    """Renders one kind, whose templates are `text`."""
+    for form in ("txt", "html"):
+        shutil.copy(TEMPLATES / f"layout.{form}", folder)
+        (folder / f"reminder.{form}").write_text(text)
+    return Renderer("Ballast & Sons", None, None, "a secret", templates=folder)
+
+
+def test_a_value_may_have_the_name_of_a_method_of_python(tmp_path: Path) -> None:
+    kind = Kind(is_essential=True, example={"items": ["Oats", "Rye"], "values": None, "copy": "2"})
+    text = (
+        "{% for each in mail.items %}{{ loop.index }} {{ each.upper() }} {% endfor %}{{ mail.values }}{{ mail.copy }}"
+    )
+    assert reminder(tmp_path, text).render(row("reminder", kind)).subject == "1 OATS 2 RYE 2"
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("{{ mail.total }}", "template_UndefinedError"),
+        ("{{ mail.amount + 1 }}", "template_TypeError"),
+        ("{{ mail.amount | moment }}", "template_ValueError"),
+        ("{{ 1 / 0 }}", "template_ZeroDivisionError"),
+    ],
+)
+def test_mail_whose_template_fails_is_given_up_whatever_it_raises(tmp_path: Path, text: str, code: str) -> None:
+    with pytest.raises(SendingFailed) as failed:
+        reminder(tmp_path, text).render(row("reminder", Kind(is_essential=True, example={"amount": "a lot"})))
+    assert (failed.value.code, failed.value.is_final, failed.value.is_general) == (code, True, False)
+
+
+def test_the_page_to_unsubscribe_knows_the_company(tmp_path: Path) -> None:
+    renderer = reminder(tmp_path, "{% block what %}reminders of {{ company }}{% endblock %}")
+    assert renderer.describe("reminder") == "reminders of Ballast & Sons"
 
 
 def test_a_link_is_not_valid_for_another_person_or_kind() -> None:
