@@ -20,7 +20,8 @@ comment on function app.mail_context is 'Current values for the template of a ma
 
 -- A claim lasts three minutes. Then the sender is presumed dead, and the mail can be claimed again. Mail that must not be sent any more
 -- is dropped here, at most 1,000 at a time: so many that are due cannot make a call time out, and the next call takes the others. Mail
--- whose data cannot be read is retried later: it does not stop the others.
+-- whose data cannot be read is retried later. If reading it takes until the statement times out, its kind waits for five minutes. So
+-- neither stops the others.
 create or replace function public.claim_mail(batch integer default 1, kinds text[] default null) returns jsonb
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -54,9 +55,19 @@ begin
       where o.id = mail.id;
       begin
         context := app.mail_context(mail);
-      exception when others then
-        perform public.end_mail(mail.id, 'queued', error => 'data_' || sqlstate);
-        continue;
+      exception
+        when query_canceled then
+          -- The statement has no time left, and the data of the kind's other mail may take as long.
+          perform public.end_mail(mail.id, 'queued', error => 'data_' || sqlstate);
+          update app.email_outbox as o set next_attempt_at = now() + interval '5 minutes' where o.id in (
+            select q.id from app.email_outbox as q
+            where q.template = mail.template and q.state = 'queued' and q.next_attempt_at <= now()
+            for update skip locked
+          );
+          return claimed;
+        when assert_failure or others then
+          perform public.end_mail(mail.id, 'queued', error => 'data_' || sqlstate);
+          continue;
       end;
       block_reason := case when context is null then 'outdated' end;
     end if;

@@ -161,6 +161,37 @@ def test_a_mail_whose_data_cannot_be_read_is_retried_and_stops_no_other(mail: Da
     ]
 
 
+@pytest.mark.parametrize("condition", ["assert_failure", "division_by_zero"])
+def test_whatever_the_data_of_a_mail_raises_the_others_are_sent(mail: Database, condition: str) -> None:
+    replace_reminder_data(mail, condition)
+    remind(mail, "1")
+    sign_up(mail)
+    assert [each["template"] for each in claim(mail)] == ["welcome"]
+
+
+def test_a_kind_whose_data_times_out_waits_and_stops_no_other(mail: Database) -> None:
+    replace_reminder_data(mail, "query_canceled")
+    slow, other, later = (remind(mail, amount) for amount in "123")
+    mail.execute("update app.email_outbox set next_attempt_at = now() - interval '1 s' where id = %s", slow)
+    mail.execute("update app.email_outbox set next_attempt_at = now() + interval '1 day' where id = %s", later)
+    sign_up(mail)
+    assert claim(mail) == []
+    columns = "state, attempts, error, extract(epoch from next_attempt_at - now())::integer"
+    assert [mail.rows(f"select {columns} from app.email_outbox where id = %s", each)[0] for each in (slow, other, later)] == [
+        ("queued", 1, "data_57014", 30), ("queued", 0, None, 300), ("queued", 0, None, 86400),
+    ]  # fmt: skip
+    assert [each["template"] for each in claim(mail)] == ["welcome"]
+
+
+def replace_reminder_data(database: Database, condition: str) -> None:
+    """Registers the kind `reminder`, and lets its data raise `condition`."""
+    database.execute(REMINDER)
+    database.execute(
+        "create or replace function app.reminder_data(mail app.email_outbox) returns table (amount numeric, due_on date, lines jsonb) "
+        f"language plpgsql stable parallel safe as $$ begin raise {condition}; end $$"
+    )
+
+
 def test_mail_waits_for_a_service_that_has_templates_for_it(mail: Database) -> None:
     mail.execute(REMINDER)
     remind(mail, "1")
