@@ -108,10 +108,11 @@ class Context:
 
     def redact(self, text: str) -> str:
         """Replaces every secret of the environment in the text."""
+        secret = secret_variables()
         known = [
             value
             for name, value in self.environment.items()
-            if (SECRET_NAME.search(name) or name in secret_variables()) and name not in PUBLIC_NAMES
+            if (SECRET_NAME.search(name) or name in secret) and name not in PUBLIC_NAMES
         ]
         pieces = {piece.strip() for value in known for piece in (value, *value.split(","))}
         if self._url:

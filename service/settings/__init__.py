@@ -77,7 +77,9 @@ def list_mistakes(error: ValidationError) -> str:
 
 def _name_mistakes(error: ValidationError) -> dict[str, str]:
     mistakes = error.errors(include_input=False)
-    return {str(item["loc"][0]).upper(): _describe_mistake(item["type"], item["msg"]) for item in mistakes}
+    # A check of several variables has no location: its message names them.
+    names = [str(item["loc"][0]).upper() if item["loc"] else error.title for item in mistakes]
+    return {name: _describe_mistake(each["type"], each["msg"]) for name, each in zip(names, mistakes, strict=True)}
 
 
 def _join(mistakes: dict[str, str]) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, TypeVar, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, SecretStr, ValidationInfo, field_validator
-from pydantic_settings import NoDecode
 
 from service.clerk_api import CLERK_API_URL
 from service.settings.fields import (
@@ -60,7 +59,7 @@ class Settings(SettingsFile):
     operator_token: LongSecret | None = None
     database_url: DatabaseUrl | None = None
     backup_url: BackupUrl | None = None
-    backup_recipients: Annotated[tuple[Recipient, ...], NoDecode, BeforeValidator(split_list)] = ()
+    backup_recipients: Annotated[tuple[Recipient, ...], BeforeValidator(split_list)] = ()
     resend_api_key: ResendKey | None = None
     resend_webhook_secret: WebhookSecret | None = None
     resend_api_url: Origin = RESEND_API_URL

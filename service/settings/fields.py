@@ -7,7 +7,7 @@ import re
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # One address and nothing else: no list, no display name.
 ADDRESS = re.compile(r"[^@\s,;:<>()\[\]\\\"]+@[^@\s,;:<>()\[\]\\\"]+\.[^@\s,;:<>()\[\]\\\"]+")
@@ -106,22 +106,23 @@ SentryDsn = Annotated[
 ]
 Release = Annotated[str, must_match(r"[A-Za-z0-9][A-Za-z0-9.@+_-]{0,199}", "a version, such as 1.4.0 or a commit hash")]
 Origin = Annotated[str, AfterValidator(_parse_origin)]
-Origins = Annotated[
-    tuple[Annotated[str, AfterValidator(_parse_page_origin)], ...], NoDecode, BeforeValidator(split_list)
-]
+Origins = Annotated[tuple[Annotated[str, AfterValidator(_parse_page_origin)], ...], BeforeValidator(split_list)]
 # Public keys as age-keygen prints them. The private key is never given to the service.
 Recipient = Annotated[str, must_match(r"age1[0-9a-z]{58}", "age's public keys (age1…), separated by commas")]
 WebhookSecret = Annotated[SecretStr, AfterValidator(_check_webhook_secret)]
-WebhookSecrets = Annotated[
-    tuple[WebhookSecret, ...], NoDecode, BeforeValidator(split_list), AfterValidator(require_one)
-]
+WebhookSecrets = Annotated[tuple[WebhookSecret, ...], BeforeValidator(split_list), AfterValidator(require_one)]
 
 
 class SettingsFile(BaseSettings):
     """The settings of one module in this folder: each variable is its field's name in capitals. Empty means missing."""
 
     model_config = SettingsConfigDict(
-        frozen=True, env_ignore_empty=True, str_strip_whitespace=True, validate_default=True
+        frozen=True,
+        env_ignore_empty=True,
+        str_strip_whitespace=True,
+        validate_default=True,
+        enable_decoding=False,  # a list is not JSON: split_list() reads it
+        hide_input_in_errors=True,
     )
 
     environment: Literal["local", "test", "staging", "production"]

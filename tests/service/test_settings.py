@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import traceback
 from collections import Counter
 from pathlib import Path
 
@@ -261,6 +262,25 @@ def test_the_settings_of_another_module_are_read_and_not_shown(make_app: MakeApp
     assert found.model_dump()["reminder_days"] == 3
     assert "5ecret" not in repr(found) + str(found)
     assert Context({"REMINDER_PASS": secret}, None).redact(f"It is {secret}.") == "It is …."
+
+
+def test_a_check_of_several_settings_and_a_list_that_is_not_json_are_named_without_values(
+    make_app: MakeApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "payments.py").write_text(
+        "from pydantic import model_validator\n"
+        "from service.settings.fields import LongSecret, SettingsFile\n"
+        "class Payments(SettingsFile):\n    pay_key: LongSecret\n    pay_days: list[int] = []\n"
+        "    @model_validator(mode='after')\n    def check(self):\n        raise ValueError('needs PAY_KEY or PAY_URL')\n"
+    )
+    monkeypatch.delitem(sys.modules, "service.settings.payments", raising=False)
+    monkeypatch.setattr(settings_folder, "__path__", [*settings_folder.__path__, str(tmp_path)])
+    secret = "5ecret" * 6
+    for days, reason in (("", "Payments needs PAY_KEY or PAY_URL"), (secret, "PAY_DAYS must be a valid list")):
+        with pytest.raises(SettingsInvalid) as stopped:
+            make_app(PAY_KEY=secret, PAY_DAYS=days)
+        assert str(stopped.value) == f"The service cannot start: {reason}. See .env.example."
+        assert secret not in "".join(traceback.format_exception(stopped.value))
 
 
 def test_mistakes_in_every_module_are_named_in_one_line(make_app: MakeApp, reminders: None) -> None:
