@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -38,7 +39,7 @@ def run(name: str) -> ResponseReturnValue:
         raise JobUnknown(f"Use one of these names: {', '.join(find_jobs())}.")
     began = time.monotonic()
     try:
-        report = job.run(components())
+        report = _require_report(job.run(components()))
     except Exception as failure:
         record_run(components(), name, {"error": type(failure).__name__}, ok=False, began=began)
         raise
@@ -56,6 +57,14 @@ def record_run(app_components: Components, name: str, report: Report, *, ok: boo
         every_minutes = app_components.data_api.call("record_job", outcome | {"clock": clock})
     if not ok or every_minutes is not None:
         sentry.check_in(name, seconds, every_minutes if isinstance(every_minutes, int) else None, ok=ok)
+
+
+def _require_report(report: object) -> Report:
+    """`report`, if it can be recorded: an object that JSON can express. Raises TypeError and ValueError."""
+    if not isinstance(report, dict):
+        raise TypeError("the job returned no report")
+    json.dumps(report, allow_nan=False)
+    return report
 
 
 def _require_token() -> None:

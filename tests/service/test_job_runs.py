@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from datetime import date
 from typing import Any
 
 import psycopg
@@ -59,3 +61,21 @@ def test_a_failed_run_is_recorded_with_its_error_class_only(
     answer = client.post("/jobs/retention", headers=as_caller(stack.environment["JOBS_TOKEN"]))
     assert answer.status_code == status
     assert read_report(database, "retention") == (1, {"error": type(failure).__name__})
+
+
+@pytest.mark.parametrize(
+    ("report", "error"),
+    [(None, "TypeError"), ({"at": date(2026, 1, 31)}, "TypeError"), ({"rate": math.nan}, "ValueError")],
+)
+def test_a_run_without_a_report_that_can_be_recorded_has_failed(
+    make_app: MakeApp,
+    stack: Stack,
+    database: psycopg.Connection[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    report: object,
+    error: str,
+) -> None:
+    monkeypatch.setattr(retention, "run", lambda _: report)
+    client = make_app(**stack.environment).test_client()
+    assert client.post("/jobs/retention", headers=as_caller(stack.environment["JOBS_TOKEN"])).status_code == 500
+    assert read_report(database, "retention") == (1, {"error": error})
