@@ -32,12 +32,12 @@ class Processor:
 
 
 def read_processors(folder: Path = FOLDER) -> list[Processor]:
-    """Reads a processor from each file of the folder. Raises TypeError if a file lacks a field or has another one."""
+    """Reads a processor from each file of the folder. Raises TypeError or ValueError, naming the file."""
     processors = []
     for file in sorted(folder.glob("*.toml")):
         try:
             processors.append(Processor(**tomllib.loads(file.read_text())))
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             error.add_note(f"The fields of {file} are: {', '.join(each.name for each in fields(Processor))}.")
             raise
     return processors

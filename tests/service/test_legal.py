@@ -66,6 +66,10 @@ def test_a_product_adds_a_processor_with_a_file(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="'name'") as refused:
         read_processors(tmp_path)
     assert refused.value.__notes__ == [f"The fields of {file} are: name, purpose, data, where, policy."]
+    file.write_text("name = Pay")
+    with pytest.raises(ValueError, match="line 1") as unreadable:
+        read_processors(tmp_path)
+    assert unreadable.value.__notes__ == refused.value.__notes__
 
 
 @pytest.mark.parametrize("path", PAGES)
