@@ -17,7 +17,6 @@ from flask import Flask, Response, g, request
 from upstash_ratelimit import Ratelimit, SlidingWindow
 from upstash_redis import Redis
 from werkzeug.middleware.proxy_fix import ProxyFix
-from werkzeug.routing import Rule
 
 from service import metrics
 from service.breaker import Breaker, RedisUnavailable
@@ -57,7 +56,7 @@ LIMITS = {
     "jobs": Limit(120, 60, Per.ADDRESS),
     "pages": Limit(600, 60, Per.ADDRESS),
 }
-# The limit of a route, by the start of its path. All others have the limit for pages.
+# The limit of a request, by the start of its path. All others have the limit for pages.
 PREFIXES = {"/api/": "person", "/webhooks/": "webhooks", "/jobs": "jobs"}
 # The endpoints and blueprints that have another limit.
 EXCEPTIONS = {
@@ -143,13 +142,16 @@ def register(app: Flask, limits: Limits, threads: Threads, session_tokens: Sessi
     app.after_request(_set_headers)
 
 
-def find_limit(rule: Rule | None) -> str | None:
-    """The name of a route's limit; None if the route is exempt. A request without a route has the limit for pages."""
-    if rule is None:
+def find_limit(endpoint: str | None, path: str) -> str | None:
+    """The name of a request's limit; None if its route is exempt. A request without a route has the limit for pages.
+
+    The path counts, and not the route's pattern: /<kind>/invoices also matches /api/invoices.
+    """
+    if endpoint is None:
         return "pages"
-    blueprint = rule.endpoint.partition(".")[0]
-    by_path = (name for prefix, name in PREFIXES.items() if rule.rule.startswith(prefix))
-    other = EXCEPTIONS.get(rule.endpoint) or EXCEPTIONS.get(blueprint)
+    blueprint = endpoint.partition(".")[0]
+    by_path = (name for prefix, name in PREFIXES.items() if path.startswith(prefix))
+    other = EXCEPTIONS.get(endpoint) or EXCEPTIONS.get(blueprint)
     return None if blueprint in EXEMPT else other or next(by_path, "pages")
 
 
@@ -166,7 +168,7 @@ def client_address() -> str:
 
 
 def _check(limits: Limits, threads: Threads, session_tokens: SessionTokens) -> None:
-    name = find_limit(request.url_rule)
+    name = find_limit(request.endpoint, request.path)
     if name is None:
         return
     caller = client_address()

@@ -35,14 +35,17 @@ PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas
 
 
 class DescriptionInvalid(Exception):
-    """Two files describe the same path or schema."""
+    """A file is not JSON, or two files describe the same path or schema."""
 
 
 def build_document() -> Description:
     """The whole document. Raises DescriptionInvalid."""
     document: Description = json.loads(BASE.read_text()) | {"paths": {}}
     for file in sorted(ROUTES.glob(f"*{SUFFIX}")):
-        described: Description = json.loads(file.read_text())
+        try:
+            described: Description = json.loads(file.read_text())
+        except ValueError as error:
+            raise DescriptionInvalid(f"{file.name} is not JSON: {error}.") from None
         is_limited = file.name.removesuffix(SUFFIX) not in EXEMPT
         for operations in described["paths"].values():
             for operation in operations.values():

@@ -23,12 +23,13 @@ Session = dict[str, Any]
 KIND = "session:1"  # increment when the shape changes
 
 # The database's own message may quote a row, so the caller gets these.
-REFUSED_VALUES = {
+REFUSALS = {
     "23502": (400, "A value is missing."),
     "23503": (409, "A value refers to a row that does not exist, or the row is still referred to."),
     "23505": (409, "There is a row with this value."),
     "23514": (400, "A value is not allowed."),
     "22P02": (400, "A value is malformed."),
+    "42501": (403, "You may not do this: a privilege or a policy forbids it."),
 }
 WITHOUT_ROLE = "The token's role is not `authenticated`: activate Clerk's Supabase integration."
 
@@ -89,10 +90,10 @@ def call_as_caller(caller: Caller, function: str, arguments: Mapping[str, Any]) 
     try:
         return components().data_api.call_as(caller.token, function, arguments, origin_headers())
     except CallFailed as failure:
-        if re.fullmatch(r"PT4(0[0469]|22)", failure.code):
+        if re.fullmatch(r"PT4(0[03469]|22)", failure.code):
             raise CallRefused(int(failure.code[2:]), f"{failure.message} {failure.hint}".strip()) from failure
-        if failure.code in REFUSED_VALUES:
-            raise CallRefused(*REFUSED_VALUES[failure.code]) from failure
+        if failure.code in REFUSALS:
+            raise CallRefused(*REFUSALS[failure.code]) from failure
         raise problem_from_database(failure) from failure
 
 

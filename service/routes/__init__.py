@@ -7,10 +7,14 @@ a route.
 from __future__ import annotations
 
 import pkgutil
+import re
 from collections.abc import Iterator
 from importlib import import_module
 
 from flask import Blueprint, Flask
+
+# A variable in a path, such as <uuid:invoice_id>: paths that differ only in its name are the same.
+VARIABLE = re.compile(r"<((?:[^<>]*:)?)[^<>:]+>")
 
 
 class RouteInvalid(Exception):
@@ -29,7 +33,7 @@ def register(app: Flask, *, is_local: bool) -> None:
     owners: dict[tuple[str, str], str] = {}
     for rule in app.url_map.iter_rules():
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}:
-            other = owners.setdefault((rule.rule, method), rule.endpoint)
+            other = owners.setdefault((VARIABLE.sub(r"<\1>", rule.rule), method), rule.endpoint)
             if other != rule.endpoint:
                 raise RouteInvalid(f"{method} {rule.rule} has two functions: {other} and {rule.endpoint}. Rename one.")
 

@@ -192,7 +192,7 @@ def test_redis_stores_neither_ids_nor_addresses(few: None, make_app: MakeApp, ou
 
 
 def test_every_route_has_its_intended_limit(offline_app: Flask) -> None:
-    found = {rule.endpoint: find_limit(rule) for rule in offline_app.url_map.iter_rules()}
+    found = {rule.endpoint: find_limit(rule.endpoint, rule.rule) for rule in offline_app.url_map.iter_rules()}
     expected = {
         "health.alive": None, "health.ready": None, "me.show": "person", "members.invite": "invitations",
         "members.remove": "person", "audit.export": "person", "personal_data.export": "exports",
