@@ -19,17 +19,17 @@ create table public.roles (
   constraint roles_fallback_fkey foreign key (fallback, fallback_needs_second_factor) references public.roles (key, needs_second_factor)
   on update restrict on delete restrict
 );
-comment on table public.roles is 'The roles of members. public.role_permissions has what each may do, app.clerk_roles which of Clerk''s roles it is.';
-comment on column public.roles.key is 'The name in SQL and in the API. It never changes. owner: the person who owns the organization.';
+comment on table public.roles is 'The roles of members. public.role_permissions holds what each may do. app.clerk_roles maps Clerk''s roles to them.';
+comment on column public.roles.key is 'The name in SQL and in the API. It never changes. owner is the role of the person who owns the organization.';
 comment on column public.roles.name is 'The name for people.';
 comment on column public.roles.rank is
-'Members invite and remove only people of their own rank or lower. The owner''s is 100. A Clerk role without a row in app.clerk_roles means the role with the lowest rank.';
+'Members invite and remove only people of their own rank or lower. The owner''s is 100. A Clerk role without a row in app.clerk_roles maps to the role with the lowest rank.';
 comment on column public.roles.needs_second_factor is
 'Whether members in this role need a second factor, in organizations that require it. Without one, they act in the fallback role.';
 comment on column public.roles.fallback is 'The role of a session without the needed second factor: one of a lower rank that needs none.';
 comment on column public.roles.may_be_invited is 'Whether people can be invited in this role.';
 comment on column public.roles.may_own is
-'Whether the person who owns the organization is its owner while their Clerk role means this role.';
+'Whether the person who owns the organization has the role owner while their Clerk role maps to this role.';
 comment on column public.roles.fallback_needs_second_factor is 'Always false: part of the foreign key of fallback.';
 create index roles_fallback_idx on public.roles (fallback, fallback_needs_second_factor);
 alter table public.roles enable row level security, force row level security;

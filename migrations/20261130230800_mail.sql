@@ -12,10 +12,10 @@ create table app.mail_kinds (
 comment on table app.mail_kinds is 'The kinds of mail. The texts of each are in service/mail_templates.';
 comment on column app.mail_kinds.kind is 'The name of the kind and of its templates.';
 comment on column app.mail_kinds.data_function is 'Returns the data of a mail as a row; null if the names of recipient and organization suffice.';
-comment on column app.mail_kinds.audience is 'person; operator: app.settings.operator_email; erased: an erased person.';
+comment on column app.mail_kinds.audience is 'Who receives it: a person, the operator (app.settings.operator_email), or a person who was erased.';
 comment on column app.mail_kinds.is_essential is 'Whether it is sent regardless of the recipient''s preferences.';
-comment on column app.mail_kinds.repeat_after is 'How long the same mail is not repeated. While it is queued, it never is.';
-comment on column app.mail_kinds.example is 'The values that its templates have, as an example.';
+comment on column app.mail_kinds.repeat_after is 'How long after it was queued the same mail is not queued again. While it waits, it never is.';
+comment on column app.mail_kinds.example is 'Example values for its templates.';
 alter table app.mail_kinds enable row level security, force row level security;
 
 -- The id is the idempotency key: however often Resend receives a mail, it goes out once. Names and addresses are looked up when
@@ -46,7 +46,7 @@ create table app.email_outbox (
 );
 comment on table app.email_outbox is 'Mail to be sent, and its outcome for 30 days.';
 comment on column app.email_outbox.id is 'The mail; Resend''s Idempotency-Key. For mail to an erased person it is the receipt.';
-comment on column app.email_outbox.template is 'Which mail: a kind of app.mail_kinds.';
+comment on column app.email_outbox.template is 'The kind of mail, from app.mail_kinds.';
 comment on column app.email_outbox.audience is 'person; operator: app.settings.operator_email; erased: recipient.';
 comment on column app.email_outbox.person_id is 'The recipient: the address in the profile at the time of sending.';
 comment on column app.email_outbox.about_id is 'The person it names, if that is not the recipient.';

@@ -14,7 +14,7 @@ comment on column app.job_schedules.every is 'How often the job should run. ops.
 comment on column app.job_schedules.schedule is 'When the scheduler calls the job: a cron schedule, in UTC.';
 comment on column app.job_schedules.purpose is 'What the job does, in one sentence.';
 comment on column app.job_schedules.shipped is 'Whether Ballast declares it. A shipped row that Ballast''s file no longer contains is deleted.';
-comment on column app.job_schedules.added_at is 'When it was first declared. A job that has not run yet counts from here.';
+comment on column app.job_schedules.added_at is 'When it was first declared. ops.jobs counts the delay of a job that never ran from this time.';
 alter table app.job_schedules enable row level security, force row level security;
 
 -- One row per job, not per run: its last outcome and for how long it has failed. The service logs each run.

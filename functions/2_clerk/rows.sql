@@ -10,7 +10,7 @@ language sql stable parallel safe set search_path = pg_catalog, pg_temp
 as $$
   select r.key from public.roles as r order by r.rank limit 1;
 $$;
-comment on function app.lowest_role is 'The role with the lowest rank: what a Clerk role means that app.clerk_roles does not map.';
+comment on function app.lowest_role is 'The role with the lowest rank. Clerk roles that app.clerk_roles does not map become this role.';
 
 create or replace function app.clerk_role(key text, is_owner boolean) returns text
 language sql stable parallel safe set search_path = pg_catalog, pg_temp
@@ -21,7 +21,7 @@ as $$
   left join public.roles as r on r.key = c.role;
 $$;
 comment on function app.clerk_role is
-'Our role for a Clerk role key. Clerk has no owner role: the person who owns the organization is the owner while their role may own it.';
+'Our role for a Clerk role key. A person who owns the organization gets the role owner, if public.roles.may_own is set for the mapped role.';
 
 -- Several Clerk role keys may map to a role. Clerk's default key comes before custom ones.
 create or replace function app.clerk_role_key(role text) returns text
@@ -42,7 +42,7 @@ left join app.ownerships as s on o.id = s.organization_id
 left join public.profiles as p on s.owner_id = p.id
 left join app.clerk_records as r on r.kind = 'organization' and o.clerk_org_id = r.clerk_id;
 comment on view app.organization_owners is
-'The person who owns each organization, by Clerk''s id: to whom it was last transferred here, else its creator in Clerk. Null if that person was erased.';
+'The Clerk id of the person who owns each organization: the last one to whom it was transferred here, else its creator in Clerk. Null if that person was erased.';
 
 create or replace function app.project_roles(organization_id uuid) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
@@ -57,7 +57,7 @@ begin
     and m.role <> app.clerk_role(m.clerk_role, p.clerk_user_id = w.clerk_user_id);
 end;
 $$;
-comment on function app.project_roles is 'Writes the roles of an organization''s members again: from their Clerk roles, and from who owns it.';
+comment on function app.project_roles is 'Recomputes the roles of an organization''s members from their Clerk roles and its ownership.';
 
 -- A column that people may edit here is written only if the value changed in Clerk, so that their edit lasts.
 create or replace function app.project_profile(clerk_id text, fields jsonb, before jsonb) returns void

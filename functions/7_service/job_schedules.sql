@@ -48,6 +48,6 @@ begin
 end;
 $$;
 comment on function public.job_schedule is
-'The jobs and their cron schedules: those that a scheduler calls, and null for those that it does not call. Definer: the service has no privilege on tables.';
+'The jobs with their cron schedules. The schedule of a job that no scheduler calls is null. Definer: the service has no privilege on tables.';
 
 grant execute on function public.job_schedule() to service_role;

@@ -75,7 +75,7 @@ from (
     ) as w
   where o.deleted_at is null and o.created_at < now() - interval '1 hour'
 ) as f;
-comment on view ops.owner_health is 'Whether every organization has an owner: one row. ops.transfer_ownership() gives it one.';
+comment on view ops.owner_health is 'Whether every organization has an owner: one row. Use ops.transfer_ownership() for one without an owner.';
 
 -- Takes the locks that events about the organization and the person take, so it runs before or after them. A member whose Clerk role maps
 -- to owner is an owner in any case.
@@ -124,7 +124,7 @@ begin
     jsonb_build_object('from', former.id, 'to', successor.id), array_remove(array[former.id, successor.id], null)
   );
   return format('%s owns %s.', successor_name, tenant.name) || coalesce((
-    select format(' Also owners, because Clerk says so: %s.', string_agg(coalesce(p.full_name, p.email, p.clerk_user_id), ', ' order by p.id))
+    select format(' Also owners, by their Clerk role: %s.', string_agg(coalesce(p.full_name, p.email, p.clerk_user_id), ', ' order by p.id))
     from public.organization_memberships as m
     join public.profiles as p on p.id = m.user_id
     where m.organization_id = tenant.id and m.role = 'owner' and m.user_id <> successor.id
@@ -133,7 +133,7 @@ begin
 end;
 $$;
 comment on function ops.transfer_ownership is
-'Makes a member the owner of an organization, each given by Clerk''s id, our id, or slug or e-mail address. The former owner keeps the role that Clerk gives them. Events, backfill and reconcile keep the owner.';
+'Makes a member the owner of an organization. organization is a Clerk id, our id or a slug; person is a Clerk id, our id or an e-mail address. The former owner keeps the role from Clerk. Events, backfill and reconcile do not change the owner.';
 
 create or replace view ops.people with (security_invoker) as
 select

@@ -16,7 +16,7 @@ from scripts.schema.sql_files import BUNDLES, ROOT
 LEFT_TO_DO = """
 Left to do:
   1. Test the product: ./scripts/test
-  2. Merge this branch with a merge commit. A squashed merge hides from git what you took.
+  2. Merge this branch with a merge commit. After a squashed merge, the next release conflicts.
   3. Back up, then apply the migrations: ballast backup run, ballast migrate up
   4. Deploy the service.
 docs/upgrade.md explains each step."""
@@ -48,8 +48,8 @@ def upgrade(tag: str | None, no_check: bool) -> None:
     timestamps after yours. Generated files are generated again. Then the migrations are tested on the latest backup, if
     BACKUP_URL names a store. No database is changed.
 
-    If it stops, at a conflict or by any failure, do what it prints and run it again: it continues. Before it has
-    committed the merge, `git merge --abort` undoes everything. Exits with 1 if something is left to resolve.
+    If a conflict or a failure stops it, do what it prints, and run it again: it continues. Before it has committed the
+    merge, `git merge --abort` undoes everything. Exits with 1 if something is left to resolve.
     """
     repository = Repository(ROOT)
     release = releases.find_unfinished(repository, tag)

@@ -236,7 +236,7 @@ def table_command(name: str, columns: str) -> None:
     enum(draft,sent,paid)  one of these words; the first is the default
     ref(clients)           a row of clients in the same organization, in a column with the suffix _id.
                            It prevents that row's deletion; with ref(clients,cascade) it is deleted too.
-    text(unique)           no two rows of an organization have the same value
+    text(unique)           no two rows of an organization have the same value; also for numbers and uuid
 
     A `?` after the type allows null. Without it, the default of a boolean is false, and that of a jsonb is an empty
     object. A reference that allows null becomes null when the row it refers to is deleted.

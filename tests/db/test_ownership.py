@@ -51,8 +51,7 @@ def test_a_transfer_makes_the_member_owner_and_the_creator_what_clerk_says(world
 
 def test_a_custom_clerk_role_owner_counts_as_well(world: Database) -> None:
     assert (
-        world.value(TRANSFER, "org_acme", ADA)
-        == "Ada Summer owns Acme. Also owners, because Clerk says so: Ben Winter."
+        world.value(TRANSFER, "org_acme", ADA) == "Ada Summer owns Acme. Also owners, by their Clerk role: Ben Winter."
     )
     assert (roles(world, "org_acme")[ADA], roles(world, "org_acme")[BEN]) == ("owner", "owner")
 
