@@ -136,7 +136,9 @@ class Renderer:
             subject = one_line(subject)
             html = self._html.get_template(f"{mail['template']}.html").render(context, subject=subject)
         except Exception as error:  # a template may fail with any: one mail must not stop the others
-            raise SendingFailed(f"template_{type(error).__name__}", is_final=True) from None
+            is_of_machine = isinstance(error, MemoryError | OSError) and not isinstance(error, TemplateError)
+            code = f"template_{type(error).__name__}"
+            raise SendingFailed(code, is_final=not is_of_machine, is_general=is_of_machine) from None
         return Message(mail["id"], mail["template"], mail["to"], subject, html, text.strip() + "\n", unsubscribe_url)
 
     def describe(self, kind: str) -> str:

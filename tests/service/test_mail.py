@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import secrets
 import shutil
 import signal
@@ -631,12 +632,26 @@ def test_a_value_may_have_the_name_of_a_method_of_python(tmp_path: Path) -> None
         ("{{ mail.amount + 1 }}", "template_TypeError"),
         ("{{ mail.amount | moment }}", "template_ValueError"),
         ("{{ 1 / 0 }}", "template_ZeroDivisionError"),
+        ("{% include 'missing.txt' %}", "template_TemplateNotFound"),
     ],
 )
 def test_mail_whose_template_fails_is_given_up_whatever_it_raises(tmp_path: Path, text: str, code: str) -> None:
     with pytest.raises(SendingFailed) as failed:
         reminder(tmp_path, text).render(row("reminder", Kind(is_essential=True, example={"amount": "a lot"})))
     assert (failed.value.code, failed.value.is_final, failed.value.is_general) == (code, True, False)
+
+
+def test_mail_is_retried_if_the_machine_and_not_the_template_fails(tmp_path: Path) -> None:
+    renderer = reminder(tmp_path, "{{ mail.amount }}")
+    mail = row("reminder", Kind(is_essential=True, example={"amount": 1}))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))  # too many open files
+    try:
+        with pytest.raises(SendingFailed) as failed:
+            renderer.render(mail)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (failed.value.code, failed.value.is_final, failed.value.is_general) == ("template_OSError", False, True)
 
 
 def test_the_page_to_unsubscribe_knows_the_company(tmp_path: Path) -> None:
