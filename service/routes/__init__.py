@@ -27,8 +27,11 @@ class LocalBlueprint(Blueprint):
 
 def register(app: Flask, *, is_local: bool) -> None:
     """Registers the routes of every module. Raises RouteInvalid."""
-    for blueprint in _find_blueprints():
-        if is_local or not isinstance(blueprint, LocalBlueprint):
+    blueprints = list(_find_blueprints())
+    # Flask registers these with their parent, below its path and behind its checks.
+    nested = {child for each in blueprints for child, _ in each._blueprints}
+    for blueprint in blueprints:
+        if blueprint not in nested and (is_local or not isinstance(blueprint, LocalBlueprint)):
             app.register_blueprint(blueprint)
     owners: dict[tuple[str, str], str] = {}
     for rule in app.url_map.iter_rules():

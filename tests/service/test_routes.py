@@ -79,6 +79,28 @@ def test_a_new_route_below_api_needs_a_session_and_one_elsewhere_does_not(
     ] == "person"
 
 
+NESTED = """
+from flask import Blueprint, abort
+child = Blueprint("child", __name__, url_prefix="/child")
+parent = Blueprint("parent", __name__, url_prefix="/parent")
+@child.get("")
+def show():
+    return {}
+@parent.before_request
+def refuse():
+    abort(403)
+parent.register_blueprint(child)
+"""
+
+
+def test_the_routes_of_a_nested_blueprint_exist_only_below_their_parent(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    add_routes(monkeypatch, tmp_path, {"nested.py": NESTED})
+    client = make_app().test_client()
+    assert [client.get(path).status_code for path in ("/parent/child", "/child")] == [403, 404]
+
+
 WRITE_OFF = """
 from flask import Blueprint
 from service.components import components
