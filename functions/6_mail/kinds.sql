@@ -77,7 +77,7 @@ begin
     raise exception 'The example of the mail kind % has a value that is not among its data: %.', kind, example - array(
       select k.name from jsonb_object_keys(declared || values_of_all) as k (name)
       order by k.name
-    );
+    ) using hint = 'Remove it from the example, or return it as a column.';
   end if;
   insert into app.mail_kinds as k (kind, data_function, audience, is_essential, repeat_after, example)
   values (kind, function::regproc::text, audience, is_essential, repeat_after, values_of_all || declared || example)
