@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from flask import Flask, Response, request
 
 API = "/api/"
-METHODS = "GET, POST, PATCH, DELETE"
+METHODS = "GET, POST, PUT, PATCH, DELETE"
 # Apart from those that browsers always allow, such as Accept.
 SENDABLE_HEADERS = "Authorization, Cache-Control, Content-Type, X-Request-Id"
 READABLE_HEADERS = (
