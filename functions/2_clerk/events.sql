@@ -150,23 +150,46 @@ end;
 $$;
 comment on function app.apply_clerk_event is 'Applies one event. Returns processed, stale or ignored.';
 
--- A changed mapping of a role key applies at once to existing memberships and invitations. So does a changed role: its rank may make it
--- the lowest one, and its may_own an owner. Writers wait for each other here, so that each sees the roles that the others committed.
-create or replace function app.apply_clerk_roles() returns trigger
+-- Before the statement locks a row of public.roles. An event holds this lock, too, and then its foreign key waits for that row: a deadlock.
+-- Writers also wait for each other here, so that each sees the roles that the others committed.
+create or replace function app.lock_roles() returns trigger
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
 as $$
 begin
   perform pg_advisory_xact_lock('app.clerk_roles'::regclass::oid::integer, 0);
+  return null;
+end;
+$$;
+comment on function app.lock_roles is 'Waits for running events, and makes later ones wait, until the transaction that changes roles ends.';
+
+create or replace trigger lock_roles before insert or update or delete on app.clerk_roles
+for each statement execute function app.lock_roles();
+
+create or replace trigger lock_roles before insert or update or delete on public.roles
+for each statement execute function app.lock_roles();
+
+-- A changed mapping of a role key applies at once to existing memberships and invitations. So does a changed role: its rank may make it
+-- the lowest one, and its may_own an owner. The role is computed once for each key, because there may be a million memberships.
+create or replace function app.apply_clerk_roles() returns trigger
+language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
+as $$
+begin
   if exists (select from public.roles as r join public.roles as f on f.key = r.fallback where f.rank >= r.rank) then
     raise check_violation using
       message = 'The fallback of a role must have a lower rank than the role.', hint = 'Read key, rank and fallback in public.roles.';
   end if;
+  with meanings as materialized (
+    select k.key, i.is_owner, app.clerk_role(k.key, i.is_owner) as role
+    from (select distinct coalesce(m.clerk_role, '') as key from public.organization_memberships as m) as k
+    cross join (values (false), (true)) as i (is_owner)
+  )
   update public.organization_memberships as m
-  set role = app.clerk_role(m.clerk_role, w.clerk_user_id = p.clerk_user_id)
+  set role = n.role
   from app.organization_owners as w
   cross join public.profiles as p
-  where w.organization_id = m.organization_id and p.id = m.user_id
-    and m.role <> app.clerk_role(m.clerk_role, w.clerk_user_id = p.clerk_user_id);
+  cross join meanings as n
+  where w.organization_id = m.organization_id and p.id = m.user_id and m.role <> n.role
+    and n.key = coalesce(m.clerk_role, '') and n.is_owner = (p.clerk_user_id is not distinct from w.clerk_user_id);
   update public.organization_invitations as i set role = app.clerk_role(i.clerk_role, false)
   where i.role <> app.clerk_role(i.clerk_role, false);
   return null;
@@ -177,7 +200,8 @@ comment on function app.apply_clerk_roles is 'Recomputes the role of each member
 create or replace trigger apply_clerk_roles after insert or update or delete on app.clerk_roles
 for each statement execute function app.apply_clerk_roles();
 
-create or replace trigger apply_clerk_roles after insert or update or delete on public.roles
+create or replace trigger apply_clerk_roles
+after insert or update of rank, needs_second_factor, fallback, may_own or delete on public.roles
 for each statement execute function app.apply_clerk_roles();
 
 -- A changed mapping of a plan applies at once, too.

@@ -77,6 +77,34 @@ def test_two_writers_together_make_no_fallback_of_a_higher_rank(connect: Callabl
             observer.execute("delete from public.roles where key like 'race\\_%'")
 
 
+def test_a_changed_role_waits_for_a_running_event(connect: Callable[[], Connection[Any]]) -> None:
+    """The event's foreign key then waits for no row that the writer has locked: neither fails by a deadlock."""
+    with connect() as applying, connect() as changing, connect() as observer:
+        observer.execute(f"{ADD} ('race_low', 'Low', 91, false, null)")
+        observer.execute("insert into app.clerk_roles values ('org:race_low', 'race_low')")
+        organization = events.organization("org_race", created_by="user_race", name="Race", slug="race")
+        user = events.user("user_race", email="race@example.com")
+        try:
+            with ThreadPoolExecutor(1) as threads:
+                with applying.transaction():
+                    applying.execute("select app.lock_clerk_objects(array['org_race', 'user_race'])")
+                    changed = threads.submit(
+                        changing.execute, "update public.roles set rank = 92 where key = 'race_low'"
+                    )
+                    wait_until_blocked(observer, changing)
+                    joined = events.membership("orgmem_race", organization, user, "org:race_low")
+                    Sender(Database(applying), 6000).send("organizationMembership.created", joined)
+                changed.result()
+            assert observer.execute("select role from public.organization_memberships").fetchall() == [("race_low",)]
+        finally:
+            observer.execute("truncate public.profiles, public.organizations cascade")
+            observer.execute(
+                "truncate app.webhook_events, app.clerk_records, app.clerk_tombstones, app.known_addresses cascade"
+            )
+            observer.execute("delete from app.clerk_roles where role = 'race_low'")
+            observer.execute("delete from public.roles where key = 'race_low'")
+
+
 def role_of(world: Database, user_id: str, organization: str = "Acme") -> str:
     role = (
         "select m.role from public.organization_memberships as m join public.profiles as p on p.id = m.user_id"
