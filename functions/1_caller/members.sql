@@ -92,7 +92,8 @@ begin
   where m.organization_id = organization_id and m.user_id = profile_id;
   if found_role is null then
     raise sqlstate 'PT404' using message = 'This person is not a member of the organization.';
-  elsif app.caller_rank(organization_id) < (select r.rank from public.roles as r where r.key = found_role) then
+  elsif (app.caller_rank(organization_id) >= (select r.rank from public.roles as r where r.key = found_role)) is not true then
+    -- Also if the caller left the organization meanwhile, so that they have no rank.
     raise sqlstate 'PT403' using
       message = format('Your role ranks below the role %s of this person.', found_role),
       hint = 'Ask a member of that role or a higher one to remove them.';
