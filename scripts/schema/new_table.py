@@ -324,6 +324,8 @@ def _parse_reference(table: str, name: str, inside: list[str], *, is_nullable: b
     if parent == table and not is_nullable:
         raise TableRefused(f"{name}: the first row of {table} has no other to refer to. Write {name}:ref({table})?.")
     column = f"{name.removesuffix('_id')}_id"
+    if column in OWN_COLUMNS:
+        raise TableRefused(f"Every table has a column {column}: choose another name than {name}.")
     if len(index := f"{table}_{column}_idx") > MAX_IDENTIFIER:
         raise TableRefused(f"The index {index} has more than {MAX_IDENTIFIER} characters: choose shorter names.")
     action = on_delete or (f"set null ({column})" if is_nullable else "restrict")

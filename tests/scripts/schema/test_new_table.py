@@ -452,6 +452,7 @@ def read_contents(folder: Path) -> dict[str, bytes]:
     ("example_rows", "Title:text", "is not a valid column name"), ("example_rows", "a-b:text", "is not a valid column name"), ("example_rows", ":text", "is not a valid column name"),
     ("example_rows", "a'b:text", "is not a valid column name"), ("example_rows", f"{'a' * 33}:text", "at most 32"), ("example_rows", "a:text, b:text", "no supported type"),
     ("example_rows", "id:uuid", "Every table has a column"), ("example_rows", "created_by:uuid", "Every table has a column"),
+    ("example_rows", "organization:ref(projects)", "Every table has a column organization_id: choose another name than organization"),
     ("example_rows", "group:text", "reserved by PostgreSQL"), ("example_rows", "ctid:text", "reserved by PostgreSQL"), ("example_rows", "columns:text", "reserved by PostgreSQL"),
     ("example_rows", "a", "no supported type"), ("example_rows", "a:", "no supported type"), ("example_rows", "a:money", "no supported type"),
     ("example_rows", "a:text??", "no supported type"), ("example_rows", "a:TEXT", "no supported type"), ("example_rows", "a:text:b", "no supported type"),
