@@ -321,7 +321,10 @@ UNREVIEWED = """
         has_function_privilege('authenticated', p.oid, 'execute') or has_function_privilege('anon', p.oid, 'execute')
         or exists (
           select from pg_trigger as t where t.tgfoid = p.oid and not t.tgisinternal
-            and has_any_column_privilege('authenticated', t.tgrelid, 'insert, update')
+            and (
+              has_any_column_privilege('authenticated', t.tgrelid, 'insert, update')
+              or has_table_privilege('authenticated', t.tgrelid, 'delete')
+            )
         )
       )
       and coalesce(obj_description(p.oid, 'pg_proc'), '') !~ ' The caller learns: [^.]+\\.'
@@ -337,6 +340,8 @@ def test_every_definer_function_that_a_client_can_run_states_what_its_caller_lea
     [
         "grant execute on function app.probe() to authenticated",
         "create trigger probe after update on public.specimens for each row execute function app.probe()",
+        "revoke insert, update on public.specimens from authenticated; "
+        "create trigger probe after delete on public.specimens for each row execute function app.probe()",
     ],
 )
 def test_a_new_definer_function_is_found_until_it_states_that(database: Database, access: str) -> None:
