@@ -24,9 +24,9 @@ from scripts.backup import snapshot
 from scripts.backup.checksum import add_checksum
 from scripts.schema import migrations
 from scripts.scratch.postgres import Postgres
-from tests import people
+from tests import events, people
 from tests.conftest import Database
-from tests.people import ADA, ADA_EMAILS
+from tests.people import ADA, ADA_EMAILS, BEN, Sender
 from tests.relay import relay_to
 from tests.scripts.conftest import StoredBackup, Vault
 from tests.tenant_tables import TABLES
@@ -93,6 +93,22 @@ def test_a_restore_brings_everything_back(vault: Vault, empty: str) -> None:
         assert people.scan(Database(connection), ADA)
         [[statistics]] = connection.execute("select count(*) from pg_stats where schemaname = 'public'").fetchall()
     assert statistics > 20
+
+
+def test_a_transferred_ownership_lasts_after_a_restore(folder_shelf: Vault, empty: str, backup: StoredBackup) -> None:
+    """An event that names another creator would otherwise make that person the owner."""
+    folder_shelf.run_to_end("restore", folder_shelf.keep(backup), "--to", empty)
+    with psycopg.connect(empty) as connection:
+        database = Database(connection)
+        late = events.organization("org_acme", created_by=BEN, updated_at=events.START + events.MINUTE)
+        Sender(database, 9000).send("organization.updated", late)
+        creator = "select fields ->> 'created_by' from app.clerk_records where kind = 'organization' and clerk_id = 'org_acme'"
+        assert database.value(creator) == BEN
+        role = "select role from public.organization_memberships where organization_id = ops.organization_id('org_acme') and user_id = ops.person_id(%s)"
+        assert database.value(role, ADA) == "owner"
+        database.execute("delete from app.ownerships")
+        database.execute("select app.project_roles(ops.organization_id('org_acme'))")
+        assert database.value(role, ADA) == "admin"
 
 
 def test_an_id_may_be_latest_or_its_last_characters(
