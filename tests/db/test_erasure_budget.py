@@ -307,7 +307,7 @@ def erase_with_store(database: Database, receipt: str) -> tuple[dict[str, Any], 
     """Works on an erasure until it ends or is blocked. Returns the last step and the receipts that were stored."""
     step: dict[str, Any] = {}
     stored = []
-    for _ in range(300):
+    for _ in range(1000):
         try:
             with database.connection.transaction():
                 step = call(database, "continue_erasure", receipt=receipt, has_store=True)
