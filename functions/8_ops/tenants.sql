@@ -121,7 +121,7 @@ begin
   insert into public.audit_logs (organization_id, actor, action, resource_type, resource_id, metadata, subject_ids)
   values (
     tenant.id, 'administrator', 'organization.ownership_transferred', 'organization', tenant.id::text,
-    jsonb_build_object('from', former.id, 'to', successor.id), array_remove(array[former.id, successor.id], null)
+    jsonb_build_object('from', former.id, 'to', successor.id), array_remove(array[nullif(former.id, successor.id), successor.id], null)
   );
   return format('%s owns %s.', successor_name, tenant.name) || coalesce((
     select format(' Also owners, by their Clerk role: %s.', string_agg(coalesce(p.full_name, p.email, p.clerk_user_id), ', ' order by p.id))

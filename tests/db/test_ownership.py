@@ -65,6 +65,9 @@ def test_a_transfer_is_audited(world: Database) -> None:
     assert world.rows(f"{entry} and organization_id = ops.organization_id('globex')") == [
         ("administrator", {"from": str(ids[0]), "to": str(ids[1])}, ids)
     ]
+    world.execute(TRANSFER, "org_globex", ADA)
+    again = f"select subject_ids from ({entry} and metadata ->> 'from' = metadata ->> 'to') as a"
+    assert world.value(again) == [ids[1]]
 
 
 @pytest.mark.parametrize(
