@@ -24,7 +24,6 @@ OTHERS = {
     "tests/scripts/cli/test_audit.py": "hides public.audit_logs, a table of Ballast",
     "tests/docs/test_upgrade.py": "creates what docs/upgrade.md does, for projects",
     "tests/docs/test_querying.py": "creates what docs/querying.md queries, with the prefix page_",
-    "tests/docs/test_background_code.py": "drops a product's invoices before it creates those of docs/extend.md",
     "tests/scripts/schema/test_releases.py": "migrates small checkouts of its own",
     "tests/scripts/schema/test_product.py": "makes releases of Ballast, for the example product only",
     "tests/scripts/backup/definitions.py": "uses words that name no rows, such as made and other",

@@ -14,30 +14,32 @@ from supabase import Client, ClientOptions, create_client
 from tests.conftest import ROOT, Database, Stack
 from tests.db.test_schema_rules import RULES
 
-SECTION = (ROOT / "docs/extend.md").read_text().split("\n## Background code\n")[1].split("\n## ")[0]
+PAGE = (ROOT / "docs/extend.md").read_text()
+SECTION = PAGE.split("\n## Background code\n")[1].split("\n## ")[0]
+# A product may have the page's objects: here they have other names.
+SECTION = re.sub(r"\b(invoices|unpaid_invoices)\b", r"test_\1", SECTION)
 FUNCTION, GRANT = re.findall(r"^```sql\n(.*?)^```", SECTION, re.MULTILINE | re.DOTALL)
 [PROGRAM] = re.findall(r"^```python\n.*?\n(unpaid = .*?)^```", SECTION, re.MULTILINE | re.DOTALL)
 INVOICES = """
-create table public.invoices (
+create table public.test_invoices (
   id uuid primary key default gen_random_uuid(), organization_id uuid not null references public.organizations on delete cascade,
   client_id uuid, number text, amount numeric, status text not null default 'sent', created_at timestamptz not null default now()
 );
-alter table public.invoices enable row level security, force row level security;
+alter table public.test_invoices enable row level security, force row level security;
 insert into public.organizations (clerk_org_id, name) values ('org_background_1', 'One'), ('org_background_2', 'Two');
-insert into public.invoices (organization_id, number)
+insert into public.test_invoices (organization_id, number)
 select id, name from public.organizations where clerk_org_id like 'org\\_background\\__';
 """
 SECRET_KEY = {"role": "service_role", "iss": "supabase"}
 CLERK_TOKEN = {"role": "service_role", "iss": "https://clerk.example.com", "sub": "user_cleo"}
-CALL = "select number from public.unpaid_invoices() order by number"
-READ = "select number from public.invoices order by number"
+CALL = "select number from public.test_unpaid_invoices() order by number"
+READ = "select number from public.test_invoices order by number"
 FOUND = [("One",), ("Two",)]
 
 
 @pytest.fixture
 def invoices(database: Database) -> Database:
     """The database with the page's example table, which holds an invoice of each of two tenants."""
-    database.execute("drop table if exists public.invoices cascade")
     database.execute(INVOICES)
     return database
 
@@ -70,7 +72,7 @@ def test_the_grant_opens_every_tenant_also_to_a_clerk_token(invoices: Database) 
         with invoices.acting("service_role", claims):
             assert invoices.rows(READ) == FOUND
     with pytest.raises(psycopg.errors.InsufficientPrivilege), invoices.acting("service_role", SECRET_KEY):
-        invoices.execute("update public.invoices set number = 'x'")
+        invoices.execute("update public.test_invoices set number = 'x'")
 
 
 # --- through the Data API, with the secret key
@@ -120,17 +122,16 @@ def test_a_granted_table_is_written_as_the_service(stack: Stack, granted: str) -
 
 def test_the_program_calls_the_function(stack: Stack, service: Client) -> None:
     with psycopg.connect(stack.environment["DATABASE_URL"], autocommit=True) as connection:
-        renamed = FUNCTION.replace("public.invoices", "public.page_unpaid").replace("unpaid_invoices", "page_invoices")
         connection.execute(
-            "create table public.page_unpaid (id uuid, organization_id uuid, number text, status text, created_at timestamptz); "
-            "alter table public.page_unpaid enable row level security; "
-            "insert into public.page_unpaid (number, status) values ('2026-17', 'sent'), ('2026-18', 'paid')"
+            "create table public.test_invoices (id uuid, organization_id uuid, number text, status text, created_at timestamptz); "
+            "alter table public.test_invoices enable row level security; "
+            "insert into public.test_invoices (number, status) values ('2026-17', 'sent'), ('2026-18', 'paid')"
         )
         try:
-            connection.execute(f"{renamed}; notify pgrst, 'reload schema'".encode())
+            connection.execute(f"{FUNCTION}; notify pgrst, 'reload schema'".encode())
             names: dict[str, Any] = {"supabase": service}
-            exec(PROGRAM.replace("unpaid_invoices", "page_invoices"), names)  # noqa: S102 - the page is ours
+            exec(PROGRAM, names)  # noqa: S102 - the page is ours
             assert [row["number"] for row in names["unpaid"]] == ["2026-17"]
         finally:
-            connection.execute("drop function if exists public.page_invoices(); drop table public.page_unpaid")
+            connection.execute("drop function if exists public.test_unpaid_invoices(); drop table public.test_invoices")
             connection.execute("notify pgrst, 'reload schema'")

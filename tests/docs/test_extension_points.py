@@ -25,7 +25,7 @@ PRODUCT = ROOT / "tests/product"
 PAGE = (ROOT / "docs/extension-points.md").read_text()
 BLOCKS = re.findall(r"^```\w+ (\S+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 COLUMNS = "number:text amount:numeric is_settled:boolean"
-JOB = "write-off-old-invoices"
+JOB = "example-write-off-old-invoices"
 CHECKOUT = (
     "service",
     "scripts",
@@ -50,15 +50,28 @@ def test_a_block_is_a_file_of_the_example_product(path: str, block: str) -> None
     assert (PRODUCT / path).read_text() == block
 
 
+def rename(text: str) -> str:
+    """Gives the example's objects, files and settings names that a product does not have, and its role a free rank."""
+    text = re.sub(
+        r"\b(?<!-)(invoices|invoice_|invoicing|settle_invoice|write_off|newsletter|bookkeeper)", r"example_\1", text
+    )
+    return (
+        text.replace("write-off", "example-write-off").replace("WRITE_OFF", "EXAMPLE_WRITE_OFF").replace(" 25,", " 97,")
+    )
+
+
 @pytest.fixture(scope="module")
 def product(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout with the product's files, and none of Ballast's files changed."""
+    """A checkout with the product's files under other names, and none of Ballast's files changed."""
     folder = copy_to(tmp_path_factory.mktemp("product"), *SOURCES, *CHECKOUT)
-    write(parse_table("invoices", COLUMNS), root=folder)
+    write(parse_table("example_invoices", COLUMNS), root=folder)
     for number, file in enumerate(sorted((PRODUCT / "migrations").iterdir())):
-        shutil.copy(file, folder / f"migrations/2099010100000{number}_{file.name}")
-    for name in ("functions", "service", "tests"):
-        shutil.copytree(PRODUCT / name, folder / name, dirs_exist_ok=True)
+        (folder / f"migrations/2099010100000{number}_{rename(file.name)}").write_text(rename(file.read_text()))
+    for file in PRODUCT.rglob("*.*"):
+        path = file.relative_to(PRODUCT)
+        if path.parts[0] in ("functions", "service", "tests") and file.is_file():
+            (folder / rename(str(path))).parent.mkdir(exist_ok=True)
+            (folder / rename(str(path))).write_text(rename(file.read_text()))
     return folder
 
 
@@ -90,7 +103,7 @@ def invoice(database: Database) -> str:
         )  # fmt: skip
     return str(
         database.value(
-            "insert into public.invoices (organization_id, number, amount, is_settled, created_at) "
+            "insert into public.example_invoices (organization_id, number, amount, is_settled, created_at) "
             "select id, '1', 119, false, now() - interval '2 years' from public.organizations where name = 'Acme' returning id"
         )
     )
@@ -101,17 +114,17 @@ def claims(role: str, *, second_factor: bool = True) -> Claims:
 
 
 def is_written_off(database: Database, invoice: str) -> bool:
-    return bool(database.value("select amount = 0 and is_settled from public.invoices where id = %s", invoice))
+    return bool(database.value("select amount = 0 and is_settled from public.example_invoices where id = %s", invoice))
 
 
 def test_an_admin_writes_off_an_invoice_which_is_recorded_and_broadcast(database: Database, invoice: str) -> None:
     with database.acting("authenticated", claims("admin")):
-        database.execute("select public.write_off_invoice(%s)", invoice)
+        database.execute("select public.example_write_off_invoice(%s)", invoice)
     assert is_written_off(database, invoice)
     entry = "select p.clerk_user_id from public.audit_logs as a join public.profiles as p on p.id = a.user_id where a.resource_id = %s"
-    assert database.rows(f"{entry} and a.action = 'invoice.updated'", invoice) == [("user_admin",)]
+    assert database.rows(f"{entry} and a.action = 'example_invoice.updated'", invoice) == [("user_admin",)]
     topics = database.rows("select topic from realtime.messages where payload ->> 'operation' = 'UPDATE'")
-    assert [topic.partition(":")[2].partition(":")[2] for (topic,) in topics] == ["invoices:read"]
+    assert [topic.partition(":")[2].partition(":")[2] for (topic,) in topics] == ["example_invoices:read"]
 
 
 @pytest.mark.parametrize(
@@ -125,7 +138,7 @@ def test_other_callers_do_not_write_it_off(database: Database, invoice: str, ref
         database.connection.transaction(),
         database.acting("authenticated", refused),
     ):
-        database.execute("select public.write_off_invoice(%s)", invoice)
+        database.execute("select public.example_write_off_invoice(%s)", invoice)
     assert answer.value.sqlstate == "PT404"
     assert not is_written_off(database, invoice)
 
@@ -136,17 +149,20 @@ def test_the_step_of_the_job_is_for_the_service_only(database: Database, invoice
         database.connection.transaction(),
         database.acting("authenticated", claims("owner")),
     ):
-        database.execute("select public.write_off_old_invoices(1)")
+        database.execute("select public.example_write_off_old_invoices(1)")
     with database.acting("service_role"):
-        assert database.value("select public.write_off_old_invoices(3650)") == 0
-        assert database.value("select public.write_off_old_invoices(365)") == 1
+        assert database.value("select public.example_write_off_old_invoices(3650)") == 0
+        assert database.value("select public.example_write_off_old_invoices(365)") == 1
     assert is_written_off(database, invoice)
 
 
 def test_the_job_is_scheduled(database: Database) -> None:
     found = database.rows("select every = '1 day', schedule from ops.job_schedule where name = %s", JOB)
     assert found == [(True, "17 3 * * *")]
-    assert database.value("select purpose from ops.jobs where name = %s", JOB) == "Writes off old unsettled invoices."
+    assert (
+        database.value("select purpose from ops.jobs where name = %s", JOB)
+        == "Writes off old unsettled example_invoices."
+    )
 
 
 # Prints what the service of the product answers without a database, and why it does not start without its setting.
@@ -156,14 +172,14 @@ from service.app import create_app
 from service.settings import SettingsInvalid
 client = create_app().test_client()
 token = {{"Authorization": "Bearer " + os.environ["JOBS_TOKEN"]}}
-path = "/api/v1/invoices/00000000-0000-4000-8000-000000000000/write-off"
+path = "/api/v1/example_invoices/00000000-0000-4000-8000-000000000000/example-write-off"
 origin = {{"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}}
 answers = {{
     "route": client.post(path), "preflight": client.options(path, headers=origin), "job without token": client.post("/jobs/{JOB}"),
     "job": client.post("/jobs/{JOB}", headers=token),
 }}
 described = client.get("/openapi.json").json["paths"]
-del os.environ["WRITE_OFF_DAYS"]
+del os.environ["EXAMPLE_WRITE_OFF_DAYS"]
 try:
     stopped = create_app()
 except SettingsInvalid as error:
@@ -171,7 +187,7 @@ except SettingsInvalid as error:
 print(json.dumps({{
     "answers": {{name: answer.status_code for name, answer in answers.items()}},
     "limit": answers["route"].headers.get("Access-Control-Allow-Origin"),
-    "described": sorted(described["/api/v1/invoices/{{invoice_id}}/write-off"]["post"]["responses"]),
+    "described": sorted(described["/api/v1/example_invoices/{{example_invoice_id}}/example-write-off"]["post"]["responses"]),
     "jobs": described["/jobs/{{name}}"]["post"]["parameters"][0]["schema"]["enum"],
     "stopped": stopped,
 }}))
@@ -180,7 +196,11 @@ print(json.dumps({{
 
 @pytest.fixture(scope="module")
 def answers(product: Path) -> dict[str, Any]:
-    variables = {"PYTHONPATH": str(product), "CLERK_AUTHORIZED_PARTIES": "https://app.example", "WRITE_OFF_DAYS": "365"}
+    variables = {
+        "PYTHONPATH": str(product),
+        "CLERK_AUTHORIZED_PARTIES": "https://app.example",
+        "EXAMPLE_WRITE_OFF_DAYS": "365",
+    }
     ran = subprocess.run(
         [sys.executable, "-c", ASK], cwd=product, env=os.environ | ENVIRONMENT | variables, capture_output=True, text=True, check=False
     )  # fmt: skip
@@ -195,17 +215,18 @@ def test_the_service_of_the_product_has_the_route_and_the_job_and_both_are_close
 
 
 def test_the_service_of_the_product_does_not_start_without_its_setting(answers: dict[str, Any]) -> None:
-    assert answers["stopped"] == "The service cannot start: WRITE_OFF_DAYS is missing. See .env.example."
+    assert answers["stopped"] == "The service cannot start: EXAMPLE_WRITE_OFF_DAYS is missing. See .env.example."
 
 
 @pytest.mark.thorough
 def test_the_checks_of_ballast_accept_the_product(product: Path) -> None:
     """Linters, types and tests, with none of Ballast's files changed."""
-    shutil.copy(PRODUCT / ".env.invoicing.example", product)
+    settings = ".env.invoicing.example"
+    (product / rename(settings)).write_text(rename((PRODUCT / settings).read_text()))
     (product / "node_modules").symlink_to(ROOT / "node_modules")
     run_script(
         product,
-        "mypy && lint-imports --no-cache && ruff check service && sqlfluff lint functions/9_tables/write_off*.sql",
+        "mypy && lint-imports --no-cache && ruff check service && sqlfluff lint functions/9_tables/example_*.sql",
     )
     run_script(product, "ballast types")
     printed = run_script(product, f"python -m pytest -q -p no:cacheprovider {' '.join(TESTS)}")
