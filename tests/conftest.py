@@ -40,6 +40,10 @@ ROOT = Path(__file__).parents[1]
 collect_ignore = ["product"]
 Claims = dict[str, Any]
 TOKEN_LIFE_SECONDS = 60
+# For tests of README.md, which a product replaces.
+tests_readme = pytest.mark.skipif(
+    not (ROOT / "README.md").read_text().startswith("# Ballast\n"), reason="README.md is the product's own."
+)
 RUN = pytest.StashKey[TestRun]()
 QUIET_CHROMIUM = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
