@@ -349,6 +349,23 @@ def test_a_deletion_is_prevented_or_cascades_or_clears_only_the_reference(databa
     assert may(database, "owner", delete("clients"), client)
 
 
+def test_rows_deleted_by_a_cascade_are_audited_and_broadcast(database: Database, acme: str) -> None:
+    client = add(database, "example_clients", acme, name="Ours")
+    invoice = add(database, "example_invoices", acme, client_id=client)
+    comment = add(database, "example_comments", acme, invoice_id=invoice, body="A")
+    assert may(database, "owner", "delete from public.example_invoices where id = %s", invoice)
+    entries = database.rows(
+        "select p.clerk_user_id, a.organization_id::text, a.resource_id from public.audit_logs as a "
+        "join public.profiles as p on p.id = a.user_id where a.action = 'example_comment.deleted'"
+    )
+    assert entries == [("user_owner", acme, comment)]
+    messages = database.rows(
+        "select topic, payload -> 'old_record' ->> 'id' from realtime.messages "
+        "where payload ->> 'table' = 'example_comments' and payload ->> 'operation' = 'DELETE'"
+    )
+    assert messages == [(f"org:{acme}:example_comments:read", comment)]
+
+
 def test_unique_values_are_unique_in_an_organization(database: Database, acme: str, globex: str) -> None:
     for organization in (acme, globex):
         client = add(database, "example_clients", organization, name="Same")
