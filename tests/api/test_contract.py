@@ -25,7 +25,7 @@ import pytest
 from tests.api.data_api import DataApi, Json, running_data_api
 from tests.conftest import own_database
 from tests.servers import TestRun
-from tests.tenant_tables import DECLARED
+from tests.tenant_tables import DECLARED, TABLES
 
 REQUESTS: list[Json] = json.loads(Path(__file__).with_name("postgrest_answers.json").read_text())
 HEADERS = (
@@ -50,8 +50,13 @@ DIFFERENCES = {
     "openapi root anon": OPENAPI,
 }  # fmt: skip
 
-# The answers list permissions. PostgREST gave them without those of a product.
-OF_A_PRODUCT = [permission for permission, _ in DECLARED if not permission.startswith("projects:")]
+# The answers list permissions. PostgREST gave them without those that a product adds, and without its roles.
+OF_A_PRODUCT = [
+    (role, permission)
+    for permission, roles in DECLARED
+    for role in roles
+    if role not in TABLES["projects"].permissions.get(permission, [])
+]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +68,9 @@ def data_api(request: pytest.FixtureRequest, test_run: TestRun) -> Iterator[Data
     server = test_run.postgres("server", request.config.getoption("--postgres"), is_migrated=True)
     with own_database(server) as database:
         with psycopg.connect(database.url()) as connection:
-            connection.execute("delete from public.role_permissions where permission = any(%s)", [OF_A_PRODUCT])
+            connection.cursor().executemany(
+                "delete from public.role_permissions where (role, permission) = (%s, %s)", OF_A_PRODUCT
+            )
         with running_data_api(database) as api:
             yield api
 
