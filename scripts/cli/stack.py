@@ -29,7 +29,10 @@ FULL_DISK_BYTES = 50_000_000
 @click.command(epilog="Example: ballast up --detach")
 @click.option("--detach", is_flag=True, help="Return once everything is healthy, and leave it running.")
 def up(detach: bool) -> None:
-    """Start the local stack, seed an empty database, print URLs and keys, and run until Ctrl-C."""
+    """Start the local stack, seed an empty database, print URLs and keys, and run until Ctrl-C.
+
+    `ballast --help` describes BALLAST_HOME and BALLAST_PORT_BASE, which select another folder and other ports.
+    """
     stack = Stack.from_environment(create=True)
     stack.record_clerk()
     wanted = _build_services(stack)
