@@ -143,13 +143,13 @@ def test_other_callers_do_not_write_it_off(database: Database, invoice: str, ref
 
 
 def test_the_step_of_the_job_is_for_the_service_only(database: Database, invoice: str) -> None:
-    with (
-        pytest.raises(psycopg.errors.InsufficientPrivilege),
-        database.connection.transaction(),
-        database.acting("authenticated", claims("owner")),
-    ):
+    with pytest.raises(psycopg.errors.InsufficientPrivilege), database.acting("authenticated", claims("owner")):
         database.execute("select public.example_write_off_old_invoices(1)")
-    with database.acting("service_role"):
+    with database.acting("authenticated", claims("owner")):
+        assert database.value("select amount from public.example_invoices where id = %s", invoice) == 119
+    with pytest.raises(psycopg.errors.InsufficientPrivilege, match="Clerk"), database.connection.transaction():
+        database.execute("select public.example_write_off_old_invoices(1)")  # the claims of the block are still set
+    with database.acting("service_role", {"role": "service_role"}):
         assert database.value("select public.example_write_off_old_invoices(3650)") == 0
         assert database.value("select public.example_write_off_old_invoices(365)") == 1
     assert is_written_off(database, invoice)
