@@ -42,7 +42,8 @@ def test_a_test_creates_only_objects_with_reserved_names() -> None:
         if ROOT / "tests/product" not in path.parents and (names := find_names(path))
     }
     assert {path: names for path, names in found.items() if path not in OTHERS} == {}, "Let the name begin with test_."
-    assert found.keys() == OTHERS.keys()
+    # A product without the example has deleted some of these files.
+    assert found.keys() == {path for path in OTHERS if (ROOT / path).exists()}
 
 
 @pytest.mark.parametrize("name", ["test_invoices", "specimens"])

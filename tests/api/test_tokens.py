@@ -13,6 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.conftest import Stack
+from tests.tenant_tables import TABLES
 
 Answer = tuple[int, str, str, str | None]
 LEEWAY = 30
@@ -30,7 +31,7 @@ def sign_by_project(stack: Stack, payload: dict[str, Any] | bytes) -> str:
     return jwt.PyJWS().encode(body, secret, "HS256")
 
 
-def read(stack: Stack, token: str, path: str = "projects?select=title") -> httpx.Response:
+def read(stack: Stack, token: str, path: str = "organizations?select=name") -> httpx.Response:
     headers = {"apikey": stack.environment["SUPABASE_PUBLISHABLE_KEY"], "Authorization": f"Bearer {token}".strip()}
     return httpx.get(f"{stack.environment['SUPABASE_URL']}/rest/v1/{path}", headers=headers)
 
@@ -60,7 +61,7 @@ def test_a_token_signed_by_a_known_key_is_accepted(stack: Stack, claims: dict[st
 
 
 @pytest.mark.parametrize("subject", [None, "user_unknown", 5, ["user_ada"], {"id": "user_ada"}, ""])
-@pytest.mark.parametrize("path", ["projects", "profiles?select=id", "organizations", "rpc/my_permissions"])
+@pytest.mark.parametrize("path", [*TABLES, "profiles?select=id", "organizations", "rpc/my_permissions"])
 def test_a_token_without_a_known_user_reads_nothing(stack: Stack, subject: object, path: str) -> None:
     answer = read(stack, mint_token(stack, sub=subject), path)
     assert (answer.status_code, answer.json()) == (httpx.codes.OK, [])
@@ -100,15 +101,15 @@ def test_claims_that_are_not_an_object_are_refused(stack: Stack) -> None:
 @pytest.mark.parametrize(
     ("role", "answered"),
     [
-        (None, (401, "42501", "permission denied for table projects", None)),
-        ("anon", (401, "42501", "permission denied for table projects", None)),
+        (None, (401, "42501", "permission denied for table organizations", None)),
+        ("anon", (401, "42501", "permission denied for table organizations", None)),
         ("no_such_role", (401, "22023", 'role "no_such_role" does not exist', None)),
         (["authenticated"], (401, "22023", 'role "["authenticated"]" does not exist', None)),
         ("", (401, "22023", 'role "" does not exist', None)),
         ("postgres", (403, "42501", 'permission denied to set role "postgres"', None)),
         ("supabase_admin", (403, "42501", 'permission denied to set role "supabase_admin"', None)),
         ("pg_read_all_data", (403, "42501", 'permission denied to set role "pg_read_all_data"', None)),
-        ("authenticator", (403, "42501", "permission denied for table projects", None)),
+        ("authenticator", (403, "42501", "permission denied for table organizations", None)),
     ],
     ids=str,
 )
@@ -171,8 +172,8 @@ def test_a_token_that_is_not_a_jwt_is_refused(stack: Stack, token: str, message:
 
 def test_a_header_with_another_scheme_than_bearer_is_anonymous(stack: Stack) -> None:
     headers = {"apikey": stack.environment["SUPABASE_PUBLISHABLE_KEY"], "Authorization": "Basic YTpi"}
-    answer = httpx.get(f"{stack.environment['SUPABASE_URL']}/rest/v1/projects", headers=headers)
-    assert refusal(answer) == (401, "42501", "permission denied for table projects", None)
+    answer = httpx.get(f"{stack.environment['SUPABASE_URL']}/rest/v1/organizations", headers=headers)
+    assert refusal(answer) == (401, "42501", "permission denied for table organizations", None)
 
 
 def call(stack: Stack, function: str, token: str, arguments: dict[str, Any]) -> httpx.Response:
@@ -195,7 +196,7 @@ def test_a_clerk_token_with_the_role_service_role_is_not_the_service(stack: Stac
         answer = call(stack, function, token, arguments)
         assert refusal(answer)[:2] == (403, "42501")
         assert answer.json()["message"] == "Only the secret key may call this function, not a Clerk token."
-    for table in ("projects", "profiles", "organizations", "audit_logs", "backup_logs", "role_permissions"):
+    for table in ("profiles", "organizations", "audit_logs", "backup_logs", "role_permissions"):
         assert refusal(read(stack, token, table)) == (403, "42501", f"permission denied for table {table}", None)
 
 

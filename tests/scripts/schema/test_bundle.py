@@ -79,7 +79,7 @@ def test_a_database_that_only_the_supabase_cli_migrates_is_complete(
     shutil.copy(ROOT / "supabase/seed.sql", tmp_path / "supabase/seed.sql")
     push(theirs, "--include-seed")
     assert theirs.query("select count(*) from public.organizations") == [(2,)]
-    assert theirs.query("select count(*) from public.projects") == [(35,)]
+    assert theirs.query("select count(*) from public.organization_memberships") == [(6,)]
 
 
 @pytest.mark.thorough
