@@ -1,5 +1,7 @@
 """docs/clients.md: its examples run unchanged, the page in Chromium on an origin that is not the service's.
 
+So does the page without a bundler in docs/local-stack.md.
+
 The thorough tests install the packages of tests/docs/clients/ into a temporary folder.
 """
 
@@ -35,6 +37,13 @@ TEXT = (ROOT / "docs/clients.md").read_text()
 TOKEN_SECONDS = 5
 PATIENCE = 15
 SUPABASE_JS = ROOT / "node_modules/@supabase/supabase-js/dist/umd/supabase.js"
+# What docs/local-stack.md shows, and the variable with this stack's value.
+UNBUNDLED_SETTINGS = {
+    "http://127.0.0.1:54321": "SUPABASE_URL",
+    "http://127.0.0.1:54323": "SERVICE_URL",
+    "http://127.0.0.1:54324": "CLERK_ISSUER",
+    "sb_publishable_…": "SUPABASE_PUBLISHABLE_KEY",
+}
 # What a bundler resolves. Clerk's stand-in has no sign-in page, so its client signs in at once.
 IMPORT_MAP = """
 <script src="/supabase-umd.js"></script>
@@ -91,6 +100,15 @@ def add(database: Connection, organization: str, *names: str) -> None:
         database.execute("insert into public.projects (organization_id, title) values (%s, %s)", [organization, name])
 
 
+def read_unbundled_page(environment: dict[str, str]) -> str:
+    """The page of docs/local-stack.md, with the addresses and the key of this stack."""
+    [page] = re.findall(r"^```html\n(.*?)^```", (ROOT / "docs/local-stack.md").read_text(), re.DOTALL | re.MULTILINE)
+    for shown, name in UNBUNDLED_SETTINGS.items():
+        assert page.count(shown) == 1
+        page = page.replace(shown, environment[name])
+    return str(page)
+
+
 @pytest.fixture
 def site(stack: Stack) -> Iterator[str]:
     """Serves the documented page at the origin of a development server."""
@@ -113,6 +131,10 @@ def site(stack: Stack) -> Iterator[str]:
         "/ballast.js": (ROOT / "clients/ballast.js").read_text(),
         "/clerk.js": CLERK_JS,
         "/stand-in.js": (ROOT / "service/demo_page/clerk.js").read_text(),
+        "/unbundled/": read_unbundled_page(environment),
+        "/unbundled/supabase.js": SUPABASE_JS.read_text(),
+        "/unbundled/ballast.js": (ROOT / "clients/ballast.js").read_text(),
+        "/unbundled/clerk.js": (ROOT / "service/demo_page/clerk.js").read_text(),
     }
 
     class Files(BaseHTTPRequestHandler):
@@ -198,6 +220,11 @@ def test_the_browser_app_writes_switches_and_calls_the_service(page: Page, datab
 
     page.reload()  # the new session has no active organization, so the stored choice counts
     expect(picker).to_have_value(globex)
+
+
+def test_the_page_without_a_bundler_signs_in_at_the_stand_in(page: Page) -> None:
+    page.goto("/unbundled/")
+    expect(page.get_by_role("status")).to_have_text("Ada Winter")
 
 
 FOLLOW = """async ({ organizationId, table = "projects", ...options }) => {
