@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from scripts.local.stack import product_variables
 from scripts.schema import migrations
 from scripts.schema.new_table import parse_table, write
 from tests.conftest import ROOT, Claims, Database
@@ -195,7 +196,7 @@ print(json.dumps({{
 
 @pytest.fixture(scope="module")
 def answers(product: Path) -> dict[str, Any]:
-    variables = {
+    variables = product_variables() | {
         "PYTHONPATH": str(product),
         "CLERK_AUTHORIZED_PARTIES": "https://app.example",
         "EXAMPLE_WRITE_OFF_DAYS": "365",
