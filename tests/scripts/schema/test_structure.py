@@ -41,10 +41,10 @@ def test_the_objects_of_a_products_files_are_recorded(project: Project) -> None:
     project.write("functions/9_tables/parts.sql", COUNT)
     project.up()
     assert project.query(CHANGES) == []
-    project.query("alter table public.test_parts drop constraint parts_weight_check")
+    project.query("alter table public.test_parts drop constraint test_parts_weight_check")
     project.query("create or replace function app.count_parts() returns bigint language sql as 'select 0::bigint'")
     assert project.query(CHANGES) == [
-        ("constraint", "parts_weight_check on public.test_parts", "missing"), ("function", "app.count_parts()", "different"),
+        ("constraint", "test_parts_weight_check on public.test_parts", "missing"), ("function", "app.count_parts()", "different"),
     ]  # fmt: skip
     assert project.query(LIGHT) == [("red",)]
 
@@ -55,7 +55,7 @@ def test_what_a_file_changes_or_drops_is_not_reported(project: Project) -> None:
     add_migration(
         project,
         "change_parts",
-        "alter table public.test_parts drop constraint parts_weight_check, alter weight type bigint;\n",
+        "alter table public.test_parts drop constraint test_parts_weight_check, alter weight type bigint;\n",
     )
     project.up()
     assert project.query(CHANGES) == []
@@ -116,6 +116,6 @@ def test_bundles_record_the_structure(new_database: Callable[..., str], tmp_path
     assert [path.name.partition("_")[2] for path in written] == ["add_parts.sql", "structure.bundle.sql"]
     push(project)
     assert project.query(CHANGES) == []
-    project.query("alter table public.test_parts drop constraint parts_weight_check")
-    assert project.query(CHANGES) == [("constraint", "parts_weight_check on public.test_parts", "missing")]
+    project.query("alter table public.test_parts drop constraint test_parts_weight_check")
+    assert project.query(CHANGES) == [("constraint", "test_parts_weight_check on public.test_parts", "missing")]
     assert project.up().is_empty
