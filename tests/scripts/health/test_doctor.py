@@ -27,6 +27,7 @@ from scripts.health.doctor import CHECKS, run_check
 from tests.conftest import ROOT, Stack
 from tests.schema import remove
 from tests.scripts.backup.test_clocks import fake_clock
+from tests.scripts.health.conftest import list_role_keys_of_the_product
 from tests.service.outside import Answer, Outside, OutsideHandler, rest_answer, running_outside
 
 UNUSED_URL = "http://127.0.0.1:9"
@@ -301,10 +302,12 @@ def test_a_session_token_with_another_role_is_found(examine: Examine, role: obje
     ],
 )  # fmt: skip
 def test_roles_that_clerk_and_the_database_do_not_share_are_warned_of(
-    examine: Examine, outside: Outside, keys: list[str], found: str, remedy: str
+    examine: Examine, fresh_stack: Stack, outside: Outside, keys: list[str], found: str, remedy: str
 ) -> None:
-    assert examine("Clerk roles").found == "3 in Clerk, each mapped."
-    outside.answer = lambda *_: rest_answer({"data": [{"key": key} for key in keys], "total_count": len(keys)})
+    others = list_role_keys_of_the_product(fresh_stack)
+    assert examine("Clerk roles").found == f"{3 + len(others)} in Clerk, each mapped."
+    listed = [{"key": key} for key in keys + others]
+    outside.answer = lambda *_: rest_answer({"data": listed, "total_count": len(listed)})
     finding = examine("Clerk roles", CLERK_API_URL=outside.url)
     assert finding.outcome == "warning"
     assert re.search(found, finding.found)

@@ -26,7 +26,12 @@ from tests.scripts.schema.test_migrate import Project
 from tests.scripts.schema.test_new_table import run_script
 from tests.scripts.schema.test_releases import AUTHOR
 
-pytestmark = pytest.mark.thorough
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(
+        (ROOT / "functions/9_tables/clients.sql").exists(), reason="This product has a table of the example product."
+    ),
+]
 
 PROJECTS, POLICIES, NEW = "functions/9_tables/projects.sql", "policies/projects.sql", "functions/9_tables/urgent.sql"
 PRIORITY = """\
