@@ -20,7 +20,7 @@ from supabase import Client, ClientOptions, create_client
 from scripts.cli.stack import show_summary
 from scripts.local.stack import DEFAULT_PORT_BASE, Secrets
 from scripts.local.stack import Stack as LocalStack
-from tests.conftest import ROOT, Stack, tests_readme
+from tests.conftest import ROOT, Stack, needs_own_readme
 from tests.tenant_tables import permissions_of
 
 
@@ -168,7 +168,7 @@ def test_a_missing_second_factor_is_reported(stack: Stack) -> None:
     assert acme["permissions"] == sorted({"members:read"} | permissions_of("viewer"))
 
 
-@tests_readme
+@needs_own_readme
 def test_the_readme_shows_the_summary_of_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     secrets = Secrets.of(tmp_path)
     show_summary(LocalStack(tmp_path, DEFAULT_PORT_BASE, secrets), 4.9)
@@ -178,7 +178,7 @@ def test_the_readme_shows_the_summary_of_up(tmp_path: Path, capsys: pytest.Captu
     assert f"$ ./scripts/up\n{printed.rstrip()}\n```" in (ROOT / "README.md").read_text()
 
 
-@tests_readme
+@needs_own_readme
 def test_the_commands_of_the_readme_work_unchanged(stack: Stack, database: psycopg.Connection[Any]) -> None:
     first_look = (ROOT / "README.md").read_text().split("\n## A first look\n")[1]
     session, program = (block.removeprefix("python\n") for block in first_look.split("```")[1:4:2])

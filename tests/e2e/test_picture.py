@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.conftest import ROOT, tests_readme
+from tests.conftest import ROOT, needs_own_readme
 from tests.e2e.conftest import SCREENSHOTS, OpenWindow
 
 PICTURE = ROOT / "docs/demo.png"
@@ -17,7 +17,7 @@ MAX_BYTES = 200_000
 WINDOW = {"width": 760, "height": 640}
 
 
-@tests_readme
+@needs_own_readme
 def test_the_readme_has_a_small_picture() -> None:
     assert "](docs/demo.png)" in (ROOT / "README.md").read_text()
     assert PICTURE.stat().st_size < MAX_BYTES
