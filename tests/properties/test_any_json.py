@@ -240,7 +240,7 @@ def test_every_door_accepts_an_object_with_64_levels(world: World) -> None:
 @pytest.fixture
 def json_settings(request: pytest.FixtureRequest) -> settings:
     """Each example writes through every door, so there are fewer than in other tests."""
-    examples = 150 if request.config.getoption("--thorough") else 20
+    examples = 60 if request.config.getoption("--thorough") else 20
     return settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 
