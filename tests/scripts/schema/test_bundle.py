@@ -114,7 +114,7 @@ def test_a_later_bundle_has_only_the_changed_files(project: Project, theirs: Pro
     push(theirs)
     project.up()
     project.write("functions/10_caller.sql", CALLER.replace("authenticated, service_role", "service_role"))
-    project.write("policies/notes.sql", NOTES.replace("(body)", "(id)").replace("read all", "read any"))
+    project.write("policies/notes.sql", NOTES.replace("insert", "update").replace("read all", "read any"))
     written = write_bundle(project.root)
     text = "".join(path.read_text() for path in written)
     assert [path.name.partition("_")[2] for path in written] == [
@@ -126,7 +126,7 @@ def test_a_later_bundle_has_only_the_changed_files(project: Project, theirs: Pro
     assert theirs.check() == []
     assert {grant for grant in theirs.grants() if "realtime" not in grant} == {
         "execute on app.caller() to service_role",
-        "insert (id) on public.notes to authenticated",
+        "update (body) on public.notes to authenticated",
         "select on public.notes to authenticated",
     }
     project.up()
