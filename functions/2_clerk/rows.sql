@@ -42,7 +42,7 @@ left join app.ownerships as s on o.id = s.organization_id
 left join public.profiles as p on s.owner_id = p.id
 left join app.clerk_records as r on r.kind = 'organization' and o.clerk_org_id = r.clerk_id;
 comment on view app.organization_owners is
-'The Clerk id of the person who owns each organization: the last one to whom it was transferred here, else its creator in Clerk. Null if that person was erased.';
+'The Clerk id of the person who owns each organization: the last person it was transferred to here, else its creator in Clerk. Null if that person was erased.';
 
 create or replace function app.project_roles(organization_id uuid) returns void
 language plpgsql volatile parallel unsafe set search_path = pg_catalog, pg_temp
