@@ -56,7 +56,7 @@ def rename(text: str) -> str:
         r"\b(?<!-)(invoices|invoice_|invoicing|settle_invoice|write_off|newsletter|bookkeeper)", r"example_\1", text
     )
     return (
-        text.replace("write-off", "example-write-off").replace("WRITE_OFF", "EXAMPLE_WRITE_OFF").replace(" 25,", " 97,")
+        text.replace("write-off", "example-write-off").replace("WRITE_OFF", "EXAMPLE_WRITE_OFF").replace(" 23,", " 97,")
     )
 
 
